@@ -1,0 +1,115 @@
+"""The task: validate the message, run the pipeline, then report, retry or set aside."""
+
+import random
+import time
+from typing import Any
+
+import structlog
+from celery import Task
+from celery.exceptions import Reject
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from tasks import dead_letters
+from tasks.app import app
+from tasks.errors import Permanent, Transient, VeilError
+from tasks.messages import AnonymizeRequest
+
+MAX_RETRIES = 8
+FIRST_BACKOFF_SECONDS = 1.0
+LONGEST_BACKOFF_SECONDS = 60.0
+
+log = structlog.get_logger("veil")
+
+
+def backoff_seconds(retries: int, random_: random.Random | None = None) -> float:
+    """The pause before try number `retries` + 2: capped exponential backoff with full jitter.
+
+    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+    ceiling = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**retries)
+    return (random_ or random).uniform(0, ceiling)
+
+
+@app.task(bind=True, name="veil.anonymize_image", max_retries=MAX_RETRIES, throws=(VeilError,))
+def anonymize_image(
+    self: Task, source: Any = None, destination: Any = None, *extra: Any, **unknown: Any
+) -> dict[str, Any]:
+    """Anonymize the picture at `source` (``s3://bucket/key``) and store it.
+
+    `destination` is the output's address below the route's destination; by default the source's key there.
+    The result is an AnonymizeReport as a dict. A message is not trusted to fit the signature: whatever it
+    holds is taken here and refused by name.
+    """
+    started = time.monotonic()
+    bound = log.bind(source=_readable(source), task_id=self.request.id)
+    try:
+        request = AnonymizeRequest.parse(
+            source=source, destination=destination, **{f"argument_{i}": v for i, v in enumerate(extra)}, **unknown
+        )
+        report = self.app.pipeline.run(request, on_stage=lambda stage: _send_stage(self, stage)).to_json()
+    except Transient as error:
+        if self.request.retries < MAX_RETRIES:
+            pause = backoff_seconds(self.request.retries)
+            bound.warning("retried", **_described(error), attempt=self.request.retries + 1, pause=round(pause, 1))
+            raise self.retry(exc=error, countdown=pause) from None
+        _set_aside(self, source, destination, error)
+        bound.error("dead", **_described(error), attempts=self.request.retries + 1)
+        raise
+    except Permanent as error:
+        _set_aside(self, source, destination, error)
+        bound.error("dead", **_described(error))
+        raise
+    except Exception as error:
+        _set_aside(self, source, destination, error)
+        bound.exception("bug", error=type(error).__name__)
+        raise
+    _clear(self, source)
+    bound.info(report["status"], total=round(time.monotonic() - started, 3), **_loggable(report))
+    return report
+
+
+def _readable(value: Any) -> str:
+    """Whatever a message holds, as bounded text that can be stored: the longest address has 1,092 bytes."""
+    return str(value)[:1100].encode("utf-8", "backslashreplace").decode()
+
+
+def _described(error: Exception) -> dict[str, str]:
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def _loggable(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in report.items() if name not in ("source", "status")}
+
+
+def _send_stage(task: Task, stage: str) -> None:
+    """Show `stage` in Flower: an event ``task-detecting`` becomes the state DETECTING."""
+    try:
+        task.send_event(f"task-{stage}", retry=False)
+    except (OperationalError, RedisError, OSError):
+        pass  # a picture must not fail because nobody could be told how far it is
+
+
+def _set_aside(task: Task, source: Any, destination: Any, error: Exception) -> None:
+    letter = dead_letters.DeadLetter(
+        source=_readable(source),
+        destination=None if destination is None else _readable(destination),
+        error=type(error).__name__,
+        message=str(error),
+        attempts=task.request.retries + 1,
+        task_id=task.request.id or "",
+        worker=task.request.hostname or "",
+        time=time.time(),
+    )
+    try:
+        dead_letters.record(task.app.backend.client, letter)
+    except RedisError as failure:
+        # Unrecorded means unacknowledged: the message goes back to the queue.
+        raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
+
+
+def _clear(task: Task, source: str) -> None:
+    try:
+        dead_letters.discard(task.app.backend.client, source)
+    except RedisError:
+        log.warning("dead letter of a delivered picture not cleared", source=source)

@@ -1,0 +1,84 @@
+"""The Celery app: broker, queues, routing and acknowledgement policy."""
+
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+from celery import Celery, bootsteps
+from kombu import Queue
+
+from tasks.errors import VeilError
+from tasks.settings import VISIBILITY_SECONDS, Settings
+
+UPLOADS = "uploads"
+BACKFILL = "backfill"
+QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
+
+
+
+class PipelineStep(bootsteps.Step):  # type: ignore[misc]
+    """Build the pipeline before the worker takes its first message, whichever command started it.
+
+    The builder is found by its entry point, so that `tasks` need not import `worker`. Celery swallows
+    what its worker signals raise; a step's error ends the start, as it must.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        app = worker.app
+        if getattr(app, "pipeline", None) is not None:
+            return
+        builders = entry_points(group="veil", name="pipeline")
+        if not builders:
+            sys.exit("veil: no pipeline is installed here: pip install 'veil[worker]'")
+        try:
+            app.pipeline = next(iter(builders)).load()()
+        except VeilError as error:
+            sys.exit(f"veil: {type(error).__name__}: {error}")
+
+
+def create_app(settings: Settings) -> Celery:
+    """The app for `settings`. It connects on first use, not here."""
+    app = Celery("veil", include=["tasks.anonymize"])
+    app.conf.update(
+        broker_url=settings.broker_url(),
+        result_backend=settings.broker_url(),
+        result_expires=int(settings.result_hours * 3600),
+        result_extended=True,
+        # JSON only: content of any other kind is refused before it is decoded.
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_queues=[Queue(name) for name in QUEUES],
+        task_default_queue=UPLOADS,
+        task_create_missing_queues=False,
+        # At least once: a message is acknowledged after its picture, and a worker holds few of them.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "queue_order_strategy": "priority",
+            "visibility_timeout": VISIBILITY_SECONDS,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        redis_socket_connect_timeout=5,
+        redis_socket_keepalive=True,
+        redis_backend_health_check_interval=25,
+        # One process, one model: TensorFlow does not survive a fork.
+        worker_pool="threads",
+        worker_hijack_root_logger=False,
+        # What Flower shows.
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        task_track_started=True,
+    )
+    app.steps["worker"].add(PipelineStep)
+    return app
+
+
+app = create_app(Settings.load())

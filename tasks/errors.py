@@ -1,0 +1,104 @@
+"""What can go wrong with a picture, named by who must act.
+
+    VeilError
+      Transient             try again later: the picture is fine, a server is not
+        StorageUnavailable    S3 is down, slow or throttling
+        DetectorUnavailable   the detector did not answer within its deadline
+      Permanent             trying again changes nothing: somebody has to look
+        InvalidRequest        the message is not a valid request
+        BucketNotAllowed      the message names a place outside the routes
+        ObjectNotFound        the key or the bucket does not exist
+        AccessDenied          the credentials do not allow it
+        StorageRejected       S3 refused the call for another reason
+        DestinationTaken      the output key already holds the output of another source
+        EmptyObject           the object has no bytes
+        UnreadableImage       not a picture, or damaged
+        UnsupportedImage      a picture of a kind that is not handled
+        ImageTooLarge         over the limits of bytes or pixels
+        DetectionFailed       the model failed on this very picture
+        ModelInvalid          the model is missing or does not follow the contract
+        OutputFailed          a local output can't be written
+        SettingsInvalid       a setting is wrong
+
+Every class takes one message (keyword-only constructors do not survive Celery's result backend).
+A message is one line that says what to do, and never holds a credential.
+"""
+
+
+class VeilError(Exception):
+    """Anything Veil reports by name."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+class Transient(VeilError):
+    """Worth another try after a pause."""
+
+
+class StorageUnavailable(Transient):
+    """S3 is down, slow or throttling."""
+
+
+class DetectorUnavailable(Transient):
+    """The detector did not answer within its deadline."""
+
+
+class Permanent(VeilError):
+    """Trying again changes nothing."""
+
+
+class InvalidRequest(Permanent):
+    """The message is not a valid request."""
+
+
+class BucketNotAllowed(Permanent):
+    """The message names a place outside the routes."""
+
+
+class ObjectNotFound(Permanent):
+    """The key or the bucket does not exist."""
+
+
+class AccessDenied(Permanent):
+    """The credentials do not allow it."""
+
+
+class StorageRejected(Permanent):
+    """S3 refused the call for a reason that a retry will not change."""
+
+
+class DestinationTaken(Permanent):
+    """The output key already holds the output of another source."""
+
+
+class EmptyObject(Permanent):
+    """The object has no bytes."""
+
+
+class UnreadableImage(Permanent):
+    """Not a picture, or damaged."""
+
+
+class UnsupportedImage(Permanent):
+    """A picture of a kind that is not handled."""
+
+
+class ImageTooLarge(Permanent):
+    """Over the limits of bytes or pixels."""
+
+
+class DetectionFailed(Permanent):
+    """The model failed on this very picture."""
+
+
+class ModelInvalid(Permanent):
+    """The model is missing or does not follow the contract."""
+
+
+class OutputFailed(Permanent):
+    """A local output can't be written."""
+
+
+class SettingsInvalid(Permanent):
+    """A setting is wrong."""

@@ -1,0 +1,274 @@
+"""S3 objects: addresses, reading and writing, and the one place where the vendor's errors are translated."""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import quote
+
+import boto3
+import botocore.config
+import botocore.exceptions as vendor
+import urllib3.exceptions
+
+from tasks.errors import (
+    AccessDenied,
+    ImageTooLarge,
+    InvalidRequest,
+    ObjectNotFound,
+    StorageRejected,
+    StorageUnavailable,
+    VeilError,
+)
+from tasks.settings import Settings
+
+MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
+BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")  # same guide, "General purpose bucket naming rules"
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ObjectUri:
+    """The address ``s3://bucket/key`` of one object. The key is taken literally, never URL-decoded."""
+
+    bucket: str
+    key: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises InvalidRequest when `text` is not the address of one object."""
+        bucket, key = _split(text)
+        if not key or key.endswith("/"):
+            raise InvalidRequest(f"{text!r:.200} names no object: use s3://BUCKET/KEY")
+        return cls(bucket, key)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True)
+class PrefixUri:
+    """A place for objects, ``s3://bucket`` or ``s3://bucket/prefix/``; `prefix` is empty or ends with a slash."""
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises InvalidRequest when `text` is not an s3:// address."""
+        bucket, key = _split(text)
+        return cls(bucket, key.rstrip("/") + "/" if key.strip("/") else "")
+
+    def contains(self, uri: ObjectUri) -> bool:
+        return uri.bucket == self.bucket and uri.key.startswith(self.prefix) and uri.key != self.prefix
+
+    def overlaps(self, other: "PrefixUri") -> bool:
+        shorter, longer = sorted((self.prefix, other.prefix), key=len)
+        return self.bucket == other.bucket and longer.startswith(shorter)
+
+    def relative(self, uri: ObjectUri) -> str:
+        """The key of `uri` below this place."""
+        return uri.key.removeprefix(self.prefix)
+
+    def join(self, relative: str) -> ObjectUri:
+        return ObjectUri(self.bucket, self.prefix + relative)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+
+def _split(text: str) -> tuple[str, str]:
+    scheme, _, rest = text.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not BUCKET.fullmatch(bucket):
+        raise InvalidRequest(f"{text!r:.200} is not an address like s3://BUCKET/KEY")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{text!r:.200} is not valid Unicode") from None
+    if size > MAX_KEY_BYTES:
+        raise InvalidRequest(f"the key of {text!r:.100}… has {size} bytes, S3 allows {MAX_KEY_BYTES}")
+    return bucket, key
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What S3 says of an object. `etag` has no quotes; `metadata` has lower-case names."""
+
+    uri: ObjectUri
+    etag: str
+    size: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenObject:
+    """An object whose header has arrived and whose bytes have not."""
+
+    stored: StoredObject
+    read: Callable[[int, float], bytes]
+    """``read(max_bytes, seconds)``: the content; ImageTooLarge over the limit, StorageUnavailable when late."""
+
+
+class ObjectStore:
+    """The S3 calls that Veil makes. Every method raises only VeilError."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @classmethod
+    def connect(cls, settings: Settings, connections: int = 10) -> Self:
+        """A store for `settings`; `connections` is the size of its pool. Connects on the first call."""
+        config = botocore.config.Config(
+            connect_timeout=settings.s3_connect_seconds,
+            read_timeout=settings.s3_read_seconds,
+            max_pool_connections=connections,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            tcp_keepalive=True,
+            s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
+        )
+        client = boto3.session.Session().client(
+            "s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region, config=config
+        )
+        return cls(client)
+
+    @contextmanager
+    def open(self, uri: ObjectUri) -> Iterator[OpenObject]:
+        """Ask for an object: its size and ETag are known before any of its bytes is read."""
+        with _translated(uri):
+            answer = self._client.get_object(Bucket=uri.bucket, Key=uri.key)
+        stored = _stored(uri, answer)
+
+        def read(max_bytes: int, seconds: float) -> bytes:
+            if stored.size > max_bytes:
+                raise ImageTooLarge(f"{uri} has {stored.size:,} bytes, the limit is {max_bytes:,}")
+            deadline = time.monotonic() + seconds
+            chunks: list[bytes] = []
+            with _translated(uri):
+                while chunk := answer["Body"].read(CHUNK_BYTES):
+                    chunks.append(chunk)
+                    if time.monotonic() > deadline:
+                        raise StorageUnavailable(f"{uri} did not arrive within {seconds:g} s")
+            content = b"".join(chunks)
+            if len(content) != stored.size:
+                raise StorageUnavailable(f"{uri}: {len(content):,} of {stored.size:,} bytes arrived")
+            return content
+
+        with closing(answer["Body"]):
+            yield OpenObject(stored, read)
+
+    def head(self, uri: ObjectUri) -> StoredObject | None:
+        """What S3 says of an object, or None if there is none."""
+        try:
+            with _translated(uri):
+                return _stored(uri, self._client.head_object(Bucket=uri.bucket, Key=uri.key))
+        except ObjectNotFound:
+            return None
+
+    def put(self, uri: ObjectUri, content: bytes, content_type: str, metadata: Mapping[str, str]) -> None:
+        """Write one object, all of it or nothing; botocore sends a checksum that S3 verifies."""
+        with _translated(uri):
+            self._client.put_object(
+                Bucket=uri.bucket,
+                Key=uri.key,
+                Body=content,
+                ContentType=content_type,
+                Metadata=dict(metadata),
+            )
+
+    def list(self, prefix: PrefixUri) -> Iterator[StoredObject]:
+        """The objects below `prefix`, in the order of their keys, without folder markers."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=prefix.bucket, Prefix=prefix.prefix
+        )
+        with _translated(prefix):
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    if not item["Key"].endswith("/"):
+                        uri = ObjectUri(prefix.bucket, item["Key"])
+                        yield StoredObject(uri, item["ETag"].strip('"'), item["Size"])
+
+
+def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
+    metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
+    return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata)
+
+
+def ascii_metadata(value: str) -> str:
+    """`value` for an S3 metadata header, which holds ASCII only: percent-encoded UTF-8."""
+    return quote(value, safe="/:@!$&'()*+,;=-._~ ")
+
+
+# Error codes of the S3 API ("Error responses" in its reference), by who must act.
+MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404"}
+DENIED = {
+    "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthFailure", "ExpiredToken", "Forbidden",
+    "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "UnauthorizedAccess", "401", "403",
+}  # fmt: skip
+LATER = {
+    "BandwidthLimitExceeded", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
+    "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable", "SlowDown", "Throttling",
+    "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
+}  # fmt: skip
+UNREACHABLE = (
+    vendor.HTTPClientError,
+    vendor.ConnectionError,
+    vendor.IncompleteReadError,
+    vendor.FlexibleChecksumError,
+    vendor.ChecksumError,
+    vendor.EventStreamError,
+    vendor.WaiterError,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+NO_CREDENTIALS = (
+    vendor.NoCredentialsError,
+    vendor.PartialCredentialsError,
+    vendor.CredentialRetrievalError,
+    vendor.TokenRetrievalError,
+    vendor.NoAuthTokenError,
+    vendor.UnauthorizedSSOTokenError,
+    vendor.SSOError,
+    vendor.MetadataRetrievalError,
+    vendor.LoginError,
+    vendor.ProfileNotFound,
+)
+
+
+@contextmanager
+def _translated(place: ObjectUri | PrefixUri) -> Iterator[None]:
+    try:
+        yield
+    except VeilError:
+        raise
+    except (vendor.BotoCoreError, vendor.ClientError, urllib3.exceptions.HTTPError, OSError) as error:
+        raise translate(error, place) from error
+
+
+def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
+    """The VeilError that says who must act on an error of botocore's or of the connection below it."""
+    if isinstance(error, vendor.ClientError):
+        return _translate_answer(error, place)
+    kind = type(error).__name__
+    if isinstance(error, NO_CREDENTIALS):
+        return AccessDenied(f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret")
+    if isinstance(error, UNREACHABLE):
+        return StorageUnavailable(f"{place}: S3 can't be reached ({kind})")
+    return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
+
+
+def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    if code == "NoSuchBucket":
+        return ObjectNotFound(f"{place}: the bucket does not exist")
+    if code in MISSING or (not code and status == 404):
+        return ObjectNotFound(f"{place} does not exist")
+    if code in DENIED or status in (401, 403):
+        return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
+    if code in LATER or status == 429 or status >= 500:
+        return StorageUnavailable(f"{place}: S3 answers {status or ''} {code}")
+    return StorageRejected(f"{place}: S3 answers {status or ''} {code}")

@@ -1,0 +1,92 @@
+"""Settings shared by producers and workers, read from ``VEIL_`` environment variables."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Self
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.errors import SettingsInvalid
+
+PREFIX = "VEIL_"
+
+# After this many seconds without an acknowledgement Redis hands a message to another worker. It is not
+# renewed while a task runs, so the deadlines of a picture must stay below it together.
+VISIBILITY_SECONDS = 900
+
+
+class Settings(BaseSettings):
+    """Where the queue and the object store are.
+
+    S3 credentials come from where boto3 looks for them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a
+    profile, or the machine's role.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis that holds the queues and the results (`redis://`, `rediss://`).",
+    )
+    redis_password: SecretStr | None = Field(
+        None, description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address."
+    )
+    result_hours: float = Field(
+        24, gt=0, description="How long a report stays readable after its picture, in hours."
+    )
+    s3_endpoint: str | None = Field(
+        None, description="Address of an S3-compatible store; empty for Amazon S3."
+    )
+    s3_region: str = Field("us-east-1", description="Region of the buckets.")
+    s3_connect_seconds: float = Field(5, gt=0, le=60, description="Limit for opening a connection to S3.")
+    s3_read_seconds: float = Field(20, gt=0, le=120, description="Limit for S3 to send the next bytes.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+            raise ValueError("must look like redis://HOST:PORT/0")
+        return value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _endpoint_scheme(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
+            raise ValueError("must look like http://HOST:PORT")
+        return value
+
+    @classmethod
+    def load(cls) -> Self:
+        """The settings from the environment; SettingsInvalid with one line if one is wrong."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
+            raise SettingsInvalid(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    def broker_url(self) -> str:
+        """The Redis address with its password, for Celery alone: never log it."""
+        url = self.redis_url.get_secret_value()
+        if self.redis_password is None or not self.redis_password.get_secret_value():
+            return url
+        parts = urlsplit(url)
+        user = quote(parts.username or "", safe="")
+        place = parts.netloc.rpartition("@")[2]
+        password = quote(self.redis_password.get_secret_value(), safe="")
+        return urlunsplit(parts._replace(netloc=f"{user}:{password}@{place}"))
+
+
+def refuse_unknown(environment: Mapping[str, str], known: type[BaseSettings]) -> None:
+    """Raise SettingsInvalid for a ``VEIL_`` variable that `known` does not define, with the likely name."""
+    names = [PREFIX + name.upper() for name in known.model_fields]
+    for variable in sorted(environment):
+        if variable.upper().startswith(PREFIX) and variable.upper() not in names:
+            near = difflib.get_close_matches(variable.upper(), names, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see the table of settings in the README"
+            raise SettingsInvalid(f"{variable} is not a setting: {hint}")

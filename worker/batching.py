@@ -1,0 +1,119 @@
+"""Many threads in, one batch at a time out: a single thread talks to the model."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks.errors import DetectionFailed, DetectorUnavailable
+from worker.detector import Detections, Pixels
+
+Predict = Callable[[Pixels], Sequence[Detections]]
+"""A batch, uint8 RGB [n, height, width, 3], to one Detections a picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    canvas: Pixels
+    arrived: float
+    answer: "Future[Detections]" = field(default_factory=Future)
+
+
+class Batcher:
+    """Gathers concurrent calls into batches of one shape and runs them on one thread.
+
+    A batch starts when it holds `max_size` pictures or its oldest has waited `max_wait` seconds. A batch
+    that fails is repeated picture by picture, so that one picture can't fail its neighbours.
+    """
+
+    def __init__(self, predict: Predict, max_size: int, max_wait: float, deadline: float) -> None:
+        self._predict = predict
+        self._max_size = max_size
+        self._max_wait = max_wait
+        self._deadline = deadline
+        self._waiting: list[_Waiting] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._thread.start()
+
+    def infer(self, canvas: Pixels) -> Detections:
+        """The detections in `canvas`, uint8 RGB [height, width, 3], in its pixels.
+
+        Raises DetectorUnavailable after `deadline` seconds or once closed, and DetectionFailed when the
+        model fails on this canvas.
+        """
+        entry = _Waiting(canvas, time.monotonic())
+        with self._changed:
+            if self._closed:
+                raise DetectorUnavailable("the detector is shut down")
+            self._waiting.append(entry)
+            self._changed.notify_all()
+        try:
+            return entry.answer.result(timeout=self._deadline)
+        except TimeoutError:
+            # A future that is cancelled is not worth running any more.
+            entry.answer.cancel()
+            raise DetectorUnavailable(f"no answer from the detector within {self._deadline:g} s") from None
+
+    def close(self) -> None:
+        """Stop the thread after the batch in hand; whoever still waits gets DetectorUnavailable."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout=self._deadline)
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            self._answer(batch)
+        with self._changed:
+            left, self._waiting = self._waiting, []
+        for entry in left:
+            _fail(entry, DetectorUnavailable("the detector is shut down"))
+
+    def _next_batch(self) -> list[_Waiting]:
+        """The next pictures to run, all of the oldest's shape; empty once closed."""
+        with self._changed:
+            while not self._closed:
+                self._waiting = [entry for entry in self._waiting if not entry.answer.cancelled()]
+                if not self._waiting:
+                    self._changed.wait()
+                    continue
+                oldest = self._waiting[0]
+                alike = [e for e in self._waiting if e.canvas.shape == oldest.canvas.shape][: self._max_size]
+                patience = oldest.arrived + self._max_wait - time.monotonic()
+                if len(alike) == self._max_size or patience <= 0:
+                    self._waiting = [entry for entry in self._waiting if entry not in alike]
+                    return alike
+                self._changed.wait(patience)
+            return []
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        try:
+            found = self._predict(np.stack([entry.canvas for entry in batch]))
+            for entry, detections in zip(batch, found, strict=True):
+                _succeed(entry, detections)
+        except Exception as error:
+            if len(batch) == 1:
+                reason = str(error).splitlines()[0] if str(error) else ""
+                _fail(batch[0], DetectionFailed(f"the model failed: {type(error).__name__}: {reason:.200}"))
+                return
+            for entry in batch:
+                self._answer([entry])
+
+
+def _succeed(entry: _Waiting, detections: Detections) -> None:
+    try:
+        entry.answer.set_result(detections)
+    except InvalidStateError:
+        pass  # its caller gave up while the model was busy
+
+
+def _fail(entry: _Waiting, error: Exception) -> None:
+    try:
+        entry.answer.set_exception(error)
+    except InvalidStateError:
+        pass

@@ -1,0 +1,71 @@
+"""Composition root: settings to detector to pipeline."""
+
+import os
+from typing import TYPE_CHECKING
+
+import structlog
+
+from tasks.s3 import ObjectStore
+from tasks.settings import refuse_unknown
+from worker import logs
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from worker.pipeline import Pipeline
+
+BATCH_ON_GPU = 8
+BATCH_ON_CPU = 1
+
+
+def worker_pipeline() -> "Pipeline":
+    """The pipeline of a queue worker, configured by the environment (entry point of the group ``veil``)."""
+    refuse_unknown(os.environ, WorkerSettings)
+    settings = WorkerSettings.load()
+    logs.configure(settings.log_format)
+    return build_pipeline(settings, ObjectStore.connect(settings, connections=settings.concurrency + 2))
+
+
+def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipeline":
+    """The pipeline for `settings`, its model loaded and warmed; ModelInvalid if that fails.
+
+    `store` is None where only local files are anonymized.
+    """
+    from worker.batching import Batcher
+    from worker.detector import ScaledDetector
+    from worker.masking import MaskStyle
+    from worker.models import default_model
+    from worker.pipeline import Limits, Pipeline, recipe_digest
+    from worker.saved_model import SavedModel
+
+    model = SavedModel(settings.model_path() or default_model())
+    threshold = settings.score_threshold or model.score_threshold
+    batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
+    batcher = Batcher(model.predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)
+    style = MaskStyle(settings.method, settings.region, settings.margin)
+    recipe = recipe_digest(
+        model=model.digest,
+        score_threshold=threshold,
+        scales=settings.scales,
+        max_enlargement=settings.max_enlargement,
+        style=style,
+    )
+    structlog.get_logger("veil").info(
+        "detector ready",
+        device=model.device,
+        model=model.digest[:16],
+        score_threshold=threshold,
+        scales=list(settings.scales),
+        batch_size=batch_size,
+        recipe=recipe,
+    )
+    return Pipeline(
+        store=store,
+        detector=ScaledDetector(
+            batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size
+        ),
+        style=style,
+        limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_seconds),
+        hold_without_faces=settings.no_faces == "hold",
+        route_table=settings.parsed_routes(),
+        recipe=recipe,
+    )

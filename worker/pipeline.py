@@ -1,0 +1,182 @@
+"""One picture, start to end: fetch, decode, detect, mask, encode, store, report."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from tasks.errors import DestinationTaken
+from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.s3 import ObjectStore, ObjectUri, StoredObject, ascii_metadata
+from worker import images, masking, routes
+from worker.detector import Detections, Detector, merge
+from worker.masking import MaskStyle
+from worker.routes import Route
+
+PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
+
+SOURCE = "veil-source"
+SOURCE_ETAG = "veil-source-etag"
+RECIPE = "veil-recipe"
+FACES = "veil-faces"
+
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one picture: bytes, pixels and seconds of download."""
+
+    max_bytes: int
+    max_pixels: int
+    fetch_seconds: float
+
+
+@dataclass(frozen=True)
+class Anonymized:
+    """An anonymized picture: its file, None if it is held back, and what was found in it."""
+
+    content: bytes | None
+    content_type: str
+    format: str
+    width: int
+    height: int
+    detections: Detections
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, for the report; tells `on_stage` what begins."""
+
+    on_stage: OnStage
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, doing: str) -> Iterator[None]:
+        self.on_stage(doing)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - started, 4)
+
+
+class Pipeline:
+    """What a worker does with a picture. Threads share one."""
+
+    def __init__(
+        self,
+        *,
+        store: ObjectStore | None,
+        detector: Detector,
+        style: MaskStyle,
+        limits: Limits,
+        hold_without_faces: bool = False,
+        route_table: Sequence[Route] = (),
+        recipe: str = "",
+    ) -> None:
+        """`store` and `route_table` are None and empty where only local files are anonymized."""
+        self._store = store
+        self._detector = detector
+        self._style = style
+        self._limits = limits
+        self._hold_without_faces = hold_without_faces
+        self._route_table = route_table
+        self.recipe = recipe
+
+    def run(self, request: AnonymizeRequest, on_stage: OnStage = lambda stage: None) -> AnonymizeReport:
+        """Fetch, anonymize and store one object, and say what came of it.
+
+        Raises a VeilError that says who must act; then no output was written.
+        """
+        assert self._store is not None
+        watch = Stopwatch(on_stage)
+        destination = routes.destination(request, self._route_table)
+        with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
+            source = opened.stored
+            if self._is_done(source, destination):
+                return AnonymizeReport("skipped", str(request.source), str(destination), self.recipe)
+            content = opened.read(self._limits.max_bytes, self._limits.fetch_seconds)
+        result = self.anonymize(content, watch)
+        if result.content is not None:
+            with watch.stage("store", "storing"):
+                self._store.put(
+                    destination, result.content, result.content_type, self._metadata(source, result.detections)
+                )
+        scores = result.detections.scores
+        return AnonymizeReport(
+            status="held" if result.content is None else "anonymized",
+            source=str(request.source),
+            destination=None if result.content is None else str(destination),
+            recipe=self.recipe,
+            faces=len(scores),
+            lowest_score=round(float(scores.min()), 4) if len(scores) else None,
+            format=result.format,
+            width=result.width,
+            height=result.height,
+            bytes_in=len(content),
+            bytes_out=None if result.content is None else len(result.content),
+            seconds=watch.seconds,
+        )
+
+    def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
+        """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
+        with watch.stage("decode", "decoding"):
+            picture = images.decode(content, self._limits.max_pixels)
+        with watch.stage("detect", "detecting"):
+            detections = self._detect(picture)
+        with watch.stage("mask", "masking"):
+            pixels = masking.hide(picture.pixels, detections.boxes_xyxy, self._style)
+        held = self._hold_without_faces and not len(detections)
+        with watch.stage("encode", "encoding"):
+            encoded = None if held else images.encode(picture, pixels)
+        return Anonymized(
+            encoded, picture.content_type, picture.format, picture.width, picture.height, detections
+        )
+
+    def _detect(self, picture: images.Picture) -> Detections:
+        found = [self._detector.detect(view) for view in picture.views()]
+        if len(found) == 1:
+            return found[0]
+        boxes = np.concatenate([detections.boxes_xyxy for detections in found])
+        return merge(Detections(boxes, np.concatenate([detections.scores for detections in found])))
+
+    def _is_done(self, source: StoredObject, destination: ObjectUri) -> bool:
+        """Whether the stored output is already the one that would be made. DestinationTaken if it is another's."""
+        assert self._store is not None
+        stored = self._store.head(destination)
+        if stored is None:
+            return False
+        known = stored.metadata
+        if known.get(SOURCE, "") != ascii_metadata(str(source.uri)):
+            raise DestinationTaken(
+                f"{destination} is not an output of {source.uri}: choose another destination, or remove it"
+            )
+        return known.get(SOURCE_ETAG) == source.etag and known.get(RECIPE) == self.recipe
+
+    def _metadata(self, source: StoredObject, detections: Detections) -> dict[str, str]:
+        return {
+            SOURCE: ascii_metadata(str(source.uri)),
+            SOURCE_ETAG: source.etag,
+            RECIPE: self.recipe,
+            FACES: str(len(detections)),
+        }
+
+
+def recipe_digest(
+    *, model: str, score_threshold: float, scales: Sequence[int], max_enlargement: float, style: MaskStyle
+) -> str:
+    """A digest of everything that decides an output's pixels, 16 hex digits of SHA-256."""
+    decisive = {
+        "pixels": PIXELS_VERSION,
+        "model": model,
+        "score_threshold": score_threshold,
+        "scales": list(scales),
+        "max_enlargement": max_enlargement,
+        "style": asdict(style),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

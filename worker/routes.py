@@ -1,0 +1,55 @@
+"""Which places may be read and where their outputs go: the allow-list and the output key in one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from tasks.errors import BucketNotAllowed, InvalidRequest
+from tasks.messages import AnonymizeRequest
+from tasks.s3 import ObjectUri, PrefixUri
+
+
+@dataclass(frozen=True)
+class Route:
+    """Pictures below `source` may be read; their outputs go below `destination`, at the same relative key."""
+
+    source: PrefixUri
+    destination: PrefixUri
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises InvalidRequest unless `text` is ``s3://SOURCE=s3://DESTINATION``."""
+        source, equals, destination = text.strip().partition("=")
+        if not equals:
+            raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean")
+        return cls(PrefixUri.parse(source.strip()), PrefixUri.parse(destination.strip()))
+
+    def __str__(self) -> str:
+        return f"{self.source}={self.destination}"
+
+
+def check(routes: Sequence[Route]) -> None:
+    """Raise InvalidRequest where an output could be taken for a source, or two sources share an output."""
+    for route in routes:
+        for other in routes:
+            if route.source.overlaps(other.destination):
+                raise InvalidRequest(
+                    f"source {route.source} and destination {other.destination} overlap: keep them apart"
+                )
+            if route is not other and route.source.overlaps(other.source):
+                raise InvalidRequest(f"sources {route.source} and {other.source} overlap: keep them apart")
+            if route is not other and route.destination.overlaps(other.destination):
+                raise InvalidRequest(
+                    f"destinations {route.destination} and {other.destination} overlap: keep them apart"
+                )
+
+
+def destination(request: AnonymizeRequest, routes: Sequence[Route]) -> ObjectUri:
+    """Where the output of `request` goes; BucketNotAllowed if no route leads from its source to there."""
+    for route in routes:
+        if route.source.contains(request.source):
+            target = request.destination or route.destination.join(route.source.relative(request.source))
+            if not route.destination.contains(target):
+                raise BucketNotAllowed(f"{target} is outside {route.destination}, where VEIL_ROUTES lets outputs go")
+            return target
+    raise BucketNotAllowed(f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address")

@@ -1,0 +1,137 @@
+"""A TensorFlow SavedModel with the Object Detection API's signature, loaded, checked and warmed.
+
+Importing this module imports TensorFlow; only the commands that detect do.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import ModelInvalid
+
+# oneDNN's kernels more than double the speed on processors without AVX-512, where TensorFlow leaves them
+# off, and their results differ from the plain ones by rounding only. Read once, at TensorFlow's import.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import tensorflow as tf
+
+from worker.detector import Detections, Pixels
+
+OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+METADATA = "veil.json"
+DEFAULT_THRESHOLD = 0.5  # for a model that states none
+CONTRACT = "see 'Your own model' in the README"
+
+
+class SavedModel:
+    """A detector's SavedModel: batches of pictures in, Detections out.
+
+    `digest` names the weights, `score_threshold` is the model's own, `device` is where it runs,
+    `fixed_size` is (height, width) if it takes only that size.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Load and check the model in `folder`; ModelInvalid, in one line, if it can't be used."""
+        if not (folder / "saved_model.pb").is_file():
+            raise ModelInvalid(f"{folder} holds no saved_model.pb: set VEIL_MODEL to the folder of a SavedModel")
+        self.device = _claim_device()
+        try:
+            self._loaded = tf.saved_model.load(str(folder))  # keeps the variables alive
+            self._call = self._loaded.signatures["serving_default"]
+        except KeyError:
+            raise ModelInvalid(f"{folder} has no signature serving_default: {CONTRACT}") from None
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelInvalid(f"{folder} can't be loaded: {reason:.200}") from None
+        self._input, shape = _checked_input(folder, self._call)
+        missing = [name for name in OUTPUTS if name not in self._call.structured_outputs]
+        if missing:
+            raise ModelInvalid(f"{folder} does not return {', '.join(missing)}: {CONTRACT}")
+        self._one_at_a_time = shape[0] == 1
+        self.fixed_size: tuple[int, int] | None = (shape[1], shape[2]) if shape[1] and shape[2] else None
+        stated = _metadata(folder)
+        self.digest: str = stated.get("digest") or _digest(folder)
+        self.score_threshold: float = stated.get("score_threshold", DEFAULT_THRESHOLD)
+        self._warm(folder)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("GPU")
+
+    def predict(self, batch: Pixels) -> Sequence[Detections]:
+        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3]."""
+        if self._one_at_a_time and len(batch) > 1:
+            return [self.predict(batch[i : i + 1])[0] for i in range(len(batch))]
+        answer = {name: value.numpy() for name, value in self._call(**{self._input: tf.constant(batch)}).items()}
+        side = np.array(batch.shape[1:3] * 2, np.float32)
+        found = []
+        for i in range(len(batch)):
+            count = int(answer["num_detections"].reshape(-1)[i])
+            boxes = answer["detection_boxes"][i, :count].astype(np.float32) * side
+            scores = answer["detection_scores"][i, :count].astype(np.float32)
+            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+                raise ValueError("the model returned numbers that are not finite")
+            found.append(Detections(boxes[:, [1, 0, 3, 2]], scores))
+        return found
+
+    def _warm(self, folder: Path) -> None:
+        """Run once: the first call plans the graph, and shows whether the answers have the right shape."""
+        height, width = self.fixed_size or (256, 256)
+        try:
+            self.predict(np.zeros((1, height, width, 3), np.uint8))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelInvalid(f"{folder} fails on a black picture: {reason:.200}") from None
+
+
+def _claim_device() -> str:
+    """The device in words. A GPU's memory grows as needed instead of being taken whole."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return f"CPU ({os.cpu_count()} cores)"
+    for gpu in gpus:
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except RuntimeError:
+            pass  # already running: a second model in one process shares what the first one claimed
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "unknown")
+    return f"GPU ({name})"
+
+
+def _checked_input(folder: Path, call: Any) -> tuple[str, list[int | None]]:
+    """The name and shape of the one input, which must be uint8 [N, H, W, 3]."""
+    inputs = call.structured_input_signature[1]
+    if len(inputs) != 1:
+        raise ModelInvalid(f"{folder} takes {len(inputs)} inputs, not one: {CONTRACT}")
+    (name, spec), *_ = inputs.items()
+    shape = spec.shape.as_list() if spec.shape.rank is not None else [None] * 4
+    if spec.dtype != tf.uint8 or len(shape) != 4 or shape[3] not in (3, None):
+        raise ModelInvalid(f"{folder} takes {spec.dtype.name} {shape}, not uint8 [N, H, W, 3]: {CONTRACT}")
+    if shape[0] not in (1, None):
+        raise ModelInvalid(f"{folder} takes batches of exactly {shape[0]}: export it with a batch of 1 or of any size")
+    return name, shape
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What the model's builder states in veil.json, next to saved_model.pb; empty if there is none."""
+    try:
+        stated = json.loads((folder / METADATA).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelInvalid(f"{folder / METADATA} can't be read: {type(error).__name__}") from None
+    return dict(stated)
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the model's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
