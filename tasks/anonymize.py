@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import partial
 from typing import Any
 
 import structlog
@@ -47,7 +48,7 @@ def anonymize_image(
         request = AnonymizeRequest.parse(
             source=source, destination=destination, **{f"argument_{i}": v for i, v in enumerate(extra)}, **unknown
         )
-        report = self.app.pipeline.run(request, on_stage=lambda stage: _send_stage(self, stage)).to_json()
+        report: dict[str, Any] = self.app.pipeline.run(request, on_stage=partial(_send_stage, self)).to_json()
     except Transient as error:
         if self.request.retries < MAX_RETRIES:
             pause = backoff_seconds(self.request.retries)
@@ -79,7 +80,7 @@ def _described(error: Exception) -> dict[str, str]:
 
 
 def _loggable(report: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in report.items() if name not in ("source", "status")}
+    return {name: value for name, value in report.items() if name not in ("source", "status", "boxes_xyxy")}
 
 
 def _send_stage(task: Task, stage: str) -> None:

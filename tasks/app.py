@@ -15,7 +15,6 @@ BACKFILL = "backfill"
 QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
 
 
-
 class PipelineStep(bootsteps.Step):  # type: ignore[misc]
     """Build the pipeline before the worker takes its first message, whichever command started it.
 

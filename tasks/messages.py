@@ -41,7 +41,8 @@ class AnonymizeReport:
 
     `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already the one
     that would be made) or ``held`` (no face was found and the setting holds such pictures back).
-    Sizes are pixels and bytes; `seconds` maps each stage to its duration.
+    Sizes are pixels and bytes; `seconds` maps each stage to its duration; `boxes_xyxy` are the faces, in whole
+    pixels of the upright picture, strongest first.
     """
 
     status: Status
@@ -56,6 +57,7 @@ class AnonymizeReport:
     bytes_in: int | None = None
     bytes_out: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    boxes_xyxy: list[list[int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, without what is not known."""

@@ -180,9 +180,7 @@ class ObjectStore:
 
     def list(self, prefix: PrefixUri) -> Iterator[StoredObject]:
         """The objects below `prefix`, in the order of their keys, without folder markers."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=prefix.bucket, Prefix=prefix.prefix
-        )
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=prefix.prefix)
         with _translated(prefix):
             for page in pages:
                 for item in page.get("Contents", ()):

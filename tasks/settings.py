@@ -33,12 +33,8 @@ class Settings(BaseSettings):
     redis_password: SecretStr | None = Field(
         None, description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address."
     )
-    result_hours: float = Field(
-        24, gt=0, description="How long a report stays readable after its picture, in hours."
-    )
-    s3_endpoint: str | None = Field(
-        None, description="Address of an S3-compatible store; empty for Amazon S3."
-    )
+    result_hours: float = Field(24, gt=0, description="How long a report stays readable after its picture, in hours.")
+    s3_endpoint: str | None = Field(None, description="Address of an S3-compatible store; empty for Amazon S3.")
     s3_region: str = Field("us-east-1", description="Region of the buckets.")
     s3_connect_seconds: float = Field(5, gt=0, le=60, description="Limit for opening a connection to S3.")
     s3_read_seconds: float = Field(20, gt=0, le=120, description="Limit for S3 to send the next bytes.")

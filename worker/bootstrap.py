@@ -1,9 +1,10 @@
 """Composition root: settings to detector to pipeline."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
+from celery.signals import worker_ready
 
 from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
@@ -22,7 +23,12 @@ def worker_pipeline() -> "Pipeline":
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
+    worker_ready.connect(_log_ready, weak=False)
     return build_pipeline(settings, ObjectStore.connect(settings, connections=settings.concurrency + 2))
+
+
+def _log_ready(sender: Any, **_: Any) -> None:
+    structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
 
 
 def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipeline":
@@ -60,9 +66,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
     )
     return Pipeline(
         store=store,
-        detector=ScaledDetector(
-            batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size
-        ),
+        detector=ScaledDetector(batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size),
         style=style,
         limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_seconds),
         hold_without_faces=settings.no_faces == "hold",

@@ -49,7 +49,9 @@ def worker() -> None:
     from tasks.app import app as celery
 
     # The pipeline is built by a step of the Celery worker, before it takes a message: see tasks.app.
-    starting = celery.Worker(pool="threads", concurrency=settings.concurrency, queues=",".join(QUEUES), loglevel="WARNING")
+    starting = celery.Worker(
+        pool="threads", concurrency=settings.concurrency, queues=",".join(QUEUES), loglevel="WARNING"
+    )
     starting.start()
     sys.exit(starting.exitcode)
 
@@ -133,10 +135,9 @@ def dead_list(as_json: Json = False) -> None:
     from dataclasses import asdict
     from datetime import UTC, datetime
 
-    from worker.enqueueing import connected
-
     from tasks import dead_letters
     from tasks.app import app as celery
+    from worker.enqueueing import connected
 
     with connected():
         letters = sorted(dead_letters.entries(celery.backend.client), key=lambda letter: letter.time)

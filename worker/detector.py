@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -126,9 +126,10 @@ def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
     opposite = np.minimum(box[2:], boxes[:, 2:])
     shared = (opposite - corner).clip(0).prod(axis=1)
     union = _area(box[None]) + _area(boxes) - shared
-    result: Any = shared / np.maximum(union, 1e-9)
-    return result
+    ratio: NDArray[np.float32] = shared / np.maximum(union, 1e-9)
+    return ratio
 
 
-def _area(boxes: Boxes) -> Any:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+def _area(boxes: Boxes) -> NDArray[np.float32]:
+    area: NDArray[np.float32] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return area

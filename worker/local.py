@@ -21,9 +21,10 @@ from worker.progress import progress_bar
 from worker.settings import WorkerSettings
 
 # A file in a folder that neither is a picture nor is named like one is passed over, and counted.
-PICTURE_SUFFIXES = frozenset(
-    ".apng .avif .bmp .cr2 .dng .gif .heic .heif .j2k .jfif .jp2 .jpe .jpeg .jpg .jxl .nef .png .tif .tiff .webp".split()
-)
+PICTURE_SUFFIXES = {
+    ".apng", ".avif", ".bmp", ".cr2", ".dng", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
+    ".jpg", ".jxl", ".nef", ".png", ".tif", ".tiff", ".webp",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int) -> Outcome:
         size = job.source.stat().st_size
         if size > max_bytes:
             raise ImageTooLarge(f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES")
-        result = pipeline.anonymize(job.source.read_bytes(), Stopwatch(lambda stage: None))
+        result = pipeline.anonymize(job.source.read_bytes(), Stopwatch())
         if result.content is not None:
             write_atomically(job.output, result.content)
     except Exception as error:

@@ -33,9 +33,7 @@ def regions(boxes_xyxy: Boxes, style: MaskStyle, width: int, height: int) -> NDA
     x1, y1, x2, y2 = boxes_xyxy.astype(np.float64).reshape(-1, 4).T
     across, down = (x2 - x1) * style.margin, (y2 - y1) * style.margin
     lower = y2 + down if style.region >= 1 else y1 + (y2 - y1) * style.region
-    rectangles = np.stack(
-        [np.floor(x1 - across), np.floor(y1 - down), np.ceil(x2 + across), np.ceil(lower)], axis=1
-    )
+    rectangles = np.stack([np.floor(x1 - across), np.floor(y1 - down), np.ceil(x2 + across), np.ceil(lower)], axis=1)
     rectangles = rectangles.clip(0, [width, height, width, height]).astype(np.intp)
     return rectangles[(rectangles[:, 2] > rectangles[:, 0]) & (rectangles[:, 3] > rectangles[:, 1])]
 
@@ -94,7 +92,7 @@ def surround(crop: Image, covered: NDArray[np.bool_]) -> Image:
     return filled.round().clip(0, top).astype(crop.dtype).reshape(crop.shape)
 
 
-def _pull_push(weighted: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def _pull_push(weighted: Image, weight: Image) -> Image:
     """Values [h, w, c] for every pixel, from values times weight and the weights [h, w], 0 to 1, themselves."""
     height, width = weight.shape
     known = weighted / np.maximum(weight, 1e-6)[..., None]
@@ -113,10 +111,9 @@ def _pull_push(weighted: NDArray[np.float32], weight: NDArray[np.float32]) -> ND
     return share * known + (1 - share) * above
 
 
-def _halve(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+def _halve(values: Image, size: tuple[int, int]) -> Image:
     smaller = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
-    result: NDArray[np.float32] = smaller.reshape(size[1], size[0], *values.shape[2:])
-    return result
+    return smaller.reshape(size[1], size[0], *values.shape[2:])
 
 
 GRAY = 127.0  # where no pixel around is known: the region is the whole picture

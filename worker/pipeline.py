@@ -27,6 +27,10 @@ FACES = "veil-faces"
 OnStage = Callable[[str], None]
 
 
+def unheard(_stage: str) -> None:
+    """Tell nobody which stage begins."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds of one picture: bytes, pixels and seconds of download."""
@@ -52,7 +56,7 @@ class Anonymized:
 class Stopwatch:
     """Seconds by stage, for the report; tells `on_stage` what begins."""
 
-    on_stage: OnStage
+    on_stage: OnStage = unheard
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -88,7 +92,7 @@ class Pipeline:
         self._route_table = route_table
         self.recipe = recipe
 
-    def run(self, request: AnonymizeRequest, on_stage: OnStage = lambda stage: None) -> AnonymizeReport:
+    def run(self, request: AnonymizeRequest, on_stage: OnStage = unheard) -> AnonymizeReport:
         """Fetch, anonymize and store one object, and say what came of it.
 
         Raises a VeilError that says who must act; then no output was written.
@@ -121,6 +125,7 @@ class Pipeline:
             bytes_in=len(content),
             bytes_out=None if result.content is None else len(result.content),
             seconds=watch.seconds,
+            boxes_xyxy=result.detections.boxes_xyxy.round().astype(int).tolist(),
         )
 
     def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
@@ -134,9 +139,7 @@ class Pipeline:
         held = self._hold_without_faces and not len(detections)
         with watch.stage("encode", "encoding"):
             encoded = None if held else images.encode(picture, pixels)
-        return Anonymized(
-            encoded, picture.content_type, picture.format, picture.width, picture.height, detections
-        )
+        return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
 
     def _detect(self, picture: images.Picture) -> Detections:
         found = [self._detector.detect(view) for view in picture.views()]

