@@ -108,16 +108,24 @@ def clip(detections: Detections, width: int, height: int) -> Detections:
 
 
 def merge(detections: Detections, iou: float = MERGE_IOU) -> Detections:
-    """Greedy non-maximum suppression: of boxes that overlap by at least `iou`, the strongest stays."""
+    """One detection for boxes that show the same face: those that overlap a stronger one by at least `iou`.
+
+    The merged box covers all of them. Plain non-maximum suppression keeps the strongest alone, and where the
+    passes disagree about the edges that leaves an eye out: docs/detection.md has the figures.
+    """
     order = np.argsort(-detections.scores, kind="stable")
     boxes, scores = detections.boxes_xyxy[order], detections.scores[order]
     alive = np.ones(len(scores), bool)
-    keep: list[int] = []
+    strongest: list[int] = []
+    merged = boxes.copy()
     for i in range(len(scores)):
         if alive[i]:
-            keep.append(i)
-            alive &= overlap(boxes[i], boxes) < iou
-    return Detections(boxes[keep], scores[keep])
+            same = alive & (overlap(boxes[i], boxes) >= iou)
+            same[i] = True
+            merged[i, :2], merged[i, 2:] = boxes[same, :2].min(axis=0), boxes[same, 2:].max(axis=0)
+            strongest.append(i)
+            alive &= ~same
+    return Detections(merged[strongest], scores[strongest])
 
 
 def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:

@@ -40,9 +40,9 @@ class WorkerSettings(Settings):
         "default model, 0.5 for yours).",
     )
     scales: Annotated[tuple[int, ...], NoDecode] = Field(
-        (640, 1600),
+        (400, 640, 1600),
         description="Longer side, in pixels, of each detection pass, comma-separated. Large faces are found "
-        "in the small pass, small faces in the large one.",
+        "in the small passes, small faces in the large one.",
     )
     max_enlargement: float = Field(
         2.0, ge=1, le=4, description="How far a small picture may be enlarged for detection."
