@@ -40,6 +40,9 @@ format: $(INSTALLED) ## rewrite the code in the house style
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, tables on standard error
+	@$(BIN)/python -m benchmarks $(ONLY)
+
 docs: $(INSTALLED) ## write the generated parts of the README
 	@$(BIN)/python -m docs.generate
 

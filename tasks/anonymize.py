@@ -3,7 +3,7 @@
 import random
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from celery import Task
@@ -53,7 +53,7 @@ def anonymize_image(
         if self.request.retries < MAX_RETRIES:
             pause = backoff_seconds(self.request.retries)
             bound.warning("retried", **_described(error), attempt=self.request.retries + 1, pause=round(pause, 1))
-            raise self.retry(exc=error, countdown=pause) from None
+            _retry(self, error, pause)
         _set_aside(self, source, destination, error)
         bound.error("dead", **_described(error), attempts=self.request.retries + 1)
         raise
@@ -68,6 +68,15 @@ def anonymize_image(
     _clear(self, source)
     bound.info(report["status"], total=round(time.monotonic() - started, 3), **_loggable(report))
     return report
+
+
+def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
+    """Put the message back for a later try."""
+    try:
+        raise task.retry(exc=error, countdown=pause)
+    except Reject as failure:
+        # The new message could not be queued. Celery would drop the old one too; keep it instead.
+        raise Reject(f"retry not queued: {failure.reason}", requeue=True) from None
 
 
 def _readable(value: Any) -> str:

@@ -1,0 +1,21 @@
+"""``python -m benchmarks [NAME]``: run one benchmark, or all of them."""
+
+import sys
+
+from benchmarks import exposure
+
+BENCHMARKS = {"exposure": exposure.run}
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(BENCHMARKS)
+    for name in names:
+        if name not in BENCHMARKS:
+            print(f"bench: no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
+            return 2
+        BENCHMARKS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""How many annotated faces are still exposed after ``veil anonymize``, by set, judged from pixels alone.
+
+The annotated sets and the judge are not part of the repository: FACES_DATA names the folder of the sets
+and FACES_JUDGE the judge's script. The settings are those of the environment, so that
+``VEIL_SCALES=640,1600 make bench ONLY=exposure`` measures two passes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SETS = ("crowd", "masks", "small")
+
+
+def run() -> None:
+    """Print a line for each set: pictures, faces, exposed faces, spill and seconds."""
+    data = Path(os.environ.get("FACES_DATA", SHARED / "data"))
+    judge = Path(os.environ.get("FACES_JUDGE", SHARED / "tools" / "exposure.py"))
+    missing = [str(path) for path in (judge, *(data / name for name in SETS)) if not path.exists()]
+    if missing:
+        print(f"bench: exposure needs {', '.join(missing)}", file=sys.stderr)
+        return
+    table = Table("set", "pictures", "faces", "exposed", "spill", "seconds")
+    for name in SETS:
+        figures = _measure(data / name, judge)
+        print(json.dumps({"bench": "exposure", "set": name, **figures}), flush=True)
+        table.add_row(
+            name,
+            str(figures["pictures"]),
+            str(figures["faces"]),
+            f"{figures['exposed']} ({figures['exposed_rate']:.2%})",
+            f"{figures['spill']:.2%}",
+            f"{figures['seconds']:.0f}",
+        )
+    Console(stderr=True).print(table)
+
+
+def _measure(folder: Path, judge: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="veil-bench-") as output:
+        started = time.perf_counter()
+        veil = [str(Path(sys.executable).parent / "veil"), "anonymize", str(folder / "images")]
+        subprocess.run([*veil, "--output", f"{output}/images"], check=True, stderr=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+        command = [sys.executable, str(judge), "--clear", str(folder), "--anonymized", f"{output}/images"]
+        command += ["--annotations", str(folder / "annotations.json"), "--json"]
+        judged = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {**json.loads(judged.stdout), "seconds": round(seconds, 1)}
