@@ -25,6 +25,7 @@ from tasks.errors import VeilError
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"
 READY_SECONDS = 120
+FLOWER_COLUMNS = "args,state,result,exception,runtime,received,uuid"  # the name is always the same
 PROGRAMS = Path(sys.executable).parent
 
 console = Console(stderr=True, highlight=False)
@@ -141,7 +142,12 @@ def started(keep: bool) -> Iterator[Stack]:
             "flower",
             [PROGRAMS / "celery", "-A", "tasks.app", "flower", f"--address={HOST}", f"--port={port}"],
             folder / "flower.log",
-            {**environment, "FLOWER_BASIC_AUTH": f"veil:{password}", "FLOWER_PERSISTENT": "False"},
+            {
+                **environment,
+                "FLOWER_BASIC_AUTH": f"veil:{password}",
+                "FLOWER_PERSISTENT": "False",
+                "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
+            },
             keep,
         )
         flower.start()

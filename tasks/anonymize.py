@@ -34,7 +34,7 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
 
 @app.task(bind=True, name="veil.anonymize_image", max_retries=MAX_RETRIES, throws=(VeilError,))
 def anonymize_image(
-    self: Task, source: Any = None, destination: Any = None, *extra: Any, **unknown: Any
+    self: Task, /, source: Any = None, destination: Any = None, *extra: Any, **unknown: Any
 ) -> dict[str, Any]:
     """Anonymize the picture at `source` (``s3://bucket/key``) and store it.
 
@@ -45,9 +45,8 @@ def anonymize_image(
     started = time.monotonic()
     bound = log.bind(source=_readable(source), task_id=self.request.id)
     try:
-        request = AnonymizeRequest.parse(
-            source=source, destination=destination, **{f"argument_{i}": v for i, v in enumerate(extra)}, **unknown
-        )
+        surplus = unknown | {f"argument_{i}": value for i, value in enumerate(extra)}
+        request = AnonymizeRequest.parse(source=source, destination=destination, **surplus)
         report: dict[str, Any] = self.app.pipeline.run(request, on_stage=partial(_send_stage, self)).to_json()
     except Transient as error:
         if self.request.retries < MAX_RETRIES:

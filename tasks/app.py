@@ -26,6 +26,8 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **_: Any) -> None:
         app = worker.app
+        # Not among the settings below: Flower tells brokers apart by their scheme, and only workers take messages.
+        app.conf.broker_transport = "tasks.transport:Transport"
         if getattr(app, "pipeline", None) is not None:
             return
         builders = entry_points(group="veil", name="pipeline")

@@ -25,19 +25,19 @@ class AnonymizeRequest(BaseModel):
         return ObjectUri.parse(value) if isinstance(value, str) else value
 
     @classmethod
-    def parse(cls, **fields: Any) -> Self:
+    def parse(cls, /, **fields: Any) -> Self:
         """The request in a message; raises InvalidRequest, in one line, for anything that is not one."""
         try:
             return cls(**fields)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             name = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequest(f"not a valid request: {name}: {first['msg']}") from None
+            raise InvalidRequest(f"not a valid request: {name:.100}: {first['msg']}") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AnonymizeReport:
-    """What came of one picture.
+    """What came of one picture, what matters most first: Flower shows the beginning.
 
     `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already the one
     that would be made) or ``held`` (no face was found and the setting holds such pictures back).
@@ -46,11 +46,11 @@ class AnonymizeReport:
     """
 
     status: Status
+    faces: int | None = None
+    lowest_score: float | None = None
     source: str
     destination: str | None
     recipe: str
-    faces: int | None = None
-    lowest_score: float | None = None
     format: str | None = None
     width: int | None = None
     height: int | None = None

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import boto3
 import botocore.config
 import botocore.exceptions as vendor
+import botocore.parsers
 import urllib3.exceptions
 
 from tasks.errors import (
@@ -18,6 +19,7 @@ from tasks.errors import (
     ImageTooLarge,
     InvalidRequest,
     ObjectNotFound,
+    SettingsInvalid,
     StorageRejected,
     StorageUnavailable,
     VeilError,
@@ -26,7 +28,7 @@ from tasks.settings import Settings
 
 MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")  # same guide, "General purpose bucket naming rules"
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,10 @@ class ObjectStore:
 
     @classmethod
     def connect(cls, settings: Settings, connections: int = 10) -> Self:
-        """A store for `settings`; `connections` is the size of its pool. Connects on the first call."""
+        """A store for `settings`; `connections` is the size of its pool. Connects on the first call.
+
+        Raises SettingsInvalid when the endpoint, the region or boto3's own configuration can't be used.
+        """
         config = botocore.config.Config(
             connect_timeout=settings.s3_connect_seconds,
             read_timeout=settings.s3_read_seconds,
@@ -129,9 +134,12 @@ class ObjectStore:
             tcp_keepalive=True,
             s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         )
-        client = boto3.session.Session().client(
-            "s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region, config=config
-        )
+        try:
+            client = boto3.session.Session().client(
+                "s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region, config=config
+            )
+        except (vendor.BotoCoreError, ValueError) as error:
+            raise SettingsInvalid(f"no S3 client can be made: {error}") from None
         return cls(client)
 
     @contextmanager
@@ -219,6 +227,7 @@ UNREACHABLE = (
     vendor.ChecksumError,
     vendor.EventStreamError,
     vendor.WaiterError,
+    botocore.parsers.ResponseParserError,  # an answer that is cut off, or a proxy's page in its place
     urllib3.exceptions.HTTPError,
     OSError,
 )
@@ -242,7 +251,7 @@ def _translated(place: ObjectUri | PrefixUri) -> Iterator[None]:
         yield
     except VeilError:
         raise
-    except (vendor.BotoCoreError, vendor.ClientError, urllib3.exceptions.HTTPError, OSError) as error:
+    except (vendor.BotoCoreError, vendor.ClientError, *UNREACHABLE) as error:
         raise translate(error, place) from error
 
 
@@ -267,6 +276,6 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         return ObjectNotFound(f"{place} does not exist")
     if code in DENIED or status in (401, 403):
         return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
-    if code in LATER or status == 429 or status >= 500:
+    if code in LATER or status in (408, 429) or status >= 500:
         return StorageUnavailable(f"{place}: S3 answers {status or ''} {code}")
     return StorageRejected(f"{place}: S3 answers {status or ''} {code}")

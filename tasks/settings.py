@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from typing import Self
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,7 +33,9 @@ class Settings(BaseSettings):
     redis_password: SecretStr | None = Field(
         None, description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address."
     )
-    result_hours: float = Field(24, gt=0, description="How long a report stays readable after its picture, in hours.")
+    result_hours: float = Field(
+        24, gt=0, le=8760, description="How long a report stays readable after its picture, in hours."
+    )
     s3_endpoint: str | None = Field(None, description="Address of an S3-compatible store; empty for Amazon S3.")
     s3_region: str = Field("us-east-1", description="Region of the buckets.")
     s3_connect_seconds: float = Field(5, gt=0, le=60, description="Limit for opening a connection to S3.")
@@ -42,9 +44,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        parts = urlsplit(value.get_secret_value())
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-            raise ValueError("must look like redis://HOST:PORT/0")
+        if not _names_a_server(value.get_secret_value(), ("redis", "rediss")):
+            raise ValueError("must look like redis://HOST:PORT/0; quote what is special in a password, as %23 for #")
         return value
 
     @field_validator("s3_endpoint")
@@ -52,8 +53,8 @@ class Settings(BaseSettings):
     def _endpoint_scheme(cls, value: str | None) -> str | None:
         if not value:
             return None
-        if urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname:
-            raise ValueError("must look like http://HOST:PORT")
+        if not _names_a_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
+            raise ValueError("must look like http://HOST:PORT, without a user or a password")
         return value
 
     @classmethod
@@ -63,8 +64,8 @@ class Settings(BaseSettings):
             return cls()
         except ValidationError as error:
             first = error.errors()[0]
-            name = PREFIX + "_".join(str(part) for part in first["loc"][:1]).upper()
-            raise SettingsInvalid(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+            name = "".join(f"{PREFIX}{part}: ".upper() for part in first["loc"][:1])
+            raise SettingsInvalid(name + first["msg"].removeprefix("Value error, ")) from None
 
     def broker_url(self) -> str:
         """The Redis address with its password, for Celery alone: never log it."""
@@ -72,10 +73,19 @@ class Settings(BaseSettings):
         if self.redis_password is None or not self.redis_password.get_secret_value():
             return url
         parts = urlsplit(url)
-        user = quote(parts.username or "", safe="")
+        user = quote(unquote(parts.username or ""), safe="")
         place = parts.netloc.rpartition("@")[2]
         password = quote(self.redis_password.get_secret_value(), safe="")
         return urlunsplit(parts._replace(netloc=f"{user}:{password}@{place}"))
+
+
+def _names_a_server(url: str, schemes: tuple[str, ...]) -> bool:
+    """Whether `url` has a scheme of `schemes`, a host and, if any, a port. urllib's errors quote passwords."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def refuse_unknown(environment: Mapping[str, str], known: type[BaseSettings]) -> None:

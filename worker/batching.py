@@ -94,7 +94,8 @@ class Batcher:
     def _answer(self, batch: list[_Waiting]) -> None:
         try:
             found = self._predict(np.stack([entry.canvas for entry in batch]))
-            for entry, detections in zip(batch, found, strict=True):
+            # As a list first: one answer too few, and it is not known whose each of them is.
+            for entry, detections in list(zip(batch, found, strict=True)):
                 _succeed(entry, detections)
         except Exception as error:
             if len(batch) == 1:

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import DetectionFailed
+
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
 
@@ -93,11 +95,19 @@ class ScaledDetector:
         found = self.infer(canvas)
         strong = found.scores >= self.score_threshold
         back = np.array([width / size[0], height / size[1]] * 2, np.float32)
-        return Detections(found.boxes_xyxy[strong] * back, found.scores[strong])
+        return placed(Detections(found.boxes_xyxy[strong] * back, found.scores[strong]))
 
 
 def _padded(side: int) -> int:
     return -(-side // MULTIPLE) * MULTIPLE
+
+
+def placed(detections: Detections) -> Detections:
+    """`detections` as they are; DetectionFailed if a box is no place in a picture, which can't be hidden."""
+    boxes = detections.boxes_xyxy
+    if not (boxes[:, :2] <= boxes[:, 2:]).all():  # not so for NaN either
+        raise DetectionFailed("the detector returned a box that ends before it starts, or whose sides are no numbers")
+    return detections
 
 
 def clip(detections: Detections, width: int, height: int) -> Detections:

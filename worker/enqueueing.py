@@ -49,6 +49,8 @@ def run(
     if prefix:
         store = ObjectStore.connect(settings)
         listed = (stored.uri for stored in store.list(PrefixUri.parse(prefix)))
+    with connected():
+        app.backend.client.ping()  # Celery itself would try for 20 s, and end in a RuntimeError
     with connected(), progress_bar("enqueued") as bar:
         results: dict[str, str] = {}
         for source in (*sources, *listed) if not prefix else _chain(sources, listed):

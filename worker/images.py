@@ -1,6 +1,7 @@
 """Bytes to pixels and back: formats, orientation, colour profile, metadata and limits."""
 
 import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,8 @@ def decode(content: bytes, max_pixels: int) -> Picture:
         raise UnsupportedImage(f"this {image.format} has {image.n_frames} frames; only single pictures are handled")
     if image.format == "PNG" and content[24] == 16 and image.mode != "I;16":
         raise UnsupportedImage("this PNG has 16-bit colour, which is not handled: convert it to 8 bits")
+    if image.format == "PNG" and not _png_is_whole(content):
+        raise UnreadableImage("this PNG is damaged or cut short: a checksum in it is wrong")
     encoding = _encoding(image, content)
     try:
         image.load()
@@ -105,9 +108,16 @@ def encode(picture: Picture, pixels: NDArray[Any]) -> bytes:
     Of all metadata only the colour profile is written: EXIF, XMP, comments, thumbnails and further
     pictures never get here.
     """
-    target = io.BytesIO()
     image = Image.fromarray(pixels, picture.mode) if picture.mode == "CMYK" else Image.fromarray(pixels)
-    image.save(target, picture.format, **picture.encoding)
+    target = io.BytesIO()
+    try:
+        image.save(target, picture.format, **picture.encoding)
+    except OSError:
+        if not picture.encoding.get(PROGRESSIVE):
+            raise
+        # Pillow's buffer holds two bytes a pixel of a progressive JPEG; a baseline one may have any size.
+        target = io.BytesIO()
+        image.save(target, picture.format, **picture.encoding | {PROGRESSIVE: False})
     return target.getvalue()
 
 
@@ -140,9 +150,30 @@ def _encoding(image: Any, content: bytes) -> dict[str, Any]:
         options["subsampling"] = JpegImagePlugin.get_sampling(image)
         options[PROGRESSIVE] = bool(image.info.get(PROGRESSIVE))
     elif image.format == "WEBP":
-        lossless = b"VP8L" in content[12:64]
-        options |= {"lossless": True} if lossless else {"quality": WEBP_QUALITY}
+        options |= {"lossless": True} if _webp_is_lossless(content) else {"quality": WEBP_QUALITY}
     return options
+
+
+def _png_is_whole(content: bytes) -> bool:
+    """Whether all chunks are there and as their checksums say; Pillow leaves those of the pixels unchecked."""
+    view, at = memoryview(content), 8
+    while at + 12 <= len(view):
+        end = at + 8 + int.from_bytes(view[at : at + 4])
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            return False
+        if content[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end + 4
+    return False
+
+
+def _webp_is_lossless(content: bytes) -> bool:
+    """Whether the pixels are in a chunk of the lossless kind; a colour profile may come before it."""
+    at = 12
+    while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return content[at : at + 4] == b"VP8L"
 
 
 def _pixels(image: Any) -> tuple[NDArray[Any], str]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from tasks.errors import ImageTooLarge, OutputFailed, UnreadableImage, VeilError
+from tasks.errors import EmptyObject, ImageTooLarge, OutputFailed, UnreadableImage, VeilError
 from worker.bootstrap import build_pipeline
 from worker.pipeline import Pipeline, Stopwatch
 from worker.progress import progress_bar
@@ -79,10 +79,12 @@ def run(settings: WorkerSettings, paths: list[Path], output: Path, as_json: bool
 def find_jobs(paths: list[Path], output: Path) -> Iterator[Job]:
     """A job for each file. Raises OutputFailed where an output would replace a source or another output."""
     taken: dict[Path, Path] = {}
-    for source, relative, named in _files(paths, output.resolve()):
+    files = list(_files(paths, output.resolve()))
+    sources = {source.resolve() for source, _, _ in files}
+    for source, relative, named in files:
         target = output / relative
-        if target.resolve() == source.resolve():
-            raise OutputFailed(f"{source} would be replaced by its own output: choose another --output")
+        if target.resolve() in sources:
+            raise OutputFailed(f"{target} would be replaced by the output of {source}: choose another --output")
         if target in taken:
             raise OutputFailed(f"{taken[target]} and {source} would both become {target}: run them apart")
         taken[target] = source
@@ -114,7 +116,7 @@ def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int) -> Outcome:
             write_atomically(job.output, result.content)
     except Exception as error:
         picture = job.named or job.source.suffix.lower() in PICTURE_SUFFIXES
-        ignored = isinstance(error, UnreadableImage) and not picture
+        ignored = isinstance(error, UnreadableImage | EmptyObject) and not picture
         # What is not a VeilError is a bug of ours or of a library: named, and the run goes on.
         message = str(error) if isinstance(error, VeilError) else " ".join(f"{error}".split())
         return Outcome(

@@ -13,7 +13,7 @@ from tasks.errors import DestinationTaken
 from tasks.messages import AnonymizeReport, AnonymizeRequest
 from tasks.s3 import ObjectStore, ObjectUri, StoredObject, ascii_metadata
 from worker import images, masking, routes
-from worker.detector import Detections, Detector, merge
+from worker.detector import Detections, Detector, merge, placed
 from worker.masking import MaskStyle
 from worker.routes import Route
 
@@ -103,7 +103,13 @@ class Pipeline:
         with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
             source = opened.stored
             if self._is_done(source, destination):
-                return AnonymizeReport("skipped", str(request.source), str(destination), self.recipe)
+                return AnonymizeReport(
+                    status="skipped",
+                    source=str(request.source),
+                    destination=str(destination),
+                    recipe=self.recipe,
+                    seconds=watch.seconds,
+                )
             content = opened.read(self._limits.max_bytes, self._limits.fetch_seconds)
         result = self.anonymize(content, watch)
         if result.content is not None:
@@ -114,11 +120,11 @@ class Pipeline:
         scores = result.detections.scores
         return AnonymizeReport(
             status="held" if result.content is None else "anonymized",
+            faces=len(scores),
+            lowest_score=round(float(scores.min()), 4) if len(scores) else None,
             source=str(request.source),
             destination=None if result.content is None else str(destination),
             recipe=self.recipe,
-            faces=len(scores),
-            lowest_score=round(float(scores.min()), 4) if len(scores) else None,
             format=result.format,
             width=result.width,
             height=result.height,
@@ -142,7 +148,7 @@ class Pipeline:
         return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
 
     def _detect(self, picture: images.Picture) -> Detections:
-        found = [self._detector.detect(view) for view in picture.views()]
+        found = [placed(self._detector.detect(view)) for view in picture.views()]
         if len(found) == 1:
             return found[0]
         boxes = np.concatenate([detections.boxes_xyxy for detections in found])

@@ -1,5 +1,6 @@
 """Which places may be read and where their outputs go: the allow-list and the output key in one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -19,10 +20,11 @@ class Route:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises InvalidRequest unless `text` is ``s3://SOURCE=s3://DESTINATION``."""
-        source, equals, destination = text.strip().partition("=")
-        if not equals:
+        # Only the one before an address parts the two: prefixes like day=1/ are common.
+        source, *destination = re.split(r"\s*=\s*(?=s3://)", text.strip())
+        if len(destination) != 1:
             raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean")
-        return cls(PrefixUri.parse(source.strip()), PrefixUri.parse(destination.strip()))
+        return cls(PrefixUri.parse(source), PrefixUri.parse(destination[0]))
 
     def __str__(self) -> str:
         return f"{self.source}={self.destination}"

@@ -10,17 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ModelInvalid
-
-# oneDNN's kernels more than double the speed on processors without AVX-512, where TensorFlow leaves them
-# off, and their results differ from the plain ones by rounding only. Read once, at TensorFlow's import.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import numpy as np
-import tensorflow as tf
 
+from tasks.errors import ModelInvalid
 from worker.detector import Detections, Pixels
+from worker.tf import tf
 
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
 METADATA = "veil.json"
@@ -74,6 +68,8 @@ class SavedModel:
             count = int(answer["num_detections"].reshape(-1)[i])
             boxes = answer["detection_boxes"][i, :count].astype(np.float32) * side
             scores = answer["detection_scores"][i, :count].astype(np.float32)
+            if not len(boxes) == len(scores) == count:
+                raise ValueError(f"the model counts {count} detections and returns {len(boxes)}")
             if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise ValueError("the model returned numbers that are not finite")
             found.append(Detections(boxes[:, [1, 0, 3, 2]], scores))

@@ -40,11 +40,12 @@ def default_model() -> Path:
 
 
 def _build(folder: Path, digest: str) -> None:
-    from worker.models import centerface
+    weights = WEIGHTS.fetch()
+    from worker.models import centerface  # TensorFlow, which takes seconds to import
 
     work = Path(tempfile.mkdtemp(prefix=".centerface-", dir=folder.parent))
     try:
-        centerface.build(WEIGHTS.fetch(), work / "model")
+        centerface.build(weights, work / "model")
         stated = {"name": "centerface", "digest": digest, "score_threshold": SCORE_THRESHOLD}
         (work / "model" / "veil.json").write_text(json.dumps(stated))
         os.rename(work / "model", folder)

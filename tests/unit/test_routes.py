@@ -1,0 +1,187 @@
+"""Routes: where an output goes, and that nothing can be read or written outside of them."""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tasks.errors import BucketNotAllowed, InvalidRequest, VeilError
+from tasks.messages import AnonymizeRequest
+from tasks.s3 import ObjectUri, PrefixUri
+from worker.routes import Route, check, destination
+
+TABLE = [
+    Route.parse("s3://raw=s3://clean"),
+    Route.parse("s3://mixed/in=s3://mixed/out"),
+    Route.parse("s3://archive/day=1/=s3://shown/day=1/"),
+]
+
+
+def request(source, target=None):
+    return AnonymizeRequest.parse(source=source, destination=target)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("s3://raw/a.jpg", "s3://clean/a.jpg"),
+        ("s3://raw/deep/er/a b+%.jpg", "s3://clean/deep/er/a b+%.jpg"),
+        ("s3://raw//a.jpg", "s3://clean//a.jpg"),
+        ("s3://mixed/in/a.jpg", "s3://mixed/out/a.jpg"),
+        ("s3://archive/day=1/a.jpg", "s3://shown/day=1/a.jpg"),
+    ],
+)
+def test_an_output_keeps_the_key_below_its_route(source, expected):
+    assert str(destination(request(source), TABLE)) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("s3://raw/a.jpg", "s3://clean/elsewhere/b.png"),
+        ("s3://mixed/in/a.jpg", "s3://mixed/out/b.jpg"),
+    ],
+)
+def test_a_destination_may_be_chosen_within_the_route(source, target):
+    assert str(destination(request(source, target), TABLE)) == target
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("s3://other/a.jpg", None),
+        ("s3://clean/a.jpg", None),
+        ("s3://mixed/a.jpg", None),
+        ("s3://mixed/input/a.jpg", None),
+        ("s3://mixed/out/a.jpg", None),
+        ("s3://archive/day=2/a.jpg", None),
+        ("s3://raw/a.jpg", "s3://raw/a.jpg"),
+        ("s3://raw/a.jpg", "s3://other/a.jpg"),
+        ("s3://raw/a.jpg", "s3://mixed/out/a.jpg"),
+        ("s3://mixed/in/a.jpg", "s3://mixed/in/a.jpg"),
+        ("s3://mixed/in/a.jpg", "s3://mixed/outside/a.jpg"),
+        ("s3://mixed/in/a.jpg", "s3://clean/a.jpg"),
+    ],
+)
+def test_what_no_route_allows_is_refused(source, target):
+    with pytest.raises(BucketNotAllowed, match="VEIL_ROUTES"):
+        destination(request(source, target), TABLE)
+
+
+def test_without_routes_nothing_is_allowed():
+    with pytest.raises(BucketNotAllowed):
+        destination(request("s3://raw/a.jpg"), [])
+
+
+PREFIXES = st.text("ab/=", max_size=6)
+PLACES = st.builds(lambda bucket, prefix: f"s3://{bucket}/{prefix}", st.sampled_from(["raw", "clean"]), PREFIXES)
+URIS = st.builds(
+    lambda bucket, key: f"s3://{bucket}/{key}", st.sampled_from(["raw", "clean"]), st.text("ab/=", min_size=1)
+)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(PLACES, PLACES), min_size=1, max_size=3), URIS, st.none() | URIS)
+def test_no_request_ever_reaches_a_place_outside_its_route(places, source, target):
+    table = [Route(PrefixUri.parse(one), PrefixUri.parse(other)) for one, other in places]
+    try:
+        check(table)
+        wanted = request(source, target)
+    except VeilError:
+        assume(False)
+    try:
+        found = destination(wanted, table)
+    except BucketNotAllowed:
+        return
+    taken = [route for route in table if route.source.contains(wanted.source)]
+    assert len(taken) == 1
+    assert taken[0].destination.contains(found)
+    assert found != wanted.source
+    assert not any(route.source.contains(found) for route in table)
+
+
+@given(PREFIXES, PREFIXES, st.text("ab/", min_size=1, max_size=6), st.text("ab/", min_size=1, max_size=6))
+def test_two_sources_never_share_a_default_output(first, second, one_key, other_key):
+    table = [
+        Route.parse(f"s3://raw/a{first}=s3://clean/a{second}"),
+        Route.parse(f"s3://raw/b{first}=s3://clean/b{second}"),
+    ]
+    check(table)
+    outputs = {}
+    for route in table:
+        for key in (one_key, other_key):
+            uri = route.source.join(key)
+            if not uri.key.endswith("/"):
+                outputs[uri] = destination(AnonymizeRequest(source=uri), table)
+    assert len(set(outputs.values())) == len(outputs)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["s3://raw=s3://raw"],
+        ["s3://raw=s3://raw/out"],
+        ["s3://raw/in=s3://raw"],
+        ["s3://raw=s3://clean", "s3://clean=s3://more"],
+        ["s3://raw=s3://clean", "s3://raw/in=s3://more"],
+        ["s3://raw=s3://clean", "s3://old=s3://clean"],
+        ["s3://raw=s3://clean", "s3://old=s3://clean/old"],
+        ["s3://raw=s3://clean", "s3://raw=s3://clean"],
+    ],
+)
+def test_routes_that_overlap_are_refused(texts):
+    with pytest.raises(InvalidRequest, match="overlap"):
+        check([Route.parse(text) for text in texts])
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [],
+        ["s3://raw=s3://clean"],
+        ["s3://mixed/in=s3://mixed/out"],
+        ["s3://mixed/pre=s3://mixed/prefix"],
+        ["s3://raw/a=s3://clean/a", "s3://raw/b=s3://clean/b"],
+    ],
+)
+def test_routes_that_keep_apart_are_accepted(texts):
+    table = [Route.parse(text) for text in texts]
+    check(table)
+    assert [Route.parse(str(route)) for route in table] == table
+
+
+@pytest.mark.parametrize(
+    ("text", "route"),
+    [
+        ("s3://raw=s3://clean", Route(PrefixUri("raw", ""), PrefixUri("clean", ""))),
+        (" s3://raw/in/ = s3://clean/out ", Route(PrefixUri("raw", "in/"), PrefixUri("clean", "out/"))),
+        ("s3://raw/day=1=s3://clean/day=1", Route(PrefixUri("raw", "day=1/"), PrefixUri("clean", "day=1/"))),
+    ],
+)
+def test_a_route_is_read_from_text(text, route):
+    assert Route.parse(text) == route
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "=",
+        "s3://raw",
+        "s3://raw=",
+        "=s3://clean",
+        "s3://raw=clean",
+        "raw=s3://clean",
+        "s3://raw->s3://clean",
+        "s3://raw=s3://clean=s3://more",
+        "s3://raw=/tmp/clean",
+    ],
+)
+def test_what_is_not_a_route_is_refused(text):
+    with pytest.raises(InvalidRequest):
+        Route.parse(text)
+
+
+def test_a_chosen_destination_equal_to_a_key_elsewhere_is_not_normalised_into_the_route():
+    with pytest.raises(BucketNotAllowed):
+        destination(request("s3://mixed/in/a.jpg", "s3://mixed/in/../out/a.jpg"), TABLE)
+    assert destination(request("s3://raw/../a.jpg"), TABLE) == ObjectUri("clean", "../a.jpg")

@@ -1,0 +1,268 @@
+"""Settings: each is checked at the start, a misspelt one is named, and no secret is ever shown."""
+
+import pickle
+import re
+import sys
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.utils.url import url_to_parts
+from pydantic import SecretStr
+
+from tasks.errors import SettingsInvalid
+from tasks.settings import VISIBILITY_SECONDS, Settings, refuse_unknown
+from worker import cli
+from worker.settings import WorkerSettings, markdown_table
+
+SECRET = "hunter2"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """The worker's settings with `variables` in the environment."""
+
+    def load(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(f"VEIL_{name.upper()}", value)
+        return WorkerSettings.load()
+
+    return load
+
+
+def test_the_defaults_are_valid(load):
+    settings = load()
+    assert settings.broker_url() == "redis://127.0.0.1:6379/0"
+    assert settings.s3_endpoint is None
+    assert settings.model_path() is None
+    assert [str(route) for route in settings.parsed_routes()] == ["s3://raw/=s3://clean/"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("routes", "s3://a-1=s3://b-1, s3://c-1/x=s3://d-1/y", ("s3://a-1=s3://b-1", "s3://c-1/x=s3://d-1/y")),
+        ("scales", "1280,640, 640", (640, 1280)),
+        ("scales", "512", (512,)),
+        ("score_threshold", "0.25", 0.25),
+        ("score_threshold", "", None),
+        ("batch_size", "", None),
+        ("batch_size", "4", 4),
+        ("model", "", None),
+        ("region", "1", 1.0),
+        ("region", "0.5", 0.5),
+        ("margin", "0", 0.0),
+        ("method", "fill", "fill"),
+        ("no_faces", "hold", "hold"),
+        ("log_format", "json", "json"),
+        ("concurrency", "1", 1),
+        ("max_bytes", "1000", 1000),
+        ("s3_endpoint", "", None),
+        ("s3_endpoint", "http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+        ("s3_endpoint", "https://[::1]:9000", "https://[::1]:9000"),
+    ],
+)
+def test_a_setting_is_read_from_its_variable(load, name, value, expected):
+    assert getattr(load(**{name: value}), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("redis_url", ""),
+        ("redis_url", "127.0.0.1:6379"),
+        ("redis_url", "http://127.0.0.1"),
+        ("redis_url", "redis://"),
+        ("redis_url", "redis:///0"),
+        ("redis_url", "redis://host:port/0"),
+        ("redis_url", "redis://host:0/0"),
+        ("redis_url", "redis://host:99999/0"),
+        ("redis_url", "redis://[::1"),
+        ("result_hours", "0"),
+        ("result_hours", "nan"),
+        ("result_hours", "inf"),
+        ("s3_endpoint", "127.0.0.1:9000"),
+        ("s3_endpoint", "ftp://host"),
+        ("s3_endpoint", "http://"),
+        ("s3_endpoint", "http://host:port"),
+        ("s3_connect_seconds", "0"),
+        ("s3_connect_seconds", "inf"),
+        ("s3_read_seconds", "-1"),
+        ("s3_read_seconds", "soon"),
+        ("routes", "s3://raw"),
+        ("routes", "s3://raw=s3://raw"),
+        ("routes", "s3://raw=s3://clean,s3://raw=s3://more"),
+        ("concurrency", "0"),
+        ("concurrency", "many"),
+        ("concurrency", "1.5"),
+        ("score_threshold", "0"),
+        ("score_threshold", "1"),
+        ("score_threshold", "nan"),
+        ("scales", ""),
+        ("scales", ","),
+        ("scales", "63"),
+        ("scales", "8193"),
+        ("scales", "640;1280"),
+        ("scales", "640.5"),
+        ("max_enlargement", "0.9"),
+        ("max_enlargement", "nan"),
+        ("batch_size", "0"),
+        ("batch_wait_seconds", "-0.1"),
+        ("detect_seconds", "0"),
+        ("region", "0.49"),
+        ("region", "1.01"),
+        ("region", "nan"),
+        ("margin", "-0.1"),
+        ("margin", "nan"),
+        ("method", "blur"),
+        ("method", ""),
+        ("no_faces", "drop"),
+        ("max_bytes", "0"),
+        ("max_bytes", "64MB"),
+        ("max_pixels", "0"),
+        ("fetch_seconds", "nan"),
+        ("log_format", "xml"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(load, name, value):
+    with pytest.raises(SettingsInvalid, match=f"^VEIL_{name.upper()}: .") as caught:
+        load(**{name: value})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"fetch_seconds": "600", "detect_seconds": str(VISIBILITY_SECONDS / 2), "scales": "640"},
+        {"detect_seconds": "600", "scales": "640,1280"},
+        {"detect_seconds": "250", "fetch_seconds": "1", "scales": "640,1280,1600,2560"},
+        {"s3_read_seconds": "120", "fetch_seconds": "600"},
+    ],
+)
+def test_deadlines_that_add_up_to_the_visibility_timeout_are_refused(load, variables):
+    with pytest.raises(SettingsInvalid, match=f"add up to .* below {VISIBILITY_SECONDS} s") as caught:
+        load(**variables)
+    assert str(caught.value).startswith("VEIL_FETCH_SECONDS, VEIL_DETECT_SECONDS")
+
+
+def test_deadlines_within_the_visibility_timeout_are_accepted(load):
+    settings = load(detect_seconds="600", scales="640", fetch_seconds="120", s3_read_seconds="20")
+    longest = settings.fetch_seconds + settings.detect_seconds + 3 * settings.s3_read_seconds
+    assert longest < VISIBILITY_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("VEIL_REDIS_PASWORD", "VEIL_REDIS_PASSWORD"),
+        ("VEIL_CONCURENCY", "VEIL_CONCURRENCY"),
+        ("VEIL_SCALE", "VEIL_SCALES"),
+        ("veil_margins", "VEIL_MARGIN"),
+        ("VEIL_S3_REGOIN", "VEIL_S3_REGION"),
+        ("VEIL_XYZZY_PLUGH", "README"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_likely_name(variable, hint):
+    with pytest.raises(SettingsInvalid, match=hint) as caught:
+        refuse_unknown({"PATH": "/bin", variable: SECRET}, WorkerSettings)
+    assert variable in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_known_variables_and_those_of_others_pass():
+    names = {f"VEIL_{name.upper()}": "" for name in WorkerSettings.model_fields}
+    environment = names | {"veil_margin": "0", "PATH": "/bin", "VEILED": "1", "UNVEIL_X": "2"}
+    assert refuse_unknown(environment, WorkerSettings) is None
+
+
+def test_the_command_refuses_a_misspelt_variable_in_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("VEIL_CONCURENCY", "4")
+    monkeypatch.setattr(sys, "argv", ["veil", "settings"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.EXIT_UNUSABLE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"veil: SettingsInvalid: VEIL_CONCURENCY .*VEIL_CONCURRENCY.*\n", printed.err)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://:{SECRET}@host/0",
+        f"rediss://user:{SECRET}@host:6380/1",
+        "redis://host/0",
+    ],
+)
+def test_a_secret_is_in_no_text_of_the_settings(load, url):
+    settings = load(redis_url=url, redis_password=f"{SECRET}-too")
+    for text in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("redis_url", f"http://:{SECRET}@host/0"),
+        ("redis_url", f"redis://user:{SECRET}/w@host/0"),
+        ("redis_url", f"redis://user:{SECRET}#w@host/0"),
+        ("redis_url", f"redis://:{SECRET}\uff03w@host/0"),
+        ("redis_url", f"redis://:{SECRET}[w@host/0"),
+        ("s3_endpoint", f"ftp://user:{SECRET}@host"),
+        ("s3_endpoint", f"http://user:{SECRET}@host:9000"),
+        ("s3_endpoint", f"http://user:{SECRET}\uff03@host:9000"),
+    ],
+)
+def test_a_wrong_address_is_refused_without_its_password(load, name, value):
+    with pytest.raises(SettingsInvalid) as caught:
+        load(**{name: value})
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(caught.value.__cause__)
+
+
+PASSWORDS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
+
+
+@given(password=PASSWORDS)
+def test_any_password_reaches_redis_as_it_is(password):
+    url = Settings(redis_url=SecretStr("redis://host:6380/3"), redis_password=SecretStr(password)).broker_url()
+    parts = url_to_parts(url)
+    assert (parts.hostname, parts.port, parts.path, parts.password) == ("host", 6380, "3", password)
+    assert not parts.username
+
+
+@given(user=PASSWORDS.filter(str.strip))
+def test_a_user_in_the_address_stays_when_the_password_comes_apart_from_it(user):
+    url = f"rediss://{quote(user, safe='')}:old@[::1]:6380/0?ssl_cert_reqs=required"
+    parts = url_to_parts(Settings(redis_url=SecretStr(url), redis_password=SecretStr("new")).broker_url())
+    assert (parts.username, parts.password, parts.hostname, parts.port) == (user, "new", "::1", 6380)
+    assert parts.query == {"ssl_cert_reqs": "required"}
+
+
+@pytest.mark.parametrize("password", [None, SecretStr("")])
+def test_without_a_password_the_address_is_used_as_given(password):
+    url = "redis://user:p%40ss@host:6380/3"
+    assert Settings(redis_url=SecretStr(url), redis_password=password).broker_url() == url
+
+
+def test_settings_cannot_be_changed(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load().margin = 0.5
+
+
+def test_a_model_path_is_expanded(load, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert str(load(model="~/detector").model_path()) == "/home/somebody/detector"
+
+
+def test_the_table_has_a_row_for_each_setting():
+    rows = markdown_table().splitlines()
+    assert [row.split("`")[1] for row in rows[2:]] == [f"VEIL_{name.upper()}" for name in WorkerSettings.model_fields]
+    assert {row.count("|") for row in rows} == {4}
+
+
+def test_settings_errors_survive_a_pickle(load):
+    with pytest.raises(SettingsInvalid) as caught:
+        load(margin="wide")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

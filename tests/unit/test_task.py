@@ -1,0 +1,110 @@
+"""The task, as far as it goes without a queue: its pauses, its signature, and the app's promises."""
+
+import inspect
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.anonymize import (
+    FIRST_BACKOFF_SECONDS,
+    LONGEST_BACKOFF_SECONDS,
+    MAX_RETRIES,
+    _readable,
+    anonymize_image,
+    backoff_seconds,
+)
+from tasks.app import BACKFILL, QUEUES, UPLOADS, app, create_app
+from tasks.settings import VISIBILITY_SECONDS, Settings
+
+
+class Highest(random.Random):
+    """The longest pause that chance allows."""
+
+    def uniform(self, a, b):
+        return b
+
+
+@pytest.mark.parametrize(
+    ("retries", "longest"), [(0, 1), (1, 2), (2, 4), (3, 8), (4, 16), (5, 32), (6, 60), (7, 60), (100, 60)]
+)
+def test_pauses_double_up_to_a_cap(retries, longest):
+    assert backoff_seconds(retries, Highest()) == longest
+
+
+@given(st.integers(0, 200), st.integers())
+def test_a_pause_is_never_negative_nor_over_its_cap(retries, seed):
+    pause = backoff_seconds(retries, random.Random(seed))
+    assert 0 <= pause <= min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**retries)
+
+
+def test_pauses_are_spread_over_their_whole_range():
+    chance = random.Random(0)
+    pauses = [backoff_seconds(4, chance) for _ in range(400)]
+    assert min(pauses) < 1
+    assert max(pauses) > 15
+
+
+def test_all_pauses_together_outlast_a_restart_of_a_server():
+    expected = sum(backoff_seconds(retries, Highest()) for retries in range(MAX_RETRIES)) / 2
+    assert expected > 60
+
+
+JSON = st.none() | st.integers() | st.text() | st.lists(st.integers(), max_size=2)
+NAMES = st.text() | st.sampled_from(["self", "task", "argument_0", "args", "kwargs", "cls"])
+
+
+@given(st.lists(JSON, max_size=5), st.dictionaries(NAMES, JSON, max_size=3))
+def test_any_arguments_are_taken_in_so_that_they_can_be_refused_by_name(arguments, named):
+    bound = inspect.signature(anonymize_image.run).bind(*arguments, **named)
+    assert [*bound.args] == arguments
+    assert bound.arguments.get("unknown", {}) == named
+
+
+@given(st.text() | st.integers() | st.lists(st.text()) | st.dictionaries(st.text(), st.text()))
+def test_whatever_a_message_holds_is_shown_in_bounded_storable_text(value):
+    shown = _readable(value)
+    assert shown.encode("utf-8").decode() == shown
+    assert len(_readable(str(value) * 2000)) < 20_000
+
+
+def test_the_longest_address_is_shown_whole():
+    uri = f"s3://{'b' * 63}/{'k' * 1024}"
+    assert _readable(uri) == uri
+
+
+def test_uploads_come_before_backfill():
+    assert QUEUES == (UPLOADS, BACKFILL)
+    assert [queue.name for queue in app.conf.task_queues] == list(QUEUES)
+    assert app.conf.broker_transport_options["queue_order_strategy"] == "priority"
+    assert app.conf.task_default_queue == UPLOADS
+
+
+def test_a_message_is_acknowledged_only_after_its_picture():
+    assert app.conf.task_acks_late is True
+    assert app.conf.task_reject_on_worker_lost is True
+    assert app.conf.worker_prefetch_multiplier == 1
+    assert anonymize_image.acks_late is True
+
+
+def test_only_json_is_read():
+    assert app.conf.accept_content == ["json"]
+    assert app.conf.result_accept_content == ["json"]
+
+
+def test_a_message_is_not_handed_on_before_a_pictures_deadlines_are_over():
+    assert app.conf.broker_transport_options["visibility_timeout"] == VISIBILITY_SECONDS
+
+
+def test_an_app_is_made_without_a_connection_and_keeps_its_password_out_of_sight():
+    made = create_app(Settings(redis_url="redis://:hunter2@192.0.2.1:1/0"))
+    assert "hunter2" not in repr(made)
+    assert "hunter2" not in made.conf.humanize(with_defaults=False, censored=True)
+    assert made.conf.broker_url == "redis://:hunter2@192.0.2.1:1/0"
+    made.close()
+
+
+def test_the_task_has_a_readable_name():
+    assert anonymize_image.name == "veil.anonymize_image"
+    assert app.tasks["veil.anonymize_image"].name == anonymize_image.name

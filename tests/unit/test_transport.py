@@ -1,0 +1,125 @@
+"""What is a task message and what is junk on the queue: nothing that is not one gets as far as Celery."""
+
+import base64
+import copy
+import json
+
+import pytest
+from celery import Celery
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.app import UPLOADS
+from tasks.transport import defect
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=5,
+)
+
+
+def sent(*arguments, **options):
+    """The message, as it lies on the queue, that Celery makes for these arguments."""
+    app = Celery("producer", broker="memory://", set_as_current=False)
+    app.send_task("veil.anonymize_image", arguments, queue=UPLOADS, **options)
+    with app.connection_for_read() as connection:
+        message = connection.default_channel._get(UPLOADS)
+    app.close()
+    return json.loads(json.dumps(message))
+
+
+MESSAGE = sent("s3://raw/a.jpg")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        MESSAGE,
+        sent("s3://raw/Grüße 🙂.jpg", "s3://clean/b.jpg"),
+        sent(kwargs={"source": "s3://raw/a.jpg"}),
+        sent("s3://raw/a.jpg", countdown=5, retries=3, time_limit=10, priority=3, expires=60),
+        sent(),
+        sent({"any": ["json", None, 1.5]}),
+    ],
+)
+def test_what_celery_sends_has_no_defect(message):
+    assert defect(message) is None
+
+
+def changed(path, value):
+    message = copy.deepcopy(MESSAGE)
+    *above, last = path.split("/")
+    place = message
+    for name in above:
+        place = place[name]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[last] = value
+    return message
+
+
+def body(content):
+    return base64.b64encode(content if isinstance(content, bytes) else json.dumps(content).encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("body", KeyError),
+        ("body", None),
+        ("body", "not base64!"),
+        ("body", body(b"not JSON")),
+        ("body", body(b"\xff\xfe")),
+        ("body", body(b"[" * 100_000)),
+        ("body", body({"args": []})),
+        ("body", body([])),
+        ("body", body([[], {}])),
+        ("body", body(["text", {}, None])),
+        ("body", body([[], [], None])),
+        ("headers", KeyError),
+        ("headers", None),
+        ("headers", []),
+        ("headers/task", KeyError),
+        ("headers/task", 5),
+        ("headers/id", None),
+        ("headers/retries", "many"),
+        ("headers/retries", -1),
+        ("headers/timelimit", [1]),
+        ("headers/timelimit", "soon"),
+        ("properties", KeyError),
+        ("properties/delivery_tag", KeyError),
+        ("properties/delivery_tag", 5),
+        ("properties/delivery_info", None),
+        ("properties/body_encoding", KeyError),
+        ("properties/body_encoding", "utf-8"),
+        ("content-type", "application/x-python-serialize"),
+        ("content-type", "application/x-yaml"),
+        ("content-type", None),
+        ("content-encoding", "binary"),
+    ],
+)
+def test_a_message_that_cannot_be_delivered_is_named_by_its_defect(path, value):
+    reason = defect(changed(path, value))
+    assert reason is not None
+    assert path == "body" or path.split("/")[-1] in reason
+    assert len(reason.splitlines()) == 1
+
+
+@given(JSON)
+def test_any_other_json_is_junk_in_one_bounded_line(value):
+    reason = defect(value)
+    assert reason
+    assert len(reason.splitlines()) == 1
+    assert len(reason) < 300
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["body", "headers", "properties", "content-type", "headers/id", "headers/x", "properties/x", "x"]),
+    JSON | st.text().map(body) | JSON.map(body),
+)
+def test_a_changed_message_has_a_defect_or_none_and_never_raises(path, value):
+    reason = defect(changed(path, value))
+    assert reason is None or len(reason.splitlines()) == 1
