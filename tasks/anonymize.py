@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
 
+FIELDS = tuple(AnonymizeRequest.model_fields)  # in the order of positional arguments
+
 log = structlog.get_logger("veil")
 
 
@@ -33,20 +36,19 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
 
 
 @app.task(bind=True, name="veil.anonymize_image", max_retries=MAX_RETRIES, throws=(VeilError,))
-def anonymize_image(
-    self: Task, /, source: Any = None, destination: Any = None, *extra: Any, **unknown: Any
-) -> dict[str, Any]:
-    """Anonymize the picture at `source` (``s3://bucket/key``) and store it.
+def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, Any]:
+    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None)``.
 
-    `destination` is the output's address below the route's destination; by default the source's key there.
-    The result is an AnonymizeReport as a dict. A message is not trusted to fit the signature: whatever it
-    holds is taken here and refused by name.
+    `source` is its address, ``s3://bucket/key``; `destination` is the output's address below the route's
+    destination, by default the source's key there. The result is an AnonymizeReport as a dict. A message is
+    not trusted to fit a signature: whatever it holds is taken here and refused by name.
     """
     started = time.monotonic()
+    fields = _fields(arguments, named)
+    source, destination = fields.get("source"), fields.get("destination")
     bound = log.bind(source=_readable(source), task_id=self.request.id)
     try:
-        surplus = unknown | {f"argument_{i}": value for i, value in enumerate(extra)}
-        request = AnonymizeRequest.parse(source=source, destination=destination, **surplus)
+        request = AnonymizeRequest.parse(**fields)
         report: dict[str, Any] = self.app.pipeline.run(request, on_stage=partial(_send_stage, self)).to_json()
     except Transient as error:
         if self.request.retries < MAX_RETRIES:
@@ -64,9 +66,18 @@ def anonymize_image(
         _set_aside(self, source, destination, error)
         bound.exception("bug", error=type(error).__name__)
         raise
-    _clear(self, source)
+    _clear(self, str(request.source))
     bound.info(report["status"], total=round(time.monotonic() - started, 3), **_loggable(report))
     return report
+
+
+def _fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request given by position or by name; what is none, or given twice, keeps a name to refuse."""
+    names = [*FIELDS, *(f"argument {i}" for i in range(len(FIELDS) + 1, len(arguments) + 1))]
+    fields = dict(zip(names, arguments, strict=False))
+    for name, value in named.items():
+        fields[f"{name} (again)" if name in fields else name] = value
+    return fields
 
 
 def _retry(task: Task, error: Transient, pause: float) -> NoReturn:

@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from celery import Celery, bootsteps
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from tasks.errors import VeilError
 from tasks.settings import VISIBILITY_SECONDS, Settings
@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> Celery:
         result_serializer="json",
         accept_content=["json"],
         result_accept_content=["json"],
-        task_queues=[Queue(name) for name in QUEUES],
+        task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         task_default_queue=UPLOADS,
         task_create_missing_queues=False,
         # At least once: a message is acknowledged after its picture, and a worker holds few of them.

@@ -3,7 +3,8 @@
     VeilError
       Transient             try again later: the picture is fine, a server is not
         StorageUnavailable    S3 is down, slow or throttling
-        DetectorUnavailable   the detector did not answer within its deadline
+        DetectorUnavailable   the detector did not answer within its deadline, or its device is out of memory
+        QueueUnavailable      Redis can't be reached, or refuses us
       Permanent             trying again changes nothing: somebody has to look
         InvalidRequest        the message is not a valid request
         BucketNotAllowed      the message names a place outside the routes
@@ -42,6 +43,10 @@ class StorageUnavailable(Transient):
 
 class DetectorUnavailable(Transient):
     """The detector did not answer within its deadline."""
+
+
+class QueueUnavailable(Transient):
+    """Redis can't be reached, or refuses us."""
 
 
 class Permanent(VeilError):

@@ -242,6 +242,7 @@ NO_CREDENTIALS = (
     vendor.MetadataRetrievalError,
     vendor.LoginError,
     vendor.ProfileNotFound,
+    RuntimeError,  # botocore's word for refreshed credentials that have expired already
 )
 
 
@@ -251,7 +252,7 @@ def _translated(place: ObjectUri | PrefixUri) -> Iterator[None]:
         yield
     except VeilError:
         raise
-    except (vendor.BotoCoreError, vendor.ClientError, *UNREACHABLE) as error:
+    except (vendor.BotoCoreError, vendor.ClientError, *UNREACHABLE, *NO_CREDENTIALS) as error:
         raise translate(error, place) from error
 
 
@@ -274,8 +275,10 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         return ObjectNotFound(f"{place}: the bucket does not exist")
     if code in MISSING or (not code and status == 404):
         return ObjectNotFound(f"{place} does not exist")
-    if code in DENIED or status in (401, 403):
-        return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
     if code in LATER or status in (408, 429) or status >= 500:
         return StorageUnavailable(f"{place}: S3 answers {status or ''} {code}")
+    if code == "InvalidObjectState":
+        return StorageRejected(f"{place} is archived: restore it first")
+    if code in DENIED or status in (401, 403):
+        return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
     return StorageRejected(f"{place}: S3 answers {status or ''} {code}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tasks.errors import DetectionFailed, DetectorUnavailable
+from tasks.errors import DetectionFailed, DetectorUnavailable, VeilError
 from worker.detector import Detections, Pixels
 
 Predict = Callable[[Pixels], Sequence[Detections]]
@@ -99,11 +99,17 @@ class Batcher:
                 _succeed(entry, detections)
         except Exception as error:
             if len(batch) == 1:
-                reason = str(error).splitlines()[0] if str(error) else ""
-                _fail(batch[0], DetectionFailed(f"the model failed: {type(error).__name__}: {reason:.200}"))
+                _fail(batch[0], _named(error))
                 return
             for entry in batch:
                 self._answer([entry])
+
+
+def _named(error: Exception) -> VeilError:
+    if isinstance(error, VeilError):
+        return error
+    reason = str(error).splitlines()[0] if str(error) else ""
+    return DetectionFailed(f"the model failed: {type(error).__name__}: {reason:.200}")
 
 
 def _succeed(entry: _Waiting, detections: Detections) -> None:

@@ -93,7 +93,7 @@ class ScaledDetector:
         canvas = np.full((*canvas_size, 3), PADDING, np.uint8)
         canvas[: size[1], : size[0]] = resized
         found = self.infer(canvas)
-        strong = found.scores >= self.score_threshold
+        strong = ~(found.scores < self.score_threshold)  # NaN stays, and is refused below
         back = np.array([width / size[0], height / size[1]] * 2, np.float32)
         return placed(Detections(found.boxes_xyxy[strong] * back, found.scores[strong]))
 
@@ -103,10 +103,10 @@ def _padded(side: int) -> int:
 
 
 def placed(detections: Detections) -> Detections:
-    """`detections` as they are; DetectionFailed if a box is no place in a picture, which can't be hidden."""
+    """`detections` as they are; DetectionFailed if one has no place in a picture or no score."""
     boxes = detections.boxes_xyxy
-    if not (boxes[:, :2] <= boxes[:, 2:]).all():  # not so for NaN either
-        raise DetectionFailed("the detector returned a box that ends before it starts, or whose sides are no numbers")
+    if np.isnan(detections.scores).any() or not (boxes[:, :2] <= boxes[:, 2:]).all():  # not so for NaN either
+        raise DetectionFailed("the detector returned a box that ends before it starts, or something that is no number")
     return detections
 
 

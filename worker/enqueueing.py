@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from celery.result import AsyncResult
@@ -15,17 +16,13 @@ from rich.console import Console
 
 from tasks.anonymize import anonymize_image
 from tasks.app import app
-from tasks.errors import VeilError
+from tasks.errors import QueueUnavailable
 from tasks.s3 import ObjectStore, ObjectUri, PrefixUri
 from tasks.settings import Settings
 from worker.progress import progress_bar
 
 POLL_SECONDS = 0.2
 POLLED_AT_ONCE = 500
-
-
-class QueueUnavailable(VeilError):
-    """Redis can't be reached or refuses us."""
 
 
 @contextmanager
@@ -53,7 +50,7 @@ def run(
         app.backend.client.ping()  # Celery itself would try for 20 s, and end in a RuntimeError
     with connected(), progress_bar("enqueued") as bar:
         results: dict[str, str] = {}
-        for source in (*sources, *listed) if not prefix else _chain(sources, listed):
+        for source in chain(sources, listed):
             result = anonymize_image.apply_async((str(source),), queue=queue, retry=False)
             results[result.id] = str(source)
             bar.advance()
@@ -62,11 +59,6 @@ def run(
     if not results:
         print("veil: nothing to enqueue", file=sys.stderr)
     return _wait(results, timeout, as_json) if wait else 0
-
-
-def _chain(first: Iterable[ObjectUri], second: Iterable[ObjectUri]) -> Iterator[ObjectUri]:
-    yield from first
-    yield from second
 
 
 def _print_queued(source: ObjectUri, task_id: str, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.detector import Pixels
@@ -20,6 +20,25 @@ CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 NAMED_FORMATS = ("GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "ICO", "PSD", "PPM", "TGA")  # known, not handled
 WEBP_QUALITY = 90  # a lossy WebP does not say which quality it was written with
 PROGRESSIVE = "progressive"
+ORIENTATION = 0x0112  # EXIF 2.32, table 4
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+WHITE_PERCENTILE = 99.5
+BLACK: dict[str, tuple[int, ...]] = {
+    "L": (0,),
+    "LA": (0, 255),
+    "RGB": (0, 0, 0),
+    "RGBA": (0, 0, 0, 255),
+    "CMYK": (0, 0, 0, 255),
+    "I;16": (0,),
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +66,20 @@ class Picture:
     def content_type(self) -> str:
         return CONTENT_TYPES[self.format]
 
+    @property
+    def black(self) -> tuple[int, ...]:
+        """The value of an opaque black pixel, one number a channel."""
+        return BLACK[self.mode]
+
     def views(self) -> Iterator[Pixels]:
         """What an eye may see of the picture, each uint8 RGB [h, w, 3]: where faces are looked for.
 
         A picture with transparency is looked at twice: its colours alone, which a tool can lay bare, and on white.
         """
         if self.mode == "I;16":
-            brightest = max(int(self.pixels.max()), 1)
-            gray = (self.pixels.astype(np.float32) * (255 / brightest)).astype(np.uint8)
+            # White is what nearly all pixels stay below: a few hot ones must not darken the rest.
+            brightest = max(float(np.percentile(self.pixels, WHITE_PERCENTILE)), 1.0)
+            gray = (self.pixels.astype(np.float32) * (255 / brightest)).clip(0, 255).astype(np.uint8)
             yield np.repeat(gray[..., None], 3, axis=2)
             return
         image = Image.fromarray(self.pixels, self.mode) if self.mode == "CMYK" else Image.fromarray(self.pixels)
@@ -91,8 +116,7 @@ def decode(content: bytes, max_pixels: int) -> Picture:
     encoding = _encoding(image, content)
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        pixels, mode = _pixels(upright)
+        pixels, mode = _pixels(_upright(image))
     except UnsupportedImage:
         raise
     except MemoryError:
@@ -131,8 +155,19 @@ def _open(content: bytes) -> Any:
     try:
         other = Image.open(io.BytesIO(content), formats=NAMED_FORMATS)
     except Exception:
+        if content[4:8] == b"ftyp":
+            raise UnsupportedImage("HEIC, AVIF and videos are not handled: use JPEG, PNG or WebP") from None
         raise UnreadableImage("not a picture, or damaged from its first bytes") from None
     raise UnsupportedImage(f"{other.format} pictures are not handled: use JPEG, PNG or WebP")
+
+
+def _upright(image: Any) -> Any:
+    """`image` as it is meant to be seen. EXIF that can't be read turns nothing, in a viewer as here."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _first_line(error: Exception) -> str:

@@ -96,11 +96,20 @@ def _files(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path, bool]]
         if not path.is_dir():
             yield path, Path(path.name), True
             continue
-        for folder, folders, names in os.walk(path):
+        for folder, folders, names in os.walk(path, onerror=_refuse):
             folders[:] = sorted(n for n in folders if not n.startswith(".") and (Path(folder) / n).resolve() != output)
             for name in sorted(names):
-                if not name.startswith("."):
+                if not name.startswith(".") and not _is_special(Path(folder) / name):
                     yield Path(folder) / name, (Path(folder) / name).relative_to(path), False
+
+
+def _refuse(error: OSError) -> None:
+    raise OutputFailed(f"{error.filename} can't be read ({error.strerror}): nothing was done")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether `path` is a pipe, a socket or a device, which would be waited for; a broken link is not."""
+    return path.exists() and not path.is_file()
 
 
 def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int) -> Outcome:

@@ -34,6 +34,9 @@ def configure(form: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("veil").setLevel(logging.INFO)
+    # Libraries warn of odd pictures in prose; what matters of a picture is in its outcome.
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)
     for name in ("celery.worker", "celery.apps.worker", "kombu"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # With a receiver on this signal Celery leaves logging alone.

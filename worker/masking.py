@@ -1,6 +1,6 @@
 """Pure functions on pixels: which region of a face is hidden, and how."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,12 @@ def regions(boxes_xyxy: Boxes, style: MaskStyle, width: int, height: int) -> NDA
     return rectangles[(rectangles[:, 2] > rectangles[:, 0]) & (rectangles[:, 3] > rectangles[:, 1])]
 
 
-def hide(picture: Image, boxes_xyxy: Boxes, style: MaskStyle) -> Image:
+def hide(picture: Image, boxes_xyxy: Boxes, style: MaskStyle, black: int | Sequence[int] = 0) -> Image:
     """A copy of `picture` with every face hidden.
 
     `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `boxes_xyxy` is float32 [n, 4] in its
-    pixels. Overlapping and touching regions are hidden as one, and no region is filled from pixels of another.
+    pixels; `black` is a black pixel, one number or one a channel. Overlapping and touching regions are hidden
+    as one, and no region is filled from pixels of another.
     """
     height, width = picture.shape[:2]
     rectangles = regions(boxes_xyxy, style, width, height)
@@ -57,7 +58,7 @@ def hide(picture: Image, boxes_xyxy: Boxes, style: MaskStyle) -> Image:
         own = np.zeros((y2 - y1, x2 - x1), bool)
         for left, top, right, bottom in group:
             own[top - y1 : bottom - y1, left - x1 : right - x1] = True
-        filled = METHODS[style.method](picture[y1:y2, x1:x2], covered[y1:y2, x1:x2])
+        filled = METHODS[style.method](picture[y1:y2, x1:x2], covered[y1:y2, x1:x2], black)
         result[y1:y2, x1:x2][own] = filled[own]
     return result
 
@@ -79,12 +80,15 @@ def _touching(rectangles: NDArray[np.intp]) -> list[NDArray[np.intp]]:
     return [rectangles[group] for group in groups]
 
 
-def surround(crop: Image, covered: NDArray[np.bool_]) -> Image:
+def surround(crop: Image, covered: NDArray[np.bool_], black: int | Sequence[int]) -> Image:
     """`crop` with the `covered` pixels filled smoothly from the others; nothing of a covered pixel is used.
 
     Pull-push interpolation (Gortler et al., "The Lumigraph", SIGGRAPH 1996, section 3.4): average what is
-    known while halving, then fill what is not while doubling. Cost is linear in the pixels of the crop.
+    known while halving, then fill what is not while doubling. Cost is linear in the pixels of the crop. A crop
+    that is covered whole becomes `black`.
     """
+    if covered.all():
+        return fill(crop, covered, black)
     weight = (~covered).astype(np.float32)
     planes = crop.reshape(*crop.shape[:2], -1).astype(np.float32)
     filled = _pull_push(planes * weight[..., None], weight)
@@ -97,7 +101,7 @@ def _pull_push(weighted: Image, weight: Image) -> Image:
     height, width = weight.shape
     known = weighted / np.maximum(weight, 1e-6)[..., None]
     if weight.min() >= 1 or height * width == 1:
-        return known if weight.max() > 0 else np.full_like(known, GRAY)
+        return known
     odd = height % 2, width % 2
     pad = ((0, odd[0]), (0, odd[1]))
     half = (weight.shape[1] + odd[1]) // 2, (weight.shape[0] + odd[0]) // 2
@@ -116,14 +120,14 @@ def _halve(values: Image, size: tuple[int, int]) -> Image:
     return smaller.reshape(size[1], size[0], *values.shape[2:])
 
 
-GRAY = 127.0  # where no pixel around is known: the region is the whole picture
-
-
-def fill(crop: Image, covered: NDArray[np.bool_]) -> Image:
+def fill(crop: Image, covered: NDArray[np.bool_], black: int | Sequence[int]) -> Image:
     """`crop` with the `covered` pixels black."""
     result = crop.copy()
-    result[covered] = 0
+    result[covered] = black
     return result
 
 
-METHODS: dict[str, Callable[[Image, NDArray[np.bool_]], Image]] = {"surround": surround, "fill": fill}
+METHODS: dict[str, Callable[[Image, NDArray[np.bool_], int | Sequence[int]], Image]] = {
+    "surround": surround,
+    "fill": fill,
+}

@@ -141,7 +141,7 @@ class Pipeline:
         with watch.stage("detect", "detecting"):
             detections = self._detect(picture)
         with watch.stage("mask", "masking"):
-            pixels = masking.hide(picture.pixels, detections.boxes_xyxy, self._style)
+            pixels = masking.hide(picture.pixels, detections.boxes_xyxy, self._style, picture.black)
         held = self._hold_without_faces and not len(detections)
         with watch.stage("encode", "encoding"):
             encoded = None if held else images.encode(picture, pixels)

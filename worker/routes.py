@@ -7,7 +7,7 @@ from typing import Self
 
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.messages import AnonymizeRequest
-from tasks.s3 import ObjectUri, PrefixUri
+from tasks.s3 import MAX_KEY_BYTES, ObjectUri, PrefixUri
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,7 @@ def destination(request: AnonymizeRequest, routes: Sequence[Route]) -> ObjectUri
             target = request.destination or route.destination.join(route.source.relative(request.source))
             if not route.destination.contains(target):
                 raise BucketNotAllowed(f"{target} is outside {route.destination}, where VEIL_ROUTES lets outputs go")
+            if len(target.key.encode()) > MAX_KEY_BYTES:
+                raise InvalidRequest(f"the output's key {target.key!r:.100}… is longer than {MAX_KEY_BYTES} bytes")
             return target
     raise BucketNotAllowed(f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.errors import ModelInvalid
+from tasks.errors import DetectorUnavailable, ModelInvalid
 from worker.detector import Detections, Pixels
 from worker.tf import tf
 
@@ -58,10 +58,17 @@ class SavedModel:
         return self.device.startswith("GPU")
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
-        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3]."""
+        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3].
+
+        Raises DetectorUnavailable when the device's memory is full, which passes.
+        """
         if self._one_at_a_time and len(batch) > 1:
             return [self.predict(batch[i : i + 1])[0] for i in range(len(batch))]
-        answer = {name: value.numpy() for name, value in self._call(**{self._input: tf.constant(batch)}).items()}
+        try:
+            returned = self._call(**{self._input: tf.constant(batch)})
+            answer = {name: returned[name].numpy() for name in OUTPUTS}
+        except tf.errors.ResourceExhaustedError:
+            raise DetectorUnavailable(f"no memory left on the {self.device}: lower VEIL_BATCH_SIZE") from None
         side = np.array(batch.shape[1:3] * 2, np.float32)
         found = []
         for i in range(len(batch)):

@@ -20,6 +20,7 @@ class WorkerSettings(Settings):
 
     routes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("s3://raw=s3://clean",),
+        min_length=1,
         description="Where pictures may be read and where their outputs go, `s3://SOURCE=s3://DESTINATION`, "
         "comma-separated. A message that names any other place is refused.",
     )

@@ -208,3 +208,11 @@ def test_a_canvas_is_not_modified():
     with batcher(Model().predict) as running:
         running.infer(pixels)
     assert np.array_equal(pixels, canvas(5))
+
+
+def test_an_error_that_says_who_must_act_is_passed_on_as_it_is():
+    def full(batch):
+        raise DetectorUnavailable("no memory left")
+
+    with batcher(full) as one, pytest.raises(DetectorUnavailable, match="no memory left"):
+        one.infer(canvas(1))

@@ -303,3 +303,11 @@ def test_sides_are_padded_to_the_next_multiple_and_not_further():
         detector(model, scales=(10_000,), max_enlargement=1).detect(picture(side, side, (0, 0, 1, 1)))
     assert [c.shape[0] for c in model.canvases] == [MULTIPLE, MULTIPLE, 2 * MULTIPLE]
     assert math.gcd(*(c.shape[0] for c in model.canvases)) == MULTIPLE
+
+
+def test_a_score_that_is_no_number_is_an_error_and_not_a_picture_without_that_face():
+    def infer(canvas):
+        return Detections(np.array([[1, 1, 9, 9]], np.float32), np.array([np.nan], np.float32))
+
+    with pytest.raises(DetectionFailed):
+        ScaledDetector(infer, [64], 2.0, 0.5).detect(np.zeros((64, 64, 3), np.uint8))

@@ -545,3 +545,24 @@ def test_noise_behind_a_pictures_first_bytes_is_an_error_with_a_name(seed):
         for size in (0, 3, 50, 400):
             with pytest.raises(VeilError):
                 images.decode(start + chance.bytes(size), 10**6)
+
+
+def test_a_few_hot_pixels_do_not_darken_a_16_bit_picture():
+    pixels = np.tile(np.linspace(0, 4095, 200).astype(np.uint16), (100, 1))
+    pixels[50, 50] = 65535
+    (view,) = images.decode(written(Image.fromarray(pixels), "PNG"), 10**6).views()
+    assert view.max() == 255
+    assert np.median(view) > 100
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # of Pillow's, which goes on
+def test_exif_that_cannot_be_read_does_not_cost_the_picture():
+    content = written(scene(), "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
+    assert images.decode(content, 10**6).pixels.shape == (60, 90, 3)
+
+
+@pytest.mark.parametrize("mode", list(images.BLACK))
+def test_black_is_opaque_black_in_every_mode(mode):
+    image = Image.new(mode, (1, 1), images.BLACK[mode] if len(images.BLACK[mode]) > 1 else images.BLACK[mode][0])
+    assert image.convert("RGB").getpixel((0, 0)) == (0, 0, 0)
+    assert image.getchannel("A").getpixel((0, 0)) == 255 if mode in ("LA", "RGBA") else True

@@ -1,6 +1,7 @@
 """Local files: which are taken, where outputs go, that no source is replaced, and that one bad file ends nothing."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_a_file_without_faces_is_held_by_setting_and_nothing_is_written(folder, 
         ("a.jpg", b"not a picture", "UnreadableImage"),
         ("a.jpg", picture()[:-40], "UnreadableImage"),
         ("a.jpg", b"", "EmptyObject"),
-        ("a.HEIC", b"\0\0\0\x18ftypheic" + bytes(40), "UnreadableImage"),
+        ("a.HEIC", b"\0\0\0\x18ftypheic" + bytes(40), "UnsupportedImage"),
         ("a.gif", picture("GIF"), "UnsupportedImage"),
         ("a.dat", picture("GIF"), "UnsupportedImage"),
         ("a.jpg", picture("BMP") + bytes(10**6), "ImageTooLarge"),
@@ -267,3 +268,9 @@ def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
     write_atomically(tmp_path / "a.jpg", b"new")
     assert (tmp_path / "original.jpg").read_bytes() == b"original"
     assert (tmp_path / "a.jpg").read_bytes() == b"new"
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):
+    source = folder("in", {"a.jpg": b""})
+    os.mkfifo(source / "pipe.jpg")
+    assert targets([source], tmp_path / "out") == {f"{source}/a.jpg": "a.jpg"}

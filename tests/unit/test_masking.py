@@ -265,3 +265,10 @@ def test_a_face_at_every_edge_and_corner_is_hidden():
     picture = np.full((60, 60, 3), 90, np.uint8)
     picture[covered(picture, some, style)] = 255
     assert (hide(picture, some, style) == 90).all()
+
+
+def test_fill_paints_the_black_it_is_given():
+    clear = np.full((20, 20, 4), 200, np.uint8)
+    hidden = hide(clear, np.array([[5, 5, 15, 15]], np.float32), MaskStyle("fill", 1.0, 0.0), black=(0, 0, 0, 255))
+    assert hidden[10, 10].tolist() == [0, 0, 0, 255]
+    assert hidden[0, 0].tolist() == [200] * 4

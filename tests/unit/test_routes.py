@@ -185,3 +185,10 @@ def test_a_chosen_destination_equal_to_a_key_elsewhere_is_not_normalised_into_th
     with pytest.raises(BucketNotAllowed):
         destination(request("s3://mixed/in/a.jpg", "s3://mixed/in/../out/a.jpg"), TABLE)
     assert destination(request("s3://raw/../a.jpg"), TABLE) == ObjectUri("clean", "../a.jpg")
+
+
+def test_an_output_whose_key_would_be_too_long_is_refused_before_any_work():
+    table = [Route.parse("s3://raw=s3://clean/" + "p" * 40)]
+    assert destination(request("s3://raw/" + "k" * 900), table)
+    with pytest.raises(InvalidRequest, match="longer than 1024 bytes"):
+        destination(request("s3://raw/" + "k" * 1000), table)

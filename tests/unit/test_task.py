@@ -11,11 +11,14 @@ from tasks.anonymize import (
     FIRST_BACKOFF_SECONDS,
     LONGEST_BACKOFF_SECONDS,
     MAX_RETRIES,
+    _fields,
     _readable,
     anonymize_image,
     backoff_seconds,
 )
 from tasks.app import BACKFILL, QUEUES, UPLOADS, app, create_app
+from tasks.errors import InvalidRequest
+from tasks.messages import AnonymizeRequest
 from tasks.settings import VISIBILITY_SECONDS, Settings
 
 
@@ -57,9 +60,20 @@ NAMES = st.text() | st.sampled_from(["self", "task", "argument_0", "args", "kwar
 
 @given(st.lists(JSON, max_size=5), st.dictionaries(NAMES, JSON, max_size=3))
 def test_any_arguments_are_taken_in_so_that_they_can_be_refused_by_name(arguments, named):
-    bound = inspect.signature(anonymize_image.run).bind(*arguments, **named)
-    assert [*bound.args] == arguments
-    assert bound.arguments.get("unknown", {}) == named
+    inspect.signature(anonymize_image.run).bind(*arguments, **named)
+    fields = _fields(arguments, named)
+    assert sorted(map(repr, fields.values())) == sorted(map(repr, [*arguments, *named.values()]))
+
+
+def test_what_is_given_by_position_and_by_name_is_refused():
+    assert _fields(["s3://raw/a"], {"destination": "s3://clean/b"}) == {
+        "source": "s3://raw/a",
+        "destination": "s3://clean/b",
+    }
+    with pytest.raises(InvalidRequest, match="again"):
+        AnonymizeRequest.parse(**_fields(["s3://raw/a.jpg"], {"source": "s3://raw/b.jpg"}))
+    with pytest.raises(InvalidRequest, match="argument 3"):
+        AnonymizeRequest.parse(**_fields(["s3://raw/a.jpg", None, "s3://raw/b.jpg"], {}))
 
 
 @given(st.text() | st.integers() | st.lists(st.text()) | st.dictionaries(st.text(), st.text()))
@@ -77,6 +91,8 @@ def test_the_longest_address_is_shown_whole():
 def test_uploads_come_before_backfill():
     assert QUEUES == (UPLOADS, BACKFILL)
     assert [queue.name for queue in app.conf.task_queues] == list(QUEUES)
+    # A queue of its own key: with the default one, a message for one queue would reach both.
+    assert [(queue.exchange.name, queue.routing_key) for queue in app.conf.task_queues] == [(q, q) for q in QUEUES]
     assert app.conf.broker_transport_options["queue_order_strategy"] == "priority"
     assert app.conf.task_default_queue == UPLOADS
 
