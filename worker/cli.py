@@ -50,7 +50,7 @@ def worker() -> None:
 
     # The pipeline is built by a step of the Celery worker, before it takes a message: see tasks.app.
     starting = celery.Worker(
-        pool="threads", concurrency=settings.concurrency, queues=",".join(QUEUES), loglevel="WARNING"
+        pool="threads", concurrency=settings.concurrency, queues=",".join(QUEUES), loglevel="WARNING", quiet=True
     )
     starting.start()
     sys.exit(starting.exitcode)

@@ -23,5 +23,5 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
     """A bar for `total` things, or a counter if their number is not known."""
     console = Console(stderr=True)
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as progress:
         yield Bar(progress, progress.add_task(what, total=total))

@@ -1,0 +1,19 @@
+"""Make the buckets that VEIL_ROUTES names, where they are missing."""
+
+import boto3
+from botocore.config import Config
+
+from worker.settings import WorkerSettings
+
+settings = WorkerSettings.load()
+s3 = boto3.client(
+    "s3",
+    endpoint_url=settings.s3_endpoint,
+    region_name=settings.s3_region,
+    config=Config(s3={"addressing_style": "path"}),
+)
+existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+wanted = {place.bucket for route in settings.parsed_routes() for place in (route.source, route.destination)}
+for name in sorted(wanted - existing):
+    s3.create_bucket(Bucket=name)
+    print(f"made bucket {name}", flush=True)
