@@ -117,7 +117,7 @@ def _cache() -> Path:
 @contextmanager
 def started(keep: bool) -> Iterator[Stack]:
     """Redis, S3, a worker and Flower on free ports; stopped at the end, in any case but a successful KEEP=1."""
-    with ExitStack() as stopping:
+    with ExitStack() as stopping, _uninterrupted_end():
         servers: list[Server] = []
 
         def add(server: Server) -> None:
@@ -135,8 +135,8 @@ def started(keep: bool) -> Iterator[Stack]:
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).resolve())
         worker = Server("worker", [PROGRAMS / "veil", "worker"], folder / "worker.log", environment, keep)
-        worker.start()
         add(worker)
+        worker.start()
         port, password = free_port(), secrets.token_urlsafe(12)
         flower = Server(
             "flower",
@@ -150,14 +150,21 @@ def started(keep: bool) -> Iterator[Stack]:
             },
             keep,
         )
-        flower.start()
         add(flower)
+        flower.start()
         _wait_for_worker(worker)
         yield Stack(servers, s3, environment, f"http://{HOST}:{port}", password)
-        # From here on a second Ctrl-C must not interrupt the stopping.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if keep:
             stopping.pop_all()
+
+
+@contextmanager
+def _uninterrupted_end() -> Iterator[None]:
+    """From the end of the block on, a second Ctrl-C must not interrupt the stopping of what it started."""
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _wait_for_worker(worker: Server) -> None:

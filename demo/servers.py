@@ -205,9 +205,9 @@ def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False) -> S3:
         str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}",
         f"-s3.port={port}", f"-s3.config={config}", f"-master.port={free_port()}", f"-volume.port={free_port()}",
         f"-filer.port={free_port()}", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
-        "-master.telemetry=false", "-s3.autoCreateBucket=false",
+        "-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.localSocket=s3.sock",
     ]  # fmt: skip
-    # The sockets that it leaves behind go to its own folder.
+    # What it leaves behind goes to its own folder, where it runs; by default its socket would stay in /tmp.
     server = Server("s3", command, folder / "s3.log", {"TMPDIR": str(folder)}, kept)
     server.start()
     started = S3(server, f"http://{HOST}:{port}", access_key, secret_key)
@@ -228,13 +228,20 @@ def _make_buckets(client: Any, buckets: Sequence[str]) -> None:
 
 def _wait(server: Server, probe: Any, errors: tuple[type[Exception], ...]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        server.check_alive()
-        try:
-            probe()
-            return
-        except errors as error:
+    try:
+        while not _answers(probe, errors):
+            server.check_alive()
             if time.monotonic() > deadline:
-                server.stop()
-                raise ServerFailed(f"{server.name} did not answer in {START_SECONDS} s: {error}") from None
+                raise ServerFailed(f"{server.name} did not answer in {START_SECONDS} s (see {server.log})")
             time.sleep(0.1)
+    except BaseException:
+        server.stop()  # nobody else knows of it yet
+        raise
+
+
+def _answers(probe: Any, errors: tuple[type[Exception], ...]) -> bool:
+    try:
+        probe()
+    except errors:
+        return False
+    return True

@@ -1,0 +1,149 @@
+"""`veil anonymize` on a folder of pictures, as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+KEYS = ["source", "output", "status", "faces", "boxes_xyxy", "scores", "error", "message", "seconds"]
+
+
+def lines(done):
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory, samples):
+    """A folder in folders with good pictures, two bad ones and a file that is none."""
+    root = tmp_path_factory.mktemp("album")
+    for name in ("a.jpg", "deep/b.png", "deep/er/ü +%.webp"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(samples["astronaut.png"]) as image:
+            image.crop((100, 0, 360, 260)).save(root / name)
+    whole = samples["admiral.jpg"].read_bytes()
+    (root / "deep/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.png").touch()
+    (root / "notes.txt").write_text("not a picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run_on_album(veil, album, tmp_path_factory):
+    output = tmp_path_factory.mktemp("work") / "made" / "output"
+    return veil("anonymize", album, "--output", output, "--json"), output
+
+
+def test_bad_files_fail_by_name_and_the_others_are_done(run_on_album, album):
+    done, _ = run_on_album
+
+    outcomes = {outcome["source"]: outcome for outcome in lines(done)}
+
+    assert done.returncode == 1
+    assert {source.removeprefix(f"{album}/"): outcome["status"] for source, outcome in outcomes.items()} == {
+        "a.jpg": "anonymized",
+        "deep/b.png": "anonymized",
+        "deep/er/ü +%.webp": "anonymized",
+        "deep/cut.jpg": "failed",
+        "empty.png": "failed",
+        "notes.txt": "ignored",
+    }
+    assert outcomes[str(album / "deep/cut.jpg")]["error"] == "UnreadableImage"
+    assert outcomes[str(album / "empty.png")]["error"] == "EmptyObject"
+    for outcome in outcomes.values():
+        if outcome["status"] != "anonymized":
+            assert outcome["output"] is None
+            assert len(outcome["message"].splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "3 anonymized" in done.stderr
+    assert "2 failed" in done.stderr
+
+
+def test_the_folders_structure_is_kept_and_holds_finished_pictures_alone(run_on_album, album):
+    _, output = run_on_album
+
+    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+
+    assert files == ["a.jpg", "deep/b.png", "deep/er/ü +%.webp"]
+    for name in files:
+        with Image.open(output / name) as after, Image.open(album / name) as before:
+            assert (after.format, after.size) == (before.format, before.size)
+            assert (np.asarray(after) != np.asarray(before)).any()
+
+
+def test_every_line_is_an_object_with_the_same_keys(run_on_album):
+    done, output = run_on_album
+    outcomes = lines(done)
+
+    assert all(list(outcome) == KEYS for outcome in outcomes)
+    for outcome in outcomes:
+        assert outcome["seconds"] >= 0
+        assert outcome["faces"] == len(outcome["boxes_xyxy"]) == len(outcome["scores"])
+        if outcome["status"] == "anonymized":
+            assert outcome["error"] is None
+            assert outcome["message"] is None
+            assert outcome["faces"] == 1
+            ((x1, y1, x2, y2),) = outcome["boxes_xyxy"]
+            assert 0 <= x1 < x2 <= 260
+            assert 0 <= y1 < y2 <= 260
+            assert 0 < outcome["scores"][0] <= 1
+            assert outcome["output"].startswith(str(output))
+
+
+def test_sources_are_left_as_they_were(run_on_album, album, samples):
+    with Image.open(album / "deep/b.png") as image, Image.open(samples["astronaut.png"]) as original:
+        assert (np.asarray(image) == np.asarray(original.crop((100, 0, 360, 260)))).all()
+
+
+def test_good_pictures_alone_are_exit_code_0_and_silent_without_json(veil, album, tmp_path):
+    done = veil("anonymize", album / "a.jpg", album / "deep" / "b.png", "--output", tmp_path / "output")
+
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["a.jpg", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [("VEIL_MARGINS", "did you mean VEIL_MARGIN?"), ("VEIL_SCORE_TRESHOLD", "did you mean VEIL_SCORE_THRESHOLD?")],
+)
+def test_an_unknown_setting_is_one_line_with_the_likely_name(veil, album, tmp_path, variable, hint):
+    done = veil("anonymize", album, "--output", tmp_path / "output", environment={variable: "0.5"})
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line == f"veil: SettingsInvalid: {variable} is not a setting: {hint}"
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("VEIL_REGION", "2"), ("VEIL_METHOD", "blur"), ("VEIL_SCALES", "640,big"), ("VEIL_MAX_PIXELS", "many")],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(veil, album, tmp_path, variable, value):
+    done = veil("anonymize", album, "--output", tmp_path / "output", environment={variable: value})
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"veil: SettingsInvalid: {variable}: ")
+
+
+def test_an_output_that_would_replace_its_source_is_refused(veil, album):
+    before = (album / "a.jpg").read_bytes()
+
+    done = veil("anonymize", album, "--output", album)
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "choose another --output" in line
+    assert (album / "a.jpg").read_bytes() == before
+
+
+def test_a_path_that_is_not_there_is_exit_code_2(veil, tmp_path):
+    done = veil("anonymize", tmp_path / "missing.jpg", "--output", tmp_path / "output")
+
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "missing.jpg" in done.stderr.replace("\n", "")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,54 @@
+"""An installation without extras is a producer: it enqueues, and has neither TensorFlow nor OpenCV."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+from demo.servers import start_redis
+
+PRODUCER = """
+import json
+from importlib.util import find_spec
+from tasks import anonymize_image
+
+result = anonymize_image.delay("s3://raw/a.jpg")
+heavy = [name for name in ("tensorflow", "cv2", "numpy", "PIL", "onnx") if find_spec(name)]
+print(json.dumps({"task": result.id, "heavy": heavy}))
+"""
+
+
+def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(repository / name, source)
+    for name in ("tasks", "worker"):
+        shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pip = [environment / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # The versions are those of the lock file, so that a new release elsewhere does not fail this test; its hashes are
+    # left out, because a folder has none.
+    locked = (repository / "requirements" / "flower.txt").read_text().splitlines()
+    versions = tmp_path / "versions.txt"
+    versions.write_text("\n".join(line.rstrip("\\") for line in locked if not line.startswith(" ")))
+    subprocess.run([*pip, "-c", versions, source], check=True, timeout=240)
+    redis = start_redis(tmp_path / "redis")
+    try:
+        done = subprocess.run(
+            [environment / "bin" / "python", "-c", PRODUCER],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=60,
+            env={**os.environ, **redis.environment()},
+        )
+        answer = json.loads(done.stdout)
+        assert answer["heavy"] == []
+        (message,) = redis.client().lrange("uploads", 0, -1)
+        assert json.loads(message)["headers"]["id"] == answer["task"]
+    finally:
+        redis.server.stop()

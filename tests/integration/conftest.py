@@ -1,0 +1,366 @@
+"""Real servers for the integration tests: one Redis and one S3 for all of them, and a worker that most share."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from celery import Celery
+from celery.result import AsyncResult
+from PIL import Image
+
+from demo.servers import HOST, S3, Redis, Server, free_port, start_redis, start_s3
+from tasks import dead_letters
+from tasks.app import create_app
+from tasks.s3 import ObjectStore
+from tasks.settings import Settings
+
+RAW, CLEAN = "raw", "clean"
+# The last two lead from and to buckets that do not exist.
+ROUTES = f"s3://{RAW}=s3://{CLEAN},s3://absent=s3://{CLEAN}-absent,s3://other/in=s3://absent-outputs"
+READY_SECONDS = 90
+RESULT_SECONDS = 60
+# Small enough that a test can make a picture over them; the samples are well below.
+MAX_PIXELS = 20_000_000
+MAX_BYTES = 12 << 20
+
+
+@dataclass
+class Queue:
+    """One database of the Redis: queues, results and dead letters that nothing else sees."""
+
+    redis: Redis
+    database: int
+    app: Celery = field(init=False)
+
+    def __post_init__(self) -> None:
+        url = f"redis://{HOST}:{self.redis.port}/{self.database}"
+        self.environment = {"VEIL_REDIS_URL": url, "VEIL_REDIS_PASSWORD": self.redis.password}
+        self.app = create_app(Settings(redis_url=url, redis_password=self.redis.password))
+        self.client = self.app.backend.client
+
+    def send(self, /, *arguments: Any, **named: Any) -> AsyncResult:
+        """Enqueue with `arguments` as they are, however wrong."""
+        return self.app.send_task("veil.anonymize_image", arguments, named)
+
+    def report(self, /, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """Enqueue and wait for the report; raises what the picture failed with."""
+        return self.send(*arguments, **named).get(timeout=RESULT_SECONDS)
+
+    def outcome(self, result: AsyncResult) -> tuple[str, Any]:
+        """Wait for the end of a task: its state and its report or exception."""
+        answer = result.get(timeout=RESULT_SECONDS, propagate=False)
+        return result.state, answer
+
+    def dead(self) -> dict[str, dead_letters.DeadLetter]:
+        return {letter.source: letter for letter in dead_letters.entries(self.client)}
+
+
+def _wait_until(condition: Callable[[], Any], seconds: float = RESULT_SECONDS) -> Any:
+    """What `condition` returns once it is true; the test fails when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"nothing happened within {seconds:g} s"
+        time.sleep(0.05)
+    return value
+
+
+@dataclass
+class Bucket:
+    """One bucket, through the vendor's own client: what a user sees, whatever Veil says."""
+
+    client: Any
+    name: str
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.name}/{key}"
+
+    def put(self, key: str, content: bytes, **options: Any) -> str:
+        self.client.put_object(Bucket=self.name, Key=key, Body=content, **options)
+        return self.uri(key)
+
+    def get(self, key: str) -> bytes:
+        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def head(self, key: str) -> dict[str, Any] | None:
+        """What S3 says of an object, or None where there is none."""
+        try:
+            return self.client.head_object(Bucket=self.name, Key=key)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+
+    def open(self, key: str) -> Image.Image:
+        return Image.open(io.BytesIO(self.get(key)))
+
+    def keys(self, prefix: str) -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+
+@dataclass
+class Worker:
+    """A worker process and its log, one JSON object a line apart from Celery's banner."""
+
+    server: Server
+
+    def start(self) -> None:
+        """Start it and wait until it takes messages."""
+        before = len(self.lines("worker ready"))
+        self.server.start()
+        deadline = time.monotonic() + READY_SECONDS
+        while len(self.lines("worker ready")) == before:
+            self.server.check_alive()
+            assert time.monotonic() < deadline, f"the worker was not ready within {READY_SECONDS} s"
+            time.sleep(0.1)
+
+    @property
+    def log(self) -> str:
+        return self.server.log.read_text(errors="replace") if self.server.log.exists() else ""
+
+    @property
+    def alive(self) -> bool:
+        return self.server.process is not None and self.server.process.poll() is None
+
+    def lines(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
+        """The structured lines of the log, those of one event and with these fields."""
+        found = []
+        for text in self.log.splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if event in (None, line.get("event")) and all(line.get(k) == v for k, v in fields.items()):
+                    found.append(line)
+        return found
+
+
+@pytest.fixture(scope="session")
+def redis_server(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    started = start_redis(tmp_path_factory.mktemp("redis"))
+    yield started
+    started.server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    started = start_s3(tmp_path_factory.mktemp("s3"), (RAW, CLEAN, "other"))
+    yield started
+    started.server.stop()
+
+
+@pytest.fixture(scope="session")
+def new_queue(redis_server: Redis) -> Callable[[], Queue]:
+    """Make a queue of one's own."""
+    numbers = iter(range(16))
+    return lambda: Queue(redis_server, next(numbers))
+
+
+@pytest.fixture(scope="session")
+def queue(new_queue: Callable[[], Queue]) -> Queue:
+    """The queue of the shared worker."""
+    return new_queue()
+
+
+@pytest.fixture(scope="session")
+def _unattended(new_queue: Callable[[], Queue]) -> Queue:
+    return new_queue()
+
+
+@pytest.fixture
+def unattended(_unattended: Queue) -> Queue:
+    """A queue that no worker reads, empty."""
+    _unattended.client.flushdb()
+    return _unattended
+
+
+@pytest.fixture(scope="session")
+def raw(s3: S3) -> Bucket:
+    return Bucket(s3.client(), RAW)
+
+
+@pytest.fixture(scope="session")
+def clean(s3: S3) -> Bucket:
+    return Bucket(s3.client(), CLEAN)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> str:
+    """A prefix for the keys of one test."""
+    return f"{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}/"
+
+
+@pytest.fixture(scope="session")
+def environment(queue: Queue, s3: S3) -> dict[str, str]:
+    """What producers and workers at the shared queue are told."""
+    return {
+        **queue.environment,
+        **s3.environment(),
+        "VEIL_ROUTES": ROUTES,
+        "VEIL_MAX_PIXELS": str(MAX_PIXELS),
+        "VEIL_MAX_BYTES": str(MAX_BYTES),
+        "VEIL_CONCURRENCY": "2",
+    }
+
+
+@pytest.fixture(scope="session")
+def worker_settings(s3: S3) -> Callable[[Queue], dict[str, str]]:
+    """The whole environment of a worker at a queue, for a process that is expected to end by itself."""
+
+    def settings(queue: Queue) -> dict[str, str]:
+        return {
+            **os.environ,
+            **queue.environment,
+            **s3.environment(),
+            "VEIL_ROUTES": ROUTES,
+            # Celery warns root, in several lines, and containers run the tests as root.
+            "PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges",
+        }
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Start a worker by its command and hold it for the length of a ``with``."""
+
+    @contextlib.contextmanager
+    def start(command: list[Any], environment: dict[str, str]) -> Iterator[Worker]:
+        started = Worker(Server("worker", command, tmp_path_factory.mktemp("worker") / "worker.log", environment))
+        try:
+            started.start()
+            yield started
+        finally:
+            started.server.stop()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def shared_worker(environment: dict[str, str], programs: Path, start_worker: Callable[..., Any]) -> Iterator[Worker]:
+    with start_worker([programs / "veil", "worker"], environment) as started:
+        yield started
+
+
+@pytest.fixture
+def worker(shared_worker: Worker) -> Iterator[Worker]:
+    """``veil worker`` on the shared queue. A test that ends it fails, and the next one gets a new one."""
+    if not shared_worker.alive:
+        shared_worker.start()
+    yield shared_worker
+    shared_worker.server.check_alive()
+
+
+@pytest.fixture(scope="session")
+def store_at() -> Callable[..., ObjectStore]:
+    """Connect an ObjectStore, as a worker does, to `endpoint` with the keys of `s3`, or with others."""
+
+    def connect(s3: S3, endpoint: str | None = None, secret: str | None = None, **settings: Any) -> ObjectStore:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+            patch.setenv("AWS_SECRET_ACCESS_KEY", secret or s3.secret_key)
+            return ObjectStore.connect(Settings(s3_endpoint=endpoint or s3.endpoint, **settings), connections=20)
+
+    return connect
+
+
+@pytest.fixture(scope="session")
+def store(s3: S3, store_at: Callable[..., ObjectStore]) -> ObjectStore:
+    return store_at(s3)
+
+
+@dataclass
+class Line:
+    """A stretch of network in front of S3 that can be cut or hang.
+
+    `download` and `upload` are how many bytes a connection lets through in each direction, None for all;
+    what is over them never arrives, and the connection is closed there (`cut`) or hangs.
+    """
+
+    target: tuple[str, int]
+    download: int | None = None
+    upload: int | None = None
+    cut: bool = False
+
+    def __post_init__(self) -> None:
+        self._listener = socket.create_server((HOST, 0))
+        self._ended = threading.Event()
+        self._sockets: list[socket.socket] = [self._listener]
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{HOST}:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._ended.set()
+        for end in self._sockets:
+            _shut(end)
+        for thread in self._threads:
+            thread.join(5)
+        for end in self._sockets:
+            end.close()
+
+    def _start(self, run: Callable[..., None], *arguments: Any) -> None:
+        self._threads.append(threading.Thread(target=run, args=arguments, daemon=True))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self.target)
+                self._sockets += near, far
+                self._start(self._pump, near, far, self.upload)
+                self._start(self._pump, far, near, self.download)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, allowed: int | None) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                sink.sendall(chunk[:allowed])
+                if allowed is not None and (allowed := allowed - len(chunk)) <= 0:
+                    if not self.cut:
+                        self._ended.wait()
+                    break
+        _shut(source)
+        _shut(sink)
+
+
+def _shut(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def line(s3: S3) -> Iterator[Line]:
+    """Forwards to S3 byte by byte, until told otherwise."""
+    started = Line((HOST, int(s3.endpoint.rpartition(":")[2])))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def quiet_port() -> int:
+    """A port where nobody listens."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., Any]:
+    return _wait_until
+
+
+@pytest.fixture(scope="session")
+def secrets_of_this_run(redis_server: Redis, s3: S3) -> tuple[str, ...]:
+    """What must never be seen in a log."""
+    return redis_server.password, s3.secret_key

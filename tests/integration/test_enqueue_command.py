@@ -1,0 +1,162 @@
+"""`veil enqueue` and `veil dead list` as a user types them: what they print, and what their exit code says."""
+
+import json
+
+import pytest
+
+from demo.servers import HOST
+
+
+def lines(done):
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def the_one_line(done):
+    """Standard error of a command that could do nothing."""
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("veil: ")
+    return line
+
+
+def test_addresses_are_anonymized_and_reported_one_a_line(veil, worker, environment, raw, clean, portrait, place):
+    sources = [raw.put(f"{place}{name}", portrait) for name in ("a b.jpg", "ü+%.jpg")]
+
+    done = veil("enqueue", *sources, "--wait", "--json", environment=environment)
+
+    assert done.returncode == 0
+    reports = {report["source"]: report for report in lines(done)}
+    assert set(reports) == set(sources)
+    for source, report in reports.items():
+        assert report["status"] == "anonymized"
+        assert report["destination"] == source.replace("s3://raw/", "s3://clean/")
+        assert report["task_id"]
+        assert len(report["boxes_xyxy"]) == report["faces"] == 1
+    assert sorted(clean.keys(place)) == sorted(source.removeprefix("s3://raw/") for source in sources)
+    assert "2 anonymized" in done.stderr
+
+
+def test_everything_below_a_prefix_is_anonymized(veil, worker, environment, raw, clean, portrait, place):
+    keys = [f"{place}in/{name}.jpg" for name in ("a", "deep/b", "deep/er/c")]
+    for key in [*keys, f"{place}in2/neighbour.jpg"]:
+        raw.put(key, portrait)
+
+    done = veil("enqueue", "--prefix", raw.uri(f"{place}in"), "--wait", "--json", environment=environment)
+
+    assert done.returncode == 0
+    assert {report["source"] for report in lines(done)} == {raw.uri(key) for key in keys}
+    assert clean.keys(place) == keys
+
+
+def test_a_picture_that_fails_is_named_and_makes_the_exit_code_1(veil, worker, environment, raw, portrait, place):
+    good, missing = raw.put(place + "a.jpg", portrait), raw.uri(place + "missing.jpg")
+
+    done = veil("enqueue", good, missing, "--wait", "--json", environment=environment)
+
+    assert done.returncode == 1
+    outcomes = {outcome["source"]: outcome for outcome in lines(done)}
+    assert outcomes[good]["status"] == "anonymized"
+    assert outcomes[missing]["status"] == "failed"
+    assert outcomes[missing]["error"] == "ObjectNotFound"
+    assert "does not exist" in outcomes[missing]["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_without_json_a_failure_is_one_line_for_people(veil, worker, environment, raw, place):
+    missing = raw.uri(place + "missing.jpg")
+
+    done = veil("enqueue", missing, "--wait", environment=environment)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    failure, summary = done.stderr.splitlines()
+    assert failure.startswith(f"{missing}: ObjectNotFound: ")
+    assert summary == "1 failed"
+
+
+def test_without_wait_each_message_lies_once_in_the_queue_it_was_meant_for(veil, unattended):
+    printed = {}
+    for queue in ("uploads", "backfill", "uploads"):
+        done = veil("enqueue", f"s3://raw/{queue}.jpg", "--queue", queue, "--json", environment=unattended.environment)
+        assert done.returncode == 0
+        (line,) = lines(done)
+        assert line["source"] == f"s3://raw/{queue}.jpg"
+        printed.setdefault(queue, set()).add(line["task_id"])
+
+    for queue, ids in printed.items():
+        messages = [json.loads(message) for message in unattended.client.lrange(queue, 0, -1)]
+        assert len(messages) == len(ids)
+        assert {message["headers"]["id"] for message in messages} == ids
+
+
+def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unattended):
+    done = veil("enqueue", "s3://raw/a.jpg", "--wait", "--timeout", 0.5, "--json", environment=unattended.environment)
+
+    assert done.returncode == 1
+    (outcome,) = lines(done)
+    assert (outcome["status"], outcome["error"]) == ("unknown", "NoAnswer")
+
+
+@pytest.mark.parametrize("command", [("enqueue", "s3://raw/a.jpg"), ("dead", "list")], ids=lambda c: c[0])
+def test_no_redis_is_one_line(veil, quiet_port, command):
+    done = veil(*command, environment={"VEIL_REDIS_URL": f"redis://{HOST}:{quiet_port}/0"})
+    assert "VEIL_REDIS_URL" in the_one_line(done)
+
+
+@pytest.mark.parametrize("command", [("enqueue", "s3://raw/a.jpg"), ("dead", "list")], ids=lambda c: c[0])
+@pytest.mark.parametrize("password", ["not-the-password-of-this-run", ""], ids=["wrong", "none"])
+def test_a_refused_password_is_one_line_that_does_not_tell_it(veil, unattended, command, password):
+    done = veil(*command, environment={**unattended.environment, "VEIL_REDIS_PASSWORD": password})
+    line = the_one_line(done)
+    assert "VEIL_REDIS_PASSWORD" in line
+    assert not password or password not in line
+
+
+@pytest.mark.parametrize("address", ["raw/a.jpg", "s3://raw/folder/"])
+def test_one_bad_address_is_one_line_and_nothing_is_enqueued(veil, unattended, address):
+    done = veil("enqueue", "s3://raw/good.jpg", address, environment=unattended.environment)
+    assert address in the_one_line(done)
+    assert unattended.client.llen("uploads") == 0
+
+
+@pytest.mark.parametrize("prefix", ["raw", "s3://no-such-bucket/in"])
+def test_a_prefix_that_can_not_be_listed_is_one_line(veil, unattended, s3, prefix):
+    done = veil("enqueue", "--prefix", prefix, environment={**unattended.environment, **s3.environment()})
+    assert prefix in the_one_line(done)
+
+
+def test_a_prefix_without_objects_says_so(veil, unattended, s3, place):
+    settings = {**unattended.environment, **s3.environment()}
+
+    done = veil("enqueue", "--prefix", f"s3://raw/{place}", "--wait", "--json", environment=settings)
+
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert "nothing to enqueue" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("s3://raw/a.jpg", "--queue", "express")], ids=["nothing", "queue"])
+def test_wrong_arguments_are_exit_code_2(veil, unattended, arguments):
+    done = veil("enqueue", *arguments, environment=unattended.environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_what_was_given_up_is_listed_with_its_reason(veil, worker, queue, environment, raw, place):
+    missing = raw.uri(place + "missing.jpg")
+    queue.outcome(queue.send(missing))
+
+    done = veil("dead", "list", "--json", environment=environment)
+    plain = veil("dead", "list", environment=environment)
+
+    assert done.returncode == plain.returncode == 0
+    letters = lines(done)
+    assert [letter["time"] for letter in letters] == sorted(letter["time"] for letter in letters)
+    (letter,) = (letter for letter in letters if letter["source"] == missing)
+    assert set(letter) == {"source", "destination", "error", "message", "attempts", "task_id", "worker", "time"}
+    assert letter["error"] == "ObjectNotFound"
+    (line,) = (line for line in plain.stdout.splitlines() if missing in line)
+    assert "ObjectNotFound" in line

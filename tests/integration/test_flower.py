@@ -1,0 +1,99 @@
+"""Flower, started as the demo and the manual start it: closed without its password, and readable with it."""
+
+import base64
+import json
+import secrets
+import urllib.error
+import urllib.request
+
+import pytest
+
+from demo.servers import HOST, Server, free_port
+
+
+class Flower:
+    """Its address and how to ask it."""
+
+    def __init__(self, server, port, password):
+        self.server = server
+        self.address = f"http://{HOST}:{port}"
+        self.password = password
+
+    def get(self, path, password=None):
+        """The status and the body of an answer; without `password` nobody logs in."""
+        request = urllib.request.Request(self.address + path)
+        if password:
+            token = base64.b64encode(f"veil:{password}".encode()).decode()
+            request.add_header("Authorization", f"Basic {token}")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except OSError:
+            self.server.check_alive()
+            return None, b""
+
+
+@pytest.fixture(scope="module")
+def flower(environment, programs, tmp_path_factory, wait_until):
+    port, password = free_port(), secrets.token_urlsafe(12)
+    server = Server(
+        "flower",
+        [programs / "celery", "-A", "tasks.app", "flower", f"--address={HOST}", f"--port={port}"],
+        tmp_path_factory.mktemp("flower") / "flower.log",
+        {**environment, "FLOWER_BASIC_AUTH": f"veil:{password}", "FLOWER_PERSISTENT": "False"},
+    )
+    server.start()
+    started = Flower(server, port, password)
+    wait_until(lambda: started.get("/healthcheck")[0] == 200)
+    yield started
+    server.stop()
+
+
+@pytest.mark.parametrize("path", ["/", "/workers", "/tasks", "/broker", "/api/tasks", "/api/workers"])
+def test_nobody_gets_in_without_the_password(flower, path):
+    assert flower.get(path)[0] == 401
+    assert flower.get(path, password="wrong")[0] == 401
+
+
+def test_a_picture_is_listed_with_its_source_its_state_and_its_report(
+    flower, worker, queue, raw, portrait, place, wait_until
+):
+    def listed(task_id):
+        status, body = flower.get("/api/tasks?limit=1000", flower.password)
+        assert status == 200
+        return json.loads(body).get(task_id)
+
+    wait_until(lambda: json.loads(flower.get("/api/workers?refresh=1", flower.password)[1]))
+    source = raw.put(place + "a.jpg", portrait)
+    good, missing = queue.send(source), queue.send(raw.uri(place + "missing.jpg"))
+    report = good.get(timeout=60)
+    queue.outcome(missing)
+
+    task = wait_until(lambda: (task := listed(good.id)) and task["state"] == "SUCCESS" and task)
+    assert task["name"] == "veil.anonymize_image"
+    assert source in task["args"]
+    assert len(task["args"]) < 200
+    assert "'status': 'anonymized'" in task["result"]
+    assert report["destination"] in task["result"]
+    task = wait_until(lambda: (task := listed(missing.id)) and task["state"] == "FAILURE" and task)
+    assert "ObjectNotFound" in task["exception"]
+    assert "missing.jpg does not exist" in task["exception"]
+
+
+def test_its_broker_page_shows_the_queues(flower, worker, wait_until):
+    wait_until(lambda: b"uploads" in flower.get("/broker", flower.password)[1])
+    status, page = flower.get("/broker", flower.password)
+    assert status == 200
+    assert b"backfill" in page
+
+
+def test_no_secret_is_in_its_log_or_on_its_pages(flower, worker, secrets_of_this_run):
+    shown = flower.server.log.read_bytes() + b"".join(
+        flower.get(path, flower.password)[1] for path in ("/", "/workers", "/broker", "/tasks", "/api/workers")
+    )
+    assert len(shown) > 1000
+    for secret in (*secrets_of_this_run, flower.password):
+        assert secret.encode() not in shown

@@ -1,0 +1,71 @@
+"""Whatever lies on the raw Redis list, the worker takes it away and goes on."""
+
+import base64
+import json
+import pickle
+
+import pytest
+
+HEADERS = {"lang": "py", "task": "veil.anonymize_image", "root_id": None, "parent_id": None, "group": None}
+
+
+def message(body, content_type="application/json", encoding="utf-8", properties=None, **headers):
+    """A message as Celery puts it on the list, with one thing or another out of order."""
+    return json.dumps(
+        {
+            "body": base64.b64encode(body).decode(),
+            "content-encoding": encoding,
+            "content-type": content_type,
+            "headers": {**HEADERS, "id": "00000000-0000-0000-0000-000000000000", **headers},
+            "properties": {
+                "body_encoding": "base64",
+                "delivery_info": {"exchange": "", "routing_key": "uploads"},
+                "delivery_mode": 2,
+                "delivery_tag": "junk",
+                **(properties or {}),
+            },
+        }
+    ).encode()
+
+
+GOOD_BODY = b'[["s3://raw/a.jpg"], {}, {}]'
+JUNK = {
+    "not JSON": b"not json",
+    "not text": b"\xff\xfe\x00",
+    "an empty text": b"",
+    "a list": b"[]",
+    "a number": b"7",
+    "an empty object": b"{}",
+    "an object of another program": b'{"key": "a.jpg", "bucket": "raw"}',
+    "no headers": json.dumps({**json.loads(message(GOOD_BODY)), "headers": None}).encode(),
+    "no properties": json.dumps({**json.loads(message(GOOD_BODY)), "properties": None}).encode(),
+    "a body that is not base64": json.dumps({**json.loads(message(GOOD_BODY)), "body": "***"}).encode(),
+    "a body that is not JSON": message(b"{{{"),
+    "a body that is text": message(b'"text"'),
+    "a body that is an object": message(b'{"hello": 1}'),
+    "arguments that are a number": message(b"[1, {}, {}]"),
+    "arguments by name that are a list": message(b'[["s3://raw/a.jpg"], ["x"], {}]'),
+    "a body without its third part": message(b'[["s3://raw/a.jpg"], {}]'),
+    "another task": message(GOOD_BODY, task="os.system"),
+    "a task that is no text": message(GOOD_BODY, task=["veil.anonymize_image"]),
+    "an id that is no text": message(GOOD_BODY, id=["x"]),
+    "a time limit that is a number": message(GOOD_BODY, timelimit=5),
+    "retries that are text": message(GOOD_BODY, retries="many"),
+    "a start that is no time": message(GOOD_BODY, eta="tomorrow"),
+    "an end that is no time": message(GOOD_BODY, expires="tomorrow"),
+    "pickle": message(pickle.dumps((("s3://raw/a.jpg",), {}, {})), "application/x-python-serialize", "binary"),
+    "YAML": message(b"!!python/object/apply:os.system ['true']", "application/x-yaml"),
+    "an unknown content type": message(GOOD_BODY, "application/x-unknown"),
+    "an unknown encoding": message(GOOD_BODY, encoding="no-such-codec"),
+}
+
+
+@pytest.mark.parametrize("kind", JUNK)
+def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(worker, queue, raw, portrait, place, wait_until, kind):
+    # More of it than the worker may hold at once: what it holds and never lets go would stop it.
+    queue.client.lpush("uploads", *[JUNK[kind]] * 12)
+
+    assert queue.report(raw.put(place + "a.jpg", portrait))["status"] == "anonymized"
+
+    wait_until(lambda: not queue.client.llen("uploads") and not queue.client.hlen("unacked"), 20)
+    assert worker.alive

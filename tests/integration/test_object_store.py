@@ -1,0 +1,211 @@
+"""S3 objects on a real SeaweedFS: what is stored comes back, and every way to fail has its name."""
+
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import unquote
+
+import pytest
+
+from demo.servers import HOST
+from tasks.errors import AccessDenied, ImageTooLarge, ObjectNotFound, StorageUnavailable
+from tasks.s3 import MAX_KEY_BYTES, ObjectUri, PrefixUri, ascii_metadata
+
+SECONDS = 30.0
+
+
+def content_of(store, uri, max_bytes=1 << 20, seconds=SECONDS):
+    with store.open(uri) as opened:
+        return opened.read(max_bytes, seconds)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "plain.jpg",
+        "with space and  two.jpg",
+        "plus+plus.jpg",
+        "100%.jpg",
+        "already%20quoted%2Fkey.jpg",
+        "ünïcödé/写真 №5.jpg",
+        "question?mark#hash&amp;=.jpg",
+        "quote'\"<>.jpg",
+    ],
+)
+def test_an_object_under_any_key_comes_back_as_it_was_put(store, place, key):
+    uri = ObjectUri("raw", place + key)
+    content = key.encode() * 3
+
+    store.put(uri, content, "image/jpeg", {"veil-source": ascii_metadata(str(uri))})
+
+    assert content_of(store, uri) == content
+    stored = store.head(uri)
+    assert stored.size == len(content)
+    assert unquote(stored.metadata["veil-source"]) == str(uri)
+    assert [found.uri for found in store.list(PrefixUri("raw", place))] == [uri]
+
+
+def test_the_longest_key_that_s3_allows_comes_back(store, place):
+    folders = place + ("k" * 60 + "/") * 16
+    key = folders + "e" * (MAX_KEY_BYTES - len(folders) - 4) + ".jpg"
+    assert len(key.encode()) == MAX_KEY_BYTES
+    uri = ObjectUri.parse(f"s3://raw/{key}")
+
+    store.put(uri, b"content", "image/jpeg", {})
+
+    assert content_of(store, uri) == b"content"
+
+
+def test_the_etag_is_the_same_by_every_call_and_changes_with_the_content(store, place):
+    uri = ObjectUri("raw", place + "a.jpg")
+    store.put(uri, b"one", "image/jpeg", {})
+    with store.open(uri) as opened:
+        first = opened.stored.etag
+    (listed,) = store.list(PrefixUri("raw", place))
+    assert first == store.head(uri).etag == listed.etag
+    assert '"' not in first
+
+    store.put(uri, b"two", "image/jpeg", {})
+
+    assert store.head(uri).etag != first
+
+
+def test_a_listing_of_more_than_one_page_is_complete_ordered_and_without_folder_markers(store, raw, place):
+    expected = [f"{place}{number:04}.jpg" for number in range(1005)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda key: raw.put(key, b"x"), expected))
+    raw.put(place + "folder/", b"")
+
+    found = [stored.uri.key for stored in store.list(PrefixUri("raw", place))]
+
+    assert found == expected
+
+
+def test_a_listing_below_a_prefix_leaves_out_its_neighbours(store, raw, place):
+    for key in ("a/1.jpg", "ab/2.jpg", "a.jpg"):
+        raw.put(place + key, b"x")
+
+    found = [str(stored.uri) for stored in store.list(PrefixUri.parse(f"s3://raw/{place}a"))]
+
+    assert found == [f"s3://raw/{place}a/1.jpg"]
+
+
+def test_a_missing_object_is_named(store, place):
+    uri = ObjectUri("raw", place + "missing.jpg")
+    with pytest.raises(ObjectNotFound, match=r"missing\.jpg does not exist"), store.open(uri):
+        pass
+    assert store.head(uri) is None
+
+
+def test_a_missing_bucket_is_named(store):
+    uri = ObjectUri("no-such-bucket", "a.jpg")
+    with pytest.raises(ObjectNotFound, match="bucket does not exist"), store.open(uri):
+        pass
+    with pytest.raises(ObjectNotFound, match="bucket does not exist"):
+        store.put(uri, b"x", "image/jpeg", {})
+    with pytest.raises(ObjectNotFound, match="bucket does not exist"):
+        list(store.list(PrefixUri("no-such-bucket", "")))
+
+
+CALLS = {
+    "open": lambda store, uri: content_of(store, uri),
+    "head": lambda store, uri: store.head(uri),
+    "put": lambda store, uri: store.put(uri, b"x", "image/jpeg", {}),
+    "list": lambda store, uri: list(store.list(PrefixUri(uri.bucket, ""))),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_wrong_keys_are_access_denied_and_not_told(s3, store_at, raw, place, call):
+    raw.put(place + "a.jpg", b"x")
+    wrong = "not-the-secret-of-this-run"
+    stranger = store_at(s3, secret=wrong)
+
+    with pytest.raises(AccessDenied, match="check the credentials") as raised:
+        CALLS[call](stranger, ObjectUri("raw", place + "a.jpg"))
+
+    assert wrong not in str(raised.value)
+
+
+@pytest.mark.parametrize("call", ["open", "put"])
+def test_no_server_is_storage_unavailable(s3, store_at, quiet_port, call):
+    nowhere = store_at(s3, endpoint=f"http://{HOST}:{quiet_port}")
+    with pytest.raises(StorageUnavailable, match="can't be reached"):
+        CALLS[call](nowhere, ObjectUri("raw", "a.jpg"))
+
+
+def test_a_server_that_never_answers_is_storage_unavailable(s3, store_at, line):
+    line.download = 0
+    silent = store_at(s3, endpoint=line.endpoint, s3_read_seconds=0.3)
+    with pytest.raises(StorageUnavailable, match="can't be reached"):
+        CALLS["open"](silent, ObjectUri("raw", "a.jpg"))
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["hangs", "is cut"])
+def test_a_download_that_stops_in_the_middle_is_storage_unavailable(s3, store_at, line, raw, place, cut):
+    raw.put(place + "large.jpg", b"x" * 600_000)
+    line.download, line.cut = 200_000, cut
+    stalled = store_at(s3, endpoint=line.endpoint, s3_read_seconds=0.5)
+
+    with pytest.raises(StorageUnavailable):
+        CALLS["open"](stalled, ObjectUri("raw", place + "large.jpg"))
+
+
+def test_a_slow_download_is_given_up_at_its_deadline_and_not_at_its_end(s3, store_at):
+    size, piece = 400_000, 4_000
+    sent = 0
+
+    def drip(listener):
+        nonlocal sent
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            head = f'HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nETag: "e"\r\nContent-Type: image/jpeg\r\n\r\n'
+            connection.sendall(head.encode())
+            while sent < size and not given_up.wait(0.02):
+                try:
+                    connection.sendall(b"x" * piece)
+                except OSError:
+                    return
+                sent += piece
+
+    given_up = threading.Event()
+    with socket.create_server((HOST, 0)) as listener:
+        server = threading.Thread(target=drip, args=(listener,), daemon=True)
+        server.start()
+        slow = store_at(s3, endpoint=f"http://{HOST}:{listener.getsockname()[1]}", s3_read_seconds=5)
+        with pytest.raises(StorageUnavailable, match=r"did not arrive within 0\.2 s"):
+            content_of(slow, ObjectUri("raw", "slow.jpg"), seconds=0.2)
+        given_up.set()
+        server.join(5)
+
+    assert 0 < sent < size
+
+
+def test_an_object_over_the_limit_is_refused_before_its_bytes_arrive(s3, store_at, line, raw, place):
+    raw.put(place + "large.jpg", b"x" * 600_000)
+    line.download = 4_000  # enough for the header of the answer
+    patient = store_at(s3, endpoint=line.endpoint, s3_read_seconds=60)
+
+    with pytest.raises(ImageTooLarge, match="600,000 bytes, the limit is 599,999"):
+        content_of(patient, ObjectUri("raw", place + "large.jpg"), max_bytes=599_999)
+
+
+def test_an_object_of_just_the_limit_is_read(store, raw, place):
+    raw.put(place + "a.jpg", b"x" * 5_000)
+    assert content_of(store, ObjectUri("raw", place + "a.jpg"), max_bytes=5_000) == b"x" * 5_000
+
+
+def test_an_upload_that_is_cut_leaves_no_object_and_an_older_one_as_it_was(s3, store_at, line, clean, place):
+    line.upload, line.cut = 200_000, True
+    unlucky = store_at(s3, endpoint=line.endpoint, s3_read_seconds=2)
+    clean.put(place + "older.jpg", b"older")
+    older = clean.head(place + "older.jpg")
+
+    for name in ("older.jpg", "new.jpg"):
+        with pytest.raises(StorageUnavailable):
+            unlucky.put(ObjectUri("clean", place + name), b"x" * 600_000, "image/jpeg", {})
+
+    assert clean.keys(place) == [place + "older.jpg"]
+    assert clean.get(place + "older.jpg") == b"older"
+    assert clean.head(place + "older.jpg")["LastModified"] == older["LastModified"]

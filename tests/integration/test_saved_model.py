@@ -1,0 +1,232 @@
+"""A user's own SavedModel: what follows the contract works from the model to S3, what does not is refused in a line."""
+
+import io
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.errors import DetectionFailed, ModelInvalid
+from tasks.messages import AnonymizeRequest
+from worker.settings import WorkerSettings
+
+ANY_SIZE = [None, None, None, 3]
+GOOD_SHAPES = {
+    "batches and pictures of any size": ANY_SIZE,
+    "one picture at a time": [1, None, None, 3],
+    "one picture of one size": [1, 320, 320, 3],
+    "batches of pictures of one size": [None, 256, 384, 3],
+}
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Write a SavedModel that finds the bright square in each picture; `change` spoils what it returns."""
+    from worker.tf import tf
+
+    def edges(seen):
+        """First and last true index of each row of bool [n, length], as shares of the length."""
+        length = tf.shape(seen)[1]
+        first = tf.argmax(tf.cast(seen, tf.int32), axis=1, output_type=tf.int32)
+        last = length - tf.argmax(tf.cast(tf.reverse(seen, [1]), tf.int32), axis=1, output_type=tf.int32)
+        return first / length, last / length
+
+    def find(pictures):
+        bright = tf.reduce_all(tf.cast(pictures, tf.int32) > 235, axis=-1)
+        top, bottom = edges(tf.reduce_any(bright, axis=2))
+        left, right = edges(tf.reduce_any(bright, axis=1))
+        seen = tf.cast(tf.reduce_any(bright, axis=[1, 2]), tf.float32)
+        return {
+            "detection_boxes": tf.cast(tf.stack([top, left, bottom, right], axis=-1)[:, None], tf.float32),
+            "detection_scores": 0.9 * seen[:, None],
+            "detection_classes": tf.ones_like(seen)[:, None],
+            "num_detections": seen,
+        }
+
+    def write(shape=ANY_SIZE, dtype=tf.uint8, change=lambda found: found, signature="serving_default"):
+        module = tf.Module()
+        spec = tf.TensorSpec(shape, dtype, name="input_tensor")
+
+        @tf.function(input_signature=[spec], autograph=False)
+        def detect(input_tensor):
+            return change(find(tf.reshape(input_tensor, [-1, *tf.unstack(tf.shape(input_tensor)[-3:])])))
+
+        folder = tmp_path_factory.mktemp("model")
+        tf.saved_model.save(module, str(folder), signatures={signature: detect})
+        return folder
+
+    return write
+
+
+def pipeline_of(folder, store=None, batch_size=4):
+    from worker.bootstrap import build_pipeline
+
+    settings = WorkerSettings(
+        model=str(folder), batch_size=batch_size, batch_wait_seconds=0.05, scales=(256, 512), region=1.0
+    )
+    return build_pipeline(settings, store)
+
+
+def picture_with_square(left, top, side, width=420, height=300):
+    """A dark picture with a bright square; neither has two pixels alike in a row."""
+    chance = np.random.default_rng(left)
+    pixels = chance.integers(0, 90, (height, width, 3), np.uint8)
+    pixels[top : top + side, left : left + side] = chance.integers(238, 255, (side, side, 3), np.uint8)
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("shape", GOOD_SHAPES.values(), ids=GOOD_SHAPES)
+def test_a_model_hides_each_face_where_it_saw_it(build, store, raw, clean, place, shape):
+    pipeline = pipeline_of(build(shape), store)
+    places = {f"{place}{left}.png": (left, 40 + left // 3, 60 + left // 8) for left in (20, 90, 160, 230)}
+    for key, (left, top, side) in places.items():
+        raw.put(key, picture_with_square(left, top, side))
+
+    def run(key):
+        return pipeline.run(AnonymizeRequest.parse(source=raw.uri(key)))
+
+    # All at once: they share batches, and none may get the box of another.
+    with ThreadPoolExecutor(len(places)) as pool:
+        reports = dict(zip(places, pool.map(run, places), strict=True))
+
+    for key, (left, top, side) in places.items():
+        ((x1, y1, x2, y2),) = reports[key].boxes_xyxy
+        assert np.abs(np.array([x1, y1, x2, y2]) - [left, top, left + side, top + side]).max() <= 4
+        with clean.open(key) as output, raw.open(key) as source:
+            after, before = np.asarray(output), np.asarray(source)
+        square = slice(top, top + side), slice(left, left + side)
+        assert before[square].min() > 230
+        assert after[square].max() < 200
+        outside = np.ones(before.shape[:2], bool)
+        outside[max(0, top - side) : top + 2 * side, max(0, left - side) : left + 2 * side] = False
+        assert (after[outside] == before[outside]).all()
+
+
+def test_a_picture_without_a_face_is_published_as_it_was(build, store, raw, clean, place):
+    target = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 90, (200, 300, 3), np.uint8)).save(target, "PNG")
+    source = raw.put(place + "a.png", target.getvalue())
+
+    report = pipeline_of(build(), store).run(AnonymizeRequest.parse(source=source))
+
+    assert (report.status, report.faces) == ("anonymized", 0)
+    with clean.open(place + "a.png") as output, raw.open(place + "a.png") as before:
+        assert (np.asarray(output) == np.asarray(before)).all()
+
+
+def changed(**outputs):
+    """Replace outputs of the model; None takes one away."""
+
+    def change(found):
+        found |= {name: make and make(found[name]) for name, make in outputs.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    return change
+
+
+def nan_everywhere(boxes):
+    return boxes * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"shape": [4, None, None, 3]}, "batches of exactly 4"),
+        ({"shape": [None, None, 3]}, "not uint8"),
+        ({"shape": [None, None, None, 1]}, "not uint8"),
+        ({"dtype": "float32"}, "not uint8"),
+        ({"change": changed(detection_scores=None)}, "does not return detection_scores"),
+        ({"change": changed(detection_boxes=None, num_detections=None)}, "detection_boxes, num_detections"),
+        ({"change": changed(num_detections=lambda n: n + 1, detection_boxes=nan_everywhere)}, "not finite"),
+        ({"change": changed(num_detections=nan_everywhere)}, "fails on a black picture"),
+        ({"change": changed(detection_boxes=lambda boxes: boxes[..., :3])}, "fails on a black picture"),
+        ({"change": changed(num_detections=lambda n: n + 5)}, "counts 5 detections and returns 1"),
+        ({"signature": "predict"}, "no signature serving_default"),
+    ],
+    ids=[
+        "a batch of four",
+        "three dimensions",
+        "one channel",
+        "float pixels",
+        "no scores",
+        "no boxes and no count",
+        "boxes that are not numbers",
+        "a count that is not a number",
+        "boxes of three sides",
+        "more boxes counted than returned",
+        "another signature",
+    ],
+)
+def test_a_model_that_breaks_the_contract_is_refused_in_one_line(build, model, message):
+    folder = build(**model)
+
+    with pytest.raises(ModelInvalid, match=message) as raised:
+        pipeline_of(folder)
+
+    assert str(folder) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ModelInvalid, match=r"holds no saved_model\.pb"):
+        pipeline_of(tmp_path)
+
+
+def test_a_damaged_model_is_refused_in_one_line(build):
+    folder = build()
+    (folder / "saved_model.pb").write_bytes(b"\0" * 1000)
+
+    with pytest.raises(ModelInvalid, match="can't be loaded") as raised:
+        pipeline_of(folder)
+
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed(detection_boxes=lambda boxes: boxes / (boxes - boxes)),
+        changed(detection_boxes=lambda boxes: boxes[..., ::-1]),
+    ],
+    ids=["no numbers", "corners in the wrong order"],
+)
+def test_a_model_that_loses_its_mind_over_a_face_publishes_nothing(build, store, raw, clean, place, change):
+    """It passes the check on a black picture, in which it finds nothing."""
+    pipeline = pipeline_of(build(change=change), store)
+    source = raw.put(place + "a.png", picture_with_square(150, 90, 70))
+
+    with pytest.raises(DetectionFailed) as raised:
+        pipeline.run(AnonymizeRequest.parse(source=source))
+
+    assert len(str(raised.value).splitlines()) == 1
+    assert clean.keys(place) == []
+
+
+def test_a_worker_without_its_model_says_so_in_one_line_and_takes_no_message(
+    unattended, s3, programs, tmp_path, worker_settings
+):
+    unattended.send("s3://raw/a.jpg")
+    settings = {**worker_settings(unattended), "VEIL_MODEL": str(tmp_path / "nowhere")}
+
+    done = subprocess.run(
+        [programs / "veil", "worker"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        cwd=tmp_path,
+        env=settings,
+    )
+
+    assert done.returncode not in (0, None)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "ModelInvalid" in line
+    assert str(tmp_path / "nowhere") in line
+    assert "VEIL_MODEL" in line
+    assert unattended.client.llen("uploads") == 1
+    assert unattended.client.hlen("unacked") == 0
