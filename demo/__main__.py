@@ -183,7 +183,7 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
     _each(pictures.items(), lambda item: client.upload_file(str(item[1]), "raw", item[0]))
     _say("Queue", "one message a picture; the worker fetches, anonymizes and stores")
     started_at = time.monotonic()
-    command = [PROGRAMS / "veil", "enqueue", "--prefix", "s3://raw", "--wait", "--json"]
+    command = [PROGRAMS / "veil", "enqueue", "--prefix", "s3://raw", "--wait", "--timeout", "180", "--json"]
     with subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, text=True, env={**os.environ, **stack.environment}
     ) as enqueue:

@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 60
 STOP_SECONDS = 15
 PR_SET_PDEATHSIG = 1  # prctl(2)
+INTERRUPTS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each server there
 
 
@@ -45,10 +47,15 @@ class Server:
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self.process = self._spawn(log)
+        # A Ctrl-C between the fork and the assignment would leave a process that nobody knows of.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+        try:
+            with self.log.open("ab") as log:
+                self.process = self._spawn(log, before)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _spawn(self, log: IO[bytes]) -> "subprocess.Popen[bytes]":
+    def _spawn(self, log: IO[bytes], signals: set[int | signal.Signals]) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [str(part) for part in self.command],
             stdin=subprocess.DEVNULL,
@@ -57,7 +64,7 @@ class Server:
             env={**os.environ, **self.environment},
             cwd=self.log.parent,
             start_new_session=True,
-            preexec_fn=None if self.kept else _die_with_parent,
+            preexec_fn=partial(_begin, signals, self.kept),
         )
 
     @property
@@ -92,8 +99,10 @@ class Server:
         self.process.wait()
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
+def _begin(signals: set[int | signal.Signals], kept: bool) -> None:
+    """In the new process: take the signals that this one took, and die with it unless `kept`."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+    if not kept and sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -155,9 +164,8 @@ def start_redis(folder: Path, kept: bool = False) -> Redis:
         'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\n'
     )
     server = Server("redis", [redis_program(), str(config)], folder / "redis.log", kept=kept)
-    server.start()
     started = Redis(server, port, password)
-    _wait(server, started.client().ping, (redis.exceptions.RedisError,))
+    _start(server, started.client().ping, (redis.exceptions.RedisError,))
     return started
 
 
@@ -209,10 +217,9 @@ def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False) -> S3:
     ]  # fmt: skip
     # What it leaves behind goes to its own folder, where it runs; by default its socket would stay in /tmp.
     server = Server("s3", command, folder / "s3.log", {"TMPDIR": str(folder)}, kept)
-    server.start()
     started = S3(server, f"http://{HOST}:{port}", access_key, secret_key)
     client = started.client()
-    _wait(server, lambda: _make_buckets(client, buckets), (BotoCoreError, ClientError))
+    _start(server, lambda: _make_buckets(client, buckets), (BotoCoreError, ClientError))
     return started
 
 
@@ -226,22 +233,20 @@ def _make_buckets(client: Any, buckets: Sequence[str]) -> None:
         client.delete_object(Bucket=bucket, Key="started")
 
 
-def _wait(server: Server, probe: Any, errors: tuple[type[Exception], ...]) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _start(server: Server, probe: Callable[[], Any], errors: tuple[type[Exception], ...]) -> None:
+    """Start `server` and wait until `probe` raises none of `errors`. Whatever else happens, it is stopped again."""
     try:
-        while not _answers(probe, errors):
+        server.start()
+        deadline = time.monotonic() + START_SECONDS
+        while True:
             server.check_alive()
-            if time.monotonic() > deadline:
-                raise ServerFailed(f"{server.name} did not answer in {START_SECONDS} s (see {server.log})")
-            time.sleep(0.1)
+            try:
+                probe()
+                return
+            except errors as error:
+                if time.monotonic() > deadline:
+                    raise ServerFailed(f"{server.name} did not answer in {START_SECONDS} s: {error}") from None
+                time.sleep(0.1)
     except BaseException:
-        server.stop()  # nobody else knows of it yet
+        server.stop()
         raise
-
-
-def _answers(probe: Any, errors: tuple[type[Exception], ...]) -> bool:
-    try:
-        probe()
-    except errors:
-        return False
-    return True
