@@ -55,4 +55,5 @@ lock: ## resolve the dependencies anew (needs uv on PATH)
 	done
 
 clean: ## remove what the targets made here (not the model's cache)
+	@if [ -f .demo/running.json ]; then $(BIN)/python -m demo stop; fi
 	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

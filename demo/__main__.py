@@ -21,6 +21,7 @@ from rich.console import Console
 from demo import contact_sheet, scenes
 from demo.servers import HOST, S3, Server, ServerFailed, free_port, redis_program, start_redis, start_s3
 from tasks.errors import VeilError
+from worker.local import PICTURE_SUFFIXES
 
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"
@@ -98,13 +99,19 @@ def _pictures(images: str) -> dict[str, Path]:
     root = Path(images).expanduser()
     if not root.is_dir():
         raise ServerFailed(f"IMAGES={images} is not a folder")
-    found = {
-        path.relative_to(root).as_posix(): path
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    }
+    found = {}
+    for path in sorted(root.rglob("*")):
+        key = path.relative_to(root).as_posix()
+        if not path.is_file() or any(part.startswith(".") for part in key.split("/")):
+            continue
+        if path.suffix and path.suffix.lower() not in PICTURE_SUFFIXES:
+            console.print(f"{key}: left out, not named like a picture", markup=False)
+            continue
+        if not key.isprintable() or "\\" in key:
+            raise ServerFailed(f"{key!r} in {images} can't be a key of the demo's S3 store: rename it")
+        found[key] = path
     if not found:
-        raise ServerFailed(f"IMAGES={images} has no files in it")
+        raise ServerFailed(f"IMAGES={images} has no pictures in it")
     return found
 
 
@@ -207,7 +214,7 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
     summary = {
         "pictures": len(pictures),
         "anonymized": len(delivered),
-        "failed": len(failed),
+        "failed": len(pictures) - len(delivered),
         "faces": sum(result["faces"] for result in delivered.values()),
         "seconds": round(seconds, 2),
         "pictures_per_second": round(len(delivered) / seconds, 2),

@@ -160,7 +160,7 @@ def start_redis(folder: Path, kept: bool = False) -> Redis:
     config = folder / "redis.conf"
     config.touch(mode=0o600)
     config.write_text(
-        f"bind {HOST}\nport {port}\nrequirepass {password}\ndir {folder}\n"
+        f'bind {HOST}\nport {port}\nrequirepass {password}\ndir "{folder}"\n'
         'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\n'
     )
     server = Server("redis", [redis_program(), str(config)], folder / "redis.log", kept=kept)

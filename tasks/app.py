@@ -12,6 +12,7 @@ from tasks.settings import VISIBILITY_SECONDS, Settings
 
 UPLOADS = "uploads"
 BACKFILL = "backfill"
+REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
 QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
 
 
@@ -64,10 +65,12 @@ def create_app(settings: Settings) -> Celery:
             "queue_order_strategy": "priority",
             "visibility_timeout": VISIBILITY_SECONDS,
             "socket_connect_timeout": 5,
+            "socket_timeout": REDIS_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
         redis_socket_connect_timeout=5,
+        redis_socket_timeout=REDIS_SECONDS,
         redis_socket_keepalive=True,
         redis_backend_health_check_interval=25,
         # One process, one model: TensorFlow does not survive a fork.

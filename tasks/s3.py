@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
-from urllib.parse import quote
 
 import boto3
 import botocore.config
@@ -28,6 +27,7 @@ from tasks.settings import Settings
 
 MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")  # same guide, "General purpose bucket naming rules"
+S3_ATTEMPTS = 3  # of one call, botocore's own retries included
 CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
 
 
@@ -92,6 +92,9 @@ def _split(text: str) -> tuple[str, str]:
         raise InvalidRequest(f"{text!r:.200} is not valid Unicode") from None
     if size > MAX_KEY_BYTES:
         raise InvalidRequest(f"the key of {text!r:.100}… has {size} bytes, S3 allows {MAX_KEY_BYTES}")
+    if not {".", ".."}.isdisjoint(key.split("/")):
+        # A store that keeps files would walk them, past the end of a route.
+        raise InvalidRequest(f"{text!r:.200} has a '.' or '..' between its slashes")
     return bucket, key
 
 
@@ -130,7 +133,7 @@ class ObjectStore:
             connect_timeout=settings.s3_connect_seconds,
             read_timeout=settings.s3_read_seconds,
             max_pool_connections=connections,
-            retries={"mode": "standard", "total_max_attempts": 3},
+            retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
             tcp_keepalive=True,
             s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         )
@@ -200,11 +203,6 @@ class ObjectStore:
 def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
     metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
     return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata)
-
-
-def ascii_metadata(value: str) -> str:
-    """`value` for an S3 metadata header, which holds ASCII only: percent-encoded UTF-8."""
-    return quote(value, safe="/:@!$&'()*+,;=-._~ ")
 
 
 # Error codes of the S3 API ("Error responses" in its reference), by who must act.

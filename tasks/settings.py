@@ -1,6 +1,7 @@
 """Settings shared by producers and workers, read from ``VEIL_`` environment variables."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -15,6 +16,8 @@ PREFIX = "VEIL_"
 # After this many seconds without an acknowledgement Redis hands a message to another worker. It is not
 # renewed while a task runs, so the deadlines of a picture must stay below it together.
 VISIBILITY_SECONDS = 900
+
+DATABASE = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")  # what may follow redis://: host, database, TLS options
 
 
 class Settings(BaseSettings):
@@ -44,7 +47,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        if not _names_a_server(value.get_secret_value(), ("redis", "rediss")):
+        url = value.get_secret_value()
+        if not _names_a_server(url, ("redis", "rediss")) or not DATABASE.fullmatch(url.partition("://")[2]):
             raise ValueError("must look like redis://HOST:PORT/0; quote what is special in a password, as %23 for #")
         return value
 
@@ -69,10 +73,12 @@ class Settings(BaseSettings):
 
     def broker_url(self) -> str:
         """The Redis address with its password, for Celery alone: never log it."""
-        url = self.redis_url.get_secret_value()
+        parts = urlsplit(self.redis_url.get_secret_value())
+        if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
+            # Celery refuses to choose; a certificate that nobody checks protects nothing.
+            parts = parts._replace(query="&".join(filter(None, (parts.query, "ssl_cert_reqs=CERT_REQUIRED"))))
         if self.redis_password is None or not self.redis_password.get_secret_value():
-            return url
-        parts = urlsplit(url)
+            return urlunsplit(parts)
         user = quote(unquote(parts.username or ""), safe="")
         place = parts.netloc.rpartition("@")[2]
         password = quote(self.redis_password.get_secret_value(), safe="")
@@ -93,6 +99,6 @@ def refuse_unknown(environment: Mapping[str, str], known: type[BaseSettings]) ->
     names = [PREFIX + name.upper() for name in known.model_fields]
     for variable in sorted(environment):
         if variable.upper().startswith(PREFIX) and variable.upper() not in names:
-            near = difflib.get_close_matches(variable.upper(), names, n=1)
+            near = difflib.get_close_matches(variable.upper(), names, n=1, cutoff=0.75)
             hint = f"did you mean {near[0]}?" if near else "see the table of settings in the README"
             raise SettingsInvalid(f"{variable} is not a setting: {hint}")

@@ -13,6 +13,7 @@ from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from worker.pipeline import Pipeline
+    from worker.saved_model import SavedModel
 
 BATCH_ON_GPU = 8
 BATCH_ON_CPU = 1
@@ -27,6 +28,16 @@ def worker_pipeline() -> "Pipeline":
     return build_pipeline(settings, ObjectStore.connect(settings, connections=settings.concurrency + 2))
 
 
+def load_model(settings: WorkerSettings) -> "SavedModel":
+    """The model that `settings` name, by default the bundled one, built on first use; ModelInvalid if that fails."""
+    from worker import models
+    from worker.saved_model import SavedModel
+
+    if folder := settings.model_path():
+        return SavedModel(folder)
+    return SavedModel(models.default_model(), models.DIGEST)
+
+
 def _log_ready(sender: Any, **_: Any) -> None:
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
 
@@ -39,11 +50,9 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
     from worker.batching import Batcher
     from worker.detector import ScaledDetector
     from worker.masking import MaskStyle
-    from worker.models import default_model
     from worker.pipeline import Limits, Pipeline, recipe_digest
-    from worker.saved_model import SavedModel
 
-    model = SavedModel(settings.model_path() or default_model())
+    model = load_model(settings)
     threshold = settings.score_threshold or model.score_threshold
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
     batcher = Batcher(model.predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)

@@ -112,14 +112,12 @@ def model_build() -> None:
 def model_info(as_json: Json = False) -> None:
     """Load the model that a worker would use, and say what it is."""
     settings = WorkerSettings.load()
-    from worker.models import default_model
-    from worker.saved_model import SavedModel
+    from worker.bootstrap import load_model
 
-    folder = settings.model_path() or default_model()
-    model = SavedModel(folder)
+    model = load_model(settings)
     _show(
         {
-            "folder": str(folder),
+            "folder": str(model.folder),
             "digest": model.digest,
             "score_threshold": settings.score_threshold or model.score_threshold,
             "fixed_size": model.fixed_size,

@@ -3,13 +3,14 @@
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 from celery.result import AsyncResult
+from celery.states import READY_STATES
 from kombu.exceptions import OperationalError
 from redis.exceptions import AuthenticationError, RedisError
 from rich.console import Console
@@ -69,22 +70,23 @@ def _print_queued(source: ObjectUri, task_id: str, as_json: bool) -> None:
 def _wait(results: dict[str, str], timeout: float, as_json: bool) -> int:
     """Print each result as it comes; the number that failed or did not come within `timeout` of the one before."""
     outcomes: Counter[str] = Counter()
-    pending = dict(results)
+    pending = deque(results)
     last_news = time.monotonic()
     with connected(), progress_bar("anonymized", total=len(results)) as bar:
         while pending and time.monotonic() - last_news < timeout:
-            for task_id in list(pending)[:POLLED_AT_ONCE]:
-                result = AsyncResult(task_id, app=app)
-                meta = result._get_task_meta()
-                if meta["status"] not in ("SUCCESS", "FAILURE"):
+            for _ in range(min(len(pending), POLLED_AT_ONCE)):
+                task_id = pending.popleft()
+                meta = AsyncResult(task_id, app=app)._get_task_meta()
+                if meta["status"] not in READY_STATES:
+                    pending.append(task_id)
                     continue
-                outcomes[_print_outcome(pending.pop(task_id), task_id, meta, as_json)] += 1
+                outcomes[_print_outcome(results[task_id], task_id, meta, as_json)] += 1
                 bar.advance()
                 last_news = time.monotonic()
             time.sleep(POLL_SECONDS)
-    for task_id, source in pending.items():
+    for task_id in pending:
         outcomes["no answer"] += 1
-        _line({"source": source, "task_id": task_id, "status": "unknown", "error": "NoAnswer"}, as_json)
+        _line({"source": results[task_id], "task_id": task_id, "status": "unknown", "error": "NoAnswer"}, as_json)
     Console(stderr=True).print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "nothing")
     return outcomes["failed"] + outcomes["no answer"]
 

@@ -74,13 +74,15 @@ class Picture:
     def views(self) -> Iterator[Pixels]:
         """What an eye may see of the picture, each uint8 RGB [h, w, 3]: where faces are looked for.
 
-        A picture with transparency is looked at twice: its colours alone, which a tool can lay bare, and on white.
+        A picture with transparency is looked at three times: its colours alone, which a tool can lay bare, on white
+        and on black. A 16-bit one twice: as most viewers show it, and stretched to the range that it uses.
         """
         if self.mode == "I;16":
             # White is what nearly all pixels stay below: a few hot ones must not darken the rest.
             brightest = max(float(np.percentile(self.pixels, WHITE_PERCENTILE)), 1.0)
-            gray = (self.pixels.astype(np.float32) * (255 / brightest)).clip(0, 255).astype(np.uint8)
-            yield np.repeat(gray[..., None], 3, axis=2)
+            stretched = (self.pixels.astype(np.float32) * (255 / brightest)).clip(0, 255).astype(np.uint8)
+            for gray in ((self.pixels >> 8).astype(np.uint8), stretched):
+                yield np.repeat(gray[..., None], 3, axis=2)
             return
         image = Image.fromarray(self.pixels, self.mode) if self.mode == "CMYK" else Image.fromarray(self.pixels)
         if self.mode not in ("LA", "RGBA"):
@@ -90,8 +92,9 @@ class Picture:
         colours = self.pixels[..., :-1]
         yield np.ascontiguousarray(np.broadcast_to(colours, (*alpha.shape, 3)))
         if alpha.min() < 255:
-            white = Image.new("RGBA", image.size, "white")
-            yield np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+            for ground in ("white", "black"):
+                below = Image.new("RGBA", image.size, ground)
+                yield np.asarray(Image.alpha_composite(below, image.convert("RGBA")).convert("RGB"))
 
 
 def decode(content: bytes, max_pixels: int) -> Picture:
@@ -143,6 +146,17 @@ def encode(picture: Picture, pixels: NDArray[Any]) -> bytes:
         target = io.BytesIO()
         image.save(target, picture.format, **picture.encoding | {PROGRESSIVE: False})
     return target.getvalue()
+
+
+def is_recognised(content: bytes) -> bool:
+    """Whether `content` begins like a picture of any kind, handled or not, whole or damaged."""
+    try:
+        _open(content)
+    except UnsupportedImage:
+        return True
+    except UnreadableImage:
+        return False
+    return True
 
 
 def _open(content: bytes) -> Any:

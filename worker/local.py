@@ -15,6 +15,7 @@ from typing import Literal
 from rich.console import Console
 
 from tasks.errors import EmptyObject, ImageTooLarge, OutputFailed, UnreadableImage, VeilError
+from worker import images
 from worker.bootstrap import build_pipeline
 from worker.pipeline import Pipeline, Stopwatch
 from worker.progress import progress_bar
@@ -22,8 +23,8 @@ from worker.settings import WorkerSettings
 
 # A file in a folder that neither is a picture nor is named like one is passed over, and counted.
 PICTURE_SUFFIXES = {
-    ".apng", ".avif", ".bmp", ".cr2", ".dng", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
-    ".jpg", ".jxl", ".nef", ".png", ".tif", ".tiff", ".webp",
+    ".apng", ".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2",
+    ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo", ".nef", ".orf", ".png", ".psd", ".raf", ".rw2", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 
 
@@ -115,16 +116,17 @@ def _is_special(path: Path) -> bool:
 def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int) -> Outcome:
     """Anonymize one file. Every error becomes an outcome: one bad file never ends the run."""
     started = time.perf_counter()
-    source = str(job.source)
+    source, content = str(job.source), b""
     try:
         size = job.source.stat().st_size
         if size > max_bytes:
             raise ImageTooLarge(f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES")
-        result = pipeline.anonymize(job.source.read_bytes(), Stopwatch())
+        content = job.source.read_bytes()
+        result = pipeline.anonymize(content, Stopwatch())
         if result.content is not None:
             write_atomically(job.output, result.content)
     except Exception as error:
-        picture = job.named or job.source.suffix.lower() in PICTURE_SUFFIXES
+        picture = job.named or job.source.suffix.lower() in PICTURE_SUFFIXES or images.is_recognised(content)
         ignored = isinstance(error, UnreadableImage | EmptyObject) and not picture
         # What is not a VeilError is a bug of ours or of a library: named, and the run goes on.
         message = str(error) if isinstance(error, VeilError) else " ".join(f"{error}".split())
@@ -164,5 +166,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _print(outcome: Outcome, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(outcome)), flush=True)
-    elif outcome.status == "failed":
-        print(f"{outcome.source}: {outcome.error}: {outcome.message}", file=sys.stderr)
+    elif outcome.status in ("failed", "ignored"):
+        note = "ignored, " if outcome.status == "ignored" else ""
+        print(f"{outcome.source}: {note}{outcome.error}: {outcome.message}", file=sys.stderr)

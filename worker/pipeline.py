@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.errors import DestinationTaken
 from tasks.messages import AnonymizeReport, AnonymizeRequest
-from tasks.s3 import ObjectStore, ObjectUri, StoredObject, ascii_metadata
+from tasks.s3 import ObjectStore, ObjectUri, StoredObject
 from worker import images, masking, routes
 from worker.detector import Detections, Detector, merge, placed
 from worker.masking import MaskStyle
@@ -19,7 +19,7 @@ from worker.routes import Route
 
 PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
 
-SOURCE = "veil-source"
+SOURCE = "veil-source-sha256"
 SOURCE_ETAG = "veil-source-etag"
 RECIPE = "veil-recipe"
 FACES = "veil-faces"
@@ -161,19 +161,26 @@ class Pipeline:
         if stored is None:
             return False
         known = stored.metadata
-        if known.get(SOURCE, "") != ascii_metadata(str(source.uri)):
+        if known.get(SOURCE) != _address_digest(source.uri):
             raise DestinationTaken(
                 f"{destination} is not an output of {source.uri}: choose another destination, or remove it"
             )
+        if self._hold_without_faces and known.get(FACES) == "0":
+            return False  # published when such pictures were not held
         return known.get(SOURCE_ETAG) == source.etag and known.get(RECIPE) == self.recipe
 
     def _metadata(self, source: StoredObject, detections: Detections) -> dict[str, str]:
         return {
-            SOURCE: ascii_metadata(str(source.uri)),
+            SOURCE: _address_digest(source.uri),
             SOURCE_ETAG: source.etag,
             RECIPE: self.recipe,
             FACES: str(len(detections)),
         }
+
+
+def _address_digest(uri: ObjectUri) -> str:
+    """SHA-256 of an address: S3's 2 kB of metadata would not hold every one, and it tells nobody where sources are."""
+    return hashlib.sha256(str(uri).encode()).hexdigest()
 
 
 def recipe_digest(

@@ -29,10 +29,14 @@ class SavedModel:
     `fixed_size` is (height, width) if it takes only that size.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Load and check the model in `folder`; ModelInvalid, in one line, if it can't be used."""
+    def __init__(self, folder: Path, digest: str | None = None) -> None:
+        """Load and check the model in `folder`; ModelInvalid, in one line, if it can't be used.
+
+        `digest` is known where the files are not the same on every machine; else it is that of the files.
+        """
         if not (folder / "saved_model.pb").is_file():
             raise ModelInvalid(f"{folder} holds no saved_model.pb: set VEIL_MODEL to the folder of a SavedModel")
+        self.folder = folder
         self.device = _claim_device()
         try:
             self._loaded = tf.saved_model.load(str(folder))  # keeps the variables alive
@@ -48,9 +52,8 @@ class SavedModel:
             raise ModelInvalid(f"{folder} does not return {', '.join(missing)}: {CONTRACT}")
         self._one_at_a_time = shape[0] == 1
         self.fixed_size: tuple[int, int] | None = (shape[1], shape[2]) if shape[1] and shape[2] else None
-        stated = _metadata(folder)
-        self.digest: str = stated.get("digest") or _digest(folder)
-        self.score_threshold: float = stated.get("score_threshold", DEFAULT_THRESHOLD)
+        self.digest = digest or _digest(folder)
+        self.score_threshold = _stated_threshold(folder)
         self._warm(folder)
 
     @property
@@ -120,15 +123,18 @@ def _checked_input(folder: Path, call: Any) -> tuple[str, list[int | None]]:
     return name, shape
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    """What the model's builder states in veil.json, next to saved_model.pb; empty if there is none."""
+def _stated_threshold(folder: Path) -> float:
+    """The score_threshold that veil.json, next to saved_model.pb, states; DEFAULT_THRESHOLD if there is none."""
+    path = folder / METADATA
+    if not path.exists():
+        return DEFAULT_THRESHOLD
     try:
-        stated = json.loads((folder / METADATA).read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelInvalid(f"{folder / METADATA} can't be read: {type(error).__name__}") from None
-    return dict(stated)
+        threshold = float(json.loads(path.read_text()).get("score_threshold", DEFAULT_THRESHOLD))
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise ModelInvalid(f'{path} must be like {{"score_threshold": 0.3}}') from None
+    if not 0 < threshold < 1:
+        raise ModelInvalid(f"{path}: score_threshold must be between 0 and 1")
+    return threshold
 
 
 def _digest(folder: Path) -> str:

@@ -202,6 +202,6 @@ def test_a_folder_without_pictures_is_one_line(demo, images):
     code, said = finish(demo())
 
     assert code == 1
-    assert "has no files in it" in said.replace("\n", "")
+    assert "has no pictures in it" in said.replace("\n", "")
     assert "Traceback" not in said
     assert wait_until_gone(demo.cwd) == {}

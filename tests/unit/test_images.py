@@ -282,7 +282,7 @@ def test_colours_that_full_transparency_hides_are_blanked(form):
         assert (seen[10:, :, :3] == 200).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
     form = "JPEG" if mode == "CMYK" else "PNG"
     picture = images.decode(written(scene(mode), form), MANY)
@@ -298,18 +298,28 @@ def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_a_transparent_picture_is_looked_at_bare_and_on_white(mode):
+def test_a_transparent_picture_is_looked_at_bare_on_white_and_on_black(mode):
     picture = images.decode(written(scene(mode), "PNG"), MANY)
-    bare, on_white = picture.views()
-    assert bare.dtype == on_white.dtype == np.uint8
-    assert bare.shape == on_white.shape == (60, 90, 3)
+    bare, on_white, on_black = picture.views()
+    assert bare.dtype == on_white.dtype == on_black.dtype == np.uint8
+    assert bare.shape == on_white.shape == on_black.shape == (60, 90, 3)
     assert np.array_equal(bare, np.broadcast_to(picture.pixels[..., :-1], bare.shape))
     hidden = picture.pixels[..., -1] == 0
     assert hidden.any()
     assert (on_white[hidden] == 255).all()
-    # alpha_composite of the definition: colour over white.
+    assert (on_black[hidden] == 0).all()
+    # alpha_composite of the definition: colour over the ground.
     alpha = picture.pixels[..., -1:] / 255
-    assert np.abs(on_white - (picture.pixels[..., :-1] * alpha + 255 * (1 - alpha))).max() <= 1.01
+    for view, ground in ((on_white, 255), (on_black, 0)):
+        assert np.abs(view - (picture.pixels[..., :-1] * alpha + ground * (1 - alpha))).max() <= 1.01
+
+
+def test_a_face_drawn_in_transparency_alone_is_in_a_view():
+    shape = np.zeros((40, 40, 2), np.uint8)
+    shape[..., 0] = 255
+    shape[10:30, 10:30, 1] = 90
+    views = list(images.decode(written(Image.fromarray(shape, "LA"), "PNG"), MANY).views())
+    assert any(np.ptp(view) >= 90 for view in views)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
@@ -329,14 +339,16 @@ def test_a_face_under_almost_full_transparency_is_in_a_view():
 @pytest.mark.parametrize("brightest", [1, 255, 4095, 65535])
 def test_a_16_bit_picture_is_looked_at_in_its_own_range(brightest):
     pixels = (np.linspace(0, 1, 100 * 80).reshape(80, 100) * brightest).round().astype(np.uint16)
-    (view,) = images.decode(written(Image.fromarray(pixels), "PNG"), MANY).views()
-    assert view.min() == 0
-    assert view.max() >= 254
+    plain, stretched = images.decode(written(Image.fromarray(pixels), "PNG"), MANY).views()
+    assert plain.max() == brightest >> 8
+    assert stretched.min() == 0
+    assert stretched.max() >= 254
 
 
 def test_a_black_16_bit_picture_has_a_view():
-    (view,) = images.decode(written(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG"), MANY).views()
-    assert not view.any()
+    for view in images.decode(written(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG"), MANY).views():
+        assert view.shape == (8, 8, 3)
+        assert not view.any()
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
@@ -550,9 +562,9 @@ def test_noise_behind_a_pictures_first_bytes_is_an_error_with_a_name(seed):
 def test_a_few_hot_pixels_do_not_darken_a_16_bit_picture():
     pixels = np.tile(np.linspace(0, 4095, 200).astype(np.uint16), (100, 1))
     pixels[50, 50] = 65535
-    (view,) = images.decode(written(Image.fromarray(pixels), "PNG"), 10**6).views()
-    assert view.max() == 255
-    assert np.median(view) > 100
+    _, stretched = images.decode(written(Image.fromarray(pixels), "PNG"), 10**6).views()
+    assert stretched.max() == 255
+    assert np.median(stretched) > 100
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # of Pillow's, which goes on

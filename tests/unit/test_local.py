@@ -274,3 +274,12 @@ def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):
     source = folder("in", {"a.jpg": b""})
     os.mkfifo(source / "pipe.jpg")
     assert targets([source], tmp_path / "out") == {f"{source}/a.jpg": "a.jpg"}
+
+
+def test_a_damaged_picture_without_a_suffix_is_a_failure_and_not_ignored(folder, tmp_path):
+    source = folder("in", {"IMG_0001": picture("JPEG")[:-40], "notes": b"not a picture"})
+    outcomes = {
+        job.source.name: anonymize_file(pipeline(), job, 10**6) for job in find_jobs([source], tmp_path / "out")
+    }
+    assert (outcomes["IMG_0001"].status, outcomes["IMG_0001"].error) == ("failed", "UnreadableImage")
+    assert outcomes["notes"].status == "ignored"

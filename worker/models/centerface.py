@@ -17,7 +17,7 @@ from worker.tf import tf
 
 STRIDE = 4  # pixels between neighbouring points of the heatmap (paper, section 3.1)
 NMS_IOU = 0.3  # of the authors' own decoder
-CANDIDATES = 2000  # strongest heatmap points that are looked at
+CANDIDATES = 5000  # strongest heatmap points that are looked at: a few for each of MAX_DETECTIONS faces
 MAX_DETECTIONS = 1000  # a picture; the densest of WIDER FACE has about 1,000 faces that can be found
 MIN_SCORE = 0.02  # what the model reports at all; the setting `score_threshold` decides on top of it
 
