@@ -31,11 +31,11 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         app.conf.broker_transport = "tasks.transport:Transport"
         if getattr(app, "pipeline", None) is not None:
             return
-        builders = entry_points(group="veil", name="pipeline")
-        if not builders:
-            sys.exit("veil: no pipeline is installed here: pip install 'veil[worker]'")
+        (builder,) = entry_points(group="veil", name="pipeline")
         try:
-            app.pipeline = next(iter(builders)).load()()
+            app.pipeline = builder.load()()
+        except ModuleNotFoundError as error:
+            sys.exit(f"veil: {error.name} is not installed here: pip install 'veil[worker]'")
         except VeilError as error:
             sys.exit(f"veil: {type(error).__name__}: {error}")
 

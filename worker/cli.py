@@ -37,6 +37,9 @@ def main() -> None:
     except VeilError as error:
         print(f"veil: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(EXIT_UNUSABLE)
+    except ModuleNotFoundError as error:
+        print(f"veil: {error.name} is not installed here: pip install 'veil[worker]'", file=sys.stderr)
+        sys.exit(EXIT_UNUSABLE)
     except KeyboardInterrupt:
         sys.exit(130)
 

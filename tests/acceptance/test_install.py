@@ -48,6 +48,13 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
         )
         answer = json.loads(done.stdout)
         assert answer["heavy"] == []
+        for command in (["worker"], ["anonymize", tmp_path, "--output", tmp_path / "out"]):
+            refused = subprocess.run(
+                [environment / "bin" / "veil", *command], check=False, capture_output=True, text=True, timeout=60
+            )
+            assert refused.returncode != 0
+            assert "pip install 'veil[worker]'" in refused.stderr.splitlines()[-1]
+            assert "Traceback" not in refused.stderr
         (message,) = redis.client().lrange("uploads", 0, -1)
         assert json.loads(message)["headers"]["id"] == answer["task"]
     finally:
