@@ -33,6 +33,12 @@ class Detections:
     def none(cls) -> "Detections":
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
+    @classmethod
+    def joined(cls, found: Sequence["Detections"]) -> "Detections":
+        """All of `found`, which is not empty, one after the other."""
+        boxes = np.concatenate([detections.boxes_xyxy for detections in found])
+        return cls(boxes, np.concatenate([detections.scores for detections in found]))
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -67,10 +73,8 @@ class ScaledDetector:
     """(height, width) of a model that takes only this size."""
 
     def detect(self, picture: Pixels) -> Detections:
-        found = [self._pass(picture, factor) for factor in self._factors(picture)]
-        boxes = np.concatenate([detections.boxes_xyxy for detections in found])
-        scores = np.concatenate([detections.scores for detections in found])
-        return merge(clip(Detections(boxes, scores), picture.shape[1], picture.shape[0]))
+        found = Detections.joined([self._pass(picture, factor) for factor in self._factors(picture)])
+        return merge(clip(found, picture.shape[1], picture.shape[0]))
 
     def _factors(self, picture: Pixels) -> list[float]:
         height, width = picture.shape[:2]

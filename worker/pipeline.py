@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
-
 from tasks.errors import DestinationTaken
 from tasks.messages import AnonymizeReport, AnonymizeRequest
 from tasks.s3 import ObjectStore, ObjectUri, StoredObject
@@ -149,10 +147,7 @@ class Pipeline:
 
     def _detect(self, picture: images.Picture) -> Detections:
         found = [placed(self._detector.detect(view)) for view in picture.views()]
-        if len(found) == 1:
-            return found[0]
-        boxes = np.concatenate([detections.boxes_xyxy for detections in found])
-        return merge(Detections(boxes, np.concatenate([detections.scores for detections in found])))
+        return found[0] if len(found) == 1 else merge(Detections.joined(found))
 
     def _is_done(self, source: StoredObject, destination: ObjectUri) -> bool:
         """Whether the stored output is already the one that would be made. DestinationTaken if it is another's."""

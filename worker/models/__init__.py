@@ -20,7 +20,7 @@ WEIGHTS = WheelFile(
 BUILD = 2  # counts up with every change of centerface.py that changes what the model returns
 # What TensorFlow writes is not the same byte for byte everywhere, so the weights and the builder name the model.
 DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
-SCORE_THRESHOLD = 0.18  # calibrated for the two default scales; see docs/detection.md
+SCORE_THRESHOLD = 0.18  # calibrated for the default scales; see docs/detection.md
 
 
 def default_model() -> Path:
@@ -47,8 +47,7 @@ def _build(folder: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix=".centerface-", dir=folder.parent))
     try:
         centerface.build(weights, work / "model")
-        stated = {"name": "centerface", "digest": DIGEST, "score_threshold": SCORE_THRESHOLD}
-        (work / "model" / "veil.json").write_text(json.dumps(stated))
+        (work / "model" / "veil.json").write_text(json.dumps({"score_threshold": SCORE_THRESHOLD}))
         os.rename(work / "model", folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
