@@ -5,8 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
-from tasks.s3 import ObjectUri
 
 Status = Literal["anonymized", "skipped", "held"]
 

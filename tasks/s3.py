@@ -1,6 +1,5 @@
-"""S3 objects: addresses, reading and writing, and the one place where the vendor's errors are translated."""
+"""S3 objects: reading and writing, and the one place where the vendor's errors are translated."""
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -13,10 +12,10 @@ import botocore.exceptions as vendor
 import botocore.parsers
 import urllib3.exceptions
 
+from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import (
     AccessDenied,
     ImageTooLarge,
-    InvalidRequest,
     ObjectNotFound,
     SettingsInvalid,
     StorageRejected,
@@ -25,77 +24,8 @@ from tasks.errors import (
 )
 from tasks.settings import Settings
 
-MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
-BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")  # same guide, "General purpose bucket naming rules"
 S3_ATTEMPTS = 3  # of one call, botocore's own retries included
 CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
-
-
-@dataclass(frozen=True)
-class ObjectUri:
-    """The address ``s3://bucket/key`` of one object. The key is taken literally, never URL-decoded."""
-
-    bucket: str
-    key: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises InvalidRequest when `text` is not the address of one object."""
-        bucket, key = _split(text)
-        if not key or key.endswith("/"):
-            raise InvalidRequest(f"{text!r:.200} names no object: use s3://BUCKET/KEY")
-        return cls(bucket, key)
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
-
-
-@dataclass(frozen=True)
-class PrefixUri:
-    """A place for objects, ``s3://bucket`` or ``s3://bucket/prefix/``; `prefix` is empty or ends with a slash."""
-
-    bucket: str
-    prefix: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises InvalidRequest when `text` is not an s3:// address."""
-        bucket, key = _split(text)
-        return cls(bucket, key.rstrip("/") + "/" if key.strip("/") else "")
-
-    def contains(self, uri: ObjectUri) -> bool:
-        return uri.bucket == self.bucket and uri.key.startswith(self.prefix) and uri.key != self.prefix
-
-    def overlaps(self, other: "PrefixUri") -> bool:
-        shorter, longer = sorted((self.prefix, other.prefix), key=len)
-        return self.bucket == other.bucket and longer.startswith(shorter)
-
-    def relative(self, uri: ObjectUri) -> str:
-        """The key of `uri` below this place."""
-        return uri.key.removeprefix(self.prefix)
-
-    def join(self, relative: str) -> ObjectUri:
-        return ObjectUri(self.bucket, self.prefix + relative)
-
-    def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}"
-
-
-def _split(text: str) -> tuple[str, str]:
-    scheme, _, rest = text.partition("://")
-    bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not BUCKET.fullmatch(bucket):
-        raise InvalidRequest(f"{text!r:.200} is not an address like s3://BUCKET/KEY")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{text!r:.200} is not valid Unicode") from None
-    if size > MAX_KEY_BYTES:
-        raise InvalidRequest(f"the key of {text!r:.100}… has {size} bytes, S3 allows {MAX_KEY_BYTES}")
-    if not {".", ".."}.isdisjoint(key.split("/")):
-        # A store that keeps files would walk them, past the end of a route.
-        raise InvalidRequest(f"{text!r:.200} has a '.' or '..' between its slashes")
-    return bucket, key
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Self
+from typing import Annotated, Any, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from tasks.errors import SettingsInvalid
+from tasks.errors import SettingsInvalid, VeilError
+from tasks.routes import Route, check
 
 PREFIX = "VEIL_"
 
@@ -21,7 +22,7 @@ DATABASE = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")  # what may follow redis:
 
 
 class Settings(BaseSettings):
-    """Where the queue and the object store are.
+    """Where the queue and the object store are, and which places may be read and written.
 
     S3 credentials come from where boto3 looks for them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a
     profile, or the machine's role.
@@ -44,6 +45,13 @@ class Settings(BaseSettings):
     s3_connect_seconds: float = Field(5, gt=0, le=60, description="Limit for opening a connection to S3.")
     s3_read_seconds: float = Field(20, gt=0, le=120, description="Limit for S3 to send the next bytes.")
 
+    routes: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("s3://raw=s3://clean",),
+        min_length=1,
+        description="Where pictures may be read and where their outputs go, `s3://SOURCE=s3://DESTINATION`, "
+        "comma-separated. A message that names any other place is refused.",
+    )
+
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
@@ -61,6 +69,20 @@ class Settings(BaseSettings):
             raise ValueError("must look like http://HOST:PORT, without a user or a password")
         return value
 
+    @field_validator("routes", mode="before")
+    @classmethod
+    def _split_routes(cls, value: Any) -> Any:
+        return split_commas(value)
+
+    @field_validator("routes")
+    @classmethod
+    def _check_routes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            check([Route.parse(text) for text in value])
+        except VeilError as error:
+            raise ValueError(str(error)) from None
+        return value
+
     @classmethod
     def load(cls) -> Self:
         """The settings from the environment; SettingsInvalid with one line if one is wrong."""
@@ -70,6 +92,9 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = "".join(f"{PREFIX}{part}: ".upper() for part in first["loc"][:1])
             raise SettingsInvalid(name + first["msg"].removeprefix("Value error, ")) from None
+
+    def parsed_routes(self) -> tuple[Route, ...]:
+        return tuple(Route.parse(text) for text in self.routes)
 
     def broker_url(self) -> str:
         """The Redis address with its password, for Celery alone: never log it."""
@@ -83,6 +108,11 @@ class Settings(BaseSettings):
         place = parts.netloc.rpartition("@")[2]
         password = quote(self.redis_password.get_secret_value(), safe="")
         return urlunsplit(parts._replace(netloc=f"{user}:{password}@{place}"))
+
+
+def split_commas(value: Any) -> Any:
+    """The parts of a text list, trimmed and without empty ones; other values as they are, for pydantic to judge."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _names_a_server(url: str, schemes: tuple[str, ...]) -> bool:

@@ -15,10 +15,11 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import AuthenticationError, RedisError
 from rich.console import Console
 
+from tasks.addresses import ObjectUri, PrefixUri
 from tasks.anonymize import anonymize_image
 from tasks.app import app
 from tasks.errors import QueueUnavailable
-from tasks.s3 import ObjectStore, ObjectUri, PrefixUri
+from tasks.s3 import ObjectStore
 from tasks.settings import Settings
 from worker.progress import progress_bar
 

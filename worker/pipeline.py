@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+from tasks import routes
+from tasks.addresses import ObjectUri
 from tasks.errors import DestinationTaken
 from tasks.messages import AnonymizeReport, AnonymizeRequest
-from tasks.s3 import ObjectStore, ObjectUri, StoredObject
-from worker import images, masking, routes
+from tasks.routes import Route
+from tasks.s3 import ObjectStore, StoredObject
+from worker import images, masking
 from worker.detector import Detections, Detector, merge, placed
 from worker.masking import MaskStyle
-from worker.routes import Route
 
 PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
 

@@ -1,4 +1,4 @@
-"""Worker settings: what may be read and written, how faces are found and hidden, and the limits."""
+"""Worker settings: how faces are found and hidden, and the limits."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -6,28 +6,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from tasks.errors import VeilError
 from tasks.s3 import S3_ATTEMPTS
-from tasks.settings import PREFIX, VISIBILITY_SECONDS, Settings
-from worker.routes import Route, check
+from tasks.settings import PREFIX, VISIBILITY_SECONDS, Settings, split_commas
 
 MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Picture.views
 S3_CALLS = 3  # get, head, put
 
 
-def _split_commas(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 class WorkerSettings(Settings):
     """Everything a worker can be told. The defaults of detection and masking are those of the published figures."""
 
-    routes: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("s3://raw=s3://clean",),
-        min_length=1,
-        description="Where pictures may be read and where their outputs go, `s3://SOURCE=s3://DESTINATION`, "
-        "comma-separated. A message that names any other place is refused.",
-    )
     concurrency: int = Field(
         4, ge=1, le=256, description="Pictures in hand at once (threads; they share one detector)."
     )
@@ -86,24 +74,10 @@ class WorkerSettings(Settings):
         "auto", description="`json` is one object a line; `auto` chooses `console` on a terminal."
     )
 
-    @field_validator("routes", mode="before")
-    @classmethod
-    def _split_routes(cls, value: Any) -> Any:
-        return _split_commas(value)
-
-    @field_validator("routes")
-    @classmethod
-    def _check_routes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            check([Route.parse(text) for text in value])
-        except VeilError as error:
-            raise ValueError(str(error)) from None
-        return value
-
     @field_validator("scales", mode="before")
     @classmethod
     def _split_scales(cls, value: Any) -> Any:
-        return _split_commas(value)
+        return split_commas(value)
 
     @field_validator("scales")
     @classmethod
@@ -128,9 +102,6 @@ class WorkerSettings(Settings):
                 f"and view, {PREFIX}S3_… for each try); keep that below {VISIBILITY_SECONDS} s"
             )
         return self
-
-    def parsed_routes(self) -> tuple[Route, ...]:
-        return tuple(Route.parse(text) for text in self.routes)
 
     def model_path(self) -> Path | None:
         return Path(self.model).expanduser() if self.model else None

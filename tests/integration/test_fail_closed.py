@@ -9,11 +9,11 @@ from PIL import Image
 
 from tasks import errors
 from tasks.messages import AnonymizeRequest
+from tasks.routes import Route
 from worker import images, masking
 from worker.detector import Detections
 from worker.masking import MaskStyle
 from worker.pipeline import Limits, Pipeline
-from worker.routes import Route
 
 STAGES = ("fetching", "decoding", "detecting", "masking", "encoding", "storing")
 

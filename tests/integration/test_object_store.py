@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from demo.servers import HOST
+from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import AccessDenied, ImageTooLarge, ObjectNotFound, StorageUnavailable
-from tasks.s3 import MAX_KEY_BYTES, ObjectUri, PrefixUri
 
 SECONDS = 30.0
 

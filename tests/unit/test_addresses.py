@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import InvalidRequest
-from tasks.s3 import MAX_KEY_BYTES, ObjectUri, PrefixUri
 
 BUCKETS = st.from_regex(r"[a-z0-9][a-z0-9.-]{1,20}[a-z0-9]", fullmatch=True)
 KEYS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(lambda key: not key.endswith("/"))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
 from tasks.messages import AnonymizeReport, AnonymizeRequest
-from tasks.s3 import ObjectUri
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("s3://raw/a.jpg"),

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tasks.addresses import PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, VeilError
 from tasks.messages import AnonymizeRequest
-from tasks.s3 import PrefixUri
-from worker.routes import Route, check, destination
+from tasks.routes import Route, check, destination
 
 TABLE = [
     Route.parse("s3://raw=s3://clean"),

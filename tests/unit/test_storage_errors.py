@@ -12,8 +12,9 @@ import s3transfer.exceptions
 import urllib3.exceptions
 
 from tasks import errors
+from tasks.addresses import ObjectUri
 from tasks.errors import Permanent, Transient, VeilError
-from tasks.s3 import DENIED, LATER, MISSING, ObjectStore, ObjectUri, _translated, translate
+from tasks.s3 import DENIED, LATER, MISSING, ObjectStore, _translated, translate
 from tasks.settings import Settings
 
 PLACE = ObjectUri("raw", "in/a.jpg")

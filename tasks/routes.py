@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.messages import AnonymizeRequest
-from tasks.s3 import MAX_KEY_BYTES, ObjectUri, PrefixUri
 
 
 @dataclass(frozen=True)
