@@ -12,8 +12,8 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from tasks import dead_letters
-from tasks.app import app
+from tasks import dead_letters, outcomes
+from tasks.app import RUN_HEADER, TASK, app
 from tasks.errors import Permanent, Transient, VeilError
 from tasks.messages import AnonymizeRequest
 
@@ -35,7 +35,7 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     return (random_ or random).uniform(0, ceiling)
 
 
-@app.task(bind=True, name="veil.anonymize_image", max_retries=MAX_RETRIES, throws=(VeilError,))
+@app.task(bind=True, name=TASK, max_retries=MAX_RETRIES, throws=(VeilError,))
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, Any]:
     """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None)``.
 
@@ -66,7 +66,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, A
         _set_aside(self, source, destination, error)
         bound.exception("bug", error=type(error).__name__)
         raise
-    _clear(self, str(request.source))
+    _finish(self, str(request.source), report["status"])
     bound.info(report["status"], total=round(time.monotonic() - started, 3), **_loggable(report))
     return report
 
@@ -122,14 +122,20 @@ def _set_aside(task: Task, source: Any, destination: Any, error: Exception) -> N
         time=time.time(),
     )
     try:
-        dead_letters.record(task.app.backend.client, letter)
+        with task.app.backend.client.pipeline() as pipe:
+            dead_letters.record(pipe, letter)
+            outcomes.count(pipe, "dead", task.request.get(RUN_HEADER))
+            pipe.execute()
     except RedisError as failure:
         # Unrecorded means unacknowledged: the message goes back to the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
 
 
-def _clear(task: Task, source: str) -> None:
+def _finish(task: Task, source: str, status: str) -> None:
     try:
-        dead_letters.discard(task.app.backend.client, source)
-    except RedisError:
-        log.warning("dead letter of a delivered picture not cleared", source=source)
+        with task.app.backend.client.pipeline() as pipe:
+            dead_letters.discard(pipe, source)
+            outcomes.count(pipe, status, task.request.get(RUN_HEADER))
+            pipe.execute()
+    except RedisError as error:
+        log.warning("a delivered picture was not counted", source=source, error=type(error).__name__)

@@ -1,15 +1,20 @@
 """The Celery app: broker, queues, routing and acknowledgement policy."""
 
 import sys
+import time
 from importlib.metadata import entry_points
 from typing import Any
 
 from celery import Celery, bootsteps
+from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
 from tasks.errors import VeilError
 from tasks.settings import VISIBILITY_SECONDS, Settings
 
+TASK = "veil.anonymize_image"
+QUEUED_AT_HEADER = "veil_queued_at"  # of each message: when it was first put on the queue, in seconds since the epoch
+RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
 UPLOADS = "uploads"
 BACKFILL = "backfill"
 REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
@@ -38,6 +43,12 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
             sys.exit(f"veil: {error.name} is not installed here: pip install 'veil[worker]'")
         except VeilError as error:
             sys.exit(f"veil: {type(error).__name__}: {error}")
+
+
+@before_task_publish.connect
+def _stamp(headers: dict[str, Any] | None = None, **_: Any) -> None:
+    if headers is not None:
+        headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
 
 
 def create_app(settings: Settings) -> Celery:
@@ -78,7 +89,6 @@ def create_app(settings: Settings) -> Celery:
         worker_hijack_root_logger=False,
         # What Flower shows.
         worker_send_task_events=True,
-        task_send_sent_event=True,
         task_track_started=True,
     )
     app.steps["worker"].add(PipelineStep)

@@ -8,6 +8,7 @@ from typing import Self
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.messages import AnonymizeRequest
+from tasks.receipts import RESERVED
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,16 @@ def check(routes: Sequence[Route]) -> None:
                 )
 
 
-def destination(request: AnonymizeRequest, routes: Sequence[Route]) -> ObjectUri:
-    """Where the output of `request` goes; BucketNotAllowed if no route leads from its source to there."""
+def find(request: AnonymizeRequest, routes: Sequence[Route]) -> tuple[Route, ObjectUri]:
+    """The route of `request` and where its output goes; BucketNotAllowed if no route leads from its source to there."""
     for route in routes:
         if route.source.contains(request.source):
             target = request.destination or route.destination.join(route.source.relative(request.source))
             if not route.destination.contains(target):
                 raise BucketNotAllowed(f"{target} is outside {route.destination}, where VEIL_ROUTES lets outputs go")
+            if route.destination.relative(target).startswith(RESERVED):
+                raise InvalidRequest(f"{target} is in {RESERVED}, which is kept for receipts: choose another key")
             if len(target.key.encode()) > MAX_KEY_BYTES:
                 raise InvalidRequest(f"the output's key {target.key!r:.100}… is longer than {MAX_KEY_BYTES} bytes")
-            return target
+            return route, target
     raise BucketNotAllowed(f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address")

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Self
 
 import boto3
@@ -30,12 +31,16 @@ CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What S3 says of an object. `etag` has no quotes; `metadata` has lower-case names."""
+    """What S3 says of an object. `etag` has no quotes.
+
+    `metadata` has lower-case names, and is known of single objects; `modified` is known of those in a listing.
+    """
 
     uri: ObjectUri
     etag: str
     size: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    modified: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -119,15 +124,25 @@ class ObjectStore:
                 Metadata=dict(metadata),
             )
 
-    def list(self, prefix: PrefixUri) -> Iterator[StoredObject]:
-        """The objects below `prefix`, in the order of their keys, without folder markers."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=prefix.bucket, Prefix=prefix.prefix)
-        with _translated(prefix):
+    def delete(self, uri: ObjectUri) -> None:
+        """Remove one object; that there is none is no error."""
+        with _translated(uri):
+            self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
+
+    def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
+        """The objects whose keys begin with `prefix`, those after the key `after`, without folder markers.
+
+        They come in the order of the store: Amazon's is that of the keys' UTF-8 bytes, and stores that keep files
+        go folder by folder.
+        """
+        options = {"StartAfter": after} if after else {}
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
+        with _translated(PrefixUri(bucket, prefix)):
             for page in pages:
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
-                        uri = ObjectUri(prefix.bucket, item["Key"])
-                        yield StoredObject(uri, item["ETag"].strip('"'), item["Size"])
+                        uri = ObjectUri(bucket, item["Key"])
+                        yield StoredObject(uri, item["ETag"].strip('"'), item["Size"], modified=item["LastModified"])
 
 
 def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:

@@ -1,10 +1,13 @@
 """Composition root: settings to detector to pipeline."""
 
 import os
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery.signals import worker_ready
+from redis.exceptions import RedisError
 
 from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 BATCH_ON_GPU = 8
 BATCH_ON_CPU = 1
+PACKAGES = ("veil", "tensorflow", "tensorflow-cpu", "opencv-python-headless", "pillow", "numpy")
 
 
 def worker_pipeline() -> "Pipeline":
@@ -24,7 +28,7 @@ def worker_pipeline() -> "Pipeline":
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
-    worker_ready.connect(_log_ready, weak=False)
+    worker_ready.connect(_announce, weak=False)
     return build_pipeline(settings, ObjectStore.connect(settings, connections=settings.concurrency + 2))
 
 
@@ -38,7 +42,23 @@ def load_model(settings: WorkerSettings) -> "SavedModel":
     return SavedModel(models.default_model(), models.DIGEST)
 
 
-def _log_ready(sender: Any, **_: Any) -> None:
+def _versions() -> dict[str, str]:
+    """Of Veil and of what decides an output's bytes, by package."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _announce(sender: Any, **_: Any) -> None:
+    """Tell producers what is made here, and the log that work begins."""
+    from tasks import publishing  # the Celery app, which only a queue worker needs
+
+    try:
+        publishing.announce_recipe(sender.app.backend.client, sender.app.pipeline.recipe)
+    except RedisError as error:
+        structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
 
 
@@ -81,4 +101,5 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
         hold_without_faces=settings.no_faces == "hold",
         route_table=settings.parsed_routes(),
         recipe=recipe,
+        made_with={"model": model.digest, **_versions()},
     )

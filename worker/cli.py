@@ -138,7 +138,7 @@ def dead_list(as_json: Json = False) -> None:
 
     from tasks import dead_letters
     from tasks.app import app as celery
-    from worker.enqueueing import connected
+    from tasks.publishing import connected
 
     with connected():
         letters = sorted(dead_letters.entries(celery.backend.client), key=lambda letter: letter.time)

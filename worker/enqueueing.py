@@ -4,39 +4,24 @@ import json
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 from celery.result import AsyncResult
 from celery.states import READY_STATES
-from kombu.exceptions import OperationalError
-from redis.exceptions import AuthenticationError, RedisError
 from rich.console import Console
 
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.anonymize import anonymize_image
 from tasks.app import app
-from tasks.errors import QueueUnavailable
+from tasks.publishing import connected
 from tasks.s3 import ObjectStore
 from tasks.settings import Settings
 from worker.progress import progress_bar
 
 POLL_SECONDS = 0.2
 POLLED_AT_ONCE = 500
-
-
-@contextmanager
-def connected() -> Iterator[None]:
-    """Turns what Redis raises into one line that says what to do."""
-    try:
-        yield
-    except (OperationalError, RedisError) as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, AuthenticationError) or isinstance(error, AuthenticationError):
-            raise QueueUnavailable("Redis refuses the password: check VEIL_REDIS_PASSWORD") from None
-        raise QueueUnavailable(f"Redis can't be used ({type(cause).__name__}): check VEIL_REDIS_URL") from None
 
 
 def run(
@@ -47,7 +32,8 @@ def run(
     listed: Iterable[ObjectUri] = ()
     if prefix:
         store = ObjectStore.connect(settings)
-        listed = (stored.uri for stored in store.list(PrefixUri.parse(prefix)))
+        place = PrefixUri.parse(prefix)
+        listed = (stored.uri for stored in store.list(place.bucket, place.prefix))
     with connected():
         app.backend.client.ping()  # Celery itself would try for 20 s, and end in a RuntimeError
     with connected(), progress_bar("enqueued") as bar:

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 
-from tasks import routes
-from tasks.addresses import ObjectUri
+from tasks import receipts, routes
+from tasks.addresses import PrefixUri
 from tasks.errors import DestinationTaken
 from tasks.messages import AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route
@@ -18,11 +19,6 @@ from worker.detector import Detections, Detector, merge, placed
 from worker.masking import MaskStyle
 
 PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
-
-SOURCE = "veil-source-sha256"
-SOURCE_ETAG = "veil-source-etag"
-RECIPE = "veil-recipe"
-FACES = "veil-faces"
 
 OnStage = Callable[[str], None]
 
@@ -50,6 +46,11 @@ class Anonymized:
     width: int
     height: int
     detections: Detections
+
+    def whole_boxes(self) -> list[list[int]]:
+        """The faces' boxes, x1 y1 x2 y2 in whole pixels, strongest first."""
+        boxes: list[list[int]] = self.detections.boxes_xyxy.round().astype(int).tolist()
+        return boxes
 
 
 @dataclass
@@ -82,14 +83,19 @@ class Pipeline:
         hold_without_faces: bool = False,
         route_table: Sequence[Route] = (),
         recipe: str = "",
+        made_with: Mapping[str, str] | None = None,
     ) -> None:
-        """`store` and `route_table` are None and empty where only local files are anonymized."""
+        """`store` and `route_table` are None and empty where only local files are anonymized.
+
+        `made_with` names the model and the versions for the receipts.
+        """
         self._store = store
         self._detector = detector
         self._style = style
         self._limits = limits
         self._hold_without_faces = hold_without_faces
         self._route_table = route_table
+        self._made_with = dict(made_with or {})
         self.recipe = recipe
 
     def run(self, request: AnonymizeRequest, on_stage: OnStage = unheard) -> AnonymizeReport:
@@ -99,10 +105,11 @@ class Pipeline:
         """
         assert self._store is not None
         watch = Stopwatch(on_stage)
-        destination = routes.destination(request, self._route_table)
+        route, destination = routes.find(request, self._route_table)
         with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
             source = opened.stored
-            if self._is_done(source, destination):
+            replaced = self._store.head(destination)
+            if replaced is not None and self._is_done(source, replaced):
                 return AnonymizeReport(
                     status="skipped",
                     source=str(request.source),
@@ -112,11 +119,14 @@ class Pipeline:
                 )
             content = opened.read(self._limits.max_bytes, self._limits.fetch_seconds)
         result = self.anonymize(content, watch)
-        if result.content is not None:
-            with watch.stage("store", "storing"):
-                self._store.put(
-                    destination, result.content, result.content_type, self._metadata(source, result.detections)
-                )
+        with watch.stage("store", "storing"):
+            made = receipts.Made.of(route.destination.relative(destination), self.recipe, source.etag)
+            receipt = self._receipt(source, content, result, watch.seconds)
+            self._store.put(receipts.uri(route.destination, made), receipt.to_bytes(), "application/json", {})
+            if result.content is not None:
+                self._store.put(destination, result.content, result.content_type, self._metadata(source, receipt))
+            if replaced is not None:
+                self._remove_other_receipts(route.destination, made)
         scores = result.detections.scores
         return AnonymizeReport(
             status="held" if result.content is None else "anonymized",
@@ -131,7 +141,7 @@ class Pipeline:
             bytes_in=len(content),
             bytes_out=None if result.content is None else len(result.content),
             seconds=watch.seconds,
-            boxes_xyxy=result.detections.boxes_xyxy.round().astype(int).tolist(),
+            boxes_xyxy=result.whole_boxes(),
         )
 
     def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
@@ -151,33 +161,57 @@ class Pipeline:
         found = [placed(self._detector.detect(view)) for view in picture.views()]
         return found[0] if len(found) == 1 else merge(Detections.joined(found))
 
-    def _is_done(self, source: StoredObject, destination: ObjectUri) -> bool:
-        """Whether the stored output is already the one that would be made. DestinationTaken if it is another's."""
-        assert self._store is not None
-        stored = self._store.head(destination)
-        if stored is None:
-            return False
-        known = stored.metadata
-        if known.get(SOURCE) != _address_digest(source.uri):
+    def _is_done(self, source: StoredObject, output: StoredObject) -> bool:
+        """Whether `output` is already the one that would be made. DestinationTaken if it is another source's."""
+        if output.metadata.get(receipts.SOURCE) != receipts.source_digest(source.uri):
             raise DestinationTaken(
-                f"{destination} is not an output of {source.uri}: choose another destination, or remove it"
+                f"{output.uri} is not an output of {source.uri}: choose another destination, or remove it"
             )
-        if self._hold_without_faces and known.get(FACES) == "0":
+        if self._hold_without_faces and output.metadata.get(receipts.FACES) == "0":
             return False  # published when such pictures were not held
-        return known.get(SOURCE_ETAG) == source.etag and known.get(RECIPE) == self.recipe
+        return receipts.is_current(output.metadata, source.etag, self.recipe)
 
-    def _metadata(self, source: StoredObject, detections: Detections) -> dict[str, str]:
+    def _metadata(self, source: StoredObject, receipt: receipts.Receipt) -> dict[str, str]:
         return {
-            SOURCE: _address_digest(source.uri),
-            SOURCE_ETAG: source.etag,
-            RECIPE: self.recipe,
-            FACES: str(len(detections)),
+            receipts.SOURCE: receipts.source_digest(source.uri),
+            receipts.SOURCE_ETAG: source.etag,
+            receipts.RECIPE: self.recipe,
+            receipts.FACES: str(len(receipt.faces)),
         }
 
+    def _receipt(
+        self, source: StoredObject, content: bytes, result: Anonymized, seconds: Mapping[str, float]
+    ) -> receipts.Receipt:
+        held = result.content is None
+        return receipts.Receipt(
+            status="held" if held else "anonymized",
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            source_etag=source.etag,
+            source_sha256=hashlib.sha256(content).hexdigest(),
+            source_bytes=len(content),
+            output_sha256=None if result.content is None else hashlib.sha256(result.content).hexdigest(),
+            output_bytes=None if result.content is None else len(result.content),
+            format=result.format,
+            width=result.width,
+            height=result.height,
+            recipe=self.recipe,
+            faces=[
+                {"box_xyxy": box, "score": round(float(score), 4)}
+                for box, score in zip(result.whole_boxes(), result.detections.scores, strict=True)
+            ],
+            seconds=dict(seconds),
+            made_with=self._made_with,
+        )
 
-def _address_digest(uri: ObjectUri) -> str:
-    """SHA-256 of an address: S3's 2 kB of metadata would not hold every one, and it tells nobody where sources are."""
-    return hashlib.sha256(str(uri).encode()).hexdigest()
+    def _remove_other_receipts(self, destination: PrefixUri, made: receipts.Made) -> None:
+        """Of a picture that was made anew, only `made` still holds."""
+        assert self._store is not None
+        kept = receipts.uri(destination, made)
+        stem = kept.key.removesuffix(f".{made.recipe}.{made.etag}.json")
+        for stored in self._store.list(destination.bucket, receipts.prefix(destination, made.key)):
+            named = receipts.parse(stored.uri.key)
+            if named and named.key == stem and stored.uri != kept:
+                self._store.delete(stored.uri)
 
 
 def recipe_digest(

@@ -10,7 +10,7 @@ from tasks.s3 import S3_ATTEMPTS
 from tasks.settings import PREFIX, VISIBILITY_SECONDS, Settings, split_commas
 
 MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Picture.views
-S3_CALLS = 3  # get, head, put
+S3_CALLS = 6  # get, head, put twice, and, where an output is replaced, list and delete
 
 
 class WorkerSettings(Settings):

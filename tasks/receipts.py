@@ -1,0 +1,118 @@
+"""Receipts: what was done to each picture, as JSON beside the outputs, and found again from a listing alone.
+
+The receipt of the output ``KEY`` is ``.veil/receipts/KEY.RECIPE.ETAG.json`` below the route's destination: a listing
+tells which pictures are done, with which recipe, from which version of their source. It is written before its
+output, so an output that says it is current has its receipt.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
+
+RESERVED = ".veil/"  # below every destination; no output goes there
+FOLDER = RESERVED + "receipts/"
+FOLDER_OF_LONG_KEYS = RESERVED + "receipts-of-long-keys/"
+MAX_PART_BYTES = 255  # of a name between two slashes, in stores that keep files
+ETAG = re.compile(r"[0-9A-Za-z_-]{1,64}")
+NAME = re.compile(r"(.+)\.([0-9a-f]{16})\.([0-9A-Za-z_-]{1,64})\.json", re.DOTALL)
+TAIL_BYTES = 1 + 16 + 1 + 64 + 5
+
+# What an output says of itself: names of S3 metadata.
+SOURCE = "veil-source-sha256"
+SOURCE_ETAG = "veil-source-etag"
+RECIPE = "veil-recipe"
+FACES = "veil-faces"
+
+
+@dataclass(frozen=True)
+class Made:
+    """That an output was made: its `key` below the destination, with which recipe, from which source version."""
+
+    key: str
+    recipe: str
+    etag: str
+
+    @classmethod
+    def of(cls, key: str, recipe: str, etag: str) -> Self:
+        """As the name of a receipt has it: an `etag` that does not fit into a name is replaced by its digest."""
+        return cls(key, recipe, etag if ETAG.fullmatch(etag) else hashlib.sha256(etag.encode()).hexdigest()[:32])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What was done to one picture. Sizes are bytes and pixels, times seconds, digests SHA-256 in hex.
+
+    `output_sha256` and `output_bytes` are None for a picture that was held back. `faces` has a ``box_xyxy``, in whole
+    pixels of the upright picture, and a ``score`` for each face, strongest first. It holds no pixels, and no address.
+    """
+
+    status: Literal["anonymized", "held"]
+    created: str
+    source_etag: str
+    source_sha256: str
+    source_bytes: int
+    output_sha256: str | None
+    output_bytes: int | None
+    format: str
+    width: int
+    height: int
+    recipe: str
+    faces: list[dict[str, Any]]
+    seconds: dict[str, float]
+    made_with: dict[str, str]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Raises ValueError or TypeError for anything that is no receipt."""
+        return cls(**json.loads(content))
+
+    @property
+    def lowest_score(self) -> float | None:
+        return min((face["score"] for face in self.faces), default=None)
+
+
+def uri(destination: PrefixUri, made: Made) -> ObjectUri:
+    """The address of the receipt of `made` below the route's `destination`."""
+    return destination.join(f"{_stem(destination, made.key)}.{made.recipe}.{made.etag}.json")
+
+
+def prefix(destination: PrefixUri, key: str) -> str:
+    """What the keys of all receipts of the output `key` begin with; `parse` tells which are really its own."""
+    return f"{destination.prefix}{_stem(destination, key)}."
+
+
+def is_long(destination: PrefixUri, key: str) -> bool:
+    """Whether `key` leaves no room for a receipt's name, so that its receipts are listed by digest instead."""
+    last = key.rpartition("/")[2]
+    whole = f"{destination.prefix}{FOLDER}{key}"
+    return len(last.encode()) + TAIL_BYTES > MAX_PART_BYTES or len(whole.encode()) + TAIL_BYTES > MAX_KEY_BYTES
+
+
+def parse(name: str) -> Made | None:
+    """What the receipt named `name`, relative to FOLDER, is of; None if it is no receipt's name."""
+    found = NAME.fullmatch(name)
+    return Made(found[1], found[2], found[3]) if found else None
+
+
+def source_digest(source: ObjectUri) -> str:
+    """SHA-256 of an address: S3's 2 kB of metadata would not hold every one, and it tells nobody where sources are."""
+    return hashlib.sha256(str(source).encode()).hexdigest()
+
+
+def is_current(metadata: Mapping[str, str], etag: str, recipe: str | None) -> bool:
+    """Whether an output's `metadata` say that it is of the source version `etag` and, unless None, of `recipe`."""
+    return metadata.get(SOURCE_ETAG) == etag and recipe in (None, metadata.get(RECIPE))
+
+
+def _stem(destination: PrefixUri, key: str) -> str:
+    if is_long(destination, key):
+        return FOLDER_OF_LONG_KEYS + hashlib.sha256(key.encode()).hexdigest()
+    return FOLDER + key

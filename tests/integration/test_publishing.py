@@ -1,0 +1,83 @@
+"""Batches onto a real Redis: all of one or none, whatever happens in between."""
+
+import json
+
+import pytest
+
+from tasks import publishing
+from tasks.addresses import ObjectUri
+from tasks.app import BACKFILL, QUEUED_AT_HEADER, RUN_HEADER, UPLOADS
+from tasks.errors import QueueUnavailable
+from tasks.publishing import Publisher, Wanted
+
+
+def pictures(count):
+    return [Wanted(ObjectUri("raw", f"{number}.jpg"), etag=str(number)) for number in range(count)]
+
+
+def messages(queue, name):
+    """What waits there, oldest first."""
+    return [json.loads(message) for message in reversed(queue.client.lrange(name, 0, -1))]
+
+
+@pytest.fixture
+def publisher(unattended):
+    made = Publisher(unattended.app)
+    yield made
+    made.close()
+
+
+def test_a_batch_arrives_in_order_and_with_what_goes_along(unattended, publisher):
+    publisher.publish(pictures(1500), BACKFILL, "run-1", lambda pipe: pipe.set("checkpoint", "1499.jpg"))
+    waiting = messages(unattended, BACKFILL)
+    assert [message["headers"]["argsrepr"] for message in waiting[:2]] == ["('s3://raw/0.jpg',)", "('s3://raw/1.jpg',)"]
+    assert len(waiting) == 1500
+    assert {message["headers"][RUN_HEADER] for message in waiting} == {"run-1"}
+    assert all(message["headers"][QUEUED_AT_HEADER] > 1e9 for message in waiting)
+    assert all(message["headers"]["ignore_result"] for message in waiting)
+    assert unattended.client.get("checkpoint") == b"1499.jpg"
+
+
+def test_an_empty_batch_still_takes_what_goes_along(unattended, publisher):
+    publisher.publish([], BACKFILL, along=lambda pipe: pipe.set("checkpoint", "a"))
+    assert unattended.client.get("checkpoint") == b"a"
+
+
+def test_a_batch_that_fails_leaves_nothing(unattended, publisher):
+    def fail(pipe):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publisher.publish(pictures(10), UPLOADS, along=fail)
+    assert messages(unattended, UPLOADS) == []
+    publisher.publish(pictures(2), UPLOADS)
+    assert len(messages(unattended, UPLOADS)) == 2
+
+
+def test_a_batch_that_redis_has_no_room_for_leaves_nothing(unattended, publisher):
+    publisher.publish(pictures(1), UPLOADS)
+    before = unattended.client.config_get("maxmemory")["maxmemory"]
+    unattended.client.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(QueueUnavailable, match="Redis is full"):
+            publisher.publish(pictures(1000), UPLOADS)
+    finally:
+        unattended.client.config_set("maxmemory", before)
+    assert len(messages(unattended, UPLOADS)) == 1
+
+
+def test_the_same_version_of_a_picture_has_the_same_task_id():
+    first = Wanted(ObjectUri("raw", "a.jpg"), etag="1")
+    assert first.task_id == Wanted(ObjectUri("raw", "a.jpg"), etag="1").task_id
+    assert first.task_id != Wanted(ObjectUri("raw", "a.jpg"), etag="2").task_id
+    assert first.task_id != Wanted(ObjectUri("raw", "a.jpg"), ObjectUri("clean", "b.jpg"), etag="1").task_id
+    assert Wanted(ObjectUri("raw", "a.jpg")).task_id != Wanted(ObjectUri("raw", "a.jpg")).task_id
+
+
+def test_the_recipe_that_workers_use_is_known_to_producers(worker, queue, raw, place, portrait):
+    recipe = queue.report(raw.put(place + "a.jpg", portrait))["recipe"]
+    assert publishing.announced_recipe(queue.client) == recipe
+
+
+def test_no_worker_no_recipe(unattended):
+    assert publishing.announced_recipe(unattended.client) is None

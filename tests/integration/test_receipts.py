@@ -1,0 +1,55 @@
+"""Receipts in a real store: every output has the one that is true of it."""
+
+import hashlib
+
+from tasks import receipts
+from tasks.receipts import Made, Receipt
+
+
+def stored(bucket, key):
+    """The receipts of an output, by name."""
+    found = {}
+    for name in bucket.keys(receipts.FOLDER + key):
+        made = receipts.parse(name.removeprefix(receipts.FOLDER))
+        if made and made.key == key:
+            found[made] = Receipt.from_bytes(bucket.get(name))
+    return found
+
+
+def etag(bucket, key):
+    return bucket.head(key)["ETag"].strip('"')
+
+
+def test_an_output_has_a_receipt_that_tells_its_digests_and_faces(worker, queue, raw, clean, place, portrait):
+    report = queue.report(raw.put(place + "a.jpg", portrait))
+    ((made, receipt),) = stored(clean, place + "a.jpg").items()
+    assert made == Made(place + "a.jpg", report["recipe"], etag(raw, place + "a.jpg"))
+    assert receipt.source_sha256 == hashlib.sha256(portrait).hexdigest()
+    assert receipt.output_sha256 == hashlib.sha256(clean.get(place + "a.jpg")).hexdigest()
+    assert receipt.output_bytes == report["bytes_out"]
+    assert [face["box_xyxy"] for face in receipt.faces] == report["boxes_xyxy"]
+    assert receipt.lowest_score == report["lowest_score"]
+    assert len(receipt.made_with["model"]) == 64
+    assert "veil" in receipt.made_with
+
+
+def test_a_source_that_changes_leaves_one_receipt(worker, queue, raw, clean, place, portrait):
+    uri = raw.put(place + "a.jpg", portrait)
+    neighbour = raw.put(place + "a.jpg.bak", portrait)
+    assert [queue.report(uri)["status"], queue.report(neighbour)["status"]] == ["anonymized", "anonymized"]
+    raw.put(place + "a.jpg", portrait + b"trailing")
+    assert queue.report(uri)["status"] == "anonymized"
+    assert [made.etag for made in stored(clean, place + "a.jpg")] == [etag(raw, place + "a.jpg")]
+    assert len(stored(clean, place + "a.jpg.bak")) == 1
+
+
+def test_keys_too_long_for_a_receipt_beside_them_have_one_by_digest(worker, queue, raw, clean, place, portrait):
+    key = place + "k" * 230 + ".jpg"
+    report = queue.report(raw.put(key, portrait))
+    (name,) = clean.keys(receipts.FOLDER_OF_LONG_KEYS + hashlib.sha256(key.encode()).hexdigest())
+    assert Receipt.from_bytes(clean.get(name)).output_bytes == report["bytes_out"]
+
+
+def test_no_output_goes_where_receipts_are_kept(worker, queue, raw, portrait):
+    state, error = queue.outcome(queue.send(raw.put(".veil/receipts/a.jpg", portrait)))
+    assert (state, type(error).__name__) == ("FAILURE", "InvalidRequest")
