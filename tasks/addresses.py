@@ -45,6 +45,9 @@ class PrefixUri:
     def contains(self, uri: ObjectUri) -> bool:
         return uri.bucket == self.bucket and uri.key.startswith(self.prefix) and uri.key != self.prefix
 
+    def is_below(self, other: "PrefixUri") -> bool:
+        return self.bucket == other.bucket and self.prefix.startswith(other.prefix)
+
     def overlaps(self, other: "PrefixUri") -> bool:
         shorter, longer = sorted((self.prefix, other.prefix), key=len)
         return self.bucket == other.bucket and longer.startswith(shorter)
@@ -52,6 +55,10 @@ class PrefixUri:
     def relative(self, uri: ObjectUri) -> str:
         """The key of `uri` below this place."""
         return uri.key.removeprefix(self.prefix)
+
+    def rest(self, below: "PrefixUri") -> str:
+        """The prefix of `below`, which is below this place, without this place's own."""
+        return below.prefix.removeprefix(self.prefix)
 
     def join(self, relative: str) -> ObjectUri:
         return ObjectUri(self.bucket, self.prefix + relative)

@@ -21,6 +21,8 @@ MAX_PART_BYTES = 255  # of a name between two slashes, in stores that keep files
 ETAG = re.compile(r"[0-9A-Za-z_-]{1,64}")
 NAME = re.compile(r"(.+)\.([0-9a-f]{16})\.([0-9A-Za-z_-]{1,64})\.json", re.DOTALL)
 TAIL_BYTES = 1 + 16 + 1 + 64 + 5
+MAX_BYTES = 4 << 20  # of a receipt: a thousand faces have a tenth of that
+FETCH_SECONDS = 30.0
 
 # What an output says of itself: names of S3 metadata.
 SOURCE = "veil-source-sha256"
