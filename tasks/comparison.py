@@ -1,23 +1,21 @@
 """What is done and what is not: sources against outputs and receipts, from three listings that are read side by side.
 
 Listings come in an order, and reading them side by side needs it. Amazon's is that of the keys' bytes; stores that
-keep files go folder by folder. The first pair of keys that contradicts the one shows the other. Until then, and where
-a listing changes while it is read, a picture can be taken for one that is not done: that is a suspicion, which
-`settle` turns into a fact. One that is taken for done is done.
+keep files go folder by folder. The first pair of keys that the two put differently makes us ask the store. Where a
+listing changes while it is read, and where receipts come in another order than their pictures, a picture can be taken
+for one that is not done: that is a suspicion, which `settle` turns into a fact. One that is taken for done is done.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, ObjectNotFound
+from tasks.errors import BucketNotAllowed, InvalidRequest, ObjectNotFound
 from tasks.receipts import Made, Receipt
 from tasks.routes import Route
-from tasks.s3 import ObjectStore, StoredObject
-
-LAST_CHARACTER = "\U0010ffff"  # of Unicode: what begins with a prefix sorts before the prefix and this
+from tasks.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 
 State = Literal["current", "missing", "stale", "held", "orphan"]
 Item = TypeVar("Item")
@@ -35,7 +33,7 @@ class Places:
     def find(cls, source: str, output: str | None, routes: Sequence[Route]) -> Self:
         """The places at two addresses; without `output`, where the route puts it.
 
-        Raises BucketNotAllowed if no route leads from the one to the other.
+        Raises BucketNotAllowed if no route leads from the one to the other, InvalidRequest if receipts are kept there.
         """
         read = PrefixUri.parse(source)
         for route in routes:
@@ -43,6 +41,8 @@ class Places:
                 own = PrefixUri(route.destination.bucket, route.destination.prefix + route.source.rest(read))
                 written = PrefixUri.parse(output) if output else own
                 if written.is_below(route.destination):
+                    if route.destination.rest(written).startswith(receipts.RESERVED):
+                        raise InvalidRequest(f"{written} is kept for receipts: name another place")
                     return cls(route, read, written)
         raise BucketNotAllowed(f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one")
 
@@ -70,7 +70,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Settled:
-    """What is true of a picture. `output` is None where there is none."""
+    """What is true of a picture. `source` and `output` are None where there is none.
+
+    A picture whose address no worker takes, such as ``a/../b``, is not asked for: its `source` is as it was listed.
+    """
 
     key: str
     state: State
@@ -82,26 +85,29 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
     """Every source of `places` after the key `after`, and every output without a source, in the order of the store.
 
     A picture is done if its output is there and its only receipt is of the source's version and, unless None, of
-    `recipe`. Memory does not grow with the number of keys.
+    `recipe`. A key comes once as a source; a suspected output whose source is there, or is listed late, once more.
+    Memory does not grow with the number of keys.
     """
-    order = _Order()
-    outputs = _Listing(_outputs(store, places, after), lambda stored: places.output.relative(stored.uri), order)
-    made = _Listing(_receipts(store, places, after), lambda found: found.key, None)
-    before, start = "", places.source.prefix + after if after else ""
-    for source in store.list(places.source.bucket, places.source.prefix, start):
-        key = places.key(source.uri)
-        order.learn(before, key)
-        before = key
-        while outputs.head is not None and order.is_before(outputs.key, key):
+    order = _Order(store)
+    sources: _Listing[StoredObject] = _Listing(places.source, lambda stored: places.key(stored.uri))
+    outputs: _Listing[StoredObject] = _Listing(places.output, lambda stored: places.output.relative(stored.uri))
+    made: _Listing[Made] = _Listing(_receipts_place(places), lambda found: found.key)
+    sources.read(store.list(places.source.bucket, places.source.prefix, sources.address(after)))
+    outputs.read(_outputs(store, places, outputs.address(after)))
+    made.read(_receipts(store, made.place, made.address(after)))
+    while (source := sources.head) is not None:
+        key = sources.key
+        while outputs.head is not None and order.is_before(outputs, sources):
             yield Compared(outputs.key, None, False)
             outputs.advance()
-        while made.head is not None and order.is_before(made.key, key):
+        while made.head is not None and order.is_before(made, sources):
             made.advance()
         there = outputs.take(key)
         mine = made.take(key)
         wanted = Made.of(key, recipe or "", source.etag)
-        is_current = bool(there) and len(mine) == 1 and mine[0].etag == wanted.etag and recipe in (None, mine[0].recipe)
-        yield Compared(key, source, is_current, tuple(mine))
+        is_current = len(mine) == 1 and mine[0].etag == wanted.etag and recipe in (None, mine[0].recipe)
+        yield Compared(key, source, bool(there) and is_current and not _may_have_more(key, made.key), tuple(mine))
+        sources.advance()
     while outputs.head is not None:
         yield Compared(outputs.key, None, False)
         outputs.advance()
@@ -109,18 +115,20 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
 
 def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Compared) -> Settled | None:
     """What is true of a picture that the listings do not show as done; None if it is gone on both sides."""
-    destination = places.destination(compared.key)
-    source = store.head(places.source.join(compared.key))
+    source_uri, destination = places.source.join(compared.key), places.destination(compared.key)
+    if not (_is_valid(source_uri) and _is_valid(destination)):
+        return Settled(compared.key, "missing" if compared.source else "orphan", compared.source, None)
+    source = store.head(source_uri)
     output = store.head(destination)
     if source is None:
         return None if output is None else Settled(compared.key, "orphan", None, output)
-    if output is None:
-        held = _is_held(store, places, recipe, compared.key, source)
-        return Settled(compared.key, "held" if held else "missing", source, None)
-    if output.metadata.get(receipts.SOURCE) != receipts.source_digest(source.uri):
-        return Settled(compared.key, "missing", source, output)  # something else is in its place
-    current = receipts.is_current(output.metadata, source.etag, recipe)
-    return Settled(compared.key, "current" if current else "stale", source, output)
+    is_ours = output is not None and output.metadata.get(receipts.SOURCE) == receipts.source_digest(source.uri)
+    if output is not None and is_ours and receipts.is_current(output.metadata, source.etag, recipe):
+        return Settled(compared.key, "current", source, output)
+    # An older output stays where its picture is held by now, and so does its receipt.
+    if (output is None or len(compared.made) != 1) and _is_held(store, places, recipe, compared.key, source):
+        return Settled(compared.key, "held", source, output)
+    return Settled(compared.key, "stale" if is_ours else "missing", source, output)
 
 
 def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tuple[Made, Receipt]]:
@@ -132,12 +140,22 @@ def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tupl
         named = receipts.parse(stored.uri.key)
         if named is None or named.key != stem:
             continue
-        try:
-            with store.open(stored.uri) as opened:
-                receipt = Receipt.from_bytes(opened.read(receipts.MAX_BYTES, receipts.FETCH_SECONDS))
-        except (ObjectNotFound, ValueError, TypeError):
-            continue  # replaced meanwhile, or not ours
-        yield Made(made_key, named.recipe, named.etag), receipt
+        if receipt := _read(store, stored.uri):
+            yield Made(made_key, named.recipe, named.etag), receipt
+
+
+def read_receipt(store: ObjectStore, places: Places, made: Made) -> Receipt | None:
+    """The receipt of an output that was `made`, its key that in `places`; None if there is none."""
+    named = Made.of(places.made_key(made.key), made.recipe, made.etag)
+    return _read(store, receipts.uri(places.route.destination, named))
+
+
+def _read(store: ObjectStore, uri: ObjectUri) -> Receipt | None:
+    try:
+        with store.open(uri) as opened:
+            return Receipt.from_bytes(opened.read(receipts.MAX_BYTES, receipts.FETCH_SECONDS))
+    except (ObjectNotFound, ValueError, TypeError):
+        return None  # replaced meanwhile, or not ours
 
 
 def _is_held(store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject) -> bool:
@@ -148,10 +166,32 @@ def _is_held(store: ObjectStore, places: Places, recipe: str | None, key: str, s
     )
 
 
+def _is_valid(uri: ObjectUri) -> bool:
+    """Whether a worker takes this address; S3 itself would be asked for another one."""
+    try:
+        return ObjectUri.parse(str(uri)) == uri
+    except InvalidRequest:
+        return False
+
+
+def _may_have_more(key: str, following: str) -> bool:
+    """Whether another receipt of `key` can come after one of the key `following`.
+
+    Between ``a.0….json`` and ``a.f….json`` there is room for ``a.7.jpg.….json``.
+    """
+    return following.startswith(key + ".") and following[len(key) + 1 :][:1] <= "f"
+
+
+def _receipts_place(places: Places) -> PrefixUri:
+    """Where the receipts of `places` are, each named as its picture is there, and more."""
+    destination = places.route.destination
+    return PrefixUri(destination.bucket, destination.prefix + receipts.FOLDER + places.made_key(""))
+
+
 def _outputs(store: ObjectStore, places: Places, after: str) -> Iterator[StoredObject]:
     """The outputs, without what is kept for receipts."""
     hidden = places.route.destination.prefix + receipts.RESERVED
-    start: str | None = places.output.prefix + after if after else ""
+    start: str | None = after
     while start is not None:
         found, start = store.list(places.output.bucket, places.output.prefix, start), None
         for stored in found:
@@ -161,50 +201,35 @@ def _outputs(store: ObjectStore, places: Places, after: str) -> Iterator[StoredO
             yield stored
 
 
-def _receipts(store: ObjectStore, places: Places, after: str) -> Iterator[Made]:
-    """The receipts, by their pictures' keys in `places`."""
-    prefix = places.route.destination.prefix + receipts.FOLDER + places.made_key("")
-    for stored in store.list(places.output.bucket, prefix, prefix + after if after else ""):
-        if found := receipts.parse(stored.uri.key.removeprefix(prefix)):
+def _receipts(store: ObjectStore, place: PrefixUri, after: str) -> Iterator[Made]:
+    """The receipts, by their pictures' keys in the places."""
+    for stored in store.list(place.bucket, place.prefix, after):
+        if found := receipts.parse(place.relative(stored.uri)):
             yield found
-
-
-class _Order:
-    """In which order the keys of a listing come: by their bytes, until two of them come otherwise."""
-
-    def __init__(self) -> None:
-        self._by_folder = False
-
-    def learn(self, before: str, after: str) -> None:
-        """Learn from two neighbours of a listing."""
-        self._by_folder = self._by_folder or after.encode() < before.encode()
-
-    def is_before(self, key: str, other: str) -> bool:
-        if self._by_folder:
-            return key.encode().split(b"/") < other.encode().split(b"/")
-        return key.encode() < other.encode()
 
 
 class _Listing(Generic[Item]):
     """A listing with a look ahead at its next item."""
 
-    head: Item | None
-    key: str
-
-    def __init__(self, items: Iterator[Item], key_of: Callable[[Item], str], order: _Order | None) -> None:
-        self._items = items
-        self._key_of = key_of
-        self._order = order
+    def __init__(self, place: PrefixUri, key_of: Callable[[Item], str]) -> None:
+        self.place = place
+        self.head: Item | None = None
         self.key = ""
+        self._key_of = key_of
+        self._items: Iterator[Item] = iter(())
+
+    def address(self, key: str) -> str:
+        """Where `key` is in the bucket; empty if it is."""
+        return self.place.prefix + key if key else ""
+
+    def read(self, items: Iterator[Item]) -> None:
+        self._items = items
         self.advance()
 
     def advance(self) -> None:
-        before = self.key
         self.head = next(self._items, None)
         if self.head is not None:
             self.key = self._key_of(self.head)
-            if self._order:
-                self._order.learn(before, self.key)
 
     def take(self, key: str) -> list[Item]:
         """The next items as long as they are of `key`."""
@@ -213,3 +238,37 @@ class _Listing(Generic[Item]):
             taken.append(self.head)
             self.advance()
         return taken
+
+
+class _Order:
+    """In which order the keys of a listing come: by their bytes, or folder by folder."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._by_folder: bool | None = None
+
+    def is_before(self, one: _Listing[Any], other: _Listing[Any]) -> bool:
+        """Whether the next key of `one` comes before the next one of `other`."""
+        if one.key == other.key:
+            return False
+        # Characters are in the order of their UTF-8 bytes.
+        by_bytes = one.key < other.key
+        if self._by_folder is False:
+            return by_bytes
+        by_folder = one.key.split("/") < other.key.split("/")
+        if self._by_folder is None:
+            if by_bytes == by_folder:
+                return by_bytes
+            self._by_folder = self._ask(one, other) if by_bytes else self._ask(other, one)
+        return by_folder if self._by_folder else by_bytes
+
+    def _ask(self, lesser: _Listing[Any], greater: _Listing[Any]) -> bool:
+        """Whether the store goes by folder.
+
+        The keys are like ``P-…`` and ``P/…``. By folder ``P-…`` is listed after all of ``P/``; else all that is listed
+        there is greater.
+        """
+        at = next(i for i, (one, other) in enumerate(zip(lesser.key, greater.key, strict=False)) if one != other)
+        end = lesser.address(greater.key[: at + 1] + LAST_CHARACTER)
+        after = next(self._store.list(lesser.place.bucket, lesser.place.prefix, end), None)
+        return after is not None and after.uri.key < end

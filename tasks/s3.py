@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import dropwhile
 from typing import Any, Self
 
 import boto3
@@ -27,13 +28,15 @@ from tasks.settings import Settings
 
 S3_ATTEMPTS = 3  # of one call, botocore's own retries included
 CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
+PAGE_KEYS = 1000  # as many as S3 gives at once
+LAST_CHARACTER = "\U0010ffff"  # of Unicode: what begins with a prefix sorts before the prefix and this
 
 
 @dataclass(frozen=True)
 class StoredObject:
     """What S3 says of an object. `etag` has no quotes.
 
-    `metadata` has lower-case names, and is known of single objects; `modified` is known of those in a listing.
+    `metadata` has lower-case names, and is known of single objects only.
     """
 
     uri: ObjectUri
@@ -55,8 +58,10 @@ class OpenObject:
 class ObjectStore:
     """The S3 calls that Veil makes. Every method raises only VeilError."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, page_keys: int = PAGE_KEYS) -> None:
+        """`page_keys` is how many keys of a listing are asked for at once."""
         self._client = client
+        self._page_keys = page_keys
 
     @classmethod
     def connect(cls, settings: Settings, connections: int = 10) -> Self:
@@ -135,19 +140,44 @@ class ObjectStore:
         They come in the order of the store: Amazon's is that of the keys' UTF-8 bytes, and stores that keep files
         go folder by folder.
         """
+        listed = self._list(bucket, prefix, _just_before(after))
+        if not after:
+            return listed
+        return dropwhile(lambda stored: _is_up_to(stored.uri.key, after), listed)
+
+    def _list(self, bucket: str, prefix: str, after: str) -> Iterator[StoredObject]:
         options = {"StartAfter": after} if after else {}
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
+        paging = {"PageSize": self._page_keys}
+        paginator = self._client.get_paginator("list_objects_v2")
         with _translated(PrefixUri(bucket, prefix)):
-            for page in pages:
+            for page in paginator.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options):
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
                         uri = ObjectUri(bucket, item["Key"])
                         yield StoredObject(uri, item["ETag"].strip('"'), item["Size"], modified=item["LastModified"])
 
 
+def _just_before(key: str) -> str:
+    """A key with hardly any between it and `key`, to list after.
+
+    SeaweedFS takes ``a`` there for the folder ``a/``, and leaves out what is in it.
+    """
+    if not key or key.endswith("/"):
+        return key
+    before = ord(key[-1]) - 1
+    if before < 0x20 or before in (0xFFFE, 0xFFFF) or 0xD800 <= before <= 0xDFFF:
+        return key[:-1]  # no character for XML
+    return key[:-1] + chr(before) + LAST_CHARACTER
+
+
+def _is_up_to(key: str, last: str) -> bool:
+    """Whether `key` is `last`, or before it in either order that listings come in."""
+    return key <= last and key.split("/") <= last.split("/")
+
+
 def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
     metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
-    return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata)
+    return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata, answer.get("LastModified"))
 
 
 # Error codes of the S3 API ("Error responses" in its reference), by who must act.

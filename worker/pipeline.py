@@ -125,7 +125,7 @@ class Pipeline:
             self._store.put(receipts.uri(route.destination, made), receipt.to_bytes(), "application/json", {})
             if result.content is not None:
                 self._store.put(destination, result.content, result.content_type, self._metadata(source, receipt))
-            if replaced is not None:
+            if replaced is not None and result.content is not None:  # else it stays, and so does its receipt
                 self._remove_other_receipts(route.destination, made)
         scores = result.detections.scores
         return AnonymizeReport(

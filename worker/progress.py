@@ -1,5 +1,6 @@
 """A progress bar on a terminal, silence in a pipe."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +15,8 @@ class Bar:
         self._progress = progress
         self._task = task
 
-    def advance(self) -> None:
-        self._progress.advance(self._task)
+    def advance(self, count: int = 1) -> None:
+        self._progress.advance(self._task, count)
 
 
 @contextmanager
@@ -23,5 +24,7 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
     """A bar for `total` things, or a counter if their number is not known."""
     console = Console(stderr=True)
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as progress:
+    # What is printed to the same terminal goes above the bar; what goes into a pipe is left alone.
+    both = sys.stdout.isatty()
+    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=both) as progress:
         yield Bar(progress, progress.add_task(what, total=total))
