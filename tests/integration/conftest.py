@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 from celery import Celery
@@ -20,9 +21,12 @@ from celery.result import AsyncResult
 from PIL import Image
 
 from demo.servers import HOST, S3, Redis, Server, free_port, start_redis, start_s3
-from tasks import dead_letters
+from tasks import dead_letters, receipts
 from tasks.app import create_app
-from tasks.s3 import ObjectStore
+from tasks.comparison import Places
+from tasks.receipts import Made, Receipt
+from tasks.routes import Route
+from tasks.s3 import ObjectStore, StoredObject
 from tasks.settings import Settings
 
 RAW, CLEAN = "raw", "clean"
@@ -364,3 +368,98 @@ def wait_until() -> Callable[..., Any]:
 def secrets_of_this_run(redis_server: Redis, s3: S3) -> tuple[str, ...]:
     """What must never be seen in a log."""
     return redis_server.password, s3.secret_key
+
+
+RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"
+OLDER_ETAG = "0" * 32
+
+
+@dataclass
+class Archive:
+    """Sources, outputs and receipts below two prefixes, written as workers leave them, without one."""
+
+    store: ObjectStore
+    places: Places
+
+    def source(self, key: str, content: bytes = b"picture") -> StoredObject:
+        uri = self.places.source.join(key)
+        self.store.put(uri, content, "image/jpeg", {})
+        stored = self.store.head(uri)
+        assert stored is not None
+        return stored
+
+    def receipt(
+        self, key: str, etag: str, recipe: str = RECIPE, status: str = "anonymized", scores: tuple[float, ...] = ()
+    ) -> None:
+        receipt = Receipt(
+            status=status,
+            created="2026-01-01T00:00:00.000+00:00",
+            source_etag=etag,
+            source_sha256="0" * 64,
+            source_bytes=7,
+            output_sha256=None,
+            output_bytes=None,
+            format="JPEG",
+            width=3,
+            height=2,
+            recipe=recipe,
+            faces=[{"box_xyxy": [0, 0, 1, 1], "score": score} for score in scores],
+            seconds={},
+            made_with={},
+        )
+        made = Made.of(self.places.made_key(key), recipe, etag)
+        uri = receipts.uri(self.places.route.destination, made)
+        self.store.put(uri, receipt.to_bytes(), "application/json", {})
+
+    def output(self, key: str, etag: str, recipe: str = RECIPE) -> None:
+        metadata = {
+            receipts.SOURCE: receipts.source_digest(self.places.source.join(key)),
+            receipts.SOURCE_ETAG: etag,
+            receipts.RECIPE: recipe,
+            receipts.FACES: "1",
+        }
+        self.store.put(self.places.destination(key), b"anonymized", "image/jpeg", metadata)
+
+    def done(self, key: str, etag: str, recipe: str = RECIPE, scores: tuple[float, ...] = ()) -> None:
+        self.receipt(key, etag, recipe, scores=scores)
+        self.output(key, etag, recipe)
+
+
+@pytest.fixture(scope="session")
+def archive_at() -> Callable[..., Archive]:
+    """``archive_at(store, prefix)``: an archive in the buckets `RAW` and `CLEAN`, both below `prefix`."""
+
+    def archive(store: ObjectStore, prefix: str) -> Archive:
+        route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
+        return Archive(store, Places.find(str(route.source), None, [route]))
+
+    return archive
+
+
+@pytest.fixture(scope="session")
+def by_bytes(clean_environment: None) -> Iterator[Any]:
+    """A client of a server that lists in the order of the keys' bytes, as Amazon does."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(HOST, free_port(), verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+    for bucket in (RAW, CLEAN):
+        client.create_bucket(Bucket=bucket)
+    yield client
+    server.stop()
+
+
+@pytest.fixture(scope="session", params=["by bytes", "by folder"])
+def listing_client(request: pytest.FixtureRequest) -> Any:
+    """A client of each kind of server, by the order in which it lists."""
+    if request.param == "by bytes":
+        return request.getfixturevalue("by_bytes")
+    return request.getfixturevalue("s3").client()

@@ -1,0 +1,253 @@
+"""Listings side by side, from stores that list by bytes and by folder: what is told of every picture is true."""
+
+import itertools
+import threading
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tasks import receipts
+from tasks.comparison import Places, compare, settle
+from tasks.errors import BucketNotAllowed, InvalidRequest
+from tasks.routes import Route
+from tasks.s3 import ObjectStore
+
+RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
+
+# Characters on both sides of the slash, and names that are folders too.
+keys = st.text(" !-./5a", min_size=1, max_size=6).filter(lambda key: {"", ".", ".."}.isdisjoint(key.split("/")))
+bounded = settings(
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+numbers = itertools.count()
+
+
+@pytest.fixture
+def fresh(listing_client, archive_at, place):
+    """Make an empty archive, its store reading a few keys a page."""
+    return lambda: archive_at(ObjectStore(listing_client, page_keys=3), f"{place}{next(numbers)}/")
+
+
+# How a picture is left, and what is true of it then.
+
+
+def current(archive, key):
+    archive.done(key, archive.source(key).etag)
+    return "current"
+
+
+def current_without_receipt(archive, key):
+    archive.output(key, archive.source(key).etag)
+    return "current"
+
+
+def current_with_an_older_receipt(archive, key):
+    current(archive, key)
+    archive.receipt(key, OLDER_ETAG)
+    return "current"
+
+
+def missing(archive, key):
+    archive.source(key)
+    return "missing"
+
+
+def cut_before_its_output(archive, key):
+    archive.receipt(key, archive.source(key).etag)
+    return "missing"
+
+
+def in_place_of_something_else(archive, key):
+    archive.receipt(key, archive.source(key).etag)
+    archive.store.put(archive.places.destination(key), b"a page", "text/html", {})
+    archive.receipt(key, OLDER_ETAG)
+    return "missing"
+
+
+def changed(archive, key):
+    archive.source(key)
+    archive.done(key, OLDER_ETAG)
+    return "stale"
+
+
+def of_an_older_recipe(archive, key):
+    archive.done(key, archive.source(key).etag, OLDER_RECIPE)
+    return "stale"
+
+
+def cut_before_its_new_output(archive, key):
+    of_an_older_recipe(archive, key)
+    archive.receipt(key, archive.source(key).etag)
+    return "stale"
+
+
+def held(archive, key):
+    archive.receipt(key, archive.source(key).etag, status="held")
+    return "held"
+
+
+def held_over_an_older_output(archive, key):
+    changed(archive, key)
+    held(archive, key)
+    return "held"
+
+
+def orphan(archive, key):
+    archive.done(key, OLDER_ETAG)
+    return "orphan"
+
+
+def only_a_receipt(archive, key):
+    archive.receipt(key, OLDER_ETAG)
+
+
+LEFT = [
+    current, current_without_receipt, current_with_an_older_receipt, missing, cut_before_its_output,
+    in_place_of_something_else, changed, of_an_older_recipe, cut_before_its_new_output, held,
+    held_over_an_older_output, orphan, only_a_receipt,
+]  # fmt: skip
+
+
+def told(archive, after=""):
+    """What is true of each picture, and which were suspected without being anything but current."""
+    states, doubted = {}, set()
+    for compared in compare(archive.store, archive.places, RECIPE, after):
+        if compared.is_current:
+            assert compared.key not in states
+            states[compared.key] = "current"
+            continue
+        settled = settle(archive.store, archive.places, RECIPE, compared)
+        if settled and (compared.source or settled.state == "orphan"):
+            assert compared.key not in states
+            states[compared.key] = settled.state
+            doubted |= {settled.key} if settled.state == "current" else set()
+    return states, doubted
+
+
+@bounded
+@given(pictures=st.dictionaries(keys, st.sampled_from(LEFT), max_size=9))
+@example(pictures=dict.fromkeys(("a/a", "a-a", "a", "a.a", "a!/a"), current))
+@example(pictures={"a": cut_before_its_new_output, "a.a": current, "b/a": changed})
+@example(pictures={"a-/a": current, "a-": current, "a/a": orphan, "a/5": orphan})
+def test_every_picture_is_told_for_what_it_is(fresh, pictures):
+    archive = fresh()
+    truth = {key: state for key, leave in pictures.items() if (state := leave(archive, key))}
+    assert told(archive)[0] == truth
+
+
+@bounded
+@given(found=st.sets(keys, max_size=12))
+@example(found={"a", "a/a", "a/a/a", "a/a!", "a!", "a0"})
+@example(found={"a ", "a", "a/ ", "é/\ue000", "é", "\U00010000", "\uffee"})
+def test_a_listing_goes_on_after_any_of_its_keys(fresh, found):
+    archive = fresh()
+    for key in found:
+        archive.store.put(archive.places.source.join(key), b"", "image/jpeg", {})
+    place = archive.places.source
+    listed = [stored.uri.key for stored in archive.store.list(place.bucket, place.prefix)]
+    assert sorted(listed) == sorted(place.prefix + key for key in found)
+    for number, key in enumerate(listed, start=1):
+        assert [stored.uri.key for stored in archive.store.list(place.bucket, place.prefix, key)] == listed[number:]
+
+
+def test_a_comparison_goes_on_after_any_of_its_keys(fresh):
+    archive = fresh()
+    for key in ("a", "a/b", "a/c/d", "a-b", "a-b/c", "b"):
+        current(archive, key)
+    sources = [compared.key for compared in compare(archive.store, archive.places, RECIPE)]
+    for number, key in enumerate(sources, start=1):
+        states, _ = told(archive, after=key)
+        assert list(states) == sources[number:]
+        assert set(states.values()) <= {"current"}
+
+
+@pytest.mark.parametrize(("gone", "kept"), [("cam/", "cam-old/"), ("cam-old/", "cam/")])
+def test_what_is_in_the_way_of_one_folder_casts_no_doubt_on_its_neighbours(fresh, gone, kept):
+    archive = fresh()
+    for number in range(5):
+        orphan(archive, f"{gone}{number}")
+        current(archive, f"{kept}{number}")
+    states, doubted = told(archive)
+    assert len([key for key in states if states[key] == "orphan"]) == 5
+    assert doubted == set()
+
+
+def test_receipts_are_no_outputs_and_cost_no_page_each(fresh, monkeypatch):
+    archive = fresh()
+    for number in range(30):
+        current(archive, f"{number:02}")
+    asked = []
+    monkeypatch.setattr(archive.store, "head", asked.append)
+    assert all(compared.is_current for compared in compare(archive.store, archive.places, RECIPE))
+    assert asked == []
+
+
+@pytest.mark.parametrize("key", ["k" * 230, "/".join(["f" * 60] * 15)], ids=["name", "whole"])
+def test_long_keys_are_settled_though_no_listing_tells_their_receipts(fresh, key):
+    archive = fresh()
+    current(archive, key)
+    held(archive, key[:-1])
+    assert told(archive) == ({key: "current", key[:-1]: "held"}, {key})
+
+
+def test_without_a_recipe_only_the_version_of_the_source_counts(fresh):
+    archive = fresh()
+    of_an_older_recipe(archive, "a")
+    changed(archive, "b")
+    states = {}
+    for compared in compare(archive.store, archive.places, None):
+        settled = None if compared.is_current else settle(archive.store, archive.places, None, compared)
+        states[compared.key] = settled.state if settled else "current"
+    assert states == {"a": "current", "b": "stale"}
+
+
+def test_keys_that_no_worker_takes_are_missing_and_not_asked_for(by_bytes, archive_at, place):
+    archive = archive_at(ObjectStore(by_bytes), place)
+    for key in ("a//b", "b/./c", "b/../c", "d/.."):
+        by_bytes.put_object(Bucket="raw", Key=place + key, Body=b"")
+    assert told(archive)[0] == {"a//b": "missing", "b/./c": "missing", "b/../c": "missing", "d/..": "missing"}
+
+
+def test_nothing_false_is_told_of_what_stays_while_the_rest_changes(fresh):
+    archive = fresh()
+    truth = {f"{number:02}/stays": LEFT[number % len(LEFT)] for number in range(13)}
+    truth = {key: state for key, leave in truth.items() if (state := leave(archive, key))}
+    ended, turns = threading.Event(), []
+
+    def churn():
+        while not ended.is_set():
+            for number in range(0, 13, 3):
+                key = f"{number:02}/{len(turns) % 7}"
+                archive.done(key, archive.source(key, str(len(turns)).encode()).etag)
+                archive.store.delete(archive.places.source.join(f"{number:02}/{(len(turns) + 3) % 7}"))
+                archive.store.delete(archive.places.destination(f"{number:02}/{(len(turns) + 5) % 7}"))
+            turns.append(1)
+
+    writer = threading.Thread(target=churn)
+    writer.start()
+    try:
+        for _ in range(3):
+            states, _ = told(archive)
+            assert {key: state for key, state in states.items() if key.endswith("stays")} == truth
+    finally:
+        ended.set()
+        writer.join()
+    assert turns
+
+
+def test_places_are_within_one_route():
+    routes = [Route.parse("s3://raw/in=s3://clean/out")]
+    places = Places.find("s3://raw/in/2026", None, routes)
+    assert str(places.output) == "s3://clean/out/2026/"
+    assert places.made_key("a.jpg") == "2026/a.jpg"
+    assert str(Places.find("s3://raw/in/2026", "s3://clean/out/again", routes).output) == "s3://clean/out/again/"
+    for source, output in (("s3://raw", None), ("s3://raw/in", "s3://clean"), ("s3://raw/inner", None)):
+        with pytest.raises(BucketNotAllowed):
+            Places.find(source, output, routes)
+    with pytest.raises(InvalidRequest):
+        Places.find("s3://raw/in", f"s3://clean/out/{receipts.FOLDER}", routes)
