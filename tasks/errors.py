@@ -18,6 +18,7 @@
         ImageTooLarge         over the limits of bytes or pixels
         DetectionFailed       the model failed on this very picture
         ModelInvalid          the model is missing or does not follow the contract
+        RunUnknown            Redis knows no backfill of that name
         OutputFailed          a local output can't be written
         SettingsInvalid       a setting is wrong
 
@@ -99,6 +100,10 @@ class DetectionFailed(Permanent):
 
 class ModelInvalid(Permanent):
     """The model is missing or does not follow the contract."""
+
+
+class RunUnknown(Permanent):
+    """Redis knows no backfill of that name."""
 
 
 class OutputFailed(Permanent):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,8 @@ from worker.settings import WorkerSettings, markdown_table
 EXIT_FAILED = 1  # something did not come through; it is named in the output
 EXIT_UNUSABLE = 2  # nothing was done: wrong arguments, settings, model, or a server that is not there
 
+RECIPE = re.compile(r"[0-9a-f]{16}")
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -26,6 +29,7 @@ dead_app = typer.Typer(no_args_is_help=True, help="Pictures that were given up."
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 
+Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -83,6 +87,60 @@ def enqueue(
 
 
 @app.command()
+def reconcile(
+    source: Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")],
+    output: Annotated[str | None, typer.Argument(metavar="[s3://OUTPUT[/PREFIX]]", show_default="the route's")] = None,
+    enqueue: Annotated[bool, typer.Option("--enqueue", help="Put what is missing or stale on the queue.")] = False,
+    other_recipe: Annotated[
+        bool,
+        typer.Option("--recipe-older-than-current", help="Tell and enqueue only what another recipe made."),
+    ] = False,
+    below_score: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Tell and enqueue only outputs with a face of a lower score; what is current is not enqueued.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="What outputs should be made with; the workers' by default.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many lines.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that every source has its output; exit 1 if one is missing, stale, dead, or an output has no source."""
+    from tasks.reconcile import Only
+    from worker import reconciling
+
+    if recipe is not None and not RECIPE.fullmatch(recipe):
+        raise typer.BadParameter("a recipe has 16 hex digits", param_hint="--recipe")
+    only = Only(other_recipe, below_score)
+    good = reconciling.run(Settings.load(), source, output, recipe, only, enqueue, limit, as_json)
+    sys.exit(0 if good else EXIT_FAILED)
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run of a backfill.")] = None,
+    runs: Annotated[bool, typer.Option("--runs", help="All runs of backfills.")] = False,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Also ask which workers are alive; takes a second.")
+    ] = False,
+    interval: Annotated[
+        float | None, typer.Option(min=0.1, help="Look again after so many seconds; 2 on a terminal.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show queues, outcomes, rate and time left: live on a terminal, else once."""
+    from worker import status as showing
+
+    if runs and run is not None:
+        raise typer.BadParameter("give a run, or --runs")
+    showing.run(run, runs, workers, interval, as_json)
+
+
+@app.command()
 def anonymize(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", exists=True, help="Pictures and folders.")],
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")],
@@ -133,18 +191,56 @@ def model_info(as_json: Json = False) -> None:
 @dead_app.command("list")
 def dead_list(as_json: Json = False) -> None:
     """Print the pictures that were given up, oldest first, each with its reason."""
-    from dataclasses import asdict
-    from datetime import UTC, datetime
+    from worker import dead
 
-    from tasks import dead_letters
-    from tasks.app import app as celery
-    from tasks.publishing import connected
+    dead.list_all(as_json)
 
-    with connected():
-        letters = sorted(dead_letters.entries(celery.backend.client), key=lambda letter: letter.time)
-    for letter in letters:
-        when = datetime.fromtimestamp(letter.time, UTC).isoformat(timespec="seconds")
-        print(json.dumps(asdict(letter)) if as_json else f"{when}  {letter.source}  {letter.error}: {letter.message}")
+
+@dead_app.command("show")
+def dead_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False) -> None:
+    """Print all that is known of a picture that was given up."""
+    from worker import dead
+
+    sys.exit(0 if dead.show(source, as_json) else EXIT_FAILED)
+
+
+@dead_app.command("retry")
+def dead_retry(
+    sources: Sources = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every picture that was given up.")] = False,
+    error: Annotated[str | None, typer.Option(help="Those with this error, such as AccessDenied.")] = None,
+    queue: Annotated[str, typer.Option(help="uploads is worked off before backfill.")] = "backfill",
+    as_json: Json = False,
+) -> None:
+    """Put pictures that were given up back on the queue. They stay listed until they come through."""
+    from tasks.app import QUEUES
+    from worker import dead
+
+    _check_one(sources, everything, error)
+    if queue not in QUEUES:
+        raise typer.BadParameter(f"choose from {', '.join(QUEUES)}", param_hint="--queue")
+    sys.exit(0 if dead.retry(sources or [], error, queue, as_json) else EXIT_FAILED)
+
+
+@dead_app.command("drop")
+def dead_drop(
+    sources: Sources = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every picture; needs --yes.")] = False,
+    error: Annotated[str | None, typer.Option(help="Those with this error, such as UnsupportedImage.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
+) -> None:
+    """Forget that pictures were given up; reconcile calls them missing from then on."""
+    from worker import dead
+
+    _check_one(sources, everything, error)
+    if everything and not yes:
+        raise typer.BadParameter("add --yes to forget every one of them", param_hint="--all")
+    sys.exit(0 if dead.drop(sources or [], error) else EXIT_FAILED)
+
+
+def _check_one(sources: list[str] | None, everything: bool, error: str | None) -> None:
+    if sum((bool(sources), everything, error is not None)) != 1:
+        raise typer.BadParameter("give addresses, or --error, or --all")
 
 
 def _show(values: dict[str, Any], as_json: bool) -> None:

@@ -40,7 +40,7 @@ def run(
     publisher = Publisher(app)
 
     def publish(pictures: Sequence[Wanted]) -> None:
-        wait_for_room(redis, BACKFILL, MOST_WAITING, _tell_full)
+        wait_for_room(redis, BACKFILL, MOST_WAITING, lambda waiting: tell_full(BACKFILL, waiting))
         publisher.publish(pictures, BACKFILL)
 
     started = time.monotonic()
@@ -65,8 +65,8 @@ def _recipe(given: str | None, only: Only) -> str | None:
     return recipe
 
 
-def _tell_full(waiting: int) -> None:
-    print(f"veil: {waiting:,} messages wait on {BACKFILL}: going on once workers have made room", file=sys.stderr)
+def tell_full(queue: str, waiting: int) -> None:
+    print(f"veil: {waiting:,} messages wait on {queue}: going on once workers have made room", file=sys.stderr)
 
 
 def _print(finding: Finding, as_json: bool) -> None:
