@@ -11,7 +11,7 @@ from rich.console import Console
 from tasks.app import BACKFILL, app
 from tasks.comparison import Places
 from tasks.errors import SettingsInvalid
-from tasks.publishing import Publisher, Wanted, announced_recipe
+from tasks.publishing import Publisher, Wanted, announced_recipe, connected
 from tasks.reconcile import THREADS, Finding, Only, Reconciliation, State, wait_for_room
 from tasks.s3 import ObjectStore
 from tasks.settings import Settings
@@ -34,9 +34,11 @@ def run(
 ) -> bool:
     """Tell what is wrong, and enqueue what a worker can put right if asked; whether everything is as it should be."""
     places = Places.find(source, output, settings.parsed_routes())
-    recipe = _recipe(recipe, only)
     store = ObjectStore.connect(settings, connections=THREADS + LISTINGS)
     redis = app.backend.client
+    with connected():
+        redis.ping()  # before a long reading, not after
+    recipe = _recipe(recipe, only)
     publisher = Publisher(app)
 
     def publish(pictures: Sequence[Wanted]) -> None:

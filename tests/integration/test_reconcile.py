@@ -1,0 +1,294 @@
+"""`veil reconcile`: what it tells of a store as workers leave it, what it enqueues, and what its exit code proves."""
+
+import json
+import time
+import tracemalloc
+
+import pytest
+
+from demo.servers import HOST
+from tasks import dead_letters, publishing
+from tasks.addresses import ObjectUri
+from tasks.app import BACKFILL, UPLOADS
+from tasks.comparison import Places
+from tasks.dead_letters import DeadLetter
+from tasks.receipts import FOLDER, Made, uri
+from tasks.reconcile import Only, Reconciliation, wait_for_room
+from tasks.routes import Route
+from tasks.s3 import ObjectStore, StoredObject
+
+RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
+SOURCES = (
+    "current", "missing", "changed", "older", "changed and older", "in the way", "held", "dead", "dead before"
+)  # fmt: skip
+
+
+def give_up(redis, source, when=None, **fields):
+    given = {"destination": None, "error": "UnreadableImage", "message": "no picture", "attempts": 1, "task_id": "t"}
+    given |= {"worker": "w", "time": time.time() + 5 if when is None else when} | fields
+    dead_letters.record(redis, DeadLetter(source=str(source), **given))
+
+
+@pytest.fixture
+def archive(store, archive_at, place):
+    return archive_at(store, place)
+
+
+@pytest.fixture
+def one_of_each(archive, unattended):
+    """An archive with a picture of each kind, named for it."""
+    etags = {key: archive.source(key).etag for key in SOURCES}
+    archive.done("current", etags["current"])
+    archive.done("changed", OLDER_ETAG)
+    archive.done("older", etags["older"], OLDER_RECIPE)
+    archive.done("changed and older", OLDER_ETAG, OLDER_RECIPE)
+    archive.store.put(archive.places.destination("in the way"), b"a page", "text/html", {})
+    archive.receipt("held", etags["held"], status="held")
+    give_up(unattended.client, archive.places.source.join("dead"))
+    give_up(unattended.client, archive.places.source.join("dead before"), when=1e9)
+    archive.done("orphan", OLDER_ETAG)
+    return archive
+
+
+@pytest.fixture
+def reconcile(veil, unattended, s3, archive):
+    """Run the command on the archive."""
+    places = archive.places
+    settings = {**unattended.environment, **s3.environment(), "VEIL_ROUTES": str(places.route)}
+
+    def run(*arguments, source=places.source, environment=None):
+        return veil("reconcile", source, *arguments, environment={**settings, **(environment or {})})
+
+    return run
+
+
+def told(done):
+    """The findings by key and the summary of a run with --json."""
+    *findings, last = [json.loads(line) for line in done.stdout.splitlines()]
+    return {finding["source"].rpartition("/")[2]: finding for finding in findings}, last["summary"]
+
+
+def enqueued(queue, name=BACKFILL):
+    messages = [json.loads(message) for message in queue.client.lrange(name, 0, -1)]
+    return {message["headers"]["argsrepr"]: message["headers"]["id"] for message in messages}
+
+
+def arguments(archive, *keys):
+    return {repr((str(archive.places.source.join(key)),)) for key in keys}
+
+
+def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(one_of_each, reconcile, unattended):
+    done = reconcile("--recipe", RECIPE, "--json")
+
+    assert done.returncode == 1
+    findings, summary = told(done)
+    assert {key: (finding["state"], finding["reason"]) for key, finding in findings.items()} == {
+        "missing": ("missing", "no output"),
+        "dead before": ("missing", "no output"),
+        "in the way": ("missing", "something else is in its place"),
+        "changed": ("stale", "source changed"),
+        "older": ("stale", "other recipe"),
+        "changed and older": ("stale", "source changed, other recipe"),
+        "orphan": ("orphan", "no source"),
+        "held": ("held", "no face found"),
+        "dead": ("dead", "UnreadableImage: no picture"),
+    }
+    places = one_of_each.places
+    for key, finding in findings.items():
+        assert set(finding) == {"state", "source", "output", "reason", "lowest_score", "enqueued"}
+        assert finding["output"] == str(places.destination(key))
+        assert not finding["enqueued"]
+    assert summary.pop("seconds") > 0
+    counts = {"current": 1, "missing": 3, "stale": 3, "orphan": 1, "dead": 1, "held": 1}
+    assert summary == {**counts, "enqueued": 0, "recipe": RECIPE, "complete": True}
+    assert enqueued(unattended) == {}
+
+
+def test_for_people_a_finding_is_a_line_and_the_summary_is_apart(one_of_each, reconcile):
+    done = reconcile("--recipe", RECIPE)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert len(lines) == 9
+    assert f"orphan   {one_of_each.places.destination('orphan')}  no source" in lines
+    assert f"stale    {one_of_each.places.source.join('older')}  other recipe" in lines
+    (summary,) = done.stderr.splitlines()
+    assert summary.startswith("1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held in ")
+
+
+def test_a_place_where_all_is_done_or_held_is_exit_code_0(archive, reconcile):
+    archive.done("a.jpg", archive.source("a.jpg").etag)
+    archive.receipt("b.jpg", archive.source("b.jpg").etag, status="held")
+    done = reconcile("--recipe", RECIPE, "--json")
+    assert done.returncode == 0
+    findings, summary = told(done)
+    assert {key: finding["state"] for key, finding in findings.items()} == {"b.jpg": "held"}
+    assert (summary["current"], summary["held"]) == (1, 1)
+
+
+def test_what_is_missing_or_stale_is_enqueued_and_nothing_else(one_of_each, reconcile, unattended):
+    done = reconcile("--recipe", RECIPE, "--enqueue", "--json")
+    assert done.returncode == 1
+    findings, summary = told(done)
+    keys = {"missing", "dead before", "in the way", "changed", "older", "changed and older"}
+    assert {key for key, finding in findings.items() if finding["enqueued"]} == keys
+    assert summary["enqueued"] == 6
+    waiting = enqueued(unattended)
+    assert set(waiting) == arguments(one_of_each, *keys)
+    assert enqueued(unattended, UPLOADS) == {}
+
+    unattended.client.delete(BACKFILL)
+    reconcile("--recipe", RECIPE, "--enqueue")
+    assert enqueued(unattended) == waiting  # the same ids: to ask again is seen to be that
+
+
+def test_only_what_another_recipe_made_is_enqueued_if_asked(one_of_each, reconcile, unattended):
+    publishing.announce_recipe(unattended.client, RECIPE)
+    done = reconcile("--recipe-older-than-current", "--enqueue", "--json")
+    assert done.returncode == 1
+    findings, summary = told(done)
+    assert set(findings) == {"older", "changed and older"}
+    assert summary["missing"] == 3  # nothing is hidden
+    assert set(enqueued(unattended)) == arguments(one_of_each, "older", "changed and older")
+
+
+def test_only_what_has_a_face_of_a_low_score_if_asked(archive, reconcile, unattended):
+    scores = {"low": (0.9, 0.2), "high": (0.9, 0.31), "none": ()}
+    for recipe, kind in ((RECIPE, "new"), (OLDER_RECIPE, "old")):
+        for name, found in scores.items():
+            key = f"{kind} {name}"
+            archive.done(key, archive.source(key).etag, recipe, found)
+    archive.output("untold", archive.source("untold").etag)
+    archive.source("missing")
+
+    done = reconcile("--recipe", RECIPE, "--below-score", 0.3, "--enqueue", "--json")
+
+    assert done.returncode == 1
+    findings, summary = told(done)
+    assert {key: (finding["state"], finding["lowest_score"]) for key, finding in findings.items()} == {
+        "new low": ("current", 0.2),
+        "old low": ("stale", 0.2),
+        "untold": ("current", None),  # without a receipt nobody knows
+    }
+    assert (summary["current"], summary["stale"], summary["missing"]) == (4, 3, 1)
+    assert set(enqueued(unattended)) == arguments(archive, "old low")
+
+
+def test_outputs_elsewhere_in_the_route_are_asked_for_there(archive, reconcile, unattended):
+    archive.source("2026/a.jpg")
+    source, output = (f"{place}2026" for place in (archive.places.source, archive.places.output))
+    done = reconcile(f"{output}/again", "--recipe", RECIPE, "--enqueue", source=source)
+    assert done.returncode == 1
+    assert set(enqueued(unattended)) == {repr((f"{source}/a.jpg", f"{output}/again/a.jpg"))}
+
+
+def test_without_a_recipe_versions_alone_count_and_a_note_says_so(archive, reconcile):
+    archive.done("a", archive.source("a").etag, OLDER_RECIPE)
+    done = reconcile("--json")
+    assert done.returncode == 0
+    assert told(done)[1]["recipe"] is None
+    (note,) = done.stderr.splitlines()
+    assert "recipe" in note
+    done = reconcile("--recipe-older-than-current")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--recipe" in line
+
+
+def test_a_limit_proves_nothing(archive, reconcile, unattended):
+    for number in range(5):
+        archive.receipt(f"{number}", archive.source(f"{number}").etag, status="held")
+    archive.source("a")
+    done = reconcile("--recipe", RECIPE, "--limit", 3, "--json", "--enqueue")
+    assert done.returncode == 1
+    findings, summary = told(done)
+    assert len(findings) == 3
+    assert summary["complete"] is False
+    assert enqueued(unattended) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"), [(("s3://elsewhere",), "no route"), (("--recipe", "latest"), "16 hex digits")]
+)
+def test_what_can_not_be_asked_is_exit_code_2(reconcile, arguments, word):
+    done = reconcile(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("server", ["VEIL_REDIS_URL", "VEIL_S3_ENDPOINT"])
+def test_a_server_that_is_away_is_one_line(reconcile, quiet_port, server):
+    scheme = "redis" if server == "VEIL_REDIS_URL" else "http"
+    done = reconcile("--recipe", RECIPE, environment={server: f"{scheme}://{HOST}:{quiet_port}"})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(("veil: QueueUnavailable: ", "veil: StorageUnavailable: "))
+
+
+def test_workers_put_right_what_is_enqueued(veil, worker, queue, environment, raw, portrait, place, wait_until):
+    for key in ("a.jpg", "b c.jpg", "d/é.jpg"):
+        raw.put(place + key, portrait)
+    given_up = raw.put(place + "no picture.jpg", b"text")
+    command = ("reconcile", raw.uri(place), "--enqueue", "--json")
+    first = veil(*command, environment=environment)
+    assert first.returncode == 1
+    assert told(first)[1]["enqueued"] == 4
+
+    wait_until(lambda: veil(*command[:2], "--json", environment=environment).stdout.count("\n") == 2)
+
+    findings, summary = told(veil(*command, environment=environment))
+    assert {key: finding["state"] for key, finding in findings.items()} == {"no picture.jpg": "dead"}
+    assert (summary["current"], summary["enqueued"]) == (3, 0)
+    raw.client.delete_object(Bucket=raw.name, Key=place + "no picture.jpg")
+    assert veil("dead", "drop", given_up, environment=environment).returncode == 0
+    assert veil(*command, environment=environment).returncode == 0
+
+
+def test_a_full_queue_is_waited_for_and_told_once(unattended):
+    unattended.client.lpush(BACKFILL, *"abc")
+    heard = []
+
+    def make_room(waiting):
+        heard.append(waiting)
+        unattended.client.ltrim(BACKFILL, 0, 0)
+
+    wait_for_room(unattended.client, BACKFILL, 2, make_room)
+    assert heard == [3]
+    wait_for_room(unattended.client, BACKFILL, 2, make_room)
+    assert heard == [3]
+
+
+class Simulated(ObjectStore):
+    """A store of `count` sources that are done, but for each fifth, which has no output."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def list(self, bucket, prefix="", after=""):
+        for number in range(self.count) if prefix in ("", FOLDER) else ():  # else it is asked for one picture's
+            key = f"{number:09}.jpg"
+            if bucket == "clean" and number % 5 == 0:
+                continue
+            name = uri(Route.parse("s3://raw=s3://clean").destination, Made.of(key, RECIPE, "e")).key if prefix else key
+            yield StoredObject(ObjectUri(bucket, name), "e", 1)
+
+    def head(self, uri):
+        return StoredObject(uri, "e", 1) if uri.bucket == "raw" else None
+
+
+def test_memory_does_not_grow_with_the_number_of_keys(unattended):
+    routes = [Route.parse("s3://raw=s3://clean")]
+    places = Places.find("s3://raw", None, routes)
+    peaks = []
+    for count in (4_000, 16_000):
+        store = Simulated(count)
+        reconciliation = Reconciliation(store, places, RECIPE, unattended.client, Only())
+        tracemalloc.start()
+        found = sum(1 for _ in reconciliation.findings())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found == count // 5
+        assert reconciliation.counts == {"current": count - found, "missing": found}
+    assert peaks[1] < 1.5 * peaks[0]
