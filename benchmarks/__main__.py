@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import exposure
+from benchmarks import exposure, reconcile
 
-BENCHMARKS = {"exposure": exposure.run}
+BENCHMARKS = {"exposure": exposure.run, "reconcile": reconcile.run}
 
 
 def main() -> int:
