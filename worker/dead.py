@@ -50,6 +50,7 @@ def retry(sources: list[str], error: str | None, queue: str, as_json: bool) -> b
     """
     redis = app.backend.client
     publisher = Publisher(app)
+    sources = list(dict.fromkeys(sources))
     found = _of(sources)
     letters = iter(found) if sources else _with_error(error)
     enqueued, refused = 0, len(sources) - len(found)
@@ -61,7 +62,7 @@ def retry(sources: list[str], error: str | None, queue: str, as_json: bool) -> b
                 publisher.publish(wanted, queue)
                 enqueued, refused = enqueued + len(wanted), refused + len(batch) - len(wanted)
                 for picture in wanted if as_json else ():
-                    print(json.dumps({"source": str(picture.source), "task_id": picture.task_id}))
+                    print(json.dumps({"source": str(picture.source), "queue": queue}))
     finally:
         publisher.close()
     _tell(f"{enqueued:,} enqueued")
@@ -71,6 +72,7 @@ def retry(sources: list[str], error: str | None, queue: str, as_json: bool) -> b
 def drop(sources: list[str], error: str | None) -> bool:
     """Forget the letters of `sources`, or all with `error`, or all; whether there were such of all `sources`."""
     redis = app.backend.client
+    sources = list(dict.fromkeys(sources))
     found = _of(sources)
     with connected():
         if sources:
@@ -83,7 +85,7 @@ def drop(sources: list[str], error: str | None) -> bool:
 
 def _of(sources: list[str]) -> list[DeadLetter]:
     """The letters of `sources`; tells where there is none."""
-    keys = list(dict.fromkeys(source.encode("utf-8", "backslashreplace").decode() for source in sources))
+    keys = [source.encode("utf-8", "backslashreplace").decode() for source in sources]  # as workers record them
     with connected():
         found = dead_letters.of(app.backend.client, keys)
     for key in keys:

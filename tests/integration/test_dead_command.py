@@ -1,0 +1,148 @@
+"""`veil dead` as a user types it: what is listed, shown, tried again and dropped, and that nothing else is."""
+
+import json
+import time
+
+import pytest
+
+from tasks import dead_letters
+from tasks.app import BACKFILL, UPLOADS
+from tasks.dead_letters import DeadLetter
+
+
+@pytest.fixture
+def dead(veil, unattended):
+    return lambda *arguments: veil("dead", *arguments, environment=unattended.environment)
+
+
+def give_up(queue, source, error="UnreadableImage", when=1e9, destination=None):
+    letter = DeadLetter(source, destination, error, "a line", 1, "task", "worker", when)
+    dead_letters.record(queue.client, letter)
+    return letter
+
+
+def waiting(queue, name=BACKFILL):
+    return {json.loads(message)["headers"]["argsrepr"] for message in queue.client.lrange(name, 0, -1)}
+
+
+def test_the_list_is_oldest_first_and_each_letter_is_one_line(dead, unattended):
+    for number in (3, 1, 2):
+        give_up(unattended, f"s3://raw/{number}\n\x1b[31m.jpg", when=1e9 + number)
+    done = dead("list")
+    assert done.returncode == 0
+    first, *_ = lines = done.stdout.splitlines()
+    assert first == r"2001-09-09T01:46:41+00:00  s3://raw/1\n\x1b[31m.jpg  UnreadableImage: a line"
+    assert len(lines) == 3
+    listed = [json.loads(line) for line in dead("list", "--json").stdout.splitlines()]
+    assert [letter["source"][9] for letter in listed] == ["1", "2", "3"]
+
+
+def test_so_many_letters_that_sorting_would_take_memory_come_in_no_order(unattended, monkeypatch):
+    letters = {give_up(unattended, f"s3://raw/{number}", when=-number) for number in range(1200)}
+    assert [letter.time for letter in dead_letters.oldest_first(unattended.client)] == list(range(-1199, 1))
+    monkeypatch.setattr(dead_letters, "SORTED_AT_MOST", 10)
+    assert set(dead_letters.oldest_first(unattended.client)) == letters
+
+
+def test_one_is_shown_with_all_that_is_known(dead, unattended):
+    letter = give_up(unattended, "s3://raw/a b.jpg")
+    done = dead("show", letter.source)
+    assert done.returncode == 0
+    assert "source: s3://raw/a b.jpg" in done.stdout.splitlines()
+    assert "error: UnreadableImage" in done.stdout.splitlines()
+    assert json.loads(dead("show", letter.source, "--json").stdout)["message"] == "a line"
+
+
+@pytest.mark.parametrize("action", ["show", "retry", "drop"])
+def test_a_source_that_is_not_there_is_exit_code_1_and_a_line(dead, unattended, action):
+    letter = give_up(unattended, "s3://raw/a.jpg")
+    done = dead(action, "s3://raw/other.jpg")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "veil: no dead letter of s3://raw/other.jpg" in done.stderr.splitlines()
+    assert unattended.dead() == {letter.source: letter}
+    assert waiting(unattended) == set()
+
+
+def test_what_is_tried_again_is_enqueued_as_it_was_asked_for_and_stays_listed(dead, unattended):
+    give_up(unattended, "s3://raw/a.jpg")
+    give_up(unattended, "s3://raw/b.jpg", "AccessDenied", destination="s3://clean/c.jpg")
+    give_up(unattended, "s3://raw/d.jpg", "ImageTooLarge")
+
+    done = dead("retry", "s3://raw/a.jpg", "s3://raw/a.jpg", "--json")
+    assert done.returncode == 0
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert line == {"source": "s3://raw/a.jpg", "queue": BACKFILL}
+    assert unattended.client.llen(BACKFILL) == 1
+    assert waiting(unattended) == {"('s3://raw/a.jpg',)"}
+
+    assert dead("retry", "--error", "AccessDenied", "--queue", "uploads").returncode == 0
+    assert waiting(unattended, UPLOADS) == {"('s3://raw/b.jpg', 's3://clean/c.jpg')"}
+    assert len(unattended.dead()) == 3
+
+
+def test_all_are_tried_again_but_for_what_never_was_a_request(dead, unattended):
+    good = {f"s3://raw/{number}.jpg" for number in range(700)}
+    for source in good:
+        give_up(unattended, source)
+    give_up(unattended, "no address", "InvalidRequest")
+    done = dead("retry", "--all")
+    assert done.returncode == 1
+    assert "no address" in done.stderr
+    assert "700 enqueued" in done.stderr
+    assert waiting(unattended) == {repr((source,)) for source in good}
+
+
+def test_a_picture_that_comes_through_at_last_is_no_longer_listed(
+    veil, worker, queue, environment, raw, portrait, place
+):
+    source = raw.uri(place + "late.jpg")
+    queue.outcome(queue.send(source))
+    raw.put(place + "late.jpg", portrait)
+    assert veil("dead", "retry", source, environment=environment).returncode == 0
+    deadline = time.monotonic() + 60
+    while source in queue.dead():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_what_is_dropped_is_forgotten_and_nothing_else(dead, unattended):
+    for number, error in enumerate(("A", "A", "B", "B", "C")):
+        give_up(unattended, f"s3://raw/{number}", error)
+    assert "1 dropped" in dead("drop", "s3://raw/4").stderr
+    assert "2 dropped" in dead("drop", "--error", "A").stderr
+    assert set(unattended.dead()) == {"s3://raw/2", "s3://raw/3"}
+
+    refused = dead("drop", "--all")
+    assert refused.returncode == 2
+    assert "--yes" in refused.stderr
+    assert len(unattended.dead()) == 2
+    assert "2 dropped" in dead("drop", "--all", "--yes").stderr
+    assert unattended.dead() == {}
+
+
+def test_a_letter_that_a_worker_writes_meanwhile_is_not_dropped(unattended):
+    give_up(unattended, "s3://raw/a.jpg", "A", when=1)
+
+    class Meanwhile:
+        """Redis, where a letter is replaced after it was read."""
+
+        def __getattr__(self, name):
+            return getattr(unattended.client, name)
+
+        def hscan_iter(self, *arguments, **named):
+            for item in unattended.client.hscan_iter(*arguments, **named):
+                give_up(unattended, "s3://raw/a.jpg", "A", when=2)
+                yield item
+
+    assert dead_letters.drop_error(Meanwhile(), "A") == 0
+    assert unattended.dead()["s3://raw/a.jpg"].time == 2
+
+
+@pytest.mark.parametrize("action", ["retry", "drop"])
+@pytest.mark.parametrize("arguments", [(), ("s3://raw/a.jpg", "--all"), ("--error", "A", "--all")])
+def test_which_letters_are_meant_must_be_clear(dead, action, arguments):
+    done = dead(action, *arguments)
+    assert done.returncode == 2
+    assert "--error" in done.stderr
+    assert "Traceback" not in done.stderr

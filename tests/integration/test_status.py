@@ -1,0 +1,231 @@
+"""`veil status` on a real Redis: what waits, what is in hand, what came of it, and how long the rest takes."""
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from demo.servers import HOST, start_redis
+from tasks import dead_letters, outcomes, publishing, status
+from tasks.addresses import ObjectUri
+from tasks.app import BACKFILL, UPLOADS
+from tasks.errors import QueueUnavailable
+from tasks.publishing import Publisher, Wanted
+
+RUN = "raw-2026-0a1b2c3d"
+
+
+@pytest.fixture
+def redis(unattended):
+    return unattended.client
+
+
+def queued(queue, count, name=BACKFILL):
+    publisher = Publisher(queue.app)
+    publisher.publish([Wanted(ObjectUri("raw", f"{number}.jpg")) for number in range(count)], name)
+    publisher.close()
+
+
+def a_run(redis, **fields):
+    values = {
+        "source": "s3://raw/2026/",
+        "destination": "s3://clean/2026/",
+        "cursor": "x",
+        "listed": 100,
+        "skipped": 40,
+    }
+    redis.hset(
+        f"veil:run:{RUN}",
+        mapping={**values, "enqueued": 60, "state": "running", "started": 1e9, "updated": 1e9 + 5, **fields},
+    )
+
+
+def counted(redis, minutes_ago=1, run=None, **counts):
+    """Outcomes as workers counted them a while ago."""
+    for name, count in counts.items():
+        for _ in range(count):
+            outcomes.count(redis, name, run)
+    now = outcomes.MINUTE.format(int(time.time()) // 60)
+    before = outcomes.MINUTE.format(int(time.time()) // 60 - minutes_ago)
+    redis.rename(now, before)
+
+
+def test_nothing_yet(redis):
+    found = status.read(redis)
+    assert [(queue.name, queue.waiting, queue.oldest_seconds) for queue in found.queues] == [
+        (UPLOADS, 0, None),
+        (BACKFILL, 0, None),
+    ]
+    assert (found.in_flight, found.dead, found.per_second, found.seconds_left) == (0, 0, 0, 0)
+    assert set(found.outcomes.values()) == {0}
+    assert found.recipe is None
+
+
+def test_what_waits_and_since_when(redis, unattended):
+    queued(unattended, 3)
+    message = json.loads(redis.lindex(BACKFILL, -1))
+    message["headers"]["veil_queued_at"] -= 90
+    redis.lset(BACKFILL, -1, json.dumps(message))
+    backfill = status.read(redis).queues[1]
+    assert backfill.waiting == 3
+    assert 90 <= backfill.oldest_seconds < 150
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"\xff", b"{}", b"[]", b'{"headers": null}', b'{"headers": {"veil_queued_at": "NaN"}}', b'"a"', b"1" * 5000],
+)
+def test_junk_waits_without_an_age(redis, junk):
+    redis.lpush(UPLOADS, junk)
+    uploads = status.read(redis).queues[0]
+    assert (uploads.waiting, uploads.oldest_seconds) == (1, None)
+
+
+def test_rate_and_time_left_are_those_of_the_last_minutes(redis, unattended):
+    queued(unattended, 30)
+    assert status.read(redis).seconds_left is None  # at no rate, nobody knows
+    counted(redis, anonymized=20, skipped=4, dead=6)
+    dead_letters.record(redis, dead_letters.DeadLetter("s3://raw/a", None, "E", "", 1, "", "", 0.0))
+    publishing.announce_recipe(redis, "5a38d4c65c2c5ab0")
+    found = status.read(redis)
+    assert found.per_second == pytest.approx(0.1)
+    assert found.seconds_left == pytest.approx(300)
+    assert found.outcomes == {"anonymized": 20, "skipped": 4, "held": 0, "dead": 6}
+    assert (found.dead, found.recipe) == (1, "5a38d4c65c2c5ab0")
+
+
+def test_what_a_worker_has_in_hand_is_seen(worker, queue, environment, raw, portrait, place, wait_until):
+    results = [queue.send(raw.put(f"{place}{number}.jpg", portrait)) for number in range(6)]
+    assert wait_until(lambda: status.read(queue.client).in_flight) >= 1
+    for result in results:
+        queue.outcome(result)
+    wait_until(lambda: status.read(queue.client).in_flight == 0)
+
+
+def test_a_run_is_told_with_what_is_left_of_it(redis):
+    a_run(redis)
+    counted(redis, run=RUN, anonymized=25, held=3, dead=2)
+    found = status.read_run(redis, RUN)
+    assert (found.done, found.failed, found.left) == (28, 2, 30)
+    assert found.percent == 70
+    assert found.seconds_left == pytest.approx(300)
+    assert (found.state, found.source, found.destination) == ("running", "s3://raw/2026/", "s3://clean/2026/")
+    assert (found.listed, found.started, found.updated) == (100, 1e9, 1e9 + 5)
+
+
+def test_a_run_that_says_little_is_told_as_far_as_it_goes(redis):
+    redis.hset(f"veil:run:{RUN}", mapping={"enqueued": "many", "state": "running", "started": ""})
+    found = status.read_run(redis, RUN)
+    assert (found.enqueued, found.left, found.percent, found.started) == (0, 0, 100, None)
+
+
+def test_a_message_that_came_twice_does_not_leave_less_than_nothing(redis):
+    a_run(redis, enqueued=2, state="finished")
+    counted(redis, run=RUN, anonymized=3)
+    found = status.read_run(redis, RUN)
+    assert (found.left, found.percent, found.seconds_left) == (0, 100, 0)
+
+
+def test_runs_are_listed_the_last_moved_first_and_their_counts_are_none(redis):
+    a_run(redis)
+    counted(redis, run=RUN, anonymized=1)
+    redis.hset("veil:run:another", mapping={"state": "finished", "updated": 2e9})
+    assert [run.run for run in status.runs(redis)] == ["another", RUN]
+    assert status.read_run(redis, f"{RUN}:outcomes") is None
+
+
+def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
+    queued(unattended, 2)
+    a_run(redis)
+    done = veil("status", "--json", environment=unattended.environment)
+    assert done.returncode == 0
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert set(line) == {"queues", "in_flight", "outcomes", "dead", "per_second", "seconds_left", "recipe"}
+    assert line["queues"][1]["waiting"] == 2
+
+    done = veil("status", environment=unattended.environment)
+    assert done.returncode == 0
+    assert "backfill" in done.stdout
+    assert "pictures/s" in done.stdout
+
+    done = veil("status", RUN, "--json", environment=unattended.environment)
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert (line["run"], line["left"]) == (RUN, 60)
+    done = veil("status", "--runs", environment=unattended.environment)
+    assert RUN in done.stdout
+
+
+def test_workers_that_answer_are_named_if_asked(veil, worker, environment):
+    done = veil("status", "--workers", "--json", environment=environment)
+    assert done.returncode == 0
+    (name,) = json.loads(done.stdout)["workers"]
+    assert name.startswith("celery@")
+
+
+def test_an_unknown_run_and_no_redis_are_one_line(veil, unattended, quiet_port):
+    away = {"VEIL_REDIS_URL": f"redis://{HOST}:{quiet_port}/0"}
+    for arguments, environment, word in (
+        (("no-such-run",), unattended.environment, "--runs"),
+        ((), away, "VEIL_REDIS_URL"),
+        (("--workers", "--interval", 1), away, "VEIL_REDIS_URL"),
+    ):
+        done = veil("status", *arguments, environment=environment)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("veil: ")
+        assert word in line
+
+
+class Screen:
+    """A command on a terminal, and what it has drawn there."""
+
+    def __init__(self, command, environment):
+        self.controller, terminal = pty.openpty()
+        sized = {**os.environ, **environment, "TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
+        self.process = subprocess.Popen(
+            [str(part) for part in command], stdin=terminal, stdout=terminal, stderr=terminal, env=sized
+        )
+        os.close(terminal)
+        self.drawn = ""
+
+    def draws(self, word):
+        """Whether `word` is drawn anew by now."""
+        while select.select([self.controller], [], [], 0)[0]:
+            self.drawn += os.read(self.controller, 65536).decode(errors="replace")
+        found = word in self.drawn
+        self.drawn = "" if found else self.drawn
+        return found
+
+
+def test_live_it_shows_an_outage_and_comes_back(programs, tmp_path, wait_until):
+    redis = start_redis(tmp_path)
+    screen = Screen([programs / "veil", "status", "--interval", "0.2"], redis.environment())
+    try:
+        wait_until(lambda: screen.draws("pictures/s"))
+        redis.server.kill()
+        wait_until(lambda: screen.draws("VEIL_REDIS_URL"))
+        redis.server.start()
+        wait_until(lambda: screen.draws("pictures/s"))
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.process.wait(20) == 130
+        assert "Traceback" not in screen.drawn
+    finally:
+        screen.process.kill()
+        screen.process.wait()
+        os.close(screen.controller)
+        redis.server.stop()
+
+
+def test_without_redis_nothing_is_made_up(quiet_port):
+    from redis import Redis
+
+    away = Redis(port=quiet_port, retry=None)
+    for read in (status.read, status.runs, lambda redis: status.read_run(redis, RUN)):
+        with pytest.raises(QueueUnavailable):
+            read(away)
