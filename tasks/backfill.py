@@ -29,7 +29,6 @@ from tasks.s3 import ObjectStore, StoredObject
 KEY = "veil:run:{}"
 SECONDS_KEPT = 90 * 86_400
 PAGE = 1000  # keys listed, and messages of a transaction, at most
-LOW_WATER, HIGH_WATER = 5_000, 20_000  # messages, of about 1 kB each
 LISTING_SECONDS = 300.0  # a listing that rested longer begins anew, at the checkpoint
 POLL_SECONDS = 0.5
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
@@ -95,9 +94,9 @@ class Run:
     def of(cls, found: Mapping[bytes, bytes]) -> Self | None:
         """The run in a hash of Redis; None if that is empty."""
         values = {name.decode(): value.decode() for name, value in found.items()}
-        numbers = {"int": int, "float": float}
+        kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float}
         try:
-            return cls(**{one.name: numbers.get(str(one.type), str)(values[one.name]) for one in fields(cls)})
+            return cls(**{one.name: kinds.get(one.type, str)(values[one.name]) for one in fields(cls)})
         except KeyError:
             return None
 
@@ -186,18 +185,19 @@ class Outage:
     def __init__(self, tell: Callable[[str], None], sleep: Callable[[float], None]) -> None:
         self._tell = tell
         self._sleep = sleep
-        self._failures = 0
+        self._is_on, self._pause = False, FIRST_PAUSE_SECONDS
 
     def wait(self, error: Transient) -> None:
-        if not self._failures:
+        if not self._is_on:
             self._tell(f"{type(error).__name__}: {error}; waiting")
-        self._sleep(min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**self._failures))
-        self._failures += 1
+        self._sleep(self._pause)
+        self._is_on = True
+        self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
 
     def over(self) -> None:
-        if self._failures:
+        if self._is_on:
             self._tell("goes on")
-        self._failures = 0
+        self._is_on, self._pause = False, FIRST_PAUSE_SECONDS
 
 
 class Backfill:
@@ -211,8 +211,8 @@ class Backfill:
         selection: Selection,
         recipe: str | None,
         *,
-        low_water: int = LOW_WATER,
-        high_water: int = HIGH_WATER,
+        low_water: int,
+        high_water: int,
         max_rate: float = math.inf,
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,

@@ -34,6 +34,8 @@ def connected() -> Iterator[None]:
             causes.append(cause)
         if any(isinstance(cause, AuthenticationError) for cause in causes):
             raise QueueUnavailable("Redis refuses the password: check VEIL_REDIS_PASSWORD") from None
+        if any(isinstance(cause, WatchError) for cause in causes):
+            raise QueueUnavailable("Redis went away, or another process changed what was read there") from None
         if any(isinstance(cause, OutOfMemoryError) for cause in causes):
             raise QueueUnavailable("Redis is full (maxmemory): let the workers catch up, or give it more") from None
         raise QueueUnavailable(f"Redis can't be used ({type(causes[-1]).__name__}): check VEIL_REDIS_URL") from None
@@ -111,10 +113,7 @@ class Publisher:
                     pipe.lpush(key, message)
                 if along:
                     along(pipe)
-                try:
-                    pipe.execute()
-                except WatchError:
-                    raise QueueUnavailable("Redis went away, or what was watched there changed") from None
+                pipe.execute()
         except BaseException:
             self.close()
             raise

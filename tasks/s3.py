@@ -139,13 +139,21 @@ class ObjectStore:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options)
         with _translated(PrefixUri(bucket, prefix)):
             for page in pages:
+                _check_whole(page, "IsTruncated")
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
                         uri = ObjectUri(bucket, item["Key"])
                         yield StoredObject(uri, item["ETag"].strip('"'), item["Size"], modified=item["LastModified"])
 
 
+def _check_whole(answer: Mapping[str, Any], *expected: str) -> None:
+    """Refuse an answer that was cut off within its headers: botocore takes it for one without content."""
+    if missing := [name for name in expected if name not in answer]:
+        raise StorageUnavailable(f"S3's answer was cut off: it has no {missing[0]}")
+
+
 def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
+    _check_whole(answer, "ETag", "ContentLength")
     metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
     return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata)
 
