@@ -13,9 +13,11 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self.count = 0
 
-    def advance(self) -> None:
-        self._progress.advance(self._task)
+    def advance(self, count: int = 1) -> None:
+        self.count += count
+        self._progress.advance(self._task, count)
 
 
 @contextmanager
