@@ -11,6 +11,7 @@
         ObjectNotFound        the key or the bucket does not exist
         AccessDenied          the credentials do not allow it
         StorageRejected       S3 refused the call for another reason
+        RunTakenOver          another process goes on with this run of a backfill
         DestinationTaken      the output key already holds the output of another source
         EmptyObject           the object has no bytes
         UnreadableImage       not a picture, or damaged
@@ -72,6 +73,10 @@ class AccessDenied(Permanent):
 
 class StorageRejected(Permanent):
     """S3 refused the call for a reason that a retry will not change."""
+
+
+class RunTakenOver(Permanent):
+    """Another process goes on with this run of a backfill."""
 
 
 class DestinationTaken(Permanent):

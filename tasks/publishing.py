@@ -1,5 +1,6 @@
 """Messages onto the queue, all of a batch or none; and what Redis raises there, in one line that says what to do."""
 
+import base64
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
+from celery.utils.saferepr import saferepr
 from kombu.exceptions import KombuError
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
+from kombu.utils import json
+from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, WatchError
 
 from tasks.addresses import ObjectUri
 from tasks.app import RUN_HEADER, TASK
@@ -31,6 +34,8 @@ def connected() -> Iterator[None]:
             causes.append(cause)
         if any(isinstance(cause, AuthenticationError) for cause in causes):
             raise QueueUnavailable("Redis refuses the password: check VEIL_REDIS_PASSWORD") from None
+        if any(isinstance(cause, WatchError) for cause in causes):
+            raise QueueUnavailable("Redis went away, or another process changed what was read there") from None
         if any(isinstance(cause, OutOfMemoryError) for cause in causes):
             raise QueueUnavailable("Redis is full (maxmemory): let the workers catch up, or give it more") from None
         raise QueueUnavailable(f"Redis can't be used ({type(causes[-1]).__name__}): check VEIL_REDIS_URL") from None
@@ -56,61 +61,63 @@ class Wanted:
         return str(uuid.uuid5(NAMESPACE, "\n".join((self.etag, *self.arguments))))
 
 
-class Batch(kombu_redis.PublishBatch):  # type: ignore[misc]
-    """A batch that Redis takes in one transaction: kombu's own can be cut anywhere when the producer dies."""
-
-    def __init__(self, channel: Any, max_size: int) -> None:
-        super().__init__(channel, max_size)
-        self.pipeline.transaction = True
-
-
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """Keeps the batch that is open, for what is to be written along with it."""
+    """Keeps the message that Celery would send, and the list it would go to, and sends nothing."""
 
-    batch: Batch
+    written: tuple[str, dict[str, Any]]
 
-    def create_publish_batch(self, max_size: int) -> Batch:
-        self.batch = Batch(self, max_size)
-        return self.batch
+    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+        self.written = self._q_for_pri(queue, self._get_message_priority(message, reverse=False)), message
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
-    """Redis, with batches that are taken whole."""
+    """Redis, for writing down what would be sent."""
 
     Channel = Channel
 
 
 class Publisher:
-    """Puts pictures on the queue over one connection. Not for several threads."""
+    """Puts pictures on the queue. Not for several threads.
+
+    Celery writes the first message of a batch, and the others are like it but for what names their pictures: through
+    `send_task` each would take five times as long.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._producer: Any = None
 
     def publish(
-        self, pictures: Sequence[Wanted], queue: str, run: str | None = None, along: Callable[[Any], None] | None = None
-    ) -> None:
+        self,
+        pictures: Sequence[Wanted],
+        queue: str,
+        run: str | None = None,
+        along: Callable[[Any], None] | None = None,
+        *,
+        first: Callable[[Any], None] | None = None,
+        keep_results: bool = False,
+    ) -> list[str]:
         """Put `pictures` on `queue`, all of them or none, and with them what `along` adds to the pipeline it gets.
 
+        `first` may watch and read with the pipeline: if what it watches changes until the end, nothing is written.
+        Results are not kept unless asked for: the receipts have them, and Flower shows them. Returns the task ids.
         Raises QueueUnavailable when it is not certain that Redis has them; to publish them again is safe.
         """
+        wanted = [(picture.task_id, picture.arguments) for picture in pictures]
         try:
-            with connected():
-                if not pictures:
-                    with self._app.backend.client.pipeline() as pipe:
-                        if along:
-                            along(pipe)
-                        pipe.execute()
-                    return
-                producer = self._producer = self._producer or self._connect()
-                with producer.batch(len(pictures) + 1):
-                    for picture in pictures:
-                        self._send(producer, picture, queue, run)
-                    if along:
-                        along(producer.channel.batch.pipeline)
+            with connected(), self._app.backend.client.pipeline() as pipe:
+                if first:
+                    first(pipe)
+                    pipe.multi()
+                for key, message in self._messages(wanted, queue, run, keep_results):
+                    pipe.lpush(key, message)
+                if along:
+                    along(pipe)
+                pipe.execute()
         except BaseException:
             self.close()
             raise
+        return [task_id for task_id, _ in wanted]
 
     def close(self) -> None:
         """Give the connection back; the next `publish` makes a new one."""
@@ -118,21 +125,37 @@ class Publisher:
             self._producer.connection.release()
             self._producer = None
 
-    def _connect(self) -> Any:
-        connection = self._app.connection(transport=f"{__name__}:{Transport.__name__}")
-        return self._app.amqp.Producer(connection)
-
-    def _send(self, producer: Any, picture: Wanted, queue: str, run: str | None) -> None:
+    def _messages(
+        self, wanted: Sequence[tuple[str, tuple[str, ...]]], queue: str, run: str | None, keep_results: bool
+    ) -> Iterator[tuple[str, str]]:
+        """The list in Redis and the message, as text, of each task id with its arguments."""
+        if not wanted:
+            return
+        producer = self._producer = self._producer or self._connect()
         self._app.send_task(
             TASK,
-            picture.arguments,
-            task_id=picture.task_id,
+            wanted[0][1],
+            task_id=wanted[0][0],
             queue=queue,
             producer=producer,
-            ignore_result=True,  # nobody waits for it; the receipt has it, and Flower shows it
+            ignore_result=not keep_results,
             retry=False,
             headers={RUN_HEADER: run} if run else None,
         )
+        key, message = producer.channel.written
+        headers, properties = message["headers"], message["properties"]
+        _, named, embedded = json.loads(base64.b64decode(message["body"]))
+        for task_id, arguments in wanted:
+            headers["id"] = headers["root_id"] = properties["correlation_id"] = task_id
+            headers["argsrepr"] = saferepr(arguments, self._app.amqp.argsrepr_maxsize)
+            properties["delivery_tag"] = str(uuid.uuid4())
+            message["body"] = base64.b64encode(json.dumps([arguments, named, embedded]).encode()).decode()
+            yield key, json.dumps(message)
+
+    def _connect(self) -> Any:
+        self._app.backend.client.ping()  # Celery itself would try for 20 s, and end in a RuntimeError
+        connection = self._app.connection(transport=f"{__name__}:{Transport.__name__}")
+        return self._app.amqp.Producer(connection)
 
 
 def announce_recipe(redis: Any, recipe: str) -> None:

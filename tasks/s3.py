@@ -151,6 +151,7 @@ class ObjectStore:
         paginator = self._client.get_paginator("list_objects_v2")
         with _translated(PrefixUri(bucket, prefix)):
             for page in paginator.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options):
+                _check_whole(page, "IsTruncated")
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
                         uri = ObjectUri(bucket, item["Key"])
@@ -175,7 +176,14 @@ def _is_up_to(key: str, last: str) -> bool:
     return key <= last and key.split("/") <= last.split("/")
 
 
+def _check_whole(answer: Mapping[str, Any], *expected: str) -> None:
+    """Refuse an answer that was cut off within its headers: botocore takes it for one without content."""
+    if missing := [name for name in expected if name not in answer]:
+        raise StorageUnavailable(f"S3's answer was cut off: it has no {missing[0]}")
+
+
 def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
+    _check_whole(answer, "ETag", "ContentLength")
     metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
     return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata, answer.get("LastModified"))
 

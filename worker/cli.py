@@ -1,9 +1,11 @@
 """The ``veil`` command. Heavy imports stay inside the commands that need them."""
 
 import json
+import math
 import os
 import re
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from worker.settings import WorkerSettings, markdown_table
 
 EXIT_FAILED = 1  # something did not come through; it is named in the output
 EXIT_UNUSABLE = 2  # nothing was done: wrong arguments, settings, model, or a server that is not there
+EXIT_STOPPED = 3  # before the end, by SIGTERM or by another process that goes on with it
 
 RECIPE = re.compile(r"[0-9a-f]{16}")
 
@@ -28,6 +31,16 @@ model_app = typer.Typer(no_args_is_help=True, help="The default detector.")
 dead_app = typer.Typer(no_args_is_help=True, help="Pictures that were given up.")
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
+
+
+def _utc(text: str) -> datetime:
+    """The time in `text`, in UTC if it does not say where."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time like 2026-11-30 or 2026-11-30T12:00Z") from None
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+
 
 Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -83,6 +96,85 @@ def enqueue(
     if not uris and not prefix:
         raise typer.BadParameter("give addresses, or --prefix")
     failed = enqueueing.run(Settings.load(), uris or [], prefix, queue, wait, timeout, as_json)
+    sys.exit(EXIT_FAILED if failed else 0)
+
+
+@app.command()
+def backfill(
+    source: Annotated[str | None, typer.Argument(metavar="[s3://BUCKET/PREFIX]", show_default=False)] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="s3://BUCKET/PREFIX",
+            help="Where outputs go, below the route's destination; by default as the route says.",
+        ),
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            parser=_utc,
+            metavar="TIME",
+            help="Only what was modified from then on: ISO 8601, UTC unless it says otherwise.",
+        ),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(parser=_utc, metavar="TIME", help="Only what was modified before.")
+    ] = None,
+    suffix: Annotated[
+        list[str] | None, typer.Option(help="Only keys that end so, in either case; may be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Enqueue so many at most.")] = None,
+    max_rate: Annotated[float | None, typer.Option(min=0.01, help="Enqueue so many a second at most.")] = None,
+    low_water: Annotated[int, typer.Option(min=0, help="Enqueue again when so many messages or fewer wait.")] = 5_000,
+    high_water: Annotated[int, typer.Option(min=1, help="Enqueue until so many messages wait.")] = 20_000,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="The recipe that counts as done; by default that of the worker that started last."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what a new run would enqueue.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget how far the run was.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until the pictures are through; exit 1 if one died.")
+    ] = False,
+    follow: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Only show this run, until its pictures are through.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put everything that is not done yet on the queue `backfill`, behind every upload, and go on where it was stopped.
+
+    Skips what has an output of the source's version and of the workers' recipe. Killed at any moment, the same command
+    goes on with the run; once that is through, it begins another pass.
+    """
+    from tasks.backfill import Selection
+    from tasks.errors import RunTakenOver
+    from worker import backfilling
+
+    if follow:
+        sys.exit(backfilling.follow(follow, as_json))
+    if not source:
+        raise typer.BadParameter("give the address of what is to be done, or --follow a run")
+    if low_water >= high_water:
+        raise typer.BadParameter("must be below --high-water", param_hint="--low-water")
+    order = backfilling.Order(
+        source=source,
+        to=to,
+        selection=Selection(since, until, tuple(sorted(suffix or ())), limit),
+        recipe=recipe,
+        low_water=low_water,
+        high_water=high_water,
+        max_rate=max_rate or math.inf,
+        restart=restart,
+        wait=wait,
+    )
+    if dry_run:
+        backfilling.rehearse(Settings.load(), order, as_json)
+        return
+    try:
+        failed = backfilling.run(Settings.load(), order, as_json)
+    except RunTakenOver as error:
+        print(f"veil: {error}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     sys.exit(EXIT_FAILED if failed else 0)
 
 

@@ -4,8 +4,8 @@ import json
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 from celery.result import AsyncResult
@@ -13,15 +13,15 @@ from celery.states import READY_STATES
 from rich.console import Console
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.anonymize import anonymize_image
 from tasks.app import app
-from tasks.publishing import connected
+from tasks.publishing import Publisher, Wanted, connected
 from tasks.s3 import ObjectStore
 from tasks.settings import Settings
 from worker.progress import progress_bar
 
 POLL_SECONDS = 0.2
 POLLED_AT_ONCE = 500
+ENQUEUED_AT_ONCE = 500
 
 
 def run(
@@ -34,24 +34,26 @@ def run(
         store = ObjectStore.connect(settings)
         place = PrefixUri.parse(prefix)
         listed = (stored.uri for stored in store.list(place.bucket, place.prefix))
-    with connected():
-        app.backend.client.ping()  # Celery itself would try for 20 s, and end in a RuntimeError
-    with connected(), progress_bar("enqueued") as bar:
-        results: dict[str, str] = {}
-        for source in chain(sources, listed):
-            result = anonymize_image.apply_async((str(source),), queue=queue, retry=False)
-            results[result.id] = str(source)
-            bar.advance()
-            if not wait:
-                _print_queued(source, result.id, as_json)
-    if not results:
-        print("veil: nothing to enqueue", file=sys.stderr)
-    return _wait(results, timeout, as_json) if wait else 0
+    publisher = Publisher(app)
+    waited_for: dict[str, str] = {}
+    with progress_bar("enqueued") as bar:
+        for batch in _batches(chain(sources, listed)):
+            ids = publisher.publish([Wanted(source) for source in batch], queue, keep_results=wait)
+            bar.advance(len(batch))
+            if wait:
+                waited_for.update(zip(ids, map(str, batch), strict=True))
+            elif as_json:
+                for source, task_id in zip(batch, ids, strict=True):
+                    print(json.dumps({"source": str(source), "task_id": task_id}))
+        if not bar.count:
+            print("veil: nothing to enqueue", file=sys.stderr)
+    return _wait(waited_for, timeout, as_json) if wait else 0
 
 
-def _print_queued(source: ObjectUri, task_id: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"source": str(source), "task_id": task_id}))
+def _batches(sources: Iterable[ObjectUri]) -> Iterator[list[ObjectUri]]:
+    remaining = iter(sources)
+    while batch := list(islice(remaining, ENQUEUED_AT_ONCE)):
+        yield batch
 
 
 def _wait(results: dict[str, str], timeout: float, as_json: bool) -> int:

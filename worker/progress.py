@@ -14,8 +14,10 @@ class Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
+        self.count = 0
 
     def advance(self, count: int = 1) -> None:
+        self.count += count
         self._progress.advance(self._task, count)
 
 

@@ -346,11 +346,16 @@ def _shut(end: socket.socket) -> None:
 
 
 @pytest.fixture
-def line(s3: S3) -> Iterator[Line]:
-    """Forwards to S3 byte by byte, until told otherwise."""
-    started = Line((HOST, int(s3.endpoint.rpartition(":")[2])))
-    yield started
-    started.close()
+def new_line() -> Iterator[Callable[[tuple[str, int]], Line]]:
+    """Make a line to an address, which forwards byte by byte until told otherwise."""
+    with contextlib.ExitStack() as stack:
+        yield lambda target: stack.enter_context(contextlib.closing(Line(target)))
+
+
+@pytest.fixture
+def line(s3: S3, new_line: Callable[[tuple[str, int]], Line]) -> Line:
+    """A line to S3."""
+    return new_line((HOST, int(s3.endpoint.rpartition(":")[2])))
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,18 @@ def test_a_download_that_stops_in_the_middle_is_storage_unavailable(s3, store_at
         CALLS["open"](stalled, ObjectUri("raw", place + "large.jpg"))
 
 
+@pytest.mark.parametrize(("call", "arrived"), [*(("list", n) for n in (17, 60, 200, 400)), ("head", 17), ("head", 60)])
+def test_an_answer_that_is_cut_off_early_is_not_taken_for_one_without_content(
+    s3, store_at, line, raw, place, call, arrived
+):
+    raw.put(place + "a.jpg", b"x")
+    line.download, line.cut = arrived, True
+    unlucky = store_at(s3, endpoint=line.endpoint)
+
+    with pytest.raises(StorageUnavailable):
+        CALLS[call](unlucky, ObjectUri("raw", place + "a.jpg"))
+
+
 def test_a_slow_download_is_given_up_at_its_deadline_and_not_at_its_end(s3, store_at):
     size, piece = 400_000, 4_000
     sent = 0

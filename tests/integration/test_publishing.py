@@ -1,14 +1,17 @@
 """Batches onto a real Redis: all of one or none, whatever happens in between."""
 
 import json
+import time
 
 import pytest
 
+from demo.servers import HOST
 from tasks import publishing
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, QUEUED_AT_HEADER, RUN_HEADER, UPLOADS
+from tasks.app import BACKFILL, QUEUED_AT_HEADER, RUN_HEADER, UPLOADS, create_app
 from tasks.errors import QueueUnavailable
 from tasks.publishing import Publisher, Wanted
+from tasks.settings import Settings
 
 
 def pictures(count):
@@ -38,6 +41,50 @@ def test_a_batch_arrives_in_order_and_with_what_goes_along(unattended, publisher
     assert unattended.client.get("checkpoint") == b"1499.jpg"
 
 
+@pytest.mark.parametrize("keep_results", [False, True])
+def test_each_message_of_a_batch_is_what_celery_would_send(unattended, publisher, keep_results):
+    wanted = [
+        Wanted(ObjectUri("raw", "a.jpg"), etag="1"),
+        Wanted(ObjectUri("raw", 'it\'s "ü" 写真.jpg'), ObjectUri("clean", "elsewhere.jpg"), "2"),
+        Wanted(ObjectUri("raw", "é" * 500 + ".jpg"), ObjectUri("clean", "é" * 500 + ".jpg"), "3"),
+    ]
+    for picture in wanted:
+        unattended.app.send_task(
+            "veil.anonymize_image",
+            picture.arguments,
+            task_id=picture.task_id,
+            queue=BACKFILL,
+            ignore_result=not keep_results,
+            headers={RUN_HEADER: "run-1"},
+        )
+    by_celery = messages(unattended, BACKFILL)
+    unattended.client.delete(BACKFILL)
+
+    publisher.publish(wanted, BACKFILL, "run-1", keep_results=keep_results)
+
+    by_publisher = messages(unattended, BACKFILL)
+    assert len({message["properties"]["delivery_tag"] for message in by_publisher}) == 3
+    for message in (*by_celery, *by_publisher):
+        assert len(message["properties"].pop("delivery_tag")) == 36
+        assert message["headers"].pop(QUEUED_AT_HEADER) > 1e9
+    assert by_publisher == by_celery
+    assert [list(message["headers"]) for message in by_publisher] == [list(m["headers"]) for m in by_celery]
+
+
+def test_nothing_is_written_once_what_was_watched_has_changed(unattended, publisher):
+    def watch(pipe):
+        pipe.watch("checkpoint")
+        unattended.client.set("checkpoint", "of another")
+
+    with pytest.raises(QueueUnavailable, match="another process"):
+        publisher.publish(pictures(3), UPLOADS, along=lambda pipe: pipe.set("checkpoint", "mine"), first=watch)
+
+    assert messages(unattended, UPLOADS) == []
+    assert unattended.client.get("checkpoint") == b"of another"
+    publisher.publish(pictures(3), UPLOADS, first=lambda pipe: pipe.watch("checkpoint"))
+    assert len(messages(unattended, UPLOADS)) == 3
+
+
 def test_an_empty_batch_still_takes_what_goes_along(unattended, publisher):
     publisher.publish([], BACKFILL, along=lambda pipe: pipe.set("checkpoint", "a"))
     assert unattended.client.get("checkpoint") == b"a"
@@ -64,6 +111,14 @@ def test_a_batch_that_redis_has_no_room_for_leaves_nothing(unattended, publisher
     finally:
         unattended.client.config_set("maxmemory", before)
     assert len(messages(unattended, UPLOADS)) == 1
+
+
+def test_no_redis_is_said_at_once(quiet_port):
+    publisher = Publisher(create_app(Settings(redis_url=f"redis://{HOST}:{quiet_port}/0")))
+    started = time.monotonic()
+    with pytest.raises(QueueUnavailable, match="VEIL_REDIS_URL"):
+        publisher.publish(pictures(3), UPLOADS)
+    assert time.monotonic() - started < 15  # Celery by itself tries for 20 s and more
 
 
 def test_the_same_version_of_a_picture_has_the_same_task_id():

@@ -1,0 +1,291 @@
+"""`veil backfill` as a user types it, with real workers: what it prints, and what its exit code says."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+
+import pytest
+from PIL import Image
+
+from demo.servers import HOST
+from tasks import backfill, comparison, outcomes
+from tasks.app import BACKFILL
+from tasks.comparison import Places
+from tasks.publishing import announced_recipe
+from tasks.routes import Route
+
+PAGE_KEYS = {"event", "run", "state", "listed", "ignored", "skipped", "enqueued", "source_bytes", "cursor"}
+SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {"source", "destination", "recipe", "dry_run", "outcomes", "seconds"}
+# `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q --timeout 3600"`
+KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "1500"))
+KILLS = 5
+
+
+def lines(done):
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def summary(done):
+    """The last object that was printed; those before it must be pages."""
+    *pages, last = lines(done)
+    assert all(set(page) == PAGE_KEYS and page["event"] == "page" for page in pages)
+    assert set(last) == SUMMARY_KEYS
+    assert last["event"] == "summary"
+    return last
+
+
+def small_pictures(portrait, count):
+    """`count` pictures of about 30 px, all different."""
+    with Image.open(io.BytesIO(portrait)) as image:
+        face = image.resize((28, 28))
+    for number in range(count):
+        picture = face.copy()
+        picture.putpixel((0, 0), (number % 256, number // 256 % 256, 0))
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        yield content.getvalue()
+
+
+def put_all(bucket, contents):
+    """Put `contents`, by key, over many connections."""
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda item: bucket.put(*item), contents.items()))
+
+
+@pytest.fixture
+def began(programs, tmp_path):
+    """Start ``veil backfill`` and leave it running; it is ended with the test."""
+    processes = []
+
+    def start(*arguments, environment):
+        with (tmp_path / "backfill.log").open("ab") as log:
+            command = [programs / "veil", "backfill", *map(str, arguments)]
+            processes.append(
+                subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=tmp_path)
+            )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_what_is_not_done_is_done_and_nothing_is_done_again(veil, worker, environment, raw, clean, portrait, place):
+    keys = [f"{place}{name}.jpg" for name in ("a b", "deep/b", "ü+%")]
+    for key in keys:
+        raw.put(key, portrait)
+
+    first = veil("backfill", raw.uri(place), "--wait", "--json", environment=environment)
+    raw.put(keys[1], portrait + b"\0")  # a new version
+    second = veil("backfill", raw.uri(place), "--wait", "--json", environment=environment)
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert sorted(clean.keys(place)) == sorted(keys)
+    done = summary(first)
+    assert (done["listed"], done["skipped"], done["enqueued"]) == (3, 0, 3)
+    assert done["outcomes"] == {"anonymized": 3, "skipped": 0, "held": 0, "dead": 0}
+    assert done["state"] == "finished"
+    again = summary(second)
+    assert (again["run"], again["listed"], again["skipped"], again["enqueued"]) == (done["run"], 3, 2, 1)
+    assert again["outcomes"]["anonymized"] == 1
+
+
+def test_a_picture_that_dies_makes_the_exit_code_1(veil, worker, environment, raw, portrait, place):
+    raw.put(place + "a.jpg", portrait)
+    raw.put(place + "b.jpg", b"no picture")
+
+    done = veil("backfill", raw.uri(place), "--wait", environment=environment)
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "2 listed" in line
+    assert "1 came through, 1 died" in line
+    run = line.split()[1].rstrip(":")
+    followed = veil("backfill", "--follow", run, "--json", environment=environment)
+    assert followed.returncode == 1
+    assert summary(followed)["outcomes"]["dead"] == 1
+
+
+def test_outputs_go_where_asked_below_the_route(veil, worker, environment, raw, clean, portrait, place):
+    raw.put(place + "in/a.jpg", portrait)
+
+    done = veil("backfill", raw.uri(place + "in"), "--to", clean.uri(place + "out"), "--wait", environment=environment)
+
+    assert done.returncode == 0
+    assert clean.keys(place) == [place + "out/a.jpg"]
+
+
+def began_at(line):
+    return datetime.fromisoformat(line["timestamp"]).timestamp() - line["total"]
+
+
+def test_an_upload_is_the_next_picture_after_those_in_hand(
+    veil, worker, queue, environment, raw, portrait, place, wait_until
+):
+    put_all(raw, {f"{place}{n}.png": content for n, content in enumerate(small_pictures(portrait, 300))})
+    upload = raw.put(place + "upload/a.jpg", portrait)
+    done = veil("backfill", raw.uri(place), "--suffix", ".PNG", environment=environment)
+    assert done.returncode == 0
+
+    wait_until(lambda: worker.lines("anonymized"))
+    result = queue.send(upload)
+    sent = time.time()
+    result.get(timeout=60)
+    waiting = queue.client.llen(BACKFILL)
+    queue.client.delete(BACKFILL)
+    wait_until(lambda: not queue.client.hlen("unacked"))
+
+    assert waiting > 150, "the backfill must be far from its end"
+    (line,) = worker.lines(source=upload)
+    overtook = [each for each in worker.lines("anonymized") if sent < began_at(each) < began_at(line)]
+    assert len(overtook) <= 2  # the worker has two in hand, started or not
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
+    veil, began, unattended, s3, raw, place, tmp_path, wait_until, number, code
+):
+    for key in range(30):
+        raw.put(f"{place}{key}", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+    process = began(raw.uri(place), "--high-water", 10, "--low-water", 1, environment=environment)
+    wait_until(lambda: unattended.client.llen(BACKFILL) == 10)
+    process.send_signal(number)
+
+    assert process.wait(20) == code
+    _, line = (tmp_path / "backfill.log").read_text().splitlines()
+    (run,) = backfill.names(unattended.client)
+    assert line == f"veil: stopped: the same command goes on with the run {run}"
+    assert backfill.read(unattended.client, run).state == "stopped"
+    unattended.client.delete(BACKFILL)
+    followed = veil("backfill", "--follow", run, "--json", environment=environment)
+    assert followed.returncode == 3
+    assert summary(followed)["enqueued"] == 10
+
+    done = veil("backfill", raw.uri(place), "--json", environment=environment)
+    assert done.returncode == 0
+    assert [line["enqueued"] for line in lines(done)] == [10, 30, 30]
+    assert unattended.client.llen(BACKFILL) == 20
+
+
+def test_a_second_process_takes_the_run_over_and_the_first_one_says_so(
+    veil, began, unattended, s3, raw, place, tmp_path, wait_until
+):
+    for key in range(20):
+        raw.put(f"{place}{key}", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+    first = began(raw.uri(place), "--high-water", 10, "--low-water", 9, environment=environment)
+    wait_until(lambda: unattended.client.llen(BACKFILL) == 10)
+
+    done = veil("backfill", raw.uri(place), "--json", environment=environment)
+    unattended.client.rpop(BACKFILL, 15)
+
+    assert done.returncode == 0
+    assert summary(done)["enqueued"] == 20
+    assert first.wait(20) == 3
+    assert "another process goes on with the run" in (tmp_path / "backfill.log").read_text()
+    assert unattended.client.llen(BACKFILL) == 5
+
+
+def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
+    for key in range(3):
+        raw.put(f"{place}{key}", b"no picture")
+    settings = {**unattended.environment, **s3.environment()}
+
+    done = veil("backfill", raw.uri(place), "--dry-run", "--limit", 2, "--json", environment=settings)
+    plain = veil("backfill", raw.uri(place), "--dry-run", environment=settings)
+
+    assert done.returncode == plain.returncode == 0
+    said = summary(done)
+    assert (said["dry_run"], said["listed"], said["enqueued"]) == (True, 2, 2)
+    no_recipe, line = plain.stderr.splitlines()
+    assert "no worker has said" in no_recipe
+    assert "3 (30 bytes) would be enqueued" in line
+    assert unattended.client.keys("*") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--follow"),
+        (("s3://raw/a", "--since", "yesterday"), "2026-11-30"),
+        (("s3://raw/a", "--low-water", 20000), "--high-water"),
+        (("s3://raw/a", "--limit", 0), "--limit"),
+        (("s3://private/a",), "VEIL_ROUTES"),
+        (("s3://raw/a", "--to", "s3://raw/b"), "VEIL_ROUTES"),
+        (("raw/a",), "raw/a"),
+        (("s3://absent/a",), "does not exist"),
+        (("--follow", "no-such-run"), "known are none"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_done_is_said_at_once(veil, unattended, s3, arguments, said):
+    routes = {"VEIL_ROUTES": "s3://raw=s3://clean,s3://absent=s3://clean-absent"}
+    done = veil("backfill", *arguments, environment={**unattended.environment, **s3.environment(), **routes})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert unattended.client.keys("*") == []
+
+
+@pytest.mark.parametrize("down", ["redis", "s3"])
+def test_a_server_that_is_not_there_at_the_beginning_is_one_line(veil, unattended, s3, quiet_port, down):
+    environment = {**unattended.environment, **s3.environment()}
+    environment |= {
+        "redis": {"VEIL_REDIS_URL": f"redis://{HOST}:{quiet_port}/0"},
+        "s3": {"VEIL_S3_ENDPOINT": f"http://{HOST}:{quiet_port}"},
+    }[down]
+    done = veil("backfill", "s3://raw/a", environment=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert {"redis": "VEIL_REDIS_URL", "s3": "S3 can't be reached"}[down] in line
+
+
+@pytest.mark.timeout(300 + KILLED_KEYS // 5)
+def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
+    veil, began, worker, queue, environment, raw, store, portrait, place, wait_until
+):
+    contents = {
+        f"{place}{n % 7}/{n:06}.png": picture for n, picture in enumerate(small_pictures(portrait, KILLED_KEYS))
+    }
+    put_all(raw, contents)
+    sources = {raw.uri(key) for key in contents}
+    places = Places.find(raw.uri(place), None, (Route.parse("s3://raw=s3://clean"),))
+    name = backfill.run_name(places, backfill.Selection())
+    arguments = (raw.uri(place), "--low-water", 40, "--high-water", 120)
+    random_ = random.Random(20)
+
+    def enqueued():
+        run = backfill.read(queue.client, name)
+        return run.enqueued if run else 0
+
+    for kill in range(1, KILLS + 1):
+        process = began(*arguments, environment=environment)
+        wait_until(lambda least=KILLED_KEYS * kill * 0.15: enqueued() >= least, seconds=120 + KILLED_KEYS / 10)
+        time.sleep(random_.uniform(0, 0.5))
+        assert process.poll() is None, "it must be killed before its end"
+        process.kill()
+        process.wait()
+    done = veil("backfill", *arguments, "--wait", "--json", environment=environment)
+
+    assert done.returncode == 0
+    said = summary(done)
+    assert said["enqueued"] == said["listed"] == KILLED_KEYS
+    # One message is one line of the worker's log.
+    worked_on = [line for line in worker.lines() if line.get("source") in sources]
+    assert Counter(line["event"] for line in worked_on) == {"anonymized": KILLED_KEYS}
+    assert set(Counter(line["source"] for line in worked_on).values()) == {1}
+    assert outcomes.of_run(queue.client, name) == {"anonymized": KILLED_KEYS}
+    compared = list(comparison.compare(store, places, announced_recipe(queue.client)))
+    assert len(compared) == KILLED_KEYS
+    assert all(each.is_current for each in compared)
