@@ -46,9 +46,11 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
 
 
 @before_task_publish.connect
-def _stamp(headers: dict[str, Any] | None = None, **_: Any) -> None:
+def _stamp(sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any) -> None:
     if headers is not None:
         headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
+        if sender == TASK and all(isinstance(argument, str) for argument in body[0]):
+            headers["argsrepr"] = " → ".join(body[0])  # what Flower shows in the place of ('s3://raw/a.jpg',)
 
 
 def create_app(settings: Settings) -> Celery:
