@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from celery import Celery
 from prometheus_client import (
@@ -122,6 +122,14 @@ def dead(error: Exception) -> None:
     """Count a picture that was given up."""
     PICTURES.labels(DEAD).inc()
     GIVEN_UP.labels(_name(error)).inc()
+
+
+def heard(source: str, result: Literal["queued", "ignored", "refused", "malformed"], number: int = 1) -> None:
+    """Count `number` uploads that the trigger heard of from `source`: sqs, http or poll.
+
+    With a `number` of 0 the series begins, so that its first step is seen.
+    """
+    EVENTS.labels(source, result).inc(number)
 
 
 def _name(error: Exception) -> str:

@@ -114,6 +114,16 @@ def test_errors_are_counted_by_name_and_a_bug_as_a_bug():
     assert changed.by == [1, 1, 1, 2]
 
 
+def test_what_the_trigger_hears_of_is_counted_by_source_and_result():
+    queued = "veil_upload_events_total", {"source": "http", "result": "queued"}
+    metrics.heard("http", "queued", 0)
+    assert REGISTRY.get_sample_value(*queued) == 0
+    with Changes(queued, ("veil_upload_events_total", {"source": "http", "result": "malformed"})) as changed:
+        metrics.heard("http", "queued", 3)
+        metrics.heard("http", "malformed")
+    assert changed.by == [3, 1]
+
+
 def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
     for outcome in ("anonymized", "skipped", "held", "dead"):
         assert REGISTRY.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
