@@ -1,14 +1,16 @@
-# What a user and CI run. Everything installs into .venv; nothing outside it is changed.
+# What a user and CI run. Everything but `make system-packages` installs into .venv; nothing outside it is changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SYSTEM_PROGRAMS := chromium chromedriver exiftool promtool
+SYSTEM_PACKAGES := chromium chromium-driver libimage-exiftool-perl prometheus
 
-.PHONY: help demo demo-stop test check format bench lock docs clean
+.PHONY: help demo demo-stop test check format bench lock docs system-packages clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -45,6 +47,23 @@ bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, table
 
 docs: $(INSTALLED) ## write the generated parts of the README
 	@$(BIN)/python -m docs.generate
+
+# Debian starts the Prometheus server that comes with promtool; nobody asked for that.
+system-packages: ## the programs that some tests use and skip without (Debian, as root)
+	@missing=; for program in $(SYSTEM_PROGRAMS); do \
+		command -v $$program > /dev/null || missing="$$missing $$program"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then \
+		echo "missing:$$missing; some tests skip without. As root:"; \
+		echo 'apt-get install --no-install-recommends $(SYSTEM_PACKAGES)'; \
+		exit 0; \
+	fi; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) || exit 1; \
+	case "$$missing" in *promtool*) \
+		[ ! -d /run/systemd/system ] || systemctl disable --now --quiet prometheus;; \
+	esac
 
 lock: ## resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -19,14 +18,13 @@ from typing import Any
 from rich.console import Console
 
 from demo import contact_sheet, scenes
-from demo.servers import HOST, S3, Server, ServerFailed, free_port, redis_program, start_redis, start_s3
+from demo.servers import S3, Flower, Server, ServerFailed, redis_program, start_flower, start_redis, start_s3
 from tasks.errors import VeilError
 from worker.local import PICTURE_SUFFIXES
 
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"
 READY_SECONDS = 120
-FLOWER_COLUMNS = "args,state,result,exception,runtime,received,uuid"  # the name is always the same
 PROGRAMS = Path(sys.executable).parent
 
 console = Console(stderr=True, highlight=False)
@@ -39,8 +37,7 @@ class Stack:
     servers: list[Server]
     s3: S3
     environment: dict[str, str]
-    flower: str
-    flower_password: str
+    flower: Flower
 
 
 def main() -> int:
@@ -144,23 +141,10 @@ def started(keep: bool) -> Iterator[Stack]:
         worker = Server("worker", [PROGRAMS / "veil", "worker"], folder / "worker.log", environment, keep)
         add(worker)
         worker.start()
-        port, password = free_port(), secrets.token_urlsafe(12)
-        flower = Server(
-            "flower",
-            [PROGRAMS / "celery", "-A", "tasks.app", "flower", f"--address={HOST}", f"--port={port}"],
-            folder / "flower.log",
-            {
-                **environment,
-                "FLOWER_BASIC_AUTH": f"veil:{password}",
-                "FLOWER_PERSISTENT": "False",
-                "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
-            },
-            keep,
-        )
-        add(flower)
-        flower.start()
+        flower = start_flower(folder / "flower", environment, keep)
+        add(flower.server)
         _wait_for_worker(worker)
-        yield Stack(servers, s3, environment, f"http://{HOST}:{port}", password)
+        yield Stack(servers, s3, environment, flower)
         if keep:
             stopping.pop_all()
 
@@ -220,7 +204,7 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
         "pictures_per_second": round(len(delivered) / seconds, 2),
         "outputs": str(FOLDER / "clean"),
         "contact_sheet": str(sheet),
-        "flower": stack.flower,
+        "flower": stack.flower.address,
     }
     (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
@@ -237,7 +221,7 @@ def _keep(stack: Stack) -> None:
     environment = FOLDER / "environment.sh"
     environment.touch(mode=0o600)
     environment.write_text("".join(f"export {name}='{value}'\n" for name, value in stack.environment.items()))
-    _say("Flower", f"{stack.flower}  user veil, password {stack.flower_password}")
+    _say("Flower", f"{stack.flower.address}  user veil, password {stack.flower.password}")
     _say("S3", f"{stack.s3.endpoint}  (addresses and keys: `. {environment}`)")
     _say("Stop", "make demo-stop")
 

@@ -1,4 +1,4 @@
-"""Redis and S3 as local processes on free loopback ports, for the demo, the tests and the benchmarks."""
+"""Redis, S3 and Flower as local processes on free loopback ports, for the demo, the tests and the benchmarks."""
 
 import ctypes
 import json
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,7 @@ START_SECONDS = 60
 STOP_SECONDS = 15
 PR_SET_PDEATHSIG = 1  # prctl(2)
 INTERRUPTS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+FLOWER_COLUMNS = "args,state,runtime,result,exception,received,uuid"  # the name is always the same
 GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each server there
 
 
@@ -231,6 +233,45 @@ def _make_buckets(client: Any, buckets: Sequence[str]) -> None:
         # A first write shows that the volumes are there too.
         client.put_object(Bucket=bucket, Key="started", Body=b"")
         client.delete_object(Bucket=bucket, Key="started")
+
+
+@dataclass
+class Flower:
+    """A Flower whose user is ``veil``."""
+
+    server: Server
+    address: str
+    password: str
+
+    def check(self) -> None:
+        """Raise OSError or HTTPException unless it answers."""
+        connection = HTTPConnection(self.address.removeprefix("http://"), timeout=5)
+        try:
+            connection.request("GET", "/healthcheck")
+            connection.getresponse()
+        finally:
+            connection.close()
+
+
+def start_flower(folder: Path, environment: Mapping[str, str], kept: bool = False) -> Flower:
+    """Start Flower on the queue that `environment` names, with its history in `folder`, and wait until it answers."""
+    port, password = free_port(), secrets.token_urlsafe(12)
+    server = Server(
+        "flower",
+        [Path(sys.executable).parent / "celery", "-A", "tasks.app", "flower", f"--address={HOST}", f"--port={port}"],
+        folder / "flower.log",
+        {
+            **environment,
+            "FLOWER_BASIC_AUTH": f"veil:{password}",
+            "FLOWER_PERSISTENT": "True",
+            "FLOWER_DB": str(folder / "flower"),
+            "FLOWER_TASKS_COLUMNS": FLOWER_COLUMNS,
+        },
+        kept,
+    )
+    started = Flower(server, f"http://{HOST}:{port}", password)
+    _start(server, started.check, (OSError, HTTPException))
+    return started
 
 
 def _start(server: Server, probe: Callable[[], Any], errors: tuple[type[Exception], ...]) -> None:

@@ -12,10 +12,10 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from tasks import dead_letters, outcomes
+from tasks import dead_letters, metrics, outcomes
 from tasks.app import RUN_HEADER, TASK, app
 from tasks.errors import Permanent, Transient, VeilError
-from tasks.messages import AnonymizeRequest
+from tasks.messages import AnonymizeReport, AnonymizeRequest
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
@@ -36,12 +36,13 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
 
 
 @app.task(bind=True, name=TASK, max_retries=MAX_RETRIES, throws=(VeilError,))
-def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, Any]:
+def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
     """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None)``.
 
     `source` is its address, ``s3://bucket/key``; `destination` is the output's address below the route's
-    destination, by default the source's key there. The result is an AnonymizeReport as a dict. A message is
-    not trusted to fit a signature: whatever it holds is taken here and refused by name.
+    destination, by default the source's key there. The result is an AnonymizeReport; it reaches
+    whoever waits for it as a dict. A message is not trusted to fit a signature: whatever it holds is taken here and
+    refused by name.
     """
     started = time.monotonic()
     fields = _fields(arguments, named)
@@ -49,7 +50,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, A
     bound = log.bind(source=_readable(source), task_id=self.request.id)
     try:
         request = AnonymizeRequest.parse(**fields)
-        report: dict[str, Any] = self.app.pipeline.run(request, on_stage=partial(_send_stage, self)).to_json()
+        report: AnonymizeReport = self.app.pipeline.run(request, on_stage=partial(_send_stage, self))
     except Transient as error:
         if self.request.retries < MAX_RETRIES:
             pause = backoff_seconds(self.request.retries)
@@ -66,8 +67,8 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, A
         _set_aside(self, source, destination, error)
         bound.exception("bug", error=type(error).__name__)
         raise
-    _finish(self, str(request.source), report["status"])
-    bound.info(report["status"], total=round(time.monotonic() - started, 3), **_loggable(report))
+    _finish(self, str(request.source), report)
+    bound.info(report.status, total=round(time.monotonic() - started, 3), **_loggable(report))
     return report
 
 
@@ -82,6 +83,7 @@ def _fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any
 
 def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
     """Put the message back for a later try."""
+    metrics.retried(error)
     try:
         raise task.retry(exc=error, countdown=pause)
     except Reject as failure:
@@ -98,8 +100,8 @@ def _described(error: Exception) -> dict[str, str]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
-def _loggable(report: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in report.items() if name not in ("source", "status", "boxes_xyxy")}
+def _loggable(report: AnonymizeReport) -> dict[str, Any]:
+    return {name: value for name, value in report.to_json().items() if name not in ("source", "status", "boxes_xyxy")}
 
 
 def _send_stage(task: Task, stage: str) -> None:
@@ -129,13 +131,15 @@ def _set_aside(task: Task, source: Any, destination: Any, error: Exception) -> N
     except RedisError as failure:
         # Unrecorded means unacknowledged: the message goes back to the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
+    metrics.dead(error)
 
 
-def _finish(task: Task, source: str, status: str) -> None:
+def _finish(task: Task, source: str, report: AnonymizeReport) -> None:
+    metrics.finished(report, task.request)
     try:
         with task.app.backend.client.pipeline() as pipe:
             dead_letters.discard(pipe, source)
-            outcomes.count(pipe, status, task.request.get(RUN_HEADER))
+            outcomes.count(pipe, report.status, task.request.get(RUN_HEADER))
             pipe.execute()
     except RedisError as error:
         log.warning("a delivered picture was not counted", source=source, error=type(error).__name__)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -45,10 +46,17 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
             sys.exit(f"veil: {type(error).__name__}: {error}")
 
 
+def shown(addresses: Sequence[str]) -> str:
+    """The arguments of a message as Flower shows them, in the place of ``('s3://raw/a.jpg',)``."""
+    return " → ".join(addresses)
+
+
 @before_task_publish.connect
-def _stamp(headers: dict[str, Any] | None = None, **_: Any) -> None:
+def _stamp(sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any) -> None:
     if headers is not None:
         headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
+        if sender == TASK and all(isinstance(argument, str) for argument in body[0]):
+            headers["argsrepr"] = shown(body[0])
 
 
 def create_app(settings: Settings) -> Celery:

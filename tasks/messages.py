@@ -37,7 +37,7 @@ class AnonymizeRequest(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class AnonymizeReport:
-    """What came of one picture, what matters most first: Flower shows the beginning.
+    """What came of one picture. Celery carries it as JSON; Flower shows its ``repr``.
 
     `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already the one
     that would be made) or ``held`` (no face was found and the setting holds such pictures back).
@@ -62,3 +62,20 @@ class AnonymizeReport:
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, without what is not known."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    __json__ = to_json  # kombu's encoder looks for this name
+
+    def __repr__(self) -> str:
+        """One line for people, what matters most first: Flower's table shows its beginning."""
+        faces = {None: "", 0: "no face", 1: "1 face"}.get(self.faces, f"{self.faces} faces")
+        parts = (
+            self.status,
+            faces,
+            "" if self.lowest_score is None else f"lowest score {self.lowest_score:.2f}",
+            self.destination or "",
+            "" if self.format is None else f"{self.format} {self.width}×{self.height}",
+            "" if self.bytes_in is None else f"{self.bytes_in:,} bytes in",
+            "" if self.bytes_out is None else f"{self.bytes_out:,} out",
+            *(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items()),
+        )
+        return " · ".join(part for part in parts if part)

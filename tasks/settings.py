@@ -52,6 +52,12 @@ class Settings(BaseSettings):
         "comma-separated. A message that names any other place is refused.",
     )
 
+    metrics: str | None = Field(
+        None,
+        description="Where a worker, or `veil watch`, serves its Prometheus metrics, `HOST:PORT`; empty for nowhere. "
+        "They ask for no password, and each process needs an address of its own.",
+    )
+
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
@@ -67,6 +73,14 @@ class Settings(BaseSettings):
             return None
         if not _names_a_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
             raise ValueError("must look like http://HOST:PORT, without a user or a password")
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        split_address(value)
         return value
 
     @field_validator("routes", mode="before")
@@ -108,6 +122,17 @@ class Settings(BaseSettings):
         place = parts.netloc.rpartition("@")[2]
         password = quote(self.redis_password.get_secret_value(), safe="")
         return urlunsplit(parts._replace(netloc=f"{user}:{password}@{place}"))
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT``; ValueError if it is none."""
+    try:
+        parts = urlsplit(f"//{text}")
+        if parts.hostname and parts.port and parts.username is None and parts.netloc == text:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise ValueError("must look like 127.0.0.1:9100")
 
 
 def split_commas(value: Any) -> Any:

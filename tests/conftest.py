@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,19 @@ def repository() -> Path:
 def programs() -> Path:
     """Where this environment's commands are."""
     return PROGRAMS
+
+
+@pytest.fixture(scope="session")
+def system_program() -> Callable[[str], str]:
+    """``system_program(name)``: where a program of the system is; the test is skipped where there is none."""
+
+    def find(name: str) -> str:
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"{name} is not on this machine: make system-packages")
+        return found
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,11 @@ class Batcher:
             entry.answer.cancel()
             raise DetectorUnavailable(f"no answer from the detector within {self._deadline:g} s") from None
 
+    @property
+    def waiting(self) -> int:
+        """How many pictures no batch has taken yet."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Stop the thread after the batch in hand; whoever still waits gets DetectorUnavailable."""
         with self._changed:

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
-from worker import logs
+from worker import logs, metrics
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ def worker_pipeline() -> "Pipeline":
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
+    from tasks.app import app  # which only a queue worker needs
+    from tasks.metrics import serve
+
+    serve(settings, app)
+    metrics.watch_worker()
     worker_ready.connect(_announce, weak=False)
     return build_pipeline(settings, ObjectStore.connect(settings, connections=settings.concurrency + 2))
 
@@ -75,7 +80,8 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
     model = load_model(settings)
     threshold = settings.score_threshold or model.score_threshold
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
-    batcher = Batcher(model.predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)
+    batcher = Batcher(metrics.counted(model.predict), batch_size, settings.batch_wait_seconds, settings.detect_seconds)
+    metrics.watch_batcher(batcher)
     style = MaskStyle(settings.method, settings.region, settings.margin)
     recipe = recipe_digest(
         model=model.digest,
@@ -84,6 +90,8 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
         max_enlargement=settings.max_enlargement,
         style=style,
     )
+    made_with = {"model": model.digest, **_versions()}
+    metrics.BUILD.info({"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]})
     structlog.get_logger("veil").info(
         "detector ready",
         device=model.device,
@@ -93,13 +101,14 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
         batch_size=batch_size,
         recipe=recipe,
     )
+    detector = ScaledDetector(batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size)
     return Pipeline(
         store=store,
-        detector=ScaledDetector(batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size),
+        detector=metrics.ScoredDetector(detector, threshold),
         style=style,
         limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_seconds),
         hold_without_faces=settings.no_faces == "hold",
         route_table=settings.parsed_routes(),
         recipe=recipe,
-        made_with={"model": model.digest, **_versions()},
+        made_with=made_with,
     )

@@ -250,8 +250,16 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def shared_worker(environment: dict[str, str], programs: Path, start_worker: Callable[..., Any]) -> Iterator[Worker]:
-    with start_worker([programs / "veil", "worker"], environment) as started:
+def metrics_address() -> str:
+    """Where the shared worker serves its metrics."""
+    return f"{HOST}:{free_port()}"
+
+
+@pytest.fixture(scope="session")
+def shared_worker(
+    environment: dict[str, str], metrics_address: str, programs: Path, start_worker: Callable[..., Any]
+) -> Iterator[Worker]:
+    with start_worker([programs / "veil", "worker"], {**environment, "VEIL_METRICS": metrics_address}) as started:
         yield started
 
 

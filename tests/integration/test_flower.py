@@ -2,22 +2,21 @@
 
 import base64
 import json
-import secrets
 import urllib.error
 import urllib.request
 
 import pytest
 
-from demo.servers import HOST, Server, free_port
+from demo.servers import start_flower
 
 
-class Flower:
-    """Its address and how to ask it."""
+class Visitor:
+    """Somebody who asks a Flower."""
 
-    def __init__(self, server, port, password):
-        self.server = server
-        self.address = f"http://{HOST}:{port}"
-        self.password = password
+    def __init__(self, flower):
+        self.server = flower.server
+        self.address = flower.address
+        self.password = flower.password
 
     def get(self, path, password=None):
         """The status and the body of an answer; without `password` nobody logs in."""
@@ -37,19 +36,10 @@ class Flower:
 
 
 @pytest.fixture(scope="module")
-def flower(environment, programs, tmp_path_factory, wait_until):
-    port, password = free_port(), secrets.token_urlsafe(12)
-    server = Server(
-        "flower",
-        [programs / "celery", "-A", "tasks.app", "flower", f"--address={HOST}", f"--port={port}"],
-        tmp_path_factory.mktemp("flower") / "flower.log",
-        {**environment, "FLOWER_BASIC_AUTH": f"veil:{password}", "FLOWER_PERSISTENT": "False"},
-    )
-    server.start()
-    started = Flower(server, port, password)
-    wait_until(lambda: started.get("/healthcheck")[0] == 200)
-    yield started
-    server.stop()
+def flower(environment, tmp_path_factory):
+    started = start_flower(tmp_path_factory.mktemp("flower"), environment)
+    yield Visitor(started)
+    started.server.stop()
 
 
 @pytest.mark.parametrize("path", ["/", "/workers", "/tasks", "/broker", "/api/tasks", "/api/workers"])
@@ -74,13 +64,19 @@ def test_a_picture_is_listed_with_its_source_its_state_and_its_report(
 
     task = wait_until(lambda: (task := listed(good.id)) and task["state"] == "SUCCESS" and task)
     assert task["name"] == "veil.anonymize_image"
-    assert source in task["args"]
-    assert len(task["args"]) < 200
-    assert "'status': 'anonymized'" in task["result"]
+    assert task["args"] == source
+    assert task["result"].startswith("anonymized · 1 face · lowest score 0.")
     assert report["destination"] in task["result"]
     task = wait_until(lambda: (task := listed(missing.id)) and task["state"] == "FAILURE" and task)
     assert "ObjectNotFound" in task["exception"]
     assert "missing.jpg does not exist" in task["exception"]
+
+
+def test_its_open_metrics_page_has_none_of_ours(flower, worker):
+    status, page = flower.get("/metrics")
+    assert status == 200
+    assert b"flower_" in page
+    assert b"veil_" not in page.replace(b"veil_anonymize", b"").replace(b"veil.anonymize_image", b"")
 
 
 def test_its_broker_page_shows_the_queues(flower, worker, wait_until):

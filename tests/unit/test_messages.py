@@ -2,6 +2,7 @@
 
 import json
 
+import kombu.utils.json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,3 +114,27 @@ def test_a_report_is_json_without_what_is_not_known(report):
     assert None not in plain.values()
     assert {name: getattr(report, name) for name in plain} == plain
     assert {"status", "source", "recipe"} <= set(plain)
+
+
+def test_a_report_reaches_whoever_waits_for_it_as_plain_json():
+    report = AnonymizeReport(status="held", faces=0, source="s3://raw/a", destination=None, recipe="r")
+    assert json.loads(kombu.utils.json.dumps({"result": report})) == {"result": report.to_json()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"status": "anonymized", "faces": 2, "lowest_score": 0.2381, "destination": "s3://clean/a.jpg",
+             "format": "JPEG", "width": 512, "height": 600, "bytes_in": 88991, "bytes_out": 78154,
+             "seconds": {"fetch": 0.021, "detect": 1.5}, "boxes_xyxy": [[1, 2, 3, 4]] * 2},
+            "anonymized · 2 faces · lowest score 0.24 · s3://clean/a.jpg · JPEG 512×600 · 88,991 bytes in · 78,154 out"
+            " · fetch 0.02 s · detect 1.50 s",
+        ),
+        ({"status": "anonymized", "faces": 1, "destination": "s3://clean/a"}, "anonymized · 1 face · s3://clean/a"),
+        ({"status": "held", "faces": 0, "destination": None}, "held · no face"),
+        ({"status": "skipped", "destination": "s3://clean/a"}, "skipped · s3://clean/a"),
+    ],
+)  # fmt: skip
+def test_a_report_reads_as_one_line_whose_beginning_says_what_matters(fields, line):
+    assert repr(AnonymizeReport(source="s3://raw/a", recipe="r", **fields)) == line

@@ -12,7 +12,7 @@ from kombu.utils.url import url_to_parts
 from pydantic import SecretStr
 
 from tasks.errors import SettingsInvalid
-from tasks.settings import VISIBILITY_SECONDS, Settings, refuse_unknown
+from tasks.settings import VISIBILITY_SECONDS, Settings, refuse_unknown, split_address
 from worker import cli
 from worker.settings import WorkerSettings, markdown_table
 
@@ -56,6 +56,9 @@ def test_the_defaults_are_valid(load):
         ("method", "fill", "fill"),
         ("no_faces", "hold", "hold"),
         ("log_format", "json", "json"),
+        ("metrics", "", None),
+        ("metrics", "127.0.0.1:9100", "127.0.0.1:9100"),
+        ("metrics", "[::1]:9100", "[::1]:9100"),
         ("concurrency", "1", 1),
         ("max_bytes", "1000", 1000),
         ("s3_endpoint", "", None),
@@ -279,3 +282,18 @@ def test_a_tls_connection_checks_certificates_unless_told_otherwise(load):
     assert load(redis_url="rediss://h:6379/0").broker_url() == "rediss://h:6379/0?ssl_cert_reqs=CERT_REQUIRED"
     chosen = "rediss://h/0?ssl_cert_reqs=CERT_NONE"
     assert load(redis_url=chosen).broker_url() == chosen
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["9100", ":9100", "localhost", "localhost:", "localhost:0", "localhost:70000", "localhost:x", "http://localhost:9100",
+     "localhost:9100/metrics", "user@localhost:9100", "localhost:9100 ", "::1:9100", "[::1:9100", "a:1,b:2"],
+)  # fmt: skip
+def test_an_address_to_serve_at_is_a_host_and_a_port(load, address):
+    with pytest.raises(SettingsInvalid, match=r"^VEIL_METRICS: must look like 127\.0\.0\.1:9100$"):
+        load(metrics=address)
+
+
+def test_host_and_port_are_taken_apart():
+    assert split_address("localhost:9100") == ("localhost", 9100)
+    assert split_address("[::1]:9100") == ("::1", 9100)

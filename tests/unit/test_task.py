@@ -16,7 +16,7 @@ from tasks.anonymize import (
     anonymize_image,
     backoff_seconds,
 )
-from tasks.app import BACKFILL, QUEUES, UPLOADS, app, create_app
+from tasks.app import BACKFILL, QUEUES, TASK, UPLOADS, _stamp, app, create_app
 from tasks.errors import InvalidRequest
 from tasks.messages import AnonymizeRequest
 from tasks.settings import VISIBILITY_SECONDS, Settings
@@ -124,3 +124,22 @@ def test_an_app_is_made_without_a_connection_and_keeps_its_password_out_of_sight
 def test_the_task_has_a_readable_name():
     assert anonymize_image.name == "veil.anonymize_image"
     assert app.tasks["veil.anonymize_image"].name == anonymize_image.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["s3://raw/a b.jpg"], "s3://raw/a b.jpg"),
+        (["s3://raw/a", "s3://clean/b"], "s3://raw/a → s3://clean/b"),
+        ([], ""),
+        ([3, None], "(3, None)"),
+        ([["s3://raw/a"]], "(['s3://raw/a'],)"),
+    ],
+)
+def test_flower_is_told_addresses_as_they_are_and_anything_else_as_python_has_it(arguments, shown):
+    headers = {"argsrepr": repr(tuple(arguments))}
+    _stamp(sender=TASK, body=(arguments, {}, {}), headers=headers)
+    assert headers["argsrepr"] == shown
+    other = {"argsrepr": "as it was"}
+    _stamp(sender="somebody.elses", body=(arguments, {}, {}), headers=other)
+    assert other["argsrepr"] == "as it was"

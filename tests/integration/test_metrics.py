@@ -1,0 +1,171 @@
+"""The metrics page of a real worker: what it counts, that every name on the dashboard and in an alert is on it."""
+
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from demo.servers import start_redis
+from tasks import metrics
+from tasks.app import create_app
+from tasks.metrics import QueueCollector
+from tasks.settings import Settings
+
+
+class Page:
+    """One scrape: values by name and labels, and all names, with or without a value."""
+
+    def __init__(self, text):
+        self.text = text
+        self.values, self.names = {}, set()
+        for family in text_string_to_metric_families(text):
+            self.names.add(family.name + ("_total" if family.type == "counter" else ""))
+            for sample in family.samples:
+                self.names.add(sample.name)
+                self.values[sample.name, frozenset(sample.labels.items())] = sample.value
+
+    def __call__(self, name, **labels):
+        return self.values[name, frozenset(labels.items())]
+
+
+@pytest.fixture
+def scrape(metrics_address, worker):
+    def read():
+        with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=10) as answer:
+            return Page(answer.read().decode())
+
+    return read
+
+
+@pytest.fixture
+def blank():
+    content = io.BytesIO()
+    Image.new("RGB", (320, 240), "gray").save(content, "JPEG")
+    return content.getvalue()
+
+
+def test_what_came_of_each_picture_is_counted(scrape, queue, raw, place, portrait, blank):
+    before = scrape()
+    sources = {"face.jpg": portrait, "none.jpg": blank, "broken.jpg": portrait[:300]}
+    results = [queue.send(raw.put(place + name, content)) for name, content in sources.items()]
+    results += [queue.send(raw.uri(place + "missing.jpg"))]
+    states = [queue.outcome(result)[0] for result in results]
+    assert states == ["SUCCESS", "SUCCESS", "FAILURE", "FAILURE"]
+    queue.report(raw.uri(place + "face.jpg"))  # which is skipped
+
+    after = scrape()
+
+    def grown(name, **labels):
+        return after(name, **labels) - before(name, **labels)
+
+    assert grown("veil_pictures_total", outcome="anonymized") == 2
+    assert grown("veil_pictures_total", outcome="skipped") == 1
+    assert grown("veil_pictures_total", outcome="dead") == 2
+    assert grown("veil_dead_total", error="UnreadableImage") == 1
+    assert grown("veil_dead_total", error="ObjectNotFound") == 1
+    assert grown("veil_pictures_without_face_total") == 1
+    assert grown("veil_faces_count") == 2
+    assert grown("veil_faces_sum") >= 1
+    assert grown("veil_detections_total") >= 1
+    assert grown("veil_read_bytes_total") == len(portrait) + len(blank)
+    assert grown("veil_written_bytes_total") > 1000
+    assert grown("veil_batch_pictures_count") >= 2
+    for stage in metrics.STAGES:
+        assert grown("veil_stage_seconds_count", stage=stage) == (3 if stage == "fetch" else 2)
+    assert grown("veil_delivery_seconds_count", queue="uploads") == 3
+    assert after("veil_dead_letters") >= 2
+    assert after("veil_queue_up") == 1
+
+
+def test_the_worker_says_what_it_is_and_that_it_lives(scrape, queue, raw, place, blank, wait_until):
+    report = queue.report(raw.put(place + "a.jpg", blank))
+    page = scrape()
+    (build,) = [dict(labels) for name, labels in page.values if name == "veil_build_info"]
+    assert build["recipe"] == report["recipe"]
+    assert build["version"] == "0.1.0"
+    assert re.fullmatch("[0-9a-f]{16}", build["model"])
+    assert time.time() - page("veil_worker_heartbeat_timestamp_seconds") < 30
+    assert page("process_resident_memory_bytes") > 100e6
+    wait_until(lambda: scrape()("veil_in_hand_pictures") == 0)
+
+
+def test_every_metric_of_the_dashboard_and_the_alerts_is_on_the_page(scrape, repository):
+    docker = repository / "docker"
+    dashboard = json.loads((docker / "grafana" / "veil.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    used = set(re.findall(r"\b(?:veil|process)_\w+", "\n".join([*queries, (docker / "alerts.yml").read_text()])))
+    assert len(used) >= 20
+    assert used - scrape().names == set()
+
+
+def test_every_metric_of_its_own_is_used(scrape, repository):
+    """What nobody looks at need not be counted."""
+    docker = repository / "docker"
+    shown = (docker / "grafana" / "veil.json").read_text() + (docker / "alerts.yml").read_text()
+    families = set(re.findall(r"^# TYPE (veil_\w+)", scrape().text, re.MULTILINE))
+    assert {name for name in families if name not in shown} == set()
+
+
+def test_no_address_and_no_secret_is_on_the_page(scrape, queue, raw, place, blank, secrets_of_this_run):
+    queue.report(raw.put(place + "a-key-of-somebody.jpg", blank))
+    page = scrape().text
+    for word in ("a-key-of-somebody", "s3://", *secrets_of_this_run):
+        assert word not in page
+
+
+def test_it_listens_on_the_given_address_alone(scrape, metrics_address):
+    scrape()
+    port = int(metrics_address.rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), timeout=5).close()
+
+
+def test_a_worker_whose_address_is_taken_ends_with_one_line(unattended, worker_settings, programs):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [programs / "veil", "worker"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**worker_settings(unattended), "VEIL_METRICS": address},
+        )
+    assert done.returncode != 0
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"veil: SettingsInvalid: VEIL_METRICS: {address} can't be served (Address already in use)")
+
+
+def test_a_redis_that_hangs_or_is_gone_does_not_break_the_scrape(tmp_path):
+    redis = start_redis(tmp_path / "redis")
+    app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
+    registry = CollectorRegistry()
+    registry.register(QueueCollector(metrics._quick(app)))
+
+    def up():
+        started = time.monotonic()
+        value = registry.get_sample_value("veil_queue_up")
+        assert time.monotonic() - started < 8  # Prometheus waits for 10
+        return value
+
+    try:
+        assert up() == 1
+        redis.server.process.send_signal(signal.SIGSTOP)
+        assert up() == 0
+        redis.server.process.send_signal(signal.SIGCONT)
+        assert up() == 1
+        redis.server.kill()
+        assert up() == 0
+        assert registry.get_sample_value("veil_queue_messages", {"queue": "uploads"}) is None
+    finally:
+        redis.server.kill()
+        app.close()

@@ -1,0 +1,249 @@
+"""What is counted, and how little of what a message brings reaches a label."""
+
+import json
+import math
+import socket
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tasks import metrics
+from tasks.app import QUEUED_AT_HEADER, QUEUES, app
+from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
+from tasks.messages import AnonymizeReport
+from tasks.metrics import REGISTRY, QueueCollector
+from tasks.settings import Settings
+from worker import metrics as own
+from worker.detector import Detections
+
+
+def value(name, **labels):
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+class Changes:
+    """By how much samples changed within the block."""
+
+    def __init__(self, *samples):
+        self._samples = samples
+
+    def __enter__(self):
+        self._before = [value(name, **labels) for name, labels in self._samples]
+        return self
+
+    def __exit__(self, *_):
+        after = [value(name, **labels) for name, labels in self._samples]
+        self.by = [round(b - a, 6) for a, b in zip(self._before, after, strict=True)]
+
+
+def a_request(**fields):
+    """Celery's request of a message with these headers, delivered from `uploads`."""
+    return type("Request", (dict,), {"delivery_info": {"routing_key": "uploads"}})(fields)
+
+
+def report(**fields):
+    return AnonymizeReport(**{"status": "anonymized", "source": "s3://raw/a", "destination": "s3://clean/a",
+                              "recipe": "r", **fields})  # fmt: skip
+
+
+def test_a_picture_is_counted_with_its_faces_its_stages_and_its_bytes():
+    with Changes(
+        ("veil_pictures_total", {"outcome": "anonymized"}),
+        ("veil_faces_count", {}),
+        ("veil_faces_sum", {}),
+        ("veil_pictures_without_face_total", {}),
+        ("veil_stage_seconds_sum", {"stage": "detect"}),
+        ("veil_read_bytes_total", {}),
+        ("veil_written_bytes_total", {}),
+    ) as changed:
+        metrics.finished(report(faces=3, seconds={"detect": 0.5}, bytes_in=100, bytes_out=70), a_request())
+    assert changed.by == [1, 1, 3, 0, 0.5, 100, 70]
+
+
+def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():
+    without = "veil_pictures_without_face_total", {}
+    with Changes(without, ("veil_faces_count", {})) as changed:
+        metrics.finished(report(faces=0, bytes_in=10), a_request())
+        metrics.finished(report(status="skipped"), a_request())
+    assert changed.by == [1, 1]
+
+
+@pytest.mark.parametrize("queued_at", [None, "soon", True, math.nan, math.inf, [1], {}])
+def test_a_time_that_is_none_is_not_counted(queued_at):
+    with Changes(("veil_delivery_seconds_count", {"queue": "uploads"})) as changed:
+        metrics.finished(report(), a_request(**{QUEUED_AT_HEADER: queued_at}))
+    assert changed.by == [0]
+
+
+def test_the_way_from_the_queue_to_the_end_is_measured_by_queue():
+    request = a_request(**{QUEUED_AT_HEADER: time.time() - 100})
+    with Changes(
+        ("veil_delivery_seconds_bucket", {"queue": "uploads", "le": "60.0"}),
+        ("veil_delivery_seconds_bucket", {"queue": "uploads", "le": "300.0"}),
+    ) as changed:
+        metrics.finished(report(), request)
+    assert changed.by == [0, 1]
+
+
+def test_no_label_holds_what_a_message_brought():
+    request = a_request(**{QUEUED_AT_HEADER: time.time()})
+    request.delivery_info = {"routing_key": "a-queue-of-somebody"}
+    with Changes(("veil_delivery_seconds_count", {"queue": "other"})) as changed:
+        metrics.finished(report(source="s3://raw/secret-key.jpg", destination="s3://clean/secret-key.jpg"), request)
+        metrics.dead(type("StrangeError", (Exception,), {})("secret-key.jpg"))
+    assert changed.by == [1]
+    page = generate_latest(REGISTRY).decode()
+    for brought in ("secret-key", "a-queue-of-somebody", "StrangeError"):
+        assert brought not in page
+
+
+def test_errors_are_counted_by_name_and_a_bug_as_a_bug():
+    with Changes(
+        ("veil_retries_total", {"error": "StorageUnavailable"}),
+        ("veil_dead_total", {"error": "UnreadableImage"}),
+        ("veil_dead_total", {"error": "bug"}),
+        ("veil_pictures_total", {"outcome": "dead"}),
+    ) as changed:
+        metrics.retried(StorageUnavailable("away"))
+        metrics.dead(UnreadableImage("no"))
+        metrics.dead(ZeroDivisionError("ours"))
+    assert changed.by == [1, 1, 1, 2]
+
+
+def test_what_the_trigger_hears_of_is_counted_by_source_and_result():
+    queued = "veil_upload_events_total", {"source": "http", "result": "queued"}
+    metrics.heard("http", "queued", 0)
+    assert REGISTRY.get_sample_value(*queued) == 0
+    with Changes(queued, ("veil_upload_events_total", {"source": "http", "result": "malformed"})) as changed:
+        metrics.heard("http", "queued", 3)
+        metrics.heard("http", "malformed")
+    assert changed.by == [3, 1]
+
+
+def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
+    for outcome in ("anonymized", "skipped", "held", "dead"):
+        assert REGISTRY.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
+    for error in ("AccessDenied", "StorageUnavailable", "bug"):
+        assert REGISTRY.get_sample_value("veil_dead_total", {"error": error}) is not None
+    assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None  # never retried
+
+
+def test_scores_near_the_threshold_are_counted():
+    class Found:
+        def detect(self, picture):
+            return Detections(np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32))
+
+    with Changes(("veil_detections_total", {}), ("veil_detections_near_threshold_total", {})) as changed:
+        assert len(own.ScoredDetector(Found(), 0.18).detect(np.zeros((1, 1, 3), np.uint8))) == 4
+    assert changed.by == [4, 2]
+
+
+def test_batches_are_measured_and_answered_as_before():
+    with Changes(("veil_batch_pictures_count", {}), ("veil_batch_pictures_sum", {})) as changed:
+        assert own.counted(lambda batch: [f"{len(batch)} pictures"])(np.zeros((3, 8, 8, 3), np.uint8)) == ["3 pictures"]
+    assert changed.by == [1, 3]
+
+
+class Answering:
+    """A Redis whose pipeline gives these answers, or raises one."""
+
+    def __init__(self, answers):
+        self._answers = answers
+
+    def pipeline(self, transaction):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def __getattr__(self, name):
+        return lambda *_: self
+
+    def execute(self):
+        if isinstance(self._answers, Exception):
+            raise self._answers
+        return self._answers
+
+
+def scraped(answers):
+    registry = CollectorRegistry()
+    registry.register(QueueCollector(Answering(answers)))
+    return registry
+
+
+def waiting_since(seconds):
+    return json.dumps({"headers": {QUEUED_AT_HEADER: time.time() - seconds}}).encode()
+
+
+def test_the_queues_are_shown_with_how_long_the_next_message_has_waited():
+    registry = scraped([7, waiting_since(100), 0, None, 3, 2])
+    assert registry.get_sample_value("veil_queue_up") == 1
+    assert registry.get_sample_value("veil_queue_messages", {"queue": "uploads"}) == 7
+    assert registry.get_sample_value("veil_queue_oldest_seconds", {"queue": "uploads"}) == pytest.approx(100, abs=5)
+    assert registry.get_sample_value("veil_queue_oldest_seconds", {"queue": "backfill"}) == 0
+    assert registry.get_sample_value("veil_in_flight_messages") == 3
+    assert registry.get_sample_value("veil_dead_letters") == 2
+    assert QUEUES == ("uploads", "backfill")
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"\xff", b"[", b"[]", b"1", b"{}", b'{"headers": 3}', b'{"headers": {}}', b"[" * 100_000,
+                b'{"headers": {"veil_queued_at": "x"}}', b'{"headers": {"veil_queued_at": 1e999}}']
+)  # fmt: skip
+def test_junk_at_the_end_of_a_queue_does_not_break_the_scrape(message):
+    registry = scraped([1, message, 1, message, 0, 0])
+    assert registry.get_sample_value("veil_queue_up") == 1
+    assert registry.get_sample_value("veil_queue_oldest_seconds", {"queue": "uploads"}) == 0
+
+
+def test_a_clock_that_is_behind_shows_no_negative_age():
+    registry = scraped([1, waiting_since(-50), 0, None, 0, 0])
+    assert registry.get_sample_value("veil_queue_oldest_seconds", {"queue": "uploads"}) == 0
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("away"), TimeoutError("slow"), OSError("no route")])
+def test_without_redis_the_scrape_says_so_and_invents_nothing(error):
+    page = generate_latest(scraped(error)).decode()
+    assert "veil_queue_up 0.0" in page
+    assert "veil_queue_messages" not in page
+    assert "veil_dead_letters" not in page
+
+
+def test_an_address_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SettingsInvalid, match=f"VEIL_METRICS: {address} can't be served"):
+            metrics.serve(Settings(metrics=address), app)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:9100", "no-such-host.invalid:9100"])
+def test_an_address_that_is_not_of_this_machine_is_one_line(address):
+    with pytest.raises(SettingsInvalid, match="can't be served"):
+        metrics.serve(Settings(metrics=address), app)
+
+
+def test_nothing_is_served_where_nothing_is_asked_for(monkeypatch):
+    monkeypatch.setattr(metrics, "start", lambda *_, **__: pytest.fail("served"))
+    metrics.serve(Settings(metrics=""), app)
+
+
+def test_the_library_s_default_registry_which_flower_serves_has_none_of_it():
+    from prometheus_client import REGISTRY as DEFAULT
+
+    assert b"veil_" not in generate_latest(DEFAULT)
+
+
+def test_the_worker_s_gauges_follow_what_they_are_given():
+    own.watch_batcher(SimpleNamespace(waiting=5))
+    assert value("veil_detector_queue_pictures") == 5
+    own.watch_worker()
+    assert value("veil_in_hand_pictures") == 0
+    own._beat()
+    assert value("veil_worker_heartbeat_timestamp_seconds") == pytest.approx(time.time(), abs=5)

@@ -1,0 +1,143 @@
+"""What compose's profile `monitoring` is given: rules that fire when they should, a dashboard without dead panels."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="module")
+def docker(repository):
+    return repository / "docker"
+
+
+@pytest.fixture(scope="module")
+def compose(repository):
+    return yaml.safe_load((repository / "docker-compose.yml").read_text())
+
+
+@pytest.fixture(scope="module")
+def dashboard(docker):
+    return json.loads((docker / "grafana" / "veil.json").read_text())
+
+
+def panels(dashboard):
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def run(*command, cwd):
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_its_configuration_and_its_rules(docker, system_program):
+    shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=docker)
+    assert "6 rules found" in shown
+
+
+def test_each_alert_fires_when_it_should_and_not_before(docker, system_program):
+    run(system_program("promtool"), "test", "rules", "alerts.test.yml", cwd=docker)
+
+
+def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker):
+    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
+    tested = yaml.safe_load((docker / "alerts.test.yml").read_text())["tests"]
+    cases = [case for test in tested for case in test["alert_rule_test"]]
+    for rule in group["rules"]:
+        mine = [bool(case["exp_alerts"]) for case in cases if case["alertname"] == rule["alert"]]
+        assert set(mine) == {True, False}, rule["alert"]
+
+
+def test_each_alert_says_what_it_is_and_what_to_do(docker):
+    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]:
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_every_query_of_the_dashboard_is_one(dashboard, docker, system_program, tmp_path):
+    queries = [target["expr"] for panel in panels(dashboard) for target in panel["targets"]]
+    assert len(queries) > 20
+    rules = [
+        {"record": f"query:{number}", "expr": query.replace("$__rate_interval", "1m")}
+        for number, query in enumerate(queries)
+    ]
+    path = tmp_path / "queries.yml"
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    run(system_program("promtool"), "check", "rules", str(path), cwd=tmp_path)
+
+
+def test_every_panel_asks_the_provisioned_prometheus_and_has_a_place_of_its_own(dashboard, docker):
+    (source,) = yaml.safe_load((docker / "grafana" / "datasource.yml").read_text())["datasources"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    taken = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert all(x < 24 for x, _ in cells), panel["title"]
+        taken |= cells
+    for panel in panels(dashboard):
+        assert panel["datasource"]["uid"] == source["uid"]
+        assert all(target["datasource"]["uid"] == source["uid"] for target in panel["targets"])
+
+
+def test_what_is_mounted_is_there(compose, repository):
+    mounts = [
+        mount.split(":")
+        for service in compose["services"].values()
+        for mount in service.get("volumes", ())
+        if mount.startswith("./")
+    ]
+    assert len(mounts) >= 5
+    for source, _, mode in mounts:
+        assert (repository / source).is_file()
+        assert mode == "ro"
+
+
+def test_nothing_is_published_but_on_this_machine_and_never_prometheus(compose):
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert {"s3", "flower", "grafana"} <= set(published)
+    assert "prometheus" not in published
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+
+
+def test_prometheus_and_grafana_are_as_confined_as_the_rest(compose):
+    for name in ("prometheus", "grafana"):
+        service = compose["services"][name]
+        assert service["profiles"] == ["monitoring"]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert not {"queue", "store"} & set(service["networks"])
+    networks = compose["networks"]
+    assert all(networks[name]["internal"] for name in compose["services"]["prometheus"]["networks"])
+
+
+def test_grafana_has_a_password_that_was_made_for_it_and_lets_nobody_else_in(compose, repository):
+    environment = compose["services"]["grafana"]["environment"]
+    assert environment["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
+    assert environment["GF_USERS_ALLOW_SIGN_UP"] == "false"
+    assert re.search(r"^GRAFANA_PASSWORD=$", (repository / ".env.example").read_text(), re.MULTILINE)
+
+
+def test_workers_are_told_no_password_that_is_not_theirs(compose, repository):
+    names = re.findall(r"^(\w+_PASSWORD)=$", (repository / ".env.example").read_text(), re.MULTILINE)
+    environment = compose["services"]["worker"]["environment"]
+    assert {name: environment[name] for name in names if not name.startswith("VEIL_")} == {
+        "FLOWER_PASSWORD": "",
+        "GRAFANA_PASSWORD": "",
+    }
+
+
+def test_prometheus_looks_for_workers_where_they_serve(compose, docker):
+    worker, trigger = yaml.safe_load((docker / "prometheus.yml").read_text())["scrape_configs"]
+    (found,) = worker["dns_sd_configs"]
+    for name in found["names"]:
+        service = compose["services"][name]
+        assert service["environment"]["VEIL_METRICS"] == f"0.0.0.0:{found['port']}"
+        assert "metrics" in service["networks"]
+    assert trigger["static_configs"] == [{"targets": [f"trigger:{found['port']}"]}]
