@@ -78,7 +78,7 @@ def parse(body: str | bytes) -> Parsed:
     elif {"event_type", "key", "message"} <= message.keys():
         _parse_filer(message, parsed)
     else:
-        raise MalformedEvent(f"no event of a known form: its fields are {sorted(map(str, message))[:8]}")
+        raise MalformedEvent(f"no event of a known form: its fields are {sorted(message)[:8]!s:.200}")
     return parsed
 
 
@@ -253,7 +253,9 @@ class Trigger:
 
     def __init__(self, publisher: Publisher, selection: Selection) -> None:
         self.selection = selection
-        self.counts: Counter[str] = Counter()  # queued, malformed, and what was ignored, by reason
+        self.queued = 0  # pictures
+        self.malformed = 0  # messages
+        self.ignored: Counter[str] = Counter()  # events, by reason
         self._publisher = publisher
         self._untold: Counter[str] = Counter()
 
@@ -262,7 +264,7 @@ class Trigger:
         try:
             parsed = parse(body)
         except MalformedEvent:
-            self.counts["malformed"] += 1
+            self.malformed += 1
             raise
         return self.choose(parsed.written, parsed.ignored)
 
@@ -271,7 +273,7 @@ class Trigger:
         chosen = self.selection.choose(events)
         for line in chosen.refused:
             log.warning("key refused", message=line)
-        for counts in (self.counts, self._untold):
+        for counts in (self.ignored, self._untold):
             counts.update(chosen.ignored)
             counts.update(ignored or {})
         return chosen.pictures
@@ -288,4 +290,4 @@ class Trigger:
         if distinct:
             told, self._untold = self._untold, Counter()
             log.info("queued", pictures=len(distinct), queue=queue, **({"ignored": dict(told)} if told else {}))
-        self.counts["queued"] += len(distinct)
+        self.queued += len(distinct)

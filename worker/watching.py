@@ -42,7 +42,7 @@ def run(
         elif poll is not None:
             _look(settings, trigger, poll, overlap, stop)
     publisher.close()
-    log.info("stopped", **trigger.counts)
+    log.info("stopped", queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored))
 
 
 def _serve(settings: WorkerSettings, trigger: Trigger, address: str, hold: float) -> None:
