@@ -1,4 +1,4 @@
-"""``make demo``: pictures through the real queue, the real store and the real detector, end to end."""
+"""``make demo``: pictures are uploaded to a real store, and come out of it anonymized by real queue and detector."""
 
 import argparse
 import json
@@ -18,13 +18,33 @@ from typing import Any
 from rich.console import Console
 
 from demo import contact_sheet, scenes
-from demo.servers import S3, Flower, Server, ServerFailed, redis_program, start_flower, start_redis, start_s3
+from demo.servers import (
+    S3,
+    Flower,
+    Redis,
+    Server,
+    ServerFailed,
+    Webhook,
+    redis_program,
+    start_flower,
+    start_redis,
+    start_s3,
+)
+from tasks import dead_letters, receipts
+from tasks.comparison import Places, read_receipts
 from tasks.errors import VeilError
+from tasks.receipts import Receipt
+from tasks.routes import Route
+from tasks.s3 import ObjectStore
 from worker.local import PICTURE_SUFFIXES
 
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"
+RAW, CLEAN = "raw", "clean"
+ROUTE = f"s3://{RAW}=s3://{CLEAN}"
+PLACES = Places.find(f"s3://{RAW}", None, [Route.parse(ROUTE)])
 READY_SECONDS = 120
+PATIENCE_SECONDS = 180  # without any picture that is done
 PROGRAMS = Path(sys.executable).parent
 
 console = Console(stderr=True, highlight=False)
@@ -35,6 +55,7 @@ class Stack:
     """The services of one run, and the environment in which `veil` finds them."""
 
     servers: list[Server]
+    redis: Redis
     s3: S3
     environment: dict[str, str]
     flower: Flower
@@ -120,7 +141,7 @@ def _cache() -> Path:
 
 @contextmanager
 def started(keep: bool) -> Iterator[Stack]:
-    """Redis, S3, a worker and Flower on free ports; stopped at the end, in any case but a successful KEEP=1."""
+    """Redis, S3, the trigger, a worker and Flower on free ports; stopped at the end, but after a good KEEP=1."""
     with ExitStack() as stopping, _uninterrupted_end():
         servers: list[Server] = []
 
@@ -129,22 +150,29 @@ def started(keep: bool) -> Iterator[Stack]:
             stopping.callback(server.stop)
 
         queue = Path(redis_program()).name
-        _say("Services", f"starting {queue}, S3 (SeaweedFS), a worker and Flower on loopback ports")
+        _say("Services", f"starting {queue}, S3 (SeaweedFS), the trigger, a worker and Flower on loopback ports")
         folder = FOLDER.resolve() / "services"
         redis = start_redis(folder / "redis", keep)
         add(redis.server)
-        s3 = start_s3(folder / "s3", ("raw", "clean"), keep)
+        webhook = Webhook()
+        s3 = start_s3(folder / "s3", (RAW, CLEAN), keep, webhook)
         add(s3.server)
-        environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": "s3://raw=s3://clean"}
+        environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": ROUTE}
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).resolve())
+        # The store posts each event once: the trigger holds it as long as the store waits for an answer.
+        watch: list[str | Path] = [PROGRAMS / "veil", "watch", "--http", webhook.address, "--hold", "280"]
+        trigger = Server("trigger", watch, folder / "trigger.log", {**environment, **webhook.environment()}, keep)
+        add(trigger)
+        trigger.start()
         worker = Server("worker", [PROGRAMS / "veil", "worker"], folder / "worker.log", environment, keep)
         add(worker)
         worker.start()
         flower = start_flower(folder / "flower", environment, keep)
         add(flower.server)
-        _wait_for_worker(worker)
-        yield Stack(servers, s3, environment, flower)
+        _wait_for(trigger, '"watching"')
+        _wait_for(worker, '"worker ready"')
+        yield Stack(servers, redis, s3, environment, flower)
         if keep:
             stopping.pop_all()
 
@@ -158,40 +186,36 @@ def _uninterrupted_end() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _wait_for_worker(worker: Server) -> None:
+def _wait_for(server: Server, line: str) -> None:
+    """Wait for `line` in the log of `server`."""
     deadline = time.monotonic() + READY_SECONDS
-    while '"worker ready"' not in worker.log.read_text(errors="replace"):
-        worker.check_alive()
+    while line not in server.log.read_text(errors="replace"):
+        server.check_alive()
         if time.monotonic() > deadline:
-            raise ServerFailed(f"the worker was not ready within {READY_SECONDS} s (see {worker.log})")
+            raise ServerFailed(f"the {server.name} was not ready within {READY_SECONDS} s (see {server.log})")
         time.sleep(0.1)
 
 
 def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
-    """Upload, enqueue, wait, download; the summary."""
+    """Upload, wait, download; the summary."""
     client = stack.s3.client()
-    _say("Upload", f"{len(pictures)} pictures to s3://raw")
-    _each(pictures.items(), lambda item: client.upload_file(str(item[1]), "raw", item[0]))
-    _say("Queue", "one message a picture; the worker fetches, anonymizes and stores")
+    _say("Upload", f"{len(pictures)} pictures to s3://{RAW}, and the store tells the trigger")
     started_at = time.monotonic()
-    command = [PROGRAMS / "veil", "enqueue", "--prefix", "s3://raw", "--wait", "--timeout", "180", "--json"]
-    with subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, text=True, env={**os.environ, **stack.environment}
-    ) as enqueue:
-        assert enqueue.stdout is not None
-        results = [json.loads(line) for line in enqueue.stdout]
+    _each(pictures.items(), lambda item: client.upload_file(str(item[1]), RAW, item[0]))
+    _say("Queue", "one message a picture; the worker fetches, anonymizes and stores")
+    made, failed = _wait_for_pictures(stack, client, set(pictures))
     seconds = time.monotonic() - started_at
-    delivered = {result["source"].removeprefix("s3://raw/"): result for result in results if result.get("destination")}
-    failed = [result for result in results if not result.get("destination")]
-    for result in failed:
-        reason = f"{result.get('error', result['status'])}: {result.get('message', '')}"
-        console.print(f"{result['source']}: {reason}", style="red", markup=False)
+    delivered = {key: receipt for key, receipt in made.items() if receipt.status == "anonymized"}
+    for key in sorted(set(pictures) - set(delivered)):
+        reason = failed.get(key) or ("held: no face was found" if key in made else "nothing came of it in time")
+        console.print(f"s3://{RAW}/{key}: {reason}", style="red", markup=False)
     outputs = {key: FOLDER / "clean" / key for key in pictures if key in delivered}
     for path in outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
-    _each(outputs.items(), lambda item: client.download_file("clean", item[0], str(item[1])))
+    _each(outputs.items(), lambda item: client.download_file(CLEAN, item[0], str(item[1])))
     pairs = [
-        contact_sheet.Pair(key, pictures[key], path, delivered[key]["boxes_xyxy"]) for key, path in outputs.items()
+        contact_sheet.Pair(key, pictures[key], path, [face["box_xyxy"] for face in delivered[key].faces])
+        for key, path in outputs.items()
     ]
     sheet = FOLDER / "contact-sheet.jpg"
     contact_sheet.make(pairs, sheet)
@@ -199,7 +223,7 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
         "pictures": len(pictures),
         "anonymized": len(delivered),
         "failed": len(pictures) - len(delivered),
-        "faces": sum(result["faces"] for result in delivered.values()),
+        "faces": sum(len(receipt.faces) for receipt in delivered.values()),
         "seconds": round(seconds, 2),
         "pictures_per_second": round(len(delivered) / seconds, 2),
         "outputs": str(FOLDER / "clean"),
@@ -208,6 +232,39 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
     }
     (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _wait_for_pictures(stack: Stack, client: Any, wanted: set[str]) -> tuple[dict[str, Receipt], dict[str, str]]:
+    """The receipts of the pictures that are made, and why others were given up, by key, once `wanted` are one of these.
+
+    Ends without some of them if nothing is done for a long time.
+    """
+    store = ObjectStore(client)
+    made: dict[str, Receipt] = {}
+    failed: dict[str, str] = {}
+    last_news = time.monotonic()
+    while wanted - made.keys() - failed.keys() and time.monotonic() - last_news < PATIENCE_SECONDS:
+        time.sleep(0.2)
+        for server in stack.servers:
+            server.check_alive()
+        before = len(made) + len(failed)
+        outputs = _keys(client, "")
+        named = [receipts.parse(name.removeprefix(receipts.FOLDER)) for name in _keys(client, receipts.FOLDER)]
+        for key in (wanted - made.keys()) & {*outputs, *(found.key for found in named if found)}:
+            for _, receipt in read_receipts(store, PLACES, key):
+                # It is written before its output.
+                if receipt.status == "held" or key in outputs:
+                    made[key] = receipt
+        for letter in dead_letters.entries(stack.redis.client()):
+            failed[letter.source.removeprefix(f"s3://{RAW}/")] = f"{letter.error}: {letter.message}"
+        if len(made) + len(failed) > before:
+            last_news = time.monotonic()
+    return made, failed
+
+
+def _keys(client: Any, prefix: str) -> set[str]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=CLEAN, Prefix=prefix)
+    return {item["Key"] for page in pages for item in page.get("Contents", ())}
 
 
 def _each(items: Any, action: Callable[[Any], Any]) -> None:
@@ -223,6 +280,8 @@ def _keep(stack: Stack) -> None:
     environment.write_text("".join(f"export {name}='{value}'\n" for name, value in stack.environment.items()))
     _say("Flower", f"{stack.flower.address}  user veil, password {stack.flower.password}")
     _say("S3", f"{stack.s3.endpoint}  (addresses and keys: `. {environment}`)")
+    _say("Upload", f"whatever is put into s3://{RAW} anonymizes itself to s3://{CLEAN}: for example")
+    _say("", f"aws --endpoint-url {stack.s3.endpoint} s3 cp PICTURE s3://{RAW}/")
     _say("Stop", "make demo-stop")
 
 

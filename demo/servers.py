@@ -198,9 +198,36 @@ class S3:
         )
 
 
-def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False) -> S3:
+@dataclass(frozen=True)
+class Webhook:
+    """Where SeaweedFS tells of what happens to its files, and the token that it shows there."""
+
+    port: int = field(default_factory=free_port)
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        return {"VEIL_WEBHOOK_TOKEN": self.token}
+
+    def configure(self, folder: Path) -> None:
+        """For the server that runs in `folder`. An event is posted once, whatever comes of it: so it may take long."""
+        config = folder / "notification.toml"
+        config.touch(mode=0o600)
+        config.write_text(
+            f'[notification.webhook]\nenabled = true\nendpoint = "http://{self.address}/events"\n'
+            f'bearer_token = "{self.token}"\ntimeout_seconds = 300\nworkers = 20\n'
+            'event_types = ["create", "update", "rename"]\n'
+        )
+
+
+def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False, webhook: Webhook | None = None) -> S3:
     """Start SeaweedFS with its files in `folder`, make `buckets`, and wait until they can be listed."""
     folder.mkdir(parents=True, exist_ok=True)
+    if webhook:
+        webhook.configure(folder)
     (folder / "data").mkdir(exist_ok=True)
     port, access_key, secret_key = free_port(), secrets.token_hex(10), secrets.token_urlsafe(30)
     identity = {

@@ -5,8 +5,10 @@
         StorageUnavailable    S3 is down, slow or throttling
         DetectorUnavailable   the detector did not answer within its deadline, or its device is out of memory
         QueueUnavailable      Redis can't be reached, or refuses us
+        EventsUnavailable     the queue that events come from can't be reached
       Permanent             trying again changes nothing: somebody has to look
         InvalidRequest        the message is not a valid request
+        MalformedEvent        what was sent is no event of an object store
         BucketNotAllowed      the message names a place outside the routes
         ObjectNotFound        the key or the bucket does not exist
         AccessDenied          the credentials do not allow it
@@ -51,12 +53,20 @@ class QueueUnavailable(Transient):
     """Redis can't be reached, or refuses us."""
 
 
+class EventsUnavailable(Transient):
+    """The queue that events come from can't be reached."""
+
+
 class Permanent(VeilError):
     """Trying again changes nothing."""
 
 
 class InvalidRequest(Permanent):
     """The message is not a valid request."""
+
+
+class MalformedEvent(Permanent):
+    """What was sent is no event of an object store."""
 
 
 class BucketNotAllowed(Permanent):

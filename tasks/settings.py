@@ -51,6 +51,9 @@ class Settings(BaseSettings):
         description="Where pictures may be read and where their outputs go, `s3://SOURCE=s3://DESTINATION`, "
         "comma-separated. A message that names any other place is refused.",
     )
+    webhook_token: SecretStr | None = Field(
+        None, description="What senders of events to `veil watch --http` must show, as `Authorization: Bearer TOKEN`."
+    )
 
     metrics: str | None = Field(
         None,

@@ -100,6 +100,42 @@ def enqueue(
 
 
 @app.command()
+def watch(
+    sqs: Annotated[str | None, typer.Option(metavar="QUEUE_URL", help="Events from an SQS queue.")] = None,
+    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Events that a store posts here.")] = None,
+    poll: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=1, help="No events: list the store at this interval.")
+    ] = None,
+    prefix: Annotated[
+        list[str] | None, typer.Option(metavar="s3://BUCKET/PREFIX", help="Only what is below; repeatable.")
+    ] = None,
+    suffix: Annotated[list[str] | None, typer.Option(metavar=".EXT", help="Only keys that end so; repeatable.")] = None,
+    hold: Annotated[
+        float,
+        typer.Option(min=0, max=3600, help="With --http: seconds to wait for Redis, while it is away, before a 503."),
+    ] = 4,
+    overlap: Annotated[
+        float, typer.Option(min=0, help="With --poll: seconds that a look goes back behind the newest object.")
+    ] = 3600,
+) -> None:
+    """Put pictures on the queue as they are uploaded, until told to stop. Give one of --sqs, --http and --poll."""
+    if sum(source is not None for source in (sqs, http, poll)) != 1:
+        raise typer.BadParameter("give one of --sqs, --http and --poll")
+    from worker import watching
+
+    watching.run(
+        WorkerSettings.load(),
+        sqs=sqs,
+        http=http,
+        poll=poll,
+        prefixes=prefix or [],
+        suffixes=suffix or [],
+        hold=hold,
+        overlap=overlap,
+    )
+
+
+@app.command()
 def backfill(
     source: Annotated[str | None, typer.Argument(metavar="[s3://BUCKET/PREFIX]", show_default=False)] = None,
     to: Annotated[

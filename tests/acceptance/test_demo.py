@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import boto3
 import pytest
 import redis
 from PIL import Image
@@ -184,10 +185,20 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
     statuses = sorted(json.loads(line)["status"] for line in veil.stdout.splitlines())
     assert statuses == ["failed", "skipped", "skipped", "skipped"]
 
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings["VEIL_S3_ENDPOINT"],
+        region_name="us-east-1",
+        aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
+    )
+    client.upload_file(images / "a.jpg", "raw", "put later.jpg")
+    client.get_waiter("object_exists").wait(Bucket="clean", Key="put later.jpg", WaiterConfig={"Delay": 1})
+
     code, said = finish(demo())
     assert code == 1
     assert "make demo-stop" in said
-    assert len(processes_in(demo.cwd)) == 4
+    assert len(processes_in(demo.cwd)) == 5
 
     code, _ = finish(demo("stop"))
     assert code == 0

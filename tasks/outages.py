@@ -1,0 +1,38 @@
+"""An outage is told twice, when it begins and when it is over, however often the server is tried in between."""
+
+import random
+import time
+
+import structlog
+
+from tasks.errors import VeilError
+
+FIRST_PAUSE_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 15.0
+
+log = structlog.get_logger("veil")
+
+
+class Outage:
+    """Tries of one server that may be away."""
+
+    def __init__(self, server: str, longest_pause: float = LONGEST_PAUSE_SECONDS) -> None:
+        self._server = server
+        self._longest_pause = longest_pause
+        self._tries = 0
+        self._began = 0.0
+
+    def failed(self, error: VeilError) -> float:
+        """Note a try that failed with `error`; how many seconds to pause: twice as long each time, with jitter."""
+        if not self._tries:
+            self._began = time.monotonic()
+            log.error("away", server=self._server, error=type(error).__name__, message=str(error))
+        ceiling = min(self._longest_pause, FIRST_PAUSE_SECONDS * 2 ** min(self._tries, 32))
+        self._tries += 1
+        return random.uniform(ceiling / 2, ceiling)
+
+    def over(self) -> None:
+        """Note a try that went well."""
+        if self._tries:
+            log.info("back", server=self._server, seconds=round(time.monotonic() - self._began, 1))
+            self._tries = 0

@@ -1,0 +1,76 @@
+"""``veil watch``: the process around one source of events."""
+
+import asyncio
+import os
+
+import structlog
+
+from tasks.app import app
+from tasks.errors import SettingsInvalid
+from tasks.publishing import Publisher
+from tasks.stopping import Stop
+from tasks.uploads import Selection, Trigger
+from worker import logs
+from worker.settings import WorkerSettings
+
+log = structlog.get_logger("veil")
+
+
+def run(
+    settings: WorkerSettings,
+    *,
+    sqs: str | None,
+    http: str | None,
+    poll: float | None,
+    prefixes: list[str],
+    suffixes: list[str],
+    hold: float,
+    overlap: float,
+) -> None:
+    """Put on the queue what is uploaded, as `sqs`, `http` or `poll` tell, until told to stop."""
+    logs.configure(settings.log_format)
+    selection = Selection(settings.parsed_routes(), prefixes, suffixes)
+    publisher = Publisher(app)
+    trigger = Trigger(publisher, selection)
+    if http is not None:
+        _serve(settings, trigger, http, hold)
+    else:
+        stop = Stop()
+        stop.on_signals()
+        if sqs is not None:
+            _take(settings, trigger, sqs, stop)
+        elif poll is not None:
+            _look(settings, trigger, poll, overlap, stop)
+    publisher.close()
+    log.info("stopped", queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored))
+
+
+def _serve(settings: WorkerSettings, trigger: Trigger, address: str, hold: float) -> None:
+    from tasks import webhook
+
+    token = settings.webhook_token.get_secret_value() if settings.webhook_token else ""
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise SettingsInvalid(
+            "VEIL_WEBHOOK_TOKEN is what senders must show, ASCII without spaces; make one with `openssl rand -hex 24`"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise SettingsInvalid(f"--http {address} is not HOST:PORT")
+    asyncio.run(webhook.serve(trigger, app.backend.client, token, host.strip("[]"), int(port), hold))
+
+
+def _take(settings: WorkerSettings, trigger: Trigger, url: str, stop: Stop) -> None:
+    from tasks.sqs import EventQueue, SqsSource
+
+    queue = EventQueue.connect(settings, url, os.environ.get("AWS_ENDPOINT_URL_SQS"))
+    log.info("watching", sqs=url)
+    SqsSource(queue, trigger).run(stop)
+
+
+def _look(settings: WorkerSettings, trigger: Trigger, interval: float, overlap: float, stop: Stop) -> None:
+    from tasks.polling import PollingSource
+    from tasks.s3 import ObjectStore
+
+    places = [str(place) for place in trigger.selection.places]
+    log.info("watching", poll=interval, places=places)
+    PollingSource(ObjectStore.connect(settings), app.backend.client, trigger, interval, overlap).run(stop)
