@@ -3,9 +3,6 @@
 No label holds what a message or a store brought: keys, buckets and tasks are without number.
 """
 
-import json
-import math
-import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -25,13 +22,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tasks import dead_letters
+from tasks import dead_letters, queues
 from tasks.app import QUEUED_AT_HEADER, QUEUES
 from tasks.errors import Permanent, SettingsInvalid, Transient, VeilError
 from tasks.messages import AnonymizeReport
 from tasks.settings import Settings, split_address
 
-IN_HAND = "unacked"  # kombu's name for the messages that workers have taken and not acknowledged
 REDIS_SECONDS = 2.0  # of a scrape: Prometheus itself waits for 10
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "store")
 DEAD = "dead"
@@ -108,7 +104,7 @@ def finished(report: AnonymizeReport, request: Any) -> None:
         WITHOUT_FACE.inc(report.faces == 0)
     BYTES_READ.inc(report.bytes_in or 0)
     BYTES_WRITTEN.inc(report.bytes_out or 0)
-    if (waited := _age(request.get(QUEUED_AT_HEADER))) is not None:
+    if (waited := queues.age(request.get(QUEUED_AT_HEADER))) is not None:
         queue = (request.delivery_info or {}).get("routing_key")
         DELIVERY_SECONDS.labels(queue if queue in QUEUES else OTHER).observe(waited)
 
@@ -136,13 +132,6 @@ def _name(error: Exception) -> str:
     return type(error).__name__ if isinstance(error, VeilError) else BUG
 
 
-def _age(queued_at: Any) -> float | None:
-    """Seconds since `queued_at`, as a message has it; None if that is no time."""
-    if isinstance(queued_at, bool) or not isinstance(queued_at, int | float) or not math.isfinite(queued_at):
-        return None
-    return max(0.0, time.time() - queued_at)
-
-
 class QueueCollector(Collector):
     """The queues as they are at the moment of a scrape; where Redis does not answer, that and nothing else."""
 
@@ -158,31 +147,18 @@ class QueueCollector(Collector):
         yield from families
 
     def _read(self) -> Iterator[Metric]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for queue in QUEUES:
-                pipe.llen(queue)
-                pipe.lindex(queue, -1)  # the end that workers take from
-            pipe.hlen(IN_HAND)
-            pipe.hlen(dead_letters.KEY)
-            *found, in_hand, dead = pipe.execute()
         waiting = GaugeMetricFamily("veil_queue_messages", "Messages that wait.", labels=["queue"])
         oldest = GaugeMetricFamily(
             "veil_queue_oldest_seconds", "How long the next message has waited; 0 if none waits.", labels=["queue"]
         )
-        for queue, length, message in zip(QUEUES, found[::2], found[1::2], strict=True):
-            waiting.add_metric([queue], length)
-            oldest.add_metric([queue], _waited(message))
+        for queue in queues.statuses(self._redis):
+            waiting.add_metric([queue.name], queue.waiting)
+            oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
+        in_hand, dead = queues.in_hand(self._redis), self._redis.hlen(dead_letters.KEY)
         yield waiting
         yield oldest
         yield GaugeMetricFamily("veil_in_flight_messages", "Messages in the hands of all workers.", value=in_hand)
         yield GaugeMetricFamily("veil_dead_letters", "Pictures that were given up and await somebody.", value=dead)
-
-
-def _waited(message: bytes | None) -> float:
-    try:
-        return _age(json.loads(message or b"")["headers"][QUEUED_AT_HEADER]) or 0.0
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return 0.0  # nothing waits, or junk, which workers take off the queue
 
 
 def serve(settings: Settings, app: Celery) -> None:

@@ -1,30 +1,49 @@
-"""How much waits on a queue, since when, and what is in hand, as Redis has it."""
+"""What waits on the queues, since when, and what is in hand, as Redis has it."""
 
 import json
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
 from tasks.app import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
+from tasks.publishing import connected
 
 IN_HAND = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
 SCANNED_AT_ONCE = 500
+ROOM_SECONDS = 1.0  # between two looks at a full queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueStatus:
+    """A queue: messages that wait there, and how long the next one has, in seconds; None if it does not say."""
+
+    name: str
+    waiting: int
+    oldest_seconds: float | None
+
+
+def statuses(redis: Any) -> list[QueueStatus]:
+    """How all queues stand."""
+    lists = [(queue, name) for queue in QUEUES for name in _lists(queue)]
+    with redis.pipeline(transaction=False) as pipe:
+        for _, name in lists:
+            pipe.llen(name)
+            pipe.lindex(name, -1)
+        answers = pipe.execute()
+    found = list(zip((queue for queue, _ in lists), answers[::2], answers[1::2], strict=True))
+    return [_status(queue, [(length, next_) for name, length, next_ in found if name == queue]) for queue in QUEUES]
 
 
 def depth(redis: Any, queue: str) -> int:
     """How many messages wait on `queue`."""
-    return depths(redis, (queue,))[queue]
-
-
-def depths(redis: Any, queues: Sequence[str] = QUEUES) -> dict[str, int]:
-    """How many messages wait, by queue."""
     with redis.pipeline(transaction=False) as pipe:
-        for queue in queues:
-            for name in _lists(queue):
-                pipe.llen(name)
-        lengths = iter(pipe.execute())
-    return {queue: sum(next(lengths) for _ in _lists(queue)) for queue in queues}
+        for name in _lists(queue):
+            pipe.llen(name)
+        return sum(pipe.execute())
 
 
 def oldest(redis: Any, queue: str) -> float | None:
@@ -34,7 +53,7 @@ def oldest(redis: Any, queue: str) -> float | None:
     """
     for name in _lists(queue):
         if message := redis.lindex(name, -1):
-            return _queued_at(message)
+            return _queued_at(message) or 0.0
     return None
 
 
@@ -46,17 +65,45 @@ def in_hand(redis: Any, run: str | None = None) -> int:
     return sum(_headers(json.loads(record)[0]).get(RUN_HEADER) == run for record in records)
 
 
+def wait_for_room(redis: Any, queue: str, most_waiting: int, on_full: Callable[[int], None]) -> None:
+    """Wait until fewer than `most_waiting` messages are on `queue`; `on_full` hears how many there are, once."""
+    told = False
+    while True:
+        with connected():
+            waiting = depth(redis, queue)
+        if waiting < most_waiting:
+            return
+        if not told:
+            on_full(waiting)
+            told = True
+        time.sleep(ROOM_SECONDS)
+
+
+def age(queued_at: Any) -> float | None:
+    """Seconds since `queued_at`, as a message has it; None if that is no time."""
+    if isinstance(queued_at, bool) or not isinstance(queued_at, int | float) or not math.isfinite(queued_at):
+        return None
+    return max(0.0, time.time() - queued_at)
+
+
 def _lists(queue: str) -> list[str]:
     """The Redis lists of a queue, by priority: the one that is taken from first is the first."""
     channel = kombu_redis.Channel
     return [f"{queue}{channel.sep}{step}" if step else queue for step in channel.priority_steps]
 
 
-def _queued_at(message: bytes) -> float:
+def _status(queue: str, lists: Sequence[tuple[int, bytes | None]]) -> QueueStatus:
+    """`lists` are the lengths of a queue's lists, and the next message of each."""
+    ages = [age(_queued_at(message)) for _, message in lists if message is not None]
+    known = [round(seconds, 1) for seconds in ages if seconds is not None]
+    return QueueStatus(name=queue, waiting=sum(n for n, _ in lists), oldest_seconds=max(known, default=None))
+
+
+def _queued_at(message: bytes) -> float | None:
     try:
-        return float(_headers(json.loads(message)).get(QUEUED_AT_HEADER, 0))
-    except (ValueError, TypeError):
-        return 0.0  # junk, which the worker will throw out
+        return float(_headers(json.loads(message))[QUEUED_AT_HEADER])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None  # junk, which the worker will throw out
 
 
 def _headers(message: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is wrong between sources and outputs, proven picture by picture, and what of it a worker can put right."""
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,6 @@ THREADS = 32  # that ask S3 at once
 AHEAD = 4 * THREADS  # pictures that are asked for before the first of them is known
 AT_ONCE = 500  # findings that are looked up among the dead letters, and put on the queue, together
 TICK = 1000
-ROOM_SECONDS = 1.0  # between two looks at a full queue
 
 State = Literal["current", "missing", "stale", "held", "orphan", "dead"]
 WRONG: tuple[State, ...] = ("missing", "stale", "orphan", "dead")
@@ -176,20 +174,6 @@ class Reconciliation:
         self.enqueued += len(repaired)
         for finding in wanted:
             yield replace(finding, enqueued=finding.state in REPAIRABLE)
-
-
-def wait_for_room(redis: Any, queue: str, most_waiting: int, on_full: Callable[[int], None]) -> None:
-    """Wait until fewer than `most_waiting` messages are on `queue`; `on_full` hears how many there are, once."""
-    told = False
-    while True:
-        with connected():
-            waiting = redis.llen(queue)
-        if waiting < most_waiting:
-            return
-        if not told:
-            on_full(waiting)
-            told = True
-        time.sleep(ROOM_SECONDS)
 
 
 def _known(future: "Future[Finding | None]") -> Iterator[Finding]:

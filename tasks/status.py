@@ -1,32 +1,17 @@
 """How the work stands, from what Redis has: queues, what is in hand, what came of it, and runs of backfills."""
 
-import json
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kombu.transport import redis as kombu_redis
-
-from tasks import dead_letters, outcomes
-from tasks.app import QUEUED_AT_HEADER, QUEUES
-from tasks.publishing import RECIPE, connected
+from tasks import dead_letters, outcomes, queues
+from tasks.publishing import announced_recipe, connected
+from tasks.queues import QueueStatus
 
 RUN = "veil:run:{}"
-IN_HAND = kombu_redis.Channel.unacked_key  # a hash, an item for each message that a worker has not finished
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"
 AT_ONCE = 500
-
-
-@dataclass(frozen=True, kw_only=True)
-class QueueStatus:
-    """A queue: messages that wait there, and how long the next one has, in seconds; None if it doesn't say."""
-
-    name: str
-    waiting: int
-    oldest_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +58,18 @@ class RunStatus:
 
 def read(redis: Any) -> Status:
     """How everything stands. Raises QueueUnavailable."""
-    lists = [(queue, name) for queue in QUEUES for name in _lists(queue)]
     with connected():
-        with redis.pipeline(transaction=False) as pipe:
-            for _, name in lists:
-                pipe.llen(name)
-                pipe.lindex(name, -1)
-            pipe.hlen(IN_HAND)
-            pipe.hlen(dead_letters.KEY)
-            pipe.get(RECIPE)
-            *waiting, in_flight, dead, recipe = pipe.execute()
+        waiting, in_flight = queues.statuses(redis), queues.in_hand(redis)
+        dead, recipe = redis.hlen(dead_letters.KEY), announced_recipe(redis)
         totals, per_second = dict.fromkeys((*DONE, FAILED), 0) | outcomes.totals(redis), outcomes.per_second(redis)
-    found = [
-        (queue, *pair) for (queue, _), pair in zip(lists, zip(waiting[::2], waiting[1::2], strict=True), strict=True)
-    ]
-    queues = [_queue_status(queue, [(n, oldest) for name, n, oldest in found if name == queue]) for queue in QUEUES]
     return Status(
-        queues=queues,
+        queues=waiting,
         in_flight=in_flight,
         outcomes=totals,
         dead=dead,
         per_second=per_second,
-        seconds_left=_seconds(sum(queue.waiting for queue in queues), per_second),
-        recipe=recipe.decode() if recipe else None,
+        seconds_left=_seconds(sum(queue.waiting for queue in waiting), per_second),
+        recipe=recipe,
     )
 
 
@@ -118,29 +92,6 @@ def runs(redis: Any) -> list[RunStatus]:
         names = {key.decode().removeprefix(prefix) for key in redis.scan_iter(RUN.format("*"), count=AT_ONCE)}
     found = [status for name in names if (status := read_run(redis, name))]
     return sorted(found, key=lambda status: (-(status.updated or 0), status.run))
-
-
-def _lists(queue: str) -> list[str]:
-    """The Redis lists of a queue, by priority: the one that is taken from first is the first."""
-    channel = kombu_redis.Channel
-    return [f"{queue}{channel.sep}{step}" if step else queue for step in channel.priority_steps]
-
-
-def _queue_status(queue: str, lists: Sequence[tuple[int, bytes | None]]) -> QueueStatus:
-    """`lists` are the lengths of a queue's lists, and the next message of each."""
-    ages = [_age(message) for _, message in lists if message is not None]
-    known = [age for age in ages if age is not None]
-    return QueueStatus(name=queue, waiting=sum(n for n, _ in lists), oldest_seconds=max(known, default=None))
-
-
-def _age(message: bytes) -> float | None:
-    """Seconds since `message` was first put on the queue; None for one that doesn't say, such as junk."""
-    try:
-        queued_at = float(json.loads(message)["headers"][QUEUED_AT_HEADER])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    age = time.time() - queued_at
-    return round(max(age, 0), 1) if math.isfinite(age) else None
 
 
 def _seconds(pictures: int, per_second: float) -> float | None:

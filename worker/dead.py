@@ -15,7 +15,7 @@ from tasks.app import app
 from tasks.dead_letters import DeadLetter
 from tasks.errors import InvalidRequest
 from tasks.publishing import Publisher, Wanted, connected
-from tasks.reconcile import wait_for_room
+from tasks.queues import wait_for_room
 from worker.reconciling import MOST_WAITING, printable, tell_full
 
 AT_ONCE = 500

@@ -12,7 +12,8 @@ from tasks.app import BACKFILL, app
 from tasks.comparison import Places
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher, Wanted, announced_recipe, connected
-from tasks.reconcile import THREADS, Finding, Only, Reconciliation, State, wait_for_room
+from tasks.queues import wait_for_room
+from tasks.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.s3 import ObjectStore
 from tasks.settings import Settings
 from worker.progress import progress_bar

@@ -12,8 +12,9 @@ from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, UPLOADS
 from tasks.comparison import Places
 from tasks.dead_letters import DeadLetter
+from tasks.queues import wait_for_room
 from tasks.receipts import FOLDER, Made, uri
-from tasks.reconcile import Only, Reconciliation, wait_for_room
+from tasks.reconcile import Only, Reconciliation
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 
