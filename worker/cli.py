@@ -29,7 +29,7 @@ dead_app = typer.Typer(no_args_is_help=True, help="Pictures that were given up."
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 
-Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...")]
+Sources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -89,7 +89,7 @@ def enqueue(
 @app.command()
 def reconcile(
     source: Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")],
-    output: Annotated[str | None, typer.Argument(metavar="[s3://OUTPUT[/PREFIX]]", show_default="the route's")] = None,
+    output: Annotated[str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")] = None,
     enqueue: Annotated[bool, typer.Option("--enqueue", help="Put what is missing or stale on the queue.")] = False,
     other_recipe: Annotated[
         bool,
@@ -122,7 +122,7 @@ def reconcile(
 
 @app.command()
 def status(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run of a backfill.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run of a backfill.")] = None,
     runs: Annotated[bool, typer.Option("--runs", help="All runs of backfills.")] = False,
     workers: Annotated[
         bool, typer.Option("--workers", help="Also ask which workers are alive; takes a second.")
