@@ -42,7 +42,7 @@ def _utc(text: str) -> datetime:
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-Sources = Annotated[list[str] | None, typer.Argument(metavar="[SOURCE]...")]
+Sources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -217,7 +217,7 @@ def backfill(
 @app.command()
 def reconcile(
     source: Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")],
-    output: Annotated[str | None, typer.Argument(metavar="[s3://OUTPUT[/PREFIX]]", show_default="the route's")] = None,
+    output: Annotated[str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")] = None,
     enqueue: Annotated[bool, typer.Option("--enqueue", help="Put what is missing or stale on the queue.")] = False,
     other_recipe: Annotated[
         bool,
@@ -250,7 +250,7 @@ def reconcile(
 
 @app.command()
 def status(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run of a backfill.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run of a backfill.")] = None,
     runs: Annotated[bool, typer.Option("--runs", help="All runs of backfills.")] = False,
     workers: Annotated[
         bool, typer.Option("--workers", help="Also ask which workers are alive; takes a second.")

@@ -25,9 +25,11 @@ def list_all(as_json: bool) -> None:
     """Print every letter, oldest first."""
     redis = app.backend.client
     with connected():
-        if dead_letters.count(redis) > dead_letters.SORTED_AT_MOST:
-            print(f"veil: more than {dead_letters.SORTED_AT_MOST:,} dead letters: in no order", file=sys.stderr)
-        for letter in dead_letters.oldest_first(redis):
+        count = dead_letters.count(redis)
+    if count > dead_letters.SORTED_AT_MOST:
+        print(f"veil: more than {dead_letters.SORTED_AT_MOST:,} dead letters: in no order", file=sys.stderr)
+    for batch in _batches(dead_letters.oldest_first(redis)):
+        for letter in batch:
             print(json.dumps(asdict(letter)) if as_json else printable(_line(letter)))
 
 
@@ -55,14 +57,13 @@ def retry(sources: list[str], error: str | None, queue: str, as_json: bool) -> b
     letters = iter(found) if sources else _with_error(error)
     enqueued, refused = 0, len(sources) - len(found)
     try:
-        with connected():
-            while batch := list(islice(letters, AT_ONCE)):
-                wanted = [picture for letter in batch if (picture := _wanted(letter))]
-                wait_for_room(redis, queue, MOST_WAITING, lambda waiting: tell_full(queue, waiting))
-                publisher.publish(wanted, queue)
-                enqueued, refused = enqueued + len(wanted), refused + len(batch) - len(wanted)
-                for picture in wanted if as_json else ():
-                    print(json.dumps({"source": str(picture.source), "queue": queue}))
+        for batch in _batches(letters):
+            wanted = [picture for letter in batch if (picture := _wanted(letter))]
+            wait_for_room(redis, queue, MOST_WAITING, lambda waiting: tell_full(queue, waiting))
+            publisher.publish(wanted, queue)
+            enqueued, refused = enqueued + len(wanted), refused + len(batch) - len(wanted)
+            for picture in wanted if as_json else ():
+                print(json.dumps({"source": str(picture.source), "queue": queue}))
     finally:
         publisher.close()
     _tell(f"{enqueued:,} enqueued")
@@ -92,6 +93,15 @@ def _of(sources: list[str]) -> list[DeadLetter]:
         if key not in found:
             print(f"veil: no dead letter of {printable(key)}", file=sys.stderr)
     return list(found.values())
+
+
+def _batches(letters: Iterator[DeadLetter]) -> Iterator[list[DeadLetter]]:
+    while True:
+        with connected():
+            batch = list(islice(letters, AT_ONCE))
+        if not batch:
+            return
+        yield batch
 
 
 def _with_error(error: str | None) -> Iterator[DeadLetter]:

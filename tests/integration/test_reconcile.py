@@ -4,6 +4,7 @@ import json
 import time
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from demo.servers import HOST
@@ -12,11 +13,15 @@ from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, UPLOADS
 from tasks.comparison import Places
 from tasks.dead_letters import DeadLetter
+from tasks.messages import AnonymizeRequest
 from tasks.queues import wait_for_room
 from tasks.receipts import FOLDER, Made, uri
 from tasks.reconcile import Only, Reconciliation
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
+from worker.detector import Detections
+from worker.masking import MaskStyle
+from worker.pipeline import Limits, Pipeline
 
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
 SOURCES = (
@@ -245,6 +250,31 @@ def test_workers_put_right_what_is_enqueued(veil, worker, queue, environment, ra
     raw.client.delete_object(Bucket=raw.name, Key=place + "no picture.jpg")
     assert veil("dead", "drop", given_up, environment=environment).returncode == 0
     assert veil(*command, environment=environment).returncode == 0
+
+
+class FindsNothing:
+    """A detector that finds no face in any picture."""
+
+    def detect(self, picture):
+        return Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32))
+
+
+def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_done(archive, unattended, portrait):
+    archive.done("a.jpg", OLDER_ETAG)
+    archive.source("a.jpg", portrait)
+    pipeline = Pipeline(
+        store=archive.store,
+        detector=FindsNothing(),
+        style=MaskStyle("surround", 1.0, 0.0),
+        limits=Limits(1 << 20, 1 << 20, 60),
+        hold_without_faces=True,
+        route_table=[archive.places.route],
+        recipe=RECIPE,
+    )
+    request = AnonymizeRequest.parse(source=str(archive.places.source.join("a.jpg")))
+    assert pipeline.run(request).status == "held"
+    findings = Reconciliation(archive.store, archive.places, RECIPE, unattended.client).findings()
+    assert [(finding.source.key[-5:], finding.state) for finding in findings] == [("a.jpg", "held")]
 
 
 def test_a_full_queue_is_waited_for_and_told_once(unattended):
