@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import exposure
+from benchmarks import enqueue, exposure
 
-BENCHMARKS = {"exposure": exposure.run}
+BENCHMARKS = {"exposure": exposure.run, "enqueue": enqueue.run}
 
 
 def main() -> int:

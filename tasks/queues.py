@@ -43,7 +43,7 @@ def in_hand(redis: Any, run: str | None = None) -> int:
     if run is None:
         return int(redis.hlen(IN_HAND))
     records = (record for _, record in redis.hscan_iter(IN_HAND, count=SCANNED_AT_ONCE))
-    return sum(_headers(json.loads(record)[0]).get(RUN_HEADER) == run for record in records)
+    return sum(_headers(_first(_parsed(record))).get(RUN_HEADER) == run for record in records)
 
 
 def _lists(queue: str) -> list[str]:
@@ -54,9 +54,21 @@ def _lists(queue: str) -> list[str]:
 
 def _queued_at(message: bytes) -> float:
     try:
-        return float(_headers(json.loads(message)).get(QUEUED_AT_HEADER, 0))
+        return float(_headers(_parsed(message)).get(QUEUED_AT_HEADER, 0))
     except (ValueError, TypeError):
-        return 0.0  # junk, which the worker will throw out
+        return 0.0
+
+
+def _parsed(text: bytes) -> Any:
+    """None for junk, which a worker will throw out."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _first(record: Any) -> Any:
+    return record[0] if isinstance(record, list) and record else None
 
 
 def _headers(message: Any) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import json
 import time
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from demo.servers import HOST
-from tasks import backfill, outcomes
+from tasks import backfill
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, RUN_HEADER, create_app
 from tasks.backfill import Backfill, Selection
@@ -282,20 +281,6 @@ def test_only_what_was_modified_in_time_and_ends_as_asked_is_wanted(unattended, 
     assert wanted(until=times[1]) == keys[:1]
     assert wanted(since=datetime(2100, 1, 1, tzinfo=UTC)) == []
     assert wanted(suffixes=(".jpg", ".png")) == keys[:2]
-
-
-def test_what_was_asked_decides_the_name(start, place):
-    places = Places.find(f"s3://raw/{place}", None, ROUTES)
-    elsewhere = replace(places, output=Places.find("s3://raw/", None, ROUTES).output)
-    name = backfill.run_name(places, Selection())
-
-    assert name == backfill.run_name(places, Selection())
-    assert name.startswith(f"raw-{place[:-1]}-")
-    assert name != backfill.run_name(places, Selection(limit=1))
-    assert name != backfill.run_name(elsewhere, Selection())
-    long = Places.find("s3://raw/" + "É/x" * 200, None, ROUTES)
-    for each in (name, backfill.run_name(long, Selection())):
-        assert outcomes.RUN_NAME.fullmatch(each)
 
 
 def test_a_run_whose_messages_wait_is_not_begun_again(unattended, start, keys):
