@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import exposure, reconcile
+from benchmarks import enqueue, exposure, reconcile
 
-BENCHMARKS = {"exposure": exposure.run, "reconcile": reconcile.run}
+BENCHMARKS = {"exposure": exposure.run, "enqueue": enqueue.run, "reconcile": reconcile.run}
 
 
 def main() -> int:

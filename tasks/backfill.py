@@ -30,7 +30,7 @@ KEY = "veil:run:{}"
 SECONDS_KEPT = 90 * 86_400
 PAGE = 1000  # keys listed, and messages of a transaction, at most
 LISTING_SECONDS = 300.0  # a listing that rested longer begins anew, at the checkpoint
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
 State = Literal["running", "finished", "stopped"]

@@ -62,7 +62,7 @@ def in_hand(redis: Any, run: str | None = None) -> int:
     if run is None:
         return int(redis.hlen(IN_HAND))
     records = (record for _, record in redis.hscan_iter(IN_HAND, count=SCANNED_AT_ONCE))
-    return sum(_headers(json.loads(record)[0]).get(RUN_HEADER) == run for record in records)
+    return sum(_headers(_first(_parsed(record))).get(RUN_HEADER) == run for record in records)
 
 
 def wait_for_room(redis: Any, queue: str, most_waiting: int, on_full: Callable[[int], None]) -> None:
@@ -101,9 +101,21 @@ def _status(queue: str, lists: Sequence[tuple[int, bytes | None]]) -> QueueStatu
 
 def _queued_at(message: bytes) -> float | None:
     try:
-        return float(_headers(json.loads(message))[QUEUED_AT_HEADER])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None  # junk, which the worker will throw out
+        return float(_headers(_parsed(message))[QUEUED_AT_HEADER])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _parsed(text: bytes) -> Any:
+    """None for junk, which a worker will throw out."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _first(record: Any) -> Any:
+    return record[0] if isinstance(record, list) and record else None
 
 
 def _headers(message: Any) -> dict[str, Any]:

@@ -243,14 +243,14 @@ class Display:
         dead = self._counts.get("dead", 0)
         shown = [
             f"{current.listed:,} listed",
-            f"{current.skipped:,} done already",
+            f"{current.skipped:,} done",
             f"{current.enqueued:,} enqueued",
-            f"{self._ended - dead:,} came through",
+            f"{self._ended - dead:,} through",
             f"{dead:,} died",
         ]
         if current.state == "running":
             seconds = time.monotonic() - self._started
-            shown.append(f"{(current.enqueued - self._first.enqueued) / max(seconds, 0.001):,.0f} enqueued/s")
+            shown.append(f"{(current.enqueued - self._first.enqueued) / max(seconds, 0.001):,.0f}/s")
             if (silent := time.time() - current.updated) > SILENT_SECONDS:
                 shown.append(f"no page for {silent:,.0f} s")
         total = current.enqueued if current.state == "finished" else None

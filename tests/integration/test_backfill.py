@@ -3,13 +3,13 @@
 import json
 import time
 from collections import Counter
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
 
-from demo.servers import HOST
-from tasks import backfill, outcomes
+from demo.servers import HOST, start_redis
+from tasks import backfill
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, RUN_HEADER, create_app
 from tasks.backfill import Backfill, Selection
@@ -54,9 +54,9 @@ def run_through(started, restart=False):
     return [begun, *started.pages(begun)][-1]
 
 
-def enqueued(queue):
+def enqueued(redis):
     """How often each source waits on the queue."""
-    messages = [json.loads(message) for message in queue.client.lrange(BACKFILL, 0, -1)]
+    messages = [json.loads(message) for message in redis.lrange(BACKFILL, 0, -1)]
     sources = [message["headers"]["argsrepr"].split("'")[1].removeprefix("s3://raw/") for message in messages]
     return Counter(sources)
 
@@ -70,7 +70,7 @@ def test_everything_is_put_on_the_queue_once_and_names_its_run(unattended, start
 
     run = run_through(started)
 
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
     assert (run.state, run.listed, run.skipped, run.enqueued) == ("finished", len(keys), 0, len(keys))
     assert run.source_bytes == len(keys) * len(b"no picture")
     messages = [json.loads(message) for message in unattended.client.lrange(BACKFILL, 0, -1)]
@@ -91,7 +91,7 @@ def test_a_process_that_dies_after_any_page_is_followed_by_one_that_goes_on_ther
         run = next(started.pages(run), run)
 
     assert run.state == "finished"
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
 
 
 def test_the_process_that_began_last_has_the_run(unattended, start, keys, small_pages):
@@ -106,7 +106,7 @@ def test_the_process_that_began_last_has_the_run(unattended, start, keys, small_
     first.stop()
 
     assert [run.state for run in later][-1] == "finished"
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
 
 
 def test_where_redis_loses_its_last_second_messages_and_checkpoint_are_lost_and_made_together(
@@ -125,7 +125,7 @@ def test_where_redis_loses_its_last_second_messages_and_checkpoint_are_lost_and_
     for _ in pages:
         pass
 
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
 
 
 def test_where_redis_loses_everything_the_run_begins_anew(unattended, start, keys, small_pages):
@@ -137,7 +137,7 @@ def test_where_redis_loses_everything_the_run_begins_anew(unattended, start, key
     *_, run = pages
 
     assert (run.state, run.listed) == ("finished", len(keys))
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
 
 
 @pytest.mark.parametrize("answered", [1500, 2000, 2700])
@@ -163,7 +163,7 @@ def test_connections_to_redis_that_are_cut_again_and_again_double_nothing(
     *_, run = started.pages(run)
 
     assert run.state == "finished"
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
     assert told.count("goes on") > 1
 
 
@@ -186,7 +186,7 @@ def test_a_full_redis_is_waited_for(unattended, start, raw, place):
         unattended.client.config_set("maxmemory", 0)
 
     assert (run.state, run.enqueued) == ("finished", 40)
-    assert sum(enqueued(unattended).values()) == 40
+    assert sum(enqueued(unattended.client).values()) == 40
     assert pauses == sorted(pauses)
     refused, goes_on = told
     assert "Redis is full" in refused
@@ -206,7 +206,7 @@ def test_a_store_that_is_away_is_waited_for_and_nothing_is_left_out(
     *_, run = started.pages(started.begin())
 
     assert run.state == "finished"
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
     away, goes_on = told
     assert away.startswith("StorageUnavailable")
     assert goes_on == "goes on"
@@ -248,7 +248,7 @@ def test_more_than_the_rate_is_not_put_on_the_queue(unattended, start, raw, plac
     for run in started.pages(started.begin()):
         seen.setdefault(run.enqueued, clock.seconds)
 
-    assert sum(enqueued(unattended).values()) == 20
+    assert sum(enqueued(unattended.client).values()) == 20
     assert all(count <= 3 + 2.5 * seconds for count, seconds in seen.items())
     assert max(seen.values()) == pytest.approx(20 / 2.5, abs=1.3)
 
@@ -261,7 +261,7 @@ def test_a_limit_holds_over_restarts(unattended, start, keys, small_pages):
     run = run_through(start(selection=selection))
 
     assert (run.state, run.enqueued) == ("finished", 7)
-    assert len(enqueued(unattended)) == 7
+    assert len(enqueued(unattended.client)) == 7
 
 
 def test_only_what_was_modified_in_time_and_ends_as_asked_is_wanted(unattended, start, raw, place):
@@ -276,26 +276,12 @@ def test_only_what_was_modified_in_time_and_ends_as_asked_is_wanted(unattended, 
         unattended.client.flushdb()
         run = run_through(start(selection=Selection(**selection)))
         assert run.ignored == 3 - run.enqueued
-        return sorted(enqueued(unattended))
+        return sorted(enqueued(unattended.client))
 
     assert wanted(since=times[1]) == keys[1:]
     assert wanted(until=times[1]) == keys[:1]
     assert wanted(since=datetime(2100, 1, 1, tzinfo=UTC)) == []
     assert wanted(suffixes=(".jpg", ".png")) == keys[:2]
-
-
-def test_what_was_asked_decides_the_name(start, place):
-    places = Places.find(f"s3://raw/{place}", None, ROUTES)
-    elsewhere = replace(places, output=Places.find("s3://raw/", None, ROUTES).output)
-    name = backfill.run_name(places, Selection())
-
-    assert name == backfill.run_name(places, Selection())
-    assert name.startswith(f"raw-{place[:-1]}-")
-    assert name != backfill.run_name(places, Selection(limit=1))
-    assert name != backfill.run_name(elsewhere, Selection())
-    long = Places.find("s3://raw/" + "É/x" * 200, None, ROUTES)
-    for each in (name, backfill.run_name(long, Selection())):
-        assert outcomes.RUN_NAME.fullmatch(each)
 
 
 def test_a_run_whose_messages_wait_is_not_begun_again(unattended, start, keys):
@@ -305,7 +291,7 @@ def test_a_run_whose_messages_wait_is_not_begun_again(unattended, start, keys):
     run = run_through(start(tell=told.append))
 
     assert run.state == "finished"
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
     (line,) = told
     assert "--restart" in line
 
@@ -315,7 +301,7 @@ def test_a_run_that_is_through_is_another_pass_when_it_is_begun_again(unattended
     unattended.client.delete(BACKFILL)
 
     assert run_through(start()).enqueued == len(keys)
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
 
 
 def test_restart_remembers_nothing(unattended, start, keys, small_pages):
@@ -324,7 +310,7 @@ def test_restart_remembers_nothing(unattended, start, keys, small_pages):
     unattended.client.delete(BACKFILL)
 
     assert run_through(start(), restart=True).listed == len(keys)
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
 
 
 def test_another_recipe_than_that_of_the_checkpoint_begins_anew(unattended, start, keys, small_pages):
@@ -336,7 +322,7 @@ def test_another_recipe_than_that_of_the_checkpoint_begins_anew(unattended, star
     run = run_through(start(recipe="2" * 16, tell=told.append))
 
     assert (run.recipe, run.listed) == ("2" * 16, len(keys))
-    assert enqueued(unattended) == once(keys)
+    assert enqueued(unattended.client) == once(keys)
     assert "begins anew" in told[0]
 
 
@@ -362,3 +348,28 @@ def test_a_rehearsal_counts_and_writes_nothing(unattended, store, keys, place, s
 
     assert (run.state, run.enqueued) == ("finished", 5)
     assert unattended.client.keys("*") == []
+
+
+def test_a_redis_that_is_killed_and_comes_back_gets_every_key_once(store, raw, place, start, tmp_path, wait_until):
+    redis = start_redis(tmp_path / "redis")
+    try:
+        for number in range(200):
+            raw.put(f"{place}{number}", b"no picture")
+        app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
+        told = []
+        started = start(app, max_rate=50, tell=told.append)
+        with ThreadPoolExecutor(1) as pool:
+            pages = pool.submit(lambda: list(started.pages(started.begin())))
+            wait_until(lambda: redis.client().llen(BACKFILL) > 80)
+            redis.server.kill()
+            time.sleep(0.5)
+            redis.server.start()
+            *_, run = pages.result(60)
+
+        assert (run.state, run.enqueued) == ("finished", 200)
+        assert enqueued(redis.client()) == once(f"{place}{number}" for number in range(200))
+        away, goes_on = told
+        assert away.startswith("QueueUnavailable")
+        assert goes_on == "goes on"
+    finally:
+        redis.server.stop()

@@ -23,7 +23,7 @@ from tasks.routes import Route
 
 PAGE_KEYS = {"event", "run", "state", "listed", "ignored", "skipped", "enqueued", "source_bytes", "cursor"}
 SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {"source", "destination", "recipe", "dry_run", "outcomes", "seconds"}
-# `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q --timeout 3600"`
+# `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q"`
 KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "1500"))
 KILLS = 5
 

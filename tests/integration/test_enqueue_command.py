@@ -91,6 +91,18 @@ def test_without_wait_each_message_lies_once_in_the_queue_it_was_meant_for(veil,
         assert {message["headers"]["id"] for message in messages} == ids
 
 
+def test_more_than_one_batch_arrives_in_the_order_of_the_arguments(veil, unattended):
+    sources = [f"s3://raw/{number}.jpg" for number in range(1100)]
+
+    done = veil("enqueue", *sources, "--json", environment=unattended.environment)
+
+    assert done.returncode == 0
+    messages = [json.loads(message)["headers"] for message in reversed(unattended.client.lrange("uploads", 0, -1))]
+    assert [line["source"] for line in lines(done)] == sources
+    assert [line["task_id"] for line in lines(done)] == [headers["id"] for headers in messages]
+    assert [headers["argsrepr"] for headers in messages] == [f"('{source}',)" for source in sources]
+
+
 def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unattended):
     done = veil("enqueue", "s3://raw/a.jpg", "--wait", "--timeout", 0.5, "--json", environment=unattended.environment)
 

@@ -1,0 +1,55 @@
+"""How much waits and how much is in hand, as a real Redis has it."""
+
+import json
+import time
+
+import pytest
+
+from tasks import queues
+from tasks.addresses import ObjectUri
+from tasks.app import BACKFILL, UPLOADS
+from tasks.publishing import Publisher, Wanted
+
+PICTURE = Wanted(ObjectUri("raw", "a.jpg"))
+
+
+@pytest.mark.parametrize("priority", [0, 5, 9])
+def test_messages_of_every_priority_wait(unattended, priority):
+    assert queues.depths(unattended.client) == {UPLOADS: 0, BACKFILL: 0}
+    assert queues.oldest(unattended.client, UPLOADS) is None
+
+    before = time.time()
+    for _ in range(2):
+        unattended.app.send_task("veil.anonymize_image", PICTURE.arguments, queue=UPLOADS, priority=priority)
+
+    assert queues.depths(unattended.client) == {UPLOADS: 2, BACKFILL: 0}
+    assert before - 0.001 <= queues.oldest(unattended.client, UPLOADS) <= time.time()
+
+
+def test_the_oldest_message_is_the_one_that_is_taken_next(unattended):
+    for queued_at in (3.0, 1.0, 2.0):
+        headers = {"veil_queued_at": queued_at}
+        unattended.app.send_task("veil.anonymize_image", PICTURE.arguments, queue=UPLOADS, headers=headers)
+    assert queues.oldest(unattended.client, UPLOADS) == 3.0
+
+
+@pytest.mark.parametrize("junk", ["junk", "[]", "{}", '{"headers": {"veil_queued_at": "noon"}}'])
+def test_junk_does_not_say_since_when_it_waits(unattended, junk):
+    unattended.client.lpush(UPLOADS, junk)
+    assert queues.oldest(unattended.client, UPLOADS) == 0
+
+
+def test_what_is_in_hand_is_known_by_its_run(unattended):
+    client = unattended.client
+    publisher = Publisher(unattended.app)
+    for run in ("run-1", "run-2", "run-1", None):
+        publisher.publish([PICTURE], BACKFILL, run)
+    for tag, message in enumerate(client.lrange(BACKFILL, 0, -1)):
+        client.hset("unacked", str(tag), json.dumps([json.loads(message), "", BACKFILL]))
+
+    client.hset("unacked", "junk", "[junk, '', 'backfill']")
+    client.hset("unacked", "more junk", "[]")
+
+    assert queues.in_hand(client) == 6
+    assert queues.in_hand(client, "run-1") == 2
+    assert queues.in_hand(client, "run-3") == 0
