@@ -21,7 +21,7 @@ from tasks.uploads import Trigger
 
 MAX_BODY_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 14
-BODY_SECONDS = 10  # for the whole body of a request
+BODY_SECONDS = 5  # for the whole body of a request
 IDLE_SECONDS = 120  # of a connection; above the 90 s after which clients in Go leave it
 MOST_WAITING = 2000  # requests; those above are answered 503 at once
 BATCH = 1000  # pictures in one transaction, at least those of one request
