@@ -119,7 +119,10 @@ class Publisher:
             self._producer = None
 
     def _connect(self) -> Any:
-        connection = self._app.connection(transport=f"{__name__}:{Transport.__name__}")
+        # Kombu would try to connect for six seconds; whoever publishes knows better how long to try.
+        connection = self._app.connection(
+            transport=f"{__name__}:{Transport.__name__}", transport_options={"max_retries": 0}
+        )
         return self._app.amqp.Producer(connection)
 
     def _send(self, producer: Any, picture: Wanted, queue: str, run: str | None) -> None:
