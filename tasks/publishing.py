@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from celery.utils.saferepr import saferepr
 from kombu.exceptions import KombuError
 from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, WatchError
 
 from tasks.addresses import ObjectUri
-from tasks.app import RUN_HEADER, TASK
+from tasks.app import RUN_HEADER, TASK, shown
 from tasks.errors import QueueUnavailable
 
 RECIPE = "veil:recipe"  # of the worker that started last
@@ -147,14 +146,16 @@ class Publisher:
         _, named, embedded = json.loads(base64.b64decode(message["body"]))
         for task_id, arguments in wanted:
             headers["id"] = headers["root_id"] = properties["correlation_id"] = task_id
-            headers["argsrepr"] = saferepr(arguments, self._app.amqp.argsrepr_maxsize)
+            headers["argsrepr"] = shown(arguments)
             properties["delivery_tag"] = str(uuid.uuid4())
             message["body"] = base64.b64encode(json.dumps([arguments, named, embedded]).encode()).decode()
             yield key, json.dumps(message)
 
     def _connect(self) -> Any:
-        self._app.backend.client.ping()  # Celery itself would try for 20 s, and end in a RuntimeError
-        connection = self._app.connection(transport=f"{__name__}:{Transport.__name__}")
+        # Kombu would try to connect for six seconds; whoever publishes knows better how long to try.
+        connection = self._app.connection(
+            transport=f"{__name__}:{Transport.__name__}", transport_options={"max_retries": 0}
+        )
         return self._app.amqp.Producer(connection)
 
 

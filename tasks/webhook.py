@@ -21,7 +21,7 @@ from tasks.uploads import Trigger
 
 MAX_BODY_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 14
-BODY_SECONDS = 10  # for the whole body of a request
+BODY_SECONDS = 5  # for the whole body of a request
 IDLE_SECONDS = 120  # of a connection; above the 90 s after which clients in Go leave it
 MOST_WAITING = 2000  # requests; those above are answered 503 at once
 BATCH = 1000  # pictures in one transaction, at least those of one request
@@ -124,16 +124,24 @@ class Health:
 class _Handler(RequestHandler):
     """Answers in JSON."""
 
+    METHODS: tuple[str, ...]
+
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json")
         self.clear_header("Server")
 
     def write_error(self, status_code: int, **_: Any) -> None:
+        if status_code == 401:
+            self.set_header("WWW-Authenticate", "Bearer")
+        if status_code == 405:
+            self.set_header("Allow", ", ".join(self.METHODS))
         self.finish(json.dumps({"status": status_code, "error": self._reason}) + "\n")
 
 
 class HealthHandler(_Handler):
     """``GET /healthz``, for whoever asks: it tells nothing but whether Redis answers."""
+
+    METHODS = ("GET",)
 
     def initialize(self, health: Health) -> None:
         self._health = health
@@ -148,6 +156,8 @@ class HealthHandler(_Handler):
 class EventsHandler(_Handler):
     """``POST`` of one message with events, to any other path. Who sends it is known before its body is read."""
 
+    METHODS = ("POST",)
+
     def initialize(self, intake: Intake, token: str) -> None:
         self._intake = intake
         self._token = token
@@ -155,10 +165,8 @@ class EventsHandler(_Handler):
 
     def prepare(self) -> None:
         if self.request.method != "POST":
-            self.set_header("Allow", "POST")
             raise HTTPError(405)
         if not self._is_authorized():
-            self.set_header("WWW-Authenticate", "Bearer")
             raise HTTPError(401)
         length = self.request.headers.get("Content-Length", "0")
         if length.isdecimal() and int(length) > MAX_BODY_BYTES:

@@ -115,18 +115,19 @@ class Bucket:
 
 @dataclass
 class Worker:
-    """A worker process and its log, one JSON object a line apart from Celery's banner."""
+    """A worker or a trigger and its log, one JSON object a line apart from Celery's banner."""
 
     server: Server
+    ready: str = "worker ready"
 
     def start(self) -> None:
         """Start it and wait until it takes messages."""
-        before = len(self.lines("worker ready"))
+        before = len(self.lines(self.ready))
         self.server.start()
         deadline = time.monotonic() + READY_SECONDS
-        while len(self.lines("worker ready")) == before:
+        while len(self.lines(self.ready)) == before:
             self.server.check_alive()
-            assert time.monotonic() < deadline, f"the worker was not ready within {READY_SECONDS} s"
+            assert time.monotonic() < deadline, f"the {self.server.name} was not ready within {READY_SECONDS} s"
             time.sleep(0.1)
 
     @property
@@ -240,6 +241,24 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]
     @contextlib.contextmanager
     def start(command: list[Any], environment: dict[str, str]) -> Iterator[Worker]:
         started = Worker(Server("worker", command, tmp_path_factory.mktemp("worker") / "worker.log", environment))
+        try:
+            started.start()
+            yield started
+        finally:
+            started.server.stop()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_watch(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Hold ``veil watch ARGUMENTS…`` for the length of a ``with``."""
+
+    @contextlib.contextmanager
+    def start(*arguments: object, environment: dict[str, str]) -> Iterator[Worker]:
+        command = [programs / "veil", "watch", *map(str, arguments)]
+        log = tmp_path_factory.mktemp("watch") / "watch.log"
+        started = Worker(Server("trigger", command, log, environment), "watching")
         try:
             started.start()
             yield started
