@@ -4,7 +4,7 @@ No label holds what a message or a store brought: keys, buckets and tasks are wi
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from celery import Celery
 from prometheus_client import (
@@ -30,6 +30,8 @@ from tasks.settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # of a scrape: Prometheus itself waits for 10
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "store")
+Source = Literal["sqs", "http", "poll"]
+Heard = Literal["queued", "ignored", "refused", "malformed"]
 DEAD = "dead"
 BUG = "bug"  # the error of whatever is no VeilError
 OTHER = "other"
@@ -120,11 +122,14 @@ def dead(error: Exception) -> None:
     GIVEN_UP.labels(_name(error)).inc()
 
 
-def heard(source: str, result: Literal["queued", "ignored", "refused", "malformed"], number: int = 1) -> None:
-    """Count `number` uploads that the trigger heard of from `source`: sqs, http or poll.
+def begin_hearing(source: Source) -> None:
+    """Begin the series of a trigger's `source` at 0, so that their first step is seen."""
+    for result in get_args(Heard):
+        EVENTS.labels(source, result)
 
-    With a `number` of 0 the series begins, so that its first step is seen.
-    """
+
+def heard(source: Source, result: Heard, number: int = 1) -> None:
+    """Count `number` uploads that the trigger heard of from `source`."""
     EVENTS.labels(source, result).inc(number)
 
 

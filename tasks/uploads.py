@@ -22,7 +22,7 @@ from urllib.parse import unquote_plus
 
 import structlog
 
-from tasks import routes
+from tasks import metrics, routes
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.app import UPLOADS
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
@@ -251,13 +251,16 @@ class Selection:
 class Trigger:
     """The way of every message, whichever source it comes from: read, chosen, published, counted."""
 
-    def __init__(self, publisher: Publisher, selection: Selection) -> None:
+    def __init__(self, publisher: Publisher, selection: Selection, source: metrics.Source) -> None:
+        """`source` names in the metrics where the messages come from."""
         self.selection = selection
         self.queued = 0  # pictures
         self.malformed = 0  # messages
         self.ignored: Counter[str] = Counter()  # events, by reason
         self._publisher = publisher
+        self._source = source
         self._untold: Counter[str] = Counter()
+        metrics.begin_hearing(source)
 
     def read(self, body: str | bytes) -> list[Wanted]:
         """The pictures that a message asks for; MalformedEvent if it is none that is known."""
@@ -265,6 +268,7 @@ class Trigger:
             parsed = parse(body)
         except MalformedEvent:
             self.malformed += 1
+            metrics.heard(self._source, "malformed")
             raise
         return self.choose(parsed.written, parsed.ignored)
 
@@ -273,9 +277,11 @@ class Trigger:
         chosen = self.selection.choose(events)
         for line in chosen.refused:
             log.warning("key refused", message=line)
+        unwanted = chosen.ignored + (ignored or Counter())
         for counts in (self.ignored, self._untold):
-            counts.update(chosen.ignored)
-            counts.update(ignored or {})
+            counts.update(unwanted)
+        metrics.heard(self._source, "refused", len(chosen.refused))
+        metrics.heard(self._source, "ignored", unwanted.total() - len(chosen.refused))
         return chosen.pictures
 
     def publish(
@@ -291,3 +297,4 @@ class Trigger:
             told, self._untold = self._untold, Counter()
             log.info("queued", pictures=len(distinct), queue=queue, **({"ignored": dict(told)} if told else {}))
         self.queued += len(distinct)
+        metrics.heard(self._source, "queued", len(distinct))

@@ -5,9 +5,11 @@ import os
 
 import structlog
 
+from tasks import metrics
 from tasks.app import app
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
+from tasks.settings import split_address
 from tasks.stopping import Stop
 from tasks.uploads import Selection, Trigger
 from worker import logs
@@ -31,7 +33,8 @@ def run(
     logs.configure(settings.log_format)
     selection = Selection(settings.parsed_routes(), prefixes, suffixes)
     publisher = Publisher(app)
-    trigger = Trigger(publisher, selection)
+    trigger = Trigger(publisher, selection, "http" if http is not None else "sqs" if sqs is not None else "poll")
+    metrics.serve(settings, app)
     if http is not None:
         _serve(settings, trigger, http, hold)
     else:
@@ -53,10 +56,11 @@ def _serve(settings: WorkerSettings, trigger: Trigger, address: str, hold: float
         raise SettingsInvalid(
             "VEIL_WEBHOOK_TOKEN is what senders must show, ASCII without spaces; make one with `openssl rand -hex 24`"
         )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise SettingsInvalid(f"--http {address} is not HOST:PORT")
-    asyncio.run(webhook.serve(trigger, app.backend.client, token, host.strip("[]"), int(port), hold))
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise SettingsInvalid(f"--http {address}: {error}") from None
+    asyncio.run(webhook.serve(trigger, app.backend.client, token, host, port, hold))
 
 
 def _take(settings: WorkerSettings, trigger: Trigger, url: str, stop: Stop) -> None:
