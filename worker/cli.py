@@ -29,7 +29,7 @@ dead_app = typer.Typer(no_args_is_help=True, help="Pictures that were given up."
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 
-Sources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...")]
+Sources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
