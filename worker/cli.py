@@ -42,7 +42,7 @@ def _utc(text: str) -> datetime:
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-Sources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE...")]
+Sources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from demo.servers import start_redis
 from tasks import metrics
-from tasks.app import create_app
+from tasks.app import BACKFILL, QUEUED_AT_HEADER, UPLOADS, create_app
 from tasks.metrics import QueueCollector
 from tasks.settings import Settings
 
@@ -169,3 +169,34 @@ def test_a_redis_that_hangs_or_is_gone_does_not_break_the_scrape(tmp_path):
     finally:
         redis.server.kill()
         app.close()
+
+
+@pytest.fixture
+def collected(unattended):
+    registry = CollectorRegistry()
+    registry.register(QueueCollector(unattended.client))
+    return registry.get_sample_value
+
+
+def waiting_since(seconds):
+    return json.dumps({"headers": {QUEUED_AT_HEADER: time.time() - seconds}})
+
+
+def test_the_queues_are_shown_with_how_long_the_next_message_has_waited(collected, unattended):
+    unattended.client.lpush(UPLOADS, waiting_since(100), waiting_since(50))
+    assert collected("veil_queue_up") == 1
+    assert collected("veil_queue_messages", {"queue": UPLOADS}) == 2
+    assert collected("veil_queue_oldest_seconds", {"queue": UPLOADS}) == pytest.approx(100, abs=5)
+    assert collected("veil_queue_oldest_seconds", {"queue": BACKFILL}) == 0
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff", b"[]", b'{"headers": {"veil_queued_at": 1e999}}', b"[" * 100_000])
+def test_junk_at_the_end_of_a_queue_does_not_break_the_scrape(collected, unattended, junk):
+    unattended.client.lpush(UPLOADS, junk)
+    assert collected("veil_queue_messages", {"queue": UPLOADS}) == 1
+    assert collected("veil_queue_oldest_seconds", {"queue": UPLOADS}) == 0
+
+
+def test_a_clock_that_is_behind_shows_no_negative_age(collected, unattended):
+    unattended.client.lpush(UPLOADS, waiting_since(-50))
+    assert collected("veil_queue_oldest_seconds", {"queue": UPLOADS}) == 0

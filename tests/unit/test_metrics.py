@@ -1,6 +1,5 @@
 """What is counted, and how little of what a message brings reaches a label."""
 
-import json
 import math
 import socket
 import time
@@ -8,14 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from redis.exceptions import ConnectionError as RedisConnectionError
+from prometheus_client import generate_latest
 
 from tasks import metrics
-from tasks.app import QUEUED_AT_HEADER, QUEUES, app
+from tasks.app import QUEUED_AT_HEADER, app
 from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
 from tasks.messages import AnonymizeReport
-from tasks.metrics import REGISTRY, QueueCollector
+from tasks.metrics import REGISTRY
 from tasks.settings import Settings
 from worker import metrics as own
 from worker.detector import Detections
@@ -146,48 +144,6 @@ def test_batches_are_measured_and_answered_as_before():
     with Changes(("veil_batch_pictures_count", {}), ("veil_batch_pictures_sum", {})) as changed:
         assert own.counted(lambda batch: [f"{len(batch)} pictures"])(np.zeros((3, 8, 8, 3), np.uint8)) == ["3 pictures"]
     assert changed.by == [1, 3]
-
-
-class Answering:
-    """A Redis whose pipeline gives these answers, or raises one."""
-
-    def __init__(self, answers):
-        self._answers = answers
-
-    def pipeline(self, transaction):
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return None
-
-    def __getattr__(self, name):
-        return lambda *_: self
-
-    def execute(self):
-        if isinstance(self._answers, Exception):
-            raise self._answers
-        return self._answers
-
-
-def scraped(answers):
-    registry = CollectorRegistry()
-    registry.register(QueueCollector(Answering(answers)))
-    return registry
-
-
-def waiting_since(seconds):
-    return json.dumps({"headers": {QUEUED_AT_HEADER: time.time() - seconds}}).encode()
-
-
-@pytest.mark.parametrize("error", [RedisConnectionError("away"), TimeoutError("slow"), OSError("no route")])
-def test_without_redis_the_scrape_says_so_and_invents_nothing(error):
-    page = generate_latest(scraped(error)).decode()
-    assert "veil_queue_up 0.0" in page
-    assert "veil_queue_messages" not in page
-    assert "veil_dead_letters" not in page
 
 
 def test_an_address_in_use_is_one_line():
