@@ -1,0 +1,170 @@
+"""`veil watch --poll`: what is new in a real store since the last look, each version of an object once."""
+
+import base64
+import json
+import time
+
+import pytest
+
+from tasks import polling
+from tasks.addresses import PrefixUri
+from tasks.errors import ObjectNotFound, QueueUnavailable
+from tasks.polling import SEEN, STATE, PollingSource
+from tasks.publishing import Publisher
+from tasks.routes import Route
+from tasks.stopping import Stop
+from tasks.uploads import Selection, Trigger
+
+ROUTES = [Route.parse("s3://raw=s3://clean")]
+HOUR = 3600.0
+
+
+@pytest.fixture
+def looking(unattended, store, place):
+    """A source that looks at the test's place; ``look()`` once gives what it put on each of the queues."""
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, Selection(ROUTES, [f"s3://raw/{place}"]))
+    source = PollingSource(store, unattended.client, trigger, 1.0, HOUR)
+    source.place = PrefixUri("raw", place)
+    source.publisher = publisher
+    source.taken = lambda: {name: taken(unattended.client, name, place) for name in ("uploads", "backfill")}
+
+    def look(stop=None):
+        source.look(source.place, stop or Stop())
+        found = source.taken()
+        unattended.client.delete("uploads", "backfill")
+        return found
+
+    source.look_once = look
+    yield source
+    publisher.close()
+
+
+def taken(client, queue, place):
+    """The keys on a queue, oldest first."""
+    messages = [json.loads(message) for message in reversed(client.lrange(queue, 0, -1))]
+    addresses = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+    return [address.removeprefix(f"s3://raw/{place}") for address in addresses]
+
+
+def test_the_first_look_takes_what_is_there_and_later_ones_what_is_new(looking, raw, place):
+    for key in ("a.jpg", "d/b c+%20.jpg", "ü.jpg"):
+        raw.put(place + key, b"1")
+    found = looking.look_once()
+    assert (found["uploads"], sorted(found["backfill"])) == ([], ["a.jpg", "d/b c+%20.jpg", "ü.jpg"])
+
+    assert looking.look_once() == {"uploads": [], "backfill": []}
+
+    raw.put(place + "new.jpg", b"1")
+    raw.put(place + "a.jpg", b"2")
+    found = looking.look_once()
+    assert (sorted(found["uploads"]), found["backfill"]) == (["a.jpg", "new.jpg"], [])
+    assert looking.look_once() == {"uploads": [], "backfill": []}
+
+
+def test_an_empty_place_was_looked_at_too(looking, raw, place):
+    assert looking.look_once() == {"uploads": [], "backfill": []}
+    raw.put(place + "a.jpg", b"1")
+    assert looking.look_once() == {"uploads": ["a.jpg"], "backfill": []}
+
+
+def test_a_look_that_is_cut_off_goes_on_where_it_was(looking, raw, place, monkeypatch):
+    monkeypatch.setattr(polling, "PAGE", 3)
+    keys = {f"{name}/{number}.jpg" for name in ("a", "a b", "b") for number in range(4)}
+    for key in keys:
+        raw.put(place + key, b"1")
+    publish, calls = looking.publisher.publish, []
+
+    def fail_at_the_third(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise QueueUnavailable("Redis was killed")
+        publish(*arguments, **named)
+
+    monkeypatch.setattr(looking.publisher, "publish", fail_at_the_third)
+    with pytest.raises(QueueUnavailable):
+        looking.look(looking.place, Stop())
+    assert len(looking.taken()["backfill"]) == 6
+    looking.look(looking.place, Stop())
+
+    assert len(looking.taken()["backfill"]) == len(keys)
+    assert set(looking.taken()["backfill"]) == keys
+    assert looking.taken()["uploads"] == []
+
+
+def test_a_look_goes_back_behind_the_newest_object_by_the_overlap(looking, raw, place, unattended):
+    looking.look_once()
+    now = time.time()
+    raw.put(place + "a.jpg", b"1")
+    unattended.client.hset(STATE.format(looking.place), "newest", now + HOUR + 60)
+    assert looking.look_once()["uploads"] == []
+    unattended.client.hset(STATE.format(looking.place), "newest", now + HOUR - 60)
+    assert looking.look_once()["uploads"] == ["a.jpg"]
+
+
+def test_what_is_remembered_is_what_was_taken_within_the_overlap(looking, raw, place, unattended):
+    for number in range(5):
+        raw.put(f"{place}{number}.jpg", b"1")
+    looking.look_once()
+    seen = SEEN.format(looking.place)
+    assert unattended.client.zcard(seen) == 5
+    unattended.client.zadd(seen, {"of two hours ago": time.time() - 2 * HOUR})
+    looking.look_once()
+    assert unattended.client.zcard(seen) == 5
+
+
+class Drains(Stop):
+    """Instead of pausing, takes two messages from the queue."""
+
+    def __init__(self, client, queue):
+        super().__init__()
+        self.client, self.queue, self.pauses, self.most = client, queue, 0, 0
+
+    def wait(self, seconds):
+        self.pauses += 1
+        self.most = max(self.most, self.client.llen(self.queue))
+        self.client.rpop(self.queue, 2)
+        return False
+
+
+def test_a_look_waits_for_room_in_the_queue(looking, raw, place, unattended, monkeypatch):
+    monkeypatch.setattr(polling, "PAGE", 3)
+    monkeypatch.setattr(polling, "MOST_WAITING", 4)
+    for number in range(20):
+        raw.put(f"{place}{number}.jpg", b"1")
+    stop = Drains(unattended.client, "backfill")
+    looking.look(looking.place, stop)
+    assert stop.pauses > 3
+    assert stop.most <= 4 + 3
+    assert looking.look_once()["uploads"] == []
+
+
+def test_a_bucket_that_is_not_there_ends_the_first_look(unattended, store):
+    routes = [Route.parse("s3://absent=s3://clean")]
+    trigger = Trigger(Publisher(unattended.app), Selection(routes))
+    with pytest.raises(ObjectNotFound, match="absent"):
+        PollingSource(store, unattended.client, trigger, 1.0, HOUR).run(Stop())
+
+
+def test_the_command_finds_uploads_until_told_to_stop(unattended, start_watch, s3, raw, place, wait_until):
+    settings = {**unattended.environment, **s3.environment()}
+    raw.put(place + "before.jpg", b"1")
+    raw.put(place + "before.txt", b"1")
+    arguments = ("--poll", 1, "--prefix", f"s3://raw/{place}", "--suffix", ".jpg")
+    with start_watch(*arguments, environment=settings) as trigger:
+        wait_until(lambda: taken(unattended.client, "backfill", place) == ["before.jpg"])
+        raw.put(place + "since.jpg", b"1")
+        wait_until(lambda: taken(unattended.client, "uploads", place) == ["since.jpg"])
+        trigger.server.process.terminate()
+        assert trigger.server.process.wait(15) == 0
+        assert trigger.lines("stopped")[0]["queued"] == 2
+
+
+def test_redis_away_at_the_start_is_an_outage_and_not_the_end(
+    redis_server, start_watch, s3, quiet_port, place, wait_until
+):
+    settings = {**s3.environment(), "VEIL_REDIS_URL": f"redis://127.0.0.1:{quiet_port}/0"}
+    with start_watch("--poll", 1, "--prefix", f"s3://raw/{place}", environment=settings) as trigger:
+        wait_until(lambda: trigger.lines("away"))
+        trigger.server.process.terminate()
+        assert trigger.server.process.wait(15) == 0
