@@ -57,7 +57,7 @@ def run_through(started, restart=False):
 def enqueued(redis):
     """How often each source waits on the queue."""
     messages = [json.loads(message) for message in redis.lrange(BACKFILL, 0, -1)]
-    sources = [message["headers"]["argsrepr"].split("'")[1].removeprefix("s3://raw/") for message in messages]
+    sources = [message["headers"]["argsrepr"].removeprefix("s3://raw/") for message in messages]
     return Counter(sources)
 
 

@@ -74,7 +74,7 @@ def test_what_is_tried_again_is_enqueued_as_it_was_asked_for_and_stays_listed(de
     (line,) = map(json.loads, done.stdout.splitlines())
     assert line == {"source": "s3://raw/a.jpg", "queue": BACKFILL}
     assert unattended.client.llen(BACKFILL) == 1
-    assert waiting(unattended) == {"('s3://raw/a.jpg',)"}
+    assert waiting(unattended) == {"s3://raw/a.jpg"}
 
     assert dead("retry", "--error", "AccessDenied", "--queue", "uploads").returncode == 0
     assert waiting(unattended, UPLOADS) == {"('s3://raw/b.jpg', 's3://clean/c.jpg')"}

@@ -100,7 +100,7 @@ def test_more_than_one_batch_arrives_in_the_order_of_the_arguments(veil, unatten
     messages = [json.loads(message)["headers"] for message in reversed(unattended.client.lrange("uploads", 0, -1))]
     assert [line["source"] for line in lines(done)] == sources
     assert [line["task_id"] for line in lines(done)] == [headers["id"] for headers in messages]
-    assert [headers["argsrepr"] for headers in messages] == [f"('{source}',)" for source in sources]
+    assert [headers["argsrepr"] for headers in messages] == sources
 
 
 def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unattended):

@@ -203,7 +203,7 @@ def sources(redis):
         messages = redis.client().lrange("uploads", 0, -1)
     except OSError:  # loading
         return set()
-    return {json.loads(message)["headers"]["argsrepr"].strip("(),'") for message in messages}
+    return {json.loads(message)["headers"]["argsrepr"] for message in messages}
 
 
 def ask(address, method, path="/events", headers=None, body=None):
