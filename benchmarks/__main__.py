@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import exposure
+from benchmarks import exposure, upload_latency
 
-BENCHMARKS = {"exposure": exposure.run}
+BENCHMARKS = {"exposure": exposure.run, "upload_latency": upload_latency.run}
 
 
 def main() -> int:
