@@ -2,9 +2,14 @@
 
 import sys
 
-from benchmarks import enqueue, exposure, reconcile
+from benchmarks import enqueue, exposure, reconcile, upload_latency
 
-BENCHMARKS = {"exposure": exposure.run, "enqueue": enqueue.run, "reconcile": reconcile.run}
+BENCHMARKS = {
+    "exposure": exposure.run,
+    "enqueue": enqueue.run,
+    "upload_latency": upload_latency.run,
+    "reconcile": reconcile.run,
+}
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 An event comes in one of these forms:
 
-    S3          Records[], the keys URL-encoded with '+' for a space; MinIO and RustFS send it too
+    S3          Records[], the keys URL-encoded with '+' for a space; MinIO, RustFS and, not encoded, Ceph send it too
     SNS         the same, as the text in Message
     EventBridge detail-type "Object Created"; the key is as it is
     SeaweedFS   the filer's webhook: a path /buckets/BUCKET/KEY with the entry before and after
@@ -33,6 +33,7 @@ from tasks.routes import Route
 MOST_WRAPPINGS = 3  # of SNS around SNS
 # MinIO counts these among what is created; the object's bytes stay as they are.
 NOT_THE_CONTENT = {"PutTagging", "DeleteTagging", "PutRetention", "PutLegalHold", "PutAcl"}
+CEPH = "ceph:s3"  # the eventSource of a store that does not encode its keys
 BUCKETS = "/buckets/"  # SeaweedFS: where the filer keeps them
 PARTS = ".uploads/"  # SeaweedFS: below each bucket, what multipart uploads are made of
 VERSION = re.compile(r"(.+)\.versions/v_[0-9a-f]+", re.DOTALL)  # SeaweedFS: a version of an object
@@ -121,7 +122,7 @@ def _parse_records(records: Any, parsed: Parsed) -> None:
         else:
             key = _text(record, "s3", "object", "key")
             try:
-                key = unquote_plus(key, errors="strict")
+                key = key if record.get("eventSource") == CEPH else unquote_plus(key, errors="strict")
             except UnicodeDecodeError:
                 raise MalformedEvent(f"the key {key!r:.200} is not UTF-8") from None
             etag = _etag(record["s3"]["object"].get("eTag"))

@@ -250,9 +250,12 @@ async def serve(trigger: Trigger, redis: Any, token: str, host: str, port: int, 
     server.add_sockets(sockets)
     log.info("watching", http=f"{host}:{sockets[0].getsockname()[1]}")
     publishing = asyncio.create_task(intake.run())
-    await told.wait()
+    waiting = asyncio.create_task(told.wait())
+    # Publishing ends by itself only with a bug: then this process must not go on to take events.
+    await asyncio.wait({publishing, waiting}, return_when=asyncio.FIRST_COMPLETED)
     server.stop()
-    await intake.end()
+    if waiting.done():
+        await intake.end()
     publishing.cancel()
     with suppress(asyncio.CancelledError):
         await publishing

@@ -68,12 +68,20 @@ def seaweedfs(key):
     return filer(path, after=entry(path.rpartition("/")[2]))
 
 
+def ceph(key):
+    event = s3_event(record(key, "ObjectCreated:Put"))
+    event["Records"][0]["eventSource"] = "ceph:s3"
+    event["Records"][0]["s3"]["object"]["key"] = key
+    return event
+
+
 FORMS = {
     "s3": lambda key: s3_event(record(key)),
     "sns": lambda key: sns(s3_event(record(key))),
     "event_bridge": event_bridge,
     "event_bridge over sns": lambda key: sns(event_bridge(key)),
     "minio": minio,
+    "ceph": ceph,
     "seaweedfs": seaweedfs,
 }
 
