@@ -265,11 +265,10 @@ class Backfill:
         known: Run | None = run
         while known is None or known.state != "finished":
             try:
-                run = known or self._reread()
-                for run in self._go_on(run):  # noqa: B020
+                begun = known or self._reread()
+                for known in self._go_on(begun):
                     outage.over()
-                    yield run
-                known = run
+                    yield known
             except _Moved:
                 known = None
             except Transient as error:
