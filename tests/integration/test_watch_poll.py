@@ -23,7 +23,7 @@ HOUR = 3600.0
 def looking(unattended, store, place):
     """A source that looks at the test's place; ``look()`` once gives what it put on each of the queues."""
     publisher = Publisher(unattended.app)
-    trigger = Trigger(publisher, Selection(ROUTES, [f"s3://raw/{place}"]))
+    trigger = Trigger(publisher, Selection(ROUTES, [f"s3://raw/{place}"]), "poll")
     source = PollingSource(store, unattended.client, trigger, 1.0, HOUR)
     source.place = PrefixUri("raw", place)
     source.publisher = publisher
@@ -141,7 +141,7 @@ def test_a_look_waits_for_room_in_the_queue(looking, raw, place, unattended, mon
 
 def test_a_bucket_that_is_not_there_ends_the_first_look(unattended, store):
     routes = [Route.parse("s3://absent=s3://clean")]
-    trigger = Trigger(Publisher(unattended.app), Selection(routes))
+    trigger = Trigger(Publisher(unattended.app), Selection(routes), "poll")
     with pytest.raises(ObjectNotFound, match="absent"):
         PollingSource(store, unattended.client, trigger, 1.0, HOUR).run(Stop())
 

@@ -129,7 +129,7 @@ def source(amazon, unattended, monkeypatch):
     monkeypatch.setattr(sqs, "VISIBILITY_SECONDS", 1)
     monkeypatch.setattr(sqs, "POLL_SECONDS", 0)
     publisher = Publisher(unattended.app)
-    trigger = Trigger(publisher, Selection([Route.parse("s3://raw=s3://clean")]))
+    trigger = Trigger(publisher, Selection([Route.parse("s3://raw=s3://clean")]), "sqs")
 
     def make(url):
         queue = EventQueue.connect(Settings(), url)
