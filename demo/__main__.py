@@ -38,7 +38,7 @@ PATIENCE_SECONDS = 180  # without any picture that is done
 FLOWER_COLUMNS = "args,state,result,exception,runtime,received,uuid"  # the name is always the same
 PROGRAMS = Path(sys.executable).parent
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -92,7 +92,7 @@ def run(images: str, keep: bool) -> int:
 
 
 def _say(what: str, text: str) -> None:
-    console.print(f"[bold]{what:<10}[/bold] {text}", soft_wrap=True)
+    console.print(f"[bold]{what:<10}[/bold] {text}")
 
 
 def _check(command: list[Any]) -> None:
