@@ -47,7 +47,7 @@ READY_SECONDS = 120
 PATIENCE_SECONDS = 180  # without any picture that is done
 PROGRAMS = Path(sys.executable).parent
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -100,7 +100,7 @@ def run(images: str, keep: bool) -> int:
 
 
 def _say(what: str, text: str) -> None:
-    console.print(f"[bold]{what:<10}[/bold] {text}", soft_wrap=True)
+    console.print(f"[bold]{what:<10}[/bold] {text}")
 
 
 def _check(command: list[Any]) -> None:

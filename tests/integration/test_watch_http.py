@@ -88,7 +88,7 @@ def test_500_uploads_give_500_outputs_and_500_receipts(
         pages = client.get_paginator("list_objects_v2").paginate(Bucket="clean", Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
-    wait_until(lambda: len(own_worker.lines("anonymized")) >= 500)
+    wait_until(lambda: len(own_worker.lines("anonymized")) >= 500, 200)
 
     assert sorted(listed("batch/")) == sorted(keys)
     assert len(listed(".veil/")) == 500

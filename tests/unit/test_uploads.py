@@ -227,7 +227,10 @@ def broken_events(draw):
     if "message" in message and draw(st.booleans()):
         message["message"]["old_entry"] = json.loads(json.dumps(message["message"]["new_entry"]))
     for _ in range(draw(st.integers(1, 2))):
-        path = draw(st.sampled_from([path for path in places(message) if path]))
+        paths = [path for path in places(message) if path]
+        if not paths:
+            break
+        path = draw(st.sampled_from(paths))
         inner = message
         for name in path[:-1]:
             inner = inner[name]
