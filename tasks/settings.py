@@ -135,7 +135,7 @@ def split_address(text: str) -> tuple[str, int]:
             return parts.hostname, parts.port
     except ValueError:
         pass
-    raise ValueError("must look like 127.0.0.1:9100")
+    raise ValueError("must be HOST:PORT, like 127.0.0.1:9100")
 
 
 def split_commas(value: Any) -> Any:

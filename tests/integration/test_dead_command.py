@@ -77,7 +77,7 @@ def test_what_is_tried_again_is_enqueued_as_it_was_asked_for_and_stays_listed(de
     assert waiting(unattended) == {"s3://raw/a.jpg"}
 
     assert dead("retry", "--error", "AccessDenied", "--queue", "uploads").returncode == 0
-    assert waiting(unattended, UPLOADS) == {"('s3://raw/b.jpg', 's3://clean/c.jpg')"}
+    assert waiting(unattended, UPLOADS) == {"s3://raw/b.jpg → s3://clean/c.jpg"}
     assert len(unattended.dead()) == 3
 
 
@@ -90,7 +90,7 @@ def test_all_are_tried_again_but_for_what_never_was_a_request(dead, unattended):
     assert done.returncode == 1
     assert "no address" in done.stderr
     assert "700 enqueued" in done.stderr
-    assert waiting(unattended) == {repr((source,)) for source in good}
+    assert waiting(unattended) == good
 
 
 def test_a_picture_that_comes_through_at_last_is_no_longer_listed(

@@ -78,7 +78,7 @@ def told(amazon, request):
 
 
 def sources(client, queue="uploads"):
-    return sorted(json.loads(message)["headers"]["argsrepr"][2:-3] for message in client.lrange(queue, 0, -1))
+    return sorted(json.loads(message)["headers"]["argsrepr"] for message in client.lrange(queue, 0, -1))
 
 
 def test_uploads_go_to_the_queue_and_their_messages_go(amazon, told, unattended, start_watch, wait_until):
