@@ -22,7 +22,8 @@ from redis.exceptions import WatchError
 from tasks import outcomes, queues
 from tasks.app import BACKFILL
 from tasks.comparison import Compared, Places, compare
-from tasks.errors import QueueUnavailable, RunTakenOver, Transient
+from tasks.errors import QueueUnavailable, RunTakenOver, Transient, VeilError
+from tasks.outages import Outage
 from tasks.publishing import Publisher, Wanted, connected
 from tasks.s3 import ObjectStore, StoredObject
 
@@ -31,7 +32,6 @@ SECONDS_KEPT = 90 * 86_400
 PAGE = 1000  # keys listed, and messages of a transaction, at most
 LISTING_SECONDS = 300.0  # a listing that rested longer begins anew, at the checkpoint
 POLL_SECONDS = 0.2
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
 
 State = Literal["running", "finished", "stopped"]
 
@@ -179,25 +179,18 @@ class _Moved(Exception):
     """Redis has another checkpoint than this process: it lost its last second, or took what was taken for lost."""
 
 
-class Outage:
-    """A server that is away: told of once, and waited for with growing pauses."""
+class ToldOutage(Outage):
+    """Told to whoever looks on, not to the log."""
 
-    def __init__(self, tell: Callable[[str], None], sleep: Callable[[float], None]) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__("s3 or redis")
         self._tell = tell
-        self._sleep = sleep
-        self._is_on, self._pause = False, FIRST_PAUSE_SECONDS
 
-    def wait(self, error: Transient) -> None:
-        if not self._is_on:
-            self._tell(f"{type(error).__name__}: {error}; waiting")
-        self._sleep(self._pause)
-        self._is_on = True
-        self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
+    def tell_away(self, error: VeilError) -> None:
+        self._tell(f"{type(error).__name__}: {error}; waiting")
 
-    def over(self) -> None:
-        if self._is_on:
-            self._tell("goes on")
-        self._is_on, self._pause = False, FIRST_PAUSE_SECONDS
+    def tell_back(self, seconds: float) -> None:
+        self._tell(f"goes on after {seconds:.1f} s")
 
 
 class Backfill:
@@ -261,7 +254,7 @@ class Backfill:
 
         Waits for servers that are away. Raises RunTakenOver when another process began with this run.
         """
-        outage = Outage(self._tell, self._sleep)
+        outage = ToldOutage(self._tell)
         known: Run | None = run
         while known is None or known.state != "finished":
             try:
@@ -272,7 +265,7 @@ class Backfill:
             except _Moved:
                 known = None
             except Transient as error:
-                outage.wait(error)
+                self._sleep(outage.failed(error))
                 known = None
 
     def stop(self) -> None:

@@ -26,7 +26,7 @@ class Outage:
         """Note a try that failed with `error`; how many seconds to pause: twice as long each time, with jitter."""
         if not self._tries:
             self._began = time.monotonic()
-            log.error("away", server=self._server, error=type(error).__name__, message=str(error))
+            self.tell_away(error)
         ceiling = min(self._longest_pause, FIRST_PAUSE_SECONDS * 2 ** min(self._tries, 32))
         self._tries += 1
         return random.uniform(ceiling / 2, ceiling)
@@ -34,5 +34,11 @@ class Outage:
     def over(self) -> None:
         """Note a try that went well."""
         if self._tries:
-            log.info("back", server=self._server, seconds=round(time.monotonic() - self._began, 1))
+            self.tell_back(time.monotonic() - self._began)
             self._tries = 0
+
+    def tell_away(self, error: VeilError) -> None:
+        log.error("away", server=self._server, error=type(error).__name__, message=str(error))
+
+    def tell_back(self, seconds: float) -> None:
+        log.info("back", server=self._server, seconds=round(seconds, 1))

@@ -13,16 +13,21 @@ from tasks.publishing import Publisher, Wanted
 PICTURE = Wanted(ObjectUri("raw", "a.jpg"))
 
 
+def waiting(queue):
+    return {status.name: status.waiting for status in queues.statuses(queue.client)}
+
+
 @pytest.mark.parametrize("priority", [0, 5, 9])
 def test_messages_of_every_priority_wait(unattended, priority):
-    assert queues.depths(unattended.client) == {UPLOADS: 0, BACKFILL: 0}
+    assert waiting(unattended) == {UPLOADS: 0, BACKFILL: 0}
     assert queues.oldest(unattended.client, UPLOADS) is None
 
     before = time.time()
     for _ in range(2):
         unattended.app.send_task("veil.anonymize_image", PICTURE.arguments, queue=UPLOADS, priority=priority)
 
-    assert queues.depths(unattended.client) == {UPLOADS: 2, BACKFILL: 0}
+    assert waiting(unattended) == {UPLOADS: 2, BACKFILL: 0}
+    assert queues.depth(unattended.client, UPLOADS) == 2
     assert before - 0.001 <= queues.oldest(unattended.client, UPLOADS) <= time.time()
 
 

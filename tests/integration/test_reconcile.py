@@ -80,7 +80,7 @@ def enqueued(queue, name=BACKFILL):
 
 
 def arguments(archive, *keys):
-    return {repr((str(archive.places.source.join(key)),)) for key in keys}
+    return {str(archive.places.source.join(key)) for key in keys}
 
 
 def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(one_of_each, reconcile, unattended):
@@ -184,7 +184,7 @@ def test_outputs_elsewhere_in_the_route_are_asked_for_there(archive, reconcile, 
     source, output = (f"{place}2026" for place in (archive.places.source, archive.places.output))
     done = reconcile(f"{output}/again", "--recipe", RECIPE, "--enqueue", source=source)
     assert done.returncode == 1
-    assert set(enqueued(unattended)) == {repr((f"{source}/a.jpg", f"{output}/again/a.jpg"))}
+    assert set(enqueued(unattended)) == {f"{source}/a.jpg → {output}/again/a.jpg"}
 
 
 def test_without_a_recipe_versions_alone_count_and_a_note_says_so(archive, reconcile):

@@ -290,7 +290,7 @@ def test_a_tls_connection_checks_certificates_unless_told_otherwise(load):
      "localhost:9100/metrics", "user@localhost:9100", "localhost:9100 ", "::1:9100", "[::1:9100", "a:1,b:2"],
 )  # fmt: skip
 def test_an_address_to_serve_at_is_a_host_and_a_port(load, address):
-    with pytest.raises(SettingsInvalid, match=r"^VEIL_METRICS: must look like 127\.0\.0\.1:9100$"):
+    with pytest.raises(SettingsInvalid, match=r"^VEIL_METRICS: must be HOST:PORT, like 127\.0\.0\.1:9100$"):
         load(metrics=address)
 
 
