@@ -26,14 +26,14 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     requires = ("celery.worker.components:Pool",)
 
-    def __init__(self, worker: Any, **_: Any) -> None:
+    def __init__(self, worker: Any, **options: Any) -> None:
         from tasks.transport import Transport
 
         self._leases: Leases = Transport.leases
         self._grace_seconds: float = worker.app.conf.worker_soft_shutdown_timeout
         self._begun = threading.Event()
         self._cut_off = threading.Event()
-        worker.steps.append(self)
+        super().__init__(worker, **options)
 
     def start(self, worker: Any) -> None:
         threading.Thread(target=self._end_after_grace, name="grace", daemon=True).start()

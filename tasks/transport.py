@@ -78,6 +78,11 @@ def defect(message: Any) -> str | None:
     return None
 
 
+def _report(error: ResponseError) -> None:
+    failure = queue_unavailable(error)
+    log.error("queue unavailable", error=type(failure).__name__, message=str(failure))
+
+
 class QoS(redis.QoS):  # type: ignore[misc]
     """Counts what a channel has delivered. What is in hand, and how that ends, is the business of the leases."""
 
@@ -163,8 +168,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         try:
             taken = self.client.parse_response(self.client.connection, "EVAL", **options)
         except ResponseError as error:
-            failure = queue_unavailable(error)
-            log.error("queue unavailable", error=type(failure).__name__, message=str(failure))
+            _report(error)
             self.leases.rest()
             return True
         except self.connection_errors:
@@ -195,6 +199,13 @@ class Channel(redis.Channel):  # type: ignore[misc]
             return
         message["properties"]["delivery_tag"] = tag
         self.connection._deliver(message, queue)
+
+    def _queue_bind(self, *arguments: Any) -> None:
+        """Note a binding in Redis, if it takes it. A full one is not waited for: it is workers that make room."""
+        try:
+            super()._queue_bind(*arguments)
+        except ResponseError as error:
+            _report(error)
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if getattr(self.connection, "client", None) is None:

@@ -1,6 +1,8 @@
 """A worker process whose pictures take no detector: what it does is in a picture's key, and it writes down what it did.
 
-    python stub_worker.py JOURNAL [--transport=redis] [--watchdog=SECONDS]
+    python stub_worker.py JOURNAL [--transport=redis] [--watchdog=SECONDS] [--concurrency=N]
+
+`redis` is kombu's own transport, at its most eager, for comparison.
 
 Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` meets a server that is away, ``…/permanent/…`` fails
 for good, ``…/memory/…`` runs out of memory. JOURNAL gets one JSON object a line: what, source, pid, at.
@@ -59,7 +61,11 @@ class StubPipeline:
 def main():
     journal, *options = sys.argv[1:]
     chosen = dict(option.removeprefix("--").split("=") for option in options)
-    tasks.app.TRANSPORT = chosen.get("transport", tasks.app.TRANSPORT)
+    if transport := chosen.get("transport"):
+        tasks.app.TRANSPORT = transport
+        eager = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+        seconds = app.conf.broker_transport_options["lease_seconds"]
+        app.conf.broker_transport_options.update(visibility_timeout=seconds, **eager)
     logs.configure("json")
     watchdog = Watchdog(look_seconds=0.1)
     app.pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
