@@ -141,7 +141,14 @@ def started(keep: bool) -> Iterator[Stack]:
         environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": "s3://raw=s3://clean"}
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).resolve())
-        worker = Server("worker", [PROGRAMS / "veil", "worker"], folder / "worker.log", environment, keep)
+        supervisor = Path(__file__).resolve().with_name("supervisor.py")
+        worker = Server(
+            "worker",
+            [sys.executable, supervisor, PROGRAMS / "veil", "worker"],
+            folder / "worker.log",
+            environment,
+            keep,
+        )
         add(worker)
         worker.start()
         port, password = free_port(), secrets.token_urlsafe(12)

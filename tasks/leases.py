@@ -180,7 +180,7 @@ class Leases:
             try:
                 self._tend()
                 self._reached = True
-            except (RedisError, OSError) as error:
+            except Exception as error:  # whatever it is: without this thread all leases run out
                 self._report(error)
                 time.sleep(min(1.0, self._pause))
             self._wake.wait(self._pause)

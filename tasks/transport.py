@@ -12,6 +12,7 @@ What kombu 5.7, the newest release, does otherwise:
 """
 
 import base64
+from queue import Empty
 from time import monotonic
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -131,7 +132,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         super().__init__(connection, **options)
 
     def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **named: Any) -> Any:
-        if not no_ack:
+        if not no_ack and not self._takes:
             self._takes = True
             self.leases.open(self._lease_client(), self.unacked_key, self.unacked_index_key, self.lease_seconds)
         return super().basic_consume(queue, no_ack, *arguments, **named)
@@ -141,6 +142,15 @@ class Channel(redis.Channel):  # type: ignore[misc]
         bounds = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), self.lease_seconds / 6)
         pool = ConnectionPool(**{**self._connparams(), **bounds, "retry": Retry(NoBackoff(), 0)})
         return Redis(connection_pool=pool)
+
+    def close(self) -> None:
+        """Close, whatever has become of the connection: what waits here for its time must be let go."""
+        try:
+            if self._in_poll:
+                self._brpop_read()
+        except (Empty, *self.connection_errors):
+            pass
+        super().close()
 
     def _basic_cancel(self, consumer_tag: str) -> None:
         super()._basic_cancel(consumer_tag)

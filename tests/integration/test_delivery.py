@@ -212,7 +212,7 @@ def test_what_a_killed_worker_had_in_hand_is_taken_over_whatever_it_waited_for(s
 
     doomed.server.kill()
 
-    wait_until(lambda: setting.did("begun", other).total() == 3, 30)
+    wait_until(lambda: setting.did("begun", other).total() == 3 and setting.did("done"), 30)
     assert setting.did("done", other) == {"later.jpg": 1}
     assert set(setting.did("begun").values()) == {1, 2}
 
@@ -253,6 +253,7 @@ def test_a_worker_that_was_frozen_cannot_end_what_another_took_over(setting, wai
 
 def test_a_lost_connection_neither_ends_a_worker_nor_what_it_has_in_hand(setting, wait_until):
     worker = setting.worker("--concurrency=2").ready()
+    setting.send("later.jpg", countdown=4)
     setting.send("sleep-3/a.jpg", "sleep-4/b.jpg", "sleep-1/c.jpg")
     wait_until(lambda: setting.did("begun").total() == 2)
 
@@ -260,7 +261,7 @@ def test_a_lost_connection_neither_ends_a_worker_nor_what_it_has_in_hand(setting
     setting.client.client_kill_filter(_type="pubsub")
     setting.send("d.jpg")
 
-    wait_until(lambda: setting.did("done").total() == 4, 30)
+    wait_until(lambda: setting.did("done").total() == 5, 30)
     wait_until(setting.at_rest, 10)
     assert set(setting.did("begun").values()) == {1}
     assert worker.alive
@@ -269,6 +270,7 @@ def test_a_lost_connection_neither_ends_a_worker_nor_what_it_has_in_hand(setting
 
 def test_redis_may_be_away_for_longer_than_a_lease(setting, wait_until):
     workers = [setting.worker().ready(), setting.worker().ready()]
+    setting.send("later.jpg", countdown=3 * LEASE_SECONDS)
     setting.send(*(f"sleep-{4 * LEASE_SECONDS}/{number}.jpg" for number in range(4)))
     wait_until(lambda: setting.did("begun").total() == 4)
 
@@ -276,7 +278,7 @@ def test_redis_may_be_away_for_longer_than_a_lease(setting, wait_until):
     time.sleep(2 * LEASE_SECONDS)
     setting.redis.start()
 
-    wait_until(lambda: setting.did("done").total() == 4, 40)
+    wait_until(lambda: setting.did("done").total() == 5, 40)
     wait_until(setting.at_rest, 20)
     assert set(setting.did("begun").values()) == {1}
     assert all(worker.alive for worker in workers)
