@@ -24,10 +24,12 @@ class Watchdog:
         exit_: Callable[[int], object] = os._exit,
         clock: Callable[[], float] = time.monotonic,
         look_seconds: float = LOOK_SECONDS,
+        frozen_seconds: float = FROZEN_SECONDS,
     ) -> None:
         self._exit = exit_
         self._clock = clock
         self._look_seconds = look_seconds
+        self._frozen_seconds = frozen_seconds
         self._lock = threading.Lock()
         self._watched: dict[Hashable, tuple[str, float, float]] = {}
 
@@ -65,6 +67,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while True:
-            faulthandler.dump_traceback_later(FROZEN_SECONDS, exit=True)
+            # To file descriptor 2: Celery puts something that is no file in the place of sys.stderr.
+            faulthandler.dump_traceback_later(self._frozen_seconds, exit=True, file=2)
             self.look()
             time.sleep(self._look_seconds)

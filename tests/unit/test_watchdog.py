@@ -1,5 +1,8 @@
 """The watchdog ends the process for what has stalled, and for nothing else."""
 
+import subprocess
+import sys
+
 import pytest
 
 from worker.watchdog import EXIT_STALLED, Watchdog
@@ -64,3 +67,18 @@ def test_the_same_thing_begun_again_is_watched_anew(watchdog, clock, exits):
     clock.now += 9
     watchdog.look()
     assert exits == []
+
+
+def test_a_library_that_keeps_python_from_running_is_ended_too():
+    script = """
+import ctypes, time
+from worker.watchdog import Watchdog
+Watchdog(look_seconds=0.1, frozen_seconds=0.5).start()
+time.sleep(1)
+print("still here", flush=True)
+ctypes.PyDLL(None).sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == "still here\n"
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
