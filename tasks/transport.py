@@ -126,14 +126,14 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.leases: Leases = connection.leases
-        self._takes = False  # consumes queues whose messages are acknowledged: those of tasks
+        self.takes = False  # consumes queues whose messages are acknowledged: those of tasks
         self._tag = ""  # of what is being taken
         self._idle_until = 0.0
         super().__init__(connection, **options)
 
     def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **named: Any) -> Any:
-        if not no_ack and not self._takes:
-            self._takes = True
+        if not no_ack and not self.takes:
+            self.takes = True
             self.leases.open(self._lease_client(), self.unacked_key, self.unacked_index_key, self.lease_seconds)
         return super().basic_consume(queue, no_ack, *arguments, **named)
 
@@ -154,11 +154,11 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def _basic_cancel(self, consumer_tag: str) -> None:
         super()._basic_cancel(consumer_tag)
-        if self._takes and self._in_poll and not self.active_queues:
+        if self.takes and self._in_poll and not self.active_queues:
             self._brpop_read()  # what is on its way goes back at once
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if not self._takes:
+        if not self.takes:
             super()._brpop_start(timeout)
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -173,7 +173,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, self._tag, self.lease_seconds, *names)
 
     def _brpop_read(self, **options: Any) -> Any:
-        if not self._takes:
+        if not self.takes:
             return super()._brpop_read(**options)
         try:
             taken = self.client.parse_response(self.client.connection, "EVAL", **options)
@@ -193,8 +193,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
         return True
 
     def _receive_task(self, queue: str, item: bytes, tag: str) -> None:
-        """Deliver what has been taken under `tag`, if it is a task message and somebody still waits for it."""
-        if queue not in self.active_queues:
+        """Deliver what has been taken under `tag`, if it is a task message and there is still a place for it."""
+        if queue not in self.active_queues or not self.qos.can_consume():
             self.leases.give_back([tag])
             return
         self.leases.hold(tag)
@@ -224,9 +224,16 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
 
 class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
-    """Without an event loop: comes back in time for the next look into the queues."""
+    """Asks all channels, and lets no answer lie that holds a task message, for its lease is running."""
+
+    def _pause_brpop(self, channel: Any, fileno: int) -> None:
+        if channel.takes:
+            channel._brpop_read()
+        else:
+            super()._pause_brpop(channel, fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
+        """Without an event loop: come back in time for the next look into the queues."""
         return super().get(callback, IDLE_SECONDS if timeout is None else min(timeout, IDLE_SECONDS))
 
 
