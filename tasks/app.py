@@ -9,7 +9,9 @@ from celery import Celery, bootsteps
 from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
+from tasks.deliveries import Deliveries
 from tasks.errors import VeilError
+from tasks.outage import Outage
 from tasks.settings import Settings
 from tasks.shutdown import ShutdownStep
 
@@ -37,6 +39,10 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         # Not among the settings below: Flower tells brokers apart by their scheme, and only workers take messages.
         app.conf.broker_transport = TRANSPORT
         app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.results:Backend")
+        from tasks.transport import Transport
+
+        app.deliveries = Deliveries(app.backend.client)
+        app.outage = Outage(Transport.leases.pause)
         if getattr(app, "pipeline", None) is not None:
             return
         (builder,) = entry_points(group="veil", name="pipeline")
@@ -92,6 +98,7 @@ def create_app(settings: Settings) -> Celery:
         worker_pool="threads",
         worker_soft_shutdown_timeout=settings.grace_seconds,
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,  # a traceback of the interpreter's own would become a line of log for each word
         # What Flower shows.
         worker_send_task_events=True,
         task_track_started=True,

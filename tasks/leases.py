@@ -104,6 +104,7 @@ class Leases:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._rests_until = 0.0
+        self._paused = False
         self._renew_at = 0.0
         self._tended = self._steady_since = clock()
         self._reached = True
@@ -158,9 +159,13 @@ class Leases:
         """Take nothing for a while: Redis has just refused this worker something."""
         self._rests_until = self._clock() + seconds
 
+    def pause(self, paused: bool) -> None:
+        """Take nothing from now on, or, with False, take messages again."""
+        self._paused = paused
+
     @property
     def resting(self) -> bool:
-        return self._clock() < self._rests_until
+        return self._paused or self._clock() < self._rests_until
 
     def close(self) -> None:
         """Remove what is done, give back the rest, and end the thread."""

@@ -36,7 +36,9 @@ def worker_pipeline() -> "Pipeline":
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     worker_ready.connect(_announce, weak=False)
-    watchdog = Watchdog()
+    from tasks.app import app  # which only a queue worker needs
+
+    watchdog = Watchdog(on_stall=app.deliveries.note_stall)
     _watch_pictures(watchdog)
     pipeline = build_pipeline(
         settings, ObjectStore.connect(settings, connections=settings.concurrency + 2), watchdog.watch
@@ -105,7 +107,9 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
 
     def predict(batch: "Pixels") -> "Sequence[Detections]":
-        with watch("a batch in the detector", settings.detect_seconds + STALLED_SECONDS):
+        # Ends before whoever waits for the batch gives up: the picture that it stalls on must still be at work then.
+        patience = settings.detect_seconds + min(STALLED_SECONDS, settings.detect_seconds / 2)
+        with watch("a batch in the detector", patience):
             return model.predict(batch)
 
     batcher = Batcher(predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)

@@ -16,6 +16,10 @@ FROZEN_SECONDS = 120  # a library that keeps Python from running keeps this thre
 log = structlog.get_logger("veil")
 
 
+def _untold(_what: str) -> None:
+    """Tell nobody but the log."""
+
+
 class Watchdog:
     """Knows what must be over by when. What is in hand when the process ends comes back with its leases."""
 
@@ -25,11 +29,14 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
         look_seconds: float = LOOK_SECONDS,
         frozen_seconds: float = FROZEN_SECONDS,
+        on_stall: Callable[[str], None] = _untold,
     ) -> None:
+        """`on_stall` is told what has stalled, and must not take long."""
         self._exit = exit_
         self._clock = clock
         self._look_seconds = look_seconds
         self._frozen_seconds = frozen_seconds
+        self._on_stall = on_stall
         self._lock = threading.Lock()
         self._watched: dict[Hashable, tuple[str, float, float]] = {}
 
@@ -63,6 +70,7 @@ class Watchdog:
         if stalled:
             what, seconds = max(stalled, key=lambda item: item[1])
             log.critical("stalled", what=what, seconds=round(seconds, 1), action="this process ends")
+            self._on_stall(f"{what}, {seconds:.0f} s")
             self._exit(EXIT_STALLED)
 
     def _run(self) -> None:
