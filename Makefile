@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo demo-stop test check format bench lock docs clean
+.PHONY: help demo demo-stop test check format bench chaos audit lock docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ format: $(INSTALLED) ## rewrite the code in the house style
 bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, tables on standard error
 	@$(BIN)/python -m benchmarks $(ONLY)
 
+chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 SEED=…)
+	@$(BIN)/python -m chaos
+
 docs: $(INSTALLED) ## write the generated parts of the README
 	@$(BIN)/python -m docs.generate
+
+audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies; asks a database on the network
+	@test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet pip-audit; }
+	@.audit/bin/pip-audit --require-hashes --disable-pip -r requirements/worker.txt -r requirements/flower.txt
 
 lock: ## resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
@@ -56,4 +63,4 @@ lock: ## resolve the dependencies anew (needs uv on PATH)
 
 clean: ## remove what the targets made here (not the model's cache)
 	@if [ -f .demo/running.json ]; then $(BIN)/python -m demo stop; fi
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit .chaos .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

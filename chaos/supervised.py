@@ -32,15 +32,13 @@ class Supervised:
         self._thread = threading.Thread(target=self._run, name=f"supervisor of {self.server.name}", daemon=True)
 
     def start(self) -> None:
-        self.server.start()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the worker, and do not start it again."""
+        """End the worker as a supervisor would, and do not start it again."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.server.stop()
 
     def kill(self) -> int | None:
         """End the process at once, as a crash would: its id, or None if there is none just now."""
@@ -57,11 +55,16 @@ class Supervised:
         return process is not None and process.poll() is None
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            process = self.server.process
-            if process is None or (code := process.poll()) is None:
-                continue
-            self.deaths.append(Death(process.pid, time.time(), code))
-            if not self._stopping.wait(self.pause):
-                with self._lock:
-                    self.server.start()
+        # Linux kills a child when the thread that started it ends, so all of it happens in this one.
+        try:
+            self.server.start()
+            while not self._stopping.wait(LOOK_SECONDS):
+                process = self.server.process
+                if process is None or (code := process.poll()) is None:
+                    continue
+                self.deaths.append(Death(process.pid, time.time(), code))
+                if not self._stopping.wait(self.pause):
+                    with self._lock:
+                        self.server.start()
+        finally:
+            self.server.stop()
