@@ -59,7 +59,8 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, A
                 bound.warning("begun again, alone", **delivery.last_death)
             run = partial(self.app.pipeline.run, on_stage=partial(_send_stage, self), confirm=delivery.confirm)
             report: dict[str, Any] = run(request).to_json()
-    except QueueUnavailable:
+    except QueueUnavailable as error:
+        bound.warning("given back", **_described(error))
         raise  # the message comes back with its lease: see tasks.results
     except Transient as error:
         if (pause := _pause(self, request, error)) is not None:

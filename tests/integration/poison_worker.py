@@ -3,7 +3,7 @@
     python poison_worker.py [MEMORY]
 
 Red is read as an address, and the process dies of it; green takes all memory there is, up to MEMORY bytes; blue never
-ends. Every other picture has one face.
+ends; yellow takes three seconds. Every picture that ends has one face.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import numpy as np
 from worker import bootstrap, cli
 from worker.detector import Detections
 
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 FACE = (16, 16, 48, 48)
 
 
@@ -42,7 +42,7 @@ class Colours:
                 hoard.append(np.empty(1 << 26, np.uint8))
         if colour == BLUE:
             time.sleep(3600)
-        time.sleep(0.02)
+        time.sleep(3 if colour == YELLOW else 0.02)
         return Detections(np.array([FACE], np.float32), np.array([0.9], np.float32))
 
 
