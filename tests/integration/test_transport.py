@@ -100,3 +100,11 @@ def test_an_acknowledgement_after_the_connection_is_closed_is_one(consumer, unat
 
     wait_until(lambda: unattended.client.hkeys("unacked") == [second.delivery_tag.encode()], 10)
     assert unattended.client.llen("uploads") == 0, "what is still worked on does not go back"
+
+
+def test_a_channel_whose_connection_is_gone_fails_like_a_lost_connection(consumer):
+    channel, connection = consumer.channel, consumer.connection
+    connection.collect()
+
+    with pytest.raises(transport.Transport.connection_errors, match="closed"):
+        channel.get_table("uploads")
