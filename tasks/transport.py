@@ -6,8 +6,8 @@ What kombu 5.7, the newest release, does otherwise:
   the two loses it (celery/kombu#305, celery/celery#7950).
 - The time after which an unacknowledged message is delivered again is not renewed (celery/celery#5935), is looked at
   every 100 s, and under a lock that a killed worker holds for five minutes (celery/kombu#1816).
-- A connection that drops gives back what the worker still works on; and what it acknowledges then, on a channel that
-  is closed, raises ``'NoneType' object has no attribute 'hostname'``, which ends the worker (celery/kombu#582).
+- A connection that drops gives back what the worker still works on; and what is done after that on the channel, which
+  is closed, raises ``'NoneType' object has no attribute 'hostname'``, which can end the worker (celery/kombu#582).
 - An item that is no task message ends the worker, or is left unacknowledged and takes up a place for good.
 """
 

@@ -187,7 +187,7 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
     code, said = finish(demo())
     assert code == 1
     assert "make demo-stop" in said
-    assert len(processes_in(demo.cwd)) == 4
+    assert len(processes_in(demo.cwd)) == 5, "Redis, S3, Flower, a worker and its supervisor"
 
     code, _ = finish(demo("stop"))
     assert code == 0
