@@ -15,7 +15,7 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 		|| { echo 'veil needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.11 …'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' \
 		|| { echo 'the venv module is missing: apt-get install python3-venv'; exit 1; }
-	@echo 'Installing into $(VENV) (once, a minute or two) …'
+	@echo 'Installing into $(VENV) (once, a minute or two) …' >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

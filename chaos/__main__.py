@@ -36,7 +36,8 @@ from tasks.settings import Settings
 FOLDER = Path(".chaos")
 PROGRAMS = Path(sys.executable).parent
 RAW, CALM, CLEAN = "raw", "calm", "clean"
-WORKERS = 2
+WORKERS = 3
+SPARED = 1  # workers that are at work while the others start, which takes them seconds of a processor
 REGION = 0.7  # the default of VEIL_REGION
 CALM_ENOUGH = 0.93  # by this share of the outputs everything has been attacked, so that the end can be told
 LONGEST_ABSENCE = 2.0  # seconds that Redis stays away after it was killed
@@ -230,7 +231,7 @@ def _dead(stack: Stack) -> dict[str, dead_letters.DeadLetter]:
 
 
 def _attack(stack: Stack, what: str, chance: random.Random) -> bool:
-    """Kill a worker that is at work, or Redis; False if there is no such worker just now."""
+    """Kill a worker that is at work, or Redis; False if there are not enough workers just now."""
     time.sleep(chance.uniform(0, 0.5))
     if what == "redis":
         stack.redis.server.kill()
@@ -238,7 +239,7 @@ def _attack(stack: Stack, what: str, chance: random.Random) -> bool:
         stack.redis.start()
         return True
     ready = [worker for worker in stack.workers if _is_ready(worker)]
-    if not ready:
+    if len(ready) <= SPARED:
         return False
     pid = chance.choice(ready).kill()
     if pid is not None:

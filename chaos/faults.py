@@ -34,6 +34,7 @@ class Faulty:
     only: bytes = b""  # spare requests without this in their first line
     retry_after: int | None = None  # what 503 asks for, in seconds
     requests: Counter[str] = field(default_factory=Counter)  # by fault, `none` included
+    paths: set[str] = field(default_factory=set)  # that were asked for
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.seed)
@@ -81,6 +82,7 @@ class Faulty:
 
     def _choose(self, first: bytes) -> str:
         with self._lock:
+            self.paths.add(first.split(b" ")[1].decode("latin-1"))
             dice = self._chance.random() if self.only in first else 1.0
             for kind, rate in self.rates.items():
                 if dice < rate:

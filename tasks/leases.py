@@ -106,7 +106,8 @@ class Leases:
         self._rests_until = 0.0
         self._paused = False
         self._renew_at = 0.0
-        self._tended = self._steady_since = clock()
+        self._tended = clock()
+        self._steady_since: float | None = None
         self._reached = True
 
     def open(self, redis: Any, records: str, index: str, seconds: float) -> None:
@@ -119,7 +120,7 @@ class Leases:
             self._give_back = redis.register_script(_GIVE_BACK)
             self._take_back = redis.register_script(_TAKE_BACK)
             self._pause = seconds / 15
-            self._tended = self._steady_since = self._clock()
+            self._tended = self._clock()
             self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
         self._thread.start()
 
@@ -206,11 +207,18 @@ class Leases:
             self._renew_at = now + self._seconds / 6
         # Redis, or this process, may have been away for longer than a lease, and the others could not renew theirs
         # either: after a gap they are given time to do so first.
+        # A process that has just started asks Redis how long it has been there; killed workers must not wait for that.
+        if self._steady_since is None:
+            self._steady_since = now - self._uptime()
         if now - self._tended > 3 * self._pause:
             self._steady_since = now
         self._tended = now
         if now - self._steady_since >= self._seconds / 3:
             self._take_back_expired()
+
+    def _uptime(self) -> float:
+        """Seconds since Redis was started."""
+        return float(self._redis.info("server")["uptime_in_seconds"])
 
     def _remove_done(self) -> None:
         with self._lock:

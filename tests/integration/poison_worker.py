@@ -1,12 +1,14 @@
 """A worker whose model does what a picture's colour says; all else is as in ``veil worker``.
 
-    python poison_worker.py [MEMORY]
+    python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE]
 
-Red is read as an address, and the process dies of it; green takes all memory there is, up to MEMORY bytes; blue never
-ends; yellow takes three seconds. Every picture that ends has one face.
+Red is read as an address, and the process dies of it; green takes all memory there is; blue never ends; yellow takes
+three seconds. Every picture that ends has one face. The first two options are limits of the process, the third names a
+file for the paths that it opens and the programs that it starts.
 """
 
 import ctypes
+import os
 import resource
 import sys
 import time
@@ -46,9 +48,25 @@ class Colours:
         return Detections(np.array([FACE], np.float32), np.array([0.9], np.float32))
 
 
+def audit(path):
+    """Write down what is opened and started from now on."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(event, arguments):
+        if event in ("open", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
+            os.write(file, f"{event} {arguments[0]}\n".encode("utf-8", "backslashreplace"))
+
+    sys.addaudithook(note)
+
+
 def main():
-    if len(sys.argv) > 1:
-        resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
+    if "memory" in options:
+        resource.setrlimit(resource.RLIMIT_AS, (int(options["memory"]),) * 2)
+    if "file-size" in options:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(options["file-size"]),) * 2)
+    if "audit" in options:
+        audit(options["audit"])
     sys.argv = ["veil", "worker"]
     bootstrap.load_model = lambda settings: Colours()
     cli.main()

@@ -140,10 +140,11 @@ def test_whoever_lost_a_lease_can_neither_renew_nor_end_nor_return_what_another_
 
 
 def test_after_a_gap_the_others_are_given_time_to_renew_theirs(redis, leases, take, clock):
+    leases._uptime = lambda: 0.0  # as if Redis had just come back
     redis.lpush("uploads", "message")
     take("of another", 0.0)
 
-    for passed in (0, 2, 4, 6, 8):  # from the start
+    for passed in (0, 2, 4, 6, 8):
         leases._tend()
         assert redis.llen("uploads") == 0, passed
         clock.now += 2
@@ -158,6 +159,19 @@ def test_after_a_gap_the_others_are_given_time_to_renew_theirs(redis, leases, ta
         clock.now += 2
         leases._tend()
     assert redis.llen("uploads") == 1
+
+
+def test_a_worker_that_has_just_started_takes_over_at_once_if_redis_was_there_all_along(redis, leases, take):
+    leases._uptime = lambda: SECONDS
+    redis.lpush("uploads", "message")
+    take("of another", 0.0)
+    leases._tend()
+    assert redis.llen("uploads") == 1
+
+
+def test_how_long_redis_has_been_there_is_known(leases):
+    first = leases._uptime()
+    assert 0 <= first < 86_400
 
 
 def test_all_that_a_dead_worker_held_is_taken_back_however_much_it_is(redis, leases, take):

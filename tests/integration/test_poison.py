@@ -45,7 +45,7 @@ def poisoned(new_queue, s3, tmp_path):
         "VEIL_LEASE_SECONDS": "2",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, Path(__file__).with_name("poison_worker.py"), MEMORY]
+    command = [sys.executable, Path(__file__).with_name("poison_worker.py"), f"--memory={MEMORY}"]
     workers = [
         Supervised(Server(f"worker-{number}", command, tmp_path / f"{number}.log", environment)) for number in (1, 2)
     ]

@@ -39,7 +39,9 @@ class Setting:
         self.worker = None
 
     def start(self, **environment):
-        command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
+        self.start_command([sys.executable, Path(__file__).with_name("poison_worker.py")], **environment)
+
+    def start_command(self, command, **environment):
         server = Server("worker", command, self._folder / "worker.log", {**self.environment, **environment})
         self.worker = Worker(server)
         self.worker.start()
@@ -154,6 +156,15 @@ def test_what_an_operator_has_to_put_right_waits_for_it_without_a_restart(
         _write_program(setting._folder / "renew", renewed)
 
     wait_until(lambda: len(setting.worker.lines("anonymized")) == 10, 60)
+    assert setting.queue.dead() == {}
+
+
+def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(setting, sources, clean, place, wait_until):
+    worker = f"{sys.executable} {Path(__file__).with_name('poison_worker.py')} --file-size=0"
+    setting.start_command(["bash", "-c", f"exec {worker} 2> >(cat)"])
+    for source in sources:
+        setting.queue.send(source)
+    wait_until(lambda: len(clean.keys(place)) == PICTURES, 60)
     assert setting.queue.dead() == {}
 
 
