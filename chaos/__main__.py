@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ RAW, CALM, CLEAN = "raw", "calm", "clean"
 WORKERS = 3
 SPARED = 1  # workers that are at work while the others start, which takes them seconds of a processor
 REGION = 0.7  # the default of VEIL_REGION
-CALM_ENOUGH = 0.93  # by this share of the outputs everything has been attacked, so that the end can be told
-LONGEST_ABSENCE = 2.0  # seconds that Redis stays away after it was killed
+LONGEST_LIFE_SECONDS = 1.0  # of what was put on the queue, before the next kill
+LONGEST_ABSENCE_SECONDS = 2.0  # of Redis after it was killed
+READY = '"worker ready"'
 FAULTS = {"latency": 0.04, "500": 0.01, "503": 0.02, "reset before": 0.01, "reset after": 0.01, "truncated": 0.01}
 LOOK_SECONDS = 0.2
 
@@ -49,7 +51,7 @@ console = Console(stderr=True, highlight=False)
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything. Kills are spread over the outputs, so that there is always work in hand."""
+    """How much of everything. A part of the jobs is put on the queue just before each kill, so that all have work."""
 
     jobs: int
     kills: int
@@ -60,11 +62,17 @@ class Plan:
     def limit_seconds(self) -> float:
         return 180 + 2.0 * self.jobs + 20.0 * self.kills + 30.0 * self.redis_kills
 
-    def moments(self) -> list[tuple[float, str]]:
-        """When to kill what: at which share of the outputs, in order."""
-        chance = random.Random(self.seed)
+    def targets(self) -> list[str]:
+        """What to kill, in order."""
         what = ["worker"] * self.kills + ["redis"] * self.redis_kills
-        return sorted((chance.uniform(0.0, CALM_ENOUGH), kind) for kind in what)
+        random.Random(self.seed).shuffle(what)
+        return what
+
+    def parts(self, keys: list[str]) -> list[list[str]]:
+        """`keys` in as many parts as there are kills, and one for the end."""
+        count = self.kills + self.redis_kills + 1
+        bounds = [len(keys) * number // count for number in range(count + 1)]
+        return [keys[start:end] for start, end in pairwise(bounds)]
 
 
 @dataclass
@@ -87,6 +95,10 @@ class Stack:
         }
         command: list[str | Path] = [PROGRAMS / "veil", "worker"]
         return Supervised(Server(name, command, FOLDER.resolve() / f"{name}.log", environment))
+
+    def ready(self) -> list[Supervised]:
+        """The workers that take messages."""
+        return [worker for worker in self.workers if worker.alive and worker.said(READY) > len(worker.deaths)]
 
 
 def main() -> int:
@@ -195,28 +207,41 @@ def _outputs(stack: Stack, bucket: str) -> dict[str, str]:
 
 
 def _work_under_fire(stack: Stack, plan: Plan, keys: list[str]) -> int:
-    """Attack until every picture has ended, or time is up; how many have not."""
-    _publish(stack, keys)
+    """Attack, and wait until every picture has ended, or time is up; how many have not, kills included."""
     stack.way.rates = FAULTS
     stack.workers = [stack.worker(f"worker-{number}", CLEAN, stack.way.endpoint) for number in range(1, WORKERS + 1)]
     chance = random.Random(plan.seed + 1)
-    moments = plan.moments()
     deadline = time.monotonic() + plan.limit_seconds
-    reported = time.monotonic()
+    targets, (*parts, last) = plan.targets(), plan.parts(keys)
     with ExitStack() as stopping:
         for worker in stack.workers:
             worker.start()
             stopping.callback(worker.stop)
-        while (left := _left(stack, keys)) and time.monotonic() < deadline:
-            done = len(keys) - left
-            if moments and done >= moments[0][0] * len(keys) and _attack(stack, moments[0][1], chance):
-                moments.pop(0)
-            if time.monotonic() - reported > 15:
-                reported = time.monotonic()
-                _say(f"{done} of {len(keys)} ended, {len(moments)} kills to come")
-            time.sleep(LOOK_SECONDS)
-        _settle(stack, deadline)
-    return left + len(moments)
+        for number, (target, part) in enumerate(zip(targets, parts, strict=True)):
+            if number % 10 == 0:
+                _say(
+                    f"{number} of {len(targets)} kills, {len(keys) - _left(stack, keys)} of {len(keys)} pictures ended"
+                )
+            if not _until(lambda: len(stack.ready()) > SPARED, deadline):
+                return _left(stack, keys) + len(targets) - number
+            _publish(stack, part)
+            time.sleep(chance.uniform(0, LONGEST_LIFE_SECONDS))
+            _attack(stack, target, chance)
+        _publish(stack, last)
+        _until(lambda: not _left(stack, keys), deadline)
+        # A delivery that still lasts could still do harm.
+        stack.way.rates = {}
+        client = stack.redis.client()
+        _until(lambda: not client.llen("uploads") and not client.hlen("unacked"), deadline)
+        return _left(stack, keys)
+
+
+def _until(condition: Callable[[], bool], deadline: float) -> bool:
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
 
 
 def _left(stack: Stack, keys: list[str]) -> int:
@@ -230,34 +255,15 @@ def _dead(stack: Stack) -> dict[str, dead_letters.DeadLetter]:
     return {letter.source.removeprefix(f"s3://{RAW}/"): letter for letter in letters}
 
 
-def _attack(stack: Stack, what: str, chance: random.Random) -> bool:
-    """Kill a worker that is at work, or Redis; False if there are not enough workers just now."""
-    time.sleep(chance.uniform(0, 0.5))
-    if what == "redis":
+def _attack(stack: Stack, target: str, chance: random.Random) -> None:
+    if target == "redis":
         stack.redis.server.kill()
-        time.sleep(chance.uniform(0, LONGEST_ABSENCE))
+        time.sleep(chance.uniform(0, LONGEST_ABSENCE_SECONDS))
         stack.redis.start()
-        return True
-    ready = [worker for worker in stack.workers if _is_ready(worker)]
-    if len(ready) <= SPARED:
-        return False
-    pid = chance.choice(ready).kill()
+        return
+    pid = chance.choice(stack.ready() or stack.workers).kill()
     if pid is not None:
         stack.killed[pid] = time.time()
-    return pid is not None
-
-
-def _is_ready(worker: Supervised) -> bool:
-    starts = worker.server.log.read_text(errors="replace").count('"worker ready"') if worker.server.log.exists() else 0
-    return worker.alive and starts > len(worker.deaths)
-
-
-def _settle(stack: Stack, deadline: float) -> None:
-    """Wait until nothing is in the queue or in hand: a delivery that still lasts could still do harm."""
-    stack.way.rates = {}
-    client = stack.redis.client()
-    while (client.llen("uploads") or client.hlen("unacked")) and time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)
 
 
 def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[str, Any]:

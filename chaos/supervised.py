@@ -54,6 +54,10 @@ class Supervised:
         process = self.server.process
         return process is not None and process.poll() is None
 
+    def said(self, text: str) -> int:
+        """How often `text` is in its log, of all its processes."""
+        return self.server.log.read_text(errors="replace").count(text) if self.server.log.exists() else 0
+
     def _run(self) -> None:
         # Linux kills a child when the thread that started it ends, so all of it happens in this one.
         try:
