@@ -261,9 +261,10 @@ def _attack(stack: Stack, target: str, chance: random.Random) -> None:
         time.sleep(chance.uniform(0, LONGEST_ABSENCE_SECONDS))
         stack.redis.start()
         return
-    pid = chance.choice(stack.ready() or stack.workers).kill()
-    if pid is not None:
-        stack.killed[pid] = time.time()
+    victims = stack.ready() or stack.workers
+    while (pid := chance.choice(victims).kill()) is None:
+        time.sleep(LOOK_SECONDS)
+    stack.killed[pid] = time.time()
 
 
 def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -66,17 +66,26 @@ def is_clear(source: bytes, output: bytes, boxes: Sequence[Sequence[int]], regio
 
 
 def redeliveries(logs: Iterable[Path], died: Mapping[int, float]) -> list[float]:
-    """Seconds from the end of each process in `died` to the next start of each picture that it had at work, sorted."""
+    """Seconds from the death of a process to the next delivery of each picture that it had at work, sorted.
+
+    `died` is when, by process id. Where a picture's next process died as well, it counts from that death on.
+    """
+    taken_over = [line for path in logs for line in _lines(path, "taken over, to work on alone")]
     seconds = []
-    for path in logs:
-        for text in path.read_text(errors="replace").splitlines():
-            if '"begun again, alone"' not in text:
-                continue
-            line = json.loads(text)
-            if line["last_pid"] in died:
-                begun = datetime.fromisoformat(line["timestamp"]).timestamp()
-                seconds.append(begun - died[line["last_pid"]])
+    holder: dict[str, int] = {}
+    for line in sorted(taken_over, key=lambda line: str(line["timestamp"])):
+        at = datetime.fromisoformat(line["timestamp"]).timestamp()
+        before = {line["last_pid"], holder.get(line["output"])}
+        holder[line["output"]] = line["pid"]
+        if deaths := [died[pid] for pid in before if pid in died and died[pid] <= at]:
+            seconds.append(at - max(deaths))
     return sorted(seconds)
+
+
+def _lines(log: Path, event: str) -> Iterator[dict[str, Any]]:
+    for text in log.read_text(errors="replace").splitlines():
+        if f'"{event}"' in text:
+            yield json.loads(text)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

@@ -55,19 +55,18 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, A
         request = AnonymizeRequest.parse(**fields)
         delivery = _delivery(self, self.app.pipeline.output(request))
         with delivery:
-            if delivery.deaths:
-                bound.warning("begun again, alone", **delivery.last_death)
             run = partial(self.app.pipeline.run, on_stage=partial(_send_stage, self), confirm=delivery.confirm)
             report: dict[str, Any] = run(request).to_json()
     except QueueUnavailable as error:
         bound.warning("given back", **_described(error))
         raise  # the message comes back with its lease: see tasks.results
     except Transient as error:
+        attempt = self.request.retries + 1
         if (pause := _pause(self, request, error)) is not None:
-            bound.warning("retried", **_described(error), attempt=self.request.retries + 1, pause=round(pause, 1))
+            bound.warning("retried", **_described(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
         _set_aside(self, source, destination, error, delivery)
-        bound.error("dead", **_described(error), attempts=self.request.retries + 1)
+        bound.error("dead", **_described(error), attempts=attempt)
         raise
     except Permanent as error:
         _set_aside(self, source, destination, error, delivery)

@@ -192,6 +192,7 @@ class Delivery:
     def __init__(self, deliveries: Deliveries, output: ObjectUri, tag: str, worker: str) -> None:
         digest = hashlib.sha256(str(output).encode()).hexdigest()[:32]
         self._deliveries = deliveries
+        self._output = output
         self._turn, self._notes = TURN.format(digest), ATTEMPTS.format(digest)
         self._tag = tag
         self._worker = worker
@@ -218,17 +219,6 @@ class Delivery:
             self._end("none", kind.__name__)
         else:
             self._end("mine")
-
-    @property
-    def last_death(self) -> dict[str, Any]:
-        """Of the last process that died at work on it, for the log."""
-        last = self.deaths[-1]
-        return {
-            "deaths": len(self.deaths),
-            "last_worker": last["worker"],
-            "last_pid": last["pid"],
-            "error": self.last_error,
-        }
 
     @property
     def last_worker(self) -> str | None:
@@ -265,6 +255,10 @@ class Delivery:
         try:
             if len(self.deaths) >= MOST_DEATHS:
                 raise Poison(self._epitaph())
+            if self.deaths:
+                log.warning(
+                    "taken over, to work on alone", output=str(self._output), pid=os.getpid(), **self._last_death()
+                )
             room = self._deliveries.room
             self._inside.enter_context((room.alone if self.deaths else room.together)(ROOM_WAIT_SECONDS))
             now = time.time()
@@ -280,6 +274,15 @@ class Delivery:
             self._inside.close()
             self._end("all" if isinstance(error, Poison) else "mine")
             raise
+
+    def _last_death(self) -> dict[str, Any]:
+        last = self.deaths[-1]
+        return {
+            "deaths": len(self.deaths),
+            "last_worker": last["worker"],
+            "last_pid": last["pid"],
+            "error": self.last_error,
+        }
 
     def _end(self, remove: str, error: str = "") -> None:
         self._deliveries.ended(self._turn, self._notes, self._tag, remove, error)

@@ -58,11 +58,23 @@ def test_an_output_that_nobody_asked_for_and_a_second_receipt_are_doubles():
     assert verdict.doubled(["a"], [*written, Version("b", "4", "1")]) == ["b"]
 
 
-def test_redeliveries_are_counted_from_the_death_of_their_process(tmp_path):
-    log = tmp_path / "log"
-    begun = {"event": "begun again, alone", "last_pid": 7, "timestamp": "2026-01-01T00:00:30.500000Z"}
-    log.write_text("banner\n" + json.dumps(begun) + "\n" + json.dumps({**begun, "last_pid": 8}) + "\n")
-    assert verdict.redeliveries([log], {7: 1767225600.0}) == [30.5]
+def test_redeliveries_are_counted_from_the_last_death_of_whoever_had_the_picture(tmp_path):
+    log, midnight = tmp_path / "log", 1767225600.0
+
+    def taken_over(second, output, last, pid):
+        at = f"2026-01-01T00:{second // 60:02}:{second % 60:02}.500000Z"
+        return json.dumps({
+            "event": "taken over, to work on alone", "output": output, "last_pid": last, "pid": pid, "timestamp": at
+        })  # fmt: skip
+
+    log.write_text("\n".join([
+        "banner",
+        taken_over(30, "a", 1, 2),  # 30.5 s after 1 died
+        taken_over(75, "a", 1, 3),  # 35.5 s after 2, who never began, died
+        taken_over(31, "b", 1, 2),
+        taken_over(50, "c", 9, 2),  # who left for another reason
+    ]))  # fmt: skip
+    assert verdict.redeliveries([log], {1: midnight, 2: midnight + 40}) == [30.5, 31.5, 35.5]
 
 
 def test_percentiles():
