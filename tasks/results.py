@@ -50,13 +50,11 @@ class Request(request.Request):  # type: ignore[misc]
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
-        if isinstance(error, QueueUnavailable):
+        if isinstance(error, QueueUnavailable | MemoryError):
+            # Celery would raise the latter again, in a thread where nobody hears of it, and the message would stay in
+            # hand for good. One of a picture's own comes from the task as a Reject: see tasks.anonymize.
             self._end()
             return self.reject(requeue=True)
-        if isinstance(error, MemoryError):
-            # Celery raises it again, in a thread where nobody hears of it, and the message would stay in hand for good.
-            self._end()
-            return self.acknowledge()
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _end(self) -> None:

@@ -58,6 +58,16 @@ def test_what_takes_too_long_ends_the_process_with_its_name_in_the_log(watchdog,
     assert "another" not in printed.out + printed.err
 
 
+def test_what_has_stalled_is_told_before_the_process_ends(clock, exits):
+    told = []
+    watchdog = Watchdog(exits.append, clock, on_stall=lambda what: told.append((what, list(exits))))
+    watchdog.begin("first", "a batch", 10)
+    clock.now += 11
+    watchdog.look()
+    assert told == [("a batch, 11 s", [])]
+    assert exits == [EXIT_STALLED]
+
+
 def test_the_same_thing_begun_again_is_watched_anew(watchdog, clock, exits):
     watchdog.begin("picture", "a.jpg", 10)
     clock.now += 9
