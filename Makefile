@@ -51,7 +51,7 @@ docs: $(INSTALLED) ## write the generated parts of the README
 
 audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies; asks a database on the network
 	@test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet pip-audit; }
-	@.audit/bin/pip-audit --require-hashes --disable-pip -r requirements/worker.txt -r requirements/flower.txt
+	@.audit/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/worker.txt -r requirements/flower.txt
 
 lock: ## resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
