@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SYSTEM_PROGRAMS := chromium chromedriver exiftool promtool
 SYSTEM_PACKAGES := chromium chromium-driver libimage-exiftool-perl prometheus
 
-.PHONY: help demo demo-stop test check format bench lock docs system-packages clean
+.PHONY: help demo demo-stop test check format bench chaos audit lock docs system-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +17,7 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 		|| { echo 'veil needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.11 …'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' \
 		|| { echo 'the venv module is missing: apt-get install python3-venv'; exit 1; }
-	@echo 'Installing into $(VENV) (once, a minute or two) …'
+	@echo 'Installing into $(VENV) (once, a minute or two) …' >&2
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -45,6 +45,9 @@ format: $(INSTALLED) ## rewrite the code in the house style
 bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, tables on standard error
 	@$(BIN)/python -m benchmarks $(ONLY)
 
+chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 SEED=…)
+	@$(BIN)/python -m chaos
+
 docs: $(INSTALLED) ## write the generated parts of the README
 	@$(BIN)/python -m docs.generate
 
@@ -65,6 +68,10 @@ system-packages: ## the programs that some tests use and skip without (Debian, a
 		[ ! -d /run/systemd/system ] || systemctl disable --now --quiet prometheus;; \
 	esac
 
+audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies; asks a database on the network
+	@test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/pip install --quiet pip-audit; }
+	@.audit/bin/pip-audit --strict --require-hashes --disable-pip -r requirements/worker.txt -r requirements/flower.txt
+
 lock: ## resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--upgrade pyproject.toml --extra dev -o requirements/dev.txt
@@ -75,4 +82,4 @@ lock: ## resolve the dependencies anew (needs uv on PATH)
 
 clean: ## remove what the targets made here (not the model's cache)
 	@if [ -f .demo/running.json ]; then $(BIN)/python -m demo stop; fi
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit .chaos .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -165,7 +165,14 @@ def started(keep: bool) -> Iterator[Stack]:
         trigger = Server("trigger", watch, folder / "trigger.log", {**environment, **webhook.environment()}, keep)
         add(trigger)
         trigger.start()
-        worker = Server("worker", [PROGRAMS / "veil", "worker"], folder / "worker.log", environment, keep)
+        supervisor = Path(__file__).resolve().with_name("supervisor.py")
+        worker = Server(
+            "worker",
+            [sys.executable, supervisor, PROGRAMS / "veil", "worker"],
+            folder / "worker.log",
+            environment,
+            keep,
+        )
         add(worker)
         worker.start()
         flower = start_flower(folder / "flower", environment, keep)

@@ -153,6 +153,10 @@ class Redis:
     def environment(self) -> dict[str, str]:
         return {"VEIL_REDIS_URL": self.url, "VEIL_REDIS_PASSWORD": self.password}
 
+    def start(self) -> None:
+        """Start it, the first time or again, and wait until it answers."""
+        _start(self.server, self.client().ping, (redis.exceptions.RedisError,))
+
 
 def start_redis(folder: Path, kept: bool = False) -> Redis:
     """Start Redis with its files in `folder` and wait until it answers."""
@@ -167,7 +171,7 @@ def start_redis(folder: Path, kept: bool = False) -> Redis:
     )
     server = Server("redis", [redis_program(), str(config)], folder / "redis.log", kept=kept)
     started = Redis(server, port, password)
-    _start(server, started.client().ping, (redis.exceptions.RedisError,))
+    started.start()
     return started
 
 

@@ -13,9 +13,12 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from tasks import dead_letters, metrics, outcomes
+from tasks.addresses import ObjectUri
 from tasks.app import RUN_HEADER, TASK, app
-from tasks.errors import Permanent, Transient, VeilError
+from tasks.deliveries import Delivery
+from tasks.errors import Busy, Permanent, Poison, QueueUnavailable, Transient, VeilError
 from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.outage import RETRY_SECONDS, asked_pause
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
@@ -35,7 +38,7 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     return (random_ or random).uniform(0, ceiling)
 
 
-@app.task(bind=True, name=TASK, max_retries=MAX_RETRIES, throws=(VeilError,))
+@app.task(bind=True, name=TASK, max_retries=MAX_RETRIES, throws=(VeilError,), Request="tasks.results:Request")
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
     """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None)``.
 
@@ -48,23 +51,33 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     fields = _fields(arguments, named)
     source, destination = fields.get("source"), fields.get("destination")
     bound = log.bind(source=_readable(source), task_id=self.request.id)
+    delivery: Delivery | None = None
     try:
         request = AnonymizeRequest.parse(**fields)
-        report: AnonymizeReport = self.app.pipeline.run(request, on_stage=partial(_send_stage, self))
+        delivery = _delivery(self, self.app.pipeline.output(request))
+        with delivery:
+            run = partial(self.app.pipeline.run, on_stage=partial(_send_stage, self), confirm=delivery.confirm)
+            report: AnonymizeReport = run(request)
+    except QueueUnavailable as error:
+        bound.warning("given back", **_described(error))
+        raise  # the message comes back with its lease: see tasks.results
     except Transient as error:
-        if self.request.retries < MAX_RETRIES:
-            pause = backoff_seconds(self.request.retries)
-            bound.warning("retried", **_described(error), attempt=self.request.retries + 1, pause=round(pause, 1))
+        attempt = self.request.retries + 1
+        if (pause := _pause(self, request, error)) is not None:
+            bound.warning("retried", **_described(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
-        _set_aside(self, source, destination, error)
-        bound.error("dead", **_described(error), attempts=self.request.retries + 1)
+        _set_aside(self, source, destination, error, delivery)
+        bound.error("dead", **_described(error), attempts=attempt)
         raise
     except Permanent as error:
-        _set_aside(self, source, destination, error)
+        _set_aside(self, source, destination, error, delivery)
         bound.error("dead", **_described(error))
         raise
+    except MemoryError as error:
+        bound.error("out of memory")
+        raise Reject(type(error).__name__, requeue=True) from None
     except Exception as error:
-        _set_aside(self, source, destination, error)
+        _set_aside(self, source, destination, error, delivery)
         bound.exception("bug", error=type(error).__name__)
         raise
     _finish(self, str(request.source), report)
@@ -79,6 +92,21 @@ def _fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any
     for name, value in named.items():
         fields[f"{name} (again)" if name in fields else name] = value
     return fields
+
+
+def _delivery(task: Task, output: ObjectUri) -> Delivery:
+    tag = str(task.request.properties["delivery_tag"])
+    delivery: Delivery = task.app.deliveries.delivery(output, tag, task.request.hostname or "")
+    return delivery
+
+
+def _pause(task: Task, request: AnonymizeRequest, error: Transient) -> float | None:
+    """The seconds until the next try, None if this was the last. What is not the picture's own doing isn't counted."""
+    asked = asked_pause(error)
+    if isinstance(error, Busy) or task.app.outage.explains(error, partial(task.app.pipeline.check_store, request)):
+        task.request.retries -= 1  # to which Celery adds one
+        return asked + random.uniform(1.0, RETRY_SECONDS)
+    return asked + backoff_seconds(task.request.retries) if task.request.retries < MAX_RETRIES else None
 
 
 def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
@@ -112,16 +140,19 @@ def _send_stage(task: Task, stage: str) -> None:
         pass  # a picture must not fail because nobody could be told how far it is
 
 
-def _set_aside(task: Task, source: Any, destination: Any, error: Exception) -> None:
+def _set_aside(task: Task, source: Any, destination: Any, error: Exception, delivery: Delivery | None) -> None:
+    now = time.time()
     letter = dead_letters.DeadLetter(
         source=_readable(source),
         destination=None if destination is None else _readable(destination),
         error=type(error).__name__,
         message=str(error),
-        attempts=task.request.retries + 1,
+        attempts=task.request.retries + (len(delivery.deaths) if delivery else 0) + (not isinstance(error, Poison)),
         task_id=task.request.id or "",
-        worker=task.request.hostname or "",
-        time=time.time(),
+        worker=(isinstance(error, Poison) and delivery and delivery.last_worker) or task.request.hostname or "",
+        time=now,
+        first_time=(delivery and delivery.first_time) or now,
+        last_error=delivery.last_error if delivery else None,
     )
     try:
         with task.app.backend.client.pipeline() as pipe:

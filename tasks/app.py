@@ -10,14 +10,18 @@ from celery import Celery, bootsteps
 from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
+from tasks.deliveries import Deliveries
 from tasks.errors import VeilError
-from tasks.settings import VISIBILITY_SECONDS, Settings
+from tasks.outage import Outage
+from tasks.settings import Settings
+from tasks.shutdown import ShutdownStep
 
 TASK = "veil.anonymize_image"
 QUEUED_AT_HEADER = "veil_queued_at"  # of each message: when it was first put on the queue, in seconds since the epoch
 RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
 UPLOADS = "uploads"
 BACKFILL = "backfill"
+TRANSPORT = "tasks.transport:Transport"
 REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
 QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
 
@@ -34,7 +38,12 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
     def __init__(self, worker: Any, **_: Any) -> None:
         app = worker.app
         # Not among the settings below: Flower tells brokers apart by their scheme, and only workers take messages.
-        app.conf.broker_transport = "tasks.transport:Transport"
+        app.conf.broker_transport = TRANSPORT
+        app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.results:Backend")
+        from tasks.transport import Transport
+
+        app.deliveries = Deliveries(app.backend.client)
+        app.outage = Outage(Transport.leases.pause)
         if getattr(app, "pipeline", None) is not None:
             return
         (builder,) = entry_points(group="veil", name="pipeline")
@@ -80,9 +89,10 @@ def create_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # forever: what is wrong with Redis is put right at Redis
         broker_transport_options={
             "queue_order_strategy": "priority",
-            "visibility_timeout": VISIBILITY_SECONDS,
+            "lease_seconds": settings.lease_seconds,
             "socket_connect_timeout": 5,
             "socket_timeout": REDIS_SECONDS,
             "socket_keepalive": True,
@@ -94,12 +104,14 @@ def create_app(settings: Settings) -> Celery:
         redis_backend_health_check_interval=25,
         # One process, one model: TensorFlow does not survive a fork.
         worker_pool="threads",
+        worker_soft_shutdown_timeout=settings.grace_seconds,
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,  # a traceback of the interpreter's own would become a line of log for each word
         # What Flower shows.
         worker_send_task_events=True,
         task_track_started=True,
     )
-    app.steps["worker"].add(PipelineStep)
+    app.steps["worker"].update((PipelineStep, ShutdownStep))
     return app
 
 

@@ -20,7 +20,10 @@ return 0
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """Why a picture was given up. `time` is seconds since the epoch."""
+    """Why a picture was given up. Times are seconds since the epoch.
+
+    `first_time` is when it was first tried, `last_error` what is known of the last death of a process at work on it.
+    """
 
     source: str
     destination: str | None
@@ -30,6 +33,8 @@ class DeadLetter:
     task_id: str
     worker: str
     time: float
+    first_time: float | None = None
+    last_error: str | None = None
 
 
 def record(redis: Any, letter: DeadLetter) -> None:

@@ -3,6 +3,9 @@
     VeilError
       Transient             try again later: the picture is fine, a server is not
         StorageUnavailable    S3 is down, slow or throttling
+        CredentialsRefused    S3 knows the credentials no more, or there are none: an operator must act
+        DestinationUnavailable  the destination's bucket is missing, or may not be written: an operator must act
+        Busy                  another message for the same output is worked on, or a picture is worked on alone
         DetectorUnavailable   the detector did not answer within its deadline, or its device is out of memory
         QueueUnavailable      Redis can't be reached, or refuses us
         EventsUnavailable     the queue that events come from can't be reached
@@ -11,7 +14,7 @@
         MalformedEvent        what was sent is no event of an object store
         BucketNotAllowed      the message names a place outside the routes
         ObjectNotFound        the key or the bucket does not exist
-        AccessDenied          the credentials do not allow it
+        AccessDenied          the credentials do not allow to read it
         StorageRejected       S3 refused the call for another reason
         RunTakenOver          another process goes on with this run of a backfill
         DestinationTaken      the output key already holds the output of another source
@@ -20,6 +23,7 @@
         UnsupportedImage      a picture of a kind that is not handled
         ImageTooLarge         over the limits of bytes or pixels
         DetectionFailed       the model failed on this very picture
+        Poison                processes died at work on it, again and again
         ModelInvalid          the model is missing or does not follow the contract
         RunUnknown            Redis knows no backfill of that name
         OutputFailed          a local output can't be written
@@ -42,7 +46,21 @@ class Transient(VeilError):
 
 
 class StorageUnavailable(Transient):
-    """S3 is down, slow or throttling."""
+    """S3 is down, slow or throttling. `retry_after` is the pause, in seconds, that it asked for."""
+
+    retry_after: float | None = None
+
+
+class CredentialsRefused(Transient):
+    """S3 knows the credentials no more, or there are none."""
+
+
+class DestinationUnavailable(Transient):
+    """The destination's bucket is missing, or may not be written."""
+
+
+class Busy(Transient):
+    """Somebody else is at work where this picture's work would be."""
 
 
 class DetectorUnavailable(Transient):
@@ -78,7 +96,7 @@ class ObjectNotFound(Permanent):
 
 
 class AccessDenied(Permanent):
-    """The credentials do not allow it."""
+    """The credentials do not allow to read it."""
 
 
 class StorageRejected(Permanent):
@@ -111,6 +129,10 @@ class ImageTooLarge(Permanent):
 
 class DetectionFailed(Permanent):
     """The model failed on this very picture."""
+
+
+class Poison(Permanent):
+    """Processes died at work on it, again and again."""
 
 
 class ModelInvalid(Permanent):

@@ -11,11 +11,11 @@ from celery import Celery
 from kombu.exceptions import KombuError
 from kombu.transport import redis as kombu_redis
 from kombu.utils import json
-from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, WatchError
+from redis.exceptions import RedisError
 
 from tasks.addresses import ObjectUri
 from tasks.app import RUN_HEADER, TASK, shown
-from tasks.errors import QueueUnavailable
+from tasks.redis_errors import queue_unavailable
 
 RECIPE = "veil:recipe"  # of the worker that started last
 NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")  # of the task ids; made once, at random
@@ -27,17 +27,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     except (KombuError, RedisError, OSError) as error:
-        # The transport wraps what Redis says, in a batch twice.
-        causes = [error]
-        while (cause := causes[-1].__cause__) and isinstance(cause, Exception):
-            causes.append(cause)
-        if any(isinstance(cause, AuthenticationError) for cause in causes):
-            raise QueueUnavailable("Redis refuses the password: check VEIL_REDIS_PASSWORD") from None
-        if any(isinstance(cause, WatchError) for cause in causes):
-            raise QueueUnavailable("Redis went away, or another process changed what was read there") from None
-        if any(isinstance(cause, OutOfMemoryError) for cause in causes):
-            raise QueueUnavailable("Redis is full (maxmemory): let the workers catch up, or give it more") from None
-        raise QueueUnavailable(f"Redis can't be used ({type(causes[-1]).__name__}): check VEIL_REDIS_URL") from None
+        raise queue_unavailable(error) from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from itertools import dropwhile
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ import urllib3.exceptions
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import (
     AccessDenied,
+    CredentialsRefused,
     ImageTooLarge,
     ObjectNotFound,
     SettingsInvalid,
@@ -27,6 +29,7 @@ from tasks.errors import (
 from tasks.settings import Settings
 
 S3_ATTEMPTS = 3  # of one call, botocore's own retries included
+LONGEST_RETRY_AFTER = 300.0  # seconds that a store may ask for
 CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
 PAGE_KEYS = 1000  # as many as S3 gives at once
 LAST_CHARACTER = "\U0010ffff"  # of Unicode: what begins with a prefix sorts before the prefix and this
@@ -191,9 +194,12 @@ def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
 # Error codes of the S3 API ("Error responses" in its reference), by who must act.
 MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404"}
 DENIED = {
-    "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthFailure", "ExpiredToken", "Forbidden",
-    "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken", "NotSignedUp", "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch", "TokenRefreshRequired", "UnauthorizedAccess", "401", "403",
+    "AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "InvalidSecurity", "NotSignedUp",
+    "UnauthorizedAccess", "401", "403",
+}  # fmt: skip
+REFUSED = {  # whatever is asked for with these credentials
+    "AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
 LATER = {
     "BandwidthLimitExceeded", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
@@ -243,7 +249,7 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
         return _translate_answer(error, place)
     kind = type(error).__name__
     if isinstance(error, NO_CREDENTIALS):
-        return AccessDenied(f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret")
+        return CredentialsRefused(f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret")
     if isinstance(error, UNREACHABLE):
         return StorageUnavailable(f"{place}: S3 can't be reached ({kind})")
     return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
@@ -257,9 +263,23 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
     if code in MISSING or (not code and status == 404):
         return ObjectNotFound(f"{place} does not exist")
     if code in LATER or status in (408, 429) or status >= 500:
-        return StorageUnavailable(f"{place}: S3 answers {status or ''} {code}")
+        unavailable = StorageUnavailable(f"{place}: S3 answers {status or ''} {code}")
+        unavailable.retry_after = _retry_after(error)
+        return unavailable
+    if code in REFUSED:
+        return CredentialsRefused(f"{place}: S3 refuses the credentials ({code}): check or renew them")
     if code == "InvalidObjectState":
         return StorageRejected(f"{place} is archived: restore it first")
     if code in DENIED or status in (401, 403):
         return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
     return StorageRejected(f"{place}: S3 answers {status or ''} {code}")
+
+
+def _retry_after(error: vendor.ClientError) -> float | None:
+    """The seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most LONGEST_RETRY_AFTER."""
+    value = str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    try:
+        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

@@ -14,9 +14,8 @@ from tasks.routes import Route, check
 
 PREFIX = "VEIL_"
 
-# After this many seconds without an acknowledgement Redis hands a message to another worker. It is not
-# renewed while a task runs, so the deadlines of a picture must stay below it together.
-VISIBILITY_SECONDS = 900
+# A dead worker's pictures are taken over within a minute: after its lease, a look around, and a wait if Redis was away.
+LONGEST_LEASE_SECONDS = 45
 
 DATABASE = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")  # what may follow redis://: host, database, TLS options
 
@@ -39,6 +38,20 @@ class Settings(BaseSettings):
     )
     result_hours: float = Field(
         24, gt=0, le=8760, description="How long a report stays readable after its picture, in hours."
+    )
+    lease_seconds: float = Field(
+        30,
+        ge=2,
+        le=LONGEST_LEASE_SECONDS,
+        description="How long a picture stays with a worker that gives no sign of life any more; a worker that lives "
+        "renews this for all that it has in hand.",
+    )
+    grace_seconds: float = Field(
+        25,
+        ge=0,
+        le=3600,
+        description="How long a worker that is told to stop goes on with the pictures in hand; then they go back to "
+        "the queue.",
     )
     s3_endpoint: str | None = Field(None, description="Address of an S3-compatible store; empty for Amazon S3.")
     s3_region: str = Field("us-east-1", description="Region of the buckets.")

@@ -43,8 +43,8 @@ class Batcher:
     def infer(self, canvas: Pixels) -> Detections:
         """The detections in `canvas`, uint8 RGB [height, width, 3], in its pixels.
 
-        Raises DetectorUnavailable after `deadline` seconds or once closed, and DetectionFailed when the
-        model fails on this canvas.
+        Raises DetectorUnavailable after `deadline` seconds, after twice as many if the model has begun, or once
+        closed, and DetectionFailed when the model fails on this canvas.
         """
         entry = _Waiting(canvas, time.monotonic())
         with self._changed:
@@ -55,9 +55,13 @@ class Batcher:
         try:
             return entry.answer.result(timeout=self._deadline)
         except TimeoutError:
-            # A future that is cancelled is not worth running any more.
-            entry.answer.cancel()
-            raise DetectorUnavailable(f"no answer from the detector within {self._deadline:g} s") from None
+            if entry.answer.cancel():
+                raise DetectorUnavailable(f"no answer from the detector within {self._deadline:g} s") from None
+        # The model is at it, and may have stalled on this very picture: whoever ends the process should find it here.
+        try:
+            return entry.answer.result(timeout=self._deadline)
+        except TimeoutError:
+            raise DetectorUnavailable(f"the detector has not finished within {2 * self._deadline:g} s") from None
 
     @property
     def waiting(self) -> int:
@@ -83,6 +87,7 @@ class Batcher:
         """The next pictures to run, all of the oldest's shape; empty once closed."""
         with self._changed:
             while not self._closed:
+                # A future that is cancelled is not worth running any more.
                 self._waiting = [entry for entry in self._waiting if not entry.answer.cancelled()]
                 if not self._waiting:
                     self._changed.wait()
@@ -92,7 +97,9 @@ class Batcher:
                 patience = oldest.arrived + self._max_wait - time.monotonic()
                 if len(alike) == self._max_size or patience <= 0:
                     self._waiting = [entry for entry in self._waiting if entry not in alike]
-                    return alike
+                    if running := [entry for entry in alike if entry.answer.set_running_or_notify_cancel()]:
+                        return running
+                    continue
                 self._changed.wait(patience)
             return []
 
@@ -110,8 +117,8 @@ class Batcher:
                 self._answer([entry])
 
 
-def _named(error: Exception) -> VeilError:
-    if isinstance(error, VeilError):
+def _named(error: Exception) -> Exception:
+    if isinstance(error, VeilError | MemoryError):
         return error
     reason = str(error).splitlines()[0] if str(error) else ""
     return DetectionFailed(f"the model failed: {type(error).__name__}: {reason:.200}")

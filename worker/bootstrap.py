@@ -1,25 +1,32 @@
 """Composition root: settings to detector to pipeline."""
 
 import os
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery.signals import worker_ready
+from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
 from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
 from worker import logs, metrics
-from worker.settings import WorkerSettings
+from worker.settings import PICTURE_SECONDS, WorkerSettings
+from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from worker.detector import Detections, Pixels
     from worker.pipeline import Pipeline
     from worker.saved_model import SavedModel
 
 BATCH_ON_GPU = 8
 BATCH_ON_CPU = 1
+STALLED_SECONDS = 10  # that a batch may take beyond the limit of a detection pass
+Watch = Callable[[str, float], AbstractContextManager[None]]
+"""What is done, and the seconds after which it has stalled, to the context in which it is done."""
 PACKAGES = ("veil", "tensorflow", "tensorflow-cpu", "opencv-python-headless", "pillow", "numpy")
 
 
@@ -34,7 +41,24 @@ def worker_pipeline() -> "Pipeline":
     serve(settings, app)
     metrics.watch_worker()
     worker_ready.connect(_announce, weak=False)
-    return build_pipeline(settings, ObjectStore.connect(settings, connections=settings.concurrency + 2))
+    watchdog = Watchdog(on_stall=app.deliveries.note_stall)
+    _watch_pictures(watchdog)
+    pipeline = build_pipeline(
+        settings, ObjectStore.connect(settings, connections=settings.concurrency + 2), watchdog.watch
+    )
+    watchdog.start()
+    return pipeline
+
+
+def _watch_pictures(watchdog: Watchdog) -> None:
+    def begin(task_id: str, args: Any, **_: Any) -> None:
+        watchdog.begin((task_id, threading.get_ident()), f"{str(args)[:1100]}", PICTURE_SECONDS)
+
+    def end(task_id: str, **_: Any) -> None:
+        watchdog.end((task_id, threading.get_ident()))
+
+    task_prerun.connect(begin, weak=False)
+    task_postrun.connect(end, weak=False)
 
 
 def load_model(settings: WorkerSettings) -> "SavedModel":
@@ -67,10 +91,14 @@ def _announce(sender: Any, **_: Any) -> None:
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
 
 
-def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipeline":
+def _unwatched(_what: str, _seconds: float) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: Watch = _unwatched) -> "Pipeline":
     """The pipeline for `settings`, its model loaded and warmed; ModelInvalid if that fails.
 
-    `store` is None where only local files are anonymized.
+    `store` is None where only local files are anonymized. Batches run under `watch`.
     """
     from worker.batching import Batcher
     from worker.detector import ScaledDetector
@@ -80,7 +108,16 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
     model = load_model(settings)
     threshold = settings.score_threshold or model.score_threshold
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
-    batcher = Batcher(metrics.counted(model.predict), batch_size, settings.batch_wait_seconds, settings.detect_seconds)
+
+    counted = metrics.counted(model.predict)
+
+    def predict(batch: "Pixels") -> "Sequence[Detections]":
+        # Ends before whoever waits for the batch gives up: the picture that it stalls on must still be at work then.
+        patience = settings.detect_seconds + min(STALLED_SECONDS, settings.detect_seconds / 2)
+        with watch("a batch in the detector", patience):
+            return counted(batch)
+
+    batcher = Batcher(predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)
     metrics.watch_batcher(batcher)
     style = MaskStyle(settings.method, settings.region, settings.margin)
     recipe = recipe_digest(

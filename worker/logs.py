@@ -6,6 +6,9 @@ from typing import Any
 
 import structlog
 from celery.signals import setup_logging
+from celery.worker.consumer import consumer
+
+from tasks.redis_errors import queue_unavailable
 
 
 def configure(form: str) -> None:
@@ -39,8 +42,19 @@ def configure(form: str) -> None:
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     for name in ("celery.worker", "celery.apps.worker", "kombu"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(consumer.__name__).addFilter(_name_outages)
     # With a receiver on this signal Celery leaves logging alone.
     setup_logging.connect(_leave_alone, weak=False)
+
+
+def _name_outages(record: logging.LogRecord) -> bool:
+    """Put a line with the name of the error in the place of the paragraph with which Celery reports a lost Redis."""
+    if record.msg != consumer.CONNECTION_ERROR and consumer.CONNECTION_RETRY not in (record.args or ()):
+        return True
+    (error,) = [part for part in record.args or () if isinstance(part, Exception)]
+    failure = queue_unavailable(error)
+    structlog.get_logger("veil").error("queue unavailable", error=type(failure).__name__, message=str(failure))
+    return False
 
 
 def _leave_alone(**_: Any) -> None:

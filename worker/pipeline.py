@@ -4,13 +4,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 from tasks import receipts, routes
-from tasks.addresses import PrefixUri
-from tasks.errors import DestinationTaken
+from tasks.addresses import ObjectUri, PrefixUri
+from tasks.errors import AccessDenied, DestinationTaken, DestinationUnavailable, ObjectNotFound
 from tasks.messages import AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
@@ -20,11 +20,17 @@ from worker.masking import MaskStyle
 
 PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
 
+PROBE = receipts.RESERVED + "probe"  # an object that is written to see whether the destination can be
+
 OnStage = Callable[[str], None]
 
 
 def unheard(_stage: str) -> None:
     """Tell nobody which stage begins."""
+
+
+def undisputed() -> None:
+    """Nobody else writes to the destination."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +104,25 @@ class Pipeline:
         self._made_with = dict(made_with or {})
         self.recipe = recipe
 
-    def run(self, request: AnonymizeRequest, on_stage: OnStage = unheard) -> AnonymizeReport:
+    def output(self, request: AnonymizeRequest) -> ObjectUri:
+        """Where the output of `request` goes; BucketNotAllowed if it may not."""
+        return routes.find(request, self._route_table)[1]
+
+    def run(
+        self, request: AnonymizeRequest, on_stage: OnStage = unheard, confirm: Callable[[], None] = undisputed
+    ) -> AnonymizeReport:
         """Fetch, anonymize and store one object, and say what came of it.
 
-        Raises a VeilError that says who must act; then no output was written.
+        `confirm` is asked before anything is stored, and raises when it may not be. Raises a VeilError that says who
+        must act; then no output was written.
         """
         assert self._store is not None
         watch = Stopwatch(on_stage)
         route, destination = routes.find(request, self._route_table)
         with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
             source = opened.stored
-            replaced = self._store.head(destination)
+            with _of_the_destination():
+                replaced = self._store.head(destination)
             if replaced is not None and self._is_done(source, replaced):
                 return AnonymizeReport(
                     status="skipped",
@@ -119,7 +133,8 @@ class Pipeline:
                 )
             content = opened.read(self._limits.max_bytes, self._limits.fetch_seconds)
         result = self.anonymize(content, watch)
-        with watch.stage("store", "storing"):
+        with watch.stage("store", "storing"), _of_the_destination():
+            confirm()
             made = receipts.Made.of(route.destination.relative(destination), self.recipe, source.etag)
             receipt = self._receipt(source, content, result, watch.seconds)
             self._store.put(receipts.uri(route.destination, made), receipt.to_bytes(), "application/json", {})
@@ -143,6 +158,18 @@ class Pipeline:
             seconds=watch.seconds,
             boxes_xyxy=result.whole_boxes(),
         )
+
+    def check_store(self, request: AnonymizeRequest) -> None:
+        """Raise what now keeps every picture from going the way of `request`; nothing if only that one can't.
+
+        Asks for an object that is not there, and writes an empty one among the receipts.
+        """
+        assert self._store is not None
+        route, _ = routes.find(request, self._route_table)
+        with suppress(AccessDenied):  # an answer; where keys may not be listed, S3 gives no other for a missing one
+            self._store.head(route.source.join(PROBE))
+        with _of_the_destination():
+            self._store.put(route.destination.join(PROBE), b"", "application/octet-stream", {})
 
     def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
@@ -212,6 +239,15 @@ class Pipeline:
             named = receipts.parse(stored.uri.key)
             if named and named.key == stem and stored.uri != kept:
                 self._store.delete(stored.uri)
+
+
+@contextmanager
+def _of_the_destination() -> Iterator[None]:
+    """What is refused there is refused to every picture: it waits, and is no reason to give one up."""
+    try:
+        yield
+    except (AccessDenied, ObjectNotFound) as error:
+        raise DestinationUnavailable(str(error)) from None
 
 
 def recipe_digest(

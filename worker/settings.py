@@ -6,11 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from tasks.deliveries import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
 from tasks.s3 import S3_ATTEMPTS
-from tasks.settings import PREFIX, VISIBILITY_SECONDS, Settings, split_commas
+from tasks.settings import PREFIX, Settings, split_commas
 
+PICTURE_SECONDS = 1200  # a picture that takes longer has stalled, and the watchdog ends the worker
 MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Picture.views
-S3_CALLS = 6  # get, head, put twice, and, where an output is replaced, list and delete
+S3_CALLS = 8  # get, head, put twice, and, where an output is replaced, list and delete; after a failure head and put
 
 
 class WorkerSettings(Settings):
@@ -95,11 +97,11 @@ class WorkerSettings(Settings):
     def _deadlines(self) -> "WorkerSettings":
         detection = self.detect_seconds * len(self.scales) * MOST_VIEWS
         storage = (self.s3_connect_seconds + self.s3_read_seconds) * S3_CALLS * S3_ATTEMPTS
-        longest = self.fetch_seconds + detection + storage
-        if longest >= VISIBILITY_SECONDS:
+        longest = OUTPUT_WAIT_SECONDS + ROOM_WAIT_SECONDS + self.fetch_seconds + detection + storage
+        if longest >= PICTURE_SECONDS:
             raise ValueError(
                 f"a picture may take {longest:g} s ({PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS for each scale "
-                f"and view, {PREFIX}S3_… for each try); keep that below {VISIBILITY_SECONDS} s"
+                f"and view, {PREFIX}S3_… for each try); keep that below {PICTURE_SECONDS} s"
             )
         return self
 

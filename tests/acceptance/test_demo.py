@@ -198,7 +198,7 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
     code, said = finish(demo())
     assert code == 1
     assert "make demo-stop" in said
-    assert len(processes_in(demo.cwd)) == 5
+    assert len(processes_in(demo.cwd)) == 6, "Redis, S3, the trigger, Flower, a worker and its supervisor"
 
     code, _ = finish(demo("stop"))
     assert code == 0

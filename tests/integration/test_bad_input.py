@@ -102,11 +102,6 @@ def test_a_missing_source_bucket_is_refused(refused):
     refused("ObjectNotFound", "s3://absent/a.jpg", message="the bucket does not exist")
 
 
-def test_a_missing_destination_bucket_is_refused(refused, s3, portrait, place):
-    s3.client().put_object(Bucket="other", Key=f"in/{place}a.jpg", Body=portrait)
-    refused("ObjectNotFound", f"s3://other/in/{place}a.jpg", message="s3://absent-outputs/")
-
-
 def test_an_empty_object_is_refused(refused, raw, place):
     refused("EmptyObject", raw.put(place + "a.jpg", b""))
 

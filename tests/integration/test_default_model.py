@@ -65,6 +65,17 @@ def test_weights_that_can_not_be_had_are_one_line(veil, tmp_path):
     assert [path.name for path in (tmp_path / "cache" / "veil").iterdir()] == ["build.lock"]
 
 
+def test_no_room_for_the_model_is_one_line(veil, tmp_path):
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+
+    done = veil("model", "build", environment={"XDG_CACHE_HOME": str(tmp_path / "cache")})
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("veil: ModelInvalid: ")
+    assert "make room there" in line
+
+
 @pytest.fixture(scope="module")
 def model():
     from worker.models import default_model

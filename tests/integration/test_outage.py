@@ -51,7 +51,8 @@ def test_pictures_wait_for_s3_and_are_delivered_once_it_is_back(celery_worker, o
 
     sent = {key: own_queue.send(f"s3://raw/{key}") for key in keys}
     for key in keys:
-        wait_until(lambda key=key: len(celery_worker.lines("retried", source=f"s3://raw/{key}")) >= 2)
+        wait_until(lambda key=key: celery_worker.lines("retried", source=f"s3://raw/{key}"))
+    assert celery_worker.lines("store away")
     assert all(result.state in ("RETRY", "STARTED") for result in sent.values())
     assert own_queue.dead() == {}
     own_s3.server.start()
@@ -61,7 +62,7 @@ def test_pictures_wait_for_s3_and_are_delivered_once_it_is_back(celery_worker, o
         assert reports[key]["status"] == "anonymized"
         assert own_s3.client().head_object(Bucket="clean", Key=key)["Metadata"]["veil-faces"] == "1"
         retried = celery_worker.lines("retried", source=f"s3://raw/{key}")
-        assert [line["attempt"] for line in retried] == list(range(1, len(retried) + 1))
+        assert {line["attempt"] for line in retried} == {1}, "an outage spends no tries"
         assert {line["error"] for line in retried} == {"StorageUnavailable"}
     assert own_queue.dead() == {}
     wait_until(lambda: own_queue.client.hlen("unacked") == 0)

@@ -230,3 +230,29 @@ def test_a_worker_without_its_model_says_so_in_one_line_and_takes_no_message(
     assert "VEIL_MODEL" in line
     assert unattended.client.llen("uploads") == 1
     assert unattended.client.hlen("unacked") == 0
+
+
+def test_a_model_that_never_answers_ends_its_worker_and_leaves_the_picture_to_the_next(
+    build, new_queue, worker_settings, start_worker, programs, raw, place
+):
+    def never(found):
+        from worker.tf import tf
+
+        seen = tf.reduce_max(found["num_detections"])  # nothing on the black picture that warms the model
+        waited = tf.while_loop(lambda _: seen > 0, lambda turns: (turns + 1.0,), [tf.constant(0.0)])[0]
+        return {**found, "num_detections": found["num_detections"] + waited}
+
+    queue = new_queue()
+    queue.client.flushdb()
+    raw.put(place + "a.png", picture_with_square(90, 60, 80))
+    settings = {**worker_settings(queue), "VEIL_MODEL": str(build(change=never)), "VEIL_DETECT_SECONDS": "1"}
+    with start_worker([programs / "veil", "worker"], settings) as worker:
+        queue.send(raw.uri(place + "a.png"))
+
+        assert worker.server.process.wait(60) == 70
+
+        (line,) = worker.lines("stalled")
+    assert line["what"] == "a batch in the detector"
+    assert line["seconds"] > 1
+    assert queue.client.hlen("unacked") >= 1
+    assert queue.dead() == {}

@@ -135,10 +135,30 @@ def test_a_poisoned_canvas_fails_alone_and_its_neighbours_succeed():
 
 def test_an_error_without_words_is_named():
     def predict(batch):
+        raise ZeroDivisionError
+
+    with batcher(predict) as running, pytest.raises(DetectionFailed, match="ZeroDivisionError"):
+        running.infer(canvas(1))
+
+
+def test_memory_that_does_not_suffice_is_no_fault_of_the_picture():
+    def predict(batch):
         raise MemoryError
 
-    with batcher(predict) as running, pytest.raises(DetectionFailed, match="MemoryError"):
+    with batcher(predict) as running, pytest.raises(MemoryError):
         running.infer(canvas(1))
+
+
+def test_whoever_the_model_is_busy_with_waits_longer_than_the_others():
+    model = Gate()
+    with batcher(model.predict, max_size=1, deadline=0.5) as running, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(running.infer, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        second = pool.submit(running.infer, canvas(2))
+        assert isinstance(second.exception(PATIENCE), DetectorUnavailable)
+        assert not first.done()
+        model.open.set()
+        assert side(first.result(PATIENCE)) == 1
 
 
 @pytest.mark.parametrize("answers", [0, 1, 3])

@@ -12,9 +12,9 @@ from kombu.utils.url import url_to_parts
 from pydantic import SecretStr
 
 from tasks.errors import SettingsInvalid
-from tasks.settings import VISIBILITY_SECONDS, Settings, refuse_unknown, split_address
+from tasks.settings import Settings, refuse_unknown, split_address
 from worker import cli
-from worker.settings import WorkerSettings, markdown_table
+from worker.settings import PICTURE_SECONDS, WorkerSettings, markdown_table
 
 SECRET = "hunter2"
 
@@ -85,6 +85,10 @@ def test_a_setting_is_read_from_its_variable(load, name, value, expected):
         ("result_hours", "0"),
         ("result_hours", "nan"),
         ("result_hours", "inf"),
+        ("lease_seconds", "1"),
+        ("lease_seconds", "46"),
+        ("lease_seconds", "nan"),
+        ("grace_seconds", "-1"),
         ("s3_endpoint", "127.0.0.1:9000"),
         ("s3_endpoint", "ftp://host"),
         ("s3_endpoint", "http://"),
@@ -137,23 +141,23 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
 @pytest.mark.parametrize(
     "variables",
     [
-        {"fetch_seconds": "600", "detect_seconds": str(VISIBILITY_SECONDS / 2), "scales": "640"},
+        {"fetch_seconds": "600", "detect_seconds": str(PICTURE_SECONDS / 2), "scales": "640"},
         {"detect_seconds": "600", "scales": "640,1280"},
         {"detect_seconds": "250", "fetch_seconds": "1", "scales": "640,1280,1600,2560"},
         {"s3_read_seconds": "120", "fetch_seconds": "600"},
     ],
 )
-def test_deadlines_that_add_up_to_the_visibility_timeout_are_refused(load, variables):
-    with pytest.raises(SettingsInvalid, match=f"keep that below {VISIBILITY_SECONDS} s") as caught:
+def test_deadlines_that_add_up_to_what_the_watchdog_takes_for_stalled_are_refused(load, variables):
+    with pytest.raises(SettingsInvalid, match=f"keep that below {PICTURE_SECONDS} s") as caught:
         load(**variables)
     assert "VEIL_FETCH_SECONDS, VEIL_DETECT_SECONDS" in str(caught.value)
 
 
-def test_deadlines_within_the_visibility_timeout_are_accepted(load):
+def test_deadlines_within_the_watchdogs_patience_are_accepted(load):
     settings = load(detect_seconds="100", scales="640", fetch_seconds="120", s3_read_seconds="20")
     # Three views of one picture; six calls to S3, three tries of each.
     storage = 18 * (settings.s3_connect_seconds + settings.s3_read_seconds)
-    assert settings.fetch_seconds + 3 * settings.detect_seconds + storage < VISIBILITY_SECONDS
+    assert settings.fetch_seconds + 3 * settings.detect_seconds + storage < PICTURE_SECONDS
 
 
 @pytest.mark.parametrize(

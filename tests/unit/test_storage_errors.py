@@ -1,8 +1,10 @@
 """The vendor's errors: each becomes a VeilError that says who must act, and none tells a secret."""
 
+import email.utils
 import http.client
 import inspect
 import socket
+import time
 
 import boto3.exceptions
 import botocore.exceptions
@@ -14,7 +16,7 @@ import urllib3.exceptions
 from tasks import errors
 from tasks.addresses import ObjectUri
 from tasks.errors import Permanent, Transient, VeilError
-from tasks.s3 import DENIED, LATER, MISSING, ObjectStore, _translated, translate
+from tasks.s3 import DENIED, LATER, LONGEST_RETRY_AFTER, MISSING, REFUSED, ObjectStore, _translated, translate
 from tasks.settings import Settings
 
 PLACE = ObjectUri("raw", "in/a.jpg")
@@ -85,7 +87,7 @@ def test_every_error_class_of_botocore_is_translated(cls):
     assert isinstance(error, Transient | Permanent)
     assert getattr(errors, type(error).__name__) is type(error)
     assert isinstance(error, Transient) or cls.__name__ not in CONNECTION
-    assert (type(error) is errors.AccessDenied) or cls.__name__ not in CREDENTIALS
+    assert (type(error) is errors.CredentialsRefused) or cls.__name__ not in CREDENTIALS
     assert SECRET not in str(error)
     assert str(PLACE) in str(error)
 
@@ -137,10 +139,10 @@ def test_any_error_of_boto3s_transfers_has_a_translation(cls):
         ("403", 403, errors.AccessDenied),
         ("SomethingNew", 403, errors.AccessDenied),
         ("SomethingNew", 401, errors.AccessDenied),
-        ("InvalidAccessKeyId", 403, errors.AccessDenied),
-        ("SignatureDoesNotMatch", 403, errors.AccessDenied),
-        ("ExpiredToken", 400, errors.AccessDenied),
-        ("RequestTimeTooSkewed", 403, errors.AccessDenied),
+        ("InvalidAccessKeyId", 403, errors.CredentialsRefused),
+        ("SignatureDoesNotMatch", 403, errors.CredentialsRefused),
+        ("ExpiredToken", 400, errors.CredentialsRefused),
+        ("RequestTimeTooSkewed", 403, errors.CredentialsRefused),
         ("SlowDown", 503, errors.StorageUnavailable),
         ("ServiceUnavailable", 503, errors.StorageUnavailable),
         ("InternalError", 500, errors.StorageUnavailable),
@@ -173,10 +175,29 @@ def test_an_answer_without_particulars_is_named_all_the_same(response):
     assert isinstance(raised(botocore.exceptions.ClientError(response, "GetObject")), VeilError)
 
 
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("0", 0), ("7", 7), ("86400", LONGEST_RETRY_AFTER), ("-5", None), ("soon", None), ("", None), ("9" * 400, None)],
+)
+def test_the_pause_that_s3_asks_for_is_known_and_bounded(value, seconds):
+    error = an_answer("SlowDown", 503)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": value}
+    expected = LONGEST_RETRY_AFTER if value == "9" * 400 else seconds
+    assert raised(error).retry_after == expected
+
+
+def test_a_pause_may_be_given_as_a_date():
+    error = an_answer("SlowDown", 503)
+    at = email.utils.formatdate(time.time() + 30, usegmt=True)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": at}
+    assert 25 < raised(error).retry_after <= 30
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    assert raised(error).retry_after == 0
+
+
 def test_no_error_code_is_in_two_tables():
-    assert not MISSING & DENIED
-    assert not MISSING & LATER
-    assert not DENIED & LATER
+    tables = [MISSING, DENIED, REFUSED, LATER]
+    assert len(set().union(*tables)) == sum(map(len, tables))
 
 
 def test_an_error_that_has_its_name_keeps_it():

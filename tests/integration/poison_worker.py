@@ -1,0 +1,76 @@
+"""A worker whose model does what a picture's colour says; all else is as in ``veil worker``.
+
+    python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE]
+
+Red is read as an address, and the process dies of it; green takes all memory there is; blue never ends; yellow takes
+three seconds. Every picture that ends has one face. The first two options are limits of the process, the third names a
+file for the paths that it opens and the programs that it starts.
+"""
+
+import ctypes
+import os
+import resource
+import sys
+import time
+
+import numpy as np
+
+from worker import bootstrap, cli
+from worker.detector import Detections
+
+RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+FACE = (16, 16, 48, 48)
+
+
+class Colours:
+    """In the place of the SavedModel."""
+
+    digest = "colours"
+    device = "none"
+    on_gpu = False
+    fixed_size = None
+    score_threshold = 0.5
+
+    def predict(self, batch):
+        return [self._look(canvas) for canvas in batch]
+
+    def _look(self, canvas):
+        colour = tuple(int(value) for value in canvas[8, 8])
+        if colour == RED:
+            ctypes.string_at(0)
+        if colour == GREEN:
+            hoard = []
+            while True:
+                hoard.append(np.empty(1 << 26, np.uint8))
+        if colour == BLUE:
+            time.sleep(3600)
+        time.sleep(3 if colour == YELLOW else 0.02)
+        return Detections(np.array([FACE], np.float32), np.array([0.9], np.float32))
+
+
+def audit(path):
+    """Write down what is opened and started from now on."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(event, arguments):
+        if event in ("open", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
+            os.write(file, f"{event} {arguments[0]}\n".encode("utf-8", "backslashreplace"))
+
+    sys.addaudithook(note)
+
+
+def main():
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:])
+    if "memory" in options:
+        resource.setrlimit(resource.RLIMIT_AS, (int(options["memory"]),) * 2)
+    if "file-size" in options:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(options["file-size"]),) * 2)
+    if "audit" in options:
+        audit(options["audit"])
+    sys.argv = ["veil", "worker"]
+    bootstrap.load_model = lambda settings: Colours()
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""A worker process whose pictures take no detector: what it does is in a picture's key, and it writes down what it did.
+
+    python stub_worker.py JOURNAL [--transport=redis] [--watchdog=SECONDS] [--concurrency=N]
+
+`redis` is kombu's own transport, at its most eager, for comparison.
+
+Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` meets a server that is away, ``…/permanent/…`` fails
+for good, ``…/memory/…`` runs out of memory. JOURNAL gets one JSON object a line: what, source, pid, at.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+import tasks.app
+from tasks.app import QUEUES, app
+from tasks.errors import StorageUnavailable, UnreadableImage
+from tasks.messages import AnonymizeReport
+from worker import bootstrap, logs
+from worker.watchdog import Watchdog
+
+
+class StubPipeline:
+    """Sleeps as its pictures say."""
+
+    recipe = "stub"
+
+    def __init__(self, journal: Path, watchdog: Watchdog, stall_seconds: float):
+        self._journal = journal
+        self._watchdog = watchdog
+        self._stall_seconds = stall_seconds
+
+    def output(self, request):
+        return request.source
+
+    def check_store(self, request):
+        """The store is there: what fails is the picture's own trouble."""
+
+    def run(self, request, on_stage, confirm):
+        source = str(request.source)
+        self._write("begun", source)
+        on_stage("detecting")
+        if "/transient/" in source:
+            raise StorageUnavailable("S3 is away")
+        if "/permanent/" in source:
+            raise UnreadableImage("not a picture")
+        if "/memory/" in source:
+            raise MemoryError
+        with self._watchdog.watch("a batch in the detector", self._stall_seconds):
+            if seconds := re.search(r"/sleep-([\d.]+)/", source):
+                time.sleep(float(seconds[1]))
+        self._write("done", source)
+        return AnonymizeReport(status="anonymized", source=source, destination=source, recipe=self.recipe)
+
+    def _write(self, what, source):
+        line = json.dumps({"what": what, "source": source, "pid": os.getpid(), "at": time.time()}) + "\n"
+        journal = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(journal, line.encode())
+        os.close(journal)
+
+
+def main():
+    journal, *options = sys.argv[1:]
+    chosen = dict(option.removeprefix("--").split("=") for option in options)
+    if transport := chosen.get("transport"):
+        tasks.app.TRANSPORT = transport
+        eager = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+        seconds = app.conf.broker_transport_options["lease_seconds"]
+        app.conf.broker_transport_options.update(visibility_timeout=seconds, **eager)
+    logs.configure("json")
+    watchdog = Watchdog(look_seconds=0.1)
+    app.pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
+    watchdog.start()
+    bootstrap.worker_ready.connect(
+        lambda sender, **_: structlog.get_logger("veil").info("worker ready", worker=sender.hostname), weak=False
+    )
+    worker = app.Worker(
+        pool="threads",
+        concurrency=int(chosen.get("concurrency", 4)),
+        hostname=f"stub-{os.getpid()}@here",
+        queues=",".join(QUEUES),
+        loglevel="WARNING",
+        quiet=True,
+    )
+    worker.start()
+    sys.exit(worker.exitcode)
+
+
+if __name__ == "__main__":
+    main()

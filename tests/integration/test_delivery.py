@@ -1,0 +1,448 @@
+"""Whatever dies or is cut off, a message is delivered again; and while its worker lives, it is delivered once.
+
+The workers are processes without a detector, the Redis is real. ``TRANSPORT=redis`` runs all of it on kombu's own
+transport, to see what this one is for.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from demo.servers import HOST, Server, free_port, start_redis
+from tasks import dead_letters
+from tasks.app import create_app
+from tasks.settings import Settings
+
+STUB = Path(__file__).with_name("stub_worker.py")
+ROOT = STUB.parent.parent.parent
+TRANSPORT = os.environ.get("TRANSPORT", "")
+LEASE_SECONDS = 2
+TASK = b"veil.anonymize_image"
+
+
+class Stub:
+    """A worker process, its log, and what it and the others of this test did."""
+
+    def __init__(self, folder, environment, options):
+        self.journal = folder / "journal"
+        number = len(list(folder.glob("*.log")))
+        command = [sys.executable, STUB, self.journal, *options]
+        self.server = Server("stub", command, folder / f"worker-{number}.log", environment)
+        self.server.start()
+
+    def ready(self):
+        deadline = time.monotonic() + 60
+        while not self.lines("worker ready"):
+            self.server.check_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return self
+
+    def lines(self, event):
+        found = []
+        for text in self.server.log.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(text)
+                if line.get("event") == event:
+                    found.append(line)
+        return found
+
+    def signal(self, number):
+        self.server.process.send_signal(number)
+
+    def exit_code(self, seconds=30):
+        return self.server.process.wait(seconds)
+
+    @property
+    def alive(self):
+        return self.server.process.poll() is None
+
+
+class Setting:
+    """A Redis of one's own, its queue, and workers at it."""
+
+    def __init__(self, redis, folder):
+        self.redis = redis
+        self.folder = folder
+        self.app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
+        self.client = redis.client()
+        self.environment = {**redis.environment(), "VEIL_LEASE_SECONDS": str(LEASE_SECONDS), "PYTHONPATH": str(ROOT)}
+        self.workers = []
+
+    def worker(self, *options, **environment):
+        if TRANSPORT:
+            options = (f"--transport={TRANSPORT}", *options)
+        self.workers.append(Stub(self.folder, {**self.environment, **environment}, options))
+        return self.workers[-1]
+
+    def send(self, *keys, **options):
+        return [self.app.send_task(TASK.decode(), (f"s3://raw/{key}",), **options) for key in keys]
+
+    def did(self, what, worker=None):
+        """How often each key was `what`, by `worker` or anyone."""
+        path = self.folder / "journal"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        pids = (None,) if worker is None else (worker.server.pid,)
+        return Counter(
+            line["source"].removeprefix("s3://raw/")
+            for line in lines
+            if line["what"] == what and (worker is None or line["pid"] in pids)
+        )
+
+    @property
+    def in_hand(self):
+        assert self.client.hlen("unacked") == self.client.zcard("unacked_index")
+        return self.client.hlen("unacked")
+
+    def at_rest(self):
+        return not self.client.llen("uploads") and not self.client.llen("backfill") and not self.in_hand
+
+
+@pytest.fixture(scope="module")
+def own_redis(clean_environment, tmp_path_factory):
+    """A Redis that may be killed; it starts again on the same port with the same files."""
+    started = start_redis(tmp_path_factory.mktemp("own-redis"))
+    yield started
+    started.server.stop()
+
+
+@pytest.fixture
+def setting(own_redis, tmp_path):
+    own_redis.client().flushall()
+    made = Setting(own_redis, tmp_path)
+    yield made
+    for worker in made.workers:
+        if worker.alive:
+            worker.server.kill()
+    made.client.config_set("maxmemory", 0)
+
+
+class Withholding:
+    """The way to Redis, on which the first answer that holds a task message is not delivered."""
+
+    def __init__(self, port):
+        self._port = port
+        self._listener = socket.create_server((HOST, 0))
+        self._sockets = [self._listener]
+        self.withheld = threading.Event()
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        """End all connections; new ones are let through whole."""
+        for end in self._sockets[1:]:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        for end in self._sockets:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection((HOST, self._port))
+                self._sockets += near, far
+                threading.Thread(target=self._pump, args=(near, far, False), daemon=True).start()
+                threading.Thread(target=self._pump, args=(far, near, True), daemon=True).start()
+
+    def _pump(self, source, sink, withholds):
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                if withholds and TASK in chunk and not self.withheld.is_set():
+                    self.withheld.set()
+                    continue
+                sink.sendall(chunk)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def way(own_redis):
+    made = Withholding(own_redis.port)
+    yield made
+    made.close()
+
+
+def test_what_was_on_its_way_to_a_worker_that_is_killed_is_delivered_to_another(setting, way, wait_until):
+    doomed = setting.worker(VEIL_REDIS_URL=f"redis://{HOST}:{way.port}/0").ready()
+    setting.send("a.jpg")
+    assert way.withheld.wait(20)
+    assert setting.client.llen("uploads") == 0, "Redis has handed it out"
+    doomed.server.kill()
+
+    setting.worker()
+
+    wait_until(lambda: setting.did("done")["a.jpg"] == 1, 30)
+    wait_until(setting.at_rest, 10)
+
+
+def test_what_was_on_its_way_when_a_connection_was_cut_is_delivered_again(setting, way, wait_until):
+    worker = setting.worker(VEIL_REDIS_URL=f"redis://{HOST}:{way.port}/0").ready()
+    setting.send("a.jpg")
+    assert way.withheld.wait(20)
+
+    way.cut()
+
+    wait_until(lambda: setting.did("done")["a.jpg"] == 1, 30)
+    wait_until(setting.at_rest, 10)
+    assert worker.alive
+
+
+def test_what_a_killed_worker_had_in_hand_is_taken_over_whatever_it_waited_for(setting, wait_until):
+    doomed = setting.worker("--concurrency=2").ready()
+    setting.send("later.jpg", countdown=6)
+    setting.send("sleep-5/a.jpg", "sleep-5/b.jpg")
+    wait_until(lambda: setting.did("begun").total() == 2 and setting.in_hand == 3)
+
+    doomed.server.kill()
+    other = setting.worker().ready()
+
+    wait_until(lambda: len(other.lines("taken over, to work on alone")) == 2, 20)
+    wait_until(lambda: setting.did("done", other).total() == 3, 40)
+    assert setting.did("begun") == {"sleep-5/a.jpg": 2, "sleep-5/b.jpg": 2, "later.jpg": 1}
+
+
+def test_a_slow_picture_stays_with_its_worker_and_so_does_one_that_waits_for_its_time(setting, wait_until):
+    workers = [setting.worker().ready(), setting.worker().ready()]
+
+    setting.send(f"sleep-{3 * LEASE_SECONDS}/slow.jpg")
+    setting.send("later.jpg", countdown=3 * LEASE_SECONDS)
+
+    wait_until(lambda: setting.did("done").total() == 2, 30)
+    wait_until(setting.at_rest, 10)
+    assert setting.did("begun").total() == 2
+    assert not any(worker.lines("messages taken back") for worker in workers)
+
+
+def test_a_worker_that_was_frozen_cannot_end_what_another_took_over(setting, wait_until):
+    frozen = setting.worker().ready()
+    setting.send("sleep-4/a.jpg")
+    wait_until(lambda: setting.did("begun", frozen))
+    frozen.signal(signal.SIGSTOP)
+    second = setting.worker().ready()
+    wait_until(lambda: setting.did("begun", second), 30)
+
+    frozen.signal(signal.SIGCONT)
+    wait_until(lambda: setting.did("done", frozen), 30)
+    time.sleep(0.5)  # in which it acknowledges
+    second.server.kill()
+
+    assert setting.in_hand == 1
+    third = setting.worker()
+    wait_until(lambda: setting.did("done").total() == 2, 30)
+    assert third.alive
+    assert frozen.alive
+    assert frozen.lines("leases lost")
+    wait_until(setting.at_rest, 10)
+
+
+def test_a_lost_connection_neither_ends_a_worker_nor_what_it_has_in_hand(setting, wait_until):
+    worker = setting.worker("--concurrency=2").ready()
+    setting.send("later.jpg", countdown=4)
+    setting.send("sleep-3/a.jpg", "sleep-4/b.jpg", "sleep-1/c.jpg")
+    wait_until(lambda: setting.did("begun").total() == 2)
+
+    setting.client.client_kill_filter(_type="normal", skipme=True)
+    setting.client.client_kill_filter(_type="pubsub")
+    setting.send("d.jpg")
+
+    wait_until(lambda: setting.did("done").total() == 5, 30)
+    wait_until(setting.at_rest, 10)
+    assert set(setting.did("begun").values()) == {1}
+    assert worker.alive
+    assert worker.lines("queue unavailable")[0]["error"] == "QueueUnavailable"
+
+
+def test_redis_may_be_away_for_longer_than_a_lease(setting, wait_until):
+    workers = [setting.worker().ready(), setting.worker().ready()]
+    setting.send("later.jpg", countdown=3 * LEASE_SECONDS)
+    setting.send(*(f"sleep-{4 * LEASE_SECONDS}/{number}.jpg" for number in range(4)))
+    wait_until(lambda: setting.did("begun").total() == 4)
+
+    setting.redis.server.kill()
+    time.sleep(2 * LEASE_SECONDS)
+    setting.redis.start()
+
+    wait_until(lambda: setting.did("done").total() == 5, 40)
+    wait_until(setting.at_rest, 20)
+    assert set(setting.did("begun").values()) == {1}
+    assert all(worker.alive for worker in workers)
+
+
+def test_redis_killed_again_and_again_under_a_load_loses_nothing(setting, wait_until):
+    workers = [setting.worker(), setting.worker()]
+    for worker in workers:
+        worker.ready()
+    keys = [f"sleep-0.02/{number}.jpg" for number in range(300)]
+    setting.send(*keys)
+
+    for _ in range(5):
+        time.sleep(0.4)
+        setting.redis.server.kill()
+        setting.redis.start()
+
+    wait_until(lambda: len(setting.did("done")) == len(keys), 60)
+    wait_until(setting.at_rest, 20)
+    assert all(worker.alive for worker in workers)
+
+
+def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun_and_returns_the_rest_at_once(setting, wait_until):
+    worker = setting.worker("--concurrency=2").ready()
+    setting.send("later.jpg", countdown=60)
+    setting.send("sleep-3/a.jpg", "sleep-3/b.jpg", "c.jpg", "d.jpg")
+    wait_until(lambda: setting.did("begun").total() == 2)
+    assert (setting.in_hand, setting.client.llen("uploads")) == (3, 2)
+
+    worker.signal(signal.SIGTERM)
+
+    wait_until(lambda: setting.client.llen("uploads") == 3, 2.5)
+    assert setting.did("done").total() == 0
+    assert worker.exit_code() == 0
+    assert setting.did("done") == setting.did("begun") == {"sleep-3/a.jpg": 1, "sleep-3/b.jpg": 1}
+    assert (setting.in_hand, setting.client.llen("uploads")) == (0, 3)
+
+
+@pytest.mark.parametrize("how", ["the grace period ends", "told twice"])
+def test_what_a_stopping_worker_does_not_finish_goes_back_to_the_queue(setting, wait_until, how):
+    grace = "1" if how == "the grace period ends" else "60"
+    worker = setting.worker(VEIL_GRACE_SECONDS=grace).ready()
+    setting.send("sleep-60/a.jpg", "sleep-60/b.jpg")
+    wait_until(lambda: setting.did("begun").total() == 2)
+
+    worker.signal(signal.SIGTERM)
+    if how == "told twice":
+        time.sleep(0.5)
+        assert worker.alive
+        worker.signal(signal.SIGTERM)
+
+    assert worker.exit_code() == 1
+    assert (setting.in_hand, setting.client.llen("uploads")) == (0, 2)
+    (line,) = worker.lines("cut off")
+    assert line["unfinished"] == 2
+
+
+def test_a_detector_that_stalls_ends_its_worker_with_one_line_and_its_pictures_come_back(setting, wait_until):
+    worker = setting.worker("--watchdog=1").ready()
+    setting.send("sleep-30/a.jpg")
+
+    assert worker.exit_code() == 70
+    (line,) = worker.lines("stalled")
+    assert "detector" in line["what"]
+    assert setting.in_hand == 1
+    other = setting.worker()
+    wait_until(lambda: setting.did("begun", other)["sleep-30/a.jpg"] == 1, 30)
+
+
+def test_a_full_redis_holds_up_producers_and_loses_no_picture(setting, wait_until):
+    keys = [f"{number}.jpg" for number in range(20)]
+    setting.send(*keys, "permanent/a.jpg", "transient/a.jpg")
+    setting.client.config_set("maxmemory", 1)
+    worker = setting.worker().ready()
+
+    wait_until(lambda: len(setting.did("done")) == len(keys), 30)
+    wait_until(lambda: setting.did("begun")["permanent/a.jpg"] and setting.did("begun")["transient/a.jpg"])
+    begun = setting.did("begun")
+    assert {begun[key] for key in keys} == {1}, "what is done leaves Redis, and makes room"
+    assert not list(dead_letters.entries(setting.client))
+    assert "QueueUnavailable" in {line["error"] for line in worker.lines("report not stored")}
+    tries = setting.did("begun")["permanent/a.jpg"]
+    time.sleep(3)
+    assert setting.did("begun")["permanent/a.jpg"] <= tries + 2, "tried again with a pause"
+
+    setting.client.config_set("maxmemory", 0)
+
+    wait_until(
+        lambda: {letter.source for letter in dead_letters.entries(setting.client)} == {"s3://raw/permanent/a.jpg"}, 30
+    )
+    wait_until(lambda: worker.lines("retried"), 30)
+    setting.send("more.jpg")
+    wait_until(lambda: setting.did("done")["more.jpg"] == 1, 30)
+
+
+def test_a_redis_that_takes_no_writes_for_a_while_is_waited_for(setting, wait_until):
+    worker = setting.worker().ready()
+    setting.send(f"sleep-{LEASE_SECONDS}/a.jpg", "b.jpg")
+    wait_until(lambda: setting.did("done")["b.jpg"])
+
+    setting.client.replicaof(HOST, free_port())  # where nobody listens: a replica that lost its master
+    try:
+        wait_until(lambda: [line for line in worker.lines("queue unavailable") if "read only" in line["message"]])
+        time.sleep(2 * LEASE_SECONDS)
+        lines = len(worker.server.log.read_text().splitlines())
+    finally:
+        setting.client.replicaof("NO", "ONE")
+    setting.send("c.jpg")
+
+    wait_until(lambda: setting.did("done").total() >= 3 and setting.at_rest(), 30)
+    assert set(setting.did("done")) == {f"sleep-{LEASE_SECONDS}/a.jpg", "b.jpg", "c.jpg"}
+    assert worker.alive
+    assert lines < 30
+
+
+def test_a_worker_waits_for_a_redis_that_is_down_and_says_so(setting, wait_until):
+    setting.redis.server.kill()
+    worker = setting.worker()
+    try:
+        wait_until(lambda: worker.lines("queue unavailable"), 30)
+        assert worker.alive
+    finally:
+        setting.redis.start()
+    worker.ready()
+    setting.send("a.jpg")
+    wait_until(lambda: setting.did("done")["a.jpg"] == 1)
+    assert {line["error"] for line in worker.lines("queue unavailable")} == {"QueueUnavailable"}
+
+
+def test_a_wrong_password_is_named_and_put_right_at_redis(setting, wait_until):
+    setting.send("a.jpg")
+    worker = setting.worker(VEIL_REDIS_PASSWORD="another-one")
+
+    line = wait_until(lambda: worker.lines("queue unavailable"), 30)[0]
+    assert "VEIL_REDIS_PASSWORD" in line["message"]
+    assert worker.alive
+    setting.client.config_set("requirepass", "another-one")
+    try:
+        wait_until(lambda: setting.did("done")["a.jpg"] == 1, 30)
+    finally:
+        setting.client.config_set("requirepass", setting.redis.password)
+    assert "another-one" not in worker.server.log.read_text()
+
+
+def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_leaves_the_hand(setting, wait_until):
+    setting.worker()
+    (result,) = setting.send("memory/a.jpg")
+
+    wait_until(lambda: result.state == "FAILURE", 30)
+    wait_until(setting.at_rest, 10)
+    (letter,) = dead_letters.entries(setting.client)
+    assert (letter.error, letter.last_error, letter.attempts) == ("Poison", "MemoryError", 3)
+    assert setting.did("begun") == {"memory/a.jpg": 3}
+
+
+def test_a_lease_with_which_pictures_would_not_come_back_in_time_is_refused_at_the_start(setting):
+    done = subprocess.run(
+        [Path(sys.executable).parent / "veil", "worker"],
+        env={**os.environ, **setting.environment, "VEIL_LEASE_SECONDS": "60"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("veil: SettingsInvalid: VEIL_LEASE_SECONDS: ")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,203 @@
+"""Leases against a real Redis: what is renewed, given back, taken back and kept, at any time and in a full Redis."""
+
+import json
+
+import pytest
+
+from tasks.leases import TAKE, Leases
+
+RECORDS, INDEX = "unacked", "unacked_index"
+SECONDS = 30.0
+
+
+class Clock:
+    now = 5000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def redis(unattended):
+    yield unattended.client
+    unattended.client.config_set("maxmemory", 0)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def leases(redis, clock):
+    made = Leases(clock)
+    made._run = lambda: None  # the tests take its steps
+    made.open(redis, RECORDS, INDEX, SECONDS)
+    return made
+
+
+@pytest.fixture
+def take(redis):
+    """Take a message under a tag, and say from which queue."""
+
+    def run(tag, seconds=SECONDS, queues=("uploads", "backfill")):
+        return redis.eval(TAKE, 2 + len(queues), RECORDS, INDEX, *queues, tag, seconds, *queues)
+
+    return run
+
+
+def remaining(redis, tag):
+    seconds, micros = redis.time()
+    return redis.zscore(INDEX, tag) - seconds - micros / 1e6
+
+
+MESSAGES = [
+    b'{"headers": {"id": "1"}, "properties": {}}',
+    '{"body": "Grüße 🙂", "number": 1e400, "empty": [], "float": 0.1000000000000000055}'.encode(),
+    b"",
+    b"not JSON",
+    b'","","elsewhere"]',
+    b"\xff\xfe\x00\r\n",
+    b"x" * 2_000_000,
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=range(len(MESSAGES)))
+def test_a_message_comes_back_as_it_was_whatever_it_is(redis, leases, take, message):
+    redis.lpush("backfill", message)
+
+    assert take("tag") == [b"backfill", message]
+    assert redis.llen("backfill") == 0
+    assert redis.hget(RECORDS, "tag") == b"[" + message + b',"","backfill"]'
+    assert leases.give_back(["tag"]) == 1
+
+    assert redis.lrange("backfill", 0, -1) == [message]
+    assert redis.exists(RECORDS, INDEX, "elsewhere") == 0
+
+
+def test_the_oldest_message_of_the_first_queue_is_taken_first(redis, take):
+    redis.lpush("backfill", "b1", "b2")
+    redis.lpush("uploads", "u1", "u2")
+    assert [take(f"tag-{number}") for number in range(5)] == [
+        [b"uploads", b"u1"], [b"uploads", b"u2"], [b"backfill", b"b1"], [b"backfill", b"b2"], None
+    ]  # fmt: skip
+
+
+def test_a_record_is_one_that_kombu_could_restore(redis, take):
+    redis.lpush("uploads", b'{"properties": {"delivery_tag": "x"}}')
+    take("tag")
+    message, exchange, routing_key = json.loads(redis.hget(RECORDS, "tag"))
+    assert message == {"properties": {"delivery_tag": "x"}}
+    assert (exchange, routing_key) == ("", "uploads"), "the exchange without a name leads to the queue of that name"
+
+
+def test_a_record_of_kombus_own_comes_back_too(redis, leases):
+    redis.hset(RECORDS, "tag", '[{"body": "x"}, "uploads", "uploads"]')
+    redis.zadd(INDEX, {"tag": 1})
+    leases.give_back(["tag"])
+    assert redis.lrange("uploads", 0, -1) == [b'{"body": "x"}']
+
+
+def test_a_record_that_nobody_can_read_is_kept_and_bothers_nobody(redis, leases, clock):
+    redis.hset(RECORDS, "tag", "what is this")
+    redis.zadd(INDEX, {"tag": 1})
+    clock.now += SECONDS
+    leases._take_back_expired()
+    assert redis.hget(RECORDS, "tag") == b"what is this"
+    assert redis.zcard(INDEX) == 0
+
+
+def test_only_what_is_held_is_renewed_and_what_has_run_out_is_taken_back(redis, leases, take, clock):
+    redis.lpush("uploads", "held", "left")
+    take("held", 0.0)
+    take("left", 0.0)
+    leases.hold("held")
+    leases._renew_held()
+
+    assert remaining(redis, "held") == pytest.approx(SECONDS, abs=5)
+    leases._take_back_expired()
+
+    assert redis.hkeys(RECORDS) == [b"held"]
+    assert redis.lrange("uploads", 0, -1) == [b"left"]
+
+
+def test_whoever_lost_a_lease_can_neither_renew_nor_end_nor_return_what_another_holds(redis, leases, take):
+    redis.lpush("uploads", "message")
+    take("frozen", 0.0)
+    leases.hold("frozen")
+    leases._take_back_expired()
+    take("other")
+
+    leases._renew_held()
+    assert leases._held == set()
+    leases.done("frozen")
+    leases._tend()
+    leases.give_back(["frozen"])
+
+    assert redis.hkeys(RECORDS) == [b"other"]
+    assert redis.zrange(INDEX, 0, -1) == [b"other"]
+    assert redis.llen("uploads") == 0
+
+
+def test_after_a_gap_the_others_are_given_time_to_renew_theirs(redis, leases, take, clock):
+    leases._uptime = lambda: 0.0  # as if Redis had just come back
+    redis.lpush("uploads", "message")
+    take("of another", 0.0)
+
+    for passed in (0, 2, 4, 6, 8):
+        leases._tend()
+        assert redis.llen("uploads") == 0, passed
+        clock.now += 2
+    leases._tend()
+    assert redis.llen("uploads") == 1
+
+    take("of another", 0.0)
+    clock.now += 60  # Redis was away, or this process frozen
+    leases._tend()
+    assert redis.llen("uploads") == 0
+    for _ in range(5):
+        clock.now += 2
+        leases._tend()
+    assert redis.llen("uploads") == 1
+
+
+def test_a_worker_that_has_just_started_takes_over_at_once_if_redis_was_there_all_along(redis, leases, take):
+    leases._uptime = lambda: SECONDS
+    redis.lpush("uploads", "message")
+    take("of another", 0.0)
+    leases._tend()
+    assert redis.llen("uploads") == 1
+
+
+def test_how_long_redis_has_been_there_is_known(leases):
+    first = leases._uptime()
+    assert 0 <= first < 86_400
+
+
+def test_all_that_a_dead_worker_held_is_taken_back_however_much_it_is(redis, leases, take):
+    redis.lpush("uploads", *range(250))
+    for number in range(250):
+        take(f"tag-{number}", 0.0)
+    for _ in range(3):
+        leases._take_back_expired()
+    assert redis.llen("uploads") == 250
+    assert redis.exists(RECORDS, INDEX) == 0
+
+
+def test_a_full_redis_lets_messages_be_taken_renewed_returned_and_done(redis, leases, take):
+    redis.lpush("uploads", "a", "b", "c")
+    redis.config_set("maxmemory", 1)
+
+    assert take("a") == [b"uploads", b"a"]
+    take("b", 0.0)
+    take("c")
+    leases.hold("a")
+    leases._renew_held()
+    assert remaining(redis, "a") > SECONDS - 5
+    leases._take_back_expired()
+    leases.give_back(["c"])
+    leases.done("a")
+    leases._remove_done()
+
+    assert redis.lrange("uploads", 0, -1) == [b"b", b"c"]
+    assert redis.exists(RECORDS, INDEX) == 0

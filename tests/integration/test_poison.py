@@ -1,0 +1,91 @@
+"""A picture that kills whatever works on it ends as one dead letter, and its neighbours as outputs.
+
+``POISON=20 PICTURES=200`` is the long form.
+"""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from chaos.supervised import Supervised
+from demo.servers import Server
+from tests.integration.poison_worker import BLUE, FACE, GREEN, RED
+
+ROOT = Path(__file__).resolve().parents[2]
+POISON = int(os.environ.get("POISON", "3"))
+PICTURES = int(os.environ.get("PICTURES", "30"))
+MEMORY = 3 << 30  # of addresses, most of which are never used
+KINDS = {RED: "segfault", GREEN: "memory", BLUE: "hang"}
+SECONDS = 60 + 15 * POISON
+
+
+def picture(colour):
+    target = io.BytesIO()
+    image = Image.new("RGB", (64, 64), colour)
+    if colour not in KINDS:
+        image.paste((250, 220, 200), FACE)
+    image.save(target, "PNG")
+    return target.getvalue()
+
+
+@pytest.fixture
+def poisoned(new_queue, s3, tmp_path):
+    """A queue of one's own, and two supervised workers at it; their pictures are in folders of `place`."""
+    queue = new_queue()
+    environment = {
+        **queue.environment,
+        **s3.environment(),
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+        "VEIL_SCALES": "64",
+        "VEIL_DETECT_SECONDS": "3",
+        "VEIL_LEASE_SECONDS": "2",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, Path(__file__).with_name("poison_worker.py"), f"--memory={MEMORY}"]
+    workers = [
+        Supervised(Server(f"worker-{number}", command, tmp_path / f"{number}.log", environment)) for number in (1, 2)
+    ]
+    for worker in workers:
+        worker.start()
+    yield queue, workers
+    for worker in workers:
+        worker.stop()
+
+
+@pytest.mark.timeout(SECONDS + 60)
+def test_poison_ends_as_dead_letters_and_its_neighbours_as_outputs(poisoned, raw, clean, place, wait_until):
+    queue, workers = poisoned
+    keys = {}
+    for number in range(PICTURES):
+        is_poison = number % (PICTURES // POISON) == 3
+        colour = list(KINDS)[len(keys) // (PICTURES // POISON) % 3] if is_poison else (number, 100, 100)
+        key = f"{place}{number:03}-{KINDS.get(colour, 'good')}.png"
+        keys[key] = colour
+        raw.put(key, picture(colour))
+    for key in keys:
+        queue.send(raw.uri(key))
+    poison = {key for key, colour in keys.items() if colour in KINDS}
+    assert len(poison) == POISON
+
+    wait_until(lambda: len(queue.dead()) + len(clean.keys(place)) >= PICTURES, SECONDS)
+    wait_until(lambda: not queue.client.llen("uploads") and not queue.client.hlen("unacked"), 30)
+
+    dead = queue.dead()
+    assert set(dead) == {raw.uri(key) for key in poison}
+    assert set(clean.keys(place)) == set(keys) - poison
+    for key in poison:
+        letter = dead[raw.uri(key)]
+        assert (letter.error, letter.attempts) == ("Poison", 3)
+        assert "3 times" in letter.message
+        assert letter.first_time < letter.time
+        assert letter.worker
+        if keys[key] != RED:  # which leaves no time to say anything
+            assert {GREEN: "MemoryError", BLUE: "stalled"}[keys[key]] in letter.last_error
+    for key in set(keys) - poison:
+        assert clean.open(key).getpixel((32, 20))[2] < 180, "the face is hidden"
+    wait_until(lambda: all(worker.alive for worker in workers))
+    assert not queue.client.keys("veil:attempts:*") + queue.client.keys("veil:turn:*")

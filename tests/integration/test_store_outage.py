@@ -1,0 +1,177 @@
+"""A store that is away for every picture, or refuses them all: they wait, none is given up, and nothing runs hot.
+
+``OUTAGE=120`` is two minutes of it.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chaos.faults import Faulty
+from demo.servers import Server
+from tests.integration.conftest import Worker
+from tests.integration.test_poison import picture
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE", "6"))
+PICTURES = 40
+
+
+class Setting:
+    """A worker with a model of its own making, its queue, and a way to S3 that may be closed."""
+
+    def __init__(self, queue, s3, folder):
+        self.queue = queue
+        self.way = Faulty(int(s3.endpoint.rpartition(":")[2]))
+        self.environment = {
+            **queue.environment,
+            **s3.environment(),
+            "VEIL_S3_ENDPOINT": self.way.endpoint,
+            "VEIL_SCALES": "64",
+            "VEIL_ROUTES": "s3://raw=s3://clean",
+            "PYTHONPATH": str(ROOT),
+        }
+        self._folder = folder
+        self.worker = None
+
+    def start(self, **environment):
+        self.start_command([sys.executable, Path(__file__).with_name("poison_worker.py")], **environment)
+
+    def start_command(self, command, **environment):
+        server = Server("worker", command, self._folder / "worker.log", {**self.environment, **environment})
+        self.worker = Worker(server)
+        self.worker.start()
+
+    def close(self):
+        if self.worker:
+            self.worker.server.stop()
+        self.way.close()
+
+    def retries_in_queue(self):
+        return [json.loads(item)["headers"]["retries"] for item in self.queue.client.lrange("uploads", 0, -1)]
+
+
+@pytest.fixture
+def setting(new_queue, s3, tmp_path):
+    made = Setting(new_queue(), s3, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sources(raw, place):
+    return [raw.put(f"{place}{number}.png", picture((number, 90, 90))) for number in range(PICTURES)]
+
+
+def test_a_store_that_answers_503_costs_no_picture_and_is_left_alone(setting, sources, clean, place, wait_until):
+    setting.way.rates = {"503": 1.0}
+    setting.start()
+    for source in sources:
+        setting.queue.send(source)
+
+    (line,) = wait_until(lambda: setting.worker.lines("store away"))
+    assert line["error"] == "StorageUnavailable"
+    time.sleep(OUTAGE_SECONDS)
+
+    assert setting.queue.dead() == {}
+    assert setting.way.requests["503"] < 60 + 3 * OUTAGE_SECONDS
+    assert set(setting.retries_in_queue()) == {0}, "no try is spent"
+    assert len(setting.retries_in_queue()) >= PICTURES - 4, "they stay in the queue"
+    setting.way.rates = {}
+    wait_until(lambda: len(clean.keys(place)) == PICTURES, 60)
+    assert setting.queue.dead() == {}
+    assert len(setting.worker.lines("store back")) == 1
+
+
+def test_the_pause_that_the_store_asks_for_is_kept(setting, sources, wait_until):
+    setting.way.rates, setting.way.retry_after = {"503": 1.0}, 4
+    setting.start()
+    setting.queue.send(sources[0])
+    wait_until(lambda: setting.worker.lines("store away"))
+    wait_until(lambda: setting.worker.lines("retried"))
+    before = setting.way.requests.total()
+
+    time.sleep(3)
+
+    assert setting.way.requests.total() == before
+    (line,) = setting.worker.lines("retried")
+    assert line["pause"] >= 4
+    setting.way.rates = {}
+    wait_until(lambda: setting.worker.lines("anonymized"), 30)
+
+
+def test_trouble_of_one_picture_alone_is_counted_against_it(setting, sources, clean, wait_until):
+    setting.start()
+    first = sources[0].removeprefix("s3://raw/").encode()
+    setting.way.only = first
+    setting.way.rates = {"500": 1.0}
+    for source in sources[:3]:
+        setting.queue.send(source)
+
+    wait_until(lambda: len(setting.worker.lines("retried", source=sources[0])) >= 2, 30)
+
+    assert [line["attempt"] for line in setting.worker.lines("retried")][:2] == [1, 2]
+    assert len(setting.worker.lines("anonymized")) == 2
+    assert not setting.worker.lines("store away")
+
+
+@pytest.mark.parametrize("what", ["a missing destination bucket", "keys that the store does not know"])
+def test_what_an_operator_has_to_put_right_waits_for_it_without_a_restart(
+    setting, s3, raw, sources, place, wait_until, what
+):
+    bucket = f"late-{place.strip('/')}"
+    client = s3.client()
+    if what == "a missing destination bucket":
+        setting.start(VEIL_ROUTES=f"s3://raw=s3://{bucket}")
+        error = "DestinationUnavailable"
+    else:
+        client.create_bucket(Bucket=bucket)
+        credentials = setting._folder / "credentials"
+        credentials.write_text("[default]\ncredential_process = " + str(setting._folder / "renew") + "\n")
+        keys = {"Version": 1, "AccessKeyId": "gone", "SecretAccessKey": "gone", "Expiration": _in(3)}
+        _write_program(setting._folder / "renew", keys)
+        setting.start(
+            VEIL_ROUTES=f"s3://raw=s3://{bucket}",
+            AWS_ACCESS_KEY_ID="",
+            AWS_SECRET_ACCESS_KEY="",
+            AWS_CONFIG_FILE=str(credentials),
+        )
+        error = "CredentialsRefused"
+    for source in sources[:10]:
+        setting.queue.send(source)
+
+    (line,) = wait_until(lambda: setting.worker.lines("store away"))
+    assert line["error"] == error
+    time.sleep(2)
+    assert setting.queue.dead() == {}
+    if what == "a missing destination bucket":
+        assert bucket in line["message"]
+        client.create_bucket(Bucket=bucket)
+    else:
+        renewed = {**keys, "AccessKeyId": s3.access_key, "SecretAccessKey": s3.secret_key, "Expiration": _in(3600)}
+        _write_program(setting._folder / "renew", renewed)
+
+    wait_until(lambda: len(setting.worker.lines("anonymized")) == 10, 60)
+    assert setting.queue.dead() == {}
+
+
+def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(setting, sources, clean, place, wait_until):
+    worker = f"{sys.executable} {Path(__file__).with_name('poison_worker.py')} --file-size=0"
+    setting.start_command(["bash", "-c", f"exec {worker} 2> >(cat)"])
+    for source in sources:
+        setting.queue.send(source)
+    wait_until(lambda: len(clean.keys(place)) == PICTURES, 60)
+    assert setting.queue.dead() == {}
+
+
+def _in(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+
+
+def _write_program(path, answer):
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(answer)}\nEND\n")
+    path.chmod(0o700)
