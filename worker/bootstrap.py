@@ -63,6 +63,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
         scales=settings.scales,
         max_enlargement=settings.max_enlargement,
         style=style,
+        keep_exif=settings.keep_exif,
     )
     structlog.get_logger("veil").info(
         "detector ready",
@@ -77,8 +78,15 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
         store=store,
         detector=ScaledDetector(batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size),
         style=style,
-        limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_seconds),
+        limits=Limits(
+            settings.max_bytes,
+            settings.max_pixels,
+            settings.fetch_seconds,
+            settings.max_frames,
+            settings.longest_look(),
+        ),
         hold_without_faces=settings.no_faces == "hold",
+        keep_exif=settings.keep_exif,
         route_table=settings.parsed_routes(),
         recipe=recipe,
     )

@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from tasks.errors import DestinationTaken
+from numpy.typing import NDArray
+
+from tasks.errors import DestinationTaken, ImageTooLarge
 from tasks.messages import AnonymizeReport, AnonymizeRequest
 from tasks.s3 import ObjectStore, ObjectUri, StoredObject
 from worker import images, masking, routes
@@ -15,7 +18,7 @@ from worker.detector import Detections, Detector, merge, placed
 from worker.masking import MaskStyle
 from worker.routes import Route
 
-PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
+PIXELS_VERSION = 2  # counts up with every change of this package that changes output pixels
 
 SOURCE = "veil-source-sha256"
 SOURCE_ETAG = "veil-source-etag"
@@ -31,16 +34,18 @@ def unheard(_stage: str) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one picture: bytes, pixels and seconds of download."""
+    """Bounds of one picture: bytes, pixels, frames, and seconds of download and of looking at all its frames."""
 
     max_bytes: int
     max_pixels: int
     fetch_seconds: float
+    max_frames: int = images.MOST_FRAMES
+    look_seconds: float = 600
 
 
 @dataclass(frozen=True)
 class Anonymized:
-    """An anonymized picture: its file, None if it is held back, and what was found in it."""
+    """An anonymized picture: its file, None if it is held back, and what was found in all its frames."""
 
     content: bytes | None
     content_type: str
@@ -78,6 +83,7 @@ class Pipeline:
         style: MaskStyle,
         limits: Limits,
         hold_without_faces: bool = False,
+        keep_exif: Sequence[str] = (),
         route_table: Sequence[Route] = (),
         recipe: str = "",
     ) -> None:
@@ -87,6 +93,7 @@ class Pipeline:
         self._style = style
         self._limits = limits
         self._hold_without_faces = hold_without_faces
+        self._keep_exif = keep_exif
         self._route_table = route_table
         self.recipe = recipe
 
@@ -135,19 +142,38 @@ class Pipeline:
     def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
         with watch.stage("decode", "decoding"):
-            picture = images.decode(content, self._limits.max_pixels)
+            picture = images.decode(content, self._limits.max_pixels, self._limits.max_frames, self._keep_exif)
         with watch.stage("detect", "detecting"):
-            detections = self._detect(picture)
+            found = self._look(picture)
         with watch.stage("mask", "masking"):
-            pixels = masking.hide(picture.pixels, detections.boxes_xyxy, self._style, picture.black)
+            hidden = [self._hidden(frame, faces) for frame, faces in zip(picture.frames, found, strict=True)]
+        detections = Detections.joined(found)
         held = self._hold_without_faces and not len(detections)
         with watch.stage("encode", "encoding"):
-            encoded = None if held else images.encode(picture, pixels)
+            encoded = None if held else images.encode(picture, hidden)
         return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
 
-    def _detect(self, picture: images.Picture) -> Detections:
-        found = [placed(self._detector.detect(view)) for view in picture.views()]
+    def _look(self, picture: images.Picture) -> list[Detections]:
+        """The faces of each frame; ImageTooLarge where that takes so long that the message would come back."""
+        found: list[Detections] = []
+        looked = slowest = 0.0
+        for frame in picture.frames:
+            if looked + slowest > self._limits.look_seconds:
+                raise ImageTooLarge(
+                    f"{len(found)} of {len(picture.frames)} frames took {looked:.0f} s to look at: lower VEIL_MAX_FRAMES"
+                )
+            started = time.perf_counter()
+            found.append(self._detect(frame))
+            looked, slowest = looked + time.perf_counter() - started, max(slowest, time.perf_counter() - started)
+        return found
+
+    def _detect(self, frame: images.Frame) -> Detections:
+        found = [placed(self._detector.detect(view)) for view in frame.views()]
         return found[0] if len(found) == 1 else merge(Detections.joined(found))
+
+    def _hidden(self, frame: images.Frame, faces: Detections) -> NDArray[Any]:
+        """The frame's pixels with `faces` hidden; its own where there are none, which tells the encoder so."""
+        return masking.hide(frame.pixels, faces.boxes_xyxy, self._style, frame.black) if len(faces) else frame.pixels
 
     def _is_done(self, source: StoredObject, destination: ObjectUri) -> bool:
         """Whether the stored output is already the one that would be made. DestinationTaken if it is another's."""
@@ -179,9 +205,15 @@ def _address_digest(uri: ObjectUri) -> str:
 
 
 def recipe_digest(
-    *, model: str, score_threshold: float, scales: Sequence[int], max_enlargement: float, style: MaskStyle
+    *,
+    model: str,
+    score_threshold: float,
+    scales: Sequence[int],
+    max_enlargement: float,
+    style: MaskStyle,
+    keep_exif: Sequence[str] = (),
 ) -> str:
-    """A digest of everything that decides an output's pixels, 16 hex digits of SHA-256."""
+    """A digest of everything that decides an output, 16 hex digits of SHA-256."""
     decisive = {
         "pixels": PIXELS_VERSION,
         "model": model,
@@ -189,5 +221,6 @@ def recipe_digest(
         "scales": list(scales),
         "max_enlargement": max_enlargement,
         "style": asdict(style),
+        "keep_exif": sorted(keep_exif),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
