@@ -159,9 +159,8 @@ class Pipeline:
         looked = slowest = 0.0
         for frame in picture.frames:
             if looked + slowest > self._limits.look_seconds:
-                raise ImageTooLarge(
-                    f"{len(found)} of {len(picture.frames)} frames took {looked:.0f} s to look at: lower VEIL_MAX_FRAMES"
-                )
+                done = f"{len(found)} of {len(picture.frames)}"
+                raise ImageTooLarge(f"looking at {done} frames took {looked:.0f} s: lower VEIL_MAX_FRAMES")
             started = time.perf_counter()
             found.append(self._detect(frame))
             looked, slowest = looked + time.perf_counter() - started, max(slowest, time.perf_counter() - started)

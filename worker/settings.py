@@ -91,7 +91,7 @@ class WorkerSettings(Settings):
     keep_exif: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="EXIF fields that the output keeps, comma-separated, as `DateTimeOriginal,FocalLength`; empty for "
-        "none. Places, names, serial numbers, notes and thumbnails can't be kept.",
+        "none. In JPEG, PNG, WebP and AVIF. Places, names, serial numbers, notes and thumbnails can't be kept.",
     )
     fetch_seconds: float = Field(120, gt=0, le=600, description="Limit for the whole download of a picture.")
     log_format: Literal["auto", "json", "console"] = Field(

@@ -5,9 +5,9 @@ import zlib
 from collections.abc import Iterator
 
 from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images import jpeg2000
 
 PNG_BITS = 24  # where the depth stands: the header is always the first chunk
-CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000: start of codestream, image and tile size (ISO/IEC 15444-1, Annex A)
 HIGH_BITDEPTH = 0x40  # in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3)
 
 
@@ -20,9 +20,7 @@ def check(form: str, content: bytes) -> None:
         if int.from_bytes(content[4:8], "little") + 8 > len(content):
             raise UnreadableImage("this WebP is cut short")
     elif form == "JPEG2000":
-        depths = _jpeg2000_depths(content)
-        if len(depths) > 1 and max(depths) > 8:
-            raise UnsupportedImage(f"this JPEG 2000 has {max(depths)} bits a colour, which is not handled")
+        jpeg2000.check(content)
     elif form == "AVIF" and any(flags & HIGH_BITDEPTH for flags in _av1_flags(content)):
         raise UnsupportedImage("this AVIF has more than 8 bits a colour, which is not handled: convert it to 8 bits")
 
@@ -50,18 +48,6 @@ def webp_is_lossless(content: bytes) -> bool:
         size = int.from_bytes(content[at + 4 : at + 8], "little")
         at += 8 + (16 if content[at : at + 4] == b"ANMF" else size + size % 2)
     return content[at : at + 4] == b"VP8L"
-
-
-def jpeg2000_is_lossless(content: bytes) -> bool:
-    """Whether the wavelet is the reversible one: the last byte of the coding style (Annex A.6.1)."""
-    at = content.find(b"\xff\x52", content.find(CODESTREAM))
-    return content[at + 13 : at + 14] == b"\x01"
-
-
-def _jpeg2000_depths(content: bytes) -> list[int]:
-    at = content.find(CODESTREAM) + 4
-    count = int.from_bytes(content[at + 36 : at + 38])
-    return [(depth & 0x7F) + 1 for depth in content[at + 38 : at + 38 + 3 * count : 3]]
 
 
 def avif_subsampling(content: bytes) -> str:

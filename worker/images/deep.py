@@ -6,7 +6,7 @@ different ways.
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -14,6 +14,8 @@ import numpy as np
 
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker.images.picture import Array, Frame
+
+Turn = Callable[[Array], Array]
 
 MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}
 PNG_HEADER = 33  # bytes of signature and first chunk
@@ -28,39 +30,39 @@ def read_png(content: bytes, seen: Array) -> Frame:
     return _frame(pixels, seen)
 
 
-def read_tiff(content: bytes, page: int, seen: Array, extra: Any) -> Frame:
-    """A 16-bit page of the TIFF `content` as it lies in the file, of which Pillow has `seen` the upper 8 bits.
+def read_tiff(content: bytes, page: int, seen: Array, turn: Turn | None, extra: Any) -> Frame:
+    """A 16-bit page of the TIFF `content`, upright, of which Pillow has `seen` the upper 8 bits.
 
-    `extra` is the page's ExtraSamples, None or a tuple.
+    `turn` makes it upright, `extra` is its ExtraSamples, None or a tuple.
     """
-    found, pixels = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
-    if not found or len(pixels) != 1:
+    found, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+    if not found or len(pages) != 1:
         raise UnsupportedImage("this kind of 16-bit TIFF is not handled")
-    return _frame(pixels[0], seen, associated=extra == (ASSOCIATED,))
-
-
-def is_read(content: bytes, page: int) -> bool:
-    """Whether libtiff reads a page of the TIFF `content` without any error, which OpenCV asks of it in colour."""
-    found, pixels = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR, range=(page, page + 1))
-    return bool(found) and len(pixels) == 1
+    try:
+        return _frame(pages[0], seen, extra == (ASSOCIATED,))
+    except UnsupportedImage:
+        if turn is None:
+            raise
+        # Whether a page has been turned depends on OpenCV's version.
+        return _frame(np.ascontiguousarray(turn(pages[0])), seen, extra == (ASSOCIATED,))
 
 
 def _frame(pixels: Any, seen: Array, associated: bool = False) -> Frame:
     if pixels.dtype != np.uint16 or pixels.shape[:2] != seen.shape[:2] or pixels.ndim > 3:
         raise UnsupportedImage("this kind of 16-bit picture is not handled")
+    seen = seen if seen.ndim == 3 else seen[..., None]
     if pixels.ndim == 3:
-        planes = seen.shape[2] if seen.ndim == 3 and seen.shape[2] > 2 else pixels.shape[2]
+        planes = seen.shape[2] if seen.shape[2] > 2 else pixels.shape[2]
         pixels = np.ascontiguousarray(pixels[..., [2, 1, 0, 3][:planes]])
+    own = pixels if pixels.ndim == 3 else pixels[..., None]
+    compared = np.s_[..., 3:] if associated else np.s_[..., : 1 if seen.shape[2] < 3 else 3]
+    if not all((own[row][compared] >> 8 == seen[row][compared]).all() for row in range(len(own))):
+        raise UnsupportedImage("this 16-bit picture is read in two ways, and none can be trusted")
     if associated:
         _undo_association(pixels)
-    else:
-        colours = seen[..., None] if seen.ndim == 2 else seen[..., :1] if seen.shape[2] == 2 else seen[..., :3]
-        own = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
-        if not all((own[row] >> 8 == colours[row]).all() for row in range(len(own))):
-            raise UnsupportedImage("this 16-bit picture is read in two ways, and none can be trusted")
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        pixels[pixels[..., 3] == 0] = 0
-    return Frame(pixels, MODES[pixels.shape[2] if pixels.ndim == 3 else 1])
+    if own.shape[2] == 4:
+        own[own[..., 3] == 0] = 0
+    return Frame(pixels, MODES[own.shape[2]])
 
 
 def _undo_association(pixels: Array) -> None:

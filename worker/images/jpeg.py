@@ -69,6 +69,16 @@ def decoded(content: bytes, mode: str) -> Array:
     return pixels[..., 0] if mode == "L" else pixels
 
 
+def check(content: bytes) -> None:
+    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing."""
+    stored = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
+    try:
+        colours = simplejpeg.decode_jpeg_header(content)[2]
+    except ValueError as error:
+        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    decoded(content, stored.get(colours, "RGB"))
+
+
 def is_stored_as_rgb(content: bytes) -> bool:
     """Whether the JPEG's components are red, green and blue themselves."""
     colours: str = simplejpeg.decode_jpeg_header(content)[2]

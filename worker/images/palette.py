@@ -1,11 +1,14 @@
 """Pictures of up to 256 colours: what no mask touched keeps its exact colours, masks get the nearest."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image
 
 from worker.images.picture import Array
 
 MOST = 256
+ROWS = 128
 AT_A_TIME = 4096  # colours compared with the whole palette at once
 
 
@@ -14,31 +17,39 @@ def indexed(pixels: Array, source: Array) -> Image.Image:
 
     A picture whose untouched pixels alone have more than 256 colours is reduced to 256, those that fit best.
     """
-    colours, keys = _keys(pixels)
-    untouched = (pixels == source).all(axis=-1)
-    own = np.unique(keys[untouched])
+    own, covered = _colours(pixels, source)
     if len(own) > MOST:
         return _reduced(pixels)
-    covered = np.unique(keys[~untouched])
-    palette = np.concatenate([own, _spread(covered, MOST - len(own))])
-    if not len(palette):
-        palette = covered[:1]
-    palette = np.unique(palette)
-    nearest = np.searchsorted(palette, own)
-    known = np.concatenate([own, covered])
-    places = np.concatenate([nearest, _nearest(covered, palette)])
-    order = np.argsort(known, kind="stable")
-    indices = places[order][np.searchsorted(known[order], keys)].astype(np.uint8)
-    return _picture(indices, _unpacked(palette), colours)
+    palette = np.unique(np.concatenate([own, _spread(covered, MOST - len(own))]))
+    known = np.union1d(own, covered)
+    places = _nearest(known, palette)
+    indices = np.empty(pixels.shape[:2], np.uint8)
+    for rows in _blocks(pixels):
+        indices[rows] = places[np.searchsorted(known, _keys(pixels[rows]))]
+    return _picture(indices, _unpacked(palette), pixels.shape[2])
 
 
-def _keys(pixels: Array) -> tuple[int, Array]:
-    """The channels, and each pixel as one number."""
-    channels = pixels.shape[2]
+def _colours(pixels: Array, source: Array) -> tuple[Array, Array]:
+    """The colours, as numbers, of the pixels that are as in `source`, and of the others."""
+    own = covered = np.zeros(0, np.uint32)
+    for rows in _blocks(pixels):
+        keys, untouched = _keys(pixels[rows]), (pixels[rows] == source[rows]).all(axis=-1)
+        own = np.union1d(own, keys[untouched])
+        covered = np.union1d(covered, keys[~untouched])
+    return own, covered
+
+
+def _blocks(pixels: Array) -> Iterator[slice]:
+    """Rows that are worked on at a time, so that a large picture needs little more memory."""
+    return (slice(top, top + ROWS) for top in range(0, len(pixels), ROWS))
+
+
+def _keys(pixels: Array) -> Array:
+    """Each pixel as one number."""
     keys: Array = np.zeros(pixels.shape[:2], np.uint32)
     for channel in range(4):
-        keys = keys << 8 | (pixels[..., channel] if channel < channels else np.uint32(255))
-    return channels, keys
+        keys = keys << 8 | (pixels[..., channel] if channel < pixels.shape[2] else np.uint32(255))
+    return keys
 
 
 def _unpacked(keys: Array) -> Array:

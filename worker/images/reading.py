@@ -1,14 +1,14 @@
 """From a file's bytes to a Picture: recognised by content, bounded by the header, decoded whole."""
 
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
-from worker.images import colour_profile, containers, deep, exif, jpeg, writing
+from worker.images import colour_profile, containers, deep, exif, jpeg, jpeg2000, tiff, writing
 from worker.images.formats import BY_NAME, CONTENT_TYPES, NAMED_FORMATS
 from worker.images.picture import Array, Frame, Picture
 
@@ -16,11 +16,8 @@ from worker.images.picture import Array, Frame, Picture
 Image.MAX_IMAGE_PIXELS = None
 
 MOST_FRAMES = 500
-OLD_JPEG = "tiff_jpeg"
-CCITT = ("tiff_ccitt", "group3", "group4", "tiff_raw_16")
-BITS_PER_SAMPLE, EXTRA_SAMPLES = 258, 338  # TIFF 6.0
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
-TURNS: dict[int, Callable[[Array], Array]] = {
+TURNS: dict[int, deep.Turn] = {
     2: lambda p: p[:, ::-1],
     3: lambda p: p[::-1, ::-1],
     4: lambda p: p[::-1],
@@ -52,6 +49,8 @@ def decode(content: bytes, max_pixels: int, max_frames: int = MOST_FRAMES, keep_
             return _jpeg(image, content, keep_exif)
         containers.check(form, content)
         _check_size(image, form, content, max_pixels, max_frames)
+        if form == "JPEG2000":
+            image.info["icc_profile"] = jpeg2000.profile(content)
         encoding = writing.options(image, content) | _metadata(image, keep_exif)
         frames = _frames(image, form, content, encoding)
     except VeilError:
@@ -87,8 +86,10 @@ def _open(content: bytes, max_pixels: int) -> Any:
     try:
         other = Image.open(io.BytesIO(content), formats=NAMED_FORMATS)
     except Exception:
-        if content[4:8] == b"ftyp" and content[8:12] not in (b"avif", b"avis"):
+        if content[4:8] == b"ftyp" and len(content) > 12 and content[8:12] not in (b"avif", b"avis"):
             raise UnsupportedImage(HEIC) from None
+        if content.startswith(b"\xff\xd8\xff"):
+            jpeg.reassembled(content)  # which names the kinds that Pillow does not know
         raise UnreadableImage("not a picture, or damaged from its first bytes") from None
     raise UnsupportedImage(
         f"{other.format} pictures are not handled: use {', '.join(form.title for form in BY_NAME.values())}"
@@ -105,17 +106,17 @@ def _check_size(image: Any, form: str, content: bytes, max_pixels: int, max_fram
         raise ImageTooLarge(f"this {form} has {count:,} frames, the limit is {max_frames:,}: raise VEIL_MAX_FRAMES")
     pixels = count * width * height
     if form == "TIFF":  # whose pages differ
-        pixels = sum(_page_size(image, number, content) for number in range(count))
+        pixels = sum(_page_size(image, number) for number in range(count))
         image.seek(0)
     elif _is_deep(image, form, content):
         pixels *= 2
     _refuse_large(count, width, height, pixels * BY_NAME[form].cost, max_pixels)
 
 
-def _page_size(image: Any, number: int, content: bytes) -> int:
+def _page_size(image: Any, number: int) -> int:
     image.seek(number)
     pixels: int = image.width * image.height
-    return 2 * pixels if _is_deep(image, "TIFF", content) else pixels
+    return 2 * pixels if tiff.is_deep(image) else pixels
 
 
 def _refuse_large(count: int, width: int, height: int, pixels: int, max_pixels: int) -> None:
@@ -129,8 +130,6 @@ def _refuse_large(count: int, width: int, height: int, pixels: int, max_pixels: 
 
 def _is_deep(image: Any, form: str, content: bytes) -> bool:
     """Whether a channel has 16 bits, which Pillow shows of PNG and TIFF in gray alone."""
-    if form == "TIFF":
-        return bool(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8)
     if form == "PNG":
         return content[containers.PNG_BITS] == 16
     return bool(image.mode == "I;16")
@@ -163,6 +162,10 @@ def _frames(image: Any, form: str, content: bytes, encoding: dict[str, Any]) -> 
 def _frame(image: Any, form: str, content: bytes) -> Frame:
     image.load()
     turn = _turn(image)
+    if form == "BMP" and image.mode == "RGBA":
+        if np.asarray(image.getchannel("A")).min() < 255:
+            raise UnsupportedImage("BMPs with transparency are not handled: use PNG")  # Pillow writes none
+        image = image.convert("RGB")
     if not _is_deep(image, form, content) or image.mode == "I;16":
         frame = _shallow(image)
     elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
@@ -173,20 +176,15 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
 
 
 def _tiff_page(image: Any, content: bytes) -> Frame:
-    """The page that `image` is at. Pillow has turned it, OpenCV has not."""
-    if image.info.get("compression") == OLD_JPEG:
-        raise UnsupportedImage("this TIFF has old-style JPEG compression, which is not handled")
-    turn, extra, is_deep = _turn(image), image.tag_v2.get(EXTRA_SAMPLES), _is_deep(image, "TIFF", content)
-    compression = image.info.get("compression")
+    """The page that `image` is at; Pillow turns it upright itself."""
+    tiff.check(image, content)
+    turn, extra, is_deep = _turn(image), image.tag_v2.get(tiff.EXTRA_SAMPLES), tiff.is_deep(image)
     image.load()
-    if compression in CCITT and not deep.is_read(content, image.tell()):
-        raise UnreadableImage("this TIFF's fax compression is damaged")  # Pillow goes on where a line is wrong
     if not is_deep or image.mode.startswith("I;16"):
         return _shallow(image)
     if image.mode not in ("RGB", "RGBA"):
         raise UnsupportedImage(f"TIFFs of mode {image.mode} with 16 bits are not handled: convert it to RGB")
-    frame = deep.read_tiff(content, image.tell(), _turned(np.asarray(image), _back(turn)), extra)
-    return Frame(_turned(frame.pixels, turn), frame.mode)
+    return deep.read_tiff(content, image.tell(), np.asarray(image), turn, extra)
 
 
 def _shallow(image: Any) -> Frame:
@@ -217,12 +215,7 @@ def _alike(frames: list[Frame]) -> list[Frame]:
     return [Frame(np.array(Image.fromarray(frame.pixels).convert(mode)), mode) for frame in frames]
 
 
-def _back(turn: Callable[[Array], Array] | None) -> Callable[[Array], Array] | None:
-    """What undoes `turn`: the quarter turns undo each other, everything else itself."""
-    return {TURNS[6]: TURNS[8], TURNS[8]: TURNS[6]}.get(turn, turn) if turn else None
-
-
-def _turn(image: Any) -> Callable[[Array], Array] | None:
+def _turn(image: Any) -> deep.Turn | None:
     """How the pixels are turned to be seen as meant. EXIF that can't be read turns nothing, in a viewer as here."""
     try:
         return TURNS.get(image.getexif().get(ORIENTATION))
@@ -230,7 +223,7 @@ def _turn(image: Any) -> Callable[[Array], Array] | None:
         return None
 
 
-def _turned(pixels: Array, turn: Callable[[Array], Array] | None) -> Array:
+def _turned(pixels: Array, turn: deep.Turn | None) -> Array:
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
@@ -243,6 +236,6 @@ def _metadata(image: Any, keep_exif: Collection[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if profile := colour_profile.checked(image.info.get("icc_profile"), image.mode):
         options["icc_profile"] = profile
-    if block := exif.kept(image, keep_exif):
+    if image.format in exif.FORMATS and (block := exif.kept(image, keep_exif)):
         options["exif"] = block
     return options

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from worker.images import containers, deep, palette
+from worker.images import containers, deep, jpeg2000, palette
 from worker.images.picture import Array, Picture
 
 WEBP_QUALITY = 90  # a lossy WebP does not say which quality it was written with, nor does an AVIF
@@ -98,22 +98,21 @@ def _make_transparent(images: list[Image.Image]) -> bool:
 def _jpeg2000_options(image: Any, content: bytes) -> dict[str, Any]:
     size = image.width * image.height * len(image.getbands()) * (2 if image.mode == "I;16" else 1)
     return {
-        "no_jp2": content.startswith(containers.CODESTREAM),
+        "no_jp2": content.startswith(jpeg2000.CODESTREAM),
         "mct": int("RGB" in image.mode),
-        "irreversible": not containers.jpeg2000_is_lossless(content),
+        "irreversible": not jpeg2000.is_lossless(content),
         RATE: max(1.0, size / len(content)),
     }
 
 
 def _jpeg2000(images: list[Image.Image], options: dict[str, Any]) -> bytes:
     """Lossless if the source was: the reversible wavelet can be cut at a rate as well, and only the size tells."""
-    rate = options.pop(RATE)
-    if not options["irreversible"]:
-        lossless = _saved(images, "JPEG2000", options)
-        raw = sum(np.asarray(image).nbytes for image in images)
-        if len(lossless) <= LOSSY * raw / rate:
-            return lossless
-    return _saved(images, "JPEG2000", options | {"quality_mode": "rates", "quality_layers": [rate]})
+    rate, profile = options.pop(RATE), options.pop("icc_profile", None)
+    content = b"" if options["irreversible"] else _saved(images, "JPEG2000", options)
+    raw = sum(np.asarray(image).nbytes for image in images)
+    if options["irreversible"] or len(content) > LOSSY * raw / rate:
+        content = _saved(images, "JPEG2000", options | {"quality_mode": "rates", "quality_layers": [rate]})
+    return jpeg2000.with_profile(content, profile) if profile and not options["no_jp2"] else content
 
 
 def _image(pixels: Array, mode: str) -> Image.Image:

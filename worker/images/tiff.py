@@ -1,0 +1,54 @@
+"""The pages of a TIFF: which are handled, and that their compressed data is whole (TIFF 6.0; Technical Note 2)."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images import jpeg
+
+COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg")
+BITS_PER_SAMPLE, EXTRA_SAMPLES, JPEG_TABLES = 258, 338, 347
+STRIPS, TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
+
+
+def is_deep(image: Any) -> bool:
+    """Whether a channel of the page that `image` is at has more than 8 bits."""
+    return bool(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8)
+
+
+def check(image: Any, content: bytes) -> None:
+    """Raise UnsupportedImage or UnreadableImage for what libtiff reads with mere warnings, or in part."""
+    compression = image.info.get("compression")
+    if compression not in COMPRESSIONS:
+        raise UnsupportedImage(
+            f"TIFFs with the compression {compression} are not handled: save it with LZW, Deflate, PackBits or JPEG"
+        )
+    for part in _parts(image, content):
+        if compression == "jpeg":
+            tables = image.tag_v2.get(JPEG_TABLES)
+            whole = tables[:-2] + part[2:] if tables else part
+            jpeg.check(whole)
+        elif compression in ("tiff_adobe_deflate", "tiff_deflate"):
+            _check_deflate(part)
+
+
+def _parts(image: Any, content: bytes) -> Iterator[bytes]:
+    """The compressed strips or tiles of a page."""
+    offsets, lengths = TILES if TILES[0] in image.tag_v2 else STRIPS
+    for at, length in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ()), strict=False):
+        if at + length > len(content):
+            raise UnreadableImage("this TIFF is cut short")
+        yield content[at : at + length]
+
+
+def _check_deflate(part: bytes) -> None:
+    unpacked = zlib.decompressobj()
+    try:
+        while part and not unpacked.eof:
+            unpacked.decompress(part, 1 << 20)
+            part = unpacked.unconsumed_tail
+    except zlib.error:
+        unpacked = zlib.decompressobj()
+    if not unpacked.eof:
+        raise UnreadableImage("this TIFF is damaged: the checksum of its pixels is wrong")
