@@ -84,8 +84,8 @@ class WorkerSettings(Settings):
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="Largest picture, in pixels: width × height × frames. 16 bits a channel count twice, AVIF twice, "
-        "JPEG 2000 three times, for the memory that they need.",
+        description="Largest picture, in pixels: width × height × frames. 16 bits a channel count twice, WebP and AVIF "
+        "twice, JPEG 2000 three times, for the memory that they need.",
     )
     max_frames: int = Field(500, ge=1, description="Most frames or pages of one picture.")
     keep_exif: Annotated[tuple[str, ...], NoDecode] = Field(

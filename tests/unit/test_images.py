@@ -107,7 +107,14 @@ FILES = {
     "AVIF": written(scene(), "AVIF"),
     "JPEG 2000": written(scene(), "JPEG2000"),
 }
-COST = {"16-bit PNG": 2, "16-bit TIFF": 2, "AVIF": 2, "JPEG 2000": 3}  # times the memory of others
+COST = {
+    "lossy WebP": 2,
+    "lossless WebP": 2,
+    "16-bit PNG": 2,
+    "16-bit TIFF": 2,
+    "AVIF": 2,
+    "JPEG 2000": 3,
+}  # times the memory of others
 
 # --- round trips ----------------------------------------------------------------------------------------------
 

@@ -147,12 +147,13 @@ def test_bytes_hidden_behind_the_last_pixel_are_found():
         images.decode(content[:-2] + SECRET + b"\xff\xd9", 10**6)
 
 
-def test_bytes_between_segments_are_dropped():
+def test_bytes_between_segments_are_damage_and_fill_bytes_are_not():
     content = written(scene())
     at = content.index(b"\xff\xdb")
-    again = anonymized(content[:at] + b"\0" + SECRET + content[at:])
-    assert scans(again) == scans(content)
-    assert SECRET not in again
+    assert anonymized(content[:at] + b"\xff\xff\xff" + content[at:]) == anonymized(content)
+    for between in (SECRET, b"\0", b"\xff\0"):
+        with pytest.raises(UnreadableImage):
+            images.decode(content[:at] + between + content[at:], 10**6)
 
 
 def test_a_thumbnail_in_the_jfif_segment_is_dropped():

@@ -43,6 +43,7 @@ FORMATS = (
         "lossy, lossless, alpha, animated",
         "lossy or lossless, alpha, timing and repeats",
         "–",
+        cost=2,
     ),
     Format(
         "TIFF",

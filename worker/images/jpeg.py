@@ -19,7 +19,6 @@ APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic coding
 TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # DHT, DAC, DQT, DRI
 OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
-ALONE = {0x01, *range(0xD0, 0xD8)}  # TEM, RST: markers without a length
 SCAN_END = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # not a stuffed byte, a restart or a fill byte
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
 ICC_PART = 65_519
@@ -106,26 +105,20 @@ def _picture(content: bytes) -> Iterator[Segment]:
 
 
 def _segments(content: bytes) -> Iterator[Segment]:
-    """All segments up to the end marker; UnreadableImage if there is none."""
+    """All segments up to the end marker; UnreadableImage if there is none, or if other bytes stand between them."""
     at = 2
-    while True:
-        at = content.find(b"\xff", at)
-        while at >= 0 and content[at : at + 1] == b"\xff":
+    while content[at : at + 1] == b"\xff":
+        while content[at : at + 1] == b"\xff":  # fill bytes may come before any marker
             at += 1
-        marker = content[at] if 0 <= at < len(content) else -1
-        size = int.from_bytes(content[at + 1 : at + 3])
+        marker, size = content[at] if at < len(content) else -1, int.from_bytes(content[at + 1 : at + 3])
         if marker == EOI:
             return
-        if marker == 0 or marker in ALONE:
-            continue
-        if marker in (-1, SOI) or size < 2 or at + 1 + size > len(content):
-            raise UnreadableImage("this JPEG is damaged or cut short: its segments do not reach an end marker")
+        if marker in (-1, 0, SOI) or size < 2 or at + 1 + size > len(content):
+            break
         body, at = content[at + 3 : at + 1 + size], at + 1 + size
-        if marker != SOS:
-            yield Segment(marker, body)
-            continue
-        end = SCAN_END.search(content, at)
-        if end is None:
-            raise UnreadableImage("this JPEG is cut short: its end marker is missing")
-        yield Segment(SOS, body, content[at : end.start()])
-        at = end.start()
+        end = SCAN_END.search(content, at) if marker == SOS else None
+        if marker == SOS and end is None:
+            break
+        yield Segment(marker, body, content[at : end.start()] if end else b"")
+        at = end.start() if end else at
+    raise UnreadableImage("this JPEG is damaged or cut short: its segments do not lead to an end marker")
