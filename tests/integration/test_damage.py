@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 COUNT = 300
 SECONDS = 120
+NO_MATTER = re.compile("Unknown field with tag|tags are not sorted")  # of a TIFF: it is not read, nor written
 
 # Runs in a process of its own, so that a crash in a decoder is seen as one. Reads files from a folder, writes what the
 # pipeline makes of them to another, and prints a line for each.
@@ -160,6 +162,7 @@ def test_what_passed_decodes_cleanly_in_another_program(outcomes):
             done = subprocess.run(
                 ["convert", "-regard-warnings", source, "rgba:-"], check=False, capture_output=True, timeout=SECONDS
             )
-            if done.returncode:
-                complaints[source.name] = done.stderr.decode("utf-8", "replace")[:200]
+            lines = done.stderr.decode("utf-8", "replace").splitlines()
+            if done.returncode and not all(NO_MATTER.search(line) for line in lines):
+                complaints[source.name] = lines
     assert complaints == {}

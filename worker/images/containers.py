@@ -16,6 +16,9 @@ def check(form: str, content: bytes) -> None:
     if form == "PNG":
         if not _png_is_whole(content):
             raise UnreadableImage("this PNG is damaged or cut short: a checksum in it is wrong")
+    elif form == "BMP":
+        if int.from_bytes(content[2:6], "little") not in (0, len(content)):  # 0 if the writer did not know
+            raise UnreadableImage("this BMP is cut short, or there is something after it")
     elif form == "WEBP":
         if int.from_bytes(content[4:8], "little") + 8 > len(content):
             raise UnreadableImage("this WebP is cut short")

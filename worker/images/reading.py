@@ -193,6 +193,8 @@ def _shallow(image: Any) -> Frame:
         if "transparency" in image.info:
             raise UnsupportedImage("this PNG has 16-bit gray with a transparent value, which is not handled")
         return Frame(np.array(image).astype(np.uint16), "I;16")
+    if image.mode == "P" and len(image.palette.palette) < 3 * (int(np.asarray(image).max()) + 1):
+        raise UnreadableImage("the picture is damaged: it has colours that are not in its palette")
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
     elif image.mode in ("P", "PA", "YCbCr", "RGBX"):

@@ -10,6 +10,9 @@ from worker.images import jpeg
 COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg")
 BITS_PER_SAMPLE, EXTRA_SAMPLES, JPEG_TABLES = 258, 338, 347
 STRIPS, TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
+# What decides how the data is read: sizes, depth, compression, colours, places, predictor, tiles, planes.
+STRUCTURE = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338}
+WHOLE_NUMBERS = {3, 4, 16}  # SHORT, LONG, LONG8
 
 
 def is_deep(image: Any) -> bool:
@@ -24,19 +27,26 @@ def check(image: Any, content: bytes) -> None:
         raise UnsupportedImage(
             f"TIFFs with the compression {compression} are not handled: save it with LZW, Deflate, PackBits or JPEG"
         )
+    if any(image.tag_v2.tagtype.get(tag, 3) not in WHOLE_NUMBERS for tag in STRUCTURE):
+        raise UnreadableImage("this TIFF is damaged: its directory has sizes that are no whole numbers")
+    size = 0
     for part in _parts(image, content):
+        size += len(part)
         if compression == "jpeg":
             tables = image.tag_v2.get(JPEG_TABLES)
-            whole = tables[:-2] + part[2:] if tables else part
-            jpeg.check(whole)
+            jpeg.check(tables[:-2] + part[2:] if tables else part)
         elif compression in ("tiff_adobe_deflate", "tiff_deflate"):
             _check_deflate(part)
+    if size * 8 < image.width * image.height * sum(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) and compression == "raw":
+        raise UnreadableImage("this TIFF is cut short")
 
 
 def _parts(image: Any, content: bytes) -> Iterator[bytes]:
     """The compressed strips or tiles of a page."""
-    offsets, lengths = TILES if TILES[0] in image.tag_v2 else STRIPS
-    for at, length in zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ()), strict=False):
+    offsets, lengths = (image.tag_v2.get(tag, ()) for tag in (TILES if TILES[0] in image.tag_v2 else STRIPS))
+    if not offsets or len(offsets) != len(lengths):
+        raise UnreadableImage("this TIFF is damaged: where its pixels are is not known")
+    for at, length in zip(offsets, lengths, strict=True):
         if at + length > len(content):
             raise UnreadableImage("this TIFF is cut short")
         yield content[at : at + length]
