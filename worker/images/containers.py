@@ -17,8 +17,7 @@ def check(form: str, content: bytes) -> None:
         if not _png_is_whole(content):
             raise UnreadableImage("this PNG is damaged or cut short: a checksum in it is wrong")
     elif form == "BMP":
-        if int.from_bytes(content[2:6], "little") not in (0, len(content)):  # 0 if the writer did not know
-            raise UnreadableImage("this BMP is cut short, or there is something after it")
+        _check_bmp(content)
     elif form == "WEBP":
         if int.from_bytes(content[4:8], "little") + 8 > len(content):
             raise UnreadableImage("this WebP is cut short")
@@ -26,6 +25,15 @@ def check(form: str, content: bytes) -> None:
         jpeg2000.check(content)
     elif form == "AVIF" and any(flags & HIGH_BITDEPTH for flags in _av1_flags(content)):
         raise UnsupportedImage("this AVIF has more than 8 bits a colour, which is not handled: convert it to 8 bits")
+
+
+def _check_bmp(content: bytes) -> None:
+    """The file's size, 0 if its writer did not know it, and what must be 1 and at most 256 in headers from 40 bytes."""
+    size, header, planes, colours = struct.unpack_from("<2xI8xI8xH18xI", content.ljust(54, b"\0"))
+    if size not in (0, len(content)):
+        raise UnreadableImage("this BMP is cut short, or there is something after it")
+    if header >= 40 and (planes != 1 or colours > 256):
+        raise UnreadableImage("this BMP is damaged: its header makes no sense")
 
 
 def webp_size(content: bytes) -> tuple[int, int]:

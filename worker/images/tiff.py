@@ -8,7 +8,7 @@ from tasks.errors import UnreadableImage, UnsupportedImage
 from worker.images import jpeg
 
 COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg")
-BITS_PER_SAMPLE, EXTRA_SAMPLES, JPEG_TABLES = 258, 338, 347
+BITS_PER_SAMPLE, COMPRESSION, PLANES, EXTRA_SAMPLES, JPEG_TABLES = 258, 259, 284, 338, 347
 STRIPS, TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
 # What decides how the data is read: sizes, depth, compression, colours, places, predictor, tiles, planes.
 STRUCTURE = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338}
@@ -27,18 +27,33 @@ def check(image: Any, content: bytes) -> None:
         raise UnsupportedImage(
             f"TIFFs with the compression {compression} are not handled: save it with LZW, Deflate, PackBits or JPEG"
         )
-    if any(image.tag_v2.tagtype.get(tag, 3) not in WHOLE_NUMBERS for tag in STRUCTURE):
-        raise UnreadableImage("this TIFF is damaged: its directory has sizes that are no whole numbers")
+    _check_directory(image.tag_v2)
     size = 0
     for part in _parts(image, content):
         size += len(part)
         if compression == "jpeg":
-            tables = image.tag_v2.get(JPEG_TABLES)
-            jpeg.check(tables[:-2] + part[2:] if tables else part)
+            jpeg.check(_with_tables(part, image.tag_v2.get(JPEG_TABLES)))
         elif compression in ("tiff_adobe_deflate", "tiff_deflate"):
             _check_deflate(part)
     if size * 8 < image.width * image.height * sum(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) and compression == "raw":
         raise UnreadableImage("this TIFF is cut short")
+
+
+def _check_directory(directory: Any) -> None:
+    """Raise UnreadableImage for entries that Pillow passes over and other readers do not."""
+    sound = all(directory.tagtype.get(tag, 3) in WHOLE_NUMBERS for tag in STRUCTURE)
+    if not sound or COMPRESSION not in directory or directory.get(PLANES, 1) not in (1, 2):
+        raise UnreadableImage("this TIFF is damaged: its directory has entries of the wrong kind")
+
+
+def _with_tables(part: bytes, tables: Any) -> bytes:
+    """A strip or tile as a JPEG of its own: the tables stand apart, between the same two markers."""
+    if not tables:
+        return part
+    if tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
+        raise UnreadableImage("this TIFF is damaged: its JPEG tables do not end")
+    whole: bytes = tables[:-2] + part[2:]
+    return whole
 
 
 def _parts(image: Any, content: bytes) -> Iterator[bytes]:
