@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 # Groups (family 1) that hold nothing but what a decoder needs, and the colour profile.
 PICTURE = {
@@ -42,19 +43,29 @@ LAYOUT = {
 NOT_LAYOUT = {"File": {"Comment", "TrailerInfo"}, "Jpeg2000": {"Comment", "XML"}, "GIF": {"Comment"}}
 
 
-def leaks(paths: list[Path], kept: frozenset[str] = frozenset()) -> dict[str, list[str]]:
-    """By path the tags, as Group:Name, that are neither layout, nor colour, nor among the names `kept`."""
+def leaks(paths: list[Path]) -> dict[str, list[str]]:
+    """By path the tags, as Group:Name, that are neither layout nor colour."""
     command = ["exiftool", "-j", "-a", "-G1", "-ee", "-charset", "filename=utf8", "--", *map(str, paths)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     found = json.loads(done.stdout)
-    return {item["SourceFile"]: [tag for tag in item if not _is_fine(tag, kept)] for item in found}
+    return {item["SourceFile"]: [tag for tag in _tags(item) if not _is_fine(tag)] for item in found}
 
 
-def _is_fine(tag: str, kept: frozenset[str]) -> bool:
+def _tags(item: dict[str, Any]) -> set[str]:
+    """The tags of one file; what exiftool takes for a preview in a JPEG-compressed TIFF is the strip of the page."""
+    if item.get("IFD0:Compression") == "JPEG" and "IFD0:StripOffsets" not in item:
+        return set(item) - {
+            "IFD0:PreviewImage",
+            "IFD0:PreviewImageStart",
+            "IFD0:PreviewImageLength",
+            "ExifTool:Warning",
+        }
+    return set(item)
+
+
+def _is_fine(tag: str) -> bool:
     group, _, name = tag.partition(":")
     family = group.rstrip("0123456789")
-    if name in kept:
-        return True
     if group in PICTURE:
         return name not in NOT_LAYOUT.get(group, set())
     return name in LAYOUT.get(family, set())

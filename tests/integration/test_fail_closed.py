@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks import errors
 from tasks.messages import AnonymizeRequest
-from worker import images, masking
+from worker import masking
 from worker.detector import Detections
 from worker.masking import MaskStyle
 from worker.pipeline import Limits, Pipeline
@@ -179,7 +179,7 @@ def test_an_encoder_that_fails_after_its_first_bytes_publishes_nothing(published
         raise OSError("encoder error")
 
     with published(picture_file()) as request:
-        monkeypatch.setattr(images.Image.Image, "save", fail)
+        monkeypatch.setattr(Image.Image, "save", fail)
         with pytest.raises(OSError, match="encoder error"):
             pipeline().run(request)
 
