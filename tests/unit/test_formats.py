@@ -204,6 +204,33 @@ def test_the_transparency_of_a_palette_png_is_kept():
     assert np.array_equal(shown(again)[0][..., 3], shown(content)[0][..., 3])
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_gif_whose_frames_show_more_than_256_colours_keeps_those_that_fit_best(mode):
+    # Each frame brings 256 colours of its own and lets half of the one before show through.
+    y, x = np.mgrid[:40, :48]
+    frames = []
+    for number in range(2):
+        pixels = np.stack([(x * 5), (y * 6), np.full_like(x, 120 * number)], -1).astype(np.uint8)
+        frame = Image.fromarray(pixels).quantize(250)
+        if mode == "RGBA":
+            indices = np.array(frame)
+            indices[:, 24 * number : 24 * number + 20] = 255
+            palette = frame.getpalette() + [0] * (768 - len(frame.getpalette()))
+            frame = Image.fromarray(indices, "P")
+            frame.putpalette(palette)
+            frame.info["transparency"] = 255
+        frames.append(frame)
+    content = written(frames, "GIF", duration=100, disposal=1, optimize=False)
+    assert len(np.unique(shown(content)[1].reshape(-1, 4), axis=0)) > 256 or mode == "RGB"
+    before, after = shown(content), shown(anonymized(content).content)
+    for one, other in zip(before, after, strict=True):
+        outside = np.ones(one.shape[:2], bool)
+        outside[8:24, 16:32] = False  # FACE
+        assert np.array_equal(other[..., 3][outside], one[..., 3][outside])
+        visible = outside & (one[..., 3] > 0)
+        assert np.abs(other - one)[visible].mean() < 8
+
+
 # --- pages ----------------------------------------------------------------------------------------------------
 
 

@@ -77,9 +77,19 @@ def _nearest(keys: Array, palette: Array) -> Array:
 
 
 def _reduced(pixels: Array) -> Image.Image:
-    if pixels.shape[2] == 3:
-        return Image.fromarray(pixels).quantize(MOST, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    return Image.fromarray(pixels).quantize(MOST, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    """`pixels` in 256 colours, one of them for what is transparent."""
+    clear = pixels.shape[2] == 4
+    colours = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+    image = colours.quantize(MOST - clear, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    if not clear:
+        return image
+    indices = np.array(image)
+    indices[pixels[..., 3] == 0] = MOST - 1
+    table = np.zeros((MOST, 4), np.uint8)
+    palette = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3)[: MOST - 1]
+    table[: len(palette), :3] = palette
+    table[: MOST - 1, 3] = 255
+    return _picture(indices, table, 4)
 
 
 def _picture(indices: Array, table: Array, channels: int) -> Image.Image:
