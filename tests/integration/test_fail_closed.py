@@ -139,9 +139,11 @@ def test_a_source_that_hangs_while_it_is_fetched_publishes_nothing(published, pi
         (picture_file()[:40_000], errors.UnreadableImage),
         (picture_file("JPEG")[:9_000], errors.UnreadableImage),
         (picture_file("WEBP")[:9_000], errors.UnreadableImage),
-        (picture_file("TIFF"), errors.UnsupportedImage),
+        (picture_file("TIFF")[:40_000], errors.UnreadableImage),
+        (picture_file("GIF")[:9_000], errors.UnreadableImage),
+        (picture_file("ICO"), errors.UnsupportedImage),
     ],
-    ids=["empty", "text", "cut PNG", "cut JPEG", "cut WebP", "TIFF"],
+    ids=["empty", "text", "cut PNG", "cut JPEG", "cut WebP", "cut TIFF", "cut GIF", "ICO"],
 )
 def test_what_is_not_decoded_as_a_whole_publishes_nothing(published, pipeline, content, error):
     with published(content) as request, pytest.raises(error):
