@@ -126,6 +126,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         scales=settings.scales,
         max_enlargement=settings.max_enlargement,
         style=style,
+        keep_exif=settings.keep_exif,
     )
     made_with = {"model": model.digest, **_versions()}
     metrics.BUILD.info({"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]})
@@ -143,8 +144,15 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         store=store,
         detector=metrics.ScoredDetector(detector, threshold),
         style=style,
-        limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_seconds),
+        limits=Limits(
+            settings.max_bytes,
+            settings.max_pixels,
+            settings.fetch_seconds,
+            settings.max_frames,
+            settings.longest_look(),
+        ),
         hold_without_faces=settings.no_faces == "hold",
+        keep_exif=settings.keep_exif,
         route_table=settings.parsed_routes(),
         recipe=recipe,
         made_with=made_with,

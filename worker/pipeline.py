@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import Any
+
+from numpy.typing import NDArray
 
 from tasks import receipts, routes
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import AccessDenied, DestinationTaken, DestinationUnavailable, ObjectNotFound
+from tasks.errors import AccessDenied, DestinationTaken, DestinationUnavailable, ImageTooLarge, ObjectNotFound
 from tasks.messages import AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
@@ -18,7 +21,7 @@ from worker import images, masking
 from worker.detector import Detections, Detector, merge, placed
 from worker.masking import MaskStyle
 
-PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
+PIXELS_VERSION = 2  # counts up with every change of this package that changes output pixels
 
 PROBE = receipts.RESERVED + "probe"  # an object that is written to see whether the destination can be
 
@@ -35,16 +38,18 @@ def undisputed() -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one picture: bytes, pixels and seconds of download."""
+    """Bounds of one picture: bytes, pixels, frames, and seconds of download and of looking at all its frames."""
 
     max_bytes: int
     max_pixels: int
     fetch_seconds: float
+    max_frames: int = images.MOST_FRAMES
+    look_seconds: float = 600
 
 
 @dataclass(frozen=True)
 class Anonymized:
-    """An anonymized picture: its file, None if it is held back, and what was found in it."""
+    """An anonymized picture: its file, None if it is held back, and what was found in all its frames."""
 
     content: bytes | None
     content_type: str
@@ -87,6 +92,7 @@ class Pipeline:
         style: MaskStyle,
         limits: Limits,
         hold_without_faces: bool = False,
+        keep_exif: Sequence[str] = (),
         route_table: Sequence[Route] = (),
         recipe: str = "",
         made_with: Mapping[str, str] | None = None,
@@ -100,6 +106,7 @@ class Pipeline:
         self._style = style
         self._limits = limits
         self._hold_without_faces = hold_without_faces
+        self._keep_exif = keep_exif
         self._route_table = route_table
         self._made_with = dict(made_with or {})
         self.recipe = recipe
@@ -174,19 +181,37 @@ class Pipeline:
     def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
         with watch.stage("decode", "decoding"):
-            picture = images.decode(content, self._limits.max_pixels)
+            picture = images.decode(content, self._limits.max_pixels, self._limits.max_frames, self._keep_exif)
         with watch.stage("detect", "detecting"):
-            detections = self._detect(picture)
+            found = self._look(picture)
         with watch.stage("mask", "masking"):
-            pixels = masking.hide(picture.pixels, detections.boxes_xyxy, self._style, picture.black)
+            hidden = [self._hidden(frame, faces) for frame, faces in zip(picture.frames, found, strict=True)]
+        detections = Detections.joined(found)
         held = self._hold_without_faces and not len(detections)
         with watch.stage("encode", "encoding"):
-            encoded = None if held else images.encode(picture, pixels)
+            encoded = None if held else images.encode(picture, hidden)
         return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
 
-    def _detect(self, picture: images.Picture) -> Detections:
-        found = [placed(self._detector.detect(view)) for view in picture.views()]
+    def _look(self, picture: images.Picture) -> list[Detections]:
+        """The faces of each frame; ImageTooLarge where that takes so long that the message would come back."""
+        found: list[Detections] = []
+        looked = slowest = 0.0
+        for frame in picture.frames:
+            if looked + slowest > self._limits.look_seconds:
+                done = f"{len(found)} of {len(picture.frames)}"
+                raise ImageTooLarge(f"looking at {done} frames took {looked:.0f} s: lower VEIL_MAX_FRAMES")
+            started = time.perf_counter()
+            found.append(self._detect(frame))
+            looked, slowest = looked + time.perf_counter() - started, max(slowest, time.perf_counter() - started)
+        return found
+
+    def _detect(self, frame: images.Frame) -> Detections:
+        found = [placed(self._detector.detect(view)) for view in frame.views()]
         return found[0] if len(found) == 1 else merge(Detections.joined(found))
+
+    def _hidden(self, frame: images.Frame, faces: Detections) -> NDArray[Any]:
+        """The frame's pixels with `faces` hidden; its own where there are none, which tells the encoder so."""
+        return masking.hide(frame.pixels, faces.boxes_xyxy, self._style, frame.black) if len(faces) else frame.pixels
 
     def _is_done(self, source: StoredObject, output: StoredObject) -> bool:
         """Whether `output` is already the one that would be made. DestinationTaken if it is another source's."""
@@ -251,9 +276,15 @@ def _of_the_destination() -> Iterator[None]:
 
 
 def recipe_digest(
-    *, model: str, score_threshold: float, scales: Sequence[int], max_enlargement: float, style: MaskStyle
+    *,
+    model: str,
+    score_threshold: float,
+    scales: Sequence[int],
+    max_enlargement: float,
+    style: MaskStyle,
+    keep_exif: Sequence[str] = (),
 ) -> str:
-    """A digest of everything that decides an output's pixels, 16 hex digits of SHA-256."""
+    """A digest of everything that decides an output, 16 hex digits of SHA-256."""
     decisive = {
         "pixels": PIXELS_VERSION,
         "model": model,
@@ -261,5 +292,6 @@ def recipe_digest(
         "scales": list(scales),
         "max_enlargement": max_enlargement,
         "style": asdict(style),
+        "keep_exif": sorted(keep_exif),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

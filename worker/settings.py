@@ -9,9 +9,10 @@ from pydantic_settings import NoDecode
 from tasks.deliveries import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
 from tasks.s3 import S3_ATTEMPTS
 from tasks.settings import PREFIX, Settings, split_commas
+from worker.exif_fields import known_name
 
 PICTURE_SECONDS = 1200  # a picture that takes longer has stalled, and the watchdog ends the worker
-MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Picture.views
+MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Frame.views
 S3_CALLS = 8  # get, head, put twice, and, where an output is replaced, list and delete; after a failure head and put
 
 
@@ -70,11 +71,32 @@ class WorkerSettings(Settings):
     )
 
     max_bytes: int = Field(64 << 20, ge=1, description="Largest source object, in bytes.")
-    max_pixels: int = Field(100_000_000, ge=1, description="Largest picture, in pixels (width × height).")
+    max_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="Largest picture, in pixels: width × height × frames. 16 bits a channel count twice, WebP and AVIF "
+        "twice, JPEG 2000 three times, for the memory that they need.",
+    )
+    max_frames: int = Field(500, ge=1, description="Most frames or pages of one picture.")
+    keep_exif: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="EXIF fields that the output keeps, comma-separated, as `DateTimeOriginal,FocalLength`; empty for "
+        "none. In JPEG, PNG, WebP and AVIF. Places, names, serial numbers, notes and thumbnails can't be kept.",
+    )
     fetch_seconds: float = Field(120, gt=0, le=600, description="Limit for the whole download of a picture.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`json` is one object a line; `auto` chooses `console` on a terminal."
     )
+
+    @field_validator("keep_exif", mode="before")
+    @classmethod
+    def _split_keep_exif(cls, value: Any) -> Any:
+        return split_commas(value)
+
+    @field_validator("keep_exif")
+    @classmethod
+    def _check_keep_exif(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted({known_name(name) for name in value}))
 
     @field_validator("scales", mode="before")
     @classmethod
@@ -95,7 +117,7 @@ class WorkerSettings(Settings):
 
     @model_validator(mode="after")
     def _deadlines(self) -> "WorkerSettings":
-        detection = self.detect_seconds * len(self.scales) * MOST_VIEWS
+        detection = self.longest_look()
         storage = (self.s3_connect_seconds + self.s3_read_seconds) * S3_CALLS * S3_ATTEMPTS
         longest = OUTPUT_WAIT_SECONDS + ROOM_WAIT_SECONDS + self.fetch_seconds + detection + storage
         if longest >= PICTURE_SECONDS:
@@ -104,6 +126,10 @@ class WorkerSettings(Settings):
                 f"and view, {PREFIX}S3_… for each try); keep that below {PICTURE_SECONDS} s"
             )
         return self
+
+    def longest_look(self) -> float:
+        """Seconds that detection may take of one frame, and before the last frame of many is begun."""
+        return self.detect_seconds * len(self.scales) * MOST_VIEWS
 
     def model_path(self) -> Path | None:
         return Path(self.model).expanduser() if self.model else None

@@ -137,18 +137,25 @@ def test_an_object_of_too_many_bytes_is_refused_although_its_picture_is_small(
     refused("ImageTooLarge", raw.put(place + "a.jpg", portrait.ljust(size, b"\0")), message=f"{size:,} bytes")
 
 
-def test_a_gif_is_refused_by_its_format(refused, raw, samples, place):
+def test_a_format_that_is_not_handled_is_refused_by_its_name(refused, raw, samples, place):
     target = io.BytesIO()
     with Image.open(samples["astronaut.png"]) as image:
-        image.save(target, "GIF")
-    refused("UnsupportedImage", raw.put(place + "a.jpg", target.getvalue()), message="GIF")
+        image.save(target, "ICO")
+    refused("UnsupportedImage", raw.put(place + "a.jpg", target.getvalue()), message="ICO")
 
 
-def test_an_animation_is_refused_rather_than_its_first_frame_delivered(refused, raw, place):
+def test_every_frame_of_an_animation_is_anonymized(worker, queue, raw, clean, samples, place):
     target = io.BytesIO()
-    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
-    frames[0].save(target, "WEBP", save_all=True, append_images=frames[1:])
-    refused("UnsupportedImage", raw.put(place + "a.webp", target.getvalue()), message="3 frames")
+    with Image.open(samples["astronaut.png"]) as image:
+        first = image.crop((120, 0, 340, 220))
+        frames = [first, first.transpose(Image.Transpose.FLIP_LEFT_RIGHT), first]
+        frames[0].save(target, "WEBP", save_all=True, append_images=frames[1:], duration=100, quality=90)
+
+    report = queue.report(raw.put(place + "a.webp", target.getvalue()))
+
+    assert (report["status"], report["faces"], report["format"]) == ("anonymized", 3, "WEBP")
+    with Image.open(io.BytesIO(clean.get(place + "a.webp"))) as after:
+        assert after.n_frames == 3
 
 
 def test_a_foreign_object_at_the_destination_is_never_replaced(worker, queue, raw, clean, portrait, place):

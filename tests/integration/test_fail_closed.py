@@ -10,7 +10,7 @@ from PIL import Image
 from tasks import errors
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
-from worker import images, masking
+from worker import masking
 from worker.detector import Detections
 from worker.masking import MaskStyle
 from worker.pipeline import Limits, Pipeline
@@ -139,9 +139,11 @@ def test_a_source_that_hangs_while_it_is_fetched_publishes_nothing(published, pi
         (picture_file()[:40_000], errors.UnreadableImage),
         (picture_file("JPEG")[:9_000], errors.UnreadableImage),
         (picture_file("WEBP")[:9_000], errors.UnreadableImage),
-        (picture_file("TIFF"), errors.UnsupportedImage),
+        (picture_file("TIFF")[:40_000], errors.UnreadableImage),
+        (picture_file("GIF")[:9_000], errors.UnreadableImage),
+        (picture_file("ICO"), errors.UnsupportedImage),
     ],
-    ids=["empty", "text", "cut PNG", "cut JPEG", "cut WebP", "TIFF"],
+    ids=["empty", "text", "cut PNG", "cut JPEG", "cut WebP", "cut TIFF", "cut GIF", "ICO"],
 )
 def test_what_is_not_decoded_as_a_whole_publishes_nothing(published, pipeline, content, error):
     with published(content) as request, pytest.raises(error):
@@ -179,7 +181,7 @@ def test_an_encoder_that_fails_after_its_first_bytes_publishes_nothing(published
         raise OSError("encoder error")
 
     with published(picture_file()) as request:
-        monkeypatch.setattr(images.Image.Image, "save", fail)
+        monkeypatch.setattr(Image.Image, "save", fail)
         with pytest.raises(OSError, match="encoder error"):
             pipeline().run(request)
 

@@ -11,9 +11,29 @@ from PIL import Image, ImageCms, JpegImagePlugin
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
 from worker import images
+from worker.images.picture import BLACK
 
 MANY = 10**8
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def profile(mode="RGB", *tags):
+    """A colour profile for pictures of `mode`, with `tags`, (name, body), besides those of sRGB."""
+    count = int.from_bytes(SRGB[128:132])
+    table, body = SRGB[132 : 132 + 12 * count], SRGB[132 + 12 * count :]
+    shift = 12 * len(tags)
+    entries = [struct.unpack(">4sII", table[i : i + 12]) for i in range(0, len(table), 12)]
+    entries = [(name, at + shift, size) for name, at, size in entries]
+    for name, content in tags:
+        entries.append((name, 132 + 12 * (count + len(tags)) + len(body), len(content)))
+        body += content + bytes(-len(content) % 4)
+    whole = SRGB[:128] + len(entries).to_bytes(4) + b"".join(struct.pack(">4sII", *entry) for entry in entries) + body
+    space = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "CMYK": b"CMYK"}.get(mode, b"RGB ")
+    return len(whole).to_bytes(4) + whole[4:16] + space + whole[20:]
+
+
+PROFILE = profile()
+LARGE = profile("RGB", (b"A2B0", bytes(70_000)))
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 
 
@@ -41,9 +61,17 @@ def opened(content):
     return image
 
 
+def decoded(content, max_pixels=MANY):
+    """The only frame of a picture."""
+    (frame,) = images.decode(content, max_pixels).frames
+    return frame
+
+
 def round_trip(content):
+    """The picture, its only frame, and the file that is made of a copy of that: as if it had been masked."""
     picture = images.decode(content, MANY)
-    return picture, images.encode(picture, picture.pixels)
+    (frame,) = picture.frames
+    return picture, frame, images.encode(picture, [frame.pixels.copy()])
 
 
 def png(*chunks):
@@ -69,7 +97,24 @@ FILES = {
     "16-bit PNG": written(scene("I;16"), "PNG"),
     "lossy WebP": written(scene(), "WEBP"),
     "lossless WebP": written(scene("RGBA"), "WEBP", lossless=True),
+    "TIFF": written(scene(), "TIFF"),
+    "Deflate TIFF": written(scene("RGBA"), "TIFF", compression="tiff_adobe_deflate"),
+    "LZW TIFF": written(scene("CMYK"), "TIFF", compression="tiff_lzw"),
+    "JPEG TIFF": written(scene(), "TIFF", compression="jpeg"),
+    "16-bit TIFF": written(scene("I;16"), "TIFF", compression="tiff_adobe_deflate"),
+    "GIF": written(scene().convert("P"), "GIF"),
+    "BMP": written(scene(), "BMP"),
+    "AVIF": written(scene(), "AVIF"),
+    "JPEG 2000": written(scene(), "JPEG2000"),
 }
+COST = {
+    "lossy WebP": 2,
+    "lossless WebP": 2,
+    "16-bit PNG": 2,
+    "16-bit TIFF": 2,
+    "AVIF": 2,
+    "JPEG 2000": 3,
+}  # times the memory of others
 
 # --- round trips ----------------------------------------------------------------------------------------------
 
@@ -78,20 +123,20 @@ FILES = {
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_a_jpeg_stays_a_jpeg_of_its_kind(mode, progressive):
     content = written(scene(mode), "JPEG", quality=90, progressive=progressive)
-    picture, again = round_trip(content)
+    picture, frame, again = round_trip(content)
     before, after = opened(content), opened(again)
-    assert (picture.format, picture.content_type, picture.mode) == ("JPEG", "image/jpeg", mode)
+    assert (picture.format, picture.content_type, frame.mode) == ("JPEG", "image/jpeg", mode)
     assert (after.format, after.mode, after.size) == ("JPEG", mode, before.size)
     assert bool(after.info.get("progressive")) is progressive
     assert np.abs(np.asarray(after).astype(int) - np.asarray(before)).mean() < 1
-    assert np.array_equal(picture.pixels, np.asarray(before))
+    assert np.array_equal(frame.pixels, np.asarray(before))
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("quality", [15, 60, 95])
 def test_a_jpeg_keeps_its_quantisation_and_subsampling(quality, subsampling):
     content = written(scene(), "JPEG", quality=quality, subsampling=subsampling)
-    _, again = round_trip(content)
+    _, _, again = round_trip(content)
     assert opened(again).quantization == opened(content).quantization
     assert JpegImagePlugin.get_sampling(opened(again)) == subsampling
     assert len(again) < 1.2 * len(content) + 500
@@ -99,7 +144,7 @@ def test_a_jpeg_keeps_its_quantisation_and_subsampling(quality, subsampling):
 
 def test_tables_of_its_own_are_kept():
     own = [[1 + (i * 7) % 90 for i in range(64)], [99 - i for i in range(64)]]
-    _, again = round_trip(written(scene(), "JPEG", qtables=own))
+    _, _, again = round_trip(written(scene(), "JPEG", qtables=own))
     assert list(opened(again).quantization.values()) == own
 
 
@@ -109,22 +154,22 @@ def test_a_progressive_jpeg_finer_than_pillow_can_write_is_written_baseline():
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     content = cv2.imencode(".jpg", pixels, options)[1].tobytes()
     assert opened(content).info["progressive"]
-    picture, again = round_trip(content)
-    assert np.abs(np.asarray(opened(again)).astype(int) - picture.pixels).mean() < 2
+    _, frame, again = round_trip(content)
+    assert np.abs(np.asarray(opened(again)).astype(int) - frame.pixels).mean() < 2
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
-@pytest.mark.parametrize("profile", [None, PROFILE], ids=["no profile", "profile"])
-def test_a_png_keeps_every_pixel_and_its_depth(mode, profile):
-    content = written(scene(mode), "PNG", **({"icc_profile": profile} if profile else {}))
-    picture, again = round_trip(content)
+@pytest.mark.parametrize("with_profile", [False, True], ids=["no profile", "profile"])
+def test_a_png_keeps_every_pixel_and_its_depth(mode, with_profile):
+    content = written(scene(mode), "PNG", **({"icc_profile": profile(mode)} if with_profile else {}))
+    picture, frame, again = round_trip(content)
     expected = np.array(opened(content))
     if mode in ("LA", "RGBA"):
         expected[expected[..., -1] == 0] = 0
-    assert (picture.mode, picture.content_type) == (mode, "image/png")
+    assert (frame.mode, picture.content_type) == (mode, "image/png")
     assert opened(again).mode == mode
     assert np.array_equal(np.asarray(opened(again)), expected)
-    assert opened(again).info.get("icc_profile") == profile
+    assert opened(again).info.get("icc_profile") == (profile(mode) if with_profile else None)
 
 
 @pytest.mark.parametrize("side", ["opaque", "one entry", "alpha for all entries"])
@@ -136,18 +181,19 @@ def test_a_palette_png_keeps_its_colours(side):
         "alpha for all entries": {"transparency": bytes(range(32))},
     }
     content = written(image, "PNG", **options[side])
-    picture, again = round_trip(content)
+    _, frame, again = round_trip(content)
     expected = np.array(opened(content).convert("RGB" if side == "opaque" else "RGBA"))
     if side != "opaque":
         expected[expected[..., -1] == 0] = 0
-    assert picture.mode == ("RGB" if side == "opaque" else "RGBA")
-    assert np.array_equal(np.asarray(opened(again)), expected)
+    assert frame.mode == ("RGB" if side == "opaque" else "RGBA")
+    assert opened(again).mode == "P"
+    assert np.array_equal(np.asarray(opened(again).convert(frame.mode)), expected)
 
 
 def test_a_black_and_white_png_keeps_its_pixels():
     image = scene("L").convert("1")
-    picture, again = round_trip(written(image, "PNG"))
-    assert picture.mode == "L"
+    _, frame, again = round_trip(written(image, "PNG"))
+    assert frame.mode == "L"
     assert np.array_equal(np.asarray(opened(again)) > 0, np.asarray(image))
 
 
@@ -156,63 +202,65 @@ def test_a_png_with_a_transparent_colour_becomes_one_with_alpha(mode):
     image = Image.fromarray(np.full((4, 4) if mode == "L" else (4, 4, 3), 7, np.uint8))
     image.putpixel((0, 0), 200 if mode == "L" else (200, 7, 7))
     content = written(image, "PNG", transparency=7 if mode == "L" else (7, 7, 7))
-    picture, again = round_trip(content)
-    assert picture.mode == f"{mode}A"
+    _, frame, again = round_trip(content)
+    assert frame.mode == f"{mode}A"
     alpha = np.asarray(opened(again))[..., -1]
     assert alpha[0, 0] == 255
     assert alpha.sum() == 255
 
 
-@pytest.mark.parametrize("profile", [None, PROFILE, PROFILE * 20], ids=["no profile", "profile", "large profile"])
+@pytest.mark.parametrize("kept", [None, PROFILE, LARGE], ids=["no profile", "profile", "large profile"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_lossless_webp_keeps_every_pixel(mode, profile):
-    content = written(scene(mode), "WEBP", lossless=True, **({"icc_profile": profile} if profile else {}))
-    picture, again = round_trip(content)
-    assert (picture.mode, picture.content_type) == (mode, "image/webp")
-    assert np.array_equal(np.asarray(opened(again)), picture.pixels)
+def test_a_lossless_webp_keeps_every_pixel(mode, kept):
+    content = written(scene(mode), "WEBP", lossless=True, **({"icc_profile": kept} if kept else {}))
+    picture, frame, again = round_trip(content)
+    assert (frame.mode, picture.content_type) == (mode, "image/webp")
+    assert np.array_equal(np.asarray(opened(again)), frame.pixels)
     assert b"VP8L" in again
-    assert opened(again).info.get("icc_profile") == profile
+    assert opened(again).info.get("icc_profile") == kept
 
 
-@pytest.mark.parametrize("profile", [None, PROFILE], ids=["no profile", "profile"])
+@pytest.mark.parametrize("kept", [None, PROFILE], ids=["no profile", "profile"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_lossy_webp_stays_lossy_and_close(mode, profile):
-    content = written(scene(mode), "WEBP", quality=80, **({"icc_profile": profile} if profile else {}))
-    picture, again = round_trip(content)
+def test_a_lossy_webp_stays_lossy_and_close(mode, kept):
+    content = written(scene(mode), "WEBP", quality=80, **({"icc_profile": kept} if kept else {}))
+    _, frame, again = round_trip(content)
     after = np.asarray(opened(again)).astype(int)
-    assert picture.mode == opened(again).mode == mode
+    assert frame.mode == opened(again).mode == mode
     assert b"VP8L" not in again[:16] + again[30:34]
-    seen = picture.pixels[..., -1] > 0 if mode == "RGBA" else np.ones(after.shape[:2], bool)
-    assert np.abs(after - picture.pixels)[seen].mean() < 4
+    seen = frame.pixels[..., -1] > 0 if mode == "RGBA" else np.ones(after.shape[:2], bool)
+    assert np.abs(after - frame.pixels)[seen].mean() < 4
     if mode == "RGBA":
-        assert np.array_equal(after[..., -1], picture.pixels[..., -1])
+        assert np.array_equal(after[..., -1], frame.pixels[..., -1])
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_decoding_what_was_encoded_gives_the_same_kind_again(name):
-    picture, again = round_trip(FILES[name])
+    picture, frame, again = round_trip(FILES[name])
     twice = images.decode(again, MANY)
-    assert (twice.mode, twice.format, twice.pixels.shape) == (picture.mode, picture.format, picture.pixels.shape)
-    assert twice.pixels.dtype == picture.pixels.dtype
-    assert twice.encoding == picture.encoding
+    (same,) = twice.frames
+    assert (same.mode, twice.format, same.pixels.shape) == (frame.mode, picture.format, frame.pixels.shape)
+    assert same.pixels.dtype == frame.pixels.dtype
+    assert twice.encoding | {"rate": 0} == picture.encoding | {"rate": 0}
 
 
 @pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB")])
 def test_a_colour_profile_is_kept(form, mode):
-    _, again = round_trip(written(scene(mode), form, icc_profile=PROFILE))
-    assert opened(again).info["icc_profile"] == PROFILE
+    _, _, again = round_trip(written(scene(mode), form, icc_profile=profile(mode)))
+    assert opened(again).info["icc_profile"] == profile(mode)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 def test_one_pixel_is_a_picture(form):
-    picture, again = round_trip(written(Image.new("RGB", (1, 1), "red"), form))
+    picture, _, again = round_trip(written(Image.new("RGB", (1, 1), "red"), form))
     assert (picture.width, picture.height) == opened(again).size == (1, 1)
 
 
 def test_what_is_encoded_is_the_pixels_given():
     picture = images.decode(FILES["PNG"], MANY)
-    black = np.zeros_like(picture.pixels)
-    assert not np.asarray(opened(images.encode(picture, black))).any()
+    (frame,) = picture.frames
+    black = np.zeros_like(frame.pixels)
+    assert not np.asarray(opened(images.encode(picture, [black]))).any()
 
 
 # --- orientation ----------------------------------------------------------------------------------------------
@@ -239,9 +287,9 @@ def test_orientation_is_baked_into_the_pixels(form, options, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     lying = Image.fromarray(np.ascontiguousarray(LYING[orientation](upright)))
-    picture, again = round_trip(written(lying, form, exif=exif, **options))
+    picture, frame, again = round_trip(written(lying, form, exif=exif, **options))
     assert (picture.width, picture.height) == (90, 60)
-    assert np.abs(picture.pixels.astype(int) - upright).max() <= (12 if form == "JPEG" else 0)
+    assert np.abs(frame.pixels.astype(int) - upright).max() <= (12 if form == "JPEG" else 0)
     assert opened(again).size == (90, 60)
     assert 0x0112 not in opened(again).getexif()
 
@@ -255,16 +303,16 @@ def test_orientation_is_baked_into_gray_and_palette_pictures(orientation):
         if image.mode == "P":
             lying = lying.convert("P")
             lying.putpalette(image.getpalette())
-        picture = images.decode(written(lying, "PNG", exif=exif), MANY)
-        assert np.array_equal(picture.pixels, images.decode(written(image, "PNG"), MANY).pixels)
+        frame = decoded(written(lying, "PNG", exif=exif))
+        assert np.array_equal(frame.pixels, decoded(written(image, "PNG")).pixels)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = images.decode(written(scene(), "PNG", exif=exif), MANY)
-    assert np.array_equal(picture.pixels, np.asarray(scene()))
+    frame = decoded(written(scene(), "PNG", exif=exif))
+    assert np.array_equal(frame.pixels, np.asarray(scene()))
 
 
 # --- transparency and views -----------------------------------------------------------------------------------
@@ -276,8 +324,8 @@ def test_colours_that_full_transparency_hides_are_blanked(form):
     pixels[:10, :, 3] = 0
     pixels[10:, :, 3] = 1
     options = {"lossless": True, "exact": True} if form == "WEBP" else {}
-    picture, again = round_trip(written(Image.fromarray(pixels), form, **options))
-    for seen in (picture.pixels, np.asarray(opened(again))):
+    _, frame, again = round_trip(written(Image.fromarray(pixels), form, **options))
+    for seen in (frame.pixels, np.asarray(opened(again))):
         assert not seen[:10].any()
         assert (seen[10:, :, :3] == 200).all()
 
@@ -285,12 +333,12 @@ def test_colours_that_full_transparency_hides_are_blanked(form):
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
     form = "JPEG" if mode == "CMYK" else "PNG"
-    picture = images.decode(written(scene(mode), form), MANY)
-    (view,) = picture.views()
+    frame = decoded(written(scene(mode), form))
+    (view,) = frame.views()
     assert view.dtype == np.uint8
     assert view.shape == (60, 90, 3)
     if mode == "RGB":
-        assert np.array_equal(view, picture.pixels)
+        assert np.array_equal(view, frame.pixels)
     # Brightness follows the picture's, left to right.
     brightness = np.asarray(opened(written(scene(mode), form)).convert("RGB" if mode == "CMYK" else "F"))
     wanted = brightness.reshape(60, 90, -1).mean(axis=(0, 2))
@@ -299,26 +347,26 @@ def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_a_transparent_picture_is_looked_at_bare_on_white_and_on_black(mode):
-    picture = images.decode(written(scene(mode), "PNG"), MANY)
-    bare, on_white, on_black = picture.views()
+    frame = decoded(written(scene(mode), "PNG"))
+    bare, on_white, on_black = frame.views()
     assert bare.dtype == on_white.dtype == on_black.dtype == np.uint8
     assert bare.shape == on_white.shape == on_black.shape == (60, 90, 3)
-    assert np.array_equal(bare, np.broadcast_to(picture.pixels[..., :-1], bare.shape))
-    hidden = picture.pixels[..., -1] == 0
+    assert np.array_equal(bare, np.broadcast_to(frame.pixels[..., :-1], bare.shape))
+    hidden = frame.pixels[..., -1] == 0
     assert hidden.any()
     assert (on_white[hidden] == 255).all()
     assert (on_black[hidden] == 0).all()
     # alpha_composite of the definition: colour over the ground.
-    alpha = picture.pixels[..., -1:] / 255
+    alpha = frame.pixels[..., -1:] / 255
     for view, ground in ((on_white, 255), (on_black, 0)):
-        assert np.abs(view - (picture.pixels[..., :-1] * alpha + ground * (1 - alpha))).max() <= 1.01
+        assert np.abs(view - (frame.pixels[..., :-1] * alpha + ground * (1 - alpha))).max() <= 1.01
 
 
 def test_a_face_drawn_in_transparency_alone_is_in_a_view():
     shape = np.zeros((40, 40, 2), np.uint8)
     shape[..., 0] = 255
     shape[10:30, 10:30, 1] = 90
-    views = list(images.decode(written(Image.fromarray(shape, "LA"), "PNG"), MANY).views())
+    views = list(decoded(written(Image.fromarray(shape, "LA"), "PNG")).views())
     assert any(np.ptp(view) >= 90 for view in views)
 
 
@@ -326,27 +374,27 @@ def test_a_face_drawn_in_transparency_alone_is_in_a_view():
 def test_an_alpha_channel_that_hides_nothing_is_looked_at_once(mode):
     image = scene(mode)
     image.putalpha(255)
-    assert len(list(images.decode(written(image, "PNG"), MANY).views())) == 1
+    assert len(list(decoded(written(image, "PNG")).views())) == 1
 
 
 def test_a_face_under_almost_full_transparency_is_in_a_view():
     pixels = np.zeros((20, 20, 4), np.uint8)
     pixels[5:15, 5:15] = (250, 10, 10, 1)
-    views = list(images.decode(written(Image.fromarray(pixels), "PNG"), MANY).views())
+    views = list(decoded(written(Image.fromarray(pixels), "PNG")).views())
     assert any((view[5:15, 5:15] == (250, 10, 10)).all() for view in views)
 
 
 @pytest.mark.parametrize("brightest", [1, 255, 4095, 65535])
 def test_a_16_bit_picture_is_looked_at_in_its_own_range(brightest):
     pixels = (np.linspace(0, 1, 100 * 80).reshape(80, 100) * brightest).round().astype(np.uint16)
-    plain, stretched = images.decode(written(Image.fromarray(pixels), "PNG"), MANY).views()
+    plain, stretched = decoded(written(Image.fromarray(pixels), "PNG")).views()
     assert plain.max() == brightest >> 8
     assert stretched.min() == 0
     assert stretched.max() >= 254
 
 
 def test_a_black_16_bit_picture_has_a_view():
-    for view in images.decode(written(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG"), MANY).views():
+    for view in decoded(written(Image.fromarray(np.zeros((8, 8), np.uint16)), "PNG")).views():
         assert view.shape == (8, 8, 3)
         assert not view.any()
 
@@ -354,31 +402,25 @@ def test_a_black_16_bit_picture_has_a_view():
 # --- what is refused ------------------------------------------------------------------------------------------
 
 
-def animation(form, frames=3, **options):
-    pictures = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(frames)]
-    return written(pictures[0], form, save_all=True, append_images=pictures[1:], **options)
+def heic(brand=b"heic"):
+    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(200)
 
 
 REFUSED = {
-    "GIF": written(scene().convert("P"), "GIF"),
-    "animated GIF": animation("GIF"),
-    "TIFF": written(scene(), "TIFF"),
-    "TIFF of two pages": animation("TIFF", 2),
-    "BMP": written(scene(), "BMP"),
-    "AVIF": written(scene(), "AVIF"),
-    "JPEG 2000": written(scene(), "JPEG2000"),
+    "HEIC": heic(),
+    "HEIF": heic(b"mif1"),
+    "MP4": heic(b"isom"),
     "ICO": written(scene(), "ICO"),
     "PPM": written(scene(), "PPM"),
     "TGA": written(scene(), "TGA"),
-    "animated WebP": animation("WEBP"),
-    "APNG": animation("PNG"),
-    "APNG after a still picture": animation("PNG", 2, default_image=True),
-    "16-bit colour PNG": png(header(1, 1, 16, 2), (b"IDAT", zlib.compress(bytes(7))), (b"IEND", b"")),
-    "16-bit colour PNG with alpha": png(header(1, 1, 16, 6), (b"IDAT", zlib.compress(bytes(9))), (b"IEND", b"")),
-    "16-bit gray PNG with alpha": png(header(1, 1, 16, 4), (b"IDAT", zlib.compress(bytes(5))), (b"IEND", b"")),
+    "fax TIFF": written(scene("L").convert("1"), "TIFF", compression="group4"),
+    "floating point TIFF": written(scene("L").convert("F"), "TIFF"),
+    "32-bit TIFF": written(scene("L").convert("I"), "TIFF"),
+    "LAB TIFF": written(scene().convert("LAB"), "TIFF"),
     "16-bit gray PNG with a transparent value": png(
         header(1, 1, 16, 0), (b"tRNS", b"\0\1"), (b"IDAT", zlib.compress(bytes(3))), (b"IEND", b"")
     ),
+    "12-bit JPEG": JPEG.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
 }
 
 
@@ -420,9 +462,10 @@ def test_an_empty_file_is_named_so():
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_picture_over_the_limit_of_pixels_is_refused_and_one_at_it_is_not(name):
-    assert images.decode(FILES[name], 90 * 60).width == 90
+    most = 90 * 60 * COST.get(name, 1)
+    assert images.decode(FILES[name], most).width == 90
     with pytest.raises(ImageTooLarge, match="90 × 60"):
-        images.decode(FILES[name], 90 * 60 - 1)
+        images.decode(FILES[name], most - 1)
 
 
 def jpeg_of_size(width, height):
@@ -457,7 +500,9 @@ def test_a_bomb_is_refused_by_its_header_before_any_pixel_is_decoded(content):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_format_comes_from_the_content_alone(name):
-    assert images.decode(FILES[name], MANY).format == name.split()[-1].upper()
+    assert images.decode(FILES[name], MANY).format == name.split(" ", name.count(" ") - ("2000" in name))[
+        -1
+    ].upper().replace(" ", "")
 
 
 # --- damage ---------------------------------------------------------------------------------------------------
@@ -479,11 +524,11 @@ def test_a_truncated_picture_is_unreadable(name):
 def test_a_picture_that_lost_only_its_end_marker_is_never_a_partial_one(name, lost):
     content = FILES[name]
     try:
-        pixels = images.decode(content[:-lost], MANY).pixels
+        pixels = decoded(content[:-lost]).pixels
     except UnreadableImage:
         return
-    assert "JPEG" in name
-    assert np.array_equal(pixels, images.decode(content, MANY).pixels)
+    assert "JPEG" in name or name == "BMP"  # whose last bytes fill up a row
+    assert np.array_equal(pixels, decoded(content).pixels)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.98])
@@ -535,9 +580,10 @@ def test_a_damaged_picture_is_a_picture_or_an_error_with_a_name(name, seed):
             picture = images.decode(bytes(damaged), 10**6)
         except VeilError:
             continue
-        assert picture.pixels.size
-        assert [view.dtype for view in picture.views()]
-        assert images.encode(picture, picture.pixels)
+        for frame in picture.frames:
+            assert frame.pixels.size
+            assert [view.dtype for view in frame.views()]
+        assert images.encode(picture, [frame.pixels.copy() for frame in picture.frames])
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -562,7 +608,7 @@ def test_noise_behind_a_pictures_first_bytes_is_an_error_with_a_name(seed):
 def test_a_few_hot_pixels_do_not_darken_a_16_bit_picture():
     pixels = np.tile(np.linspace(0, 4095, 200).astype(np.uint16), (100, 1))
     pixels[50, 50] = 65535
-    _, stretched = images.decode(written(Image.fromarray(pixels), "PNG"), 10**6).views()
+    _, stretched = decoded(written(Image.fromarray(pixels), "PNG")).views()
     assert stretched.max() == 255
     assert np.median(stretched) > 100
 
@@ -570,11 +616,11 @@ def test_a_few_hot_pixels_do_not_darken_a_16_bit_picture():
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # of Pillow's, which goes on
 def test_exif_that_cannot_be_read_does_not_cost_the_picture():
     content = written(scene(), "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
-    assert images.decode(content, 10**6).pixels.shape == (60, 90, 3)
+    assert decoded(content).pixels.shape == (60, 90, 3)
 
 
-@pytest.mark.parametrize("mode", list(images.BLACK))
+@pytest.mark.parametrize("mode", [mode for mode in BLACK if mode not in ("RGB;16", "RGBA;16")])
 def test_black_is_opaque_black_in_every_mode(mode):
-    image = Image.new(mode, (1, 1), images.BLACK[mode] if len(images.BLACK[mode]) > 1 else images.BLACK[mode][0])
+    image = Image.new(mode, (1, 1), BLACK[mode] if len(BLACK[mode]) > 1 else BLACK[mode][0])
     assert image.convert("RGB").getpixel((0, 0)) == (0, 0, 0)
     assert image.getchannel("A").getpixel((0, 0)) == 255 if mode in ("LA", "RGBA") else True

@@ -1,13 +1,16 @@
 """Metadata: of all that a file holds besides its pixels only the colour profile reaches the output."""
 
 import io
+import shutil
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
+from tests.metadata import leaks
 from worker import images
 
 # Pillow's remark on the broken index of further pictures that these files have.
@@ -16,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SECRET = b"Erika Mustermann, 48.1371 N 11.5754 E"
 KEPT_JPEG = {"SOI", "APP0 JFIF", "APP2 ICC_PROFILE", "APP14 Adobe", "DQT", "SOF0", "SOF2", "DHT", "SOS", "EOI"}
-KEPT_PNG = {b"IHDR", b"iCCP", b"IDAT", b"IEND"}
+KEPT_PNG = {b"IHDR", b"iCCP", b"PLTE", b"IDAT", b"IEND"}
 KEPT_WEBP = {b"VP8X", b"ICCP", b"ALPH", b"VP8 ", b"VP8L"}
 
 
@@ -94,6 +97,7 @@ def png(mode="RGB"):
     info.add_itxt("Title", SECRET.decode(), zip=True)
     info.add(b"tIME", b"\x07\xea\x01\x01\0\0\0")
     info.add(b"prVt", SECRET)
+    info.add(b"caBX", b"\0\0\0\x20jumb" + SECRET + thumbnail())  # C2PA
     info.add(b"afTr", SECRET, after_idat=True)
     content = written(scene(mode), "PNG", pnginfo=info, exif=exif(), icc_profile=PROFILE, dpi=(300, 300))
     return content + SECRET + thumbnail()
@@ -102,11 +106,59 @@ def png(mode="RGB"):
 def webp(mode="RGB", **options):
     """A WebP with EXIF, XMP, a chunk that nobody knows, and bytes after its end."""
     content = written(scene(mode), "WEBP", exif=exif(), xmp=XMP, icc_profile=PROFILE, **options)
-    chunk = b"PRVT" + struct.pack("<I", len(SECRET)) + SECRET + bytes(len(SECRET) % 2)
+    chunk = b"C2PA" + struct.pack("<I", len(SECRET)) + SECRET + bytes(len(SECRET) % 2)
     content = b"RIFF" + struct.pack("<I", len(content) + len(chunk) - 8) + content[8:] + chunk
     return content + SECRET + thumbnail()
 
 
+def tiff(**options):
+    """A TIFF with text, XMP, IPTC, other programs' data, a place, a second directory and bytes between and after."""
+    exif_block = Image.Exif()
+    exif_block[0x010E] = exif_block[0x013B] = SECRET.decode()
+    exif_block[0x02BC] = XMP
+    exif_block[0x83BB] = exif_block[0x8649] = exif_block[0xC4A5] = SECRET  # IPTC, Photoshop, PrintIM
+    exif_block.get_ifd(0x8825)[29] = SECRET.decode()
+    return written(scene(), "TIFF", exif=exif_block, icc_profile=PROFILE, **options) + SECRET + thumbnail()
+
+
+def gif():
+    """A GIF with a comment, XMP as Adobe's programs write it, and bytes after its end."""
+    content = written(scene(), "GIF", comment=SECRET)
+    packet = b"!\xff\x0bXMP DataXMP" + bytes([len(XMP) % 256]) + XMP[: len(XMP) % 256] + b"\0"
+    at = content.index(b"!\xfe")
+    return content[:at] + packet + content[at:] + SECRET + thumbnail()
+
+
+def avif():
+    """An AVIF with EXIF and XMP, and a box that nobody knows after all others."""
+    content = written(scene(), "AVIF", exif=exif(), xmp=XMP, icc_profile=PROFILE)
+    return content + struct.pack(">I4s", 8 + len(SECRET), b"free") + SECRET
+
+
+def jpeg2000():
+    """A JPEG 2000 with a comment, a UUID box with XMP, one with EXIF, and an XML box."""
+    content = written(scene(), "JPEG2000", comment=SECRET)
+    boxes = [(b"uuid", bytes.fromhex("be7acfcb97a942e89c71999491e3afac") + XMP)]
+    boxes += [(b"uuid", b"JpgTiffExif->JP2" + exif()[6:]), (b"xml ", XMP), (b"free", SECRET + thumbnail())]
+    return content + b"".join(struct.pack(">I4s", 8 + len(body), name) + body for name, body in boxes)
+
+
+def animated(form):
+    """Three frames with the metadata that the format has a place for."""
+    frames = [scene(), scene().rotate(90), scene().rotate(180)]
+    return written(frames[0], form, save_all=True, append_images=frames[1:], duration=100, exif=exif(), xmp=XMP)
+
+
+OTHERS = {
+    "TIFF": tiff(),
+    "LZW TIFF": tiff(compression="tiff_lzw"),
+    "GIF": gif(),
+    "AVIF": avif(),
+    "JPEG 2000": jpeg2000(),
+    "animated WebP": animated("WEBP"),
+    "animated PNG": animated("PNG"),
+    "animated AVIF": animated("AVIF"),
+}
 FILES = {
     "JPEG": jpeg(),
     "gray JPEG": jpeg("L"),
@@ -121,9 +173,10 @@ FILES = {
 }
 
 
-def cleaned(content):
+def cleaned(content, touched=True):
+    """What is published of `content`, with pixels as if they had been masked, or the picture's own."""
     picture = images.decode(content, 10**6)
-    return images.encode(picture, picture.pixels)
+    return images.encode(picture, [frame.pixels.copy() if touched else frame.pixels for frame in picture.frames])
 
 
 def jpeg_parts(content):
@@ -163,13 +216,19 @@ def test_the_files_of_these_tests_hold_what_must_go(name):
     assert image.getexif()[0x013B] == SECRET.decode()
     assert image.getexif().get_ifd(0x8825)[29] == SECRET.decode()
     assert image.getexif().get_ifd(ExifTags.IFD.IFD1)[0x0202] == len(thumbnail())
-    assert content.count(thumbnail()) == 2
+    assert content.count(thumbnail()) == (3 if "PNG" in name else 2)
     assert image.info["icc_profile"] == PROFILE
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_metadata_is_in_the_bytes_of_the_output(name):
-    out = cleaned(FILES[name])
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_files_of_these_tests_hold_what_must_go(name):
+    assert OTHERS[name].count(SECRET) >= (1 if "animated" in name else 2)
+
+
+@pytest.mark.parametrize("touched", [True, False], ids=["masked", "untouched"])
+@pytest.mark.parametrize("name", [*FILES, *OTHERS])
+def test_no_metadata_is_in_the_bytes_of_the_output(name, touched):
+    out = cleaned((FILES | OTHERS)[name], touched)
     for trace in (
         SECRET,
         SECRET[:16],
@@ -183,12 +242,26 @@ def test_no_metadata_is_in_the_bytes_of_the_output(name):
     ):
         assert trace not in out
     assert thumbnail()[200:260] not in out
-    assert out.count(b"\xff\xd8\xff") == (1 if "JPEG" in name else 0)
+    assert out.count(b"\xff\xd8\xff") == (1 if name.endswith("JPEG") else 0)
 
 
+def test_another_program_finds_no_metadata_in_any_output(tmp_path):
+    if shutil.which("exiftool") is None:
+        pytest.skip("exiftool, the independent reader of this test, is not on this machine")
+    for number, content in enumerate((FILES | OTHERS).values()):
+        (tmp_path / f"{number}.before").write_bytes(content)
+        for touched in (True, False):
+            (tmp_path / f"{number}.{touched}").write_bytes(cleaned(content, touched))
+    found = {Path(path).name: tags for path, tags in leaks(sorted(tmp_path.iterdir())).items()}
+    assert len(found) == 3 * len(FILES | OTHERS)
+    assert [name for name, tags in found.items() if name.endswith("before") and not tags] == []
+    assert {name: tags for name, tags in found.items() if tags and not name.endswith("before")} == {}
+
+
+@pytest.mark.parametrize("touched", [True, False], ids=["masked", "untouched"])
 @pytest.mark.parametrize("name", FILES)
-def test_no_metadata_is_found_when_the_output_is_opened(name):
-    image = Image.open(io.BytesIO(cleaned(FILES[name])))
+def test_no_metadata_is_found_when_the_output_is_opened(name, touched):
+    image = Image.open(io.BytesIO(cleaned(FILES[name], touched)))
     image.load()
     assert not dict(image.getexif())
     assert not any(image.getexif().get_ifd(ifd) for ifd in ExifTags.IFD)
@@ -197,12 +270,13 @@ def test_no_metadata_is_found_when_the_output_is_opened(name):
         "icc_profile", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe", "adobe_transform", "progressive",
         "progression", "loop", "duration", "timestamp", "background",
     }  # fmt: skip
-    assert image.info["icc_profile"] == PROFILE
+    assert image.info.get("icc_profile") == (PROFILE if image.mode in ("RGB", "RGBA", "P") else None)
 
 
+@pytest.mark.parametrize("touched", [True, False], ids=["masked", "untouched"])
 @pytest.mark.parametrize("name", [name for name in FILES if "JPEG" in name])
-def test_a_jpeg_output_has_only_the_segments_of_a_picture(name):
-    names, after = jpeg_parts(cleaned(FILES[name]))
+def test_a_jpeg_output_has_only_the_segments_of_a_picture(name, touched):
+    names, after = jpeg_parts(cleaned(FILES[name], touched))
     assert set(names) <= KEPT_JPEG
     assert after == b""
 
@@ -226,10 +300,12 @@ def test_further_pictures_in_a_jpeg_do_not_survive():
     content = written(scene(), "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(content)).n_frames == 2
     picture = images.decode(content, 10**6)
-    out = images.encode(picture, picture.pixels)
+    (frame,) = picture.frames
+    out = images.encode(picture, [frame.pixels.copy()])
+    assert images.encode(picture, [frame.pixels]).count(b"\xff\xd8\xff") == 1
     assert (picture.format, picture.content_type) == ("JPEG", "image/jpeg")
     assert out.count(b"\xff\xd8\xff") == 1
-    assert np.abs(picture.pixels.astype(int) - np.asarray(scene())).mean() < 8
+    assert np.abs(frame.pixels.astype(int) - np.asarray(scene())).mean() < 8
     assert getattr(Image.open(io.BytesIO(out)), "n_frames", 1) == 1
 
 

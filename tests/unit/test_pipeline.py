@@ -73,6 +73,10 @@ KINDS = [
     *itertools.product(["L", "RGB", "CMYK"], ["JPEG"]),
     *itertools.product(["L", "LA", "RGB", "RGBA", "P", "I;16"], ["PNG"]),
     *itertools.product(["RGB", "RGBA"], ["WEBP"]),
+    *itertools.product(["L", "RGB", "RGBA", "CMYK", "P", "I;16"], ["TIFF"]),
+    *itertools.product(["L", "RGB", "RGBA"], ["JPEG2000"]),
+    *itertools.product(["RGB", "P"], ["GIF", "BMP"]),
+    *itertools.product(["RGB"], ["AVIF"]),
 ]
 
 
@@ -195,8 +199,8 @@ def test_a_detector_that_fails_on_the_second_view_means_no_output():
         (b"", EmptyObject),
         (b"not a picture", UnreadableImage),
         (content()[:-30], UnreadableImage),
-        (content("L", "GIF"), UnsupportedImage),
-        (content("RGB", "BMP"), UnsupportedImage),
+        (content("L", "ICO"), UnsupportedImage),
+        (content("RGB", "PPM"), UnsupportedImage),
     ],
 )
 def test_what_cannot_be_decoded_whole_never_reaches_the_detector(file, error):
@@ -255,6 +259,7 @@ RECIPE = {
         {"style": MaskStyle("fill", 0.7, 0.1)},
         {"style": MaskStyle("surround", 0.71, 0.1)},
         {"style": MaskStyle("surround", 0.7, 0.11)},
+        {"keep_exif": ("FocalLength",)},
     ],
 )
 def test_whatever_decides_the_pixels_changes_the_recipe(change):

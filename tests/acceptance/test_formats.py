@@ -1,0 +1,239 @@
+"""Every file of a collection of formats and oddities, as a user runs it: a correct output, or a refusal by name."""
+
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, ImageSequence
+
+from tests.metadata import leaks
+from worker import images
+from worker.images import deep
+from worker.images.formats import FORMATS
+
+# What Pillow warns of in these files is not an error, here as in a worker.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SECONDS = 240
+MANY = 10**9
+MODEL_BYTES = 1_600 << 20  # TensorFlow, the model and what it works on
+PIXEL_BYTES = 25  # what a picture needs at most, for each of its pixels that counts against the limit
+REFUSALS = {"EmptyObject", "UnreadableImage", "UnsupportedImage", "ImageTooLarge"}
+# Of the project files: those that every reader agrees are damaged, cut short, of no picture, or not handled.
+LEAST_OUTPUTS = 140
+EYES = slice(2, 5)  # eighths of a face's height between which the eyes are
+
+
+@pytest.fixture(scope="module")
+def collection(data):
+    folder = data("formats")
+    return folder / "images", json.loads((folder / "annotations.json").read_text())["images"]
+
+
+@pytest.fixture(scope="module")
+def with_thumbnail(portrait, tmp_path_factory):
+    """A portrait whose EXIF holds it once more, small, and says where it was taken."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(portrait)) as image:
+        image.resize((110, 110)).save(small, "JPEG", quality=80)
+        # An empty directory, and one that names the thumbnail behind it (Exif 2.32, 4.5.8).
+        entries = struct.pack("<HHIHH", 0x0103, 3, 1, 6, 0) + struct.pack("<HHII", 0x0201, 4, 1, 56)
+        entries += struct.pack("<HHII", 0x0202, 4, 1, len(small.getvalue()))
+        block = b"II*\0" + struct.pack("<IHIH", 8, 0, 14, 3) + entries + bytes(4) + small.getvalue()
+        path = tmp_path_factory.mktemp("portrait") / "portrait with thumbnail.jpg"
+        image.save(path, "JPEG", exif=b"Exif\0\0" + block)
+    assert path.read_bytes().count(b"\xff\xd8\xff") == 2
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(collection, with_thumbnail, programs, tmp_path_factory, clean_environment):
+    """The outcome of each file by its name, the folder of outputs, and the run's largest resident set in bytes."""
+    folder, _ = collection
+    output = tmp_path_factory.mktemp("formats") / "output"
+    lines = output.with_name("lines")
+    with lines.open("w") as target:
+        command = [programs / "veil", "anonymize", folder, with_thumbnail, "--output", output, "--json"]
+        process = subprocess.Popen(command, stdout=target, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1  # some failed, each by name
+    outcomes = [json.loads(line) for line in lines.read_text().splitlines()]
+    return {Path(one["source"]).name: one for one in outcomes}, output, usage.ru_maxrss * 1024
+
+
+@pytest.mark.timeout(2 * SECONDS)
+def test_every_file_is_an_output_or_a_refusal_by_name(run, collection):
+    outcomes, output, _ = run
+    _, records = collection
+    assert len(outcomes) == len(records) + 1
+    files = {path.relative_to(output).as_posix() for path in output.rglob("*")}
+    assert files == {name for name, one in outcomes.items() if one["status"] == "anonymized"}
+    assert len(files) >= LEAST_OUTPUTS
+    refused = {name: one["error"] for name, one in outcomes.items() if one["status"] != "anonymized"}
+    assert set(refused.values()) <= REFUSALS, refused
+
+
+def test_what_is_meant_to_be_read_is_read_and_what_is_damaged_is_not(run, collection):
+    outcomes, _, _ = run
+    wrong = {}
+    for record in collection[1]:
+        name, expected = record["file"].removeprefix("images/"), record.get("expect", "")
+        status = outcomes[name]["status"]
+        if (expected == "decode") != (status == "anonymized") and not expected.startswith("see"):
+            wrong[name] = (expected, status, outcomes[name]["message"])
+    assert wrong == {}
+
+
+def test_a_thumbnail_that_shows_the_face_is_gone(run, with_thumbnail):
+    outcomes, output, _ = run
+    content = (output / with_thumbnail.name).read_bytes()
+    assert outcomes[with_thumbnail.name]["faces"] == 1
+    assert content.count(b"\xff\xd8\xff") == 1
+    assert b"Exif" not in content
+
+
+def test_outputs_are_of_the_same_kind_size_and_number_of_frames(run, collection):
+    outcomes, output, _ = run
+    for name, one in outcomes.items():
+        if one["status"] != "anonymized" or not (collection[0] / name).exists():
+            continue
+        picture = images.decode((output / name).read_bytes(), MANY)
+        source = images.decode((collection[0] / name).read_bytes(), MANY)
+        assert (picture.format, picture.width, picture.height) == (source.format, source.width, source.height), name
+        assert picture.frames[0].pixels.dtype == source.frames[0].pixels.dtype, name
+        # Frames that look alike are joined, and last as long as before.
+        assert sum(picture.encoding.get("duration", [])) == pytest.approx(sum(source.encoding.get("duration", []))), (
+            name
+        )
+
+
+def test_every_format_of_the_readmes_table_is_among_the_outputs(run):
+    outcomes, output, _ = run
+    found = set()
+    for name, one in outcomes.items():
+        if one["status"] == "anonymized":
+            with Image.open(output / name) as image:
+                found.add(image.format)
+    assert found >= {form.name for form in FORMATS}
+
+
+def shown(path):
+    """Each frame of a picture as a viewer shows it, upright, RGB on black."""
+    with Image.open(path) as image:
+        for frame in ImageSequence.Iterator(image):
+            upright = ImageOps.exif_transpose(frame)
+            if upright.mode.startswith("I;16"):
+                yield np.repeat((np.asarray(upright) >> 8).astype(int)[..., None], 3, axis=2)
+            else:
+                black = Image.new("RGBA", upright.size, "black")
+                pixels = Image.alpha_composite(black, upright.convert("RGBA")).convert("RGB")
+                yield np.asarray(pixels).astype(int)
+
+
+def test_every_face_of_every_frame_is_hidden_and_the_rest_is_as_it_was(run, collection):
+    outcomes, output, _ = run
+    looked_at = 0
+    for record in collection[1]:
+        name = record["file"].removeprefix("images/")
+        if outcomes[name]["status"] != "anonymized" or len(record["faces"]) == 0 or record["width"] > 5000:
+            continue
+        looked_at += 1
+        before, after = list(shown(collection[0] / name)), list(shown(output / name))
+        assert len(after) == len(before), name
+        for one, other in zip(before, after, strict=True):
+            for x1, y1, x2, y2 in record["faces"]:
+                top, height = y1, (y2 - y1) / 8
+                eyes = np.s_[int(top + EYES.start * height) : int(top + EYES.stop * height), x1 + 4 : x2 - 4]
+                if one[eyes].any():  # not in the transparent part
+                    assert np.abs(other[eyes] - one[eyes]).mean() > 8, name
+            below = np.s_[max(y2 for *_, y2 in record["faces"]) + 60 :]
+            assert np.abs(other[below] - one[below]).mean() < 8, name
+    assert looked_at >= 40
+
+
+def test_no_output_holds_metadata(run):
+    if shutil.which("exiftool") is None:
+        pytest.skip("exiftool, the independent reader of this test, is not on this machine")
+    _, output, _ = run
+    found = leaks(sorted(path for path in output.rglob("*") if path.is_file()))
+    assert len(found) >= LEAST_OUTPUTS
+    assert {path: tags for path, tags in found.items() if tags} == {}
+
+
+def test_memory_stays_under_the_stated_bound(run, collection):
+    # Pictures are worked on side by side, and one of them is nearly as large as the limit allows.
+    _, _, resident = run
+    largest = sorted(record["width"] * record["height"] for record in collection[1] if record.get("expect") == "decode")
+    assert resident < MODEL_BYTES + PIXEL_BYTES * sum(largest[-4:])
+
+
+LARGEST = """
+import io, resource, sys
+
+import numpy as np
+from PIL import Image
+
+from worker.detector import Detections
+from worker.images import deep
+from worker.masking import MaskStyle
+from worker.pipeline import Limits, Pipeline, Stopwatch
+
+form, mode, cost, pixels = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+side = int((pixels // cost) ** 0.5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class Finds:
+    def detect(self, picture):
+        box = [side * 0.3, side * 0.3, side * 0.45, side * 0.45]
+        return Detections(np.array([box], np.float32), np.array([0.9], np.float32))
+
+
+content = open(sys.argv[5], "rb").read()
+limits = Limits(1 << 30, pixels, 5)
+made = Pipeline(store=None, detector=Finds(), style=MaskStyle("surround", 1.0, 0.1), limits=limits)
+result = made.anonymize(content, Stopwatch())
+assert result.content and (result.width, result.height) == (side, side)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+KINDS = [
+    ("JPEG", "CMYK", 1, {"progressive": True}),
+    ("PNG", "RGBA", 1, {"compress_level": 1}),
+    ("PNG", "P", 1, {"compress_level": 1}),
+    ("PNG", "RGBA;16", 2, {}),
+    ("TIFF", "RGB;16", 2, {}),
+    ("TIFF", "CMYK", 1, {"compression": "tiff_lzw"}),
+    ("GIF", "P", 1, {}),
+    ("WEBP", "RGBA", 2, {"lossless": True, "method": 0, "quality": 0}),
+    ("AVIF", "RGBA", 2, {"speed": 10}),
+    ("JPEG2000", "RGBA", 3, {}),
+    ("BMP", "RGB", 1, {}),
+]
+
+
+@pytest.mark.parametrize(("form", "mode", "cost", "options"), KINDS, ids=[f"{kind[0]} {kind[1]}" for kind in KINDS])
+def test_the_largest_picture_of_each_kind_needs_no_more_than_is_stated(tmp_path, form, mode, cost, options):
+    pixels = 6_000_000  # 16 times fewer than the default allows; the need grows with them
+    side = int((pixels // cost) ** 0.5)
+    y, x = np.mgrid[:side, :side]
+    planes = np.stack([x * 200 // side, y * 200 // side, (x + y) * 100 // side, 255 - x * 200 // side], -1)
+    path = tmp_path / "picture"
+    if mode.endswith(";16"):
+        values = (planes[..., : len(mode) - 3] * 257).astype(np.uint16)
+        path.write_bytes(deep.write_png(values, None, None) if form == "PNG" else deep.write_tiff([values], None))
+    else:
+        image = Image.fromarray(planes.astype(np.uint8), "RGBA" if mode != "CMYK" else "CMYK")
+        image = image.convert("RGB").quantize(256) if mode == "P" else image.convert(mode)
+        image.save(path, form, **options)
+    command = [sys.executable, "-c", LARGEST, form, mode, cost, pixels, path]
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) < PIXEL_BYTES * pixels

@@ -1,0 +1,168 @@
+"""Damaged pictures by the hundred: the process lives, refusals have names, and what passes is clean elsewhere too."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COUNT = 300
+SECONDS = 120
+NO_MATTER = re.compile("Unknown field with tag|tags are not sorted")  # of a TIFF: it is not read, nor written
+
+# Runs in a process of its own, so that a crash in a decoder is seen as one. Reads files from a folder, writes what the
+# pipeline makes of them to another, and prints a line for each.
+WORKER = """
+import json, sys
+from pathlib import Path
+
+import numpy as np
+
+from tasks.errors import VeilError
+from worker.detector import Detections
+from worker.masking import MaskStyle
+from worker.pipeline import Limits, Pipeline, Stopwatch
+
+
+class Finds:
+    def detect(self, picture):
+        height, width = picture.shape[:2]
+        box = [width / 4, height / 4, width / 2, height / 2]
+        return Detections(np.array([box], np.float32), np.array([0.9], np.float32))
+
+
+pipeline = Pipeline(
+    store=None, detector=Finds(), style=MaskStyle("surround", 1.0, 0.1), limits=Limits(10**7, 10**6, 5)
+)
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    error = None
+    try:
+        (Path(sys.argv[2]) / path.name).write_bytes(pipeline.anonymize(path.read_bytes(), Stopwatch()).content)
+    except VeilError as caught:
+        error = type(caught).__name__
+    print(json.dumps({"name": path.name, "error": error}), flush=True)
+"""
+
+
+def written(images, form, **options):
+    target = io.BytesIO()
+    more = {"save_all": True, "append_images": images[1:]} if len(images) > 1 else {}
+    images[0].save(target, form, **more, **options)
+    return target.getvalue()
+
+
+def pictures():
+    """One small picture of each kind, by suffix and number."""
+    chance = np.random.default_rng(7)
+    y, x = np.mgrid[:48, :64]
+    pixels = np.stack([x * 4, y * 5, (x + y) * 2], -1) + chance.integers(0, 12, (48, 64, 3))
+    colour = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    clear = colour.copy()
+    clear.putalpha(Image.fromarray((x * 4).astype(np.uint8)))
+    film = [colour, colour.rotate(90), colour.rotate(180)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return [
+        ("jpg", written([colour], "JPEG", quality=90, exif=exif)),
+        ("jpg", written([colour], "JPEG", progressive=True)),
+        ("jpg", written([colour.convert("CMYK")], "JPEG")),
+        ("jpg", written([colour.convert("L")], "JPEG", restart_marker_rows=1)),
+        ("png", written([colour], "PNG")),
+        ("png", written([clear], "PNG")),
+        ("png", written([colour.quantize(64)], "PNG")),
+        ("png", written([Image.fromarray((x * 900 + y).astype(np.uint16))], "PNG")),
+        ("png", written(film, "PNG", duration=100)),
+        ("webp", written([colour], "WEBP")),
+        ("webp", written([clear], "WEBP", lossless=True)),
+        ("webp", written(film, "WEBP", duration=100)),
+        ("gif", written([colour.quantize(64)], "GIF")),
+        ("gif", written(film, "GIF", duration=100)),
+        ("tif", written([colour], "TIFF")),
+        ("tif", written([colour], "TIFF", compression="tiff_lzw")),
+        ("tif", written([clear, colour], "TIFF", compression="tiff_adobe_deflate")),
+        ("tif", written([colour], "TIFF", compression="jpeg")),
+        ("bmp", written([colour], "BMP")),
+        ("avif", written([colour], "AVIF")),
+        ("jp2", written([colour], "JPEG2000")),
+    ]
+
+
+def mutated(content, others, chance):
+    """`content` with wrong bits, bytes lost, zeros in the place of its end, or the head of another file."""
+    damaged = bytearray(content)
+    kind = chance.integers(6)
+    at = int(chance.integers(1, len(damaged)))
+    if kind == 0:
+        for place in chance.integers(0, len(damaged), chance.integers(1, 9)):
+            damaged[place] ^= 1 << int(chance.integers(8))
+    elif kind == 1:
+        for place in chance.integers(0, min(len(damaged), 120), chance.integers(1, 4)):
+            damaged[place] = int(chance.integers(256))
+    elif kind == 2:
+        del damaged[at:]
+    elif kind == 3:
+        damaged[at:] = bytes(len(damaged) - at)
+    elif kind == 4:
+        del damaged[at : at + int(chance.integers(1, 64))]
+    else:
+        head = others[int(chance.integers(len(others)))][1]
+        size = int(chance.integers(4, 64))
+        damaged[:size] = head[:size]
+    return bytes(damaged)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """For each damaged file its path, the error's name or None, and the output's path."""
+    root = tmp_path_factory.mktemp("damage")
+    source, output = root / "in", root / "out"
+    source.mkdir()
+    output.mkdir()
+    chance, kinds = np.random.default_rng(20261124), pictures()
+    for number in range(COUNT):
+        suffix, content = kinds[number % len(kinds)]
+        (source / f"{number:03}.{suffix}").write_bytes(mutated(content, kinds, chance))
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, source, output], check=False, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == COUNT
+    return [(source / line["name"], line["error"], output / line["name"]) for line in lines]
+
+
+def test_every_damaged_picture_is_an_output_or_a_refusal_by_name(outcomes):
+    names = {error for _, error, _ in outcomes}
+    assert names <= {None, "UnreadableImage", "UnsupportedImage", "ImageTooLarge"}
+    assert all(output.exists() == (error is None) for _, error, output in outcomes)
+    refused = sum(error is not None for _, error, _ in outcomes)
+    assert COUNT // 2 < refused < COUNT
+
+
+def test_every_output_decodes_whole(outcomes):
+    for _, error, output in outcomes:
+        if error is None:
+            with Image.open(output) as image:
+                for number in range(getattr(image, "n_frames", 1)):
+                    image.seek(number)
+                    image.load()
+
+
+def test_what_passed_decodes_cleanly_in_another_program(outcomes):
+    if shutil.which("convert") is None:
+        pytest.skip("ImageMagick, the independent decoder of this test, is not on this machine")
+    complaints = {}
+    for source, error, _ in outcomes:
+        if error is None and source.suffix != ".avif":  # which Debian's ImageMagick does not always read
+            done = subprocess.run(
+                ["convert", "-regard-warnings", source, "rgba:-"], check=False, capture_output=True, timeout=SECONDS
+            )
+            lines = done.stderr.decode("utf-8", "replace").splitlines()
+            if done.returncode and not all(NO_MATTER.search(line) for line in lines):
+                complaints[source.name] = lines
+    assert complaints == {}

@@ -1,0 +1,71 @@
+"""What exiftool, which shares no code with Veil, finds in a file besides its picture."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+# Groups (family 1) that hold nothing but what a decoder needs, and the colour profile.
+PICTURE = {
+    "SourceFile", "System", "File", "Composite", "JFIF", "Adobe", "GIF", "RIFF", "Jpeg2000", "Meta",
+    "ICC_Profile", "ICC-header", "ICC-view", "ICC-meas", "ICC-chrm", "ICC-cicp",
+}  # fmt: skip
+# Of the groups that hold metadata as well, what describes the picture's layout.
+LAYOUT = {
+    "ExifTool": {"ExifToolVersion"},
+    "PNG": {
+        "ImageWidth", "ImageHeight", "BitDepth", "ColorType", "Compression", "Filter", "Interlace", "Palette",
+        "Transparency", "AnimationFrames", "AnimationPlays", "ProfileName",
+    },
+    "QuickTime": {
+        "MajorBrand", "MinorVersion", "CompatibleBrands", "HandlerType", "ImageSpatialExtent", "ImagePixelDepth",
+        "AV1ConfigurationVersion", "ChromaFormat", "ChromaSamplePosition", "ColorProfiles", "ColorPrimaries",
+        "TransferCharacteristics", "MatrixCoefficients", "VideoFullRangeFlag", "MediaDataSize", "MediaDataOffset",
+        "MovieHeaderVersion", "TimeScale", "Duration", "PreferredRate", "PreferredVolume", "MatrixStructure",
+        "NextTrackID", "CreateDate", "ModifyDate", "PreviewTime", "PreviewDuration", "PosterTime", "SelectionTime",
+        "SelectionDuration", "CurrentTime", "AuxiliaryImageType",
+    },
+    "Track": {
+        "TrackHeaderVersion", "TrackCreateDate", "TrackModifyDate", "TrackID", "TrackDuration", "TrackLayer",
+        "TrackVolume", "MatrixStructure", "ImageWidth", "ImageHeight", "MediaHeaderVersion", "MediaCreateDate",
+        "MediaModifyDate", "MediaTimeScale", "MediaDuration", "MediaLanguageCode", "HandlerType", "GraphicsMode",
+        "OpColor", "CompressorID", "SourceImageWidth", "SourceImageHeight", "XResolution", "YResolution",
+        "BitDepth", "VideoFrameRate", "ColorProfiles", "ColorPrimaries", "TransferCharacteristics",
+        "MatrixCoefficients", "AV1ConfigurationVersion", "ChromaFormat", "ChromaSamplePosition", "PixelAspectRatio",
+        "CleanAperture", "AuxiliaryImageType", "OtherFormat",
+    },
+    "IFD": {
+        "ImageWidth", "ImageHeight", "BitsPerSample", "Compression", "PhotometricInterpretation", "StripOffsets",
+        "SamplesPerPixel", "RowsPerStrip", "StripByteCounts", "PlanarConfiguration", "Predictor", "ExtraSamples",
+        "SampleFormat", "JPEGTables", "YCbCrSubSampling", "ReferenceBlackWhite", "ColorMap", "YCbCrPositioning",
+    },
+}  # fmt: skip
+NOT_LAYOUT = {"File": {"Comment", "TrailerInfo"}, "Jpeg2000": {"Comment", "XML"}, "GIF": {"Comment"}}
+
+
+def leaks(paths: list[Path]) -> dict[str, list[str]]:
+    """By path the tags, as Group:Name, that are neither layout nor colour."""
+    command = ["exiftool", "-j", "-a", "-G1", "-ee", "-charset", "filename=utf8", "--", *map(str, paths)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    found = json.loads(done.stdout)
+    return {item["SourceFile"]: [tag for tag in _tags(item) if not _is_fine(tag)] for item in found}
+
+
+def _tags(item: dict[str, Any]) -> set[str]:
+    """The tags of one file; what exiftool takes for a preview in a JPEG-compressed TIFF is the strip of the page."""
+    if item.get("IFD0:Compression") == "JPEG" and "IFD0:StripOffsets" not in item:
+        return set(item) - {
+            "IFD0:PreviewImage",
+            "IFD0:PreviewImageStart",
+            "IFD0:PreviewImageLength",
+            "ExifTool:Warning",
+        }
+    return set(item)
+
+
+def _is_fine(tag: str) -> bool:
+    group, _, name = tag.partition(":")
+    family = group.rstrip("0123456789")
+    if group in PICTURE:
+        return name not in NOT_LAYOUT.get(group, set())
+    return name in LAYOUT.get(family, set())

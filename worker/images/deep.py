@@ -1,0 +1,131 @@
+"""Pictures of 16 bits a channel, which Pillow reads as 8: OpenCV reads and writes PNG and reads TIFF.
+
+What OpenCV reads is compared with what Pillow read: an output is never made of a picture that two libraries see in
+different ways.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images.picture import Array, Frame
+
+Turn = Callable[[Array], Array]
+
+MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}
+PNG_HEADER = 33  # bytes of signature and first chunk
+ASSOCIATED = 1  # colours were multiplied by their alpha (TIFF 6.0, ExtraSamples)
+
+
+def read_png(content: bytes, seen: Array) -> Frame:
+    """The 16-bit PNG `content`, of which Pillow has `seen` the upper 8 bits, uint8 [h, w, 1 to 4]."""
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise UnreadableImage("the picture is damaged")
+    return _frame(pixels, seen)
+
+
+def read_tiff(content: bytes, page: int, seen: Array, turn: Turn | None, extra: Any) -> Frame:
+    """A 16-bit page of the TIFF `content`, upright, of which Pillow has `seen` the upper 8 bits.
+
+    `turn` makes it upright, `extra` is its ExtraSamples, None or a tuple.
+    """
+    found, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+    if not found or len(pages) != 1:
+        raise UnsupportedImage("this kind of 16-bit TIFF is not handled")
+    try:
+        return _frame(pages[0], seen, extra == (ASSOCIATED,))
+    except UnsupportedImage:
+        if turn is None:
+            raise
+        # Whether a page has been turned depends on OpenCV's version.
+        return _frame(np.ascontiguousarray(turn(pages[0])), seen, extra == (ASSOCIATED,))
+
+
+def _frame(pixels: Any, seen: Array, associated: bool = False) -> Frame:
+    if pixels.dtype != np.uint16 or pixels.shape[:2] != seen.shape[:2] or pixels.ndim > 3:
+        raise UnsupportedImage("this kind of 16-bit picture is not handled")
+    seen = seen if seen.ndim == 3 else seen[..., None]
+    if pixels.ndim == 3:
+        planes = seen.shape[2] if seen.shape[2] > 2 else pixels.shape[2]
+        pixels = np.ascontiguousarray(pixels[..., [2, 1, 0, 3][:planes]])
+    own = pixels if pixels.ndim == 3 else pixels[..., None]
+    compared = np.s_[..., 3:] if associated else np.s_[..., : 1 if seen.shape[2] < 3 else 3]
+    if not all((own[row][compared] >> 8 == seen[row][compared]).all() for row in range(len(own))):
+        raise UnsupportedImage("this 16-bit picture is read in two ways, and none can be trusted")
+    if associated:
+        _undo_association(pixels)
+    if own.shape[2] == 4:
+        own[own[..., 3] == 0] = 0
+    return Frame(pixels, MODES[own.shape[2]])
+
+
+def _undo_association(pixels: Array) -> None:
+    for row in pixels:
+        alpha = np.maximum(row[:, 3:], 1).astype(np.uint64)
+        row[:, :3] = np.minimum(row[:, :3] * np.uint64(65535) // alpha, 65535)
+
+
+def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes:
+    """A PNG of uint16 `pixels`, gray, RGB or RGBA."""
+    order = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    written = cv2.imencode(".png", order)[1].tobytes()
+    chunks = _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
+    chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")) if exif else b""
+    return written[:PNG_HEADER] + chunks + written[PNG_HEADER:]
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
+
+
+def write_tiff(pages: Sequence[Array], profile: bytes | None) -> bytes:
+    """A TIFF of `pages`, uint8 or uint16, gray, gray with alpha, RGB or RGBA: each one strip of Deflate (TIFF 6.0)."""
+    content = bytearray(b"II*\0" + bytes(4))
+    link = 4
+    for pixels in pages:
+        height, width, channels = (*pixels.shape, 1)[:3]
+        differences = pixels.copy()
+        differences[:, 1:] -= pixels[:, :-1]  # Predictor 2; wraps around, as it must
+        strip = zlib.compress(differences.tobytes())
+        entries: list[tuple[int, str, Sequence[int] | bytes]] = [
+            (256, "I", (width,)),
+            (257, "I", (height,)),
+            (258, "H", (pixels.dtype.itemsize * 8,) * channels),
+            (259, "H", (8,)),  # Deflate
+            (262, "H", (2 if channels > 2 else 1,)),
+            (273, "I", (len(content),)),
+            (277, "H", (channels,)),
+            (278, "I", (height,)),
+            (279, "I", (len(strip),)),
+            (317, "H", (2,)),
+        ]
+        if channels in (2, 4):
+            entries.append((338, "H", (2,)))  # alpha that the colours were not multiplied by
+        if profile:
+            entries.append((34675, "B", profile))
+        content += strip
+        link = _append_directory(content, link, entries)
+    return bytes(content)
+
+
+def _append_directory(content: bytearray, link: int, entries: Sequence[tuple[int, str, Sequence[int] | bytes]]) -> int:
+    """Put a directory at the end and its place at `link`; where the next one's place belongs."""
+    fields = b""
+    for tag, kind, values in entries:
+        value = struct.pack(f"<{len(values)}{kind}", *values)
+        if len(value) > 4:
+            content += bytes(len(content) % 2)
+            place = struct.pack("<I", len(content))
+            content += value
+            value = place
+        fields += struct.pack("<HHI", tag, {"B": 7, "H": 3, "I": 4}[kind], len(values)) + value.ljust(4, b"\0")
+    content += bytes(len(content) % 2)
+    content[link : link + 4] = struct.pack("<I", len(content))
+    content += struct.pack("<H", len(entries)) + fields + bytes(4)
+    return len(content) - 4

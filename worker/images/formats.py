@@ -1,0 +1,86 @@
+"""The formats that are handled: what is kept of each, and what is refused; the README's table is made of it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: Pillow's `name`, what is read, what the output keeps besides the dimensions, what is refused.
+
+    `cost` is how many times its pixels count against the limit, because its library needs that much more memory.
+    """
+
+    name: str
+    title: str
+    content_type: str
+    read: str
+    kept: str
+    refused: str
+    cost: int = 1
+
+
+FORMATS = (
+    Format(
+        "JPEG",
+        "JPEG",
+        "image/jpeg",
+        "baseline, progressive, gray, RGB, CMYK and YCCK",
+        "quantisation tables, subsampling, progressive; without a face the compressed data itself, bit for bit",
+        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized, the others are dropped",
+    ),
+    Format(
+        "PNG",
+        "PNG, APNG",
+        "image/png",
+        "1 to 16 bits, palette, alpha, animated",
+        "every pixel outside the masks, 8 or 16 bits, alpha, palette of up to 256 colours, timing and repeats",
+        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations",
+    ),
+    Format(
+        "WEBP",
+        "WebP",
+        "image/webp",
+        "lossy, lossless, alpha, animated",
+        "lossy or lossless, alpha, timing and repeats",
+        "–",
+        cost=2,
+    ),
+    Format(
+        "TIFF",
+        "TIFF",
+        "image/tiff",
+        "pages, 1 to 16 bits, gray, RGB, CMYK, palette, alpha; uncompressed, LZW, Deflate, PackBits, JPEG",
+        "pages, 8 or 16 bits, alpha, compression (16 bits become Deflate)",
+        "old-style JPEG, fax and rare compressions, 16-bit CMYK, 32 bits and floating point",
+    ),
+    Format("GIF", "GIF", "image/gif", "still, animated, transparent", "palette, timing and repeats", "no end marker"),
+    Format("BMP", "BMP", "image/bmp", "1 to 32 bits, RLE", "true colour or gray", "transparency"),
+    Format(
+        "AVIF",
+        "AVIF",
+        "image/avif",
+        "8 bits, alpha, animated",
+        "alpha, timing",
+        "10 and 12 bits",
+        cost=2,
+    ),
+    Format(
+        "JPEG2000",
+        "JPEG 2000",
+        "image/jp2",
+        "8 bits, 16-bit gray, alpha",
+        "lossless, or lossy at the source's rate; alpha, 16-bit gray",
+        "more than 8 bits in colour",
+        cost=3,
+    ),
+)
+BY_NAME = {form.name: form for form in FORMATS}
+CONTENT_TYPES = {form.name: form.content_type for form in FORMATS}
+NAMED_FORMATS = ("ICO", "ICNS", "PSD", "PPM", "TGA", "DDS", "PCX", "SGI")  # known to Pillow, not handled
+
+
+def markdown_table() -> str:
+    """The formats as a Markdown table, generated for the README."""
+    rows = ["| format | read | kept | refused by name |", "| --- | --- | --- | --- |"]
+    rows += [f"| {form.title} | {form.read} | {form.kept} | {form.refused} |" for form in FORMATS]
+    return "\n".join(rows)

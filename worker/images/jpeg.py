@@ -1,0 +1,124 @@
+"""JPEG files, segment by segment: re-assembled without what is no part of the picture, and decoded strictly.
+
+Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for bit. libjpeg goes on where data is
+damaged or missing, fills the rest with gray and only warns; simplejpeg, a binding of the same library, tells.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+
+from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images.picture import Array
+
+SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
+FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic coding
+TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # DHT, DAC, DQT, DRI
+OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
+SCAN_END = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # not a stuffed byte, a restart or a fill byte
+MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
+ICC_PART = 65_519
+COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A marker, what its length covers, and, after a start of scan, the compressed data up to the next marker."""
+
+    marker: int
+    body: bytes
+    scan: bytes = b""
+
+    def written(self) -> bytes:
+        return bytes([0xFF, self.marker]) + (len(self.body) + 2).to_bytes(2) + self.body + self.scan
+
+
+def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
+    """The JPEG `content` made of its picture's own segments, with a colour profile and an EXIF block put in.
+
+    Raises UnreadableImage where the segments end early, UnsupportedImage for kinds that are not handled.
+    """
+    kept = list(_picture(content))
+    first = [segment for segment in kept if segment.marker == APP0][:1]
+    first += [segment for segment in kept if segment.marker == APP14][:1]
+    if exif:
+        first.append(Segment(APP1, exif))
+    parts = [profile[at : at + ICC_PART] for at in range(0, len(profile or b""), ICC_PART)] if profile else []
+    first += [
+        Segment(APP2, b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part) for number, part in enumerate(parts, 1)
+    ]
+    rest = [segment for segment in kept if segment.marker not in (APP0, APP14)]
+    return b"".join([b"\xff\xd8", *(segment.written() for segment in first + rest), b"\xff\xd9"])
+
+
+def decoded(content: bytes, mode: str) -> Array:
+    """The pixels of the JPEG `content` in `mode`, L, RGB or CMYK; UnreadableImage if any part is damaged or missing."""
+    try:
+        pixels: Array = simplejpeg.decode_jpeg(content, COLOURS[mode], strict=True)
+    except ValueError as error:
+        if "subsampling" in str(error):
+            raise UnsupportedImage("this JPEG has an unusual subsampling, which is not handled") from None
+        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    if mode == "CMYK":
+        np.subtract(255, pixels, out=pixels)  # stored inverted, as Adobe's programs do and Pillow assumes
+    return pixels[..., 0] if mode == "L" else pixels
+
+
+def check(content: bytes) -> None:
+    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing."""
+    stored = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
+    try:
+        colours = simplejpeg.decode_jpeg_header(content)[2]
+    except ValueError as error:
+        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    decoded(content, stored.get(colours, "RGB"))
+
+
+def is_stored_as_rgb(content: bytes) -> bool:
+    """Whether the JPEG's components are red, green and blue themselves."""
+    colours: str = simplejpeg.decode_jpeg_header(content)[2]
+    return colours == "RGB"
+
+
+def _picture(content: bytes) -> Iterator[Segment]:
+    """The segments that make the picture, in their order: no text, no thumbnail, no other program's data."""
+    frames = scans = 0
+    for segment in _segments(content):
+        if segment.marker in OTHER_FRAMES or (segment.marker in FRAMES and segment.body[:1] != b"\x08"):
+            raise UnsupportedImage("only 8-bit JPEGs of the baseline, extended and progressive kinds are handled")
+        frames += segment.marker in FRAMES
+        scans += segment.marker == SOS
+        if frames > 1 or scans > MOST_SCANS:
+            raise UnsupportedImage(f"this JPEG has {frames} frames and over {scans - 1} scans, which is not handled")
+        if segment.marker == APP0 and segment.body.startswith(b"JFIF\0") and len(segment.body) >= 14:
+            yield Segment(APP0, segment.body[:12] + b"\0\0")  # no thumbnail
+        elif segment.marker == APP14 and segment.body.startswith(b"Adobe") and len(segment.body) >= 12:
+            yield Segment(APP14, segment.body[:12])
+        elif segment.marker in FRAMES | TABLES | {SOS}:
+            yield segment
+    if not frames or not scans:
+        raise UnreadableImage("this JPEG has no picture in it")
+
+
+def _segments(content: bytes) -> Iterator[Segment]:
+    """All segments up to the end marker; UnreadableImage if there is none, or if other bytes stand between them."""
+    at = 2
+    while content[at : at + 1] == b"\xff":
+        while content[at : at + 1] == b"\xff":  # fill bytes may come before any marker
+            at += 1
+        marker, size = content[at] if at < len(content) else -1, int.from_bytes(content[at + 1 : at + 3])
+        if marker == EOI:
+            return
+        if marker in (-1, 0, SOI) or size < 2 or at + 1 + size > len(content):
+            break
+        body, at = content[at + 3 : at + 1 + size], at + 1 + size
+        end = SCAN_END.search(content, at) if marker == SOS else None
+        if marker == SOS and end is None:
+            break
+        yield Segment(marker, body, content[at : end.start()] if end else b"")
+        at = end.start() if end else at
+    raise UnreadableImage("this JPEG is damaged or cut short: its segments do not lead to an end marker")

@@ -1,0 +1,79 @@
+"""The pages of a TIFF: which are handled, and that their compressed data is whole (TIFF 6.0; Technical Note 2)."""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images import jpeg
+
+COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg")
+BITS_PER_SAMPLE, COMPRESSION, PLANES, EXTRA_SAMPLES, JPEG_TABLES = 258, 259, 284, 338, 347
+STRIPS, TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
+# What decides how the data is read: sizes, depth, compression, colours, places, predictor, tiles, planes.
+STRUCTURE = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338}
+WHOLE_NUMBERS = {3, 4, 16}  # SHORT, LONG, LONG8
+
+
+def is_deep(image: Any) -> bool:
+    """Whether a channel of the page that `image` is at has more than 8 bits."""
+    return bool(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8)
+
+
+def check(image: Any, content: bytes) -> None:
+    """Raise UnsupportedImage or UnreadableImage for what libtiff reads with mere warnings, or in part."""
+    compression = image.info.get("compression")
+    if compression not in COMPRESSIONS:
+        raise UnsupportedImage(
+            f"TIFFs with the compression {compression} are not handled: save it with LZW, Deflate, PackBits or JPEG"
+        )
+    _check_directory(image.tag_v2)
+    size = 0
+    for part in _parts(image, content):
+        size += len(part)
+        if compression == "jpeg":
+            jpeg.check(_with_tables(part, image.tag_v2.get(JPEG_TABLES)))
+        elif compression in ("tiff_adobe_deflate", "tiff_deflate"):
+            _check_deflate(part)
+    if size * 8 < image.width * image.height * sum(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) and compression == "raw":
+        raise UnreadableImage("this TIFF is cut short")
+
+
+def _check_directory(directory: Any) -> None:
+    """Raise UnreadableImage for entries that Pillow passes over and other readers do not."""
+    sound = all(directory.tagtype.get(tag, 3) in WHOLE_NUMBERS for tag in STRUCTURE)
+    if not sound or COMPRESSION not in directory or directory.get(PLANES, 1) not in (1, 2):
+        raise UnreadableImage("this TIFF is damaged: its directory has entries of the wrong kind")
+
+
+def _with_tables(part: bytes, tables: Any) -> bytes:
+    """A strip or tile as a JPEG of its own: the tables stand apart, between the same two markers."""
+    if not tables:
+        return part
+    if tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
+        raise UnreadableImage("this TIFF is damaged: its JPEG tables do not end")
+    whole: bytes = tables[:-2] + part[2:]
+    return whole
+
+
+def _parts(image: Any, content: bytes) -> Iterator[bytes]:
+    """The compressed strips or tiles of a page."""
+    offsets, lengths = (image.tag_v2.get(tag, ()) for tag in (TILES if TILES[0] in image.tag_v2 else STRIPS))
+    if not offsets or len(offsets) != len(lengths):
+        raise UnreadableImage("this TIFF is damaged: where its pixels are is not known")
+    for at, length in zip(offsets, lengths, strict=True):
+        if at + length > len(content):
+            raise UnreadableImage("this TIFF is cut short")
+        yield content[at : at + length]
+
+
+def _check_deflate(part: bytes) -> None:
+    unpacked = zlib.decompressobj()
+    try:
+        while part and not unpacked.eof:
+            unpacked.decompress(part, 1 << 20)
+            part = unpacked.unconsumed_tail
+    except zlib.error:
+        unpacked = zlib.decompressobj()
+    if not unpacked.eof:
+        raise UnreadableImage("this TIFF is damaged: the checksum of its pixels is wrong")
