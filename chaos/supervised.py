@@ -47,6 +47,7 @@ class Supervised:
             if process is None or process.poll() is not None:
                 return None
             process.kill()
+            process.wait()
             return process.pid
 
     @property
