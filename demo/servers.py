@@ -29,6 +29,7 @@ STOP_SECONDS = 15
 PR_SET_PDEATHSIG = 1  # prctl(2)
 INTERRUPTS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 FLOWER_COLUMNS = "args,state,runtime,result,exception,received,uuid"  # the name is always the same
+DATABASES = 64  # of a Redis; each group of tests has one of its own
 GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each server there
 
 
@@ -167,7 +168,7 @@ def start_redis(folder: Path, kept: bool = False) -> Redis:
     config.touch(mode=0o600)
     config.write_text(
         f'bind {HOST}\nport {port}\nrequirepass {password}\ndir "{folder}"\n'
-        'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\n'
+        f'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\ndatabases {DATABASES}\n'
     )
     server = Server("redis", [redis_program(), str(config)], folder / "redis.log", kept=kept)
     started = Redis(server, port, password)

@@ -20,7 +20,7 @@ from celery import Celery
 from celery.result import AsyncResult
 from PIL import Image
 
-from demo.servers import HOST, S3, Redis, Server, free_port, start_redis, start_s3
+from demo.servers import DATABASES, HOST, S3, Redis, Server, free_port, start_redis, start_s3
 from tasks import dead_letters, receipts
 from tasks.app import create_app
 from tasks.comparison import Places
@@ -166,7 +166,7 @@ def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="session")
 def new_queue(redis_server: Redis) -> Callable[[], Queue]:
     """Make a queue of one's own."""
-    numbers = iter(range(16))
+    numbers = iter(range(DATABASES))
     return lambda: Queue(redis_server, next(numbers))
 
 

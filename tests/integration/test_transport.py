@@ -45,7 +45,7 @@ def test_messages_are_received_up_to_the_prefetch_count_uploads_first(consumer, 
 
     drained(consumer)
 
-    assert [message.headers["argsrepr"] for message in consumer.received] == ["('uploads-0',)", "('uploads-1',)"]
+    assert [message.headers["argsrepr"] for message in consumer.received] == ["uploads-0", "uploads-1"]
     assert unattended.client.llen("backfill") == 2
     assert len({message.delivery_tag for message in consumer.received}) == 2
 
