@@ -187,11 +187,17 @@ def _work() -> None:
     class Pipeline:
         recipe = "0" * 16
 
-        def run(self, request: AnonymizeRequest, on_stage: Callable[[str], None]) -> AnonymizeReport:
+        def output(self, request: AnonymizeRequest) -> ObjectUri:
+            return ObjectUri("clean", request.source.key)
+
+        def run(
+            self, request: AnonymizeRequest, on_stage: Callable[[str], None], confirm: Callable[[], None]
+        ) -> AnonymizeReport:
             source = str(request.source)
             app.backend.client.hset(STARTED, source, time.time())
             on_stage("detecting")
             time.sleep(PICTURE_SECONDS)
+            confirm()
             return AnonymizeReport(status="anonymized", source=source, destination=None, recipe=self.recipe)
 
     # Celery warns root, in several lines, and containers run this as root.
