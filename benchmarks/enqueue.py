@@ -183,6 +183,7 @@ def _work() -> None:
     """A worker whose pictures only take time."""
     from tasks.app import app
     from tasks.messages import AnonymizeReport, AnonymizeRequest
+    from worker import logs
 
     class Pipeline:
         recipe = "0" * 16
@@ -202,6 +203,7 @@ def _work() -> None:
 
     # Celery warns root, in several lines, and containers run this as root.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
+    logs.configure("json")  # on standard error
     app.pipeline = Pipeline()
     app.Worker(pool="threads", concurrency=1, queues="uploads,backfill", loglevel="ERROR", quiet=True).start()
 
