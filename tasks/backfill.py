@@ -170,9 +170,7 @@ class Reading:
 
 def wanted(places: Places, source: StoredObject) -> Wanted:
     """What to ask for so that the output of `source` is where `places` have it."""
-    route = places.route
-    is_own = places.output.prefix == route.destination.prefix + route.source.rest(places.source)
-    return Wanted(source.uri, None if is_own else places.destination(places.key(source.uri)), source.etag)
+    return Wanted(source.uri, places.asked_destination(places.key(source.uri)), source.etag)
 
 
 class _Moved(Exception):

@@ -38,8 +38,7 @@ class Places:
         read = PrefixUri.parse(source)
         for route in routes:
             if read.is_below(route.source):
-                own = PrefixUri(route.destination.bucket, route.destination.prefix + route.source.rest(read))
-                written = PrefixUri.parse(output) if output else own
+                written = PrefixUri.parse(output) if output else route.outputs_of(read)
                 if written.is_below(route.destination):
                     if route.destination.rest(written).startswith(receipts.RESERVED):
                         raise InvalidRequest(f"{written} is kept for receipts: name another place")
@@ -52,6 +51,10 @@ class Places:
 
     def destination(self, key: str) -> ObjectUri:
         return self.output.join(key)
+
+    def asked_destination(self, key: str) -> ObjectUri | None:
+        """What a request names as the destination of `key`: None where the route leads there by itself."""
+        return None if self.output == self.route.outputs_of(self.source) else self.destination(key)
 
     def made_key(self, key: str) -> str:
         """The key by which receipts know a picture: below the route's destination."""

@@ -54,9 +54,8 @@ class Finding:
 
     def wanted(self, places: Places) -> Wanted:
         """The request that makes it anew."""
-        own = places.route.destination.join(places.route.source.relative(self.source))
         etag = None if self.version is None else self.version.etag
-        return Wanted(self.source, None if self.output == own else self.output, etag)
+        return Wanted(self.source, places.asked_destination(places.key(self.source)), etag)
 
 
 Publish = Callable[[Sequence[Wanted]], None]

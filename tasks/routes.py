@@ -27,6 +27,10 @@ class Route:
             raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean")
         return cls(PrefixUri.parse(source), PrefixUri.parse(destination[0]))
 
+    def outputs_of(self, sources: PrefixUri) -> PrefixUri:
+        """Where the outputs of `sources`, a place within the route's source, go by themselves."""
+        return PrefixUri(self.destination.bucket, self.destination.prefix + self.source.rest(sources))
+
     def __str__(self) -> str:
         return f"{self.source}={self.destination}"
 

@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import dead_letters, outcomes, queues
+from tasks import backfill, dead_letters, outcomes, queues
 from tasks.publishing import announced_recipe, connected
 from tasks.queues import QueueStatus
 
-RUN = "veil:run:{}"
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"
-AT_ONCE = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
     if not outcomes.RUN_NAME.fullmatch(run):
         return None
     with connected():
-        found = redis.hgetall(RUN.format(run))
+        found = redis.hgetall(backfill.KEY.format(run))
         if not found:
             return None
         ended, per_second = outcomes.of_run(redis, run), outcomes.per_second(redis)
@@ -87,9 +85,8 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
 
 def runs(redis: Any) -> list[RunStatus]:
     """The runs that Redis remembers, the one that moved last first. Raises QueueUnavailable."""
-    prefix = RUN.format("")
     with connected():
-        names = {key.decode().removeprefix(prefix) for key in redis.scan_iter(RUN.format("*"), count=AT_ONCE)}
+        names = backfill.names(redis)
     found = [status for name in names if (status := read_run(redis, name))]
     return sorted(found, key=lambda status: (-(status.updated or 0), status.run))
 

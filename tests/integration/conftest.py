@@ -234,18 +234,22 @@ def worker_settings(s3: S3) -> Callable[[Queue], dict[str, str]]:
     return settings
 
 
+@contextlib.contextmanager
+def _held(started: Worker) -> Iterator[Worker]:
+    """Start a process, and stop it at the end of the ``with``."""
+    try:
+        started.start()
+        yield started
+    finally:
+        started.server.stop()
+
+
 @pytest.fixture(scope="session")
 def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Start a worker by its command and hold it for the length of a ``with``."""
 
-    @contextlib.contextmanager
-    def start(command: list[Any], environment: dict[str, str]) -> Iterator[Worker]:
-        started = Worker(Server("worker", command, tmp_path_factory.mktemp("worker") / "worker.log", environment))
-        try:
-            started.start()
-            yield started
-        finally:
-            started.server.stop()
+    def start(command: list[Any], environment: dict[str, str]) -> contextlib.AbstractContextManager[Worker]:
+        return _held(Worker(Server("worker", command, tmp_path_factory.mktemp("worker") / "worker.log", environment)))
 
     return start
 
@@ -254,16 +258,10 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]
 def start_watch(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Hold ``veil watch ARGUMENTS…`` for the length of a ``with``."""
 
-    @contextlib.contextmanager
-    def start(*arguments: object, environment: dict[str, str]) -> Iterator[Worker]:
+    def start(*arguments: object, environment: dict[str, str]) -> contextlib.AbstractContextManager[Worker]:
         command = [programs / "veil", "watch", *map(str, arguments)]
         log = tmp_path_factory.mktemp("watch") / "watch.log"
-        started = Worker(Server("trigger", command, log, environment), "watching")
-        try:
-            started.start()
-            yield started
-        finally:
-            started.server.stop()
+        return _held(Worker(Server("trigger", command, log, environment), "watching"))
 
     return start
 
