@@ -37,11 +37,12 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
 
 @app.task(bind=True, name="veil.anonymize_image", max_retries=MAX_RETRIES, throws=(VeilError,))
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> dict[str, Any]:
-    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None)``.
+    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None, options=None)``.
 
     `source` is its address, ``s3://bucket/key``; `destination` is the output's address below the route's
-    destination, by default the source's key there. The result is an AnonymizeReport as a dict. A message is
-    not trusted to fit a signature: whatever it holds is taken here and refused by name.
+    destination, by default the source's key there; `options` are AnonymizeOptions as a dict. The result is an
+    AnonymizeReport as a dict. A message is not trusted to fit a signature: whatever it holds is taken here and
+    refused by name.
     """
     started = time.monotonic()
     fields = _fields(arguments, named)

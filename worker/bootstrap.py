@@ -12,6 +12,7 @@ from worker import logs
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
+    from worker.masking import MaskStyle
     from worker.pipeline import Pipeline
     from worker.saved_model import SavedModel
 
@@ -42,6 +43,13 @@ def _log_ready(sender: Any, **_: Any) -> None:
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
 
 
+def mask_style(settings: WorkerSettings) -> "MaskStyle":
+    """How `settings` say that faces are hidden."""
+    from worker.masking import MaskStyle
+
+    return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
+
+
 def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipeline":
     """The pipeline for `settings`, its model loaded and warmed; ModelInvalid if that fails.
 
@@ -49,33 +57,28 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None) -> "Pipe
     """
     from worker.batching import Batcher
     from worker.detector import ScaledDetector
-    from worker.masking import MaskStyle
     from worker.pipeline import Limits, Pipeline, recipe_digest
 
     model = load_model(settings)
     threshold = settings.score_threshold or model.score_threshold
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
     batcher = Batcher(model.predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)
-    style = MaskStyle(settings.method, settings.region, settings.margin)
-    recipe = recipe_digest(
-        model=model.digest,
-        score_threshold=threshold,
-        scales=settings.scales,
-        max_enlargement=settings.max_enlargement,
-        style=style,
-    )
+    style = mask_style(settings)
+    look = settings.look()
+    recipe = recipe_digest(model=model.digest, score_threshold=threshold, look=look, style=style)
     structlog.get_logger("veil").info(
         "detector ready",
         device=model.device,
         model=model.digest[:16],
         score_threshold=threshold,
-        scales=list(settings.scales),
+        preset=settings.preset,
+        scales=list(look.scales),
         batch_size=batch_size,
         recipe=recipe,
     )
     return Pipeline(
         store=store,
-        detector=ScaledDetector(batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size),
+        detector=ScaledDetector(batcher.infer, look, threshold, model.fixed_size),
         style=style,
         limits=Limits(settings.max_bytes, settings.max_pixels, settings.fetch_seconds),
         hold_without_faces=settings.no_faces == "hold",

@@ -18,6 +18,7 @@ from rich.console import Console
 from tasks.anonymize import anonymize_image
 from tasks.app import app
 from tasks.errors import QueueUnavailable
+from tasks.messages import AnonymizeOptions
 from tasks.s3 import ObjectStore, ObjectUri, PrefixUri
 from tasks.settings import Settings
 from worker.progress import progress_bar
@@ -39,7 +40,14 @@ def connected() -> Iterator[None]:
 
 
 def run(
-    settings: Settings, uris: list[str], prefix: str | None, queue: str, wait: bool, timeout: float, as_json: bool
+    settings: Settings,
+    uris: list[str],
+    prefix: str | None,
+    queue: str,
+    wait: bool,
+    timeout: float,
+    as_json: bool,
+    options: AnonymizeOptions | None = None,
 ) -> int:
     """Enqueue `uris` and everything below `prefix`; the number of pictures that failed or did not answer."""
     sources = [ObjectUri.parse(uri) for uri in uris]
@@ -49,10 +57,13 @@ def run(
         listed = (stored.uri for stored in store.list(PrefixUri.parse(prefix)))
     with connected():
         app.backend.client.ping()  # Celery itself would try for 20 s, and end in a RuntimeError
+    # What is not asked for is not sent, so that workers of an older version take the message too.
+    asked = {} if options is None else options.model_dump(mode="json", exclude_defaults=True)
+    fields = {"options": asked} if asked else {}
     with connected(), progress_bar("enqueued") as bar:
         results: dict[str, str] = {}
         for source in chain(sources, listed):
-            result = anonymize_image.apply_async((str(source),), queue=queue, retry=False)
+            result = anonymize_image.apply_async((str(source),), fields, queue=queue, retry=False)
             results[result.id] = str(source)
             bar.advance()
             if not wait:

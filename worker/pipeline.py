@@ -5,22 +5,25 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from tasks.errors import DestinationTaken
-from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.s3 import ObjectStore, ObjectUri, StoredObject
 from worker import images, masking, routes
-from worker.detector import Detections, Detector, merge, placed
+from worker.detector import Detections, Detector, merge, outside, placed
 from worker.masking import MaskStyle
 from worker.routes import Route
+from worker.settings import Look
 
-PIXELS_VERSION = 1  # counts up with every change of this package that changes output pixels
+PIXELS_VERSION = 2  # counts up with every change of this package that changes output pixels
 
 SOURCE = "veil-source-sha256"
 SOURCE_ETAG = "veil-source-etag"
 RECIPE = "veil-recipe"
 FACES = "veil-faces"
+
+AS_CONFIGURED = AnonymizeOptions()
 
 OnStage = Callable[[str], None]
 
@@ -98,23 +101,24 @@ class Pipeline:
         assert self._store is not None
         watch = Stopwatch(on_stage)
         destination = routes.destination(request, self._route_table)
+        options = request.options or AS_CONFIGURED
+        recipe = options.recipe(self.recipe)
         with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
             source = opened.stored
-            if self._is_done(source, destination):
+            if self._is_done(source, destination, recipe):
                 return AnonymizeReport(
                     status="skipped",
                     source=str(request.source),
                     destination=str(destination),
-                    recipe=self.recipe,
+                    recipe=recipe,
                     seconds=watch.seconds,
                 )
             content = opened.read(self._limits.max_bytes, self._limits.fetch_seconds)
-        result = self.anonymize(content, watch)
+        result = self.anonymize(content, watch, options)
         if result.content is not None:
             with watch.stage("store", "storing"):
-                self._store.put(
-                    destination, result.content, result.content_type, self._metadata(source, result.detections)
-                )
+                metadata = self._metadata(source, recipe, result.detections)
+                self._store.put(destination, result.content, result.content_type, metadata)
         scores = result.detections.scores
         return AnonymizeReport(
             status="held" if result.content is None else "anonymized",
@@ -122,7 +126,7 @@ class Pipeline:
             lowest_score=round(float(scores.min()), 4) if len(scores) else None,
             source=str(request.source),
             destination=None if result.content is None else str(destination),
-            recipe=self.recipe,
+            recipe=recipe,
             format=result.format,
             width=result.width,
             height=result.height,
@@ -132,15 +136,16 @@ class Pipeline:
             boxes_xyxy=result.detections.boxes_xyxy.round().astype(int).tolist(),
         )
 
-    def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
+    def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
         with watch.stage("decode", "decoding"):
             picture = images.decode(content, self._limits.max_pixels)
         with watch.stage("detect", "detecting"):
-            detections = self._detect(picture)
+            detections = outside(self._detect(picture), options.exempt)
         with watch.stage("mask", "masking"):
-            pixels = masking.hide(picture.pixels, detections.boxes_xyxy, self._style, picture.black)
-        held = self._hold_without_faces and not len(detections)
+            style = styled(self._style, options)
+            pixels = masking.hide(picture.pixels, detections.seen, style, picture.black, options.extra)
+        held = self._hold_without_faces and not len(detections) and not options.extra
         with watch.stage("encode", "encoding"):
             encoded = None if held else images.encode(picture, pixels)
         return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
@@ -149,7 +154,7 @@ class Pipeline:
         found = [placed(self._detector.detect(view)) for view in picture.views()]
         return found[0] if len(found) == 1 else merge(Detections.joined(found))
 
-    def _is_done(self, source: StoredObject, destination: ObjectUri) -> bool:
+    def _is_done(self, source: StoredObject, destination: ObjectUri, recipe: str) -> bool:
         """Whether the stored output is already the one that would be made. DestinationTaken if it is another's."""
         assert self._store is not None
         stored = self._store.head(destination)
@@ -162,13 +167,13 @@ class Pipeline:
             )
         if self._hold_without_faces and known.get(FACES) == "0":
             return False  # published when such pictures were not held
-        return known.get(SOURCE_ETAG) == source.etag and known.get(RECIPE) == self.recipe
+        return known.get(SOURCE_ETAG) == source.etag and known.get(RECIPE) == recipe
 
-    def _metadata(self, source: StoredObject, detections: Detections) -> dict[str, str]:
+    def _metadata(self, source: StoredObject, recipe: str, detections: Detections) -> dict[str, str]:
         return {
             SOURCE: _address_digest(source.uri),
             SOURCE_ETAG: source.etag,
-            RECIPE: self.recipe,
+            RECIPE: recipe,
             FACES: str(len(detections)),
         }
 
@@ -178,16 +183,19 @@ def _address_digest(uri: ObjectUri) -> str:
     return hashlib.sha256(str(uri).encode()).hexdigest()
 
 
-def recipe_digest(
-    *, model: str, score_threshold: float, scales: Sequence[int], max_enlargement: float, style: MaskStyle
-) -> str:
+def styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
+    """`style` with what `options` ask for."""
+    method, region = options.method or style.method, options.region or style.region
+    return replace(style, method=method, region=region)
+
+
+def recipe_digest(*, model: str, score_threshold: float, look: Look, style: MaskStyle) -> str:
     """A digest of everything that decides an output's pixels, 16 hex digits of SHA-256."""
     decisive = {
         "pixels": PIXELS_VERSION,
         "model": model,
         "score_threshold": score_threshold,
-        "scales": list(scales),
-        "max_enlargement": max_enlargement,
+        "look": asdict(look),
         "style": asdict(style),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
