@@ -2,9 +2,9 @@
 
 import sys
 
-from benchmarks import exposure
+from benchmarks import exposure, reid
 
-BENCHMARKS = {"exposure": exposure.run}
+BENCHMARKS = {"exposure": exposure.run, "reid": reid.run}
 
 
 def main() -> int:

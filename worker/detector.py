@@ -19,11 +19,14 @@ MULTIPLE = 64  # sides of a canvas are padded to multiples of this: few shapes, 
 PADDING = 114  # gray level of the padding
 MERGE_IOU = 0.4  # two passes that agree to this degree saw the same face
 
-# The figures below were chosen with `python -m benchmarks tuning`; docs/detection.md says what they cost and bring.
+# The figures below were chosen with `python -m benchmarks.tuning`; docs/detection.md says what they cost and bring.
 WEAK = 0.6  # of the threshold: what is not a face by itself, but says where one that was found may be too
-SURE = 0.2  # of the way from the threshold to 1: counts in any pass, whatever its size
-SMALLEST_SEEN, LARGEST_SEEN = 40, 400  # sides, in pixels of a pass, that it sees well where another pass is there
-SLACK = 4  # pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap
+SURE = 0.15  # of the way from the threshold to 1: counts in any pass, whatever its size
+SURE_TURNED = 0.3  # the same for heads that lie or stand upside down, which are rare
+SMALLEST_SEEN, LARGEST_SEEN = 16, 400  # sides, in pixels of a pass, that it sees well where another pass is there
+SLACK = 4  # pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap;
+SLACK_SHARE = 0.1  # but in all but the finest pass no more than this share of the box: its faces are larger
+CERTAIN = 0.6  # the same again: nearly every picture with upright faces shows one so, hardly any that lies does
 CLEARLY = 1.2  # by how much a turned picture must show more than the upright one
 
 LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
@@ -112,7 +115,7 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, chosen: NDArray[Any]) -> "Detections":
+    def __getitem__(self, chosen: Any) -> "Detections":
         """The chosen faces (indices or a mask), in that order, and their sightings."""
         rows = np.arange(len(self))[chosen]
         place = np.full(len(self), -1)
@@ -163,16 +166,15 @@ class ScaledDetector:
     fixed_size: tuple[int, int] | None = None
     """(height, width) of a model that takes only this size."""
 
-    @property
-    def sure(self) -> float:
-        """The score from which on a detection counts whatever its size and its pass."""
-        return self.score_threshold + SURE * (1 - self.score_threshold)
+    def _sure(self, share: float) -> float:
+        """The score from which on a detection counts whatever its size: so far from the threshold to 1."""
+        return self.score_threshold + share * (1 - self.score_threshold)
 
     def detect(self, picture: Pixels) -> Detections:
         passes = self._passes(picture)
         seen = [self._run(picture, each) for each in passes]
-        if self.look.turned == "always" or (self.look.turned == "doubt" and _in_doubt(seen)):
-            seen += self._turned(picture, passes, seen[0])
+        if self.look.turned == "always" or (self.look.turned == "doubt" and self._in_doubt(seen)):
+            seen += self._turned(picture, passes, seen)
         strong = Detections.joined([each.strong for each in seen])
         merged = merge(strong, Sightings.joined([each.weak for each in seen]))
         return clip(merged, picture.shape[1], picture.shape[0])
@@ -194,7 +196,15 @@ class ScaledDetector:
             for mirrored in ((False, True) if self.look.mirrored else (False,))
         ]
 
-    def _turned(self, picture: Pixels, passes: Sequence[Pass], upright: "_Seen") -> list["_Seen"]:
+    def _in_doubt(self, seen: Sequence["_Seen"]) -> bool:
+        """Whether no face was found for certain, or one that does not stand upright or whose landmarks make none."""
+        strong = Detections.joined([each.strong for each in seen])
+        up = strong.seen.up
+        upright = -up[:, 1] > np.sqrt(0.5) * np.hypot(*up.T)  # to 45°
+        certain = strong.scores >= self._sure(CERTAIN)
+        return not certain.any() or not (upright | np.isnan(up[:, 1])).all()
+
+    def _turned(self, picture: Pixels, passes: Sequence[Pass], upright: Sequence["_Seen"]) -> list["_Seen"]:
         """What passes over the turned picture see, where they are sure: heads that lie or stand upside down.
 
         If one way round shows clearly more than upright, the picture as a whole lies: then all passes are made so.
@@ -206,10 +216,10 @@ class ScaledDetector:
         }
         shown = {turn: float(seen[0].strong.scores.sum()) for turn, seen in probes.items()}
         best = max(shown, key=lambda turn: shown[turn])
-        scores = upright.strong.scores
-        if shown[best] > CLEARLY * float(scores[scores >= self.sure].sum()):
-            probes[best] += [self._run(picture, replace(each, turn=best)) for each in plain]
-        return [seen for several in probes.values() for seen in several]
+        if shown[best] > CLEARLY * float(upright[0].strong.scores.sum()):
+            return [self._run(picture, replace(each, turn=best)) for each in plain]
+        known = Detections.joined([each.strong for each in upright])
+        return [_Seen(_unless_better(seen.strong, known), seen.weak) for several in probes.values() for seen in several]
 
     def _run(self, picture: Pixels, each: Pass) -> "_Seen":
         """One pass over `picture`, in pixels of the upright picture."""
@@ -234,15 +244,20 @@ class ScaledDetector:
         boxes, landmarks = seen.boxes_xyxy.reshape(-1, 2, 2) * back, seen.landmarks * back
         corners = _upright(boxes, each, width, height)
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-        slack = np.full(len(found), SLACK * back.max(), np.float32)
+        slack = np.full(len(found), SLACK, np.float32)
+        if not each.finest:
+            slack = np.minimum(slack, SLACK_SHARE * _sides(found.boxes_xyxy))
+        slack = (slack * back.max()).astype(np.float32)
         sightings = Sightings(boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found)))
-        return _Seen(Detections(boxes, found.scores, sightings)[counts], sightings[~counts])
+        weak = np.zeros(len(found), bool) if each.probe else ~counts
+        return _Seen(Detections(boxes, found.scores, sightings)[counts], sightings[weak])
 
     def _counts(self, found: Detections, each: Pass) -> NDArray[np.bool_]:
         """Which of `found`, in pixels of the canvas, are faces by themselves."""
-        sides = np.sqrt((found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]).prod(axis=1))
-        apt = ((sides >= SMALLEST_SEEN) | each.finest) & ((sides <= LARGEST_SEEN) | each.coarsest) & (not each.probe)
-        counts: NDArray[np.bool_] = found.scores >= np.where(apt, self.score_threshold, self.sure)
+        sides = _sides(found.boxes_xyxy)
+        apt = ((sides >= SMALLEST_SEEN) | each.finest) & ((sides <= LARGEST_SEEN) | each.coarsest)
+        least = np.where(apt, self.score_threshold, self._sure(SURE))
+        counts: NDArray[np.bool_] = found.scores >= (self._sure(SURE_TURNED) if each.probe else least)
         return counts
 
 
@@ -254,11 +269,15 @@ class _Seen:
     weak: Sightings
 
 
-def _in_doubt(seen: Sequence[_Seen]) -> bool:
-    """Whether nothing was found, or a face that does not stand upright or whose landmarks make none."""
-    up = np.concatenate([each.strong.seen.up for each in seen])
-    upright = -up[:, 1] > np.sqrt(0.5) * np.hypot(*up.T)  # to 45°
-    return not len(up) or not (upright | np.isnan(up[:, 1])).all()
+def _unless_better(found: Detections, known: Detections) -> Detections:
+    """Those of `found` whose middle is in no stronger one of `known`.
+
+    Upright faces are seen in turned passes too, but worse.
+    """
+    middle = (found.boxes_xyxy[:, None, :2] + found.boxes_xyxy[:, None, 2:]) / 2
+    within = ((middle > known.boxes_xyxy[:, :2]) & (middle < known.boxes_xyxy[:, 2:])).all(axis=2)
+    better = within & (known.scores > found.scores[:, None])
+    return found[~better.any(axis=1)]
 
 
 def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -> NDArray[np.float32]:
@@ -342,6 +361,11 @@ def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
     union = _area(box[None]) + _area(boxes) - shared
     ratio: NDArray[np.float32] = shared / np.maximum(union, 1e-9)
     return ratio
+
+
+def _sides(boxes: Boxes) -> NDArray[np.float32]:
+    """The side of a square as large as each box."""
+    return np.sqrt(_area(boxes))
 
 
 def _area(boxes: Boxes) -> NDArray[np.float32]:

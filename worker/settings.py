@@ -139,7 +139,7 @@ class WorkerSettings(Settings):
     )
     shape: Literal["rectangle", "ellipse"] = Field("rectangle", description="Shape of the region.")
     feather: float = Field(
-        0.1,
+        0.05,
         ge=0,
         le=0.5,
         description="Width of the soft edge around the region, as a share of the region's smaller side. Within the "
