@@ -23,10 +23,11 @@ MERGE_IOU = 0.4  # two passes that agree to this degree saw the same face
 WEAK = 0.6  # of the threshold: what is not a face by itself, but says where one that was found may be too
 SURE = 0.15  # of the way from the threshold to 1: counts in any pass, whatever its size
 SURE_TURNED = 0.3  # the same for heads that lie or stand upside down, which are rare
-SMALLEST_SEEN, LARGEST_SEEN = 16, 400  # sides, in pixels of a pass, that it sees well where another pass is there
+SMALLEST_SEEN, LARGEST_SEEN = 14, 400  # sides, in pixels of a pass, that it sees well where another pass is there
 SLACK = 4  # pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap;
 SLACK_SHARE = 0.1  # but in all but the finest pass no more than this share of the box: its faces are larger
 CERTAIN = 0.6  # the same again: nearly every picture with upright faces shows one so, hardly any that lies does
+APART = 1.45  # passes at nearly one size see the same faces: they differ at least by this factor
 CLEARLY = 1.2  # by how much a turned picture must show more than the upright one
 
 LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
@@ -185,10 +186,12 @@ class ScaledDetector:
         if self.fixed_size:
             return [Pass(min(self.fixed_size[0] / height, self.fixed_size[1] / width))]
         factors: list[float] = []
+        longer = max(height, width)
+        # Enlarging brings out small faces up to a point; beyond it, only pixels that are there tell more.
+        largest = min(self.look.max_enlargement, max(1, self.look.enlarge_to / longer))
         for side in sorted(self.look.scales):
-            factor = min(side / max(height, width), self.look.max_enlargement)
-            # Two passes at nearly one size see the same faces.
-            if not factors or factor > 1.1 * factors[-1]:
+            factor = min(side / longer, largest)
+            if not factors or factor > APART * factors[-1]:
                 factors.append(factor)
         return [
             Pass(factor, mirrored=mirrored, finest=factor == factors[-1], coarsest=factor == factors[0])

@@ -37,13 +37,15 @@ def _split_commas(value: Any) -> Any:
 class Look:
     """How a picture is looked at.
 
-    `scales` are the longer sides of the passes in pixels; a small picture is enlarged up to `max_enlargement` times.
+    `scales` are the longer sides of the passes in pixels; a small picture is enlarged up to `max_enlargement` times,
+    and not beyond a longer side of `enlarge_to`.
     `mirrored` passes are made on top, and `turned` ones, for pictures and heads that lie on their side or stand upside
     down: ``never``, when in ``doubt``, or ``always``.
     """
 
     scales: tuple[int, ...]
     max_enlargement: float
+    enlarge_to: int
     mirrored: bool
     turned: Literal["never", "doubt", "always"]
 
@@ -56,9 +58,9 @@ class Look:
 
 
 PRESETS = {
-    "fast": Look((400, 800), 2.0, mirrored=False, turned="never"),
-    "balanced": Look((400, 1280), 2.0, mirrored=False, turned="doubt"),
-    "thorough": Look((400, 800, 1600), 3.0, mirrored=True, turned="always"),
+    "fast": Look((480, 896), 2.0, 896, mirrored=False, turned="never"),
+    "balanced": Look((480, 960, 1920), 2.0, 960, mirrored=False, turned="doubt"),
+    "thorough": Look((480, 800, 1920), 3.0, 1280, mirrored=True, turned="always"),
 }
 
 
@@ -87,7 +89,7 @@ class WorkerSettings(Settings):
     )
     preset: Literal["fast", "balanced", "thorough"] = Field(
         "balanced",
-        description="How hard faces are looked for; it sets the four below. docs/detection.md says what each finds "
+        description="How hard faces are looked for; it sets the five below. docs/detection.md says what each finds "
         "and costs.",
     )
     scales: Annotated[tuple[int, ...] | None, NoDecode] = Field(
@@ -97,6 +99,12 @@ class WorkerSettings(Settings):
     )
     max_enlargement: float | None = Field(
         None, ge=1, le=4, description=f"How far a small picture may be enlarged. {_by_preset('max_enlargement')}"
+    )
+    enlarge_to: int | None = Field(
+        None,
+        ge=64,
+        le=8192,
+        description=f"Longer side, in pixels, beyond which a picture is not enlarged. {_by_preset('enlarge_to')}",
     )
     mirrored: bool | None = Field(
         None, description=f"Whether each pass is made a second time, mirrored. {_by_preset('mirrored')}"
@@ -184,7 +192,9 @@ class WorkerSettings(Settings):
             raise ValueError("give one or more sides from 64 to 8192")
         return tuple(sorted(set(value)))
 
-    @field_validator("model", "score_threshold", "batch_size", "max_enlargement", "mirrored", "turned", mode="before")
+    @field_validator(
+        "model", "score_threshold", "batch_size", "max_enlargement", "enlarge_to", "mirrored", "turned", mode="before"
+    )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -203,7 +213,7 @@ class WorkerSettings(Settings):
 
     def look(self) -> Look:
         """How pictures are looked at: as the preset says, but for what is set."""
-        names = ("scales", "max_enlargement", "mirrored", "turned")
+        names = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(PRESETS[self.preset], **chosen)
 

@@ -176,7 +176,7 @@ def picture(width, height, face):
 
 
 def detector(model, scales=(128, 256), max_enlargement=2.0, threshold=0.5, fixed_size=None, **look):
-    chosen = {"mirrored": False, "turned": "never", **look}
+    chosen = {"enlarge_to": 10_000, "mirrored": False, "turned": "never", **look}
     return ScaledDetector(model.infer, Look(tuple(scales), max_enlargement, **chosen), threshold, fixed_size)
 
 
@@ -242,6 +242,8 @@ def test_a_small_picture_is_enlarged_up_to_the_cap_only(width, height, cap):
 @pytest.mark.parametrize(
     ("longer", "scales", "cap", "passes"),
     [
+        (1000, (128, 190, 256), 2, 2),
+        (1000, (128, 194, 300), 2, 3),
         (1000, (128, 256), 2, 2),
         (1000, (256, 128), 2, 2),
         (1000, (128, 135, 256), 2, 2),
@@ -256,6 +258,18 @@ def test_passes_at_nearly_one_size_are_one_pass(longer, scales, cap, passes):
     model = Model()
     detector(model, scales=scales, max_enlargement=cap).detect(picture(longer, longer // 2, (0, 0, 5, 5)))
     assert len(model.canvases) == passes
+
+
+@pytest.mark.parametrize(
+    ("longer", "enlarge_to", "largest"),
+    [(100, 150, 150), (100, 300, 200), (400, 300, 400), (1000, 300, 640), (600, 300, 600)],
+)
+def test_a_picture_is_enlarged_to_a_certain_side_and_beyond_it_only_its_own_pixels_are_looked_at(
+    longer, enlarge_to, largest
+):
+    model = Model()
+    detector(model, scales=(64, 640), enlarge_to=enlarge_to).detect(picture(longer, longer // 2, (0, 0, 1, 1)))
+    assert max(max(size) for size in model.contents()) == largest
 
 
 def test_a_model_of_fixed_size_gets_that_size_once():
@@ -556,6 +570,29 @@ def test_a_picture_that_shows_clearly_more_when_turned_is_looked_at_so_at_every_
     detector(Answers(infer), turned="always").detect(np.full((256, 128, 3), GROUND, np.uint8))
     # Two upright; at the small scale on both sides and upside down; and both scales on the better side.
     assert len(shapes) == 2 + 3 + 2
+
+
+def test_turned_passes_are_made_when_no_face_is_certain():
+    for score, passes in ((0.85, 2), (0.75, 5)):
+        model = Model(score)
+        detector(model, turned="doubt").detect(picture(256, 256, (60, 60, 120, 120)))
+        assert len(model.canvases) == passes
+
+
+@pytest.mark.parametrize(("score", "sightings"), [(0.89, 1), (0.95, 4)])
+def test_an_upright_face_that_turned_passes_see_worse_is_hidden_as_the_upright_pass_saw_it(score, sightings):
+    """The turned passes see the same place, the middle, but at their best no better, and not clearly more."""
+    seen = []
+
+    def infer(canvas):
+        seen.append(canvas)
+        one = found((40, 40, 88, 88), scores=[0.9 if len(seen) == 1 else score])
+        return one if len(seen) > 1 else Detections.joined([one, square(20, 0.9)])
+
+    shown = detector(Answers(infer), scales=(128,), turned="always").detect(np.full((128, 128, 3), GROUND, np.uint8))
+    assert len(seen) == 4
+    assert len(shown) == 2
+    assert len(shown.seen) == sightings + 1
 
 
 def test_a_turned_pass_counts_only_where_it_is_sure():

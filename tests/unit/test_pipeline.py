@@ -289,7 +289,7 @@ def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
 
 # --- recipe ---------------------------------------------------------------------------------------------------
 
-LOOK = Look((640, 1280), 2.0, mirrored=False, turned="doubt")
+LOOK = Look((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
 RECIPE = {
     "model": "a" * 64,
     "score_threshold": 0.3,
@@ -306,6 +306,7 @@ RECIPE = {
         {"look": replace(LOOK, scales=(640,))},
         {"look": replace(LOOK, scales=(640, 1281))},
         {"look": replace(LOOK, max_enlargement=2.5)},
+        {"look": replace(LOOK, enlarge_to=960)},
         {"look": replace(LOOK, mirrored=True)},
         {"look": replace(LOOK, turned="never")},
         {"style": MaskStyle("fill", 0.7, 0.1)},
