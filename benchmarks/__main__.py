@@ -2,10 +2,11 @@
 
 import sys
 
-from benchmarks import enqueue, exposure, reconcile, upload_latency
+from benchmarks import enqueue, exposure, reconcile, reid, upload_latency
 
 BENCHMARKS = {
     "exposure": exposure.run,
+    "reid": reid.run,
     "enqueue": enqueue.run,
     "upload_latency": upload_latency.run,
     "reconcile": reconcile.run,

@@ -21,10 +21,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 SETS = ("crowd", "masks", "small")
 
 
+def sources() -> tuple[Path, Path]:
+    """The folder of the annotated sets and the judge's script, which may not exist."""
+    data = Path(os.environ.get("FACES_DATA", SHARED / "data"))
+    return data, Path(os.environ.get("FACES_JUDGE", SHARED / "tools" / "exposure.py"))
+
+
 def run() -> None:
     """Print a line for each set: pictures, faces, exposed faces, spill and seconds."""
-    data = Path(os.environ.get("FACES_DATA", SHARED / "data"))
-    judge = Path(os.environ.get("FACES_JUDGE", SHARED / "tools" / "exposure.py"))
+    data, judge = sources()
     missing = [str(path) for path in (judge, *(data / name for name in SETS)) if not path.exists()]
     if missing:
         print(f"bench: exposure needs {', '.join(missing)}", file=sys.stderr)

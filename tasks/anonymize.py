@@ -1,5 +1,6 @@
 """The task: validate the message, run the pipeline, then report, retry or set aside."""
 
+import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
 
+MOST_OPTIONS = 64 << 10  # characters of JSON: more than the most areas have
+
 FIELDS = tuple(AnonymizeRequest.model_fields)  # in the order of positional arguments
 
 log = structlog.get_logger("veil")
@@ -40,17 +43,16 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
 
 @app.task(bind=True, name=TASK, max_retries=MAX_RETRIES, throws=(VeilError,), Request="tasks.results:Request")
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
-    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None)``.
+    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None, options=None)``.
 
     `source` is its address, ``s3://bucket/key``; `destination` is the output's address below the route's
-    destination, by default the source's key there. The result is an AnonymizeReport; it reaches
-    whoever waits for it as a dict. A message is not trusted to fit a signature: whatever it holds is taken here and
-    refused by name.
+    destination, by default the source's key there; `options` are AnonymizeOptions as a dict. The result is an
+    AnonymizeReport; it reaches whoever waits for it as a dict. A message is not trusted to fit a signature: whatever
+    it holds is taken here and refused by name.
     """
     started = time.monotonic()
     fields = _fields(arguments, named)
-    source, destination = fields.get("source"), fields.get("destination")
-    bound = log.bind(source=_readable(source), task_id=self.request.id)
+    bound = log.bind(source=_readable(fields.get("source")), task_id=self.request.id)
     delivery: Delivery | None = None
     try:
         request = AnonymizeRequest.parse(**fields)
@@ -66,18 +68,18 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         if (pause := _pause(self, request, error)) is not None:
             bound.warning("retried", **_described(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
-        _set_aside(self, source, destination, error, delivery)
+        _set_aside(self, fields, error, delivery)
         bound.error("dead", **_described(error), attempts=attempt)
         raise
     except Permanent as error:
-        _set_aside(self, source, destination, error, delivery)
+        _set_aside(self, fields, error, delivery)
         bound.error("dead", **_described(error))
         raise
     except MemoryError as error:
         bound.error("out of memory")
         raise Reject(type(error).__name__, requeue=True) from None
     except Exception as error:
-        _set_aside(self, source, destination, error, delivery)
+        _set_aside(self, fields, error, delivery)
         bound.exception("bug", error=type(error).__name__)
         raise
     _finish(self, str(request.source), report)
@@ -140,11 +142,18 @@ def _send_stage(task: Task, stage: str) -> None:
         pass  # a picture must not fail because nobody could be told how far it is
 
 
-def _set_aside(task: Task, source: Any, destination: Any, error: Exception, delivery: Delivery | None) -> None:
+def _keepable(options: Any) -> Any:
+    """`options` as a message holds them; if they are too large for any request, text that is none."""
+    return options if len(json.dumps(options)) <= MOST_OPTIONS else _readable(options)
+
+
+def _set_aside(task: Task, fields: Mapping[str, Any], error: Exception, delivery: Delivery | None) -> None:
     now = time.time()
+    destination = fields.get("destination")
     letter = dead_letters.DeadLetter(
-        source=_readable(source),
+        source=_readable(fields.get("source")),
         destination=None if destination is None else _readable(destination),
+        options=_keepable(fields.get("options")),
         error=type(error).__name__,
         message=str(error),
         attempts=task.request.retries + (len(delivery.deaths) if delivery else 0) + (not isinstance(error, Poison)),

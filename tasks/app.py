@@ -55,16 +55,17 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
             sys.exit(f"veil: {type(error).__name__}: {error}")
 
 
-def shown(addresses: Sequence[str]) -> str:
+def shown(arguments: Sequence[Any]) -> str:
     """The arguments of a message as Flower shows them, in the place of ``('s3://raw/a.jpg',)``."""
-    return " → ".join(addresses)
+    addresses = " → ".join(address for address in arguments[:2] if address is not None)
+    return " ".join((addresses, *map(str, arguments[2:])))
 
 
 @before_task_publish.connect
 def _stamp(sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any) -> None:
     if headers is not None:
         headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
-        if sender == TASK and all(isinstance(argument, str) for argument in body[0]):
+        if sender == TASK and all(address is None or isinstance(address, str) for address in body[0][:2]):
             headers["argsrepr"] = shown(body[0])
 
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, InvalidRequest, ObjectNotFound
+from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.receipts import Made, Receipt
 from tasks.routes import Route
 from tasks.s3 import LAST_CHARACTER, ObjectStore, StoredObject
@@ -108,7 +108,7 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
         there = outputs.take(key)
         mine = made.take(key)
         wanted = Made.of(key, recipe or "", source.etag)
-        is_current = len(mine) == 1 and mine[0].etag == wanted.etag and recipe in (None, mine[0].recipe)
+        is_current = len(mine) == 1 and mine[0].etag == wanted.etag and receipts.is_of(mine[0].recipe, recipe)
         yield Compared(key, source, bool(there) and is_current and not _may_have_more(key, made.key), tuple(mine))
         sources.advance()
     while outputs.head is not None:
@@ -143,28 +143,20 @@ def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tupl
         named = receipts.parse(stored.uri.key)
         if named is None or named.key != stem:
             continue
-        if receipt := _read(store, stored.uri):
+        if receipt := receipts.read(store, stored.uri):
             yield Made(made_key, named.recipe, named.etag), receipt
 
 
 def read_receipt(store: ObjectStore, places: Places, made: Made) -> Receipt | None:
     """The receipt of an output that was `made`, its key that in `places`; None if there is none."""
     named = Made.of(places.made_key(made.key), made.recipe, made.etag)
-    return _read(store, receipts.uri(places.route.destination, named))
-
-
-def _read(store: ObjectStore, uri: ObjectUri) -> Receipt | None:
-    try:
-        with store.open(uri) as opened:
-            return Receipt.from_bytes(opened.read(receipts.MAX_BYTES, receipts.FETCH_SECONDS))
-    except (ObjectNotFound, ValueError, TypeError):
-        return None  # replaced meanwhile, or not ours
+    return receipts.read(store, receipts.uri(places.route.destination, named))
 
 
 def _is_held(store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject) -> bool:
     wanted = Made.of(key, recipe or "", source.etag)
     return any(
-        receipt.status == "held" and made.etag == wanted.etag and recipe in (None, made.recipe)
+        receipt.status == "held" and made.etag == wanted.etag and receipts.is_of(made.recipe, recipe)
         for made, receipt in read_receipts(store, places, key)
     )
 

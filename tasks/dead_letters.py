@@ -22,7 +22,8 @@ return 0
 class DeadLetter:
     """Why a picture was given up. Times are seconds since the epoch.
 
-    `first_time` is when it was first tried, `last_error` what is known of the last death of a process at work on it.
+    `first_time` is when it was first tried, `last_error` what is known of the last death of a process at work on it,
+    `options` what the message held as such.
     """
 
     source: str
@@ -35,6 +36,7 @@ class DeadLetter:
     time: float
     first_time: float | None = None
     last_error: str | None = None
+    options: Any = None
 
 
 def record(redis: Any, letter: DeadLetter) -> None:

@@ -1,23 +1,98 @@
 """The wire contract: what a producer may ask, and what a worker reports."""
 
+import hashlib
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
 
 Status = Literal["anonymized", "skipped", "held"]
+Method = Literal["surround", "blur", "pixelate", "fill"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+REGIONS = {"top": 0.7, "full": 1.0}
+MOST_AREAS = 1000
+FURTHEST = 1_000_000  # pixels: no picture is larger
+
+
+def _region(value: Any) -> Any:
+    return REGIONS.get(value, value) if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    """JSON knows lists only."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _has_inside(area: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = area
+    if not (x1 < x2 and y1 < y2):
+        raise ValueError("an area is x1 y1 x2 y2 with x1 < x2 and y1 < y2")
+    return area
+
+
+Region = Annotated[float, BeforeValidator(_region), Field(ge=0.5, le=1)]
+"""Share of a face that is hidden, from its top: a number, ``top`` or ``full``."""
+
+Side = Annotated[int, Field(ge=0, le=FURTHEST)]
+Area = Annotated[tuple[Side, Side, Side, Side], BeforeValidator(_listed), AfterValidator(_has_inside)]
+"""x1 y1 x2 y2 in pixels of the upright picture."""
+
+Areas = Annotated[tuple[Area, ...], BeforeValidator(_listed), Field(max_length=MOST_AREAS)]
+
+
+class AnonymizeOptions(BaseModel):
+    """What one picture asks for in place of the worker's settings.
+
+    `method` and `region` as in the settings VEIL_METHOD and VEIL_REGION. A face that lies at least half in one of the
+    areas `exempt` stays clear; the areas `extra` are hidden whole, whatever is in them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: Method | None = None
+    region: Region | None = None
+    exempt: Areas = ()
+    extra: Areas = ()
+
+    @classmethod
+    def parse(cls, /, **fields: Any) -> Self:
+        """The options; raises InvalidRequest, in one line, for anything that is none."""
+        return _parsed(cls, fields)
+
+    @classmethod
+    def of(cls, value: Any) -> Self:
+        """The options that `value`, as it came out of JSON, says; raises InvalidRequest if it says none."""
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise InvalidRequest("not a valid request: options: give a JSON object")
+        return cls.parse(**value)
+
+    def to_json(self) -> dict[str, Any]:
+        """What is asked for. What is not is left out, so that workers of an older version take it too."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def recipe(self, base: str) -> str:
+        """The recipe of an output made with these options by a worker whose own is `base`."""
+        if self == type(self)():
+            return base
+        return f"{base}-{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
 
 
 class AnonymizeRequest(BaseModel):
-    """Anonymize the object `source`; `destination` is the output's address, or None for the route's own."""
+    """Anonymize the object `source`.
+
+    `destination` is the output's address, or None for the route's own; `options` replace settings for this picture.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
 
     source: ObjectUri
     destination: ObjectUri | None = Field(None)
+    options: AnonymizeOptions | None = Field(None)
 
     @field_validator("source", "destination", mode="before")
     @classmethod
@@ -27,12 +102,17 @@ class AnonymizeRequest(BaseModel):
     @classmethod
     def parse(cls, /, **fields: Any) -> Self:
         """The request in a message; raises InvalidRequest, in one line, for anything that is not one."""
-        try:
-            return cls(**fields)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequest(f"not a valid request: {name:.100}: {first['msg']}") from None
+        return _parsed(cls, fields)
+
+
+def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"not a valid request: {name:.100}: {message}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

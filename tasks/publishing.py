@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from tasks.addresses import ObjectUri
 from tasks.app import RUN_HEADER, TASK, shown
+from tasks.messages import AnonymizeOptions
 from tasks.redis_errors import queue_unavailable
 
 RECIPE = "veil:recipe"  # of the worker that started last
@@ -37,17 +38,22 @@ class Wanted:
     source: ObjectUri
     destination: ObjectUri | None = None
     etag: str | None = None
+    options: AnonymizeOptions | None = None
 
     @property
-    def arguments(self) -> tuple[str, ...]:
-        return (str(self.source),) if self.destination is None else (str(self.source), str(self.destination))
+    def arguments(self) -> tuple[Any, ...]:
+        """Of the task, as short as can be."""
+        destination = None if self.destination is None else str(self.destination)
+        if self.options is not None:
+            return str(self.source), destination, self.options.to_json()
+        return (str(self.source),) if destination is None else (str(self.source), destination)
 
     @property
     def task_id(self) -> str:
         """The same for the same picture and version, so that whoever asks twice is seen to; random without one."""
         if self.etag is None:
             return str(uuid.uuid4())
-        return str(uuid.uuid5(NAMESPACE, "\n".join((self.etag, *self.arguments))))
+        return str(uuid.uuid5(NAMESPACE, "\n".join((self.etag, *map(str, self.arguments)))))
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
@@ -115,7 +121,7 @@ class Publisher:
             self._producer = None
 
     def _messages(
-        self, wanted: Sequence[tuple[str, tuple[str, ...]]], queue: str, run: str | None, keep_results: bool
+        self, wanted: Sequence[tuple[str, tuple[Any, ...]]], queue: str, run: str | None, keep_results: bool
     ) -> Iterator[tuple[str, str]]:
         """The list in Redis and the message, as text, of each task id with its arguments."""
         if not wanted:

@@ -9,18 +9,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
+from tasks.errors import ObjectNotFound
+
+if TYPE_CHECKING:
+    from tasks.s3 import ObjectStore
 
 RESERVED = ".veil/"  # below every destination; no output goes there
 FOLDER = RESERVED + "receipts/"
 FOLDER_OF_LONG_KEYS = RESERVED + "receipts-of-long-keys/"
 MAX_PART_BYTES = 255  # of a name between two slashes, in stores that keep files
 ETAG = re.compile(r"[0-9A-Za-z_-]{1,64}")
-NAME = re.compile(r"(.+)\.([0-9a-f]{16})\.([0-9A-Za-z_-]{1,64})\.json", re.DOTALL)
-TAIL_BYTES = 1 + 16 + 1 + 64 + 5
+NAME = re.compile(r"(.+)\.([0-9a-f]{16}(?:-[0-9a-f]{8})?)\.([0-9A-Za-z_-]{1,64})\.json", re.DOTALL)
+TAIL_BYTES = 1 + 16 + 1 + 8 + 1 + 64 + 5
 MAX_BYTES = 4 << 20  # of a receipt: a thousand faces have a tenth of that
 FETCH_SECONDS = 30.0
 
@@ -50,7 +54,8 @@ class Receipt:
     """What was done to one picture. Sizes are bytes and pixels, times seconds, digests SHA-256 in hex.
 
     `output_sha256` and `output_bytes` are None for a picture that was held back. `faces` has a ``box_xyxy``, in whole
-    pixels of the upright picture, and a ``score`` for each face, strongest first. It holds no pixels, and no address.
+    pixels of the upright picture, and a ``score`` for each face, strongest first. `options` are what the request asked
+    for. It holds no pixels, and no address.
     """
 
     status: Literal["anonymized", "held"]
@@ -67,6 +72,7 @@ class Receipt:
     faces: list[dict[str, Any]]
     seconds: dict[str, float]
     made_with: dict[str, str]
+    options: dict[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
@@ -104,6 +110,15 @@ def parse(name: str) -> Made | None:
     return Made(found[1], found[2], found[3]) if found else None
 
 
+def read(store: "ObjectStore", uri: ObjectUri) -> Receipt | None:
+    """The receipt at `uri`; None if there is none, or something else."""
+    try:
+        with store.open(uri) as opened:
+            return Receipt.from_bytes(opened.read(MAX_BYTES, FETCH_SECONDS))
+    except (ObjectNotFound, ValueError, TypeError):
+        return None
+
+
 def source_digest(source: ObjectUri) -> str:
     """SHA-256 of an address: S3's 2 kB of metadata would not hold every one, and it tells nobody where sources are."""
     return hashlib.sha256(str(source).encode()).hexdigest()
@@ -111,7 +126,12 @@ def source_digest(source: ObjectUri) -> str:
 
 def is_current(metadata: Mapping[str, str], etag: str, recipe: str | None) -> bool:
     """Whether an output's `metadata` say that it is of the source version `etag` and, unless None, of `recipe`."""
-    return metadata.get(SOURCE_ETAG) == etag and recipe in (None, metadata.get(RECIPE))
+    return metadata.get(SOURCE_ETAG) == etag and is_of(metadata.get(RECIPE, ""), recipe)
+
+
+def is_of(made: str, recipe: str | None) -> bool:
+    """Whether an output by the recipe `made` is one of `recipe`, whatever options it was asked for with."""
+    return recipe is None or made.partition("-")[0] == recipe
 
 
 def _stem(destination: PrefixUri, key: str) -> str:

@@ -150,7 +150,7 @@ class Reconciliation:
     def _chosen(self, finding: Finding, made: Made | None) -> Finding:
         if self._only.everything:
             return replace(finding, is_wanted=finding.state != "current")
-        if made is None or (self._only.other_recipe and made.recipe == self._recipe):
+        if made is None or (self._only.other_recipe and receipts.is_of(made.recipe, self._recipe)):
             return replace(finding, is_wanted=False)
         if self._only.below_score is None:
             return finding
@@ -200,7 +200,7 @@ def _reason(settled: Settled, made: Made | None, recipe: str | None) -> str:
         return "faces with low scores"
     assert settled.source is not None
     changed = made.etag != Made.of(settled.key, "", settled.source.etag).etag
-    reasons = ["source changed"] * changed + ["other recipe"] * (recipe not in (None, made.recipe))
+    reasons = ["source changed"] * changed + ["other recipe"] * (not receipts.is_of(made.recipe, recipe))
     return ", ".join(reasons)
 
 

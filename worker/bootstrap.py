@@ -19,6 +19,7 @@ from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from worker.detector import Detections, Pixels
+    from worker.masking import MaskStyle
     from worker.pipeline import Pipeline
     from worker.saved_model import SavedModel
 
@@ -95,6 +96,13 @@ def _unwatched(_what: str, _seconds: float) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def mask_style(settings: WorkerSettings) -> "MaskStyle":
+    """How `settings` say that faces are hidden."""
+    from worker.masking import MaskStyle
+
+    return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
+
+
 def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: Watch = _unwatched) -> "Pipeline":
     """The pipeline for `settings`, its model loaded and warmed; ModelInvalid if that fails.
 
@@ -102,7 +110,6 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
     """
     from worker.batching import Batcher
     from worker.detector import ScaledDetector
-    from worker.masking import MaskStyle
     from worker.pipeline import Limits, Pipeline, recipe_digest
 
     model = load_model(settings)
@@ -119,14 +126,10 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
 
     batcher = Batcher(predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)
     metrics.watch_batcher(batcher)
-    style = MaskStyle(settings.method, settings.region, settings.margin)
+    style = mask_style(settings)
+    look = settings.look()
     recipe = recipe_digest(
-        model=model.digest,
-        score_threshold=threshold,
-        scales=settings.scales,
-        max_enlargement=settings.max_enlargement,
-        style=style,
-        keep_exif=settings.keep_exif,
+        model=model.digest, score_threshold=threshold, look=look, style=style, keep_exif=settings.keep_exif
     )
     made_with = {"model": model.digest, **_versions()}
     metrics.BUILD.info({"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]})
@@ -135,11 +138,12 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         device=model.device,
         model=model.digest[:16],
         score_threshold=threshold,
-        scales=list(settings.scales),
+        preset=settings.preset,
+        scales=list(look.scales),
         batch_size=batch_size,
         recipe=recipe,
     )
-    detector = ScaledDetector(batcher.infer, settings.scales, settings.max_enlargement, threshold, model.fixed_size)
+    detector = ScaledDetector(batcher.infer, look, threshold, model.fixed_size)
     return Pipeline(
         store=store,
         detector=metrics.ScoredDetector(detector, threshold),

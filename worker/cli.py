@@ -7,13 +7,16 @@ import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tasks.errors import VeilError
 from tasks.settings import Settings, refuse_unknown
 from worker.settings import WorkerSettings, markdown_table
+
+if TYPE_CHECKING:
+    from tasks.messages import AnonymizeOptions
 
 EXIT_FAILED = 1  # something did not come through; it is named in the output
 EXIT_UNUSABLE = 2  # nothing was done: wrong arguments, settings, model, or a server that is not there
@@ -31,6 +34,15 @@ model_app = typer.Typer(no_args_is_help=True, help="The default detector.")
 dead_app = typer.Typer(no_args_is_help=True, help="Pictures that were given up.")
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
+
+
+Method = Annotated[str | None, typer.Option(help="surround, blur, pixelate or fill, in place of VEIL_METHOD.")]
+Region = Annotated[str | None, typer.Option(help="top, full or a number, in place of VEIL_REGION.")]
+Exempt = Annotated[
+    list[str] | None,
+    typer.Option(metavar="X1,Y1,X2,Y2", help="Leave faces clear that lie in this area, pixels of the upright picture."),
+]
+Extra = Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Hide this area too, whatever is in it.")]
 
 
 def _utc(text: str) -> datetime:
@@ -85,6 +97,10 @@ def enqueue(
     queue: Annotated[str, typer.Option(help="uploads is worked off before backfill.")] = "uploads",
     wait: Annotated[bool, typer.Option(help="Wait for the results; exit 1 if a picture failed.")] = False,
     timeout: Annotated[float, typer.Option(help="With --wait: seconds without any result to give up after.")] = 600,
+    method: Method = None,
+    region: Region = None,
+    exempt: Exempt = None,
+    extra: Extra = None,
     as_json: Json = False,
 ) -> None:
     """Put pictures on the queue."""
@@ -95,7 +111,8 @@ def enqueue(
         raise typer.BadParameter(f"choose from {', '.join(QUEUES)}", param_hint="--queue")
     if not uris and not prefix:
         raise typer.BadParameter("give addresses, or --prefix")
-    failed = enqueueing.run(Settings.load(), uris or [], prefix, queue, wait, timeout, as_json)
+    options = _options(method, region, exempt, extra)
+    failed = enqueueing.run(Settings.load(), uris or [], prefix, queue, wait, timeout, as_json, options)
     sys.exit(EXIT_FAILED if failed else 0)
 
 
@@ -272,6 +289,10 @@ def status(
 def anonymize(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", exists=True, help="Pictures and folders.")],
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")],
+    method: Method = None,
+    region: Region = None,
+    exempt: Exempt = None,
+    extra: Extra = None,
     as_json: Json = False,
 ) -> None:
     """Anonymize local pictures, without a queue. Folders are searched and their structure is kept."""
@@ -279,7 +300,7 @@ def anonymize(
 
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
-    failed = local.run(settings, paths, output, as_json)
+    failed = local.run(settings, paths, output, as_json, _options(method, region, exempt, extra))
     sys.exit(EXIT_FAILED if failed else 0)
 
 
@@ -369,6 +390,34 @@ def dead_drop(
 def _check_one(sources: list[str] | None, everything: bool, error: str | None) -> None:
     if sum((bool(sources), everything, error is not None)) != 1:
         raise typer.BadParameter("give addresses, or --error, or --all")
+
+
+def _options(
+    method: str | None, region: str | None, exempt: list[str] | None, extra: list[str] | None
+) -> "AnonymizeOptions":
+    """What the flags ask for; InvalidRequest if it is nothing that can be asked."""
+    from tasks.messages import AnonymizeOptions
+
+    fields: dict[str, Any] = {"exempt": _areas(exempt), "extra": _areas(extra)}
+    if method is not None:
+        fields["method"] = method
+    if region is not None:
+        fields["region"] = _number(region)
+    return AnonymizeOptions.parse(**fields)
+
+
+def _areas(given: list[str] | None) -> list[list[Any]]:
+    return [[_number(side) for side in area.split(",")] for area in given or []]
+
+
+def _number(text: str) -> Any:
+    """`text` as a number if it is one; else as it is, for the message that says what it is not."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _show(values: dict[str, Any], as_json: bool) -> None:

@@ -14,6 +14,7 @@ from tasks.addresses import ObjectUri
 from tasks.app import app
 from tasks.dead_letters import DeadLetter
 from tasks.errors import InvalidRequest
+from tasks.messages import AnonymizeOptions
 from tasks.publishing import Publisher, Wanted, connected
 from tasks.queues import wait_for_room
 from worker.reconciling import MOST_WAITING, printable, tell_full
@@ -112,7 +113,8 @@ def _wanted(letter: DeadLetter) -> Wanted | None:
     """The request that was given up; None, and a word about it, if it never was one."""
     try:
         destination = None if letter.destination is None else ObjectUri.parse(letter.destination)
-        return Wanted(ObjectUri.parse(letter.source), destination)
+        options = None if letter.options is None else AnonymizeOptions.of(letter.options)
+        return Wanted(ObjectUri.parse(letter.source), destination, options=options)
     except InvalidRequest as error:
         print(f"veil: can't be tried again, only dropped: {printable(str(error))}", file=sys.stderr)
         return None

@@ -1,21 +1,86 @@
 """From a picture to its faces: Detections, the Detector protocol, and detection at several scales."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed
+from worker.settings import Look
 
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
+Landmarks = NDArray[np.float32]
 
 MULTIPLE = 64  # sides of a canvas are padded to multiples of this: few shapes, so that batches form
 PADDING = 114  # gray level of the padding
 MERGE_IOU = 0.4  # two passes that agree to this degree saw the same face
+
+# The figures below were chosen with `python -m benchmarks.tuning`; docs/detection.md says what they cost and bring.
+WEAK = 0.6  # of the threshold: what is not a face by itself, but says where one that was found may be too
+SURE = 0.15  # of the way from the threshold to 1: counts in any pass, whatever its size
+SURE_TURNED = 0.3  # the same for heads that lie or stand upside down, which are rare
+SMALLEST_SEEN, LARGEST_SEEN = 14, 400  # sides, in pixels of a pass, that it sees well where another pass is there
+SLACK = 4  # pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap;
+SLACK_SHARE = 0.1  # but in all but the finest pass no more than this share of the box: its faces are larger
+CERTAIN = 0.6  # the same again: nearly every picture with upright faces shows one so, hardly any that lies does
+APART = 1.45  # passes at nearly one size see the same faces: they differ at least by this factor
+CLEARLY = 1.2  # by how much a turned picture must show more than the upright one
+
+LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
+# Eyes and mouth are 0.35 to 0.45 of the box's side apart (99 % of the upright faces of three annotated sets); where
+# they are closer, the model did not make out which way up the face is.
+SHORTEST_FACE = 0.3
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """What single passes saw of faces: one face may have several, which do not agree to the pixel.
+
+    `boxes_xyxy` is float32 [m, 4] in pixels of the picture, and may reach beyond it. `landmarks` is float32
+    [m, 5, 2], x y of the eyes, the nose and the corners of the mouth; NaN where the model tells none. `slack` is
+    float32 [m], by how many pixels an edge may be wrong. `face` [m] is the row of Detections that each belongs to.
+    """
+
+    boxes_xyxy: Boxes
+    landmarks: Landmarks
+    slack: NDArray[np.float32]
+    face: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, boxes_xyxy: Boxes, landmarks: Landmarks | None = None) -> "Sightings":
+        """Each face seen once, its box exact."""
+        count = len(boxes_xyxy)
+        if landmarks is None:
+            landmarks = np.full((count, LANDMARKS, 2), np.nan, np.float32)
+        return cls(boxes_xyxy, landmarks, np.zeros(count, np.float32), np.arange(count))
+
+    @classmethod
+    def joined(cls, several: Sequence["Sightings"]) -> "Sightings":
+        """All of `several`, which is not empty, one after the other, their `face` as it is."""
+        return cls(
+            np.concatenate([each.boxes_xyxy for each in several]),
+            np.concatenate([each.landmarks for each in several]),
+            np.concatenate([each.slack for each in several]),
+            np.concatenate([each.face for each in several]),
+        )
+
+    @property
+    def up(self) -> NDArray[np.float32]:
+        """[m, 2] x y: the way from each mouth to its eyes; 0 0 where they make no face, NaN where they are unknown."""
+        up: NDArray[np.float32] = self.landmarks[:, :2].mean(axis=1) - self.landmarks[:, 3:].mean(axis=1)
+        sides = np.sqrt((self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).prod(axis=1))
+        up[np.hypot(*up.T) < SHORTEST_FACE * sides] = 0
+        return up
+
+    def __len__(self) -> int:
+        return len(self.face)
+
+    def __getitem__(self, chosen: NDArray[Any]) -> "Sightings":
+        return Sightings(self.boxes_xyxy[chosen], self.landmarks[chosen], self.slack[chosen], self.face[chosen])
 
 
 @dataclass(frozen=True)
@@ -23,11 +88,13 @@ class Detections:
     """Faces in one picture.
 
     `boxes_xyxy` is float32 [n, 4]: x1 y1 x2 y2 in pixels of the picture, within it, strongest first.
-    `scores` is float32 [n], between 0 and 1.
+    `scores` is float32 [n], between 0 and 1. `sightings` are what they were put together from; None if each box
+    was seen once.
     """
 
     boxes_xyxy: Boxes
     scores: NDArray[np.float32]
+    sightings: Sightings | None = None
 
     @classmethod
     def none(cls) -> "Detections":
@@ -36,11 +103,27 @@ class Detections:
     @classmethod
     def joined(cls, found: Sequence["Detections"]) -> "Detections":
         """All of `found`, which is not empty, one after the other."""
+        starts = np.cumsum([0, *(len(detections) for detections in found)])
+        seen = [replace(each.seen, face=each.seen.face + start) for each, start in zip(found, starts, strict=False)]
         boxes = np.concatenate([detections.boxes_xyxy for detections in found])
-        return cls(boxes, np.concatenate([detections.scores for detections in found]))
+        return cls(boxes, np.concatenate([detections.scores for detections in found]), Sightings.joined(seen))
+
+    @property
+    def seen(self) -> Sightings:
+        """The sightings of these faces, at least one of each."""
+        return self.sightings if self.sightings is not None else Sightings.of(self.boxes_xyxy)
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __getitem__(self, chosen: Any) -> "Detections":
+        """The chosen faces (indices or a mask), in that order, and their sightings."""
+        rows = np.arange(len(self))[chosen]
+        place = np.full(len(self), -1)
+        place[rows] = np.arange(len(rows))
+        seen = self.seen
+        sightings = replace(seen, face=place[seen.face])[place[seen.face] >= 0]
+        return Detections(self.boxes_xyxy[rows], self.scores[rows], sightings)
 
 
 class Detector(Protocol):
@@ -58,48 +141,157 @@ Infer = Callable[[Pixels], Detections]
 
 
 @dataclass(frozen=True)
-class ScaledDetector:
-    """A Detector that looks at each picture at several sizes and merges what it finds.
+class Pass:
+    """One pass: the picture turned by so many quarters counter-clockwise, mirrored, then resized by `factor`."""
 
-    `scales` are the longer sides of the passes in pixels. CenterFace loses large faces in a large picture
-    and small faces in a small one; neither pass alone will do.
+    factor: float
+    turn: int = 0
+    mirrored: bool = False
+    finest: bool = True
+    coarsest: bool = True
+    probe: bool = False
+    """Only what it is sure of counts."""
+
+
+@dataclass(frozen=True)
+class ScaledDetector:
+    """A Detector that looks at each picture several times and merges what it finds.
+
+    CenterFace loses large faces in a large picture and small faces in a small one; neither pass alone will do. A face
+    of a size that a pass sees badly counts only if that pass is sure of it: the others see it better.
     """
 
     infer: Infer
-    scales: Sequence[int]
-    max_enlargement: float
+    look: Look
     score_threshold: float
     fixed_size: tuple[int, int] | None = None
     """(height, width) of a model that takes only this size."""
 
-    def detect(self, picture: Pixels) -> Detections:
-        found = Detections.joined([self._pass(picture, factor) for factor in self._factors(picture)])
-        return merge(clip(found, picture.shape[1], picture.shape[0]))
+    def _sure(self, share: float) -> float:
+        """The score from which on a detection counts whatever its size: so far from the threshold to 1."""
+        return self.score_threshold + share * (1 - self.score_threshold)
 
-    def _factors(self, picture: Pixels) -> list[float]:
+    def detect(self, picture: Pixels) -> Detections:
+        passes = self._passes(picture)
+        seen = [self._run(picture, each) for each in passes]
+        if self.look.turned == "always" or (self.look.turned == "doubt" and self._in_doubt(seen)):
+            seen += self._turned(picture, passes, seen)
+        strong = Detections.joined([each.strong for each in seen])
+        merged = merge(strong, Sightings.joined([each.weak for each in seen]))
+        return clip(merged, picture.shape[1], picture.shape[0])
+
+    def _passes(self, picture: Pixels) -> list[Pass]:
+        """The passes over the upright picture, the smallest first."""
         height, width = picture.shape[:2]
         if self.fixed_size:
-            return [min(self.fixed_size[0] / height, self.fixed_size[1] / width)]
+            return [Pass(min(self.fixed_size[0] / height, self.fixed_size[1] / width))]
         factors: list[float] = []
-        for side in sorted(self.scales):
-            factor = min(side / max(height, width), self.max_enlargement)
-            # Two passes at nearly one size see the same faces.
-            if not factors or factor > 1.1 * factors[-1]:
+        longer = max(height, width)
+        # Enlarging brings out small faces up to a point; beyond it, only pixels that are there tell more.
+        largest = min(self.look.max_enlargement, max(1, self.look.enlarge_to / longer))
+        for side in sorted(self.look.scales):
+            factor = min(side / longer, largest)
+            if not factors or factor > APART * factors[-1]:
                 factors.append(factor)
-        return factors
+        return [
+            Pass(factor, mirrored=mirrored, finest=factor == factors[-1], coarsest=factor == factors[0])
+            for factor in factors
+            for mirrored in ((False, True) if self.look.mirrored else (False,))
+        ]
 
-    def _pass(self, picture: Pixels, factor: float) -> Detections:
-        height, width = picture.shape[:2]
+    def _in_doubt(self, seen: Sequence["_Seen"]) -> bool:
+        """Whether no face was found for certain, or one that does not stand upright or whose landmarks make none."""
+        strong = Detections.joined([each.strong for each in seen])
+        up = strong.seen.up
+        upright = -up[:, 1] > np.sqrt(0.5) * np.hypot(*up.T)  # to 45°
+        certain = strong.scores >= self._sure(CERTAIN)
+        return not certain.any() or not (upright | np.isnan(up[:, 1])).all()
+
+    def _turned(self, picture: Pixels, passes: Sequence[Pass], upright: Sequence["_Seen"]) -> list["_Seen"]:
+        """What passes over the turned picture see, where they are sure: heads that lie or stand upside down.
+
+        If one way round shows clearly more than upright, the picture as a whole lies: then all passes are made so.
+        """
+        plain = [each for each in passes if not each.mirrored]
+        small = plain[:1] if self.look.turned == "doubt" else plain[: max(1, len(plain) - 1)]
+        probes = {
+            turn: [self._run(picture, replace(each, turn=turn, probe=True)) for each in small] for turn in (1, 2, 3)
+        }
+        shown = {turn: float(seen[0].strong.scores.sum()) for turn, seen in probes.items()}
+        best = max(shown, key=lambda turn: shown[turn])
+        if shown[best] > CLEARLY * float(upright[0].strong.scores.sum()):
+            return [self._run(picture, replace(each, turn=best)) for each in plain]
+        known = Detections.joined([each.strong for each in upright])
+        return [_Seen(_unless_better(seen.strong, known), seen.weak) for several in probes.values() for seen in several]
+
+    def _run(self, picture: Pixels, each: Pass) -> "_Seen":
+        """One pass over `picture`, in pixels of the upright picture."""
+        view = np.rot90(picture, each.turn)
+        if each.mirrored:
+            view = view[:, ::-1]
+        height, width = view.shape[:2]
+        factor = each.factor
+        if self.fixed_size:
+            factor = min(self.fixed_size[0] / height, self.fixed_size[1] / width)
         size = max(1, round(width * factor)), max(1, round(height * factor))
         interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        resized = cv2.resize(picture, size, interpolation=interpolation)
+        resized = cv2.resize(np.ascontiguousarray(view), size, interpolation=interpolation)
         canvas_size = self.fixed_size or (_padded(size[1]), _padded(size[0]))
         canvas = np.full((*canvas_size, 3), PADDING, np.uint8)
         canvas[: size[1], : size[0]] = resized
         found = self.infer(canvas)
-        strong = ~(found.scores < self.score_threshold)  # NaN stays, and is refused below
-        back = np.array([width / size[0], height / size[1]] * 2, np.float32)
-        return placed(Detections(found.boxes_xyxy[strong] * back, found.scores[strong]))
+        found = placed(found[~(found.scores < WEAK * self.score_threshold)])  # NaN stays, and is refused
+        counts = self._counts(found, each)
+        back = np.array([width / size[0], height / size[1]], np.float32)
+        seen = found.seen
+        boxes, landmarks = seen.boxes_xyxy.reshape(-1, 2, 2) * back, seen.landmarks * back
+        corners = _upright(boxes, each, width, height)
+        boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
+        slack = np.full(len(found), SLACK, np.float32)
+        if not each.finest:
+            slack = np.minimum(slack, SLACK_SHARE * _sides(found.boxes_xyxy))
+        slack = (slack * back.max()).astype(np.float32)
+        sightings = Sightings(boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found)))
+        weak = np.zeros(len(found), bool) if each.probe else ~counts
+        return _Seen(Detections(boxes, found.scores, sightings)[counts], sightings[weak])
+
+    def _counts(self, found: Detections, each: Pass) -> NDArray[np.bool_]:
+        """Which of `found`, in pixels of the canvas, are faces by themselves."""
+        sides = _sides(found.boxes_xyxy)
+        apt = ((sides >= SMALLEST_SEEN) | each.finest) & ((sides <= LARGEST_SEEN) | each.coarsest)
+        least = np.where(apt, self.score_threshold, self._sure(SURE))
+        counts: NDArray[np.bool_] = found.scores >= (self._sure(SURE_TURNED) if each.probe else least)
+        return counts
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one pass saw: what counts by itself, and what only counts where something else that counts is too."""
+
+    strong: Detections
+    weak: Sightings
+
+
+def _unless_better(found: Detections, known: Detections) -> Detections:
+    """Those of `found` whose middle is in no stronger one of `known`.
+
+    Upright faces are seen in turned passes too, but worse.
+    """
+    middle = (found.boxes_xyxy[:, None, :2] + found.boxes_xyxy[:, None, 2:]) / 2
+    within = ((middle > known.boxes_xyxy[:, :2]) & (middle < known.boxes_xyxy[:, 2:])).all(axis=2)
+    better = within & (known.scores > found.scores[:, None])
+    return found[~better.any(axis=1)]
+
+
+def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -> NDArray[np.float32]:
+    """`points` [..., 2] x y in the view of a pass, `width` x `height`, as points of the upright picture."""
+    x, y = points[..., 0], points[..., 1]
+    if each.mirrored:
+        x = width - x
+    for _ in range(each.turn):
+        x, y = height - y, x
+        width, height = height, width
+    return np.stack([x, y], axis=-1)
 
 
 def _padded(side: int) -> int:
@@ -115,31 +307,53 @@ def placed(detections: Detections) -> Detections:
 
 
 def clip(detections: Detections, width: int, height: int) -> Detections:
-    """The part of each box that lies in the picture; boxes with no part in it are dropped."""
+    """The part of each box that lies in the picture; boxes with no part in it are dropped. Sightings stay whole."""
     boxes = detections.boxes_xyxy.clip(0, np.array([width, height] * 2, np.float32))
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return Detections(boxes[inside], detections.scores[inside])
+    return replace(detections, boxes_xyxy=boxes, sightings=detections.seen)[inside]
 
 
-def merge(detections: Detections, iou: float = MERGE_IOU) -> Detections:
+def merge(detections: Detections, weak: Sightings | None = None, iou: float = MERGE_IOU) -> Detections:
     """One detection for boxes that show the same face: those that overlap a stronger one by at least `iou`.
 
-    The merged box covers all of them. Plain non-maximum suppression keeps the strongest alone, and where the
-    passes disagree about the edges that leaves an eye out: docs/detection.md has the figures.
+    The merged box covers all of them, and each stays one of its sightings: their regions are hidden together, because
+    passes disagree about the edges by more than the margin. What was seen `weak`ly joins the faces that it overlaps,
+    and is no face by itself.
     """
-    order = np.argsort(-detections.scores, kind="stable")
-    boxes, scores = detections.boxes_xyxy[order], detections.scores[order]
-    alive = np.ones(len(scores), bool)
-    strongest: list[int] = []
+    ordered = detections[np.argsort(-detections.scores, kind="stable")]
+    boxes = ordered.boxes_xyxy
+    seen = [ordered.seen] if weak is None else [ordered.seen, weak]
+    # To which merged face each box belongs, and each weak sighting.
+    face, weak_face = np.full(len(ordered), -1), np.full(0 if weak is None else len(weak), -1)
     merged = boxes.copy()
-    for i in range(len(scores)):
-        if alive[i]:
-            same = alive & (overlap(boxes[i], boxes) >= iou)
-            same[i] = True
-            merged[i, :2], merged[i, 2:] = boxes[same, :2].min(axis=0), boxes[same, 2:].max(axis=0)
-            strongest.append(i)
-            alive &= ~same
-    return Detections(merged[strongest], scores[strongest])
+    strongest: list[int] = []
+    for i in range(len(ordered)):
+        if face[i] >= 0:
+            continue
+        same = (face < 0) & (overlap(boxes[i], boxes) >= iou)
+        same[i] = True
+        face[same] = len(strongest)
+        parts = boxes[same]
+        if weak is not None:
+            joins = (weak_face < 0) & (overlap(boxes[i], weak.boxes_xyxy) >= iou)
+            weak_face[joins] = len(strongest)
+            parts = np.concatenate([parts, weak.boxes_xyxy[joins]])
+        merged[i] = *parts[:, :2].min(axis=0), *parts[:, 2:].max(axis=0)
+        strongest.append(i)
+    everything = Sightings.joined(seen)
+    belongs = np.concatenate([face[ordered.seen.face], weak_face])
+    sightings = replace(everything, face=belongs)[belongs >= 0]
+    return Detections(merged[strongest], ordered.scores[strongest], sightings)
+
+
+def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detections:
+    """The faces that lie less than half in every one of `areas`, x1 y1 x2 y2 in pixels of the picture."""
+    boxes = detections.boxes_xyxy
+    kept = np.ones(len(boxes), bool)
+    for area in areas:
+        first, last = np.array([*area[:2]] * 2, np.float32), np.array([*area[2:]] * 2, np.float32)
+        kept &= 2 * _area(boxes.clip(first, last)) < _area(boxes)
+    return detections[kept]
 
 
 def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
@@ -150,6 +364,11 @@ def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
     union = _area(box[None]) + _area(boxes) - shared
     ratio: NDArray[np.float32] = shared / np.maximum(union, 1e-9)
     return ratio
+
+
+def _sides(boxes: Boxes) -> NDArray[np.float32]:
+    """The side of a square as large as each box."""
+    return np.sqrt(_area(boxes))
 
 
 def _area(boxes: Boxes) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.app import app
+from tasks.messages import AnonymizeOptions
 from tasks.publishing import Publisher, Wanted, connected
 from tasks.s3 import ObjectStore
 from tasks.settings import Settings
@@ -25,7 +26,14 @@ ENQUEUED_AT_ONCE = 500
 
 
 def run(
-    settings: Settings, uris: list[str], prefix: str | None, queue: str, wait: bool, timeout: float, as_json: bool
+    settings: Settings,
+    uris: list[str],
+    prefix: str | None,
+    queue: str,
+    wait: bool,
+    timeout: float,
+    as_json: bool,
+    options: AnonymizeOptions | None = None,
 ) -> int:
     """Enqueue `uris` and everything below `prefix`; the number of pictures that failed or did not answer."""
     sources = [ObjectUri.parse(uri) for uri in uris]
@@ -38,7 +46,8 @@ def run(
     waited_for: dict[str, str] = {}
     with progress_bar("enqueued") as bar:
         for batch in _batches(chain(sources, listed)):
-            ids = publisher.publish([Wanted(source) for source in batch], queue, keep_results=wait)
+            wanted = [Wanted(source, options=options) for source in batch]
+            ids = publisher.publish(wanted, queue, keep_results=wait)
             bar.advance(len(batch))
             if wait:
                 waited_for.update(zip(ids, map(str, batch), strict=True))

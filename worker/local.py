@@ -15,9 +15,10 @@ from typing import Literal
 from rich.console import Console
 
 from tasks.errors import EmptyObject, ImageTooLarge, OutputFailed, UnreadableImage, VeilError
+from tasks.messages import AnonymizeOptions
 from worker import images
 from worker.bootstrap import build_pipeline
-from worker.pipeline import Pipeline, Stopwatch
+from worker.pipeline import AS_CONFIGURED, Pipeline, Stopwatch
 from worker.progress import progress_bar
 from worker.settings import WorkerSettings
 
@@ -52,7 +53,13 @@ class Job:
     named: bool
 
 
-def run(settings: WorkerSettings, paths: list[Path], output: Path, as_json: bool) -> int:
+def run(
+    settings: WorkerSettings,
+    paths: list[Path],
+    output: Path,
+    as_json: bool,
+    options: AnonymizeOptions = AS_CONFIGURED,
+) -> int:
     """Anonymize `paths` into the folder `output`, which is made; the number of files that failed."""
     jobs = list(find_jobs(paths, output))
     try:
@@ -62,7 +69,7 @@ def run(settings: WorkerSettings, paths: list[Path], output: Path, as_json: bool
     pipeline = build_pipeline(settings, store=None)
     counts: Counter[str] = Counter()
     with progress_bar("anonymized", total=len(jobs)) as bar, ThreadPoolExecutor(settings.concurrency) as pool:
-        futures = [pool.submit(anonymize_file, pipeline, job, settings.max_bytes) for job in jobs]
+        futures = [pool.submit(anonymize_file, pipeline, job, settings.max_bytes, options) for job in jobs]
         try:
             for future in as_completed(futures):
                 outcome = future.result()
@@ -113,7 +120,7 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int) -> Outcome:
+def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int, options: AnonymizeOptions = AS_CONFIGURED) -> Outcome:
     """Anonymize one file. Every error becomes an outcome: one bad file never ends the run."""
     started = time.perf_counter()
     source, content = str(job.source), b""
@@ -122,7 +129,7 @@ def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int) -> Outcome:
         if size > max_bytes:
             raise ImageTooLarge(f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES")
         content = job.source.read_bytes()
-        result = pipeline.anonymize(content, Stopwatch())
+        result = pipeline.anonymize(content, Stopwatch(), options)
         if result.content is not None:
             write_atomically(job.output, result.content)
     except Exception as error:

@@ -1,5 +1,6 @@
 """Pure functions on pixels: which region of a face is hidden, and how."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,95 +9,234 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Boxes = NDArray[np.float32]
+from worker.detector import Sightings
+
 Image = NDArray[Any]
+Floats = NDArray[np.floating[Any]]  # float32
+Black = int | Sequence[int]
 
 RING = 0.15  # width of the ring that `surround` fills from, as a share of the region's smaller side
 SMALLEST_RING = 2  # pixels
+CELLS = 3  # across a region: all that `blur` and `pixelate` keep of it
+SMALLEST_CELL = 2  # pixels
+WHOLE = 1.0  # the region that is the full face
+
+# Which way is up, seen from the middle of the box: the top, the left, the bottom or the right of the picture.
+UPS = np.array([(0, -1), (-1, 0), (0, 1), (1, 0)], np.float64)
+TILTED = 0.5  # cosine: a face tilted by more than 30° has its top on two sides of its box
 
 
 @dataclass(frozen=True)
 class MaskStyle:
-    """How faces are hidden: the `method`, the share `region` of the box from its top, and the `margin` around."""
+    """How faces are hidden.
+
+    `region` is the share of the face that is hidden, from its top; `margin` how far the region reaches beyond the
+    box, as a share of the box's sides; `shape` ``rectangle`` or ``ellipse``; `feather` the width of the soft edge
+    outside the region, as a share of the region's smaller side.
+    """
 
     method: str = "surround"
     region: float = 0.7
     margin: float = 0.1
+    shape: str = "rectangle"
+    feather: float = 0.0
 
 
-def regions(boxes_xyxy: Boxes, style: MaskStyle, width: int, height: int) -> NDArray[np.intp]:
-    """The rectangles to hide, [n, 4] x1 y1 x2 y2 in whole pixels within the picture.
+@dataclass(frozen=True)
+class Regions:
+    """What is hidden, one row for each rectangle; the rectangles of one face overlap.
 
-    The region is the top `style.region` of each box, widened by the margin at the left, the right and
-    the top. Only a full region is widened at the bottom too: the lower edge is what `region` promises.
+    `rectangles` [n, 4] are x1 y1 x2 y2 in whole pixels within the picture, `outlines` [n, 4] the ellipse that bounds
+    each (centre x y, radii x y; infinite for none), `sides` [n] the smaller side before the picture's edge cut it,
+    `faces` [n] the face that it is part of.
     """
-    x1, y1, x2, y2 = boxes_xyxy.astype(np.float64).reshape(-1, 4).T
-    across, down = (x2 - x1) * style.margin, (y2 - y1) * style.margin
-    lower = y2 + down if style.region >= 1 else y1 + (y2 - y1) * style.region
-    rectangles = np.stack([np.floor(x1 - across), np.floor(y1 - down), np.ceil(x2 + across), np.ceil(lower)], axis=1)
-    rectangles = rectangles.clip(0, [width, height, width, height]).astype(np.intp)
-    return rectangles[(rectangles[:, 2] > rectangles[:, 0]) & (rectangles[:, 3] > rectangles[:, 1])]
+
+    rectangles: NDArray[np.intp]
+    outlines: NDArray[np.float64]
+    sides: NDArray[np.float64]
+    faces: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    def __getitem__(self, chosen: Any) -> "Regions":
+        return Regions(self.rectangles[chosen], self.outlines[chosen], self.sides[chosen], self.faces[chosen])
 
 
-def hide(picture: Image, boxes_xyxy: Boxes, style: MaskStyle, black: int | Sequence[int] = 0) -> Image:
-    """A copy of `picture` with every face hidden.
+@dataclass(frozen=True)
+class Hole:
+    """Where pixels are replaced, within a window of the picture [h, w].
 
-    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `boxes_xyxy` is float32 [n, 4] in its
-    pixels; `black` is a black pixel, one number or one a channel. Overlapping and touching regions are hidden
-    as one, and no region is filled from pixels of another.
+    `own` float32 [h, w] is 1 where they are hidden and falls to 0 around; `others` bool [h, w] are hidden too, but by
+    themselves; `cell` is the side of a cell, in pixels, for methods that average; `black` a black pixel.
+    """
+
+    own: Floats
+    others: NDArray[np.bool_]
+    cell: int
+    black: Black
+
+
+def regions(
+    seen: Sightings, style: MaskStyle, width: int, height: int, extra: Sequence[Sequence[float]] = ()
+) -> Regions:
+    """What is hidden of the faces that were `seen` in a picture of `width` x `height` pixels, and all of `extra`.
+
+    The region is the `style.region` of each box at the side where the eyes are: the top if the model says nothing of
+    it, the whole box if it says something that can't be. It is widened by the margin, or by the sighting's slack where
+    that is more. Only a full region is widened by the margin below too: the lower edge is what `region` promises.
+    `extra` are further areas, x1 y1 x2 y2.
+    """
+    sighting, ends = np.nonzero(_ends(seen, style.region))
+    boxes = seen.boxes_xyxy[sighting].astype(np.float64)
+    slack = np.repeat(seen.slack[sighting, None].astype(np.float64), 2, axis=1)
+    size = boxes[:, 2:] - boxes[:, :2]
+    margin = np.maximum(size * style.margin, slack)
+    outer = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
+    if style.region < WHOLE:
+        rows, edge = np.arange(len(boxes)), len(UPS) - 1 - ends
+        # Of a face that the picture's edge cuts, the share of what is in the picture counts too: whichever is more.
+        cut = boxes.clip(0, [width, height] * 2)
+        inner, inner_cut = (_inner(box, style.region, slack) for box in (boxes, cut))
+        further = np.where(edge[:, None] < 2, np.minimum(inner, inner_cut), np.maximum(inner, inner_cut))
+        outer[rows, edge] = further[rows, edge]
+    outer = np.concatenate([outer, np.array(extra, np.float64).reshape(-1, 4)])
+    outlines = np.full((len(outer), 4), np.inf)
+    if style.shape == "ellipse":
+        outlines[: len(boxes)] = np.concatenate([boxes[:, :2] + size / 2, size / 2 + margin], axis=1)
+    first_extra = seen.face.max(initial=-1) + 1
+    faces = np.concatenate([seen.face[sighting], first_extra + np.arange(len(extra))]).astype(np.intp)
+    sides = (outer[:, 2:] - outer[:, :2]).min(axis=1, initial=np.inf)
+    whole = np.concatenate([np.floor(outer[:, :2]), np.ceil(outer[:, 2:])], axis=1)
+    rectangles = whole.clip(0, [width, height] * 2).astype(np.intp)
+    found = Regions(rectangles, outlines, sides, faces)
+    return found[(rectangles[:, 2:] > rectangles[:, :2]).all(axis=1)]
+
+
+def _ends(seen: Sightings, region: float) -> NDArray[np.bool_]:
+    """[n, 4]: from which of UPS each face is hidden. One row has several where that is not sure."""
+    ends = np.zeros((len(seen), len(UPS)), bool)
+    if region >= WHOLE:
+        ends[:, 0] = True
+        return ends
+    up = seen.up.astype(np.float64)
+    ends |= up @ UPS.T > TILTED * np.hypot(*up.T)[:, None]
+    ends[(up == 0).all(axis=1)] = True
+    ends[np.isnan(up).any(axis=1)] = (True, False, False, False)
+    return ends
+
+
+def _inner(boxes: NDArray[np.float64], region: float, slack: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[n, 4]: how far the region reaches across each box from its right, lower, left and upper edge."""
+    reach = (boxes[:, 2:] - boxes[:, :2]) * region + slack
+    return np.concatenate([boxes[:, 2:] - reach, boxes[:, :2] + reach], axis=1)
+
+
+def hide(
+    picture: Image,
+    seen: Sightings,
+    style: MaskStyle,
+    black: Black = 0,
+    extra: Sequence[Sequence[float]] = (),
+) -> Image:
+    """A copy of `picture` with every face that was `seen` hidden, and all of `extra` (areas, x1 y1 x2 y2).
+
+    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black pixel, one number or
+    one a channel. Overlapping and touching regions are hidden as one, and no region is filled from pixels of another.
     """
     height, width = picture.shape[:2]
-    rectangles = regions(boxes_xyxy, style, width, height)
-    covered = np.zeros((height, width), bool)
-    for x1, y1, x2, y2 in rectangles:
-        covered[y1:y2, x1:x2] = True
+    everything = regions(seen, style, width, height, extra)
     result = picture.copy()
-    for group in _touching(rectangles):
-        ring = max(SMALLEST_RING, round(RING * min((group[:, 2:] - group[:, :2]).min(axis=1))))
-        x1, y1 = (group[:, :2].min(axis=0) - ring).clip(0)
-        x2, y2 = np.minimum(group[:, 2:].max(axis=0) + ring, (width, height))
-        own = np.zeros((y2 - y1, x2 - x1), bool)
-        for left, top, right, bottom in group:
-            own[top - y1 : bottom - y1, left - x1 : right - x1] = True
-        filled = METHODS[style.method](picture[y1:y2, x1:x2], covered[y1:y2, x1:x2], black)
-        result[y1:y2, x1:x2][own] = filled[own]
+    for members in _groups(everything, style):
+        group = everything[members]
+        smallest, largest = group.sides.min(), group.sides.max()
+        feather = round(style.feather * smallest)
+        reach = feather + max(SMALLEST_RING, round(RING * smallest))
+        x1, y1 = (group.rectangles[:, :2].min(axis=0) - reach).clip(0)
+        x2, y2 = np.minimum(group.rectangles[:, 2:].max(axis=0) + reach, (width, height))
+        window = (x1, y1, x2, y2)
+        own = _soft(_covered(group, window), feather)
+        cell = max(SMALLEST_CELL, math.ceil(largest / CELLS))
+        hole = Hole(own, _covered(everything[~members], window), cell, black)
+        crop = result[y1:y2, x1:x2]
+        planes = picture[y1:y2, x1:x2].reshape(*own.shape, -1).astype(np.float32)
+        filled = METHODS[style.method](planes, hole)
+        blended = own[..., None] * filled + (1 - own[..., None]) * planes
+        rounded = blended.round().clip(0, np.iinfo(crop.dtype).max).astype(crop.dtype)
+        crop[own > 0] = rounded.reshape(crop.shape)[own > 0]
     return result
 
 
-def _touching(rectangles: NDArray[np.intp]) -> list[NDArray[np.intp]]:
-    """The rectangles in groups whose members overlap or touch, directly or through others."""
-    groups: list[list[int]] = []
-    for i, (x1, y1, x2, y2) in enumerate(rectangles):
-        near = [
-            group
-            for group in groups
-            if any(
-                x1 <= rectangles[j][2] and rectangles[j][0] <= x2 and y1 <= rectangles[j][3] and rectangles[j][1] <= y2
-                for j in group
-            )
-        ]
-        groups = [group for group in groups if group not in near]
-        groups.append([i, *(j for group in near for j in group)])
-    return [rectangles[group] for group in groups]
+def _groups(everything: Regions, style: MaskStyle) -> list[NDArray[np.bool_]]:
+    """Which regions belong together: those of one face, and of faces whose surroundings overlap or touch."""
+    faces = np.unique(everything.faces, return_inverse=True)[1]
+    count = int(faces.max(initial=-1)) + 1
+    first, last = np.full((count, 2), np.inf), np.full((count, 2), -np.inf)
+    grown = style.feather * everything.sides[:, None] + 1
+    np.minimum.at(first, faces, everything.rectangles[:, :2] - grown)
+    np.maximum.at(last, faces, everything.rectangles[:, 2:] + grown)
+    before: NDArray[np.bool_] = np.all(first[:, None] < last[None], axis=2)
+    near = before & before.T
+    groups = []
+    left = np.ones(count, bool)
+    for face in range(count):
+        if not left[face]:
+            continue
+        group = np.zeros(count, bool)
+        edge = np.arange(count) == face
+        while edge.any():
+            group |= edge
+            edge = near[edge].any(axis=0) & ~group
+        left &= ~group
+        groups.append(group[faces])
+    return groups
 
 
-def surround(crop: Image, covered: NDArray[np.bool_], black: int | Sequence[int]) -> Image:
-    """`crop` with the `covered` pixels filled smoothly from the others; nothing of a covered pixel is used.
+def _covered(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """Which pixels of the `window` (x1 y1 x2 y2 in the picture) are in one of the regions."""
+    x1, y1, x2, y2 = window
+    covered = np.zeros((y2 - y1, x2 - x1), bool)
+    inside = (some.rectangles[:, :2] < (x2, y2)).all(axis=1) & (some.rectangles[:, 2:] > (x1, y1)).all(axis=1)
+    for (left, top, right, bottom), outline in zip(some.rectangles[inside], some.outlines[inside], strict=True):
+        left, right, top, bottom = max(left, x1), min(right, x2), max(top, y1), min(bottom, y2)
+        part = covered[top - y1 : bottom - y1, left - x1 : right - x1]
+        part |= _within(outline, np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
+    return covered
+
+
+def _within(outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which of the pixels with these centres the ellipse `outline` reaches."""
+    if np.isinf(outline[2]):
+        return np.ones((len(y), len(x)), bool)
+    centre_x, centre_y, radius_x, radius_y = outline
+    across, down = (x - centre_x) / (radius_x + 0.5), (y - centre_y) / (radius_y + 0.5)
+    reached: NDArray[np.bool_] = across[None] ** 2 + down[:, None] ** 2 <= 1
+    return reached
+
+
+def _soft(covered: NDArray[np.bool_], feather: int) -> Floats:
+    """1 where `covered`, falling to 0 over `feather` pixels around it: within a region nothing shines through."""
+    if not feather:
+        return covered.astype(np.float32)
+    distance = cv2.distanceTransform((~covered).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+    soft = 1 - distance / (feather + 1)
+    return np.where(covered, 1, soft.clip(0, 1)).astype(np.float32)
+
+
+def surround(planes: Floats, hole: Hole) -> Floats:
+    """Pixels [h, w, c] filled smoothly from those around the hole; nothing of a covered pixel is used.
 
     Pull-push interpolation (Gortler et al., "The Lumigraph", SIGGRAPH 1996, section 3.4): average what is
-    known while halving, then fill what is not while doubling. Cost is linear in the pixels of the crop. A crop
-    that is covered whole becomes `black`.
+    known while halving, then fill what is not while doubling. Cost is linear in the pixels. Where nothing around is
+    known, the hole becomes black.
     """
-    if covered.all():
-        return fill(crop, covered, black)
-    weight = (~covered).astype(np.float32)
-    planes = crop.reshape(*crop.shape[:2], -1).astype(np.float32)
-    filled = _pull_push(planes * weight[..., None], weight)
-    top = np.iinfo(crop.dtype).max
-    return filled.round().clip(0, top).astype(crop.dtype).reshape(crop.shape)
+    weight = np.where(hole.others, np.float32(0), 1 - hole.own)
+    if not weight.any():
+        return fill(planes, hole)
+    return _pull_push(planes * weight[..., None], weight)
 
 
-def _pull_push(weighted: Image, weight: Image) -> Image:
+def _pull_push(weighted: Floats, weight: Floats) -> Floats:
     """Values [h, w, c] for every pixel, from values times weight and the weights [h, w], 0 to 1, themselves."""
     height, width = weight.shape
     known = weighted / np.maximum(weight, 1e-6)[..., None]
@@ -105,29 +245,53 @@ def _pull_push(weighted: Image, weight: Image) -> Image:
     odd = height % 2, width % 2
     pad = ((0, odd[0]), (0, odd[1]))
     half = (weight.shape[1] + odd[1]) // 2, (weight.shape[0] + odd[0]) // 2
-    smaller_weighted = _halve(np.pad(weighted, (*pad, (0, 0))), half)
-    smaller_weight = _halve(np.pad(weight, pad), half)
+    smaller_weighted = _resized(np.pad(weighted, (*pad, (0, 0))), half, cv2.INTER_AREA)
+    smaller_weight = _resized(np.pad(weight, pad), half, cv2.INTER_AREA)
     # Any known pixel makes its parent well known: otherwise the middle of a region fades to nothing.
-    gain = np.minimum(1, 4 * smaller_weight) / np.maximum(smaller_weight, 1e-6)
+    gain = np.minimum(1, 4 * smaller_weight) / np.maximum(smaller_weight, np.float32(1e-6))
     below = _pull_push(smaller_weighted * gain[..., None], smaller_weight * gain)
-    above = cv2.resize(below, (width, height), interpolation=cv2.INTER_LINEAR).reshape(known.shape)
+    above = _resized(below, (width, height), cv2.INTER_LINEAR)
     share = weight[..., None]
     return share * known + (1 - share) * above
 
 
-def _halve(values: Image, size: tuple[int, int]) -> Image:
-    smaller = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
-    return smaller.reshape(size[1], size[0], *values.shape[2:])
+def _resized(values: Floats, size: tuple[int, int], interpolation: int) -> Floats:
+    resized = cv2.resize(values, size, interpolation=interpolation)
+    return resized.reshape(size[1], size[0], *values.shape[2:]).astype(np.float32, copy=False)
 
 
-def fill(crop: Image, covered: NDArray[np.bool_], black: int | Sequence[int]) -> Image:
-    """`crop` with the `covered` pixels black."""
-    result = crop.copy()
-    result[covered] = black
-    return result
+def blur(planes: Floats, hole: Hole) -> Floats:
+    """The averages of cells, a few across a face, with smooth transitions."""
+    return _coarse(planes, hole, cv2.INTER_LINEAR)
 
 
-METHODS: dict[str, Callable[[Image, NDArray[np.bool_], int | Sequence[int]], Image]] = {
+def pixelate(planes: Floats, hole: Hole) -> Floats:
+    """The averages of cells, a few across a face."""
+    return _coarse(planes, hole, cv2.INTER_NEAREST)
+
+
+def _coarse(planes: Floats, hole: Hole, interpolation: int) -> Floats:
+    """Cells are averaged over the hole alone: a neighbour's face is no part of them."""
+    height, width = hole.own.shape
+    grid = -(-width // hole.cell), -(-height // hole.cell)
+    weight = _resized(hole.own, grid, cv2.INTER_AREA)
+    weighted = _resized(planes * hole.own[..., None], grid, cv2.INTER_AREA)
+    gain = (weight > 0).astype(np.float32) / np.maximum(weight, 1e-6)
+    cells = _pull_push(weighted * gain[..., None], weight * gain)
+    return _resized(cells, (width, height), interpolation)
+
+
+def fill(planes: Floats, hole: Hole) -> Floats:
+    """Black pixels."""
+    filled = np.empty_like(planes)
+    filled[:] = hole.black
+    return filled
+
+
+METHODS: dict[str, Callable[[Floats, Hole], Floats]] = {
     "surround": surround,
+    "blur": blur,
+    "pixelate": pixelate,
     "fill": fill,
 }
+INDEPENDENT = ("surround", "fill")  # what was in a region has no influence on the output

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,17 +13,27 @@ from numpy.typing import NDArray
 
 from tasks import receipts, routes
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import AccessDenied, DestinationTaken, DestinationUnavailable, ImageTooLarge, ObjectNotFound
-from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.errors import (
+    AccessDenied,
+    DestinationTaken,
+    DestinationUnavailable,
+    ImageTooLarge,
+    InvalidRequest,
+    ObjectNotFound,
+)
+from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest, Areas
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from worker import images, masking
-from worker.detector import Detections, Detector, merge, placed
+from worker.detector import Detections, Detector, merge, outside, placed
 from worker.masking import MaskStyle
+from worker.settings import Look
 
-PIXELS_VERSION = 2  # counts up with every change of this package that changes output pixels
+PIXELS_VERSION = 3  # counts up with every change of this package that changes output pixels
 
 PROBE = receipts.RESERVED + "probe"  # an object that is written to see whether the destination can be
+
+AS_CONFIGURED = AnonymizeOptions()
 
 OnStage = Callable[[str], None]
 
@@ -130,20 +140,22 @@ class Pipeline:
             source = opened.stored
             with _of_the_destination():
                 replaced = self._store.head(destination)
-            if replaced is not None and self._is_done(source, replaced):
+                options = request.options or self._options_of(source, route, replaced)
+            recipe = options.recipe(self.recipe)
+            if replaced is not None and self._is_done(source, replaced, recipe):
                 return AnonymizeReport(
                     status="skipped",
                     source=str(request.source),
                     destination=str(destination),
-                    recipe=self.recipe,
+                    recipe=recipe,
                     seconds=watch.seconds,
                 )
             content = opened.read(self._limits.max_bytes, self._limits.fetch_seconds)
-        result = self.anonymize(content, watch)
+        result = self.anonymize(content, watch, options)
         with watch.stage("store", "storing"), _of_the_destination():
             confirm()
-            made = receipts.Made.of(route.destination.relative(destination), self.recipe, source.etag)
-            receipt = self._receipt(source, content, result, watch.seconds)
+            made = receipts.Made.of(route.destination.relative(destination), recipe, source.etag)
+            receipt = self._receipt(source, content, result, recipe, options, watch.seconds)
             self._store.put(receipts.uri(route.destination, made), receipt.to_bytes(), "application/json", {})
             if result.content is not None:
                 self._store.put(destination, result.content, result.content_type, self._metadata(source, receipt))
@@ -156,7 +168,7 @@ class Pipeline:
             lowest_score=round(float(scores.min()), 4) if len(scores) else None,
             source=str(request.source),
             destination=None if result.content is None else str(destination),
-            recipe=self.recipe,
+            recipe=recipe,
             format=result.format,
             width=result.width,
             height=result.height,
@@ -178,16 +190,19 @@ class Pipeline:
         with _of_the_destination():
             self._store.put(route.destination.join(PROBE), b"", "application/octet-stream", {})
 
-    def anonymize(self, content: bytes, watch: Stopwatch) -> Anonymized:
+    def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
         with watch.stage("decode", "decoding"):
             picture = images.decode(content, self._limits.max_pixels, self._limits.max_frames, self._keep_exif)
         with watch.stage("detect", "detecting"):
-            found = self._look(picture)
+            found = [outside(faces, options.exempt) for faces in self._look(picture)]
         with watch.stage("mask", "masking"):
-            hidden = [self._hidden(frame, faces) for frame, faces in zip(picture.frames, found, strict=True)]
+            style = styled(self._style, options)
+            hidden = [
+                _hidden(frame, faces, style, options.extra) for frame, faces in zip(picture.frames, found, strict=True)
+            ]
         detections = Detections.joined(found)
-        held = self._hold_without_faces and not len(detections)
+        held = self._hold_without_faces and not len(detections) and not options.extra
         with watch.stage("encode", "encoding"):
             encoded = None if held else images.encode(picture, hidden)
         return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
@@ -209,11 +224,23 @@ class Pipeline:
         found = [placed(self._detector.detect(view)) for view in frame.views()]
         return found[0] if len(found) == 1 else merge(Detections.joined(found))
 
-    def _hidden(self, frame: images.Frame, faces: Detections) -> NDArray[Any]:
-        """The frame's pixels with `faces` hidden; its own where there are none, which tells the encoder so."""
-        return masking.hide(frame.pixels, faces.boxes_xyxy, self._style, frame.black) if len(faces) else frame.pixels
+    def _options_of(self, source: StoredObject, route: Route, output: StoredObject | None) -> AnonymizeOptions:
+        """The options that a request without any has: those with which `output` was made, of the same `source`.
 
-    def _is_done(self, source: StoredObject, output: StoredObject) -> bool:
+        What somebody asked to be hidden stays hidden when the picture is made anew. InvalidRequest if its receipt,
+        which has the options, is gone.
+        """
+        made_by = "" if output is None else output.metadata.get(receipts.RECIPE, "")
+        if output is None or "-" not in made_by or output.metadata.get(receipts.SOURCE_ETAG) != source.etag:
+            return AS_CONFIGURED
+        assert self._store is not None
+        made = receipts.Made.of(route.destination.relative(output.uri), made_by, source.etag)
+        receipt = receipts.read(self._store, receipts.uri(route.destination, made))
+        if receipt is None:
+            raise InvalidRequest(f"{output.uri} was made with options, and its receipt is gone: ask with options anew")
+        return AnonymizeOptions.of(receipt.options)
+
+    def _is_done(self, source: StoredObject, output: StoredObject, recipe: str) -> bool:
         """Whether `output` is already the one that would be made. DestinationTaken if it is another source's."""
         if output.metadata.get(receipts.SOURCE) != receipts.source_digest(source.uri):
             raise DestinationTaken(
@@ -221,18 +248,26 @@ class Pipeline:
             )
         if self._hold_without_faces and output.metadata.get(receipts.FACES) == "0":
             return False  # published when such pictures were not held
-        return receipts.is_current(output.metadata, source.etag, self.recipe)
+        return output.metadata.get(receipts.RECIPE) == recipe and receipts.is_current(
+            output.metadata, source.etag, None
+        )
 
     def _metadata(self, source: StoredObject, receipt: receipts.Receipt) -> dict[str, str]:
         return {
             receipts.SOURCE: receipts.source_digest(source.uri),
             receipts.SOURCE_ETAG: source.etag,
-            receipts.RECIPE: self.recipe,
+            receipts.RECIPE: receipt.recipe,
             receipts.FACES: str(len(receipt.faces)),
         }
 
     def _receipt(
-        self, source: StoredObject, content: bytes, result: Anonymized, seconds: Mapping[str, float]
+        self,
+        source: StoredObject,
+        content: bytes,
+        result: Anonymized,
+        recipe: str,
+        options: AnonymizeOptions,
+        seconds: Mapping[str, float],
     ) -> receipts.Receipt:
         held = result.content is None
         return receipts.Receipt(
@@ -246,7 +281,8 @@ class Pipeline:
             format=result.format,
             width=result.width,
             height=result.height,
-            recipe=self.recipe,
+            recipe=recipe,
+            options=options.to_json(),
             faces=[
                 {"box_xyxy": box, "score": round(float(score), 4)}
                 for box, score in zip(result.whole_boxes(), result.detections.scores, strict=True)
@@ -275,22 +311,28 @@ def _of_the_destination() -> Iterator[None]:
         raise DestinationUnavailable(str(error)) from None
 
 
+def styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
+    """`style` with what `options` ask for."""
+    method, region = options.method or style.method, options.region or style.region
+    return replace(style, method=method, region=region)
+
+
+def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Areas) -> NDArray[Any]:
+    """The frame's pixels with `faces` and `extra` hidden; its own where there are none, which tells the encoder so."""
+    if not len(faces) and not extra:
+        return frame.pixels
+    return masking.hide(frame.pixels, faces.seen, style, frame.black, extra)
+
+
 def recipe_digest(
-    *,
-    model: str,
-    score_threshold: float,
-    scales: Sequence[int],
-    max_enlargement: float,
-    style: MaskStyle,
-    keep_exif: Sequence[str] = (),
+    *, model: str, score_threshold: float, look: Look, style: MaskStyle, keep_exif: Sequence[str] = ()
 ) -> str:
     """A digest of everything that decides an output, 16 hex digits of SHA-256."""
     decisive = {
         "pixels": PIXELS_VERSION,
         "model": model,
         "score_threshold": score_threshold,
-        "scales": list(scales),
-        "max_enlargement": max_enlargement,
+        "look": asdict(look),
         "style": asdict(style),
         "keep_exif": sorted(keep_exif),
     }

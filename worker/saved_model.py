@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
-from worker.detector import Detections, Pixels
+from worker.detector import LANDMARKS, Detections, Pixels, Sightings
 from worker.tf import tf
 
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+KEYPOINTS = "detection_keypoints"  # of the Object Detection API's keypoint models; taken where it is five a face
 METADATA = "veil.json"
 DEFAULT_THRESHOLD = 0.5  # for a model that states none
 CONTRACT = "see 'Your own model' in the README"
@@ -50,6 +51,8 @@ class SavedModel:
         missing = [name for name in OUTPUTS if name not in self._call.structured_outputs]
         if missing:
             raise ModelInvalid(f"{folder} does not return {', '.join(missing)}: {CONTRACT}")
+        keypoints = self._call.structured_outputs.get(KEYPOINTS)
+        self._landmarks = keypoints is not None and keypoints.shape[-2:] == (LANDMARKS, 2)
         self._one_at_a_time = shape[0] == 1
         self.fixed_size: tuple[int, int] | None = (shape[1], shape[2]) if shape[1] and shape[2] else None
         self.digest = digest or _digest(folder)
@@ -69,7 +72,8 @@ class SavedModel:
             return [self.predict(batch[i : i + 1])[0] for i in range(len(batch))]
         try:
             returned = self._call(**{self._input: tf.constant(batch)})
-            answer = {name: returned[name].numpy() for name in OUTPUTS}
+            names = (*OUTPUTS, KEYPOINTS) if self._landmarks else OUTPUTS
+            answer = {name: returned[name].numpy() for name in names}
         except tf.errors.ResourceExhaustedError:
             raise DetectorUnavailable(f"no memory left on the {self.device}: lower VEIL_BATCH_SIZE") from None
         side = np.array(batch.shape[1:3] * 2, np.float32)
@@ -82,7 +86,9 @@ class SavedModel:
                 raise ValueError(f"the model counts {count} detections and returns {len(boxes)}")
             if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
                 raise ValueError("the model returned numbers that are not finite")
-            found.append(Detections(boxes[:, [1, 0, 3, 2]], scores))
+            boxes = boxes[:, [1, 0, 3, 2]]
+            landmarks = answer[KEYPOINTS][i, :count, :, ::-1] * side[1::-1] if self._landmarks else None
+            found.append(Detections(boxes, scores, Sightings.of(boxes, landmarks)))
         return found
 
     def _warm(self, folder: Path) -> None:

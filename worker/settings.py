@@ -1,5 +1,6 @@
 """Worker settings: how faces are found and hidden, and the limits."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -7,13 +8,62 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from tasks.deliveries import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
+from tasks.messages import Method, Region
 from tasks.s3 import S3_ATTEMPTS
 from tasks.settings import PREFIX, Settings, split_commas
 from worker.exif_fields import known_name
 
-PICTURE_SECONDS = 1200  # a picture that takes longer has stalled, and the watchdog ends the worker
+PICTURE_SECONDS = 1800  # a picture that takes longer has stalled, and the watchdog ends the worker
 MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Frame.views
 S3_CALLS = 8  # get, head, put twice, and, where an output is replaced, list and delete; after a failure head and put
+
+
+def _shown(default: Any) -> str:
+    if hasattr(default, "get_secret_value"):
+        default = default.get_secret_value()
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        default = str(default).lower()
+    if isinstance(default, tuple):
+        default = ",".join(str(part) for part in default)
+    return f"`{default}`"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a picture is looked at.
+
+    `scales` are the longer sides of the passes in pixels; a small picture is enlarged up to `max_enlargement` times,
+    and not beyond a longer side of `enlarge_to`.
+    `mirrored` passes are made on top, and `turned` ones, for pictures and heads that lie on their side or stand upside
+    down: ``never``, when in ``doubt``, or ``always``.
+    """
+
+    scales: tuple[int, ...]
+    max_enlargement: float
+    enlarge_to: int
+    mirrored: bool
+    turned: Literal["never", "doubt", "always"]
+
+    @property
+    def passes(self) -> int:
+        """The most passes over one view of a picture."""
+        upright = len(self.scales) * (1 + self.mirrored)
+        probes = {"never": 0, "doubt": 1, "always": max(1, len(self.scales) - 1)}[self.turned]
+        return upright + 3 * probes + (len(self.scales) if probes else 0)
+
+
+PRESETS = {
+    "fast": Look((480, 896), 2.0, 896, mirrored=False, turned="never"),
+    "balanced": Look((480, 960, 1920), 2.0, 960, mirrored=False, turned="doubt"),
+    "thorough": Look((480, 800, 1920), 3.0, 1280, mirrored=True, turned="always"),
+}
+
+
+def _by_preset(name: str) -> str:
+    values = ((preset, getattr(look, name)) for preset, look in PRESETS.items())
+    return "; ".join(f"{preset}: {_shown(value)}" for preset, value in values) + "."
 
 
 class WorkerSettings(Settings):
@@ -28,20 +78,39 @@ class WorkerSettings(Settings):
         description="Folder of a SavedModel with the Object Detection API signature; empty for the default "
         "(CenterFace, built on first use).",
     )
+    preset: Literal["fast", "balanced", "thorough"] = Field(
+        "balanced",
+        description="How hard faces are looked for; it sets the five below. docs/detection.md says what each finds "
+        "and costs.",
+    )
+    scales: Annotated[tuple[int, ...] | None, NoDecode] = Field(
+        None,
+        description="Longer side, in pixels, of each detection pass, comma-separated. Large faces are found "
+        f"in the small passes, small faces in the large one. {_by_preset('scales')}",
+    )
+    max_enlargement: float | None = Field(
+        None, ge=1, le=4, description=f"How far a small picture may be enlarged. {_by_preset('max_enlargement')}"
+    )
+    enlarge_to: int | None = Field(
+        None,
+        ge=64,
+        le=8192,
+        description=f"Longer side, in pixels, beyond which a picture is not enlarged. {_by_preset('enlarge_to')}",
+    )
+    mirrored: bool | None = Field(
+        None, description=f"Whether each pass is made a second time, mirrored. {_by_preset('mirrored')}"
+    )
+    turned: Literal["never", "doubt", "always"] | None = Field(
+        None,
+        description="Whether heads that lie on their side or stand upside down are looked for too, in turned passes; "
+        f"`doubt`: where no face is found, or one that does not stand upright. {_by_preset('turned')}",
+    )
     score_threshold: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Detections below this score are dropped; empty for the model's own value (0.18 for the "
+        description="Detections below this score are dropped; empty for the model's own value (0.17 for the "
         "default model, 0.5 for yours).",
-    )
-    scales: Annotated[tuple[int, ...], NoDecode] = Field(
-        (400, 640, 1600),
-        description="Longer side, in pixels, of each detection pass, comma-separated. Large faces are found "
-        "in the small passes, small faces in the large one.",
-    )
-    max_enlargement: float = Field(
-        2.0, ge=1, le=4, description="How far a small picture may be enlarged for detection."
     )
     batch_size: int | None = Field(
         None,
@@ -53,18 +122,27 @@ class WorkerSettings(Settings):
     batch_wait_seconds: float = Field(
         0.01, ge=0, le=1, description="How long a picture waits for others to fill its batch."
     )
-    detect_seconds: float = Field(30, gt=0, le=600, description="Limit for one detection pass, queueing included.")
+    detect_seconds: float = Field(10, gt=0, le=600, description="Limit for one detection pass, queueing included.")
 
-    region: float = Field(
-        0.7, ge=0.5, le=1, description="Share of the face box that is hidden, from its top; 1 is the full face."
+    method: Method = Field(
+        "surround",
+        description="`surround` fills the region smoothly from the pixels around it, `fill` with black: nothing of "
+        "what was there is kept. `blur` and `pixelate` keep the averages of three cells across a face, and tell more.",
+    )
+    region: Region = Field(
+        0.7,
+        description="Share of the face that is hidden, from its top: `top` (0.7), `full` (1), or any number from 0.5.",
     )
     margin: float = Field(
         0.1, ge=0, le=1, description="How far the region reaches beyond the face box, as a share of the box's sides."
     )
-    method: Literal["surround", "fill"] = Field(
-        "surround",
-        description="`surround` fills the region smoothly from the pixels around it, `fill` with black. "
-        "Neither keeps anything of what was there.",
+    shape: Literal["rectangle", "ellipse"] = Field("rectangle", description="Shape of the region.")
+    feather: float = Field(
+        0.05,
+        ge=0,
+        le=0.5,
+        description="Width of the soft edge around the region, as a share of the region's smaller side. Within the "
+        "region nothing shines through.",
     )
     no_faces: Literal["publish", "hold"] = Field(
         "publish", description="What happens to a picture in which no face was found; `hold` writes no output."
@@ -101,16 +179,20 @@ class WorkerSettings(Settings):
     @field_validator("scales", mode="before")
     @classmethod
     def _split_scales(cls, value: Any) -> Any:
-        return split_commas(value)
+        return None if value == "" else split_commas(value)
 
     @field_validator("scales")
     @classmethod
-    def _check_scales(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_scales(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
         if not value or not all(64 <= side <= 8192 for side in value):
             raise ValueError("give one or more sides from 64 to 8192")
         return tuple(sorted(set(value)))
 
-    @field_validator("model", "score_threshold", "batch_size", mode="before")
+    @field_validator(
+        "model", "score_threshold", "batch_size", "max_enlargement", "enlarge_to", "mirrored", "turned", mode="before"
+    )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -122,14 +204,20 @@ class WorkerSettings(Settings):
         longest = OUTPUT_WAIT_SECONDS + ROOM_WAIT_SECONDS + self.fetch_seconds + detection + storage
         if longest >= PICTURE_SECONDS:
             raise ValueError(
-                f"a picture may take {longest:g} s ({PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS for each scale "
+                f"a picture may take {longest:g} s ({PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS for each pass "
                 f"and view, {PREFIX}S3_… for each try); keep that below {PICTURE_SECONDS} s"
             )
         return self
 
     def longest_look(self) -> float:
         """Seconds that detection may take of one frame, and before the last frame of many is begun."""
-        return self.detect_seconds * len(self.scales) * MOST_VIEWS
+        return self.detect_seconds * self.look().passes * MOST_VIEWS
+
+    def look(self) -> Look:
+        """How pictures are looked at: as the preset says, but for what is set."""
+        names = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned")
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(PRESETS[self.preset], **chosen)
 
     def model_path(self) -> Path | None:
         return Path(self.model).expanduser() if self.model else None
@@ -141,13 +229,3 @@ def markdown_table() -> str:
     for name, field in WorkerSettings.model_fields.items():
         rows.append(f"| `{PREFIX}{name.upper()}` | {_shown(field.default)} | {field.description} |")
     return "\n".join(rows)
-
-
-def _shown(default: Any) -> str:
-    if hasattr(default, "get_secret_value"):
-        default = default.get_secret_value()
-    if default is None:
-        return ""
-    if isinstance(default, tuple):
-        default = ",".join(str(part) for part in default)
-    return f"`{default}`"

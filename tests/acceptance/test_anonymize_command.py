@@ -103,6 +103,50 @@ def test_good_pictures_alone_are_exit_code_0_and_silent_without_json(veil, album
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["a.jpg", "b.png"]
 
 
+def test_flags_ask_for_another_method_region_and_areas(veil, album, tmp_path):
+    flags = ["--method", "fill", "--region", "full", "--extra", "2,3,30,20", "--extra", "240,240,260,260"]
+
+    done = veil("anonymize", album / "deep" / "b.png", "--output", tmp_path, "--json", *flags)
+
+    assert done.returncode == 0
+    (outcome,) = lines(done)
+    ((x1, y1, x2, y2),) = [[round(side) for side in box] for box in outcome["boxes_xyxy"]]
+    with Image.open(tmp_path / "b.png") as image:
+        after = np.asarray(image)
+    assert (after[y1:y2, x1:x2] == 0).all()
+    assert (after[3:20, 2:30] == 0).all()
+    assert (after[240:, 240:] == 0).all()
+
+
+def test_a_face_in_an_exempt_area_is_left_clear(veil, album, tmp_path):
+    done = veil("anonymize", album / "deep" / "b.png", "--output", tmp_path, "--exempt", "0,0,260,260")
+
+    assert done.returncode == 0
+    with Image.open(tmp_path / "b.png") as after, Image.open(album / "deep" / "b.png") as before:
+        assert np.array_equal(np.asarray(after), np.asarray(before))
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--method", "median"], "method"),
+        (["--region", "half"], "region"),
+        (["--region", "0.3"], "region"),
+        (["--exempt", "1,2,3"], "exempt"),
+        (["--extra", "9,2,3,4"], "extra"),
+        (["--extra", "a,b,c,d"], "extra"),
+    ],
+)
+def test_flags_that_can_not_be_asked_for_are_one_line(veil, album, tmp_path, flags, complaint):
+    done = veil("anonymize", album / "a.jpg", "--output", tmp_path / "output", *flags)
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("veil: InvalidRequest: ")
+    assert complaint in line
+    assert not (tmp_path / "output").exists()
+
+
 @pytest.mark.parametrize(
     ("variable", "hint"),
     [("VEIL_MARGINS", "did you mean VEIL_MARGIN?"), ("VEIL_SCORE_TRESHOLD", "did you mean VEIL_SCORE_THRESHOLD?")],
@@ -119,7 +163,7 @@ def test_an_unknown_setting_is_one_line_with_the_likely_name(veil, album, tmp_pa
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("VEIL_REGION", "2"), ("VEIL_METHOD", "blur"), ("VEIL_SCALES", "640,big"), ("VEIL_MAX_PIXELS", "many")],
+    [("VEIL_REGION", "2"), ("VEIL_METHOD", "median"), ("VEIL_SCALES", "640,big"), ("VEIL_MAX_PIXELS", "many")],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(veil, album, tmp_path, variable, value):
     done = veil("anonymize", album, "--output", tmp_path / "output", environment={variable: value})

@@ -5,14 +5,25 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image, ImageOps
 
 EVERY = {"crowd": 5, "masks": 6, "small": 10}  # one picture of so many, so that this takes seconds
-MOST_EXPOSED = {"crowd": 0.015, "masks": 0.02, "small": 0.10}
+# With some slack for so few pictures: docs/detection.md has the figures of all.
+MOST_EXPOSED = {"crowd": 0.008, "masks": 0.018, "small": 0.055}
+MOST_SPILL = {"crowd": 0.025, "masks": 0.012, "small": 0.016}
 SECONDS = 240
+TURNS = {"upright": None, "lying on its side": (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)}
 
 
-@pytest.fixture(scope="module")
-def judged(data, exposure_tool, programs, tmp_path_factory, clean_environment):
+def turn(source, target, how):
+    """Write the picture `source` to `target` as it is seen, turned by `how`, without EXIF."""
+    with Image.open(source) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+    upright.transpose(how).save(target, quality=95)
+
+
+@pytest.fixture(scope="module", params=TURNS.values(), ids=TURNS)
+def judged(request, data, exposure_tool, programs, tmp_path_factory, clean_environment):
     """What the judge says of each set, after one run over all of them."""
     sets = {name: data(name) for name in MOST_EXPOSED}
     work = tmp_path_factory.mktemp("quality")
@@ -21,16 +32,29 @@ def judged(data, exposure_tool, programs, tmp_path_factory, clean_environment):
         labels["images"] = sorted(labels["images"], key=lambda item: item["file"])[:: EVERY[name]]
         (work / "clear" / name / "images").mkdir(parents=True)
         for item in labels["images"]:
-            (work / "clear" / name / item["file"]).symlink_to((folder / item["file"]).resolve())
+            source, clear = folder / item["file"], work / "clear" / name / item["file"]
+            clear.symlink_to(source.resolve())
+            if request.param:
+                (work / "lying" / name / "images").mkdir(parents=True, exist_ok=True)
+                turn(source, work / "lying" / name / item["file"], request.param[0])
         (work / f"{name}.json").write_text(json.dumps(labels))
     done = subprocess.run(
-        [programs / "veil", "anonymize", work / "clear", "--output", work / "anonymized"],
+        [
+            programs / "veil",
+            "anonymize",
+            work / ("lying" if request.param else "clear"),
+            "--output",
+            work / "anonymized",
+        ],
         check=False,
         capture_output=True,
         text=True,
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
+    if request.param:
+        for output in (work / "anonymized").rglob("*.*"):
+            turn(output, output, request.param[1])
 
     def judge(name):
         command = [sys.executable, exposure_tool, "--json"]
@@ -54,4 +78,4 @@ def test_few_faces_stay_exposed(judged, name):
 
 @pytest.mark.parametrize("name", MOST_EXPOSED)
 def test_little_else_is_changed(judged, name):
-    assert judged[name]["spill"] <= 0.05
+    assert judged[name]["spill"] <= MOST_SPILL[name]

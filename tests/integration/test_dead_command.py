@@ -15,8 +15,8 @@ def dead(veil, unattended):
     return lambda *arguments: veil("dead", *arguments, environment=unattended.environment)
 
 
-def give_up(queue, source, error="UnreadableImage", when=1e9, destination=None):
-    letter = DeadLetter(source, destination, error, "a line", 1, "task", "worker", when)
+def give_up(queue, source, error="UnreadableImage", when=1e9, destination=None, options=None):
+    letter = DeadLetter(source, destination, error, "a line", 1, "task", "worker", when, options=options)
     dead_letters.record(queue.client, letter)
     return letter
 
@@ -79,6 +79,18 @@ def test_what_is_tried_again_is_enqueued_as_it_was_asked_for_and_stays_listed(de
     assert dead("retry", "--error", "AccessDenied", "--queue", "uploads").returncode == 0
     assert waiting(unattended, UPLOADS) == {"s3://raw/b.jpg → s3://clean/c.jpg"}
     assert len(unattended.dead()) == 3
+
+
+def test_what_was_asked_for_with_options_is_never_tried_again_without(dead, unattended):
+    options = {"method": "fill", "extra": [[0, 0, 9, 9]]}
+    give_up(unattended, "s3://raw/a.jpg", options=options)
+    give_up(unattended, "s3://raw/b.jpg", "InvalidRequest", options={"extra": [[9, 9, 0, 0]]})
+    give_up(unattended, "s3://raw/c.jpg", "InvalidRequest", options="[[[[…")
+    done = dead("retry", "--all")
+    assert done.returncode == 1
+    assert "an area is x1 y1 x2 y2" in done.stderr
+    assert "options: give a JSON object" in done.stderr
+    assert waiting(unattended) == {f"s3://raw/a.jpg {options}"}
 
 
 def test_all_are_tried_again_but_for_what_never_was_a_request(dead, unattended):

@@ -43,6 +43,33 @@ def test_a_source_that_changes_leaves_one_receipt(worker, queue, raw, clean, pla
     assert len(stored(clean, place + "a.jpg.bak")) == 1
 
 
+def test_what_was_asked_to_be_hidden_stays_hidden_when_nobody_says_otherwise(
+    worker, queue, raw, clean, place, portrait
+):
+    uri = raw.put(place + "a.jpg", portrait)
+    asked = {"extra": [[0, 0, 12, 9]]}
+    report = queue.report(uri, options=asked)
+    ((made, receipt),) = stored(clean, place + "a.jpg").items()
+    assert (made.recipe, receipt.options) == (report["recipe"], asked)
+
+    assert queue.report(uri)["status"] == "skipped"
+    # As if a worker of another version had made it.
+    older = made.recipe[:-1] + ("0" if made.recipe[-1] != "0" else "1")
+    metadata = {**clean.head(place + "a.jpg")["Metadata"], receipts.RECIPE: older}
+    content = clean.get(place + "a.jpg")
+    clean.put(place + "a.jpg", content, Metadata=metadata)
+    clean.put(receipts.FOLDER + f"{place}a.jpg.{older}.{made.etag}.json", receipt.to_bytes())
+    again = queue.report(uri)
+    assert (again["status"], again["recipe"]) == ("anonymized", report["recipe"])
+    assert list(stored(clean, place + "a.jpg")) == [made]
+
+    (name,) = clean.keys(receipts.FOLDER + f"{place}a.jpg.{made.recipe}.")
+    clean.client.delete_object(Bucket=clean.name, Key=name)
+    state, error = queue.outcome(queue.send(uri))
+    assert (state, type(error).__name__) == ("FAILURE", "InvalidRequest")
+    assert "its receipt is gone" in str(error)
+
+
 def test_keys_too_long_for_a_receipt_beside_them_have_one_by_digest(worker, queue, raw, clean, place, portrait):
     key = place + "k" * 230 + ".jpg"
     report = queue.report(raw.put(key, portrait))

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid
-from tasks.messages import AnonymizeRequest
+from tasks.messages import AnonymizeOptions, AnonymizeRequest
+from worker.pipeline import Stopwatch
 from worker.settings import WorkerSettings
 
 ANY_SIZE = [None, None, None, 3]
@@ -60,11 +61,11 @@ def build(tmp_path_factory):
     return write
 
 
-def pipeline_of(folder, store=None, batch_size=4):
+def pipeline_of(folder, store=None, batch_size=4, **settings):
     from worker.bootstrap import build_pipeline
 
     settings = WorkerSettings(
-        model=str(folder), batch_size=batch_size, batch_wait_seconds=0.05, scales=(256, 512), region=1.0
+        model=str(folder), batch_size=batch_size, batch_wait_seconds=0.05, scales=(256, 512), region=1.0, **settings
     )
     return build_pipeline(settings, store)
 
@@ -116,6 +117,31 @@ def test_a_picture_without_a_face_is_published_as_it_was(build, store, raw, clea
     assert (report.status, report.faces) == ("anonymized", 0)
     with clean.open(place + "a.png") as output, raw.open(place + "a.png") as before:
         assert (np.asarray(output) == np.asarray(before)).all()
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "side"), [(5, "right"), (17, "top"), (0, "top")], ids=["five", "seventeen", "none"]
+)
+def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden(build, keypoints, side):
+    """Its faces lie on their left side: the eyes are on the right, in the middle between top and bottom."""
+
+    def with_keypoints(found):
+        from worker.tf import tf
+
+        top, left, bottom, right = tf.unstack(found["detection_boxes"], axis=-1)
+        middle = (top + bottom) / 2
+        eyes, mouth = (tf.stack([middle, left + share * (right - left)], axis=-1) for share in (0.7, 0.3))
+        points = [eyes, eyes, *[mouth] * (keypoints - 2)] if keypoints else []
+        return {**found, **({"detection_keypoints": tf.stack(points, axis=2)} if points else {})}
+
+    model = pipeline_of(build(change=with_keypoints), turned="never")
+    file = picture_with_square(100, 80, 100)
+    result = model.anonymize(file, Stopwatch(), AnonymizeOptions(method="fill", region=0.6))
+    after = np.asarray(Image.open(io.BytesIO(result.content)))
+    hidden = (after[85:175, 105:195] == 0).all(axis=-1)
+    corner = {"right": hidden[:, :15], "top": hidden[-15:]}[side]
+    assert hidden.mean() > 0.6
+    assert not corner.any()
 
 
 def changed(**outputs):

@@ -119,6 +119,38 @@ def test_a_source_is_never_touched(worker, queue, raw, portrait, place):
     assert (after["ETag"], after["LastModified"]) == (before["ETag"], before["LastModified"])
 
 
+def test_a_request_may_ask_for_more_than_the_settings_say_and_its_output_carries_its_own_recipe(
+    worker, queue, raw, clean, portrait, place
+):
+    source = raw.put(place + "a.jpg", portrait)
+    plain = queue.report(source)
+    asked = {"method": "fill", "region": "full", "extra": [[0, 0, 12, 9]]}
+
+    report = queue.report(source, options=asked)
+
+    assert report["status"] == "anonymized"
+    assert report["recipe"] != plain["recipe"]
+    assert clean.head(place + "a.jpg")["Metadata"]["veil-recipe"] == report["recipe"]
+    with clean.open(place + "a.jpg") as image:
+        after = upright(image)
+    ((x1, y1, x2, y2),) = report["boxes_xyxy"]
+    assert after[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4].max() < 40
+    assert after[:8, :8].max() < 40
+    assert report["recipe"].partition("-")[0] == plain["recipe"]
+    assert queue.report(source, options=asked)["status"] == "skipped"
+    assert queue.report(source, options={})["recipe"] == plain["recipe"]
+
+
+def test_a_face_in_an_exempt_area_stays_clear(worker, queue, raw, clean, portrait, place):
+    source = raw.put(place + "a.jpg", portrait)
+
+    report = queue.report(source, options={"exempt": [[0, 0, 220, 220]]})
+
+    assert (report["status"], report["faces"]) == ("anonymized", 0)
+    with clean.open(place + "a.jpg") as image, raw.open(place + "a.jpg") as before:
+        assert np.abs(upright(image) - upright(before)).mean() < 3
+
+
 def test_a_picture_that_was_done_is_skipped_and_its_output_is_not_written_again(
     worker, queue, raw, clean, portrait, place
 ):

@@ -1,6 +1,8 @@
 """Detection at several scales: boxes come back in pixels of the picture, once for each face, within it."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,7 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DetectionFailed
-from worker.detector import MERGE_IOU, MULTIPLE, PADDING, Detections, ScaledDetector, clip, merge, overlap
+from worker.detector import (
+    CLEARLY,
+    LARGEST_SEEN,
+    MERGE_IOU,
+    MULTIPLE,
+    PADDING,
+    SLACK,
+    SMALLEST_SEEN,
+    WEAK,
+    Detections,
+    ScaledDetector,
+    Sightings,
+    clip,
+    merge,
+    outside,
+    overlap,
+)
+from worker.settings import Look
 
 SIDES = st.floats(-50, 150, width=32)
 SIZES = st.floats(0, 80, width=32)
@@ -144,6 +163,11 @@ class Model:
             yield int(inside.any(axis=1).sum()), int(inside.any(axis=0).sum())
 
 
+@dataclass
+class Answers:
+    infer: Callable
+
+
 def picture(width, height, face):
     pixels = np.full((height, width, 3), GROUND, np.uint8)
     x1, y1, x2, y2 = face
@@ -151,8 +175,9 @@ def picture(width, height, face):
     return pixels
 
 
-def detector(model, scales=(128, 256), max_enlargement=2.0, threshold=0.5, fixed_size=None):
-    return ScaledDetector(model.infer, scales, max_enlargement, threshold, fixed_size)
+def detector(model, scales=(128, 256), max_enlargement=2.0, threshold=0.5, fixed_size=None, **look):
+    chosen = {"enlarge_to": 10_000, "mirrored": False, "turned": "never", **look}
+    return ScaledDetector(model.infer, Look(tuple(scales), max_enlargement, **chosen), threshold, fixed_size)
 
 
 PICTURES = [
@@ -217,6 +242,8 @@ def test_a_small_picture_is_enlarged_up_to_the_cap_only(width, height, cap):
 @pytest.mark.parametrize(
     ("longer", "scales", "cap", "passes"),
     [
+        (1000, (128, 190, 256), 2, 2),
+        (1000, (128, 194, 300), 2, 3),
         (1000, (128, 256), 2, 2),
         (1000, (256, 128), 2, 2),
         (1000, (128, 135, 256), 2, 2),
@@ -231,6 +258,18 @@ def test_passes_at_nearly_one_size_are_one_pass(longer, scales, cap, passes):
     model = Model()
     detector(model, scales=scales, max_enlargement=cap).detect(picture(longer, longer // 2, (0, 0, 5, 5)))
     assert len(model.canvases) == passes
+
+
+@pytest.mark.parametrize(
+    ("longer", "enlarge_to", "largest"),
+    [(100, 150, 150), (100, 300, 200), (400, 300, 400), (1000, 300, 640), (600, 300, 600)],
+)
+def test_a_picture_is_enlarged_to_a_certain_side_and_beyond_it_only_its_own_pixels_are_looked_at(
+    longer, enlarge_to, largest
+):
+    model = Model()
+    detector(model, scales=(64, 640), enlarge_to=enlarge_to).detect(picture(longer, longer // 2, (0, 0, 1, 1)))
+    assert max(max(size) for size in model.contents()) == largest
 
 
 def test_a_model_of_fixed_size_gets_that_size_once():
@@ -258,7 +297,7 @@ def test_what_only_one_pass_finds_is_kept():
         side = canvas.shape[1]
         return found((10, 10, 30, 30)) if side < 200 else found((100, 100, 110, 110))
 
-    seen = ScaledDetector(infer, (128, 256), 2.0, 0.5).detect(picture(512, 256, (0, 0, 1, 1)))
+    seen = detector(Answers(infer)).detect(picture(512, 256, (0, 0, 1, 1)))
     assert sorted(seen.boxes_xyxy.tolist()) == [[40, 40, 120, 120], [200, 200, 220, 220]]
 
 
@@ -275,7 +314,7 @@ def test_an_error_of_the_model_is_not_a_picture_without_faces():
         raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
-        ScaledDetector(infer, (128,), 2.0, 0.5).detect(picture(64, 64, (0, 0, 1, 1)))
+        detector(Answers(infer), scales=(128,)).detect(picture(64, 64, (0, 0, 1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -294,7 +333,7 @@ def test_a_box_that_cannot_be_hidden_is_an_error_and_not_a_picture_without_that_
         return found((1, 1, 9, 9), box)
 
     with pytest.raises(DetectionFailed, match="box"):
-        ScaledDetector(infer, (128,), 2.0, 0.5).detect(picture(64, 64, (0, 0, 1, 1)))
+        detector(Answers(infer), scales=(128,)).detect(picture(64, 64, (0, 0, 1, 1)))
 
 
 def test_sides_are_padded_to_the_next_multiple_and_not_further():
@@ -310,4 +349,255 @@ def test_a_score_that_is_no_number_is_an_error_and_not_a_picture_without_that_fa
         return Detections(np.array([[1, 1, 9, 9]], np.float32), np.array([np.nan], np.float32))
 
     with pytest.raises(DetectionFailed):
-        ScaledDetector(infer, [64], 2.0, 0.5).detect(np.zeros((64, 64, 3), np.uint8))
+        detector(Answers(infer), scales=(64,)).detect(np.zeros((64, 64, 3), np.uint8))
+
+
+# --- sightings ------------------------------------------------------------------------------------------------
+
+
+@given(detections())
+def test_every_box_that_was_found_is_a_sighting_of_the_face_that_covers_it(some):
+    merged = merge(some)
+    seen = merged.seen
+    assert sorted(seen.boxes_xyxy.tolist()) == sorted(some.boxes_xyxy.tolist())
+    around = merged.boxes_xyxy[seen.face]
+    assert (around[:, :2] <= seen.boxes_xyxy[:, :2]).all()
+    assert (around[:, 2:] >= seen.boxes_xyxy[:, 2:]).all()
+    assert set(seen.face.tolist()) == set(range(len(merged)))
+
+
+@given(detections(), st.data())
+def test_chosen_faces_keep_their_own_sightings(some, data):
+    merged = merge(some)
+    chosen = data.draw(st.permutations(range(len(merged))))[: data.draw(st.integers(0, len(merged)))]
+    picked = merged[np.array(chosen, int)]
+    assert picked.scores.tolist() == merged.scores[chosen].tolist()
+    for row, original in enumerate(chosen):
+        before, after = merged.seen.face == original, picked.seen.face == row
+        assert picked.seen.boxes_xyxy[after].tolist() == merged.seen.boxes_xyxy[before].tolist()
+
+
+@given(detections())
+def test_a_clipped_face_keeps_its_sightings_whole(some):
+    clipped = clip(some, 40, 40)
+    kept = {tuple(box) for box in clipped.seen.boxes_xyxy.tolist()}
+    assert kept <= {tuple(box) for box in some.boxes_xyxy.tolist()}
+    assert len(clipped.seen) == len(clipped)
+
+
+def test_joining_merged_detections_keeps_every_sighting():
+    one = merge(found((0, 0, 10, 10), (1, 0, 10, 11)))
+    other = merge(found((50, 50, 60, 60), (50, 51, 60, 61), (80, 80, 90, 90)))
+    joined = Detections.joined([one, other])
+    assert joined.seen.face.tolist() == [0, 0, 1, 1, 2]
+    assert merge(Detections.joined([joined, one])).seen.face.tolist().count(0) == 4
+
+
+def test_what_was_seen_weakly_widens_a_face_and_is_none_by_itself():
+    weak = Sightings.of(np.array([(0, 0, 10, 14), (50, 50, 60, 60)], np.float32))
+    merged = merge(found((0, 0, 10, 10)), weak)
+    assert merged.boxes_xyxy.tolist() == [[0, 0, 10, 14]]
+    assert merged.seen.boxes_xyxy.tolist() == [[0, 0, 10, 10], [0, 0, 10, 14]]
+    assert merged.seen.face.tolist() == [0, 0]
+    assert len(merge(Detections.none(), weak)) == 0
+
+
+@pytest.mark.parametrize(
+    ("area", "left"),
+    [
+        ((0, 0, 10, 10), 1),
+        ((0, 0, 10, 5), 1),
+        ((0, 0, 10, 4), 2),
+        ((0, 0, 100, 100), 0),
+        ((4, 4, 6, 6), 2),
+        ((60, 60, 70, 70), 2),
+    ],
+)
+def test_a_face_is_left_out_if_half_of_it_lies_in_an_area(area, left):
+    assert len(outside(found((0, 0, 10, 10), (50, 50, 60, 60)), [area])) == left
+
+
+# --- which passes count ---------------------------------------------------------------------------------------
+
+
+def two_passes(small_pass, large_pass, **options):
+    """A detector whose two passes, at 128 and 256 of 512 pixels, answer with boxes in pixels of the pass."""
+
+    def infer(canvas):
+        return small_pass if max(canvas.shape) == 128 else large_pass
+
+    seen = detector(Answers(infer), threshold=0.2, **options).detect(picture(512, 512, (0, 0, 1, 1)))
+    return seen.boxes_xyxy.tolist()
+
+
+def square(side, score, at=0):
+    return found((at, at, at + side, at + side), scores=[score])
+
+
+def test_a_small_face_counts_in_the_largest_pass_and_elsewhere_only_if_that_is_sure():
+    side = SMALLEST_SEEN - 1
+    assert two_passes(square(side, 0.3), Detections.none()) == []
+    assert two_passes(Detections.none(), square(side, 0.3)) == [[0, 0, 2 * side, 2 * side]]
+    assert two_passes(square(side, 0.4), Detections.none()) == [[0, 0, 4 * side, 4 * side]]
+    assert two_passes(square(SMALLEST_SEEN, 0.3), Detections.none()) == [[0, 0, 4 * SMALLEST_SEEN, 4 * SMALLEST_SEEN]]
+
+
+def test_a_giant_box_counts_in_the_smallest_pass_and_elsewhere_only_if_that_is_sure_or_both_agree():
+    def infer_of(small, large):
+        return lambda canvas: small if max(canvas.shape) == 512 else large
+
+    def seen(small, large):
+        looking = detector(Answers(infer_of(small, large)), scales=(512, 1024), threshold=0.2)
+        return looking.detect(picture(1024, 1024, (0, 0, 1, 1))).boxes_xyxy.tolist()
+
+    giant = LARGEST_SEEN + 1
+    assert seen(Detections.none(), square(giant, 0.3)) == []
+    assert seen(Detections.none(), square(giant, 0.4)) == [[0, 0, giant, giant]]
+    assert seen(square(giant, 0.3), Detections.none()) == [[0, 0, 2 * giant, 2 * giant]]
+    assert seen(square(giant / 2, 0.3), square(giant + 20, 0.3)) == [[0, 0, giant + 20, giant + 20]]
+
+
+def test_a_pass_alone_takes_any_size():
+    def infer(canvas):
+        return Detections.joined([square(3, 0.3), square(500, 0.3, at=4)])
+
+    seen = detector(Answers(infer), scales=(512,), threshold=0.2).detect(picture(512, 512, (0, 0, 1, 1)))
+    assert len(seen) == 2
+
+
+def test_what_is_seen_weakly_where_a_face_is_seen_is_hidden_with_it():
+    assert two_passes(square(45, WEAK * 0.2 + 0.01), square(80, 0.5)) == [[0, 0, 180, 180]]
+    assert two_passes(square(45, WEAK * 0.2 - 0.01), square(80, 0.5)) == [[0, 0, 160, 160]]
+
+
+def test_an_edge_may_be_wrong_by_some_pixels_of_the_pass():
+    def infer(canvas):
+        return square(50, 0.9)
+
+    seen = detector(Answers(infer), scales=(128,)).detect(picture(512, 256, (0, 0, 1, 1)))
+    assert seen.seen.slack.tolist() == [4 * SLACK]
+
+
+# --- mirrored and turned --------------------------------------------------------------------------------------
+
+OFF = (60, 20, 100, 90)  # a face that is not in the middle
+
+
+@pytest.mark.parametrize("fixed_size", [None, (256, 192)])
+def test_a_mirrored_pass_finds_the_face_where_it_is(fixed_size):
+    model = Model()
+    seen = detector(model, scales=(256,), mirrored=True).detect(picture(256, 192, OFF))
+    assert len(model.canvases) == 2
+    assert len(seen) == 1
+    assert seen.seen.boxes_xyxy == pytest.approx(np.array([OFF, OFF]), abs=1)
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+@pytest.mark.parametrize("fixed_size", [None, (256, 192)])
+def test_a_face_that_only_a_turned_pass_shows_is_found_where_it_is_with_its_top(turn, fixed_size):
+    """The model knows faces by a bright corner at their upper left, and tells a landmark there."""
+
+    def infer(canvas):
+        rows, columns = np.nonzero(canvas[..., 0] > 200)
+        box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
+        x, y = columns.mean(), rows.mean()
+        if abs(canvas[int(box[1]) + 1, int(box[0]) + 1, 1]) < 250:
+            return Detections.none()
+        landmarks = np.array([[[x, y - 10], [x, y - 10], [x, y], [x, y + 10], [x, y + 10]]], np.float32)
+        return Detections(box[None], np.array([0.9], np.float32), Sightings.of(box[None], landmarks))
+
+    standing = np.full((192, 256, 3), GROUND, np.uint8)
+    standing[80:120, 60:100] = (FACE, 0, 0)
+    standing[80:90, 60:70] = FACE
+    lying = np.ascontiguousarray(np.rot90(standing, -turn))
+    looking = detector(Answers(infer), scales=(256,), fixed_size=fixed_size, turned="doubt")
+    seen = looking.detect(lying)
+    assert len(seen) == 1
+    x1, y1, x2, y2 = seen.boxes_xyxy[0].round().astype(int)
+    assert (lying[y1:y2, x1:x2, 0] > 200).mean() > 0.9
+    assert (lying[..., 0] > 200).sum() == pytest.approx((x2 - x1) * (y2 - y1), rel=0.1)
+    expected = {1: (1, 0), 2: (0, 1), 3: (-1, 0)}[turn]
+    assert seen.seen.up[0] / np.abs(seen.seen.up[0]).max() == pytest.approx(expected, abs=0.1)
+
+
+def directions(up):
+    """A model that sees one face in each canvas, whose eyes are `up` of its mouth, and keeps the canvases."""
+    seen = []
+
+    def infer(canvas):
+        seen.append(canvas)
+        box = np.array([[20, 20, 60, 60]], np.float32)
+        landmarks = 40 + np.array([[up, up, (0, 0), (0, 0), (0, 0)]], np.float32)
+        return Detections(box, np.array([0.9], np.float32), Sightings.of(box, landmarks))
+
+    return infer, seen
+
+
+@pytest.mark.parametrize(
+    ("turned", "up", "passes"),
+    [
+        ("never", (16, 0), 2),
+        ("doubt", (0, -16), 2),
+        ("doubt", (8, -16), 2),
+        ("doubt", (math.nan, math.nan), 2),
+        ("doubt", (16, 0), 5),
+        ("doubt", (0, 16), 5),
+        ("doubt", (0, -2), 5),
+        ("always", (0, -16), 5),
+    ],
+)
+def test_turned_passes_are_made_when_a_face_does_not_stand_upright(turned, up, passes):
+    infer, seen = directions(up)
+    detector(Answers(infer), turned=turned).detect(picture(256, 256, (0, 0, 1, 1)))
+    assert len(seen) == passes
+
+
+def test_turned_passes_are_made_when_nothing_is_found_and_not_when_they_are_not_wanted():
+    for turned, passes in (("never", 2), ("doubt", 5), ("always", 5)):
+        model = Model()
+        detector(model, turned=turned).detect(np.full((256, 256, 3), GROUND, np.uint8))
+        assert len(model.canvases) == passes
+
+
+def test_a_picture_that_shows_clearly_more_when_turned_is_looked_at_so_at_every_scale():
+    shapes = []
+
+    def infer(canvas):
+        shapes.append(canvas.shape)
+        upright = canvas.shape[1] > canvas.shape[0]
+        return square(60, 0.9) if upright else square(50, 0.9 / CLEARLY - 0.01, at=50)
+
+    detector(Answers(infer), turned="always").detect(np.full((256, 128, 3), GROUND, np.uint8))
+    # Two upright; at the small scale on both sides and upside down; and both scales on the better side.
+    assert len(shapes) == 2 + 3 + 2
+
+
+def test_turned_passes_are_made_when_no_face_is_certain():
+    for score, passes in ((0.85, 2), (0.75, 5)):
+        model = Model(score)
+        detector(model, turned="doubt").detect(picture(256, 256, (60, 60, 120, 120)))
+        assert len(model.canvases) == passes
+
+
+@pytest.mark.parametrize(("score", "sightings"), [(0.89, 1), (0.95, 4)])
+def test_an_upright_face_that_turned_passes_see_worse_is_hidden_as_the_upright_pass_saw_it(score, sightings):
+    """The turned passes see the same place, the middle, but at their best no better, and not clearly more."""
+    seen = []
+
+    def infer(canvas):
+        seen.append(canvas)
+        one = found((40, 40, 88, 88), scores=[0.9 if len(seen) == 1 else score])
+        return one if len(seen) > 1 else Detections.joined([one, square(20, 0.9)])
+
+    shown = detector(Answers(infer), scales=(128,), turned="always").detect(np.full((128, 128, 3), GROUND, np.uint8))
+    assert len(seen) == 4
+    assert len(shown) == 2
+    assert len(shown.seen) == sightings + 1
+
+
+def test_a_turned_pass_counts_only_where_it_is_sure():
+    def infer(canvas):
+        return square(50, 0.3) if canvas.shape[1] > canvas.shape[0] else Detections.none()
+
+    seen = detector(Answers(infer), scales=(128,), threshold=0.2, turned="always")
+    assert len(seen.detect(np.full((128, 64, 3), GROUND, np.uint8))) == 0

@@ -1,11 +1,16 @@
 """Masking: nothing of a hidden region is left in the output, and nothing else is touched."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.masking import METHODS, MaskStyle, hide, regions
+from worker import masking
+from worker.detector import Sightings
+from worker.masking import CELLS, INDEPENDENT, METHODS, MaskStyle
 
 KINDS = {
     "gray": ((), np.uint8),
@@ -19,6 +24,8 @@ STYLES = st.builds(
     method=st.sampled_from(sorted(METHODS)),
     region=st.sampled_from([0.5, 0.7, 1.0]) | st.floats(0.5, 1),
     margin=st.sampled_from([0.0, 0.1, 1.0]) | st.floats(0, 1),
+    shape=st.sampled_from(["rectangle", "ellipse"]),
+    feather=st.sampled_from([0.0, 0.1]) | st.floats(0, 0.5),
 )
 SIDES = st.integers(1, 48)
 CORNERS = st.floats(-20, 60, width=32)
@@ -41,11 +48,25 @@ def noise(height, width, kind="RGB", seed=0):
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (height, width, *channels), dtype, True)
 
 
+def hide(picture, boxes_xyxy, style, **options):
+    return masking.hide(picture, Sightings.of(boxes_xyxy), style, **options)
+
+
+def regions(boxes_xyxy, style, width, height, **options):
+    return masking.regions(Sightings.of(boxes_xyxy), style, width, height, **options).rectangles
+
+
 def covered(picture, boxes_xyxy, style):
-    mask = np.zeros(picture.shape[:2], bool)
-    for x1, y1, x2, y2 in regions(boxes_xyxy, style, picture.shape[1], picture.shape[0]):
-        mask[y1:y2, x1:x2] = True
-    return mask
+    """Which pixels are in a region, seen from what `fill` paints: black where the picture has no black."""
+    blank = np.full(picture.shape[:2], 255, np.uint8)
+    return hide(blank, boxes_xyxy, replace(style, method="fill", feather=0.0)) == 0
+
+
+def touched(picture, boxes_xyxy, style):
+    """Which pixels are in a region or in the soft edge around one."""
+    blank = np.full(picture.shape[:2], 255, np.uint8)
+    grown = hide(blank, boxes_xyxy, replace(style, method="fill"))
+    return grown < 255
 
 
 def box(*sides):
@@ -66,7 +87,7 @@ def test_regions_are_whole_pixels_within_the_picture(some, style, width, height)
 @given(boxes(most=3), STYLES)
 def test_the_promised_share_of_each_box_is_hidden(some, style):
     height = width = 64
-    mask = covered(np.zeros((height, width)), some, style)
+    mask = covered(np.zeros((height, width)), some, replace(style, shape="rectangle"))
     for x1, y1, x2, y2 in some:
         lower = y1 + (y2 - y1) * style.region
         rows = slice(max(0, int(np.floor(y1))), max(0, int(np.floor(lower))))
@@ -112,14 +133,115 @@ def test_a_box_outside_the_picture_or_without_area_hides_nothing(outside):
     assert np.array_equal(hide(picture, box(*outside), MaskStyle(margin=0.0)), picture)
 
 
+@pytest.mark.parametrize("size", [4, 9, 30, 61])
+@pytest.mark.parametrize("region", [0.6, 0.7, 1.0])
+def test_an_ellipse_hides_the_eyes_and_leaves_the_corners(size, region):
+    some = box(20, 20, 20 + size, 20 + 1.3 * size)
+    mask = covered(np.zeros((110, 110)), some, MaskStyle("fill", region, 0.1, "ellipse"))
+    assert mask[20 + int(0.26 * size) : 20 + int(0.78 * size), 20 + int(0.1 * size) : 20 + int(0.9 * size)].all()
+    x1, y1, x2, _ = regions(some, MaskStyle("fill", region, 0.1, "ellipse"), 110, 110)[0]
+    assert not mask[y1, x1]
+    assert not mask[y1, x2 - 1]
+    assert mask.sum() < covered(np.zeros((110, 110)), some, MaskStyle("fill", region, 0.1)).sum()
+
+
+def looking(*ups, box_xyxy=(20, 20, 60, 60)):
+    """A face in `box_xyxy` for each of `ups`: the way from its mouth to its eyes, in pixels."""
+    x1, y1, x2, y2 = box_xyxy
+    middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
+    landmarks = [[middle + np.array(up) / 2] * 2 + [middle] + [middle - np.array(up) / 2] * 2 for up in ups]
+    return Sightings.of(np.array([box_xyxy] * len(ups), np.float32), np.array(landmarks, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("up", "expected"),
+    [
+        ((0, -16), (20, 20, 60, 48)),
+        ((5, -16), (20, 20, 60, 48)),
+        ((16, 0), (32, 20, 60, 60)),
+        ((-16, 3), (20, 20, 48, 60)),
+        ((0, 16), (20, 32, 60, 60)),
+        ((12, -12), (20, 20, 60, 60)),
+        ((0, -2), (20, 20, 60, 60)),
+        ((math.nan, math.nan), (20, 20, 60, 48)),
+    ],
+    ids=[
+        "upright",
+        "a little tilted",
+        "the top to the right",
+        "the top to the left",
+        "upside down",
+        "askew",
+        "no face",
+        "unknown",
+    ],
+)
+def test_a_face_is_hidden_from_its_own_top(up, expected):
+    found = masking.regions(looking(up), MaskStyle("fill", 0.7, 0.0), 100, 100).rectangles
+    assert (*found[:, :2].min(axis=0), *found[:, 2:].max(axis=0)) == expected
+
+
+def test_a_tilted_face_keeps_only_the_corner_that_its_chin_is_in():
+    mask = masking.hide(np.full((80, 80), 255, np.uint8), looking((12, -12)), MaskStyle("fill", 0.7, 0.0)) == 0
+    assert mask[20:48, 20:60].all()
+    assert mask[20:60, 32:60].all()
+    assert not mask[48:60, 20:32].any()
+
+
+@pytest.mark.parametrize("up", [(0, -16), (16, 0), (0, 2), (math.nan, math.nan)])
+def test_a_full_region_is_full_whichever_way_the_face_is(up):
+    found = masking.regions(looking(up), MaskStyle("fill", 1.0, 0.1), 100, 100).rectangles
+    assert found.tolist() == [[16, 16, 64, 64]]
+
+
+def test_an_edge_that_may_be_wrong_is_hidden_as_far_as_it_may_be():
+    seen = replace(Sightings.of(box(20, 20, 40, 40)), slack=np.array([6], np.float32))
+    top = masking.regions(seen, MaskStyle("fill", 0.5, 0.1), 100, 100).rectangles
+    full = masking.regions(seen, MaskStyle("fill", 1.0, 0.1), 100, 100).rectangles
+    wide = masking.regions(seen, MaskStyle("fill", 1.0, 0.5), 100, 100).rectangles
+    assert (top.tolist(), full.tolist(), wide.tolist()) == ([[14, 14, 46, 36]], [[14, 14, 46, 46]], [[10, 10, 50, 50]])
+
+
+def test_of_a_face_cut_by_the_edge_the_top_of_what_shows_is_hidden_too():
+    below = regions(box(10, 80, 30, 120), MaskStyle("fill", 0.5, 0.0), 100, 100)
+    above = regions(box(10, -20, 30, 20), MaskStyle("fill", 0.5, 0.0), 100, 100)
+    assert below.tolist() == [[10, 80, 30, 100]]
+    assert above.tolist() == [[10, 0, 30, 10]]
+
+
+def test_sightings_of_one_face_are_hidden_together():
+    seen = replace(Sightings.of(np.array([(10, 10, 30, 30), (12, 16, 30, 40)], np.float32)), face=np.array([0, 0]))
+    mask = masking.hide(np.full((60, 60), 255, np.uint8), seen, MaskStyle("fill", 0.5, 0.0)) == 0
+    assert mask[10:20, 10:30].all()
+    assert mask[16:28, 12:30].all()
+    assert mask.sum() == 10 * 20 + 8 * 18
+
+
+def test_extra_areas_are_hidden_whole_and_as_they_are():
+    picture = noise(60, 60)
+    hidden = hide(picture, np.zeros((0, 4), np.float32), MaskStyle("fill", 0.5, 0.3), extra=[(10, 20, 30, 50)])
+    mask = np.zeros((60, 60), bool)
+    mask[20:50, 10:30] = True
+    assert (hidden[mask] == 0).all()
+    assert np.array_equal(hidden[~mask], picture[~mask])
+
+
 # --- what is left ---------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=80)
-@given(kind=st.sampled_from(sorted(KINDS)), some=boxes(), style=STYLES, width=SIDES, height=SIDES)
-def test_nothing_of_a_region_is_in_the_output_and_nothing_outside_changes(kind, some, style, width, height):
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    some=boxes(),
+    method=st.sampled_from(INDEPENDENT),
+    style=STYLES,
+    width=SIDES,
+    height=SIDES,
+)
+def test_nothing_of_a_region_is_in_the_output_and_nothing_outside_changes(kind, some, method, style, width, height):
+    style = replace(style, method=method)
     picture, other = noise(height, width, kind, 1), noise(height, width, kind, 2)
-    mask = covered(picture, some, style)
+    mask, edge = covered(picture, some, style), touched(picture, some, style)
     other[~mask] = picture[~mask]
     before = picture.copy()
 
@@ -127,16 +249,16 @@ def test_nothing_of_a_region_is_in_the_output_and_nothing_outside_changes(kind, 
 
     assert hidden.shape == picture.shape
     assert hidden.dtype == picture.dtype
-    assert np.array_equal(hidden[~mask], picture[~mask])
+    assert np.array_equal(hidden[~edge], picture[~edge])
     assert np.array_equal(picture, before)
     # The same surroundings give the same bytes, whoever was in the regions.
     assert np.array_equal(hidden, hide(other, some, style))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INDEPENDENT)
 def test_each_pixel_of_a_region_alone_leaves_no_trace(kind, method):
-    style = MaskStyle(method, 0.7, 0.1)
+    style = MaskStyle(method, 0.7, 0.1, feather=0.3)
     some = np.array([(1, 1, 6, 6), (6.5, 2, 9, 7), (3, 3, 4, 4)], np.float32)
     picture = noise(9, 12, kind)
     expected = hide(picture, some, style)
@@ -149,7 +271,7 @@ def test_each_pixel_of_a_region_alone_leaves_no_trace(kind, method):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", INDEPENDENT)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 2), (33, 20)])
 def test_a_face_that_fills_the_picture_is_hidden_by_one_tone(kind, method, size):
     picture = noise(*size, kind)
@@ -272,3 +394,90 @@ def test_fill_paints_the_black_it_is_given():
     hidden = hide(clear, np.array([[5, 5, 15, 15]], np.float32), MaskStyle("fill", 1.0, 0.0), black=(0, 0, 0, 255))
     assert hidden[10, 10].tolist() == [0, 0, 0, 255]
     assert hidden[0, 0].tolist() == [200] * 4
+
+
+# --- the soft edge --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_soft_edge_lies_outside_the_region_and_fades(method):
+    picture = np.full((80, 80), 200, np.uint8)
+    picture[30:50, 30:50] = 100
+    hard, soft = (hide(picture, box(30, 30, 50, 50), MaskStyle(method, 1.0, 0.0, feather=f)) for f in (0.0, 0.5))
+    assert np.array_equal(hard[30:50, 30:50] == 0, soft[30:50, 30:50] == 0)
+    assert np.array_equal(hard[:30], picture[:30])
+    assert np.array_equal(soft[:19], picture[:19])
+    if method == "fill":
+        across = soft[40, 50:61].astype(int)
+        assert (np.diff(across) > 0).all()
+        assert across[0] > 0
+        assert across[-1] == 200
+
+
+@settings(max_examples=30)
+@given(some=boxes(most=3), style=STYLES)
+def test_the_soft_edge_is_no_wider_than_asked_for(some, style):
+    picture = noise(64, 64)
+    found = masking.regions(Sightings.of(some), replace(style, shape="rectangle"), 64, 64)
+    far = np.ones((64, 64), bool)
+    for (x1, y1, x2, y2), side in zip(found.rectangles, found.sides, strict=True):
+        reach = round(style.feather * side) + 1
+        far[max(0, y1 - reach) : y2 + reach, max(0, x1 - reach) : x2 + reach] = False
+    hidden = hide(picture, some, replace(style, shape="rectangle"))
+    assert np.array_equal(hidden[far], picture[far])
+
+
+# --- blur and pixelate ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [2, 7, 30, 200])
+def test_pixelate_keeps_a_few_tones_whatever_the_size_of_the_face(kind, size):
+    picture = noise(size + 20, size + 20, kind)
+    hidden = hide(picture, box(10, 10, 10 + size, 10 + size), MaskStyle("pixelate", 1.0, 0.0))
+    region = hidden[10 : 10 + size, 10 : 10 + size].reshape(size * size, -1)
+    assert len(np.unique(region, axis=0)) <= (CELLS + 1) ** 2
+
+
+@pytest.mark.parametrize("method", ["blur", "pixelate"])
+@pytest.mark.parametrize("size", [6, 30, 200])
+def test_detail_finer_than_a_cell_is_gone(method, size):
+    picture = np.full((size + 20, size + 20), 255, np.uint8)
+    picture[::2] = 0
+    hidden = hide(picture, box(10, 10, 10 + size, 10 + size), MaskStyle(method, 1.0, 0.0))
+    region = hidden[10 : 10 + size, 10 : 10 + size].astype(int)
+    assert region.std() < 20
+    assert abs(region.mean() - 127) < 20
+
+
+def test_blur_has_no_edges_where_pixelate_has():
+    picture = np.repeat(np.arange(0, 240, 2, dtype=np.uint8)[None], 120, axis=0)
+    steps = {
+        method: np.abs(
+            np.diff(hide(picture, box(10, 10, 100, 100), MaskStyle(method, 1.0, 0.0))[50, 12:98].astype(int))
+        )
+        for method in ("blur", "pixelate")
+    }
+    assert steps["blur"].max() < 6 < 30 < steps["pixelate"].max()
+
+
+@pytest.mark.parametrize("method", ["blur", "pixelate"])
+def test_a_neighbours_face_is_no_part_of_a_cell(method):
+    style = MaskStyle(method, 1.0, 0.0)
+    some = np.array([(10, 10, 30, 30), (33, 10, 53, 30)], np.float32)
+    picture = np.full((40, 70, 3), 60, np.uint8)
+    picture[10:30, 33:53] = 255
+    hidden = hide(picture, some, style)
+    assert (hidden[10:30, 10:30] == 60).all()
+    assert (hidden[10:30, 33:53] == 255).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_many_faces_in_one_large_picture_are_hidden_each_at_the_cost_of_its_own_region(method, monkeypatch):
+    windows = []
+    kept = METHODS[method]
+    monkeypatch.setitem(METHODS, method, lambda planes, hole: windows.append(planes.shape) or kept(planes, hole))
+    corners = np.array([(x, y, x + 20, y + 20) for x in range(0, 2000, 100) for y in range(0, 2000, 100)], np.float32)
+    hide(np.zeros((2000, 2000), np.uint8), corners, MaskStyle(method))
+    assert len(windows) == len(corners)
+    assert max(height * width for height, width, _ in windows) <= 40 * 40

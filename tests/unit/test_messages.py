@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
-from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("s3://raw/a.jpg"),
@@ -47,6 +47,18 @@ def test_a_destination_may_be_named():
         ({"source": "s3://raw/a.jpg", "destination": {"bucket": "b", "key": "k"}}, "destination"),
         ({"source": "s3://raw/a.jpg", "destination": True}, "destination"),
         ({"source": "s3://raw/a.jpg", "quality": 3}, "quality"),
+        ({"source": "s3://raw/a.jpg", "options": "full"}, "options"),
+        ({"source": "s3://raw/a.jpg", "options": {"method": "median"}}, "options.method"),
+        ({"source": "s3://raw/a.jpg", "options": {"margin": 0.1}}, "options.margin"),
+        ({"source": "s3://raw/a.jpg", "options": {"region": "half"}}, "options.region"),
+        ({"source": "s3://raw/a.jpg", "options": {"region": 0.4}}, "options.region"),
+        ({"source": "s3://raw/a.jpg", "options": {"exempt": [1, 2, 3, 4]}}, "options.exempt"),
+        ({"source": "s3://raw/a.jpg", "options": {"exempt": [[1, 2, 3]]}}, "options.exempt"),
+        ({"source": "s3://raw/a.jpg", "options": {"exempt": [[1, 2, 1, 4]]}}, "x1 < x2"),
+        ({"source": "s3://raw/a.jpg", "options": {"extra": [[-1, 2, 3, 4]]}}, "options.extra"),
+        ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 10**7, 4]]}}, "options.extra"),
+        ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 1.5, 4]]}}, "options.extra"),
+        ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 1, 1]] * 1001}}, "options.extra"),
         ({"source": "s3://raw/a.jpg", "cls": 3}, "cls"),
         ({"source": "s3://raw/a.jpg", "self": 3}, "self"),
     ],
@@ -89,6 +101,29 @@ def test_a_request_cannot_be_changed():
     request = AnonymizeRequest.parse(source="s3://raw/a.jpg")
     with pytest.raises(ValueError, match="frozen"):
         request.source = ObjectUri("other", "b.jpg")
+
+
+def test_options_come_from_json():
+    fields = json.loads('{"method": "fill", "region": "full", "exempt": [[1, 2, 3, 4]], "extra": [[5, 6, 7, 8]]}')
+    options = AnonymizeRequest.parse(source="s3://raw/a.jpg", options=fields).options
+    assert options == AnonymizeOptions(method="fill", region=1.0, exempt=((1, 2, 3, 4),), extra=((5, 6, 7, 8),))
+    assert AnonymizeRequest.parse(source="s3://raw/a.jpg", options={"region": "top"}).options.region == 0.7
+
+
+def test_options_that_ask_for_nothing_leave_the_recipe_and_others_change_it():
+    base = "0123456789abcdef"
+    asked = [
+        {"method": "fill"},
+        {"region": 0.8},
+        {"exempt": [[1, 2, 3, 4]]},
+        {"extra": [[1, 2, 3, 4]]},
+        {"extra": [[1, 2, 3, 5]]},
+    ]
+    recipes = {AnonymizeOptions.parse(**fields).recipe(base) for fields in asked}
+    assert AnonymizeOptions.parse().recipe(base) == base
+    assert len(recipes | {base}) == len(asked) + 1
+    assert all(recipe.partition("-")[0] == base for recipe in recipes)
+    assert AnonymizeOptions.parse(**asked[0]).recipe("another") not in recipes
 
 
 REPORTS = st.builds(

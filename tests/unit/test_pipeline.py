@@ -16,9 +16,11 @@ from tasks.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
+from tasks.messages import AnonymizeOptions
 from worker.detector import Detections
 from worker.masking import MaskStyle
 from worker.pipeline import Limits, Pipeline, Stopwatch, recipe_digest
+from worker.settings import Look
 
 FACE = (30, 20, 60, 60)
 GROUND, SKIN = 90, 220
@@ -237,13 +239,65 @@ def test_the_same_picture_gives_the_same_file():
     assert len(files) == 1
 
 
+# --- what one request asks for --------------------------------------------------------------------------------
+
+OTHER = (70, 10, 90, 30)
+
+
+def asked(**options):
+    source = content()
+    made = pipeline(Finds(FACE, OTHER), MaskStyle("fill", 0.7, 0.0))
+    result = made.anonymize(source, Stopwatch(), AnonymizeOptions.parse(**options))
+    changed = gray(result.content) != gray(source)
+    return result, changed
+
+
+def part(changed, x1, y1, x2, y2):
+    return changed[y1:y2, x1:x2]
+
+
+def test_a_request_may_ask_for_another_region():
+    _, top = asked()
+    _, full = asked(region="full")
+    x1, y1, x2, y2 = FACE
+    assert not part(top, x1, y2 - 10, x2, y2).any()
+    assert part(full, x1, y1, x2, y2).all()
+
+
+def test_a_request_may_ask_for_another_method():
+    result, _ = asked(method="surround")
+    assert gray(result.content).min() == GROUND
+
+
+def test_a_face_in_an_exempt_area_stays_clear_and_is_not_reported():
+    result, changed = asked(exempt=[[25, 15, 65, 65]])
+    assert not part(changed, *FACE).any()
+    assert part(changed, 70, 10, 90, 24).all()
+    assert result.detections.boxes_xyxy.tolist() == [list(OTHER)]
+
+
+def test_a_face_that_is_mostly_outside_an_exempt_area_is_hidden_whole():
+    result, changed = asked(exempt=[[25, 15, 65, 35]])
+    assert part(changed, 30, 20, 60, 48).all()
+    assert len(result.detections) == 2
+
+
+def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
+    source = content()
+    made = pipeline(Finds(), MaskStyle("fill", 0.7, 0.1), hold_without_faces=True)
+    result = made.anonymize(source, Stopwatch(), AnonymizeOptions(extra=((5, 6, 20, 30),)))
+    changed = gray(result.content) != gray(source)
+    assert part(changed, 5, 6, 20, 30).all()
+    assert changed.sum() == 15 * 24
+
+
 # --- recipe ---------------------------------------------------------------------------------------------------
 
+LOOK = Look((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
 RECIPE = {
     "model": "a" * 64,
     "score_threshold": 0.3,
-    "scales": (640, 1280),
-    "max_enlargement": 2.0,
+    "look": LOOK,
     "style": MaskStyle("surround", 0.7, 0.1),
 }
 
@@ -253,20 +307,25 @@ RECIPE = {
     [
         {"model": "b" * 64},
         {"score_threshold": 0.3000001},
-        {"scales": (640,)},
-        {"scales": (640, 1281)},
-        {"max_enlargement": 2.5},
+        {"look": replace(LOOK, scales=(640,))},
+        {"look": replace(LOOK, scales=(640, 1281))},
+        {"look": replace(LOOK, max_enlargement=2.5)},
+        {"look": replace(LOOK, enlarge_to=960)},
+        {"look": replace(LOOK, mirrored=True)},
+        {"look": replace(LOOK, turned="never")},
         {"style": MaskStyle("fill", 0.7, 0.1)},
         {"style": MaskStyle("surround", 0.71, 0.1)},
         {"style": MaskStyle("surround", 0.7, 0.11)},
         {"keep_exif": ("FocalLength",)},
+        {"style": MaskStyle("surround", 0.7, 0.1, "ellipse")},
+        {"style": MaskStyle("surround", 0.7, 0.1, feather=0.1)},
     ],
 )
 def test_whatever_decides_the_pixels_changes_the_recipe(change):
     assert recipe_digest(**RECIPE | change) != recipe_digest(**RECIPE)
 
 
-def test_the_recipe_is_stable_and_takes_lists_for_tuples():
-    assert recipe_digest(**RECIPE) == recipe_digest(**RECIPE | {"scales": [640, 1280]})
+def test_the_recipe_is_stable():
+    assert recipe_digest(**RECIPE) == recipe_digest(**RECIPE | {"look": replace(LOOK, scales=(640, 1280))})
     assert len(recipe_digest(**RECIPE)) == 16
     assert int(recipe_digest(**RECIPE), 16) >= 0

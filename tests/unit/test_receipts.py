@@ -47,6 +47,15 @@ def test_every_key_that_s3_allows_has_a_receipt_that_s3_allows(place, size, slic
     assert ObjectUri.parse(str(uri)) == uri
 
 
+def test_a_recipe_with_options_is_in_the_name_and_one_of_its_recipe():
+    made = Made.of("a.jpg", f"{RECIPE}-0123abcd", ETAG)
+    assert receipts.parse(receipts.uri(CLEAN, made).key.removeprefix(receipts.FOLDER)) == made
+    assert receipts.is_of(made.recipe, RECIPE)
+    assert receipts.is_of(RECIPE, RECIPE)
+    assert receipts.is_of(made.recipe, None)
+    assert not receipts.is_of(made.recipe, "0" * 16)
+
+
 def test_what_is_no_receipt_is_not_taken_for_one():
     for name in ("", "a.jpg", f"a.jpg.{RECIPE}.json", f".{RECIPE}.{ETAG}.json", f"a.{RECIPE}.{ETAG}.json.bak"):
         assert receipts.parse(name) is None, name

@@ -3,6 +3,7 @@
 import pickle
 import re
 import sys
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -14,7 +15,7 @@ from pydantic import SecretStr
 from tasks.errors import SettingsInvalid
 from tasks.settings import Settings, refuse_unknown, split_address
 from worker import cli
-from worker.settings import PICTURE_SECONDS, WorkerSettings, markdown_table
+from worker.settings import PICTURE_SECONDS, PRESETS, WorkerSettings, markdown_table
 
 SECRET = "hunter2"
 
@@ -45,6 +46,13 @@ def test_the_defaults_are_valid(load):
         ("routes", "s3://a-1=s3://b-1, s3://c-1/x=s3://d-1/y", ("s3://a-1=s3://b-1", "s3://c-1/x=s3://d-1/y")),
         ("scales", "1280,640, 640", (640, 1280)),
         ("scales", "512", (512,)),
+        ("scales", "", None),
+        ("max_enlargement", "", None),
+        ("mirrored", "", None),
+        ("mirrored", "true", True),
+        ("turned", "", None),
+        ("turned", "always", "always"),
+        ("preset", "fast", "fast"),
         ("score_threshold", "0.25", 0.25),
         ("score_threshold", "", None),
         ("batch_size", "", None),
@@ -52,6 +60,10 @@ def test_the_defaults_are_valid(load):
         ("model", "", None),
         ("region", "1", 1.0),
         ("region", "0.5", 0.5),
+        ("region", "top", 0.7),
+        ("region", "full", 1.0),
+        ("shape", "ellipse", "ellipse"),
+        ("feather", "0.5", 0.5),
         ("margin", "0", 0.0),
         ("method", "fill", "fill"),
         ("no_faces", "hold", "hold"),
@@ -106,7 +118,6 @@ def test_a_setting_is_read_from_its_variable(load, name, value, expected):
         ("score_threshold", "0"),
         ("score_threshold", "1"),
         ("score_threshold", "nan"),
-        ("scales", ""),
         ("scales", ","),
         ("scales", "63"),
         ("scales", "8193"),
@@ -122,7 +133,14 @@ def test_a_setting_is_read_from_its_variable(load, name, value, expected):
         ("region", "nan"),
         ("margin", "-0.1"),
         ("margin", "nan"),
-        ("method", "blur"),
+        ("method", "median"),
+        ("region", "half"),
+        ("shape", "circle"),
+        ("feather", "0.51"),
+        ("feather", "-0.1"),
+        ("preset", "best"),
+        ("turned", "sometimes"),
+        ("mirrored", "perhaps"),
         ("method", ""),
         ("no_faces", "drop"),
         ("max_bytes", "0"),
@@ -141,7 +159,7 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
 @pytest.mark.parametrize(
     "variables",
     [
-        {"fetch_seconds": "600", "detect_seconds": str(PICTURE_SECONDS / 2), "scales": "640"},
+        {"fetch_seconds": "600", "detect_seconds": str(PICTURE_SECONDS / 3), "scales": "640"},
         {"detect_seconds": "600", "scales": "640,1280"},
         {"detect_seconds": "250", "fetch_seconds": "1", "scales": "640,1280,1600,2560"},
         {"s3_read_seconds": "120", "fetch_seconds": "600"},
@@ -154,10 +172,31 @@ def test_deadlines_that_add_up_to_what_the_watchdog_takes_for_stalled_are_refuse
 
 
 def test_deadlines_within_the_watchdogs_patience_are_accepted(load):
-    settings = load(detect_seconds="100", scales="640", fetch_seconds="120", s3_read_seconds="20")
+    settings = load(detect_seconds="100", scales="640", turned="never", fetch_seconds="120", s3_read_seconds="20")
     # Three views of one picture; six calls to S3, three tries of each.
     storage = 18 * (settings.s3_connect_seconds + settings.s3_read_seconds)
     assert settings.fetch_seconds + 3 * settings.detect_seconds + storage < PICTURE_SECONDS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_goes_with_the_other_defaults(load, preset):
+    settings = load(preset=preset)
+    assert settings.look() == PRESETS[preset]
+
+
+def test_what_is_set_wins_over_the_preset(load):
+    look = load(preset="thorough", scales="512", mirrored="false").look()
+    assert look == replace(PRESETS["thorough"], scales=(512,), mirrored=False)
+
+
+def test_other_settings_of_the_preset_stay(load):
+    look = load(preset="fast", turned="doubt", max_enlargement="1.5").look()
+    assert look == replace(PRESETS["fast"], turned="doubt", max_enlargement=1.5)
+
+
+def test_presets_look_harder_one_after_the_other():
+    passes = [look.passes for look in PRESETS.values()]
+    assert passes == sorted(set(passes))
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_what_is_given_by_position_and_by_name_is_refused():
     }
     with pytest.raises(InvalidRequest, match="again"):
         AnonymizeRequest.parse(**_fields(["s3://raw/a.jpg"], {"source": "s3://raw/b.jpg"}))
-    with pytest.raises(InvalidRequest, match="argument 3"):
-        AnonymizeRequest.parse(**_fields(["s3://raw/a.jpg", None, "s3://raw/b.jpg"], {}))
+    with pytest.raises(InvalidRequest, match="argument 4"):
+        AnonymizeRequest.parse(**_fields(["s3://raw/a.jpg", None, None, "s3://raw/b.jpg"], {}))
 
 
 @given(st.text() | st.integers() | st.lists(st.text()) | st.dictionaries(st.text(), st.text()))
@@ -134,6 +134,7 @@ def test_the_task_has_a_readable_name():
     [
         (["s3://raw/a b.jpg"], "s3://raw/a b.jpg"),
         (["s3://raw/a", "s3://clean/b"], "s3://raw/a → s3://clean/b"),
+        (["s3://raw/a", None, {"method": "fill"}], "s3://raw/a {'method': 'fill'}"),
         ([], ""),
         ([3, None], "(3, None)"),
         ([["s3://raw/a"]], "(['s3://raw/a'],)"),

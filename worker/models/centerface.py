@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from worker.tf import tf
 
-STRIDE = 4  # pixels between neighbouring points of the heatmap (paper, section 3.1)
+LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
 NMS_IOU = 0.3  # of the authors' own decoder
 CANDIDATES = 5000  # strongest heatmap points that are looked at: a few for each of MAX_DETECTIONS faces
 MAX_DETECTIONS = 1000  # a picture; the densest of WIDER FACE has about 1,000 faces that can be found
@@ -26,8 +26,10 @@ def build(weights: bytes, folder: Path) -> None:
     """Write the SavedModel of the ONNX `weights` to `folder`.
 
     Its signature `serving_default` takes ``input_tensor`` uint8 [N, H, W, 3] RGB, H and W multiples of
-    32, and returns ``detection_boxes`` float32 [N, K, 4] (normalised y1 x1 y2 x2), ``detection_scores``
-    float32 [N, K], ``detection_classes`` float32 [N, K] (always 1) and ``num_detections`` float32 [N].
+    32, and returns ``detection_boxes`` float32 [N, K, 4] (normalised y1 x1 y2 x2, not cut at the picture's
+    edge), ``detection_scores`` float32 [N, K], ``detection_classes`` float32 [N, K] (always 1),
+    ``detection_keypoints`` float32 [N, K, 5, 2] (normalised y x: eyes, nose, corners of the mouth) and
+    ``num_detections`` float32 [N].
     """
     module = tf.Module()
     network = _replay(onnx.load_from_string(weights), module)
@@ -36,14 +38,16 @@ def build(weights: bytes, folder: Path) -> None:
 
     @tf.function(input_signature=[spec], autograph=False)
     def detect(input_tensor: Any) -> dict[str, Any]:
-        heatmap, scale, offset = network(tf.cast(input_tensor, tf.float32))
-        return _decode(heatmap, scale, offset)
+        return _decode(*network(tf.cast(input_tensor, tf.float32)))
 
     tf.saved_model.save(module, str(folder), signatures={"serving_default": detect})
 
 
-def _replay(model: Any, module: Any) -> Callable[[Any], tuple[Any, Any, Any]]:
-    """The ONNX graph as a function of float32 [N, H, W, 3]; heatmap, scale and offset at a quarter of H x W."""
+def _replay(model: Any, module: Any) -> Callable[[Any], tuple[Any, Any, Any, Any]]:
+    """The ONNX graph as a function of float32 [N, H, W, 3].
+
+    It returns heatmap, scale, offset and landmarks at a quarter of H x W.
+    """
     graph = model.graph
     initial = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     nodes = _fold_batch_normalization(list(graph.node), initial)
@@ -57,9 +61,9 @@ def _replay(model: Any, module: Any) -> Callable[[Any], tuple[Any, Any, Any]]:
             bias = initial[node.input[2]]
             weights[node.output[0]] = tf.Variable(kernel, trainable=False), tf.Variable(bias, trainable=False)
     module.weights = weights
-    heatmap, scale, offset = (output.name for output in graph.output[:3])
+    outputs = [output.name for output in graph.output]
 
-    def network(pictures: Any) -> tuple[Any, Any, Any]:
+    def network(pictures: Any) -> tuple[Any, Any, Any, Any]:
         values = {graph.input[0].name: pictures}
         for node in nodes:
             source, target = values[node.input[0]], node.output[0]
@@ -76,7 +80,8 @@ def _replay(model: Any, module: Any) -> Callable[[Any], tuple[Any, Any, Any]]:
                     values[target] = tf.sigmoid(source)
                 case other:
                     raise ValueError(f"operator {other} is not part of CenterFace")
-        return values[heatmap], values[scale], values[offset]
+        heatmap, scale, offset, landmarks = (values[name] for name in outputs)
+        return heatmap, scale, offset, landmarks
 
     return network
 
@@ -120,24 +125,48 @@ def _convolve(source: Any, kernel: Any, node: Any) -> Any:
     return tf.nn.conv2d(source, kernel, stride, padding)
 
 
-def _decode(heatmap: Any, scale: Any, offset: Any) -> dict[str, Any]:
-    """Boxes from the three maps: centre = index + offset + 0.5, size = exp(scale), both in strides."""
+def _decode(heatmap: Any, scale: Any, offset: Any, landmarks: Any) -> dict[str, Any]:
+    """Boxes and keypoints from the four maps.
+
+    Centre = index + offset + 0.5 and size = exp(scale), in strides; a landmark is its box's first corner plus
+    its share of the box's size.
+    """
     shape = tf.shape(heatmap)
     batch, height, width = shape[0], shape[1], shape[2]
     points = height * width
     scores, index = tf.math.top_k(tf.reshape(heatmap, [batch, points]), tf.minimum(CANDIDATES, points))
     rows, columns = tf.cast(index // width, tf.float32), tf.cast(index % width, tf.float32)
-    size = tf.exp(tf.gather(tf.reshape(scale, [batch, points, 2]), index, batch_dims=1))
-    shift = tf.gather(tf.reshape(offset, [batch, points, 2]), index, batch_dims=1)
-    centre = tf.stack([rows, columns], axis=-1) + shift + 0.5
-    extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
-    boxes = tf.concat([centre - size / 2, centre + size / 2], axis=-1) / extent
-    found = tf.image.combined_non_max_suppression(
-        boxes[:, :, None, :], scores[:, :, None], MAX_DETECTIONS, MAX_DETECTIONS, NMS_IOU, MIN_SCORE
+
+    def at_points(values: Any, count: int) -> Any:
+        return tf.gather(tf.reshape(values, [batch, points, count]), index, batch_dims=1)
+
+    size = tf.exp(at_points(scale, 2))
+    corner = tf.stack([rows, columns], axis=-1) + at_points(offset, 2) + 0.5 - size / 2
+    extent = tf.cast(tf.stack([height, width]), tf.float32)
+    boxes = tf.concat([corner / extent, (corner + size) / extent], axis=-1)
+    shares = tf.reshape(at_points(landmarks, 2 * LANDMARKS), [batch, -1, LANDMARKS, 2])
+    keypoints = (corner[:, :, None] + shares * size[:, :, None]) / extent
+
+    def strongest(candidates: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        its_boxes, its_scores, its_keypoints = candidates
+        kept = tf.image.non_max_suppression(its_boxes, its_scores, MAX_DETECTIONS, NMS_IOU, MIN_SCORE)
+        count = tf.shape(kept)[0]
+
+        def padded(values: Any) -> Any:
+            chosen = tf.gather(values, kept)
+            return tf.pad(chosen, [[0, MAX_DETECTIONS - count], *[[0, 0]] * (len(values.shape) - 1)])
+
+        return padded(its_boxes), padded(its_scores), padded(its_keypoints), tf.cast(count, tf.float32)
+
+    kinds = [[MAX_DETECTIONS, 4], [MAX_DETECTIONS], [MAX_DETECTIONS, LANDMARKS, 2], []]
+    signature = tuple(tf.TensorSpec(kind, tf.float32) for kind in kinds)
+    kept_boxes, kept_scores, kept_keypoints, count = tf.map_fn(
+        strongest, (boxes, scores, keypoints), fn_output_signature=signature
     )
     return {
-        "detection_boxes": found.nmsed_boxes,
-        "detection_scores": found.nmsed_scores,
-        "detection_classes": found.nmsed_classes + 1.0,
-        "num_detections": tf.cast(found.valid_detections, tf.float32),
+        "detection_boxes": kept_boxes,
+        "detection_scores": kept_scores,
+        "detection_classes": tf.ones_like(kept_scores),
+        "detection_keypoints": kept_keypoints,
+        "num_detections": count,
     }
