@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.detector import Sightings
+from worker.detector import Detections, Sightings
 
 Image = NDArray[Any]
 Floats = NDArray[np.floating[Any]]  # float32
@@ -24,6 +24,11 @@ WHOLE = 1.0  # the region that is the full face
 # Which way is up, seen from the middle of the box: the top, the left, the bottom or the right of the picture.
 UPS = np.array([(0, -1), (-1, 0), (0, 1), (1, 0)], np.float64)
 TILTED = 0.5  # cosine: a face tilted by more than 30° has its top on two sides of its box
+
+EYE_MARGIN = 0.15  # how far the band of the eyes reaches beyond their middles, as a share of the box's side
+UPRIGHT_EYES = np.array([0.15, 0.25, 0.85, 0.55])  # where that band is in a box: x1 y1 x2 y2, shares of its sides
+ANYWHERE = np.array([0.15, 0.15, 0.85, 0.85])  # where it may be if nobody knows which way up the face is
+HIDDEN_EYES = 0.75  # of the band that has to be covered: more than one of two eyes
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,40 @@ def _inner(boxes: NDArray[np.float64], region: float, slack: NDArray[np.float64]
     """[n, 4]: how far the region reaches across each box from its right, lower, left and upper edge."""
     reach = (boxes[:, 2:] - boxes[:, :2]) * region + slack
     return np.concatenate([boxes[:, 2:] - reach, boxes[:, :2] + reach], axis=1)
+
+
+def eye_bands(seen: Sightings) -> NDArray[np.float64]:
+    """[n, 4] x1 y1 x2 y2: the band around the eyes of each face that was `seen`, in pixels; it may leave the picture.
+
+    It is where the landmarks are. Without landmarks it is where the eyes of an upright face are in its box, and of a
+    face whose landmarks make none the inner part of the box.
+    """
+    boxes = seen.boxes_xyxy.astype(np.float64)
+    size = boxes[:, 2:] - boxes[:, :2]
+    up = seen.up
+    unknown, lost = np.isnan(up).any(axis=1), (up == 0).all(axis=1)
+    shares = np.where(lost[:, None], ANYWHERE, UPRIGHT_EYES)
+    usual = np.concatenate([boxes[:, :2], boxes[:, :2]], axis=1) + shares * np.concatenate([size, size], axis=1)
+    eyes = seen.landmarks[:, :2].astype(np.float64)
+    margin = EYE_MARGIN * np.sqrt(size.prod(axis=1))[:, None]
+    marked = np.concatenate([eyes.min(axis=1) - margin, eyes.max(axis=1) + margin], axis=1)
+    return np.where((unknown | lost)[:, None], usual, marked)
+
+
+def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> NDArray[np.bool_]:
+    """[n]: whether what is `hidden` in a picture of `width` x `height` pixels covers the eyes of each face `found`.
+
+    At least HIDDEN_EYES of the band around the eyes, as far as it is in the picture, in each sighting of the face:
+    what the region promises. Rectangles of a receipt are `regions(Sightings.of(boxes), MaskStyle(region=WHOLE), …)`.
+    """
+    seen = found.seen
+    bands = eye_bands(seen).clip(0, [width, height] * 2)
+    whole = np.concatenate([np.floor(bands[:, :2]), np.ceil(bands[:, 2:])], axis=1).astype(int)
+    open_ = np.zeros(len(found), bool)
+    for face, (x1, y1, x2, y2) in zip(seen.face, whole, strict=True):
+        if x1 < x2 and y1 < y2:
+            open_[face] |= _covered(hidden, (x1, y1, x2, y2)).mean() < HIDDEN_EYES
+    return ~open_
 
 
 def hide(

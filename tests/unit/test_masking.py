@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker import masking
-from worker.detector import Sightings
+from worker.detector import Detections, Sightings
 from worker.masking import CELLS, INDEPENDENT, METHODS, MaskStyle
 
 KINDS = {
@@ -224,6 +224,76 @@ def test_extra_areas_are_hidden_whole_and_as_they_are():
     mask[20:50, 10:30] = True
     assert (hidden[mask] == 0).all()
     assert np.array_equal(hidden[~mask], picture[~mask])
+
+
+# --- whether the eyes are hidden ------------------------------------------------------------------------------
+
+
+def with_eyes(left, right, mouth, box_xyxy):
+    """A face in `box_xyxy` with its eyes and the middle of its mouth at these points."""
+    nose = (np.add(left, right) / 2 + mouth) / 2
+    landmarks = np.array([[left, right, nose, mouth, mouth]], np.float32)
+    return Detections(box(*box_xyxy), np.ones(1, np.float32), Sightings.of(box(*box_xyxy), landmarks))
+
+
+def whole(*boxes_xyxy):
+    """Regions that are exactly these boxes."""
+    seen = Sightings.of(np.array(boxes_xyxy, np.float32).reshape(-1, 4))
+    return masking.regions(seen, MaskStyle("fill", 1.0, 0.0), 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (with_eyes((30, 40), (50, 40), (40, 60), (20, 20, 60, 60)).seen, (24, 34, 56, 46)),
+        (with_eyes((40, 30), (40, 50), (60, 40), (20, 20, 60, 60)).seen, (34, 24, 46, 56)),
+        (Sightings.of(box(20, 20, 60, 120)), (26, 45, 54, 75)),
+        (looking((0, -2)), (26, 26, 54, 54)),
+    ],
+    ids=["upright", "on its side", "without landmarks", "landmarks that make no face"],
+)
+def test_the_eyes_are_where_the_landmarks_say_or_where_they_usually_are(seen, expected):
+    assert masking.eye_bands(seen).round(4).tolist() == [list(expected)]
+
+
+@pytest.mark.parametrize("up", [(0, -16), (5, -16), (16, 0), (0, 16), (12, -12), (0, -2), (math.nan, math.nan)])
+@pytest.mark.parametrize("region", [0.5, 0.7, 1.0])
+@pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
+def test_what_a_face_is_hidden_with_hides_its_eyes(up, region, shape):
+    seen = looking(up)
+    hidden = masking.regions(seen, MaskStyle("fill", region, 0.1, shape), 100, 100)
+    assert masking.eyes_hidden(Detections(seen.boxes_xyxy, np.ones(1, np.float32), seen), hidden, 100, 100).all()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [
+        ([], False),
+        ([(70, 20, 90, 60)], False),
+        ([(20, 50, 60, 60)], False),
+        ([(20, 20, 40, 60)], False),
+        ([(20, 20, 40, 60), (40, 20, 60, 60)], True),
+        ([(0, 0, 100, 100)], True),
+    ],
+    ids=["nothing", "another place", "the mouth", "one eye", "each eye by its own", "everything"],
+)
+def test_eyes_are_hidden_where_nearly_all_of_their_band_is(hidden, expected):
+    found = with_eyes((30, 40), (50, 40), (40, 56), (20, 20, 60, 60))
+    assert masking.eyes_hidden(found, whole(*hidden), 100, 100).tolist() == [expected]
+
+
+def test_eyes_beyond_the_edge_of_the_picture_are_not_to_be_seen():
+    found = with_eyes((30, -20), (50, -20), (40, 5), (20, -30, 60, 10))
+    assert masking.eyes_hidden(found, whole((0, 0, 0, 0)), 100, 100).all()
+
+
+def test_a_face_is_hidden_if_its_eyes_are_in_every_sighting():
+    seen = with_eyes((30, 40), (50, 40), (40, 56), (20, 20, 60, 60)).seen
+    lower = with_eyes((30, 60), (50, 60), (40, 76), (20, 40, 60, 80)).seen
+    sightings = replace(Sightings.joined([seen, lower]), face=np.array([0, 0]))
+    found = Detections(box(20, 20, 60, 80), np.ones(1, np.float32), sightings)
+    assert not masking.eyes_hidden(found, whole((20, 20, 60, 50)), 100, 100).any()
+    assert masking.eyes_hidden(found, whole((20, 20, 60, 70)), 100, 100).all()
 
 
 # --- what is left ---------------------------------------------------------------------------------------------
