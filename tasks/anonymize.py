@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 from tasks import dead_letters, metrics, outcomes
 from tasks.addresses import ObjectUri
 from tasks.app import RUN_HEADER, TASK, app
+from tasks.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.deliveries import Delivery
 from tasks.errors import Busy, Permanent, Poison, QueueUnavailable, Transient, VeilError
 from tasks.messages import AnonymizeReport, AnonymizeRequest
-from tasks.outage import RETRY_SECONDS, asked_pause
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
@@ -105,7 +105,8 @@ def _delivery(task: Task, output: ObjectUri) -> Delivery:
 def _pause(task: Task, request: AnonymizeRequest, error: Transient) -> float | None:
     """The seconds until the next try, None if this was the last. What is not the picture's own doing isn't counted."""
     asked = asked_pause(error)
-    if isinstance(error, Busy) or task.app.outage.explains(error, partial(task.app.pipeline.check_store, request)):
+    probe = partial(task.app.pipeline.check_store, request)
+    if isinstance(error, Busy) or task.app.circuit_breaker.explains(error, probe):
         task.request.retries -= 1  # to which Celery adds one
         return asked + random.uniform(1.0, RETRY_SECONDS)
     return asked + backoff_seconds(task.request.retries) if task.request.retries < MAX_RETRIES else None

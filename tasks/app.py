@@ -10,9 +10,9 @@ from celery import Celery, bootsteps
 from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
+from tasks.circuit_breaker import CircuitBreaker
 from tasks.deliveries import Deliveries
 from tasks.errors import VeilError
-from tasks.outage import Outage
 from tasks.settings import Settings
 from tasks.shutdown import ShutdownStep
 
@@ -43,7 +43,7 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         from tasks.transport import Transport
 
         app.deliveries = Deliveries(app.backend.client)
-        app.outage = Outage(Transport.leases.pause)
+        app.circuit_breaker = CircuitBreaker(Transport.leases.pause)
         if getattr(app, "pipeline", None) is not None:
             return
         (builder,) = entry_points(group="veil", name="pipeline")

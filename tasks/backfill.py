@@ -21,9 +21,9 @@ from redis.exceptions import WatchError
 
 from tasks import outcomes, queues
 from tasks.app import BACKFILL
+from tasks.backoff import Backoff
 from tasks.comparison import Compared, Places, compare
 from tasks.errors import QueueUnavailable, RunTakenOver, Transient, VeilError
-from tasks.outages import Outage
 from tasks.publishing import Publisher, Wanted, connected
 from tasks.s3 import ObjectStore, StoredObject
 
@@ -177,7 +177,7 @@ class _Moved(Exception):
     """Redis has another checkpoint than this process: it lost its last second, or took what was taken for lost."""
 
 
-class ToldOutage(Outage):
+class ToldBackoff(Backoff):
     """Told to whoever looks on, not to the log."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -252,18 +252,18 @@ class Backfill:
 
         Waits for servers that are away. Raises RunTakenOver when another process began with this run.
         """
-        outage = ToldOutage(self._tell)
+        backoff = ToldBackoff(self._tell)
         known: Run | None = run
         while known is None or known.state != "finished":
             try:
                 begun = known or self._reread()
                 for known in self._go_on(begun):
-                    outage.over()
+                    backoff.over()
                     yield known
             except _Moved:
                 known = None
             except Transient as error:
-                self._sleep(outage.failed(error))
+                self._sleep(backoff.failed(error))
                 known = None
 
     def stop(self) -> None:

@@ -15,8 +15,8 @@ import structlog
 
 from tasks.addresses import PrefixUri
 from tasks.app import BACKFILL, UPLOADS
+from tasks.backoff import Backoff
 from tasks.errors import Permanent, VeilError
-from tasks.outages import Outage
 from tasks.publishing import Wanted, connected
 from tasks.queues import depth
 from tasks.s3 import ObjectStore, StoredObject
@@ -71,7 +71,7 @@ class PollingSource:
         self._trigger = trigger
         self._interval = interval
         self._overlap = overlap
-        self._outage = Outage("s3 or redis")
+        self._backoff = Backoff("s3 or redis")
 
     def run(self, stop: Stop) -> None:
         """Until told to stop. Raises what its first look at a place can't get over, like a bucket that is not there."""
@@ -82,13 +82,13 @@ class PollingSource:
                 while not stop.requested:
                     try:
                         self.look(place, stop)
-                        self._outage.over()
+                        self._backoff.over()
                         known.add(place)
                         break
                     except VeilError as error:
                         if isinstance(error, Permanent) and place not in known:
                             raise
-                        stop.wait(self._outage.failed(error))
+                        stop.wait(self._backoff.failed(error))
             stop.wait(max(0.0, began + self._interval - time.monotonic()))
 
     def look(self, place: PrefixUri, stop: Stop) -> None:

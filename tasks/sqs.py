@@ -12,8 +12,8 @@ import botocore.config
 import botocore.exceptions as vendor
 import structlog
 
+from tasks.backoff import Backoff
 from tasks.errors import AccessDenied, EventsUnavailable, MalformedEvent, QueueUnavailable, SettingsInvalid, VeilError
-from tasks.outages import Outage
 from tasks.publishing import Wanted
 from tasks.s3 import DENIED, NO_CREDENTIALS, UNREACHABLE
 from tasks.settings import Settings
@@ -129,8 +129,8 @@ class SqsSource:
     def __init__(self, queue: EventQueue, trigger: Trigger) -> None:
         self._queue = queue
         self._trigger = trigger
-        self._sqs = Outage("sqs")
-        self._redis = Outage("redis")
+        self._sqs = Backoff("sqs")
+        self._redis = Backoff("redis")
 
     def run(self, stop: Stop) -> None:
         """Until told to stop. Raises SettingsInvalid or AccessDenied for a queue that can't be used from the start."""

@@ -14,8 +14,8 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
+from tasks.backoff import Backoff
 from tasks.errors import MalformedEvent, QueueUnavailable, SettingsInvalid
-from tasks.outages import Outage
 from tasks.publishing import Wanted, connected
 from tasks.uploads import Trigger
 
@@ -43,7 +43,7 @@ class Intake:
         self._waiting: dict[asyncio.Future[None], Sequence[Wanted]] = {}
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1)
-        self._outage = Outage("redis", LONGEST_PAUSE_SECONDS)
+        self._backoff = Backoff("redis", LONGEST_PAUSE_SECONDS)
 
     async def put(self, pictures: Sequence[Wanted]) -> None:
         """Return once Redis has the messages; QueueUnavailable if it could not be used for `hold_seconds`."""
@@ -69,9 +69,9 @@ class Intake:
                 try:
                     await asyncio.get_running_loop().run_in_executor(self._thread, self.trigger.publish, pictures)
                 except QueueUnavailable as error:
-                    await asyncio.sleep(self._outage.failed(error))
+                    await asyncio.sleep(self._backoff.failed(error))
                     continue
-                self._outage.over()
+                self._backoff.over()
                 for done in batch:
                     self._waiting.pop(done, None)
                     if not done.done():

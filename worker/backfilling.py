@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tasks import backfill, outcomes
 from tasks.app import app
-from tasks.backfill import Backfill, Run, Selection, ToldOutage
+from tasks.backfill import Backfill, Run, Selection, ToldBackoff
 from tasks.comparison import Places
 from tasks.errors import InvalidRequest, QueueUnavailable
 from tasks.publishing import announced_recipe, connected
@@ -122,7 +122,7 @@ def _work(producer: Backfill, order: Order, display: "Display") -> None:
 def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
     """Show a run until no message of it is left, or, if it `is_mine`, until it is not finished any more."""
     redis = app.backend.client
-    outage = ToldOutage(display.say)
+    backoff = ToldBackoff(display.say)
     ended, quiet_since = -1, time.monotonic()
     while True:
         try:
@@ -131,9 +131,9 @@ def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
                 counts = outcomes.of_run(redis, name)
                 through = current is not None and backfill.is_through(redis, current)
         except QueueUnavailable as error:
-            time.sleep(outage.failed(error))
+            time.sleep(backoff.failed(error))
             continue
-        outage.over()
+        backoff.over()
         if current is None:
             raise InvalidRequest(f"Redis has forgotten the run {name}: start it again")
         display.show(current, counts)

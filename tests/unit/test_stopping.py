@@ -1,4 +1,4 @@
-"""Told to end, waits are cut short and work is not; an outage is told twice."""
+"""Told to end, waits are cut short and work is not."""
 
 import os
 import signal
@@ -6,10 +6,7 @@ import threading
 import time
 
 import pytest
-from structlog.testing import capture_logs
 
-from tasks.errors import QueueUnavailable
-from tasks.outages import FIRST_PAUSE_SECONDS, Outage
 from tasks.stopping import Stop, Stopped
 
 
@@ -52,16 +49,3 @@ def test_a_block_that_waits_is_left_at_once(stop):
     tell(0.05)
     with pytest.raises(Stopped), stop.cut_short():
         threading.Event().wait(60)
-
-
-def test_an_outage_is_told_when_it_begins_and_when_it_is_over():
-    outage = Outage("redis", longest_pause=2)
-    with capture_logs() as lines:
-        outage.over()
-        pauses = [outage.failed(QueueUnavailable("gone")) for _ in range(100)]
-        outage.over()
-        outage.over()
-    assert [(line["event"], line["server"]) for line in lines] == [("away", "redis"), ("back", "redis")]
-    assert 0 < pauses[0] <= FIRST_PAUSE_SECONDS
-    assert max(pauses) <= 2
-    assert min(pauses[10:]) >= 1

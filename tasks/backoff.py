@@ -1,4 +1,4 @@
-"""An outage is told twice, when it begins and when it is over, however often the server is tried in between."""
+"""Growing pauses between tries of a server that is away, which is told once, and once more when it is back."""
 
 import random
 import time
@@ -13,7 +13,7 @@ LONGEST_PAUSE_SECONDS = 15.0
 log = structlog.get_logger("veil")
 
 
-class Outage:
+class Backoff:
     """Tries of one server that may be away."""
 
     def __init__(self, server: str, longest_pause: float = LONGEST_PAUSE_SECONDS) -> None:

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from tasks.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, CircuitBreaker
 from tasks.errors import (
     Busy,
     CredentialsRefused,
@@ -12,7 +13,6 @@ from tasks.errors import (
     StorageRejected,
     StorageUnavailable,
 )
-from tasks.outage import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Outage
 
 PATIENCE = 10.0
 
@@ -31,13 +31,13 @@ class Store:
 
 
 class Worker:
-    """What an outage tells the one who takes messages."""
+    """What the breaker tells the one who takes messages."""
 
     def __init__(self):
         self.told = []
         self.pauses = []
         self.back = threading.Event()
-        self.outage = Outage(self._pause, self.pauses.append)
+        self.breaker = CircuitBreaker(self._pause, self.pauses.append)
 
     def _pause(self, paused):
         self.told.append(paused)
@@ -51,36 +51,36 @@ AWAY = StorageUnavailable("503")
 @pytest.mark.parametrize("error", [AWAY, CredentialsRefused("expired"), DestinationUnavailable("no bucket")])
 def test_nothing_is_taken_from_the_first_failure_that_a_probe_confirms_until_one_passes(error):
     worker, store = Worker(), Store(error, error, error)
-    assert worker.outage.explains(error, store.probe)
+    assert worker.breaker.explains(error, store.probe)
     assert worker.back.wait(PATIENCE)
     assert worker.told == [True, False]
     assert store.probes == 4
-    assert not worker.outage.lasts
+    assert not worker.breaker.lasts
 
 
 def test_a_failure_that_a_probe_does_not_meet_is_the_pictures_own():
     worker, store = Worker(), Store()
-    assert not worker.outage.explains(AWAY, store.probe)
+    assert not worker.breaker.explains(AWAY, store.probe)
     assert worker.told == []
 
 
 @pytest.mark.parametrize("error", [DetectorUnavailable("late"), Busy("busy")])
 def test_what_is_not_of_the_store_is_not_probed(error):
     worker, store = Worker(), Store(AWAY)
-    assert not worker.outage.explains(error, store.probe)
+    assert not worker.breaker.explains(error, store.probe)
     assert store.probes == 0
 
 
 @pytest.mark.parametrize("error", [StorageRejected("odd"), ZeroDivisionError()])
 def test_a_probe_that_fails_in_another_way_stops_nobody(error):
     worker = Worker()
-    assert not worker.outage.explains(AWAY, Store(error).probe)
+    assert not worker.breaker.explains(AWAY, Store(error).probe)
     assert worker.told == []
 
 
 def test_pauses_between_probes_grow_to_a_limit_and_are_jittered():
     worker, store = Worker(), Store(*[AWAY] * 12)
-    worker.outage.explains(AWAY, store.probe)
+    worker.breaker.explains(AWAY, store.probe)
     assert worker.back.wait(PATIENCE)
     ceilings = [min(FIRST_PAUSE_SECONDS * 2**n, LONGEST_PAUSE_SECONDS) for n in range(12)]
     assert all(ceiling / 2 <= pause <= ceiling for pause, ceiling in zip(worker.pauses, ceilings, strict=True))
@@ -91,7 +91,7 @@ def test_a_pause_that_the_store_asks_for_is_kept():
     asked = StorageUnavailable("503")
     asked.retry_after = 77.0
     worker = Worker()
-    worker.outage.explains(asked, Store(asked, AWAY).probe)
+    worker.breaker.explains(asked, Store(asked, AWAY).probe)
     assert worker.back.wait(PATIENCE)
     assert worker.pauses[0] == 77.0
     assert worker.pauses[1] < 77.0
@@ -105,10 +105,10 @@ def test_while_it_lasts_no_failure_is_held_against_a_picture_and_one_thread_prob
         asked.set()
         release.wait(PATIENCE)
 
-    outage = Outage(told.append, sleep)
+    breaker = CircuitBreaker(told.append, sleep)
     store = Store(AWAY)
-    assert outage.explains(AWAY, store.probe)
+    assert breaker.explains(AWAY, store.probe)
     assert asked.wait(PATIENCE)
-    assert all(outage.explains(AWAY, store.probe) for _ in range(50))
+    assert all(breaker.explains(AWAY, store.probe) for _ in range(50))
     assert store.probes == 1
     release.set()

@@ -1,4 +1,4 @@
-"""A store that is away for every picture: the worker takes nothing until it is back, and no picture's tries are spent.
+"""The circuit breaker: a store that is away stops the worker from taking messages, and spends no picture's tries.
 
 A try that failed is looked into: if the same way is closed to a probe too, it is an outage, else the picture's own
 trouble. During an outage one thread probes, with growing pauses; pictures that fail meanwhile are not held against.
@@ -25,7 +25,7 @@ Probe = Callable[[], None]
 log = structlog.get_logger("veil")
 
 
-class Outage:
+class CircuitBreaker:
     """Whether the store is away, as this worker sees it. Threads share one."""
 
     def __init__(self, pause_taking: Callable[[bool], None], sleep: Callable[[float], None] = time.sleep) -> None:
@@ -56,7 +56,7 @@ class Outage:
             self._over.clear()
             self._pause_taking(True)
         log.error("store away", **_described(failure), action="taking nothing until it is back")
-        threading.Thread(target=self._wait, args=(probe, failure), name="outage", daemon=True).start()
+        threading.Thread(target=self._wait, args=(probe, failure), name="circuit breaker", daemon=True).start()
         return True
 
     def _wait(self, probe: Probe, failure: VeilError) -> None:

@@ -1,4 +1,4 @@
-"""S3 goes away and comes back: pictures wait for it and none is lost. The worker is started by Celery's own command."""
+"""A worker that Celery's own command starts: it anonymizes, waits for a store that is away, and stops as it should."""
 
 import re
 
