@@ -81,7 +81,7 @@ def jpeg(mode="RGB", **options):
             segment(0xE2, b"MPF\0" + SECRET),
             segment(0xE3, b"Meta\0" + SECRET),
             segment(0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0\0\0\0\x30" + SECRET),
-            segment(0xEB, b"JP\0\0" + SECRET),
+            segment(0xEB, b"JP\0\1\0\0\0\1" + SECRET),  # the number of a part: exiftool makes room for all before it
             segment(0xFE, SECRET),
         ]
     )
