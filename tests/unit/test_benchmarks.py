@@ -1,0 +1,71 @@
+"""What the benchmarks compute from their measurements, and the pictures that they measure with."""
+
+import io
+import os
+
+import pytest
+from PIL import Image
+
+from benchmarks import machine, pictures
+from benchmarks.stages import _hidden
+
+
+@pytest.fixture
+def photographs(monkeypatch):
+    """Four flat pictures in the place of photographs."""
+    shades = [Image.new("RGB", (400, 300), (shade, shade, shade)) for shade in (0, 80, 160, 240)]
+    monkeypatch.setattr(pictures, "photographs", lambda count: (shades[i % 4] for i in range(count)))
+
+
+def test_what_stages_take_beyond_the_detector_is_not_hidden():
+    seconds = {"fetch": 0.1, "detect": 1.0, "encode": 0.3}
+
+    assert _hidden(seconds, elapsed=1.0, detector=1.0) == 1.0
+    assert _hidden(seconds, elapsed=1.1, detector=1.0) == pytest.approx(0.75)
+    assert _hidden(seconds, elapsed=1.4, detector=1.0) == pytest.approx(0.0)
+    assert _hidden(seconds, elapsed=0.9, detector=1.0) == 1.0
+    assert _hidden(seconds, elapsed=3.0, detector=1.0) == 0.0
+
+
+@pytest.mark.parametrize("megapixels", [0.1, 1.0, 12.0])
+def test_pictures_have_the_size_and_the_proportions_that_are_asked_for(photographs, megapixels):
+    (image,) = pictures.of_size(1, megapixels)
+
+    assert image.width * image.height == pytest.approx(megapixels * 1e6, rel=0.01)
+    assert image.width / image.height == pytest.approx(4 / 3, rel=0.01)
+
+
+def test_large_pictures_are_tiled_from_four_different_ones(photographs):
+    (image,) = pictures.of_size(1, 12.0)
+
+    width, height = image.size
+    corners = [image.getpixel(at)[0] for at in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1))]
+    assert corners == [0, 80, 160, 240]
+
+
+@pytest.mark.parametrize("form", list(pictures.OPTIONS))
+def test_pictures_are_of_the_format_that_is_asked_for(form):
+    content = pictures.encoded(Image.new("RGB", (64, 64), (200, 120, 40)), form)
+
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.format == form
+
+
+def test_the_machine_is_described_without_secrets(monkeypatch):
+    monkeypatch.setenv("VEIL_REDIS_PASSWORD", "hidden-password")
+    monkeypatch.setenv("VEIL_REDIS_URL", "redis://:hidden-password@127.0.0.1:6379/0")
+    monkeypatch.setenv("VEIL_WEBHOOK_TOKEN", "hidden-token")
+    monkeypatch.setenv("VEIL_CONCURRENCY", "3")
+
+    described = machine.described()
+
+    assert described["cpu"]
+    assert described["cores"] >= 1
+    assert described["versions"]["celery"]
+    assert described["settings"]["concurrency"] == 3
+    assert "hidden" not in str(described)
+
+
+def test_what_a_process_uses_is_read():
+    assert machine.cpu_seconds(os.getpid()) > 0
+    assert machine.resident_bytes(os.getpid()) > 10 << 20
