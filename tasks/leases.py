@@ -212,9 +212,11 @@ class Leases:
             self._steady_since = now - self._uptime()
         if now - self._tended > 3 * self._pause:
             self._steady_since = now
-        self._tended = now
         if now - self._steady_since >= self._seconds / 3:
             self._take_back_expired()
+        else:
+            self._redis.ping()
+        self._tended = now  # Redis was there in this turn, which a worker with nothing in hand asked just now
 
     def _uptime(self) -> float:
         """Seconds since Redis was started."""

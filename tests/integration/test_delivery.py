@@ -271,8 +271,11 @@ def test_a_lost_connection_neither_ends_a_worker_nor_what_it_has_in_hand(setting
 def test_redis_may_be_away_for_longer_than_a_lease(setting, wait_until):
     workers = [setting.worker().ready(), setting.worker().ready()]
     setting.send("later.jpg", countdown=3 * LEASE_SECONDS)
-    setting.send(*(f"sleep-{4 * LEASE_SECONDS}/{number}.jpg" for number in range(4)))
+    setting.send(*(f"sleep-{6 * LEASE_SECONDS}/{number}.jpg" for number in range(4)))
     wait_until(lambda: setting.did("begun").total() == 4)
+    workers += [setting.worker(), setting.worker()]  # with nothing in hand
+    for worker in workers[2:]:
+        worker.ready()
 
     setting.redis.server.kill()
     time.sleep(2 * LEASE_SECONDS)

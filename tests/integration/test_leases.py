@@ -3,7 +3,13 @@
 import json
 
 import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from structlog.testing import capture_logs
 
+from demo.servers import HOST
 from tasks.leases import TAKE, Leases
 
 RECORDS, INDEX = "unacked", "unacked_index"
@@ -159,6 +165,89 @@ def test_after_a_gap_the_others_are_given_time_to_renew_theirs(redis, leases, ta
         clock.now += 2
         leases._tend()
     assert redis.llen("uploads") == 1
+
+
+@pytest.fixture
+def line(unattended, new_line):
+    return new_line((HOST, unattended.redis.port))
+
+
+@pytest.fixture
+def idle(unattended, line, clock):
+    """The leases of a worker with nothing in hand, and a way to Redis that can be cut; Redis has been there long."""
+    port = int(line.endpoint.rpartition(":")[2])
+    server = {"host": HOST, "port": port, "db": unattended.database, "password": unattended.redis.password}
+    made = Leases(clock)
+    made._run = lambda: None
+    made._uptime = lambda: SECONDS
+    made.open(Redis(**server, retry=Retry(NoBackoff(), 0)), RECORDS, INDEX, SECONDS)
+    made._tend()
+    return made
+
+
+def be_away(idle, line, clock, seconds):
+    line.cut, line.download = True, 0
+    idle._redis.connection_pool.disconnect()
+    for _ in range(seconds // 2):
+        with pytest.raises((RedisError, OSError)):
+            idle._tend()
+        clock.now += 2
+    line.download = None
+
+
+def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(idle, line, redis, take, clock):
+    redis.lpush("uploads", "message")
+    take("of another", 0.0)
+
+    be_away(idle, line, clock, 40)
+    idle._tend()
+    clock.now += 4
+    idle._tend()
+    be_away(idle, line, clock, 8)  # once more, before the others have had their time
+    for _ in range(5):
+        idle._tend()
+        assert redis.llen("uploads") == 0
+        clock.now += 2
+    idle._tend()
+
+    assert redis.llen("uploads") == 1
+
+
+def test_a_worker_with_nothing_in_hand_takes_over_at_once_where_redis_was_there(idle, redis, take, clock):
+    for _ in range(20):
+        clock.now += 2
+        idle._tend()
+    redis.lpush("uploads", "message")
+    take("of another", 0.0)
+    clock.now += 2
+    idle._tend()
+    assert redis.llen("uploads") == 1
+
+
+@pytest.mark.parametrize("ended_by", ["its acknowledgement", "going back to its queue"])
+def test_a_message_that_ends_while_leases_are_being_renewed_is_not_renewed_after_its_end(redis, leases, take, ended_by):
+    redis.lpush("uploads", "message", "other")
+    for tag in ("tag", "other"):
+        take(tag)
+        leases.hold(tag)
+    renew = leases._renew
+
+    def end_first(**call):
+        """Between the listing of what is held and the script."""
+        if ended_by == "its acknowledgement":
+            leases.done("tag")
+            leases._remove_done()
+        else:
+            leases.give_back(["tag"])
+        return renew(**call)
+
+    leases._renew = end_first
+    with capture_logs() as lines:
+        leases._renew_held()
+
+    assert redis.hkeys(RECORDS) == redis.zrange(INDEX, 0, -1) == [b"other"]
+    assert leases._held == {"other"}
+    assert lines == [], "and nothing was lost"
 
 
 def test_a_worker_that_has_just_started_takes_over_at_once_if_redis_was_there_all_along(redis, leases, take):
