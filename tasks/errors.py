@@ -25,6 +25,8 @@
         DetectionFailed       the model failed on this very picture
         Poison                processes died at work on it, again and again
         ModelInvalid          the model is missing or does not follow the contract
+        DatasetInvalid        labelled pictures that can't be trained on
+        TrainingFailed        training can't go on as it was asked for
         RunUnknown            Redis knows no backfill of that name
         OutputFailed          a local output can't be written
         SettingsInvalid       a setting is wrong
@@ -137,6 +139,14 @@ class Poison(Permanent):
 
 class ModelInvalid(Permanent):
     """The model is missing or does not follow the contract."""
+
+
+class DatasetInvalid(Permanent):
+    """Labelled pictures that can't be trained on."""
+
+
+class TrainingFailed(Permanent):
+    """Training can't go on as it was asked for."""
 
 
 class RunUnknown(Permanent):

@@ -67,7 +67,8 @@ def main() -> None:
         print(f"veil: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(EXIT_UNUSABLE)
     except ModuleNotFoundError as error:
-        print(f"veil: {error.name} is not installed here: pip install 'veil[worker]'", file=sys.stderr)
+        extra = "training" if sys.argv[1:2] == ["train"] else "worker"
+        print(f"veil: {error.name} is not installed here: pip install 'veil[{extra}]'", file=sys.stderr)
         sys.exit(EXIT_UNUSABLE)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -308,6 +309,18 @@ def anonymize(
 def show_settings() -> None:
     """Print all settings as a Markdown table."""
     print(markdown_table())
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    short_help="A detector of your own: import, fit, evaluate, export.",
+)
+def train(context: typer.Context) -> None:
+    """Hand the rest of the line to `training`, which nothing else here knows of."""
+    from training import cli as training
+
+    training.main(context.args)
 
 
 @model_app.command("build")

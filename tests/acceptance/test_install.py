@@ -24,7 +24,7 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / name, source)
-    for name in ("tasks", "worker"):
+    for name in ("tasks", "training", "worker"):
         shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)

@@ -58,7 +58,7 @@ def test_no_module_of_tasks_imports_what_workers_need_even_late(path):
     assert not {name.split(".")[0] for name in imported(path)} & {*HEAVY, "training"}
 
 
-@pytest.mark.parametrize("package", ["tasks", "worker"])
+@pytest.mark.parametrize("package", ["tasks", "training", "worker"])
 def test_every_module_opens_with_one_sentence(package):
     for path in sorted((ROOT / package).rglob("*.py")):
         if path.name == "__init__.py" and not path.read_text().strip():

@@ -1,0 +1,284 @@
+"""`veil train import`: one data set from any format, checked, without duplicates, split for good."""
+
+import errno
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from typer.testing import CliRunner
+
+from tasks.errors import DatasetInvalid, InvalidRequest, OutputFailed
+from tests import label_formats
+from training import formats, importing, likeness
+from training.cli import app
+from training.dataset import Dataset
+from training.importing import Choice
+
+pytest.importorskip("matplotlib", reason="pip install 'veil[worker,training]'")
+
+EVERYTHING = Choice(val=0, test=0)
+
+
+def photograph(path, seed, size=(96, 72)):
+    """Something that no other seed looks like."""
+    noise = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twelve pictures of three kinds with up to two faces and an ignored area."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    made = []
+    for i in range(12):
+        path = photograph(folder / f"p{i}.{('jpg', 'png', 'webp')[i % 3]}", i)
+        labels = [("with_mask", (10 + i, 8, 40, 50), False), ("bare", (50, 20.5, 80, 60), False)][: i % 3]
+        made.append((path, labels + [("ignore", (0, 0, 6, 6), True)] * (i % 4 == 0)))
+    return made
+
+
+def imported(source, folder, choice=EVERYTHING, form=None):
+    return importing.run(formats.read(source, form, []), folder, choice)
+
+
+WRITERS = {
+    "voc": label_formats.write_voc,
+    "coco": label_formats.write_coco,
+    "wider": label_formats.write_wider,
+    "veil": label_formats.write_veil,
+}
+
+
+def test_every_format_gives_the_same_data_set(pictures, tmp_path):
+    found = {
+        name: imported(write(pictures, tmp_path / name), tmp_path / f"set-{name}") for name, write in WRITERS.items()
+    }
+
+    assert len({each.dataset.digest for each in found.values()}) == 1
+    one = found["voc"].dataset
+    assert Counter(len(picture.faces) for picture in one.pictures) == {0: 4, 1: 4, 2: 4}
+    assert sum(len(picture.ignore) for picture in one.pictures) == 3
+    assert found["coco"].labels_before == {"with_mask": 8, "bare": 4, "ignore": 3}
+    assert found["coco"].labels_after == {"FACE": 12, "ignore": 3}
+
+
+def test_yolo_agrees_but_for_what_it_cannot_say(pictures, tmp_path):
+    without_ignored = [(path, [label for label in labels if not label[2]]) for path, labels in pictures]
+
+    yolo = imported(label_formats.write_yolo(without_ignored, tmp_path / "yolo"), tmp_path / "a")
+    voc = imported(label_formats.write_voc(without_ignored, tmp_path / "voc"), tmp_path / "b")
+
+    assert yolo.dataset.digest == voc.dataset.digest
+    assert yolo.labels_before == {"with_mask": 8, "bare": 4}
+
+
+def test_development_pictures_give_one_digest_from_voc_and_coco(data, tmp_path):
+    pictures = list(label_formats.annotations(data("masks")))[:30]
+
+    voc = imported(label_formats.write_voc(pictures, tmp_path / "voc"), tmp_path / "a", Choice(val=0.2))
+    coco = imported(label_formats.write_coco(pictures, tmp_path / "coco"), tmp_path / "b", Choice(val=0.2))
+
+    assert voc.dataset.digest == coco.dataset.digest
+    assert sum(len(picture.faces) for picture in voc.dataset.pictures) == sum(len(labels) for _, labels in pictures)
+
+
+def test_a_chosen_mapping_keeps_ignores_and_drops(pictures, tmp_path):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+
+    found = imported(source, tmp_path / "set", Choice({"with_mask": "FACE", "bare": "ignore"}, 0, 0))
+
+    assert found.labels_after == {"FACE": 8, "ignore": 7}
+    only = imported(source, tmp_path / "only", Choice({"bare": "FACE"}, 0, 0))
+    assert only.labels_after == {"FACE": 4, "ignore": 3}
+
+
+def test_bad_boxes_and_pictures_are_named_and_the_rest_is_imported(tmp_path):
+    whole = photograph(tmp_path / "whole.jpg", 1)
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(whole.read_bytes()[:900])
+    other = photograph(tmp_path / "other.jpg", 2)
+    content = {
+        "images": [
+            {"file": "whole.jpg", "faces": [[-5, 10, 30, 40], [20, 20, 20, 50], [200, 10, 220, 30], [5, 5, 25, 30]]},
+            {"file": "cut.jpg", "faces": [[1, 1, 20, 20]]},
+            {"file": "gone.jpg", "faces": [[1, 1, 20, 20]]},
+            {"file": "other.jpg", "width": 72, "height": 96, "faces": [[1, 1, 20, 20]]},
+        ]
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+
+    found = imported(tmp_path / "annotations.json", tmp_path / "set")
+
+    (picture,) = found.dataset.pictures
+    assert picture.faces == ((0.0, 10.0, 30.0, 40.0), (5.0, 5.0, 25.0, 30.0))
+    assert found.problems == {
+        importing.OUTSIDE: ["whole.jpg"],
+        importing.EMPTY: ["whole.jpg"],
+        importing.UNREADABLE: ["cut.jpg"],
+        importing.MISSING: ["gone.jpg"],
+        importing.OTHER_SIZE: [other.name],
+    }
+    assert all(len(line.splitlines()) == 1 for line in importing.problem_lines(found.problems))
+
+
+def test_near_duplicates_share_a_split_and_copies_are_joined(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    pictures = []
+    for i in range(40):
+        path = photograph(folder / f"{i}.png", i, (160, 120))
+        with Image.open(path) as image:
+            image.resize((120, 90)).filter(ImageFilter.GaussianBlur(0.5)).save(folder / f"{i}-smaller.jpg", quality=70)
+        pictures += [(path, [("face", (10, 10, 60, 70), False)])]
+        pictures += [(folder / f"{i}-smaller.jpg", [("face", (8, 8, 45, 52), False)])]
+    copy = folder / "copy.png"
+    copy.write_bytes(pictures[0][0].read_bytes())
+    pictures.append((copy, [("face", (90, 10, 130, 70), False)]))
+
+    found = imported(label_formats.write_veil(pictures, tmp_path / "veil"), tmp_path / "set", Choice(val=0.3, test=0.3))
+
+    assert len(found.dataset.pictures) == 80
+    assert found.problems[importing.SAME] == ["images/copy.png"]
+    assert len(found.problems[importing.ALIKE]) == 40
+    hashes = [likeness.perceptual_hash(found.dataset.pixels(picture)) for picture in found.dataset.pictures]
+    for members in likeness.groups(hashes):
+        assert len(members) == 2
+        assert len({found.dataset.pictures[i].split for i in members}) == 1
+    assert {picture.split for picture in found.dataset.pictures} == {"train", "val", "test"}
+    (joined,) = (picture for picture in found.dataset.pictures if len(picture.faces) == 2)
+    assert joined.faces == ((10.0, 10.0, 60.0, 70.0), (90.0, 10.0, 130.0, 70.0))
+
+
+def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
+    choice = Choice(val=0.3, test=0)
+    some = imported(label_formats.write_voc(pictures[:8], tmp_path / "some"), tmp_path / "a", choice)
+    all_of_them = imported(label_formats.write_voc(pictures, tmp_path / "all"), tmp_path / "b", choice)
+
+    splits = {picture.sha256: picture.split for picture in all_of_them.dataset.pictures}
+    assert all(splits[picture.sha256] == picture.split for picture in some.dataset.pictures)
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (Choice({"hat": "FACE"}), r"no box has the label 'hat': there are bare, ignore, with_mask"),
+        (Choice({"bare": "HAT"}), r"'bare' can become FACE, ignore or drop, not 'HAT'"),
+        (Choice({"bare": "ignore"}), r"no picture has a face"),
+        (Choice(val=0.0001, test=0), r"the split 'val' would have no face"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_in_one_line_and_leaves_nothing(pictures, tmp_path, choice, said):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+
+    with pytest.raises(DatasetInvalid, match=said):
+        imported(source, tmp_path / "set", choice)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photographs", "voc"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("a.json", "{", None),
+        ("a.json", '{"images": []}', None),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', None),
+        ("a.json", '{"images": [], "annotations": [{"image_id": 7}], "categories": []}', None),
+        ("a.json", "[]", None),
+        ("a.xml", "<annotation><object><name>x</name></object></annotation>", None),
+        ("a.xml", "<annotation>", None),
+        ("a.txt", "a.jpg\nmany\n", None),
+        ("a.txt", "a.jpg\n3\n1 1 5 5\n", None),
+        ("a.csv", "a.jpg,1,2,3,4\n", None),
+        ("a.csv", "a.jpg,1,2,3,4\n", "coco"),
+    ],
+)
+def test_labels_that_cannot_be_read_are_one_line(tmp_path, name, content, form):
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(DatasetInvalid) as raised:
+        formats.read(tmp_path / name, form, [])
+
+    assert len(str(raised.value).splitlines()) == 1
+    assert name in str(raised.value)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(pictures, tmp_path, monkeypatch):
+    labelled = formats.read(label_formats.write_voc(pictures, tmp_path / "voc"), None, [])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(importing.Path, "write_bytes", full)
+    with pytest.raises(OutputFailed, match="No space left on device"):
+        importing.run(labelled, tmp_path / "set", EVERYTHING)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photographs", "voc"]
+
+
+def test_the_same_again_changes_nothing_and_something_else_is_refused(pictures, tmp_path):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+    first = imported(source, tmp_path / "set").dataset
+
+    assert imported(source, tmp_path / "set").dataset == first
+    with pytest.raises(DatasetInvalid, match="holds something else"):
+        imported(source, tmp_path / "set", Choice({"bare": "FACE"}, 0, 0))
+    assert Dataset.load(tmp_path / "set") == first
+
+
+def test_a_data_set_that_was_changed_is_refused(pictures, tmp_path):
+    made = imported(label_formats.write_voc(pictures, tmp_path / "voc"), tmp_path / "set").dataset
+    index = tmp_path / "set" / "dataset.json"
+    (made.folder / made.pictures[0].file).write_bytes(b"no picture")
+
+    with pytest.raises(DatasetInvalid, match="is damaged"):
+        made.pixels(made.pictures[0])
+    for content, said in (
+        (index.read_text().replace('"train"', '"test"', 1), "not what its digest names"),
+        (index.read_text()[:200], "is damaged"),
+        (index.read_text().replace('"version": 1', '"version": 9'), "version 9"),
+    ):
+        index.write_text(content)
+        with pytest.raises(DatasetInvalid, match=said):
+            Dataset.load(tmp_path / "set")
+    with pytest.raises(DatasetInvalid, match="veil train import"):
+        Dataset.load(tmp_path)
+
+
+def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):
+    source = label_formats.write_coco(pictures, tmp_path / "coco")
+    (tmp_path / "photographs" / "p11.webp").write_bytes(b"RIFF")
+
+    done = CliRunner().invoke(
+        app, ["import", str(source), "--to", str(tmp_path / "set"), "--val", "0", "--test", "0", "--json"]
+    )
+
+    assert done.exit_code == 0, done.output
+    figures = json.loads(done.stdout)
+    assert figures["splits"] == {"train": {"pictures": 11, "faces": 10, "ignored areas": 3}}
+    assert figures["labels_before"] == {"with_mask": 8, "bare": 4, "ignore": 3}
+    assert sum(figures["face_sizes"]["train"].values()) == 10
+    assert figures["face_sizes"]["train"]["16–32"] == 3
+    assert figures["faces_per_picture"]["train"]["1"] == 4
+    assert "1 × pictures can't be read" in done.stderr
+    report = (tmp_path / "set" / "report.md").read_text()
+    assert figures["digest"] in report
+    for name in ("faces_by_size.png", "pictures_by_faces.png"):
+        assert f"]({name})" in report
+        with Image.open(tmp_path / "set" / name) as plot:
+            plot.load()
+    assert "pictures can't be read" in report
+
+
+def test_a_mapping_that_cannot_be_read_is_refused(pictures, tmp_path):
+    source = label_formats.write_coco(pictures, tmp_path / "coco")
+
+    done = CliRunner().invoke(app, ["import", str(source), "--to", str(tmp_path / "set"), "--map", "FACE"])
+
+    assert isinstance(done.exception, InvalidRequest)
+    assert "--map" in str(done.exception)
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,114 @@
+"""Anchors: the boxes that the network starts from, which stand for a face, and how boxes are written as offsets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+LEVELS = (3, 4, 5, 6, 7)  # of the feature pyramid: strides of 8 to 128 pixels
+STRIDES = tuple(2**level for level in LEVELS)
+MULTIPLE = STRIDES[-1]  # sides of what the network takes are multiples of this
+# Tan et al. (EfficientDet, CVPR 2020) start at 4 strides for the objects of COCO. Faces are smaller: from 16 pixels on.
+SMALLEST = 2.0  # strides
+OCTAVES = (0.0, 1 / 3, 2 / 3)
+ASPECTS = (1.0, 1.3, 1.7)  # height by width: a face from the side or from above, from the front, tall
+PER_POINT = len(OCTAVES) * len(ASPECTS)
+
+# Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017), section 4. The paper's positives start at 0.5; small
+# faces seldom reach that with any anchor, so the best anchor of each face counts too.
+POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
+NEGATIVE, IGNORED, POSITIVE = 0.0, -1.0, 1.0
+
+
+def anchors(height: int, width: int) -> Floats:
+    """float32 [a, 4], y1 x1 y2 x2 in pixels, for a picture whose sides are multiples of MULTIPLE.
+
+    The order is that of the network's outputs: level, row, column, octave, aspect.
+    """
+    found = []
+    for stride in STRIDES:
+        rows, columns = np.meshgrid(np.arange(height // stride), np.arange(width // stride), indexing="ij")
+        centres = (np.stack([rows, columns], axis=-1).reshape(-1, 1, 2) + 0.5) * stride
+        half = shapes(stride)[None] / 2
+        found.append(np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4))
+    return np.concatenate(found).astype(np.float32)
+
+
+def shapes(stride: int) -> Floats:
+    """float32 [PER_POINT, 2], height and width in pixels of the anchors at one point."""
+    sides = SMALLEST * stride * 2.0 ** np.repeat(OCTAVES, len(ASPECTS))
+    stretch = np.sqrt(np.tile(ASPECTS, len(OCTAVES)))
+    return np.stack([sides * stretch, sides / stretch], axis=-1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the network should say of one picture.
+
+    `faces` float32 [a, 1] is POSITIVE, NEGATIVE or IGNORED; `boxes` float32 [a, 5] the offsets of the face that an
+    anchor stands for, and 1 where it stands for one.
+    """
+
+    faces: Floats
+    boxes: Floats
+
+
+def targets(grid: Floats, faces: Floats, ignored: Floats) -> Targets:
+    """Match the anchors `grid` [a, 4] with `faces` [n, 4] and `ignored` areas [m, 4], all y1 x1 y2 x2 in pixels."""
+    state = np.full(len(grid), NEGATIVE, np.float32)
+    offsets = np.zeros((len(grid), 5), np.float32)
+    if len(ignored):
+        centre = (grid[:, None, :2] + grid[:, None, 2:]) / 2
+        within = np.all((centre > ignored[:, :2]) & (centre < ignored[:, 2:]), axis=2)
+        state[within.any(axis=1)] = IGNORED
+    if len(faces):
+        shared = overlaps(grid, faces)
+        face = shared.argmax(axis=1)
+        best = shared.max(axis=1)
+        state[best >= NEGATIVE_IOU] = IGNORED
+        positive = best >= POSITIVE_IOU
+        # Every face has an anchor, however badly it fits.
+        closest = shared.argmax(axis=0)
+        seen = shared[closest, np.arange(len(faces))] > 0
+        face[closest[seen]] = np.flatnonzero(seen)
+        positive[closest[seen]] = True
+        state[positive] = POSITIVE
+        offsets[positive, :4] = encoded(faces[face[positive]], grid[positive])
+        offsets[positive, 4] = 1
+    return Targets(state[:, None], offsets)
+
+
+def overlaps(first: Floats, second: Floats) -> Floats:
+    """float32 [n, m]: intersection over union of boxes [n, 4] with boxes [m, 4]."""
+    corner = np.maximum(first[:, None, :2], second[None, :, :2])
+    opposite = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = (opposite - corner).clip(0).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - shared
+    ratio: Floats = (shared / np.maximum(union, 1e-9)).astype(np.float32)
+    return ratio
+
+
+def encoded(boxes: Floats, grid: Floats) -> Floats:
+    """`boxes` [n, 4] as offsets from as many anchors: centre in anchor sides, then the log of the sides' ratio."""
+    centre, size = _centre_size(boxes)
+    its_centre, its_size = _centre_size(grid)
+    offsets: Floats = np.concatenate([(centre - its_centre) / its_size, np.log(size / its_size)], axis=1)
+    return offsets
+
+
+def decoded(offsets: Any, grid: Any, ops: Any) -> Any:
+    """The boxes [..., a, 4] that `offsets` [..., a, 4] from the anchors `grid` [a, 4] mean; `ops` is keras.ops."""
+    its_size = grid[..., 2:] - grid[..., :2]
+    centre = (grid[..., :2] + grid[..., 2:]) / 2 + offsets[..., :2] * its_size
+    half = ops.exp(offsets[..., 2:]) * its_size / 2
+    return ops.concatenate([centre - half, centre + half], axis=-1)
+
+
+def _centre_size(boxes: Floats) -> tuple[Floats, Floats]:
+    size: Floats = np.maximum(boxes[:, 2:] - boxes[:, :2], np.float32(1e-3))
+    centre: Floats = (boxes[:, :2] + boxes[:, 2:]) / np.float32(2)
+    return centre, size

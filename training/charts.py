@@ -1,0 +1,73 @@
+"""The plots of data sets, training runs and evaluations, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+mpl.use("Agg", force=False)
+
+WIDTH, HEIGHT = 7.0, 4.0  # inches
+DPI = 110
+INK, GRID = "#28282c", "#dcdad4"
+COLOURS = ("#e23c26", "#2a6f97", "#7a8c3c", "#b07d2b")
+STYLE: dict[str, Any] = {
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
+    "axes.spines.right": False, "grid.color": GRID, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
+}  # fmt: skip
+
+
+def bars(path: Path, title: str, across: str, up: str, groups: Mapping[str, Mapping[str, int]]) -> None:
+    """Stacked bars: for each group, which has a colour, a count by name; all groups have the same names."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(title, across, up)
+        names = list(next(iter(groups.values())))
+        below = np.zeros(len(names))
+        for (group, counts), colour in zip(groups.items(), COLOURS, strict=False):
+            heights = np.array([counts[name] for name in names])
+            axes.bar(names, heights, bottom=below, color=colour, label=group, width=0.8)
+            below += heights
+        axes.grid(axis="x", visible=False)
+        if len(groups) > 1:
+            axes.legend()
+        figure.savefig(path)
+
+
+def lines(
+    path: Path,
+    title: str,
+    across: str,
+    up: str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    limits: tuple[float, float] | None = None,
+    logarithmic: bool = False,
+    marks: Mapping[str, float] | None = None,
+) -> None:
+    """Curves, each x and y; `limits` are those of y, `marks` vertical lines by name."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(title, across, up)
+        for (name, (x, y)), colour in zip(curves.items(), COLOURS, strict=False):
+            axes.plot(x, y, color=colour, label=name, linewidth=1.8)
+        for name, place in (marks or {}).items():
+            axes.axvline(place, color=INK, linewidth=1, linestyle=":", label=name)
+        if limits:
+            axes.set_ylim(*limits)
+        if logarithmic:
+            axes.set_xscale("log")
+        if len(curves) + len(marks or {}) > 1:
+            axes.legend()
+        figure.savefig(path)
+
+
+def _figure(title: str, across: str, up: str) -> tuple[Any, Any]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    return figure, axes

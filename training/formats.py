@@ -1,0 +1,213 @@
+"""Labelled pictures as others write them down: Pascal VOC, COCO, YOLO text, WIDER FACE text, Veil's annotations."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import yaml
+
+from tasks.errors import DatasetInvalid
+from worker.local import PICTURE_SUFFIXES
+
+Box = tuple[float, float, float, float]  # x1 y1 x2 y2
+# Where annotations usually keep their pictures, seen from their own folder.
+PICTURE_FOLDERS = (".", "images", "JPEGImages", "../images", "../JPEGImages", "..")
+WIDER_FIELDS = 10  # x y w h blur expression illumination invalid occlusion pose
+WIDER_INVALID = 7
+
+
+@dataclass(frozen=True)
+class Label:
+    """One box as it was labelled. `ignored`: neither a face nor none (difficult, a crowd, invalid)."""
+
+    name: str
+    box: Box
+    ignored: bool = False
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One picture and its labels, as the source tells it.
+
+    `path` is None where the source names a picture, `name`, that isn't there. Boxes are in pixels, or shares of the
+    picture's sides if `shares`. `size` is (width, height) if the source states it.
+    """
+
+    name: str
+    path: Path | None
+    labels: tuple[Label, ...]
+    size: tuple[int, int] | None = None
+    shares: bool = False
+
+
+Reader = Callable[[Path, Sequence[Path]], Iterator[Labelled]]
+
+
+def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Labelled]:
+    """What `source`, a file or a folder, labels; `form` names its format, else its content tells.
+
+    `pictures` are further folders where its pictures may be. DatasetInvalid, in one line, if it can't be read.
+    """
+    if not source.exists():
+        raise DatasetInvalid(f"{source} does not exist")
+    name = form or _recognised(source)
+    try:
+        found = list(FORMATS[name](source, pictures))
+    except OSError as error:
+        raise DatasetInvalid(f"{error.filename} can't be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError) as error:
+        raise DatasetInvalid(f"{source} is not {name}, or damaged ({type(error).__name__}: {error!s:.120})") from None
+    if not found:
+        raise DatasetInvalid(f"{source} labels no picture as {name}")
+    return found
+
+
+def _recognised(source: Path) -> str:
+    """The format of `source` by what is in it."""
+    if source.suffix == ".json" or (source / "annotations.json").is_file():
+        file = source if source.is_file() else source / "annotations.json"
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise DatasetInvalid(f"{file} is no JSON that can be read ({error!s:.120})") from None
+        return "coco" if isinstance(content, dict) and "annotations" in content else "veil"
+    if source.suffix == ".xml" or (source.is_dir() and next(source.rglob("*.xml"), None)):
+        return "voc"
+    if source.suffix == ".txt" or (source.is_dir() and next(source.glob("**/*_bbx_gt.txt"), None)):
+        return "wider"
+    if source.suffix in (".yaml", ".yml") or (source.is_dir() and next(source.rglob("*.txt"), None)):
+        return "yolo"
+    raise DatasetInvalid(f"{source} has no labels of a known format: name it with --format {'|'.join(FORMATS)}")
+
+
+def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
+    """Pascal VOC: an XML file for each picture; corners in pixels, taken as they stand."""
+    for file in [source] if source.is_file() else sorted(source.rglob("*.xml")):
+        root = ElementTree.parse(file).getroot()  # noqa: S314 - expat since 2.4.1 refuses blown-up entities
+        name = root.findtext("filename") or file.stem
+        labels = []
+        for item in root.iter("object"):
+            corners = item.find("bndbox")
+            if corners is None:
+                raise ValueError(f"an object of {file.name} has no bndbox")
+            x1, y1, x2, y2 = (float(corners.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+            label = item.findtext("name", "").strip()
+            labels.append(Label(label, (x1, y1, x2, y2), item.findtext("difficult", "0").strip() == "1"))
+        path = _picture(name, file.parent, pictures) or _picture(file.stem, file.parent, pictures)
+        width, height = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height"))
+        yield Labelled(name, path, tuple(labels), (width, height) if width and height else None)
+
+
+def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
+    """COCO: one JSON file; boxes are x y width height in pixels, a crowd is ignored."""
+    file = source if source.is_file() else source / "annotations.json"
+    content = json.loads(file.read_text())
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
+    for item in content["annotations"]:
+        if item["image_id"] not in labels:
+            raise ValueError(f"an annotation names the picture {item['image_id']}, which is not listed")
+        x, y, width, height = map(float, item["bbox"])
+        crowd = bool(item.get("iscrowd") or item.get("ignore"))
+        labels[item["image_id"]].append(Label(names[item["category_id"]], (x, y, x + width, y + height), crowd))
+    for image in content["images"]:
+        size = (int(image["width"]), int(image["height"])) if image.get("width") and image.get("height") else None
+        name = str(image["file_name"])
+        yield Labelled(name, _picture(name, file.parent, pictures), tuple(labels[image["id"]]), size)
+
+
+def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
+    """YOLO text: a line for each box, class and centre and sides as shares; names from data.yaml or classes.txt."""
+    folder = source if source.is_dir() else source.parent
+    names = _yolo_names(source, folder)
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    by_stem = {_yolo_key(path, folder): path for path in images}
+    files = {_yolo_key(path, folder): path for path in sorted(folder.rglob("*.txt")) if _is_yolo(path)}
+    for key in sorted(by_stem.keys() | files.keys()):
+        labels = []
+        lines = files[key].read_text().splitlines() if key in files else []  # a picture without a file has no face
+        for line in filter(str.strip, lines):
+            index, x, y, width, height = (float(part) for part in line.split()[:5])
+            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            labels.append(Label(names.get(int(index), f"{index:g}"), box))
+        path = by_stem.get(key) or _picture(Path(key).name, folder, pictures)
+        yield Labelled(key, path, tuple(labels), shares=True)
+
+
+def _yolo_names(source: Path, folder: Path) -> dict[int, str]:
+    described = [source] if source.is_file() else sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    for file in described:
+        names = (yaml.safe_load(file.read_text()) or {}).get("names")
+        if names:
+            return dict(names) if isinstance(names, dict) else dict(enumerate(names))
+    for name in ("classes.txt", "obj.names"):
+        for file in sorted(folder.rglob(name)):
+            return dict(enumerate(file.read_text().split()))
+    return {}
+
+
+def _yolo_key(path: Path, folder: Path) -> str:
+    """What a picture and its labels have in common: the path without `images` or `labels` and without suffix."""
+    parts = [part for part in path.relative_to(folder).with_suffix("").parts if part not in ("images", "labels")]
+    return "/".join(parts)
+
+
+def _is_yolo(path: Path) -> bool:
+    return path.name not in ("classes.txt", "train.txt", "val.txt", "test.txt") and not path.name.startswith("README")
+
+
+def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
+    """WIDER FACE text: a picture's name, its number of faces, and a line for each; invalid ones are ignored."""
+    for file in [source] if source.is_file() else sorted(source.glob("**/*_bbx_gt.txt")):
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        folders = [*pictures, *sorted(path for path in file.parent.parent.glob("**/images") if path.is_dir())]
+        at = 0
+        while at < len(lines):
+            name, count = lines[at], int(lines[at + 1])
+            rows = [re.split(r"\s+", line) for line in lines[at + 2 : at + 2 + count]]
+            if len(rows) < count:
+                raise ValueError(f"{file.name} ends within {name}")
+            labels = []
+            for row in rows:
+                x, y, width, height = map(float, row[:4])
+                invalid = len(row) >= WIDER_FIELDS and row[WIDER_INVALID] == "1"
+                labels.append(Label("face", (x, y, x + width, y + height), invalid))
+            yield Labelled(name, _picture(name, file.parent, folders), tuple(labels))
+            # A picture without faces has one line of zeros.
+            at += 2 + max(count, int(at + 2 < len(lines) and bool(re.fullmatch(r"[0\s]+", lines[at + 2]))))
+
+
+def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
+    """Veil's own: {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels", "ignore"}]}."""
+    file = source if source.is_file() else source / "annotations.json"
+    for image in json.loads(file.read_text())["images"]:
+        names = image.get("labels") or ["face"] * len(image["faces"])
+        labels = [Label(str(name), _box(box)) for name, box in zip(names, image["faces"], strict=True)]
+        labels += [Label("ignore", _box(box), ignored=True) for box in image.get("ignore", [])]
+        size = (int(image["width"]), int(image["height"])) if image.get("width") and image.get("height") else None
+        yield Labelled(image["file"], _picture(image["file"], file.parent, pictures), tuple(labels), size)
+
+
+def _box(sides: Sequence[Any]) -> Box:
+    x1, y1, x2, y2 = map(float, sides)
+    return x1, y1, x2, y2
+
+
+def _picture(name: str, near: Path, pictures: Sequence[Path]) -> Path | None:
+    """The picture called `name`, with or without its folder and suffix, in `pictures` or where it usually lies."""
+    for folder in [*pictures, *(near / part for part in PICTURE_FOLDERS)]:
+        for candidate in (folder / name, folder / Path(name.replace("\\", "/")).name):
+            if candidate.is_file():
+                return candidate
+            if candidate.suffix.lower() not in PICTURE_SUFFIXES:
+                for suffix in sorted(PICTURE_SUFFIXES):
+                    if (completed := candidate.with_name(candidate.name + suffix)).is_file():
+                        return completed
+    return None
+
+
+FORMATS: dict[str, Reader] = {"voc": _voc, "coco": _coco, "yolo": _yolo, "wider": _wider, "veil": _veil}

@@ -1,0 +1,248 @@
+"""``veil train import``: labelled pictures of any known format become one data set, checked and split."""
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tasks.errors import DatasetInvalid, OutputFailed, VeilError
+from training import dataset, likeness
+from training.dataset import Box, Dataset, Picture
+from training.formats import Label, Labelled
+from worker.progress import progress_bar
+
+FACE, IGNORE, DROP = "FACE", "ignore", "drop"
+PLACES = 1  # decimals of a pixel: what formats that store sides or shares agree on
+SMALLEST = 1.0  # pixels: the side from which a box is one
+THREADS = 4
+SHOWN = 5  # names of pictures with a problem
+
+OUTSIDE = "boxes that reached outside their picture were cut"
+EMPTY = "boxes without area, or wholly outside, were dropped"
+MISSING = "pictures that labels point to are not there"
+UNREADABLE = "pictures can't be read"
+OTHER_SIZE = "pictures have another size than their labels say"
+SAME = "pictures came more than once, and were joined"
+ALIKE = "pictures look like another one, and share its split"
+WITHOUT = "pictures have no face"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How labels become faces and pictures splits.
+
+    `mapping` names labels: FACE, IGNORE (neither a face nor none) or DROP; a label that it does not name is a face if
+    it is empty, and dropped else. `val` and `test` are shares of the pictures.
+    """
+
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    val: float = 0.1
+    test: float = 0.1
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of an import; `problems` counts and names pictures, by kind."""
+
+    dataset: Dataset
+    labels_before: Counter[str]
+    labels_after: Counter[str]
+    problems: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """One picture that was read."""
+
+    name: str
+    content: bytes
+    sha256: str
+    form: str
+    looks: int
+    size: tuple[int, int]
+    faces: tuple[Box, ...]
+    ignore: tuple[Box, ...]
+    problems: tuple[str, ...]
+
+
+def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
+    """Write the data set of `labelled` to `folder`, all of it or nothing.
+
+    Raises DatasetInvalid when nothing is left, a split is empty or `folder` holds something else, OutputFailed when
+    it can't be written. The same pictures and labels give the same digest, from whatever format.
+    """
+    before = Counter(label.name for each in labelled for label in each.labels)
+    _check_mapping(choice.mapping, before)
+    problems: dict[str, list[str]] = {}
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    try:
+        (work / "images").mkdir(parents=True)
+        known = _written(labelled, choice, work, problems)
+        pictures = _split(known, choice, problems)
+        (work / dataset.INDEX).write_text(json.dumps(dataset.index(pictures), indent=1) + "\n")
+        made = _placed(work, folder)
+    except OSError as error:
+        raise OutputFailed(f"{folder} can't be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    after = Counter({FACE: sum(len(p.faces) for p in pictures), IGNORE: sum(len(p.ignore) for p in pictures)})
+    return Imported(made, before, +after, problems)
+
+
+def _check_mapping(mapping: Mapping[str, str], labels: Counter[str]) -> None:
+    for name, target in mapping.items():
+        if target not in (FACE, IGNORE, DROP):
+            raise DatasetInvalid(f"the label {name!r} can become {FACE}, {IGNORE} or {DROP}, not {target!r}")
+        if not labels[name]:
+            found = ", ".join(sorted(labels)) or "none at all"
+            raise DatasetInvalid(f"no box has the label {name!r}: there are {found}")
+
+
+def _written(
+    labelled: Sequence[Labelled], choice: Choice, work: Path, problems: dict[str, list[str]]
+) -> dict[str, _Checked]:
+    """Read, check and write every picture; those that are left, by SHA-256, the same one once."""
+    known: dict[str, _Checked] = {}
+    with progress_bar("imported", total=len(labelled)) as bar:
+        for each, checked in _in_order(labelled, choice):
+            bar.advance()
+            if isinstance(checked, str):
+                problems.setdefault(checked, []).append(each.name)
+                continue
+            for problem in checked.problems:
+                problems.setdefault(problem, []).append(each.name)
+            if twin := known.get(checked.sha256):
+                problems.setdefault(SAME, []).append(each.name)
+                checked = _joined(twin, checked)
+            else:
+                (work / _file(checked)).write_bytes(checked.content)
+            known[checked.sha256] = replace(checked, content=b"")
+    if not known:
+        raise DatasetInvalid(f"no picture is left: {_summary(problems)}")
+    if not any(checked.faces for checked in known.values()):
+        raise DatasetInvalid("no picture has a face: look at the labels, or choose with --map LABEL=FACE")
+    return known
+
+
+def _in_order(labelled: Sequence[Labelled], choice: Choice) -> Iterator[tuple[Labelled, "_Checked | str"]]:
+    """What came of each, a few at a time."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(labelled), 8 * THREADS):
+            chunk = labelled[start : start + 8 * THREADS]
+            yield from zip(chunk, pool.map(lambda each: _check(each, choice), chunk), strict=True)
+
+
+def _check(each: Labelled, choice: Choice) -> "_Checked | str":
+    """One picture read and its boxes put right, or the problem that leaves it out."""
+    if each.path is None:
+        return MISSING
+    try:
+        content = each.path.read_bytes()
+        pixels, form = dataset.decoded(content)
+    except (OSError, VeilError):
+        return UNREADABLE
+    height, width = pixels.shape[:2]
+    if each.size is not None and each.size != (width, height):
+        return OTHER_SIZE
+    scale = (width, height) if each.shares else (1, 1)
+    problems: set[str] = set()
+    boxes: dict[str, list[Box]] = {FACE: [], IGNORE: []}
+    for label in each.labels:
+        target = _target(label, choice.mapping)
+        if target != DROP and (box := _within(label.box, scale, width, height, problems)):
+            boxes[target].append(box)
+    if not boxes[FACE]:
+        problems.add(WITHOUT)
+    return _Checked(
+        each.name,
+        content,
+        hashlib.sha256(content).hexdigest(),
+        form,
+        likeness.perceptual_hash(pixels),
+        (width, height),
+        tuple(sorted(boxes[FACE])),
+        tuple(sorted(boxes[IGNORE])),
+        tuple(sorted(problems)),
+    )
+
+
+def _target(label: Label, mapping: Mapping[str, str]) -> str:
+    if label.ignored:
+        return IGNORE
+    return mapping.get(label.name, DROP if mapping else FACE)
+
+
+def _within(box: Box, scale: tuple[int, int], width: int, height: int, problems: set[str]) -> Box | None:
+    """`box` in pixels and cut at the picture's edges; None, and a problem, if nothing is left of it."""
+    x1, y1, x2, y2 = (round(side * scale[i % 2], PLACES) for i, side in enumerate(box))
+    cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+    if not (cut[2] - cut[0] >= SMALLEST and cut[3] - cut[1] >= SMALLEST):  # not so for NaN either
+        problems.add(EMPTY)
+        return None
+    if cut != (x1, y1, x2, y2):
+        problems.add(OUTSIDE)
+    return cut
+
+
+def _joined(first: _Checked, second: _Checked) -> _Checked:
+    """The same picture from two places, with the boxes of both."""
+    faces, ignore = (tuple(sorted({*getattr(first, name), *getattr(second, name)})) for name in ("faces", "ignore"))
+    return replace(first, faces=faces, ignore=ignore)
+
+
+def _file(checked: _Checked) -> str:
+    return f"images/{checked.sha256[:20]}.{checked.form.lower()}"
+
+
+def _split(known: Mapping[str, _Checked], choice: Choice, problems: dict[str, list[str]]) -> list[Picture]:
+    """Each picture's split, drawn by its content, so that it stays where it is when others come.
+
+    Pictures that look alike go where the first of them goes.
+    """
+    ordered = [known[sha256] for sha256 in sorted(known)]
+    pictures = []
+    for members in likeness.groups([checked.looks for checked in ordered]):
+        if len(members) > 1:
+            problems.setdefault(ALIKE, []).extend(ordered[i].name for i in members[1:])
+        drawn = int(ordered[members[0]].sha256[:13], 16) / 16**13
+        split = "test" if drawn < choice.test else "val" if drawn < choice.test + choice.val else "train"
+        pictures += [
+            Picture(_file(its), its.sha256, *its.size, its.faces, its.ignore, split)
+            for its in (ordered[i] for i in members)
+        ]
+    shares = {"train": 1 - choice.val - choice.test, "val": choice.val, "test": choice.test}
+    for name, share in shares.items():
+        if share > 0 and not any(picture.split == name and picture.faces for picture in pictures):
+            raise DatasetInvalid(
+                f"the split {name!r} would have no face: give more pictures, or another --val and --test"
+            )
+    return pictures
+
+
+def _placed(work: Path, folder: Path) -> Dataset:
+    """Move the finished data set to `folder`; the same one there already is left as it is."""
+    made = Dataset.load(work)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / dataset.INDEX).is_file() or Dataset.load(folder).digest != made.digest:
+            raise DatasetInvalid(f"{folder} holds something else: choose another --to, or remove it")
+        return Dataset.load(folder)
+    work.replace(folder)
+    return Dataset(folder, made.pictures, made.digest)
+
+
+def _summary(problems: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(problem_lines(problems)) or "the sources have none"
+
+
+def problem_lines(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each kind, with the first names."""
+    lines = []
+    for kind, names in problems.items():
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        lines.append(f"{len(names):,} × {kind}: {', '.join(names[:SHOWN])}{more}")
+    return lines
