@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import end_to_end, enqueue, exposure, machine, reconcile, reid, stages, upload_latency
+from benchmarks import end_to_end, enqueue, exposure, machine, memory, reconcile, reid, stages, upload_latency
 from demo.servers import ServerFailed
 from tasks.errors import VeilError
 
@@ -18,6 +18,7 @@ BENCHMARKS = {
     "enqueue": enqueue.run,
     "upload_latency": upload_latency.run,
     "reconcile": reconcile.run,
+    "memory": memory.run,
 }
 
 

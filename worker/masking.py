@@ -1,7 +1,7 @@
 """Pure functions on pixels: which region of a face is hidden, and how."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ SMALLEST_RING = 2  # pixels
 CELLS = 3  # across a region: all that `blur` and `pixelate` keep of it
 SMALLEST_CELL = 2  # pixels
 WHOLE = 1.0  # the region that is the full face
+OPAQUE = 255  # of the soft edge, the pixels that are hidden
+STRIP_PIXELS = 1 << 18  # that are worked on at a time in floating point, so that a large face needs no more memory
 
 # Which way is up, seen from the middle of the box: the top, the left, the bottom or the right of the picture.
 UPS = np.array([(0, -1), (-1, 0), (0, 1), (1, 0)], np.float64)
@@ -69,17 +71,45 @@ class Regions:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Some rows of a Hole, in floating point.
+
+    `rows` are its rows in the window, from an even one on; `planes` float32 [n, w, c] its clear pixels; `own` float32
+    [n, w] is 1 where they are hidden and falls to 0 around; `weight` float32 [n, w] is 1 where what is around the hole
+    is known, and 0 within it and in what else is hidden.
+    """
+
+    rows: slice
+    planes: Floats
+    own: Floats
+    weight: Floats
+
+
+@dataclass(frozen=True)
 class Hole:
     """Where pixels are replaced, within a window of the picture [h, w].
 
-    `own` float32 [h, w] is 1 where they are hidden and falls to 0 around; `others` bool [h, w] are hidden too, but by
-    themselves; `cell` is the side of a cell, in pixels, for methods that average; `black` a black pixel.
+    `pixels` uint8 or uint16 [h, w, c] are clear; `own` uint8 [h, w] is OPAQUE where they are hidden and falls to 0
+    around; `others` bool [h, w] are hidden too, but by themselves; `cell` is the side of a cell, in pixels, for methods
+    that average; `black` a black pixel.
     """
 
-    own: Floats
+    pixels: Image
+    own: NDArray[np.uint8]
     others: NDArray[np.bool_]
     cell: int
     black: Black
+
+    def strips(self) -> Iterator[Strip]:
+        """The whole window, from its top."""
+        for rows in _strips(*self.own.shape):
+            own = self.own[rows] * np.float32(1 / OPAQUE)
+            weight = np.where(self.others[rows], np.float32(0), 1 - own)
+            yield Strip(rows, self.pixels[rows].astype(np.float32), own, weight)
+
+
+Filling = Callable[[Strip], Floats]
+"""What replaces the pixels of a strip: float32 [n, w, c], or what can be broadcast to it."""
 
 
 def regions(
@@ -194,16 +224,23 @@ def hide(
         x1, y1 = (group.rectangles[:, :2].min(axis=0) - reach).clip(0)
         x2, y2 = np.minimum(group.rectangles[:, 2:].max(axis=0) + reach, (width, height))
         window = (x1, y1, x2, y2)
-        own = _soft(_covered(group, window), feather)
         cell = max(SMALLEST_CELL, math.ceil(largest / CELLS))
-        hole = Hole(own, _covered(everything[~members], window), cell, black)
-        crop = result[y1:y2, x1:x2]
-        planes = picture[y1:y2, x1:x2].reshape(*own.shape, -1).astype(np.float32)
-        filled = METHODS[style.method](planes, hole)
-        blended = own[..., None] * filled + (1 - own[..., None]) * planes
-        rounded = blended.round().clip(0, np.iinfo(crop.dtype).max).astype(crop.dtype)
-        crop[own > 0] = rounded.reshape(crop.shape)[own > 0]
+        clear = picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1)
+        hole = Hole(clear, _soft(group, window, feather), _covered(everything[~members], window), cell, black)
+        filling = METHODS[style.method](hole)
+        for strip in hole.strips():
+            crop, share = result[y1:y2, x1:x2][strip.rows], strip.own[..., None]
+            blended = share * filling(strip) + (1 - share) * strip.planes
+            rounded = blended.round().clip(0, np.iinfo(crop.dtype).max).astype(crop.dtype)
+            crop[strip.own > 0] = rounded.reshape(crop.shape)[strip.own > 0]
     return result
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    """All rows of a window, an even number of them at a time."""
+    step = max(2, STRIP_PIXELS // width // 2 * 2)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
 
 
 def _groups(everything: Regions, style: MaskStyle) -> list[NDArray[np.bool_]]:
@@ -239,7 +276,9 @@ def _covered(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.boo
     for (left, top, right, bottom), outline in zip(some.rectangles[inside], some.outlines[inside], strict=True):
         left, right, top, bottom = max(left, x1), min(right, x2), max(top, y1), min(bottom, y2)
         part = covered[top - y1 : bottom - y1, left - x1 : right - x1]
-        part |= _within(outline, np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
+        for rows in _strips(*part.shape):
+            centres = np.arange(left, right) + 0.5, np.arange(top, bottom)[rows] + 0.5
+            part[rows] |= _within(outline, *centres)
     return covered
 
 
@@ -253,81 +292,142 @@ def _within(outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.
     return reached
 
 
-def _soft(covered: NDArray[np.bool_], feather: int) -> Floats:
-    """1 where `covered`, falling to 0 over `feather` pixels around it: within a region nothing shines through."""
-    if not feather:
-        return covered.astype(np.float32)
-    distance = cv2.distanceTransform((~covered).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
-    soft = 1 - distance / (feather + 1)
-    return np.where(covered, 1, soft.clip(0, 1)).astype(np.float32)
+def _soft(some: Regions, window: tuple[int, int, int, int], feather: int) -> NDArray[np.uint8]:
+    """OPAQUE in the regions, falling to 0 over `feather` pixels around them: within a region nothing shines through."""
+    x1, y1, x2, y2 = window
+    soft = np.empty((y2 - y1, x2 - x1), np.uint8)
+    # No farther than the edge is wide is looked for a region, so strips see what is that far above and below.
+    step = max(STRIP_PIXELS // (x2 - x1), 2 * feather, 1)
+    for top in range(y1, y2, step):
+        bottom = min(top + step, y2)
+        covered = _covered(some, (x1, top - feather, x2, bottom + feather))
+        if feather:
+            distance = cv2.distanceTransform((~covered).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+            np.minimum(distance, feather + 1, out=distance)
+            shares = cv2.convertScaleAbs(distance, alpha=-OPAQUE / (feather + 1), beta=OPAQUE)
+        else:
+            shares = covered * np.uint8(OPAQUE)
+        soft[top - y1 : bottom - y1] = shares[feather : feather + bottom - top]
+    return soft
 
 
-def surround(planes: Floats, hole: Hole) -> Floats:
-    """Pixels [h, w, c] filled smoothly from those around the hole; nothing of a covered pixel is used.
+def surround(hole: Hole) -> Filling:
+    """Filled smoothly from the pixels around the hole; nothing of a covered pixel is used.
 
     Pull-push interpolation (Gortler et al., "The Lumigraph", SIGGRAPH 1996, section 3.4): average what is
     known while halving, then fill what is not while doubling. Cost is linear in the pixels. Where nothing around is
     known, the hole becomes black.
     """
-    weight = np.where(hole.others, np.float32(0), 1 - hole.own)
-    if not weight.any():
-        return fill(planes, hole)
-    return _pull_push(planes * weight[..., None], weight)
+    height, width, channels = hole.pixels.shape
+    values, weights = _halves(height, width, channels)
+    for strip in hole.strips():
+        half = _half(strip.rows)
+        values[half], weights[half] = _halved(strip.planes, strip.weight)
+    if not weights.any():
+        return fill(hole)
+    _fill_gaps(values, weights)
+    return lambda strip: _filled(strip.planes, strip.weight, _stretched(values, strip.rows, height, width))
 
 
-def _pull_push(weighted: Floats, weight: Floats) -> Floats:
-    """Values [h, w, c] for every pixel, from values times weight and the weights [h, w], 0 to 1, themselves."""
-    height, width = weight.shape
-    known = weighted / np.maximum(weight, 1e-6)[..., None]
-    if weight.min() >= 1 or height * width == 1:
-        return known
-    odd = height % 2, width % 2
-    pad = ((0, odd[0]), (0, odd[1]))
-    half = (weight.shape[1] + odd[1]) // 2, (weight.shape[0] + odd[0]) // 2
-    smaller_weighted = _resized(np.pad(weighted, (*pad, (0, 0))), half, cv2.INTER_AREA)
-    smaller_weight = _resized(np.pad(weight, pad), half, cv2.INTER_AREA)
+def _fill_gaps(values: Floats, weights: Floats) -> None:
+    """Fill `values` [h, w, c] in place where their `weights` [h, w], 0 to 1, say that they are not known."""
+    height, width, channels = values.shape
+    if weights.min() >= 1 or height * width == 1:
+        return
+    smaller, smaller_weights = _halves(height, width, channels)
+    for rows in _strips(height, width):
+        half = _half(rows)
+        smaller[half], smaller_weights[half] = _halved(values[rows], weights[rows])
+    _fill_gaps(smaller, smaller_weights)
+    for rows in _strips(height, width):
+        values[rows] = _filled(values[rows], weights[rows], _stretched(smaller, rows, height, width))
+
+
+def _filled(values: Floats, weights: Floats, others: Floats) -> Floats:
+    share = weights[..., None]
+    return share * values + (1 - share) * others
+
+
+def _halves(height: int, width: int, channels: int) -> tuple[Floats, Floats]:
+    """Room for values and weights of half the size, rounded up."""
+    half = -(-height // 2), -(-width // 2)
+    return np.empty((*half, channels), np.float32), np.empty(half, np.float32)
+
+
+def _half(rows: slice) -> slice:
+    return slice(rows.start // 2, -(-rows.stop // 2))
+
+
+def _halved(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """Values [h, w, c] and weights [h, w] averaged over squares of two by two, what is not known left out."""
+    height, width = weights.shape
+    odd = (0, height % 2, 0, width % 2, cv2.BORDER_CONSTANT)
+    size = -(-width // 2), -(-height // 2)
+    weighted, sums = (
+        cv2.resize(cv2.copyMakeBorder(padded, *odd, value=0), size, interpolation=cv2.INTER_AREA)
+        for padded in (values * weights[..., None], weights)
+    )
+    averages: Floats = weighted.reshape(*sums.shape, -1) / np.maximum(sums, np.float32(1e-6))[..., None]
     # Any known pixel makes its parent well known: otherwise the middle of a region fades to nothing.
-    gain = np.minimum(1, 4 * smaller_weight) / np.maximum(smaller_weight, np.float32(1e-6))
-    below = _pull_push(smaller_weighted * gain[..., None], smaller_weight * gain)
-    above = _resized(below, (width, height), cv2.INTER_LINEAR)
-    share = weight[..., None]
-    return share * known + (1 - share) * above
+    return averages, np.minimum(4 * sums, 1, dtype=np.float32)
 
 
-def _resized(values: Floats, size: tuple[int, int], interpolation: int) -> Floats:
-    resized = cv2.resize(values, size, interpolation=interpolation)
-    return resized.reshape(size[1], size[0], *values.shape[2:]).astype(np.float32, copy=False)
+def _stretched(values: Floats, rows: slice, height: int, width: int) -> Floats:
+    """The `rows` [n, width, c] of `values` [h, w, c] stretched smoothly to `height` and `width`."""
+    last = len(values) - 1
+    places = ((np.arange(rows.start, rows.stop) + 0.5) * len(values) / height - 0.5).clip(0, last)
+    before = places.astype(np.intp)
+    after = np.minimum(before + 1, last)
+    first = before[0]
+    used = values[first : after[-1] + 1]
+    wide = cv2.resize(used, (width, len(used)), interpolation=cv2.INTER_LINEAR).reshape(len(used), width, -1)
+    share = (places - before).astype(np.float32)[:, None, None]
+    stretched: Floats = wide[before - first] * (1 - share) + wide[after - first] * share
+    return stretched
 
 
-def blur(planes: Floats, hole: Hole) -> Floats:
+def blur(hole: Hole) -> Filling:
     """The averages of cells, a few across a face, with smooth transitions."""
-    return _coarse(planes, hole, cv2.INTER_LINEAR)
+    cells = _cells(hole)
+    return lambda strip: _stretched(cells, strip.rows, *hole.own.shape)
 
 
-def pixelate(planes: Floats, hole: Hole) -> Floats:
+def pixelate(hole: Hole) -> Filling:
     """The averages of cells, a few across a face."""
-    return _coarse(planes, hole, cv2.INTER_NEAREST)
+    cells = _cells(hole)
+    down, across = _cell_numbers(hole)
+    return lambda strip: cells[down[strip.rows]][:, across]
 
 
-def _coarse(planes: Floats, hole: Hole, interpolation: int) -> Floats:
-    """Cells are averaged over the hole alone: a neighbour's face is no part of them."""
-    height, width = hole.own.shape
-    grid = -(-width // hole.cell), -(-height // hole.cell)
-    weight = _resized(hole.own, grid, cv2.INTER_AREA)
-    weighted = _resized(planes * hole.own[..., None], grid, cv2.INTER_AREA)
-    gain = (weight > 0).astype(np.float32) / np.maximum(weight, 1e-6)
-    cells = _pull_push(weighted * gain[..., None], weight * gain)
-    return _resized(cells, (width, height), interpolation)
+def _cells(hole: Hole) -> Floats:
+    """The averages of the cells [rows, columns, c] over the hole alone: a neighbour's face is no part of them."""
+    down, across = _cell_numbers(hole)
+    starts = np.searchsorted(across, np.arange(across[-1] + 1))
+    sums = np.zeros((down[-1] + 1, len(starts), hole.pixels.shape[2]))
+    weights = np.zeros(sums.shape[:2])
+    for strip in hole.strips():
+        # In whole numbers, which add up to the same in any order.
+        own = hole.own[strip.rows].astype(np.float32)
+        weighted = np.add.reduceat(strip.planes * own[..., None], starts, axis=1, dtype=np.float64)
+        np.add.at(sums, down[strip.rows], weighted)
+        np.add.at(weights, down[strip.rows], np.add.reduceat(own, starts, axis=1, dtype=np.float64))
+    cells = (sums / np.maximum(weights, 1)[..., None]).astype(np.float32)
+    _fill_gaps(cells, (weights > 0).astype(np.float32))
+    return cells
 
 
-def fill(planes: Floats, hole: Hole) -> Floats:
+def _cell_numbers(hole: Hole) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """In which cell each row and each column of the window lies; they are as equal as whole pixels let them be."""
+    down, across = (np.arange(side) * -(-side // hole.cell) // side for side in hole.own.shape)
+    return down, across
+
+
+def fill(hole: Hole) -> Filling:
     """Black pixels."""
-    filled = np.empty_like(planes)
-    filled[:] = hole.black
-    return filled
+    return lambda _strip: np.asarray(hole.black, np.float32)
 
 
-METHODS: dict[str, Callable[[Floats, Hole], Floats]] = {
+METHODS: dict[str, Callable[[Hole], Filling]] = {
     "surround": surround,
     "blur": blur,
     "pixelate": pixelate,

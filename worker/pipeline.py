@@ -29,7 +29,7 @@ from worker.detector import Detections, Detector, merge, outside, placed
 from worker.masking import MaskStyle
 from worker.settings import Look
 
-PIXELS_VERSION = 3  # counts up with every change of this package that changes output pixels
+PIXELS_VERSION = 4  # counts up with every change of this package that changes output pixels
 
 PROBE = receipts.RESERVED + "probe"  # an object that is written to see whether the destination can be
 

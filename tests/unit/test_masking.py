@@ -372,6 +372,17 @@ def test_the_order_of_the_boxes_hides_the_same_pixels(some, style, chance):
     assert np.array_equal(hide(picture, some, style), hide(picture, some[order], style))
 
 
+@settings(max_examples=40)
+@given(kind=st.sampled_from(sorted(KINDS)), some=boxes(), style=STYLES, width=SIDES, height=SIDES)
+def test_a_region_is_hidden_alike_in_one_piece_and_strip_by_strip(kind, some, style, width, height):
+    picture = noise(height, width, kind)
+    whole = hide(picture, some, style)
+    for strip_pixels in (1, 4 * width, 7 * width):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(masking, "STRIP_PIXELS", strip_pixels)
+            assert np.array_equal(hide(picture, some, style), whole)
+
+
 def test_a_read_only_picture_can_be_hidden():
     picture = noise(20, 20)
     picture.flags.writeable = False
@@ -546,7 +557,7 @@ def test_a_neighbours_face_is_no_part_of_a_cell(method):
 def test_many_faces_in_one_large_picture_are_hidden_each_at_the_cost_of_its_own_region(method, monkeypatch):
     windows = []
     kept = METHODS[method]
-    monkeypatch.setitem(METHODS, method, lambda planes, hole: windows.append(planes.shape) or kept(planes, hole))
+    monkeypatch.setitem(METHODS, method, lambda hole: windows.append(hole.pixels.shape) or kept(hole))
     corners = np.array([(x, y, x + 20, y + 20) for x in range(0, 2000, 100) for y in range(0, 2000, 100)], np.float32)
     hide(np.zeros((2000, 2000), np.uint8), corners, MaskStyle(method))
     assert len(windows) == len(corners)
