@@ -73,7 +73,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Settled:
-    """What is true of a picture. `source` and `output` are None where there is none.
+    """What is true of a picture. `source` and `output` are None where there is none; `reason` is why it is held back.
 
     A picture whose address no worker takes, such as ``a/../b``, is not asked for: its `source` is as it was listed.
     """
@@ -82,6 +82,7 @@ class Settled:
     state: State
     source: StoredObject | None
     output: StoredObject | None
+    reason: str | None = None
 
 
 def compare(store: ObjectStore, places: Places, recipe: str | None, after: str = "") -> Iterator[Compared]:
@@ -129,8 +130,9 @@ def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Com
     if output is not None and is_ours and receipts.is_current(output.metadata, source.etag, recipe):
         return Settled(compared.key, "current", source, output)
     # An older output stays where its picture is held by now, and so does its receipt.
-    if (output is None or len(compared.made) != 1) and _is_held(store, places, recipe, compared.key, source):
-        return Settled(compared.key, "held", source, output)
+    held = _held(store, places, recipe, compared.key, source) if output is None or len(compared.made) != 1 else None
+    if held is not None:
+        return Settled(compared.key, "held", source, output, held.reason)
     return Settled(compared.key, "stale" if is_ours else "missing", source, output)
 
 
@@ -153,12 +155,15 @@ def read_receipt(store: ObjectStore, places: Places, made: Made) -> Receipt | No
     return receipts.read(store, receipts.uri(places.route.destination, named))
 
 
-def _is_held(store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject) -> bool:
+def _held(store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject) -> Receipt | None:
+    """The receipt that says that this version of a picture is held back; None if there is none."""
     wanted = Made.of(key, recipe or "", source.etag)
-    return any(
-        receipt.status == "held" and made.etag == wanted.etag and receipts.is_of(made.recipe, recipe)
+    of_version = (
+        receipt
         for made, receipt in read_receipts(store, places, key)
+        if made.etag == wanted.etag and receipts.is_of(made.recipe, recipe)
     )
+    return next((receipt for receipt in of_version if receipt.status == "held"), None)
 
 
 def _is_valid(uri: ObjectUri) -> bool:

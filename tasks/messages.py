@@ -10,6 +10,8 @@ from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
 
 Status = Literal["anonymized", "skipped", "held"]
+Reason = Literal["no face found", "faces still found in the output"]
+"""Why a picture is held back, or published for somebody to look at."""
 Method = Literal["surround", "blur", "pixelate", "fill"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -44,12 +46,16 @@ Area = Annotated[tuple[Side, Side, Side, Side], BeforeValidator(_listed), AfterV
 
 Areas = Annotated[tuple[Area, ...], BeforeValidator(_listed), Field(max_length=MOST_AREAS)]
 
+Etag = Annotated[str, Field(min_length=1, max_length=256)]
+"""What S3 calls a version of an object, without quotation marks."""
+
 
 class AnonymizeOptions(BaseModel):
     """What one picture asks for in place of the worker's settings.
 
     `method` and `region` as in the settings VEIL_METHOD and VEIL_REGION. A face that lies at least half in one of the
-    areas `exempt` stays clear; the areas `extra` are hidden whole, whatever is in them.
+    areas `exempt` stays clear; the areas `extra` are hidden whole, whatever is in them. `release` is the version of the
+    source that somebody looked at: of that one, nothing is held back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,6 +64,7 @@ class AnonymizeOptions(BaseModel):
     region: Region | None = None
     exempt: Areas = ()
     extra: Areas = ()
+    release: Etag | None = None
 
     @classmethod
     def parse(cls, /, **fields: Any) -> Self:
@@ -75,11 +82,15 @@ class AnonymizeOptions(BaseModel):
         """What is asked for. What is not is left out, so that workers of an older version take it too."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
+    def for_version(self, etag: str) -> Self:
+        """The options as they are for the source version `etag`: the release of another one is none."""
+        return self if self.release in (None, etag) else self.model_copy(update={"release": None})
+
     def recipe(self, base: str) -> str:
         """The recipe of an output made with these options by a worker whose own is `base`."""
         if self == type(self)():
             return base
-        return f"{base}-{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
+        return f"{base}-{hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]}"
 
 
 class AnonymizeRequest(BaseModel):
@@ -120,9 +131,11 @@ class AnonymizeReport:
     """What came of one picture. Celery carries it as JSON; Flower shows its ``repr``.
 
     `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already the one
-    that would be made) or ``held`` (no face was found and the setting holds such pictures back).
+    that would be made) or ``held`` (there is a `reason` not to publish it, and the setting holds such pictures back).
+    An output that was written has a `reason` if somebody should look at it.
     Sizes are pixels and bytes; `seconds` maps each stage to its duration; `boxes_xyxy` are the faces, in whole
-    pixels of the upright picture, strongest first.
+    pixels of the upright picture, strongest first. `found_by_check` counts those that were found in the output only,
+    `left_xyxy` are those that the last check still found. `source_etag` is the version of the source.
     """
 
     status: Status
@@ -131,6 +144,9 @@ class AnonymizeReport:
     source: str
     destination: str | None
     recipe: str
+    reason: Reason | None = None
+    found_by_check: int | None = None
+    left_xyxy: list[list[int]] | None = None
     format: str | None = None
     width: int | None = None
     height: int | None = None
@@ -138,6 +154,7 @@ class AnonymizeReport:
     bytes_out: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     boxes_xyxy: list[list[int]] | None = None
+    source_etag: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, without what is not known."""
@@ -150,7 +167,9 @@ class AnonymizeReport:
         faces = {None: "", 0: "no face", 1: "1 face"}.get(self.faces, f"{self.faces} faces")
         parts = (
             self.status,
-            faces,
+            self.reason or "",
+            "" if self.reason == "no face found" else faces,
+            f"{self.found_by_check} by the check" if self.found_by_check else "",
             "" if self.lowest_score is None else f"lowest score {self.lowest_score:.2f}",
             self.destination or "",
             "" if self.format is None else f"{self.format} {self.width}×{self.height}",

@@ -29,7 +29,7 @@ from tasks.messages import AnonymizeReport
 from tasks.settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # of a scrape: Prometheus itself waits for 10
-STAGES = ("fetch", "decode", "detect", "mask", "encode", "store")
+STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")
 Source = Literal["sqs", "http", "poll"]
 Heard = Literal["queued", "ignored", "refused", "malformed"]
 DEAD = "dead"
@@ -51,6 +51,11 @@ FACES = Histogram(
     registry=REGISTRY,
 )
 WITHOUT_FACE = Counter("veil_pictures_without_face", "Pictures in which no face was found.", registry=REGISTRY)
+FOUND_BY_CHECK = Counter(
+    "veil_faces_found_by_check",
+    "Faces that were only found in the output, and then hidden too.",
+    registry=REGISTRY,
+)
 STAGE_SECONDS = Histogram(
     "veil_stage_seconds",
     "Seconds of each stage of the pictures that came through.",
@@ -104,6 +109,7 @@ def finished(report: AnonymizeReport, request: Any) -> None:
     if report.faces is not None:
         FACES.observe(report.faces)
         WITHOUT_FACE.inc(report.faces == 0)
+    FOUND_BY_CHECK.inc(report.found_by_check or 0)
     BYTES_READ.inc(report.bytes_in or 0)
     BYTES_WRITTEN.inc(report.bytes_out or 0)
     if (waited := queues.age(request.get(QUEUED_AT_HEADER))) is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import ObjectNotFound
+from tasks.messages import Reason
 
 if TYPE_CHECKING:
     from tasks.s3 import ObjectStore
@@ -33,6 +34,10 @@ SOURCE = "veil-source-sha256"
 SOURCE_ETAG = "veil-source-etag"
 RECIPE = "veil-recipe"
 FACES = "veil-faces"
+LEFT = "veil-left"  # how many faces the last check still found, where it did
+
+Check = Literal["off", "same", "clear", "left"]
+"""What looking at the output again said: not done; its pixels are those that were looked at; no face; faces left."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ class Receipt:
 
     `output_sha256` and `output_bytes` are None for a picture that was held back. `faces` has a ``box_xyxy``, in whole
     pixels of the upright picture, and a ``score`` for each face, strongest first. `options` are what the request asked
-    for. It holds no pixels, and no address.
+    for. `check` says what came of looking at the output again, `found_by_check` are the boxes of those faces that were
+    only found so, `left_xyxy` of those that the last check still found (they are hidden too, but nobody has looked
+    again), `reason` why it was held, or should be looked at. It holds no pixels, and no address.
     """
 
     status: Literal["anonymized", "held"]
@@ -73,6 +80,10 @@ class Receipt:
     seconds: dict[str, float]
     made_with: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
+    check: Check = "off"
+    found_by_check: list[list[int]] = field(default_factory=list)
+    left_xyxy: list[list[int]] = field(default_factory=list)
+    reason: Reason | None = None
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"

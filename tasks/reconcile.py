@@ -194,7 +194,7 @@ def _reason(settled: Settled, made: Made | None, recipe: str | None) -> str:
     if settled.state == "orphan":
         return "no source"
     if settled.state == "held":
-        return "no face found"
+        return settled.reason or "no face found"
     assert made is not None
     if settled.state == "current":
         return "faces with low scores"

@@ -129,7 +129,12 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
     style = mask_style(settings)
     look = settings.look()
     recipe = recipe_digest(
-        model=model.digest, score_threshold=threshold, look=look, style=style, keep_exif=settings.keep_exif
+        model=model.digest,
+        score_threshold=threshold,
+        look=look,
+        style=style,
+        keep_exif=settings.keep_exif,
+        checked=settings.verify != "off",
     )
     made_with = {"model": model.digest, **_versions()}
     metrics.BUILD.info({"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]})
@@ -156,6 +161,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
             settings.longest_look(),
         ),
         hold_without_faces=settings.no_faces == "hold",
+        verify=settings.verify,
         keep_exif=settings.keep_exif,
         route_table=settings.parsed_routes(),
         recipe=recipe,

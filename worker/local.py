@@ -39,6 +39,8 @@ class Outcome:
     faces: int = 0
     boxes_xyxy: list[list[float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    reason: str | None = None
+    found_by_check: int = 0
     error: str | None = None
     message: str | None = None
     seconds: float = 0.0
@@ -152,6 +154,8 @@ def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int, options: Anonym
         faces=len(result.detections),
         boxes_xyxy=[[round(float(side), 1) for side in box] for box in result.detections.boxes_xyxy],
         scores=[round(float(score), 4) for score in result.detections.scores],
+        reason=result.reason,
+        found_by_check=len(result.checked.added),
         seconds=round(time.perf_counter() - started, 3),
     )
 
@@ -176,3 +180,5 @@ def _print(outcome: Outcome, as_json: bool) -> None:
     elif outcome.status in ("failed", "ignored"):
         note = "ignored, " if outcome.status == "ignored" else ""
         print(f"{outcome.source}: {note}{outcome.error}: {outcome.message}", file=sys.stderr)
+    elif outcome.reason is not None:
+        print(f"{outcome.source}: {outcome.status}, {outcome.reason}", file=sys.stderr)

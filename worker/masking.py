@@ -30,7 +30,7 @@ TILTED = 0.5  # cosine: a face tilted by more than 30° has its top on two sides
 EYE_MARGIN = 0.15  # how far the band of the eyes reaches beyond their middles, as a share of the box's side
 UPRIGHT_EYES = np.array([0.15, 0.25, 0.85, 0.55])  # where that band is in a box: x1 y1 x2 y2, shares of its sides
 ANYWHERE = np.array([0.15, 0.15, 0.85, 0.85])  # where it may be if nobody knows which way up the face is
-HIDDEN_EYES = 0.75  # of the band that has to be covered: more than one of two eyes
+HIDDEN_EYES = 0.6  # of the band that has to be covered: more than one eye of two
 
 
 @dataclass(frozen=True)

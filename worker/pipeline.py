@@ -1,4 +1,4 @@
-"""One picture, start to end: fetch, decode, detect, mask, encode, store, report."""
+"""One picture, start to end: fetch, decode, detect, mask, encode, verify, store, report."""
 
 import hashlib
 import json
@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tasks import receipts, routes
@@ -20,8 +21,10 @@ from tasks.errors import (
     ImageTooLarge,
     InvalidRequest,
     ObjectNotFound,
+    Permanent,
+    UnreadableImage,
 )
-from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest, Areas
+from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest, Areas, Reason
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from worker import images, masking
@@ -32,6 +35,8 @@ from worker.settings import Look
 PIXELS_VERSION = 4  # counts up with every change of this package that changes output pixels
 
 PROBE = receipts.RESERVED + "probe"  # an object that is written to see whether the destination can be
+
+MOST_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture needs five
 
 AS_CONFIGURED = AnonymizeOptions()
 
@@ -48,7 +53,10 @@ def undisputed() -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one picture: bytes, pixels, frames, and seconds of download and of looking at all its frames."""
+    """Bounds of one picture: bytes, pixels, frames, and seconds of download and of looking at all its frames.
+
+    All checks of its output together may take as long again.
+    """
 
     max_bytes: int
     max_pixels: int
@@ -58,8 +66,27 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """What came of looking at an output again: `verdict` as receipts have it, faces `added` by it, and still `left`."""
+
+    verdict: receipts.Check
+    added: Detections
+    left: Detections
+
+    @property
+    def reason(self) -> Reason | None:
+        return "faces still found in the output" if len(self.left) else None
+
+
+UNCHECKED = Checked("off", Detections.none(), Detections.none())
+
+
+@dataclass(frozen=True)
 class Anonymized:
-    """An anonymized picture: its file, None if it is held back, and what was found in all its frames."""
+    """An anonymized picture: its file, None if it is held back, and what was found in all its frames.
+
+    `reason` says why it is held back, or published for somebody to look at.
+    """
 
     content: bytes | None
     content_type: str
@@ -67,11 +94,8 @@ class Anonymized:
     width: int
     height: int
     detections: Detections
-
-    def whole_boxes(self) -> list[list[int]]:
-        """The faces' boxes, x1 y1 x2 y2 in whole pixels, strongest first."""
-        boxes: list[list[int]] = self.detections.boxes_xyxy.round().astype(int).tolist()
-        return boxes
+    checked: Checked = UNCHECKED
+    reason: Reason | None = None
 
 
 @dataclass
@@ -102,6 +126,7 @@ class Pipeline:
         style: MaskStyle,
         limits: Limits,
         hold_without_faces: bool = False,
+        verify: Literal["off", "flag", "hold"] = "off",
         keep_exif: Sequence[str] = (),
         route_table: Sequence[Route] = (),
         recipe: str = "",
@@ -116,6 +141,7 @@ class Pipeline:
         self._style = style
         self._limits = limits
         self._hold_without_faces = hold_without_faces
+        self._verify = verify
         self._keep_exif = keep_exif
         self._route_table = route_table
         self._made_with = dict(made_with or {})
@@ -140,9 +166,9 @@ class Pipeline:
             source = opened.stored
             with _of_the_destination():
                 replaced = self._store.head(destination)
-                options = request.options or self._options_of(source, route, replaced)
+                options = (request.options or self._options_of(source, route, replaced)).for_version(source.etag)
             recipe = options.recipe(self.recipe)
-            if replaced is not None and self._is_done(source, replaced, recipe):
+            if replaced is not None and self._is_done(source, replaced, recipe, options):
                 return AnonymizeReport(
                     status="skipped",
                     source=str(request.source),
@@ -175,7 +201,11 @@ class Pipeline:
             bytes_in=len(content),
             bytes_out=None if result.content is None else len(result.content),
             seconds=watch.seconds,
-            boxes_xyxy=result.whole_boxes(),
+            boxes_xyxy=whole_boxes(result.detections),
+            reason=result.reason,
+            found_by_check=None if self._verify == "off" else len(result.checked.added),
+            left_xyxy=whole_boxes(result.checked.left) if result.reason else None,
+            source_etag=source.etag,
         )
 
     def check_store(self, request: AnonymizeRequest) -> None:
@@ -197,15 +227,20 @@ class Pipeline:
         with watch.stage("detect", "detecting"):
             found = [outside(faces, options.exempt) for faces in self.look(picture)]
         with watch.stage("mask", "masking"):
-            style = styled(self._style, options)
-            hidden = [
-                _hidden(frame, faces, style, options.extra) for frame, faces in zip(picture.frames, found, strict=True)
-            ]
-        detections = Detections.joined(found)
-        held = self._hold_without_faces and not len(detections) and not options.extra
+            hidden = self._hide(picture, found, options)
+        if self._hold_without_faces and not (any(map(len, found)) or options.extra or options.release):
+            return _anonymized(picture, None, Detections.none(), reason="no face found")
         with watch.stage("encode", "encoding"):
-            encoded = None if held else images.encode(picture, hidden)
-        return Anonymized(encoded, picture.content_type, picture.format, picture.width, picture.height, detections)
+            encoded = images.encode(picture, hidden)
+        if self._verify == "off":
+            return _anonymized(picture, encoded, Detections.joined(found))
+        del hidden  # the output is decoded beside the picture
+        with watch.stage("verify", "verifying"):
+            encoded, checked = self._checked(picture, found, encoded, options)
+        detections = Detections.joined([*found, checked.added])
+        reason = None if options.release else checked.reason
+        is_held = reason is not None and self._verify == "hold"
+        return _anonymized(picture, None if is_held else encoded, detections, checked, reason)
 
     def look(self, picture: images.Picture) -> list[Detections]:
         """The faces of each frame; ImageTooLarge where that takes so long that the message would come back."""
@@ -224,6 +259,67 @@ class Pipeline:
         found = [placed(self._detector.detect(view)) for view in frame.views()]
         return found[0] if len(found) == 1 else merge(Detections.joined(found))
 
+    def _hide(
+        self, picture: images.Picture, found: Sequence[Detections], options: AnonymizeOptions
+    ) -> list[NDArray[Any]]:
+        style = styled(self._style, options)
+        return [_hidden(frame, faces, style, options.extra) for frame, faces in zip(picture.frames, found, strict=True)]
+
+    def _checked(
+        self, picture: images.Picture, found: Sequence[Detections], encoded: bytes, options: AnonymizeOptions
+    ) -> tuple[bytes, Checked]:
+        """The output `encoded` after it was looked at again, with what was found hidden too, and what came of it."""
+        started = time.perf_counter()
+        added: list[Detections] = []
+        left: list[Detections] | None = []
+        for number in range(1, MOST_CHECKS + 1):
+            left = self._left(picture, found, encoded, options)
+            if not left:
+                break
+            added += left
+            found = [Detections.joined(pair) for pair in zip(found, left, strict=True)]
+            encoded = images.encode(picture, self._hide(picture, found, options))
+            if (number + 1) / number * (time.perf_counter() - started) > self._limits.look_seconds:
+                break
+        verdict: receipts.Check = "left" if left else "same" if left is None else "clear"
+        return encoded, Checked(verdict, _joined(added), _joined(left or []))
+
+    def _left(
+        self, picture: images.Picture, found: Sequence[Detections], encoded: bytes, options: AnonymizeOptions
+    ) -> list[Detections] | None:
+        """The faces that are found in the output, for each frame of `picture`; empty if there is none.
+
+        None if its pixels are those of `picture`, in which there is nothing else to find. A face counts unless its
+        eyes are in one that was `found` before: what shows of that one stays a face to the detector, lower down.
+        """
+        try:
+            output = images.decode(encoded, self._limits.max_pixels, self._limits.max_frames)
+        except Permanent as error:
+            raise UnreadableImage(f"the output can't be read back: {error}") from None
+        aligned = len(output.frames) == len(picture.frames)  # else some that look alike were joined into one
+        places = [[number] if aligned else range(len(picture.frames)) for number in range(len(output.frames))]
+        pairs = list(zip(output.frames, places, strict=True))
+        changed = [
+            (frame, where)
+            for frame, where in pairs
+            if not aligned or not np.array_equal(frame.pixels, picture.frames[where[0]].pixels)
+        ]
+        if not changed:
+            return None
+        style = replace(styled(self._style, options), region=masking.WHOLE)
+        hidden = [
+            masking.regions(faces.seen, style, frame.width, frame.height, options.extra)
+            for frame, faces in zip(picture.frames, found, strict=True)
+        ]
+        left = [Detections.none() for _ in picture.frames]
+        looks = self.look(replace(output, frames=tuple(frame for frame, _ in changed)))
+        for (frame, where), seen in zip(changed, looks, strict=True):
+            faces = outside(seen, options.exempt)
+            covered = [masking.eyes_hidden(faces, hidden[each], frame.width, frame.height) for each in where]
+            for each in where:
+                left[each] = Detections.joined([left[each], faces[~np.all(covered, axis=0)]])
+        return left if any(map(len, left)) else []
+
     def _options_of(self, source: StoredObject, route: Route, output: StoredObject | None) -> AnonymizeOptions:
         """The options that a request without any has: those with which `output` was made, of the same `source`.
 
@@ -240,13 +336,15 @@ class Pipeline:
             raise InvalidRequest(f"{output.uri} was made with options, and its receipt is gone: ask with options anew")
         return AnonymizeOptions.of(receipt.options)
 
-    def _is_done(self, source: StoredObject, output: StoredObject, recipe: str) -> bool:
+    def _is_done(self, source: StoredObject, output: StoredObject, recipe: str, options: AnonymizeOptions) -> bool:
         """Whether `output` is already the one that would be made. DestinationTaken if it is another source's."""
         if output.metadata.get(receipts.SOURCE) != receipts.source_digest(source.uri):
             raise DestinationTaken(
                 f"{output.uri} is not an output of {source.uri}: choose another destination, or remove it"
             )
-        if self._hold_without_faces and output.metadata.get(receipts.FACES) == "0":
+        without_faces = self._hold_without_faces and output.metadata.get(receipts.FACES) == "0"
+        with_left = self._verify == "hold" and receipts.LEFT in output.metadata
+        if (without_faces or with_left) and not options.release:
             return False  # published when such pictures were not held
         return output.metadata.get(receipts.RECIPE) == recipe and receipts.is_current(
             output.metadata, source.etag, None
@@ -258,6 +356,7 @@ class Pipeline:
             receipts.SOURCE_ETAG: source.etag,
             receipts.RECIPE: receipt.recipe,
             receipts.FACES: str(len(receipt.faces)),
+            **({receipts.LEFT: str(len(receipt.left_xyxy))} if receipt.left_xyxy else {}),
         }
 
     def _receipt(
@@ -285,8 +384,12 @@ class Pipeline:
             options=options.to_json(),
             faces=[
                 {"box_xyxy": box, "score": round(float(score), 4)}
-                for box, score in zip(result.whole_boxes(), result.detections.scores, strict=True)
+                for box, score in zip(whole_boxes(result.detections), result.detections.scores, strict=True)
             ],
+            check=result.checked.verdict,
+            found_by_check=whole_boxes(result.checked.added),
+            left_xyxy=whole_boxes(result.checked.left),
+            reason=result.reason,
             seconds=dict(seconds),
             made_with=self._made_with,
         )
@@ -311,6 +414,30 @@ def _of_the_destination() -> Iterator[None]:
         raise DestinationUnavailable(str(error)) from None
 
 
+def whole_boxes(detections: Detections) -> list[list[int]]:
+    """The faces' boxes, x1 y1 x2 y2 in whole pixels, in their order."""
+    boxes: list[list[int]] = detections.boxes_xyxy.round().astype(int).tolist()
+    return boxes
+
+
+def _joined(found: Sequence[Detections]) -> Detections:
+    return Detections.joined(found) if found else Detections.none()
+
+
+def _anonymized(
+    picture: images.Picture,
+    encoded: bytes | None,
+    detections: Detections,
+    checked: Checked = UNCHECKED,
+    reason: Reason | None = None,
+) -> Anonymized:
+    """What came of `picture`; its faces strongest first."""
+    ordered = detections[np.argsort(-detections.scores, kind="stable")]
+    return Anonymized(
+        encoded, picture.content_type, picture.format, picture.width, picture.height, ordered, checked, reason
+    )
+
+
 def styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
     """`style` with what `options` ask for."""
     method, region = options.method or style.method, options.region or style.region
@@ -325,15 +452,26 @@ def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Are
 
 
 def recipe_digest(
-    *, model: str, score_threshold: float, look: Look, style: MaskStyle, keep_exif: Sequence[str] = ()
+    *,
+    model: str,
+    score_threshold: float,
+    look: Look,
+    style: MaskStyle,
+    keep_exif: Sequence[str] = (),
+    checked: bool = False,
 ) -> str:
-    """A digest of everything that decides an output, 16 hex digits of SHA-256."""
-    decisive = {
+    """A digest of everything that decides an output, 16 hex digits of SHA-256.
+
+    `checked` says that outputs are looked at again, which hides more. What then becomes of them, flagged or held back,
+    changes no pixel.
+    """
+    decisive: dict[str, Any] = {
         "pixels": PIXELS_VERSION,
         "model": model,
         "score_threshold": score_threshold,
         "look": asdict(look),
         "style": asdict(style),
         "keep_exif": sorted(keep_exif),
+        **({"checked": MOST_CHECKS} if checked else {}),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from worker.detector import Detections
 from worker.masking import MaskStyle
 from worker.pipeline import Limits, Pipeline
 
-STAGES = ("fetching", "decoding", "detecting", "masking", "encoding", "storing")
+STAGES = ("fetching", "decoding", "detecting", "masking", "encoding", "verifying", "storing")
 
 
 class OneFace:
@@ -60,6 +60,7 @@ def pipeline(store):
             limits=Limits(**bounds),
             route_table=(Route.parse("s3://raw=s3://clean"),),
             recipe=recipe,
+            verify="flag",
         )
 
     return make
@@ -162,6 +163,11 @@ def test_a_detector_that_fails_publishes_nothing(published, pipeline, error):
 
 def test_a_detector_that_fails_at_the_second_look_publishes_nothing(published, pipeline):
     with published(picture_file(mode="RGBA")) as request, pytest.raises(errors.DetectorUnavailable):
+        pipeline(SecondLookFails()).run(request)
+
+
+def test_a_detector_that_fails_on_the_output_publishes_nothing(published, pipeline):
+    with published(picture_file()) as request, pytest.raises(errors.DetectorUnavailable):
         pipeline(SecondLookFails()).run(request)
 
 

@@ -277,7 +277,7 @@ def test_what_a_face_is_hidden_with_hides_its_eyes(up, region, shape):
     ],
     ids=["nothing", "another place", "the mouth", "one eye", "each eye by its own", "everything"],
 )
-def test_eyes_are_hidden_where_nearly_all_of_their_band_is(hidden, expected):
+def test_eyes_are_hidden_where_most_of_their_band_is(hidden, expected):
     found = with_eyes((30, 40), (50, 40), (40, 56), (20, 20, 60, 60))
     assert masking.eyes_hidden(found, whole(*hidden), 100, 100).tolist() == [expected]
 

@@ -59,6 +59,9 @@ def test_a_destination_may_be_named():
         ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 10**7, 4]]}}, "options.extra"),
         ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 1.5, 4]]}}, "options.extra"),
         ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 1, 1]] * 1001}}, "options.extra"),
+        ({"source": "s3://raw/a.jpg", "options": {"release": True}}, "options.release"),
+        ({"source": "s3://raw/a.jpg", "options": {"release": ""}}, "options.release"),
+        ({"source": "s3://raw/a.jpg", "options": {"release": "x" * 257}}, "options.release"),
         ({"source": "s3://raw/a.jpg", "cls": 3}, "cls"),
         ({"source": "s3://raw/a.jpg", "self": 3}, "self"),
     ],
@@ -118,12 +121,20 @@ def test_options_that_ask_for_nothing_leave_the_recipe_and_others_change_it():
         {"exempt": [[1, 2, 3, 4]]},
         {"extra": [[1, 2, 3, 4]]},
         {"extra": [[1, 2, 3, 5]]},
+        {"release": "0" * 32},
     ]
     recipes = {AnonymizeOptions.parse(**fields).recipe(base) for fields in asked}
     assert AnonymizeOptions.parse().recipe(base) == base
     assert len(recipes | {base}) == len(asked) + 1
     assert all(recipe.partition("-")[0] == base for recipe in recipes)
     assert AnonymizeOptions.parse(**asked[0]).recipe("another") not in recipes
+
+
+def test_a_release_holds_for_the_version_that_was_looked_at():
+    released = AnonymizeOptions.parse(release="a" * 32, region="full")
+    assert released.for_version("a" * 32) == released
+    assert released.for_version("b" * 32) == AnonymizeOptions.parse(region="full")
+    assert AnonymizeOptions.parse(region="full").for_version("b" * 32) == AnonymizeOptions.parse(region="full")
 
 
 REPORTS = st.builds(
@@ -167,7 +178,12 @@ def test_a_report_reaches_whoever_waits_for_it_as_plain_json():
             " · fetch 0.02 s · detect 1.50 s",
         ),
         ({"status": "anonymized", "faces": 1, "destination": "s3://clean/a"}, "anonymized · 1 face · s3://clean/a"),
-        ({"status": "held", "faces": 0, "destination": None}, "held · no face"),
+        ({"status": "held", "reason": "no face found", "faces": 0, "destination": None}, "held · no face found"),
+        (
+            {"status": "anonymized", "reason": "faces still found in the output", "faces": 3, "found_by_check": 2,
+             "destination": "s3://clean/a"},
+            "anonymized · faces still found in the output · 3 faces · 2 by the check · s3://clean/a",
+        ),
         ({"status": "skipped", "destination": "s3://clean/a"}, "skipped · s3://clean/a"),
     ],
 )  # fmt: skip

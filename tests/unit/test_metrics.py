@@ -54,12 +54,15 @@ def test_a_picture_is_counted_with_its_faces_its_stages_and_its_bytes():
         ("veil_faces_count", {}),
         ("veil_faces_sum", {}),
         ("veil_pictures_without_face_total", {}),
+        ("veil_faces_found_by_check_total", {}),
         ("veil_stage_seconds_sum", {"stage": "detect"}),
         ("veil_read_bytes_total", {}),
         ("veil_written_bytes_total", {}),
     ) as changed:
-        metrics.finished(report(faces=3, seconds={"detect": 0.5}, bytes_in=100, bytes_out=70), a_request())
-    assert changed.by == [1, 1, 3, 0, 0.5, 100, 70]
+        metrics.finished(
+            report(faces=3, found_by_check=2, seconds={"detect": 0.5}, bytes_in=100, bytes_out=70), a_request()
+        )
+    assert changed.by == [1, 1, 3, 0, 2, 0.5, 100, 70]
 
 
 def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():

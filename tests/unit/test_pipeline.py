@@ -319,6 +319,7 @@ RECIPE = {
         {"keep_exif": ("FocalLength",)},
         {"style": MaskStyle("surround", 0.7, 0.1, "ellipse")},
         {"style": MaskStyle("surround", 0.7, 0.1, feather=0.1)},
+        {"checked": True},
     ],
 )
 def test_whatever_decides_the_pixels_changes_the_recipe(change):

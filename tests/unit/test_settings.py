@@ -179,6 +179,11 @@ def test_deadlines_within_the_watchdogs_patience_are_accepted(load):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_each_preset_leaves_time_to_look_at_outputs_again(load, preset):
+    assert load(preset=preset, verify="hold").verify == "hold"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_goes_with_the_other_defaults(load, preset):
     settings = load(preset=preset)
     assert settings.look() == PRESETS[preset]
