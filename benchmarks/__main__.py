@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import end_to_end, enqueue, exposure, machine, memory, reconcile, reid, stages, upload_latency
+from benchmarks import end_to_end, enqueue, exposure, machine, memory, peer, reconcile, reid, stages, upload_latency
 from demo.servers import ServerFailed
 from tasks.errors import VeilError
 
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "reid": reid.run,
     "end_to_end": end_to_end.run,
     "stages": stages.run,
+    "peer": peer.run,
     "enqueue": enqueue.run,
     "upload_latency": upload_latency.run,
     "reconcile": reconcile.run,

@@ -36,7 +36,7 @@ def run() -> None:
         return
     table = Table("set", "pictures", "faces", "exposed", "spill", "seconds")
     for name in SETS:
-        figures = _measure(data / name, judge)
+        figures = _measure(data / name)
         print(json.dumps({"bench": "exposure", "set": name, **figures}), flush=True)
         table.add_row(
             name,
@@ -49,13 +49,18 @@ def run() -> None:
     Console(stderr=True).print(table)
 
 
-def _measure(folder: Path, judge: Path) -> dict[str, Any]:
+def _measure(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as output:
         started = time.perf_counter()
         veil = [str(Path(sys.executable).parent / "veil"), "anonymize", str(folder / "images")]
         subprocess.run([*veil, "--output", f"{output}/images"], check=True, stderr=subprocess.DEVNULL)
         seconds = time.perf_counter() - started
-        command = [sys.executable, str(judge), "--clear", str(folder), "--anonymized", f"{output}/images"]
-        command += ["--annotations", str(folder / "annotations.json"), "--json"]
-        judged = subprocess.run(command, check=True, capture_output=True, text=True)
-    return {**json.loads(judged.stdout), "seconds": round(seconds, 1)}
+        return {**judged(folder, Path(output) / "images"), "seconds": round(seconds, 1)}
+
+
+def judged(folder: Path, outputs: Path) -> dict[str, Any]:
+    """What the judge says of the `outputs` of the annotated set in `folder`."""
+    command = [sys.executable, str(sources()[1]), "--clear", str(folder), "--anonymized", str(outputs)]
+    command += ["--annotations", str(folder / "annotations.json"), "--json"]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found

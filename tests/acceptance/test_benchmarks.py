@@ -62,3 +62,20 @@ def test_the_stages_of_each_format_and_size_are_measured(bench):
         assert line["seconds"].keys() == {"fetch", "decode", "detect", "mask", "encode", "store"}
         assert all(seconds > 0 for seconds in line["seconds"].values())
         assert 0 <= line["hidden"] <= 1
+
+
+@pytest.mark.timeout(290)
+def test_the_peer_is_measured_on_the_same_pictures(bench, data, exposure_tool):
+    sets = {"FACES_DATA": str(data("small").parent), "FACES_JUDGE": str(exposure_tool)}
+
+    environment, line = bench("peer", SETS="small", PICTURES="6", ROUNDS="1", **sets)
+
+    assert environment["deface"] == "1.5.0"
+    assert environment["backend"] == "onnxrt"
+    assert list(line) == [
+        "bench", "set", "pictures", "pictures_per_second", "deface_pictures_per_second", "ratio", "exposed_rate",
+        "deface_exposed_rate",
+    ]  # fmt: skip
+    assert (line["bench"], line["set"], line["pictures"]) == ("peer", "small", 6)
+    assert line["ratio"] == pytest.approx(line["pictures_per_second"] / line["deface_pictures_per_second"], rel=0.02)
+    assert 0 <= line["exposed_rate"] <= 1

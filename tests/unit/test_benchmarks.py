@@ -1,12 +1,13 @@
 """What the benchmarks compute from their measurements, and the pictures that they measure with."""
 
 import io
+import json
 import os
 
 import pytest
 from PIL import Image
 
-from benchmarks import machine, pictures
+from benchmarks import machine, peer, pictures
 from benchmarks.stages import _hidden
 
 
@@ -69,3 +70,30 @@ def test_the_machine_is_described_without_secrets(monkeypatch):
 def test_what_a_process_uses_is_read():
     assert machine.cpu_seconds(os.getpid()) > 0
     assert machine.resident_bytes(os.getpid()) > 10 << 20
+
+
+def test_faces_are_where_they_are_in_pictures_that_are_enlarged_and_tiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(peer, "LARGE", ((2, 1), (4, 4)))
+    crowd = tmp_path / "crowd"
+    (crowd / "images").mkdir(parents=True)
+    items = []
+    for number in range(5):
+        image = Image.new("RGB", (400, 300))
+        image.paste((255, 255, 255), (100, 60, 180, 120))  # a face
+        image.save(crowd / "images" / f"{number}.png")
+        items.append({"file": f"images/{number}.png", "faces": [[100, 60, 180, 120]], "ignore": [[0, 0, 10, 10]]})
+    (crowd / "annotations.json").write_text(json.dumps({"images": items}))
+
+    large = peer.enlarged(crowd, tmp_path / "large")
+
+    one, four = json.loads((large / "annotations.json").read_text())["images"]
+    assert [len(item["faces"]) for item in (one, four)] == [1, 4]
+    assert [len(item["ignore"]) for item in (one, four)] == [1, 4]
+    for item, megapixels in ((one, 2), (four, 4)):
+        with Image.open(large / item["file"]) as image:
+            assert image.width * image.height == pytest.approx(megapixels * 1e6, rel=0.01)
+            gray = image.convert("L")
+        for x1, y1, x2, y2 in item["faces"]:
+            assert gray.crop((round(x1) + 8, round(y1) + 8, round(x2) - 8, round(y2) - 8)).getextrema()[0] > 200
+            for x, y in ((x1 - 8, y1 - 8), (x2 + 8, y2 + 8)):
+                assert gray.getpixel((round(x), round(y))) < 50
