@@ -41,7 +41,7 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     return (random_ or random).uniform(0, ceiling)
 
 
-@app.task(bind=True, name=TASK, max_retries=MAX_RETRIES, throws=(VeilError,), Request="tasks.results:Request")
+@app.task(bind=True, name=TASK, max_retries=None, throws=(VeilError,), Request="tasks.results:Request")
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
     """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None, options=None)``.
 

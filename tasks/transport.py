@@ -12,9 +12,10 @@ What kombu 5.7, the newest release, does otherwise:
 """
 
 import base64
+from datetime import UTC, datetime
 from queue import Empty
 from time import monotonic
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import structlog
@@ -28,10 +29,19 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from tasks.app import QUEUED_AT_HEADER, RUN_HEADER
 from tasks.leases import TAKE, Leases
 from tasks.redis_errors import queue_unavailable
 
+LONGEST_WAIT_SECONDS = 600.0  # that a message may ask for before its start: more than any retry does
+MOST_WAITING = 1000  # messages in hand whose time has not come
+MOST_BYTES = 1 << 20  # of a message: five times what the most options take
 IDLE_SECONDS = 0.04  # between two turns of the event loop, at which empty queues are looked into again
+HEADERS = (
+    "task", "id", "root_id", "parent_id", "group", "group_index", "retries", "argsrepr", "kwargsrepr", "ignore_result",
+    QUEUED_AT_HEADER, RUN_HEADER,
+)  # fmt: skip
+EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}  # what a body may hold besides arguments
 
 log = structlog.get_logger("veil")
 
@@ -44,13 +54,13 @@ class _Headers(_Strict):
     task: str
     id: str
     retries: int = Field(0, ge=0)
-    timelimit: Annotated[list[float | None], Field(min_length=2, max_length=2)] | None = None
 
 
 class _Properties(_Strict):
     delivery_tag: str
     delivery_info: dict[str, Any]
     body_encoding: Literal["base64"]
+    priority: int | None = None
 
 
 class _Envelope(_Strict):
@@ -70,13 +80,49 @@ def defect(message: Any) -> str | None:
     """What keeps `message` from being a task message, in one line; None if nothing does."""
     try:
         envelope = _Envelope.model_validate(message)
-        _Body.validate_python(loads(base64.b64decode(envelope.body, validate=True)))
+        *_, embedded = _Body.validate_python(loads(base64.b64decode(envelope.body, validate=True)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(str(part) for part in first['loc']):.100}: {first['msg']}"
     except Exception as error:  # kombu's JSON revives dates, decimals and more, and each fails in its own way
         return f"body: {type(error).__name__}"
-    return None
+    return None if EMBEDDED.issuperset(embedded or ()) else "body: a part that no task message has"
+
+
+def _opened(item: bytes) -> tuple[Any, str | None]:
+    """The message that `item` holds, and what keeps it from being one."""
+    if len(item) > MOST_BYTES:
+        return None, f"{len(item):,} bytes, the limit is {MOST_BYTES:,}"
+    try:
+        message = loads(item)
+    except Exception as error:
+        return None, type(error).__name__
+    return message, defect(message)
+
+
+def trusted(message: dict[str, Any], queue: str) -> dict[str, Any]:
+    """What Celery may be told of a `message` without defect that was taken from `queue`.
+
+    Celery makes an attribute of the task's request of every header, in the place of its own; it sends a retry where the
+    message says that it was, keeps a message until its `eta`, and drops it after `expires`.
+    """
+    headers = {name: message["headers"][name] for name in HEADERS if name in message["headers"]}
+    properties = {name: message["properties"].get(name) for name in ("delivery_tag", "body_encoding", "priority")}
+    return {
+        **message,
+        "headers": {**headers, "eta": start(message["headers"].get("eta"))},
+        "properties": {**properties, "delivery_info": {"exchange": "", "routing_key": queue}},
+    }
+
+
+def start(eta: Any) -> str | None:
+    """When a message with this `eta` begins; None for now, as with all that is no time within LONGEST_WAIT_SECONDS."""
+    try:
+        at = datetime.fromisoformat(eta)
+    except (TypeError, ValueError):
+        return None
+    at = at.replace(tzinfo=at.tzinfo or UTC)
+    return at.isoformat() if 0 < (at - datetime.now(UTC)).total_seconds() <= LONGEST_WAIT_SECONDS else None
 
 
 def _report(error: ResponseError) -> None:
@@ -164,6 +210,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues or monotonic() < self._idle_until or self.leases.resting:
             return
+        if len(state.scheduled_requests) >= MOST_WAITING:
+            return
         self._tag = str(uuid4())
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
@@ -198,17 +246,13 @@ class Channel(redis.Channel):  # type: ignore[misc]
             self.leases.give_back([tag])
             return
         self.leases.hold(tag)
-        try:
-            message = loads(item)
-            reason = defect(message)
-        except Exception as error:
-            reason = type(error).__name__
+        message, reason = _opened(item)
         if reason:
             log.error("junk on the queue", queue=queue, reason=reason)
             self.leases.done(tag)
             return
         message["properties"]["delivery_tag"] = tag
-        self.connection._deliver(message, queue)
+        self.connection._deliver(trusted(message, queue), queue)
 
     def _queue_bind(self, *arguments: Any) -> None:
         """Note a binding in Redis, if it takes it. A full one is not waited for: it is workers that make room."""

@@ -4,20 +4,25 @@ import base64
 import json
 import os
 import sys
+import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from celery.app.task import Context
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chaos.faults import Faulty
 from demo.servers import Server
+from tasks.transport import MOST_WAITING
 from tests.integration.conftest import Worker
 from tests.integration.test_poison import picture
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # of several messages each
 TASK = "veil.anonymize_image"
+ATTRIBUTES = sorted(name for name in vars(Context) if not name.startswith("__"))  # of a request, for Celery
 
 
 class Setting:
@@ -93,7 +98,7 @@ def bodies(leaves):
             "chain": value,
             "chord": value,
         },
-    )
+    ) | st.dictionaries(st.sampled_from(ATTRIBUTES), value, max_size=2)
     arguments = st.lists(leaves | value, max_size=3)
     return st.tuples(arguments, st.dictionaries(names, leaves | value, max_size=2), after | value) | value
 
@@ -109,8 +114,8 @@ def messages(leaves):
         },
         optional={
             "retries": st.integers(0, 20) | value,
-            "eta": st.just("2001-01-01T00:00:00+00:00") | st.integers() | st.booleans(),
-            "expires": value,
+            "eta": st.datetimes().map(str) | value,
+            "expires": st.datetimes().map(str) | value,
             "group": value,
             "root_id": value,
             "parent_id": value,
@@ -172,3 +177,102 @@ def test_no_message_makes_a_worker_go_astray(setting, raw, wait_until):
     assert not [line for line in opened if str(setting.canary) in line or line.split(" ")[0] != "open"]
     assert setting.worker.lines("dead"), "something was understood, and refused by name"
     assert not setting.worker.lines("bug")
+
+
+def message(source, embedded=None, properties=None, **headers):
+    """A message for `source` as it lies on the list, that says this and that about itself."""
+    place = {"exchange": "", "routing_key": "uploads"}
+    return json.dumps(
+        {
+            "body": base64.b64encode(json.dumps([[source], {}, embedded]).encode()).decode(),
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+            "headers": {"task": TASK, "id": str(uuid.uuid4()), **headers},
+            "properties": {
+                "delivery_tag": "x", "delivery_info": place, "body_encoding": "base64", **(properties or {})
+            },
+        }
+    )  # fmt: skip
+
+
+TIMES = [
+    (datetime.now(UTC) + timedelta(days=3650)).isoformat(), "9999-12-31T23:59:59.999999-23:59", "9999-12-31T23:59:59",
+    "0001-01-01T00:00:00+23:59", "0001-01-01T00:00:00", "2001-01-01T00:00:00Z", "tomorrow", "", 5, True, {}, 1e300,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", ["eta", "expires"])
+def test_no_message_waits_for_years_nor_is_dropped_for_its_age(setting, raw, clean, place, wait_until, header):
+    keys = [f"fuzz/{place}{number}.png" for number in range(len(TIMES))]
+    for key, time in zip(keys, TIMES, strict=True):
+        setting.queue.client.lpush("uploads", message(raw.put(key, picture((7, 7, 7))), **{header: time}))
+
+    wait_until(lambda: clean.keys(f"fuzz/{place}") == sorted(keys), 60)
+    wait_until(lambda: not setting.queue.client.hlen("unacked"), 20)
+
+
+FORGED = [
+    {"is_eager": True},
+    {"called_directly": True},
+    {"as_execution_options": 5},
+    {"_protected": 0, "request": None},
+    {"stamps": {"exchange": "elsewhere"}, "stamped_headers": ["exchange"]},
+    {"stamps": {"serializer": "pickle"}, "stamped_headers": ["serializer"]},
+    {"stamps": 7, "stamped_headers": 7},
+    {"headers": {"id": "x"}},
+    {"shadow": 5},
+    {"replaced_task_nesting": "x"},
+    {"timelimit": [1, 1]},
+    {"compression": "zlib"},
+    {"group": 5, "group_index": "x"},
+    {"properties": {"delivery_info": {"exchange": "elsewhere", "routing_key": "nowhere"}}},
+    {"properties": {"delivery_info": {"exchange": "", "routing_key": "veil:dead"}}},
+    {"properties": {"reply_to": 5, "correlation_id": {}}},
+]
+
+
+def test_whatever_a_message_says_of_itself_its_picture_is_tried_again_and_delivered(
+    setting, raw, clean, place, wait_until
+):
+    """Celery makes an attribute of the request of each header, and sends a retry where the message says it was."""
+    keys = [f"fuzz/{place}{number:02}.png" for number in range(len(FORGED))]
+    setting.way.only, setting.way.rates = place.encode(), {"500": 1.0}
+    try:
+        for key, forged in zip(keys, FORGED, strict=True):
+            setting.queue.client.lpush("uploads", message(raw.put(key, picture((7, 7, 7))), **forged))
+        wait_until(lambda: all(setting.worker.lines("retried", source=raw.uri(key)) for key in keys), 60)
+    finally:
+        setting.way.rates = {}
+
+    wait_until(lambda: clean.keys(f"fuzz/{place}") == keys, 60)
+    wait_until(lambda: not setting.queue.client.hlen("unacked"), 20)
+    assert setting.worker.alive
+
+
+def test_a_message_that_says_it_was_tried_often_waits_for_a_store_that_is_away(setting, raw, clean, place, wait_until):
+    source = raw.put(f"fuzz/{place}a.png", picture((7, 7, 7)))
+    setting.way.only, setting.way.rates = b"", {"503": 1.0}
+    try:
+        setting.queue.client.lpush("uploads", message(source, retries=99))
+        wait_until(lambda: setting.worker.lines("retried", source=source), 60)
+    finally:
+        setting.way.rates = {}
+    wait_until(lambda: clean.keys(f"fuzz/{place}"), 60)
+
+
+@pytest.mark.parametrize("name", ["is_eager", "properties", "delivery_info", "id", "hostname", "anything"])
+def test_a_body_with_parts_that_no_task_message_has_is_junk(setting, raw, place, wait_until, name):
+    source = raw.put(f"fuzz/{place}a.png", picture((7, 7, 7)))
+    before = len(setting.worker.lines("junk on the queue"))
+    setting.queue.client.lpush("uploads", message(source, embedded={name: {}}))
+    wait_until(lambda: len(setting.worker.lines("junk on the queue")) > before)
+
+
+def test_a_worker_holds_so_many_messages_that_wait_and_no_more(setting, wait_until):
+    client = setting.queue.client
+    soon = (datetime.now(UTC) + timedelta(seconds=12)).isoformat()
+    client.lpush("uploads", *(message(f"s3://raw/fuzz/none/{n}", eta=soon) for n in range(MOST_WAITING + 50)))
+
+    wait_until(lambda: client.hlen("unacked") == MOST_WAITING)
+    assert client.llen("uploads") == 50
+    wait_until(lambda: not client.hlen("unacked") and not client.llen("uploads"), 60)

@@ -3,14 +3,18 @@
 import base64
 import copy
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from celery import Celery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.app import UPLOADS
-from tasks.transport import defect
+from tasks.anonymize import LONGEST_BACKOFF_SECONDS
+from tasks.app import RUN_HEADER, UPLOADS
+from tasks.messages import MOST_AREAS
+from tasks.s3 import LONGEST_RETRY_AFTER
+from tasks.transport import LONGEST_WAIT_SECONDS, MOST_BYTES, defect, start, trusted
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -78,6 +82,8 @@ def body(content):
         ("body", body([[], {}])),
         ("body", body(["text", {}, None])),
         ("body", body([[], [], None])),
+        ("body", body([[], {}, {"is_eager": True}])),
+        ("body", body([[], {}, {"properties": {}}])),
         # What kombu's JSON would revive, and can't.
         ("body", body([[{"__type__": "datetime", "__value__": 5}], {}, None])),
         ("body", body([[{"__type__": "decimal", "__value__": "x"}], {}, None])),
@@ -91,12 +97,12 @@ def body(content):
         ("headers/id", None),
         ("headers/retries", "many"),
         ("headers/retries", -1),
-        ("headers/timelimit", [1]),
-        ("headers/timelimit", "soon"),
         ("properties", KeyError),
         ("properties/delivery_tag", KeyError),
         ("properties/delivery_tag", 5),
         ("properties/delivery_info", None),
+        ("properties/priority", "first"),
+        ("properties/priority", 1e400),
         ("properties/body_encoding", KeyError),
         ("properties/body_encoding", "utf-8"),
         ("content-type", "application/x-python-serialize"),
@@ -128,3 +134,40 @@ def test_any_other_json_is_junk_in_one_bounded_line(value):
 def test_a_changed_message_has_a_defect_or_none_and_never_raises(path, value):
     reason = defect(changed(path, value))
     assert reason is None or len(reason.splitlines()) == 1
+
+
+def test_of_what_a_message_says_of_itself_only_what_veil_needs_is_passed_on():
+    message = sent(
+        "s3://raw/a.jpg", retries=3, priority=6, expires=60, time_limit=5, headers={RUN_HEADER: "run", "x": 1}
+    )
+    message["headers"] |= {"is_eager": True, "stamps": {"queue": "elsewhere"}, "hostname": "x"}
+    message["properties"]["delivery_info"] = {"exchange": "elsewhere", "routing_key": "nowhere"}
+
+    told = trusted(message, UPLOADS)
+
+    kept = ("id", "retries", "argsrepr", RUN_HEADER)
+    assert {name: told["headers"][name] for name in kept} == {name: message["headers"][name] for name in kept}
+    assert not {"is_eager", "stamps", "hostname", "expires", "timelimit", "x"} & told["headers"].keys()
+    assert told["properties"]["delivery_info"] == {"exchange": "", "routing_key": UPLOADS}
+    assert told["properties"]["priority"] == 6
+    assert (told["body"], told["content-type"]) == (message["body"], message["content-type"])
+
+
+@given(st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(datetime.isoformat) | JSON)
+def test_any_start_is_now_or_a_time_not_long_ahead(eta):
+    begins = start(eta)
+    if begins is not None:
+        assert 0 < datetime.fromisoformat(begins).timestamp() - datetime.now(UTC).timestamp() <= LONGEST_WAIT_SECONDS
+
+
+@pytest.mark.parametrize("seconds", [1, LONGEST_BACKOFF_SECONDS + LONGEST_RETRY_AFTER])
+def test_the_longest_pause_of_a_retry_is_waited_for(seconds):
+    eta = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+    assert start(eta) == eta
+    assert start(eta.removesuffix("+00:00")) == eta, "without a zone it is UTC, as for Celery"
+
+
+def test_a_message_with_the_most_options_is_far_from_too_large():
+    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS
+    message = sent("s3://raw/" + "k" * 1024, "s3://clean/" + "k" * 1024, {"exempt": areas, "extra": areas})
+    assert len(json.dumps(message)) < MOST_BYTES / 2
