@@ -45,6 +45,20 @@ class Places:
                     return cls(route, read, written)
         raise BucketNotAllowed(f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one")
 
+    @classmethod
+    def of_outputs(cls, output: PrefixUri, routes: Sequence[Route]) -> Self:
+        """The places whose outputs are below `output`, and whose sources are where the route has them by itself.
+
+        Raises BucketNotAllowed if no route leads there, InvalidRequest if receipts are kept there.
+        """
+        for route in routes:
+            if output.is_below(route.destination):
+                rest = route.destination.rest(output)
+                if rest.startswith(receipts.RESERVED):
+                    raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
+                return cls(route, PrefixUri(route.source.bucket, route.source.prefix + rest), output)
+        raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
+
     def key(self, source: ObjectUri) -> str:
         """What names a picture in both places: its key below them."""
         return self.source.relative(source)
@@ -97,7 +111,7 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
     outputs: _Listing[StoredObject] = _Listing(places.output, lambda stored: places.output.relative(stored.uri))
     made: _Listing[Made] = _Listing(_receipts_place(places), lambda found: found.key)
     sources.read(store.list(places.source.bucket, places.source.prefix, sources.address(after)))
-    outputs.read(_outputs(store, places, outputs.address(after)))
+    outputs.read(list_outputs(store, places, outputs.address(after)))
     made.read(_receipts(store, made.place, made.address(after)))
     while (source := sources.head) is not None:
         key = sources.key
@@ -117,10 +131,25 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
         outputs.advance()
 
 
+def without_output(store: ObjectStore, places: Places) -> Iterator[Made]:
+    """The receipts of which no output is listed, those of long keys left out; each a suspicion, as in `compare`."""
+    order = _Order(store)
+    listed: _Listing[StoredObject] = _Listing(places.output, lambda stored: places.output.relative(stored.uri))
+    made: _Listing[Made] = _Listing(_receipts_place(places), lambda found: found.key)
+    listed.read(list_outputs(store, places))
+    made.read(_receipts(store, made.place))
+    while made.head is not None:
+        while listed.head is not None and order.is_before(listed, made):
+            listed.advance()
+        if listed.head is None or listed.key != made.key:
+            yield made.head
+        made.advance()
+
+
 def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Compared) -> Settled | None:
     """What is true of a picture that the listings do not show as done; None if it is gone on both sides."""
     source_uri, destination = places.source.join(compared.key), places.destination(compared.key)
-    if not (_is_valid(source_uri) and _is_valid(destination)):
+    if not (is_address(source_uri) and is_address(destination)):
         return Settled(compared.key, "missing" if compared.source else "orphan", compared.source, None)
     source = store.head(source_uri)
     output = store.head(destination)
@@ -134,6 +163,19 @@ def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Com
     if held is not None:
         return Settled(compared.key, "held", source, output, held.reason)
     return Settled(compared.key, "stale" if is_ours else "missing", source, output)
+
+
+def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:
+    """The outputs of `places` after the key `after` of their bucket, without what is kept for receipts."""
+    hidden = places.route.destination.prefix + receipts.RESERVED
+    start: str | None = after
+    while start is not None:
+        found, start = store.list(places.output.bucket, places.output.prefix, start), None
+        for stored in found:
+            if stored.uri.key.startswith(hidden):
+                start = hidden + LAST_CHARACTER  # listed past, page by page there would be as many as outputs
+                break
+            yield stored
 
 
 def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tuple[Made, Receipt]]:
@@ -166,7 +208,7 @@ def _held(store: ObjectStore, places: Places, recipe: str | None, key: str, sour
     return next((receipt for receipt in of_version if receipt.status == "held"), None)
 
 
-def _is_valid(uri: ObjectUri) -> bool:
+def is_address(uri: ObjectUri) -> bool:
     """Whether a worker takes this address; S3 itself would be asked for another one."""
     try:
         return ObjectUri.parse(str(uri)) == uri
@@ -188,20 +230,7 @@ def _receipts_place(places: Places) -> PrefixUri:
     return PrefixUri(destination.bucket, destination.prefix + receipts.FOLDER + places.made_key(""))
 
 
-def _outputs(store: ObjectStore, places: Places, after: str) -> Iterator[StoredObject]:
-    """The outputs, without what is kept for receipts."""
-    hidden = places.route.destination.prefix + receipts.RESERVED
-    start: str | None = after
-    while start is not None:
-        found, start = store.list(places.output.bucket, places.output.prefix, start), None
-        for stored in found:
-            if stored.uri.key.startswith(hidden):
-                start = hidden + LAST_CHARACTER  # listed past, page by page there would be as many as outputs
-                break
-            yield stored
-
-
-def _receipts(store: ObjectStore, place: PrefixUri, after: str) -> Iterator[Made]:
+def _receipts(store: ObjectStore, place: PrefixUri, after: str = "") -> Iterator[Made]:
     """The receipts, by their pictures' keys in the places."""
     for stored in store.list(place.bucket, place.prefix, after):
         if found := receipts.parse(place.relative(stored.uri)):

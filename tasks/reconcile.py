@@ -1,8 +1,7 @@
 """What is wrong between sources and outputs, proven picture by picture, and what of it a worker can put right."""
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -10,12 +9,12 @@ from typing import Any, Literal
 from tasks import dead_letters, receipts
 from tasks.addresses import ObjectUri
 from tasks.comparison import Compared, Places, Settled, compare, read_receipt, settle
+from tasks.in_order import in_order
 from tasks.publishing import Wanted, connected
 from tasks.receipts import Made
 from tasks.s3 import ObjectStore, StoredObject
 
 THREADS = 32  # that ask S3 at once
-AHEAD = 4 * THREADS  # pictures that are asked for before the first of them is known
 AT_ONCE = 500  # findings that are looked up among the dead letters, and put on the queue, together
 TICK = 1000
 
@@ -111,22 +110,16 @@ class Reconciliation:
 
     def _examined(self) -> Iterator[Finding]:
         """What is not current, and what is asked for by its score, each settled."""
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="settle") as pool:
-            pending: deque[Future[Finding | None]] = deque()
-            try:
-                for number, compared in enumerate(compare(self._store, self._places, self._recipe), start=1):
-                    if number % TICK == 0:
-                        self._on_tick(TICK)
-                    if compared.is_current and self._only.below_score is None:
-                        self.counts["current"] += 1
-                        continue
-                    pending.append(pool.submit(self._examine, compared))
-                    if len(pending) == AHEAD:
-                        yield from _known(pending.popleft())
-                while pending:
-                    yield from _known(pending.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
+        return (finding for finding in in_order(self._examine, self._doubtful(), THREADS) if finding)
+
+    def _doubtful(self) -> Iterator[Compared]:
+        for number, compared in enumerate(compare(self._store, self._places, self._recipe), start=1):
+            if number % TICK == 0:
+                self._on_tick(TICK)
+            if compared.is_current and self._only.below_score is None:
+                self.counts["current"] += 1
+            else:
+                yield compared
 
     def _examine(self, compared: Compared) -> Finding | None:
         """What there is to tell; None of a picture that is gone, or is told of as a source."""
@@ -173,11 +166,6 @@ class Reconciliation:
         self.enqueued += len(repaired)
         for finding in wanted:
             yield replace(finding, enqueued=finding.state in REPAIRABLE)
-
-
-def _known(future: "Future[Finding | None]") -> Iterator[Finding]:
-    if finding := future.result():
-        yield finding
 
 
 def _made(settled: Settled) -> Made | None:

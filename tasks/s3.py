@@ -1,5 +1,6 @@
 """S3 objects: reading and writing, and the one place where the vendor's errors are translated."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -56,6 +57,8 @@ class OpenObject:
     stored: StoredObject
     read: Callable[[int, float], bytes]
     """``read(max_bytes, seconds)``: the content; ImageTooLarge over the limit, StorageUnavailable when late."""
+    digest: Callable[[float], str]
+    """``digest(seconds)``: SHA-256 of the content in hex, which is not kept; StorageUnavailable when late."""
 
 
 class ObjectStore:
@@ -95,23 +98,30 @@ class ObjectStore:
             answer = self._client.get_object(Bucket=uri.bucket, Key=uri.key)
         stored = _stored(uri, answer)
 
+        def arriving(seconds: float) -> Iterator[bytes]:
+            deadline, arrived = time.monotonic() + seconds, 0
+            with _translated(uri):
+                while chunk := answer["Body"].read(CHUNK_BYTES):
+                    arrived += len(chunk)
+                    yield chunk
+                    if time.monotonic() > deadline:
+                        raise StorageUnavailable(f"{uri} did not arrive within {seconds:g} s")
+            if arrived != stored.size:
+                raise StorageUnavailable(f"{uri}: {arrived:,} of {stored.size:,} bytes arrived")
+
         def read(max_bytes: int, seconds: float) -> bytes:
             if stored.size > max_bytes:
                 raise ImageTooLarge(f"{uri} has {stored.size:,} bytes, the limit is {max_bytes:,}")
-            deadline = time.monotonic() + seconds
-            chunks: list[bytes] = []
-            with _translated(uri):
-                while chunk := answer["Body"].read(CHUNK_BYTES):
-                    chunks.append(chunk)
-                    if time.monotonic() > deadline:
-                        raise StorageUnavailable(f"{uri} did not arrive within {seconds:g} s")
-            content = b"".join(chunks)
-            if len(content) != stored.size:
-                raise StorageUnavailable(f"{uri}: {len(content):,} of {stored.size:,} bytes arrived")
-            return content
+            return b"".join(arriving(seconds))
+
+        def digest(seconds: float) -> str:
+            sha256 = hashlib.sha256()
+            for chunk in arriving(seconds):
+                sha256.update(chunk)
+            return sha256.hexdigest()
 
         with closing(answer["Body"]):
-            yield OpenObject(stored, read)
+            yield OpenObject(stored, read, digest)
 
     def head(self, uri: ObjectUri) -> StoredObject | None:
         """What S3 says of an object, or None if there is none."""

@@ -32,8 +32,10 @@ app = typer.Typer(
 )
 model_app = typer.Typer(no_args_is_help=True, help="The default detector.")
 dead_app = typer.Typer(no_args_is_help=True, help="Pictures that were given up.")
+receipt_app = typer.Typer(no_args_is_help=True, help="What was done to each picture.")
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
+app.add_typer(receipt_app, name="receipt")
 
 
 Method = Annotated[str | None, typer.Option(help="surround, blur, pixelate or fill, in place of VEIL_METHOD.")]
@@ -348,6 +350,28 @@ def model_info(as_json: Json = False) -> None:
         },
         as_json,
     )
+
+
+@receipt_app.command("verify")
+def receipt_verify(
+    addresses: Annotated[list[str], typer.Argument(metavar="s3://OUTPUT...", help="Outputs, receipts, and prefixes.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="s3://SOURCE[/PREFIX]",
+            help="Where the sources of the outputs below one prefix are, if a backfill --to put them elsewhere.",
+        ),
+    ] = None,
+    redetect: Annotated[
+        bool, typer.Option("--redetect", help="Also look for faces in each output that its receipt does not have.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare outputs and sources with their receipts, a line each; exit 1 if one is not as its receipt says."""
+    from worker import auditing
+
+    good = auditing.run(WorkerSettings.load(), addresses, source, redetect, as_json)
+    sys.exit(0 if good else EXIT_FAILED)
 
 
 @dead_app.command("list")

@@ -1,5 +1,6 @@
 """S3 objects on a real SeaweedFS: what is stored comes back, and every way to fail has its name."""
 
+import hashlib
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,16 @@ def test_an_object_under_any_key_comes_back_as_it_was_put(store, place, key):
     assert stored.size == len(content)
     assert stored.metadata == {"veil-recipe": "0123456789abcdef"}
     assert [found.uri for found in store.list("raw", place)] == [uri]
+
+
+def test_the_digest_of_an_object_is_known_without_keeping_it(store, place):
+    uri = ObjectUri("raw", place + "a.jpg")
+    content = bytes(range(256)) * 1000
+    store.put(uri, content, "image/jpeg", {})
+    with store.open(uri) as opened:
+        assert opened.digest(SECONDS) == hashlib.sha256(content).hexdigest()
+    with store.open(uri) as opened, pytest.raises(StorageUnavailable, match="did not arrive"):
+        opened.digest(0)
 
 
 def test_the_longest_key_that_s3_allows_comes_back(store, place):

@@ -1,0 +1,211 @@
+"""Whether outputs and sources are what their receipts say: digests computed anew, sizes and metadata compared."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks import receipts
+from tasks.addresses import ObjectUri, PrefixUri
+from tasks.comparison import Places, is_address, list_outputs, read_receipt, read_receipts, without_output
+from tasks.errors import InvalidRequest, ObjectNotFound, Permanent
+from tasks.in_order import in_order
+from tasks.receipts import Made, Receipt
+from tasks.routes import Route
+from tasks.s3 import ObjectStore, OpenObject, StoredObject
+
+THREADS = 32  # that ask S3 at once
+
+State = Literal[
+    "ok",
+    "held",
+    "superseded",
+    "source gone",
+    "source unknown",
+    "no receipt",
+    "output gone",
+    "output differs",
+    "metadata differs",
+    "face exposed",
+    "unreadable",
+    "source changed",
+]
+GOOD: tuple[State, ...] = ("ok", "held", "superseded", "source gone", "source unknown")
+
+Look = Callable[[bytes, Receipt], bool]
+"""The output and its receipt to whether all faces that are found in it were hidden."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is true of an output: its `states`, at least one, and its `receipt`, None where there is none.
+
+    ``held`` and ``output gone`` are of receipts without an output; ``superseded`` is a receipt whose output was made
+    anew; ``source unknown`` an output that was not put where its route puts it by itself.
+    """
+
+    output: ObjectUri
+    receipt: ObjectUri | None
+    states: tuple[State, ...]
+
+    @property
+    def is_good(self) -> bool:
+        return all(state in GOOD for state in self.states)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: the output `key` of `places`, or the receipt of what was `made` there."""
+
+    places: Places
+    key: str
+    made: Made | None = None
+
+
+class Audit:
+    """Looks at outputs. It changes nothing."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        routes: Sequence[Route],
+        read_seconds: float,
+        look: Look | None = None,
+        threads: int = THREADS,
+    ) -> None:
+        """`read_seconds` is the limit for reading an object. With `look` outputs are looked at too."""
+        self._store = store
+        self._routes = routes
+        self._read_seconds = read_seconds
+        self._look = look
+        self._threads = threads
+
+    def verdicts(self, address: str, source: str | None = None) -> Iterator[Verdict]:
+        """One for each output, or receipt without an output, at or below `address`, in the order of the store.
+
+        `address` is that of an output, of a receipt, or of a place; `source` is where the sources of the outputs below
+        it are, if they were not put where the route puts them by itself. Memory does not grow with their number.
+        Raises ObjectNotFound where there is nothing, BucketNotAllowed and InvalidRequest for what can't be looked at.
+        """
+        found = False
+        for verdict in in_order(self._judge, self._subjects(address, source), self._threads):
+            if verdict is not None:
+                found = True
+                yield verdict
+        if not found:
+            raise ObjectNotFound(f"{address}: there is no output and no receipt")
+
+    def _subjects(self, address: str, source: str | None) -> Iterator[Subject]:
+        if source is not None:
+            yield from self._below(Places.find(source, address, self._routes))
+            return
+        place = PrefixUri.parse(address)
+        route = next((route for route in self._routes if place.is_below(route.destination)), None)
+        if route is None or address.endswith("/") or place == route.destination:
+            yield from self._below(Places.of_outputs(place, self._routes))
+            return
+        whole = Places(route, route.source, route.destination)
+        key = whole.output.relative(ObjectUri.parse(address))
+        if key.startswith(receipts.RESERVED):
+            yield _receipt_subject(whole, key)
+        elif self._store.head(whole.output.join(key)):
+            yield Subject(whole, key)
+        elif of_one := [made for made, _ in read_receipts(self._store, whole, key)]:
+            yield from (Subject(whole, key, made) for made in of_one)
+        else:
+            yield from self._below(Places.of_outputs(place, self._routes))
+
+    def _below(self, places: Places) -> Iterator[Subject]:
+        for stored in list_outputs(self._store, places):
+            yield Subject(places, places.output.relative(stored.uri))
+        for made in without_output(self._store, places):
+            if self._store.head(places.destination(made.key)) is None:
+                yield Subject(places, made.key, made)
+
+    def _judge(self, subject: Subject) -> Verdict | None:
+        """None for an output that went away meanwhile."""
+        destination = subject.places.destination(subject.key)
+        if not is_address(destination):
+            return self._verdict(subject, None, ["no receipt"])
+        try:
+            with self._store.open(destination) as opened:
+                return self._of_output(subject, opened)
+        except ObjectNotFound:
+            return self._of_receipt(subject)
+
+    def _of_output(self, subject: Subject, opened: OpenObject) -> Verdict:
+        places, metadata = subject.places, opened.stored.metadata
+        made = Made.of(subject.key, metadata.get(receipts.RECIPE, ""), metadata.get(receipts.SOURCE_ETAG, ""))
+        if subject.made not in (None, made):
+            return self._verdict(subject, subject.made, ["superseded"])
+        receipt = read_receipt(self._store, places, made)
+        if receipt is None:
+            return self._verdict(subject, None, ["no receipt"])
+        problems = self._of_content(opened, receipt)
+        problems += self._of_source(places.source.join(subject.key), opened.stored, receipt)
+        return self._verdict(subject, made, problems)
+
+    def _of_receipt(self, subject: Subject) -> Verdict | None:
+        if subject.made is None:
+            return None
+        receipt = read_receipt(self._store, subject.places, subject.made)
+        if receipt is None:
+            return None
+        return self._verdict(subject, subject.made, ["held" if receipt.status == "held" else "output gone"])
+
+    def _of_content(self, opened: OpenObject, receipt: Receipt) -> list[State]:
+        stored = opened.stored
+        problems: list[State] = []
+        if stored.size != receipt.output_bytes:
+            problems.append("output differs")
+        elif self._look:
+            content = opened.read(stored.size, self._read_seconds)
+            if hashlib.sha256(content).hexdigest() != receipt.output_sha256:
+                problems.append("output differs")
+            else:
+                problems += self._of_pixels(self._look, content, receipt)
+        elif opened.digest(self._read_seconds) != receipt.output_sha256:
+            problems.append("output differs")
+        said = {
+            receipts.RECIPE: receipt.recipe,
+            receipts.SOURCE_ETAG: receipt.source_etag,
+            receipts.FACES: str(len(receipt.faces)),
+            receipts.LEFT: str(len(receipt.left_xyxy)) if receipt.left_xyxy else None,
+        }
+        if any(stored.metadata.get(name) != value for name, value in said.items()):
+            problems.append("metadata differs")
+        return problems
+
+    def _of_pixels(self, look: Look, content: bytes, receipt: Receipt) -> list[State]:
+        try:
+            return [] if look(content, receipt) else ["face exposed"]
+        except Permanent:
+            return ["unreadable"]
+
+    def _of_source(self, uri: ObjectUri, output: StoredObject, receipt: Receipt) -> list[State]:
+        if output.metadata.get(receipts.SOURCE) != receipts.source_digest(uri):
+            return ["source unknown"]
+        try:
+            with self._store.open(uri) as opened:
+                same = opened.stored.size == receipt.source_bytes
+                same = same and opened.digest(self._read_seconds) == receipt.source_sha256
+                return [] if same else ["source changed"]
+        except ObjectNotFound:
+            return ["source gone"]
+
+    def _verdict(self, subject: Subject, made: Made | None, states: Sequence[State]) -> Verdict:
+        places = subject.places
+        receipt = None
+        if made is not None:
+            named = Made.of(places.made_key(made.key), made.recipe, made.etag)
+            receipt = receipts.uri(places.route.destination, named)
+        is_fine = all(state.startswith("source ") and state in GOOD for state in states)
+        return Verdict(places.destination(subject.key), receipt, ("ok", *states) if is_fine else tuple(states))
+
+
+def _receipt_subject(whole: Places, key: str) -> Subject:
+    """The receipt at `key` of the route's destination; InvalidRequest if its name does not tell what it is of."""
+    made = receipts.parse(key.removeprefix(receipts.FOLDER)) if key.startswith(receipts.FOLDER) else None
+    if made is None:
+        raise InvalidRequest(f"{whole.output.join(key)} does not say of what it is the receipt: name the output")
+    return Subject(whole, made.key, made)

@@ -1,0 +1,292 @@
+"""`veil receipt verify`: what it tells of a store as workers leave it, and of one that somebody changed."""
+
+import contextlib
+import hashlib
+import io
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks import receipts
+from tasks.addresses import ObjectUri
+from tasks.audit import Audit
+from tasks.messages import AnonymizeRequest
+from tasks.receipts import Receipt
+from tasks.routes import Route
+from tasks.s3 import ObjectStore, OpenObject, StoredObject
+from worker.detector import Detections
+from worker.masking import MaskStyle
+from worker.pipeline import Limits, Pipeline
+
+RECIPE = "5a38d4c65c2c5ab0"
+SECONDS = 30.0
+
+
+class Finds:
+    """A detector that finds the same boxes in every picture."""
+
+    def __init__(self, *boxes):
+        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)
+
+    def detect(self, picture):
+        return Detections(self.boxes, np.full(len(self.boxes), 0.9, np.float32))
+
+
+def pipeline(store, route, *boxes, hold=False):
+    return Pipeline(
+        store=store,
+        detector=Finds(*boxes),
+        style=MaskStyle("surround", 1.0, 0.0),
+        limits=Limits(1 << 20, 1 << 20, SECONDS),
+        hold_without_faces=hold,
+        route_table=[route],
+        recipe=RECIPE,
+    )
+
+
+def picture(seed=0):
+    target = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(target, "PNG")
+    return target.getvalue()
+
+
+@pytest.fixture
+def route(place):
+    return Route.parse(f"s3://raw/{place}=s3://clean/{place}")
+
+
+@pytest.fixture
+def make(store, raw, place, route):
+    """Put a source and have its output made, with one face."""
+
+    def made(key, content=None, hold=False, boxes=((5, 5, 20, 25),), destination=None, **options):
+        raw.put(place + key, picture() if content is None else content)
+        request = {"source": raw.uri(place + key), "options": options or None, "destination": destination}
+        return pipeline(store, route, *boxes, hold=hold).run(AnonymizeRequest.parse(**request))
+
+    return made
+
+
+@pytest.fixture
+def verify(veil, s3, route):
+    """Run the command; by default on everything below the route's destination."""
+    settings = {**s3.environment(), "VEIL_ROUTES": str(route)}
+
+    def run(*arguments, **environment):
+        addresses = [argument for argument in arguments if str(argument).startswith("s3://clean")]
+        command = arguments if addresses else (str(route.destination), *arguments)
+        return veil("receipt", "verify", *command, environment={**settings, **environment})
+
+    return run
+
+
+def told(done):
+    """The states by key, and the summary, of a run with --json."""
+    *verdicts, last = [json.loads(line) for line in done.stdout.splitlines()]
+    return {verdict["output"].rpartition("/")[2]: verdict["states"] for verdict in verdicts}, last["summary"]
+
+
+def receipt_of(clean, place, key):
+    """Where the receipt of an output is."""
+    (name,) = (
+        name
+        for name in clean.keys(f"{place}{receipts.FOLDER}")
+        if receipts.parse(name.removeprefix(f"{place}{receipts.FOLDER}")).key == key
+    )
+    return name
+
+
+def test_what_workers_made_is_ok(make, verify, clean, place):
+    for key in ("a.jpg", "b/c d.jpg", "k" * 200 + ".jpg"):
+        make(key)
+    make("wanted.jpg", extra=[[0, 0, 5, 5]])
+    make("held.jpg", boxes=(), hold=True)
+    done = verify("--json")
+    assert done.returncode == 0, done.stdout
+    states, summary = told(done)
+    assert states == {
+        "a.jpg": ["ok"],
+        "c d.jpg": ["ok"],
+        "k" * 200 + ".jpg": ["ok"],
+        "wanted.jpg": ["ok"],
+        "held.jpg": ["held"],
+    }
+    assert summary.pop("seconds") > 0
+    assert summary == {"checked": 5, "good": 5, "states": {"ok": 4, "held": 1}}
+
+
+def test_whatever_was_changed_since_is_told(make, verify, raw, clean, place, portrait):
+    keys = (
+        "good",
+        "source gone",
+        "source changed",
+        "output differs",
+        "other size",
+        "faces",
+        "no receipt",
+        "output gone",
+    )
+    for key in keys:
+        make(key)
+    raw.client.delete_object(Bucket=raw.name, Key=place + "source gone")
+    raw.put(place + "source changed", picture(1))
+    for key, change in {
+        "output differs": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        "other size": lambda content: content + b"\0",
+    }.items():
+        clean.put(place + key, change(clean.get(place + key)), Metadata=clean.head(place + key)["Metadata"])
+    metadata = {**clean.head(place + "faces")["Metadata"], receipts.FACES: "0"}
+    clean.put(place + "faces", clean.get(place + "faces"), Metadata=metadata)
+    clean.client.delete_object(Bucket=clean.name, Key=receipt_of(clean, place, "no receipt"))
+    clean.client.delete_object(Bucket=clean.name, Key=place + "output gone")
+    clean.put(place + "somebody's", portrait)
+
+    done = verify("--json")
+
+    assert done.returncode == 1
+    states, summary = told(done)
+    assert states == {
+        "good": ["ok"],
+        "source gone": ["ok", "source gone"],
+        "source changed": ["source changed"],
+        "output differs": ["output differs"],
+        "other size": ["output differs"],
+        "faces": ["metadata differs"],
+        "no receipt": ["no receipt"],
+        "output gone": ["output gone"],
+        "somebody's": ["no receipt"],
+    }
+    assert (summary["checked"], summary["good"]) == (9, 2)
+
+
+def test_for_people_a_verdict_is_a_line_and_the_summary_is_apart(make, verify, clean, place):
+    make("a.jpg")
+    make("b.jpg")
+    clean.put(place + "b.jpg", b"other", Metadata=clean.head(place + "b.jpg")["Metadata"])
+    done = verify()
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"ok               {clean.uri(place)}a.jpg",
+        f"output differs   {clean.uri(place)}b.jpg",
+    ]
+    (summary,) = done.stderr.splitlines()
+    assert summary.startswith("2 verified: 1 ok, 1 output differs in ")
+
+
+def test_an_output_a_receipt_or_a_place_can_be_named(make, verify, clean, place):
+    for key in ("a.jpg", "a.jpg.bak", "b/c.jpg"):
+        make(key)
+    clean.client.delete_object(Bucket=clean.name, Key=place + "a.jpg.bak")
+    for address, expected in {
+        "a.jpg": {"a.jpg": ["ok"]},
+        receipt_of(clean, place, "a.jpg").removeprefix(place): {"a.jpg": ["ok"]},
+        "a.jpg.bak": {"a.jpg.bak": ["output gone"]},
+        receipt_of(clean, place, "a.jpg.bak").removeprefix(place): {"a.jpg.bak": ["output gone"]},
+        "b": {"c.jpg": ["ok"]},
+        "b/": {"c.jpg": ["ok"]},
+    }.items():
+        assert told(verify(clean.uri(place + address), "--json"))[0] == expected, address
+    several = verify(clean.uri(place + "a.jpg"), clean.uri(place + "b/"), "--json")
+    assert told(several)[0] == {"a.jpg": ["ok"], "c.jpg": ["ok"]}
+
+
+def test_the_receipt_of_what_was_made_anew_is_superseded(make, verify, clean, place):
+    make("a.jpg")
+    older = receipt_of(clean, place, "a.jpg")
+    content = clean.get(older)
+    make("a.jpg", picture(2))
+    clean.put(older, content)  # as if the worker had died before it removed this one
+    assert told(verify("--json"))[0] == {"a.jpg": ["ok"]}
+    done = verify(clean.uri(older), "--json")
+    assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["superseded"]})
+
+
+def test_of_an_output_that_was_put_elsewhere_the_source_has_to_be_named(make, verify, clean, raw, place):
+    make("2026/a.jpg", destination=f"s3://clean/{place}again/a.jpg")
+    there = clean.uri(place + "again")
+    assert told(verify(there, "--json"))[0] == {"a.jpg": ["ok", "source unknown"]}
+    assert told(verify(there, "--source", raw.uri(place + "2026"), "--json"))[0] == {"a.jpg": ["ok"]}
+    raw.put(place + "2026/a.jpg", picture(3))
+    assert verify(there, "--source", raw.uri(place + "2026")).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "word"),
+    [
+        ("nothing/", "no output and no receipt"),
+        ("nothing.jpg", "no output and no receipt"),
+        (".veil/", "name the output"),
+        (".veil/receipts/a.jpg", "name the output"),
+        (".veil/receipts-of-long-keys/00.json", "name the output"),
+    ],
+)
+def test_where_there_is_nothing_to_verify_is_exit_code_2(verify, clean, place, address, word):
+    done = verify(clean.uri(place + address))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert word in line
+
+
+def test_places_of_others_are_not_read(verify):
+    done = verify("s3://clean-of-others/a")
+    assert done.returncode == 2
+    assert "no route" in done.stderr
+
+
+def test_a_face_that_its_receipt_does_not_have_is_exposed(
+    veil, worker, queue, environment, store, raw, clean, place, portrait
+):
+    found = queue.report(raw.put(place + "found.jpg", portrait))
+    queue.report(raw.put(place + "exempt.jpg", portrait), options={"exempt": found["boxes_xyxy"]})
+    raw.put(place + "missed.jpg", portrait)
+    missing = pipeline(store, Route.parse("s3://raw=s3://clean"))
+    missing.run(AnonymizeRequest.parse(source=raw.uri(place + "missed.jpg")))
+    command = ("receipt", "verify", clean.uri(place), "--json")
+    assert veil(*command, environment=environment).returncode == 0
+    done = veil(*command, "--redetect", environment=environment)
+    assert done.returncode == 1, done.stderr
+    states, _ = told(done)
+    assert states == {"found.jpg": ["ok"], "exempt.jpg": ["ok"], "missed.jpg": ["face exposed"]}
+
+
+class Simulated(ObjectStore):
+    """A store of `count` outputs as their receipts say, whose sources are gone."""
+
+    def __init__(self, count):
+        self.count = count
+        self.source = "0" * 64
+
+    def list(self, bucket, prefix="", after=""):
+        for number in range(self.count):
+            key = f"{number:09}.jpg"
+            yield StoredObject(ObjectUri(bucket, f"{prefix}{key}.{RECIPE}.e.json" if prefix else key), "e", 1)
+
+    @contextlib.contextmanager
+    def open(self, uri):
+        if uri.key.endswith(".json"):
+            sha256 = hashlib.sha256(b"x").hexdigest()
+            fields = {"status": "anonymized", "created": "", "source_etag": "e", "source_sha256": "", "source_bytes": 1}
+            fields |= {"output_sha256": sha256, "output_bytes": 1, "format": "PNG", "width": 1, "height": 1}
+            content = Receipt(**fields, recipe=RECIPE, faces=[], seconds={}, made_with={}).to_bytes()
+        else:
+            content = b"x"
+        metadata = {receipts.RECIPE: RECIPE, receipts.SOURCE_ETAG: "e", receipts.FACES: "0"}
+        stored = StoredObject(uri, "e", len(content), metadata)
+        yield OpenObject(stored, lambda *_: content, lambda _: hashlib.sha256(content).hexdigest())
+
+
+def test_memory_does_not_grow_with_the_number_of_outputs():
+    peaks = []
+    for count in (500, 2_000):
+        audit = Audit(Simulated(count), [Route.parse("s3://raw=s3://clean")], SECONDS)
+        tracemalloc.start()
+        checked = sum(verdict.is_good for verdict in audit.verdicts("s3://clean"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert checked == count
+    assert peaks[1] < 1.5 * peaks[0]
