@@ -1,4 +1,4 @@
-"""Many threads in, one batch at a time out: a single thread talks to the model."""
+"""Many threads in, batches out: as many threads talk to the model as it has lanes."""
 
 import threading
 import time
@@ -23,13 +23,13 @@ class _Waiting:
 
 
 class Batcher:
-    """Gathers concurrent calls into batches of one shape and runs them on one thread.
+    """Gathers concurrent calls into batches of one shape and runs them on `lanes` threads.
 
     A batch starts when it holds `max_size` pictures or its oldest has waited `max_wait` seconds. A batch
     that fails is repeated picture by picture, so that one picture can't fail its neighbours.
     """
 
-    def __init__(self, predict: Predict, max_size: int, max_wait: float, deadline: float) -> None:
+    def __init__(self, predict: Predict, max_size: int, max_wait: float, deadline: float, lanes: int = 1) -> None:
         self._predict = predict
         self._max_size = max_size
         self._max_wait = max_wait
@@ -37,8 +37,9 @@ class Batcher:
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name="inference", daemon=True) for _ in range(lanes)]
+        for thread in self._threads:
+            thread.start()
 
     def infer(self, canvas: Pixels) -> Detections:
         """The detections in `canvas`, uint8 RGB [height, width, 3], in its pixels.
@@ -69,11 +70,12 @@ class Batcher:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Stop the thread after the batch in hand; whoever still waits gets DetectorUnavailable."""
+        """Stop the threads after the batches in hand; whoever still waits gets DetectorUnavailable."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(timeout=self._deadline)
+        for thread in self._threads:
+            thread.join(timeout=self._deadline)
 
     def _run(self) -> None:
         while batch := self._next_batch():

@@ -1,34 +1,40 @@
 """Composition root: settings to detector to pipeline."""
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
+from tasks.errors import ModelInvalid
 from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
-from worker import logs, metrics
+from worker import logs, metrics, processors
 from worker.settings import PICTURE_SECONDS, WorkerSettings
 from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from worker.detector import Detections, Pixels
     from worker.masking import MaskStyle
+    from worker.model import Model
     from worker.pipeline import Pipeline
-    from worker.saved_model import SavedModel
 
 BATCH_ON_GPU = 8
 BATCH_ON_CPU = 1
+LITERT = "ai_edge_litert"
+GPU_DRIVER = "libcuda.so.1"  # NVIDIA's; what TensorFlow's wheels run on
 STALLED_SECONDS = 10  # that a batch may take beyond the limit of a detection pass
 Watch = Callable[[str, float], AbstractContextManager[None]]
 """What is done, and the seconds after which it has stalled, to the context in which it is done."""
-PACKAGES = ("veil", "tensorflow", "tensorflow-cpu", "opencv-python-headless", "pillow", "numpy")
+PACKAGES = ("veil", "tensorflow", "tensorflow-cpu", "ai-edge-litert", "opencv-python-headless", "pillow", "numpy")
 
 
 def worker_pipeline() -> "Pipeline":
@@ -62,14 +68,47 @@ def _watch_pictures(watchdog: Watchdog) -> None:
     task_postrun.connect(end, weak=False)
 
 
-def load_model(settings: WorkerSettings) -> "SavedModel":
+def load_model(settings: WorkerSettings) -> "Model":
     """The model that `settings` name, by default the bundled one, built on first use; ModelInvalid if that fails."""
     from worker import models
+
+    folder, digest, digest_in_8_bits = settings.model_path(), None, None
+    if folder is None:
+        folder, digest, digest_in_8_bits = models.default_model(), models.DIGEST, models.DIGEST_IN_8_BITS
+    if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
+        if not find_spec(LITERT):
+            raise ModelInvalid("VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert")
+        from worker.quantized import QuantizedModel
+
+        return QuantizedModel(folder, digest_in_8_bits, min(settings.concurrency, processors.available()))
     from worker.saved_model import SavedModel
 
-    if folder := settings.model_path():
-        return SavedModel(folder)
-    return SavedModel(models.default_model(), models.DIGEST)
+    return SavedModel(folder, digest)
+
+
+def _suits_litert(folder: Path) -> bool:
+    """Whether the model in `folder` has a network in 8 bits, and no GPU is there that would run it faster."""
+    from worker.models import NETWORK
+
+    if not (folder / NETWORK).is_file() or _has_gpu():
+        return False
+    if not find_spec(LITERT):
+        structlog.get_logger("veil").warning(
+            "LiteRT is not installed", engine="tensorflow", effect="detection is slower on a CPU than it could be"
+        )
+        return False
+    return True
+
+
+def _has_gpu() -> bool:
+    """Whether TensorFlow has a GPU to run on. Where there is no driver it need not be asked, which takes seconds."""
+    try:
+        ctypes.CDLL(GPU_DRIVER)
+    except OSError:
+        return False
+    from worker.saved_model import has_gpu
+
+    return has_gpu()
 
 
 def _versions() -> dict[str, str]:
@@ -124,7 +163,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         with watch("a batch in the detector", patience):
             return counted(batch)
 
-    batcher = Batcher(predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds)
+    batcher = Batcher(predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds, model.lanes)
     metrics.watch_batcher(batcher)
     style = mask_style(settings)
     look = settings.look()
@@ -136,10 +175,11 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         keep_exif=settings.keep_exif,
         checked=settings.verify != "off",
     )
-    made_with = {"model": model.digest, **_versions()}
+    made_with = {"model": model.digest, "engine": model.engine, **_versions()}
     metrics.BUILD.info({"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]})
     structlog.get_logger("veil").info(
         "detector ready",
+        engine=model.engine,
         device=model.device,
         model=model.digest[:16],
         score_threshold=threshold,

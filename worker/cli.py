@@ -343,6 +343,7 @@ def model_info(as_json: Json = False) -> None:
     _show(
         {
             "folder": str(model.folder),
+            "engine": model.engine,
             "digest": model.digest,
             "score_threshold": settings.score_threshold or model.score_threshold,
             "fixed_size": model.fixed_size,

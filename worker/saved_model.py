@@ -3,9 +3,6 @@
 Importing this module imports TensorFlow; only the commands that detect do.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +10,21 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
+from worker import processors
 from worker.detector import LANDMARKS, Detections, Pixels, Sightings
+from worker.model import digest_of, in_a_line, stated_threshold
 from worker.tf import tf
 
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
 KEYPOINTS = "detection_keypoints"  # of the Object Detection API's keypoint models; taken where it is five a face
-METADATA = "veil.json"
-DEFAULT_THRESHOLD = 0.5  # for a model that states none
 CONTRACT = "see 'Your own model' in the README"
 
 
 class SavedModel:
-    """A detector's SavedModel: batches of pictures in, Detections out.
+    """A Model that is a SavedModel."""
 
-    `digest` names the weights, `score_threshold` is the model's own, `device` is where it runs,
-    `fixed_size` is (height, width) if it takes only that size.
-    """
+    engine = "tensorflow"
+    lanes = 1  # TensorFlow spreads one batch over all processors
 
     def __init__(self, folder: Path, digest: str | None = None) -> None:
         """Load and check the model in `folder`; ModelInvalid, in one line, if it can't be used.
@@ -39,14 +35,14 @@ class SavedModel:
             raise ModelInvalid(f"{folder} holds no saved_model.pb: set VEIL_MODEL to the folder of a SavedModel")
         self.folder = folder
         self.device = _claim_device()
+        self.on_gpu = has_gpu()
         try:
             self._loaded = tf.saved_model.load(str(folder))  # keeps the variables alive
             self._call = self._loaded.signatures["serving_default"]
         except KeyError:
             raise ModelInvalid(f"{folder} has no signature serving_default: {CONTRACT}") from None
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelInvalid(f"{folder} can't be loaded: {reason:.200}") from None
+            raise ModelInvalid(f"{folder} can't be loaded: {in_a_line(error)}") from None
         self._input, shape = _checked_input(folder, self._call)
         missing = [name for name in OUTPUTS if name not in self._call.structured_outputs]
         if missing:
@@ -55,13 +51,9 @@ class SavedModel:
         self._landmarks = keypoints is not None and keypoints.shape[-2:] == (LANDMARKS, 2)
         self._one_at_a_time = shape[0] == 1
         self.fixed_size: tuple[int, int] | None = (shape[1], shape[2]) if shape[1] and shape[2] else None
-        self.digest = digest or _digest(folder)
-        self.score_threshold = _stated_threshold(folder)
+        self.digest = digest or digest_of(folder)
+        self.score_threshold = stated_threshold(folder)
         self._warm(folder)
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device.startswith("GPU")
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
         """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3].
@@ -97,15 +89,19 @@ class SavedModel:
         try:
             self.predict(np.zeros((1, height, width, 3), np.uint8))
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelInvalid(f"{folder} fails on a black picture: {reason:.200}") from None
+            raise ModelInvalid(f"{folder} fails on a black picture: {in_a_line(error)}") from None
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow sees one."""
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _claim_device() -> str:
     """The device in words. A GPU's memory grows as needed instead of being taken whole."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        return f"CPU ({os.cpu_count()} cores)"
+        return f"CPU ({processors.available()} cores)"
     for gpu in gpus:
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
@@ -127,26 +123,3 @@ def _checked_input(folder: Path, call: Any) -> tuple[str, list[int | None]]:
     if shape[0] not in (1, None):
         raise ModelInvalid(f"{folder} takes batches of exactly {shape[0]}: export it with a batch of 1 or of any size")
     return name, shape
-
-
-def _stated_threshold(folder: Path) -> float:
-    """The score_threshold that veil.json, next to saved_model.pb, states; DEFAULT_THRESHOLD if there is none."""
-    path = folder / METADATA
-    if not path.exists():
-        return DEFAULT_THRESHOLD
-    try:
-        threshold = float(json.loads(path.read_text()).get("score_threshold", DEFAULT_THRESHOLD))
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise ModelInvalid(f'{path} must be like {{"score_threshold": 0.3}}') from None
-    if not 0 < threshold < 1:
-        raise ModelInvalid(f"{path}: score_threshold must be between 0 and 1")
-    return threshold
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the model's files."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()

@@ -78,6 +78,11 @@ class WorkerSettings(Settings):
         description="Folder of a SavedModel with the Object Detection API signature; empty for the default "
         "(CenterFace, built on first use).",
     )
+    engine: Literal["auto", "litert", "tensorflow"] = Field(
+        "auto",
+        description="What runs the model. `litert`: the default model in 8 bits, on CPUs alone. `auto`: that, but "
+        "`tensorflow` on a GPU and for a model of your own. Their outputs differ a little, so the recipes do too.",
+    )
     preset: Literal["fast", "balanced", "thorough"] = Field(
         "balanced",
         description="How hard faces are looked for; it sets the five below. docs/detection.md says what each finds "

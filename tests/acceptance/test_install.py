@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from tasks import anonymize_image
 
 result = anonymize_image.delay("s3://raw/a.jpg")
-heavy = [name for name in ("tensorflow", "cv2", "numpy", "PIL", "onnx") if find_spec(name)]
+heavy = [name for name in ("tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx") if find_spec(name)]
 print(json.dumps({"task": result.id, "heavy": heavy}))
 """
 

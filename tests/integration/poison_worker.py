@@ -26,7 +26,9 @@ class Colours:
     """In the place of the SavedModel."""
 
     digest = "colours"
+    engine = "none"
     device = "none"
+    lanes = 1
     on_gpu = False
     fixed_size = None
     score_threshold = 0.5

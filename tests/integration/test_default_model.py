@@ -1,16 +1,24 @@
 """The default model: built once a machine however many ask for it, and it finds faces."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.errors import ModelInvalid
+from worker import bootstrap
+from worker.detector import overlap
+from worker.settings import WorkerSettings
+
 BUILD_SECONDS = 300
 FACE = 222, 117  # the nose of the astronaut, in pixels of the sample
 SURE = 0.5  # scores above it are no matter of calibration
+SAME_FACE = 0.5  # intersection over union
 
 
 @pytest.mark.timeout(2 * BUILD_SECONDS)
@@ -76,12 +84,15 @@ def test_no_room_for_the_model_is_one_line(veil, tmp_path):
     assert "make room there" in line
 
 
-@pytest.fixture(scope="module")
-def model():
-    from worker.models import default_model
-    from worker.saved_model import SavedModel
+def load(engine, **settings):
+    from worker.bootstrap import load_model
 
-    return SavedModel(default_model())
+    return load_model(WorkerSettings(engine=engine, **settings))
+
+
+@pytest.fixture(scope="module", params=["litert", "tensorflow"])
+def model(request):
+    return load(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +144,108 @@ def test_it_finds_nothing_in_a_picture_without_a_face(model, samples):
     (found,) = model.predict(coffee[None])
 
     assert len(sure(found)) == 0
+
+
+def canvases(folder, every):
+    for path in sorted((folder / "images").iterdir())[::every]:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1]
+        canvas = np.zeros((*(-(-side // 64) * 64 for side in picture.shape[:2]), 3), np.uint8)
+        canvas[: picture.shape[0], : picture.shape[1]] = picture
+        yield canvas
+
+
+@pytest.mark.parametrize("name", ["crowd", "masks"])
+def test_in_8_bits_it_finds_the_faces_that_it_finds_in_floats(data, name):
+    """Each face that one engine is sure of, the other finds too, at the same place and of the same size."""
+    floats, bits = load("tensorflow"), load("litert")
+    faces = 0
+    for canvas in canvases(data(name), every=12):
+        (one,), (other,) = floats.predict(canvas[None]), bits.predict(canvas[None])
+        for first, second in ((one, other), (other, one)):
+            there = second.boxes_xyxy[second.scores >= floats.score_threshold]
+            for box in sure(first):
+                assert overlap(box, there).max(initial=0) >= SAME_FACE
+                faces += 1
+    assert faces >= 40
+
+
+def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
+    from worker.models import WEIGHTS, centerface, maps
+    from worker.tf import tf
+
+    network = centerface.Network.of(WEIGHTS.fetch())(tf.constant(astronaut[None], tf.float32))
+    answer = {name: value.numpy()[0] for name, value in centerface._decode(network).items()}
+    found = maps.decode(network.numpy()[0])
+
+    count = int(answer["num_detections"])
+    assert len(found) == count > 0
+    side = np.array([*astronaut.shape[:2]] * 2)
+    assert found.scores == pytest.approx(answer["detection_scores"][:count], abs=1e-5)
+    assert found.boxes_xyxy == pytest.approx((answer["detection_boxes"][:count] * side)[:, [1, 0, 3, 2]], abs=0.01)
+    keypoints = (answer["detection_keypoints"][:count] * side[:2])[..., ::-1]
+    assert found.seen.landmarks == pytest.approx(keypoints, abs=0.01)
+
+
+def test_a_calibration_is_read_as_it_was_written(tmp_path):
+    from worker.models.centerface import CALIBRATION, Calibration
+
+    stored = Calibration.read(CALIBRATION)
+
+    assert stored.written() == CALIBRATION.read_text()
+    assert set(stored.scales) < set(stored.ranges)
+
+
+def test_interpreters_of_many_shapes_are_not_all_kept():
+    model = load("litert")
+    for side in range(1024, 1024 + 64 * 12, 64):
+        model.predict(np.zeros((1, side, 1024, 3), np.uint8))
+
+    kept = sum(height * width for (height, width, _), _ in model._idle)
+    assert 0 < kept <= 8_000_000
+
+
+def test_on_a_cpu_the_default_model_runs_in_8_bits_and_without_tensorflow(veil, programs):
+    info = veil("model", "info", "--json", environment={"VEIL_CONCURRENCY": "1"})
+    described = json.loads(info.stdout)
+    assert (described["engine"], described["device"].split()[0]) == ("litert", "CPU")
+
+    line = "import sys; from worker.settings import WorkerSettings; from worker.bootstrap import build_pipeline; "
+    line += "build_pipeline(WorkerSettings(), None); assert 'tensorflow' not in sys.modules"
+    subprocess.run([programs / "python", "-c", line], check=True, timeout=120)
+
+
+def test_engines_that_answer_differently_have_digests_of_their_own():
+    assert load("litert").digest != load("tensorflow").digest
+
+
+def test_without_litert_the_default_model_runs_on_tensorflow(monkeypatch):
+    monkeypatch.setattr(bootstrap, "find_spec", lambda name: None)
+
+    assert load("auto").engine == "tensorflow"
+    with pytest.raises(ModelInvalid, match="pip install ai-edge-litert"):
+        load("litert")
+
+
+def test_on_a_gpu_the_default_model_runs_on_tensorflow(monkeypatch):
+    monkeypatch.setattr(bootstrap, "_has_gpu", lambda: True)
+
+    assert load("auto").engine == "tensorflow"
+
+
+def test_a_model_without_a_network_in_8_bits_is_refused_by_litert_in_one_line(tmp_path):
+    with pytest.raises(ModelInvalid, match=r"holds no network\.tflite") as raised:
+        load("litert", model=str(tmp_path))
+
+    assert str(tmp_path) in str(raised.value)
+    assert "VEIL_ENGINE" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000], ids=["empty", "damaged"])
+def test_a_damaged_network_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "network.tflite").write_bytes(content)
+
+    with pytest.raises(ModelInvalid, match=r"network\.tflite") as raised:
+        load("litert", model=str(tmp_path))
+
+    assert len(str(raised.value).splitlines()) == 1

@@ -57,8 +57,8 @@ class Gate(Model):
 
 
 @contextmanager
-def batcher(predict, max_size=4, max_wait=0.0, deadline=PATIENCE) -> Iterator[Batcher]:
-    made = Batcher(predict, max_size, max_wait, deadline)
+def batcher(predict, max_size=4, max_wait=0.0, deadline=PATIENCE, lanes=1) -> Iterator[Batcher]:
+    made = Batcher(predict, max_size, max_wait, deadline, lanes)
     try:
         yield made
     finally:
@@ -195,6 +195,18 @@ def test_nobody_computes_for_a_caller_who_gave_up():
         model.open.set()
         assert side(running.infer(canvas(3))) == 3
     assert model.values() == [[1], [3]]
+
+
+def test_a_model_with_two_lanes_has_two_batches_in_hand_at_once():
+    model, both = Model(), threading.Barrier(2)
+
+    def predict(batch):
+        both.wait(PATIENCE)
+        return model.predict(batch)
+
+    with batcher(predict, max_size=1, lanes=2) as running, ThreadPoolExecutor(4) as pool:
+        values = [1, 2, 3, 4]
+        assert [side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)] == values
 
 
 def test_closing_lets_the_batch_in_hand_finish_and_turns_the_others_away():

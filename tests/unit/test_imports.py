@@ -12,7 +12,7 @@ import tasks
 
 ROOT = Path(tasks.__file__).parent.parent
 MODULES = sorted((ROOT / "tasks").glob("*.py"))
-HEAVY = ["tensorflow", "cv2", "numpy", "PIL", "onnx", "worker"]
+HEAVY = ["tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx", "worker"]
 
 
 def loaded(*statements):

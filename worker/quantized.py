@@ -1,0 +1,90 @@
+"""The detector's network in 8 bits, run by LiteRT on a CPU: faster than TensorFlow there, and without its import."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from tasks.errors import ModelInvalid
+from worker import processors
+from worker.detector import Detections, Pixels
+from worker.model import digest_of, in_a_line, stated_threshold
+from worker.models import NETWORK
+from worker.models.maps import MAPS, decode
+from worker.silence import silenced
+
+# An interpreter is made for one shape, in half the time of a run, and takes about 75 bytes for a pixel.
+KEPT_PIXELS = 8_000_000
+WARM_SIDE = 256
+
+Shape = tuple[int, ...]
+
+
+class QuantizedModel:
+    """A Model that is ``network.tflite`` in a folder, from uint8 [1, H, W, 3] to the maps of worker.models.maps."""
+
+    engine = "litert"
+    on_gpu = False
+    fixed_size: tuple[int, int] | None = None
+
+    def __init__(self, folder: Path, digest: str | None = None, lanes: int = 1) -> None:
+        """Load and check the network in `folder`; ModelInvalid, in one line, if it can't be used.
+
+        `digest` is known where the files are not the same on every machine; else it is that of the files. The
+        processors are shared out among `lanes`.
+        """
+        if not (folder / NETWORK).is_file():
+            raise ModelInvalid(
+                f"{folder} holds no {NETWORK}, which VEIL_ENGINE=litert runs: set VEIL_ENGINE to auto or tensorflow"
+            )
+        count = processors.available()
+        self.folder = folder
+        self.device = f"CPU ({count} cores)"
+        self.lanes = lanes
+        self.digest = digest or digest_of(folder)
+        self.score_threshold = stated_threshold(folder)
+        self._network = (folder / NETWORK).read_bytes()
+        self._threads = max(1, count // lanes)
+        self._idle: list[tuple[Shape, Interpreter]] = []
+        self._lock = threading.Lock()
+        try:
+            with silenced():
+                self.predict(np.zeros((1, WARM_SIDE, WARM_SIDE, 3), np.uint8))
+        except Exception as error:
+            raise ModelInvalid(f"{folder / NETWORK} fails on a black picture: {in_a_line(error)}") from None
+
+    def predict(self, batch: Pixels) -> Sequence[Detections]:
+        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3]."""
+        return [decode(self._maps(canvas)) for canvas in batch]
+
+    def _maps(self, canvas: Pixels) -> NDArray[np.float32]:
+        interpreter = self._taken(canvas.shape)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], canvas[None])
+        interpreter.invoke()
+        (maps,) = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        self._give_back(canvas.shape, interpreter)
+        if maps.shape[-1] != sum(MAPS):
+            raise ValueError(f"the network returns {maps.shape[-1]} maps, not {sum(MAPS)}")
+        return np.asarray(maps, np.float32)
+
+    def _taken(self, shape: Shape) -> Any:
+        """An interpreter for pictures of `shape` that nobody else uses."""
+        with self._lock:
+            for place in reversed(range(len(self._idle))):
+                if self._idle[place][0] == shape:
+                    return self._idle.pop(place)[1]
+        interpreter = Interpreter(model_content=self._network, num_threads=self._threads)
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, *shape])
+        interpreter.allocate_tensors()
+        return interpreter
+
+    def _give_back(self, shape: Shape, interpreter: Any) -> None:
+        """Those used longest ago are dropped when there are too many."""
+        with self._lock:
+            self._idle.append((shape, interpreter))
+            while sum(height * width for (height, width, _), _ in self._idle) > KEPT_PIXELS:
+                self._idle.pop(0)
