@@ -6,7 +6,21 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import end_to_end, enqueue, exposure, machine, memory, peer, reconcile, reid, stages, upload_latency
+from benchmarks import (
+    end_to_end,
+    enqueue,
+    exposure,
+    latency,
+    machine,
+    memory,
+    peer,
+    reconcile,
+    reid,
+    scaling,
+    soak,
+    stages,
+    upload_latency,
+)
 from demo.servers import ServerFailed
 from tasks.errors import VeilError
 
@@ -16,6 +30,9 @@ BENCHMARKS = {
     "end_to_end": end_to_end.run,
     "stages": stages.run,
     "peer": peer.run,
+    "latency": latency.run,
+    "scaling": scaling.run,
+    "soak": soak.run,
     "enqueue": enqueue.run,
     "upload_latency": upload_latency.run,
     "reconcile": reconcile.run,

@@ -34,6 +34,8 @@ class Faulty:
     only: bytes = b""  # spare requests without this in their first line
     retry_after: int | None = None  # what 503 asks for, in seconds
     requests: Counter[str] = field(default_factory=Counter)  # by fault, `none` included
+    methods: Counter[str] = field(default_factory=Counter)  # the requests again, by method
+    connections: int = 0
     paths: set[str] = field(default_factory=set)  # that were asked for
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class Faulty:
         with suppress(OSError):
             while not self._closed:
                 near, _ = self._listener.accept()
+                self.connections += 1
                 threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 
     def _serve(self, near: socket.socket) -> None:
@@ -82,7 +85,9 @@ class Faulty:
 
     def _choose(self, first: bytes) -> str:
         with self._lock:
-            self.paths.add(first.split(b" ")[1].decode("latin-1"))
+            method, path, *_ = first.decode("latin-1").split(" ")
+            self.methods[method] += 1
+            self.paths.add(path)
             dice = self._chance.random() if self.only in first else 1.0
             for kind, rate in self.rates.items():
                 if dice < rate:

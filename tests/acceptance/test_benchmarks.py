@@ -79,3 +79,35 @@ def test_the_peer_is_measured_on_the_same_pictures(bench, data, exposure_tool):
     assert (line["bench"], line["set"], line["pictures"]) == ("peer", "small", 6)
     assert line["ratio"] == pytest.approx(line["pictures_per_second"] / line["deface_pictures_per_second"], rel=0.02)
     assert 0 <= line["exposed_rate"] <= 1
+
+
+@pytest.mark.timeout(290)
+def test_waiting_is_measured_idle_and_under_load(bench):
+    idle, busy = bench("latency", PICTURES="6")
+
+    assert (idle["load"], busy["load"]) == (0.0, 0.8)
+    assert busy["arrivals_per_second"] == pytest.approx(0.8 * busy["capacity"], abs=0.02)
+    for line in (idle, busy):
+        assert 0 < line["p50"] <= line["p95"] <= line["p99"] <= line["max"]
+
+
+@pytest.mark.timeout(290)
+def test_what_workers_and_deep_queues_cost_is_measured(bench):
+    asked, one, deep = bench("scaling", PICTURES="6", WORKERS="1", DEPTHS="400")
+
+    assert asked["s3_requests"] == {"GET": 1.0, "HEAD": 1.0, "PUT": 2.0}
+    assert asked["redis_round_trips"] > 5
+    assert (one["workers"], one["queue_depth"], deep["queue_depth"]) == (1, 6, 400)
+    assert 500 < deep["redis_bytes_a_message"] < 3000
+    for line in (one, deep):
+        assert line["pictures_per_second"] > 0
+        assert line["worker_rss_mib"][0] > 100
+
+
+@pytest.mark.timeout(290)
+def test_memory_is_followed_while_mixed_pictures_are_worked_on(bench):
+    (summary,) = bench("soak", MINUTES="0.2", PICTURES="8")
+
+    assert summary["pictures"] >= 8
+    assert summary["rss_mib"] <= summary["peak_mib"]
+    assert len(summary["quarters_mib"]) == 4

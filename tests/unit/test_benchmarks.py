@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import machine, peer, pictures
+from benchmarks.soak import _summary
 from benchmarks.stages import _hidden
 
 
@@ -97,3 +98,13 @@ def test_faces_are_where_they_are_in_pictures_that_are_enlarged_and_tiled(tmp_pa
             assert gray.crop((round(x1) + 8, round(y1) + 8, round(x2) - 8, round(y2) - 8)).getextrema()[0] > 200
             for x, y in ((x1 - 8, y1 - 8), (x2 + 8, y2 + 8)):
                 assert gray.getpixel((round(x), round(y))) < 50
+
+
+def test_the_last_quarter_of_a_soak_is_compared_with_the_second():
+    mib = [100, 100, 200, 200, 210, 210, 220, 220]
+
+    summary = _summary([(float(at), 3 * at, size << 20) for at, size in enumerate(mib)])
+
+    assert summary["quarters_mib"] == [100, 200, 210, 220]
+    assert summary["last_to_second_quarter"] == 1.1
+    assert (summary["pictures"], summary["rss_mib"]) == (21, 220)
