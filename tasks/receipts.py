@@ -8,13 +8,14 @@ output, so an output that says it is current has its receipt.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import ObjectNotFound
 from tasks.messages import Reason
+from tasks.signatures import FIELD, Flaw, Key, flaw
 
 if TYPE_CHECKING:
     from tasks.s3 import ObjectStore
@@ -62,7 +63,8 @@ class Receipt:
     pixels of the upright picture, and a ``score`` for each face, strongest first. `options` are what the request asked
     for. `check` says what came of looking at the output again, `found_by_check` are the boxes of those faces that were
     only found so, `left_xyxy` of those that the last check still found (they are hidden too, but nobody has looked
-    again), `reason` why it was held, or should be looked at. It holds no pixels, and no address.
+    again), `reason` why it was held, or should be looked at, `signature` is the worker's, see
+    tasks.signatures. It holds no pixels, and no address.
     """
 
     status: Literal["anonymized", "held"]
@@ -84,9 +86,12 @@ class Receipt:
     found_by_check: list[list[int]] = field(default_factory=list)
     left_xyxy: list[list[int]] = field(default_factory=list)
     reason: Reason | None = None
+    signature: dict[str, str] | None = None
 
-    def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode() + b"\n"
+    def to_bytes(self, key: Key | None = None) -> bytes:
+        """The receipt's file, signed with `key` if there is one."""
+        fields = asdict(self)
+        return json.dumps(fields | {FIELD: key.sign(fields)} if key else fields, indent=1).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -123,9 +128,17 @@ def parse(name: str) -> Made | None:
 
 def read(store: "ObjectStore", uri: ObjectUri) -> Receipt | None:
     """The receipt at `uri`; None if there is none, or something else."""
+    found = read_signed(store, uri, ())
+    return None if found is None else found[0]
+
+
+def read_signed(store: "ObjectStore", uri: ObjectUri, keys: Sequence[Key]) -> tuple[Receipt, Flaw | None] | None:
+    """The receipt at `uri` and what is wrong with its signature by `keys`; None if there is no receipt."""
     try:
         with store.open(uri) as opened:
-            return Receipt.from_bytes(opened.read(MAX_BYTES, FETCH_SECONDS))
+            content = opened.read(MAX_BYTES, FETCH_SECONDS)
+        # What is signed is what is written there: a receipt of an older version lacks fields of this one.
+        return Receipt.from_bytes(content), flaw(json.loads(content), keys)
     except (ObjectNotFound, ValueError, TypeError):
         return None
 

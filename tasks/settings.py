@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tasks.errors import SettingsInvalid, VeilError
 from tasks.routes import Route, check
+from tasks.signatures import Key
 
 PREFIX = "VEIL_"
 
@@ -68,6 +69,12 @@ class Settings(BaseSettings):
         None, description="What senders of events to `veil watch --http` must show, as `Authorization: Bearer TOKEN`."
     )
 
+    receipt_key: SecretStr | None = Field(
+        None,
+        description="Key that receipts are signed with (HMAC-SHA-256), of 32 characters or more. Several, "
+        "comma-separated: the first signs, `veil receipt verify` takes all.",
+    )
+
     metrics: str | None = Field(
         None,
         description="Where a worker, or `veil watch`, serves its Prometheus metrics, `HOST:PORT`; empty for nowhere. "
@@ -89,6 +96,13 @@ class Settings(BaseSettings):
             return None
         if not _names_a_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
             raise ValueError("must look like http://HOST:PORT, without a user or a password")
+        return value
+
+    @field_validator("receipt_key")
+    @classmethod
+    def _check_receipt_key(cls, value: SecretStr | None) -> SecretStr | None:
+        for text in split_commas(value.get_secret_value()) if value else ():
+            Key.parse(text)
         return value
 
     @field_validator("metrics")
@@ -125,6 +139,11 @@ class Settings(BaseSettings):
 
     def parsed_routes(self) -> tuple[Route, ...]:
         return tuple(Route.parse(text) for text in self.routes)
+
+    def receipt_keys(self) -> tuple[Key, ...]:
+        """The keys for receipts; the first signs."""
+        texts = split_commas(self.receipt_key.get_secret_value()) if self.receipt_key else ()
+        return tuple(Key.parse(text) for text in texts)
 
     def broker_url(self) -> str:
         """The Redis address with its password, for Celery alone: never log it."""

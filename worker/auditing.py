@@ -26,7 +26,7 @@ def run(settings: WorkerSettings, addresses: Sequence[str], source: str | None, 
     threads = settings.concurrency if redetect else THREADS
     store = ObjectStore.connect(settings, connections=2 * threads + LISTINGS)
     look = _look(settings) if redetect else None
-    audit = Audit(store, settings.parsed_routes(), settings.fetch_seconds, look, threads)
+    audit = Audit(store, settings.parsed_routes(), settings.fetch_seconds, settings.receipt_keys(), look, threads)
     counts: Counter[str] = Counter()
     checked = good = 0
     started = time.monotonic()

@@ -206,4 +206,5 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         route_table=settings.parsed_routes(),
         recipe=recipe,
         made_with=made_with,
+        receipt_key=next(iter(settings.receipt_keys()), None),
     )

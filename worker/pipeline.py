@@ -27,6 +27,7 @@ from tasks.errors import (
 from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest, Areas, Reason
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
+from tasks.signatures import Key
 from worker import images, masking
 from worker.detector import Detections, Detector, merge, outside, placed
 from worker.masking import MaskStyle
@@ -131,10 +132,11 @@ class Pipeline:
         route_table: Sequence[Route] = (),
         recipe: str = "",
         made_with: Mapping[str, str] | None = None,
+        receipt_key: Key | None = None,
     ) -> None:
         """`store` and `route_table` are None and empty where only local files are anonymized.
 
-        `made_with` names the model and the versions for the receipts.
+        `made_with` names the model and the versions for the receipts, which `receipt_key` signs.
         """
         self._store = store
         self._detector = detector
@@ -145,6 +147,7 @@ class Pipeline:
         self._keep_exif = keep_exif
         self._route_table = route_table
         self._made_with = dict(made_with or {})
+        self._receipt_key = receipt_key
         self.recipe = recipe
 
     def output(self, request: AnonymizeRequest) -> ObjectUri:
@@ -182,7 +185,9 @@ class Pipeline:
             confirm()
             made = receipts.Made.of(route.destination.relative(destination), recipe, source.etag)
             receipt = self._receipt(source, content, result, recipe, options, watch.seconds)
-            self._store.put(receipts.uri(route.destination, made), receipt.to_bytes(), "application/json", {})
+            self._store.put(
+                receipts.uri(route.destination, made), receipt.to_bytes(self._receipt_key), "application/json", {}
+            )
             if result.content is not None:
                 self._store.put(destination, result.content, result.content_type, self._metadata(source, receipt))
             if replaced is not None and result.content is not None:  # else it stays, and so does its receipt

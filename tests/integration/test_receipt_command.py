@@ -18,6 +18,7 @@ from tasks.messages import AnonymizeRequest
 from tasks.receipts import Receipt
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, OpenObject, StoredObject
+from tasks.signatures import Key
 from worker.detector import Detections
 from worker.masking import MaskStyle
 from worker.pipeline import Limits, Pipeline
@@ -36,7 +37,7 @@ class Finds:
         return Detections(self.boxes, np.full(len(self.boxes), 0.9, np.float32))
 
 
-def pipeline(store, route, *boxes, hold=False):
+def pipeline(store, route, *boxes, hold=False, key=None):
     return Pipeline(
         store=store,
         detector=Finds(*boxes),
@@ -45,6 +46,7 @@ def pipeline(store, route, *boxes, hold=False):
         hold_without_faces=hold,
         route_table=[route],
         recipe=RECIPE,
+        receipt_key=key,
     )
 
 
@@ -64,10 +66,10 @@ def route(place):
 def make(store, raw, place, route):
     """Put a source and have its output made, with one face."""
 
-    def made(key, content=None, hold=False, boxes=((5, 5, 20, 25),), destination=None, **options):
+    def made(key, content=None, hold=False, boxes=((5, 5, 20, 25),), destination=None, sign=None, **options):
         raw.put(place + key, picture() if content is None else content)
         request = {"source": raw.uri(place + key), "options": options or None, "destination": destination}
-        return pipeline(store, route, *boxes, hold=hold).run(AnonymizeRequest.parse(**request))
+        return pipeline(store, route, *boxes, hold=hold, key=sign).run(AnonymizeRequest.parse(**request))
 
     return made
 
@@ -213,6 +215,41 @@ def test_of_an_output_that_was_put_elsewhere_the_source_has_to_be_named(make, ve
     assert told(verify(there, "--source", raw.uri(place + "2026"), "--json"))[0] == {"a.jpg": ["ok"]}
     raw.put(place + "2026/a.jpg", picture(3))
     assert verify(there, "--source", raw.uri(place + "2026")).returncode == 1
+
+
+def test_with_a_key_receipts_have_to_be_signed(make, verify, clean, place):
+    new, old, lost = (Key.parse(letter * 32) for letter in "nol")
+    keys = {"new": new, "old": old, "lost": lost, "unsigned": None, "forged": new, "renamed": lost}
+    for name, key in keys.items():
+        make(name, sign=key)
+    make("held", boxes=(), hold=True)
+
+    def change(name, **fields):
+        where = receipt_of(clean, place, name)
+        clean.put(where, json.dumps(json.loads(clean.get(where)) | fields).encode())
+
+    change("forged", faces=[])
+    clean.put(
+        place + "forged",
+        clean.get(place + "forged"),
+        Metadata=clean.head(place + "forged")["Metadata"] | {receipts.FACES: "0"},
+    )
+    signature = json.loads(clean.get(receipt_of(clean, place, "renamed")))["signature"]
+    change("renamed", signature=signature | {"key": new.id})
+
+    done = verify("--json", VEIL_RECEIPT_KEY="n" * 32 + "," + "o" * 32)
+
+    assert done.returncode == 1
+    assert told(done)[0] == {
+        "new": ["ok"],
+        "old": ["ok"],
+        "lost": ["unknown key"],
+        "unsigned": ["unsigned"],
+        "forged": ["bad signature"],
+        "renamed": ["bad signature"],
+        "held": ["unsigned", "held"],
+    }
+    assert verify().returncode == 0  # without a key nobody can tell
 
 
 @pytest.mark.parametrize(

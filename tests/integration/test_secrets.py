@@ -1,5 +1,6 @@
 """What a run leaves behind, with everything going wrong in it, holds no password and no secret key."""
 
+import secrets as random
 import sys
 import urllib.parse
 from pathlib import Path
@@ -33,6 +34,7 @@ def way(s3):
 
 
 def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, place, tmp_path, wait_until, veil):
+    receipt_keys = [random.token_hex(32) for _ in range(2)]
     url = f"redis://:{urllib.parse.quote(redis.password, safe='')}@{HOST}:{redis.port}/0"
     environment = {
         **s3.environment(),
@@ -41,6 +43,7 @@ def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, 
         "VEIL_ROUTES": f"s3://raw/{place}=s3://clean/{place}",
         "VEIL_SCALES": "64",
         "VEIL_LEASE_SECONDS": "2",
+        "VEIL_RECEIPT_KEY": f"{receipt_keys[0]},{receipt_keys[1]}",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
@@ -77,6 +80,11 @@ def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, 
         run("dead", "list", "--json")
         run("enqueue", raw.uri(place + "good.png"), VEIL_REDIS_URL=url.replace("redis:", "http:"))
         wait_until(lambda: len(worker.lines("anonymized")) >= 2)
+        run("receipt", "verify", f"s3://clean/{place}", "--json")
+        assert '"states": ["ok"]' in printed[-1]
+        run("receipt", "verify", f"s3://clean/{place}", VEIL_RECEIPT_KEY=f"{receipt_keys[1]},{receipt_keys[0]}")
+        run("receipt", "verify", f"s3://clean/{place}", VEIL_RECEIPT_KEY=f"{receipt_keys[0]},{receipt_keys[1][:31]}")
+        assert "SettingsInvalid" in printed[-1]
         send(raw.put(place + "deadly.png", picture(RED)))
         worker.server.process.wait(30)
     finally:
@@ -92,4 +100,5 @@ def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, 
     assert len(left) >= 7, left.keys()
     assert all(len(left[where]) > 500 for where in ("the worker's log", "what commands printed"))
     secrets = (redis.password, urllib.parse.quote(redis.password, safe=""), s3.secret_key, s3.access_key)
+    secrets += tuple(key[:31] for key in receipt_keys)
     assert [(where, secret) for where, text in left.items() for secret in secrets if secret in text] == []
