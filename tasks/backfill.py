@@ -141,17 +141,10 @@ class Reading:
     def at_end(self) -> bool:
         return self._ahead is None
 
-    def page(self, most: int, left: float = math.inf) -> Page:
-        """The next keys, until `most` of them are wanted or PAGE are listed.
-
-        It does not end between a key and the keys in the folder of its name, unless `left` are wanted: asked for what
-        comes after such a key, SeaweedFS 4.48 leaves out its folder.
-        """
+    def page(self, most: int) -> Page:
+        """The next keys, until `most` of them are wanted or PAGE are listed. It may end after any key."""
         page = Page()
-        while self._ahead is not None and len(page.wanted) < left:
-            is_full = page.listed >= PAGE or len(page.wanted) >= most
-            if is_full and not self._ahead[0].key.startswith(page.cursor + "/"):
-                break
+        while self._ahead is not None and page.listed < PAGE and len(page.wanted) < most:
             self._add(page, *self._ahead)
             self._ahead = next(self._compared, None)
         return page
@@ -309,8 +302,7 @@ class Backfill:
             room = yield from self._room(run)
             if self._clock() - asked > LISTING_SECONDS:
                 return
-            left = limit - run.enqueued
-            page = reading.page(int(min(room, left)), left)
+            page = reading.page(int(min(room, limit - run.enqueued)))
             after = run.after(page)
             self._keep(run, after, page.wanted)
             run = after
@@ -373,7 +365,7 @@ def rehearse(store: ObjectStore, places: Places, selection: Selection, recipe: s
     reading = Reading(store, places, selection, recipe)
     limit = math.inf if selection.limit is None else selection.limit
     while not reading.at_end and run.enqueued < limit:
-        run = run.after(reading.page(PAGE, limit - run.enqueued))
+        run = run.after(reading.page(int(min(PAGE, limit - run.enqueued))))
         yield run
     yield replace(run, state="finished")
 

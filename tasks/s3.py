@@ -164,7 +164,7 @@ class ObjectStore:
         paginator = self._client.get_paginator("list_objects_v2")
         with _translated(PrefixUri(bucket, prefix)):
             for page in paginator.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options):
-                _check_whole(page, "IsTruncated")
+                _check_whole(page, "IsTruncated", *(["NextContinuationToken"] if page.get("IsTruncated") else []))
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
                         uri = ObjectUri(bucket, item["Key"])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks import receipts
+from tasks import backfill, receipts
+from tasks.backfill import Reading, Selection
 from tasks.comparison import Places, compare, settle
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.routes import Route
@@ -164,6 +165,32 @@ def test_a_comparison_goes_on_after_any_of_its_keys(fresh):
         states, _ = told(archive, after=key)
         assert list(states) == sources[number:]
         assert set(states.values()) <= {"current"}
+
+
+AWKWARD = ("a", "a/a", "a/a/a", "a.a", "a-a", "a!", "a!/k", "a0", "a.0", "a.f", "a ", "é/\ue000", "é")
+
+
+@bounded
+@given(pictures=st.dictionaries(keys, st.sampled_from(LEFT), max_size=9), most=st.integers(1, 3))
+@example(pictures=dict.fromkeys(AWKWARD, missing), most=1)
+@example(pictures=dict.fromkeys(AWKWARD, current), most=1)
+@example(pictures=dict.fromkeys(AWKWARD, of_an_older_recipe), most=2)
+def test_a_backfill_that_is_cut_off_after_any_page_wants_every_picture_that_is_not_done_once(
+    fresh, monkeypatch, pictures, most
+):
+    monkeypatch.setattr(backfill, "PAGE", 2)
+    archive = fresh()
+    truth = {key: state for key, leave in pictures.items() if (state := leave(archive, key))}
+    cursor, listed, wanted = "", 0, []
+    while not (reading := Reading(archive.store, archive.places, Selection(), RECIPE, cursor)).at_end:
+        page = reading.page(most)
+        cursor, listed = page.cursor, listed + page.listed
+        wanted += [archive.places.key(picture.source) for picture in page.wanted]
+        assert len(page.wanted) <= most
+    there = {key for key, state in truth.items() if state != "orphan"}
+    assert listed == len(there)
+    assert len(wanted) == len(set(wanted))
+    assert {key for key in there if truth[key] != "current"} <= set(wanted) <= there
 
 
 @pytest.mark.parametrize(("gone", "kept"), [("cam/", "cam-old/"), ("cam-old/", "cam/")])

@@ -100,6 +100,46 @@ def test_a_listing_below_a_prefix_leaves_out_its_neighbours(store, raw, place):
     assert found == [f"s3://raw/{place}a/1.jpg"]
 
 
+@pytest.fixture
+def answering(s3, store_at):
+    """Make a store whose every listing is the next of these answers, each in XML."""
+    with socket.create_server((HOST, 0)) as listener:
+
+        def answer(pages):
+            for page in pages:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    body = f"<ListBucketResult>{page}</ListBucketResult>".encode()
+                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                    connection.sendall(head.encode() + body)
+
+        def make(*pages):
+            threading.Thread(target=answer, args=(pages,), daemon=True).start()
+            return store_at(s3, endpoint=f"http://{HOST}:{listener.getsockname()[1]}")
+
+        yield make
+
+
+MORE = "<IsTruncated>true</IsTruncated><NextContinuationToken>{}</NextContinuationToken>"
+ITEM = (
+    "<Contents><Key>{}</Key><ETag>e</ETag><Size>1</Size>"
+    "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+)
+END = "<IsTruncated>false</IsTruncated>"
+
+
+def test_a_listing_goes_on_after_an_empty_page_that_is_not_the_last(answering):
+    store = answering(MORE.format(1), MORE.format(2) + ITEM.format("a/"), MORE.format(3) + ITEM.format("b"), END)
+    assert [stored.uri.key for stored in store.list("raw")] == ["b"]
+
+
+def test_a_listing_that_does_not_say_how_it_goes_on_has_not_ended(answering):
+    store = answering("<IsTruncated>true</IsTruncated>" + ITEM.format("a"))
+    with pytest.raises(StorageUnavailable, match="NextContinuationToken"):
+        list(store.list("raw"))
+
+
 def test_a_missing_object_is_named(store, place):
     uri = ObjectUri("raw", place + "missing.jpg")
     with pytest.raises(ObjectNotFound, match=r"missing\.jpg does not exist"), store.open(uri):

@@ -29,11 +29,11 @@ class Listing(ObjectStore):
                 yield StoredObject(ObjectUri(bucket, prefix + key), "etag", 1, modified=NOON)
 
 
-def read(*keys, most=2, selection=None, left=float("inf")):
+def read(*keys, most=2, selection=None):
     places = Places.find("s3://raw/in/2026", None, ROUTES)
     reading = Reading(Listing(*keys), places, selection or Selection(), None)
     while not reading.at_end:
-        yield reading.page(most, left)
+        yield reading.page(most)
 
 
 def listed(key="a.jpg", modified=NOON):
@@ -88,16 +88,6 @@ def test_a_page_ends_when_enough_is_wanted_or_enough_is_listed(monkeypatch):
         ("c", 3, 2, 1),
         ("e.jpg", 2, 1, 1),
     ]
-
-
-def test_a_page_does_not_end_between_a_key_and_the_folder_of_its_name():
-    pages = read("a", "a/b", "a/b/c", "a/d", "e", most=1)
-    assert [page.cursor for page in pages] == ["a/b/c", "a/d", "e"]
-
-
-def test_no_more_than_what_is_left_is_wanted():
-    (page, *_) = read("a", "a/b", "a/b/c", most=1, left=1)
-    assert [str(picture.source) for picture in page.wanted] == ["s3://raw/in/2026/a"]
 
 
 def test_what_goes_where_the_route_says_is_asked_for_as_an_upload_would_be():
