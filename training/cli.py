@@ -1,13 +1,17 @@
 """``veil train``: from labelled pictures to a model that workers serve. Heavy imports stay inside the commands."""
 
+import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tasks.errors import InvalidRequest
+from tasks.errors import InvalidRequest, TrainingFailed
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +72,76 @@ def import_(
     for name, counts in figures["splits"].items():
         print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} faces")
     print(f"report: {to / 'report.md'}")
+
+
+@app.command()
+def fit(
+    folder: Annotated[Path, typer.Argument(metavar="DATASET", help="As `veil train import` made it.")],
+    to: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; one that was stopped goes on.")],
+    size: Annotated[str, typer.Option(help="d0, d1 or d2: how large the network is.")] = "d0",
+    side: Annotated[
+        int | None, typer.Option(help="Side of the squares it is shown, in pixels, a multiple of 128; by its size.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=512, help="Pictures a step.")] = 8,
+    rounds: Annotated[float, typer.Option(min=0, help="How often each picture is shown.")] = 100,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many batches, in place of --rounds.")] = None,
+    learning_rate: Annotated[float, typer.Option(min=0, help="The highest; it rises, then falls as a cosine.")] = 0.002,
+    weights: Annotated[
+        str, typer.Option(metavar="imagenet|none|PATH", help="What the backbone starts from.")
+    ] = "imagenet",
+    augment: Annotated[bool, typer.Option(help="Whether pictures are changed at random.")] = True,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32, mixed_bfloat16 or mixed_float16; by default mixed_bfloat16 on an accelerator."),
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Steps from one checkpoint to the next.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and changes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a detector. Killed at any moment, the same command goes on from the last checkpoint."""
+    from training.dataset import Dataset
+
+    dataset = Dataset.load(folder)
+    from training import fitting
+    from training.anchors import MULTIPLE
+    from training.backend import has_accelerator
+    from training.model import SIZES
+    from training.run import Recipe, Run
+
+    if size not in SIZES:
+        raise typer.BadParameter(f"choose from {', '.join(SIZES)}", param_hint="--size")
+    side = side or SIZES[size].side
+    if side < MULTIPLE or side % MULTIPLE:
+        raise typer.BadParameter(f"must be a multiple of {MULTIPLE}", param_hint="--side")
+    precision = precision or ("mixed_bfloat16" if has_accelerator() else "float32")
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"choose from {', '.join(PRECISIONS)}", param_hint="--precision")
+    count = steps or max(1, math.ceil(rounds * len(dataset.split("train")) / batch))
+    recipe = Recipe(size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision)
+    run = Run.open(to, recipe, dataset.digest)
+
+    def tell(line: dict[str, Any]) -> None:
+        if as_json:
+            print(json.dumps(line), flush=True)
+        elif sys.stderr.isatty():
+            its = f", {line['val_loss']:.4f} on val" if "val_loss" in line else ""
+            print(f"step {line['step']:,}: loss {line['loss']:.4f}{its}", flush=True)
+
+    fitting.fit(run, dataset, None if weights == "none" else weights, every, tell)
+    if as_json:
+        print(json.dumps({"event": "finished", "run": str(to), "recipe": recipe.digest, "data": dataset.digest}))
+    else:
+        print(f"finished: {to}, recipe {recipe.digest[:16]}")
+
+
+def _identity(weights: str) -> str:
+    """What names the weights that a run starts from: two files of one name may differ."""
+    if weights in ("none", "imagenet"):
+        return weights
+    try:
+        return hashlib.sha256(Path(weights).expanduser().read_bytes()).hexdigest()
+    except OSError as error:
+        raise TrainingFailed(f"--weights {weights} can't be read: {error.strerror}") from None
 
 
 def _mapping(given: list[str]) -> dict[str, str]:

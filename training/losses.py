@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import keras
-from keras import ops
+from training.backend import keras, ops
 
 # Tan et al. (EfficientDet, CVPR 2020), section 5.1.
 ALPHA, GAMMA = 0.25, 1.5

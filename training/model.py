@@ -7,11 +7,11 @@ the paper does not give are those of its reference implementation (google/automl
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
-from keras import layers, ops
 
+from tasks.errors import TrainingFailed
 from training.anchors import LEVELS, PER_POINT
+from training.backend import keras, layers, ops
 
 PRIOR = 0.01  # the share of anchors that the untrained network takes for faces (Lin et al., section 4.1)
 FUSION_EPSILON = 1e-4  # paper, section 3.3
@@ -73,8 +73,18 @@ def efficientdet(size: str, classes: int = 1) -> Any:
 
 
 def load_backbone(model: Any, size: str, weights: str) -> None:
-    """Copy what `weights` says ("imagenet", or an EfficientNet's .h5 without its top) into the backbone of `model`."""
-    source = getattr(keras.applications, SIZES[size].backbone)(include_top=False, weights=weights)
+    """Copy what `weights` says ("imagenet", or an EfficientNet's .h5 without its top) into the backbone of `model`.
+
+    TrainingFailed when they can't be had or are another network's.
+    """
+    try:
+        source = getattr(keras.applications, SIZES[size].backbone)(include_top=False, weights=weights)
+    except Exception as error:  # of the download, or of the file
+        reason = " ".join(str(error).split())[:160]
+        raise TrainingFailed(
+            f"--weights {weights} can't be had ({reason}): use --weights none, or the path of {SIZES[size].backbone}'s "
+            "weights without its top"
+        ) from None
     known = {layer.name: layer for layer in source.layers}
     for layer in model.get_layer("backbone").layers:
         # The pictures are normalised before they come here.
@@ -121,13 +131,14 @@ def _bifpn(maps: list[Any], channels: int, name: str) -> list[Any]:
 
 def _node(inputs: list[Any], channels: int, name: str) -> Any:
     summed = layers.Activation("swish")(WeightedSum(name=f"{name}_sum")(inputs))
-    return _norm(f"{name}_norm")(layers.SeparableConv2D(channels, 3, padding="same", name=name)(summed))
+    return _norm(f"{name}_norm")(layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=name)(summed))
 
 
 def _head(maps: list[Any], channels: int, values: int, name: str, start: Any) -> Any:
     """`values` for each anchor of all maps. The levels share convolutions; each has its own normalisation."""
     convolutions = [
-        layers.SeparableConv2D(channels, 3, padding="same", name=f"{name}_conv{depth}") for depth in range(HEAD_DEPTH)
+        layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=f"{name}_conv{depth}")
+        for depth in range(HEAD_DEPTH)
     ]
     last = layers.SeparableConv2D(
         PER_POINT * values, 3, padding="same", bias_initializer=start, dtype="float32", name=f"{name}_last"
@@ -141,7 +152,7 @@ def _head(maps: list[Any], channels: int, values: int, name: str, start: Any) ->
 
 
 def _projected(source: Any, channels: int, name: str) -> Any:
-    return _norm(f"{name}_norm")(layers.Conv2D(channels, 1, name=name)(source))
+    return _norm(f"{name}_norm")(layers.Conv2D(channels, 1, use_bias=False, name=name)(source))
 
 
 def _halved(source: Any) -> Any:

@@ -1,0 +1,250 @@
+"""Training goes on after a kill as if it had never stopped, and says in one line why it can't."""
+
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
+
+from tasks.errors import DatasetInvalid, OutputFailed, TrainingFailed
+from training import checkpoint, curves, fitting, formats, importing
+from training.anchors import PER_POINT, STRIDES
+from training.backend import keras, layers, ops
+from training.importing import Choice
+from training.losses import BoxLoss, FocalLoss
+from training.optimizer import FlatAdamW
+from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
+
+RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
+
+
+def small_network(size):
+    """As many outputs as EfficientDet, in a second in place of twenty."""
+    pictures = keras.Input((None, None, 3))
+    inner = keras.Input((None, None, 3))
+    body = keras.Model(
+        inner, layers.BatchNormalization()(layers.Conv2D(4, 3, 8, padding="same", use_bias=False)(inner))
+    )
+    body.name = "backbone"
+    maps = body(layers.Rescaling(1 / 255)(pictures))
+    faces, boxes = [], []
+    for stride in STRIDES:
+        level = layers.AveragePooling2D(stride // 8)(maps) if stride > 8 else maps
+        faces.append(layers.Reshape((-1, 1))(layers.Conv2D(PER_POINT, 1)(level)))
+        boxes.append(layers.Reshape((-1, 4))(layers.Conv2D(4 * PER_POINT, 1)(level)))
+    said = {"faces": layers.Concatenate(axis=1)(faces), "boxes": layers.Concatenate(axis=1)(boxes)}
+    return keras.Model(pictures, said)
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch):
+    monkeypatch.setattr(fitting, "efficientdet", small_network)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    images = []
+    for i in range(9):
+        pixels = np.random.default_rng(i).integers(0, 256, (100, 120, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        images.append({"file": f"{i}.png", "faces": [[10, 10, 60, 75], [70, 40, 100, 80]][: 1 + i % 2]})
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images}))
+    labelled = formats.read(tmp_path / "annotations.json", None, [])
+    return importing.run(labelled, tmp_path / "set", Choice(val=0.3, test=0)).dataset
+
+
+class Killed(BaseException):
+    pass
+
+
+def fit(folder, dataset, recipe=RECIPE, killed_after=None, every=2):
+    """The told lines; raises Killed once the checkpoint of that step is written."""
+    told = []
+
+    def tell(line):
+        told.append(line)
+        if line["step"] == killed_after:
+            raise Killed
+
+    fitting.fit(Run.open(folder, recipe, dataset.digest), dataset, None, every, tell)
+    return told
+
+
+def losses(folder):
+    """Step, loss, and loss of the split val, by step."""
+    return [[float(line[name] or "nan") for name in ("step", "loss", "val_loss")] for line in curves.read(folder / LOG)]
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(dataset, tmp_path):
+    told = fit(tmp_path / "whole", dataset)
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", dataset, killed_after=4)
+    # What came after the last checkpoint, and a line that was cut short.
+    with (tmp_path / "killed" / LOG).open("a") as log:
+        log.write("5,9.9,9.9,9.9,0.1,,3.2\n6,1")
+
+    fit(tmp_path / "killed", dataset)
+
+    assert [line["step"] for line in told] == [2, 4, 6]
+    assert [step for step, _, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
+    # TensorFlow adds up in an order that differs by rounding from one run to the next.
+    np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=1e-3)
+    whole, killed = (checkpoint.load(tmp_path / name / WEIGHTS) for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    for name in whole:
+        np.testing.assert_allclose(whole[name], killed[name], rtol=1e-2, atol=1e-3)
+    assert np.isnan([val for _, _, val in losses(tmp_path / "whole")]).tolist() == [True, False] * 3
+    assert (tmp_path / "whole" / "curves.png").is_file()
+    assert len(list((tmp_path / "killed" / "events").iterdir())) == 2
+
+
+def test_a_finished_run_is_left_as_it_is(dataset, tmp_path):
+    fit(tmp_path / "run", dataset)
+    before = (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns
+
+    assert fit(tmp_path / "run", dataset) == []
+    assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_training_lowers_the_loss(dataset, tmp_path):
+    fit(tmp_path / "run", dataset, Recipe("d0", 128, 3, 40, 0.03, 0, True, "none", "float32"), every=40)
+
+    values = [loss for _, loss, _ in losses(tmp_path / "run")]
+    assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
+
+
+def test_a_loss_that_is_no_number_ends_it_and_the_checkpoint_is_whole(dataset, tmp_path):
+    recipe = Recipe("d0", 128, 2, 60, 1e30, 3, False, "none", "float32")
+
+    with pytest.raises(TrainingFailed, match=r"not a number after step .*: lower --learning-rate") as raised:
+        fit(tmp_path / "run", dataset, recipe, every=1)
+
+    assert len(str(raised.value).splitlines()) == 1
+    kept = checkpoint.load(tmp_path / "run" / CHECKPOINT)
+    assert all(np.isfinite(values).all() for name, values in kept.items() if name.startswith("m"))
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_it(dataset, tmp_path, monkeypatch):
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", dataset, killed_after=2)
+    before = (tmp_path / "run" / CHECKPOINT).read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.np, "savez", full)
+        with pytest.raises(OutputFailed, match="No space left on device; the one before it is kept"):
+            fit(tmp_path / "run", dataset)
+
+    assert (tmp_path / "run" / CHECKPOINT).read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.partial"))
+    assert fit(tmp_path / "run", dataset)[-1]["step"] == 6
+
+
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(dataset, tmp_path):
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", dataset, killed_after=2)
+    half = (tmp_path / "run" / CHECKPOINT).read_bytes()[:5000]
+    (tmp_path / "run" / (CHECKPOINT + checkpoint.PARTIAL)).write_bytes(half)
+
+    assert [line["step"] for line in fit(tmp_path / "run", dataset)] == [4, 6]
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_a_damaged_checkpoint_and_another_networks_are_refused(dataset, tmp_path):
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", dataset, killed_after=2)
+    path = tmp_path / "run" / CHECKPOINT
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingFailed, match=r"can't be read .*: start the run anew"):
+        fit(tmp_path / "run", dataset)
+
+    checkpoint.save(path, {"m0": np.zeros(3), "step": np.array(2)})
+    with pytest.raises(TrainingFailed, match="the weights of another network"):
+        fit(tmp_path / "run", dataset)
+
+
+def test_another_recipe_or_data_set_needs_another_folder(dataset, tmp_path):
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", dataset, killed_after=2)
+
+    other = Recipe("d0", 128, 4, 6, 0.01, 3, False, "none", "float32")
+    with pytest.raises(TrainingFailed, match="a run with another batch: choose another --to"):
+        fit(tmp_path / "run", dataset, other)
+    with pytest.raises(TrainingFailed, match="a run with another data: choose another --to"):
+        Run.open(tmp_path / "run", RECIPE, "0" * 64)
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(TrainingFailed, match="is damaged"):
+        fit(tmp_path / "run", dataset)
+
+
+def test_two_processes_do_not_train_in_one_folder(dataset, tmp_path):
+    run = Run.open(tmp_path / "run", RECIPE, dataset.digest)
+
+    with run.held(), pytest.raises(TrainingFailed, match="another process trains"):
+        fit(tmp_path / "run", dataset)
+
+
+def test_an_empty_split_and_one_without_faces_are_refused(dataset, tmp_path):
+    with pytest.raises(DatasetInvalid, match=r"the split 'test' of .* is empty"):
+        dataset.split("test")
+    for image in (images := json.loads((tmp_path / "annotations.json").read_text())["images"])[1:]:
+        image["faces"] = []
+    (tmp_path / "annotations.json").write_text(json.dumps({"images": images}))
+    labelled = formats.read(tmp_path / "annotations.json", None, [])
+    one = importing.run(labelled, tmp_path / "one", Choice(val=0, test=0)).dataset
+    shutil.rmtree(tmp_path / "one" / "images")
+
+    with pytest.raises(DatasetInvalid, match="can't be read"):
+        fit(tmp_path / "run", one)
+
+
+def test_a_run_that_is_not_finished_has_no_model(dataset, tmp_path):
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", dataset, killed_after=2)
+
+    with pytest.raises(TrainingFailed, match="isn't finished: go on with"):
+        fitting.finished_model(Run.load(tmp_path / "run"))
+    with pytest.raises(TrainingFailed, match="begin a run with `veil train fit`"):
+        Run.load(tmp_path)
+
+
+def test_losses_count_faces_alone_and_forgive_what_is_ignored():
+    truth = np.array([[[1.0], [0.0], [-1.0]]], np.float32)
+    right, wrong = ([[[8.0], [-8.0], [sure]]] for sure in (8.0, 8.0))
+    wrong = [[[-8.0], [8.0], [8.0]]]
+
+    focal = FocalLoss()
+    assert float(focal(truth, ops.convert_to_tensor(right))) < 1e-6
+    # -alpha log p of the face and -(1 - alpha) log p of what is none, nearly unweighted, over one face and one.
+    assert float(focal(truth, ops.convert_to_tensor(wrong))) == pytest.approx((0.25 * 8 + 0.75 * 8) / 2, rel=0.01)
+
+    box = BoxLoss()
+    stands = np.array([[[0, 0, 0, 0, 1], [5, 5, 5, 5, 0]]], np.float32)
+    off = ops.convert_to_tensor(np.array([[[0.05, 0, 0, 1.1], [0, 0, 0, 0]]], np.float32))
+    assert float(box(stands, off)) == pytest.approx(50 * (0.05**2 / 2 + 0.1 * (1.1 - 0.05)) / 4 / 2, rel=1e-4)
+
+
+def test_the_flat_optimizer_moves_weights_as_keras_own_does():
+    start = [np.random.default_rng(i).normal(size=shape).astype(np.float32) for i, shape in enumerate([(3, 4), (4,)])]
+    ours, theirs = ([keras.Variable(values) for values in start] for _ in range(2))
+    flat = FlatAdamW(0.1, average=0.5)
+    flat.build(ours)
+    own = keras.optimizers.AdamW(0.1, weight_decay=4e-5, global_clipnorm=10, use_ema=True, ema_momentum=0.5)
+    own.build(theirs)
+    own.exclude_from_weight_decay(var_list=[theirs[1]])
+    for i in range(5):
+        gradients = [np.random.default_rng(9 + i).normal(0, 9, values.shape).astype(np.float32) for values in start]
+        flat.apply([ops.convert_to_tensor(each) for each in gradients])
+        own.apply([ops.convert_to_tensor(each) for each in gradients])
+
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=2e-4, atol=2e-5)

@@ -1,0 +1,74 @@
+"""How a run goes: a CSV line for each step, TensorBoard's events, and a plot."""
+
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from training import charts
+
+FIELDS = ("step", "loss", "faces_loss", "boxes_loss", "learning_rate", "val_loss", "seconds")
+
+
+@dataclass
+class Curves:
+    """Writes both. A run that is resumed at `step` forgets the lines that came after it."""
+
+    log: Path
+    events: Path
+    step: int
+
+    def __post_init__(self) -> None:
+        kept = [line for line in read(self.log) if int(line["step"]) <= self.step]
+        partial = self.log.with_name(self.log.name + ".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+        partial.replace(self.log)
+        self._file = self.log.open("a", newline="")
+        self._csv = csv.DictWriter(self._file, FIELDS)
+        self._tensorboard = EventFileWriter(str(self.events))
+        # TensorBoard forgets, too.
+        start = SessionLog(status=SessionLog.START)
+        self._tensorboard.add_event(Event(wall_time=time.time(), step=self.step + 1, session_log=start))
+
+    def add(self, line: dict[str, Any]) -> None:
+        self._csv.writerow(line)
+        self._file.flush()
+        values = [
+            Summary.Value(tag=name, simple_value=line[name]) for name in FIELDS[1:] if isinstance(line.get(name), float)
+        ]
+        self._tensorboard.add_event(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def read(log: Path) -> list[dict[str, str]]:
+    """The lines of a log; a last one that a kill cut short is left out."""
+    if not log.exists():
+        return []
+    with log.open(newline="") as file:
+        return [line for line in csv.DictReader(file) if line.get("seconds")]
+
+
+def plot(log: Path, path: Path) -> None:
+    lines = read(log)
+    steps = [int(line["step"]) for line in lines]
+    curves = {
+        title: (steps, [float(line[name]) for line in lines])
+        for title, name in (("loss", "loss"), ("of faces", "faces_loss"), ("of boxes", "boxes_loss"))
+    }
+    if checked := [line for line in lines if line["val_loss"]]:
+        curves["loss of the split val"] = (
+            [int(line["step"]) for line in checked],
+            [float(line["val_loss"]) for line in checked],
+        )
+    charts.lines(path, "Training", "step", "loss", curves)

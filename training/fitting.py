@@ -1,0 +1,166 @@
+"""``veil train fit``: a detector's weights from a data set, in steps that a kill only delays."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import OutputFailed, TrainingFailed
+from training import checkpoint, curves
+from training.backend import jit, keras, layers, reproducible
+from training.batches import Batches
+from training.dataset import Dataset
+from training.losses import BoxLoss, FocalLoss
+from training.model import efficientdet, load_backbone
+from training.optimizer import LONGEST_AVERAGE, FlatAdamW
+from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
+from worker.progress import progress_bar
+
+WARM_UP = 0.05  # of the steps
+# A run of few steps averages over fewer of them: the weights over its last tenth, a normalisation over a sixth.
+AVERAGED, NORMALISED, LONGEST_NORMALISED = 10, 6, 0.99
+SETTLING_BATCHES = 16
+VALIDATION_BATCHES = 8
+
+Told = Callable[[dict[str, Any]], None]
+
+
+def fit(run: Run, dataset: Dataset, weights: str | None, every: int, tell: Told) -> None:
+    """Train `run` from where it is to its end, with a checkpoint after `every` steps.
+
+    `weights` is where the backbone comes from, or None. Raises TrainingFailed when the loss is no number,
+    DatasetInvalid when there is nothing to train on, OutputFailed when the disk is full; the last checkpoint is whole
+    in any case.
+    """
+    recipe = run.recipe
+    batches = _batches(dataset, "train", recipe)
+    try:
+        with run.held():
+            if run.is_finished:
+                return
+            reproducible(recipe.seed)
+            trained = _Trained(recipe, weights, next(batches.starting(0, 1)))
+            step = trained.restore(run.folder / CHECKPOINT)
+            step = _train(run, dataset, trained, batches, step, every, tell)
+            trained.settle(batches, step)
+            curves.plot(run.folder / LOG, run.folder / "curves.png")
+            checkpoint.save(run.folder / WEIGHTS, checkpoint.numbered("w", trained.model.weights))
+    except OSError as error:
+        raise OutputFailed(f"{run.folder} can't be written: {error.strerror}: make room, and go on") from None
+
+
+def finished_model(run: Run) -> Any:
+    """The network with the weights of a run; TrainingFailed if it isn't finished."""
+    if not run.is_finished:
+        raise TrainingFailed(f"{run.folder} isn't finished: go on with the same `veil train fit`")
+    model = efficientdet(run.recipe.size)
+    path = run.folder / WEIGHTS
+    checkpoint.restore("w", model.weights, checkpoint.load(path), path)
+    return model
+
+
+class _Trained:
+    """The network and its optimizer."""
+
+    def __init__(self, recipe: Recipe, weights: str | None, first: Any) -> None:
+        keras.config.set_dtype_policy(recipe.precision)
+        self.recipe = recipe
+        self.model = efficientdet(recipe.size)
+        if weights is not None:
+            load_backbone(self.model, recipe.size, weights)
+        self._set_momentum(min(LONGEST_NORMALISED, max(0.0, 1 - NORMALISED / recipe.steps)))
+        warm_up = max(1, round(WARM_UP * recipe.steps))
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, recipe.steps - warm_up), warmup_target=recipe.learning_rate, warmup_steps=warm_up
+        )
+        self.flat = FlatAdamW(schedule, min(LONGEST_AVERAGE, max(0.0, 1 - AVERAGED / recipe.steps)))
+        self.model.compile(optimizer=self.flat, loss={"faces": FocalLoss(), "boxes": BoxLoss()}, jit_compile=jit())
+        self.optimizer = self.model.optimizer  # which scales the loss where the precision asks for it
+        self.optimizer.build(self.model.trainable_variables)
+        # Makes what counts losses, so that the step is traced once and not twice.
+        said = self.model(first.pictures[:1])
+        self.model.compute_loss(x=None, y={name: truth[:1] for name, truth in first.truth.items()}, y_pred=said)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.flat.learning_rate)
+
+    def save(self, path: Path, step: int) -> None:
+        arrays = checkpoint.numbered("m", self.model.variables) | checkpoint.numbered("o", self.optimizer.variables)
+        checkpoint.save(path, {**arrays, "step": np.asarray(step)})
+
+    def restore(self, path: Path) -> int:
+        """The step that the checkpoint in `path` was made after; 0 if there is none."""
+        if not path.exists():
+            return 0
+        arrays = checkpoint.load(path)
+        step = int(arrays.pop("step"))
+        checkpoint.restore("m", self.model.variables, arrays, path)
+        checkpoint.restore("o", self.optimizer.variables, arrays, path)
+        return step
+
+    def settle(self, batches: Batches, step: int) -> None:
+        """Take the averaged weights, and measure what their normalisations see.
+
+        The running averages are those of weights that are gone: Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
+        arXiv:2105.07576, section 3.
+        """
+        for variable, values in zip(self.model.trainable_variables, self.flat.parts(self.flat.averaged), strict=True):
+            variable.assign(values)
+        for number, batch in enumerate(batches.starting(step, step + SETTLING_BATCHES)):
+            self._set_momentum(number / (number + 1))
+            self.model(batch.pictures, training=True)
+
+    def _set_momentum(self, momentum: float) -> None:
+        for layer in [*self.model.layers, *self.model.get_layer("backbone").layers]:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = momentum
+
+
+def _train(run: Run, dataset: Dataset, trained: _Trained, batches: Batches, step: int, every: int, tell: Told) -> int:
+    recipe = run.recipe
+    has_validation = any(picture.split == "val" for picture in dataset.pictures)
+    validation = _batches(dataset, "val", recipe) if has_validation else None
+    its_curves = curves.Curves(run.folder / LOG, run.folder / "events", step)
+    started = time.monotonic()
+    try:
+        with progress_bar("trained", total=recipe.steps) as bar:
+            bar.advance(step)
+            for batch in batches.starting(step, recipe.steps):
+                rate = trained.learning_rate
+                losses = trained.model.train_on_batch(batch.pictures, batch.truth, return_dict=True)
+                step += 1
+                line = {"step": step, **{name: float(loss) for name, loss in losses.items()}, "learning_rate": rate}
+                if not math.isfinite(line["loss"]):
+                    raise TrainingFailed(
+                        f"the loss is not a number after step {step}: lower --learning-rate, and choose another --to"
+                    )
+                last = step == recipe.steps
+                if validation and (last or step % every == 0):
+                    line["val_loss"] = _validation_loss(trained.model, validation)
+                line["seconds"] = round(time.monotonic() - started, 2)
+                its_curves.add(line)
+                if last or step % every == 0:
+                    trained.save(run.folder / CHECKPOINT, step)
+                    tell(line)
+                bar.advance()
+    finally:
+        its_curves.close()
+    return step
+
+
+def _batches(dataset: Dataset, split: str, recipe: Recipe) -> Batches:
+    augment = recipe.augment and split == "train"
+    return Batches(dataset, dataset.split(split), recipe.side, recipe.batch, recipe.seed, augment)
+
+
+def _validation_loss(model: Any, validation: Batches) -> float:
+    count = min(VALIDATION_BATCHES, math.ceil(len(validation.pictures) / validation.size))
+    losses = [
+        float(model.test_on_batch(batch.pictures, batch.truth, return_dict=True)["loss"])
+        for batch in validation.starting(0, count)
+    ]
+    return sum(losses) / len(losses)
