@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from benchmarks import (
+    check,
     detector,
     end_to_end,
     enqueue,
@@ -27,6 +28,7 @@ from tasks.errors import VeilError
 
 BENCHMARKS = {
     "exposure": exposure.run,
+    "check": check.run,
     "reid": reid.run,
     "detector": detector.run,
     "end_to_end": end_to_end.run,

@@ -11,7 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -36,7 +39,8 @@ def run() -> None:
         return
     table = Table("set", "pictures", "faces", "exposed", "spill", "seconds")
     for name in SETS:
-        figures = _measure(data / name)
+        measured = measure(data / name)
+        figures = {**measured.figures, "seconds": round(measured.seconds, 1)}
         print(json.dumps({"bench": "exposure", "set": name, **figures}), flush=True)
         table.add_row(
             name,
@@ -49,13 +53,25 @@ def run() -> None:
     Console(stderr=True).print(table)
 
 
-def _measure(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Measured:
+    """What the judge says of a set, what ``veil anonymize --json`` said of each picture, and how long it took."""
+
+    figures: dict[str, Any]
+    outcomes: list[dict[str, Any]]
+    seconds: float
+
+
+def measure(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Measured:
+    """Anonymize the set in `folder` with the settings of this process and `environment`, and judge it."""
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as output:
         started = time.perf_counter()
         veil = [str(Path(sys.executable).parent / "veil"), "anonymize", str(folder / "images")]
-        subprocess.run([*veil, "--output", f"{output}/images"], check=True, stderr=subprocess.DEVNULL)
+        veil += ["--output", f"{output}/images", "--json"]
+        told = subprocess.run(veil, check=True, capture_output=True, text=True, env={**os.environ, **environment})
         seconds = time.perf_counter() - started
-        return {**judged(folder, Path(output) / "images"), "seconds": round(seconds, 1)}
+        outcomes = [json.loads(line) for line in told.stdout.splitlines()]
+        return Measured(judged(folder, Path(output) / "images"), outcomes, seconds)
 
 
 def judged(folder: Path, outputs: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Stack:
         """How many outputs the workers have reported; ServerFailed if a picture was given up."""
         counts = outcomes.totals(self.client)
         if counts.get("dead"):
-            letter = next(dead_letters.entries(self.client))
+            letter = next(dead_letters.LETTERS.entries(self.client))
             raise ServerFailed(f"{letter.source} was given up: {letter.error}: {letter.message}")
         return counts.get("anonymized", 0)
 

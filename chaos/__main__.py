@@ -251,7 +251,7 @@ def _left(stack: Stack, keys: list[str]) -> int:
 
 
 def _dead(stack: Stack) -> dict[str, dead_letters.DeadLetter]:
-    letters = dead_letters.entries(stack.redis.client())
+    letters = dead_letters.LETTERS.entries(stack.redis.client())
     return {letter.source.removeprefix(f"s3://{RAW}/"): letter for letter in letters}
 
 

@@ -262,7 +262,7 @@ def _wait_for_pictures(stack: Stack, client: Any, wanted: set[str]) -> tuple[dic
                 # It is written before its output.
                 if receipt.status == "held" or key in outputs:
                     made[key] = receipt
-        for letter in dead_letters.entries(stack.redis.client()):
+        for letter in dead_letters.LETTERS.entries(stack.redis.client()):
             failed[letter.source.removeprefix(f"s3://{RAW}/")] = f"{letter.error}: {letter.message}"
         if len(made) + len(failed) > before:
             last_news = time.monotonic()

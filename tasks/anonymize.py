@@ -13,13 +13,14 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from tasks import dead_letters, metrics, outcomes
+from tasks import dead_letters, metrics, outcomes, review
 from tasks.addresses import ObjectUri
 from tasks.app import RUN_HEADER, TASK, app
 from tasks.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.deliveries import Delivery
 from tasks.errors import Busy, Permanent, Poison, QueueUnavailable, Transient, VeilError
 from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.redis_errors import queue_unavailable
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
@@ -60,6 +61,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         with delivery:
             run = partial(self.app.pipeline.run, on_stage=partial(_send_stage, self), confirm=delivery.confirm)
             report: AnonymizeReport = run(request)
+            _note_review(self, request, report)
     except QueueUnavailable as error:
         bound.warning("given back", **_described(error))
         raise  # the message comes back with its lease: see tasks.results
@@ -166,7 +168,7 @@ def _set_aside(task: Task, fields: Mapping[str, Any], error: Exception, delivery
     )
     try:
         with task.app.backend.client.pipeline() as pipe:
-            dead_letters.record(pipe, letter)
+            dead_letters.LETTERS.record(pipe, letter)
             outcomes.count(pipe, "dead", task.request.get(RUN_HEADER))
             pipe.execute()
     except RedisError as failure:
@@ -175,11 +177,19 @@ def _set_aside(task: Task, fields: Mapping[str, Any], error: Exception, delivery
     metrics.dead(error)
 
 
+def _note_review(task: Task, request: AnonymizeRequest, report: AnonymizeReport) -> None:
+    """Before the message is acknowledged, and while the output is its own: a picture to look at is never forgotten."""
+    try:
+        review.note(task.app.backend.client, request, report)
+    except RedisError as error:
+        raise queue_unavailable(error) from None
+
+
 def _finish(task: Task, source: str, report: AnonymizeReport) -> None:
     metrics.finished(report, task.request)
     try:
         with task.app.backend.client.pipeline() as pipe:
-            dead_letters.discard(pipe, source)
+            dead_letters.LETTERS.discard(pipe, source)
             outcomes.count(pipe, report.status, task.request.get(RUN_HEADER))
             pipe.execute()
     except RedisError as error:

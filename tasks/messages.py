@@ -135,7 +135,8 @@ class AnonymizeReport:
     An output that was written has a `reason` if somebody should look at it.
     Sizes are pixels and bytes; `seconds` maps each stage to its duration; `boxes_xyxy` are the faces, in whole
     pixels of the upright picture, strongest first. `found_by_check` counts those that were found in the output only,
-    `left_xyxy` are those that the last check still found. `source_etag` is the version of the source.
+    `left_xyxy` are those that the last check still found. `source_etag` is the version of the source,
+    `options` are what was asked for in place of settings.
     """
 
     status: Status
@@ -155,6 +156,7 @@ class AnonymizeReport:
     seconds: dict[str, float] = field(default_factory=dict)
     boxes_xyxy: list[list[int]] | None = None
     source_etag: str | None = None
+    options: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, without what is not known."""

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tasks import dead_letters, queues
+from tasks import dead_letters, queues, review
 from tasks.app import QUEUED_AT_HEADER, QUEUES
 from tasks.errors import Permanent, SettingsInvalid, Transient, VeilError
 from tasks.messages import AnonymizeReport
@@ -55,6 +55,9 @@ FOUND_BY_CHECK = Counter(
     "veil_faces_found_by_check",
     "Faces that were only found in the output, and then hidden too.",
     registry=REGISTRY,
+)
+FLAGGED = Counter(
+    "veil_pictures_flagged", "Pictures that were published with a reason to look at them.", registry=REGISTRY
 )
 STAGE_SECONDS = Histogram(
     "veil_stage_seconds",
@@ -110,6 +113,7 @@ def finished(report: AnonymizeReport, request: Any) -> None:
         FACES.observe(report.faces)
         WITHOUT_FACE.inc(report.faces == 0)
     FOUND_BY_CHECK.inc(report.found_by_check or 0)
+    FLAGGED.inc(report.status == "anonymized" and report.reason is not None)
     BYTES_READ.inc(report.bytes_in or 0)
     BYTES_WRITTEN.inc(report.bytes_out or 0)
     if (waited := queues.age(request.get(QUEUED_AT_HEADER))) is not None:
@@ -165,11 +169,16 @@ class QueueCollector(Collector):
         for queue in queues.statuses(self._redis):
             waiting.add_metric([queue.name], queue.waiting)
             oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
-        in_hand, dead = queues.in_hand(self._redis), self._redis.hlen(dead_letters.KEY)
+        in_hand, dead = queues.in_hand(self._redis), dead_letters.LETTERS.count(self._redis)
         yield waiting
         yield oldest
         yield GaugeMetricFamily("veil_in_flight_messages", "Messages in the hands of all workers.", value=in_hand)
         yield GaugeMetricFamily("veil_dead_letters", "Pictures that were given up and await somebody.", value=dead)
+        yield GaugeMetricFamily(
+            "veil_review_pictures",
+            "Pictures that were held back or flagged and await somebody's look.",
+            value=review.DOUBTS.count(self._redis),
+        )
 
 
 def serve(settings: Settings, app: Celery) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import backfill, dead_letters, outcomes, queues
+from tasks import backfill, dead_letters, outcomes, queues, review
 from tasks.publishing import announced_recipe, connected
 from tasks.queues import QueueStatus
 
@@ -14,7 +14,8 @@ FAILED = "dead"
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """All of the work. `outcomes` counts pictures since this Redis is used, `dead` those that are given up now.
+    """All of the work. `outcomes` counts pictures since this Redis is used, `dead` those that are given up now,
+    `to_review` those that await somebody's look.
 
     `per_second` is the rate of the last minutes, `seconds_left` what the waiting messages take at it, if that is known.
     """
@@ -23,6 +24,7 @@ class Status:
     in_flight: int
     outcomes: Mapping[str, int]
     dead: int
+    to_review: int
     per_second: float
     seconds_left: float | None
     recipe: str | None
@@ -58,13 +60,15 @@ def read(redis: Any) -> Status:
     """How everything stands. Raises QueueUnavailable."""
     with connected():
         waiting, in_flight = queues.statuses(redis), queues.in_hand(redis)
-        dead, recipe = redis.hlen(dead_letters.KEY), announced_recipe(redis)
+        to_review = review.DOUBTS.count(redis)
+        dead, recipe = dead_letters.LETTERS.count(redis), announced_recipe(redis)
         totals, per_second = dict.fromkeys((*DONE, FAILED), 0) | outcomes.totals(redis), outcomes.per_second(redis)
     return Status(
         queues=waiting,
         in_flight=in_flight,
         outcomes=totals,
         dead=dead,
+        to_review=to_review,
         per_second=per_second,
         seconds_left=_seconds(sum(queue.waiting for queue in waiting), per_second),
         recipe=recipe,

@@ -36,6 +36,8 @@ receipt_app = typer.Typer(no_args_is_help=True, help="What was done to each pict
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 app.add_typer(receipt_app, name="receipt")
+review_app = typer.Typer(no_args_is_help=True, help="Pictures that were held back, or published with a doubt.")
+app.add_typer(review_app, name="review")
 
 
 Method = Annotated[str | None, typer.Option(help="surround, blur, pixelate or fill, in place of VEIL_METHOD.")]
@@ -57,6 +59,7 @@ def _utc(text: str) -> datetime:
 
 
 Sources = Annotated[list[str] | None, typer.Argument(metavar="SOURCE")]
+Queue = Annotated[str, typer.Option(help="uploads is worked off before backfill.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 
@@ -97,7 +100,7 @@ def enqueue(
     prefix: Annotated[
         str | None, typer.Option(help="Every object below this address, s3://BUCKET or s3://BUCKET/PREFIX.")
     ] = None,
-    queue: Annotated[str, typer.Option(help="uploads is worked off before backfill.")] = "uploads",
+    queue: Queue = "uploads",
     wait: Annotated[bool, typer.Option(help="Wait for the results; exit 1 if a picture failed.")] = False,
     timeout: Annotated[float, typer.Option(help="With --wait: seconds without any result to give up after.")] = 600,
     method: Method = None,
@@ -107,11 +110,9 @@ def enqueue(
     as_json: Json = False,
 ) -> None:
     """Put pictures on the queue."""
-    from tasks.app import QUEUES
     from worker import enqueueing
 
-    if queue not in QUEUES:
-        raise typer.BadParameter(f"choose from {', '.join(QUEUES)}", param_hint="--queue")
+    _check_queue(queue)
     if not uris and not prefix:
         raise typer.BadParameter("give addresses, or --prefix")
     options = _options(method, region, exempt, extra)
@@ -396,16 +397,14 @@ def dead_retry(
     sources: Sources = None,
     everything: Annotated[bool, typer.Option("--all", help="Every picture that was given up.")] = False,
     error: Annotated[str | None, typer.Option(help="Those with this error, such as AccessDenied.")] = None,
-    queue: Annotated[str, typer.Option(help="uploads is worked off before backfill.")] = "backfill",
+    queue: Queue = "backfill",
     as_json: Json = False,
 ) -> None:
     """Put pictures that were given up back on the queue. They stay listed until they come through."""
-    from tasks.app import QUEUES
     from worker import dead
 
     _check_one(sources, everything, error)
-    if queue not in QUEUES:
-        raise typer.BadParameter(f"choose from {', '.join(QUEUES)}", param_hint="--queue")
+    _check_queue(queue)
     sys.exit(0 if dead.retry(sources or [], error, queue, as_json) else EXIT_FAILED)
 
 
@@ -423,6 +422,87 @@ def dead_drop(
     if everything and not yes:
         raise typer.BadParameter("add --yes to forget every one of them", param_hint="--all")
     sys.exit(0 if dead.drop(sources or [], error) else EXIT_FAILED)
+
+
+@review_app.command("list")
+def review_list(as_json: Json = False) -> None:
+    """Print the pictures that somebody should look at, oldest first, each with its reason."""
+    from worker import review
+
+    review.list_all(as_json)
+
+
+@review_app.command("show")
+def review_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False) -> None:
+    """Print all that is known of one of them: boxes, never faces."""
+    from worker import review
+
+    sys.exit(0 if review.show(source, as_json) else EXIT_FAILED)
+
+
+@review_app.command("release")
+def review_release(
+    sources: Sources = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every picture on the list; needs --yes.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
+    queue: Queue = "uploads",
+    as_json: Json = False,
+) -> None:
+    """Publish pictures as they would be, if their sources are still the same. They stay listed until they are."""
+    from worker import review
+
+    _check_sources(sources, everything, yes)
+    _check_queue(queue)
+    sys.exit(0 if review.release(sources or [], queue, as_json) else EXIT_FAILED)
+
+
+@review_app.command("redo")
+def review_redo(
+    sources: Sources = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every picture on the list.")] = False,
+    method: Method = None,
+    region: Region = None,
+    exempt: Exempt = None,
+    extra: Extra = None,
+    queue: Queue = "uploads",
+    as_json: Json = False,
+) -> None:
+    """Make pictures anew, with what is asked for on top of what was. They stay listed until there is no doubt left."""
+    from worker import review
+
+    _check_sources(sources, everything, yes=True)
+    _check_queue(queue)
+    if (exempt or extra) and len(sources or ()) != 1:
+        raise typer.BadParameter("areas are of one picture: give one address", param_hint="--extra, --exempt")
+    options = _options(method, region, exempt, extra)
+    sys.exit(0 if review.redo(sources or [], options, queue, as_json) else EXIT_FAILED)
+
+
+@review_app.command("drop")
+def review_drop(
+    sources: Sources = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every picture on the list; needs --yes.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
+) -> None:
+    """Take pictures off the list, and leave everything else as it is."""
+    from worker import review
+
+    _check_sources(sources, everything, yes)
+    sys.exit(0 if review.drop(sources or []) else EXIT_FAILED)
+
+
+def _check_sources(sources: list[str] | None, everything: bool, yes: bool) -> None:
+    if bool(sources) == everything:
+        raise typer.BadParameter("give addresses, or --all")
+    if everything and not yes:
+        raise typer.BadParameter("add --yes to mean every one of them", param_hint="--all")
+
+
+def _check_queue(queue: str) -> None:
+    from tasks.app import QUEUES
+
+    if queue not in QUEUES:
+        raise typer.BadParameter(f"choose from {', '.join(QUEUES)}", param_hint="--queue")
 
 
 def _check_one(sources: list[str] | None, everything: bool, error: str | None) -> None:

@@ -172,13 +172,7 @@ class Pipeline:
                 options = (request.options or self._options_of(source, route, replaced)).for_version(source.etag)
             recipe = options.recipe(self.recipe)
             if replaced is not None and self._is_done(source, replaced, recipe, options):
-                return AnonymizeReport(
-                    status="skipped",
-                    source=str(request.source),
-                    destination=str(destination),
-                    recipe=recipe,
-                    seconds=watch.seconds,
-                )
+                return self._skipped(source, route, replaced, recipe, options, watch.seconds)
             content = opened.read(self._limits.max_bytes, self._limits.fetch_seconds)
         result = self.anonymize(content, watch, options)
         with watch.stage("store", "storing"), _of_the_destination():
@@ -211,6 +205,7 @@ class Pipeline:
             found_by_check=None if self._verify == "off" else len(result.checked.added),
             left_xyxy=whole_boxes(result.checked.left) if result.reason else None,
             source_etag=source.etag,
+            options=options.to_json() or None,
         )
 
     def check_store(self, request: AnonymizeRequest) -> None:
@@ -353,6 +348,36 @@ class Pipeline:
             return False  # published when such pictures were not held
         return output.metadata.get(receipts.RECIPE) == recipe and receipts.is_current(
             output.metadata, source.etag, None
+        )
+
+    def _skipped(
+        self,
+        source: StoredObject,
+        route: Route,
+        output: StoredObject,
+        recipe: str,
+        options: AnonymizeOptions,
+        seconds: dict[str, float],
+    ) -> AnonymizeReport:
+        """The report of an `output` that is done. Why somebody should look at it is in its receipt: a worker may have
+        died before it could say so.
+        """
+        receipt = None
+        if receipts.LEFT in output.metadata and not options.release:
+            assert self._store is not None
+            made = receipts.Made.of(route.destination.relative(output.uri), recipe, source.etag)
+            receipt = receipts.read(self._store, receipts.uri(route.destination, made))
+        return AnonymizeReport(
+            status="skipped",
+            source=str(source.uri),
+            destination=str(output.uri),
+            recipe=recipe,
+            reason=receipt.reason if receipt else None,
+            boxes_xyxy=[face["box_xyxy"] for face in receipt.faces] if receipt else None,
+            left_xyxy=receipt.left_xyxy if receipt else None,
+            seconds=seconds,
+            source_etag=source.etag,
+            options=options.to_json() or None,
         )
 
     def _metadata(self, source: StoredObject, receipt: receipts.Receipt) -> dict[str, str]:

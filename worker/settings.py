@@ -151,12 +151,13 @@ class WorkerSettings(Settings):
     )
     no_faces: Literal["publish", "hold"] = Field(
         "publish",
-        description="What happens to a picture in which no face was found; `hold` writes no output.",
+        description="What happens to a picture in which no face was found; `hold` writes no output, and puts it on the "
+        "list of `veil review`.",
     )
     verify: Literal["off", "flag", "hold"] = Field(
         "off",
         description="Whether each output is looked at again. A face that is found in it is hidden too. If faces are "
-        "found without end, the picture is published with a reason to look at it (`flag`), or held back (`hold`).",
+        "found without end, it goes onto the list of `veil review`, published (`flag`) or held back (`hold`).",
     )
 
     max_bytes: int = Field(64 << 20, ge=1, description="Largest source object, in bytes.")

@@ -93,11 +93,12 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     queues = _table("queue", "waiting", "oldest")
     for queue in work.queues:
         queues.add_row(queue.name, f"{queue.waiting:,}", _duration(queue.oldest_seconds))
-    pictures = _table("in hand", *work.outcomes, "dead letters", "pictures/s", "time left", "recipe")
+    pictures = _table("in hand", *work.outcomes, "dead letters", "to review", "pictures/s", "time left", "recipe")
     pictures.add_row(
         f"{work.in_flight:,}",
         *(f"{count:,}" for count in work.outcomes.values()),
         f"{work.dead:,}",
+        f"{work.to_review:,}",
         f"{work.per_second:.2f}",
         _duration(work.seconds_left),
         work.recipe or "–",

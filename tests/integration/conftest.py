@@ -67,7 +67,7 @@ class Queue:
         return result.state, answer
 
     def dead(self) -> dict[str, dead_letters.DeadLetter]:
-        return {letter.source: letter for letter in dead_letters.entries(self.client)}
+        return {letter.source: letter for letter in dead_letters.LETTERS.entries(self.client)}
 
 
 def _wait_until(condition: Callable[[], Any], seconds: float = RESULT_SECONDS) -> Any:

@@ -3,11 +3,13 @@
     python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE]
 
 Red is read as an address, and the process dies of it; green takes all memory there is; blue never ends; yellow takes
-three seconds. Every picture that ends has one face. The first two options are limits of the process, the third names a
+three seconds. Every picture that ends has one face, but for cyan, which has none, and magenta, which has another one
+at each look. The first two options are limits of the process, the third names a
 file for the paths that it opens and the programs that it starts.
 """
 
 import ctypes
+import itertools
 import os
 import resource
 import sys
@@ -19,7 +21,9 @@ from worker import bootstrap, cli
 from worker.detector import Detections
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
+CYAN, MAGENTA = (0, 255, 255), (255, 0, 255)
 FACE = (16, 16, 48, 48)
+SIDE, APART = 20, 28  # of the faces of magenta, in a picture of 256 x 256
 
 
 class Colours:
@@ -32,6 +36,7 @@ class Colours:
     on_gpu = False
     fixed_size = None
     score_threshold = 0.5
+    looks = itertools.count()
 
     def predict(self, batch):
         return [self._look(canvas) for canvas in batch]
@@ -47,7 +52,14 @@ class Colours:
         if colour == BLUE:
             time.sleep(3600)
         time.sleep(3 if colour == YELLOW else 0.02)
-        return Detections(np.array([FACE], np.float32), np.array([0.9], np.float32))
+        if colour == CYAN:
+            return Detections.none()
+        face = FACE
+        if colour == MAGENTA:
+            row, column = divmod(next(self.looks) % 49, 7)
+            x, y = 24 + APART * column, 24 + APART * row
+            face = (x, y, x + SIDE, y + SIDE)
+        return Detections(np.array([face], np.float32), np.array([0.9], np.float32))
 
 
 def audit(path):

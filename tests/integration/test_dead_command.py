@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tasks import dead_letters
+from tasks import dead_letters, ledger
 from tasks.app import BACKFILL, UPLOADS
 from tasks.dead_letters import DeadLetter
 
@@ -17,7 +17,7 @@ def dead(veil, unattended):
 
 def give_up(queue, source, error="UnreadableImage", when=1e9, destination=None, options=None):
     letter = DeadLetter(source, destination, error, "a line", 1, "task", "worker", when, options=options)
-    dead_letters.record(queue.client, letter)
+    dead_letters.LETTERS.record(queue.client, letter)
     return letter
 
 
@@ -39,9 +39,9 @@ def test_the_list_is_oldest_first_and_each_letter_is_one_line(dead, unattended):
 
 def test_so_many_letters_that_sorting_would_take_memory_come_in_no_order(unattended, monkeypatch):
     letters = {give_up(unattended, f"s3://raw/{number}", when=-number) for number in range(1200)}
-    assert [letter.time for letter in dead_letters.oldest_first(unattended.client)] == list(range(-1199, 1))
-    monkeypatch.setattr(dead_letters, "SORTED_AT_MOST", 10)
-    assert set(dead_letters.oldest_first(unattended.client)) == letters
+    assert [letter.time for letter in dead_letters.LETTERS.oldest_first(unattended.client)] == list(range(-1199, 1))
+    monkeypatch.setattr(ledger, "SORTED_AT_MOST", 10)
+    assert set(dead_letters.LETTERS.oldest_first(unattended.client)) == letters
 
 
 def test_one_is_shown_with_all_that_is_known(dead, unattended):
@@ -147,7 +147,7 @@ def test_a_letter_that_a_worker_writes_meanwhile_is_not_dropped(unattended):
                 give_up(unattended, "s3://raw/a.jpg", "A", when=2)
                 yield item
 
-    assert dead_letters.drop_error(Meanwhile(), "A") == 0
+    assert dead_letters.LETTERS.drop_where(Meanwhile(), lambda letter: letter.error == "A") == 0
     assert unattended.dead()["s3://raw/a.jpg"].time == 2
 
 

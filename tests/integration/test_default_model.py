@@ -1,5 +1,6 @@
 """The default model: built once a machine however many ask for it, and it finds faces."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,9 @@ from PIL import Image
 
 from tasks.errors import ModelInvalid
 from worker import bootstrap
-from worker.detector import overlap
+from worker.detector import Detections, ScaledDetector, overlap
+from worker.masking import MaskStyle
+from worker.pipeline import Limits, Pipeline, Stopwatch
 from worker.settings import WorkerSettings
 
 BUILD_SECONDS = 300
@@ -249,3 +252,37 @@ def test_a_damaged_network_is_refused_in_one_line(tmp_path, content):
         load("litert", model=str(tmp_path))
 
     assert len(str(raised.value).splitlines()) == 1
+
+
+class BlindAtFirst:
+    """A detector that sees nothing at its first look."""
+
+    def __init__(self, detector):
+        self.looks = 0
+        self._detector = detector
+
+    def detect(self, picture):
+        self.looks += 1
+        return Detections.none() if self.looks == 1 else self._detector.detect(picture)
+
+
+def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples):
+    style, settings = MaskStyle("fill", feather=0.0), WorkerSettings()
+    with Image.open(samples["astronaut.png"]) as image:
+        target = io.BytesIO()
+        image.convert("RGB").save(target, "WEBP", quality=90)
+    detector = BlindAtFirst(
+        ScaledDetector(lambda canvas: model.predict(canvas[None])[0], settings.look(), model.score_threshold)
+    )
+    limits = Limits(max_bytes=10**7, max_pixels=10**7, fetch_seconds=10)
+    pipeline = Pipeline(store=None, detector=detector, style=style, limits=limits, verify="hold")
+
+    result = pipeline.anonymize(target.getvalue(), Stopwatch())
+
+    assert (result.checked.verdict, result.reason) == ("clear", None)
+    x1, y1, x2, y2 = result.checked.added.boxes_xyxy[0].round().astype(int)
+    assert x1 < FACE[0] < x2
+    assert y1 < FACE[1] < y2
+    with Image.open(io.BytesIO(result.content)) as image:
+        eyes = np.asarray(image.convert("RGB"))[y1 : y1 + (y2 - y1) // 2, x1:x2]
+    assert eyes.mean() < 10

@@ -361,7 +361,7 @@ def test_a_full_redis_holds_up_producers_and_loses_no_picture(setting, wait_unti
     wait_until(lambda: setting.did("begun")["permanent/a.jpg"] and setting.did("begun")["transient/a.jpg"])
     begun = setting.did("begun")
     assert {begun[key] for key in keys} == {1}, "what is done leaves Redis, and makes room"
-    assert not list(dead_letters.entries(setting.client))
+    assert not list(dead_letters.LETTERS.entries(setting.client))
     assert "QueueUnavailable" in {line["error"] for line in worker.lines("report not stored")}
     tries = setting.did("begun")["permanent/a.jpg"]
     time.sleep(3)
@@ -370,7 +370,10 @@ def test_a_full_redis_holds_up_producers_and_loses_no_picture(setting, wait_unti
     setting.client.config_set("maxmemory", 0)
 
     wait_until(
-        lambda: {letter.source for letter in dead_letters.entries(setting.client)} == {"s3://raw/permanent/a.jpg"}, 30
+        lambda: (
+            {letter.source for letter in dead_letters.LETTERS.entries(setting.client)} == {"s3://raw/permanent/a.jpg"}
+        ),
+        30,
     )
     wait_until(lambda: worker.lines("retried"), 30)
     setting.send("more.jpg")
@@ -432,7 +435,7 @@ def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_l
 
     wait_until(lambda: result.state == "FAILURE", 30)
     wait_until(setting.at_rest, 10)
-    (letter,) = dead_letters.entries(setting.client)
+    (letter,) = dead_letters.LETTERS.entries(setting.client)
     assert (letter.error, letter.last_error, letter.attempts) == ("Poison", "MemoryError", 3)
     assert setting.did("begun") == {"memory/a.jpg": 3}
 

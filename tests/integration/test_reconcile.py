@@ -32,7 +32,7 @@ SOURCES = (
 def give_up(redis, source, when=None, **fields):
     given = {"destination": None, "error": "UnreadableImage", "message": "no picture", "attempts": 1, "task_id": "t"}
     given |= {"worker": "w", "time": time.time() + 5 if when is None else when} | fields
-    dead_letters.record(redis, DeadLetter(source=str(source), **given))
+    dead_letters.LETTERS.record(redis, DeadLetter(source=str(source), **given))
 
 
 @pytest.fixture

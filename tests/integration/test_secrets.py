@@ -66,7 +66,7 @@ def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, 
         send(raw.uri(place + "missing.png"))
         send("s3://elsewhere/a.png")
         send({"source": [1]})
-        wait_until(lambda: len(list(dead_letters.entries(client))) == 4)
+        wait_until(lambda: len(list(dead_letters.LETTERS.entries(client))) == 4)
         way.rates = {"503": 0.5, "reset before": 0.5}
         send(raw.put(place + "late.png", picture((3, 2, 1))))
         wait_until(lambda: worker.lines("store away"))

@@ -90,7 +90,7 @@ def test_rate_and_time_left_are_those_of_the_last_minutes(redis, unattended):
     queued(unattended, 30)
     assert status.read(redis).seconds_left is None  # at no rate, nobody knows
     counted(redis, anonymized=20, skipped=4, dead=6)
-    dead_letters.record(redis, dead_letters.DeadLetter("s3://raw/a", None, "E", "", 1, "", "", 0.0))
+    dead_letters.LETTERS.record(redis, dead_letters.DeadLetter("s3://raw/a", None, "E", "", 1, "", "", 0.0))
     publishing.announce_recipe(redis, "5a38d4c65c2c5ab0")
     found = status.read(redis)
     assert found.per_second == pytest.approx(0.1)
@@ -145,7 +145,7 @@ def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
     done = veil("status", "--json", environment=unattended.environment)
     assert done.returncode == 0
     (line,) = map(json.loads, done.stdout.splitlines())
-    assert set(line) == {"queues", "in_flight", "outcomes", "dead", "per_second", "seconds_left", "recipe"}
+    assert set(line) == {"queues", "in_flight", "outcomes", "dead", "to_review", "per_second", "seconds_left", "recipe"}
     assert line["queues"][1]["waiting"] == 2
 
     done = veil("status", environment=unattended.environment)

@@ -65,6 +65,16 @@ def test_a_picture_is_counted_with_its_faces_its_stages_and_its_bytes():
     assert changed.by == [1, 1, 3, 0, 2, 0.5, 100, 70]
 
 
+def test_a_picture_counts_as_flagged_once_and_not_where_it_is_held_or_skipped():
+    reason = "faces still found in the output"
+    with Changes(("veil_pictures_flagged_total", {})) as changed:
+        metrics.finished(report(reason=reason), a_request())
+        metrics.finished(report(status="skipped", reason=reason), a_request())
+        metrics.finished(report(status="held", reason=reason), a_request())
+        metrics.finished(report(), a_request())
+    assert changed.by == [1]
+
+
 def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():
     without = "veil_pictures_without_face_total", {}
     with Changes(without, ("veil_faces_count", {})) as changed:

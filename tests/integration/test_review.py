@@ -1,0 +1,331 @@
+"""Pictures that somebody should look at: held back or flagged, listed, released, made anew; and none is forgotten."""
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks import receipts, review
+from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.receipts import Receipt
+from tasks.review import DOUBTS, Doubt
+from tests.integration.poison_worker import CYAN, MAGENTA, YELLOW
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = "s3://raw/a.png"
+STILL = "faces still found in the output"
+
+
+def picture(colour, corner=0):
+    """256 x 256 pixels; `corner` makes it another version."""
+    image = Image.new("RGB", (256, 256), colour)
+    image.putpixel((255, 255), (corner, 0, 0))
+    target = io.BytesIO()
+    image.save(target, "PNG")
+    return target.getvalue()
+
+
+def settings_of(queue, s3):
+    return {
+        **queue.environment,
+        **s3.environment(),
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+        "VEIL_SCALES": "256",
+        "VEIL_LEASE_SECONDS": "2",
+        "VEIL_METHOD": "fill",
+        "VEIL_FEATHER": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture(scope="module")
+def held_queue(new_queue):
+    return new_queue()
+
+
+@pytest.fixture(scope="module")
+def flagged_queue(new_queue):
+    return new_queue()
+
+
+@pytest.fixture(scope="module")
+def start(s3, start_worker):
+    """Hold a worker whose model does what a picture's colour says."""
+
+    def start(queue, **settings):
+        command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
+        return start_worker(command, {**settings_of(queue, s3), **settings})
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def holding(held_queue, start):
+    """A queue whose worker holds back what somebody should look at."""
+    with start(held_queue, VEIL_VERIFY="hold", VEIL_NO_FACES="hold"):
+        yield held_queue
+
+
+@pytest.fixture(scope="module")
+def flagging(flagged_queue, start):
+    """A queue whose worker publishes it."""
+    with start(flagged_queue, VEIL_VERIFY="flag"):
+        yield flagged_queue
+
+
+@pytest.fixture
+def command(veil, s3):
+    """``command(queue, ARGUMENT…)``: what ``veil review`` printed, and its exit code."""
+    return lambda queue, *arguments: veil("review", *arguments, environment=settings_of(queue, s3))
+
+
+def listed(queue):
+    return {doubt.source: doubt for doubt in DOUBTS.entries(queue.client)}
+
+
+def etag(bucket, key):
+    return bucket.head(key)["ETag"].strip('"')
+
+
+def receipts_of(bucket, key):
+    return [Receipt.from_bytes(bucket.get(name)) for name in bucket.keys(receipts.FOLDER + key + ".")]
+
+
+# --- the list -------------------------------------------------------------------------------------------------
+
+
+def report(reason=STILL, status="held", etag="1", **fields):
+    return AnonymizeReport(status=status, source=SOURCE, destination=None, recipe="r", reason=reason,
+                           source_etag=etag, **fields)  # fmt: skip
+
+
+def test_a_picture_is_listed_once_and_a_newer_version_takes_its_place(unattended):
+    request = AnonymizeRequest.parse(source=SOURCE, destination="s3://clean/b.png")
+    for version, left in (("1", [[1, 2, 3, 4]]), ("1", [[1, 2, 3, 4]]), ("2", [[5, 6, 7, 8]])):
+        review.note(unattended.client, request, report(etag=version, left_xyxy=left))
+    (doubt,) = DOUBTS.entries(unattended.client)
+    assert (doubt.etag, doubt.left_xyxy, doubt.state) == ("2", [[5, 6, 7, 8]], "held")
+    assert doubt.destination == "s3://clean/b.png"
+    review.note(unattended.client, request, report(None, "anonymized", "3"))
+    assert DOUBTS.count(unattended.client) == 0
+
+
+def doubted(queue, source=SOURCE, when=1e9, state="held"):
+    doubt = Doubt(source, "e" * 32, "r", state, STILL, when, None, [[1, 2, 3, 4]], [[1, 2, 3, 4]])
+    DOUBTS.record(queue.client, doubt)
+    return doubt
+
+
+def test_the_list_is_oldest_first_and_each_picture_is_one_line(command, unattended):
+    for number in (3, 1, 2):
+        doubted(unattended, f"s3://raw/{number}\n.png", 1e9 + number)
+    done = command(unattended, "list")
+    assert done.returncode == 0
+    first, *others = done.stdout.splitlines()
+    assert first == rf"2001-09-09T01:46:41+00:00  held     s3://raw/1\n.png  {STILL}"
+    assert len(others) == 2
+    entries = [json.loads(line) for line in command(unattended, "list", "--json").stdout.splitlines()]
+    assert [entry["source"][9] for entry in entries] == ["1", "2", "3"]
+
+
+def test_on_a_terminal_the_list_is_a_table(programs, unattended, s3):
+    doubted(unattended)
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, **settings_of(unattended, s3), "COLUMNS": "140"}
+    subprocess.run([programs / "veil", "review", "list"], stdout=theirs, env=environment, check=True, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert SOURCE in shown
+    assert "since" in shown
+    assert "┃" in shown
+
+
+def test_one_is_shown_with_its_boxes(command, unattended):
+    doubted(unattended)
+    assert "left_xyxy: [[1, 2, 3, 4]]" in command(unattended, "show", SOURCE).stdout.splitlines()
+    assert json.loads(command(unattended, "show", SOURCE, "--json").stdout)["etag"] == "e" * 32
+
+
+@pytest.mark.parametrize("action", ["show", "release", "redo", "drop"])
+def test_a_picture_that_is_not_listed_is_exit_code_1_and_a_line(command, unattended, action):
+    doubted(unattended)
+    done = command(unattended, action, "s3://raw/other.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "veil: no picture to review of s3://raw/other.png" in done.stderr.splitlines()
+    assert set(listed(unattended)) == {SOURCE}
+    assert unattended.client.llen("uploads") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("release",), "--all"),
+        (("release", SOURCE, "--all"), "--all"),
+        (("release", "--all"), "--yes"),
+        (("drop", "--all"), "--yes"),
+        (("redo", "--all", "--extra", "1,2,3,4"), "one picture"),
+        (("redo", SOURCE, "--queue", "other"), "uploads"),
+    ],
+)
+def test_what_is_meant_must_be_clear(command, unattended, arguments, hint):
+    doubted(unattended)
+    done = command(unattended, *arguments)
+    assert done.returncode == 2
+    assert hint in done.stderr
+    assert unattended.client.llen("uploads") == 0
+    assert len(listed(unattended)) == 1
+
+
+def test_what_is_dropped_is_off_the_list_and_nothing_else(command, unattended):
+    doubted(unattended)
+    doubted(unattended, "s3://raw/b.png")
+    assert "1 dropped" in command(unattended, "drop", SOURCE).stderr
+    assert set(listed(unattended)) == {"s3://raw/b.png"}
+    assert "1 dropped" in command(unattended, "drop", "--all", "--yes").stderr
+
+
+def test_all_can_be_asked_for_at_once(command, unattended):
+    doubted(unattended)
+    doubted(unattended, "s3://raw/b.png")
+    done = command(unattended, "redo", "--all", "--region", "full", "--queue", "backfill", "--json")
+    assert done.returncode == 0
+    assert {json.loads(line)["source"] for line in done.stdout.splitlines()} == {SOURCE, "s3://raw/b.png"}
+    shown = {json.loads(message)["headers"]["argsrepr"] for message in unattended.client.lrange("backfill", 0, -1)}
+    assert shown == {f"{SOURCE} {{'region': 1.0}}", "s3://raw/b.png {'region': 1.0}"}
+    assert command(unattended, "release", "--all", "--yes").returncode == 0
+    assert unattended.client.llen("uploads") == 2
+    assert len(listed(unattended)) == 2
+
+
+# --- what becomes of pictures ---------------------------------------------------------------------------------
+
+
+def test_a_picture_in_which_faces_are_still_found_is_held_with_boxes_and_no_pixels(holding, raw, clean, place):
+    source = raw.put(place + "a.png", picture(MAGENTA))
+    report = holding.report(source)
+    assert (report["status"], report["reason"]) == ("held", STILL)
+    assert clean.head(place + "a.png") is None
+    doubt = listed(holding)[source]
+    assert (doubt.state, doubt.reason, doubt.etag) == ("held", STILL, etag(raw, place + "a.png"))
+    assert doubt.left_xyxy == report["left_xyxy"]
+    assert len(doubt.left_xyxy) == 1
+    (receipt,) = receipts_of(clean, place + "a.png")
+    assert (receipt.status, receipt.check, receipt.reason) == ("held", "left", STILL)
+    assert receipt.left_xyxy == doubt.left_xyxy
+    assert len(receipt.found_by_check) == report["found_by_check"] == report["faces"] - 1
+
+
+def test_a_released_picture_is_published_stays_so_and_is_off_the_list(holding, raw, clean, place, command, wait_until):
+    source = raw.put(place + "a.png", picture(MAGENTA))
+    holding.report(source)
+    done = command(holding, "release", source)
+    assert (done.returncode, done.stderr) == (0, "1 enqueued\n")
+    wait_until(lambda: source not in listed(holding))
+    hidden = np.asarray(clean.open(place + "a.png").convert("RGB")) == 0
+    assert hidden.all(axis=2).any()
+    receipt = receipts_of(clean, place + "a.png")[-1]
+    assert {each.status for each in receipts_of(clean, place + "a.png")} >= {"anonymized"}
+    again = holding.report(source)
+    assert again["status"] == "skipped"
+    assert source not in listed(holding)
+    assert receipt.source_etag == etag(raw, place + "a.png")
+
+
+def test_a_release_is_of_the_version_that_was_looked_at(holding, raw, clean, place):
+    source = raw.put(place + "a.png", picture(MAGENTA))
+    holding.report(source)
+    released = listed(holding)[source].released().to_json()
+    raw.put(place + "a.png", picture(MAGENTA, corner=9))
+    report = holding.report(source, options=released)
+    assert report["status"] == "held"
+    assert "-" not in report["recipe"]
+    assert clean.head(place + "a.png") is None
+    assert listed(holding)[source].etag == etag(raw, place + "a.png")
+
+
+def test_a_picture_without_a_face_is_held_and_released(holding, raw, clean, place, command, wait_until):
+    source = raw.put(place + "a.png", picture(CYAN))
+    assert holding.report(source)["reason"] == "no face found"
+    assert listed(holding)[source].reason == "no face found"
+    command(holding, "release", source)
+    wait_until(lambda: source not in listed(holding))
+    assert clean.open(place + "a.png").convert("RGB").getpixel((0, 0)) == CYAN
+    assert holding.report(source)["status"] == "skipped"
+
+
+def test_made_anew_with_a_further_area_it_is_published_and_keeps_what_was_asked_before(
+    holding, raw, clean, place, command, wait_until
+):
+    source = raw.put(place + "a.png", picture(MAGENTA))
+    holding.report(source, options={"region": 0.8, "extra": [[240, 0, 256, 9]]})
+    done = command(holding, "redo", source, "--extra", "0,0,256,256", "--json")
+    assert json.loads(done.stdout) == {"source": source, "queue": "uploads"}
+    wait_until(lambda: source not in listed(holding))
+    assert not np.asarray(clean.open(place + "a.png").convert("RGB")).any()
+    asked = {"region": 0.8, "extra": [[240, 0, 256, 9], [0, 0, 256, 256]]}
+    assert asked in [receipt.options for receipt in receipts_of(clean, place + "a.png")]
+
+
+def test_a_flagged_picture_is_published_and_listed_even_if_its_worker_died_before_it_said_so(
+    flagging, raw, clean, place
+):
+    source = raw.put(place + "a.png", picture(MAGENTA))
+    report = flagging.report(source)
+    assert (report["status"], report["reason"]) == ("anonymized", STILL)
+    assert clean.head(place + "a.png")["Metadata"][receipts.LEFT] == "1"
+    before = listed(flagging)[source]
+    assert before.state == "flagged"
+    DOUBTS.discard(flagging.client, source)
+
+    assert flagging.report(source)["status"] == "skipped"
+    after = listed(flagging)[source]
+    assert (after.left_xyxy, after.boxes_xyxy) == (before.left_xyxy, before.boxes_xyxy)
+    assert (after.etag, after.reason, after.state) == (before.etag, STILL, "flagged")
+
+
+def test_a_picture_that_is_as_it_should_be_is_not_listed(flagging, raw, place):
+    source = raw.put(place + "a.png", picture((10, 20, 30)))
+    report = flagging.report(source)
+    assert (report["status"], report.get("reason"), report["found_by_check"]) == ("anonymized", None, 0)
+    assert source not in listed(flagging)
+
+
+def test_a_worker_that_is_killed_while_it_looks_again_loses_nothing(new_queue, raw, clean, place, start, wait_until):
+    queue = new_queue()
+    source = raw.put(place + "a.png", picture(YELLOW))
+    reached = threading.Event()
+
+    def hear(event):
+        if event["type"] == "task-verifying":
+            reached.set()
+
+    with start(queue, VEIL_VERIFY="hold") as killed, queue.app.connection_for_read() as connection:
+        receiver = queue.app.events.Receiver(connection, handlers={"*": hear})
+        listener = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None), daemon=True)
+        listener.start()
+        result = None
+
+        def asked():
+            nonlocal result
+            result = result or queue.send(source)
+            return reached.is_set()
+
+        wait_until(asked)
+        killed.server.kill()
+        receiver.should_stop = True
+        listener.join(30)
+        assert clean.head(place + "a.png") is None
+    with start(queue, VEIL_VERIFY="hold"):
+        assert result.get(timeout=60)["status"] == "anonymized"
+    assert clean.head(place + "a.png") is not None
+    assert queue.dead() == {}
+    assert len(receipts_of(clean, place + "a.png")) == 1
