@@ -12,6 +12,7 @@ What kombu 5.7, the newest release, does otherwise:
 """
 
 import base64
+import json
 from datetime import UTC, datetime
 from queue import Empty
 from time import monotonic
@@ -38,10 +39,9 @@ MOST_WAITING = 1000  # messages in hand whose time has not come
 MOST_BYTES = 1 << 20  # of a message: five times what the most options take
 IDLE_SECONDS = 0.04  # between two turns of the event loop, at which empty queues are looked into again
 HEADERS = (
-    "task", "id", "root_id", "parent_id", "group", "group_index", "retries", "argsrepr", "kwargsrepr", "ignore_result",
-    QUEUED_AT_HEADER, RUN_HEADER,
+    "task", "id", "root_id", "parent_id", "retries", "argsrepr", "kwargsrepr", "ignore_result", QUEUED_AT_HEADER,
+    RUN_HEADER,
 )  # fmt: skip
-EMBEDDED = {"callbacks", "errbacks", "chain", "chord"}  # what a body may hold besides arguments
 
 log = structlog.get_logger("veil")
 
@@ -80,13 +80,13 @@ def defect(message: Any) -> str | None:
     """What keeps `message` from being a task message, in one line; None if nothing does."""
     try:
         envelope = _Envelope.model_validate(message)
-        *_, embedded = _Body.validate_python(loads(base64.b64decode(envelope.body, validate=True)))
+        _Body.validate_python(loads(base64.b64decode(envelope.body, validate=True)))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         return f"{'.'.join(str(part) for part in first['loc']):.100}: {first['msg']}"
     except Exception as error:  # kombu's JSON revives dates, decimals and more, and each fails in its own way
         return f"body: {type(error).__name__}"
-    return None if EMBEDDED.issuperset(embedded or ()) else "body: a part that no task message has"
+    return None
 
 
 def _opened(item: bytes) -> tuple[Any, str | None]:
@@ -103,13 +103,16 @@ def _opened(item: bytes) -> tuple[Any, str | None]:
 def trusted(message: dict[str, Any], queue: str) -> dict[str, Any]:
     """What Celery may be told of a `message` without defect that was taken from `queue`.
 
-    Celery makes an attribute of the task's request of every header, in the place of its own; it sends a retry where the
-    message says that it was, keeps a message until its `eta`, and drops it after `expires`.
+    Celery makes an attribute of the task's request of every header, and of all that the body holds besides arguments,
+    in the place of its own; it sends a retry where the message says that it was, keeps a message until its `eta`, and
+    drops it after `expires`. One whose callbacks, chain or chord can't be called it never acknowledges.
     """
+    arguments, named, _ = json.loads(base64.b64decode(message["body"]))
     headers = {name: message["headers"][name] for name in HEADERS if name in message["headers"]}
     properties = {name: message["properties"].get(name) for name in ("delivery_tag", "body_encoding", "priority")}
     return {
         **message,
+        "body": base64.b64encode(json.dumps([arguments, named, None]).encode()).decode(),
         "headers": {**headers, "eta": start(message["headers"].get("eta"))},
         "properties": {**properties, "delivery_info": {"exchange": "", "routing_key": queue}},
     }

@@ -54,7 +54,6 @@ JUNK = {
     "an id that is no text": message(GOOD_BODY, id=["x"]),
     "retries that are text": message(GOOD_BODY, retries="many"),
     "a priority that is text": message(GOOD_BODY, properties={"priority": "first"}),
-    "a body with a part of its own": message(b'[["s3://raw/a.jpg"], {}, {"id": "x"}]'),
     "a message of a size that none has": message(b'[["' + b"x" * (1 << 20) + b'"], {}, {}]'),
     "pickle": message(pickle.dumps((("s3://raw/a.jpg",), {}, {})), "application/x-python-serialize", "binary"),
     "YAML": message(b"!!python/object/apply:os.system ['true']", "application/x-yaml"),

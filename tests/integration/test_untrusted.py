@@ -228,13 +228,22 @@ FORGED = [
     {"properties": {"delivery_info": {"exchange": "elsewhere", "routing_key": "nowhere"}}},
     {"properties": {"delivery_info": {"exchange": "", "routing_key": "veil:dead"}}},
     {"properties": {"reply_to": 5, "correlation_id": {}}},
+    *(
+        {"embedded": {name: value}}
+        for name in ("is_eager", "properties", "id", "hostname", "x")
+        for value in (True, {})
+    ),
+    {"embedded": {"callbacks": [5]}},
+    {"embedded": {"errbacks": [{"task": 5}], "callbacks": "x"}},
+    {"embedded": {"chain": [{"task": "os.system", "args": ["true"]}, 7]}},
+    {"embedded": {"chord": 5}},
+    {"embedded": {"chord": {"task": "celery.map"}}, "group": "x"},
 ]
 
 
 def test_whatever_a_message_says_of_itself_its_picture_is_tried_again_and_delivered(
     setting, raw, clean, place, wait_until
 ):
-    """Celery makes an attribute of the request of each header, and sends a retry where the message says it was."""
     keys = [f"fuzz/{place}{number:02}.png" for number in range(len(FORGED))]
     setting.way.only, setting.way.rates = place.encode(), {"500": 1.0}
     try:
@@ -249,6 +258,14 @@ def test_whatever_a_message_says_of_itself_its_picture_is_tried_again_and_delive
     assert setting.worker.alive
 
 
+@pytest.mark.parametrize("embedded", [{"errbacks": [{"task": 5}]}, {"chord": 5}, {"is_eager": True}])
+def test_whatever_a_message_wants_to_be_called_of_its_failure_it_ends(setting, raw, place, wait_until, embedded):
+    source = raw.uri(f"fuzz/{place}none.png")
+    setting.queue.client.lpush("uploads", message(source, embedded))
+    wait_until(lambda: source in setting.queue.dead())
+    wait_until(lambda: not setting.queue.client.hlen("unacked"), 20)
+
+
 def test_a_message_that_says_it_was_tried_often_waits_for_a_store_that_is_away(setting, raw, clean, place, wait_until):
     source = raw.put(f"fuzz/{place}a.png", picture((7, 7, 7)))
     setting.way.only, setting.way.rates = b"", {"503": 1.0}
@@ -258,14 +275,6 @@ def test_a_message_that_says_it_was_tried_often_waits_for_a_store_that_is_away(s
     finally:
         setting.way.rates = {}
     wait_until(lambda: clean.keys(f"fuzz/{place}"), 60)
-
-
-@pytest.mark.parametrize("name", ["is_eager", "properties", "delivery_info", "id", "hostname", "anything"])
-def test_a_body_with_parts_that_no_task_message_has_is_junk(setting, raw, place, wait_until, name):
-    source = raw.put(f"fuzz/{place}a.png", picture((7, 7, 7)))
-    before = len(setting.worker.lines("junk on the queue"))
-    setting.queue.client.lpush("uploads", message(source, embedded={name: {}}))
-    wait_until(lambda: len(setting.worker.lines("junk on the queue")) > before)
 
 
 def test_a_worker_holds_so_many_messages_that_wait_and_no_more(setting, wait_until):
