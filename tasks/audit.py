@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.comparison import Places, is_address, list_outputs, read_receipts, receipt_uri, without_output
-from tasks.errors import InvalidRequest, ObjectNotFound, Permanent
+from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
 from tasks.in_order import in_order
 from tasks.receipts import Made, Receipt
 from tasks.routes import Route
@@ -23,6 +24,9 @@ State = Literal[
     "superseded",
     "source gone",
     "source unknown",
+    "source deleted",
+    "source due",
+    "source kept",
     "no receipt",
     "output gone",
     "output differs",
@@ -34,10 +38,43 @@ State = Literal[
     "bad signature",
     "source changed",
 ]
-GOOD: tuple[State, ...] = ("ok", "held", "superseded", "source gone", "source unknown")
+GOOD: tuple[State, ...] = (
+    "ok", "held", "superseded", "source gone", "source unknown", "source deleted", "source due", "source kept"
+)  # fmt: skip
+NO_ETAG = "0" * 32  # of no object
 
 Look = Callable[[bytes, Receipt], bool]
 """The output and its receipt to whether all faces that are found in it were hidden."""
+
+
+@dataclass(frozen=True)
+class Disposal:
+    """Deletes the sources of outputs that are as their receipts say; `is_rehearsal` only tells which it would."""
+
+    older_than: timedelta
+    is_rehearsal: bool
+
+    def check(self, store: ObjectStore, sources: PrefixUri) -> None:
+        """Raise StorageRejected where a delete would also hit a source that was replaced meanwhile."""
+        # There is no such object: only a store that does not look at the condition says that it deleted it.
+        if not self.is_rehearsal and store.delete_version(sources.join(receipts.PROBE), NO_ETAG):
+            raise StorageRejected(
+                f"{sources} is in a store that ignores If-Match: have a lifecycle rule delete sources"
+            )
+
+    def of(self, store: ObjectStore, source: StoredObject, receipt: Receipt) -> State:
+        """What became of a `source` that was just read and is the one of its `receipt`.
+
+        It is kept if somebody should look at the picture first, or if it is too young.
+        """
+        young = source.modified is None or datetime.now(UTC) - source.modified < self.older_than
+        if receipt.status != "anonymized" or receipt.reason or young:
+            return "source kept"
+        if self.is_rehearsal:
+            return "source due"
+        if store.delete_version(source.uri, source.etag):
+            return "source deleted"
+        return "source gone" if store.head(source.uri) is None else "source changed"
 
 
 @dataclass(frozen=True)
@@ -67,7 +104,7 @@ class Subject:
 
 
 class Audit:
-    """Looks at outputs. It changes nothing."""
+    """Looks at outputs. It changes nothing, unless there is a `disposal`."""
 
     def __init__(
         self,
@@ -76,6 +113,7 @@ class Audit:
         read_seconds: float,
         keys: Sequence[Key] = (),
         look: Look | None = None,
+        disposal: Disposal | None = None,
         threads: int = THREADS,
     ) -> None:
         """`read_seconds` is the limit for reading an object.
@@ -87,6 +125,7 @@ class Audit:
         self._read_seconds = read_seconds
         self._keys = keys
         self._look = look
+        self._disposal = disposal
         self._threads = threads
 
     def verdicts(self, address: str, source: str | None = None) -> Iterator[Verdict]:
@@ -94,10 +133,11 @@ class Audit:
 
         `address` is that of an output, of a receipt, or of a place; `source` is where the sources of the outputs below
         it are, if they were not put where the route puts them by itself. Memory does not grow with their number.
-        Raises ObjectNotFound where there is nothing, BucketNotAllowed and InvalidRequest for what can't be looked at.
+        Raises ObjectNotFound where there is nothing, BucketNotAllowed and InvalidRequest for what can't be looked at,
+        StorageRejected where a source can't be deleted safely.
         """
         found = False
-        for verdict in in_order(self._judge, self._subjects(address, source), self._threads):
+        for verdict in in_order(self._judge, self._disposable(self._subjects(address, source)), self._threads):
             if verdict is not None:
                 found = True
                 yield verdict
@@ -124,6 +164,13 @@ class Audit:
         else:
             yield from self._below(Places.of_outputs(place, self._routes))
 
+    def _disposable(self, subjects: Iterator[Subject]) -> Iterator[Subject]:
+        """All of `subjects`, whose sources are in one place, once it is known that they can be deleted there."""
+        for number, subject in enumerate(subjects):
+            if self._disposal and number == 0:
+                self._disposal.check(self._store, subject.places.source)
+            yield subject
+
     def _below(self, places: Places) -> Iterator[Subject]:
         for stored in list_outputs(self._store, places):
             yield Subject(places, places.output.relative(stored.uri))
@@ -143,8 +190,8 @@ class Audit:
             return self._of_receipt(subject)
 
     def _of_output(self, subject: Subject, opened: OpenObject) -> Verdict:
-        places, metadata = subject.places, opened.stored.metadata
-        made = Made.of(subject.key, metadata.get(receipts.RECIPE, ""), metadata.get(receipts.SOURCE_ETAG, ""))
+        places = subject.places
+        made = Made.said_by(subject.key, opened.stored.metadata)
         if subject.made not in (None, made):
             return self._verdict(subject, subject.made, ["superseded"])
         read = receipts.read_signed(self._store, receipt_uri(places, made), self._keys)
@@ -153,8 +200,7 @@ class Audit:
         receipt, flaw = read
         problems: list[State] = [flaw] if flaw else []
         problems += self._of_content(opened, receipt)
-        problems += self._of_source(places.source.join(subject.key), opened.stored, receipt)
-        return self._verdict(subject, made, problems)
+        return self._verdict(subject, made, problems + self._of_source(subject, opened.stored, receipt, not problems))
 
     def _of_receipt(self, subject: Subject) -> Verdict | None:
         if subject.made is None:
@@ -195,14 +241,17 @@ class Audit:
         except Permanent:
             return ["unreadable"]
 
-    def _of_source(self, uri: ObjectUri, output: StoredObject, receipt: Receipt) -> list[State]:
+    def _of_source(self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool) -> list[State]:
+        uri = subject.places.source.join(subject.key)
         if output.metadata.get(receipts.SOURCE) != receipts.source_digest(uri):
             return ["source unknown"]
         try:
             with self._store.open(uri) as opened:
                 same = opened.stored.size == receipt.source_bytes
                 same = same and opened.digest(self._read_seconds) == receipt.source_sha256
-                return [] if same else ["source changed"]
+                if not same:
+                    return ["source changed"]
+            return [self._disposal.of(self._store, opened.stored, receipt)] if self._disposal and is_good else []
         except ObjectNotFound:
             return ["source gone"]
 

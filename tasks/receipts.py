@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tasks.s3 import ObjectStore
 
 RESERVED = ".veil/"  # below every destination; no output goes there
+PROBE = RESERVED + "probe"  # an object that is asked for, or written, to see what can be done in a place
 FOLDER = RESERVED + "receipts/"
 FOLDER_OF_LONG_KEYS = RESERVED + "receipts-of-long-keys/"
 MAX_PART_BYTES = 255  # of a name between two slashes, in stores that keep files
@@ -53,6 +54,11 @@ class Made:
     def of(cls, key: str, recipe: str, etag: str) -> Self:
         """As the name of a receipt has it: an `etag` that does not fit into a name is replaced by its digest."""
         return cls(key, recipe, etag if ETAG.fullmatch(etag) else hashlib.sha256(etag.encode()).hexdigest()[:32])
+
+    @classmethod
+    def said_by(cls, key: str, metadata: Mapping[str, str]) -> Self:
+        """As the `metadata` of the output `key` have it."""
+        return cls.of(key, metadata.get(RECIPE, ""), metadata.get(SOURCE_ETAG, ""))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tasks import dead_letters, receipts
 from tasks.addresses import ObjectUri
-from tasks.comparison import Compared, Places, Settled, compare, read_receipt, settle
+from tasks.comparison import Compared, Places, Settled, compare, read_receipt, receipt_uri, settle
 from tasks.in_order import in_order
 from tasks.publishing import Wanted, connected
 from tasks.receipts import Made
@@ -18,8 +18,9 @@ THREADS = 32  # that ask S3 at once
 AT_ONCE = 500  # findings that are looked up among the dead letters, and put on the queue, together
 TICK = 1000
 
-State = Literal["current", "missing", "stale", "held", "orphan", "dead"]
+State = Literal["current", "missing", "stale", "held", "orphan", "dead", "archived"]
 WRONG: tuple[State, ...] = ("missing", "stale", "orphan", "dead")
+UNTOLD: tuple[State, ...] = ("current", "archived")
 REPAIRABLE: tuple[State, ...] = ("missing", "stale")  # a dead picture needs somebody to look at it first
 
 
@@ -73,9 +74,13 @@ class Reconciliation:
         recipe: str | None,
         redis: Any,
         only: Only = Only(),
+        sources_deleted: bool = False,
         on_tick: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`redis` has the dead letters. Without a `recipe` any will do. `on_tick` gets the number of further keys."""
+        """`redis` has the dead letters. Without a `recipe` any will do. `on_tick` gets the number of further keys.
+
+        With `sources_deleted` an output without a source is archived, and no orphan, if it has its receipt.
+        """
         self.counts: Counter[State] = Counter()
         self.enqueued = 0
         self.is_complete = False
@@ -84,6 +89,7 @@ class Reconciliation:
         self._recipe = recipe
         self._redis = redis
         self._only = only
+        self._sources_deleted = sources_deleted
         self._on_tick = on_tick
 
     @property
@@ -132,7 +138,7 @@ class Reconciliation:
                 return None
             settled, made = found, _made(found)
         finding = Finding(
-            settled.state,
+            "archived" if self._is_archived(settled) else settled.state,
             self._places.source.join(settled.key),
             self._places.destination(settled.key),
             _reason(settled, made, self._recipe),
@@ -140,9 +146,15 @@ class Reconciliation:
         )
         return self._chosen(finding, made)
 
+    def _is_archived(self, settled: Settled) -> bool:
+        if settled.state != "orphan" or settled.output is None or not self._sources_deleted:
+            return False
+        made = Made.said_by(settled.key, settled.output.metadata)
+        return self._store.head(receipt_uri(self._places, made)) is not None
+
     def _chosen(self, finding: Finding, made: Made | None) -> Finding:
         if self._only.everything:
-            return replace(finding, is_wanted=finding.state != "current")
+            return replace(finding, is_wanted=finding.state not in UNTOLD)
         if made is None or (self._only.other_recipe and receipts.is_of(made.recipe, self._recipe)):
             return replace(finding, is_wanted=False)
         if self._only.below_score is None:
@@ -172,8 +184,7 @@ def _made(settled: Settled) -> Made | None:
     """What the output of a picture says of itself; None where there is none of it."""
     if settled.state not in ("current", "stale") or settled.output is None:
         return None
-    metadata = settled.output.metadata
-    return Made.of(settled.key, metadata.get(receipts.RECIPE, ""), metadata.get(receipts.SOURCE_ETAG, ""))
+    return Made.said_by(settled.key, settled.output.metadata)
 
 
 def _reason(settled: Settled, made: Made | None, recipe: str | None) -> str:

@@ -147,6 +147,22 @@ class ObjectStore:
         with _translated(uri):
             self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
+    def delete_version(self, uri: ObjectUri, etag: str) -> bool:
+        """Remove an object if its version is still `etag`; whether it was. A bucket with versions keeps that one.
+
+        Of an object that is not there it never was, by a store that looks at the condition.
+        """
+        try:
+            with _translated(uri):
+                self._client.delete_object(Bucket=uri.bucket, Key=uri.key, IfMatch=f'"{etag}"')
+        except ObjectNotFound:
+            return False
+        except StorageRejected as error:
+            if _status(error.__cause__) in CHANGED:
+                return False
+            raise
+        return True
+
     def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
         """The objects whose keys begin with `prefix`, those after the key `after`, without folder markers.
 
@@ -216,6 +232,7 @@ LATER = {
     "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable", "SlowDown", "Throttling",
     "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
 }  # fmt: skip
+CHANGED = (409, 412)  # by somebody else, before a conditional call or during it
 UNREACHABLE = (
     vendor.HTTPClientError,
     vendor.ConnectionError,
@@ -267,7 +284,7 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
 
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
     code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    status = _status(error)
     if code == "NoSuchBucket":
         return ObjectNotFound(f"{place}: the bucket does not exist")
     if code in MISSING or (not code and status == 404):
@@ -283,6 +300,12 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
     if code in DENIED or status in (401, 403):
         return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
     return StorageRejected(f"{place}: S3 answers {status or ''} {code}")
+
+
+def _status(error: BaseException | None) -> int:
+    """The HTTP status of S3's answer; 0 for what is none."""
+    response = error.response if isinstance(error, vendor.ClientError) else {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
 def _retry_after(error: vendor.ClientError) -> float | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tasks.audit import THREADS, Audit, Look, Verdict
+from tasks.audit import THREADS, Audit, Disposal, Look, Verdict
 from tasks.s3 import ObjectStore
 from worker.progress import progress_bar
 from worker.reconciling import printable
@@ -21,12 +21,26 @@ if TYPE_CHECKING:
 LISTINGS = 2
 
 
-def run(settings: WorkerSettings, addresses: Sequence[str], source: str | None, redetect: bool, as_json: bool) -> bool:
+def run(
+    settings: WorkerSettings,
+    addresses: Sequence[str],
+    source: str | None,
+    redetect: bool,
+    disposal: Disposal | None,
+    as_json: bool,
+) -> bool:
     """Tell of each output at or below `addresses` whether it is as its receipt says; whether all are."""
     threads = settings.concurrency if redetect else THREADS
     store = ObjectStore.connect(settings, connections=2 * threads + LISTINGS)
-    look = _look(settings) if redetect else None
-    audit = Audit(store, settings.parsed_routes(), settings.fetch_seconds, settings.receipt_keys(), look, threads)
+    audit = Audit(
+        store,
+        settings.parsed_routes(),
+        settings.fetch_seconds,
+        settings.receipt_keys(),
+        look=_look(settings) if redetect else None,
+        disposal=disposal,
+        threads=threads,
+    )
     counts: Counter[str] = Counter()
     checked = good = 0
     started = time.monotonic()

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -255,6 +255,13 @@ def reconcile(
     recipe: Annotated[
         str | None, typer.Option(help="What outputs should be made with; the workers' by default.")
     ] = None,
+    sources_deleted: Annotated[
+        bool,
+        typer.Option(
+            "--sources-deleted",
+            help="Sources are deleted on purpose: an output without one is no orphan if its receipt is there.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many lines.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -265,7 +272,7 @@ def reconcile(
     if recipe is not None and not RECIPE.fullmatch(recipe):
         raise typer.BadParameter("a recipe has 16 hex digits", param_hint="--recipe")
     only = Only(other_recipe, below_score)
-    good = reconciling.run(Settings.load(), source, output, recipe, only, enqueue, limit, as_json)
+    good = reconciling.run(Settings.load(), source, output, recipe, only, sources_deleted, enqueue, limit, as_json)
     sys.exit(0 if good else EXIT_FAILED)
 
 
@@ -367,12 +374,28 @@ def receipt_verify(
     redetect: Annotated[
         bool, typer.Option("--redetect", help="Also look for faces in each output that its receipt does not have.")
     ] = False,
+    delete_source: Annotated[
+        bool,
+        typer.Option(
+            "--delete-source", help="Delete the source of each output that is as its receipt says, and not flagged."
+        ),
+    ] = False,
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", min=0, help="With --delete-source: keep what is younger.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --delete-source: only tell which would be deleted.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare outputs and sources with their receipts, a line each; exit 1 if one is not as its receipt says."""
+    from tasks.audit import Disposal
     from worker import auditing
 
-    good = auditing.run(WorkerSettings.load(), addresses, source, redetect, as_json)
+    if not delete_source and (dry_run or older_than is not None):
+        raise typer.BadParameter("goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than")
+    disposal = Disposal(timedelta(days=older_than or 0), dry_run) if delete_source else None
+    good = auditing.run(WorkerSettings.load(), addresses, source, redetect, disposal, as_json)
     sys.exit(0 if good else EXIT_FAILED)
 
 

@@ -35,8 +35,6 @@ from worker.settings import Look
 
 PIXELS_VERSION = 4  # counts up with every change of this package that changes output pixels
 
-PROBE = receipts.RESERVED + "probe"  # an object that is written to see whether the destination can be
-
 MOST_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture needs five
 
 AS_CONFIGURED = AnonymizeOptions()
@@ -216,9 +214,9 @@ class Pipeline:
         assert self._store is not None
         route, _ = routes.find(request, self._route_table)
         with suppress(AccessDenied):  # an answer; where keys may not be listed, S3 gives no other for a missing one
-            self._store.head(route.source.join(PROBE))
+            self._store.head(route.source.join(receipts.PROBE))
         with _of_the_destination():
-            self._store.put(route.destination.join(PROBE), b"", "application/octet-stream", {})
+            self._store.put(route.destination.join(receipts.PROBE), b"", "application/octet-stream", {})
 
     def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""

@@ -20,7 +20,7 @@ from worker.progress import progress_bar
 
 MOST_WAITING = 20_000  # messages; 1 kB of Redis each
 LISTINGS = 3
-SHOWN: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held")
+SHOWN: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held", "archived")
 
 
 def run(
@@ -29,6 +29,7 @@ def run(
     output: str | None,
     recipe: str | None,
     only: Only,
+    sources_deleted: bool,
     enqueue: bool,
     limit: int | None,
     as_json: bool,
@@ -49,7 +50,7 @@ def run(
     started = time.monotonic()
     try:
         with progress_bar("compared") as bar:
-            reconciliation = Reconciliation(store, places, recipe, redis, only, bar.advance)
+            reconciliation = Reconciliation(store, places, recipe, redis, only, sources_deleted, bar.advance)
             for finding in reconciliation.findings(publish if enqueue else None, limit):
                 _print(finding, as_json)
     finally:

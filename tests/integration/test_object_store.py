@@ -10,6 +10,7 @@ import pytest
 from demo.servers import HOST
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import AccessDenied, CredentialsRefused, ImageTooLarge, ObjectNotFound, StorageUnavailable
+from tasks.s3 import ObjectStore
 
 SECONDS = 30.0
 
@@ -53,6 +54,31 @@ def test_the_digest_of_an_object_is_known_without_keeping_it(store, place):
         assert opened.digest(SECONDS) == hashlib.sha256(content).hexdigest()
     with store.open(uri) as opened, pytest.raises(StorageUnavailable, match="did not arrive"):
         opened.digest(0)
+
+
+@pytest.mark.parametrize("key", ["a.jpg", "ü +%20.jpg"])
+def test_an_object_is_deleted_only_as_the_version_that_is_meant(listing_client, place, key):
+    store = ObjectStore(listing_client)
+    uri = ObjectUri("raw", place + key)
+    store.put(uri, b"one", "image/jpeg", {})
+    first = store.head(uri).etag
+    store.put(uri, b"two", "image/jpeg", {})
+    assert not store.delete_version(uri, first)
+    assert content_of(store, uri) == b"two"
+    assert store.delete_version(uri, store.head(uri).etag)
+    assert store.head(uri) is None
+    assert not store.delete_version(uri, first)
+
+
+def test_a_bucket_with_versions_keeps_what_was_deleted(listing_client, place):
+    store, bucket = ObjectStore(listing_client), place.rstrip("/")
+    listing_client.create_bucket(Bucket=bucket)
+    listing_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    uri = ObjectUri(bucket, "a.jpg")
+    store.put(uri, b"one", "image/jpeg", {})
+    assert store.delete_version(uri, store.head(uri).etag)
+    assert store.head(uri) is None
+    assert len(listing_client.list_object_versions(Bucket=bucket)["Versions"]) == 1
 
 
 def test_the_longest_key_that_s3_allows_comes_back(store, place):

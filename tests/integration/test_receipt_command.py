@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tracemalloc
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 
 from tasks import receipts
 from tasks.addresses import ObjectUri
-from tasks.audit import Audit
+from tasks.audit import Audit, Disposal
+from tasks.errors import StorageRejected
 from tasks.messages import AnonymizeRequest
 from tasks.receipts import Receipt
 from tasks.routes import Route
@@ -290,6 +292,93 @@ def test_a_face_that_its_receipt_does_not_have_is_exposed(
     assert done.returncode == 1, done.stderr
     states, _ = told(done)
     assert states == {"found.jpg": ["ok"], "exempt.jpg": ["ok"], "missed.jpg": ["face exposed"]}
+
+
+# --- deleting sources -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def some_of_each(make, raw, clean, store, place):
+    """Pictures of which only `good`, `no face` and `asked` may lose their source."""
+    for key in ("good", "source changed", "output differs", "no receipt", "flagged"):
+        make(key)
+    make("no face", boxes=())
+    make("asked", extra=[[0, 0, 5, 5]])
+    make("held", boxes=(), hold=True)
+    raw.put(place + "not done", picture())
+    raw.put(place + "source changed", picture(1))
+    clean.put(place + "output differs", b"other", Metadata=clean.head(place + "output differs")["Metadata"])
+    clean.client.delete_object(Bucket=clean.name, Key=receipt_of(clean, place, "no receipt"))
+    where = receipt_of(clean, place, "flagged")
+    clean.put(where, clean.get(where).replace(b'"reason": null', b'"reason": "faces still found in the output"'))
+    return {key.removeprefix(place) for key in raw.keys(place)}
+
+
+def test_only_verified_sources_are_deleted_and_only_if_asked(some_of_each, verify, raw, place):
+    def left():
+        return {key.removeprefix(place) for key in raw.keys(place)}
+
+    verify("--json")
+    rehearsed = told(verify("--delete-source", "--dry-run", "--json"))[0]
+    assert left() == some_of_each
+
+    done = verify("--delete-source", "--json")
+
+    assert done.returncode == 1  # some are not as they should be
+    states = told(done)[0]
+    deleted = {"good", "no face", "asked"}
+    assert {key for key, said in states.items() if "source deleted" in said} == deleted
+    assert {key for key, said in rehearsed.items() if "source due" in said} == deleted
+    assert states["flagged"] == ["ok", "source kept"]
+    assert left() == some_of_each - deleted
+    again = told(verify("--delete-source", "--json"))[0]
+    assert all(again[key] == ["ok", "source gone"] for key in deleted)
+
+
+def test_what_is_young_is_kept(make, verify, raw, place):
+    make("a.jpg")
+    done = verify("--delete-source", "--older-than", 1, "--json")
+    assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["ok", "source kept"]})
+    assert raw.keys(place)
+
+
+def test_a_source_that_is_replaced_at_the_last_moment_is_kept(make, store, raw, place, route):
+    make("a.jpg")
+
+    class Busy(ObjectStore):
+        """Somebody else uploads the source anew just before it is deleted."""
+
+        def delete_version(self, uri, etag):
+            if not uri.key.endswith("probe"):
+                raw.put(place + "a.jpg", picture(4))
+            return store.delete_version(uri, etag)
+
+    audit = Audit(Busy(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), is_rehearsal=False))
+    assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [("source changed",)]
+    assert raw.get(place + "a.jpg") == picture(4)
+
+
+def test_a_store_that_ignores_conditions_loses_nothing(make, raw, place, route):
+    make("a.jpg")
+
+    class Careless(ObjectStore):
+        """Deletes whatever the condition."""
+
+        def delete_version(self, uri, etag):
+            self.delete(uri)
+            return True
+
+    audit = Audit(Careless(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), is_rehearsal=False))
+    with pytest.raises(StorageRejected, match="lifecycle rule"):
+        list(audit.verdicts(str(route.destination)))
+    assert raw.keys(place) == [place + "a.jpg"]
+
+
+@pytest.mark.parametrize("arguments", [("--dry-run",), ("--older-than", 3)])
+def test_a_flag_of_deletion_alone_is_refused(verify, arguments):
+    done = verify(*arguments)
+    assert done.returncode == 2
+    assert "--delete-source" in done.stderr
 
 
 class Simulated(ObjectStore):

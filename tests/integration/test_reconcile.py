@@ -105,7 +105,7 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(one_of_ea
         assert finding["output"] == str(places.destination(key))
         assert not finding["enqueued"]
     assert summary.pop("seconds") > 0
-    counts = {"current": 1, "missing": 3, "stale": 3, "orphan": 1, "dead": 1, "held": 1}
+    counts = {"current": 1, "missing": 3, "stale": 3, "orphan": 1, "dead": 1, "held": 1, "archived": 0}
     assert summary == {**counts, "enqueued": 0, "recipe": RECIPE, "complete": True}
     assert enqueued(unattended) == {}
 
@@ -118,7 +118,7 @@ def test_for_people_a_finding_is_a_line_and_the_summary_is_apart(one_of_each, re
     assert f"orphan   {one_of_each.places.destination('orphan')}  no source" in lines
     assert f"stale    {one_of_each.places.source.join('older')}  other recipe" in lines
     (summary,) = done.stderr.splitlines()
-    assert summary.startswith("1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held in ")
+    assert summary.startswith("1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held, 0 archived in ")
 
 
 def test_a_place_where_all_is_done_or_held_is_exit_code_0(archive, reconcile):
@@ -177,6 +177,20 @@ def test_only_what_has_a_face_of_a_low_score_if_asked(archive, reconcile, unatte
     }
     assert (summary["current"], summary["stale"], summary["missing"]) == (4, 3, 1)
     assert set(enqueued(unattended)) == arguments(archive, "old low")
+
+
+def test_where_sources_are_deleted_on_purpose_a_receipt_is_enough(archive, reconcile):
+    archive.done("archived", OLDER_ETAG)
+    archive.done("older", OLDER_ETAG, OLDER_RECIPE)
+    done = reconcile("--recipe", RECIPE, "--sources-deleted", "--json")
+    assert done.returncode == 0
+    findings, summary = told(done)
+    assert (findings, summary["archived"], summary["orphan"]) == ({}, 2, 0)
+    archive.output("without receipt", OLDER_ETAG)
+    done = reconcile("--recipe", RECIPE, "--sources-deleted", "--json")
+    assert done.returncode == 1
+    assert told(done)[0].keys() == {"without receipt"}
+    assert reconcile("--recipe", RECIPE).stdout.count("orphan") == 3
 
 
 def test_outputs_elsewhere_in_the_route_are_asked_for_there(archive, reconcile, unattended):
