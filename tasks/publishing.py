@@ -44,8 +44,8 @@ class Wanted:
     def arguments(self) -> tuple[Any, ...]:
         """Of the task, as short as can be."""
         destination = None if self.destination is None else str(self.destination)
-        if self.options is not None:
-            return str(self.source), destination, self.options.to_json()
+        if self.options is not None and (options := self.options.to_json()):
+            return str(self.source), destination, options
         return (str(self.source),) if destination is None else (str(self.source), destination)
 
     @property
