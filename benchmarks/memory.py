@@ -1,7 +1,8 @@
 """How much memory the largest picture of each kind needs that the limits allow, with a face that fills it.
 
 Each is worked on in a process of its own, whose peak resident set is compared with what it had before. The box of the
-face is given, so the detector has no part in it; the last row is a whole worker, with its model.
+face is given, so the detector has no part in it; the last row is a whole worker, with its model. ``VEIL_VERIFY=flag``
+measures it with the check.
 """
 
 import json
@@ -146,7 +147,8 @@ def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
     else:
         limits = Limits(settings.max_bytes, max_pixels, settings.fetch_seconds)
         style = MaskStyle("surround", 1.0, 0.0, "ellipse", settings.feather)
-        pipeline, options = Pipeline(store=None, detector=Sees(face), style=style, limits=limits), AnonymizeOptions()
+        pipeline = Pipeline(store=None, detector=Sees(face), style=style, limits=limits, verify=settings.verify)
+        options = AnonymizeOptions()
     result = pipeline.anonymize(content, Stopwatch(), options)
     assert result.content
     return {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, OutputFailed
 from worker.detector import Detections
-from worker.local import PICTURE_SUFFIXES, Job, anonymize_file, find_jobs, write_atomically
+from worker.local import PICTURE_SUFFIXES, Job, _print, anonymize_file, find_jobs, write_atomically
 from worker.masking import MaskStyle
 from worker.pipeline import Limits, Pipeline
 
@@ -162,7 +162,31 @@ def test_a_file_without_faces_is_held_by_setting_and_nothing_is_written(folder, 
     source = folder("in", {"a.png": picture()}) / "a.png"
     outcome = anonymize_file(pipeline(Finds(), hold_without_faces=True), job(source, tmp_path / "out/a.png"), 10**6)
     assert (outcome.status, outcome.output, outcome.faces) == ("held", None, 0)
+    assert outcome.reason == "no face found"
     assert not (tmp_path / "out").exists()
+
+
+class FindsAnother:
+    """A detector that finds a face in another place at each look."""
+
+    looks = 0
+
+    def detect(self, picture):
+        self.looks += 1
+        x = 3 * self.looks
+        return Detections(np.array([(x, 10, x + 2, 20)], np.float32), np.array([0.5], np.float32))
+
+
+@pytest.mark.parametrize(("verify", "status"), [("flag", "anonymized"), ("hold", "held")])
+def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(folder, tmp_path, capsys, verify, status):
+    source = folder("in", {"a.png": picture()}) / "a.png"
+    made = pipeline(FindsAnother(), verify=verify)
+    outcome = anonymize_file(made, job(source, tmp_path / "out/a.png"), 10**6)
+    assert (outcome.status, outcome.reason) == (status, "faces still found in the output")
+    assert outcome.found_by_check == outcome.faces - 1
+    assert (tmp_path / "out/a.png").exists() == (verify == "flag")
+    _print(outcome, as_json=False)
+    assert capsys.readouterr().err == f"{source}: {status}, faces still found in the output\n"
 
 
 @pytest.mark.parametrize(
