@@ -7,12 +7,27 @@ from typing import Any
 
 # Groups (family 1) that hold nothing but what a decoder needs, and the colour profile.
 PICTURE = {
-    "SourceFile", "System", "File", "Composite", "JFIF", "Adobe", "GIF", "RIFF", "Jpeg2000", "Meta",
+    "SourceFile", "System", "File", "Composite", "JFIF", "Adobe",
     "ICC_Profile", "ICC-header", "ICC-view", "ICC-meas", "ICC-chrm", "ICC-cicp",
 }  # fmt: skip
 # Of the groups that hold metadata as well, what describes the picture's layout.
 LAYOUT = {
     "ExifTool": {"ExifToolVersion"},
+    "GIF": {
+        "GIFVersion", "ImageWidth", "ImageHeight", "HasColorMap", "ColorResolutionDepth", "BitsPerPixel",
+        "BackgroundColor", "AnimationIterations", "FrameCount", "Duration", "TransparentColor",
+    },
+    "RIFF": {
+        "ImageWidth", "ImageHeight", "VP8Version", "HorizontalScale", "VerticalScale", "WebP_Flags", "AlphaIsUsed",
+        "AlphaPreprocessing", "AlphaFiltering", "AlphaCompression", "BackgroundColor", "AnimationLoopCount",
+        "FrameCount", "Duration",
+    },
+    "Jpeg2000": {
+        "MajorBrand", "MinorVersion", "CompatibleBrands", "ImageWidth", "ImageHeight", "NumberOfComponents",
+        "BitsPerComponent", "Compression", "ColorSpace", "ColorSpecMethod", "ColorSpecPrecedence",
+        "ColorSpecApproximation",
+    },
+    "Meta": {"PrimaryItemReference"},
     "PNG": {
         "ImageWidth", "ImageHeight", "BitDepth", "ColorType", "Compression", "Filter", "Interlace", "Palette",
         "Transparency", "AnimationFrames", "AnimationPlays", "ProfileName",
@@ -40,7 +55,7 @@ LAYOUT = {
         "SampleFormat", "JPEGTables", "YCbCrSubSampling", "ReferenceBlackWhite", "ColorMap", "YCbCrPositioning",
     },
 }  # fmt: skip
-NOT_LAYOUT = {"File": {"Comment", "TrailerInfo"}, "Jpeg2000": {"Comment", "XML"}, "GIF": {"Comment"}}
+NOT_LAYOUT = {"File": {"Comment", "TrailerInfo"}}
 
 
 def leaks(paths: list[Path]) -> dict[str, list[str]]:
@@ -68,4 +83,4 @@ def _is_fine(tag: str) -> bool:
     family = group.rstrip("0123456789")
     if group in PICTURE:
         return name not in NOT_LAYOUT.get(group, set())
-    return name in LAYOUT.get(family, set())
+    return name in LAYOUT.get(group, LAYOUT.get(family, set()))
