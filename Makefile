@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SYSTEM_PROGRAMS := chromium chromedriver exiftool promtool
-SYSTEM_PACKAGES := chromium chromium-driver libimage-exiftool-perl prometheus
+SYSTEM_PROGRAMS := chromium chromedriver convert exiftool promtool
+SYSTEM_PACKAGES := chromium chromium-driver imagemagick libimage-exiftool-perl prometheus
 
 .PHONY: help demo demo-stop test check format bench chaos audit lock docs system-packages clean
 
