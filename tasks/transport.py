@@ -8,7 +8,8 @@ What kombu 5.7, the newest release, does otherwise:
   every 100 s, and under a lock that a killed worker holds for five minutes (celery/kombu#1816).
 - A connection that drops gives back what the worker still works on; and what is done after that on the channel, which
   is closed, raises ``'NoneType' object has no attribute 'hostname'``, which can end the worker (celery/kombu#582).
-- An item that is no task message ends the worker, or is left unacknowledged and takes up a place for good.
+- An item that is no task message ends the worker, or is left unacknowledged and takes up a place for good; one that is
+  broadcast ends all workers.
 """
 
 import base64
@@ -242,6 +243,17 @@ class Channel(redis.Channel):  # type: ignore[misc]
         else:
             self._idle_until = monotonic() + IDLE_SECONDS / 2
         return True
+
+    def _receive_one(self, client: Any) -> Any:
+        """Deliver what was broadcast, a control command or an event; junk there would end the worker too."""
+        try:
+            return super()._receive_one(client)
+        except Exception as error:
+            # To kombu a KeyError is a lost connection; here it is a message without a part that it should have.
+            if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
+                raise
+            log.error("junk broadcast", reason=type(error).__name__)
+            return None
 
     def _receive_task(self, queue: str, item: bytes, tag: str) -> None:
         """Deliver what has been taken under `tag`, if it is a task message and there is still a place for it."""

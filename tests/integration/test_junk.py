@@ -71,3 +71,31 @@ def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(worker, queue, raw,
 
     wait_until(lambda: not queue.client.llen("uploads") and not queue.client.hlen("unacked"), 20)
     assert worker.alive
+
+
+COMMAND = b'{"method": "ping", "arguments": {}}'
+BROADCAST = [
+    *JUNK.values(),
+    b'{"__type__": "decimal", "__value__": "x"}',
+    b"[" * 100_000,
+    message(COMMAND, properties={"delivery_tag": None}),
+    message(COMMAND, clock="x", expires={}),
+    *(
+        message(body)
+        for body in (
+            b"5", b"[]", b"{}", b'{"method": 5}', b'{"method": "ping", "arguments": 5}', b'{"method": "nothing"}',
+            b'{"method": "ping", "reply_to": 5}', b'{"method": "ping", "pattern": "[", "matcher": "pcre"}',
+            b'{"type": 5, "hostname": []}', b'{"type": "worker-online", "hostname": "x", "timestamp": "y"}',
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("channel", ["celery.pidbox", "celeryev/worker.heartbeat", "celeryev/worker.elect"])
+def test_junk_that_is_broadcast_does_not_end_the_worker(worker, queue, raw, portrait, place, wait_until, channel):
+    for item in BROADCAST:  # after some commands Celery listens anew
+        wait_until(lambda item=item: queue.client.publish(f"/{queue.database}.{channel}", item), 20)
+
+    assert queue.report(raw.put(place + "a.jpg", portrait))["status"] == "anonymized"
+    wait_until(lambda: queue.app.control.ping(timeout=2), 30)
+    assert worker.alive
