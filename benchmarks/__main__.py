@@ -15,6 +15,7 @@ from benchmarks import (
     latency,
     machine,
     memory,
+    networks,
     peer,
     reconcile,
     reid,
@@ -41,6 +42,7 @@ BENCHMARKS = {
     "upload_latency": upload_latency.run,
     "reconcile": reconcile.run,
     "memory": memory.run,
+    "networks": networks.run,
 }
 
 

@@ -88,8 +88,12 @@ def run(images: str, keep: bool) -> int:
         raise ServerFailed("services of an earlier KEEP=1 are running: stop them with `make demo-stop`")
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    _say("Detector", "building it on first use, a minute at most")
-    _check([PROGRAMS / "veil", "model", "build"])
+    if model := os.environ.get("VEIL_MODEL"):
+        _say("Detector", model)
+        _check([PROGRAMS / "veil", "model", "info"])
+    else:
+        _say("Detector", "building it on first use, a minute at most")
+        _check([PROGRAMS / "veil", "model", "build"])
     pictures = _pictures(images)
     with started(keep) as stack:
         summary = _deliver(stack, pictures)
@@ -159,7 +163,7 @@ def started(keep: bool) -> Iterator[Stack]:
         add(s3.server)
         environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": ROUTE}
         if model := os.environ.get("VEIL_MODEL"):
-            environment["VEIL_MODEL"] = str(Path(model).resolve())
+            environment["VEIL_MODEL"] = str(Path(model).expanduser().resolve())
         # The store posts each event once: the trigger holds it as long as the store waits for an answer.
         watch: list[str | Path] = [PROGRAMS / "veil", "watch", "--http", webhook.address, "--hold", "280"]
         trigger = Server("trigger", watch, folder / "trigger.log", {**environment, **webhook.environment()}, keep)

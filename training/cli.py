@@ -11,6 +11,7 @@ import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
 
+LARGEST_ENLARGEMENT = 4.0  # that a worker may be told
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 app = typer.Typer(
@@ -132,6 +133,85 @@ def fit(
         print(json.dumps({"event": "finished", "run": str(to), "recipe": recipe.digest, "data": dataset.digest}))
     else:
         print(f"finished: {to}, recipe {recipe.digest[:16]}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A finished run, or what VEIL_MODEL may be.")],
+    folder: Annotated[Path, typer.Argument(metavar="DATASET")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    side: Annotated[
+        int | None,
+        typer.Option(min=64, max=8192, help="Look once, at this longer side in pixels; by default as a worker does."),
+    ] = None,
+    alarms: Annotated[
+        float, typer.Option(min=0, help="False alarms a picture that the proposed threshold may bring.")
+    ] = 0.1,
+    compare: Annotated[bool, typer.Option(help="Measure the bundled detector beside it.")] = True,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the report goes; by default RUN/evaluation.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a model finds and what stays exposed, and propose its threshold."""
+    from training.dataset import SPLITS, Dataset
+    from training.run import DESCRIPTION, EVALUATION
+    from worker.settings import Look, WorkerSettings
+
+    if split not in SPLITS:
+        raise typer.BadParameter(f"choose from {', '.join(SPLITS)}", param_hint="--split")
+    settings = WorkerSettings.load()
+    dataset = Dataset.load(folder)
+    dataset.split(split)
+    of_a_run = (Path(model).expanduser() / DESCRIPTION).is_file()
+    if to is None and not of_a_run:
+        raise typer.BadParameter("say where the report goes", param_hint="--to")
+    target = to or Path(model).expanduser() / "evaluation"
+    from training import evaluating, report
+
+    look = Look((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never") if side else settings.look()
+    seen = (
+        f"looked at once at {side} px"
+        if side
+        else f"looked at as by a worker, at {', '.join(map(str, look.scales))} px"
+    )
+    figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare)
+    content = report.write(figures, dataset, split, seen, target)
+    if of_a_run:
+        from worker.local import write_atomically
+
+        write_atomically(Path(model).expanduser() / EVALUATION, json.dumps(content, indent=1).encode())
+    if as_json:
+        print(json.dumps(content))
+        return
+    for each in content["models"]:
+        print(
+            f"{each['model']}: mAP {each['mAP']}, AP50 {each['AP50']}, recall {each['recall']} at {each['threshold']}, "
+            f"exposed {each['exposed']} of {each['faces']}"
+        )
+    print(f"proposed threshold: {content['proposed_threshold']}\nreport: {target / 'report.md'}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where saved_model/ and saved_model.zip go.")],
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0.02, max=0.99, help="The model's own; by default what the last evaluation proposed."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run as a SavedModel: `VEIL_MODEL=FOLDER/saved_model.zip` serves it."""
+    from training import exporting
+    from training.run import Run
+
+    made = exporting.export(Run.load(folder), to, threshold)
+    threshold = made.metadata["score_threshold"]
+    if as_json:
+        print(json.dumps({"zip": str(made.zip), "difference": made.difference, **made.metadata}))
+        return
+    print(f"threshold: {threshold}\ndiffers from the network by: {made.difference:.1g}\nVEIL_MODEL={made.zip}")
 
 
 def _identity(weights: str) -> str:

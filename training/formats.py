@@ -68,8 +68,7 @@ def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Label
 
 def _recognised(source: Path) -> str:
     """The format of `source` by what is in it."""
-    if source.suffix == ".json" or (source / "annotations.json").is_file():
-        file = source if source.is_file() else source / "annotations.json"
+    if file := _json_file(source):
         try:
             content = json.loads(file.read_text())
         except (OSError, ValueError) as error:
@@ -82,6 +81,15 @@ def _recognised(source: Path) -> str:
     if source.suffix in (".yaml", ".yml") or (source.is_dir() and next(source.rglob("*.txt"), None)):
         return "yolo"
     raise DatasetInvalid(f"{source} has no labels of a known format: name it with --format {'|'.join(FORMATS)}")
+
+
+def _json_file(source: Path) -> Path | None:
+    """`source` if it is JSON, or the annotations.json in it, or the only JSON file in it."""
+    if source.is_file():
+        return source if source.suffix == ".json" else None
+    files = sorted(source.glob("*.json"))
+    named = [file for file in files if file.name == "annotations.json"]
+    return named[0] if named else files[0] if len(files) == 1 else None
 
 
 def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
@@ -104,7 +112,7 @@ def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 
 def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """COCO: one JSON file; boxes are x y width height in pixels, a crowd is ignored."""
-    file = source if source.is_file() else source / "annotations.json"
+    file = _json_file(source) or source
     content = json.loads(file.read_text())
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
@@ -183,7 +191,7 @@ def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 
 def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Veil's own: {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels", "ignore"}]}."""
-    file = source if source.is_file() else source / "annotations.json"
+    file = _json_file(source) or source
     for image in json.loads(file.read_text())["images"]:
         names = image.get("labels") or ["face"] * len(image["faces"])
         labels = [Label(str(name), _box(box)) for name, box in zip(names, image["faces"], strict=True)]

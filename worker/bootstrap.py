@@ -69,11 +69,18 @@ def _watch_pictures(watchdog: Watchdog) -> None:
 
 
 def load_model(settings: WorkerSettings) -> "Model":
-    """The model that `settings` name, by default the bundled one, built on first use; ModelInvalid if that fails."""
-    from worker import models
+    """The model that `settings` name, by default the bundled one, built on first use.
 
-    folder, digest, digest_in_8_bits = settings.model_path(), None, None
-    if folder is None:
+    Raises ModelInvalid if that fails, and what S3 answers where the model comes from there.
+    """
+    from worker import models
+    from worker.models import own
+
+    digest: str | None = None
+    digest_in_8_bits: str | None = None
+    if settings.model:
+        folder = own.folder(settings.model, lambda: ObjectStore.connect(settings))
+    else:
         folder, digest, digest_in_8_bits = models.default_model(), models.DIGEST, models.DIGEST_IN_8_BITS
     if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
         if not find_spec(LITERT):

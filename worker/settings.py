@@ -1,7 +1,6 @@
 """Worker settings: how faces are found and hidden, and the limits."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -75,8 +74,8 @@ class WorkerSettings(Settings):
 
     model: str | None = Field(
         None,
-        description="Folder of a SavedModel with the Object Detection API signature; empty for the default "
-        "(CenterFace, built on first use).",
+        description="A SavedModel with the Object Detection API signature: its folder, a ZIP of it, or the `s3://` "
+        "address of one; empty for the default (CenterFace, built on first use).",
     )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",
@@ -115,7 +114,7 @@ class WorkerSettings(Settings):
         gt=0,
         lt=1,
         description="Detections below this score are dropped; empty for the model's own value (0.17 for the "
-        "default model, 0.5 for yours).",
+        "default model; for yours what it states, else 0.5).",
     )
     batch_size: int | None = Field(
         None,
@@ -231,9 +230,6 @@ class WorkerSettings(Settings):
         names = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(PRESETS[self.preset], **chosen)
-
-    def model_path(self) -> Path | None:
-        return Path(self.model).expanduser() if self.model else None
 
 
 def markdown_table() -> str:

@@ -36,7 +36,7 @@ def test_the_defaults_are_valid(load):
     settings = load()
     assert settings.broker_url() == "redis://127.0.0.1:6379/0"
     assert settings.s3_endpoint is None
-    assert settings.model_path() is None
+    assert settings.model is None
     assert [str(route) for route in settings.parsed_routes()] == ["s3://raw/=s3://clean/"]
 
 
@@ -301,11 +301,6 @@ def test_without_a_password_the_address_is_used_as_given(password):
 def test_settings_cannot_be_changed(load):
     with pytest.raises(ValueError, match="frozen"):
         load().margin = 0.5
-
-
-def test_a_model_path_is_expanded(load, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(load(model="~/detector").model_path()) == "/home/somebody/detector"
 
 
 def test_the_table_has_a_row_for_each_setting():

@@ -1,0 +1,184 @@
+"""From labelled pictures to a served model: the four commands, and what an exported model promises a worker."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
+
+from tasks.errors import ModelInvalid, TrainingFailed
+from tests import label_formats
+from training import checkpoint, exporting
+from training.model import efficientdet
+from training.run import EVALUATION, WEIGHTS, Recipe, Run
+from worker.bootstrap import load_model
+from worker.saved_model import SavedModel
+from worker.settings import WorkerSettings
+
+RECIPE = Recipe("d0", 128, 2, 2, 0.001, 0, False, "none", "float32")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of a network that was not trained, but takes half of all anchors for faces."""
+    made = Run.open(tmp_path_factory.mktemp("run"), RECIPE, "d" * 64)
+    model = efficientdet("d0")
+    last = model.get_layer("faces_last")
+    *kernels, bias = last.get_weights()
+    last.set_weights([*kernels, bias * 0])
+    checkpoint.save(made.folder / WEIGHTS, checkpoint.numbered("w", model.weights))
+    return made
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return exporting.export(run, tmp_path_factory.mktemp("export") / "made", None)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_what_is_served_is_what_was_trained(exported):
+    assert exported.difference < exporting.TOLERANCE
+    metadata = json.loads((exported.folder / "veil.json").read_text())
+    assert metadata == exported.metadata
+    assert metadata["score_threshold"] == 0.5
+    assert metadata["recipe"] == RECIPE.digest
+    assert metadata["data"] == "d" * 64
+    assert metadata["network"] == "EfficientDet-D0"
+
+
+def test_the_zip_is_the_folder_and_both_are_served_alike(exported, cache):
+    with zipfile.ZipFile(exported.zip) as archive:
+        inside = {name: archive.read(name) for name in archive.namelist()}
+    files = [path for path in exported.folder.rglob("*") if path.is_file()]
+    assert inside == {path.relative_to(exported.folder).as_posix(): path.read_bytes() for path in files}
+
+    zipped = load_model(WorkerSettings(model=str(exported.zip)))
+    assert zipped.digest == SavedModel(exported.folder).digest
+    assert zipped.score_threshold == 0.5
+
+
+def test_any_batch_and_any_size_are_taken(exported):
+    model = SavedModel(exported.folder)
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 192, 320, 3), np.uint8)
+
+    both = model.predict(pictures)
+
+    assert model.fixed_size is None
+    for one, picture in zip(both, pictures, strict=True):
+        (alone,) = model.predict(picture[None])
+        assert len(one) == len(alone) > 0
+        np.testing.assert_allclose(one.scores, alone.scores, atol=1e-4)
+        assert (one.boxes_xyxy[:, 2:] > one.boxes_xyxy[:, :2]).all()
+
+
+def test_the_threshold_is_that_which_was_given_or_which_the_evaluation_proposed(run, tmp_path):
+    (run.folder / EVALUATION).write_text(json.dumps({"proposed_threshold": 0.31}))
+    try:
+        assert exporting.export(run, tmp_path / "proposed", None).metadata["score_threshold"] == 0.31
+    finally:
+        (run.folder / EVALUATION).unlink()
+    with pytest.raises(TrainingFailed, match="isn't finished"):
+        exporting.export(Run.open(tmp_path / "run", RECIPE, "d" * 64), tmp_path / "none", None)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
+    exported, new_queue, worker_settings, start_worker, programs, raw, clean, place, portrait, tmp_path
+):
+    queue = new_queue()
+    queue.client.flushdb()
+    raw.put(place + "models/saved_model.zip", exported.zip.read_bytes())
+    cache = tmp_path / "cache"
+    settings = {
+        **worker_settings(queue),
+        "VEIL_MODEL": raw.uri(place + "models/saved_model.zip"),
+        "VEIL_SCALES": "256",
+        "VEIL_TURNED": "never",
+        "XDG_CACHE_HOME": str(cache),
+    }
+    raw.put(place + "a.jpg", portrait)
+    with start_worker([programs / "veil", "worker"], settings):
+        report = queue.report(raw.uri(place + "a.jpg"))
+
+    assert report["status"] == "anonymized"
+    assert clean.head(place + "a.jpg") is not None
+    (unpacked,) = (path for path in (cache / "veil").iterdir() if path.is_dir())
+    before = (unpacked / "saved_model.pb").stat().st_mtime_ns
+    with start_worker([programs / "veil", "worker"], settings):
+        pass
+    assert (unpacked / "saved_model.pb").stat().st_mtime_ns == before
+
+
+def test_a_model_that_s3_does_not_have_is_one_line(veil, s3, raw, place, tmp_path):
+    raw.put(place + "broken.zip", b"no zip")
+    for key, said in (("nothing.zip", "ObjectNotFound"), ("broken.zip", "is no ZIP that can be unpacked")):
+        done = veil(
+            "model",
+            "info",
+            environment={
+                **s3.environment(),
+                "VEIL_MODEL": raw.uri(place + key),
+                "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            },
+        )
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert said in line
+        assert key in line
+
+
+def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, tmp_path):
+    pictures = list(label_formats.annotations(data("masks")))[:8]
+    label_formats.write_voc(pictures, tmp_path / "voc")
+    label_formats.write_coco(pictures, tmp_path / "coco")
+    digests = []
+    for name in ("voc", "coco"):
+        options = ["--to", tmp_path / f"set-{name}", "--val", 0.4, "--test", 0, "--json"]
+        done = veil("train", "import", tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+        digests.append(json.loads(done.stdout)["digest"])
+    assert digests[0] == digests[1]
+
+    fit = ["--side", 128, "--batch", 2, "--steps", 2, "--weights", "none", "--json"]
+    done = veil("train", "fit", tmp_path / "set-voc", "--to", tmp_path / "run", *fit)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["step"] == 2
+
+    done = veil("train", "evaluate", tmp_path / "run", tmp_path / "set-coco", "--side", 128, "--no-compare", "--json")
+    assert done.returncode == 0, done.stderr
+    evaluation = json.loads(done.stdout)
+    assert evaluation["data"] == digests[0]
+    (figures,) = evaluation["models"]
+    assert 0 <= figures["AP50"] <= 1
+    report = (tmp_path / "run" / "evaluation" / "report.md").read_text()
+    for name in ("precision_recall.png", "recall_by_false_alarms.png", "by_threshold.png"):
+        assert f"({name})" in report
+        with Image.open(tmp_path / "run" / "evaluation" / name) as plot:
+            plot.load()
+
+    done = veil("train", "export", tmp_path / "run", "--to", tmp_path / "export", "--threshold", 0.3, "--json")
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert made["data"] == digests[0]
+    done = veil(
+        "anonymize",
+        pictures[0][0],
+        "--output",
+        tmp_path / "out",
+        "--json",
+        environment={"VEIL_MODEL": made["zip"], "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "anonymized"
+
+
+def test_a_folder_that_is_no_zip_and_no_model_is_refused(tmp_path):
+    with pytest.raises(ModelInvalid, match=r"holds no saved_model\.pb"):
+        load_model(WorkerSettings(model=str(tmp_path)))

@@ -1,0 +1,179 @@
+"""``veil train export``: a finished run as a SavedModel that workers serve, and as one ZIP file.
+
+This is where training ends and serving begins, and the one module that needs TensorFlow whatever Keras trained on.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import OutputFailed, TrainingFailed
+from training import anchors
+from training.backend import ON_TENSORFLOW, ops
+from training.fitting import finished_model
+from training.run import Run
+from worker.detector import PADDING
+from worker.model import METADATA
+from worker.tf import tf
+
+ZIP = "saved_model.zip"
+CANDIDATES = 2000  # strongest anchors that are looked at: some for each of MAX_DETECTIONS faces
+MAX_DETECTIONS = 500  # a picture
+NMS_IOU = 0.5  # Tan et al., reference implementation
+MIN_SCORE = 0.02  # what the model reports at all; the setting `score_threshold` decides on top of it
+TOLERANCE = 1e-3  # of scores and of normalised corners, between the network and what was saved
+DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where the model is, its metadata, and the largest difference from the Keras network that was seen."""
+
+    folder: Path
+    zip: Path
+    metadata: dict[str, Any]
+    difference: float
+
+
+def export(run: Run, to: Path, threshold: float | None) -> Exported:
+    """Write ``saved_model/`` and ``saved_model.zip`` to the folder `to`, all or nothing.
+
+    `threshold` is embedded as the model's own; by default that which the run's evaluation proposed, else 0.5. Raises
+    TrainingFailed when the run isn't finished or the saved model doesn't agree with the network, OutputFailed when it
+    can't be written.
+    """
+    if not ON_TENSORFLOW:
+        raise TrainingFailed("a SavedModel is written by TensorFlow: run this with KERAS_BACKEND=tensorflow")
+    chosen = threshold or run.threshold() or DEFAULT_THRESHOLD
+    metadata = {
+        "score_threshold": round(chosen, 4),
+        "network": f"EfficientDet-{run.recipe.size.upper()}",
+        "side": run.recipe.side,
+        "recipe": run.recipe.digest,
+        "data": run.data,
+        "training": asdict(run.recipe),
+        "veil": version("veil"),
+    }
+    work = to.with_name(f".{to.name}.{secrets.token_hex(4)}.partial")
+    try:
+        difference = save(finished_model(run), work / "saved_model", metadata)
+        _zip(work / "saved_model", work / ZIP)
+        if to.exists():
+            shutil.rmtree(to)
+        work.replace(to)
+    except OSError as error:
+        raise OutputFailed(f"{to} can't be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Exported(to / "saved_model", to / ZIP, metadata, difference)
+
+
+def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
+    """Write the network and its METADATA to `folder`; the largest difference between both on a test picture.
+
+    The signature is that of worker.models.centerface, without keypoints. H and W are arbitrary: pictures are padded
+    to multiples of 128 inside.
+    """
+    holder = tf.Module()
+    holder.model = model
+    holder.min_score = tf.Variable(MIN_SCORE, trainable=False)
+    spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="input_tensor")
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def detect(input_tensor: Any) -> dict[str, Any]:
+        return _detections(model, input_tensor, holder.min_score)
+
+    folder.mkdir(parents=True)
+    tf.saved_model.save(holder, str(folder), signatures={"serving_default": detect})
+    (folder / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
+    difference = _difference(model, folder)
+    if not difference <= TOLERANCE:
+        raise TrainingFailed(f"the saved model differs from the network by {difference:.2g}: it is not used")
+    return difference
+
+
+def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
+    shape = tf.shape(pictures)
+    height, width = shape[1], shape[2]
+    sides = tf.stack([height, width])
+    padding = -sides % anchors.MULTIPLE
+    padded = tf.pad(
+        pictures, [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]], constant_values=tf.constant(PADDING, tf.uint8)
+    )
+    said = model(tf.cast(padded, tf.float32), training=False)
+    scores = tf.sigmoid(tf.reduce_max(said["faces"], axis=2))
+    grid = _grid(sides + padding)
+    scores, index = tf.math.top_k(scores, tf.minimum(CANDIDATES, tf.shape(scores)[1]))
+    boxes = anchors.decoded(tf.gather(said["boxes"], index, batch_dims=1), tf.gather(grid, index), ops)
+    extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
+    kept = tf.image.combined_non_max_suppression(
+        (boxes / extent)[:, :, None],
+        scores[:, :, None],
+        MAX_DETECTIONS,
+        MAX_DETECTIONS,
+        NMS_IOU,
+        min_score,
+        clip_boxes=False,
+    )
+    return {
+        "detection_boxes": kept.nmsed_boxes,
+        "detection_scores": kept.nmsed_scores,
+        "detection_classes": tf.ones_like(kept.nmsed_scores),
+        "num_detections": tf.cast(kept.valid_detections, tf.float32),
+    }
+
+
+def _grid(sides: Any) -> Any:
+    """training.anchors.anchors for sides that are known when a picture comes."""
+    found = []
+    for stride in anchors.STRIDES:
+        rows, columns = tf.meshgrid(tf.range(sides[0] // stride), tf.range(sides[1] // stride), indexing="ij")
+        centres = (tf.cast(tf.stack([rows, columns], axis=-1), tf.float32) + 0.5) * stride
+        half = tf.constant(anchors.shapes(stride) / 2)
+        centres = tf.reshape(centres, [-1, 1, 2])
+        found.append(tf.reshape(tf.concat([centres - half, centres + half], axis=-1), [-1, 4]))
+    return tf.concat(found, axis=0)
+
+
+def _difference(model: Any, folder: Path) -> float:
+    """The largest difference of scores and normalised corners between `model` in Keras and the SavedModel in `folder`.
+
+    The boxes of each are matched by what the network itself says of that anchor.
+    """
+    side = anchors.MULTIPLE
+    picture = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    said = model.predict_on_batch(picture.astype(np.float32))
+    every = 1 / (1 + np.exp(-said["faces"].max(axis=2)))
+    boxes = anchors.decoded(said["boxes"], anchors.anchors(side, side), np) / side
+    loaded = tf.saved_model.load(str(folder))
+    loaded.min_score.assign(0.0)  # in memory alone: whatever the network says is compared, however unsure
+    answer = {name: value.numpy() for name, value in loaded.signatures["serving_default"](tf.constant(picture)).items()}
+    worst = 0.0
+    for i in range(len(picture)):
+        count = int(answer["num_detections"][i])
+        if not count:
+            return float("inf")
+        for box, score in zip(answer["detection_boxes"][i, :count], answer["detection_scores"][i, :count], strict=True):
+            off = np.maximum(np.abs(boxes[i] - box).max(axis=1), np.abs(every[i] - score))
+            worst = max(worst, float(off.min()))
+    return worst
+
+
+def _zip(folder: Path, path: Path) -> None:
+    """The files of `folder`, at the top of the archive, with one date: the same model gives the same bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(each for each in folder.rglob("*") if each.is_file()):
+            entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, file.read_bytes())
+    with path.open("rb") as written:
+        os.fsync(written.fileno())

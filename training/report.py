@@ -1,0 +1,210 @@
+"""The report of an evaluation: tables, curves, and the worst misses and false alarms drawn."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from tasks.errors import OutputFailed
+from training import charts
+from training.dataset import Dataset, Picture, sides
+from training.evaluating import Figures
+from training.overview import table
+from training.scoring import SIZES, size_name
+from worker.detector import Boxes, Pixels
+
+TILES, COLUMNS, TILE, GAP = 12, 4, 240, 8  # of a sheet; pixels
+AROUND = 3.0  # sides of the box that a tile shows
+PAPER, LABELLED, FOUND, ALARM = (250, 249, 246), (42, 111, 151), (122, 140, 60), (226, 60, 38)
+
+
+def write(figures: Sequence[Figures], dataset: Dataset, split: str, look: str, folder: Path) -> dict[str, Any]:
+    """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`; what the JSON holds.
+
+    The first of `figures` is the model that the report is about. Raises OutputFailed when it can't be written.
+    """
+    pictures = dataset.split(split)
+    content = {
+        "data": dataset.digest,
+        "split": split,
+        "pictures": len(pictures),
+        "look": look,
+        "proposed_threshold": round(figures[0].threshold, 4),
+        "models": [each.summary() for each in figures],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _curves(figures, folder)
+        missed = _misses(figures[0], dataset, pictures, folder / "misses.png")
+        alarms = _alarms(figures[0], dataset, pictures, folder / "false_alarms.png")
+        (folder / "report.md").write_text("\n".join(_text(content, missed, alarms)) + "\n")
+        (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise OutputFailed(f"the report in {folder} can't be written: {error.strerror}") from None
+    return content
+
+
+def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
+    models = content["models"]
+    names = [each["model"] for each in models]
+
+    def rows(keys: Sequence[tuple[str, str]]) -> list[list[str]]:
+        return [[title, *(_shown(each[key]) for each in models)] for title, key in keys]
+
+    rates = list(models[0]["recall_by_false_alarms"])
+    exposed = [f"{each['exposed']:,} of {each['faces']:,} ({each['exposed'] / each['faces']:.2%})" for each in models]
+    return [
+        "# Evaluation",
+        "",
+        f"{content['pictures']:,} pictures of the split `{content['split']}` of the data set `{content['data'][:16]}`, "
+        f"{content['look']}.",
+        "",
+        f"Proposed threshold: **{content['proposed_threshold']:.2f}**",
+        "",
+        "## Found",
+        "",
+        "Average precision as COCO measures it (pycocotools), by the side of a square as large as the face.",
+        "",
+        *table(("", *names), rows([("mAP, IoU 0.5 to 0.95", "mAP"), ("AP50", "AP50")])),
+        "",
+        *table(("AP50 of faces", *names), rows([(size_name(size), size_name(size)) for size in SIZES])),
+        "",
+        *table(
+            ("false alarms a picture", *(f"recall, {name}" for name in names)),
+            [[rate, *(f"{each['recall_by_false_alarms'][rate]:.3f}" for each in models)] for rate in rates],
+        ),
+        "",
+        "![Precision and recall](precision_recall.png)",
+        "",
+        "![Recall and false alarms](recall_by_false_alarms.png)",
+        "",
+        "![By threshold](by_threshold.png)",
+        "",
+        "## Hidden",
+        "",
+        "As a worker hides them. A face is exposed when half of the structure of its eye band survives; spill is the "
+        "share of pixels away from every labelled face that changed. Faces that nobody labelled count as false alarms "
+        "and as spill.",
+        "",
+        *table(
+            ("at the threshold", *names),
+            [
+                *rows([("threshold", "threshold"), ("recall", "recall"), ("precision", "precision")]),
+                ["false alarms a picture", *(f"{each['false_alarms_a_picture']:.2f}" for each in models)],
+                ["exposed", *exposed],
+                ["spill", *(f"{each['spill']:.2%}" for each in models)],
+            ],
+        ),
+        "",
+        f"## {names[0]}: the worst of {missed:,} missed faces",
+        "",
+        *(
+            ["![Missed faces](misses.png)", "", "Blue: labelled. Green: found nearby."]
+            if missed
+            else ["None is missed."]
+        ),
+        "",
+        f"## {names[0]}: the surest of {alarms:,} false alarms",
+        "",
+        *(["![False alarms](false_alarms.png)", "", "Red: found. Blue: labelled."] if alarms else ["There is none."]),
+    ]
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _curves(figures: Sequence[Figures], folder: Path) -> None:
+    main = figures[0]
+    charts.lines(
+        folder / "precision_recall.png",
+        "Precision and recall",
+        "recall",
+        "precision",
+        {each.name: (each.curve.recall.tolist(), each.curve.precision.tolist()) for each in figures},
+        limits=(0, 1.02),
+    )
+    charts.lines(
+        folder / "recall_by_false_alarms.png",
+        "Recall by false alarms",
+        "false alarms a picture",
+        "recall",
+        {each.name: (each.curve.alarms.clip(0.01).tolist(), each.curve.recall.tolist()) for each in figures},
+        limits=(0, 1.02),
+        logarithmic=True,
+    )
+    thresholds = main.curve.thresholds.tolist()
+    charts.lines(
+        folder / "by_threshold.png",
+        f"{main.name} by threshold",
+        "threshold",
+        "share",
+        {
+            "recall": (thresholds, main.curve.recall.tolist()),
+            "precision": (thresholds, main.curve.precision.tolist()),
+        },
+        limits=(0, 1.02),
+        marks={"proposed": main.threshold},
+    )
+
+
+def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], path: Path) -> int:
+    """Draw the largest faces that were missed: they show most of who it is. How many there are."""
+    missed = [
+        (float(sides([face])[0]), number, face)
+        for number, (picture, judged) in enumerate(zip(pictures, figures.shown, strict=True))
+        for face, found_at in zip(picture.faces, judged.found_at, strict=True)
+        if not found_at
+    ]
+    missed.sort(key=lambda miss: miss[0], reverse=True)
+    tiles = []
+    for _, number, face in missed[:TILES]:
+        boxes = [(box, FOUND) for box in figures.shown[number].found.boxes_xyxy]
+        tiles.append(_tile(dataset.pixels(pictures[number]), np.array(face, np.float32), [*boxes, (face, LABELLED)]))
+    _sheet(tiles, path)
+    return len(missed)
+
+
+def _alarms(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], path: Path) -> int:
+    """Draw the false alarms with the highest scores; how many there are."""
+    alarms = [
+        (float(judged.found.scores[i]), number, judged.found.boxes_xyxy[i])
+        for number, judged in enumerate(figures.shown)
+        for i in np.flatnonzero(judged.face_of == -1)
+    ]
+    alarms.sort(key=lambda alarm: alarm[0], reverse=True)
+    tiles = []
+    for _, number, box in alarms[:TILES]:
+        labelled = [(face, LABELLED) for face in pictures[number].faces]
+        tiles.append(_tile(dataset.pixels(pictures[number]), box, [*labelled, (box, ALARM)]))
+    _sheet(tiles, path)
+    return len(alarms)
+
+
+def _tile(pixels: Pixels, box: Boxes, boxes: Sequence[tuple[Any, tuple[int, int, int]]]) -> Pixels:
+    """A square of TILE pixels around `box`, with `boxes` drawn in their colours."""
+    side = max(float((box[2:] - box[:2]).max()) * AROUND, 16.0)
+    left, top = ((box[:2] + box[2:]) / 2 - side / 2).tolist()
+    scale = TILE / side
+    shift = np.array([[scale, 0, -left * scale], [0, scale, -top * scale]])
+    shown = cv2.warpAffine(pixels, shift, (TILE, TILE), flags=cv2.INTER_AREA, borderValue=PAPER)
+    for sides_, colour in boxes:
+        x1, y1, x2, y2 = (round((v - o) * scale) for v, o in zip(sides_, (left, top) * 2, strict=True))
+        cv2.rectangle(shown, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
+    return shown.astype(np.uint8)
+
+
+def _sheet(tiles: Sequence[Pixels], path: Path) -> None:
+    if not tiles:
+        path.unlink(missing_ok=True)
+        return
+    rows = -(-len(tiles) // COLUMNS)
+    sheet = np.full((rows * (TILE + GAP) + GAP, COLUMNS * (TILE + GAP) + GAP, 3), PAPER, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = (GAP + place * (TILE + GAP) for place in divmod(i, COLUMNS))
+        sheet[y : y + TILE, x : x + TILE] = tile
+    _, content = cv2.imencode(".png", sheet[..., ::-1])
+    path.write_bytes(content.tobytes())
