@@ -139,8 +139,10 @@ def _loggable(report: AnonymizeReport) -> dict[str, Any]:
 
 def _send_stage(task: Task, stage: str) -> None:
     """Show `stage` in Flower: an event ``task-detecting`` becomes the state DETECTING."""
+    if task.app.dispatcher is None:
+        return
     try:
-        task.send_event(f"task-{stage}", retry=False)
+        task.app.dispatcher.send(f"task-{stage}", uuid=task.request.id)
     except (OperationalError, RedisError, OSError):
         pass  # a picture must not fail because nobody could be told how far it is
 

@@ -23,6 +23,7 @@ UPLOADS = "uploads"
 BACKFILL = "backfill"
 TRANSPORT = "tasks.transport:Transport"
 REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
+EVENTS_SECONDS = 0.2  # that Flower may lag behind
 QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
 
 
@@ -53,6 +54,30 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
             sys.exit(f"veil: {error.name} is not installed here: pip install 'veil[worker]'")
         except VeilError as error:
             sys.exit(f"veil: {type(error).__name__}: {error}")
+
+
+class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Tell of tasks a few times a second, not each time, and let them tell of their stages the same way.
+
+    A picture has nine events, and each is a message and a round trip if it goes alone.
+    """
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        dispatcher = consumer.app.dispatcher = consumer.event_dispatcher
+        if consumer.hub:
+            dispatcher.on_send_buffered = None
+            self._timer = consumer.hub.call_repeatedly(EVENTS_SECONDS, dispatcher.flush)
+
+    def stop(self, consumer: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            consumer.event_dispatcher.flush()
 
 
 def shown(arguments: Sequence[Any]) -> str:
@@ -113,6 +138,8 @@ def create_app(settings: Settings) -> Celery:
         task_track_started=True,
     )
     app.steps["worker"].update((PipelineStep, ShutdownStep))
+    app.steps["consumer"].add(EventsStep)
+    app.dispatcher = None
     return app
 
 

@@ -1,7 +1,7 @@
 """The wire contract: what a producer may ask, and what a worker reports."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -160,7 +160,7 @@ class AnonymizeReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, without what is not known."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     __json__ = to_json  # kombu's encoder looks for this name
 

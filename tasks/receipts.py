@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
@@ -96,8 +96,8 @@ class Receipt:
 
     def to_bytes(self, key: Key | None = None) -> bytes:
         """The receipt's file, signed with `key` if there is one."""
-        fields = asdict(self)
-        return json.dumps(fields | {FIELD: key.sign(fields)} if key else fields, indent=1).encode() + b"\n"
+        fields = dict(vars(self))
+        return json.dumps(fields | {FIELD: key.sign(fields)} if key else fields).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:

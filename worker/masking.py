@@ -229,10 +229,10 @@ def hide(
         hole = Hole(clear, _soft(group, window, feather), _covered(everything[~members], window), cell, black)
         filling = METHODS[style.method](hole)
         for strip in hole.strips():
-            crop, share = result[y1:y2, x1:x2][strip.rows], strip.own[..., None]
+            crop, share = result[y1:y2, x1:x2][strip.rows], _spread(strip.own, strip.planes)
             blended = share * filling(strip) + (1 - share) * strip.planes
             rounded = blended.round().clip(0, np.iinfo(crop.dtype).max).astype(crop.dtype)
-            crop[strip.own > 0] = rounded.reshape(crop.shape)[strip.own > 0]
+            cv2.copyTo(rounded.reshape(crop.shape), (strip.own > 0).view(np.uint8), crop)
     return result
 
 
@@ -344,8 +344,13 @@ def _fill_gaps(values: Floats, weights: Floats) -> None:
 
 
 def _filled(values: Floats, weights: Floats, others: Floats) -> Floats:
-    share = weights[..., None]
+    share = _spread(weights, values)
     return share * values + (1 - share) * others
+
+
+def _spread(weights: Floats, values: Floats) -> Floats:
+    """`weights` [h, w] once for each channel of `values` [h, w, c]; NumPy broadcasts along so few slowly."""
+    return cv2.merge([weights] * values.shape[2]).reshape(values.shape).astype(np.float32, copy=False)
 
 
 def _halves(height: int, width: int, channels: int) -> tuple[Floats, Floats]:
@@ -365,9 +370,10 @@ def _halved(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
     size = -(-width // 2), -(-height // 2)
     weighted, sums = (
         cv2.resize(cv2.copyMakeBorder(padded, *odd, value=0), size, interpolation=cv2.INTER_AREA)
-        for padded in (values * weights[..., None], weights)
+        for padded in (values * _spread(weights, values), weights)
     )
-    averages: Floats = weighted.reshape(*sums.shape, -1) / np.maximum(sums, np.float32(1e-6))[..., None]
+    averages: Floats = weighted.reshape(*sums.shape, -1).astype(np.float32, copy=False)
+    averages /= _spread(np.maximum(sums, np.float32(1e-6)), averages)
     # Any known pixel makes its parent well known: otherwise the middle of a region fades to nothing.
     return averages, np.minimum(4 * sums, 1, dtype=np.float32)
 

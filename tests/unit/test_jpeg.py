@@ -193,3 +193,22 @@ def test_arithmetic_coding_is_kept(tmp_path):
     at = content.index(b"\xff\xc4")
     with_conditioning = content[:at] + segment(0xCC, b"\0\x10") + content[at:]
     assert segment(0xCC, b"\0\x10") in jpeg.reassembled(with_conditioning)
+
+
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        (b"\x12\xff\xd9", 1),
+        (b"\x12\xff\x00\xff\xd3\x34\xff\xda", 6),  # a stuffed byte and a restart are part of it
+        (b"\x12\xff\xff\xff\xd9", 1),  # fill bytes belong to the marker that follows
+        (b"\xff\xff\x00\xff\xc4", 3),
+        (b"\xff\xd9", 0),
+        (b"\x12\xff", -1),
+        (b"\x12\xff\xff", -1),
+        (b"\x12\x34", -1),
+        (b"", -1),
+    ],
+)
+def test_compressed_data_ends_at_the_next_marker(data, end):
+    before = b"\xff\xff"
+    assert jpeg._scan_end(before + data, len(before)) == (end if end < 0 else end + len(before))

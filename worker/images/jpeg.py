@@ -4,7 +4,6 @@ Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for b
 damaged or missing, fills the rest with gray and only warns; simplejpeg, a binding of the same library, tells.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic coding
 TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # DHT, DAC, DQT, DRI
 OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
-SCAN_END = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # not a stuffed byte, a restart or a fill byte
+IN_SCAN = frozenset((0x00, 0xFF, *range(0xD0, 0xD8)))  # may follow 0xFF there: a stuffed byte, a fill byte, a restart
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
 ICC_PART = 65_519
 COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
@@ -116,9 +115,21 @@ def _segments(content: bytes) -> Iterator[Segment]:
         if marker in (-1, 0, SOI) or size < 2 or at + 1 + size > len(content):
             break
         body, at = content[at + 3 : at + 1 + size], at + 1 + size
-        end = SCAN_END.search(content, at) if marker == SOS else None
-        if marker == SOS and end is None:
+        end = _scan_end(content, at) if marker == SOS else at
+        if end < 0:
             break
-        yield Segment(marker, body, content[at : end.start()] if end else b"")
-        at = end.start() if end else at
+        yield Segment(marker, body, content[at:end])
+        at = end
     raise UnreadableImage("this JPEG is damaged or cut short: its segments do not lead to an end marker")
+
+
+def _scan_end(content: bytes, at: int) -> int:
+    """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it; -1 if nowhere."""
+    start = at
+    while (at := content.find(b"\xff", at)) >= 0:
+        if at + 1 < len(content) and content[at + 1] not in IN_SCAN:
+            while at > start and content[at - 1] == 0xFF:
+                at -= 1
+            return at
+        at += 1
+    return -1
