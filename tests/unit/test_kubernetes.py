@@ -1,0 +1,189 @@
+"""The Kubernetes examples: well formed, closed where they can be, and in agreement with the worker and each other."""
+
+import jsonschema
+import pytest
+import yaml
+
+from tasks.app import QUEUES
+from tasks.settings import refuse_unknown
+from worker.settings import WorkerSettings
+
+NAMED = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"type": "string"}},
+    "additionalProperties": False,
+}
+COUNT = {"type": "integer", "minimum": 0}
+TEXT = {"type": "string"}
+REDIS = ("address", "listName", "listLength", "databaseIndex")
+# What KEDA 2's resource definitions say of the fields that are used here; a misspelt one is refused.
+KEDA = {
+    "TriggerAuthentication": {
+        "type": "object",
+        "required": ["secretTargetRef"],
+        "additionalProperties": False,
+        "properties": {
+            "secretTargetRef": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["parameter", "name", "key"],
+                    "additionalProperties": False,
+                    "properties": dict.fromkeys(("parameter", "name", "key"), TEXT),
+                },
+            }
+        },
+    },
+    "ScaledObject": {
+        "type": "object",
+        "required": ["scaleTargetRef", "triggers"],
+        "additionalProperties": False,
+        "properties": {
+            "scaleTargetRef": NAMED,
+            "minReplicaCount": COUNT,
+            "maxReplicaCount": COUNT,
+            "pollingInterval": COUNT,
+            "fallback": {
+                "type": "object",
+                "required": ["failureThreshold", "replicas"],
+                "additionalProperties": False,
+                "properties": {"failureThreshold": COUNT, "replicas": COUNT},
+            },
+            "advanced": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {"horizontalPodAutoscalerConfig": {"type": "object"}},
+            },
+            "triggers": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["type", "metadata"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "type": {"const": "redis"},
+                        "metadata": {
+                            "type": "object",
+                            "required": ["address", "listName", "listLength"],
+                            "additionalProperties": False,
+                            "properties": dict.fromkeys(REDIS, TEXT),
+                        },
+                        "authenticationRef": NAMED,
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def files(repository):
+    return sorted((repository / "docker" / "kubernetes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def resources(files):
+    found = [resource for path in files for resource in yaml.safe_load_all(path.read_text())]
+    assert all(resource["apiVersion"] and resource["metadata"]["name"] for resource in found)
+    return {resource["kind"]: resource for resource in found}
+
+
+@pytest.fixture(scope="module")
+def pod(resources):
+    return resources["Deployment"]["spec"]["template"]["spec"]
+
+
+@pytest.fixture(scope="module")
+def container(pod):
+    (container,) = pod["containers"]
+    return container
+
+
+def test_the_resources_fit_kubernetes_own_schemas(files):
+    """With `pip install kubernetes-validate`, which brings them along."""
+    validate = pytest.importorskip("kubernetes_validate")
+    for path in files:
+        for resource in yaml.safe_load_all(path.read_text()):
+            if resource["kind"] not in KEDA:
+                validate.validate(resource, validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("kind", list(KEDA))
+def test_what_keda_reads_has_the_fields_that_it_knows(resources, kind):
+    assert resources[kind]["apiVersion"] == "keda.sh/v1alpha1"
+    jsonschema.validate(resources[kind]["spec"], KEDA[kind])
+
+
+def test_the_horizontal_autoscaler_that_keda_makes_is_one(resources):
+    validate = pytest.importorskip("kubernetes_validate")
+    scaled = resources["ScaledObject"]["spec"]
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", **scaled["scaleTargetRef"]}
+    made = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "made"},
+        "spec": {
+            "scaleTargetRef": target,
+            "maxReplicas": scaled["maxReplicaCount"],
+            **scaled["advanced"]["horizontalPodAutoscalerConfig"],
+        },
+    }
+    validate.validate(made, validate.latest_version(), strict=True)
+
+
+def test_workers_may_do_nothing_but_work(pod, container):
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001  # of the image
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
+    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+    assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+
+
+def test_the_settings_are_ones_that_a_worker_takes(resources, container):
+    settings = resources["ConfigMap"]["data"]
+    assert container["envFrom"] == [{"configMapRef": {"name": resources["ConfigMap"]["metadata"]["name"]}}]
+
+    refuse_unknown(settings | {variable["name"]: "" for variable in container["env"]}, WorkerSettings)
+    given = {name.removeprefix("VEIL_").lower(): value for name, value in settings.items()}
+    WorkerSettings(**given, redis_password="a")
+
+
+def test_services_of_the_namespace_bring_no_variables_that_a_worker_refuses(pod):
+    assert pod["enableServiceLinks"] is False
+
+
+def test_a_worker_that_is_told_to_stop_is_given_the_time_that_it_takes(resources, pod):
+    assert pod["terminationGracePeriodSeconds"] >= int(resources["ConfigMap"]["data"]["VEIL_GRACE_SECONDS"]) + 10
+    assert pod["shareProcessNamespace"] is True  # so that a SIGTERM is heard from the first moment on
+
+
+def test_secrets_come_from_the_secret_alone(resources, container):
+    held = {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]}
+    assert held.keys() == {"VEIL_REDIS_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    (reference,) = resources["TriggerAuthentication"]["spec"]["secretTargetRef"]
+    assert held["VEIL_REDIS_PASSWORD"] == {"name": reference["name"], "key": reference["key"]}
+
+
+def test_the_queues_decide_how_many_workers_there_are(resources):
+    scaled, deployment = resources["ScaledObject"]["spec"], resources["Deployment"]
+
+    assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]  # else each `kubectl apply` would undo what the autoscaler chose
+    assert [trigger["metadata"]["listName"] for trigger in scaled["triggers"]] == list(QUEUES)
+    redis = resources["ConfigMap"]["data"]["VEIL_REDIS_URL"]
+    for trigger in scaled["triggers"]:
+        address, database = trigger["metadata"]["address"], trigger["metadata"]["databaseIndex"]
+        assert redis == f"redis://{address}/{database}"
+        assert trigger["authenticationRef"]["name"] == resources["TriggerAuthentication"]["metadata"]["name"]
+    # What a killed worker had in hand is on no list: somebody has to be there to take it back.
+    assert scaled["minReplicaCount"] >= 1
