@@ -7,6 +7,7 @@ and FACES_JUDGE the judge's script. The settings are those of the environment, s
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -55,23 +56,33 @@ def run() -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the judge says of a set, what ``veil anonymize --json`` said of each picture, and how long it took."""
+    """What the judge says of a set, what ``veil anonymize --json`` said of each picture, and how long it took.
+
+    `cpu_seconds` are those of its processors, loading the model included: they hardly change with what else runs.
+    """
 
     figures: dict[str, Any]
     outcomes: list[dict[str, Any]]
     seconds: float
+    cpu_seconds: float
 
 
 def measure(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Measured:
     """Anonymize the set in `folder` with the settings of this process and `environment`, and judge it."""
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as output:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), _cpu_seconds()
         veil = [str(Path(sys.executable).parent / "veil"), "anonymize", str(folder / "images")]
         veil += ["--output", f"{output}/images", "--json"]
         told = subprocess.run(veil, check=True, capture_output=True, text=True, env={**os.environ, **environment})
-        seconds = time.perf_counter() - started
+        seconds, used = time.perf_counter() - started, _cpu_seconds() - used
         outcomes = [json.loads(line) for line in told.stdout.splitlines()]
-        return Measured(judged(folder, Path(output) / "images"), outcomes, seconds)
+        return Measured(judged(folder, Path(output) / "images"), outcomes, seconds, used)
+
+
+def _cpu_seconds() -> float:
+    """Of all programs that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def judged(folder: Path, outputs: Path) -> dict[str, Any]:
