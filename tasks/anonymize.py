@@ -59,7 +59,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         request = AnonymizeRequest.parse(**fields)
         delivery = _delivery(self, self.app.pipeline.output(request))
         with delivery:
-            run = partial(self.app.pipeline.run, on_stage=partial(_send_stage, self), confirm=delivery.confirm)
+            run = partial(self.app.pipeline.run, on_stage=partial(_go_on, self, delivery), confirm=delivery.confirm)
             report: AnonymizeReport = run(request)
             _note_review(self, request, report)
     except QueueUnavailable as error:
@@ -137,8 +137,13 @@ def _loggable(report: AnonymizeReport) -> dict[str, Any]:
     return {name: value for name, value in report.to_json().items() if name not in ("source", "status", "boxes_xyxy")}
 
 
-def _send_stage(task: Task, stage: str) -> None:
-    """Show `stage` in Flower: an event ``task-detecting`` becomes the state DETECTING."""
+def _go_on(task: Task, delivery: Delivery, stage: str) -> None:
+    """Show `stage` in Flower: an event ``task-detecting`` becomes the state DETECTING.
+
+    Of a picture that is given up it is only looked whether its output is there already.
+    """
+    if stage != "fetching":
+        delivery.dare()
     if task.app.dispatcher is None:
         return
     try:

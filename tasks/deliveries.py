@@ -201,11 +201,16 @@ class Delivery:
         self.last_error: str | None = None  # what is known of the last death
         self.deaths: list[dict[str, Any]] = []  # the notes that processes left behind: worker, pid, time
 
+    @property
+    def is_given_up(self) -> bool:
+        return len(self.deaths) >= MOST_DEATHS
+
     def __enter__(self) -> Self:
-        """Raises Poison for a picture that is given up, Busy where waiting took too long, and QueueUnavailable."""
+        """Raises Busy where waiting took too long, and QueueUnavailable."""
         try:
             self._take_turn()
-            self._begin()
+            if not self.is_given_up:
+                self._begin()
         except (RedisError, OSError) as error:
             raise queue_unavailable(error) from None
         return self
@@ -224,6 +229,11 @@ class Delivery:
     def last_worker(self) -> str | None:
         """The worker that died last at work on it."""
         return str(self.deaths[-1]["worker"]) if self.deaths else None
+
+    def dare(self) -> None:
+        """Raise Poison for a picture that is given up: before any work on what it holds."""
+        if self.is_given_up:
+            raise Poison(self._epitaph())
 
     def confirm(self) -> None:
         """Raise QueueUnavailable unless the delivery is still in hand, and the output its own."""
@@ -253,8 +263,6 @@ class Delivery:
 
     def _begin(self) -> None:
         try:
-            if len(self.deaths) >= MOST_DEATHS:
-                raise Poison(self._epitaph())
             if self.deaths:
                 log.warning(
                     "taken over, to work on alone", output=str(self._output), pid=os.getpid(), **self._last_death()
@@ -270,9 +278,9 @@ class Delivery:
             if not begun:
                 raise _lost()
             self._deliveries.began(self._notes)
-        except BaseException as error:
+        except BaseException:
             self._inside.close()
-            self._end("all" if isinstance(error, Poison) else "mine")
+            self._end("mine")
             raise
 
     def _last_death(self) -> dict[str, Any]:

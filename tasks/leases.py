@@ -206,11 +206,11 @@ class Leases:
             self._renew_held()
             self._renew_at = now + self._seconds / 6
         # Redis, or this process, may have been away for longer than a lease, and the others could not renew theirs
-        # either: after a gap they are given time to do so first.
+        # either: after a gap they are given time to do so first. In a shorter one no lease runs out that is renewed.
         # A process that has just started asks Redis how long it has been there; killed workers must not wait for that.
         if self._steady_since is None:
             self._steady_since = now - self._uptime()
-        if now - self._tended > 3 * self._pause:
+        if now - self._tended > self._seconds / 3:
             self._steady_since = now
         if now - self._steady_since >= self._seconds / 3:
             self._take_back_expired()

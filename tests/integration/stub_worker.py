@@ -43,8 +43,8 @@ class StubPipeline:
 
     def run(self, request, on_stage, confirm):
         source = str(request.source)
-        self._write("begun", source)
         on_stage("detecting")
+        self._write("begun", source)
         if "/transient/" in source:
             raise StorageUnavailable("S3 is away")
         if "/permanent/" in source:

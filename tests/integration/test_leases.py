@@ -203,7 +203,7 @@ def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(idle, lin
     idle._tend()
     clock.now += 4
     idle._tend()
-    be_away(idle, line, clock, 8)  # once more, before the others have had their time
+    be_away(idle, line, clock, 12)  # once more, before the others have had their time
     for _ in range(5):
         idle._tend()
         assert redis.llen("uploads") == 0
@@ -213,10 +213,12 @@ def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(idle, lin
     assert redis.llen("uploads") == 1
 
 
-def test_a_worker_with_nothing_in_hand_takes_over_at_once_where_redis_was_there(idle, redis, take, clock):
+@pytest.mark.parametrize("away", [0, 6], ids=["there", "away for less than any lease that is renewed has left"])
+def test_a_worker_with_nothing_in_hand_takes_over_at_once_where_redis_was_there(idle, line, redis, take, clock, away):
     for _ in range(20):
         clock.now += 2
         idle._tend()
+    be_away(idle, line, clock, away)
     redis.lpush("uploads", "message")
     take("of another", 0.0)
     clock.now += 2

@@ -3,7 +3,9 @@
 ``POISON=20 PICTURES=200`` is the long form.
 """
 
+import hashlib
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 
 from chaos.supervised import Supervised
 from demo.servers import Server
+from tasks.deliveries import ATTEMPTS
 from tests.integration.poison_worker import BLUE, FACE, GREEN, RED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,3 +93,21 @@ def test_poison_ends_as_dead_letters_and_its_neighbours_as_outputs(poisoned, raw
         assert clean.open(key).getpixel((32, 20))[2] < 180, "the face is hidden"
     wait_until(lambda: all(worker.alive for worker in workers))
     assert not queue.client.keys("veil:attempts:*") + queue.client.keys("veil:turn:*")
+
+
+@pytest.mark.parametrize("is_done", [True, False], ids=["done", "not done"])
+def test_what_was_killed_after_it_was_done_is_no_poison(worker, queue, raw, clean, portrait, place, is_done):
+    source = raw.put(f"{place}a.jpg", portrait)
+    if is_done:
+        queue.report(source)
+    digest = hashlib.sha256(clean.uri(f"{place}a.jpg").encode()).hexdigest()[:32]
+    for number in range(3):
+        note = json.dumps({"worker": "celery@gone", "pid": number, "time": float(number)})
+        queue.client.hset(ATTEMPTS.format(digest), f"tag-{number}", note)
+
+    state, answer = queue.outcome(queue.send(source))
+
+    assert (state, type(answer).__name__) == (("SUCCESS", "dict") if is_done else ("FAILURE", "Poison"))
+    assert (source in queue.dead()) is not is_done
+    assert (clean.head(f"{place}a.jpg") is not None) is is_done
+    assert not queue.client.exists(ATTEMPTS.format(digest))
