@@ -17,6 +17,7 @@ Landmarks = NDArray[np.float32]
 
 MULTIPLE = 64  # sides of a canvas are padded to multiples of this: few shapes, so that batches form
 PADDING = 114  # gray level of the padding
+LEAST_LINEAR = 0.8  # of the sides: what becomes smaller than that is averaged, not interpolated
 MERGE_IOU = 0.4  # two passes that agree to this degree saw the same face
 
 # The figures below were chosen with `python -m benchmarks.tuning`; docs/detection.md says what they cost and bring.
@@ -226,19 +227,18 @@ class ScaledDetector:
 
     def _run(self, picture: Pixels, each: Pass) -> "_Seen":
         """One pass over `picture`, in pixels of the upright picture."""
-        view = np.rot90(picture, each.turn)
-        if each.mirrored:
-            view = view[:, ::-1]
-        height, width = view.shape[:2]
+        height, width = np.rot90(picture, each.turn).shape[:2]
         factor = each.factor
         if self.fixed_size:
             factor = min(self.fixed_size[0] / height, self.fixed_size[1] / width)
-        size = max(1, round(width * factor)), max(1, round(height * factor))
-        interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        resized = cv2.resize(np.ascontiguousarray(view), size, interpolation=interpolation)
+        # Resized before it is turned: the whole picture may be large.
+        view = np.rot90(resized(picture, factor), each.turn)
+        if each.mirrored:
+            view = view[:, ::-1]
+        size = view.shape[1], view.shape[0]
         canvas_size = self.fixed_size or (_padded(size[1]), _padded(size[0]))
         canvas = np.full((*canvas_size, 3), PADDING, np.uint8)
-        canvas[: size[1], : size[0]] = resized
+        canvas[: size[1], : size[0]] = view
         found = self.infer(canvas)
         found = placed(found[~(found.scores < WEAK * self.score_threshold)])  # NaN stays, and is refused
         counts = self._counts(found, each)
@@ -292,6 +292,22 @@ def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -
         x, y = height - y, x
         width, height = height, width
     return np.stack([x, y], axis=-1)
+
+
+def resized(picture: Pixels, factor: float) -> Pixels:
+    """`picture`, uint8 [height, width, 3], with its sides `factor` times as long, to whole pixels, at least 1.
+
+    Halved as long as it goes, which is exact and fast, and averaged where much remains: averaging alone takes five
+    times as long for a large picture. Linear interpolation leaves out pixels where the picture becomes much smaller.
+    """
+    height, width = picture.shape[:2]
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    while width >= 2 * size[0] and height >= 2 * size[1]:
+        width, height = width // 2, height // 2
+        even = picture[: 2 * height, : 2 * width]
+        picture = np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    interpolation = cv2.INTER_AREA if size[0] < LEAST_LINEAR * width else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(picture, size, interpolation=interpolation), np.uint8)
 
 
 def _padded(side: int) -> int:

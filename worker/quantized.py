@@ -18,7 +18,7 @@ from worker.models.maps import MAPS, decode
 from worker.silence import silenced
 
 # An interpreter is made for one shape, in half the time of a run, and takes about 75 bytes for a pixel.
-KEPT_PIXELS = 8_000_000
+KEPT_PIXELS = 4_000_000
 WARM_SIDE = 256
 
 Shape = tuple[int, ...]

@@ -204,7 +204,7 @@ def test_interpreters_of_many_shapes_are_not_all_kept():
         model.predict(np.zeros((1, side, 1024, 3), np.uint8))
 
     kept = sum(height * width for (height, width, _), _ in model._idle)
-    assert 0 < kept <= 8_000_000
+    assert 0 < kept <= 4_000_000
 
 
 def test_on_a_cpu_the_default_model_runs_in_8_bits_and_without_tensorflow(veil, programs):

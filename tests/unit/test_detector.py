@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DetectionFailed
@@ -26,6 +27,7 @@ from worker.detector import (
     merge,
     outside,
     overlap,
+    resized,
 )
 from worker.settings import Look
 
@@ -601,3 +603,30 @@ def test_a_turned_pass_counts_only_where_it_is_sure():
 
     seen = detector(Answers(infer), scales=(128,), threshold=0.2, turned="always")
     assert len(seen.detect(np.full((128, 64, 3), GROUND, np.uint8))) == 0
+
+
+@settings(max_examples=60)
+@given(width=st.integers(1, 300), height=st.integers(1, 300), factor=st.floats(0.02, 2.5))
+def test_a_resized_picture_has_the_size_that_it_should(width, height, factor):
+    picture = np.full((height, width, 3), 77, np.uint8)
+
+    smaller = resized(picture, factor)
+
+    assert smaller.shape == (max(1, round(height * factor)), max(1, round(width * factor)), 3)
+    assert (smaller == 77).all()
+
+
+@pytest.mark.parametrize("factor", [0.08, 0.24, 0.5, 0.53, 0.7])
+def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
+    """Each pixel is an average of those that it stands for: noise turns gray, and what is somewhere stays there."""
+    picture = np.random.default_rng(1).integers(0, 256, (801, 1203, 3), np.uint8)
+    picture[401:, 601:] //= 4
+
+    smaller = resized(picture, factor)
+
+    whole = cv2.resize(picture, smaller.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert smaller.std() < 1.15 * whole.std()
+    middle = tuple(side // 2 for side in smaller.shape[:2])
+    for rows in (slice(0, middle[0] - 2), slice(middle[0] + 2, None)):
+        for columns in (slice(0, middle[1] - 2), slice(middle[1] + 2, None)):
+            assert smaller[rows, columns].mean() == pytest.approx(whole[rows, columns].mean(), abs=2)

@@ -562,3 +562,17 @@ def test_many_faces_in_one_large_picture_are_hidden_each_at_the_cost_of_its_own_
     hide(np.zeros((2000, 2000), np.uint8), corners, MaskStyle(method))
     assert len(windows) == len(corners)
     assert max(height * width for height, width, _ in windows) <= 40 * 40
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("gap", [2, 4, 6])
+def test_hiding_a_face_leaves_its_close_neighbour_hidden(method, gap):
+    """What surrounds the second one reaches into the first."""
+    picture = noise(80, 140)
+    pair = np.array([[20, 20, 60, 60], [60 + gap, 20, 100 + gap, 60]], np.float32)
+
+    hidden = hide(picture, pair, MaskStyle(method, region=1.0, margin=0.0))
+
+    for x1, _, x2, _ in pair.astype(int):
+        same = (hidden[20:60, x1:x2] == picture[20:60, x1:x2]).all(axis=-1)
+        assert same.mean() < 0.01
