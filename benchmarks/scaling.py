@@ -31,6 +31,7 @@ WARM_UP = 12  # pictures of each worker
 MEGAPIXELS = 1.0
 LIMIT_SECONDS = 300.0
 AT_ONCE = 5000  # messages
+IDLE_SECONDS = 5
 
 
 def run() -> None:
@@ -76,6 +77,7 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
         worker = running.worker(VEIL_S3_ENDPOINT=way.endpoint)
         _upload(running, files, "way", WARM_UP)
         running.work_off(_keys("way", WARM_UP), LIMIT_SECONDS)
+        idle = _idle(running)
         _upload(running, files, "asked", count)
         requests, connections = way.methods.copy(), way.connections
         before = running.client.info("all")
@@ -98,6 +100,20 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
         "redis_bytes_out": each("total_net_output_bytes", 0),
         "s3_requests": {method: round(number / count, 2) for method, number in sorted(made.items())},
         "s3_connections_opened": opened,
+        **idle,
+    }
+
+
+def _idle(running: Stack) -> dict[str, float]:
+    """What a worker without work asks of Redis in a second."""
+    before = running.client.info("all")
+    time.sleep(IDLE_SECONDS)
+    after = running.client.info("all")
+    reads = after["total_reads_processed"] - before["total_reads_processed"]
+    cpu = sum(after[name] - before[name] for name in ("used_cpu_user", "used_cpu_sys"))
+    return {
+        "idle_redis_round_trips_a_second": round(reads / IDLE_SECONDS, 1),
+        "idle_redis_cpu_share": round(cpu / IDLE_SECONDS, 5),
     }
 
 
