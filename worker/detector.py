@@ -372,6 +372,29 @@ def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detecti
     return detections[kept]
 
 
+def bridged(frames: Sequence[Detections], iou: float = MERGE_IOU) -> list[Detections]:
+    """The faces of each frame of an animation, with those that both its neighbours show at one place and it does not.
+
+    Detectors flicker: a face that is missed in one frame of many is as exposed as one that is missed in all.
+    """
+    result = list(frames)
+    for number in range(1, len(frames) - 1):
+        before, here, after = frames[number - 1 : number + 2]
+        missed = [
+            _meets(side, other, iou) & ~_meets(side, here, iou) for side, other in ((before, after), (after, before))
+        ]
+        if any(map(np.any, missed)):
+            result[number] = merge(Detections.joined([here, before[missed[0]], after[missed[1]]]))
+    return result
+
+
+def _meets(some: Detections, others: Detections, iou: float) -> NDArray[np.bool_]:
+    """Which of `some` overlap one of `others` by at least `iou`."""
+    if not len(others):
+        return np.zeros(len(some), bool)
+    return np.array([overlap(box, others.boxes_xyxy).max() >= iou for box in some.boxes_xyxy], bool)
+
+
 def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
     """Intersection over union of `box` [4] with each of `boxes` [n, 4]."""
     corner = np.maximum(box[:2], boxes[:, :2])

@@ -29,7 +29,7 @@ from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from tasks.signatures import Key
 from worker import images, masking
-from worker.detector import Detections, Detector, merge, outside, placed
+from worker.detector import Detections, Detector, bridged, merge, outside, placed
 from worker.masking import MaskStyle
 from worker.settings import Look
 
@@ -223,7 +223,10 @@ class Pipeline:
         with watch.stage("decode", "decoding"):
             picture = images.decode(content, self._limits.max_pixels, self._limits.max_frames, self._keep_exif)
         with watch.stage("detect", "detecting"):
-            found = [outside(faces, options.exempt) for faces in self.look(picture)]
+            looks = self.look(picture)
+            if picture.format != "TIFF":  # its frames are pages, which have nothing to do with each other
+                looks = bridged(looks)
+            found = [outside(faces, options.exempt) for faces in looks]
         with watch.stage("mask", "masking"):
             hidden = self._hide(picture, found, options)
         if self._hold_without_faces and not (any(map(len, found)) or options.extra or options.release):

@@ -23,6 +23,7 @@ from worker.detector import (
     Detections,
     ScaledDetector,
     Sightings,
+    bridged,
     clip,
     merge,
     outside,
@@ -630,3 +631,17 @@ def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
     for rows in (slice(0, middle[0] - 2), slice(middle[0] + 2, None)):
         for columns in (slice(0, middle[1] - 2), slice(middle[1] + 2, None)):
             assert smaller[rows, columns].mean() == pytest.approx(whole[rows, columns].mean(), abs=2)
+
+
+def test_a_face_that_flickers_is_hidden_in_the_frame_that_lacks_it_too():
+    face, moved, other = found((10, 10, 40, 40)), found((14, 10, 44, 40)), found((80, 10, 110, 40))
+    before, here, after = bridged([Detections.joined([face, other]), other, Detections.joined([moved, other])])
+    assert (len(before), len(after)) == (2, 2)
+    assert sorted(here.boxes_xyxy.tolist()) == [[10, 10, 44, 40], [80, 10, 110, 40]]
+    assert len(here.seen) == 3
+
+
+def test_a_face_of_one_neighbour_alone_is_in_no_other_frame():
+    face, elsewhere = found((10, 10, 40, 40)), found((80, 10, 110, 40))
+    for frames in ([face, Detections.none(), elsewhere], [face, Detections.none()], [face], []):
+        assert [len(each) for each in bridged(frames)] == [len(each) for each in frames]
