@@ -27,11 +27,11 @@ def run() -> None:
 
     rows = [bundled(SIDE)]
     for size, chosen in SIZES.items():
-        rows.append(cost(efficientdet(size), chosen.side) | {"network": f"EfficientDet-{size.upper()}, one class"})
+        rows.append({"network": f"EfficientDet-{size.upper()}, one class"} | cost(efficientdet(size), chosen.side))
         parameters, multiply_adds = PAPER[size]
         paper = {"paper_parameters": parameters * 1e6, "paper_multiply_adds": multiply_adds * 1e9}
         name = f"EfficientDet-{size.upper()}, {COCO_CLASSES} classes"
-        rows.append(cost(efficientdet(size, COCO_CLASSES), chosen.side) | paper | {"network": name})
+        rows.append({"network": name} | cost(efficientdet(size, COCO_CLASSES), chosen.side) | paper)
     table = Table("network", "side", "parameters", "multiply-adds", "of the paper's")
     for row in rows:
         print(json.dumps({"bench": "networks", **row}), flush=True)

@@ -22,6 +22,8 @@ PER_POINT = len(OCTAVES) * len(ASPECTS)
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 NEGATIVE, IGNORED, POSITIVE = 0.0, -1.0, 1.0
 
+LARGEST_STRETCH = 4.0  # logarithm: a box has at most 55 times its anchor's sides, whatever a bad network says
+
 
 def anchors(height: int, width: int) -> Floats:
     """float32 [a, 4], y1 x1 y2 x2 in pixels, for a picture whose sides are multiples of MULTIPLE.
@@ -104,7 +106,7 @@ def decoded(offsets: Any, grid: Any, ops: Any) -> Any:
     """The boxes [..., a, 4] that `offsets` [..., a, 4] from the anchors `grid` [a, 4] mean; `ops` is keras.ops."""
     its_size = grid[..., 2:] - grid[..., :2]
     centre = (grid[..., :2] + grid[..., 2:]) / 2 + offsets[..., :2] * its_size
-    half = ops.exp(offsets[..., 2:]) * its_size / 2
+    half = ops.exp(ops.minimum(offsets[..., 2:], LARGEST_STRETCH)) * its_size / 2
     return ops.concatenate([centre - half, centre + half], axis=-1)
 
 

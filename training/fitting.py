@@ -110,7 +110,7 @@ class _Trained:
         """
         for variable, values in zip(self.model.trainable_variables, self.flat.parts(self.flat.averaged), strict=True):
             variable.assign(values)
-        for number, batch in enumerate(batches.starting(step, step + SETTLING_BATCHES)):
+        for number, batch in enumerate(batches.starting(step, step + min(SETTLING_BATCHES, step))):
             self._set_momentum(number / (number + 1))
             self.model(batch.pictures, training=True)
 

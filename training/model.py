@@ -4,6 +4,8 @@ Tan, Pang and Le, "EfficientDet: Scalable and Efficient Object Detection", CVPR 
 the paper does not give are those of its reference implementation (google/automl, Apache-2.0).
 """
 
+import contextlib
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +80,8 @@ def load_backbone(model: Any, size: str, weights: str) -> None:
     TrainingFailed when they can't be had or are another network's.
     """
     try:
-        source = getattr(keras.applications, SIZES[size].backbone)(include_top=False, weights=weights)
+        with contextlib.redirect_stdout(sys.stderr):  # Keras tells of downloads where results are printed
+            source = getattr(keras.applications, SIZES[size].backbone)(include_top=False, weights=weights)
     except Exception as error:  # of the download, or of the file
         reason = " ".join(str(error).split())[:160]
         raise TrainingFailed(

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,8 @@ def small_network(size):
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
     monkeypatch.setattr(fitting, "efficientdet", small_network)
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture
@@ -101,6 +104,19 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(da
     assert np.isnan([val for _, _, val in losses(tmp_path / "whole")]).tolist() == [True, False] * 3
     assert (tmp_path / "whole" / "curves.png").is_file()
     assert len(list((tmp_path / "killed" / "events").iterdir())) == 2
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_goes_on_after_a_kill_too(dataset, tmp_path, precision):
+    recipe = replace(RECIPE, steps=4, precision=precision)
+    fit(tmp_path / "whole", dataset, recipe)
+    with pytest.raises(Killed):
+        fit(tmp_path / "killed", dataset, recipe, killed_after=2)
+
+    fit(tmp_path / "killed", dataset, recipe)
+
+    np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=0.02)
+    assert all(values.dtype == np.float32 for values in checkpoint.load(tmp_path / "whole" / WEIGHTS).values())
 
 
 def test_a_finished_run_is_left_as_it_is(dataset, tmp_path):
