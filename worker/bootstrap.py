@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from tasks.errors import ModelInvalid
 from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
-from worker import logs, metrics, processors
+from worker import allocator, logs, metrics, processors
 from worker.settings import PICTURE_SECONDS, WorkerSettings
 from worker.watchdog import Watchdog
 
@@ -158,6 +158,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
     from worker.detector import ScaledDetector
     from worker.pipeline import Limits, Pipeline, recipe_digest
 
+    allocator.keep_less()
     model = load_model(settings)
     threshold = settings.score_threshold or model.score_threshold
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
