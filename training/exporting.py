@@ -83,7 +83,8 @@ def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
     to multiples of 128 inside.
     """
     holder = tf.Module()
-    holder.model = model
+    # The weights alone: of a Keras model TensorFlow would save every layer's function too, which takes a minute.
+    holder.network = [variable.value for variable in model.variables]
     holder.min_score = tf.Variable(MIN_SCORE, trainable=False)
     spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="input_tensor")
 
