@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         24, gt=0, le=8760, description="How long a report stays readable after its picture, in hours."
     )
     lease_seconds: float = Field(
-        30,
+        20,
         ge=2,
         le=LONGEST_LEASE_SECONDS,
         description="How long a picture stays with a worker that gives no sign of life any more; a worker that lives "

@@ -171,7 +171,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
     """Reads the queues: those of tasks with one script, all others, as kombu does, with BRPOP."""
 
     QoS = QoS
-    lease_seconds = 30.0
+    lease_seconds = 20.0
     from_transport_options = (*redis.Channel.from_transport_options, "lease_seconds")
 
     def __init__(self, connection: Any, **options: Any) -> None:
