@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tasks import receipts
+from tasks.routes import RESERVED
 
 UNCHANGED = 12  # levels that lossy compression alone may change
 CLEAR_SHARE = 0.5  # of a face's hidden part that is as it was
@@ -42,7 +43,7 @@ def lost(keys: Iterable[str], outputs: Iterable[str], dead: Iterable[str]) -> li
 def doubled(keys: Iterable[str], written: Sequence[Version]) -> list[str]:
     """Outputs that nobody asked for, and outputs with more than one receipt."""
     wanted = set(keys)
-    odd = {version.key for version in written if not version.key.startswith(receipts.RESERVED)} - wanted
+    odd = {version.key for version in written if not version.key.startswith(RESERVED)} - wanted
     named: Counter[str] = Counter()
     for name in {version.key for version in written if version.key.startswith(receipts.FOLDER)}:
         made = receipts.parse(name.removeprefix(receipts.FOLDER))

@@ -15,11 +15,11 @@ from redis.exceptions import RedisError
 
 from tasks import dead_letters, metrics, outcomes, review
 from tasks.addresses import ObjectUri
-from tasks.app import RUN_HEADER, TASK, app
+from tasks.app import TASK, app
 from tasks.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.deliveries import Delivery
 from tasks.errors import Busy, Permanent, Poison, QueueUnavailable, Transient, VeilError
-from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.messages import RUN_HEADER, AnonymizeReport, AnonymizeRequest
 from tasks.redis_errors import queue_unavailable
 
 MAX_RETRIES = 8

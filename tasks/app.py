@@ -13,12 +13,11 @@ from kombu import Exchange, Queue
 from tasks.circuit_breaker import CircuitBreaker
 from tasks.deliveries import Deliveries
 from tasks.errors import VeilError
+from tasks.messages import QUEUED_AT_HEADER
 from tasks.settings import Settings
 from tasks.shutdown import ShutdownStep
 
 TASK = "veil.anonymize_image"
-QUEUED_AT_HEADER = "veil_queued_at"  # of each message: when it was first put on the queue, in seconds since the epoch
-RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
 UPLOADS = "uploads"
 BACKFILL = "backfill"
 TRANSPORT = "tasks.transport:Transport"

@@ -12,7 +12,7 @@ from tasks.comparison import Places, is_address, list_outputs, read_receipts, re
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
 from tasks.in_order import in_order
 from tasks.receipts import Made, Receipt
-from tasks.routes import Route
+from tasks.routes import RESERVED, Route
 from tasks.s3 import ObjectStore, OpenObject, StoredObject
 from tasks.signatures import Key
 
@@ -155,7 +155,7 @@ class Audit:
             return
         whole = Places(route, route.source, route.destination)
         key = whole.output.relative(ObjectUri.parse(address))
-        if key.startswith(receipts.RESERVED):
+        if key.startswith(RESERVED):
             yield _receipt_subject(whole, key)
         elif self._store.head(whole.output.join(key)):
             yield Subject(whole, key)

@@ -14,7 +14,7 @@ from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.receipts import Made, Receipt
-from tasks.routes import Route
+from tasks.routes import RESERVED, Route
 from tasks.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 
 State = Literal["current", "missing", "stale", "held", "orphan"]
@@ -40,7 +40,7 @@ class Places:
             if read.is_below(route.source):
                 written = PrefixUri.parse(output) if output else route.outputs_of(read)
                 if written.is_below(route.destination):
-                    if route.destination.rest(written).startswith(receipts.RESERVED):
+                    if route.destination.rest(written).startswith(RESERVED):
                         raise InvalidRequest(f"{written} is kept for receipts: name another place")
                     return cls(route, read, written)
         raise BucketNotAllowed(f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one")
@@ -54,7 +54,7 @@ class Places:
         for route in routes:
             if output.is_below(route.destination):
                 rest = route.destination.rest(output)
-                if rest.startswith(receipts.RESERVED):
+                if rest.startswith(RESERVED):
                     raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
                 return cls(route, PrefixUri(route.source.bucket, route.source.prefix + rest), output)
         raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
@@ -167,7 +167,7 @@ def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Com
 
 def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:
     """The outputs of `places` after the key `after` of their bucket, without what is kept for receipts."""
-    hidden = places.route.destination.prefix + receipts.RESERVED
+    hidden = places.route.destination.prefix + RESERVED
     start: str | None = after
     while start is not None:
         found, start = store.list(places.output.bucket, places.output.prefix, start), None

@@ -16,6 +16,9 @@ Method = Literal["surround", "blur", "pixelate", "fill"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+QUEUED_AT_HEADER = "veil_queued_at"  # of each message: when it was first put on the queue, in seconds since the epoch
+RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
+
 REGIONS = {"top": 0.7, "full": 1.0}
 MOST_AREAS = 1000
 FURTHEST = 1_000_000  # pixels: no picture is larger

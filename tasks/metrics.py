@@ -23,9 +23,9 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from tasks import dead_letters, queues, review
-from tasks.app import QUEUED_AT_HEADER, QUEUES
+from tasks.app import QUEUES
 from tasks.errors import Permanent, SettingsInvalid, Transient, VeilError
-from tasks.messages import AnonymizeReport
+from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
 from tasks.settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # of a scrape: Prometheus itself waits for 10

@@ -14,8 +14,8 @@ from kombu.utils import json
 from redis.exceptions import RedisError
 
 from tasks.addresses import ObjectUri
-from tasks.app import RUN_HEADER, TASK, shown
-from tasks.messages import AnonymizeOptions
+from tasks.app import TASK, shown
+from tasks.messages import RUN_HEADER, AnonymizeOptions
 from tasks.redis_errors import queue_unavailable
 
 RECIPE = "veil:recipe"  # of the worker that started last

@@ -10,17 +10,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import ObjectNotFound
 from tasks.messages import Reason
+from tasks.routes import RESERVED
+from tasks.s3 import ObjectStore
 from tasks.signatures import FIELD, Flaw, Key, flaw
 
-if TYPE_CHECKING:
-    from tasks.s3 import ObjectStore
-
-RESERVED = ".veil/"  # below every destination; no output goes there
 PROBE = RESERVED + "probe"  # an object that is asked for, or written, to see what can be done in a place
 FOLDER = RESERVED + "receipts/"
 FOLDER_OF_LONG_KEYS = RESERVED + "receipts-of-long-keys/"
@@ -132,13 +130,13 @@ def parse(name: str) -> Made | None:
     return Made(found[1], found[2], found[3]) if found else None
 
 
-def read(store: "ObjectStore", uri: ObjectUri) -> Receipt | None:
+def read(store: ObjectStore, uri: ObjectUri) -> Receipt | None:
     """The receipt at `uri`; None if there is none, or something else."""
     found = read_signed(store, uri, ())
     return None if found is None else found[0]
 
 
-def read_signed(store: "ObjectStore", uri: ObjectUri, keys: Sequence[Key]) -> tuple[Receipt, Flaw | None] | None:
+def read_signed(store: ObjectStore, uri: ObjectUri, keys: Sequence[Key]) -> tuple[Receipt, Flaw | None] | None:
     """The receipt at `uri` and what is wrong with its signature by `keys`; None if there is no receipt."""
     try:
         with store.open(uri) as opened:

@@ -8,7 +8,8 @@ from typing import Self
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.messages import AnonymizeRequest
-from tasks.receipts import RESERVED
+
+RESERVED = ".veil/"  # below every destination; no output goes there
 
 
 @dataclass(frozen=True)

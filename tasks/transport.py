@@ -31,8 +31,8 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from tasks.app import QUEUED_AT_HEADER, RUN_HEADER
 from tasks.leases import TAKE, Leases
+from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER
 from tasks.redis_errors import queue_unavailable
 
 LONGEST_WAIT_SECONDS = 600.0  # that a message may ask for before its start: more than any retry does

@@ -11,10 +11,11 @@ import pytest
 from demo.servers import HOST, start_redis
 from tasks import backfill
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, RUN_HEADER, create_app
+from tasks.app import BACKFILL, create_app
 from tasks.backfill import Backfill, Selection
 from tasks.comparison import Places
 from tasks.errors import RunTakenOver
+from tasks.messages import RUN_HEADER
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 from tasks.settings import Settings

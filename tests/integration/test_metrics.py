@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from demo.servers import start_redis
 from tasks import metrics
-from tasks.app import BACKFILL, QUEUED_AT_HEADER, UPLOADS, create_app
+from tasks.app import BACKFILL, UPLOADS, create_app
+from tasks.messages import QUEUED_AT_HEADER
 from tasks.metrics import QueueCollector
 from tasks.settings import Settings
 

@@ -8,8 +8,9 @@ import pytest
 from demo.servers import HOST
 from tasks import publishing
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, QUEUED_AT_HEADER, RUN_HEADER, UPLOADS, create_app
+from tasks.app import BACKFILL, UPLOADS, create_app
 from tasks.errors import QueueUnavailable
+from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER
 from tasks.publishing import Publisher, Wanted
 from tasks.settings import Settings
 

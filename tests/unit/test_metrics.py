@@ -10,9 +10,9 @@ import pytest
 from prometheus_client import generate_latest
 
 from tasks import metrics
-from tasks.app import QUEUED_AT_HEADER, app
+from tasks.app import app
 from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
-from tasks.messages import AnonymizeReport
+from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
 from tasks.metrics import REGISTRY
 from tasks.settings import Settings
 from worker import metrics as own

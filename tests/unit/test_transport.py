@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.anonymize import LONGEST_BACKOFF_SECONDS
-from tasks.app import RUN_HEADER, UPLOADS
-from tasks.messages import MOST_AREAS
+from tasks.app import UPLOADS
+from tasks.messages import MOST_AREAS, RUN_HEADER
 from tasks.s3 import LONGEST_RETRY_AFTER
 from tasks.transport import LONGEST_WAIT_SECONDS, MOST_BYTES, defect, start, trusted
 
