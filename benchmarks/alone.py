@@ -44,11 +44,11 @@ def started(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator
 
 
 def main() -> None:
-    from worker.bootstrap import build_pipeline
+    from worker.bootstrap import build_anonymizer
 
     settings = WorkerSettings.load()
     logs.configure("json")
-    pipeline = build_pipeline(settings, None)
+    anonymizer = build_anonymizer(settings)
     decoded: dict[str, images.Picture] = {}
     pool = ThreadPoolExecutor(settings.concurrency)
 
@@ -58,7 +58,7 @@ def main() -> None:
         for path in set(paths) - set(decoded):
             decoded[path] = images.decode(Path(path).read_bytes(), settings.max_pixels)
         started, cpu = time.perf_counter(), time.process_time()
-        list(pool.map(pipeline.look, [decoded[path] for path in paths]))
+        list(pool.map(anonymizer.look, [decoded[path] for path in paths]))
         return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
 
     child.serve(detect)

@@ -132,9 +132,9 @@ def _planes(side: int, channels: int) -> NDArray[np.uint8]:
 
 def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
     from tasks.messages import AnonymizeOptions
-    from worker.bootstrap import build_pipeline
+    from worker.anonymizer import Anonymizer, Limits, Stopwatch
+    from worker.bootstrap import build_anonymizer
     from worker.masking import MaskStyle
-    from worker.pipeline import Limits, Pipeline, Stopwatch
 
     settings = WorkerSettings()
     with Image.open(path) as image:
@@ -143,13 +143,13 @@ def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
     face = (round(side * 0.02), round(side * 0.02), round(side * 0.98), round(side * 0.98))
     before = 0 if with_model else _peak()
     if with_model:
-        pipeline, options = build_pipeline(settings, None), AnonymizeOptions.parse(extra=[face])
+        anonymizer, options = build_anonymizer(settings), AnonymizeOptions.parse(extra=[face])
     else:
         limits = Limits(settings.max_bytes, max_pixels, settings.fetch_seconds)
         style = MaskStyle("surround", 1.0, 0.0, "ellipse", settings.feather)
-        pipeline = Pipeline(store=None, detector=Sees(face), style=style, limits=limits, verify=settings.verify)
+        anonymizer = Anonymizer(detector=Sees(face), style=style, limits=limits, verify=settings.verify)
         options = AnonymizeOptions()
-    result = pipeline.anonymize(content, Stopwatch(), options)
+    result = anonymizer.anonymize(content, Stopwatch(), options)
     assert result.content
     return {
         "megapixels": round(side * side / 1e6, 1),

@@ -1,7 +1,7 @@
 """Veil against deface 1.5.0, the command-line tool that people would otherwise use, on the same pictures.
 
 deface is installed into an environment of its own in the user's cache, with the packages that make it fast, and its own
-functions run in one process with its defaults. `veil anonymize`'s pipeline runs in another, configured by the
+functions run in one process with its defaults. What `veil anonymize` does runs in another, configured by the
 environment. Neither's start counts, nor the first pictures; runs alternate; both read and write files. The judge of
 the exposure benchmark looks at the outputs of both. SETS (crowd,masks,small,large), PICTURES, of each set at most, and
 ROUNDS say how much.
@@ -164,18 +164,18 @@ def _items(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Veil's side: what `veil anonymize` does with each file, in a process that has loaded its model."""
-    from worker.bootstrap import build_pipeline
+    from worker.bootstrap import build_anonymizer
     from worker.local import Job, anonymize_file
 
     settings = WorkerSettings.load()
     logs.configure("json")
-    pipeline = build_pipeline(settings, None)
+    anonymizer = build_anonymizer(settings)
     pool = ThreadPoolExecutor(settings.concurrency)
 
     def anonymized(paths: list[str], output: str) -> dict[str, Any]:
         jobs = [Job(Path(path), Path(output) / Path(path).name, named=True) for path in paths]
         started = time.perf_counter()
-        outcomes = list(pool.map(lambda job: anonymize_file(pipeline, job, settings.max_bytes), jobs))
+        outcomes = list(pool.map(lambda job: anonymize_file(anonymizer, job, settings.max_bytes), jobs))
         seconds = time.perf_counter() - started
         failed = [f"{Path(o.source).name}: {o.error}: {o.message}" for o in outcomes if o.status == "failed"]
         return {"seconds": seconds, "failed": failed}

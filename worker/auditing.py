@@ -61,12 +61,12 @@ def _look(settings: WorkerSettings) -> Look:
 
     from tasks.messages import AnonymizeOptions
     from worker import images, logs, masking
-    from worker.bootstrap import build_pipeline, mask_style
+    from worker.bootstrap import build_anonymizer, mask_style
     from worker.detector import Sightings, outside
 
     logs.configure(settings.log_format)
 
-    pipeline = build_pipeline(settings, store=None)
+    anonymizer = build_anonymizer(settings)
     style = replace(mask_style(settings), region=masking.WHOLE)
 
     def look(content: bytes, receipt: "Receipt") -> bool:
@@ -76,7 +76,7 @@ def _look(settings: WorkerSettings) -> Look:
         hidden = masking.regions(Sightings.of(boxes), style, picture.width, picture.height, options.extra)
         return all(
             masking.eyes_hidden(outside(found, options.exempt), hidden, picture.width, picture.height).all()
-            for found in pipeline.look(picture)
+            for found in anonymizer.look(picture)
         )
 
     return look

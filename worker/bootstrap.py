@@ -22,6 +22,7 @@ from worker.settings import PICTURE_SECONDS, WorkerSettings
 from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from worker.anonymizer import Anonymizer
     from worker.detector import Detections, Pixels
     from worker.masking import MaskStyle
     from worker.model import Model
@@ -149,14 +150,26 @@ def mask_style(settings: WorkerSettings) -> "MaskStyle":
     return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
 
 
-def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: Watch = _unwatched) -> "Pipeline":
-    """The pipeline for `settings`, its model loaded and warmed; ModelInvalid if that fails.
+def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = _unwatched) -> "Pipeline":
+    """The pipeline of objects in `store` for `settings`; raises and watches as build_anonymizer does."""
+    from worker.pipeline import Pipeline
 
-    `store` is None where only local files are anonymized. Batches run under `watch`.
+    return Pipeline(
+        store=store,
+        anonymizer=build_anonymizer(settings, watch),
+        route_table=settings.parsed_routes(),
+        receipt_key=next(iter(settings.receipt_keys()), None),
+    )
+
+
+def build_anonymizer(settings: WorkerSettings, watch: Watch = _unwatched) -> "Anonymizer":
+    """The anonymizer for `settings`, its model loaded and warmed; ModelInvalid if that fails.
+
+    Batches run under `watch`.
     """
+    from worker.anonymizer import Anonymizer, Limits, recipe_digest
     from worker.batching import Batcher
     from worker.detector import ScaledDetector
-    from worker.pipeline import Limits, Pipeline, recipe_digest
 
     allocator.keep_less()
     model = load_model(settings)
@@ -197,8 +210,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         recipe=recipe,
     )
     detector = ScaledDetector(batcher.infer, look, threshold, model.fixed_size)
-    return Pipeline(
-        store=store,
+    return Anonymizer(
         detector=metrics.ScoredDetector(detector, threshold),
         style=style,
         limits=Limits(
@@ -211,8 +223,6 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore | None, watch: W
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
         keep_exif=settings.keep_exif,
-        route_table=settings.parsed_routes(),
         recipe=recipe,
         made_with=made_with,
-        receipt_key=next(iter(settings.receipt_keys()), None),
     )

@@ -1,4 +1,4 @@
-"""``veil anonymize``: the pipeline on local files and folders, without a queue."""
+"""``veil anonymize``: the anonymizer on local files and folders, without a queue."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from rich.console import Console
 from tasks.errors import EmptyObject, ImageTooLarge, OutputFailed, UnreadableImage, VeilError
 from tasks.messages import AnonymizeOptions
 from worker import images
-from worker.bootstrap import build_pipeline
-from worker.pipeline import AS_CONFIGURED, Pipeline, Stopwatch
+from worker.anonymizer import AS_CONFIGURED, Anonymizer, Stopwatch
+from worker.bootstrap import build_anonymizer
 from worker.progress import progress_bar
 from worker.settings import WorkerSettings
 
@@ -68,10 +68,10 @@ def run(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputFailed(f"{output} can't be made: {error.strerror}") from None
-    pipeline = build_pipeline(settings, store=None)
+    anonymizer = build_anonymizer(settings)
     counts: Counter[str] = Counter()
     with progress_bar("anonymized", total=len(jobs)) as bar, ThreadPoolExecutor(settings.concurrency) as pool:
-        futures = [pool.submit(anonymize_file, pipeline, job, settings.max_bytes, options) for job in jobs]
+        futures = [pool.submit(anonymize_file, anonymizer, job, settings.max_bytes, options) for job in jobs]
         try:
             for future in as_completed(futures):
                 outcome = future.result()
@@ -122,7 +122,9 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int, options: AnonymizeOptions = AS_CONFIGURED) -> Outcome:
+def anonymize_file(
+    anonymizer: Anonymizer, job: Job, max_bytes: int, options: AnonymizeOptions = AS_CONFIGURED
+) -> Outcome:
     """Anonymize one file. Every error becomes an outcome: one bad file never ends the run."""
     started = time.perf_counter()
     source, content = str(job.source), b""
@@ -131,7 +133,7 @@ def anonymize_file(pipeline: Pipeline, job: Job, max_bytes: int, options: Anonym
         if size > max_bytes:
             raise ImageTooLarge(f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES")
         content = job.source.read_bytes()
-        result = pipeline.anonymize(content, Stopwatch(), options)
+        result = anonymizer.anonymize(content, Stopwatch(), options)
         if result.content is not None:
             write_atomically(job.output, result.content)
     except Exception as error:

@@ -25,7 +25,7 @@ import numpy as np
 from tasks.errors import VeilError
 from worker.detector import Detections
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline, Stopwatch
+from worker.anonymizer import Anonymizer, Limits, Stopwatch
 
 
 class Finds:
@@ -35,13 +35,13 @@ class Finds:
         return Detections(np.array([box], np.float32), np.array([0.9], np.float32))
 
 
-pipeline = Pipeline(
-    store=None, detector=Finds(), style=MaskStyle("surround", 1.0, 0.1), limits=Limits(10**7, 10**6, 5)
+anonymizer = Anonymizer(
+    detector=Finds(), style=MaskStyle("surround", 1.0, 0.1), limits=Limits(10**7, 10**6, 5)
 )
 for path in sorted(Path(sys.argv[1]).iterdir()):
     error = None
     try:
-        (Path(sys.argv[2]) / path.name).write_bytes(pipeline.anonymize(path.read_bytes(), Stopwatch()).content)
+        (Path(sys.argv[2]) / path.name).write_bytes(anonymizer.anonymize(path.read_bytes(), Stopwatch()).content)
     except VeilError as caught:
         error = type(caught).__name__
     print(json.dumps({"name": path.name, "error": error}), flush=True)

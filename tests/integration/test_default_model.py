@@ -13,9 +13,9 @@ from PIL import Image
 
 from tasks.errors import ModelInvalid
 from worker import bootstrap
+from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detector import Detections, ScaledDetector, overlap
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline, Stopwatch
 from worker.settings import WorkerSettings
 
 BUILD_SECONDS = 300
@@ -212,8 +212,8 @@ def test_on_a_cpu_the_default_model_runs_in_8_bits_and_without_tensorflow(veil, 
     described = json.loads(info.stdout)
     assert (described["engine"], described["device"].split()[0]) == ("litert", "CPU")
 
-    line = "import sys; from worker.settings import WorkerSettings; from worker.bootstrap import build_pipeline; "
-    line += "build_pipeline(WorkerSettings(), None); assert 'tensorflow' not in sys.modules"
+    line = "import sys; from worker.settings import WorkerSettings; from worker.bootstrap import build_anonymizer; "
+    line += "build_anonymizer(WorkerSettings()); assert 'tensorflow' not in sys.modules"
     subprocess.run([programs / "python", "-c", line], check=True, timeout=120)
 
 
@@ -275,9 +275,9 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
         ScaledDetector(lambda canvas: model.predict(canvas[None])[0], settings.look(), model.score_threshold)
     )
     limits = Limits(max_bytes=10**7, max_pixels=10**7, fetch_seconds=10)
-    pipeline = Pipeline(store=None, detector=detector, style=style, limits=limits, verify="hold")
+    anonymizer = Anonymizer(detector=detector, style=style, limits=limits, verify="hold")
 
-    result = pipeline.anonymize(target.getvalue(), Stopwatch())
+    result = anonymizer.anonymize(target.getvalue(), Stopwatch())
 
     assert (result.checked.verdict, result.reason) == ("clear", None)
     x1, y1, x2, y2 = result.checked.added.boxes_xyxy[0].round().astype(int)

@@ -11,9 +11,10 @@ from tasks import errors
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
 from worker import masking
+from worker.anonymizer import Anonymizer, Limits
 from worker.detector import Detections
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 
 STAGES = ("fetching", "decoding", "detecting", "masking", "encoding", "verifying", "storing")
 
@@ -55,12 +56,14 @@ def pipeline(store):
         bounds = {"max_bytes": 1 << 24, "max_pixels": 10**7, "fetch_seconds": 20.0, **limits}
         return Pipeline(
             store=store,
-            detector=detector or OneFace(),
-            style=MaskStyle(),
-            limits=Limits(**bounds),
+            anonymizer=Anonymizer(
+                detector=detector or OneFace(),
+                style=MaskStyle(),
+                limits=Limits(**bounds),
+                recipe=recipe,
+                verify="flag",
+            ),
             route_table=(Route.parse("s3://raw=s3://clean"),),
-            recipe=recipe,
-            verify="flag",
         )
 
     return make

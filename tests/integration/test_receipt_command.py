@@ -21,9 +21,10 @@ from tasks.receipts import Receipt
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, OpenObject, StoredObject
 from tasks.signatures import Key
+from worker.anonymizer import Anonymizer, Limits
 from worker.detector import Detections
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 
 RECIPE = "5a38d4c65c2c5ab0"
 SECONDS = 30.0
@@ -42,12 +43,14 @@ class Finds:
 def pipeline(store, route, *boxes, hold=False, key=None):
     return Pipeline(
         store=store,
-        detector=Finds(*boxes),
-        style=MaskStyle("surround", 1.0, 0.0),
-        limits=Limits(1 << 20, 1 << 20, SECONDS),
-        hold_without_faces=hold,
+        anonymizer=Anonymizer(
+            detector=Finds(*boxes),
+            style=MaskStyle("surround", 1.0, 0.0),
+            limits=Limits(1 << 20, 1 << 20, SECONDS),
+            hold_without_faces=hold,
+            recipe=RECIPE,
+        ),
         route_table=[route],
-        recipe=RECIPE,
         receipt_key=key,
     )
 

@@ -19,9 +19,10 @@ from tasks.receipts import FOLDER, Made, uri
 from tasks.reconcile import Only, Reconciliation
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
+from worker.anonymizer import Anonymizer, Limits
 from worker.detector import Detections
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline
+from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
 SOURCES = (
@@ -278,12 +279,14 @@ def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_don
     archive.source("a.jpg", portrait)
     pipeline = Pipeline(
         store=archive.store,
-        detector=FindsNothing(),
-        style=MaskStyle("surround", 1.0, 0.0),
-        limits=Limits(1 << 20, 1 << 20, 60),
-        hold_without_faces=True,
+        anonymizer=Anonymizer(
+            detector=FindsNothing(),
+            style=MaskStyle("surround", 1.0, 0.0),
+            limits=Limits(1 << 20, 1 << 20, 60),
+            hold_without_faces=True,
+            recipe=RECIPE,
+        ),
         route_table=[archive.places.route],
-        recipe=RECIPE,
     )
     request = AnonymizeRequest.parse(source=str(archive.places.source.join("a.jpg")))
     assert pipeline.run(request).status == "held"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid
 from tasks.messages import AnonymizeOptions, AnonymizeRequest
-from worker.pipeline import Stopwatch
+from worker.anonymizer import Stopwatch
 from worker.settings import WorkerSettings
 
 ANY_SIZE = [None, None, None, 3]
@@ -61,13 +61,16 @@ def build(tmp_path_factory):
     return write
 
 
-def pipeline_of(folder, store=None, batch_size=4, **settings):
-    from worker.bootstrap import build_pipeline
-
-    settings = WorkerSettings(
+def settings_of(folder, batch_size=4, **settings):
+    return WorkerSettings(
         model=str(folder), batch_size=batch_size, batch_wait_seconds=0.05, scales=(256, 512), region=1.0, **settings
     )
-    return build_pipeline(settings, store)
+
+
+def pipeline_of(folder, store=None, **settings):
+    from worker.bootstrap import build_pipeline
+
+    return build_pipeline(settings_of(folder, **settings), store)
 
 
 def picture_with_square(left, top, side, width=420, height=300):
@@ -134,7 +137,9 @@ def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden
         points = [eyes, eyes, *[mouth] * (keypoints - 2)] if keypoints else []
         return {**found, **({"detection_keypoints": tf.stack(points, axis=2)} if points else {})}
 
-    model = pipeline_of(build(change=with_keypoints), turned="never")
+    from worker.bootstrap import build_anonymizer
+
+    model = build_anonymizer(settings_of(build(change=with_keypoints), turned="never"))
     file = picture_with_square(100, 80, 100)
     result = model.anonymize(file, Stopwatch(), AnonymizeOptions(method="fill", region=0.6))
     after = np.asarray(Image.open(io.BytesIO(result.content)))

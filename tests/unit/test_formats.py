@@ -10,10 +10,10 @@ from PIL import Image, ImageSequence
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
+from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detector import Detections
 from worker.images import containers, deep
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline, Stopwatch
 
 MANY = 10**7
 GROUND, SKIN = (90, 90, 90), (220, 180, 150)
@@ -62,7 +62,7 @@ class Finds:
 
 def anonymized(content, detector=None, **limits):
     bounds = Limits(**{"max_bytes": MANY, "max_pixels": MANY, "fetch_seconds": 5} | limits)
-    made = Pipeline(store=None, detector=detector or Finds(), style=MaskStyle("fill", 1.0, 0.0), limits=bounds)
+    made = Anonymizer(detector=detector or Finds(), style=MaskStyle("fill", 1.0, 0.0), limits=bounds)
     return made.anonymize(content, Stopwatch())
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker import images
+from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detector import Detections
 from worker.images import jpeg
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline, Stopwatch
 
 # Pillow remarks on the broken indexes that these files have.
 pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO", "ignore:Corrupt EXIF")
@@ -66,7 +66,7 @@ class Finds:
 
 
 def anonymized(content, *boxes):
-    made = Pipeline(store=None, detector=Finds(*boxes), style=MaskStyle("fill", 1.0, 0.0), limits=LIMITS)
+    made = Anonymizer(detector=Finds(*boxes), style=MaskStyle("fill", 1.0, 0.0), limits=LIMITS)
     return made.anonymize(content, Stopwatch()).content
 
 

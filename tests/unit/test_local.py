@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tasks.errors import DetectionFailed, OutputFailed
+from worker.anonymizer import Anonymizer, Limits
 from worker.detector import Detections
 from worker.local import PICTURE_SUFFIXES, Job, _print, anonymize_file, find_jobs, write_atomically
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline
 
 FACE = (10, 10, 30, 30)
 
@@ -33,10 +33,10 @@ class Fails:
         raise self._error
 
 
-def pipeline(detector=None, **options):
+def anonymizer(detector=None, **options):
     limits = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
     style = MaskStyle("fill", 1.0, 0.0)
-    return Pipeline(store=None, detector=detector or Finds(FACE), style=style, limits=limits, **options)
+    return Anonymizer(detector=detector or Finds(FACE), style=style, limits=limits, **options)
 
 
 def picture(form="PNG"):
@@ -148,7 +148,7 @@ def job(path, output, named=False):
 
 def test_a_face_in_a_file_is_hidden(folder, tmp_path):
     source = folder("in", {"a.png": picture()}) / "a.png"
-    outcome = anonymize_file(pipeline(), job(source, tmp_path / "out/deep/a.png"), 10**6)
+    outcome = anonymize_file(anonymizer(), job(source, tmp_path / "out/deep/a.png"), 10**6)
     assert (outcome.status, outcome.faces, outcome.error) == ("anonymized", 1, None)
     assert (outcome.source, outcome.output) == (str(source), str(tmp_path / "out/deep/a.png"))
     assert (outcome.boxes_xyxy, outcome.scores) == ([list(FACE)], [0.75])
@@ -160,7 +160,7 @@ def test_a_face_in_a_file_is_hidden(folder, tmp_path):
 
 def test_a_file_without_faces_is_held_by_setting_and_nothing_is_written(folder, tmp_path):
     source = folder("in", {"a.png": picture()}) / "a.png"
-    outcome = anonymize_file(pipeline(Finds(), hold_without_faces=True), job(source, tmp_path / "out/a.png"), 10**6)
+    outcome = anonymize_file(anonymizer(Finds(), hold_without_faces=True), job(source, tmp_path / "out/a.png"), 10**6)
     assert (outcome.status, outcome.output, outcome.faces) == ("held", None, 0)
     assert outcome.reason == "no face found"
     assert not (tmp_path / "out").exists()
@@ -180,7 +180,7 @@ class FindsAnother:
 @pytest.mark.parametrize(("verify", "status"), [("flag", "anonymized"), ("hold", "held")])
 def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(folder, tmp_path, capsys, verify, status):
     source = folder("in", {"a.png": picture()}) / "a.png"
-    made = pipeline(FindsAnother(), verify=verify)
+    made = anonymizer(FindsAnother(), verify=verify)
     outcome = anonymize_file(made, job(source, tmp_path / "out/a.png"), 10**6)
     assert (outcome.status, outcome.reason) == (status, "faces still found in the output")
     assert outcome.found_by_check == outcome.faces - 1
@@ -204,7 +204,7 @@ def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(folder, 
 @pytest.mark.parametrize("named", [False, True])
 def test_a_picture_that_cannot_be_anonymized_fails_with_its_reason(folder, tmp_path, name, content, error, named):
     source = folder("in", {name: content}) / name
-    outcome = anonymize_file(pipeline(), job(source, tmp_path / "out" / name, named), 10**6)
+    outcome = anonymize_file(anonymizer(), job(source, tmp_path / "out" / name, named), 10**6)
     assert (outcome.status, outcome.error, outcome.output) == ("failed", error, None)
     assert len(outcome.message.splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -213,19 +213,21 @@ def test_a_picture_that_cannot_be_anonymized_fails_with_its_reason(folder, tmp_p
 @pytest.mark.parametrize("content", [b"some notes", b"", b"%PDF-1.7"])
 def test_a_file_in_a_folder_that_is_no_picture_is_ignored_unless_it_was_named(folder, tmp_path, content):
     source = folder("in", {"notes.txt": content}) / "notes.txt"
-    found, named = (anonymize_file(pipeline(), job(source, tmp_path / "out/x", flag), 10**6) for flag in (False, True))
+    found, named = (
+        anonymize_file(anonymizer(), job(source, tmp_path / "out/x", flag), 10**6) for flag in (False, True)
+    )
     assert (found.status, named.status) == ("ignored", "failed")
 
 
 def test_a_picture_is_one_whatever_its_name(folder, tmp_path):
     source = folder("in", {"a.txt": picture("JPEG")}) / "a.txt"
-    assert anonymize_file(pipeline(), job(source, tmp_path / "out/a.txt"), 10**6).status == "anonymized"
+    assert anonymize_file(anonymizer(), job(source, tmp_path / "out/a.txt"), 10**6).status == "anonymized"
 
 
 @pytest.mark.parametrize("error", [DetectionFailed("no"), ArithmeticError("two\nlines"), MemoryError(), KeyError("x")])
 def test_a_detector_that_fails_leaves_no_output(folder, tmp_path, error):
     source = folder("in", {"a.png": picture()}) / "a.png"
-    outcome = anonymize_file(pipeline(Fails(error)), job(source, tmp_path / "out/a.png"), 10**6)
+    outcome = anonymize_file(anonymizer(Fails(error)), job(source, tmp_path / "out/a.png"), 10**6)
     assert (outcome.status, outcome.error) == ("failed", type(error).__name__)
     assert len(outcome.message.splitlines()) <= 1
     assert not (tmp_path / "out").exists()
@@ -238,7 +240,7 @@ def test_one_bad_file_never_ends_a_run(folder, tmp_path):
     output.mkdir()
     (output / "d.png").mkdir()  # in the way of an output
     jobs = [*find_jobs([source], output), job(source / "f.png", output / "f.png", True)]
-    outcomes = {Path(o.source).name: o.status for o in (anonymize_file(pipeline(), j, 10**6) for j in jobs)}
+    outcomes = {Path(o.source).name: o.status for o in (anonymize_file(anonymizer(), j, 10**6) for j in jobs)}
     assert outcomes == {
         "a.png": "anonymized",
         "b.png": "failed",
@@ -303,7 +305,7 @@ def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):
 def test_a_damaged_picture_without_a_suffix_is_a_failure_and_not_ignored(folder, tmp_path):
     source = folder("in", {"IMG_0001": picture("JPEG")[:-40], "notes": b"not a picture"})
     outcomes = {
-        job.source.name: anonymize_file(pipeline(), job, 10**6) for job in find_jobs([source], tmp_path / "out")
+        job.source.name: anonymize_file(anonymizer(), job, 10**6) for job in find_jobs([source], tmp_path / "out")
     }
     assert (outcomes["IMG_0001"].status, outcomes["IMG_0001"].error) == ("failed", "UnreadableImage")
     assert outcomes["notes"].status == "ignored"

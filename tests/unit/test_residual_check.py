@@ -10,9 +10,9 @@ from PIL import Image
 from tasks.errors import UnreadableImage
 from tasks.messages import AnonymizeOptions
 from worker import images
+from worker.anonymizer import MOST_CHECKS, Anonymizer, Limits, Stopwatch
 from worker.detector import Detections
 from worker.masking import METHODS, MaskStyle
-from worker.pipeline import MOST_CHECKS, Limits, Pipeline, Stopwatch
 
 FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
@@ -47,7 +47,7 @@ class FindsAnother:
 
 def checking(detector, verify="flag", style=STYLE, **options):
     limits = options.pop("limits", LIMITS)
-    return Pipeline(store=None, detector=detector, style=style, limits=limits, verify=verify, **options)
+    return Anonymizer(detector=detector, style=style, limits=limits, verify=verify, **options)
 
 
 def photograph(form="PNG", seed=0, **options):

@@ -1,4 +1,4 @@
-"""The pipeline on a picture's bytes: faces are hidden in every kind of file, and any doubt means no output."""
+"""The anonymizer on a picture's bytes: faces are hidden in every kind of file, and any doubt means no output."""
 
 import io
 import itertools
@@ -17,9 +17,9 @@ from tasks.errors import (
     UnsupportedImage,
 )
 from tasks.messages import AnonymizeOptions
+from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
 from worker.detector import Detections
 from worker.masking import MaskStyle
-from worker.pipeline import Limits, Pipeline, Stopwatch, recipe_digest
 from worker.settings import Look
 
 FACE = (30, 20, 60, 60)
@@ -50,9 +50,9 @@ class Fails:
         raise self._error
 
 
-def pipeline(detector, style=None, **options):
+def anonymizer(detector, style=None, **options):
     style = style or MaskStyle("surround", 1.0, 0.0)
-    return Pipeline(store=None, detector=detector, style=style, limits=LIMITS, **options)
+    return Anonymizer(detector=detector, style=style, limits=LIMITS, **options)
 
 
 def content(mode="RGB", form="PNG", **options):
@@ -87,7 +87,7 @@ KINDS = [
 def test_a_face_is_hidden_in_every_kind_of_picture(mode, form, method):
     # A face on the grid of JPEG's blocks, so that its edge does not ring.
     source = content(mode, form)
-    result = pipeline(Finds(FACE), MaskStyle(method, 1.0, 0.1)).anonymize(source, Stopwatch())
+    result = anonymizer(Finds(FACE), MaskStyle(method, 1.0, 0.1)).anonymize(source, Stopwatch())
     before, after = gray(source), gray(result.content)
     x1, y1, x2, y2 = FACE
     assert (before[y1:y2, x1:x2] > SKIN - 30).all()
@@ -109,7 +109,7 @@ def test_the_output_does_not_depend_on_the_face():
     target = io.BytesIO()
     Image.fromarray(image).save(target, "PNG")
     other = target.getvalue()
-    hidden = [pipeline(Finds(FACE)).anonymize(file, Stopwatch()).content for file in (one, other)]
+    hidden = [anonymizer(Finds(FACE)).anonymize(file, Stopwatch()).content for file in (one, other)]
     assert hidden[0] == hidden[1]
 
 
@@ -117,7 +117,7 @@ def test_faces_are_looked_for_in_the_upright_picture():
     exif = Image.Exif()
     exif[0x0112] = 6
     detector = Finds()
-    result = pipeline(detector).anonymize(content(exif=exif), Stopwatch())
+    result = anonymizer(detector).anonymize(content(exif=exif), Stopwatch())
     assert [view.shape for view in detector.seen] == [(100, 80, 3)]
     assert (result.width, result.height) == (80, 100)
 
@@ -131,7 +131,7 @@ def test_a_face_that_only_one_view_of_a_transparent_picture_shows_is_hidden():
     pixels[20:60, 30:60] = (0, 0, 0, 200)
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG")
-    result = pipeline(OnWhite()).anonymize(target.getvalue(), Stopwatch())
+    result = anonymizer(OnWhite()).anonymize(target.getvalue(), Stopwatch())
     assert len(result.detections) == 1
     assert not np.asarray(Image.open(io.BytesIO(result.content))).any()
 
@@ -141,26 +141,26 @@ def test_a_face_that_several_views_show_is_reported_once():
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG")
     detector = Finds(FACE)
-    result = pipeline(detector).anonymize(target.getvalue(), Stopwatch())
+    result = anonymizer(detector).anonymize(target.getvalue(), Stopwatch())
     assert len(detector.seen) == 3
     assert result.detections.boxes_xyxy.tolist() == [list(FACE)]
 
 
 def test_a_picture_without_faces_is_published_with_its_pixels():
     source = content()
-    result = pipeline(Finds()).anonymize(source, Stopwatch())
+    result = anonymizer(Finds()).anonymize(source, Stopwatch())
     assert np.array_equal(gray(result.content), gray(source))
     assert len(result.detections) == 0
 
 
 def test_a_picture_without_faces_is_held_by_setting():
-    result = pipeline(Finds(), hold_without_faces=True).anonymize(content(), Stopwatch())
+    result = anonymizer(Finds(), hold_without_faces=True).anonymize(content(), Stopwatch())
     assert result.content is None
     assert (result.width, result.height, len(result.detections)) == (100, 80, 0)
 
 
 def test_a_picture_with_a_face_is_not_held():
-    result = pipeline(Finds(FACE), hold_without_faces=True).anonymize(content(), Stopwatch())
+    result = anonymizer(Finds(FACE), hold_without_faces=True).anonymize(content(), Stopwatch())
     assert result.content is not None
 
 
@@ -170,13 +170,13 @@ def test_a_picture_with_a_face_is_not_held():
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_detector_that_fails_means_no_output(error, hold):
     with pytest.raises(type(error)):
-        pipeline(Fails(error), hold_without_faces=hold).anonymize(content(), Stopwatch())
+        anonymizer(Fails(error), hold_without_faces=hold).anonymize(content(), Stopwatch())
 
 
 def test_a_box_that_cannot_be_hidden_means_no_output():
     for box in ((float("nan"), 0, 10, 10), (30, 0, 10, 10), (0, 30, 10, 10)):
         with pytest.raises(DetectionFailed):
-            pipeline(Finds(FACE, box)).anonymize(content(), Stopwatch())
+            anonymizer(Finds(FACE, box)).anonymize(content(), Stopwatch())
 
 
 def test_a_detector_that_fails_on_the_second_view_means_no_output():
@@ -192,7 +192,7 @@ def test_a_detector_that_fails_on_the_second_view_means_no_output():
                 raise DetectionFailed("second view") from None
 
     with pytest.raises(DetectionFailed):
-        pipeline(Once()).anonymize(target.getvalue(), Stopwatch())
+        anonymizer(Once()).anonymize(target.getvalue(), Stopwatch())
 
 
 @pytest.mark.parametrize(
@@ -208,12 +208,12 @@ def test_a_detector_that_fails_on_the_second_view_means_no_output():
 def test_what_cannot_be_decoded_whole_never_reaches_the_detector(file, error):
     detector = Finds(FACE)
     with pytest.raises(error):
-        pipeline(detector).anonymize(file, Stopwatch())
+        anonymizer(detector).anonymize(file, Stopwatch())
     assert detector.seen == []
 
 
 def test_a_picture_over_the_limit_is_refused():
-    made = Pipeline(store=None, detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, max_pixels=100 * 80 - 1))
+    made = Anonymizer(detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, max_pixels=100 * 80 - 1))
     with pytest.raises(ImageTooLarge):
         made.anonymize(content(), Stopwatch())
 
@@ -221,7 +221,7 @@ def test_a_picture_over_the_limit_is_refused():
 def test_stages_are_announced_and_timed_in_order():
     heard = []
     watch = Stopwatch(heard.append)
-    pipeline(Finds(FACE)).anonymize(content(), watch)
+    anonymizer(Finds(FACE)).anonymize(content(), watch)
     assert heard == ["decoding", "detecting", "masking", "encoding"]
     assert list(watch.seconds) == ["decode", "detect", "mask", "encode"]
     assert all(seconds >= 0 for seconds in watch.seconds.values())
@@ -230,12 +230,12 @@ def test_stages_are_announced_and_timed_in_order():
 def test_a_stage_that_fails_is_timed_all_the_same():
     watch = Stopwatch()
     with pytest.raises(DetectionFailed):
-        pipeline(Fails(DetectionFailed("no"))).anonymize(content(), watch)
+        anonymizer(Fails(DetectionFailed("no"))).anonymize(content(), watch)
     assert list(watch.seconds) == ["decode", "detect"]
 
 
 def test_the_same_picture_gives_the_same_file():
-    files = {pipeline(Finds(FACE)).anonymize(content("RGB", "JPEG"), Stopwatch()).content for _ in range(3)}
+    files = {anonymizer(Finds(FACE)).anonymize(content("RGB", "JPEG"), Stopwatch()).content for _ in range(3)}
     assert len(files) == 1
 
 
@@ -246,7 +246,7 @@ OTHER = (70, 10, 90, 30)
 
 def asked(**options):
     source = content()
-    made = pipeline(Finds(FACE, OTHER), MaskStyle("fill", 0.7, 0.0))
+    made = anonymizer(Finds(FACE, OTHER), MaskStyle("fill", 0.7, 0.0))
     result = made.anonymize(source, Stopwatch(), AnonymizeOptions.parse(**options))
     changed = gray(result.content) != gray(source)
     return result, changed
@@ -284,7 +284,7 @@ def test_a_face_that_is_mostly_outside_an_exempt_area_is_hidden_whole():
 
 def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
     source = content()
-    made = pipeline(Finds(), MaskStyle("fill", 0.7, 0.1), hold_without_faces=True)
+    made = anonymizer(Finds(), MaskStyle("fill", 0.7, 0.1), hold_without_faces=True)
     result = made.anonymize(source, Stopwatch(), AnonymizeOptions(extra=((5, 6, 20, 30),)))
     changed = gray(result.content) != gray(source)
     assert part(changed, 5, 6, 20, 30).all()
