@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-KEYS = ["source", "output", "status", "faces", "boxes_xyxy", "scores", "error", "message", "seconds"]
+KEYS = [
+    "source",
+    "output",
+    "status",
+    "faces",
+    "boxes_xyxy",
+    "scores",
+    "reason",
+    "found_by_check",
+    "error",
+    "message",
+    "seconds",
+]
 
 
 def lines(done):
