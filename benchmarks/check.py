@@ -5,7 +5,6 @@ The sets, the judge and further settings are those of `benchmarks.exposure`; ``E
 
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.exposure import SETS, Measured, measure, sources
+from benchmarks.exposure import SETS, Measured, annotated_sets, measure
 
 
 def run() -> None:
     """Print a line for each set: pictures in which the check found something, exposed faces, spill and CPU seconds."""
-    data, judge = sources()
-    missing = [str(path) for path in (judge, *(data / name for name in SETS)) if not path.exists()]
-    if missing:
-        print(f"bench: check needs {', '.join(missing)}", file=sys.stderr)
+    if (data := annotated_sets("check")) is None:
         return
     every = int(os.environ.get("EVERY", "1"))
     table = Table("set", "pictures", "with finds", "faces found", "left", "exposed", "spill", "CPU seconds")

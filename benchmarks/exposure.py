@@ -31,12 +31,18 @@ def sources() -> tuple[Path, Path]:
     return data, Path(os.environ.get("FACES_JUDGE", SHARED / "tools" / "exposure.py"))
 
 
-def run() -> None:
-    """Print a line for each set: pictures, faces, exposed faces, spill and seconds."""
+def annotated_sets(bench: str) -> Path | None:
+    """The folder of the annotated sets; None, and a word about what `bench` lacks, if one or the judge is missing."""
     data, judge = sources()
     missing = [str(path) for path in (judge, *(data / name for name in SETS)) if not path.exists()]
     if missing:
-        print(f"bench: exposure needs {', '.join(missing)}", file=sys.stderr)
+        print(f"bench: {bench} needs {', '.join(missing)}", file=sys.stderr)
+    return None if missing else data
+
+
+def run() -> None:
+    """Print a line for each set: pictures, faces, exposed faces, spill and seconds."""
+    if (data := annotated_sets("exposure")) is None:
         return
     table = Table("set", "pictures", "faces", "exposed", "spill", "seconds")
     for name in SETS:
