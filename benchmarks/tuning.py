@@ -30,6 +30,7 @@ from worker import detector, masking
 from worker.bootstrap import load_model, mask_style
 from worker.detector import Detections, Infer, Pixels, ScaledDetector, Sightings
 from worker.models import SCORE_THRESHOLD
+from worker.models.maps import MIN_SCORE
 from worker.settings import WorkerSettings
 
 EXPOSED = 0.5  # share of the eye band's structure that survives; the judge's
@@ -142,7 +143,7 @@ def main(variants: list[str]) -> int:
     assert spec.loader is not None
     judge = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(judge)
-    saved_model = load_model(WorkerSettings())
+    saved_model = load_model(WorkerSettings(score_threshold=MIN_SCORE))
     kept = Path(os.environ.get("FACES_CACHE") or platformdirs.user_cache_path("veil") / "tuning")
     folder = kept / saved_model.digest[:16]
     folder.mkdir(parents=True, exist_ok=True)

@@ -118,7 +118,7 @@ def evaluate(
         model = load(address, settings, Path(folder))
         figures = [_measured(Path(address).name, model, dataset, pictures, look, style, alarms)]
     if compare:
-        bundled = load_model(WorkerSettings(model=None))
+        bundled = load_model(WorkerSettings(model=None, score_threshold=FLOOR))
         figures.append(_measured("bundled", bundled, dataset, pictures, look, style, None, bundled.score_threshold))
     return figures
 

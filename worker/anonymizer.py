@@ -19,7 +19,7 @@ from worker.detector import Detections, Detector, bridged, merge, outside, place
 from worker.masking import MaskStyle
 from worker.settings import Look
 
-PIXELS_VERSION = 5  # counts up with every change of this package that changes output pixels
+PIXELS_VERSION = 6  # counts up with every change of this package that changes output pixels
 
 MOST_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture needs five
 

@@ -86,9 +86,15 @@ def load_model(settings: WorkerSettings) -> "Model":
     if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
         if not find_spec(LITERT):
             raise ModelInvalid("VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert")
+        from worker.detector import WEAK
+        from worker.model import stated_threshold
+        from worker.models.maps import MIN_SCORE
         from worker.quantized import QuantizedModel
 
-        return QuantizedModel(folder, digest_in_8_bits, min(settings.concurrency, processors.available()))
+        lanes = min(settings.concurrency, processors.available())
+        # What nobody asks for costs most to sort out: points that are hardly faces are many.
+        least_score = max(MIN_SCORE, WEAK * (settings.score_threshold or stated_threshold(folder)))
+        return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
     from worker.saved_model import SavedModel
 
     return SavedModel(folder, digest)

@@ -17,6 +17,9 @@ Black = int | Sequence[int]
 
 RING = 0.15  # width of the ring that `surround` fills from, as a share of the region's smaller side
 SMALLEST_RING = 2  # pixels
+RING_GRAINS = 4  # squares of pixels, at least, across a ring that is filled from by squares
+MOST_GRAINS = 1 << 21  # squares of pixels that one hole is filled by, which bounds the memory
+LEAST_SHARE = np.float32(1e-6)  # of a square's values that are known, so that none known is no division by zero
 CELLS = 3  # across a region: all that `blur` and `pixelate` keep of it
 SMALLEST_CELL = 2  # pixels
 WHOLE = 1.0  # the region that is the full face
@@ -71,45 +74,25 @@ class Regions:
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Some rows of a Hole, in floating point.
-
-    `rows` are its rows in the window, from an even one on; `planes` float32 [n, w, c] its clear pixels; `own` float32
-    [n, w] is 1 where they are hidden and falls to 0 around; `weight` float32 [n, w] is 1 where what is around the hole
-    is known, and 0 within it and in what else is hidden.
-    """
-
-    rows: slice
-    planes: Floats
-    own: Floats
-    weight: Floats
-
-
-@dataclass(frozen=True)
 class Hole:
     """Where pixels are replaced, within a window of the picture [h, w].
 
     `pixels` uint8 or uint16 [h, w, c] are clear; `own` uint8 [h, w] is OPAQUE where they are hidden and falls to 0
-    around; `others` bool [h, w] are hidden too, but by themselves; `cell` is the side of a cell, in pixels, for methods
-    that average; `black` a black pixel.
+    around; `others` bool [h, w] are hidden too, but by themselves; `grain` is the side of the squares of pixels that
+    `surround` works on, `cell` that of the cells of methods that average, in pixels; `black` a black pixel.
     """
 
     pixels: Image
     own: NDArray[np.uint8]
     others: NDArray[np.bool_]
+    grain: int
     cell: int
     black: Black
 
-    def strips(self) -> Iterator[Strip]:
-        """The whole window, from its top."""
-        for rows in _strips(*self.own.shape):
-            own = self.own[rows] * np.float32(1 / OPAQUE)
-            weight = np.where(self.others[rows], np.float32(0), 1 - own)
-            yield Strip(rows, self.pixels[rows].astype(np.float32), own, weight)
 
-
-Filling = Callable[[Strip], Floats]
-"""What replaces the pixels of a strip: float32 [n, w, c], or what can be broadcast to it."""
+Filling = Callable[[slice], Floats]
+"""What replaces the pixels of these rows of a hole, float32 [n, w, c]; they start and end at a multiple of its grain,
+or at its end."""
 
 
 def regions(
@@ -219,26 +202,49 @@ def hide(
     for members in _groups(everything, style):
         group = everything[members]
         smallest, largest = group.sides.min(), group.sides.max()
+        first, last = group.rectangles[:, :2].min(axis=0), group.rectangles[:, 2:].max(axis=0)
         feather = round(style.feather * smallest)
-        reach = feather + max(SMALLEST_RING, round(RING * smallest))
-        x1, y1 = (group.rectangles[:, :2].min(axis=0) - reach).clip(0)
-        x2, y2 = np.minimum(group.rectangles[:, 2:].max(axis=0) + reach, (width, height))
+        ring = max(SMALLEST_RING, round(RING * smallest))
+        grain = _grain(ring, int((last - first).prod()))
+        reach = feather + (ring if grain == 1 else max(ring, RING_GRAINS * grain))
+        x1, y1 = (first - reach).clip(0)
+        x2, y2 = np.minimum(last + reach, (width, height))
         window = (x1, y1, x2, y2)
         cell = max(SMALLEST_CELL, math.ceil(largest / CELLS))
         clear = picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1)
-        hole = Hole(clear, _soft(group, window, feather), _covered(everything[~members], window), cell, black)
+        hole = Hole(clear, _soft(group, window, feather), _covered(everything[~members], window), grain, cell, black)
         filling = METHODS[style.method](hole)
-        for strip in hole.strips():
-            crop, share = result[y1:y2, x1:x2][strip.rows], _spread(strip.own, strip.planes)
-            blended = share * filling(strip) + (1 - share) * strip.planes
-            rounded = blended.round().clip(0, np.iinfo(crop.dtype).max).astype(crop.dtype)
-            cv2.copyTo(rounded.reshape(crop.shape), (strip.own > 0).view(np.uint8), crop)
+        for rows in _strips(y2 - y1, x2 - x1, grain):
+            _blend(result[y1:y2, x1:x2][rows], filling(rows), hole.own[rows])
     return result
 
 
-def _strips(height: int, width: int) -> Iterator[slice]:
-    """All rows of a window, an even number of them at a time."""
-    step = max(2, STRIP_PIXELS // width // 2 * 2)
+def _grain(ring: int, area: int) -> int:
+    """The side of the squares of pixels that a hole of so many is filled by, surrounded by a ring of this width.
+
+    A power of two. What fills a large hole is smooth, and is worked out as well from few squares.
+    """
+    grain = 1
+    while 2 * grain * RING_GRAINS <= ring or area > MOST_GRAINS * grain**2:
+        grain *= 2
+    return grain
+
+
+def _blend(pixels: Image, filling: Floats, own: NDArray[np.uint8]) -> None:
+    """Replace `pixels` [h, w] or [h, w, c], in place, by the `filling` [h, w, c], as far as they are its `own`."""
+    share = own * np.float32(1 / OPAQUE)
+    if pixels.dtype == np.uint8:
+        pixels[...] = cv2.blendLinear(cv2.convertScaleAbs(filling), pixels, share, 1 - share).reshape(pixels.shape)
+        return
+    clear = pixels.reshape(filling.shape).astype(np.float32)
+    share = _spread(share, clear)
+    blended = (share * filling + (1 - share) * clear).round().clip(0, np.iinfo(pixels.dtype).max)
+    cv2.copyTo(blended.astype(pixels.dtype).reshape(pixels.shape), (own > 0).view(np.uint8), pixels)
+
+
+def _strips(height: int, width: int, multiple: int = 1) -> Iterator[slice]:
+    """All rows of a window, a `multiple` of so many at a time."""
+    step = max(1, STRIP_PIXELS // width // multiple) * multiple
     for top in range(0, height, step):
         yield slice(top, min(top + step, height))
 
@@ -276,6 +282,9 @@ def _covered(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.boo
     for (left, top, right, bottom), outline in zip(some.rectangles[inside], some.outlines[inside], strict=True):
         left, right, top, bottom = max(left, x1), min(right, x2), max(top, y1), min(bottom, y2)
         part = covered[top - y1 : bottom - y1, left - x1 : right - x1]
+        if np.isinf(outline[2]):
+            part[...] = True
+            continue
         for rows in _strips(*part.shape):
             centres = np.arange(left, right) + 0.5, np.arange(top, bottom)[rows] + 0.5
             part[rows] |= _within(outline, *centres)
@@ -284,8 +293,6 @@ def _covered(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.boo
 
 def _within(outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which of the pixels with these centres the ellipse `outline` reaches."""
-    if np.isinf(outline[2]):
-        return np.ones((len(y), len(x)), bool)
     centre_x, centre_y, radius_x, radius_y = outline
     across, down = (x - centre_x) / (radius_x + 0.5), (y - centre_y) / (radius_y + 0.5)
     reached: NDArray[np.bool_] = across[None] ** 2 + down[:, None] ** 2 <= 1
@@ -319,90 +326,74 @@ def surround(hole: Hole) -> Filling:
     known, the hole becomes black.
     """
     height, width, channels = hole.pixels.shape
-    values, weights = _halves(height, width, channels)
-    for strip in hole.strips():
-        half = _half(strip.rows)
-        values[half], weights[half] = _halved(strip.planes, strip.weight)
-    if not weights.any():
+    size = -(-height // hole.grain), -(-width // hole.grain)
+    values, known = np.empty((*size, channels), np.float32), np.empty(size, np.uint8)
+    for rows in _strips(height, width, hole.grain):
+        part = slice(rows.start // hole.grain, -(-rows.stop // hole.grain))
+        hidden = ((hole.own[rows] == OPAQUE) | hole.others[rows]).astype(np.float32)
+        values[part] = _averaged(hole.pixels[rows], hole.grain, 0).reshape(-1, size[1], channels)
+        known[part] = _averaged(hidden, hole.grain, 1) == 0
+    if not known.any():
         return fill(hole)
-    _fill_gaps(values, weights)
-    return lambda strip: _filled(strip.planes, strip.weight, _stretched(values, strip.rows, height, width))
+    filled = _filled(values, known)
+    return lambda rows: _enlarged(filled, hole.grain, rows)[:, :width]
 
 
-def _fill_gaps(values: Floats, weights: Floats) -> None:
-    """Fill `values` [h, w, c] in place where their `weights` [h, w], 0 to 1, say that they are not known."""
-    height, width, channels = values.shape
-    if weights.min() >= 1 or height * width == 1:
-        return
-    smaller, smaller_weights = _halves(height, width, channels)
-    for rows in _strips(height, width):
-        half = _half(rows)
-        smaller[half], smaller_weights[half] = _halved(values[rows], weights[rows])
-    _fill_gaps(smaller, smaller_weights)
-    for rows in _strips(height, width):
-        values[rows] = _filled(values[rows], weights[rows], _stretched(smaller, rows, height, width))
+def _filled(values: Floats, known: NDArray[np.uint8]) -> Floats:
+    """`values` [h, w, c] where they are `known` [h, w], 0 or 1, and filled smoothly where they are not."""
+    height, width = known.shape
+    if known.all() or height * width == 1:
+        return values
+    sums = _averaged(cv2.copyTo(values, known).reshape(values.shape), 2, 0)
+    shares = _averaged(known.astype(np.float32), 2, 0)
+    # Any known pixel makes its parent a known one: otherwise the middle of a region fades to nothing.
+    averages = sums.reshape(*shares.shape, -1) / _spread(np.maximum(shares, LEAST_SHARE), values)
+    smaller = _filled(averages, (shares > 0).view(np.uint8))
+    result = _enlarged(smaller, 2, slice(0, height))[:, :width]
+    cv2.copyTo(values, known, result)
+    return result
 
 
-def _filled(values: Floats, weights: Floats, others: Floats) -> Floats:
-    share = _spread(weights, values)
-    return share * values + (1 - share) * others
+def _averaged(values: NDArray[Any], factor: int, beyond: int) -> NDArray[Any]:
+    """The averages of squares of `factor` by `factor` values [h, w, …]; past the right and lower edge is `beyond`."""
+    height, width = values.shape[:2]
+    down, across = -height % factor, -width % factor
+    if down or across:
+        values = cv2.copyMakeBorder(values, 0, down, 0, across, cv2.BORDER_CONSTANT, value=[beyond] * 4)
+    if factor == 1:
+        return values
+    size = (width + across) // factor, (height + down) // factor
+    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
+
+
+def _enlarged(values: Floats, factor: int, rows: slice) -> Floats:
+    """The `rows` of `values` [h, w, c] stretched smoothly by a whole `factor`; they start at a multiple of it."""
+    if factor == 1:
+        return values[rows]
+    before = max(0, rows.start // factor - 1)
+    used = values[before : -(-rows.stop // factor) + 1]
+    size = used.shape[1] * factor, len(used) * factor
+    stretched = cv2.resize(used, size, interpolation=cv2.INTER_LINEAR).reshape(size[1], size[0], -1)
+    return np.asarray(stretched[rows.start - before * factor : rows.stop - before * factor], np.float32)
 
 
 def _spread(weights: Floats, values: Floats) -> Floats:
     """`weights` [h, w] once for each channel of `values` [h, w, c]; NumPy broadcasts along so few slowly."""
-    return cv2.merge([weights] * values.shape[2]).reshape(values.shape).astype(np.float32, copy=False)
-
-
-def _halves(height: int, width: int, channels: int) -> tuple[Floats, Floats]:
-    """Room for values and weights of half the size, rounded up."""
-    half = -(-height // 2), -(-width // 2)
-    return np.empty((*half, channels), np.float32), np.empty(half, np.float32)
-
-
-def _half(rows: slice) -> slice:
-    return slice(rows.start // 2, -(-rows.stop // 2))
-
-
-def _halved(values: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Values [h, w, c] and weights [h, w] averaged over squares of two by two, what is not known left out."""
-    height, width = weights.shape
-    odd = (0, height % 2, 0, width % 2, cv2.BORDER_CONSTANT)
-    size = -(-width // 2), -(-height // 2)
-    weighted, sums = (
-        cv2.resize(cv2.copyMakeBorder(padded, *odd, value=0), size, interpolation=cv2.INTER_AREA)
-        for padded in (values * _spread(weights, values), weights)
-    )
-    averages: Floats = weighted.reshape(*sums.shape, -1).astype(np.float32, copy=False)
-    averages /= _spread(np.maximum(sums, np.float32(1e-6)), averages)
-    # Any known pixel makes its parent well known: otherwise the middle of a region fades to nothing.
-    return averages, np.minimum(4 * sums, 1, dtype=np.float32)
-
-
-def _stretched(values: Floats, rows: slice, height: int, width: int) -> Floats:
-    """The `rows` [n, width, c] of `values` [h, w, c] stretched smoothly to `height` and `width`."""
-    last = len(values) - 1
-    places = ((np.arange(rows.start, rows.stop) + 0.5) * len(values) / height - 0.5).clip(0, last)
-    before = places.astype(np.intp)
-    after = np.minimum(before + 1, last)
-    first = before[0]
-    used = values[first : after[-1] + 1]
-    wide = cv2.resize(used, (width, len(used)), interpolation=cv2.INTER_LINEAR).reshape(len(used), width, -1)
-    share = (places - before).astype(np.float32)[:, None, None]
-    stretched: Floats = wide[before - first] * (1 - share) + wide[after - first] * share
-    return stretched
+    channels = values.shape[2]
+    return cv2.merge([weights] * channels).reshape(*weights.shape, channels).astype(np.float32, copy=False)
 
 
 def blur(hole: Hole) -> Filling:
     """The averages of cells, a few across a face, with smooth transitions."""
     cells = _cells(hole)
-    return lambda strip: _stretched(cells, strip.rows, *hole.own.shape)
+    return lambda rows: _stretched(cells, rows, *hole.own.shape)
 
 
 def pixelate(hole: Hole) -> Filling:
     """The averages of cells, a few across a face."""
     cells = _cells(hole)
     down, across = _cell_numbers(hole)
-    return lambda strip: cells[down[strip.rows]][:, across]
+    return lambda rows: cells[down[rows]][:, across]
 
 
 def _cells(hole: Hole) -> Floats:
@@ -411,15 +402,14 @@ def _cells(hole: Hole) -> Floats:
     starts = np.searchsorted(across, np.arange(across[-1] + 1))
     sums = np.zeros((down[-1] + 1, len(starts), hole.pixels.shape[2]))
     weights = np.zeros(sums.shape[:2])
-    for strip in hole.strips():
+    for rows in _strips(*hole.own.shape):
         # In whole numbers, which add up to the same in any order.
-        own = hole.own[strip.rows].astype(np.float32)
-        weighted = np.add.reduceat(strip.planes * own[..., None], starts, axis=1, dtype=np.float64)
-        np.add.at(sums, down[strip.rows], weighted)
-        np.add.at(weights, down[strip.rows], np.add.reduceat(own, starts, axis=1, dtype=np.float64))
+        own = hole.own[rows].astype(np.float32)
+        weighted = np.add.reduceat(hole.pixels[rows] * own[..., None], starts, axis=1, dtype=np.float64)
+        np.add.at(sums, down[rows], weighted)
+        np.add.at(weights, down[rows], np.add.reduceat(own, starts, axis=1, dtype=np.float64))
     cells = (sums / np.maximum(weights, 1)[..., None]).astype(np.float32)
-    _fill_gaps(cells, (weights > 0).astype(np.float32))
-    return cells
+    return _filled(cells, (weights > 0).view(np.uint8))
 
 
 def _cell_numbers(hole: Hole) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -428,9 +418,23 @@ def _cell_numbers(hole: Hole) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return down, across
 
 
+def _stretched(cells: Floats, rows: slice, height: int, width: int) -> Floats:
+    """The `rows` [n, width, c] of `cells` [h, w, c] stretched smoothly to `height` and `width`."""
+    last = len(cells) - 1
+    places = ((np.arange(rows.start, rows.stop) + 0.5) * len(cells) / height - 0.5).clip(0, last)
+    before = places.astype(np.intp)
+    after = np.minimum(before + 1, last)
+    first = before[0]
+    used = cells[first : after[-1] + 1]
+    wide = cv2.resize(used, (width, len(used)), interpolation=cv2.INTER_LINEAR).reshape(len(used), width, -1)
+    share = (places - before).astype(np.float32)[:, None, None]
+    stretched: Floats = wide[before - first] * (1 - share) + wide[after - first] * share
+    return stretched
+
+
 def fill(hole: Hole) -> Filling:
     """Black pixels."""
-    return lambda _strip: np.asarray(hole.black, np.float32)
+    return lambda rows: np.full(hole.pixels[rows].shape, hole.black, np.float32)
 
 
 METHODS: dict[str, Callable[[Hole], Filling]] = {

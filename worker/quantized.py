@@ -14,11 +14,11 @@ from worker import processors
 from worker.detector import Detections, Pixels
 from worker.model import digest_of, in_a_line, stated_threshold
 from worker.models import NETWORK
-from worker.models.maps import MAPS, decode
+from worker.models.maps import MAPS, MIN_SCORE, decode
 from worker.silence import silenced
 
 # An interpreter is made for one shape, in half the time of a run, and takes about 75 bytes for a pixel.
-KEPT_PIXELS = 4_000_000
+KEPT_PIXELS = 8_000_000
 WARM_SIDE = 256
 
 Shape = tuple[int, ...]
@@ -31,11 +31,11 @@ class QuantizedModel:
     on_gpu = False
     fixed_size: tuple[int, int] | None = None
 
-    def __init__(self, folder: Path, digest: str | None = None, lanes: int = 1) -> None:
+    def __init__(self, folder: Path, digest: str | None = None, lanes: int = 1, least_score: float = MIN_SCORE) -> None:
         """Load and check the network in `folder`; ModelInvalid, in one line, if it can't be used.
 
         `digest` is known where the files are not the same on every machine; else it is that of the files. The
-        processors are shared out among `lanes`.
+        processors are shared out among `lanes`. Faces below `least_score` are not reported.
         """
         if not (folder / NETWORK).is_file():
             raise ModelInvalid(
@@ -47,6 +47,7 @@ class QuantizedModel:
         self.lanes = lanes
         self.digest = digest or digest_of(folder)
         self.score_threshold = stated_threshold(folder)
+        self._least_score = least_score
         self._network = (folder / NETWORK).read_bytes()
         self._threads = max(1, count // lanes)
         self._idle: list[tuple[Shape, Interpreter]] = []
@@ -59,7 +60,7 @@ class QuantizedModel:
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
         """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3]."""
-        return [decode(self._maps(canvas)) for canvas in batch]
+        return [decode(self._maps(canvas), self._least_score) for canvas in batch]
 
     def _maps(self, canvas: Pixels) -> NDArray[np.float32]:
         interpreter = self._taken(canvas.shape)

@@ -619,14 +619,20 @@ def test_a_resized_picture_has_the_size_that_it_should(width, height, factor):
 
 @pytest.mark.parametrize("factor", [0.08, 0.24, 0.5, 0.53, 0.7])
 def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
-    """Each pixel is an average of those that it stands for: noise turns gray, and what is somewhere stays there."""
-    picture = np.random.default_rng(1).integers(0, 256, (801, 1203, 3), np.uint8)
+    """What is somewhere is seen, and stays where it is."""
+    random = np.random.default_rng(1)
+    for row, column in zip(random.integers(0, 798, 40), random.integers(0, 1200, 40), strict=True):
+        dot = np.zeros((801, 1203, 3), np.uint8)
+        dot[row : row + 3, column : column + 3] = 255
+        seen = np.argwhere(resized(dot, factor)[..., 0])
+        assert len(seen)
+        assert (np.abs((seen + 0.5) / factor - (row + 1.5, column + 1.5)) < 2 / factor + 2).all()
+
+    picture = random.integers(0, 256, (801, 1203, 3), np.uint8)
     picture[401:, 601:] //= 4
-
     smaller = resized(picture, factor)
-
     whole = cv2.resize(picture, smaller.shape[1::-1], interpolation=cv2.INTER_AREA)
-    assert smaller.std() < 1.15 * whole.std()
+    assert smaller.std() < 1.65 * whole.std()  # of every pixel by itself; interpolation alone has 8 times at 0.08
     middle = tuple(side // 2 for side in smaller.shape[:2])
     for rows in (slice(0, middle[0] - 2), slice(middle[0] + 2, None)):
         for columns in (slice(0, middle[1] - 2), slice(middle[1] + 2, None)):

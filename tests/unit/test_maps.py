@@ -38,6 +38,18 @@ def test_the_stronger_of_two_that_overlap_is_the_face():
     assert found.boxes_xyxy[0, 1] == pytest.approx((21.75 * 4) - 40)
 
 
+@pytest.mark.parametrize("least_score", [0.1, 0.4, 0.9])
+def test_leaving_out_the_weakest_changes_nothing_about_the_others(least_score):
+    rng = np.random.default_rng(1)
+    points = zip(rng.integers(0, 40, 400), rng.integers(0, 60, 400), rng.normal(-1, 2, 400), strict=True)
+    crowd = maps(*((row, column, logit, 30, 24) for row, column, logit in points))
+    everything, some = decode(crowd), decode(crowd, least_score)
+
+    assert 0 < len(some) < len(everything)
+    assert np.array_equal(some.boxes_xyxy, everything.boxes_xyxy[everything.scores >= least_score])
+    assert np.array_equal(some.scores, everything.scores[everything.scores >= least_score])
+
+
 def test_nothing_is_found_where_nothing_is():
     found = decode(maps())
 

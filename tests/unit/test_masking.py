@@ -341,6 +341,27 @@ def test_each_pixel_of_a_region_alone_leaves_no_trace(kind, method):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("most_grains", [1 << 21, 100], ids=["by the ring", "by the area"])
+def test_a_large_region_is_filled_from_squares_that_hold_none_of_it(kind, most_grains, monkeypatch):
+    monkeypatch.setattr(masking, "MOST_GRAINS", most_grains)
+    grains = []
+    kept = METHODS["surround"]
+    monkeypatch.setitem(METHODS, "surround", lambda hole: grains.append(hole.grain) or kept(hole))
+    style = MaskStyle("surround", 0.7, 0.1, feather=0.05)
+    some = np.array([(61, 42, 261, 291), (300, 150, 333, 177)], np.float32)
+    picture, other = noise(331, 353, kind, 1), noise(331, 353, kind, 2)
+    mask = covered(picture, some, style)
+    other[~mask] = picture[~mask]
+
+    hidden = hide(picture, some, style)
+
+    assert max(grains) >= 4
+    assert np.array_equal(hidden, hide(other, some, style))
+    monkeypatch.setattr(masking, "STRIP_PIXELS", 353 * 20)
+    assert np.array_equal(hidden, hide(picture, some, style))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", INDEPENDENT)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 2), (33, 20)])
 def test_a_face_that_fills_the_picture_is_hidden_by_one_tone(kind, method, size):
