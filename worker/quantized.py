@@ -18,7 +18,7 @@ from worker.models.maps import MAPS, MIN_SCORE, decode
 from worker.silence import silenced
 
 # An interpreter is made for one shape, in half the time of a run, and takes about 75 bytes for a pixel.
-KEPT_PIXELS = 8_000_000
+KEPT_PIXELS = 4_000_000  # for each lane: one in use of the largest shape, and a few of smaller ones
 WARM_SIDE = 256
 
 Shape = tuple[int, ...]
@@ -87,5 +87,5 @@ class QuantizedModel:
         """Those used longest ago are dropped when there are too many."""
         with self._lock:
             self._idle.append((shape, interpreter))
-            while sum(height * width for (height, width, _), _ in self._idle) > KEPT_PIXELS:
+            while sum(height * width for (height, width, _), _ in self._idle) > KEPT_PIXELS * self.lanes:
                 self._idle.pop(0)

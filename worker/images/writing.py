@@ -1,6 +1,7 @@
 """From frames back to a file of the same kind, with nothing in it but what is asked for."""
 
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,13 +127,22 @@ def _saved(images: list[Image.Image], form: str, options: dict[str, Any]) -> byt
         options = options | {"save_all": True, "append_images": images[1:]}
         if options.get("default_image"):  # which stands before the animation and has no duration
             options["duration"] = options["duration"][1:]
-    target = io.BytesIO()
     try:
-        images[0].save(target, form, **options)
+        return _written(images[0], form, options)
     except OSError:
         if not options.get(PROGRESSIVE):
             raise
         # Pillow's buffer holds two bytes a pixel of a progressive JPEG; a baseline one may have any size.
+        return _written(images[0], form, options | {PROGRESSIVE: False})
+
+
+def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
+    """The file of `image`. Pillow encodes a JPEG without the interpreter's lock only into a file of the system's."""
+    if form != "JPEG" or not hasattr(os, "memfd_create"):
         target = io.BytesIO()
-        images[0].save(target, form, **options | {PROGRESSIVE: False})
-    return target.getvalue()
+        image.save(target, form, **options)
+        return target.getvalue()
+    with os.fdopen(os.memfd_create("picture"), "w+b") as file:
+        image.save(file, form, **options)
+        file.seek(0)
+        return file.read()
