@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from benchmarks import (
+    accelerator,
     check,
     detector,
     end_to_end,
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "reid": reid.run,
     "detector": detector.run,
     "end_to_end": end_to_end.run,
+    "accelerator": accelerator.run,
     "stages": stages.run,
     "peer": peer.run,
     "latency": latency.run,

@@ -37,9 +37,9 @@ class Alone:
 
 
 @contextmanager
-def started(folder: Path, settings: Mapping[str, str] | None = None) -> Iterator[Alone]:
+def started(folder: Path, settings: Mapping[str, str] | None = None, module: str = __name__) -> Iterator[Alone]:
     """The detector, loaded and warm, until the block ends; its log is in `folder`. `settings` are variables."""
-    with child.started("detector", [sys.executable, "-m", __name__], folder, settings) as process:
+    with child.started("detector", [sys.executable, "-m", module, "alone"], folder, settings) as process:
         yield Alone(process)
 
 

@@ -7,6 +7,8 @@ alternate, so that whatever else the machine does meets both. PICTURES are those
 
 import json
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,7 @@ def run() -> None:
     """Print a line: pictures a second of both, their ratio, and processor seconds a picture by process."""
     count, rounds = int(os.environ.get("PICTURES") or PICTURES), int(os.environ.get("ROUNDS") or ROUNDS)
     with stack.started() as running:
-        made = pictures.written(running.folder / "pictures", min(count, 69), MEGAPIXELS, "JPEG")
-        wanted = [made[number % len(made)] for number in range(count)]
-        figures = _measure(running, wanted, rounds)
+        figures = measured(running, wanted(running, count), rounds)
     line = {
         "bench": "end_to_end",
         "pictures": count,
@@ -56,13 +56,27 @@ def run() -> None:
     Console(stderr=True, width=120).print(table)
 
 
-def _measure(running: Stack, wanted: list[Path], rounds: int) -> dict[str, Any]:
-    worker = running.worker()
+def wanted(running: Stack, count: int) -> list[Path]:
+    """The pictures of a round, in a folder of their own; some may come twice."""
+    made = pictures.written(running.folder / "pictures", min(count, 69), MEGAPIXELS, "JPEG")
+    return [made[number % len(made)] for number in range(count)]
+
+
+def measured(
+    running: Stack,
+    wanted: list[Path],
+    rounds: int,
+    module: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The figures of a worker and of its detector alone: those of Veil, or what `module` is when it is run."""
+    program = [sys.executable, "-m", module] if module else stack.VEIL
+    worker = running.worker(program, **(settings or {}))
     processes = {"worker": worker.pid, "store": running.s3.server.pid, "redis": running.redis.server.pid}
     used = dict.fromkeys(processes, 0.0)
     seconds: list[float] = []
     bounds: list[Spent] = []
-    with alone.started(running.folder) as detector:
+    with alone.started(running.folder, settings, module or alone.__name__) as detector:
         _worked_off(running, wanted[:WARM_UP], "warm-up")
         detector.detect(wanted[:WARM_UP])
         detector.detect(wanted[:WARM_UP])

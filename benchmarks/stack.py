@@ -19,7 +19,8 @@ from tasks.app import create_app
 from tasks.publishing import Publisher, Wanted
 from tasks.settings import Settings
 
-PROGRAMS = Path(sys.executable).parent
+Program = Sequence[str | Path]
+VEIL: Program = [Path(sys.executable).parent / "veil"]
 RAW, CLEAN = "raw", "clean"
 READY_SECONDS = 120
 LOOK_SECONDS = 0.02
@@ -36,18 +37,20 @@ class Stack:
     stopping: ExitStack
     workers: list[Server] = field(default_factory=list)
 
-    def start(self, name: str, arguments: Sequence[str], ready: str, **settings: str) -> Server:
+    def start(
+        self, name: str, arguments: Sequence[str], ready: str, program: Program = VEIL, **settings: str
+    ) -> Server:
         """``veil ARGUMENTS…``, once its log says `ready`; it is stopped with the stack."""
         environment = {**self.environment, **settings}
-        server = Server(name, [PROGRAMS / "veil", *arguments], self.folder / f"{name}.log", environment)
+        server = Server(name, [*program, *arguments], self.folder / f"{name}.log", environment)
         self.stopping.callback(server.stop)
         server.start()
         self.wait(lambda: ready in server.log.read_text(), server, READY_SECONDS)
         return server
 
-    def worker(self, **settings: str) -> Server:
+    def worker(self, program: Program = VEIL, **settings: str) -> Server:
         """Another worker, ready to take messages; `settings` are variables of its environment."""
-        server = self.start(f"worker-{len(self.workers) + 1}", ["worker"], '"worker ready"', **settings)
+        server = self.start(f"worker-{len(self.workers) + 1}", ["worker"], '"worker ready"', program, **settings)
         self.workers.append(server)
         return server
 
