@@ -92,7 +92,7 @@ def load_model(settings: WorkerSettings) -> "Model":
         from worker.quantized import QuantizedModel
 
         lanes = min(settings.concurrency, processors.available())
-        # What nobody asks for costs most to sort out: points that are hardly faces are many.
+        # Points that are hardly faces are many, and sorting them out costs most; nobody asks for those below this.
         least_score = max(MIN_SCORE, WEAK * (settings.score_threshold or stated_threshold(folder)))
         return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
     from worker.saved_model import SavedModel

@@ -296,8 +296,8 @@ def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -
 def resized(picture: Pixels, factor: float) -> Pixels:
     """`picture`, uint8 [height, width, 3], with its sides `factor` times as long, to whole pixels, at least 1.
 
-    Halved as long as it goes, which is exact and fast; what remains, less than a half, is interpolated, which leaves
-    out no pixel. Averaging takes eight times as long, and finds no more faces.
+    Halved as long as it goes, which is exact and fast; what remains, by less than two, is interpolated, which skips
+    nothing but an odd last row or column of each halving. Averaging takes eight times as long, and finds no more faces.
     """
     height, width = picture.shape[:2]
     size = max(1, round(width * factor)), max(1, round(height * factor))

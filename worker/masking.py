@@ -17,9 +17,9 @@ Black = int | Sequence[int]
 
 RING = 0.15  # width of the ring that `surround` fills from, as a share of the region's smaller side
 SMALLEST_RING = 2  # pixels
-RING_GRAINS = 4  # squares of pixels, at least, across a ring that is filled from by squares
+RING_GRAINS = 2  # squares of pixels, at least, across a ring
 MOST_GRAINS = 1 << 21  # squares of pixels that one hole is filled by, which bounds the memory
-LEAST_SHARE = np.float32(1e-6)  # of a square's values that are known, so that none known is no division by zero
+LEAST_SHARE = np.float32(1e-9)  # of a square's values that are known, so that none known is no division by zero
 CELLS = 3  # across a region: all that `blur` and `pixelate` keep of it
 SMALLEST_CELL = 2  # pixels
 WHOLE = 1.0  # the region that is the full face
@@ -57,8 +57,8 @@ class Regions:
     """What is hidden, one row for each rectangle; the rectangles of one face overlap.
 
     `rectangles` [n, 4] are x1 y1 x2 y2 in whole pixels within the picture, `outlines` [n, 4] the ellipse that bounds
-    each (centre x y, radii x y; infinite for none), `sides` [n] the smaller side before the picture's edge cut it,
-    `faces` [n] the face that it is part of.
+    each (centre x y, radii x y; infinite for none), `sides` [n] the smaller side before the picture's edge cut it, at
+    most that of the picture, `faces` [n] the face that it is part of.
     """
 
     rectangles: NDArray[np.intp]
@@ -124,7 +124,7 @@ def regions(
         outlines[: len(boxes)] = np.concatenate([boxes[:, :2] + size / 2, size / 2 + margin], axis=1)
     first_extra = seen.face.max(initial=-1) + 1
     faces = np.concatenate([seen.face[sighting], first_extra + np.arange(len(extra))]).astype(np.intp)
-    sides = (outer[:, 2:] - outer[:, :2]).min(axis=1, initial=np.inf)
+    sides = (outer[:, 2:] - outer[:, :2]).min(axis=1, initial=min(width, height))
     whole = np.concatenate([np.floor(outer[:, :2]), np.ceil(outer[:, 2:])], axis=1)
     rectangles = whole.clip(0, [width, height] * 2).astype(np.intp)
     found = Regions(rectangles, outlines, sides, faces)
@@ -206,7 +206,7 @@ def hide(
         feather = round(style.feather * smallest)
         ring = max(SMALLEST_RING, round(RING * smallest))
         grain = _grain(ring, int((last - first).prod()))
-        reach = feather + (ring if grain == 1 else max(ring, RING_GRAINS * grain))
+        reach = feather + ring
         x1, y1 = (first - reach).clip(0)
         x2, y2 = np.minimum(last + reach, (width, height))
         window = (x1, y1, x2, y2)
@@ -330,9 +330,10 @@ def surround(hole: Hole) -> Filling:
     values, known = np.empty((*size, channels), np.float32), np.empty(size, np.uint8)
     for rows in _strips(height, width, hole.grain):
         part = slice(rows.start // hole.grain, -(-rows.stop // hole.grain))
-        hidden = ((hole.own[rows] == OPAQUE) | hole.others[rows]).astype(np.float32)
-        values[part] = _averaged(hole.pixels[rows], hole.grain, 0).reshape(-1, size[1], channels)
-        known[part] = _averaged(hidden, hole.grain, 1) == 0
+        clear = ((hole.own[rows] < OPAQUE) & ~hole.others[rows]).view(np.uint8)
+        seen = cv2.copyTo(hole.pixels[rows], clear).reshape(*clear.shape, channels)
+        values[part], shares = _known(seen.astype(np.float32), clear.astype(np.float32), hole.grain)
+        known[part] = shares > 0
     if not known.any():
         return fill(hole)
     filled = _filled(values, known)
@@ -344,26 +345,35 @@ def _filled(values: Floats, known: NDArray[np.uint8]) -> Floats:
     height, width = known.shape
     if known.all() or height * width == 1:
         return values
-    sums = _averaged(cv2.copyTo(values, known).reshape(values.shape), 2, 0)
-    shares = _averaged(known.astype(np.float32), 2, 0)
+    clear = np.asarray(cv2.copyTo(values, known), np.float32).reshape(values.shape)
+    averages, shares = _known(clear, known.astype(np.float32), 2)
     # Any known pixel makes its parent a known one: otherwise the middle of a region fades to nothing.
-    averages = sums.reshape(*shares.shape, -1) / _spread(np.maximum(shares, LEAST_SHARE), values)
     smaller = _filled(averages, (shares > 0).view(np.uint8))
     result = _enlarged(smaller, 2, slice(0, height))[:, :width]
     cv2.copyTo(values, known, result)
     return result
 
 
-def _averaged(values: NDArray[Any], factor: int, beyond: int) -> NDArray[Any]:
-    """The averages of squares of `factor` by `factor` values [h, w, …]; past the right and lower edge is `beyond`."""
+def _known(values: Floats, weights: Floats, factor: int) -> tuple[Floats, Floats]:
+    """The averages [h, w, c] of squares of `factor` by `factor` values, and which share [h, w] of each is known.
+
+    `values` are 0 where their `weights` are, 0 for unknown and 1 for known.
+    """
+    sums, shares = _averaged(values, factor), _averaged(weights, factor)
+    averages = sums.reshape(*shares.shape, -1)
+    return averages / _spread(np.maximum(shares, LEAST_SHARE), averages), shares
+
+
+def _averaged(values: Floats, factor: int) -> Floats:
+    """The averages of squares of `factor` by `factor` values [h, w, …]; past the right and lower edge is 0."""
+    if factor == 1:
+        return values
     height, width = values.shape[:2]
     down, across = -height % factor, -width % factor
     if down or across:
-        values = cv2.copyMakeBorder(values, 0, down, 0, across, cv2.BORDER_CONSTANT, value=[beyond] * 4)
-    if factor == 1:
-        return values
+        values = np.asarray(cv2.copyMakeBorder(values, 0, down, 0, across, cv2.BORDER_CONSTANT, value=0), np.float32)
     size = (width + across) // factor, (height + down) // factor
-    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
+    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def _enlarged(values: Floats, factor: int, rows: slice) -> Floats:

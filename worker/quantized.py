@@ -17,7 +17,7 @@ from worker.models import NETWORK
 from worker.models.maps import MAPS, MIN_SCORE, decode
 from worker.silence import silenced
 
-# An interpreter is made for one shape, in half the time of a run, and takes about 75 bytes for a pixel.
+# An interpreter is made for one shape, in half the time of a run, and takes 50 to 75 bytes for a pixel.
 KEPT_PIXELS = 4_000_000  # for each lane: one in use of the largest shape, and a few of smaller ones
 WARM_SIDE = 256
 

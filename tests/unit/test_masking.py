@@ -1,6 +1,7 @@
 """Masking: nothing of a hidden region is left in the output, and nothing else is touched."""
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -437,6 +438,29 @@ def test_surround_of_one_colour_is_that_colour(kind):
     picture[~covered(picture, some, style)] = colour if channels else colour[0]
     hidden = hide(picture, some, style)
     assert np.array_equal(hidden, np.broadcast_to(colour if channels else colour[0], picture.shape))
+
+
+@pytest.mark.parametrize("border", [1, 2, 5, 20])
+def test_a_border_thinner_than_the_squares_of_a_large_hole_is_filled_from_too(border):
+    picture = np.zeros((700, 700, 3), np.uint8)
+    inside = slice(border, 700 - border)
+    picture[:] = 99
+    picture[inside, inside] = noise(700 - 2 * border, 700 - 2 * border)
+    hidden = hide(picture, box(border, border, 700 - border, 700 - border), MaskStyle("surround", 1.0, 0.0))
+    assert (hidden == 99).all()
+
+
+def test_an_area_far_larger_than_the_picture_costs_no_more_than_the_picture():
+    tracemalloc.start()
+    try:
+        hidden = hide(
+            noise(90, 110), np.zeros((0, 4), np.float32), MaskStyle(feather=0.5), extra=[(-1e6, -1e6, 1e6, 1e6)]
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (hidden == 0).all()
+    assert peak < 5_000_000
 
 
 def test_surround_carries_a_gradient_across_the_face():

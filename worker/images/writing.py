@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, JpegImagePlugin
@@ -138,11 +138,15 @@ def _saved(images: list[Image.Image], form: str, options: dict[str, Any]) -> byt
 
 def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
     """The file of `image`. Pillow encodes a JPEG without the interpreter's lock only into a file of the system's."""
-    if form != "JPEG" or not hasattr(os, "memfd_create"):
-        target = io.BytesIO()
-        image.save(target, form, **options)
-        return target.getvalue()
-    with os.fdopen(os.memfd_create("picture"), "w+b") as file:
+    with _file_in_memory() if form == "JPEG" else io.BytesIO() as file:
         image.save(file, form, **options)
         file.seek(0)
         return file.read()
+
+
+def _file_in_memory() -> IO[bytes]:
+    """A file of the system's that is on no disk; Python's own where there is none."""
+    try:
+        return os.fdopen(os.memfd_create("picture"), "w+b")
+    except (AttributeError, OSError):  # not Linux, or not allowed
+        return io.BytesIO()
