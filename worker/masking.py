@@ -17,7 +17,7 @@ Black = int | Sequence[int]
 
 RING = 0.15  # width of the ring that `surround` fills from, as a share of the region's smaller side
 SMALLEST_RING = 2  # pixels
-RING_GRAINS = 2  # squares of pixels, at least, across a ring
+RING_GRAINS = 4  # squares of pixels, at least, across a ring
 MOST_GRAINS = 1 << 21  # squares of pixels that one hole is filled by, which bounds the memory
 LEAST_SHARE = np.float32(1e-9)  # of a square's values that are known, so that none known is no division by zero
 CELLS = 3  # across a region: all that `blur` and `pixelate` keep of it
@@ -232,7 +232,7 @@ def _grain(ring: int, area: int) -> int:
 
 def _blend(pixels: Image, filling: Floats, own: NDArray[np.uint8]) -> None:
     """Replace `pixels` [h, w] or [h, w, c], in place, by the `filling` [h, w, c], as far as they are its `own`."""
-    share = own * np.float32(1 / OPAQUE)
+    share = np.square(own * np.float32(1 / OPAQUE))  # fades faster: less of what is around is changed visibly
     if pixels.dtype == np.uint8:
         pixels[...] = cv2.blendLinear(cv2.convertScaleAbs(filling), pixels, share, 1 - share).reshape(pixels.shape)
         return
