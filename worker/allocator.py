@@ -11,8 +11,7 @@ M_ARENA_MAX = -8  # mallopt(3)
 def keep_less() -> None:
     """Let threads share ARENAS arenas of glibc's; with another C library, or where MALLOC_ARENA_MAX is set, nothing.
 
-    Each thread would get its own, up to eight for each core, and what one of them frees no other can use. With a single
-    one a worker's memory is larger than with two, by a quarter (docs/performance.md).
+    Each thread would get its own, up to eight for each core, and what one of them frees no other can use.
     """
     if "MALLOC_ARENA_MAX" in os.environ:
         return
