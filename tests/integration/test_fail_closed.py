@@ -10,7 +10,7 @@ from PIL import Image
 from tasks import errors
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
-from worker import masking
+from worker import filling
 from worker.anonymizer import Anonymizer, Limits
 from worker.detector import Detections
 from worker.masking import MaskStyle
@@ -179,7 +179,7 @@ def test_a_mask_that_fails_publishes_nothing(published, pipeline, monkeypatch):
         raise Injected
 
     with published(picture_file()) as request:
-        monkeypatch.setitem(masking.METHODS, MaskStyle().method, fail)
+        monkeypatch.setitem(filling.METHODS, MaskStyle().method, fail)
         with pytest.raises(Injected):
             pipeline().run(request)
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker import masking
+from worker import filling, masking
 from worker.detector import Detections, Sightings
-from worker.masking import CELLS, INDEPENDENT, METHODS, MaskStyle
+from worker.filling import INDEPENDENT, METHODS
+from worker.masking import CELLS, MaskStyle
 
 KINDS = {
     "gray": ((), np.uint8),
@@ -344,7 +345,7 @@ def test_each_pixel_of_a_region_alone_leaves_no_trace(kind, method):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most_grains", [1 << 21, 100], ids=["by the ring", "by the area"])
 def test_a_large_region_is_filled_from_squares_that_hold_none_of_it(kind, most_grains, monkeypatch):
-    monkeypatch.setattr(masking, "MOST_GRAINS", most_grains)
+    monkeypatch.setattr(filling, "MOST_GRAINS", most_grains)
     grains = []
     kept = METHODS["surround"]
     monkeypatch.setitem(METHODS, "surround", lambda hole: grains.append(hole.grain) or kept(hole))
@@ -358,7 +359,7 @@ def test_a_large_region_is_filled_from_squares_that_hold_none_of_it(kind, most_g
 
     assert max(grains) >= 4
     assert np.array_equal(hidden, hide(other, some, style))
-    monkeypatch.setattr(masking, "STRIP_PIXELS", 353 * 20)
+    monkeypatch.setattr(filling, "STRIP_PIXELS", 353 * 20)
     assert np.array_equal(hidden, hide(picture, some, style))
 
 
@@ -401,7 +402,7 @@ def test_a_region_is_hidden_alike_in_one_piece_and_strip_by_strip(kind, some, st
     whole = hide(picture, some, style)
     for strip_pixels in (1, 4 * width, 7 * width):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(masking, "STRIP_PIXELS", strip_pixels)
+            patch.setattr(filling, "STRIP_PIXELS", strip_pixels)
             assert np.array_equal(hide(picture, some, style), whole)
 
 

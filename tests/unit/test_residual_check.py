@@ -12,7 +12,8 @@ from tasks.messages import AnonymizeOptions
 from worker import images
 from worker.anonymizer import MOST_CHECKS, Anonymizer, Limits, Stopwatch
 from worker.detector import Detections
-from worker.masking import METHODS, MaskStyle
+from worker.filling import METHODS
+from worker.masking import MaskStyle
 
 FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
