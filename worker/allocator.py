@@ -4,16 +4,21 @@ import ctypes
 import os
 from contextlib import suppress
 
-ARENAS = 2
-M_ARENA_MAX = -8  # mallopt(3)
+# By the variable that sets the same: the number of each option and its value, see mallopt(3). `make bench ONLY=soak`
+# has what they bring and cost.
+OPTIONS = {
+    "MALLOC_ARENA_MAX": (-8, 2),  # else one for each thread, and what one of them frees no other can use
+    # From so many bytes on a block is mapped by itself, and given back when it is freed. Else this limit rises with
+    # what is freed, up to 32 MiB, and blocks of a picture or a canvas leave holes in the heap that others do not fit.
+    "MALLOC_MMAP_THRESHOLD_": (-3, 4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 32 << 20),  # free bytes at the heap's end that are not given back: saves page faults
+}
 
 
 def keep_less() -> None:
-    """Let threads share ARENAS arenas of glibc's; with another C library, or where MALLOC_ARENA_MAX is set, nothing.
-
-    Each thread would get its own, up to eight for each core, and what one of them frees no other can use.
-    """
-    if "MALLOC_ARENA_MAX" in os.environ:
-        return
+    """Set OPTIONS where the environment does not; with another C library than glibc, nothing."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(M_ARENA_MAX, ARENAS)
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for variable, option in OPTIONS.items():
+            if variable not in os.environ:
+                mallopt(*option)
