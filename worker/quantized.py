@@ -17,7 +17,8 @@ from worker.models import NETWORK
 from worker.models.maps import MAPS, MIN_SCORE, decode
 from worker.silence import silenced
 
-# An interpreter is made for one shape, in half the time of a run, and takes 50 to 75 bytes for a pixel.
+# An interpreter is for one shape, and takes 50 to 75 bytes for a pixel. To make one costs half as much as a run; to
+# bring one to another shape, a fifth.
 KEPT_PIXELS = 4_000_000  # for each lane: one in use of the largest shape, and a few of smaller ones
 WARM_SIDE = 256
 
@@ -78,7 +79,10 @@ class QuantizedModel:
             for place in reversed(range(len(self._idle))):
                 if self._idle[place][0] == shape:
                     return self._idle.pop(place)[1]
-        interpreter = Interpreter(model_content=self._network, num_threads=self._threads)
+            full = self._idle and self._kept() + shape[0] * shape[1] > KEPT_PIXELS * self.lanes
+            interpreter = self._idle.pop(0)[1] if full else None
+        if interpreter is None:
+            interpreter = Interpreter(model_content=self._network, num_threads=self._threads)
         interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, *shape])
         interpreter.allocate_tensors()
         return interpreter
@@ -87,5 +91,9 @@ class QuantizedModel:
         """Those used longest ago are dropped when there are too many."""
         with self._lock:
             self._idle.append((shape, interpreter))
-            while sum(height * width for (height, width, _), _ in self._idle) > KEPT_PIXELS * self.lanes:
+            while self._kept() > KEPT_PIXELS * self.lanes:
                 self._idle.pop(0)
+
+    def _kept(self) -> int:
+        """The pixels of the pictures that idle interpreters are for."""
+        return sum(height * width for (height, width, _), _ in self._idle)
