@@ -17,8 +17,7 @@ from worker.models import NETWORK
 from worker.models.maps import MAPS, MIN_SCORE, decode
 from worker.silence import silenced
 
-# An interpreter is for one shape, and takes 50 to 75 bytes for a pixel. To make one costs half as much as a run; to
-# bring one to another shape, a fifth.
+# An interpreter is made for one shape, in half the time of a run, and takes 50 to 75 bytes for a pixel.
 KEPT_PIXELS = 4_000_000  # for each lane: one in use of the largest shape, and a few of smaller ones
 WARM_SIDE = 256
 
@@ -79,10 +78,7 @@ class QuantizedModel:
             for place in reversed(range(len(self._idle))):
                 if self._idle[place][0] == shape:
                     return self._idle.pop(place)[1]
-            full = self._idle and self._kept() + shape[0] * shape[1] > KEPT_PIXELS * self.lanes
-            interpreter = self._idle.pop(0)[1] if full else None
-        if interpreter is None:
-            interpreter = Interpreter(model_content=self._network, num_threads=self._threads)
+        interpreter = Interpreter(model_content=self._network, num_threads=self._threads)
         interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, *shape])
         interpreter.allocate_tensors()
         return interpreter
@@ -91,9 +87,5 @@ class QuantizedModel:
         """Those used longest ago are dropped when there are too many."""
         with self._lock:
             self._idle.append((shape, interpreter))
-            while self._kept() > KEPT_PIXELS * self.lanes:
+            while sum(height * width for (height, width, _), _ in self._idle) > KEPT_PIXELS * self.lanes:
                 self._idle.pop(0)
-
-    def _kept(self) -> int:
-        """The pixels of the pictures that idle interpreters are for."""
-        return sum(height * width for (height, width, _), _ in self._idle)

@@ -209,20 +209,6 @@ def test_interpreters_of_many_shapes_are_not_all_kept():
     assert 0 < kept <= KEPT_PIXELS * model.lanes
 
 
-def test_an_interpreter_that_is_brought_to_another_shape_answers_as_a_new_one(monkeypatch):
-    used, new = load("litert"), load("litert")
-    monkeypatch.setattr("worker.quantized.KEPT_PIXELS", 640 * 640 // used.lanes)  # no room for two of these shapes
-    ((_, interpreter),) = used._idle
-    chance = np.random.default_rng(5)
-    for height, width in [(640, 640), (512, 512), (640, 384), (384, 640), (576, 704), (512, 448), (640, 640)]:
-        tiles = chance.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
-        canvas = np.kron(tiles, np.ones((32, 32, 1), np.uint8))
-        new._idle.clear()
-
-        assert np.array_equal(used._maps(canvas), new._maps(canvas))
-        assert [each for _, each in used._idle] == [interpreter]
-
-
 def test_on_a_cpu_the_default_model_runs_in_8_bits_and_without_tensorflow(veil, programs):
     info = veil("model", "info", "--json", environment={"VEIL_CONCURRENCY": "1"})
     described = json.loads(info.stdout)
