@@ -4,8 +4,8 @@ import ctypes
 import os
 from contextlib import suppress
 
-# By the variable that sets the same: the number of each option and its value, see mallopt(3). `make bench ONLY=soak`
-# has what they bring and cost.
+# By the variable that sets the same: the number of each option and its value, see mallopt(3). docs/performance.md has
+# what they bring and cost.
 OPTIONS = {
     "MALLOC_ARENA_MAX": (-8, 2),  # else one for each thread, and what one of them frees no other can use
     # From so many bytes on a block is mapped by itself, and given back when it is freed. Else this limit rises with
@@ -16,7 +16,7 @@ OPTIONS = {
 
 
 def keep_less() -> None:
-    """Set OPTIONS where the environment does not; with another C library than glibc, nothing."""
+    """Set OPTIONS where their variables do not; with another C library than glibc, nothing."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for variable, option in OPTIONS.items():

@@ -60,7 +60,7 @@ def strips(height: int, width: int, multiple: int = 1) -> Iterator[slice]:
 
 
 def replace_pixels(pixels: Image, hole: Hole, method: str) -> None:
-    """Replace `pixels` [h, w] or [h, w, c] by the hole's filling, in place: a copy of those that the `hole` shows."""
+    """Replace `pixels` [h, w] or [h, w, c] in place, a copy of the hole's, by its filling."""
     filling = METHODS[method](hole)
     height, width = hole.own.shape
     for rows in strips(height, width, hole.grain):

@@ -1,4 +1,4 @@
-"""Pure functions on pixels: which region of a face is hidden."""
+"""Pure functions on pixels: which regions of a picture are hidden, and hiding them."""
 
 import math
 from collections.abc import Sequence
@@ -241,7 +241,8 @@ def _soft(some: Regions, window: tuple[int, int, int, int], feather: int) -> NDA
     """OPAQUE in the regions, falling to 0 over `feather` pixels around them: within a region nothing shines through."""
     x1, y1, x2, y2 = window
     soft = np.empty((y2 - y1, x2 - x1), np.uint8)
-    # No farther than the edge is wide is looked for a region, so strips see what is that far above and below.
+    # No farther than the edge is wide is looked for a region, so strips see what is that far above and below, and are
+    # higher than that.
     for rows in strips(y2 - y1, x2 - x1, max(1, 2 * feather)):
         top, bottom = y1 + rows.start, y1 + rows.stop
         covered = _covered(some, (x1, top - feather, x2, bottom + feather))
