@@ -160,6 +160,7 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = 
     """The pipeline of objects in `store` for `settings`; raises and watches as build_anonymizer does."""
     from worker.pipeline import Pipeline
 
+    allocator.stay_small()
     return Pipeline(
         store=store,
         anonymizer=build_anonymizer(settings, watch),
@@ -177,7 +178,7 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = _unwatched) -> "An
     from worker.batching import Batcher
     from worker.detector import ScaledDetector
 
-    allocator.keep_less()
+    allocator.share_arenas()
     model = load_model(settings)
     threshold = settings.score_threshold or model.score_threshold
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)

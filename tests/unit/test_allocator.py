@@ -68,8 +68,8 @@ def test_threads_share_two_arenas(run):
         return run(ARENAS, *call, **environment)[1].count("Arena ")
 
     assert arenas() > 2
-    assert arenas("allocator.keep_less()") == 2
-    assert arenas("allocator.keep_less()", MALLOC_ARENA_MAX="4") == 4
+    assert arenas("allocator.share_arenas()") == 2
+    assert arenas("allocator.share_arenas()", MALLOC_ARENA_MAX="4") == 4
 
 
 @can_tell
@@ -78,8 +78,8 @@ def test_large_blocks_are_mapped_by_themselves_whatever_was_freed_before(run):
         return int(run(COUNTS + MAPPED, *call, **environment)[0])
 
     assert mapped() == 0
-    assert mapped("allocator.keep_less()") >= 10_000_000
-    assert mapped("allocator.keep_less()", MALLOC_MMAP_THRESHOLD_="16000000") == 0
+    assert mapped("allocator.stay_small()") >= 10_000_000
+    assert mapped("allocator.stay_small()", MALLOC_MMAP_THRESHOLD_="16000000") == 0
 
 
 @can_tell
@@ -88,5 +88,5 @@ def test_what_is_free_at_the_end_of_the_heap_is_used_again(run):
         return int(run(COUNTS + KEPT, *call, **environment)[0])
 
     assert kept() < 1_000_000
-    assert kept("allocator.keep_less()") > 15_000_000
-    assert kept("allocator.keep_less()", MALLOC_TRIM_THRESHOLD_="131072") < 1_000_000
+    assert kept("allocator.stay_small()") > 15_000_000
+    assert kept("allocator.stay_small()", MALLOC_TRIM_THRESHOLD_="131072") < 1_000_000
