@@ -31,18 +31,7 @@ def run() -> None:
     count, rounds = int(os.environ.get("PICTURES") or PICTURES), int(os.environ.get("ROUNDS") or ROUNDS)
     with stack.started() as running:
         figures = measured(running, wanted(running, count), rounds)
-    line = {
-        "bench": "end_to_end",
-        "pictures": count,
-        "rounds": rounds,
-        "megapixels": MEGAPIXELS,
-        "format": "JPEG",
-        "photographs": pictures.origin(),
-        "workers": 1,
-        "threads": WorkerSettings.load().concurrency,
-        **figures,
-    }
-    print(json.dumps(line), flush=True)
+    print(json.dumps({"bench": "end_to_end", **figures}), flush=True)
     table = Table(
         "pictures/s", "detector alone", "ratio", "processor seconds a picture: worker", "store", "Redis", "alone"
     )
@@ -95,6 +84,13 @@ def _figures(count: int, seconds: list[float], bounds: list[Spent], used: dict[s
     each = {name: round(value / (count * len(seconds)), 4) for name, value in used.items()}
     each["detector_alone"] = round(sum(spent.cpu_seconds for spent in bounds) / (count * len(bounds)), 4)
     return {
+        "pictures": count,
+        "rounds": len(seconds),
+        "megapixels": MEGAPIXELS,
+        "format": "JPEG",
+        "photographs": pictures.origin(),
+        "workers": 1,
+        "threads": WorkerSettings.load().concurrency,
         "pictures_per_second": round(count * len(seconds) / through, 3),
         "detector_bound": round(count * len(bounds) / alone_, 3),
         "ratio": round(alone_ / through, 4),
