@@ -216,7 +216,7 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = _unwatched) -> "An
         batch_size=batch_size,
         recipe=recipe,
     )
-    detector = ScaledDetector(batcher.infer, look, threshold, model.fixed_size)
+    detector = ScaledDetector(batcher.infer, look, threshold, model.fixed_size, settings.detect_seconds * look.passes)
     return Anonymizer(
         detector=metrics.ScoredDetector(detector, threshold),
         style=style,

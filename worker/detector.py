@@ -1,6 +1,7 @@
 """From a picture to its faces: Detections, the Detector protocol, and detection at several scales."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -8,8 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DetectionFailed
+from tasks.errors import DetectionFailed, DetectorUnavailable
 from worker.settings import Look
+from worker.tiles import quarters, tiles
 
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
@@ -29,6 +31,16 @@ SLACK_SHARE = 0.1  # but in all but the finest pass no more than this share of t
 CERTAIN = 0.6  # the same again: nearly every picture with upright faces shows one so, hardly any that lies does
 APART = 1.45  # passes at nearly one size see the same faces: they differ at least by this factor
 CLEARLY = 1.2  # by how much a turned picture must show more than the upright one
+
+MAX_CANVAS = 1920  # pixels: the longest side that a model of any size is given; longer views are cut into tiles
+TILE_OVERLAP = 192  # pixels: a face that is larger is seen whole by the next coarser pass (MAX_STEP)
+EDGE = 2  # pixels of a pass: a box that comes as near to a tile's edge may be part of a face
+MIN_TILE = 32  # pixels: the smallest side of a tile that is cut again because the model found too many faces in it
+# Sides of faces, in pixels of a pass, of which CenterFace finds 9 in 10: `python -m benchmarks.tuning faces_by_size`.
+READABLE = 11.52
+WORTHWHILE = 1.16  # a pass that enlarges by less than this brings nothing
+MAX_STEP = 3.01  # from one pass to the next finer one
+PROBE_SHARE = 0.25  # of the finest pass: probes of the turned picture are made in the first pass that is as fine
 
 LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
 # Eyes and mouth are 0.35 to 0.45 of the box's side apart (99 % of the upright faces of three annotated sets); where
@@ -89,12 +101,14 @@ class Detections:
 
     `boxes_xyxy` is float32 [n, 4]: x1 y1 x2 y2 in pixels of the picture, within it, strongest first.
     `scores` is float32 [n], between 0 and 1. `sightings` are what they were put together from; None if each box
-    was seen once.
+    was seen once. `left_out` is the highest score that a face may have which a model saw and did not return, because
+    it returns so many at most; 0 if there is none.
     """
 
     boxes_xyxy: Boxes
     scores: NDArray[np.float32]
     sightings: Sightings | None = None
+    left_out: float = 0.0
 
     @classmethod
     def none(cls) -> "Detections":
@@ -166,33 +180,55 @@ class ScaledDetector:
     score_threshold: float
     fixed_size: tuple[int, int] | None = None
     """(height, width) of a model that takes only this size."""
+    seconds: float = float("inf")
+    """Limit for all passes over one picture."""
 
     def _sure(self, share: float) -> float:
         """The score from which on a detection counts whatever its size: so far from the threshold to 1."""
         return self.score_threshold + share * (1 - self.score_threshold)
 
     def detect(self, picture: Pixels) -> Detections:
+        return self._until(time.monotonic() + self.seconds)._detect(Halves(picture))
+
+    def _until(self, end: float) -> "ScaledDetector":
+        """The same detector, which raises DetectorUnavailable for each canvas after `end` (time.monotonic)."""
+
+        def infer(canvas: Pixels) -> Detections:
+            if time.monotonic() > end:
+                raise DetectorUnavailable(f"the passes over one picture took more than {self.seconds:g} s")
+            return self.infer(canvas)
+
+        return replace(self, infer=infer)
+
+    def _detect(self, picture: "Halves") -> Detections:
         passes = self._passes(picture)
         seen = [self._run(picture, each) for each in passes]
+        finest = passes[-1]
+        while seen[-1].is_crowded and finest.factor < 1:  # so many faces are small ones
+            finest = replace(finest, factor=min(1, 2 * finest.factor))
+            seen.append(self._run(picture, finest))
         if self.look.turned == "always" or (self.look.turned == "doubt" and self._in_doubt(seen)):
             seen += self._turned(picture, passes, seen)
         strong = Detections.joined([each.strong for each in seen])
-        merged = merge(strong, Sightings.joined([each.weak for each in seen]))
-        return clip(merged, picture.shape[1], picture.shape[0])
+        cut = Detections.joined([each.cut for each in seen])
+        merged = merge(strong, Sightings.joined([cut.seen, *(each.weak for each in seen)]))
+        if len(alone := _unless_covered(cut, merged)):
+            merged = Detections.joined([merged, merge(alone)])
+        return clip(merged, picture.width, picture.height)
 
-    def _passes(self, picture: Pixels) -> list[Pass]:
+    def _passes(self, picture: "Halves") -> list[Pass]:
         """The passes over the upright picture, the smallest first."""
-        height, width = picture.shape[:2]
-        if self.fixed_size:
-            return [Pass(min(self.fixed_size[0] / height, self.fixed_size[1] / width))]
+        longer = max(picture.height, picture.width)
         factors: list[float] = []
-        longer = max(height, width)
         # Enlarging brings out small faces up to a point; beyond it, only pixels that are there tell more.
         largest = min(self.look.max_enlargement, max(1, self.look.enlarge_to / longer))
         for side in sorted(self.look.scales):
             factor = min(side / longer, largest)
             if not factors or factor > APART * factors[-1]:
                 factors.append(factor)
+        if self.fixed_size:
+            factors = [min(self.fixed_size[0] / picture.height, self.fixed_size[1] / picture.width)]
+        factors = _refined(factors, min(1.0, READABLE / self.look.smallest_face))
         return [
             Pass(factor, mirrored=mirrored, finest=factor == factors[-1], coarsest=factor == factors[0])
             for factor in factors
@@ -207,39 +243,36 @@ class ScaledDetector:
         certain = strong.scores >= self._sure(CERTAIN)
         return not certain.any() or not (upright | np.isnan(up[:, 1])).all()
 
-    def _turned(self, picture: Pixels, passes: Sequence[Pass], upright: Sequence["_Seen"]) -> list["_Seen"]:
+    def _turned(self, picture: "Halves", passes: Sequence[Pass], upright: Sequence["_Seen"]) -> list["_Seen"]:
         """What passes over the turned picture see, where they are sure: heads that lie or stand upside down.
 
         If one way round shows clearly more than upright, the picture as a whole lies: then all passes are made so.
         """
         plain = [each for each in passes if not each.mirrored]
-        small = plain[:1] if self.look.turned == "doubt" else plain[: max(1, len(plain) - 1)]
+        first = next(number for number, each in enumerate(plain) if each.factor >= PROBE_SHARE * plain[-1].factor)
+        small = plain[first : first + 1] if self.look.turned == "doubt" else plain[: max(1, len(plain) - 1)]
         probes = {
             turn: [self._run(picture, replace(each, turn=turn, probe=True)) for each in small] for turn in (1, 2, 3)
         }
-        shown = {turn: float(seen[0].strong.scores.sum()) for turn, seen in probes.items()}
+        place = min(first, len(small) - 1)
+        shown = {turn: float(seen[place].strong.scores.sum()) for turn, seen in probes.items()}
         best = max(shown, key=lambda turn: shown[turn])
-        if shown[best] > CLEARLY * float(upright[0].strong.scores.sum()):
+        if shown[best] > CLEARLY * float(upright[passes.index(small[place])].strong.scores.sum()):
             return [self._run(picture, replace(each, turn=best)) for each in plain]
         known = Detections.joined([each.strong for each in upright])
-        return [_Seen(_unless_better(seen.strong, known), seen.weak) for several in probes.values() for seen in several]
+        return [
+            replace(seen, strong=_unless_better(seen.strong, known)) for several in probes.values() for seen in several
+        ]
 
-    def _run(self, picture: Pixels, each: Pass) -> "_Seen":
+    def _run(self, picture: "Halves", each: Pass) -> "_Seen":
         """One pass over `picture`, in pixels of the upright picture."""
-        height, width = np.rot90(picture, each.turn).shape[:2]
-        factor = each.factor
-        if self.fixed_size:
-            factor = min(self.fixed_size[0] / height, self.fixed_size[1] / width)
         # Resized before it is turned: the whole picture may be large.
-        view = np.rot90(resized(picture, factor), each.turn)
+        view = np.rot90(picture.resized(each.factor), each.turn)
+        width, height = (picture.width, picture.height)[:: -1 if each.turn % 2 else 1]
         if each.mirrored:
             view = view[:, ::-1]
         size = view.shape[1], view.shape[0]
-        canvas_size = self.fixed_size or (_padded(size[1]), _padded(size[0]))
-        canvas = np.full((*canvas_size, 3), PADDING, np.uint8)
-        canvas[: size[1], : size[0]] = view
-        found = self.infer(canvas)
-        found = placed(found[~(found.scores < WEAK * self.score_threshold)])  # NaN stays, and is refused
+        found, is_cut, is_crowded = self._found(view, each)
         counts = self._counts(found, each)
         back = np.array([width / size[0], height / size[1]], np.float32)
         seen = found.seen
@@ -252,7 +285,51 @@ class ScaledDetector:
         slack = (slack * back.max()).astype(np.float32)
         sightings = Sightings(boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found)))
         weak = np.zeros(len(found), bool) if each.probe else ~counts
-        return _Seen(Detections(boxes, found.scores, sightings)[counts], sightings[weak])
+        faces = Detections(boxes, found.scores, sightings)
+        return _Seen(faces[counts & ~is_cut], faces[counts & is_cut], sightings[weak], is_crowded)
+
+    def _found(self, view: Pixels, each: Pass) -> tuple[Detections, NDArray[np.bool_], bool]:
+        """What the model finds in the `view` of a pass, in its pixels, tile by tile where it is larger than a canvas;
+        which of that [n] a tile may have cut; and whether a tile held more than the model can return.
+
+        A face that is cut is whole in another tile, or in a coarser pass.
+        """
+        height, width = view.shape[:2]
+        size = self.fixed_size or (MAX_CANVAS, MAX_CANVAS)
+        # No coarser pass sees whole what the tiles of the coarsest one cut.
+        overlap = min(size) // 2 if each.coarsest else min(TILE_OVERLAP, min(size) // 3)
+        parts = list(tiles(height, width, size, overlap))
+        found = [part for tile in parts for part in self._found_in(view, *tile, each.finest)]
+        is_cut = [_reaches_edge(detections, rows, columns, height, width) for detections, rows, columns in found]
+        every = Detections.joined([detections for detections, _, _ in found])
+        return every, np.concatenate(is_cut), len(found) > len(parts)
+
+    def _found_in(
+        self, view: Pixels, rows: slice, columns: slice, is_finest: bool
+    ) -> Iterator[tuple[Detections, slice, slice]]:
+        """Yield what the model finds in a part of `view`, in pixels of `view`, and that part; then the same of its
+        quarters, if it finds as many faces as it can return.
+
+        Raises DetectionFailed if the model returns as many faces as it can even of a part of MIN_TILE in the finest
+        pass. In another, a finer pass sees what is that small.
+        """
+        part = view[rows, columns]
+        height, width = part.shape[:2]
+        canvas = np.full((*(self.fixed_size or (_padded(height), _padded(width))), 3), PADDING, np.uint8)
+        canvas[:height, :width] = part
+        answer = self.infer(canvas)
+        found = placed(answer[~(answer.scores < WEAK * self.score_threshold)])  # NaN stays, and is refused
+        yield _moved(found, columns.start, rows.start), rows, columns
+        is_small = min(height, width) <= MIN_TILE
+        if answer.left_out < self.score_threshold or (is_small and not is_finest):
+            return
+        if is_small:
+            raise DetectionFailed(
+                f"the model returned {len(answer)} faces of a part of {width} x {height} pixels, as many as it can, "
+                "and there may be more: raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
+            )
+        for down, across in quarters(height, width, TILE_OVERLAP):
+            yield from self._found_in(view, _within(rows, down), _within(columns, across), is_finest)
 
     def _counts(self, found: Detections, each: Pass) -> NDArray[np.bool_]:
         """Which of `found`, in pixels of the canvas, are faces by themselves."""
@@ -265,10 +342,15 @@ class ScaledDetector:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one pass saw: what counts by itself, and what only counts where something else that counts is too."""
+    """What one pass saw: what counts by itself, and what only counts where something else that counts is too.
+
+    What is `cut` by the edge of a tile counts by itself where no face covers it.
+    """
 
     strong: Detections
+    cut: Detections
     weak: Sightings
+    is_crowded: bool = False
 
 
 def _unless_better(found: Detections, known: Detections) -> Detections:
@@ -282,6 +364,55 @@ def _unless_better(found: Detections, known: Detections) -> Detections:
     return found[~better.any(axis=1)]
 
 
+def _reaches_edge(found: Detections, rows: slice, columns: slice, height: int, width: int) -> NDArray[np.bool_]:
+    """[n]: which of `found` reach the edge of the part at `rows` and `columns` of a view, where the view goes on."""
+    boxes = found.boxes_xyxy
+    reaches = np.zeros(len(found), bool)
+    for axis, (span, length) in enumerate(((columns, width), (rows, height))):
+        if span.start > 0:
+            reaches |= boxes[:, axis] < span.start + EDGE
+        if span.stop < length:
+            reaches |= boxes[:, axis + 2] > span.stop - EDGE
+    return reaches
+
+
+def _unless_covered(cut: Detections, faces: Detections) -> Detections:
+    """Those of `cut` of which no one of `faces` covers half."""
+    covered = np.zeros(len(cut), bool)
+    for number, box in enumerate(cut.boxes_xyxy):
+        shared = np.minimum(box[2:], faces.boxes_xyxy[:, 2:]) - np.maximum(box[:2], faces.boxes_xyxy[:, :2])
+        covered[number] = 2 * shared.clip(0).prod(axis=1).max(initial=0) >= _area(box[None])[0]
+    return cut[~covered]
+
+
+def _within(span: slice, part: slice) -> slice:
+    """`part` of the pixels of `span`, as pixels of what `span` is part of."""
+    return slice(span.start + part.start, span.start + part.stop)
+
+
+def _moved(found: Detections, x: int, y: int) -> Detections:
+    """`found`, `x` pixels further to the right and `y` further down."""
+    if not (x or y):
+        return found
+    by, seen = np.array([x, y], np.float32), found.seen
+    sightings = replace(seen, boxes_xyxy=seen.boxes_xyxy + np.tile(by, 2), landmarks=seen.landmarks + by)
+    return Detections(found.boxes_xyxy + np.tile(by, 2), found.scores, sightings)
+
+
+def _refined(factors: list[float], least: float) -> list[float]:
+    """The `factors` of passes, coarsest first, the finest at least `least`, none MAX_STEP times finer than the last.
+
+    A pass that is added near the finest one takes its place.
+    """
+    if WORTHWHILE * factors[-1] >= least:
+        return factors
+    added = [least]
+    while added[0] > MAX_STEP * factors[-1]:
+        added.insert(0, added[0] / MAX_STEP)
+    replaces = len(factors) > 1 and added[0] <= MAX_STEP * factors[-2]
+    return [*(factors[:-1] if replaces else factors), *added]
+
+
 def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -> NDArray[np.float32]:
     """`points` [..., 2] x y in the view of a pass, `width` x `height`, as points of the upright picture."""
     x, y = points[..., 0], points[..., 1]
@@ -293,19 +424,34 @@ def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -
     return np.stack([x, y], axis=-1)
 
 
-def resized(picture: Pixels, factor: float) -> Pixels:
-    """`picture`, uint8 [height, width, 3], with its sides `factor` times as long, to whole pixels, at least 1.
+class Halves:
+    """A picture, uint8 [height, width, 3], and its halves, each made once, that passes of any size are made from."""
 
-    Halved as long as it goes, which is exact and fast; what remains, by less than two, is interpolated, which skips
-    nothing but an odd last row or column of each halving. Averaging takes eight times as long, and finds no more faces.
-    """
-    height, width = picture.shape[:2]
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    while width >= 2 * size[0] and height >= 2 * size[1]:
-        width, height = width // 2, height // 2
-        even = picture[: 2 * height, : 2 * width]
-        picture = np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    def __init__(self, picture: Pixels) -> None:
+        self.height, self.width = picture.shape[:2]
+        self._halves = [picture]
+
+    def resized(self, factor: float) -> Pixels:
+        """The picture with its sides `factor` times as long, to whole pixels, at least 1.
+
+        Halved as long as it goes, which is exact and fast; what remains, by less than two, is interpolated, which
+        skips nothing but an odd last row or column of each halving. Averaging takes eight times as long, and finds no
+        more faces.
+        """
+        width, height = max(1, round(self.width * factor)), max(1, round(self.height * factor))
+        number = 0
+        while self._half(number).shape[1] >= 2 * width and self._half(number).shape[0] >= 2 * height:
+            number += 1
+        return np.asarray(cv2.resize(self._half(number), (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+    def _half(self, number: int) -> Pixels:
+        """The picture halved `number` times; an odd last row or column is left out."""
+        if number == len(self._halves):
+            last = self._halves[-1]
+            height, width = last.shape[0] // 2, last.shape[1] // 2
+            even = last[: 2 * height, : 2 * width]
+            self._halves.append(np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8))
+        return self._halves[number]
 
 
 def _padded(side: int) -> int:

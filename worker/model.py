@@ -10,6 +10,7 @@ from tasks.errors import ModelInvalid
 from worker.detector import Detections, Pixels
 
 METADATA = "veil.json"
+LEFT_OUT = "detection_left_out"  # an output of a SavedModel: see Detections.left_out
 DEFAULT_THRESHOLD = 0.5  # for a model that states none
 
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
 from worker import processors
 from worker.detector import LANDMARKS, Detections, Pixels, Sightings
-from worker.model import digest_of, in_a_line, stated_threshold
+from worker.model import LEFT_OUT, digest_of, in_a_line, stated_threshold
 from worker.tf import tf
 
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
 KEYPOINTS = "detection_keypoints"  # of the Object Detection API's keypoint models; taken where it is five a face
+# As many detections as this, all above the threshold, are as many as a model returns that does not say how many it can.
+USUAL_CAPACITY = 100  # max_detections_per_class of the Object Detection API
 CONTRACT = "see 'Your own model' in the README"
 
 
@@ -49,6 +52,9 @@ class SavedModel:
             raise ModelInvalid(f"{folder} does not return {', '.join(missing)}: {CONTRACT}")
         keypoints = self._call.structured_outputs.get(KEYPOINTS)
         self._landmarks = keypoints is not None and keypoints.shape[-2:] == (LANDMARKS, 2)
+        self._tells_left_out = LEFT_OUT in self._call.structured_outputs
+        scores = self._call.structured_outputs["detection_scores"].shape
+        self._capacity: int = (scores.rank and scores[-1]) or USUAL_CAPACITY
         self._one_at_a_time = shape[0] == 1
         self.fixed_size: tuple[int, int] | None = (shape[1], shape[2]) if shape[1] and shape[2] else None
         self.digest = digest or digest_of(folder)
@@ -64,7 +70,7 @@ class SavedModel:
             return [self.predict(batch[i : i + 1])[0] for i in range(len(batch))]
         try:
             returned = self._call(**{self._input: tf.constant(batch)})
-            names = (*OUTPUTS, KEYPOINTS) if self._landmarks else OUTPUTS
+            names = [*OUTPUTS, *[KEYPOINTS] * self._landmarks, *[LEFT_OUT] * self._tells_left_out]
             answer = {name: returned[name].numpy() for name in names}
         except tf.errors.ResourceExhaustedError:
             raise DetectorUnavailable(f"no memory left on the {self.device}: lower VEIL_BATCH_SIZE") from None
@@ -80,8 +86,16 @@ class SavedModel:
                 raise ValueError("the model returned numbers that are not finite")
             boxes = boxes[:, [1, 0, 3, 2]]
             landmarks = answer[KEYPOINTS][i, :count, :, ::-1] * side[1::-1] if self._landmarks else None
-            found.append(Detections(boxes, scores, Sightings.of(boxes, landmarks)))
+            left_out = float(answer[LEFT_OUT][i]) if self._tells_left_out else self._left_out(scores)
+            found.append(Detections(boxes, scores, Sightings.of(boxes, landmarks), left_out))
         return found
+
+    def _left_out(self, scores: NDArray[np.float32]) -> float:
+        """The highest score of a face that the model may have had no room for: its lowest, if it returned as many as
+        it can. A model that returns one face at most is taken for one that looks for one.
+        """
+        is_full = self._capacity > 1 and len(scores) >= min(self._capacity, USUAL_CAPACITY)
+        return float(scores.min()) if is_full else 0.0
 
     def _warm(self, folder: Path) -> None:
         """Run once: the first call plans the graph, and shows whether the answers have the right shape."""

@@ -36,7 +36,8 @@ class Look:
     `scales` are the longer sides of the passes in pixels; a small picture is enlarged up to `max_enlargement` times,
     and not beyond a longer side of `enlarge_to`.
     `mirrored` passes are made on top, and `turned` ones, for pictures and heads that lie on their side or stand upside
-    down: ``never``, when in ``doubt``, or ``always``.
+    down: ``never``, when in ``doubt``, or ``always``. `smallest_face` is the side, in pixels of the picture, of the
+    smallest face that the finest pass has to show at a size the detector sees, whatever the picture's dimensions.
     """
 
     scales: tuple[int, ...]
@@ -44,17 +45,18 @@ class Look:
     enlarge_to: int
     mirrored: bool
     turned: Literal["never", "doubt", "always"]
+    smallest_face: int = 24
 
     @property
     def passes(self) -> int:
-        """The most passes over one view of a picture."""
+        """The passes over one view of a picture that the time for it is reckoned by."""
         upright = len(self.scales) * (1 + self.mirrored)
         probes = {"never": 0, "doubt": 1, "always": max(1, len(self.scales) - 1)}[self.turned]
         return upright + 3 * probes + (len(self.scales) if probes else 0)
 
 
 PRESETS = {
-    "fast": Look((480, 896), 2.0, 896, mirrored=False, turned="never"),
+    "fast": Look((480, 896), 2.0, 896, mirrored=False, turned="never", smallest_face=48),
     "balanced": Look((480, 960, 1920), 2.0, 960, mirrored=False, turned="doubt"),
     "thorough": Look((480, 800, 1920), 3.0, 1280, mirrored=True, turned="always"),
 }
@@ -84,7 +86,7 @@ class WorkerSettings(Settings):
     )
     preset: Literal["fast", "balanced", "thorough"] = Field(
         "balanced",
-        description="How hard faces are looked for; it sets the five below. docs/detection.md says what each finds "
+        description="How hard faces are looked for; it sets the six below. docs/detection.md says what each finds "
         "and costs.",
     )
     scales: Annotated[tuple[int, ...] | None, NoDecode] = Field(
@@ -108,6 +110,14 @@ class WorkerSettings(Settings):
         None,
         description="Whether heads that lie on their side or stand upside down are looked for too, in turned passes; "
         f"`doubt`: where no face is found, or one that does not stand upright. {_by_preset('turned')}",
+    )
+    smallest_face: int | None = Field(
+        None,
+        ge=12,
+        le=100_000,
+        description="Side, in pixels of the picture, of the smallest face that the finest pass must show large enough "
+        "for the detector, whatever the picture's dimensions: larger and longer pictures get finer passes, in tiles. "
+        f"{_by_preset('smallest_face')}",
     )
     score_threshold: float | None = Field(
         None,
@@ -202,7 +212,15 @@ class WorkerSettings(Settings):
         return tuple(sorted(set(value)))
 
     @field_validator(
-        "model", "score_threshold", "batch_size", "max_enlargement", "enlarge_to", "mirrored", "turned", mode="before"
+        "model",
+        "score_threshold",
+        "batch_size",
+        "max_enlargement",
+        "enlarge_to",
+        "mirrored",
+        "turned",
+        "smallest_face",
+        mode="before",
     )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
@@ -227,7 +245,7 @@ class WorkerSettings(Settings):
 
     def look(self) -> Look:
         """How pictures are looked at: as the preset says, but for what is set."""
-        names = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned")
+        names = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned", "smallest_face")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(PRESETS[self.preset], **chosen)
 

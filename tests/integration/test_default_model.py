@@ -189,6 +189,26 @@ def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
     assert found.seen.landmarks == pytest.approx(keypoints, abs=0.01)
 
 
+def test_both_decoders_say_alike_what_they_had_no_room_for():
+    from worker.models import centerface, maps
+    from worker.tf import tf
+
+    rows, columns = 120, 160
+    crowded = np.full((rows, columns, 15), -12.0, np.float32)
+    crowded[::2, ::2, 0] = np.linspace(0.5, 3, rows * columns // 4).reshape(rows // 2, columns // 2)
+    crowded[..., 1:3] = np.log(2)
+    blob = crowded.copy()
+    blob[..., 0], blob[..., 1:3] = np.linspace(1, 2, rows * columns).reshape(rows, columns), np.log(30)
+
+    for one, most in ((crowded, maps.MAX_DETECTIONS), (blob, maps.MAX_DETECTIONS - 1), (crowded[:20], 0)):
+        found = maps.decode(one)
+        answer = {name: value.numpy()[0] for name, value in centerface._decode(tf.constant(one[None])).items()}
+        assert len(found) == answer["num_detections"]
+        assert found.left_out == pytest.approx(float(answer["detection_left_out"]), abs=1e-5)
+        assert (found.left_out > 0) == (most > 0)
+        assert len(found) <= maps.MAX_DETECTIONS
+
+
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
     from worker.models.centerface import CALIBRATION, Calibration
 

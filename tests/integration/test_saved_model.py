@@ -149,6 +149,52 @@ def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden
     assert not corner.any()
 
 
+@pytest.mark.parametrize("capacity", [50, None], ids=["fifty", "not stated"])
+def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
+    """It returns the brightest cells of 8 x 8 pixels, 50 of one canvas at most, or 100 without saying so."""
+    from worker.bootstrap import build_anonymizer
+    from worker.tf import tf
+
+    most = capacity or 100
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec(ANY_SIZE, tf.uint8, name="input_tensor")], autograph=False)
+    def detect(pictures):
+        light = tf.nn.max_pool2d(tf.cast(pictures[..., :1], tf.float32) / 255, 8, 8, "SAME")
+        size = tf.cast(tf.shape(light)[1:3], tf.float32)
+        cells = tf.reshape(light, [tf.shape(light)[0], -1])
+        scores, index = tf.math.top_k(cells, tf.minimum(most, tf.shape(cells)[1]))
+        corner = tf.cast(tf.stack([index // tf.shape(light)[2], index % tf.shape(light)[2]], axis=-1), tf.float32)
+        count = tf.reduce_sum(tf.cast(scores > 0.8, tf.float32), axis=1)
+        boxes = tf.concat([(corner - 0.2) / size, (corner + 1.2) / size], axis=-1)
+        if capacity:
+            room = [[0, 0], [0, most - tf.shape(scores)[1]]]
+            boxes, scores = tf.pad(boxes, [*room, [0, 0]]), tf.pad(scores, room)
+            boxes, scores = tf.ensure_shape(boxes, [None, most, 4]), tf.ensure_shape(scores, [None, most])
+        return {
+            "detection_boxes": boxes,
+            "detection_scores": scores,
+            "detection_classes": tf.ones_like(scores),
+            "num_detections": count,
+        }
+
+    tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": detect})
+    pixels = np.random.default_rng(5).integers(0, 90, (320, 480, 3), np.uint8)
+    faces = [(left, top) for top in range(10, 300, 24) for left in range(10, 460, 26)]
+    for left, top in faces:
+        pixels[top : top + 10, left : left + 10] = 255
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+
+    result = build_anonymizer(settings_of(tmp_path, batch_size=1, method="fill")).anonymize(
+        target.getvalue(), Stopwatch()
+    )
+
+    assert len(faces) > 2 * most
+    after = np.asarray(Image.open(io.BytesIO(result.content)))
+    assert not [place for place in faces if (after[place[1] : place[1] + 10, place[0] : place[0] + 10] == 255).any()]
+
+
 def changed(**outputs):
     """Replace outputs of the model; None takes one away."""
 

@@ -21,6 +21,7 @@ from worker.detector import (
     SMALLEST_SEEN,
     WEAK,
     Detections,
+    Halves,
     ScaledDetector,
     Sightings,
     bridged,
@@ -28,7 +29,6 @@ from worker.detector import (
     merge,
     outside,
     overlap,
-    resized,
 )
 from worker.settings import Look
 
@@ -179,7 +179,7 @@ def picture(width, height, face):
 
 
 def detector(model, scales=(128, 256), max_enlargement=2.0, threshold=0.5, fixed_size=None, **look):
-    chosen = {"enlarge_to": 10_000, "mirrored": False, "turned": "never", **look}
+    chosen = {"enlarge_to": 10_000, "mirrored": False, "turned": "never", "smallest_face": 100_000, **look}
     return ScaledDetector(model.infer, Look(tuple(scales), max_enlargement, **chosen), threshold, fixed_size)
 
 
@@ -611,7 +611,7 @@ def test_a_turned_pass_counts_only_where_it_is_sure():
 def test_a_resized_picture_has_the_size_that_it_should(width, height, factor):
     picture = np.full((height, width, 3), 77, np.uint8)
 
-    smaller = resized(picture, factor)
+    smaller = Halves(picture).resized(factor)
 
     assert smaller.shape == (max(1, round(height * factor)), max(1, round(width * factor)), 3)
     assert (smaller == 77).all()
@@ -624,13 +624,13 @@ def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
     for row, column in zip(random.integers(0, 798, 40), random.integers(0, 1200, 40), strict=True):
         dot = np.zeros((801, 1203, 3), np.uint8)
         dot[row : row + 3, column : column + 3] = 255
-        seen = np.argwhere(resized(dot, factor)[..., 0])
+        seen = np.argwhere(Halves(dot).resized(factor)[..., 0])
         assert len(seen)
         assert (np.abs((seen + 0.5) / factor - (row + 1.5, column + 1.5)) < 2 / factor + 2).all()
 
     picture = random.integers(0, 256, (801, 1203, 3), np.uint8)
     picture[401:, 601:] //= 4
-    smaller = resized(picture, factor)
+    smaller = Halves(picture).resized(factor)
     whole = cv2.resize(picture, smaller.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert smaller.std() < 1.65 * whole.std()  # of every pixel by itself; interpolation alone has 8 times at 0.08
     middle = tuple(side // 2 for side in smaller.shape[:2])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worker.models.maps import MAX_DETECTIONS, decode
+from worker.models.maps import CANDIDATES, MAX_DETECTIONS, decode
 
 ABSENT = -12.0
 
@@ -58,7 +58,24 @@ def test_nothing_is_found_where_nothing_is():
     assert found.seen.landmarks.shape == (0, 5, 2)
 
 
-def test_a_picture_full_of_faces_gives_as_many_as_the_model_promises():
+def test_a_picture_full_of_faces_gives_as_many_as_the_model_promises_and_says_what_it_left_out():
     crowd = [(row, column, 1.0 + row / 100, 8, 8) for row in range(0, 100, 2) for column in range(0, 120, 2)]
 
-    assert len(decode(maps(*crowd, height=100, width=120))) == MAX_DETECTIONS
+    found = decode(maps(*crowd, height=100, width=120))
+    fewer = decode(maps(*crowd[-900:], height=100, width=120))
+
+    assert len(found) == MAX_DETECTIONS
+    assert 0 < found.left_out <= found.scores.min()
+    assert len(fewer) == 900
+    assert fewer.left_out == 0
+
+
+def test_points_that_are_not_looked_at_are_left_out_too():
+    """One face of very many points, and a weaker one for which there is no room among the candidates."""
+    one = [(row, column, 3.0, 90, 90) for row in range(80) for column in range(80)]
+
+    found = decode(maps(*one, (90, 110, 1.0, 8, 8), height=100, width=120))
+
+    assert len(one) > CANDIDATES
+    assert len(found) < MAX_DETECTIONS
+    assert found.left_out == pytest.approx(1 / (1 + np.exp(-3.0)))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from worker.detector import LANDMARKS
+from worker.model import LEFT_OUT
 from worker.models import NETWORK
 from worker.models.maps import CANDIDATES, MAPS, MAX_DETECTIONS, MIN_SCORE, NMS_IOU
 from worker.silence import silenced
@@ -35,8 +36,9 @@ def build(weights: bytes, folder: Path) -> None:
     The SavedModel's signature `serving_default` takes ``input_tensor`` uint8 [N, H, W, 3] RGB, H and W multiples of
     32, and returns ``detection_boxes`` float32 [N, K, 4] (normalised y1 x1 y2 x2, not cut at the picture's
     edge), ``detection_scores`` float32 [N, K], ``detection_classes`` float32 [N, K] (always 1),
-    ``detection_keypoints`` float32 [N, K, 5, 2] (normalised y x: eyes, nose, corners of the mouth) and
-    ``num_detections`` float32 [N].
+    ``detection_keypoints`` float32 [N, K, 5, 2] (normalised y x: eyes, nose, corners of the mouth),
+    ``num_detections`` float32 [N] and ``detection_left_out`` float32 [N], the highest score that a face may have for
+    which there was no room.
 
     The network in 8 bits takes one picture, uint8 [1, H, W, 3], and returns the four maps, float32 [1, H/4, W/4, 15].
     """
@@ -287,7 +289,9 @@ def _decode(maps: Any) -> dict[str, Any]:
     shape = tf.shape(maps)
     batch, height, width = shape[0], shape[1], shape[2]
     points = height * width
-    scores, index = tf.math.top_k(tf.reshape(tf.sigmoid(logits), [batch, points]), tf.minimum(CANDIDATES, points))
+    scores, index = tf.math.top_k(tf.reshape(tf.sigmoid(logits), [batch, points]), tf.minimum(CANDIDATES + 1, points))
+    beyond = tf.reduce_max(tf.pad(scores[:, CANDIDATES:], [[0, 0], [0, 1]]), axis=1)
+    scores, index = scores[:, :CANDIDATES], index[:, :CANDIDATES]
     rows, columns = tf.cast(index // width, tf.float32), tf.cast(index % width, tf.float32)
 
     def at_points(values: Any, count: int) -> Any:
@@ -300,20 +304,22 @@ def _decode(maps: Any) -> dict[str, Any]:
     shares = tf.reshape(at_points(landmarks, 2 * LANDMARKS), [batch, -1, LANDMARKS, 2])
     keypoints = (corner[:, :, None] + shares * size[:, :, None]) / extent
 
-    def strongest(candidates: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+    def strongest(candidates: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
         its_boxes, its_scores, its_keypoints = candidates
-        kept = tf.image.non_max_suppression(its_boxes, its_scores, MAX_DETECTIONS, NMS_IOU, MIN_SCORE)
+        every = tf.image.non_max_suppression(its_boxes, its_scores, MAX_DETECTIONS + 1, NMS_IOU, MIN_SCORE)
+        kept = every[:MAX_DETECTIONS]
         count = tf.shape(kept)[0]
+        next_score = tf.reduce_max(tf.pad(tf.gather(its_scores, every[MAX_DETECTIONS:]), [[0, 1]]))
 
         def padded(values: Any) -> Any:
             chosen = tf.gather(values, kept)
             return tf.pad(chosen, [[0, MAX_DETECTIONS - count], *[[0, 0]] * (len(values.shape) - 1)])
 
-        return padded(its_boxes), padded(its_scores), padded(its_keypoints), tf.cast(count, tf.float32)
+        return padded(its_boxes), padded(its_scores), padded(its_keypoints), tf.cast(count, tf.float32), next_score
 
-    kinds = [[MAX_DETECTIONS, 4], [MAX_DETECTIONS], [MAX_DETECTIONS, LANDMARKS, 2], []]
+    kinds = [[MAX_DETECTIONS, 4], [MAX_DETECTIONS], [MAX_DETECTIONS, LANDMARKS, 2], [], []]
     signature = tuple(tf.TensorSpec(kind, tf.float32) for kind in kinds)
-    kept_boxes, kept_scores, kept_keypoints, count = tf.map_fn(
+    kept_boxes, kept_scores, kept_keypoints, count, left_out = tf.map_fn(
         strongest, (boxes, scores, keypoints), fn_output_signature=signature
     )
     return {
@@ -322,4 +328,5 @@ def _decode(maps: Any) -> dict[str, Any]:
         "detection_classes": tf.ones_like(kept_scores),
         "detection_keypoints": kept_keypoints,
         "num_detections": count,
+        LEFT_OUT: tf.maximum(left_out, beyond),
     }

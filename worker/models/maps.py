@@ -10,7 +10,7 @@ MAPS = (1, 2, 2, 2 * LANDMARKS)  # channels: logit of the score, logarithm of th
 STRIDE = 4  # pixels of the picture for one of the maps
 NMS_IOU = 0.3  # of the authors' own decoder
 CANDIDATES = 5000  # strongest points that are looked at: a few for each of MAX_DETECTIONS faces
-MAX_DETECTIONS = 1000  # a picture; the densest of WIDER FACE has about 1,000 faces that can be found
+MAX_DETECTIONS = 1000  # of a canvas; what is left out beyond it is told by Detections.left_out
 MIN_SCORE = 0.02  # what the model reports at all; the setting `score_threshold` decides on top of it
 
 
@@ -24,17 +24,27 @@ def decode(maps: NDArray[np.float32], least_score: float = MIN_SCORE) -> Detecti
     least = np.log(least_score / (1 - least_score))
     rows, columns = np.nonzero(maps[..., 0] >= least)
     points = maps[rows, columns]
-    strongest = np.argsort(-points[:, 0], kind="stable")[:CANDIDATES]
+    strongest = np.argsort(-points[:, 0], kind="stable")
+    beyond = strongest[CANDIDATES : CANDIDATES + 1]
+    left_out = _scores(points[beyond, 0]).max(initial=0)
+    strongest = strongest[:CANDIDATES]
     points, places = points[strongest], np.stack([rows, columns], axis=1)[strongest]
     logits, scale, offset, shares = np.split(points, np.cumsum(MAPS)[:-1], axis=1)
-    scores = (1 / (1 + np.exp(-logits[:, 0]))).astype(np.float32)
+    scores = _scores(logits[:, 0])
     size = np.exp(scale) * STRIDE
     corner = (places + offset + 0.5) * STRIDE - size / 2
     kept = _kept(np.concatenate([corner, size], axis=1), scores)
+    left_out = max(left_out, scores[kept[MAX_DETECTIONS : MAX_DETECTIONS + 1]].max(initial=0))
+    kept = kept[:MAX_DETECTIONS]
     corner, size = corner[kept].astype(np.float32), size[kept]
     boxes = np.concatenate([corner, corner + size], axis=1)[:, [1, 0, 3, 2]]
     landmarks = corner[:, None] + shares[kept].reshape(-1, LANDMARKS, 2) * size[:, None]
-    return Detections(boxes, scores[kept], Sightings.of(boxes, landmarks[..., ::-1]))
+    return Detections(boxes, scores[kept], Sightings.of(boxes, landmarks[..., ::-1]), float(left_out))
+
+
+def _scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    scores: NDArray[np.float32] = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    return scores
 
 
 def _kept(boxes: NDArray[np.floating], scores: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -42,4 +52,4 @@ def _kept(boxes: NDArray[np.floating], scores: NDArray[np.float32]) -> NDArray[n
     if not len(boxes):
         return np.zeros(0, np.intp)
     kept = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), 0.0, NMS_IOU)
-    return np.asarray(kept, np.intp)[:MAX_DETECTIONS]
+    return np.asarray(kept, np.intp)
