@@ -10,6 +10,7 @@ from benchmarks import (
     accelerator,
     check,
     detector,
+    dimensions,
     end_to_end,
     enqueue,
     exposure,
@@ -31,6 +32,7 @@ from tasks.errors import VeilError
 BENCHMARKS = {
     "exposure": exposure.run,
     "check": check.run,
+    "dimensions": dimensions.run,
     "reid": reid.run,
     "detector": detector.run,
     "end_to_end": end_to_end.run,

@@ -141,7 +141,7 @@ def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
         side = image.width
     content = path.read_bytes()
     face = (round(side * 0.02), round(side * 0.02), round(side * 0.98), round(side * 0.98))
-    before = 0 if with_model else _peak()
+    before = 0 if with_model else peak()
     if with_model:
         anonymizer, options = build_anonymizer(settings), AnonymizeOptions.parse(extra=[face])
     else:
@@ -154,12 +154,12 @@ def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
     return {
         "megapixels": round(side * side / 1e6, 1),
         "file_mb": round(len(content) / 1e6, 1),
-        "needed_mib": (_peak() - before) >> 20,
-        "peak_mib": _peak() >> 20,
+        "needed_mib": (peak() - before) >> 20,
+        "peak_mib": peak() >> 20,
     }
 
 
-def _peak() -> int:
+def peak() -> int:
     """Bytes of this program's largest resident set; getrusage also counts what the parent had when it began."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10

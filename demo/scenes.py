@@ -59,7 +59,7 @@ WALLS = (
 def make(folder: Path, cache: Path) -> list[Path]:
     """Write the sample pictures to `folder` and return their paths; the portraits are kept in `cache`."""
     folder.mkdir(parents=True, exist_ok=True)
-    astronaut, hopper, coffee = (_photograph(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE))
+    astronaut, hopper, coffee = (photograph(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE))
     heads = astronaut.crop((80, 0, 380, 300)), hopper.crop((50, 20, 470, 440))
     chance = random.Random(SEED)
     paths = []
@@ -74,7 +74,7 @@ def make(folder: Path, cache: Path) -> list[Path]:
     return paths
 
 
-def _photograph(source: WheelFile, cache: Path) -> Image.Image:
+def photograph(source: WheelFile, cache: Path) -> Image.Image:
     path = cache / f"{source.sha256[:16]}-{Path(source.member).name}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ EDGE = 2  # pixels of a pass: a box that comes as near to a tile's edge may be p
 MIN_TILE = 32  # pixels: the smallest side of a tile that is cut again because the model found too many faces in it
 # Sides of faces, in pixels of a pass, of which CenterFace finds 9 in 10: `python -m benchmarks.tuning faces_by_size`.
 READABLE = 11.52
+LONGEST_ASPECT = 2  # of a picture whose passes are those of the preset; longer ones are screenshots and panoramas
 WORTHWHILE = 1.16  # a pass that enlarges by less than this brings nothing
 MAX_STEP = 3.01  # from one pass to the next finer one
 PROBE_SHARE = 0.25  # of the finest pass: probes of the turned picture are made in the first pass that is as fine
@@ -228,7 +229,11 @@ class ScaledDetector:
                 factors.append(factor)
         if self.fixed_size:
             factors = [min(self.fixed_size[0] / picture.height, self.fixed_size[1] / picture.width)]
-        factors = _refined(factors, min(1.0, READABLE / self.look.smallest_face))
+        least = min(1, READABLE / self.look.smallest_face)
+        part = LONGEST_ASPECT * min(picture.height, picture.width)
+        if longer > max(part, MAX_CANVAS):  # a long picture is looked at as its parts of two to one would be
+            least = max(least, min(max(self.look.scales) / part, largest))
+        factors = _refined(factors, least)
         return [
             Pass(factor, mirrored=mirrored, finest=factor == factors[-1], coarsest=factor == factors[0])
             for factor in factors

@@ -58,7 +58,7 @@ class Look:
 PRESETS = {
     "fast": Look((480, 896), 2.0, 896, mirrored=False, turned="never", smallest_face=48),
     "balanced": Look((480, 960, 1920), 2.0, 960, mirrored=False, turned="doubt"),
-    "thorough": Look((480, 800, 1920), 3.0, 1280, mirrored=True, turned="always"),
+    "thorough": Look((480, 800, 1920), 3.0, 1280, mirrored=True, turned="always", smallest_face=14),
 }
 
 

@@ -99,9 +99,17 @@ def test_photographs_of_up_to_12_megapixels_have_the_passes_of_the_preset_and_no
 
 
 @pytest.mark.parametrize(
-    ("width", "height"), [(6_000, 4_000), (10_000, 10_000), (16_000, 1_080), (50_000, 1_000), (12_000, 3_000)]
+    ("width", "height", "finest"),
+    [
+        (6_000, 4_000, 0.48),
+        (10_000, 10_000, 0.48),
+        (12_000, 3_000, 0.48),
+        (16_000, 1_080, 1920 / 2160),
+        (50_000, 1_000, 1920 / 2000),
+        (50_000, 100, 1),
+    ],
 )
-def test_no_pass_is_more_than_three_times_finer_than_the_one_before(width, height):
+def test_no_pass_is_more_than_three_times_finer_than_the_one_before(width, height, finest):
     model = Squares()
     looking = detector(model)
 
@@ -112,7 +120,7 @@ def test_no_pass_is_more_than_three_times_finer_than_the_one_before(width, heigh
 
     factors = [each.factor for each in looking._passes(Size(width, height))]
     assert factors == sorted(factors)
-    assert factors[-1] == pytest.approx(0.48)
+    assert factors[-1] == pytest.approx(finest)
     assert all(finer <= 3.02 * coarser for coarser, finer in pairwise(factors))
 
 
