@@ -231,7 +231,9 @@ class ScaledDetector:
             factors = [min(self.fixed_size[0] / picture.height, self.fixed_size[1] / picture.width)]
         least = min(1, READABLE / self.look.smallest_face)
         part = LONGEST_ASPECT * min(picture.height, picture.width)
-        if longer > max(part, MAX_CANVAS):  # a long picture is looked at as its parts of two to one would be
+        if (
+            longer > max(part, MAX_CANVAS) and not self.fixed_size
+        ):  # a long picture is looked at as its parts of two to one would be
             least = max(least, min(max(self.look.scales) / part, largest))
         factors = _refined(factors, least)
         return [
