@@ -14,6 +14,7 @@ from benchmarks import (
     end_to_end,
     enqueue,
     exposure,
+    face_sizes,
     latency,
     machine,
     memory,
@@ -32,6 +33,7 @@ from tasks.errors import VeilError
 BENCHMARKS = {
     "exposure": exposure.run,
     "check": check.run,
+    "face_sizes": face_sizes.run,
     "dimensions": dimensions.run,
     "reid": reid.run,
     "detector": detector.run,
