@@ -34,7 +34,6 @@ LZMA_BYTES = 32 << 20  # of memory for unpacking: the preset that Celery uses ne
 TAIL_BYTES = 16 << 10  # of a message that is too large, in which its id is looked for
 SAMPLE_BYTES = 64  # of a message that is no JSON object
 SAMPLE_LENGTH = 1000  # characters
-HEADERS = ("task", "id", "root_id", "parent_id", "retries", "ignore_result", QUEUED_AT_HEADER, RUN_HEADER)
 CHARSETS = (None, "utf-8", "utf8", "us-ascii", "ascii")
 NAMESPACE = uuid.UUID("d55cfae5-5e3c-4bea-b44a-5981f3e76cc8")  # of the ids that messages without one are given
 ID = re.compile(rb'"(?:id|correlation_id)": ?"([^"\\]{1,1000})"')
@@ -108,26 +107,28 @@ def for_celery(item: bytes, size: int, queue: str, tag: str) -> dict[str, Any]:
     Veil needs is passed on.
     """
     envelope = read(item, size)
-    headers = {name: envelope.headers[name] for name in HEADERS if name in envelope.headers}
-    headers |= {"retries": headers.get("retries") or 0, "eta": start(envelope.headers.get("eta"))}
-    if envelope.defect is not None:
-        headers |= {
-            "task": TASK,
-            "id": envelope.task_id or str(uuid.uuid5(NAMESPACE, item.hex())),
-            "retries": 0,
-            "eta": None,
-            "ignore_result": envelope.task_id is None,  # nobody can ask for it
-            REFUSED_HEADER: {"defect": envelope.defect, "sample": envelope.sample},
-        }
+    said = envelope.headers
+    headers = {
+        "task": TASK,
+        "id": envelope.task_id or str(uuid.uuid5(NAMESPACE, item.hex())),
+        "root_id": _id(said.get("root_id")),
+        "parent_id": _id(said.get("parent_id")),
+        "ignore_result": bool(said.get("ignore_result")) or envelope.task_id is None,  # nobody can ask for that one
+        "argsrepr": shown(envelope.arguments),
+        "kwargsrepr": saferepr(envelope.named, MOST_SHOWN),
+        **{
+            name: said[name] for name in (QUEUED_AT_HEADER, RUN_HEADER) if isinstance(said.get(name), str | float | int)
+        },
+    }
+    if envelope.defect is None:
+        headers |= {"retries": said.get("retries") or 0, "eta": start(said.get("eta"))}
+    else:
+        headers |= {"retries": 0, REFUSED_HEADER: {"defect": envelope.defect, "sample": envelope.sample}}
     return {
         "body": base64.b64encode(_body_of(envelope.arguments, envelope.named).encode()).decode(),
         "content-type": "application/json",
         "content-encoding": "utf-8",
-        "headers": {
-            **headers,
-            "argsrepr": shown(envelope.arguments),
-            "kwargsrepr": saferepr(envelope.named, MOST_SHOWN),
-        },
+        "headers": headers,
         "properties": {
             "delivery_tag": tag,
             "delivery_info": {"exchange": "", "routing_key": queue},
@@ -189,7 +190,7 @@ def _checked(headers: dict[str, Any], properties: Any) -> _Message:
         first = error.errors(include_url=False, include_input=False)[0]
         raise MalformedMessage(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
     if valid.headers.task != TASK:
-        raise MalformedMessage(f"headers.task: workers take {TASK} alone, not {valid.headers.task!r:.100}")
+        raise MalformedMessage(f"headers.task: workers take {TASK} alone, not {_quoted(valid.headers.task)}")
     return valid
 
 
@@ -206,9 +207,9 @@ def _body(message: dict[str, Any], headers: dict[str, Any], properties: dict[str
     """Return what the body of `message` holds as JSON."""
     kind, charset = message.get("content-type"), message.get("content-encoding")
     if kind != "application/json":
-        raise MalformedMessage(f"content-type: {kind!r:.60}, workers take JSON alone: task_serializer = 'json'")
+        raise MalformedMessage(f"content-type: {_quoted(kind)}, workers take JSON alone: task_serializer = 'json'")
     if (charset.lower() if isinstance(charset, str) else charset) not in CHARSETS:
-        raise MalformedMessage(f"content-encoding: {charset!r:.60}, workers take UTF-8 alone")
+        raise MalformedMessage(f"content-encoding: {_quoted(charset)}, workers take UTF-8 alone")
     content, encoding = message.get("body"), properties.get("body_encoding")
     if not isinstance(content, str):
         raise MalformedMessage("body: it is not text")
@@ -218,7 +219,7 @@ def _body(message: dict[str, Any], headers: dict[str, Any], properties: dict[str
         elif encoding == "base64":
             packed = base64.b64decode(content, validate=True)
         else:
-            raise MalformedMessage(f"properties.body_encoding: {encoding!r:.60} is neither base64 nor utf-8")
+            raise MalformedMessage(f"properties.body_encoding: {_quoted(encoding)} is neither base64 nor utf-8")
     except ValueError:
         raise MalformedMessage(f"body: it is not {encoding or 'utf-8'}") from None
     return _parsed(_unpacked(packed, headers.get("compression")), "body")
@@ -230,7 +231,7 @@ def _unpacked(packed: bytes, compression: Any) -> bytes:
         return packed
     make = UNPACKERS.get(compression) if isinstance(compression, str) else None
     if make is None:
-        raise MalformedMessage(f"headers.compression: {compression!r:.60}, workers take gzip, bzip2 and lzma")
+        raise MalformedMessage(f"headers.compression: {_quoted(compression)}, workers take gzip, bzip2 and lzma")
     try:
         unpacker = make()
         content: bytes = unpacker.decompress(packed, MOST_BYTES + 1)
@@ -262,6 +263,11 @@ def _is_nested(value: Any, levels: int) -> bool:
     return levels == 0 or any(_is_nested(each, levels - 1) for each in inner)
 
 
+def _quoted(value: Any, most: int = 100) -> str:
+    """Return the beginning of a text of a message, printable; of anything else its type."""
+    return repr(value[:most]) if isinstance(value, str) else f"a JSON {type(value).__name__}"
+
+
 def _id(value: Any) -> str | None:
     """Return `value` if it can be a task's id."""
     if not isinstance(value, str) or not 1 <= len(value) <= MOST_ID:
@@ -283,9 +289,9 @@ def _sample(item: bytes, message: Any, headers: dict[str, Any]) -> str:
     """Return what tells an operator who sent `message`, in one printable line without values that may be secret."""
     if headers:
         named = ["task", "origin", *(("argsrepr", "kwargsrepr") if headers.get("task") == TASK else ())]
-        return ", ".join(f"{name} {headers[name]!r:.300}" for name in named if name in headers)
+        return ", ".join(f"{name} {_quoted(headers[name], 300)}" for name in named if name in headers)
     if isinstance(message, dict):
-        return "an object with " + ", ".join(f"{name!r:.60}" for name in list(message)[:10])
+        return "an object with " + ", ".join(_quoted(name) for name in list(message)[:10])
     if message is not None:
         return f"a JSON {type(message).__name__}"
     return SECRET.sub("…", ascii(item[:SAMPLE_BYTES].decode("latin-1")))

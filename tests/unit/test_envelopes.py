@@ -30,7 +30,7 @@ from tasks.envelopes import (
     read,
     start,
 )
-from tasks.messages import MOST_AREAS, REFUSED_HEADER, RUN_HEADER
+from tasks.messages import MOST_AREAS, QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER
 from tasks.s3 import LONGEST_RETRY_AFTER
 
 JSON = st.recursive(
@@ -276,6 +276,23 @@ def test_arguments_are_nested_so_far_and_no_further():
     assert defect(nested(MOST_NESTED)) is None
     assert "within each other" in defect(nested(MOST_NESTED + 1))
     assert defect(nested(900)) is not None
+
+
+NESTED = json.loads("[" * 900 + "]" * 900)
+
+
+@pytest.mark.parametrize("path", ["content-type", "content-encoding", "body", "headers", "headers/id", "headers/task",
+    "headers/origin", "headers/compression", "headers/root_id", "headers/argsrepr", "headers/eta",
+    "headers/ignore_result", f"headers/{RUN_HEADER}", f"headers/{QUEUED_AT_HEADER}", "properties", "properties/body_encoding", "properties/priority", "x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value", [NESTED, "\ud800\x1b" * 5000, {"\ud800" * 5000: NESTED}], ids=["nested", "text", "named"]
+)
+def test_no_part_of_a_message_is_too_much_for_the_worker_that_reads_it(path, value):
+    told = delivered(changed(path, value))[0]
+    refused = told["headers"].get(REFUSED_HEADER, {"defect": "", "sample": ""})
+    assert all(len(text) <= SAMPLE_LENGTH and text.isprintable() for text in refused.values())
+    assert len(json.dumps(told)) < 20_000
+    json.dumps(told).encode()
 
 
 SECRETS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "hunter2", "Zm9vOmJhcg==")
