@@ -108,7 +108,7 @@ def for_celery(item: bytes, size: int, queue: str, tag: str) -> dict[str, Any]:
     """
     envelope = read(item, size)
     said = envelope.headers
-    headers = {
+    headers: dict[str, Any] = {
         "task": TASK,
         "id": envelope.task_id or str(uuid.uuid5(NAMESPACE, item.hex())),
         "root_id": _id(said.get("root_id")),
@@ -116,10 +116,11 @@ def for_celery(item: bytes, size: int, queue: str, tag: str) -> dict[str, Any]:
         "ignore_result": bool(said.get("ignore_result")) or envelope.task_id is None,  # nobody can ask for that one
         "argsrepr": shown(envelope.arguments),
         "kwargsrepr": saferepr(envelope.named, MOST_SHOWN),
-        **{
-            name: said[name] for name in (QUEUED_AT_HEADER, RUN_HEADER) if isinstance(said.get(name), str | float | int)
-        },
     }
+    if isinstance(queued_at := said.get(QUEUED_AT_HEADER), int | float):
+        headers[QUEUED_AT_HEADER] = queued_at
+    if run := _id(said.get(RUN_HEADER)):
+        headers[RUN_HEADER] = run
     if envelope.defect is None:
         headers |= {"retries": said.get("retries") or 0, "eta": start(said.get("eta"))}
     else:

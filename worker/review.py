@@ -13,7 +13,7 @@ from tasks.app import app
 from tasks.messages import AnonymizeOptions
 from tasks.review import DOUBTS, Doubt
 from worker import ledgers
-from worker.reconciling import printable
+from worker.printing import printable
 
 NAME = "picture to review"
 

@@ -281,9 +281,12 @@ def test_arguments_are_nested_so_far_and_no_further():
 NESTED = json.loads("[" * 900 + "]" * 900)
 
 
-@pytest.mark.parametrize("path", ["content-type", "content-encoding", "body", "headers", "headers/id", "headers/task",
-    "headers/origin", "headers/compression", "headers/root_id", "headers/argsrepr", "headers/eta",
-    "headers/ignore_result", f"headers/{RUN_HEADER}", f"headers/{QUEUED_AT_HEADER}", "properties", "properties/body_encoding", "properties/priority", "x"])  # fmt: skip
+@pytest.mark.parametrize("path", [
+    "content-type", "content-encoding", "body", "x", "headers", "headers/id", "headers/task", "headers/origin",
+    "headers/compression", "headers/root_id", "headers/argsrepr", "headers/eta", "headers/ignore_result",
+    f"headers/{RUN_HEADER}", f"headers/{QUEUED_AT_HEADER}", "properties", "properties/body_encoding",
+    "properties/priority",
+])  # fmt: skip
 @pytest.mark.parametrize(
     "value", [NESTED, "\ud800\x1b" * 5000, {"\ud800" * 5000: NESTED}], ids=["nested", "text", "named"]
 )
