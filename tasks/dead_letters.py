@@ -47,7 +47,10 @@ redis.call('LTRIM', KEYS[2], 0, ARGV[3] - 1)
 
 
 def record_without_source(redis: Any, letter: DeadLetter) -> None:
-    """Keep a letter that names no picture. Of these the newest MOST_WITHOUT_SOURCE are kept: anybody can make more."""
+    """Keep a letter that names no picture.
+
+    Only the newest MOST_WITHOUT_SOURCE of these are kept: any sender can cause more.
+    """
     redis.eval(
         _RECORD_WITHOUT_SOURCE, 2, LETTERS.key, WITHOUT_SOURCE,
         letter.source, json.dumps(asdict(letter)), MOST_WITHOUT_SOURCE,

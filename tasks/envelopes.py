@@ -1,8 +1,9 @@
 """Messages as they lie on a queue: every form in which Celery sends a task, read within bounds.
 
-Celery's workers take message protocols 1 and 2, and compressed bodies. So does `read`, from JSON alone: nothing is
-unpickled or executed to read a message. A message that can't be taken is given to Celery all the same, with its
-defect in a header: its task fails by name, so that it ends as a dead letter and a FAILURE like any other.
+Celery's workers take message protocols 1 and 2, and compressed bodies. So does `read`, from JSON
+alone: nothing is unpickled or executed to read a message. A message that can't be taken is given to
+Celery all the same, with its defect in a header: its task fails by name, so that it ends as a dead
+letter and a FAILURE like any other.
 """
 
 import base64
@@ -26,8 +27,8 @@ from tasks.app import MOST_SHOWN, TASK, shown
 from tasks.errors import MalformedMessage
 from tasks.messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER
 
-LONGEST_WAIT_SECONDS = 600.0  # that a message may ask for before its start: more than any retry does
-MOST_BYTES = 1 << 20  # of a message, and of its body unpacked: five times what the most options take
+LONGEST_WAIT_SECONDS = 600.0  # until the start of a message: more than any retry asks for
+MOST_BYTES = 1 << 20  # of a message, and of its unpacked body: five times the most options
 MOST_ID = 1000  # characters of a task's id
 MOST_NESTED = 50  # lists and objects within each other in the arguments; options have four
 LZMA_BYTES = 32 << 20  # of memory for unpacking: the preset that Celery uses needs 9 MiB
@@ -35,7 +36,7 @@ TAIL_BYTES = 16 << 10  # of a message that is too large, in which its id is look
 SAMPLE_BYTES = 64  # of a message that is no JSON object
 SAMPLE_LENGTH = 1000  # characters
 CHARSETS = (None, "utf-8", "utf8", "us-ascii", "ascii")
-NAMESPACE = uuid.UUID("d55cfae5-5e3c-4bea-b44a-5981f3e76cc8")  # of the ids that messages without one are given
+NAMESPACE = uuid.UUID("d55cfae5-5e3c-4bea-b44a-5981f3e76cc8")  # of the ids given to messages without one
 ID = re.compile(rb'"(?:id|correlation_id)": ?"([^"\\]{1,1000})"')
 # Whatever is assigned to something, or is long enough to be a key, is left out of a sample.
 SECRET = re.compile(r"(?<=[=:])\s*[^\s,;]+|[\w+/=.~-]{16,}")
@@ -71,7 +72,7 @@ class _Message(_Strict):
 
 @dataclass
 class Envelope:
-    """What could be read of an item on a queue. `defect` says why a worker can't take it, None if it can."""
+    """The readable parts of an item on a queue. `defect` says why a worker can't take it, if so."""
 
     task_id: str | None = None
     headers: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +84,10 @@ class Envelope:
 
 
 def read(item: bytes, size: int) -> Envelope:
-    """Return what `item` holds, a message of `size` bytes, or the end of one that has more than MOST_BYTES."""
+    """Return what `item` holds: a message of `size` bytes, or the end of a larger one.
+
+    A message is larger if it has more than MOST_BYTES.
+    """
     envelope = Envelope()
     message: Any = None
     try:
@@ -99,12 +103,13 @@ def read(item: bytes, size: int) -> Envelope:
 
 
 def for_celery(item: bytes, size: int, queue: str, tag: str) -> dict[str, Any]:
-    """Return the message that Celery is given for `item`, which was taken from `queue` as the delivery `tag`.
+    """Return the message for Celery of `item`, taken from `queue` as the delivery `tag`.
 
-    Celery makes an attribute of the task's request of every header, and of all that the body holds besides arguments,
-    in the place of its own; it sends a retry where the message says that it was, keeps a message until its `eta`, and
-    drops it after `expires`. One whose callbacks, chain or chord can't be called it never acknowledges. So only what
-    Veil needs is passed on.
+    Only what Veil needs is passed on. Celery turns every header, and every value in the body
+    besides the arguments, into an attribute of the task's request, even where that replaces one of
+    its own. It sends a retry to the queue that the message names, keeps a message until its `eta`,
+    and drops it after `expires`. It never acknowledges a message whose callbacks, chain or chord
+    can't be called.
     """
     envelope = read(item, size)
     said = envelope.headers
@@ -153,7 +158,7 @@ def start(eta: Any) -> str | None:
 
 
 def _read_message(message: Any, envelope: Envelope) -> None:
-    """Put what `message` holds into `envelope`, as far as it can be read; raise MalformedMessage where it can't."""
+    """Read `message` into `envelope`, as far as possible; raise MalformedMessage at a defect."""
     if not isinstance(message, dict):
         raise MalformedMessage(f"a JSON {type(message).__name__} is no task message")
     headers, properties = _mapping(message.get("headers")), _mapping(message.get("properties"))
@@ -181,7 +186,8 @@ def _read_body(body: Any, envelope: Envelope) -> None:
         loads(_body_of(arguments, named))  # as Celery will: it revives dates, decimals and more
     except Exception as error:
         raise MalformedMessage(f"body: {type(error).__name__}") from None
-    envelope.arguments, envelope.named = arguments, named
+    if envelope.headers.get("task") == TASK:  # those of another task name no picture, and may be secret
+        envelope.arguments, envelope.named = arguments, named
 
 
 def _checked(headers: dict[str, Any], properties: Any) -> _Message:
@@ -227,7 +233,10 @@ def _body(message: dict[str, Any], headers: dict[str, Any], properties: dict[str
 
 
 def _unpacked(packed: bytes, compression: Any) -> bytes:
-    """Return a body without its `compression`. One that begins as JSON has none, whatever the header says."""
+    """Return a body without its `compression`.
+
+    A body that begins as JSON is not compressed, whatever the header says.
+    """
     if not compression or packed[:1] in (b"[", b"{"):
         return packed
     make = UNPACKERS.get(compression) if isinstance(compression, str) else None
@@ -281,13 +290,13 @@ def _id(value: Any) -> str | None:
 
 
 def _id_within(end: bytes) -> str | None:
-    """Return the task's id from the `end` of a message, where Celery puts the headers and the properties."""
+    """Return the task's id from the `end` of a message, where Celery puts the headers."""
     found = ID.search(end)
     return _id(found[1].decode(errors="replace")) if found else None
 
 
 def _sample(item: bytes, message: Any, headers: dict[str, Any]) -> str:
-    """Return what tells an operator who sent `message`, in one printable line without values that may be secret."""
+    """Return one printable line that tells an operator who sent `message`, without secrets."""
     if headers:
         named = ["task", "origin", *(("argsrepr", "kwargsrepr") if headers.get("task") == TASK else ())]
         return ", ".join(f"{name} {_quoted(headers[name], 300)}" for name in named if name in headers)
