@@ -18,15 +18,15 @@ from tasks.addresses import ObjectUri
 from tasks.app import TASK, app
 from tasks.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.deliveries import Delivery
-from tasks.errors import Busy, Permanent, Poison, QueueUnavailable, Transient, VeilError
-from tasks.messages import RUN_HEADER, AnonymizeReport, AnonymizeRequest
+from tasks.errors import Busy, MalformedMessage, Permanent, Poison, QueueUnavailable, Transient, VeilError
+from tasks.messages import REFUSED_HEADER, RUN_HEADER, AnonymizeReport, AnonymizeRequest
 from tasks.redis_errors import queue_unavailable
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
 
-MOST_OPTIONS = 64 << 10  # characters of JSON: more than the most areas have
+MOST_OPTIONS = 128 << 10  # characters of JSON: more than the most areas have
 
 FIELDS = tuple(AnonymizeRequest.model_fields)  # in the order of positional arguments
 
@@ -53,9 +53,10 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     """
     started = time.monotonic()
     fields = _fields(arguments, named)
-    bound = log.bind(source=_readable(fields.get("source")), task_id=self.request.id)
+    bound = log.bind(source=_name(self, fields), task_id=self.request.id)
     delivery: Delivery | None = None
     try:
+        _check_taken(self)
         request = AnonymizeRequest.parse(**fields)
         delivery = _delivery(self, self.app.pipeline.output(request))
         with delivery:
@@ -98,6 +99,18 @@ def _fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any
     return fields
 
 
+def _check_taken(task: Task) -> None:
+    """Raise MalformedMessage for a message that the transport could not take."""
+    if refused := task.request.get(REFUSED_HEADER):
+        raise MalformedMessage(refused["defect"])
+
+
+def _name(task: Task, fields: Mapping[str, Any]) -> str:
+    """Return the source of a picture as its dead letter has it; of a message without one, its id."""
+    source = fields.get("source")
+    return f"message {task.request.id}" if source is None else _readable(source)
+
+
 def _delivery(task: Task, output: ObjectUri) -> Delivery:
     tag = str(task.request.properties["delivery_tag"])
     delivery: Delivery = task.app.deliveries.delivery(output, tag, task.request.hostname or "")
@@ -134,7 +147,12 @@ def _described(error: Exception) -> dict[str, str]:
 
 
 def _loggable(report: AnonymizeReport) -> dict[str, Any]:
-    return {name: value for name, value in report.to_json().items() if name not in ("source", "status", "boxes_xyxy")}
+    """Return what the log says of `report`: no lists of boxes, and the beginning of the options."""
+    unlogged = ("source", "status", "boxes_xyxy", "left_xyxy")
+    values = {name: value for name, value in report.to_json().items() if name not in unlogged}
+    if report.options is not None:
+        values["options"] = _readable(report.options)
+    return values
 
 
 def _go_on(task: Task, delivery: Delivery, stage: str) -> None:
@@ -153,30 +171,40 @@ def _go_on(task: Task, delivery: Delivery, stage: str) -> None:
 
 
 def _keepable(options: Any) -> Any:
-    """`options` as a message holds them; if they are too large for any request, text that is none."""
-    return options if len(json.dumps(options)) <= MOST_OPTIONS else _readable(options)
+    """Return `options` as a message holds them; text if they are too large for any request, or more than JSON."""
+    try:
+        return options if len(json.dumps(options)) <= MOST_OPTIONS else _readable(options)
+    except (TypeError, ValueError):  # Celery revives dates, decimals and more
+        return _readable(options)
 
 
 def _set_aside(task: Task, fields: Mapping[str, Any], error: Exception, delivery: Delivery | None) -> None:
     now = time.time()
     destination = fields.get("destination")
     letter = dead_letters.DeadLetter(
-        source=_readable(fields.get("source")),
+        source=_name(task, fields),
         destination=None if destination is None else _readable(destination),
         options=_keepable(fields.get("options")),
         error=type(error).__name__,
-        message=str(error),
+        message=_readable(error),
         attempts=task.request.retries + (len(delivery.deaths) if delivery else 0) + (not isinstance(error, Poison)),
         task_id=task.request.id or "",
         worker=(isinstance(error, Poison) and delivery and delivery.last_worker) or task.request.hostname or "",
         time=now,
         first_time=(delivery and delivery.first_time) or now,
         last_error=delivery.last_error if delivery else None,
+        queue=(task.request.delivery_info or {}).get("routing_key"),
+        sample=(task.request.get(REFUSED_HEADER) or {}).get("sample"),
     )
     try:
         with task.app.backend.client.pipeline() as pipe:
-            dead_letters.LETTERS.record(pipe, letter)
+            if fields.get("source") is None:
+                dead_letters.record_without_source(pipe, letter)
+            else:
+                dead_letters.LETTERS.record(pipe, letter)
             outcomes.count(pipe, "dead", task.request.get(RUN_HEADER))
+            if isinstance(error, MalformedMessage):
+                outcomes.count_malformed(pipe)
             pipe.execute()
     except RedisError as failure:
         # Unrecorded means unacknowledged: the message goes back to the queue.

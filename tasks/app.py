@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import before_task_publish
+from celery.utils.saferepr import saferepr
 from kombu import Exchange, Queue
 
 from tasks.circuit_breaker import CircuitBreaker
@@ -23,6 +24,7 @@ BACKFILL = "backfill"
 TRANSPORT = "tasks.transport:Transport"
 REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
 EVENTS_SECONDS = 0.2  # that Flower may lag behind
+MOST_SHOWN = 2500  # characters of arguments in Flower and in each event: two of the longest addresses fit
 QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
 
 
@@ -80,16 +82,23 @@ class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def shown(arguments: Sequence[Any]) -> str:
-    """The arguments of a message as Flower shows them, in the place of ``('s3://raw/a.jpg',)``."""
-    addresses = " → ".join(address for address in arguments[:2] if address is not None)
-    return " ".join((addresses, *map(str, arguments[2:])))
+    """Return the arguments of a message as Flower shows them, in the place of ``('s3://raw/a.jpg',)``.
+
+    A longer text than MOST_SHOWN is cut: it is part of the message and of its events.
+    """
+    addresses = [address for address in arguments[:2] if address is not None]
+    if all(isinstance(address, str) for address in addresses):
+        text = " ".join((" → ".join(addresses), *map(str, arguments[2:])))
+    else:
+        text = saferepr(tuple(arguments), MOST_SHOWN)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
 
 
 @before_task_publish.connect
 def _stamp(sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any) -> None:
     if headers is not None:
         headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
-        if sender == TASK and all(address is None or isinstance(address, str) for address in body[0][:2]):
+        if sender == TASK and not isinstance(body, dict):  # which it is in message protocol 1
             headers["argsrepr"] = shown(body[0])
 
 

@@ -11,6 +11,7 @@
         EventsUnavailable     the queue that events come from can't be reached
       Permanent             trying again changes nothing: somebody has to look
         InvalidRequest        the message is not a valid request
+        MalformedMessage      what lay on the queue is no task message that a worker takes: its sender must act
         MalformedEvent        what was sent is no event of an object store
         BucketNotAllowed      the message names a place outside the routes
         ObjectNotFound        the key or the bucket does not exist
@@ -83,6 +84,10 @@ class Permanent(VeilError):
 
 class InvalidRequest(Permanent):
     """The message is not a valid request."""
+
+
+class MalformedMessage(Permanent):
+    """What lay on the queue is no task message that a worker takes."""
 
 
 class MalformedEvent(Permanent):

@@ -28,7 +28,8 @@ log = structlog.get_logger("veil")
 _NOW = "local clock = redis.call('TIME') local now = clock[1] + clock[2] / 1000000\n"
 
 # KEYS: what is in hand, its index, then the lists of the queues, the first to be emptied first.
-# ARGV: a new tag, the lease in seconds, and for each list the name of its queue.
+# ARGV: a new tag, the lease in seconds, for each list the name of its queue, and the most bytes of a message, if any.
+# Returns the queue and the message; of a message that is too large only its end, and its size.
 TAKE = (
     _NOW
     + """
@@ -37,6 +38,8 @@ for i = 3, #KEYS do
     if message then
         redis.call('HSET', KEYS[1], ARGV[1], '[' .. message .. ',"","' .. ARGV[i] .. '"]')
         redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
+        local most = tonumber(ARGV[#KEYS + 1])
+        if most and #message > most then return {ARGV[i], string.sub(message, -most), #message} end
         return {ARGV[i], message}
     end
 end

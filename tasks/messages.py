@@ -18,9 +18,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 QUEUED_AT_HEADER = "veil_queued_at"  # of each message: when it was first put on the queue, in seconds since the epoch
 RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
+REFUSED_HEADER = "veil_refused"  # why the transport can't take the message: `defect` and `sample`; never a sender's
 
 REGIONS = {"top": 0.7, "full": 1.0}
-MOST_AREAS = 1000
+MOST_AREAS = 1000  # of each kind; a request with more is refused
+MOST_BOXES = 100  # in a report, the surest first; the receipt has all
 FURTHEST = 1_000_000  # pixels: no picture is larger
 
 
@@ -136,10 +138,11 @@ class AnonymizeReport:
     `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already the one
     that would be made) or ``held`` (there is a `reason` not to publish it, and the setting holds such pictures back).
     An output that was written has a `reason` if somebody should look at it.
-    Sizes are pixels and bytes; `seconds` maps each stage to its duration; `boxes_xyxy` are the faces, in whole
-    pixels of the upright picture, strongest first. `found_by_check` counts those that were found in the output only,
-    `left_xyxy` are those that the last check still found. `source_etag` is the version of the source,
-    `options` are what was asked for in place of settings.
+    Sizes are pixels and bytes; `seconds` maps each stage to its duration. `faces` counts the faces, `boxes_xyxy` has
+    the MOST_BOXES strongest of them, in whole pixels of the upright picture. `found_by_check` counts the faces that
+    were found in the output only, `left` those that the last check still found, and `left_xyxy` has the first
+    MOST_BOXES of these. The receipt has all boxes. `source_etag` is the version of the source, `options` are what was
+    asked for in place of settings.
     """
 
     status: Status
@@ -150,6 +153,7 @@ class AnonymizeReport:
     recipe: str
     reason: Reason | None = None
     found_by_check: int | None = None
+    left: int | None = None
     left_xyxy: list[list[int]] | None = None
     format: str | None = None
     width: int | None = None

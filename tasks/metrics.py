@@ -109,7 +109,7 @@ def finished(report: AnonymizeReport, request: Any) -> None:
     PICTURES.labels(report.status).inc()
     for stage, seconds in report.seconds.items():
         STAGE_SECONDS.labels(stage).observe(seconds)
-    if report.faces is not None:
+    if report.faces is not None and report.status != "skipped":
         FACES.observe(report.faces)
         WITHOUT_FACE.inc(report.faces == 0)
     FOUND_BY_CHECK.inc(report.found_by_check or 0)

@@ -11,6 +11,7 @@ RUN = "veil:run:{}:outcomes"
 RUN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 MINUTES_KEPT = 60
 RUN_SECONDS_KEPT = 90 * 86_400
+MALFORMED = "malformed"
 
 
 def count(redis: Any, status: str, run: Any = None) -> None:
@@ -25,6 +26,11 @@ def count(redis: Any, status: str, run: Any = None) -> None:
     if isinstance(run, str) and RUN_NAME.fullmatch(run):
         redis.hincrby(RUN.format(run), status, 1)
         redis.expire(RUN.format(run), RUN_SECONDS_KEPT)
+
+
+def count_malformed(redis: Any) -> None:
+    """Count, beside ``dead``, a message that no worker can take. `redis` may be a pipeline."""
+    redis.hincrby(TOTALS, MALFORMED, 1)
 
 
 def totals(redis: Any) -> dict[str, int]:

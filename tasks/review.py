@@ -14,9 +14,10 @@ State = Literal["held", "flagged"]
 class Doubt:
     """Why somebody should look at a picture: a `state` of ``held`` has no output, ``flagged`` has one.
 
-    `etag` is the version of the source, `boxes_xyxy` are the faces that were hidden, `left_xyxy` those that the last
-    check still found; in whole pixels of the upright picture. `options` are those of the request, `destination` is
-    where it asked for. `time` is in seconds since the epoch. It holds boxes, and never pixels.
+    `etag` is the version of the source. `faces` counts the faces that were hidden and `left` those that the last check
+    still found, where that is known. `boxes_xyxy` and `left_xyxy` have the first MOST_BOXES of each, in whole pixels
+    of the upright picture. `options` are those of the request, `destination` is where it asked for. `time` is in
+    seconds since the epoch. It holds boxes, and never pixels.
     """
 
     source: str
@@ -29,6 +30,8 @@ class Doubt:
     boxes_xyxy: list[list[int]] = field(default_factory=list)
     left_xyxy: list[list[int]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    faces: int | None = None
+    left: int | None = None
 
     def released(self) -> AnonymizeOptions:
         """The options with which it is published as it would be, if it is still the same version."""
@@ -67,5 +70,7 @@ def note(redis: Any, request: AnonymizeRequest, report: AnonymizeReport) -> None
         boxes_xyxy=report.boxes_xyxy or [],
         left_xyxy=report.left_xyxy or [],
         options=report.options or {},
+        faces=report.faces,
+        left=report.left,
     )
     DOUBTS.record(redis, doubt)

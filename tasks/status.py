@@ -10,12 +10,14 @@ from tasks.queues import QueueStatus
 
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"
+OUTCOMES = (*DONE, FAILED, outcomes.MALFORMED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """All of the work. `outcomes` counts pictures since this Redis is used, `dead` those that are given up now,
-    `to_review` those that await somebody's look.
+    """All of the work. `outcomes` counts pictures since this Redis is used, and as ``malformed`` those of its ``dead``
+    whose message no worker can take; `dead` counts those that are given up now, `to_review` those that await
+    somebody's look.
 
     `per_second` is the rate of the last minutes, `seconds_left` what the waiting messages take at it, if that is known.
     """
@@ -62,7 +64,7 @@ def read(redis: Any) -> Status:
         waiting, in_flight = queues.statuses(redis), queues.in_hand(redis)
         to_review = review.DOUBTS.count(redis)
         dead, recipe = dead_letters.LETTERS.count(redis), announced_recipe(redis)
-        totals, per_second = dict.fromkeys((*DONE, FAILED), 0) | outcomes.totals(redis), outcomes.per_second(redis)
+        totals, per_second = dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis), outcomes.per_second(redis)
     return Status(
         queues=waiting,
         in_flight=in_flight,

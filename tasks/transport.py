@@ -1,4 +1,4 @@
-"""Celery's Redis transport, in which a message is in a queue or in hand at every moment, and junk is thrown out.
+"""Celery's Redis transport, in which a message is in a queue or in hand at every moment, and ends by name.
 
 What kombu 5.7, the newest release, does otherwise:
 
@@ -12,121 +12,28 @@ What kombu 5.7, the newest release, does otherwise:
   broadcast ends all workers.
 """
 
-import base64
-import json
-from datetime import UTC, datetime
 from queue import Empty
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import structlog
 from celery.worker import state
 from kombu.transport import redis, virtual
-from kombu.utils.json import loads
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from tasks.envelopes import MOST_BYTES, for_celery
 from tasks.leases import TAKE, Leases
-from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER
 from tasks.redis_errors import queue_unavailable
 
-LONGEST_WAIT_SECONDS = 600.0  # that a message may ask for before its start: more than any retry does
 MOST_WAITING = 1000  # messages in hand whose time has not come
-MOST_BYTES = 1 << 20  # of a message: five times what the most options take
 IDLE_SECONDS = 0.04  # between two turns of the event loop, at which empty queues are looked into again
-HEADERS = (
-    "task", "id", "root_id", "parent_id", "retries", "argsrepr", "kwargsrepr", "ignore_result", QUEUED_AT_HEADER,
-    RUN_HEADER,
-)  # fmt: skip
 
 log = structlog.get_logger("veil")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Headers(_Strict):
-    task: str
-    id: str
-    retries: int = Field(0, ge=0)
-
-
-class _Properties(_Strict):
-    delivery_tag: str
-    delivery_info: dict[str, Any]
-    body_encoding: Literal["base64"]
-    priority: int | None = None
-
-
-class _Envelope(_Strict):
-    """A message as Celery puts it on the list (message protocol 2), as far as it must be right to be delivered."""
-
-    content_type: Literal["application/json"] = Field(alias="content-type")
-    content_encoding: Literal["utf-8"] = Field(alias="content-encoding")
-    headers: _Headers
-    properties: _Properties
-    body: str
-
-
-_Body = TypeAdapter(tuple[list[Any], dict[str, Any], dict[str, Any] | None])
-
-
-def defect(message: Any) -> str | None:
-    """What keeps `message` from being a task message, in one line; None if nothing does."""
-    try:
-        envelope = _Envelope.model_validate(message)
-        _Body.validate_python(loads(base64.b64decode(envelope.body, validate=True)))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc']):.100}: {first['msg']}"
-    except Exception as error:  # kombu's JSON revives dates, decimals and more, and each fails in its own way
-        return f"body: {type(error).__name__}"
-    return None
-
-
-def _opened(item: bytes) -> tuple[Any, str | None]:
-    """The message that `item` holds, and what keeps it from being one."""
-    if len(item) > MOST_BYTES:
-        return None, f"{len(item):,} bytes, the limit is {MOST_BYTES:,}"
-    try:
-        message = loads(item)
-    except Exception as error:
-        return None, type(error).__name__
-    return message, defect(message)
-
-
-def trusted(message: dict[str, Any], queue: str) -> dict[str, Any]:
-    """What Celery may be told of a `message` without defect that was taken from `queue`.
-
-    Celery makes an attribute of the task's request of every header, and of all that the body holds besides arguments,
-    in the place of its own; it sends a retry where the message says that it was, keeps a message until its `eta`, and
-    drops it after `expires`. One whose callbacks, chain or chord can't be called it never acknowledges.
-    """
-    arguments, named, _ = json.loads(base64.b64decode(message["body"]))
-    headers = {name: message["headers"][name] for name in HEADERS if name in message["headers"]}
-    properties = {name: message["properties"].get(name) for name in ("delivery_tag", "body_encoding", "priority")}
-    return {
-        **message,
-        "body": base64.b64encode(json.dumps([arguments, named, None]).encode()).decode(),
-        "headers": {**headers, "eta": start(message["headers"].get("eta"))},
-        "properties": {**properties, "delivery_info": {"exchange": "", "routing_key": queue}},
-    }
-
-
-def start(eta: Any) -> str | None:
-    """When a message with this `eta` begins; None for now, as with all that is no time within LONGEST_WAIT_SECONDS."""
-    try:
-        at = datetime.fromisoformat(eta)
-    except (TypeError, ValueError):
-        return None
-    at = at.replace(tzinfo=at.tzinfo or UTC)
-    return at.isoformat() if 0 < (at - datetime.now(UTC)).total_seconds() <= LONGEST_WAIT_SECONDS else None
 
 
 def _report(error: ResponseError) -> None:
@@ -222,7 +129,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
         names = [queue for queue in queues for _ in self.priority_steps]
         lists = [self._q_for_pri(queue, step) for queue in queues for step in self.priority_steps]
         keys = [self.unacked_key, self.unacked_index_key, *lists]
-        self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, self._tag, self.lease_seconds, *names)
+        self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, self._tag, self.lease_seconds, *names, MOST_BYTES)
 
     def _brpop_read(self, **options: Any) -> Any:
         if not self.takes:
@@ -239,7 +146,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
         finally:
             self._in_poll = None
         if taken:
-            self._receive_task(taken[0].decode(), taken[1], self._tag)
+            queue, item, *size = taken
+            self._receive_task(queue.decode(), item, size[0] if size else len(item), self._tag)
         else:
             self._idle_until = monotonic() + IDLE_SECONDS / 2
         return True
@@ -255,19 +163,13 @@ class Channel(redis.Channel):  # type: ignore[misc]
             log.error("junk broadcast", reason=type(error).__name__)
             return None
 
-    def _receive_task(self, queue: str, item: bytes, tag: str) -> None:
-        """Deliver what has been taken under `tag`, if it is a task message and there is still a place for it."""
+    def _receive_task(self, queue: str, item: bytes, size: int, tag: str) -> None:
+        """Deliver what has been taken under `tag`, if there is still a place for it."""
         if queue not in self.active_queues or not self.qos.can_consume():
             self.leases.give_back([tag])
             return
         self.leases.hold(tag)
-        message, reason = _opened(item)
-        if reason:
-            log.error("junk on the queue", queue=queue, reason=reason)
-            self.leases.done(tag)
-            return
-        message["properties"]["delivery_tag"] = tag
-        self.connection._deliver(trusted(message, queue), queue)
+        self.connection._deliver(for_celery(item, size, queue, tag), queue)
 
     def _queue_bind(self, *arguments: Any) -> None:
         """Note a binding in Redis, if it takes it. A full one is not waited for: it is workers that make room."""

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from tasks.audit import THREADS, Audit, Disposal, Look, Verdict
 from tasks.s3 import ObjectStore
+from worker.printing import printable
 from worker.progress import progress_bar
-from worker.reconciling import printable
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:

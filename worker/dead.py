@@ -7,7 +7,7 @@ from tasks.app import app
 from tasks.dead_letters import LETTERS, DeadLetter
 from tasks.messages import AnonymizeOptions
 from worker import ledgers
-from worker.reconciling import printable
+from worker.printing import printable
 
 NAME = "dead letter"
 

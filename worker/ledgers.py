@@ -17,7 +17,8 @@ from tasks.ledger import Entry, Item, Ledger
 from tasks.messages import AnonymizeOptions
 from tasks.publishing import Publisher, Wanted, connected
 from tasks.queues import wait_for_room
-from worker.reconciling import MOST_WAITING, printable, tell_full
+from worker.printing import printable
+from worker.reconciling import MOST_WAITING, tell_full
 
 
 def oldest_first(entries: Ledger[Item]) -> Iterator[Item]:

@@ -9,6 +9,7 @@ from celery.signals import setup_logging
 from celery.worker.consumer import consumer
 
 from tasks.redis_errors import queue_unavailable
+from worker.printing import printable
 
 
 def configure(form: str) -> None:
@@ -23,8 +24,7 @@ def configure(form: str) -> None:
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
     final: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if not console:
-        final.append(structlog.processors.format_exc_info)
+    final.append(_escape if console else structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
     structlog.configure(
@@ -45,6 +45,11 @@ def configure(form: str) -> None:
     logging.getLogger(consumer.__name__).addFilter(_name_outages)
     # With a receiver on this signal Celery leaves logging alone.
     setup_logging.connect(_leave_alone, weak=False)
+
+
+def _escape(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:
+    """Escape what a message brought: a terminal obeys control characters. JSON escapes them by itself."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
 
 
 def _name_outages(record: logging.LogRecord) -> bool:

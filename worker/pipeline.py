@@ -14,7 +14,7 @@ from tasks.errors import (
     InvalidRequest,
     ObjectNotFound,
 )
-from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
+from tasks.messages import MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from tasks.signatures import Key
@@ -92,10 +92,11 @@ class Pipeline:
             bytes_in=len(content),
             bytes_out=None if result.content is None else len(result.content),
             seconds=watch.seconds,
-            boxes_xyxy=whole_boxes(result.detections),
+            boxes_xyxy=whole_boxes(result.detections)[:MOST_BOXES],
             reason=result.reason,
             found_by_check=None if self._anonymizer.verify == "off" else len(result.checked.added),
-            left_xyxy=whole_boxes(result.checked.left) if result.reason else None,
+            left=len(result.checked.left) if result.reason else None,
+            left_xyxy=whole_boxes(result.checked.left)[:MOST_BOXES] if result.reason else None,
             source_etag=source.etag,
             options=options.to_json() or None,
         )
@@ -158,12 +159,14 @@ class Pipeline:
             receipt = receipts.read(self._store, receipts.uri(route.destination, made))
         return AnonymizeReport(
             status="skipped",
+            faces=len(receipt.faces) if receipt else None,
             source=str(source.uri),
             destination=str(output.uri),
             recipe=recipe,
             reason=receipt.reason if receipt else None,
-            boxes_xyxy=[face["box_xyxy"] for face in receipt.faces] if receipt else None,
-            left_xyxy=receipt.left_xyxy if receipt else None,
+            boxes_xyxy=[face["box_xyxy"] for face in receipt.faces[:MOST_BOXES]] if receipt else None,
+            left=len(receipt.left_xyxy) if receipt else None,
+            left_xyxy=receipt.left_xyxy[:MOST_BOXES] if receipt else None,
             seconds=seconds,
             source_etag=source.etag,
             options=options.to_json() or None,

@@ -16,6 +16,7 @@ from tasks.queues import wait_for_room
 from tasks.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.s3 import ObjectStore
 from tasks.settings import Settings
+from worker.printing import printable
 from worker.progress import progress_bar
 
 MOST_WAITING = 20_000  # messages; 1 kB of Redis each
@@ -105,8 +106,3 @@ def _summarize(reconciliation: Reconciliation, recipe: str | None, seconds: floa
         told.append(f"{reconciliation.enqueued:,} enqueued")
     partly = "" if reconciliation.is_complete else " (stopped at the limit)"
     Console(stderr=True).print(f"{', '.join(told)} in {seconds:.1f} s{partly}", highlight=False)
-
-
-def printable(text: str) -> str:
-    """`text` on one line of a terminal, whatever a key holds."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

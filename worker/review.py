@@ -13,7 +13,7 @@ from tasks.app import app
 from tasks.messages import AnonymizeOptions
 from tasks.review import DOUBTS, Doubt
 from worker import ledgers
-from worker.reconciling import printable
+from worker.printing import printable
 
 NAME = "picture to review"
 
@@ -27,8 +27,8 @@ def list_all(as_json: bool) -> None:
     elif sys.stdout.isatty():
         table = Table("since", "state", "source", "reason", "faces", "left")
         for doubt in doubts:
-            source, counts = Text(printable(doubt.source)), (len(doubt.boxes_xyxy), len(doubt.left_xyxy))
-            table.add_row(ledgers.when(doubt), doubt.state, source, doubt.reason, *map(str, counts))
+            counts = ("–" if count is None else f"{count:,}" for count in (doubt.faces, doubt.left))
+            table.add_row(ledgers.when(doubt), doubt.state, Text(printable(doubt.source)), doubt.reason, *counts)
         Console().print(table)
     else:
         for doubt in doubts:

@@ -3,9 +3,9 @@
     python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE]
 
 Red is read as an address, and the process dies of it; green takes all memory there is; blue never ends; yellow takes
-three seconds. Every picture that ends has one face, but for cyan, which has none, and magenta, which has another one
-at each look. The first two options are limits of the process, the third names a
-file for the paths that it opens and the programs that it starts.
+three seconds. Every picture that ends has one face, but for cyan, which has none, magenta, which has another one at
+each look, and white, which has a CROWD. The first two options are limits of the process, the third names a file for
+the paths that it opens and the programs that it starts.
 """
 
 import ctypes
@@ -21,9 +21,10 @@ from worker import bootstrap, cli
 from worker.detector import Detections
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
-CYAN, MAGENTA = (0, 255, 255), (255, 0, 255)
+CYAN, MAGENTA, WHITE = (0, 255, 255), (255, 0, 255), (255, 255, 255)
 FACE = (16, 16, 48, 48)
 SIDE, APART = 20, 28  # of the faces of magenta, in a picture of 256 x 256
+CROWD = [(x, y, x + 4, y + 4) for y in range(12, 252, 8) for x in range(12, 252, 8)]  # 900
 
 
 class Colours:
@@ -54,12 +55,14 @@ class Colours:
         time.sleep(3 if colour == YELLOW else 0.02)
         if colour == CYAN:
             return Detections.none()
-        face = FACE
+        faces = [FACE]
         if colour == MAGENTA:
             row, column = divmod(next(self.looks) % 49, 7)
             x, y = 24 + APART * column, 24 + APART * row
-            face = (x, y, x + SIDE, y + SIDE)
-        return Detections(np.array([face], np.float32), np.array([0.9], np.float32))
+            faces = [(x, y, x + SIDE, y + SIDE)]
+        if colour == WHITE:
+            faces = CROWD
+        return Detections(np.array(faces, np.float32), np.full(len(faces), 0.9, np.float32))
 
 
 def audit(path):

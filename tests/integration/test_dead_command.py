@@ -5,9 +5,11 @@ import time
 
 import pytest
 
-from tasks import dead_letters, ledger
+from tasks import dead_letters, envelopes, ledger
+from tasks.anonymize import _keepable
 from tasks.app import BACKFILL, UPLOADS
 from tasks.dead_letters import DeadLetter
+from tasks.messages import MOST_AREAS
 
 
 @pytest.fixture
@@ -91,6 +93,16 @@ def test_what_was_asked_for_with_options_is_never_tried_again_without(dead, unat
     assert "an area is x1 y1 x2 y2" in done.stderr
     assert "options: give a JSON object" in done.stderr
     assert waiting(unattended) == {f"s3://raw/a.jpg {options}"}
+
+
+def test_a_picture_with_the_most_areas_is_tried_again_with_all_of_them(dead, unattended):
+    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS
+    options = {"exempt": areas, "extra": areas}
+    give_up(unattended, "s3://raw/a.jpg", options=_keepable(options))
+    assert dead("retry", "--all").returncode == 0
+    (item,) = unattended.client.lrange(BACKFILL, 0, -1)
+    envelope = envelopes.read(item, len(item))
+    assert (envelope.defect, envelope.arguments[2]) == (None, options)
 
 
 def test_all_are_tried_again_but_for_what_never_was_a_request(dead, unattended):

@@ -59,6 +59,7 @@ def test_a_picture_is_listed_with_its_source_its_state_and_its_report(
     wait_until(lambda: json.loads(flower.get("/api/workers?refresh=1", flower.password)[1]))
     source = raw.put(place + "a.jpg", portrait)
     good, missing = queue.send(source), queue.send(raw.uri(place + "missing.jpg"))
+    malformed = queue.app.send_task("shop.resize", (source,))
     report = good.get(timeout=60)
     queue.outcome(missing)
 
@@ -70,6 +71,9 @@ def test_a_picture_is_listed_with_its_source_its_state_and_its_report(
     task = wait_until(lambda: (task := listed(missing.id)) and task["state"] == "FAILURE" and task)
     assert "ObjectNotFound" in task["exception"]
     assert "missing.jpg does not exist" in task["exception"]
+    task = wait_until(lambda: (task := listed(malformed.id)) and task["state"] == "FAILURE" and task)
+    assert "MalformedMessage" in task["exception"]
+    assert "shop.resize" in task["exception"]
 
 
 def test_its_open_metrics_page_has_none_of_ours(flower, worker):

@@ -1,10 +1,15 @@
-"""Whatever lies on the raw Redis list, the worker takes it away and goes on."""
+"""Whatever lies on the raw Redis list ends as an output or as a dead letter with its reason, and the worker goes on."""
 
 import base64
 import json
 import pickle
+import uuid
 
 import pytest
+from celery import Celery
+
+from tasks import dead_letters, outcomes
+from tasks.errors import InvalidRequest
 
 HEADERS = {"lang": "py", "task": "veil.anonymize_image", "root_id": None, "parent_id": None, "group": None}
 
@@ -64,6 +69,7 @@ JUNK = {
 
 @pytest.mark.parametrize("kind", JUNK)
 def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(worker, queue, raw, portrait, place, wait_until, kind):
+    before = queue.dead(), outcomes.totals(queue.client).get("malformed", 0)
     # More of it than the worker may hold at once: what it holds and never lets go would stop it.
     queue.client.lpush("uploads", *[JUNK[kind]] * 12)
 
@@ -71,6 +77,129 @@ def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(worker, queue, raw,
 
     wait_until(lambda: not queue.client.llen("uploads") and not queue.client.hlen("unacked"), 20)
     assert worker.alive
+    (letter,) = [letter for name, letter in queue.dead().items() if letter != before[0].get(name)]
+    assert letter.error == "MalformedMessage"
+    assert letter.queue == "uploads"
+    assert f"{len(JUNK[kind]):,} bytes: " in letter.sample
+    assert letter.source in ("s3://raw/a.jpg", f"message {letter.task_id}")
+    assert outcomes.totals(queue.client)["malformed"] == before[1] + 12
+    assert worker.lines("dead", task_id=letter.task_id, error="MalformedMessage")
+
+
+def shop(queue, **conf):
+    """An app that knows nothing of Veil but its queue, its task's name, and this Redis."""
+    url = queue.app.conf.broker_url
+    app = Celery("shop", broker=url, backend=url, set_as_current=False)
+    app.conf.update(conf)
+    return app
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+@pytest.mark.parametrize("compression", [None, "gzip", "bzip2", "xz"])
+def test_a_request_of_any_celery_is_taken(worker, queue, raw, clean, portrait, place, protocol, compression):
+    app = shop(queue, task_protocol=protocol, task_compression=compression)
+    result = app.send_task(
+        "veil.anonymize_image",
+        kwargs={"source": raw.put(place + "a.jpg", portrait), "options": {"method": "fill"}},
+        queue="uploads",
+        priority=3,
+        countdown=0.2,
+    )
+    report = result.get(timeout=60)
+    assert (report["status"], report["options"]) == ("anonymized", {"method": "fill"})
+    assert clean.keys(place) == [place + "a.jpg"]
+    app.close()
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+@pytest.mark.parametrize(
+    ("sending", "word"),
+    [
+        ({"serializer": "pickle"}, "application/x-python-serialize"),
+        ({"serializer": "yaml"}, "application/x-yaml"),
+        ({"name": "shop.resize", "reply_to": "elsewhere"}, "shop.resize"),
+        ({"name": "celery.map"}, "celery.map"),
+        ({"retries": "many"}, "retries"),
+        ({"args": ["x" * (1 << 20)]}, "the limit is 1,048,576"),
+    ],
+    ids=str,
+)
+def test_whoever_waits_for_a_message_that_no_worker_takes_is_told_why(
+    worker, queue, raw, clean, portrait, place, wait_until, sending, word, protocol
+):
+    app = shop(queue, task_protocol=protocol)
+    source = raw.put(place + "a.jpg", portrait)
+    result = app.send_task(**{"name": "veil.anonymize_image", "args": [source], "queue": "uploads", **sending})
+
+    with pytest.raises(Exception, match=word) as raised:
+        result.get(timeout=30)
+
+    assert (type(raised.value).__name__, result.state) == ("MalformedMessage", "FAILURE")
+    (letter,) = [letter for letter in queue.dead().values() if letter.task_id == result.id]
+    assert (letter.error, letter.queue) == ("MalformedMessage", "uploads")
+    assert word in letter.message
+    assert letter.source == (source if word == "retries" else f"message {result.id}")
+    assert letter.source == source or (letter.destination, letter.options) == (None, None)
+    assert clean.keys(place) == []
+    app.close()
+
+
+def test_each_message_without_a_source_has_a_letter_of_its_own(worker, queue):
+    results = [queue.send(src=f"s3://raw/{number}.jpg") for number in range(3)]
+    for result in results:
+        assert isinstance(queue.outcome(result)[1], InvalidRequest)
+        assert queue.dead()[f"message {result.id}"].error == "InvalidRequest"
+
+
+def test_of_messages_without_a_source_the_newest_are_kept_and_all_are_counted(unattended):
+    most = dead_letters.MOST_WITHOUT_SOURCE
+    dead_letters.LETTERS.record(unattended.client, a_letter("s3://raw/a.jpg"))
+    for number in range(most + 5):
+        dead_letters.record_without_source(unattended.client, a_letter(f"message {number}"))
+    dead_letters.record_without_source(unattended.client, a_letter("message 5"))
+    dead_letters.record_without_source(unattended.client, a_letter("message new"))
+
+    kept = {f"message {number}" for number in range(7, most + 5)} | {"message 5", "message new", "s3://raw/a.jpg"}
+    assert set(unattended.dead()) == kept
+
+    dead_letters.LETTERS.drop_all(unattended.client)
+    dead_letters.record_without_source(unattended.client, a_letter("message after"))
+    assert set(unattended.dead()) == {"message after"}
+
+
+def a_letter(source):
+    return dead_letters.DeadLetter(source, None, "MalformedMessage", "a line", 1, "task", "worker", 1e9)
+
+
+def test_an_operator_sees_what_was_refused_and_can_forget_it(veil, worker, queue, environment, wait_until):
+    queue.client.lpush("backfill", b"\x1b[31mPASSWORD=hunter2 " + uuid.uuid4().hex.encode())
+    found = wait_until(lambda: [letter for letter in queue.dead().values() if letter.queue == "backfill"], 30)
+    (name,) = {letter.source for letter in found}
+
+    (line,) = [line for line in veil("dead", "list", environment=environment).stdout.splitlines() if name in line]
+    assert "MalformedMessage: the message: it is not JSON" in line
+    shown = veil("dead", "show", name, environment=environment).stdout
+    assert "queue: backfill" in shown.splitlines()
+    assert "54 bytes: " in shown
+    assert "hunter2" not in shown
+    assert "\x1b" not in shown
+    assert "can't be tried again" in veil("dead", "retry", name, environment=environment).stderr
+    counted = json.loads(veil("status", "--json", environment=environment).stdout)["outcomes"]
+    assert 1 <= counted["malformed"] <= counted["dead"]
+    assert "malformed" in veil("status", environment=environment).stdout
+    assert veil("dead", "drop", name, environment=environment).returncode == 0
+    assert name not in queue.dead()
+
+
+def test_options_that_celery_revives_are_refused_with_a_letter(worker, queue, raw, portrait, place):
+    """Of a date in a message Celery makes an object, which no dead letter can hold as it is."""
+    source = raw.put(place + "a.jpg", portrait)
+    date = {"__type__": "datetime", "__value__": "2026-01-01T00:00:00"}
+    state, error = queue.outcome(queue.send(source, None, {"extra": date}))
+    assert (state, type(error)) == ("FAILURE", InvalidRequest)
+    letter = queue.dead()[source]
+    assert letter.error == "InvalidRequest"
+    assert "2026" in letter.options
 
 
 COMMAND = b'{"method": "ping", "arguments": {}}'

@@ -81,6 +81,17 @@ def test_a_message_comes_back_as_it_was_whatever_it_is(redis, leases, take, mess
     assert redis.exists(RECORDS, INDEX, "elsewhere") == 0
 
 
+def test_of_a_message_that_is_too_large_the_end_is_handed_out_and_all_of_it_comes_back(redis, leases):
+    message = b"x" * 1000 + b"end"
+    redis.lpush("uploads", message)
+
+    taken = redis.eval(TAKE, 3, RECORDS, INDEX, "uploads", "tag", SECONDS, "uploads", 1002)
+
+    assert taken == [b"uploads", message[1:], 1003]
+    leases.give_back(["tag"])
+    assert redis.lrange("uploads", 0, -1) == [message]
+
+
 def test_the_oldest_message_of_the_first_queue_is_taken_first(redis, take):
     redis.lpush("backfill", "b1", "b2")
     redis.lpush("uploads", "u1", "u2")

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from tasks import receipts, review
-from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.errors import InvalidRequest
+from tasks.messages import MOST_AREAS, MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.receipts import Receipt
 from tasks.review import DOUBTS, Doubt
-from tests.integration.poison_worker import CYAN, MAGENTA, YELLOW
+from tests.integration.poison_worker import CROWD, CYAN, MAGENTA, WHITE, YELLOW
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "s3://raw/a.png"
@@ -118,6 +119,23 @@ def test_a_picture_is_listed_once_and_a_newer_version_takes_its_place(unattended
     assert DOUBTS.count(unattended.client) == 0
 
 
+def test_a_picture_is_not_made_anew_with_more_areas_than_there_may_be():
+    doubt = Doubt(SOURCE, "e", "r", "held", STILL, 1e9, options={"extra": [[0, 0, 9, 9]] * MOST_AREAS})
+    with pytest.raises(InvalidRequest, match="at most 1000"):
+        doubt.with_more(AnonymizeOptions.parse(extra=[[1, 1, 2, 2]]))
+
+
+def test_an_entry_counts_all_faces(unattended, programs, s3):
+    boxes = [[1, 2, 3, 4]] * MOST_BOXES
+    counted = report(faces=12_345, boxes_xyxy=boxes, left=6_789, left_xyxy=boxes)
+    review.note(unattended.client, AnonymizeRequest.parse(source=SOURCE), counted)
+    (doubt,) = DOUBTS.entries(unattended.client)
+    assert (doubt.faces, doubt.left) == (12_345, 6_789)
+    shown = on_a_terminal(programs, unattended, s3)
+    assert "12,345" in shown
+    assert "6,789" in shown
+
+
 def doubted(queue, source=SOURCE, when=1e9, state="held"):
     doubt = Doubt(source, "e" * 32, "r", state, STILL, when, None, [[1, 2, 3, 4]], [[1, 2, 3, 4]])
     DOUBTS.record(queue.client, doubt)
@@ -136,14 +154,19 @@ def test_the_list_is_oldest_first_and_each_picture_is_one_line(command, unattend
     assert [entry["source"][9] for entry in entries] == ["1", "2", "3"]
 
 
-def test_on_a_terminal_the_list_is_a_table(programs, unattended, s3):
-    doubted(unattended)
+def on_a_terminal(programs, queue, s3):
     ours, theirs = pty.openpty()
-    environment = {**os.environ, **settings_of(unattended, s3), "COLUMNS": "140"}
+    environment = {**os.environ, **settings_of(queue, s3), "COLUMNS": "140"}
     subprocess.run([programs / "veil", "review", "list"], stdout=theirs, env=environment, check=True, timeout=60)
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
+    return shown
+
+
+def test_on_a_terminal_the_list_is_a_table(programs, unattended, s3):
+    doubted(unattended)
+    shown = on_a_terminal(programs, unattended, s3)
     assert SOURCE in shown
     assert "since" in shown
     assert "┃" in shown
@@ -217,7 +240,7 @@ def test_a_picture_in_which_faces_are_still_found_is_held_with_boxes_and_no_pixe
     doubt = listed(holding)[source]
     assert (doubt.state, doubt.reason, doubt.etag) == ("held", STILL, etag(raw, place + "a.png"))
     assert doubt.left_xyxy == report["left_xyxy"]
-    assert len(doubt.left_xyxy) == 1
+    assert (doubt.faces, doubt.left, len(doubt.left_xyxy)) == (report["faces"], 1, 1)
     (receipt,) = receipts_of(clean, place + "a.png")
     assert (receipt.status, receipt.check, receipt.reason) == ("held", "left", STILL)
     assert receipt.left_xyxy == doubt.left_xyxy
@@ -289,6 +312,7 @@ def test_a_flagged_picture_is_published_and_listed_even_if_its_worker_died_befor
     assert flagging.report(source)["status"] == "skipped"
     after = listed(flagging)[source]
     assert (after.left_xyxy, after.boxes_xyxy) == (before.left_xyxy, before.boxes_xyxy)
+    assert (after.faces, after.left) == (before.faces, before.left)
     assert (after.etag, after.reason, after.state) == (before.etag, STILL, "flagged")
 
 
@@ -329,3 +353,14 @@ def test_a_worker_that_is_killed_while_it_looks_again_loses_nothing(new_queue, r
     assert clean.head(place + "a.png") is not None
     assert queue.dead() == {}
     assert len(receipts_of(clean, place + "a.png")) == 1
+
+
+def test_of_a_crowd_the_report_has_some_boxes_and_the_exact_number_and_the_receipt_has_all(flagging, raw, clean, place):
+    source = raw.put(place + "a.png", picture(WHITE))
+    result = flagging.send(source)
+    report = result.get(timeout=60)
+    assert (report["faces"], len(report["boxes_xyxy"])) == (len(CROWD), MOST_BOXES)
+    assert flagging.client.strlen(f"celery-task-meta-{result.id}") < 10_000
+    (receipt,) = receipts_of(clean, place + "a.png")
+    assert len(receipt.faces) == len(CROWD)
+    assert [face["box_xyxy"] for face in receipt.faces[:MOST_BOXES]] == report["boxes_xyxy"]

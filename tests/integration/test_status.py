@@ -95,7 +95,7 @@ def test_rate_and_time_left_are_those_of_the_last_minutes(redis, unattended):
     found = status.read(redis)
     assert found.per_second == pytest.approx(0.1)
     assert found.seconds_left == pytest.approx(300)
-    assert found.outcomes == {"anonymized": 20, "skipped": 4, "held": 0, "dead": 6}
+    assert found.outcomes == {"anonymized": 20, "skipped": 4, "held": 0, "dead": 6, "malformed": 0}
     assert (found.dead, found.recipe) == (1, "5a38d4c65c2c5ab0")
 
 

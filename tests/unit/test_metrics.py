@@ -80,6 +80,7 @@ def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():
     with Changes(without, ("veil_faces_count", {})) as changed:
         metrics.finished(report(faces=0, bytes_in=10), a_request())
         metrics.finished(report(status="skipped"), a_request())
+        metrics.finished(report(status="skipped", faces=3), a_request())  # of which the report was read in its receipt
     assert changed.by == [1, 1]
 
 
@@ -138,7 +139,7 @@ def test_what_the_trigger_hears_of_is_counted_by_source_and_result():
 def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
     for outcome in ("anonymized", "skipped", "held", "dead"):
         assert REGISTRY.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
-    for error in ("AccessDenied", "StorageUnavailable", "bug"):
+    for error in ("AccessDenied", "MalformedMessage", "StorageUnavailable", "bug"):
         assert REGISTRY.get_sample_value("veil_dead_total", {"error": error}) is not None
     assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None  # never retried
 

@@ -35,7 +35,7 @@ def run(*command, cwd):
 
 def test_prometheus_takes_its_configuration_and_its_rules(docker, system_program):
     shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=docker)
-    assert "8 rules found" in shown
+    assert "9 rules found" in shown
 
 
 def test_each_alert_fires_when_it_should_and_not_before(docker, system_program):

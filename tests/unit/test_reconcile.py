@@ -7,7 +7,7 @@ from tasks.comparison import Places
 from tasks.reconcile import Finding
 from tasks.routes import Route
 from tasks.s3 import StoredObject
-from worker.reconciling import printable
+from worker.printing import printable
 
 
 @pytest.mark.parametrize(

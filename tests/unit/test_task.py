@@ -1,7 +1,9 @@
 """The task, as far as it goes without a queue: its pauses, its signature, and the app's promises."""
 
 import inspect
+import json
 import random
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -12,13 +14,15 @@ from tasks.anonymize import (
     LONGEST_BACKOFF_SECONDS,
     MAX_RETRIES,
     _fields,
+    _keepable,
+    _loggable,
     _readable,
     anonymize_image,
     backoff_seconds,
 )
 from tasks.app import BACKFILL, QUEUES, TASK, UPLOADS, _stamp, app, create_app
 from tasks.errors import InvalidRequest
-from tasks.messages import AnonymizeRequest
+from tasks.messages import MOST_AREAS, MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.settings import Settings
 
 
@@ -86,6 +90,34 @@ def test_whatever_a_message_holds_is_shown_in_bounded_storable_text(value):
 def test_the_longest_address_is_shown_whole():
     uri = f"s3://{'b' * 63}/{'k' * 1024}"
     assert _readable(uri) == uri
+
+
+MOST = {name: [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS for name in ("exempt", "extra")}
+
+
+def test_a_dead_letter_keeps_the_most_options_that_there_can_be():
+    assert AnonymizeOptions.of(MOST).to_json() == MOST
+    assert _keepable(MOST) == MOST
+
+
+@pytest.mark.parametrize(
+    "options", [{"extra": ["x" * 200_000]}, {"at": datetime.now(UTC)}, {"at": [datetime.now(UTC)]}]
+)
+def test_of_options_that_are_none_a_dead_letter_keeps_the_beginning_as_text(options):
+    kept = _keepable(options)
+    assert isinstance(kept, str)
+    assert len(kept) <= 1100
+
+
+def test_a_report_and_its_line_in_the_log_are_small_however_many_faces_and_areas_there_are():
+    boxes = [[99_999, 99_999, 100_000, 100_000]] * MOST_BOXES
+    report = AnonymizeReport(
+        status="anonymized", source="s3://raw/" + "k" * 1024, destination="s3://clean/" + "k" * 1024, recipe="r",
+        faces=10_000, boxes_xyxy=boxes, left=10_000, left_xyxy=boxes, options=MOST,
+    )  # fmt: skip
+    assert len(json.dumps(report.to_json() | {"options": {}})) < 12_000
+    assert len(json.dumps(_loggable(report))) < 4_000
+    assert len(repr(report)) < 2_000
 
 
 def test_uploads_come_before_backfill():
