@@ -25,10 +25,10 @@ FORMATS = (
         "JPEG",
         "image/jpeg",
         "baseline, progressive, gray, RGB, CMYK and YCCK",
-        "quantisation tables, subsampling, progressive; without a face the compressed data itself, bit for bit, if every "
-        "decoder shows it alike",
-        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized, the others are dropped; one that is "
-        "larger is refused",
+        "quantisation tables, subsampling, progressive; without a face the compressed data itself, bit for bit, if "
+        "every decoder shows it alike",
+        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized, the others are dropped; a "
+        "larger one is refused",
     ),
     Format(
         "PNG",
@@ -36,7 +36,8 @@ FORMATS = (
         "image/png",
         "1 to 16 bits, palette, alpha, animated",
         "every pixel outside the masks, 8 or 16 bits, alpha, palette of up to 256 colours, timing and repeats",
-        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations, frames that its header does not count",
+        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations, frames that its header does not "
+        "count",
     ),
     Format(
         "WEBP",
@@ -53,8 +54,8 @@ FORMATS = (
         "image/tiff",
         "pages, 1 to 16 bits, gray, RGB, CMYK, palette, alpha; uncompressed, LZW, Deflate, PackBits, JPEG",
         "pages, 8 or 16 bits, alpha, compression (16 bits become Deflate)",
-        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, old-style JPEG, fax and rare "
-        "compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
+        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, old-style JPEG, fax and "
+        "rare compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
     ),
     Format("GIF", "GIF", "image/gif", "still, animated, transparent", "palette, timing and repeats", "no end marker"),
     Format("BMP", "BMP", "image/bmp", "1 to 32 bits, RLE", "true colour or gray", "transparency"),
