@@ -84,12 +84,14 @@ def _look(settings: WorkerSettings) -> Look:
 
 def comparison(settings: WorkerSettings) -> Compare:
     """Return what compares outputs with their sources, outside of what workers with these settings hide."""
+    import cv2
     import numpy as np
 
     from tasks.messages import AnonymizeOptions
     from worker import images, likeness
     from worker.bootstrap import mask_style
 
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # files that it does not read are no news
     style = mask_style(settings)
 
     def compare(output: bytes, source: bytes, receipt: "Receipt") -> bool:

@@ -1,6 +1,7 @@
 """The guard before a source is deleted: an output that does not show its source is told, whatever became of it."""
 
 import io
+import json
 import tracemalloc
 
 import numpy as np
@@ -104,6 +105,37 @@ def test_what_workers_publish_is_alike(source):
     assert likeness.is_confirmed(source, picture)
     assert like(source, [hide(frame, FACE) for frame in picture.frames])
     assert like(source, [frame.pixels for frame in picture.frames], NOTHING)
+
+
+ENCODINGS = [
+    ("JPEG", {"quality": 30}),
+    ("JPEG", {"quality": 75, "progressive": True}),
+    ("JPEG", {"quality": 95, "subsampling": 0}),
+    ("WEBP", {"quality": 40}),
+    ("WEBP", {"quality": 90}),
+    ("AVIF", {"quality": 40, "speed": 9}),
+    ("AVIF", {"quality": 90, "speed": 9}),
+    ("JPEG2000", {"quality_mode": "rates", "quality_layers": [30]}),
+    ("TIFF", {"compression": "jpeg"}),
+    ("PNG", {"compress_level": 1}),
+    ("GIF", {}),
+]
+
+
+@pytest.mark.parametrize("name", ["people", "small"])
+def test_photographs_in_every_lossy_format_stay_within_half_of_the_bounds(name, data):
+    """The bounds are stated with what this measures."""
+    records = [one for one in json.loads((data(name) / "annotations.json").read_text())["images"] if one["faces"]]
+    for record in records[:: len(records) // 3]:
+        photograph = Image.open(data(name) / record["file"]).convert("RGB")
+        for form, options in ENCODINGS:
+            picture = decoded(written(form, photograph, **options))
+            frame = picture.frames[0]
+            output = decoded(images.encode(picture, [hide(frame, *record["faces"])]))
+            found = likeness.differences(frame, output.frames[0], rectangles(picture, *record["faces"]))
+            if len(found.tiles):
+                assert found.tiles.mean() <= (likeness.MEAN_LEVELS + likeness.MEAN_SHARE * found.contrast) / 2
+                assert found.tiles.max() <= (likeness.TILE_LEVELS + likeness.TILE_SHARE * found.contrast) / 2
 
 
 def negative(frame):

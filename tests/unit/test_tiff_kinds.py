@@ -147,6 +147,7 @@ RAWS = {
     "linear page": Tiff().content,
     "mosaic tags": marked((33421, SHORT, (2, 2)), (33422, BYTE, (0, 1, 1, 2))),
     "only a preview": marked(REDUCED),
+    "a JPEG beside the page": marked((513, LONG, (8,)), (514, LONG, (100,))),
     "CR2": b"II*\0\x10\0\0\0CR\x02\0" + bytes(100),
     "IIQ": b"II*\0\x10\0\0\0IIII" + bytes(100),
     "RW2": b"IIU\0\x08\0\0\0" + bytes(100),

@@ -22,9 +22,10 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0", b"II\0+", b"
 BIG = 43  # BigTIFF's number, in place of 42
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, PHOTOMETRIC, SUB_IFDS = 254, 255, 256, 257, 262, 330
+COMPRESSION, JPEG_OFFSET, OLD_JPEG = 259, 513, 6
 RAW_TAGS = (33421, 33422, 50706)  # CFARepeatPatternDim, CFAPattern, DNGVersion
 RAW_PHOTOMETRICS = (32803, 34892)  # CFA, LinearRaw
-TAGS = (SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, PHOTOMETRIC, SUB_IFDS, *RAW_TAGS)
+TAGS = (SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, COMPRESSION, PHOTOMETRIC, SUB_IFDS, JPEG_OFFSET, *RAW_TAGS)
 REDUCED, OLD_REDUCED = 1, 2
 TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
@@ -49,6 +50,11 @@ class Directory:
         return bool(self.first(SUBFILE) & REDUCED) or self.first(OLD_SUBFILE) == OLD_REDUCED
 
     @property
+    def has_second_picture(self) -> bool:
+        """Return whether the page has a JPEG besides its strips or tiles; old-style JPEG has it in their place."""
+        return JPEG_OFFSET in self.values and self.first(COMPRESSION) != OLD_JPEG
+
+    @property
     def size(self) -> tuple[int, int]:
         return self.first(WIDTH), self.first(HEIGHT)
 
@@ -65,8 +71,8 @@ def check(content: bytes) -> None:
     if content.startswith(AT_8, 8) or any(one.is_raw for page, below in parts for one in (page, *below)):
         raise UnsupportedImage(f"camera raws are not handled: {ADVICE}")
     for page, below in parts:
-        if any(not one.is_reduced or _is_larger(one, page) for one in below):
-            raise UnsupportedImage(f"this TIFF has further pictures below its pages, as camera raws do: {ADVICE}")
+        if page.has_second_picture or any(not one.is_reduced or _is_larger(one, page) for one in below):
+            raise UnsupportedImage(f"this TIFF has further pictures beside its pages, as camera raws do: {ADVICE}")
     if pages and all(page.is_reduced for page in pages):
         raise UnsupportedImage(f"this TIFF has only previews of a picture, as camera raws do: {ADVICE}")
 
