@@ -122,12 +122,12 @@ ENCODINGS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["people", "small"])
-def test_photographs_in_every_lossy_format_stay_within_half_of_the_bounds(name, data):
+def test_photographs_in_every_lossy_format_stay_within_half_of_the_bounds(data):
     """The bounds are stated with what this measures."""
-    records = [one for one in json.loads((data(name) / "annotations.json").read_text())["images"] if one["faces"]]
+    folder = data("small")
+    records = [one for one in json.loads((folder / "annotations.json").read_text())["images"] if one["faces"]]
     for record in records[:: len(records) // 3]:
-        photograph = Image.open(data(name) / record["file"]).convert("RGB")
+        photograph = Image.open(folder / record["file"]).convert("RGB")
         for form, options in ENCODINGS:
             picture = decoded(written(form, photograph, **options))
             frame = picture.frames[0]
