@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.errors import UnreadableImage, UnsupportedImage
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
 from worker.images import camera_raw
 
@@ -227,6 +227,13 @@ def test_directories_that_lie_over_each_other_are_refused():
         link = at + 14
     with pytest.raises(UnreadableImage, match="over each other"):
         camera_raw.check(bytes(tiff.content))
+
+
+def test_a_chain_of_many_small_directories_is_not_walked_to_its_end():
+    links = (struct.pack("<HHHIII", 1, 254, LONG, 1, 0, 8 + 18 * (number + 1)) for number in range(1_000_000))
+    content = b"II*\0\x08\0\0\0" + b"".join(links)
+    with pytest.raises(ImageTooLarge, match="pages"):
+        decoded(content)
 
 
 # --- palettes of 8 bits ---------------------------------------------------------------------------------------

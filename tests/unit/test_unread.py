@@ -121,8 +121,8 @@ def test_frames_of_a_webp_that_is_not_said_to_be_animated_are_not_dropped():
 def jp2(*sizes):
     """A JP2 whose boxes are those of the first picture, with the codestreams of all."""
     streams = [written("JPEG2000", size=size) for size in sizes]
-    boxes = [box for box in jpeg2000.boxes(streams[0]) if box[0] != b"jp2c"]
-    boxes += [box for stream in streams for box in jpeg2000.boxes(stream) if box[0] == b"jp2c"]
+    boxes = [box for box in jpeg2000._boxes(streams[0]) if box[0] != b"jp2c"]
+    boxes += [box for stream in streams for box in jpeg2000._boxes(stream) if box[0] == b"jp2c"]
     return b"".join(jpeg2000._box(*box) for box in boxes)
 
 
@@ -164,6 +164,11 @@ def test_what_only_begins_like_a_picture_behind_a_jpeg_is_no_picture():
     trailers = [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\xff\xff", b"\xff\xd8\xff\xe0\0\0" * 1000, b"\xff\xd8\xff\xc0\0\x0b"]
     for trailer in trailers:
         assert decoded(written("JPEG") + trailer).width == SIZE[0]
+
+
+def test_what_looks_like_pictures_without_end_behind_a_jpeg_is_refused():
+    with pytest.raises(UnsupportedImage, match="cut them off"):
+        decoded(written("JPEG") + b"\xff\xd8\xff\xd9" * 20_000)
 
 
 def test_a_larger_item_of_an_avif_is_not_dropped():

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.errors import UnreadableImage, UnsupportedImage
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 
 ADVICE = "develop it, and save it as TIFF, PNG or JPEG"
 # Signatures of raws at the start of the file that are not those of a TIFF, and of TIFF-based ones at byte 8.
@@ -19,6 +19,7 @@ AT_START = (b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FUJIFILMCCD-RAW", b"FOVb", b"
 AT_8 = (b"CR\x02", b"IIII", b"MMMM")  # Canon CR2, Phase One IIQ
 CR3 = b"ftypcrx "
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0", b"II\0+", b"MM+\0")
+MOST_DIRECTORIES = 10_000  # each takes 50 microseconds
 BIG = 43  # BigTIFF's number, in place of 42
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, PHOTOMETRIC, SUB_IFDS = 254, 255, 256, 257, 262, 330
@@ -100,6 +101,9 @@ class _Directories:
         self._order = "<" if content.startswith(b"II") else ">"
         self._endian: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
         self._is_big = BIG in content[2:4]
+        fields = [("tag", 2), ("type", 2), ("count", 8 if self._is_big else 4)]
+        layout = [(name, f"{self._order}u{size}") for name, size in fields]
+        self._layout = np.dtype([*layout, ("value", "V8" if self._is_big else "V4")])
         self._left = len(content)
         self._read: set[int] = set()
         self.start = self._number(*((8, 8) if self._is_big else (4, 4)))
@@ -129,21 +133,15 @@ class _Directories:
     def _directory(self, at: int) -> Directory | None:
         """Return the directory at `at`; None where the file ends before it does."""
         head, offset = (8, 8) if self._is_big else (2, 4)
-        layout = np.dtype(
-            [
-                ("tag", f"{self._order}u2"),
-                ("type", f"{self._order}u2"),
-                ("count", f"{self._order}u{offset}"),
-                ("value", f"V{offset}"),
-            ]
-        )
         count = self._number(at, head)
-        end = at + head + count * layout.itemsize
+        end = at + head + count * self._layout.itemsize
         if not count or end > len(self._content):
             return None
         self._read.add(at)
+        if len(self._read) > MOST_DIRECTORIES:
+            raise ImageTooLarge(f"this TIFF has over {MOST_DIRECTORIES:,} pages and pictures below them: split it up")
         self._spend(end - at)
-        entries = np.frombuffer(self._content, layout, count, at + head)
+        entries = np.frombuffer(self._content, self._layout, count, at + head)
         values = {int(entry["tag"]): self._values(entry) for entry in entries[np.isin(entries["tag"], TAGS)]}
         if values.get(SUB_IFDS) == ():
             raise UnreadableImage("this TIFF is damaged: the pictures below one of its pages are not there")

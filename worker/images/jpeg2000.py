@@ -31,9 +31,9 @@ def is_lossless(content: bytes) -> bool:
 
 def profile(content: bytes) -> bytes | None:
     """The colour profile in the file's header."""
-    for name, body in boxes(content):
+    for name, body in _boxes(content):
         if name == b"jp2h":
-            for inner, colours in boxes(body):
+            for inner, colours in _boxes(body):
                 if inner == b"colr" and colours[:1] == RESTRICTED_PROFILE[:1]:
                     return colours[3:]
     return None
@@ -42,10 +42,10 @@ def profile(content: bytes) -> bytes | None:
 def with_profile(content: bytes, profile: bytes) -> bytes:
     """The file `content` with a colour profile in the place of its named colour space."""
     parts = []
-    for name, body in boxes(content):
+    for name, body in _boxes(content):
         if name == b"jp2h":
             colours = _box(b"colr", RESTRICTED_PROFILE + profile)
-            body = b"".join(colours if inner == b"colr" else _box(inner, part) for inner, part in boxes(body))
+            body = b"".join(colours if inner == b"colr" else _box(inner, part) for inner, part in _boxes(body))
         parts.append(_box(name, body))
     return b"".join(parts)
 
@@ -65,7 +65,7 @@ def _is_whole(content: bytes) -> bool:
     return False
 
 
-def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The boxes in `content`, (name, body)."""
     at = 0
     while at + 8 <= len(content):
@@ -79,3 +79,8 @@ def boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _box(name: bytes, body: bytes) -> bytes:
     return (len(body) + 8).to_bytes(4) + name + body
+
+
+def codestreams(content: bytes) -> int:
+    """Return the number of pictures in a JPEG 2000 file."""
+    return max(1, sum(name == b"jp2c" for name, _ in _boxes(content)))

@@ -53,6 +53,7 @@ def decode(content: bytes, max_pixels: int, max_frames: int = MOST_FRAMES, keep_
     """
     if not content:
         raise EmptyObject("the file is empty: upload the picture again")
+    camera_raw.check(content)
     image = _open(content, max_pixels)
     form = "JPEG" if image.format == "MPO" else str(image.format)
     try:
@@ -88,7 +89,6 @@ def is_recognised(content: bytes) -> bool:
 
 
 def _open(content: bytes, max_pixels: int) -> Any:
-    camera_raw.check(content)
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         width, height = containers.webp_size(content)
         _refuse_large(1, width, height, width * height, max_pixels)

@@ -1,7 +1,8 @@
 """Files that hold more than is read of them: further frames, or a picture that is larger than the one that is read."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from tasks.errors import UnsupportedImage
@@ -11,6 +12,7 @@ ITEM_SIZE = b"\0\0\0\x14ispe\0\0\0\0"  # AVIF's property of each item: its width
 SAMPLE_SIZES = b"stsz\0\0\0\0"  # of a track: their common size, 0 for none, and their number follow
 TRACK = b"av01" + bytes(6)  # the sample entry of a track; its size follows (ISO/IEC 14496-12, 12.1.3)
 TRACK_SIZE = 18
+MOST_FURTHER = 10_000  # JPEGs, or what looks like the beginning of one, after the end of the first
 MOST_SEGMENTS = 256  # before the frame header of a further JPEG
 
 
@@ -18,7 +20,7 @@ def check(form: str, image: Any, content: bytes) -> None:
     """Raise UnsupportedImage if `content` has frames, or a larger picture, that Pillow's `image` does not show."""
     frames = getattr(image, "n_frames", 1)
     width, height = image.size
-    sizes: list[tuple[int, int]] = []
+    sizes: Iterable[tuple[int, int]] = ()
     count = frames
     if form == "PNG":
         count = _png_frames(content)
@@ -27,7 +29,7 @@ def check(form: str, image: Any, content: bytes) -> None:
     elif form == "WEBP":
         count = _webp_frames(content)
     elif form == "JPEG2000":
-        count = sum(name == b"jp2c" for name, _ in jpeg2000.boxes(content)) or 1
+        count = jpeg2000.codestreams(content)
     elif form == "AVIF":
         sizes, count = _avif(content, frames)
     elif form == "JPEG":
@@ -68,12 +70,13 @@ def _webp_frames(content: bytes) -> int:
     return count
 
 
-def _avif(content: bytes, frames: int) -> tuple[list[tuple[int, int]], int]:
+def _avif(content: bytes, frames: int) -> tuple[Iterable[tuple[int, int]], int]:
     """Return the sizes of all items and tracks, and how many frames the longest track has."""
-    sizes = [struct.unpack_from(">II", content, at) for at in _ends(content, ITEM_SIZE, 8)]
-    tracks = [struct.unpack_from(">HH", content, at + TRACK_SIZE) for at in _ends(content, TRACK, TRACK_SIZE + 4)]
-    counts = [struct.unpack_from(">I", content, at + 4)[0] for at in _ends(content, SAMPLE_SIZES, 8)]
-    return [*sizes, *tracks], max([frames, *counts] if tracks else [frames])
+    sizes = (struct.unpack_from(">II", content, at) for at in _ends(content, ITEM_SIZE, 8))
+    tracks = (struct.unpack_from(">HH", content, at + TRACK_SIZE) for at in _ends(content, TRACK, TRACK_SIZE + 4))
+    counts = (struct.unpack_from(">I", content, at + 4)[0] for at in _ends(content, SAMPLE_SIZES, 8))
+    has_tracks = TRACK in content
+    return chain(sizes, tracks), max(chain([frames], counts if has_tracks else ()))
 
 
 def _ends(content: bytes, mark: bytes, more: int) -> Iterator[int]:
@@ -84,15 +87,17 @@ def _ends(content: bytes, mark: bytes, more: int) -> Iterator[int]:
         at = content.find(mark, at + len(mark))
 
 
-def _further_jpegs(content: bytes) -> list[tuple[int, int]]:
-    """Return the sizes of the JPEGs that follow the first one in its file, as in an MPO."""
-    sizes = []
+def _further_jpegs(content: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the sizes of the JPEGs that follow the first one in its file, as in an MPO."""
     at = content.find(jpeg.START, jpeg.end(content))
-    while at >= 0:
+    for _ in range(MOST_FURTHER):
+        if at < 0:
+            return
         size, at = _jpeg_size(content, at + 2)
-        sizes += [size] if size else []
+        if size:
+            yield size
         at = content.find(jpeg.START, at)
-    return sizes
+    raise UnsupportedImage(f"over {MOST_FURTHER:,} pictures follow this JPEG in its file: cut them off")
 
 
 def _jpeg_size(content: bytes, at: int) -> tuple[tuple[int, int] | None, int]:
