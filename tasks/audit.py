@@ -31,6 +31,7 @@ State = Literal[
     "output gone",
     "output differs",
     "metadata differs",
+    "output unlike source",
     "face exposed",
     "unreadable",
     "unsigned",
@@ -46,13 +47,23 @@ NO_ETAG = "0" * 32  # of no object
 Look = Callable[[bytes, Receipt], bool]
 """The output and its receipt to whether all faces that are found in it were hidden."""
 
+Compare = Callable[[bytes, bytes, Receipt], bool]
+"""The output, its source and its receipt to whether both show the same outside of what was hidden.
+
+It raises Permanent where one of them can't be decoded.
+"""
+
 
 @dataclass(frozen=True)
 class Disposal:
-    """Deletes the sources of outputs that are as their receipts say; `is_rehearsal` only tells which it would."""
+    """Deletes the sources of outputs that are as their receipts say and look like the source.
+
+    With `is_rehearsal` it only reports which it would delete.
+    """
 
     older_than: timedelta
     is_rehearsal: bool
+    compare: Compare
 
     def check(self, store: ObjectStore, sources: PrefixUri) -> None:
         """Raise StorageRejected where a delete would also hit a source that was replaced meanwhile."""
@@ -62,14 +73,20 @@ class Disposal:
                 f"{sources} is in a store that ignores If-Match: have a lifecycle rule delete sources"
             )
 
-    def of(self, store: ObjectStore, source: StoredObject, receipt: Receipt) -> State:
-        """What became of a `source` that was just read and is the one of its `receipt`.
-
-        It is kept if somebody should look at the picture first, or if it is too young.
-        """
+    def keeps(self, source: StoredObject, receipt: Receipt) -> bool:
+        """Return whether a `source` stays: somebody should look at the picture first, or it is too young."""
         young = source.modified is None or datetime.now(UTC) - source.modified < self.older_than
-        if receipt.status != "anonymized" or receipt.reason or young:
-            return "source kept"
+        return receipt.status != "anonymized" or receipt.reason is not None or young
+
+    def allows(self, output: bytes, source: bytes, receipt: Receipt) -> bool:
+        """Return whether an output shows what its source does; not so if one of them can't be decoded."""
+        try:
+            return self.compare(output, source, receipt)
+        except Permanent:
+            return False
+
+    def of(self, store: ObjectStore, source: StoredObject) -> State:
+        """Delete the `source`, which was just read and compared, and return what became of it."""
         if self.is_rehearsal:
             return "source due"
         if store.delete_version(source.uri, source.etag):
@@ -247,13 +264,37 @@ class Audit:
             return ["source unknown"]
         try:
             with self._store.open(uri) as opened:
-                same = opened.stored.size == receipt.source_bytes
-                same = same and opened.digest(self._read_seconds) == receipt.source_sha256
-                if not same:
-                    return ["source changed"]
-            return [self._disposal.of(self._store, opened.stored, receipt)] if self._disposal and is_good else []
+                return self._of_own_source(subject, opened, receipt, is_good)
         except ObjectNotFound:
             return ["source gone"]
+
+    def _of_own_source(self, subject: Subject, opened: OpenObject, receipt: Receipt, is_good: bool) -> list[State]:
+        """Compare the source with its receipt, and delete it if that is asked for and its output `is_good`."""
+        if opened.stored.size != receipt.source_bytes:
+            return ["source changed"]
+        disposal = self._disposal if is_good else None
+        if disposal is None or disposal.keeps(opened.stored, receipt):
+            if opened.digest(self._read_seconds) != receipt.source_sha256:
+                return ["source changed"]
+            return ["source kept"] if disposal else []
+        source = opened.read(receipt.source_bytes, self._read_seconds)
+        if hashlib.sha256(source).hexdigest() != receipt.source_sha256:
+            return ["source changed"]
+        output = self._output(subject, receipt)
+        if output is None:
+            return ["output differs"]
+        if not disposal.allows(output, source, receipt):
+            return ["output unlike source"]
+        return [disposal.of(self._store, opened.stored)]
+
+    def _output(self, subject: Subject, receipt: Receipt) -> bytes | None:
+        """Return the content of the output as it is by now; None if it is not that of its receipt any more."""
+        try:
+            with self._store.open(subject.places.destination(subject.key)) as opened:
+                content = opened.read(opened.stored.size, self._read_seconds)
+        except ObjectNotFound:
+            return None
+        return content if hashlib.sha256(content).hexdigest() == receipt.output_sha256 else None
 
     def _verdict(self, subject: Subject, made: Made | None, states: Sequence[State]) -> Verdict:
         places = subject.places

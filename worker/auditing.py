@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tasks.audit import THREADS, Audit, Disposal, Look, Verdict
+from tasks.audit import THREADS, Audit, Compare, Disposal, Look, Verdict
 from tasks.s3 import ObjectStore
 from worker.printing import printable
 from worker.progress import progress_bar
@@ -30,8 +30,8 @@ def run(
     as_json: bool,
 ) -> bool:
     """Tell of each output at or below `addresses` whether it is as its receipt says; whether all are."""
-    threads = settings.concurrency if redetect else THREADS
-    store = ObjectStore.connect(settings, connections=2 * threads + LISTINGS)
+    threads = settings.concurrency if redetect or disposal else THREADS  # pictures that are decoded at once
+    store = ObjectStore.connect(settings, connections=3 * threads + LISTINGS)
     audit = Audit(
         store,
         settings.parsed_routes(),
@@ -80,6 +80,30 @@ def _look(settings: WorkerSettings) -> Look:
         )
 
     return look
+
+
+def comparison(settings: WorkerSettings) -> Compare:
+    """Return what compares outputs with their sources, outside of what workers with these settings hide."""
+    import cv2
+    import numpy as np
+
+    from tasks.messages import AnonymizeOptions
+    from worker import images, likeness
+    from worker.bootstrap import mask_style
+
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # files that it does not read are no news
+    style = mask_style(settings)
+
+    def compare(output: bytes, source: bytes, receipt: "Receipt") -> bool:
+        before, after = (images.decode(each, settings.max_pixels, settings.max_frames) for each in (source, output))
+        if not (likeness.is_confirmed(source, before) and likeness.is_confirmed(output, after)):
+            return False
+        boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
+        extra = AnonymizeOptions.of(receipt.options).extra
+        hidden = likeness.hidden_by(boxes, extra, style, before, min(settings.look().scales))
+        return likeness.is_alike(before, after, hidden)
+
+    return compare
 
 
 def _print(verdict: Verdict, as_json: bool) -> None:

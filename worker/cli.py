@@ -377,7 +377,9 @@ def receipt_verify(
     delete_source: Annotated[
         bool,
         typer.Option(
-            "--delete-source", help="Delete the source of each output that is as its receipt says, and not flagged."
+            "--delete-source",
+            help="Delete the source of each output that is as its receipt says, looks like the source outside of what "
+            "was hidden, and is not flagged.",
         ),
     ] = False,
     older_than: Annotated[
@@ -394,8 +396,10 @@ def receipt_verify(
 
     if not delete_source and (dry_run or older_than is not None):
         raise typer.BadParameter("goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than")
-    disposal = Disposal(timedelta(days=older_than or 0), dry_run) if delete_source else None
-    good = auditing.run(WorkerSettings.load(), addresses, source, redetect, disposal, as_json)
+    settings = WorkerSettings.load()
+    age = timedelta(days=older_than or 0)
+    disposal = Disposal(age, dry_run, auditing.comparison(settings)) if delete_source else None
+    good = auditing.run(settings, addresses, source, redetect, disposal, as_json)
     sys.exit(0 if good else EXIT_FAILED)
 
 

@@ -15,8 +15,9 @@ from PIL import Image, ImageOps, ImageSequence
 
 from benchmarks import memory
 from tests.metadata import leaks
-from worker import images
+from worker import images, likeness
 from worker.images.formats import FORMATS
+from worker.masking import MaskStyle
 
 # What Pillow warns of in these files is not an error, here as in a worker.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -125,6 +126,23 @@ def test_outputs_are_of_the_same_kind_size_and_number_of_frames(run, collection)
         assert sum(picture.encoding.get("duration", [])) == pytest.approx(sum(source.encoding.get("duration", []))), (
             name
         )
+
+
+def test_no_output_is_taken_for_one_that_does_not_show_its_source(run, collection):
+    """The guard before a source is deleted has no false alarm, with what the real model found."""
+    outcomes, output, _ = run
+    alarms = []
+    for name, one in outcomes.items():
+        if one["status"] != "anonymized" or not (collection[0] / name).exists():
+            continue
+        contents = (collection[0] / name).read_bytes(), (output / name).read_bytes()
+        before, after = (images.decode(content, MANY) for content in contents)
+        boxes = np.array(one["boxes_xyxy"], np.float32).reshape(-1, 4)
+        hidden = likeness.hidden_by(boxes, (), MaskStyle(feather=0.05), before, 480)
+        seen = zip(contents, (before, after), strict=True)
+        if not likeness.is_alike(before, after, hidden) or not all(likeness.is_confirmed(*each) for each in seen):
+            alarms.append(name)
+    assert alarms == []
 
 
 def test_every_format_of_the_readmes_table_is_among_the_outputs(run):

@@ -5,6 +5,7 @@ import gc
 import hashlib
 import io
 import json
+import struct
 import tracemalloc
 from datetime import timedelta
 
@@ -22,9 +23,12 @@ from tasks.routes import Route
 from tasks.s3 import ObjectStore, OpenObject, StoredObject
 from tasks.signatures import Key
 from worker.anonymizer import Anonymizer, Limits
+from worker.auditing import comparison
 from worker.detector import Detections
+from worker.images import deep
 from worker.masking import MaskStyle
 from worker.pipeline import Pipeline
+from worker.settings import WorkerSettings
 
 RECIPE = "5a38d4c65c2c5ab0"
 SECONDS = 30.0
@@ -345,6 +349,10 @@ def test_what_is_young_is_kept(make, verify, raw, place):
     assert raw.keys(place)
 
 
+def at_once():
+    return Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings()))
+
+
 def test_a_source_that_is_replaced_at_the_last_moment_is_kept(make, store, raw, place, route):
     make("a.jpg")
 
@@ -356,7 +364,12 @@ def test_a_source_that_is_replaced_at_the_last_moment_is_kept(make, store, raw, 
                 raw.put(place + "a.jpg", picture(4))
             return store.delete_version(uri, etag)
 
-    audit = Audit(Busy(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), is_rehearsal=False))
+    audit = Audit(
+        Busy(raw.client),
+        [route],
+        SECONDS,
+        disposal=Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings())),
+    )
     assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [("source changed",)]
     assert raw.get(place + "a.jpg") == picture(4)
 
@@ -371,10 +384,139 @@ def test_a_store_that_ignores_conditions_loses_nothing(make, raw, place, route):
             self.delete(uri)
             return True
 
-    audit = Audit(Careless(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), is_rehearsal=False))
+    audit = Audit(
+        Careless(raw.client),
+        [route],
+        SECONDS,
+        disposal=Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings())),
+    )
     with pytest.raises(StorageRejected, match="lifecycle rule"):
         list(audit.verdicts(str(route.destination)))
     assert raw.keys(place) == [place + "a.jpg"]
+
+
+def as_written(form, pixels, **options):
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, form, **options)
+    return target.getvalue()
+
+
+def smooth(size=(60, 80)):
+    y, x = np.mgrid[: size[0], : size[1]]
+    return np.stack([x * 3, y * 4, x + y], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def white_is_zero(pixels):
+    """A gray TIFF of 16 bits whose 0 is white."""
+    content = deep.write_tiff([65535 - pixels.astype(np.uint16) * 257], None)
+    entry = struct.pack("<HHI", 262, 3, 1)
+    at = content.index(entry) + len(entry)
+    return content[:at] + struct.pack("<H", 0) + content[at + 2 :]
+
+
+def raw_with_thumbnail():
+    """A TIFF that other programs show as 80 x 60, and a reader of plain pages as 16 x 12."""
+    small = bytearray(deep.write_tiff([smooth((12, 16))], None))
+    large = deep.write_tiff([smooth()], None)
+    at = len(small) + len(small) % 2
+    shifted = bytearray(large)
+    (directory,) = struct.unpack_from("<I", large, 4)
+    (count,) = struct.unpack_from("<H", large, directory)
+    for number in range(count):
+        place = directory + 2 + 12 * number
+        tag, kind, amount, value = struct.unpack_from("<HHII", large, place)
+        if tag == 273 or amount * {3: 2, 4: 4}[kind] > 4:
+            struct.pack_into("<I", shifted, place + 8, value + at)
+    (first,) = struct.unpack_from("<I", small, 4)
+    (count,) = struct.unpack_from("<H", small, first)
+    entries = bytes(small[first + 2 : first + 2 + 12 * count]) + struct.pack("<HHII", 330, 4, 1, at + directory)
+    content = bytes(small).ljust(at, b"\0") + bytes(shifted)
+    content += struct.pack("<H", count + 1) + entries + bytes(4)
+    return content[:4] + struct.pack("<I", len(content) - len(entries) - 6) + content[8:]
+
+
+@pytest.fixture
+def publish(raw, clean, place, route):
+    """Store a source and an output with a receipt that agrees with both, as a worker with some fault would."""
+
+    def stored(key, source, output, boxes=(), **more):
+        raw.put(place + key, source)
+        etag = raw.head(place + key)["ETag"].strip('"')
+        made = receipts.Made.of(key, RECIPE, etag)
+        fields = {"status": "anonymized", "created": "", "format": "", "width": 1, "height": 1, "seconds": {}}
+        fields |= {"source_etag": etag, "source_bytes": len(source), "output_bytes": len(output), "recipe": RECIPE}
+        fields |= {"source_sha256": hashlib.sha256(source).hexdigest(), "made_with": {}}
+        fields |= {"output_sha256": hashlib.sha256(output).hexdigest()}
+        receipt = Receipt(**fields, faces=[{"box_xyxy": box, "score": 0.9} for box in boxes], **more)
+        clean.put(receipts.uri(route.destination, made).key, receipt.to_bytes())
+        metadata = {
+            receipts.SOURCE: receipts.source_digest(ObjectUri.parse(raw.uri(place + key))),
+            receipts.SOURCE_ETAG: etag,
+            receipts.RECIPE: RECIPE,
+            receipts.FACES: str(len(boxes)),
+        }
+        clean.put(place + key, output, Metadata=metadata)
+
+    return stored
+
+
+def test_the_source_of_an_output_that_does_not_show_it_is_kept(publish, verify, raw, clean, place):
+    pixels, gray = smooth(), smooth()[..., 1]
+    png, jpeg = as_written("PNG", pixels), as_written("JPEG", pixels)
+    face = [20, 15, 40, 35]
+    filled = pixels.copy()
+    filled[15:35, 20:40] = 0
+    publish("alike.png", png, png)
+    publish("alike.jpg", jpeg, as_written("JPEG", pixels, quality=60))
+    publish("hidden.png", png, as_written("PNG", filled), boxes=[face])
+    publish("asked.png", png, as_written("PNG", filled), options={"extra": [face]})
+    kept = {
+        "black.png": (png, as_written("PNG", pixels * 0)),
+        "black.jpg": (jpeg, as_written("JPEG", pixels * 0)),
+        "negative.jpg": (jpeg, as_written("JPEG", 255 - pixels)),
+        "negative.tif": (white_is_zero(gray), deep.write_tiff([65535 - gray * np.uint16(257)], None)),
+        "thumbnail.png": (png, as_written("PNG", smooth((12, 16)))),
+        "thumbnail.dng": (raw_with_thumbnail(), deep.write_tiff([smooth((12, 16))], None)),
+        "a page less.tif": (deep.write_tiff([pixels, pixels], None), deep.write_tiff([pixels], None)),
+        "hidden elsewhere.png": (png, as_written("PNG", filled)),
+        "no picture.png": (png, b"no picture"),
+        "another format.png": (png, jpeg),
+    }  # fmt: skip
+    for key, (source, output) in kept.items():
+        publish(key, source, output)
+
+    plain = told(verify("--json"))[0]
+    rehearsed = verify("--delete-source", "--dry-run", "--json")
+    done = verify("--delete-source", "--json")
+
+    alike = {"alike.png", "alike.jpg", "hidden.png", "asked.png"}
+    assert {key for key, states in plain.items() if states == ["ok"]} == alike | set(kept)
+    unlike = {key: ["output unlike source"] for key in kept}
+    assert told(rehearsed)[0] == unlike | {key: ["ok", "source due"] for key in alike}
+    states, summary = told(done)
+    assert states == unlike | {key: ["ok", "source deleted"] for key in alike}
+    assert (done.returncode, summary["good"]) == (1, len(alike))
+    assert {key.removeprefix(place) for key in raw.keys(place)} == set(kept)
+    assert set(kept) <= {key.removeprefix(place) for key in clean.keys(place)}
+
+
+def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(make, store, raw, clean, place, route):
+    make("a.jpg")
+
+    def compare(output, source, receipt):
+        raise AssertionError("an output that is not that of its receipt is compared with nothing")
+
+    class Busy(ObjectStore):
+        """Somebody else replaces the output after it was verified."""
+
+        def open(self, uri):
+            if uri.bucket == "raw":
+                clean.put(place + "a.jpg", picture(5), Metadata=clean.head(place + "a.jpg")["Metadata"])
+            return store.open(uri)
+
+    audit = Audit(Busy(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), False, compare))
+    assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [("output differs",)]
+    assert raw.keys(place)
 
 
 @pytest.mark.parametrize("arguments", [("--dry-run",), ("--older-than", 3)])

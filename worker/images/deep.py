@@ -6,7 +6,7 @@ different ways.
 
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import cv2
@@ -19,6 +19,7 @@ Turn = Callable[[Array], Array]
 
 MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}
 PNG_HEADER = 33  # bytes of signature and first chunk
+BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # PhotometricInterpretation
 ASSOCIATED = 1  # colours were multiplied by their alpha (TIFF 6.0, ExtraSamples)
 
 
@@ -45,6 +46,19 @@ def read_tiff(content: bytes, page: int, seen: Array, turn: Turn | None, extra: 
             raise
         # Whether a page has been turned depends on OpenCV's version.
         return _frame(np.ascontiguousarray(turn(pages[0])), seen, extra == (ASSOCIATED,))
+
+
+def gray_page(pixels: Array, bits: int, white_is_zero: bool) -> Frame:
+    """Return the gray TIFF page `pixels`, numbers of 12 or 16 `bits`, in 16 bits with black at 0.
+
+    Pillow inverts gray of up to 8 bits by itself, and leaves 12 bits in the lower part of 16.
+    """
+    values: Array = pixels.astype(np.uint16)
+    if bits == 12:
+        values = values << 4 | values >> 8
+    elif bits != 16:
+        raise UnsupportedImage(f"TIFFs with {bits} bits are not handled: convert it to 8 or 16 bits")
+    return Frame(~values if white_is_zero else values, "I;16")
 
 
 def _frame(pixels: Any, seen: Array, associated: bool = False) -> Frame:
@@ -84,12 +98,18 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
 
 
-def write_tiff(pages: Sequence[Array], profile: bytes | None) -> bytes:
-    """A TIFF of `pages`, uint8 or uint16, gray, gray with alpha, RGB or RGBA: each one strip of Deflate (TIFF 6.0)."""
+def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[int] = ()) -> bytes:
+    """Return a TIFF of `pages`, uint8 or uint16: each one strip of Deflate (TIFF 6.0).
+
+    They are gray, gray with alpha, RGB or RGBA; those whose numbers are in `cmyk` are CMYK.
+    """
     content = bytearray(b"II*\0" + bytes(4))
     link = 4
-    for pixels in pages:
+    for number, pixels in enumerate(pages):
         height, width, channels = (*pixels.shape, 1)[:3]
+        photometric = RGB if channels > 2 else BLACK_IS_ZERO
+        if number in cmyk:
+            photometric = SEPARATED
         differences = pixels.copy()
         differences[:, 1:] -= pixels[:, :-1]  # Predictor 2; wraps around, as it must
         strip = zlib.compress(differences.tobytes())
@@ -98,14 +118,14 @@ def write_tiff(pages: Sequence[Array], profile: bytes | None) -> bytes:
             (257, "I", (height,)),
             (258, "H", (pixels.dtype.itemsize * 8,) * channels),
             (259, "H", (8,)),  # Deflate
-            (262, "H", (2 if channels > 2 else 1,)),
+            (262, "H", (photometric,)),
             (273, "I", (len(content),)),
             (277, "H", (channels,)),
             (278, "I", (height,)),
             (279, "I", (len(strip),)),
             (317, "H", (2,)),
         ]
-        if channels in (2, 4):
+        if channels in (2, 4) and photometric != SEPARATED:
             entries.append((338, "H", (2,)))  # alpha that the colours were not multiplied by
         if profile:
             entries.append((34675, "B", profile))

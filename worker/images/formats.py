@@ -25,8 +25,10 @@ FORMATS = (
         "JPEG",
         "image/jpeg",
         "baseline, progressive, gray, RGB, CMYK and YCCK",
-        "quantisation tables, subsampling, progressive; without a face the compressed data itself, bit for bit",
-        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized, the others are dropped",
+        "quantisation tables, subsampling, progressive; without a face the compressed data itself, bit for bit, if "
+        "every decoder shows it alike",
+        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized, the others are dropped; a "
+        "larger one is refused",
     ),
     Format(
         "PNG",
@@ -34,7 +36,8 @@ FORMATS = (
         "image/png",
         "1 to 16 bits, palette, alpha, animated",
         "every pixel outside the masks, 8 or 16 bits, alpha, palette of up to 256 colours, timing and repeats",
-        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations",
+        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations, frames that its header does not "
+        "count",
     ),
     Format(
         "WEBP",
@@ -51,7 +54,8 @@ FORMATS = (
         "image/tiff",
         "pages, 1 to 16 bits, gray, RGB, CMYK, palette, alpha; uncompressed, LZW, Deflate, PackBits, JPEG",
         "pages, 8 or 16 bits, alpha, compression (16 bits become Deflate)",
-        "old-style JPEG, fax and rare compressions, 16-bit CMYK, 32 bits and floating point",
+        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, old-style JPEG, fax and "
+        "rare compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
     ),
     Format("GIF", "GIF", "image/gif", "still, animated, transparent", "palette, timing and repeats", "no end marker"),
     Format("BMP", "BMP", "image/bmp", "1 to 32 bits, RLE", "true colour or gray", "transparency"),
@@ -61,7 +65,7 @@ FORMATS = (
         "image/avif",
         "8 bits, alpha, animated",
         "alpha, timing",
-        "10 and 12 bits",
+        "10 and 12 bits, an item or frames that are larger or more than what is shown",
         cost=2,
     ),
     Format(
@@ -70,7 +74,7 @@ FORMATS = (
         "image/jp2",
         "8 bits, 16-bit gray, alpha",
         "lossless, or lossy at the source's rate; alpha, 16-bit gray",
-        "more than 8 bits in colour",
+        "more than 8 bits in colour, several codestreams",
         cost=3,
     ),
 )

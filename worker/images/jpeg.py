@@ -13,10 +13,13 @@ import simplejpeg
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker.images.picture import Array
 
+START = b"\xff\xd8\xff"
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic coding
-TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # DHT, DAC, DQT, DRI
+PROGRESSIVE = {0xC2, 0xCA}
+DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
+TABLES = {DHT, DAC, DQT, DRI}
 OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
 IN_SCAN = frozenset((0x00, 0xFF, *range(0xD0, 0xD8)))  # may follow 0xFF there: a stuffed byte, a fill byte, a restart
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
@@ -42,6 +45,8 @@ def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None
     Raises UnreadableImage where the segments end early, UnsupportedImage for kinds that are not handled.
     """
     kept = list(_picture(content))
+    if len({segment.body for segment in kept if segment.marker == APP14}) > 1:
+        raise UnsupportedImage("this JPEG states its colours twice, and differently: save it anew")
     first = [segment for segment in kept if segment.marker == APP0][:1]
     first += [segment for segment in kept if segment.marker == APP14][:1]
     if exif:
@@ -52,6 +57,16 @@ def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None
     ]
     rest = [segment for segment in kept if segment.marker not in (APP0, APP14)]
     return b"".join([b"\xff\xd8", *(segment.written() for segment in first + rest), b"\xff\xd9"])
+
+
+def parsed(content: bytes) -> list[Segment]:
+    """Return all segments of the JPEG `content`; UnreadableImage where they end early."""
+    return list(_segments(content))
+
+
+def end(content: bytes) -> int:
+    """Return where the last segment of the JPEG `content` ends; its end marker and what follows come after."""
+    return len(START) - 1 + sum(len(segment.written()) for segment in _segments(content))
 
 
 def decoded(content: bytes, mode: str) -> Array:
@@ -93,6 +108,8 @@ def _picture(content: bytes) -> Iterator[Segment]:
         scans += segment.marker == SOS
         if frames > 1 or scans > MOST_SCANS:
             raise UnsupportedImage(f"this JPEG has {frames} frames and over {scans - 1} scans, which is not handled")
+        if scans and segment.marker in (APP0, APP14):
+            continue  # decoders have taken the colours by then
         if segment.marker == APP0 and segment.body.startswith(b"JFIF\0") and len(segment.body) >= 14:
             yield Segment(APP0, segment.body[:12] + b"\0\0")  # no thumbnail
         elif segment.marker == APP14 and segment.body.startswith(b"Adobe") and len(segment.body) >= 12:

@@ -79,3 +79,8 @@ def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _box(name: bytes, body: bytes) -> bytes:
     return (len(body) + 8).to_bytes(4) + name + body
+
+
+def codestreams(content: bytes) -> int:
+    """Return the number of pictures in a JPEG 2000 file."""
+    return max(1, sum(name == b"jp2c" for name, _ in _boxes(content)))

@@ -8,7 +8,19 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
-from worker.images import colour_profile, containers, deep, exif, jpeg, jpeg2000, tiff, writing
+from worker.images import (
+    camera_raw,
+    colour_profile,
+    containers,
+    deep,
+    exif,
+    jpeg,
+    jpeg2000,
+    jpeg_scans,
+    tiff,
+    unread,
+    writing,
+)
 from worker.images.formats import BY_NAME, CONTENT_TYPES, NAMED_FORMATS
 from worker.images.picture import Array, Frame, Picture
 
@@ -41,14 +53,17 @@ def decode(content: bytes, max_pixels: int, max_frames: int = MOST_FRAMES, keep_
     """
     if not content:
         raise EmptyObject("the file is empty: upload the picture again")
+    camera_raw.check(content)
     image = _open(content, max_pixels)
     form = "JPEG" if image.format == "MPO" else str(image.format)
     try:
         if form == "JPEG":
             _refuse_large(1, image.width, image.height, image.width * image.height, max_pixels)
+            unread.check(form, image, content)
             return _jpeg(image, content, keep_exif)
         containers.check(form, content)
         _check_size(image, form, content, max_pixels, max_frames)
+        unread.check(form, image, content)
         if form == "JPEG2000":
             image.info["icc_profile"] = jpeg2000.profile(content)
         encoding = writing.options(image, content) | _metadata(image, keep_exif)
@@ -88,6 +103,8 @@ def _open(content: bytes, max_pixels: int) -> Any:
     except Exception:
         if content[4:8] == b"ftyp" and len(content) > 12 and content[8:12] not in (b"avif", b"avis"):
             raise UnsupportedImage(HEIC) from None
+        if kind := camera_raw.kind(content):
+            raise UnsupportedImage(f"TIFFs of this kind ({kind}) are not handled: convert it to RGB or gray") from None
         if content.startswith(b"\xff\xd8\xff"):
             jpeg.reassembled(content)  # which names the kinds that Pillow does not know
         raise UnreadableImage("not a picture, or damaged from its first bytes") from None
@@ -144,7 +161,8 @@ def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
     turn = _turn(image)
     frame = Frame(_turned(jpeg.decoded(bare, image.mode), turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
-    return Picture((frame,), "JPEG", encoding, bare if turn is None else None)
+    is_kept = turn is None and jpeg_scans.all_agree(bare)
+    return Picture((frame,), "JPEG", encoding, bare if is_kept else None)
 
 
 def _frames(image: Any, form: str, content: bytes, encoding: dict[str, Any]) -> list[Frame]:
@@ -180,7 +198,11 @@ def _tiff_page(image: Any, content: bytes) -> Frame:
     tiff.check(image, content)
     turn, extra, is_deep = _turn(image), image.tag_v2.get(tiff.EXTRA_SAMPLES), tiff.is_deep(image)
     image.load()
-    if not is_deep or image.mode.startswith("I;16"):
+    if image.mode in ("P", "PA"):
+        image.putpalette(tiff.palette(image), "RGB;L")
+    if image.mode.startswith("I;16"):
+        return deep.gray_page(np.asarray(image), tiff.bits(image), tiff.has_white_at_zero(image))
+    if not is_deep:
         return _shallow(image)
     if image.mode not in ("RGB", "RGBA"):
         raise UnsupportedImage(f"TIFFs of mode {image.mode} with 16 bits are not handled: convert it to RGB")

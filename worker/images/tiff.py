@@ -9,15 +9,38 @@ from worker.images import jpeg
 
 COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg")
 BITS_PER_SAMPLE, COMPRESSION, PLANES, EXTRA_SAMPLES, JPEG_TABLES = 258, 259, 284, 338, 347
+PHOTOMETRIC, COLOR_MAP, SAMPLE_FORMAT = 262, 320, 339
+WHITE_IS_ZERO, UNSIGNED = 0, 1
 STRIPS, TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
 # What decides how the data is read: sizes, depth, compression, colours, places, predictor, tiles, planes.
 STRUCTURE = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338}
 WHOLE_NUMBERS = {3, 4, 16}  # SHORT, LONG, LONG8
 
 
+def bits(image: Any) -> int:
+    """Return the most bits that a channel of the page that `image` is at has."""
+    return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))))
+
+
 def is_deep(image: Any) -> bool:
     """Whether a channel of the page that `image` is at has more than 8 bits."""
-    return bool(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8)
+    return bits(image) > 8
+
+
+def has_white_at_zero(image: Any) -> bool:
+    """Return whether 0 is white on the page that `image` is at."""
+    return bool(image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO)
+
+
+def palette(image: Any) -> bytes:
+    """Return the colours of the palette page that `image` is at: first all reds, then greens, then blues.
+
+    A map without a value over 255 is one of 8 bits, as libtiff and ImageMagick take it; others have 16.
+    """
+    values = image.tag_v2.get(COLOR_MAP, ())
+    if len(values) != 3 << bits(image) or max(values) > 65535:
+        raise UnreadableImage("this TIFF is damaged: its palette does not have the colours that its pixels may have")
+    return bytes(values) if max(values) < 256 else bytes(value >> 8 for value in values)
 
 
 def check(image: Any, content: bytes) -> None:
@@ -28,6 +51,8 @@ def check(image: Any, content: bytes) -> None:
             f"TIFFs with the compression {compression} are not handled: save it with LZW, Deflate, PackBits or JPEG"
         )
     _check_directory(image.tag_v2)
+    if set(image.tag_v2.get(SAMPLE_FORMAT, ())) - {UNSIGNED}:
+        raise UnsupportedImage("TIFFs of signed or floating point numbers are not handled: convert it to 8 or 16 bits")
     size = 0
     for part in _parts(image, content):
         size += len(part)

@@ -39,7 +39,8 @@ def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
     if picture.format == "PNG" and frames[0].dtype == np.uint16:
         return deep.write_png(frames[0], options.get("icc_profile"), options.get("exif"))
     if picture.format == "TIFF" and any(pixels.dtype == np.uint16 for pixels in frames):
-        return deep.write_tiff(frames, options.get("icc_profile"))
+        cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
+        return deep.write_tiff(frames, options.get("icc_profile"), cmyk)
     if options.pop(PALETTE, False) and frames[0].ndim == 3:
         images = [palette.indexed(new, frame.pixels) for new, frame in zip(frames, picture.frames, strict=True)]
     else:

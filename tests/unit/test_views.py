@@ -1,0 +1,114 @@
+"""What faces are looked for in: a picture that uses a small part of the range is stretched, an ordinary one is not."""
+
+import numpy as np
+import pytest
+
+from worker.images import Frame
+
+SIZE = 60, 80
+FACE = np.add.outer(np.arange(SIZE[0]) * 2, np.arange(SIZE[1]) * 255 // 140).clip(0, 255)  # any picture: 0 to 255
+INNER = np.s_[4:-4]
+
+
+def views(pixels, mode):
+    return [view.astype(int) for view in Frame(pixels, mode).views()]
+
+
+def gray(base, factor, dtype=np.uint16):
+    return (base + FACE * factor).astype(dtype)
+
+
+def shows(view):
+    """Whether FACE can be made out in a view: nearly its contrast, and no negative."""
+    alike = np.corrcoef(view[INNER][..., 0].ravel(), FACE[INNER].ravel())[0, 1]
+    return alike > 0.98 and np.ptp(view[INNER][..., 0]) > 200
+
+
+DEEP = [(0, 257), (0, 8), (30000, 8), (30000, 1), (60000, 4), (65000, 2), (20000, 80)]
+
+
+@pytest.mark.parametrize(("base", "factor"), DEEP)
+def test_16_bits_are_stretched_from_below_and_above(base, factor):
+    plain, *stretched = views(gray(base, factor), "I;16")
+    assert np.array_equal(plain[..., 0], gray(base, factor) >> 8)
+    assert len(stretched) == 1
+    assert shows(stretched[0])
+
+
+@pytest.mark.parametrize(("base", "factor"), DEEP)
+def test_16_bits_in_colour_have_a_base_for_each_channel(base, factor):
+    bases = [base, max(0, base - 10000), min(base + 3000, 65535 - 255 * factor)]
+    pixels = np.stack([gray(each, factor) for each in bases], axis=-1)
+    _, stretched = views(pixels, "RGB;16")
+    assert all(shows(stretched[..., channel : channel + 1]) for channel in range(3))
+
+
+@pytest.mark.parametrize(("base", "factor"), [(30000, 8), (0, 8)])
+@pytest.mark.parametrize("value", [0, 65535])
+def test_a_border_or_a_caption_does_not_keep_the_rest_from_being_stretched(base, factor, value):
+    pixels = gray(base, factor)
+    pixels[:2] = value
+    assert any(shows(view) for view in views(pixels, "I;16"))
+
+
+def test_what_transparency_hides_does_not_count():
+    alpha = np.zeros(SIZE, np.uint16)
+    alpha[:, :70] = 65535
+    pixels = np.dstack([gray(30000, 8)] * 3 + [alpha])
+    pixels[alpha == 0] = 0
+    bare = views(pixels, "RGBA;16")[0][:, :70, 0]
+    assert np.ptp(bare) > 200
+
+
+@pytest.mark.parametrize("base", [0, 60, 200])
+@pytest.mark.parametrize("divisor", [5, 8, 16])
+def test_8_bits_that_use_a_small_range_are_stretched_too(base, divisor):
+    pixels = (base + FACE // divisor).astype(np.uint8)
+    for mode, shape in (("L", pixels), ("RGB", np.dstack([pixels] * 3))):
+        plain, stretched = views(shape, mode)
+        assert np.array_equal(plain[..., 0], pixels)
+        assert shows(stretched)
+
+
+def test_each_channel_has_a_base_and_all_the_same_contrast():
+    noise = np.random.default_rng(0).integers(0, 2, SIZE)
+    pixels = np.dstack([40 + FACE // 8, 200 - FACE // 8, noise]).astype(np.uint8)
+    _, stretched = views(pixels, "RGB")
+    assert shows(stretched)
+    assert np.ptp(stretched[..., 2]) < 20
+
+
+def test_inks_that_use_a_small_range_are_stretched():
+    pixels = np.dstack([np.zeros(SIZE), np.zeros(SIZE), np.zeros(SIZE), 200 - FACE // 8]).astype(np.uint8)
+    assert len(views(pixels, "CMYK")) == 2
+
+
+@pytest.mark.parametrize("hidden", ["colours", "alpha"])
+def test_a_picture_with_transparency_is_stretched_on_any_ground(hidden):
+    faint = (100 + FACE // 10).astype(np.uint8)
+    flat = np.full(SIZE, 100, np.uint8)
+    pixels = np.dstack([faint, flat] if hidden == "colours" else [flat, faint])
+    assert any(np.ptp(view[..., 0]) > 200 for view in views(pixels, "LA"))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mode", "count"),
+    [
+        (gray(0, 1, np.uint8), "L", 1),
+        (gray(0, 0.5, np.uint8), "L", 1),
+        (np.dstack([gray(0, 1, np.uint8)] * 3), "RGB", 1),
+        (np.dstack([gray(0, 1, np.uint8)] * 4), "CMYK", 1),
+        (np.dstack([gray(0, 1, np.uint8)] * 3 + [255 - gray(0, 1, np.uint8)]), "RGBA", 3),
+        (np.full(SIZE, 7, np.uint8), "L", 1),
+        (np.full(SIZE, 255, np.uint8), "L", 1),
+        (np.full((1, 1), 9, np.uint8), "L", 1),
+        (gray(0, 257), "I;16", 2),
+        (np.full(SIZE, 30000, np.uint16), "I;16", 2),
+    ],
+)
+def test_ordinary_pictures_and_empty_ones_are_looked_at_no_more_often(pixels, mode, count):
+    found = views(pixels, mode)
+    assert len(found) == count
+    assert all(view.shape == (*pixels.shape[:2], 3) for view in found)
+    if pixels.dtype == np.uint8 and mode in ("L", "RGB"):
+        assert np.array_equal(found[0][..., 0], pixels if mode == "L" else pixels[..., 0])
