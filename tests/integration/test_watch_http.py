@@ -211,7 +211,7 @@ def ask(address, method, path="/events", headers=None, body=None):
 
 @pytest.fixture(scope="module")
 def lone_hook():
-    return Webhook(token="token-of-this-test-run")
+    return Webhook(token="token-of-this-test-run-32-characters")
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def test_without_a_usable_token_it_does_not_start_and_says_how_to_make_one(veil,
     ],
 )
 def test_arguments_that_can_not_be_used_are_one_line(veil, arguments, named):
-    assert named in the_one_line(veil("watch", *arguments, environment={"VEIL_WEBHOOK_TOKEN": "t" * 20}))
+    assert named in the_one_line(veil("watch", *arguments, environment={"VEIL_WEBHOOK_TOKEN": "t" * 32}))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--http", f"{HOST}:0", "--poll", "5"], ["--poll", "0"]])
