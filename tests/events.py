@@ -76,8 +76,23 @@ FORMS = {
 }
 
 
+ODD_TEXTS = [
+    "",
+    "\ud800",
+    "\udfff.jpg",
+    "\0",
+    "\n",
+    "\x1b[2J",
+    "..",
+    "/",
+    "%ff",
+    "%ED%A0%80",
+    "+",
+    "\ufffe",
+    "x" * 5000,
+]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    st.sampled_from(ODD_TEXTS) | st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
@@ -127,17 +142,30 @@ def crowds(draw):
     for _ in range(draw(st.integers(1, 4))):
         other = record("d/other.jpg")
         path = draw(st.sampled_from([path for path in places(other) if path]))
-        inner = other
-        for name in path[:-1]:
-            inner = inner[name]
-        inner[path[-1]] = draw(JSON)
+        _at(other, path[:-1])[path[-1]] = draw(JSON)
         records.append(other)
     return s3_event(*draw(st.permutations(records)))
 
 
+def _at(value, path):
+    for name in path:
+        value = value[name]
+    return value
+
+
+@st.composite
+def oddly_worded_events(draw):
+    """A good event with one of its texts replaced by one that has no place in it."""
+    message = json.loads(json.dumps(FORMS[draw(st.sampled_from(sorted(FORMS)))]("d/a b.jpg")))
+    path = draw(st.sampled_from([path for path in places(message) if path and isinstance(_at(message, path), str)]))
+    _at(message, path[:-1])[path[-1]] = draw(st.sampled_from(ODD_TEXTS))
+    return message
+
+
 def bodies():
     """Whatever may arrive as a message."""
-    messages = (JSON | broken_events() | crowds()).map(lambda message: json.dumps(message).encode())
+    events = oddly_worded_events() | broken_events() | crowds()
+    messages = (events | events.map(sns) | JSON).map(lambda message: json.dumps(message).encode())
     return messages | damaged_bodies() | st.binary()
 
 

@@ -25,6 +25,7 @@ from tests.events import (
     entry,
     event_bridge,
     filer,
+    oddly_worded_events,
     record,
     s3_event,
     sns,
@@ -257,6 +258,14 @@ def taken(body):
 def test_whatever_a_message_holds_it_is_published_or_malformed(body):
     outcome = taken(body)
     assert isinstance(outcome, list) or 0 < len(outcome.encode()) < 1000
+
+
+@settings(max_examples=300)
+@given(message=oddly_worded_events())
+def test_whatever_a_text_of_an_event_holds_it_is_published_or_malformed(message):
+    for body in (json.dumps(message), json.dumps(sns(message))):
+        outcome = taken(body)
+        assert isinstance(outcome, list) or 0 < len(outcome.encode()) < 1000
 
 
 @pytest.mark.parametrize("name", ODD_BODIES)
