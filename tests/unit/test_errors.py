@@ -85,9 +85,9 @@ def test_an_error_without_a_message_is_empty():
         (OSError(28, "No space left on device"), OSError, "[Errno 28] No space left on device"),
         (ValueError("array [[12 255 3] [4 5 6]\n [7 8 250] [1 2 3]]"), ValueError, "array (data)3]]"),
         (
-            ValueError("shapes (3, 640, 480) and (1,) do not fit"),
+            ValueError("shapes (3, 640, 480), (1,) differ"),
             ValueError,
-            "shapes (3, 640, 480) and (1,) do not fit",
+            "shapes (3, 640, 480), (1,) differ",
         ),
         (
             UnicodeDecodeError("utf-8", b"\xffpixels", 0, 1, "invalid start byte"),
