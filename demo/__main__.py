@@ -284,7 +284,7 @@ def _each(items: Any, action: Callable[[Any], Any]) -> None:
 
 
 def _keep(stack: Stack) -> None:
-    kept = {"pids": {server.name: server.pid for server in stack.servers}, "folder": str(FOLDER.resolve())}
+    kept = {"pids": {server.name: (server.pid, _started(server.pid)) for server in stack.servers}}
     RUNNING.write_text(json.dumps(kept))
     environment = FOLDER / "environment.sh"
     environment.touch(mode=0o600)
@@ -316,7 +316,7 @@ def stop_kept() -> int:
         console.print("demo: nothing is running")
         return 0
     kept = json.loads(RUNNING.read_text())
-    pids = [pid for pid in reversed(kept["pids"].values()) if _is_ours(pid, kept["folder"])]
+    pids = [pid for pid, started in reversed(kept["pids"].values()) if started and _started(pid) == started]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 30
@@ -329,11 +329,16 @@ def stop_kept() -> int:
     return 0
 
 
-def _is_ours(pid: int, folder: str) -> bool:
+def _started(pid: int) -> int | None:
+    """Return when the process started, in ticks since boot; None if it is gone.
+
+    Most else of a process that leaves no core dump is hidden from its own user: its working folder is.
+    """
     try:
-        return str(Path(f"/proc/{pid}/cwd").readlink()).startswith(folder)
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
+        return None
+    return int(fields[19])
 
 
 if __name__ == "__main__":

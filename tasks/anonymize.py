@@ -18,7 +18,16 @@ from tasks.addresses import ObjectUri
 from tasks.app import TASK, app
 from tasks.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.deliveries import Delivery
-from tasks.errors import Busy, MalformedMessage, Permanent, Poison, QueueUnavailable, Transient, VeilError
+from tasks.errors import (
+    Busy,
+    MalformedMessage,
+    Permanent,
+    Poison,
+    QueueUnavailable,
+    Transient,
+    VeilError,
+    without_data,
+)
 from tasks.messages import REFUSED_HEADER, RUN_HEADER, AnonymizeReport, AnonymizeRequest
 from tasks.redis_errors import queue_unavailable
 
@@ -82,9 +91,10 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         bound.error("out of memory")
         raise Reject(type(error).__name__, requeue=True) from None
     except Exception as error:
-        _set_aside(self, fields, error, delivery)
-        bound.exception("bug", error=type(error).__name__)
-        raise
+        failure = without_data(error)
+        _set_aside(self, fields, failure, delivery)
+        bound.error("bug", error=type(error).__name__, exc_info=failure)
+        raise failure from None
     _finish(self, str(request.source), report)
     bound.info(report.status, total=round(time.monotonic() - started, 3), **_loggable(report))
     return report

@@ -7,10 +7,11 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import before_task_publish
+from celery.signals import before_task_publish, import_modules
 from celery.utils.saferepr import saferepr
 from kombu import Exchange, Queue
 
+from tasks import core_dumps
 from tasks.circuit_breaker import CircuitBreaker
 from tasks.deliveries import Deliveries
 from tasks.errors import VeilError
@@ -100,6 +101,15 @@ def _stamp(sender: str = "", body: Any = None, headers: dict[str, Any] | None = 
         headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
         if sender == TASK and not isinstance(body, dict):  # which it is in message protocol 1
             headers["argsrepr"] = shown(body[0])
+
+
+@import_modules.connect
+def _leave_no_core(**_: Any) -> None:
+    """Prevent core dumps in Celery's own programs: workers, however they are started, and Flower.
+
+    Programs that merely put pictures on the queue never send this signal, and keep what they chose.
+    """
+    core_dumps.prevent()
 
 
 def create_app(settings: Settings) -> Celery:

@@ -36,6 +36,15 @@ Every class takes one message (keyword-only constructors do not survive Celery's
 A message is one line that says what to do, and never holds a credential.
 """
 
+import re
+
+LONGEST_MESSAGE = 200  # characters of an error that is none of these
+DATA = re.compile(
+    r"""\bb(['"])(?:\\.|(?!\1).)*(?:\1|$)"""  # bytes as Python writes them, whole or cut off
+    r"""|(?:[\[(]*-?\d[\d.e+-]*[\])]*[,\s]+){8,}""",  # an array's values
+    re.DOTALL,
+)
+
 
 class VeilError(Exception):
     """Anything Veil reports by name."""
@@ -164,3 +173,17 @@ class OutputFailed(Permanent):
 
 class SettingsInvalid(Permanent):
     """A setting is wrong."""
+
+
+def without_data(error: Exception) -> Exception:
+    """Return an error like `error`, with its traceback and a short text, and without bytes and values of arrays.
+
+    Libraries put what they choke on into their errors, and Celery writes an error's arguments into its log and the
+    result: a UnicodeDecodeError, for one, holds all the bytes that were decoded.
+    """
+    text = DATA.sub("(data)", str(error)[: 10 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
+    try:
+        same = type(error)(text)
+    except Exception:  # the class takes other arguments
+        same = RuntimeError(f"{type(error).__name__}: {text}")
+    return same.with_traceback(error.__traceback__)

@@ -21,7 +21,7 @@ from tasks.publishing import Wanted, connected
 from tasks.queues import depth
 from tasks.s3 import ObjectStore, StoredObject
 from tasks.stopping import Stop
-from tasks.uploads import Event, Trigger
+from tasks.uploads import Event, Parsed, Trigger
 
 PAGE = 1000  # objects, as S3 lists them; what is new of them is published together
 MOST_WAITING = 10_000  # messages in a queue, above which a look pauses
@@ -48,13 +48,16 @@ class State:
     @classmethod
     def read(cls, redis: Any, place: PrefixUri) -> "State":
         with connected():
-            found = {name.decode(): value.decode() for name, value in redis.hgetall(STATE.format(place)).items()}
+            stored = redis.hgetall(STATE.format(place))
+        found = {name.decode(): value.decode(errors="surrogatepass") for name, value in stored.items()}
         times = {name: float(found[name]) for name in ("newest", "begun", "so_far") if found.get(name)}
         return cls(**times, after=found.get("after", ""))
 
     def write(self, pipe: Any, place: PrefixUri) -> None:
         values = {name: "" if value is None else str(value) for name, value in vars(self).items()}
-        pipe.hset(STATE.format(place), mapping=values)
+        # A key is noted as it was listed, also one that no message can hold.
+        encoded = {name: value.encode(errors="surrogatepass") for name, value in values.items()}
+        pipe.hset(STATE.format(place), mapping=encoded)
 
     def reached(self) -> float:
         """What `newest` would be if the look ended now: uploads that came while it ran may lie behind it."""
@@ -124,7 +127,8 @@ class PollingSource:
         return [stored for stored, known in zip(recent, times, strict=True) if known != _modified(stored)]
 
     def _publish(self, place: PrefixUri, new: Sequence[StoredObject], queue: str, state: State) -> None:
-        pictures = self._trigger.choose([Event(stored.uri.bucket, stored.uri.key, stored.etag) for stored in new])
+        events = [Event(stored.uri.bucket, stored.uri.key, stored.etag) for stored in new]
+        pictures = self._trigger.choose(Parsed(written=events))
         floor = (state.reached() if state.newest is None or not new else state.newest) - self._overlap
 
         def along(pipe: Any) -> None:

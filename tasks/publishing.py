@@ -50,10 +50,12 @@ class Wanted:
 
     @property
     def task_id(self) -> str:
-        """The same for the same picture and version, so that whoever asks twice is seen to; random without one."""
+        """Return an id that is the same for the same picture and version; a random one without an ETag."""
         if self.etag is None:
             return str(uuid.uuid4())
-        return str(uuid.uuid5(NAMESPACE, "\n".join((self.etag, *map(str, self.arguments)))))
+        name = "\n".join((self.etag, *map(str, self.arguments)))
+        # An ETag comes from outside, and may hold what UTF-8 has no bytes for.
+        return str(uuid.uuid5(NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]

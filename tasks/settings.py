@@ -66,7 +66,9 @@ class Settings(BaseSettings):
         "comma-separated. A message that names any other place is refused.",
     )
     webhook_token: SecretStr | None = Field(
-        None, description="What senders of events to `veil watch --http` must show, as `Authorization: Bearer TOKEN`."
+        None,
+        description="Token that senders of events to `veil watch --http` must show, as `Authorization: Bearer TOKEN`: "
+        "32 characters or more, ASCII without spaces (`openssl rand -hex 32`).",
     )
 
     receipt_key: SecretStr | None = Field(

@@ -151,7 +151,7 @@ class SqsSource:
         read = []
         for message in messages:
             try:
-                pictures += self._trigger.read(message["Body"])
+                pictures += self._trigger.read(message.get("Body"))
                 read.append(message)
             except MalformedEvent as error:
                 times = message.get("Attributes", {}).get("ApproximateReceiveCount")

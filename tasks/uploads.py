@@ -33,6 +33,8 @@ from tasks.routes import Route
 MOST_WRAPPINGS = 3  # of SNS around SNS
 # MinIO counts these among what is created; the object's bytes stay as they are.
 NOT_THE_CONTENT = {"PutTagging", "DeleteTagging", "PutRetention", "PutLegalHold", "PutAcl"}
+MOST_REFUSALS_LOGGED = 10  # of one message or page; the others are counted in one line
+MOST_AT_ONCE = 1000  # pictures in one transaction: Redis serves nobody else while it runs
 CEPH = "ceph:s3"  # the eventSource of a store that does not encode its keys
 BUCKETS = "/buckets/"  # SeaweedFS: where the filer keeps them
 PARTS = ".uploads/"  # SeaweedFS: below each bucket, what multipart uploads are made of
@@ -54,15 +56,25 @@ class Event:
 
 @dataclass
 class Parsed:
-    """What a message says: the objects that were written, and a count of what else happened."""
+    """The objects that a message says were written, a count of other events, and a line for each unreadable record."""
 
     written: list[Event] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
 
 
-def parse(body: str | bytes) -> Parsed:
-    """What the events in a message say. Raises MalformedEvent, and nothing else, for anything of another form."""
-    message = _json(body)
+def parse(body: Any) -> Parsed:
+    """Parse the events in `body`, the text or the bytes of a message.
+
+    Raises MalformedEvent, and nothing else, for anything of another form.
+    """
+    try:
+        return _parse(_json(body))
+    except RecursionError:
+        raise MalformedEvent("it is nested too deeply") from None
+
+
+def _parse(message: Any) -> Parsed:
     for _ in range(MOST_WRAPPINGS):
         if not (isinstance(message, dict) and message.get("Type") == "Notification" and "Message" in message):
             break
@@ -114,19 +126,28 @@ def _parse_records(records: Any, parsed: Parsed) -> None:
     if not isinstance(records, list):
         raise MalformedEvent("Records is not a list")
     for record in records:
-        kind, _, how = _text(record, "eventName").removeprefix("s3:").partition(":")
-        if kind != "ObjectCreated":
-            parsed.ignored["deleted" if kind in ("ObjectRemoved", "LifecycleExpiration") else "other"] += 1
-        elif how in NOT_THE_CONTENT:
-            parsed.ignored["metadata"] += 1
-        else:
-            key = _text(record, "s3", "object", "key")
-            try:
-                key = key if record.get("eventSource") == CEPH else unquote_plus(key, errors="strict")
-            except UnicodeDecodeError:
-                raise MalformedEvent(f"the key {key!r:.200} is not UTF-8") from None
-            etag = _etag(record["s3"]["object"].get("eTag"))
-            parsed.written.append(Event(_text(record, "s3", "bucket", "name"), key, etag))
+        try:
+            _parse_record(record, parsed)
+        except MalformedEvent as error:
+            parsed.refused.append(str(error))
+    if parsed.refused and len(parsed.refused) == len(records):
+        raise MalformedEvent(parsed.refused[0])
+
+
+def _parse_record(record: Any, parsed: Parsed) -> None:
+    kind, _, how = _text(record, "eventName").removeprefix("s3:").partition(":")
+    if kind != "ObjectCreated":
+        parsed.ignored["deleted" if kind in ("ObjectRemoved", "LifecycleExpiration") else "other"] += 1
+    elif how in NOT_THE_CONTENT:
+        parsed.ignored["metadata"] += 1
+    else:
+        key = _text(record, "s3", "object", "key")
+        try:
+            key = key if record.get("eventSource") == CEPH else unquote_plus(key, errors="strict")
+        except UnicodeDecodeError:
+            raise MalformedEvent(f"the key {key!r:.200} is not UTF-8") from None
+        etag = _etag(record["s3"]["object"].get("eTag"))
+        parsed.written.append(Event(_text(record, "s3", "bucket", "name"), key, etag))
 
 
 def _parse_event_bridge(message: dict[str, Any], parsed: Parsed) -> None:
@@ -192,7 +213,7 @@ def _filer_etag(extended: dict[str, Any]) -> str | None:
 
 @dataclass
 class Chosen:
-    """The pictures to make, a count of what is not to be made, and a line for each key that can't be."""
+    """The pictures to make, a count of those not wanted, and a line for each key that no worker takes."""
 
     pictures: list[Wanted] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
@@ -263,37 +284,43 @@ class Trigger:
         self._untold: Counter[str] = Counter()
         metrics.begin_hearing(source)
 
-    def read(self, body: str | bytes) -> list[Wanted]:
-        """The pictures that a message asks for; MalformedEvent if it is none that is known."""
+    def read(self, body: Any) -> list[Wanted]:
+        """Return the pictures that a message asks for; MalformedEvent if it is none that is known."""
         try:
             parsed = parse(body)
         except MalformedEvent:
             self.malformed += 1
             metrics.heard(self._source, "malformed")
             raise
-        return self.choose(parsed.written, parsed.ignored)
+        return self.choose(parsed)
 
-    def choose(self, events: Sequence[Event], ignored: Counter[str] | None = None) -> list[Wanted]:
-        """The pictures that `events` ask for. A key that is refused is told in one line."""
-        chosen = self.selection.choose(events)
-        for line in chosen.refused:
+    def choose(self, parsed: Parsed) -> list[Wanted]:
+        """Return the pictures that events ask for, each of which can be published. Log what is refused."""
+        chosen = self.selection.choose(parsed.written)
+        refused = parsed.refused + chosen.refused
+        for line in refused[:MOST_REFUSALS_LOGGED]:
             log.warning("key refused", message=line)
-        unwanted = chosen.ignored + (ignored or Counter())
+        if (more := len(refused) - MOST_REFUSALS_LOGGED) > 0:
+            log.warning("more keys refused", keys=more)
+        unwanted = chosen.ignored + parsed.ignored + Counter(refused=len(parsed.refused))
         for counts in (self.ignored, self._untold):
             counts.update(unwanted)
-        metrics.heard(self._source, "refused", len(chosen.refused))
-        metrics.heard(self._source, "ignored", unwanted.total() - len(chosen.refused))
+        metrics.heard(self._source, "refused", len(refused))
+        metrics.heard(self._source, "ignored", unwanted.total() - len(refused))
         return chosen.pictures
 
     def publish(
         self, pictures: Sequence[Wanted], queue: str = UPLOADS, along: Callable[[Any], None] | None = None
     ) -> None:
-        """Put `pictures` on `queue`, each once, with what `along` adds, and say so in one line.
+        """Put `pictures` on `queue`, each once, with what `along` adds to the last of them, and log one line.
 
-        Raises QueueUnavailable when it is not certain that Redis has them.
+        Raises QueueUnavailable when it is not certain that Redis has them all; to publish them again is safe.
         """
         distinct = list(dict.fromkeys(pictures))
-        self._publisher.publish(distinct, queue, along=along)
+        last = max(0, len(distinct) - 1) // MOST_AT_ONCE * MOST_AT_ONCE
+        for start in range(0, last, MOST_AT_ONCE):
+            self._publisher.publish(distinct[start : start + MOST_AT_ONCE], queue)
+        self._publisher.publish(distinct[last:], queue, along=along)
         if distinct:
             told, self._untold = self._untold, Counter()
             log.info("queued", pictures=len(distinct), queue=queue, **({"ignored": dict(told)} if told else {}))

@@ -3,14 +3,18 @@
 import asyncio
 import hmac
 import json
+import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, cast
 
 import structlog
+from tornado.http1connection import HTTP1Connection, HTTP1ServerConnection
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
@@ -21,9 +25,12 @@ from tasks.uploads import Trigger
 
 MAX_BODY_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 14
+HEAD_SECONDS = 10  # from the opening of a connection to the end of its first request's headers
 BODY_SECONDS = 5  # for the whole body of a request
 IDLE_SECONDS = 120  # of a connection; above the 90 s after which clients in Go leave it
-MOST_WAITING = 2000  # requests; those above are answered 503 at once
+MOST_CONNECTIONS = 900  # with the other files of the process within the usual limit of 1,024
+OTHER_FILES = 100
+MOST_WAITING = 600  # requests; those above are answered 503 at once, and so leave room for other connections
 BATCH = 1000  # pictures in one transaction, at least those of one request
 LONGEST_PAUSE_SECONDS = 2.0  # between tries of Redis
 RETRY_AFTER_SECONDS = 5
@@ -121,10 +128,113 @@ class Health:
             return False
 
 
+class Connections:
+    """The open connections, bounded in number: for one above the bound, the least useful other one is closed.
+
+    That is the one that has been open longest of those whose sender has not shown the token, else the one that has
+    been without a request longest. A connection whose request is being answered stays. So whoever opens connections
+    and is slow on them displaces his own, and a sender that is not slow is served.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._strangers: dict[IOStream, asyncio.TimerHandle] = {}  # each with the end of its time for headers
+        self._senders: dict[IOStream, None] = {}  # have shown the token
+        self._answering: set[IOStream] = set()
+
+    def opened(self, stream: IOStream) -> None:
+        """Add `stream`, which has HEAD_SECONDS for the headers of its first request."""
+        if len(self._strangers) + len(self._senders) + len(self._answering) >= self._most:
+            # Requests in hand are fewer than connections: see MOST_WAITING.
+            displaced = next(iter(self._strangers), None) or next(iter(self._senders), stream)
+            displaced.close()
+            self.closed(displaced)
+        if not stream.closed():
+            self._strangers[stream] = asyncio.get_running_loop().call_later(HEAD_SECONDS, stream.close)
+
+    def closed(self, stream: IOStream) -> None:
+        """Forget `stream`."""
+        if timer := self._strangers.pop(stream, None):
+            timer.cancel()
+        self._senders.pop(stream, None)
+        self._answering.discard(stream)
+
+    def has_spoken(self, stream: IOStream) -> None:
+        """Note that `stream` brought the headers of a request: from now on tornado's limits hold."""
+        if timer := self._strangers.get(stream):
+            timer.cancel()
+
+    def has_shown_token(self, stream: IOStream) -> None:
+        """Note that the sender at `stream` is known, and has a request at this moment."""
+        self.closed(stream)
+        if not stream.closed():
+            self._senders[stream] = None
+
+    @contextmanager
+    def answering(self, stream: IOStream) -> Iterator[None]:
+        """Keep `stream`, which has shown the token, while its request is answered."""
+        self.closed(stream)
+        if not stream.closed():
+            self._answering.add(stream)
+        try:
+            yield
+        finally:
+            self.has_shown_token(stream)
+
+
+class Server(HTTPServer):
+    """An HTTP server whose `connections` are bounded in number."""
+
+    connections: Connections
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        self.connections.opened(stream)
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        self.connections.closed(cast(HTTP1ServerConnection, server_conn).stream)
+        super().on_close(server_conn)
+
+
+@stream_request_body
 class _Handler(RequestHandler):
-    """Answers in JSON."""
+    """Answers in JSON. No body is read beyond MAX_BODY_BYTES, whoever sends it and to whatever path."""
 
     METHODS: tuple[str, ...]
+
+    @property
+    def connections(self) -> Connections:
+        return cast(Connections, self.settings["connections"])
+
+    @property
+    def stream(self) -> IOStream:
+        return cast(HTTP1Connection, self.request.connection).stream
+
+    def prepare(self) -> None:
+        self._body = bytearray()
+        self.connections.has_spoken(self.stream)
+        if self.request.method not in self.METHODS:
+            raise HTTPError(405)
+        self.authorize()
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+            raise HTTPError(413)
+
+    def authorize(self) -> None:
+        """Raise HTTPError for a sender that may not ask for this."""
+
+    def data_received(self, chunk: bytes) -> None:
+        self._body += chunk
+        if len(self._body) > MAX_BODY_BYTES:
+            self._body.clear()
+            self.send_error(413)
+
+    def log_exception(
+        self, typ: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Log a bug. Tornado would log the address that was asked for, in which there may be a token."""
+        if typ and not issubclass(typ, HTTPError):
+            log.error("bug", error=typ.__name__, exc_info=(typ, value, tb))
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", "application/json")
@@ -152,7 +262,6 @@ class HealthHandler(_Handler):
         self.finish(json.dumps({"redis": healthy}) + "\n")
 
 
-@stream_request_body
 class EventsHandler(_Handler):
     """``POST`` of one message with events, to any other path. Who sends it is known before its body is read."""
 
@@ -161,27 +270,17 @@ class EventsHandler(_Handler):
     def initialize(self, intake: Intake, token: str) -> None:
         self._intake = intake
         self._token = token
-        self._body = bytearray()
 
-    def prepare(self) -> None:
-        if self.request.method != "POST":
-            raise HTTPError(405)
+    def authorize(self) -> None:
         if not self._is_authorized():
             raise HTTPError(401)
-        length = self.request.headers.get("Content-Length", "0")
-        if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-            raise HTTPError(413)
-
-    def data_received(self, chunk: bytes) -> None:
-        self._body += chunk
-        if len(self._body) > MAX_BODY_BYTES:
-            self._body.clear()
-            self.send_error(413)
+        self.connections.has_shown_token(self.stream)
 
     async def post(self) -> None:
         self._intake.in_hand += 1
         try:
-            await self._answer()
+            with self.connections.answering(self.stream):
+                await self._answer()
         finally:
             self._intake.in_hand -= 1
 
@@ -222,8 +321,9 @@ async def serve(trigger: Trigger, redis: Any, token: str, host: str, port: int, 
     """Take events at `host`:`port` until SIGTERM or SIGINT; then what is in hand is answered.
 
     While Redis is away an event is held for `hold_seconds`, and answered 503 only then. Raises SettingsInvalid if the
-    address can't be used.
+    address can't be used, or too few files may be open.
     """
+    _allow_files(MOST_CONNECTIONS + OTHER_FILES)
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:
@@ -232,21 +332,24 @@ async def serve(trigger: Trigger, redis: Any, token: str, host: str, port: int, 
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, told.set)
     intake = Intake(trigger, hold_seconds)
+    connections = Connections(MOST_CONNECTIONS)
     application = Application(
         [
             (r"/healthz", HealthHandler, {"health": Health(redis)}),
             (r".*", EventsHandler, {"intake": intake, "token": token}),
         ],
         log_function=_log_answer,
+        connections=connections,
     )
     # A larger body is refused by the handler, which says so; the connection ends with the answer.
-    server = HTTPServer(
+    server = Server(
         application,
         max_body_size=1 << 40,
         max_header_size=MAX_HEADER_BYTES,
         body_timeout=BODY_SECONDS,
         idle_connection_timeout=IDLE_SECONDS,
     )
+    server.connections = connections
     server.add_sockets(sockets)
     log.info("watching", http=f"{host}:{sockets[0].getsockname()[1]}")
     publishing = asyncio.create_task(intake.run())
@@ -260,3 +363,16 @@ async def serve(trigger: Trigger, redis: Any, token: str, host: str, port: int, 
     with suppress(asyncio.CancelledError):
         await publishing
     await server.close_all_connections()
+
+
+def _allow_files(needed: int) -> None:
+    """Have the process open `needed` files at once. Raises SettingsInvalid where the system does not allow it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (ValueError, OSError):
+        raise SettingsInvalid(
+            f"--http needs {needed} open files, and the limit is {hard}: raise it, as with `ulimit -n {needed}`"
+        ) from None

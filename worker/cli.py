@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tasks import core_dumps
 from tasks.errors import VeilError
 from tasks.settings import Settings, refuse_unknown
 from worker.settings import WorkerSettings, markdown_table
@@ -27,16 +28,20 @@ RECIPE = re.compile(r"[0-9a-f]{16}")
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a traceback with values would show pictures and credentials
     help="Face anonymization workers for S3.",
 )
-model_app = typer.Typer(no_args_is_help=True, help="The default detector.")
-dead_app = typer.Typer(no_args_is_help=True, help="Pictures that were given up.")
-receipt_app = typer.Typer(no_args_is_help=True, help="What was done to each picture.")
+model_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The default detector.")
+dead_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Pictures that were given up.")
+receipt_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="What was done to each picture.")
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 app.add_typer(receipt_app, name="receipt")
-review_app = typer.Typer(no_args_is_help=True, help="Pictures that were held back, or published with a doubt.")
+review_app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pictures that were held back, or published with a doubt.",
+)
 app.add_typer(review_app, name="review")
 
 
@@ -65,6 +70,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 def main() -> None:
     """Run the command; an error of ours is one line on standard error and a code that is not 0."""
+    core_dumps.prevent()
     try:
         refuse_unknown(os.environ, WorkerSettings)
         app()

@@ -14,7 +14,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from tasks.errors import EmptyObject, ImageTooLarge, OutputFailed, UnreadableImage, VeilError
+from tasks.errors import EmptyObject, ImageTooLarge, OutputFailed, UnreadableImage, VeilError, without_data
 from tasks.messages import AnonymizeOptions
 from worker import images
 from worker.anonymizer import AS_CONFIGURED, Anonymizer, Stopwatch
@@ -140,7 +140,7 @@ def anonymize_file(
         picture = job.named or job.source.suffix.lower() in PICTURE_SUFFIXES or images.is_recognised(content)
         ignored = isinstance(error, UnreadableImage | EmptyObject) and not picture
         # What is not a VeilError is a bug of ours or of a library: named, and the run goes on.
-        message = str(error) if isinstance(error, VeilError) else " ".join(f"{error}".split())
+        message = str(error) if isinstance(error, VeilError) else " ".join(str(without_data(error)).split())
         return Outcome(
             source,
             None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 
 import structlog
 
@@ -14,6 +15,9 @@ from tasks.stopping import Stop
 from tasks.uploads import Selection, Trigger
 from worker import logs
 from worker.settings import WorkerSettings
+
+# As long as a receipt key: nobody guesses it if it was drawn at random.
+TOKEN = re.compile(r"[!-~]{32,}")
 
 log = structlog.get_logger("veil")
 
@@ -52,9 +56,10 @@ def _serve(settings: WorkerSettings, trigger: Trigger, address: str, hold: float
     from tasks import webhook
 
     token = settings.webhook_token.get_secret_value() if settings.webhook_token else ""
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    if not TOKEN.fullmatch(token):
         raise SettingsInvalid(
-            "VEIL_WEBHOOK_TOKEN is what senders must show, ASCII without spaces; make one with `openssl rand -hex 24`"
+            "VEIL_WEBHOOK_TOKEN, which senders must show, needs 32 characters or more, ASCII without spaces: make one "
+            "with `openssl rand -hex 32`"
         )
     try:
         host, port = split_address(address)

@@ -5,7 +5,8 @@
 `redis` is kombu's own transport, at its most eager, for comparison.
 
 Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` meets a server that is away, ``…/permanent/…`` fails
-for good, ``…/memory/…`` runs out of memory. JOURNAL gets one JSON object a line: what, source, pid, at.
+for good, ``…/memory/…`` runs out of memory, ``…/bug/…`` fails with the pixels in its error. JOURNAL gets one JSON
+object a line: what, source, pid, at.
 """
 
 import json
@@ -23,6 +24,8 @@ from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import AnonymizeReport
 from worker import bootstrap, logs
 from worker.watchdog import Watchdog
+
+PIXELS = b"value-of-pixels" + bytes(range(128, 256))
 
 
 class StubPipeline:
@@ -49,6 +52,8 @@ class StubPipeline:
             raise StorageUnavailable("S3 is away")
         if "/permanent/" in source:
             raise UnreadableImage("not a picture")
+        if "/bug/" in source:
+            raise UnicodeDecodeError("utf-8", PIXELS, 0, 1, f"no text: {PIXELS!r}") from KeyError(PIXELS)
         if "/memory/" in source:
             raise MemoryError
         with self._watchdog.watch("a batch in the detector", self._stall_seconds):

@@ -1,18 +1,25 @@
 """Batches onto a real Redis: all of one or none, whatever happens in between."""
 
+import base64
+import contextlib
 import json
 import time
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 
 from demo.servers import HOST
 from tasks import publishing
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, UPLOADS, create_app
-from tasks.errors import QueueUnavailable
-from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER
+from tasks.errors import MalformedEvent, QueueUnavailable
+from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
+from tasks.routes import Route
 from tasks.settings import Settings
+from tasks.uploads import Selection, Trigger
+from tests.events import bodies
 
 
 def pictures(count):
@@ -70,6 +77,32 @@ def test_each_message_of_a_batch_is_what_celery_would_send(unattended, publisher
         assert message["headers"].pop(QUEUED_AT_HEADER) > 1e9
     assert by_publisher == by_celery
     assert [list(message["headers"]) for message in by_publisher] == [list(m["headers"]) for m in by_celery]
+
+
+@examples(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(body=bodies())
+def test_whatever_an_event_holds_what_it_puts_on_the_queue_is_a_message_that_workers_take(unattended, publisher, body):
+    unattended.client.delete(UPLOADS)
+    trigger = Trigger(publisher, Selection([Route.parse("s3://raw=s3://clean")]), "http")
+    wanted = []
+    with contextlib.suppress(MalformedEvent):
+        wanted = list(dict.fromkeys(trigger.read(body)))
+    trigger.publish(wanted)
+    found = [json.loads(base64.b64decode(message["body"]))[0] for message in messages(unattended, UPLOADS)]
+    assert [AnonymizeRequest.parse(source=source).source for (source,) in found] == [one.source for one in wanted]
+
+
+@pytest.mark.parametrize("etag", ["\ud800", "\0", "ü", "e" * 100_000, ""])
+def test_any_etag_gives_a_task_id_that_is_its_own(unattended, publisher, etag):
+    picture = Wanted(ObjectUri("raw", "a.jpg"), etag=etag)
+    assert publisher.publish([picture], UPLOADS) == [picture.task_id] == [Wanted(picture.source, etag=etag).task_id]
+    assert picture.task_id != Wanted(picture.source, etag="other").task_id
 
 
 def test_nothing_is_written_once_what_was_watched_has_changed(unattended, publisher):

@@ -10,9 +10,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
 from PIL import Image
 
 from demo.servers import HOST, Webhook, start_redis, start_s3
+from tests.events import ODD_BODIES, bodies
 
 ROUTES = "s3://raw=s3://clean,s3://pictures/raw=s3://pictures/clean"
 HOLD = ("--hold", 60)
@@ -211,7 +214,7 @@ def ask(address, method, path="/events", headers=None, body=None):
 
 @pytest.fixture(scope="module")
 def lone_hook():
-    return Webhook(token="token-of-this-test-run")
+    return Webhook(token="token-of-this-test-run-32-characters")
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +286,41 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_told_or_not(address,
         assert chunked.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.parametrize("name", ODD_BODIES)
+def test_no_odd_message_ends_the_trigger(address, lone_hook, lone_trigger, name):
+    status, answer, _ = post(address, lone_hook.token, ODD_BODIES[name])
+    assert status in (202, 400), answer
+    assert post(address, lone_hook.token, event("good.jpg"))[:2] == (202, {"queued": 1})
+    lone_trigger.server.check_alive()
+
+
+@examples(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(body=bodies())
+def test_whatever_is_posted_is_answered(address, lone_hook, lone_trigger, body):
+    assert post(address, lone_hook.token, body)[0] in (202, 400)
+    lone_trigger.server.check_alive()
+
+
+@pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "Content-Length", "Transfer-Encoding", "Content-Type"])
+@pytest.mark.parametrize("value", [b"\xff\xfe", b"\xed\xa0\x80", b"9" * 5000, b"-1", b"x" * 15_000, b"chunked, gzip"])
+def test_no_odd_header_ends_the_trigger(address, lone_hook, lone_trigger, name, value):
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as sender:
+        authorized = b"Authorization: %s\r\n" % lone_hook.token.encode()
+        head = b"POST /\xff?\xed\xa0\x80 HTTP/1.1\r\nHost: x\r\n%s%s: %s\r\n\r\n"
+        sender.sendall(head % (b"" if name == "Authorization" else authorized, name.encode(), value))
+        sender.shutdown(socket.SHUT_WR)
+        assert sender.recv(100)[9:10] in (b"", b"2", b"4")
+    assert post(address, lone_hook.token, event("good.jpg"))[0] == 202
+    assert lone_trigger.lines("bug") == []
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD"])
 def test_only_post_brings_events(address, lone_hook, method):
     status, _, headers = ask(address, method, headers={"Authorization": lone_hook.token})
@@ -348,11 +386,15 @@ def the_one_line(done):
     return line
 
 
-@pytest.mark.parametrize("token", [{}, {"VEIL_WEBHOOK_TOKEN": ""}, {"VEIL_WEBHOOK_TOKEN": "zwölf Zeichen"}])
+@pytest.mark.parametrize(
+    "token", [None, "", "t" * 31, "zwölf" * 8, "two words " * 4, "line\nbreak" * 4, "tab\t" * 10, "\x7f" * 40]
+)
 def test_without_a_usable_token_it_does_not_start_and_says_how_to_make_one(veil, token):
-    line = the_one_line(veil("watch", "--http", f"{HOST}:0", environment=token))
-    assert "openssl rand" in line
-    assert "zwölf" not in line
+    environment = {} if token is None else {"VEIL_WEBHOOK_TOKEN": token}
+    line = the_one_line(veil("watch", "--http", f"{HOST}:0", environment=environment))
+    assert "VEIL_WEBHOOK_TOKEN" in line
+    assert "`openssl rand -hex 32`" in line
+    assert not token or token[:4] not in line
 
 
 @pytest.mark.parametrize(
@@ -366,7 +408,7 @@ def test_without_a_usable_token_it_does_not_start_and_says_how_to_make_one(veil,
     ],
 )
 def test_arguments_that_can_not_be_used_are_one_line(veil, arguments, named):
-    assert named in the_one_line(veil("watch", *arguments, environment={"VEIL_WEBHOOK_TOKEN": "t" * 20}))
+    assert named in the_one_line(veil("watch", *arguments, environment={"VEIL_WEBHOOK_TOKEN": "t" * 32}))
 
 
 @pytest.mark.parametrize("arguments", [[], ["--http", f"{HOST}:0", "--poll", "5"], ["--poll", "0"]])

@@ -2,10 +2,15 @@
 
 import base64
 import json
+import threading
 import time
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
+from demo.servers import HOST
 from tasks import polling
 from tasks.addresses import PrefixUri
 from tasks.errors import ObjectNotFound, QueueUnavailable
@@ -158,6 +163,80 @@ def test_the_command_finds_uploads_until_told_to_stop(unattended, start_watch, s
         trigger.server.process.terminate()
         assert trigger.server.process.wait(15) == 0
         assert trigger.lines("stopped")[0]["queued"] == 2
+
+
+ODD_KEYS = [
+    "%FF%FE.jpg",
+    "%ED%A0%80.jpg",
+    "%00.jpg",
+    "%0A%0D.jpg",
+    "%E2%80%AE.jpg",
+    "../up.jpg",
+    "long" * 300 + ".jpg",
+]
+
+
+class Listing(BaseHTTPRequestHandler):
+    """A store that lists `keys`, which are in percents and in the order of their bytes; real ones keep no such keys."""
+
+    keys: list
+    modified = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+    def do_GET(self):
+        after = unquote_to_bytes(self.path.partition("start-after=")[2].partition("&")[0])
+        contents = "".join(
+            f"<Contents><Key>{key}</Key><LastModified>{self.modified}</LastModified><ETag>&quot;\u0085&quot;</ETag>"
+            "<Size>1</Size></Contents>"
+            for key in self.keys
+            if unquote_to_bytes(key) > after
+        )
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><EncodingType>url</EncodingType>'
+            f"<IsTruncated>false</IsTruncated><KeyCount>1</KeyCount>{contents}</ListBucketResult>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("page", [1, 3, 1000])
+def test_keys_that_no_message_can_hold_keep_a_look_and_their_neighbours_from_nothing(
+    unattended, s3, store_at, monkeypatch, page
+):
+    monkeypatch.setattr(polling, "PAGE", page)
+    good = [f"{name}.jpg" for name in ("0", "a", "ü", "z")]
+    keys = sorted([*ODD_KEYS, *map(quote, good)], key=unquote_to_bytes)
+    server = ThreadingHTTPServer((HOST, 0), type("Odd", (Listing,), {"keys": keys}))
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    publisher = Publisher(unattended.app)
+    trigger = Trigger(publisher, Selection(ROUTES), "poll")
+    store = store_at(s3, f"http://{HOST}:{server.server_port}")
+    try:
+        source = PollingSource(store, unattended.client, trigger, 1.0, HOUR)
+        for _ in range(2):
+            source.look(PrefixUri("raw", ""), Stop())
+    finally:
+        publisher.close()
+        server.shutdown()
+        serving.join()
+        server.server_close()
+    found = taken(unattended.client, "backfill", "")
+    assert set(good) <= {address.removeprefix("s3://raw/") for address in found}
+    assert len(found) == len(set(found)), "the second look takes none of them again"
+    assert not any(".." in address or len(address) > 1100 for address in found)
+    assert taken(unattended.client, "uploads", "") == []
+    assert trigger.ignored["refused"] > 0
+
+
+def test_a_look_may_be_cut_off_behind_any_key(unattended, place):
+    state = polling.State(newest=1.0, begun=2.0, so_far=3.0, after="\ud800\n\0ü")
+    state.write(unattended.client, PrefixUri("raw", place))
+    assert polling.State.read(unattended.client, PrefixUri("raw", place)) == state
 
 
 def test_redis_away_at_the_start_is_an_outage_and_not_the_end(

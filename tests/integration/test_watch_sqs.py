@@ -19,6 +19,7 @@ from tasks.settings import Settings
 from tasks.sqs import EventQueue, SqsSource
 from tasks.stopping import Stop
 from tasks.uploads import Selection, Trigger
+from tests.events import ODD_BODIES
 
 KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
 ODD_KEYS = ["a b.jpg", "a+b.jpg", "100%.jpg", "a%20b.jpg", "ü/日本 😀.jpg", "k" * 900 + ".jpg"]
@@ -165,6 +166,46 @@ def test_what_is_malformed_is_left_for_the_redrive_policy_and_the_rest_is_taken(
     assert amazon.left(dead) == (1, 0)
     assert trigger.malformed == 2
     assert len(sources(unattended.client)) == 2
+
+
+def test_no_odd_message_ends_the_trigger_or_comes_back_for_good(amazon, source, unattended, wait_until):
+    dead = amazon.new_queue("odd-dead")
+    policy = json.dumps({"deadLetterTargetArn": amazon.arn(dead), "maxReceiveCount": 2})
+    url = amazon.new_queue("odd", RedrivePolicy=policy)
+    # What SQS takes: text of up to 256 KiB.
+    odd = [text for body in ODD_BODIES.values() if (text := body.decode(errors="ignore")) and len(body) < 200_000]
+    for number, body in enumerate(odd):
+        amazon.sqs.send_message(QueueUrl=url, MessageBody=body.replace("\0", "") or "x")
+        amazon.sqs.send_message(QueueUrl=url, MessageBody=json.dumps(record(f"{number}.jpg")))
+    taking, queue, trigger = source(url)
+
+    def all_gone():
+        taking.take(queue.receive(), Stop())
+        return sum(amazon.left(url)) == 0
+
+    with capture_logs() as lines:
+        wait_until(all_gone)
+    good = {f"s3://raw/{number}.jpg" for number in range(len(odd))}
+    assert good <= set(sources(unattended.client))
+    assert "s3://raw/d/a.jpg" in sources(unattended.client), "an odd ETag is no reason to leave a picture out"
+    assert amazon.left(dead)[0] > 5
+    assert trigger.malformed == 2 * amazon.left(dead)[0]
+    assert len([line for line in lines if line["event"] == "malformed"]) == trigger.malformed
+
+
+def test_a_record_that_is_not_understood_keeps_its_neighbours_from_nothing_and_its_message_goes(
+    amazon, source, unattended
+):
+    url = amazon.new_queue("mixed")
+    records = [*record("a.jpg")["Records"], {"eventName": "ObjectCreated:Put"}, *record("../b.jpg")["Records"]]
+    amazon.sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"Records": [*records, *record("c.jpg")["Records"]]}))
+    taking, queue, trigger = source(url)
+    with capture_logs() as lines:
+        taking.take(queue.receive(), Stop())
+    assert sources(unattended.client) == ["s3://raw/a.jpg", "s3://raw/c.jpg"]
+    assert amazon.left(url) == (0, 0)
+    assert (trigger.ignored["refused"], trigger.malformed) == (2, 0)
+    assert len([line for line in lines if line["event"] == "key refused"]) == 2
 
 
 def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypatch, wait_until):

@@ -73,3 +73,40 @@ def test_a_message_is_one_line(text):
 
 def test_an_error_without_a_message_is_empty():
     assert str(VeilError()) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (ZeroDivisionError("division by zero"), ZeroDivisionError, "division by zero"),
+        (KeyError(b"\x80pixels"), KeyError, "'(data)'"),
+        (ValueError(f"bad chunk {b'pixels' * 9!r} at 9"), ValueError, "bad chunk (data) at 9"),
+        (ValueError('bad chunk b"it\'s \\"pixels'), ValueError, "bad chunk (data)"),
+        (OSError(28, "No space left on device"), OSError, "[Errno 28] No space left on device"),
+        (ValueError("array [[12 255 3] [4 5 6]\n [7 8 250] [1 2 3]]"), ValueError, "array (data)3]]"),
+        (
+            ValueError("shapes (3, 640, 480), (1,) differ"),
+            ValueError,
+            "shapes (3, 640, 480), (1,) differ",
+        ),
+        (
+            UnicodeDecodeError("utf-8", b"\xffpixels", 0, 1, "invalid start byte"),
+            RuntimeError,
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+        ),
+        (ValueError("x" * 100_000), ValueError, "x" * errors.LONGEST_MESSAGE),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_that_nobody_expected_is_told_without_the_picture(error, kind, text):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        fail()
+    told = errors.without_data(raised.value)
+    assert type(told) is kind
+    assert str(told) == text
+    assert "pixels" not in repr(told) + str(told.args)
+    assert told.__traceback__ is raised.value.__traceback__
+    assert told.__cause__ is told.__context__ is None

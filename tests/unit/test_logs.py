@@ -1,12 +1,16 @@
-"""What a line of the log may hold: a message never writes lines of its own, nor orders to a terminal."""
+"""A log line holds no values of variables, and a message never writes lines of its own, nor orders to a terminal."""
 
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import structlog
+import typer
 
-from worker import logs
+from training import cli as training_cli
+from worker import cli, logs
 
 
 @pytest.fixture
@@ -43,3 +47,61 @@ def test_what_a_message_brings_stays_within_its_line_of_json(logged, brought):
     (line,) = logged("json", source=brought).splitlines()
     assert json.loads(line)["source"] == brought
     assert "\x1b" not in line
+
+
+PROGRAM = """
+import logging, sys, threading
+import structlog
+from worker import logs
+
+logs.configure(sys.argv[1])
+
+class Detector:
+    def __init__(self, key):
+        self.key = key
+
+def fail(pixels, password):
+    detector = Detector(password)
+    raise ZeroDivisionError("the message")
+
+def run(report):
+    try:
+        fail(b"value-of-pixels" * 10, "value-of-a-password")
+    except ZeroDivisionError:
+        report()
+
+run(lambda: structlog.get_logger("veil").exception("bug"))
+run(lambda: structlog.get_logger("veil").error("bug", exc_info=True))
+run(lambda: logging.getLogger("celery.app.trace").exception("of Celery"))
+run(lambda: logging.getLogger("tornado.application").error("of Tornado", exc_info=True, stack_info=True))
+thread = threading.Thread(target=fail, args=(b"value-of-pixels", "value-of-a-password"))
+thread.start()
+thread.join()
+fail(b"value-of-pixels", "value-of-a-password")
+"""
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_no_traceback_in_the_log_shows_values(form):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, form], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("ZeroDivisionError: the message") == 6
+    assert done.stderr.count("in fail") >= 6
+    assert "value-of" not in done.stderr
+    if form == "json":
+        lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+        assert len(lines) == 4
+        assert all("in fail" in line["exception"] for line in lines)
+
+
+def groups(app):
+    yield app
+    for group in app.registered_groups:
+        yield from groups(group.typer_instance)
+
+
+@pytest.mark.parametrize("app", [*groups(cli.app), *groups(training_cli.app)])
+def test_no_command_shows_values_when_it_fails_unexpectedly(app):
+    assert isinstance(app, typer.Typer)
+    assert app.pretty_exceptions_enable is False

@@ -141,3 +141,7 @@ def test_prometheus_looks_for_workers_where_they_serve(compose, docker):
         assert service["environment"]["VEIL_METRICS"] == f"0.0.0.0:{found['port']}"
         assert "metrics" in service["networks"]
     assert trigger["static_configs"] == [{"targets": [f"trigger:{found['port']}"]}]
+
+
+def test_no_service_may_dump_its_memory(compose):
+    assert {name for name, service in compose["services"].items() if service.get("ulimits") != {"core": 0}} == set()

@@ -1,89 +1,38 @@
 """What the events of object stores say, in every form that they come in, and which of them ask for a picture."""
 
-import base64
 import json
-from urllib.parse import quote_plus
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from tasks import metrics
 from tasks.addresses import ObjectUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
+from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
 from tasks.routes import Route
-from tasks.uploads import Event, Selection, parse
+from tasks.uploads import MOST_AT_ONCE, MOST_REFUSALS_LOGGED, Event, Parsed, Selection, Trigger, parse
+from tests.events import (
+    ETAG,
+    FORMS,
+    JSON,
+    ODD_BODIES,
+    bodies,
+    broken_events,
+    crowds,
+    entry,
+    event_bridge,
+    filer,
+    oddly_worded_events,
+    record,
+    s3_event,
+    sns,
+)
 
-ETAG = "0123456789abcdef0123456789abcdef"
 ODD_KEYS = ["a b.jpg", "a+b.jpg", "100%.jpg", "a%20b.jpg", "ü/日本/😀.jpg", "a&b=c;d.jpg", "k" * 1020 + ".jpg"]
 ROUTES = [Route.parse("s3://raw=s3://clean"), Route.parse("s3://pictures/in=s3://pictures/out")]
-
-
-def record(key, name="ObjectCreated:Put", bucket="raw", **fields):
-    """As Amazon documents it ("Event message structure"), the key encoded as S3 does it."""
-    entry = {
-        "bucket": {"name": bucket},
-        "object": {"key": quote_plus(key, safe="/"), "eTag": ETAG, "size": 1, **fields},
-    }
-    return {"eventVersion": "2.1", "eventSource": "aws:s3", "eventName": name, "s3": entry}
-
-
-def s3_event(*records):
-    return {"Records": list(records)}
-
-
-def sns(message):
-    return {"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:::t", "Message": json.dumps(message)}
-
-
-def event_bridge(key, kind="Object Created"):
-    detail = {"version": "0", "bucket": {"name": "raw"}, "object": {"key": key, "etag": ETAG, "size": 1}}
-    return {"version": "0", "source": "aws.s3", "detail-type": kind, "detail": detail}
-
-
-def minio(key):
-    return {"EventName": "s3:ObjectCreated:Put", "Key": f"raw/{key}", **s3_event(record(key, "s3:ObjectCreated:Put"))}
-
-
-def entry(name, written=1, **fields):
-    return {
-        "name": name,
-        "chunks": [{"size": 1, "modified_ts_ns": written, "e_tag": "x"}],
-        "attributes": {"file_size": 1, "mtime": written, "md5": "x"},
-        "extended": {"Seaweed-X-Amz-ETag": base64.b64encode(ETAG.encode()).decode(), **fields.pop("extended", {})},
-        **fields,
-    }
-
-
-def filer(path, before=None, after=None, event_type="create", parent=None):
-    """As weed 4.48 posts it."""
-    message = {"new_parent_path": parent or path.rpartition("/")[0]}
-    message |= {"old_entry": before} if before else {}
-    message |= {"new_entry": after} if after else {}
-    return {"key": path, "event_type": event_type, "message": message}
-
-
-def seaweedfs(key):
-    path = f"/buckets/raw/{key}"
-    return filer(path, after=entry(path.rpartition("/")[2]))
-
-
-def ceph(key):
-    event = s3_event(record(key, "ObjectCreated:Put"))
-    event["Records"][0]["eventSource"] = "ceph:s3"
-    event["Records"][0]["s3"]["object"]["key"] = key
-    return event
-
-
-FORMS = {
-    "s3": lambda key: s3_event(record(key)),
-    "sns": lambda key: sns(s3_event(record(key))),
-    "event_bridge": event_bridge,
-    "event_bridge over sns": lambda key: sns(event_bridge(key)),
-    "minio": minio,
-    "ceph": ceph,
-    "seaweedfs": seaweedfs,
-}
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
@@ -205,42 +154,6 @@ def test_anything_else_is_named_malformed_in_one_bounded_line(body):
     assert "\n" not in str(raised.value)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-def places(value, path=()):
-    """Where something is in nested objects and lists."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, inner in items:
-        yield from places(inner, (*path, name))
-
-
-@st.composite
-def broken_events(draw):
-    """A good event with something else in one or two places."""
-    message = json.loads(json.dumps(FORMS[draw(st.sampled_from(sorted(FORMS)))]("d/a b.jpg")))
-    if "message" in message and draw(st.booleans()):
-        message["message"]["old_entry"] = json.loads(json.dumps(message["message"]["new_entry"]))
-    for _ in range(draw(st.integers(1, 2))):
-        paths = [path for path in places(message) if path]
-        if not paths:
-            break
-        path = draw(st.sampled_from(paths))
-        inner = message
-        for name in path[:-1]:
-            inner = inner[name]
-        if isinstance(inner, dict) and draw(st.booleans()):
-            del inner[path[-1]]
-        else:
-            inner[path[-1]] = draw(JSON)
-    return message
-
-
 @settings(max_examples=400)
 @given(message=JSON | broken_events())
 def test_no_message_raises_anything_but_the_named_error(message):
@@ -308,3 +221,114 @@ def test_a_prefix_outside_the_sources_is_refused(prefix):
 def test_a_prefix_that_is_no_address_is_refused():
     with pytest.raises(InvalidRequest, match="raw/2026"):
         Selection(ROUTES, ["raw/2026"])
+
+
+class Publishes:
+    """Takes what is published, if a message can hold it."""
+
+    def __init__(self):
+        self.batches = []
+        self.along = []
+
+    def publish(self, pictures, queue, along=None):
+        for picture in pictures:
+            assert json.loads(json.dumps(picture.arguments).encode()) == list(picture.arguments)
+            assert AnonymizeRequest.parse(source=picture.arguments[0]).source == picture.source
+            assert picture.task_id.encode()
+        self.batches.append([picture.source.key for picture in pictures])
+        self.along.append(along)
+
+
+def trigger():
+    return Trigger(Publishes(), Selection(ROUTES), "sqs")
+
+
+def taken(body):
+    """The keys that a message puts on the queue, in a form that Redis and workers take, or why it is malformed."""
+    taking = trigger()
+    try:
+        taking.publish(taking.read(body))
+    except MalformedEvent as error:
+        return str(error)
+    return [key for batch in taking._publisher.batches for key in batch]
+
+
+@settings(max_examples=400)
+@given(body=bodies())
+def test_whatever_a_message_holds_it_is_published_or_malformed(body):
+    outcome = taken(body)
+    assert isinstance(outcome, list) or 0 < len(outcome.encode()) < 1000
+
+
+@settings(max_examples=300)
+@given(message=oddly_worded_events())
+def test_whatever_a_text_of_an_event_holds_it_is_published_or_malformed(message):
+    for body in (json.dumps(message), json.dumps(sns(message))):
+        outcome = taken(body)
+        assert isinstance(outcome, list) or 0 < len(outcome.encode()) < 1000
+
+
+@pytest.mark.parametrize("name", ODD_BODIES)
+def test_no_odd_message_is_anything_but_published_or_malformed(name):
+    outcome = taken(ODD_BODIES[name])
+    assert isinstance(outcome, list) or 0 < len(outcome.encode()) < 1000
+
+
+@pytest.mark.parametrize("name", [name for name in ODD_BODIES if "the ETag" in name or "an ETag" in name])
+def test_an_odd_etag_keeps_no_picture_from_the_queue(name):
+    assert taken(ODD_BODIES[name]) == ["d/a.jpg"]
+
+
+@settings(max_examples=100)
+@given(message=crowds())
+def test_a_record_that_is_not_understood_keeps_its_neighbours_from_nothing(message):
+    assert "d/good.jpg" in taken(json.dumps(message))
+
+
+def test_records_that_are_not_understood_are_counted_and_logged_and_the_others_are_taken():
+    bad = [{"eventName": "ObjectCreated:Put"}] * 20
+    bad.append({**record("x"), "s3": {"bucket": {"name": "raw"}, "object": {"key": "%ff"}}})
+    message = s3_event(record("a.jpg"), *bad, record("../b.jpg"), record("c.jpg"))
+    before = _heard("refused")
+    taking = trigger()
+    with capture_logs() as lines:
+        pictures = taking.read(json.dumps(message))
+    assert [picture.source.key for picture in pictures] == ["a.jpg", "c.jpg"]
+    assert taking.ignored == {"refused": 22}
+    assert _heard("refused") - before == 22
+    refusals = [line for line in lines if line["event"] == "key refused"]
+    (rest,) = [line for line in lines if line["event"] == "more keys refused"]
+    assert len(refusals) == MOST_REFUSALS_LOGGED
+    assert rest["keys"] == 22 - MOST_REFUSALS_LOGGED
+    assert taking.malformed == 0
+
+
+def _heard(result):
+    return metrics.EVENTS.labels("sqs", result)._value.get()
+
+
+def test_a_message_without_a_record_that_is_understood_is_malformed():
+    with pytest.raises(MalformedEvent):
+        parse(json.dumps(s3_event({"eventName": 1}, {})))
+
+
+def test_tens_of_thousands_of_records_go_in_bounded_transactions():
+    taking = trigger()
+    records = [record(f"{number}.jpg") for number in range(20 * MOST_AT_ONCE + 7)]
+    taking.publish(taking.read(json.dumps(s3_event(*records))))
+    batches = taking._publisher.batches
+    assert [len(batch) for batch in batches] == [MOST_AT_ONCE] * 20 + [7]
+    assert [key for batch in batches for key in batch] == [f"{number}.jpg" for number in range(len(records))]
+
+
+@pytest.mark.parametrize(("count", "batches"), [(0, [0]), (1000, [1000]), (1001, [1000, 1])])
+def test_what_goes_along_goes_with_the_last_transaction_and_only_with_that(count, batches):
+    taking = trigger()
+    pictures = taking.choose(Parsed(written=[Event("raw", f"{number}.jpg", ETAG) for number in range(count)]))
+
+    def along(pipe):
+        pass
+
+    taking.publish(pictures, along=along)
+    assert [len(batch) for batch in taking._publisher.batches] == batches
+    assert taking._publisher.along == [None] * (len(batches) - 1) + [along]
