@@ -8,9 +8,10 @@ from typing import Literal
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.comparison import Places, is_address, list_outputs, read_receipts, receipt_uri, without_output
+from tasks.comparison import Places, list_outputs, read_receipts, receipt_uri, refusal, without_output
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
 from tasks.in_order import in_order
+from tasks.marks import Marks, is_keyed
 from tasks.receipts import Made, Receipt
 from tasks.routes import RESERVED, Route
 from tasks.s3 import ObjectStore, OpenObject, StoredObject
@@ -146,14 +147,14 @@ class Audit:
 
     def _subjects(self, address: str, source: str | None) -> Iterator[Subject]:
         if source is not None:
-            yield from self._below(Places.find(source, address, self._routes))
+            yield from self._below(Places.find(source, address, self._routes, self._keys))
             return
         place = PrefixUri.parse(address)
         route = next((route for route in self._routes if place.is_below(route.destination)), None)
         if route is None or address.endswith("/") or place == route.destination:
-            yield from self._below(Places.of_outputs(place, self._routes))
+            yield from self._below(Places.of_outputs(place, self._routes, self._keys))
             return
-        whole = Places(route, route.source, route.destination)
+        whole = Places(route, route.source, route.destination, Marks(self._keys))
         key = whole.output.relative(ObjectUri.parse(address))
         if key.startswith(RESERVED):
             yield _receipt_subject(whole, key)
@@ -162,7 +163,7 @@ class Audit:
         elif of_one := [made for made, _ in read_receipts(self._store, whole, key)]:
             yield from (Subject(whole, key, made) for made in of_one)
         else:
-            yield from self._below(Places.of_outputs(place, self._routes))
+            yield from self._below(Places.of_outputs(place, self._routes, self._keys))
 
     def _disposable(self, subjects: Iterator[Subject]) -> Iterator[Subject]:
         """All of `subjects`, whose sources are in one place, once it is known that they can be deleted there."""
@@ -181,7 +182,7 @@ class Audit:
     def _judge(self, subject: Subject) -> Verdict | None:
         """None for an output that went away meanwhile."""
         destination = subject.places.destination(subject.key)
-        if not is_address(destination):
+        if refusal(self._store, destination):
             return self._verdict(subject, None, ["no receipt"])
         try:
             with self._store.open(destination) as opened:
@@ -199,7 +200,10 @@ class Audit:
             return self._verdict(subject, None, ["no receipt"])
         receipt, flaw = read
         problems: list[State] = [flaw] if flaw else []
-        problems += self._of_content(opened, receipt)
+        if places.marks.missing_key_of(opened.stored.metadata):
+            problems += ["unknown key"] if flaw is None else []
+            return self._verdict(subject, made, problems + self._of_content(opened, receipt))
+        problems += self._of_content(opened, receipt) + self._of_version(subject, opened.stored, receipt)
         return self._verdict(subject, made, problems + self._of_source(subject, opened.stored, receipt, not problems))
 
     def _of_receipt(self, subject: Subject) -> Verdict | None:
@@ -227,13 +231,20 @@ class Audit:
             problems.append("output differs")
         said = {
             receipts.RECIPE: receipt.recipe,
-            receipts.SOURCE_ETAG: receipt.source_etag,
             receipts.FACES: str(len(receipt.faces)),
             receipts.LEFT: str(len(receipt.left_xyxy)) if receipt.left_xyxy else None,
         }
         if any(stored.metadata.get(name) != value for name, value in said.items()):
             problems.append("metadata differs")
         return problems
+
+    def _of_version(self, subject: Subject, output: StoredObject, receipt: Receipt) -> list[State]:
+        """Compare the version; a keyed mark of an unknown address says nothing, but the receipt was found by it."""
+        marks, mark = subject.places.marks, output.metadata.get(receipts.SOURCE_ETAG, "")
+        source = subject.places.source.join(subject.key)
+        if marks.is_version(mark, source, receipt.source_etag):
+            return []
+        return [] if is_keyed(mark) and not marks.is_source(output.metadata, source) else ["metadata differs"]
 
     def _of_pixels(self, look: Look, content: bytes, receipt: Receipt) -> list[State]:
         try:
@@ -243,7 +254,7 @@ class Audit:
 
     def _of_source(self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool) -> list[State]:
         uri = subject.places.source.join(subject.key)
-        if output.metadata.get(receipts.SOURCE) != receipts.source_digest(uri):
+        if not subject.places.marks.is_source(output.metadata, uri):
             return ["source unknown"]
         try:
             with self._store.open(uri) as opened:

@@ -1,8 +1,9 @@
 """Receipts: what was done to each picture, as JSON beside the outputs, and found again from a listing alone.
 
 The receipt of the output ``KEY`` is ``.veil/receipts/KEY.RECIPE.ETAG.json`` below the route's destination: a listing
-tells which pictures are done, with which recipe, from which version of their source. It is written before its
-output, so an output that says it is current has its receipt.
+tells which pictures are done, with which recipe, from which version of their source. With a receipt key a mark stands
+in place of the ETag (tasks.marks). It is written before its output, so an output that says it is current has its
+receipt.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ TAIL_BYTES = 1 + 16 + 1 + 8 + 1 + 64 + 5
 MAX_BYTES = 4 << 20  # of a receipt: a thousand faces have a tenth of that
 FETCH_SECONDS = 30.0
 
-# What an output says of itself: names of S3 metadata.
+# What an output says of itself: names of S3 metadata. tasks.marks makes the values of the first two.
 SOURCE = "veil-source-sha256"
 SOURCE_ETAG = "veil-source-etag"
 RECIPE = "veil-recipe"
@@ -42,7 +43,10 @@ Check = Literal["off", "same", "clear", "left"]
 
 @dataclass(frozen=True)
 class Made:
-    """That an output was made: its `key` below the destination, with which recipe, from which source version."""
+    """That an output was made: its `key` below the destination, with which recipe, from which source version.
+
+    `etag` is the mark of that version: its ETag, or a keyed digest (tasks.marks).
+    """
 
     key: str
     recipe: str
@@ -145,16 +149,6 @@ def read_signed(store: ObjectStore, uri: ObjectUri, keys: Sequence[Key]) -> tupl
         return Receipt.from_bytes(content), flaw(json.loads(content), keys)
     except (ObjectNotFound, ValueError, TypeError):
         return None
-
-
-def source_digest(source: ObjectUri) -> str:
-    """SHA-256 of an address: S3's 2 kB of metadata would not hold every one, and it tells nobody where sources are."""
-    return hashlib.sha256(str(source).encode()).hexdigest()
-
-
-def is_current(metadata: Mapping[str, str], etag: str, recipe: str | None) -> bool:
-    """Whether an output's `metadata` say that it is of the source version `etag` and, unless None, of `recipe`."""
-    return metadata.get(SOURCE_ETAG) == etag and is_of(metadata.get(RECIPE, ""), recipe)
 
 
 def is_of(made: str, recipe: str | None) -> bool:

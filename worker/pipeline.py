@@ -13,12 +13,19 @@ from tasks.errors import (
     DestinationUnavailable,
     InvalidRequest,
     ObjectNotFound,
+    Permanent,
+    SettingsInvalid,
+    SourceChanged,
+    StorageUnavailable,
 )
+from tasks.marks import Marks
 from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from tasks.signatures import Key
 from worker.anonymizer import AS_CONFIGURED, Anonymized, Anonymizer, OnStage, Stopwatch, unheard, whole_boxes
+
+STORE_TRIES = 2  # of one output whose place changes while it is written
 
 
 def undisputed() -> None:
@@ -35,12 +42,14 @@ class Pipeline:
         anonymizer: Anonymizer,
         route_table: Sequence[Route],
         receipt_key: Key | None = None,
+        older_keys: Sequence[Key] = (),
     ) -> None:
-        """Receipts are signed with `receipt_key`."""
+        """Receipts are signed, and outputs marked, with `receipt_key`; marks of `older_keys` are recognised too."""
         self._store = store
         self._anonymizer = anonymizer
         self._route_table = route_table
         self._receipt_key = receipt_key
+        self._marks = Marks([*([receipt_key] if receipt_key else []), *older_keys])
         self.recipe = anonymizer.recipe
 
     def output(self, request: AnonymizeRequest) -> ObjectUri:
@@ -59,6 +68,7 @@ class Pipeline:
         route, destination = routes.find(request, self._route_table)
         with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
             source = opened.stored
+            self._store.check_name(destination, known=source.uri)
             with _of_the_destination():
                 replaced = self._store.head(destination)
                 options = (request.options or self._options_of(source, route, replaced)).for_version(source.etag)
@@ -67,17 +77,9 @@ class Pipeline:
                 return self._skipped(source, route, replaced, recipe, options, watch.seconds)
             content = opened.read(limits.max_bytes, limits.fetch_seconds)
         result = self._anonymizer.anonymize(content, watch, options)
-        with watch.stage("store", "storing"), _of_the_destination():
-            confirm()
-            made = receipts.Made.of(route.destination.relative(destination), recipe, source.etag)
+        with watch.stage("store", "storing"):
             receipt = self._receipt(source, content, result, recipe, options, watch.seconds)
-            self._store.put(
-                receipts.uri(route.destination, made), receipt.to_bytes(self._receipt_key), "application/json", {}
-            )
-            if result.content is not None:
-                self._store.put(destination, result.content, result.content_type, self._metadata(source, receipt))
-            if replaced is not None and result.content is not None:  # else it stays, and so does its receipt
-                self._remove_other_receipts(route.destination, made)
+            self._put(route, source, destination, replaced, receipt, result, confirm)
         scores = result.detections.scores
         return AnonymizeReport(
             status="held" if result.content is None else "anonymized",
@@ -100,6 +102,69 @@ class Pipeline:
             options=options.to_json() or None,
         )
 
+    def _put(
+        self,
+        route: Route,
+        source: StoredObject,
+        destination: ObjectUri,
+        there: StoredObject | None,
+        receipt: receipts.Receipt,
+        result: Anonymized,
+        confirm: Callable[[], None],
+    ) -> None:
+        """Store the receipt and the output in place of what is `there`, or neither.
+
+        Raises DestinationTaken if something else was put there meanwhile, ObjectNotFound or SourceChanged if the
+        source is no longer what it was.
+        """
+        key = route.destination.relative(destination)
+        made = receipts.Made.of(key, receipt.recipe, self._marks.version(source.uri, source.etag))
+        receipt_uri = receipts.uri(route.destination, made)
+        metadata = self._metadata(source, receipt)
+        for _ in range(STORE_TRIES):
+            with _of_the_destination():
+                confirm()
+                self._store.put(receipt_uri, receipt.to_bytes(self._receipt_key), "application/json", {})
+            try:
+                self._check_unchanged(source)
+                if there is not None:
+                    self._check_is_of(source.uri, there)
+            except (Permanent, SourceChanged):
+                if there is None or receipts.Made.said_by(key, there.metadata) != made:  # else it is of that output
+                    with _of_the_destination():
+                        self._store.delete(receipt_uri)
+                raise
+            if result.content is None:
+                return  # an older output stays, and so does its receipt
+            with _of_the_destination():
+                stored = self._store.put_in_place_of(there, destination, result.content, result.content_type, metadata)
+                if not stored:
+                    there = self._store.head(destination)
+                    stored = there is not None and self._is_same(there, result.content, metadata)
+                if stored:
+                    if there is not None:
+                        self._remove_other_receipts(route.destination, made)
+                    return
+        raise StorageUnavailable(f"{destination} changed again while it was stored")
+
+    def _check_unchanged(self, source: StoredObject) -> None:
+        """Raise ObjectNotFound if the source was deleted, SourceChanged if it was replaced."""
+        now = self._store.head(source.uri)
+        if now is None:
+            raise ObjectNotFound(f"{source.uri} was deleted while it was in work")
+        if now.etag != source.etag:
+            raise SourceChanged(f"{source.uri} was replaced while it was in work")
+
+    def _is_same(self, there: StoredObject, content: bytes, metadata: Mapping[str, str]) -> bool:
+        """Return whether `there` is what was to be stored: S3's answer was lost, or another worker was faster."""
+        if there.size != len(content) or dict(there.metadata) != dict(metadata):
+            return False
+        try:
+            with self._store.open(there.uri) as opened:
+                return opened.digest(self._anonymizer.limits.fetch_seconds) == hashlib.sha256(content).hexdigest()
+        except ObjectNotFound:
+            return False
+
     def check_store(self, request: AnonymizeRequest) -> None:
         """Raise what now keeps every picture from going the way of `request`; nothing if only that one can't.
 
@@ -118,9 +183,9 @@ class Pipeline:
         which has the options, is gone.
         """
         made_by = "" if output is None else output.metadata.get(receipts.RECIPE, "")
-        if output is None or "-" not in made_by or output.metadata.get(receipts.SOURCE_ETAG) != source.etag:
+        if output is None or "-" not in made_by or not self._is_of_version(source, output):
             return AS_CONFIGURED
-        made = receipts.Made.of(route.destination.relative(output.uri), made_by, source.etag)
+        made = receipts.Made.said_by(route.destination.relative(output.uri), output.metadata)
         receipt = receipts.read(self._store, receipts.uri(route.destination, made))
         if receipt is None:
             raise InvalidRequest(f"{output.uri} was made with options, and its receipt is gone: ask with options anew")
@@ -128,17 +193,23 @@ class Pipeline:
 
     def _is_done(self, source: StoredObject, output: StoredObject, recipe: str, options: AnonymizeOptions) -> bool:
         """Whether `output` is already the one that would be made. DestinationTaken if it is another source's."""
-        if output.metadata.get(receipts.SOURCE) != receipts.source_digest(source.uri):
-            raise DestinationTaken(
-                f"{output.uri} is not an output of {source.uri}: choose another destination, or remove it"
-            )
+        self._check_is_of(source.uri, output)
         without_faces = self._anonymizer.hold_without_faces and output.metadata.get(receipts.FACES) == "0"
         with_left = self._anonymizer.verify == "hold" and receipts.LEFT in output.metadata
         if (without_faces or with_left) and not options.release:
             return False  # published when such pictures were not held
-        return output.metadata.get(receipts.RECIPE) == recipe and receipts.is_current(
-            output.metadata, source.etag, None
-        )
+        return output.metadata.get(receipts.RECIPE) == recipe and self._is_of_version(source, output)
+
+    def _is_of_version(self, source: StoredObject, output: StoredObject) -> bool:
+        return self._marks.is_version(output.metadata.get(receipts.SOURCE_ETAG, ""), source.uri, source.etag)
+
+    def _check_is_of(self, source: ObjectUri, output: StoredObject) -> None:
+        """Raise DestinationTaken if `output` is not one of `source`, SettingsInvalid if a key is needed to tell."""
+        if self._marks.is_source(output.metadata, source):
+            return
+        if key := self._marks.missing_key_of(output.metadata):
+            raise SettingsInvalid(f"{output.uri} was made with the key {key}: add it to VEIL_RECEIPT_KEY")
+        raise DestinationTaken(f"{output.uri} is not an output of {source}: choose another destination, or remove it")
 
     def _skipped(
         self,
@@ -154,7 +225,7 @@ class Pipeline:
         """
         receipt = None
         if receipts.LEFT in output.metadata and not options.release:
-            made = receipts.Made.of(route.destination.relative(output.uri), recipe, source.etag)
+            made = receipts.Made.said_by(route.destination.relative(output.uri), output.metadata)
             receipt = receipts.read(self._store, receipts.uri(route.destination, made))
         return AnonymizeReport(
             status="skipped",
@@ -171,8 +242,8 @@ class Pipeline:
 
     def _metadata(self, source: StoredObject, receipt: receipts.Receipt) -> dict[str, str]:
         return {
-            receipts.SOURCE: receipts.source_digest(source.uri),
-            receipts.SOURCE_ETAG: source.etag,
+            receipts.SOURCE: self._marks.source(source.uri),
+            receipts.SOURCE_ETAG: self._marks.version(source.uri, source.etag),
             receipts.RECIPE: receipt.recipe,
             receipts.FACES: str(len(receipt.faces)),
             **({receipts.LEFT: str(len(receipt.left_xyxy))} if receipt.left_xyxy else {}),

@@ -20,7 +20,17 @@ from worker.progress import progress_bar
 
 MOST_WAITING = 20_000  # messages; 1 kB of Redis each
 LISTINGS = 3
-SHOWN: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held", "archived")
+SHOWN: tuple[State, ...] = (
+    "current",
+    "missing",
+    "stale",
+    "orphan",
+    "refused",
+    "unknown key",
+    "dead",
+    "held",
+    "archived",
+)
 
 
 def run(
@@ -35,7 +45,7 @@ def run(
     as_json: bool,
 ) -> bool:
     """Tell what is wrong, and enqueue what a worker can put right if asked; whether everything is as it should be."""
-    places = Places.find(source, output, settings.parsed_routes())
+    places = Places.find(source, output, settings.parsed_routes(), settings.receipt_keys())
     store = ObjectStore.connect(settings, connections=THREADS + LISTINGS)
     redis = app.backend.client
     with connected():

@@ -28,6 +28,7 @@ from tasks.receipts import Made, Receipt
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from tasks.settings import Settings
+from tasks.signatures import Key
 
 RAW, CLEAN = "raw", "clean"
 # The last two lead from and to buckets that do not exist.
@@ -437,14 +438,15 @@ class Archive:
             seconds={},
             made_with={},
         )
-        made = Made.of(self.places.made_key(key), recipe, etag)
+        mark = self.places.marks.version(self.places.source.join(key), etag)
+        made = Made.of(self.places.made_key(key), recipe, mark)
         uri = receipts.uri(self.places.route.destination, made)
         self.store.put(uri, receipt.to_bytes(), "application/json", {})
 
     def output(self, key: str, etag: str, recipe: str = RECIPE) -> None:
         metadata = {
-            receipts.SOURCE: receipts.source_digest(self.places.source.join(key)),
-            receipts.SOURCE_ETAG: etag,
+            receipts.SOURCE: self.places.marks.source(self.places.source.join(key)),
+            receipts.SOURCE_ETAG: self.places.marks.version(self.places.source.join(key), etag),
             receipts.RECIPE: recipe,
             receipts.FACES: "1",
         }
@@ -459,9 +461,9 @@ class Archive:
 def archive_at() -> Callable[..., Archive]:
     """``archive_at(store, prefix)``: an archive in the buckets `RAW` and `CLEAN`, both below `prefix`."""
 
-    def archive(store: ObjectStore, prefix: str) -> Archive:
+    def archive(store: ObjectStore, prefix: str, *keys: Key) -> Archive:
         route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
-        return Archive(store, Places.find(str(route.source), None, [route]))
+        return Archive(store, Places.find(str(route.source), None, [route], keys))
 
     return archive
 
