@@ -8,7 +8,7 @@ from typing import Literal
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.comparison import Places, list_outputs, read_receipts, receipt_uri, refusal, without_output
+from tasks.comparison import Places, find_receipt, list_outputs, named_receipts, receipt_uri, refusal, without_output
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
 from tasks.in_order import in_order
 from tasks.marks import Marks, is_keyed
@@ -37,11 +37,16 @@ State = Literal[
     "unsigned",
     "unknown key",
     "bad signature",
+    "bad receipt",
+    "misplaced",
+    "unplaced",
     "source changed",
 ]
 GOOD: tuple[State, ...] = (
-    "ok", "held", "superseded", "source gone", "source unknown", "source deleted", "source due", "source kept"
+    "ok", "held", "superseded", "unplaced",
+    "source gone", "source unknown", "source deleted", "source due", "source kept",
 )  # fmt: skip
+BESIDE_OK: tuple[State, ...] = tuple(state for state in GOOD if state not in ("ok", "held", "superseded"))
 NO_ETAG = "0" * 32  # of no object
 
 Look = Callable[[bytes, Receipt], bool]
@@ -83,7 +88,8 @@ class Verdict:
     """What is true of an output: its `states`, at least one, and its `receipt`, None where there is none.
 
     ``held`` and ``output gone`` are of receipts without an output; ``superseded`` is a receipt whose output was made
-    anew; ``source unknown`` an output that was not put where its route puts it by itself.
+    anew; ``source unknown`` an output that was not put where its route puts it by itself; ``unplaced`` a receipt by a
+    version that did not sign of which output it is.
     """
 
     output: ObjectUri
@@ -160,7 +166,7 @@ class Audit:
             yield _receipt_subject(whole, key)
         elif self._store.head(whole.output.join(key)):
             yield Subject(whole, key)
-        elif of_one := [made for made, _ in read_receipts(self._store, whole, key)]:
+        elif of_one := [made for _, made in named_receipts(self._store, whole, key)]:
             yield from (Subject(whole, key, made) for made in of_one)
         else:
             yield from self._below(Places.of_outputs(place, self._routes, self._keys))
@@ -192,27 +198,33 @@ class Audit:
 
     def _of_output(self, subject: Subject, opened: OpenObject) -> Verdict:
         places = subject.places
-        made = Made.said_by(subject.key, opened.stored.metadata)
+        made = Made.said_by(subject.key, opened.stored)
         if subject.made not in (None, made):
             return self._verdict(subject, subject.made, ["superseded"])
-        read = receipts.read_signed(self._store, receipt_uri(places, made), self._keys)
-        if read is None:
+        found = find_receipt(self._store, places, made)
+        if found is None:
             return self._verdict(subject, None, ["no receipt"])
-        receipt, flaw = read
-        problems: list[State] = [flaw] if flaw else []
+        receipt, flaw = found.receipt, found.flaw
+        if receipt is None:
+            return self._verdict(subject, made, ["bad receipt"])
+        notes: list[State] = ["unplaced"] if flaw == "unplaced" else []
+        problems: list[State] = [flaw] if flaw and not notes else []
         if places.marks.missing_key_of(opened.stored.metadata):
             problems += ["unknown key"] if flaw is None else []
             return self._verdict(subject, made, problems + self._of_content(opened, receipt))
         problems += self._of_content(opened, receipt) + self._of_version(subject, opened.stored, receipt)
-        return self._verdict(subject, made, problems + self._of_source(subject, opened.stored, receipt, not problems))
+        said_of_source = self._of_source(subject, opened.stored, receipt, not problems)
+        return self._verdict(subject, made, problems + notes + said_of_source)
 
     def _of_receipt(self, subject: Subject) -> Verdict | None:
         if subject.made is None:
             return None
-        read = receipts.read_signed(self._store, receipt_uri(subject.places, subject.made), self._keys)
-        if read is None:
+        found = find_receipt(self._store, subject.places, subject.made)
+        if found is None:
             return None
-        receipt, flaw = read
+        receipt, flaw = found.receipt, found.flaw
+        if receipt is None:
+            return self._verdict(subject, subject.made, ["bad receipt"])
         state: State = "held" if receipt.status == "held" else "output gone"
         return self._verdict(subject, subject.made, [flaw, state] if flaw else [state])
 
@@ -234,6 +246,8 @@ class Audit:
             receipts.FACES: str(len(receipt.faces)),
             receipts.LEFT: str(len(receipt.left_xyxy)) if receipt.left_xyxy else None,
         }
+        if receipt.source_mark is not None:
+            said[receipts.SOURCE] = receipt.source_mark
         if any(stored.metadata.get(name) != value for name, value in said.items()):
             problems.append("metadata differs")
         return problems
@@ -269,7 +283,7 @@ class Audit:
     def _verdict(self, subject: Subject, made: Made | None, states: Sequence[State]) -> Verdict:
         places = subject.places
         receipt = None if made is None else receipt_uri(places, made)
-        is_fine = all(state.startswith("source ") and state in GOOD for state in states)
+        is_fine = all(state in BESIDE_OK for state in states)
         return Verdict(places.destination(subject.key), receipt, ("ok", *states) if is_fine else tuple(states))
 
 

@@ -22,6 +22,7 @@ class Marks:
 
     def __init__(self, keys: Sequence[Key] = ()) -> None:
         """Without `keys`, marks are readable by everybody."""
+        self.keys = tuple(keys)
         self._keys = {key.id: key for key in keys}
         self._first = next(iter(keys), None)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tasks import dead_letters, receipts
 from tasks.addresses import ObjectUri
-from tasks.comparison import Compared, Places, Settled, compare, read_receipt, receipt_uri, settle
+from tasks.comparison import Compared, Places, Settled, compare, read_receipt, settle
 from tasks.in_order import in_order
 from tasks.publishing import Wanted, connected
 from tasks.receipts import Made
@@ -149,8 +149,8 @@ class Reconciliation:
     def _is_archived(self, settled: Settled) -> bool:
         if settled.state != "orphan" or settled.output is None or not self._sources_deleted:
             return False
-        made = Made.said_by(settled.key, settled.output.metadata)
-        return self._store.head(receipt_uri(self._places, made)) is not None
+        receipt = read_receipt(self._store, self._places, Made.said_by(settled.key, settled.output))
+        return receipt is not None and receipt.output_bytes == settled.output.size
 
     def _chosen(self, finding: Finding, made: Made | None) -> Finding:
         if self._only.everything:
@@ -184,7 +184,7 @@ def _made(settled: Settled) -> Made | None:
     """What the output of a picture says of itself; None where there is none of it."""
     if settled.state not in ("current", "stale") or settled.output is None:
         return None
-    return Made.said_by(settled.key, settled.output.metadata)
+    return Made.said_by(settled.key, settled.output)
 
 
 def _reason(places: Places, settled: Settled, made: Made | None, recipe: str | None) -> str:
@@ -200,6 +200,8 @@ def _reason(places: Places, settled: Settled, made: Made | None, recipe: str | N
     if settled.state == "current":
         return "faces with low scores"
     assert settled.source is not None
+    if settled.reason is not None:
+        return settled.reason
     changed = not places.marks.is_version(made.etag, settled.source.uri, settled.source.etag)
     reasons = ["source changed"] * changed + ["other recipe"] * (not receipts.is_of(made.recipe, recipe))
     return ", ".join(reasons)

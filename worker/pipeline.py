@@ -71,14 +71,20 @@ class Pipeline:
             self._store.check_name(destination, known=source.uri)
             with _of_the_destination():
                 replaced = self._store.head(destination)
-                options = (request.options or self._options_of(source, route, replaced)).for_version(source.etag)
+                earlier = self._receipt_of(source, route, replaced)
+                options = request.options or self._options_of(source, replaced, earlier)
+            options = options.for_version(source.etag)
             recipe = options.recipe(self.recipe)
-            if replaced is not None and self._is_done(source, replaced, recipe, options):
-                return self._skipped(source, route, replaced, recipe, options, watch.seconds)
+            if replaced is not None and self._is_done(source, replaced, earlier, recipe, options):
+                return self._skipped(source, replaced, earlier, recipe, options, watch.seconds)
+            if request.options is None and not self._marks.are_keyed:
+                # Without a key anybody who can write outputs could have asked for what the receipt says.
+                options = self._anonymizer.hiding_more(options)
+                recipe = options.recipe(self.recipe)
             content = opened.read(limits.max_bytes, limits.fetch_seconds)
         result = self._anonymizer.anonymize(content, watch, options)
         with watch.stage("store", "storing"):
-            receipt = self._receipt(source, content, result, recipe, options, watch.seconds)
+            receipt = self._receipt(source, destination, content, result, recipe, options, watch.seconds)
             self._put(route, source, destination, replaced, receipt, result, confirm)
         scores = result.detections.scores
         return AnonymizeReport(
@@ -118,7 +124,13 @@ class Pipeline:
         source is no longer what it was.
         """
         key = route.destination.relative(destination)
-        made = receipts.Made.of(key, receipt.recipe, self._marks.version(source.uri, source.etag))
+        made = receipts.Made.of(
+            key,
+            receipt.recipe,
+            self._marks.version(source.uri, source.etag),
+            receipt.output_bytes or 0,
+            receipt.output_sha256 == receipt.source_sha256,
+        )
         receipt_uri = receipts.uri(route.destination, made)
         metadata = self._metadata(source, receipt)
         for _ in range(STORE_TRIES):
@@ -130,7 +142,7 @@ class Pipeline:
                 if there is not None:
                     self._check_is_of(source.uri, there)
             except (Permanent, SourceChanged):
-                if there is None or receipts.Made.said_by(key, there.metadata) != made:  # else it is of that output
+                if there is None or receipts.Made.said_by(key, there) != made:  # else it is of that output
                     with _of_the_destination():
                         self._store.delete(receipt_uri)
                 raise
@@ -176,28 +188,59 @@ class Pipeline:
         with _of_the_destination():
             self._store.put(route.destination.join(receipts.PROBE), b"", "application/octet-stream", {})
 
-    def _options_of(self, source: StoredObject, route: Route, output: StoredObject | None) -> AnonymizeOptions:
-        """The options that a request without any has: those with which `output` was made, of the same `source`.
+    def _receipt_of(self, source: StoredObject, route: Route, output: StoredObject | None) -> receipts.Receipt | None:
+        """Return the receipt of an `output` of this version of `source`; None if there is none that counts."""
+        if output is None or not self._is_of_version(source, output):
+            return None
+        made = receipts.Made.said_by(route.destination.relative(output.uri), output)
+        found = receipts.find(self._store, route.destination, made, output.uri, self._marks.keys)
+        receipt = found.counting if found else None
+        if receipt is None or receipt.status == "held":
+            return None
+        if receipt.source_mark is not None and not self._marks.is_source(
+            {receipts.SOURCE: receipt.source_mark}, source.uri
+        ):
+            return None
+        return receipt if (receipt.source_etag, receipt.recipe) == (source.etag, made.recipe) else None
 
-        What somebody asked to be hidden stays hidden when the picture is made anew. InvalidRequest if its receipt,
-        which has the options, is gone.
+    def _options_of(
+        self, source: StoredObject, output: StoredObject | None, receipt: receipts.Receipt | None
+    ) -> AnonymizeOptions:
+        """Return the options of a request without any: those with which `output` was made, of the same `source`.
+
+        What somebody asked to be hidden stays hidden when the picture is made anew. Raises InvalidRequest if there is
+        no `receipt`, which has the options.
         """
         made_by = "" if output is None else output.metadata.get(receipts.RECIPE, "")
         if output is None or "-" not in made_by or not self._is_of_version(source, output):
             return AS_CONFIGURED
-        made = receipts.Made.said_by(route.destination.relative(output.uri), output.metadata)
-        receipt = receipts.read(self._store, receipts.uri(route.destination, made))
         if receipt is None:
-            raise InvalidRequest(f"{output.uri} was made with options, and its receipt is gone: ask with options anew")
-        return AnonymizeOptions.of(receipt.options)
+            reason = "its receipt is gone" + (" or not signed by a known key" if self._marks.are_keyed else "")
+            raise InvalidRequest(f"{output.uri} was made with options, and {reason}: ask with options anew")
+        return receipt.asked
 
-    def _is_done(self, source: StoredObject, output: StoredObject, recipe: str, options: AnonymizeOptions) -> bool:
-        """Whether `output` is already the one that would be made. DestinationTaken if it is another source's."""
+    def _is_done(
+        self,
+        source: StoredObject,
+        output: StoredObject,
+        receipt: receipts.Receipt | None,
+        recipe: str,
+        options: AnonymizeOptions,
+    ) -> bool:
+        """Return whether `output` is already the one that would be made. DestinationTaken if it is another source's.
+
+        With a key only its `receipt` says so.
+        """
         self._check_is_of(source.uri, output)
-        without_faces = self._anonymizer.hold_without_faces and output.metadata.get(receipts.FACES) == "0"
-        with_left = self._anonymizer.verify == "hold" and receipts.LEFT in output.metadata
+        if receipt is None and self._marks.are_keyed:
+            return False
+        faces, left = _counts(output, receipt)
+        without_faces = self._anonymizer.hold_without_faces and faces == 0
+        with_left = self._anonymizer.verify == "hold" and left > 0
         if (without_faces or with_left) and not options.release:
             return False  # published when such pictures were not held
+        if not (receipt.is_of(source, output) if receipt else not receipts.looks_like_copy(source, output)):
+            return False  # something else was put in its place
         return output.metadata.get(receipts.RECIPE) == recipe and self._is_of_version(source, output)
 
     def _is_of_version(self, source: StoredObject, output: StoredObject) -> bool:
@@ -214,8 +257,8 @@ class Pipeline:
     def _skipped(
         self,
         source: StoredObject,
-        route: Route,
         output: StoredObject,
+        receipt: receipts.Receipt | None,
         recipe: str,
         options: AnonymizeOptions,
         seconds: dict[str, float],
@@ -223,10 +266,8 @@ class Pipeline:
         """The report of an `output` that is done. Why somebody should look at it is in its receipt: a worker may have
         died before it could say so.
         """
-        receipt = None
-        if receipts.LEFT in output.metadata and not options.release:
-            made = receipts.Made.said_by(route.destination.relative(output.uri), output.metadata)
-            receipt = receipts.read(self._store, receipts.uri(route.destination, made))
+        if options.release or not (receipt and receipt.reason):
+            receipt = None
         return AnonymizeReport(
             status="skipped",
             source=str(source.uri),
@@ -252,13 +293,14 @@ class Pipeline:
     def _receipt(
         self,
         source: StoredObject,
+        destination: ObjectUri,
         content: bytes,
         result: Anonymized,
         recipe: str,
         options: AnonymizeOptions,
         seconds: Mapping[str, float],
     ) -> receipts.Receipt:
-        held = result.content is None
+        held, key = result.content is None, self._receipt_key
         return receipts.Receipt(
             status="held" if held else "anonymized",
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -282,16 +324,24 @@ class Pipeline:
             reason=result.reason,
             seconds=dict(seconds),
             made_with=self._anonymizer.made_with,
+            output_mark=receipts.place_mark(destination, key) if key else None,
+            source_mark=self._marks.source(source.uri) if key else None,
         )
 
     def _remove_other_receipts(self, destination: PrefixUri, made: receipts.Made) -> None:
         """Of a picture that was made anew, only `made` still holds."""
         kept = receipts.uri(destination, made)
-        stem = kept.key.removesuffix(f".{made.recipe}.{made.etag}.json")
-        for stored in self._store.list(destination.bucket, receipts.prefix(destination, made.key)):
-            named = receipts.parse(stored.uri.key)
-            if named and named.key == stem and stored.uri != kept:
-                self._store.delete(stored.uri)
+        for uri, _ in receipts.named(self._store, destination, made.key):
+            if uri != kept:
+                self._store.delete(uri)
+
+
+def _counts(output: StoredObject, receipt: receipts.Receipt | None) -> tuple[int | None, int]:
+    """Return how many faces were found for an output, None if nobody knows, and how many were left."""
+    if receipt is not None:
+        return len(receipt.faces), len(receipt.left_xyxy)
+    faces = output.metadata.get(receipts.FACES, "")
+    return 0 if faces == "0" else None, int(receipts.LEFT in output.metadata)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from tasks.s3 import S3_ATTEMPTS
 from tasks.settings import PREFIX, Settings, split_commas
 from worker.exif_fields import known_name
 
-PICTURE_SECONDS = 2400  # a picture that takes longer has stalled, and the watchdog ends the worker
+PICTURE_SECONDS = 2700  # a picture that takes longer has stalled, and the watchdog ends the worker
 MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Frame.views
-# Get and head; twice put, head, put and head; get, list and delete; after a failure head and put.
-S3_CALLS = 15
+# Get and head; get, list and get of a receipt; twice put, head, put and head; get, list and delete; after a failure
+# head and put.
+S3_CALLS = 18
 
 
 def _shown(default: Any) -> str:

@@ -403,6 +403,7 @@ def secrets_of_this_run(redis_server: Redis, s3: S3) -> tuple[str, ...]:
 
 RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"
 OLDER_ETAG = "0" * 32
+ANONYMIZED = b"anonymized"  # an output
 
 
 @dataclass
@@ -422,6 +423,7 @@ class Archive:
     def receipt(
         self, key: str, etag: str, recipe: str = RECIPE, status: str = "anonymized", scores: tuple[float, ...] = ()
     ) -> None:
+        sign = next(iter(self.places.marks.keys), None)
         receipt = Receipt(
             status=status,
             created="2026-01-01T00:00:00.000+00:00",
@@ -429,7 +431,7 @@ class Archive:
             source_sha256="0" * 64,
             source_bytes=7,
             output_sha256=None,
-            output_bytes=None,
+            output_bytes=len(ANONYMIZED) if status == "anonymized" else None,
             format="JPEG",
             width=3,
             height=2,
@@ -437,11 +439,13 @@ class Archive:
             faces=[{"box_xyxy": [0, 0, 1, 1], "score": score} for score in scores],
             seconds={},
             made_with={},
+            output_mark=receipts.place_mark(self.places.destination(key), sign) if sign else None,
+            source_mark=self.places.marks.source(self.places.source.join(key)) if sign else None,
         )
         mark = self.places.marks.version(self.places.source.join(key), etag)
-        made = Made.of(self.places.made_key(key), recipe, mark)
+        made = Made.of(self.places.made_key(key), recipe, mark, receipt.output_bytes or 0)
         uri = receipts.uri(self.places.route.destination, made)
-        self.store.put(uri, receipt.to_bytes(), "application/json", {})
+        self.store.put(uri, receipt.to_bytes(sign), "application/json", {})
 
     def output(self, key: str, etag: str, recipe: str = RECIPE) -> None:
         metadata = {
@@ -450,7 +454,7 @@ class Archive:
             receipts.RECIPE: recipe,
             receipts.FACES: "1",
         }
-        self.store.put(self.places.destination(key), b"anonymized", "image/jpeg", metadata)
+        self.store.put(self.places.destination(key), ANONYMIZED, "image/jpeg", metadata)
 
     def done(self, key: str, etag: str, recipe: str = RECIPE, scores: tuple[float, ...] = ()) -> None:
         self.receipt(key, etag, recipe, scores=scores)

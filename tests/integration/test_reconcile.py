@@ -319,7 +319,11 @@ class Simulated(ObjectStore):
             key = f"{number:09}.jpg"
             if bucket == "clean" and number % 5 == 0:
                 continue
-            name = uri(Route.parse("s3://raw=s3://clean").destination, Made.of(key, RECIPE, "e")).key if prefix else key
+            name = (
+                uri(Route.parse("s3://raw=s3://clean").destination, Made.of(key, RECIPE, "e", 1, is_copy=True)).key
+                if prefix
+                else key
+            )
             yield StoredObject(ObjectUri(bucket, name), "e", 1)
 
     def head(self, uri):
