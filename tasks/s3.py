@@ -148,8 +148,8 @@ class ObjectStore:
         r"""Raise InvalidRequest if the store takes the key of `place` for another key.
 
         Stores that keep files take ``a//b`` and ``a\b`` for ``a/b``, and ``/b`` for ``b``; Amazon S3
-        keeps all of them apart. A store is one of the former if an object, `known` or any of the
-        bucket, is also found behind more slashes.
+        keeps all of them apart. A store is one of the former if an object in it, `known` or any of
+        the bucket, is also found behind more slashes.
         """
         key = place.key if isinstance(place, ObjectUri) else place.prefix
         if (found := AMBIGUOUS.search(key)) and self._folds(place.bucket, known):
@@ -167,7 +167,7 @@ class ObjectStore:
                 return False  # as yet there is nothing that could be taken for something else
             slashes = SLASHES_OF_NO_KEY[: max(MAX_KEY_BYTES - len(known.key.encode()), 1)]
             try:
-                self._head(ObjectUri(bucket, slashes + known.key))
+                self._head(ObjectUri(known.bucket, slashes + known.key))
                 self._folds_keys[bucket] = True
             except (ObjectNotFound, AccessDenied, StorageRejected):  # where keys may not be listed, S3 denies access
                 self._folds_keys[bucket] = False

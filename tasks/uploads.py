@@ -53,7 +53,7 @@ class Event:
     bucket: str
     key: str
     etag: str | None = None
-    is_file: bool = False
+    is_file: bool = field(default=False, compare=False)
 
 
 @dataclass

@@ -120,8 +120,10 @@ class Pipeline:
     ) -> None:
         """Store the receipt and the output in place of what is `there`, or neither.
 
-        Raises DestinationTaken if something else was put there meanwhile, ObjectNotFound or SourceChanged if the
-        source is no longer what it was.
+        What is there and was not replaced is looked at once more: it may be this very output, after
+        an answer that was lost, or another worker's. Of an output that is not stored no receipt
+        stays. Raises DestinationTaken if something else was put there meanwhile, ObjectNotFound or
+        SourceChanged if the source is no longer what it was.
         """
         key = route.destination.relative(destination)
         made = receipts.Made.of(
@@ -139,25 +141,37 @@ class Pipeline:
                 self._store.put(receipt_uri, receipt.to_bytes(self._receipt_key), "application/json", {})
             try:
                 self._check_unchanged(source)
-                if there is not None:
-                    self._check_is_of(source.uri, there)
+                if result.content is None:
+                    return  # an older output stays, and so does its receipt
+                with _of_the_destination():
+                    stored = self._store.put_in_place_of(
+                        there, destination, result.content, result.content_type, metadata
+                    )
+                    if not stored:
+                        there = self._store.head(destination)
+                        stored = self._is_same(there, result.content, metadata)
+                    if not stored and there is not None:
+                        self._check_is_of(source.uri, there)
             except (Permanent, SourceChanged):
-                if there is None or receipts.Made.said_by(key, there) != made:  # else it is of that output
-                    with _of_the_destination():
-                        self._store.delete(receipt_uri)
+                self._withdraw(route.destination, made, there)
                 raise
-            if result.content is None:
-                return  # an older output stays, and so does its receipt
+            if stored:
+                break
+        else:
+            self._withdraw(route.destination, made, there)
+            raise StorageUnavailable(f"{destination} changed again while it was stored")
+        if there is not None:
             with _of_the_destination():
-                stored = self._store.put_in_place_of(there, destination, result.content, result.content_type, metadata)
-                if not stored:
-                    there = self._store.head(destination)
-                    stored = there is not None and self._is_same(there, result.content, metadata)
-                if stored:
-                    if there is not None:
-                        self._remove_other_receipts(route.destination, made)
-                    return
-        raise StorageUnavailable(f"{destination} changed again while it was stored")
+                self._remove_other_receipts(route.destination, made)
+
+    def _withdraw(self, destination: PrefixUri, made: receipts.Made, there: StoredObject | None) -> None:
+        """Remove the receipt of an output that was not stored, unless the output that is `there` has the same."""
+        if there is not None:
+            its_own = receipts.Made.said_by(made.key, there)
+            if (its_own, its_own.size) == (made, made.size):
+                return
+        with _of_the_destination():
+            self._store.delete(receipts.uri(destination, made))
 
     def _check_unchanged(self, source: StoredObject) -> None:
         """Raise ObjectNotFound if the source was deleted, SourceChanged if it was replaced."""
@@ -167,9 +181,9 @@ class Pipeline:
         if now.etag != source.etag:
             raise SourceChanged(f"{source.uri} was replaced while it was in work")
 
-    def _is_same(self, there: StoredObject, content: bytes, metadata: Mapping[str, str]) -> bool:
+    def _is_same(self, there: StoredObject | None, content: bytes, metadata: Mapping[str, str]) -> bool:
         """Return whether `there` is what was to be stored: S3's answer was lost, or another worker was faster."""
-        if there.size != len(content) or dict(there.metadata) != dict(metadata):
+        if there is None or there.size != len(content) or dict(there.metadata) != dict(metadata):
             return False
         try:
             with self._store.open(there.uri) as opened:

@@ -31,6 +31,7 @@ SHOWN: tuple[State, ...] = (
     "held",
     "archived",
 )
+RARE: tuple[State, ...] = ("refused", "unknown key")  # people need not read that there is none
 
 
 def run(
@@ -110,7 +111,7 @@ def _summarize(reconciliation: Reconciliation, recipe: str | None, seconds: floa
         also = {"enqueued": reconciliation.enqueued, "recipe": recipe, "complete": reconciliation.is_complete}
         print(json.dumps({"summary": {**counts, **also, "seconds": round(seconds, 3)}}))
         return
-    told = [f"{count:,} {state}" for state, count in counts.items()]
+    told = [f"{count:,} {state}" for state, count in counts.items() if count or state not in RARE]
     if reconciliation.enqueued:
         told.append(f"{reconciliation.enqueued:,} enqueued")
     partly = "" if reconciliation.is_complete else " (stopped at the limit)"

@@ -107,6 +107,7 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(one_of_ea
         assert not finding["enqueued"]
     assert summary.pop("seconds") > 0
     counts = {"current": 1, "missing": 3, "stale": 3, "orphan": 1, "dead": 1, "held": 1, "archived": 0}
+    counts |= {"refused": 0, "unknown key": 0}
     assert summary == {**counts, "enqueued": 0, "recipe": RECIPE, "complete": True}
     assert enqueued(unattended) == {}
 
