@@ -275,7 +275,7 @@ def read(store: ObjectStore, uri: ObjectUri, output: ObjectUri, keys: Sequence[K
         # What is signed is what is written there: a receipt of another version has other fields than this one.
         flaw = signatures.flaw(fields, keys)
         receipt = Receipt.model_validate(fields)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # nested more deeply than can be written again
         return Found(None, "bad receipt")
     return Found(receipt, flaw or _place_flaw(receipt, output, keys))
 
@@ -311,6 +311,8 @@ def _fields(content: bytes) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if not isinstance(fields, dict):
         raise ValueError("a receipt is a JSON object")
+    if b"\\u" in content:
+        json.dumps(fields, ensure_ascii=False).encode()  # UnicodeEncodeError for half a character
     return fields
 
 

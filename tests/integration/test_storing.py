@@ -346,7 +346,8 @@ def test_public_metadata_and_names_tell_nothing_of_the_original(site, place):
 @pytest.mark.parametrize("options", [None, {"extra": [[0, 0, 9, 9]]}])
 def test_an_archive_needs_not_be_done_again_for_a_key(site, place, before, options):
     site.run(keys=before, options=options)
-    assert site.run(keys=(NEW, OLD)).status == "skipped"
+    if before:  # else the receipt proves nothing, and whoever asks for the picture has it made anew
+        assert site.run(keys=(NEW, OLD)).status == "skipped"
     assert site.states(NEW, OLD) == {"a.png": "current"}
     expected = ("ok",) if before else ("unsigned",)
     assert site.verified(NEW, OLD) == {place + "a.png": expected}
