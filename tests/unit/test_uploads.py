@@ -308,3 +308,11 @@ def test_a_prefix_outside_the_sources_is_refused(prefix):
 def test_a_prefix_that_is_no_address_is_refused():
     with pytest.raises(InvalidRequest, match="raw/2026"):
         Selection(ROUTES, ["raw/2026"])
+
+
+@pytest.mark.parametrize("key", ["a//b.jpg", "/b.jpg", "a\\b.jpg"])
+def test_a_key_that_its_store_takes_for_another_is_refused_where_the_event_tells_the_store(key):
+    for form, is_taken in (("seaweedfs", False), ("s3", True), ("event_bridge", True)):
+        chosen = Selection(ROUTES).choose(parse(json.dumps(FORMS[form](key))).written)
+        assert [picture.source.key for picture in chosen.pictures] == [key] * is_taken
+        assert chosen.ignored == ({} if is_taken else {"refused": 1})
