@@ -31,6 +31,7 @@ from tasks.s3 import ObjectStore, StoredObject
 SIZES = (100_000, 1_000_000, 10_000_000)
 MISSING_OF = 1000
 RECIPE, ETAG = "5a38d4c65c2c5ab0", "9dd4e461268c8034f5c8564e155c67a6"
+OUTPUT_BYTES = 2
 
 
 class Simulated(ObjectStore):
@@ -42,12 +43,12 @@ class Simulated(ObjectStore):
     def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
         """All of a place; nothing for the receipts of one picture, or after a key, which is not asked for here."""
         is_output = bucket == "clean"
-        tail = f".{RECIPE}.{ETAG}.json" if prefix else ""
+        tail = f".{RECIPE}.{ETAG}={OUTPUT_BYTES}.json" if prefix else ""
         for number in range(self._count) if prefix in ("", receipts.FOLDER) and not after else ():
             if is_output and number % MISSING_OF == 0:
                 continue
             key = f"{prefix}2026/{number // 10_000:05}/{number:09}.jpg{tail}"
-            yield StoredObject(ObjectUri(bucket, key), ETAG, 1)
+            yield StoredObject(ObjectUri(bucket, key), ETAG, OUTPUT_BYTES if is_output else 1)
 
     def head(self, uri: ObjectUri) -> StoredObject | None:
         """A source is there, and the output that is asked for is not."""

@@ -7,6 +7,8 @@ from typing import Self
 from tasks.errors import InvalidRequest
 
 MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
+SLASHES = re.compile(r"[/\\]+")
+AMBIGUOUS = re.compile(r"^[/\\]+|//+|\\+")
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")  # same guide, "General purpose bucket naming rules"
 
 
@@ -24,6 +26,11 @@ class ObjectUri:
         if not key or key.endswith("/"):
             raise InvalidRequest(f"{text!r:.200} names no object: use s3://BUCKET/KEY")
         return cls(bucket, key)
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Return whether a store that keeps files takes the key for another one."""
+        return AMBIGUOUS.search(self.key) is not None
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
@@ -65,6 +72,11 @@ class PrefixUri:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
+
+
+def plain(key: str) -> str:
+    r"""Return the key for which a store that keeps files takes `key`: ``a/b`` for ``/a//b`` and ``a\b``."""
+    return SLASHES.sub("/", key).lstrip("/")
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.comparison import Places, is_address, list_outputs, read_receipts, receipt_uri, without_output
+from tasks.comparison import Places, find_receipt, list_outputs, named_receipts, receipt_uri, refusal, without_output
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
 from tasks.in_order import in_order
+from tasks.marks import Marks, is_keyed
 from tasks.receipts import Made, Receipt
 from tasks.routes import RESERVED, Route
 from tasks.s3 import ObjectStore, OpenObject, StoredObject
@@ -37,11 +38,16 @@ State = Literal[
     "unsigned",
     "unknown key",
     "bad signature",
+    "bad receipt",
+    "misplaced",
+    "unplaced",
     "source changed",
 ]
 GOOD: tuple[State, ...] = (
-    "ok", "held", "superseded", "source gone", "source unknown", "source deleted", "source due", "source kept"
+    "ok", "held", "superseded", "unplaced",
+    "source gone", "source unknown", "source deleted", "source due", "source kept",
 )  # fmt: skip
+BESIDE_OK: tuple[State, ...] = tuple(state for state in GOOD if state not in ("ok", "held", "superseded"))
 NO_ETAG = "0" * 32  # of no object
 
 Look = Callable[[bytes, Receipt], bool]
@@ -99,7 +105,8 @@ class Verdict:
     """What is true of an output: its `states`, at least one, and its `receipt`, None where there is none.
 
     ``held`` and ``output gone`` are of receipts without an output; ``superseded`` is a receipt whose output was made
-    anew; ``source unknown`` an output that was not put where its route puts it by itself.
+    anew; ``source unknown`` an output that was not put where its route puts it by itself; ``unplaced`` a receipt by a
+    version that did not sign of which output it is.
     """
 
     output: ObjectUri
@@ -163,23 +170,23 @@ class Audit:
 
     def _subjects(self, address: str, source: str | None) -> Iterator[Subject]:
         if source is not None:
-            yield from self._below(Places.find(source, address, self._routes))
+            yield from self._below(Places.find(source, address, self._routes, self._keys))
             return
         place = PrefixUri.parse(address)
         route = next((route for route in self._routes if place.is_below(route.destination)), None)
         if route is None or address.endswith("/") or place == route.destination:
-            yield from self._below(Places.of_outputs(place, self._routes))
+            yield from self._below(Places.of_outputs(place, self._routes, self._keys))
             return
-        whole = Places(route, route.source, route.destination)
+        whole = Places(route, route.source, route.destination, Marks(self._keys))
         key = whole.output.relative(ObjectUri.parse(address))
         if key.startswith(RESERVED):
             yield _receipt_subject(whole, key)
         elif self._store.head(whole.output.join(key)):
             yield Subject(whole, key)
-        elif of_one := [made for made, _ in read_receipts(self._store, whole, key)]:
+        elif of_one := [made for _, made in named_receipts(self._store, whole, key)]:
             yield from (Subject(whole, key, made) for made in of_one)
         else:
-            yield from self._below(Places.of_outputs(place, self._routes))
+            yield from self._below(Places.of_outputs(place, self._routes, self._keys))
 
     def _disposable(self, subjects: Iterator[Subject]) -> Iterator[Subject]:
         """All of `subjects`, whose sources are in one place, once it is known that they can be deleted there."""
@@ -198,7 +205,7 @@ class Audit:
     def _judge(self, subject: Subject) -> Verdict | None:
         """None for an output that went away meanwhile."""
         destination = subject.places.destination(subject.key)
-        if not is_address(destination):
+        if refusal(self._store, destination):
             return self._verdict(subject, None, ["no receipt"])
         try:
             with self._store.open(destination) as opened:
@@ -208,24 +215,33 @@ class Audit:
 
     def _of_output(self, subject: Subject, opened: OpenObject) -> Verdict:
         places = subject.places
-        made = Made.said_by(subject.key, opened.stored.metadata)
+        made = Made.said_by(subject.key, opened.stored)
         if subject.made not in (None, made):
             return self._verdict(subject, subject.made, ["superseded"])
-        read = receipts.read_signed(self._store, receipt_uri(places, made), self._keys)
-        if read is None:
+        found = find_receipt(self._store, places, made)
+        if found is None:
             return self._verdict(subject, None, ["no receipt"])
-        receipt, flaw = read
-        problems: list[State] = [flaw] if flaw else []
-        problems += self._of_content(opened, receipt)
-        return self._verdict(subject, made, problems + self._of_source(subject, opened.stored, receipt, not problems))
+        receipt, flaw = found.receipt, found.flaw
+        if receipt is None:
+            return self._verdict(subject, made, ["bad receipt"])
+        notes: list[State] = ["unplaced"] if flaw == "unplaced" else []
+        problems: list[State] = [flaw] if flaw and not notes else []
+        if places.marks.missing_key_of(opened.stored.metadata):
+            problems += ["unknown key"] if flaw is None else []
+            return self._verdict(subject, made, problems + self._of_content(opened, receipt))
+        problems += self._of_content(opened, receipt) + self._of_version(subject, opened.stored, receipt)
+        said_of_source = self._of_source(subject, opened.stored, receipt, not problems)
+        return self._verdict(subject, made, problems + notes + said_of_source)
 
     def _of_receipt(self, subject: Subject) -> Verdict | None:
         if subject.made is None:
             return None
-        read = receipts.read_signed(self._store, receipt_uri(subject.places, subject.made), self._keys)
-        if read is None:
+        found = find_receipt(self._store, subject.places, subject.made)
+        if found is None:
             return None
-        receipt, flaw = read
+        receipt, flaw = found.receipt, found.flaw
+        if receipt is None:
+            return self._verdict(subject, subject.made, ["bad receipt"])
         state: State = "held" if receipt.status == "held" else "output gone"
         return self._verdict(subject, subject.made, [flaw, state] if flaw else [state])
 
@@ -244,13 +260,22 @@ class Audit:
             problems.append("output differs")
         said = {
             receipts.RECIPE: receipt.recipe,
-            receipts.SOURCE_ETAG: receipt.source_etag,
             receipts.FACES: str(len(receipt.faces)),
             receipts.LEFT: str(len(receipt.left_xyxy)) if receipt.left_xyxy else None,
         }
+        if receipt.source_mark is not None:
+            said[receipts.SOURCE] = receipt.source_mark
         if any(stored.metadata.get(name) != value for name, value in said.items()):
             problems.append("metadata differs")
         return problems
+
+    def _of_version(self, subject: Subject, output: StoredObject, receipt: Receipt) -> list[State]:
+        """Compare the version; a keyed mark of an unknown address says nothing, but the receipt was found by it."""
+        marks, mark = subject.places.marks, output.metadata.get(receipts.SOURCE_ETAG, "")
+        source = subject.places.source.join(subject.key)
+        if marks.is_version(mark, source, receipt.source_etag):
+            return []
+        return [] if is_keyed(mark) and not marks.is_source(output.metadata, source) else ["metadata differs"]
 
     def _of_pixels(self, look: Look, content: bytes, receipt: Receipt) -> list[State]:
         try:
@@ -260,7 +285,7 @@ class Audit:
 
     def _of_source(self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool) -> list[State]:
         uri = subject.places.source.join(subject.key)
-        if output.metadata.get(receipts.SOURCE) != receipts.source_digest(uri):
+        if not subject.places.marks.is_source(output.metadata, uri):
             return ["source unknown"]
         try:
             with self._store.open(uri) as opened:
@@ -299,7 +324,7 @@ class Audit:
     def _verdict(self, subject: Subject, made: Made | None, states: Sequence[State]) -> Verdict:
         places = subject.places
         receipt = None if made is None else receipt_uri(places, made)
-        is_fine = all(state.startswith("source ") and state in GOOD for state in states)
+        is_fine = all(state in BESIDE_OK for state in states)
         return Verdict(places.destination(subject.key), receipt, ("ok", *states) if is_fine else tuple(states))
 
 

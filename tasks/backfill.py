@@ -23,7 +23,7 @@ from tasks import outcomes, queues
 from tasks.app import BACKFILL
 from tasks.backoff import Backoff
 from tasks.comparison import Compared, Places, compare
-from tasks.errors import QueueUnavailable, RunTakenOver, Transient, VeilError
+from tasks.errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
 from tasks.publishing import Publisher, Wanted, connected
 from tasks.s3 import ObjectStore, StoredObject
 
@@ -157,8 +157,20 @@ class Reading:
         elif compared.is_current:
             page.skipped += 1
         else:
+            self._check_keys(compared)
             page.source_bytes += source.size
             page.wanted.append(wanted(self._places, source))
+
+    def _check_keys(self, compared: Compared) -> None:
+        """Raise SettingsInvalid where a picture may be done, and only a key could tell.
+
+        With a key that is another one, the workers tell.
+        """
+        marks = self._places.marks
+        if not marks.are_keyed and (key := marks.missing_key(*(made.etag for made in compared.made))):
+            raise SettingsInvalid(
+                f"{self._places.destination(compared.key)} has a receipt by the key {key}: set VEIL_RECEIPT_KEY"
+            )
 
 
 def wanted(places: Places, source: StoredObject) -> Wanted:

@@ -7,31 +7,39 @@ for one that is not done: that is a suspicion, which `settle` turns into a fact.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.receipts import Made, Receipt
+from tasks.marks import Marks
+from tasks.receipts import Found, Made, Receipt
 from tasks.routes import RESERVED, Route
 from tasks.s3 import LAST_CHARACTER, ObjectStore, StoredObject
+from tasks.signatures import Key
 
-State = Literal["current", "missing", "stale", "held", "orphan"]
+UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
+
+State = Literal["current", "missing", "stale", "held", "orphan", "refused", "unknown key"]
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Places:
-    """Sources below `source` and their outputs below `output`, both within `route`."""
+    """Sources below `source` and their outputs below `output`, both within `route`.
+
+    `marks` tell which output is of which source.
+    """
 
     route: Route
     source: PrefixUri
     output: PrefixUri
+    marks: Marks = field(default=Marks(), compare=False)
 
     @classmethod
-    def find(cls, source: str, output: str | None, routes: Sequence[Route]) -> Self:
-        """The places at two addresses; without `output`, where the route puts it.
+    def find(cls, source: str, output: str | None, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
+        """The places at two addresses; without `output`, where the route puts it. `keys` are those for receipts.
 
         Raises BucketNotAllowed if no route leads from the one to the other, InvalidRequest if receipts are kept there.
         """
@@ -42,11 +50,11 @@ class Places:
                 if written.is_below(route.destination):
                     if route.destination.rest(written).startswith(RESERVED):
                         raise InvalidRequest(f"{written} is kept for receipts: name another place")
-                    return cls(route, read, written)
+                    return cls(route, read, written, Marks(keys))
         raise BucketNotAllowed(f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one")
 
     @classmethod
-    def of_outputs(cls, output: PrefixUri, routes: Sequence[Route]) -> Self:
+    def of_outputs(cls, output: PrefixUri, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
         """The places whose outputs are below `output`, and whose sources are where the route has them by itself.
 
         Raises BucketNotAllowed if no route leads there, InvalidRequest if receipts are kept there.
@@ -56,7 +64,8 @@ class Places:
                 rest = route.destination.rest(output)
                 if rest.startswith(RESERVED):
                     raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
-                return cls(route, PrefixUri(route.source.bucket, route.source.prefix + rest), output)
+                source = PrefixUri(route.source.bucket, route.source.prefix + rest)
+                return cls(route, source, output, Marks(keys))
         raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
 
     def key(self, source: ObjectUri) -> str:
@@ -87,9 +96,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Settled:
-    """What is true of a picture. `source` and `output` are None where there is none; `reason` is why it is held back.
+    """What is true of a picture. `source` and `output` are None where there is none.
 
-    A picture whose address no worker takes, such as ``a/../b``, is not asked for: its `source` is as it was listed.
+    `reason` is why it is held back, or refused, or can't be told. A picture whose address no worker takes, such as
+    ``a/../b``, is not asked for: its `source` is as it was listed.
     """
 
     key: str
@@ -102,8 +112,9 @@ class Settled:
 def compare(store: ObjectStore, places: Places, recipe: str | None, after: str = "") -> Iterator[Compared]:
     """Every source of `places` after the key `after`, and every output without a source, in the order of the store.
 
-    A picture is done if its output is there and its only receipt is of the source's version and, unless None, of
-    `recipe`. A key comes once as a source; a suspected output whose source is there, or is listed late, once more.
+    A picture is done if its output is there and its only receipt is of the source's version, of the output's size and,
+    unless None, of `recipe`. A key comes once as a source; a suspected output whose source is there, or is listed late,
+    once more.
     Memory does not grow with the number of keys.
     """
     order = _Order(store)
@@ -122,9 +133,13 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
             made.advance()
         there = outputs.take(key)
         mine = made.take(key)
-        wanted = Made.of(key, recipe or "", source.etag)
-        is_current = len(mine) == 1 and mine[0].etag == wanted.etag and receipts.is_of(mine[0].recipe, recipe)
-        yield Compared(key, source, bool(there) and is_current and not _may_have_more(key, made.key), tuple(mine))
+        is_current = (
+            len(there) == len(mine) == 1
+            and _is_of_version(places, source, recipe, mine[0])
+            and mine[0].may_be(source, there[0])
+            and not _may_have_more(key, made.key)
+        )
+        yield Compared(key, source, is_current, tuple(mine))
         sources.advance()
     while outputs.head is not None:
         yield Compared(outputs.key, None, False)
@@ -149,20 +164,37 @@ def without_output(store: ObjectStore, places: Places) -> Iterator[Made]:
 def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Compared) -> Settled | None:
     """What is true of a picture that the listings do not show as done; None if it is gone on both sides."""
     source_uri, destination = places.source.join(compared.key), places.destination(compared.key)
-    if not (is_address(source_uri) and is_address(destination)):
-        return Settled(compared.key, "missing" if compared.source else "orphan", compared.source, None)
+    if reason := refusal(store, source_uri) or refusal(store, destination):
+        return Settled(compared.key, "refused" if compared.source else "orphan", compared.source, None, reason)
     source = store.head(source_uri)
     output = store.head(destination)
     if source is None:
         return None if output is None else Settled(compared.key, "orphan", None, output)
-    is_ours = output is not None and output.metadata.get(receipts.SOURCE) == receipts.source_digest(source.uri)
-    if output is not None and is_ours and receipts.is_current(output.metadata, source.etag, recipe):
-        return Settled(compared.key, "current", source, output)
+    is_ours = output is not None and places.marks.is_source(output.metadata, source.uri)
+    if output is not None and is_ours:
+        if _is_of_version(places, source, recipe, Made.said_by(compared.key, output)):
+            return _settle_current(store, places, compared.key, source, output)
+    elif output is not None and (key := places.marks.missing_key_of(output.metadata)):
+        return Settled(compared.key, "unknown key", source, output, f"add the key {key} to VEIL_RECEIPT_KEY")
     # An older output stays where its picture is held by now, and so does its receipt.
     held = _held(store, places, recipe, compared.key, source) if output is None or len(compared.made) != 1 else None
     if held is not None:
         return Settled(compared.key, "held", source, output, held.reason)
     return Settled(compared.key, "stale" if is_ours else "missing", source, output)
+
+
+def _settle_current(
+    store: ObjectStore, places: Places, key: str, source: StoredObject, output: StoredObject
+) -> Settled:
+    """Settle a picture whose output says of itself that it is current, which only its receipt can tell.
+
+    Without keys a receipt may be gone: then only a copy of the source is recognised.
+    """
+    receipt = read_receipt(store, places, Made.said_by(key, output))
+    if receipt is None and places.marks.are_keyed:
+        return Settled(key, "stale", source, output, UNPROVEN)
+    is_output = receipt.is_of(source, output) if receipt else not receipts.looks_like_copy(source, output)
+    return Settled(key, "current" if is_output else "missing", source, output)
 
 
 def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:
@@ -179,46 +211,67 @@ def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterato
 
 
 def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tuple[Made, Receipt]]:
-    """The receipts of a picture, as they are in the store; more than one if a worker died between two writes."""
-    destination = places.route.destination
-    made_key = places.made_key(key)
-    stem = receipts.prefix(destination, made_key)[:-1]
-    for stored in store.list(destination.bucket, stem + "."):
-        named = receipts.parse(stored.uri.key)
-        if named is None or named.key != stem:
-            continue
-        if receipt := receipts.read(store, stored.uri):
-            yield Made(made_key, named.recipe, named.etag), receipt
+    """Yield the receipts of a picture that count; more than one if a worker died between two writes."""
+    for uri, made in named_receipts(store, places, key):
+        found = receipts.read(store, uri, places.destination(key), places.marks.keys)
+        if found and found.counting:
+            yield made, found.counting
+
+
+def named_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tuple[ObjectUri, Made]]:
+    """Yield the receipts of a picture by their names, with the key that it has in `places`."""
+    for uri, made in receipts.named(store, places.route.destination, places.made_key(key)):
+        yield uri, replace(made, key=key)
+
+
+def find_receipt(store: ObjectStore, places: Places, made: Made) -> Found | None:
+    """Return what is in the place of the receipt of an output that was `made`, its key that in `places`."""
+    output = places.destination(made.key)
+    named = replace(made, key=places.made_key(made.key))
+    return receipts.find(store, places.route.destination, named, output, places.marks.keys)
 
 
 def read_receipt(store: ObjectStore, places: Places, made: Made) -> Receipt | None:
-    """The receipt of an output that was `made`, its key that in `places`; None if there is none."""
-    return receipts.read(store, receipt_uri(places, made))
+    """Return the receipt of an output that was `made`, its key that in `places`; None if there is none that counts."""
+    found = find_receipt(store, places, made)
+    return found.counting if found else None
 
 
 def receipt_uri(places: Places, made: Made) -> ObjectUri:
     """Where the receipt of an output that was `made` is, its key that in `places`."""
-    named = Made.of(places.made_key(made.key), made.recipe, made.etag)
-    return receipts.uri(places.route.destination, named)
+    return receipts.uri(places.route.destination, replace(made, key=places.made_key(made.key)))
 
 
 def _held(store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject) -> Receipt | None:
-    """The receipt that says that this version of a picture is held back; None if there is none."""
-    wanted = Made.of(key, recipe or "", source.etag)
-    of_version = (
-        receipt
-        for made, receipt in read_receipts(store, places, key)
-        if made.etag == wanted.etag and receipts.is_of(made.recipe, recipe)
-    )
-    return next((receipt for receipt in of_version if receipt.status == "held"), None)
+    """Return the receipt that says that this version of a picture is held back; None if there is none.
+
+    The last receipt of the version counts: a picture may have been released since it was held.
+    """
+    last: Receipt | None = None
+    for uri, made in named_receipts(store, places, key):
+        if not _is_of_version(places, source, recipe, made):
+            continue
+        found = receipts.read(store, uri, places.destination(key), places.marks.keys)
+        receipt = found.counting if found else None
+        if receipt is None or receipt.source_etag != source.etag or receipt.recipe != made.recipe:
+            continue
+        if last is None or receipt.created > last.created:
+            last = receipt
+    return last if last is not None and last.status == "held" else None
 
 
-def is_address(uri: ObjectUri) -> bool:
-    """Whether a worker takes this address; S3 itself would be asked for another one."""
+def _is_of_version(places: Places, source: StoredObject, recipe: str | None, made: Made) -> bool:
+    return places.marks.is_version(made.etag, source.uri, source.etag) and receipts.is_of(made.recipe, recipe)
+
+
+def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
+    """Return why no worker takes this address; asked for it, the store would answer for another one."""
     try:
-        return ObjectUri.parse(str(uri)) == uri
-    except InvalidRequest:
-        return False
+        ObjectUri.parse(str(uri))
+        store.check_name(uri)
+    except InvalidRequest as error:
+        return str(error)
+    return None
 
 
 def _may_have_more(key: str, following: str) -> bool:

@@ -5,6 +5,7 @@
         StorageUnavailable    S3 is down, slow or throttling
         CredentialsRefused    S3 knows the credentials no more, or there are none: an operator must act
         DestinationUnavailable  the destination's bucket is missing, or may not be written: an operator must act
+        SourceChanged         the source was replaced while it was in work: the new one is taken next
         Busy                  another message for the same output is worked on, or a picture is worked on alone
         DetectorUnavailable   the detector did not answer within its deadline, or its device is out of memory
         QueueUnavailable      Redis can't be reached, or refuses us
@@ -69,6 +70,10 @@ class CredentialsRefused(Transient):
 
 class DestinationUnavailable(Transient):
     """The destination's bucket is missing, or may not be written."""
+
+
+class SourceChanged(Transient):
+    """The source was replaced while it was in work."""
 
 
 class Busy(Transient):

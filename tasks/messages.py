@@ -92,10 +92,14 @@ class AnonymizeOptions(BaseModel):
         return self if self.release in (None, etag) else self.model_copy(update={"release": None})
 
     def recipe(self, base: str) -> str:
-        """The recipe of an output made with these options by a worker whose own is `base`."""
+        """The recipe of an output made with these options by a worker whose own is `base`.
+
+        Of `release` only that there is one counts: recipes are public, and an ETag can be the MD5 of the original.
+        """
         if self == type(self)():
             return base
-        return f"{base}-{hashlib.sha256(self.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]}"
+        public = self if self.release is None else self.model_copy(update={"release": "this version"})
+        return f"{base}-{hashlib.sha256(public.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]}"
 
 
 class AnonymizeRequest(BaseModel):

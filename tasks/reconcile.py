@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tasks import dead_letters, receipts
 from tasks.addresses import ObjectUri
-from tasks.comparison import Compared, Places, Settled, compare, read_receipt, receipt_uri, settle
+from tasks.comparison import Compared, Places, Settled, compare, read_receipt, settle
 from tasks.in_order import in_order
 from tasks.publishing import Wanted, connected
 from tasks.receipts import Made
@@ -18,8 +18,8 @@ THREADS = 32  # that ask S3 at once
 AT_ONCE = 500  # findings that are looked up among the dead letters, and put on the queue, together
 TICK = 1000
 
-State = Literal["current", "missing", "stale", "held", "orphan", "dead", "archived"]
-WRONG: tuple[State, ...] = ("missing", "stale", "orphan", "dead")
+State = Literal["current", "missing", "stale", "held", "orphan", "refused", "unknown key", "dead", "archived"]
+WRONG: tuple[State, ...] = ("missing", "stale", "orphan", "refused", "unknown key", "dead")
 UNTOLD: tuple[State, ...] = ("current", "archived")
 REPAIRABLE: tuple[State, ...] = ("missing", "stale")  # a dead picture needs somebody to look at it first
 
@@ -141,7 +141,7 @@ class Reconciliation:
             "archived" if self._is_archived(settled) else settled.state,
             self._places.source.join(settled.key),
             self._places.destination(settled.key),
-            _reason(settled, made, self._recipe),
+            _reason(self._places, settled, made, self._recipe),
             settled.source,
         )
         return self._chosen(finding, made)
@@ -149,8 +149,8 @@ class Reconciliation:
     def _is_archived(self, settled: Settled) -> bool:
         if settled.state != "orphan" or settled.output is None or not self._sources_deleted:
             return False
-        made = Made.said_by(settled.key, settled.output.metadata)
-        return self._store.head(receipt_uri(self._places, made)) is not None
+        receipt = read_receipt(self._store, self._places, Made.said_by(settled.key, settled.output))
+        return receipt is not None and receipt.output_bytes == settled.output.size
 
     def _chosen(self, finding: Finding, made: Made | None) -> Finding:
         if self._only.everything:
@@ -184,21 +184,25 @@ def _made(settled: Settled) -> Made | None:
     """What the output of a picture says of itself; None where there is none of it."""
     if settled.state not in ("current", "stale") or settled.output is None:
         return None
-    return Made.said_by(settled.key, settled.output.metadata)
+    return Made.said_by(settled.key, settled.output)
 
 
-def _reason(settled: Settled, made: Made | None, recipe: str | None) -> str:
+def _reason(places: Places, settled: Settled, made: Made | None, recipe: str | None) -> str:
     if settled.state == "missing":
         return "no output" if settled.output is None else "something else is in its place"
     if settled.state == "orphan":
         return "no source"
     if settled.state == "held":
         return settled.reason or "no face found"
+    if settled.state in ("refused", "unknown key"):
+        return settled.reason or ""
     assert made is not None
     if settled.state == "current":
         return "faces with low scores"
     assert settled.source is not None
-    changed = made.etag != Made.of(settled.key, "", settled.source.etag).etag
+    if settled.reason is not None:
+        return settled.reason
+    changed = not places.marks.is_version(made.etag, settled.source.uri, settled.source.etag)
     reasons = ["source changed"] * changed + ["other recipe"] * (not receipts.is_of(made.recipe, recipe))
     return ", ".join(reasons)
 

@@ -14,13 +14,15 @@ import boto3
 import botocore.config
 import botocore.exceptions as vendor
 import botocore.parsers
+import structlog
 import urllib3.exceptions
 
-from tasks.addresses import ObjectUri, PrefixUri
+from tasks.addresses import AMBIGUOUS, MAX_KEY_BYTES, ObjectUri, PrefixUri, plain
 from tasks.errors import (
     AccessDenied,
     CredentialsRefused,
     ImageTooLarge,
+    InvalidRequest,
     ObjectNotFound,
     SettingsInvalid,
     StorageRejected,
@@ -33,7 +35,10 @@ S3_ATTEMPTS = 3  # of one call, botocore's own retries included
 LONGEST_RETRY_AFTER = 300.0  # seconds that a store may ask for
 CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
 PAGE_KEYS = 1000  # as many as S3 gives at once
+SLASHES_OF_NO_KEY = "/" * 8  # nobody begins a key with them
 LAST_CHARACTER = "\U0010ffff"  # of Unicode: what begins with a prefix sorts before the prefix and this
+
+log = structlog.get_logger("veil")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class ObjectStore:
         """`page_keys` is how many keys of a listing are asked for at once."""
         self._client = client
         self._page_keys = page_keys
+        self._has_conditional_put = True  # until it says that it has not
+        self._folds_keys: dict[str, bool] = {}  # by bucket
 
     @classmethod
     def connect(cls, settings: Settings, connections: int = 10) -> Self:
@@ -121,18 +128,58 @@ class ObjectStore:
             return sha256.hexdigest()
 
         with closing(answer["Body"]):
+            self.check_name(uri, known=uri)
             yield OpenObject(stored, read, digest)
 
     def head(self, uri: ObjectUri) -> StoredObject | None:
         """What S3 says of an object, or None if there is none."""
         try:
-            with _translated(uri):
-                return _stored(uri, self._client.head_object(Bucket=uri.bucket, Key=uri.key))
+            stored = self._head(uri)
         except ObjectNotFound:
             return None
+        self.check_name(uri, known=uri)
+        return stored
 
-    def put(self, uri: ObjectUri, content: bytes, content_type: str, metadata: Mapping[str, str]) -> None:
-        """Write one object, all of it or nothing; botocore sends a checksum that S3 verifies."""
+    def _head(self, uri: ObjectUri) -> StoredObject:
+        with _translated(uri):
+            return _stored(uri, self._client.head_object(Bucket=uri.bucket, Key=uri.key))
+
+    def check_name(self, place: ObjectUri | PrefixUri, known: ObjectUri | None = None) -> None:
+        r"""Raise InvalidRequest if the store takes the key of `place` for another key.
+
+        Stores that keep files take ``a//b`` and ``a\b`` for ``a/b``, and ``/b`` for ``b``; Amazon S3
+        keeps all of them apart. A store is one of the former if an object in it, `known` or any of
+        the bucket, is also found behind more slashes.
+        """
+        key = place.key if isinstance(place, ObjectUri) else place.prefix
+        if (found := AMBIGUOUS.search(key)) and self._folds(place.bucket, known):
+            part = "a slash at the beginning of a key" if found.start() == 0 else f"{found[0]} in a key"
+            raise InvalidRequest(
+                f"{place}: this store does not tell {part} from a single /: use s3://{place.bucket}/{plain(key)}"
+            )
+
+    def _folds(self, bucket: str, known: ObjectUri | None) -> bool:
+        if bucket not in self._folds_keys:
+            if known is None:
+                uris = (stored.uri for stored in self._list(bucket, "", ""))
+                known = next((uri for uri in uris if not uri.is_ambiguous), None)
+            if known is None:
+                return False  # as yet there is nothing that could be taken for something else
+            slashes = SLASHES_OF_NO_KEY[: max(MAX_KEY_BYTES - len(known.key.encode()), 1)]
+            try:
+                self._head(ObjectUri(known.bucket, slashes + known.key))
+                self._folds_keys[bucket] = True
+            except (ObjectNotFound, AccessDenied, StorageRejected):  # where keys may not be listed, S3 denies access
+                self._folds_keys[bucket] = False
+        return self._folds_keys[bucket]
+
+    def put(
+        self, uri: ObjectUri, content: bytes, content_type: str, metadata: Mapping[str, str], **condition: str
+    ) -> None:
+        """Write one object, all of it or nothing; botocore sends a checksum that S3 verifies.
+
+        `condition` is IfMatch or IfNoneMatch, as boto3 names them.
+        """
         with _translated(uri):
             self._client.put_object(
                 Bucket=uri.bucket,
@@ -140,7 +187,44 @@ class ObjectStore:
                 Body=content,
                 ContentType=content_type,
                 Metadata=dict(metadata),
+                **condition,
             )
+
+    def put_in_place_of(
+        self,
+        known: StoredObject | None,
+        uri: ObjectUri,
+        content: bytes,
+        content_type: str,
+        metadata: Mapping[str, str],
+    ) -> bool:
+        """Write one object if what is there still is `known`, None for nothing; return whether it was.
+
+        After an answer that was lost, the object that is there may be the one that was to be written. A store that
+        refuses conditional writes is asked right before writing what is there, which leaves an instant.
+        """
+        if self._has_conditional_put:
+            condition = {"IfNoneMatch": "*"} if known is None else {"IfMatch": f'"{known.etag}"'}
+            try:
+                self.put(uri, content, content_type, metadata, **condition)
+                return True
+            except ObjectNotFound as error:
+                if known is None or _code(error.__cause__) == "NoSuchBucket":
+                    raise
+                return False
+            except (StorageRejected, StorageUnavailable) as error:
+                if _status(error.__cause__) in CHANGED:
+                    return False
+                if not _knows_no_condition(error):
+                    raise
+        there = self.head(uri)
+        if (there and there.etag) != (known and known.etag):
+            return False
+        self.put(uri, content, content_type, metadata)
+        if self._has_conditional_put:  # it was the condition that the store refused, and not the object
+            self._has_conditional_put = False
+            log.warning("store has no conditional writes", effect="outputs are compared right before they are written")
+        return True
 
     def delete(self, uri: ObjectUri) -> None:
         """Remove one object; that there is none is no error."""
@@ -178,6 +262,8 @@ class ObjectStore:
         options = {"StartAfter": after} if after else {}
         paging = {"PageSize": self._page_keys}
         paginator = self._client.get_paginator("list_objects_v2")
+        if prefix:
+            self.check_name(PrefixUri(bucket, prefix))
         with _translated(PrefixUri(bucket, prefix)):
             for page in paginator.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options):
                 _check_whole(page, "IsTruncated", *(["NextContinuationToken"] if page.get("IsTruncated") else []))
@@ -283,8 +369,7 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
 
 
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = _status(error)
+    code, status = _code(error), _status(error)
     if code == "NoSuchBucket":
         return ObjectNotFound(f"{place}: the bucket does not exist")
     if code in MISSING or (not code and status == 404):
@@ -300,6 +385,18 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
     if code in DENIED or status in (401, 403):
         return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
     return StorageRejected(f"{place}: S3 answers {status or ''} {code}")
+
+
+def _knows_no_condition(error: VeilError) -> bool:
+    """Return whether a conditional write may have been refused for its condition: 501, or 400 for the header."""
+    status = _status(error.__cause__)
+    return status == 501 or (status == 400 and isinstance(error, StorageRejected))
+
+
+def _code(error: BaseException | None) -> str:
+    """Return the code of S3's answer; empty for what is none."""
+    response = error.response if isinstance(error, vendor.ClientError) else {}
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _status(error: BaseException | None) -> int:

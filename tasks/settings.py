@@ -73,8 +73,8 @@ class Settings(BaseSettings):
 
     receipt_key: SecretStr | None = Field(
         None,
-        description="Key that receipts are signed with (HMAC-SHA-256), of 32 characters or more. Several, "
-        "comma-separated: the first signs, `veil receipt verify` takes all.",
+        description="Key that receipts are signed and outputs marked with (HMAC-SHA-256), of 32 characters or more. "
+        "Several, comma-separated: the first signs, all are recognised. Commands need the same as the workers.",
     )
 
     metrics: str | None = Field(

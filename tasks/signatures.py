@@ -11,6 +11,7 @@ FIELD = "signature"  # of a receipt
 SMALLEST_KEY = 32  # characters: as many bytes as SHA-256 gives, the least that RFC 2104 advises (section 3)
 ID_DIGITS = 8
 ID_MESSAGE = b"veil receipt key"
+DIGEST_DOMAIN = b"veil digest\0"  # begins no receipt, which is a JSON object
 
 Flaw = Literal["unsigned", "unknown key", "bad signature"]
 
@@ -36,6 +37,10 @@ class Key:
     def sign(self, fields: Mapping[str, Any]) -> dict[str, str]:
         """The signature of a receipt's `fields`: the key's id, and the HMAC in hex."""
         return {"key": self.id, "hmac_sha256": self._digest(canonical(fields))}
+
+    def digest(self, message: bytes) -> str:
+        """Return the keyed digest of `message` in hex (HMAC-SHA-256), which is no signature of anything."""
+        return self._digest(DIGEST_DOMAIN + message)
 
     def _digest(self, message: bytes) -> str:
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()

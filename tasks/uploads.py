@@ -23,7 +23,7 @@ from urllib.parse import unquote_plus
 import structlog
 
 from tasks import metrics, routes
-from tasks.addresses import ObjectUri, PrefixUri
+from tasks.addresses import ObjectUri, PrefixUri, plain
 from tasks.app import UPLOADS
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
 from tasks.messages import AnonymizeRequest
@@ -47,11 +47,15 @@ log = structlog.get_logger("veil")
 
 @dataclass(frozen=True)
 class Event:
-    """An object was written, so an event says. Nothing of it has been checked."""
+    """An object was written, so an event says. Nothing of it has been checked.
+
+    `is_file` is whether the store keeps objects as files, by their paths.
+    """
 
     bucket: str
     key: str
     etag: str | None = None
+    is_file: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -187,7 +191,7 @@ def _parse_filer(message: dict[str, Any], parsed: Parsed) -> None:
     elif path == was_at and isinstance(before, dict) and _content(before) == _content(after):
         parsed.ignored["metadata"] += 1
     else:
-        parsed.written.append(Event(bucket, version[1] if version else key, _filer_etag(extended)))
+        parsed.written.append(Event(bucket, version[1] if version else key, _filer_etag(extended), is_file=True))
 
 
 def _content(entry: dict[str, Any]) -> list[Any]:
@@ -247,6 +251,8 @@ class Selection:
             try:
                 source = ObjectUri.parse(f"s3://{event.bucket}/{event.key}")
                 routes.find(AnonymizeRequest(source=source), self._routes)
+                if event.is_file and source.is_ambiguous:
+                    raise InvalidRequest(f"{source}: its store takes this key for {plain(source.key)!r}")
             except (InvalidRequest, BucketNotAllowed) as error:
                 # S3 allows such keys, and no worker would take them.
                 chosen.ignored["refused"] += 1

@@ -25,6 +25,9 @@ MOST_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture 
 
 AS_CONFIGURED = AnonymizeOptions()
 
+# Whether a method keeps anything of what was in a region: the averages of a few cells.
+TELLS = {"surround": False, "fill": False, "blur": True, "pixelate": True}
+
 OnStage = Callable[[str], None]
 
 
@@ -120,6 +123,10 @@ class Anonymizer:
         self.verify = verify
         self.recipe = recipe
         self.made_with = dict(made_with or {})
+
+    def hiding_more(self, options: AnonymizeOptions) -> AnonymizeOptions:
+        """Return what of `options` hides no less than is configured."""
+        return hiding_more(self._style, options)
 
     def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
@@ -246,6 +253,15 @@ def _anonymized(
     ordered = detections[np.argsort(-detections.scores, kind="stable")]
     return Anonymized(
         encoded, picture.content_type, picture.format, picture.width, picture.height, ordered, checked, reason
+    )
+
+
+def hiding_more(style: MaskStyle, options: AnonymizeOptions) -> AnonymizeOptions:
+    """Return what of `options` hides no less than `style` does by itself."""
+    return AnonymizeOptions(
+        method=options.method if options.method and TELLS[options.method] <= TELLS[style.method] else None,
+        region=options.region if options.region and options.region > style.region else None,
+        extra=options.extra,
     )
 
 

@@ -50,7 +50,7 @@ def run(settings: Settings, order: Order, as_json: bool) -> int:
 
     KeyboardInterrupt and SIGTERM, which becomes SystemExit, leave the run where it is.
     """
-    places = Places.find(order.source, order.to, settings.parsed_routes())
+    places = Places.find(order.source, order.to, settings.parsed_routes(), settings.receipt_keys())
     with connected():
         app.backend.client.ping()
     store = ObjectStore.connect(settings)
@@ -75,7 +75,7 @@ def run(settings: Settings, order: Order, as_json: bool) -> int:
 
 def rehearse(settings: Settings, order: Order, as_json: bool) -> None:
     """Say what `run` would put on the queue."""
-    places = Places.find(order.source, order.to, settings.parsed_routes())
+    places = Places.find(order.source, order.to, settings.parsed_routes(), settings.receipt_keys())
     store = ObjectStore.connect(settings)
     with Display.opened(as_json, is_rehearsal=True) as display:
         for page in backfill.rehearse(store, places, order.selection, _recipe(order.recipe, display)):

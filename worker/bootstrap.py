@@ -161,11 +161,13 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = 
     from worker.pipeline import Pipeline
 
     allocator.stay_small()
+    keys = settings.receipt_keys()
     return Pipeline(
         store=store,
         anonymizer=build_anonymizer(settings, watch),
         route_table=settings.parsed_routes(),
-        receipt_key=next(iter(settings.receipt_keys()), None),
+        receipt_key=next(iter(keys), None),
+        older_keys=keys[1:],
     )
 
 

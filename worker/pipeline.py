@@ -13,12 +13,19 @@ from tasks.errors import (
     DestinationUnavailable,
     InvalidRequest,
     ObjectNotFound,
+    Permanent,
+    SettingsInvalid,
+    SourceChanged,
+    StorageUnavailable,
 )
+from tasks.marks import Marks
 from tasks.messages import MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from tasks.signatures import Key
 from worker.anonymizer import AS_CONFIGURED, Anonymized, Anonymizer, OnStage, Stopwatch, unheard, whole_boxes
+
+STORE_TRIES = 2  # of one output whose place changes while it is written
 
 
 def undisputed() -> None:
@@ -35,12 +42,14 @@ class Pipeline:
         anonymizer: Anonymizer,
         route_table: Sequence[Route],
         receipt_key: Key | None = None,
+        older_keys: Sequence[Key] = (),
     ) -> None:
-        """Receipts are signed with `receipt_key`."""
+        """Receipts are signed, and outputs marked, with `receipt_key`; marks of `older_keys` are recognised too."""
         self._store = store
         self._anonymizer = anonymizer
         self._route_table = route_table
         self._receipt_key = receipt_key
+        self._marks = Marks([*([receipt_key] if receipt_key else []), *older_keys])
         self.recipe = anonymizer.recipe
 
     def output(self, request: AnonymizeRequest) -> ObjectUri:
@@ -59,25 +68,24 @@ class Pipeline:
         route, destination = routes.find(request, self._route_table)
         with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
             source = opened.stored
+            self._store.check_name(destination, known=source.uri)
             with _of_the_destination():
                 replaced = self._store.head(destination)
-                options = (request.options or self._options_of(source, route, replaced)).for_version(source.etag)
+                earlier = self._receipt_of(source, route, replaced)
+                options = request.options or self._options_of(source, replaced, earlier)
+            options = options.for_version(source.etag)
             recipe = options.recipe(self.recipe)
-            if replaced is not None and self._is_done(source, replaced, recipe, options):
-                return self._skipped(source, route, replaced, recipe, options, watch.seconds)
+            if replaced is not None and self._is_done(source, replaced, earlier, recipe, options):
+                return self._skipped(source, replaced, earlier, recipe, options, watch.seconds)
+            if request.options is None and not self._marks.are_keyed:
+                # Without a key anybody who can write outputs could have asked for what the receipt says.
+                options = self._anonymizer.hiding_more(options)
+                recipe = options.recipe(self.recipe)
             content = opened.read(limits.max_bytes, limits.fetch_seconds)
         result = self._anonymizer.anonymize(content, watch, options)
-        with watch.stage("store", "storing"), _of_the_destination():
-            confirm()
-            made = receipts.Made.of(route.destination.relative(destination), recipe, source.etag)
-            receipt = self._receipt(source, content, result, recipe, options, watch.seconds)
-            self._store.put(
-                receipts.uri(route.destination, made), receipt.to_bytes(self._receipt_key), "application/json", {}
-            )
-            if result.content is not None:
-                self._store.put(destination, result.content, result.content_type, self._metadata(source, receipt))
-            if replaced is not None and result.content is not None:  # else it stays, and so does its receipt
-                self._remove_other_receipts(route.destination, made)
+        with watch.stage("store", "storing"):
+            receipt = self._receipt(source, destination, content, result, recipe, options, watch.seconds)
+            self._put(route, source, destination, replaced, receipt, result, confirm)
         scores = result.detections.scores
         return AnonymizeReport(
             status="held" if result.content is None else "anonymized",
@@ -101,6 +109,89 @@ class Pipeline:
             options=options.to_json() or None,
         )
 
+    def _put(
+        self,
+        route: Route,
+        source: StoredObject,
+        destination: ObjectUri,
+        there: StoredObject | None,
+        receipt: receipts.Receipt,
+        result: Anonymized,
+        confirm: Callable[[], None],
+    ) -> None:
+        """Store the receipt and the output in place of what is `there`, or neither.
+
+        What is there and was not replaced is looked at once more: it may be this very output, after
+        an answer that was lost, or another worker's. Of an output that is not stored no receipt
+        stays. Raises DestinationTaken if something else was put there meanwhile, ObjectNotFound or
+        SourceChanged if the source is no longer what it was.
+        """
+        key = route.destination.relative(destination)
+        made = receipts.Made.of(
+            key,
+            receipt.recipe,
+            self._marks.version(source.uri, source.etag),
+            receipt.output_bytes or 0,
+            receipt.output_sha256 == receipt.source_sha256,
+        )
+        receipt_uri = receipts.uri(route.destination, made)
+        metadata = self._metadata(source, receipt)
+        for _ in range(STORE_TRIES):
+            with _of_the_destination():
+                confirm()
+                self._store.put(receipt_uri, receipt.to_bytes(self._receipt_key), "application/json", {})
+            try:
+                self._check_unchanged(source)
+                if result.content is None:
+                    return  # an older output stays, and so does its receipt
+                with _of_the_destination():
+                    stored = self._store.put_in_place_of(
+                        there, destination, result.content, result.content_type, metadata
+                    )
+                    if not stored:
+                        there = self._store.head(destination)
+                        stored = self._is_same(there, result.content, metadata)
+                    if not stored and there is not None:
+                        self._check_is_of(source.uri, there)
+            except (Permanent, SourceChanged):
+                self._withdraw(route.destination, made, there)
+                raise
+            if stored:
+                break
+        else:
+            self._withdraw(route.destination, made, there)
+            raise StorageUnavailable(f"{destination} changed again while it was stored")
+        if there is not None:
+            with _of_the_destination():
+                self._remove_other_receipts(route.destination, made)
+
+    def _withdraw(self, destination: PrefixUri, made: receipts.Made, there: StoredObject | None) -> None:
+        """Remove the receipt of an output that was not stored, unless the output that is `there` has the same."""
+        if there is not None:
+            its_own = receipts.Made.said_by(made.key, there)
+            if (its_own, its_own.size) == (made, made.size):
+                return
+        with _of_the_destination():
+            self._store.delete(receipts.uri(destination, made))
+
+    def _check_unchanged(self, source: StoredObject) -> None:
+        """Raise ObjectNotFound if the source was deleted, SourceChanged if it was replaced."""
+        now = self._store.head(source.uri)
+        if now is None:
+            raise ObjectNotFound(f"{source.uri} was deleted while it was in work")
+        if now.etag != source.etag:
+            raise SourceChanged(f"{source.uri} was replaced while it was in work")
+
+    def _is_same(self, there: StoredObject | None, content: bytes, metadata: Mapping[str, str]) -> bool:
+        """Return whether `there` is what was to be stored: S3's answer was lost, or another worker was faster."""
+        if there is None or there.size != len(content) or dict(there.metadata) != dict(metadata):
+            return False
+        try:
+            with self._store.open(there.uri) as opened:
+                return opened.digest(self._anonymizer.limits.fetch_seconds) == hashlib.sha256(content).hexdigest()
+        except ObjectNotFound:
+            return False
+
     def check_store(self, request: AnonymizeRequest) -> None:
         """Raise what now keeps every picture from going the way of `request`; nothing if only that one can't.
 
@@ -112,40 +203,77 @@ class Pipeline:
         with _of_the_destination():
             self._store.put(route.destination.join(receipts.PROBE), b"", "application/octet-stream", {})
 
-    def _options_of(self, source: StoredObject, route: Route, output: StoredObject | None) -> AnonymizeOptions:
-        """The options that a request without any has: those with which `output` was made, of the same `source`.
+    def _receipt_of(self, source: StoredObject, route: Route, output: StoredObject | None) -> receipts.Receipt | None:
+        """Return the receipt of an `output` of this version of `source`; None if there is none that counts."""
+        if output is None or not self._is_of_version(source, output):
+            return None
+        made = receipts.Made.said_by(route.destination.relative(output.uri), output)
+        found = receipts.find(self._store, route.destination, made, output.uri, self._marks.keys)
+        receipt = found.counting if found else None
+        if receipt is None or receipt.status == "held":
+            return None
+        if receipt.source_mark is not None and not self._marks.is_source(
+            {receipts.SOURCE: receipt.source_mark}, source.uri
+        ):
+            return None
+        return receipt if (receipt.source_etag, receipt.recipe) == (source.etag, made.recipe) else None
 
-        What somebody asked to be hidden stays hidden when the picture is made anew. InvalidRequest if its receipt,
-        which has the options, is gone.
+    def _options_of(
+        self, source: StoredObject, output: StoredObject | None, receipt: receipts.Receipt | None
+    ) -> AnonymizeOptions:
+        """Return the options of a request without any: those with which `output` was made, of the same `source`.
+
+        What somebody asked to be hidden stays hidden when the picture is made anew. Raises InvalidRequest if there is
+        no `receipt`, which has the options.
         """
         made_by = "" if output is None else output.metadata.get(receipts.RECIPE, "")
-        if output is None or "-" not in made_by or output.metadata.get(receipts.SOURCE_ETAG) != source.etag:
+        if output is None or "-" not in made_by or not self._is_of_version(source, output):
             return AS_CONFIGURED
-        made = receipts.Made.of(route.destination.relative(output.uri), made_by, source.etag)
-        receipt = receipts.read(self._store, receipts.uri(route.destination, made))
         if receipt is None:
-            raise InvalidRequest(f"{output.uri} was made with options, and its receipt is gone: ask with options anew")
-        return AnonymizeOptions.of(receipt.options)
+            reason = "its receipt is gone" + (" or not signed by a known key" if self._marks.are_keyed else "")
+            raise InvalidRequest(f"{output.uri} was made with options, and {reason}: ask with options anew")
+        return receipt.asked
 
-    def _is_done(self, source: StoredObject, output: StoredObject, recipe: str, options: AnonymizeOptions) -> bool:
-        """Whether `output` is already the one that would be made. DestinationTaken if it is another source's."""
-        if output.metadata.get(receipts.SOURCE) != receipts.source_digest(source.uri):
-            raise DestinationTaken(
-                f"{output.uri} is not an output of {source.uri}: choose another destination, or remove it"
-            )
-        without_faces = self._anonymizer.hold_without_faces and output.metadata.get(receipts.FACES) == "0"
-        with_left = self._anonymizer.verify == "hold" and receipts.LEFT in output.metadata
+    def _is_done(
+        self,
+        source: StoredObject,
+        output: StoredObject,
+        receipt: receipts.Receipt | None,
+        recipe: str,
+        options: AnonymizeOptions,
+    ) -> bool:
+        """Return whether `output` is already the one that would be made. DestinationTaken if it is another source's.
+
+        With a key only its `receipt` says so.
+        """
+        self._check_is_of(source.uri, output)
+        if receipt is None and self._marks.are_keyed:
+            return False
+        faces, left = _counts(output, receipt)
+        without_faces = self._anonymizer.hold_without_faces and faces == 0
+        with_left = self._anonymizer.verify == "hold" and left > 0
         if (without_faces or with_left) and not options.release:
             return False  # published when such pictures were not held
-        return output.metadata.get(receipts.RECIPE) == recipe and receipts.is_current(
-            output.metadata, source.etag, None
-        )
+        if not (receipt.is_of(source, output) if receipt else not receipts.looks_like_copy(source, output)):
+            return False  # something else was put in its place
+        return output.metadata.get(receipts.RECIPE) == recipe and self._is_of_version(source, output)
+
+    def _is_of_version(self, source: StoredObject, output: StoredObject) -> bool:
+        return self._marks.is_version(output.metadata.get(receipts.SOURCE_ETAG, ""), source.uri, source.etag)
+
+    def _check_is_of(self, source: ObjectUri, output: StoredObject) -> None:
+        """Raise DestinationTaken if `output` is not one of `source`, SettingsInvalid if a key is needed to tell."""
+        if self._marks.is_source(output.metadata, source):
+            return
+        if key := self._marks.missing_key_of(output.metadata):
+            raise SettingsInvalid(f"{output.uri} was made with the key {key}: add it to VEIL_RECEIPT_KEY")
+        raise DestinationTaken(f"{output.uri} is not an output of {source}: choose another destination, or remove it")
 
     def _skipped(
         self,
         source: StoredObject,
-        route: Route,
         output: StoredObject,
+        receipt: receipts.Receipt | None,
         recipe: str,
         options: AnonymizeOptions,
         seconds: dict[str, float],
@@ -153,10 +281,8 @@ class Pipeline:
         """The report of an `output` that is done. Why somebody should look at it is in its receipt: a worker may have
         died before it could say so.
         """
-        receipt = None
-        if receipts.LEFT in output.metadata and not options.release:
-            made = receipts.Made.of(route.destination.relative(output.uri), recipe, source.etag)
-            receipt = receipts.read(self._store, receipts.uri(route.destination, made))
+        if options.release or not (receipt and receipt.reason):
+            receipt = None
         return AnonymizeReport(
             status="skipped",
             faces=len(receipt.faces) if receipt else None,
@@ -174,8 +300,8 @@ class Pipeline:
 
     def _metadata(self, source: StoredObject, receipt: receipts.Receipt) -> dict[str, str]:
         return {
-            receipts.SOURCE: receipts.source_digest(source.uri),
-            receipts.SOURCE_ETAG: source.etag,
+            receipts.SOURCE: self._marks.source(source.uri),
+            receipts.SOURCE_ETAG: self._marks.version(source.uri, source.etag),
             receipts.RECIPE: receipt.recipe,
             receipts.FACES: str(len(receipt.faces)),
             **({receipts.LEFT: str(len(receipt.left_xyxy))} if receipt.left_xyxy else {}),
@@ -184,13 +310,14 @@ class Pipeline:
     def _receipt(
         self,
         source: StoredObject,
+        destination: ObjectUri,
         content: bytes,
         result: Anonymized,
         recipe: str,
         options: AnonymizeOptions,
         seconds: Mapping[str, float],
     ) -> receipts.Receipt:
-        held = result.content is None
+        held, key = result.content is None, self._receipt_key
         return receipts.Receipt(
             status="held" if held else "anonymized",
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -214,16 +341,24 @@ class Pipeline:
             reason=result.reason,
             seconds=dict(seconds),
             made_with=self._anonymizer.made_with,
+            output_mark=receipts.place_mark(destination, key) if key else None,
+            source_mark=self._marks.source(source.uri) if key else None,
         )
 
     def _remove_other_receipts(self, destination: PrefixUri, made: receipts.Made) -> None:
         """Of a picture that was made anew, only `made` still holds."""
         kept = receipts.uri(destination, made)
-        stem = kept.key.removesuffix(f".{made.recipe}.{made.etag}.json")
-        for stored in self._store.list(destination.bucket, receipts.prefix(destination, made.key)):
-            named = receipts.parse(stored.uri.key)
-            if named and named.key == stem and stored.uri != kept:
-                self._store.delete(stored.uri)
+        for uri, _ in receipts.named(self._store, destination, made.key):
+            if uri != kept:
+                self._store.delete(uri)
+
+
+def _counts(output: StoredObject, receipt: receipts.Receipt | None) -> tuple[int | None, int]:
+    """Return how many faces were found for an output, None if nobody knows, and how many were left."""
+    if receipt is not None:
+        return len(receipt.faces), len(receipt.left_xyxy)
+    faces = output.metadata.get(receipts.FACES, "")
+    return 0 if faces == "0" else None, int(receipts.LEFT in output.metadata)
 
 
 @contextmanager

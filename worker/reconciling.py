@@ -21,7 +21,18 @@ from worker.progress import progress_bar
 
 MOST_WAITING = 20_000  # messages; 1 kB of Redis each
 LISTINGS = 3
-SHOWN: tuple[State, ...] = ("current", "missing", "stale", "orphan", "dead", "held", "archived")
+SHOWN: tuple[State, ...] = (
+    "current",
+    "missing",
+    "stale",
+    "orphan",
+    "refused",
+    "unknown key",
+    "dead",
+    "held",
+    "archived",
+)
+RARE: tuple[State, ...] = ("refused", "unknown key")  # people need not read that there is none
 
 
 def run(
@@ -36,7 +47,7 @@ def run(
     as_json: bool,
 ) -> bool:
     """Tell what is wrong, and enqueue what a worker can put right if asked; whether everything is as it should be."""
-    places = Places.find(source, output, settings.parsed_routes())
+    places = Places.find(source, output, settings.parsed_routes(), settings.receipt_keys())
     store = ObjectStore.connect(settings, connections=THREADS + LISTINGS)
     redis = app.backend.client
     with connected():
@@ -101,7 +112,7 @@ def _summarize(reconciliation: Reconciliation, recipe: str | None, seconds: floa
         also = {"enqueued": reconciliation.enqueued, "recipe": recipe, "complete": reconciliation.is_complete}
         print(json.dumps({"summary": {**counts, **also, "seconds": round(seconds, 3)}}))
         return
-    told = [f"{count:,} {state}" for state, count in counts.items()]
+    told = [f"{count:,} {state}" for state, count in counts.items() if count or state not in RARE]
     if reconciliation.enqueued:
         told.append(f"{reconciliation.enqueued:,} enqueued")
     partly = "" if reconciliation.is_complete else " (stopped at the limit)"

@@ -12,9 +12,11 @@ from tasks.s3 import S3_ATTEMPTS
 from tasks.settings import PREFIX, Settings, split_commas
 from worker.exif_fields import known_name
 
-PICTURE_SECONDS = 1800  # a picture that takes longer has stalled, and the watchdog ends the worker
+PICTURE_SECONDS = 2700  # a picture that takes longer has stalled, and the watchdog ends the worker
 MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Frame.views
-S3_CALLS = 8  # get, head, put twice, and, where an output is replaced, list and delete; after a failure head and put
+# Get and head; get, list and get of a receipt; twice put, head, put and head; get, list and delete; after a failure
+# head and put.
+S3_CALLS = 18
 
 
 def _shown(default: Any) -> str:

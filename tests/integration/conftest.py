@@ -28,6 +28,7 @@ from tasks.receipts import Made, Receipt
 from tasks.routes import Route
 from tasks.s3 import ObjectStore, StoredObject
 from tasks.settings import Settings
+from tasks.signatures import Key
 
 RAW, CLEAN = "raw", "clean"
 # The last two lead from and to buckets that do not exist.
@@ -402,6 +403,7 @@ def secrets_of_this_run(redis_server: Redis, s3: S3) -> tuple[str, ...]:
 
 RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"
 OLDER_ETAG = "0" * 32
+ANONYMIZED = b"anonymized"  # an output
 
 
 @dataclass
@@ -421,6 +423,7 @@ class Archive:
     def receipt(
         self, key: str, etag: str, recipe: str = RECIPE, status: str = "anonymized", scores: tuple[float, ...] = ()
     ) -> None:
+        sign = next(iter(self.places.marks.keys), None)
         receipt = Receipt(
             status=status,
             created="2026-01-01T00:00:00.000+00:00",
@@ -428,7 +431,7 @@ class Archive:
             source_sha256="0" * 64,
             source_bytes=7,
             output_sha256=None,
-            output_bytes=None,
+            output_bytes=len(ANONYMIZED) if status == "anonymized" else None,
             format="JPEG",
             width=3,
             height=2,
@@ -436,19 +439,22 @@ class Archive:
             faces=[{"box_xyxy": [0, 0, 1, 1], "score": score} for score in scores],
             seconds={},
             made_with={},
+            output_mark=receipts.place_mark(self.places.destination(key), sign) if sign else None,
+            source_mark=self.places.marks.source(self.places.source.join(key)) if sign else None,
         )
-        made = Made.of(self.places.made_key(key), recipe, etag)
+        mark = self.places.marks.version(self.places.source.join(key), etag)
+        made = Made.of(self.places.made_key(key), recipe, mark, receipt.output_bytes or 0)
         uri = receipts.uri(self.places.route.destination, made)
-        self.store.put(uri, receipt.to_bytes(), "application/json", {})
+        self.store.put(uri, receipt.to_bytes(sign), "application/json", {})
 
     def output(self, key: str, etag: str, recipe: str = RECIPE) -> None:
         metadata = {
-            receipts.SOURCE: receipts.source_digest(self.places.source.join(key)),
-            receipts.SOURCE_ETAG: etag,
+            receipts.SOURCE: self.places.marks.source(self.places.source.join(key)),
+            receipts.SOURCE_ETAG: self.places.marks.version(self.places.source.join(key), etag),
             receipts.RECIPE: recipe,
             receipts.FACES: "1",
         }
-        self.store.put(self.places.destination(key), b"anonymized", "image/jpeg", metadata)
+        self.store.put(self.places.destination(key), ANONYMIZED, "image/jpeg", metadata)
 
     def done(self, key: str, etag: str, recipe: str = RECIPE, scores: tuple[float, ...] = ()) -> None:
         self.receipt(key, etag, recipe, scores=scores)
@@ -459,9 +465,9 @@ class Archive:
 def archive_at() -> Callable[..., Archive]:
     """``archive_at(store, prefix)``: an archive in the buckets `RAW` and `CLEAN`, both below `prefix`."""
 
-    def archive(store: ObjectStore, prefix: str) -> Archive:
+    def archive(store: ObjectStore, prefix: str, *keys: Key) -> Archive:
         route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
-        return Archive(store, Places.find(str(route.source), None, [route]))
+        return Archive(store, Places.find(str(route.source), None, [route], keys))
 
     return archive
 

@@ -233,11 +233,11 @@ def test_without_a_recipe_only_the_version_of_the_source_counts(fresh):
     assert states == {"a": "current", "b": "stale"}
 
 
-def test_keys_that_no_worker_takes_are_missing_and_not_asked_for(by_bytes, archive_at, place):
+def test_keys_that_no_worker_takes_are_refused_and_not_asked_for(by_bytes, archive_at, place):
     archive = archive_at(ObjectStore(by_bytes), place)
     for key in ("a//b", "b/./c", "b/../c", "d/.."):
         by_bytes.put_object(Bucket="raw", Key=place + key, Body=b"")
-    assert told(archive)[0] == {"a//b": "missing", "b/./c": "missing", "b/../c": "missing", "d/..": "missing"}
+    assert told(archive)[0] == {"a//b": "missing", "b/./c": "refused", "b/../c": "refused", "d/..": "refused"}
 
 
 def test_nothing_false_is_told_of_what_stays_while_the_rest_changes(fresh):

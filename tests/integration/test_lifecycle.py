@@ -1,7 +1,9 @@
-"""The lifecycle rules of docs/privacy.md: stores take them as they stand there."""
+"""The lifecycle rules and the policy of docs/privacy.md: stores take them as they stand there."""
 
 import json
 import re
+import urllib.request
+from urllib.error import HTTPError
 
 import pytest
 
@@ -40,3 +42,24 @@ def test_outputs_do_not_outlive_their_receipts(examples):
 def test_what_is_deleted_is_gone_in_a_bucket_with_versions_too(examples):
     for example in examples.values():
         assert all(rule["NoncurrentVersionExpiration"]["NoncurrentDays"] <= 1 for rule in example["Rules"])
+
+
+def test_the_policy_publishes_outputs_and_nothing_else(s3, repository, place):
+    text = (repository / "docs" / "privacy.md").read_text()
+    (policy,) = re.findall(r"<!-- policy: outputs -->\n```json\n(.+?)```", text, re.DOTALL)
+    client, bucket = s3.client(), place.rstrip("/")
+    client.create_bucket(Bucket=bucket)
+    receipt = f"{receipts.FOLDER}a.jpg.json"
+    for key in ("a.jpg", receipt):
+        client.put_object(Bucket=bucket, Key=key, Body=b"x")
+    client.put_bucket_policy(Bucket=bucket, Policy=policy.replace("camera-clean", bucket))
+
+    def answer(path):
+        try:
+            with urllib.request.urlopen(f"{s3.endpoint}/{bucket}/{path}") as found:
+                return found.status
+        except HTTPError as error:
+            return error.code
+
+    assert (answer("a.jpg"), answer(receipt), answer("?list-type=2")) == (200, 403, 403)
+    assert client.head_object(Bucket=bucket, Key=receipt)["ContentLength"] == 1  # to workers

@@ -107,6 +107,7 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(one_of_ea
         assert not finding["enqueued"]
     assert summary.pop("seconds") > 0
     counts = {"current": 1, "missing": 3, "stale": 3, "orphan": 1, "dead": 1, "held": 1, "archived": 0}
+    counts |= {"refused": 0, "unknown key": 0}
     assert summary == {**counts, "enqueued": 0, "recipe": RECIPE, "complete": True}
     assert enqueued(unattended) == {}
 
@@ -319,7 +320,11 @@ class Simulated(ObjectStore):
             key = f"{number:09}.jpg"
             if bucket == "clean" and number % 5 == 0:
                 continue
-            name = uri(Route.parse("s3://raw=s3://clean").destination, Made.of(key, RECIPE, "e")).key if prefix else key
+            name = (
+                uri(Route.parse("s3://raw=s3://clean").destination, Made.of(key, RECIPE, "e", 1, is_copy=True)).key
+                if prefix
+                else key
+            )
             yield StoredObject(ObjectUri(bucket, name), "e", 1)
 
     def head(self, uri):

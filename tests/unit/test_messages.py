@@ -130,6 +130,11 @@ def test_options_that_ask_for_nothing_leave_the_recipe_and_others_change_it():
     assert AnonymizeOptions.parse(**asked[0]).recipe("another") not in recipes
 
 
+def test_the_recipe_of_a_release_does_not_tell_the_etag():
+    one, other = (AnonymizeOptions.parse(release=etag).recipe("0" * 16) for etag in ("0" * 32, "1" * 32))
+    assert one == other != AnonymizeOptions.parse().recipe("0" * 16)
+
+
 def test_a_release_holds_for_the_version_that_was_looked_at():
     released = AnonymizeOptions.parse(release="a" * 32, region="full")
     assert released.for_version("a" * 32) == released

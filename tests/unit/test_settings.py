@@ -159,7 +159,7 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
 @pytest.mark.parametrize(
     "variables",
     [
-        {"fetch_seconds": "600", "detect_seconds": str(PICTURE_SECONDS / 3), "scales": "640"},
+        {"fetch_seconds": "600", "detect_seconds": "600", "scales": "640"},
         {"detect_seconds": "600", "scales": "640,1280"},
         {"detect_seconds": "250", "fetch_seconds": "1", "scales": "640,1280,1600,2560"},
         {"s3_read_seconds": "120", "fetch_seconds": "600"},

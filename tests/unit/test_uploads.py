@@ -332,3 +332,11 @@ def test_what_goes_along_goes_with_the_last_transaction_and_only_with_that(count
     taking.publish(pictures, along=along)
     assert [len(batch) for batch in taking._publisher.batches] == batches
     assert taking._publisher.along == [None] * (len(batches) - 1) + [along]
+
+
+@pytest.mark.parametrize("key", ["a//b.jpg", "/b.jpg", "a\\b.jpg"])
+def test_a_key_that_its_store_takes_for_another_is_refused_where_the_event_tells_the_store(key):
+    for form, is_taken in (("seaweedfs", False), ("s3", True), ("event_bridge", True)):
+        chosen = Selection(ROUTES).choose(parse(json.dumps(FORMS[form](key))).written)
+        assert [picture.source.key for picture in chosen.pictures] == [key] * is_taken
+        assert chosen.ignored == ({} if is_taken else {"refused": 1})

@@ -1,0 +1,478 @@
+"""Storing: nothing is left of a source that is gone, nothing foreign is overwritten, and no key stands for another."""
+
+import io
+import threading
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from botocore.awsrequest import AWSResponse
+from PIL import Image
+
+from tasks import receipts
+from tasks.addresses import ObjectUri
+from tasks.audit import Audit
+from tasks.backfill import Selection, rehearse
+from tasks.comparison import Places, compare, settle
+from tasks.errors import (
+    DestinationTaken,
+    InvalidRequest,
+    ObjectNotFound,
+    SettingsInvalid,
+    SourceChanged,
+    StorageRejected,
+    StorageUnavailable,
+)
+from tasks.messages import AnonymizeRequest
+from tasks.routes import Route
+from tasks.s3 import ObjectStore
+from tasks.signatures import Key
+from tests.integration.conftest import Bucket
+from worker.anonymizer import Anonymizer, Limits
+from worker.detector import Detections
+from worker.masking import MaskStyle
+from worker.pipeline import Pipeline
+
+RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"
+SECONDS = 30.0
+FOREIGN = b"somebody else's only copy"
+NEW, OLD = Key.parse("n" * 32), Key.parse("o" * 32)
+
+
+class Finds:
+    """A detector that finds the same boxes in every picture."""
+
+    def __init__(self, *boxes):
+        self.boxes = np.array(boxes, np.float32).reshape(-1, 4)
+
+    def detect(self, picture):
+        return Detections(self.boxes, np.full(len(self.boxes), 0.9, np.float32))
+
+
+def picture(seed=0):
+    target = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(target, "PNG")
+    return target.getvalue()
+
+
+class Site:
+    """Two buckets of a store, and what workers and commands with some keys make of them."""
+
+    def __init__(self, client, route, place):
+        self.client, self.route, self.place = client, Route.parse(route), place
+        self.raw, self.clean = Bucket(client, "raw"), Bucket(client, self.route.destination.bucket)
+        self.store = ObjectStore(client)
+
+    def run(self, key="a.png", confirm=lambda: None, keys=(), hold=False, recipe=RECIPE, box=(5, 5, 20, 25), **more):
+        pipeline = Pipeline(
+            store=more.pop("store", self.store),
+            anonymizer=Anonymizer(
+                detector=Finds(*([box] if box else [])),
+                style=MaskStyle("surround", 1.0, 0.0),
+                limits=Limits(1 << 20, 1 << 20, SECONDS),
+                hold_without_faces=hold,
+                recipe=recipe,
+            ),
+            route_table=[self.route],
+            receipt_key=next(iter(keys), None),
+            older_keys=keys[1:],
+        )
+        request = AnonymizeRequest.parse(source=self.raw.uri(self.place + key), **more)
+        return pipeline.run(request, confirm=confirm)
+
+    def states(self, *keys):
+        places = Places.find(str(self.route.source), None, [self.route], keys)
+        found = {}
+        for compared in compare(self.store, places, RECIPE):
+            settled = None if compared.is_current else settle(self.store, places, RECIPE, compared)
+            found[compared.key] = "current" if compared.is_current else settled and settled.state
+        return found
+
+    def verified(self, *keys):
+        audit = Audit(self.store, [self.route], SECONDS, keys)
+        return {verdict.output.key: verdict.states for verdict in audit.verdicts(str(self.route.destination))}
+
+    def receipts(self):
+        return self.clean.keys(f"{self.route.destination.prefix}{receipts.FOLDER}")
+
+
+@pytest.fixture
+def site(listing_client, place):
+    """A place on each kind of server."""
+    made = Site(listing_client, f"s3://raw/{place}=s3://clean/{place}", place)
+    made.raw.put(place + "a.png", picture())
+    return made
+
+
+@pytest.fixture
+def versioned(listing_client, place):
+    """The same, with a destination that keeps every version."""
+    bucket = place.rstrip("/")
+    listing_client.create_bucket(Bucket=bucket)
+    listing_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    made = Site(listing_client, f"s3://raw/{place}=s3://{bucket}/{place}", place)
+    made.raw.put(place + "a.png", picture())
+    return made
+
+
+def versions(site):
+    found = site.client.list_object_versions(Bucket=site.clean.name, Prefix=f"{site.place}a.png").get("Versions", ())
+    return len(found)
+
+
+def test_what_is_put_at_the_destination_meanwhile_stays(site, place):
+    with pytest.raises(DestinationTaken, match="is not an output of"):
+        site.run(confirm=lambda: site.clean.put(place + "a.png", FOREIGN))
+    assert site.clean.get(place + "a.png") == FOREIGN
+    assert site.receipts() == []
+
+
+def test_what_takes_the_place_of_an_older_output_meanwhile_stays(site, place):
+    site.run(recipe=OLDER_RECIPE)
+    with pytest.raises(DestinationTaken):
+        site.run(confirm=lambda: site.clean.put(place + "a.png", FOREIGN))
+    assert site.clean.get(place + "a.png") == FOREIGN
+    assert [name for name in site.receipts() if RECIPE in name] == []
+
+
+def test_an_output_that_goes_meanwhile_is_made_all_the_same(site, place):
+    site.run(recipe=OLDER_RECIPE)
+    delete = iter([lambda: site.clean.client.delete_object(Bucket="clean", Key=place + "a.png")])
+    report = site.run(confirm=lambda: next(delete, lambda: None)())
+    assert report.status == "anonymized"
+    assert site.verified()[place + "a.png"] == ("ok",)
+
+
+def test_two_workers_at_one_picture_leave_one_version_and_one_receipt(versioned, place):
+    other = iter([lambda: versioned.run()])
+    report = versioned.run(confirm=lambda: next(other, lambda: None)())
+    assert report.status == "anonymized"
+    assert versions(versioned) == 1
+    assert len(versioned.receipts()) == 1
+    assert versioned.verified() == {place + "a.png": ("ok",)}
+    assert versioned.run().status == "skipped"
+
+
+def test_two_workers_that_do_not_agree_leave_an_output_with_its_own_receipt(site, place):
+    other = iter([lambda: site.run(box=(1, 1, 9, 9))])
+    site.run(confirm=lambda: next(other, lambda: None)())
+    assert site.verified() == {place + "a.png": ("ok",)}
+    assert len(site.receipts()) == 1
+
+
+def test_many_workers_at_once_end_well(site, place):
+    failures, barrier = [], threading.Barrier(4)
+
+    def work():
+        try:
+            site.run(confirm=barrier.wait)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert site.verified() == {place + "a.png": ("ok",)}
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_output_whose_confirmation_was_lost_is_ones_own(versioned, replaced, place):
+    if replaced:
+        versioned.run(recipe=OLDER_RECIPE, box=(1, 1, 9, 9))
+    lost = []
+
+    def retry_once(request_dict, **_):
+        """Send a conditional PUT again although it went through, as after an answer that was lost."""
+        headers = {name.lower() for name in request_dict["headers"]}
+        if not lost and headers & {"if-match", "if-none-match"}:
+            lost.append(request_dict)
+            return 0
+        return None
+
+    events = versioned.client.meta.events
+    events.register_first("needs-retry.s3.PutObject", retry_once)
+    try:
+        report = versioned.run()
+    finally:
+        events.unregister("needs-retry.s3.PutObject", retry_once)
+    assert lost
+    assert report.status == "anonymized"
+    assert versions(versioned) == 1 + replaced
+    assert len(versioned.receipts()) == 1
+    assert versioned.verified() == {place + "a.png": ("ok",)}
+
+
+@pytest.fixture
+def refusing(site):
+    """``refusing(status, code, of_all)``: have the store refuse conditional PUTs, or all; the refusals are counted."""
+    handlers = []
+
+    def start(status, code, of_all=False):
+        refused = []
+
+        def answer(request, **_):
+            names = {name.lower() for name in request.headers}
+            if not of_all and not names & {"if-match", "if-none-match"}:
+                return None
+            refused.append(request.url)
+            body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            raw = io.BytesIO(body)
+            raw.stream = lambda *_, **__: iter([body])
+            return AWSResponse(request.url, status, {"content-length": str(len(body))}, raw)
+
+        site.client.meta.events.register("before-send.s3.PutObject", answer)
+        handlers.append(answer)
+        return refused
+
+    yield start
+    for handler in handlers:
+        site.client.meta.events.unregister("before-send.s3.PutObject", handler)
+
+
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")])
+def test_a_store_without_conditional_writes_is_asked_once_and_looked_at_instead(site, refusing, place, status, code):
+    refused = refusing(status, code)
+    for recipe in (OLDER_RECIPE, RECIPE):
+        assert site.run(recipe=recipe).status == "anonymized"
+    assert len(refused) == 1
+    assert site.verified() == {place + "a.png": ("ok",)}
+    with pytest.raises(DestinationTaken):
+        site.run(recipe=OLDER_RECIPE, confirm=lambda: site.clean.put(place + "a.png", FOREIGN))
+    assert site.clean.get(place + "a.png") == FOREIGN
+
+
+def test_a_refusal_of_the_object_is_none_of_the_condition(site, refusing):
+    uri = ObjectUri("clean", site.place + "b.png")
+    refused = refusing(400, "EntityTooLarge", of_all=True)
+    for attempts in (2, 4):
+        with pytest.raises(StorageRejected):
+            site.store.put_in_place_of(None, uri, b"x", "image/png", {})
+        assert len(refused) == attempts
+
+
+@pytest.mark.parametrize(("status", "code"), [(409, "ConditionalRequestConflict"), (409, "OperationAborted")])
+def test_contention_is_tried_again_and_leaves_no_receipt(site, refusing, status, code):
+    refusing(status, code)
+    with pytest.raises(StorageUnavailable):
+        site.run()
+    assert site.receipts() == []
+
+
+def test_a_missing_bucket_is_not_taken_for_an_output_that_is_gone(site):
+    uri = ObjectUri("no-such-bucket", "a.png")
+    with pytest.raises(ObjectNotFound, match="bucket does not exist"):
+        site.store.put_in_place_of(None, uri, b"x", "image/png", {})
+    there = site.store.head(ObjectUri("raw", site.place + "a.png"))
+    with suppress(ObjectNotFound):
+        assert not site.store.put_in_place_of(there, uri, b"x", "image/png", {})
+
+
+class Meddled(ObjectStore):
+    """A store in which something happens right after a receipt was written."""
+
+    def __init__(self, client, happens):
+        super().__init__(client)
+        self.happens = happens
+
+    def put(self, uri, *arguments, **condition):
+        super().put(uri, *arguments, **condition)
+        if receipts.FOLDER in uri.key:
+            self.happens()
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("moment", ["before the receipt", "after the receipt"])
+def test_a_source_that_is_deleted_in_work_gets_no_output_and_no_receipt(site, place, moment, hold):
+    def delete():
+        site.client.delete_object(Bucket="raw", Key=place + "a.png")
+
+    meddled = {"confirm": delete} if moment == "before the receipt" else {"store": Meddled(site.client, delete)}
+    with pytest.raises(ObjectNotFound, match=r"a\.png was deleted while it was in work"):
+        site.run(**meddled, **({"hold": True, "box": None} if hold else {}))
+    assert site.clean.keys(place) == []
+
+
+def test_an_older_output_and_its_receipt_stay_as_they_were_when_the_source_goes(site, place):
+    site.run(recipe=OLDER_RECIPE)
+    before = {key: site.clean.get(key) for key in site.clean.keys(place)}
+    with pytest.raises(ObjectNotFound):
+        site.run(confirm=lambda: site.client.delete_object(Bucket="raw", Key=place + "a.png"))
+    assert {key: site.clean.get(key) for key in site.clean.keys(place)} == before
+
+
+def test_a_source_that_is_replaced_in_work_is_tried_again_and_the_older_version_never_published(versioned, place):
+    replace = iter([lambda: versioned.raw.put(place + "a.png", picture(1))])
+    with pytest.raises(SourceChanged, match="was replaced"):
+        versioned.run(confirm=lambda: next(replace)())
+    assert versioned.clean.keys(place) == []
+    report = versioned.run()
+    assert (report.status, report.source_etag) == ("anonymized", versioned.raw.head(place + "a.png")["ETag"].strip('"'))
+    assert versions(versioned) == 1
+
+
+def test_a_worker_that_was_frozen_before_it_stored_does_not_replace_a_newer_output(site, place):
+    site.run(recipe=OLDER_RECIPE)
+
+    class Frozen(ObjectStore):
+        def put_in_place_of(self, known, uri, *arguments):
+            """Store only after another worker has stored the output of a newer version."""
+            if known.etag == older:
+                site.raw.put(place + "a.png", picture(1))
+                site.run()
+            return super().put_in_place_of(known, uri, *arguments)
+
+    older = site.clean.head(place + "a.png")["ETag"].strip('"')
+    with pytest.raises(SourceChanged):
+        site.run(store=Frozen(site.client))
+    assert site.states() == {"a.png": "current"}
+    assert site.verified() == {place + "a.png": ("ok",)}
+    assert len(site.receipts()) == 1
+
+
+def test_public_metadata_and_names_tell_nothing_of_the_original(site, place):
+    etag = site.raw.head(place + "a.png")["ETag"].strip('"')
+    site.run(keys=(NEW,), options={"release": etag})
+    public = str(site.clean.head(place + "a.png")["Metadata"]) + str(site.clean.keys(place))
+    assert etag not in public
+    recipe = AnonymizeRequest.parse(source="s3://raw/a", options={"release": "another"}).options.recipe(RECIPE)
+    assert site.clean.head(place + "a.png")["Metadata"]["veil-recipe"] == recipe
+
+
+@pytest.mark.parametrize("before", [(), (OLD,), (NEW, OLD)])
+@pytest.mark.parametrize("options", [None, {"extra": [[0, 0, 9, 9]]}])
+def test_an_archive_needs_not_be_done_again_for_a_key(site, place, before, options):
+    site.run(keys=before, options=options)
+    if before:  # else the receipt proves nothing, and whoever asks for the picture has it made anew
+        assert site.run(keys=(NEW, OLD)).status == "skipped"
+    assert site.states(NEW, OLD) == {"a.png": "current"}
+    expected = ("ok",) if before else ("unsigned",)
+    assert site.verified(NEW, OLD) == {place + "a.png": expected}
+    places = Places.find(str(site.route.source), None, [site.route], (NEW, OLD))
+    *_, run = rehearse(site.store, places, Selection(), RECIPE)
+    assert (run.skipped, run.enqueued) == (1, 0)
+    site.raw.put(place + "a.png", picture(1))
+    assert site.states(NEW, OLD) == {"a.png": "stale"}
+    assert site.run(keys=(NEW, OLD)).status == "anonymized"
+    assert len(site.receipts()) == 1
+
+
+@pytest.mark.parametrize("keys", [(), (NEW,)])
+def test_where_the_key_is_not_known_that_is_said(site, place, keys):
+    site.run(keys=(OLD,))
+    with pytest.raises(SettingsInvalid, match=f"the key {OLD.id}: add it to VEIL_RECEIPT_KEY"):
+        site.run(keys=keys)
+    assert site.states(*keys) == {"a.png": "unknown key"}
+    assert site.verified(*keys) == {place + "a.png": ("unknown key",)}
+    places = Places.find(str(site.route.source), None, [site.route], keys)
+    if keys:  # a worker decides
+        *_, run = rehearse(site.store, places, Selection(), RECIPE)
+        assert run.enqueued == 1
+    else:
+        with pytest.raises(SettingsInvalid, match=f"by the key {OLD.id}: set VEIL_RECEIPT_KEY"):
+            list(rehearse(site.store, places, Selection(), RECIPE))
+
+
+def test_commands_say_which_key_they_need(veil, s3, place, store, new_queue):
+    site = Site(s3.client(), f"s3://raw/{place}=s3://clean/{place}", place)
+    site.raw.put(place + "a.png", picture())
+    site.run(keys=(NEW,))
+    environment = {**s3.environment(), **new_queue().environment, "VEIL_ROUTES": str(site.route)}
+    done = veil("reconcile", str(site.route.source), "--recipe", RECIPE, environment=environment)
+    assert (done.returncode, NEW.id in done.stdout, "unknown key" in done.stdout) == (1, True, True)
+    done = veil("backfill", str(site.route.source), "--dry-run", environment=environment)
+    assert done.returncode != 0
+    assert f"by the key {NEW.id}: set VEIL_RECEIPT_KEY" in done.stderr
+    environment["VEIL_RECEIPT_KEY"] = NEW.secret.decode()
+    done = veil("reconcile", str(site.route.source), "--recipe", RECIPE, environment=environment)
+    assert done.returncode == 0, done.stdout
+
+
+ALIASES = ["x//b.png", "/b.png", "x\\b.png", "x///b.png", "x/\\b.png"]
+
+
+@pytest.fixture
+def by_folder(s3, place):
+    """A place in a store that keeps files."""
+    return Site(s3.client(), f"s3://raw/{place}=s3://clean/{place}", place)
+
+
+@pytest.mark.parametrize("key", ALIASES)
+def test_a_store_that_keeps_keys_apart_has_pictures_under_all_of_them(by_bytes, place, key):
+    site = Site(by_bytes, f"s3://raw/{place}=s3://clean/{place}", place)
+    for number, name in enumerate((key, "x/b.png", "b.png")):
+        site.raw.put(place + name, picture(number))
+        assert site.run(name).status == "anonymized"
+    assert site.run(key).status == "skipped"
+    assert set(site.states().values()) == {"current"}
+    assert site.verified() == dict.fromkeys((place + key, place + "x/b.png", place + "b.png"), ("ok",))
+
+
+def test_a_leading_slash_is_part_of_a_key_where_the_store_keeps_it(by_bytes, s3, place):
+    key = f"/{place}a.png"
+    for client, is_kept in ((by_bytes, True), (s3.client(), False)):
+        site = Site(client, "s3://raw=s3://clean", "")
+        site.raw.put(key, picture())
+        if is_kept:
+            assert site.run(key).status == "anonymized"
+        else:
+            with pytest.raises(InvalidRequest, match=f"a slash at the beginning .*: use s3://raw/{place}a.png"):
+                site.run(key)
+
+
+@pytest.mark.parametrize("key", ALIASES)
+def test_a_store_that_takes_a_key_for_another_refuses_it_by_name(by_folder, place, key):
+    site = by_folder
+    site.raw.put(place + key, picture())
+    (listed,) = site.raw.keys(place)
+    with pytest.raises(InvalidRequest, match="does not tell") as raised:
+        site.run(key)
+    assert str(raised.value).endswith(f"use s3://raw/{listed}")
+    assert site.clean.keys(place) == []
+    assert site.run(listed.removeprefix(place)).status == "anonymized"
+    assert set(site.states().values()) == {"current"}
+    assert site.verified() == {listed: ("ok",)}
+    with pytest.raises(InvalidRequest, match="does not tell"):
+        list(Audit(site.store, [site.route], SECONDS).verdicts(site.clean.uri(place + key)))
+
+
+@pytest.mark.parametrize("key", ALIASES)
+def test_such_a_destination_is_refused_before_anything_is_stored(by_folder, place, key):
+    by_folder.raw.put(place + "a.png", picture())
+    with pytest.raises(InvalidRequest, match="does not tell"):
+        by_folder.run(destination=by_folder.clean.uri(place + key))
+    assert by_folder.clean.keys(place) == []
+
+
+def test_such_a_place_is_refused_and_not_taken_for_an_empty_one(by_folder, by_bytes, place):
+    for client in (by_folder.client, by_bytes):
+        client.put_object(Bucket="raw", Key=f"{place}x//b.png", Body=picture())
+    place = f"{place}x//"
+    for client in (by_folder.client, by_bytes):
+        site = Site(client, f"s3://raw/{place}a=s3://clean/{place}a", place)
+        if client is by_bytes:
+            assert list(site.store.list("raw", place))
+        else:
+            for read in (site.states, site.verified, lambda at=site: list(at.store.list("raw", place))):
+                with pytest.raises(InvalidRequest, match="does not tell"):
+                    read()
+
+
+def test_a_listed_key_that_the_store_takes_for_another_is_told_and_ends_nothing(by_folder, place):
+    by_folder.raw.put(place + "plain.png", picture())
+
+    class Listing(ObjectStore):
+        """A store whose listing has a file under a name that asks for another one."""
+
+        def list(self, bucket, prefix="", after=""):
+            for stored in super().list(bucket, prefix, after):
+                yield stored
+                if bucket == "raw":
+                    yield type(stored)(ObjectUri(bucket, f"{place}x\\y.png"), "e", 1)
+
+    by_folder.store = Listing(by_folder.client)
+    by_folder.run("plain.png", store=ObjectStore(by_folder.client))
+    assert by_folder.states() == {"plain.png": "current", "x\\y.png": "refused"}
