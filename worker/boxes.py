@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 Boxes = NDArray[Any]
 Rows = NDArray[np.intp]
 
-CHUNK = 1 << 20  # candidate pairs that are compared at a time, which bounds the memory
+CHUNK = 1 << 18  # candidate pairs that are compared at a time, which bounds the memory
 
 
 def meeting(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]]:

@@ -832,4 +832,4 @@ def test_turned_passes_over_thousands_of_faces_need_no_table_of_all_pairs():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 150_000_000
+    assert peak < 60_000_000
