@@ -18,10 +18,40 @@ def meeting(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]]:
     Boxes that only touch do not overlap. A point (x1 = x2 and y1 = y2) overlaps the boxes that it lies inside.
     """
     for rows, other_rows in _overlapping_spans(some, others):
-        one, other = some[rows], others[other_rows]
-        meet = (one[:, :2] < other[:, 2:]).all(axis=1) & (other[:, :2] < one[:, 2:]).all(axis=1)
+        meet = _overlap(some[rows], others[other_rows])
         if meet.any():
             yield rows[meet], other_rows[meet]
+
+
+def connected(boxes: Boxes) -> Rows:
+    """Return a label [n] for each of `boxes` [n, 4]: the lowest row that overlapping boxes connect it with."""
+    labels = np.arange(len(boxes))
+    for rows, others in _overlapping_spans(boxes, boxes):
+        # Pairs that are connected already are not compared: there are many where all boxes lie on each other.
+        apart = labels[rows] != labels[others]
+        rows, others = rows[apart], others[apart]
+        meet = _overlap(boxes[rows], boxes[others])
+        _join(labels, rows[meet], others[meet])
+        if not labels.any():
+            break
+    return labels
+
+
+def _join(labels: Rows, rows: Rows, others: Rows) -> None:
+    """Give `rows` and `others`, and all that have their labels, the lower of both, in place."""
+    while len(rows):
+        one, other = labels[rows], labels[others]
+        np.minimum.at(labels, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(labels, labels[labels]):
+            labels[:] = labels[labels]
+        apart = labels[rows] != labels[others]
+        rows, others = rows[apart], others[apart]
+
+
+def _overlap(some: Boxes, others: Boxes) -> NDArray[np.bool_]:
+    """Return which boxes overlap the one of the same row."""
+    meet = (some[:, :2] < others[:, 2:]) & (others[:, :2] < some[:, 2:])
+    return np.asarray(meet.all(axis=1), bool)
 
 
 def _overlapping_spans(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]]:
@@ -62,19 +92,3 @@ def _chunks(first: Rows, last: Rows) -> Iterator[tuple[Rows, Rows]]:
         offsets = np.arange(len(rows)) - np.repeat(np.cumsum(some) - some, some)
         yield rows, np.repeat(first[row:stop], some) + offsets
         row = stop
-
-
-def connected(boxes: Boxes) -> Rows:
-    """Return a label [n] for each of `boxes` [n, 4]: the lowest row that overlapping boxes connect it with."""
-    labels = np.arange(len(boxes))
-    for rows, others in meeting(boxes, boxes):
-        while True:
-            apart = labels[rows] != labels[others]
-            rows, others = rows[apart], others[apart]
-            if not len(rows):
-                break
-            one, other = labels[rows], labels[others]
-            np.minimum.at(labels, np.maximum(one, other), np.minimum(one, other))
-            while not np.array_equal(labels, labels[labels]):
-                labels = labels[labels]
-    return labels
