@@ -13,9 +13,10 @@ CHUNK = 1 << 18  # candidate pairs that are compared at a time, which bounds the
 
 
 def meeting(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]]:
-    """Yield the rows of all pairs of `some` [n, 4] and `others` [m, 4], x1 y1 x2 y2, that overlap, in chunks.
+    """Yield the rows of all overlapping pairs of `some` [n, 4] and `others` [m, 4], in chunks.
 
-    Boxes that only touch do not overlap. A point (x1 = x2 and y1 = y2) overlaps the boxes that it lies inside.
+    Boxes are x1 y1 x2 y2. Those that only touch do not overlap. A point (x1 = x2 and y1 = y2)
+    overlaps the boxes that it lies inside.
     """
     for rows, other_rows in _overlapping_spans(some, others):
         meet = _overlap(some[rows], others[other_rows])
@@ -24,10 +25,10 @@ def meeting(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]]:
 
 
 def connected(boxes: Boxes) -> Rows:
-    """Return a label [n] for each of `boxes` [n, 4]: the lowest row that overlapping boxes connect it with."""
+    """Return the lowest row [n] that overlapping boxes connect each of `boxes` [n, 4] with."""
     labels = np.arange(len(boxes))
     for rows, others in _overlapping_spans(boxes, boxes):
-        # Pairs that are connected already are not compared: there are many where all boxes lie on each other.
+        # Pairs that are connected already are not compared: boxes that lie on each other have many.
         apart = labels[rows] != labels[others]
         rows, others = rows[apart], others[apart]
         meet = _overlap(boxes[rows], boxes[others])
@@ -60,7 +61,10 @@ def _overlapping_spans(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]
     for axis in (0, 1):
         start, end = some[:, axis], some[:, axis + 2]
         other_start, other_end = others[:, axis], others[:, axis + 2]
-        order, other_order = np.argsort(start, kind="stable"), np.argsort(other_start, kind="stable")
+        order, other_order = (
+            np.argsort(start, kind="stable"),
+            np.argsort(other_start, kind="stable"),
+        )
         # Of two spans that overlap, the one that starts later starts within the other.
         from_some = _within(other_start[other_order], start, end, "left")
         from_others = _within(start[order], other_start, other_end, "right")
@@ -74,13 +78,13 @@ def _overlapping_spans(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]
 
 
 def _within(starts: Boxes, first: Boxes, last: Boxes, side: Literal["left", "right"]) -> tuple[Rows, Rows]:
-    """Return for each span `first` to `last` the range of the sorted `starts` in it; ``right`` leaves out `first`."""
+    """Return the range of the sorted `starts` within each span; ``right`` leaves out `first`."""
     begin = np.searchsorted(starts, first, side=side)
     return begin, np.maximum(begin, np.searchsorted(starts, last, side="left"))
 
 
 def _chunks(first: Rows, last: Rows) -> Iterator[tuple[Rows, Rows]]:
-    """Yield each row with each place of its range `first` to `last`, CHUNK pairs at a time or one row."""
+    """Yield each row with each place of its range, CHUNK pairs at a time, or one row."""
     counts = last - first
     ends = np.cumsum(counts)
     row = 0

@@ -1,4 +1,4 @@
-"""Follows the faces of an animation from frame to frame, through frames in which the detector misses them."""
+"""Follows the faces of an animation, through frames in which the detector misses them."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from worker.boxes import Boxes, Rows, meeting
 
-# Detectors miss a face while it blurs, turns away, is covered by a hand or leaves the picture: for half a second,
-# which is up to 12 frames of a video, and longer in the 10 frames a second of most GIFs.
+# Detectors miss a face while it blurs, turns away, is covered by a hand or leaves the picture: for
+# about half a second, which is 12 frames of a video, and fewer of most GIFs.
 MISSED = 12
-SAME = 0.75  # sides that a face moves between two sightings, at most; people beside each other are farther apart
+SAME = 0.75  # sides that a face moves between two sightings; neighbours are farther apart
 FARTHEST = 3  # sides a face may move while it is missed, at most one a frame
 LARGEST_GROWTH = 2  # times its side, between two sightings
 
@@ -19,8 +19,9 @@ LARGEST_GROWTH = 2  # times its side, between two sightings
 class Tracks:
     """The sightings before and after each of n faces, in the order of their frames.
 
-    A face is missed in the frames after `since` and before its own, and after its own and before `until`, at most
-    MISSED. `speed_before` and `speed_after` float64 [n, 2] are the pixels a frame, x y, that it moves there.
+    A face is missed in the frames after `since` and before its own, and after its own and before
+    `until`, at most MISSED. `speed_before` and `speed_after` float64 [n, 2] are the pixels a
+    frame, x y, that it moves there.
     """
 
     since: Rows
@@ -30,9 +31,12 @@ class Tracks:
 
 
 def follow(boxes: Boxes, frame: Rows) -> Tracks:
-    """Return the tracks of faces with `boxes` [n, 4], x1 y1 x2 y2, that the frames `frame` [n], ascending, show."""
+    """Return the tracks of faces with `boxes` [n, 4], x1 y1 x2 y2, of frames `frame` [n], ascending."""
     boxes = boxes.astype(np.float64)
-    middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    middles, sides = (
+        (boxes[:, :2] + boxes[:, 2:]) / 2,
+        np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)),
+    )
     since, until = frame - MISSED - 1, frame + MISSED + 1
     speed_before, speed_after = np.full(middles.shape, np.nan), np.full(middles.shape, np.nan)
     ends = np.zeros(0, np.intp)  # the faces that no later frame shows so far
@@ -45,7 +49,7 @@ def follow(boxes: Boxes, frame: Rows) -> Tracks:
         until[before], since[after] = number, frame[before]
         ends, new = np.setdiff1d(ends, before), np.setdiff1d(here, after)
 
-        # Another person may appear farther away: this link says which way to look, and ends no track.
+        # Another person may appear farther away: this link notes a speed, and ends no track.
         lost = ends[np.isnan(speed_after[ends, 0])]
         reach = np.minimum(number - frame[lost], FARTHEST) * sides[lost]
         before, after = _nearest(boxes, lost, new, reach)
@@ -63,7 +67,7 @@ def _speed(middles: NDArray[np.float64], frame: Rows, before: Rows, after: Rows)
 
 
 def _nearest(boxes: Boxes, some: Rows, others: Rows, reach: NDArray[np.float64]) -> tuple[Rows, Rows]:
-    """Return the pairs of `some` and `others` that are each other's nearest, within the `reach` of `some`."""
+    """Return the pairs that are each other's nearest, within the `reach` of `some`."""
     grown = np.concatenate([boxes[some, :2] - reach[:, None], boxes[some, 2:] + reach[:, None]], axis=1)
     near = [np.zeros((2, 0), np.intp), *(np.stack(pair) for pair in meeting(grown, boxes[others]))]
     row, other_row = np.concatenate(near, axis=1)
