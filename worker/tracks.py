@@ -31,7 +31,7 @@ class Tracks:
 
 
 def follow(boxes: Boxes, frame: Rows) -> Tracks:
-    """Return the tracks of faces with `boxes` [n, 4], x1 y1 x2 y2, of frames `frame` [n], ascending."""
+    """Return the tracks of faces with `boxes` [n, 4], x1 y1 x2 y2, of ascending frames `frame` [n]."""
     boxes = boxes.astype(np.float64)
     middles, sides = (
         (boxes[:, :2] + boxes[:, 2:]) / 2,
