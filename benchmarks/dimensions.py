@@ -74,8 +74,8 @@ def run() -> None:
             image, heads = made(scene, portrait.crop(HEAD))
             image.save(path, compress_level=1)
             figures = _measured(path)
-            after = np.asarray(Image.open(path.with_suffix(".out")).convert("RGB"))
-            clear = [size for size, *place in heads if _changed(np.asarray(image), after, size, *place) < HIDDEN]
+            before, after = np.asarray(image), np.asarray(Image.open(path.with_suffix(".out")).convert("RGB"))
+            clear = [size for size, *place in heads if _changed(before, after, size, *place) < HIDDEN]
             line = {
                 "picture": scene.name,
                 "megapixels": round(scene.width * scene.height / 1e6, 1),

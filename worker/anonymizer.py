@@ -15,7 +15,7 @@ from tasks import receipts
 from tasks.errors import ImageTooLarge, Permanent, UnreadableImage
 from tasks.messages import AnonymizeOptions, Areas, Reason
 from worker import images, masking
-from worker.detector import Detections, Detector, bridged, merge, outside, placed
+from worker.detector import Detections, Detector, bridged, clip, merge, outside, placed
 from worker.masking import MaskStyle
 from worker.settings import Look
 
@@ -135,7 +135,7 @@ class Anonymizer:
         with watch.stage("detect", "detecting"):
             looks = self.look(picture)
             if picture.format != "TIFF":  # its frames are pages, which have nothing to do with each other
-                looks = bridged(looks)
+                looks = [clip(faces, picture.width, picture.height) for faces in bridged(looks)]
             found = [outside(faces, options.exempt) for faces in looks]
         with watch.stage("mask", "masking"):
             hidden = self._hide(picture, found, options)

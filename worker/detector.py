@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
+from worker.boxes import Rows, meeting
 from worker.settings import Look
 from worker.tiles import quarters, tiles
+from worker.tracks import MISSED, follow
 
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
@@ -327,7 +329,7 @@ class ScaledDetector:
         canvas[:height, :width] = part
         answer = self.infer(canvas)
         found = placed(answer[~(answer.scores < WEAK * self.score_threshold)])  # NaN stays, and is refused
-        yield _moved(found, columns.start, rows.start), rows, columns
+        yield _shifted(found, columns.start, rows.start), rows, columns
         is_small = min(height, width) <= MIN_TILE
         if answer.left_out < self.score_threshold or (is_small and not is_finest):
             return
@@ -366,10 +368,11 @@ def _unless_better(found: Detections, known: Detections) -> Detections:
 
     Upright faces are seen in turned passes too, but worse.
     """
-    middle = (found.boxes_xyxy[:, None, :2] + found.boxes_xyxy[:, None, 2:]) / 2
-    within = ((middle > known.boxes_xyxy[:, :2]) & (middle < known.boxes_xyxy[:, 2:])).all(axis=2)
-    better = within & (known.scores > found.scores[:, None])
-    return found[~better.any(axis=1)]
+    middle = (found.boxes_xyxy[:, :2] + found.boxes_xyxy[:, 2:]) / 2
+    better = np.zeros(len(found), bool)
+    for rows, around in meeting(np.concatenate([middle, middle], axis=1), known.boxes_xyxy):
+        better[rows[known.scores[around] > found.scores[rows]]] = True
+    return found[~better]
 
 
 def _reaches_edge(found: Detections, rows: slice, columns: slice, height: int, width: int) -> NDArray[np.bool_]:
@@ -387,9 +390,10 @@ def _reaches_edge(found: Detections, rows: slice, columns: slice, height: int, w
 def _unless_covered(cut: Detections, faces: Detections) -> Detections:
     """Those of `cut` of which no one of `faces` covers half."""
     covered = np.zeros(len(cut), bool)
-    for number, box in enumerate(cut.boxes_xyxy):
-        shared = np.minimum(box[2:], faces.boxes_xyxy[:, 2:]) - np.maximum(box[:2], faces.boxes_xyxy[:, :2])
-        covered[number] = 2 * shared.clip(0).prod(axis=1).max(initial=0) >= _area(box[None])[0]
+    for rows, around in meeting(cut.boxes_xyxy, faces.boxes_xyxy):
+        boxes, others = cut.boxes_xyxy[rows], faces.boxes_xyxy[around]
+        shared = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+        covered[rows[2 * shared.clip(0).prod(axis=1) >= _area(boxes)]] = True
     return cut[~covered]
 
 
@@ -398,7 +402,7 @@ def _within(span: slice, part: slice) -> slice:
     return slice(span.start + part.start, span.start + part.stop)
 
 
-def _moved(found: Detections, x: int, y: int) -> Detections:
+def _shifted(found: Detections, x: int, y: int) -> Detections:
     """`found`, `x` pixels further to the right and `y` further down."""
     if not (x or y):
         return found
@@ -481,8 +485,8 @@ def clip(detections: Detections, width: int, height: int) -> Detections:
     return replace(detections, boxes_xyxy=boxes, sightings=detections.seen)[inside]
 
 
-def merge(detections: Detections, weak: Sightings | None = None, iou: float = MERGE_IOU) -> Detections:
-    """One detection for boxes that show the same face: those that overlap a stronger one by at least `iou`.
+def merge(detections: Detections, weak: Sightings | None = None) -> Detections:
+    """One detection for boxes that show the same face: those that overlap a stronger one by at least MERGE_IOU.
 
     The merged box covers all of them, and each stays one of its sightings: their regions are hidden together, because
     passes disagree about the edges by more than the margin. What was seen `weak`ly joins the faces that it overlaps,
@@ -490,28 +494,23 @@ def merge(detections: Detections, weak: Sightings | None = None, iou: float = ME
     """
     ordered = detections[np.argsort(-detections.scores, kind="stable")]
     boxes = ordered.boxes_xyxy
-    seen = [ordered.seen] if weak is None else [ordered.seen, weak]
-    # To which merged face each box belongs, and each weak sighting.
-    face, weak_face = np.full(len(ordered), -1), np.full(0 if weak is None else len(weak), -1)
-    merged = boxes.copy()
+    everywhere = boxes if weak is None else np.concatenate([boxes, weak.boxes_xyxy])
+    same_face = _same_face(boxes, everywhere)
+    face = np.full(len(everywhere), -1)  # to which merged face each box belongs, and each weak sighting
     strongest: list[int] = []
     for i in range(len(ordered)):
         if face[i] >= 0:
             continue
-        same = (face < 0) & (overlap(boxes[i], boxes) >= iou)
-        same[i] = True
-        face[same] = len(strongest)
-        parts = boxes[same]
-        if weak is not None:
-            joins = (weak_face < 0) & (overlap(boxes[i], weak.boxes_xyxy) >= iou)
-            weak_face[joins] = len(strongest)
-            parts = np.concatenate([parts, weak.boxes_xyxy[joins]])
-        merged[i] = *parts[:, :2].min(axis=0), *parts[:, 2:].max(axis=0)
+        same = same_face(i)
+        face[same[face[same] < 0]] = face[i] = len(strongest)
         strongest.append(i)
-    everything = Sightings.joined(seen)
-    belongs = np.concatenate([face[ordered.seen.face], weak_face])
-    sightings = replace(everything, face=belongs)[belongs >= 0]
-    return Detections(merged[strongest], ordered.scores[strongest], sightings)
+    merged = boxes[strongest]
+    np.minimum.at(merged[:, :2], face[face >= 0], everywhere[face >= 0, :2])
+    np.maximum.at(merged[:, 2:], face[face >= 0], everywhere[face >= 0, 2:])
+    seen = ordered.seen if weak is None else Sightings.joined([ordered.seen, weak])
+    belongs = np.concatenate([face[ordered.seen.face], face[len(boxes) :]])
+    sightings = replace(seen, face=belongs)[belongs >= 0]
+    return Detections(merged, ordered.scores[strongest], sightings)
 
 
 def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detections:
@@ -524,27 +523,70 @@ def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detecti
     return detections[kept]
 
 
-def bridged(frames: Sequence[Detections], iou: float = MERGE_IOU) -> list[Detections]:
-    """The faces of each frame of an animation, with those that both its neighbours show at one place and it does not.
+def bridged(frames: Sequence[Detections]) -> list[Detections]:
+    """Return the faces of each frame of an animation, with those that it misses and the frames around it show.
 
-    Detectors flicker: a face that is missed in one frame of many is as exposed as one that is missed in all.
+    A face that was found in one frame is hidden in up to MISSED frames before and after it too, until it is found
+    again: where it was found, and where its movement takes it, which may be beyond the edge of the picture.
     """
+    everything = Detections.joined([Detections.none(), *frames])
+    starts = np.cumsum([0, *map(len, frames)])
+    frame_of = np.repeat(np.arange(len(frames)), np.diff(starts))
+    tracks = follow(everything.boxes_xyxy, frame_of)
     result = list(frames)
-    for number in range(1, len(frames) - 1):
-        before, here, after = frames[number - 1 : number + 2]
-        missed = [
-            _meets(side, other, iou) & ~_meets(side, here, iou) for side, other in ((before, after), (after, before))
-        ]
-        if any(map(np.any, missed)):
-            result[number] = merge(Detections.joined([here, before[missed[0]], after[missed[1]]]))
+    for frame, here in enumerate(frames):
+        first, last = max(0, frame - MISSED), min(len(frames), frame + 1 + MISSED)
+        earlier, later = np.arange(starts[first], starts[frame]), np.arange(starts[frame + 1], starts[last])
+        earlier, later = earlier[tracks.until[earlier] > frame], later[tracks.since[later] < frame]
+        rows = np.concatenate([earlier, later])
+        speed = np.concatenate([tracks.speed_after[earlier], tracks.speed_before[later]])
+        missed = ~_meets(everything[rows], here)
+        if missed.any():
+            shift = speed[missed] * (frame - frame_of[rows[missed]])[:, None]
+            lost = everything[rows[missed]]
+            result[frame] = merge(Detections.joined([here, lost, _moved(lost, shift)[shift.any(axis=1)]]))
     return result
 
 
-def _meets(some: Detections, others: Detections, iou: float) -> NDArray[np.bool_]:
-    """Which of `some` overlap one of `others` by at least `iou`."""
-    if not len(others):
-        return np.zeros(len(some), bool)
-    return np.array([overlap(box, others.boxes_xyxy).max() >= iou for box in some.boxes_xyxy], bool)
+def _moved(detections: Detections, shift: NDArray[np.float64]) -> Detections:
+    """Return `detections`, each moved by its `shift` [n, 2], x y in pixels."""
+    seen, by = detections.seen, shift.astype(np.float32)
+    moved = replace(
+        seen,
+        boxes_xyxy=seen.boxes_xyxy + np.tile(by[seen.face], 2),
+        landmarks=seen.landmarks + by[seen.face, None],
+    )
+    return replace(detections, boxes_xyxy=detections.boxes_xyxy + np.tile(by, 2), sightings=moved)
+
+
+def _meets(some: Detections, others: Detections) -> NDArray[np.bool_]:
+    """Which of `some` overlap one of `others` by at least MERGE_IOU."""
+    same_face = _same_face(some.boxes_xyxy, others.boxes_xyxy)
+    return np.array([len(same_face(row)) > 0 for row in range(len(some))], bool)
+
+
+def _same_face(boxes: Boxes, others: Boxes) -> Callable[[int], Rows]:
+    """Return a function from a row of `boxes` to the rows of `others` that overlap it by at least MERGE_IOU.
+
+    Such boxes start close to each other, so that it compares only those that do along one axis.
+    """
+    lookups = []
+    for axis in (0, 1):
+        order = np.argsort(others[:, axis], kind="stable")
+        start = boxes[:, axis].astype(np.float64)
+        # What they share is at least MERGE_IOU of the longer one's side; a thousandth more is for rounding.
+        reach = (1 / MERGE_IOU - 1 + 1e-3) * (boxes[:, axis + 2] - start)
+        starts = others[order, axis].astype(np.float64)
+        first = np.searchsorted(starts, start - reach, side="left")
+        last = np.searchsorted(starts, start + reach, side="right")
+        lookups.append((int((last - first).sum()), order, first, last))
+    _, order, first, last = min(lookups, key=lambda each: each[0])
+
+    def same_face(row: int) -> Rows:
+        near = order[first[row] : last[row]]
+        return near[overlap(boxes[row], others[near]) >= MERGE_IOU]
+
+    return same_face
 
 
 def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:

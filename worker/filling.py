@@ -24,13 +24,13 @@ class Hole:
     """Where pixels are replaced, within a window of the picture [h, w].
 
     `pixels` uint8 or uint16 [h, w, c] are clear; `own` uint8 [h, w] is OPAQUE where they are hidden and falls to 0
-    around; `others` bool [h, w] are hidden too, but by themselves; `grain` is the side of the squares of pixels that
-    `surround` works on, `cell` that of the cells of methods that average, in pixels; `black` a black pixel.
+    around; `covered` bool [h, w] are in a region of this hole or of another one; `grain` is the side of the squares of
+    pixels that `surround` works on, `cell` that of the cells of methods that average, in pixels; `black` a black pixel.
     """
 
     pixels: Image
     own: NDArray[np.uint8]
-    others: NDArray[np.bool_]
+    covered: NDArray[np.bool_]
     grain: int
     cell: int
     black: Black
@@ -91,7 +91,7 @@ def surround(hole: Hole) -> Filling:
     values, known = np.empty((*size, channels), np.float32), np.empty(size, np.uint8)
     for rows in strips(height, width, hole.grain):
         part = slice(rows.start // hole.grain, -(-rows.stop // hole.grain))
-        clear = ((hole.own[rows] < OPAQUE) & ~hole.others[rows]).view(np.uint8)
+        clear = ((hole.own[rows] < OPAQUE) & ~hole.covered[rows]).view(np.uint8)
         seen = cv2.copyTo(hole.pixels[rows], clear).reshape(*clear.shape, channels)
         values[part], shares = _known(seen.astype(np.float32), clear.astype(np.float32), hole.grain)
         known[part] = shares > 0

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from worker.boxes import Rows, connected, meeting
 from worker.detector import Detections, Sightings
 from worker.filling import OPAQUE, Black, Hole, Image, grain_of, replace_pixels, strips
 
@@ -147,10 +148,15 @@ def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> 
     seen = found.seen
     bands = eye_bands(seen).clip(0, [width, height] * 2)
     whole = np.concatenate([np.floor(bands[:, :2]), np.ceil(bands[:, 2:])], axis=1).astype(int)
+    # All frames of an animation may be hidden in one picture: only the regions at eyes are worth drawing.
+    at_eyes = np.zeros(len(hidden), bool)
+    for _, rows in meeting(whole, hidden.rectangles):
+        at_eyes[rows] = True
+    covered = _covered(hidden[at_eyes], (0, 0, width, height))
     open_ = np.zeros(len(found), bool)
     for face, (x1, y1, x2, y2) in zip(seen.face, whole, strict=True):
         if x1 < x2 and y1 < y2:
-            open_[face] |= _covered(hidden, (x1, y1, x2, y2)).mean() < HIDDEN_EYES
+            open_[face] |= covered[y1:y2, x1:x2].mean() < HIDDEN_EYES
     return ~open_
 
 
@@ -168,6 +174,7 @@ def hide(
     """
     height, width = picture.shape[:2]
     everything = regions(seen, style, width, height, extra)
+    covered = _covered(everything, (0, 0, width, height))
     result = picture.copy()
     for members in _groups(everything, style):
         group = everything[members]
@@ -182,34 +189,23 @@ def hide(
         window = (x1, y1, x2, y2)
         cell = max(SMALLEST_CELL, math.ceil(largest / CELLS))
         clear = picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1)
-        hole = Hole(clear, _soft(group, window, feather), _covered(everything[~members], window), grain, cell, black)
+        hole = Hole(clear, _soft(group, window, feather), covered[y1:y2, x1:x2], grain, cell, black)
         replace_pixels(result[y1:y2, x1:x2], hole, style.method)
     return result
 
 
-def _groups(everything: Regions, style: MaskStyle) -> list[NDArray[np.bool_]]:
-    """Which regions belong together: those of one face, and of faces whose surroundings overlap or touch."""
+def _groups(everything: Regions, style: MaskStyle) -> list[Rows]:
+    """Return the rows of regions that belong together: of one face, and of faces whose surroundings overlap."""
+    if not len(everything):
+        return []
     faces = np.unique(everything.faces, return_inverse=True)[1]
-    count = int(faces.max(initial=-1)) + 1
-    first, last = np.full((count, 2), np.inf), np.full((count, 2), -np.inf)
+    surroundings = np.repeat([[np.inf, np.inf, -np.inf, -np.inf]], faces.max() + 1, axis=0)
     grown = style.feather * everything.sides[:, None] + 1
-    np.minimum.at(first, faces, everything.rectangles[:, :2] - grown)
-    np.maximum.at(last, faces, everything.rectangles[:, 2:] + grown)
-    before: NDArray[np.bool_] = np.all(first[:, None] < last[None], axis=2)
-    near = before & before.T
-    groups = []
-    left = np.ones(count, bool)
-    for face in range(count):
-        if not left[face]:
-            continue
-        group = np.zeros(count, bool)
-        edge = np.arange(count) == face
-        while edge.any():
-            group |= edge
-            edge = near[edge].any(axis=0) & ~group
-        left &= ~group
-        groups.append(group[faces])
-    return groups
+    np.minimum.at(surroundings[:, :2], faces, everything.rectangles[:, :2] - grown)
+    np.maximum.at(surroundings[:, 2:], faces, everything.rectangles[:, 2:] + grown)
+    group = connected(surroundings)[faces]
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _covered(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:

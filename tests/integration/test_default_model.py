@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter, ImageSequence
 
 from tasks.errors import ModelInvalid
 from worker import bootstrap
@@ -308,3 +308,28 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
     with Image.open(io.BytesIO(result.content)) as image:
         eyes = np.asarray(image.convert("RGB"))[y1 : y1 + (y2 - y1) // 2, x1:x2]
     assert eyes.mean() < 10
+
+
+def test_a_face_that_blurs_in_an_animation_stays_hidden(model, samples):
+    """A real detector misses it there: between two frames that show it, before the first and after the last."""
+    with Image.open(samples["astronaut.png"]) as image:
+        clear = image.convert("RGB").crop((120, 0, 340, 220))
+    blurred = Image.blend(clear.filter(ImageFilter.GaussianBlur(16)), Image.new("RGB", clear.size, "gray"), 0.9)
+    frames = [each.copy() for each in (blurred, clear, blurred, blurred, clear, blurred)]
+    for number, frame in enumerate(frames):
+        frame.putpixel((0, 219), (number, 0, 0))  # so that no two frames are joined into one
+    target = io.BytesIO()
+    frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
+    detector = ScaledDetector(
+        lambda canvas: model.predict(canvas[None])[0], WorkerSettings().look(), model.score_threshold
+    )
+    (x1, y1, x2, y2), *_ = detector.detect(np.asarray(clear)).boxes_xyxy.round().astype(int)
+    assert len(detector.detect(np.asarray(blurred))) == 0
+    limits = Limits(max_bytes=10**7, max_pixels=10**7, fetch_seconds=10)
+    anonymizer = Anonymizer(detector=detector, style=MaskStyle("fill", 1.0, 0.0), limits=limits)
+
+    result = anonymizer.anonymize(target.getvalue(), Stopwatch())
+
+    with Image.open(io.BytesIO(result.content)) as after:
+        for frame in ImageSequence.Iterator(after):
+            assert (np.asarray(frame.convert("RGB"))[y1:y2, x1:x2] == 0).all()

@@ -1,8 +1,9 @@
 """Detection at several scales: boxes come back in pixels of the picture, once for each face, within it."""
 
 import math
+import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DetectionFailed
+from worker import detector as detector_module
 from worker.detector import (
     CLEARLY,
     LARGEST_SEEN,
@@ -24,6 +26,8 @@ from worker.detector import (
     Halves,
     ScaledDetector,
     Sightings,
+    _meets,
+    _unless_better,
     bridged,
     clip,
     merge,
@@ -31,6 +35,7 @@ from worker.detector import (
     overlap,
 )
 from worker.settings import Look
+from worker.tracks import MISSED
 
 SIDES = st.floats(-50, 150, width=32)
 SIZES = st.floats(0, 80, width=32)
@@ -639,15 +644,192 @@ def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
             assert smaller[rows, columns].mean() == pytest.approx(whole[rows, columns].mean(), abs=2)
 
 
+# --- animations -----------------------------------------------------------------------------------------------
+
+NONE = Detections.none()
+FACES_BOX = (10, 10, 40, 40)
+
+
+def covering(detections, box):
+    """Whether one of `detections`, or one of their sightings, covers `box` to a pixel."""
+    seen = np.concatenate([detections.boxes_xyxy, detections.seen.boxes_xyxy])
+    return bool(((seen[:, :2] <= np.add(box[:2], 1)) & (seen[:, 2:] >= np.subtract(box[2:], 1))).all(axis=1).any())
+
+
 def test_a_face_that_flickers_is_hidden_in_the_frame_that_lacks_it_too():
-    face, moved, other = found((10, 10, 40, 40)), found((14, 10, 44, 40)), found((80, 10, 110, 40))
+    face, moved, other = found(FACES_BOX), found((14, 10, 44, 40)), found((80, 10, 110, 40))
     before, here, after = bridged([Detections.joined([face, other]), other, Detections.joined([moved, other])])
     assert (len(before), len(after)) == (2, 2)
     assert sorted(here.boxes_xyxy.tolist()) == [[10, 10, 44, 40], [80, 10, 110, 40]]
-    assert len(here.seen) == 3
+    assert {FACES_BOX, (14, 10, 44, 40)} <= {tuple(box) for box in here.seen.boxes_xyxy.tolist()}
 
 
-def test_a_face_of_one_neighbour_alone_is_in_no_other_frame():
-    face, elsewhere = found((10, 10, 40, 40)), found((80, 10, 110, 40))
-    for frames in ([face, Detections.none(), elsewhere], [face, Detections.none()], [face], []):
-        assert [len(each) for each in bridged(frames)] == [len(each) for each in frames]
+@pytest.mark.parametrize("gap", [1, 2, 3, MISSED, 2 * MISSED])
+def test_a_face_is_hidden_in_all_frames_that_miss_it_between_two_that_show_it(gap):
+    shown = bridged([found(FACES_BOX), *[NONE] * gap, found(FACES_BOX)])
+    assert [each.boxes_xyxy.tolist() for each in shown] == [[list(FACES_BOX)]] * (gap + 2)
+
+
+@pytest.mark.parametrize("missed", [1, 2, MISSED])
+@pytest.mark.parametrize("sightings", [1, 3])
+def test_a_face_is_hidden_in_the_frames_before_it_is_first_found_and_after_it_is_last_found(missed, sightings):
+    face = found(FACES_BOX)
+    for frames in ([NONE] * missed + [face] * sightings, [face] * sightings + [NONE] * missed):
+        assert [len(each) for each in bridged(frames)] == [1] * (missed + sightings)
+
+
+def test_a_face_is_not_hidden_for_ever():
+    face = found(FACES_BOX)
+    shown = bridged([NONE] * 50 + [face] * 3 + [NONE] * 50)
+    assert [len(each) for each in shown] == [0] * (50 - MISSED) + [1] * (3 + 2 * MISSED) + [0] * (50 - MISSED)
+
+
+@pytest.mark.parametrize("step", [(3, 0), (-7, 5), (20, 0), (0, 25)])
+@pytest.mark.parametrize("gap", [2, 5, MISSED])
+def test_a_face_that_moves_is_hidden_where_it_is_while_it_is_missed(step, gap):
+    """Between two sightings; and before and after them, as it went on moving."""
+
+    def place(frame):
+        return tuple(np.add((300, 300, 330, 330), np.tile(np.multiply(step, frame), 2)).tolist())
+
+    frames = [found(place(number)) for number in range(4 + gap + 4)]
+    for number in (0, 1, *range(4, 4 + gap), len(frames) - 1):
+        frames[number] = NONE
+    for number, shown in enumerate(bridged(frames)):
+        assert covering(shown, place(number))
+
+
+def test_a_face_that_moves_between_two_single_sightings_is_hidden_on_its_way():
+    frames = [found(FACES_BOX), NONE, NONE, found((70, 10, 100, 40))]
+    for number, shown in enumerate(bridged(frames)):
+        assert covering(shown, (10 + 20 * number, 10, 40 + 20 * number, 40))
+        assert covering(shown, FACES_BOX)
+
+
+def test_a_newcomer_beside_a_face_that_is_missed_does_not_expose_it():
+    face, beside = found(FACES_BOX), found((42, 10, 72, 40))
+    for shown in bridged([face, beside, beside, Detections.joined([face, beside])]):
+        assert covering(shown, FACES_BOX)
+
+
+def test_a_missed_face_keeps_its_top_its_slack_and_its_landmarks_where_it_moves():
+    landmarks = np.array([[(30, 15), (30, 35), (25, 25), (15, 15), (15, 35)]], np.float32)
+    frames = [
+        Detections(box, np.ones(1, np.float32), replace(Sightings.of(box, landmarks + by), slack=np.full(1, 3.0)))
+        for by in (0, 4)
+        for box in [np.array([FACES_BOX], np.float32) + by]
+    ]
+    shown = bridged([*frames, NONE])[2]
+    assert shown.seen.boxes_xyxy.tolist() == [[14, 14, 44, 44], [18, 18, 48, 48]]
+    assert np.array_equal(shown.seen.landmarks, np.concatenate([landmarks + 4, landmarks + 8]))
+    assert shown.seen.slack.tolist() == [3, 3]
+
+
+@given(st.lists(detections(most=4), max_size=6))
+def test_no_frame_loses_what_it_shows(frames):
+    shown = bridged(frames)
+    assert len(shown) == len(frames)
+    for before, after in zip(frames, shown, strict=True):
+        kept = {tuple(box) for box in after.seen.boxes_xyxy.tolist()}
+        assert {tuple(box) for box in before.seen.boxes_xyxy.tolist()} <= kept
+        assert after is before or len(after.seen) > len(before.seen)
+
+
+def test_frames_that_miss_nothing_are_as_they_were():
+    frames = [found((10 + number, 10, 40 + number, 40)) for number in range(30)]
+    assert all(one is other for one, other in zip(bridged(frames), frames, strict=True))
+
+
+# --- many faces -----------------------------------------------------------------------------------------------
+
+
+def merged_one_by_one(some, weak):
+    """`merge` as it reads: the strongest box takes all that overlap it, each compared with each."""
+    order = np.argsort(-some.scores, kind="stable")
+    boxes = np.concatenate([some.boxes_xyxy[order], weak.boxes_xyxy])
+    face = np.full(len(boxes), -1)
+    for row in range(len(some)):
+        if face[row] < 0:
+            same = (face < 0) & (overlap(boxes[row], boxes) >= MERGE_IOU)
+            same[row] = True
+            face[same] = face.max(initial=-1) + 1
+    numbers = range(face.max(initial=-1) + 1)
+    around = [(*boxes[face == number, :2].min(axis=0), *boxes[face == number, 2:].max(axis=0)) for number in numbers]
+    firsts = [int(np.flatnonzero(face == number)[0]) for number in numbers]
+    face[order] = face[: len(order)].copy()  # sightings stay in their order
+    return np.array(around, np.float32).reshape(-1, 4), some.scores[order][firsts], face
+
+
+def crowd(seed):
+    """Up to 300 boxes of several passes: some agree, others touch, nest, repeat or stand alone; and weak sightings."""
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 301))
+    corners = random.uniform(-20, random.choice([60, 300, 3000]), (count, 2))
+    sides = random.choice([6, 25, 100], (count, 1)) * random.uniform(0.5, 2, (count, 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1)
+    again = random.integers(0, count, count // 3)
+    boxes[: len(again)] = boxes[again] + random.choice([0, 1, 3]) * random.uniform(-1, 1, (len(again), 1))
+    if random.random() < 0.3:
+        boxes = (boxes / 10).round() * 10  # touching, and without area
+    scores = random.random(count).round(int(random.integers(1, 4)))  # some are equal
+    weak = boxes[: count // 2] + random.uniform(-2, 2, (count // 2, 1))
+    return found(*boxes, scores=scores), Sightings.of(weak.astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_boxes_are_merged_as_if_each_was_compared_with_each(seed):
+    some, weak = crowd(seed)
+    boxes, scores, face = merged_one_by_one(some, weak)
+
+    merged = merge(some, weak)
+
+    assert np.array_equal(merged.boxes_xyxy, boxes)
+    assert np.array_equal(merged.scores, scores)
+    assert merged.seen.face.tolist() == face[face >= 0].tolist()
+    expected = [bool((overlap(box, merged.boxes_xyxy) >= MERGE_IOU).any()) for box in some.boxes_xyxy]
+    assert _meets(some, merged).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_box_is_dropped_if_its_middle_is_in_a_stronger_one_as_if_each_was_compared_with_each(seed):
+    some, _ = crowd(seed)
+    known, _ = crowd(seed + 1000)
+    middles = (some.boxes_xyxy[:, :2] + some.boxes_xyxy[:, 2:]) / 2
+    expected = [
+        not any(
+            (middle > box[:2]).all() and (middle < box[2:]).all() and theirs > score
+            for box, theirs in zip(known.boxes_xyxy, known.scores, strict=True)
+        )
+        for middle, score in zip(middles, some.scores, strict=True)
+    ]
+    assert _unless_better(some, known).boxes_xyxy.tolist() == some.boxes_xyxy[expected].tolist()
+
+
+@pytest.mark.parametrize("columns", [1, 60, 3600])
+def test_thousands_of_faces_are_merged_by_comparing_each_with_those_near_it(columns, monkeypatch):
+    places = np.arange(3600)
+    corners = 20 * np.stack([places % columns, places // columns], axis=1)
+    one = np.concatenate([corners, corners + 20], axis=1)
+    several = found(*one, *one + 1, *one + 2, scores=np.linspace(1, 0.2, 3 * len(one)))
+    compared = []
+    kept = detector_module.overlap
+    monkeypatch.setattr(detector_module, "overlap", lambda box, boxes: compared.append(len(boxes)) or kept(box, boxes))
+
+    merged = merge(several)
+
+    assert np.array_equal(merged.boxes_xyxy, np.add(one, (0, 0, 2, 2)))
+    assert sum(compared) <= 1000 * len(one)
+    assert _meets(several, merged).all()
+    assert sum(compared) <= 3000 * len(one)
+
+
+def test_turned_passes_over_thousands_of_faces_need_no_table_of_all_pairs():
+    corners = 20 * np.stack(divmod(np.arange(6400), 80), axis=1)
+    known = found(*np.concatenate([corners, corners + 20], axis=1))
+    tracemalloc.start()
+    try:
+        assert len(_unless_better(replace(known, scores=known.scores - 0.1), known)) == 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60_000_000

@@ -102,6 +102,45 @@ def test_the_face_is_hidden_in_every_frame_and_the_rest_plays_as_before(name):
         assert np.array_equal(other[..., 3][outside], one[..., 3][outside])
 
 
+class Blinks(Finds):
+    """A detector that finds nothing in some frames, and in the others a face that moves by `step` pixels a frame."""
+
+    def __init__(self, missed, step=0):
+        super().__init__()
+        self._missed, self._step = missed, step
+
+    def detect(self, picture):
+        number = self.seen
+        found = super().detect(picture)
+        if number in self._missed:
+            return Detections.none()
+        return Detections(found.boxes_xyxy + np.float32([self._step * number, 0] * 2), found.scores)
+
+
+@pytest.mark.parametrize("missed", [{1}, {1, 2}, {0, 1}, {2, 3}, {0, 2, 3}])
+@pytest.mark.parametrize("name", ["GIF", "APNG", "lossless WebP"])
+def test_a_face_is_hidden_in_every_frame_of_an_animation_that_misses_it(name, missed):
+    result = anonymized(ANIMATED[name], Blinks(missed))
+    x1, y1, x2, y2 = FACE
+    assert all((frame[y1:y2, x1:x2, :3] == 0).all() for frame in shown(result.content))
+    assert len(result.detections) == 4
+
+
+def test_a_face_that_leaves_the_picture_is_reported_within_it():
+    result = anonymized(ANIMATED["APNG"], Blinks({2, 3}, step=9))
+    boxes = result.detections.boxes_xyxy
+    assert (boxes >= 0).all()
+    assert (boxes <= [*SIZE, *SIZE]).all()
+    for number, frame in enumerate(shown(result.content)):
+        assert (frame[8:24, 16 + 9 * number : 32 + 9 * number, :3] == 0).all()
+
+
+def test_a_face_of_one_page_is_looked_for_on_no_other():
+    result = anonymized(written([scene(i) for i in range(3)], "TIFF"), Blinks({1}))
+    x1, y1, x2, y2 = FACE
+    assert [bool((frame[y1:y2, x1:x2, :3] == 0).all()) for frame in shown(result.content)] == [True, False, True]
+
+
 @pytest.mark.parametrize("name", ANIMATED)
 def test_an_animation_keeps_its_timing_and_its_repeats(name):
     before, after = opened(ANIMATED[name]), opened(anonymized(ANIMATED[name]).content)

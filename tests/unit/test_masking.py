@@ -622,3 +622,169 @@ def test_hiding_a_face_leaves_its_close_neighbour_hidden(method, gap):
     for x1, _, x2, _ in pair.astype(int):
         same = (hidden[20:60, x1:x2] == picture[20:60, x1:x2]).all(axis=-1)
         assert same.mean() < 0.01
+
+
+# --- many faces -----------------------------------------------------------------------------------------------
+
+
+def crowd(seed, width, height):
+    """Up to 300 faces of one to three sightings: they overlap, touch, nest and stand alone; some lie or are unclear."""
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 301))
+    corners = random.uniform(-10, max(width, height), (count, 2))
+    sides = random.choice([4, 12, 40, 150], (count, 1), p=[0.4, 0.4, 0.15, 0.05]) * random.uniform(0.5, 1.5, (count, 2))
+    if random.random() < 0.4:
+        corners, sides = np.floor(corners / 10) * 10, np.ceil(sides / 10) * 10
+    face = np.sort(np.concatenate([np.arange(count), random.integers(0, count, count)]))
+    corners = corners[face] + random.choice([0, 2]) * random.uniform(-1, 1, (len(face), 2))
+    sides = sides[face]
+    landmarks = corners[:, None] + random.uniform(0, 1, (len(face), 5, 2)) * sides[:, None]
+    landmarks[random.random(len(face)) < 0.5] = np.nan
+    boxes_xyxy = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    slack = (random.random(len(face)) * random.choice([0, 4])).astype(np.float32)
+    seen = Sightings(boxes_xyxy, landmarks.astype(np.float32), slack, face)
+    extra = np.sort(random.uniform(-10, max(width, height), (int(random.integers(4)), 2, 2)), axis=1).reshape(-1, 4)
+    return seen, extra.tolist()
+
+
+def groups_one_by_one(everything, style):
+    """Groups of rows, walked from face to face, each compared with each."""
+    grown = style.feather * everything.sides[:, None] + 1
+    first, last = everything.rectangles[:, :2] - grown, everything.rectangles[:, 2:] + grown
+    faces = [np.flatnonzero(everything.faces == face) for face in np.unique(everything.faces)]
+    around = [(*first[rows].min(axis=0), *last[rows].max(axis=0)) for rows in faces]
+    left, groups = list(range(len(faces))), []
+    while left:
+        group, edge = [], [left.pop(0)]
+        while edge:
+            here = edge.pop()
+            group.append(here)
+            x1, y1, x2, y2 = around[here]
+            near = [
+                face
+                for face in left
+                if around[face][0] < x2 and x1 < around[face][2] and around[face][1] < y2 and y1 < around[face][3]
+            ]
+            left = [face for face in left if face not in near]
+            edge += near
+        groups.append(sorted(row for face in group for row in faces[face]))
+    return groups
+
+
+def hidden_one_by_one(picture, seen, style, extra):
+    """`hide` as it reads: each group with all regions of the others drawn anew around it."""
+    height, width = picture.shape[:2]
+    everything = masking.regions(seen, style, width, height, extra)
+    result = picture.copy()
+    for rows in groups_one_by_one(everything, style):
+        group, others = everything[rows], everything[np.setdiff1d(np.arange(len(everything)), rows)]
+        feather = round(style.feather * group.sides.min())
+        ring = max(masking.SMALLEST_RING, round(masking.RING * group.sides.min()))
+        first, last = group.rectangles[:, :2].min(axis=0), group.rectangles[:, 2:].max(axis=0)
+        x1, y1 = np.maximum(first - feather - ring, 0)
+        x2, y2 = np.minimum(last + feather + ring, (width, height))
+        hole = filling.Hole(
+            picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1),
+            masking._soft(group, (x1, y1, x2, y2), feather),
+            masking._covered(others, (x1, y1, x2, y2)),
+            filling.grain_of(ring, int((last - first).prod())),
+            max(masking.SMALLEST_CELL, math.ceil(group.sides.max() / CELLS)),
+            0,
+        )
+        filling.replace_pixels(result[y1:y2, x1:x2], hole, style.method)
+    return result
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_faces_of_a_crowd_are_hidden_as_if_each_was_compared_with_each(seed):
+    random = np.random.default_rng(seed + 1000)
+    width, height = (int(side) for side in random.integers(1, 400, 2))
+    seen, extra = crowd(seed, width, height)
+    style = MaskStyle(
+        sorted(METHODS)[seed % 4],
+        float(random.choice([0.5, 0.7, 1])),
+        float(random.choice([0, 0.1, 0.5])),
+        str(random.choice(["rectangle", "ellipse"])),
+        float(random.choice([0, 0.05, 0.2])),
+    )
+    picture = noise(height, width, sorted(KINDS)[seed % 5], seed)
+    everything = masking.regions(seen, style, width, height, extra)
+    assert [rows.tolist() for rows in masking._groups(everything, style)] == groups_one_by_one(everything, style)
+    assert np.array_equal(
+        masking.hide(picture, seen, style, extra=extra), hidden_one_by_one(picture, seen, style, extra)
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_eyes_of_a_crowd_are_hidden_as_if_each_was_compared_with_each_region(seed):
+    seen, extra = crowd(seed, 300, 200)
+    some = crowd(seed + 1000, 300, 200)[0]
+    hidden = masking.regions(some, MaskStyle(region=1.0, shape="ellipse" if seed % 2 else "rectangle"), 300, 200, extra)
+    bands = masking.eye_bands(seen).clip(0, [300, 200] * 2)
+    exposed = set()
+    for face, (x1, y1, x2, y2) in zip(seen.face.tolist(), bands, strict=True):
+        window = math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
+        if window[0] < window[2] and window[1] < window[3]:
+            share = masking._covered(hidden, window).mean()
+            exposed |= {face} if share < masking.HIDDEN_EYES else set()
+    count = int(seen.face.max()) + 1
+    found = Detections(np.zeros((count, 4), np.float32), np.ones(count, np.float32), seen)
+    expected = [face not in exposed for face in range(count)]
+    assert masking.eyes_hidden(found, hidden, 300, 200).tolist() == expected
+
+
+def tiles(columns, rows, side, gap):
+    """Boxes of one size beside each other, `gap` pixels apart."""
+    x, y = np.meshgrid(np.arange(columns) * (side + gap), np.arange(rows) * (side + gap))
+    return np.stack([x, y, x + side, y + side], axis=-1).reshape(-1, 4).astype(np.float32)
+
+
+WALL = tiles(125, 80, 10, 0)  # 10,000 faces that touch
+APART = tiles(60, 40, 10, 20)
+
+
+@pytest.mark.parametrize("method", INDEPENDENT)
+@pytest.mark.parametrize(("some", "groups"), [(WALL, 1), (APART, len(APART))], ids=["a wall", "apart"])
+@pytest.mark.parametrize("feather", [0.0, 0.2])
+def test_nothing_of_thousands_of_faces_is_left(some, groups, method, feather):
+    style = MaskStyle(method, 1.0, 0.0, feather=feather)
+    width, height = some[:, 2:].max(axis=0).astype(int) + 20
+    picture, other = noise(height, width, seed=1), noise(height, width, seed=2)
+    mask = covered(picture, some, style)
+    other[~mask] = picture[~mask]
+
+    hidden = hide(picture, some, style)
+
+    assert len(masking._groups(masking.regions(Sightings.of(some), style, width, height), style)) == groups
+    assert np.array_equal(hidden, hide(other, some, style))
+    assert mask.sum() == len(some) * 100
+
+
+@pytest.mark.parametrize("some", [WALL, APART], ids=["a wall", "apart"])
+def test_thousands_of_faces_are_hidden_and_checked_by_looking_at_the_regions_near_each(some, monkeypatch):
+    considered = []
+    kept = masking._covered
+    monkeypatch.setattr(
+        masking, "_covered", lambda regions, window: considered.append(len(regions)) or kept(regions, window)
+    )
+    width, height = some[:, 2:].max(axis=0).astype(int) + 20
+    style = MaskStyle("fill", feather=0.05)
+    hide(np.zeros((height, width), np.uint8), some, style)
+    assert sum(considered) <= 20 * len(some)
+
+    considered.clear()
+    hidden = masking.regions(Sightings.of(some), style, width, height)
+    found = Detections(some, np.ones(len(some), np.float32))
+    assert masking.eyes_hidden(found, hidden, width, height).all()
+    assert sum(considered) <= 2 * len(some)
+
+
+def test_ten_thousand_faces_are_grouped_without_a_table_of_all_pairs():
+    everything = masking.regions(Sightings.of(WALL), MaskStyle(region=1.0), 1250, 800)
+    tracemalloc.start()
+    try:
+        assert len(masking._groups(everything, MaskStyle())) == 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 60_000_000

@@ -14,6 +14,7 @@ from worker.anonymizer import MOST_CHECKS, Anonymizer, Limits, Stopwatch
 from worker.detector import Detections
 from worker.filling import METHODS
 from worker.masking import MaskStyle
+from worker.tracks import MISSED
 
 FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
@@ -167,14 +168,13 @@ def test_a_lossy_output_is_looked_at_again_even_where_nothing_was_hidden():
 
 
 def test_of_an_animation_only_frames_with_other_pixels_are_looked_at_again():
-    detector = FindsInTurn([FACE], [], [], [OTHER], [])
-    result = checking(detector).anonymize(animation("PNG", 1, 2, 3), Stopwatch())
-    first, second, third = frames(result.content)
-    assert len(detector.seen) == 3 + 1 + 1
-    assert is_hidden(first, FACE)
-    assert is_hidden(first, OTHER)
-    assert not is_hidden(second, OTHER)
-    assert not is_hidden(third, OTHER)
+    last = MISSED + 1  # the first frame in which FACE is no longer taken for missed
+    detector = FindsInTurn([FACE], *[[]] * last, [OTHER], [])
+    result = checking(detector).anonymize(animation("PNG", *range(last + 1)), Stopwatch())
+    shown = list(frames(result.content))
+    assert len(detector.seen) == (last + 1) + last + last
+    assert [is_hidden(frame, FACE) for frame in shown] == [True] * last + [False]
+    assert [is_hidden(frame, OTHER) for frame in shown] == [True] + [False] * last
 
 
 def test_where_frames_of_the_output_were_joined_a_face_is_hidden_in_all():
