@@ -4,13 +4,14 @@ Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for b
 damaged or missing, fills the rest with gray and only warns; simplejpeg, a binding of the same library, tells.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 
-from tasks.errors import UnreadableImage, UnsupportedImage
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.images.picture import Array
 
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
@@ -18,8 +19,15 @@ APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic coding
 TABLES = {0xC4, 0xCC, 0xDB, 0xDD}  # DHT, DAC, DQT, DRI
 OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
-IN_SCAN = frozenset((0x00, 0xFF, *range(0xD0, 0xD8)))  # may follow 0xFF there: a stuffed byte, a fill byte, a restart
+# The end of a scan: a marker with the fill bytes before it, and neither a stuffed byte nor a restart. Each run of fill
+# bytes is tried once, from its first byte: a long one must not cost the square of its length.
+SCAN_END = re.compile(rb"(?<!\xff)\xff++[^\0\xd0-\xd7]", re.DOTALL)
+FILL = re.compile(rb"\xff*")
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
+MOST_PASSES = 20  # scans of a picture of VEIL_MAX_PIXELS; a smaller one may have more
+MOST_SEGMENTS = 4096  # the longest metadata that fit into VEIL_MAX_BYTES take 1,024
+MOST_FILL = 1 << 20  # bytes before one marker; Pillow passes over them one by one
+MOST_EXIF = 64  # segments: Pillow joins them one by one
 ICC_PART = 65_519
 COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
@@ -54,6 +62,29 @@ def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None
     return b"".join([b"\xff\xd8", *(segment.written() for segment in first + rest), b"\xff\xd9"])
 
 
+def size(content: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return width and height of the JPEG `content`, from its segments alone; 0 and 0 if they do not say.
+
+    Raises UnsupportedImage and UnreadableImage as `reassembled` does, and ImageTooLarge for more scans than a picture
+    of that many pixels may have.
+    """
+    width = height = scans = 0
+    for segment in _picture(content):
+        if segment.marker in FRAMES and len(segment.body) >= 5:
+            height, width = int.from_bytes(segment.body[1:3]), int.from_bytes(segment.body[3:5])
+        scans += segment.marker == SOS
+    check_scans(scans, width * height, max_pixels)
+    return width, height
+
+
+def check_scans(scans: int, pixels: int, max_pixels: int) -> None:
+    """Raise ImageTooLarge for so many scans that decoding takes too long: each is a pass over all pixels."""
+    if scans * pixels > MOST_PASSES * max_pixels and pixels <= max_pixels:
+        raise ImageTooLarge(
+            f"{scans} scans of {pixels:,} pixels take too long: save this JPEG with up to {MOST_PASSES} scans"
+        )
+
+
 def decoded(content: bytes, mode: str) -> Array:
     """The pixels of the JPEG `content` in `mode`, L, RGB or CMYK; UnreadableImage if any part is damaged or missing."""
     try:
@@ -67,13 +98,16 @@ def decoded(content: bytes, mode: str) -> Array:
     return pixels[..., 0] if mode == "L" else pixels
 
 
-def check(content: bytes) -> None:
-    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing."""
+def check(content: bytes, most_across: int, most_down: int) -> None:
+    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing, or if it is larger than stated."""
     stored = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
+    size(content, most_across * most_down)
     try:
-        colours = simplejpeg.decode_jpeg_header(content)[2]
+        down, across, colours = simplejpeg.decode_jpeg_header(content)[:3]
     except ValueError as error:
         raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    if across > most_across or down > most_down:
+        raise UnreadableImage(f"this TIFF is damaged: a JPEG in it has {across} × {down} pixels")
     decoded(content, stored.get(colours, "RGB"))
 
 
@@ -85,8 +119,11 @@ def is_stored_as_rgb(content: bytes) -> bool:
 
 def _picture(content: bytes) -> Iterator[Segment]:
     """The segments that make the picture, in their order: no text, no thumbnail, no other program's data."""
-    frames = scans = 0
+    frames = scans = blocks = 0
     for segment in _segments(content):
+        blocks += segment.marker == APP1 and segment.body.startswith(b"Exif\0")
+        if blocks > MOST_EXIF:
+            raise UnsupportedImage(f"this JPEG has over {MOST_EXIF} segments of EXIF, which is not handled")
         if segment.marker in OTHER_FRAMES or (segment.marker in FRAMES and segment.body[:1] != b"\x08"):
             raise UnsupportedImage("only 8-bit JPEGs of the baseline, extended and progressive kinds are handled")
         frames += segment.marker in FRAMES
@@ -106,9 +143,14 @@ def _picture(content: bytes) -> Iterator[Segment]:
 def _segments(content: bytes) -> Iterator[Segment]:
     """All segments up to the end marker; UnreadableImage if there is none, or if other bytes stand between them."""
     at = 2
+    number = fill = 0
     while content[at : at + 1] == b"\xff":
-        while content[at : at + 1] == b"\xff":  # fill bytes may come before any marker
-            at += 1
+        start, at = at, FILL.match(content, at).end()  # type: ignore[union-attr]  # fill bytes may come before any marker
+        number, fill = number + 1, fill + at - start - 1
+        if number > MOST_SEGMENTS or fill > MOST_FILL:
+            raise UnsupportedImage(
+                f"this JPEG has over {number - 1:,} segments and {fill:,} fill bytes, which is not handled"
+            )
         marker, size = content[at] if at < len(content) else -1, int.from_bytes(content[at + 1 : at + 3])
         if marker == EOI:
             return
@@ -125,11 +167,8 @@ def _segments(content: bytes) -> Iterator[Segment]:
 
 def _scan_end(content: bytes, at: int) -> int:
     """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it; -1 if nowhere."""
-    start = at
-    while (at := content.find(b"\xff", at)) >= 0:
-        if at + 1 < len(content) and content[at + 1] not in IN_SCAN:
-            while at > start and content[at - 1] == 0xFF:
-                at -= 1
-            return at
-        at += 1
-    return -1
+    found = SCAN_END.search(content, at)
+    # The byte before belongs to the header of the scan: a marker right behind it may follow on 0xFF.
+    if found is None:
+        return -1
+    return found.start()
