@@ -22,6 +22,7 @@ OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE
 # The end of a scan: a marker with the fill bytes before it, and neither a stuffed byte nor a restart. Each run of fill
 # bytes is tried once, from its first byte: a long one must not cost the square of its length.
 SCAN_END = re.compile(rb"(?<!\xff)\xff++[^\0\xd0-\xd7]", re.DOTALL)
+FIRST_SCAN_END = re.compile(rb"\xff++[^\0\xd0-\xd7]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
 MOST_PASSES = 20  # scans of a picture of VEIL_MAX_PIXELS; a smaller one may have more
@@ -167,8 +168,6 @@ def _segments(content: bytes) -> Iterator[Segment]:
 
 def _scan_end(content: bytes, at: int) -> int:
     """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it; -1 if nowhere."""
-    found = SCAN_END.search(content, at)
-    # The byte before belongs to the header of the scan: a marker right behind it may follow on 0xFF.
-    if found is None:
-        return -1
-    return found.start()
+    # The byte before belongs to the header of the scan, and is no fill byte.
+    found = FIRST_SCAN_END.match(content, at) or SCAN_END.search(content, at)
+    return found.start() if found else -1

@@ -86,6 +86,8 @@ def _walked(content: bytes, max_frames: int) -> list[Page]:
         visited.add(at)
         entries, at = _directory(content, layout, at)
         page, lengths = _measured(content, layout, entries)
+        if max(lengths, default=0) > len(content):
+            raise UnreadableImage("this TIFF is cut short")
         found.append(page)
         parts += len(lengths)
         named += sum(lengths)
