@@ -134,7 +134,7 @@ def riff(*chunks):
 
 
 def webp(chance):
-    side = pick(chance, [16, 900, 16_000])
+    side = pick(chance, [16, 700, 16_000])
     wide = (side - 1).to_bytes(3, "little")
     plain = written("WEBP", (16, 16), lossless=True)[12:]
     frame = (b"ANMF", bytes(6) + wide * 2 + bytes(4) + plain)
@@ -345,7 +345,7 @@ def avif(chance):
 
 
 def jpeg2000(chance):
-    real = bytearray(written("JPEG2000", (900, 900), pick(chance, ["L", "RGB"]), no_jp2=bool(chance.integers(2))))
+    real = bytearray(written("JPEG2000", (560, 560), pick(chance, ["L", "RGB"]), no_jp2=bool(chance.integers(2))))
     siz = real.index(b"\xff\x4f\xff\x51") + 4
     cod = real.index(b"\xff\x52")
     kind = int(chance.integers(7))
