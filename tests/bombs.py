@@ -4,6 +4,7 @@ Each function of KINDS returns one such file for a random generator: sizes that 
 shared, chains, counts, containers in containers, and metadata that unpacks to far more.
 """
 
+import functools
 import io
 import struct
 import zlib
@@ -19,12 +20,14 @@ def pick(chance, values):
     return values[int(chance.integers(len(values)))]
 
 
+@functools.cache
 def written(form, size=(16, 16), mode="RGB", **options):
     target = io.BytesIO()
     Image.new(mode, size).save(target, form, **options)
     return target.getvalue()
 
 
+@functools.cache
 def zeros(count):
     """Deflate of `count` zeros."""
     packer, block = zlib.compressobj(1), bytes(1 << 20)
@@ -184,6 +187,7 @@ def packed(chance, count):
     return 5, lzw_zeros(min(count, 32 << 20))
 
 
+@functools.cache
 def lzw_zeros(count):
     """TIFF's LZW of zeros: each code stands for one byte more than the one before."""
     codes, width, following, total, length = [(256, 9)], 9, 258, 0, 1
@@ -198,11 +202,8 @@ def lzw_zeros(count):
         width = 9 + sum(following >= step - 1 for step in (512, 1024, 2048))
     codes.append((257, width))
     text = "".join(f"{code:0{bits}b}" for code, bits in codes)
-    return (
-        int(text, 2).to_bytes(-(-len(text) // 8))
-        if len(text) % 8 == 0
-        else int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8))
-    )
+    size = -(-len(text) // 8)
+    return int(text.ljust(8 * size, "0"), 2).to_bytes(size)
 
 
 def tiff_tile(chance):
