@@ -18,8 +18,13 @@ from worker import images, masking
 from worker.detector import Detections, Detector, bridged, clip, merge, outside, placed
 from worker.masking import MaskStyle
 from worker.settings import Look
+from worker.watchdog import Watch, unwatched
 
 PIXELS_VERSION = 6  # counts up with every change of this package that changes output pixels
+
+# A call into a library can't be ended. One that lasts so much longer than decoding may ends the process: the picture is
+# then tried again, and given up as Poison when it keeps ending workers.
+STALLED_SECONDS = 60
 
 MOST_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture needs five
 
@@ -37,7 +42,7 @@ def unheard(_stage: str) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one picture: bytes, pixels, frames, and seconds of download and of looking at all its frames.
+    """Bounds of one picture: bytes, pixels, frames, and seconds of download, of decoding and of looking at all frames.
 
     All checks of its output together may take as long again.
     """
@@ -47,6 +52,7 @@ class Limits:
     fetch_seconds: float
     max_frames: int = images.MOST_FRAMES
     look_seconds: float = 600
+    decode_seconds: float = images.DECODE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,12 @@ class Anonymizer:
         keep_exif: Sequence[str] = (),
         recipe: str = "",
         made_with: Mapping[str, str] | None = None,
+        guard: Watch = unwatched,
     ) -> None:
-        """`recipe` is the digest of all this; `made_with` names the model and the versions, for receipts."""
+        """`recipe` is the digest of all this; `made_with` names the model and the versions, for receipts.
+
+        Decoding and encoding run under `guard`, which ends the process for a call that does not return.
+        """
         self._detector = detector
         self._style = style
         self._keep_exif = keep_exif
@@ -123,6 +133,7 @@ class Anonymizer:
         self.verify = verify
         self.recipe = recipe
         self.made_with = dict(made_with or {})
+        self._guard = guard
 
     def hiding_more(self, options: AnonymizeOptions) -> AnonymizeOptions:
         """Return what of `options` hides no less than is configured."""
@@ -131,7 +142,7 @@ class Anonymizer:
     def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
         with watch.stage("decode", "decoding"):
-            picture = images.decode(content, self.limits.max_pixels, self.limits.max_frames, self._keep_exif)
+            picture = self._decoded(content, self._keep_exif)
         with watch.stage("detect", "detecting"):
             looks = self.look(picture)
             if picture.format != "TIFF":  # its frames are pages, which have nothing to do with each other
@@ -142,7 +153,7 @@ class Anonymizer:
         if self.hold_without_faces and not (any(map(len, found)) or options.extra or options.release):
             return _anonymized(picture, None, Detections.none(), reason="no face found")
         with watch.stage("encode", "encoding"):
-            encoded = images.encode(picture, hidden)
+            encoded = self._encoded(picture, hidden)
         if self.verify == "off":
             return _anonymized(picture, encoded, Detections.joined(found))
         del hidden  # the output is decoded beside the picture
@@ -152,6 +163,15 @@ class Anonymizer:
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
         return _anonymized(picture, None if is_held else encoded, detections, checked, reason)
+
+    def _decoded(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
+        limits = self.limits
+        with self._guard("decoding a picture", limits.decode_seconds + STALLED_SECONDS):
+            return images.decode(content, limits.max_pixels, limits.max_frames, keep_exif, limits.decode_seconds)
+
+    def _encoded(self, picture: images.Picture, frames: Sequence[NDArray[Any]]) -> bytes:
+        with self._guard("encoding a picture", self.limits.decode_seconds + STALLED_SECONDS):
+            return images.encode(picture, frames)
 
     def look(self, picture: images.Picture) -> list[Detections]:
         """The faces of each frame; ImageTooLarge where that takes so long that the message would come back."""
@@ -189,7 +209,7 @@ class Anonymizer:
                 break
             added += left
             found = [Detections.joined(pair) for pair in zip(found, left, strict=True)]
-            encoded = images.encode(picture, self._hide(picture, found, options))
+            encoded = self._encoded(picture, self._hide(picture, found, options))
             if (number + 1) / number * (time.perf_counter() - started) > self.limits.look_seconds:
                 break
         verdict: receipts.Check = "left" if left else "same" if left is None else "clear"
@@ -204,7 +224,7 @@ class Anonymizer:
         eyes are in one that was `found` before: what shows of that one stays a face to the detector, lower down.
         """
         try:
-            output = images.decode(encoded, self.limits.max_pixels, self.limits.max_frames)
+            output = self._decoded(encoded)
         except Permanent as error:
             raise UnreadableImage(f"the output can't be read back: {error}") from None
         aligned = len(output.frames) == len(picture.frames)  # else some that look alike were joined into one

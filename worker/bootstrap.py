@@ -3,8 +3,8 @@
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
 from worker import allocator, logs, metrics, processors
 from worker.settings import PICTURE_SECONDS, WorkerSettings
-from worker.watchdog import Watchdog
+from worker.watchdog import Watch, Watchdog, unwatched
 
 if TYPE_CHECKING:
     from worker.anonymizer import Anonymizer
@@ -33,8 +33,6 @@ BATCH_ON_CPU = 1
 LITERT = "ai_edge_litert"
 GPU_DRIVER = "libcuda.so.1"  # NVIDIA's; what TensorFlow's wheels run on
 STALLED_SECONDS = 10  # that a batch may take beyond the limit of a detection pass
-Watch = Callable[[str, float], AbstractContextManager[None]]
-"""What is done, and the seconds after which it has stalled, to the context in which it is done."""
 PACKAGES = ("veil", "tensorflow", "tensorflow-cpu", "ai-edge-litert", "opencv-python-headless", "pillow", "numpy")
 
 
@@ -145,10 +143,6 @@ def _announce(sender: Any, **_: Any) -> None:
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
 
 
-def _unwatched(_what: str, _seconds: float) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 def mask_style(settings: WorkerSettings) -> "MaskStyle":
     """How `settings` say that faces are hidden."""
     from worker.masking import MaskStyle
@@ -156,7 +150,7 @@ def mask_style(settings: WorkerSettings) -> "MaskStyle":
     return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
 
 
-def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = _unwatched) -> "Pipeline":
+def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = unwatched) -> "Pipeline":
     """The pipeline of objects in `store` for `settings`; raises and watches as build_anonymizer does."""
     from worker.pipeline import Pipeline
 
@@ -171,10 +165,10 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = 
     )
 
 
-def build_anonymizer(settings: WorkerSettings, watch: Watch = _unwatched) -> "Anonymizer":
+def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched) -> "Anonymizer":
     """The anonymizer for `settings`, its model loaded and warmed; ModelInvalid if that fails.
 
-    Batches run under `watch`.
+    Batches, decoding and encoding run under `watch`.
     """
     from worker.anonymizer import Anonymizer, Limits, recipe_digest
     from worker.batching import Batcher
@@ -234,4 +228,5 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = _unwatched) -> "An
         keep_exif=settings.keep_exif,
         recipe=recipe,
         made_with=made_with,
+        guard=watch,
     )

@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import structlog
 
@@ -14,6 +14,14 @@ LOOK_SECONDS = 1.0
 FROZEN_SECONDS = 120  # a library that keeps Python from running keeps this thread from it too
 
 log = structlog.get_logger("veil")
+
+Watch = Callable[[str, float], AbstractContextManager[None]]
+"""What is done, and the seconds after which it has stalled, to the context in which it is done."""
+
+
+def unwatched(_what: str, _seconds: float) -> AbstractContextManager[None]:
+    """Watch nothing: a command that somebody runs by hand ends when they end it."""
+    return nullcontext()
 
 
 def _untold(_what: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -330,3 +331,25 @@ def test_the_recipe_is_stable():
     assert recipe_digest(**RECIPE) == recipe_digest(**RECIPE | {"look": replace(LOOK, scales=(640, 1280))})
     assert len(recipe_digest(**RECIPE)) == 16
     assert int(recipe_digest(**RECIPE), 16) >= 0
+
+
+def test_decoding_and_encoding_are_watched_for_as_long_as_they_last_and_an_output_that_is_checked_too():
+    events = []
+
+    @contextmanager
+    def guard(what, seconds):
+        assert seconds > LIMITS.decode_seconds, "the deadline of decoding itself comes first"
+        events.append(what)
+        yield
+        events.append("end")
+
+    made = anonymizer(Finds(FACE), guard=guard, verify="flag")
+    made.anonymize(content(), Stopwatch())
+    assert events[:4] == ["decoding a picture", "end", "encoding a picture", "end"]
+    assert events[4:6] == ["decoding a picture", "end"]
+
+
+def test_a_picture_whose_decoding_takes_too_long_is_refused():
+    made = Anonymizer(detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, decode_seconds=-1))
+    with pytest.raises(ImageTooLarge, match="decoding takes more than"):
+        made.anonymize(content(), Stopwatch())

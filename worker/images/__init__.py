@@ -1,7 +1,8 @@
 """Bytes to pixels and back: formats, orientation, colour profile, metadata and limits."""
 
+from worker.images.clock import DECODE_SECONDS
 from worker.images.picture import Frame, Picture
 from worker.images.reading import MOST_FRAMES, decode, is_recognised
 from worker.images.writing import encode
 
-__all__ = ["MOST_FRAMES", "Frame", "Picture", "decode", "encode", "is_recognised"]
+__all__ = ["DECODE_SECONDS", "MOST_FRAMES", "Frame", "Picture", "decode", "encode", "is_recognised"]

@@ -4,10 +4,12 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from tasks.errors import UnreadableImage, UnsupportedImage
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.images import jpeg2000
 
 PNG_BITS = 24  # where the depth stands: the header is always the first chunk
+MOST_GIF_BLOCKS = 1 << 20  # a block holds up to 255 bytes, so this is four times what the largest file needs
+MOST_GIF_COMMENTS = 1 << 20  # bytes; Pillow joins the blocks of comments one by one
 HIGH_BITDEPTH = 0x40  # in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3)
 
 
@@ -87,15 +89,17 @@ def _png_is_whole(content: bytes) -> bool:
     return False
 
 
-def gif_size(content: bytes) -> tuple[int, int, int]:
-    """Frames, width and height of a GIF; its frames may reach beyond its screen, and Pillow then enlarges it.
+def gif_size(content: bytes, max_frames: int) -> tuple[int, int, int]:
+    """Return frames, width and height of a GIF; its frames may reach beyond its screen, and Pillow then enlarges it.
 
-    UnreadableImage unless the blocks follow each other to the end marker (GIF89a, Appendix B).
+    Raises UnreadableImage unless the blocks follow each other to the end marker (GIF89a, Appendix B), ImageTooLarge
+    for more than `max_frames` frames.
     """
-    at, frames = 13 + _gif_table(content[10]), 0
+    at, frames, blocks, comments = 13 + _gif_table(content[10]), 0, 0, 0
     width, height = struct.unpack_from("<HH", content, 6)
     while at < len(content):
-        kind = content[at : at + 1]
+        kind, start = content[at : at + 1], at
+        is_comment = content[at + 1 : at + 2] == b"\xfe" and kind == b"!"
         if kind == b";":
             return frames, width, height
         if kind == b"!":
@@ -108,7 +112,13 @@ def gif_size(content: bytes) -> tuple[int, int, int]:
             break
         while at < len(content) and content[at]:
             at += 1 + content[at]
+            blocks += 1
         at += 1
+        comments += is_comment * (at - start)
+        if frames > max_frames:
+            raise ImageTooLarge(f"this GIF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES")
+        if blocks > MOST_GIF_BLOCKS or comments > MOST_GIF_COMMENTS:
+            raise ImageTooLarge(f"this GIF has {blocks:,} blocks and comments of {comments:,} bytes: save it anew")
     raise UnreadableImage("this GIF is damaged or cut short: its blocks do not reach an end marker")
 
 

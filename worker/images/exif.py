@@ -9,7 +9,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from worker.exif_fields import KEEPABLE, Kind
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")
 PREFIX = b"Exif\0\0"
 DATE = re.compile(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d")
 OFFSET = re.compile(r"[+-]\d\d:\d\d")

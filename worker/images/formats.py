@@ -80,7 +80,6 @@ FORMATS = (
 )
 BY_NAME = {form.name: form for form in FORMATS}
 CONTENT_TYPES = {form.name: form.content_type for form in FORMATS}
-NAMED_FORMATS = ("ICO", "ICNS", "PSD", "PPM", "TGA", "DDS", "PCX", "SGI")  # known to Pillow, not handled
 
 
 def markdown_table() -> str:

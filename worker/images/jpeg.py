@@ -4,13 +4,14 @@ Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for b
 damaged or missing, fills the rest with gray and only warns; simplejpeg, a binding of the same library, tells.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 
-from tasks.errors import UnreadableImage, UnsupportedImage
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.images.picture import Array
 
 START = b"\xff\xd8\xff"
@@ -21,8 +22,16 @@ PROGRESSIVE = {0xC2, 0xCA}
 DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
 TABLES = {DHT, DAC, DQT, DRI}
 OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
-IN_SCAN = frozenset((0x00, 0xFF, *range(0xD0, 0xD8)))  # may follow 0xFF there: a stuffed byte, a fill byte, a restart
+# The end of a scan: a marker with the fill bytes before it, and neither a stuffed byte nor a restart. Each run of fill
+# bytes is tried once, from its first byte: a long one must not cost the square of its length.
+SCAN_END = re.compile(rb"(?<!\xff)\xff++[^\0\xd0-\xd7]", re.DOTALL)
+FIRST_SCAN_END = re.compile(rb"\xff++[^\0\xd0-\xd7]", re.DOTALL)
+FILL = re.compile(rb"\xff*")
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
+MOST_PASSES = 20  # scans of a picture of VEIL_MAX_PIXELS; a smaller one may have more
+MOST_SEGMENTS = 4096  # the longest metadata that fit into VEIL_MAX_BYTES take 1,024
+MOST_FILL = 1 << 20  # bytes before one marker; Pillow passes over them one by one
+MOST_EXIF = 64  # segments: Pillow joins them one by one
 ICC_PART = 65_519
 COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
@@ -69,6 +78,29 @@ def end(content: bytes) -> int:
     return len(START) - 1 + sum(len(segment.written()) for segment in _segments(content))
 
 
+def size(content: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return width and height of the JPEG `content`, from its segments alone; 0 and 0 if they do not say.
+
+    Raises UnsupportedImage and UnreadableImage as `reassembled` does, and ImageTooLarge for more scans than a picture
+    of that many pixels may have.
+    """
+    width = height = scans = 0
+    for segment in _picture(content):
+        if segment.marker in FRAMES and len(segment.body) >= 5:
+            height, width = int.from_bytes(segment.body[1:3]), int.from_bytes(segment.body[3:5])
+        scans += segment.marker == SOS
+    check_scans(scans, width * height, max_pixels)
+    return width, height
+
+
+def check_scans(scans: int, pixels: int, max_pixels: int) -> None:
+    """Raise ImageTooLarge for so many scans that decoding takes too long: each is a pass over all pixels."""
+    if scans * pixels > MOST_PASSES * max_pixels and pixels <= max_pixels:
+        raise ImageTooLarge(
+            f"{scans} scans of {pixels:,} pixels take too long: save this JPEG with up to {MOST_PASSES} scans"
+        )
+
+
 def decoded(content: bytes, mode: str) -> Array:
     """The pixels of the JPEG `content` in `mode`, L, RGB or CMYK; UnreadableImage if any part is damaged or missing."""
     try:
@@ -82,13 +114,16 @@ def decoded(content: bytes, mode: str) -> Array:
     return pixels[..., 0] if mode == "L" else pixels
 
 
-def check(content: bytes) -> None:
-    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing."""
+def check(content: bytes, most_across: int, most_down: int) -> None:
+    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing, or if it is larger than stated."""
     stored = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
+    size(content, most_across * most_down)
     try:
-        colours = simplejpeg.decode_jpeg_header(content)[2]
+        down, across, colours = simplejpeg.decode_jpeg_header(content)[:3]
     except ValueError as error:
         raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    if across > most_across or down > most_down:
+        raise UnreadableImage(f"this TIFF is damaged: a JPEG in it has {across} × {down} pixels")
     decoded(content, stored.get(colours, "RGB"))
 
 
@@ -100,8 +135,11 @@ def is_stored_as_rgb(content: bytes) -> bool:
 
 def _picture(content: bytes) -> Iterator[Segment]:
     """The segments that make the picture, in their order: no text, no thumbnail, no other program's data."""
-    frames = scans = 0
+    frames = scans = blocks = 0
     for segment in _segments(content):
+        blocks += segment.marker == APP1 and segment.body.startswith(b"Exif\0")
+        if blocks > MOST_EXIF:
+            raise UnsupportedImage(f"this JPEG has over {MOST_EXIF} segments of EXIF, which is not handled")
         if segment.marker in OTHER_FRAMES or (segment.marker in FRAMES and segment.body[:1] != b"\x08"):
             raise UnsupportedImage("only 8-bit JPEGs of the baseline, extended and progressive kinds are handled")
         frames += segment.marker in FRAMES
@@ -110,22 +148,32 @@ def _picture(content: bytes) -> Iterator[Segment]:
             raise UnsupportedImage(f"this JPEG has {frames} frames and over {scans - 1} scans, which is not handled")
         if scans and segment.marker in (APP0, APP14):
             continue  # decoders have taken the colours by then
-        if segment.marker == APP0 and segment.body.startswith(b"JFIF\0") and len(segment.body) >= 14:
-            yield Segment(APP0, segment.body[:12] + b"\0\0")  # no thumbnail
-        elif segment.marker == APP14 and segment.body.startswith(b"Adobe") and len(segment.body) >= 12:
-            yield Segment(APP14, segment.body[:12])
-        elif segment.marker in FRAMES | TABLES | {SOS}:
-            yield segment
+        if kept := _kept(segment):
+            yield kept
     if not frames or not scans:
         raise UnreadableImage("this JPEG has no picture in it")
+
+
+def _kept(segment: Segment) -> Segment | None:
+    """Return what is kept of a `segment`, without a thumbnail; None for one that is no part of the picture."""
+    if segment.marker == APP0 and segment.body.startswith(b"JFIF\0") and len(segment.body) >= 14:
+        return Segment(APP0, segment.body[:12] + b"\0\0")
+    if segment.marker == APP14 and segment.body.startswith(b"Adobe") and len(segment.body) >= 12:
+        return Segment(APP14, segment.body[:12])
+    return segment if segment.marker in FRAMES | TABLES | {SOS} else None
 
 
 def _segments(content: bytes) -> Iterator[Segment]:
     """All segments up to the end marker; UnreadableImage if there is none, or if other bytes stand between them."""
     at = 2
+    number = fill = 0
     while content[at : at + 1] == b"\xff":
-        while content[at : at + 1] == b"\xff":  # fill bytes may come before any marker
-            at += 1
+        start, at = at, FILL.match(content, at).end()  # type: ignore[union-attr]  # fill bytes may come before any marker
+        number, fill = number + 1, fill + at - start - 1
+        if number > MOST_SEGMENTS or fill > MOST_FILL:
+            raise UnsupportedImage(
+                f"this JPEG has over {number - 1:,} segments and {fill:,} fill bytes, which is not handled"
+            )
         marker, size = content[at] if at < len(content) else -1, int.from_bytes(content[at + 1 : at + 3])
         if marker == EOI:
             return
@@ -142,11 +190,6 @@ def _segments(content: bytes) -> Iterator[Segment]:
 
 def _scan_end(content: bytes, at: int) -> int:
     """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it; -1 if nowhere."""
-    start = at
-    while (at := content.find(b"\xff", at)) >= 0:
-        if at + 1 < len(content) and content[at + 1] not in IN_SCAN:
-            while at > start and content[at - 1] == 0xFF:
-                at -= 1
-            return at
-        at += 1
-    return -1
+    # The byte before belongs to the header of the scan, and is no fill byte.
+    found = FIRST_SCAN_END.match(content, at) or SCAN_END.search(content, at)
+    return found.start() if found else -1

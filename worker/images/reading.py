@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
 from worker.images import (
@@ -14,14 +15,17 @@ from worker.images import (
     containers,
     deep,
     exif,
+    headers,
     jpeg,
     jpeg2000,
     jpeg_scans,
+    signatures,
     tiff,
     unread,
     writing,
 )
-from worker.images.formats import BY_NAME, CONTENT_TYPES, NAMED_FORMATS
+from worker.images.clock import DECODE_SECONDS, Clock
+from worker.images.formats import BY_NAME
 from worker.images.picture import Array, Frame, Picture
 
 # The limit is checked below, from the header, by name and by setting; Pillow's own would come first.
@@ -44,30 +48,37 @@ HEIC = (
 )
 
 
-def decode(content: bytes, max_pixels: int, max_frames: int = MOST_FRAMES, keep_exif: Collection[str] = ()) -> Picture:
+def decode(
+    content: bytes,
+    max_pixels: int,
+    max_frames: int = MOST_FRAMES,
+    keep_exif: Collection[str] = (),
+    seconds: float = DECODE_SECONDS,
+) -> Picture:
     """The picture in `content`, every frame fully decoded and upright.
 
     Raises EmptyObject, UnreadableImage (no picture, or damaged), UnsupportedImage (a kind that is not handled) or
     ImageTooLarge (all frames together have more than `max_pixels`, or there are more than `max_frames`; known
-    before any pixel is decoded). `keep_exif` names the fields of worker.exif_fields that the output keeps.
+    before any pixel is decoded; or decoding takes more than `seconds`, which is checked between frames and strips:
+    one call into a library can't be ended). `keep_exif` names the fields of worker.exif_fields that the output keeps.
     """
     if not content:
         raise EmptyObject("the file is empty: upload the picture again")
     camera_raw.check(content)
-    image = _open(content, max_pixels)
-    form = "JPEG" if image.format == "MPO" else str(image.format)
+    clock = Clock(seconds)
+    form = _form_of(content)
     try:
-        if form == "JPEG":
-            _refuse_large(1, image.width, image.height, image.width * image.height, max_pixels)
-            unread.check(form, image, content)
-            return _jpeg(image, content, keep_exif)
+        size = headers.measure(form, content, max_pixels, max_frames)
         containers.check(form, content)
-        _check_size(image, form, content, max_pixels, max_frames)
+        _check_size(form, size, max_pixels, max_frames)
+        image = _open(form, content, size)
         unread.check(form, image, content)
+        if form == "JPEG":
+            return _jpeg(image, content, keep_exif)
         if form == "JPEG2000":
             image.info["icc_profile"] = jpeg2000.profile(content)
         encoding = writing.options(image, content) | _metadata(image, keep_exif)
-        frames = _frames(image, form, content, encoding)
+        frames = _frames(image, form, content, encoding, clock)
     except VeilError:
         raise
     except MemoryError:
@@ -78,62 +89,53 @@ def decode(content: bytes, max_pixels: int, max_frames: int = MOST_FRAMES, keep_
 
 
 def is_recognised(content: bytes) -> bool:
-    """Whether `content` begins like a picture of any kind, handled or not, whole or damaged."""
-    try:
-        _open(content, 0)
-    except (UnsupportedImage, ImageTooLarge):
-        return True
-    except UnreadableImage:
-        return False
-    return True
+    """Return whether `content` begins like a picture of any kind, handled or not, whole or damaged."""
+    return signatures.name_of(content) is not None
 
 
-def _open(content: bytes, max_pixels: int) -> Any:
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        width, height = containers.webp_size(content)
-        _refuse_large(1, width, height, width * height, max_pixels)
+def _form_of(content: bytes) -> str:
+    """Return the format of `content`, by Pillow's name; raises for one that is not handled."""
+    name = signatures.name_of(content)
+    if name is None:
+        raise UnreadableImage("not a picture, or damaged from its first bytes")
+    if name == signatures.HEIF:
+        raise UnsupportedImage(HEIC)
+    if name not in BY_NAME:
+        raise UnsupportedImage(
+            f"{name} pictures are not handled: use {', '.join(form.title for form in BY_NAME.values())}"
+        )
+    return name
+
+
+def _open(form: str, content: bytes, size: headers.Size) -> Any:
+    """Return `content` opened by the one plugin of `form`.
+
+    Pillow decides which pixels are seen, so a file that it measures differently from its structure is refused.
+    """
     try:
-        return Image.open(io.BytesIO(content), formats=tuple(CONTENT_TYPES))
+        # Not by way of Pillow's factory, which would parse the directory of further pictures.
+        image = (
+            JpegImageFile(io.BytesIO(content)) if form == "JPEG" else Image.open(io.BytesIO(content), formats=(form,))
+        )
     except UnidentifiedImageError:
-        pass
-    except Exception as error:
-        raise UnreadableImage(f"the picture's header is damaged ({_first_line(error)})") from error
-    try:
-        other = Image.open(io.BytesIO(content), formats=NAMED_FORMATS)
-    except Exception:
-        if content[4:8] == b"ftyp" and len(content) > 12 and content[8:12] not in (b"avif", b"avis"):
-            raise UnsupportedImage(HEIC) from None
         if kind := camera_raw.kind(content):
             raise UnsupportedImage(f"TIFFs of this kind ({kind}) are not handled: convert it to RGB or gray") from None
-        if content.startswith(b"\xff\xd8\xff"):
-            jpeg.reassembled(content)  # which names the kinds that Pillow does not know
         raise UnreadableImage("not a picture, or damaged from its first bytes") from None
-    raise UnsupportedImage(
-        f"{other.format} pictures are not handled: use {', '.join(form.title for form in BY_NAME.values())}"
-    )
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UnreadableImage(f"the picture's header is damaged ({_first_line(error)})") from error
+    if image.width * image.height > size.width * size.height or getattr(image, "n_frames", 1) > size.frames:
+        raise UnreadableImage("the picture is damaged: its header and its parts state different sizes")
+    return image
 
 
-def _check_size(image: Any, form: str, content: bytes, max_pixels: int, max_frames: int) -> None:
-    width, height = image.size
-    if form == "GIF":  # before Pillow, which makes room for each frame on its way to the last
-        count, width, height = containers.gif_size(content)
-    else:
-        count = getattr(image, "n_frames", 1)
-    if count > max_frames:
-        raise ImageTooLarge(f"this {form} has {count:,} frames, the limit is {max_frames:,}: raise VEIL_MAX_FRAMES")
-    pixels = count * width * height
-    if form == "TIFF":  # whose pages differ
-        pixels = sum(_page_size(image, number) for number in range(count))
-        image.seek(0)
-    elif _is_deep(image, form, content):
-        pixels *= 2
-    _refuse_large(count, width, height, pixels * BY_NAME[form].cost, max_pixels)
-
-
-def _page_size(image: Any, number: int) -> int:
-    image.seek(number)
-    pixels: int = image.width * image.height
-    return 2 * pixels if tiff.is_deep(image) else pixels
+def _check_size(form: str, size: headers.Size, max_pixels: int, max_frames: int) -> None:
+    if size.frames > max_frames:
+        raise ImageTooLarge(
+            f"this {form} has {size.frames:,} frames, the limit is {max_frames:,}: raise VEIL_MAX_FRAMES"
+        )
+    _refuse_large(size.frames, size.width, size.height, size.pixels * BY_NAME[form].cost, max_pixels)
 
 
 def _refuse_large(count: int, width: int, height: int, pixels: int, max_pixels: int) -> None:
@@ -165,12 +167,13 @@ def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
     return Picture((frame,), "JPEG", encoding, bare if is_kept else None)
 
 
-def _frames(image: Any, form: str, content: bytes, encoding: dict[str, Any]) -> list[Frame]:
+def _frames(image: Any, form: str, content: bytes, encoding: dict[str, Any], clock: Clock) -> list[Frame]:
     count = getattr(image, "n_frames", 1)
     frames, durations = [], []
     for number in range(count):
+        clock.check()
         image.seek(number)
-        frames.append(_tiff_page(image, content) if form == "TIFF" else _frame(image, form, content))
+        frames.append(_tiff_page(image, content, clock) if form == "TIFF" else _frame(image, form, content))
         durations.append(image.info.get("duration") or 0)
     if count > 1 and form != "TIFF":
         encoding["duration"] = durations
@@ -193,9 +196,9 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     return Frame(_turned(frame.pixels, turn), frame.mode)
 
 
-def _tiff_page(image: Any, content: bytes) -> Frame:
+def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
     """The page that `image` is at; Pillow turns it upright itself."""
-    tiff.check(image, content)
+    tiff.check(image, content, clock)
     turn, extra, is_deep = _turn(image), image.tag_v2.get(tiff.EXTRA_SAMPLES), tiff.is_deep(image)
     image.load()
     if image.mode in ("P", "PA"):

@@ -25,7 +25,7 @@ def check(form: str, image: Any, content: bytes) -> None:
     if form == "PNG":
         count = _png_frames(content)
     elif form == "GIF":
-        count = containers.gif_size(content)[0]
+        count = containers.gif_size(content, len(content))[0]
     elif form == "WEBP":
         count = _webp_frames(content)
     elif form == "JPEG2000":

@@ -1,0 +1,415 @@
+"""Small files, sound in their structure, that ask a decoder for far more memory or time than their size suggests.
+
+Each function of KINDS returns one such file for a random generator: sizes that lie in either direction, data that is
+shared, chains, counts, containers in containers, and metadata that unpacks to far more.
+"""
+
+import functools
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+SIDES = (9_000, 20_000, 30_000, 60_000)
+COUNTS = (5_000, 20_000, 60_000)
+
+
+def pick(chance, values):
+    return values[int(chance.integers(len(values)))]
+
+
+@functools.cache
+def written(form, size=(16, 16), mode="RGB", **options):
+    target = io.BytesIO()
+    Image.new(mode, size).save(target, form, **options)
+    return target.getvalue()
+
+
+@functools.cache
+def zeros(count):
+    """Deflate of `count` zeros."""
+    packer, block = zlib.compressobj(1), bytes(1 << 20)
+    parts = [packer.compress(block) for _ in range(count >> 20)]
+    return b"".join(parts) + packer.compress(bytes(count & (1 << 20) - 1)) + packer.flush()
+
+
+def chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def png(width, height, *chunks, bits=8, colours=0):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def png_large(chance):
+    side = pick(chance, SIDES)
+    width, height = pick(chance, [(side, side), (side * 1000, 60), (60, side * 1000), (0x7FFFFFFF, 0x7FFFFFFF)])
+    return png(width, height, chunk(b"IDAT", zeros(1 << 20)), bits=pick(chance, [1, 8, 16]))
+
+
+def png_long_data(chance):
+    return png(16, 16, chunk(b"IDAT", zeros(int(chance.integers(8, 64)) << 20)), bits=pick(chance, [1, 8, 16]))
+
+
+def png_text(chance):
+    packed = zeros(pick(chance, [900_000, 1 << 20, 32 << 20]))
+    kinds = {
+        b"zTXt": b"Raw profile type exif\0\0" + packed,
+        b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0" + packed,
+        b"iCCP": b"profile\0\0" + packed,
+    }
+    name = pick(chance, list(kinds))
+    many = int(chance.integers(1, 90))
+    return png(16, 16, *[chunk(name, kinds[name])] * many, chunk(b"IDAT", zeros(17 * 16)))
+
+
+def png_frames(chance):
+    side, count = pick(chance, [16, 900]), pick(chance, [400, 5000, 0x7FFFFFFF])
+    control = struct.pack(">IIIIIHHBB", 0, side, side, 0, 0, 1, 10, pick(chance, [0, 1, 2]), 0)
+    frames = [
+        chunk(b"acTL", struct.pack(">II", count, 0)),
+        chunk(b"fcTL", control),
+        chunk(b"IDAT", zeros(side * (side + 1))),
+    ]
+    for number in range(1, min(count, 2000) * 2, 2):
+        frames.append(chunk(b"fcTL", struct.pack(">I", number) + control[4:]))
+        frames.append(chunk(b"fdAT", struct.pack(">I", number + 1) + zeros(side * (side + 1))[:64]))
+    return png(side, side, *frames)
+
+
+def png_chunks(chance):
+    return png(16, 16, chunk(pick(chance, [b"abCd", b"IDAT", b"tEXt"]), b"a\0b") * 300_000)
+
+
+def gif(chance, frames, screen):
+    head = b"GIF89a" + struct.pack("<HH", *screen) + b"\x80\0\0" + bytes(6)
+    return head + b"".join(frames) + b";"
+
+
+def gif_frame(chance, place, size):
+    control = b"!\xf9\x04" + bytes([pick(chance, [0, 4, 8, 12])]) + b"\x0a\0\0\0"
+    return control + b"," + struct.pack("<HHHH", *place, *size) + b"\0\x02\x02D\x01\0"
+
+
+def gif_large(chance):
+    side = pick(chance, [*SIDES, 65_535])
+    screen = pick(chance, [(side, side), (1, 1)])
+    place = pick(chance, [(0, 0), (side, side)])
+    return gif(
+        chance,
+        [gif_frame(chance, (0, 0), (1, 1))] * pick(chance, [0, 1]) + [gif_frame(chance, place, (side, side))],
+        screen,
+    )
+
+
+def gif_many(chance):
+    side = pick(chance, [1, 900])
+    return gif(chance, [gif_frame(chance, (0, 0), (side, side))] * pick(chance, COUNTS), (side, side))
+
+
+def gif_blocks(chance):
+    name = pick(chance, [b"!\xfe", b"!\xff\x0bXMP DataXMP", b"!\x01"])
+    block = pick(chance, [b"\1a" * 1_200_000, (b"\xff" + b"a" * 255) * 20_000])
+    return gif(chance, [name + block + b"\0", gif_frame(chance, (0, 0), (1, 1))], (1, 1))
+
+
+def bmp(chance):
+    side = pick(chance, SIDES)
+    width, height = pick(
+        chance, [(side, side), (side, -side), (-side, side), (16, 16), (0x7FFFFFFF, 1), (1, -0x80000000)]
+    )
+    bits, coding = pick(chance, [(24, 0), (8, 1), (4, 2), (1, 0), (32, 3)])
+    data = pick(chance, [b"\0\0" * 300_000, b"\0\2\xff\xff" * 50_000, b"\xff\1" * 50_000, bytes(1024)])
+    colours = pick(chance, [0, 2, 256, 0xFFFFFFFF])
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, coding, len(data), 0, 0, colours, 0)
+    body = header + bytes(1024) + data
+    return b"BM" + struct.pack("<IHHI", 14 + len(body), 0, 0, 14 + 40 + 1024) + body
+
+
+def riff(*chunks):
+    body = b"WEBP" + b"".join(
+        name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for name, part in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def webp(chance):
+    side = pick(chance, [16, 700, 16_000])
+    wide = (side - 1).to_bytes(3, "little")
+    plain = written("WEBP", (16, 16), lossless=True)[12:]
+    frame = (b"ANMF", bytes(6) + wide * 2 + bytes(4) + plain)
+    canvas = (b"VP8X", b"\x02\0\0\0" + pick(chance, [wide, b"\xff\xff\xff", b"\x0f\0\0"]) * 2)
+    chunks = [canvas, (b"ANIM", bytes(6)), *[frame] * pick(chance, [1, 400, 5000])]
+    more = pick(chance, [[], [(b"ICCP", bytes(1 << 20))], [(b"XMP ", b"a")] * 300_000])
+    lossless = (b"VP8L", b"\x2f" + struct.pack("<I", side - 1 | (side - 1) << 14) + bytes(64))
+    return riff(*pick(chance, [chunks + more, [lossless]]))
+
+
+def directory(entries, at, big=False, following=0):
+    """A little-endian directory for the place `at`, with the values behind it."""
+    sizes, inline = {1: 1, 2: 1, 3: 2, 4: 4, 7: 1, 16: 8}, 8 if big else 4
+    behind = at + (16 + 20 * len(entries) if big else 6 + 12 * len(entries))
+    fields, values = b"", b""
+    for tag, kind, numbers in entries:
+        value = numbers if isinstance(numbers, bytes) else np.array(numbers, f"<u{sizes[kind]}").tobytes()
+        count = len(value) // sizes[kind]
+        if len(value) > inline:
+            value, values = (
+                struct.pack("<Q" if big else "<I", behind + len(values)),
+                values + value + bytes(len(value) % 2),
+            )
+        fields += struct.pack("<HHQ" if big else "<HHI", tag, kind, count) + value.ljust(inline, b"\0")
+    return (
+        struct.pack("<Q" if big else "<H", len(entries))
+        + fields
+        + struct.pack("<Q" if big else "<I", following)
+        + values
+    )
+
+
+def tiff(data, entries, big=False):
+    data += bytes(len(data) % 2)
+    if big:
+        return b"II+\0\x08\0\0\0" + struct.pack("<Q", 16 + len(data)) + data + directory(entries, 16 + len(data), True)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory(entries, 8 + len(data))
+
+
+def packed(chance, count):
+    """A compression and data that unpacks to about `count` bytes."""
+    name = pick(chance, ["deflate", "packbits", "lzw"])
+    if name == "deflate":
+        return 8, zeros(count)
+    if name == "packbits":
+        return 32773, b"\x81\0" * min(count // 128, 1 << 19)
+    return 5, lzw_zeros(min(count, 32 << 20))
+
+
+@functools.cache
+def lzw_zeros(count):
+    """TIFF's LZW of zeros: each code stands for one byte more than the one before."""
+    codes, width, following, total, length = [(256, 9)], 9, 258, 0, 1
+    codes.append((0, 9))
+    while total < count:
+        if following >= 4093:
+            codes.append((256, width))
+            width, following, length = 9, 258, 1
+            codes.append((0, 9))
+        codes.append((following, width))
+        length, following, total = length + 1, following + 1, total + length
+        width = 9 + sum(following >= step - 1 for step in (512, 1024, 2048))
+    codes.append((257, width))
+    text = "".join(f"{code:0{bits}b}" for code, bits in codes)
+    size = -(-len(text) // 8)
+    return int(text.ljust(8 * size, "0"), 2).to_bytes(size)
+
+
+def tiff_tile(chance):
+    side, (coding, data) = pick(chance, SIDES), packed(chance, 64 << 20)
+    width, height = pick(chance, [(side, side), (side, 16), (16, side * 50), (1 << 31, 16)])
+    picture = pick(chance, [(16, 16), (1, 1), (900, 900)])
+    big = bool(chance.integers(2))
+    entries = [(256, 4, [picture[0]]), (257, 4, [picture[1]]), (258, 3, [8]), (259, 3, [coding]), (262, 3, [1])]
+    entries += [
+        (277, 3, [1]),
+        (322, 4, [width]),
+        (323, 4, [height]),
+        (324, 4, [16 if big else 8]),
+        (325, 4, [len(data)]),
+    ]
+    return tiff(data, entries, big)
+
+
+def tiff_strips(chance):
+    count, rows = pick(chance, [1, 40, 2000, 60_000]), pick(chance, [1, 8, 0xFFFFFFFF])
+    coding, data = packed(chance, pick(chance, [1 << 20, 32 << 20]))
+    big = bool(chance.integers(2))
+    lengths = pick(chance, [[len(data)] * count, [len(data) // count + 1] * count, [1] * count])
+    entries = [(256, 4, [pick(chance, [1, 16, 30_000])]), (257, 4, [pick(chance, [1, 16, count])]), (258, 3, [8])]
+    entries += [
+        (259, 3, [coding]),
+        (262, 3, [1]),
+        (273, 4, [16 if big else 8] * count),
+        (277, 3, [1]),
+        (278, 4, [rows]),
+    ]
+    return tiff(data, [*entries, (279, 4, lengths)], big)
+
+
+def tiff_jpeg(chance):
+    side = pick(chance, [3000, 8000])
+    data = written("JPEG", (side, side), "L") if chance.integers(2) else jpeg_header(pick(chance, SIDES))
+    entries = [(256, 4, [16]), (257, 4, [16]), (258, 3, [8]), (259, 3, [7]), (262, 3, [1]), (273, 4, [8])]
+    return tiff(data, [*entries, (277, 3, [1]), (278, 4, [16]), (279, 4, [len(data)])])
+
+
+def tiff_pages(chance):
+    count, size = pick(chance, COUNTS), 2 + 36 + 4
+    last = pick(chance, [0, 8, 8 + 42, 0xFFFFFFF0])
+    if chance.integers(2):
+        count = int(chance.integers(1, 400))
+    parts = [b"II*\0" + struct.pack("<I", 8)]
+    for number in range(count):
+        following = 8 + (number + 1) * size if number + 1 < count else last
+        parts.append(directory([(256, 4, [1]), (257, 4, [1]), (273, 4, [0])], 8, following=following))
+    return b"".join(parts)
+
+
+def tiff_counts(chance):
+    tag, kind = (
+        pick(chance, [258, 259, 273, 279, 320, 338, 339, 330, 347, 700, 34665, 34675, 50706]),
+        pick(chance, [1, 3, 4]),
+    )
+    count = pick(chance, [100_000, 1_000_000])
+    entries = {256: (256, 4, [16]), 257: (257, 4, [16]), 258: (258, 3, [8]), 259: (259, 3, [1]), 262: (262, 3, [1])}
+    entries |= {273: (273, 4, [8]), 277: (277, 3, [1]), 279: (279, 4, [256])}
+    entries[tag] = (tag, kind, bytes(count * {1: 1, 3: 2, 4: 4}[kind]))
+    many = pick(chance, [0, 5000])
+    more = [(40_000 + number, 1, bytes(4)) for number in range(many)]
+    return tiff(bytes(256), [entries[key] for key in sorted(entries)] + more)
+
+
+def jpeg_header(side):
+    content = written("JPEG", (16, 16))
+    at = content.index(b"\xff\xc0")
+    return content[: at + 5] + struct.pack(">HH", min(side, 65_500), min(side, 65_500)) + content[at + 9 :]
+
+
+def jpeg_segments(chance):
+    content = written("JPEG", (16, 16))
+    at = pick(chance, [2, content.index(b"\xff\xc0")])
+    segment = pick(
+        chance,
+        [
+            b"\xff\xdd\0\4\0\0" * 200_000,
+            b"\xff\xfe\0\2" * 500_000,
+            b"\xff" * 2_000_000,
+            b"\xff\xe1" + (60_002).to_bytes(2) + b"Exif\0\0MM\0*" + bytes(59_990),
+            (b"\xff\xe2" + (60_002).to_bytes(2) + b"ICC_PROFILE\0\1\xff" + bytes(59_986)) * 80,
+            (b"\xff\xe1" + (60_002).to_bytes(2) + b"Exif\0\0" + bytes(59_994)) * 80,
+        ],
+    )
+    return content[:at] + segment + content[at:]
+
+
+def jpeg_scans(chance):
+    content = written("JPEG", (pick(chance, [16, 2000]), 900), progressive=True)
+    at = content.index(b"\xff\xda")
+    end = content.index(b"\xff", at + 20)
+    return content[:-2] + content[at:end] * pick(chance, [10, 60, 5000]) + content[-2:]
+
+
+def jpeg_large(chance):
+    content = jpeg_header(pick(chance, SIDES))
+    return content.replace(b"\xff\xc0", pick(chance, [b"\xff\xc0", b"\xff\xc2"]))
+
+
+def jpeg_restarts(chance):
+    content = written("JPEG", (16, 16))
+    more = pick(chance, [b"\xff\xd0" * 500_000, b"\xff\0" * 500_000, b"\xff" * 1_000_000])
+    return content[:-2] + more + content[-2:]
+
+
+def jpeg_many_pictures(chance):
+    """A JPEG that says of a directory of further pictures that it has very many entries."""
+    content = written("JPEG", (16, 16))
+    entries = [(0xB000, 7, b"0100"), (0xB001, 4, [pick(chance, [2, 1_000_000])]), (0xB002, 7, bytes(32_000))]
+    body = b"MPF\0II*\0\x08\0\0\0" + directory(entries, 8)
+    return content[:2] + b"\xff\xe2" + (len(body) + 2).to_bytes(2) + body + content[2:]
+
+
+def box(name, body):
+    return struct.pack(">I", len(body) + 8) + name + body
+
+
+def avif(chance):
+    real = pick(chance, [written("AVIF", (16, 16)), written("AVIF", (3000, 3000), speed=10)])
+    kind = int(chance.integers(5))
+    at = real.index(b"ispe") + 8
+    if kind == 0:
+        return real[:at] + struct.pack(">II", *[pick(chance, [1, 16, *SIDES])] * 2) + real[at + 8 :]
+    if kind == 1:
+        return real + box(b"free", b"") * 200_000
+    if kind == 2:
+        return real + box(b"meta", bytes(4) + box(b"idat", b"\0\1\xff\xff" + struct.pack(">II", 60_000, 60_000)))
+    if kind == 3:
+        table = box(b"stsz", bytes(4) + struct.pack(">II", 1, pick(chance, [5000, 0x7FFFFFFF])))
+        return real + box(
+            b"moov", box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", table + box(b"stco", bytes(8))))))
+        )
+    nested = b""
+    for _ in range(20_000):
+        nested = struct.pack(">I", len(nested) + 8) + b"trak" + nested if len(nested) < 100_000 else nested
+    return real + nested
+
+
+def jpeg2000(chance):
+    real = bytearray(written("JPEG2000", (560, 560), pick(chance, ["L", "RGB"]), no_jp2=bool(chance.integers(2))))
+    siz = real.index(b"\xff\x4f\xff\x51") + 4
+    cod = real.index(b"\xff\x52")
+    kind = int(chance.integers(7))
+    if kind == 0:
+        side = pick(chance, SIDES)
+        real[siz + 4 : siz + 12] = real[siz + 20 : siz + 28] = struct.pack(">II", side, side)
+    elif kind == 1:
+        real[siz + 20 : siz + 28] = struct.pack(">II", *[pick(chance, [1, 4, 30])] * 2)
+    elif kind == 2:
+        real[cod + 6 : cod + 8] = struct.pack(">H", pick(chance, [1000, 65_535]))
+    elif kind == 3:
+        real[cod + 10 : cod + 12] = b"\0\0"
+    elif kind == 4:
+        levels = real[cod + 9] + 1
+        sides = bytes([pick(chance, [0x00, 0x11, 0x22])]) * levels
+        length = int.from_bytes(real[cod + 2 : cod + 4]) + levels
+        real[cod + 2 : cod + 5] = struct.pack(">H", length) + bytes([real[cod + 4] | 1])
+        real[cod + 14 : cod + 14] = sides
+    elif kind == 5:
+        real[siz + 36 : siz + 38] = struct.pack(">H", pick(chance, [5, 4000, 16_384]))
+    elif b"ihdr" in real:
+        at = real.index(b"ihdr") + 4
+        real[at : at + 8] = struct.pack(">II", *[pick(chance, [1, 16, *SIDES])] * 2)
+    decoy = box(b"uuid", bytes(16) + b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">II", 1, 1) + bytes(40))
+    if real[4:8] == b"jP  " and chance.integers(2):
+        real[32:32] = decoy
+    return bytes(real)
+
+
+def icon(chance):
+    side = pick(chance, SIDES)
+    inner = png(side, side, chunk(b"IDAT", zeros(side * (1 + side // 8))), bits=1)
+    if chance.integers(2):
+        return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 1, len(inner), 22) + inner
+    return b"icns" + struct.pack(">I", len(inner) + 16) + b"ic10" + struct.pack(">I", len(inner) + 8) + inner
+
+
+def unhandled(chance):
+    side = pick(chance, SIDES)
+    return pick(
+        chance,
+        [
+            b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, side, side, 8, 3) + bytes(12) + b"\0\0" + bytes(1 << 16),
+            b"DDS " + struct.pack("<IIII", 124, 0x1007, side, side) + bytes(200),
+            b"\x01\xda\1\1\0\3" + struct.pack(">HHH", min(side, 65_535), min(side, 65_535), 3) + bytes(600),
+            b"\n\5\1\x08" + struct.pack("<HHHH", 0, 0, side - 1, side - 1) + bytes(116) + b"\xff\0" * 5000,
+            b"\0\0\x0a" + bytes(9) + struct.pack("<HH", side, side) + b"\x20\x08" + b"\xff\0\0\0\0" * 5000,
+            b"P6\n%d %d\n255\n" % (side, side) + bytes(600),
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(600),
+            b"\xff\x0a" + bytes(600),
+            b"\x76\x2f\x31\x01" + bytes(600),
+        ],
+    )
+
+
+KINDS = (
+    png_large, png_long_data, png_text, png_frames, png_chunks, gif_large, gif_many, gif_blocks, bmp, bmp, webp, webp,
+    tiff_tile, tiff_strips, tiff_strips, tiff_jpeg, tiff_pages, tiff_counts, jpeg_segments, jpeg_scans, jpeg_large,
+    jpeg_restarts, jpeg_many_pictures, avif, avif, jpeg2000, jpeg2000, icon, unhandled, unhandled,
+)  # fmt: skip
+
+
+def make(seed):
+    """Return the name and the content of the bomb `seed`."""
+    kind = KINDS[seed % len(KINDS)]
+    return f"{seed} {kind.__name__}", kind(np.random.default_rng(seed))

@@ -1,0 +1,185 @@
+"""Files that ask for far more than they should: refused by name or decoded, in little memory and a bounded time."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
+from tests import bombs
+from worker import images
+from worker.images.formats import BY_NAME
+
+COUNT = 510
+LANES = 2
+GROWTH_MIB = 100  # that any file of VEIL_MAX_PIXELS=1000000 takes; stated in docs/reliability.md
+HANG_SECONDS = 30  # of one file, on a busy machine; a hang takes for ever
+SECONDS = 300
+
+# In a process of its own: a crash or a hang ends it, and its peak is that of the files alone.
+DECODE = """
+import faulthandler, json, re, resource, sys
+from pathlib import Path
+
+from tasks.errors import VeilError
+from tests import bombs
+from worker import images
+
+def mib(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+
+images.decode(bombs.written("AVIF"), 10**6), images.decode(bombs.written("PNG", (900, 900)), 10**6)
+first, step, count, hang = map(int, sys.argv[1:])
+limit = (mib("VmSize") + 1500) << 20
+for seed in range(first, count, step):
+    name, content = bombs.make(seed)
+    faulthandler.dump_traceback_later(hang, exit=True)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = mib("VmRSS")
+    try:
+        picture = images.decode(content, 10**6)
+        outcome = picture.format
+    except VeilError as error:
+        outcome = f"{type(error).__name__}: {error}"
+    grown = mib("VmHWM") - before
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    faulthandler.cancel_dump_traceback_later()
+    print(json.dumps([name, len(content), grown, outcome]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(repository):
+    arguments = [LANES, COUNT, HANG_SECONDS]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", DECODE, *map(str, [lane, *arguments])],
+            cwd=repository,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for lane in range(LANES)
+    ]
+    lines = []
+    for run in runs:
+        printed, errors = run.communicate(timeout=SECONDS)
+        lines += printed.splitlines()
+        assert run.returncode == 0, (lines[-1:], errors[-2000:])
+    return [json.loads(line) for line in lines]
+
+
+def test_every_bomb_has_an_outcome_with_a_name(outcomes):
+    assert len(outcomes) == COUNT
+    refused = [outcome for *_, outcome in outcomes if outcome not in BY_NAME]
+    assert all(outcome.split(":")[0] in ("ImageTooLarge", "UnreadableImage", "UnsupportedImage") for outcome in refused)
+    assert not any("not enough memory" in outcome for outcome in refused)
+    assert len(refused) > COUNT / 2
+
+
+def test_no_bomb_takes_more_memory_than_is_stated(outcomes):
+    assert [one for one in outcomes if one[2] > GROWTH_MIB] == []
+
+
+def test_bombs_are_the_same_for_the_same_seed():
+    assert bombs.make(7) == bombs.make(7)
+
+
+MOST = 10**6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_kind_that_is_not_handled_is_named_without_asking_pillow(seed, monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("Pillow was asked")
+
+    content = bombs.icon(np.random.default_rng(seed))
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    with pytest.raises(UnsupportedImage, match=r"^IC(O|NS) pictures are not handled"):
+        images.decode(content, MOST)
+
+
+def test_a_gif_is_measured_before_pillow_makes_room_for_its_first_frame(monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("Pillow was asked")
+
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    content = bombs.gif(None, [bombs.gif_frame(np.random.default_rng(1), (0, 0), (65_535, 65_535))], (1, 1))
+    with pytest.raises(ImageTooLarge, match="65535 × 65535"):
+        images.decode(content, MOST)
+
+
+def tiff(coding, data, *, width=16, height=16, offsets=(8,), lengths=None, rows=16, more=()):
+    lengths = lengths or [len(data)] * len(offsets)
+    entries = [(256, 4, [width]), (257, 4, [height]), (258, 3, [8]), (259, 3, [coding]), (262, 3, [1])]
+    entries += [(273, 4, list(offsets)), (277, 3, [1]), (278, 4, [rows]), (279, 4, lengths), *more]
+    return bombs.tiff(data, entries)
+
+
+def test_a_strip_that_unpacks_to_more_than_its_pixels_need_is_refused_at_once():
+    with pytest.raises(UnreadableImage, match="more than its pixels need"):
+        images.decode(tiff(8, bombs.zeros(64 << 20)), MOST)
+
+
+def test_strips_that_share_their_data_are_refused_and_a_few_are_not():
+    shared = tiff(8, bombs.zeros(16), height=1000, offsets=[8] * 1000, rows=1)
+    assert images.decode(shared, MOST).height == 1000
+    large = tiff(8, bombs.zeros(1 << 20), height=1000, offsets=[8] * 1000, rows=1)
+    with pytest.raises(UnreadableImage, match="same bytes again and again"):
+        images.decode(large, MOST)
+
+
+def test_a_tile_may_be_larger_than_a_small_picture_but_not_beyond_measure():
+    for side, error in ((256, None), (30_000, ImageTooLarge)):
+        data = bombs.zeros(side * side)
+        entries = [(256, 4, [16]), (257, 4, [16]), (258, 3, [8]), (259, 3, [8]), (262, 3, [1]), (277, 3, [1])]
+        entries += [(322, 4, [side]), (323, 4, [side]), (324, 4, [8]), (325, 4, [len(data)])]
+        if error is None:
+            assert images.decode(bombs.tiff(data, entries), MOST).width == 16
+        else:
+            with pytest.raises(error, match="tiles of 30000 × 30000"):
+                images.decode(bombs.tiff(data, entries), MOST)
+
+
+def test_a_jpeg_in_a_tiff_is_measured_by_its_own_header():
+    with pytest.raises(UnreadableImage, match="20000 × 20000"):
+        images.decode(tiff(7, bombs.jpeg_header(20_000)), MOST)
+
+
+def test_pages_in_a_circle_are_refused():
+    content = b"II*\0" + (8).to_bytes(4, "little")
+    content += bombs.directory([(256, 4, [1]), (257, 4, [1]), (273, 4, [0])], 8, following=8)
+    with pytest.raises(UnreadableImage, match="circle"):
+        images.decode(content, MOST)
+
+
+def test_scans_count_with_the_pixels():
+    content = bombs.written("JPEG", (900, 900), progressive=True)
+    at = content.rindex(b"\xff\xda")
+    many = content[:-2] + content[at:-2] * 30 + content[-2:]
+    with pytest.raises(ImageTooLarge, match="scans of 810,000 pixels"):
+        images.decode(many, MOST)
+    with pytest.raises(VeilError) as caught:  # libjpeg: a scan that adds nothing
+        images.decode(many, 10 * MOST)
+    assert "scans of" not in str(caught.value)
+
+
+def test_the_size_in_the_av1_data_counts_whatever_the_boxes_say():
+    content = bombs.written("AVIF", (3000, 3000), speed=10)
+    at = content.index(b"ispe") + 8
+    small = content[:at] + (16).to_bytes(4) * 2 + content[at + 8 :]
+    with pytest.raises(ImageTooLarge, match="3000 × 3000"):
+        images.decode(small, MOST)
+
+
+def test_the_codestream_of_a_jpeg_2000_is_not_looked_for_in_other_boxes():
+    content = bombs.written("JPEG2000", (3000, 3000), "L")
+    decoy = bombs.box(b"uuid", bytes(16) + b"\xff\x4f\xff\x51\0\x29\0\0" + (1).to_bytes(4) * 8 + bytes(40))
+    at = content.index(b"ihdr") + 4
+    small = content[:at] + (16).to_bytes(4) * 2 + content[at + 8 :]
+    at = small.index(b"jp2h") - 4
+    with pytest.raises(ImageTooLarge, match="3000 × 3000"):
+        images.decode(small[:at] + decoy + small[at:], MOST)
