@@ -77,6 +77,12 @@ class WorkerSettings(Settings):
         description="A SavedModel with the Object Detection API signature: its folder, a ZIP of it, or the `s3://` "
         "address of one; empty for the default (CenterFace, built on first use).",
     )
+    model_sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="What `VEIL_MODEL` must be, or nothing starts: the `digest` that `veil model info` prints, which "
+        "is that of the model's files, or the SHA-256 of its ZIP. Without it whatever is at the address is used.",
+    )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",
         description="What runs the model. `litert`: the default model in 8 bits, on CPUs alone. `auto`: that, but "
@@ -201,12 +207,31 @@ class WorkerSettings(Settings):
             raise ValueError("give one or more sides from 64 to 8192")
         return tuple(sorted(set(value)))
 
+    @field_validator("model_sha256", mode="before")
+    @classmethod
+    def _in_lower_case(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
     @field_validator(
-        "model", "score_threshold", "batch_size", "max_enlargement", "enlarge_to", "mirrored", "turned", mode="before"
+        "model",
+        "model_sha256",
+        "score_threshold",
+        "batch_size",
+        "max_enlargement",
+        "enlarge_to",
+        "mirrored",
+        "turned",
+        mode="before",
     )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _pin(self) -> "WorkerSettings":
+        if self.model_sha256 and not self.model:
+            raise ValueError(f"{PREFIX}MODEL_SHA256 pins the model of {PREFIX}MODEL, which is not set")
+        return self
 
     @model_validator(mode="after")
     def _deadlines(self) -> "WorkerSettings":
