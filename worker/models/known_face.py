@@ -20,7 +20,8 @@ PHOTOGRAPH = Path(__file__).with_name("known_face.jpg")
 ANSWERS = Path(__file__).with_name("known_face.json")  # `python -m benchmarks.known_face` writes it
 SURE = 0.5  # The default model scores the known face above 0.8 in each view, and nothing else above 0.1.
 SAME_FACE = 0.3  # least overlap of the known face with the box of another model
-SAME_READING = 0.5  # least overlap with the box if its four numbers are read in another order
+SAME_READING = 0.5  # least overlap with the box if its four numbers are read in another order,
+CLEARLY_BETTER = 1.5  # and by how much it must be larger than as the contract reads them
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,15 @@ def _is_known_face(model: Model, boxes: Boxes, height: float, width: float) -> b
     Raise ModelInvalid if it is so only for four numbers in another order than the contract's.
     """
     known = np.array(answers()["tensorflow"][UPRIGHT.name]["box_xyxy"], np.float32)
-    if overlap(known, boxes).max(initial=0) >= SAME_FACE:
-        return True
+    fit = float(overlap(known, boxes).max(initial=0))
     # As the model returned them: y1 x1 y2 x2, as shares.
-    returned = (boxes / np.array([width, height] * 2, np.float32))[:, [1, 0, 3, 2]]
+    sides = np.array([width, height] * 2, np.float32)
+    returned = (boxes / sides)[:, [1, 0, 3, 2]]
     for order, reading in READINGS.items():
-        read = np.stack(reading(*returned.T), axis=1) * np.array([width, height] * 2, np.float32)
-        if overlap(known, read.astype(np.float32)).max(initial=0) >= SAME_READING:
+        read = (np.stack(reading(*returned.T), axis=1) * sides).astype(np.float32)
+        if overlap(known, read).max(initial=0) >= max(SAME_READING, CLEARLY_BETTER * fit):
             raise ModelInvalid(f"{model.folder} returns detection_boxes as {order}: they must be y1 x1 y2 x2")
-    return False
+    return fit >= SAME_FACE
 
 
 def _predicted(model: Model, canvas: Pixels) -> Detections:
