@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from tasks.deliveries import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
@@ -212,6 +212,13 @@ class WorkerSettings(Settings):
     def _in_lower_case(cls, value: Any) -> Any:
         return value.strip().lower() if isinstance(value, str) else value
 
+    @field_validator("model_sha256")
+    @classmethod
+    def _check_pin(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("model"):
+            raise ValueError(f"it pins the model that {PREFIX}MODEL names, and that is not set")
+        return value
+
     @field_validator(
         "model",
         "model_sha256",
@@ -226,12 +233,6 @@ class WorkerSettings(Settings):
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return None if value == "" else value
-
-    @model_validator(mode="after")
-    def _pin(self) -> "WorkerSettings":
-        if self.model_sha256 and not self.model:
-            raise ValueError(f"{PREFIX}MODEL_SHA256 pins the model of {PREFIX}MODEL, which is not set")
-        return self
 
     @model_validator(mode="after")
     def _deadlines(self) -> "WorkerSettings":

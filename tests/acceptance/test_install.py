@@ -10,12 +10,13 @@ from demo.servers import start_redis
 
 PRODUCER = """
 import json
-from importlib.resources import files
+from pathlib import Path
 from importlib.util import find_spec
 from tasks import anonymize_image
 
 result = anonymize_image.delay("s3://raw/a.jpg")
-data = sorted(path.name for path in files("worker.models").iterdir() if not path.name.endswith((".py", "__")))
+models = Path(find_spec("worker").origin).parent / "models"
+data = sorted(path.name for path in models.iterdir() if path.suffix in (".json", ".jpg", ".txt"))
 heavy = [name for name in ("tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx") if find_spec(name)]
 print(json.dumps({"task": result.id, "heavy": heavy, "data": data}))
 """
