@@ -7,7 +7,7 @@ import pytest
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
 from worker.detector import Detections, Sightings
-from worker.models import known_face
+from worker.models import SCORE_THRESHOLD, known_face
 
 ENGINES = sorted(known_face.TOLERANCES)
 
@@ -18,6 +18,7 @@ class Recorded:
     folder = Path("models") / "centerface"
     device = "CPU"
     fixed_size = None
+    score_threshold = SCORE_THRESHOLD
 
     def __init__(self, engine, change=lambda boxes, scores, landmarks: (boxes, scores, landmarks), blank=None):
         self.engine = engine
@@ -92,6 +93,14 @@ def test_a_default_model_that_finds_a_face_in_nothing_is_refused(engine):
 
     with pytest.raises(ModelInvalid, match="a face in a blank picture"):
         known_face.check_default(Recorded(engine, blank=blank))
+
+
+def test_a_default_model_whose_threshold_was_changed_is_refused():
+    model = Recorded("litert")
+    model.score_threshold = 0.9
+
+    with pytest.raises(ModelInvalid, match=r"score_threshold is 0\.9, not 0\.17"):
+        known_face.check_default(model)
 
 
 def test_an_error_that_passes_is_not_called_the_model_s():

@@ -15,6 +15,7 @@ from PIL import Image
 from tasks.errors import DetectionFailed, ModelInvalid, VeilError
 from worker.detector import MULTIPLE, PADDING, Boxes, Detections, Pixels, credible, overlap, resized
 from worker.model import Model, in_a_line
+from worker.models import SCORE_THRESHOLD
 
 PHOTOGRAPH = Path(__file__).with_name("known_face.jpg")
 ANSWERS = Path(__file__).with_name("known_face.json")  # `python -m benchmarks.known_face` writes it
@@ -105,6 +106,8 @@ def check_default(model: Model) -> None:
     """Raise ModelInvalid if the default model does not answer on this machine as it was recorded."""
     blank = np.full_like(photograph(), PADDING)
     wrong = "a face in a blank picture" if len(sure(model, blank)) else None
+    if model.score_threshold != SCORE_THRESHOLD:
+        wrong = f"its score_threshold is {model.score_threshold:g}, not {SCORE_THRESHOLD:g}"
     for view in VIEWS:
         found = sure(model, view.canvas()[0])
         wrong = wrong or _difference(found, answers()[model.engine][view.name], TOLERANCES[model.engine])
