@@ -37,7 +37,7 @@ SHORTEST_FACE = 0.3
 
 # What no working model returns for a face: see credible() and docs/detection.md.
 MIN_PART_INSIDE = 0.1  # of a box's side, or of the canvas's where that is shorter
-MAX_BEYOND = 2.0  # longer sides of the canvas by which a box may reach beyond it
+MAX_BEYOND = 4.0  # longer sides of the canvas by which a box may reach beyond it
 MAX_LANDMARK_DISTANCE = 2.0  # sides of its box by which a landmark may lie outside it
 
 
