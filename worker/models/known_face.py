@@ -147,8 +147,11 @@ def try_own(model: Model, score_threshold: float) -> None:
         canvas, factor = view.canvas(model.fixed_size)
         predicted = _predicted(model, canvas)
         if view == UPRIGHT:
-            boxes = predicted.boxes_xyxy[predicted.scores >= score_threshold]
-            is_known = _is_known_face(model, boxes / factor, canvas.shape[0] / factor, canvas.shape[1] / factor)
+            counted = predicted[predicted.scores >= score_threshold]
+            counted = counted[np.argsort(-counted.scores, kind="stable")]
+            is_known = _is_known_face(
+                model, counted.boxes_xyxy / factor, canvas.shape[0] / factor, canvas.shape[1] / factor
+            )
         scores.append(_credible(model, predicted, canvas, score_threshold).scores)
     is_constant = all(np.array_equal(scores[0], each) for each in scores) or len(np.unique(np.concatenate(scores))) == 1
     if len(scores[0]) and is_constant:
@@ -165,15 +168,16 @@ def try_own(model: Model, score_threshold: float) -> None:
 
 
 def _is_known_face(model: Model, boxes: Boxes, height: float, width: float) -> bool:
-    """Return whether one of `boxes`, in pixels of the photograph, is the known face.
+    """Return whether one of `boxes`, in pixels of the photograph and the strongest first, is the known face.
 
-    Raise ModelInvalid if it is so only for four numbers in another order than the contract's.
+    Raise ModelInvalid if the strongest is the known face only with its four numbers in another order than the
+    contract's. Among many boxes one would fit by chance.
     """
     known = np.array(answers()["tensorflow"][UPRIGHT.name]["box_xyxy"], np.float32)
     fit = float(overlap(known, boxes).max(initial=0))
     # As the model returned them: y1 x1 y2 x2, as shares.
     sides = np.array([width, height] * 2, np.float32)
-    returned = (boxes / sides)[:, [1, 0, 3, 2]]
+    returned = (boxes[:1] / sides)[:, [1, 0, 3, 2]]
     for order, reading in READINGS.items():
         read = (np.stack(reading(*returned.T), axis=1) * sides).astype(np.float32)
         if overlap(known, read).max(initial=0) >= max(SAME_READING, CLEARLY_BETTER * fit):
