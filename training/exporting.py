@@ -115,6 +115,9 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
     scores, index = tf.math.top_k(scores, tf.minimum(CANDIDATES, tf.shape(scores)[1]))
     boxes = anchors.decoded(tf.gather(said["boxes"], index, batch_dims=1), tf.gather(grid, index), ops)
     extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
+    # A box in the padding is outside the picture, where no face is, and workers refuse such boxes.
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+    scores *= tf.cast(tf.reduce_all((middle >= 0) & (middle <= extent[:2]), axis=-1), tf.float32)
     kept = tf.image.combined_non_max_suppression(
         (boxes / extent)[:, :, None],
         scores[:, :, None],

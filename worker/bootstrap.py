@@ -68,17 +68,36 @@ def _watch_pictures(watchdog: Watchdog) -> None:
 
 
 def load_model(settings: WorkerSettings) -> "Model":
-    """The model that `settings` name, by default the bundled one, built on first use.
+    """Return the model that `settings` name, by default the bundled one, built on first use, and tested.
 
     Raises ModelInvalid if that fails, and what S3 answers where the model comes from there.
     """
+    from worker.models import known_face
+
+    model = plain_model(settings)
+    if settings.model is None:
+        known_face.check_default(model)
+        return model
+    known_face.try_own(model, settings.score_threshold or model.score_threshold)
+    if settings.model.startswith("s3://") and settings.model_sha256 is None:
+        structlog.get_logger("veil").warning(
+            "the model is not pinned",
+            address=settings.model,
+            digest=model.digest,
+            effect="whoever can write to the address decides what is hidden: set VEIL_MODEL_SHA256",
+        )
+    return model
+
+
+def plain_model(settings: WorkerSettings) -> "Model":
+    """Return the model that `settings` name, loaded and not tested; raises as load_model does."""
     from worker import models
     from worker.models import own
 
     digest: str | None = None
     digest_in_8_bits: str | None = None
     if settings.model:
-        folder = own.folder(settings.model, lambda: ObjectStore.connect(settings))
+        folder = own.folder(settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256)
     else:
         folder, digest, digest_in_8_bits = models.default_model(), models.DIGEST, models.DIGEST_IN_8_BITS
     if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
@@ -95,7 +114,7 @@ def load_model(settings: WorkerSettings) -> "Model":
         return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
     from worker.saved_model import SavedModel
 
-    return SavedModel(folder, digest)
+    return SavedModel(folder, digest, settings.score_threshold)
 
 
 def _suits_litert(folder: Path) -> bool:
@@ -165,8 +184,8 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = 
     )
 
 
-def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched) -> "Anonymizer":
-    """The anonymizer for `settings`, its model loaded and warmed; ModelInvalid if that fails.
+def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched, model: "Model | None" = None) -> "Anonymizer":
+    """Return the anonymizer for `settings`, its model loaded and tested unless given; ModelInvalid if that fails.
 
     Batches, decoding and encoding run under `watch`.
     """
@@ -175,7 +194,7 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched) -> "Ano
     from worker.detector import ScaledDetector
 
     allocator.share_arenas()
-    model = load_model(settings)
+    model = model or load_model(settings)
     threshold = settings.score_threshold or model.score_threshold
     batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
 

@@ -1,6 +1,5 @@
 """The ``veil`` command. Heavy imports stay inside the commands that need them."""
 
-import json
 import math
 import os
 import re
@@ -348,23 +347,16 @@ def model_build() -> None:
 
 
 @model_app.command("info")
-def model_info(as_json: Json = False) -> None:
-    """Load the model that a worker would use, and say what it is."""
-    settings = WorkerSettings.load()
-    from worker.bootstrap import load_model
+def model_info(
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also print the faces that the model finds in this picture.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Load and test the model that a worker would use, and print what it is."""
+    from worker import model_info as info
 
-    model = load_model(settings)
-    _show(
-        {
-            "folder": str(model.folder),
-            "engine": model.engine,
-            "digest": model.digest,
-            "score_threshold": settings.score_threshold or model.score_threshold,
-            "fixed_size": model.fixed_size,
-            "device": model.device,
-        },
-        as_json,
-    )
+    info.run(WorkerSettings.load(), picture, as_json)
 
 
 @receipt_app.command("verify")
@@ -569,11 +561,3 @@ def _number(text: str) -> Any:
         except ValueError:
             pass
     return text
-
-
-def _show(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(values))
-        return
-    for name, value in values.items():
-        print(f"{name}: {value}")

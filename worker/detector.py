@@ -51,6 +51,11 @@ LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
 # they are closer, the model did not make out which way up the face is.
 SHORTEST_FACE = 0.3
 
+# What no working model returns for a face: see credible() and docs/detection.md.
+MIN_PART_INSIDE = 0.1  # of a box's side, or of the canvas's where that is shorter
+MAX_BEYOND = 4.0  # longer sides of the canvas by which a box may reach beyond it
+MAX_LANDMARK_DISTANCE = 2.0  # sides of its box by which a landmark may lie outside it
+
 
 @dataclass(frozen=True)
 class Sightings:
@@ -328,7 +333,7 @@ class ScaledDetector:
         canvas = np.full((*(self.fixed_size or (_padded(height), _padded(width))), 3), PADDING, np.uint8)
         canvas[:height, :width] = part
         answer = self.infer(canvas)
-        found = placed(answer[~(answer.scores < WEAK * self.score_threshold)])  # NaN stays, and is refused
+        found = credible(answer, canvas.shape[1], canvas.shape[0], WEAK * self.score_threshold)
         yield _shifted(found, columns.start, rows.start), rows, columns
         is_small = min(height, width) <= MIN_TILE
         if answer.left_out < self.score_threshold or (is_small and not is_finest):
@@ -471,11 +476,51 @@ def _padded(side: int) -> int:
 
 
 def placed(detections: Detections) -> Detections:
-    """`detections` as they are; DetectionFailed if one has no place in a picture or no score."""
+    """Return `detections` as they are; raise DetectionFailed if one has no place in a picture or no score."""
     boxes = detections.boxes_xyxy
-    if np.isnan(detections.scores).any() or not (boxes[:, :2] <= boxes[:, 2:]).all():  # not so for NaN either
-        raise DetectionFailed("the detector returned a box that ends before it starts, or something that is no number")
+    _check_scores(detections)
+    if not np.isfinite(boxes).all():
+        raise DetectionFailed("the model returned a box that is not finite: look at detection_boxes")
+    if not (boxes[:, :2] < boxes[:, 2:]).all():
+        raise DetectionFailed(
+            "the model returned a box that is empty or ends before it starts: detection_boxes must be y1 x1 y2 x2"
+        )
+    if np.isinf(detections.seen.landmarks).any():  # NaN says that the model tells none
+        raise DetectionFailed("the model returned a landmark that is not finite: look at detection_keypoints")
     return detections
+
+
+def credible(detections: Detections, width: int, height: int, least_score: float) -> Detections:
+    """Return the detections that score `least_score` or more in a canvas of `width` x `height`.
+
+    Raise DetectionFailed if a score, a box or a landmark can't be that of a face in this canvas. A face that the edge
+    cuts has a box that reaches beyond it, so only boxes with hardly any part inside, or far larger, are refused.
+    """
+    _check_scores(detections)  # of all: a score that is NaN or negative would count as no face
+    found = placed(detections[detections.scores >= least_score])
+    first, last = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:]
+    canvas = np.array([width, height], np.float32)
+    inside = np.minimum(last, canvas) - np.maximum(first, 0)
+    beyond = np.maximum(-first, last - canvas)
+    if (inside < MIN_PART_INSIDE * np.minimum(last - first, canvas)).any() or (beyond > MAX_BEYOND * max(canvas)).any():
+        raise DetectionFailed(
+            "the model returned a box outside its picture: "
+            "detection_boxes must be shares of the picture, 0 to 1, as y1 x1 y2 x2"
+        )
+    seen = found.seen
+    first, last = seen.boxes_xyxy[:, None, :2], seen.boxes_xyxy[:, None, 2:]
+    distance = np.maximum(first - seen.landmarks, seen.landmarks - last)
+    if (distance > MAX_LANDMARK_DISTANCE * (last - first)).any():
+        raise DetectionFailed(
+            "the model returned a landmark far from its face: "
+            "detection_keypoints must be shares of the picture, 0 to 1, as y x"
+        )
+    return found
+
+
+def _check_scores(detections: Detections) -> None:
+    if not ((detections.scores >= 0) & (detections.scores <= 1)).all():  # not so for NaN either
+        raise DetectionFailed("the model returned a score that is not from 0 to 1: look at detection_scores")
 
 
 def clip(detections: Detections, width: int, height: int) -> Detections:

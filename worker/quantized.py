@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from tasks.errors import ModelInvalid
+from tasks.errors import DetectionFailed, ModelInvalid
 from worker import processors
 from worker.detector import Detections, Pixels
 from worker.model import digest_of, in_a_line, stated_threshold
@@ -68,8 +68,9 @@ class QuantizedModel:
         interpreter.invoke()
         (maps,) = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         self._give_back(canvas.shape, interpreter)
-        if maps.shape[-1] != sum(MAPS):
-            raise ValueError(f"the network returns {maps.shape[-1]} maps, not {sum(MAPS)}")
+        if maps.ndim != 3 or maps.shape[-1] != sum(MAPS) or not np.issubdtype(maps.dtype, np.floating):
+            shape = list(maps.shape)
+            raise DetectionFailed(f"the network returns {maps.dtype} {shape}, not float [height, width, {sum(MAPS)}]")
         return np.asarray(maps, np.float32)
 
     def _taken(self, shape: Shape) -> Any:

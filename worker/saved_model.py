@@ -3,17 +3,18 @@
 Importing this module imports TensorFlow; only the commands that detect do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DetectorUnavailable, ModelInvalid
+from tasks.errors import DetectionFailed, DetectorUnavailable, ModelInvalid
 from worker import processors
 from worker.detector import LANDMARKS, Detections, Pixels, Sightings
 from worker.model import LEFT_OUT, digest_of, in_a_line, stated_threshold
+from worker.models.maps import NOT_FINITE
 from worker.tf import tf
 
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
@@ -29,10 +30,11 @@ class SavedModel:
     engine = "tensorflow"
     lanes = 1  # TensorFlow spreads one batch over all processors
 
-    def __init__(self, folder: Path, digest: str | None = None) -> None:
+    def __init__(self, folder: Path, digest: str | None = None, score_threshold: float | None = None) -> None:
         """Load and check the model in `folder`; ModelInvalid, in one line, if it can't be used.
 
         `digest` is known where the files are not the same on every machine; else it is that of the files.
+        `score_threshold` is used in place of the model's own to tell whether `num_detections` leaves out a face.
         """
         if not (folder / "saved_model.pb").is_file():
             raise ModelInvalid(f"{folder} holds no saved_model.pb: set VEIL_MODEL to the folder of a SavedModel")
@@ -59,43 +61,96 @@ class SavedModel:
         self.fixed_size: tuple[int, int] | None = (shape[1], shape[2]) if shape[1] and shape[2] else None
         self.digest = digest or digest_of(folder)
         self.score_threshold = stated_threshold(folder)
+        self._least_face = score_threshold or self.score_threshold
         self._warm(folder)
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
         """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3].
 
-        Raises DetectorUnavailable when the device's memory is full, which passes.
+        Raises DetectorUnavailable when the device's memory is full, which passes, and DetectionFailed when the answer
+        breaks the contract.
         """
         if self._one_at_a_time and len(batch) > 1:
             return [self.predict(batch[i : i + 1])[0] for i in range(len(batch))]
         try:
             returned = self._call(**{self._input: tf.constant(batch)})
-            names = [*OUTPUTS, *[KEYPOINTS] * self._landmarks, *[LEFT_OUT] * self._tells_left_out]
-            answer = {name: returned[name].numpy() for name in names}
+            answer = self._arrays(returned, len(batch))
         except tf.errors.ResourceExhaustedError:
             raise DetectorUnavailable(f"no memory left on the {self.device}: lower VEIL_BATCH_SIZE") from None
+        except tf.errors.InvalidArgumentError as error:
+            if NOT_FINITE in str(error):
+                raise DetectionFailed(NOT_FINITE) from None
+            raise
         side = np.array(batch.shape[1:3] * 2, np.float32)
         found = []
-        for i in range(len(batch)):
-            count = int(answer["num_detections"].reshape(-1)[i])
-            boxes = answer["detection_boxes"][i, :count].astype(np.float32) * side
+        for i, count in enumerate(self._counts(answer)):
+            boxes = (answer["detection_boxes"][i, :count].astype(np.float32) * side)[:, [1, 0, 3, 2]]
             scores = answer["detection_scores"][i, :count].astype(np.float32)
-            if not len(boxes) == len(scores) == count:
-                raise ValueError(f"the model counts {count} detections and returns {len(boxes)}")
-            if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-                raise ValueError("the model returned numbers that are not finite")
-            boxes = boxes[:, [1, 0, 3, 2]]
-            landmarks = answer[KEYPOINTS][i, :count, :, ::-1] * side[1::-1] if self._landmarks else None
+            landmarks = None
+            if self._landmarks:
+                landmarks = answer[KEYPOINTS][i, :count, :, ::-1].astype(np.float32) * side[1::-1]
+            for name, values in ((OUTPUTS[0], boxes), (KEYPOINTS, landmarks)):
+                if values is not None and not np.isfinite(values).all():
+                    raise DetectionFailed(f"the model returned numbers that are not finite in {name}")
             left_out = float(answer[LEFT_OUT][i]) if self._tells_left_out else self._left_out(scores)
             found.append(Detections(boxes, scores, Sightings.of(boxes, landmarks), left_out))
         return found
 
     def _left_out(self, scores: NDArray[np.float32]) -> float:
-        """The highest score of a face that the model may have had no room for: its lowest, if it returned as many as
-        it can. A model that returns one face at most is taken for one that looks for one.
+        """Return the highest score of a face that the model may have had no room for.
+
+        It is the lowest score returned, if the model returned as many faces as it can. A model that returns one
+        face at most is taken for one that looks for one.
         """
         is_full = self._capacity > 1 and len(scores) >= min(self._capacity, USUAL_CAPACITY)
         return float(scores.min()) if is_full else 0.0
+
+    def _arrays(self, returned: Mapping[str, Any], pictures: int) -> dict[str, NDArray[Any]]:
+        """Return the outputs as arrays; DetectionFailed if one has another shape or type than the contract says."""
+        faces = returned["detection_scores"].shape[-1:].as_list() or [None]
+        shapes = {
+            "detection_boxes": [pictures, *faces, 4],
+            "detection_scores": [pictures, *faces],
+            "detection_classes": [pictures, *faces],
+            "num_detections": [pictures],
+        }
+        if self._landmarks:
+            shapes[KEYPOINTS] = [pictures, *faces, LANDMARKS, 2]
+        if self._tells_left_out:
+            shapes[LEFT_OUT] = [pictures]
+        arrays = {}
+        for name, shape in shapes.items():
+            value = returned[name]
+            is_count = name in ("detection_classes", "num_detections")
+            is_number = value.dtype.is_floating or (is_count and value.dtype.is_integer)
+            actual = value.shape.as_list()
+            if name == "num_detections" and actual in ([pictures, 1], [] if pictures == 1 else None):
+                actual = [pictures]
+            if not is_number or actual != shape:
+                kind = "numbers" if is_count else "floats"
+                raise DetectionFailed(f"the model returned {name} as {value.dtype.name} {actual}, not {kind} {shape}")
+            arrays[name] = value.numpy()
+        return arrays
+
+    def _counts(self, answer: Mapping[str, NDArray[Any]]) -> list[int]:
+        """Return how many detections each picture has; DetectionFailed if the arrays say otherwise."""
+        scores, stated = answer["detection_scores"], answer["num_detections"].reshape(-1)
+        for name in ("detection_scores", "detection_classes"):
+            if not np.isfinite(answer[name].astype(np.float32)).all():
+                raise DetectionFailed(f"the model returned numbers that are not finite in {name}")
+        counts = []
+        for number, row in zip(stated.tolist(), scores, strict=True):
+            if not (number >= 0 and number == np.floor(number)):  # not so for NaN either
+                raise DetectionFailed(f"the model counts {number} detections: num_detections must be a whole number")
+            if number > len(row):
+                raise DetectionFailed(f"the model counts {number:.0f} detections and returns {len(row)}")
+            count = int(number)
+            if (row[count:] >= self._least_face).any():
+                raise DetectionFailed(
+                    f"num_detections counts {count}, but detection_scores has a face beyond them: {CONTRACT}"
+                )
+            counts.append(count)
+        return counts
 
     def _warm(self, folder: Path) -> None:
         """Run once: the first call plans the graph, and shows whether the answers have the right shape."""

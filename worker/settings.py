@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from tasks.deliveries import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
@@ -80,6 +80,12 @@ class WorkerSettings(Settings):
         None,
         description="A SavedModel with the Object Detection API signature: its folder, a ZIP of it, or the `s3://` "
         "address of one; empty for the default (CenterFace, built on first use).",
+    )
+    model_sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="What `VEIL_MODEL` must be, or nothing starts: the `digest` that `veil model info` prints, which "
+        "is that of the model's files, or the SHA-256 of its ZIP. Without it whatever is at the address is used.",
     )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",
@@ -213,8 +219,21 @@ class WorkerSettings(Settings):
             raise ValueError("give one or more sides from 64 to 8192")
         return tuple(sorted(set(value)))
 
+    @field_validator("model_sha256", mode="before")
+    @classmethod
+    def _in_lower_case(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @field_validator("model_sha256")
+    @classmethod
+    def _check_pin(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not info.data.get("model"):
+            raise ValueError(f"it pins the model that {PREFIX}MODEL names, and that is not set")
+        return value
+
     @field_validator(
         "model",
+        "model_sha256",
         "score_threshold",
         "batch_size",
         "max_enlargement",

@@ -10,12 +10,15 @@ from demo.servers import start_redis
 
 PRODUCER = """
 import json
+from pathlib import Path
 from importlib.util import find_spec
 from tasks import anonymize_image
 
 result = anonymize_image.delay("s3://raw/a.jpg")
+models = Path(find_spec("worker").origin).parent / "models"
+data = sorted(path.name for path in models.iterdir() if path.suffix in (".json", ".jpg", ".txt"))
 heavy = [name for name in ("tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx") if find_spec(name)]
-print(json.dumps({"task": result.id, "heavy": heavy}))
+print(json.dumps({"task": result.id, "heavy": heavy, "data": data}))
 """
 
 
@@ -48,6 +51,8 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
         )
         answer = json.loads(done.stdout)
         assert answer["heavy"] == []
+        known = ["known_face.NOTICE.txt", "known_face.jpg", "known_face.json"]
+        assert answer["data"] == ["centerface_calibration.json", *known]
         for command in (["worker"], ["anonymize", tmp_path, "--output", tmp_path / "out"]):
             refused = subprocess.run(
                 [environment / "bin" / "veil", *command], check=False, capture_output=True, text=True, timeout=60

@@ -17,6 +17,7 @@ from training.cli import app
 from training.model import efficientdet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
 from worker.bootstrap import load_model
+from worker.detector import credible
 from worker.saved_model import SavedModel
 from worker.settings import WorkerSettings
 
@@ -78,6 +79,20 @@ def test_any_batch_and_any_size_are_taken(exported):
         assert len(one) == len(alone) > 0
         np.testing.assert_allclose(one.scores, alone.scores, atol=1e-4)
         assert (one.boxes_xyxy[:, 2:] > one.boxes_xyxy[:, :2]).all()
+
+
+def test_no_box_is_in_the_padding_that_the_graph_adds(exported):
+    """Workers refuse boxes outside the picture, and the network knows no better than to look there."""
+    height, width = 192, 320
+    pictures = np.random.default_rng(2).integers(0, 256, (1, height, width, 3), np.uint8)
+
+    (found,) = SavedModel(exported.folder).predict(pictures)
+
+    middle = (found.boxes_xyxy[:, :2] + found.boxes_xyxy[:, 2:]) / 2
+    assert len(found) > 0
+    assert (middle >= 0).all()
+    assert (middle <= [width, height]).all()
+    assert len(credible(found, width, height, 0.0)) == len(found)
 
 
 def test_the_threshold_is_that_which_was_given_or_which_the_evaluation_proposed(run, tmp_path):

@@ -1,12 +1,16 @@
 """A model of one's own from a ZIP: unpacked once, nowhere but in the cache, and never without a bound."""
 
+import hashlib
 import stat
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tasks.errors import InvalidRequest, ModelInvalid
+from worker.model import digest_of
 from worker.models import own
 
 
@@ -130,3 +134,121 @@ def test_what_is_no_zip_or_no_model_is_one_line(archive, tmp_path, cache):
 def test_an_address_that_names_no_object_is_refused():
     with pytest.raises(InvalidRequest, match="names no object"):
         own.folder("s3://models", no_store)
+
+
+# --- pins -----------------------------------------------------------------------------------------------------
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    """The model in a folder, and the digest of its files."""
+    for name, content in WHOLE.items():
+        file = tmp_path / "folder" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return tmp_path / "folder", digest_of(tmp_path / "folder")
+
+
+def test_a_pinned_model_is_taken_by_the_digest_of_its_files_or_of_its_zip(archive, unpacked):
+    place, digest = unpacked
+    zipped = archive(members=WHOLE)
+
+    assert own.folder(str(place), no_store, digest) == place
+    for pin in (digest, sha256(zipped), digest):
+        assert digest_of(own.folder(str(zipped), no_store, pin)) == digest
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_model_that_is_not_the_pinned_one_is_refused_in_one_line(archive, unpacked, name):
+    place, digest = unpacked
+    zip_digest = sha256(archive(members=WHOLE))
+    (place / name).write_bytes(b"other")
+    zipped = archive(members={**WHOLE, name: b"other"})
+
+    for address, pin in ((place, digest), (zipped, digest), (zipped, zip_digest), (place, sha256(zipped))):
+        with pytest.raises(ModelInvalid, match=f"not {pin}: not used; see VEIL_MODEL_SHA256") as raised:
+            own.folder(str(address), no_store, pin)
+        assert str(address) in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_files_that_were_added_or_renamed_are_not_the_pinned_model(unpacked):
+    place, digest = unpacked
+    (place / "variables" / "more").write_bytes(b"")
+    with pytest.raises(ModelInvalid, match="VEIL_MODEL_SHA256"):
+        own.folder(str(place), no_store, digest)
+    (place / "variables" / "more").unlink()
+    (place / "veil.json").rename(place / "other.json")
+    with pytest.raises(ModelInvalid, match="VEIL_MODEL_SHA256"):
+        own.folder(str(place), no_store, digest)
+
+
+def test_an_unpacked_model_that_somebody_changed_in_the_cache_is_refused_under_either_pin(archive, unpacked):
+    _, digest = unpacked
+    zipped = archive(members=WHOLE)
+    place = own.folder(str(zipped), no_store)
+    (place / "variables" / "variables.index").write_bytes(b"other weights")
+
+    for pin in (digest, sha256(zipped)):
+        with pytest.raises(ModelInvalid, match="VEIL_MODEL_SHA256"):
+            own.folder(str(zipped), no_store, pin)
+
+
+def test_a_cached_folder_without_its_graph_is_one_line(archive):
+    zipped = archive(members=WHOLE)
+    (own.folder(str(zipped), no_store) / "saved_model.pb").unlink()
+
+    with pytest.raises(ModelInvalid, match="remove it") as raised:
+        own.folder(str(zipped), no_store)
+
+    assert len(str(raised.value).splitlines()) == 1
+
+
+class OneObject:
+    """A store with one object, which counts how often it is read."""
+
+    def __init__(self, content, etag="1"):
+        self.content, self.etag, self.reads = content, etag, 0
+
+    @contextmanager
+    def open(self, uri):
+        def read(limit, seconds):
+            self.reads += 1
+            return self.content
+
+        yield SimpleNamespace(stored=SimpleNamespace(size=len(self.content), etag=self.etag), read=read)
+
+
+def test_a_pinned_model_of_a_store_is_fetched_once_and_never_taken_from_a_changed_cache(archive, unpacked, cache):
+    _, digest = unpacked
+    zipped = archive(members=WHOLE)
+    store = OneObject(zipped.read_bytes())
+    for _ in range(2):
+        place = own.folder("s3://models/a.zip", lambda: store, digest)
+        assert digest_of(place) == digest
+    assert store.reads == 1
+
+    other = archive("other.zip", members={**WHOLE, "saved_model.pb": b"planted"})
+    planted = own.folder(str(other), no_store)
+    (known,) = cache.glob("object-*")
+    known.write_text(sha256(other))
+    assert own.folder("s3://models/a.zip", lambda: store) == planted  # nothing is promised without a pin
+    known.write_text(sha256(other))
+    for pin in (digest, sha256(zipped)):
+        assert digest_of(own.folder("s3://models/a.zip", lambda: store, pin)) == digest
+        known.write_text(sha256(other))
+
+
+def test_a_store_that_has_another_model_by_now_is_refused(archive, unpacked):
+    _, digest = unpacked
+    pins = digest, sha256(archive(members=WHOLE))
+    other = OneObject(archive("other.zip", members={**WHOLE, "saved_model.pb": b"other"}).read_bytes(), "2")
+
+    for pin in pins:
+        with pytest.raises(ModelInvalid, match="VEIL_MODEL_SHA256") as raised:
+            own.folder("s3://models/a.zip", lambda: other, pin)
+        assert "s3://models/a.zip" in str(raised.value)

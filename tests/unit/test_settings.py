@@ -58,6 +58,7 @@ def test_the_defaults_are_valid(load):
         ("batch_size", "", None),
         ("batch_size", "4", 4),
         ("model", "", None),
+        ("model_sha256", "", None),
         ("region", "1", 1.0),
         ("region", "0.5", 0.5),
         ("region", "top", 0.7),
@@ -80,6 +81,10 @@ def test_the_defaults_are_valid(load):
 )
 def test_a_setting_is_read_from_its_variable(load, name, value, expected):
     assert getattr(load(**{name: value}), name) == expected
+
+
+def test_a_pin_is_taken_in_either_case(load):
+    assert load(model="a.zip", model_sha256="AB" * 32).model_sha256 == "ab" * 32
 
 
 @pytest.mark.parametrize(
@@ -115,6 +120,11 @@ def test_a_setting_is_read_from_its_variable(load, name, value, expected):
         ("concurrency", "0"),
         ("concurrency", "many"),
         ("concurrency", "1.5"),
+        ("model_sha256", "0123"),
+        ("model_sha256", "g" * 64),
+        ("model_sha256", "0" * 63),
+        ("model_sha256", "0" * 65),
+        ("model_sha256", "0" * 64),  # of what, if there is no VEIL_MODEL
         ("score_threshold", "0"),
         ("score_threshold", "1"),
         ("score_threshold", "nan"),

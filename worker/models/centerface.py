@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from worker.detector import LANDMARKS
 from worker.model import LEFT_OUT
 from worker.models import NETWORK
-from worker.models.maps import CANDIDATES, MAPS, MAX_DETECTIONS, MIN_SCORE, NMS_IOU
+from worker.models.maps import CANDIDATES, MAPS, MAX_DETECTIONS, MIN_SCORE, NMS_IOU, NOT_FINITE
 from worker.silence import silenced
 from worker.tf import tf
 
@@ -285,6 +285,7 @@ def _decode(maps: Any) -> dict[str, Any]:
     Centre = index + offset + 0.5 and size = exp(scale), in strides; a landmark is its box's first corner plus
     its share of the box's size.
     """
+    maps = tf.debugging.check_numerics(maps, NOT_FINITE)
     logits, scale, offset, landmarks = tf.split(maps, list(MAPS), axis=-1)
     shape = tf.shape(maps)
     batch, height, width = shape[0], shape[1], shape[2]

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import DetectionFailed
 from worker.detector import LANDMARKS, Detections, Sightings
 
 MAPS = (1, 2, 2, 2 * LANDMARKS)  # channels: logit of the score, logarithm of the size, offset, landmarks
@@ -12,6 +13,7 @@ NMS_IOU = 0.3  # of the authors' own decoder
 CANDIDATES = 5000  # strongest points that are looked at: a few for each of MAX_DETECTIONS faces
 MAX_DETECTIONS = 1000  # of a canvas; what is left out beyond it is told by Detections.left_out
 MIN_SCORE = 0.02  # what the model reports at all; the setting `score_threshold` decides on top of it
+NOT_FINITE = "the network returned numbers that are not finite: the model is damaged, or the processor is faulty"
 
 
 def decode(maps: NDArray[np.float32], least_score: float = MIN_SCORE) -> Detections:
@@ -21,6 +23,7 @@ def decode(maps: NDArray[np.float32], least_score: float = MIN_SCORE) -> Detecti
     its share of the box's size. What is below `least_score` is left out before points are compared, which changes
     nothing about the others.
     """
+    _check_finite(maps)
     least = np.log(least_score / (1 - least_score))
     rows, columns = np.nonzero(maps[..., 0] >= least)
     points = maps[rows, columns]
@@ -45,6 +48,12 @@ def decode(maps: NDArray[np.float32], least_score: float = MIN_SCORE) -> Detecti
 def _scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     scores: NDArray[np.float32] = (1 / (1 + np.exp(-logits))).astype(np.float32)
     return scores
+
+
+def _check_finite(maps: NDArray[np.float32]) -> None:
+    """Raise DetectionFailed if a value is NaN or infinite: NaN is below any threshold and would count as no face."""
+    if not np.isfinite(maps).all():
+        raise DetectionFailed(NOT_FINITE)
 
 
 def _kept(boxes: NDArray[np.floating], scores: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -16,6 +16,7 @@ import platformdirs
 from tasks.addresses import ObjectUri
 from tasks.errors import ModelInvalid
 from tasks.s3 import ObjectStore
+from worker.model import digest_of
 
 MAX_ZIP_BYTES = 1 << 30
 MAX_BYTES = 4 << 30  # unpacked
@@ -25,59 +26,84 @@ CHUNK = 1 << 20
 GRAPH = "saved_model.pb"
 
 
-def folder(address: str, connect: Callable[[], ObjectStore]) -> Path:
-    """The folder of the SavedModel at `address`; `connect` is called for one in S3.
+def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = None) -> Path:
+    """Return the folder of the SavedModel at `address`; `connect` is called for one in S3.
 
-    Raises ModelInvalid when there is none, or its ZIP is damaged, too large or would write outside its folder, and
-    what `connect` and the store raise.
+    `pin` is the digest of the model's files (worker.model.digest_of) or the SHA-256 of its ZIP. Raises ModelInvalid
+    when the model is another one, there is none, or its ZIP is damaged, too large or would write outside its folder,
+    and what `connect` and the store raise.
     """
     if address.startswith("s3://"):
-        return _from_s3(ObjectUri.parse(address), connect())
+        return _from_s3(ObjectUri.parse(address), connect(), pin)
     path = Path(address).expanduser()
-    if not path.is_file():
-        return path  # SavedModel says what is wrong with it
     try:
-        digest = _sha256(path)
-        return _unpacked(digest, path)
+        if path.is_file():
+            return _from_zip(_sha256(path), path, str(path), pin)
+        if pin is not None and path.is_dir():  # SavedModel reports a missing folder
+            _check_files(path, str(path), pin)
     except OSError as error:
         raise _unusable(path, error) from None
+    return path
 
 
-def _from_s3(uri: ObjectUri, store: ObjectStore) -> Path:
-    """Fetched once: the cache remembers which ZIP an object's version is."""
+def _from_s3(uri: ObjectUri, store: ObjectStore, pin: str | None) -> Path:
+    """Fetch the ZIP unless the cache has it: a file there maps each version of an object to the ZIP's digest."""
     with store.open(uri) as found:
         if found.stored.size > MAX_ZIP_BYTES:
             raise ModelInvalid(f"{uri} has {found.stored.size:,} bytes, the limit for a model is {MAX_ZIP_BYTES:,}")
         version = hashlib.sha256(f"{uri} {found.stored.etag}".encode()).hexdigest()
         try:
-            known = _cache() / f"object-{version[:16]}"
+            known = _cache() / f"object-{version}"
             if known.is_file() and (placed := _place(known.read_text())).is_dir():
-                return _root(placed)
+                root = _root(placed, str(uri))
+                # The cache proves nothing about the ZIP: a pin of the ZIP's own digest is checked on its bytes.
+                if pin is None or digest_of(root) == pin:
+                    return root
             content = found.read(MAX_ZIP_BYTES, FETCH_SECONDS)
             digest = hashlib.sha256(content).hexdigest()
             with tempfile.NamedTemporaryFile(prefix=".model-", suffix=".zip", dir=_cache()) as file:
                 file.write(content)
                 file.flush()
-                unpacked = _unpacked(digest, Path(file.name), str(uri))
+                root = _from_zip(digest, Path(file.name), str(uri), pin)
             known.write_text(digest)
-            return unpacked
+            return root
         except OSError as error:
             raise _unusable(uri, error) from None
 
 
-def _unpacked(digest: str, path: Path, name: str | None = None) -> Path:
-    """The SavedModel in the ZIP at `path`, whose SHA-256 is `digest`; unpacked unless this machine has it."""
+def _from_zip(digest: str, path: Path, name: str, pin: str | None) -> Path:
+    """Return the folder of the SavedModel in the ZIP at `path`, whose SHA-256 is `digest`.
+
+    With a pin of the ZIP the unpacked files are compared with it: others may have written to the cache since.
+    """
+    root = _unpacked(digest, path, name)
+    if pin == digest:
+        with tempfile.TemporaryDirectory(prefix=".model-", dir=_cache()) as work:
+            _unpack(path, Path(work), name)
+            _check_files(root, f"{root}, unpacked from {name},", digest_of(_root(Path(work), name)))
+    elif pin is not None:
+        _check_files(root, name, pin, f" (and its ZIP {digest})")
+    return root
+
+
+def _check_files(root: Path, name: str, pin: str, more: str = "") -> None:
+    if (digest := digest_of(root)) != pin:
+        raise ModelInvalid(f"{name} has the digest {digest}{more}, not {pin}: not used; see VEIL_MODEL_SHA256")
+
+
+def _unpacked(digest: str, path: Path, name: str) -> Path:
+    """Return the SavedModel in the ZIP at `path`, unpacked below its SHA-256 unless this machine has it."""
     placed = _place(digest)
     with (_cache() / "unpack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not placed.is_dir():
             work = Path(tempfile.mkdtemp(prefix=".model-", dir=_cache()))
             try:
-                _unpack(path, work, name or str(path))
+                _unpack(path, work, name)
                 work.replace(placed)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-    return _root(placed)
+    return _root(placed, name)
 
 
 def _unpack(path: Path, target: Path, name: str) -> None:
@@ -121,8 +147,11 @@ def _copied(source: IO[bytes], sink: IO[bytes], limit: int, name: str) -> int:
     return count
 
 
-def _root(placed: Path) -> Path:
-    return _graphs(placed)[0].parent
+def _root(placed: Path, name: str) -> Path:
+    graphs = _graphs(placed)
+    if not graphs:
+        raise ModelInvalid(f"{placed}, unpacked from {name}, holds no {GRAPH}: remove it, and it is unpacked anew")
+    return graphs[0].parent
 
 
 def _graphs(unpacked: Path) -> list[Path]:
@@ -130,7 +159,7 @@ def _graphs(unpacked: Path) -> list[Path]:
 
 
 def _place(digest: str) -> Path:
-    return _cache() / f"model-{digest.strip()[:16]}"
+    return _cache() / f"model-{digest.strip()}"
 
 
 def _cache() -> Path:
