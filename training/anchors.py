@@ -110,6 +110,16 @@ def decoded(offsets: Any, grid: Any, ops: Any) -> Any:
     return ops.concatenate([centre - half, centre + half], axis=-1)
 
 
+def bounded(boxes: Any, sides: Any, ops: Any) -> Any:
+    """Return `boxes` [..., a, 4] with their middle in a picture of `sides` (height, width), none empty or huge.
+
+    A network that has learned little returns boxes that workers refuse. `ops` is keras.ops.
+    """
+    centre = ops.maximum(ops.minimum((boxes[..., :2] + boxes[..., 2:]) / 2, sides), 0)
+    half = ops.maximum(ops.minimum((boxes[..., 2:] - boxes[..., :2]) / 2, ops.max(sides)), 0.5)
+    return ops.concatenate([centre - half, centre + half], axis=-1)
+
+
 def _centre_size(boxes: Floats) -> tuple[Floats, Floats]:
     size: Floats = np.maximum(boxes[:, 2:] - boxes[:, :2], np.float32(1e-3))
     centre: Floats = (boxes[:, :2] + boxes[:, 2:]) / np.float32(2)

@@ -112,12 +112,13 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
     said = model(tf.cast(padded, tf.float32), training=False)
     scores = tf.sigmoid(tf.reduce_max(said["faces"], axis=2))
     grid = _grid(sides + padding)
+    # Anchors in the padding are outside the picture, where no face is, and workers refuse boxes there.
+    middle = (grid[:, :2] + grid[:, 2:]) / 2
+    scores *= tf.cast(tf.reduce_all(middle < tf.cast(sides, tf.float32), axis=1), tf.float32)
     scores, index = tf.math.top_k(scores, tf.minimum(CANDIDATES, tf.shape(scores)[1]))
     boxes = anchors.decoded(tf.gather(said["boxes"], index, batch_dims=1), tf.gather(grid, index), ops)
+    boxes = anchors.bounded(boxes, tf.cast(sides, tf.float32), ops)
     extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
-    # A box in the padding is outside the picture, where no face is, and workers refuse such boxes.
-    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
-    scores *= tf.cast(tf.reduce_all((middle >= 0) & (middle <= extent[:2]), axis=-1), tf.float32)
     kept = tf.image.combined_non_max_suppression(
         (boxes / extent)[:, :, None],
         scores[:, :, None],
@@ -157,7 +158,8 @@ def _difference(model: Any, folder: Path) -> float:
     said = model.predict_on_batch(picture.astype(np.float32))
     logits = said["faces"].max(axis=2).clip(-60, 60)  # beyond, exp overflows, and the score is 0 or 1 either way
     every = 1 / (1 + np.exp(-logits))
-    boxes = anchors.decoded(said["boxes"], anchors.anchors(side, side), np) / side
+    boxes = anchors.decoded(said["boxes"], anchors.anchors(side, side), np)
+    boxes = anchors.bounded(boxes, np.array([side, side], np.float32), np) / side
     loaded = tf.saved_model.load(str(folder))
     loaded.min_score.assign(0.0)  # in memory alone: whatever the network says is compared, however unsure
     answer = {name: value.numpy() for name, value in loaded.signatures["serving_default"](tf.constant(picture)).items()}

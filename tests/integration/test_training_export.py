@@ -88,10 +88,7 @@ def test_no_box_is_in_the_padding_that_the_graph_adds(exported):
 
     (found,) = SavedModel(exported.folder).predict(pictures)
 
-    middle = (found.boxes_xyxy[:, :2] + found.boxes_xyxy[:, 2:]) / 2
     assert len(found) > 0
-    assert (middle >= 0).all()
-    assert (middle <= [width, height]).all()
     assert len(credible(found, width, height, 0.0)) == len(found)
 
 

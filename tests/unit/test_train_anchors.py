@@ -69,3 +69,16 @@ def test_a_picture_without_faces_is_all_negative():
 
     assert (said.faces == NEGATIVE).all()
     assert (said.boxes == 0).all()
+
+
+def test_bounded_boxes_are_never_outside_their_picture_nor_empty():
+    boxes = np.array([[-900, -900, -800, -800], [50, 40, 50, 40], [-1e6, 0, 1e6, 20], [10, 20, 30, 60]], np.float32)
+
+    bounded = anchors.bounded(boxes, np.array([128, 256], np.float32), np)
+
+    middle = (bounded[:, :2] + bounded[:, 2:]) / 2
+    assert (middle >= 0).all()
+    assert (middle <= [128, 256]).all()
+    assert (bounded[:, 2:] - bounded[:, :2] >= 1).all()
+    assert np.abs(bounded).max() <= 2 * 256
+    assert np.array_equal(bounded[3], boxes[3])
