@@ -17,6 +17,7 @@ from tasks import receipts
 from tasks.addresses import ObjectUri
 from tasks.audit import Audit, Disposal
 from tasks.errors import StorageRejected
+from tasks.marks import Marks
 from tasks.messages import AnonymizeRequest
 from tasks.receipts import Receipt
 from tasks.routes import Route
@@ -459,7 +460,7 @@ def publish(raw, clean, place, route):
         receipt = Receipt(**fields, faces=[{"box_xyxy": box, "score": 0.9} for box in boxes], **more)
         clean.put(receipts.uri(route.destination, made).key, receipt.to_bytes())
         metadata = {
-            receipts.SOURCE: receipts.source_digest(ObjectUri.parse(raw.uri(place + key))),
+            receipts.SOURCE: Marks([]).source(ObjectUri.parse(raw.uri(place + key))),
             receipts.SOURCE_ETAG: etag,
             receipts.RECIPE: RECIPE,
             receipts.FACES: str(len(boxes)),

@@ -165,7 +165,8 @@ def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
         cells = tf.reshape(light, [tf.shape(light)[0], -1])
         scores, index = tf.math.top_k(cells, tf.minimum(most, tf.shape(cells)[1]))
         corner = tf.cast(tf.stack([index // tf.shape(light)[2], index % tf.shape(light)[2]], axis=-1), tf.float32)
-        count = tf.reduce_sum(tf.cast(scores > 0.8, tf.float32), axis=1)
+        scores = tf.where(scores > 0.8, scores, 0.0)
+        count = tf.reduce_sum(tf.cast(scores > 0, tf.float32), axis=1)
         boxes = tf.concat([(corner - 0.2) / size, (corner + 1.2) / size], axis=-1)
         if capacity:
             room = [[0, 0], [0, most - tf.shape(scores)[1]]]
