@@ -21,7 +21,7 @@ from training.backend import ON_TENSORFLOW, ops
 from training.fitting import finished_model
 from training.run import Run
 from worker.detector import PADDING
-from worker.model import METADATA
+from worker.model import LEFT_OUT, METADATA
 from worker.tf import tf
 
 ZIP = "saved_model.zip"
@@ -115,24 +115,28 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
     # Anchors in the padding are outside the picture, where no face is, and workers refuse boxes there.
     middle = (grid[:, :2] + grid[:, 2:]) / 2
     scores *= tf.cast(tf.reduce_all(middle < tf.cast(sides, tf.float32), axis=1), tf.float32)
-    scores, index = tf.math.top_k(scores, tf.minimum(CANDIDATES, tf.shape(scores)[1]))
+    scores, index = tf.math.top_k(scores, tf.minimum(CANDIDATES + 1, tf.shape(scores)[1]))
+    beyond = tf.reduce_max(tf.pad(scores[:, CANDIDATES:], [[0, 0], [0, 1]]), axis=1)
+    scores, index = scores[:, :CANDIDATES], index[:, :CANDIDATES]
     boxes = anchors.decoded(tf.gather(said["boxes"], index, batch_dims=1), tf.gather(grid, index), ops)
     boxes = anchors.bounded(boxes, tf.cast(sides, tf.float32), ops)
     extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
     kept = tf.image.combined_non_max_suppression(
         (boxes / extent)[:, :, None],
         scores[:, :, None],
-        MAX_DETECTIONS,
-        MAX_DETECTIONS,
+        MAX_DETECTIONS + 1,
+        MAX_DETECTIONS + 1,
         NMS_IOU,
         min_score,
         clip_boxes=False,
     )
+    found = kept.nmsed_scores[:, :MAX_DETECTIONS]
     return {
-        "detection_boxes": kept.nmsed_boxes,
-        "detection_scores": kept.nmsed_scores,
-        "detection_classes": tf.ones_like(kept.nmsed_scores),
-        "num_detections": tf.cast(kept.valid_detections, tf.float32),
+        "detection_boxes": kept.nmsed_boxes[:, :MAX_DETECTIONS],
+        "detection_scores": found,
+        "detection_classes": tf.ones_like(found),
+        "num_detections": tf.cast(tf.minimum(kept.valid_detections, MAX_DETECTIONS), tf.float32),
+        LEFT_OUT: tf.maximum(beyond, kept.nmsed_scores[:, MAX_DETECTIONS]),
     }
 
 

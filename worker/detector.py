@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Protocol
 
 import cv2
@@ -37,6 +38,8 @@ CLEARLY = 1.2  # by how much a turned picture must show more than the upright on
 MAX_CANVAS = 1920  # pixels: the longest side that a model of any size is given; longer views are cut into tiles
 TILE_OVERLAP = 192  # pixels: a face that is larger is seen whole by the next coarser pass (MAX_STEP)
 EDGE = 2  # pixels of a pass: a box that comes as near to a tile's edge may be part of a face
+MAX_CANVASES = 1000  # of one picture: a wall of 10,000 faces in 24 megapixels takes about 100
+ADVICE = "raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
 MIN_TILE = 32  # pixels: the smallest side of a tile that is cut again because the model found too many faces in it
 # Side of a face, in pixels of a pass, of which CenterFace finds 7 to 9 in 10 (`make bench
 # ONLY=face_sizes`): a pass of 1,920 shows one of 24 pixels so in a picture that is 4,000 wide.
@@ -200,9 +203,17 @@ class ScaledDetector:
         return self._until(time.monotonic() + self.seconds)._detect(Halves(picture))
 
     def _until(self, end: float) -> "ScaledDetector":
-        """The same detector, which raises DetectorUnavailable for each canvas after `end` (time.monotonic)."""
+        """The same detector for one picture.
+
+        It raises DetectorUnavailable for each canvas after `end` (time.monotonic), DetectionFailed beyond MAX_CANVASES.
+        """
+        canvases = count(1)
 
         def infer(canvas: Pixels) -> Detections:
+            if next(canvases) > MAX_CANVASES:
+                raise DetectionFailed(
+                    f"the model returns as many faces as it can of each of {MAX_CANVASES:,} parts: {ADVICE}"
+                )
             if time.monotonic() > end:
                 raise DetectorUnavailable(f"the passes over one picture took more than {self.seconds:g} s")
             return self.infer(canvas)
@@ -340,8 +351,8 @@ class ScaledDetector:
             return
         if is_small:
             raise DetectionFailed(
-                f"the model returned {len(answer)} faces of a part of {width} x {height} pixels, as many as it can, "
-                "and there may be more: raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
+                f"the model returned {len(answer)} faces of a part of {width} x {height} pixels, as many as it can: "
+                f"{ADVICE}"
             )
         for down, across in quarters(height, width, TILE_OVERLAP):
             yield from self._found_in(view, _within(rows, down), _within(columns, across), is_finest)

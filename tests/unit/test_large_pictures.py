@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
-from worker.detector import MAX_CANVAS, MIN_TILE, Detections, ScaledDetector
+from worker.detector import MAX_CANVAS, MAX_CANVASES, Detections, ScaledDetector
 from worker.settings import Look, WorkerSettings
 
 GROUND, FACE = 30, 255
@@ -204,8 +204,8 @@ def test_all_passes_over_a_picture_have_a_limit_together():
         looking.detect(picture(64, 64, []))
 
 
-def test_tiles_are_cut_down_to_the_smallest_that_is_worth_it():
+def test_no_picture_is_looked_at_in_more_than_a_thousand_parts():
     model = Squares(capacity=2)
-    with pytest.raises(DetectionFailed, match="part of"):
+    with pytest.raises(DetectionFailed, match="as many faces as it can"):
         detector(model).detect(picture(400, 400, spread(400, 400, 8, 40, 40)))
-    assert min(min(shape) for shape in model.shapes) <= 2 * MIN_TILE
+    assert len(model.shapes) <= MAX_CANVASES
