@@ -46,7 +46,7 @@ WORTHWHILE = 1.16  # a pass that enlarges by less than this brings nothing
 MAX_STEP = 3.01  # from one pass to the next finer one
 # In a crowd CenterFace misses most faces of less than SMALL pixels of a pass: it found 3 in 20 of a wall of heads at
 # 15 px, and all but a few at 20. MANY_SMALL sightings of that size, weak ones too, ask for a finer pass.
-SMALL, MANY_SMALL = 18, 50
+SMALL, MANY_SMALL = 18, 16
 PROBE_SHARE = 0.25  # of the finest pass: probes of the turned picture are made in the first pass that is as fine
 
 LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth

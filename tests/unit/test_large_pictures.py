@@ -185,7 +185,7 @@ def test_a_crowd_of_small_faces_that_the_finest_pass_hardly_sees_is_looked_at_mo
             sides = found.boxes_xyxy[:, 2] - found.boxes_xyxy[:, 0]
             return replace(found, scores=np.where(sides < 18, 0.4, 0.9).astype(np.float32))
 
-    faces = spread(width, height, 24, 12, 10)
+    faces = spread(width, height, 24, 5, 4)
     assert hidden(detector(Doubtful()).detect(picture(width, height, faces)), faces) == len(faces)
 
 
