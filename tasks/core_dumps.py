@@ -14,7 +14,7 @@ def prevent() -> None:
     The limit of size alone would not do: Linux ignores it where dumps are piped to a program, core(5).
     Raises OSError if the system refuses, which it does not do to a process that asks for less.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0):

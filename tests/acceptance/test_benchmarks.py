@@ -105,7 +105,7 @@ def test_waiting_is_measured_idle_and_under_load(bench):
 def test_what_workers_and_deep_queues_cost_is_measured(bench):
     asked, one, deep = bench("scaling", PICTURES="6", WORKERS="1", DEPTHS="400")
 
-    assert asked["s3_requests"] == {"GET": 1.0, "HEAD": 1.0, "PUT": 2.0}
+    assert asked["s3_requests"] == {"GET": 1.0, "HEAD": 2.0, "PUT": 2.0}
     assert asked["redis_round_trips"] > 5
     assert (one["workers"], one["queue_depth"], deep["queue_depth"]) == (1, 6, 400)
     assert 500 < deep["redis_bytes_a_message"] < 3000

@@ -171,9 +171,15 @@ def a_letter(source):
     return dead_letters.DeadLetter(source, None, "MalformedMessage", "a line", 1, "task", "worker", 1e9)
 
 
+def _malformed(queue, name):
+    """The letters of messages on the queue `name` that no worker could take."""
+    letters = queue.dead().values()
+    return [letter for letter in letters if letter.queue == name and letter.error == "MalformedMessage"]
+
+
 def test_an_operator_sees_what_was_refused_and_can_forget_it(veil, worker, queue, environment, wait_until):
     queue.client.lpush("backfill", b"\x1b[31mPASSWORD=hunter2 " + uuid.uuid4().hex.encode())
-    found = wait_until(lambda: [letter for letter in queue.dead().values() if letter.queue == "backfill"], 30)
+    found = wait_until(lambda: _malformed(queue, "backfill"), 30)
     (name,) = {letter.source for letter in found}
 
     (line,) = [line for line in veil("dead", "list", environment=environment).stdout.splitlines() if name in line]

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from tasks.errors import UnreadableImage, UnsupportedImage
@@ -145,6 +146,17 @@ def test_a_progressive_jpeg_is_kept_only_with_each_scan_once(number, copies):
         assert decoded(content).reassembled is None
     except UnreadableImage:
         pass  # libjpeg sees by itself that something is wrong
+
+
+@pytest.mark.parametrize(("width", "kept"), [(SIDE, True), (SIDE - 15, True), (SIDE - 16, False), (SIDE - 31, False)])
+def test_what_blocks_hold_beyond_the_edge_is_not_published(width, kept):
+    """A JPEG that was cut without being compressed anew still has what was cut off in its last blocks."""
+    whole = simplejpeg.encode_jpeg(np.asarray(colours()), colorsubsampling="411")
+    sizes = struct.pack(">HH", SIDE, width)
+    cut = changed(
+        whole, lambda s: [Segment(s.marker, s.body[:1] + sizes + s.body[5:]) if s.marker in jpeg.FRAMES else s]
+    )
+    assert is_kept(cut) is kept
 
 
 def test_a_gray_jpeg_has_one_scan():

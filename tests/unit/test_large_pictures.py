@@ -1,6 +1,6 @@
 """Pictures of any size and any number of faces: tiles, finer passes, and models that return only so many faces."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import cv2
@@ -174,6 +174,19 @@ def test_a_crowd_of_more_faces_than_the_model_returns_is_looked_at_more_closely(
     found = detector(model).detect(picture(4_000, 2_000, [*faces, *spread(4_000, 2_000, 40, 10, 9)]))
 
     assert hidden(found, faces) == len(faces)
+
+
+@pytest.mark.parametrize(("width", "height"), [(2000, 3000), (4000, 3000), (6000, 1500)])
+def test_a_crowd_of_small_faces_that_the_finest_pass_hardly_sees_is_looked_at_more_closely(width, height):
+    @dataclass
+    class Doubtful(Squares):
+        def infer(self, canvas):
+            found = super().infer(canvas)
+            sides = found.boxes_xyxy[:, 2] - found.boxes_xyxy[:, 0]
+            return replace(found, scores=np.where(sides < 18, 0.4, 0.9).astype(np.float32))
+
+    faces = spread(width, height, 24, 5, 4)
+    assert hidden(detector(Doubtful()).detect(picture(width, height, faces)), faces) == len(faces)
 
 
 def test_a_model_that_always_returns_as_many_as_it_can_publishes_nothing():

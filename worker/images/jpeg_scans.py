@@ -16,6 +16,7 @@ ARITHMETIC = (0xC9, 0xCA)  # frames without Huffman tables
 DC, AC = 0, 1  # classes of Huffman tables
 RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
 MOST_BLOCKS = 10  # of one MCU
+MOST_BEYOND = 15  # pixels that blocks may have beyond an edge: what MCUs of 16, the usual ones, have at most
 USUAL_NAMES = (b"\1\2\3", b"\0\1\2")  # of Y, Cb and Cr
 ADOBE_TRANSFORM = 11  # where APP14 states the transform: none (RGB or CMYK), to YCbCr, or to YCCK
 NONE, YCC, YCCK = 0, 1, 2
@@ -46,6 +47,18 @@ def all_agree(content: bytes) -> bool:
     except (_Differs, IndexError):
         return False
     return True
+
+
+def ends_with_its_blocks(content: bytes) -> bool:
+    """Return whether the blocks of the reassembled JPEG `content` have at most MOST_BEYOND pixels beyond its edges.
+
+    Nobody sees these until the frame header is changed. Encoders repeat the edge in them; a file that was cut without
+    being compressed anew has there what was cut off, which may be part of a face.
+    """
+    frame = next(segment for segment in jpeg.parsed(content) if segment.marker in jpeg.FRAMES).body
+    height, width, factors = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5]), frame[7::3]
+    across, down = max(each >> 4 for each in factors), max(each & 15 for each in factors)
+    return max(-width % (8 * across), -height % (8 * down)) <= MOST_BEYOND
 
 
 def _agree(condition: bool) -> None:

@@ -163,7 +163,7 @@ def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
     turn = _turn(image)
     frame = Frame(_turned(jpeg.decoded(bare, image.mode), turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
-    is_kept = turn is None and jpeg_scans.all_agree(bare)
+    is_kept = turn is None and jpeg_scans.all_agree(bare) and jpeg_scans.ends_with_its_blocks(bare)
     return Picture((frame,), "JPEG", encoding, bare if is_kept else None)
 
 
