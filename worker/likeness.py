@@ -31,7 +31,7 @@ PAGES = "TIFF"  # whose frames are never joined
 MEAN_LEVELS, MEAN_SHARE = 0.5, 0.25
 TILE_LEVELS, TILE_SHARE = 4.0, 0.4
 # A lossy format errs up as often as down, in each colour: in squares as large as this one, colours shifted by at most
-# 2.5 levels in 130 such outputs, and by 13 or more where a photograph was gray or one of its colours a copy of another.
+# 3.5 levels in 590 such outputs, and by 13 or more where a photograph lost its colours or one of them.
 SQUARE = 4 * TILE
 SHIFT_LEVELS, SHIFT_SHARE = 4.0, 0.1
 
