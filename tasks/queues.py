@@ -82,9 +82,8 @@ def wait_for_room(redis: Any, queue: str, most_waiting: int, on_full: Callable[[
 
 def age(queued_at: Any) -> float | None:
     """Seconds since `queued_at`, as a message has it; None if that is no time."""
-    if isinstance(queued_at, bool) or not isinstance(queued_at, int | float) or not math.isfinite(queued_at):
-        return None
-    return max(0.0, time.time() - queued_at)
+    begun = _time(queued_at)
+    return None if begun is None else max(0.0, time.time() - begun)
 
 
 def _lists(queue: str) -> list[str]:
@@ -101,10 +100,18 @@ def _status(queue: str, lists: Sequence[tuple[int, bytes | None]]) -> QueueStatu
 
 
 def _queued_at(message: bytes) -> float | None:
-    try:
-        return float(_headers(_parsed(message))[QUEUED_AT_HEADER])
-    except (ValueError, TypeError, KeyError):
+    return _time(_headers(_parsed(message)).get(QUEUED_AT_HEADER))
+
+
+def _time(value: Any) -> float | None:
+    """Return `value`, of any JSON type, as seconds since the epoch; None if it is no time."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    try:
+        seconds = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _parsed(text: bytes) -> Any:

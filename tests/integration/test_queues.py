@@ -38,10 +38,16 @@ def test_the_oldest_message_is_the_one_that_is_taken_next(unattended):
     assert queues.oldest(unattended.client, UPLOADS) == 3.0
 
 
-@pytest.mark.parametrize("junk", ["junk", "[]", "{}", '{"headers": {"veil_queued_at": "noon"}}'])
+NO_TIMES = ['"noon"', "true", "[1]", "NaN", "1e400", "1" + "0" * 400, "-1" + "0" * 400]
+
+
+@pytest.mark.parametrize(
+    "junk", ["junk", "[]", "{}", *(f'{{"headers": {{"veil_queued_at": {time}}}}}' for time in NO_TIMES)]
+)
 def test_junk_does_not_say_since_when_it_waits(unattended, junk):
     unattended.client.lpush(UPLOADS, junk)
     assert queues.oldest(unattended.client, UPLOADS) == 0
+    assert queues.statuses(unattended.client)[0].oldest_seconds is None
 
 
 def test_what_is_in_hand_is_known_by_its_run(unattended):

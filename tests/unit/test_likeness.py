@@ -136,6 +136,33 @@ def test_photographs_in_every_lossy_format_stay_within_half_of_the_bounds(data):
             if len(found.tiles):
                 assert found.tiles.mean() <= (likeness.MEAN_LEVELS + likeness.MEAN_SHARE * found.contrast) / 2
                 assert found.tiles.max() <= (likeness.TILE_LEVELS + likeness.TILE_SHARE * found.contrast) / 2
+                assert found.shift <= (likeness.SHIFT_LEVELS + likeness.SHIFT_SHARE * found.contrast) / 2
+
+
+def toned():
+    """A scene whose colours differ a little, as those of photographs do."""
+    ground = scene()[..., 2].astype(np.int16)
+    tone = 30 * (np.mgrid[: SIZE[0], : SIZE[1]][1] // 64 % 2)
+    return np.stack([ground + 20, ground, ground - tone], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def without_blue(pixels):
+    return pixels[..., [0, 1, 1]]
+
+
+def without_colour(pixels):
+    return np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("fault", [without_blue, without_colour])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("JPEG", {"quality": 90}), ("WEBP", {"quality": 80}), ("GIF", {}), ("AVIF", {"quality": 80, "speed": 9})],
+)
+def test_a_picture_whose_colours_are_lost_is_not_alike(form, options, fault):
+    source = written(form, toned(), **options)
+    assert like(source, [toned()], NOTHING)
+    assert not like(source, [fault(toned())], NOTHING)
 
 
 def negative(frame):

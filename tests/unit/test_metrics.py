@@ -84,7 +84,7 @@ def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():
     assert changed.by == [1, 1]
 
 
-@pytest.mark.parametrize("queued_at", [None, "soon", True, math.nan, math.inf, [1], {}])
+@pytest.mark.parametrize("queued_at", [None, "soon", True, math.nan, math.inf, 10**400, -(10**400), [1], {}])
 def test_a_time_that_is_none_is_not_counted(queued_at):
     with Changes(("veil_delivery_seconds_count", {"queue": "uploads"})) as changed:
         metrics.finished(report(), a_request(**{QUEUED_AT_HEADER: queued_at}))
