@@ -20,7 +20,7 @@ from worker.masking import MaskStyle
 from worker.settings import Look
 from worker.watchdog import Watch, unwatched
 
-PIXELS_VERSION = 7  # counts up with every change of this package that changes output pixels
+PIXELS_VERSION = 8  # counts up with every change of this package that changes output pixels
 
 # A call into a library can't be ended. One that lasts so much longer than decoding may ends the process: the picture is
 # then tried again, and given up as Poison when it keeps ending workers.
