@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from tasks import receipts
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.marks import Marks
+from tasks.marks import Marks, is_keyed
 from tasks.receipts import Found, Made, Receipt
 from tasks.routes import RESERVED, Route
 from tasks.s3 import LAST_CHARACTER, ObjectStore, StoredObject
@@ -112,10 +112,10 @@ class Settled:
 def compare(store: ObjectStore, places: Places, recipe: str | None, after: str = "") -> Iterator[Compared]:
     """Every source of `places` after the key `after`, and every output without a source, in the order of the store.
 
-    A picture is done if its output is there and its only receipt is of the source's version, of the output's size and,
-    unless None, of `recipe`. A key comes once as a source; a suspected output whose source is there, or is listed late,
-    once more.
-    Memory does not grow with the number of keys.
+    A picture is done if its output is there and its only receipt is of the source's version, of the
+    output's size and, unless None, of `recipe`; where there is a key, the receipt's name must be
+    marked with one. A key comes once as a source; a suspected output whose source is there, or is
+    listed late, once more. Memory does not grow with the number of keys.
     """
     order = _Order(store)
     sources: _Listing[StoredObject] = _Listing(places.source, lambda stored: places.key(stored.uri))
@@ -137,6 +137,7 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
             len(there) == len(mine) == 1
             and _is_of_version(places, source, recipe, mine[0])
             and mine[0].may_be(source, there[0])
+            and (is_keyed(mine[0].etag) or not places.marks.are_keyed)  # else its signature has to be looked at
             and not _may_have_more(key, made.key)
         )
         yield Compared(key, source, is_current, tuple(mine))
