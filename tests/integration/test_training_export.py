@@ -156,7 +156,7 @@ def train(*arguments):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_four_commands_lead_from_labels_to_a_model_that_is_served(veil, data, tmp_path):
+def test_four_commands_lead_from_labels_to_a_model_that_is_loaded(data, tmp_path):
     pictures = list(label_formats.annotations(data("masks")))[:8]
     label_formats.write_voc(pictures, tmp_path / "voc")
     label_formats.write_coco(pictures, tmp_path / "coco")
@@ -183,23 +183,7 @@ def test_four_commands_lead_from_labels_to_a_model_that_is_served(veil, data, tm
 
     (made,) = train("export", tmp_path / "run", "--to", tmp_path / "export", "--threshold", 0.3, "--json")
     assert made["data"] == digests[0]
-    done = veil(
-        "anonymize",
-        pictures[0][0],
-        "--output",
-        tmp_path / "out",
-        "--json",
-        environment={
-            "VEIL_MODEL": made["zip"],
-            "VEIL_DETECT_SECONDS": "2",
-            "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        },
-    )
-    # After two steps the network may find faces everywhere, more than it can return: then nothing is published.
-    told = json.loads(done.stdout)
-    assert told["status"] in ("anonymized", "failed")
-    assert told["error"] in (None, "DetectionFailed", "DetectorUnavailable"), done.stderr
-    assert any((tmp_path / "out").glob("*")) == (told["status"] == "anonymized")
+    assert load_model(WorkerSettings(model=made["zip"])).score_threshold == 0.3
 
 
 def test_a_folder_that_is_no_zip_and_no_model_is_refused(tmp_path):
