@@ -349,7 +349,7 @@ class ScaledDetector:
         canvas[:height, :width] = part
         answer = self.infer(canvas)
         found = credible(answer, canvas.shape[1], canvas.shape[0], WEAK * self.score_threshold)
-        yield _shifted(found, columns.start, rows.start), rows, columns
+        yield _moved(found, np.tile([columns.start, rows.start], (len(found), 1))), rows, columns
         is_small = min(height, width) <= MIN_TILE
         if answer.left_out < self.score_threshold or (is_small and not is_finest):
             return
@@ -420,15 +420,6 @@ def _unless_covered(cut: Detections, faces: Detections) -> Detections:
 def _within(span: slice, part: slice) -> slice:
     """`part` of the pixels of `span`, as pixels of what `span` is part of."""
     return slice(span.start + part.start, span.start + part.stop)
-
-
-def _shifted(found: Detections, x: int, y: int) -> Detections:
-    """`found`, `x` pixels further to the right and `y` further down."""
-    if not (x or y):
-        return found
-    by, seen = np.array([x, y], np.float32), found.seen
-    sightings = replace(seen, boxes_xyxy=seen.boxes_xyxy + np.tile(by, 2), landmarks=seen.landmarks + by)
-    return Detections(found.boxes_xyxy + np.tile(by, 2), found.scores, sightings)
 
 
 def _refined(factors: list[float], least: float) -> list[float]:
@@ -608,7 +599,7 @@ def bridged(frames: Sequence[Detections]) -> list[Detections]:
     return result
 
 
-def _moved(detections: Detections, shift: NDArray[np.float64]) -> Detections:
+def _moved(detections: Detections, shift: NDArray[Any]) -> Detections:
     """Return `detections`, each moved by its `shift` [n, 2], x y in pixels."""
     seen, by = detections.seen, shift.astype(np.float32)
     moved = replace(
