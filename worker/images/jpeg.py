@@ -22,10 +22,8 @@ PROGRESSIVE = {0xC2, 0xCA}
 DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
 TABLES = {DHT, DAC, DQT, DRI}
 OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
-# The end of a scan: a marker with the fill bytes before it, and neither a stuffed byte nor a restart. Each run of fill
-# bytes is tried once, from its first byte: a long one must not cost the square of its length.
-SCAN_END = re.compile(rb"(?<!\xff)\xff++[^\0\xd0-\xd7]", re.DOTALL)
-FIRST_SCAN_END = re.compile(rb"\xff++[^\0\xd0-\xd7]", re.DOTALL)
+# The end of a scan: the last fill byte before a marker, and the marker, which is neither a stuffed byte nor a restart.
+SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
 MOST_PASSES = 20  # scans of a picture of VEIL_MAX_PIXELS; a smaller one may have more
@@ -190,6 +188,8 @@ def _segments(content: bytes) -> Iterator[Segment]:
 
 def _scan_end(content: bytes, at: int) -> int:
     """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it; -1 if nowhere."""
-    # The byte before belongs to the header of the scan, and is no fill byte.
-    found = FIRST_SCAN_END.match(content, at) or SCAN_END.search(content, at)
-    return found.start() if found else -1
+    found = SCAN_END.search(content, at)
+    if found is None:
+        return -1
+    before = content[max(at, found.start() - MOST_FILL - 1) : found.start()]  # more fill bytes are refused anyway
+    return found.start() - len(before) + len(before.rstrip(b"\xff"))

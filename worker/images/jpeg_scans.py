@@ -14,7 +14,7 @@ from worker.images.jpeg import Segment
 COEFFICIENTS = 64
 ARITHMETIC = (0xC9, 0xCA)  # frames without Huffman tables
 DC, AC = 0, 1  # classes of Huffman tables
-RESTART = re.compile(rb"\xff+([\xd0-\xd7])")
+RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 MOST_BLOCKS = 10  # of one MCU
 MOST_BEYOND = 15  # pixels that blocks may have beyond an edge: what MCUs of 16, the usual ones, have at most
 USUAL_NAMES = (b"\1\2\3", b"\0\1\2")  # of Y, Cb and Cr
