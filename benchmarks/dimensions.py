@@ -1,8 +1,8 @@
 """Pictures of every dimension and density: which faces are hidden, in how long, with how much memory.
 
 Sharp portraits of known sizes are put into panoramas, screenshots and large photographs, and into walls of thousands of
-faces. A face is hidden if nine tenths of the pixels of its eyes changed; the pictures are PNGs. Each is worked on
-in a process of its own, which has loaded its model. PICTURES names some (``panorama,scroll``).
+faces. A face is hidden if nine tenths of the pixels of its eyes changed. The pictures are PNGs. A process of its own,
+which has loaded its model, works on each. PICTURES names some of them (``panorama,scroll``).
 """
 
 import json
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ SIZES = (24, 32, 48, 64, 80, 100, 130, 170, 220, 300)  # of faces, in pixels
 SEED = 3
 CELL = 60  # pixels of the ground's structure
 TRIES = 20_000
+COLUMNS = ("picture", "megapixels", "faces", "hidden", "clear_by_size", "seconds", "detect", "peak_mib")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ SCENES = (
     Scene("panorama", 12_000, 3000),
     Scene("scroll", 1080, 16_000, 2),
     Scene("strip", 30_000, 1000, 2),
-    Scene("wall-2400", 1920, 1600, wall=32),
+    Scene("wall-2400", 2880, 2400, wall=48),
     Scene("wall-10000", 4400, 5500, wall=44),
 )
 
@@ -67,7 +69,7 @@ def run() -> None:
     chosen = os.environ.get("PICTURES", "")
     names = set(chosen.split(",")) if chosen else {scene.name for scene in SCENES}
     portrait = photograph(ASTRONAUT, platformdirs.user_cache_path("veil") / "samples")
-    table = Table("picture", "megapixels", "faces", "hidden", "not hidden", "seconds", "MiB", title="dimensions")
+    table = Table(*COLUMNS, title="dimensions")
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
         for scene in (scene for scene in SCENES if scene.name in names):
             path = Path(folder) / f"{scene.name}.png"
@@ -76,22 +78,25 @@ def run() -> None:
             figures = _measured(path)
             before, after = np.asarray(image), np.asarray(Image.open(path.with_suffix(".out")).convert("RGB"))
             clear = [size for size, *place in heads if _changed(before, after, size, *place) < HIDDEN]
-            line = {
+            line: dict[str, Any] = {
                 "picture": scene.name,
                 "megapixels": round(scene.width * scene.height / 1e6, 1),
                 "faces": len(heads),
                 "hidden": len(heads) - len(clear),
-                "clear_sizes": clear[:100],
+                "clear_by_size": dict(sorted(Counter(clear).items())),
                 **figures,
             }
             print(json.dumps({"bench": "dimensions", **line}), flush=True)
-            line["clear_sizes"] = ", ".join(map(str, clear[:10]))
-            table.add_row(*(str(value) for value in line.values()))
-    Console(stderr=True).print(table)
+            shown = {
+                **line,
+                "clear_by_size": ", ".join(f"{n} of {size} px" for size, n in line["clear_by_size"].items()),
+            }
+            table.add_row(*(str(shown[name]) for name in COLUMNS))
+    Console(stderr=True, width=120).print(table)
 
 
 def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, int, int]]]:
-    """The picture of a `scene`, and (size of the face, x, y of the head's corner) of each head in it."""
+    """Return the picture of a `scene`, and (size of the face, x, y of the head's corner) of each head in it."""
     chance = random.Random(SEED)
     if scene.wall:
         return _wall(scene, head, chance)
@@ -114,7 +119,7 @@ def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, 
 
 
 def _wall(scene: Scene, head: Image.Image, chance: random.Random) -> tuple[Image.Image, list[tuple[int, int, int]]]:
-    """Heads side by side without a gap, each of another brightness, every other one mirrored."""
+    """Return heads side by side without a gap, each of another brightness, every other one mirrored."""
     size = scene.wall * FACE // head.width
     one = _head(head, size)
     image = Image.new("RGB", (scene.width, scene.height))
@@ -132,14 +137,14 @@ def _head(head: Image.Image, size: int) -> Image.Image:
 
 
 def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8], size: int, x: int, y: int) -> float:
-    """The share of the pixels of a face's eyes that changed."""
+    """Return the share of the pixels of a face's eyes that changed."""
     x1, y1, x2, y2 = (round(side * size / FACE) for side in EYES)
     eyes = slice(y + y1, y + y2), slice(x + x1, x + x2)
     return float((before[eyes] != after[eyes]).any(axis=-1).mean())
 
 
 def _measured(path: Path) -> dict[str, Any]:
-    """Seconds and MiB of a process that anonymizes `path`, its output beside it."""
+    """Return the seconds and MiB of a process that anonymizes `path` and writes the output beside it."""
     command = [sys.executable, "-m", __name__, str(path)]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     figures: dict[str, Any] = json.loads(printed.splitlines()[-1])

@@ -19,6 +19,8 @@ from worker.tracks import MISSED, follow
 Pixels = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
 Landmarks = NDArray[np.float32]
+Points = NDArray[np.float32]
+"""[n, 2] x y"""
 
 MULTIPLE = 64  # sides of a canvas are padded to multiples of this: few shapes, so that batches form
 PADDING = 114  # gray level of the padding
@@ -50,6 +52,7 @@ MAX_STEP = 3.01  # from one pass to the next finer one
 # In a crowd CenterFace misses most faces of less than SMALL pixels of a pass: it found 3 in 20 of a wall of heads at
 # 15 px, and all but a few at 20. MANY_SMALL sightings of that size, weak ones too, ask for a finer pass.
 SMALL, MANY_SMALL = 18, 16
+CROWD_TILE = 960  # pixels: small tiles keep to the crowd, which is often a part of the picture
 PROBE_SHARE = 0.25  # of the finest pass: probes of the turned picture are made in the first pass that is as fine
 
 LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
@@ -180,6 +183,8 @@ class Pass:
     coarsest: bool = True
     probe: bool = False
     """Only what it is sure of counts."""
+    crowd: Points | None = None
+    """Where small faces are, in pixels of the picture: tiles that hold none of them are left out."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +232,8 @@ class ScaledDetector:
         passes = self._passes(picture)
         seen = [self._run(picture, each) for each in passes]
         finest = passes[-1]
-        while seen[-1].is_crowded and finest.factor < 1:  # so many faces are small ones
-            finest = replace(finest, factor=min(1, 2 * finest.factor))
+        while len(seen[-1].crowd) and WORTHWHILE * finest.factor < 1:
+            finest = replace(finest, factor=min(1, 2 * finest.factor), mirrored=False, crowd=seen[-1].crowd)
             seen.append(self._run(picture, finest))
         if self.look.turned == "always" or (self.look.turned == "doubt" and self._in_doubt(seen)):
             seen += self._turned(picture, passes, seen)
@@ -301,9 +306,9 @@ class ScaledDetector:
         if each.mirrored:
             view = view[:, ::-1]
         size = view.shape[1], view.shape[0]
-        found, is_cut, is_crowded = self._found(view, each)
+        found, is_cut, is_full = self._found(view, each)
         counts = self._counts(found, each)
-        is_crowded |= int((_sides(found.boxes_xyxy) < SMALL).sum()) >= MANY_SMALL
+        small = is_full | (_sides(found.boxes_xyxy) < SMALL)
         back = np.array([width / size[0], height / size[1]], np.float32)
         seen = found.seen
         boxes, landmarks = seen.boxes_xyxy.reshape(-1, 2, 2) * back, seen.landmarks * back
@@ -316,7 +321,8 @@ class ScaledDetector:
         sightings = Sightings(boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found)))
         weak = np.zeros(len(found), bool) if each.probe else ~counts
         faces = Detections(boxes, found.scores, sightings)
-        return _Seen(faces[counts & ~is_cut], faces[counts & is_cut], sightings[weak], is_crowded)
+        crowd = _middles(boxes[small]) if is_full or small.sum() >= MANY_SMALL else _middles(boxes[:0])
+        return _Seen(faces[counts & ~is_cut], faces[counts & is_cut], sightings[weak], crowd)
 
     def _found(self, view: Pixels, each: Pass) -> tuple[Detections, NDArray[np.bool_], bool]:
         """What the model finds in the `view` of a pass, in its pixels, tile by tile where it is larger than a canvas;
@@ -328,11 +334,15 @@ class ScaledDetector:
         size = self.fixed_size or (MAX_CANVAS, MAX_CANVAS)
         # No coarser pass sees whole what the tiles of the coarsest one cut.
         overlap = min(size) // 2 if each.coarsest else min(TILE_OVERLAP, min(size) // 3)
+        if each.crowd is not None and not self.fixed_size:
+            size = (CROWD_TILE, CROWD_TILE)
         parts = list(tiles(height, width, size, overlap))
+        if each.crowd is not None:
+            parts = [tile for tile in parts if _any_in(each.crowd * each.factor, *tile)]
         found = [part for tile in parts for part in self._found_in(view, *tile, each.finest)]
         is_cut = [_reaches_edge(detections, rows, columns, height, width) for detections, rows, columns in found]
-        every = Detections.joined([detections for detections, _, _ in found])
-        return every, np.concatenate(is_cut), len(found) > len(parts)
+        every = Detections.joined([Detections.none(), *(detections for detections, _, _ in found)])
+        return every, np.concatenate([np.zeros(0, bool), *is_cut]), len(found) > len(parts)
 
     def _found_in(
         self, view: Pixels, rows: slice, columns: slice, is_finest: bool
@@ -380,7 +390,19 @@ class _Seen:
     strong: Detections
     cut: Detections
     weak: Sightings
-    is_crowded: bool = False
+    crowd: Points
+    """The middles of the small faces, if they are so many that a finer pass is worth making; else none."""
+
+
+def _middles(boxes: Boxes) -> Points:
+    middles: Points = boxes.reshape(-1, 2, 2).mean(axis=1, dtype=np.float32)
+    return middles
+
+
+def _any_in(points: Points, rows: slice, columns: slice) -> bool:
+    """Return whether one of `points` lies in the part of a view at `rows` and `columns`."""
+    first, last = (columns.start, rows.start), (columns.stop, rows.stop)
+    return bool(((points >= first) & (points < last)).all(axis=1).any())
 
 
 def _unless_better(found: Detections, known: Detections) -> Detections:
@@ -388,7 +410,7 @@ def _unless_better(found: Detections, known: Detections) -> Detections:
 
     Upright faces are seen in turned passes too, but worse.
     """
-    middle = (found.boxes_xyxy[:, :2] + found.boxes_xyxy[:, 2:]) / 2
+    middle = _middles(found.boxes_xyxy)
     better = np.zeros(len(found), bool)
     for rows, around in meeting(np.concatenate([middle, middle], axis=1), known.boxes_xyxy):
         better[rows[known.scores[around] > found.scores[rows]]] = True
@@ -423,17 +445,17 @@ def _within(span: slice, part: slice) -> slice:
 
 
 def _refined(factors: list[float], least: float) -> list[float]:
-    """The `factors` of passes, coarsest first, the finest at least `least`, none MAX_STEP times finer than the last.
+    """Return the `factors` of passes, coarsest first, and what is added so that the finest is `least` or nearly so.
 
-    A pass that is added near the finest one takes its place.
+    None that is added is more than MAX_STEP times finer than the one before. The passes of the preset stay, so that a
+    picture that gets more of them loses no face.
     """
     if WORTHWHILE * factors[-1] >= least:
         return factors
     added = [least]
     while added[0] > MAX_STEP * factors[-1]:
         added.insert(0, added[0] / MAX_STEP)
-    replaces = len(factors) > 1 and added[0] <= MAX_STEP * factors[-2]
-    return [*(factors[:-1] if replaces else factors), *added]
+    return [*factors, *added]
 
 
 def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
-from worker.detector import MAX_CANVAS, MAX_CANVASES, Detections, ScaledDetector
+from worker.detector import CROWD_TILE, MAX_CANVAS, MAX_CANVASES, Detections, ScaledDetector
 from worker.settings import Look, WorkerSettings
 
 GROUND, FACE = 30, 255
@@ -187,6 +187,28 @@ def test_a_crowd_of_small_faces_that_the_finest_pass_hardly_sees_is_looked_at_mo
 
     faces = spread(width, height, 24, 5, 4)
     assert hidden(detector(Doubtful()).detect(picture(width, height, faces)), faces) == len(faces)
+
+
+def test_only_the_part_with_the_crowd_is_looked_at_more_closely():
+    crowd = [(100 + 40 * i, 100 + 40 * j, 24) for i in range(5) for j in range(4)]
+    model = Squares()
+
+    found = detector(model).detect(picture(4_000, 3_000, crowd))
+
+    assert hidden(found, crowd) == len(crowd)
+    assert len(model.shapes) == 4
+    assert max(model.shapes[-1]) <= CROWD_TILE
+
+
+@pytest.mark.parametrize(("width", "height"), [(5_333, 3_000), (6_400, 4_000), (9_000, 6_000)])
+def test_a_large_picture_gets_more_passes_and_none_less(width, height):
+    model = Squares()
+
+    detector(model).detect(picture(width, height, []))
+
+    longer_sides = [max(shape) for shape in model.shapes]
+    assert longer_sides[:3] == [512, 960, 1920]
+    assert len(longer_sides) > 3
 
 
 def test_a_model_that_always_returns_as_many_as_it_can_publishes_nothing():
