@@ -24,10 +24,10 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED) ## pictures through the real queue, store and detector (IMAGES=folder, KEEP=1)
-	@$(BIN)/python -m demo
+	@$(BIN)/python -m tools.demo
 
 demo-stop: $(INSTALLED) ## end what KEEP=1 left running
-	@$(BIN)/python -m demo stop
+	@$(BIN)/python -m tools.demo stop
 
 test: $(INSTALLED) ## all tests: unit, integration (real Redis, S3 and model), acceptance
 	@$(BIN)/python -m pytest $(ARGS)
@@ -43,10 +43,10 @@ format: $(INSTALLED) ## rewrite the code in the house style
 	@$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, tables on standard error
-	@$(BIN)/python -m benchmarks $(ONLY)
+	@$(BIN)/python -m tools.benchmarks $(ONLY)
 
 chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 SEED=…)
-	@$(BIN)/python -m chaos
+	@$(BIN)/python -m tools.chaos
 
 docs: $(INSTALLED) ## write the generated parts of the README
 	@$(BIN)/python -m docs.generate
@@ -81,5 +81,5 @@ lock: ## resolve the dependencies anew (needs uv on PATH)
 	done
 
 clean: ## remove what the targets made here (not the model's cache)
-	@if [ -f .demo/running.json ]; then $(BIN)/python -m demo stop; fi
+	@if [ -f .demo/running.json ]; then $(BIN)/python -m tools.demo stop; fi
 	rm -rf $(VENV) .audit .chaos .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

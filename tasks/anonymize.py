@@ -13,11 +13,11 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from tasks import dead_letters, metrics, outcomes, review
+from tasks import metrics
 from tasks.addresses import ObjectUri
 from tasks.app import TASK, app
-from tasks.circuit_breaker import RETRY_SECONDS, asked_pause
-from tasks.deliveries import Delivery
+from tasks.delivery.attempts import Delivery
+from tasks.delivery.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.errors import (
     Busy,
     MalformedMessage,
@@ -29,6 +29,7 @@ from tasks.errors import (
     without_data,
 )
 from tasks.messages import REFUSED_HEADER, RUN_HEADER, AnonymizeReport, AnonymizeRequest
+from tasks.records import dead_letters, outcomes, review
 from tasks.redis_errors import queue_unavailable
 
 MAX_RETRIES = 8
@@ -51,7 +52,7 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     return (random_ or random).uniform(0, ceiling)
 
 
-@app.task(bind=True, name=TASK, max_retries=None, throws=(VeilError,), Request="tasks.results:Request")
+@app.task(bind=True, name=TASK, max_retries=None, throws=(VeilError,), Request="tasks.delivery.acknowledgement:Request")
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
     """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None, options=None)``.
 
@@ -74,7 +75,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
             _note_review(self, request, report)
     except QueueUnavailable as error:
         bound.warning("given back", **_described(error))
-        raise  # the message comes back with its lease: see tasks.results
+        raise  # the message comes back with its lease: see tasks.delivery.acknowledgement
     except Transient as error:
         attempt = self.request.retries + 1
         if (pause := _pause(self, request, error)) is not None:

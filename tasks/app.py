@@ -12,17 +12,17 @@ from celery.utils.saferepr import saferepr
 from kombu import Exchange, Queue
 
 from tasks import core_dumps
-from tasks.circuit_breaker import CircuitBreaker
-from tasks.deliveries import Deliveries
+from tasks.delivery.attempts import Deliveries
+from tasks.delivery.circuit_breaker import CircuitBreaker
+from tasks.delivery.shutdown import ShutdownStep
 from tasks.errors import VeilError
 from tasks.messages import QUEUED_AT_HEADER
 from tasks.settings import Settings
-from tasks.shutdown import ShutdownStep
 
 TASK = "veil.anonymize_image"
 UPLOADS = "uploads"
 BACKFILL = "backfill"
-TRANSPORT = "tasks.transport:Transport"
+TRANSPORT = "tasks.delivery.transport:Transport"
 REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
 EVENTS_SECONDS = 0.2  # that Flower may lag behind
 MOST_SHOWN = 2500  # characters of arguments in Flower and in each event: two of the longest addresses fit
@@ -42,8 +42,8 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         app = worker.app
         # Not among the settings below: Flower tells brokers apart by their scheme, and only workers take messages.
         app.conf.broker_transport = TRANSPORT
-        app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.results:Backend")
-        from tasks.transport import Transport
+        app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.delivery.acknowledgement:Backend")
+        from tasks.delivery.transport import Transport
 
         app.deliveries = Deliveries(app.backend.client)
         app.circuit_breaker = CircuitBreaker(Transport.leases.pause)

@@ -22,10 +22,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tasks import dead_letters, queues, review
 from tasks.app import QUEUES
 from tasks.errors import Permanent, SettingsInvalid, Transient, VeilError
 from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
+from tasks.records import dead_letters, queues, review
 from tasks.settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # of a scrape: Prometheus itself waits for 10

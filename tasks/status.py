@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks import backfill, dead_letters, outcomes, queues, review
+from tasks.bulk import backfill
 from tasks.publishing import announced_recipe, connected
-from tasks.queues import QueueStatus
+from tasks.records import dead_letters, outcomes, queues, review
+from tasks.records.queues import QueueStatus
 
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"

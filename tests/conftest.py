@@ -95,7 +95,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The demo's free photographs, by name; the portraits in them come from the package index once a machine."""
     import platformdirs
 
-    from demo import scenes
+    from tools.local import scenes
 
     folder = tmp_path_factory.mktemp("samples")
     return {path.name: path for path in scenes.make(folder, platformdirs.user_cache_path("veil") / "samples")}

@@ -4,7 +4,7 @@ import os
 
 ON_TENSORFLOW = os.environ.setdefault("KERAS_BACKEND", "tensorflow") == "tensorflow"
 if ON_TENSORFLOW:
-    from worker.tf import tf
+    from worker.detection.tf import tf
 
 import keras  # noqa: E402
 from keras import layers, ops  # noqa: E402

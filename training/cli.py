@@ -178,7 +178,7 @@ def evaluate(
     figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare)
     content = report.write(figures, dataset, split, seen, target)
     if of_a_run:
-        from worker.local import write_atomically
+        from worker.commands.anonymize import write_atomically
 
         write_atomically(Path(model).expanduser() / EVALUATION, json.dumps(content, indent=1).encode())
     if as_json:

@@ -11,18 +11,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.s3 import ObjectStore
+from tasks.storage.s3 import ObjectStore
 from training import scoring
 from training.dataset import Box, Dataset, Picture
 from training.run import DESCRIPTION, Run
 from training.scoring import Curve, Judged
-from worker import masking
 from worker.bootstrap import load_model, mask_style
-from worker.detector import Boxes, Detections, Pixels, ScaledDetector
-from worker.masking import MaskStyle
-from worker.model import Model
-from worker.models import own
-from worker.progress import progress_bar
+from worker.commands.progress import progress_bar
+from worker.detection import own_model
+from worker.detection.detector import Boxes, Detections, Pixels, ScaledDetector
+from worker.detection.model import Model
+from worker.masking import hiding
+from worker.masking.hiding import MaskStyle
 from worker.settings import Look, WorkerSettings
 
 FLOOR = 0.05  # the lowest threshold that is looked at
@@ -94,7 +94,7 @@ def load(address: str, settings: WorkerSettings, folder: Path) -> Model:
 
     A run is saved to `folder` first: what is measured is what would be served.
     """
-    from worker.saved_model import SavedModel
+    from worker.detection.saved_model import SavedModel
 
     path = Path(address).expanduser()
     if (path / DESCRIPTION).is_file():
@@ -103,7 +103,7 @@ def load(address: str, settings: WorkerSettings, folder: Path) -> Model:
 
         exporting.save(finished_model(Run.load(path)), folder / "model", {})
         return SavedModel(folder / "model")
-    return SavedModel(own.folder(address, lambda: ObjectStore.connect(settings)))
+    return SavedModel(own_model.folder(address, lambda: ObjectStore.connect(settings)))
 
 
 def evaluate(
@@ -149,7 +149,7 @@ def _measured(
         for picture in pictures:
             pixels = dataset.pixels(picture)
             found = finder.detect(pixels)
-            hidden = masking.hide(pixels, found.seen, style)
+            hidden = hiding.hide(pixels, found.seen, style)
             exposed += sum(survived(pixels, hidden, face) >= EXPOSED for face in picture.faces)
             spills.append(_spill(pixels, hidden, picture))
             shown.append(_judged(picture, found))

@@ -20,9 +20,9 @@ from training import anchors
 from training.backend import ON_TENSORFLOW, ops
 from training.fitting import finished_model
 from training.run import Run
-from worker.detector import PADDING
-from worker.model import LEFT_OUT, METADATA
-from worker.tf import tf
+from worker.detection.detector import PADDING
+from worker.detection.model import LEFT_OUT, METADATA
+from worker.detection.tf import tf
 
 ZIP = "saved_model.zip"
 CANDIDATES = 2000  # strongest anchors that are looked at: some for each of MAX_DETECTIONS faces
@@ -79,8 +79,8 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
 def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
     """Write the network and its METADATA to `folder`; the largest difference between both on a test picture.
 
-    The signature is that of worker.models.centerface, without keypoints. H and W are arbitrary: pictures are padded
-    to multiples of 128 inside.
+    The signature is that of worker.detection.centerface.network, without keypoints. H and W are
+    arbitrary: pictures are padded to multiples of 128 inside.
     """
     holder = tf.Module()
     # The weights alone: of a Keras model TensorFlow would save every layer's function too, which takes a minute.

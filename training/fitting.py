@@ -17,7 +17,7 @@ from training.losses import BoxLoss, FocalLoss
 from training.model import efficientdet, load_backbone
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
 from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
-from worker.progress import progress_bar
+from worker.commands.progress import progress_bar
 
 WARM_UP = 0.05  # of the steps
 # A run of few steps averages over fewer of them: the weights over its last tenth, a normalisation over a sixth.

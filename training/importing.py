@@ -14,7 +14,7 @@ from tasks.errors import DatasetInvalid, OutputFailed, VeilError
 from training import dataset, likeness
 from training.dataset import Box, Dataset, Picture
 from training.formats import Label, Labelled
-from worker.progress import progress_bar
+from worker.commands.progress import progress_bar
 
 FACE, IGNORE, DROP = "FACE", "ignore", "drop"
 PLACES = 1  # decimals of a pixel: what formats that store sides or shares agree on

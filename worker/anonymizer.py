@@ -11,14 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import receipts
 from tasks.errors import ImageTooLarge, Permanent, UnreadableImage
 from tasks.messages import AnonymizeOptions, Areas, Reason
-from worker import images, masking
-from worker.detector import Detections, Detector, bridged, clip, merge, outside, placed
-from worker.masking import MaskStyle
+from tasks.storage import receipts
+from worker import images
+from worker.detection.detector import Detections, Detector, bridged, clip, merge, outside, placed
+from worker.masking import hiding
+from worker.masking.hiding import MaskStyle
+from worker.process.watchdog import Watch, unwatched
 from worker.settings import Look
-from worker.watchdog import Watch, unwatched
 
 PIXELS_VERSION = 8  # counts up with every change of this package that changes output pixels
 
@@ -237,16 +238,16 @@ class Anonymizer:
         ]
         if not changed:
             return None
-        style = replace(styled(self._style, options), region=masking.WHOLE)
+        style = replace(styled(self._style, options), region=hiding.WHOLE)
         hidden = [
-            masking.regions(faces.seen, style, frame.width, frame.height, options.extra)
+            hiding.regions(faces.seen, style, frame.width, frame.height, options.extra)
             for frame, faces in zip(picture.frames, found, strict=True)
         ]
         left = [Detections.none() for _ in picture.frames]
         looks = self.look(replace(output, frames=tuple(frame for frame, _ in changed)))
         for (frame, where), seen in zip(changed, looks, strict=True):
             faces = outside(seen, options.exempt)
-            covered = [masking.eyes_hidden(faces, hidden[each], frame.width, frame.height) for each in where]
+            covered = [hiding.eyes_hidden(faces, hidden[each], frame.width, frame.height) for each in where]
             for each in where:
                 left[each] = Detections.joined([left[each], faces[~np.all(covered, axis=0)]])
         return left if any(map(len, left)) else []
@@ -295,7 +296,7 @@ def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Are
     """The frame's pixels with `faces` and `extra` hidden; its own where there are none, which tells the encoder so."""
     if not len(faces) and not extra:
         return frame.pixels
-    return masking.hide(frame.pixels, faces.seen, style, frame.black, extra)
+    return hiding.hide(frame.pixels, faces.seen, style, frame.black, extra)
 
 
 def recipe_digest(

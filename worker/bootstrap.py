@@ -15,17 +15,18 @@ from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
 from tasks.errors import ModelInvalid
-from tasks.s3 import ObjectStore
 from tasks.settings import refuse_unknown
-from worker import allocator, logs, metrics, processors
+from tasks.storage.s3 import ObjectStore
+from worker import logs, metrics
+from worker.process import allocator, processors
+from worker.process.watchdog import Watch, Watchdog, unwatched
 from worker.settings import PICTURE_SECONDS, WorkerSettings
-from worker.watchdog import Watch, Watchdog, unwatched
 
 if TYPE_CHECKING:
     from worker.anonymizer import Anonymizer
-    from worker.detector import Detections, Pixels
-    from worker.masking import MaskStyle
-    from worker.model import Model
+    from worker.detection.detector import Detections, Pixels
+    from worker.detection.model import Model
+    from worker.masking.hiding import MaskStyle
     from worker.pipeline import Pipeline
 
 BATCH_ON_GPU = 8
@@ -72,7 +73,7 @@ def load_model(settings: WorkerSettings) -> "Model":
 
     Raises ModelInvalid if that fails, and what S3 answers where the model comes from there.
     """
-    from worker.models import known_face
+    from worker.detection.centerface import known_face
 
     model = plain_model(settings)
     if settings.model is None:
@@ -91,35 +92,34 @@ def load_model(settings: WorkerSettings) -> "Model":
 
 def plain_model(settings: WorkerSettings) -> "Model":
     """Return the model that `settings` name, loaded and not tested; raises as load_model does."""
-    from worker import models
-    from worker.models import own
+    from worker.detection import centerface, own_model
 
     digest: str | None = None
     digest_in_8_bits: str | None = None
     if settings.model:
-        folder = own.folder(settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256)
+        folder = own_model.folder(settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256)
     else:
-        folder, digest, digest_in_8_bits = models.default_model(), models.DIGEST, models.DIGEST_IN_8_BITS
+        folder, digest, digest_in_8_bits = centerface.default_model(), centerface.DIGEST, centerface.DIGEST_IN_8_BITS
     if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
         if not find_spec(LITERT):
             raise ModelInvalid("VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert")
-        from worker.detector import WEAK
-        from worker.model import stated_threshold
-        from worker.models.maps import MIN_SCORE
-        from worker.quantized import QuantizedModel
+        from worker.detection.centerface.maps import MIN_SCORE
+        from worker.detection.detector import WEAK
+        from worker.detection.litert import QuantizedModel
+        from worker.detection.model import stated_threshold
 
         lanes = min(settings.concurrency, processors.available())
         # Points that are hardly faces are many, and sorting them out costs most; nobody asks for those below this.
         least_score = max(MIN_SCORE, WEAK * (settings.score_threshold or stated_threshold(folder)))
         return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
-    from worker.saved_model import SavedModel
+    from worker.detection.saved_model import SavedModel
 
     return SavedModel(folder, digest, settings.score_threshold)
 
 
 def _suits_litert(folder: Path) -> bool:
     """Whether the model in `folder` has a network in 8 bits, and no GPU is there that would run it faster."""
-    from worker.models import NETWORK
+    from worker.detection.centerface import NETWORK
 
     if not (folder / NETWORK).is_file() or _has_gpu():
         return False
@@ -137,7 +137,7 @@ def _has_gpu() -> bool:
         ctypes.CDLL(GPU_DRIVER)
     except OSError:
         return False
-    from worker.saved_model import has_gpu
+    from worker.detection.saved_model import has_gpu
 
     return has_gpu()
 
@@ -164,7 +164,7 @@ def _announce(sender: Any, **_: Any) -> None:
 
 def mask_style(settings: WorkerSettings) -> "MaskStyle":
     """How `settings` say that faces are hidden."""
-    from worker.masking import MaskStyle
+    from worker.masking.hiding import MaskStyle
 
     return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
 
@@ -190,8 +190,8 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched, model: 
     Batches, decoding and encoding run under `watch`.
     """
     from worker.anonymizer import Anonymizer, Limits, recipe_digest
-    from worker.batching import Batcher
-    from worker.detector import ScaledDetector
+    from worker.detection.batching import Batcher
+    from worker.detection.detector import ScaledDetector
 
     allocator.share_arenas()
     model = model or load_model(settings)

@@ -115,7 +115,7 @@ def enqueue(
     as_json: Json = False,
 ) -> None:
     """Put pictures on the queue."""
-    from worker import enqueueing
+    from worker.commands import enqueue as enqueueing
 
     _check_queue(queue)
     if not uris and not prefix:
@@ -147,7 +147,7 @@ def watch(
     """Put pictures on the queue as they are uploaded, until told to stop. Give one of --sqs, --http and --poll."""
     if sum(source is not None for source in (sqs, http, poll)) != 1:
         raise typer.BadParameter("give one of --sqs, --http and --poll")
-    from worker import watching
+    from worker.commands import watch as watching
 
     watching.run(
         WorkerSettings.load(),
@@ -208,9 +208,9 @@ def backfill(
     Skips what has an output of the source's version and of the workers' recipe. Killed at any moment, the same command
     goes on with the run; once that is through, it begins another pass.
     """
-    from tasks.backfill import Selection
+    from tasks.bulk.backfill import Selection
     from tasks.errors import RunTakenOver
-    from worker import backfilling
+    from worker.commands import backfill as backfilling
 
     if follow:
         sys.exit(backfilling.follow(follow, as_json))
@@ -271,8 +271,8 @@ def reconcile(
     as_json: Json = False,
 ) -> None:
     """Prove that every source has its output; exit 1 if one is missing, stale, dead, or an output has no source."""
-    from tasks.reconcile import Only
-    from worker import reconciling
+    from tasks.bulk.reconcile import Only
+    from worker.commands import reconcile as reconciling
 
     if recipe is not None and not RECIPE.fullmatch(recipe):
         raise typer.BadParameter("a recipe has 16 hex digits", param_hint="--recipe")
@@ -294,7 +294,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show queues, outcomes, rate and time left: live on a terminal, else once."""
-    from worker import status as showing
+    from worker.commands import status as showing
 
     if runs and run is not None:
         raise typer.BadParameter("give a run, or --runs")
@@ -312,7 +312,8 @@ def anonymize(
     as_json: Json = False,
 ) -> None:
     """Anonymize local pictures, without a queue. Folders are searched and their structure is kept."""
-    from worker import local, logs
+    from worker import logs
+    from worker.commands import anonymize as local
 
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
@@ -341,7 +342,7 @@ def train(context: typer.Context) -> None:
 @model_app.command("build")
 def model_build() -> None:
     """Fetch the weights and build the default model, unless this machine has it; print its folder."""
-    from worker.models import default_model
+    from worker.detection.centerface import default_model
 
     print(default_model())
 
@@ -354,7 +355,7 @@ def model_info(
     as_json: Json = False,
 ) -> None:
     """Load and test the model that a worker would use, and print what it is."""
-    from worker import model_info as info
+    from worker.commands import model as info
 
     info.run(WorkerSettings.load(), picture, as_json)
 
@@ -389,22 +390,22 @@ def receipt_verify(
     as_json: Json = False,
 ) -> None:
     """Compare outputs and sources with their receipts, a line each; exit 1 if one is not as its receipt says."""
-    from tasks.audit import Disposal
-    from worker import auditing
+    from tasks.bulk.verify import Disposal
+    from worker.commands import receipt
 
     if not delete_source and (dry_run or older_than is not None):
         raise typer.BadParameter("goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than")
     settings = WorkerSettings.load()
     age = timedelta(days=older_than or 0)
-    disposal = Disposal(age, dry_run, auditing.comparison(settings)) if delete_source else None
-    good = auditing.run(settings, addresses, source, redetect, disposal, as_json)
+    disposal = Disposal(age, dry_run, receipt.comparison(settings)) if delete_source else None
+    good = receipt.run(settings, addresses, source, redetect, disposal, as_json)
     sys.exit(0 if good else EXIT_FAILED)
 
 
 @dead_app.command("list")
 def dead_list(as_json: Json = False) -> None:
     """Print the pictures that were given up, oldest first, each with its reason."""
-    from worker import dead
+    from worker.commands import dead
 
     dead.list_all(as_json)
 
@@ -412,7 +413,7 @@ def dead_list(as_json: Json = False) -> None:
 @dead_app.command("show")
 def dead_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False) -> None:
     """Print all that is known of a picture that was given up."""
-    from worker import dead
+    from worker.commands import dead
 
     sys.exit(0 if dead.show(source, as_json) else EXIT_FAILED)
 
@@ -426,7 +427,7 @@ def dead_retry(
     as_json: Json = False,
 ) -> None:
     """Put pictures that were given up back on the queue. They stay listed until they come through."""
-    from worker import dead
+    from worker.commands import dead
 
     _check_one(sources, everything, error)
     _check_queue(queue)
@@ -441,7 +442,7 @@ def dead_drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
 ) -> None:
     """Forget that pictures were given up; reconcile calls them missing from then on."""
-    from worker import dead
+    from worker.commands import dead
 
     _check_one(sources, everything, error)
     if everything and not yes:
@@ -452,7 +453,7 @@ def dead_drop(
 @review_app.command("list")
 def review_list(as_json: Json = False) -> None:
     """Print the pictures that somebody should look at, oldest first, each with its reason."""
-    from worker import review
+    from worker.commands import review
 
     review.list_all(as_json)
 
@@ -460,7 +461,7 @@ def review_list(as_json: Json = False) -> None:
 @review_app.command("show")
 def review_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False) -> None:
     """Print all that is known of one of them: boxes, never faces."""
-    from worker import review
+    from worker.commands import review
 
     sys.exit(0 if review.show(source, as_json) else EXIT_FAILED)
 
@@ -474,7 +475,7 @@ def review_release(
     as_json: Json = False,
 ) -> None:
     """Publish pictures as they would be, if their sources are still the same. They stay listed until they are."""
-    from worker import review
+    from worker.commands import review
 
     _check_sources(sources, everything, yes)
     _check_queue(queue)
@@ -493,7 +494,7 @@ def review_redo(
     as_json: Json = False,
 ) -> None:
     """Make pictures anew, with what is asked for on top of what was. They stay listed until there is no doubt left."""
-    from worker import review
+    from worker.commands import review
 
     _check_sources(sources, everything, yes=True)
     _check_queue(queue)
@@ -510,7 +511,7 @@ def review_drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
 ) -> None:
     """Take pictures off the list, and leave everything else as it is."""
-    from worker import review
+    from worker.commands import review
 
     _check_sources(sources, everything, yes)
     sys.exit(0 if review.drop(sources or []) else EXIT_FAILED)

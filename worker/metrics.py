@@ -11,8 +11,8 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 from tasks.metrics import REGISTRY
 
 if TYPE_CHECKING:
-    from worker.batching import Batcher, Predict
-    from worker.detector import Detections, Detector, Pixels
+    from worker.detection.batching import Batcher, Predict
+    from worker.detection.detector import Detections, Detector, Pixels
 
 NEAR = 0.05  # a detection is near the threshold if its score is less than this above it
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
-from tasks import receipts, routes
+from tasks import routes
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import (
     AccessDenied,
@@ -18,11 +18,12 @@ from tasks.errors import (
     SourceChanged,
     StorageUnavailable,
 )
-from tasks.marks import Marks
 from tasks.messages import MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route
-from tasks.s3 import ObjectStore, StoredObject
 from tasks.signatures import Key
+from tasks.storage import receipts
+from tasks.storage.marks import Marks
+from tasks.storage.s3 import ObjectStore, StoredObject
 from worker.anonymizer import AS_CONFIGURED, Anonymized, Anonymizer, OnStage, Stopwatch, unheard, whole_boxes
 
 STORE_TRIES = 2  # of one output whose place changes while it is written

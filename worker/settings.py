@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from tasks.deliveries import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
+from tasks.delivery.attempts import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
 from tasks.messages import Method, Region
-from tasks.s3 import S3_ATTEMPTS
 from tasks.settings import PREFIX, Settings, split_commas
+from tasks.storage.s3 import S3_ATTEMPTS
 from worker.exif_fields import known_name
 
 PICTURE_SECONDS = 2700  # a picture that takes longer has stalled, and the watchdog ends the worker

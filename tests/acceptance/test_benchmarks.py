@@ -15,7 +15,7 @@ def bench(repository, tmp_path, clean_environment):
 
     def run(name, **amounts):
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks", name],
+            [sys.executable, "-m", "tools.benchmarks", name],
             cwd=repository,
             env={**os.environ, "TMPDIR": str(tmp_path), **amounts},
             check=False,

@@ -13,7 +13,7 @@ import pytest
 def test_workers_and_redis_are_killed_and_every_picture_is_delivered(repository, tmp_path, clean_environment):
     amounts = {"JOBS": "40", "KILLS": "4", "REDIS_KILLS": "1", "SEED": "1", "VEIL_LEASE_SECONDS": "5"}
     done = subprocess.run(
-        [sys.executable, "-m", "chaos"],
+        [sys.executable, "-m", "tools.chaos"],
         cwd=tmp_path,
         env={**os.environ, **amounts, "PYTHONPATH": str(repository)},
         check=False,

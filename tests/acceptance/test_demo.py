@@ -1,4 +1,6 @@
-"""`python -m demo` as `make demo` runs it: what it delivers, what it leaves behind, and that it can be stopped."""
+"""`python -m tools.demo` as `make demo` runs it: what it delivers, what it leaves behind, and that
+it can be stopped.
+"""
 
 import contextlib
 import json
@@ -53,14 +55,14 @@ def images(tmp_path, samples):
 
 @pytest.fixture
 def demo(tmp_path, images, repository):
-    """Start ``python -m demo`` in a folder of its own; whatever is left in it at the end is killed."""
+    """Start ``python -m tools.demo`` in a folder of its own; whatever is left in it at the end is killed."""
     cwd = tmp_path / "cwd"
     cwd.mkdir()
 
     def start(*arguments, **environment):
         settings = {**os.environ, "PYTHONPATH": str(repository), "IMAGES": str(images), "KEEP": "", **environment}
         return subprocess.Popen(
-            [sys.executable, "-m", "demo", *arguments],
+            [sys.executable, "-m", "tools.demo", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -17,7 +17,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from demo.servers import FLOWER_COLUMNS, Server, start_flower, start_redis, start_s3
+from tools.local.servers import FLOWER_COLUMNS, Server, start_flower, start_redis, start_s3
 
 SCREENSHOT = os.environ.get("SCREENSHOT")
 SCREENSHOT_BYTES = 200_000

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, ImageSequence
 
-from benchmarks import memory
 from tests.metadata import leaks
-from worker import images, likeness
+from tools.benchmarks import memory
+from worker import images
+from worker.images import likeness
 from worker.images.formats import FORMATS
-from worker.masking import MaskStyle
+from worker.masking.hiding import MaskStyle
 
 # What Pillow warns of in these files is not an error, here as in a worker.
 pytestmark = pytest.mark.filterwarnings("ignore")

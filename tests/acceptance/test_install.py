@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 
-from demo.servers import start_redis
+from tools.local.servers import start_redis
 
 PRODUCER = """
 import json

@@ -20,15 +20,16 @@ from celery import Celery
 from celery.result import AsyncResult
 from PIL import Image
 
-from demo.servers import DATABASES, HOST, S3, Redis, Server, free_port, start_redis, start_s3
-from tasks import dead_letters, receipts
 from tasks.app import create_app
-from tasks.comparison import Places
-from tasks.receipts import Made, Receipt
+from tasks.bulk.comparison import Places
+from tasks.records import dead_letters
 from tasks.routes import Route
-from tasks.s3 import ObjectStore, StoredObject
 from tasks.settings import Settings
 from tasks.signatures import Key
+from tasks.storage import receipts
+from tasks.storage.receipts import Made, Receipt
+from tasks.storage.s3 import ObjectStore, StoredObject
+from tools.local.servers import DATABASES, HOST, S3, Redis, Server, free_port, start_redis, start_s3
 
 RAW, CLEAN = "raw", "clean"
 # The last two lead from and to buckets that do not exist.

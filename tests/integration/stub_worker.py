@@ -23,7 +23,7 @@ from tasks.app import QUEUES, app
 from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import AnonymizeReport
 from worker import bootstrap, logs
-from worker.watchdog import Watchdog
+from worker.process.watchdog import Watchdog
 
 PIXELS = b"value-of-pixels" + bytes(range(128, 256))
 

@@ -8,17 +8,17 @@ from datetime import UTC, datetime
 
 import pytest
 
-from demo.servers import HOST, start_redis
-from tasks import backfill
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, create_app
-from tasks.backfill import Backfill, Selection
-from tasks.comparison import Places
+from tasks.bulk import backfill
+from tasks.bulk.backfill import Backfill, Selection
+from tasks.bulk.comparison import Places
 from tasks.errors import RunTakenOver
 from tasks.messages import RUN_HEADER
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 from tasks.settings import Settings
+from tools.local.servers import HOST, start_redis
 
 ROUTES = (Route.parse("s3://raw=s3://clean"),)
 # Neighbours whose order differs between stores, and a key that is the name of a folder too.

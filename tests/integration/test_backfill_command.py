@@ -14,12 +14,13 @@ from datetime import datetime
 import pytest
 from PIL import Image
 
-from demo.servers import HOST
-from tasks import backfill, comparison, outcomes
 from tasks.app import BACKFILL
-from tasks.comparison import Places
+from tasks.bulk import backfill, comparison
+from tasks.bulk.comparison import Places
 from tasks.publishing import announced_recipe
+from tasks.records import outcomes
 from tasks.routes import Route
+from tools.local.servers import HOST
 
 PAGE_KEYS = {"event", "run", "state", "listed", "ignored", "skipped", "enqueued", "source_bytes", "cursor"}
 SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {"source", "destination", "recipe", "dry_run", "outcomes", "seconds"}

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from demo.servers import start_s3
+from tools.local.servers import start_s3
 
 ROUTES = "s3://raw=s3://clean"
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tasks import backfill, receipts
-from tasks.backfill import Reading, Selection
-from tasks.comparison import Places, compare, settle
+from tasks.bulk import backfill
+from tasks.bulk.backfill import Reading, Selection
+from tasks.bulk.comparison import Places, compare, settle
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.routes import Route
-from tasks.s3 import ObjectStore
+from tasks.storage import receipts
+from tasks.storage.s3 import ObjectStore
 
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
 

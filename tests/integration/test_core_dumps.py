@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from demo.servers import HOST, free_port
+from tools.local.servers import HOST, free_port
 
 PR_GET_DUMPABLE = 3  # <linux/prctl.h>
 

@@ -5,11 +5,12 @@ import time
 
 import pytest
 
-from tasks import dead_letters, envelopes, ledger
 from tasks.anonymize import _keepable
 from tasks.app import BACKFILL, UPLOADS
-from tasks.dead_letters import DeadLetter
+from tasks.delivery import envelopes
 from tasks.messages import MOST_AREAS
+from tasks.records import dead_letters, ledger
+from tasks.records.dead_letters import DeadLetter
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter, ImageSequence
 from tasks.errors import ModelInvalid
 from worker import bootstrap
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
-from worker.detector import Detections, ScaledDetector, overlap
-from worker.masking import MaskStyle
+from worker.detection.detector import Detections, ScaledDetector, overlap
+from worker.masking.hiding import MaskStyle
 from worker.settings import WorkerSettings
 
 BUILD_SECONDS = 300
@@ -48,7 +48,7 @@ def test_two_that_build_it_at_once_get_one_model_and_leave_nothing_else(programs
     (folder,) = {out.strip() for out, _ in answers}
     assert sorted(path.name for path in (cache / "veil").iterdir()) == ["build.lock", Path(folder).name]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    from worker.saved_model import SavedModel
+    from worker.detection.saved_model import SavedModel
 
     assert SavedModel(Path(folder)).fixed_size is None
 
@@ -173,8 +173,9 @@ def test_in_8_bits_it_finds_the_faces_that_it_finds_in_floats(data, name):
 
 
 def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
-    from worker.models import WEIGHTS, centerface, maps
-    from worker.tf import tf
+    from worker.detection.centerface import WEIGHTS, maps
+    from worker.detection.centerface import network as centerface
+    from worker.detection.tf import tf
 
     network = centerface.Network.of(WEIGHTS.fetch())(tf.constant(astronaut[None], tf.float32))
     answer = {name: value.numpy()[0] for name, value in centerface._decode(network).items()}
@@ -190,8 +191,9 @@ def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
 
 
 def test_both_decoders_say_alike_what_they_had_no_room_for():
-    from worker.models import centerface, maps
-    from worker.tf import tf
+    from worker.detection.centerface import maps
+    from worker.detection.centerface import network as centerface
+    from worker.detection.tf import tf
 
     rows, columns = 120, 160
     crowded = np.full((rows, columns, 15), -12.0, np.float32)
@@ -210,7 +212,7 @@ def test_both_decoders_say_alike_what_they_had_no_room_for():
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
-    from worker.models.centerface import CALIBRATION, Calibration
+    from worker.detection.centerface.network import CALIBRATION, Calibration
 
     stored = Calibration.read(CALIBRATION)
 
@@ -219,7 +221,7 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
 
 
 def test_interpreters_of_many_shapes_are_not_all_kept():
-    from worker.quantized import KEPT_PIXELS
+    from worker.detection.litert import KEPT_PIXELS
 
     model = load("litert")
     for side in range(1024, 1024 + 64 * 16, 64):

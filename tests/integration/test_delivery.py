@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.servers import HOST, Server, free_port, start_redis
-from tasks import dead_letters
 from tasks.app import create_app
+from tasks.records import dead_letters
 from tasks.settings import Settings
+from tools.local.servers import HOST, Server, free_port, start_redis
 
 STUB = Path(__file__).with_name("stub_worker.py")
 ROOT = STUB.parent.parent.parent

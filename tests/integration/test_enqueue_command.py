@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from demo.servers import HOST
+from tools.local.servers import HOST
 
 
 def lines(done):

@@ -10,10 +10,10 @@ from PIL import Image
 from tasks import errors
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
-from worker import filling
 from worker.anonymizer import Anonymizer, Limits
-from worker.detector import Detections
-from worker.masking import MaskStyle
+from worker.detection.detector import Detections
+from worker.masking import filling
+from worker.masking.hiding import MaskStyle
 from worker.pipeline import Pipeline
 
 STAGES = ("fetching", "decoding", "detecting", "masking", "encoding", "verifying", "storing")

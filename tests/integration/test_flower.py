@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from demo.servers import start_flower
+from tools.local.servers import start_flower
 
 
 class Visitor:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.servers import Server
 from tests.integration.conftest import Bucket, Worker
 from tests.integration.poison_worker import YELLOW
 from tests.integration.test_poison import picture
+from tools.local.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,8 +8,8 @@ import uuid
 import pytest
 from celery import Celery
 
-from tasks import dead_letters, outcomes
 from tasks.errors import InvalidRequest
+from tasks.records import dead_letters, outcomes
 
 HEADERS = {"lang": "py", "task": "veil.anonymize_image", "root_id": None, "parent_id": None, "group": None}
 

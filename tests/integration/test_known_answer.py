@@ -15,8 +15,8 @@ from PIL import Image
 from tasks.errors import DetectionFailed, ModelInvalid
 from worker.anonymizer import Stopwatch
 from worker.bootstrap import build_anonymizer, load_model, plain_model
-from worker.models import DIGEST, WEIGHTS, known_face
-from worker.quantized import QuantizedModel
+from worker.detection.centerface import DIGEST, WEIGHTS, known_face
+from worker.detection.litert import QuantizedModel
 from worker.settings import WorkerSettings
 
 ENGINES = ("litert", "tensorflow")
@@ -24,7 +24,7 @@ ENGINES = ("litert", "tensorflow")
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_default_model_answers_as_it_was_recorded(engine):
-    """If this fails after a change of the model: `python -m benchmarks.known_face`."""
+    """If this fails after a change of the model: `python -m tools.benchmarks.known_face`."""
     model = load_model(WorkerSettings(engine=engine))
 
     for view in known_face.VIEWS:
@@ -35,7 +35,7 @@ def test_the_default_model_answers_as_it_was_recorded(engine):
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     """``build(change)``: a cache with a default model whose largest kernels `change` has spoiled; both engines."""
-    from worker.models import centerface
+    from worker.detection.centerface import network as centerface
 
     def write(change):
         network = onnx.load_model_from_string(WEIGHTS.fetch())
@@ -127,8 +127,8 @@ def test_maps_that_stop_being_finite_publish_nothing(monkeypatch, samples):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_decoder_in_the_graph_refuses_maps_that_are_not_finite(value):
-    from worker.models import centerface
-    from worker.tf import tf
+    from worker.detection.centerface import network as centerface
+    from worker.detection.tf import tf
 
     maps = np.full((1, 32, 32, 15), -12, np.float32)
     assert int(centerface._decode(tf.constant(maps))["num_detections"][0]) == 0
@@ -150,7 +150,7 @@ def own(tmp_path_factory):
 
     Where `only_bright`, it does so only for a picture that is bright throughout, and finds nothing else.
     """
-    from worker.tf import tf
+    from worker.detection.tf import tf
 
     def write(outputs, only_bright=False, batch=None):
         module = tf.Module()
@@ -182,7 +182,7 @@ def one_face(box=BOX, score=0.95, count=1.0, faces=1, scale=None, **more):
     """Outputs with the same face `faces` times; `scale` is "pixels" where the box is not in shares."""
 
     def outputs(pictures, height, width):
-        from worker.tf import tf
+        from worker.detection.tf import tf
 
         ones = tf.ones([tf.cast(pictures, tf.int32), faces])
         sides = tf.stack([height, width, height, width]) if scale == "pixels" else tf.ones([4])
@@ -199,7 +199,7 @@ def one_face(box=BOX, score=0.95, count=1.0, faces=1, scale=None, **more):
 
 def landmarks(value):
     def change(answers):
-        from worker.tf import tf
+        from worker.detection.tf import tf
 
         return tf.zeros_like(answers["detection_boxes"])[..., :1, None] * tf.ones([5, 2]) + value
 
@@ -208,7 +208,7 @@ def landmarks(value):
 
 def cast(name, kind):
     def change(answers):
-        from worker.tf import tf
+        from worker.detection.tf import tf
 
         return tf.cast(answers[name], kind)
 

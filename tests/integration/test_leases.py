@@ -9,8 +9,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from structlog.testing import capture_logs
 
-from demo.servers import HOST
-from tasks.leases import TAKE, Leases
+from tasks.delivery.leases import TAKE, Leases
+from tools.local.servers import HOST
 
 RECORDS, INDEX = "unacked", "unacked_index"
 SECONDS = 30.0

@@ -7,7 +7,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from tasks import receipts
+from tasks.storage import receipts
 
 RULES = ("sources", "outputs and receipts")
 

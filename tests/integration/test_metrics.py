@@ -14,12 +14,12 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from demo.servers import start_redis
 from tasks import metrics
 from tasks.app import BACKFILL, UPLOADS, create_app
 from tasks.messages import QUEUED_AT_HEADER
 from tasks.metrics import QueueCollector
 from tasks.settings import Settings
+from tools.local.servers import start_redis
 
 
 class Page:

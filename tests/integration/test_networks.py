@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import networks
 from tasks.errors import TrainingFailed
+from tools.benchmarks import networks
 from training.backend import keras
 from training.model import SIZES, efficientdet, load_backbone
 

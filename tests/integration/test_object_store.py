@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from demo.servers import HOST
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import AccessDenied, CredentialsRefused, ImageTooLarge, ObjectNotFound, StorageUnavailable
-from tasks.s3 import ObjectStore
+from tasks.storage.s3 import ObjectStore
+from tools.local.servers import HOST
 
 SECONDS = 30.0
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from chaos.supervised import Supervised
-from demo.servers import Server
-from tasks.deliveries import ATTEMPTS
+from tasks.delivery.attempts import ATTEMPTS
 from tests.integration.poison_worker import BLUE, FACE, GREEN, RED
+from tools.chaos.supervised import Supervised
+from tools.local.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 POISON = int(os.environ.get("POISON", "3"))

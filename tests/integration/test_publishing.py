@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 
-from demo.servers import HOST
 from tasks import publishing
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, UPLOADS, create_app
@@ -18,8 +17,9 @@ from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 from tasks.settings import Settings
-from tasks.uploads import Selection, Trigger
+from tasks.uploads.trigger import Selection, Trigger
 from tests.events import bodies
+from tools.local.servers import HOST
 
 
 def pictures(count):

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from tasks import queues
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, UPLOADS
 from tasks.publishing import Publisher, Wanted
+from tasks.records import queues
 
 PICTURE = Wanted(ObjectUri("raw", "a.jpg"))
 

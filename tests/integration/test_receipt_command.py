@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import receipts
 from tasks.addresses import ObjectUri
-from tasks.audit import Audit, Disposal
+from tasks.bulk.verify import Audit, Disposal
 from tasks.errors import StorageRejected
-from tasks.marks import Marks
 from tasks.messages import AnonymizeRequest
-from tasks.receipts import Receipt
 from tasks.routes import Route
-from tasks.s3 import ObjectStore, OpenObject, StoredObject
 from tasks.signatures import Key
+from tasks.storage import receipts
+from tasks.storage.marks import Marks
+from tasks.storage.receipts import Receipt
+from tasks.storage.s3 import ObjectStore, OpenObject, StoredObject
 from worker.anonymizer import Anonymizer, Limits
-from worker.auditing import comparison
-from worker.detector import Detections
+from worker.commands.receipt import comparison
+from worker.detection.detector import Detections
 from worker.images import deep
-from worker.masking import MaskStyle
+from worker.masking.hiding import MaskStyle
 from worker.pipeline import Pipeline
 from worker.settings import WorkerSettings
 

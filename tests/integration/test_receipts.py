@@ -2,8 +2,8 @@
 
 import hashlib
 
-from tasks import receipts
-from tasks.receipts import Made, Receipt
+from tasks.storage import receipts
+from tasks.storage.receipts import Made, Receipt
 
 
 def stored(bucket, key):

@@ -7,21 +7,22 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from demo.servers import HOST
-from tasks import dead_letters, publishing
+from tasks import publishing
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, UPLOADS
-from tasks.comparison import Places
-from tasks.dead_letters import DeadLetter
+from tasks.bulk.comparison import Places
+from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.messages import AnonymizeRequest
-from tasks.queues import wait_for_room
-from tasks.receipts import FOLDER, Made, uri
-from tasks.reconcile import Only, Reconciliation
+from tasks.records import dead_letters
+from tasks.records.dead_letters import DeadLetter
+from tasks.records.queues import wait_for_room
 from tasks.routes import Route
-from tasks.s3 import ObjectStore, StoredObject
+from tasks.storage.receipts import FOLDER, Made, uri
+from tasks.storage.s3 import ObjectStore, StoredObject
+from tools.local.servers import HOST
 from worker.anonymizer import Anonymizer, Limits
-from worker.detector import Detections
-from worker.masking import MaskStyle
+from worker.detection.detector import Detections
+from worker.masking.hiding import MaskStyle
 from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32

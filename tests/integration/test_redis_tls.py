@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from demo.servers import HOST, Server
 from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.errors import QueueUnavailable
 from tasks.publishing import Publisher, Wanted
 from tasks.settings import Settings
 from tests.integration.conftest import Worker
+from tools.local.servers import HOST, Server
 
 STUB = Path(__file__).with_name("stub_worker.py")
 ROOT = STUB.parents[2]

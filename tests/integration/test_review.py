@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import receipts, review
 from tasks.errors import InvalidRequest
 from tasks.messages import MOST_AREAS, MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
-from tasks.receipts import Receipt
-from tasks.review import DOUBTS, Doubt
+from tasks.records import review
+from tasks.records.review import DOUBTS, Doubt
+from tasks.storage import receipts
+from tasks.storage.receipts import Receipt
 from tests.integration.poison_worker import CROWD, CYAN, MAGENTA, WHITE, YELLOW
 
 ROOT = Path(__file__).resolve().parents[2]

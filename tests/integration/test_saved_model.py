@@ -25,7 +25,7 @@ GOOD_SHAPES = {
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     """Write a SavedModel that finds the bright square in each picture; `change` spoils what it returns."""
-    from worker.tf import tf
+    from worker.detection.tf import tf
 
     def edges(seen):
         """First and last true index of each row of bool [n, length], as shares of the length."""
@@ -129,7 +129,7 @@ def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden
     """Its faces lie on their left side: the eyes are on the right, in the middle between top and bottom."""
 
     def with_keypoints(found):
-        from worker.tf import tf
+        from worker.detection.tf import tf
 
         top, left, bottom, right = tf.unstack(found["detection_boxes"], axis=-1)
         middle = (top + bottom) / 2
@@ -153,7 +153,7 @@ def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden
 def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
     """It returns the brightest cells of 8 x 8 pixels, 50 of one canvas at most, or 100 without saying so."""
     from worker.bootstrap import build_anonymizer
-    from worker.tf import tf
+    from worker.detection.tf import tf
 
     most = capacity or 100
     module = tf.Module()
@@ -314,7 +314,7 @@ def test_a_model_that_never_answers_ends_its_worker_and_leaves_the_picture_to_th
     build, new_queue, worker_settings, start_worker, programs, raw, place
 ):
     def never(found):
-        from worker.tf import tf
+        from worker.detection.tf import tf
 
         seen = tf.reduce_max(found["num_detections"])  # nothing on the black picture that warms the model
         waited = tf.while_loop(lambda _: seen > 0, lambda turns: (turns + 1.0,), [tf.constant(0.0)])[0]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from chaos.faults import Faulty
-from demo.servers import HOST, Server, start_redis
-from tasks import dead_letters
 from tasks.app import create_app
+from tasks.records import dead_letters
 from tasks.settings import Settings
 from tests.integration.conftest import Worker
 from tests.integration.poison_worker import RED
 from tests.integration.test_poison import picture
+from tools.chaos.faults import Faulty
+from tools.local.servers import HOST, Server, start_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 

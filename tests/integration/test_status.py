@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from demo.servers import HOST, start_redis
-from tasks import dead_letters, outcomes, publishing, status
+from tasks import publishing, status
 from tasks.addresses import ObjectUri
 from tasks.app import BACKFILL, UPLOADS
 from tasks.errors import QueueUnavailable
 from tasks.publishing import Publisher, Wanted
+from tasks.records import dead_letters, outcomes
+from tools.local.servers import HOST, start_redis
 
 RUN = "raw-2026-0a1b2c3d"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from chaos.faults import Faulty
-from demo.servers import Server
 from tests.integration.conftest import Worker
 from tests.integration.test_poison import picture
+from tools.chaos.faults import Faulty
+from tools.local.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE", "6"))

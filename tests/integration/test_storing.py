@@ -9,11 +9,10 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from PIL import Image
 
-from tasks import receipts
 from tasks.addresses import ObjectUri
-from tasks.audit import Audit
-from tasks.backfill import Selection, rehearse
-from tasks.comparison import Places, compare, settle
+from tasks.bulk.backfill import Selection, rehearse
+from tasks.bulk.comparison import Places, compare, settle
+from tasks.bulk.verify import Audit
 from tasks.errors import (
     DestinationTaken,
     InvalidRequest,
@@ -25,12 +24,13 @@ from tasks.errors import (
 )
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
-from tasks.s3 import ObjectStore
 from tasks.signatures import Key
+from tasks.storage import receipts
+from tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import Bucket
 from worker.anonymizer import Anonymizer, Limits
-from worker.detector import Detections
-from worker.masking import MaskStyle
+from worker.detection.detector import Detections
+from worker.masking.hiding import MaskStyle
 from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"

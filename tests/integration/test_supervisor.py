@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SUPERVISOR = Path(__file__).parents[2] / "demo" / "supervisor.py"
+SUPERVISOR = Path(__file__).parents[2] / "tools" / "local" / "supervisor.py"
 # Notes its process id, then ends as the first line of the file says, or, with none left, waits to be told to.
 CHILD = """
 import os, signal, sys, time

@@ -17,8 +17,8 @@ from training.cli import app
 from training.model import efficientdet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
 from worker.bootstrap import load_model
-from worker.detector import credible
-from worker.saved_model import SavedModel
+from worker.detection.detector import credible
+from worker.detection.saved_model import SavedModel
 from worker.settings import WorkerSettings
 
 RECIPE = Recipe("d0", 128, 2, 2, 0.001, 0, False, "none", "float32")

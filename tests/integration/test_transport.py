@@ -3,9 +3,9 @@
 import pytest
 from kombu import Connection, Consumer
 
-from tasks import transport
 from tasks.app import QUEUES
-from tasks.leases import Leases
+from tasks.delivery import transport
+from tasks.delivery.leases import Leases
 
 
 @pytest.fixture

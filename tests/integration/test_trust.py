@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks import receipts
-from tasks.audit import Audit
-from tasks.backfill import Selection, rehearse
-from tasks.comparison import Places
+from tasks.bulk.backfill import Selection, rehearse
+from tasks.bulk.comparison import Places
+from tasks.bulk.reconcile import Only, Reconciliation
+from tasks.bulk.verify import Audit
 from tasks.errors import ImageTooLarge, InvalidRequest
 from tasks.messages import AnonymizeRequest
-from tasks.receipts import Made, Receipt
-from tasks.reconcile import Only, Reconciliation
 from tasks.routes import Route
 from tasks.signatures import Key
+from tasks.storage import receipts
+from tasks.storage.receipts import Made, Receipt
 from worker.anonymizer import Anonymizer, Limits
-from worker.detector import Detections
-from worker.masking import MaskStyle
+from worker.detection.detector import Detections
+from worker.masking.hiding import MaskStyle
 from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"

@@ -13,11 +13,11 @@ from celery.app.task import Context
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chaos.faults import Faulty
-from demo.servers import Server
-from tasks.transport import MOST_WAITING
+from tasks.delivery.transport import MOST_WAITING
 from tests.integration.conftest import Worker
 from tests.integration.test_poison import picture
+from tools.chaos.faults import Faulty
+from tools.local.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # of several messages each

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from PIL import Image
 
-from demo.servers import HOST, Webhook, start_redis, start_s3
 from tests.events import ODD_BODIES, bodies
+from tools.local.servers import HOST, Webhook, start_redis, start_s3
 
 ROUTES = "s3://raw=s3://clean,s3://pictures/raw=s3://pictures/clean"
 HOLD = ("--hold", 60)

@@ -10,15 +10,15 @@ from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
-from demo.servers import HOST
-from tasks import polling
 from tasks.addresses import PrefixUri
 from tasks.errors import ObjectNotFound, QueueUnavailable
-from tasks.polling import SEEN, STATE, PollingSource
 from tasks.publishing import Publisher
 from tasks.routes import Route
-from tasks.stopping import Stop
-from tasks.uploads import Selection, Trigger
+from tasks.uploads import polling
+from tasks.uploads.polling import SEEN, STATE, PollingSource
+from tasks.uploads.stopping import Stop
+from tasks.uploads.trigger import Selection, Trigger
+from tools.local.servers import HOST
 
 ROUTES = [Route.parse("s3://raw=s3://clean")]
 HOUR = 3600.0

@@ -11,15 +11,15 @@ import pytest
 from moto.server import ThreadedMotoServer
 from structlog.testing import capture_logs
 
-from demo.servers import HOST, free_port, start_redis
-from tasks import sqs
 from tasks.publishing import Publisher
 from tasks.routes import Route
 from tasks.settings import Settings
-from tasks.sqs import EventQueue, SqsSource
-from tasks.stopping import Stop
-from tasks.uploads import Selection, Trigger
+from tasks.uploads import sqs
+from tasks.uploads.sqs import EventQueue, SqsSource
+from tasks.uploads.stopping import Stop
+from tasks.uploads.trigger import Selection, Trigger
 from tests.events import ODD_BODIES
+from tools.local.servers import HOST, free_port, start_redis
 
 KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
 ODD_KEYS = ["a b.jpg", "a+b.jpg", "100%.jpg", "a%20b.jpg", "ü/日本 😀.jpg", "k" * 900 + ".jpg"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker.detector import Pixels
+from worker.detection.detector import Pixels
 from worker.images.formats import CONTENT_TYPES
 
 Array = NDArray[Any]

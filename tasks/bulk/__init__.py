@@ -1,0 +1,1 @@
+"""Bulk commands: comparison, backfill and verification of whole buckets."""

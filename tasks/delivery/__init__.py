@@ -1,0 +1,1 @@
+"""Delivery: messages travel through Redis, each under a lease, until they are acknowledged."""

@@ -1,0 +1,1 @@
+"""Records that Redis keeps: dead letters, pictures under review, outcomes and the state of queues."""

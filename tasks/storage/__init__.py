@@ -1,0 +1,1 @@
+"""Storage: objects in S3, and the receipts beside them."""

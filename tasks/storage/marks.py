@@ -1,0 +1,88 @@
+"""Marks: how outputs, and the names of receipts, tell which version of which source they are of.
+
+Both may be seen by people who must not learn anything of the original. With a key a mark is ``hmac-KEY-DIGEST``, the id
+of the key and a keyed digest, so nobody without the key can test a guess. Without one the marks are the SHA-256 of the
+source's address and its ETag. Marks of every key that is known, and those without a key, are recognised.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+from tasks.addresses import ObjectUri
+from tasks.signatures import Key
+from tasks.storage.receipts import SOURCE, SOURCE_ETAG, Made
+
+KEYED = re.compile(r"hmac-([0-9a-f]{8})-[0-9a-f]{32}")  # fits into a receipt's name as an ETag does
+DIGITS = 32  # of the digest: 128 bits
+
+
+class Marks:
+    """Makes marks with the first of some keys, and recognises those of all of them."""
+
+    def __init__(self, keys: Sequence[Key] = ()) -> None:
+        """Without `keys`, marks are readable by everybody."""
+        self.keys = tuple(keys)
+        self._keys = {key.id: key for key in keys}
+        self._first = next(iter(keys), None)
+
+    @property
+    def are_keyed(self) -> bool:
+        return self._first is not None
+
+    def source(self, source: ObjectUri) -> str:
+        """Return the mark of an address. It is a digest, as S3's 2 kB of metadata do not hold every address."""
+        return _source(source, self._first)
+
+    def version(self, source: ObjectUri, etag: str) -> str:
+        """Return the mark of a version.
+
+        With a key it depends on the address too: otherwise, where people may upload pictures, anybody could upload a
+        guess and compare the marks of two outputs.
+        """
+        return _version(source, etag, self._first)
+
+    def is_source(self, metadata: Mapping[str, str], source: ObjectUri) -> bool:
+        """Return whether an output with `metadata` is one of `source`."""
+        mark = metadata.get(SOURCE, "")
+        return mark == _source(source, self._key_of(mark))
+
+    def is_version(self, mark: str, source: ObjectUri, etag: str) -> bool:
+        """Return whether `mark`, in metadata or in a receipt's name, is that of a version of `source`."""
+        known = _version(source, etag, self._key_of(mark))
+        return mark in (known, Made.of("", "", known).etag)
+
+    def missing_key(self, *marks: str | None) -> str | None:
+        """Return the id of a key that one of `marks` was made with and that is not known here."""
+        for mark in marks:
+            found = KEYED.fullmatch(mark or "")
+            if found and found[1] not in self._keys:
+                return found[1]
+        return None
+
+    def missing_key_of(self, metadata: Mapping[str, str]) -> str | None:
+        """Return the id of a key without which nobody can tell of what an output with `metadata` is."""
+        return self.missing_key(metadata.get(SOURCE), metadata.get(SOURCE_ETAG))
+
+    def _key_of(self, mark: str) -> Key | None:
+        found = KEYED.fullmatch(mark)
+        return self._keys.get(found[1]) if found else None
+
+
+def is_keyed(mark: str | None) -> bool:
+    """Return whether `mark` was made with a key."""
+    return KEYED.fullmatch(mark or "") is not None
+
+
+def _source(source: ObjectUri, key: Key | None) -> str:
+    address = str(source).encode()
+    return _keyed(key, b"source\0" + address) if key else hashlib.sha256(address).hexdigest()
+
+
+def _version(source: ObjectUri, etag: str, key: Key | None) -> str:
+    message = f"version\0{source}\0{etag}".encode("utf-8", "surrogatepass")
+    return _keyed(key, message) if key else etag
+
+
+def _keyed(key: Key, message: bytes) -> str:
+    return f"hmac-{key.id}-{key.digest(message)[:DIGITS]}"

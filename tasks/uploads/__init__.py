@@ -1,0 +1,1 @@
+"""Uploads: events of a store, and listings of it, become messages on the queue."""

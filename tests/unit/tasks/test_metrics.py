@@ -1,0 +1,193 @@
+"""What is counted, and how little of what a message brings reaches a label."""
+
+import math
+import socket
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+
+from tasks import metrics
+from tasks.app import app
+from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
+from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
+from tasks.metrics import REGISTRY
+from tasks.settings import Settings
+from worker import metrics as own
+from worker.detection.detector import Detections
+
+
+def value(name, **labels):
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+class Changes:
+    """By how much samples changed within the block."""
+
+    def __init__(self, *samples):
+        self._samples = samples
+
+    def __enter__(self):
+        self._before = [value(name, **labels) for name, labels in self._samples]
+        return self
+
+    def __exit__(self, *_):
+        after = [value(name, **labels) for name, labels in self._samples]
+        self.by = [round(b - a, 6) for a, b in zip(self._before, after, strict=True)]
+
+
+def a_request(**fields):
+    """Celery's request of a message with these headers, delivered from `uploads`."""
+    return type("Request", (dict,), {"delivery_info": {"routing_key": "uploads"}})(fields)
+
+
+def report(**fields):
+    return AnonymizeReport(**{"status": "anonymized", "source": "s3://raw/a", "destination": "s3://clean/a",
+                              "recipe": "r", **fields})  # fmt: skip
+
+
+def test_a_picture_is_counted_with_its_faces_its_stages_and_its_bytes():
+    with Changes(
+        ("veil_pictures_total", {"outcome": "anonymized"}),
+        ("veil_faces_count", {}),
+        ("veil_faces_sum", {}),
+        ("veil_pictures_without_face_total", {}),
+        ("veil_faces_found_by_check_total", {}),
+        ("veil_stage_seconds_sum", {"stage": "detect"}),
+        ("veil_read_bytes_total", {}),
+        ("veil_written_bytes_total", {}),
+    ) as changed:
+        metrics.finished(
+            report(faces=3, found_by_check=2, seconds={"detect": 0.5}, bytes_in=100, bytes_out=70), a_request()
+        )
+    assert changed.by == [1, 1, 3, 0, 2, 0.5, 100, 70]
+
+
+def test_a_picture_counts_as_flagged_once_and_not_where_it_is_held_or_skipped():
+    reason = "faces still found in the output"
+    with Changes(("veil_pictures_flagged_total", {})) as changed:
+        metrics.finished(report(reason=reason), a_request())
+        metrics.finished(report(status="skipped", reason=reason), a_request())
+        metrics.finished(report(status="held", reason=reason), a_request())
+        metrics.finished(report(), a_request())
+    assert changed.by == [1]
+
+
+def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():
+    without = "veil_pictures_without_face_total", {}
+    with Changes(without, ("veil_faces_count", {})) as changed:
+        metrics.finished(report(faces=0, bytes_in=10), a_request())
+        metrics.finished(report(status="skipped"), a_request())
+        metrics.finished(report(status="skipped", faces=3), a_request())  # of which the report was read in its receipt
+    assert changed.by == [1, 1]
+
+
+@pytest.mark.parametrize("queued_at", [None, "soon", True, math.nan, math.inf, 10**400, -(10**400), [1], {}])
+def test_a_time_that_is_none_is_not_counted(queued_at):
+    with Changes(("veil_delivery_seconds_count", {"queue": "uploads"})) as changed:
+        metrics.finished(report(), a_request(**{QUEUED_AT_HEADER: queued_at}))
+    assert changed.by == [0]
+
+
+def test_the_way_from_the_queue_to_the_end_is_measured_by_queue():
+    request = a_request(**{QUEUED_AT_HEADER: time.time() - 100})
+    with Changes(
+        ("veil_delivery_seconds_bucket", {"queue": "uploads", "le": "60.0"}),
+        ("veil_delivery_seconds_bucket", {"queue": "uploads", "le": "300.0"}),
+    ) as changed:
+        metrics.finished(report(), request)
+    assert changed.by == [0, 1]
+
+
+def test_no_label_holds_what_a_message_brought():
+    request = a_request(**{QUEUED_AT_HEADER: time.time()})
+    request.delivery_info = {"routing_key": "a-queue-of-somebody"}
+    with Changes(("veil_delivery_seconds_count", {"queue": "other"})) as changed:
+        metrics.finished(report(source="s3://raw/secret-key.jpg", destination="s3://clean/secret-key.jpg"), request)
+        metrics.dead(type("StrangeError", (Exception,), {})("secret-key.jpg"))
+    assert changed.by == [1]
+    page = generate_latest(REGISTRY).decode()
+    for brought in ("secret-key", "a-queue-of-somebody", "StrangeError"):
+        assert brought not in page
+
+
+def test_errors_are_counted_by_name_and_a_bug_as_a_bug():
+    with Changes(
+        ("veil_retries_total", {"error": "StorageUnavailable"}),
+        ("veil_dead_total", {"error": "UnreadableImage"}),
+        ("veil_dead_total", {"error": "bug"}),
+        ("veil_pictures_total", {"outcome": "dead"}),
+    ) as changed:
+        metrics.retried(StorageUnavailable("away"))
+        metrics.dead(UnreadableImage("no"))
+        metrics.dead(ZeroDivisionError("ours"))
+    assert changed.by == [1, 1, 1, 2]
+
+
+def test_what_the_trigger_hears_of_is_counted_by_source_and_result():
+    queued = "veil_upload_events_total", {"source": "http", "result": "queued"}
+    metrics.begin_hearing("http")
+    assert REGISTRY.get_sample_value(*queued) == 0
+    with Changes(queued, ("veil_upload_events_total", {"source": "http", "result": "malformed"})) as changed:
+        metrics.heard("http", "queued", 3)
+        metrics.heard("http", "malformed")
+    assert changed.by == [3, 1]
+
+
+def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
+    for outcome in ("anonymized", "skipped", "held", "dead"):
+        assert REGISTRY.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
+    for error in ("AccessDenied", "MalformedMessage", "StorageUnavailable", "bug"):
+        assert REGISTRY.get_sample_value("veil_dead_total", {"error": error}) is not None
+    assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None  # never retried
+
+
+def test_scores_near_the_threshold_are_counted():
+    class Found:
+        def detect(self, picture):
+            return Detections(np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32))
+
+    with Changes(("veil_detections_total", {}), ("veil_detections_near_threshold_total", {})) as changed:
+        assert len(own.ScoredDetector(Found(), 0.18).detect(np.zeros((1, 1, 3), np.uint8))) == 4
+    assert changed.by == [4, 2]
+
+
+def test_batches_are_measured_and_answered_as_before():
+    with Changes(("veil_batch_pictures_count", {}), ("veil_batch_pictures_sum", {})) as changed:
+        assert own.counted(lambda batch: [f"{len(batch)} pictures"])(np.zeros((3, 8, 8, 3), np.uint8)) == ["3 pictures"]
+    assert changed.by == [1, 3]
+
+
+def test_an_address_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SettingsInvalid, match=f"VEIL_METRICS: {address} can't be served"):
+            metrics.serve(Settings(metrics=address), app)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:9100", "no-such-host.invalid:9100"])
+def test_an_address_that_is_not_of_this_machine_is_one_line(address):
+    with pytest.raises(SettingsInvalid, match="can't be served"):
+        metrics.serve(Settings(metrics=address), app)
+
+
+def test_nothing_is_served_where_nothing_is_asked_for(monkeypatch):
+    monkeypatch.setattr(metrics, "start", lambda *_, **__: pytest.fail("served"))
+    metrics.serve(Settings(metrics=""), app)
+
+
+def test_the_library_s_default_registry_which_flower_serves_has_none_of_it():
+    from prometheus_client import REGISTRY as DEFAULT
+
+    assert b"veil_" not in generate_latest(DEFAULT)
+
+
+def test_the_worker_s_gauges_follow_what_they_are_given():
+    own.watch_batcher(SimpleNamespace(waiting=5))
+    assert value("veil_detector_queue_pictures") == 5
+    own.watch_worker()
+    assert value("veil_in_hand_pictures") == 0
+    own._beat()
+    assert value("veil_worker_heartbeat_timestamp_seconds") == pytest.approx(time.time(), abs=5)

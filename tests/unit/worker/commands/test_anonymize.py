@@ -1,0 +1,311 @@
+"""Local files: which are taken, where outputs go, that no source is replaced, and that one bad file ends nothing."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.errors import DetectionFailed, OutputFailed
+from worker.anonymizer import Anonymizer, Limits
+from worker.commands.anonymize import PICTURE_SUFFIXES, Job, _print, anonymize_file, find_jobs, write_atomically
+from worker.detection.detector import Detections
+from worker.masking.hiding import MaskStyle
+
+FACE = (10, 10, 30, 30)
+
+
+class Finds:
+    def __init__(self, *boxes):
+        self._found = Detections(np.array(boxes, np.float32).reshape(-1, 4), np.full(len(boxes), 0.75, np.float32))
+
+    def detect(self, picture):
+        return self._found
+
+
+class Fails:
+    def __init__(self, error):
+        self._error = error
+
+    def detect(self, picture):
+        raise self._error
+
+
+def anonymizer(detector=None, **options):
+    limits = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
+    style = MaskStyle("fill", 1.0, 0.0)
+    return Anonymizer(detector=detector or Finds(FACE), style=style, limits=limits, **options)
+
+
+def picture(form="PNG"):
+    target = io.BytesIO()
+    Image.new("RGB", (40, 40), (200, 180, 160)).save(target, form)
+    return target.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of files, ``{relative path: content}`` written into it."""
+
+    def make(name, files):
+        for relative, content in files.items():
+            path = tmp_path / name / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return tmp_path / name
+
+    return make
+
+
+def targets(paths, output):
+    return {str(job.source): str(job.output.relative_to(output)) for job in find_jobs(paths, output)}
+
+
+# --- which files, and where to --------------------------------------------------------------------------------
+
+
+def test_a_folders_structure_is_kept(folder, tmp_path):
+    source = folder("in", {"a.jpg": b"", "deep/er/b.png": b"", "deep/c.JPG": b"", "notes.txt": b""})
+    assert targets([source], tmp_path / "out") == {
+        f"{source}/{name}": name for name in ("a.jpg", "deep/c.JPG", "deep/er/b.png", "notes.txt")
+    }
+
+
+def test_files_come_in_a_stable_order(folder, tmp_path):
+    source = folder("in", dict.fromkeys(("b.jpg", "a.jpg", "z/a.jpg", "c/a.jpg"), b""))
+    assert list(targets([source], tmp_path / "out").values()) == ["a.jpg", "b.jpg", "c/a.jpg", "z/a.jpg"]
+
+
+def test_a_named_file_goes_to_the_top_of_the_output(folder, tmp_path):
+    source = folder("in", {"deep/a.jpg": b"", ".hidden.jpg": b""})
+    jobs = list(find_jobs([source / "deep/a.jpg", source / ".hidden.jpg"], tmp_path / "out"))
+    assert [(job.output.name, job.named) for job in jobs] == [("a.jpg", True), (".hidden.jpg", True)]
+
+
+def test_hidden_files_and_folders_are_passed_over(folder, tmp_path):
+    source = folder("in", {"a.jpg": b"", ".b.jpg": b"", ".git/c.jpg": b"", "d/.e/f.jpg": b""})
+    assert list(targets([source], tmp_path / "out").values()) == ["a.jpg"]
+
+
+def test_an_output_folder_within_the_input_is_not_read_again(folder):
+    source = folder("in", {"a.jpg": b"", "out/a.jpg": b"", "out/deep/b.jpg": b"", "other/out/c.jpg": b""})
+    assert targets([source], source / "out") == {
+        f"{source}/a.jpg": "a.jpg",
+        f"{source}/other/out/c.jpg": "other/out/c.jpg",
+    }
+
+
+def test_an_output_folder_is_recognised_by_any_name(folder, tmp_path, monkeypatch):
+    source = folder("in", {"a.jpg": b"", "out/a.jpg": b""})
+    (tmp_path / "link").symlink_to(source / "out")
+    monkeypatch.chdir(tmp_path)
+    assert [job.output.name for job in find_jobs([source], tmp_path / "link")] == ["a.jpg"]
+
+
+def test_outputs_that_would_be_one_are_refused(folder, tmp_path):
+    one, other = folder("one", {"a.jpg": b""}), folder("other", {"a.jpg": b""})
+    for paths in ([one, other], [one / "a.jpg", other / "a.jpg"], [one, one / "a.jpg"]):
+        with pytest.raises(OutputFailed, match="both become"):
+            list(find_jobs(paths, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("paths", "output"),
+    [
+        (["in/a.jpg"], "in"),
+        (["in"], "in"),
+        (["in/../in/a.jpg"], "in/deep/.."),
+        (["in"], "link"),
+        (["link/a.jpg"], "in"),
+        (["also.jpg"], "."),
+        (["other", "in/deep"], "in"),
+        (["in/deep/b.jpg", "other"], "in"),
+    ],
+)
+def test_no_source_is_ever_replaced(folder, tmp_path, monkeypatch, paths, output):
+    source = folder("in", {"a.jpg": b"1", "deep/b.jpg": b"2", "deep/deep/b.jpg": b"3"})
+    folder("other", {"deep/b.jpg": b"4"})
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "also.jpg").symlink_to(source / "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputFailed, match="would be replaced"):
+        list(find_jobs([Path(path) for path in paths], Path(output)))
+
+
+def test_a_folder_without_files_gives_no_jobs(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert list(find_jobs([tmp_path / "empty"], tmp_path / "out")) == []
+
+
+# --- one file -------------------------------------------------------------------------------------------------
+
+
+def job(path, output, named=False):
+    return Job(path, output, named)
+
+
+def test_a_face_in_a_file_is_hidden(folder, tmp_path):
+    source = folder("in", {"a.png": picture()}) / "a.png"
+    outcome = anonymize_file(anonymizer(), job(source, tmp_path / "out/deep/a.png"), 10**6)
+    assert (outcome.status, outcome.faces, outcome.error) == ("anonymized", 1, None)
+    assert (outcome.source, outcome.output) == (str(source), str(tmp_path / "out/deep/a.png"))
+    assert (outcome.boxes_xyxy, outcome.scores) == ([list(FACE)], [0.75])
+    pixels = np.asarray(Image.open(outcome.output))
+    assert not pixels[10:30, 10:30].any()
+    assert (pixels[30:] == (200, 180, 160)).all()
+    assert source.read_bytes() == picture()
+
+
+def test_a_file_without_faces_is_held_by_setting_and_nothing_is_written(folder, tmp_path):
+    source = folder("in", {"a.png": picture()}) / "a.png"
+    outcome = anonymize_file(anonymizer(Finds(), hold_without_faces=True), job(source, tmp_path / "out/a.png"), 10**6)
+    assert (outcome.status, outcome.output, outcome.faces) == ("held", None, 0)
+    assert outcome.reason == "no face found"
+    assert not (tmp_path / "out").exists()
+
+
+class FindsAnother:
+    """A detector that finds a face in another place at each look."""
+
+    looks = 0
+
+    def detect(self, picture):
+        self.looks += 1
+        x = 3 * self.looks
+        return Detections(np.array([(x, 10, x + 2, 20)], np.float32), np.array([0.5], np.float32))
+
+
+@pytest.mark.parametrize(("verify", "status"), [("flag", "anonymized"), ("hold", "held")])
+def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(folder, tmp_path, capsys, verify, status):
+    source = folder("in", {"a.png": picture()}) / "a.png"
+    made = anonymizer(FindsAnother(), verify=verify)
+    outcome = anonymize_file(made, job(source, tmp_path / "out/a.png"), 10**6)
+    assert (outcome.status, outcome.reason) == (status, "faces still found in the output")
+    assert outcome.found_by_check == outcome.faces - 1
+    assert (tmp_path / "out/a.png").exists() == (verify == "flag")
+    _print(outcome, as_json=False)
+    assert capsys.readouterr().err == f"{source}: {status}, faces still found in the output\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("a.jpg", b"not a picture", "UnreadableImage"),
+        ("a.jpg", picture()[:-40], "UnreadableImage"),
+        ("a.jpg", b"", "EmptyObject"),
+        ("a.HEIC", b"\0\0\0\x18ftypheic" + bytes(40), "UnsupportedImage"),
+        ("a.ico", picture("ICO"), "UnsupportedImage"),
+        ("a.dat", picture("PPM"), "UnsupportedImage"),
+        ("a.jpg", picture("BMP") + bytes(10**6), "ImageTooLarge"),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_picture_that_cannot_be_anonymized_fails_with_its_reason(folder, tmp_path, name, content, error, named):
+    source = folder("in", {name: content}) / name
+    outcome = anonymize_file(anonymizer(), job(source, tmp_path / "out" / name, named), 10**6)
+    assert (outcome.status, outcome.error, outcome.output) == ("failed", error, None)
+    assert len(outcome.message.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"some notes", b"", b"%PDF-1.7"])
+def test_a_file_in_a_folder_that_is_no_picture_is_ignored_unless_it_was_named(folder, tmp_path, content):
+    source = folder("in", {"notes.txt": content}) / "notes.txt"
+    found, named = (
+        anonymize_file(anonymizer(), job(source, tmp_path / "out/x", flag), 10**6) for flag in (False, True)
+    )
+    assert (found.status, named.status) == ("ignored", "failed")
+
+
+def test_a_picture_is_one_whatever_its_name(folder, tmp_path):
+    source = folder("in", {"a.txt": picture("JPEG")}) / "a.txt"
+    assert anonymize_file(anonymizer(), job(source, tmp_path / "out/a.txt"), 10**6).status == "anonymized"
+
+
+@pytest.mark.parametrize("error", [DetectionFailed("no"), ArithmeticError("two\nlines"), MemoryError(), KeyError("x")])
+def test_a_detector_that_fails_leaves_no_output(folder, tmp_path, error):
+    source = folder("in", {"a.png": picture()}) / "a.png"
+    outcome = anonymize_file(anonymizer(Fails(error)), job(source, tmp_path / "out/a.png"), 10**6)
+    assert (outcome.status, outcome.error) == ("failed", type(error).__name__)
+    assert len(outcome.message.splitlines()) <= 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_bad_file_never_ends_a_run(folder, tmp_path):
+    source = folder("in", {"a.png": picture(), "b.png": b"bad", "d.png": picture(), "e.txt": b"x", "f.png/g": b""})
+    (source / "c.png").symlink_to(source / "nowhere.png")
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "d.png").mkdir()  # in the way of an output
+    jobs = [*find_jobs([source], output), job(source / "f.png", output / "f.png", True)]
+    outcomes = {Path(o.source).name: o.status for o in (anonymize_file(anonymizer(), j, 10**6) for j in jobs)}
+    assert outcomes == {
+        "a.png": "anonymized",
+        "b.png": "failed",
+        "c.png": "failed",
+        "d.png": "failed",
+        "e.txt": "ignored",
+        "f.png": "failed",
+        "g": "ignored",
+    }
+    assert sorted(path.name for path in output.rglob("*")) == ["a.png", "d.png"]
+
+
+def test_suffixes_are_lower_case_with_their_dot():
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in PICTURE_SUFFIXES)
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_and_replaces_an_older_one(tmp_path):
+    path = tmp_path / "deep" / "a.jpg"
+    for content in (b"one", b"two, longer", b""):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+        assert [p.name for p in path.parent.iterdir()] == ["a.jpg"]
+
+
+def test_a_target_that_is_a_folder_fails_and_leaves_no_partial(tmp_path):
+    (tmp_path / "a.jpg").mkdir()
+    with pytest.raises(OutputFailed, match=r"a\.jpg"):
+        write_atomically(tmp_path / "a.jpg", b"content")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a.jpg"]
+
+
+def test_a_file_in_the_place_of_a_folder_fails_with_its_name(tmp_path):
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(OutputFailed, match="file"):
+        write_atomically(tmp_path / "file" / "a.jpg", b"content")
+    assert (tmp_path / "file").read_bytes() == b"kept"
+
+
+def test_a_name_that_is_too_long_fails_and_leaves_no_partial(tmp_path):
+    with pytest.raises(OutputFailed):
+        write_atomically(tmp_path / ("x" * 300), b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "original.jpg").write_bytes(b"original")
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "original.jpg")
+    write_atomically(tmp_path / "a.jpg", b"new")
+    assert (tmp_path / "original.jpg").read_bytes() == b"original"
+    assert (tmp_path / "a.jpg").read_bytes() == b"new"
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):
+    source = folder("in", {"a.jpg": b""})
+    os.mkfifo(source / "pipe.jpg")
+    assert targets([source], tmp_path / "out") == {f"{source}/a.jpg": "a.jpg"}
+
+
+def test_a_damaged_picture_without_a_suffix_is_a_failure_and_not_ignored(folder, tmp_path):
+    source = folder("in", {"IMG_0001": picture("JPEG")[:-40], "notes": b"not a picture"})
+    outcomes = {
+        job.source.name: anonymize_file(anonymizer(), job, 10**6) for job in find_jobs([source], tmp_path / "out")
+    }
+    assert (outcomes["IMG_0001"].status, outcomes["IMG_0001"].error) == ("failed", "UnreadableImage")
+    assert outcomes["notes"].status == "ignored"

@@ -1,0 +1,250 @@
+"""Batching, with real threads: who shares a batch, and who answers for a failure or a delay."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from tasks.errors import DetectionFailed, DetectorUnavailable
+from worker.detection.batching import Batcher
+from worker.detection.detector import Detections
+
+PATIENCE = 30  # seconds: longer than any of this takes, so that only a full batch starts
+POISON = 255
+
+
+def canvas(value, height=4, width=6):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def answer(value):
+    return Detections(np.array([[0, 0, value, value]], np.float32), np.array([0.5], np.float32))
+
+
+class Model:
+    """Answers each canvas by its value, fails on poison, and keeps the batches that it saw."""
+
+    def __init__(self):
+        self.batches = []
+
+    def predict(self, batch):
+        self.batches.append(batch.copy())
+        values = batch[:, 0, 0, 0].tolist()
+        if POISON in values:
+            raise FloatingPointError("poisoned\nwith a second line")
+        return [answer(value) for value in values]
+
+    def values(self):
+        return [batch[:, 0, 0, 0].tolist() for batch in self.batches]
+
+
+class Gate(Model):
+    """A model that is busy until it is opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.busy = threading.Event()
+        self.open = threading.Event()
+
+    def predict(self, batch):
+        self.busy.set()
+        assert self.open.wait(PATIENCE)
+        return super().predict(batch)
+
+
+@contextmanager
+def batcher(predict, max_size=4, max_wait=0.0, deadline=PATIENCE, lanes=1) -> Iterator[Batcher]:
+    made = Batcher(predict, max_size, max_wait, deadline, lanes)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def side(detections):
+    return int(detections.boxes_xyxy[0, 2])
+
+
+def test_everyone_gets_the_answer_to_their_own_canvas():
+    with batcher(Model().predict, max_size=3, max_wait=0.001) as running, ThreadPoolExecutor(8) as pool:
+        values = list(range(1, 60))
+        assert [side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)] == values
+
+
+def test_a_lone_canvas_does_not_wait_for_a_full_batch():
+    model = Model()
+    with batcher(model.predict, max_size=8, max_wait=0.01) as running:
+        assert side(running.infer(canvas(7))) == 7
+    assert model.values() == [[7]]
+
+
+def test_concurrent_canvases_form_full_batches_and_no_fuller():
+    model = Model()
+    with batcher(model.predict, max_size=4, max_wait=PATIENCE) as running, ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda v: running.infer(canvas(v)), range(1, 13)))
+    assert [len(batch) for batch in model.batches] == [4, 4, 4]
+    assert sorted(value for batch in model.values() for value in batch) == list(range(1, 13))
+
+
+def test_what_gathers_while_the_model_is_busy_becomes_bounded_batches():
+    model = Gate()
+    with batcher(model.predict, max_size=3) as running, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(running.infer, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        rest = [pool.submit(running.infer, canvas(v)) for v in range(2, 9)]
+        model.open.set()
+        assert [side(future.result(PATIENCE)) for future in [first, *rest]] == list(range(1, 9))
+    assert model.values()[0] == [1]
+    assert all(1 <= len(batch) <= 3 for batch in model.batches)
+
+
+def test_a_batch_holds_one_shape_only():
+    model = Model()
+    shapes = [(4, 6), (6, 4), (4, 6), (6, 4)]
+    with batcher(model.predict, max_size=2, max_wait=PATIENCE) as running, ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: side(running.infer(canvas(i + 1, *shapes[i]))), range(4)))
+    assert found == [1, 2, 3, 4]
+    assert sorted(batch.shape for batch in model.batches) == [(2, 4, 6, 3), (2, 6, 4, 3)]
+
+
+def test_a_shape_of_its_own_is_not_starved_by_full_batches_of_another():
+    model = Model()
+    with batcher(model.predict, max_size=2, max_wait=0.01) as running, ThreadPoolExecutor(5) as pool:
+        odd = pool.submit(running.infer, canvas(99, 9, 9))
+        list(pool.map(lambda v: running.infer(canvas(v)), range(1, 21)))
+        assert side(odd.result(PATIENCE)) == 99
+
+
+def test_a_poisoned_canvas_fails_alone_and_its_neighbours_succeed():
+    model = Model()
+
+    def ask(value):
+        try:
+            return side(running.infer(canvas(value)))
+        except DetectionFailed as error:
+            return str(error)
+
+    with batcher(model.predict, max_size=4, max_wait=PATIENCE) as running, ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(ask, [1, 2, POISON, 3]))
+    assert outcomes == [1, 2, "the model failed: FloatingPointError: poisoned", 3]
+
+
+def test_an_error_without_words_is_named():
+    def predict(batch):
+        raise ZeroDivisionError
+
+    with batcher(predict) as running, pytest.raises(DetectionFailed, match="ZeroDivisionError"):
+        running.infer(canvas(1))
+
+
+def test_memory_that_does_not_suffice_is_no_fault_of_the_picture():
+    def predict(batch):
+        raise MemoryError
+
+    with batcher(predict) as running, pytest.raises(MemoryError):
+        running.infer(canvas(1))
+
+
+def test_whoever_the_model_is_busy_with_waits_longer_than_the_others():
+    model = Gate()
+    with batcher(model.predict, max_size=1, deadline=0.5) as running, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(running.infer, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        second = pool.submit(running.infer, canvas(2))
+        assert isinstance(second.exception(PATIENCE), DetectorUnavailable)
+        assert not first.done()
+        model.open.set()
+        assert side(first.result(PATIENCE)) == 1
+
+
+@pytest.mark.parametrize("answers", [0, 1, 3])
+def test_a_model_that_miscounts_its_answers_fails_no_picture_silently(answers):
+    def predict(batch):
+        return [answer(1)] * (answers if len(batch) == 2 else 0)
+
+    def ask(_):
+        with pytest.raises(DetectionFailed):
+            running.infer(canvas(1))
+        return "failed"
+
+    with batcher(predict, max_size=2, max_wait=PATIENCE) as running, ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(ask, range(2))) == ["failed", "failed"]
+
+
+def test_past_the_deadline_the_detector_is_unavailable_and_works_again_later():
+    model = Gate()
+    with batcher(model.predict, deadline=0.5) as running:
+        with pytest.raises(DetectorUnavailable, match="within"):
+            running.infer(canvas(1))
+        model.open.set()
+        assert side(running.infer(canvas(2))) == 2
+
+
+def test_nobody_computes_for_a_caller_who_gave_up():
+    model = Gate()
+    with batcher(model.predict, max_size=1, deadline=0.5) as running, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(running.infer, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        second = pool.submit(running.infer, canvas(2))
+        for gone in (first, second):
+            assert isinstance(gone.exception(PATIENCE), DetectorUnavailable)
+        model.open.set()
+        assert side(running.infer(canvas(3))) == 3
+    assert model.values() == [[1], [3]]
+
+
+def test_a_model_with_two_lanes_has_two_batches_in_hand_at_once():
+    model, both = Model(), threading.Barrier(2)
+
+    def predict(batch):
+        both.wait(PATIENCE)
+        return model.predict(batch)
+
+    with batcher(predict, max_size=1, lanes=2) as running, ThreadPoolExecutor(4) as pool:
+        values = [1, 2, 3, 4]
+        assert [side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)] == values
+
+
+def test_closing_lets_the_batch_in_hand_finish_and_turns_the_others_away():
+    model = Gate()
+    running = Batcher(model.predict, 1, 0.0, PATIENCE)
+    with ThreadPoolExecutor(3) as pool:
+        in_hand = pool.submit(running.infer, canvas(1))
+        assert model.busy.wait(PATIENCE)
+        queued = pool.submit(running.infer, canvas(2))
+        closing = pool.submit(running.close)
+        while not running._closed:
+            time.sleep(0.001)
+        model.open.set()
+        closing.result(PATIENCE)
+        assert side(in_hand.result(PATIENCE)) == 1
+        assert isinstance(queued.exception(PATIENCE), DetectorUnavailable)
+    with pytest.raises(DetectorUnavailable, match="shut down"):
+        running.infer(canvas(3))
+
+
+def test_closing_twice_is_harmless():
+    running = Batcher(Model().predict, 1, 0.0, PATIENCE)
+    running.close()
+    running.close()
+    with pytest.raises(DetectorUnavailable):
+        running.infer(canvas(1))
+
+
+def test_a_canvas_is_not_modified():
+    pixels = canvas(5)
+    with batcher(Model().predict) as running:
+        running.infer(pixels)
+    assert np.array_equal(pixels, canvas(5))
+
+
+def test_an_error_that_says_who_must_act_is_passed_on_as_it_is():
+    def full(batch):
+        raise DetectorUnavailable("no memory left")
+
+    with batcher(full) as one, pytest.raises(DetectorUnavailable, match="no memory left"):
+        one.infer(canvas(1))

@@ -1,0 +1,355 @@
+"""The anonymizer on a picture's bytes: faces are hidden in every kind of file, and any doubt means no output."""
+
+import io
+import itertools
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.errors import (
+    DetectionFailed,
+    DetectorUnavailable,
+    EmptyObject,
+    ImageTooLarge,
+    UnreadableImage,
+    UnsupportedImage,
+)
+from tasks.messages import AnonymizeOptions
+from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
+from worker.detection.detector import Detections
+from worker.masking.hiding import MaskStyle
+from worker.settings import Look
+
+FACE = (30, 20, 60, 60)
+GROUND, SKIN = 90, 220
+LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
+
+
+class Finds:
+    """A detector that finds `boxes` in every picture, and keeps the pictures that it saw."""
+
+    def __init__(self, *boxes, scores=None):
+        self.seen = []
+        self._found = Detections(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(scores if scores is not None else [0.9] * len(boxes), np.float32),
+        )
+
+    def detect(self, picture):
+        self.seen.append(picture)
+        return self._found
+
+
+class Fails:
+    def __init__(self, error):
+        self._error = error
+
+    def detect(self, picture):
+        raise self._error
+
+
+def anonymizer(detector, style=None, **options):
+    style = style or MaskStyle("surround", 1.0, 0.0)
+    return Anonymizer(detector=detector, style=style, limits=LIMITS, **options)
+
+
+def content(mode="RGB", form="PNG", **options):
+    pixels = np.full((80, 100), GROUND, np.uint8)
+    x1, y1, x2, y2 = FACE
+    pixels[y1:y2, x1:x2] = SKIN
+    image = Image.fromarray(pixels.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    target = io.BytesIO()
+    image.save(target, form, **options)
+    return target.getvalue()
+
+
+def gray(file):
+    image = Image.open(io.BytesIO(file))
+    pixels = np.asarray(image)
+    return (pixels // 256).astype(int) if image.mode == "I;16" else np.asarray(image.convert("L")).astype(int)
+
+
+KINDS = [
+    *itertools.product(["L", "RGB", "CMYK"], ["JPEG"]),
+    *itertools.product(["L", "LA", "RGB", "RGBA", "P", "I;16"], ["PNG"]),
+    *itertools.product(["RGB", "RGBA"], ["WEBP"]),
+    *itertools.product(["L", "RGB", "RGBA", "CMYK", "P", "I;16"], ["TIFF"]),
+    *itertools.product(["L", "RGB", "RGBA"], ["JPEG2000"]),
+    *itertools.product(["RGB", "P"], ["GIF", "BMP"]),
+    *itertools.product(["RGB"], ["AVIF"]),
+]
+
+
+@pytest.mark.parametrize("method", ["surround", "fill"])
+@pytest.mark.parametrize(("mode", "form"), KINDS)
+def test_a_face_is_hidden_in_every_kind_of_picture(mode, form, method):
+    # A face on the grid of JPEG's blocks, so that its edge does not ring.
+    source = content(mode, form)
+    result = anonymizer(Finds(FACE), MaskStyle(method, 1.0, 0.1)).anonymize(source, Stopwatch())
+    before, after = gray(source), gray(result.content)
+    x1, y1, x2, y2 = FACE
+    assert (before[y1:y2, x1:x2] > SKIN - 30).all()
+    assert after.shape == before.shape
+    # No trace of the skin's tone, and a flat region; of black in CMYK and under alpha see worker.masking.hiding.
+    region = after[y1:y2, x1:x2]
+    assert (np.abs(region - SKIN) > 20).all()
+    assert region.max() - region.min() <= 4
+    far = np.s_[:, 80:]
+    assert np.abs(after[far] - before[far]).max() <= 8
+    assert (result.width, result.height, result.format) == (100, 80, form)
+
+
+def test_the_output_does_not_depend_on_the_face():
+    one = content()
+    image = np.asarray(Image.open(io.BytesIO(one))).copy()
+    x1, y1, x2, y2 = FACE
+    image[y1:y2, x1:x2] = np.random.default_rng(0).integers(0, 256, (y2 - y1, x2 - x1, 3))
+    target = io.BytesIO()
+    Image.fromarray(image).save(target, "PNG")
+    other = target.getvalue()
+    hidden = [anonymizer(Finds(FACE)).anonymize(file, Stopwatch()).content for file in (one, other)]
+    assert hidden[0] == hidden[1]
+
+
+def test_faces_are_looked_for_in_the_upright_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    detector = Finds()
+    result = anonymizer(detector).anonymize(content(exif=exif), Stopwatch())
+    assert [view.shape for view in detector.seen] == [(100, 80, 3)]
+    assert (result.width, result.height) == (80, 100)
+
+
+def test_a_face_that_only_one_view_of_a_transparent_picture_shows_is_hidden():
+    class OnWhite:
+        def detect(self, picture):
+            return Finds(FACE).detect(picture) if (picture == 255).any() else Detections.none()
+
+    pixels = np.zeros((80, 100, 4), np.uint8)
+    pixels[20:60, 30:60] = (0, 0, 0, 200)
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    result = anonymizer(OnWhite()).anonymize(target.getvalue(), Stopwatch())
+    assert len(result.detections) == 1
+    assert not np.asarray(Image.open(io.BytesIO(result.content))).any()
+
+
+def test_a_face_that_several_views_show_is_reported_once():
+    pixels = np.full((80, 100, 4), 128, np.uint8)
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    detector = Finds(FACE)
+    result = anonymizer(detector).anonymize(target.getvalue(), Stopwatch())
+    assert len(detector.seen) == 3
+    assert result.detections.boxes_xyxy.tolist() == [list(FACE)]
+
+
+def test_a_picture_without_faces_is_published_with_its_pixels():
+    source = content()
+    result = anonymizer(Finds()).anonymize(source, Stopwatch())
+    assert np.array_equal(gray(result.content), gray(source))
+    assert len(result.detections) == 0
+
+
+def test_a_picture_without_faces_is_held_by_setting():
+    result = anonymizer(Finds(), hold_without_faces=True).anonymize(content(), Stopwatch())
+    assert result.content is None
+    assert (result.width, result.height, len(result.detections)) == (100, 80, 0)
+
+
+def test_a_picture_with_a_face_is_not_held():
+    result = anonymizer(Finds(FACE), hold_without_faces=True).anonymize(content(), Stopwatch())
+    assert result.content is not None
+
+
+@pytest.mark.parametrize(
+    "error", [DetectorUnavailable("late"), DetectionFailed("no"), ArithmeticError("bug"), MemoryError()]
+)
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_detector_that_fails_means_no_output(error, hold):
+    with pytest.raises(type(error)):
+        anonymizer(Fails(error), hold_without_faces=hold).anonymize(content(), Stopwatch())
+
+
+def test_a_box_that_cannot_be_hidden_means_no_output():
+    for box in ((float("nan"), 0, 10, 10), (30, 0, 10, 10), (0, 30, 10, 10)):
+        with pytest.raises(DetectionFailed):
+            anonymizer(Finds(FACE, box)).anonymize(content(), Stopwatch())
+
+
+def test_a_detector_that_fails_on_the_second_view_means_no_output():
+    target = io.BytesIO()
+    Image.new("RGBA", (40, 40), (10, 20, 30, 100)).save(target, "PNG")
+    answers = iter([Detections.none()])
+
+    class Once:
+        def detect(self, picture):
+            try:
+                return next(answers)
+            except StopIteration:
+                raise DetectionFailed("second view") from None
+
+    with pytest.raises(DetectionFailed):
+        anonymizer(Once()).anonymize(target.getvalue(), Stopwatch())
+
+
+@pytest.mark.parametrize(
+    ("file", "error"),
+    [
+        (b"", EmptyObject),
+        (b"not a picture", UnreadableImage),
+        (content()[:-30], UnreadableImage),
+        (content("L", "ICO"), UnsupportedImage),
+        (content("RGB", "PPM"), UnsupportedImage),
+    ],
+)
+def test_what_cannot_be_decoded_whole_never_reaches_the_detector(file, error):
+    detector = Finds(FACE)
+    with pytest.raises(error):
+        anonymizer(detector).anonymize(file, Stopwatch())
+    assert detector.seen == []
+
+
+def test_a_picture_over_the_limit_is_refused():
+    made = Anonymizer(detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, max_pixels=100 * 80 - 1))
+    with pytest.raises(ImageTooLarge):
+        made.anonymize(content(), Stopwatch())
+
+
+def test_stages_are_announced_and_timed_in_order():
+    heard = []
+    watch = Stopwatch(heard.append)
+    anonymizer(Finds(FACE)).anonymize(content(), watch)
+    assert heard == ["decoding", "detecting", "masking", "encoding"]
+    assert list(watch.seconds) == ["decode", "detect", "mask", "encode"]
+    assert all(seconds >= 0 for seconds in watch.seconds.values())
+
+
+def test_a_stage_that_fails_is_timed_all_the_same():
+    watch = Stopwatch()
+    with pytest.raises(DetectionFailed):
+        anonymizer(Fails(DetectionFailed("no"))).anonymize(content(), watch)
+    assert list(watch.seconds) == ["decode", "detect"]
+
+
+def test_the_same_picture_gives_the_same_file():
+    files = {anonymizer(Finds(FACE)).anonymize(content("RGB", "JPEG"), Stopwatch()).content for _ in range(3)}
+    assert len(files) == 1
+
+
+# --- what one request asks for --------------------------------------------------------------------------------
+
+OTHER = (70, 10, 90, 30)
+
+
+def asked(**options):
+    source = content()
+    made = anonymizer(Finds(FACE, OTHER), MaskStyle("fill", 0.7, 0.0))
+    result = made.anonymize(source, Stopwatch(), AnonymizeOptions.parse(**options))
+    changed = gray(result.content) != gray(source)
+    return result, changed
+
+
+def part(changed, x1, y1, x2, y2):
+    return changed[y1:y2, x1:x2]
+
+
+def test_a_request_may_ask_for_another_region():
+    _, top = asked()
+    _, full = asked(region="full")
+    x1, y1, x2, y2 = FACE
+    assert not part(top, x1, y2 - 10, x2, y2).any()
+    assert part(full, x1, y1, x2, y2).all()
+
+
+def test_a_request_may_ask_for_another_method():
+    result, _ = asked(method="surround")
+    assert gray(result.content).min() == GROUND
+
+
+def test_a_face_in_an_exempt_area_stays_clear_and_is_not_reported():
+    result, changed = asked(exempt=[[25, 15, 65, 65]])
+    assert not part(changed, *FACE).any()
+    assert part(changed, 70, 10, 90, 24).all()
+    assert result.detections.boxes_xyxy.tolist() == [list(OTHER)]
+
+
+def test_a_face_that_is_mostly_outside_an_exempt_area_is_hidden_whole():
+    result, changed = asked(exempt=[[25, 15, 65, 35]])
+    assert part(changed, 30, 20, 60, 48).all()
+    assert len(result.detections) == 2
+
+
+def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
+    source = content()
+    made = anonymizer(Finds(), MaskStyle("fill", 0.7, 0.1), hold_without_faces=True)
+    result = made.anonymize(source, Stopwatch(), AnonymizeOptions(extra=((5, 6, 20, 30),)))
+    changed = gray(result.content) != gray(source)
+    assert part(changed, 5, 6, 20, 30).all()
+    assert changed.sum() == 15 * 24
+
+
+# --- recipe ---------------------------------------------------------------------------------------------------
+
+LOOK = Look((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
+RECIPE = {
+    "model": "a" * 64,
+    "score_threshold": 0.3,
+    "look": LOOK,
+    "style": MaskStyle("surround", 0.7, 0.1),
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "b" * 64},
+        {"score_threshold": 0.3000001},
+        {"look": replace(LOOK, scales=(640,))},
+        {"look": replace(LOOK, scales=(640, 1281))},
+        {"look": replace(LOOK, max_enlargement=2.5)},
+        {"look": replace(LOOK, enlarge_to=960)},
+        {"look": replace(LOOK, mirrored=True)},
+        {"look": replace(LOOK, turned="never")},
+        {"style": MaskStyle("fill", 0.7, 0.1)},
+        {"style": MaskStyle("surround", 0.71, 0.1)},
+        {"style": MaskStyle("surround", 0.7, 0.11)},
+        {"keep_exif": ("FocalLength",)},
+        {"style": MaskStyle("surround", 0.7, 0.1, "ellipse")},
+        {"style": MaskStyle("surround", 0.7, 0.1, feather=0.1)},
+        {"checked": True},
+    ],
+)
+def test_whatever_decides_the_pixels_changes_the_recipe(change):
+    assert recipe_digest(**RECIPE | change) != recipe_digest(**RECIPE)
+
+
+def test_the_recipe_is_stable():
+    assert recipe_digest(**RECIPE) == recipe_digest(**RECIPE | {"look": replace(LOOK, scales=(640, 1280))})
+    assert len(recipe_digest(**RECIPE)) == 16
+    assert int(recipe_digest(**RECIPE), 16) >= 0
+
+
+def test_decoding_and_encoding_are_watched_for_as_long_as_they_last_and_an_output_that_is_checked_too():
+    events = []
+
+    @contextmanager
+    def guard(what, seconds):
+        assert seconds > LIMITS.decode_seconds, "the deadline of decoding itself comes first"
+        events.append(what)
+        yield
+        events.append("end")
+
+    made = anonymizer(Finds(FACE), guard=guard, verify="flag")
+    made.anonymize(content(), Stopwatch())
+    assert events[:4] == ["decoding a picture", "end", "encoding a picture", "end"]
+    assert events[4:6] == ["decoding a picture", "end"]
+
+
+def test_a_picture_whose_decoding_takes_too_long_is_refused():
+    made = Anonymizer(detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, decode_seconds=-1))
+    with pytest.raises(ImageTooLarge, match="decoding takes more than"):
+        made.anonymize(content(), Stopwatch())

@@ -1,0 +1,219 @@
+"""The residual check: the output is looked at again, and what is found in it is hidden, flagged or held back."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.errors import UnreadableImage
+from tasks.messages import AnonymizeOptions
+from worker import images
+from worker.anonymizer import MOST_CHECKS, Anonymizer, Limits, Stopwatch
+from worker.detection.detector import Detections
+from worker.detection.tracks import MISSED
+from worker.masking.filling import METHODS
+from worker.masking.hiding import MaskStyle
+
+FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
+LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
+STYLE = MaskStyle("fill", 0.7, 0.0)
+
+
+class FindsInTurn:
+    """A detector that finds other boxes at each look, those of the last one ever after; keeps what it saw."""
+
+    def __init__(self, *looks):
+        self.seen = []
+        self._looks = looks
+
+    def detect(self, picture):
+        boxes = self._looks[min(len(self.seen), len(self._looks) - 1)]
+        self.seen.append(picture)
+        scores = np.linspace(0.9, 0.8, len(boxes), dtype=np.float32) * np.float32(0.9 ** len(self.seen))
+        return Detections(np.array(boxes, np.float32).reshape(-1, 4), scores)
+
+
+class FindsAnother:
+    """A detector that finds a face in another place at each look."""
+
+    def __init__(self):
+        self.seen = []
+
+    def detect(self, picture):
+        self.seen.append(picture)
+        x = 10 * len(self.seen)
+        return Detections(np.array([(x, 60, x + 9, 72)], np.float32), np.array([0.5], np.float32))
+
+
+def checking(detector, verify="flag", style=STYLE, **options):
+    limits = options.pop("limits", LIMITS)
+    return Anonymizer(detector=detector, style=style, limits=limits, verify=verify, **options)
+
+
+def photograph(form="PNG", seed=0, **options):
+    pixels = np.random.default_rng(seed).integers(1, 256, (80, 100, 3), np.uint8, endpoint=False)
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, form, **options)
+    return target.getvalue()
+
+
+def animation(form, *seeds, **options):
+    frames = [Image.open(io.BytesIO(photograph(seed=seed))) for seed in seeds]
+    target = io.BytesIO()
+    frames[0].save(target, form, save_all=True, append_images=frames[1:], duration=100, **options)
+    return target.getvalue()
+
+
+def frames(file):
+    image = Image.open(io.BytesIO(file))
+    for number in range(getattr(image, "n_frames", 1)):
+        image.seek(number)
+        yield np.asarray(image.convert("RGB")).astype(int)
+
+
+def is_hidden(pixels, box):
+    x1, y1, x2, y2 = box
+    upper = pixels[y1 : y1 + round(0.7 * (y2 - y1)), x1:x2]
+    return bool((upper == 0).all())
+
+
+def test_a_face_that_is_found_in_the_output_is_hidden_too():
+    detector = FindsInTurn([FACE], [OTHER], [])
+    result = checking(detector).anonymize(photograph(), Stopwatch())
+    (pixels,) = frames(result.content)
+    assert is_hidden(pixels, FACE)
+    assert is_hidden(pixels, OTHER)
+    assert len(detector.seen) == 3
+    assert (result.checked.verdict, result.reason) == ("clear", None)
+    assert result.checked.added.boxes_xyxy.tolist() == [list(OTHER)]
+    assert len(result.checked.left) == 0
+    assert result.detections.boxes_xyxy.tolist() == [list(FACE), list(OTHER)]
+
+
+def test_the_output_itself_is_looked_at():
+    detector = FindsInTurn([FACE], [])
+    result = checking(detector).anonymize(photograph("JPEG"), Stopwatch())
+    assert np.array_equal(detector.seen[1], images.decode(result.content, 10**6, 1).frames[0].pixels)
+    assert not np.array_equal(detector.seen[1], detector.seen[0])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
+def test_a_face_that_is_found_again_where_it_is_hidden_does_not_count(method, shape):
+    lower = (30, 32, 60, 72)  # its mouth and chin, taken for a face
+    detector = FindsInTurn([FACE], [FACE, lower])
+    result = checking(detector, style=replace(STYLE, method=method, shape=shape)).anonymize(photograph(), Stopwatch())
+    assert len(detector.seen) == 2
+    assert (result.checked.verdict, len(result.checked.added), result.reason) == ("clear", 0, None)
+
+
+@pytest.mark.parametrize("verify", ["flag", "hold"])
+def test_a_picture_in_which_faces_are_found_without_end_is_flagged_or_held(verify):
+    detector = FindsAnother()
+    result = checking(detector, verify).anonymize(photograph(), Stopwatch())
+    assert len(detector.seen) == 1 + MOST_CHECKS
+    assert result.reason == "faces still found in the output"
+    assert result.checked.verdict == "left"
+    assert len(result.checked.added) == MOST_CHECKS
+    x = 10 * (1 + MOST_CHECKS)
+    assert result.checked.left.boxes_xyxy.tolist() == [[x, 60, x + 9, 72]]
+    assert (result.content is None) == (verify == "hold")
+
+
+def test_of_a_flagged_picture_all_is_hidden_that_was_found():
+    result = checking(FindsAnother()).anonymize(photograph(), Stopwatch())
+    (pixels,) = frames(result.content)
+    assert all(is_hidden(pixels, box) for box in ((10 * n, 60, 10 * n + 9, 72) for n in range(1, 2 + MOST_CHECKS)))
+
+
+def test_a_released_picture_is_published_as_it_would_be():
+    flagged = checking(FindsAnother(), "flag").anonymize(photograph(), Stopwatch())
+    released = checking(FindsAnother(), "hold").anonymize(
+        photograph(), Stopwatch(), AnonymizeOptions(release="version")
+    )
+    assert released.content == flagged.content
+    assert (released.reason, len(released.checked.left)) == (None, 1)
+
+
+def test_a_released_picture_without_faces_is_published():
+    made = checking(FindsInTurn([]), "off", hold_without_faces=True)
+    assert made.anonymize(photograph(), Stopwatch()).reason == "no face found"
+    released = made.anonymize(photograph(), Stopwatch(), AnonymizeOptions(release="version"))
+    assert released.content is not None
+    assert released.reason is None
+
+
+def test_an_exempt_area_stays_exempt_and_an_extra_one_counts_as_hidden():
+    options = AnonymizeOptions(exempt=((65, 5, 95, 35),), extra=((5, 50, 20, 75),))
+    detector = FindsInTurn([FACE, OTHER], [OTHER, (5, 50, 20, 75)])
+    result = checking(detector, "hold").anonymize(photograph(), Stopwatch(), options)
+    assert result.detections.boxes_xyxy.tolist() == [list(FACE)]
+    assert (result.checked.verdict, len(detector.seen)) == ("clear", 2)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "TIFF"])
+def test_an_output_with_the_pixels_that_were_looked_at_is_not_looked_at_again(form):
+    detector = FindsInTurn([])
+    result = checking(detector, "hold").anonymize(photograph(form), Stopwatch())
+    assert (len(detector.seen), result.checked.verdict) == (1, "same")
+    assert result.content is not None
+
+
+def test_a_lossy_output_is_looked_at_again_even_where_nothing_was_hidden():
+    detector = FindsInTurn([], [FACE], [])
+    result = checking(detector).anonymize(photograph("WEBP", quality=50), Stopwatch())
+    assert result.checked.added.boxes_xyxy.tolist() == [list(FACE)]
+
+
+def test_of_an_animation_only_frames_with_other_pixels_are_looked_at_again():
+    last = MISSED + 1  # the first frame in which FACE is no longer taken for missed
+    detector = FindsInTurn([FACE], *[[]] * last, [OTHER], [])
+    result = checking(detector).anonymize(animation("PNG", *range(last + 1)), Stopwatch())
+    shown = list(frames(result.content))
+    assert len(detector.seen) == (last + 1) + last + last
+    assert [is_hidden(frame, FACE) for frame in shown] == [True] * last + [False]
+    assert [is_hidden(frame, OTHER) for frame in shown] == [True] + [False] * last
+
+
+def test_where_frames_of_the_output_were_joined_a_face_is_hidden_in_all():
+    # The hidden face is all that tells the frames apart.
+    pictures = [np.array(Image.open(io.BytesIO(photograph()))) for _ in range(2)]
+    x1, y1, x2, _ = FACE
+    pictures[1][y1 : y1 + 28, x1:x2] = 200
+    target = io.BytesIO()
+    made = [Image.fromarray(pixels) for pixels in pictures]
+    made[0].save(target, "PNG", save_all=True, append_images=made[1:], duration=100)
+    detector = FindsInTurn([FACE], [FACE], [OTHER], [])
+    result = checking(detector).anonymize(target.getvalue(), Stopwatch())
+    assert [is_hidden(pixels, box) for pixels in frames(result.content) for box in (FACE, OTHER)] == [True, True]
+    assert result.checked.verdict == "clear"
+
+
+def test_checks_end_when_another_one_would_take_too_long():
+    detector = FindsAnother()
+    result = checking(detector, limits=replace(LIMITS, look_seconds=1e-9)).anonymize(photograph(), Stopwatch())
+    assert len(detector.seen) == 2
+    assert result.checked.verdict == "left"
+
+
+def test_an_output_that_cannot_be_read_back_is_none(monkeypatch):
+    written = images.encode
+    monkeypatch.setattr(images, "encode", lambda *arguments: written(*arguments)[:-30])
+    with pytest.raises(UnreadableImage, match="the output can't be read back"):
+        checking(FindsInTurn([FACE])).anonymize(photograph(), Stopwatch())
+
+
+def test_without_the_check_a_picture_is_looked_at_once():
+    detector = FindsAnother()
+    result = checking(detector, "off").anonymize(photograph(), Stopwatch())
+    assert (len(detector.seen), result.checked.verdict, result.reason) == (1, "off", None)
+
+
+def test_the_check_is_a_stage_of_its_own():
+    heard = []
+    watch = Stopwatch(heard.append)
+    checking(FindsAnother()).anonymize(photograph(), watch)
+    assert heard == ["decoding", "detecting", "masking", "encoding", "verifying"]
+    assert list(watch.seconds)[-1] == "verify"

@@ -1,0 +1,81 @@
+"""``python -m tools.benchmarks [NAME]``: say what is measured on, then run one benchmark, or all of them."""
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from tasks.errors import VeilError
+from tools.benchmarks import (
+    accelerator,
+    check,
+    detector,
+    dimensions,
+    end_to_end,
+    enqueue,
+    exposure,
+    face_sizes,
+    latency,
+    memory,
+    networks,
+    peer,
+    reconcile,
+    reid,
+    scaling,
+    soak,
+    stages,
+    upload_latency,
+)
+from tools.benchmarks.harness import machine
+from tools.local.servers import ServerFailed
+
+BENCHMARKS = {
+    "exposure": exposure.run,
+    "check": check.run,
+    "face_sizes": face_sizes.run,
+    "dimensions": dimensions.run,
+    "reid": reid.run,
+    "detector": detector.run,
+    "end_to_end": end_to_end.run,
+    "accelerator": accelerator.run,
+    "stages": stages.run,
+    "peer": peer.run,
+    "latency": latency.run,
+    "scaling": scaling.run,
+    "soak": soak.run,
+    "enqueue": enqueue.run,
+    "upload_latency": upload_latency.run,
+    "reconcile": reconcile.run,
+    "memory": memory.run,
+    "networks": networks.run,
+}
+
+
+def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # so that servers are stopped and folders removed
+    names = sys.argv[1:] or list(BENCHMARKS)
+    for name in names:
+        if name not in BENCHMARKS:
+            print(f"bench: no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
+            return 2
+    try:
+        print(json.dumps({"bench": "machine", **machine.described()}), flush=True)
+        for name in names:
+            BENCHMARKS[name]()
+    except (ServerFailed, VeilError, subprocess.CalledProcessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted, everything is stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

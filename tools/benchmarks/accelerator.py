@@ -1,0 +1,41 @@
+"""How many pictures a second the processors of a worker can feed to a device that detects, without such a device.
+
+As end_to_end, but the detector is a stand-in that takes its time and no processor: batches as on a GPU, answered with
+what the real model finds. SPEEDS are those of the device, in megapixels of detection passes a second. Where `ratio` is
+near 1, the device is all that is waited for; where it falls, the processors are. What a real device takes of the
+processor beside, copies and kernel launches, is not measured. PICTURES are those of a round, ROUNDS the rounds of each.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.benchmarks import end_to_end
+from tools.benchmarks.harness import stand_in
+from tools.local import stack
+
+SPEEDS = "10,20,40"
+PICTURES, ROUNDS = 100, 3
+
+
+def run() -> None:
+    """Print a line for each speed: pictures a second of both, their ratio, and processor seconds a picture."""
+    count, rounds = int(os.environ.get("PICTURES") or PICTURES), int(os.environ.get("ROUNDS") or ROUNDS)
+    table = Table("device, megapixels/s", "pictures/s", "device alone", "ratio", "processor seconds a picture: worker")
+    for speed in (os.environ.get("SPEEDS") or SPEEDS).split(","):
+        with stack.started() as running:
+            wanted = end_to_end.wanted(running, count)
+            settings = {
+                stand_in.PICTURES: str(wanted[0].parent),
+                stand_in.SPEED: speed,
+                "PYTHONPATH": str(Path(__file__).parents[2]),  # workers run elsewhere
+            }
+            figures = end_to_end.measured(running, wanted, rounds, stand_in.__name__, settings)
+        line = {"bench": "accelerator", "device_megapixels_per_second": float(speed), **figures}
+        print(json.dumps(line), flush=True)
+        cells = (f"{figures[name]:.2f}" for name in ("pictures_per_second", "detector_bound", "ratio"))
+        table.add_row(speed, *cells, f"{figures['cpu_seconds_a_picture']['worker']:.4f}")
+    Console(stderr=True, width=120).print(table)

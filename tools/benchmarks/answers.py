@@ -1,0 +1,69 @@
+"""Print how far the default model's answers for annotated pictures are from those that
+worker.detection.detector.credible refuses: ``python -m tools.benchmarks.answers [SET…]``, one JSON
+object. It takes one picture of EVERY of each set. FACES_DATA names the folder of the sets.
+"""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tools.benchmarks.exposure import sources
+from worker.bootstrap import load_model
+from worker.detection import detector
+from worker.detection.detector import Detections, Pixels, ScaledDetector
+from worker.settings import PRESETS, WorkerSettings
+
+SETS = ("crowd", "masks", "small", "people", "wider")
+EVERY = 6
+
+
+def distances(found: Detections, width: int, height: int) -> NDArray[np.float32]:
+    """Return for each detection, float32 [n, 3]: the least share of a side in the canvas, by how many longer sides the
+    box reaches beyond it, and by how many of the box's sides a landmark lies outside the box.
+    """
+    first, last = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:]
+    canvas = np.array([width, height], np.float32)
+    inside = (np.minimum(last, canvas) - np.maximum(first, 0)) / np.minimum(last - first, canvas)
+    beyond = np.maximum(-first, last - canvas) / max(width, height)
+    points, sides = found.seen.landmarks, (last - first)[:, None]
+    outside = np.maximum(first[:, None] - points, points - last[:, None]) / sides
+    return np.stack([inside.min(axis=1), beyond.max(axis=1), outside.max(axis=(1, 2))], axis=1).astype(np.float32)
+
+
+def main(names: list[str]) -> int:
+    data, _ = sources()
+    settings = WorkerSettings.load()
+    model = load_model(settings)
+    measured: list[NDArray[np.float32]] = []
+    least = detector.WEAK * model.score_threshold
+
+    def infer(canvas: Pixels) -> Detections:
+        (found,) = model.predict(canvas[None])
+        measured.append(distances(found[found.scores >= least], canvas.shape[1], canvas.shape[0]))
+        return found
+
+    scaled = ScaledDetector(infer, PRESETS["thorough"], model.score_threshold)
+    pictures = 0
+    for name in names or SETS:
+        for path in sorted((data / name / "images").iterdir())[::EVERY]:
+            pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            assert pixels is not None
+            scaled.detect(np.ascontiguousarray(pixels[..., ::-1].astype(np.uint8)))
+            pictures += 1
+    every = np.concatenate(measured)
+    told = {
+        "pictures": pictures,
+        "detections": len(every),
+        "least_inside": round(float(every[:, 0].min()), 3),
+        "most_beyond": round(float(every[:, 1].max()), 3),
+        "farthest_landmark": round(float(every[:, 2].max()), 3),
+    }
+    print(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

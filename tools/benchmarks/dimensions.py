@@ -1,0 +1,173 @@
+"""Pictures of every dimension and density: which faces are hidden, in how long, with how much memory.
+
+Sharp portraits of known sizes are put into panoramas, screenshots and large photographs, and into walls of thousands of
+faces. A face is hidden if nine tenths of the pixels of its eyes changed. The pictures are PNGs. A process of its own,
+which has loaded its model, works on each. PICTURES names some of them (``panorama,scroll``).
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+from rich.console import Console
+from rich.table import Table
+
+from tools.benchmarks.memory import peak
+from tools.local.scenes import ASTRONAUT, photograph
+from worker import logs
+from worker.settings import WorkerSettings
+
+HEAD = (120, 0, 330, 260)  # of the portrait
+FACE = 110  # pixels: the height of its face
+EYES = (70, 95, 138, 132)  # in the head
+HIDDEN = 0.9  # of the pixels of the eyes
+SIZES = (24, 32, 48, 64, 80, 100, 130, 170, 220, 300)  # of faces, in pixels
+SEED = 3
+CELL = 60  # pixels of the ground's structure
+TRIES = 20_000
+COLUMNS = ("picture", "megapixels", "faces", "hidden", "clear_by_size", "seconds", "detect", "peak_mib")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture `width` x `height` pixels large: `repeats` faces of each of SIZES, or a wall of heads `wall` wide."""
+
+    name: str
+    width: int
+    height: int
+    repeats: int = 4
+    wall: int = 0
+
+
+SCENES = (
+    Scene("photo-12", 4000, 3000),
+    Scene("photo-24", 6000, 4000),
+    Scene("photo-54", 9000, 6000),
+    Scene("photo-96", 12_000, 8000),
+    Scene("panorama", 12_000, 3000),
+    Scene("scroll", 1080, 16_000, 2),
+    Scene("strip", 30_000, 1000, 2),
+    Scene("wall-2400", 2880, 2400, wall=48),
+    Scene("wall-10000", 4400, 5500, wall=44),
+)
+
+
+def run() -> None:
+    """Print a line for each picture: its faces and those that are hidden, by size, seconds and MiB."""
+    chosen = os.environ.get("PICTURES", "")
+    names = set(chosen.split(",")) if chosen else {scene.name for scene in SCENES}
+    portrait = photograph(ASTRONAUT, platformdirs.user_cache_path("veil") / "samples")
+    table = Table(*COLUMNS, title="dimensions")
+    with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
+        for scene in (scene for scene in SCENES if scene.name in names):
+            path = Path(folder) / f"{scene.name}.png"
+            image, heads = made(scene, portrait.crop(HEAD))
+            image.save(path, compress_level=1)
+            figures = _measured(path)
+            before, after = np.asarray(image), np.asarray(Image.open(path.with_suffix(".out")).convert("RGB"))
+            clear = [size for size, *place in heads if _changed(before, after, size, *place) < HIDDEN]
+            line: dict[str, Any] = {
+                "picture": scene.name,
+                "megapixels": round(scene.width * scene.height / 1e6, 1),
+                "faces": len(heads),
+                "hidden": len(heads) - len(clear),
+                "clear_by_size": dict(sorted(Counter(clear).items())),
+                **figures,
+            }
+            print(json.dumps({"bench": "dimensions", **line}), flush=True)
+            shown = {
+                **line,
+                "clear_by_size": ", ".join(f"{n} of {size} px" for size, n in line["clear_by_size"].items()),
+            }
+            table.add_row(*(str(shown[name]) for name in COLUMNS))
+    Console(stderr=True, width=120).print(table)
+
+
+def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, int, int]]]:
+    """Return the picture of a `scene`, and (size of the face, x, y of the head's corner) of each head in it."""
+    chance = random.Random(SEED)
+    if scene.wall:
+        return _wall(scene, head, chance)
+    cells = np.random.default_rng(SEED).integers(
+        50, 210, (scene.height // CELL + 1, scene.width // CELL + 1, 3), np.uint8
+    )
+    image = Image.fromarray(cells).resize((scene.width, scene.height), Image.Resampling.BICUBIC)
+    heads: list[tuple[int, int, int]] = []
+    taken: list[tuple[int, int, int, int]] = []
+    for size in sorted(SIZES * scene.repeats, reverse=True):
+        one = _head(head, size)
+        for _ in range(TRIES):
+            x, y = chance.randrange(scene.width - one.width), chance.randrange(scene.height - one.height)
+            if all(x + one.width < a or c < x or y + one.height < b or d < y for a, b, c, d in taken):
+                image.paste(one, (x, y))
+                taken.append((x, y, x + one.width, y + one.height))
+                heads.append((size, x, y))
+                break
+    return image, heads
+
+
+def _wall(scene: Scene, head: Image.Image, chance: random.Random) -> tuple[Image.Image, list[tuple[int, int, int]]]:
+    """Return heads side by side without a gap, each of another brightness, every other one mirrored."""
+    size = scene.wall * FACE // head.width
+    one = _head(head, size)
+    image = Image.new("RGB", (scene.width, scene.height))
+    heads = []
+    for y in range(0, scene.height - one.height + 1, one.height):
+        for x in range(0, scene.width - one.width + 1, one.width):
+            shown = ImageEnhance.Brightness(one).enhance(chance.uniform(0.8, 1.15))
+            image.paste(ImageOps.mirror(shown) if chance.random() < 0.5 else shown, (x, y))
+            heads.append((size, x, y))
+    return image, heads
+
+
+def _head(head: Image.Image, size: int) -> Image.Image:
+    return head.resize((round(head.width * size / FACE), round(head.height * size / FACE)), Image.Resampling.LANCZOS)
+
+
+def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8], size: int, x: int, y: int) -> float:
+    """Return the share of the pixels of a face's eyes that changed."""
+    x1, y1, x2, y2 = (round(side * size / FACE) for side in EYES)
+    eyes = slice(y + y1, y + y2), slice(x + x1, x + x2)
+    return float((before[eyes] != after[eyes]).any(axis=-1).mean())
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """Return the seconds and MiB of a process that anonymizes `path` and writes the output beside it."""
+    command = [sys.executable, "-m", __name__, str(path)]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    figures: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return figures
+
+
+def main(path: Path) -> None:
+    from worker.anonymizer import Stopwatch
+    from worker.bootstrap import build_anonymizer
+
+    logs.configure("json")
+    anonymizer = build_anonymizer(WorkerSettings.load())
+    content, watch, started = path.read_bytes(), Stopwatch(), time.perf_counter()
+    result = anonymizer.anonymize(content, watch)
+    seconds = time.perf_counter() - started
+    assert result.content
+    path.with_suffix(".out").write_bytes(result.content)
+    print(
+        json.dumps(
+            {"seconds": round(seconds, 2), "peak_mib": peak() >> 20, "found": len(result.detections), **watch.seconds}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

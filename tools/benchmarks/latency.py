@@ -1,0 +1,96 @@
+"""From a message on the queue to its finished output: percentiles, with nothing else to do and at 80 % of capacity.
+
+Real Redis, a real store, one ``veil worker``, JPEGs of 1 MP. The capacity is measured first: pictures a second while
+the queue is never empty. Then messages arrive one after the other, and then at random moments (a Poisson process) at
+80 % of it, whether or not the ones before are done. PICTURES are those of each part.
+"""
+
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from statistics import quantiles
+from typing import Any
+
+from celery.result import AsyncResult
+from rich.console import Console
+from rich.table import Table
+
+from tools.benchmarks.harness import pictures
+from tools.local import stack
+from tools.local.stack import Stack
+
+PICTURES = 100
+LOAD = 0.8
+WARM_UP = 24
+MEGAPIXELS = 1.0
+LIMIT_SECONDS = 300.0
+PAUSE_SECONDS = 0.1  # at most, between two pictures when idle: workers look into an empty queue every 0.04 s
+SEED = 1
+
+
+def run() -> None:
+    """Print a line for each load: p50, p95 and p99 in seconds."""
+    count = int(os.environ.get("PICTURES") or PICTURES)
+    table = Table("load", "pictures/s", "p50", "p95", "p99", "max", title="seconds from the queue to the output")
+    with stack.started() as running:
+        files = [pictures.encoded(image, "JPEG") for image in pictures.of_size(min(count, 69), MEGAPIXELS)]
+        running.worker()
+        running.work_off(_uploaded(running, files, "warm-up", WARM_UP), LIMIT_SECONDS)
+        capacity = count / running.work_off(_uploaded(running, files, "capacity", count), LIMIT_SECONDS)
+        chance = random.Random(SEED)
+        idle = _one_by_one(running, _uploaded(running, files, "idle", count), chance)
+        busy = _arriving(running, _uploaded(running, files, "busy", count), LOAD * capacity, chance)
+    for load, seconds in ((0.0, idle), (LOAD, busy)):
+        figures = _percentiles(seconds)
+        rate = round(load * capacity, 2)
+        line = {"bench": "latency", "load": load, "pictures": count, "arrivals_per_second": rate, **figures}
+        print(json.dumps({**line, "capacity": round(capacity, 2)}), flush=True)
+        table.add_row(f"{load:.0%}", f"{rate:.2f}" if rate else "", *(f"{value:.3f}" for value in figures.values()))
+    Console(stderr=True, width=120).print(table)
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    percentiles = quantiles(seconds, n=100, method="inclusive")
+    found = {f"p{percent}": round(percentiles[percent - 1], 3) for percent in (50, 95, 99)}
+    return {**found, "max": round(max(seconds), 3)}
+
+
+def _one_by_one(running: Stack, keys: Sequence[str], chance: random.Random) -> list[float]:
+    seconds = []
+    for key in keys:
+        time.sleep(chance.uniform(0, PAUSE_SECONDS))
+        seconds.append(_waited(running, *_sent(running, key)))
+    return seconds
+
+
+def _arriving(running: Stack, keys: Sequence[str], rate: float, chance: random.Random) -> list[float]:
+    sent = []
+    due = time.monotonic()
+    for key in keys:
+        due += chance.expovariate(rate)
+        time.sleep(max(0.0, due - time.monotonic()))
+        sent.append(_sent(running, key))
+    return [_waited(running, *each) for each in sent]
+
+
+def _sent(running: Stack, key: str) -> tuple[float, str]:
+    """When the message was on the queue, and its task."""
+    (task,) = running.publish([key], keep_results=True)
+    return time.time(), task
+
+
+def _waited(running: Stack, sent: float, task: str) -> float:
+    """Seconds from `sent` until the worker, whose clock is the same, had stored the output and said so."""
+    result = AsyncResult(task, app=running.app)
+    result.get(timeout=LIMIT_SECONDS)
+    done: Any = result.date_done
+    return (done if done.tzinfo else done.replace(tzinfo=UTC)).timestamp() - sent if isinstance(done, datetime) else 0.0
+
+
+def _uploaded(running: Stack, files: Sequence[bytes], name: str, count: int) -> list[str]:
+    made = [(f"{name}/{number:04}.jpg", files[number % len(files)]) for number in range(count)]
+    running.upload(made)
+    return [key for key, _ in made]

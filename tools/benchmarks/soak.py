@@ -1,0 +1,107 @@
+"""Whether a worker's memory stays flat: resident size over time, under pictures of all kinds and sizes.
+
+Real Redis, a real store, one ``veil worker``, a queue that is never empty. MINUTES is how long, and PICTURES how many
+there are to be at least (2,000 take longer than the default on a small machine).
+"""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+
+from tasks.addresses import ObjectUri
+from tasks.publishing import Wanted
+from tasks.records import queues
+from tools.benchmarks.harness import machine, pictures
+from tools.local import stack
+from tools.local.stack import CLEAN, RAW, Stack
+
+MINUTES, PICTURES = 5.0, 0
+# Of each kind: its format, its size in megapixels, and how many are among 40.
+MIX = (
+    ("JPEG", 0.1, 10), ("JPEG", 1.0, 10), ("JPEG", 12.0, 1), ("PNG", 0.1, 4), ("PNG", 1.0, 2), ("WEBP", 0.1, 4),
+    ("WEBP", 1.0, 3), ("TIFF", 0.5, 2), ("GIF", 0.1, 1), ("BMP", 0.1, 1), ("AVIF", 0.5, 1), ("JPEG2000", 0.5, 1),
+)  # fmt: skip
+AHEAD = 50  # messages that wait, at least
+LOOK_SECONDS = 0.5
+SEED = 1
+
+
+def run() -> None:
+    """Print a line each minute, and a summary: the last quarter against the second, the peak, the pictures."""
+    minutes = float(os.environ.get("MINUTES") or MINUTES)
+    least = int(os.environ.get("PICTURES") or PICTURES)
+    with stack.started() as running:
+        keys = _uploaded(running)
+        worker = running.worker()
+        samples = _sampled(running, keys, minutes * 60, least)
+        peak = _peak(worker.pid)
+    summary = {"bench": "soak", "summary": True, **_summary(samples), "peak_mib": peak // machine.MIB}
+    print(json.dumps(summary), flush=True)
+    Console(stderr=True, width=120, highlight=False).print(
+        f"{summary['pictures']:,} pictures in {summary['minutes']:.1f} minutes; resident at the end "
+        f"{summary['rss_mib']:,} MiB, {summary['peak_mib']:,} MiB at most; the last quarter has "
+        f"{summary['last_to_second_quarter']:.3f} of the second's"
+    )
+
+
+def _sampled(running: Stack, keys: list[str], seconds: float, least: int) -> list[tuple[float, int, int]]:
+    """Seconds, pictures done and resident bytes, twice a second, until there are enough of the first two."""
+    worker, chance = running.workers[0], random.Random(SEED)
+    samples: list[tuple[float, int, int]] = []
+    started = time.monotonic()
+    published = told = done = 0
+    now = 0.0
+    while now < seconds or done < least:
+        worker.check_alive()
+        if queues.depth(running.client, "uploads") < AHEAD:
+            outputs = (ObjectUri(CLEAN, f"{number:07}") for number in range(published, published + AHEAD))
+            wanted = [Wanted(ObjectUri(RAW, chance.choice(keys)), output) for output in outputs]
+            running.publisher.publish(wanted, "uploads")
+            published += AHEAD
+        time.sleep(LOOK_SECONDS)
+        now, done = time.monotonic() - started, running.anonymized()
+        samples.append((now, done, machine.resident_bytes(worker.pid)))
+        if now >= 60 * (told + 1):
+            told += 1
+            line = {"bench": "soak", "minute": told, "pictures": done, "rss_mib": samples[-1][2] // machine.MIB}
+            print(json.dumps(line), flush=True)
+    return samples
+
+
+def _summary(samples: list[tuple[float, int, int]]) -> dict[str, Any]:
+    """Of `samples`: the means of the quarters, in MiB, and how the last compares with the second."""
+    seconds, done, _ = samples[-1]
+    quarters: list[list[int]] = [[], [], [], []]
+    for at, _, resident in samples:
+        quarters[min(3, int(4 * at / seconds))].append(resident)
+    means = [mean(quarter) if quarter else float(samples[-1][2]) for quarter in quarters]
+    return {
+        "minutes": round(seconds / 60, 2),
+        "pictures": done,
+        "pictures_per_second": round(done / seconds, 2),
+        "rss_mib": samples[-1][2] // machine.MIB,
+        "quarters_mib": [round(each / machine.MIB) for each in means],
+        "last_to_second_quarter": round(means[3] / means[1], 4),
+    }
+
+
+def _peak(pid: int) -> int:
+    """The largest resident size that the process ever had, in bytes."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _uploaded(running: Stack) -> list[str]:
+    keys = []
+    for form, megapixels, count in MIX:
+        for number, image in enumerate(pictures.of_size(count, megapixels)):
+            key = f"{form.lower()}-{megapixels:g}/{number}"
+            running.upload([(key, pictures.encoded(image, form))])
+            keys.append(key)
+    return keys

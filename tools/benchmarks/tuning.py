@@ -1,0 +1,168 @@
+"""What the settings of detection and masking bring and cost: exposed faces against spill and pixels looked at.
+
+``python -m tools.benchmarks.tuning 'preset=fast' 'score_threshold=0.15 feather=0' 'SLACK=2'``
+measures three variants: names in lower case are worker settings, those in capitals figures of
+`worker.detection.detector`; without arguments it measures those that docs/detection.md speaks of.
+The real detector and the real masks, judged as by the exposure benchmark, but not encoded. The
+model's answer to each canvas is kept below FACES_CACHE (else the user's cache), so that whatever
+does not change the passes is measured in seconds.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import platformdirs
+from rich.console import Console
+from rich.table import Table
+
+from tools.benchmarks.exposure import SETS, sources
+from worker.bootstrap import load_model, mask_style
+from worker.detection import detector
+from worker.detection.centerface import SCORE_THRESHOLD
+from worker.detection.centerface.maps import MIN_SCORE
+from worker.detection.detector import Detections, Infer, Pixels, ScaledDetector, Sightings
+from worker.masking import hiding
+from worker.settings import WorkerSettings
+
+EXPOSED = 0.5  # share of the eye band's structure that survives; the judge's
+CHANGED = 24  # levels; the judge's
+VARIANTS = (
+    "",
+    "preset=fast",
+    "preset=thorough",
+    "score_threshold=0.12",
+    "score_threshold=0.25",
+    "score_threshold=0.35",
+    "scales=960",
+    "scales=480,1280",
+    "max_enlargement=1",
+    "mirrored=true",
+    "turned=never",
+    "SLACK=0",
+    "WEAK=1",
+    "SMALLEST_SEEN=0 LARGEST_SEEN=100000",
+    "SMALLEST_SEEN=40",
+    "shape=ellipse",
+    "region=full margin=0.2",
+)
+
+
+@dataclass
+class Remembering:
+    """A detector's `infer` that asks the model only what it has not been asked before."""
+
+    infer: Infer
+    folder: Path
+    megapixels: float = 0.0
+    known: dict[str, Detections] = field(default_factory=dict)
+
+    def __call__(self, canvas: Pixels) -> Detections:
+        self.megapixels += canvas.shape[0] * canvas.shape[1] / 1e6
+        digest = hashlib.sha1(repr(canvas.shape).encode() + canvas.tobytes(), usedforsecurity=False).hexdigest()
+        if digest not in self.known:
+            path = self.folder / f"{digest}.npz"
+            if not path.exists():
+                found = self.infer(canvas)
+                np.savez(path, boxes=found.boxes_xyxy, scores=found.scores, landmarks=found.seen.landmarks)
+            with np.load(path) as kept:
+                seen = Sightings.of(kept["boxes"], kept["landmarks"])
+                self.known[digest] = Detections(kept["boxes"], kept["scores"], seen)
+        return self.known[digest]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One annotated picture: its pixels, BGR, the boxes of its faces, and the pixels that are near none."""
+
+    pixels: Pixels
+    faces: list[list[float]]
+    outside: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def labelled(folder: Path) -> Iterator[Labelled]:
+    for item in json.loads((folder / "annotations.json").read_text())["images"]:
+        pixels = cv2.imread(str(folder / item["file"]), cv2.IMREAD_COLOR)
+        assert pixels is not None
+        outside = np.ones(pixels.shape[:2], bool)
+        for x1, y1, x2, y2 in item["faces"] + item.get("ignore", []):
+            w, h = x2 - x1, y2 - y1
+            rows = slice(max(int(y1 - h / 2), 0), int(y2 + h / 2) + 1)
+            outside[rows, max(int(x1 - w / 2), 0) : int(x2 + w / 2) + 1] = False
+        yield Labelled(pixels.astype(np.uint8), item["faces"], outside)
+
+
+def measure(variant: str, sets: dict[str, list[Labelled]], model: Remembering, judge: Any) -> dict[str, Any]:
+    """Exposed faces, spill and megapixels a picture, by set."""
+    given: dict[str, Any] = dict(part.split("=", 1) for part in variant.split())
+    settings = WorkerSettings(**{name: value for name, value in given.items() if name.islower()})
+    constants: dict[str, Any] = {name: float(value) for name, value in given.items() if name.isupper()}
+    threshold = settings.score_threshold or SCORE_THRESHOLD
+    finder, style = ScaledDetector(model, settings.look(), threshold), mask_style(settings)
+    result: dict[str, Any] = {"bench": "tuning", "variant": variant or "as configured"}
+
+    def one(picture: Labelled) -> tuple[int, float]:
+        found = finder.detect(np.ascontiguousarray(picture.pixels[..., ::-1]))
+        hidden = hiding.hide(picture.pixels, found.seen, style)
+        survived = [judge.survived(picture.pixels, hidden, box) for box in picture.faces]
+        changed = np.abs(picture.pixels.astype(np.int16) - hidden).max(axis=2) > CHANGED
+        spill = float(changed[picture.outside].mean()) if picture.outside.any() else 0.0
+        return sum(share is not None and share >= EXPOSED for share in survived), spill
+
+    with patch.dict(vars(detector), constants), ThreadPoolExecutor(2) as pool:
+        for name, pictures in sets.items():
+            model.megapixels = 0.0
+            measured = list(pool.map(one, pictures))
+            faces = sum(len(picture.faces) for picture in pictures)
+            exposed = sum(count for count, _ in measured)
+            result[name] = {
+                "exposed": exposed,
+                "exposed_rate": round(exposed / faces, 4),
+                "spill": round(float(np.mean([spill for _, spill in measured])), 5),
+                "megapixels": round(model.megapixels / len(pictures), 3),
+            }
+    return result
+
+
+def main(variants: list[str]) -> int:
+    data, judge_path = sources()
+    missing = [str(path) for path in (judge_path, *(data / name for name in SETS)) if not path.exists()]
+    if missing:
+        print(f"bench: tuning needs {', '.join(missing)}", file=sys.stderr)
+        return 1
+    spec = importlib.util.spec_from_file_location("judge", judge_path)
+    assert spec is not None
+    assert spec.loader is not None
+    judge = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judge)
+    saved_model = load_model(WorkerSettings(score_threshold=MIN_SCORE))
+    kept = Path(os.environ.get("FACES_CACHE") or platformdirs.user_cache_path("veil") / "tuning")
+    folder = kept / saved_model.digest[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    model = Remembering(lambda canvas: saved_model.predict(canvas[None])[0], folder)
+    sets = {name: list(labelled(data / name)) for name in SETS}
+    table = Table("variant", *(f"{name}: exposed, spill, megapixels" for name in SETS))
+    for variant in variants or VARIANTS:
+        result = measure(variant, sets, model, judge)
+        print(json.dumps(result), flush=True)
+        cells = (result[name] for name in SETS)
+        table.add_row(
+            result["variant"],
+            *(f"{c['exposed']} ({c['exposed_rate']:.2%})  {c['spill']:.2%}  {c['megapixels']:.2f}" for c in cells),
+        )
+    Console(stderr=True, width=160).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

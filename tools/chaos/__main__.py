@@ -1,0 +1,325 @@
+"""``make chaos``: pictures through the real stack while its workers, its Redis and its way to S3 are attacked.
+
+The environment says how much: JOBS, KILLS of workers, REDIS_KILLS, SEED. One JSON object goes to standard output;
+the exit code is 1 if a picture was lost, doubled, clear, or not as in a calm run.
+"""
+
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from rich.console import Console
+
+from tasks.addresses import ObjectUri
+from tasks.app import create_app
+from tasks.publishing import Publisher, Wanted
+from tasks.records import dead_letters
+from tasks.settings import Settings
+from tasks.storage import receipts
+from tools.chaos import pictures, verdict
+from tools.chaos.faults import Faulty
+from tools.chaos.supervised import Supervised
+from tools.local.servers import S3, Redis, Server, ServerFailed, start_redis, start_s3
+
+FOLDER = Path(".chaos")
+PROGRAMS = Path(sys.executable).parent
+RAW, CALM, CLEAN = "raw", "calm", "clean"
+WORKERS = 3
+SPARED = 1  # workers that are at work while the others start, which takes them seconds of a processor
+REGION = 0.7  # the default of VEIL_REGION
+LONGEST_LIFE_SECONDS = 1.0  # of what was put on the queue, before the next kill
+LONGEST_ABSENCE_SECONDS = 2.0  # of Redis after it was killed
+READY = '"worker ready"'
+FAULTS = {"latency": 0.04, "500": 0.01, "503": 0.02, "reset before": 0.01, "reset after": 0.01, "truncated": 0.01}
+LOOK_SECONDS = 0.2
+
+console = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything. A part of the jobs is put on the queue just before each kill, so that all have work."""
+
+    jobs: int
+    kills: int
+    redis_kills: int
+    seed: int
+
+    @property
+    def limit_seconds(self) -> float:
+        return 180 + 2.0 * self.jobs + 20.0 * self.kills + 30.0 * self.redis_kills
+
+    def targets(self) -> list[str]:
+        """What to kill, in order."""
+        what = ["worker"] * self.kills + ["redis"] * self.redis_kills
+        random.Random(self.seed).shuffle(what)
+        return what
+
+    def parts(self, keys: list[str]) -> list[list[str]]:
+        """`keys` in as many parts as there are kills, and one for the end."""
+        count = self.kills + self.redis_kills + 1
+        bounds = [len(keys) * number // count for number in range(count + 1)]
+        return [keys[start:end] for start, end in pairwise(bounds)]
+
+
+@dataclass
+class Stack:
+    """The servers of a run."""
+
+    redis: Redis
+    s3: S3
+    way: Faulty
+    settings: dict[str, str]
+    workers: list[Supervised] = field(default_factory=list)
+    killed: dict[int, float] = field(default_factory=dict)  # when, by process id
+
+    def worker(self, name: str, destination: str, endpoint: str) -> Supervised:
+        environment = {
+            **self.settings,
+            "VEIL_ROUTES": f"s3://{RAW}=s3://{destination}",
+            "VEIL_S3_ENDPOINT": endpoint,
+            "VEIL_LOG_FORMAT": "json",
+        }
+        command: list[str | Path] = [PROGRAMS / "veil", "worker"]
+        return Supervised(Server(name, command, FOLDER.resolve() / f"{name}.log", environment))
+
+    def ready(self) -> list[Supervised]:
+        """The workers that take messages."""
+        return [worker for worker in self.workers if worker.alive and worker.said(READY) > len(worker.deaths)]
+
+
+def main() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        plan = Plan(
+            int(os.environ.get("JOBS") or 1000),
+            int(os.environ.get("KILLS") or 100),
+            int(os.environ.get("REDIS_KILLS") or 12),
+            int(os.environ.get("SEED") or secrets.randbelow(10**6)),
+        )
+        result = run(plan)
+    except (ServerFailed, ValueError, subprocess.CalledProcessError) as error:
+        console.print(f"chaos: {error}", style="red", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("chaos: interrupted, everything is stopped")
+        return 130
+    print(json.dumps(result), flush=True)
+    return 1 if any(result[name] for name in ("lost", "doubled", "mismatched", "clear", "unfinished")) else 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """The whole of it; what is printed."""
+    began = time.monotonic()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    subprocess.run([PROGRAMS / "veil", "model", "build"], check=True, stdout=subprocess.DEVNULL)
+    cache = platformdirs.user_cache_path("veil") / "samples"
+    made = pictures.make(FOLDER / "samples", cache, min(plan.jobs, pictures.DISTINCT), plan.seed)
+    with started() as stack:
+        _say(f"{plan.jobs} jobs, {plan.kills} + {plan.redis_kills} kills, seed {plan.seed}")
+        keys = {f"{number:05}.{made[number % len(made)][0]}": number % len(made) for number in range(plan.jobs)}
+        client = stack.s3.client()
+        for key, number in keys.items():
+            client.put_object(Bucket=RAW, Key=key, Body=made[number][1])
+        _work_in_peace(stack, list(keys)[: len(made)])
+        storm = time.monotonic()
+        unfinished = _work_under_fire(stack, plan, list(keys))
+        seconds = time.monotonic() - storm
+        judged = _judge(stack, keys, [content for _, content in made])
+    return {
+        "jobs": plan.jobs,
+        "kills": plan.kills,
+        "redis_kills": plan.redis_kills,
+        "seed": plan.seed,
+        **judged,
+        "unfinished": unfinished,
+        "faults": {kind: stack.way.requests[kind] for kind in FAULTS},
+        "requests": stack.way.requests.total(),
+        "seconds": round(seconds, 1),
+        "seconds_in_all": round(time.monotonic() - began, 1),
+    }
+
+
+@contextmanager
+def started() -> Iterator[Stack]:
+    """Redis, S3 and the way to it; everything is stopped at the end, in any case."""
+    with ExitStack() as stopping:
+        redis = start_redis(FOLDER.resolve() / "redis")
+        stopping.callback(redis.server.stop)
+        s3 = start_s3(FOLDER.resolve() / "s3", (RAW, CALM, CLEAN))
+        stopping.callback(s3.server.stop)
+        s3.client().put_bucket_versioning(Bucket=CLEAN, VersioningConfiguration={"Status": "Enabled"})
+        way = Faulty(int(s3.endpoint.rpartition(":")[2]))
+        stopping.callback(way.close)
+        yield Stack(redis, s3, way, {**redis.environment(), **s3.environment()})
+
+
+def _work_in_peace(stack: Stack, keys: list[str]) -> None:
+    """The outputs to compare with: every content once, by one worker that nobody disturbs."""
+    _publish(stack, keys)
+    worker = stack.worker("calm", CALM, stack.s3.endpoint)
+    worker.start()
+    try:
+        deadline = time.monotonic() + 120 + len(keys)
+        while len(_outputs(stack, CALM)) < len(keys):
+            if worker.deaths or time.monotonic() > deadline:
+                raise ServerFailed(f"the calm run did not succeed (see {worker.server.log})")
+            time.sleep(LOOK_SECONDS)
+    finally:
+        worker.stop()
+    if dead := _dead(stack):
+        raise ServerFailed(f"the calm run has {len(dead)} dead letters (see {worker.server.log})")
+    _say(f"{len(keys)} pictures worked on in peace")
+
+
+def _publish(stack: Stack, keys: list[str]) -> None:
+    app = create_app(Settings(redis_url=stack.redis.url, redis_password=stack.redis.password))
+    publisher = Publisher(app)
+    publisher.publish([Wanted(ObjectUri(RAW, key)) for key in keys], "uploads")
+    publisher.close()
+    app.close()
+
+
+def _outputs(stack: Stack, bucket: str) -> dict[str, str]:
+    """The ETags of the outputs in `bucket`, by key."""
+    pages = stack.s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    items = [item for page in pages for item in page.get("Contents", ())]
+    return {item["Key"]: item["ETag"].strip('"') for item in items if not item["Key"].startswith(".veil/")}
+
+
+def _work_under_fire(stack: Stack, plan: Plan, keys: list[str]) -> int:
+    """Attack, and wait until every picture has ended, or time is up; how many have not, kills included."""
+    stack.way.rates = FAULTS
+    stack.workers = [stack.worker(f"worker-{number}", CLEAN, stack.way.endpoint) for number in range(1, WORKERS + 1)]
+    chance = random.Random(plan.seed + 1)
+    deadline = time.monotonic() + plan.limit_seconds
+    targets, (*parts, last) = plan.targets(), plan.parts(keys)
+    with ExitStack() as stopping:
+        for worker in stack.workers:
+            worker.start()
+            stopping.callback(worker.stop)
+        for number, (target, part) in enumerate(zip(targets, parts, strict=True)):
+            if number % 10 == 0:
+                _say(
+                    f"{number} of {len(targets)} kills, {len(keys) - _left(stack, keys)} of {len(keys)} pictures ended"
+                )
+            if not _until(lambda: len(stack.ready()) > SPARED, deadline):
+                return _left(stack, keys) + len(targets) - number
+            _publish(stack, part)
+            time.sleep(chance.uniform(0, LONGEST_LIFE_SECONDS))
+            _attack(stack, target, chance)
+        _publish(stack, last)
+        _until(lambda: not _left(stack, keys), deadline)
+        # A delivery that still lasts could still do harm.
+        stack.way.rates = {}
+        client = stack.redis.client()
+        _until(lambda: not client.llen("uploads") and not client.hlen("unacked"), deadline)
+        return _left(stack, keys)
+
+
+def _until(condition: Callable[[], bool], deadline: float) -> bool:
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
+
+
+def _left(stack: Stack, keys: list[str]) -> int:
+    outputs = _outputs(stack, CLEAN)
+    dead = _dead(stack)
+    return sum(1 for key in keys if key not in outputs and key not in dead)
+
+
+def _dead(stack: Stack) -> dict[str, dead_letters.DeadLetter]:
+    letters = dead_letters.LETTERS.entries(stack.redis.client())
+    return {letter.source.removeprefix(f"s3://{RAW}/"): letter for letter in letters}
+
+
+def _attack(stack: Stack, target: str, chance: random.Random) -> None:
+    if target == "redis":
+        stack.redis.server.kill()
+        time.sleep(chance.uniform(0, LONGEST_ABSENCE_SECONDS))
+        stack.redis.start()
+        return
+    victims = stack.ready() or stack.workers
+    while (pid := chance.choice(victims).kill()) is None:
+        time.sleep(LOOK_SECONDS)
+    stack.killed[pid] = time.time()
+
+
+def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[str, Any]:
+    client = stack.s3.client()
+    calm, calm_keys = _outputs(stack, CALM), list(keys)[: len(contents)]
+    outputs, dead = _outputs(stack, CLEAN), _dead(stack)
+    written = verdict.versions(client, CLEAN)
+    differing = [item for item in written if item.key in keys and item.etag != calm[calm_keys[keys[item.key]]]]
+    # All other outputs are, byte for byte, the ones of the calm run.
+    looked_at: list[tuple[str, str, dict[str, str]]] = [(CALM, key, {}) for key in calm_keys] + [
+        (CLEAN, v.key, {"VersionId": v.id}) for v in differing
+    ]
+    clear = []
+    for bucket, key, options in looked_at:
+        boxes = _boxes(client, calm_keys[keys[key]])
+        output = client.get_object(Bucket=bucket, Key=key, **options)["Body"].read()
+        if not boxes or verdict.is_clear(contents[keys[key]], output, boxes, REGION):
+            clear.append(key)
+    died = {**{death.pid: death.time for worker in stack.workers for death in worker.deaths}, **stack.killed}
+    seconds = verdict.redeliveries((worker.server.log for worker in stack.workers), died)
+    many = Counter(version.key for version in written if version.key in keys)
+    found = {
+        "lost": verdict.lost(keys, outputs, dead),
+        "doubled": verdict.doubled(keys, written),
+        "mismatched": sorted({version.key for version in differing}),
+        "clear": clear,
+    }
+    for what, which in {**found, "dead letters": [f"{k}: {d.error}: {d.message}" for k, d in dead.items()]}.items():
+        for key in which[:20]:
+            console.print(f"chaos: {what}: {key}", style="red", markup=False)
+    return {
+        **{what: len(which) for what, which in found.items()},
+        "outputs": len(outputs),
+        "dead_letters": len(dead),
+        "dead_by_error": dict(Counter(letter.error for letter in dead.values())),
+        "written_again": sum(1 for count in many.values() if count > 1),
+        "worker_deaths": sum(len(worker.deaths) for worker in stack.workers),
+        "redelivered": len(seconds),
+        "redelivery_p50": verdict.percentile(seconds, 0.50),
+        "redelivery_p99": verdict.percentile(seconds, 0.99),
+        "redelivery_max": verdict.percentile(seconds, 1.0),
+    }
+
+
+def _boxes(client: Any, key: str) -> list[list[int]]:
+    """The faces of the calm run's output `key`, from its receipt."""
+    (receipt,) = client.list_objects_v2(Bucket=CALM, Prefix=f"{receipts.FOLDER}{key}.")["Contents"]
+    content = client.get_object(Bucket=CALM, Key=receipt["Key"])["Body"].read()
+    return [face["box_xyxy"] for face in receipts.Receipt.from_bytes(content).faces]
+
+
+def _say(text: str) -> None:
+    console.print(f"chaos: {text}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

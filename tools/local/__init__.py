@@ -1,0 +1,1 @@
+"""Local servers and sample pictures that the demo, the benchmarks and the tests share."""

@@ -1,0 +1,1 @@
+"""The commands of ``veil``, one module each."""

@@ -1,0 +1,94 @@
+"""The detector's network in 8 bits, run by LiteRT on a CPU: faster than TensorFlow there, and without its import."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from tasks.errors import DetectionFailed, ModelInvalid
+from worker.detection.centerface import NETWORK
+from worker.detection.centerface.maps import MAPS, MIN_SCORE, decode
+from worker.detection.detector import Detections, Pixels
+from worker.detection.model import digest_of, in_a_line, stated_threshold
+from worker.process import processors
+from worker.process.silence import silenced
+
+# An interpreter is made for one shape, in half the time of a run, and takes 50 to 75 bytes for a pixel.
+KEPT_PIXELS = 4_000_000  # for each lane: one in use of the largest shape, and a few of smaller ones
+WARM_SIDE = 256
+
+Shape = tuple[int, ...]
+
+
+class QuantizedModel:
+    """A Model that is ``network.tflite`` in a folder, from uint8 [1, H, W, 3] to the maps of
+    worker.detection.centerface.maps.
+    """
+
+    engine = "litert"
+    on_gpu = False
+    fixed_size: tuple[int, int] | None = None
+
+    def __init__(self, folder: Path, digest: str | None = None, lanes: int = 1, least_score: float = MIN_SCORE) -> None:
+        """Load and check the network in `folder`; ModelInvalid, in one line, if it can't be used.
+
+        `digest` is known where the files are not the same on every machine; else it is that of the files. The
+        processors are shared out among `lanes`. Faces below `least_score` are not reported.
+        """
+        if not (folder / NETWORK).is_file():
+            raise ModelInvalid(
+                f"{folder} holds no {NETWORK}, which VEIL_ENGINE=litert runs: set VEIL_ENGINE to auto or tensorflow"
+            )
+        count = processors.available()
+        self.folder = folder
+        self.device = f"CPU ({count} cores)"
+        self.lanes = lanes
+        self.digest = digest or digest_of(folder)
+        self.score_threshold = stated_threshold(folder)
+        self._least_score = least_score
+        self._network = (folder / NETWORK).read_bytes()
+        self._threads = max(1, count // lanes)
+        self._idle: list[tuple[Shape, Interpreter]] = []
+        self._lock = threading.Lock()
+        try:
+            with silenced():
+                self.predict(np.zeros((1, WARM_SIDE, WARM_SIDE, 3), np.uint8))
+        except Exception as error:
+            raise ModelInvalid(f"{folder / NETWORK} fails on a black picture: {in_a_line(error)}") from None
+
+    def predict(self, batch: Pixels) -> Sequence[Detections]:
+        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3]."""
+        return [decode(self._maps(canvas), self._least_score) for canvas in batch]
+
+    def _maps(self, canvas: Pixels) -> NDArray[np.float32]:
+        interpreter = self._taken(canvas.shape)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], canvas[None])
+        interpreter.invoke()
+        (maps,) = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        self._give_back(canvas.shape, interpreter)
+        if maps.ndim != 3 or maps.shape[-1] != sum(MAPS) or not np.issubdtype(maps.dtype, np.floating):
+            shape = list(maps.shape)
+            raise DetectionFailed(f"the network returns {maps.dtype} {shape}, not float [height, width, {sum(MAPS)}]")
+        return np.asarray(maps, np.float32)
+
+    def _taken(self, shape: Shape) -> Any:
+        """An interpreter for pictures of `shape` that nobody else uses."""
+        with self._lock:
+            for place in reversed(range(len(self._idle))):
+                if self._idle[place][0] == shape:
+                    return self._idle.pop(place)[1]
+        interpreter = Interpreter(model_content=self._network, num_threads=self._threads)
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, *shape])
+        interpreter.allocate_tensors()
+        return interpreter
+
+    def _give_back(self, shape: Shape, interpreter: Any) -> None:
+        """Those used longest ago are dropped when there are too many."""
+        with self._lock:
+            self._idle.append((shape, interpreter))
+            while sum(height * width for (height, width, _), _ in self._idle) > KEPT_PIXELS * self.lanes:
+                self._idle.pop(0)

@@ -1,0 +1,1 @@
+"""Masking: which regions of a picture are hidden, and with what."""

@@ -1,0 +1,1 @@
+"""The worker's process: memory, processors, standard error and the watchdog."""
