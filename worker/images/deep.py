@@ -1,4 +1,4 @@
-"""Pictures of 16 bits a channel, which Pillow reads as 8: OpenCV reads and writes PNG and reads TIFF.
+"""Pictures of 16 bits a channel, which Pillow reads as 8: OpenCV reads PNG and TIFF, and writes neither.
 
 What OpenCV reads is compared with what Pillow read: an output is never made of a picture that two libraries see in
 different ways.
@@ -18,7 +18,11 @@ from worker.images.picture import Array, Frame
 Turn = Callable[[Array], Array]
 
 MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}
-PNG_HEADER = 33  # bytes of signature and first chunk
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_COLOURS = {1: 0, 3: 2, 4: 6}  # channels to colour type: gray, RGB, RGBA
+PNG_SUB = 1  # the filter: differences from the pixel to the left
+PNG_LEVEL = 4  # of zlib
+PNG_ROWS = 64  # that are filtered at a time
 BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # PhotometricInterpretation
 ASSOCIATED = 1  # colours were multiplied by their alpha (TIFF 6.0, ExtraSamples)
 
@@ -86,12 +90,25 @@ def _undo_association(pixels: Array) -> None:
 
 
 def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes:
-    """A PNG of uint16 `pixels`, gray, RGB or RGBA."""
-    order = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-    written = cv2.imencode(".png", order)[1].tobytes()
-    chunks = _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
-    chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")) if exif else b""
-    return written[:PNG_HEADER] + chunks + written[PNG_HEADER:]
+    """Return a PNG of uint16 `pixels`, gray [h, w], RGB [h, w, 3] or RGBA [h, w, 4] (PNG, third edition).
+
+    Rows are compressed a strip at a time: an encoder that grows one buffer needs the picture's memory twice more.
+    """
+    height, width, channels = (*pixels.shape, 1)[:3]
+    header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOURS[channels], 0, 0, 0)
+    chunks = [PNG_SIGNATURE, _chunk(b"IHDR", header)]
+    if profile:
+        chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+    if exif:
+        chunks.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    compressor = zlib.compressobj(PNG_LEVEL, strategy=zlib.Z_RLE)
+    for start in range(0, height, PNG_ROWS):
+        rows = pixels[start : start + PNG_ROWS].astype(">u2").view(np.uint8).reshape(-1, 2 * channels * width)
+        filtered = np.full((len(rows), 1 + rows.shape[1]), PNG_SUB, np.uint8)
+        filtered[:, 1:] = rows
+        filtered[:, 1 + 2 * channels :] -= rows[:, : -2 * channels]  # wraps around, as it must
+        chunks.append(_chunk(b"IDAT", compressor.compress(filtered.data)))
+    return b"".join([*chunks, _chunk(b"IDAT", compressor.flush()), _chunk(b"IEND", b"")])
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:
