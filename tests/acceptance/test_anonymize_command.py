@@ -197,9 +197,10 @@ def test_an_output_that_would_replace_its_source_is_refused(veil, album):
 
 
 def test_a_path_that_is_not_there_is_exit_code_2(veil, tmp_path):
-    done = veil("anonymize", tmp_path / "missing.jpg", "--output", tmp_path / "output")
+    # A relative path: the message's box would break a long one anywhere.
+    done = veil("anonymize", "missing.jpg", "--output", "output", cwd=tmp_path)
 
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "missing.jpg" in done.stderr.replace("\n", "")
+    assert "missing.jpg" in done.stderr
     assert "Traceback" not in done.stderr

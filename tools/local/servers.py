@@ -30,6 +30,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 INTERRUPTS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 FLOWER_COLUMNS = "args,state,runtime,result,exception,received,uuid"  # the name is always the same
 DATABASES = 64  # of a Redis; each group of tests has one of its own
+PORTS = range(20_000, 32_000)  # below those that Linux gives to clients
 GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each server there
 
 
@@ -110,12 +111,33 @@ def _begin(signals: set[int | signal.Signals], kept: bool) -> None:
 
 
 def free_port() -> int:
-    """A loopback port that is free now, as is the one GRPC_OFFSET above it."""
+    """Return a loopback port that is free now, as is the one GRPC_OFFSET above it.
+
+    No other call returns it while this process lives, in whatever process that call is (on Linux).
+    """
     for _ in range(200):
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        if _is_free(port) and _is_free(port + GRPC_OFFSET):
+        port = random.SystemRandom().choice(PORTS)
+        if _is_free(port) and _is_free(port + GRPC_OFFSET) and _claim(port):
             return port
-    raise ServerFailed("no free port between 20000 and 32000")
+    raise ServerFailed(f"no free port between {PORTS.start} and {PORTS.stop}")
+
+
+def _claim(port: int) -> bool:
+    """Reserve `port` until this process ends; return False if a process has it already.
+
+    A server binds its port only some time after it was chosen, so being free is not enough. The
+    kernel drops an abstract socket with its process, so a crash leaves no claim behind.
+    """
+    if sys.platform != "linux":
+        return True
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0veil-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()  # stays open until the process ends
+    return True
 
 
 def _is_free(port: int) -> bool:
