@@ -1,4 +1,4 @@
-"""Measure the language and the density of the code, and print them beside those of other projects."""
+"""Measure the language and the density of the code, beside those of other projects."""
 
 import argparse
 import ast
@@ -19,8 +19,8 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DOCUMENTED = (ast.Module, ast.ClassDef, *FUNCTIONS)
 
-# Source: a survey of the product code in the public repository of each project, made in 2026. It did
-# not count openings, and of "what" it recorded only that each project stays below one.
+# Source: a survey of the product code in the public repository of each project, made in 2026. It
+# did not count openings, and of "what" it recorded only that each project stays below one.
 PROJECTS = ("dramatiq", "procrastinate", "httpx", "arq", "taskiq", "rq")
 SURVEY = {
     "docstrings that open with what/whether/how/of": ("",) * 6,
@@ -100,7 +100,7 @@ class Measures:
 
 
 def table(root: Path, packages: Sequence[str] = PACKAGES) -> Iterator[str]:
-    """Yield the lines of the table: a row for each figure, a column for each package and project."""
+    """Yield the lines of a table with a row per figure and a column per package and project."""
     columns = [Measures(root / package).column() for package in packages]
     label_width = max(map(len, SURVEY))
     yield " " * label_width + _row((*packages, *PROJECTS))

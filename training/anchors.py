@@ -1,4 +1,4 @@
-"""Anchors: the reference boxes of the network, their labels, and the encoding of boxes as offsets."""
+"""Anchors: the reference boxes of the network, their targets, and boxes as offsets."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,27 +11,28 @@ Floats = NDArray[np.float32]
 LEVELS = (3, 4, 5, 6, 7)  # levels of the feature pyramid: strides of 8 to 128 pixels
 STRIDES = tuple(2**level for level in LEVELS)
 MULTIPLE = STRIDES[-1]  # the sides of an input picture are multiples of this
-# Tan et al. (EfficientDet, CVPR 2020) start at 4 strides for the objects of COCO. Faces are smaller,
-# so the anchors start at 16 pixels.
+# Tan et al. (EfficientDet, CVPR 2020) start at 4 strides for the objects of COCO. Faces are
+# smaller, so the anchors start at 16 pixels.
 SMALLEST = 2.0  # strides
 OCTAVES = (0.0, 1 / 3, 2 / 3)
 ASPECTS = (1.0, 1.3, 1.7)  # height by width: a face from the side or from above, from the front, tall
 PER_POINT = len(OCTAVES) * len(ASPECTS)
 
-# Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017), section 4. Small faces seldom overlap
-# any anchor by 0.5, so the best anchor of each face is positive too.
+# Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017), section 4. Small faces seldom
+# overlap any anchor by 0.5, so the best anchor of each face is positive too.
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 NEGATIVE, IGNORED, POSITIVE = 0.0, -1.0, 1.0
 
-# The logarithm of the largest ratio of a box to its anchor, about 55. It bounds an untrained network.
+# The logarithm of the largest ratio of a box to its anchor, about 55. It bounds the output
+# of an untrained network.
 LARGEST_STRETCH = 4.0
 
 
 def anchors(height: int, width: int) -> Floats:
     """Return the anchors of a picture whose sides are multiples of MULTIPLE.
 
-    The array is float32 [a, 4], y1 x1 y2 x2 in pixels, in the order of the network's outputs: level,
-    row, column, octave, aspect.
+    The array is float32 [a, 4], y1 x1 y2 x2 in pixels, in the order of the network's outputs:
+    level, row, column, octave, aspect.
     """
     found = []
     for stride in STRIDES:
@@ -43,7 +44,7 @@ def anchors(height: int, width: int) -> Floats:
 
 
 def shapes(stride: int) -> Floats:
-    """Return the sizes of the anchors at one point: float32 [PER_POINT, 2], height and width in pixels."""
+    """Return height and width in pixels of the anchors at one point, float32 [PER_POINT, 2]."""
     sides = SMALLEST * stride * 2.0 ** np.repeat(OCTAVES, len(ASPECTS))
     stretch = np.sqrt(np.tile(ASPECTS, len(OCTAVES)))
     return np.stack([sides * stretch, sides / stretch], axis=-1).astype(np.float32)
@@ -53,8 +54,8 @@ def shapes(stride: int) -> Floats:
 class Targets:
     """The expected output of the network for one picture.
 
-    `faces`, float32 [a, 1], is POSITIVE, NEGATIVE or IGNORED for each anchor. `boxes`, float32 [a, 5],
-    contains the offsets of the matched face and 1; both are 0 for an anchor without a face.
+    `faces`, float32 [a, 1], is POSITIVE, NEGATIVE or IGNORED for each anchor. A row of `boxes`,
+    float32 [a, 5], contains the offsets of the matched face and 1, or only zeros without a face.
     """
 
     faces: Floats

@@ -13,7 +13,8 @@ Random = np.random.Generator
 
 # Shares of the examples to which each change is applied.
 CROPPED, GRAY, BLURRED, COMPRESSED, COVERED = 0.7, 0.08, 0.15, 0.3, 0.25
-# A crop around a face scales the face to between 12 pixels and this share of the side of the square.
+# A crop around a face scales the face to between 12 pixels and this share of the side of the
+# square.
 SMALLEST_FACE, LARGEST_FACE = 12.0, 0.6
 MOST_ENLARGED = 2.5
 LEAST_SHOWN = 0.35  # a face of which a crop keeps a smaller share becomes an ignored area
@@ -35,7 +36,7 @@ class Example:
 
 
 def fitted(example: Example, side: int) -> Example:
-    """Return the whole picture at the upper left of a square of `side` pixels, as in a detection pass."""
+    """Return the whole picture at the upper left of a square, as in a detection pass."""
     factor = side / max(example.pixels.shape[:2])
     return _too_small_ignored(_window(example, factor, 0.0, 0.0, side))
 

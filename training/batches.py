@@ -33,10 +33,10 @@ class Batch:
 
 @dataclass
 class Batches:
-    """A sequence of batches of `pictures`; each round has every picture once, in an order drawn from `seed`.
+    """A sequence of batches in which each round has every picture once, in random order.
 
-    A batch depends on its number only, so that a resumed run trains on the batches that it would have
-    seen without the interruption.
+    A batch depends on its number only, so that a resumed run trains on the batches that it would
+    have seen without the interruption.
     """
 
     dataset: Dataset

@@ -22,9 +22,9 @@ STYLE: dict[str, Any] = {
 
 
 def bars(path: Path, title: str, across: str, up: str, groups: Mapping[str, Mapping[str, int]]) -> None:
-    """Draw stacked bars: `groups` maps a group, which has its own colour, to its count for each bar.
+    """Draw stacked bars in a colour per group.
 
-    All groups have the same bars.
+    `groups` maps the name of a group to its count for each bar. All groups have the same bars.
     """
     with mpl.rc_context(STYLE):
         figure, axes = _figure(title, across, up)

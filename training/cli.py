@@ -220,7 +220,7 @@ def export(
 
 
 def _identity(weights: str) -> str:
-    """Return the identity of the initial weights: the digest of a file, as its name may be reused."""
+    """Return the identity of the initial weights: of a file the digest, as names are reused."""
     if weights in ("none", "imagenet"):
         return weights
     try:

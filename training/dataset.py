@@ -1,4 +1,4 @@
-"""A data set on disk: pictures named by content, their faces and splits, and a digest of the whole."""
+"""A data set on disk: pictures named by content, their faces and splits, and a digest."""
 
 import hashlib
 import json
@@ -40,7 +40,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of pictures and its index. `digest` covers everything that training and evaluation use."""
+    """A folder of pictures with an index.
+
+    `digest` covers everything that training and evaluation use.
+    """
 
     folder: Path
     pictures: tuple[Picture, ...]
@@ -78,7 +81,7 @@ class Dataset:
         return chosen
 
     def pixels(self, picture: Picture) -> Pixels:
-        """Return uint8 RGB [height, width, 3]; raise DatasetInvalid if the file has changed since the import."""
+        """Return uint8 RGB [height, width, 3]; raise DatasetInvalid if the file has changed."""
         path = self.folder / picture.file
         try:
             pixels, _ = decoded(path.read_bytes())
@@ -101,7 +104,7 @@ def decoded(content: bytes) -> tuple[Pixels, str]:
 
 
 def digest(pictures: Iterable[Picture]) -> str:
-    """SHA-256 over contents, boxes and splits; neither the order of sources nor the names of files matter."""
+    """Return the SHA-256 of contents, boxes and splits, whatever the order of the sources."""
     lines = sorted(json.dumps(asdict(picture), sort_keys=True) for picture in pictures)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

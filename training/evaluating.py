@@ -1,4 +1,4 @@
-"""``veil train evaluate``: measure detection and exposure of a model, and of the bundled detector."""
+"""``veil train evaluate``: measure detections and exposed faces of a model."""
 
 import hashlib
 import tempfile
@@ -45,8 +45,8 @@ class Remembering:
     def __call__(self, canvas: Pixels) -> Detections:
         digest = hashlib.sha256(repr(canvas.shape).encode() + canvas.tobytes()).hexdigest()
         if digest not in self.known:
-            # A worker repeats the pass in parts when a model returns as many faces as it can. Here the
-            # first answer of the model is evaluated.
+            # A worker repeats the pass in parts when a model returns as many faces as it can. Here
+            # the first answer of the model is evaluated.
             self.known[digest] = replace(self.model.predict(canvas[None])[0], left_out=0.0)
         return self.known[digest]
 
@@ -93,7 +93,8 @@ class Figures:
 def load(address: str, settings: WorkerSettings, folder: Path) -> Model:
     """Return the model at `address`: a finished run, or a SavedModel as in VEIL_MODEL.
 
-    A run is exported to `folder` first, so that the evaluation measures the model that would be served.
+    A run is exported to `folder` first, so that the evaluation measures the model that would be
+    served.
     """
     from worker.detection.saved_model import SavedModel
 
@@ -112,8 +113,8 @@ def evaluate(
 ) -> list[Figures]:
     """Return the results of the model at `address` and, with `compare`, of the bundled one.
 
-    The threshold is the lowest with at most `alarms` false alarms per picture; the bundled model keeps
-    its own.
+    The threshold is the lowest with at most `alarms` false alarms per picture; the bundled model
+    keeps its own.
     """
     pictures = dataset.split(split)
     style = mask_style(settings)

@@ -35,7 +35,7 @@ DEFAULT_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Exported:
-    """The paths of an exported model, its metadata, and its largest difference from the Keras network."""
+    """An exported model, and its largest difference from the Keras network."""
 
     folder: Path
     zip: Path
@@ -46,9 +46,9 @@ class Exported:
 def export(run: Run, to: Path, threshold: float | None) -> Exported:
     """Write ``saved_model/`` and ``saved_model.zip`` to the folder `to`, all or nothing.
 
-    `threshold` becomes the model's own; the default is the one that the evaluation of the run proposed,
-    else 0.5. Raise TrainingFailed if the run isn't finished or the saved model differs from the network,
-    and OutputFailed if it can't be written.
+    `threshold` becomes the model's own; the default is the one that the evaluation of the run
+    proposed, else 0.5. Raise TrainingFailed if the run isn't finished or the saved model differs
+    from the network, and OutputFailed if it can't be written.
     """
     if not ON_TENSORFLOW:
         raise TrainingFailed("a SavedModel is written by TensorFlow: run this with KERAS_BACKEND=tensorflow")
@@ -77,13 +77,16 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
 
 
 def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
-    """Write the network and its METADATA to `folder`, and return its largest difference on test pictures.
+    """Write the network and its METADATA to `folder`, and compare both on test pictures.
 
-    The signature is that of worker.detection.centerface.network, without keypoints. Height and width
-    are arbitrary, because the model pads pictures to multiples of 128.
+    Return the largest difference; raise TrainingFailed if it is above TOLERANCE.
+
+    The signature is that of worker.detection.centerface.network, without keypoints. Height and
+    width are arbitrary, because the model pads pictures to multiples of 128.
     """
     holder = tf.Module()
-    # For a Keras model, TensorFlow would also save the functions of all layers, which takes a minute.
+    # For a Keras model, TensorFlow would also save the functions of all layers, which takes a
+    # minute.
     holder.network = [variable.value for variable in model.variables]
     holder.min_score = tf.Variable(MIN_SCORE, trainable=False)
     spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="input_tensor")
@@ -153,9 +156,10 @@ def _grid(sides: Any) -> Any:
 
 
 def _difference(model: Any, folder: Path) -> float:
-    """Return the largest difference of scores and normalised corners between Keras and the SavedModel.
+    """Return the largest difference between the outputs of `model` and of its SavedModel.
 
-    Each detection of the SavedModel in `folder` is compared with the most similar anchor of `model`.
+    It covers scores and normalised corners. Each detection of the SavedModel in `folder` is
+    compared with the most similar anchor of `model`.
     """
     side = anchors.MULTIPLE
     picture = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)

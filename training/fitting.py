@@ -31,9 +31,10 @@ Report = Callable[[dict[str, Any]], None]
 def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Report) -> None:
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
-    `weights` are those of the backbone, "imagenet" or a path, or None. `report` gets the line of each
-    checkpoint. Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data set has no
-    faces, and OutputFailed if the disk is full. The last checkpoint remains intact in each case.
+    `weights` are those of the backbone, "imagenet" or a path, or None. `report` gets the line of
+    each checkpoint. Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data
+    set has no faces, and OutputFailed if the disk is full. The last checkpoint remains intact in
+    each case.
     """
     recipe = run.recipe
     batches = _batches(dataset, "train", recipe)
@@ -80,7 +81,8 @@ class _Trained:
         self.model.compile(optimizer=self.flat, loss={"faces": FocalLoss(), "boxes": BoxLoss()}, jit_compile=jit())
         self.optimizer = self.model.optimizer  # wrapped, if the precision needs a scaled loss
         self.optimizer.build(self.model.trainable_variables)
-        # The first loss creates the metrics. Created within a step, they would make Keras trace it twice.
+        # The first loss creates the metrics. Created within a step, they would make Keras trace it
+        # twice.
         outputs = self.model(first.pictures[:1])
         truth = {name: values[:1] for name, values in first.truth.items()}
         self.model.compute_loss(x=None, y=truth, y_pred=outputs)

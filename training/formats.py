@@ -22,7 +22,10 @@ WIDER_INVALID = 7
 
 @dataclass(frozen=True)
 class Label:
-    """A labelled box. One that is `ignored` (difficult, a crowd, invalid) counts neither as face nor as none."""
+    """A labelled box.
+
+    One that is `ignored` (difficult, a crowd, invalid) counts neither as a face nor as none.
+    """
 
     name: str
     box: Box
@@ -33,8 +36,8 @@ class Label:
 class Labelled:
     """A picture and its labels, as they are in the source.
 
-    `path` is None if the picture `name` does not exist. Boxes are in pixels, or with `shares` in shares
-    of the sides of the picture. `size` is (width, height) if the source states it.
+    `path` is None if the picture `name` does not exist. Boxes are in pixels, or with `shares` in
+    shares of the sides of the picture. `size` is (width, height) if the source states it.
     """
 
     name: str
@@ -50,9 +53,9 @@ Reader = Callable[[Path, Sequence[Path]], Iterator[Labelled]]
 def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Labelled]:
     """Return the labelled pictures of `source`, a file or a folder.
 
-    `form` names its format; without it, the format is recognised by the content. `pictures` are further
-    folders to search for the pictures. Raise DatasetInvalid, with a message of one line, if `source`
-    can't be read.
+    `form` names its format; without it, the format is recognised by the content. `pictures` are
+    further folders to search for the pictures. Raise DatasetInvalid, with a message of one line, if
+    `source` can't be read.
     """
     if not source.exists():
         raise DatasetInvalid(f"{source} does not exist")
@@ -166,7 +169,10 @@ def _yolo_names(source: Path, folder: Path) -> dict[int, str]:
 
 
 def _yolo_key(path: Path, folder: Path) -> str:
-    """Return the path without `images` or `labels` and without suffix: a picture shares it with its labels."""
+    """Return the part of the path that a picture shares with its labels.
+
+    It lacks the suffix and the folders `images` and `labels`.
+    """
     parts = [part for part in path.relative_to(folder).with_suffix("").parts if part not in ("images", "labels")]
     return "/".join(parts)
 
@@ -204,7 +210,8 @@ def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Read the annotations of Veil.
 
-    They are {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels", "ignore"}]}.
+    They are {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels",
+    "ignore"}]}.
     """
     file = _json_file(source) or source
     for image in json.loads(file.read_text())["images"]:

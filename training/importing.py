@@ -36,8 +36,8 @@ WITHOUT = "pictures have no face"
 class Choice:
     """The options of an import.
 
-    `mapping` maps a label to FACE, IGNORE (neither a face nor none) or DROP. Other labels are faces if
-    it is empty, and dropped otherwise. `val` and `test` are shares of the pictures.
+    `mapping` maps a label to FACE, IGNORE (neither a face nor none) or DROP. Other labels are faces
+    if it is empty, and dropped otherwise. `val` and `test` are shares of the pictures.
     """
 
     mapping: Mapping[str, str] = field(default_factory=dict)
@@ -73,8 +73,9 @@ class _Checked:
 def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     """Write the data set of `labelled` to `folder`, all of it or nothing.
 
-    Raise DatasetInvalid if no picture remains, a split has no face or `folder` has other content, and
-    OutputFailed if it can't be written. The digest depends on pictures and labels, not on their format.
+    Raise DatasetInvalid if no picture remains, a split has no face or `folder` has other content,
+    and OutputFailed if it can't be written. The digest depends on pictures and labels, not on their
+    format.
     """
     before = Counter(label.name for each in labelled for label in each.labels)
     _check_mapping(choice.mapping, before)
@@ -211,8 +212,8 @@ def _file(checked: _Checked) -> str:
 def _split(known: Mapping[str, _Checked], choice: Choice, problems: dict[str, list[str]]) -> list[Picture]:
     """Return the pictures with their splits.
 
-    The content of a picture decides its split, so that later imports with more pictures don't move it.
-    Pictures that look alike get the split of the first of them.
+    The content of a picture decides its split, so that later imports with more pictures don't move
+    it. Pictures that look alike get the split of the first of them.
     """
     ordered = [known[sha256] for sha256 in sorted(known)]
     pictures = []

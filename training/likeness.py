@@ -28,9 +28,10 @@ def perceptual_hash(picture: Pixels) -> int:
 
 
 def groups(hashes: Sequence[int]) -> list[list[int]]:
-    """Return the indices of `hashes` in groups of pictures that look alike, directly or through others.
+    """Return the indices of `hashes` in groups of pictures that look alike.
 
-    The groups are sorted, and so are the indices in each.
+    A group also contains pictures that look alike through others. The groups are sorted, and so are
+    the indices in each.
     """
     parent = list(range(len(hashes)))
 

@@ -1,4 +1,4 @@
-"""The two losses of EfficientDet, each summed over the anchors of a batch and divided by its faces."""
+"""The losses of EfficientDet, summed over the anchors of a batch, divided by its faces."""
 
 from typing import Any
 
@@ -45,5 +45,5 @@ class BoxLoss(keras.losses.Loss):  # type: ignore[misc]
 
 
 def _faces(stands: Any) -> Any:
-    """Return the number of matched anchors plus one, so that a batch without faces has a divisor."""
+    """Return the number of matched anchors plus one, a divisor for batches without faces."""
     return ops.sum(stands) + 1

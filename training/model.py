@@ -1,8 +1,8 @@
 """EfficientDet in Keras: an EfficientNet backbone, a bidirectional feature pyramid, and two heads.
 
-Tan, Pang and Le, "EfficientDet: Scalable and Efficient Object Detection", CVPR 2020, arXiv:1911.09070.
-Constants that the paper does not state are those of its reference implementation (google/automl,
-Apache-2.0).
+Tan, Pang and Le, "EfficientDet: Scalable and Efficient Object Detection", CVPR 2020,
+arXiv:1911.09070. Constants that the paper does not state are those of its reference implementation
+(google/automl, Apache-2.0).
 """
 
 import contextlib
@@ -61,8 +61,9 @@ class WeightedSum(layers.Layer):  # type: ignore[misc]
 def efficientdet(size: str, classes: int = 1) -> Any:
     """Return a network with new weights.
 
-    Its input is float [n, h, w, 3], RGB 0 to 255, with sides that are multiples of 128. Of its outputs,
-    ``faces`` [n, a, classes] are logits and ``boxes`` [n, a, 4] offsets from training.anchors.anchors.
+    Its input is float [n, h, w, 3], RGB 0 to 255, with sides that are multiples of 128. Of its
+    outputs, ``faces`` [n, a, classes] are logits and ``boxes`` [n, a, 4] offsets from
+    training.anchors.anchors.
     """
     chosen = SIZES[size]
     pictures = keras.Input((None, None, 3), name="pictures")
@@ -99,7 +100,7 @@ def load_backbone(model: Any, size: str, weights: str) -> None:
 
 
 def _stages(name: str) -> Any:
-    """Return the backbone, with the last feature maps at strides of 8, 16 and 32 pixels as its outputs."""
+    """Return the backbone, whose outputs are the last maps at strides of 8, 16 and 32 pixels."""
     network = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(None, None, 3))
     for layer in network.layers:
         if isinstance(layer, layers.Dropout):
@@ -119,7 +120,7 @@ def _bifpn(maps: list[Any], channels: int, name: str) -> list[Any]:
     """Return the maps after one layer of the pyramid: a pass from coarse to fine, and one back."""
 
     def own(level: int, way: str) -> Any:
-        """Return the map of the level, projected for each use if it has the channels of the backbone."""
+        """Return the map of the level, projected if it has the channels of the backbone."""
         source = maps[level]
         if source.shape[-1] == channels:
             return source

@@ -1,7 +1,7 @@
 """AdamW with gradient clipping and averaged weights, computed on one vector of all weights.
 
-The optimizer of Keras adds some fifty operations to the graph for each of the 460 weights of a detector,
-and tracing them takes 40 seconds on a CPU. With one vector they are added once.
+The optimizer of Keras adds some fifty operations to the graph for each of the 460 weights of a
+detector, and tracing them takes 40 seconds on a CPU. With one vector they are added once.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Any
 
 from training.backend import keras, ops
 
-# Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, with the momenta of Kingma
-# and Ba.
+# Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, with the momenta of
+# Kingma and Ba.
 FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-7
 DECAY = 4e-5  # paper (EfficientDet, section 5.1)
 LARGEST_NORM = 10.0  # of the vector of all gradients; reference implementation

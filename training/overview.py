@@ -122,7 +122,10 @@ def _by_split(what: str, counts: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _counted(values: Any, limits: Sequence[int], below: bool = False) -> dict[str, int]:
-    """Return the number of `values` in each row: from a limit to the next, and with `below` under the first."""
+    """Return the number of `values` between each limit and the next.
+
+    With `below`, a first row counts the values under the first limit.
+    """
     edges = [0, *limits] if below else list(limits)
     row = np.searchsorted(edges, np.asarray(values), side="right") - 1
     counts = Counter(row.tolist())

@@ -1,4 +1,4 @@
-"""The report of an evaluation: tables, curves, and pictures of the worst misses and false alarms."""
+"""The report of an evaluation: tables, curves, and the worst misses and false alarms."""
 
 import json
 from collections.abc import Sequence
@@ -153,7 +153,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
 
 
 def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], path: Path) -> int:
-    """Draw the largest faces that were missed, as they are recognised most easily; return their number."""
+    """Draw the largest missed faces, which show most of a person; return the number of all."""
     missed = []
     for number, (picture, judged) in enumerate(zip(pictures, figures.shown, strict=True)):
         for face, found_at in zip(picture.faces, judged.found_at, strict=True):

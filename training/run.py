@@ -21,8 +21,8 @@ class Recipe:
     """All options that affect the weights.
 
     `size` is d0 to d2, `side` the side of the training squares in pixels, and `steps` the number of
-    batches of `batch` pictures. `weights` are the initial weights of the backbone: none, imagenet, or
-    the SHA-256 of a file.
+    batches of `batch` pictures. `weights` are the initial weights of the backbone: none, imagenet,
+    or the SHA-256 of a file.
     """
 
     size: str
@@ -61,7 +61,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe, data: str) -> "Run":
-        """Begin a run, or resume the same one; raise TrainingFailed if `folder` contains another."""
+        """Begin or resume a run; raise TrainingFailed if `folder` contains another one."""
         if (folder / DESCRIPTION).exists():
             known = cls.load(folder)
             before, now = known.identity, cls(folder, recipe, data).identity
@@ -97,7 +97,7 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder for this process; raise TrainingFailed if another process trains in it."""
+        """Lock the folder; raise TrainingFailed if another process trains in it."""
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,9 +24,9 @@ MOST = 1000  # detections per picture that count
 class Judged:
     """The labels and detections of one picture, matched with each other.
 
-    `faces` [n, 4] and `ignore` [m, 4] are x1 y1 x2 y2. `face_of` contains for each detection the index
-    of its face, -1 for a false alarm, or -2 for a detection in an ignored area. `found_at` contains for
-    each face the highest threshold that still finds it, or 0.
+    `faces` [n, 4] and `ignore` [m, 4] are x1 y1 x2 y2. `face_of` contains for each detection the
+    index of its face, -1 for a false alarm, or -2 for a detection in an ignored area. `found_at`
+    contains for each face the highest threshold that still finds it, or 0.
     """
 
     faces: Boxes
@@ -70,7 +70,7 @@ class Curve:
     alarms: NDArray[np.float64]
 
     def recall_at(self, alarms: float) -> float:
-        """Return the recall at the lowest threshold with at most `alarms` false alarms per picture."""
+        """Return the recall at the lowest threshold with at most `alarms` per picture."""
         return float(self.recall[self.alarms <= alarms].max(initial=0.0))
 
     def threshold_at(self, alarms: float) -> float:
@@ -94,7 +94,10 @@ def curve(pictures: Sequence[Judged]) -> Curve:
 
 
 def average_precision(pictures: Sequence[Judged]) -> dict[str, float | None]:
-    """Return the mAP of COCO (IoU 0.5 to 0.95), AP50, and AP50 by face size; None for a size without faces."""
+    """Return the mAP of COCO (IoU 0.5 to 0.95), AP50, and AP50 by face size.
+
+    The value is None for a size without faces.
+    """
     truth, results = _as_coco(pictures)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         labels = COCO()
