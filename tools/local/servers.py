@@ -313,7 +313,7 @@ def start_flower(folder: Path, environment: Mapping[str, str], kept: bool = Fals
 
 
 def _start(server: Server, probe: Callable[[], Any], errors: tuple[type[Exception], ...]) -> None:
-    """Start `server` and wait until `probe` succeeds; stop it on exceptions that are not `errors`."""
+    """Start `server` and wait until `probe` succeeds; stop it on exceptions outside of `errors`."""
     try:
         server.start()
         deadline = time.monotonic() + START_SECONDS
