@@ -7,7 +7,8 @@ INSTALLED := $(VENV)/.installed
 SYSTEM_PROGRAMS := chromium chromedriver convert exiftool promtool
 SYSTEM_PACKAGES := chromium chromium-driver imagemagick libimage-exiftool-perl prometheus
 
-.PHONY: help demo demo-stop test check format bench chaos audit lock docs system-packages clean
+.PHONY: help demo demo-stop test check format bench chaos audit lock docs language distributions \
+	system-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,13 @@ chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS
 
 docs: $(INSTALLED) ## write the generated parts of the README
 	@$(BIN)/python -m docs.generate
+
+language: $(INSTALLED) ## measure docstrings, density and layout, beside other projects (SAMPLES=10)
+	@$(BIN)/python -m tools.language $(if $(SAMPLES),--samples $(SAMPLES))
+
+distributions: $(INSTALLED) ## build the source distribution and the wheel into dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation
 
 # Debian starts the Prometheus server that comes with promtool; nobody asked for that.
 system-packages: ## the programs that some tests use and skip without (Debian, as root)

@@ -1,1 +1,1 @@
-"""Tools of the project's developers: the demo, the benchmarks, the chaos test, and the servers that they share."""
+"""Tools of the developers: demo, benchmarks, chaos test, and the servers that they share."""

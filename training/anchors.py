@@ -1,4 +1,4 @@
-"""Anchors: the boxes that the network starts from, which stand for a face, and how boxes are written as offsets."""
+"""Anchors: the reference boxes of the network, their targets, and boxes as offsets."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,27 +8,31 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-LEVELS = (3, 4, 5, 6, 7)  # of the feature pyramid: strides of 8 to 128 pixels
+LEVELS = (3, 4, 5, 6, 7)  # levels of the feature pyramid: strides of 8 to 128 pixels
 STRIDES = tuple(2**level for level in LEVELS)
-MULTIPLE = STRIDES[-1]  # sides of what the network takes are multiples of this
-# Tan et al. (EfficientDet, CVPR 2020) start at 4 strides for the objects of COCO. Faces are smaller: from 16 pixels on.
+MULTIPLE = STRIDES[-1]  # the sides of an input picture are multiples of this
+# Tan et al. (EfficientDet, CVPR 2020) start at 4 strides for the objects of COCO. Faces are
+# smaller, so the anchors start at 16 pixels.
 SMALLEST = 2.0  # strides
 OCTAVES = (0.0, 1 / 3, 2 / 3)
 ASPECTS = (1.0, 1.3, 1.7)  # height by width: a face from the side or from above, from the front, tall
 PER_POINT = len(OCTAVES) * len(ASPECTS)
 
-# Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017), section 4. The paper's positives start at 0.5; small
-# faces seldom reach that with any anchor, so the best anchor of each face counts too.
+# Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017), section 4. Small faces seldom
+# overlap any anchor by 0.5, so the best anchor of each face is positive too.
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4
 NEGATIVE, IGNORED, POSITIVE = 0.0, -1.0, 1.0
 
-LARGEST_STRETCH = 4.0  # logarithm: a box has at most 55 times its anchor's sides, whatever a bad network says
+# The logarithm of the largest ratio of a box to its anchor, about 55. It bounds the output
+# of an untrained network.
+LARGEST_STRETCH = 4.0
 
 
 def anchors(height: int, width: int) -> Floats:
-    """float32 [a, 4], y1 x1 y2 x2 in pixels, for a picture whose sides are multiples of MULTIPLE.
+    """Return the anchors of a picture whose sides are multiples of MULTIPLE.
 
-    The order is that of the network's outputs: level, row, column, octave, aspect.
+    The array is float32 [a, 4], y1 x1 y2 x2 in pixels, in the order of the network's outputs:
+    level, row, column, octave, aspect.
     """
     found = []
     for stride in STRIDES:
@@ -40,7 +44,7 @@ def anchors(height: int, width: int) -> Floats:
 
 
 def shapes(stride: int) -> Floats:
-    """float32 [PER_POINT, 2], height and width in pixels of the anchors at one point."""
+    """Return height and width in pixels of the anchors at one point, float32 [PER_POINT, 2]."""
     sides = SMALLEST * stride * 2.0 ** np.repeat(OCTAVES, len(ASPECTS))
     stretch = np.sqrt(np.tile(ASPECTS, len(OCTAVES)))
     return np.stack([sides * stretch, sides / stretch], axis=-1).astype(np.float32)
@@ -48,10 +52,10 @@ def shapes(stride: int) -> Floats:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the network should say of one picture.
+    """The expected output of the network for one picture.
 
-    `faces` float32 [a, 1] is POSITIVE, NEGATIVE or IGNORED; `boxes` float32 [a, 5] the offsets of the face that an
-    anchor stands for, and 1 where it stands for one.
+    `faces`, float32 [a, 1], is POSITIVE, NEGATIVE or IGNORED for each anchor. A row of `boxes`,
+    float32 [a, 5], contains the offsets of the matched face and 1, or only zeros without a face.
     """
 
     faces: Floats
@@ -59,7 +63,10 @@ class Targets:
 
 
 def targets(grid: Floats, faces: Floats, ignored: Floats) -> Targets:
-    """Match the anchors `grid` [a, 4] with `faces` [n, 4] and `ignored` areas [m, 4], all y1 x1 y2 x2 in pixels."""
+    """Match anchors with faces.
+
+    `grid` [a, 4], `faces` [n, 4] and the `ignored` areas [m, 4] are y1 x1 y2 x2 in pixels.
+    """
     state = np.full(len(grid), NEGATIVE, np.float32)
     offsets = np.zeros((len(grid), 5), np.float32)
     if len(ignored):
@@ -72,7 +79,7 @@ def targets(grid: Floats, faces: Floats, ignored: Floats) -> Targets:
         best = shared.max(axis=1)
         state[best >= NEGATIVE_IOU] = IGNORED
         positive = best >= POSITIVE_IOU
-        # Every face has an anchor, however badly it fits.
+        # Each face gets its best anchor, even below POSITIVE_IOU.
         closest = shared.argmax(axis=0)
         seen = shared[closest, np.arange(len(faces))] > 0
         face[closest[seen]] = np.flatnonzero(seen)
@@ -84,7 +91,7 @@ def targets(grid: Floats, faces: Floats, ignored: Floats) -> Targets:
 
 
 def overlaps(first: Floats, second: Floats) -> Floats:
-    """float32 [n, m]: intersection over union of boxes [n, 4] with boxes [m, 4]."""
+    """Return the intersection over union, float32 [n, m], of boxes [n, 4] with boxes [m, 4]."""
     corner = np.maximum(first[:, None, :2], second[None, :, :2])
     opposite = np.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = (opposite - corner).clip(0).prod(axis=2)
@@ -95,7 +102,11 @@ def overlaps(first: Floats, second: Floats) -> Floats:
 
 
 def encoded(boxes: Floats, grid: Floats) -> Floats:
-    """`boxes` [n, 4] as offsets from as many anchors: centre in anchor sides, then the log of the sides' ratio."""
+    """Return `boxes` [n, 4] as offsets from the anchors `grid` [n, 4].
+
+    The first two values are the distance of the centres in sides of the anchor, the others the
+    logarithm of the ratio of the sides.
+    """
     centre, size = _centre_size(boxes)
     its_centre, its_size = _centre_size(grid)
     offsets: Floats = np.concatenate([(centre - its_centre) / its_size, np.log(size / its_size)], axis=1)
@@ -103,7 +114,10 @@ def encoded(boxes: Floats, grid: Floats) -> Floats:
 
 
 def decoded(offsets: Any, grid: Any, ops: Any) -> Any:
-    """The boxes [..., a, 4] that `offsets` [..., a, 4] from the anchors `grid` [a, 4] mean; `ops` is keras.ops."""
+    """Return the boxes [..., a, 4] of `offsets` [..., a, 4] from the anchors `grid` [a, 4].
+
+    This is the inverse of `encoded`; `ops` is keras.ops or numpy.
+    """
     its_size = grid[..., 2:] - grid[..., :2]
     centre = (grid[..., :2] + grid[..., 2:]) / 2 + offsets[..., :2] * its_size
     half = ops.exp(ops.minimum(offsets[..., 2:], LARGEST_STRETCH)) * its_size / 2
@@ -111,9 +125,10 @@ def decoded(offsets: Any, grid: Any, ops: Any) -> Any:
 
 
 def bounded(boxes: Any, sides: Any, ops: Any) -> Any:
-    """Return `boxes` [..., a, 4] with their middle in a picture of `sides` (height, width), none empty or huge.
+    """Return `boxes` [..., a, 4] with their centres in a picture of `sides` (height, width).
 
-    A network that has learned little returns boxes that workers refuse. `ops` is keras.ops.
+    Their own sides are between one pixel and twice the longer side of the picture. Without these
+    bounds, workers refuse the boxes of a hardly trained network. `ops` is keras.ops or numpy.
     """
     centre = ops.maximum(ops.minimum((boxes[..., :2] + boxes[..., 2:]) / 2, sides), 0)
     half = ops.maximum(ops.minimum((boxes[..., 2:] - boxes[..., :2]) / 2, ops.max(sides)), 0.5)

@@ -1,4 +1,4 @@
-"""One picture and its faces, changed at random as cameras and people change them, or only made to fit the network."""
+"""Random augmentation of a picture and its faces, and the plain resizing of validation pictures."""
 
 from dataclasses import dataclass, replace
 
@@ -11,22 +11,24 @@ from worker.detection.detector import PADDING, Pixels
 Boxes = NDArray[np.float32]
 Random = np.random.Generator
 
-# Shares of the examples that are changed so.
+# Shares of the examples to which each change is applied.
 CROPPED, GRAY, BLURRED, COMPRESSED, COVERED = 0.7, 0.08, 0.15, 0.3, 0.25
-SMALLEST_FACE, LARGEST_FACE = (
-    12.0,
-    0.6,
-)  # that a crop makes of the face that it is drawn around: pixels, share of a side
+# A crop around a face scales the face to between 12 pixels and this share of the side of the
+# square.
+SMALLEST_FACE, LARGEST_FACE = 12.0, 0.6
 MOST_ENLARGED = 2.5
-LEAST_SHOWN = 0.35  # share of a face that a crop leaves: below, what is left is ignored
-TINIEST = 4.0  # pixels: a side below which a face is ignored, because nothing of it can be seen
-QUALITY = 25, 90  # of a JPEG
-COVER_FROM = 0.35, 0.65  # share of the face's height at which an occluder begins
+LEAST_SHOWN = 0.35  # a face of which a crop keeps a smaller share becomes an ignored area
+TINIEST = 4.0  # pixels; a smaller face shows no features and becomes an ignored area
+QUALITY = 25, 90  # range of JPEG qualities
+COVER_FROM = 0.35, 0.65  # range of the upper edge of an occluder, as a share of the face's height
 
 
 @dataclass(frozen=True)
 class Example:
-    """uint8 RGB [h, w, 3]; `faces` [n, 4] and `ignored` [m, 4] are x1 y1 x2 y2 in its pixels, float32."""
+    """A picture, uint8 RGB [h, w, 3], with its labels.
+
+    `faces` [n, 4] and `ignored` [m, 4] are float32, x1 y1 x2 y2 in pixels of the picture.
+    """
 
     pixels: Pixels
     faces: Boxes
@@ -34,13 +36,13 @@ class Example:
 
 
 def fitted(example: Example, side: int) -> Example:
-    """The whole picture at the upper left of a square of `side` pixels, as a detection pass sees it."""
+    """Return the whole picture at the upper left of a square, as in a detection pass."""
     factor = side / max(example.pixels.shape[:2])
     return _too_small_ignored(_window(example, factor, 0.0, 0.0, side))
 
 
 def augmented(example: Example, side: int, random: Random) -> Example:
-    """A square of `side` pixels that shows some of the picture, changed."""
+    """Return a square of `side` pixels with a random part of the picture, randomly changed."""
     if random.random() < 0.5:
         example = _mirrored(example)
     if random.random() < CROPPED and len(example.faces):
@@ -71,7 +73,7 @@ def _mirrored(example: Example) -> Example:
 
 
 def _whole(example: Example, side: int, random: Random) -> Example:
-    """The picture somewhat smaller or larger than the square, at a random place."""
+    """Return the picture at 0.5 to 1.25 times the size of the square, at a random position."""
     height, width = example.pixels.shape[:2]
     factor = min(side / max(height, width) * random.uniform(0.5, 1.25), MOST_ENLARGED)
     left, top = (random.uniform(min(0, room), max(0, room)) for room in (width * factor - side, height * factor - side))
@@ -79,12 +81,15 @@ def _whole(example: Example, side: int, random: Random) -> Example:
 
 
 def _around_a_face(example: Example, side: int, random: Random) -> Example:
-    """A crop in which one face, drawn at random, has a size drawn at random: small faces are seen as often as large."""
+    """Return a crop around a random face, scaled to a random size.
+
+    The logarithm of the size is uniform, so that small faces are as frequent as large ones.
+    """
     x1, y1, x2, y2 = example.faces[random.integers(len(example.faces))]
     its = max(float((x2 - x1) * (y2 - y1)) ** 0.5, 1.0)
     wanted = np.exp(random.uniform(np.log(SMALLEST_FACE), np.log(LARGEST_FACE * side)))
     factor = min(wanted / its, MOST_ENLARGED)
-    # Anywhere in the square, as long as the face is.
+    # The position is random, but the square contains the whole face if it can.
     left, top = (
         random.uniform(min(last * factor - side, first * factor), max(last * factor - side, first * factor))
         for first, last in ((x1, x2), (y1, y2))
@@ -93,7 +98,7 @@ def _around_a_face(example: Example, side: int, random: Random) -> Example:
 
 
 def _window(example: Example, factor: float, left: float, top: float, side: int) -> Example:
-    """The square of `side` pixels whose corner is at `left` `top` of the picture resized by `factor`."""
+    """Return the square of `side` pixels at `left` `top` of the picture resized by `factor`."""
     shift = np.array([[factor, 0, -left], [0, factor, -top]], np.float64)
     pixels, shift = _reduced(example.pixels, factor, shift)
     drawn = cv2.warpAffine(
@@ -115,7 +120,10 @@ def _window(example: Example, factor: float, left: float, top: float, side: int)
 
 
 def _reduced(pixels: Pixels, factor: float, shift: NDArray[np.float64]) -> tuple[Pixels, NDArray[np.float64]]:
-    """For a `factor` below 1: the pixels averaged down first, and what is left to do; warping alone would alias."""
+    """Return the pixels and the transformation that remains to be applied to them.
+
+    For a `factor` below 1 the pixels are averaged down first, because warping alone would alias.
+    """
     if factor >= 1:
         return pixels, shift
     height, width = pixels.shape[:2]
@@ -132,7 +140,7 @@ def _too_small_ignored(example: Example) -> Example:
 
 
 def _covered(pixels: Pixels, face: Boxes, random: Random) -> Pixels:
-    """Something before the lower face: a mask, a scarf, a hand, of one colour with a little shade."""
+    """Return the picture with an occluder over the lower face, like a mask, a scarf or a hand."""
     x1, y1, x2, y2 = face
     width, height = x2 - x1, y2 - y1
     top = y1 + height * random.uniform(*COVER_FROM)
@@ -155,7 +163,10 @@ def _covered(pixels: Pixels, face: Boxes, random: Random) -> Pixels:
 
 
 def _recoloured(pixels: Pixels, random: Random) -> Pixels:
-    """Another exposure, contrast, saturation and white balance; sometimes gray, as at night."""
+    """Return the picture with a random exposure, contrast, saturation and white balance.
+
+    A share GRAY of the pictures loses its colours, as pictures of cameras at night do.
+    """
     planes = pixels.astype(np.float32)
     gray = planes @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     saturation = 0.0 if random.random() < GRAY else random.uniform(0.6, 1.4)

@@ -1,4 +1,4 @@
-"""Keras, set up before it is imported; KERAS_BACKEND chooses what it computes with, by default TensorFlow."""
+"""Keras, imported after its backend is chosen: KERAS_BACKEND, by default TensorFlow."""
 
 import os
 
@@ -13,17 +13,20 @@ __all__ = ["ON_TENSORFLOW", "has_accelerator", "jit", "keras", "layers", "ops", 
 
 
 def has_accelerator() -> bool:
-    """Whether there is more to compute with than a CPU."""
+    """Return True if Keras finds a device other than CPUs."""
     return any(not device.lower().startswith("cpu") for device in keras.distribution.list_devices())
 
 
 def jit() -> bool | str:
-    """Whether a training step is compiled: TensorFlow's compiler is many times slower on a CPU than its kernels."""
+    """Return the `jit_compile` option of a training step.
+
+    On a CPU, the compiled step of TensorFlow is many times slower than its kernels.
+    """
     return False if ON_TENSORFLOW and not has_accelerator() else "auto"
 
 
 def reproducible(seed: int) -> None:
-    """The same start from the same seed, and the same steps to rounding."""
+    """Make the initial weights depend on `seed` alone, and each step repeatable up to rounding."""
     keras.utils.set_random_seed(seed)
     if ON_TENSORFLOW and not has_accelerator():
         tf.config.experimental.enable_op_determinism()

@@ -1,4 +1,4 @@
-"""What the network is shown: any batch by its number alone, made by threads ahead of time."""
+"""Training batches: each depends on its number alone, and threads prepare it ahead of time."""
 
 import threading
 from collections import deque
@@ -15,13 +15,17 @@ from training.augmentation import Boxes, Example, augmented, fitted
 from training.dataset import Dataset, Picture
 from worker.detection.detector import Pixels
 
-AHEAD = 4  # batches that are in the making while one is trained on
-KEPT_BYTES = 1 << 30  # of decoded pictures
+AHEAD = 4  # batches that are prepared during a training step
+KEPT_BYTES = 1 << 30  # limit for the decoded pictures that stay in memory
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`pictures` float32 [n, side, side, 3]; `truth` has ``faces`` [n, a, 1] and ``boxes`` [n, a, 5]: see Targets."""
+    """The input of one training step and its targets.
+
+    `pictures` is float32 [n, side, side, 3]; `truth` contains ``faces`` [n, a, 1] and ``boxes``
+    [n, a, 5], see Targets.
+    """
 
     pictures: Floats
     truth: dict[str, Floats]
@@ -29,9 +33,10 @@ class Batch:
 
 @dataclass
 class Batches:
-    """Batch after batch of `pictures`, each of which comes once in every round, in an order drawn from `seed`.
+    """A sequence of batches in which each round has every picture once, in random order.
 
-    Batch number k is the same whenever and wherever it is made: training that is resumed goes on as if never stopped.
+    A batch depends on its number only, so that a resumed run trains on the batches that it would
+    have seen without the interruption.
     """
 
     dataset: Dataset
@@ -49,7 +54,7 @@ class Batches:
         self._grid = anchors(self.side, self.side)
 
     def starting(self, number: int, count: int) -> Iterator[Batch]:
-        """The batches `number` to `count` - 1."""
+        """Yield the batches `number` to `count` - 1."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[list[Future[tuple[Pixels, Targets]]]] = deque()
             try:
@@ -63,7 +68,7 @@ class Batches:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def example(self, number: int) -> tuple[Pixels, Targets]:
-        """The picture that comes as the `number`-th, and what the network should say of it."""
+        """Return picture `number` of the sequence and its targets."""
         round_, place = divmod(number, len(self.pictures))
         order = np.random.default_rng([self.seed, round_]).permutation(len(self.pictures))
         picture = self.pictures[order[place]]
@@ -87,7 +92,8 @@ class Batches:
 
 def _joined(examples: Sequence[tuple[Pixels, Targets]]) -> Batch:
     pictures = np.stack([pixels for pixels, _ in examples]).astype(np.float32)
-    faces, boxes = (np.stack([getattr(its, name) for _, its in examples]) for name in ("faces", "boxes"))
+    faces = np.stack([target.faces for _, target in examples])
+    boxes = np.stack([target.boxes for _, target in examples])
     return Batch(pictures, {"faces": faces, "boxes": boxes})
 
 
@@ -96,5 +102,5 @@ def _boxes(boxes: Sequence[Any]) -> Boxes:
 
 
 def _rows_first(boxes: Boxes) -> NDArray[np.float32]:
-    """x1 y1 x2 y2 as y1 x1 y2 x2."""
+    """Convert x1 y1 x2 y2 to y1 x1 y2 x2."""
     return boxes[:, [1, 0, 3, 2]]

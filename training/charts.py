@@ -1,4 +1,4 @@
-"""The plots of data sets, training runs and evaluations, as PNG files."""
+"""Plots of data sets, training runs and evaluations, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,10 @@ STYLE: dict[str, Any] = {
 
 
 def bars(path: Path, title: str, across: str, up: str, groups: Mapping[str, Mapping[str, int]]) -> None:
-    """Stacked bars: for each group, which has a colour, a count by name; all groups have the same names."""
+    """Draw stacked bars in a colour per group.
+
+    `groups` maps the name of a group to its count for each bar. All groups have the same bars.
+    """
     with mpl.rc_context(STYLE):
         figure, axes = _figure(title, across, up)
         names = list(next(iter(groups.values())))
@@ -48,7 +51,7 @@ def lines(
     logarithmic: bool = False,
     marks: Mapping[str, float] | None = None,
 ) -> None:
-    """Curves, each x and y; `limits` are those of y, `marks` vertical lines by name."""
+    """Draw curves of x and y, with `limits` of the y axis and vertical lines at `marks`."""
     with mpl.rc_context(STYLE):
         figure, axes = _figure(title, across, up)
         for (name, (x, y)), colour in zip(curves.items(), COLOURS, strict=False):

@@ -1,4 +1,4 @@
-"""Arrays in a file that is whole or not there, whenever the process is killed or the disk is full."""
+"""Arrays in a file that is replaced atomically: a kill or a full disk leaves the previous file."""
 
 import os
 import zipfile
@@ -15,8 +15,8 @@ PARTIAL = ".partial"
 
 
 def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Put `arrays` in the place of what `path` held; OutputFailed, and `path` as it was, if they can't be written."""
-    partial = path.with_name(path.name + PARTIAL)  # of a kill: overwritten by the next
+    """Replace `path` with `arrays`; raise OutputFailed, and keep the file, if that fails."""
+    partial = path.with_name(path.name + PARTIAL)  # the next call overwrites one that a kill left
     try:
         with partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -30,7 +30,7 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def load(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays in `path`; TrainingFailed if it is no such file."""
+    """Return the arrays in `path`; raise TrainingFailed if it can't be read."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(kept)
@@ -39,18 +39,18 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def numbered(prefix: str, variables: Any) -> dict[str, NDArray[Any]]:
-    """Keras variables as arrays, named by their position."""
+    """Return Keras variables as arrays, named by their position."""
     return {f"{prefix}{i}": np.asarray(variable) for i, variable in enumerate(variables)}
 
 
 def restore(prefix: str, variables: Any, arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
-    """Set Keras variables to what `numbered` made of them; TrainingFailed if they are another network's."""
-    names = [f"{prefix}{i}" for i in range(len(variables))]
-    stored = [name for name in arrays if name.startswith(prefix)]
-    fits = len(stored) == len(names) and all(
-        arrays[name].shape == tuple(variable.shape) for name, variable in zip(names, variables, strict=True)
-    )
-    if not fits:
+    """Set Keras variables to the arrays that `numbered` returned.
+
+    Raise TrainingFailed if the arrays belong to another network.
+    """
+    expected = {f"{prefix}{i}": tuple(variable.shape) for i, variable in enumerate(variables)}
+    stored = {name: array.shape for name, array in arrays.items() if name.startswith(prefix)}
+    if stored != expected:
         raise TrainingFailed(f"{path} holds the weights of another network")
-    for name, variable in zip(names, variables, strict=True):
+    for name, variable in zip(expected, variables, strict=True):
         variable.assign(arrays[name])

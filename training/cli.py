@@ -1,4 +1,7 @@
-"""``veil train``: from labelled pictures to a model that workers serve. Heavy imports stay inside the commands."""
+"""``veil train``: commands that turn labelled pictures into a model for workers.
+
+The commands import heavy modules themselves, so that the help is shown at once.
+"""
 
 import hashlib
 import json
@@ -11,7 +14,7 @@ import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
 
-LARGEST_ENLARGEMENT = 4.0  # that a worker may be told
+LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 app = typer.Typer(
@@ -61,7 +64,9 @@ def import_(
     if val + test >= 1:
         raise typer.BadParameter("--val and --test leave nothing to train on")
     choice = importing.Choice(_mapping(mapping or []), val, test)
-    labelled = [each for source in sources for each in formats.read(source, form, pictures or [])]
+    labelled = []
+    for source in sources:
+        labelled += formats.read(source, form, pictures or [])
     imported = importing.run(labelled, to, choice)
     figures = overview.write(imported, to)
     for line in importing.problem_lines(imported.problems):
@@ -121,14 +126,14 @@ def fit(
     recipe = Recipe(size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision)
     run = Run.open(to, recipe, dataset.digest)
 
-    def tell(line: dict[str, Any]) -> None:
+    def report(line: dict[str, Any]) -> None:
         if as_json:
             print(json.dumps(line), flush=True)
         elif sys.stderr.isatty():
-            its = f", {line['val_loss']:.4f} on val" if "val_loss" in line else ""
-            print(f"step {line['step']:,}: loss {line['loss']:.4f}{its}", flush=True)
+            validation = f", {line['val_loss']:.4f} on val" if "val_loss" in line else ""
+            print(f"step {line['step']:,}: loss {line['loss']:.4f}{validation}", flush=True)
 
-    fitting.fit(run, dataset, None if weights == "none" else weights, every, tell)
+    fitting.fit(run, dataset, None if weights == "none" else weights, every, report)
     if as_json:
         print(json.dumps({"event": "finished", "run": str(to), "recipe": recipe.digest, "data": dataset.digest}))
     else:
@@ -169,14 +174,14 @@ def evaluate(
     target = to or Path(model).expanduser() / "evaluation"
     from training import evaluating, report
 
-    look = Look((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never") if side else settings.look()
-    seen = (
-        f"looked at once at {side} px"
-        if side
-        else f"looked at as by a worker, at {', '.join(map(str, look.scales))} px"
-    )
+    if side:
+        look = Look((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never")
+        passes = f"looked at once at {side} px"
+    else:
+        look = settings.look()
+        passes = f"looked at as by a worker, at {', '.join(map(str, look.scales))} px"
     figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare)
-    content = report.write(figures, dataset, split, seen, target)
+    content = report.write(figures, dataset, split, passes, target)
     if of_a_run:
         from worker.commands.anonymize import write_atomically
 
@@ -215,7 +220,7 @@ def export(
 
 
 def _identity(weights: str) -> str:
-    """What names the weights that a run starts from: two files of one name may differ."""
+    """Return the identity of the initial weights: of a file the digest, as names are reused."""
     if weights in ("none", "imagenet"):
         return weights
     try:

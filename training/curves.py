@@ -1,4 +1,4 @@
-"""How a run goes: a CSV line for each step, TensorBoard's events, and a plot."""
+"""The learning curves of a run: a CSV line for each step, TensorBoard events, and a plot."""
 
 import csv
 import time
@@ -17,7 +17,10 @@ FIELDS = ("step", "loss", "faces_loss", "boxes_loss", "learning_rate", "val_loss
 
 @dataclass
 class Curves:
-    """Writes both. A run that is resumed at `step` forgets the lines that came after it."""
+    """A writer of both the CSV file `log` and the TensorBoard `events`.
+
+    A run that resumes at `step` discards the lines of later steps, because it repeats them.
+    """
 
     log: Path
     events: Path
@@ -34,7 +37,7 @@ class Curves:
         self._file = self.log.open("a", newline="")
         self._csv = csv.DictWriter(self._file, FIELDS)
         self._tensorboard = EventFileWriter(str(self.events))
-        # TensorBoard forgets, too.
+        # A START event makes TensorBoard discard later steps, too.
         start = SessionLog(status=SessionLog.START)
         self._tensorboard.add_event(Event(wall_time=time.time(), step=self.step + 1, session_log=start))
 
@@ -52,7 +55,7 @@ class Curves:
 
 
 def read(log: Path) -> list[dict[str, str]]:
-    """The lines of a log; a last one that a kill cut short is left out."""
+    """Return the lines of a log, without a last line that a kill truncated."""
     if not log.exists():
         return []
     with log.open(newline="") as file:
@@ -62,10 +65,9 @@ def read(log: Path) -> list[dict[str, str]]:
 def plot(log: Path, path: Path) -> None:
     lines = read(log)
     steps = [int(line["step"]) for line in lines]
-    curves = {
-        title: (steps, [float(line[name]) for line in lines])
-        for title, name in (("loss", "loss"), ("of faces", "faces_loss"), ("of boxes", "boxes_loss"))
-    }
+    curves = {}
+    for title, name in (("loss", "loss"), ("of faces", "faces_loss"), ("of boxes", "boxes_loss")):
+        curves[title] = (steps, [float(line[name]) for line in lines])
     if checked := [line for line in lines if line["val_loss"]]:
         curves["loss of the split val"] = (
             [int(line["step"]) for line in checked],

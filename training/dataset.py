@@ -1,4 +1,4 @@
-"""A data set on disk: pictures by content, their faces and splits, and one digest that names all of it."""
+"""A data set on disk: pictures named by content, their faces and splits, and a digest."""
 
 import hashlib
 import json
@@ -23,9 +23,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: its file in the data set, SHA-256 and sides, upright; boxes x1 y1 x2 y2 in pixels.
+    """A picture of the data set, with the boxes of its faces, x1 y1 x2 y2 in pixels.
 
-    What is in `ignore` counts neither as a face nor as none.
+    `width` and `height` are those of the upright picture. Detections in the areas `ignore` count
+    neither as faces nor as false alarms.
     """
 
     file: str
@@ -39,7 +40,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder with an index. `digest` is over everything that training and evaluation see."""
+    """A folder of pictures with an index.
+
+    `digest` covers everything that training and evaluation use.
+    """
 
     folder: Path
     pictures: tuple[Picture, ...]
@@ -47,7 +51,10 @@ class Dataset:
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
-        """Raises DatasetInvalid when the folder holds no data set, or not the one that its digest names."""
+        """Return the data set in `folder`.
+
+        Raise DatasetInvalid if there is none, or if its index does not match its digest.
+        """
         try:
             content = json.loads((folder / INDEX).read_text())
             if content["version"] != VERSION:
@@ -63,7 +70,7 @@ class Dataset:
         return cls(folder, pictures, stated)
 
     def split(self, name: str) -> tuple[Picture, ...]:
-        """The pictures of one split; DatasetInvalid if it has none, or none with a face."""
+        """Return the pictures of one split; raise DatasetInvalid if none of them has a face."""
         chosen = tuple(picture for picture in self.pictures if picture.split == name)
         if not chosen:
             raise DatasetInvalid(
@@ -74,7 +81,7 @@ class Dataset:
         return chosen
 
     def pixels(self, picture: Picture) -> Pixels:
-        """uint8 RGB [height, width, 3]; DatasetInvalid if the file is not what was imported."""
+        """Return uint8 RGB [height, width, 3]; raise DatasetInvalid if the file has changed."""
         path = self.folder / picture.file
         try:
             pixels, _ = decoded(path.read_bytes())
@@ -88,30 +95,37 @@ class Dataset:
 
 
 def decoded(content: bytes) -> tuple[Pixels, str]:
-    """The first frame of a picture's bytes as a worker looks at it, and its format; a VeilError as worker.images'."""
+    """Return the first frame of a picture, decoded as in a worker, and the name of its format.
+
+    Raise the VeilError of worker.images if it can't be decoded.
+    """
     picture = images.decode(content, MAX_PIXELS)
     return next(iter(picture.frames[0].views())), picture.format
 
 
 def digest(pictures: Iterable[Picture]) -> str:
-    """SHA-256 over contents, boxes and splits; neither the order of sources nor the names of files matter."""
+    """Return the SHA-256 of contents, boxes and splits, whatever the order of the sources."""
     lines = sorted(json.dumps(asdict(picture), sort_keys=True) for picture in pictures)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def index(pictures: Iterable[Picture]) -> dict[str, Any]:
-    """What INDEX holds."""
+    """Return the content of the file INDEX."""
     ordered = sorted(pictures, key=lambda picture: picture.sha256)
     return {"version": VERSION, "digest": digest(ordered), "pictures": [asdict(picture) for picture in ordered]}
 
 
 def sides(boxes: Iterable[Box]) -> NDArray[np.float64]:
-    """For each box the side, in pixels, of a square as large."""
+    """Return for each box the side, in pixels, of a square of the same area."""
     corners = np.array(list(boxes), np.float64).reshape(-1, 4)
     found: NDArray[np.float64] = np.sqrt((corners[:, 2:] - corners[:, :2]).prod(axis=1))
     return found
 
 
 def _picture(record: dict[str, Any]) -> Picture:
-    faces, ignore = (tuple((b[0], b[1], b[2], b[3]) for b in record[name]) for name in ("faces", "ignore"))
-    return Picture(**{**record, "faces": faces, "ignore": ignore})
+    boxes = {name: tuple(map(_box, record[name])) for name in ("faces", "ignore")}
+    return Picture(**{**record, **boxes})
+
+
+def _box(corners: list[float]) -> Box:
+    return corners[0], corners[1], corners[2], corners[3]

@@ -1,4 +1,4 @@
-"""``veil train evaluate``: what a model finds of a split and what stays exposed, beside the bundled detector."""
+"""``veil train evaluate``: measure detections and exposed faces of a model."""
 
 import hashlib
 import tempfile
@@ -25,19 +25,19 @@ from worker.masking import hiding
 from worker.masking.hiding import MaskStyle
 from worker.settings import Look, WorkerSettings
 
-FLOOR = 0.05  # the lowest threshold that is looked at
-ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false ones a picture
+FLOOR = 0.05  # the lowest threshold that is evaluated
+ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture
 # A face is exposed when half of the structure of its eye band survives: docs/detection.md.
-BAND = (0.15, 0.2, 0.85, 0.6)  # x1 y1 x2 y2 of the eyes in a labelled box, shares of its sides
+BAND = (0.15, 0.2, 0.85, 0.6)  # x1 y1 x2 y2 of the eye band, as shares of the sides of the face's box
 BAND_PIXELS = (64, 32)
-DETAIL = 3.0  # sigma, pixels of the band: what is coarser is light and shade
+DETAIL = 3.0  # sigma in pixels of the band; coarser structure is light and shade
 EXPOSED = 0.5
-CHANGED = 24  # levels that a pixel outside every face may differ before it counts as spill
+CHANGED = 24  # levels; a pixel outside of all faces that changed more counts as spill
 
 
 @dataclass
 class Remembering:
-    """A model's answers to canvases, each asked for once."""
+    """A model whose answers are cached, because both thresholds need the same passes."""
 
     model: Model
     known: dict[str, Detections] = field(default_factory=dict)
@@ -45,14 +45,15 @@ class Remembering:
     def __call__(self, canvas: Pixels) -> Detections:
         digest = hashlib.sha256(repr(canvas.shape).encode() + canvas.tobytes()).hexdigest()
         if digest not in self.known:
-            # A worker asks again where a model returned all that it can; here its first answer is judged.
+            # A worker repeats the pass in parts when a model returns as many faces as it can. Here
+            # the first answer of the model is evaluated.
             self.known[digest] = replace(self.model.predict(canvas[None])[0], left_out=0.0)
         return self.known[digest]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one model reaches. `shown` are the pictures at `threshold`."""
+    """The results of one model. `shown` contains the pictures at `threshold`."""
 
     name: str
     threshold: float
@@ -79,7 +80,7 @@ class Figures:
         }
 
     def at_threshold(self) -> tuple[float, float, float]:
-        """Recall, precision and false alarms a picture at `threshold`."""
+        """Return recall, precision and false alarms per picture at `threshold`."""
         hits = sum(int((picture.face_of >= 0).sum()) for picture in self.shown)
         alarms = sum(int((picture.face_of == -1).sum()) for picture in self.shown)
         return (
@@ -90,9 +91,10 @@ class Figures:
 
 
 def load(address: str, settings: WorkerSettings, folder: Path) -> Model:
-    """The model of a finished run, or a SavedModel as VEIL_MODEL names it.
+    """Return the model at `address`: a finished run, or a SavedModel as in VEIL_MODEL.
 
-    A run is saved to `folder` first: what is measured is what would be served.
+    A run is exported to `folder` first, so that the evaluation measures the model that would be
+    served.
     """
     from worker.detection.saved_model import SavedModel
 
@@ -109,9 +111,10 @@ def load(address: str, settings: WorkerSettings, folder: Path) -> Model:
 def evaluate(
     address: str, dataset: Dataset, split: str, settings: WorkerSettings, look: Look, alarms: float, compare: bool
 ) -> list[Figures]:
-    """The figures of the model at `address`, and of the bundled one if `compare`; both look as `look` says.
+    """Return the results of the model at `address` and, with `compare`, of the bundled one.
 
-    The threshold is the lowest with at most `alarms` false alarms a picture; the bundled model's is its own.
+    The threshold is the lowest with at most `alarms` false alarms per picture; the bundled model
+    keeps its own.
     """
     pictures = dataset.split(split)
     style = mask_style(settings)
@@ -137,18 +140,18 @@ def _measured(
     answers = Remembering(model)
     with progress_bar(name, total=2 * len(pictures)) as bar:
         everything = []
-        finder = ScaledDetector(answers, look, FLOOR, model.fixed_size)
+        detector = ScaledDetector(answers, look, FLOOR, model.fixed_size)
         for picture in pictures:
-            everything.append(_judged(picture, finder.detect(dataset.pixels(picture))))
+            everything.append(_judged(picture, detector.detect(dataset.pixels(picture))))
             bar.advance()
-        its_curve = scoring.curve(everything)
+        curve = scoring.curve(everything)
         if alarms is not None:
-            threshold = min(max(its_curve.threshold_at(alarms), FLOOR), 0.95)
-        finder = ScaledDetector(answers, look, threshold, model.fixed_size)
+            threshold = min(max(curve.threshold_at(alarms), FLOOR), 0.95)
+        detector = ScaledDetector(answers, look, threshold, model.fixed_size)
         exposed, spills, shown = 0, [], []
         for picture in pictures:
             pixels = dataset.pixels(picture)
-            found = finder.detect(pixels)
+            found = detector.detect(pixels)
             hidden = hiding.hide(pixels, found.seen, style)
             exposed += sum(survived(pixels, hidden, face) >= EXPOSED for face in picture.faces)
             spills.append(_spill(pixels, hidden, picture))
@@ -156,18 +159,24 @@ def _measured(
             bar.advance()
     faces = sum(len(picture.faces) for picture in pictures)
     precision = scoring.average_precision(everything)
-    return Figures(name, threshold, precision, its_curve, exposed, faces, float(np.mean(spills)), tuple(shown))
+    return Figures(name, threshold, precision, curve, exposed, faces, float(np.mean(spills)), tuple(shown))
 
 
 def _judged(picture: Picture, found: Detections) -> Judged:
-    """Each face by its surest sighting: what is hidden covers all of them, and is larger than any."""
+    """Match the surest box of each face with the labels.
+
+    A mask covers all boxes of a face, and would overlap its label less than any of them.
+    """
     surest = np.unique(found.seen.face, return_index=True)[1]
     boxes = found.seen.boxes_xyxy[surest].clip(0, np.array([picture.width, picture.height] * 2, np.float32))
     return scoring.judged(_boxes(picture.faces), _boxes(picture.ignore), Detections(boxes, found.scores))
 
 
 def survived(clear: Pixels, hidden: Pixels, face: Box) -> float:
-    """The share of the eye band's fine structure that is the same in both pictures: 1 untouched, about 0 hidden."""
+    """Return the correlation of the fine structure of the eye band in both pictures.
+
+    It is 1 for a face that is unchanged, and about 0 for one that is hidden.
+    """
     first, second = (_band(pixels, face) for pixels in (clear, hidden))
     energy = max(float((first * first).sum()), float((second * second).sum()))
     return float((first * second).sum()) / energy if energy > 1e-3 else 0.0
@@ -184,7 +193,7 @@ def _band(pixels: Pixels, face: Box) -> NDArray[np.float32]:
 
 
 def _spill(clear: Pixels, hidden: Pixels, picture: Picture) -> float:
-    """The share of pixels away from every labelled face that changed visibly."""
+    """Return the share of pixels that changed visibly, of those outside of all labelled faces."""
     outside = np.ones(clear.shape[:2], bool)
     for x1, y1, x2, y2 in [*picture.faces, *picture.ignore]:
         x, y = (x2 - x1) / 2, (y2 - y1) / 2

@@ -1,6 +1,6 @@
-"""``veil train export``: a finished run as a SavedModel that workers serve, and as one ZIP file.
+"""``veil train export``: write a finished run as a SavedModel for workers, and as one ZIP file.
 
-This is where training ends and serving begins, and the one module that needs TensorFlow whatever Keras trained on.
+This module needs TensorFlow, whatever backend Keras used for the training.
 """
 
 import json
@@ -25,17 +25,17 @@ from worker.detection.model import LEFT_OUT, METADATA
 from worker.detection.tf import tf
 
 ZIP = "saved_model.zip"
-CANDIDATES = 2000  # strongest anchors that are looked at: some for each of MAX_DETECTIONS faces
-MAX_DETECTIONS = 500  # a picture
+CANDIDATES = 2000  # anchors with the highest scores, from which up to MAX_DETECTIONS faces are chosen
+MAX_DETECTIONS = 500  # per picture
 NMS_IOU = 0.5  # Tan et al., reference implementation
-MIN_SCORE = 0.02  # what the model reports at all; the setting `score_threshold` decides on top of it
-TOLERANCE = 1e-3  # of scores and of normalised corners, between the network and what was saved
+MIN_SCORE = 0.02  # the model returns no detections below it; `score_threshold` applies on top of it
+TOLERANCE = 1e-3  # difference of scores and normalised corners between the network and the saved model
 DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
 class Exported:
-    """Where the model is, its metadata, and the largest difference from the Keras network that was seen."""
+    """An exported model, and its largest difference from the Keras network."""
 
     folder: Path
     zip: Path
@@ -46,9 +46,9 @@ class Exported:
 def export(run: Run, to: Path, threshold: float | None) -> Exported:
     """Write ``saved_model/`` and ``saved_model.zip`` to the folder `to`, all or nothing.
 
-    `threshold` is embedded as the model's own; by default that which the run's evaluation proposed, else 0.5. Raises
-    TrainingFailed when the run isn't finished or the saved model doesn't agree with the network, OutputFailed when it
-    can't be written.
+    `threshold` becomes the model's own; the default is the one that the evaluation of the run
+    proposed, else 0.5. Raise TrainingFailed if the run isn't finished or the saved model differs
+    from the network, and OutputFailed if it can't be written.
     """
     if not ON_TENSORFLOW:
         raise TrainingFailed("a SavedModel is written by TensorFlow: run this with KERAS_BACKEND=tensorflow")
@@ -77,13 +77,16 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
 
 
 def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
-    """Write the network and its METADATA to `folder`; the largest difference between both on a test picture.
+    """Write the network and its METADATA to `folder`, and compare both on test pictures.
 
-    The signature is that of worker.detection.centerface.network, without keypoints. H and W are
-    arbitrary: pictures are padded to multiples of 128 inside.
+    Return the largest difference; raise TrainingFailed if it is above TOLERANCE.
+
+    The signature is that of worker.detection.centerface.network, without keypoints. Height and
+    width are arbitrary, because the model pads pictures to multiples of 128.
     """
     holder = tf.Module()
-    # The weights alone: of a Keras model TensorFlow would save every layer's function too, which takes a minute.
+    # For a Keras model, TensorFlow would also save the functions of all layers, which takes a
+    # minute.
     holder.network = [variable.value for variable in model.variables]
     holder.min_score = tf.Variable(MIN_SCORE, trainable=False)
     spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="input_tensor")
@@ -109,16 +112,16 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
     padded = tf.pad(
         pictures, [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]], constant_values=tf.constant(PADDING, tf.uint8)
     )
-    said = model(tf.cast(padded, tf.float32), training=False)
-    scores = tf.sigmoid(tf.reduce_max(said["faces"], axis=2))
+    outputs = model(tf.cast(padded, tf.float32), training=False)
+    scores = tf.sigmoid(tf.reduce_max(outputs["faces"], axis=2))
     grid = _grid(sides + padding)
-    # Anchors in the padding are outside the picture, where no face is, and workers refuse boxes there.
+    # The padding contains no faces, and workers refuse boxes outside of the picture.
     middle = (grid[:, :2] + grid[:, 2:]) / 2
     scores *= tf.cast(tf.reduce_all(middle < tf.cast(sides, tf.float32), axis=1), tf.float32)
     scores, index = tf.math.top_k(scores, tf.minimum(CANDIDATES + 1, tf.shape(scores)[1]))
     beyond = tf.reduce_max(tf.pad(scores[:, CANDIDATES:], [[0, 0], [0, 1]]), axis=1)
     scores, index = scores[:, :CANDIDATES], index[:, :CANDIDATES]
-    boxes = anchors.decoded(tf.gather(said["boxes"], index, batch_dims=1), tf.gather(grid, index), ops)
+    boxes = anchors.decoded(tf.gather(outputs["boxes"], index, batch_dims=1), tf.gather(grid, index), ops)
     boxes = anchors.bounded(boxes, tf.cast(sides, tf.float32), ops)
     extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
     kept = tf.image.combined_non_max_suppression(
@@ -141,7 +144,7 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
 
 
 def _grid(sides: Any) -> Any:
-    """training.anchors.anchors for sides that are known when a picture comes."""
+    """Return training.anchors.anchors in TensorFlow, for sides that only the graph knows."""
     found = []
     for stride in anchors.STRIDES:
         rows, columns = tf.meshgrid(tf.range(sides[0] // stride), tf.range(sides[1] // stride), indexing="ij")
@@ -153,20 +156,23 @@ def _grid(sides: Any) -> Any:
 
 
 def _difference(model: Any, folder: Path) -> float:
-    """The largest difference of scores and normalised corners between `model` in Keras and the SavedModel in `folder`.
+    """Return the largest difference between the outputs of `model` and of its SavedModel.
 
-    The boxes of each are matched by what the network itself says of that anchor.
+    It covers scores and normalised corners. Each detection of the SavedModel in `folder` is
+    compared with the most similar anchor of `model`.
     """
     side = anchors.MULTIPLE
     picture = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
-    said = model.predict_on_batch(picture.astype(np.float32))
-    logits = said["faces"].max(axis=2).clip(-60, 60)  # beyond, exp overflows, and the score is 0 or 1 either way
+    outputs = model.predict_on_batch(picture.astype(np.float32))
+    # Beyond these limits exp overflows, and the score is 0 or 1 in any case.
+    logits = outputs["faces"].max(axis=2).clip(-60, 60)
     every = 1 / (1 + np.exp(-logits))
-    boxes = anchors.decoded(said["boxes"], anchors.anchors(side, side), np)
+    boxes = anchors.decoded(outputs["boxes"], anchors.anchors(side, side), np)
     boxes = anchors.bounded(boxes, np.array([side, side], np.float32), np) / side
     loaded = tf.saved_model.load(str(folder))
-    loaded.min_score.assign(0.0)  # in memory alone: whatever the network says is compared, however unsure
-    answer = {name: value.numpy() for name, value in loaded.signatures["serving_default"](tf.constant(picture)).items()}
+    loaded.min_score.assign(0.0)  # in memory only, so that unsure detections are compared too
+    answer = loaded.signatures["serving_default"](tf.constant(picture))
+    answer = {name: value.numpy() for name, value in answer.items()}
     worst = 0.0
     for i in range(len(picture)):
         count = int(answer["num_detections"][i])
@@ -179,7 +185,10 @@ def _difference(model: Any, folder: Path) -> float:
 
 
 def _zip(folder: Path, path: Path) -> None:
-    """The files of `folder`, at the top of the archive, with one date: the same model gives the same bytes."""
+    """Write the files of `folder` to an archive whose bytes depend on the model only.
+
+    All entries have the same date.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(each for each in folder.rglob("*") if each.is_file()):
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix())

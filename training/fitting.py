@@ -1,4 +1,4 @@
-"""``veil train fit``: a detector's weights from a data set, in steps that a kill only delays."""
+"""``veil train fit``: train a detector on a data set; a run that was killed resumes."""
 
 import math
 import time
@@ -19,21 +19,22 @@ from training.optimizer import LONGEST_AVERAGE, FlatAdamW
 from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
 from worker.commands.progress import progress_bar
 
-WARM_UP = 0.05  # of the steps
-# A run of few steps averages over fewer of them: the weights over its last tenth, a normalisation over a sixth.
+WARM_UP = 0.05  # share of the steps
+# In a short run, weights are averaged over its last tenth, and normalisations over its last sixth.
 AVERAGED, NORMALISED, LONGEST_NORMALISED = 10, 6, 0.99
 SETTLING_BATCHES = 16
 VALIDATION_BATCHES = 8
 
-Told = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], None]
 
 
-def fit(run: Run, dataset: Dataset, weights: str | None, every: int, tell: Told) -> None:
-    """Train `run` from where it is to its end, with a checkpoint after `every` steps.
+def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Report) -> None:
+    """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
-    `weights` is where the backbone comes from, or None. Raises TrainingFailed when the loss is no number,
-    DatasetInvalid when there is nothing to train on, OutputFailed when the disk is full; the last checkpoint is whole
-    in any case.
+    `weights` are those of the backbone, "imagenet" or a path, or None. `report` gets the line of
+    each checkpoint. Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data
+    set has no faces, and OutputFailed if the disk is full. The last checkpoint remains intact in
+    each case.
     """
     recipe = run.recipe
     batches = _batches(dataset, "train", recipe)
@@ -44,7 +45,7 @@ def fit(run: Run, dataset: Dataset, weights: str | None, every: int, tell: Told)
             reproducible(recipe.seed)
             trained = _Trained(recipe, weights, next(batches.starting(0, 1)))
             step = trained.restore(run.folder / CHECKPOINT)
-            step = _train(run, dataset, trained, batches, step, every, tell)
+            step = _train(run, dataset, trained, batches, step, every, report)
             trained.settle(batches, step)
             curves.plot(run.folder / LOG, run.folder / "curves.png")
             checkpoint.save(run.folder / WEIGHTS, checkpoint.numbered("w", trained.model.weights))
@@ -53,7 +54,7 @@ def fit(run: Run, dataset: Dataset, weights: str | None, every: int, tell: Told)
 
 
 def finished_model(run: Run) -> Any:
-    """The network with the weights of a run; TrainingFailed if it isn't finished."""
+    """Return the network with the weights of a run; raise TrainingFailed if it isn't finished."""
     if not run.is_finished:
         raise TrainingFailed(f"{run.folder} isn't finished: go on with the same `veil train fit`")
     model = efficientdet(run.recipe.size)
@@ -63,7 +64,7 @@ def finished_model(run: Run) -> Any:
 
 
 class _Trained:
-    """The network and its optimizer."""
+    """The network and its optimizer: the state of a run."""
 
     def __init__(self, recipe: Recipe, weights: str | None, first: Any) -> None:
         keras.config.set_dtype_policy(recipe.precision)
@@ -78,11 +79,13 @@ class _Trained:
         )
         self.flat = FlatAdamW(schedule, min(LONGEST_AVERAGE, max(0.0, 1 - AVERAGED / recipe.steps)))
         self.model.compile(optimizer=self.flat, loss={"faces": FocalLoss(), "boxes": BoxLoss()}, jit_compile=jit())
-        self.optimizer = self.model.optimizer  # which scales the loss where the precision asks for it
+        self.optimizer = self.model.optimizer  # wrapped, if the precision needs a scaled loss
         self.optimizer.build(self.model.trainable_variables)
-        # Makes what counts losses, so that the step is traced once and not twice.
-        said = self.model(first.pictures[:1])
-        self.model.compute_loss(x=None, y={name: truth[:1] for name, truth in first.truth.items()}, y_pred=said)
+        # The first loss creates the metrics. Created within a step, they would make Keras trace it
+        # twice.
+        outputs = self.model(first.pictures[:1])
+        truth = {name: values[:1] for name, values in first.truth.items()}
+        self.model.compute_loss(x=None, y=truth, y_pred=outputs)
 
     @property
     def learning_rate(self) -> float:
@@ -93,7 +96,7 @@ class _Trained:
         checkpoint.save(path, {**arrays, "step": np.asarray(step)})
 
     def restore(self, path: Path) -> int:
-        """The step that the checkpoint in `path` was made after; 0 if there is none."""
+        """Load the checkpoint in `path` and return its step; 0 if there is none."""
         if not path.exists():
             return 0
         arrays = checkpoint.load(path)
@@ -103,10 +106,10 @@ class _Trained:
         return step
 
     def settle(self, batches: Batches, step: int) -> None:
-        """Take the averaged weights, and measure what their normalisations see.
+        """Use the averaged weights, and measure the statistics of their normalisations anew.
 
-        The running averages are those of weights that are gone: Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
-        arXiv:2105.07576, section 3.
+        The running statistics belong to the weights before averaging: Wu and Johnson, "Rethinking
+        'Batch' in BatchNorm", arXiv:2105.07576, section 3.
         """
         for variable, values in zip(self.model.trainable_variables, self.flat.parts(self.flat.averaged), strict=True):
             variable.assign(values)
@@ -120,11 +123,13 @@ class _Trained:
                 layer.momentum = momentum
 
 
-def _train(run: Run, dataset: Dataset, trained: _Trained, batches: Batches, step: int, every: int, tell: Told) -> int:
+def _train(
+    run: Run, dataset: Dataset, trained: _Trained, batches: Batches, step: int, every: int, report: Report
+) -> int:
     recipe = run.recipe
     has_validation = any(picture.split == "val" for picture in dataset.pictures)
     validation = _batches(dataset, "val", recipe) if has_validation else None
-    its_curves = curves.Curves(run.folder / LOG, run.folder / "events", step)
+    writer = curves.Curves(run.folder / LOG, run.folder / "events", step)
     started = time.monotonic()
     try:
         with progress_bar("trained", total=recipe.steps) as bar:
@@ -142,13 +147,13 @@ def _train(run: Run, dataset: Dataset, trained: _Trained, batches: Batches, step
                 if validation and (last or step % every == 0):
                     line["val_loss"] = _validation_loss(trained.model, validation)
                 line["seconds"] = round(time.monotonic() - started, 2)
-                its_curves.add(line)
+                writer.add(line)
                 if last or step % every == 0:
                     trained.save(run.folder / CHECKPOINT, step)
-                    tell(line)
+                    report(line)
                 bar.advance()
     finally:
-        its_curves.close()
+        writer.close()
     return step
 
 
@@ -159,8 +164,7 @@ def _batches(dataset: Dataset, split: str, recipe: Recipe) -> Batches:
 
 def _validation_loss(model: Any, validation: Batches) -> float:
     count = min(VALIDATION_BATCHES, math.ceil(len(validation.pictures) / validation.size))
-    losses = [
-        float(model.test_on_batch(batch.pictures, batch.truth, return_dict=True)["loss"])
-        for batch in validation.starting(0, count)
-    ]
-    return sum(losses) / len(losses)
+    total = 0.0
+    for batch in validation.starting(0, count):
+        total += float(model.test_on_batch(batch.pictures, batch.truth, return_dict=True)["loss"])
+    return total / count

@@ -1,4 +1,4 @@
-"""Labelled pictures as others write them down: Pascal VOC, COCO, YOLO text, WIDER FACE text, Veil's annotations."""
+"""Readers of labels: Pascal VOC, COCO, YOLO text, WIDER FACE text, and the annotations of Veil."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tasks.errors import DatasetInvalid
 from worker.commands.anonymize import PICTURE_SUFFIXES
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
-# Where annotations usually keep their pictures, seen from their own folder.
+# The usual folders of pictures, relative to the folder of their annotations.
 PICTURE_FOLDERS = (".", "images", "JPEGImages", "../images", "../JPEGImages", "..")
 WIDER_FIELDS = 10  # x y w h blur expression illumination invalid occlusion pose
 WIDER_INVALID = 7
@@ -22,7 +22,10 @@ WIDER_INVALID = 7
 
 @dataclass(frozen=True)
 class Label:
-    """One box as it was labelled. `ignored`: neither a face nor none (difficult, a crowd, invalid)."""
+    """A labelled box.
+
+    One that is `ignored` (difficult, a crowd, invalid) counts neither as a face nor as none.
+    """
 
     name: str
     box: Box
@@ -31,10 +34,10 @@ class Label:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One picture and its labels, as the source tells it.
+    """A picture and its labels, as they are in the source.
 
-    `path` is None where the source names a picture, `name`, that isn't there. Boxes are in pixels, or shares of the
-    picture's sides if `shares`. `size` is (width, height) if the source states it.
+    `path` is None if the picture `name` does not exist. Boxes are in pixels, or with `shares` in
+    shares of the sides of the picture. `size` is (width, height) if the source states it.
     """
 
     name: str
@@ -48,9 +51,11 @@ Reader = Callable[[Path, Sequence[Path]], Iterator[Labelled]]
 
 
 def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Labelled]:
-    """What `source`, a file or a folder, labels; `form` names its format, else its content tells.
+    """Return the labelled pictures of `source`, a file or a folder.
 
-    `pictures` are further folders where its pictures may be. DatasetInvalid, in one line, if it can't be read.
+    `form` names its format; without it, the format is recognised by the content. `pictures` are
+    further folders to search for the pictures. Raise DatasetInvalid, with a message of one line, if
+    `source` can't be read.
     """
     if not source.exists():
         raise DatasetInvalid(f"{source} does not exist")
@@ -67,7 +72,7 @@ def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Label
 
 
 def _recognised(source: Path) -> str:
-    """The format of `source` by what is in it."""
+    """Return the name of the format of `source`, recognised by its content."""
     if file := _json_file(source):
         try:
             content = json.loads(file.read_text())
@@ -84,18 +89,20 @@ def _recognised(source: Path) -> str:
 
 
 def _json_file(source: Path) -> Path | None:
-    """`source` if it is JSON, or the annotations.json in it, or the only JSON file in it."""
+    """Return `source` if it is JSON, or the annotations.json or the only JSON file in it."""
     if source.is_file():
         return source if source.suffix == ".json" else None
     files = sorted(source.glob("*.json"))
     named = [file for file in files if file.name == "annotations.json"]
-    return named[0] if named else files[0] if len(files) == 1 else None
+    if named:
+        return named[0]
+    return files[0] if len(files) == 1 else None
 
 
 def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
-    """Pascal VOC: an XML file for each picture; corners in pixels, taken as they stand."""
+    """Read Pascal VOC: an XML file for each picture, with corners in pixels."""
     for file in [source] if source.is_file() else sorted(source.rglob("*.xml")):
-        root = ElementTree.parse(file).getroot()  # noqa: S314 - expat since 2.4.1 refuses blown-up entities
+        root = ElementTree.parse(file).getroot()  # noqa: S314 - expat refuses exponential entities since 2.4.1
         name = root.findtext("filename") or file.stem
         labels = []
         for item in root.iter("object"):
@@ -111,7 +118,7 @@ def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 
 
 def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
-    """COCO: one JSON file; boxes are x y width height in pixels, a crowd is ignored."""
+    """Read COCO: one JSON file with boxes x y width height in pixels; a crowd is ignored."""
     file = _json_file(source) or source
     content = json.loads(file.read_text())
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
@@ -129,7 +136,10 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 
 
 def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
-    """YOLO text: a line for each box, class and centre and sides as shares; names from data.yaml or classes.txt."""
+    """Read YOLO text: a line for each box, with its class, and centre and sides as shares.
+
+    The names of the classes are in data.yaml or classes.txt.
+    """
     folder = source if source.is_dir() else source.parent
     names = _yolo_names(source, folder)
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
@@ -159,7 +169,10 @@ def _yolo_names(source: Path, folder: Path) -> dict[int, str]:
 
 
 def _yolo_key(path: Path, folder: Path) -> str:
-    """What a picture and its labels have in common: the path without `images` or `labels` and without suffix."""
+    """Return the part of the path that a picture shares with its labels.
+
+    It lacks the suffix and the folders `images` and `labels`.
+    """
     parts = [part for part in path.relative_to(folder).with_suffix("").parts if part not in ("images", "labels")]
     return "/".join(parts)
 
@@ -169,7 +182,10 @@ def _is_yolo(path: Path) -> bool:
 
 
 def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
-    """WIDER FACE text: a picture's name, its number of faces, and a line for each; invalid ones are ignored."""
+    """Read WIDER FACE text: the name of a picture, its number of faces, and a line for each.
+
+    Faces that are marked invalid are ignored.
+    """
     for file in [source] if source.is_file() else sorted(source.glob("**/*_bbx_gt.txt")):
         lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
         folders = [*pictures, *sorted(path for path in file.parent.parent.glob("**/images") if path.is_dir())]
@@ -185,12 +201,18 @@ def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
                 invalid = len(row) >= WIDER_FIELDS and row[WIDER_INVALID] == "1"
                 labels.append(Label("face", (x, y, x + width, y + height), invalid))
             yield Labelled(name, _picture(name, file.parent, folders), tuple(labels))
+            at += 2 + count
             # A picture without faces has one line of zeros.
-            at += 2 + max(count, int(at + 2 < len(lines) and bool(re.fullmatch(r"[0\s]+", lines[at + 2]))))
+            if not count and at < len(lines) and re.fullmatch(r"[0\s]+", lines[at]):
+                at += 1
 
 
 def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
-    """Veil's own: {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels", "ignore"}]}."""
+    """Read the annotations of Veil.
+
+    They are {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels",
+    "ignore"}]}.
+    """
     file = _json_file(source) or source
     for image in json.loads(file.read_text())["images"]:
         names = image.get("labels") or ["face"] * len(image["faces"])
@@ -206,7 +228,10 @@ def _box(sides: Sequence[Any]) -> Box:
 
 
 def _picture(name: str, near: Path, pictures: Sequence[Path]) -> Path | None:
-    """The picture called `name`, with or without its folder and suffix, in `pictures` or where it usually lies."""
+    """Return the path of the picture `name`, searched in `pictures` and in the usual folders.
+
+    Annotations may name a picture with or without its folder and suffix.
+    """
     for folder in [*pictures, *(near / part for part in PICTURE_FOLDERS)]:
         for candidate in (folder / name, folder / Path(name.replace("\\", "/")).name):
             if candidate.is_file():

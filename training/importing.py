@@ -1,4 +1,4 @@
-"""``veil train import``: labelled pictures of any known format become one data set, checked and split."""
+"""``veil train import``: make one data set of labelled pictures of any known format."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ from training.formats import Label, Labelled
 from worker.commands.progress import progress_bar
 
 FACE, IGNORE, DROP = "FACE", "ignore", "drop"
-PLACES = 1  # decimals of a pixel: what formats that store sides or shares agree on
-SMALLEST = 1.0  # pixels: the side from which a box is one
+PLACES = 1  # decimals of a pixel, so that formats that store corners, sides or shares agree
+SMALLEST = 1.0  # pixels; a box with a smaller side is dropped
 THREADS = 4
-SHOWN = 5  # names of pictures with a problem
+SHOWN = 5  # pictures that are named per problem
 
 OUTSIDE = "boxes that reached outside their picture were cut"
 EMPTY = "boxes without area, or wholly outside, were dropped"
@@ -34,10 +34,10 @@ WITHOUT = "pictures have no face"
 
 @dataclass(frozen=True)
 class Choice:
-    """How labels become faces and pictures splits.
+    """The options of an import.
 
-    `mapping` names labels: FACE, IGNORE (neither a face nor none) or DROP; a label that it does not name is a face if
-    it is empty, and dropped else. `val` and `test` are shares of the pictures.
+    `mapping` maps a label to FACE, IGNORE (neither a face nor none) or DROP. Other labels are faces
+    if it is empty, and dropped otherwise. `val` and `test` are shares of the pictures.
     """
 
     mapping: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an import; `problems` counts and names pictures, by kind."""
+    """The result of an import; `problems` contains the names of pictures by kind of problem."""
 
     dataset: Dataset
     labels_before: Counter[str]
@@ -57,7 +57,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Checked:
-    """One picture that was read."""
+    """A picture that was read and checked."""
 
     name: str
     content: bytes
@@ -73,8 +73,9 @@ class _Checked:
 def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     """Write the data set of `labelled` to `folder`, all of it or nothing.
 
-    Raises DatasetInvalid when nothing is left, a split is empty or `folder` holds something else, OutputFailed when
-    it can't be written. The same pictures and labels give the same digest, from whatever format.
+    Raise DatasetInvalid if no picture remains, a split has no face or `folder` has other content,
+    and OutputFailed if it can't be written. The digest depends on pictures and labels, not on their
+    format.
     """
     before = Counter(label.name for each in labelled for label in each.labels)
     _check_mapping(choice.mapping, before)
@@ -90,8 +91,10 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
         raise OutputFailed(f"{folder} can't be written: {error.strerror}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    after = Counter({FACE: sum(len(p.faces) for p in pictures), IGNORE: sum(len(p.ignore) for p in pictures)})
-    return Imported(made, before, +after, problems)
+    faces = sum(len(picture.faces) for picture in pictures)
+    ignored = sum(len(picture.ignore) for picture in pictures)
+    after = +Counter({FACE: faces, IGNORE: ignored})  # + removes zeros
+    return Imported(made, before, after, problems)
 
 
 def _check_mapping(mapping: Mapping[str, str], labels: Counter[str]) -> None:
@@ -106,7 +109,7 @@ def _check_mapping(mapping: Mapping[str, str], labels: Counter[str]) -> None:
 def _written(
     labelled: Sequence[Labelled], choice: Choice, work: Path, problems: dict[str, list[str]]
 ) -> dict[str, _Checked]:
-    """Read, check and write every picture; those that are left, by SHA-256, the same one once."""
+    """Read, check and write all pictures; return the accepted ones by SHA-256."""
     known: dict[str, _Checked] = {}
     with progress_bar("imported", total=len(labelled)) as bar:
         for each, checked in _in_order(labelled, choice):
@@ -130,7 +133,10 @@ def _written(
 
 
 def _in_order(labelled: Sequence[Labelled], choice: Choice) -> Iterator[tuple[Labelled, "_Checked | str"]]:
-    """What came of each, a few at a time."""
+    """Yield each picture with its checked form or its problem, in order.
+
+    Pictures are read in chunks, which bounds the memory for their contents.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(labelled), 8 * THREADS):
             chunk = labelled[start : start + 8 * THREADS]
@@ -138,7 +144,7 @@ def _in_order(labelled: Sequence[Labelled], choice: Choice) -> Iterator[tuple[La
 
 
 def _check(each: Labelled, choice: Choice) -> "_Checked | str":
-    """One picture read and its boxes put right, or the problem that leaves it out."""
+    """Return the picture with corrected boxes, or the problem that excludes it."""
     if each.path is None:
         return MISSING
     try:
@@ -178,10 +184,13 @@ def _target(label: Label, mapping: Mapping[str, str]) -> str:
 
 
 def _within(box: Box, scale: tuple[int, int], width: int, height: int, problems: set[str]) -> Box | None:
-    """`box` in pixels and cut at the picture's edges; None, and a problem, if nothing is left of it."""
+    """Return `box` in pixels, cut at the edges of the picture.
+
+    Return None if nothing remains of it. Both cases add to `problems`.
+    """
     x1, y1, x2, y2 = (round(side * scale[i % 2], PLACES) for i, side in enumerate(box))
     cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    if not (cut[2] - cut[0] >= SMALLEST and cut[3] - cut[1] >= SMALLEST):  # not so for NaN either
+    if not (cut[2] - cut[0] >= SMALLEST and cut[3] - cut[1] >= SMALLEST):  # false for NaN too
         problems.add(EMPTY)
         return None
     if cut != (x1, y1, x2, y2):
@@ -190,9 +199,10 @@ def _within(box: Box, scale: tuple[int, int], width: int, height: int, problems:
 
 
 def _joined(first: _Checked, second: _Checked) -> _Checked:
-    """The same picture from two places, with the boxes of both."""
-    faces, ignore = (tuple(sorted({*getattr(first, name), *getattr(second, name)})) for name in ("faces", "ignore"))
-    return replace(first, faces=faces, ignore=ignore)
+    """Return a picture that was listed twice, with the boxes of both."""
+    faces = sorted({*first.faces, *second.faces})
+    ignore = sorted({*first.ignore, *second.ignore})
+    return replace(first, faces=tuple(faces), ignore=tuple(ignore))
 
 
 def _file(checked: _Checked) -> str:
@@ -200,21 +210,20 @@ def _file(checked: _Checked) -> str:
 
 
 def _split(known: Mapping[str, _Checked], choice: Choice, problems: dict[str, list[str]]) -> list[Picture]:
-    """Each picture's split, drawn by its content, so that it stays where it is when others come.
+    """Return the pictures with their splits.
 
-    Pictures that look alike go where the first of them goes.
+    The content of a picture decides its split, so that later imports with more pictures don't move
+    it. Pictures that look alike get the split of the first of them.
     """
     ordered = [known[sha256] for sha256 in sorted(known)]
     pictures = []
     for members in likeness.groups([checked.looks for checked in ordered]):
         if len(members) > 1:
             problems.setdefault(ALIKE, []).extend(ordered[i].name for i in members[1:])
-        drawn = int(ordered[members[0]].sha256[:13], 16) / 16**13
-        split = "test" if drawn < choice.test else "val" if drawn < choice.test + choice.val else "train"
-        pictures += [
-            Picture(_file(its), its.sha256, *its.size, its.faces, its.ignore, split)
-            for its in (ordered[i] for i in members)
-        ]
+        split = _split_of(ordered[members[0]], choice)
+        for i in members:
+            its = ordered[i]
+            pictures.append(Picture(_file(its), its.sha256, *its.size, its.faces, its.ignore, split))
     shares = {"train": 1 - choice.val - choice.test, "val": choice.val, "test": choice.test}
     for name, share in shares.items():
         if share > 0 and not any(picture.split == name and picture.faces for picture in pictures):
@@ -224,8 +233,15 @@ def _split(known: Mapping[str, _Checked], choice: Choice, problems: dict[str, li
     return pictures
 
 
+def _split_of(checked: _Checked, choice: Choice) -> str:
+    drawn = int(checked.sha256[:13], 16) / 16**13
+    if drawn < choice.test:
+        return "test"
+    return "val" if drawn < choice.test + choice.val else "train"
+
+
 def _placed(work: Path, folder: Path) -> Dataset:
-    """Move the finished data set to `folder`; the same one there already is left as it is."""
+    """Move the finished data set to `folder`, unless it already contains the same one."""
     made = Dataset.load(work)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / dataset.INDEX).is_file() or Dataset.load(folder).digest != made.digest:
@@ -240,7 +256,7 @@ def _summary(problems: Mapping[str, Sequence[str]]) -> str:
 
 
 def problem_lines(problems: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for each kind, with the first names."""
+    """Return a line for each kind of problem, with the names of the first pictures."""
     lines = []
     for kind, names in problems.items():
         more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""

@@ -1,4 +1,4 @@
-"""Which pictures look alike, by perceptual hash, so that none has a near-duplicate in another split."""
+"""Groups of near-duplicates, by perceptual hash, so that no picture has one in another split."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,23 +9,30 @@ import numpy as np
 from worker.detection.detector import Pixels
 
 BITS = 64
-SIDE = 32  # pixels that the cosine transform sees
-KEPT = 8  # lowest frequencies each way
-ALIKE = 6  # of 64 bits that may differ: the same photograph saved, resized or brightened again
-BANDS = 8  # of 8 bits: two hashes that differ in at most 7 bits agree in one band
+SIDE = 32  # side of the picture that is transformed, pixels
+KEPT = 8  # lowest frequencies that the hash uses in each direction
+ALIKE = 6  # differing bits at most, of 64: the same photograph, saved, resized or brightened again
+BANDS = 8  # bands of 8 bits; two hashes that differ in at most 7 bits agree in at least one band
 
 
 def perceptual_hash(picture: Pixels) -> int:
-    """64 bits of `picture`, uint8 RGB [h, w, 3]: which of its low frequencies are stronger than their median."""
+    """Return a hash of 64 bits of `picture`, uint8 RGB [h, w, 3].
+
+    A bit is set if the amplitude of its frequency is above the median of the low frequencies.
+    """
     gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:KEPT, :KEPT].reshape(-1)
-    bits = low > np.median(low[1:])  # the first is the brightness
+    bits = low > np.median(low[1:])  # without the first, the mean brightness
     return int(np.packbits(bits).tobytes().hex(), 16)
 
 
 def groups(hashes: Sequence[int]) -> list[list[int]]:
-    """The indices of `hashes`, those that are ALIKE together, also through others; each group sorted, by its first."""
+    """Return the indices of `hashes` in groups of pictures that look alike.
+
+    A group also contains pictures that look alike through others. The groups are sorted, and so are
+    the indices in each.
+    """
     parent = list(range(len(hashes)))
 
     def root(i: int) -> int:

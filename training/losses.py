@@ -1,4 +1,4 @@
-"""The two losses of EfficientDet, each summed over the batch's anchors and divided by its faces."""
+"""The losses of EfficientDet, summed over the anchors of a batch, divided by its faces."""
 
 from typing import Any
 
@@ -6,14 +6,17 @@ from training.backend import keras, ops
 
 # Tan et al. (EfficientDet, CVPR 2020), section 5.1.
 ALPHA, GAMMA = 0.25, 1.5
-# Reference implementation (google/automl, hparams_config.py): what the paper does not say.
+# Values that the paper does not state: reference implementation (google/automl, hparams_config.py).
 HUBER_DELTA = 0.1
 BOX_WEIGHT = 50.0
 
 
 @keras.saving.register_keras_serializable("veil")
 class FocalLoss(keras.losses.Loss):  # type: ignore[misc]
-    """Focal loss (Lin et al., ICCV 2017, equation 5) of logits [n, a, 1]; the truth is 1, 0, or -1 for "don't care"."""
+    """Focal loss (Lin et al., ICCV 2017, equation 5) of logits [n, a, 1].
+
+    The truth is 1 for a face, 0 for background and -1 for an anchor that does not count.
+    """
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         truth = ops.cast(y_true > 0, y_pred.dtype)
@@ -27,17 +30,20 @@ class FocalLoss(keras.losses.Loss):  # type: ignore[misc]
 
 @keras.saving.register_keras_serializable("veil")
 class BoxLoss(keras.losses.Loss):  # type: ignore[misc]
-    """Huber loss of offsets [n, a, 4]; the truth [n, a, 5] ends with 1 where an anchor stands for a face, else 0."""
+    """Huber loss of offsets [n, a, 4].
+
+    The last value of the truth [n, a, 5] is 1 for an anchor that is matched with a face, else 0.
+    """
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         stands = y_true[..., 4:]
         error = ops.abs(y_true[..., :4] - y_pred)
         inner = ops.minimum(error, HUBER_DELTA)
-        # Quadratic near zero, linear beyond, divided by delta's scale as the reference does: the mean of four offsets.
+        # As in the reference implementation, the loss is the mean over the four offsets.
         huber = inner * (error - inner / 2)
         return BOX_WEIGHT * ops.sum(stands * huber) / (4 * _faces(stands))
 
 
 def _faces(stands: Any) -> Any:
-    """The anchors that stand for a face, and one, so that a batch without faces divides by something."""
+    """Return the number of matched anchors plus one, a divisor for batches without faces."""
     return ops.sum(stands) + 1

@@ -1,7 +1,8 @@
-"""EfficientDet in Keras: an EfficientNet backbone, a bidirectional feature pyramid, and two heads over its levels.
+"""EfficientDet in Keras: an EfficientNet backbone, a bidirectional feature pyramid, and two heads.
 
-Tan, Pang and Le, "EfficientDet: Scalable and Efficient Object Detection", CVPR 2020, arXiv:1911.09070; constants that
-the paper does not give are those of its reference implementation (google/automl, Apache-2.0).
+Tan, Pang and Le, "EfficientDet: Scalable and Efficient Object Detection", CVPR 2020,
+arXiv:1911.09070. Constants that the paper does not state are those of its reference implementation
+(google/automl, Apache-2.0).
 """
 
 import contextlib
@@ -15,18 +16,18 @@ from tasks.errors import TrainingFailed
 from training.anchors import LEVELS, PER_POINT
 from training.backend import keras, layers, ops
 
-PRIOR = 0.01  # the share of anchors that the untrained network takes for faces (Lin et al., section 4.1)
+PRIOR = 0.01  # score of all anchors in the untrained network (Lin et al., section 4.1)
 FUSION_EPSILON = 1e-4  # paper, section 3.3
 NORM_MOMENTUM, NORM_EPSILON = 0.99, 1e-3  # reference implementation
 HEAD_DEPTH = 3  # paper, table 1: D0 to D2
-# What ImageNet weights expect: Keras' EfficientNet scales by 1/255 itself and leaves the rest to weights.
+# The normalisation that ImageNet weights expect. The EfficientNet of Keras only scales by 1/255.
 MEAN = np.array([0.485, 0.456, 0.406]) * 255
 DEVIATION = np.array([0.229, 0.224, 0.225]) * 255
 
 
 @dataclass(frozen=True)
 class Size:
-    """One row of the paper's table 1: the backbone's number, the picture's side, the pyramid's channels and layers."""
+    """A row of table 1 of the paper; `channels` and `layers` are those of the pyramid."""
 
     backbone: str
     side: int
@@ -43,7 +44,7 @@ SIZES = {
 
 @keras.saving.register_keras_serializable("veil")
 class WeightedSum(layers.Layer):  # type: ignore[misc]
-    """Fast normalised fusion: a sum of equal shapes, each with a learned weight that is not negative."""
+    """Fast normalised fusion: a sum of inputs of one shape with learned, non-negative weights."""
 
     def build(self, input_shape: Any) -> None:
         self.shares = self.add_weight(shape=(len(input_shape),), initializer="ones", name="shares")
@@ -58,9 +59,11 @@ class WeightedSum(layers.Layer):  # type: ignore[misc]
 
 
 def efficientdet(size: str, classes: int = 1) -> Any:
-    """A network with new weights: pictures float [n, h, w, 3], RGB 0 to 255, sides multiples of 128, to two outputs.
+    """Return a network with new weights.
 
-    ``faces`` [n, a, classes] are logits and ``boxes`` [n, a, 4] offsets from training.anchors.anchors.
+    Its input is float [n, h, w, 3], RGB 0 to 255, with sides that are multiples of 128. Of its
+    outputs, ``faces`` [n, a, classes] are logits and ``boxes`` [n, a, 4] offsets from
+    training.anchors.anchors.
     """
     chosen = SIZES[size]
     pictures = keras.Input((None, None, 3), name="pictures")
@@ -75,14 +78,15 @@ def efficientdet(size: str, classes: int = 1) -> Any:
 
 
 def load_backbone(model: Any, size: str, weights: str) -> None:
-    """Copy what `weights` says ("imagenet", or an EfficientNet's .h5 without its top) into the backbone of `model`.
+    """Load weights into the backbone of `model`.
 
-    TrainingFailed when they can't be had or are another network's.
+    `weights` is "imagenet", or the path of an .h5 file of the EfficientNet without its top. Raise
+    TrainingFailed if they can't be loaded or belong to another network.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Keras tells of downloads where results are printed
+        with contextlib.redirect_stdout(sys.stderr):  # Keras prints its downloads on stdout
             source = getattr(keras.applications, SIZES[size].backbone)(include_top=False, weights=weights)
-    except Exception as error:  # of the download, or of the file
+    except Exception as error:  # Keras documents no types for a failed download or a damaged file
         reason = " ".join(str(error).split())[:160]
         raise TrainingFailed(
             f"--weights {weights} can't be had ({reason}): use --weights none, or the path of {SIZES[size].backbone}'s "
@@ -90,34 +94,37 @@ def load_backbone(model: Any, size: str, weights: str) -> None:
         ) from None
     known = {layer.name: layer for layer in source.layers}
     for layer in model.get_layer("backbone").layers:
-        # The pictures are normalised before they come here.
+        # `efficientdet` normalises the pictures itself.
         if layer.weights and not isinstance(layer, layers.Normalization):
             layer.set_weights(known[layer.name].get_weights())
 
 
 def _stages(name: str) -> Any:
-    """The backbone: pictures to the last feature maps at strides of 8, 16 and 32 pixels."""
+    """Return the backbone, whose outputs are the last maps at strides of 8, 16 and 32 pixels."""
     network = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(None, None, 3))
     for layer in network.layers:
         if isinstance(layer, layers.Dropout):
-            layer.rate = 0.0  # stochastic depth makes small batches noisier still, and a resumed run differ
+            # Stochastic depth adds noise to small batches, and makes a resumed run differ.
+            layer.rate = 0.0
     last = {layer.name[: len("block3")]: layer.output for layer in network.layers}
     return keras.Model(network.input, [last[block] for block in ("block3", "block5", "block7")], name="backbone")
 
 
 def _pyramid_inputs(stages: list[Any], channels: int) -> list[Any]:
-    """The maps of all LEVELS: the backbone's, and two made from its last by halving."""
+    """Return the maps of all LEVELS: those of the backbone, and two halved from its last."""
     sixth = _halved(_projected(stages[-1], channels, "p6"))
     return [*stages, sixth, _halved(sixth)]
 
 
 def _bifpn(maps: list[Any], channels: int, name: str) -> list[Any]:
-    """One layer of the pyramid: from coarse to fine, then from fine to coarse, each way with its own sums."""
+    """Return the maps after one layer of the pyramid: a pass from coarse to fine, and one back."""
 
     def own(level: int, way: str) -> Any:
-        """The level's own map, projected once for each use where it still has the backbone's channels."""
-        its = maps[level]
-        return its if its.shape[-1] == channels else _projected(its, channels, f"{name}_{way}{LEVELS[level]}_own")
+        """Return the map of the level, projected if it has the channels of the backbone."""
+        source = maps[level]
+        if source.shape[-1] == channels:
+            return source
+        return _projected(source, channels, f"{name}_{way}{LEVELS[level]}_own")
 
     last = len(maps) - 1
     down = {last: maps[last]}
@@ -138,7 +145,10 @@ def _node(inputs: list[Any], channels: int, name: str) -> Any:
 
 
 def _head(maps: list[Any], channels: int, values: int, name: str, start: Any) -> Any:
-    """`values` for each anchor of all maps. The levels share convolutions; each has its own normalisation."""
+    """Return `values` numbers for each anchor of all maps.
+
+    The levels share their convolutions, but not their normalisations.
+    """
     convolutions = [
         layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=f"{name}_conv{depth}")
         for depth in range(HEAD_DEPTH)
@@ -146,12 +156,13 @@ def _head(maps: list[Any], channels: int, values: int, name: str, start: Any) ->
     last = layers.SeparableConv2D(
         PER_POINT * values, 3, padding="same", bias_initializer=start, dtype="float32", name=f"{name}_last"
     )
-    said = []
-    for level, its in zip(LEVELS, maps, strict=True):
+    outputs = []
+    for level, features in zip(LEVELS, maps, strict=True):
         for depth, convolution in enumerate(convolutions):
-            its = layers.Activation("swish")(_norm(f"{name}_norm{depth}_{level}")(convolution(its)))
-        said.append(layers.Reshape((-1, values), dtype="float32")(last(its)))
-    return layers.Concatenate(axis=1, dtype="float32", name=name)(said)
+            normalised = _norm(f"{name}_norm{depth}_{level}")(convolution(features))
+            features = layers.Activation("swish")(normalised)
+        outputs.append(layers.Reshape((-1, values), dtype="float32")(last(features)))
+    return layers.Concatenate(axis=1, dtype="float32", name=name)(outputs)
 
 
 def _projected(source: Any, channels: int, name: str) -> Any:

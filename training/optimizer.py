@@ -1,7 +1,7 @@
-"""AdamW with clipping and an average of the weights, over all weights as one vector.
+"""AdamW with gradient clipping and averaged weights, computed on one vector of all weights.
 
-Keras' own makes some fifty operations for each of a detector's 460 weights: 40 of a minute's seconds go by before the
-first step on a CPU. One vector makes them once.
+The optimizer of Keras adds some fifty operations to the graph for each of the 460 weights of a
+detector, and tracing them takes 40 seconds on a CPU. With one vector they are added once.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,20 @@ from typing import Any
 
 from training.backend import keras, ops
 
-# Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019; Kingma and Ba's momenta.
+# Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, with the momenta of
+# Kingma and Ba.
 FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-7
 DECAY = 4e-5  # paper (EfficientDet, section 5.1)
-LARGEST_NORM = 10.0  # reference implementation: of all gradients together
+LARGEST_NORM = 10.0  # of the vector of all gradients; reference implementation
 LONGEST_AVERAGE = 0.9998  # paper, section 5.1
 
 
 @keras.saving.register_keras_serializable("veil")
 class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """`average` is how much of the weights' running average each step keeps; kernels alone decay."""
+    """AdamW whose weight decay applies to kernels only.
+
+    `average` is the share of the running average of the weights that each step keeps.
+    """
 
     def __init__(self, learning_rate: Any, average: float = LONGEST_AVERAGE, name: str = "flat_adamw") -> None:
         super().__init__(learning_rate=learning_rate, name=name)
@@ -58,7 +62,7 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         return self.iterations
 
     def parts(self, vector: Any) -> list[Any]:
-        """`vector` cut into the shapes of the weights, in their order."""
+        """Return the parts of `vector` in the order and the shapes of the weights."""
         sizes = [_size(variable) for variable in self._weights]
         cuts = [sum(sizes[:i]) for i in range(1, len(sizes))]
         pieces = ops.split(vector, cuts)

@@ -1,4 +1,4 @@
-"""What a data set holds, for the one who imported it: a Markdown report with tables and plots."""
+"""The report of an import: a Markdown file with tables and plots of the data set."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tasks.errors import OutputFailed
 from training import charts
-from training.dataset import SPLITS, sides
+from training.dataset import SPLITS, Box, Picture, sides
 from training.importing import Imported, problem_lines
 
-SIZES = (8, 16, 32, 64, 128, 256)  # pixels: limits of the rows by face size
-MANY = (0, 1, 2, 3, 5, 10, 20, 50)  # faces: first of each row by faces in a picture
+SIZES = (8, 16, 32, 64, 128, 256)  # limits of the rows by size of face, in pixels
+MANY = (0, 1, 2, 3, 5, 10, 20, 50)  # lower limits of the rows by number of faces in a picture
 
 
 def write(imported: Imported, folder: Path) -> dict[str, Any]:
-    """Write ``report.md`` and its plots to `folder`; the figures in it. OutputFailed when that can't be."""
+    """Write ``report.md`` and its plots to `folder`, and return its figures.
+
+    Raise OutputFailed if they can't be written.
+    """
     figures = summary(imported)
     try:
         _write(imported, figures, folder)
@@ -66,39 +70,46 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
 
 
 def summary(imported: Imported) -> dict[str, Any]:
-    """The figures of the report."""
+    """Return the figures of the report."""
     pictures = imported.dataset.pictures
-    by_split = {name: [p for p in pictures if p.split == name] for name in SPLITS}
-    by_split = {name: chosen for name, chosen in by_split.items() if chosen}
-    every = sides(box for p in pictures for box in p.faces)
+    splits, face_sizes, faces_per_picture = {}, {}, {}
+    for name in SPLITS:
+        chosen = [picture for picture in pictures if picture.split == name]
+        if not chosen:
+            continue
+        faces = [len(picture.faces) for picture in chosen]
+        ignored = sum(len(picture.ignore) for picture in chosen)
+        splits[name] = {"pictures": len(chosen), "faces": sum(faces), "ignored areas": ignored}
+        face_sizes[name] = _counted(_face_sides(chosen), SIZES, below=True)
+        faces_per_picture[name] = _counted(faces, MANY)
     return {
         "digest": imported.dataset.digest,
-        "splits": {
-            name: {
-                "pictures": len(chosen),
-                "faces": sum(len(p.faces) for p in chosen),
-                "ignored areas": sum(len(p.ignore) for p in chosen),
-            }
-            for name, chosen in by_split.items()
-        },
+        "splits": splits,
         "labels_before": dict(imported.labels_before.most_common()),
         "labels_after": dict(imported.labels_after.most_common()),
-        "median_face": round(float(np.median(every)), 1),
-        "face_sizes": {
-            name: _counted(sides(box for p in chosen for box in p.faces), SIZES, below=True)
-            for name, chosen in by_split.items()
-        },
-        "faces_per_picture": {
-            name: _counted([len(p.faces) for p in chosen], MANY) for name, chosen in by_split.items()
-        },
+        "median_face": round(float(np.median(_face_sides(pictures))), 1),
+        "face_sizes": face_sizes,
+        "faces_per_picture": faces_per_picture,
         "problems": {kind: len(names) for kind, names in imported.problems.items()},
     }
 
 
+def _face_sides(pictures: Sequence[Picture]) -> NDArray[np.float64]:
+    boxes: list[Box] = []
+    for picture in pictures:
+        boxes += picture.faces
+    return sides(boxes)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *([f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows)]
+    """Return the lines of a Markdown table."""
+    lines = [head, ["---"] * len(head)]
+    lines += [[_cell(value) for value in row] for row in rows]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _rows(counts: dict[str, dict[str, int]]) -> list[list[Any]]:
@@ -111,14 +122,15 @@ def _by_split(what: str, counts: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _counted(values: Any, limits: Sequence[int], below: bool = False) -> dict[str, int]:
-    """How many of `values` are in each row: from one limit up to the next. With `below`, also below the first."""
+    """Return the number of `values` between each limit and the next.
+
+    With `below`, a first row counts the values under the first limit.
+    """
     edges = [0, *limits] if below else list(limits)
     row = np.searchsorted(edges, np.asarray(values), side="right") - 1
     counts = Counter(row.tolist())
-    return {
-        _range(first, last, below): counts[i]
-        for i, (first, last) in enumerate(zip(edges, [*edges[1:], None], strict=True))
-    }
+    ranges = zip(edges, [*edges[1:], None], strict=True)
+    return {_range(first, last, below): counts[i] for i, (first, last) in enumerate(ranges)}
 
 
 def _range(first: int, last: int | None, real: bool) -> str:

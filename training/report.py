@@ -1,4 +1,4 @@
-"""The report of an evaluation: tables, curves, and the worst misses and false alarms drawn."""
+"""The report of an evaluation: tables, curves, and the worst misses and false alarms."""
 
 import json
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ from training.overview import table
 from training.scoring import SIZES, size_name
 from worker.detection.detector import Boxes, Pixels
 
-TILES, COLUMNS, TILE, GAP = 12, 4, 240, 8  # of a sheet; pixels
-AROUND = 3.0  # sides of the box that a tile shows
+TILES, COLUMNS = 12, 4  # of a sheet
+TILE, GAP = 240, 8  # pixels
+AROUND = 3.0  # side of the part that a tile shows, in sides of the box
 PAPER, LABELLED, FOUND, ALARM = (250, 249, 246), (42, 111, 151), (122, 140, 60), (226, 60, 38)
 
 
 def write(figures: Sequence[Figures], dataset: Dataset, split: str, look: str, folder: Path) -> dict[str, Any]:
-    """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`; what the JSON holds.
+    """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`, and return the JSON.
 
-    The first of `figures` is the model that the report is about. Raises OutputFailed when it can't be written.
+    The report is about the first of `figures`. Raise OutputFailed if it can't be written.
     """
     pictures = dataset.split(split)
     content = {
@@ -152,13 +153,12 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
 
 
 def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], path: Path) -> int:
-    """Draw the largest faces that were missed: they show most of who it is. How many there are."""
-    missed = [
-        (float(sides([face])[0]), number, face)
-        for number, (picture, judged) in enumerate(zip(pictures, figures.shown, strict=True))
-        for face, found_at in zip(picture.faces, judged.found_at, strict=True)
-        if not found_at
-    ]
+    """Draw the largest missed faces, which show most of a person; return the number of all."""
+    missed = []
+    for number, (picture, judged) in enumerate(zip(pictures, figures.shown, strict=True)):
+        for face, found_at in zip(picture.faces, judged.found_at, strict=True):
+            if not found_at:
+                missed.append((float(sides([face])[0]), number, face))
     missed.sort(key=lambda miss: miss[0], reverse=True)
     tiles = []
     for _, number, face in missed[:TILES]:
@@ -169,12 +169,12 @@ def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], pat
 
 
 def _alarms(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], path: Path) -> int:
-    """Draw the false alarms with the highest scores; how many there are."""
-    alarms = [
-        (float(judged.found.scores[i]), number, judged.found.boxes_xyxy[i])
-        for number, judged in enumerate(figures.shown)
-        for i in np.flatnonzero(judged.face_of == -1)
-    ]
+    """Draw the false alarms with the highest scores; return the number of all."""
+    alarms = []
+    for number, judged in enumerate(figures.shown):
+        found = judged.found
+        wrong = np.flatnonzero(judged.face_of == -1)
+        alarms += [(float(found.scores[i]), number, found.boxes_xyxy[i]) for i in wrong]
     alarms.sort(key=lambda alarm: alarm[0], reverse=True)
     tiles = []
     for _, number, box in alarms[:TILES]:
@@ -185,7 +185,7 @@ def _alarms(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], pat
 
 
 def _tile(pixels: Pixels, box: Boxes, boxes: Sequence[tuple[Any, tuple[int, int, int]]]) -> Pixels:
-    """A square of TILE pixels around `box`, with `boxes` drawn in their colours."""
+    """Return a square of TILE pixels around `box`, with `boxes` drawn in their colours."""
     side = max(float((box[2:] - box[:2]).max()) * AROUND, 16.0)
     left, top = ((box[:2] + box[2:]) / 2 - side / 2).tolist()
     scale = TILE / side

@@ -1,4 +1,4 @@
-"""A training run on disk: its recipe, its data, how far it is, and what came of it."""
+"""A training run on disk: its recipe, the digest of its data, its progress and its results."""
 
 import fcntl
 import hashlib
@@ -18,10 +18,11 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights besides the data.
+    """All options that affect the weights.
 
-    `size` is d0 to d2, `side` that of the training squares in pixels, `steps` the number of batches of `batch`
-    pictures. `weights` is what the backbone starts from: none, imagenet, or the SHA-256 of a file.
+    `size` is d0 to d2, `side` the side of the training squares in pixels, and `steps` the number of
+    batches of `batch` pictures. `weights` are the initial weights of the backbone: none, imagenet,
+    or the SHA-256 of a file.
     """
 
     size: str
@@ -49,7 +50,7 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
-        """Raises TrainingFailed when `folder` holds no run."""
+        """Return the run in `folder`; raise TrainingFailed if there is none."""
         try:
             content = json.loads((folder / DESCRIPTION).read_text())
             return cls(folder, Recipe(**content["recipe"]), content["data"])
@@ -60,11 +61,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe, data: str) -> "Run":
-        """Begin a run, or go on with the same one; TrainingFailed when `folder` holds another."""
+        """Begin or resume a run; raise TrainingFailed if `folder` contains another one."""
         if (folder / DESCRIPTION).exists():
             known = cls.load(folder)
-            theirs, ours = ({**asdict(r), "data": d} for r, d in ((known.recipe, known.data), (recipe, data)))
-            if differing := [name for name in ours if ours[name] != theirs[name]]:
+            before, now = known.identity, cls(folder, recipe, data).identity
+            if differing := [name for name in now if now[name] != before[name]]:
                 raise TrainingFailed(f"{folder} is a run with another {', '.join(differing)}: choose another --to")
             return known
         run = cls(folder, recipe, data)
@@ -79,11 +80,15 @@ class Run:
         return run
 
     @property
+    def identity(self) -> dict[str, Any]:
+        return {**asdict(self.recipe), "data": self.data}
+
+    @property
     def is_finished(self) -> bool:
         return (self.folder / WEIGHTS).is_file()
 
     def threshold(self) -> float | None:
-        """The score threshold that the last evaluation proposed."""
+        """Return the score threshold that the last evaluation proposed, or None."""
         try:
             proposed: Any = json.loads((self.folder / EVALUATION).read_text())["proposed_threshold"]
         except (OSError, ValueError, KeyError):
@@ -92,7 +97,7 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else trains in this folder; TrainingFailed if somebody does."""
+        """Lock the folder; raise TrainingFailed if another process trains in it."""
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

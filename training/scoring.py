@@ -1,4 +1,4 @@
-"""Detections against labels: precision and recall by threshold, recall by false alarms, and average precision."""
+"""Detections compared with labels: precision, recall and false alarms by threshold, and AP."""
 
 import contextlib
 import io
@@ -14,17 +14,19 @@ from pycocotools.cocoeval import COCOeval
 from worker.detection.detector import Boxes, Detections, overlap
 
 FOUND_IOU = 0.5
-IGNORED_SHARE = 0.5  # of a detection that lies in an ignored area: neither a face nor a false alarm
-SIZES = ((0, 16), (16, 32), (32, 64), (64, 128), (128, 100_000))  # pixels: side of a square as large
-MOST = 1000  # detections of a picture that count
+IGNORED_SHARE = 0.5  # a detection with this share of its area in an ignored area does not count
+# Ranges of the side, in pixels, of a square with the area of the face.
+SIZES = ((0, 16), (16, 32), (32, 64), (64, 128), (128, 100_000))
+MOST = 1000  # detections per picture that count
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One picture: its labels, what was found, and which is which.
+    """The labels and detections of one picture, matched with each other.
 
-    `faces` [n, 4] and `ignore` [m, 4] are x1 y1 x2 y2; `face_of` has for each detection the face that it shows, -1 for
-    a false alarm, -2 for something ignored; `found_at` for each face the highest threshold at which it is found, or 0.
+    `faces` [n, 4] and `ignore` [m, 4] are x1 y1 x2 y2. `face_of` contains for each detection the
+    index of its face, -1 for a false alarm, or -2 for a detection in an ignored area. `found_at`
+    contains for each face the highest threshold that still finds it, or 0.
     """
 
     faces: Boxes
@@ -35,7 +37,10 @@ class Judged:
 
 
 def judged(faces: Boxes, ignore: Boxes, found: Detections) -> Judged:
-    """Match the strongest detections first, each with the free face that it overlaps most, from FOUND_IOU on."""
+    """Match detections with faces, in the order of their scores.
+
+    A detection gets the unmatched face that it overlaps most, by at least FOUND_IOU.
+    """
     face_of = np.full(len(found), -1)
     found_at = np.zeros(len(faces), np.float32)
     for i in np.argsort(-found.scores, kind="stable"):
@@ -57,7 +62,7 @@ def _share_within(box: Boxes, areas: Boxes) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Curve:
-    """By threshold, falling: `recall`, `precision`, and `alarms`, false ones a picture."""
+    """Recall, precision and false alarms per picture at each of the thresholds, which decrease."""
 
     thresholds: NDArray[np.float64]
     recall: NDArray[np.float64]
@@ -65,11 +70,11 @@ class Curve:
     alarms: NDArray[np.float64]
 
     def recall_at(self, alarms: float) -> float:
-        """The recall at the lowest threshold with at most so many false alarms a picture."""
+        """Return the recall at the lowest threshold with at most `alarms` per picture."""
         return float(self.recall[self.alarms <= alarms].max(initial=0.0))
 
     def threshold_at(self, alarms: float) -> float:
-        """That threshold; the highest there is if even that gives more."""
+        """Return that threshold; the highest one if even that has more false alarms."""
         within = self.thresholds[self.alarms <= alarms]
         return float(within.min()) if len(within) else float(self.thresholds.max(initial=1.0))
 
@@ -80,7 +85,7 @@ def curve(pictures: Sequence[Judged]) -> Curve:
     hit = counts[counts > -2] >= 0
     order = np.argsort(-scores, kind="stable")
     scores, hit = scores[order], hit[order]
-    last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]  # one point for each score
+    last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]  # one point per score
     hits, alarms = np.cumsum(hit)[last], np.cumsum(~hit)[last]
     faces = max(1, sum(len(picture.faces) for picture in pictures))
     return Curve(
@@ -89,19 +94,22 @@ def curve(pictures: Sequence[Judged]) -> Curve:
 
 
 def average_precision(pictures: Sequence[Judged]) -> dict[str, float | None]:
-    """COCO's mAP (IoU 0.5 to 0.95), AP50, and AP50 by face size; None for a size that no face has."""
-    truth, said = _as_coco(pictures)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools talks
+    """Return the mAP of COCO (IoU 0.5 to 0.95), AP50, and AP50 by face size.
+
+    The value is None for a size without faces.
+    """
+    truth, results = _as_coco(pictures)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         labels = COCO()
         labels.dataset = truth
         labels.createIndex()
-        evaluation = COCOeval(labels, labels.loadRes(said) if said else COCO(), "bbox")
+        evaluation = COCOeval(labels, labels.loadRes(results) if results else COCO(), "bbox")
         evaluation.params.imgIds = [image["id"] for image in truth["images"]]
         evaluation.params.catIds = [1]
         evaluation.params.areaRng = [(0, 1e10), *((low**2, high**2) for low, high in SIZES)]
         evaluation.params.areaRngLbl = ["all", *map(str, range(len(SIZES)))]
         evaluation.params.maxDets = [MOST]
-        if not said:
+        if not results:
             return {"mAP": 0.0, "AP50": 0.0, **{size_name(size): None for size in SIZES}}
         evaluation.evaluate()
         evaluation.accumulate()
@@ -120,7 +128,7 @@ def size_name(size: tuple[int, int]) -> str:
 
 def _as_coco(pictures: Sequence[Judged]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     labels: list[dict[str, Any]] = []
-    said = []
+    results = []
     for number, picture in enumerate(pictures, 1):
         for boxes, crowd in ((picture.faces, 0), (picture.ignore, 1)):
             for box in boxes:
@@ -130,9 +138,10 @@ def _as_coco(pictures: Sequence[Judged]) -> tuple[dict[str, Any], list[dict[str,
                     "area": width * height, "iscrowd": crowd,
                 })  # fmt: skip
         for box, score in zip(picture.found.boxes_xyxy, picture.found.scores, strict=True):
-            said.append({"image_id": number, "category_id": 1, "bbox": _xywh(box), "score": float(score)})
+            result = {"image_id": number, "category_id": 1, "bbox": _xywh(box), "score": float(score)}
+            results.append(result)
     images = [{"id": number} for number in range(1, len(pictures) + 1)]
-    return {"images": images, "annotations": labels, "categories": [{"id": 1, "name": "FACE"}]}, said
+    return {"images": images, "annotations": labels, "categories": [{"id": 1, "name": "FACE"}]}, results
 
 
 def _xywh(box: Boxes) -> list[float]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from tasks.errors import VeilError
 from worker.detection.detector import Detections
-from worker.masking import MaskStyle
+from worker.masking.hiding import MaskStyle
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 
 

@@ -1,5 +1,6 @@
 """The metrics page of a real worker: what it counts, that every name on the dashboard and in an alert is on it."""
 
+import importlib.metadata
 import io
 import json
 import re
@@ -94,7 +95,7 @@ def test_the_worker_says_what_it_is_and_that_it_lives(scrape, queue, raw, place,
     page = scrape()
     (build,) = [dict(labels) for name, labels in page.values if name == "veil_build_info"]
     assert build["recipe"] == report["recipe"]
-    assert build["version"] == "0.1.0"
+    assert build["version"] == importlib.metadata.version("veil")
     assert re.fullmatch("[0-9a-f]{16}", build["model"])
     assert time.time() - page("veil_worker_heartbeat_timestamp_seconds") < 30
     assert page("process_resident_memory_bytes") > 100e6

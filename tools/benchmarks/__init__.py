@@ -1,1 +1,1 @@
-"""What ``make bench`` runs: one JSON object a line on standard output, a table on standard error."""
+"""The benchmarks of ``make bench``: JSON lines on standard output, tables on standard error."""

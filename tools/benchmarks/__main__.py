@@ -1,4 +1,4 @@
-"""``python -m tools.benchmarks [NAME]``: say what is measured on, then run one benchmark, or all of them."""
+"""``python -m tools.benchmarks [NAME]``: describe the machine, and run one or all benchmarks."""
 
 import json
 import signal
@@ -54,7 +54,7 @@ BENCHMARKS = {
 
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)  # so that servers are stopped and folders removed
+        signal.signal(number, _interrupt)  # stops servers and removes folders
     names = sys.argv[1:] or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:

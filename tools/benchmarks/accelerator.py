@@ -1,9 +1,10 @@
-"""How many pictures a second the processors of a worker can feed to a device that detects, without such a device.
+"""The throughput of a worker with an accelerator, measured without one.
 
-As end_to_end, but the detector is a stand-in that takes its time and no processor: batches as on a GPU, answered with
-what the real model finds. SPEEDS are those of the device, in megapixels of detection passes a second. Where `ratio` is
-near 1, the device is all that is waited for; where it falls, the processors are. What a real device takes of the
-processor beside, copies and kernel launches, is not measured. PICTURES are those of a round, ROUNDS the rounds of each.
+The benchmark is that of end_to_end with a simulated device: it batches as a GPU, takes time but no
+processor, and returns the detections of the real model. SPEEDS are those of the device in
+megapixels of detection passes per second. The device limits the throughput if `ratio` is near 1,
+the processors if it is lower. Copies and kernel launches of a real device are not measured.
+PICTURES is the number per round, ROUNDS that of the rounds.
 """
 
 import json
@@ -22,7 +23,7 @@ PICTURES, ROUNDS = 100, 3
 
 
 def run() -> None:
-    """Print a line for each speed: pictures a second of both, their ratio, and processor seconds a picture."""
+    """Print a line for each speed of the device."""
     count, rounds = int(os.environ.get("PICTURES") or PICTURES), int(os.environ.get("ROUNDS") or ROUNDS)
     table = Table("device, megapixels/s", "pictures/s", "device alone", "ratio", "processor seconds a picture: worker")
     for speed in (os.environ.get("SPEEDS") or SPEEDS).split(","):
@@ -31,7 +32,7 @@ def run() -> None:
             settings = {
                 stand_in.PICTURES: str(wanted[0].parent),
                 stand_in.SPEED: speed,
-                "PYTHONPATH": str(Path(__file__).parents[2]),  # workers run elsewhere
+                "PYTHONPATH": str(Path(__file__).parents[2]),  # workers run in another folder
             }
             figures = end_to_end.measured(running, wanted, rounds, stand_in.__name__, settings)
         line = {"bench": "accelerator", "device_megapixels_per_second": float(speed), **figures}

@@ -1,6 +1,8 @@
-"""Print how far the default model's answers for annotated pictures are from those that
-worker.detection.detector.credible refuses: ``python -m tools.benchmarks.answers [SET…]``, one JSON
-object. It takes one picture of EVERY of each set. FACES_DATA names the folder of the sets.
+"""Print the extremes of the boxes and landmarks that the default model returns.
+
+``python -m tools.benchmarks.answers [SET…]`` prints one JSON object to compare with the limits of
+worker.detection.detector.credible. It uses one picture in EVERY of each annotated set. FACES_DATA
+is the folder of the sets.
 """
 
 import json
@@ -21,8 +23,11 @@ EVERY = 6
 
 
 def distances(found: Detections, width: int, height: int) -> NDArray[np.float32]:
-    """Return for each detection, float32 [n, 3]: the least share of a side in the canvas, by how many longer sides the
-    box reaches beyond it, and by how many of the box's sides a landmark lies outside the box.
+    """Return three distances for each detection, float32 [n, 3].
+
+    They are the smallest share of a side inside of the canvas, the part of the box outside of the
+    canvas in longer sides of the canvas, and the distance of the farthest landmark from the box in
+    sides of the box.
     """
     first, last = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:]
     canvas = np.array([width, height], np.float32)
@@ -54,14 +59,14 @@ def main(names: list[str]) -> int:
             scaled.detect(np.ascontiguousarray(pixels[..., ::-1].astype(np.uint8)))
             pictures += 1
     every = np.concatenate(measured)
-    told = {
+    report = {
         "pictures": pictures,
         "detections": len(every),
         "least_inside": round(float(every[:, 0].min()), 3),
         "most_beyond": round(float(every[:, 1].max()), 3),
         "farthest_landmark": round(float(every[:, 2].max()), 3),
     }
-    print(json.dumps(told))
+    print(json.dumps(report))
     return 0
 
 

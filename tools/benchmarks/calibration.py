@@ -1,9 +1,10 @@
-"""Finds what turns the default detector into one of 8 bits: ``python -m
-tools.benchmarks.calibration`` rewrites the file ``worker/detection/centerface/calibration.json``.
+"""Calibrate the 8-bit version of the default detector.
 
-The network in floats looks at one picture of EVERY of the annotated sets, as `veil anonymize` would, and every
-channel's least and largest value is kept. No annotation is used. FACES_DATA names the folder of the sets. What the
-result is worth is told by ``make bench ONLY=exposure``.
+``python -m tools.benchmarks.calibration`` rewrites
+``worker/detection/centerface/calibration.json``. It runs the network in floats on one picture in
+EVERY of the annotated sets, as `veil anonymize` does, and records the range of every channel. It
+does not use annotations. FACES_DATA is the folder of the sets. ``make bench ONLY=exposure``
+measures the result.
 """
 
 import sys
@@ -22,19 +23,19 @@ from worker.detection.tf import tf
 from worker.settings import WorkerSettings
 
 EVERY = 6
-LEAST = 1e-3  # of the largest channel, or weight: what is smaller counts as this
+LEAST = 1e-3  # lower limit for channels and weights, as a share of the largest one
 PICTURE_RANGE = 0.0, 255.0
 
+# The minimum and the maximum of each channel, by tensor.
 Spans = dict[str, tuple[Floats, Floats]]
-"""The least and the largest value of each channel, by tensor."""
 
 
 def canvases(folder: Path) -> Iterator[Pixels]:
-    """What the detector passes over some of the pictures in `folder` would show the network."""
-    seen: list[Pixels] = []
+    """Yield the network's inputs for some of the pictures in `folder`."""
+    inputs: list[Pixels] = []
 
     def infer(canvas: Pixels) -> Detections:
-        seen.append(canvas)
+        inputs.append(canvas)
         return Detections.none()
 
     look = replace(WorkerSettings().look(), turned="never")
@@ -43,8 +44,8 @@ def canvases(folder: Path) -> Iterator[Pixels]:
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
         assert pixels is not None
         detector.detect(np.ascontiguousarray(pixels[..., ::-1].astype(np.uint8)))
-        yield from seen
-        seen.clear()
+        yield from inputs
+        inputs.clear()
 
 
 def spans(network: Network, pictures: Iterator[Pixels]) -> Spans:
@@ -64,23 +65,23 @@ def spans(network: Network, pictures: Iterator[Pixels]) -> Spans:
 
 
 def tied(network: Network) -> list[set[str]]:
-    """Tensors that are added up, or are such sums: they need one scale."""
+    """Return groups of tensors that need one scale: the terms and results of additions."""
     groups: list[set[str]] = [{step.target} for step in network.steps]
     for step in network.steps:
         if isinstance(step, Addition):
             names = {*step.sources, step.target}
-            groups = [group for group in groups if not group & names] + [
-                set().union(*(group for group in groups if group & names))
-            ]
+            joined = set().union(*(group for group in groups if group & names))
+            groups = [group for group in groups if not group & names] + [joined]
     return groups
 
 
 def scales(network: Network, found: Spans) -> Mapping[str, Floats]:
-    """A factor for each channel, 1 at most, with which rounding to 8 bits loses least.
+    """Return a factor of at most 1 for each channel that minimises the loss of rounding to 8 bits.
 
-    Where only depthwise convolutions read a tensor, each channel gets all 8 bits, since each has weights of its own.
-    Elsewhere what a channel gains its weights lose: their geometric mean, as in SmoothQuant (Xiao et al. 2023,
-    arXiv:2211.10438) with alpha 0.5.
+    If only depthwise convolutions read a tensor, each channel uses all 8 bits, because it has its
+    own weights. Otherwise the precision of a channel costs precision of its weights. The factor
+    balances both by their geometric mean, as in SmoothQuant (Xiao et al. 2023, arXiv:2211.10438)
+    with alpha 0.5.
     """
     result: dict[str, Floats] = {}
     convolutions = [*(step for step in network.steps if isinstance(step, Convolution)), network.heads]
@@ -107,7 +108,7 @@ def main() -> int:
         return 1
     network = Network.of(WEIGHTS.fetch())
     found = spans(network, (canvas for name in SETS for canvas in canvases(data / name / "images")))
-    # The ranges are those of the scales as they are written, which are rounded.
+    # Writing rounds the scales, and the ranges must fit the rounded ones.
     CALIBRATION.write_text(Calibration(scales(network, found), {}).written())
     scaled = Calibration.read(CALIBRATION).scales
     ranges = {network.picture: PICTURE_RANGE}

@@ -1,6 +1,6 @@
-"""What looking at outputs again finds, what it leaves, and what it costs: ``VEIL_VERIFY`` on and off, by set.
+"""The effect and the cost of ``VEIL_VERIFY``: faces that the check finds, and CPU seconds.
 
-The sets, the judge and further settings are those of `tools.benchmarks.exposure`; ``EVERY=4`` takes
+The sets, the judge and further settings are those of `tools.benchmarks.exposure`; ``EVERY=4`` uses
 each fourth picture.
 """
 
@@ -17,7 +17,7 @@ from tools.benchmarks.exposure import SETS, Measured, annotated_sets, measure
 
 
 def run() -> None:
-    """Print a line for each set: pictures in which the check found something, exposed faces, spill and CPU seconds."""
+    """Print a line for each set: findings of the check, exposed faces, spill and CPU seconds."""
     if (data := annotated_sets("check")) is None:
         return
     every = int(os.environ.get("EVERY", "1"))
@@ -42,7 +42,7 @@ def run() -> None:
 
 
 def _sample(data: Path, folder: Path, every: int) -> Path:
-    """Each `every`-th picture of the set in `data`, as a set in `folder`."""
+    """Make a set in `folder` of each `every`-th picture of the set in `data`."""
     labels = json.loads((data / "annotations.json").read_text())
     labels["images"] = sorted(labels["images"], key=lambda item: str(item["file"]))[::every]
     (folder / "images").mkdir()

@@ -1,8 +1,9 @@
-"""The detector alone: its engines, and ONNX Runtime with the same weights, on the same canvases and processors.
+"""The engines of the detector, compared with ONNX Runtime on the same weights and canvases.
 
-Each engine has a process of its own on PROCESSORS of the processors (all by default), rounds alternate, and the
-canvases are photographs. ONNX Runtime only runs the network; the others make faces of its answer, too. It is taken from
-the environment of the benchmark `peer`. ROUNDS and SHAPES (704x960,…, height first) say how much.
+Each engine has its own process on PROCESSORS processors (all by default). Rounds of the engines
+alternate, and the canvases are photographs. ONNX Runtime, from the environment of the benchmark
+`peer`, only runs the network; the other engines also decode its output. ROUNDS and SHAPES
+(704x960,…, height first) configure the benchmark.
 """
 
 import json
@@ -29,7 +30,7 @@ ENGINES = ("litert", "tensorflow")
 REFERENCE = "onnxruntime"
 SHAPES = "320x512,704x960,960x1280"
 ROUNDS = 5
-REPEAT = 4  # runs of a round
+REPEAT = 4  # runs per round
 
 
 def run() -> None:
@@ -88,7 +89,7 @@ def _compare(sides: dict[str, Child], canvas: Path, megapixels: float, rounds: i
 
 
 def of_any_size(weights: bytes) -> bytes:
-    """The ONNX file `weights` for one picture of any size: as it comes it states another."""
+    """Return the ONNX file `weights` with an input of any size."""
     model = onnx.load_from_string(weights)
     for tensor in (*model.graph.input, *model.graph.output):
         for number, size in enumerate(tensor.type.tensor_type.shape.dim):
@@ -99,7 +100,7 @@ def of_any_size(weights: bytes) -> bytes:
 
 
 def main(engine: str, count: int) -> None:
-    """One of Veil's engines, on as many processors."""
+    """Serve measurements of an engine of Veil on `count` processors."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
     from worker.bootstrap import load_model
 

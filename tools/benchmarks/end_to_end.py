@@ -1,8 +1,9 @@
-"""Pictures a second through queue and store with one worker, against what its detector alone would do.
+"""The throughput of one worker, compared with that of its detector alone.
 
-Real Redis, a real store, one ``veil worker``, JPEGs of 1 MP. `detector_bound` is the same pictures, already decoded,
-through the detector alone in another process, with the same settings and as many threads. Rounds of the two
-alternate, so that whatever else the machine does meets both. PICTURES are those of a round, ROUNDS the rounds of each.
+The benchmark uses real Redis, a real store, one ``veil worker`` and JPEGs of 1 MP. `detector_bound`
+is the throughput of the detector in another process on the decoded pictures, with the same settings
+and threads. Rounds of both alternate, so that other load on the machine affects both. PICTURES is
+the number per round, ROUNDS that of the rounds.
 """
 
 import json
@@ -23,12 +24,12 @@ from worker.settings import WorkerSettings
 
 PICTURES, ROUNDS = 100, 5
 MEGAPIXELS = 1.0
-WARM_UP = 24  # pictures: the first ones of a process plan the graphs
+WARM_UP = 24  # pictures; the first ones of a process compile the graphs
 LIMIT_SECONDS = 300.0
 
 
 def run() -> None:
-    """Print a line: pictures a second of both, their ratio, and processor seconds a picture by process."""
+    """Print pictures per second of both, their ratio, and processor seconds per picture."""
     count, rounds = int(os.environ.get("PICTURES") or PICTURES), int(os.environ.get("ROUNDS") or ROUNDS)
     with stack.started() as running:
         figures = measured(running, wanted(running, count), rounds)
@@ -47,7 +48,7 @@ def run() -> None:
 
 
 def wanted(running: Stack, count: int) -> list[Path]:
-    """The pictures of a round, in a folder of their own; some may come twice."""
+    """Return the pictures of a round; some may be repeated."""
     made = pictures.written(running.folder / "pictures", min(count, 69), MEGAPIXELS, "JPEG")
     return [made[number % len(made)] for number in range(count)]
 
@@ -59,7 +60,7 @@ def measured(
     module: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The figures of a worker and of its detector alone: those of Veil, or what `module` is when it is run."""
+    """Return the figures of a worker and of its detector alone: those of Veil or of `module`."""
     program = [sys.executable, "-m", module] if module else stack.VEIL
     worker = running.worker(program, **(settings or {}))
     processes = {"worker": worker.pid, "store": running.s3.server.pid, "redis": running.redis.server.pid}
@@ -105,7 +106,7 @@ def _worked_off(running: Stack, wanted: list[Path], name: str) -> float:
 
 
 def _uploaded(running: Stack, wanted: list[Path], name: str) -> list[str]:
-    """The keys of `wanted`, uploaded below `name`."""
+    """Upload the files `wanted` below `name`, and return their keys."""
     files = [(f"{name}/{number:04}{path.suffix}", path.read_bytes()) for number, path in enumerate(wanted)]
     running.upload(files)
     return [key for key, _ in files]

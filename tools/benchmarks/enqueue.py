@@ -1,7 +1,8 @@
-"""How fast a backfill fills the queue, what it costs Redis, and how long an upload waits behind a million keys.
+"""The speed and the memory of a backfill, and the delay of an upload behind a million messages.
 
-The listing is simulated, Redis is real. The queue is emptied to low water whenever it is full, and the waits for that
-are part of the time. The worker is a real one whose pictures only take time.
+The listing is simulated, and Redis is real. A thread empties the queue to the low-water mark
+whenever it is full; the resulting waits are part of the time. The worker is real, but its pictures
+only sleep.
 """
 
 import json
@@ -30,7 +31,7 @@ from tools.local.servers import Redis, start_redis
 
 KEYS = (10_000, 100_000, 1_000_000)
 LOW_WATER, HIGH_WATER = 5_000, 20_000
-QUEUED = 1_000_000  # messages in front of which an upload is put
+QUEUED = 1_000_000  # messages in the queue of the backfill at an upload
 UPLOADS = 20
 PICTURE_SECONDS = 0.25
 ROUTE = "s3://raw=s3://clean"
@@ -39,7 +40,7 @@ MIB = 1 << 20
 
 
 class SimulatedStore(ObjectStore):
-    """A bucket `raw` with so many pictures, of which none is done."""
+    """A store with `keys` pictures in the bucket `raw`, and no outputs."""
 
     def __init__(self, keys: int) -> None:
         super().__init__(None)
@@ -109,7 +110,7 @@ def _filling(keys: int) -> dict[str, Any]:
 
 
 def _produce(keys: int, low_water: int, high_water: int) -> tuple[float, int]:
-    """A whole run; its seconds, and the largest resident size of this process in bytes."""
+    """Run a backfill; return its seconds and the peak resident size of the process in bytes."""
     from tasks.app import app
     from tasks.bulk.backfill import Backfill, Selection
     from tasks.bulk.comparison import Places
@@ -133,12 +134,12 @@ def _produce(keys: int, low_water: int, high_water: int) -> tuple[float, int]:
 
 
 def _uploads() -> dict[str, Any]:
-    """Uploads at random moments while a worker with one thread works off a full queue."""
+    """Measure uploads at random times while a worker with one thread processes a backfill."""
     from tasks.publishing import Publisher, Wanted
 
     with _redis() as redis:
         client = redis.client()
-        client.config_set("appendonly", "no")  # a gigabyte of it tells nothing here
+        client.config_set("appendonly", "no")  # it would only write a gigabyte
         _in_process(redis, _produce, QUEUED, 0, 2 * QUEUED)
         used = client.info("memory")["used_memory"]
         app = _app(redis)
@@ -166,7 +167,7 @@ def _uploads() -> dict[str, Any]:
 
 
 def _started(client: Any, source: str, worker: Any) -> float:
-    """When the worker began with `source`, in seconds since the epoch."""
+    """Return the time at which the worker began `source`, in seconds since the epoch."""
     while not (at := client.hget(STARTED, source)):
         assert worker.is_alive(), "the worker ended"
         time.sleep(0.005)
@@ -180,7 +181,7 @@ def _wait_for(client: Any, worker: Any, pictures: int) -> None:
 
 
 def _work() -> None:
-    """A worker whose pictures only take time."""
+    """Run a worker whose pictures only sleep."""
     from tasks.app import app
     from tasks.messages import AnonymizeReport, AnonymizeRequest
     from worker import logs
@@ -201,7 +202,7 @@ def _work() -> None:
             confirm()
             return AnonymizeReport(status="anonymized", source=source, destination=None, recipe=self.recipe)
 
-    # Celery warns root, in several lines, and containers run this as root.
+    # Celery prints several lines for root, the user of many containers.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     logs.configure("json")  # on standard error
     app.pipeline = Pipeline()
@@ -227,7 +228,7 @@ def _redis() -> Iterator[Redis]:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """New processes find these settings."""
+    """Set environment variables for new processes until the end of the block."""
     before = dict(os.environ)
     os.environ.update(values)
     try:
@@ -238,14 +239,14 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _in_process(redis: Redis, work: Callable[..., Any], *arguments: Any) -> Any:
-    """What `work` returns in a process of its own, which knows only `redis`."""
+    """Run `work` in a new process that uses `redis`, and return its result."""
     with _environment(redis.environment()), multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, arguments)
 
 
 @contextmanager
 def _process(redis: Redis, work: Callable[[], None]) -> Iterator[Any]:
-    """`work` in a process of its own, until the end of the block."""
+    """Run `work` in a new process until the end of the block."""
     with _environment(redis.environment()):
         process = multiprocessing.get_context("spawn").Process(target=work)
         process.start()

@@ -1,8 +1,9 @@
-"""How many annotated faces are still exposed after ``veil anonymize``, by set, judged from pixels alone.
+"""The share of annotated faces that are exposed after ``veil anonymize``, by set.
 
-The annotated sets and the judge are not part of the repository: FACES_DATA names the folder of the sets
-and FACES_JUDGE the judge's script. The settings are those of the environment, so that
-``VEIL_SCALES=640,1600 make bench ONLY=exposure`` measures two passes.
+A script, the judge, decides this from the pixels of sources and outputs. It is not part of the
+repository, and neither are the sets: FACES_DATA is the folder of the sets, and FACES_JUDGE the path
+of the script. The environment contains the settings, so that ``VEIL_SCALES=640,1600 make bench
+ONLY=exposure`` measures two passes.
 """
 
 import json
@@ -26,13 +27,13 @@ SETS = ("crowd", "masks", "small")
 
 
 def sources() -> tuple[Path, Path]:
-    """The folder of the annotated sets and the judge's script, which may not exist."""
+    """Return the paths of the annotated sets and of the judge, which may not exist."""
     data = Path(os.environ.get("FACES_DATA", SHARED / "data"))
     return data, Path(os.environ.get("FACES_JUDGE", SHARED / "tools" / "exposure.py"))
 
 
 def annotated_sets(bench: str) -> Path | None:
-    """The folder of the annotated sets; None, and a word about what `bench` lacks, if one or the judge is missing."""
+    """Return the folder of the annotated sets; print what is missing and return None."""
     data, judge = sources()
     missing = [str(path) for path in (judge, *(data / name for name in SETS)) if not path.exists()]
     if missing:
@@ -62,9 +63,9 @@ def run() -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the judge says of a set, what ``veil anonymize --json`` said of each picture, and how long it took.
+    """The verdict of the judge on a set, the output of ``veil anonymize --json``, and its times.
 
-    `cpu_seconds` are those of its processors, loading the model included: they hardly change with what else runs.
+    `cpu_seconds` include loading the model, and depend little on other load of the machine.
     """
 
     figures: dict[str, Any]
@@ -74,25 +75,25 @@ class Measured:
 
 
 def measure(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Measured:
-    """Anonymize the set in `folder` with the settings of this process and `environment`, and judge it."""
+    """Anonymize the set in `folder` with `environment` on top of that of the process; judge it."""
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as output:
         started, used = time.perf_counter(), _cpu_seconds()
         veil = [str(Path(sys.executable).parent / "veil"), "anonymize", str(folder / "images")]
         veil += ["--output", f"{output}/images", "--json"]
-        told = subprocess.run(veil, check=True, capture_output=True, text=True, env={**os.environ, **environment})
+        printed = subprocess.run(veil, check=True, capture_output=True, text=True, env={**os.environ, **environment})
         seconds, used = time.perf_counter() - started, _cpu_seconds() - used
-        outcomes = [json.loads(line) for line in told.stdout.splitlines()]
+        outcomes = [json.loads(line) for line in printed.stdout.splitlines()]
         return Measured(judged(folder, Path(output) / "images"), outcomes, seconds, used)
 
 
 def _cpu_seconds() -> float:
-    """Of all programs that this one has started and that have ended."""
+    """Return the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def judged(folder: Path, outputs: Path) -> dict[str, Any]:
-    """What the judge says of the `outputs` of the annotated set in `folder`."""
+    """Return the verdict of the judge on the `outputs` of the annotated set in `folder`."""
     command = [sys.executable, str(sources()[1]), "--clear", str(folder), "--anonymized", str(outputs)]
     command += ["--annotations", str(folder / "annotations.json"), "--json"]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

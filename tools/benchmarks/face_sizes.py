@@ -1,7 +1,7 @@
-"""How large a face must be for the detector: the share of annotated faces that one pass finds, by their side in it.
+"""The share of annotated faces that one detection pass finds, by the side of the face in the pass.
 
-The pictures of each set are made smaller in steps, so that the same faces are seen at several sizes. SETS names the
-sets, EVERY=3 takes each third picture.
+The pictures are reduced in steps, so that each face has several sizes. SETS are the names of the
+sets; EVERY=3 uses each third picture.
 """
 
 import json
@@ -23,13 +23,13 @@ from worker.detection.detector import Detections, Halves, ScaledDetector, overla
 from worker.settings import Look, WorkerSettings
 
 SETS = "crowd,masks,wider"
-MEDIANS = (7, 9, 11, 13, 16, 20)  # pixels: sides that a picture's median face is brought to
-BOUNDS = (6, 7, 8, 9, 10, 11, 12, 13, 15, 18, 24)  # of the classes of sides, in pixels
+MEDIANS = (7, 9, 11, 13, 16, 20)  # sides of the median face in the reduced pictures, in pixels
+BOUNDS = (6, 7, 8, 9, 10, 11, 12, 13, 15, 18, 24)  # limits of the classes of sides, in pixels
 SAME_FACE = 0.3  # intersection over union
 
 
 def run() -> None:
-    """Print a line for each set: faces, and those that are found, by the side that they have in the pass."""
+    """Print a line for each set: faces and found faces, by their side in the pass."""
     names, every = (os.environ.get("SETS") or SETS).split(","), int(os.environ.get("EVERY") or 1)
     missing = [name for name in names if not (sources()[0] / name / "annotations.json").is_file()]
     if missing:
@@ -55,7 +55,7 @@ def run() -> None:
 def _count(
     folder: Path, item: dict[str, Any], infer: Any, threshold: float, faces: Counter[str], found: Counter[str]
 ) -> None:
-    """Count the faces of one picture, and those found, for each size that it is looked at in."""
+    """Count faces and found faces of one picture in each of its sizes."""
     boxes = np.array(_plain(item), np.float32).reshape(-1, 4)
     pixels = cv2.imread(str(folder / item["file"]))
     if not len(boxes) or pixels is None:
@@ -68,19 +68,20 @@ def _count(
             continue
         view = picture.resized(factor)
         one_pass = Look((max(view.shape),), 1, 1, mirrored=False, turned="never")
-        seen: Detections = ScaledDetector(infer, one_pass, threshold).detect(view)
+        detected: Detections = ScaledDetector(infer, one_pass, threshold).detect(view)
         for box, side in zip(boxes * factor, sides * factor, strict=True):
             for low, high in pairwise(BOUNDS):
                 if low <= side < high:
                     faces[f"{low}-{high}"] += 1
-                    found[f"{low}-{high}"] += bool(overlap(box, seen.boxes_xyxy).max(initial=0) >= SAME_FACE)
+                    found[f"{low}-{high}"] += bool(overlap(box, detected.boxes_xyxy).max(initial=0) >= SAME_FACE)
 
 
 def _plain(item: dict[str, Any]) -> list[list[float]]:
-    """The faces that are neither blurred nor covered, where the annotations tell."""
-    attributes = item.get("attrs") or [{}] * len(item["faces"])
-    return [
-        box
-        for box, each in zip(item["faces"], attributes, strict=True)
-        if (each or {}).get("blur", 0) < 2 and (each or {}).get("occlusion", 0) < 2
-    ]
+    """Return the faces that the annotations mark neither as blurred nor as covered."""
+    every = item.get("attrs") or [{}] * len(item["faces"])
+    found = []
+    for box, attributes in zip(item["faces"], every, strict=True):
+        known = attributes or {}
+        if known.get("blur", 0) < 2 and known.get("occlusion", 0) < 2:
+            found.append(box)
+    return found

@@ -1,10 +1,11 @@
-"""Record what the default model answers for the known photograph: ``python -m
-tools.benchmarks.known_face`` rewrites ``worker/detection/centerface/known_face.json``. Record it
-anew when the weights, BUILD, the calibration or the photograph change.
+"""Record the output of the default model for the known photograph.
 
-``python -m tools.benchmarks.known_face compare`` prints how far other arithmetic moves the recorded
-answers, a line each: convolutions of numbers rounded to TF32 and bfloat16, and LiteRT without
-XNNPACK. The tolerances of worker.detection.centerface.known_face must be larger.
+``python -m tools.benchmarks.known_face`` rewrites ``worker/detection/centerface/known_face.json``.
+Record it anew when the weights, BUILD, the calibration or the photograph change.
+
+``python -m tools.benchmarks.known_face compare`` prints the largest deviation from the record for
+other arithmetic, a line each: convolutions of numbers rounded to TF32 and bfloat16, and LiteRT
+without XNNPACK. The tolerances of worker.detection.centerface.known_face must be larger.
 """
 
 import json
@@ -63,7 +64,7 @@ def _report(name: str, engine: str, detect: Callable[[Pixels], Detections]) -> N
 
 
 def _rounded(bits: int, canvas: Pixels) -> Detections:
-    """Return what the network in floats finds if all operands of convolutions have `bits` bits of fraction."""
+    """Return the detections of the network in floats with operands of `bits` bits of fraction."""
     from worker.detection.centerface.network import Network
     from worker.detection.tf import tf
 

@@ -1,8 +1,9 @@
-"""From a message on the queue to its finished output: percentiles, with nothing else to do and at 80 % of capacity.
+"""The latency from the message to the output: percentiles of an idle and of a busy worker.
 
-Real Redis, a real store, one ``veil worker``, JPEGs of 1 MP. The capacity is measured first: pictures a second while
-the queue is never empty. Then messages arrive one after the other, and then at random moments (a Poisson process) at
-80 % of it, whether or not the ones before are done. PICTURES are those of each part.
+The benchmark uses real Redis, a real store, one ``veil worker`` and JPEGs of 1 MP. It first
+measures the capacity, the pictures per second with a queue that is never empty. Then messages
+arrive one after the other, and then at random times (a Poisson process) at 80 % of the capacity.
+PICTURES is the number in each part.
 """
 
 import json
@@ -27,7 +28,7 @@ LOAD = 0.8
 WARM_UP = 24
 MEGAPIXELS = 1.0
 LIMIT_SECONDS = 300.0
-PAUSE_SECONDS = 0.1  # at most, between two pictures when idle: workers look into an empty queue every 0.04 s
+PAUSE_SECONDS = 0.1  # longest pause before an idle picture; workers poll an empty queue every 0.04 s
 SEED = 1
 
 
@@ -77,17 +78,21 @@ def _arriving(running: Stack, keys: Sequence[str], rate: float, chance: random.R
 
 
 def _sent(running: Stack, key: str) -> tuple[float, str]:
-    """When the message was on the queue, and its task."""
+    """Publish `key`; return the time of the publication and the id of the task."""
     (task,) = running.publish([key], keep_results=True)
     return time.time(), task
 
 
 def _waited(running: Stack, sent: float, task: str) -> float:
-    """Seconds from `sent` until the worker, whose clock is the same, had stored the output and said so."""
+    """Return the seconds from `sent` to the report of the worker, which has the same clock."""
     result = AsyncResult(task, app=running.app)
     result.get(timeout=LIMIT_SECONDS)
     done: Any = result.date_done
-    return (done if done.tzinfo else done.replace(tzinfo=UTC)).timestamp() - sent if isinstance(done, datetime) else 0.0
+    if not isinstance(done, datetime):
+        return 0.0
+    if not done.tzinfo:
+        done = done.replace(tzinfo=UTC)
+    return float(done.timestamp()) - sent
 
 
 def _uploaded(running: Stack, files: Sequence[bytes], name: str, count: int) -> list[str]:

@@ -1,8 +1,8 @@
-"""How much memory the largest picture of each kind needs that the limits allow, with a face that fills it.
+"""The memory for the largest picture of each kind that the limits allow, with a face that fills it.
 
-Each is worked on in a process of its own, whose peak resident set is compared with what it had before. The box of the
-face is given, so the detector has no part in it; the last row is a whole worker, with its model. ``VEIL_VERIFY=flag``
-measures it with the check.
+Each picture has its own process, whose peak resident set is compared with the one before. A fixed
+box replaces the detector; the last row is a whole worker with its model. ``VEIL_VERIFY=flag``
+includes the check.
 """
 
 import json
@@ -24,13 +24,13 @@ from worker.images import deep
 from worker.settings import WorkerSettings
 
 SEED = 1
-NOISE_BYTES = 40 << 20  # of the largest file, so that its size and its output's count too
+NOISE_BYTES = 40 << 20  # noise in the largest file, so that the sizes of source and output count
 WITH_MODEL = "JPEG RGB"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of picture: Pillow's names for its format and mode, how often its pixels count, how it is written."""
+    """A kind of picture; `form` and `mode` are names of Pillow, `cost` the factor of its pixels."""
 
     form: str
     mode: str
@@ -60,7 +60,7 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Sees:
-    """A detector that sees one face, x1 y1 x2 y2 in pixels, in every picture."""
+    """A detector that finds `face`, x1 y1 x2 y2 in pixels, in each picture."""
 
     face: tuple[int, int, int, int]
 
@@ -69,7 +69,7 @@ class Sees:
 
 
 def run() -> None:
-    """Print a line for each kind: megapixels, megabytes of the file, MiB that it needs, and MiB of the process."""
+    """Print a line for each kind: its size, and the memory that it needs."""
     settings = WorkerSettings()
     table = Table("kind", "megapixels", "file, MB", "needs, MiB", "bytes a pixel that counts", title="largest pictures")
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
@@ -77,7 +77,7 @@ def run() -> None:
         rows = [(kind, False) for kind in KINDS]
         rows += [(kind, True) for kind in KINDS if kind.name == WITH_MODEL]
         for kind, with_model in rows:
-            # In a process of its own too, whose memory is gone afterwards.
+            # Another process writes the picture, because this one would keep the memory.
             _python("write", str(settings.max_pixels), str(path), str(settings.max_bytes), kind.name)
             figures = needed(path, settings.max_pixels, with_model)
             name = f"{kind.name}, with the model" if with_model else kind.name
@@ -93,17 +93,17 @@ def run() -> None:
 
 
 def needed(path: Path, max_pixels: int, with_model: bool = False) -> dict[str, Any]:
-    """What the picture at `path` needs in a fresh process: MiB at its peak, and beyond what it had before.
+    """Return the peak memory of a new process for the picture at `path`, in MiB.
 
-    With the model, everything that the process has counts as needed.
+    With the model, the whole memory of the process counts, otherwise the growth.
     """
     printed = _python("measure", str(max_pixels), str(path), "model" if with_model else "")
-    figures: dict[str, Any] = json.loads(printed.splitlines()[-1])  # behind the log
+    figures: dict[str, Any] = json.loads(printed.splitlines()[-1])  # the log comes before
     return figures
 
 
 def write(kind: Kind, path: Path, max_pixels: int, max_bytes: int) -> None:
-    """Write the largest square picture that is allowed: a gradient, and as much noise as its file may hold."""
+    """Write the largest allowed square picture: a gradient, with as much noise as fits."""
     pixels = min(max_pixels // kind.cost, max_bytes // 3 if kind.form == "BMP" else max_pixels)
     side = int(pixels**0.5) - 8
     planes = _planes(side, 4 if kind.mode != "P" else 3)
@@ -160,7 +160,7 @@ def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
 
 
 def peak() -> int:
-    """Bytes of this program's largest resident set; getrusage also counts what the parent had when it began."""
+    """Return the peak resident set of the process in bytes; getrusage includes its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
 

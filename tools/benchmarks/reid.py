@@ -1,8 +1,9 @@
-"""How many people in anonymized pictures an attacker with a face recogniser still tells, by method and region.
+"""The share of people that a face recogniser identifies in outputs, by method and region.
 
-The pictures of people and the attack are not part of the repository: FACES_DATA names the folder of the sets,
-FACES_REID the attack's script, FACES_REID_PYTHON an interpreter that has what the script needs, and FACES_REID_ONNX, if
-set, its network in the faster form. Each row runs ``veil anonymize`` with other settings.
+The pictures and the attack are not part of the repository. FACES_DATA is the folder of the sets,
+FACES_REID the script of the attack, FACES_REID_PYTHON an interpreter with its packages, and
+FACES_REID_ONNX, optional, its network in a faster format. Each row runs ``veil anonymize`` with
+other settings.
 """
 
 import json
@@ -32,14 +33,16 @@ ROWS: dict[str, dict[str, str]] = {
     "pixelate, full + 20 %": {**FULL, "VEIL_METHOD": "pixelate"},
     "fill, full + 20 %": {**FULL, "VEIL_METHOD": "fill"},
 }
-# The trained attackers learn from other people than those of the gallery, so that the gallery is half of all.
+# The trained attackers learn from people outside of the gallery, so their gallery has only half of
+# all.
 GALLERIES = {100: ("ceiling", "naive", "parrot"), 30: ("trained", "context")}
 
 
 def run() -> None:
-    """Print a line for each row: the share of probes that each attacker gives the right name at once.
+    """Print a line for each row: the share of probes that each attacker names at the first guess.
 
-    Chance is that of the naive attacker and the parrot, then that of the trained ones, whose galleries are smaller.
+    `chance` is that of the attackers naive and parrot. The trained attackers have smaller
+    galleries.
     """
     people = Path(os.environ.get("FACES_DATA", SHARED / "data")) / "people"
     attack = Path(os.environ.get("FACES_REID", SHARED / "tools" / "reid" / "reid.py"))

@@ -1,8 +1,9 @@
-"""What more workers bring, what a deep queue costs, and what one picture asks of Redis and of the store.
+"""The throughput by number of workers and depth of the queue, and the requests per picture.
 
-Real Redis, a real store, real workers, JPEGs of 1 MP. First the requests of one worker's pictures are counted, by Redis
-itself and by a proxy in front of the store; then one, two and four workers share the machine; then one worker works in
-front of queues of several depths. PICTURES are those of each part, WORKERS and DEPTHS say what is measured.
+The benchmark uses real Redis, a real store, real workers and JPEGs of 1 MP. Redis and a proxy in
+front of the store first count the requests of one worker. Then one, two and four workers share the
+machine, and then one worker has queues of several depths. PICTURES is the number in each part;
+WORKERS and DEPTHS replace the numbers of workers and messages.
 """
 
 import json
@@ -28,15 +29,15 @@ from tools.local.stack import CLEAN, RAW, Stack
 PICTURES = 80
 WORKERS = "1,2,4"
 DEPTHS = "1000,10000,100000"
-WARM_UP = 12  # pictures of each worker
+WARM_UP = 12  # pictures per worker
 MEGAPIXELS = 1.0
 LIMIT_SECONDS = 300.0
-AT_ONCE = 5000  # messages
+AT_ONCE = 5000  # messages per publication
 IDLE_SECONDS = 5
 
 
 def run() -> None:
-    """Print a line for what a picture asks for, one for each number of workers, and one for each depth."""
+    """Print the requests of a picture, and a line for each number of workers and each depth."""
     count = int(os.environ.get("PICTURES") or PICTURES)
     table = Table("workers", "messages", "pictures/s", "RSS of each worker, MiB", "bytes a message")
     with stack.started() as running:
@@ -73,7 +74,7 @@ def _add(table: Table, figures: dict[str, Any]) -> None:
 
 
 def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]:
-    """What a picture asks of Redis and of the store, told by a worker that goes its own way to the latter, and ends."""
+    """Return the requests per picture to Redis and the store, with a worker behind a proxy."""
     with closing(Faulty(int(running.s3.endpoint.rpartition(":")[2]))) as way:
         worker = running.worker(VEIL_S3_ENDPOINT=way.endpoint)
         _upload(running, files, "way", WARM_UP)
@@ -83,7 +84,7 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
         requests, connections = way.methods.copy(), way.connections
         before = running.client.info("all")
         running.publish(_keys("asked", count))
-        _wait_for_outputs(running, worker, "asked", count)  # by asking the store: what Redis counts is the worker's
+        _wait_for_outputs(running, worker, "asked", count)  # polls the store, so that Redis counts the worker only
         after = running.client.info("all")
         made, opened = way.methods - requests, way.connections - connections
         worker.stop()
@@ -95,7 +96,7 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
     return {
         "pictures": count,
         "redis_round_trips": each("total_reads_processed"),
-        "redis_commands": each("total_commands_processed"),  # those of scripts too
+        "redis_commands": each("total_commands_processed"),  # including those of scripts
         "redis_cpu_seconds": round(each("used_cpu_user", 6) + each("used_cpu_sys", 6), 6),
         "redis_bytes_in": each("total_net_input_bytes", 0),
         "redis_bytes_out": each("total_net_output_bytes", 0),
@@ -106,7 +107,7 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
 
 
 def _idle(running: Stack) -> dict[str, float]:
-    """What a worker without work asks of Redis in a second."""
+    """Return the load of an idle worker on Redis."""
     before = running.client.info("all")
     time.sleep(IDLE_SECONDS)
     after = running.client.info("all")
@@ -147,18 +148,15 @@ def _with_workers(running: Stack, files: Sequence[bytes], workers: int, count: i
 
 
 def _in_front_of(running: Stack, keys: Sequence[str], depth: int, count: int) -> dict[str, Any]:
-    """The rate of the first worker while so many messages wait behind those that it takes."""
+    """Return the rate of the first worker with a queue of `depth` messages."""
     idle = running.client.info("memory")["used_memory"]
     started = time.perf_counter()
     for first in range(0, depth, AT_ONCE):
-        numbers = range(first, min(first + AT_ONCE, depth))
-        running.publisher.publish(
-            [
-                Wanted(ObjectUri(RAW, keys[number % len(keys)]), ObjectUri(CLEAN, f"depth-{depth}/{number:07}.jpg"))
-                for number in numbers
-            ],
-            BACKFILL,
-        )
+        wanted = []
+        for number in range(first, min(first + AT_ONCE, depth)):
+            source = ObjectUri(RAW, keys[number % len(keys)])
+            wanted.append(Wanted(source, ObjectUri(CLEAN, f"depth-{depth}/{number:07}.jpg")))
+        running.publisher.publish(wanted, BACKFILL)
     published = time.perf_counter() - started
     waiting = queues.depth(running.client, BACKFILL)
     used = running.client.info("memory")["used_memory"]

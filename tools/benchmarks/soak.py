@@ -1,7 +1,7 @@
-"""Whether a worker's memory stays flat: resident size over time, under pictures of all kinds and sizes.
+"""The memory of a worker over time, with pictures of all kinds and sizes.
 
-Real Redis, a real store, one ``veil worker``, a queue that is never empty. MINUTES is how long, and PICTURES how many
-there are to be at least (2,000 take longer than the default on a small machine).
+The benchmark uses real Redis, a real store, one ``veil worker``, and a queue that is never empty.
+It lasts at least MINUTES and PICTURES (2,000 take longer than the default time on a small machine).
 """
 
 import json
@@ -22,18 +22,18 @@ from tools.local import stack
 from tools.local.stack import CLEAN, RAW, Stack
 
 MINUTES, PICTURES = 5.0, 0
-# Of each kind: its format, its size in megapixels, and how many are among 40.
+# The format of each kind of picture, its size in megapixels, and its number among 40.
 MIX = (
     ("JPEG", 0.1, 10), ("JPEG", 1.0, 10), ("JPEG", 12.0, 1), ("PNG", 0.1, 4), ("PNG", 1.0, 2), ("WEBP", 0.1, 4),
     ("WEBP", 1.0, 3), ("TIFF", 0.5, 2), ("GIF", 0.1, 1), ("BMP", 0.1, 1), ("AVIF", 0.5, 1), ("JPEG2000", 0.5, 1),
 )  # fmt: skip
-AHEAD = 50  # messages that wait, at least
+AHEAD = 50  # messages in the queue at least
 LOOK_SECONDS = 0.5
 SEED = 1
 
 
 def run() -> None:
-    """Print a line each minute, and a summary: the last quarter against the second, the peak, the pictures."""
+    """Print a line each minute, and a summary that compares the last quarter with the second."""
     minutes = float(os.environ.get("MINUTES") or MINUTES)
     least = int(os.environ.get("PICTURES") or PICTURES)
     with stack.started() as running:
@@ -51,11 +51,11 @@ def run() -> None:
 
 
 def _sampled(running: Stack, keys: list[str], seconds: float, least: int) -> list[tuple[float, int, int]]:
-    """Seconds, pictures done and resident bytes, twice a second, until there are enough of the first two."""
+    """Return samples of seconds, finished pictures and resident bytes, two per second."""
     worker, chance = running.workers[0], random.Random(SEED)
     samples: list[tuple[float, int, int]] = []
     started = time.monotonic()
-    published = told = done = 0
+    published = reported = done = 0
     now = 0.0
     while now < seconds or done < least:
         worker.check_alive()
@@ -67,15 +67,15 @@ def _sampled(running: Stack, keys: list[str], seconds: float, least: int) -> lis
         time.sleep(LOOK_SECONDS)
         now, done = time.monotonic() - started, running.anonymized()
         samples.append((now, done, machine.resident_bytes(worker.pid)))
-        if now >= 60 * (told + 1):
-            told += 1
-            line = {"bench": "soak", "minute": told, "pictures": done, "rss_mib": samples[-1][2] // machine.MIB}
+        if now >= 60 * (reported + 1):
+            reported += 1
+            line = {"bench": "soak", "minute": reported, "pictures": done, "rss_mib": samples[-1][2] // machine.MIB}
             print(json.dumps(line), flush=True)
     return samples
 
 
 def _summary(samples: list[tuple[float, int, int]]) -> dict[str, Any]:
-    """Of `samples`: the means of the quarters, in MiB, and how the last compares with the second."""
+    """Return the means of the quarters in MiB, and the ratio of the last to the second."""
     seconds, done, _ = samples[-1]
     quarters: list[list[int]] = [[], [], [], []]
     for at, _, resident in samples:
@@ -92,9 +92,9 @@ def _summary(samples: list[tuple[float, int, int]]) -> dict[str, Any]:
 
 
 def _peak(pid: int) -> int:
-    """The largest resident size that the process ever had, in bytes."""
-    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    """Return the peak resident size of the process in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _uploaded(running: Stack) -> list[str]:

@@ -1,10 +1,12 @@
-"""Seconds a picture in each stage, by format and size, and how much of what is not detection is hidden behind it.
+"""Seconds per picture in each stage, by format and size, and the share that detection hides.
 
-Real Redis, a real store, one ``veil worker``. The seconds are medians of pictures that are alone with the worker.
-Then as many are asked for at once as fit: what they take beyond the detector alone, of all that their other stages
-take one by one, is not hidden. On a machine whose processors detection keeps busy, only waiting can be.
+The benchmark uses real Redis, a real store and one ``veil worker``. The seconds are medians of
+single pictures. Then the worker gets as many pictures at once as it has threads. Their time beyond
+that of the detector alone, as a share of the other stages of single pictures, is not hidden. If
+detection uses all processors, only waiting can be hidden.
 
-FORMATS (JPEG,PNG,WEBP,TIFF,GIF,BMP,AVIF,JPEG2000) and SIZES in megapixels, with commas between, say what is measured.
+FORMATS (JPEG,PNG,WEBP,TIFF,GIF,BMP,AVIF,JPEG2000) and SIZES in megapixels, comma-separated, select
+the measurements.
 """
 
 import json
@@ -29,7 +31,8 @@ FORMATS = "JPEG,PNG,WEBP,TIFF"
 SIZES = "0.1,1,12,24"
 ONE_BY_ONE = 3
 LIMIT_SECONDS = 120.0
-PATIENT = {  # a TIFF of 24 MP is larger than the default allows, and a busy machine may take long
+# A TIFF of 24 MP is larger than the default limit, and detection is slow on a busy machine.
+PATIENT = {
     "VEIL_MAX_BYTES": str(256 << 20),
     "VEIL_DETECT_SECONDS": "30",
 }
@@ -58,7 +61,7 @@ def _measure(running: Stack, detector: Alone, form: str, megapixels: float) -> d
     name = f"{form}-{megapixels:g}"
     paths = pictures.written(running.folder / name, ONE_BY_ONE, megapixels, form)
     first, *single = _uploaded(running, name, [paths[0], *paths])
-    _reports(running, [first])  # plans the graphs of these shapes
+    _reports(running, [first])  # compiles the graphs of these shapes
     detector.detect(paths)
     reports = [_reports(running, [key])[0] for key in single]
     seconds = {stage: median(report["seconds"][stage] for report in reports) for stage in reports[0]["seconds"]}
@@ -78,13 +81,13 @@ def _measure(running: Stack, detector: Alone, form: str, megapixels: float) -> d
 
 
 def _hidden(seconds: Mapping[str, float], elapsed: float, detector: float) -> float:
-    """The share of the seconds of all other stages that `elapsed` has not on top of `detector`."""
+    """Return the share of the other stages that is not part of `elapsed` beyond `detector`."""
     others = sum(seconds.values()) - seconds["detect"]
     return min(1.0, max(0.0, 1 - (elapsed - detector) / others))
 
 
 def _reports(running: Stack, keys: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Ask for `keys` at once; their reports."""
+    """Publish `keys` at once, and return their reports."""
     tasks = running.publish(keys, keep_results=True)
     return [AsyncResult(task, app=running.app).get(timeout=LIMIT_SECONDS) for task in tasks]
 

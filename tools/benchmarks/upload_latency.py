@@ -1,7 +1,7 @@
-"""How long it takes from the beginning of a PUT to the finished output, on a system with nothing else to do.
+"""The time from the beginning of a PUT to the output on an idle system.
 
-Real Redis, a real store that tells ``veil watch --http`` of uploads, and one worker; photographs of 1 MP are uploaded
-one after the other. PICTURES is their number.
+The benchmark uses real Redis, a real store that posts uploads to ``veil watch --http``, and one
+worker. It uploads PICTURES photographs of 1 MP one after the other.
 """
 
 import json
@@ -19,7 +19,7 @@ from tools.local import stack
 from tools.local.servers import ServerFailed, Webhook
 
 PICTURES = 100
-WARM_UP = 5  # not counted: the first pictures of a worker's life
+WARM_UP = 5  # first pictures of the worker, which do not count
 WAIT_SECONDS = 120
 POLL_SECONDS = 0.01
 
@@ -45,7 +45,7 @@ def run() -> None:
 
 
 def _upload(client: Any, key: str, content: bytes) -> float:
-    """Seconds until the output of one picture is there."""
+    """Upload one picture, and return the seconds until its output exists."""
     started = time.monotonic()
     client.put_object(Bucket="raw", Key=key, Body=content)
     while time.monotonic() - started < WAIT_SECONDS:

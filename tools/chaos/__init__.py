@@ -1,1 +1,1 @@
-"""What ``make chaos`` runs: the whole stack under a load, while workers and Redis are killed and S3 misbehaves."""
+"""The chaos test: the whole stack under load, with killed workers, a killed Redis and S3 faults."""

@@ -1,7 +1,8 @@
-"""``make chaos``: pictures through the real stack while its workers, its Redis and its way to S3 are attacked.
+"""``make chaos``: send pictures through the real stack while parts of it are killed or fail.
 
-The environment says how much: JOBS, KILLS of workers, REDIS_KILLS, SEED. One JSON object goes to standard output;
-the exit code is 1 if a picture was lost, doubled, clear, or not as in a calm run.
+The environment variables JOBS, KILLS (of workers), REDIS_KILLS and SEED configure it. The result is
+one JSON object on standard output. The exit code is 1 if a picture was lost, published twice,
+published with a visible face, or differs from its output in a run without faults.
 """
 
 import json
@@ -39,10 +40,10 @@ FOLDER = Path(".chaos")
 PROGRAMS = Path(sys.executable).parent
 RAW, CALM, CLEAN = "raw", "calm", "clean"
 WORKERS = 3
-SPARED = 1  # workers that are at work while the others start, which takes them seconds of a processor
+SPARED = 1  # workers that stay alive while the others start, which takes seconds of a processor
 REGION = 0.7  # the default of VEIL_REGION
-LONGEST_LIFE_SECONDS = 1.0  # of what was put on the queue, before the next kill
-LONGEST_ABSENCE_SECONDS = 2.0  # of Redis after it was killed
+LONGEST_LIFE_SECONDS = 1.0  # from publishing a part of the jobs to the next kill
+LONGEST_ABSENCE_SECONDS = 2.0  # from the kill of Redis to its restart
 READY = '"worker ready"'
 FAULTS = {"latency": 0.04, "500": 0.01, "503": 0.02, "reset before": 0.01, "reset after": 0.01, "truncated": 0.01}
 LOOK_SECONDS = 0.2
@@ -52,7 +53,10 @@ console = Console(stderr=True, highlight=False)
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything. A part of the jobs is put on the queue just before each kill, so that all have work."""
+    """The size of a run.
+
+    A part of the jobs is published just before each kill, so that the workers are busy.
+    """
 
     jobs: int
     kills: int
@@ -64,13 +68,13 @@ class Plan:
         return 180 + 2.0 * self.jobs + 20.0 * self.kills + 30.0 * self.redis_kills
 
     def targets(self) -> list[str]:
-        """What to kill, in order."""
-        what = ["worker"] * self.kills + ["redis"] * self.redis_kills
-        random.Random(self.seed).shuffle(what)
-        return what
+        """Return the targets of the kills, in random order."""
+        targets = ["worker"] * self.kills + ["redis"] * self.redis_kills
+        random.Random(self.seed).shuffle(targets)
+        return targets
 
     def parts(self, keys: list[str]) -> list[list[str]]:
-        """`keys` in as many parts as there are kills, and one for the end."""
+        """Return `keys` in one part for each kill, and one for the end."""
         count = self.kills + self.redis_kills + 1
         bounds = [len(keys) * number // count for number in range(count + 1)]
         return [keys[start:end] for start, end in pairwise(bounds)]
@@ -85,7 +89,7 @@ class Stack:
     way: Faulty
     settings: dict[str, str]
     workers: list[Supervised] = field(default_factory=list)
-    killed: dict[int, float] = field(default_factory=dict)  # when, by process id
+    killed: dict[int, float] = field(default_factory=dict)  # times of the kills by process id
 
     def worker(self, name: str, destination: str, endpoint: str) -> Supervised:
         environment = {
@@ -98,7 +102,7 @@ class Stack:
         return Supervised(Server(name, command, FOLDER.resolve() / f"{name}.log", environment))
 
     def ready(self) -> list[Supervised]:
-        """The workers that take messages."""
+        """Return the workers that take messages."""
         return [worker for worker in self.workers if worker.alive and worker.said(READY) > len(worker.deaths)]
 
 
@@ -128,7 +132,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """The whole of it; what is printed."""
+    """Run the test, and return the object that is printed."""
     began = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
@@ -137,7 +141,11 @@ def run(plan: Plan) -> dict[str, Any]:
     made = pictures.make(FOLDER / "samples", cache, min(plan.jobs, pictures.DISTINCT), plan.seed)
     with started() as stack:
         _say(f"{plan.jobs} jobs, {plan.kills} + {plan.redis_kills} kills, seed {plan.seed}")
-        keys = {f"{number:05}.{made[number % len(made)][0]}": number % len(made) for number in range(plan.jobs)}
+        keys = {}
+        for job in range(plan.jobs):
+            number = job % len(made)
+            suffix = made[number][0]
+            keys[f"{job:05}.{suffix}"] = number
         client = stack.s3.client()
         for key, number in keys.items():
             client.put_object(Bucket=RAW, Key=key, Body=made[number][1])
@@ -162,7 +170,7 @@ def run(plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def started() -> Iterator[Stack]:
-    """Redis, S3 and the way to it; everything is stopped at the end, in any case."""
+    """Start Redis, S3 and the faulty proxy to it, and stop them at the end of the block."""
     with ExitStack() as stopping:
         redis = start_redis(FOLDER.resolve() / "redis")
         stopping.callback(redis.server.stop)
@@ -175,7 +183,7 @@ def started() -> Iterator[Stack]:
 
 
 def _work_in_peace(stack: Stack, keys: list[str]) -> None:
-    """The outputs to compare with: every content once, by one worker that nobody disturbs."""
+    """Make the reference outputs: each content once, with a worker that has no faults."""
     _publish(stack, keys)
     worker = stack.worker("calm", CALM, stack.s3.endpoint)
     worker.start()
@@ -201,14 +209,22 @@ def _publish(stack: Stack, keys: list[str]) -> None:
 
 
 def _outputs(stack: Stack, bucket: str) -> dict[str, str]:
-    """The ETags of the outputs in `bucket`, by key."""
+    """Return the ETags of the outputs in `bucket` by key."""
     pages = stack.s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    items = [item for page in pages for item in page.get("Contents", ())]
-    return {item["Key"]: item["ETag"].strip('"') for item in items if not item["Key"].startswith(".veil/")}
+    found = {}
+    for page in pages:
+        for item in page.get("Contents", ()):
+            if not item["Key"].startswith(".veil/"):
+                found[item["Key"]] = item["ETag"].strip('"')
+    return found
 
 
 def _work_under_fire(stack: Stack, plan: Plan, keys: list[str]) -> int:
-    """Attack, and wait until every picture has ended, or time is up; how many have not, kills included."""
+    """Run the kills, and wait until each picture has an outcome or the time is up.
+
+    Return the number of pictures without an outcome, plus that of the kills that did not take
+    place.
+    """
     stack.way.rates = FAULTS
     stack.workers = [stack.worker(f"worker-{number}", CLEAN, stack.way.endpoint) for number in range(1, WORKERS + 1)]
     chance = random.Random(plan.seed + 1)
@@ -230,7 +246,7 @@ def _work_under_fire(stack: Stack, plan: Plan, keys: list[str]) -> int:
             _attack(stack, target, chance)
         _publish(stack, last)
         _until(lambda: not _left(stack, keys), deadline)
-        # A delivery that still lasts could still do harm.
+        # A delivery that is still running could still write a wrong output.
         stack.way.rates = {}
         client = stack.redis.client()
         _until(lambda: not client.llen("uploads") and not client.hlen("unacked"), deadline)
@@ -274,17 +290,19 @@ def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[st
     outputs, dead = _outputs(stack, CLEAN), _dead(stack)
     written = verdict.versions(client, CLEAN)
     differing = [item for item in written if item.key in keys and item.etag != calm[calm_keys[keys[item.key]]]]
-    # All other outputs are, byte for byte, the ones of the calm run.
-    looked_at: list[tuple[str, str, dict[str, str]]] = [(CALM, key, {}) for key in calm_keys] + [
-        (CLEAN, v.key, {"VersionId": v.id}) for v in differing
-    ]
+    # All other outputs equal those of the calm run byte for byte, so only these need a check.
+    checked: list[tuple[str, str, dict[str, str]]] = [(CALM, key, {}) for key in calm_keys]
+    checked += [(CLEAN, version.key, {"VersionId": version.id}) for version in differing]
     clear = []
-    for bucket, key, options in looked_at:
+    for bucket, key, options in checked:
         boxes = _boxes(client, calm_keys[keys[key]])
         output = client.get_object(Bucket=bucket, Key=key, **options)["Body"].read()
         if not boxes or verdict.is_clear(contents[keys[key]], output, boxes, REGION):
             clear.append(key)
-    died = {**{death.pid: death.time for worker in stack.workers for death in worker.deaths}, **stack.killed}
+    died: dict[int, float] = {}
+    for worker in stack.workers:
+        died |= {death.pid: death.time for death in worker.deaths}
+    died |= stack.killed
     seconds = verdict.redeliveries((worker.server.log for worker in stack.workers), died)
     many = Counter(version.key for version in written if version.key in keys)
     found = {
@@ -293,11 +311,12 @@ def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[st
         "mismatched": sorted({version.key for version in differing}),
         "clear": clear,
     }
-    for what, which in {**found, "dead letters": [f"{k}: {d.error}: {d.message}" for k, d in dead.items()]}.items():
-        for key in which[:20]:
-            console.print(f"chaos: {what}: {key}", style="red", markup=False)
+    letters = [f"{key}: {letter.error}: {letter.message}" for key, letter in dead.items()]
+    for kind, lines in {**found, "dead letters": letters}.items():
+        for line in lines[:20]:
+            console.print(f"chaos: {kind}: {line}", style="red", markup=False)
     return {
-        **{what: len(which) for what, which in found.items()},
+        **{kind: len(keys_) for kind, keys_ in found.items()},
         "outputs": len(outputs),
         "dead_letters": len(dead),
         "dead_by_error": dict(Counter(letter.error for letter in dead.values())),
@@ -311,7 +330,7 @@ def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[st
 
 
 def _boxes(client: Any, key: str) -> list[list[int]]:
-    """The faces of the calm run's output `key`, from its receipt."""
+    """Return the boxes of the output `key` of the calm run, from its receipt."""
     (receipt,) = client.list_objects_v2(Bucket=CALM, Prefix=f"{receipts.FOLDER}{key}.")["Contents"]
     content = client.get_object(Bucket=CALM, Key=receipt["Key"])["Body"].read()
     return [face["box_xyxy"] for face in receipts.Receipt.from_bytes(content).faces]

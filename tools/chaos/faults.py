@@ -1,6 +1,6 @@
-"""A way to S3 on which requests are delayed, refused, cut off, or answered by half.
+"""A proxy in front of S3 that delays, refuses, resets or truncates requests.
 
-Requests are signed for the address that the client knows, this one, so they are passed on as they are.
+Clients sign their requests for the address of the proxy, so it forwards them unchanged.
 """
 
 import random
@@ -18,25 +18,28 @@ from tools.local.servers import HOST
 CHUNK = 1 << 16
 MOST_HEADER_BYTES = 1 << 16
 IDLE_SECONDS = 60.0
-LATENCY_SECONDS = 1.5  # at most
-LINGER_NOT = struct.pack("ii", 1, 0)  # close with a reset
+MAX_LATENCY_SECONDS = 1.5
+LINGER_NOT = struct.pack("ii", 1, 0)  # closes the connection with a reset
+# `reset after` loses the response to a request that S3 has carried out.
 KINDS = ("latency", "500", "503", "reset before", "reset after", "truncated")
-"""`reset after` loses the answer to a request that S3 has carried out."""
 
 
 @dataclass
 class Faulty:
-    """A proxy in front of the S3 at `port`. `rates` is the share of requests that meet each kind of fault."""
+    """A proxy in front of the S3 server at `port`.
+
+    `rates` contains the share of requests with each kind of fault.
+    """
 
     port: int
     rates: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
-    only: bytes = b""  # spare requests without this in their first line
-    retry_after: int | None = None  # what 503 asks for, in seconds
-    requests: Counter[str] = field(default_factory=Counter)  # by fault, `none` included
-    methods: Counter[str] = field(default_factory=Counter)  # the requests again, by method
+    only: bytes = b""  # only requests with this in their first line get faults
+    retry_after: int | None = None  # seconds, a header of responses with 503
+    requests: Counter[str] = field(default_factory=Counter)  # by fault, including `none`
+    methods: Counter[str] = field(default_factory=Counter)  # all requests by method
     connections: int = 0
-    paths: set[str] = field(default_factory=set)  # that were asked for
+    paths: set[str] = field(default_factory=set)  # of all requests
 
     def __post_init__(self) -> None:
         self._chance = random.Random(self.seed)
@@ -67,7 +70,7 @@ class Faulty:
                 threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 
     def _serve(self, near: socket.socket) -> None:
-        """All requests of one connection, one after the other."""
+        """Serve all requests of a connection, one after the other."""
         near.settimeout(IDLE_SECONDS)
         far = socket.create_connection((HOST, self.port))
         far.settimeout(IDLE_SECONDS)
@@ -98,11 +101,11 @@ class Faulty:
         return "none"
 
     def _exchange(self, near: socket.socket, far: socket.socket) -> bool:
-        """One request and its answer; False when the connection is to be closed."""
+        """Serve one request; return False if the connection must be closed."""
         request = _Message(near)
         fault = self._choose(request.first)
         if fault == "latency":
-            time.sleep(self._chance.uniform(0, LATENCY_SECONDS))
+            time.sleep(self._chance.uniform(0, MAX_LATENCY_SECONDS))
         if fault == "reset before":
             return _reset(near)
         if request.headers.get("expect"):
@@ -124,7 +127,7 @@ class Faulty:
 
 
 class _Message:
-    """A request or an answer of HTTP/1.1, whose header has been read and whose body has not."""
+    """A request or a response of HTTP/1.1, whose header is read and whose body is not."""
 
     def __init__(self, source: socket.socket, has_body: bool = True) -> None:
         self._source = source
@@ -149,7 +152,7 @@ class _Message:
         return b"\r\n".join([self.first, *kept, b"", b""])
 
     def body(self) -> Iterator[bytes]:
-        """The body as it comes, in pieces, framing included."""
+        """Yield the body in the pieces that arrive, including their framing."""
         if not self._has_body or self.first[9:12] in (b"204", b"304"):
             return
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
@@ -182,7 +185,10 @@ def _reset(near: socket.socket) -> bool:
 
 
 def _pass_on(request: _Message, near: socket.socket, far: socket.socket, fault: str) -> bool:
-    """The request to S3, and its answer, or what `fault` leaves of it; False when the connection is to be closed."""
+    """Forward the request, and the part of the response that `fault` leaves.
+
+    Return False if the connection must be closed.
+    """
     far.sendall(request.head(without="expect"))
     for chunk in request.body():
         far.sendall(chunk)

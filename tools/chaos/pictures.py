@@ -1,4 +1,4 @@
-"""The pictures of a chaos run: small portraits, each its own, as JPEG, PNG and WebP."""
+"""The pictures of a chaos run: small, distinct portraits as JPEG, PNG and WebP."""
 
 import io
 import random
@@ -10,11 +10,11 @@ from tools.local import scenes
 
 SIDE = 220
 KINDS = (("jpg", "JPEG"), ("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP"))
-DISTINCT = 100  # more jobs than that share contents, which need to be worked on in peace only once
+DISTINCT = 100  # different contents at most; the calm run processes each of them once
 
 
 def make(folder: Path, cache: Path, count: int, seed: int) -> list[tuple[str, bytes]]:
-    """`count` pictures as their suffixes and contents; the portraits come from `cache`."""
+    """Return suffix and content of `count` pictures, made of the portraits in `cache`."""
     paths = {path.name: path for path in scenes.make(folder, cache)}
     with Image.open(paths["astronaut.png"]) as image:
         portrait = image.convert("RGB")

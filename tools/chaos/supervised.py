@@ -1,4 +1,4 @@
-"""A worker that is started again whenever it dies, as compose and systemd do."""
+"""A worker that is restarted when it dies, as by compose or systemd."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ LOOK_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Death:
-    """That the process `pid` was found dead at `time`, in seconds since the epoch, with this exit code."""
+    """The end of the process `pid`; `time` is in seconds since the epoch."""
 
     pid: int
     time: float
@@ -20,7 +20,7 @@ class Death:
 
 @dataclass
 class Supervised:
-    """Keeps `server` running from `start` to `stop`, with `pause` seconds before it is started again."""
+    """A supervisor that restarts `server` after `pause` seconds, from `start` to `stop`."""
 
     server: Server
     pause: float = 0.2
@@ -35,13 +35,13 @@ class Supervised:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the worker as a supervisor would, and do not start it again."""
+        """Stop the worker, and do not restart it."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def kill(self) -> int | None:
-        """End the process at once, as a crash would: its id, or None if there is none just now."""
+        """Kill the process, as a crash would; return its id, or None if none is running."""
         with self._lock:
             process = self.server.process
             if process is None or process.poll() is not None:
@@ -56,11 +56,13 @@ class Supervised:
         return process is not None and process.poll() is None
 
     def said(self, text: str) -> int:
-        """How often `text` is in its log, of all its processes."""
-        return self.server.log.read_text(errors="replace").count(text) if self.server.log.exists() else 0
+        """Return the number of times that `text` is in the log of all its processes."""
+        if not self.server.log.exists():
+            return 0
+        return self.server.log.read_text(errors="replace").count(text)
 
     def _run(self) -> None:
-        # Linux kills a child when the thread that started it ends, so all of it happens in this one.
+        # With PR_SET_PDEATHSIG, Linux kills a child when the thread that started it ends.
         try:
             self.server.start()
             while not self._stopping.wait(LOOK_SECONDS):

@@ -1,4 +1,4 @@
-"""What became of the pictures of a chaos run, from what is in the store, in Redis and in the workers' logs."""
+"""The verdict on a chaos run, from the store, the dead letters and the logs of the workers."""
 
 import io
 import json
@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.routes import RESERVED
 from tasks.storage import receipts
 
-UNCHANGED = 12  # levels that lossy compression alone may change
-CLEAR_SHARE = 0.5  # of a face's hidden part that is as it was
+UNCHANGED = 12  # levels; lossy compression alone changes pixels by at most that much
+CLEAR_SHARE = 0.5  # a face is visible if more than this share of its hidden part is unchanged
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version of an object, the newest or an older one."""
+    """A version of an object, the newest or an older one."""
 
     key: str
     etag: str
@@ -29,33 +30,41 @@ class Version:
 
 
 def versions(client: Any, bucket: str) -> list[Version]:
-    """All versions of all objects of `bucket`."""
+    """Return all versions of all objects of `bucket`."""
     pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket)
-    items = (item for page in pages for item in page.get("Versions", ()))
+    items: list[dict[str, Any]] = []
+    for page in pages:
+        items += page.get("Versions", ())
     return [Version(item["Key"], item["ETag"].strip('"'), item["VersionId"]) for item in items]
 
 
 def lost(keys: Iterable[str], outputs: Iterable[str], dead: Iterable[str]) -> list[str]:
-    """The pictures that are neither in the output nor a dead letter."""
+    """Return the keys that have neither an output nor a dead letter."""
     return sorted(set(keys) - set(outputs) - set(dead))
 
 
 def doubled(keys: Iterable[str], written: Sequence[Version]) -> list[str]:
-    """Outputs that nobody asked for, and outputs with more than one receipt."""
+    """Return outputs without a request, and outputs with more than one receipt."""
     wanted = set(keys)
-    odd = {version.key for version in written if not version.key.startswith(RESERVED)} - wanted
-    named: Counter[str] = Counter()
-    for name in {version.key for version in written if version.key.startswith(receipts.FOLDER)}:
-        made = receipts.parse(name.removeprefix(receipts.FOLDER))
-        named[made.key if made else name] += 1
-    return sorted(odd | {key for key, count in named.items() if count > 1 or key not in wanted})
+    names = {version.key for version in written}
+    found = {name for name in names if not name.startswith(RESERVED)} - wanted
+    count: Counter[str] = Counter()
+    for name in names:
+        if name.startswith(receipts.FOLDER):
+            made = receipts.parse(name.removeprefix(receipts.FOLDER))
+            count[made.key if made else name] += 1
+    found |= {key for key in count if count[key] > 1 or key not in wanted}
+    return sorted(found)
 
 
 def is_clear(source: bytes, output: bytes, boxes: Sequence[Sequence[int]], region: float) -> bool:
-    """Whether `output` shows one of the faces in `boxes`, x1 y1 x2 y2, in its top `region` as `source` does."""
+    """Return True if a face is visible in `output`: its top `region` is as in `source`.
+
+    `boxes` are x1 y1 x2 y2 in pixels.
+    """
     if source == output:
         return True
-    before, after = (np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.int16) for file in (source, output))
+    before, after = _pixels(source), _pixels(output)
     if before.shape != after.shape:
         return True
     for x1, y1, x2, y2 in boxes:
@@ -66,12 +75,19 @@ def is_clear(source: bytes, output: bytes, boxes: Sequence[Sequence[int]], regio
     return False
 
 
-def redeliveries(logs: Iterable[Path], died: Mapping[int, float]) -> list[float]:
-    """Seconds from the death of a process to the next delivery of each picture that it had at work, sorted.
+def _pixels(content: bytes) -> NDArray[np.int16]:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.int16)
 
-    `died` is when, by process id. Where a picture's next process died as well, it counts from that death on.
+
+def redeliveries(logs: Iterable[Path], died: Mapping[int, float]) -> list[float]:
+    """Return the sorted seconds from the death of a process to the redelivery of its pictures.
+
+    `died` contains the time of death by process id. If the next process of a picture died too, the
+    time counts from the later death.
     """
-    taken_over = [line for path in logs for line in _lines(path, "taken over, to work on alone")]
+    taken_over: list[dict[str, Any]] = []
+    for path in logs:
+        taken_over += _lines(path, "taken over, to work on alone")
     seconds = []
     holder: dict[str, int] = {}
     for line in sorted(taken_over, key=lambda line: str(line["timestamp"])):
@@ -90,7 +106,8 @@ def _lines(log: Path, event: str) -> Iterator[dict[str, Any]]:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The value below which `share` of the sorted `values` lie, rounded up to one of them; None without any."""
+    """Return the percentile `share` of the sorted `values`, one of them; None if there are none."""
     if not values:
         return None
-    return round(values[min(len(values) - 1, int(share * len(values)))], 2)
+    position = min(len(values) - 1, int(share * len(values)))
+    return round(values[position], 2)

@@ -1,4 +1,4 @@
-"""``make demo``: pictures are uploaded to a real store, and come out of it anonymized by real queue and detector."""
+"""``make demo``: upload pictures to a local store, and download them anonymized."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ RAW, CLEAN = "raw", "clean"
 ROUTE = f"s3://{RAW}=s3://{CLEAN}"
 PLACES = Places.find(f"s3://{RAW}", None, [Route.parse(ROUTE)])
 READY_SECONDS = 120
-PATIENCE_SECONDS = 180  # without any picture that is done
+PATIENCE_SECONDS = 180  # without a new outcome of any picture
 PROGRAMS = Path(sys.executable).parent
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -54,7 +54,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @dataclass
 class Stack:
-    """The services of one run, and the environment in which `veil` finds them."""
+    """The services of a run, and the environment variables with which `veil` reaches them."""
 
     servers: list[Server]
     redis: Redis
@@ -85,7 +85,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def run(images: str, keep: bool) -> int:
-    """The whole demo; 0 only if every picture came through."""
+    """Run the demo, and return 0 only if each picture has an output."""
     if RUNNING.exists():
         raise ServerFailed("services of an earlier KEEP=1 are running: stop them with `make demo-stop`")
     shutil.rmtree(FOLDER, ignore_errors=True)
@@ -116,7 +116,7 @@ def _check(command: list[Any]) -> None:
 
 
 def _pictures(images: str) -> dict[str, Path]:
-    """The pictures to send, by key."""
+    """Return the paths of the pictures by key."""
     if not images:
         made = scenes.make(FOLDER / "raw", _cache())
         return {path.name: path for path in made}
@@ -147,7 +147,10 @@ def _cache() -> Path:
 
 @contextmanager
 def started(keep: bool) -> Iterator[Stack]:
-    """Redis, S3, the trigger, a worker and Flower on free ports; stopped at the end, but after a good KEEP=1."""
+    """Start Redis, S3, the trigger, a worker and Flower on free ports.
+
+    They are stopped at the end of the block, except with `keep` after a success.
+    """
     with ExitStack() as stopping, _uninterrupted_end():
         servers: list[Server] = []
 
@@ -166,7 +169,7 @@ def started(keep: bool) -> Iterator[Stack]:
         environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": ROUTE}
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).expanduser().resolve())
-        # The store posts each event once: the trigger holds it as long as the store waits for an answer.
+        # The store posts an event once, so the trigger holds it for as long as the store waits.
         watch: list[str | Path] = [PROGRAMS / "veil", "watch", "--http", webhook.address, "--hold", "280"]
         trigger = Server("trigger", watch, folder / "trigger.log", {**environment, **webhook.environment()}, keep)
         add(trigger)
@@ -192,7 +195,7 @@ def started(keep: bool) -> Iterator[Stack]:
 
 @contextmanager
 def _uninterrupted_end() -> Iterator[None]:
-    """From the end of the block on, a second Ctrl-C must not interrupt the stopping of what it started."""
+    """Ignore Ctrl-C from the end of the block, so that it does not interrupt the cleaning up."""
     try:
         yield
     finally:
@@ -210,7 +213,7 @@ def _wait_for(server: Server, line: str) -> None:
 
 
 def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
-    """Upload, wait, download; the summary."""
+    """Upload the pictures, wait, download the outputs, and return the summary."""
     client = stack.s3.client()
     _say("Upload", f"{len(pictures)} pictures to s3://{RAW}, and the store tells the trigger")
     started_at = time.monotonic()
@@ -248,9 +251,9 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
 
 
 def _wait_for_pictures(stack: Stack, client: Any, wanted: set[str]) -> tuple[dict[str, Receipt], dict[str, str]]:
-    """The receipts of the pictures that are made, and why others were given up, by key, once `wanted` are one of these.
+    """Wait for all pictures; return their receipts and the errors of the failed ones, by key.
 
-    Ends without some of them if nothing is done for a long time.
+    Pictures are missing in both if there is no new outcome for PATIENCE_SECONDS.
     """
     store = ObjectStore(client)
     made: dict[str, Receipt] = {}
@@ -265,7 +268,7 @@ def _wait_for_pictures(stack: Stack, client: Any, wanted: set[str]) -> tuple[dic
         named = [receipts.parse(name.removeprefix(receipts.FOLDER)) for name in _keys(client, receipts.FOLDER)]
         for key in (wanted - made.keys()) & {*outputs, *(found.key for found in named if found)}:
             for _, receipt in read_receipts(store, PLACES, key):
-                # It is written before its output.
+                # A receipt is written before its output.
                 if receipt.status == "held" or key in outputs:
                     made[key] = receipt
         for letter in dead_letters.LETTERS.entries(stack.redis.client()):
@@ -313,7 +316,10 @@ def _report(summary: dict[str, Any], images: str) -> None:
 
 
 def stop_kept() -> int:
-    """End the services that KEEP=1 left, by id; a process that took over an id since is left alone."""
+    """Stop the services that KEEP=1 left.
+
+    The start time of a process tells whether another one has its id by now.
+    """
     if not RUNNING.exists():
         console.print("demo: nothing is running")
         return 0
@@ -322,9 +328,9 @@ def stop_kept() -> int:
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 30
-    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+    while (running := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    for pid in left:
+    for pid in running:
         os.kill(pid, signal.SIGKILL)
     RUNNING.unlink()
     console.print(f"demo: stopped {len(pids)} services")
@@ -332,9 +338,9 @@ def stop_kept() -> int:
 
 
 def _started(pid: int) -> int | None:
-    """Return when the process started, in ticks since boot; None if it is gone.
+    """Return the start time of the process in ticks since boot; None if it does not exist.
 
-    Most else of a process that leaves no core dump is hidden from its own user: its working folder is.
+    Other properties, like the working folder, are hidden for processes that leave no core dumps.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""The contact sheet: each picture before, with the boxes of its faces, beside the same picture after."""
+"""The contact sheet: pictures with the boxes of their faces, beside their outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ TILE = 400, 300  # pixels of one picture on the sheet
 CAPTION = 26
 GAP = 12
 PAIRS_A_ROW = 2
-MOST_PAIRS = 80  # a sheet of more could hardly be opened
+MOST_PAIRS = 80  # a larger sheet is hard to open
 PAPER, INK, BOX = (250, 249, 246), (40, 40, 44), (226, 60, 38)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture before and after; `boxes` are x1 y1 x2 y2 in pixels of the upright picture."""
+    """A picture and its output; `boxes` are x1 y1 x2 y2 in pixels of the upright picture."""
 
     name: str
     before: Path
@@ -25,7 +25,7 @@ class Pair:
 
 
 def make(pairs: Sequence[Pair], path: Path) -> int:
-    """Write the sheet of the first MOST_PAIRS `pairs` to `path`, a JPEG; the number of pairs on it."""
+    """Write the first MOST_PAIRS `pairs` to `path`, a JPEG, and return their number."""
     shown = pairs[:MOST_PAIRS]
     font = ImageFont.load_default(15)
     width = 2 * TILE[0] + GAP

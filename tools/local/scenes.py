@@ -1,7 +1,7 @@
-"""Sample pictures: two free portraits that arrive in packages, hung by code on several walls.
+"""Sample pictures: free portraits out of published packages, drawn on several walls.
 
-Each wall is a picture of its own: one or many faces, large and small, JPEG, PNG and WebP, one that lies on
-its side by its EXIF orientation and carries a GPS position, and one without any face.
+They have one or many faces, large and small, as JPEG, PNG and WebP. One is rotated by its EXIF
+orientation and has a GPS position, and one has no face.
 """
 
 import io
@@ -34,14 +34,17 @@ CREDITS = (
     "Grace Hopper, photographed by James S. Davis, US Navy (public domain), from the package matplotlib",
     "Coffee cup, photographed by Rachel Michetti (CC0), from the package scikit-image",
 )
-SEED = 7  # the walls look the same on every machine
+SEED = 7  # fixed, so that the pictures are the same on each machine
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
 GPS = 0x8825
 
 
 @dataclass(frozen=True)
 class Wall:
-    """A wall `size` pixels large with `rows` of pictures: each row is (pictures, height of one in pixels)."""
+    """A wall of `size` pixels with rows of portraits.
+
+    A row is the number of portraits and their height in pixels.
+    """
 
     name: str
     size: tuple[int, int]
@@ -58,7 +61,7 @@ WALLS = (
 
 
 def make(folder: Path, cache: Path) -> list[Path]:
-    """Write the sample pictures to `folder` and return their paths; the portraits are kept in `cache`."""
+    """Write the sample pictures to `folder` and return their paths; cache the portraits."""
     folder.mkdir(parents=True, exist_ok=True)
     astronaut, hopper, coffee = (photograph(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE))
     heads = astronaut.crop((80, 0, 380, 300)), hopper.crop((50, 20, 470, 440))
@@ -116,7 +119,7 @@ def _framed(portrait: Image.Image, height: int, chance: random.Random) -> Image.
 
 
 def _sideways(portrait: Image.Image, path: Path) -> None:
-    """A picture as a turned camera writes it: the pixels lie, EXIF says so, and says where it was taken."""
+    """Write a rotated picture with its EXIF orientation and position, like a camera on its side."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     exif.get_ifd(GPS).update({1: "N", 2: (40.0, 42.0, 46.0), 3: "W", 4: (74.0, 0.0, 21.0)})

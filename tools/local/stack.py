@@ -1,4 +1,4 @@
-"""The real stack under a benchmark: Redis, a store, and workers, on free loopback ports, until the block ends."""
+"""The stack of a benchmark: Redis, S3 and workers on free loopback ports."""
 
 import sys
 import tempfile
@@ -40,7 +40,7 @@ class Stack:
     def start(
         self, name: str, arguments: Sequence[str], ready: str, program: Program = VEIL, **settings: str
     ) -> Server:
-        """``veil ARGUMENTS…``, once its log says `ready`; it is stopped with the stack."""
+        """Start ``veil ARGUMENTS…`` and wait until its log contains `ready`."""
         environment = {**self.environment, **settings}
         server = Server(name, [*program, *arguments], self.folder / f"{name}.log", environment)
         self.stopping.callback(server.stop)
@@ -49,24 +49,27 @@ class Stack:
         return server
 
     def worker(self, program: Program = VEIL, **settings: str) -> Server:
-        """Another worker, ready to take messages; `settings` are variables of its environment."""
+        """Start another worker with `settings` in its environment, and wait until it is ready."""
         server = self.start(f"worker-{len(self.workers) + 1}", ["worker"], '"worker ready"', program, **settings)
         self.workers.append(server)
         return server
 
     def upload(self, pictures: Iterable[tuple[str, bytes]]) -> None:
-        """Put `pictures`, keys and contents, where workers read."""
+        """Put `pictures`, keys and contents, into the bucket of sources."""
         client = self.s3.client()
         for key, content in pictures:
             client.put_object(Bucket=RAW, Key=key, Body=content)
 
     def publish(self, keys: Iterable[str], *, keep_results: bool = False) -> list[str]:
-        """Ask for pictures that were uploaded; the ids of their tasks."""
+        """Publish tasks for uploaded pictures, and return their ids."""
         wanted = [Wanted(ObjectUri(RAW, key)) for key in keys]
         return self.publisher.publish(wanted, "uploads", keep_results=keep_results)
 
     def work_off(self, keys: Sequence[str], limit: float) -> float:
-        """Ask for `keys` at once; seconds until the last has its output. ServerFailed after `limit` seconds."""
+        """Publish `keys` at once, and return the seconds until all have their outputs.
+
+        Raise ServerFailed after `limit` seconds.
+        """
         target = self.anonymized() + len(keys)
         started = time.perf_counter()
         self.publish(keys)
@@ -74,7 +77,7 @@ class Stack:
         return time.perf_counter() - started
 
     def anonymized(self) -> int:
-        """How many outputs the workers have reported; ServerFailed if a picture was given up."""
+        """Return the number of reported outputs; raise ServerFailed if there is a dead letter."""
         counts = outcomes.totals(self.client)
         if counts.get("dead"):
             letter = next(dead_letters.LETTERS.entries(self.client))
@@ -82,7 +85,7 @@ class Stack:
         return counts.get("anonymized", 0)
 
     def wait(self, condition: Callable[[], bool], server: Server, seconds: float) -> None:
-        """Wait for `condition`; ServerFailed if `server` ends before, or after `seconds`."""
+        """Wait for `condition`; raise ServerFailed if `server` ends, or after `seconds`."""
         deadline = time.monotonic() + seconds
         while not condition():
             server.check_alive()
@@ -92,7 +95,7 @@ class Stack:
 
     @cached_property
     def client(self) -> Any:
-        """A client of the Redis."""
+        """A client of Redis."""
         return self.redis.client()
 
     @cached_property
@@ -106,7 +109,10 @@ class Stack:
 
 @contextmanager
 def started(webhook: Webhook | None = None) -> Iterator[Stack]:
-    """Redis and the store, with the buckets `raw` and `clean`; with a `webhook`, the store tells it of uploads."""
+    """Start Redis and S3 with the buckets `raw` and `clean`, and stop them at the end of the block.
+
+    S3 posts its events to the `webhook`, if there is one.
+    """
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as name, ExitStack() as stopping:
         folder = Path(name)
         redis = start_redis(folder / "redis")

@@ -1,4 +1,4 @@
-"""``supervisor.py COMMAND…`` starts a worker again that died, as compose or systemd do elsewhere."""
+"""``supervisor.py COMMAND…``: restart a worker that died, as compose or systemd do."""
 
 import ctypes
 import signal
@@ -15,12 +15,15 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main() -> int:
-    """Run the command until it ends by itself; its exit code. One that was killed, or stalled, is run again."""
-    told = threading.Event()
+    """Run the command until it ends by itself, and return its exit code.
+
+    Restart it if it was killed or stalled.
+    """
+    stopping = threading.Event()
     worker: subprocess.Popen[bytes] | None = None
 
     def pass_on(number: int, _frame: Any) -> None:
-        told.set()
+        stopping.set()
         if worker is not None:
             worker.send_signal(number)
 
@@ -28,19 +31,19 @@ def main() -> int:
         signal.signal(number, pass_on)
     code = 0
     for restarts in range(MOST_RESTARTS + 1):
-        if told.is_set():
+        if stopping.is_set():
             break
         worker = subprocess.Popen(sys.argv[1:], preexec_fn=_die_together)
         code = worker.wait()
         if code >= 0 and code != EXIT_STALLED:
             break
-        if restarts < MOST_RESTARTS and not told.wait(PAUSE_SECONDS):
+        if restarts < MOST_RESTARTS and not stopping.wait(PAUSE_SECONDS):
             print(f"demo: the worker ended with {code} and is started again", file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
 
 
 def _die_together() -> None:
-    """In the new process: be killed when the supervisor is."""
+    """Set up the child process to be killed with the supervisor."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,6 +1,7 @@
 """The Kubernetes examples: well formed, closed where they can be, and in agreement with the worker and each other."""
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -103,12 +104,10 @@ def container(pod):
 
 
 def test_the_resources_fit_kubernetes_own_schemas(files):
-    """With `pip install kubernetes-validate`, which brings them along."""
-    validate = pytest.importorskip("kubernetes_validate")
     for path in files:
         for resource in yaml.safe_load_all(path.read_text()):
             if resource["kind"] not in KEDA:
-                validate.validate(resource, validate.latest_version(), strict=True)
+                kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
 
 @pytest.mark.parametrize("kind", list(KEDA))
@@ -118,7 +117,6 @@ def test_what_keda_reads_has_the_fields_that_it_knows(resources, kind):
 
 
 def test_the_horizontal_autoscaler_that_keda_makes_is_one(resources):
-    validate = pytest.importorskip("kubernetes_validate")
     scaled = resources["ScaledObject"]["spec"]
     target = {"apiVersion": "apps/v1", "kind": "Deployment", **scaled["scaleTargetRef"]}
     made = {
@@ -131,7 +129,7 @@ def test_the_horizontal_autoscaler_that_keda_makes_is_one(resources):
             **scaled["advanced"]["horizontalPodAutoscalerConfig"],
         },
     }
-    validate.validate(made, validate.latest_version(), strict=True)
+    kubernetes_validate.validate(made, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_workers_may_do_nothing_but_work(pod, container):

@@ -1,1 +1,1 @@
-"""What the benchmarks share: processes, pictures, and figures of the machine."""
+"""Common parts of the benchmarks: processes, pictures, and figures of the machine."""

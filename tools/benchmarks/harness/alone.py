@@ -1,6 +1,6 @@
-"""The detector alone, in a process of its own: pictures that are decoded already, asked for by a worker's threads.
+"""The detector alone: a process that detects faces in decoded pictures, threaded as a worker.
 
-It is configured by the environment, as a worker is.
+The environment configures it like a worker.
 """
 
 import sys
@@ -19,7 +19,7 @@ from worker.settings import WorkerSettings
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds on the clock, and of all processors."""
+    """Seconds of time, and of all processors."""
 
     seconds: float
     cpu_seconds: float
@@ -27,18 +27,18 @@ class Spent:
 
 @dataclass(frozen=True)
 class Alone:
-    """The other end of such a process."""
+    """A client of such a process."""
 
     process: child.Child
 
     def detect(self, paths: Sequence[Path]) -> Spent:
-        """What detection alone takes of the pictures in `paths`; decoding them is not counted."""
+        """Return the time of detection in the pictures in `paths`, without decoding them."""
         return Spent(**self.process.ask(paths=[str(path) for path in paths]))
 
 
 @contextmanager
 def started(folder: Path, settings: Mapping[str, str] | None = None, module: str = __name__) -> Iterator[Alone]:
-    """The detector, loaded and warm, until the block ends; its log is in `folder`. `settings` are variables."""
+    """Start the process with `settings` as variables, its log in `folder`, until the block ends."""
     with child.started("detector", [sys.executable, "-m", module, "alone"], folder, settings) as process:
         yield Alone(process)
 

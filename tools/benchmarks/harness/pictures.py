@@ -1,4 +1,4 @@
-"""The photographs that benchmarks work on: of a wanted size and format, each its own."""
+"""The photographs of the benchmarks: distinct pictures of a given size and format."""
 
 import io
 import math
@@ -23,16 +23,16 @@ OPTIONS: dict[str, dict[str, object]] = {
     "JPEG2000": {"quality_mode": "rates", "quality_layers": [12]},
 }
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "JPEG2000": "jp2"}
-TILED_FROM = 4.0  # megapixels from which one photograph enlarged would be too smooth: four are put together
+TILED_FROM = 4.0  # megapixels; larger pictures are tiles of four, as one photograph would be smooth
 
 
 def origin() -> str:
-    """Where the photographs come from: the annotated set `crowd` if it is there, else the demo's samples."""
+    """Return the origin of the photographs: the annotated set `crowd` if it exists, or samples."""
     return "crowd" if (sources()[0] / "crowd" / "images").is_dir() else "samples"
 
 
 def photographs(count: int) -> Iterator[Image.Image]:
-    """`count` photographs of about 1 MP with several faces each, again from the first one on if there are fewer."""
+    """Yield `count` photographs of about 1 MP with several faces each; repeat them if needed."""
     if origin() == "crowd":
         for path in islice(cycle(sorted((sources()[0] / "crowd" / "images").iterdir())), count):
             with Image.open(path) as image:
@@ -42,7 +42,7 @@ def photographs(count: int) -> Iterator[Image.Image]:
 
 
 def _of_the_gallery(count: int) -> Iterator[Image.Image]:
-    """Parts of one wall of portraits, each shifted a little."""
+    """Yield slightly shifted parts of a wall of portraits."""
     folder = platformdirs.user_cache_path("veil") / "samples"
     paths = {path.name: path for path in scenes.make(folder / "walls", folder)}
     with Image.open(paths["gallery.jpg"]) as gallery:
@@ -52,7 +52,7 @@ def _of_the_gallery(count: int) -> Iterator[Image.Image]:
 
 
 def of_size(count: int, megapixels: float) -> Iterator[Image.Image]:
-    """`count` photographs of this size, in the proportions of the originals; large ones are tiled from four."""
+    """Yield `count` photographs of this size; large ones are tiles of four."""
     if megapixels < TILED_FROM:
         yield from (_resized(image, megapixels) for image in photographs(count))
         return
@@ -65,7 +65,7 @@ def of_size(count: int, megapixels: float) -> Iterator[Image.Image]:
 
 
 def tiled(four: list[Image.Image]) -> Image.Image:
-    """Four pictures as one, each in the size of the first."""
+    """Return one picture of four, each in the size of the first."""
     width, height = four[0].size
     whole = Image.new("RGB", (2 * width, 2 * height))
     for i, image in enumerate(four):
@@ -80,7 +80,7 @@ def encoded(image: Image.Image, form: str) -> bytes:
 
 
 def written(folder: Path, count: int, megapixels: float, form: str) -> list[Path]:
-    """`count` files in `folder`, which is made."""
+    """Write `count` pictures to `folder`, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, image in enumerate(of_size(count, megapixels)):

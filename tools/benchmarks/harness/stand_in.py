@@ -1,9 +1,9 @@
-"""A process whose detector is a stand-in for an accelerator: it takes its time, and no processor.
+"""A simulated accelerator: a detector that takes time, but no processor.
 
 ``python -m tools.benchmarks.harness.stand_in worker`` is a worker, and ``… alone`` the detector
-alone, configured by the environment. What the real model finds in the pictures of STAND_IN_PICTURES
-is found out at the start; from then on each batch is answered from that, after as long as a device
-of STAND_IN_MEGAPIXELS_A_SECOND takes. It knows no other pictures.
+alone, both configured by the environment. At the start, the real model detects faces in all
+pictures of STAND_IN_PICTURES. Later batches get the recorded detections after the time of a device
+of STAND_IN_MEGAPIXELS_A_SECOND. Other pictures are not supported.
 """
 
 import os
@@ -20,11 +20,11 @@ from worker.detection.model import Model
 from worker.settings import WorkerSettings
 
 PICTURES, SPEED = "STAND_IN_PICTURES", "STAND_IN_MEGAPIXELS_A_SECOND"
-SAMPLED = 16  # one pixel of so many in each direction tells pictures apart
+SAMPLED = 16  # step of the sampled pixels, in each direction, that identify a picture
 
 
 class StandIn:
-    """In the place of `model`, as one on a device would be: one batch after the other, of many pictures."""
+    """A replacement of `model` that processes batches one after the other, as a device does."""
 
     engine = "stand-in"
     device = "a stand-in for an accelerator"
@@ -42,7 +42,7 @@ class StandIn:
         self._known: dict[bytes, Detections] = {}
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
-        """What the model found in each of the batch; while it `learns`, what the model finds."""
+        """Return the recorded detections; with `learns`, record those of the model."""
         names = [canvas[::SAMPLED, ::SAMPLED].tobytes() for canvas in batch]
         if self.learns:
             self._known.update(zip(names, self._model.predict(batch), strict=True))
@@ -52,7 +52,7 @@ class StandIn:
 
 
 def install() -> None:
-    """Let whatever is built in this process from now on have the stand-in for its model."""
+    """Replace the model of this process."""
     logs.configure("json")
     settings = WorkerSettings.load()
     model = StandIn(bootstrap.load_model(settings), float(os.environ[SPEED]))
