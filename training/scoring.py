@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from worker.detection.detector import Boxes, Detections, overlap
+from worker.detection.faces import Boxes, Detections, overlap
 
 FOUND_IOU = 0.5
 IGNORED_SHARE = 0.5  # of a detection that lies in an ignored area: neither a face nor a false alarm

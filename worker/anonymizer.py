@@ -11,15 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ImageTooLarge, Permanent, UnreadableImage
+from tasks.errors import ImageTooLarge
 from tasks.messages import AnonymizeOptions, Areas, Reason
-from tasks.storage import receipts
 from worker import images
-from worker.detection.detector import Detections, Detector, bridged, clip, merge, outside, placed
+from worker.detection.detector import Detector
+from worker.detection.faces import Detections, bridged, clip, merge, outside, placed
+from worker.detection.look import Look
 from worker.masking import hiding
-from worker.masking.hiding import MaskStyle
+from worker.masking.filling import INDEPENDENT
+from worker.masking.regions import MaskStyle
 from worker.process.watchdog import Watch, unwatched
-from worker.settings import Look
+from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
 PIXELS_VERSION = 8  # counts up with every change of this package that changes output pixels
 
@@ -27,12 +29,7 @@ PIXELS_VERSION = 8  # counts up with every change of this package that changes o
 # then tried again, and given up as Poison when it keeps ending workers.
 STALLED_SECONDS = 60
 
-MOST_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture needs five
-
 AS_CONFIGURED = AnonymizeOptions()
-
-# Whether a method keeps anything of what was in a region: the averages of a few cells.
-TELLS = {"surround": False, "fill": False, "blur": True, "pixelate": True}
 
 OnStage = Callable[[str], None]
 
@@ -54,22 +51,6 @@ class Limits:
     max_frames: int = images.MOST_FRAMES
     look_seconds: float = 600
     decode_seconds: float = images.DECODE_SECONDS
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What came of looking at an output again: `verdict` as receipts have it, faces `added` by it, and still `left`."""
-
-    verdict: receipts.Check
-    added: Detections
-    left: Detections
-
-    @property
-    def reason(self) -> Reason | None:
-        return "faces still found in the output" if len(self.left) else None
-
-
-UNCHECKED = Checked("off", Detections.none(), Detections.none())
 
 
 @dataclass(frozen=True)
@@ -159,7 +140,7 @@ class Anonymizer:
             return _anonymized(picture, encoded, Detections.joined(found))
         del hidden  # the output is decoded beside the picture
         with watch.stage("verify", "verifying"):
-            encoded, checked = self._checked(picture, found, encoded, options)
+            encoded, checked = self._residual_check(picture, options).run(picture, found, encoded)
         detections = Detections.joined([*found, checked.added])
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
@@ -197,70 +178,24 @@ class Anonymizer:
         style = styled(self._style, options)
         return [_hidden(frame, faces, style, options.extra) for frame, faces in zip(picture.frames, found, strict=True)]
 
-    def _checked(
-        self, picture: images.Picture, found: Sequence[Detections], encoded: bytes, options: AnonymizeOptions
-    ) -> tuple[bytes, Checked]:
-        """The output `encoded` after it was looked at again, with what was found hidden too, and what came of it."""
-        started = time.perf_counter()
-        added: list[Detections] = []
-        left: list[Detections] | None = []
-        for number in range(1, MOST_CHECKS + 1):
-            left = self._left(picture, found, encoded, options)
-            if not left:
-                break
-            added += left
-            found = [Detections.joined(pair) for pair in zip(found, left, strict=True)]
-            encoded = self._encoded(picture, self._hide(picture, found, options))
-            if (number + 1) / number * (time.perf_counter() - started) > self.limits.look_seconds:
-                break
-        verdict: receipts.Check = "left" if left else "same" if left is None else "clear"
-        return encoded, Checked(verdict, _joined(added), _joined(left or []))
+    def _residual_check(self, picture: images.Picture, options: AnonymizeOptions) -> ResidualCheck:
+        def redo(found: Sequence[Detections]) -> bytes:
+            return self._encoded(picture, self._hide(picture, found, options))
 
-    def _left(
-        self, picture: images.Picture, found: Sequence[Detections], encoded: bytes, options: AnonymizeOptions
-    ) -> list[Detections] | None:
-        """The faces that are found in the output, for each frame of `picture`; empty if there is none.
-
-        None if its pixels are those of `picture`, in which there is nothing else to find. A face counts unless its
-        eyes are in one that was `found` before: what shows of that one stays a face to the detector, lower down.
-        """
-        try:
-            output = self._decoded(encoded)
-        except Permanent as error:
-            raise UnreadableImage(f"the output can't be read back: {error}") from None
-        aligned = len(output.frames) == len(picture.frames)  # else some that look alike were joined into one
-        places = [[number] if aligned else range(len(picture.frames)) for number in range(len(output.frames))]
-        pairs = list(zip(output.frames, places, strict=True))
-        changed = [
-            (frame, where)
-            for frame, where in pairs
-            if not aligned or not np.array_equal(frame.pixels, picture.frames[where[0]].pixels)
-        ]
-        if not changed:
-            return None
-        style = replace(styled(self._style, options), region=hiding.WHOLE)
-        hidden = [
-            hiding.regions(faces.seen, style, frame.width, frame.height, options.extra)
-            for frame, faces in zip(picture.frames, found, strict=True)
-        ]
-        left = [Detections.none() for _ in picture.frames]
-        looks = self.look(replace(output, frames=tuple(frame for frame, _ in changed)))
-        for (frame, where), seen in zip(changed, looks, strict=True):
-            faces = outside(seen, options.exempt)
-            covered = [hiding.eyes_hidden(faces, hidden[each], frame.width, frame.height) for each in where]
-            for each in where:
-                left[each] = Detections.joined([left[each], faces[~np.all(covered, axis=0)]])
-        return left if any(map(len, left)) else []
+        return ResidualCheck(
+            decode=self._decoded,
+            find=self.look,
+            redo=redo,
+            style=styled(self._style, options),
+            options=options,
+            max_seconds=self.limits.look_seconds,
+        )
 
 
 def whole_boxes(detections: Detections) -> list[list[int]]:
     """The faces' boxes, x1 y1 x2 y2 in whole pixels, in their order."""
     boxes: list[list[int]] = detections.boxes_xyxy.round().astype(int).tolist()
     return boxes
-
-
-def _joined(found: Sequence[Detections]) -> Detections:
-    return Detections.joined(found) if found else Detections.none()
 
 
 def _anonymized(
@@ -279,8 +214,9 @@ def _anonymized(
 
 def hiding_more(style: MaskStyle, options: AnonymizeOptions) -> AnonymizeOptions:
     """Return what of `options` hides no less than `style` does by itself."""
+    is_safe = options.method in INDEPENDENT or style.method not in INDEPENDENT
     return AnonymizeOptions(
-        method=options.method if options.method and TELLS[options.method] <= TELLS[style.method] else None,
+        method=options.method if is_safe else None,
         region=options.region if options.region and options.region > style.region else None,
         extra=options.extra,
     )
@@ -320,6 +256,6 @@ def recipe_digest(
         "look": asdict(look),
         "style": asdict(style),
         "keep_exif": sorted(keep_exif),
-        **({"checked": MOST_CHECKS} if checked else {}),
+        **({"checked": MAX_CHECKS} if checked else {}),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -24,10 +24,11 @@ from worker.settings import PICTURE_SECONDS, WorkerSettings
 
 if TYPE_CHECKING:
     from worker.anonymizer import Anonymizer
-    from worker.detection.detector import Detections, Pixels
+    from worker.detection.faces import Detections
     from worker.detection.model import Model
-    from worker.masking.hiding import MaskStyle
+    from worker.masking.regions import MaskStyle
     from worker.pipeline import Pipeline
+    from worker.pixels import Pixels
 
 BATCH_ON_GPU = 8
 BATCH_ON_CPU = 1
@@ -119,7 +120,7 @@ def plain_model(settings: WorkerSettings) -> "Model":
 
 def _suits_litert(folder: Path) -> bool:
     """Whether the model in `folder` has a network in 8 bits, and no GPU is there that would run it faster."""
-    from worker.detection.centerface import NETWORK
+    from worker.detection.model import NETWORK
 
     if not (folder / NETWORK).is_file() or _has_gpu():
         return False
@@ -164,7 +165,7 @@ def _announce(sender: Any, **_: Any) -> None:
 
 def mask_style(settings: WorkerSettings) -> "MaskStyle":
     """How `settings` say that faces are hidden."""
-    from worker.masking.hiding import MaskStyle
+    from worker.masking.regions import MaskStyle
 
     return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
 

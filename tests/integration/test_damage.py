@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import VeilError
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 from worker.masking import MaskStyle
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 

@@ -1,5 +1,5 @@
 """Print how far the default model's answers for annotated pictures are from those that
-worker.detection.detector.credible refuses: ``python -m tools.benchmarks.answers [SET…]``, one JSON
+worker.detection.faces.credible refuses: ``python -m tools.benchmarks.answers [SET…]``, one JSON
 object. It takes one picture of EVERY of each set. FACES_DATA names the folder of the sets.
 """
 
@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from tools.benchmarks.exposure import sources
 from worker.bootstrap import load_model
 from worker.detection import detector
-from worker.detection.detector import Detections, Pixels, ScaledDetector
-from worker.settings import PRESETS, WorkerSettings
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Detections
+from worker.detection.look import PRESETS
+from worker.pixels import Pixels
+from worker.settings import WorkerSettings
 
 SETS = ("crowd", "masks", "small", "people", "wider")
 EVERY = 6

@@ -31,8 +31,10 @@ from worker.bootstrap import load_model, mask_style
 from worker.detection import detector
 from worker.detection.centerface import SCORE_THRESHOLD
 from worker.detection.centerface.maps import MIN_SCORE
-from worker.detection.detector import Detections, Infer, Pixels, ScaledDetector, Sightings
+from worker.detection.detector import Infer, ScaledDetector
+from worker.detection.faces import Detections, Sightings
 from worker.masking import hiding
+from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 EXPOSED = 0.5  # share of the eye band's structure that survives; the judge's

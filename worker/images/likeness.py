@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.detection.detector import SLACK, SLACK_SHARE, Boxes, Sightings
+from worker.detection.detector import SLACK, SLACK_SHARE
+from worker.detection.faces import Boxes, Sightings
 from worker.images import Frame, Picture
 from worker.images.picture import WITH_ALPHA
-from worker.masking.hiding import RING, WHOLE, MaskStyle, regions
+from worker.masking.hiding import RING
+from worker.masking.regions import WHOLE, MaskStyle, regions
 
 Rectangles = NDArray[np.intp]
 Planes = NDArray[np.float32]

@@ -1,16 +1,13 @@
 """Pure functions on pixels: what replaces those that are hidden."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[Any]
-Floats = NDArray[np.floating[Any]]  # float32
-Black = int | Sequence[int]
+from worker.pixels import Black, Floats, Image
 
 RING_GRAINS = 4  # squares of pixels, at least, across the ring that `surround` fills from
 MOST_GRAINS = 1 << 21  # squares of pixels that one hole is filled by, which bounds the memory

@@ -12,30 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DetectionFailed
-from worker.detection import detector as detector_module
+from worker.detection import faces
 from worker.detection.detector import (
     CLEARLY,
     LARGEST_SEEN,
-    MERGE_IOU,
     MULTIPLE,
     PADDING,
     SLACK,
     SMALLEST_SEEN,
     WEAK,
-    Detections,
     Halves,
     ScaledDetector,
-    Sightings,
-    _meets,
     _unless_better,
-    bridged,
-    clip,
-    merge,
-    outside,
-    overlap,
 )
+from worker.detection.faces import MERGE_IOU, Detections, Sightings, _meets, bridged, clip, merge, outside, overlap
+from worker.detection.look import Look
 from worker.detection.tracks import MISSED
-from worker.settings import Look
 
 SIDES = st.floats(-50, 150, width=32)
 SIZES = st.floats(0, 80, width=32)
@@ -812,8 +804,8 @@ def test_thousands_of_faces_are_merged_by_comparing_each_with_those_near_it(colu
     one = np.concatenate([corners, corners + 20], axis=1)
     several = found(*one, *one + 1, *one + 2, scores=np.linspace(1, 0.2, 3 * len(one)))
     compared = []
-    kept = detector_module.overlap
-    monkeypatch.setattr(detector_module, "overlap", lambda box, boxes: compared.append(len(boxes)) or kept(box, boxes))
+    kept = faces.overlap
+    monkeypatch.setattr(faces, "overlap", lambda box, boxes: compared.append(len(boxes)) or kept(box, boxes))
 
     merged = merge(several)
 
