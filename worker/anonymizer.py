@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from operator import itemgetter
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from worker.detection.look import Look
 from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import MaskStyle
+from worker.pixels import Pixels
 from worker.process.watchdog import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
@@ -28,6 +31,9 @@ PIXELS_VERSION = 8  # counts up with every change of this package that changes o
 # A call into a library can't be ended. One that lasts so much longer than decoding may ends the process: the picture is
 # then tried again, and given up as Poison when it keeps ending workers.
 STALLED_SECONDS = 60
+
+Output = TypeVar("Output")
+"""A file as bytes, or an array of pixels."""
 
 AS_CONFIGURED = AnonymizeOptions()
 
@@ -65,6 +71,29 @@ class Anonymized:
     format: str
     width: int
     height: int
+    detections: Detections
+    checked: Checked = UNCHECKED
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class AnonymizedArray:
+    """An anonymized array: its pixels, None if it is held back, and the faces found in it.
+
+    `pixels` is uint8 RGB [height, width, 3]; `reason` as of Anonymized.
+    """
+
+    pixels: Pixels | None
+    detections: Detections
+    checked: Checked = UNCHECKED
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class _Made(Generic[Output]):
+    """The output of one picture, None if it is held back, and its faces, strongest first."""
+
+    output: Output | None
     detections: Detections
     checked: Checked = UNCHECKED
     reason: Reason | None = None
@@ -122,29 +151,77 @@ class Anonymizer:
         return hiding_more(self._style, options)
 
     def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
-        """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
+        """Return the anonymized file of the picture file `content`. On any doubt it raises."""
         with watch.stage("decode", "decoding"):
             picture = self._decoded(content, self._keep_exif)
+        write = partial(self._encoded, picture)
+        made = self._make(picture, write, self._decoded, watch, options)
+        return Anonymized(
+            made.output,
+            picture.content_type,
+            picture.format,
+            picture.width,
+            picture.height,
+            made.detections,
+            made.checked,
+            made.reason,
+        )
+
+    def anonymize_array(self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED) -> AnonymizedArray:
+        """Return `pixels`, uint8 RGB [height, width, 3], with faces hidden. On any doubt it raises.
+
+        The pixels of the result are those of the argument itself where nothing is hidden.
+        """
+        picture = _of_array(pixels)
+        made = self._make(picture, itemgetter(0), _of_array, Stopwatch(), options)
+        return AnonymizedArray(made.output, made.detections, made.checked, made.reason)
+
+    def detect(self, pixels: Pixels) -> Detections:
+        """Return the faces in `pixels`, uint8 RGB [height, width, 3], strongest first."""
+        picture = _of_array(pixels)
+        (found,) = self.look(picture)
+        return _strongest_first(clip(found, picture.width, picture.height))
+
+    def _make(
+        self,
+        picture: images.Picture,
+        write: Callable[[Sequence[NDArray[Any]]], Output],
+        read: Callable[[Output], images.Picture],
+        watch: Stopwatch,
+        options: AnonymizeOptions,
+    ) -> "_Made[Output]":
+        """Return the output that `write` makes of the frames of `picture` with their faces hidden.
+
+        The residual check `read`s it again.
+        """
         with watch.stage("detect", "detecting"):
             looks = self.look(picture)
-            if picture.format != "TIFF":  # its frames are pages, which have nothing to do with each other
+            if picture.format != "TIFF":  # its frames are pages, which are pictures of their own
                 looks = [clip(faces, picture.width, picture.height) for faces in bridged(looks)]
             found = [outside(faces, options.exempt) for faces in looks]
         with watch.stage("mask", "masking"):
             hidden = self._hide(picture, found, options)
         if self.hold_without_faces and not (any(map(len, found)) or options.extra or options.release):
-            return _anonymized(picture, None, Detections.none(), reason="no face found")
+            return _Made(None, Detections.none(), reason="no face found")
         with watch.stage("encode", "encoding"):
-            encoded = self._encoded(picture, hidden)
+            output = write(hidden)
         if self.verify == "off":
-            return _anonymized(picture, encoded, Detections.joined(found))
+            return _Made(output, _strongest_first(Detections.joined(found)))
         del hidden  # the output is decoded beside the picture
         with watch.stage("verify", "verifying"):
-            encoded, checked = self._residual_check(picture, options).run(picture, found, encoded)
-        detections = Detections.joined([*found, checked.added])
+            check = ResidualCheck(
+                decode=read,
+                find=self.look,
+                redo=lambda faces: write(self._hide(picture, faces, options)),
+                style=styled(self._style, options),
+                options=options,
+                max_seconds=self.limits.look_seconds,
+            )
+            output, checked = check.run(picture, found, output)
+        detections = _strongest_first(Detections.joined([*found, checked.added]))
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
-        return _anonymized(picture, None if is_held else encoded, detections, checked, reason)
+        return _Made(None if is_held else output, detections, checked, reason)
 
     def _decoded(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
         limits = self.limits
@@ -178,19 +255,6 @@ class Anonymizer:
         style = styled(self._style, options)
         return [_hidden(frame, faces, style, options.extra) for frame, faces in zip(picture.frames, found, strict=True)]
 
-    def _residual_check(self, picture: images.Picture, options: AnonymizeOptions) -> ResidualCheck:
-        def redo(found: Sequence[Detections]) -> bytes:
-            return self._encoded(picture, self._hide(picture, found, options))
-
-        return ResidualCheck(
-            decode=self._decoded,
-            find=self.look,
-            redo=redo,
-            style=styled(self._style, options),
-            options=options,
-            max_seconds=self.limits.look_seconds,
-        )
-
 
 def whole_boxes(detections: Detections) -> list[list[int]]:
     """The faces' boxes, x1 y1 x2 y2 in whole pixels, in their order."""
@@ -198,18 +262,13 @@ def whole_boxes(detections: Detections) -> list[list[int]]:
     return boxes
 
 
-def _anonymized(
-    picture: images.Picture,
-    encoded: bytes | None,
-    detections: Detections,
-    checked: Checked = UNCHECKED,
-    reason: Reason | None = None,
-) -> Anonymized:
-    """What came of `picture`; its faces strongest first."""
-    ordered = detections[np.argsort(-detections.scores, kind="stable")]
-    return Anonymized(
-        encoded, picture.content_type, picture.format, picture.width, picture.height, ordered, checked, reason
-    )
+def _of_array(pixels: Pixels) -> images.Picture:
+    """Return a picture of one frame, whose format says only that it is no TIFF."""
+    return images.Picture((images.Frame(pixels, "RGB"),), "PNG")
+
+
+def _strongest_first(detections: Detections) -> Detections:
+    return detections[np.argsort(-detections.scores, kind="stable")]
 
 
 def hiding_more(style: MaskStyle, options: AnonymizeOptions) -> AnonymizeOptions:
