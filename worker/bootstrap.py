@@ -105,13 +105,13 @@ def plain_model(settings: WorkerSettings) -> "Model":
         if not find_spec(LITERT):
             raise ModelInvalid("VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert")
         from worker.detection.centerface.maps import MIN_SCORE
-        from worker.detection.detector import WEAK
+        from worker.detection.detector import WEAK_SCORE_FACTOR
         from worker.detection.litert import QuantizedModel
         from worker.detection.model import stated_threshold
 
         lanes = min(settings.concurrency, processors.available())
         # Points that are hardly faces are many, and sorting them out costs most; nobody asks for those below this.
-        least_score = max(MIN_SCORE, WEAK * (settings.score_threshold or stated_threshold(folder)))
+        least_score = max(MIN_SCORE, WEAK_SCORE_FACTOR * (settings.score_threshold or stated_threshold(folder)))
         return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
     from worker.detection.saved_model import SavedModel
 

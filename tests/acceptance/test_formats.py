@@ -15,8 +15,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 from tests.metadata import leaks
 from tools.benchmarks import memory
-from worker import images
-from worker.images import likeness
+from worker import images, likeness
 from worker.images.formats import FORMATS
 from worker.masking.regions import MaskStyle
 

@@ -41,7 +41,7 @@ def main(names: list[str]) -> int:
     settings = WorkerSettings.load()
     model = load_model(settings)
     measured: list[NDArray[np.float32]] = []
-    least = detector.WEAK * model.score_threshold
+    least = detector.WEAK_SCORE_FACTOR * model.score_threshold
 
     def infer(canvas: Pixels) -> Detections:
         (found,) = model.predict(canvas[None])

@@ -89,9 +89,8 @@ def comparison(settings: WorkerSettings) -> Compare:
     import numpy as np
 
     from tasks.messages import AnonymizeOptions
-    from worker import images
+    from worker import images, likeness
     from worker.bootstrap import mask_style
-    from worker.images import likeness
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # files that it does not read are no news
     style = mask_style(settings)

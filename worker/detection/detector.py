@@ -28,38 +28,55 @@ from worker.detection.look import Look
 from worker.detection.tiles import quarters, tiles
 from worker.pixels import Pixels
 
-MULTIPLE = 64  # sides of a canvas are padded to multiples of this: few shapes, so that batches form
+# The sides of a canvas are padded to multiples of this, so that few shapes occur and batches form.
+MULTIPLE = 64
 PADDING = 114  # gray level of the padding
 
 # The figures below were chosen with `python -m tools.benchmarks.tuning`; docs/detection.md says
 # what they cost and bring.
-WEAK = 0.6  # of the threshold: what is not a face by itself, but says where one that was found may be too
-SURE = 0.15  # of the way from the threshold to 1: counts in any pass, whatever its size
-SURE_TURNED = 0.3  # the same for heads that lie or stand upside down, which are rare
-SMALLEST_SEEN, LARGEST_SEEN = 14, 400  # sides, in pixels of a pass, that it sees well where another pass is there
-SLACK = 4  # pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap;
-SLACK_SHARE = 0.1  # but in all but the finest pass no more than this share of the box: its faces are larger
-CERTAIN = 0.6  # the same again: nearly every picture with upright faces shows one so, hardly any that lies does
-APART = 1.45  # passes at nearly one size see the same faces: they differ at least by this factor
-CLEARLY = 1.2  # by how much a turned picture must show more than the upright one
 
-MAX_CANVAS = 1920  # pixels: the longest side that a model of any size is given; longer views are cut into tiles
-TILE_OVERLAP = 192  # pixels: a face that is larger is seen whole by the next coarser pass (MAX_STEP)
-EDGE = 2  # pixels of a pass: a box that comes as near to a tile's edge may be part of a face
-MAX_CANVASES = 1000  # of one picture: a wall of 10,000 faces in 24 megapixels takes about 100
+# Detections below the threshold but above this share of it extend a face that another pass found.
+WEAK_SCORE_FACTOR = 0.6
+# The next three lie between the threshold (0) and the score 1 (1).
+SURE_SCORE_SHARE = 0.15  # A detection from here on counts in any pass, whatever its size.
+TURNED_SCORE_SHARE = 0.3  # The same in turned passes: turned heads are rare.
+# Nearly every picture with upright faces has a detection from here on; pictures that lie on their
+# side have hardly any.
+CERTAIN_SCORE_SHARE = 0.6
+# Pixels of a pass: another pass sees smaller and larger faces better, if there is one.
+MIN_RELIABLE_SIDE, MAX_RELIABLE_SIDE = 14, 400
+# Pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap. In all but the
+# finest pass, whose faces are the smallest, it is no more than this share of the box.
+EDGE_SLACK, MAX_SLACK_SHARE = 4, 0.1
+# Passes whose sizes differ by less than this factor see the same faces.
+MIN_SEPARATION_FACTOR = 1.45
+# A picture is taken to lie on its side if a turned pass scores this many times as much in total.
+MIN_TURNED_GAIN = 1.2
+
+# Pixels: the longest side of a canvas for a model of any size. Longer views are cut into tiles.
+MAX_CANVAS = 1920
+# Pixels: the next coarser pass shows faces that are larger than this whole (see MAX_STEP).
+TILE_OVERLAP = 192
+TILE_EDGE = 2  # Pixels of a pass: a tile may have cut a face whose box comes this near to its edge.
+# Canvases of one picture. A wall of 10,000 faces in 24 megapixels takes about 100.
+MAX_CANVASES = 1000
 ADVICE = "raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
-MIN_TILE = 32  # pixels: the smallest side of a tile that is cut again because the model found too many faces in it
-# Side of a face, in pixels of a pass, of which CenterFace finds 7 to 9 in 10 (`make bench
-# ONLY=face_sizes`): a pass of 1,920 shows one of 24 pixels so in a picture that is 4,000 wide.
-READABLE = 11.52
-LONGEST_ASPECT = 2  # of a picture whose passes are those of the preset; longer ones are screenshots and panoramas
-WORTHWHILE = 1.16  # a pass that enlarges by less than this brings nothing
-MAX_STEP = 3.01  # from one pass to the next finer one
-# In a crowd CenterFace misses most faces of less than SMALL pixels of a pass: it found 3 in 20 of a wall of heads at
-# 15 px, and all but a few at 20. MANY_SMALL sightings of that size, weak ones too, ask for a finer pass.
-SMALL, MANY_SMALL = 18, 16
-CROWD_TILE = 960  # pixels: small tiles keep to the crowd, which is often a part of the picture
-PROBE_SHARE = 0.25  # of the finest pass: probes of the turned picture are made in the first pass that is as fine
+# Pixels: smaller tiles are not cut again when the model finds too many faces in one.
+MIN_TILE = 32
+# Pixels of a pass: CenterFace finds 7 to 9 in 10 faces of this side (`make bench ONLY=face_sizes`).
+# A pass of 1,920 shows a face of 24 pixels at this size if the picture is 4,000 pixels wide.
+READABLE_SIDE = 11.52
+# Longer side by shorter side: screenshots and panoramas beyond it get finer passes than the preset's.
+MAX_PRESET_ASPECT = 2
+MIN_GAIN_FACTOR = 1.16  # A pass that is finer than the last one by less than this brings nothing.
+MAX_STEP = 3.01  # times as fine as the pass before
+# In a crowd CenterFace misses most faces with a side of less than 18 pixels of a pass: it found 3
+# in 20 of a wall of heads at 15 px, and all but a few at 20. This many sightings of smaller faces,
+# weak ones included, ask for a finer pass.
+CROWD_FACE_SIDE, MIN_CROWD_FACES = 18, 16
+CROWD_TILE = 960  # Pixels: small tiles cover little beside a crowd that fills part of the picture.
+# Turned probes use the coarsest pass that is at least this share as fine as the finest one.
+MIN_PROBE_SHARE = 0.25
 
 
 class Detector(Protocol):
@@ -136,7 +153,7 @@ class ScaledDetector:
         passes = self._passes(picture)
         seen = [self._run(picture, each) for each in passes]
         finest = passes[-1]
-        while len(seen[-1].crowd) and WORTHWHILE * finest.factor < 1:
+        while len(seen[-1].crowd) and MIN_GAIN_FACTOR * finest.factor < 1:
             finest = replace(finest, factor=min(1, 2 * finest.factor), mirrored=False, crowd=seen[-1].crowd)
             seen.append(self._run(picture, finest))
         if self.look.turned == "always" or (self.look.turned == "doubt" and self._in_doubt(seen)):
@@ -156,12 +173,12 @@ class ScaledDetector:
         largest = min(self.look.max_enlargement, max(1, self.look.enlarge_to / longer))
         for side in sorted(self.look.scales):
             factor = min(side / longer, largest)
-            if not factors or factor > APART * factors[-1]:
+            if not factors or factor > MIN_SEPARATION_FACTOR * factors[-1]:
                 factors.append(factor)
         if self.fixed_size:
             factors = [min(self.fixed_size[0] / picture.height, self.fixed_size[1] / picture.width)]
-        least = min(1, READABLE / self.look.smallest_face)
-        part = LONGEST_ASPECT * min(picture.height, picture.width)
+        least = min(1, READABLE_SIDE / self.look.smallest_face)
+        part = MAX_PRESET_ASPECT * min(picture.height, picture.width)
         if (
             longer > max(part, MAX_CANVAS) and not self.fixed_size
         ):  # a long picture is looked at as its parts of two to one would be
@@ -178,7 +195,7 @@ class ScaledDetector:
         strong = Detections.joined([each.strong for each in seen])
         up = strong.seen.up
         upright = -up[:, 1] > np.sqrt(0.5) * np.hypot(*up.T)  # to 45°
-        certain = strong.scores >= self._sure(CERTAIN)
+        certain = strong.scores >= self._sure(CERTAIN_SCORE_SHARE)
         return not certain.any() or not (upright | np.isnan(up[:, 1])).all()
 
     def _turned(self, picture: "Halves", passes: Sequence[Pass], upright: Sequence["_Seen"]) -> list["_Seen"]:
@@ -187,7 +204,7 @@ class ScaledDetector:
         If one way round shows clearly more than upright, the picture as a whole lies: then all passes are made so.
         """
         plain = [each for each in passes if not each.mirrored]
-        first = next(number for number, each in enumerate(plain) if each.factor >= PROBE_SHARE * plain[-1].factor)
+        first = next(number for number, each in enumerate(plain) if each.factor >= MIN_PROBE_SHARE * plain[-1].factor)
         small = plain[first : first + 1] if self.look.turned == "doubt" else plain[: max(1, len(plain) - 1)]
         probes = {
             turn: [self._run(picture, replace(each, turn=turn, probe=True)) for each in small] for turn in (1, 2, 3)
@@ -195,7 +212,7 @@ class ScaledDetector:
         place = min(first, len(small) - 1)
         shown = {turn: float(seen[place].strong.scores.sum()) for turn, seen in probes.items()}
         best = max(shown, key=lambda turn: shown[turn])
-        if shown[best] > CLEARLY * float(upright[passes.index(small[place])].strong.scores.sum()):
+        if shown[best] > MIN_TURNED_GAIN * float(upright[passes.index(small[place])].strong.scores.sum()):
             return [self._run(picture, replace(each, turn=best)) for each in plain]
         known = Detections.joined([each.strong for each in upright])
         return [
@@ -212,20 +229,20 @@ class ScaledDetector:
         size = view.shape[1], view.shape[0]
         found, is_cut, is_full = self._found(view, each)
         counts = self._counts(found, each)
-        small = is_full | (box_sides(found.boxes_xyxy) < SMALL)
+        small = is_full | (box_sides(found.boxes_xyxy) < CROWD_FACE_SIDE)
         back = np.array([width / size[0], height / size[1]], np.float32)
         seen = found.seen
         boxes, landmarks = seen.boxes_xyxy.reshape(-1, 2, 2) * back, seen.landmarks * back
         corners = _upright(boxes, each, width, height)
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-        slack = np.full(len(found), SLACK, np.float32)
+        slack = np.full(len(found), EDGE_SLACK, np.float32)
         if not each.finest:
-            slack = np.minimum(slack, SLACK_SHARE * box_sides(found.boxes_xyxy))
+            slack = np.minimum(slack, MAX_SLACK_SHARE * box_sides(found.boxes_xyxy))
         slack = (slack * back.max()).astype(np.float32)
         sightings = Sightings(boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found)))
         weak = np.zeros(len(found), bool) if each.probe else ~counts
         faces = Detections(boxes, found.scores, sightings)
-        crowd = _middles(boxes[small]) if is_full or small.sum() >= MANY_SMALL else _middles(boxes[:0])
+        crowd = _middles(boxes[small]) if is_full or small.sum() >= MIN_CROWD_FACES else _middles(boxes[:0])
         return _Seen(faces[counts & ~is_cut], faces[counts & is_cut], sightings[weak], crowd)
 
     def _found(self, view: Pixels, each: Pass) -> tuple[Detections, NDArray[np.bool_], bool]:
@@ -262,7 +279,7 @@ class ScaledDetector:
         canvas = np.full((*(self.fixed_size or (_padded(height), _padded(width))), 3), PADDING, np.uint8)
         canvas[:height, :width] = part
         answer = self.infer(canvas)
-        found = credible(answer, canvas.shape[1], canvas.shape[0], WEAK * self.score_threshold)
+        found = credible(answer, canvas.shape[1], canvas.shape[0], WEAK_SCORE_FACTOR * self.score_threshold)
         yield moved(found, np.tile([columns.start, rows.start], (len(found), 1))), rows, columns
         is_small = min(height, width) <= MIN_TILE
         if answer.left_out < self.score_threshold or (is_small and not is_finest):
@@ -278,9 +295,9 @@ class ScaledDetector:
     def _counts(self, found: Detections, each: Pass) -> NDArray[np.bool_]:
         """Which of `found`, in pixels of the canvas, are faces by themselves."""
         sides = box_sides(found.boxes_xyxy)
-        apt = ((sides >= SMALLEST_SEEN) | each.finest) & ((sides <= LARGEST_SEEN) | each.coarsest)
-        least = np.where(apt, self.score_threshold, self._sure(SURE))
-        counts: NDArray[np.bool_] = found.scores >= (self._sure(SURE_TURNED) if each.probe else least)
+        apt = ((sides >= MIN_RELIABLE_SIDE) | each.finest) & ((sides <= MAX_RELIABLE_SIDE) | each.coarsest)
+        least = np.where(apt, self.score_threshold, self._sure(SURE_SCORE_SHARE))
+        counts: NDArray[np.bool_] = found.scores >= (self._sure(TURNED_SCORE_SHARE) if each.probe else least)
         return counts
 
 
@@ -327,9 +344,9 @@ def _reaches_edge(found: Detections, rows: slice, columns: slice, height: int, w
     reaches = np.zeros(len(found), bool)
     for axis, (span, length) in enumerate(((columns, width), (rows, height))):
         if span.start > 0:
-            reaches |= boxes[:, axis] < span.start + EDGE
+            reaches |= boxes[:, axis] < span.start + TILE_EDGE
         if span.stop < length:
-            reaches |= boxes[:, axis + 2] > span.stop - EDGE
+            reaches |= boxes[:, axis + 2] > span.stop - TILE_EDGE
     return reaches
 
 
@@ -354,7 +371,7 @@ def _refined(factors: list[float], least: float) -> list[float]:
     None that is added is more than MAX_STEP times finer than the one before. The passes of the preset stay, so that a
     picture that gets more of them loses no face.
     """
-    if WORTHWHILE * factors[-1] >= least:
+    if MIN_GAIN_FACTOR * factors[-1] >= least:
         return factors
     added = [least]
     while added[0] > MAX_STEP * factors[-1]:

@@ -9,21 +9,27 @@ from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed
 from worker.detection.boxes import Rows
-from worker.detection.tracks import MISSED, follow
+from worker.detection.tracks import MAX_MISSED_FRAMES, follow
 
 Boxes = NDArray[np.float32]
 Landmarks = NDArray[np.float32]
 Points = NDArray[np.float32]
 """[n, 2] x y"""
-LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
-MERGE_IOU = 0.4  # two passes that agree to this degree saw the same face
-# Eyes and mouth are 0.35 to 0.45 of the box's side apart (99 % of the upright faces of three annotated sets); where
-# they are closer, the model did not make out which way up the face is.
-SHORTEST_FACE = 0.3
-# What no working model returns for a face: see credible() and docs/detection.md.
-MIN_PART_INSIDE = 0.1  # of a box's side, or of the canvas's where that is shorter
-MAX_BEYOND = 4.0  # longer sides of the canvas by which a box may reach beyond it
-MAX_LANDMARK_DISTANCE = 2.0  # sides of its box by which a landmark may lie outside it
+
+LANDMARKS = 5  # of each face: the eyes, the nose, the corners of the mouth
+# Boxes of two passes whose intersection over union is at least this show the same face.
+MERGE_IOU = 0.4
+# A share of the box's side. Eyes and mouth are 0.35 to 0.45 of it apart in 99 % of the upright faces
+# of three annotated sets. Where they are closer than this, the model does not know where up is.
+MIN_EYES_TO_MOUTH = 0.3
+
+# No working model returns a face beyond these bounds: see credible() and docs/detection.md.
+# The part of a box within the canvas, as a share of the side of whichever is smaller.
+MIN_PART_INSIDE = 0.1
+# The part of a box beyond the canvas, as a multiple of the canvas's longer side.
+MAX_BEYOND = 4.0
+# The distance of a landmark from its box, as a multiple of the box's side.
+MAX_LANDMARK_DISTANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Sightings:
         """[m, 2] x y: the way from each mouth to its eyes; 0 0 where they make no face, NaN where they are unknown."""
         up: NDArray[np.float32] = self.landmarks[:, :2].mean(axis=1) - self.landmarks[:, 3:].mean(axis=1)
         sides = np.sqrt((self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).prod(axis=1))
-        up[np.hypot(*up.T) < SHORTEST_FACE * sides] = 0
+        up[np.hypot(*up.T) < MIN_EYES_TO_MOUTH * sides] = 0
         return up
 
     def __len__(self) -> int:
@@ -212,10 +218,11 @@ def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detecti
 
 
 def bridged(frames: Sequence[Detections]) -> list[Detections]:
-    """Return the faces of each frame of an animation, with those that it misses and the frames around it show.
+    """Return the faces of each frame of an animation, and those that only frames around it show.
 
-    A face that was found in one frame is hidden in up to MISSED frames before and after it too, until it is found
-    again: where it was found, and where its movement takes it, which may be beyond the edge of the picture.
+    A face that was found in one frame is hidden in up to MAX_MISSED_FRAMES frames before and after
+    it too, until it is found again: where it was found, and where its movement takes it, which may
+    be beyond the edge of the picture.
     """
     everything = Detections.joined([Detections.none(), *frames])
     starts = np.cumsum([0, *map(len, frames)])
@@ -223,7 +230,7 @@ def bridged(frames: Sequence[Detections]) -> list[Detections]:
     tracks = follow(everything.boxes_xyxy, frame_of)
     result = list(frames)
     for frame, here in enumerate(frames):
-        first, last = max(0, frame - MISSED), min(len(frames), frame + 1 + MISSED)
+        first, last = max(0, frame - MAX_MISSED_FRAMES), min(len(frames), frame + 1 + MAX_MISSED_FRAMES)
         earlier, later = np.arange(starts[first], starts[frame]), np.arange(starts[frame + 1], starts[last])
         earlier, later = earlier[tracks.until[earlier] > frame], later[tracks.since[later] < frame]
         rows = np.concatenate([earlier, later])

@@ -13,10 +13,12 @@ from worker.masking.filling import OPAQUE, Hole, grain_of, replace_pixels, strip
 from worker.masking.regions import MaskStyle, Regions, covered_pixels, regions
 from worker.pixels import Black, Image
 
-RING = 0.15  # width of the ring that `surround` fills from, as a share of the region's smaller side
-SMALLEST_RING = 2  # pixels
-CELLS = 3  # across a region: all that `blur` and `pixelate` keep of it
-SMALLEST_CELL = 2  # pixels
+# `surround` fills from a ring as wide as this share of the region's smaller side, in pixels at least
+# MIN_RING.
+RING_SHARE, MIN_RING = 0.15, 2
+# `blur` and `pixelate` keep the averages of so many cells across a region, each of MIN_CELL pixels
+# or more.
+CELLS_ACROSS, MIN_CELL = 3, 2
 
 
 def hide(
@@ -40,13 +42,13 @@ def hide(
         smallest, largest = group.sides.min(), group.sides.max()
         first, last = group.rectangles[:, :2].min(axis=0), group.rectangles[:, 2:].max(axis=0)
         feather = round(style.feather * smallest)
-        ring = max(SMALLEST_RING, round(RING * smallest))
+        ring = max(MIN_RING, round(RING_SHARE * smallest))
         grain = grain_of(ring, int((last - first).prod()))
         reach = feather + ring
         x1, y1 = (first - reach).clip(0)
         x2, y2 = np.minimum(last + reach, (width, height))
         window = (x1, y1, x2, y2)
-        cell = max(SMALLEST_CELL, math.ceil(largest / CELLS))
+        cell = max(MIN_CELL, math.ceil(largest / CELLS_ACROSS))
         clear = picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1)
         hole = Hole(clear, _soft(group, window, feather), covered[y1:y2, x1:x2], grain, cell, black)
         replace_pixels(result[y1:y2, x1:x2], hole, style.method)
@@ -71,8 +73,8 @@ def _soft(some: Regions, window: tuple[int, int, int, int], feather: int) -> NDA
     """OPAQUE in the regions, falling to 0 over `feather` pixels around them: within a region nothing shines through."""
     x1, y1, x2, y2 = window
     soft = np.empty((y2 - y1, x2 - x1), np.uint8)
-    # No farther than the edge is wide is looked for a region, so strips see what is that far above and below, and are
-    # higher than that.
+    # A pixel is affected only by regions within `feather`, so each strip reads that margin above and
+    # below, and is higher than the margin.
     for rows in strips(y2 - y1, x2 - x1, max(1, 2 * feather)):
         top, bottom = y1 + rows.start, y1 + rows.stop
         covered = covered_pixels(some, (x1, top - feather, x2, bottom + feather))

@@ -11,14 +11,21 @@ from worker.detection.boxes import meeting
 from worker.detection.faces import Detections, Sightings
 from worker.masking.filling import strips
 
-WHOLE = 1.0  # the region that is the full face
-# Which way is up, seen from the middle of the box: the top, the left, the bottom or the right of the picture.
-UPS = np.array([(0, -1), (-1, 0), (0, 1), (1, 0)], np.float64)
-TILTED = 0.5  # cosine: a face tilted by more than 30° has its top on two sides of its box
-EYE_MARGIN = 0.15  # how far the band of the eyes reaches beyond their middles, as a share of the box's side
-UPRIGHT_EYES = np.array([0.15, 0.25, 0.85, 0.55])  # where that band is in a box: x1 y1 x2 y2, shares of its sides
-ANYWHERE = np.array([0.15, 0.15, 0.85, 0.85])  # where it may be if nobody knows which way up the face is
-HIDDEN_EYES = 0.6  # of the band that has to be covered: more than one eye of two
+WHOLE = 1.0  # the share of a face, from its top, that is the full face
+
+# The directions from the middle of a box to the top, left, bottom and right of the picture.
+UP_DIRECTIONS = np.array([(0, -1), (-1, 0), (0, 1), (1, 0)], np.float64)
+# The cosine of 60°: a face tilted by more than 30° has its top on two sides of its box.
+TILT_COSINE = 0.5
+
+# The band of the eyes reaches this share of the box's side beyond the middles of the eyes.
+EYE_MARGIN = 0.15
+# The band of the eyes in a box: x1 y1 x2 y2 as shares of its sides, for an upright face and for one
+# whose direction is unknown.
+UPRIGHT_EYES = np.array([0.15, 0.25, 0.85, 0.55])
+UNKNOWN_EYES = np.array([0.15, 0.15, 0.85, 0.85])
+# The share of the band that has to be covered: more than one eye of two.
+MIN_EYES_HIDDEN = 0.6
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def regions(
     margin = np.maximum(size * style.margin, slack)
     outer = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
     if style.region < WHOLE:
-        rows, edge = np.arange(len(boxes)), len(UPS) - 1 - ends
+        rows, edge = np.arange(len(boxes)), len(UP_DIRECTIONS) - 1 - ends
         # Of a face that the picture's edge cuts, the share of what is in the picture counts too: whichever is more.
         cut = boxes.clip(0, [width, height] * 2)
         inner, inner_cut = (_inner(box, style.region, slack) for box in (boxes, cut))
@@ -95,13 +102,13 @@ def regions(
 
 
 def _ends(seen: Sightings, region: float) -> NDArray[np.bool_]:
-    """[n, 4]: from which of UPS each face is hidden. One row has several where that is not sure."""
-    ends = np.zeros((len(seen), len(UPS)), bool)
+    """[n, 4]: from which of UP_DIRECTIONS each face is hidden. One row has several where that is not sure."""
+    ends = np.zeros((len(seen), len(UP_DIRECTIONS)), bool)
     if region >= WHOLE:
         ends[:, 0] = True
         return ends
     up = seen.up.astype(np.float64)
-    ends |= up @ UPS.T > TILTED * np.hypot(*up.T)[:, None]
+    ends |= up @ UP_DIRECTIONS.T > TILT_COSINE * np.hypot(*up.T)[:, None]
     ends[(up == 0).all(axis=1)] = True
     ends[np.isnan(up).any(axis=1)] = (True, False, False, False)
     return ends
@@ -123,7 +130,7 @@ def eye_bands(seen: Sightings) -> NDArray[np.float64]:
     size = boxes[:, 2:] - boxes[:, :2]
     up = seen.up
     unknown, lost = np.isnan(up).any(axis=1), (up == 0).all(axis=1)
-    shares = np.where(lost[:, None], ANYWHERE, UPRIGHT_EYES)
+    shares = np.where(lost[:, None], UNKNOWN_EYES, UPRIGHT_EYES)
     usual = np.concatenate([boxes[:, :2], boxes[:, :2]], axis=1) + shares * np.concatenate([size, size], axis=1)
     eyes = seen.landmarks[:, :2].astype(np.float64)
     margin = EYE_MARGIN * np.sqrt(size.prod(axis=1))[:, None]
@@ -134,7 +141,7 @@ def eye_bands(seen: Sightings) -> NDArray[np.float64]:
 def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> NDArray[np.bool_]:
     """[n]: whether what is `hidden` in a picture of `width` x `height` pixels covers the eyes of each face `found`.
 
-    At least HIDDEN_EYES of the band around the eyes, as far as it is in the picture, in each sighting of the face:
+    At least MIN_EYES_HIDDEN of the band around the eyes, as far as it is in the picture, in each sighting of the face:
     what the region promises. Rectangles of a receipt are `regions(Sightings.of(boxes), MaskStyle(region=WHOLE), …)`.
     """
     seen = found.seen
@@ -148,7 +155,7 @@ def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> 
     open_ = np.zeros(len(found), bool)
     for face, (x1, y1, x2, y2) in zip(seen.face, whole, strict=True):
         if x1 < x2 and y1 < y2:
-            open_[face] |= covered[y1:y2, x1:x2].mean() < HIDDEN_EYES
+            open_[face] |= covered[y1:y2, x1:x2].mean() < MIN_EYES_HIDDEN
     return ~open_
 
 

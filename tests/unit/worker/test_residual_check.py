@@ -12,7 +12,7 @@ from tasks.messages import AnonymizeOptions
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.faces import Detections
-from worker.detection.tracks import MISSED
+from worker.detection.tracks import MAX_MISSED_FRAMES
 from worker.masking.filling import METHODS
 from worker.masking.regions import MaskStyle
 from worker.residual_check import MAX_CHECKS
@@ -169,7 +169,7 @@ def test_a_lossy_output_is_looked_at_again_even_where_nothing_was_hidden():
 
 
 def test_of_an_animation_only_frames_with_other_pixels_are_looked_at_again():
-    last = MISSED + 1  # the first frame in which FACE is no longer taken for missed
+    last = MAX_MISSED_FRAMES + 1  # the first frame in which FACE is no longer taken for missed
     detector = FindsInTurn([FACE], *[[]] * last, [OTHER], [])
     result = checking(detector).anonymize(animation("PNG", *range(last + 1)), Stopwatch())
     shown = list(frames(result.content))

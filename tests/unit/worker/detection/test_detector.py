@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from tasks.errors import DetectionFailed
 from worker.detection import faces
 from worker.detection.detector import (
-    CLEARLY,
-    LARGEST_SEEN,
+    EDGE_SLACK,
+    MAX_RELIABLE_SIDE,
+    MIN_RELIABLE_SIDE,
+    MIN_TURNED_GAIN,
     MULTIPLE,
     PADDING,
-    SLACK,
-    SMALLEST_SEEN,
-    WEAK,
+    WEAK_SCORE_FACTOR,
     Halves,
     ScaledDetector,
     _unless_better,
 )
 from worker.detection.faces import MERGE_IOU, Detections, Sightings, _meets, bridged, clip, merge, outside, overlap
 from worker.detection.look import Look
-from worker.detection.tracks import MISSED
+from worker.detection.tracks import MAX_MISSED_FRAMES
 
 SIDES = st.floats(-50, 150, width=32)
 SIZES = st.floats(0, 80, width=32)
@@ -435,11 +435,13 @@ def square(side, score, at=0):
 
 
 def test_a_small_face_counts_in_the_largest_pass_and_elsewhere_only_if_that_is_sure():
-    side = SMALLEST_SEEN - 1
+    side = MIN_RELIABLE_SIDE - 1
     assert two_passes(square(side, 0.3), Detections.none()) == []
     assert two_passes(Detections.none(), square(side, 0.3)) == [[0, 0, 2 * side, 2 * side]]
     assert two_passes(square(side, 0.4), Detections.none()) == [[0, 0, 4 * side, 4 * side]]
-    assert two_passes(square(SMALLEST_SEEN, 0.3), Detections.none()) == [[0, 0, 4 * SMALLEST_SEEN, 4 * SMALLEST_SEEN]]
+    assert two_passes(square(MIN_RELIABLE_SIDE, 0.3), Detections.none()) == [
+        [0, 0, 4 * MIN_RELIABLE_SIDE, 4 * MIN_RELIABLE_SIDE]
+    ]
 
 
 def test_a_giant_box_counts_in_the_smallest_pass_and_elsewhere_only_if_that_is_sure_or_both_agree():
@@ -450,7 +452,7 @@ def test_a_giant_box_counts_in_the_smallest_pass_and_elsewhere_only_if_that_is_s
         looking = detector(Answers(infer_of(small, large)), scales=(512, 1024), threshold=0.2)
         return looking.detect(picture(1024, 1024, (0, 0, 1, 1))).boxes_xyxy.tolist()
 
-    giant = LARGEST_SEEN + 1
+    giant = MAX_RELIABLE_SIDE + 1
     assert seen(Detections.none(), square(giant, 0.3)) == []
     assert seen(Detections.none(), square(giant, 0.4)) == [[0, 0, giant, giant]]
     assert seen(square(giant, 0.3), Detections.none()) == [[0, 0, 2 * giant, 2 * giant]]
@@ -466,8 +468,8 @@ def test_a_pass_alone_takes_any_size():
 
 
 def test_what_is_seen_weakly_where_a_face_is_seen_is_hidden_with_it():
-    assert two_passes(square(45, WEAK * 0.2 + 0.01), square(80, 0.5)) == [[0, 0, 180, 180]]
-    assert two_passes(square(45, WEAK * 0.2 - 0.01), square(80, 0.5)) == [[0, 0, 160, 160]]
+    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 + 0.01), square(80, 0.5)) == [[0, 0, 180, 180]]
+    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 - 0.01), square(80, 0.5)) == [[0, 0, 160, 160]]
 
 
 def test_an_edge_may_be_wrong_by_some_pixels_of_the_pass():
@@ -475,7 +477,7 @@ def test_an_edge_may_be_wrong_by_some_pixels_of_the_pass():
         return square(50, 0.9)
 
     seen = detector(Answers(infer), scales=(128,)).detect(picture(512, 256, (0, 0, 1, 1)))
-    assert seen.seen.slack.tolist() == [4 * SLACK]
+    assert seen.seen.slack.tolist() == [4 * EDGE_SLACK]
 
 
 # --- mirrored and turned --------------------------------------------------------------------------------------
@@ -565,7 +567,7 @@ def test_a_picture_that_shows_clearly_more_when_turned_is_looked_at_so_at_every_
     def infer(canvas):
         shapes.append(canvas.shape)
         upright = canvas.shape[1] > canvas.shape[0]
-        return square(60, 0.9) if upright else square(50, 0.9 / CLEARLY - 0.01, at=50)
+        return square(60, 0.9) if upright else square(50, 0.9 / MIN_TURNED_GAIN - 0.01, at=50)
 
     detector(Answers(infer), turned="always").detect(np.full((256, 128, 3), GROUND, np.uint8))
     # Two upright; at the small scale on both sides and upside down; and both scales on the better side.
@@ -656,13 +658,13 @@ def test_a_face_that_flickers_is_hidden_in_the_frame_that_lacks_it_too():
     assert {FACES_BOX, (14, 10, 44, 40)} <= {tuple(box) for box in here.seen.boxes_xyxy.tolist()}
 
 
-@pytest.mark.parametrize("gap", [1, 2, 3, MISSED, 2 * MISSED])
+@pytest.mark.parametrize("gap", [1, 2, 3, MAX_MISSED_FRAMES, 2 * MAX_MISSED_FRAMES])
 def test_a_face_is_hidden_in_all_frames_that_miss_it_between_two_that_show_it(gap):
     shown = bridged([found(FACES_BOX), *[NONE] * gap, found(FACES_BOX)])
     assert [each.boxes_xyxy.tolist() for each in shown] == [[list(FACES_BOX)]] * (gap + 2)
 
 
-@pytest.mark.parametrize("missed", [1, 2, MISSED])
+@pytest.mark.parametrize("missed", [1, 2, MAX_MISSED_FRAMES])
 @pytest.mark.parametrize("sightings", [1, 3])
 def test_a_face_is_hidden_in_the_frames_before_it_is_first_found_and_after_it_is_last_found(missed, sightings):
     face = found(FACES_BOX)
@@ -673,11 +675,12 @@ def test_a_face_is_hidden_in_the_frames_before_it_is_first_found_and_after_it_is
 def test_a_face_is_not_hidden_for_ever():
     face = found(FACES_BOX)
     shown = bridged([NONE] * 50 + [face] * 3 + [NONE] * 50)
-    assert [len(each) for each in shown] == [0] * (50 - MISSED) + [1] * (3 + 2 * MISSED) + [0] * (50 - MISSED)
+    clear = [0] * (50 - MAX_MISSED_FRAMES)
+    assert [len(each) for each in shown] == [*clear, *[1] * (3 + 2 * MAX_MISSED_FRAMES), *clear]
 
 
 @pytest.mark.parametrize("step", [(3, 0), (-7, 5), (20, 0), (0, 25)])
-@pytest.mark.parametrize("gap", [2, 5, MISSED])
+@pytest.mark.parametrize("gap", [2, 5, MAX_MISSED_FRAMES])
 def test_a_face_that_moves_is_hidden_where_it_is_while_it_is_missed(step, gap):
     """Between two sightings; and before and after them, as it went on moving."""
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from worker.detection.faces import Detections, Sightings
 from worker.masking import filling, hiding, regions
 from worker.masking.filling import INDEPENDENT, METHODS
-from worker.masking.hiding import CELLS
+from worker.masking.hiding import CELLS_ACROSS
 from worker.masking.regions import MaskStyle
 
 KINDS = {
@@ -346,7 +346,7 @@ def test_each_pixel_of_a_region_alone_leaves_no_trace(kind, method):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most_grains", [1 << 21, 100], ids=["by the ring", "by the area"])
 def test_a_large_region_is_filled_from_squares_that_hold_none_of_it(kind, most_grains, monkeypatch):
-    monkeypatch.setattr(filling, "MOST_GRAINS", most_grains)
+    monkeypatch.setattr(filling, "MAX_GRAINS", most_grains)
     grains = []
     kept = METHODS["surround"]
     monkeypatch.setitem(METHODS, "surround", lambda hole: grains.append(hole.grain) or kept(hole))
@@ -564,7 +564,7 @@ def test_pixelate_keeps_a_few_tones_whatever_the_size_of_the_face(kind, size):
     picture = noise(size + 20, size + 20, kind)
     hidden = hide(picture, box(10, 10, 10 + size, 10 + size), MaskStyle("pixelate", 1.0, 0.0))
     region = hidden[10 : 10 + size, 10 : 10 + size].reshape(size * size, -1)
-    assert len(np.unique(region, axis=0)) <= (CELLS + 1) ** 2
+    assert len(np.unique(region, axis=0)) <= (CELLS_ACROSS + 1) ** 2
 
 
 @pytest.mark.parametrize("method", ["blur", "pixelate"])
@@ -680,7 +680,7 @@ def hidden_one_by_one(picture, seen, style, extra):
     for rows in groups_one_by_one(everything, style):
         group, others = everything[rows], everything[np.setdiff1d(np.arange(len(everything)), rows)]
         feather = round(style.feather * group.sides.min())
-        ring = max(hiding.SMALLEST_RING, round(hiding.RING * group.sides.min()))
+        ring = max(hiding.MIN_RING, round(hiding.RING_SHARE * group.sides.min()))
         first, last = group.rectangles[:, :2].min(axis=0), group.rectangles[:, 2:].max(axis=0)
         x1, y1 = np.maximum(first - feather - ring, 0)
         x2, y2 = np.minimum(last + feather + ring, (width, height))
@@ -689,7 +689,7 @@ def hidden_one_by_one(picture, seen, style, extra):
             hiding._soft(group, (x1, y1, x2, y2), feather),
             regions.covered_pixels(others, (x1, y1, x2, y2)),
             filling.grain_of(ring, int((last - first).prod())),
-            max(hiding.SMALLEST_CELL, math.ceil(group.sides.max() / CELLS)),
+            max(hiding.MIN_CELL, math.ceil(group.sides.max() / CELLS_ACROSS)),
             0,
         )
         filling.replace_pixels(result[y1:y2, x1:x2], hole, style.method)
@@ -727,7 +727,7 @@ def test_eyes_of_a_crowd_are_hidden_as_if_each_was_compared_with_each_region(see
         window = math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
         if window[0] < window[2] and window[1] < window[3]:
             share = regions.covered_pixels(hidden, window).mean()
-            exposed |= {face} if share < regions.HIDDEN_EYES else set()
+            exposed |= {face} if share < regions.MIN_EYES_HIDDEN else set()
     count = int(seen.face.max()) + 1
     found = Detections(np.zeros((count, 4), np.float32), np.ones(count, np.float32), seen)
     expected = [face not in exposed for face in range(count)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worker import images
+from worker import images, likeness
 from worker.detection.faces import Sightings
-from worker.images import Frame, deep, likeness
+from worker.images import Frame, deep
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle
 
