@@ -34,11 +34,12 @@ MAX_LANDMARK_DISTANCE = 2.0
 
 @dataclass(frozen=True)
 class Sightings:
-    """What single passes saw of faces: one face may have several, which do not agree to the pixel.
+    """Detections of single passes: one face may have several, which do not agree to the pixel.
 
-    `boxes_xyxy` is float32 [m, 4] in pixels of the picture, and may reach beyond it. `landmarks` is float32
-    [m, 5, 2], x y of the eyes, the nose and the corners of the mouth; NaN where the model tells none. `slack` is
-    float32 [m], by how many pixels an edge may be wrong. `face` [m] is the row of Detections that each belongs to.
+    `boxes_xyxy` is float32 [m, 4] in pixels of the picture, and may reach beyond it. `landmarks` is
+    float32 [m, 5, 2], x y of the eyes, the nose and the corners of the mouth; NaN if the model
+    reports none. `slack` is float32 [m], the pixels by which an edge may be wrong. `face` [m] is
+    the row of Detections that each belongs to.
     """
 
     boxes_xyxy: Boxes
@@ -48,7 +49,7 @@ class Sightings:
 
     @classmethod
     def of(cls, boxes_xyxy: Boxes, landmarks: Landmarks | None = None) -> "Sightings":
-        """Each face seen once, its box exact."""
+        """Return one sighting for each box, which is exact."""
         count = len(boxes_xyxy)
         if landmarks is None:
             landmarks = np.full((count, LANDMARKS, 2), np.nan, np.float32)
@@ -56,7 +57,7 @@ class Sightings:
 
     @classmethod
     def joined(cls, several: Sequence["Sightings"]) -> "Sightings":
-        """All of `several`, which is not empty, one after the other, their `face` as it is."""
+        """Return all of `several`, which is not empty, one after the other, with their `face`."""
         return cls(
             np.concatenate([each.boxes_xyxy for each in several]),
             np.concatenate([each.landmarks for each in several]),
@@ -66,7 +67,10 @@ class Sightings:
 
     @property
     def up(self) -> NDArray[np.float32]:
-        """[m, 2] x y: the way from each mouth to its eyes; 0 0 where they make no face, NaN where they are unknown."""
+        """The vector from each mouth to its eyes, [m, 2] x y.
+
+        It is 0 0 if the landmarks do not form a face, and NaN if they are unknown.
+        """
         up: NDArray[np.float32] = self.landmarks[:, :2].mean(axis=1) - self.landmarks[:, 3:].mean(axis=1)
         sides = np.sqrt((self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).prod(axis=1))
         up[np.hypot(*up.T) < MIN_EYES_TO_MOUTH * sides] = 0
@@ -83,10 +87,10 @@ class Sightings:
 class Detections:
     """Faces in one picture.
 
-    `boxes_xyxy` is float32 [n, 4]: x1 y1 x2 y2 in pixels of the picture, within it, strongest first.
-    `scores` is float32 [n], between 0 and 1. `sightings` are what they were put together from; None if each box
-    was seen once. `left_out` is the highest score that a face may have which a model saw and did not return, because
-    it returns so many at most; 0 if there is none.
+    `boxes_xyxy` is float32 [n, 4]: x1 y1 x2 y2 in pixels of the picture, within it, strongest
+    first. `scores` is float32 [n], between 0 and 1. `sightings` are the detections of single passes
+    that they were merged from; None if each box has one. A model that returns a limited number of
+    faces may leave some out: `left_out` is the highest score that one of them may have, else 0.
     """
 
     boxes_xyxy: Boxes
@@ -100,7 +104,7 @@ class Detections:
 
     @classmethod
     def joined(cls, found: Sequence["Detections"]) -> "Detections":
-        """All of `found`, which is not empty, one after the other."""
+        """Return all of `found`, which is not empty, one after the other."""
         starts = np.cumsum([0, *(len(detections) for detections in found)])
         seen = [replace(each.seen, face=each.seen.face + start) for each, start in zip(found, starts, strict=False)]
         boxes = np.concatenate([detections.boxes_xyxy for detections in found])
@@ -108,14 +112,14 @@ class Detections:
 
     @property
     def seen(self) -> Sightings:
-        """The sightings of these faces, at least one of each."""
+        """The sightings of these faces, at least one for each."""
         return self.sightings if self.sightings is not None else Sightings.of(self.boxes_xyxy)
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __getitem__(self, chosen: Any) -> "Detections":
-        """The chosen faces (indices or a mask), in that order, and their sightings."""
+        """Return the chosen faces (indices or a mask), in that order, with their sightings."""
         rows = np.arange(len(self))[chosen]
         place = np.full(len(self), -1)
         place[rows] = np.arange(len(rows))
@@ -125,7 +129,10 @@ class Detections:
 
 
 def placed(detections: Detections) -> Detections:
-    """Return `detections` as they are; raise DetectionFailed if one has no place in a picture or no score."""
+    """Return `detections` as they are.
+
+    Raise DetectionFailed if one has no score or no place in a picture.
+    """
     boxes = detections.boxes_xyxy
     _check_scores(detections)
     if not np.isfinite(boxes).all():
@@ -142,8 +149,9 @@ def placed(detections: Detections) -> Detections:
 def credible(detections: Detections, width: int, height: int, least_score: float) -> Detections:
     """Return the detections that score `least_score` or more in a canvas of `width` x `height`.
 
-    Raise DetectionFailed if a score, a box or a landmark can't be that of a face in this canvas. A face that the edge
-    cuts has a box that reaches beyond it, so only boxes with hardly any part inside, or far larger, are refused.
+    Raise DetectionFailed if a score, a box or a landmark can't be that of a face in this canvas. The
+    box of a face that the edge cuts reaches beyond it, so only boxes with hardly any part inside,
+    or far larger ones, are refused.
     """
     _check_scores(detections)  # of all: a score that is NaN or negative would count as no face
     found = placed(detections[detections.scores >= least_score])
@@ -173,24 +181,28 @@ def _check_scores(detections: Detections) -> None:
 
 
 def clip(detections: Detections, width: int, height: int) -> Detections:
-    """The part of each box that lies in the picture; boxes with no part in it are dropped. Sightings stay whole."""
+    """Return the part of each box that lies in the picture.
+
+    Boxes with no part in it are dropped. Sightings stay whole.
+    """
     boxes = detections.boxes_xyxy.clip(0, np.array([width, height] * 2, np.float32))
     inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return replace(detections, boxes_xyxy=boxes, sightings=detections.seen)[inside]
 
 
 def merge(detections: Detections, weak: Sightings | None = None) -> Detections:
-    """One detection for boxes that show the same face: those that overlap a stronger one by at least MERGE_IOU.
+    """Return one detection for all boxes that overlap a stronger one by at least MERGE_IOU.
 
-    The merged box covers all of them, and each stays one of its sightings: their regions are hidden together, because
-    passes disagree about the edges by more than the margin. What was seen `weak`ly joins the faces that it overlaps,
-    and is no face by itself.
+    The merged box covers all of them, and each stays one of its sightings: their regions are hidden
+    together, because passes disagree about the edges by more than the margin. `weak` sightings join
+    the faces that they overlap, and are no faces by themselves.
     """
     ordered = detections[np.argsort(-detections.scores, kind="stable")]
     boxes = ordered.boxes_xyxy
     everywhere = boxes if weak is None else np.concatenate([boxes, weak.boxes_xyxy])
     same_face = _same_face(boxes, everywhere)
-    face = np.full(len(everywhere), -1)  # to which merged face each box belongs, and each weak sighting
+    # The merged face to which each box and each weak sighting belongs.
+    face = np.full(len(everywhere), -1)
     strongest: list[int] = []
     for i in range(len(ordered)):
         if face[i] >= 0:
@@ -208,7 +220,7 @@ def merge(detections: Detections, weak: Sightings | None = None) -> Detections:
 
 
 def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detections:
-    """The faces that lie less than half in every one of `areas`, x1 y1 x2 y2 in pixels of the picture."""
+    """Return the faces of which less than half lies in each of `areas`, x1 y1 x2 y2 in pixels."""
     boxes = detections.boxes_xyxy
     kept = np.ones(len(boxes), bool)
     for area in areas:
@@ -255,13 +267,13 @@ def moved(detections: Detections, shift: NDArray[Any]) -> Detections:
 
 
 def _meets(some: Detections, others: Detections) -> NDArray[np.bool_]:
-    """Which of `some` overlap one of `others` by at least MERGE_IOU."""
+    """Return which of `some` overlap one of `others` by at least MERGE_IOU."""
     same_face = _same_face(some.boxes_xyxy, others.boxes_xyxy)
     return np.array([len(same_face(row)) > 0 for row in range(len(some))], bool)
 
 
 def _same_face(boxes: Boxes, others: Boxes) -> Callable[[int], Rows]:
-    """Return a function from a row of `boxes` to the rows of `others` that overlap it by at least MERGE_IOU.
+    """Return a function from a row of `boxes` to the rows of `others` that show the same face.
 
     Such boxes start close to each other, so that it compares only those that do along one axis.
     """
@@ -269,7 +281,7 @@ def _same_face(boxes: Boxes, others: Boxes) -> Callable[[int], Rows]:
     for axis in (0, 1):
         order = np.argsort(others[:, axis], kind="stable")
         start = boxes[:, axis].astype(np.float64)
-        # What they share is at least MERGE_IOU of the longer one's side; a thousandth more is for rounding.
+        # They share at least MERGE_IOU of the longer side; a thousandth more allows for rounding.
         reach = (1 / MERGE_IOU - 1 + 1e-3) * (boxes[:, axis + 2] - start)
         starts = others[order, axis].astype(np.float64)
         first = np.searchsorted(starts, start - reach, side="left")
@@ -285,7 +297,7 @@ def _same_face(boxes: Boxes, others: Boxes) -> Callable[[int], Rows]:
 
 
 def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
-    """Intersection over union of `box` [4] with each of `boxes` [n, 4]."""
+    """Return the intersection over union of `box` [4] with each of `boxes` [n, 4]."""
     corner = np.maximum(box[:2], boxes[:, :2])
     opposite = np.minimum(box[2:], boxes[:, 2:])
     shared = (opposite - corner).clip(0).prod(axis=1)
@@ -295,7 +307,7 @@ def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
 
 
 def box_sides(boxes: Boxes) -> NDArray[np.float32]:
-    """The side of a square as large as each box."""
+    """Return the side of a square as large as each box."""
     return np.sqrt(box_areas(boxes))
 
 

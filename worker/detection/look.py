@@ -1,4 +1,4 @@
-"""How pictures are looked at: the passes of detection, and the presets of them."""
+"""Settings of the passes of detection, and their presets."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,13 +6,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Look:
-    """How a picture is looked at.
+    """The passes of detection over a picture.
 
-    `scales` are the longer sides of the passes in pixels; a small picture is enlarged up to `max_enlargement` times,
-    and not beyond a longer side of `enlarge_to`.
-    `mirrored` passes are made on top, and `turned` ones, for pictures and heads that lie on their side or stand upside
-    down: ``never``, when in ``doubt``, or ``always``. `smallest_face` is the side, in pixels of the picture, of the
-    smallest face that the finest pass has to show at a size the detector sees, whatever the picture's dimensions.
+    `scales` are the longer sides of the passes in pixels. A small picture is enlarged up to
+    `max_enlargement` times, and not beyond a longer side of `enlarge_to`. `mirrored` passes come on
+    top, and so do `turned` ones, for pictures and heads that lie on their side or stand upside down:
+    ``never``, when in ``doubt``, or ``always``. `smallest_face` is the side, in pixels of the
+    picture, of the smallest face that the finest pass has to show at a size that the detector
+    finds, whatever the picture's dimensions.
     """
 
     scales: tuple[int, ...]
@@ -24,7 +25,7 @@ class Look:
 
     @property
     def passes(self) -> int:
-        """The passes over one view of a picture that the time for it is reckoned by."""
+        """The number of passes over one view of a picture, from which its time limit follows."""
         upright = len(self.scales) * (1 + self.mirrored)
         probes = {"never": 0, "doubt": 1, "always": max(1, len(self.scales) - 1)}[self.turned]
         return upright + 3 * probes + (len(self.scales) if probes else 0)

@@ -28,10 +28,11 @@ def hide(
     black: Black = 0,
     extra: Sequence[Sequence[float]] = (),
 ) -> Image:
-    """A copy of `picture` with every face that was `seen` hidden, and all of `extra` (areas, x1 y1 x2 y2).
+    """Return a copy of `picture` with all faces `seen` and the areas `extra` (x1 y1 x2 y2) hidden.
 
-    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black pixel, one number or
-    one a channel. Overlapping and touching regions are hidden as one, and no region is filled from pixels of another.
+    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black
+    pixel, one number or one a channel. Overlapping and touching regions are hidden as one, and no
+    region is filled from pixels of another.
     """
     height, width = picture.shape[:2]
     everything = regions(seen, style, width, height, extra)
@@ -56,7 +57,7 @@ def hide(
 
 
 def _groups(everything: Regions, style: MaskStyle) -> list[Rows]:
-    """Return the rows of regions that belong together: of one face, and of faces whose surroundings overlap."""
+    """Return the rows of regions of one face, or of faces whose surroundings overlap."""
     if not len(everything):
         return []
     faces = np.unique(everything.faces, return_inverse=True)[1]
@@ -70,7 +71,7 @@ def _groups(everything: Regions, style: MaskStyle) -> list[Rows]:
 
 
 def _soft(some: Regions, window: tuple[int, int, int, int], feather: int) -> NDArray[np.uint8]:
-    """OPAQUE in the regions, falling to 0 over `feather` pixels around them: within a region nothing shines through."""
+    """Return a soft edge: OPAQUE in the regions, falling to 0 over `feather` pixels around them."""
     x1, y1, x2, y2 = window
     soft = np.empty((y2 - y1, x2 - x1), np.uint8)
     # A pixel is affected only by regions within `feather`, so each strip reads that margin above and

@@ -30,11 +30,12 @@ MIN_EYES_HIDDEN = 0.6
 
 @dataclass(frozen=True)
 class MaskStyle:
-    """How faces are hidden.
+    """The method, the extent and the shape of masks.
 
-    `region` is the share of the face that is hidden, from its top; `margin` how far the region reaches beyond the
-    box, as a share of the box's sides; `shape` ``rectangle`` or ``ellipse``; `feather` the width of the soft edge
-    outside the region, as a share of the region's smaller side.
+    `region` is the share of the face that is hidden, from its top. `margin` is the distance by which
+    the region reaches beyond the box, as a share of the box's sides. `shape` is ``rectangle`` or
+    ``ellipse``. `feather` is the width of the soft edge outside the region, as a share of the
+    region's smaller side.
     """
 
     method: str = "surround"
@@ -46,11 +47,12 @@ class MaskStyle:
 
 @dataclass(frozen=True)
 class Regions:
-    """What is hidden, one row for each rectangle; the rectangles of one face overlap.
+    """Hidden parts of a picture, one row for each rectangle; the rectangles of one face overlap.
 
-    `rectangles` [n, 4] are x1 y1 x2 y2 in whole pixels within the picture, `outlines` [n, 4] the ellipse that bounds
-    each (centre x y, radii x y; infinite for none), `sides` [n] the smaller side before the picture's edge cut it, at
-    most that of the picture, `faces` [n] the face that it is part of.
+    `rectangles` [n, 4] are x1 y1 x2 y2 in whole pixels within the picture. `outlines` [n, 4] are the
+    ellipses that bound them (centre x y, radii x y; infinite for none). `sides` [n] are the smaller
+    sides before the picture's edge cut them, at most that of the picture. `faces` [n] are the faces
+    that they are part of.
     """
 
     rectangles: NDArray[np.intp]
@@ -68,12 +70,12 @@ class Regions:
 def regions(
     seen: Sightings, style: MaskStyle, width: int, height: int, extra: Sequence[Sequence[float]] = ()
 ) -> Regions:
-    """What is hidden of the faces that were `seen` in a picture of `width` x `height` pixels, and all of `extra`.
+    """Return the regions of the faces `seen` in a picture of `width` x `height` pixels.
 
-    The region is the `style.region` of each box at the side where the eyes are: the top if the model says nothing of
-    it, the whole box if it says something that can't be. It is widened by the margin, or by the sighting's slack where
-    that is more. Only a full region is widened by the margin below too: the lower edge is what `region` promises.
-    `extra` are further areas, x1 y1 x2 y2.
+    A region is the share `style.region` of each box at the side where the eyes are: the top if the
+    model reports no landmarks, the whole box if they do not form a face. It is widened by the
+    margin, or by the sighting's slack if that is more. Only a full region is widened by the margin
+    below too: the lower edge is what `region` promises. `extra` are further areas, x1 y1 x2 y2.
     """
     sighting, ends = np.nonzero(_ends(seen, style.region))
     boxes = seen.boxes_xyxy[sighting].astype(np.float64)
@@ -83,7 +85,7 @@ def regions(
     outer = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
     if style.region < WHOLE:
         rows, edge = np.arange(len(boxes)), len(UP_DIRECTIONS) - 1 - ends
-        # Of a face that the picture's edge cuts, the share of what is in the picture counts too: whichever is more.
+        # The share of the part within the picture counts too, whichever hides more.
         cut = boxes.clip(0, [width, height] * 2)
         inner, inner_cut = (_inner(box, style.region, slack) for box in (boxes, cut))
         further = np.where(edge[:, None] < 2, np.minimum(inner, inner_cut), np.maximum(inner, inner_cut))
@@ -102,7 +104,10 @@ def regions(
 
 
 def _ends(seen: Sightings, region: float) -> NDArray[np.bool_]:
-    """[n, 4]: from which of UP_DIRECTIONS each face is hidden. One row has several where that is not sure."""
+    """Return which of UP_DIRECTIONS each face is hidden from, [n, 4].
+
+    A row has several if the direction is uncertain.
+    """
     ends = np.zeros((len(seen), len(UP_DIRECTIONS)), bool)
     if region >= WHOLE:
         ends[:, 0] = True
@@ -115,16 +120,16 @@ def _ends(seen: Sightings, region: float) -> NDArray[np.bool_]:
 
 
 def _inner(boxes: NDArray[np.float64], region: float, slack: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n, 4]: how far the region reaches across each box from its right, lower, left and upper edge."""
+    """Return the ends of the region in each box from its right, lower, left and upper edge."""
     reach = (boxes[:, 2:] - boxes[:, :2]) * region + slack
     return np.concatenate([boxes[:, 2:] - reach, boxes[:, :2] + reach], axis=1)
 
 
 def eye_bands(seen: Sightings) -> NDArray[np.float64]:
-    """[n, 4] x1 y1 x2 y2: the band around the eyes of each face that was `seen`, in pixels; it may leave the picture.
+    """Return the band around the eyes of each face `seen`, [n, 4] x1 y1 x2 y2 in pixels.
 
-    It is where the landmarks are. Without landmarks it is where the eyes of an upright face are in its box, and of a
-    face whose landmarks make none the inner part of the box.
+    It surrounds the landmarks, and may leave the picture. Without landmarks it is the place of the
+    eyes of an upright face in its box; it is the inner part of the box if they do not form a face.
     """
     boxes = seen.boxes_xyxy.astype(np.float64)
     size = boxes[:, 2:] - boxes[:, :2]
@@ -139,15 +144,16 @@ def eye_bands(seen: Sightings) -> NDArray[np.float64]:
 
 
 def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> NDArray[np.bool_]:
-    """[n]: whether what is `hidden` in a picture of `width` x `height` pixels covers the eyes of each face `found`.
+    """Return for each face `found`, [n], whether the regions `hidden` cover its eyes.
 
-    At least MIN_EYES_HIDDEN of the band around the eyes, as far as it is in the picture, in each sighting of the face:
-    what the region promises. Rectangles of a receipt are `regions(Sightings.of(boxes), MaskStyle(region=WHOLE), …)`.
+    They must cover at least MIN_EYES_HIDDEN of the band around the eyes within the picture, of
+    `width` x `height` pixels, in each sighting of the face. The regions of a receipt's boxes are
+    `regions(Sightings.of(boxes), MaskStyle(region=WHOLE), …)`.
     """
     seen = found.seen
     bands = eye_bands(seen).clip(0, [width, height] * 2)
     whole = np.concatenate([np.floor(bands[:, :2]), np.ceil(bands[:, 2:])], axis=1).astype(int)
-    # All frames of an animation may be hidden in one picture: only the regions at eyes are worth drawing.
+    # A picture may have the regions of all frames of an animation, so only those at eyes are drawn.
     at_eyes = np.zeros(len(hidden), bool)
     for _, rows in meeting(whole, hidden.rectangles):
         at_eyes[rows] = True
@@ -160,7 +166,7 @@ def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> 
 
 
 def covered_pixels(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    """Which pixels of the `window` (x1 y1 x2 y2 in the picture) are in one of the regions."""
+    """Return which pixels of `window` (x1 y1 x2 y2 in the picture) are in one of the regions."""
     x1, y1, x2, y2 = window
     covered = np.zeros((y2 - y1, x2 - x1), bool)
     inside = (some.rectangles[:, :2] < (x2, y2)).all(axis=1) & (some.rectangles[:, 2:] > (x1, y1)).all(axis=1)
@@ -177,7 +183,7 @@ def covered_pixels(some: Regions, window: tuple[int, int, int, int]) -> NDArray[
 
 
 def _within(outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the pixels with these centres the ellipse `outline` reaches."""
+    """Return which of the pixels with these centres the ellipse `outline` reaches."""
     centre_x, centre_y, radius_x, radius_y = outline
     across, down = (x - centre_x) / (radius_x + 0.5), (y - centre_y) / (radius_y + 0.5)
     reached: NDArray[np.bool_] = across[None] ** 2 + down[:, None] ** 2 <= 1
