@@ -123,6 +123,20 @@ def test_a_picture_in_which_faces_are_found_without_end_is_flagged_or_held(verif
     assert (result.content is None) == (verify == "hold")
 
 
+@pytest.mark.parametrize("verify", ["flag", "hold"])
+def test_an_array_is_looked_at_again_as_a_file_is(verify):
+    detector = FindsInTurn([FACE], [OTHER], [])
+    pixels = np.random.default_rng(0).integers(1, 256, (80, 100, 3), np.uint8)
+    result = checking(detector, verify).anonymize_array(pixels)
+    assert is_hidden(result.pixels, FACE)
+    assert is_hidden(result.pixels, OTHER)
+    assert (len(detector.seen), result.checked.verdict, result.reason) == (3, "clear", None)
+
+    result = checking(FindsAnother(), verify).anonymize_array(pixels)
+    assert result.reason == "faces still found in the output"
+    assert (result.pixels is None) == (verify == "hold")
+
+
 def test_of_a_flagged_picture_all_is_hidden_that_was_found():
     result = checking(FindsAnother()).anonymize(photograph(), Stopwatch())
     (pixels,) = frames(result.content)
