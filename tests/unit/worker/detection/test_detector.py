@@ -44,9 +44,6 @@ def found(*boxes, scores=None):
     return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(given, np.float32))
 
 
-# --- overlap, clip, merge -------------------------------------------------------------------------------------
-
-
 # --- scales ---------------------------------------------------------------------------------------------------
 
 FACE = 255
@@ -261,9 +258,6 @@ def test_a_score_that_is_no_number_is_an_error_and_not_a_picture_without_that_fa
 
     with pytest.raises(DetectionFailed):
         detector(Answers(infer), scales=(64,)).detect(np.zeros((64, 64, 3), np.uint8))
-
-
-# --- sightings ------------------------------------------------------------------------------------------------
 
 
 # --- which passes count ---------------------------------------------------------------------------------------
@@ -485,9 +479,6 @@ def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
     for rows in (slice(0, middle[0] - 2), slice(middle[0] + 2, None)):
         for columns in (slice(0, middle[1] - 2), slice(middle[1] + 2, None)):
             assert smaller[rows, columns].mean() == pytest.approx(whole[rows, columns].mean(), abs=2)
-
-
-# --- animations -----------------------------------------------------------------------------------------------
 
 
 # --- many faces -----------------------------------------------------------------------------------------------

@@ -150,9 +150,6 @@ def test_extra_areas_are_hidden_whole_and_as_they_are():
     assert np.array_equal(hidden[~mask], picture[~mask])
 
 
-# --- whether the eyes are hidden ------------------------------------------------------------------------------
-
-
 # --- what is left ---------------------------------------------------------------------------------------------
 
 
