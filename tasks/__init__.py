@@ -1,19 +1,29 @@
-"""What is asked of the workers: the language that producers and workers share.
+"""The language that producers and workers share: tasks, their options, reports and errors.
 
-``from tasks import anonymize_image`` gives the task; nothing is read from the environment before that.
+``from tasks import anonymize_image`` returns the task. Nothing is read from the environment, and
+Celery is not imported, before one of the names below is used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks import errors
     from tasks.anonymize import anonymize_image
+    from tasks.messages import AnonymizeOptions, AnonymizeReport
 
-__all__ = ["anonymize_image"]
+__all__ = ["AnonymizeOptions", "AnonymizeReport", "anonymize_image", "errors"]
+
+MODULES = {
+    "AnonymizeOptions": "tasks.messages",
+    "AnonymizeReport": "tasks.messages",
+    "anonymize_image": "tasks.anonymize",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "anonymize_image":
-        from tasks.anonymize import anonymize_image
-
-        return anonymize_image
+    if name == "errors":
+        return import_module("tasks.errors")
+    if name in MODULES:
+        return getattr(import_module(MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

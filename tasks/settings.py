@@ -130,10 +130,13 @@ class Settings(BaseSettings):
         return value
 
     @classmethod
-    def load(cls) -> Self:
-        """The settings from the environment; SettingsInvalid with one line if one is wrong."""
+    def load(cls, **values: Any) -> Self:
+        """Return the settings of the environment; `values` take precedence.
+
+        Raise SettingsInvalid with one line if one is wrong.
+        """
         try:
-            return cls()
+            return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
             name = "".join(f"{PREFIX}{part}: ".upper() for part in first["loc"][:1])

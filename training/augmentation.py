@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.detection.detector import PADDING, Pixels
+from worker.detection.detector import PADDING
+from worker.pixels import Pixels
 
 Boxes = NDArray[np.float32]
 Random = np.random.Generator

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from training.anchors import Floats, Targets, anchors, targets
 from training.augmentation import Boxes, Example, augmented, fitted
 from training.dataset import Dataset, Picture
-from worker.detection.detector import Pixels
+from worker.pixels import Pixels
 
 AHEAD = 4  # batches that are prepared during a training step
 KEPT_BYTES = 1 << 30  # limit for the decoded pictures that stay in memory

@@ -161,7 +161,8 @@ def evaluate(
     """Measure what a model finds and what stays exposed, and propose its threshold."""
     from training.dataset import SPLITS, Dataset
     from training.run import DESCRIPTION, EVALUATION
-    from worker.settings import Look, WorkerSettings
+    from worker.detection.look import Look
+    from worker.settings import WorkerSettings
 
     if split not in SPLITS:
         raise typer.BadParameter(f"choose from {', '.join(SPLITS)}", param_hint="--split")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DatasetInvalid, VeilError
 from worker import images
-from worker.detection.detector import Pixels
+from worker.pixels import Pixels
 
 VERSION = 1
 INDEX = "dataset.json"

@@ -19,11 +19,14 @@ from training.scoring import Curve, Judged
 from worker.bootstrap import load_model, mask_style
 from worker.commands.progress import progress_bar
 from worker.detection import own_model
-from worker.detection.detector import Boxes, Detections, Pixels, ScaledDetector
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Boxes, Detections
+from worker.detection.look import Look
 from worker.detection.model import Model
 from worker.masking import hiding
-from worker.masking.hiding import MaskStyle
-from worker.settings import Look, WorkerSettings
+from worker.masking.regions import MaskStyle
+from worker.pixels import Pixels
+from worker.settings import WorkerSettings
 
 FLOOR = 0.05  # the lowest threshold that is evaluated
 ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from worker.detection.detector import Pixels
+from worker.pixels import Pixels
 
 BITS = 64
 SIDE = 32  # side of the picture that is transformed, pixels

@@ -14,7 +14,8 @@ from training.dataset import Dataset, Picture, sides
 from training.evaluating import Figures
 from training.overview import table
 from training.scoring import SIZES, size_name
-from worker.detection.detector import Boxes, Pixels
+from worker.detection.faces import Boxes
+from worker.pixels import Pixels
 
 TILES, COLUMNS = 12, 4  # of a sheet
 TILE, GAP = 240, 8  # pixels

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from worker.detection.detector import Boxes, Detections, overlap
+from worker.detection.faces import Boxes, Detections, overlap
 
 FOUND_IOU = 0.5
 IGNORED_SHARE = 0.5  # a detection with this share of its area in an ignored area does not count

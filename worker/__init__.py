@@ -1,0 +1,19 @@
+"""The workers, and the engine for Python programs: ``from worker import Anonymizer``.
+
+Nothing heavy is imported before that name is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.engine import Anonymizer
+
+__all__ = ["Anonymizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Anonymizer":
+        from worker.engine import Anonymizer
+
+        return Anonymizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

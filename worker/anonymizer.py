@@ -6,20 +6,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from operator import itemgetter
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ImageTooLarge, Permanent, UnreadableImage
+from tasks.errors import ImageTooLarge
 from tasks.messages import AnonymizeOptions, Areas, Reason
-from tasks.storage import receipts
 from worker import images
-from worker.detection.detector import Detections, Detector, bridged, clip, merge, outside, placed
+from worker.detection.detector import Detector
+from worker.detection.faces import Detections, bridged, clip, merge, outside, placed
+from worker.detection.look import Look
 from worker.masking import hiding
-from worker.masking.hiding import MaskStyle
+from worker.masking.filling import INDEPENDENT
+from worker.masking.regions import MaskStyle
+from worker.pixels import Pixels
 from worker.process.watchdog import Watch, unwatched
-from worker.settings import Look
+from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
 PIXELS_VERSION = 8  # counts up with every change of this package that changes output pixels
 
@@ -27,12 +32,10 @@ PIXELS_VERSION = 8  # counts up with every change of this package that changes o
 # then tried again, and given up as Poison when it keeps ending workers.
 STALLED_SECONDS = 60
 
-MOST_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture needs five
+Output = TypeVar("Output")
+"""A file as bytes, or an array of pixels."""
 
 AS_CONFIGURED = AnonymizeOptions()
-
-# Whether a method keeps anything of what was in a region: the averages of a few cells.
-TELLS = {"surround": False, "fill": False, "blur": True, "pixelate": True}
 
 OnStage = Callable[[str], None]
 
@@ -57,22 +60,6 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What came of looking at an output again: `verdict` as receipts have it, faces `added` by it, and still `left`."""
-
-    verdict: receipts.Check
-    added: Detections
-    left: Detections
-
-    @property
-    def reason(self) -> Reason | None:
-        return "faces still found in the output" if len(self.left) else None
-
-
-UNCHECKED = Checked("off", Detections.none(), Detections.none())
-
-
-@dataclass(frozen=True)
 class Anonymized:
     """An anonymized picture: its file, None if it is held back, and what was found in all its frames.
 
@@ -84,6 +71,29 @@ class Anonymized:
     format: str
     width: int
     height: int
+    detections: Detections
+    checked: Checked = UNCHECKED
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class AnonymizedArray:
+    """An anonymized array: its pixels, None if it is held back, and the faces found in it.
+
+    `pixels` is uint8 RGB [height, width, 3]; `reason` as of Anonymized.
+    """
+
+    pixels: Pixels | None
+    detections: Detections
+    checked: Checked = UNCHECKED
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class _Made(Generic[Output]):
+    """The output of one picture, None if it is held back, and its faces, strongest first."""
+
+    output: Output | None
     detections: Detections
     checked: Checked = UNCHECKED
     reason: Reason | None = None
@@ -141,29 +151,77 @@ class Anonymizer:
         return hiding_more(self._style, options)
 
     def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
-        """The anonymized file for the picture file `content`. Nothing is returned on any doubt: it raises."""
+        """Return the anonymized file of the picture file `content`. On any doubt it raises."""
         with watch.stage("decode", "decoding"):
             picture = self._decoded(content, self._keep_exif)
+        write = partial(self._encoded, picture)
+        made = self._make(picture, write, self._decoded, watch, options)
+        return Anonymized(
+            made.output,
+            picture.content_type,
+            picture.format,
+            picture.width,
+            picture.height,
+            made.detections,
+            made.checked,
+            made.reason,
+        )
+
+    def anonymize_array(self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED) -> AnonymizedArray:
+        """Return `pixels`, uint8 RGB [height, width, 3], with faces hidden. On any doubt it raises.
+
+        The pixels of the result are those of the argument itself where nothing is hidden.
+        """
+        picture = _of_array(pixels)
+        made = self._make(picture, itemgetter(0), _of_array, Stopwatch(), options)
+        return AnonymizedArray(made.output, made.detections, made.checked, made.reason)
+
+    def detect(self, pixels: Pixels) -> Detections:
+        """Return the faces in `pixels`, uint8 RGB [height, width, 3], strongest first."""
+        picture = _of_array(pixels)
+        (found,) = self.look(picture)
+        return _strongest_first(clip(found, picture.width, picture.height))
+
+    def _make(
+        self,
+        picture: images.Picture,
+        write: Callable[[Sequence[NDArray[Any]]], Output],
+        read: Callable[[Output], images.Picture],
+        watch: Stopwatch,
+        options: AnonymizeOptions,
+    ) -> "_Made[Output]":
+        """Return the output that `write` makes of the frames of `picture` with their faces hidden.
+
+        The residual check `read`s it again.
+        """
         with watch.stage("detect", "detecting"):
             looks = self.look(picture)
-            if picture.format != "TIFF":  # its frames are pages, which have nothing to do with each other
+            if picture.format != "TIFF":  # its frames are pages, which are pictures of their own
                 looks = [clip(faces, picture.width, picture.height) for faces in bridged(looks)]
             found = [outside(faces, options.exempt) for faces in looks]
         with watch.stage("mask", "masking"):
             hidden = self._hide(picture, found, options)
         if self.hold_without_faces and not (any(map(len, found)) or options.extra or options.release):
-            return _anonymized(picture, None, Detections.none(), reason="no face found")
+            return _Made(None, Detections.none(), reason="no face found")
         with watch.stage("encode", "encoding"):
-            encoded = self._encoded(picture, hidden)
+            output = write(hidden)
         if self.verify == "off":
-            return _anonymized(picture, encoded, Detections.joined(found))
+            return _Made(output, _strongest_first(Detections.joined(found)))
         del hidden  # the output is decoded beside the picture
         with watch.stage("verify", "verifying"):
-            encoded, checked = self._checked(picture, found, encoded, options)
-        detections = Detections.joined([*found, checked.added])
+            check = ResidualCheck(
+                decode=read,
+                find=self.look,
+                redo=lambda faces: write(self._hide(picture, faces, options)),
+                style=styled(self._style, options),
+                options=options,
+                max_seconds=self.limits.look_seconds,
+            )
+            output, checked = check.run(picture, found, output)
+        detections = _strongest_first(Detections.joined([*found, checked.added]))
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
-        return _anonymized(picture, None if is_held else encoded, detections, checked, reason)
+        return _Made(None if is_held else output, detections, checked, reason)
 
     def _decoded(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
         limits = self.limits
@@ -197,61 +255,6 @@ class Anonymizer:
         style = styled(self._style, options)
         return [_hidden(frame, faces, style, options.extra) for frame, faces in zip(picture.frames, found, strict=True)]
 
-    def _checked(
-        self, picture: images.Picture, found: Sequence[Detections], encoded: bytes, options: AnonymizeOptions
-    ) -> tuple[bytes, Checked]:
-        """The output `encoded` after it was looked at again, with what was found hidden too, and what came of it."""
-        started = time.perf_counter()
-        added: list[Detections] = []
-        left: list[Detections] | None = []
-        for number in range(1, MOST_CHECKS + 1):
-            left = self._left(picture, found, encoded, options)
-            if not left:
-                break
-            added += left
-            found = [Detections.joined(pair) for pair in zip(found, left, strict=True)]
-            encoded = self._encoded(picture, self._hide(picture, found, options))
-            if (number + 1) / number * (time.perf_counter() - started) > self.limits.look_seconds:
-                break
-        verdict: receipts.Check = "left" if left else "same" if left is None else "clear"
-        return encoded, Checked(verdict, _joined(added), _joined(left or []))
-
-    def _left(
-        self, picture: images.Picture, found: Sequence[Detections], encoded: bytes, options: AnonymizeOptions
-    ) -> list[Detections] | None:
-        """The faces that are found in the output, for each frame of `picture`; empty if there is none.
-
-        None if its pixels are those of `picture`, in which there is nothing else to find. A face counts unless its
-        eyes are in one that was `found` before: what shows of that one stays a face to the detector, lower down.
-        """
-        try:
-            output = self._decoded(encoded)
-        except Permanent as error:
-            raise UnreadableImage(f"the output can't be read back: {error}") from None
-        aligned = len(output.frames) == len(picture.frames)  # else some that look alike were joined into one
-        places = [[number] if aligned else range(len(picture.frames)) for number in range(len(output.frames))]
-        pairs = list(zip(output.frames, places, strict=True))
-        changed = [
-            (frame, where)
-            for frame, where in pairs
-            if not aligned or not np.array_equal(frame.pixels, picture.frames[where[0]].pixels)
-        ]
-        if not changed:
-            return None
-        style = replace(styled(self._style, options), region=hiding.WHOLE)
-        hidden = [
-            hiding.regions(faces.seen, style, frame.width, frame.height, options.extra)
-            for frame, faces in zip(picture.frames, found, strict=True)
-        ]
-        left = [Detections.none() for _ in picture.frames]
-        looks = self.look(replace(output, frames=tuple(frame for frame, _ in changed)))
-        for (frame, where), seen in zip(changed, looks, strict=True):
-            faces = outside(seen, options.exempt)
-            covered = [hiding.eyes_hidden(faces, hidden[each], frame.width, frame.height) for each in where]
-            for each in where:
-                left[each] = Detections.joined([left[each], faces[~np.all(covered, axis=0)]])
-        return left if any(map(len, left)) else []
-
 
 def whole_boxes(detections: Detections) -> list[list[int]]:
     """The faces' boxes, x1 y1 x2 y2 in whole pixels, in their order."""
@@ -259,28 +262,20 @@ def whole_boxes(detections: Detections) -> list[list[int]]:
     return boxes
 
 
-def _joined(found: Sequence[Detections]) -> Detections:
-    return Detections.joined(found) if found else Detections.none()
+def _of_array(pixels: Pixels) -> images.Picture:
+    """Return a picture of one frame, whose format says only that it is no TIFF."""
+    return images.Picture((images.Frame(pixels, "RGB"),), "PNG")
 
 
-def _anonymized(
-    picture: images.Picture,
-    encoded: bytes | None,
-    detections: Detections,
-    checked: Checked = UNCHECKED,
-    reason: Reason | None = None,
-) -> Anonymized:
-    """What came of `picture`; its faces strongest first."""
-    ordered = detections[np.argsort(-detections.scores, kind="stable")]
-    return Anonymized(
-        encoded, picture.content_type, picture.format, picture.width, picture.height, ordered, checked, reason
-    )
+def _strongest_first(detections: Detections) -> Detections:
+    return detections[np.argsort(-detections.scores, kind="stable")]
 
 
 def hiding_more(style: MaskStyle, options: AnonymizeOptions) -> AnonymizeOptions:
     """Return what of `options` hides no less than `style` does by itself."""
+    is_safe = options.method in INDEPENDENT or style.method not in INDEPENDENT
     return AnonymizeOptions(
-        method=options.method if options.method and TELLS[options.method] <= TELLS[style.method] else None,
+        method=options.method if is_safe else None,
         region=options.region if options.region and options.region > style.region else None,
         extra=options.extra,
     )
@@ -320,6 +315,6 @@ def recipe_digest(
         "look": asdict(look),
         "style": asdict(style),
         "keep_exif": sorted(keep_exif),
-        **({"checked": MOST_CHECKS} if checked else {}),
+        **({"checked": MAX_CHECKS} if checked else {}),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -24,10 +24,11 @@ from worker.settings import PICTURE_SECONDS, WorkerSettings
 
 if TYPE_CHECKING:
     from worker.anonymizer import Anonymizer
-    from worker.detection.detector import Detections, Pixels
+    from worker.detection.faces import Detections
     from worker.detection.model import Model
-    from worker.masking.hiding import MaskStyle
+    from worker.masking.regions import MaskStyle
     from worker.pipeline import Pipeline
+    from worker.pixels import Pixels
 
 BATCH_ON_GPU = 8
 BATCH_ON_CPU = 1
@@ -104,13 +105,13 @@ def plain_model(settings: WorkerSettings) -> "Model":
         if not find_spec(LITERT):
             raise ModelInvalid("VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert")
         from worker.detection.centerface.maps import MIN_SCORE
-        from worker.detection.detector import WEAK
+        from worker.detection.detector import WEAK_SCORE_FACTOR
         from worker.detection.litert import QuantizedModel
         from worker.detection.model import stated_threshold
 
         lanes = min(settings.concurrency, processors.available())
         # Points that are hardly faces are many, and sorting them out costs most; nobody asks for those below this.
-        least_score = max(MIN_SCORE, WEAK * (settings.score_threshold or stated_threshold(folder)))
+        least_score = max(MIN_SCORE, WEAK_SCORE_FACTOR * (settings.score_threshold or stated_threshold(folder)))
         return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
     from worker.detection.saved_model import SavedModel
 
@@ -119,7 +120,7 @@ def plain_model(settings: WorkerSettings) -> "Model":
 
 def _suits_litert(folder: Path) -> bool:
     """Whether the model in `folder` has a network in 8 bits, and no GPU is there that would run it faster."""
-    from worker.detection.centerface import NETWORK
+    from worker.detection.model import NETWORK
 
     if not (folder / NETWORK).is_file() or _has_gpu():
         return False
@@ -164,7 +165,7 @@ def _announce(sender: Any, **_: Any) -> None:
 
 def mask_style(settings: WorkerSettings) -> "MaskStyle":
     """How `settings` say that faces are hidden."""
-    from worker.masking.hiding import MaskStyle
+    from worker.masking.regions import MaskStyle
 
     return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
 

@@ -12,7 +12,9 @@ from tasks.metrics import REGISTRY
 
 if TYPE_CHECKING:
     from worker.detection.batching import Batcher, Predict
-    from worker.detection.detector import Detections, Detector, Pixels
+    from worker.detection.detector import Detector
+    from worker.detection.faces import Detections
+    from worker.pixels import Pixels
 
 NEAR = 0.05  # a detection is near the threshold if its score is less than this above it
 

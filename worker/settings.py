@@ -1,6 +1,6 @@
 """Worker settings: how faces are found and hidden, and the limits."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -10,6 +10,7 @@ from tasks.delivery.attempts import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
 from tasks.messages import Method, Region
 from tasks.settings import PREFIX, Settings, split_commas
 from tasks.storage.s3 import S3_ATTEMPTS
+from worker.detection.look import PRESETS, Look
 from worker.exif_fields import known_name
 
 PICTURE_SECONDS = 2700  # a picture that takes longer has stalled, and the watchdog ends the worker
@@ -29,39 +30,6 @@ def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         default = ",".join(str(part) for part in default)
     return f"`{default}`"
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a picture is looked at.
-
-    `scales` are the longer sides of the passes in pixels; a small picture is enlarged up to `max_enlargement` times,
-    and not beyond a longer side of `enlarge_to`.
-    `mirrored` passes are made on top, and `turned` ones, for pictures and heads that lie on their side or stand upside
-    down: ``never``, when in ``doubt``, or ``always``. `smallest_face` is the side, in pixels of the picture, of the
-    smallest face that the finest pass has to show at a size the detector sees, whatever the picture's dimensions.
-    """
-
-    scales: tuple[int, ...]
-    max_enlargement: float
-    enlarge_to: int
-    mirrored: bool
-    turned: Literal["never", "doubt", "always"]
-    smallest_face: int = 24
-
-    @property
-    def passes(self) -> int:
-        """The passes over one view of a picture that the time for it is reckoned by."""
-        upright = len(self.scales) * (1 + self.mirrored)
-        probes = {"never": 0, "doubt": 1, "always": max(1, len(self.scales) - 1)}[self.turned]
-        return upright + 3 * probes + (len(self.scales) if probes else 0)
-
-
-PRESETS = {
-    "fast": Look((480, 896), 2.0, 896, mirrored=False, turned="never", smallest_face=48),
-    "balanced": Look((480, 960, 1920), 2.0, 960, mirrored=False, turned="doubt"),
-    "thorough": Look((480, 800, 1920), 3.0, 1280, mirrored=True, turned="always", smallest_face=14),
-}
 
 
 def _by_preset(name: str) -> str:

@@ -15,10 +15,9 @@ from PIL import Image, ImageOps, ImageSequence
 
 from tests.metadata import leaks
 from tools.benchmarks import memory
-from worker import images
-from worker.images import likeness
+from worker import images, likeness
 from worker.images.formats import FORMATS
-from worker.masking.hiding import MaskStyle
+from worker.masking.regions import MaskStyle
 
 # What Pillow warns of in these files is not an error, here as in a worker.
 pytestmark = pytest.mark.filterwarnings("ignore")

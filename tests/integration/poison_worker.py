@@ -18,7 +18,7 @@ import time
 import numpy as np
 
 from worker import bootstrap, cli
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 CYAN, MAGENTA, WHITE = (0, 255, 255), (255, 0, 255), (255, 255, 255)

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import VeilError
-from worker.detection.detector import Detections
-from worker.masking.hiding import MaskStyle
+from worker.detection.faces import Detections
+from worker.masking.regions import MaskStyle
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 
 

@@ -14,8 +14,9 @@ from PIL import Image, ImageFilter, ImageSequence
 from tasks.errors import ModelInvalid
 from worker import bootstrap
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
-from worker.detection.detector import Detections, ScaledDetector, overlap
-from worker.masking.hiding import MaskStyle
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Detections, overlap
+from worker.masking.regions import MaskStyle
 from worker.settings import WorkerSettings
 
 BUILD_SECONDS = 300

@@ -11,9 +11,9 @@ from tasks import errors
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
 from worker.anonymizer import Anonymizer, Limits
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 from worker.masking import filling
-from worker.masking.hiding import MaskStyle
+from worker.masking.regions import MaskStyle
 from worker.pipeline import Pipeline
 
 STAGES = ("fetching", "decoding", "detecting", "masking", "encoding", "verifying", "storing")

@@ -25,9 +25,9 @@ from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore, OpenObject, StoredObject
 from worker.anonymizer import Anonymizer, Limits
 from worker.commands.receipt import comparison
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 from worker.images import deep
-from worker.masking.hiding import MaskStyle
+from worker.masking.regions import MaskStyle
 from worker.pipeline import Pipeline
 from worker.settings import WorkerSettings
 

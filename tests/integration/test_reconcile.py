@@ -21,8 +21,8 @@ from tasks.storage.receipts import FOLDER, Made, uri
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tools.local.servers import HOST
 from worker.anonymizer import Anonymizer, Limits
-from worker.detection.detector import Detections
-from worker.masking.hiding import MaskStyle
+from worker.detection.faces import Detections
+from worker.masking.regions import MaskStyle
 from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32

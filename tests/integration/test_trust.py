@@ -18,8 +18,8 @@ from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.receipts import Made, Receipt
 from worker.anonymizer import Anonymizer, Limits
-from worker.detection.detector import Detections
-from worker.masking.hiding import MaskStyle
+from worker.detection.faces import Detections
+from worker.masking.regions import MaskStyle
 from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"

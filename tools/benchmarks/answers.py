@@ -1,7 +1,7 @@
 """Print the extremes of the boxes and landmarks that the default model returns.
 
 ``python -m tools.benchmarks.answers [SET…]`` prints one JSON object to compare with the limits of
-worker.detection.detector.credible. It uses one picture in EVERY of each annotated set. FACES_DATA
+worker.detection.faces.credible. It uses one picture in EVERY of each annotated set. FACES_DATA
 is the folder of the sets.
 """
 
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from tools.benchmarks.exposure import sources
 from worker.bootstrap import load_model
 from worker.detection import detector
-from worker.detection.detector import Detections, Pixels, ScaledDetector
-from worker.settings import PRESETS, WorkerSettings
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Detections
+from worker.detection.look import PRESETS
+from worker.pixels import Pixels
+from worker.settings import WorkerSettings
 
 SETS = ("crowd", "masks", "small", "people", "wider")
 EVERY = 6
@@ -43,7 +46,7 @@ def main(names: list[str]) -> int:
     settings = WorkerSettings.load()
     model = load_model(settings)
     measured: list[NDArray[np.float32]] = []
-    least = detector.WEAK * model.score_threshold
+    least = detector.WEAK_SCORE_FACTOR * model.score_threshold
 
     def infer(canvas: Pixels) -> Detections:
         (found,) = model.predict(canvas[None])

@@ -18,8 +18,10 @@ import numpy as np
 from tools.benchmarks.exposure import SETS, sources
 from worker.detection.centerface import SCORE_THRESHOLD, WEIGHTS
 from worker.detection.centerface.network import CALIBRATION, Addition, Calibration, Convolution, Floats, Network
-from worker.detection.detector import Detections, Pixels, ScaledDetector
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Detections
 from worker.detection.tf import tf
+from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 EVERY = 6

@@ -19,8 +19,10 @@ from rich.table import Table
 
 from tools.benchmarks.exposure import sources
 from worker.bootstrap import load_model
-from worker.detection.detector import Detections, Halves, ScaledDetector, overlap
-from worker.settings import Look, WorkerSettings
+from worker.detection.detector import Halves, ScaledDetector
+from worker.detection.faces import Detections, overlap
+from worker.detection.look import Look
+from worker.settings import WorkerSettings
 
 SETS = "crowd,masks,wider"
 MEDIANS = (7, 9, 11, 13, 16, 20)  # sides of the median face in the reduced pictures, in pixels

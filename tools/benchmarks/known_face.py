@@ -22,8 +22,9 @@ from worker.bootstrap import plain_model
 from worker.detection import litert
 from worker.detection.centerface import WEIGHTS, maps
 from worker.detection.centerface.known_face import ANSWERS, TOLERANCES, VIEWS, answer, answers, sure
-from worker.detection.detector import Detections, Pixels
+from worker.detection.faces import Detections
 from worker.detection.model import Model
+from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 FRACTION_BITS = 23  # of a float32

@@ -19,8 +19,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from worker.detection.detector import Detections, Pixels
+from worker.detection.faces import Detections
 from worker.images import deep
+from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 SEED = 1
@@ -134,7 +135,7 @@ def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
     from tasks.messages import AnonymizeOptions
     from worker.anonymizer import Anonymizer, Limits, Stopwatch
     from worker.bootstrap import build_anonymizer
-    from worker.masking.hiding import MaskStyle
+    from worker.masking.regions import MaskStyle
 
     settings = WorkerSettings()
     with Image.open(path) as image:

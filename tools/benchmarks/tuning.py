@@ -1,6 +1,6 @@
 """What the settings of detection and masking bring and cost: exposed faces against spill and pixels looked at.
 
-``python -m tools.benchmarks.tuning 'preset=fast' 'score_threshold=0.15 feather=0' 'SLACK=2'``
+``python -m tools.benchmarks.tuning 'preset=fast' 'score_threshold=0.15 feather=0' 'EDGE_SLACK=2'``
 measures three variants: names in lower case are worker settings, those in capitals figures of
 `worker.detection.detector`; without arguments it measures those that docs/detection.md speaks of.
 The real detector and the real masks, judged as by the exposure benchmark, but not encoded. The
@@ -31,8 +31,10 @@ from worker.bootstrap import load_model, mask_style
 from worker.detection import detector
 from worker.detection.centerface import SCORE_THRESHOLD
 from worker.detection.centerface.maps import MIN_SCORE
-from worker.detection.detector import Detections, Infer, Pixels, ScaledDetector, Sightings
+from worker.detection.detector import Infer, ScaledDetector
+from worker.detection.faces import Detections, Sightings
 from worker.masking import hiding
+from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 EXPOSED = 0.5  # share of the eye band's structure that survives; the judge's
@@ -49,10 +51,10 @@ VARIANTS = (
     "max_enlargement=1",
     "mirrored=true",
     "turned=never",
-    "SLACK=0",
-    "WEAK=1",
-    "SMALLEST_SEEN=0 LARGEST_SEEN=100000",
-    "SMALLEST_SEEN=40",
+    "EDGE_SLACK=0",
+    "WEAK_SCORE_FACTOR=1",
+    "MIN_RELIABLE_SIDE=0 MAX_RELIABLE_SIDE=100000",
+    "MIN_RELIABLE_SIDE=40",
     "shape=ellipse",
     "region=full margin=0.2",
 )

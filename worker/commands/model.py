@@ -9,7 +9,7 @@ import numpy as np
 from tasks.errors import ImageTooLarge, UnreadableImage
 from worker import images, logs
 from worker.bootstrap import build_anonymizer, load_model
-from worker.detection.detector import Detections, overlap
+from worker.detection.faces import Detections, overlap
 from worker.settings import WorkerSettings
 
 

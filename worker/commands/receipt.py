@@ -62,21 +62,21 @@ def _look(settings: WorkerSettings) -> Look:
     from tasks.messages import AnonymizeOptions
     from worker import images, logs
     from worker.bootstrap import build_anonymizer, mask_style
-    from worker.detection.detector import Sightings, outside
-    from worker.masking import hiding
+    from worker.detection.faces import Sightings, outside
+    from worker.masking import regions
 
     logs.configure(settings.log_format)
 
     anonymizer = build_anonymizer(settings)
-    style = replace(mask_style(settings), region=hiding.WHOLE)
+    style = replace(mask_style(settings), region=regions.WHOLE)
 
     def look(content: bytes, receipt: "Receipt") -> bool:
         picture = images.decode(content, settings.max_pixels, settings.max_frames)
         options = AnonymizeOptions.of(receipt.options)
         boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
-        hidden = hiding.regions(Sightings.of(boxes), style, picture.width, picture.height, options.extra)
+        hidden = regions.regions(Sightings.of(boxes), style, picture.width, picture.height, options.extra)
         return all(
-            hiding.eyes_hidden(outside(found, options.exempt), hidden, picture.width, picture.height).all()
+            regions.eyes_hidden(outside(found, options.exempt), hidden, picture.width, picture.height).all()
             for found in anonymizer.look(picture)
         )
 
@@ -89,9 +89,8 @@ def comparison(settings: WorkerSettings) -> Compare:
     import numpy as np
 
     from tasks.messages import AnonymizeOptions
-    from worker import images
+    from worker import images, likeness
     from worker.bootstrap import mask_style
-    from worker.images import likeness
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # files that it does not read are no news
     style = mask_style(settings)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tasks.errors import DetectionFailed, DetectorUnavailable, VeilError
-from worker.detection.detector import Detections, Pixels
+from worker.detection.faces import Detections
+from worker.pixels import Pixels
 
 Predict = Callable[[Pixels], Sequence[Detections]]
 """A batch, uint8 RGB [n, height, width, 3], to one Detections a picture."""

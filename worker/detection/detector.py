@@ -1,162 +1,82 @@
-"""From a picture to its faces: Detections, the Detector protocol, and detection at several scales."""
+"""Detection at several scales: the passes over a picture, and the Detector protocol."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
-from worker.detection.boxes import Rows, meeting
+from worker.detection.boxes import meeting
+from worker.detection.faces import (
+    Boxes,
+    Detections,
+    Points,
+    Sightings,
+    box_areas,
+    box_sides,
+    clip,
+    credible,
+    merge,
+    moved,
+)
+from worker.detection.look import Look
 from worker.detection.tiles import quarters, tiles
-from worker.detection.tracks import MISSED, follow
-from worker.settings import Look
+from worker.pixels import Pixels
 
-Pixels = NDArray[np.uint8]
-Boxes = NDArray[np.float32]
-Landmarks = NDArray[np.float32]
-Points = NDArray[np.float32]
-"""[n, 2] x y"""
-
-MULTIPLE = 64  # sides of a canvas are padded to multiples of this: few shapes, so that batches form
+# The sides of a canvas are padded to multiples of this, so that few shapes occur and batches form.
+MULTIPLE = 64
 PADDING = 114  # gray level of the padding
-MERGE_IOU = 0.4  # two passes that agree to this degree saw the same face
 
 # The figures below were chosen with `python -m tools.benchmarks.tuning`; docs/detection.md says
 # what they cost and bring.
-WEAK = 0.6  # of the threshold: what is not a face by itself, but says where one that was found may be too
-SURE = 0.15  # of the way from the threshold to 1: counts in any pass, whatever its size
-SURE_TURNED = 0.3  # the same for heads that lie or stand upside down, which are rare
-SMALLEST_SEEN, LARGEST_SEEN = 14, 400  # sides, in pixels of a pass, that it sees well where another pass is there
-SLACK = 4  # pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap;
-SLACK_SHARE = 0.1  # but in all but the finest pass no more than this share of the box: its faces are larger
-CERTAIN = 0.6  # the same again: nearly every picture with upright faces shows one so, hardly any that lies does
-APART = 1.45  # passes at nearly one size see the same faces: they differ at least by this factor
-CLEARLY = 1.2  # by how much a turned picture must show more than the upright one
 
-MAX_CANVAS = 1920  # pixels: the longest side that a model of any size is given; longer views are cut into tiles
-TILE_OVERLAP = 192  # pixels: a face that is larger is seen whole by the next coarser pass (MAX_STEP)
-EDGE = 2  # pixels of a pass: a box that comes as near to a tile's edge may be part of a face
-MAX_CANVASES = 1000  # of one picture: a wall of 10,000 faces in 24 megapixels takes about 100
+# Detections below the threshold but above this share of it extend a face that another pass found.
+WEAK_SCORE_FACTOR = 0.6
+# The next three lie between the threshold (0) and the score 1 (1).
+SURE_SCORE_SHARE = 0.15  # A detection from here on counts in any pass, whatever its size.
+TURNED_SCORE_SHARE = 0.3  # The same in turned passes: turned heads are rare.
+# Nearly every picture with upright faces has a detection from here on; pictures that lie on their
+# side have hardly any.
+CERTAIN_SCORE_SHARE = 0.6
+# Pixels of a pass: another pass sees smaller and larger faces better, if there is one.
+MIN_RELIABLE_SIDE, MAX_RELIABLE_SIDE = 14, 400
+# Pixels of a pass by which an edge may be wrong: one step of CenterFace's heatmap. In all but the
+# finest pass, whose faces are the smallest, it is no more than this share of the box.
+EDGE_SLACK, MAX_SLACK_SHARE = 4, 0.1
+# Passes whose sizes differ by less than this factor see the same faces.
+MIN_SEPARATION_FACTOR = 1.45
+# A picture is taken to lie on its side if a turned pass scores this many times as much in total.
+MIN_TURNED_GAIN = 1.2
+
+# Pixels: the longest side of a canvas for a model of any size. Longer views are cut into tiles.
+MAX_CANVAS = 1920
+# Pixels: the next coarser pass shows faces that are larger than this whole (see MAX_STEP).
+TILE_OVERLAP = 192
+TILE_EDGE = 2  # Pixels of a pass: a tile may have cut a face whose box comes this near to its edge.
+# Canvases of one picture. A wall of 10,000 faces in 24 megapixels takes about 100.
+MAX_CANVASES = 1000
 ADVICE = "raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
-MIN_TILE = 32  # pixels: the smallest side of a tile that is cut again because the model found too many faces in it
-# Side of a face, in pixels of a pass, of which CenterFace finds 7 to 9 in 10 (`make bench
-# ONLY=face_sizes`): a pass of 1,920 shows one of 24 pixels so in a picture that is 4,000 wide.
-READABLE = 11.52
-LONGEST_ASPECT = 2  # of a picture whose passes are those of the preset; longer ones are screenshots and panoramas
-WORTHWHILE = 1.16  # a pass that enlarges by less than this brings nothing
-MAX_STEP = 3.01  # from one pass to the next finer one
-# In a crowd CenterFace misses most faces of less than SMALL pixels of a pass: it found 3 in 20 of a wall of heads at
-# 15 px, and all but a few at 20. MANY_SMALL sightings of that size, weak ones too, ask for a finer pass.
-SMALL, MANY_SMALL = 18, 16
-CROWD_TILE = 960  # pixels: small tiles keep to the crowd, which is often a part of the picture
-PROBE_SHARE = 0.25  # of the finest pass: probes of the turned picture are made in the first pass that is as fine
-
-LANDMARKS = 5  # a face: the eyes, the nose, the corners of the mouth
-# Eyes and mouth are 0.35 to 0.45 of the box's side apart (99 % of the upright faces of three annotated sets); where
-# they are closer, the model did not make out which way up the face is.
-SHORTEST_FACE = 0.3
-
-# What no working model returns for a face: see credible() and docs/detection.md.
-MIN_PART_INSIDE = 0.1  # of a box's side, or of the canvas's where that is shorter
-MAX_BEYOND = 4.0  # longer sides of the canvas by which a box may reach beyond it
-MAX_LANDMARK_DISTANCE = 2.0  # sides of its box by which a landmark may lie outside it
-
-
-@dataclass(frozen=True)
-class Sightings:
-    """What single passes saw of faces: one face may have several, which do not agree to the pixel.
-
-    `boxes_xyxy` is float32 [m, 4] in pixels of the picture, and may reach beyond it. `landmarks` is float32
-    [m, 5, 2], x y of the eyes, the nose and the corners of the mouth; NaN where the model tells none. `slack` is
-    float32 [m], by how many pixels an edge may be wrong. `face` [m] is the row of Detections that each belongs to.
-    """
-
-    boxes_xyxy: Boxes
-    landmarks: Landmarks
-    slack: NDArray[np.float32]
-    face: NDArray[np.intp]
-
-    @classmethod
-    def of(cls, boxes_xyxy: Boxes, landmarks: Landmarks | None = None) -> "Sightings":
-        """Each face seen once, its box exact."""
-        count = len(boxes_xyxy)
-        if landmarks is None:
-            landmarks = np.full((count, LANDMARKS, 2), np.nan, np.float32)
-        return cls(boxes_xyxy, landmarks, np.zeros(count, np.float32), np.arange(count))
-
-    @classmethod
-    def joined(cls, several: Sequence["Sightings"]) -> "Sightings":
-        """All of `several`, which is not empty, one after the other, their `face` as it is."""
-        return cls(
-            np.concatenate([each.boxes_xyxy for each in several]),
-            np.concatenate([each.landmarks for each in several]),
-            np.concatenate([each.slack for each in several]),
-            np.concatenate([each.face for each in several]),
-        )
-
-    @property
-    def up(self) -> NDArray[np.float32]:
-        """[m, 2] x y: the way from each mouth to its eyes; 0 0 where they make no face, NaN where they are unknown."""
-        up: NDArray[np.float32] = self.landmarks[:, :2].mean(axis=1) - self.landmarks[:, 3:].mean(axis=1)
-        sides = np.sqrt((self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).prod(axis=1))
-        up[np.hypot(*up.T) < SHORTEST_FACE * sides] = 0
-        return up
-
-    def __len__(self) -> int:
-        return len(self.face)
-
-    def __getitem__(self, chosen: NDArray[Any]) -> "Sightings":
-        return Sightings(self.boxes_xyxy[chosen], self.landmarks[chosen], self.slack[chosen], self.face[chosen])
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Faces in one picture.
-
-    `boxes_xyxy` is float32 [n, 4]: x1 y1 x2 y2 in pixels of the picture, within it, strongest first.
-    `scores` is float32 [n], between 0 and 1. `sightings` are what they were put together from; None if each box
-    was seen once. `left_out` is the highest score that a face may have which a model saw and did not return, because
-    it returns so many at most; 0 if there is none.
-    """
-
-    boxes_xyxy: Boxes
-    scores: NDArray[np.float32]
-    sightings: Sightings | None = None
-    left_out: float = 0.0
-
-    @classmethod
-    def none(cls) -> "Detections":
-        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-
-    @classmethod
-    def joined(cls, found: Sequence["Detections"]) -> "Detections":
-        """All of `found`, which is not empty, one after the other."""
-        starts = np.cumsum([0, *(len(detections) for detections in found)])
-        seen = [replace(each.seen, face=each.seen.face + start) for each, start in zip(found, starts, strict=False)]
-        boxes = np.concatenate([detections.boxes_xyxy for detections in found])
-        return cls(boxes, np.concatenate([detections.scores for detections in found]), Sightings.joined(seen))
-
-    @property
-    def seen(self) -> Sightings:
-        """The sightings of these faces, at least one of each."""
-        return self.sightings if self.sightings is not None else Sightings.of(self.boxes_xyxy)
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __getitem__(self, chosen: Any) -> "Detections":
-        """The chosen faces (indices or a mask), in that order, and their sightings."""
-        rows = np.arange(len(self))[chosen]
-        place = np.full(len(self), -1)
-        place[rows] = np.arange(len(rows))
-        seen = self.seen
-        sightings = replace(seen, face=place[seen.face])[place[seen.face] >= 0]
-        return Detections(self.boxes_xyxy[rows], self.scores[rows], sightings)
+# Pixels: smaller tiles are not cut again when the model finds too many faces in one.
+MIN_TILE = 32
+# Pixels of a pass: CenterFace finds 7 to 9 in 10 faces of this side (`make bench ONLY=face_sizes`).
+# A pass of 1,920 shows a face of 24 pixels at this size if the picture is 4,000 pixels wide.
+READABLE_SIDE = 11.52
+# Longer side by shorter side: screenshots and panoramas beyond it get finer passes than the preset's.
+MAX_PRESET_ASPECT = 2
+MIN_GAIN_FACTOR = 1.16  # A pass that is finer than the last one by less than this brings nothing.
+MAX_STEP = 3.01  # times as fine as the pass before
+# In a crowd CenterFace misses most faces with a side of less than 18 pixels of a pass: it found 3
+# in 20 of a wall of heads at 15 px, and all but a few at 20. This many sightings of smaller faces,
+# weak ones included, ask for a finer pass.
+CROWD_FACE_SIDE, MIN_CROWD_FACES = 18, 16
+CROWD_TILE = 960  # Pixels: small tiles cover little beside a crowd that fills part of the picture.
+# Turned probes use the coarsest pass that is at least this share as fine as the finest one.
+MIN_PROBE_SHARE = 0.25
 
 
 class Detector(Protocol):
@@ -233,7 +153,7 @@ class ScaledDetector:
         passes = self._passes(picture)
         seen = [self._run(picture, each) for each in passes]
         finest = passes[-1]
-        while len(seen[-1].crowd) and WORTHWHILE * finest.factor < 1:
+        while len(seen[-1].crowd) and MIN_GAIN_FACTOR * finest.factor < 1:
             finest = replace(finest, factor=min(1, 2 * finest.factor), mirrored=False, crowd=seen[-1].crowd)
             seen.append(self._run(picture, finest))
         if self.look.turned == "always" or (self.look.turned == "doubt" and self._in_doubt(seen)):
@@ -253,12 +173,12 @@ class ScaledDetector:
         largest = min(self.look.max_enlargement, max(1, self.look.enlarge_to / longer))
         for side in sorted(self.look.scales):
             factor = min(side / longer, largest)
-            if not factors or factor > APART * factors[-1]:
+            if not factors or factor > MIN_SEPARATION_FACTOR * factors[-1]:
                 factors.append(factor)
         if self.fixed_size:
             factors = [min(self.fixed_size[0] / picture.height, self.fixed_size[1] / picture.width)]
-        least = min(1, READABLE / self.look.smallest_face)
-        part = LONGEST_ASPECT * min(picture.height, picture.width)
+        least = min(1, READABLE_SIDE / self.look.smallest_face)
+        part = MAX_PRESET_ASPECT * min(picture.height, picture.width)
         if (
             longer > max(part, MAX_CANVAS) and not self.fixed_size
         ):  # a long picture is looked at as its parts of two to one would be
@@ -275,7 +195,7 @@ class ScaledDetector:
         strong = Detections.joined([each.strong for each in seen])
         up = strong.seen.up
         upright = -up[:, 1] > np.sqrt(0.5) * np.hypot(*up.T)  # to 45°
-        certain = strong.scores >= self._sure(CERTAIN)
+        certain = strong.scores >= self._sure(CERTAIN_SCORE_SHARE)
         return not certain.any() or not (upright | np.isnan(up[:, 1])).all()
 
     def _turned(self, picture: "Halves", passes: Sequence[Pass], upright: Sequence["_Seen"]) -> list["_Seen"]:
@@ -284,7 +204,7 @@ class ScaledDetector:
         If one way round shows clearly more than upright, the picture as a whole lies: then all passes are made so.
         """
         plain = [each for each in passes if not each.mirrored]
-        first = next(number for number, each in enumerate(plain) if each.factor >= PROBE_SHARE * plain[-1].factor)
+        first = next(number for number, each in enumerate(plain) if each.factor >= MIN_PROBE_SHARE * plain[-1].factor)
         small = plain[first : first + 1] if self.look.turned == "doubt" else plain[: max(1, len(plain) - 1)]
         probes = {
             turn: [self._run(picture, replace(each, turn=turn, probe=True)) for each in small] for turn in (1, 2, 3)
@@ -292,7 +212,7 @@ class ScaledDetector:
         place = min(first, len(small) - 1)
         shown = {turn: float(seen[place].strong.scores.sum()) for turn, seen in probes.items()}
         best = max(shown, key=lambda turn: shown[turn])
-        if shown[best] > CLEARLY * float(upright[passes.index(small[place])].strong.scores.sum()):
+        if shown[best] > MIN_TURNED_GAIN * float(upright[passes.index(small[place])].strong.scores.sum()):
             return [self._run(picture, replace(each, turn=best)) for each in plain]
         known = Detections.joined([each.strong for each in upright])
         return [
@@ -309,20 +229,20 @@ class ScaledDetector:
         size = view.shape[1], view.shape[0]
         found, is_cut, is_full = self._found(view, each)
         counts = self._counts(found, each)
-        small = is_full | (_sides(found.boxes_xyxy) < SMALL)
+        small = is_full | (box_sides(found.boxes_xyxy) < CROWD_FACE_SIDE)
         back = np.array([width / size[0], height / size[1]], np.float32)
         seen = found.seen
         boxes, landmarks = seen.boxes_xyxy.reshape(-1, 2, 2) * back, seen.landmarks * back
         corners = _upright(boxes, each, width, height)
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-        slack = np.full(len(found), SLACK, np.float32)
+        slack = np.full(len(found), EDGE_SLACK, np.float32)
         if not each.finest:
-            slack = np.minimum(slack, SLACK_SHARE * _sides(found.boxes_xyxy))
+            slack = np.minimum(slack, MAX_SLACK_SHARE * box_sides(found.boxes_xyxy))
         slack = (slack * back.max()).astype(np.float32)
         sightings = Sightings(boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found)))
         weak = np.zeros(len(found), bool) if each.probe else ~counts
         faces = Detections(boxes, found.scores, sightings)
-        crowd = _middles(boxes[small]) if is_full or small.sum() >= MANY_SMALL else _middles(boxes[:0])
+        crowd = _middles(boxes[small]) if is_full or small.sum() >= MIN_CROWD_FACES else _middles(boxes[:0])
         return _Seen(faces[counts & ~is_cut], faces[counts & is_cut], sightings[weak], crowd)
 
     def _found(self, view: Pixels, each: Pass) -> tuple[Detections, NDArray[np.bool_], bool]:
@@ -359,8 +279,8 @@ class ScaledDetector:
         canvas = np.full((*(self.fixed_size or (_padded(height), _padded(width))), 3), PADDING, np.uint8)
         canvas[:height, :width] = part
         answer = self.infer(canvas)
-        found = credible(answer, canvas.shape[1], canvas.shape[0], WEAK * self.score_threshold)
-        yield _moved(found, np.tile([columns.start, rows.start], (len(found), 1))), rows, columns
+        found = credible(answer, canvas.shape[1], canvas.shape[0], WEAK_SCORE_FACTOR * self.score_threshold)
+        yield moved(found, np.tile([columns.start, rows.start], (len(found), 1))), rows, columns
         is_small = min(height, width) <= MIN_TILE
         if answer.left_out < self.score_threshold or (is_small and not is_finest):
             return
@@ -374,10 +294,10 @@ class ScaledDetector:
 
     def _counts(self, found: Detections, each: Pass) -> NDArray[np.bool_]:
         """Which of `found`, in pixels of the canvas, are faces by themselves."""
-        sides = _sides(found.boxes_xyxy)
-        apt = ((sides >= SMALLEST_SEEN) | each.finest) & ((sides <= LARGEST_SEEN) | each.coarsest)
-        least = np.where(apt, self.score_threshold, self._sure(SURE))
-        counts: NDArray[np.bool_] = found.scores >= (self._sure(SURE_TURNED) if each.probe else least)
+        sides = box_sides(found.boxes_xyxy)
+        apt = ((sides >= MIN_RELIABLE_SIDE) | each.finest) & ((sides <= MAX_RELIABLE_SIDE) | each.coarsest)
+        least = np.where(apt, self.score_threshold, self._sure(SURE_SCORE_SHARE))
+        counts: NDArray[np.bool_] = found.scores >= (self._sure(TURNED_SCORE_SHARE) if each.probe else least)
         return counts
 
 
@@ -424,9 +344,9 @@ def _reaches_edge(found: Detections, rows: slice, columns: slice, height: int, w
     reaches = np.zeros(len(found), bool)
     for axis, (span, length) in enumerate(((columns, width), (rows, height))):
         if span.start > 0:
-            reaches |= boxes[:, axis] < span.start + EDGE
+            reaches |= boxes[:, axis] < span.start + TILE_EDGE
         if span.stop < length:
-            reaches |= boxes[:, axis + 2] > span.stop - EDGE
+            reaches |= boxes[:, axis + 2] > span.stop - TILE_EDGE
     return reaches
 
 
@@ -436,7 +356,7 @@ def _unless_covered(cut: Detections, faces: Detections) -> Detections:
     for rows, around in meeting(cut.boxes_xyxy, faces.boxes_xyxy):
         boxes, others = cut.boxes_xyxy[rows], faces.boxes_xyxy[around]
         shared = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
-        covered[rows[2 * shared.clip(0).prod(axis=1) >= _area(boxes)]] = True
+        covered[rows[2 * shared.clip(0).prod(axis=1) >= box_areas(boxes)]] = True
     return cut[~covered]
 
 
@@ -451,7 +371,7 @@ def _refined(factors: list[float], least: float) -> list[float]:
     None that is added is more than MAX_STEP times finer than the one before. The passes of the preset stay, so that a
     picture that gets more of them loses no face.
     """
-    if WORTHWHILE * factors[-1] >= least:
+    if MIN_GAIN_FACTOR * factors[-1] >= least:
         return factors
     added = [least]
     while added[0] > MAX_STEP * factors[-1]:
@@ -502,182 +422,3 @@ class Halves:
 
 def _padded(side: int) -> int:
     return -(-side // MULTIPLE) * MULTIPLE
-
-
-def placed(detections: Detections) -> Detections:
-    """Return `detections` as they are; raise DetectionFailed if one has no place in a picture or no score."""
-    boxes = detections.boxes_xyxy
-    _check_scores(detections)
-    if not np.isfinite(boxes).all():
-        raise DetectionFailed("the model returned a box that is not finite: look at detection_boxes")
-    if not (boxes[:, :2] < boxes[:, 2:]).all():
-        raise DetectionFailed(
-            "the model returned a box that is empty or ends before it starts: detection_boxes must be y1 x1 y2 x2"
-        )
-    if np.isinf(detections.seen.landmarks).any():  # NaN says that the model tells none
-        raise DetectionFailed("the model returned a landmark that is not finite: look at detection_keypoints")
-    return detections
-
-
-def credible(detections: Detections, width: int, height: int, least_score: float) -> Detections:
-    """Return the detections that score `least_score` or more in a canvas of `width` x `height`.
-
-    Raise DetectionFailed if a score, a box or a landmark can't be that of a face in this canvas. A face that the edge
-    cuts has a box that reaches beyond it, so only boxes with hardly any part inside, or far larger, are refused.
-    """
-    _check_scores(detections)  # of all: a score that is NaN or negative would count as no face
-    found = placed(detections[detections.scores >= least_score])
-    first, last = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:]
-    canvas = np.array([width, height], np.float32)
-    inside = np.minimum(last, canvas) - np.maximum(first, 0)
-    beyond = np.maximum(-first, last - canvas)
-    if (inside < MIN_PART_INSIDE * np.minimum(last - first, canvas)).any() or (beyond > MAX_BEYOND * max(canvas)).any():
-        raise DetectionFailed(
-            "the model returned a box outside its picture: "
-            "detection_boxes must be shares of the picture, 0 to 1, as y1 x1 y2 x2"
-        )
-    seen = found.seen
-    first, last = seen.boxes_xyxy[:, None, :2], seen.boxes_xyxy[:, None, 2:]
-    distance = np.maximum(first - seen.landmarks, seen.landmarks - last)
-    if (distance > MAX_LANDMARK_DISTANCE * (last - first)).any():
-        raise DetectionFailed(
-            "the model returned a landmark far from its face: "
-            "detection_keypoints must be shares of the picture, 0 to 1, as y x"
-        )
-    return found
-
-
-def _check_scores(detections: Detections) -> None:
-    if not ((detections.scores >= 0) & (detections.scores <= 1)).all():  # not so for NaN either
-        raise DetectionFailed("the model returned a score that is not from 0 to 1: look at detection_scores")
-
-
-def clip(detections: Detections, width: int, height: int) -> Detections:
-    """The part of each box that lies in the picture; boxes with no part in it are dropped. Sightings stay whole."""
-    boxes = detections.boxes_xyxy.clip(0, np.array([width, height] * 2, np.float32))
-    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return replace(detections, boxes_xyxy=boxes, sightings=detections.seen)[inside]
-
-
-def merge(detections: Detections, weak: Sightings | None = None) -> Detections:
-    """One detection for boxes that show the same face: those that overlap a stronger one by at least MERGE_IOU.
-
-    The merged box covers all of them, and each stays one of its sightings: their regions are hidden together, because
-    passes disagree about the edges by more than the margin. What was seen `weak`ly joins the faces that it overlaps,
-    and is no face by itself.
-    """
-    ordered = detections[np.argsort(-detections.scores, kind="stable")]
-    boxes = ordered.boxes_xyxy
-    everywhere = boxes if weak is None else np.concatenate([boxes, weak.boxes_xyxy])
-    same_face = _same_face(boxes, everywhere)
-    face = np.full(len(everywhere), -1)  # to which merged face each box belongs, and each weak sighting
-    strongest: list[int] = []
-    for i in range(len(ordered)):
-        if face[i] >= 0:
-            continue
-        same = same_face(i)
-        face[same[face[same] < 0]] = face[i] = len(strongest)
-        strongest.append(i)
-    merged = boxes[strongest]
-    np.minimum.at(merged[:, :2], face[face >= 0], everywhere[face >= 0, :2])
-    np.maximum.at(merged[:, 2:], face[face >= 0], everywhere[face >= 0, 2:])
-    seen = ordered.seen if weak is None else Sightings.joined([ordered.seen, weak])
-    belongs = np.concatenate([face[ordered.seen.face], face[len(boxes) :]])
-    sightings = replace(seen, face=belongs)[belongs >= 0]
-    return Detections(merged, ordered.scores[strongest], sightings)
-
-
-def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detections:
-    """The faces that lie less than half in every one of `areas`, x1 y1 x2 y2 in pixels of the picture."""
-    boxes = detections.boxes_xyxy
-    kept = np.ones(len(boxes), bool)
-    for area in areas:
-        first, last = np.array([*area[:2]] * 2, np.float32), np.array([*area[2:]] * 2, np.float32)
-        kept &= 2 * _area(boxes.clip(first, last)) < _area(boxes)
-    return detections[kept]
-
-
-def bridged(frames: Sequence[Detections]) -> list[Detections]:
-    """Return the faces of each frame of an animation, with those that it misses and the frames around it show.
-
-    A face that was found in one frame is hidden in up to MISSED frames before and after it too, until it is found
-    again: where it was found, and where its movement takes it, which may be beyond the edge of the picture.
-    """
-    everything = Detections.joined([Detections.none(), *frames])
-    starts = np.cumsum([0, *map(len, frames)])
-    frame_of = np.repeat(np.arange(len(frames)), np.diff(starts))
-    tracks = follow(everything.boxes_xyxy, frame_of)
-    result = list(frames)
-    for frame, here in enumerate(frames):
-        first, last = max(0, frame - MISSED), min(len(frames), frame + 1 + MISSED)
-        earlier, later = np.arange(starts[first], starts[frame]), np.arange(starts[frame + 1], starts[last])
-        earlier, later = earlier[tracks.until[earlier] > frame], later[tracks.since[later] < frame]
-        rows = np.concatenate([earlier, later])
-        speed = np.concatenate([tracks.speed_after[earlier], tracks.speed_before[later]])
-        missed = ~_meets(everything[rows], here)
-        if missed.any():
-            shift = speed[missed] * (frame - frame_of[rows[missed]])[:, None]
-            lost = everything[rows[missed]]
-            result[frame] = merge(Detections.joined([here, lost, _moved(lost, shift)[shift.any(axis=1)]]))
-    return result
-
-
-def _moved(detections: Detections, shift: NDArray[Any]) -> Detections:
-    """Return `detections`, each moved by its `shift` [n, 2], x y in pixels."""
-    seen, by = detections.seen, shift.astype(np.float32)
-    moved = replace(
-        seen,
-        boxes_xyxy=seen.boxes_xyxy + np.tile(by[seen.face], 2),
-        landmarks=seen.landmarks + by[seen.face, None],
-    )
-    return replace(detections, boxes_xyxy=detections.boxes_xyxy + np.tile(by, 2), sightings=moved)
-
-
-def _meets(some: Detections, others: Detections) -> NDArray[np.bool_]:
-    """Which of `some` overlap one of `others` by at least MERGE_IOU."""
-    same_face = _same_face(some.boxes_xyxy, others.boxes_xyxy)
-    return np.array([len(same_face(row)) > 0 for row in range(len(some))], bool)
-
-
-def _same_face(boxes: Boxes, others: Boxes) -> Callable[[int], Rows]:
-    """Return a function from a row of `boxes` to the rows of `others` that overlap it by at least MERGE_IOU.
-
-    Such boxes start close to each other, so that it compares only those that do along one axis.
-    """
-    lookups = []
-    for axis in (0, 1):
-        order = np.argsort(others[:, axis], kind="stable")
-        start = boxes[:, axis].astype(np.float64)
-        # What they share is at least MERGE_IOU of the longer one's side; a thousandth more is for rounding.
-        reach = (1 / MERGE_IOU - 1 + 1e-3) * (boxes[:, axis + 2] - start)
-        starts = others[order, axis].astype(np.float64)
-        first = np.searchsorted(starts, start - reach, side="left")
-        last = np.searchsorted(starts, start + reach, side="right")
-        lookups.append((int((last - first).sum()), order, first, last))
-    _, order, first, last = min(lookups, key=lambda each: each[0])
-
-    def same_face(row: int) -> Rows:
-        near = order[first[row] : last[row]]
-        return near[overlap(boxes[row], others[near]) >= MERGE_IOU]
-
-    return same_face
-
-
-def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
-    """Intersection over union of `box` [4] with each of `boxes` [n, 4]."""
-    corner = np.maximum(box[:2], boxes[:, :2])
-    opposite = np.minimum(box[2:], boxes[:, 2:])
-    shared = (opposite - corner).clip(0).prod(axis=1)
-    union = _area(box[None]) + _area(boxes) - shared
-    ratio: NDArray[np.float32] = shared / np.maximum(union, 1e-9)
-    return ratio
-
-
-def _sides(boxes: Boxes) -> NDArray[np.float32]:
-    """The side of a square as large as each box."""
-    return np.sqrt(_area(boxes))
-
-
-def _area(boxes: Boxes) -> NDArray[np.float32]:
-    area: NDArray[np.float32] = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return area

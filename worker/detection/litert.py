@@ -10,10 +10,10 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed, ModelInvalid
-from worker.detection.centerface import NETWORK
 from worker.detection.centerface.maps import MAPS, MIN_SCORE, decode
-from worker.detection.detector import Detections, Pixels
-from worker.detection.model import digest_of, in_a_line, stated_threshold
+from worker.detection.faces import Detections
+from worker.detection.model import NETWORK, digest_of, in_a_line, stated_threshold
+from worker.pixels import Pixels
 from worker.process import processors
 from worker.process.silence import silenced
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tasks.errors import ModelInvalid
-from worker.detection.detector import Detections, Pixels
+from worker.detection.faces import Detections
+from worker.pixels import Pixels
 
 METADATA = "veil.json"
+NETWORK = "network.tflite"  # the default model in 8 bits, next to saved_model.pb
 LEFT_OUT = "detection_left_out"  # an output of a SavedModel: see Detections.left_out
 DEFAULT_THRESHOLD = 0.5  # for a model that states none
 

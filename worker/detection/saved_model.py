@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed, DetectorUnavailable, ModelInvalid
 from worker.detection.centerface.maps import NOT_FINITE
-from worker.detection.detector import LANDMARKS, Detections, Pixels, Sightings
+from worker.detection.faces import LANDMARKS, Detections, Sightings
 from worker.detection.model import LEFT_OUT, digest_of, in_a_line, stated_threshold
 from worker.detection.tf import tf
+from worker.pixels import Pixels
 from worker.process import processors
 
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")

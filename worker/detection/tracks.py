@@ -9,7 +9,7 @@ from worker.detection.boxes import Boxes, Rows, meeting
 
 # Detectors miss a face while it blurs, turns away, is covered by a hand or leaves the picture: for
 # about half a second, which is 12 frames of a video, and fewer of most GIFs.
-MISSED = 12
+MAX_MISSED_FRAMES = 12
 SAME = 0.75  # sides that a face moves between two sightings; neighbours are farther apart
 FARTHEST = 3  # sides a face may move while it is missed, at most one a frame
 LARGEST_GROWTH = 2  # times its side, between two sightings
@@ -20,7 +20,7 @@ class Tracks:
     """The sightings before and after each of n faces, in the order of their frames.
 
     A face is missed in the frames after `since` and before its own, and after its own and before
-    `until`, at most MISSED. `speed_before` and `speed_after` float64 [n, 2] are the pixels a
+    `until`, at most MAX_MISSED_FRAMES. `speed_before` and `speed_after` float64 [n, 2] are the pixels a
     frame, x y, that it moves there.
     """
 
@@ -37,7 +37,7 @@ def follow(boxes: Boxes, frame: Rows) -> Tracks:
         (boxes[:, :2] + boxes[:, 2:]) / 2,
         np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)),
     )
-    since, until = frame - MISSED - 1, frame + MISSED + 1
+    since, until = frame - MAX_MISSED_FRAMES - 1, frame + MAX_MISSED_FRAMES + 1
     speed_before, speed_after = np.full(middles.shape, np.nan), np.full(middles.shape, np.nan)
     ends = np.zeros(0, np.intp)  # the faces that no later frame shows so far
     for number in np.unique(frame):

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from tasks.errors import UnreadableImage, UnsupportedImage
-from worker.images.picture import Array, Frame
+from worker.images.picture import Frame
+from worker.pixels import Array
 
 Turn = Callable[[Array], Array]
 

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
-from worker.images.picture import Array
+from worker.pixels import Array
 
 START = b"\xff\xd8\xff"
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from worker.images.picture import Array
+from worker.pixels import Array
 
 MOST = 256
 ROWS = 128

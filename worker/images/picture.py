@@ -5,13 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from worker.detection.detector import Pixels
 from worker.images.formats import CONTENT_TYPES
-
-Array = NDArray[Any]
+from worker.pixels import Array, Pixels
 
 BLACK: dict[str, tuple[int, ...]] = {
     "L": (0,),

@@ -26,7 +26,8 @@ from worker.images import (
 )
 from worker.images.clock import DECODE_SECONDS, Clock
 from worker.images.formats import BY_NAME
-from worker.images.picture import Array, Frame, Picture
+from worker.images.picture import Frame, Picture
+from worker.pixels import Array
 
 # The limit is checked below, from the header, by name and by setting; Pillow's own would come first.
 Image.MAX_IMAGE_PIXELS = None

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from worker.images import containers, deep, jpeg2000, palette
-from worker.images.picture import Array, Picture
+from worker.images.picture import Picture
+from worker.pixels import Array
 
 WEBP_QUALITY = 90  # a lossy WebP does not say which quality it was written with, nor does an AVIF
 AVIF_QUALITY = 80

@@ -1,22 +1,22 @@
 """Pure functions on pixels: what replaces those that are hidden."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[Any]
-Floats = NDArray[np.floating[Any]]  # float32
-Black = int | Sequence[int]
+from worker.pixels import Black, Floats, Image
 
-RING_GRAINS = 4  # squares of pixels, at least, across the ring that `surround` fills from
-MOST_GRAINS = 1 << 21  # squares of pixels that one hole is filled by, which bounds the memory
-LEAST_SHARE = np.float32(1e-9)  # of a square's values that are known, so that none known is no division by zero
-OPAQUE = 255  # of the soft edge, the pixels that are hidden
-STRIP_PIXELS = 1 << 18  # that are worked on at a time in floating point, so that a large face needs no more memory
+# `surround` works on squares of pixels: at least so many across the ring that it fills from, and no
+# more in one hole, which bounds the memory.
+MIN_RING_GRAINS, MAX_GRAINS = 4, 1 << 21
+# A lower bound of the share of a square's values that are known, to avoid a division by zero.
+MIN_KNOWN_SHARE = np.float32(1e-9)
+OPAQUE = 255  # the value of hidden pixels in a soft edge
+# Pixels that are computed in floating point at a time, so that a large face needs no more memory.
+STRIP_PIXELS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def grain_of(ring: int, area: int) -> int:
     A power of two. What fills a large hole is smooth, and is worked out as well from few squares.
     """
     grain = 1
-    while 2 * grain * RING_GRAINS <= ring or area > MOST_GRAINS * grain**2:
+    while 2 * grain * MIN_RING_GRAINS <= ring or area > MAX_GRAINS * grain**2:
         grain *= 2
     return grain
 
@@ -122,7 +122,7 @@ def _known(values: Floats, weights: Floats, factor: int) -> tuple[Floats, Floats
     """
     sums, shares = _averaged(values, factor), _averaged(weights, factor)
     averages = sums.reshape(*shares.shape, -1)
-    return averages / _spread(np.maximum(shares, LEAST_SHARE), averages), shares
+    return averages / _spread(np.maximum(shares, MIN_KNOWN_SHARE), averages), shares
 
 
 def _averaged(values: Floats, factor: int) -> Floats:
@@ -214,4 +214,5 @@ METHODS: dict[str, Callable[[Hole], Filling]] = {
     "pixelate": pixelate,
     "fill": fill,
 }
-INDEPENDENT = ("surround", "fill")  # what was in a region has no influence on the output
+# The output of these methods does not depend on the pixels that they hide.
+INDEPENDENT = ("surround", "fill")

@@ -1,163 +1,24 @@
-"""Pure functions on pixels: which regions of a picture are hidden, and hiding them."""
+"""Hide regions of a picture: pure functions on pixels."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.detection.boxes import Rows, connected, meeting
-from worker.detection.detector import Detections, Sightings
-from worker.masking.filling import OPAQUE, Black, Hole, Image, grain_of, replace_pixels, strips
+from worker.detection.boxes import Rows, connected
+from worker.detection.faces import Sightings
+from worker.masking.filling import OPAQUE, Hole, grain_of, replace_pixels, strips
+from worker.masking.regions import MaskStyle, Regions, covered_pixels, regions
+from worker.pixels import Black, Image
 
-RING = 0.15  # width of the ring that `surround` fills from, as a share of the region's smaller side
-SMALLEST_RING = 2  # pixels
-CELLS = 3  # across a region: all that `blur` and `pixelate` keep of it
-SMALLEST_CELL = 2  # pixels
-WHOLE = 1.0  # the region that is the full face
-
-# Which way is up, seen from the middle of the box: the top, the left, the bottom or the right of the picture.
-UPS = np.array([(0, -1), (-1, 0), (0, 1), (1, 0)], np.float64)
-TILTED = 0.5  # cosine: a face tilted by more than 30° has its top on two sides of its box
-
-EYE_MARGIN = 0.15  # how far the band of the eyes reaches beyond their middles, as a share of the box's side
-UPRIGHT_EYES = np.array([0.15, 0.25, 0.85, 0.55])  # where that band is in a box: x1 y1 x2 y2, shares of its sides
-ANYWHERE = np.array([0.15, 0.15, 0.85, 0.85])  # where it may be if nobody knows which way up the face is
-HIDDEN_EYES = 0.6  # of the band that has to be covered: more than one eye of two
-
-
-@dataclass(frozen=True)
-class MaskStyle:
-    """How faces are hidden.
-
-    `region` is the share of the face that is hidden, from its top; `margin` how far the region reaches beyond the
-    box, as a share of the box's sides; `shape` ``rectangle`` or ``ellipse``; `feather` the width of the soft edge
-    outside the region, as a share of the region's smaller side.
-    """
-
-    method: str = "surround"
-    region: float = 0.7
-    margin: float = 0.1
-    shape: str = "rectangle"
-    feather: float = 0.0
-
-
-@dataclass(frozen=True)
-class Regions:
-    """What is hidden, one row for each rectangle; the rectangles of one face overlap.
-
-    `rectangles` [n, 4] are x1 y1 x2 y2 in whole pixels within the picture, `outlines` [n, 4] the ellipse that bounds
-    each (centre x y, radii x y; infinite for none), `sides` [n] the smaller side before the picture's edge cut it, at
-    most that of the picture, `faces` [n] the face that it is part of.
-    """
-
-    rectangles: NDArray[np.intp]
-    outlines: NDArray[np.float64]
-    sides: NDArray[np.float64]
-    faces: NDArray[np.intp]
-
-    def __len__(self) -> int:
-        return len(self.sides)
-
-    def __getitem__(self, chosen: Any) -> "Regions":
-        return Regions(self.rectangles[chosen], self.outlines[chosen], self.sides[chosen], self.faces[chosen])
-
-
-def regions(
-    seen: Sightings, style: MaskStyle, width: int, height: int, extra: Sequence[Sequence[float]] = ()
-) -> Regions:
-    """What is hidden of the faces that were `seen` in a picture of `width` x `height` pixels, and all of `extra`.
-
-    The region is the `style.region` of each box at the side where the eyes are: the top if the model says nothing of
-    it, the whole box if it says something that can't be. It is widened by the margin, or by the sighting's slack where
-    that is more. Only a full region is widened by the margin below too: the lower edge is what `region` promises.
-    `extra` are further areas, x1 y1 x2 y2.
-    """
-    sighting, ends = np.nonzero(_ends(seen, style.region))
-    boxes = seen.boxes_xyxy[sighting].astype(np.float64)
-    slack = np.repeat(seen.slack[sighting, None].astype(np.float64), 2, axis=1)
-    size = boxes[:, 2:] - boxes[:, :2]
-    margin = np.maximum(size * style.margin, slack)
-    outer = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
-    if style.region < WHOLE:
-        rows, edge = np.arange(len(boxes)), len(UPS) - 1 - ends
-        # Of a face that the picture's edge cuts, the share of what is in the picture counts too: whichever is more.
-        cut = boxes.clip(0, [width, height] * 2)
-        inner, inner_cut = (_inner(box, style.region, slack) for box in (boxes, cut))
-        further = np.where(edge[:, None] < 2, np.minimum(inner, inner_cut), np.maximum(inner, inner_cut))
-        outer[rows, edge] = further[rows, edge]
-    outer = np.concatenate([outer, np.array(extra, np.float64).reshape(-1, 4)])
-    outlines = np.full((len(outer), 4), np.inf)
-    if style.shape == "ellipse":
-        outlines[: len(boxes)] = np.concatenate([boxes[:, :2] + size / 2, size / 2 + margin], axis=1)
-    first_extra = seen.face.max(initial=-1) + 1
-    faces = np.concatenate([seen.face[sighting], first_extra + np.arange(len(extra))]).astype(np.intp)
-    sides = (outer[:, 2:] - outer[:, :2]).min(axis=1, initial=min(width, height))
-    whole = np.concatenate([np.floor(outer[:, :2]), np.ceil(outer[:, 2:])], axis=1)
-    rectangles = whole.clip(0, [width, height] * 2).astype(np.intp)
-    found = Regions(rectangles, outlines, sides, faces)
-    return found[(rectangles[:, 2:] > rectangles[:, :2]).all(axis=1)]
-
-
-def _ends(seen: Sightings, region: float) -> NDArray[np.bool_]:
-    """[n, 4]: from which of UPS each face is hidden. One row has several where that is not sure."""
-    ends = np.zeros((len(seen), len(UPS)), bool)
-    if region >= WHOLE:
-        ends[:, 0] = True
-        return ends
-    up = seen.up.astype(np.float64)
-    ends |= up @ UPS.T > TILTED * np.hypot(*up.T)[:, None]
-    ends[(up == 0).all(axis=1)] = True
-    ends[np.isnan(up).any(axis=1)] = (True, False, False, False)
-    return ends
-
-
-def _inner(boxes: NDArray[np.float64], region: float, slack: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n, 4]: how far the region reaches across each box from its right, lower, left and upper edge."""
-    reach = (boxes[:, 2:] - boxes[:, :2]) * region + slack
-    return np.concatenate([boxes[:, 2:] - reach, boxes[:, :2] + reach], axis=1)
-
-
-def eye_bands(seen: Sightings) -> NDArray[np.float64]:
-    """[n, 4] x1 y1 x2 y2: the band around the eyes of each face that was `seen`, in pixels; it may leave the picture.
-
-    It is where the landmarks are. Without landmarks it is where the eyes of an upright face are in its box, and of a
-    face whose landmarks make none the inner part of the box.
-    """
-    boxes = seen.boxes_xyxy.astype(np.float64)
-    size = boxes[:, 2:] - boxes[:, :2]
-    up = seen.up
-    unknown, lost = np.isnan(up).any(axis=1), (up == 0).all(axis=1)
-    shares = np.where(lost[:, None], ANYWHERE, UPRIGHT_EYES)
-    usual = np.concatenate([boxes[:, :2], boxes[:, :2]], axis=1) + shares * np.concatenate([size, size], axis=1)
-    eyes = seen.landmarks[:, :2].astype(np.float64)
-    margin = EYE_MARGIN * np.sqrt(size.prod(axis=1))[:, None]
-    marked = np.concatenate([eyes.min(axis=1) - margin, eyes.max(axis=1) + margin], axis=1)
-    return np.where((unknown | lost)[:, None], usual, marked)
-
-
-def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> NDArray[np.bool_]:
-    """[n]: whether what is `hidden` in a picture of `width` x `height` pixels covers the eyes of each face `found`.
-
-    At least HIDDEN_EYES of the band around the eyes, as far as it is in the picture, in each sighting of the face:
-    what the region promises. Rectangles of a receipt are `regions(Sightings.of(boxes), MaskStyle(region=WHOLE), …)`.
-    """
-    seen = found.seen
-    bands = eye_bands(seen).clip(0, [width, height] * 2)
-    whole = np.concatenate([np.floor(bands[:, :2]), np.ceil(bands[:, 2:])], axis=1).astype(int)
-    # All frames of an animation may be hidden in one picture: only the regions at eyes are worth drawing.
-    at_eyes = np.zeros(len(hidden), bool)
-    for _, rows in meeting(whole, hidden.rectangles):
-        at_eyes[rows] = True
-    covered = _covered(hidden[at_eyes], (0, 0, width, height))
-    open_ = np.zeros(len(found), bool)
-    for face, (x1, y1, x2, y2) in zip(seen.face, whole, strict=True):
-        if x1 < x2 and y1 < y2:
-            open_[face] |= covered[y1:y2, x1:x2].mean() < HIDDEN_EYES
-    return ~open_
+# `surround` fills from a ring as wide as this share of the region's smaller side, in pixels at least
+# MIN_RING.
+RING_SHARE, MIN_RING = 0.15, 2
+# `blur` and `pixelate` keep the averages of so many cells across a region, each of MIN_CELL pixels
+# or more.
+CELLS_ACROSS, MIN_CELL = 3, 2
 
 
 def hide(
@@ -167,27 +28,28 @@ def hide(
     black: Black = 0,
     extra: Sequence[Sequence[float]] = (),
 ) -> Image:
-    """A copy of `picture` with every face that was `seen` hidden, and all of `extra` (areas, x1 y1 x2 y2).
+    """Return a copy of `picture` with all faces `seen` and the areas `extra` (x1 y1 x2 y2) hidden.
 
-    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black pixel, one number or
-    one a channel. Overlapping and touching regions are hidden as one, and no region is filled from pixels of another.
+    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black
+    pixel, one number or one a channel. Overlapping and touching regions are hidden as one, and no
+    region is filled from pixels of another.
     """
     height, width = picture.shape[:2]
     everything = regions(seen, style, width, height, extra)
-    covered = _covered(everything, (0, 0, width, height))
+    covered = covered_pixels(everything, (0, 0, width, height))
     result = picture.copy()
     for members in _groups(everything, style):
         group = everything[members]
         smallest, largest = group.sides.min(), group.sides.max()
         first, last = group.rectangles[:, :2].min(axis=0), group.rectangles[:, 2:].max(axis=0)
         feather = round(style.feather * smallest)
-        ring = max(SMALLEST_RING, round(RING * smallest))
+        ring = max(MIN_RING, round(RING_SHARE * smallest))
         grain = grain_of(ring, int((last - first).prod()))
         reach = feather + ring
         x1, y1 = (first - reach).clip(0)
         x2, y2 = np.minimum(last + reach, (width, height))
         window = (x1, y1, x2, y2)
-        cell = max(SMALLEST_CELL, math.ceil(largest / CELLS))
+        cell = max(MIN_CELL, math.ceil(largest / CELLS_ACROSS))
         clear = picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1)
         hole = Hole(clear, _soft(group, window, feather), covered[y1:y2, x1:x2], grain, cell, black)
         replace_pixels(result[y1:y2, x1:x2], hole, style.method)
@@ -195,7 +57,7 @@ def hide(
 
 
 def _groups(everything: Regions, style: MaskStyle) -> list[Rows]:
-    """Return the rows of regions that belong together: of one face, and of faces whose surroundings overlap."""
+    """Return the rows of regions of one face, or of faces whose surroundings overlap."""
     if not len(everything):
         return []
     faces = np.unique(everything.faces, return_inverse=True)[1]
@@ -208,40 +70,15 @@ def _groups(everything: Regions, style: MaskStyle) -> list[Rows]:
     return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
-def _covered(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    """Which pixels of the `window` (x1 y1 x2 y2 in the picture) are in one of the regions."""
-    x1, y1, x2, y2 = window
-    covered = np.zeros((y2 - y1, x2 - x1), bool)
-    inside = (some.rectangles[:, :2] < (x2, y2)).all(axis=1) & (some.rectangles[:, 2:] > (x1, y1)).all(axis=1)
-    for (left, top, right, bottom), outline in zip(some.rectangles[inside], some.outlines[inside], strict=True):
-        left, right, top, bottom = max(left, x1), min(right, x2), max(top, y1), min(bottom, y2)
-        part = covered[top - y1 : bottom - y1, left - x1 : right - x1]
-        if np.isinf(outline[2]):
-            part[...] = True
-            continue
-        for rows in strips(*part.shape):
-            centres = np.arange(left, right) + 0.5, np.arange(top, bottom)[rows] + 0.5
-            part[rows] |= _within(outline, *centres)
-    return covered
-
-
-def _within(outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which of the pixels with these centres the ellipse `outline` reaches."""
-    centre_x, centre_y, radius_x, radius_y = outline
-    across, down = (x - centre_x) / (radius_x + 0.5), (y - centre_y) / (radius_y + 0.5)
-    reached: NDArray[np.bool_] = across[None] ** 2 + down[:, None] ** 2 <= 1
-    return reached
-
-
 def _soft(some: Regions, window: tuple[int, int, int, int], feather: int) -> NDArray[np.uint8]:
-    """OPAQUE in the regions, falling to 0 over `feather` pixels around them: within a region nothing shines through."""
+    """Return a soft edge: OPAQUE in the regions, falling to 0 over `feather` pixels around them."""
     x1, y1, x2, y2 = window
     soft = np.empty((y2 - y1, x2 - x1), np.uint8)
-    # No farther than the edge is wide is looked for a region, so strips see what is that far above and below, and are
-    # higher than that.
+    # A pixel is affected only by regions within `feather`, so each strip reads that margin above and
+    # below, and is higher than the margin.
     for rows in strips(y2 - y1, x2 - x1, max(1, 2 * feather)):
         top, bottom = y1 + rows.start, y1 + rows.stop
-        covered = _covered(some, (x1, top - feather, x2, bottom + feather))
+        covered = covered_pixels(some, (x1, top - feather, x2, bottom + feather))
         if feather:
             distance = cv2.distanceTransform((~covered).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
             np.minimum(distance, feather + 1, out=distance)

@@ -29,24 +29,32 @@ def loaded(*statements):
 
 
 def test_producers_load_nothing_heavy_and_the_command_neither_tensorflow_nor_opencv():
-    package, *producers, command = loaded(
+    package, workers, *producers, command = loaded(
         "import tasks",
+        "import worker",
         "import tasks.app",
         "import tasks.anonymize",
         "from tasks import anonymize_image; assert anonymize_image.name",
+        "from tasks import AnonymizeOptions, AnonymizeReport, errors; assert errors.VeilError",
         *(f"import {dotted(path)}" for path in MODULES if path.stem != "__init__"),
         "import worker.cli",
     )
     assert not package & {*HEAVY, "celery", "boto3", "pydantic", "redis"}
+    assert not workers & {*HEAVY, "celery", "boto3", "pydantic", "redis"} - {"worker"}
     for names in producers:
         assert "celery" in names
-        assert not names & set(HEAVY)
+        assert not names & set(HEAVY) - {"worker"}
     assert command & set(HEAVY) == {"worker"}
 
 
 def test_a_misspelt_name_of_tasks_is_an_attribute_error():
     with pytest.raises(AttributeError, match="anonymise_image"):
         tasks.anonymise_image  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["tasks", "training", "worker"])
+def test_every_package_says_that_it_is_typed(package):
+    assert (ROOT / package / "py.typed").is_file()
 
 
 def imported(path):

@@ -16,7 +16,7 @@ from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
 from tasks.metrics import REGISTRY
 from tasks.settings import Settings
 from worker import metrics as own
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 
 
 def value(name, **labels):

@@ -7,7 +7,7 @@ pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
 from training import scoring
 from training.evaluating import survived
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 
 NONE = np.zeros((0, 4), np.float32)
 FACE, OTHER = [10, 10, 50, 60], [100, 100, 108, 110]

@@ -19,9 +19,9 @@ from tasks.errors import (
 )
 from tasks.messages import AnonymizeOptions
 from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
-from worker.detection.detector import Detections
-from worker.masking.hiding import MaskStyle
-from worker.settings import Look
+from worker.detection.faces import Detections
+from worker.detection.look import Look
+from worker.masking.regions import MaskStyle
 
 FACE = (30, 20, 60, 60)
 GROUND, SKIN = 90, 220

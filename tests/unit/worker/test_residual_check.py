@@ -10,11 +10,12 @@ from PIL import Image
 from tasks.errors import UnreadableImage
 from tasks.messages import AnonymizeOptions
 from worker import images
-from worker.anonymizer import MOST_CHECKS, Anonymizer, Limits, Stopwatch
-from worker.detection.detector import Detections
-from worker.detection.tracks import MISSED
+from worker.anonymizer import Anonymizer, Limits, Stopwatch
+from worker.detection.faces import Detections
+from worker.detection.tracks import MAX_MISSED_FRAMES
 from worker.masking.filling import METHODS
-from worker.masking.hiding import MaskStyle
+from worker.masking.regions import MaskStyle
+from worker.residual_check import MAX_CHECKS
 
 FACE, OTHER = (30, 20, 60, 60), (70, 10, 90, 30)
 LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
@@ -113,19 +114,33 @@ def test_a_face_that_is_found_again_where_it_is_hidden_does_not_count(method, sh
 def test_a_picture_in_which_faces_are_found_without_end_is_flagged_or_held(verify):
     detector = FindsAnother()
     result = checking(detector, verify).anonymize(photograph(), Stopwatch())
-    assert len(detector.seen) == 1 + MOST_CHECKS
+    assert len(detector.seen) == 1 + MAX_CHECKS
     assert result.reason == "faces still found in the output"
     assert result.checked.verdict == "left"
-    assert len(result.checked.added) == MOST_CHECKS
-    x = 10 * (1 + MOST_CHECKS)
+    assert len(result.checked.added) == MAX_CHECKS
+    x = 10 * (1 + MAX_CHECKS)
     assert result.checked.left.boxes_xyxy.tolist() == [[x, 60, x + 9, 72]]
     assert (result.content is None) == (verify == "hold")
+
+
+@pytest.mark.parametrize("verify", ["flag", "hold"])
+def test_an_array_is_looked_at_again_as_a_file_is(verify):
+    detector = FindsInTurn([FACE], [OTHER], [])
+    pixels = np.random.default_rng(0).integers(1, 256, (80, 100, 3), np.uint8)
+    result = checking(detector, verify).anonymize_array(pixels)
+    assert is_hidden(result.pixels, FACE)
+    assert is_hidden(result.pixels, OTHER)
+    assert (len(detector.seen), result.checked.verdict, result.reason) == (3, "clear", None)
+
+    result = checking(FindsAnother(), verify).anonymize_array(pixels)
+    assert result.reason == "faces still found in the output"
+    assert (result.pixels is None) == (verify == "hold")
 
 
 def test_of_a_flagged_picture_all_is_hidden_that_was_found():
     result = checking(FindsAnother()).anonymize(photograph(), Stopwatch())
     (pixels,) = frames(result.content)
-    assert all(is_hidden(pixels, box) for box in ((10 * n, 60, 10 * n + 9, 72) for n in range(1, 2 + MOST_CHECKS)))
+    assert all(is_hidden(pixels, box) for box in ((10 * n, 60, 10 * n + 9, 72) for n in range(1, 2 + MAX_CHECKS)))
 
 
 def test_a_released_picture_is_published_as_it_would_be():
@@ -168,7 +183,7 @@ def test_a_lossy_output_is_looked_at_again_even_where_nothing_was_hidden():
 
 
 def test_of_an_animation_only_frames_with_other_pixels_are_looked_at_again():
-    last = MISSED + 1  # the first frame in which FACE is no longer taken for missed
+    last = MAX_MISSED_FRAMES + 1  # the first frame in which FACE is no longer taken for missed
     detector = FindsInTurn([FACE], *[[]] * last, [OTHER], [])
     result = checking(detector).anonymize(animation("PNG", *range(last + 1)), Stopwatch())
     shown = list(frames(result.content))

@@ -15,8 +15,9 @@ from unittest.mock import patch
 
 from tools.benchmarks.harness import alone
 from worker import bootstrap, cli, images, logs
-from worker.detection.detector import Detections, Pixels
+from worker.detection.faces import Detections
 from worker.detection.model import Model
+from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 PICTURES, SPEED = "STAND_IN_PICTURES", "STAND_IN_MEGAPIXELS_A_SECOND"

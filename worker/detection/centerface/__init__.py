@@ -21,7 +21,6 @@ WEIGHTS = WheelFile(
 BUILD = 6  # counts up with every change of centerface.py or its calibration that changes what the model returns
 # What TensorFlow writes is not the same byte for byte everywhere, so the weights and the builder name the model.
 DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
-NETWORK = "network.tflite"  # the same in 8 bits, next to saved_model.pb
 DIGEST_IN_8_BITS = hashlib.sha256(f"{DIGEST} in 8 bits".encode()).hexdigest()
 SCORE_THRESHOLD = 0.17  # calibrated for the default scales; see docs/detection.md
 

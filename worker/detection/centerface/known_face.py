@@ -14,8 +14,10 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid, VeilError
 from worker.detection.centerface import SCORE_THRESHOLD
-from worker.detection.detector import MULTIPLE, PADDING, Boxes, Detections, Halves, Pixels, credible, overlap
+from worker.detection.detector import MULTIPLE, PADDING, Halves
+from worker.detection.faces import Boxes, Detections, credible, overlap
 from worker.detection.model import Model, in_a_line
+from worker.pixels import Pixels
 
 PHOTOGRAPH = Path(__file__).with_name("known_face.jpg")
 ANSWERS = Path(__file__).with_name("known_face.json")  # `python -m tools.benchmarks.known_face` writes it

@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed
-from worker.detection.detector import LANDMARKS, Detections, Sightings
+from worker.detection.faces import LANDMARKS, Detections, Sightings
 
 MAPS = (1, 2, 2, 2 * LANDMARKS)  # channels: logit of the score, logarithm of the size, offset, landmarks
 STRIDE = 4  # pixels of the picture for one of the maps

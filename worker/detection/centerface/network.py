@@ -16,10 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from worker.detection.centerface import NETWORK
 from worker.detection.centerface.maps import CANDIDATES, MAPS, MAX_DETECTIONS, MIN_SCORE, NMS_IOU, NOT_FINITE
-from worker.detection.detector import LANDMARKS
-from worker.detection.model import LEFT_OUT
+from worker.detection.faces import LANDMARKS
+from worker.detection.model import LEFT_OUT, NETWORK
 from worker.detection.tf import tf
 from worker.process.silence import silenced
 

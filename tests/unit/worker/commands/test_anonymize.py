@@ -11,8 +11,8 @@ from PIL import Image
 from tasks.errors import DetectionFailed, OutputFailed
 from worker.anonymizer import Anonymizer, Limits
 from worker.commands.anonymize import PICTURE_SUFFIXES, Job, _print, anonymize_file, find_jobs, write_atomically
-from worker.detection.detector import Detections
-from worker.masking.hiding import MaskStyle
+from worker.detection.faces import Detections
+from worker.masking.regions import MaskStyle
 
 FACE = (10, 10, 30, 30)
 

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
 from worker.detection.batching import Batcher
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 
 PATIENCE = 30  # seconds: longer than any of this takes, so that only a full batch starts
 POISON = 255

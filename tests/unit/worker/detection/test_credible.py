@@ -5,8 +5,9 @@ import pytest
 
 from tasks.errors import DetectionFailed
 from worker.detection.centerface.maps import decode
-from worker.detection.detector import Detections, ScaledDetector, Sightings, credible, placed
-from worker.settings import Look
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Detections, Sightings, credible, placed
+from worker.detection.look import Look
 
 WIDTH, HEIGHT = 256, 128
 LEAST = 0.3

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
-from worker.detection.detector import CROWD_TILE, MAX_CANVAS, MAX_CANVASES, Detections, ScaledDetector
-from worker.settings import Look, WorkerSettings
+from worker.detection.detector import CROWD_TILE, MAX_CANVAS, MAX_CANVASES, ScaledDetector
+from worker.detection.faces import Detections
+from worker.detection.look import Look
+from worker.settings import WorkerSettings
 
 GROUND, FACE = 30, 255
 

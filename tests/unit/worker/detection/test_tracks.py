@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worker.detection.tracks import FARTHEST, MISSED, follow
+from worker.detection.tracks import FARTHEST, MAX_MISSED_FRAMES, follow
 
 
 def tracks(*faces):
@@ -14,13 +14,13 @@ def tracks(*faces):
 
 def test_a_face_that_stays_is_one_track_that_misses_nothing():
     found = tracks(*((number, 10, 30) for number in range(5)))
-    assert found.since.tolist() == [-1 - MISSED, 0, 1, 2, 3]
-    assert found.until.tolist() == [1, 2, 3, 4, 5 + MISSED]
+    assert found.since.tolist() == [-1 - MAX_MISSED_FRAMES, 0, 1, 2, 3]
+    assert found.until.tolist() == [1, 2, 3, 4, 5 + MAX_MISSED_FRAMES]
     assert not found.speed_before.any()
     assert not found.speed_after.any()
 
 
-@pytest.mark.parametrize("gap", [1, 2, MISSED])
+@pytest.mark.parametrize("gap", [1, 2, MAX_MISSED_FRAMES])
 def test_a_face_that_moves_while_it_is_missed_is_one_track(gap):
     found = tracks((0, 10, 30), (gap + 1, 10 + gap + 1, 30))
     assert found.until[0] == gap + 1
@@ -29,16 +29,16 @@ def test_a_face_that_moves_while_it_is_missed_is_one_track(gap):
 
 
 def test_a_face_that_is_found_again_too_late_or_much_larger_is_another_track():
-    for late in ((MISSED + 2, 10, 30), (1, 10, 70)):
+    for late in ((MAX_MISSED_FRAMES + 2, 10, 30), (1, 10, 70)):
         found = tracks((0, 10, 30), late)
-        assert found.until[0] == MISSED + 1
+        assert found.until[0] == MAX_MISSED_FRAMES + 1
         assert not found.speed_after.any()
 
 
 def test_a_face_found_farther_on_shows_where_it_went_and_ends_no_track():
     found = tracks((0, 10, 30), (2, 68, 30))
-    assert found.until[0] == MISSED + 1
-    assert found.since[1] == 2 - MISSED - 1
+    assert found.until[0] == MAX_MISSED_FRAMES + 1
+    assert found.since[1] == 2 - MAX_MISSED_FRAMES - 1
     assert found.speed_after[0].tolist() == found.speed_before[1].tolist() == [29, 0]
     for frame, x in ((1, 41), (2, 71), (12, 11 + FARTHEST * 30)):
         assert not tracks((0, 10, 30), (frame, x, 30)).speed_after.any()

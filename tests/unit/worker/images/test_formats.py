@@ -11,9 +11,9 @@ from PIL import Image, ImageSequence
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 from worker.images import containers, deep
-from worker.masking.hiding import MaskStyle
+from worker.masking.regions import MaskStyle
 
 MANY = 10**7
 GROUND, SKIN = (90, 90, 90), (220, 180, 150)

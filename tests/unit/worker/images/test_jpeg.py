@@ -10,9 +10,9 @@ from PIL import Image
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
-from worker.detection.detector import Detections
+from worker.detection.faces import Detections
 from worker.images import jpeg
-from worker.masking.hiding import MaskStyle
+from worker.masking.regions import MaskStyle
 
 # Pillow remarks on the broken indexes that these files have.
 pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO", "ignore:Corrupt EXIF")

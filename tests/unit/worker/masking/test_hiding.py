@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.detection.detector import Detections, Sightings
-from worker.masking import filling, hiding
+from worker.detection.faces import Detections, Sightings
+from worker.masking import filling, hiding, regions
 from worker.masking.filling import INDEPENDENT, METHODS
-from worker.masking.hiding import CELLS, MaskStyle
+from worker.masking.hiding import CELLS_ACROSS
+from worker.masking.regions import MaskStyle
 
 KINDS = {
     "gray": ((), np.uint8),
@@ -54,8 +55,8 @@ def hide(picture, boxes_xyxy, style, **options):
     return hiding.hide(picture, Sightings.of(boxes_xyxy), style, **options)
 
 
-def regions(boxes_xyxy, style, width, height, **options):
-    return hiding.regions(Sightings.of(boxes_xyxy), style, width, height, **options).rectangles
+def rectangles_of(boxes_xyxy, style, width, height, **options):
+    return regions.regions(Sightings.of(boxes_xyxy), style, width, height, **options).rectangles
 
 
 def covered(picture, boxes_xyxy, style):
@@ -78,14 +79,6 @@ def box(*sides):
 # --- which region ---------------------------------------------------------------------------------------------
 
 
-@given(boxes(), STYLES, SIDES, SIDES)
-def test_regions_are_whole_pixels_within_the_picture(some, style, width, height):
-    found = regions(some, style, width, height)
-    assert np.issubdtype(found.dtype, np.integer)
-    x1, y1, x2, y2 = found.T
-    assert ((x1 >= 0) & (x1 < x2) & (x2 <= width) & (y1 >= 0) & (y1 < y2) & (y2 <= height)).all()
-
-
 @given(boxes(most=3), STYLES)
 def test_the_promised_share_of_each_box_is_hidden(some, style):
     height = width = 64
@@ -98,33 +91,11 @@ def test_the_promised_share_of_each_box_is_hidden(some, style):
             assert mask[rows, columns].all()
 
 
-@pytest.mark.parametrize(
-    ("region", "margin", "expected"),
-    [
-        (1.0, 0.0, (20, 10, 40, 50)),
-        (0.5, 0.0, (20, 10, 40, 30)),
-        (0.75, 0.0, (20, 10, 40, 40)),
-        (0.5, 0.25, (15, 0, 45, 30)),
-        (1.0, 0.25, (15, 0, 45, 60)),
-        (1.0, 0.1, (18, 6, 42, 54)),
-        (0.95, 0.25, (15, 0, 45, 48)),
-    ],
-)
-def test_a_region_is_the_top_of_the_box_and_only_a_full_one_is_widened_below(region, margin, expected):
-    found = regions(box(20, 10, 40, 50), MaskStyle("fill", region, margin), 100, 100)
-    assert found.tolist() == [list(expected)]
-
-
 def test_the_lower_part_of_a_face_is_left_as_it_was():
     picture = noise(60, 60)
     hidden = hide(picture, box(20, 10, 40, 50), MaskStyle("fill", 0.5, 0.0))
     assert (hidden[10:30, 20:40] == 0).all()
     assert np.array_equal(hidden[30:], picture[30:])
-
-
-def test_a_fraction_of_a_pixel_is_hidden_as_a_whole_one():
-    found = regions(box(10.9, 10.9, 11.1, 11.1), MaskStyle("fill", 1.0, 0.0), 100, 100)
-    assert found.tolist() == [[10, 10, 12, 12]]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +112,7 @@ def test_an_ellipse_hides_the_eyes_and_leaves_the_corners(size, region):
     some = box(20, 20, 20 + size, 20 + 1.3 * size)
     mask = covered(np.zeros((110, 110)), some, MaskStyle("fill", region, 0.1, "ellipse"))
     assert mask[20 + int(0.26 * size) : 20 + int(0.78 * size), 20 + int(0.1 * size) : 20 + int(0.9 * size)].all()
-    x1, y1, x2, _ = regions(some, MaskStyle("fill", region, 0.1, "ellipse"), 110, 110)[0]
+    x1, y1, x2, _ = rectangles_of(some, MaskStyle("fill", region, 0.1, "ellipse"), 110, 110)[0]
     assert not mask[y1, x1]
     assert not mask[y1, x2 - 1]
     assert mask.sum() < covered(np.zeros((110, 110)), some, MaskStyle("fill", region, 0.1)).sum()
@@ -155,60 +126,11 @@ def looking(*ups, box_xyxy=(20, 20, 60, 60)):
     return Sightings.of(np.array([box_xyxy] * len(ups), np.float32), np.array(landmarks, np.float32))
 
 
-@pytest.mark.parametrize(
-    ("up", "expected"),
-    [
-        ((0, -16), (20, 20, 60, 48)),
-        ((5, -16), (20, 20, 60, 48)),
-        ((16, 0), (32, 20, 60, 60)),
-        ((-16, 3), (20, 20, 48, 60)),
-        ((0, 16), (20, 32, 60, 60)),
-        ((12, -12), (20, 20, 60, 60)),
-        ((0, -2), (20, 20, 60, 60)),
-        ((math.nan, math.nan), (20, 20, 60, 48)),
-    ],
-    ids=[
-        "upright",
-        "a little tilted",
-        "the top to the right",
-        "the top to the left",
-        "upside down",
-        "askew",
-        "no face",
-        "unknown",
-    ],
-)
-def test_a_face_is_hidden_from_its_own_top(up, expected):
-    found = hiding.regions(looking(up), MaskStyle("fill", 0.7, 0.0), 100, 100).rectangles
-    assert (*found[:, :2].min(axis=0), *found[:, 2:].max(axis=0)) == expected
-
-
 def test_a_tilted_face_keeps_only_the_corner_that_its_chin_is_in():
     mask = hiding.hide(np.full((80, 80), 255, np.uint8), looking((12, -12)), MaskStyle("fill", 0.7, 0.0)) == 0
     assert mask[20:48, 20:60].all()
     assert mask[20:60, 32:60].all()
     assert not mask[48:60, 20:32].any()
-
-
-@pytest.mark.parametrize("up", [(0, -16), (16, 0), (0, 2), (math.nan, math.nan)])
-def test_a_full_region_is_full_whichever_way_the_face_is(up):
-    found = hiding.regions(looking(up), MaskStyle("fill", 1.0, 0.1), 100, 100).rectangles
-    assert found.tolist() == [[16, 16, 64, 64]]
-
-
-def test_an_edge_that_may_be_wrong_is_hidden_as_far_as_it_may_be():
-    seen = replace(Sightings.of(box(20, 20, 40, 40)), slack=np.array([6], np.float32))
-    top = hiding.regions(seen, MaskStyle("fill", 0.5, 0.1), 100, 100).rectangles
-    full = hiding.regions(seen, MaskStyle("fill", 1.0, 0.1), 100, 100).rectangles
-    wide = hiding.regions(seen, MaskStyle("fill", 1.0, 0.5), 100, 100).rectangles
-    assert (top.tolist(), full.tolist(), wide.tolist()) == ([[14, 14, 46, 36]], [[14, 14, 46, 46]], [[10, 10, 50, 50]])
-
-
-def test_of_a_face_cut_by_the_edge_the_top_of_what_shows_is_hidden_too():
-    below = regions(box(10, 80, 30, 120), MaskStyle("fill", 0.5, 0.0), 100, 100)
-    above = regions(box(10, -20, 30, 20), MaskStyle("fill", 0.5, 0.0), 100, 100)
-    assert below.tolist() == [[10, 80, 30, 100]]
-    assert above.tolist() == [[10, 0, 30, 10]]
 
 
 def test_sightings_of_one_face_are_hidden_together():
@@ -226,76 +148,6 @@ def test_extra_areas_are_hidden_whole_and_as_they_are():
     mask[20:50, 10:30] = True
     assert (hidden[mask] == 0).all()
     assert np.array_equal(hidden[~mask], picture[~mask])
-
-
-# --- whether the eyes are hidden ------------------------------------------------------------------------------
-
-
-def with_eyes(left, right, mouth, box_xyxy):
-    """A face in `box_xyxy` with its eyes and the middle of its mouth at these points."""
-    nose = (np.add(left, right) / 2 + mouth) / 2
-    landmarks = np.array([[left, right, nose, mouth, mouth]], np.float32)
-    return Detections(box(*box_xyxy), np.ones(1, np.float32), Sightings.of(box(*box_xyxy), landmarks))
-
-
-def whole(*boxes_xyxy):
-    """Regions that are exactly these boxes."""
-    seen = Sightings.of(np.array(boxes_xyxy, np.float32).reshape(-1, 4))
-    return hiding.regions(seen, MaskStyle("fill", 1.0, 0.0), 100, 100)
-
-
-@pytest.mark.parametrize(
-    ("seen", "expected"),
-    [
-        (with_eyes((30, 40), (50, 40), (40, 60), (20, 20, 60, 60)).seen, (24, 34, 56, 46)),
-        (with_eyes((40, 30), (40, 50), (60, 40), (20, 20, 60, 60)).seen, (34, 24, 46, 56)),
-        (Sightings.of(box(20, 20, 60, 120)), (26, 45, 54, 75)),
-        (looking((0, -2)), (26, 26, 54, 54)),
-    ],
-    ids=["upright", "on its side", "without landmarks", "landmarks that make no face"],
-)
-def test_the_eyes_are_where_the_landmarks_say_or_where_they_usually_are(seen, expected):
-    assert hiding.eye_bands(seen).round(4).tolist() == [list(expected)]
-
-
-@pytest.mark.parametrize("up", [(0, -16), (5, -16), (16, 0), (0, 16), (12, -12), (0, -2), (math.nan, math.nan)])
-@pytest.mark.parametrize("region", [0.5, 0.7, 1.0])
-@pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
-def test_what_a_face_is_hidden_with_hides_its_eyes(up, region, shape):
-    seen = looking(up)
-    hidden = hiding.regions(seen, MaskStyle("fill", region, 0.1, shape), 100, 100)
-    assert hiding.eyes_hidden(Detections(seen.boxes_xyxy, np.ones(1, np.float32), seen), hidden, 100, 100).all()
-
-
-@pytest.mark.parametrize(
-    ("hidden", "expected"),
-    [
-        ([], False),
-        ([(70, 20, 90, 60)], False),
-        ([(20, 50, 60, 60)], False),
-        ([(20, 20, 40, 60)], False),
-        ([(20, 20, 40, 60), (40, 20, 60, 60)], True),
-        ([(0, 0, 100, 100)], True),
-    ],
-    ids=["nothing", "another place", "the mouth", "one eye", "each eye by its own", "everything"],
-)
-def test_eyes_are_hidden_where_most_of_their_band_is(hidden, expected):
-    found = with_eyes((30, 40), (50, 40), (40, 56), (20, 20, 60, 60))
-    assert hiding.eyes_hidden(found, whole(*hidden), 100, 100).tolist() == [expected]
-
-
-def test_eyes_beyond_the_edge_of_the_picture_are_not_to_be_seen():
-    found = with_eyes((30, -20), (50, -20), (40, 5), (20, -30, 60, 10))
-    assert hiding.eyes_hidden(found, whole((0, 0, 0, 0)), 100, 100).all()
-
-
-def test_a_face_is_hidden_if_its_eyes_are_in_every_sighting():
-    seen = with_eyes((30, 40), (50, 40), (40, 56), (20, 20, 60, 60)).seen
-    lower = with_eyes((30, 60), (50, 60), (40, 76), (20, 40, 60, 80)).seen
-    sightings = replace(Sightings.joined([seen, lower]), face=np.array([0, 0]))
-    found = Detections(box(20, 20, 60, 80), np.ones(1, np.float32), sightings)
-    assert not hiding.eyes_hidden(found, whole((20, 20, 60, 50)), 100, 100).any()
-    assert hiding.eyes_hidden(found, whole((20, 20, 60, 70)), 100, 100).all()
 
 
 # --- what is left ---------------------------------------------------------------------------------------------
@@ -345,7 +197,7 @@ def test_each_pixel_of_a_region_alone_leaves_no_trace(kind, method):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most_grains", [1 << 21, 100], ids=["by the ring", "by the area"])
 def test_a_large_region_is_filled_from_squares_that_hold_none_of_it(kind, most_grains, monkeypatch):
-    monkeypatch.setattr(filling, "MOST_GRAINS", most_grains)
+    monkeypatch.setattr(filling, "MAX_GRAINS", most_grains)
     grains = []
     kept = METHODS["surround"]
     monkeypatch.setitem(METHODS, "surround", lambda hole: grains.append(hole.grain) or kept(hole))
@@ -545,7 +397,7 @@ def test_a_soft_edge_lies_outside_the_region_and_fades(method):
 @given(some=boxes(most=3), style=STYLES)
 def test_the_soft_edge_is_no_wider_than_asked_for(some, style):
     picture = noise(64, 64)
-    found = hiding.regions(Sightings.of(some), replace(style, shape="rectangle"), 64, 64)
+    found = regions.regions(Sightings.of(some), replace(style, shape="rectangle"), 64, 64)
     far = np.ones((64, 64), bool)
     for (x1, y1, x2, y2), side in zip(found.rectangles, found.sides, strict=True):
         reach = round(style.feather * side) + 1
@@ -563,7 +415,7 @@ def test_pixelate_keeps_a_few_tones_whatever_the_size_of_the_face(kind, size):
     picture = noise(size + 20, size + 20, kind)
     hidden = hide(picture, box(10, 10, 10 + size, 10 + size), MaskStyle("pixelate", 1.0, 0.0))
     region = hidden[10 : 10 + size, 10 : 10 + size].reshape(size * size, -1)
-    assert len(np.unique(region, axis=0)) <= (CELLS + 1) ** 2
+    assert len(np.unique(region, axis=0)) <= (CELLS_ACROSS + 1) ** 2
 
 
 @pytest.mark.parametrize("method", ["blur", "pixelate"])
@@ -674,21 +526,21 @@ def groups_one_by_one(everything, style):
 def hidden_one_by_one(picture, seen, style, extra):
     """`hide` as it reads: each group with all regions of the others drawn anew around it."""
     height, width = picture.shape[:2]
-    everything = hiding.regions(seen, style, width, height, extra)
+    everything = regions.regions(seen, style, width, height, extra)
     result = picture.copy()
     for rows in groups_one_by_one(everything, style):
         group, others = everything[rows], everything[np.setdiff1d(np.arange(len(everything)), rows)]
         feather = round(style.feather * group.sides.min())
-        ring = max(hiding.SMALLEST_RING, round(hiding.RING * group.sides.min()))
+        ring = max(hiding.MIN_RING, round(hiding.RING_SHARE * group.sides.min()))
         first, last = group.rectangles[:, :2].min(axis=0), group.rectangles[:, 2:].max(axis=0)
         x1, y1 = np.maximum(first - feather - ring, 0)
         x2, y2 = np.minimum(last + feather + ring, (width, height))
         hole = filling.Hole(
             picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1),
             hiding._soft(group, (x1, y1, x2, y2), feather),
-            hiding._covered(others, (x1, y1, x2, y2)),
+            regions.covered_pixels(others, (x1, y1, x2, y2)),
             filling.grain_of(ring, int((last - first).prod())),
-            max(hiding.SMALLEST_CELL, math.ceil(group.sides.max() / CELLS)),
+            max(hiding.MIN_CELL, math.ceil(group.sides.max() / CELLS_ACROSS)),
             0,
         )
         filling.replace_pixels(result[y1:y2, x1:x2], hole, style.method)
@@ -708,7 +560,7 @@ def test_faces_of_a_crowd_are_hidden_as_if_each_was_compared_with_each(seed):
         float(random.choice([0, 0.05, 0.2])),
     )
     picture = noise(height, width, sorted(KINDS)[seed % 5], seed)
-    everything = hiding.regions(seen, style, width, height, extra)
+    everything = regions.regions(seen, style, width, height, extra)
     assert [rows.tolist() for rows in hiding._groups(everything, style)] == groups_one_by_one(everything, style)
     assert np.array_equal(
         hiding.hide(picture, seen, style, extra=extra), hidden_one_by_one(picture, seen, style, extra)
@@ -719,18 +571,18 @@ def test_faces_of_a_crowd_are_hidden_as_if_each_was_compared_with_each(seed):
 def test_eyes_of_a_crowd_are_hidden_as_if_each_was_compared_with_each_region(seed):
     seen, extra = crowd(seed, 300, 200)
     some = crowd(seed + 1000, 300, 200)[0]
-    hidden = hiding.regions(some, MaskStyle(region=1.0, shape="ellipse" if seed % 2 else "rectangle"), 300, 200, extra)
-    bands = hiding.eye_bands(seen).clip(0, [300, 200] * 2)
+    hidden = regions.regions(some, MaskStyle(region=1.0, shape="ellipse" if seed % 2 else "rectangle"), 300, 200, extra)
+    bands = regions.eye_bands(seen).clip(0, [300, 200] * 2)
     exposed = set()
     for face, (x1, y1, x2, y2) in zip(seen.face.tolist(), bands, strict=True):
         window = math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
         if window[0] < window[2] and window[1] < window[3]:
-            share = hiding._covered(hidden, window).mean()
-            exposed |= {face} if share < hiding.HIDDEN_EYES else set()
+            share = regions.covered_pixels(hidden, window).mean()
+            exposed |= {face} if share < regions.MIN_EYES_HIDDEN else set()
     count = int(seen.face.max()) + 1
     found = Detections(np.zeros((count, 4), np.float32), np.ones(count, np.float32), seen)
     expected = [face not in exposed for face in range(count)]
-    assert hiding.eyes_hidden(found, hidden, 300, 200).tolist() == expected
+    assert regions.eyes_hidden(found, hidden, 300, 200).tolist() == expected
 
 
 def tiles(columns, rows, side, gap):
@@ -755,7 +607,7 @@ def test_nothing_of_thousands_of_faces_is_left(some, groups, method, feather):
 
     hidden = hide(picture, some, style)
 
-    assert len(hiding._groups(hiding.regions(Sightings.of(some), style, width, height), style)) == groups
+    assert len(hiding._groups(regions.regions(Sightings.of(some), style, width, height), style)) == groups
     assert np.array_equal(hidden, hide(other, some, style))
     assert mask.sum() == len(some) * 100
 
@@ -763,24 +615,28 @@ def test_nothing_of_thousands_of_faces_is_left(some, groups, method, feather):
 @pytest.mark.parametrize("some", [WALL, APART], ids=["a wall", "apart"])
 def test_thousands_of_faces_are_hidden_and_checked_by_looking_at_the_regions_near_each(some, monkeypatch):
     considered = []
-    kept = hiding._covered
-    monkeypatch.setattr(
-        hiding, "_covered", lambda regions, window: considered.append(len(regions)) or kept(regions, window)
-    )
+    kept = regions.covered_pixels
+
+    def counting(some, window):
+        considered.append(len(some))
+        return kept(some, window)
+
+    for module in (hiding, regions):
+        monkeypatch.setattr(module, "covered_pixels", counting)
     width, height = some[:, 2:].max(axis=0).astype(int) + 20
     style = MaskStyle("fill", feather=0.05)
     hide(np.zeros((height, width), np.uint8), some, style)
     assert sum(considered) <= 20 * len(some)
 
     considered.clear()
-    hidden = hiding.regions(Sightings.of(some), style, width, height)
+    hidden = regions.regions(Sightings.of(some), style, width, height)
     found = Detections(some, np.ones(len(some), np.float32))
-    assert hiding.eyes_hidden(found, hidden, width, height).all()
+    assert regions.eyes_hidden(found, hidden, width, height).all()
     assert sum(considered) <= 2 * len(some)
 
 
 def test_ten_thousand_faces_are_grouped_without_a_table_of_all_pairs():
-    everything = hiding.regions(Sightings.of(WALL), MaskStyle(region=1.0), 1250, 800)
+    everything = regions.regions(Sightings.of(WALL), MaskStyle(region=1.0), 1250, 800)
     tracemalloc.start()
     try:
         assert len(hiding._groups(everything, MaskStyle())) == 1

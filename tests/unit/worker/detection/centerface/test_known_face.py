@@ -7,7 +7,7 @@ import pytest
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
 from worker.detection.centerface import SCORE_THRESHOLD, known_face
-from worker.detection.detector import Detections, Sightings
+from worker.detection.faces import Detections, Sightings
 
 ENGINES = sorted(known_face.TOLERANCES)
 

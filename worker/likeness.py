@@ -7,10 +7,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.detection.detector import SLACK, SLACK_SHARE, Boxes, Sightings
+from worker.detection.detector import EDGE_SLACK, MAX_SLACK_SHARE
+from worker.detection.faces import Boxes, Sightings
 from worker.images import Frame, Picture
 from worker.images.picture import WITH_ALPHA
-from worker.masking.hiding import RING, WHOLE, MaskStyle, regions
+from worker.masking.hiding import RING_SHARE
+from worker.masking.regions import WHOLE, MaskStyle, regions
 
 Rectangles = NDArray[np.intp]
 Planes = NDArray[np.float32]
@@ -193,10 +195,10 @@ def hidden_by(
     """
     width, height = picture.width, picture.height
     seen = Sightings.of(boxes)
-    slack = np.full(len(boxes), SLACK * max(1.0, max(width, height) / coarsest), np.float32)
-    whole = replace(style, region=WHOLE, margin=max(style.margin, SLACK_SHARE), shape="rectangle")
+    slack = np.full(len(boxes), EDGE_SLACK * max(1.0, max(width, height) / coarsest), np.float32)
+    whole = replace(style, region=WHOLE, margin=max(style.margin, MAX_SLACK_SHARE), shape="rectangle")
     found = regions(replace(seen, slack=slack), whole, width, height, extra)
-    grown = np.ceil((style.feather + RING) * found.sides).astype(np.intp)[:, None] + 1
+    grown = np.ceil((style.feather + RING_SHARE) * found.sides).astype(np.intp)[:, None] + 1
     edges = np.concatenate([found.rectangles[:, :2] - grown, found.rectangles[:, 2:] + grown], axis=1)
     rectangles: Rectangles = edges.clip(0, [width, height] * 2)
     return rectangles

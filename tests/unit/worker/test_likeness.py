@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worker import images
-from worker.detection.detector import Sightings
-from worker.images import Frame, deep, likeness
+from worker import images, likeness
+from worker.detection.faces import Sightings
+from worker.images import Frame, deep
 from worker.masking import hiding
-from worker.masking.hiding import MaskStyle
+from worker.masking.regions import MaskStyle
 
 MANY = 10**7
 SIZE = 96, 128

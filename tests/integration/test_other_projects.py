@@ -1,0 +1,73 @@
+"""A Celery project with a module ``tasks`` of its own sends pictures by the name of the task alone."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TASKS = "OWN = True\n"
+OUTCOME = """
+import json
+import tasks
+assert tasks.OWN
+from celery import Celery
+import os, sys
+app = Celery("shop", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])
+result = app.send_task("veil.anonymize_image", args=[sys.argv[1]], queue="uploads")
+try:
+    outcome = result.get(timeout=60)
+except Exception as error:
+    outcome = [type(error).__name__, str(error)]
+print(json.dumps(outcome))
+"""
+
+
+@pytest.fixture
+def run(tmp_path, queue):
+    """Run a program in a project that has its own tasks.py; what it printed."""
+    (tmp_path / "tasks.py").write_text(TASKS)
+    scheme, place = queue.environment["VEIL_REDIS_URL"].split("://")
+    url = f"{scheme}://:{queue.redis.password}@{place}"
+
+    def run(program, *arguments):
+        (tmp_path / "shop.py").write_text(program)
+        done = subprocess.run(
+            [sys.executable, "shop.py", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            cwd=tmp_path,
+            env={**os.environ, "REDIS_URL": url},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_a_picture_is_anonymized(worker, raw, clean, place, portrait, run):
+    source = raw.put(f"{place}a.jpg", portrait)
+    report = json.loads(run(OUTCOME, source))
+    assert (report["status"], report["faces"]) == ("anonymized", 1)
+    assert report["destination"] == clean.uri(f"{place}a.jpg")
+    assert clean.open(f"{place}a.jpg").format == "JPEG"
+
+
+def test_an_error_arrives_by_its_name(worker, raw, clean, place, run):
+    source = raw.put(f"{place}a.jpg", b"no picture")
+    name, message = json.loads(run(OUTCOME, source))
+    assert name == "UnreadableImage"
+    assert message
+    assert clean.head(f"{place}a.jpg") is None
+
+
+def test_the_example_of_the_page_works_in_such_a_project(worker, raw, clean, place, portrait, run, repository):
+    (block,) = (text for text in BLOCK.findall((repository / "docs" / "python.md").read_text()) if "send_task" in text)
+    example = "s3://raw/a/portrait.jpg"
+    assert example in block
+    source = raw.put(f"{place}portrait.jpg", portrait)
+    assert run(block.replace(example, source)).split() == ["anonymized", clean.uri(f"{place}portrait.jpg")]

@@ -1,0 +1,59 @@
+"""docs/python.md: its examples run as they stand."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def page(repository, portrait, tmp_path_factory):
+    """What the examples define, run one after the other in a folder with a portrait."""
+    folder: Path = tmp_path_factory.mktemp("page")
+    (folder / "portrait.jpg").write_bytes(portrait)
+    defined = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for number, block in enumerate(BLOCK.findall((repository / "docs" / "python.md").read_text())):
+            if "send_task" not in block:  # which needs a worker: see the integration tests
+                exec(compile(block, f"example {number}", "exec"), defined)
+        yield folder, defined
+
+
+def test_the_example_of_files_and_arrays_hides_a_face(page):
+    folder, defined = page
+    sizes = []
+    for name in ("clean.jpeg", "portrait.jpg"):
+        with Image.open(folder / name) as image:
+            sizes.append(image.size)
+    assert sizes[0] == sizes[1]
+    assert len(defined["faces"]) == 1
+    assert (defined["hidden"] != defined["pixels"]).any()
+
+
+def test_the_example_of_a_service_answers_with_the_picture_or_the_reason(page, portrait):
+    _, defined = page
+
+    def post(body):
+        answers = []
+        environ = {"CONTENT_LENGTH": str(len(body)), "wsgi.input": io.BytesIO(body)}
+        content = b"".join(defined["application"](environ, lambda *answer: answers.append(answer)))
+        ((status, headers),) = answers
+        return status[:3], dict(headers)["Content-Type"], content
+
+    assert post(portrait) == ("200", "image/jpeg", defined["result"].content)
+    status, kind, reason = post(b"no picture")
+    assert (status, kind) == ("422", "text/plain")
+    assert reason
+
+
+def test_the_example_of_a_data_loader_gives_hidden_pixels(page):
+    folder, defined = page
+    dataset = defined["AnonymizedPictures"](folder)
+    assert len(dataset) == 1
+    assert np.array_equal(dataset[0], defined["hidden"])

@@ -1,0 +1,176 @@
+"""The public engine: files and arrays in a Python program, with the errors of a worker."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import worker
+from tasks.errors import (
+    DetectionFailed,
+    EmptyObject,
+    ImageTooLarge,
+    SettingsInvalid,
+    UnreadableImage,
+    UnsupportedImage,
+)
+from worker import Anonymizer
+from worker.detection.faces import Detections
+
+
+@pytest.fixture(scope="module")
+def anonymizer(clean_environment):
+    return Anonymizer.from_settings(max_pixels=1_000_000, max_bytes=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def pixels(portrait):
+    return np.asarray(Image.open(io.BytesIO(portrait)).convert("RGB"))
+
+
+class Finds:
+    """A detector that calls `during` and finds one face."""
+
+    def __init__(self, during=lambda: None):
+        self._during = during
+
+    def detect(self, picture):
+        self._during()
+        return Detections(np.array([(20, 20, 60, 60)], np.float32), np.array([0.9], np.float32))
+
+
+def test_a_file_comes_back_in_its_format_with_its_faces_hidden(anonymizer, portrait, pixels):
+    result = anonymizer.anonymize(portrait)
+    clean = Image.open(io.BytesIO(result.content))
+    assert (clean.format, result.format) == ("JPEG", "JPEG")
+    assert clean.size == (result.width, result.height)
+    assert result.detections.boxes_xyxy.shape == (1, 4)
+    assert result.detections.scores.shape == (1,)
+    x1, y1, x2, y2 = result.detections.boxes_xyxy[0].round().astype(int)
+    upper = np.s_[y1 : y1 + (y2 - y1) // 2, x1:x2]
+    assert np.abs(np.asarray(clean).astype(int) - pixels)[upper].mean() > 20
+
+
+def test_an_array_comes_back_with_the_faces_hidden_that_detect_finds(anonymizer, pixels):
+    before = pixels.copy()
+    result = anonymizer.anonymize_array(pixels)
+    assert np.array_equal(pixels, before)
+    assert (result.pixels.dtype, result.pixels.shape) == (np.uint8, pixels.shape)
+    found = anonymizer.detect(pixels)
+    assert found.boxes_xyxy.tolist() == result.detections.boxes_xyxy.tolist()
+    x1, y1, x2, y2 = found.boxes_xyxy[0].round().astype(int)
+    assert (result.pixels != pixels)[y1 : y1 + (y2 - y1) // 2, x1:x2].mean() > 0.8
+
+
+def test_an_array_and_a_lossless_file_of_it_have_the_same_output(anonymizer, pixels):
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    file = anonymizer.anonymize(target.getvalue())
+    assert np.array_equal(Image.open(io.BytesIO(file.content)), anonymizer.anonymize_array(pixels).pixels)
+
+
+def test_views_of_arrays_are_taken_as_they_look(anonymizer, pixels):
+    flipped = pixels[:, ::-1]
+    contiguous = np.ascontiguousarray(flipped)
+    assert np.array_equal(anonymizer.anonymize_array(flipped).pixels, anonymizer.anonymize_array(contiguous).pixels)
+
+
+def test_an_output_without_faces_shares_no_memory_with_its_input(anonymizer):
+    blank = np.full((64, 64, 3), 128, np.uint8)
+    result = anonymizer.anonymize_array(blank)
+    assert np.array_equal(result.pixels, blank)
+    assert not np.shares_memory(result.pixels, blank)
+
+
+def test_an_array_that_changes_during_the_work_leaves_no_clear_pixels(anonymizer, monkeypatch):
+    given = np.full((80, 80, 3), 10, np.uint8)
+    monkeypatch.setattr(anonymizer._anonymizer, "_detector", Finds(lambda: given.fill(255)))
+    assert anonymizer.anonymize_array(given).pixels.max() == 10
+
+
+NOT_ARRAYS = [
+    [[[1, 2, 3]]],
+    b"bytes",
+    None,
+    Image.new("RGB", (8, 8)),
+    np.ma.masked_array(np.zeros((8, 8, 3), np.uint8)),
+    np.zeros((8, 8, 3)),
+    np.zeros((8, 8, 3), np.int8),
+    np.zeros((8, 8, 3), np.uint16),
+    np.zeros((8, 8, 3), bool),
+    np.zeros((8, 8), np.uint8),
+    np.zeros((8, 8, 1), np.uint8),
+    np.zeros((8, 8, 4), np.uint8),
+    np.zeros((3, 8, 8), np.uint8),
+    np.zeros((1, 8, 8, 3), np.uint8),
+    np.zeros((0, 8, 3), np.uint8),
+    np.zeros((8, 0, 3), np.uint8),
+]
+
+
+@pytest.mark.parametrize("given", NOT_ARRAYS, ids=str)
+@pytest.mark.parametrize("method", ["anonymize_array", "detect"])
+def test_anything_but_rgb_in_8_bits_is_refused_by_name(anonymizer, given, method):
+    with pytest.raises(UnsupportedImage) as error:
+        getattr(anonymizer, method)(given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["anonymize_array", "detect"])
+def test_an_array_over_the_limit_is_refused(anonymizer, method):
+    with pytest.raises(ImageTooLarge, match="VEIL_MAX_PIXELS"):
+        getattr(anonymizer, method)(np.zeros((1000, 1001, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", EmptyObject),
+        (b"no picture", UnreadableImage),
+        (bytes(1_000_001), ImageTooLarge),
+        ("text", UnsupportedImage),
+        (None, UnsupportedImage),
+        (bytearray(b"\xff\xd8"), UnsupportedImage),
+    ],
+)
+def test_a_file_that_cannot_be_anonymized_raises_what_a_worker_does(anonymizer, content, error):
+    with pytest.raises(error):
+        anonymizer.anonymize(content)
+
+
+def test_a_failure_of_the_detector_is_an_error_and_not_an_output(anonymizer, pixels, portrait, monkeypatch):
+    def fail():
+        raise DetectionFailed("the model failed")
+
+    monkeypatch.setattr(anonymizer._anonymizer, "_detector", Finds(fail))
+    for work in (anonymizer.anonymize_array, anonymizer.detect):
+        with pytest.raises(DetectionFailed):
+            work(pixels)
+    with pytest.raises(DetectionFailed):
+        anonymizer.anonymize(portrait)
+
+
+def test_settings_come_from_the_environment_and_arguments_take_precedence(anonymizer, monkeypatch):
+    monkeypatch.setenv("VEIL_NO_FACES", "hold")
+    blank = np.full((64, 64, 3), 128, np.uint8)
+    held = Anonymizer.from_settings().anonymize_array(blank)
+    assert (held.pixels, held.reason) == (None, "no face found")
+    assert Anonymizer.from_settings(no_faces="publish").anonymize_array(blank).pixels is not None
+
+
+@pytest.mark.parametrize("values", [{"preset": "quick"}, {"prest": "fast"}, {"max_pixels": -1}])
+def test_a_setting_that_is_wrong_is_refused(values):
+    with pytest.raises(SettingsInvalid, match=f"VEIL_{next(iter(values)).upper()}"):
+        Anonymizer.from_settings(**values)
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch):
+    monkeypatch.setenv("VEIL_PRESETS", "fast")
+    with pytest.raises(SettingsInvalid, match="did you mean VEIL_PRESET"):
+        Anonymizer.from_settings()
+
+
+def test_a_misspelt_name_of_worker_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Anonymiser"):
+        worker.Anonymiser  # noqa: B018
