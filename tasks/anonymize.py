@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from tasks import metrics
 from tasks.addresses import ObjectUri
-from tasks.app import TASK, app
+from tasks.app import app
 from tasks.delivery.attempts import Delivery
 from tasks.delivery.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.errors import (
@@ -28,7 +28,7 @@ from tasks.errors import (
     VeilError,
     without_data,
 )
-from tasks.messages import REFUSED_HEADER, RUN_HEADER, AnonymizeReport, AnonymizeRequest
+from tasks.messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
 from tasks.records import dead_letters, outcomes, review
 from tasks.redis_errors import queue_unavailable
 
@@ -68,10 +68,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     try:
         _check_taken(self)
         request = AnonymizeRequest.parse(**fields)
-        delivery = _delivery(self, self.app.pipeline.output(request))
+        delivery = _delivery(self, app.work.pipeline.output(request))
         with delivery:
-            run = partial(self.app.pipeline.run, on_stage=partial(_go_on, self, delivery), confirm=delivery.confirm)
-            report: AnonymizeReport = run(request)
+            report = app.work.pipeline.run(request, partial(_go_on, self, delivery), delivery.confirm)
             _note_review(self, request, report)
     except QueueUnavailable as error:
         bound.warning("given back", **_described(error))
@@ -124,15 +123,14 @@ def _name(task: Task, fields: Mapping[str, Any]) -> str:
 
 def _delivery(task: Task, output: ObjectUri) -> Delivery:
     tag = str(task.request.properties["delivery_tag"])
-    delivery: Delivery = task.app.deliveries.delivery(output, tag, task.request.hostname or "")
-    return delivery
+    return Delivery(app.work.deliveries, output, tag, task.request.hostname or "")
 
 
 def _pause(task: Task, request: AnonymizeRequest, error: Transient) -> float | None:
     """The seconds until the next try, None if this was the last. What is not the picture's own doing isn't counted."""
     asked = asked_pause(error)
-    probe = partial(task.app.pipeline.check_store, request)
-    if isinstance(error, Busy) or task.app.circuit_breaker.explains(error, probe):
+    probe = partial(app.work.pipeline.check_store, request)
+    if isinstance(error, Busy) or app.work.circuit_breaker.explains(error, probe):
         task.request.retries -= 1  # to which Celery adds one
         return asked + random.uniform(1.0, RETRY_SECONDS)
     return asked + backoff_seconds(task.request.retries) if task.request.retries < MAX_RETRIES else None
@@ -173,10 +171,10 @@ def _go_on(task: Task, delivery: Delivery, stage: str) -> None:
     """
     if stage != "fetching":
         delivery.dare()
-    if task.app.dispatcher is None:
+    if app.work.dispatcher is None:
         return
     try:
-        task.app.dispatcher.send(f"task-{stage}", uuid=task.request.id)
+        app.work.dispatcher.send(f"task-{stage}", uuid=task.request.id)
     except (OperationalError, RedisError, OSError):
         pass  # a picture must not fail because nobody could be told how far it is
 

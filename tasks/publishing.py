@@ -14,9 +14,9 @@ from kombu.utils import json
 from redis.exceptions import RedisError
 
 from tasks.addresses import ObjectUri
-from tasks.app import TASK, shown
-from tasks.messages import RUN_HEADER, AnonymizeOptions
+from tasks.messages import RUN_HEADER, TASK, AnonymizeOptions
 from tasks.redis_errors import queue_unavailable
+from tasks.representation import shown
 
 RECIPE = "veil:recipe"  # of the worker that started last
 NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")  # of the task ids; made once, at random

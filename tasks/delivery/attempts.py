@@ -146,10 +146,6 @@ class Deliveries:
         self._begun: set[str] = set()  # keys of notes
         self._to_end: list[tuple[list[str], list[str]]] = []  # what Redis could not be told yet
 
-    def delivery(self, output: ObjectUri, tag: str, worker: str) -> "Delivery":
-        """The delivery `tag` of a message that asks for `output`, in the hands of `worker`."""
-        return Delivery(self, output, tag, worker)
-
     def began(self, notes: str) -> None:
         with self._lock:
             self._begun.add(notes)

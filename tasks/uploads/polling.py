@@ -14,9 +14,9 @@ from typing import Any
 import structlog
 
 from tasks.addresses import PrefixUri
-from tasks.app import BACKFILL, UPLOADS
 from tasks.backoff import Backoff
 from tasks.errors import Permanent, VeilError
+from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Wanted, connected
 from tasks.records.queues import depth
 from tasks.storage.s3 import ObjectStore, StoredObject

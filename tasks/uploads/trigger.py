@@ -24,9 +24,8 @@ import structlog
 
 from tasks import metrics, routes
 from tasks.addresses import ObjectUri, PrefixUri, plain
-from tasks.app import UPLOADS
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
-from tasks.messages import AnonymizeRequest
+from tasks.messages import UPLOADS, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 

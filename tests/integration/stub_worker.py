@@ -18,10 +18,10 @@ from pathlib import Path
 
 import structlog
 
-import tasks.app
-from tasks.app import QUEUES, app
+from tasks.app import app
+from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
-from tasks.messages import AnonymizeReport
+from tasks.messages import QUEUES, AnonymizeReport
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
 
@@ -73,13 +73,14 @@ def main():
     journal, *options = sys.argv[1:]
     chosen = dict(option.removeprefix("--").split("=") for option in options)
     if transport := chosen.get("transport"):
-        tasks.app.TRANSPORT = transport
+        steps.TRANSPORT = transport
         eager = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
         seconds = app.conf.broker_transport_options["lease_seconds"]
         app.conf.broker_transport_options.update(visibility_timeout=seconds, **eager)
     logs.configure("json")
     watchdog = Watchdog(look_seconds=0.1)
-    app.pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
+    pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
+    app.build_pipeline = lambda *_: pipeline
     watchdog.start()
     bootstrap.worker_ready.connect(
         lambda sender, **_: structlog.get_logger("veil").info("worker ready", worker=sender.hostname), weak=False

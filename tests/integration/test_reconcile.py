@@ -9,10 +9,9 @@ import pytest
 
 from tasks import publishing
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, UPLOADS
 from tasks.bulk.comparison import Places
 from tasks.bulk.reconcile import Only, Reconciliation
-from tasks.messages import AnonymizeRequest
+from tasks.messages import BACKFILL, UPLOADS, AnonymizeRequest
 from tasks.records import dead_letters
 from tasks.records.dead_letters import DeadLetter
 from tasks.records.queues import wait_for_room

@@ -191,6 +191,9 @@ def _work() -> None:
         def output(self, request: AnonymizeRequest) -> ObjectUri:
             return ObjectUri("clean", request.source.key)
 
+        def check_store(self, request: AnonymizeRequest) -> None:
+            """Do nothing: there is no store."""
+
         def run(
             self, request: AnonymizeRequest, on_stage: Callable[[str], None], confirm: Callable[[], None]
         ) -> AnonymizeReport:
@@ -204,7 +207,7 @@ def _work() -> None:
     # Celery warns root, in several lines, and containers run this as root.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     logs.configure("json")  # on standard error
-    app.pipeline = Pipeline()
+    app.build_pipeline = lambda *_: Pipeline()
     app.Worker(pool="threads", concurrency=1, queues="uploads,backfill", loglevel="ERROR", quiet=True).start()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from tasks.app import BACKFILL, app
+from tasks.app import app
 from tasks.bulk.comparison import Places
 from tasks.bulk.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.errors import SettingsInvalid
+from tasks.messages import BACKFILL
 from tasks.publishing import Publisher, Wanted, announced_recipe, connected
 from tasks.records.queues import wait_for_room
 from tasks.settings import Settings

@@ -4,7 +4,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tasks.app import QUEUES
+from tasks.messages import QUEUES
 from tasks.settings import refuse_unknown
 from worker.settings import WorkerSettings
 

@@ -1,0 +1,48 @@
+"""The parts of a worker that the task uses, and the interface that its pipeline must have."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.addresses import ObjectUri
+from tasks.delivery.attempts import Deliveries
+from tasks.delivery.circuit_breaker import CircuitBreaker
+from tasks.messages import AnonymizeReport, AnonymizeRequest
+
+
+class Pipeline(Protocol):
+    """The work on one picture. All threads of a worker share one pipeline."""
+
+    recipe: str
+
+    def output(self, request: AnonymizeRequest) -> ObjectUri:
+        """Return the address of the output; raise BucketNotAllowed if no route leads there."""
+
+    def run(
+        self, request: AnonymizeRequest, on_stage: Callable[[str], None], confirm: Callable[[], None]
+    ) -> AnonymizeReport:
+        """Fetch, anonymize and store one picture; raise a VeilError that says who must act.
+
+        `on_stage` is called with the name of each stage as it begins, and `confirm` before anything
+        is stored; what they raise ends the work.
+        """
+
+    def check_store(self, request: AnonymizeRequest) -> None:
+        """Raise the VeilError that at present meets every picture on the route of `request`."""
+
+
+class Dispatcher(Protocol):
+    """Celery's dispatcher of events."""
+
+    def send(self, kind: str, /, **fields: Any) -> None: ...
+
+
+@dataclass
+class Work:
+    """What a worker process works with. PipelineStep makes one before the first message is taken."""
+
+    pipeline: Pipeline
+    deliveries: Deliveries
+    circuit_breaker: CircuitBreaker
+    dispatcher: Dispatcher | None = None
+    """None until the worker is connected; EventsStep replaces it with each connection."""
