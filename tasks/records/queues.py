@@ -10,7 +10,7 @@ from typing import Any
 from kombu.transport import redis as kombu_redis
 
 from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
-from tasks.publishing import connected
+from tasks.redis_errors import connected
 
 IN_HAND = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
 SCANNED_AT_ONCE = 500

@@ -12,7 +12,7 @@ from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.bulk import backfill
 from tasks.bulk.backfill import Backfill, Selection
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.errors import RunTakenOver
 from tasks.messages import BACKFILL, RUN_HEADER
 from tasks.publishing import Publisher, Wanted

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tasks.bulk import backfill, comparison
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.messages import BACKFILL
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes

@@ -9,7 +9,7 @@ import pytest
 
 from tasks import publishing
 from tasks.addresses import ObjectUri
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.messages import BACKFILL, UPLOADS, AnonymizeRequest
 from tasks.records import dead_letters

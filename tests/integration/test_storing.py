@@ -11,7 +11,8 @@ from PIL import Image
 
 from tasks.addresses import ObjectUri
 from tasks.bulk.backfill import Selection, rehearse
-from tasks.bulk.comparison import Places, compare, settle
+from tasks.bulk.comparison import compare, settle
+from tasks.bulk.places import Places
 from tasks.bulk.verify import Audit
 from tasks.errors import (
     DestinationTaken,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tasks.bulk.backfill import Selection, rehearse
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.bulk.verify import Audit
 from tasks.errors import ImageTooLarge, InvalidRequest

@@ -112,7 +112,7 @@ def _produce(keys: int, low_water: int, high_water: int) -> tuple[float, int]:
     """A whole run; its seconds, and the largest resident size of this process in bytes."""
     from tasks.app import app
     from tasks.bulk.backfill import Backfill, Selection
-    from tasks.bulk.comparison import Places
+    from tasks.bulk.places import Places
     from tasks.routes import Route
 
     producer = Backfill(

@@ -31,7 +31,7 @@ from tasks.delivery.envelopes import (
 )
 from tasks.messages import MOST_AREAS, QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, UPLOADS
 from tasks.representation import MOST_SHOWN
-from tasks.storage.s3 import LONGEST_RETRY_AFTER
+from tasks.storage.aws_errors import LONGEST_RETRY_AFTER
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -17,7 +17,8 @@ from tasks import errors
 from tasks.addresses import ObjectUri
 from tasks.errors import Permanent, Transient, VeilError
 from tasks.settings import Settings
-from tasks.storage.s3 import DENIED, LATER, LONGEST_RETRY_AFTER, MISSING, REFUSED, ObjectStore, _translated, translate
+from tasks.storage.aws_errors import DENIED, LATER, LONGEST_RETRY_AFTER, MISSING, REFUSED, translate, translated
+from tasks.storage.s3 import ObjectStore
 
 PLACE = ObjectUri("raw", "in/a.jpg")
 SECRET = "hunter2-secret"
@@ -73,7 +74,7 @@ def an_answer(code, status):
 
 def raised(error):
     """What a caller of ObjectStore sees of `error`."""
-    with pytest.raises(VeilError) as caught, _translated(PLACE):
+    with pytest.raises(VeilError) as caught, translated(PLACE):
         raise error
     return caught.value
 
@@ -206,7 +207,7 @@ def test_an_error_that_has_its_name_keeps_it():
 
 
 def test_a_bug_is_not_taken_for_a_storage_error():
-    with pytest.raises(ZeroDivisionError), _translated(PLACE):
+    with pytest.raises(ZeroDivisionError), translated(PLACE):
         raise ZeroDivisionError
 
 

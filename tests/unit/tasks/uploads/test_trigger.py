@@ -13,7 +13,8 @@ from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
 from tasks.routes import Route
-from tasks.uploads.trigger import MOST_AT_ONCE, MOST_REFUSALS_LOGGED, Event, Parsed, Selection, Trigger, parse
+from tasks.uploads.events import Event, Parsed, parse
+from tasks.uploads.trigger import MOST_AT_ONCE, MOST_REFUSALS_LOGGED, Selection, Trigger
 from tests.events import (
     ETAG,
     FORMS,
