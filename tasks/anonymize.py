@@ -31,6 +31,7 @@ from tasks.errors import (
 from tasks.messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
 from tasks.records import dead_letters, outcomes, review
 from tasks.redis_errors import queue_unavailable
+from tasks.routes import Route
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
@@ -68,16 +69,17 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     try:
         _check_taken(self)
         request = AnonymizeRequest.parse(**fields)
-        delivery = _delivery(self, app.work.pipeline.output(request))
+        routed = app.work.pipeline.resolve(request)
+        delivery = _delivery(self, routed.destination)
         with delivery:
-            report = app.work.pipeline.run(request, partial(_go_on, self, delivery), delivery.confirm)
+            report = app.work.pipeline.run(routed, partial(_go_on, self, delivery), delivery.confirm)
             _note_review(self, request, report)
     except QueueUnavailable as error:
         bound.warning("given back", **_described(error))
         raise  # the message comes back with its lease: see tasks.delivery.acknowledgement
     except Transient as error:
         attempt = self.request.retries + 1
-        if (pause := _pause(self, request, error)) is not None:
+        if (pause := _pause(self, routed.route, error)) is not None:
             bound.warning("retried", **_described(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
         _set_aside(self, fields, error, delivery)
@@ -126,10 +128,10 @@ def _delivery(task: Task, output: ObjectUri) -> Delivery:
     return Delivery(app.work.deliveries, output, tag, task.request.hostname or "")
 
 
-def _pause(task: Task, request: AnonymizeRequest, error: Transient) -> float | None:
+def _pause(task: Task, route: Route, error: Transient) -> float | None:
     """The seconds until the next try, None if this was the last. What is not the picture's own doing isn't counted."""
     asked = asked_pause(error)
-    probe = partial(app.work.pipeline.check_store, request)
+    probe = partial(app.work.pipeline.check_store, route)
     if isinstance(error, Busy) or app.work.circuit_breaker.explains(error, probe):
         task.request.retries -= 1  # to which Celery adds one
         return asked + random.uniform(1.0, RETRY_SECONDS)

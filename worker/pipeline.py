@@ -19,7 +19,7 @@ from tasks.errors import (
     StorageUnavailable,
 )
 from tasks.messages import MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
-from tasks.routes import Route
+from tasks.routes import Route, Routed
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.marks import Marks
@@ -29,8 +29,8 @@ from worker.anonymizer import AS_CONFIGURED, Anonymized, Anonymizer, OnStage, St
 STORE_TRIES = 2  # of one output whose place changes while it is written
 
 
-def undisputed() -> None:
-    """Nobody else writes to the destination."""
+def always_confirm() -> None:
+    """Let every output be stored."""
 
 
 class Pipeline:
@@ -53,12 +53,12 @@ class Pipeline:
         self._marks = Marks([*([receipt_key] if receipt_key else []), *older_keys])
         self.recipe = anonymizer.recipe
 
-    def output(self, request: AnonymizeRequest) -> ObjectUri:
-        """Where the output of `request` goes; BucketNotAllowed if it may not."""
-        return routes.find(request, self._route_table)[1]
+    def resolve(self, request: AnonymizeRequest) -> Routed:
+        """Return `request` with its route; raise BucketNotAllowed if it has none."""
+        return routes.find(request, self._route_table)
 
     def run(
-        self, request: AnonymizeRequest, on_stage: OnStage = unheard, confirm: Callable[[], None] = undisputed
+        self, routed: Routed, on_stage: OnStage = unheard, confirm: Callable[[], None] = always_confirm
     ) -> AnonymizeReport:
         """Fetch, anonymize and store one object, and say what came of it.
 
@@ -66,7 +66,7 @@ class Pipeline:
         must act; then no output was written.
         """
         watch, limits = Stopwatch(on_stage), self._anonymizer.limits
-        route, destination = routes.find(request, self._route_table)
+        request, route, destination = routed.request, routed.route, routed.destination
         with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
             source = opened.stored
             self._store.check_name(destination, known=source.uri)
@@ -193,12 +193,11 @@ class Pipeline:
         except ObjectNotFound:
             return False
 
-    def check_store(self, request: AnonymizeRequest) -> None:
-        """Raise what now keeps every picture from going the way of `request`; nothing if only that one can't.
+    def check_store(self, route: Route) -> None:
+        """Raise the VeilError that at present meets every picture on `route`.
 
         Asks for an object that is not there, and writes an empty one among the receipts.
         """
-        route, _ = routes.find(request, self._route_table)
         with suppress(AccessDenied):  # an answer; where keys may not be listed, S3 gives no other for a missing one
             self._store.head(route.source.join(receipts.PROBE))
         with _of_the_destination():

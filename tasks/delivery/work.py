@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tasks.addresses import ObjectUri
 from tasks.delivery.attempts import Deliveries
 from tasks.delivery.circuit_breaker import CircuitBreaker
 from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.routes import Route, Routed
 
 
 class Pipeline(Protocol):
@@ -15,20 +15,18 @@ class Pipeline(Protocol):
 
     recipe: str
 
-    def output(self, request: AnonymizeRequest) -> ObjectUri:
-        """Return the address of the output; raise BucketNotAllowed if no route leads there."""
+    def resolve(self, request: AnonymizeRequest) -> Routed:
+        """Return `request` with its route; raise BucketNotAllowed if it has none."""
 
-    def run(
-        self, request: AnonymizeRequest, on_stage: Callable[[str], None], confirm: Callable[[], None]
-    ) -> AnonymizeReport:
+    def run(self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]) -> AnonymizeReport:
         """Fetch, anonymize and store one picture; raise a VeilError that says who must act.
 
         `on_stage` is called with the name of each stage as it begins, and `confirm` before anything
         is stored; what they raise ends the work.
         """
 
-    def check_store(self, request: AnonymizeRequest) -> None:
-        """Raise the VeilError that at present meets every picture on the route of `request`."""
+    def check_store(self, route: Route) -> None:
+        """Raise the VeilError that at present meets every picture on `route`."""
 
 
 class Dispatcher(Protocol):

@@ -22,10 +22,12 @@ from tasks.app import app
 from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUES, AnonymizeReport
+from tasks.routes import Route, Routed
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
 
 PIXELS = b"value-of-pixels" + bytes(range(128, 256))
+ROUTE = Route.parse("s3://raw=s3://clean")
 
 
 class StubPipeline:
@@ -38,14 +40,14 @@ class StubPipeline:
         self._watchdog = watchdog
         self._stall_seconds = stall_seconds
 
-    def output(self, request):
-        return request.source
+    def resolve(self, request):
+        return Routed(request, ROUTE, request.source)
 
-    def check_store(self, request):
+    def check_store(self, route):
         """The store is there: what fails is the picture's own trouble."""
 
-    def run(self, request, on_stage, confirm):
-        source = str(request.source)
+    def run(self, routed, on_stage, confirm):
+        source = str(routed.request.source)
         on_stage("detecting")
         self._write("begun", source)
         if "/transient/" in source:

@@ -183,21 +183,22 @@ def _work() -> None:
     """A worker whose pictures only take time."""
     from tasks.app import app
     from tasks.messages import AnonymizeReport, AnonymizeRequest
+    from tasks.routes import Route, Routed
     from worker import logs
+
+    route = Route.parse("s3://raw=s3://clean")
 
     class Pipeline:
         recipe = "0" * 16
 
-        def output(self, request: AnonymizeRequest) -> ObjectUri:
-            return ObjectUri("clean", request.source.key)
+        def resolve(self, request: AnonymizeRequest) -> Routed:
+            return Routed(request, route, ObjectUri("clean", request.source.key))
 
-        def check_store(self, request: AnonymizeRequest) -> None:
+        def check_store(self, route: Route) -> None:
             """Do nothing: there is no store."""
 
-        def run(
-            self, request: AnonymizeRequest, on_stage: Callable[[str], None], confirm: Callable[[], None]
-        ) -> AnonymizeReport:
-            source = str(request.source)
+        def run(self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]) -> AnonymizeReport:
+            source = str(routed.request.source)
             app.backend.client.hset(STARTED, source, time.time())
             on_stage("detecting")
             time.sleep(PICTURE_SECONDS)
