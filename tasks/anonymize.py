@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from tasks import metrics
 from tasks.addresses import ObjectUri
 from tasks.app import app
+from tasks.backoff import ceiling
 from tasks.delivery.attempts import Delivery
 from tasks.delivery.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.errors import (
@@ -45,12 +46,12 @@ log = structlog.get_logger("veil")
 
 
 def backoff_seconds(retries: int, random_: random.Random | None = None) -> float:
-    """The pause before try number `retries` + 2: capped exponential backoff with full jitter.
+    """Return the pause before try number `retries` + 2: capped exponential backoff with full jitter.
 
     Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
-    ceiling = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**retries)
-    return (random_ or random).uniform(0, ceiling)
+    longest = ceiling(retries, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
+    return (random_ or random).uniform(0, longest)
 
 
 @app.task(bind=True, name=TASK, max_retries=None, throws=(VeilError,), Request="tasks.delivery.acknowledgement:Request")
