@@ -16,7 +16,7 @@ from tasks.errors import QueueUnavailable
 
 
 def queue_unavailable(error: BaseException) -> QueueUnavailable:
-    """The QueueUnavailable for an error of redis-py's, or of kombu's, which wraps it once or twice."""
+    """Return the QueueUnavailable for an error of redis-py, or of kombu, which may wrap one."""
     causes = [error]
     while cause := causes[-1].__cause__:
         causes.append(cause)

@@ -25,9 +25,10 @@ class Places:
 
     @classmethod
     def find(cls, source: str, output: str | None, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
-        """The places at two addresses; without `output`, where the route puts it. `keys` are those for receipts.
+        """Return the places at two addresses; `output` is by default where the route leads.
 
-        Raises BucketNotAllowed if no route leads from the one to the other, InvalidRequest if receipts are kept there.
+        `keys` are those for receipts. Raises BucketNotAllowed if no route leads from one to the other,
+        InvalidRequest if `output` is kept for receipts.
         """
         read = PrefixUri.parse(source)
         for route in routes:
@@ -41,7 +42,7 @@ class Places:
 
     @classmethod
     def of_outputs(cls, output: PrefixUri, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
-        """The places whose outputs are below `output`, and whose sources are where the route has them by itself.
+        """Return the places with outputs below `output`, and with the sources that the route gives them.
 
         Raises BucketNotAllowed if no route leads there, InvalidRequest if receipts are kept there.
         """
@@ -55,16 +56,16 @@ class Places:
         raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
 
     def key(self, source: ObjectUri) -> str:
-        """What names a picture in both places: its key below them."""
+        """Return the key that names a picture in both places."""
         return self.source.relative(source)
 
     def destination(self, key: str) -> ObjectUri:
         return self.output.join(key)
 
     def asked_destination(self, key: str) -> ObjectUri | None:
-        """What a request names as the destination of `key`: None where the route leads there by itself."""
+        """Return the destination that a request for `key` must name; None if the route leads there."""
         return None if self.output == self.route.outputs_of(self.source) else self.destination(key)
 
     def made_key(self, key: str) -> str:
-        """The key by which receipts know a picture: below the route's destination."""
+        """Return the key that receipts have for a picture: the one below the route's destination."""
         return self.route.destination.rest(self.output) + key

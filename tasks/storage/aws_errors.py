@@ -75,7 +75,7 @@ def translated(place: ObjectUri | PrefixUri) -> Iterator[None]:
 
 
 def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
-    """The VeilError that says who must act on an error of botocore's or of the connection below it."""
+    """Return the VeilError that says who must act on an error of botocore or of its connection."""
     if isinstance(error, vendor.ClientError):
         return _translate_answer(error, place)
     kind = type(error).__name__
@@ -112,19 +112,19 @@ def knows_no_condition(error: VeilError) -> bool:
 
 
 def code(error: BaseException | None) -> str:
-    """Return the code of S3's answer; empty for what is none."""
+    """Return the code of S3's answer; empty for an error without an answer."""
     response = error.response if isinstance(error, vendor.ClientError) else {}
     return str(response.get("Error", {}).get("Code", ""))
 
 
 def status(error: BaseException | None) -> int:
-    """The HTTP status of S3's answer; 0 for what is none."""
+    """Return the HTTP status of S3's answer; 0 for an error without an answer."""
     response = error.response if isinstance(error, vendor.ClientError) else {}
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
 def _retry_after(error: vendor.ClientError) -> float | None:
-    """The seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most LONGEST_RETRY_AFTER."""
+    """Return the seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most LONGEST_RETRY_AFTER."""
     value = str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
     try:
         seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()

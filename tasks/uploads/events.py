@@ -24,9 +24,9 @@ from tasks.errors import MalformedEvent
 MOST_WRAPPINGS = 3  # of SNS around SNS
 # MinIO counts these among what is created; the object's bytes stay as they are.
 NOT_THE_CONTENT = {"PutTagging", "DeleteTagging", "PutRetention", "PutLegalHold", "PutAcl"}
-CEPH = "ceph:s3"  # the eventSource of a store that does not encode its keys
-BUCKETS = "/buckets/"  # SeaweedFS: where the filer keeps them
-PARTS = ".uploads/"  # SeaweedFS: below each bucket, what multipart uploads are made of
+CEPH = "ceph:s3"  # the eventSource of a store that does not URL-encode keys
+BUCKETS = "/buckets/"  # SeaweedFS: the folder of all buckets
+PARTS = ".uploads/"  # SeaweedFS: the folder of a bucket for the parts of multipart uploads
 VERSION = re.compile(r"(.+)\.versions/v_[0-9a-f]+", re.DOTALL)  # SeaweedFS: a version of an object
 ETAG = "Seaweed-X-Amz-ETag"
 DELETE_MARKER = "Seaweed-X-Amz-Delete-Marker"
@@ -34,9 +34,9 @@ DELETE_MARKER = "Seaweed-X-Amz-Delete-Marker"
 
 @dataclass(frozen=True)
 class Event:
-    """An object was written, so an event says. Nothing of it has been checked.
+    """An object that was written, according to an event. Nothing has been checked.
 
-    `is_file` is whether the store keeps objects as files, by their paths.
+    `is_file` is true for stores that keep objects as files, by their paths.
     """
 
     bucket: str
@@ -94,7 +94,7 @@ def _json(text: Any) -> Any:
 
 
 def _member(value: Any, *path: str) -> Any:
-    """What is at `path` in nested objects."""
+    """Return the value at `path` in nested objects; raise MalformedEvent if there is none."""
     for i, name in enumerate(path):
         if not isinstance(value, dict) or name not in value:
             raise MalformedEvent(f"an event without {'.'.join(path[: i + 1])}")
@@ -182,7 +182,7 @@ def _parse_filer(message: dict[str, Any], parsed: Parsed) -> None:
 
 
 def _content(entry: dict[str, Any]) -> list[Any]:
-    """What changes when a file's bytes are written, and not when its tags are."""
+    """Return the parts of an entry that change with the file's bytes, and not with its tags."""
     chunks, attributes = entry.get("chunks"), entry.get("attributes")
     return [
         entry.get("content"),
