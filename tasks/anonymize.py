@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 
 from tasks import metrics
 from tasks.addresses import ObjectUri
-from tasks.app import TASK, app
+from tasks.app import app
+from tasks.backoff import ceiling
 from tasks.delivery.attempts import Delivery
 from tasks.delivery.circuit_breaker import RETRY_SECONDS, asked_pause
 from tasks.errors import (
@@ -28,9 +29,10 @@ from tasks.errors import (
     VeilError,
     without_data,
 )
-from tasks.messages import REFUSED_HEADER, RUN_HEADER, AnonymizeReport, AnonymizeRequest
+from tasks.messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
 from tasks.records import dead_letters, outcomes, review
 from tasks.redis_errors import queue_unavailable
+from tasks.routes import Route
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
@@ -44,12 +46,12 @@ log = structlog.get_logger("veil")
 
 
 def backoff_seconds(retries: int, random_: random.Random | None = None) -> float:
-    """The pause before try number `retries` + 2: capped exponential backoff with full jitter.
+    """Return the pause before try number `retries` + 2: capped exponential backoff with full jitter.
 
     Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
-    ceiling = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2**retries)
-    return (random_ or random).uniform(0, ceiling)
+    longest = ceiling(retries, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
+    return (random_ or random).uniform(0, longest)
 
 
 @app.task(bind=True, name=TASK, max_retries=None, throws=(VeilError,), Request="tasks.delivery.acknowledgement:Request")
@@ -68,17 +70,17 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     try:
         _check_taken(self)
         request = AnonymizeRequest.parse(**fields)
-        delivery = _delivery(self, self.app.pipeline.output(request))
+        routed = app.work.pipeline.resolve(request)
+        delivery = _delivery(self, routed.destination)
         with delivery:
-            run = partial(self.app.pipeline.run, on_stage=partial(_go_on, self, delivery), confirm=delivery.confirm)
-            report: AnonymizeReport = run(request)
+            report = app.work.pipeline.run(routed, partial(_go_on, self, delivery), delivery.confirm)
             _note_review(self, request, report)
     except QueueUnavailable as error:
         bound.warning("given back", **_described(error))
         raise  # the message comes back with its lease: see tasks.delivery.acknowledgement
     except Transient as error:
         attempt = self.request.retries + 1
-        if (pause := _pause(self, request, error)) is not None:
+        if (pause := _pause(self, routed.route, error)) is not None:
             bound.warning("retried", **_described(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
         _set_aside(self, fields, error, delivery)
@@ -124,15 +126,14 @@ def _name(task: Task, fields: Mapping[str, Any]) -> str:
 
 def _delivery(task: Task, output: ObjectUri) -> Delivery:
     tag = str(task.request.properties["delivery_tag"])
-    delivery: Delivery = task.app.deliveries.delivery(output, tag, task.request.hostname or "")
-    return delivery
+    return Delivery(app.work.deliveries, output, tag, task.request.hostname or "")
 
 
-def _pause(task: Task, request: AnonymizeRequest, error: Transient) -> float | None:
+def _pause(task: Task, route: Route, error: Transient) -> float | None:
     """The seconds until the next try, None if this was the last. What is not the picture's own doing isn't counted."""
     asked = asked_pause(error)
-    probe = partial(task.app.pipeline.check_store, request)
-    if isinstance(error, Busy) or task.app.circuit_breaker.explains(error, probe):
+    probe = partial(app.work.pipeline.check_store, route)
+    if isinstance(error, Busy) or app.work.circuit_breaker.explains(error, probe):
         task.request.retries -= 1  # to which Celery adds one
         return asked + random.uniform(1.0, RETRY_SECONDS)
     return asked + backoff_seconds(task.request.retries) if task.request.retries < MAX_RETRIES else None
@@ -173,10 +174,10 @@ def _go_on(task: Task, delivery: Delivery, stage: str) -> None:
     """
     if stage != "fetching":
         delivery.dare()
-    if task.app.dispatcher is None:
+    if app.work.dispatcher is None:
         return
     try:
-        task.app.dispatcher.send(f"task-{stage}", uuid=task.request.id)
+        app.work.dispatcher.send(f"task-{stage}", uuid=task.request.id)
     except (OperationalError, RedisError, OSError):
         pass  # a picture must not fail because nobody could be told how far it is
 

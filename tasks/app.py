@@ -1,98 +1,31 @@
 """The Celery app: broker, queues, routing and acknowledgement policy."""
 
-import sys
 import time
-from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
-from celery import Celery, bootsteps
+from celery import Celery
 from celery.signals import before_task_publish, import_modules
-from celery.utils.saferepr import saferepr
 from kombu import Exchange, Queue
 
 from tasks import core_dumps
-from tasks.delivery.attempts import Deliveries
-from tasks.delivery.circuit_breaker import CircuitBreaker
 from tasks.delivery.shutdown import ShutdownStep
-from tasks.errors import VeilError
-from tasks.messages import QUEUED_AT_HEADER
+from tasks.delivery.steps import EventsStep, PipelineStep, installed_pipeline
+from tasks.delivery.work import Work
+from tasks.messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS
+from tasks.representation import shown
 from tasks.settings import Settings
 
-TASK = "veil.anonymize_image"
-UPLOADS = "uploads"
-BACKFILL = "backfill"
-TRANSPORT = "tasks.delivery.transport:Transport"
 REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
-EVENTS_SECONDS = 0.2  # that Flower may lag behind
-MOST_SHOWN = 2500  # characters of arguments in Flower and in each event: two of the longest addresses fit
-QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
 
 
-class PipelineStep(bootsteps.Step):  # type: ignore[misc]
-    """Build the pipeline before the worker takes its first message, whichever command started it.
+class App(Celery):  # type: ignore[misc]
+    """The Celery app of Veil's producers and workers."""
 
-    The builder is found by its entry point, so that `tasks` need not import `worker`. Celery swallows
-    what its worker signals raise; a step's error ends the start, as it must.
-    """
+    work: Work
+    """The parts that the task uses. PipelineStep sets it; producers have none."""
 
-    requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, worker: Any, **_: Any) -> None:
-        app = worker.app
-        # Not among the settings below: Flower tells brokers apart by their scheme, and only workers take messages.
-        app.conf.broker_transport = TRANSPORT
-        app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "tasks.delivery.acknowledgement:Backend")
-        from tasks.delivery.transport import Transport
-
-        app.deliveries = Deliveries(app.backend.client)
-        app.circuit_breaker = CircuitBreaker(Transport.leases.pause)
-        if getattr(app, "pipeline", None) is not None:
-            return
-        (builder,) = entry_points(group="veil", name="pipeline")
-        try:
-            app.pipeline = builder.load()()
-        except ModuleNotFoundError as error:
-            sys.exit(f"veil: {error.name} is not installed here: pip install 'veil[worker]'")
-        except VeilError as error:
-            sys.exit(f"veil: {type(error).__name__}: {error}")
-
-
-class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Tell of tasks a few times a second, not each time, and let them tell of their stages the same way.
-
-    A picture has nine events, and each is a message and a round trip if it goes alone.
-    """
-
-    requires = ("celery.worker.consumer.events:Events",)
-
-    def __init__(self, consumer: Any, **options: Any) -> None:
-        super().__init__(consumer, **options)
-        self._timer: Any = None
-
-    def start(self, consumer: Any) -> None:
-        dispatcher = consumer.app.dispatcher = consumer.event_dispatcher
-        if consumer.hub:
-            dispatcher.on_send_buffered = None
-            self._timer = consumer.hub.call_repeatedly(EVENTS_SECONDS, dispatcher.flush)
-
-    def stop(self, consumer: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            consumer.event_dispatcher.flush()
-
-
-def shown(arguments: Sequence[Any]) -> str:
-    """Return the arguments of a message as Flower shows them, in the place of ``('s3://raw/a.jpg',)``.
-
-    A longer text than MOST_SHOWN is cut: it is part of the message and of its events.
-    """
-    addresses = [address for address in arguments[:2] if address is not None]
-    if all(isinstance(address, str) for address in addresses):
-        text = " ".join((" → ".join(addresses), *map(str, arguments[2:])))
-    else:
-        text = saferepr(tuple(arguments), MOST_SHOWN)
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…"
+    build_pipeline = staticmethod(installed_pipeline)
+    """Called by PipelineStep, which passes the app and the worker's deliveries."""
 
 
 @before_task_publish.connect
@@ -112,9 +45,9 @@ def _leave_no_core(**_: Any) -> None:
     core_dumps.prevent()
 
 
-def create_app(settings: Settings) -> Celery:
-    """The app for `settings`. It connects on first use, not here."""
-    app = Celery("veil", include=["tasks.anonymize"])
+def create_app(settings: Settings) -> App:
+    """Return the app for `settings`. It connects on first use, not here."""
+    app = App("veil", include=["tasks.anonymize"])
     app.conf.update(
         broker_url=settings.broker_url(),
         result_backend=settings.broker_url(),
@@ -157,7 +90,6 @@ def create_app(settings: Settings) -> Celery:
     )
     app.steps["worker"].update((PipelineStep, ShutdownStep))
     app.steps["consumer"].add(EventsStep)
-    app.dispatcher = None
     return app
 
 

@@ -13,6 +13,11 @@ LONGEST_PAUSE_SECONDS = 15.0
 log = structlog.get_logger("veil")
 
 
+def ceiling(tries: int, first: float, longest: float) -> float:
+    """Return the longest pause, in seconds, after `tries` earlier pauses, each twice the one before."""
+    return min(longest, first * 2.0 ** min(tries, 32))
+
+
 class Backoff:
     """Tries of one server that may be away."""
 
@@ -27,9 +32,9 @@ class Backoff:
         if not self._tries:
             self._began = time.monotonic()
             self.tell_away(error)
-        ceiling = min(self._longest_pause, FIRST_PAUSE_SECONDS * 2 ** min(self._tries, 32))
+        longest = ceiling(self._tries, FIRST_PAUSE_SECONDS, self._longest_pause)
         self._tries += 1
-        return random.uniform(ceiling / 2, ceiling)
+        return random.uniform(longest / 2, longest)
 
     def over(self) -> None:
         """Note a try that went well."""

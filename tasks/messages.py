@@ -16,6 +16,11 @@ Method = Literal["surround", "blur", "pixelate", "fill"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+TASK = "veil.anonymize_image"
+UPLOADS = "uploads"
+BACKFILL = "backfill"
+QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
+
 QUEUED_AT_HEADER = "veil_queued_at"  # of each message: when it was first put on the queue, in seconds since the epoch
 RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
 REFUSED_HEADER = "veil_refused"  # why the transport can't take the message: `defect` and `sample`; never a sender's

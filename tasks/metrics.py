@@ -22,9 +22,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tasks.app import QUEUES
 from tasks.errors import Permanent, SettingsInvalid, Transient, VeilError
-from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
+from tasks.messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
 from tasks.records import dead_letters, queues, review
 from tasks.settings import Settings, split_address
 

@@ -3,32 +3,20 @@
 import base64
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import KombuError
 from kombu.transport import redis as kombu_redis
 from kombu.utils import json
-from redis.exceptions import RedisError
 
 from tasks.addresses import ObjectUri
-from tasks.app import TASK, shown
-from tasks.messages import RUN_HEADER, AnonymizeOptions
-from tasks.redis_errors import queue_unavailable
+from tasks.messages import RUN_HEADER, TASK, AnonymizeOptions
+from tasks.redis_errors import connected
+from tasks.representation import shown
 
 RECIPE = "veil:recipe"  # of the worker that started last
 NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")  # of the task ids; made once, at random
-
-
-@contextmanager
-def connected() -> Iterator[None]:
-    """Turns what Redis and the transport raise into QueueUnavailable."""
-    try:
-        yield
-    except (KombuError, RedisError, OSError) as error:
-        raise queue_unavailable(error) from None
 
 
 @dataclass(frozen=True)

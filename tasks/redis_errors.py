@@ -1,12 +1,22 @@
-"""What Redis and the libraries in front of it raise, in Veil's words: one line that says what to do."""
+"""Errors of Redis and of the libraries in front of it, translated into QueueUnavailable."""
 
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ResponseError, WatchError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kombu.exceptions import KombuError
+from redis.exceptions import (
+    AuthenticationError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+    WatchError,
+)
 
 from tasks.errors import QueueUnavailable
 
 
 def queue_unavailable(error: BaseException) -> QueueUnavailable:
-    """The QueueUnavailable for an error of redis-py's, or of kombu's, which wraps it once or twice."""
+    """Return the QueueUnavailable for an error of redis-py, or of kombu, which may wrap one."""
     causes = [error]
     while cause := causes[-1].__cause__:
         causes.append(cause)
@@ -20,3 +30,12 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
     if isinstance(last, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {last!s:.200}")
     return QueueUnavailable(f"Redis can't be used ({type(last).__name__}): check VEIL_REDIS_URL")
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Raise QueueUnavailable for any error of Redis or of the transport."""
+    try:
+        yield
+    except (KombuError, RedisError, OSError) as error:
+        raise queue_unavailable(error) from None

@@ -52,8 +52,17 @@ def check(routes: Sequence[Route]) -> None:
                 )
 
 
-def find(request: AnonymizeRequest, routes: Sequence[Route]) -> tuple[Route, ObjectUri]:
-    """The route of `request` and where its output goes; BucketNotAllowed if no route leads from its source to there."""
+@dataclass(frozen=True)
+class Routed:
+    """A request with its route and the address of its output."""
+
+    request: AnonymizeRequest
+    route: Route
+    destination: ObjectUri
+
+
+def find(request: AnonymizeRequest, routes: Sequence[Route]) -> Routed:
+    """Return `request` with its route; raise BucketNotAllowed if no route leads there from its source."""
     for route in routes:
         if route.source.contains(request.source):
             target = request.destination or route.destination.join(route.source.relative(request.source))
@@ -63,5 +72,5 @@ def find(request: AnonymizeRequest, routes: Sequence[Route]) -> tuple[Route, Obj
                 raise InvalidRequest(f"{target} is in {RESERVED}, which is kept for receipts: choose another key")
             if len(target.key.encode()) > MAX_KEY_BYTES:
                 raise InvalidRequest(f"the output's key {target.key!r:.100}… is longer than {MAX_KEY_BYTES} bytes")
-            return route, target
+            return Routed(request, route, target)
     raise BucketNotAllowed(f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address")

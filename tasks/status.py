@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.bulk import backfill
-from tasks.publishing import announced_recipe, connected
+from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes, queues, review
 from tasks.records.queues import QueueStatus
+from tasks.redis_errors import connected
 
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"

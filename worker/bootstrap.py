@@ -3,7 +3,7 @@
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -38,18 +38,21 @@ STALLED_SECONDS = 10  # that a batch may take beyond the limit of a detection pa
 PACKAGES = ("veil", "tensorflow", "tensorflow-cpu", "ai-edge-litert", "opencv-python-headless", "pillow", "numpy")
 
 
-def worker_pipeline() -> "Pipeline":
-    """The pipeline of a queue worker, configured by the environment (entry point of the group ``veil``)."""
+def worker_pipeline(app: Any, on_stall: Callable[[str], None]) -> "Pipeline":
+    """Return the pipeline of a queue worker, configured by the environment.
+
+    It is the entry point `pipeline` of the group ``veil``. The watchdog calls `on_stall` before it
+    ends the process.
+    """
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
-    from tasks.app import app  # which only a queue worker needs
-    from tasks.metrics import serve
+    from tasks.metrics import serve  # which only a queue worker needs
 
     serve(settings, app)
     metrics.watch_worker()
     worker_ready.connect(_announce, weak=False)
-    watchdog = Watchdog(on_stall=app.deliveries.note_stall)
+    watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
     pipeline = build_pipeline(
         settings, ObjectStore.connect(settings, connections=settings.concurrency + 2), watchdog.watch
@@ -157,7 +160,7 @@ def _announce(sender: Any, **_: Any) -> None:
     from tasks import publishing  # the Celery app, which only a queue worker needs
 
     try:
-        publishing.announce_recipe(sender.app.backend.client, sender.app.pipeline.recipe)
+        publishing.announce_recipe(sender.app.backend.client, sender.app.work.pipeline.recipe)
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)

@@ -88,8 +88,8 @@ def main() -> None:
 def worker() -> None:
     """Work off the queues until told to stop (SIGTERM finishes the pictures in hand)."""
     settings = WorkerSettings.load()
-    from tasks.app import QUEUES
     from tasks.app import app as celery
+    from tasks.messages import QUEUES
 
     # The pipeline is built by a step of the Celery worker, before it takes a message: see tasks.app.
     starting = celery.Worker(
@@ -525,7 +525,7 @@ def _check_sources(sources: list[str] | None, everything: bool, yes: bool) -> No
 
 
 def _check_queue(queue: str) -> None:
-    from tasks.app import QUEUES
+    from tasks.messages import QUEUES
 
     if queue not in QUEUES:
         raise typer.BadParameter(f"choose from {', '.join(QUEUES)}", param_hint="--queue")

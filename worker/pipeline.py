@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from tasks import routes
@@ -19,7 +20,7 @@ from tasks.errors import (
     StorageUnavailable,
 )
 from tasks.messages import MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
-from tasks.routes import Route
+from tasks.routes import Route, Routed
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.marks import Marks
@@ -29,12 +30,23 @@ from worker.anonymizer import AS_CONFIGURED, Anonymized, Anonymizer, OnStage, St
 STORE_TRIES = 2  # of one output whose place changes while it is written
 
 
-def undisputed() -> None:
-    """Nobody else writes to the destination."""
+def always_confirm() -> None:
+    """Let every output be stored."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source that is to be anonymized: its content, the output that is replaced, and how."""
+
+    source: StoredObject
+    content: bytes = field(repr=False)
+    replaced: StoredObject | None
+    options: AnonymizeOptions
+    recipe: str
 
 
 class Pipeline:
-    """What a worker does with a picture. Threads share one."""
+    """The work on one picture at a time. All threads of a worker share one pipeline."""
 
     def __init__(
         self,
@@ -53,80 +65,93 @@ class Pipeline:
         self._marks = Marks([*([receipt_key] if receipt_key else []), *older_keys])
         self.recipe = anonymizer.recipe
 
-    def output(self, request: AnonymizeRequest) -> ObjectUri:
-        """Where the output of `request` goes; BucketNotAllowed if it may not."""
-        return routes.find(request, self._route_table)[1]
+    def resolve(self, request: AnonymizeRequest) -> Routed:
+        """Return `request` with its route; raise BucketNotAllowed if it has none."""
+        return routes.find(request, self._route_table)
 
     def run(
-        self, request: AnonymizeRequest, on_stage: OnStage = unheard, confirm: Callable[[], None] = undisputed
+        self, routed: Routed, on_stage: OnStage = unheard, confirm: Callable[[], None] = always_confirm
     ) -> AnonymizeReport:
-        """Fetch, anonymize and store one object, and say what came of it.
+        """Fetch, anonymize and store one object, and report the outcome.
 
-        `confirm` is asked before anything is stored, and raises when it may not be. Raises a VeilError that says who
-        must act; then no output was written.
+        `confirm` is called before anything is stored, and raises when it may not be. Raises a VeilError
+        that says who must act; then no output was written.
         """
-        watch, limits = Stopwatch(on_stage), self._anonymizer.limits
-        route, destination = routes.find(request, self._route_table)
-        with watch.stage("fetch", "fetching"), self._store.open(request.source) as opened:
+        watch = Stopwatch(on_stage)
+        with watch.stage("fetch", "fetching"):
+            fetched = self._fetch(routed, watch)
+        if isinstance(fetched, AnonymizeReport):
+            return fetched
+        result = self._anonymizer.anonymize(fetched.content, watch, fetched.options)
+        with watch.stage("store", "storing"):
+            receipt = self._receipt(routed, fetched, result, watch.seconds)
+            self._put(routed, fetched, receipt, result, confirm)
+        return self._report(routed, fetched, result, watch.seconds)
+
+    def _fetch(self, routed: Routed, watch: Stopwatch) -> Fetched | AnonymizeReport:
+        """Return the source with its options, or the report of an output that is done already."""
+        limits = self._anonymizer.limits
+        with self._store.open(routed.request.source) as opened:
             source = opened.stored
-            self._store.check_name(destination, known=source.uri)
+            self._store.check_name(routed.destination, known=source.uri)
             with _of_the_destination():
-                replaced = self._store.head(destination)
-                earlier = self._receipt_of(source, route, replaced)
-                options = request.options or self._options_of(source, replaced, earlier)
+                replaced = self._store.head(routed.destination)
+                earlier = self._receipt_of(source, routed.route, replaced)
+                options = routed.request.options or self._options_of(source, replaced, earlier)
             options = options.for_version(source.etag)
             recipe = options.recipe(self.recipe)
             if replaced is not None and self._is_done(source, replaced, earlier, recipe, options):
                 return self._skipped(source, replaced, earlier, recipe, options, watch.seconds)
-            if request.options is None and not self._marks.are_keyed:
+            if routed.request.options is None and not self._marks.are_keyed:
                 # Without a key anybody who can write outputs could have asked for what the receipt says.
                 options = self._anonymizer.hiding_more(options)
                 recipe = options.recipe(self.recipe)
             content = opened.read(limits.max_bytes, limits.fetch_seconds)
-        result = self._anonymizer.anonymize(content, watch, options)
-        with watch.stage("store", "storing"):
-            receipt = self._receipt(source, destination, content, result, recipe, options, watch.seconds)
-            self._put(route, source, destination, replaced, receipt, result, confirm)
+        return Fetched(source, content, replaced, options, recipe)
+
+    def _report(
+        self, routed: Routed, fetched: Fetched, result: Anonymized, seconds: dict[str, float]
+    ) -> AnonymizeReport:
         scores = result.detections.scores
         return AnonymizeReport(
             status="held" if result.content is None else "anonymized",
             faces=len(scores),
             lowest_score=round(float(scores.min()), 4) if len(scores) else None,
-            source=str(request.source),
-            destination=None if result.content is None else str(destination),
-            recipe=recipe,
+            source=str(routed.request.source),
+            destination=None if result.content is None else str(routed.destination),
+            recipe=fetched.recipe,
             format=result.format,
             width=result.width,
             height=result.height,
-            bytes_in=len(content),
+            bytes_in=len(fetched.content),
             bytes_out=None if result.content is None else len(result.content),
-            seconds=watch.seconds,
+            seconds=seconds,
             boxes_xyxy=whole_boxes(result.detections)[:MOST_BOXES],
             reason=result.reason,
             found_by_check=None if self._anonymizer.verify == "off" else len(result.checked.added),
             left=len(result.checked.left) if result.reason else None,
             left_xyxy=whole_boxes(result.checked.left)[:MOST_BOXES] if result.reason else None,
-            source_etag=source.etag,
-            options=options.to_json() or None,
+            source_etag=fetched.source.etag,
+            options=fetched.options.to_json() or None,
         )
 
     def _put(
         self,
-        route: Route,
-        source: StoredObject,
-        destination: ObjectUri,
-        there: StoredObject | None,
+        routed: Routed,
+        fetched: Fetched,
         receipt: receipts.Receipt,
         result: Anonymized,
         confirm: Callable[[], None],
     ) -> None:
-        """Store the receipt and the output in place of what is `there`, or neither.
+        """Store the receipt and the output in place of what it replaces, or neither.
 
         What is there and was not replaced is looked at once more: it may be this very output, after
         an answer that was lost, or another worker's. Of an output that is not stored no receipt
         stays. Raises DestinationTaken if something else was put there meanwhile, ObjectNotFound or
         SourceChanged if the source is no longer what it was.
         """
+        route, destination = routed.route, routed.destination
+        source, there = fetched.source, fetched.replaced
         key = route.destination.relative(destination)
         made = receipts.Made.of(
             key,
@@ -193,12 +218,11 @@ class Pipeline:
         except ObjectNotFound:
             return False
 
-    def check_store(self, request: AnonymizeRequest) -> None:
-        """Raise what now keeps every picture from going the way of `request`; nothing if only that one can't.
+    def check_store(self, route: Route) -> None:
+        """Raise the VeilError that at present meets every picture on `route`.
 
         Asks for an object that is not there, and writes an empty one among the receipts.
         """
-        route, _ = routes.find(request, self._route_table)
         with suppress(AccessDenied):  # an answer; where keys may not be listed, S3 gives no other for a missing one
             self._store.head(route.source.join(receipts.PROBE))
         with _of_the_destination():
@@ -309,15 +333,9 @@ class Pipeline:
         }
 
     def _receipt(
-        self,
-        source: StoredObject,
-        destination: ObjectUri,
-        content: bytes,
-        result: Anonymized,
-        recipe: str,
-        options: AnonymizeOptions,
-        seconds: Mapping[str, float],
+        self, routed: Routed, fetched: Fetched, result: Anonymized, seconds: Mapping[str, float]
     ) -> receipts.Receipt:
+        source, content = fetched.source, fetched.content
         held, key = result.content is None, self._receipt_key
         return receipts.Receipt(
             status="held" if held else "anonymized",
@@ -330,8 +348,8 @@ class Pipeline:
             format=result.format,
             width=result.width,
             height=result.height,
-            recipe=recipe,
-            options=options.to_json(),
+            recipe=fetched.recipe,
+            options=fetched.options.to_json(),
             faces=[
                 {"box_xyxy": box, "score": round(float(score), 4)}
                 for box, score in zip(whole_boxes(result.detections), result.detections.scores, strict=True)
@@ -342,7 +360,7 @@ class Pipeline:
             reason=result.reason,
             seconds=dict(seconds),
             made_with=self._anonymizer.made_with,
-            output_mark=receipts.place_mark(destination, key) if key else None,
+            output_mark=receipts.place_mark(routed.destination, key) if key else None,
             source_mark=self._marks.source(source.uri) if key else None,
         )
 
@@ -364,7 +382,7 @@ def _counts(output: StoredObject, receipt: receipts.Receipt | None) -> tuple[int
 
 @contextmanager
 def _of_the_destination() -> Iterator[None]:
-    """What is refused there is refused to every picture: it waits, and is no reason to give one up."""
+    """Raise DestinationUnavailable for a refusal: it affects every picture, so none is given up for it."""
     try:
         yield
     except (AccessDenied, ObjectNotFound) as error:

@@ -19,12 +19,14 @@ from typing import Any, Literal, Self
 from celery import Celery
 from redis.exceptions import WatchError
 
-from tasks.app import BACKFILL
 from tasks.backoff import Backoff
-from tasks.bulk.comparison import Compared, Places, compare
+from tasks.bulk.comparison import Compared, compare
+from tasks.bulk.places import Places
 from tasks.errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
-from tasks.publishing import Publisher, Wanted, connected
+from tasks.messages import BACKFILL
+from tasks.publishing import Publisher, Wanted
 from tasks.records import outcomes, queues
+from tasks.redis_errors import connected
 from tasks.storage.s3 import ObjectStore, StoredObject
 
 KEY = "veil:run:{}"

@@ -6,16 +6,16 @@ listing changes while it is read, and where receipts come in another order than 
 for one that is not done: that is a suspicion, which `settle` turns into a fact. One that is taken for done is done.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, Self, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.routes import RESERVED, Route
-from tasks.signatures import Key
+from tasks.bulk.places import Places
+from tasks.errors import InvalidRequest
+from tasks.routes import RESERVED
 from tasks.storage import receipts
-from tasks.storage.marks import Marks, is_keyed
+from tasks.storage.marks import is_keyed
 from tasks.storage.receipts import Found, Made, Receipt
 from tasks.storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 
@@ -23,65 +23,6 @@ UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
 
 State = Literal["current", "missing", "stale", "held", "orphan", "refused", "unknown key"]
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Sources below `source` and their outputs below `output`, both within `route`.
-
-    `marks` tell which output is of which source.
-    """
-
-    route: Route
-    source: PrefixUri
-    output: PrefixUri
-    marks: Marks = field(default=Marks(), compare=False)
-
-    @classmethod
-    def find(cls, source: str, output: str | None, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
-        """The places at two addresses; without `output`, where the route puts it. `keys` are those for receipts.
-
-        Raises BucketNotAllowed if no route leads from the one to the other, InvalidRequest if receipts are kept there.
-        """
-        read = PrefixUri.parse(source)
-        for route in routes:
-            if read.is_below(route.source):
-                written = PrefixUri.parse(output) if output else route.outputs_of(read)
-                if written.is_below(route.destination):
-                    if route.destination.rest(written).startswith(RESERVED):
-                        raise InvalidRequest(f"{written} is kept for receipts: name another place")
-                    return cls(route, read, written, Marks(keys))
-        raise BucketNotAllowed(f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one")
-
-    @classmethod
-    def of_outputs(cls, output: PrefixUri, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
-        """The places whose outputs are below `output`, and whose sources are where the route has them by itself.
-
-        Raises BucketNotAllowed if no route leads there, InvalidRequest if receipts are kept there.
-        """
-        for route in routes:
-            if output.is_below(route.destination):
-                rest = route.destination.rest(output)
-                if rest.startswith(RESERVED):
-                    raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
-                source = PrefixUri(route.source.bucket, route.source.prefix + rest)
-                return cls(route, source, output, Marks(keys))
-        raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
-
-    def key(self, source: ObjectUri) -> str:
-        """What names a picture in both places: its key below them."""
-        return self.source.relative(source)
-
-    def destination(self, key: str) -> ObjectUri:
-        return self.output.join(key)
-
-    def asked_destination(self, key: str) -> ObjectUri | None:
-        """What a request names as the destination of `key`: None where the route leads there by itself."""
-        return None if self.output == self.route.outputs_of(self.source) else self.destination(key)
-
-    def made_key(self, key: str) -> str:
-        """The key by which receipts know a picture: below the route's destination."""
-        return self.route.destination.rest(self.output) + key
 
 
 @dataclass(frozen=True)

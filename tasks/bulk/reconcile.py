@@ -7,10 +7,12 @@ from itertools import islice
 from typing import Any, Literal
 
 from tasks.addresses import ObjectUri
-from tasks.bulk.comparison import Compared, Places, Settled, compare, read_receipt, settle
+from tasks.bulk.comparison import Compared, Settled, compare, read_receipt, settle
 from tasks.bulk.in_order import in_order
-from tasks.publishing import Wanted, connected
+from tasks.bulk.places import Places
+from tasks.publishing import Wanted
 from tasks.records import dead_letters
+from tasks.redis_errors import connected
 from tasks.storage import receipts
 from tasks.storage.receipts import Made
 from tasks.storage.s3 import ObjectStore, StoredObject

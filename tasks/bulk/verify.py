@@ -7,16 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.bulk.comparison import (
-    Places,
-    find_receipt,
-    list_outputs,
-    named_receipts,
-    receipt_uri,
-    refusal,
-    without_output,
-)
+from tasks.bulk.comparison import find_receipt, list_outputs, named_receipts, receipt_uri, refusal, without_output
 from tasks.bulk.in_order import in_order
+from tasks.bulk.places import Places
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
 from tasks.routes import RESERVED, Route
 from tasks.signatures import Key

@@ -21,13 +21,13 @@ from typing import Any, Self
 import structlog
 from redis.exceptions import RedisError
 
+from tasks import lua
 from tasks.addresses import ObjectUri
 from tasks.errors import Busy, Poison, QueueUnavailable, Transient
 from tasks.redis_errors import queue_unavailable
 
 MOST_DEATHS = 3
-ATTEMPTS = "veil:attempts:{}"  # of an output: a hash of notes by delivery tag, and the fields below
-FIRST = "first"  # when it was first tried, in seconds since the epoch
+ATTEMPTS = "veil:attempts:{}"  # of an output: a hash of notes by delivery tag, with `first` and `error`
 ERROR = "error"  # what is known of the last death
 TURN = "veil:turn:{}"  # of an output: the tag of the delivery that it belongs to
 INDEX = "unacked_index"  # kombu's name for the tags of all that is in hand
@@ -40,51 +40,12 @@ STALL_SECONDS = 2.0  # that Redis may take to note why this process ends
 
 log = structlog.get_logger("veil")
 
-# A full Redis refuses a script at its first write, if that needs memory, and never later: each begins with one that
-# needs none, for it is work that makes room.
-
-# KEYS: turn, notes, index. ARGV: tag, seconds. Returns {-1} if the tag is not in hand, {0} if the turn is another's,
-# else {1, when first tried, the last error, then the notes of the dead}.
-_ENTER = """
-redis.call('ZREM', KEYS[3], '')
-if not redis.call('ZSCORE', KEYS[3], ARGV[1]) then return {-1} end
-local owner = redis.call('GET', KEYS[1])
-if owner and owner ~= ARGV[1] and redis.call('ZSCORE', KEYS[3], owner) then return {0} end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-local found = {1, redis.call('HGET', KEYS[2], 'first') or '', redis.call('HGET', KEYS[2], 'error') or ''}
-local notes = redis.call('HGETALL', KEYS[2])
-for i = 1, #notes, 2 do
-    local tag = notes[i]
-    if tag ~= 'first' and tag ~= 'error' and tag ~= ARGV[1] and not redis.call('ZSCORE', KEYS[3], tag) then
-        found[#found + 1] = notes[i + 1]
-    end
-end
-return found
-"""
-
-# KEYS: notes, index. ARGV: tag, note, time, seconds. Returns 0 if the tag is not in hand any more.
-_BEGIN = """
-redis.call('HDEL', KEYS[1], ARGV[1])
-if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('HSETNX', KEYS[1], 'first', ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
-return 1
-"""
-
-# KEYS: turn, notes. ARGV: tag; 'all', 'mine' or 'none' of the notes to remove; an error to note, or nothing.
-_END = """
-redis.call('HDEL', KEYS[2], '')
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-if ARGV[2] == 'all' then redis.call('DEL', KEYS[2]) end
-if ARGV[2] == 'mine' then redis.call('HDEL', KEYS[2], ARGV[1]) end
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[2], 'error', ARGV[3]) end
-"""
-
-# KEYS: turn, index. ARGV: tag.
-_HOLDS = """
-return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('ZSCORE', KEYS[2], ARGV[1]) and 1 or 0
-"""
+# A full Redis refuses a script at its first write, if that needs memory, and never later. Each
+# script begins with a write that needs none, because work is what makes room.
+ENTER = lua.load(__package__, "enter")
+BEGIN = lua.load(__package__, "begin")
+END = lua.load(__package__, "end")
+HOLDS = lua.load(__package__, "holds")
 
 
 class Room:
@@ -138,17 +99,13 @@ class Deliveries:
     def __init__(self, redis: Any) -> None:
         self.redis = redis
         self.room = Room()
-        self.enter = redis.register_script(_ENTER)
-        self.begin = redis.register_script(_BEGIN)
-        self.holds = redis.register_script(_HOLDS)
-        self._end = redis.register_script(_END)
+        self.enter = redis.register_script(ENTER)
+        self.begin = redis.register_script(BEGIN)
+        self.holds = redis.register_script(HOLDS)
+        self._end = redis.register_script(END)
         self._lock = threading.Lock()
         self._begun: set[str] = set()  # keys of notes
         self._to_end: list[tuple[list[str], list[str]]] = []  # what Redis could not be told yet
-
-    def delivery(self, output: ObjectUri, tag: str, worker: str) -> "Delivery":
-        """The delivery `tag` of a message that asks for `output`, in the hands of `worker`."""
-        return Delivery(self, output, tag, worker)
 
     def began(self, notes: str) -> None:
         with self._lock:

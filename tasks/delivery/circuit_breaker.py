@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
+from tasks.backoff import ceiling
 from tasks.errors import CredentialsRefused, DestinationUnavailable, StorageUnavailable, Transient, VeilError
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -61,13 +62,14 @@ class CircuitBreaker:
 
     def _wait(self, probe: Probe, failure: VeilError) -> None:
         began = reminded = time.monotonic()
-        pause = FIRST_PAUSE_SECONDS
+        probes = 0
         last: VeilError | None = failure
         while last is not None:
             # Several workers must not come back as one.
-            self._sleep(max(random.uniform(pause / 2, pause), asked_pause(last)))
+            longest = ceiling(probes, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+            self._sleep(max(random.uniform(longest / 2, longest), asked_pause(last)))
             last = _failure(probe)
-            pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+            probes += 1
             now = time.monotonic()
             if last is not None and now - reminded >= REMINDER_SECONDS:
                 log.error("store still away", **_described(last), seconds=round(now - began))

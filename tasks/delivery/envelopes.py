@@ -23,9 +23,9 @@ from celery.utils.saferepr import saferepr
 from kombu.utils.json import loads
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tasks.app import MOST_SHOWN, TASK, shown
 from tasks.errors import MalformedMessage
-from tasks.messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER
+from tasks.messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
+from tasks.representation import MOST_SHOWN, shown
 
 LONGEST_WAIT_SECONDS = 600.0  # until the start of a message: more than any retry asks for
 MOST_BYTES = 1 << 20  # of a message, and of its unpacked body: five times the most options

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
+from tasks import lua
 from tasks.redis_errors import queue_unavailable
 
 RESTORED_AT_ONCE = 100
@@ -23,71 +24,12 @@ REST_SECONDS = 5.0  # how long a worker takes nothing after Redis refused it som
 
 log = structlog.get_logger("veil")
 
-# A full Redis refuses a script at its first write, if that needs memory, and never later: each begins with one
-# that needs none. The clock is Redis's own, so that those of the workers need not agree.
-_NOW = "local clock = redis.call('TIME') local now = clock[1] + clock[2] / 1000000\n"
-
-# KEYS: what is in hand, its index, then the lists of the queues, the first to be emptied first.
-# ARGV: a new tag, the lease in seconds, for each list the name of its queue, and the most bytes of a message, if any.
-# Returns the queue and the message; of a message that is too large only its end, and its size.
-TAKE = (
-    _NOW
-    + """
-for i = 3, #KEYS do
-    local message = redis.call('RPOP', KEYS[i])
-    if message then
-        redis.call('HSET', KEYS[1], ARGV[1], '[' .. message .. ',"","' .. ARGV[i] .. '"]')
-        redis.call('ZADD', KEYS[2], now + ARGV[2], ARGV[1])
-        local most = tonumber(ARGV[#KEYS + 1])
-        if most and #message > most then return {ARGV[i], string.sub(message, -most), #message} end
-        return {ARGV[i], message}
-    end
-end
-"""
-)
-
-# KEYS: the index. ARGV: the lease in seconds, then tags. Returns the tags whose lease had run out.
-_RENEW = (
-    _NOW
-    + """
-local lost = {}
-for i = 2, #ARGV do
-    if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
-        redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
-    else
-        lost[#lost + 1] = ARGV[i]
-    end
-end
-return lost
-"""
-)
-
-# The message goes back as it came, to the end that is taken from next. A record that can't be read stays in the hash.
-_RESTORE = """
-local function restore(tag)
-    local record = redis.call('HGET', KEYS[1], tag)
-    redis.call('ZREM', KEYS[2], tag)
-    local message, queue = string.match(record or '', '^%[(.*), ?"[^"]*", ?"([^"]*)"%]$')
-    if message then
-        redis.call('HDEL', KEYS[1], tag)
-        redis.call('RPUSH', queue, message)
-    end
-end
-"""
-
-# KEYS: what is in hand, its index. ARGV: tags.
-_GIVE_BACK = _RESTORE + "for _, tag in ipairs(ARGV) do restore(tag) end"
-
-# KEYS: what is in hand, its index. ARGV: how many at most. Returns how many.
-_TAKE_BACK = (
-    _RESTORE
-    + _NOW
-    + """
-local tags = redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[1])
-for _, tag in ipairs(tags) do restore(tag) end
-return #tags
-"""
-)
+# A full Redis refuses a script at its first write, if that needs memory, and never later. Each
+# script begins with a write that needs none.
+TAKE = lua.load(__package__, "now", "take")
+RENEW = lua.load(__package__, "now", "renew")
+GIVE_BACK = lua.load(__package__, "restore", "give_back")
+TAKE_BACK = lua.load(__package__, "restore", "now", "take_back")
 
 
 class Leases:
@@ -119,9 +61,9 @@ class Leases:
             if self._thread is not None:
                 return
             self._redis, self._records, self._index, self._seconds = redis, records, index, seconds
-            self._renew = redis.register_script(_RENEW)
-            self._give_back = redis.register_script(_GIVE_BACK)
-            self._take_back = redis.register_script(_TAKE_BACK)
+            self._renew = redis.register_script(RENEW)
+            self._give_back = redis.register_script(GIVE_BACK)
+            self._take_back = redis.register_script(TAKE_BACK)
             self._pause = seconds / 15
             self._tended = self._clock()
             self._thread = threading.Thread(target=self._run, name="leases", daemon=True)

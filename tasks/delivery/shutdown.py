@@ -11,6 +11,7 @@ from celery.signals import worker_shutdown
 from celery.worker import state
 
 from tasks.delivery.leases import Leases
+from tasks.delivery.transport import Transport
 
 EXIT_CUT_OFF = 1  # not every picture in hand was finished; all are back in the queue
 
@@ -27,8 +28,6 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **options: Any) -> None:
-        from tasks.delivery.transport import Transport
-
         self._leases: Leases = Transport.leases
         self._grace_seconds: float = worker.app.conf.worker_soft_shutdown_timeout
         self._begun = threading.Event()

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tasks import lua
 from tasks.records.ledger import Ledger
 
 
@@ -35,15 +36,7 @@ MOST_WITHOUT_SOURCE = 1000
 WITHOUT_SOURCE = "veil:dead:without-source"  # a list: what those letters are called, the newest first
 LETTERS = Ledger("veil:dead", DeadLetter)
 
-# KEYS: the letters, the names of those without a source. ARGV: a name, its letter, how many there may be.
-# The first write needs memory, so that a full Redis refuses all of it.
-_RECORD_WITHOUT_SOURCE = """
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('LREM', KEYS[2], 0, ARGV[1])
-redis.call('LPUSH', KEYS[2], ARGV[1])
-for _, name in ipairs(redis.call('LRANGE', KEYS[2], ARGV[3], -1)) do redis.call('HDEL', KEYS[1], name) end
-redis.call('LTRIM', KEYS[2], 0, ARGV[3] - 1)
-"""
+RECORD_WITHOUT_SOURCE = lua.load(__package__, "record_without_source")
 
 
 def record_without_source(redis: Any, letter: DeadLetter) -> None:
@@ -52,6 +45,6 @@ def record_without_source(redis: Any, letter: DeadLetter) -> None:
     Only the newest MOST_WITHOUT_SOURCE of these are kept: any sender can cause more.
     """
     redis.eval(
-        _RECORD_WITHOUT_SOURCE, 2, LETTERS.key, WITHOUT_SOURCE,
+        RECORD_WITHOUT_SOURCE, 2, LETTERS.key, WITHOUT_SOURCE,
         letter.source, json.dumps(asdict(letter)), MOST_WITHOUT_SOURCE,
     )  # fmt: skip

@@ -5,16 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from tasks import lua
+
 AT_ONCE = 500
 SORTED_AT_MOST = 100_000  # in memory, 30 MB
 
-# Removes an entry that is still as it was read: a worker may have written a newer one.
-DROP = """
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then
-    return redis.call('HDEL', KEYS[1], ARGV[1])
-end
-return 0
-"""
+DROP = lua.load(__package__, "drop")
 
 
 class Entry(Protocol):

@@ -9,9 +9,8 @@ from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
-from tasks.app import QUEUES
-from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER
-from tasks.publishing import connected
+from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
+from tasks.redis_errors import connected
 
 IN_HAND = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
 SCANNED_AT_ONCE = 500

@@ -1,4 +1,4 @@
-"""S3 objects: reading and writing, and the one place where the vendor's errors are translated."""
+"""S3 objects: reading, writing and listing."""
 
 import hashlib
 import time
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from email.utils import parsedate_to_datetime
 from itertools import dropwhile
 from typing import Any, Self
 
@@ -15,24 +14,21 @@ import botocore.config
 import botocore.exceptions as vendor
 import botocore.parsers
 import structlog
-import urllib3.exceptions
 
 from tasks.addresses import AMBIGUOUS, MAX_KEY_BYTES, ObjectUri, PrefixUri, plain
 from tasks.errors import (
     AccessDenied,
-    CredentialsRefused,
     ImageTooLarge,
     InvalidRequest,
     ObjectNotFound,
     SettingsInvalid,
     StorageRejected,
     StorageUnavailable,
-    VeilError,
 )
 from tasks.settings import Settings
+from tasks.storage.aws_errors import CHANGED, code, knows_no_condition, status, translated
 
 S3_ATTEMPTS = 3  # of one call, botocore's own retries included
-LONGEST_RETRY_AFTER = 300.0  # seconds that a store may ask for
 CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
 PAGE_KEYS = 1000  # as many as S3 gives at once
 SLASHES_OF_NO_KEY = "/" * 8  # nobody begins a key with them
@@ -101,13 +97,13 @@ class ObjectStore:
     @contextmanager
     def open(self, uri: ObjectUri) -> Iterator[OpenObject]:
         """Ask for an object: its size and ETag are known before any of its bytes is read."""
-        with _translated(uri):
+        with translated(uri):
             answer = self._client.get_object(Bucket=uri.bucket, Key=uri.key)
         stored = _stored(uri, answer)
 
         def arriving(seconds: float) -> Iterator[bytes]:
             deadline, arrived = time.monotonic() + seconds, 0
-            with _translated(uri):
+            with translated(uri):
                 while chunk := answer["Body"].read(CHUNK_BYTES):
                     arrived += len(chunk)
                     yield chunk
@@ -141,7 +137,7 @@ class ObjectStore:
         return stored
 
     def _head(self, uri: ObjectUri) -> StoredObject:
-        with _translated(uri):
+        with translated(uri):
             return _stored(uri, self._client.head_object(Bucket=uri.bucket, Key=uri.key))
 
     def check_name(self, place: ObjectUri | PrefixUri, known: ObjectUri | None = None) -> None:
@@ -180,7 +176,7 @@ class ObjectStore:
 
         `condition` is IfMatch or IfNoneMatch, as boto3 names them.
         """
-        with _translated(uri):
+        with translated(uri):
             self._client.put_object(
                 Bucket=uri.bucket,
                 Key=uri.key,
@@ -209,13 +205,13 @@ class ObjectStore:
                 self.put(uri, content, content_type, metadata, **condition)
                 return True
             except ObjectNotFound as error:
-                if known is None or _code(error.__cause__) == "NoSuchBucket":
+                if known is None or code(error.__cause__) == "NoSuchBucket":
                     raise
                 return False
             except (StorageRejected, StorageUnavailable) as error:
-                if _status(error.__cause__) in CHANGED:
+                if status(error.__cause__) in CHANGED:
                     return False
-                if not _knows_no_condition(error):
+                if not knows_no_condition(error):
                     raise
         there = self.head(uri)
         if (there and there.etag) != (known and known.etag):
@@ -228,7 +224,7 @@ class ObjectStore:
 
     def delete(self, uri: ObjectUri) -> None:
         """Remove one object; that there is none is no error."""
-        with _translated(uri):
+        with translated(uri):
             self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
     def delete_version(self, uri: ObjectUri, etag: str) -> bool:
@@ -237,12 +233,12 @@ class ObjectStore:
         Of an object that is not there it never was, by a store that looks at the condition.
         """
         try:
-            with _translated(uri):
+            with translated(uri):
                 self._client.delete_object(Bucket=uri.bucket, Key=uri.key, IfMatch=f'"{etag}"')
         except ObjectNotFound:
             return False
         except StorageRejected as error:
-            if _status(error.__cause__) in CHANGED:
+            if status(error.__cause__) in CHANGED:
                 return False
             raise
         return True
@@ -264,7 +260,7 @@ class ObjectStore:
         paginator = self._client.get_paginator("list_objects_v2")
         if prefix:
             self.check_name(PrefixUri(bucket, prefix))
-        with _translated(PrefixUri(bucket, prefix)):
+        with translated(PrefixUri(bucket, prefix)):
             for page in paginator.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options):
                 _check_whole(page, "IsTruncated", *(["NextContinuationToken"] if page.get("IsTruncated") else []))
                 for item in page.get("Contents", ()):
@@ -301,115 +297,3 @@ def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
     _check_whole(answer, "ETag", "ContentLength")
     metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
     return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata, answer.get("LastModified"))
-
-
-# Error codes of the S3 API ("Error responses" in its reference), by who must act.
-MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404"}
-DENIED = {
-    "AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "InvalidSecurity", "NotSignedUp",
-    "UnauthorizedAccess", "401", "403",
-}  # fmt: skip
-REFUSED = {  # whatever is asked for with these credentials
-    "AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch", "TokenRefreshRequired",
-}  # fmt: skip
-LATER = {
-    "BandwidthLimitExceeded", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
-    "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable", "SlowDown", "Throttling",
-    "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
-}  # fmt: skip
-CHANGED = (409, 412)  # by somebody else, before a conditional call or during it
-UNREACHABLE = (
-    vendor.HTTPClientError,
-    vendor.ConnectionError,
-    vendor.IncompleteReadError,
-    vendor.FlexibleChecksumError,
-    vendor.ChecksumError,
-    vendor.EventStreamError,
-    vendor.WaiterError,
-    botocore.parsers.ResponseParserError,  # an answer that is cut off, or a proxy's page in its place
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
-NO_CREDENTIALS = (
-    vendor.NoCredentialsError,
-    vendor.PartialCredentialsError,
-    vendor.CredentialRetrievalError,
-    vendor.TokenRetrievalError,
-    vendor.NoAuthTokenError,
-    vendor.UnauthorizedSSOTokenError,
-    vendor.SSOError,
-    vendor.MetadataRetrievalError,
-    vendor.LoginError,
-    vendor.ProfileNotFound,
-    RuntimeError,  # botocore's word for refreshed credentials that have expired already
-)
-
-
-@contextmanager
-def _translated(place: ObjectUri | PrefixUri) -> Iterator[None]:
-    try:
-        yield
-    except VeilError:
-        raise
-    except (vendor.BotoCoreError, vendor.ClientError, *UNREACHABLE, *NO_CREDENTIALS) as error:
-        raise translate(error, place) from error
-
-
-def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
-    """The VeilError that says who must act on an error of botocore's or of the connection below it."""
-    if isinstance(error, vendor.ClientError):
-        return _translate_answer(error, place)
-    kind = type(error).__name__
-    if isinstance(error, NO_CREDENTIALS):
-        return CredentialsRefused(f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret")
-    if isinstance(error, UNREACHABLE):
-        return StorageUnavailable(f"{place}: S3 can't be reached ({kind})")
-    return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
-
-
-def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
-    code, status = _code(error), _status(error)
-    if code == "NoSuchBucket":
-        return ObjectNotFound(f"{place}: the bucket does not exist")
-    if code in MISSING or (not code and status == 404):
-        return ObjectNotFound(f"{place} does not exist")
-    if code in LATER or status in (408, 429) or status >= 500:
-        unavailable = StorageUnavailable(f"{place}: S3 answers {status or ''} {code}")
-        unavailable.retry_after = _retry_after(error)
-        return unavailable
-    if code in REFUSED:
-        return CredentialsRefused(f"{place}: S3 refuses the credentials ({code}): check or renew them")
-    if code == "InvalidObjectState":
-        return StorageRejected(f"{place} is archived: restore it first")
-    if code in DENIED or status in (401, 403):
-        return AccessDenied(f"{place}: S3 denies access ({code}): check the credentials and the bucket's policy")
-    return StorageRejected(f"{place}: S3 answers {status or ''} {code}")
-
-
-def _knows_no_condition(error: VeilError) -> bool:
-    """Return whether a conditional write may have been refused for its condition: 501, or 400 for the header."""
-    status = _status(error.__cause__)
-    return status == 501 or (status == 400 and isinstance(error, StorageRejected))
-
-
-def _code(error: BaseException | None) -> str:
-    """Return the code of S3's answer; empty for what is none."""
-    response = error.response if isinstance(error, vendor.ClientError) else {}
-    return str(response.get("Error", {}).get("Code", ""))
-
-
-def _status(error: BaseException | None) -> int:
-    """The HTTP status of S3's answer; 0 for what is none."""
-    response = error.response if isinstance(error, vendor.ClientError) else {}
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
-
-
-def _retry_after(error: vendor.ClientError) -> float | None:
-    """The seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most LONGEST_RETRY_AFTER."""
-    value = str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
-    try:
-        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

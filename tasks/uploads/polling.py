@@ -14,14 +14,16 @@ from typing import Any
 import structlog
 
 from tasks.addresses import PrefixUri
-from tasks.app import BACKFILL, UPLOADS
 from tasks.backoff import Backoff
 from tasks.errors import Permanent, VeilError
-from tasks.publishing import Wanted, connected
+from tasks.messages import BACKFILL, UPLOADS
+from tasks.publishing import Wanted
 from tasks.records.queues import depth
+from tasks.redis_errors import connected
 from tasks.storage.s3 import ObjectStore, StoredObject
+from tasks.uploads.events import Event, Parsed
 from tasks.uploads.stopping import Stop
-from tasks.uploads.trigger import Event, Parsed, Trigger
+from tasks.uploads.trigger import Trigger
 
 PAGE = 1000  # objects, as S3 lists them; what is new of them is published together
 MOST_WAITING = 10_000  # messages in a queue, above which a look pauses

@@ -16,7 +16,7 @@ from tasks.backoff import Backoff
 from tasks.errors import AccessDenied, EventsUnavailable, MalformedEvent, QueueUnavailable, SettingsInvalid, VeilError
 from tasks.publishing import Wanted
 from tasks.settings import Settings
-from tasks.storage.s3 import DENIED, NO_CREDENTIALS, UNREACHABLE
+from tasks.storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
 from tasks.uploads.stopping import Stop, Stopped
 from tasks.uploads.trigger import Trigger
 

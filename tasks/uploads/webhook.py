@@ -20,7 +20,8 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 
 from tasks.backoff import Backoff
 from tasks.errors import MalformedEvent, QueueUnavailable, SettingsInvalid
-from tasks.publishing import Wanted, connected
+from tasks.publishing import Wanted
+from tasks.redis_errors import connected
 from tasks.uploads.trigger import Trigger
 
 MAX_BODY_BYTES = 1 << 20

@@ -21,7 +21,7 @@ from celery.result import AsyncResult
 from PIL import Image
 
 from tasks.app import create_app
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.records import dead_letters
 from tasks.routes import Route
 from tasks.settings import Settings

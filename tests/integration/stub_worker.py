@@ -18,14 +18,16 @@ from pathlib import Path
 
 import structlog
 
-import tasks.app
-from tasks.app import QUEUES, app
+from tasks.app import app
+from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
-from tasks.messages import AnonymizeReport
+from tasks.messages import QUEUES, AnonymizeReport
+from tasks.routes import Route, Routed
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
 
 PIXELS = b"value-of-pixels" + bytes(range(128, 256))
+ROUTE = Route.parse("s3://raw=s3://clean")
 
 
 class StubPipeline:
@@ -38,14 +40,14 @@ class StubPipeline:
         self._watchdog = watchdog
         self._stall_seconds = stall_seconds
 
-    def output(self, request):
-        return request.source
+    def resolve(self, request):
+        return Routed(request, ROUTE, request.source)
 
-    def check_store(self, request):
+    def check_store(self, route):
         """The store is there: what fails is the picture's own trouble."""
 
-    def run(self, request, on_stage, confirm):
-        source = str(request.source)
+    def run(self, routed, on_stage, confirm):
+        source = str(routed.request.source)
         on_stage("detecting")
         self._write("begun", source)
         if "/transient/" in source:
@@ -73,13 +75,14 @@ def main():
     journal, *options = sys.argv[1:]
     chosen = dict(option.removeprefix("--").split("=") for option in options)
     if transport := chosen.get("transport"):
-        tasks.app.TRANSPORT = transport
+        steps.TRANSPORT = transport
         eager = {"unacked_restore_interval": 1, "unacked_restore_throttle": 1}
         seconds = app.conf.broker_transport_options["lease_seconds"]
         app.conf.broker_transport_options.update(visibility_timeout=seconds, **eager)
     logs.configure("json")
     watchdog = Watchdog(look_seconds=0.1)
-    app.pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
+    pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
+    app.build_pipeline = lambda *_: pipeline
     watchdog.start()
     bootstrap.worker_ready.connect(
         lambda sender, **_: structlog.get_logger("veil").info("worker ready", worker=sender.hostname), weak=False

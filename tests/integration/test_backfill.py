@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import pytest
 
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, create_app
+from tasks.app import create_app
 from tasks.bulk import backfill
 from tasks.bulk.backfill import Backfill, Selection
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.errors import RunTakenOver
-from tasks.messages import RUN_HEADER
+from tasks.messages import BACKFILL, RUN_HEADER
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 from tasks.settings import Settings

@@ -14,9 +14,9 @@ from datetime import datetime
 import pytest
 from PIL import Image
 
-from tasks.app import BACKFILL
 from tasks.bulk import backfill, comparison
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
+from tasks.messages import BACKFILL
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes
 from tasks.routes import Route

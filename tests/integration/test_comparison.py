@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tasks.bulk import backfill
 from tasks.bulk.backfill import Reading, Selection
-from tasks.bulk.comparison import Places, compare, settle
+from tasks.bulk.comparison import compare, settle
+from tasks.bulk.places import Places
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.routes import Route
 from tasks.storage import receipts

@@ -6,9 +6,8 @@ import time
 import pytest
 
 from tasks.anonymize import _keepable
-from tasks.app import BACKFILL, UPLOADS
 from tasks.delivery import envelopes
-from tasks.messages import MOST_AREAS
+from tasks.messages import BACKFILL, MOST_AREAS, UPLOADS
 from tasks.records import dead_letters, ledger
 from tasks.records.dead_letters import DeadLetter
 

@@ -10,6 +10,7 @@ from PIL import Image
 from tasks import errors
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
+from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
 from worker.masking import filling
@@ -85,7 +86,7 @@ def published(request, pipeline, raw, clean, place):
         key = place + "a.png"
         task = AnonymizeRequest.parse(source=raw.put(key, picture_file()))
         if request.param:
-            pipeline(recipe="old").run(task)
+            run_pipeline(pipeline(recipe="old"), task)
         before, bytes_before = clean.head(key), request.param and clean.get(key)
         raw.put(key, content)
         yield task
@@ -113,15 +114,15 @@ def test_a_failure_at_any_stage_publishes_nothing(published, pipeline, stage):
             raise Injected
 
     with published(picture_file()) as request, pytest.raises(Injected):
-        pipeline().run(request, on_stage=fail_at)
+        run_pipeline(pipeline(), request, on_stage=fail_at)
 
 
 def test_without_a_failure_the_same_picture_is_published(pipeline, raw, clean, place):
     """What the other tests rely on."""
     request = AnonymizeRequest.parse(source=raw.put(place + "a.png", picture_file()))
-    pipeline(recipe="old").run(request)
+    run_pipeline(pipeline(recipe="old"), request)
 
-    report = pipeline(recipe="new").run(request)
+    report = run_pipeline(pipeline(recipe="new"), request)
 
     assert report.status == "anonymized"
     assert clean.head(place + "a.png")["Metadata"]["veil-recipe"] == "new"
@@ -132,7 +133,7 @@ def test_a_source_that_hangs_while_it_is_fetched_publishes_nothing(published, pi
         line.download = 100_000
         stalled = store_at(s3, endpoint=line.endpoint, s3_read_seconds=0.5)
         with pytest.raises(errors.StorageUnavailable):
-            pipeline(store=stalled).run(request)
+            run_pipeline(pipeline(store=stalled), request)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_a_source_that_hangs_while_it_is_fetched_publishes_nothing(published, pi
 )
 def test_what_is_not_decoded_as_a_whole_publishes_nothing(published, pipeline, content, error):
     with published(content) as request, pytest.raises(error):
-        pipeline().run(request)
+        run_pipeline(pipeline(), request)
 
 
 @pytest.mark.parametrize(
@@ -161,17 +162,17 @@ def test_what_is_not_decoded_as_a_whole_publishes_nothing(published, pipeline, c
 )
 def test_a_detector_that_fails_publishes_nothing(published, pipeline, error):
     with published(picture_file()) as request, pytest.raises(type(error)):
-        pipeline(Failing(error)).run(request)
+        run_pipeline(pipeline(Failing(error)), request)
 
 
 def test_a_detector_that_fails_at_the_second_look_publishes_nothing(published, pipeline):
     with published(picture_file(mode="RGBA")) as request, pytest.raises(errors.DetectorUnavailable):
-        pipeline(SecondLookFails()).run(request)
+        run_pipeline(pipeline(SecondLookFails()), request)
 
 
 def test_a_detector_that_fails_on_the_output_publishes_nothing(published, pipeline):
     with published(picture_file()) as request, pytest.raises(errors.DetectorUnavailable):
-        pipeline(SecondLookFails()).run(request)
+        run_pipeline(pipeline(SecondLookFails()), request)
 
 
 def test_a_mask_that_fails_publishes_nothing(published, pipeline, monkeypatch):
@@ -181,7 +182,7 @@ def test_a_mask_that_fails_publishes_nothing(published, pipeline, monkeypatch):
     with published(picture_file()) as request:
         monkeypatch.setitem(filling.METHODS, MaskStyle().method, fail)
         with pytest.raises(Injected):
-            pipeline().run(request)
+            run_pipeline(pipeline(), request)
 
 
 def test_an_encoder_that_fails_after_its_first_bytes_publishes_nothing(published, pipeline, monkeypatch):
@@ -192,7 +193,7 @@ def test_an_encoder_that_fails_after_its_first_bytes_publishes_nothing(published
     with published(picture_file()) as request:
         monkeypatch.setattr(Image.Image, "save", fail)
         with pytest.raises(OSError, match="encoder error"):
-            pipeline().run(request)
+            run_pipeline(pipeline(), request)
 
 
 def test_an_upload_that_is_cut_publishes_nothing(published, pipeline, s3, store_at, line):
@@ -200,7 +201,7 @@ def test_an_upload_that_is_cut_publishes_nothing(published, pipeline, s3, store_
         line.upload, line.cut = 100_000, True
         unlucky = store_at(s3, endpoint=line.endpoint, s3_read_seconds=2)
         with pytest.raises(errors.StorageUnavailable):
-            pipeline(store=unlucky).run(request)
+            run_pipeline(pipeline(store=unlucky), request)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_an_upload_that_is_cut_publishes_nothing(published, pipeline, s3, store_
 )
 def test_a_picture_over_a_limit_publishes_nothing(published, pipeline, limits, error):
     with published(picture_file()) as request, pytest.raises(error):
-        pipeline(**limits).run(request)
+        run_pipeline(pipeline(**limits), request)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what is only a warning in a worker must not pass the test
@@ -223,4 +224,4 @@ def test_a_face_that_has_no_place_publishes_nothing(published, pipeline, box):
             return Detections(np.array([[20, 20, 60, 70], box], np.float32), np.array([0.9, 0.8], np.float32))
 
     with published(picture_file()) as request, pytest.raises(errors.DetectionFailed):
-        pipeline(Confused()).run(request)
+        run_pipeline(pipeline(Confused()), request)

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks import metrics
-from tasks.app import BACKFILL, UPLOADS, create_app
-from tasks.messages import QUEUED_AT_HEADER
+from tasks.app import create_app
+from tasks.messages import BACKFILL, QUEUED_AT_HEADER, UPLOADS
 from tasks.metrics import QueueCollector
 from tasks.settings import Settings
 from tools.local.servers import start_redis

@@ -11,9 +11,9 @@ from hypothesis import settings as examples
 
 from tasks import publishing
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, UPLOADS, create_app
+from tasks.app import create_app
 from tasks.errors import MalformedEvent, QueueUnavailable
-from tasks.messages import QUEUED_AT_HEADER, RUN_HEADER, AnonymizeRequest
+from tasks.messages import BACKFILL, QUEUED_AT_HEADER, RUN_HEADER, UPLOADS, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Route
 from tasks.settings import Settings

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, UPLOADS
+from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Publisher, Wanted
 from tasks.records import queues
 

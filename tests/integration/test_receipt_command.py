@@ -23,6 +23,7 @@ from tasks.storage import receipts
 from tasks.storage.marks import Marks
 from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore, OpenObject, StoredObject
+from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Anonymizer, Limits
 from worker.commands.receipt import comparison
 from worker.detection.faces import Detections
@@ -79,7 +80,7 @@ def make(store, raw, place, route):
     def made(key, content=None, hold=False, boxes=((5, 5, 20, 25),), destination=None, sign=None, **options):
         raw.put(place + key, picture() if content is None else content)
         request = {"source": raw.uri(place + key), "options": options or None, "destination": destination}
-        return pipeline(store, route, *boxes, hold=hold, key=sign).run(AnonymizeRequest.parse(**request))
+        return run_pipeline(pipeline(store, route, *boxes, hold=hold, key=sign), AnonymizeRequest.parse(**request))
 
     return made
 
@@ -302,7 +303,7 @@ def test_a_face_that_its_receipt_does_not_have_is_exposed(
     queue.report(raw.put(place + "exempt.jpg", portrait), options={"exempt": found["boxes_xyxy"]})
     raw.put(place + "missed.jpg", portrait)
     missing = pipeline(store, Route.parse("s3://raw=s3://clean"))
-    missing.run(AnonymizeRequest.parse(source=raw.uri(place + "missed.jpg")))
+    run_pipeline(missing, AnonymizeRequest.parse(source=raw.uri(place + "missed.jpg")))
     command = ("receipt", "verify", clean.uri(place), "--json")
     assert veil(*command, environment=environment).returncode == 0
     done = veil(*command, "--redetect", environment=environment)

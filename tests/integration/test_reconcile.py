@@ -9,16 +9,16 @@ import pytest
 
 from tasks import publishing
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, UPLOADS
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
-from tasks.messages import AnonymizeRequest
+from tasks.messages import BACKFILL, UPLOADS, AnonymizeRequest
 from tasks.records import dead_letters
 from tasks.records.dead_letters import DeadLetter
 from tasks.records.queues import wait_for_room
 from tasks.routes import Route
 from tasks.storage.receipts import FOLDER, Made, uri
 from tasks.storage.s3 import ObjectStore, StoredObject
+from tests.pipelines import run as run_pipeline
 from tools.local.servers import HOST
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
@@ -291,7 +291,7 @@ def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_don
         route_table=[archive.places.route],
     )
     request = AnonymizeRequest.parse(source=str(archive.places.source.join("a.jpg")))
-    assert pipeline.run(request).status == "held"
+    assert run_pipeline(pipeline, request).status == "held"
     findings = Reconciliation(archive.store, archive.places, RECIPE, unattended.client).findings()
     assert [(finding.source.key[-5:], finding.state) for finding in findings] == [("a.jpg", "held")]
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid
 from tasks.messages import AnonymizeOptions, AnonymizeRequest
+from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Stopwatch
 from worker.settings import WorkerSettings
 
@@ -91,7 +92,7 @@ def test_a_model_hides_each_face_where_it_saw_it(build, store, raw, clean, place
         raw.put(key, picture_with_square(left, top, side))
 
     def run(key):
-        return pipeline.run(AnonymizeRequest.parse(source=raw.uri(key)))
+        return run_pipeline(pipeline, AnonymizeRequest.parse(source=raw.uri(key)))
 
     # All at once: they share batches, and none may get the box of another.
     with ThreadPoolExecutor(len(places)) as pool:
@@ -115,7 +116,7 @@ def test_a_picture_without_a_face_is_published_as_it_was(build, store, raw, clea
     Image.fromarray(np.random.default_rng(1).integers(0, 90, (200, 300, 3), np.uint8)).save(target, "PNG")
     source = raw.put(place + "a.png", target.getvalue())
 
-    report = pipeline_of(build(), store).run(AnonymizeRequest.parse(source=source))
+    report = run_pipeline(pipeline_of(build(), store), AnonymizeRequest.parse(source=source))
 
     assert (report.status, report.faces) == ("anonymized", 0)
     with clean.open(place + "a.png") as output, raw.open(place + "a.png") as before:
@@ -278,7 +279,7 @@ def test_a_model_that_loses_its_mind_over_a_face_publishes_nothing(build, store,
     source = raw.put(place + "a.png", picture_with_square(150, 90, 70))
 
     with pytest.raises(DetectionFailed) as raised:
-        pipeline.run(AnonymizeRequest.parse(source=source))
+        run_pipeline(pipeline, AnonymizeRequest.parse(source=source))
 
     assert len(str(raised.value).splitlines()) == 1
     assert clean.keys(place) == []

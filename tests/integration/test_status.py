@@ -12,8 +12,8 @@ import pytest
 
 from tasks import publishing, status
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL, UPLOADS
 from tasks.errors import QueueUnavailable
+from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Publisher, Wanted
 from tasks.records import dead_letters, outcomes
 from tools.local.servers import HOST, start_redis

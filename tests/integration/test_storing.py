@@ -11,7 +11,8 @@ from PIL import Image
 
 from tasks.addresses import ObjectUri
 from tasks.bulk.backfill import Selection, rehearse
-from tasks.bulk.comparison import Places, compare, settle
+from tasks.bulk.comparison import compare, settle
+from tasks.bulk.places import Places
 from tasks.bulk.verify import Audit
 from tasks.errors import (
     DestinationTaken,
@@ -28,6 +29,7 @@ from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import Bucket
+from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
@@ -79,7 +81,7 @@ class Site:
             older_keys=keys[1:],
         )
         request = AnonymizeRequest.parse(source=self.raw.uri(self.place + key), **more)
-        return pipeline.run(request, confirm=confirm)
+        return run_pipeline(pipeline, request, confirm=confirm)
 
     def states(self, *keys):
         places = Places.find(str(self.route.source), None, [self.route], keys)

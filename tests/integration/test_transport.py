@@ -3,9 +3,9 @@
 import pytest
 from kombu import Connection, Consumer
 
-from tasks.app import QUEUES
 from tasks.delivery import transport
 from tasks.delivery.leases import Leases
+from tasks.messages import QUEUES
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tasks.bulk.backfill import Selection, rehearse
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.bulk.verify import Audit
 from tasks.errors import ImageTooLarge, InvalidRequest
@@ -17,6 +17,7 @@ from tasks.routes import Route
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.receipts import Made, Receipt
+from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
@@ -78,7 +79,7 @@ class Site:
             route_table=[self.route],
             receipt_key=sign,
         )
-        return pipeline.run(AnonymizeRequest.parse(source=self.raw.uri(self.place + key), options=options))
+        return run_pipeline(pipeline, AnonymizeRequest.parse(source=self.raw.uri(self.place + key), options=options))
 
     def receipt_at(self, key="a.png"):
         """Where the receipts of an output are."""

@@ -113,7 +113,7 @@ def _produce(keys: int, low_water: int, high_water: int) -> tuple[float, int]:
     """Run a backfill; return its seconds and the peak resident size of the process in bytes."""
     from tasks.app import app
     from tasks.bulk.backfill import Backfill, Selection
-    from tasks.bulk.comparison import Places
+    from tasks.bulk.places import Places
     from tasks.routes import Route
 
     producer = Backfill(
@@ -184,18 +184,22 @@ def _work() -> None:
     """Run a worker whose pictures only sleep."""
     from tasks.app import app
     from tasks.messages import AnonymizeReport, AnonymizeRequest
+    from tasks.routes import Route, Routed
     from worker import logs
+
+    route = Route.parse("s3://raw=s3://clean")
 
     class Pipeline:
         recipe = "0" * 16
 
-        def output(self, request: AnonymizeRequest) -> ObjectUri:
-            return ObjectUri("clean", request.source.key)
+        def resolve(self, request: AnonymizeRequest) -> Routed:
+            return Routed(request, route, ObjectUri("clean", request.source.key))
 
-        def run(
-            self, request: AnonymizeRequest, on_stage: Callable[[str], None], confirm: Callable[[], None]
-        ) -> AnonymizeReport:
-            source = str(request.source)
+        def check_store(self, route: Route) -> None:
+            """Do nothing: there is no store."""
+
+        def run(self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]) -> AnonymizeReport:
+            source = str(routed.request.source)
             app.backend.client.hset(STARTED, source, time.time())
             on_stage("detecting")
             time.sleep(PICTURE_SECONDS)
@@ -205,7 +209,7 @@ def _work() -> None:
     # Celery prints several lines for root, the user of many containers.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     logs.configure("json")  # on standard error
-    app.pipeline = Pipeline()
+    app.build_pipeline = lambda *_: Pipeline()
     app.Worker(pool="threads", concurrency=1, queues="uploads,backfill", loglevel="ERROR", quiet=True).start()
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.addresses import ObjectUri
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Reconciliation
 from tasks.routes import Route
 from tasks.storage import receipts

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.addresses import ObjectUri
-from tasks.app import BACKFILL
+from tasks.messages import BACKFILL
 from tasks.publishing import Wanted
 from tasks.records import queues
 from tools.benchmarks.harness import machine, pictures

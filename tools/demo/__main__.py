@@ -17,7 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
-from tasks.bulk.comparison import Places, read_receipts
+from tasks.bulk.comparison import read_receipts
+from tasks.bulk.places import Places
 from tasks.errors import VeilError
 from tasks.records import dead_letters
 from tasks.routes import Route

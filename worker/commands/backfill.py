@@ -17,10 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tasks.app import app
 from tasks.bulk import backfill
 from tasks.bulk.backfill import Backfill, Run, Selection, ToldBackoff
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.errors import InvalidRequest, QueueUnavailable
-from tasks.publishing import announced_recipe, connected
+from tasks.publishing import announced_recipe
 from tasks.records import outcomes
+from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 

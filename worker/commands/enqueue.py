@@ -15,7 +15,8 @@ from rich.console import Console
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.app import app
 from tasks.messages import AnonymizeOptions
-from tasks.publishing import Publisher, Wanted, connected
+from tasks.publishing import Publisher, Wanted
+from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.progress import progress_bar

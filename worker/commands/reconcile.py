@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from tasks.app import BACKFILL, app
-from tasks.bulk.comparison import Places
+from tasks.app import app
+from tasks.bulk.places import Places
 from tasks.bulk.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.errors import SettingsInvalid
-from tasks.publishing import Publisher, Wanted, announced_recipe, connected
+from tasks.messages import BACKFILL
+from tasks.publishing import Publisher, Wanted, announced_recipe
 from tasks.records.queues import wait_for_room
+from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.progress import progress_bar

@@ -16,7 +16,7 @@ from rich.text import Text
 from tasks import status
 from tasks.app import app
 from tasks.errors import QueueUnavailable, RunUnknown
-from tasks.publishing import connected
+from tasks.redis_errors import connected
 from tasks.status import RunStatus, Status
 
 LIVE_SECONDS = 2.0

@@ -5,7 +5,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tasks.app import QUEUES
+from tasks.messages import QUEUES
 from tasks.settings import refuse_unknown
 from worker.settings import WorkerSettings
 

@@ -1,6 +1,7 @@
 """The import rule: producers load nothing heavy, tasks never imports worker, and the command starts light."""
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -77,3 +78,68 @@ def test_every_module_opens_with_one_sentence(package):
             continue
         first = ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0]
         assert first.endswith((".", ":")), path
+
+
+def module_level(body):
+    """Yield the imports that run when a module is loaded: none in functions, none for types alone."""
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from module_level(node.orelse)
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
+            handlers = [handler.body for handler in getattr(node, "handlers", [])]
+            for part in (node.body, getattr(node, "orelse", []), getattr(node, "finalbody", []), *handlers):
+                yield from module_level(part)
+
+
+def named(node):
+    """Yield what an import statement names: modules, and for `from` what is taken from them."""
+    for alias in node.names:
+        yield alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+
+
+def import_graph(root, *packages):
+    """Return for each module of `packages` below `root` the modules that it loads.
+
+    To import a module loads the packages that it is in. Those that the importing module is in too are
+    loaded already, so they count only where something of their own is taken from them.
+    """
+    paths = {}
+    for path in (path for name in packages for path in (root / name).rglob("*.py")):
+        paths[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
+    graph = {}
+    for module, path in paths.items():
+        loaded = graph[module] = set()
+        for node in module_level(ast.parse(path.read_text()).body):
+            for name in named(node):
+                found = name if name in paths else name.rpartition(".")[0]
+                if found in paths:
+                    loaded.add(found)
+                while found := found.rpartition(".")[0]:
+                    if found in paths and not f"{module}.".startswith(f"{found}."):
+                        loaded.add(found)
+        loaded.discard(module)
+    return graph
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    graph = import_graph(ROOT, "tasks", "worker")
+    assert "tasks.delivery.work" in graph["tasks.app"]
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        {"a": "import house.b", "b": "import house.a"},
+        {"a": "from house import b", "b": "try:\n pass\nexcept OSError:\n from house.a import name"},
+        {"__init__": "from house.a import name", "a": "from house import other"},
+    ],
+)
+def test_a_circle_is_found_through_statements_of_any_form(tmp_path, modules):
+    (tmp_path / "house").mkdir()
+    for name, text in {"__init__": "", **modules}.items():
+        (tmp_path / "house" / f"{name}.py").write_text(text)
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(import_graph(tmp_path, "house")).prepare()

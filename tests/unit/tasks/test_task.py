@@ -20,9 +20,19 @@ from tasks.anonymize import (
     anonymize_image,
     backoff_seconds,
 )
-from tasks.app import BACKFILL, QUEUES, TASK, UPLOADS, _stamp, app, create_app
+from tasks.app import _stamp, app, create_app
 from tasks.errors import InvalidRequest
-from tasks.messages import MOST_AREAS, MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
+from tasks.messages import (
+    BACKFILL,
+    MOST_AREAS,
+    MOST_BOXES,
+    QUEUES,
+    TASK,
+    UPLOADS,
+    AnonymizeOptions,
+    AnonymizeReport,
+    AnonymizeRequest,
+)
 from tasks.settings import Settings
 
 

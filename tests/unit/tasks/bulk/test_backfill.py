@@ -8,7 +8,7 @@ import pytest
 from tasks.addresses import ObjectUri
 from tasks.bulk import backfill
 from tasks.bulk.backfill import Reading, Selection
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.records import outcomes
 from tasks.routes import Route
 from tasks.storage.s3 import ObjectStore, StoredObject

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.addresses import ObjectUri
-from tasks.bulk.comparison import Places
+from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Finding
 from tasks.routes import Route
 from tasks.storage.s3 import StoredObject

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from kombu import serialization
 
 from tasks.anonymize import LONGEST_BACKOFF_SECONDS
-from tasks.app import MOST_SHOWN, UPLOADS
 from tasks.delivery.envelopes import (
     LONGEST_WAIT_SECONDS,
     MOST_BYTES,
@@ -30,8 +29,9 @@ from tasks.delivery.envelopes import (
     read,
     start,
 )
-from tasks.messages import MOST_AREAS, QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER
-from tasks.storage.s3 import LONGEST_RETRY_AFTER
+from tasks.messages import MOST_AREAS, QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, UPLOADS
+from tasks.representation import MOST_SHOWN
+from tasks.storage.aws_errors import LONGEST_RETRY_AFTER
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

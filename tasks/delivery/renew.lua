@@ -1,0 +1,11 @@
+-- Renew leases. Needs now.lua.
+-- KEYS: the index. ARGV: the lease in seconds, then tags. Returns the tags whose lease had run out.
+local lost = {}
+for i = 2, #ARGV do
+    if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then
+        redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[i])
+    else
+        lost[#lost + 1] = ARGV[i]
+    end
+end
+return lost

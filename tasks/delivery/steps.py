@@ -1,0 +1,76 @@
+"""Steps of a worker's start: its parts are built before the first message, and its events are sent together."""
+
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+from celery import bootsteps
+
+from tasks.delivery.attempts import Deliveries
+from tasks.delivery.circuit_breaker import CircuitBreaker
+from tasks.delivery.transport import Transport
+from tasks.delivery.work import Pipeline, Work
+from tasks.errors import VeilError
+
+TRANSPORT = "tasks.delivery.transport:Transport"
+BACKEND = "tasks.delivery.acknowledgement:Backend"
+EVENTS_SECONDS = 0.2  # the longest delay of an event on its way to Flower
+
+
+def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
+    """Return the pipeline of the entry point, or end the process with one line.
+
+    The entry point lets `tasks` start a pipeline without importing `worker`. Celery swallows what its
+    worker signals raise; an exit from a step ends the start.
+    """
+    (builder,) = entry_points(group="veil", name="pipeline")
+    try:
+        pipeline: Pipeline = builder.load()(app, deliveries.note_stall)
+    except ModuleNotFoundError as error:
+        sys.exit(f"veil: {error.name} is not installed here: pip install 'veil[worker]'")
+    except VeilError as error:
+        sys.exit(f"veil: {type(error).__name__}: {error}")
+    return pipeline
+
+
+class PipelineStep(bootsteps.Step):  # type: ignore[misc]
+    """Build the worker's parts before it takes its first message, whichever command started it."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **_: Any) -> None:
+        app = worker.app
+        # Producers and Flower keep Celery's transport: only workers take messages, and Flower
+        # recognises brokers by their scheme.
+        app.conf.broker_transport = TRANSPORT
+        app.loader.override_backends = dict.fromkeys(("redis", "rediss"), BACKEND)
+        deliveries = Deliveries(app.backend.client)
+        app.work = Work(
+            pipeline=app.build_pipeline(app, deliveries),
+            deliveries=deliveries,
+            circuit_breaker=CircuitBreaker(Transport.leases.pause),
+        )
+
+
+class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Send the events of tasks together a few times a second, those of their stages among them.
+
+    A picture has nine events, and each one sent alone is a message and a round trip.
+    """
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        dispatcher = consumer.app.work.dispatcher = consumer.event_dispatcher
+        if consumer.hub:
+            dispatcher.on_send_buffered = None
+            self._timer = consumer.hub.call_repeatedly(EVENTS_SECONDS, dispatcher.flush)
+
+    def stop(self, consumer: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            consumer.event_dispatcher.flush()

@@ -1,0 +1,46 @@
+"""The parts of a worker that the task uses, and the interface that its pipeline must have."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.delivery.attempts import Deliveries
+from tasks.delivery.circuit_breaker import CircuitBreaker
+from tasks.messages import AnonymizeReport, AnonymizeRequest
+from tasks.routes import Route, Routed
+
+
+class Pipeline(Protocol):
+    """The work on one picture. All threads of a worker share one pipeline."""
+
+    recipe: str
+
+    def resolve(self, request: AnonymizeRequest) -> Routed:
+        """Return `request` with its route; raise BucketNotAllowed if it has none."""
+
+    def run(self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]) -> AnonymizeReport:
+        """Fetch, anonymize and store one picture; raise a VeilError that says who must act.
+
+        `on_stage` is called with the name of each stage as it begins, and `confirm` before anything
+        is stored; what they raise ends the work.
+        """
+
+    def check_store(self, route: Route) -> None:
+        """Raise the VeilError that at present meets every picture on `route`."""
+
+
+class Dispatcher(Protocol):
+    """Celery's dispatcher of events."""
+
+    def send(self, kind: str, /, **fields: Any) -> None: ...
+
+
+@dataclass
+class Work:
+    """What a worker process works with. PipelineStep makes one before the first message is taken."""
+
+    pipeline: Pipeline
+    deliveries: Deliveries
+    circuit_breaker: CircuitBreaker
+    dispatcher: Dispatcher | None = None
+    """None until the worker is connected; EventsStep replaces it with each connection."""

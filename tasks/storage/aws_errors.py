@@ -1,0 +1,133 @@
+"""Errors of boto3 and S3, translated into those of tasks.errors: here, and nowhere else."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+
+import botocore.exceptions as vendor
+import botocore.parsers
+import urllib3.exceptions
+
+from tasks.addresses import ObjectUri, PrefixUri
+from tasks.errors import (
+    AccessDenied,
+    CredentialsRefused,
+    ObjectNotFound,
+    StorageRejected,
+    StorageUnavailable,
+    VeilError,
+)
+
+LONGEST_RETRY_AFTER = 300.0  # seconds that a store may ask for
+
+# Error codes of the S3 API ("Error responses" in its reference), by who must act.
+MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404"}
+DENIED = {
+    "AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "InvalidSecurity", "NotSignedUp",
+    "UnauthorizedAccess", "401", "403",
+}  # fmt: skip
+REFUSED = {  # whatever is asked for with these credentials
+    "AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired",
+}  # fmt: skip
+LATER = {
+    "BandwidthLimitExceeded", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
+    "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable", "SlowDown", "Throttling",
+    "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
+}  # fmt: skip
+CHANGED = (409, 412)  # by somebody else, before a conditional call or during it
+UNREACHABLE = (
+    vendor.HTTPClientError,
+    vendor.ConnectionError,
+    vendor.IncompleteReadError,
+    vendor.FlexibleChecksumError,
+    vendor.ChecksumError,
+    vendor.EventStreamError,
+    vendor.WaiterError,
+    botocore.parsers.ResponseParserError,  # an answer that is cut off, or a proxy's page in its place
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+NO_CREDENTIALS = (
+    vendor.NoCredentialsError,
+    vendor.PartialCredentialsError,
+    vendor.CredentialRetrievalError,
+    vendor.TokenRetrievalError,
+    vendor.NoAuthTokenError,
+    vendor.UnauthorizedSSOTokenError,
+    vendor.SSOError,
+    vendor.MetadataRetrievalError,
+    vendor.LoginError,
+    vendor.ProfileNotFound,
+    RuntimeError,  # botocore's word for refreshed credentials that have expired already
+)
+
+
+@contextmanager
+def translated(place: ObjectUri | PrefixUri) -> Iterator[None]:
+    try:
+        yield
+    except VeilError:
+        raise
+    except (vendor.BotoCoreError, vendor.ClientError, *UNREACHABLE, *NO_CREDENTIALS) as error:
+        raise translate(error, place) from error
+
+
+def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
+    """Return the VeilError that says who must act on an error of botocore or of its connection."""
+    if isinstance(error, vendor.ClientError):
+        return _translate_answer(error, place)
+    kind = type(error).__name__
+    if isinstance(error, NO_CREDENTIALS):
+        return CredentialsRefused(f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret")
+    if isinstance(error, UNREACHABLE):
+        return StorageUnavailable(f"{place}: S3 can't be reached ({kind})")
+    return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
+
+
+def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
+    name, http = code(error), status(error)
+    if name == "NoSuchBucket":
+        return ObjectNotFound(f"{place}: the bucket does not exist")
+    if name in MISSING or (not name and http == 404):
+        return ObjectNotFound(f"{place} does not exist")
+    if name in LATER or http in (408, 429) or http >= 500:
+        unavailable = StorageUnavailable(f"{place}: S3 answers {http or ''} {name}")
+        unavailable.retry_after = _retry_after(error)
+        return unavailable
+    if name in REFUSED:
+        return CredentialsRefused(f"{place}: S3 refuses the credentials ({name}): check or renew them")
+    if name == "InvalidObjectState":
+        return StorageRejected(f"{place} is archived: restore it first")
+    if name in DENIED or http in (401, 403):
+        return AccessDenied(f"{place}: S3 denies access ({name}): check the credentials and the bucket's policy")
+    return StorageRejected(f"{place}: S3 answers {http or ''} {name}")
+
+
+def knows_no_condition(error: VeilError) -> bool:
+    """Return whether a conditional write may have been refused for its condition: 501, or 400 for the header."""
+    http = status(error.__cause__)
+    return http == 501 or (http == 400 and isinstance(error, StorageRejected))
+
+
+def code(error: BaseException | None) -> str:
+    """Return the code of S3's answer; empty for an error without an answer."""
+    response = error.response if isinstance(error, vendor.ClientError) else {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def status(error: BaseException | None) -> int:
+    """Return the HTTP status of S3's answer; 0 for an error without an answer."""
+    response = error.response if isinstance(error, vendor.ClientError) else {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+
+
+def _retry_after(error: vendor.ClientError) -> float | None:
+    """Return the seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most LONGEST_RETRY_AFTER."""
+    value = str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    try:
+        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

@@ -1,0 +1,209 @@
+"""The vendor's errors: each becomes a VeilError that says who must act, and none tells a secret."""
+
+import email.utils
+import http.client
+import inspect
+import socket
+import time
+
+import boto3.exceptions
+import botocore.exceptions
+import botocore.parsers
+import pytest
+import s3transfer.exceptions
+import urllib3.exceptions
+
+from tasks import errors
+from tasks.addresses import ObjectUri
+from tasks.errors import Permanent, Transient, VeilError
+from tasks.storage.aws_errors import DENIED, LATER, LONGEST_RETRY_AFTER, MISSING, REFUSED, translate, translated
+
+PLACE = ObjectUri("raw", "in/a.jpg")
+SECRET = "hunter2-secret"
+
+# Errors in botocore's own service models, raised while a client is made from a damaged installation.
+NOT_FROM_A_CALL = {"MissingServiceIdError", "UndefinedModelAttributeError"}
+
+CONNECTION = {
+    "ChecksumError",
+    "ConnectTimeoutError",
+    "ConnectionClosedError",
+    "ConnectionError",
+    "EndpointConnectionError",
+    "FlexibleChecksumError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ProxyConnectionError",
+    "ReadTimeoutError",
+    "ResponseStreamingError",
+    "SSLError",
+}
+CREDENTIALS = {
+    "CredentialRetrievalError",
+    "MetadataRetrievalError",
+    "NoAuthTokenError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "SSOTokenLoadError",
+    "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
+}
+
+
+def error_classes(module):
+    classes = {c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Exception)}
+    return sorted((c for c in classes if not issubclass(c, Warning)), key=lambda c: (c.__module__, c.__name__))
+
+
+def an_instance(cls):
+    """An error of `cls` whose own text holds SECRET, as an address with a password would."""
+    if issubclass(cls, botocore.exceptions.ClientError):
+        return cls({"Error": {"Code": "SlowDown", "Message": SECRET}}, "GetObject")
+    error = cls.__new__(cls)
+    Exception.__init__(error, f"could not reach http://user:{SECRET}@proxy:3128")
+    return error
+
+
+def an_answer(code, status):
+    response = {"Error": {"Code": code, "Message": SECRET}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return botocore.exceptions.ClientError(response, "GetObject")
+
+
+def raised(error):
+    """What a caller of ObjectStore sees of `error`."""
+    with pytest.raises(VeilError) as caught, translated(PLACE):
+        raise error
+    return caught.value
+
+
+@pytest.mark.parametrize("cls", error_classes(botocore.exceptions), ids=lambda cls: cls.__name__)
+def test_every_error_class_of_botocore_is_translated(cls):
+    if cls.__name__ in NOT_FROM_A_CALL:
+        assert not issubclass(cls, botocore.exceptions.BotoCoreError)
+        return
+    error = raised(an_instance(cls))
+    assert isinstance(error, Transient | Permanent)
+    assert getattr(errors, type(error).__name__) is type(error)
+    assert isinstance(error, Transient) or cls.__name__ not in CONNECTION
+    assert (type(error) is errors.CredentialsRefused) or cls.__name__ not in CREDENTIALS
+    assert SECRET not in str(error)
+    assert str(PLACE) in str(error)
+
+
+def test_the_names_in_these_tables_are_botocores():
+    names = {cls.__name__ for cls in error_classes(botocore.exceptions)}
+    assert names >= CONNECTION | CREDENTIALS | NOT_FROM_A_CALL
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        urllib3.exceptions.ProtocolError("Connection broken", http.client.IncompleteRead(b"")),
+        urllib3.exceptions.ReadTimeoutError(None, f"http://u:{SECRET}@h/", "timed out"),
+        urllib3.exceptions.DecodeError("bad gzip"),
+        socket.gaierror(-2, "Name or service not known"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        TimeoutError("timed out"),
+        OSError(5, "Input/output error"),
+        botocore.parsers.ResponseParserError(f"Unable to parse response: <html>{SECRET}"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_breaks_below_botocore_is_worth_another_try(error):
+    translated = raised(error)
+    assert type(translated) is errors.StorageUnavailable
+    assert SECRET not in str(translated)
+
+
+@pytest.mark.parametrize(
+    "cls", [*error_classes(boto3.exceptions), *error_classes(s3transfer.exceptions)], ids=lambda cls: cls.__name__
+)
+def test_any_error_of_boto3s_transfers_has_a_translation(cls):
+    # Not raised by the calls that ObjectStore makes; a name all the same, should it ever make others.
+    error = translate(an_instance(cls), PLACE)
+    assert isinstance(error, VeilError)
+    assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("NoSuchKey", 404, errors.ObjectNotFound),
+        ("NoSuchBucket", 404, errors.ObjectNotFound),
+        ("NoSuchVersion", 404, errors.ObjectNotFound),
+        ("404", 404, errors.ObjectNotFound),
+        ("", 404, errors.ObjectNotFound),
+        ("AccessDenied", 403, errors.AccessDenied),
+        ("403", 403, errors.AccessDenied),
+        ("SomethingNew", 403, errors.AccessDenied),
+        ("SomethingNew", 401, errors.AccessDenied),
+        ("InvalidAccessKeyId", 403, errors.CredentialsRefused),
+        ("SignatureDoesNotMatch", 403, errors.CredentialsRefused),
+        ("ExpiredToken", 400, errors.CredentialsRefused),
+        ("RequestTimeTooSkewed", 403, errors.CredentialsRefused),
+        ("SlowDown", 503, errors.StorageUnavailable),
+        ("ServiceUnavailable", 503, errors.StorageUnavailable),
+        ("InternalError", 500, errors.StorageUnavailable),
+        ("RequestTimeout", 400, errors.StorageUnavailable),
+        ("ThrottlingException", 400, errors.StorageUnavailable),
+        ("OperationAborted", 409, errors.StorageUnavailable),
+        ("SomethingNew", 429, errors.StorageUnavailable),
+        ("408", 408, errors.StorageUnavailable),
+        ("502", 502, errors.StorageUnavailable),
+        ("504", 504, errors.StorageUnavailable),
+        ("SomethingNew", 599, errors.StorageUnavailable),
+        ("InvalidRequest", 400, errors.StorageRejected),
+        ("KeyTooLongError", 400, errors.StorageRejected),
+        ("EntityTooLarge", 400, errors.StorageRejected),
+        ("PermanentRedirect", 301, errors.StorageRejected),
+        ("PreconditionFailed", 412, errors.StorageRejected),
+        ("QuotaExceeded", 400, errors.StorageRejected),
+        ("", 0, errors.StorageRejected),
+    ],
+)
+def test_an_answer_of_s3_says_who_must_act(code, status, expected):
+    error = raised(an_answer(code, status))
+    assert type(error) is expected
+    assert str(error).startswith(str(PLACE))
+    assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize("response", [{}, {"Error": {}}, {"Error": {"Code": None}}, {"ResponseMetadata": {}}])
+def test_an_answer_without_particulars_is_named_all_the_same(response):
+    assert isinstance(raised(botocore.exceptions.ClientError(response, "GetObject")), VeilError)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("0", 0), ("7", 7), ("86400", LONGEST_RETRY_AFTER), ("-5", None), ("soon", None), ("", None), ("9" * 400, None)],
+)
+def test_the_pause_that_s3_asks_for_is_known_and_bounded(value, seconds):
+    error = an_answer("SlowDown", 503)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": value}
+    expected = LONGEST_RETRY_AFTER if value == "9" * 400 else seconds
+    assert raised(error).retry_after == expected
+
+
+def test_a_pause_may_be_given_as_a_date():
+    error = an_answer("SlowDown", 503)
+    at = email.utils.formatdate(time.time() + 30, usegmt=True)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": at}
+    assert 25 < raised(error).retry_after <= 30
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    assert raised(error).retry_after == 0
+
+
+def test_no_error_code_is_in_two_tables():
+    tables = [MISSING, DENIED, REFUSED, LATER]
+    assert len(set().union(*tables)) == sum(map(len, tables))
+
+
+def test_an_error_that_has_its_name_keeps_it():
+    error = errors.ImageTooLarge("too large")
+    assert raised(error) is error
+
+
+def test_a_bug_is_not_taken_for_a_storage_error():
+    with pytest.raises(ZeroDivisionError), translated(PLACE):
+        raise ZeroDivisionError
