@@ -49,7 +49,7 @@ bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, table
 chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 SEED=…)
 	@$(BIN)/python -m tools.chaos
 
-docs: $(INSTALLED) ## write the generated parts of the README
+docs: $(INSTALLED) ## write the generated tables of docs/formats.md and docs/settings.md
 	@$(BIN)/python -m docs.generate
 
 language: $(INSTALLED) ## measure docstrings, density and layout, beside other projects (SAMPLES=10)

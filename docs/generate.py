@@ -1,4 +1,4 @@
-"""Writes the generated parts of the README: the tables of formats and of settings."""
+"""Write the generated parts of the documentation: the tables of formats and of settings."""
 
 import re
 from pathlib import Path
@@ -6,17 +6,20 @@ from pathlib import Path
 from worker.images import formats
 from worker.settings import markdown_table
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+DOCS = Path(__file__).resolve().parent
+FORMATS_PAGE = DOCS / "formats.md"
+SETTINGS_PAGE = DOCS / "settings.md"
 SETTINGS = re.compile(r"(<!-- settings: made by `make docs` -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
 FORMATS = re.compile(r"(<!-- formats: made by `make docs` -->\n).*?(<!-- end of formats -->)", re.DOTALL)
 
 
 def generated(text: str) -> str:
-    """`text` with its tables made anew, from the list of formats and from the settings classes."""
+    """Return `text` with its tables replaced from the list of formats and the settings classes."""
     text = FORMATS.sub(lambda found: f"{found[1]}{formats.markdown_table()}\n{found[2]}", text)
     return SETTINGS.sub(lambda found: f"{found[1]}{markdown_table()}\n{found[2]}", text)
 
 
 if __name__ == "__main__":
-    README.write_text(generated(README.read_text()))
+    for page in (FORMATS_PAGE, SETTINGS_PAGE):
+        page.write_text(generated(page.read_text()))
