@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Most tests wait for other processes, so three at a time keep two cores busy. A file's tests share its servers.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 SYSTEM_PROGRAMS := chromium chromedriver convert exiftool promtool
 SYSTEM_PACKAGES := chromium chromium-driver imagemagick libimage-exiftool-perl prometheus
 
@@ -31,7 +33,7 @@ demo-stop: $(INSTALLED) ## end what KEEP=1 left running
 	@$(BIN)/python -m tools.demo stop
 
 test: $(INSTALLED) ## all tests: unit, integration (real Redis, S3 and model), acceptance
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 check: $(INSTALLED) ## lint, format, types and the unit tests, in under a minute
 	@$(BIN)/ruff check .

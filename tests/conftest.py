@@ -17,7 +17,7 @@ DATA = Path(os.environ.get("FACES_DATA") or SHARED / "data")
 EXPOSURE_TOOL = Path(os.environ.get("FACES_JUDGE") or SHARED / "tools" / "exposure.py")
 IN_CI = os.environ.get("CI", "").lower() == "true"
 PROGRAMS = Path(sys.executable).parent
-COMMAND_SECONDS = 120
+COMMAND_SECONDS = 240
 
 
 def pytest_configure(config: pytest.Config) -> None:

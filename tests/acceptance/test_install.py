@@ -52,7 +52,7 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
         answer = json.loads(done.stdout)
         assert answer["heavy"] == []
         known = ["known_face.NOTICE.txt", "known_face.jpg", "known_face.json"]
-        assert answer["data"] == ["centerface_calibration.json", *known]
+        assert answer["data"] == ["calibration.json", *known]
         for command in (["worker"], ["anonymize", tmp_path, "--output", tmp_path / "out"]):
             refused = subprocess.run(
                 [environment / "bin" / "veil", *command], check=False, capture_output=True, text=True, timeout=60

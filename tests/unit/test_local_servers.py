@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from PIL import Image
-
 from demo.scenes import photograph
+from PIL import Image
 from worker.models.wheels import WheelFile
 
 WRITERS = 8
