@@ -39,7 +39,7 @@ check: $(INSTALLED) ## lint, format, types and the unit tests, in under a minute
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest tests/unit -q
+	@$(BIN)/python -m pytest tests/unit -q --numprocesses 2 --dist loadfile
 
 format: $(INSTALLED) ## rewrite the code in the house style
 	@$(BIN)/ruff format .

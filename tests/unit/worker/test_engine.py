@@ -109,7 +109,7 @@ NOT_ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize("given", NOT_ARRAYS, ids=str)
+@pytest.mark.parametrize("given", NOT_ARRAYS, ids=range(len(NOT_ARRAYS)))
 @pytest.mark.parametrize("method", ["anonymize_array", "detect"])
 def test_anything_but_rgb_in_8_bits_is_refused_by_name(anonymizer, given, method):
     with pytest.raises(UnsupportedImage) as error:

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
-from demo.scenes import photograph
 from PIL import Image
-from worker.models.wheels import WheelFile
+
+from tools.local.scenes import photograph
+from worker.detection.centerface.wheels import WheelFile
 
 WRITERS = 8
 TAKE_ALL = """
-from demo import servers
+from tools.local import servers
 
 servers.PORTS = range(21_000, 21_040)
 try:
