@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from tasks import anonymize_image
 
 result = anonymize_image.delay("s3://raw/a.jpg")
-models = Path(find_spec("worker").origin).parent / "models"
+models = Path(find_spec("worker").origin).parent / "detection" / "centerface"
 data = sorted(path.name for path in models.iterdir() if path.suffix in (".json", ".jpg", ".txt"))
 heavy = [name for name in ("tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx") if find_spec(name)]
 print(json.dumps({"task": result.id, "heavy": heavy, "data": data}))
