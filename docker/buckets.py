@@ -13,7 +13,11 @@ s3 = boto3.client(
     config=Config(s3={"addressing_style": "path"}),
 )
 existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
-wanted = {place.bucket for route in settings.parsed_routes() for place in (route.source, route.destination)}
+wanted = {
+    place.bucket
+    for route in settings.parsed_routes()
+    for place in (route.source, route.destination)
+}
 for name in sorted(wanted - existing):
     s3.create_bucket(Bucket=name)
     print(f"made bucket {name}", flush=True)

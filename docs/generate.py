@@ -9,9 +9,13 @@ from worker.settings import markdown_table
 DOCS = Path(__file__).resolve().parent
 FORMATS_PAGE = DOCS / "formats.md"
 SETTINGS_PAGE = DOCS / "settings.md"
-SETTINGS = re.compile(r"(<!-- settings: made by `make docs` -->\n).*?(<!-- end of settings -->)", re.DOTALL)
+SETTINGS = re.compile(
+    r"(<!-- settings: made by `make docs` -->\n).*?(<!-- end of settings -->)", re.DOTALL
+)
 
-FORMATS = re.compile(r"(<!-- formats: made by `make docs` -->\n).*?(<!-- end of formats -->)", re.DOTALL)
+FORMATS = re.compile(
+    r"(<!-- formats: made by `make docs` -->\n).*?(<!-- end of formats -->)", re.DOTALL
+)
 
 
 def generated(text: str) -> str:

@@ -9,12 +9,16 @@ from tasks.errors import InvalidRequest
 MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
 SLASHES = re.compile(r"[/\\]+")
 AMBIGUOUS = re.compile(r"^[/\\]+|//+|\\+")
-BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")  # same guide, "General purpose bucket naming rules"
+BUCKET = re.compile(
+    r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"
+)  # same guide, "General purpose bucket naming rules"
 
 
 @dataclass(frozen=True)
 class ObjectUri:
-    """The address ``s3://bucket/key`` of one object. The key is taken literally, never URL-decoded."""
+    """The address ``s3://bucket/key`` of one object. The key is taken literally, never
+    URL-decoded.
+    """
 
     bucket: str
     key: str
@@ -38,7 +42,9 @@ class ObjectUri:
 
 @dataclass(frozen=True)
 class PrefixUri:
-    """A place for objects, ``s3://bucket`` or ``s3://bucket/prefix/``; `prefix` is empty or ends with a slash."""
+    """A place for objects, ``s3://bucket`` or ``s3://bucket/prefix/``; `prefix` is empty or ends
+    with a slash.
+    """
 
     bucket: str
     prefix: str
@@ -50,7 +56,9 @@ class PrefixUri:
         return cls(bucket, key.rstrip("/") + "/" if key.strip("/") else "")
 
     def contains(self, uri: ObjectUri) -> bool:
-        return uri.bucket == self.bucket and uri.key.startswith(self.prefix) and uri.key != self.prefix
+        return (
+            uri.bucket == self.bucket and uri.key.startswith(self.prefix) and uri.key != self.prefix
+        )
 
     def is_below(self, other: "PrefixUri") -> bool:
         return self.bucket == other.bucket and self.prefix.startswith(other.prefix)
@@ -75,7 +83,9 @@ class PrefixUri:
 
 
 def plain(key: str) -> str:
-    r"""Return the key for which a store that keeps files takes `key`: ``a/b`` for ``/a//b`` and ``a\b``."""
+    r"""Return the key for which a store that keeps files takes `key`: ``a/b`` for ``/a//b`` and
+    ``a\b``.
+    """
     return SLASHES.sub("/", key).lstrip("/")
 
 
@@ -89,7 +99,9 @@ def _split(text: str) -> tuple[str, str]:
     except UnicodeEncodeError:
         raise InvalidRequest(f"{text!r:.200} is not valid Unicode") from None
     if size > MAX_KEY_BYTES:
-        raise InvalidRequest(f"the key of {text!r:.100}… has {size} bytes, S3 allows {MAX_KEY_BYTES}")
+        raise InvalidRequest(
+            f"the key of {text!r:.100}… has {size} bytes, S3 allows {MAX_KEY_BYTES}"
+        )
     if not {".", ".."}.isdisjoint(key.split("/")):
         # A store that keeps files would walk them, past the end of a route.
         raise InvalidRequest(f"{text!r:.200} has a '.' or '..' between its slashes")

@@ -46,7 +46,8 @@ log = structlog.get_logger("veil")
 
 
 def backoff_seconds(retries: int, random_: random.Random | None = None) -> float:
-    """Return the pause before try number `retries` + 2: capped exponential backoff with full jitter.
+    """Return the pause before try number `retries` + 2: capped exponential backoff with full
+    jitter.
 
     Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
@@ -54,14 +55,21 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     return (random_ or random).uniform(0, longest)
 
 
-@app.task(bind=True, name=TASK, max_retries=None, throws=(VeilError,), Request="tasks.delivery.acknowledgement:Request")
+@app.task(
+    bind=True,
+    name=TASK,
+    max_retries=None,
+    throws=(VeilError,),
+    Request="tasks.delivery.acknowledgement:Request",
+)
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
-    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None, options=None)``.
+    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None,
+    options=None)``.
 
-    `source` is its address, ``s3://bucket/key``; `destination` is the output's address below the route's
-    destination, by default the source's key there; `options` are AnonymizeOptions as a dict. The result is an
-    AnonymizeReport; it reaches whoever waits for it as a dict. A message is not trusted to fit a signature: whatever
-    it holds is taken here and refused by name.
+    `source` is its address, ``s3://bucket/key``; `destination` is the output's address below the
+    route's destination, by default the source's key there; `options` are AnonymizeOptions as a
+    dict. The result is an AnonymizeReport; it reaches whoever waits for it as a dict. A message is
+    not trusted to fit a signature: whatever it holds is taken here and refused by name.
     """
     started = time.monotonic()
     fields = _fields(arguments, named)
@@ -73,7 +81,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         routed = app.work.pipeline.resolve(request)
         delivery = _delivery(self, routed.destination)
         with delivery:
-            report = app.work.pipeline.run(routed, partial(_go_on, self, delivery), delivery.confirm)
+            report = app.work.pipeline.run(
+                routed, partial(_go_on, self, delivery), delivery.confirm
+            )
             _note_review(self, request, report)
     except QueueUnavailable as error:
         bound.warning("given back", **_described(error))
@@ -104,7 +114,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
 
 
 def _fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request given by position or by name; what is none, or given twice, keeps a name to refuse."""
+    """The fields of a request given by position or by name; what is none, or given twice, keeps a
+    name to refuse.
+    """
     names = [*FIELDS, *(f"argument {i}" for i in range(len(FIELDS) + 1, len(arguments) + 1))]
     fields = dict(zip(names, arguments, strict=False))
     for name, value in named.items():
@@ -119,7 +131,9 @@ def _check_taken(task: Task) -> None:
 
 
 def _name(task: Task, fields: Mapping[str, Any]) -> str:
-    """Return the source of a picture as its dead letter has it; of a message without one, its id."""
+    """Return the source of a picture as its dead letter has it; of a message without one, its
+    id.
+    """
     source = fields.get("source")
     return f"message {task.request.id}" if source is None else _readable(source)
 
@@ -130,13 +144,19 @@ def _delivery(task: Task, output: ObjectUri) -> Delivery:
 
 
 def _pause(task: Task, route: Route, error: Transient) -> float | None:
-    """The seconds until the next try, None if this was the last. What is not the picture's own doing isn't counted."""
+    """The seconds until the next try, None if this was the last. What is not the picture's own
+    doing isn't counted.
+    """
     asked = asked_pause(error)
     probe = partial(app.work.pipeline.check_store, route)
     if isinstance(error, Busy) or app.work.circuit_breaker.explains(error, probe):
         task.request.retries -= 1  # to which Celery adds one
         return asked + random.uniform(1.0, RETRY_SECONDS)
-    return asked + backoff_seconds(task.request.retries) if task.request.retries < MAX_RETRIES else None
+    return (
+        asked + backoff_seconds(task.request.retries)
+        if task.request.retries < MAX_RETRIES
+        else None
+    )
 
 
 def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
@@ -150,7 +170,9 @@ def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
 
 
 def _readable(value: Any) -> str:
-    """Whatever a message holds, as bounded text that can be stored: the longest address has 1,092 bytes."""
+    """Whatever a message holds, as bounded text that can be stored: the longest address has 1,092
+    bytes.
+    """
     return str(value)[:1100].encode("utf-8", "backslashreplace").decode()
 
 
@@ -183,14 +205,18 @@ def _go_on(task: Task, delivery: Delivery, stage: str) -> None:
 
 
 def _keepable(options: Any) -> Any:
-    """Return `options` as a message holds them; text if they are too large for any request, or more than JSON."""
+    """Return `options` as a message holds them; text if they are too large for any request, or more
+    than JSON.
+    """
     try:
         return options if len(json.dumps(options)) <= MOST_OPTIONS else _readable(options)
     except (TypeError, ValueError):  # Celery revives dates, decimals and more
         return _readable(options)
 
 
-def _set_aside(task: Task, fields: Mapping[str, Any], error: Exception, delivery: Delivery | None) -> None:
+def _set_aside(
+    task: Task, fields: Mapping[str, Any], error: Exception, delivery: Delivery | None
+) -> None:
     now = time.time()
     destination = fields.get("destination")
     letter = dead_letters.DeadLetter(
@@ -199,9 +225,13 @@ def _set_aside(task: Task, fields: Mapping[str, Any], error: Exception, delivery
         options=_keepable(fields.get("options")),
         error=type(error).__name__,
         message=_readable(error),
-        attempts=task.request.retries + (len(delivery.deaths) if delivery else 0) + (not isinstance(error, Poison)),
+        attempts=task.request.retries
+        + (len(delivery.deaths) if delivery else 0)
+        + (not isinstance(error, Poison)),
         task_id=task.request.id or "",
-        worker=(isinstance(error, Poison) and delivery and delivery.last_worker) or task.request.hostname or "",
+        worker=(isinstance(error, Poison) and delivery and delivery.last_worker)
+        or task.request.hostname
+        or "",
         time=now,
         first_time=(delivery and delivery.first_time) or now,
         last_error=delivery.last_error if delivery else None,
@@ -225,7 +255,9 @@ def _set_aside(task: Task, fields: Mapping[str, Any], error: Exception, delivery
 
 
 def _note_review(task: Task, request: AnonymizeRequest, report: AnonymizeReport) -> None:
-    """Before the message is acknowledged, and while the output is its own: a picture to look at is never forgotten."""
+    """Before the message is acknowledged, and while the output is its own: a picture to look at is
+    never forgotten.
+    """
     try:
         review.note(task.app.backend.client, request, report)
     except RedisError as error:
@@ -240,4 +272,6 @@ def _finish(task: Task, source: str, report: AnonymizeReport) -> None:
             outcomes.count(pipe, report.status, task.request.get(RUN_HEADER))
             pipe.execute()
     except RedisError as error:
-        log.warning("a delivered picture was not counted", source=source, error=type(error).__name__)
+        log.warning(
+            "a delivered picture was not counted", source=source, error=type(error).__name__
+        )

@@ -29,7 +29,9 @@ class App(Celery):  # type: ignore[misc]
 
 
 @before_task_publish.connect
-def _stamp(sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any) -> None:
+def _stamp(
+    sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any
+) -> None:
     if headers is not None:
         headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
         if sender == TASK and not isinstance(body, dict):  # which it is in message protocol 1
@@ -61,12 +63,14 @@ def create_app(settings: Settings) -> App:
         task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         task_default_queue=UPLOADS,
         task_create_missing_queues=False,
-        # At least once: a message is acknowledged after its picture, and a worker holds few of them.
+        # At least once: a message is acknowledged after its picture, and a worker holds few of
+        # them.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,  # forever: what is wrong with Redis is put right at Redis
+        # forever: what is wrong with Redis is put right at Redis
+        broker_connection_max_retries=None,
         broker_transport_options={
             "queue_order_strategy": "priority",
             "lease_seconds": settings.lease_seconds,
@@ -83,7 +87,8 @@ def create_app(settings: Settings) -> App:
         worker_pool="threads",
         worker_soft_shutdown_timeout=settings.grace_seconds,
         worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,  # a traceback of the interpreter's own would become a line of log for each word
+        # a traceback of the interpreter's own would become a line of log for each word
+        worker_redirect_stdouts=False,
         # What Flower shows.
         worker_send_task_events=True,
         task_track_started=True,

@@ -1,4 +1,6 @@
-"""Growing pauses between tries of a server that is away, which is told once, and once more when it is back."""
+"""Growing pauses between tries of a server that is away, which is told once, and once more when it
+is back.
+"""
 
 import random
 import time
@@ -14,7 +16,9 @@ log = structlog.get_logger("veil")
 
 
 def ceiling(tries: int, first: float, longest: float) -> float:
-    """Return the longest pause, in seconds, after `tries` earlier pauses, each twice the one before."""
+    """Return the longest pause, in seconds, after `tries` earlier pauses, each twice the one
+    before.
+    """
     return min(longest, first * 2.0 ** min(tries, 32))
 
 
@@ -28,7 +32,9 @@ class Backoff:
         self._began = 0.0
 
     def failed(self, error: VeilError) -> float:
-        """Note a try that failed with `error`; how many seconds to pause: twice as long each time, with jitter."""
+        """Note a try that failed with `error`; how many seconds to pause: twice as long each time,
+        with jitter.
+        """
         if not self._tries:
             self._began = time.monotonic()
             self.tell_away(error)

@@ -11,8 +11,9 @@ PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 def prevent() -> None:
     """Make this process, and those that it forks, leave no core dump when they crash.
 
-    The limit of size alone would not do: Linux ignores it where dumps are piped to a program, core(5).
-    Raises OSError if the system refuses, which it does not do to a process that asks for less.
+    The limit of size alone would not do: Linux ignores it where dumps are piped to a program,
+    core(5). Raises OSError if the system refuses, which it does not do to a process that asks for
+    less.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if sys.platform == "linux":

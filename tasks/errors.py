@@ -2,35 +2,29 @@
 
     VeilError
       Transient             try again later: the picture is fine, a server is not
-        StorageUnavailable    S3 is down, slow or throttling
-        CredentialsRefused    S3 knows the credentials no more, or there are none: an operator must act
-        DestinationUnavailable  the destination's bucket is missing, or may not be written: an operator must act
-        SourceChanged         the source was replaced while it was in work: the new one is taken next
-        Busy                  another message for the same output is worked on, or a picture is worked on alone
-        DetectorUnavailable   the detector did not answer within its deadline, or its device is out of memory
-        QueueUnavailable      Redis can't be reached, or refuses us
-        EventsUnavailable     the queue that events come from can't be reached
+        StorageUnavailable    S3 is down, slow or throttling CredentialsRefused    S3 knows the
+        credentials no more, or there are none: an operator must act DestinationUnavailable  the
+        destination's bucket is missing, or may not be written: an operator must act SourceChanged
+        the source was replaced while it was in work: the new one is taken next Busy
+        another message for the same output is worked on, or a picture is worked on alone
+        DetectorUnavailable   the detector did not answer within its deadline, or its device is out
+        of memory QueueUnavailable      Redis can't be reached, or refuses us EventsUnavailable
+        the queue that events come from can't be reached
       Permanent             trying again changes nothing: somebody has to look
-        InvalidRequest        the message is not a valid request
-        MalformedMessage      what lay on the queue is no task message that a worker takes: its sender must act
-        MalformedEvent        what was sent is no event of an object store
-        BucketNotAllowed      the message names a place outside the routes
-        ObjectNotFound        the key or the bucket does not exist
-        AccessDenied          the credentials do not allow to read it
-        StorageRejected       S3 refused the call for another reason
-        RunTakenOver          another process goes on with this run of a backfill
-        DestinationTaken      the output key already holds the output of another source
-        EmptyObject           the object has no bytes
-        UnreadableImage       not a picture, or damaged
-        UnsupportedImage      a picture of a kind that is not handled
-        ImageTooLarge         over the limits of bytes or pixels
-        DetectionFailed       the model failed on this very picture
-        Poison                processes died at work on it, again and again
-        ModelInvalid          the model is missing or does not follow the contract
-        DatasetInvalid        labelled pictures that can't be trained on
-        TrainingFailed        training can't go on as it was asked for
-        RunUnknown            Redis knows no backfill of that name
-        OutputFailed          a local output can't be written
+        InvalidRequest        the message is not a valid request MalformedMessage      what lay on
+        the queue is no task message that a worker takes: its sender must act MalformedEvent
+        what was sent is no event of an object store BucketNotAllowed      the message names a place
+        outside the routes ObjectNotFound        the key or the bucket does not exist AccessDenied
+        the credentials do not allow to read it StorageRejected       S3 refused the call for
+        another reason RunTakenOver          another process goes on with this run of a backfill
+        DestinationTaken      the output key already holds the output of another source EmptyObject
+        the object has no bytes UnreadableImage       not a picture, or damaged UnsupportedImage
+        a picture of a kind that is not handled ImageTooLarge         over the limits of bytes or
+        pixels DetectionFailed       the model failed on this very picture Poison
+        processes died at work on it, again and again ModelInvalid          the model is missing or
+        does not follow the contract DatasetInvalid        labelled pictures that can't be trained
+        on TrainingFailed        training can't go on as it was asked for RunUnknown
+        Redis knows no backfill of that name OutputFailed          a local output can't be written
         SettingsInvalid       a setting is wrong
 
 Every class takes one message (keyword-only constructors do not survive Celery's result backend).
@@ -181,10 +175,11 @@ class SettingsInvalid(Permanent):
 
 
 def without_data(error: Exception) -> Exception:
-    """Return an error like `error`, with its traceback and a short text, and without bytes and values of arrays.
+    """Return an error like `error`, with its traceback and a short text, and without bytes and
+    values of arrays.
 
-    Libraries put what they choke on into their errors, and Celery writes an error's arguments into its log and the
-    result: a UnicodeDecodeError, for one, holds all the bytes that were decoded.
+    Libraries put what they choke on into their errors, and Celery writes an error's arguments into
+    its log and the result: a UnicodeDecodeError, for one, holds all the bytes that were decoded.
     """
     text = DATA.sub("(data)", str(error)[: 10 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
     try:

@@ -4,7 +4,15 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from tasks.addresses import ObjectUri
 from tasks.errors import InvalidRequest
@@ -21,9 +29,11 @@ UPLOADS = "uploads"
 BACKFILL = "backfill"
 QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
 
-QUEUED_AT_HEADER = "veil_queued_at"  # of each message: when it was first put on the queue, in seconds since the epoch
+# of each message: when it was first put on the queue, in seconds since the epoch
+QUEUED_AT_HEADER = "veil_queued_at"
 RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
-REFUSED_HEADER = "veil_refused"  # why the transport can't take the message: `defect` and `sample`; never a sender's
+# why the transport can't take the message: `defect` and `sample`; never a sender's
+REFUSED_HEADER = "veil_refused"
 
 REGIONS = {"top": 0.7, "full": 1.0}
 MOST_AREAS = 1000  # of each kind; a request with more is refused
@@ -51,7 +61,9 @@ Region = Annotated[float, BeforeValidator(_region), Field(ge=0.5, le=1)]
 """Share of a face that is hidden, from its top: a number, ``top`` or ``full``."""
 
 Side = Annotated[int, Field(ge=0, le=FURTHEST)]
-Area = Annotated[tuple[Side, Side, Side, Side], BeforeValidator(_listed), AfterValidator(_has_inside)]
+Area = Annotated[
+    tuple[Side, Side, Side, Side], BeforeValidator(_listed), AfterValidator(_has_inside)
+]
 """x1 y1 x2 y2 in pixels of the upright picture."""
 
 Areas = Annotated[tuple[Area, ...], BeforeValidator(_listed), Field(max_length=MOST_AREAS)]
@@ -63,9 +75,10 @@ Etag = Annotated[str, Field(min_length=1, max_length=256)]
 class AnonymizeOptions(BaseModel):
     """What one picture asks for in place of the worker's settings.
 
-    `method` and `region` as in the settings VEIL_METHOD and VEIL_REGION. A face that lies at least half in one of the
-    areas `exempt` stays clear; the areas `extra` are hidden whole, whatever is in them. `release` is the version of the
-    source that somebody looked at: of that one, nothing is held back.
+    `method` and `region` as in the settings VEIL_METHOD and VEIL_REGION. A face that lies at least
+    half in one of the areas `exempt` stays clear; the areas `extra` are hidden whole, whatever is
+    in them. `release` is the version of the source that somebody looked at: of that one, nothing is
+    held back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -83,37 +96,49 @@ class AnonymizeOptions(BaseModel):
 
     @classmethod
     def of(cls, value: Any) -> Self:
-        """The options that `value`, as it came out of JSON, says; raises InvalidRequest if it says none."""
+        """The options that `value`, as it came out of JSON, says; raises InvalidRequest if it says
+        none.
+        """
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             raise InvalidRequest("not a valid request: options: give a JSON object")
         return cls.parse(**value)
 
     def to_json(self) -> dict[str, Any]:
-        """What is asked for. What is not is left out, so that workers of an older version take it too."""
+        """What is asked for. What is not is left out, so that workers of an older version take it
+        too.
+        """
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def for_version(self, etag: str) -> Self:
-        """The options as they are for the source version `etag`: the release of another one is none."""
+        """The options as they are for the source version `etag`: the release of another one is
+        none.
+        """
         return self if self.release in (None, etag) else self.model_copy(update={"release": None})
 
     def recipe(self, base: str) -> str:
         """The recipe of an output made with these options by a worker whose own is `base`.
 
-        Of `release` only that there is one counts: recipes are public, and an ETag can be the MD5 of the original.
+        Of `release` only that there is one counts: recipes are public, and an ETag can be the MD5
+        of the original.
         """
         if self == type(self)():
             return base
-        public = self if self.release is None else self.model_copy(update={"release": "this version"})
+        public = (
+            self if self.release is None else self.model_copy(update={"release": "this version"})
+        )
         return f"{base}-{hashlib.sha256(public.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]}"
 
 
 class AnonymizeRequest(BaseModel):
     """Anonymize the object `source`.
 
-    `destination` is the output's address, or None for the route's own; `options` replace settings for this picture.
+    `destination` is the output's address, or None for the route's own; `options` replace settings
+    for this picture.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True
+    )
 
     source: ObjectUri
     destination: ObjectUri | None = Field(None)
@@ -126,7 +151,9 @@ class AnonymizeRequest(BaseModel):
 
     @classmethod
     def parse(cls, /, **fields: Any) -> Self:
-        """The request in a message; raises InvalidRequest, in one line, for anything that is not one."""
+        """The request in a message; raises InvalidRequest, in one line, for anything that is not
+        one.
+        """
         return _parsed(cls, fields)
 
 
@@ -144,14 +171,15 @@ def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
 class AnonymizeReport:
     """What came of one picture. Celery carries it as JSON; Flower shows its ``repr``.
 
-    `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already the one
-    that would be made) or ``held`` (there is a `reason` not to publish it, and the setting holds such pictures back).
-    An output that was written has a `reason` if somebody should look at it.
-    Sizes are pixels and bytes; `seconds` maps each stage to its duration. `faces` counts the faces, `boxes_xyxy` has
-    the MOST_BOXES strongest of them, in whole pixels of the upright picture. `found_by_check` counts the faces that
-    were found in the output only, `left` those that the last check still found, and `left_xyxy` has the first
-    MOST_BOXES of these. The receipt has all boxes. `source_etag` is the version of the source, `options` are what was
-    asked for in place of settings.
+    `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already
+    the one that would be made) or ``held`` (there is a `reason` not to publish it, and the setting
+    holds such pictures back). An output that was written has a `reason` if somebody should look at
+    it. Sizes are pixels and bytes; `seconds` maps each stage to its duration. `faces` counts the
+    faces, `boxes_xyxy` has the MOST_BOXES strongest of them, in whole pixels of the upright
+    picture. `found_by_check` counts the faces that were found in the output only, `left` those that
+    the last check still found, and `left_xyxy` has the first MOST_BOXES of these. The receipt has
+    all boxes. `source_etag` is the version of the source, `options` are what was asked for in place
+    of settings.
     """
 
     status: Status

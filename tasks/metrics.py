@@ -42,21 +42,27 @@ REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
-PICTURES = Counter("veil_pictures", "Pictures by what came of them.", ["outcome"], registry=REGISTRY)
+PICTURES = Counter(
+    "veil_pictures", "Pictures by what came of them.", ["outcome"], registry=REGISTRY
+)
 FACES = Histogram(
     "veil_faces",
     "Faces of each picture that was looked at.",
     buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100, 200),
     registry=REGISTRY,
 )
-WITHOUT_FACE = Counter("veil_pictures_without_face", "Pictures in which no face was found.", registry=REGISTRY)
+WITHOUT_FACE = Counter(
+    "veil_pictures_without_face", "Pictures in which no face was found.", registry=REGISTRY
+)
 FOUND_BY_CHECK = Counter(
     "veil_faces_found_by_check",
     "Faces that were only found in the output, and then hidden too.",
     registry=REGISTRY,
 )
 FLAGGED = Counter(
-    "veil_pictures_flagged", "Pictures that were published with a reason to look at them.", registry=REGISTRY
+    "veil_pictures_flagged",
+    "Pictures that were published with a reason to look at them.",
+    registry=REGISTRY,
 )
 STAGE_SECONDS = Histogram(
     "veil_stage_seconds",
@@ -72,12 +78,19 @@ DELIVERY_SECONDS = Histogram(
     buckets=WAITING_SECONDS,
     registry=REGISTRY,
 )
-BYTES_READ = Counter("veil_read_bytes", "Bytes of the sources that were anonymized.", registry=REGISTRY)
+BYTES_READ = Counter(
+    "veil_read_bytes", "Bytes of the sources that were anonymized.", registry=REGISTRY
+)
 BYTES_WRITTEN = Counter("veil_written_bytes", "Bytes of the outputs.", registry=REGISTRY)
-RETRIES = Counter("veil_retries", "Pictures put back for a later try, by error.", ["error"], registry=REGISTRY)
+RETRIES = Counter(
+    "veil_retries", "Pictures put back for a later try, by error.", ["error"], registry=REGISTRY
+)
 GIVEN_UP = Counter("veil_dead", "Pictures given up, by error.", ["error"], registry=REGISTRY)
 EVENTS = Counter(
-    "veil_upload_events", "Uploads that the trigger heard of, by what it did.", ["source", "result"], registry=REGISTRY
+    "veil_upload_events",
+    "Uploads that the trigger heard of, by what it did.",
+    ["source", "result"],
+    registry=REGISTRY,
 )
 
 
@@ -147,7 +160,9 @@ def _name(error: Exception) -> str:
 
 
 class QueueCollector(Collector):
-    """The queues as they are at the moment of a scrape; where Redis does not answer, that and nothing else."""
+    """The queues as they are at the moment of a scrape; where Redis does not answer, that and
+    nothing else.
+    """
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
@@ -157,13 +172,17 @@ class QueueCollector(Collector):
             families = list(self._read())
         except (RedisError, OSError):
             families = []
-        yield GaugeMetricFamily("veil_queue_up", "1 if Redis answered this scrape, else 0.", value=bool(families))
+        yield GaugeMetricFamily(
+            "veil_queue_up", "1 if Redis answered this scrape, else 0.", value=bool(families)
+        )
         yield from families
 
     def _read(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("veil_queue_messages", "Messages that wait.", labels=["queue"])
         oldest = GaugeMetricFamily(
-            "veil_queue_oldest_seconds", "How long the next message has waited; 0 if none waits.", labels=["queue"]
+            "veil_queue_oldest_seconds",
+            "How long the next message has waited; 0 if none waits.",
+            labels=["queue"],
         )
         for queue in queues.statuses(self._redis):
             waiting.add_metric([queue.name], queue.waiting)
@@ -171,8 +190,12 @@ class QueueCollector(Collector):
         in_hand, dead = queues.in_hand(self._redis), dead_letters.LETTERS.count(self._redis)
         yield waiting
         yield oldest
-        yield GaugeMetricFamily("veil_in_flight_messages", "Messages in the hands of all workers.", value=in_hand)
-        yield GaugeMetricFamily("veil_dead_letters", "Pictures that were given up and await somebody.", value=dead)
+        yield GaugeMetricFamily(
+            "veil_in_flight_messages", "Messages in the hands of all workers.", value=in_hand
+        )
+        yield GaugeMetricFamily(
+            "veil_dead_letters", "Pictures that were given up and await somebody.", value=dead
+        )
         yield GaugeMetricFamily(
             "veil_review_pictures",
             "Pictures that were held back or flagged and await somebody's look.",
@@ -181,7 +204,8 @@ class QueueCollector(Collector):
 
 
 def serve(settings: Settings, app: Celery) -> None:
-    """Serve what is in REGISTRY, and the queues of `app`, at ``VEIL_METRICS`` until the process ends.
+    """Serve what is in REGISTRY, and the queues of `app`, at ``VEIL_METRICS`` until the process
+    ends.
 
     Does nothing where that is not set. Raises SettingsInvalid where the address can't be had.
     """
@@ -200,5 +224,9 @@ def serve(settings: Settings, app: Celery) -> None:
 
 def _quick(app: Celery) -> Any:
     """A Redis client of `app` that answers or fails within REDIS_SECONDS."""
-    limits = {"socket_timeout": REDIS_SECONDS, "socket_connect_timeout": REDIS_SECONDS, "retry": Retry(NoBackoff(), 0)}
+    limits = {
+        "socket_timeout": REDIS_SECONDS,
+        "socket_connect_timeout": REDIS_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
     return app.backend._create_client(**{**app.backend.connparams, **limits})

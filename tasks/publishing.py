@@ -1,4 +1,6 @@
-"""Messages onto the queue, all of a batch or none; and what Redis raises there, in one line that says what to do."""
+"""Messages onto the queue, all of a batch or none; and what Redis raises there, in one line that
+says what to do.
+"""
 
 import base64
 import uuid
@@ -16,12 +18,16 @@ from tasks.redis_errors import connected
 from tasks.representation import shown
 
 RECIPE = "veil:recipe"  # of the worker that started last
-NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")  # of the task ids; made once, at random
+NAMESPACE = uuid.UUID(
+    "7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52"
+)  # of the task ids; made once, at random
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to put on the queue. `destination` is None for the route's own; `etag` is the source version's."""
+    """A picture to put on the queue. `destination` is None for the route's own; `etag` is the
+    source version's.
+    """
 
     source: ObjectUri
     destination: ObjectUri | None = None
@@ -38,7 +44,9 @@ class Wanted:
 
     @property
     def task_id(self) -> str:
-        """Return an id that is the same for the same picture and version; a random one without an ETag."""
+        """Return an id that is the same for the same picture and version; a random one without an
+        ETag.
+        """
         if self.etag is None:
             return str(uuid.uuid4())
         name = "\n".join((self.etag, *map(str, self.arguments)))
@@ -52,7 +60,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
     written: tuple[str, dict[str, Any]]
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
-        self.written = self._q_for_pri(queue, self._get_message_priority(message, reverse=False)), message
+        self.written = (
+            self._q_for_pri(queue, self._get_message_priority(message, reverse=False)),
+            message,
+        )
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
@@ -64,8 +75,8 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
 class Publisher:
     """Puts pictures on the queue. Not for several threads.
 
-    Celery writes the first message of a batch, and the others are like it but for what names their pictures: through
-    `send_task` each would take five times as long.
+    Celery writes the first message of a batch, and the others are like it but for what names their
+    pictures: through `send_task` each would take five times as long.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -82,11 +93,13 @@ class Publisher:
         first: Callable[[Any], None] | None = None,
         keep_results: bool = False,
     ) -> list[str]:
-        """Put `pictures` on `queue`, all of them or none, and with them what `along` adds to the pipeline it gets.
+        """Put `pictures` on `queue`, all of them or none, and with them what `along` adds to the
+        pipeline it gets.
 
-        `first` may watch and read with the pipeline: if what it watches changes until the end, nothing is written.
-        Results are not kept unless asked for: the receipts have them, and Flower shows them. Returns the task ids.
-        Raises QueueUnavailable when it is not certain that Redis has them; to publish them again is safe.
+        `first` may watch and read with the pipeline: if what it watches changes until the end,
+        nothing is written. Results are not kept unless asked for: the receipts have them, and
+        Flower shows them. Returns the task ids. Raises QueueUnavailable when it is not certain that
+        Redis has them; to publish them again is safe.
         """
         wanted = [(picture.task_id, picture.arguments) for picture in pictures]
         try:
@@ -111,7 +124,11 @@ class Publisher:
             self._producer = None
 
     def _messages(
-        self, wanted: Sequence[tuple[str, tuple[Any, ...]]], queue: str, run: str | None, keep_results: bool
+        self,
+        wanted: Sequence[tuple[str, tuple[Any, ...]]],
+        queue: str,
+        run: str | None,
+        keep_results: bool,
     ) -> Iterator[tuple[str, str]]:
         """The list in Redis and the message, as text, of each task id with its arguments."""
         if not wanted:
@@ -134,11 +151,14 @@ class Publisher:
             headers["id"] = headers["root_id"] = properties["correlation_id"] = task_id
             headers["argsrepr"] = shown(arguments)
             properties["delivery_tag"] = str(uuid.uuid4())
-            message["body"] = base64.b64encode(json.dumps([arguments, named, embedded]).encode()).decode()
+            message["body"] = base64.b64encode(
+                json.dumps([arguments, named, embedded]).encode()
+            ).decode()
             yield key, json.dumps(message)
 
     def _connect(self) -> Any:
-        # Kombu would try to connect for six seconds; whoever publishes knows better how long to try.
+        # Kombu would try to connect for six seconds; whoever publishes knows better how long to
+        # try.
         connection = self._app.connection(
             transport=f"{__name__}:{Transport.__name__}", transport_options={"max_retries": 0}
         )

@@ -25,7 +25,9 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
     if any(isinstance(cause, WatchError) for cause in causes):
         return QueueUnavailable("Redis went away, or another process changed what was read there")
     if any(isinstance(cause, OutOfMemoryError) for cause in causes):
-        return QueueUnavailable("Redis is full (maxmemory): let the workers catch up, or give it more")
+        return QueueUnavailable(
+            "Redis is full (maxmemory): let the workers catch up, or give it more"
+        )
     last = causes[-1]
     if isinstance(last, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {last!s:.200}")

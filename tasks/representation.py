@@ -9,7 +9,8 @@ MOST_SHOWN = 2500  # characters; two of the longest addresses fit
 
 
 def shown(arguments: Sequence[Any]) -> str:
-    """Return the arguments of a message as Flower shows them, in the place of ``('s3://raw/a.jpg',)``.
+    """Return the arguments of a message as Flower shows them, in the place of
+    ``('s3://raw/a.jpg',)``.
 
     A longer text than MOST_SHOWN is cut: it is part of the message and of its events.
     """

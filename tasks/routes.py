@@ -14,7 +14,9 @@ RESERVED = ".veil/"  # below every destination; no output goes there
 
 @dataclass(frozen=True)
 class Route:
-    """Pictures below `source` may be read; their outputs go below `destination`, at the same relative key."""
+    """Pictures below `source` may be read; their outputs go below `destination`, at the same
+    relative key.
+    """
 
     source: PrefixUri
     destination: PrefixUri
@@ -30,14 +32,18 @@ class Route:
 
     def outputs_of(self, sources: PrefixUri) -> PrefixUri:
         """Where the outputs of `sources`, a place within the route's source, go by themselves."""
-        return PrefixUri(self.destination.bucket, self.destination.prefix + self.source.rest(sources))
+        return PrefixUri(
+            self.destination.bucket, self.destination.prefix + self.source.rest(sources)
+        )
 
     def __str__(self) -> str:
         return f"{self.source}={self.destination}"
 
 
 def check(routes: Sequence[Route]) -> None:
-    """Raise InvalidRequest where an output could be taken for a source, or two sources share an output."""
+    """Raise InvalidRequest where an output could be taken for a source, or two sources share an
+    output.
+    """
     for route in routes:
         for other in routes:
             if route.source.overlaps(other.destination):
@@ -45,7 +51,9 @@ def check(routes: Sequence[Route]) -> None:
                     f"source {route.source} and destination {other.destination} overlap: keep them apart"
                 )
             if route is not other and route.source.overlaps(other.source):
-                raise InvalidRequest(f"sources {route.source} and {other.source} overlap: keep them apart")
+                raise InvalidRequest(
+                    f"sources {route.source} and {other.source} overlap: keep them apart"
+                )
             if route is not other and route.destination.overlaps(other.destination):
                 raise InvalidRequest(
                     f"destinations {route.destination} and {other.destination} overlap: keep them apart"
@@ -62,15 +70,27 @@ class Routed:
 
 
 def find(request: AnonymizeRequest, routes: Sequence[Route]) -> Routed:
-    """Return `request` with its route; raise BucketNotAllowed if no route leads there from its source."""
+    """Return `request` with its route; raise BucketNotAllowed if no route leads there from its
+    source.
+    """
     for route in routes:
         if route.source.contains(request.source):
-            target = request.destination or route.destination.join(route.source.relative(request.source))
+            target = request.destination or route.destination.join(
+                route.source.relative(request.source)
+            )
             if not route.destination.contains(target):
-                raise BucketNotAllowed(f"{target} is outside {route.destination}, where VEIL_ROUTES lets outputs go")
+                raise BucketNotAllowed(
+                    f"{target} is outside {route.destination}, where VEIL_ROUTES lets outputs go"
+                )
             if route.destination.relative(target).startswith(RESERVED):
-                raise InvalidRequest(f"{target} is in {RESERVED}, which is kept for receipts: choose another key")
+                raise InvalidRequest(
+                    f"{target} is in {RESERVED}, which is kept for receipts: choose another key"
+                )
             if len(target.key.encode()) > MAX_KEY_BYTES:
-                raise InvalidRequest(f"the output's key {target.key!r:.100}… is longer than {MAX_KEY_BYTES} bytes")
+                raise InvalidRequest(
+                    f"the output's key {target.key!r:.100}… is longer than {MAX_KEY_BYTES} bytes"
+                )
             return Routed(request, route, target)
-    raise BucketNotAllowed(f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address")
+    raise BucketNotAllowed(
+        f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address"
+    )

@@ -15,30 +15,39 @@ from tasks.signatures import Key
 
 PREFIX = "VEIL_"
 
-# A dead worker's pictures are taken over within a minute: after its lease, a look around, and a wait if Redis was away.
+# A dead worker's pictures are taken over within a minute: after its lease, a look around, and a
+# wait if Redis was away.
 LONGEST_LEASE_SECONDS = 45
 
-DATABASE = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")  # what may follow redis://: host, database, TLS options
+DATABASE = re.compile(
+    r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?"
+)  # what may follow redis://: host, database, TLS options
 
 
 class Settings(BaseSettings):
     """Where the queue and the object store are, and which places may be read and written.
 
-    S3 credentials come from where boto3 looks for them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a
-    profile, or the machine's role.
+    S3 credentials come from where boto3 looks for them: AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, a profile, or the machine's role.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis that holds the queues and the results (`redis://`, `rediss://`).",
     )
     redis_password: SecretStr | None = Field(
-        None, description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address."
+        None,
+        description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address.",
     )
     result_hours: float = Field(
-        24, gt=0, le=8760, description="How long a report stays readable after its picture, in hours."
+        24,
+        gt=0,
+        le=8760,
+        description="How long a report stays readable after its picture, in hours.",
     )
     lease_seconds: float = Field(
         20,
@@ -54,10 +63,16 @@ class Settings(BaseSettings):
         description="How long a worker that is told to stop goes on with the pictures in hand; then they go back to "
         "the queue.",
     )
-    s3_endpoint: str | None = Field(None, description="Address of an S3-compatible store; empty for Amazon S3.")
+    s3_endpoint: str | None = Field(
+        None, description="Address of an S3-compatible store; empty for Amazon S3."
+    )
     s3_region: str = Field("us-east-1", description="Region of the buckets.")
-    s3_connect_seconds: float = Field(5, gt=0, le=60, description="Limit for opening a connection to S3.")
-    s3_read_seconds: float = Field(20, gt=0, le=120, description="Limit for S3 to send the next bytes.")
+    s3_connect_seconds: float = Field(
+        5, gt=0, le=60, description="Limit for opening a connection to S3."
+    )
+    s3_read_seconds: float = Field(
+        20, gt=0, le=120, description="Limit for S3 to send the next bytes."
+    )
 
     routes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("s3://raw=s3://clean",),
@@ -87,8 +102,12 @@ class Settings(BaseSettings):
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
-        if not _names_a_server(url, ("redis", "rediss")) or not DATABASE.fullmatch(url.partition("://")[2]):
-            raise ValueError("must look like redis://HOST:PORT/0; quote what is special in a password, as %23 for #")
+        if not _names_a_server(url, ("redis", "rediss")) or not DATABASE.fullmatch(
+            url.partition("://")[2]
+        ):
+            raise ValueError(
+                "must look like redis://HOST:PORT/0; quote what is special in a password, as %23 for #"
+            )
         return value
 
     @field_validator("s3_endpoint")
@@ -155,7 +174,9 @@ class Settings(BaseSettings):
         parts = urlsplit(self.redis_url.get_secret_value())
         if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
             # Celery refuses to choose; a certificate that nobody checks protects nothing.
-            parts = parts._replace(query="&".join(filter(None, (parts.query, "ssl_cert_reqs=CERT_REQUIRED"))))
+            parts = parts._replace(
+                query="&".join(filter(None, (parts.query, "ssl_cert_reqs=CERT_REQUIRED")))
+            )
         if self.redis_password is None or not self.redis_password.get_secret_value():
             return urlunsplit(parts)
         user = quote(unquote(parts.username or ""), safe="")
@@ -176,12 +197,20 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def split_commas(value: Any) -> Any:
-    """The parts of a text list, trimmed and without empty ones; other values as they are, for pydantic to judge."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """The parts of a text list, trimmed and without empty ones; other values as they are, for
+    pydantic to judge.
+    """
+    return (
+        [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _names_a_server(url: str, schemes: tuple[str, ...]) -> bool:
-    """Whether `url` has a scheme of `schemes`, a host and, if any, a port. urllib's errors quote passwords."""
+    """Whether `url` has a scheme of `schemes`, a host and, if any, a port. urllib's errors quote
+    passwords.
+    """
     try:
         parts = urlsplit(url)
         return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
@@ -190,7 +219,9 @@ def _names_a_server(url: str, schemes: tuple[str, ...]) -> bool:
 
 
 def refuse_unknown(environment: Mapping[str, str], known: type[BaseSettings]) -> None:
-    """Raise SettingsInvalid for a ``VEIL_`` variable that `known` does not define, with the likely name."""
+    """Raise SettingsInvalid for a ``VEIL_`` variable that `known` does not define, with the likely
+    name.
+    """
     names = [PREFIX + name.upper() for name in known.model_fields]
     for variable in sorted(environment):
         if variable.upper().startswith(PREFIX) and variable.upper() not in names:

@@ -1,4 +1,6 @@
-"""How the work stands, from what Redis has: queues, what is in hand, what came of it, and runs of backfills."""
+"""How the work stands, from what Redis has: queues, what is in hand, what came of it, and runs of
+backfills.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ OUTCOMES = (*DONE, FAILED, outcomes.MALFORMED)
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """All of the work. `outcomes` counts pictures since this Redis is used, and as ``malformed`` those of its ``dead``
-    whose message no worker can take; `dead` counts those that are given up now, `to_review` those that await
-    somebody's look.
+    """All of the work. `outcomes` counts pictures since this Redis is used, and as ``malformed``
+    those of its ``dead`` whose message no worker can take; `dead` counts those that are given up
+    now, `to_review` those that await somebody's look.
 
-    `per_second` is the rate of the last minutes, `seconds_left` what the waiting messages take at it, if that is known.
+    `per_second` is the rate of the last minutes, `seconds_left` what the waiting messages take at
+    it, if that is known.
     """
 
     queues: Sequence[QueueStatus]
@@ -36,11 +39,12 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """A run of a backfill. `listed` sources, of which `skipped` needed nothing, and `enqueued` ones.
+    """A run of a backfill. `listed` sources, of which `skipped` needed nothing, and `enqueued`
+    ones.
 
-    Of these `done` and `failed` have ended and `left` have not; one whose message came twice counts twice. `percent`
-    and `seconds_left`, at the rate `per_second` of all workers, are of what is listed: a `state` of ``finished`` says
-    that this is all. Times are seconds since the epoch.
+    Of these `done` and `failed` have ended and `left` have not; one whose message came twice counts
+    twice. `percent` and `seconds_left`, at the rate `per_second` of all workers, are of what is
+    listed: a `state` of ``finished`` says that this is all. Times are seconds since the epoch.
     """
 
     run: str
@@ -66,7 +70,10 @@ def read(redis: Any) -> Status:
         waiting, in_flight = queues.statuses(redis), queues.in_hand(redis)
         to_review = review.DOUBTS.count(redis)
         dead, recipe = dead_letters.LETTERS.count(redis), announced_recipe(redis)
-        totals, per_second = dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis), outcomes.per_second(redis)
+        totals, per_second = (
+            dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
+            outcomes.per_second(redis),
+        )
     return Status(
         queues=waiting,
         in_flight=in_flight,
@@ -88,7 +95,9 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
         if not found:
             return None
         ended, per_second = outcomes.of_run(redis, run), outcomes.per_second(redis)
-    return _run_status(run, {name.decode(): value.decode() for name, value in found.items()}, ended, per_second)
+    return _run_status(
+        run, {name.decode(): value.decode() for name, value in found.items()}, ended, per_second
+    )
 
 
 def runs(redis: Any) -> list[RunStatus]:
@@ -105,7 +114,9 @@ def _seconds(pictures: int, per_second: float) -> float | None:
     return round(pictures / per_second, 1) if per_second else None
 
 
-def _run_status(run: str, fields: Mapping[str, str], ended: Mapping[str, int], per_second: float) -> RunStatus:
+def _run_status(
+    run: str, fields: Mapping[str, str], ended: Mapping[str, int], per_second: float
+) -> RunStatus:
     enqueued, skipped = _number(fields, "enqueued"), _number(fields, "skipped")
     done, failed = sum(ended.get(status, 0) for status in DONE), ended.get(FAILED, 0)
     left = max(enqueued - done - failed, 0)

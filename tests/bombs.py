@@ -1,7 +1,9 @@
-"""Small files, sound in their structure, that ask a decoder for far more memory or time than their size suggests.
+"""Small files, sound in their structure, that ask a decoder for far more memory or time than their
+size suggests.
 
-Each function of KINDS returns one such file for a random generator: sizes that lie in either direction, data that is
-shared, chains, counts, containers in containers, and metadata that unpacks to far more.
+Each function of KINDS returns one such file for a random generator: sizes that lie in either
+direction, data that is shared, chains, counts, containers in containers, and metadata that unpacks
+to far more.
 """
 
 import functools
@@ -46,12 +48,19 @@ def png(width, height, *chunks, bits=8, colours=0):
 
 def png_large(chance):
     side = pick(chance, SIDES)
-    width, height = pick(chance, [(side, side), (side * 1000, 60), (60, side * 1000), (0x7FFFFFFF, 0x7FFFFFFF)])
+    width, height = pick(
+        chance, [(side, side), (side * 1000, 60), (60, side * 1000), (0x7FFFFFFF, 0x7FFFFFFF)]
+    )
     return png(width, height, chunk(b"IDAT", zeros(1 << 20)), bits=pick(chance, [1, 8, 16]))
 
 
 def png_long_data(chance):
-    return png(16, 16, chunk(b"IDAT", zeros(int(chance.integers(8, 64)) << 20)), bits=pick(chance, [1, 8, 16]))
+    return png(
+        16,
+        16,
+        chunk(b"IDAT", zeros(int(chance.integers(8, 64)) << 20)),
+        bits=pick(chance, [1, 8, 16]),
+    )
 
 
 def png_text(chance):
@@ -100,14 +109,17 @@ def gif_large(chance):
     place = pick(chance, [(0, 0), (side, side)])
     return gif(
         chance,
-        [gif_frame(chance, (0, 0), (1, 1))] * pick(chance, [0, 1]) + [gif_frame(chance, place, (side, side))],
+        [gif_frame(chance, (0, 0), (1, 1))] * pick(chance, [0, 1])
+        + [gif_frame(chance, place, (side, side))],
         screen,
     )
 
 
 def gif_many(chance):
     side = pick(chance, [1, 900])
-    return gif(chance, [gif_frame(chance, (0, 0), (side, side))] * pick(chance, COUNTS), (side, side))
+    return gif(
+        chance, [gif_frame(chance, (0, 0), (side, side))] * pick(chance, COUNTS), (side, side)
+    )
 
 
 def gif_blocks(chance):
@@ -119,12 +131,17 @@ def gif_blocks(chance):
 def bmp(chance):
     side = pick(chance, SIDES)
     width, height = pick(
-        chance, [(side, side), (side, -side), (-side, side), (16, 16), (0x7FFFFFFF, 1), (1, -0x80000000)]
+        chance,
+        [(side, side), (side, -side), (-side, side), (16, 16), (0x7FFFFFFF, 1), (1, -0x80000000)],
     )
     bits, coding = pick(chance, [(24, 0), (8, 1), (4, 2), (1, 0), (32, 3)])
-    data = pick(chance, [b"\0\0" * 300_000, b"\0\2\xff\xff" * 50_000, b"\xff\1" * 50_000, bytes(1024)])
+    data = pick(
+        chance, [b"\0\0" * 300_000, b"\0\2\xff\xff" * 50_000, b"\xff\1" * 50_000, bytes(1024)]
+    )
     colours = pick(chance, [0, 2, 256, 0xFFFFFFFF])
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, coding, len(data), 0, 0, colours, 0)
+    header = struct.pack(
+        "<IiiHHIIiiII", 40, width, height, 1, bits, coding, len(data), 0, 0, colours, 0
+    )
     body = header + bytes(1024) + data
     return b"BM" + struct.pack("<IHHI", 14 + len(body), 0, 0, 14 + 40 + 1024) + body
 
@@ -154,14 +171,20 @@ def directory(entries, at, big=False, following=0):
     behind = at + (16 + 20 * len(entries) if big else 6 + 12 * len(entries))
     fields, values = b"", b""
     for tag, kind, numbers in entries:
-        value = numbers if isinstance(numbers, bytes) else np.array(numbers, f"<u{sizes[kind]}").tobytes()
+        value = (
+            numbers
+            if isinstance(numbers, bytes)
+            else np.array(numbers, f"<u{sizes[kind]}").tobytes()
+        )
         count = len(value) // sizes[kind]
         if len(value) > inline:
             value, values = (
                 struct.pack("<Q" if big else "<I", behind + len(values)),
                 values + value + bytes(len(value) % 2),
             )
-        fields += struct.pack("<HHQ" if big else "<HHI", tag, kind, count) + value.ljust(inline, b"\0")
+        fields += struct.pack("<HHQ" if big else "<HHI", tag, kind, count) + value.ljust(
+            inline, b"\0"
+        )
     return (
         struct.pack("<Q" if big else "<H", len(entries))
         + fields
@@ -173,7 +196,12 @@ def directory(entries, at, big=False, following=0):
 def tiff(data, entries, big=False):
     data += bytes(len(data) % 2)
     if big:
-        return b"II+\0\x08\0\0\0" + struct.pack("<Q", 16 + len(data)) + data + directory(entries, 16 + len(data), True)
+        return (
+            b"II+\0\x08\0\0\0"
+            + struct.pack("<Q", 16 + len(data))
+            + data
+            + directory(entries, 16 + len(data), True)
+        )
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory(entries, 8 + len(data))
 
 
@@ -211,7 +239,13 @@ def tiff_tile(chance):
     width, height = pick(chance, [(side, side), (side, 16), (16, side * 50), (1 << 31, 16)])
     picture = pick(chance, [(16, 16), (1, 1), (900, 900)])
     big = bool(chance.integers(2))
-    entries = [(256, 4, [picture[0]]), (257, 4, [picture[1]]), (258, 3, [8]), (259, 3, [coding]), (262, 3, [1])]
+    entries = [
+        (256, 4, [picture[0]]),
+        (257, 4, [picture[1]]),
+        (258, 3, [8]),
+        (259, 3, [coding]),
+        (262, 3, [1]),
+    ]
     entries += [
         (277, 3, [1]),
         (322, 4, [width]),
@@ -227,7 +261,11 @@ def tiff_strips(chance):
     coding, data = packed(chance, pick(chance, [1 << 20, 32 << 20]))
     big = bool(chance.integers(2))
     lengths = pick(chance, [[len(data)] * count, [len(data) // count + 1] * count, [1] * count])
-    entries = [(256, 4, [pick(chance, [1, 16, 30_000])]), (257, 4, [pick(chance, [1, 16, count])]), (258, 3, [8])]
+    entries = [
+        (256, 4, [pick(chance, [1, 16, 30_000])]),
+        (257, 4, [pick(chance, [1, 16, count])]),
+        (258, 3, [8]),
+    ]
     entries += [
         (259, 3, [coding]),
         (262, 3, [1]),
@@ -240,8 +278,19 @@ def tiff_strips(chance):
 
 def tiff_jpeg(chance):
     side = pick(chance, [3000, 8000])
-    data = written("JPEG", (side, side), "L") if chance.integers(2) else jpeg_header(pick(chance, SIDES))
-    entries = [(256, 4, [16]), (257, 4, [16]), (258, 3, [8]), (259, 3, [7]), (262, 3, [1]), (273, 4, [8])]
+    data = (
+        written("JPEG", (side, side), "L")
+        if chance.integers(2)
+        else jpeg_header(pick(chance, SIDES))
+    )
+    entries = [
+        (256, 4, [16]),
+        (257, 4, [16]),
+        (258, 3, [8]),
+        (259, 3, [7]),
+        (262, 3, [1]),
+        (273, 4, [8]),
+    ]
     return tiff(data, [*entries, (277, 3, [1]), (278, 4, [16]), (279, 4, [len(data)])])
 
 
@@ -253,7 +302,9 @@ def tiff_pages(chance):
     parts = [b"II*\0" + struct.pack("<I", 8)]
     for number in range(count):
         following = 8 + (number + 1) * size if number + 1 < count else last
-        parts.append(directory([(256, 4, [1]), (257, 4, [1]), (273, 4, [0])], 8, following=following))
+        parts.append(
+            directory([(256, 4, [1]), (257, 4, [1]), (273, 4, [0])], 8, following=following)
+        )
     return b"".join(parts)
 
 
@@ -263,7 +314,13 @@ def tiff_counts(chance):
         pick(chance, [1, 3, 4]),
     )
     count = pick(chance, [100_000, 1_000_000])
-    entries = {256: (256, 4, [16]), 257: (257, 4, [16]), 258: (258, 3, [8]), 259: (259, 3, [1]), 262: (262, 3, [1])}
+    entries = {
+        256: (256, 4, [16]),
+        257: (257, 4, [16]),
+        258: (258, 3, [8]),
+        259: (259, 3, [1]),
+        262: (262, 3, [1]),
+    }
     entries |= {273: (273, 4, [8]), 277: (277, 3, [1]), 279: (279, 4, [256])}
     entries[tag] = (tag, kind, bytes(count * {1: 1, 3: 2, 4: 4}[kind]))
     many = pick(chance, [0, 5000])
@@ -274,7 +331,11 @@ def tiff_counts(chance):
 def jpeg_header(side):
     content = written("JPEG", (16, 16))
     at = content.index(b"\xff\xc0")
-    return content[: at + 5] + struct.pack(">HH", min(side, 65_500), min(side, 65_500)) + content[at + 9 :]
+    return (
+        content[: at + 5]
+        + struct.pack(">HH", min(side, 65_500), min(side, 65_500))
+        + content[at + 9 :]
+    )
 
 
 def jpeg_segments(chance):
@@ -315,7 +376,11 @@ def jpeg_restarts(chance):
 def jpeg_many_pictures(chance):
     """A JPEG that says of a directory of further pictures that it has very many entries."""
     content = written("JPEG", (16, 16))
-    entries = [(0xB000, 7, b"0100"), (0xB001, 4, [pick(chance, [2, 1_000_000])]), (0xB002, 7, bytes(32_000))]
+    entries = [
+        (0xB000, 7, b"0100"),
+        (0xB001, 4, [pick(chance, [2, 1_000_000])]),
+        (0xB002, 7, bytes(32_000)),
+    ]
     body = b"MPF\0II*\0\x08\0\0\0" + directory(entries, 8)
     return content[:2] + b"\xff\xe2" + (len(body) + 2).to_bytes(2) + body + content[2:]
 
@@ -333,20 +398,29 @@ def avif(chance):
     if kind == 1:
         return real + box(b"free", b"") * 200_000
     if kind == 2:
-        return real + box(b"meta", bytes(4) + box(b"idat", b"\0\1\xff\xff" + struct.pack(">II", 60_000, 60_000)))
+        return real + box(
+            b"meta", bytes(4) + box(b"idat", b"\0\1\xff\xff" + struct.pack(">II", 60_000, 60_000))
+        )
     if kind == 3:
         table = box(b"stsz", bytes(4) + struct.pack(">II", 1, pick(chance, [5000, 0x7FFFFFFF])))
         return real + box(
-            b"moov", box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", table + box(b"stco", bytes(8))))))
+            b"moov",
+            box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", table + box(b"stco", bytes(8)))))),
         )
     nested = b""
     for _ in range(20_000):
-        nested = struct.pack(">I", len(nested) + 8) + b"trak" + nested if len(nested) < 100_000 else nested
+        nested = (
+            struct.pack(">I", len(nested) + 8) + b"trak" + nested
+            if len(nested) < 100_000
+            else nested
+        )
     return real + nested
 
 
 def jpeg2000(chance):
-    real = bytearray(written("JPEG2000", (560, 560), pick(chance, ["L", "RGB"]), no_jp2=bool(chance.integers(2))))
+    real = bytearray(
+        written("JPEG2000", (560, 560), pick(chance, ["L", "RGB"]), no_jp2=bool(chance.integers(2)))
+    )
     siz = real.index(b"\xff\x4f\xff\x51") + 4
     cod = real.index(b"\xff\x52")
     kind = int(chance.integers(7))
@@ -370,7 +444,9 @@ def jpeg2000(chance):
     elif b"ihdr" in real:
         at = real.index(b"ihdr") + 4
         real[at : at + 8] = struct.pack(">II", *[pick(chance, [1, 16, *SIDES])] * 2)
-    decoy = box(b"uuid", bytes(16) + b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">II", 1, 1) + bytes(40))
+    decoy = box(
+        b"uuid", bytes(16) + b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">II", 1, 1) + bytes(40)
+    )
     if real[4:8] == b"jP  " and chance.integers(2):
         real[32:32] = decoy
     return bytes(real)
@@ -380,8 +456,18 @@ def icon(chance):
     side = pick(chance, SIDES)
     inner = png(side, side, chunk(b"IDAT", zeros(side * (1 + side // 8))), bits=1)
     if chance.integers(2):
-        return struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 1, len(inner), 22) + inner
-    return b"icns" + struct.pack(">I", len(inner) + 16) + b"ic10" + struct.pack(">I", len(inner) + 8) + inner
+        return (
+            struct.pack("<HHH", 0, 1, 1)
+            + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 1, len(inner), 22)
+            + inner
+        )
+    return (
+        b"icns"
+        + struct.pack(">I", len(inner) + 16)
+        + b"ic10"
+        + struct.pack(">I", len(inner) + 8)
+        + inner
+    )
 
 
 def unhandled(chance):
@@ -389,11 +475,25 @@ def unhandled(chance):
     return pick(
         chance,
         [
-            b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, side, side, 8, 3) + bytes(12) + b"\0\0" + bytes(1 << 16),
+            b"8BPS\0\1"
+            + bytes(6)
+            + struct.pack(">HIIHH", 3, side, side, 8, 3)
+            + bytes(12)
+            + b"\0\0"
+            + bytes(1 << 16),
             b"DDS " + struct.pack("<IIII", 124, 0x1007, side, side) + bytes(200),
-            b"\x01\xda\1\1\0\3" + struct.pack(">HHH", min(side, 65_535), min(side, 65_535), 3) + bytes(600),
-            b"\n\5\1\x08" + struct.pack("<HHHH", 0, 0, side - 1, side - 1) + bytes(116) + b"\xff\0" * 5000,
-            b"\0\0\x0a" + bytes(9) + struct.pack("<HH", side, side) + b"\x20\x08" + b"\xff\0\0\0\0" * 5000,
+            b"\x01\xda\1\1\0\3"
+            + struct.pack(">HHH", min(side, 65_535), min(side, 65_535), 3)
+            + bytes(600),
+            b"\n\5\1\x08"
+            + struct.pack("<HHHH", 0, 0, side - 1, side - 1)
+            + bytes(116)
+            + b"\xff\0" * 5000,
+            b"\0\0\x0a"
+            + bytes(9)
+            + struct.pack("<HH", side, side)
+            + b"\x20\x08"
+            + b"\xff\0\0\0\0" * 5000,
             b"P6\n%d %d\n255\n" % (side, side) + bytes(600),
             b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(600),
             b"\xff\x0a" + bytes(600),

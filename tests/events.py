@@ -23,16 +23,29 @@ def s3_event(*records):
 
 
 def sns(message):
-    return {"Type": "Notification", "MessageId": "1", "TopicArn": "arn:aws:sns:::t", "Message": json.dumps(message)}
+    return {
+        "Type": "Notification",
+        "MessageId": "1",
+        "TopicArn": "arn:aws:sns:::t",
+        "Message": json.dumps(message),
+    }
 
 
 def event_bridge(key, kind="Object Created"):
-    detail = {"version": "0", "bucket": {"name": "raw"}, "object": {"key": key, "etag": ETAG, "size": 1}}
+    detail = {
+        "version": "0",
+        "bucket": {"name": "raw"},
+        "object": {"key": key, "etag": ETAG, "size": 1},
+    }
     return {"version": "0", "source": "aws.s3", "detail-type": kind, "detail": detail}
 
 
 def minio(key):
-    return {"EventName": "s3:ObjectCreated:Put", "Key": f"raw/{key}", **s3_event(record(key, "s3:ObjectCreated:Put"))}
+    return {
+        "EventName": "s3:ObjectCreated:Put",
+        "Key": f"raw/{key}",
+        **s3_event(record(key, "s3:ObjectCreated:Put")),
+    }
 
 
 def entry(name, written=1, **fields):
@@ -40,7 +53,10 @@ def entry(name, written=1, **fields):
         "name": name,
         "chunks": [{"size": 1, "modified_ts_ns": written, "e_tag": "x"}],
         "attributes": {"file_size": 1, "mtime": written, "md5": "x"},
-        "extended": {"Seaweed-X-Amz-ETag": base64.b64encode(ETAG.encode()).decode(), **fields.pop("extended", {})},
+        "extended": {
+            "Seaweed-X-Amz-ETag": base64.b64encode(ETAG.encode()).decode(),
+            **fields.pop("extended", {}),
+        },
         **fields,
     }
 
@@ -92,8 +108,15 @@ ODD_TEXTS = [
     "x" * 5000,
 ]
 JSON = st.recursive(
-    st.sampled_from(ODD_TEXTS) | st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.sampled_from(ODD_TEXTS)
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters()),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -101,7 +124,13 @@ JSON = st.recursive(
 def places(value, path=()):
     """Where something is in nested objects and lists."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, inner in items:
         yield from places(inner, (*path, name))
 
@@ -129,7 +158,9 @@ def broken_events(draw):
 
 @st.composite
 def damaged_bodies(draw):
-    """The bytes of a good event with some of them replaced, so that they may be no UTF-8 and no JSON."""
+    """The bytes of a good event with some of them replaced, so that they may be no UTF-8 and no
+    JSON.
+    """
     body = json.dumps(FORMS[draw(st.sampled_from(sorted(FORMS)))]("d/a b.jpg")).encode()
     start = draw(st.integers(0, len(body)))
     return body[:start] + draw(st.binary(max_size=8)) + body[start + draw(st.integers(0, 8)) :]
@@ -137,7 +168,9 @@ def damaged_bodies(draw):
 
 @st.composite
 def crowds(draw):
-    """A message of S3 with a good record among others, each of them with something else in one place."""
+    """A message of S3 with a good record among others, each of them with something else in one
+    place.
+    """
     records = [record("d/good.jpg")]
     for _ in range(draw(st.integers(1, 4))):
         other = record("d/other.jpg")
@@ -157,7 +190,11 @@ def _at(value, path):
 def oddly_worded_events(draw):
     """A good event with one of its texts replaced by one that has no place in it."""
     message = json.loads(json.dumps(FORMS[draw(st.sampled_from(sorted(FORMS)))]("d/a b.jpg")))
-    path = draw(st.sampled_from([path for path in places(message) if path and isinstance(_at(message, path), str)]))
+    path = draw(
+        st.sampled_from(
+            [path for path in places(message) if path and isinstance(_at(message, path), str)]
+        )
+    )
     _at(message, path[:-1])[path[-1]] = draw(st.sampled_from(ODD_TEXTS))
     return message
 
@@ -174,7 +211,9 @@ def _nested(depth):
 
 
 def _deep_entries(depth):
-    """A filer's event whose entries before and after are nested as deeply as JSON is read, and must be compared."""
+    """A filer's event whose entries before and after are nested as deeply as JSON is read, and must
+    be compared.
+    """
     deep = "[" * depth + "]" * depth
     inner = f'{{"name": "a.jpg", "content": {deep}}}'
     return (
@@ -189,13 +228,21 @@ def _with_etag(etag):
 
 ODD_BODIES = {
     "surrogate in the ETag": _with_etag("\ud800"),
-    "surrogate in the ETag over SNS": json.dumps(sns(s3_event(record("d/a.jpg", eTag="\udfff")))).encode(),
-    "surrogate in the ETag of EventBridge": json.dumps(event_bridge("d/a.jpg")).replace(ETAG, "\\ud83d").encode(),
+    "surrogate in the ETag over SNS": json.dumps(
+        sns(s3_event(record("d/a.jpg", eTag="\udfff")))
+    ).encode(),
+    "surrogate in the ETag of EventBridge": json.dumps(event_bridge("d/a.jpg"))
+    .replace(ETAG, "\\ud83d")
+    .encode(),
     "surrogate in the key of EventBridge": json.dumps(event_bridge("d/\ud800.jpg")).encode(),
     "surrogate in a filer's name": json.dumps(seaweedfs("d/\ud800.jpg")).encode(),
-    "surrogate in the key of Ceph": json.dumps(ceph("d/a.jpg")).replace("d/a", "d/\\ud800").encode(),
+    "surrogate in the key of Ceph": json.dumps(ceph("d/a.jpg"))
+    .replace("d/a", "d/\\ud800")
+    .encode(),
     "surrogate in the bucket": json.dumps(s3_event(record("a.jpg", bucket="raw\ud800"))).encode(),
-    "surrogate in the event's name": json.dumps(s3_event(record("a.jpg", "ObjectCreated:\ud800"))).encode(),
+    "surrogate in the event's name": json.dumps(
+        s3_event(record("a.jpg", "ObjectCreated:\ud800"))
+    ).encode(),
     "surrogate in a field's name": b'{"\\ud800": 1}',
     "NUL in the ETag": _with_etag("\0"),
     "NUL in the key": json.dumps(s3_event(record("d/\0.jpg"))).encode(),
@@ -209,8 +256,12 @@ ODD_BODIES = {
     "nested deeply": _nested(100_000),
     "nested as deeply as JSON is read": _nested(900),
     "nested in a filer's entries": _deep_entries(900),
-    "a key that is not UTF-8 once decoded": json.dumps(s3_event(record("a.jpg"))).replace("a.jpg", "%ff%fe").encode(),
-    "a surrogate in percents": json.dumps(s3_event(record("a.jpg"))).replace("a.jpg", "%ED%A0%80").encode(),
+    "a key that is not UTF-8 once decoded": json.dumps(s3_event(record("a.jpg")))
+    .replace("a.jpg", "%ff%fe")
+    .encode(),
+    "a surrogate in percents": json.dumps(s3_event(record("a.jpg")))
+    .replace("a.jpg", "%ED%A0%80")
+    .encode(),
     "no UTF-8": b'{"Records": [{"eventName": "\xff\xfe"}]}',
     "UTF-16": '{"Records": []}'.encode("utf-16"),
     "no record": b'{"Records": []}',

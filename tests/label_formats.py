@@ -12,7 +12,10 @@ def annotations(folder):
     for image in json.loads((folder / "annotations.json").read_text())["images"]:
         labels = image.get("labels") or ["face"] * len(image["faces"])
         boxes = [(label, box, False) for label, box in zip(labels, image["faces"], strict=True)]
-        yield folder / image["file"], boxes + [("ignore", box, True) for box in image.get("ignore", [])]
+        yield (
+            folder / image["file"],
+            boxes + [("ignore", box, True) for box in image.get("ignore", [])],
+        )
 
 
 def size_of(path):
@@ -46,10 +49,16 @@ def write_coco(pictures, folder):
     """instances.json; the pictures are where they were, and named by their whole path."""
     folder.mkdir(parents=True)
     names = sorted({label for _, labels in pictures for label, _, _ in labels})
-    content = {"images": [], "annotations": [], "categories": [{"id": i, "name": name} for i, name in enumerate(names)]}
+    content = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+    }
     for number, (path, labels) in enumerate(pictures):
         width, height = size_of(path)
-        content["images"].append({"id": number, "file_name": str(path.resolve()), "width": width, "height": height})
+        content["images"].append(
+            {"id": number, "file_name": str(path.resolve()), "width": width, "height": height}
+        )
         for label, (x1, y1, x2, y2), ignored in labels:
             content["annotations"].append(
                 {
@@ -91,7 +100,10 @@ def write_wider(pictures, folder):
     for path, labels in pictures:
         (images / path.name).symlink_to(path.resolve())
         lines += [f"0--Parade/{path.name}", str(len(labels))]
-        lines += [f"{x1} {y1} {x2 - x1} {y2 - y1} 0 0 0 {int(i)} 0 0 " for _, (x1, y1, x2, y2), i in labels]
+        lines += [
+            f"{x1} {y1} {x2 - x1} {y2 - y1} 0 0 0 {int(i)} 0 0 "
+            for _, (x1, y1, x2, y2), i in labels
+        ]
         if not labels:
             lines.append("0 0 0 0 0 0 0 0 0 0 ")
     (folder / "split").mkdir()

@@ -60,14 +60,26 @@ NOT_LAYOUT = {"File": {"Comment", "TrailerInfo"}}
 
 def leaks(paths: list[Path]) -> dict[str, list[str]]:
     """By path the tags, as Group:Name, that are neither layout nor colour."""
-    command = ["exiftool", "-j", "-a", "-G1", "-ee", "-charset", "filename=utf8", "--", *map(str, paths)]
+    command = [
+        "exiftool",
+        "-j",
+        "-a",
+        "-G1",
+        "-ee",
+        "-charset",
+        "filename=utf8",
+        "--",
+        *map(str, paths),
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     found = json.loads(done.stdout)
     return {item["SourceFile"]: [tag for tag in _tags(item) if not _is_fine(tag)] for item in found}
 
 
 def _tags(item: dict[str, Any]) -> set[str]:
-    """The tags of one file; what exiftool takes for a preview in a JPEG-compressed TIFF is the strip of the page."""
+    """The tags of one file; what exiftool takes for a preview in a JPEG-compressed TIFF is the
+    strip of the page.
+    """
     if item.get("IFD0:Compression") == "JPEG" and "IFD0:StripOffsets" not in item:
         return set(item) - {
             "IFD0:PreviewImage",

@@ -104,7 +104,9 @@ def table(root: Path, packages: Sequence[str] = PACKAGES) -> Iterator[str]:
     columns = [Measures(root / package).column() for package in packages]
     label_width = max(map(len, SURVEY))
     yield " " * label_width + _row((*packages, *PROJECTS))
-    for label, ours, theirs in zip(SURVEY, zip(*columns, strict=True), SURVEY.values(), strict=True):
+    for label, ours, theirs in zip(
+        SURVEY, zip(*columns, strict=True), SURVEY.values(), strict=True
+    ):
         yield label.ljust(label_width) + _row((*ours, *theirs))
 
 
@@ -131,11 +133,17 @@ def _per_thousand(part: int, whole: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, metavar="N", help="print N random docstrings instead")
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="print N random docstrings instead"
+    )
     parser.add_argument("--seed", type=int, help="draw the same docstrings again")
     arguments = parser.parse_args()
     root = Path()
-    lines = table(root) if arguments.samples is None else samples(root, arguments.samples, arguments.seed)
+    lines = (
+        table(root)
+        if arguments.samples is None
+        else samples(root, arguments.samples, arguments.seed)
+    )
     for line in lines:
         print(line)
 

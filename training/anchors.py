@@ -15,7 +15,11 @@ MULTIPLE = STRIDES[-1]  # the sides of an input picture are multiples of this
 # smaller, so the anchors start at 16 pixels.
 SMALLEST = 2.0  # strides
 OCTAVES = (0.0, 1 / 3, 2 / 3)
-ASPECTS = (1.0, 1.3, 1.7)  # height by width: a face from the side or from above, from the front, tall
+ASPECTS = (
+    1.0,
+    1.3,
+    1.7,
+)  # height by width: a face from the side or from above, from the front, tall
 PER_POINT = len(OCTAVES) * len(ASPECTS)
 
 # Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017), section 4. Small faces seldom
@@ -36,7 +40,9 @@ def anchors(height: int, width: int) -> Floats:
     """
     found = []
     for stride in STRIDES:
-        rows, columns = np.meshgrid(np.arange(height // stride), np.arange(width // stride), indexing="ij")
+        rows, columns = np.meshgrid(
+            np.arange(height // stride), np.arange(width // stride), indexing="ij"
+        )
         centres = (np.stack([rows, columns], axis=-1).reshape(-1, 1, 2) + 0.5) * stride
         half = shapes(stride)[None] / 2
         found.append(np.concatenate([centres - half, centres + half], axis=-1).reshape(-1, 4))
@@ -109,7 +115,9 @@ def encoded(boxes: Floats, grid: Floats) -> Floats:
     """
     centre, size = _centre_size(boxes)
     its_centre, its_size = _centre_size(grid)
-    offsets: Floats = np.concatenate([(centre - its_centre) / its_size, np.log(size / its_size)], axis=1)
+    offsets: Floats = np.concatenate(
+        [(centre - its_centre) / its_size, np.log(size / its_size)], axis=1
+    )
     return offsets
 
 

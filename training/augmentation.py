@@ -66,10 +66,14 @@ def _mirrored(example: Example) -> Example:
     width = example.pixels.shape[1]
 
     def other_side(boxes: Boxes) -> Boxes:
-        return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        return np.stack(
+            [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1
+        )
 
     return Example(
-        np.ascontiguousarray(example.pixels[:, ::-1]), other_side(example.faces), other_side(example.ignored)
+        np.ascontiguousarray(example.pixels[:, ::-1]),
+        other_side(example.faces),
+        other_side(example.ignored),
     )
 
 
@@ -77,7 +81,10 @@ def _whole(example: Example, side: int, random: Random) -> Example:
     """Return the picture at 0.5 to 1.25 times the size of the square, at a random position."""
     height, width = example.pixels.shape[:2]
     factor = min(side / max(height, width) * random.uniform(0.5, 1.25), MOST_ENLARGED)
-    left, top = (random.uniform(min(0, room), max(0, room)) for room in (width * factor - side, height * factor - side))
+    left, top = (
+        random.uniform(min(0, room), max(0, room))
+        for room in (width * factor - side, height * factor - side)
+    )
     return _window(example, factor, left, top, side)
 
 
@@ -92,7 +99,9 @@ def _around_a_face(example: Example, side: int, random: Random) -> Example:
     factor = min(wanted / its, MOST_ENLARGED)
     # The position is random, but the square contains the whole face if it can.
     left, top = (
-        random.uniform(min(last * factor - side, first * factor), max(last * factor - side, first * factor))
+        random.uniform(
+            min(last * factor - side, first * factor), max(last * factor - side, first * factor)
+        )
         for first, last in ((x1, x2), (y1, y2))
     )
     return _window(example, factor, left, top, side)
@@ -111,7 +120,9 @@ def _window(example: Example, factor: float, left: float, top: float, side: int)
         borderValue=(PADDING, PADDING, PADDING),
     )
     corner = np.array([left, top] * 2, np.float32)
-    faces, ignored = (boxes * np.float32(factor) - corner for boxes in (example.faces, example.ignored))
+    faces, ignored = (
+        boxes * np.float32(factor) - corner for boxes in (example.faces, example.ignored)
+    )
     shown = faces.clip(0, side)
     left_of = _areas(shown) / np.maximum(_areas(faces), 1e-6)
     inside = _areas(shown) > 0
@@ -120,7 +131,9 @@ def _window(example: Example, factor: float, left: float, top: float, side: int)
     return Example(drawn.astype(np.uint8), shown[kept], ignored[_areas(ignored) > 0])
 
 
-def _reduced(pixels: Pixels, factor: float, shift: NDArray[np.float64]) -> tuple[Pixels, NDArray[np.float64]]:
+def _reduced(
+    pixels: Pixels, factor: float, shift: NDArray[np.float64]
+) -> tuple[Pixels, NDArray[np.float64]]:
     """Return the pixels and the transformation that remains to be applied to them.
 
     For a `factor` below 1 the pixels are averaged down first, because warping alone would alias.
@@ -137,7 +150,11 @@ def _reduced(pixels: Pixels, factor: float, shift: NDArray[np.float64]) -> tuple
 
 def _too_small_ignored(example: Example) -> Example:
     tiny = np.sqrt(_areas(example.faces)) < TINIEST
-    return replace(example, faces=example.faces[~tiny], ignored=np.concatenate([example.ignored, example.faces[tiny]]))
+    return replace(
+        example,
+        faces=example.faces[~tiny],
+        ignored=np.concatenate([example.ignored, example.faces[tiny]]),
+    )
 
 
 def _covered(pixels: Pixels, face: Boxes, random: Random) -> Pixels:
@@ -158,8 +175,12 @@ def _covered(pixels: Pixels, face: Boxes, random: Random) -> Pixels:
     )
     hidden = np.zeros(pixels.shape[:2], np.uint8)
     cv2.fillPoly(hidden, [corners.round().astype(np.int32)], 255)
-    rows = np.linspace(random.uniform(0.8, 1.2), random.uniform(0.8, 1.2), len(pixels))[:, None, None]
-    cloth = (random.integers(0, 256, 3) * rows + random.normal(0, 4, (*pixels.shape[:2], 1))).clip(0, 255)
+    rows = np.linspace(random.uniform(0.8, 1.2), random.uniform(0.8, 1.2), len(pixels))[
+        :, None, None
+    ]
+    cloth = (random.integers(0, 256, 3) * rows + random.normal(0, 4, (*pixels.shape[:2], 1))).clip(
+        0, 255
+    )
     return np.where(hidden[..., None] > 0, cloth, pixels).astype(np.uint8)
 
 
@@ -172,7 +193,9 @@ def _recoloured(pixels: Pixels, random: Random) -> Pixels:
     gray = planes @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     saturation = 0.0 if random.random() < GRAY else random.uniform(0.6, 1.4)
     planes = gray[..., None] + np.float32(saturation) * (planes - gray[..., None])
-    balance = random.uniform(0.88, 1.12, 3).astype(np.float32) * np.float32(np.exp(random.uniform(-0.5, 0.4)))
+    balance = random.uniform(0.88, 1.12, 3).astype(np.float32) * np.float32(
+        np.exp(random.uniform(-0.5, 0.4))
+    )
     contrast = np.float32(random.uniform(0.75, 1.25))
     mean = gray.mean()
     changed: Pixels = ((planes * balance - mean) * contrast + mean).clip(0, 255).astype(np.uint8)
@@ -187,5 +210,7 @@ def _compressed(pixels: Pixels, quality: int) -> Pixels:
 
 
 def _areas(boxes: Boxes) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = (boxes[:, 2] - boxes[:, 0]).clip(0) * (boxes[:, 3] - boxes[:, 1]).clip(0)
+    found: NDArray[np.float32] = (boxes[:, 2] - boxes[:, 0]).clip(0) * (
+        boxes[:, 3] - boxes[:, 1]
+    ).clip(0)
     return found

@@ -59,7 +59,9 @@ class Batches:
             waiting: deque[list[Future[tuple[Pixels, Targets]]]] = deque()
             try:
                 for made in range(number, count):
-                    waiting.append([pool.submit(self.example, made * self.size + i) for i in range(self.size)])
+                    waiting.append(
+                        [pool.submit(self.example, made * self.size + i) for i in range(self.size)]
+                    )
                     if len(waiting) > AHEAD:
                         yield _joined([future.result() for future in waiting.popleft()])
                 while waiting:
@@ -77,7 +79,9 @@ class Batches:
             shown = augmented(example, self.side, np.random.default_rng([self.seed, number, 1]))
         else:
             shown = fitted(example, self.side)
-        return shown.pixels, targets(self._grid, _rows_first(shown.faces), _rows_first(shown.ignored))
+        return shown.pixels, targets(
+            self._grid, _rows_first(shown.faces), _rows_first(shown.ignored)
+        )
 
     def _pixels(self, picture: Picture) -> Pixels:
         if (kept := self._kept.get(picture.sha256)) is not None:

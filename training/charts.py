@@ -21,7 +21,9 @@ STYLE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def bars(path: Path, title: str, across: str, up: str, groups: Mapping[str, Mapping[str, int]]) -> None:
+def bars(
+    path: Path, title: str, across: str, up: str, groups: Mapping[str, Mapping[str, int]]
+) -> None:
     """Draw stacked bars in a colour per group.
 
     `groups` maps the name of a group to its count for each bar. All groups have the same bars.

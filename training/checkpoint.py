@@ -35,7 +35,9 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             return dict(kept)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TrainingFailed(f"{path} can't be read ({type(error).__name__}): start the run anew") from None
+        raise TrainingFailed(
+            f"{path} can't be read ({type(error).__name__}): start the run anew"
+        ) from None
 
 
 def numbered(prefix: str, variables: Any) -> dict[str, NDArray[Any]]:

@@ -34,14 +34,19 @@ def train() -> None:
 
 @app.command("import")
 def import_(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Files and folders with labels.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCE...", help="Files and folders with labels.")
+    ],
     to: Annotated[Path, typer.Option(metavar="DATASET", help="Folder for the data set.")],
     form: Annotated[
         str | None,
-        typer.Option("--format", help="voc, coco, yolo, wider or veil; by default what a source looks like."),
+        typer.Option(
+            "--format", help="voc, coco, yolo, wider or veil; by default what a source looks like."
+        ),
     ] = None,
     pictures: Annotated[
-        list[Path] | None, typer.Option(help="Where the pictures are, if not beside their labels; repeatable.")
+        list[Path] | None,
+        typer.Option(help="Where the pictures are, if not beside their labels; repeatable."),
     ] = None,
     mapping: Annotated[
         list[str] | None,
@@ -52,8 +57,12 @@ def import_(
             "every one becomes FACE.",
         ),
     ] = None,
-    val: Annotated[float, typer.Option(min=0, max=0.9, help="Share of pictures for validation.")] = 0.1,
-    test: Annotated[float, typer.Option(min=0, max=0.9, help="Share of pictures for the final test.")] = 0.1,
+    val: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of pictures for validation.")
+    ] = 0.1,
+    test: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of pictures for the final test.")
+    ] = 0.1,
     as_json: Json = False,
 ) -> None:
     """Make a data set of labelled pictures: checked, without duplicates, split."""
@@ -82,23 +91,36 @@ def import_(
 
 @app.command()
 def fit(
-    folder: Annotated[Path, typer.Argument(metavar="DATASET", help="As `veil train import` made it.")],
-    to: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run; one that was stopped goes on.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="As `veil train import` made it.")
+    ],
+    to: Annotated[
+        Path, typer.Option(metavar="RUN", help="Folder of the run; one that was stopped goes on.")
+    ],
     size: Annotated[str, typer.Option(help="d0, d1 or d2: how large the network is.")] = "d0",
     side: Annotated[
-        int | None, typer.Option(help="Side of the squares it is shown, in pixels, a multiple of 128; by its size.")
+        int | None,
+        typer.Option(
+            help="Side of the squares it is shown, in pixels, a multiple of 128; by its size."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=512, help="Pictures a step.")] = 8,
     rounds: Annotated[float, typer.Option(min=0, help="How often each picture is shown.")] = 100,
-    steps: Annotated[int | None, typer.Option(min=1, help="How many batches, in place of --rounds.")] = None,
-    learning_rate: Annotated[float, typer.Option(min=0, help="The highest; it rises, then falls as a cosine.")] = 0.002,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How many batches, in place of --rounds.")
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(min=0, help="The highest; it rises, then falls as a cosine.")
+    ] = 0.002,
     weights: Annotated[
         str, typer.Option(metavar="imagenet|none|PATH", help="What the backbone starts from.")
     ] = "imagenet",
     augment: Annotated[bool, typer.Option(help="Whether pictures are changed at random.")] = True,
     precision: Annotated[
         str | None,
-        typer.Option(help="float32, mixed_bfloat16 or mixed_float16; by default mixed_bfloat16 on an accelerator."),
+        typer.Option(
+            help="float32, mixed_bfloat16 or mixed_float16; by default mixed_bfloat16 on an accelerator."
+        ),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Steps from one checkpoint to the next.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and changes.")] = 0,
@@ -123,7 +145,9 @@ def fit(
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"choose from {', '.join(PRECISIONS)}", param_hint="--precision")
     count = steps or max(1, math.ceil(rounds * len(dataset.split("train")) / batch))
-    recipe = Recipe(size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision)
+    recipe = Recipe(
+        size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision
+    )
     run = Run.open(to, recipe, dataset.digest)
 
     def report(line: dict[str, Any]) -> None:
@@ -135,26 +159,43 @@ def fit(
 
     fitting.fit(run, dataset, None if weights == "none" else weights, every, report)
     if as_json:
-        print(json.dumps({"event": "finished", "run": str(to), "recipe": recipe.digest, "data": dataset.digest}))
+        print(
+            json.dumps(
+                {
+                    "event": "finished",
+                    "run": str(to),
+                    "recipe": recipe.digest,
+                    "data": dataset.digest,
+                }
+            )
+        )
     else:
         print(f"finished: {to}, recipe {recipe.digest[:16]}")
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A finished run, or what VEIL_MODEL may be.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A finished run, or what VEIL_MODEL may be.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DATASET")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     side: Annotated[
         int | None,
-        typer.Option(min=64, max=8192, help="Look once, at this longer side in pixels; by default as a worker does."),
+        typer.Option(
+            min=64,
+            max=8192,
+            help="Look once, at this longer side in pixels; by default as a worker does.",
+        ),
     ] = None,
     alarms: Annotated[
-        float, typer.Option(min=0, help="False alarms a picture that the proposed threshold may bring.")
+        float,
+        typer.Option(min=0, help="False alarms a picture that the proposed threshold may bring."),
     ] = 0.1,
     compare: Annotated[bool, typer.Option(help="Measure the bundled detector beside it.")] = True,
     to: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the report goes; by default RUN/evaluation.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the report goes; by default RUN/evaluation."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -186,7 +227,9 @@ def evaluate(
     if of_a_run:
         from worker.commands.anonymize import write_atomically
 
-        write_atomically(Path(model).expanduser() / EVALUATION, json.dumps(content, indent=1).encode())
+        write_atomically(
+            Path(model).expanduser() / EVALUATION, json.dumps(content, indent=1).encode()
+        )
     if as_json:
         print(json.dumps(content))
         return
@@ -201,10 +244,16 @@ def evaluate(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Where saved_model/ and saved_model.zip go.")],
+    to: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where saved_model/ and saved_model.zip go.")
+    ],
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.02, max=0.99, help="The model's own; by default what the last evaluation proposed."),
+        typer.Option(
+            min=0.02,
+            max=0.99,
+            help="The model's own; by default what the last evaluation proposed.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -217,7 +266,9 @@ def export(
     if as_json:
         print(json.dumps({"zip": str(made.zip), "difference": made.difference, **made.metadata}))
         return
-    print(f"threshold: {threshold}\ndiffers from the network by: {made.difference:.1g}\nVEIL_MODEL={made.zip}")
+    print(
+        f"threshold: {threshold}\ndiffers from the network by: {made.difference:.1g}\nVEIL_MODEL={made.zip}"
+    )
 
 
 def _identity(weights: str) -> str:

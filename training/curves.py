@@ -39,15 +39,21 @@ class Curves:
         self._tensorboard = EventFileWriter(str(self.events))
         # A START event makes TensorBoard discard later steps, too.
         start = SessionLog(status=SessionLog.START)
-        self._tensorboard.add_event(Event(wall_time=time.time(), step=self.step + 1, session_log=start))
+        self._tensorboard.add_event(
+            Event(wall_time=time.time(), step=self.step + 1, session_log=start)
+        )
 
     def add(self, line: dict[str, Any]) -> None:
         self._csv.writerow(line)
         self._file.flush()
         values = [
-            Summary.Value(tag=name, simple_value=line[name]) for name in FIELDS[1:] if isinstance(line.get(name), float)
+            Summary.Value(tag=name, simple_value=line[name])
+            for name in FIELDS[1:]
+            if isinstance(line.get(name), float)
         ]
-        self._tensorboard.add_event(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+        self._tensorboard.add_event(
+            Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values))
+        )
 
     def close(self) -> None:
         self._file.close()

@@ -58,13 +58,19 @@ class Dataset:
         try:
             content = json.loads((folder / INDEX).read_text())
             if content["version"] != VERSION:
-                raise DatasetInvalid(f"{folder} has version {content['version']}, not {VERSION}: import it again")
+                raise DatasetInvalid(
+                    f"{folder} has version {content['version']}, not {VERSION}: import it again"
+                )
             pictures = tuple(_picture(record) for record in content["pictures"])
             stated = content["digest"]
         except FileNotFoundError:
-            raise DatasetInvalid(f"{folder} holds no {INDEX}: make it with `veil train import`") from None
+            raise DatasetInvalid(
+                f"{folder} holds no {INDEX}: make it with `veil train import`"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetInvalid(f"{folder / INDEX} is damaged ({type(error).__name__}): import it again") from None
+            raise DatasetInvalid(
+                f"{folder / INDEX} is damaged ({type(error).__name__}): import it again"
+            ) from None
         if digest(pictures) != stated:
             raise DatasetInvalid(f"{folder / INDEX} is not what its digest names: import it again")
         return cls(folder, pictures, stated)
@@ -77,7 +83,9 @@ class Dataset:
                 f"the split {name!r} of {self.folder} is empty: import more pictures, or choose another"
             )
         if not any(picture.faces for picture in chosen):
-            raise DatasetInvalid(f"the split {name!r} of {self.folder} has no face in it: import more pictures")
+            raise DatasetInvalid(
+                f"the split {name!r} of {self.folder} has no face in it: import more pictures"
+            )
         return chosen
 
     def pixels(self, picture: Picture) -> Pixels:
@@ -86,11 +94,17 @@ class Dataset:
         try:
             pixels, _ = decoded(path.read_bytes())
         except OSError as error:
-            raise DatasetInvalid(f"{path} can't be read ({error.strerror}): import the data set again") from None
+            raise DatasetInvalid(
+                f"{path} can't be read ({error.strerror}): import the data set again"
+            ) from None
         except VeilError as error:
-            raise DatasetInvalid(f"{path} is damaged ({error}): import the data set again") from None
+            raise DatasetInvalid(
+                f"{path} is damaged ({error}): import the data set again"
+            ) from None
         if pixels.shape[:2] != (picture.height, picture.width):
-            raise DatasetInvalid(f"{path} is not the picture that was imported: import the data set again")
+            raise DatasetInvalid(
+                f"{path} is not the picture that was imported: import the data set again"
+            )
         return pixels
 
 
@@ -112,7 +126,11 @@ def digest(pictures: Iterable[Picture]) -> str:
 def index(pictures: Iterable[Picture]) -> dict[str, Any]:
     """Return the content of the file INDEX."""
     ordered = sorted(pictures, key=lambda picture: picture.sha256)
-    return {"version": VERSION, "digest": digest(ordered), "pictures": [asdict(picture) for picture in ordered]}
+    return {
+        "version": VERSION,
+        "digest": digest(ordered),
+        "pictures": [asdict(picture) for picture in ordered],
+    }
 
 
 def sides(boxes: Iterable[Box]) -> NDArray[np.float64]:

@@ -31,7 +31,12 @@ from worker.settings import WorkerSettings
 FLOOR = 0.05  # the lowest threshold that is evaluated
 ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture
 # A face is exposed when half of the structure of its eye band survives: docs/detection.md.
-BAND = (0.15, 0.2, 0.85, 0.6)  # x1 y1 x2 y2 of the eye band, as shares of the sides of the face's box
+BAND = (
+    0.15,
+    0.2,
+    0.85,
+    0.6,
+)  # x1 y1 x2 y2 of the eye band, as shares of the sides of the face's box
 BAND_PIXELS = (64, 32)
 DETAIL = 3.0  # sigma in pixels of the band; coarser structure is light and shade
 EXPOSED = 0.5
@@ -76,7 +81,9 @@ class Figures:
             "recall": recall,
             "precision": precision,
             "false_alarms_a_picture": alarms,
-            "recall_by_false_alarms": {str(rate): round(self.curve.recall_at(rate), 4) for rate in ALARM_RATES},
+            "recall_by_false_alarms": {
+                str(rate): round(self.curve.recall_at(rate), 4) for rate in ALARM_RATES
+            },
             "exposed": self.exposed,
             "faces": self.faces,
             "spill": round(self.spill, 5),
@@ -112,7 +119,13 @@ def load(address: str, settings: WorkerSettings, folder: Path) -> Model:
 
 
 def evaluate(
-    address: str, dataset: Dataset, split: str, settings: WorkerSettings, look: Look, alarms: float, compare: bool
+    address: str,
+    dataset: Dataset,
+    split: str,
+    settings: WorkerSettings,
+    look: Look,
+    alarms: float,
+    compare: bool,
 ) -> list[Figures]:
     """Return the results of the model at `address` and, with `compare`, of the bundled one.
 
@@ -126,7 +139,11 @@ def evaluate(
         figures = [_measured(Path(address).name, model, dataset, pictures, look, style, alarms)]
     if compare:
         bundled = load_model(WorkerSettings(model=None, score_threshold=FLOOR))
-        figures.append(_measured("bundled", bundled, dataset, pictures, look, style, None, bundled.score_threshold))
+        figures.append(
+            _measured(
+                "bundled", bundled, dataset, pictures, look, style, None, bundled.score_threshold
+            )
+        )
     return figures
 
 
@@ -162,7 +179,9 @@ def _measured(
             bar.advance()
     faces = sum(len(picture.faces) for picture in pictures)
     precision = scoring.average_precision(everything)
-    return Figures(name, threshold, precision, curve, exposed, faces, float(np.mean(spills)), tuple(shown))
+    return Figures(
+        name, threshold, precision, curve, exposed, faces, float(np.mean(spills)), tuple(shown)
+    )
 
 
 def _judged(picture: Picture, found: Detections) -> Judged:
@@ -171,8 +190,12 @@ def _judged(picture: Picture, found: Detections) -> Judged:
     A mask covers all boxes of a face, and would overlap its label less than any of them.
     """
     surest = np.unique(found.seen.face, return_index=True)[1]
-    boxes = found.seen.boxes_xyxy[surest].clip(0, np.array([picture.width, picture.height] * 2, np.float32))
-    return scoring.judged(_boxes(picture.faces), _boxes(picture.ignore), Detections(boxes, found.scores))
+    boxes = found.seen.boxes_xyxy[surest].clip(
+        0, np.array([picture.width, picture.height] * 2, np.float32)
+    )
+    return scoring.judged(
+        _boxes(picture.faces), _boxes(picture.ignore), Detections(boxes, found.scores)
+    )
 
 
 def survived(clear: Pixels, hidden: Pixels, face: Box) -> float:
@@ -190,7 +213,9 @@ def _band(pixels: Pixels, face: Box) -> NDArray[np.float32]:
     left, top = np.floor(corner + size * BAND[:2]).astype(int)
     right, bottom = np.ceil(corner + size * BAND[2:]).astype(int)
     cut = pixels[max(top, 0) : max(bottom, top + 1), max(left, 0) : max(right, left + 1)]
-    band = cv2.resize(cut, BAND_PIXELS, interpolation=cv2.INTER_AREA).astype(np.float32).mean(axis=2)
+    band = (
+        cv2.resize(cut, BAND_PIXELS, interpolation=cv2.INTER_AREA).astype(np.float32).mean(axis=2)
+    )
     detail: NDArray[np.float32] = band - cv2.GaussianBlur(band, (0, 0), DETAIL)
     return detail
 
@@ -200,7 +225,9 @@ def _spill(clear: Pixels, hidden: Pixels, picture: Picture) -> float:
     outside = np.ones(clear.shape[:2], bool)
     for x1, y1, x2, y2 in [*picture.faces, *picture.ignore]:
         x, y = (x2 - x1) / 2, (y2 - y1) / 2
-        outside[max(int(y1 - y), 0) : int(y2 + y) + 1, max(int(x1 - x), 0) : int(x2 + x) + 1] = False
+        outside[max(int(y1 - y), 0) : int(y2 + y) + 1, max(int(x1 - x), 0) : int(x2 + x) + 1] = (
+            False
+        )
     changed = np.abs(clear.astype(np.int16) - hidden).max(axis=2) > CHANGED
     return float(changed[outside].mean()) if outside.any() else 0.0
 

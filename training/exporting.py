@@ -25,11 +25,15 @@ from worker.detection.model import LEFT_OUT, METADATA
 from worker.detection.tf import tf
 
 ZIP = "saved_model.zip"
-CANDIDATES = 2000  # anchors with the highest scores, from which up to MAX_DETECTIONS faces are chosen
+CANDIDATES = (
+    2000  # anchors with the highest scores, from which up to MAX_DETECTIONS faces are chosen
+)
 MAX_DETECTIONS = 500  # per picture
 NMS_IOU = 0.5  # Tan et al., reference implementation
 MIN_SCORE = 0.02  # the model returns no detections below it; `score_threshold` applies on top of it
-TOLERANCE = 1e-3  # difference of scores and normalised corners between the network and the saved model
+TOLERANCE = (
+    1e-3  # difference of scores and normalised corners between the network and the saved model
+)
 DEFAULT_THRESHOLD = 0.5
 
 
@@ -51,7 +55,9 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
     from the network, and OutputFailed if it can't be written.
     """
     if not ON_TENSORFLOW:
-        raise TrainingFailed("a SavedModel is written by TensorFlow: run this with KERAS_BACKEND=tensorflow")
+        raise TrainingFailed(
+            "a SavedModel is written by TensorFlow: run this with KERAS_BACKEND=tensorflow"
+        )
     chosen = threshold or run.threshold() or DEFAULT_THRESHOLD
     metadata = {
         "score_threshold": round(chosen, 4),
@@ -100,7 +106,9 @@ def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
     (folder / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
     difference = _difference(model, folder)
     if not difference <= TOLERANCE:
-        raise TrainingFailed(f"the saved model differs from the network by {difference:.2g}: it is not used")
+        raise TrainingFailed(
+            f"the saved model differs from the network by {difference:.2g}: it is not used"
+        )
     return difference
 
 
@@ -110,7 +118,9 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
     sides = tf.stack([height, width])
     padding = -sides % anchors.MULTIPLE
     padded = tf.pad(
-        pictures, [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]], constant_values=tf.constant(PADDING, tf.uint8)
+        pictures,
+        [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]],
+        constant_values=tf.constant(PADDING, tf.uint8),
     )
     outputs = model(tf.cast(padded, tf.float32), training=False)
     scores = tf.sigmoid(tf.reduce_max(outputs["faces"], axis=2))
@@ -121,7 +131,9 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
     scores, index = tf.math.top_k(scores, tf.minimum(CANDIDATES + 1, tf.shape(scores)[1]))
     beyond = tf.reduce_max(tf.pad(scores[:, CANDIDATES:], [[0, 0], [0, 1]]), axis=1)
     scores, index = scores[:, :CANDIDATES], index[:, :CANDIDATES]
-    boxes = anchors.decoded(tf.gather(outputs["boxes"], index, batch_dims=1), tf.gather(grid, index), ops)
+    boxes = anchors.decoded(
+        tf.gather(outputs["boxes"], index, batch_dims=1), tf.gather(grid, index), ops
+    )
     boxes = anchors.bounded(boxes, tf.cast(sides, tf.float32), ops)
     extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
     kept = tf.image.combined_non_max_suppression(
@@ -147,7 +159,9 @@ def _grid(sides: Any) -> Any:
     """Return training.anchors.anchors in TensorFlow, for sides that only the graph knows."""
     found = []
     for stride in anchors.STRIDES:
-        rows, columns = tf.meshgrid(tf.range(sides[0] // stride), tf.range(sides[1] // stride), indexing="ij")
+        rows, columns = tf.meshgrid(
+            tf.range(sides[0] // stride), tf.range(sides[1] // stride), indexing="ij"
+        )
         centres = (tf.cast(tf.stack([rows, columns], axis=-1), tf.float32) + 0.5) * stride
         half = tf.constant(anchors.shapes(stride) / 2)
         centres = tf.reshape(centres, [-1, 1, 2])
@@ -178,7 +192,9 @@ def _difference(model: Any, folder: Path) -> float:
         count = int(answer["num_detections"][i])
         if not count:
             return float("inf")
-        for box, score in zip(answer["detection_boxes"][i, :count], answer["detection_scores"][i, :count], strict=True):
+        for box, score in zip(
+            answer["detection_boxes"][i, :count], answer["detection_scores"][i, :count], strict=True
+        ):
             off = np.maximum(np.abs(boxes[i] - box).max(axis=1), np.abs(every[i] - score))
             worst = max(worst, float(off.min()))
     return worst

@@ -50,7 +50,9 @@ def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Rep
             curves.plot(run.folder / LOG, run.folder / "curves.png")
             checkpoint.save(run.folder / WEIGHTS, checkpoint.numbered("w", trained.model.weights))
     except OSError as error:
-        raise OutputFailed(f"{run.folder} can't be written: {error.strerror}: make room, and go on") from None
+        raise OutputFailed(
+            f"{run.folder} can't be written: {error.strerror}: make room, and go on"
+        ) from None
 
 
 def finished_model(run: Run) -> Any:
@@ -75,10 +77,15 @@ class _Trained:
         self._set_momentum(min(LONGEST_NORMALISED, max(0.0, 1 - NORMALISED / recipe.steps)))
         warm_up = max(1, round(WARM_UP * recipe.steps))
         schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, recipe.steps - warm_up), warmup_target=recipe.learning_rate, warmup_steps=warm_up
+            0.0,
+            max(1, recipe.steps - warm_up),
+            warmup_target=recipe.learning_rate,
+            warmup_steps=warm_up,
         )
         self.flat = FlatAdamW(schedule, min(LONGEST_AVERAGE, max(0.0, 1 - AVERAGED / recipe.steps)))
-        self.model.compile(optimizer=self.flat, loss={"faces": FocalLoss(), "boxes": BoxLoss()}, jit_compile=jit())
+        self.model.compile(
+            optimizer=self.flat, loss={"faces": FocalLoss(), "boxes": BoxLoss()}, jit_compile=jit()
+        )
         self.optimizer = self.model.optimizer  # wrapped, if the precision needs a scaled loss
         self.optimizer.build(self.model.trainable_variables)
         # The first loss creates the metrics. Created within a step, they would make Keras trace it
@@ -92,7 +99,9 @@ class _Trained:
         return float(self.flat.learning_rate)
 
     def save(self, path: Path, step: int) -> None:
-        arrays = checkpoint.numbered("m", self.model.variables) | checkpoint.numbered("o", self.optimizer.variables)
+        arrays = checkpoint.numbered("m", self.model.variables) | checkpoint.numbered(
+            "o", self.optimizer.variables
+        )
         checkpoint.save(path, {**arrays, "step": np.asarray(step)})
 
     def restore(self, path: Path) -> int:
@@ -111,7 +120,9 @@ class _Trained:
         The running statistics belong to the weights before averaging: Wu and Johnson, "Rethinking
         'Batch' in BatchNorm", arXiv:2105.07576, section 3.
         """
-        for variable, values in zip(self.model.trainable_variables, self.flat.parts(self.flat.averaged), strict=True):
+        for variable, values in zip(
+            self.model.trainable_variables, self.flat.parts(self.flat.averaged), strict=True
+        ):
             variable.assign(values)
         for number, batch in enumerate(batches.starting(step, step + min(SETTLING_BATCHES, step))):
             self._set_momentum(number / (number + 1))
@@ -124,7 +135,13 @@ class _Trained:
 
 
 def _train(
-    run: Run, dataset: Dataset, trained: _Trained, batches: Batches, step: int, every: int, report: Report
+    run: Run,
+    dataset: Dataset,
+    trained: _Trained,
+    batches: Batches,
+    step: int,
+    every: int,
+    report: Report,
 ) -> int:
     recipe = run.recipe
     has_validation = any(picture.split == "val" for picture in dataset.pictures)
@@ -138,7 +155,11 @@ def _train(
                 rate = trained.learning_rate
                 losses = trained.model.train_on_batch(batch.pictures, batch.truth, return_dict=True)
                 step += 1
-                line = {"step": step, **{name: float(loss) for name, loss in losses.items()}, "learning_rate": rate}
+                line = {
+                    "step": step,
+                    **{name: float(loss) for name, loss in losses.items()},
+                    "learning_rate": rate,
+                }
                 if not math.isfinite(line["loss"]):
                     raise TrainingFailed(
                         f"the loss is not a number after step {step}: lower --learning-rate, and choose another --to"

@@ -64,8 +64,17 @@ def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Label
         found = list(FORMATS[name](source, pictures))
     except OSError as error:
         raise DatasetInvalid(f"{error.filename} can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ElementTree.ParseError) as error:
-        raise DatasetInvalid(f"{source} is not {name}, or damaged ({type(error).__name__}: {error!s:.120})") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        ElementTree.ParseError,
+    ) as error:
+        raise DatasetInvalid(
+            f"{source} is not {name}, or damaged ({type(error).__name__}: {error!s:.120})"
+        ) from None
     if not found:
         raise DatasetInvalid(f"{source} labels no picture as {name}")
     return found
@@ -83,9 +92,13 @@ def _recognised(source: Path) -> str:
         return "voc"
     if source.suffix == ".txt" or (source.is_dir() and next(source.glob("**/*_bbx_gt.txt"), None)):
         return "wider"
-    if source.suffix in (".yaml", ".yml") or (source.is_dir() and next(source.rglob("*.txt"), None)):
+    if source.suffix in (".yaml", ".yml") or (
+        source.is_dir() and next(source.rglob("*.txt"), None)
+    ):
         return "yolo"
-    raise DatasetInvalid(f"{source} has no labels of a known format: name it with --format {'|'.join(FORMATS)}")
+    raise DatasetInvalid(
+        f"{source} has no labels of a known format: name it with --format {'|'.join(FORMATS)}"
+    )
 
 
 def _json_file(source: Path) -> Path | None:
@@ -109,11 +122,17 @@ def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
             corners = item.find("bndbox")
             if corners is None:
                 raise ValueError(f"an object of {file.name} has no bndbox")
-            x1, y1, x2, y2 = (float(corners.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax"))
+            x1, y1, x2, y2 = (
+                float(corners.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")
+            )
             label = item.findtext("name", "").strip()
-            labels.append(Label(label, (x1, y1, x2, y2), item.findtext("difficult", "0").strip() == "1"))
+            labels.append(
+                Label(label, (x1, y1, x2, y2), item.findtext("difficult", "0").strip() == "1")
+            )
         path = _picture(name, file.parent, pictures) or _picture(file.stem, file.parent, pictures)
-        width, height = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height"))
+        width, height = (
+            int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height")
+        )
         yield Labelled(name, path, tuple(labels), (width, height) if width and height else None)
 
 
@@ -125,14 +144,24 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
     for item in content["annotations"]:
         if item["image_id"] not in labels:
-            raise ValueError(f"an annotation names the picture {item['image_id']}, which is not listed")
+            raise ValueError(
+                f"an annotation names the picture {item['image_id']}, which is not listed"
+            )
         x, y, width, height = map(float, item["bbox"])
         crowd = bool(item.get("iscrowd") or item.get("ignore"))
-        labels[item["image_id"]].append(Label(names[item["category_id"]], (x, y, x + width, y + height), crowd))
+        labels[item["image_id"]].append(
+            Label(names[item["category_id"]], (x, y, x + width, y + height), crowd)
+        )
     for image in content["images"]:
-        size = (int(image["width"]), int(image["height"])) if image.get("width") and image.get("height") else None
+        size = (
+            (int(image["width"]), int(image["height"]))
+            if image.get("width") and image.get("height")
+            else None
+        )
         name = str(image["file_name"])
-        yield Labelled(name, _picture(name, file.parent, pictures), tuple(labels[image["id"]]), size)
+        yield Labelled(
+            name, _picture(name, file.parent, pictures), tuple(labels[image["id"]]), size
+        )
 
 
 def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
@@ -144,10 +173,14 @@ def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     names = _yolo_names(source, folder)
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
     by_stem = {_yolo_key(path, folder): path for path in images}
-    files = {_yolo_key(path, folder): path for path in sorted(folder.rglob("*.txt")) if _is_yolo(path)}
+    files = {
+        _yolo_key(path, folder): path for path in sorted(folder.rglob("*.txt")) if _is_yolo(path)
+    }
     for key in sorted(by_stem.keys() | files.keys()):
         labels = []
-        lines = files[key].read_text().splitlines() if key in files else []  # a picture without a file has no face
+        lines = (
+            files[key].read_text().splitlines() if key in files else []
+        )  # a picture without a file has no face
         for line in filter(str.strip, lines):
             index, x, y, width, height = (float(part) for part in line.split()[:5])
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
@@ -157,7 +190,9 @@ def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 
 
 def _yolo_names(source: Path, folder: Path) -> dict[int, str]:
-    described = [source] if source.is_file() else sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    described = (
+        [source] if source.is_file() else sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    )
     for file in described:
         names = (yaml.safe_load(file.read_text()) or {}).get("names")
         if names:
@@ -173,12 +208,21 @@ def _yolo_key(path: Path, folder: Path) -> str:
 
     It lacks the suffix and the folders `images` and `labels`.
     """
-    parts = [part for part in path.relative_to(folder).with_suffix("").parts if part not in ("images", "labels")]
+    parts = [
+        part
+        for part in path.relative_to(folder).with_suffix("").parts
+        if part not in ("images", "labels")
+    ]
     return "/".join(parts)
 
 
 def _is_yolo(path: Path) -> bool:
-    return path.name not in ("classes.txt", "train.txt", "val.txt", "test.txt") and not path.name.startswith("README")
+    return path.name not in (
+        "classes.txt",
+        "train.txt",
+        "val.txt",
+        "test.txt",
+    ) and not path.name.startswith("README")
 
 
 def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
@@ -188,7 +232,10 @@ def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """
     for file in [source] if source.is_file() else sorted(source.glob("**/*_bbx_gt.txt")):
         lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        folders = [*pictures, *sorted(path for path in file.parent.parent.glob("**/images") if path.is_dir())]
+        folders = [
+            *pictures,
+            *sorted(path for path in file.parent.parent.glob("**/images") if path.is_dir()),
+        ]
         at = 0
         while at < len(lines):
             name, count = lines[at], int(lines[at + 1])
@@ -216,10 +263,18 @@ def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     file = _json_file(source) or source
     for image in json.loads(file.read_text())["images"]:
         names = image.get("labels") or ["face"] * len(image["faces"])
-        labels = [Label(str(name), _box(box)) for name, box in zip(names, image["faces"], strict=True)]
+        labels = [
+            Label(str(name), _box(box)) for name, box in zip(names, image["faces"], strict=True)
+        ]
         labels += [Label("ignore", _box(box), ignored=True) for box in image.get("ignore", [])]
-        size = (int(image["width"]), int(image["height"])) if image.get("width") and image.get("height") else None
-        yield Labelled(image["file"], _picture(image["file"], file.parent, pictures), tuple(labels), size)
+        size = (
+            (int(image["width"]), int(image["height"]))
+            if image.get("width") and image.get("height")
+            else None
+        )
+        yield Labelled(
+            image["file"], _picture(image["file"], file.parent, pictures), tuple(labels), size
+        )
 
 
 def _box(sides: Sequence[Any]) -> Box:
@@ -243,4 +298,10 @@ def _picture(name: str, near: Path, pictures: Sequence[Path]) -> Path | None:
     return None
 
 
-FORMATS: dict[str, Reader] = {"voc": _voc, "coco": _coco, "yolo": _yolo, "wider": _wider, "veil": _veil}
+FORMATS: dict[str, Reader] = {
+    "voc": _voc,
+    "coco": _coco,
+    "yolo": _yolo,
+    "wider": _wider,
+    "veil": _veil,
+}

@@ -100,7 +100,9 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
 def _check_mapping(mapping: Mapping[str, str], labels: Counter[str]) -> None:
     for name, target in mapping.items():
         if target not in (FACE, IGNORE, DROP):
-            raise DatasetInvalid(f"the label {name!r} can become {FACE}, {IGNORE} or {DROP}, not {target!r}")
+            raise DatasetInvalid(
+                f"the label {name!r} can become {FACE}, {IGNORE} or {DROP}, not {target!r}"
+            )
         if not labels[name]:
             found = ", ".join(sorted(labels)) or "none at all"
             raise DatasetInvalid(f"no box has the label {name!r}: there are {found}")
@@ -128,11 +130,15 @@ def _written(
     if not known:
         raise DatasetInvalid(f"no picture is left: {_summary(problems)}")
     if not any(checked.faces for checked in known.values()):
-        raise DatasetInvalid("no picture has a face: look at the labels, or choose with --map LABEL=FACE")
+        raise DatasetInvalid(
+            "no picture has a face: look at the labels, or choose with --map LABEL=FACE"
+        )
     return known
 
 
-def _in_order(labelled: Sequence[Labelled], choice: Choice) -> Iterator[tuple[Labelled, "_Checked | str"]]:
+def _in_order(
+    labelled: Sequence[Labelled], choice: Choice
+) -> Iterator[tuple[Labelled, "_Checked | str"]]:
     """Yield each picture with its checked form or its problem, in order.
 
     Pictures are read in chunks, which bounds the memory for their contents.
@@ -183,7 +189,9 @@ def _target(label: Label, mapping: Mapping[str, str]) -> str:
     return mapping.get(label.name, DROP if mapping else FACE)
 
 
-def _within(box: Box, scale: tuple[int, int], width: int, height: int, problems: set[str]) -> Box | None:
+def _within(
+    box: Box, scale: tuple[int, int], width: int, height: int, problems: set[str]
+) -> Box | None:
     """Return `box` in pixels, cut at the edges of the picture.
 
     Return None if nothing remains of it. Both cases add to `problems`.
@@ -209,7 +217,9 @@ def _file(checked: _Checked) -> str:
     return f"images/{checked.sha256[:20]}.{checked.form.lower()}"
 
 
-def _split(known: Mapping[str, _Checked], choice: Choice, problems: dict[str, list[str]]) -> list[Picture]:
+def _split(
+    known: Mapping[str, _Checked], choice: Choice, problems: dict[str, list[str]]
+) -> list[Picture]:
     """Return the pictures with their splits.
 
     The content of a picture decides its split, so that later imports with more pictures don't move
@@ -223,7 +233,9 @@ def _split(known: Mapping[str, _Checked], choice: Choice, problems: dict[str, li
         split = _split_of(ordered[members[0]], choice)
         for i in members:
             its = ordered[i]
-            pictures.append(Picture(_file(its), its.sha256, *its.size, its.faces, its.ignore, split))
+            pictures.append(
+                Picture(_file(its), its.sha256, *its.size, its.faces, its.ignore, split)
+            )
     shares = {"train": 1 - choice.val - choice.test, "val": choice.val, "test": choice.test}
     for name, share in shares.items():
         if share > 0 and not any(picture.split == name and picture.faces for picture in pictures):
@@ -245,7 +257,9 @@ def _placed(work: Path, folder: Path) -> Dataset:
     made = Dataset.load(work)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not (folder / dataset.INDEX).is_file() or Dataset.load(folder).digest != made.digest:
-            raise DatasetInvalid(f"{folder} holds something else: choose another --to, or remove it")
+            raise DatasetInvalid(
+                f"{folder} holds something else: choose another --to, or remove it"
+            )
         return Dataset.load(folder)
     work.replace(folder)
     return Dataset(folder, made.pictures, made.digest)

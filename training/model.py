@@ -52,7 +52,10 @@ class WeightedSum(layers.Layer):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         shares = ops.relu(self.shares)
         shares = shares / (ops.sum(shares) + FUSION_EPSILON)
-        return sum(share * each for share, each in zip(ops.unstack(shares, len(inputs)), inputs, strict=True))
+        return sum(
+            share * each
+            for share, each in zip(ops.unstack(shares, len(inputs)), inputs, strict=True)
+        )
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape[0]
@@ -67,7 +70,9 @@ def efficientdet(size: str, classes: int = 1) -> Any:
     """
     chosen = SIZES[size]
     pictures = keras.Input((None, None, 3), name="pictures")
-    normalised = layers.Rescaling(255.0 / DEVIATION, -255.0 * MEAN / DEVIATION, name="normalised")(pictures)
+    normalised = layers.Rescaling(255.0 / DEVIATION, -255.0 * MEAN / DEVIATION, name="normalised")(
+        pictures
+    )
     maps = _pyramid_inputs(_stages(chosen.backbone)(normalised), chosen.channels)
     for number in range(chosen.layers):
         maps = _bifpn(maps, chosen.channels, f"bifpn{number}")
@@ -85,7 +90,9 @@ def load_backbone(model: Any, size: str, weights: str) -> None:
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Keras prints its downloads on stdout
-            source = getattr(keras.applications, SIZES[size].backbone)(include_top=False, weights=weights)
+            source = getattr(keras.applications, SIZES[size].backbone)(
+                include_top=False, weights=weights
+            )
     except Exception as error:  # Keras documents no types for a failed download or a damaged file
         reason = " ".join(str(error).split())[:160]
         raise TrainingFailed(
@@ -101,13 +108,17 @@ def load_backbone(model: Any, size: str, weights: str) -> None:
 
 def _stages(name: str) -> Any:
     """Return the backbone, whose outputs are the last maps at strides of 8, 16 and 32 pixels."""
-    network = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(None, None, 3))
+    network = getattr(keras.applications, name)(
+        include_top=False, weights=None, input_shape=(None, None, 3)
+    )
     for layer in network.layers:
         if isinstance(layer, layers.Dropout):
             # Stochastic depth adds noise to small batches, and makes a resumed run differ.
             layer.rate = 0.0
     last = {layer.name[: len("block3")]: layer.output for layer in network.layers}
-    return keras.Model(network.input, [last[block] for block in ("block3", "block5", "block7")], name="backbone")
+    return keras.Model(
+        network.input, [last[block] for block in ("block3", "block5", "block7")], name="backbone"
+    )
 
 
 def _pyramid_inputs(stages: list[Any], channels: int) -> list[Any]:
@@ -141,7 +152,9 @@ def _bifpn(maps: list[Any], channels: int, name: str) -> list[Any]:
 
 def _node(inputs: list[Any], channels: int, name: str) -> Any:
     summed = layers.Activation("swish")(WeightedSum(name=f"{name}_sum")(inputs))
-    return _norm(f"{name}_norm")(layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=name)(summed))
+    return _norm(f"{name}_norm")(
+        layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=name)(summed)
+    )
 
 
 def _head(maps: list[Any], channels: int, values: int, name: str, start: Any) -> Any:
@@ -150,11 +163,18 @@ def _head(maps: list[Any], channels: int, values: int, name: str, start: Any) ->
     The levels share their convolutions, but not their normalisations.
     """
     convolutions = [
-        layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=f"{name}_conv{depth}")
+        layers.SeparableConv2D(
+            channels, 3, padding="same", use_bias=False, name=f"{name}_conv{depth}"
+        )
         for depth in range(HEAD_DEPTH)
     ]
     last = layers.SeparableConv2D(
-        PER_POINT * values, 3, padding="same", bias_initializer=start, dtype="float32", name=f"{name}_last"
+        PER_POINT * values,
+        3,
+        padding="same",
+        bias_initializer=start,
+        dtype="float32",
+        name=f"{name}_last",
     )
     outputs = []
     for level, features in zip(LEVELS, maps, strict=True):

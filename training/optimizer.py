@@ -24,7 +24,9 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     `average` is the share of the running average of the weights that each step keeps.
     """
 
-    def __init__(self, learning_rate: Any, average: float = LONGEST_AVERAGE, name: str = "flat_adamw") -> None:
+    def __init__(
+        self, learning_rate: Any, average: float = LONGEST_AVERAGE, name: str = "flat_adamw"
+    ) -> None:
         super().__init__(learning_rate=learning_rate, name=name)
         self.average = average
 
@@ -35,7 +37,8 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._weights = list(variables)
         count = sum(_size(variable) for variable in variables)
         self.first, self.second, self.averaged = (
-            self.add_variable((count,), dtype="float32", name=name) for name in ("first", "second", "averaged")
+            self.add_variable((count,), dtype="float32", name=name)
+            for name in ("first", "second", "averaged")
         )
         self.averaged.assign(_flat(self._weights))
 
@@ -51,7 +54,9 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         second = SECOND * self.second + (1 - SECOND) * ops.square(gradient)
         moved = (first / (1 - FIRST**step)) / (ops.sqrt(second / (1 - SECOND**step)) + EPSILON)
         weights = _flat(self._weights)
-        kernels = _flat([each if len(each.shape) > 1 else ops.zeros_like(each) for each in self._weights])
+        kernels = _flat(
+            [each if len(each.shape) > 1 else ops.zeros_like(each) for each in self._weights]
+        )
         weights = weights - rate * (moved + DECAY * kernels)
         self.first.assign(first)
         self.second.assign(second)
@@ -66,7 +71,10 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         sizes = [_size(variable) for variable in self._weights]
         cuts = [sum(sizes[:i]) for i in range(1, len(sizes))]
         pieces = ops.split(vector, cuts)
-        return [ops.reshape(piece, variable.shape) for piece, variable in zip(pieces, self._weights, strict=True)]
+        return [
+            ops.reshape(piece, variable.shape)
+            for piece, variable in zip(pieces, self._weights, strict=True)
+        ]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "average": self.average}

@@ -32,8 +32,20 @@ def write(imported: Imported, folder: Path) -> dict[str, Any]:
 
 def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
     sizes, faces = "faces_by_size.png", "pictures_by_faces.png"
-    charts.bars(folder / sizes, "Faces by size", "side of a square as large, pixels", "faces", figures["face_sizes"])
-    charts.bars(folder / faces, "Pictures by faces", "faces in a picture", "pictures", figures["faces_per_picture"])
+    charts.bars(
+        folder / sizes,
+        "Faces by size",
+        "side of a square as large, pixels",
+        "faces",
+        figures["face_sizes"],
+    )
+    charts.bars(
+        folder / faces,
+        "Pictures by faces",
+        "faces in a picture",
+        "pictures",
+        figures["faces_per_picture"],
+    )
     text = [
         "# Data set",
         "",
@@ -118,7 +130,9 @@ def _rows(counts: dict[str, dict[str, int]]) -> list[list[Any]]:
 
 def _by_split(what: str, counts: dict[str, dict[str, int]]) -> list[str]:
     names = list(next(iter(counts.values())))
-    return table((what, *counts), [[name, *(its[name] for its in counts.values())] for name in names])
+    return table(
+        (what, *counts), [[name, *(its[name] for its in counts.values())] for name in names]
+    )
 
 
 def _counted(values: Any, limits: Sequence[int], below: bool = False) -> dict[str, int]:

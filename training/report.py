@@ -23,7 +23,9 @@ AROUND = 3.0  # side of the part that a tile shows, in sides of the box
 PAPER, LABELLED, FOUND, ALARM = (250, 249, 246), (42, 111, 151), (122, 140, 60), (226, 60, 38)
 
 
-def write(figures: Sequence[Figures], dataset: Dataset, split: str, look: str, folder: Path) -> dict[str, Any]:
+def write(
+    figures: Sequence[Figures], dataset: Dataset, split: str, look: str, folder: Path
+) -> dict[str, Any]:
     """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`, and return the JSON.
 
     The report is about the first of `figures`. Raise OutputFailed if it can't be written.
@@ -57,7 +59,10 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         return [[title, *(_shown(each[key]) for each in models)] for title, key in keys]
 
     rates = list(models[0]["recall_by_false_alarms"])
-    exposed = [f"{each['exposed']:,} of {each['faces']:,} ({each['exposed'] / each['faces']:.2%})" for each in models]
+    exposed = [
+        f"{each['exposed']:,} of {each['faces']:,} ({each['exposed'] / each['faces']:.2%})"
+        for each in models
+    ]
     return [
         "# Evaluation",
         "",
@@ -72,11 +77,16 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         "",
         *table(("", *names), rows([("mAP, IoU 0.5 to 0.95", "mAP"), ("AP50", "AP50")])),
         "",
-        *table(("AP50 of faces", *names), rows([(size_name(size), size_name(size)) for size in SIZES])),
+        *table(
+            ("AP50 of faces", *names), rows([(size_name(size), size_name(size)) for size in SIZES])
+        ),
         "",
         *table(
             ("false alarms a picture", *(f"recall, {name}" for name in names)),
-            [[rate, *(f"{each['recall_by_false_alarms'][rate]:.3f}" for each in models)] for rate in rates],
+            [
+                [rate, *(f"{each['recall_by_false_alarms'][rate]:.3f}" for each in models)]
+                for rate in rates
+            ],
         ),
         "",
         "![Precision and recall](precision_recall.png)",
@@ -94,8 +104,13 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         *table(
             ("at the threshold", *names),
             [
-                *rows([("threshold", "threshold"), ("recall", "recall"), ("precision", "precision")]),
-                ["false alarms a picture", *(f"{each['false_alarms_a_picture']:.2f}" for each in models)],
+                *rows(
+                    [("threshold", "threshold"), ("recall", "recall"), ("precision", "precision")]
+                ),
+                [
+                    "false alarms a picture",
+                    *(f"{each['false_alarms_a_picture']:.2f}" for each in models),
+                ],
                 ["exposed", *exposed],
                 ["spill", *(f"{each['spill']:.2%}" for each in models)],
             ],
@@ -111,7 +126,11 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         "",
         f"## {names[0]}: the surest of {alarms:,} false alarms",
         "",
-        *(["![False alarms](false_alarms.png)", "", "Red: found. Blue: labelled."] if alarms else ["There is none."]),
+        *(
+            ["![False alarms](false_alarms.png)", "", "Red: found. Blue: labelled."]
+            if alarms
+            else ["There is none."]
+        ),
     ]
 
 
@@ -126,7 +145,10 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
         "Precision and recall",
         "recall",
         "precision",
-        {each.name: (each.curve.recall.tolist(), each.curve.precision.tolist()) for each in figures},
+        {
+            each.name: (each.curve.recall.tolist(), each.curve.precision.tolist())
+            for each in figures
+        },
         limits=(0, 1.02),
     )
     charts.lines(
@@ -134,7 +156,10 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
         "Recall by false alarms",
         "false alarms a picture",
         "recall",
-        {each.name: (each.curve.alarms.clip(0.01).tolist(), each.curve.recall.tolist()) for each in figures},
+        {
+            each.name: (each.curve.alarms.clip(0.01).tolist(), each.curve.recall.tolist())
+            for each in figures
+        },
         limits=(0, 1.02),
         logarithmic=True,
     )
@@ -164,7 +189,13 @@ def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], pat
     tiles = []
     for _, number, face in missed[:TILES]:
         boxes = [(box, FOUND) for box in figures.shown[number].found.boxes_xyxy]
-        tiles.append(_tile(dataset.pixels(pictures[number]), np.array(face, np.float32), [*boxes, (face, LABELLED)]))
+        tiles.append(
+            _tile(
+                dataset.pixels(pictures[number]),
+                np.array(face, np.float32),
+                [*boxes, (face, LABELLED)],
+            )
+        )
     _sheet(tiles, path)
     return len(missed)
 
@@ -193,7 +224,9 @@ def _tile(pixels: Pixels, box: Boxes, boxes: Sequence[tuple[Any, tuple[int, int,
     shift = np.array([[scale, 0, -left * scale], [0, scale, -top * scale]])
     shown = cv2.warpAffine(pixels, shift, (TILE, TILE), flags=cv2.INTER_AREA, borderValue=PAPER)
     for sides_, colour in boxes:
-        x1, y1, x2, y2 = (round((v - o) * scale) for v, o in zip(sides_, (left, top) * 2, strict=True))
+        x1, y1, x2, y2 = (
+            round((v - o) * scale) for v, o in zip(sides_, (left, top) * 2, strict=True)
+        )
         cv2.rectangle(shown, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
     return shown.astype(np.uint8)
 

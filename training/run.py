@@ -55,9 +55,13 @@ class Run:
             content = json.loads((folder / DESCRIPTION).read_text())
             return cls(folder, Recipe(**content["recipe"]), content["data"])
         except FileNotFoundError:
-            raise TrainingFailed(f"{folder} holds no {DESCRIPTION}: begin a run with `veil train fit`") from None
+            raise TrainingFailed(
+                f"{folder} holds no {DESCRIPTION}: begin a run with `veil train fit`"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainingFailed(f"{folder / DESCRIPTION} is damaged ({type(error).__name__}): begin anew") from None
+            raise TrainingFailed(
+                f"{folder / DESCRIPTION} is damaged ({type(error).__name__}): begin anew"
+            ) from None
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe, data: str) -> "Run":
@@ -66,7 +70,9 @@ class Run:
             known = cls.load(folder)
             before, now = known.identity, cls(folder, recipe, data).identity
             if differing := [name for name in now if now[name] != before[name]]:
-                raise TrainingFailed(f"{folder} is a run with another {', '.join(differing)}: choose another --to")
+                raise TrainingFailed(
+                    f"{folder} is a run with another {', '.join(differing)}: choose another --to"
+                )
             return known
         run = cls(folder, recipe, data)
         text = json.dumps({"version": VERSION, "recipe": asdict(recipe), "data": data}, indent=1)

@@ -45,7 +45,11 @@ def judged(faces: Boxes, ignore: Boxes, found: Detections) -> Judged:
     found_at = np.zeros(len(faces), np.float32)
     for i in np.argsort(-found.scores, kind="stable"):
         box = found.boxes_xyxy[i]
-        shared = np.where(found_at > 0, 0, overlap(box, faces)) if len(faces) else np.zeros(0, np.float32)
+        shared = (
+            np.where(found_at > 0, 0, overlap(box, faces))
+            if len(faces)
+            else np.zeros(0, np.float32)
+        )
         if len(shared) and shared.max() >= FOUND_IOU:
             best = int(shared.argmax())
             face_of[i], found_at[best] = best, found.scores[i]
@@ -89,7 +93,10 @@ def curve(pictures: Sequence[Judged]) -> Curve:
     hits, alarms = np.cumsum(hit)[last], np.cumsum(~hit)[last]
     faces = max(1, sum(len(picture.faces) for picture in pictures))
     return Curve(
-        scores[last].astype(np.float64), hits / faces, hits / np.maximum(hits + alarms, 1), alarms / len(pictures)
+        scores[last].astype(np.float64),
+        hits / faces,
+        hits / np.maximum(hits + alarms, 1),
+        alarms / len(pictures),
     )
 
 
@@ -138,10 +145,19 @@ def _as_coco(pictures: Sequence[Judged]) -> tuple[dict[str, Any], list[dict[str,
                     "area": width * height, "iscrowd": crowd,
                 })  # fmt: skip
         for box, score in zip(picture.found.boxes_xyxy, picture.found.scores, strict=True):
-            result = {"image_id": number, "category_id": 1, "bbox": _xywh(box), "score": float(score)}
+            result = {
+                "image_id": number,
+                "category_id": 1,
+                "bbox": _xywh(box),
+                "score": float(score),
+            }
             results.append(result)
     images = [{"id": number} for number in range(1, len(pictures) + 1)]
-    return {"images": images, "annotations": labels, "categories": [{"id": 1, "name": "FACE"}]}, results
+    return {
+        "images": images,
+        "annotations": labels,
+        "categories": [{"id": 1, "name": "FACE"}],
+    }, results
 
 
 def _xywh(box: Boxes) -> list[float]:

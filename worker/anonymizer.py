@@ -28,8 +28,8 @@ from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
 PIXELS_VERSION = 8  # counts up with every change of this package that changes output pixels
 
-# A call into a library can't be ended. One that lasts so much longer than decoding may ends the process: the picture is
-# then tried again, and given up as Poison when it keeps ending workers.
+# A call into a library can't be ended. One that lasts so much longer than decoding may ends the
+# process: the picture is then tried again, and given up as Poison when it keeps ending workers.
 STALLED_SECONDS = 60
 
 Output = TypeVar("Output")
@@ -46,7 +46,8 @@ def unheard(_stage: str) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one picture: bytes, pixels, frames, and seconds of download, of decoding and of looking at all frames.
+    """Bounds of one picture: bytes, pixels, frames, and seconds of download, of decoding and of
+    looking at all frames.
 
     All checks of its output together may take as long again.
     """
@@ -61,7 +62,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Anonymized:
-    """An anonymized picture: its file, None if it is held back, and what was found in all its frames.
+    """An anonymized picture: its file, None if it is held back, and what was found in all its
+    frames.
 
     `reason` says why it is held back, or published for somebody to look at.
     """
@@ -132,9 +134,11 @@ class Anonymizer:
         made_with: Mapping[str, str] | None = None,
         guard: Watch = unwatched,
     ) -> None:
-        """`recipe` is the digest of all this; `made_with` names the model and the versions, for receipts.
+        """`recipe` is the digest of all this; `made_with` names the model and the versions, for
+        receipts.
 
-        Decoding and encoding run under `guard`, which ends the process for a call that does not return.
+        Decoding and encoding run under `guard`, which ends the process for a call that does not
+        return.
         """
         self._detector = detector
         self._style = style
@@ -150,7 +154,9 @@ class Anonymizer:
         """Return what of `options` hides no less than is configured."""
         return hiding_more(self._style, options)
 
-    def anonymize(self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
+    def anonymize(
+        self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED
+    ) -> Anonymized:
         """Return the anonymized file of the picture file `content`. On any doubt it raises."""
         with watch.stage("decode", "decoding"):
             picture = self._decoded(content, self._keep_exif)
@@ -167,7 +173,9 @@ class Anonymizer:
             made.reason,
         )
 
-    def anonymize_array(self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED) -> AnonymizedArray:
+    def anonymize_array(
+        self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED
+    ) -> AnonymizedArray:
         """Return `pixels`, uint8 RGB [height, width, 3], with faces hidden. On any doubt it raises.
 
         The pixels of the result are those of the argument itself where nothing is hidden.
@@ -201,7 +209,9 @@ class Anonymizer:
             found = [outside(faces, options.exempt) for faces in looks]
         with watch.stage("mask", "masking"):
             hidden = self._hide(picture, found, options)
-        if self.hold_without_faces and not (any(map(len, found)) or options.extra or options.release):
+        if self.hold_without_faces and not (
+            any(map(len, found)) or options.extra or options.release
+        ):
             return _Made(None, Detections.none(), reason="no face found")
         with watch.stage("encode", "encoding"):
             output = write(hidden)
@@ -226,23 +236,32 @@ class Anonymizer:
     def _decoded(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
         limits = self.limits
         with self._guard("decoding a picture", limits.decode_seconds + STALLED_SECONDS):
-            return images.decode(content, limits.max_pixels, limits.max_frames, keep_exif, limits.decode_seconds)
+            return images.decode(
+                content, limits.max_pixels, limits.max_frames, keep_exif, limits.decode_seconds
+            )
 
     def _encoded(self, picture: images.Picture, frames: Sequence[NDArray[Any]]) -> bytes:
         with self._guard("encoding a picture", self.limits.decode_seconds + STALLED_SECONDS):
             return images.encode(picture, frames)
 
     def look(self, picture: images.Picture) -> list[Detections]:
-        """The faces of each frame; ImageTooLarge where that takes so long that the message would come back."""
+        """The faces of each frame; ImageTooLarge where that takes so long that the message would
+        come back.
+        """
         found: list[Detections] = []
         looked = slowest = 0.0
         for frame in picture.frames:
             if looked + slowest > self.limits.look_seconds:
                 done = f"{len(found)} of {len(picture.frames)}"
-                raise ImageTooLarge(f"looking at {done} frames took {looked:.0f} s: lower VEIL_MAX_FRAMES")
+                raise ImageTooLarge(
+                    f"looking at {done} frames took {looked:.0f} s: lower VEIL_MAX_FRAMES"
+                )
             started = time.perf_counter()
             found.append(self._detect(frame))
-            looked, slowest = looked + time.perf_counter() - started, max(slowest, time.perf_counter() - started)
+            looked, slowest = (
+                looked + time.perf_counter() - started,
+                max(slowest, time.perf_counter() - started),
+            )
         return found
 
     def _detect(self, frame: images.Frame) -> Detections:
@@ -253,7 +272,10 @@ class Anonymizer:
         self, picture: images.Picture, found: Sequence[Detections], options: AnonymizeOptions
     ) -> list[NDArray[Any]]:
         style = styled(self._style, options)
-        return [_hidden(frame, faces, style, options.extra) for frame, faces in zip(picture.frames, found, strict=True)]
+        return [
+            _hidden(frame, faces, style, options.extra)
+            for frame, faces in zip(picture.frames, found, strict=True)
+        ]
 
 
 def whole_boxes(detections: Detections) -> list[list[int]]:
@@ -288,7 +310,9 @@ def styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
 
 
 def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Areas) -> NDArray[Any]:
-    """The frame's pixels with `faces` and `extra` hidden; its own where there are none, which tells the encoder so."""
+    """The frame's pixels with `faces` and `extra` hidden; its own where there are none, which tells
+    the encoder so.
+    """
     if not len(faces) and not extra:
         return frame.pixels
     return hiding.hide(frame.pixels, faces.seen, style, frame.black, extra)
@@ -305,8 +329,8 @@ def recipe_digest(
 ) -> str:
     """A digest of everything that decides an output, 16 hex digits of SHA-256.
 
-    `checked` says that outputs are looked at again, which hides more. What then becomes of them, flagged or held back,
-    changes no pixel.
+    `checked` says that outputs are looked at again, which hides more. What then becomes of them,
+    flagged or held back, changes no pixel.
     """
     decisive: dict[str, Any] = {
         "pixels": PIXELS_VERSION,

@@ -35,7 +35,15 @@ BATCH_ON_CPU = 1
 LITERT = "ai_edge_litert"
 GPU_DRIVER = "libcuda.so.1"  # NVIDIA's; what TensorFlow's wheels run on
 STALLED_SECONDS = 10  # that a batch may take beyond the limit of a detection pass
-PACKAGES = ("veil", "tensorflow", "tensorflow-cpu", "ai-edge-litert", "opencv-python-headless", "pillow", "numpy")
+PACKAGES = (
+    "veil",
+    "tensorflow",
+    "tensorflow-cpu",
+    "ai-edge-litert",
+    "opencv-python-headless",
+    "pillow",
+    "numpy",
+)
 
 
 def worker_pipeline(app: Any, on_stall: Callable[[str], None]) -> "Pipeline":
@@ -55,7 +63,9 @@ def worker_pipeline(app: Any, on_stall: Callable[[str], None]) -> "Pipeline":
     watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
     pipeline = build_pipeline(
-        settings, ObjectStore.connect(settings, connections=settings.concurrency + 2), watchdog.watch
+        settings,
+        ObjectStore.connect(settings, connections=settings.concurrency + 2),
+        watchdog.watch,
     )
     watchdog.start()
     return pipeline
@@ -73,7 +83,8 @@ def _watch_pictures(watchdog: Watchdog) -> None:
 
 
 def load_model(settings: WorkerSettings) -> "Model":
-    """Return the model that `settings` name, by default the bundled one, built on first use, and tested.
+    """Return the model that `settings` name, by default the bundled one, built on first use, and
+    tested.
 
     Raises ModelInvalid if that fails, and what S3 answers where the model comes from there.
     """
@@ -101,20 +112,31 @@ def plain_model(settings: WorkerSettings) -> "Model":
     digest: str | None = None
     digest_in_8_bits: str | None = None
     if settings.model:
-        folder = own_model.folder(settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256)
+        folder = own_model.folder(
+            settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256
+        )
     else:
-        folder, digest, digest_in_8_bits = centerface.default_model(), centerface.DIGEST, centerface.DIGEST_IN_8_BITS
+        folder, digest, digest_in_8_bits = (
+            centerface.default_model(),
+            centerface.DIGEST,
+            centerface.DIGEST_IN_8_BITS,
+        )
     if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
         if not find_spec(LITERT):
-            raise ModelInvalid("VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert")
+            raise ModelInvalid(
+                "VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert"
+            )
         from worker.detection.centerface.maps import MIN_SCORE
         from worker.detection.detector import WEAK_SCORE_FACTOR
         from worker.detection.litert import QuantizedModel
         from worker.detection.model import stated_threshold
 
         lanes = min(settings.concurrency, processors.available())
-        # Points that are hardly faces are many, and sorting them out costs most; nobody asks for those below this.
-        least_score = max(MIN_SCORE, WEAK_SCORE_FACTOR * (settings.score_threshold or stated_threshold(folder)))
+        # Points that are hardly faces are many, and sorting them out costs most; nobody asks for
+        # those below this.
+        least_score = max(
+            MIN_SCORE, WEAK_SCORE_FACTOR * (settings.score_threshold or stated_threshold(folder))
+        )
         return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
     from worker.detection.saved_model import SavedModel
 
@@ -122,21 +144,27 @@ def plain_model(settings: WorkerSettings) -> "Model":
 
 
 def _suits_litert(folder: Path) -> bool:
-    """Whether the model in `folder` has a network in 8 bits, and no GPU is there that would run it faster."""
+    """Whether the model in `folder` has a network in 8 bits, and no GPU is there that would run it
+    faster.
+    """
     from worker.detection.model import NETWORK
 
     if not (folder / NETWORK).is_file() or _has_gpu():
         return False
     if not find_spec(LITERT):
         structlog.get_logger("veil").warning(
-            "LiteRT is not installed", engine="tensorflow", effect="detection is slower on a CPU than it could be"
+            "LiteRT is not installed",
+            engine="tensorflow",
+            effect="detection is slower on a CPU than it could be",
         )
         return False
     return True
 
 
 def _has_gpu() -> bool:
-    """Whether TensorFlow has a GPU to run on. Where there is no driver it need not be asked, which takes seconds."""
+    """Whether TensorFlow has a GPU to run on. Where there is no driver it need not be asked, which
+    takes seconds.
+    """
     try:
         ctypes.CDLL(GPU_DRIVER)
     except OSError:
@@ -170,11 +198,17 @@ def mask_style(settings: WorkerSettings) -> "MaskStyle":
     """How `settings` say that faces are hidden."""
     from worker.masking.regions import MaskStyle
 
-    return MaskStyle(settings.method, settings.region, settings.margin, settings.shape, settings.feather)
+    return MaskStyle(
+        settings.method, settings.region, settings.margin, settings.shape, settings.feather
+    )
 
 
-def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = unwatched) -> "Pipeline":
-    """The pipeline of objects in `store` for `settings`; raises and watches as build_anonymizer does."""
+def build_pipeline(
+    settings: WorkerSettings, store: ObjectStore, watch: Watch = unwatched
+) -> "Pipeline":
+    """The pipeline of objects in `store` for `settings`; raises and watches as build_anonymizer
+    does.
+    """
     from worker.pipeline import Pipeline
 
     allocator.stay_small()
@@ -188,8 +222,11 @@ def build_pipeline(settings: WorkerSettings, store: ObjectStore, watch: Watch = 
     )
 
 
-def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched, model: "Model | None" = None) -> "Anonymizer":
-    """Return the anonymizer for `settings`, its model loaded and tested unless given; ModelInvalid if that fails.
+def build_anonymizer(
+    settings: WorkerSettings, watch: Watch = unwatched, model: "Model | None" = None
+) -> "Anonymizer":
+    """Return the anonymizer for `settings`, its model loaded and tested unless given; ModelInvalid
+    if that fails.
 
     Batches, decoding and encoding run under `watch`.
     """
@@ -205,12 +242,15 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched, model: 
     counted = metrics.counted(model.predict)
 
     def predict(batch: "Pixels") -> "Sequence[Detections]":
-        # Ends before whoever waits for the batch gives up: the picture that it stalls on must still be at work then.
+        # Ends before whoever waits for the batch gives up: the picture that it stalls on must still
+        # be at work then.
         patience = settings.detect_seconds + min(STALLED_SECONDS, settings.detect_seconds / 2)
         with watch("a batch in the detector", patience):
             return counted(batch)
 
-    batcher = Batcher(predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds, model.lanes)
+    batcher = Batcher(
+        predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds, model.lanes
+    )
     metrics.watch_batcher(batcher)
     style = mask_style(settings)
     look = settings.look()
@@ -223,7 +263,9 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched, model: 
         checked=settings.verify != "off",
     )
     made_with = {"model": model.digest, "engine": model.engine, **_versions()}
-    metrics.BUILD.info({"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]})
+    metrics.BUILD.info(
+        {"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]}
+    )
     structlog.get_logger("veil").info(
         "detector ready",
         engine=model.engine,
@@ -235,7 +277,9 @@ def build_anonymizer(settings: WorkerSettings, watch: Watch = unwatched, model: 
         batch_size=batch_size,
         recipe=recipe,
     )
-    detector = ScaledDetector(batcher.infer, look, threshold, model.fixed_size, settings.detect_seconds * look.passes)
+    detector = ScaledDetector(
+        batcher.infer, look, threshold, model.fixed_size, settings.detect_seconds * look.passes
+    )
     return Anonymizer(
         detector=metrics.ScoredDetector(detector, threshold),
         style=style,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tasks.messages import AnonymizeOptions
 
 EXIT_FAILED = 1  # something did not come through; it is named in the output
-EXIT_UNUSABLE = 2  # nothing was done: wrong arguments, settings, model, or a server that is not there
+EXIT_UNUSABLE = (
+    2  # nothing was done: wrong arguments, settings, model, or a server that is not there
+)
 EXIT_STOPPED = 3  # before the end, by SIGTERM or by another process that goes on with it
 
 RECIPE = re.compile(r"[0-9a-f]{16}")
@@ -30,9 +32,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback with values would show pictures and credentials
     help="Face anonymization workers for S3.",
 )
-model_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The default detector.")
-dead_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Pictures that were given up.")
-receipt_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="What was done to each picture.")
+model_app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="The default detector."
+)
+dead_app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Pictures that were given up."
+)
+receipt_app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="What was done to each picture."
+)
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 app.add_typer(receipt_app, name="receipt")
@@ -44,13 +52,21 @@ review_app = typer.Typer(
 app.add_typer(review_app, name="review")
 
 
-Method = Annotated[str | None, typer.Option(help="surround, blur, pixelate or fill, in place of VEIL_METHOD.")]
+Method = Annotated[
+    str | None, typer.Option(help="surround, blur, pixelate or fill, in place of VEIL_METHOD.")
+]
 Region = Annotated[str | None, typer.Option(help="top, full or a number, in place of VEIL_REGION.")]
 Exempt = Annotated[
     list[str] | None,
-    typer.Option(metavar="X1,Y1,X2,Y2", help="Leave faces clear that lie in this area, pixels of the upright picture."),
+    typer.Option(
+        metavar="X1,Y1,X2,Y2",
+        help="Leave faces clear that lie in this area, pixels of the upright picture.",
+    ),
 ]
-Extra = Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Hide this area too, whatever is in it.")]
+Extra = Annotated[
+    list[str] | None,
+    typer.Option(metavar="X1,Y1,X2,Y2", help="Hide this area too, whatever is in it."),
+]
 
 
 def _utc(text: str) -> datetime:
@@ -58,7 +74,9 @@ def _utc(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time like 2026-11-30 or 2026-11-30T12:00Z") from None
+        raise typer.BadParameter(
+            f"{text!r} is no time like 2026-11-30 or 2026-11-30T12:00Z"
+        ) from None
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
@@ -78,7 +96,10 @@ def main() -> None:
         sys.exit(EXIT_UNUSABLE)
     except ModuleNotFoundError as error:
         extra = "training" if sys.argv[1:2] == ["train"] else "worker"
-        print(f"veil: {error.name} is not installed here: pip install 'veil[{extra}]'", file=sys.stderr)
+        print(
+            f"veil: {error.name} is not installed here: pip install 'veil[{extra}]'",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_UNUSABLE)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -91,9 +112,14 @@ def worker() -> None:
     from tasks.app import app as celery
     from tasks.messages import QUEUES
 
-    # The pipeline is built by a step of the Celery worker, before it takes a message: see tasks.app.
+    # The pipeline is built by a step of the Celery worker, before it takes a message: see
+    # tasks.app.
     starting = celery.Worker(
-        pool="threads", concurrency=settings.concurrency, queues=",".join(QUEUES), loglevel="WARNING", quiet=True
+        pool="threads",
+        concurrency=settings.concurrency,
+        queues=",".join(QUEUES),
+        loglevel="WARNING",
+        quiet=True,
     )
     starting.start()
     sys.exit(starting.exitcode)
@@ -103,11 +129,16 @@ def worker() -> None:
 def enqueue(
     uris: Annotated[list[str] | None, typer.Argument(metavar="[s3://BUCKET/KEY]...")] = None,
     prefix: Annotated[
-        str | None, typer.Option(help="Every object below this address, s3://BUCKET or s3://BUCKET/PREFIX.")
+        str | None,
+        typer.Option(help="Every object below this address, s3://BUCKET or s3://BUCKET/PREFIX."),
     ] = None,
     queue: Queue = "uploads",
-    wait: Annotated[bool, typer.Option(help="Wait for the results; exit 1 if a picture failed.")] = False,
-    timeout: Annotated[float, typer.Option(help="With --wait: seconds without any result to give up after.")] = 600,
+    wait: Annotated[
+        bool, typer.Option(help="Wait for the results; exit 1 if a picture failed.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(help="With --wait: seconds without any result to give up after.")
+    ] = 600,
     method: Method = None,
     region: Region = None,
     exempt: Exempt = None,
@@ -121,30 +152,49 @@ def enqueue(
     if not uris and not prefix:
         raise typer.BadParameter("give addresses, or --prefix")
     options = _options(method, region, exempt, extra)
-    failed = enqueueing.run(Settings.load(), uris or [], prefix, queue, wait, timeout, as_json, options)
+    failed = enqueueing.run(
+        Settings.load(), uris or [], prefix, queue, wait, timeout, as_json, options
+    )
     sys.exit(EXIT_FAILED if failed else 0)
 
 
 @app.command()
 def watch(
-    sqs: Annotated[str | None, typer.Option(metavar="QUEUE_URL", help="Events from an SQS queue.")] = None,
-    http: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Events that a store posts here.")] = None,
+    sqs: Annotated[
+        str | None, typer.Option(metavar="QUEUE_URL", help="Events from an SQS queue.")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Events that a store posts here.")
+    ] = None,
     poll: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=1, help="No events: list the store at this interval.")
+        float | None,
+        typer.Option(metavar="SECONDS", min=1, help="No events: list the store at this interval."),
     ] = None,
     prefix: Annotated[
-        list[str] | None, typer.Option(metavar="s3://BUCKET/PREFIX", help="Only what is below; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="s3://BUCKET/PREFIX", help="Only what is below; repeatable."),
     ] = None,
-    suffix: Annotated[list[str] | None, typer.Option(metavar=".EXT", help="Only keys that end so; repeatable.")] = None,
+    suffix: Annotated[
+        list[str] | None, typer.Option(metavar=".EXT", help="Only keys that end so; repeatable.")
+    ] = None,
     hold: Annotated[
         float,
-        typer.Option(min=0, max=3600, help="With --http: seconds to wait for Redis, while it is away, before a 503."),
+        typer.Option(
+            min=0,
+            max=3600,
+            help="With --http: seconds to wait for Redis, while it is away, before a 503.",
+        ),
     ] = 4,
     overlap: Annotated[
-        float, typer.Option(min=0, help="With --poll: seconds that a look goes back behind the newest object.")
+        float,
+        typer.Option(
+            min=0, help="With --poll: seconds that a look goes back behind the newest object."
+        ),
     ] = 3600,
 ) -> None:
-    """Put pictures on the queue as they are uploaded, until told to stop. Give one of --sqs, --http and --poll."""
+    """Put pictures on the queue as they are uploaded, until told to stop. Give one of --sqs, --http
+    and --poll.
+    """
     if sum(source is not None for source in (sqs, http, poll)) != 1:
         raise typer.BadParameter("give one of --sqs, --http and --poll")
     from worker.commands import watch as watching
@@ -163,7 +213,9 @@ def watch(
 
 @app.command()
 def backfill(
-    source: Annotated[str | None, typer.Argument(metavar="[s3://BUCKET/PREFIX]", show_default=False)] = None,
+    source: Annotated[
+        str | None, typer.Argument(metavar="[s3://BUCKET/PREFIX]", show_default=False)
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -180,33 +232,48 @@ def backfill(
         ),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(parser=_utc, metavar="TIME", help="Only what was modified before.")
+        datetime | None,
+        typer.Option(parser=_utc, metavar="TIME", help="Only what was modified before."),
     ] = None,
     suffix: Annotated[
-        list[str] | None, typer.Option(help="Only keys that end so, in either case; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Only keys that end so, in either case; may be repeated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Enqueue so many at most.")] = None,
-    max_rate: Annotated[float | None, typer.Option(min=0.01, help="Enqueue so many a second at most.")] = None,
-    low_water: Annotated[int, typer.Option(min=0, help="Enqueue again when so many messages or fewer wait.")] = 5_000,
-    high_water: Annotated[int, typer.Option(min=1, help="Enqueue until so many messages wait.")] = 20_000,
+    max_rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Enqueue so many a second at most.")
+    ] = None,
+    low_water: Annotated[
+        int, typer.Option(min=0, help="Enqueue again when so many messages or fewer wait.")
+    ] = 5_000,
+    high_water: Annotated[
+        int, typer.Option(min=1, help="Enqueue until so many messages wait.")
+    ] = 20_000,
     recipe: Annotated[
         str | None,
-        typer.Option(help="The recipe that counts as done; by default that of the worker that started last."),
+        typer.Option(
+            help="The recipe that counts as done; by default that of the worker that started last."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what a new run would enqueue.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only count what a new run would enqueue.")
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget how far the run was.")] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until the pictures are through; exit 1 if one died.")
+        bool,
+        typer.Option("--wait", help="Wait until the pictures are through; exit 1 if one died."),
     ] = False,
     follow: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Only show this run, until its pictures are through.")
+        str | None,
+        typer.Option(metavar="RUN", help="Only show this run, until its pictures are through."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put everything that is not done yet on the queue `backfill`, behind every upload, and go on where it was stopped.
+    """Put everything that is not done yet on the queue `backfill`, behind every upload, and go on
+    where it was stopped.
 
-    Skips what has an output of the source's version and of the workers' recipe. Killed at any moment, the same command
-    goes on with the run; once that is through, it begins another pass.
+    Skips what has an output of the source's version and of the workers' recipe. Killed at any
+    moment, the same command goes on with the run; once that is through, it begins another pass.
     """
     from tasks.bulk.backfill import Selection
     from tasks.errors import RunTakenOver
@@ -243,11 +310,17 @@ def backfill(
 @app.command()
 def reconcile(
     source: Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")],
-    output: Annotated[str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")] = None,
-    enqueue: Annotated[bool, typer.Option("--enqueue", help="Put what is missing or stale on the queue.")] = False,
+    output: Annotated[
+        str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")
+    ] = None,
+    enqueue: Annotated[
+        bool, typer.Option("--enqueue", help="Put what is missing or stale on the queue.")
+    ] = False,
     other_recipe: Annotated[
         bool,
-        typer.Option("--recipe-older-than-current", help="Tell and enqueue only what another recipe made."),
+        typer.Option(
+            "--recipe-older-than-current", help="Tell and enqueue only what another recipe made."
+        ),
     ] = False,
     below_score: Annotated[
         float | None,
@@ -270,14 +343,18 @@ def reconcile(
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many lines.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Prove that every source has its output; exit 1 if one is missing, stale, dead, or an output has no source."""
+    """Prove that every source has its output; exit 1 if one is missing, stale, dead, or an output
+    has no source.
+    """
     from tasks.bulk.reconcile import Only
     from worker.commands import reconcile as reconciling
 
     if recipe is not None and not RECIPE.fullmatch(recipe):
         raise typer.BadParameter("a recipe has 16 hex digits", param_hint="--recipe")
     only = Only(other_recipe, below_score)
-    good = reconciling.run(Settings.load(), source, output, recipe, only, sources_deleted, enqueue, limit, as_json)
+    good = reconciling.run(
+        Settings.load(), source, output, recipe, only, sources_deleted, enqueue, limit, as_json
+    )
     sys.exit(0 if good else EXIT_FAILED)
 
 
@@ -289,7 +366,8 @@ def status(
         bool, typer.Option("--workers", help="Also ask which workers are alive; takes a second.")
     ] = False,
     interval: Annotated[
-        float | None, typer.Option(min=0.1, help="Look again after so many seconds; 2 on a terminal.")
+        float | None,
+        typer.Option(min=0.1, help="Look again after so many seconds; 2 on a terminal."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -303,7 +381,9 @@ def status(
 
 @app.command()
 def anonymize(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", exists=True, help="Pictures and folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", exists=True, help="Pictures and folders.")
+    ],
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the results.")],
     method: Method = None,
     region: Region = None,
@@ -311,7 +391,9 @@ def anonymize(
     extra: Extra = None,
     as_json: Json = False,
 ) -> None:
-    """Anonymize local pictures, without a queue. Folders are searched and their structure is kept."""
+    """Anonymize local pictures, without a queue. Folders are searched and their structure is
+    kept.
+    """
     from worker import logs
     from worker.commands import anonymize as local
 
@@ -341,7 +423,9 @@ def train(context: typer.Context) -> None:
 
 @model_app.command("build")
 def model_build() -> None:
-    """Fetch the weights and build the default model, unless this machine has it; print its folder."""
+    """Fetch the weights and build the default model, unless this machine has it; print its
+    folder.
+    """
     from worker.detection.centerface import default_model
 
     print(default_model())
@@ -350,7 +434,10 @@ def model_build() -> None:
 @model_app.command("info")
 def model_info(
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also print the faces that the model finds in this picture.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also print the faces that the model finds in this picture."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -362,7 +449,9 @@ def model_info(
 
 @receipt_app.command("verify")
 def receipt_verify(
-    addresses: Annotated[list[str], typer.Argument(metavar="s3://OUTPUT...", help="Outputs, receipts, and prefixes.")],
+    addresses: Annotated[
+        list[str], typer.Argument(metavar="s3://OUTPUT...", help="Outputs, receipts, and prefixes.")
+    ],
     source: Annotated[
         str | None,
         typer.Option(
@@ -371,7 +460,10 @@ def receipt_verify(
         ),
     ] = None,
     redetect: Annotated[
-        bool, typer.Option("--redetect", help="Also look for faces in each output that its receipt does not have.")
+        bool,
+        typer.Option(
+            "--redetect", help="Also look for faces in each output that its receipt does not have."
+        ),
     ] = False,
     delete_source: Annotated[
         bool,
@@ -382,19 +474,25 @@ def receipt_verify(
         ),
     ] = False,
     older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", min=0, help="With --delete-source: keep what is younger.")
+        float | None,
+        typer.Option(metavar="DAYS", min=0, help="With --delete-source: keep what is younger."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --delete-source: only tell which would be deleted.")
+        bool,
+        typer.Option("--dry-run", help="With --delete-source: only tell which would be deleted."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare outputs and sources with their receipts, a line each; exit 1 if one is not as its receipt says."""
+    """Compare outputs and sources with their receipts, a line each; exit 1 if one is not as its
+    receipt says.
+    """
     from tasks.bulk.verify import Disposal
     from worker.commands import receipt
 
     if not delete_source and (dry_run or older_than is not None):
-        raise typer.BadParameter("goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than")
+        raise typer.BadParameter(
+            "goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than"
+        )
     settings = WorkerSettings.load()
     age = timedelta(days=older_than or 0)
     disposal = Disposal(age, dry_run, receipt.comparison(settings)) if delete_source else None
@@ -411,7 +509,9 @@ def dead_list(as_json: Json = False) -> None:
 
 
 @dead_app.command("show")
-def dead_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False) -> None:
+def dead_show(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False
+) -> None:
     """Print all that is known of a picture that was given up."""
     from worker.commands import dead
 
@@ -421,12 +521,18 @@ def dead_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json:
 @dead_app.command("retry")
 def dead_retry(
     sources: Sources = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every picture that was given up.")] = False,
-    error: Annotated[str | None, typer.Option(help="Those with this error, such as AccessDenied.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every picture that was given up.")
+    ] = False,
+    error: Annotated[
+        str | None, typer.Option(help="Those with this error, such as AccessDenied.")
+    ] = None,
     queue: Queue = "backfill",
     as_json: Json = False,
 ) -> None:
-    """Put pictures that were given up back on the queue. They stay listed until they come through."""
+    """Put pictures that were given up back on the queue. They stay listed until they come
+    through.
+    """
     from worker.commands import dead
 
     _check_one(sources, everything, error)
@@ -438,7 +544,9 @@ def dead_retry(
 def dead_drop(
     sources: Sources = None,
     everything: Annotated[bool, typer.Option("--all", help="Every picture; needs --yes.")] = False,
-    error: Annotated[str | None, typer.Option(help="Those with this error, such as UnsupportedImage.")] = None,
+    error: Annotated[
+        str | None, typer.Option(help="Those with this error, such as UnsupportedImage.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
 ) -> None:
     """Forget that pictures were given up; reconcile calls them missing from then on."""
@@ -459,7 +567,9 @@ def review_list(as_json: Json = False) -> None:
 
 
 @review_app.command("show")
-def review_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False) -> None:
+def review_show(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False
+) -> None:
     """Print all that is known of one of them: boxes, never faces."""
     from worker.commands import review
 
@@ -469,12 +579,16 @@ def review_show(source: Annotated[str, typer.Argument(metavar="SOURCE")], as_jso
 @review_app.command("release")
 def review_release(
     sources: Sources = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every picture on the list; needs --yes.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every picture on the list; needs --yes.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
     queue: Queue = "uploads",
     as_json: Json = False,
 ) -> None:
-    """Publish pictures as they would be, if their sources are still the same. They stay listed until they are."""
+    """Publish pictures as they would be, if their sources are still the same. They stay listed
+    until they are.
+    """
     from worker.commands import review
 
     _check_sources(sources, everything, yes)
@@ -493,13 +607,17 @@ def review_redo(
     queue: Queue = "uploads",
     as_json: Json = False,
 ) -> None:
-    """Make pictures anew, with what is asked for on top of what was. They stay listed until there is no doubt left."""
+    """Make pictures anew, with what is asked for on top of what was. They stay listed until there
+    is no doubt left.
+    """
     from worker.commands import review
 
     _check_sources(sources, everything, yes=True)
     _check_queue(queue)
     if (exempt or extra) and len(sources or ()) != 1:
-        raise typer.BadParameter("areas are of one picture: give one address", param_hint="--extra, --exempt")
+        raise typer.BadParameter(
+            "areas are of one picture: give one address", param_hint="--extra, --exempt"
+        )
     options = _options(method, region, exempt, extra)
     sys.exit(0 if review.redo(sources or [], options, queue, as_json) else EXIT_FAILED)
 
@@ -507,7 +625,9 @@ def review_redo(
 @review_app.command("drop")
 def review_drop(
     sources: Sources = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every picture on the list; needs --yes.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every picture on the list; needs --yes.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether --all is meant.")] = False,
 ) -> None:
     """Take pictures off the list, and leave everything else as it is."""

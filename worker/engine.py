@@ -54,17 +54,22 @@ class Anonymizer:
         `reason` says why.
 
         Raise EmptyObject, UnreadableImage, UnsupportedImage, ImageTooLarge or DetectionFailed if
-        the picture can't be anonymized, DetectorUnavailable if the detector does not answer in time.
+        the picture can't be anonymized, DetectorUnavailable if the detector does not answer in
+        time.
         """
         if not isinstance(content, bytes):
-            raise UnsupportedImage(f"a file must be given as bytes, and this is {type(content).__name__}")
+            raise UnsupportedImage(
+                f"a file must be given as bytes, and this is {type(content).__name__}"
+            )
         if len(content) > self._settings.max_bytes:
             raise ImageTooLarge(
                 f"the file has {len(content):,} bytes, the limit is {self._settings.max_bytes:,}: raise VEIL_MAX_BYTES"
             )
         return self._anonymizer.anonymize(content, Stopwatch(), options)
 
-    def anonymize_array(self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED) -> AnonymizedArray:
+    def anonymize_array(
+        self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED
+    ) -> AnonymizedArray:
         """Return a copy of `pixels`, uint8 RGB [height, width, 3], with the faces in it hidden.
 
         The result has `pixels` (uint8 RGB [height, width, 3]) and `detections` as of `anonymize`.

@@ -1,11 +1,14 @@
-"""The EXIF fields that may be kept on request: how a picture was taken, never where, by whom or with which device."""
+"""The EXIF fields that may be kept on request: how a picture was taken, never where, by whom or
+with which device.
+"""
 
 import difflib
 from typing import Literal
 
 Kind = Literal["date", "offset", "whole", "ratio"]
 
-# Exif 2.32, tables 7 and 8. None holds free text, and none is in the list of what identifies a person or a device.
+# Exif 2.32, tables 7 and 8. None holds free text, and none is in the list of what identifies a
+# person or a device.
 KEEPABLE: dict[str, tuple[int, Kind]] = {
     "DateTimeOriginal": (0x9003, "date"),
     "OffsetTimeOriginal": (0x9011, "offset"),
@@ -29,7 +32,9 @@ ALIASES = {"ISOSpeedRatings": "PhotographicSensitivity"}  # its name before Exif
 
 
 def known_name(name: str) -> str:
-    """`name` as Exif 2.32 has it, from any case; ValueError with a suggestion if it may not be kept."""
+    """`name` as Exif 2.32 has it, from any case; ValueError with a suggestion if it may not be
+    kept.
+    """
     names = {known.lower(): ALIASES.get(known, known) for known in (*KEEPABLE, *ALIASES)}
     if name.lower() in names:
         return names[name.lower()]

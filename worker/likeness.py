@@ -20,27 +20,31 @@ Planes = NDArray[np.float32]
 TILE = 16  # pixels: the side of the squares whose differences are averaged
 ROWS = 16 * TILE  # that are compared at a time, so that a large picture needs little more memory
 LEAST = 0.25  # of a square's pixels have to be clear of masks for it to count
-# Two decoders of one file see it at least so much alike, as small squares of gray: of 300 files without transparency
-# none correlated by less than 0.9997, or differed by more than 1 level of 255 on average.
+# Two decoders of one file see it at least so much alike, as small squares of gray: of 300 files
+# without transparency none correlated by less than 0.9997, or differed by more than 1 level of 255
+# on average.
 THUMBNAIL = 32
 OTHER_DECODER_CORRELATION, OTHER_DECODER_LEVELS = 0.9, 16
 FLAT = 1.0  # levels: a standard deviation below which there is nothing to correlate
 PAGES = "TIFF"  # whose frames are never joined
 
-# Lossy formats may differ by so many levels of 255, and by this share of the picture's contrast more. Over 900 outputs
-# of annotated photographs and odd files, in every lossy format at several qualities, the mean differed by at most 4.5
-# levels and 0.13 of the contrast, and the worst tile by 7.4 levels and 0.21; a test repeats it on fewer.
+# Lossy formats may differ by so many levels of 255, and by this share of the picture's contrast
+# more. Over 900 outputs of annotated photographs and odd files, in every lossy format at several
+# qualities, the mean differed by at most 4.5 levels and 0.13 of the contrast, and the worst tile by
+# 7.4 levels and 0.21; a test repeats it on fewer.
 MEAN_LEVELS, MEAN_SHARE = 0.5, 0.25
 TILE_LEVELS, TILE_SHARE = 4.0, 0.4
-# A lossy format errs up as often as down, in each colour: in squares as large as this one, colours shifted by at most
-# 3.5 levels in 590 such outputs, and by 13 or more where a photograph lost its colours or one of them.
+# A lossy format errs up as often as down, in each colour: in squares as large as this one, colours
+# shifted by at most 3.5 levels in 590 such outputs, and by 13 or more where a photograph lost its
+# colours or one of them.
 SQUARE = 4 * TILE
 SHIFT_LEVELS, SHIFT_SHARE = 4.0, 0.1
 
 
 @dataclass(frozen=True)
 class Differences:
-    """The differences of two frames, in levels of 255: the mean of each tile that is clear of masks.
+    """The differences of two frames, in levels of 255: the mean of each tile that is clear of
+    masks.
 
     `shift` is the largest difference of a square's mean colour, in any of its planes.
     `contrast` is the mean distance of the first frame's clear pixels from their mean.
@@ -58,14 +62,17 @@ class Differences:
         if self.shift > SHIFT_LEVELS + SHIFT_SHARE * self.contrast:
             return False
         mean = MEAN_LEVELS + MEAN_SHARE * self.contrast
-        return bool(self.tiles.mean() <= mean and self.tiles.max() <= TILE_LEVELS + TILE_SHARE * self.contrast)
+        return bool(
+            self.tiles.mean() <= mean
+            and self.tiles.max() <= TILE_LEVELS + TILE_SHARE * self.contrast
+        )
 
 
 def is_alike(source: Picture, output: Picture, hidden: Rectangles) -> bool:
     """Return whether the two show the same outside of the rectangles `hidden`, [n, 4] x1 y1 x2 y2.
 
-    Frames of an animation that were alike may have been joined into one: each frame of the output then stands for one
-    or more frames of the source, in their order.
+    Frames of an animation that were alike may have been joined into one: each frame of the output
+    then stands for one or more frames of the source, in their order.
     """
     before, after = source.frames, output.frames
     joined = len(before) - len(after)
@@ -74,8 +81,12 @@ def is_alike(source: Picture, output: Picture, hidden: Rectangles) -> bool:
     exact = _is_lossless(source)
     places = {0}  # frames of the output that the last frame of the source may be in
     for number, frame in enumerate(before):
-        reached = {0} if number == 0 else {next_ for place in places for next_ in (place, place + 1)}
-        reached = {place for place in reached if number - joined <= place <= min(number, len(after) - 1)}
+        reached = (
+            {0} if number == 0 else {next_ for place in places for next_ in (place, place + 1)}
+        )
+        reached = {
+            place for place in reached if number - joined <= place <= min(number, len(after) - 1)
+        }
         places = {place for place in reached if _frames_alike(frame, after[place], hidden, exact)}
     return len(after) - 1 in places
 
@@ -83,11 +94,15 @@ def is_alike(source: Picture, output: Picture, hidden: Rectangles) -> bool:
 def is_confirmed(content: bytes, picture: Picture) -> bool:
     """Return whether OpenCV sees the first frame of the file `content` as `picture` has it.
 
-    A decoder's fault would make a source and its output look alike. Frames with transparency, and files that OpenCV
-    does not read, count as confirmed: there is nothing to compare.
+    A decoder's fault would make a source and its output look alike. Frames with transparency, and
+    files that OpenCV does not read, count as confirmed: there is nothing to compare.
     """
     frame = picture.frames[0]
-    seen = None if frame.mode in WITH_ALPHA else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    seen = (
+        None
+        if frame.mode in WITH_ALPHA
+        else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    )
     if seen is None:
         return True
     if sorted(seen.shape[:2]) != sorted(frame.pixels.shape[:2]):
@@ -99,7 +114,9 @@ def is_confirmed(content: bytes, picture: Picture) -> bool:
         return bool(max(own.std(), other.std()) < 2 * FLAT)
     # Programs disagree about which pictures they turn upright, so each way of lying counts.
     ways = [np.rot90(way, turn) for way in (other, other.T) for turn in range(4)]
-    return any(np.corrcoef(own.ravel(), way.ravel())[0, 1] >= OTHER_DECODER_CORRELATION for way in ways)
+    return any(
+        np.corrcoef(own.ravel(), way.ravel())[0, 1] >= OTHER_DECODER_CORRELATION for way in ways
+    )
 
 
 def _thumbnail(view: NDArray[np.uint8]) -> Planes:
@@ -110,14 +127,19 @@ def _thumbnail(view: NDArray[np.uint8]) -> Planes:
 
 
 def _is_lossless(picture: Picture) -> bool:
-    """Return whether pixels outside of masks stay exactly as they are. A GIF may have to make do with fewer colours."""
+    """Return whether pixels outside of masks stay exactly as they are. A GIF may have to make do
+    with fewer colours.
+    """
     if picture.format == "TIFF":
         return picture.encoding.get("compression") != "jpeg"
     return picture.format in ("PNG", "BMP") or bool(picture.encoding.get("lossless"))
 
 
 def _frames_alike(source: Frame, output: Frame, hidden: Rectangles, exact: bool) -> bool:
-    if source.pixels.shape[:2] != output.pixels.shape[:2] or source.pixels.dtype != output.pixels.dtype:
+    if (
+        source.pixels.shape[:2] != output.pixels.shape[:2]
+        or source.pixels.dtype != output.pixels.dtype
+    ):
         return False
     if (source.mode == "CMYK") != (output.mode == "CMYK"):
         return False
@@ -131,7 +153,10 @@ def differences(source: Frame, output: Frame, hidden: Rectangles) -> Differences
     weight, total = 0.0, np.zeros(4)
     for rows, clear in _strips(source, hidden):
         before = _planes(source, rows)
-        weight, total = weight + clear.sum(), total + (before * clear[..., None]).sum(axis=(0, 1), dtype=np.float64)
+        weight, total = (
+            weight + clear.sum(),
+            total + (before * clear[..., None]).sum(axis=(0, 1), dtype=np.float64),
+        )
     mean = (total / max(weight, 1.0)).astype(np.float32)
     contrast = shift = 0.0
     for rows, clear in _strips(source, hidden):
@@ -140,12 +165,16 @@ def differences(source: Frame, output: Frame, hidden: Rectangles) -> Differences
         apart = (before - _planes(output, rows)) * clear[..., None]
         tiles.append(_means(np.abs(apart).mean(axis=2), clear, TILE))
         for plane in range(apart.shape[2]):
-            shift = max(shift, float(np.abs(_means(apart[..., plane], clear, SQUARE)).max(initial=0)))
+            shift = max(
+                shift, float(np.abs(_means(apart[..., plane], clear, SQUARE)).max(initial=0))
+            )
     return Differences(np.concatenate(tiles), contrast / max(weight, 1.0), shift)
 
 
 def _strips(frame: Frame, hidden: Rectangles) -> Iterator[tuple[slice, Planes]]:
-    """Yield some rows of a frame after the other, and which of their pixels are clear of masks, 1 or 0."""
+    """Yield some rows of a frame after the other, and which of their pixels are clear of masks, 1
+    or 0.
+    """
     for top in range(0, frame.height, ROWS):
         rows = slice(top, min(top + ROWS, frame.height))
         clear = np.ones((rows.stop - top, frame.width), np.float32)
@@ -155,7 +184,9 @@ def _strips(frame: Frame, hidden: Rectangles) -> Iterator[tuple[slice, Planes]]:
 
 
 def _means(values: Planes, clear: Planes, side: int) -> Planes:
-    """Return the mean of each square of `side` of which enough is `clear` of masks. Masked `values` are 0."""
+    """Return the mean of each square of `side` of which enough is `clear` of masks. Masked `values`
+    are 0.
+    """
     count = _sums(clear, side)
     counts = count >= side * side * LEAST
     means: Planes = _sums(values, side)[counts] / count[counts]
@@ -170,7 +201,9 @@ def _sums(values: Planes, side: int) -> Planes:
 
 
 def _planes(frame: Frame, rows: slice) -> Planes:
-    """Return rows of a frame, float32 [h, w, 4] in levels of 255: inks, or alpha last and the colours that it shows."""
+    """Return rows of a frame, float32 [h, w, 4] in levels of 255: inks, or alpha last and the
+    colours that it shows.
+    """
     pixels = frame.pixels[rows]
     values = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32)
     values *= np.float32(255 / np.iinfo(pixels.dtype).max)
@@ -186,19 +219,28 @@ def _planes(frame: Frame, rows: slice) -> Planes:
 
 
 def hidden_by(
-    boxes: Boxes, extra: Sequence[Sequence[float]], style: MaskStyle, picture: Picture, coarsest: int
+    boxes: Boxes,
+    extra: Sequence[Sequence[float]],
+    style: MaskStyle,
+    picture: Picture,
+    coarsest: int,
 ) -> Rectangles:
-    """Return the rectangles in which an output may differ: the faces `boxes`, whole, and `extra`, with soft edges.
+    """Return the rectangles in which an output may differ: the faces `boxes`, whole, and `extra`,
+    with soft edges.
 
-    A receipt has one box for each face, of which passes may have seen several, so what an edge may be wrong by in the
-    `coarsest` pass, whose longer side it is in pixels, is added.
+    A receipt has one box for each face, of which passes may have seen several, so what an edge may
+    be wrong by in the `coarsest` pass, whose longer side it is in pixels, is added.
     """
     width, height = picture.width, picture.height
     seen = Sightings.of(boxes)
     slack = np.full(len(boxes), EDGE_SLACK * max(1.0, max(width, height) / coarsest), np.float32)
-    whole = replace(style, region=WHOLE, margin=max(style.margin, MAX_SLACK_SHARE), shape="rectangle")
+    whole = replace(
+        style, region=WHOLE, margin=max(style.margin, MAX_SLACK_SHARE), shape="rectangle"
+    )
     found = regions(replace(seen, slack=slack), whole, width, height, extra)
     grown = np.ceil((style.feather + RING_SHARE) * found.sides).astype(np.intp)[:, None] + 1
-    edges = np.concatenate([found.rectangles[:, :2] - grown, found.rectangles[:, 2:] + grown], axis=1)
+    edges = np.concatenate(
+        [found.rectangles[:, :2] - grown, found.rectangles[:, 2:] + grown], axis=1
+    )
     rectangles: Rectangles = edges.clip(0, [width, height] * 2)
     return rectangles

@@ -1,4 +1,6 @@
-"""Structured logs, one line per outcome, on standard error; Celery's own lines take the same form."""
+"""Structured logs, one line per outcome, on standard error; Celery's own lines take the same
+form.
+"""
 
 import logging
 import sys
@@ -13,7 +15,9 @@ from worker.printing import printable
 
 
 def configure(form: str) -> None:
-    """Send all logs to standard error, as ``json`` or ``console``; ``auto`` is ``console`` on a terminal."""
+    """Send all logs to standard error, as ``json`` or ``console``; ``auto`` is ``console`` on a
+    terminal.
+    """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -29,7 +33,9 @@ def configure(form: str) -> None:
     final: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     final.append(_escape if console else structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer]))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer])
+    )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -51,17 +57,27 @@ def configure(form: str) -> None:
 
 
 def _escape(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:
-    """Escape what a message brought: a terminal obeys control characters. JSON escapes them by itself."""
-    return {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
+    """Escape what a message brought: a terminal obeys control characters. JSON escapes them by
+    itself.
+    """
+    return {
+        name: printable(value) if isinstance(value, str) else value for name, value in line.items()
+    }
 
 
 def _name_outages(record: logging.LogRecord) -> bool:
-    """Put a line with the name of the error in the place of the paragraph with which Celery reports a lost Redis."""
-    if record.msg != consumer.CONNECTION_ERROR and consumer.CONNECTION_RETRY not in (record.args or ()):
+    """Put a line with the name of the error in the place of the paragraph with which Celery reports
+    a lost Redis.
+    """
+    if record.msg != consumer.CONNECTION_ERROR and consumer.CONNECTION_RETRY not in (
+        record.args or ()
+    ):
         return True
     (error,) = [part for part in record.args or () if isinstance(part, Exception)]
     failure = queue_unavailable(error)
-    structlog.get_logger("veil").error("queue unavailable", error=type(failure).__name__, message=str(failure))
+    structlog.get_logger("veil").error(
+        "queue unavailable", error=type(failure).__name__, message=str(failure)
+    )
     return False
 
 

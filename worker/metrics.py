@@ -1,4 +1,6 @@
-"""What a worker measures of itself: its detector, what it has in hand, and that its loop is alive."""
+"""What a worker measures of itself: its detector, what it has in hand, and that its loop is
+alive.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +26,12 @@ HEARTBEAT = Gauge(
     "When the loop that takes messages was last seen alive, seconds since the epoch.",
     registry=REGISTRY,
 )
-IN_HAND = Gauge("veil_in_hand_pictures", "Pictures that this worker has in hand.", registry=REGISTRY)
-DETECTOR_QUEUE = Gauge("veil_detector_queue_pictures", "Pictures that wait for the detector.", registry=REGISTRY)
+IN_HAND = Gauge(
+    "veil_in_hand_pictures", "Pictures that this worker has in hand.", registry=REGISTRY
+)
+DETECTOR_QUEUE = Gauge(
+    "veil_detector_queue_pictures", "Pictures that wait for the detector.", registry=REGISTRY
+)
 BATCHES = Histogram(
     "veil_batch_pictures",
     "Pictures that the model took at once.",
@@ -67,7 +73,9 @@ def watch_batcher(batcher: "Batcher") -> None:
 
 @dataclass(frozen=True)
 class ScoredDetector:
-    """A Detector that counts what `detector` returns, and how much of it only just reached `threshold`."""
+    """A Detector that counts what `detector` returns, and how much of it only just reached
+    `threshold`.
+    """
 
     detector: "Detector"
     threshold: float

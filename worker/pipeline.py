@@ -25,7 +25,15 @@ from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.marks import Marks
 from tasks.storage.s3 import ObjectStore, StoredObject
-from worker.anonymizer import AS_CONFIGURED, Anonymized, Anonymizer, OnStage, Stopwatch, unheard, whole_boxes
+from worker.anonymizer import (
+    AS_CONFIGURED,
+    Anonymized,
+    Anonymizer,
+    OnStage,
+    Stopwatch,
+    unheard,
+    whole_boxes,
+)
 
 STORE_TRIES = 2  # of one output whose place changes while it is written
 
@@ -57,7 +65,9 @@ class Pipeline:
         receipt_key: Key | None = None,
         older_keys: Sequence[Key] = (),
     ) -> None:
-        """Receipts are signed, and outputs marked, with `receipt_key`; marks of `older_keys` are recognised too."""
+        """Receipts are signed, and outputs marked, with `receipt_key`; marks of `older_keys` are
+        recognised too.
+        """
         self._store = store
         self._anonymizer = anonymizer
         self._route_table = route_table
@@ -70,12 +80,15 @@ class Pipeline:
         return routes.find(request, self._route_table)
 
     def run(
-        self, routed: Routed, on_stage: OnStage = unheard, confirm: Callable[[], None] = always_confirm
+        self,
+        routed: Routed,
+        on_stage: OnStage = unheard,
+        confirm: Callable[[], None] = always_confirm,
     ) -> AnonymizeReport:
         """Fetch, anonymize and store one object, and report the outcome.
 
-        `confirm` is called before anything is stored, and raises when it may not be. Raises a VeilError
-        that says who must act; then no output was written.
+        `confirm` is called before anything is stored, and raises when it may not be. Raises a
+        VeilError that says who must act; then no output was written.
         """
         watch = Stopwatch(on_stage)
         with watch.stage("fetch", "fetching"):
@@ -103,7 +116,8 @@ class Pipeline:
             if replaced is not None and self._is_done(source, replaced, earlier, recipe, options):
                 return self._skipped(source, replaced, earlier, recipe, options, watch.seconds)
             if routed.request.options is None and not self._marks.are_keyed:
-                # Without a key anybody who can write outputs could have asked for what the receipt says.
+                # Without a key anybody who can write outputs could have asked for what the receipt
+                # says.
                 options = self._anonymizer.hiding_more(options)
                 recipe = options.recipe(self.recipe)
             content = opened.read(limits.max_bytes, limits.fetch_seconds)
@@ -165,7 +179,9 @@ class Pipeline:
         for _ in range(STORE_TRIES):
             with _of_the_destination():
                 confirm()
-                self._store.put(receipt_uri, receipt.to_bytes(self._receipt_key), "application/json", {})
+                self._store.put(
+                    receipt_uri, receipt.to_bytes(self._receipt_key), "application/json", {}
+                )
             try:
                 self._check_unchanged(source)
                 if result.content is None:
@@ -191,8 +207,12 @@ class Pipeline:
             with _of_the_destination():
                 self._remove_other_receipts(route.destination, made)
 
-    def _withdraw(self, destination: PrefixUri, made: receipts.Made, there: StoredObject | None) -> None:
-        """Remove the receipt of an output that was not stored, unless the output that is `there` has the same."""
+    def _withdraw(
+        self, destination: PrefixUri, made: receipts.Made, there: StoredObject | None
+    ) -> None:
+        """Remove the receipt of an output that was not stored, unless the output that is `there`
+        has the same.
+        """
         if there is not None:
             its_own = receipts.Made.said_by(made.key, there)
             if (its_own, its_own.size) == (made, made.size):
@@ -208,13 +228,20 @@ class Pipeline:
         if now.etag != source.etag:
             raise SourceChanged(f"{source.uri} was replaced while it was in work")
 
-    def _is_same(self, there: StoredObject | None, content: bytes, metadata: Mapping[str, str]) -> bool:
-        """Return whether `there` is what was to be stored: S3's answer was lost, or another worker was faster."""
+    def _is_same(
+        self, there: StoredObject | None, content: bytes, metadata: Mapping[str, str]
+    ) -> bool:
+        """Return whether `there` is what was to be stored: S3's answer was lost, or another worker
+        was faster.
+        """
         if there is None or there.size != len(content) or dict(there.metadata) != dict(metadata):
             return False
         try:
             with self._store.open(there.uri) as opened:
-                return opened.digest(self._anonymizer.limits.fetch_seconds) == hashlib.sha256(content).hexdigest()
+                return (
+                    opened.digest(self._anonymizer.limits.fetch_seconds)
+                    == hashlib.sha256(content).hexdigest()
+                )
         except ObjectNotFound:
             return False
 
@@ -223,13 +250,21 @@ class Pipeline:
 
         Asks for an object that is not there, and writes an empty one among the receipts.
         """
-        with suppress(AccessDenied):  # an answer; where keys may not be listed, S3 gives no other for a missing one
+        with suppress(
+            AccessDenied
+        ):  # an answer; where keys may not be listed, S3 gives no other for a missing one
             self._store.head(route.source.join(receipts.PROBE))
         with _of_the_destination():
-            self._store.put(route.destination.join(receipts.PROBE), b"", "application/octet-stream", {})
+            self._store.put(
+                route.destination.join(receipts.PROBE), b"", "application/octet-stream", {}
+            )
 
-    def _receipt_of(self, source: StoredObject, route: Route, output: StoredObject | None) -> receipts.Receipt | None:
-        """Return the receipt of an `output` of this version of `source`; None if there is none that counts."""
+    def _receipt_of(
+        self, source: StoredObject, route: Route, output: StoredObject | None
+    ) -> receipts.Receipt | None:
+        """Return the receipt of an `output` of this version of `source`; None if there is none that
+        counts.
+        """
         if output is None or not self._is_of_version(source, output):
             return None
         made = receipts.Made.said_by(route.destination.relative(output.uri), output)
@@ -241,22 +276,29 @@ class Pipeline:
             {receipts.SOURCE: receipt.source_mark}, source.uri
         ):
             return None
-        return receipt if (receipt.source_etag, receipt.recipe) == (source.etag, made.recipe) else None
+        return (
+            receipt if (receipt.source_etag, receipt.recipe) == (source.etag, made.recipe) else None
+        )
 
     def _options_of(
         self, source: StoredObject, output: StoredObject | None, receipt: receipts.Receipt | None
     ) -> AnonymizeOptions:
-        """Return the options of a request without any: those with which `output` was made, of the same `source`.
+        """Return the options of a request without any: those with which `output` was made, of the
+        same `source`.
 
-        What somebody asked to be hidden stays hidden when the picture is made anew. Raises InvalidRequest if there is
-        no `receipt`, which has the options.
+        What somebody asked to be hidden stays hidden when the picture is made anew. Raises
+        InvalidRequest if there is no `receipt`, which has the options.
         """
         made_by = "" if output is None else output.metadata.get(receipts.RECIPE, "")
         if output is None or "-" not in made_by or not self._is_of_version(source, output):
             return AS_CONFIGURED
         if receipt is None:
-            reason = "its receipt is gone" + (" or not signed by a known key" if self._marks.are_keyed else "")
-            raise InvalidRequest(f"{output.uri} was made with options, and {reason}: ask with options anew")
+            reason = "its receipt is gone" + (
+                " or not signed by a known key" if self._marks.are_keyed else ""
+            )
+            raise InvalidRequest(
+                f"{output.uri} was made with options, and {reason}: ask with options anew"
+            )
         return receipt.asked
 
     def _is_done(
@@ -267,7 +309,8 @@ class Pipeline:
         recipe: str,
         options: AnonymizeOptions,
     ) -> bool:
-        """Return whether `output` is already the one that would be made. DestinationTaken if it is another source's.
+        """Return whether `output` is already the one that would be made. DestinationTaken if it is
+        another source's.
 
         With a key only its `receipt` says so.
         """
@@ -279,20 +322,34 @@ class Pipeline:
         with_left = self._anonymizer.verify == "hold" and left > 0
         if (without_faces or with_left) and not options.release:
             return False  # published when such pictures were not held
-        if not (receipt.is_of(source, output) if receipt else not receipts.looks_like_copy(source, output)):
+        if not (
+            receipt.is_of(source, output)
+            if receipt
+            else not receipts.looks_like_copy(source, output)
+        ):
             return False  # something else was put in its place
-        return output.metadata.get(receipts.RECIPE) == recipe and self._is_of_version(source, output)
+        return output.metadata.get(receipts.RECIPE) == recipe and self._is_of_version(
+            source, output
+        )
 
     def _is_of_version(self, source: StoredObject, output: StoredObject) -> bool:
-        return self._marks.is_version(output.metadata.get(receipts.SOURCE_ETAG, ""), source.uri, source.etag)
+        return self._marks.is_version(
+            output.metadata.get(receipts.SOURCE_ETAG, ""), source.uri, source.etag
+        )
 
     def _check_is_of(self, source: ObjectUri, output: StoredObject) -> None:
-        """Raise DestinationTaken if `output` is not one of `source`, SettingsInvalid if a key is needed to tell."""
+        """Raise DestinationTaken if `output` is not one of `source`, SettingsInvalid if a key is
+        needed to tell.
+        """
         if self._marks.is_source(output.metadata, source):
             return
         if key := self._marks.missing_key_of(output.metadata):
-            raise SettingsInvalid(f"{output.uri} was made with the key {key}: add it to VEIL_RECEIPT_KEY")
-        raise DestinationTaken(f"{output.uri} is not an output of {source}: choose another destination, or remove it")
+            raise SettingsInvalid(
+                f"{output.uri} was made with the key {key}: add it to VEIL_RECEIPT_KEY"
+            )
+        raise DestinationTaken(
+            f"{output.uri} is not an output of {source}: choose another destination, or remove it"
+        )
 
     def _skipped(
         self,
@@ -303,8 +360,8 @@ class Pipeline:
         options: AnonymizeOptions,
         seconds: dict[str, float],
     ) -> AnonymizeReport:
-        """The report of an `output` that is done. Why somebody should look at it is in its receipt: a worker may have
-        died before it could say so.
+        """The report of an `output` that is done. Why somebody should look at it is in its receipt:
+        a worker may have died before it could say so.
         """
         if options.release or not (receipt and receipt.reason):
             receipt = None
@@ -315,7 +372,9 @@ class Pipeline:
             destination=str(output.uri),
             recipe=recipe,
             reason=receipt.reason if receipt else None,
-            boxes_xyxy=[face["box_xyxy"] for face in receipt.faces[:MOST_BOXES]] if receipt else None,
+            boxes_xyxy=[face["box_xyxy"] for face in receipt.faces[:MOST_BOXES]]
+            if receipt
+            else None,
             left=len(receipt.left_xyxy) if receipt else None,
             left_xyxy=receipt.left_xyxy[:MOST_BOXES] if receipt else None,
             seconds=seconds,
@@ -343,7 +402,9 @@ class Pipeline:
             source_etag=source.etag,
             source_sha256=hashlib.sha256(content).hexdigest(),
             source_bytes=len(content),
-            output_sha256=None if result.content is None else hashlib.sha256(result.content).hexdigest(),
+            output_sha256=None
+            if result.content is None
+            else hashlib.sha256(result.content).hexdigest(),
             output_bytes=None if result.content is None else len(result.content),
             format=result.format,
             width=result.width,
@@ -352,7 +413,9 @@ class Pipeline:
             options=fetched.options.to_json(),
             faces=[
                 {"box_xyxy": box, "score": round(float(score), 4)}
-                for box, score in zip(whole_boxes(result.detections), result.detections.scores, strict=True)
+                for box, score in zip(
+                    whole_boxes(result.detections), result.detections.scores, strict=True
+                )
             ],
             check=result.checked.verdict,
             found_by_check=whole_boxes(result.checked.added),
@@ -373,7 +436,9 @@ class Pipeline:
 
 
 def _counts(output: StoredObject, receipt: receipts.Receipt | None) -> tuple[int | None, int]:
-    """Return how many faces were found for an output, None if nobody knows, and how many were left."""
+    """Return how many faces were found for an output, None if nobody knows, and how many were
+    left.
+    """
     if receipt is not None:
         return len(receipt.faces), len(receipt.left_xyxy)
     faces = output.metadata.get(receipts.FACES, "")
@@ -382,7 +447,9 @@ def _counts(output: StoredObject, receipt: receipts.Receipt | None) -> tuple[int
 
 @contextmanager
 def _of_the_destination() -> Iterator[None]:
-    """Raise DestinationUnavailable for a refusal: it affects every picture, so none is given up for it."""
+    """Raise DestinationUnavailable for a refusal: it affects every picture, so none is given up for
+    it.
+    """
     try:
         yield
     except (AccessDenied, ObjectNotFound) as error:

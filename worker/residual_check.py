@@ -57,7 +57,9 @@ class ResidualCheck(Generic[Output]):
     options: AnonymizeOptions
     max_seconds: float
 
-    def run(self, picture: images.Picture, found: Sequence[Detections], output: Output) -> tuple[Output, Checked]:
+    def run(
+        self, picture: images.Picture, found: Sequence[Detections], output: Output
+    ) -> tuple[Output, Checked]:
         """Return the output `output` of `picture`, made anew if faces were found in it.
 
         `found` are the faces of each frame that it hides already.
@@ -82,7 +84,9 @@ class ResidualCheck(Generic[Output]):
             verdict = "same"
         return output, Checked(verdict, _joined(added), _joined(left or []))
 
-    def _left(self, picture: images.Picture, found: Sequence[Detections], output: Output) -> list[Detections] | None:
+    def _left(
+        self, picture: images.Picture, found: Sequence[Detections], output: Output
+    ) -> list[Detections] | None:
         """Return the faces that the output still shows, for each frame of `picture`.
 
         The list is empty if there are none. None means that the output has the pixels of
@@ -113,7 +117,10 @@ class ResidualCheck(Generic[Output]):
         looks = self.find(replace(shown, frames=tuple(frame for frame, _ in changed)))
         for (frame, places), seen in zip(changed, looks, strict=True):
             faces = outside(seen, self.options.exempt)
-            covered = [regions.eyes_hidden(faces, hidden[number], frame.width, frame.height) for number in places]
+            covered = [
+                regions.eyes_hidden(faces, hidden[number], frame.width, frame.height)
+                for number in places
+            ]
             for number in places:
                 left[number] = Detections.joined([left[number], faces[~np.all(covered, axis=0)]])
         return left if any(map(len, left)) else []

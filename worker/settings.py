@@ -15,8 +15,8 @@ from worker.exif_fields import known_name
 
 PICTURE_SECONDS = 2700  # a picture that takes longer has stalled, and the watchdog ends the worker
 MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Frame.views
-# Get and head; get, list and get of a receipt; twice put, head, put and head; get, list and delete; after a failure
-# head and put.
+# Get and head; get, list and get of a receipt; twice put, head, put and head; get, list and delete;
+# after a failure head and put.
 S3_CALLS = 18
 
 
@@ -38,7 +38,9 @@ def _by_preset(name: str) -> str:
 
 
 class WorkerSettings(Settings):
-    """Everything a worker can be told. The defaults of detection and masking are those of the published figures."""
+    """Everything a worker can be told. The defaults of detection and masking are those of the
+    published figures.
+    """
 
     concurrency: int = Field(
         4, ge=1, le=256, description="Pictures in hand at once (threads; they share one detector)."
@@ -71,7 +73,10 @@ class WorkerSettings(Settings):
         f"in the small passes, small faces in the large one. {_by_preset('scales')}",
     )
     max_enlargement: float | None = Field(
-        None, ge=1, le=4, description=f"How far a small picture may be enlarged. {_by_preset('max_enlargement')}"
+        None,
+        ge=1,
+        le=4,
+        description=f"How far a small picture may be enlarged. {_by_preset('max_enlargement')}",
     )
     enlarge_to: int | None = Field(
         None,
@@ -80,7 +85,8 @@ class WorkerSettings(Settings):
         description=f"Longer side, in pixels, beyond which a picture is not enlarged. {_by_preset('enlarge_to')}",
     )
     mirrored: bool | None = Field(
-        None, description=f"Whether each pass is made a second time, mirrored. {_by_preset('mirrored')}"
+        None,
+        description=f"Whether each pass is made a second time, mirrored. {_by_preset('mirrored')}",
     )
     turned: Literal["never", "doubt", "always"] | None = Field(
         None,
@@ -112,7 +118,9 @@ class WorkerSettings(Settings):
     batch_wait_seconds: float = Field(
         0.01, ge=0, le=1, description="How long a picture waits for others to fill its batch."
     )
-    detect_seconds: float = Field(10, gt=0, le=600, description="Limit for one detection pass, queueing included.")
+    detect_seconds: float = Field(
+        10, gt=0, le=600, description="Limit for one detection pass, queueing included."
+    )
 
     method: Method = Field(
         "surround",
@@ -124,7 +132,10 @@ class WorkerSettings(Settings):
         description="Share of the face that is hidden, from its top: `top` (0.7), `full` (1), or any number from 0.5.",
     )
     margin: float = Field(
-        0.1, ge=0, le=1, description="How far the region reaches beyond the face box, as a share of the box's sides."
+        0.1,
+        ge=0,
+        le=1,
+        description="How far the region reaches beyond the face box, as a share of the box's sides.",
     )
     shape: Literal["rectangle", "ellipse"] = Field("rectangle", description="Shape of the region.")
     feather: float = Field(
@@ -158,7 +169,9 @@ class WorkerSettings(Settings):
         description="EXIF fields that the output keeps, comma-separated, as `DateTimeOriginal,FocalLength`; empty for "
         "none. In JPEG, PNG, WebP and AVIF. Places, names, serial numbers, notes and thumbnails can't be kept.",
     )
-    fetch_seconds: float = Field(120, gt=0, le=600, description="Limit for the whole download of a picture.")
+    fetch_seconds: float = Field(
+        120, gt=0, le=600, description="Limit for the whole download of a picture."
+    )
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`json` is one object a line; `auto` chooses `console` on a terminal."
     )
@@ -229,7 +242,9 @@ class WorkerSettings(Settings):
         return self
 
     def longest_look(self) -> float:
-        """Seconds that detection may take of one frame, and before the last frame of many is begun."""
+        """Seconds that detection may take of one frame, and before the last frame of many is
+        begun.
+        """
         return self.detect_seconds * self.look().passes * MOST_VIEWS
 
     def look(self) -> Look:

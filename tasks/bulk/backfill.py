@@ -1,8 +1,9 @@
 """A backfill: everything below a place that is not done yet, onto the queue, a page at a time.
 
-The messages of a page and the checkpoint after it are one transaction in Redis, which is made only if Redis still has
-the checkpoint before it, and by one process. So whatever is killed, wherever, a run puts no key on the queue twice and
-leaves none out; and where Redis itself loses its last second, it loses messages and checkpoint together.
+The messages of a page and the checkpoint after it are one transaction in Redis, which is made only
+if Redis still has the checkpoint before it, and by one process. So whatever is killed, wherever, a
+run puts no key on the queue twice and leaves none out; and where Redis itself loses its last
+second, it loses messages and checkpoint together.
 """
 
 import hashlib
@@ -40,7 +41,9 @@ State = Literal["running", "finished", "stopped"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which sources are wanted: modified from `since` on and before `until`, with one of `suffixes`, and how many."""
+    """Which sources are wanted: modified from `since` on and before `until`, with one of
+    `suffixes`, and how many.
+    """
 
     since: datetime | None = None
     until: datetime | None = None
@@ -48,7 +51,9 @@ class Selection:
     limit: int | None = None
 
     def takes(self, source: StoredObject) -> bool:
-        if self.suffixes and not source.uri.key.lower().endswith(tuple(suffix.lower() for suffix in self.suffixes)):
+        if self.suffixes and not source.uri.key.lower().endswith(
+            tuple(suffix.lower() for suffix in self.suffixes)
+        ):
             return False
         assert source.modified is not None  # of an object in a listing
         return (self.since is None or source.modified >= self.since) and (
@@ -56,14 +61,19 @@ class Selection:
         )
 
     def to_json(self) -> str:
-        times = {name: when and when.isoformat() for name, when in (("since", self.since), ("until", self.until))}
+        times = {
+            name: when and when.isoformat()
+            for name, when in (("since", self.since), ("until", self.until))
+        }
         return json.dumps({**times, "suffixes": self.suffixes, "limit": self.limit})
 
 
 def run_name(places: Places, selection: Selection) -> str:
     """The name of the run: the same for the same source, destination and selection."""
     asked = "\n".join((str(places.source), str(places.output), selection.to_json()))
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{places.source.bucket}-{places.source.prefix}".lower())[:48].strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{places.source.bucket}-{places.source.prefix}".lower())[
+        :48
+    ].strip("-")
     return f"{slug}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
 
@@ -71,9 +81,10 @@ def run_name(places: Places, selection: Selection) -> str:
 class Run:
     """A run as Redis has it: what was asked, and the checkpoint.
 
-    `cursor` is the last key that was listed, below the source. Of the `listed`, some were `ignored` (not selected) and
-    some `skipped` (done already); `enqueued` are the messages, of sources with so many `source_bytes`. Times are
-    seconds since the epoch; `updated` of a run that ended is its end.
+    `cursor` is the last key that was listed, below the source. Of the `listed`, some were `ignored`
+    (not selected) and some `skipped` (done already); `enqueued` are the messages, of sources with
+    so many `source_bytes`. Times are seconds since the epoch; `updated` of a run that ended is its
+    end.
     """
 
     name: str
@@ -98,7 +109,9 @@ class Run:
         values = {name.decode(): value.decode() for name, value in found.items()}
         kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float}
         try:
-            return cls(**{one.name: kinds.get(one.type, str)(values[one.name]) for one in fields(cls)})
+            return cls(
+                **{one.name: kinds.get(one.type, str)(values[one.name]) for one in fields(cls)}
+            )
         except KeyError:
             return None
 
@@ -131,12 +144,19 @@ class Reading:
     """The listing of `places`, from the key `after` on, page by page."""
 
     def __init__(
-        self, store: ObjectStore, places: Places, selection: Selection, recipe: str | None, after: str = ""
+        self,
+        store: ObjectStore,
+        places: Places,
+        selection: Selection,
+        recipe: str | None,
+        after: str = "",
     ) -> None:
         self._places = places
         self._selection = selection
         # What is in the way of the outputs only is nothing that a backfill could do.
-        self._compared = ((each, each.source) for each in compare(store, places, recipe, after) if each.source)
+        self._compared = (
+            (each, each.source) for each in compare(store, places, recipe, after) if each.source
+        )
         self._ahead = next(self._compared, None)
 
     @property
@@ -144,7 +164,9 @@ class Reading:
         return self._ahead is None
 
     def page(self, most: int) -> Page:
-        """The next keys, until `most` of them are wanted or PAGE are listed. It may end after any key."""
+        """The next keys, until `most` of them are wanted or PAGE are listed. It may end after any
+        key.
+        """
         page = Page()
         while self._ahead is not None and page.listed < PAGE and len(page.wanted) < most:
             self._add(page, *self._ahead)
@@ -169,7 +191,9 @@ class Reading:
         With a key that is another one, the workers tell.
         """
         marks = self._places.marks
-        if not marks.are_keyed and (key := marks.missing_key(*(made.etag for made in compared.made))):
+        if not marks.are_keyed and (
+            key := marks.missing_key(*(made.etag for made in compared.made))
+        ):
             raise SettingsInvalid(
                 f"{self._places.destination(compared.key)} has a receipt by the key {key}: set VEIL_RECEIPT_KEY"
             )
@@ -181,7 +205,9 @@ def wanted(places: Places, source: StoredObject) -> Wanted:
 
 
 class _Moved(Exception):
-    """Redis has another checkpoint than this process: it lost its last second, or took what was taken for lost."""
+    """Redis has another checkpoint than this process: it lost its last second, or took what was
+    taken for lost.
+    """
 
 
 class ToldBackoff(Backoff):
@@ -216,7 +242,8 @@ class Backfill:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`recipe` is what counts as current, None for any; the queue is kept between the water marks, in messages.
+        """`recipe` is what counts as current, None for any; the queue is kept between the water
+        marks, in messages.
 
         `max_rate` is in messages a second. `tell` gets a line where the user should know something.
         """
@@ -235,9 +262,11 @@ class Backfill:
         self._fills = True  # the queue, up to high water; not, while it runs down to low water
 
     def begin(self, restart: bool = False) -> Run:
-        """Take the run over from whoever had it: where it was, or, if it is through, for another pass.
+        """Take the run over from whoever had it: where it was, or, if it is through, for another
+        pass.
 
-        What is finished, but waits or is in hand, stays finished. With `restart` nothing is remembered.
+        What is finished, but waits or is in hand, stays finished. With `restart` nothing is
+        remembered.
         """
         with connected(), self._redis.pipeline() as pipe:
             while True:
@@ -255,9 +284,11 @@ class Backfill:
                     continue
 
     def pages(self, run: Run) -> Iterator[Run]:
-        """Put what is not done onto the queue; the run after each page, and now and then while it waits for room.
+        """Put what is not done onto the queue; the run after each page, and now and then while it
+        waits for room.
 
-        Waits for servers that are away. Raises RunTakenOver when another process began with this run.
+        Waits for servers that are away. Raises RunTakenOver when another process began with this
+        run.
         """
         backoff = ToldBackoff(self._tell)
         known: Run | None = run
@@ -290,7 +321,9 @@ class Backfill:
         """What to do about the run that Redis knows."""
         if known is not None and known.state == "finished":
             if not is_through(self._redis, known):
-                self._tell(f"the last pass of {self.name} is still being worked off; --restart lists everything again")
+                self._tell(
+                    f"the last pass of {self.name} is still being worked off; --restart lists everything again"
+                )
                 return replace(known, owner=self._owner)
         elif known is not None:
             if self._recipe in ("", known.recipe) or not known.recipe:
@@ -309,7 +342,9 @@ class Backfill:
         return known
 
     def _go_on(self, run: Run) -> Iterator[Run]:
-        reading = Reading(self._store, self._places, self._selection, run.recipe or None, run.cursor)
+        reading = Reading(
+            self._store, self._places, self._selection, run.recipe or None, run.cursor
+        )
         limit = math.inf if self._selection.limit is None else self._selection.limit
         while not reading.at_end and run.enqueued < limit:
             asked = self._clock()
@@ -326,7 +361,9 @@ class Backfill:
         yield finished
 
     def _room(self, run: Run) -> Generator[Run, None, int]:
-        """How many messages may be put on the queue now. Waits for their time, and, once it is full, for low water."""
+        """How many messages may be put on the queue now. Waits for their time, and, once it is
+        full, for low water.
+        """
         most = int(min(PAGE, math.ceil(min(self._max_rate, PAGE))))
         while True:
             with connected():
@@ -341,14 +378,18 @@ class Backfill:
             self._sleep(min(POLL_SECONDS, pause) if self._fills else POLL_SECONDS)
 
     def _keep(self, before: Run, after: Run, pictures: Sequence[Wanted] = ()) -> None:
-        """Put `pictures` on the queue and keep the checkpoint after them, if Redis still has the one before them."""
+        """Put `pictures` on the queue and keep the checkpoint after them, if Redis still has the
+        one before them.
+        """
 
         def check(pipe: Any) -> None:
             pipe.watch(KEY.format(self.name))
             if read(pipe, self.name) != before:
                 raise _Moved
 
-        self._publisher.publish(pictures, BACKFILL, self.name, lambda pipe: _write(pipe, after), first=check)
+        self._publisher.publish(
+            pictures, BACKFILL, self.name, lambda pipe: _write(pipe, after), first=check
+        )
         self._next_at = max(self._next_at, self._clock()) + len(pictures) / self._max_rate
 
 
@@ -360,20 +401,25 @@ def read(redis: Any, name: str) -> Run | None:
 def names(redis: Any) -> list[str]:
     """The runs that Redis remembers."""
     prefix = KEY.format("")
-    keys = (key.decode().removeprefix(prefix) for key in redis.scan_iter(KEY.format("*"), count=500))
+    keys = (
+        key.decode().removeprefix(prefix) for key in redis.scan_iter(KEY.format("*"), count=500)
+    )
     return sorted(name for name in keys if outcomes.RUN_NAME.fullmatch(name))
 
 
 def is_through(redis: Any, run: Run) -> bool:
     """Whether no message of a run that ended waits or is in hand, as far as Redis can tell.
 
-    It can't where a message is just being taken, nor where one went to the end of the queue for another try.
+    It can't where a message is just being taken, nor where one went to the end of the queue for
+    another try.
     """
     oldest = queues.oldest(redis, BACKFILL)
     return (oldest is None or oldest > run.updated) and not queues.in_hand(redis, run.name)
 
 
-def rehearse(store: ObjectStore, places: Places, selection: Selection, recipe: str | None) -> Iterator[Run]:
+def rehearse(
+    store: ObjectStore, places: Places, selection: Selection, recipe: str | None
+) -> Iterator[Run]:
     """What a new run would do, page by page, without doing it."""
     run = new_run(places, selection, recipe or "")
     reading = Reading(store, places, selection, recipe)

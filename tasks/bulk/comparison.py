@@ -1,9 +1,11 @@
-"""What is done and what is not: sources against outputs and receipts, from three listings that are read side by side.
+"""What is done and what is not: sources against outputs and receipts, from three listings that are
+read side by side.
 
-Listings come in an order, and reading them side by side needs it. Amazon's is that of the keys' bytes; stores that
-keep files go folder by folder. The first pair of keys that the two put differently makes us ask the store. Where a
-listing changes while it is read, and where receipts come in another order than their pictures, a picture can be taken
-for one that is not done: that is a suspicion, which `settle` turns into a fact. One that is taken for done is done.
+Listings come in an order, and reading them side by side needs it. Amazon's is that of the keys'
+bytes; stores that keep files go folder by folder. The first pair of keys that the two put
+differently makes us ask the store. Where a listing changes while it is read, and where receipts
+come in another order than their pictures, a picture can be taken for one that is not done: that is
+a suspicion, which `settle` turns into a fact. One that is taken for done is done.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +29,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Compared:
-    """A picture by its key, and whether it is done as the listings have it: a source, or an output without one."""
+    """A picture by its key, and whether it is done as the listings have it: a source, or an output
+    without one.
+    """
 
     key: str
     source: StoredObject | None
@@ -39,8 +43,8 @@ class Compared:
 class Settled:
     """What is true of a picture. `source` and `output` are None where there is none.
 
-    `reason` is why it is held back, or refused, or can't be told. A picture whose address no worker takes, such as
-    ``a/../b``, is not asked for: its `source` is as it was listed.
+    `reason` is why it is held back, or refused, or can't be told. A picture whose address no worker
+    takes, such as ``a/../b``, is not asked for: its `source` is as it was listed.
     """
 
     key: str
@@ -50,8 +54,11 @@ class Settled:
     reason: str | None = None
 
 
-def compare(store: ObjectStore, places: Places, recipe: str | None, after: str = "") -> Iterator[Compared]:
-    """Every source of `places` after the key `after`, and every output without a source, in the order of the store.
+def compare(
+    store: ObjectStore, places: Places, recipe: str | None, after: str = ""
+) -> Iterator[Compared]:
+    """Every source of `places` after the key `after`, and every output without a source, in the
+    order of the store.
 
     A picture is done if its output is there and its only receipt is of the source's version, of the
     output's size and, unless None, of `recipe`; where there is a key, the receipt's name must be
@@ -60,7 +67,9 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
     """
     order = _Order(store)
     sources: _Listing[StoredObject] = _Listing(places.source, lambda stored: places.key(stored.uri))
-    outputs: _Listing[StoredObject] = _Listing(places.output, lambda stored: places.output.relative(stored.uri))
+    outputs: _Listing[StoredObject] = _Listing(
+        places.output, lambda stored: places.output.relative(stored.uri)
+    )
     made: _Listing[Made] = _Listing(_receipts_place(places), lambda found: found.key)
     sources.read(store.list(places.source.bucket, places.source.prefix, sources.address(after)))
     outputs.read(list_outputs(store, places, outputs.address(after)))
@@ -78,7 +87,9 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
             len(there) == len(mine) == 1
             and _is_of_version(places, source, recipe, mine[0])
             and mine[0].may_be(source, there[0])
-            and (is_keyed(mine[0].etag) or not places.marks.are_keyed)  # else its signature has to be looked at
+            and (
+                is_keyed(mine[0].etag) or not places.marks.are_keyed
+            )  # else its signature has to be looked at
             and not _may_have_more(key, made.key)
         )
         yield Compared(key, source, is_current, tuple(mine))
@@ -89,9 +100,13 @@ def compare(store: ObjectStore, places: Places, recipe: str | None, after: str =
 
 
 def without_output(store: ObjectStore, places: Places) -> Iterator[Made]:
-    """The receipts of which no output is listed, those of long keys left out; each a suspicion, as in `compare`."""
+    """The receipts of which no output is listed, those of long keys left out; each a suspicion, as
+    in `compare`.
+    """
     order = _Order(store)
-    listed: _Listing[StoredObject] = _Listing(places.output, lambda stored: places.output.relative(stored.uri))
+    listed: _Listing[StoredObject] = _Listing(
+        places.output, lambda stored: places.output.relative(stored.uri)
+    )
     made: _Listing[Made] = _Listing(_receipts_place(places), lambda found: found.key)
     listed.read(list_outputs(store, places))
     made.read(_receipts(store, made.place))
@@ -103,11 +118,17 @@ def without_output(store: ObjectStore, places: Places) -> Iterator[Made]:
         made.advance()
 
 
-def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Compared) -> Settled | None:
-    """What is true of a picture that the listings do not show as done; None if it is gone on both sides."""
+def settle(
+    store: ObjectStore, places: Places, recipe: str | None, compared: Compared
+) -> Settled | None:
+    """What is true of a picture that the listings do not show as done; None if it is gone on both
+    sides.
+    """
     source_uri, destination = places.source.join(compared.key), places.destination(compared.key)
     if reason := refusal(store, source_uri) or refusal(store, destination):
-        return Settled(compared.key, "refused" if compared.source else "orphan", compared.source, None, reason)
+        return Settled(
+            compared.key, "refused" if compared.source else "orphan", compared.source, None, reason
+        )
     source = store.head(source_uri)
     output = store.head(destination)
     if source is None:
@@ -117,9 +138,15 @@ def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Com
         if _is_of_version(places, source, recipe, Made.said_by(compared.key, output)):
             return _settle_current(store, places, compared.key, source, output)
     elif output is not None and (key := places.marks.missing_key_of(output.metadata)):
-        return Settled(compared.key, "unknown key", source, output, f"add the key {key} to VEIL_RECEIPT_KEY")
+        return Settled(
+            compared.key, "unknown key", source, output, f"add the key {key} to VEIL_RECEIPT_KEY"
+        )
     # An older output stays where its picture is held by now, and so does its receipt.
-    held = _held(store, places, recipe, compared.key, source) if output is None or len(compared.made) != 1 else None
+    held = (
+        _held(store, places, recipe, compared.key, source)
+        if output is None or len(compared.made) != 1
+        else None
+    )
     if held is not None:
         return Settled(compared.key, "held", source, output, held.reason)
     return Settled(compared.key, "stale" if is_ours else "missing", source, output)
@@ -128,53 +155,68 @@ def settle(store: ObjectStore, places: Places, recipe: str | None, compared: Com
 def _settle_current(
     store: ObjectStore, places: Places, key: str, source: StoredObject, output: StoredObject
 ) -> Settled:
-    """Settle a picture whose output says of itself that it is current, which only its receipt can tell.
+    """Settle a picture whose output says of itself that it is current, which only its receipt can
+    tell.
 
     Without keys a receipt may be gone: then only a copy of the source is recognised.
     """
     receipt = read_receipt(store, places, Made.said_by(key, output))
     if receipt is None and places.marks.are_keyed:
         return Settled(key, "stale", source, output, UNPROVEN)
-    is_output = receipt.is_of(source, output) if receipt else not receipts.looks_like_copy(source, output)
+    is_output = (
+        receipt.is_of(source, output) if receipt else not receipts.looks_like_copy(source, output)
+    )
     return Settled(key, "current" if is_output else "missing", source, output)
 
 
 def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:
-    """The outputs of `places` after the key `after` of their bucket, without what is kept for receipts."""
+    """The outputs of `places` after the key `after` of their bucket, without what is kept for
+    receipts.
+    """
     hidden = places.route.destination.prefix + RESERVED
     start: str | None = after
     while start is not None:
         found, start = store.list(places.output.bucket, places.output.prefix, start), None
         for stored in found:
             if stored.uri.key.startswith(hidden):
-                start = hidden + LAST_CHARACTER  # listed past, page by page there would be as many as outputs
+                start = (
+                    hidden + LAST_CHARACTER
+                )  # listed past, page by page there would be as many as outputs
                 break
             yield stored
 
 
 def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tuple[Made, Receipt]]:
-    """Yield the receipts of a picture that count; more than one if a worker died between two writes."""
+    """Yield the receipts of a picture that count; more than one if a worker died between two
+    writes.
+    """
     for uri, made in named_receipts(store, places, key):
         found = receipts.read(store, uri, places.destination(key), places.marks.keys)
         if found and found.counting:
             yield made, found.counting
 
 
-def named_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tuple[ObjectUri, Made]]:
+def named_receipts(
+    store: ObjectStore, places: Places, key: str
+) -> Iterator[tuple[ObjectUri, Made]]:
     """Yield the receipts of a picture by their names, with the key that it has in `places`."""
     for uri, made in receipts.named(store, places.route.destination, places.made_key(key)):
         yield uri, replace(made, key=key)
 
 
 def find_receipt(store: ObjectStore, places: Places, made: Made) -> Found | None:
-    """Return what is in the place of the receipt of an output that was `made`, its key that in `places`."""
+    """Return what is in the place of the receipt of an output that was `made`, its key that in
+    `places`.
+    """
     output = places.destination(made.key)
     named = replace(made, key=places.made_key(made.key))
     return receipts.find(store, places.route.destination, named, output, places.marks.keys)
 
 
 def read_receipt(store: ObjectStore, places: Places, made: Made) -> Receipt | None:
-    """Return the receipt of an output that was `made`, its key that in `places`; None if there is none that counts."""
+    """Return the receipt of an output that was `made`, its key that in `places`; None if there is
+    none that counts.
+    """
     found = find_receipt(store, places, made)
     return found.counting if found else None
 
@@ -184,8 +226,11 @@ def receipt_uri(places: Places, made: Made) -> ObjectUri:
     return receipts.uri(places.route.destination, replace(made, key=places.made_key(made.key)))
 
 
-def _held(store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject) -> Receipt | None:
-    """Return the receipt that says that this version of a picture is held back; None if there is none.
+def _held(
+    store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject
+) -> Receipt | None:
+    """Return the receipt that says that this version of a picture is held back; None if there is
+    none.
 
     The last receipt of the version counts: a picture may have been released since it was held.
     """
@@ -203,11 +248,15 @@ def _held(store: ObjectStore, places: Places, recipe: str | None, key: str, sour
 
 
 def _is_of_version(places: Places, source: StoredObject, recipe: str | None, made: Made) -> bool:
-    return places.marks.is_version(made.etag, source.uri, source.etag) and receipts.is_of(made.recipe, recipe)
+    return places.marks.is_version(made.etag, source.uri, source.etag) and receipts.is_of(
+        made.recipe, recipe
+    )
 
 
 def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
-    """Return why no worker takes this address; asked for it, the store would answer for another one."""
+    """Return why no worker takes this address; asked for it, the store would answer for another
+    one.
+    """
     try:
         ObjectUri.parse(str(uri))
         store.check_name(uri)
@@ -294,10 +343,14 @@ class _Order:
     def _ask(self, lesser: _Listing[Any], greater: _Listing[Any]) -> bool:
         """Whether the store goes by folder.
 
-        The keys are like ``P-…`` and ``P/…``. By folder ``P-…`` is listed after all of ``P/``; else all that is listed
-        there is greater.
+        The keys are like ``P-…`` and ``P/…``. By folder ``P-…`` is listed after all of ``P/``; else
+        all that is listed there is greater.
         """
-        at = next(i for i, (one, other) in enumerate(zip(lesser.key, greater.key, strict=False)) if one != other)
+        at = next(
+            i
+            for i, (one, other) in enumerate(zip(lesser.key, greater.key, strict=False))
+            if one != other
+        )
         end = lesser.address(greater.key[: at + 1] + LAST_CHARACTER)
         after = next(self._store.list(lesser.place.bucket, lesser.place.prefix, end), None)
         return after is not None and after.uri.key < end

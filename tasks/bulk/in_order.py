@@ -11,8 +11,12 @@ Result = TypeVar("Result")
 AHEAD = 4  # calls begun for each thread before the first of them is through
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """What `work` returns for each of `items`, which are taken as they are needed; raises what a call raises."""
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """What `work` returns for each of `items`, which are taken as they are needed; raises what a
+    call raises.
+    """
     with ThreadPoolExecutor(threads, thread_name_prefix="in-order") as pool:
         pending: deque[Future[Result]] = deque()
         try:

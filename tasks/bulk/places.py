@@ -24,11 +24,13 @@ class Places:
     marks: Marks = field(default=Marks(), compare=False)
 
     @classmethod
-    def find(cls, source: str, output: str | None, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
+    def find(
+        cls, source: str, output: str | None, routes: Sequence[Route], keys: Sequence[Key] = ()
+    ) -> Self:
         """Return the places at two addresses; `output` is by default where the route leads.
 
-        `keys` are those for receipts. Raises BucketNotAllowed if no route leads from one to the other,
-        InvalidRequest if `output` is kept for receipts.
+        `keys` are those for receipts. Raises BucketNotAllowed if no route leads from one to the
+        other, InvalidRequest if `output` is kept for receipts.
         """
         read = PrefixUri.parse(source)
         for route in routes:
@@ -38,11 +40,16 @@ class Places:
                     if route.destination.rest(written).startswith(RESERVED):
                         raise InvalidRequest(f"{written} is kept for receipts: name another place")
                     return cls(route, read, written, Marks(keys))
-        raise BucketNotAllowed(f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one")
+        raise BucketNotAllowed(
+            f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one"
+        )
 
     @classmethod
-    def of_outputs(cls, output: PrefixUri, routes: Sequence[Route], keys: Sequence[Key] = ()) -> Self:
-        """Return the places with outputs below `output`, and with the sources that the route gives them.
+    def of_outputs(
+        cls, output: PrefixUri, routes: Sequence[Route], keys: Sequence[Key] = ()
+    ) -> Self:
+        """Return the places with outputs below `output`, and with the sources that the route gives
+        them.
 
         Raises BucketNotAllowed if no route leads there, InvalidRequest if receipts are kept there.
         """
@@ -63,9 +70,13 @@ class Places:
         return self.output.join(key)
 
     def asked_destination(self, key: str) -> ObjectUri | None:
-        """Return the destination that a request for `key` must name; None if the route leads there."""
+        """Return the destination that a request for `key` must name; None if the route leads
+        there.
+        """
         return None if self.output == self.route.outputs_of(self.source) else self.destination(key)
 
     def made_key(self, key: str) -> str:
-        """Return the key that receipts have for a picture: the one below the route's destination."""
+        """Return the key that receipts have for a picture: the one below the route's
+        destination.
+        """
         return self.route.destination.rest(self.output) + key

@@ -1,4 +1,6 @@
-"""What is wrong between sources and outputs, proven picture by picture, and what of it a worker can put right."""
+"""What is wrong between sources and outputs, proven picture by picture, and what of it a worker can
+put right.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +23,22 @@ THREADS = 32  # that ask S3 at once
 AT_ONCE = 500  # findings that are looked up among the dead letters, and put on the queue, together
 TICK = 1000
 
-State = Literal["current", "missing", "stale", "held", "orphan", "refused", "unknown key", "dead", "archived"]
+State = Literal[
+    "current", "missing", "stale", "held", "orphan", "refused", "unknown key", "dead", "archived"
+]
 WRONG: tuple[State, ...] = ("missing", "stale", "orphan", "refused", "unknown key", "dead")
 UNTOLD: tuple[State, ...] = ("current", "archived")
-REPAIRABLE: tuple[State, ...] = ("missing", "stale")  # a dead picture needs somebody to look at it first
+REPAIRABLE: tuple[State, ...] = (
+    "missing",
+    "stale",
+)  # a dead picture needs somebody to look at it first
 
 
 @dataclass(frozen=True)
 class Only:
-    """Which findings are wanted, by what their outputs are; all that are not current, unless something is set."""
+    """Which findings are wanted, by what their outputs are; all that are not current, unless
+    something is set.
+    """
 
     other_recipe: bool = False
     below_score: float | None = None
@@ -43,7 +52,8 @@ class Only:
 class Finding:
     """A picture that is not current, or one whose faces are doubtful, and why it is told.
 
-    `version` is the source as it is now, None where there is none. `lowest_score` is known where it was asked for.
+    `version` is the source as it is now, None where there is none. `lowest_score` is known where it
+    was asked for.
     """
 
     state: State
@@ -80,9 +90,11 @@ class Reconciliation:
         sources_deleted: bool = False,
         on_tick: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`redis` has the dead letters. Without a `recipe` any will do. `on_tick` gets the number of further keys.
+        """`redis` has the dead letters. Without a `recipe` any will do. `on_tick` gets the number
+        of further keys.
 
-        With `sources_deleted` an output without a source is archived, and no orphan, if it has its receipt.
+        With `sources_deleted` an output without a source is archived, and no orphan, if it has its
+        receipt.
         """
         self.counts: Counter[State] = Counter()
         self.enqueued = 0
@@ -99,8 +111,11 @@ class Reconciliation:
     def wrong(self) -> int:
         return sum(self.counts[state] for state in WRONG)
 
-    def findings(self, publish: Publish | None = None, limit: int | None = None) -> Iterator[Finding]:
-        """What is wanted, at most `limit` of it, in the order of the store; memory does not grow with the keys.
+    def findings(
+        self, publish: Publish | None = None, limit: int | None = None
+    ) -> Iterator[Finding]:
+        """What is wanted, at most `limit` of it, in the order of the store; memory does not grow
+        with the keys.
 
         What a worker can put right is given to `publish` before it is told.
         """
@@ -119,10 +134,14 @@ class Reconciliation:
 
     def _examined(self) -> Iterator[Finding]:
         """What is not current, and what is asked for by its score, each settled."""
-        return (finding for finding in in_order(self._examine, self._doubtful(), THREADS) if finding)
+        return (
+            finding for finding in in_order(self._examine, self._doubtful(), THREADS) if finding
+        )
 
     def _doubtful(self) -> Iterator[Compared]:
-        for number, compared in enumerate(compare(self._store, self._places, self._recipe), start=1):
+        for number, compared in enumerate(
+            compare(self._store, self._places, self._recipe), start=1
+        ):
             if number % TICK == 0:
                 self._on_tick(TICK)
             if compared.is_current and self._only.below_score is None:
@@ -175,7 +194,9 @@ class Reconciliation:
         return [_dead(finding, letters.get(str(finding.source))) for finding in batch]
 
     def _published(self, wanted: Sequence[Finding], publish: Publish) -> Iterator[Finding]:
-        repaired = [finding.wanted(self._places) for finding in wanted if finding.state in REPAIRABLE]
+        repaired = [
+            finding.wanted(self._places) for finding in wanted if finding.state in REPAIRABLE
+        ]
         if repaired:
             publish(repaired)
         self.enqueued += len(repaired)
@@ -206,7 +227,9 @@ def _reason(places: Places, settled: Settled, made: Made | None, recipe: str | N
     if settled.reason is not None:
         return settled.reason
     changed = not places.marks.is_version(made.etag, settled.source.uri, settled.source.etag)
-    reasons = ["source changed"] * changed + ["other recipe"] * (not receipts.is_of(made.recipe, recipe))
+    reasons = ["source changed"] * changed + ["other recipe"] * (
+        not receipts.is_of(made.recipe, recipe)
+    )
     return ", ".join(reasons)
 
 

@@ -1,4 +1,6 @@
-"""Whether outputs and sources are what their receipts say: digests computed anew, sizes and metadata compared."""
+"""Whether outputs and sources are what their receipts say: digests computed anew, sizes and
+metadata compared.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.bulk.comparison import find_receipt, list_outputs, named_receipts, receipt_uri, refusal, without_output
+from tasks.bulk.comparison import (
+    find_receipt,
+    list_outputs,
+    named_receipts,
+    receipt_uri,
+    refusal,
+    without_output,
+)
 from tasks.bulk.in_order import in_order
 from tasks.bulk.places import Places
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
@@ -48,7 +57,9 @@ GOOD: tuple[State, ...] = (
     "ok", "held", "superseded", "unplaced",
     "source gone", "source unknown", "source deleted", "source due", "source kept",
 )  # fmt: skip
-BESIDE_OK: tuple[State, ...] = tuple(state for state in GOOD if state not in ("ok", "held", "superseded"))
+BESIDE_OK: tuple[State, ...] = tuple(
+    state for state in GOOD if state not in ("ok", "held", "superseded")
+)
 NO_ETAG = "0" * 32  # of no object
 
 Look = Callable[[bytes, Receipt], bool]
@@ -73,20 +84,27 @@ class Disposal:
     compare: Compare
 
     def check(self, store: ObjectStore, sources: PrefixUri) -> None:
-        """Raise StorageRejected where a delete would also hit a source that was replaced meanwhile."""
-        # There is no such object: only a store that does not look at the condition says that it deleted it.
+        """Raise StorageRejected where a delete would also hit a source that was replaced
+        meanwhile.
+        """
+        # There is no such object: only a store that does not look at the condition says that it
+        # deleted it.
         if not self.is_rehearsal and store.delete_version(sources.join(receipts.PROBE), NO_ETAG):
             raise StorageRejected(
                 f"{sources} is in a store that ignores If-Match: have a lifecycle rule delete sources"
             )
 
     def keeps(self, source: StoredObject, receipt: Receipt) -> bool:
-        """Return whether a `source` stays: somebody should look at the picture first, or it is too young."""
+        """Return whether a `source` stays: somebody should look at the picture first, or it is too
+        young.
+        """
         young = source.modified is None or datetime.now(UTC) - source.modified < self.older_than
         return receipt.status != "anonymized" or receipt.reason is not None or young
 
     def allows(self, output: bytes, source: bytes, receipt: Receipt) -> bool:
-        """Return whether an output shows what its source does; not so if one of them can't be decoded."""
+        """Return whether an output shows what its source does; not so if one of them can't be
+        decoded.
+        """
         try:
             return self.compare(output, source, receipt)
         except Permanent:
@@ -103,11 +121,12 @@ class Disposal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is true of an output: its `states`, at least one, and its `receipt`, None where there is none.
+    """What is true of an output: its `states`, at least one, and its `receipt`, None where there is
+    none.
 
-    ``held`` and ``output gone`` are of receipts without an output; ``superseded`` is a receipt whose output was made
-    anew; ``source unknown`` an output that was not put where its route puts it by itself; ``unplaced`` a receipt by a
-    version that did not sign of which output it is.
+    ``held`` and ``output gone`` are of receipts without an output; ``superseded`` is a receipt
+    whose output was made anew; ``source unknown`` an output that was not put where its route puts
+    it by itself; ``unplaced`` a receipt by a version that did not sign of which output it is.
     """
 
     output: ObjectUri
@@ -143,7 +162,8 @@ class Audit:
     ) -> None:
         """`read_seconds` is the limit for reading an object.
 
-        With `keys`, receipts have to be signed with one of them. With `look`, outputs are looked at too.
+        With `keys`, receipts have to be signed with one of them. With `look`, outputs are looked at
+        too.
         """
         self._store = store
         self._routes = routes
@@ -154,15 +174,19 @@ class Audit:
         self._threads = threads
 
     def verdicts(self, address: str, source: str | None = None) -> Iterator[Verdict]:
-        """One for each output, or receipt without an output, at or below `address`, in the order of the store.
+        """One for each output, or receipt without an output, at or below `address`, in the order of
+        the store.
 
-        `address` is that of an output, of a receipt, or of a place; `source` is where the sources of the outputs below
-        it are, if they were not put where the route puts them by itself. Memory does not grow with their number.
-        Raises ObjectNotFound where there is nothing, BucketNotAllowed and InvalidRequest for what can't be looked at,
-        StorageRejected where a source can't be deleted safely.
+        `address` is that of an output, of a receipt, or of a place; `source` is where the sources
+        of the outputs below it are, if they were not put where the route puts them by itself.
+        Memory does not grow with their number. Raises ObjectNotFound where there is nothing,
+        BucketNotAllowed and InvalidRequest for what can't be looked at, StorageRejected where a
+        source can't be deleted safely.
         """
         found = False
-        for verdict in in_order(self._judge, self._disposable(self._subjects(address, source)), self._threads):
+        for verdict in in_order(
+            self._judge, self._disposable(self._subjects(address, source)), self._threads
+        ):
             if verdict is not None:
                 found = True
                 yield verdict
@@ -190,7 +214,9 @@ class Audit:
             yield from self._below(Places.of_outputs(place, self._routes, self._keys))
 
     def _disposable(self, subjects: Iterator[Subject]) -> Iterator[Subject]:
-        """All of `subjects`, whose sources are in one place, once it is known that they can be deleted there."""
+        """All of `subjects`, whose sources are in one place, once it is known that they can be
+        deleted there.
+        """
         for number, subject in enumerate(subjects):
             if self._disposal and number == 0:
                 self._disposal.check(self._store, subject.places.source)
@@ -230,7 +256,9 @@ class Audit:
         if places.marks.missing_key_of(opened.stored.metadata):
             problems += ["unknown key"] if flaw is None else []
             return self._verdict(subject, made, problems + self._of_content(opened, receipt))
-        problems += self._of_content(opened, receipt) + self._of_version(subject, opened.stored, receipt)
+        problems += self._of_content(opened, receipt) + self._of_version(
+            subject, opened.stored, receipt
+        )
         said_of_source = self._of_source(subject, opened.stored, receipt, not problems)
         return self._verdict(subject, made, problems + notes + said_of_source)
 
@@ -271,12 +299,18 @@ class Audit:
         return problems
 
     def _of_version(self, subject: Subject, output: StoredObject, receipt: Receipt) -> list[State]:
-        """Compare the version; a keyed mark of an unknown address says nothing, but the receipt was found by it."""
+        """Compare the version; a keyed mark of an unknown address says nothing, but the receipt was
+        found by it.
+        """
         marks, mark = subject.places.marks, output.metadata.get(receipts.SOURCE_ETAG, "")
         source = subject.places.source.join(subject.key)
         if marks.is_version(mark, source, receipt.source_etag):
             return []
-        return [] if is_keyed(mark) and not marks.is_source(output.metadata, source) else ["metadata differs"]
+        return (
+            []
+            if is_keyed(mark) and not marks.is_source(output.metadata, source)
+            else ["metadata differs"]
+        )
 
     def _of_pixels(self, look: Look, content: bytes, receipt: Receipt) -> list[State]:
         try:
@@ -284,7 +318,9 @@ class Audit:
         except Permanent:
             return ["unreadable"]
 
-    def _of_source(self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool) -> list[State]:
+    def _of_source(
+        self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool
+    ) -> list[State]:
         uri = subject.places.source.join(subject.key)
         if not subject.places.marks.is_source(output.metadata, uri):
             return ["source unknown"]
@@ -294,8 +330,12 @@ class Audit:
         except ObjectNotFound:
             return ["source gone"]
 
-    def _of_own_source(self, subject: Subject, opened: OpenObject, receipt: Receipt, is_good: bool) -> list[State]:
-        """Compare the source with its receipt, and delete it if that is asked for and its output `is_good`."""
+    def _of_own_source(
+        self, subject: Subject, opened: OpenObject, receipt: Receipt, is_good: bool
+    ) -> list[State]:
+        """Compare the source with its receipt, and delete it if that is asked for and its output
+        `is_good`.
+        """
         if opened.stored.size != receipt.source_bytes:
             return ["source changed"]
         disposal = self._disposal if is_good else None
@@ -314,7 +354,9 @@ class Audit:
         return [disposal.of(self._store, opened.stored)]
 
     def _output(self, subject: Subject, receipt: Receipt) -> bytes | None:
-        """Return the content of the output as it is by now; None if it is not that of its receipt any more."""
+        """Return the content of the output as it is by now; None if it is not that of its receipt
+        any more.
+        """
         try:
             with self._store.open(subject.places.destination(subject.key)) as opened:
                 content = opened.read(opened.stored.size, self._read_seconds)
@@ -326,12 +368,22 @@ class Audit:
         places = subject.places
         receipt = None if made is None else receipt_uri(places, made)
         is_fine = all(state in BESIDE_OK for state in states)
-        return Verdict(places.destination(subject.key), receipt, ("ok", *states) if is_fine else tuple(states))
+        return Verdict(
+            places.destination(subject.key), receipt, ("ok", *states) if is_fine else tuple(states)
+        )
 
 
 def _receipt_subject(whole: Places, key: str) -> Subject:
-    """The receipt at `key` of the route's destination; InvalidRequest if its name does not tell what it is of."""
-    made = receipts.parse(key.removeprefix(receipts.FOLDER)) if key.startswith(receipts.FOLDER) else None
+    """The receipt at `key` of the route's destination; InvalidRequest if its name does not tell
+    what it is of.
+    """
+    made = (
+        receipts.parse(key.removeprefix(receipts.FOLDER))
+        if key.startswith(receipts.FOLDER)
+        else None
+    )
     if made is None:
-        raise InvalidRequest(f"{whole.output.join(key)} does not say of what it is the receipt: name the output")
+        raise InvalidRequest(
+            f"{whole.output.join(key)} does not say of what it is the receipt: name the output"
+        )
     return Subject(whole, made.key, made)

@@ -1,11 +1,13 @@
-"""Deliveries at work: each is noted in Redis before the work that may kill its process, and has its output to itself.
+"""Deliveries at work: each is noted in Redis before the work that may kill its process, and has its
+output to itself.
 
-A delivery that ends, however it ends, takes its note away; one whose process died leaves it behind. So a note whose
-delivery is no longer in hand anywhere is a death, and a picture that was near one is worked on alone: the next death
-has one suspect. After the third it is given up.
+A delivery that ends, however it ends, takes its note away; one whose process died leaves it behind.
+So a note whose delivery is no longer in hand anywhere is a death, and a picture that was near one
+is worked on alone: the next death has one suspect. After the third it is given up.
 
-An output belongs to the delivery that asked for it first, for as long as that one is in hand: there is no time limit
-to renew, for the lease is one. A delivery whose lease was lost may not store any more.
+An output belongs to the delivery that asked for it first, for as long as that one is in hand: there
+is no time limit to renew, for the lease is one. A delivery whose lease was lost may not store any
+more.
 """
 
 import hashlib
@@ -27,7 +29,9 @@ from tasks.errors import Busy, Poison, QueueUnavailable, Transient
 from tasks.redis_errors import queue_unavailable
 
 MOST_DEATHS = 3
-ATTEMPTS = "veil:attempts:{}"  # of an output: a hash of notes by delivery tag, with `first` and `error`
+ATTEMPTS = (
+    "veil:attempts:{}"  # of an output: a hash of notes by delivery tag, with `first` and `error`
+)
 ERROR = "error"  # what is known of the last death
 TURN = "veil:turn:{}"  # of an output: the tag of the delivery that it belongs to
 INDEX = "unacked_index"  # kombu's name for the tags of all that is in hand
@@ -49,7 +53,9 @@ HOLDS = lua.load(__package__, "holds")
 
 
 class Room:
-    """Where pictures are worked on: many together, or one alone. Whoever wants to be alone goes before the others."""
+    """Where pictures are worked on: many together, or one alone. Whoever wants to be alone goes
+    before the others.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -133,7 +139,9 @@ class Deliveries:
                 raise
 
     def note_stall(self, what: str) -> None:
-        """Note, before this process ends, why it does: for the pictures that it works on. Takes 2 s at most."""
+        """Note, before this process ends, why it does: for the pictures that it works on. Takes 2 s
+        at most.
+        """
         thread = threading.Thread(target=self._note_stall, args=(what,), daemon=True)
         thread.start()
         thread.join(STALL_SECONDS)
@@ -154,9 +162,13 @@ class Delivery:
         self._tag = tag
         self._worker = worker
         self._inside = ExitStack()
-        self.first_time: float | None = None  # when the picture was first tried, in seconds since the epoch
+        self.first_time: float | None = (
+            None  # when the picture was first tried, in seconds since the epoch
+        )
         self.last_error: str | None = None  # what is known of the last death
-        self.deaths: list[dict[str, Any]] = []  # the notes that processes left behind: worker, pid, time
+        self.deaths: list[
+            dict[str, Any]
+        ] = []  # the notes that processes left behind: worker, pid, time
 
     @property
     def is_given_up(self) -> bool:
@@ -172,9 +184,13 @@ class Delivery:
             raise queue_unavailable(error) from None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         self._inside.close()
-        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, Transient | MemoryError)):
+        if kind is None or (
+            issubclass(kind, Exception) and not issubclass(kind, Transient | MemoryError)
+        ):
             self._end("all")
         elif issubclass(kind, MemoryError):
             # It may be another's doing, or its own: the note stays, and it is worked on alone.
@@ -205,7 +221,9 @@ class Delivery:
         deadline = time.monotonic() + OUTPUT_WAIT_SECONDS
         self._deliveries.tell_ends()
         while True:
-            answer = self._deliveries.enter(keys=[self._turn, self._notes, INDEX], args=[self._tag, TURN_SECONDS])
+            answer = self._deliveries.enter(
+                keys=[self._turn, self._notes, INDEX], args=[self._tag, TURN_SECONDS]
+            )
             if answer[0] < 0:
                 raise _lost()
             if answer[0] > 0:
@@ -222,10 +240,15 @@ class Delivery:
         try:
             if self.deaths:
                 log.warning(
-                    "taken over, to work on alone", output=str(self._output), pid=os.getpid(), **self._last_death()
+                    "taken over, to work on alone",
+                    output=str(self._output),
+                    pid=os.getpid(),
+                    **self._last_death(),
                 )
             room = self._deliveries.room
-            self._inside.enter_context((room.alone if self.deaths else room.together)(ROOM_WAIT_SECONDS))
+            self._inside.enter_context(
+                (room.alone if self.deaths else room.together)(ROOM_WAIT_SECONDS)
+            )
             now = time.time()
             self.first_time = self.first_time or now
             note = json.dumps({"worker": self._worker, "pid": os.getpid(), "time": now})

@@ -1,7 +1,9 @@
-"""The circuit breaker: a store that is away stops the worker from taking messages, and spends no picture's tries.
+"""The circuit breaker: a store that is away stops the worker from taking messages, and spends no
+picture's tries.
 
-A try that failed is looked into: if the same way is closed to a probe too, it is an outage, else the picture's own
-trouble. During an outage one thread probes, with growing pauses; pictures that fail meanwhile are not held against.
+A try that failed is looked into: if the same way is closed to a probe too, it is an outage, else
+the picture's own trouble. During an outage one thread probes, with growing pauses; pictures that
+fail meanwhile are not held against.
 """
 
 import random
@@ -12,7 +14,13 @@ from collections.abc import Callable
 import structlog
 
 from tasks.backoff import ceiling
-from tasks.errors import CredentialsRefused, DestinationUnavailable, StorageUnavailable, Transient, VeilError
+from tasks.errors import (
+    CredentialsRefused,
+    DestinationUnavailable,
+    StorageUnavailable,
+    Transient,
+    VeilError,
+)
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
@@ -29,8 +37,12 @@ log = structlog.get_logger("veil")
 class CircuitBreaker:
     """Whether the store is away, as this worker sees it. Threads share one."""
 
-    def __init__(self, pause_taking: Callable[[bool], None], sleep: Callable[[float], None] = time.sleep) -> None:
-        """`pause_taking` is told True when no more messages are to be taken, and False at the end."""
+    def __init__(
+        self, pause_taking: Callable[[bool], None], sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        """`pause_taking` is told True when no more messages are to be taken, and False at the
+        end.
+        """
         self._pause_taking = pause_taking
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -44,7 +56,8 @@ class CircuitBreaker:
     def explains(self, error: Transient, probe: Probe) -> bool:
         """Whether `error` befell its picture because the store is away for all of them.
 
-        Waits for `probe`. From the first time on that it does, nothing is taken until `probe` passes.
+        Waits for `probe`. From the first time on that it does, nothing is taken until `probe`
+        passes.
         """
         if not isinstance(error, OF_THE_STORE):
             return False
@@ -57,7 +70,9 @@ class CircuitBreaker:
             self._over.clear()
             self._pause_taking(True)
         log.error("store away", **_described(failure), action="taking nothing until it is back")
-        threading.Thread(target=self._wait, args=(probe, failure), name="circuit breaker", daemon=True).start()
+        threading.Thread(
+            target=self._wait, args=(probe, failure), name="circuit breaker", daemon=True
+        ).start()
         return True
 
     def _wait(self, probe: Probe, failure: VeilError) -> None:
@@ -90,7 +105,9 @@ def _failure(probe: Probe) -> VeilError | None:
         probe()
     except OF_THE_STORE as error:
         return error
-    except Exception as error:  # neither that nor a bug in the probe may keep a worker from work for good
+    except (
+        Exception
+    ) as error:  # neither that nor a bug in the probe may keep a worker from work for good
         log.error("probe failed", error=type(error).__name__)
     return None
 

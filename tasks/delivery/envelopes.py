@@ -36,7 +36,9 @@ TAIL_BYTES = 16 << 10  # of a message that is too large, in which its id is look
 SAMPLE_BYTES = 64  # of a message that is no JSON object
 SAMPLE_LENGTH = 1000  # characters
 CHARSETS = (None, "utf-8", "utf8", "us-ascii", "ascii")
-NAMESPACE = uuid.UUID("d55cfae5-5e3c-4bea-b44a-5981f3e76cc8")  # of the ids given to messages without one
+NAMESPACE = uuid.UUID(
+    "d55cfae5-5e3c-4bea-b44a-5981f3e76cc8"
+)  # of the ids given to messages without one
 ID = re.compile(rb'"(?:id|correlation_id)": ?"([^"\\]{1,1000})"')
 # Whatever is assigned to something, or is long enough to be a key, is left out of a sample.
 SECRET = re.compile(r"(?<=[=:])\s*[^\s,;]+|[\w+/=.~-]{16,}")
@@ -98,7 +100,9 @@ def read(item: bytes, size: int) -> Envelope:
         _read_message(message, envelope)
     except MalformedMessage as error:
         envelope.defect = str(error)
-        envelope.sample = f"{size:,} bytes: {_sample(item, message, envelope.headers)}"[:SAMPLE_LENGTH]
+        envelope.sample = f"{size:,} bytes: {_sample(item, message, envelope.headers)}"[
+            :SAMPLE_LENGTH
+        ]
     return envelope
 
 
@@ -118,7 +122,8 @@ def for_celery(item: bytes, size: int, queue: str, tag: str) -> dict[str, Any]:
         "id": envelope.task_id or str(uuid.uuid5(NAMESPACE, item.hex())),
         "root_id": _id(said.get("root_id")),
         "parent_id": _id(said.get("parent_id")),
-        "ignore_result": bool(said.get("ignore_result")) or envelope.task_id is None,  # nobody can ask for that one
+        "ignore_result": bool(said.get("ignore_result"))
+        or envelope.task_id is None,  # nobody can ask for that one
         "argsrepr": shown(envelope.arguments),
         "kwargsrepr": saferepr(envelope.named, MOST_SHOWN),
     }
@@ -129,7 +134,10 @@ def for_celery(item: bytes, size: int, queue: str, tag: str) -> dict[str, Any]:
     if envelope.defect is None:
         headers |= {"retries": said.get("retries") or 0, "eta": start(said.get("eta"))}
     else:
-        headers |= {"retries": 0, REFUSED_HEADER: {"defect": envelope.defect, "sample": envelope.sample}}
+        headers |= {
+            "retries": 0,
+            REFUSED_HEADER: {"defect": envelope.defect, "sample": envelope.sample},
+        }
     return {
         "body": base64.b64encode(_body_of(envelope.arguments, envelope.named).encode()).decode(),
         "content-type": "application/json",
@@ -154,7 +162,11 @@ def start(eta: Any) -> str | None:
     except (TypeError, ValueError):
         return None
     at = at.replace(tzinfo=at.tzinfo or UTC)
-    return at.isoformat() if 0 < (at - datetime.now(UTC)).total_seconds() <= LONGEST_WAIT_SECONDS else None
+    return (
+        at.isoformat()
+        if 0 < (at - datetime.now(UTC)).total_seconds() <= LONGEST_WAIT_SECONDS
+        else None
+    )
 
 
 def _read_message(message: Any, envelope: Envelope) -> None:
@@ -186,7 +198,9 @@ def _read_body(body: Any, envelope: Envelope) -> None:
         loads(_body_of(arguments, named))  # as Celery will: it revives dates, decimals and more
     except Exception as error:
         raise MalformedMessage(f"body: {type(error).__name__}") from None
-    if envelope.headers.get("task") == TASK:  # those of another task name no picture, and may be secret
+    if (
+        envelope.headers.get("task") == TASK
+    ):  # those of another task name no picture, and may be secret
         envelope.arguments, envelope.named = arguments, named
 
 
@@ -195,16 +209,21 @@ def _checked(headers: dict[str, Any], properties: Any) -> _Message:
         valid = _Message.model_validate({"headers": headers, "properties": properties})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise MalformedMessage(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+        raise MalformedMessage(
+            f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        ) from None
     if valid.headers.task != TASK:
-        raise MalformedMessage(f"headers.task: workers take {TASK} alone, not {_quoted(valid.headers.task)}")
+        raise MalformedMessage(
+            f"headers.task: workers take {TASK} alone, not {_quoted(valid.headers.task)}"
+        )
     return valid
 
 
 def _body_of(arguments: list[Any], named: dict[str, Any]) -> str:
     """Return the body of protocol 2 with these arguments.
 
-    Celery calls a task with a `self` of its own; under another name the task can refuse the sender's.
+    Celery calls a task with a `self` of its own; under another name the task can refuse the
+    sender's.
     """
     renamed = {"argument self" if name == "self" else name: value for name, value in named.items()}
     return json.dumps([arguments, renamed, None])
@@ -214,7 +233,9 @@ def _body(message: dict[str, Any], headers: dict[str, Any], properties: dict[str
     """Return what the body of `message` holds as JSON."""
     kind, charset = message.get("content-type"), message.get("content-encoding")
     if kind != "application/json":
-        raise MalformedMessage(f"content-type: {_quoted(kind)}, workers take JSON alone: task_serializer = 'json'")
+        raise MalformedMessage(
+            f"content-type: {_quoted(kind)}, workers take JSON alone: task_serializer = 'json'"
+        )
     if (charset.lower() if isinstance(charset, str) else charset) not in CHARSETS:
         raise MalformedMessage(f"content-encoding: {_quoted(charset)}, workers take UTF-8 alone")
     content, encoding = message.get("body"), properties.get("body_encoding")
@@ -226,7 +247,9 @@ def _body(message: dict[str, Any], headers: dict[str, Any], properties: dict[str
         elif encoding == "base64":
             packed = base64.b64decode(content, validate=True)
         else:
-            raise MalformedMessage(f"properties.body_encoding: {_quoted(encoding)} is neither base64 nor utf-8")
+            raise MalformedMessage(
+                f"properties.body_encoding: {_quoted(encoding)} is neither base64 nor utf-8"
+            )
     except ValueError:
         raise MalformedMessage(f"body: it is not {encoding or 'utf-8'}") from None
     return _parsed(_unpacked(packed, headers.get("compression")), "body")
@@ -241,12 +264,16 @@ def _unpacked(packed: bytes, compression: Any) -> bytes:
         return packed
     make = UNPACKERS.get(compression) if isinstance(compression, str) else None
     if make is None:
-        raise MalformedMessage(f"headers.compression: {_quoted(compression)}, workers take gzip, bzip2 and lzma")
+        raise MalformedMessage(
+            f"headers.compression: {_quoted(compression)}, workers take gzip, bzip2 and lzma"
+        )
     try:
         unpacker = make()
         content: bytes = unpacker.decompress(packed, MOST_BYTES + 1)
     except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-        raise MalformedMessage(f"body: {compression} is expected, and {type(error).__name__} was raised") from None
+        raise MalformedMessage(
+            f"body: {compression} is expected, and {type(error).__name__} was raised"
+        ) from None
     if len(content) > MOST_BYTES:
         raise MalformedMessage(f"body: it unpacks to more than {MOST_BYTES:,} bytes")
     if not unpacker.eof or unpacker.unused_data:
@@ -298,8 +325,14 @@ def _id_within(end: bytes) -> str | None:
 def _sample(item: bytes, message: Any, headers: dict[str, Any]) -> str:
     """Return one printable line that tells an operator who sent `message`, without secrets."""
     if headers:
-        named = ["task", "origin", *(("argsrepr", "kwargsrepr") if headers.get("task") == TASK else ())]
-        return ", ".join(f"{name} {_quoted(headers[name], 300)}" for name in named if name in headers)
+        named = [
+            "task",
+            "origin",
+            *(("argsrepr", "kwargsrepr") if headers.get("task") == TASK else ()),
+        ]
+        return ", ".join(
+            f"{name} {_quoted(headers[name], 300)}" for name in named if name in headers
+        )
     if isinstance(message, dict):
         return "an object with " + ", ".join(_quoted(name) for name in list(message)[:10])
     if message is not None:

@@ -1,11 +1,13 @@
-"""What a worker has in hand: messages on leases that are renewed while its process lives, and run out after it.
+"""What a worker has in hand: messages on leases that are renewed while its process lives, and run
+out after it.
 
-Every step that moves a message is one script inside Redis, so that it is in a queue or in hand at every moment,
-whatever dies. Each delivery has a tag of its own: whoever lost its lease holds a tag that names nothing any more,
-and can neither end nor renew the delivery to somebody else.
+Every step that moves a message is one script inside Redis, so that it is in a queue or in hand at
+every moment, whatever dies. Each delivery has a tag of its own: whoever lost its lease holds a tag
+that names nothing any more, and can neither end nor renew the delivery to somebody else.
 
-What is in hand is kept as kombu keeps it, and under its names: the hash `unacked` holds ``[message, exchange, routing
-key]`` by tag, the sorted set `unacked_index` the tags. Kombu's scores are the time of delivery, these the lease's end.
+What is in hand is kept as kombu keeps it, and under its names: the hash `unacked` holds ``[message,
+exchange, routing key]`` by tag, the sorted set `unacked_index` the tags. Kombu's scores are the
+time of delivery, these the lease's end.
 """
 
 import threading
@@ -35,9 +37,9 @@ TAKE_BACK = lua.load(__package__, "restore", "now", "take_back")
 class Leases:
     """The messages that this process has in hand, and a thread that looks after them.
 
-    The thread renews their leases, removes what is done, and takes back what other processes left: with a
-    connection of its own, so that none of it waits for Celery to find Redis again. All methods may be called
-    from any thread.
+    The thread renews their leases, removes what is done, and takes back what other processes left:
+    with a connection of its own, so that none of it waits for Celery to find Redis again. All
+    methods may be called from any thread.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +58,9 @@ class Leases:
         self._reached = True
 
     def open(self, redis: Any, records: str, index: str, seconds: float) -> None:
-        """Look after leases of `seconds` in the hash `records` and its `index`; from the second call on nothing new."""
+        """Look after leases of `seconds` in the hash `records` and its `index`; from the second
+        call on nothing new.
+        """
         with self._lock:
             if self._thread is not None:
                 return
@@ -87,7 +91,8 @@ class Leases:
             self._held.difference_update(tags)
 
     def give_back(self, tags: Iterable[str] | None = None) -> int:
-        """Put the messages of `tags`, by default all that is held, back into their queues; their number.
+        """Put the messages of `tags`, by default all that is held, back into their queues; their
+        number.
 
         Where Redis can't be reached they come back when their leases run out.
         """
@@ -150,9 +155,10 @@ class Leases:
         if now >= self._renew_at:
             self._renew_held()
             self._renew_at = now + self._seconds / 6
-        # Redis, or this process, may have been away for longer than a lease, and the others could not renew theirs
-        # either: after a gap they are given time to do so first. In a shorter one no lease runs out that is renewed.
-        # A process that has just started asks Redis how long it has been there; killed workers must not wait for that.
+        # Redis, or this process, may have been away for longer than a lease, and the others could
+        # not renew theirs either: after a gap they are given time to do so first. In a shorter one
+        # no lease runs out that is renewed. A process that has just started asks Redis how long it
+        # has been there; killed workers must not wait for that.
         if self._steady_since is None:
             self._steady_since = now - self._uptime()
         if now - self._tended > self._seconds / 3:
@@ -161,7 +167,9 @@ class Leases:
             self._take_back_expired()
         else:
             self._redis.ping()
-        self._tended = now  # Redis was there in this turn, which a worker with nothing in hand asked just now
+        self._tended = (
+            now  # Redis was there in this turn, which a worker with nothing in hand asked just now
+        )
 
     def _uptime(self) -> float:
         """Seconds since Redis was started."""
@@ -181,7 +189,9 @@ class Leases:
             tags = sorted(self._held)
         if not tags:
             return
-        lost = {tag.decode() for tag in self._renew(keys=[self._index], args=[self._seconds, *tags])}
+        lost = {
+            tag.decode() for tag in self._renew(keys=[self._index], args=[self._seconds, *tags])
+        }
         with self._lock:
             lost &= self._held
             self._held -= lost

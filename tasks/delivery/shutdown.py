@@ -1,4 +1,6 @@
-"""The end of a worker: pictures in hand are finished within a grace period, everything else goes back at once."""
+"""The end of a worker: pictures in hand are finished within a grace period, everything else goes
+back at once.
+"""
 
 import os
 import signal
@@ -19,10 +21,12 @@ log = structlog.get_logger("veil")
 
 
 class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Takes the place of Celery's handlers of signals, which wait for a pool of threads without limit.
+    """Takes the place of Celery's handlers of signals, which wait for a pool of threads without
+    limit.
 
-    The first SIGTERM or SIGINT ends the worker after the pictures in hand, or after the grace period if they take
-    longer; the second one, or SIGQUIT, now. Whatever is not finished then is given back.
+    The first SIGTERM or SIGINT ends the worker after the pictures in hand, or after the grace
+    period if they take longer; the second one, or SIGQUIT, now. Whatever is not finished then is
+    given back.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -63,7 +67,11 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._begun.wait()
         again = self._cut_off.wait(self._grace_seconds)
         unfinished = self._leases.give_back()
-        reason = "told again" if again else f"not finished within {self._grace_seconds:g} s (VEIL_GRACE_SECONDS)"
+        reason = (
+            "told again"
+            if again
+            else f"not finished within {self._grace_seconds:g} s (VEIL_GRACE_SECONDS)"
+        )
         log.error("cut off", unfinished=unfinished, reason=reason)
         os._exit(EXIT_CUT_OFF)
 

@@ -1,4 +1,6 @@
-"""Steps of a worker's start: its parts are built before the first message, and its events are sent together."""
+"""Steps of a worker's start: its parts are built before the first message, and its events are sent
+together.
+"""
 
 import sys
 from importlib.metadata import entry_points
@@ -20,8 +22,8 @@ EVENTS_SECONDS = 0.2  # the longest delay of an event on its way to Flower
 def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
     """Return the pipeline of the entry point, or end the process with one line.
 
-    The entry point lets `tasks` start a pipeline without importing `worker`. Celery swallows what its
-    worker signals raise; an exit from a step ends the start.
+    The entry point lets `tasks` start a pipeline without importing `worker`. Celery swallows what
+    its worker signals raise; an exit from a step ends the start.
     """
     (builder,) = entry_points(group="veil", name="pipeline")
     try:

@@ -1,14 +1,20 @@
-"""Celery's Redis transport, in which a message is in a queue or in hand at every moment, and ends by name.
+"""Celery's Redis transport, in which a message is in a queue or in hand at every moment, and ends
+by name.
 
 What kombu 5.7, the newest release, does otherwise:
 
-- It takes a message with BRPOP and records it as unacknowledged in a second step; what dies or is cut off between
+  - It takes a message with BRPOP and records it as unacknowledged in a second step; what dies or is
+  cut off between
   the two loses it (celery/kombu#305, celery/celery#7950).
-- The time after which an unacknowledged message is delivered again is not renewed (celery/celery#5935), is looked at
+  - The time after which an unacknowledged message is delivered again is not renewed
+  (celery/celery#5935), is looked at
   every 100 s, and under a lock that a killed worker holds for five minutes (celery/kombu#1816).
-- A connection that drops gives back what the worker still works on; and what is done after that on the channel, which
-  is closed, raises ``'NoneType' object has no attribute 'hostname'``, which can end the worker (celery/kombu#582).
-- An item that is no task message ends the worker, or is left unacknowledged and takes up a place for good; one that is
+  - A connection that drops gives back what the worker still works on; and what is done after that
+  on the channel, which
+  is closed, raises ``'NoneType' object has no attribute 'hostname'``, which can end the worker
+  (celery/kombu#582).
+  - An item that is no task message ends the worker, or is left unacknowledged and takes up a place
+  for good; one that is
   broadcast ends all workers.
 """
 
@@ -31,7 +37,9 @@ from tasks.delivery.leases import TAKE, Leases
 from tasks.redis_errors import queue_unavailable
 
 MOST_WAITING = 1000  # messages in hand whose time has not come
-IDLE_SECONDS = 0.04  # between two turns of the event loop, at which empty queues are looked into again
+IDLE_SECONDS = (
+    0.04  # between two turns of the event loop, at which empty queues are looked into again
+)
 
 log = structlog.get_logger("veil")
 
@@ -42,7 +50,9 @@ def _report(error: ResponseError) -> None:
 
 
 class QoS(redis.QoS):  # type: ignore[misc]
-    """Counts what a channel has delivered. What is in hand, and how that ends, is the business of the leases."""
+    """Counts what a channel has delivered. What is in hand, and how that ends, is the business of
+    the leases.
+    """
 
     def append(self, message: Any, delivery_tag: str) -> None:
         virtual.QoS.append(self, message, delivery_tag)
@@ -52,7 +62,9 @@ class QoS(redis.QoS):  # type: ignore[misc]
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Remove a message, or let it come back: with its lease, for at once would be a loop without a pause."""
+        """Remove a message, or let it come back: with its lease, for at once would be a loop
+        without a pause.
+        """
         if requeue:
             self.channel.leases.let_go([delivery_tag])
             self.channel.leases.rest()
@@ -64,7 +76,8 @@ class QoS(redis.QoS):  # type: ignore[misc]
         """The leases' thread takes back what others left."""
 
     def restore_unacked_once(self, *_: Any, **__: Any) -> None:
-        """A channel is closed: what this process works on stays in hand, what waits for its time is let go.
+        """A channel is closed: what this process works on stays in hand, what waits for its time is
+        let go.
 
         For of the latter Celery forgets that it has it.
         """
@@ -91,7 +104,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
     def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **named: Any) -> Any:
         if not no_ack and not self.takes:
             self.takes = True
-            self.leases.open(self._lease_client(), self.unacked_key, self.unacked_index_key, self.lease_seconds)
+            self.leases.open(
+                self._lease_client(), self.unacked_key, self.unacked_index_key, self.lease_seconds
+            )
         return super().basic_consume(queue, no_ack, *arguments, **named)
 
     def _lease_client(self) -> Any:
@@ -101,7 +116,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
         return Redis(connection_pool=pool)
 
     def close(self) -> None:
-        """Close, whatever has become of the connection: what waits here for its time must be let go."""
+        """Close, whatever has become of the connection: what waits here for its time must be let
+        go.
+        """
         try:
             if self._in_poll:
                 self._brpop_read()
@@ -129,7 +146,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
         names = [queue for queue in queues for _ in self.priority_steps]
         lists = [self._q_for_pri(queue, step) for queue in queues for step in self.priority_steps]
         keys = [self.unacked_key, self.unacked_index_key, *lists]
-        self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, self._tag, self.lease_seconds, *names, MOST_BYTES)
+        self._in_poll.send_command(
+            "EVAL", TAKE, len(keys), *keys, self._tag, self.lease_seconds, *names, MOST_BYTES
+        )
 
     def _brpop_read(self, **options: Any) -> Any:
         if not self.takes:
@@ -153,11 +172,14 @@ class Channel(redis.Channel):  # type: ignore[misc]
         return True
 
     def _receive_one(self, client: Any) -> Any:
-        """Deliver what was broadcast, a control command or an event; junk there would end the worker too."""
+        """Deliver what was broadcast, a control command or an event; junk there would end the
+        worker too.
+        """
         try:
             return super()._receive_one(client)
         except Exception as error:
-            # To kombu a KeyError is a lost connection; here it is a message without a part that it should have.
+            # To kombu a KeyError is a lost connection; here it is a message without a part that it
+            # should have.
             if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
                 raise
             log.error("junk broadcast", reason=type(error).__name__)
@@ -172,7 +194,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
         self.connection._deliver(for_celery(item, size, queue, tag), queue)
 
     def _queue_bind(self, *arguments: Any) -> None:
-        """Note a binding in Redis, if it takes it. A full one is not waited for: it is workers that make room."""
+        """Note a binding in Redis, if it takes it. A full one is not waited for: it is workers that
+        make room.
+        """
         try:
             super()._queue_bind(*arguments)
         except ResponseError as error:
@@ -185,7 +209,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
 
 class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
-    """Asks all channels, and lets no answer lie that holds a task message, for its lease is running."""
+    """Asks all channels, and lets no answer lie that holds a task message, for its lease is
+    running.
+    """
 
     def _pause_brpop(self, channel: Any, fileno: int) -> None:
         if channel.takes:
@@ -195,11 +221,15 @@ class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Without an event loop: come back in time for the next look into the queues."""
-        return super().get(callback, IDLE_SECONDS if timeout is None else min(timeout, IDLE_SECONDS))
+        return super().get(
+            callback, IDLE_SECONDS if timeout is None else min(timeout, IDLE_SECONDS)
+        )
 
 
 class Transport(redis.Transport):  # type: ignore[misc]
-    """Reads with the channels above. A process has one set of leases, whatever becomes of its connections."""
+    """Reads with the channels above. A process has one set of leases, whatever becomes of its
+    connections.
+    """
 
     Channel = Channel
     leases = Leases()

@@ -18,7 +18,9 @@ class Pipeline(Protocol):
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if it has none."""
 
-    def run(self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]) -> AnonymizeReport:
+    def run(
+        self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]
+    ) -> AnonymizeReport:
         """Fetch, anonymize and store one picture; raise a VeilError that says who must act.
 
         `on_stage` is called with the name of each stage as it begins, and `confirm` before anything
@@ -37,7 +39,9 @@ class Dispatcher(Protocol):
 
 @dataclass
 class Work:
-    """What a worker process works with. PipelineStep makes one before the first message is taken."""
+    """What a worker process works with. PipelineStep makes one before the first message is
+    taken.
+    """
 
     pipeline: Pipeline
     deliveries: Deliveries

@@ -1,1 +1,3 @@
-"""Records that Redis keeps: dead letters, pictures under review, outcomes and the state of queues."""
+"""Records that Redis keeps: dead letters, pictures under review, outcomes and the state of
+queues.
+"""

@@ -12,9 +12,10 @@ from tasks.records.ledger import Ledger
 class DeadLetter:
     """Why a picture was given up. Times are seconds since the epoch.
 
-    `first_time` is when it was first tried, `last_error` what is known of the last death of a process at work on it,
-    `options` what the message held as such. `source` is ``message ID`` where the message has none. Of a message that
-    could not be taken there is a `sample`, one line without values that may be secret.
+    `first_time` is when it was first tried, `last_error` what is known of the last death of a
+    process at work on it, `options` what the message held as such. `source` is ``message ID`` where
+    the message has none. Of a message that could not be taken there is a `sample`, one line without
+    values that may be secret.
     """
 
     source: str
@@ -33,7 +34,9 @@ class DeadLetter:
 
 
 MOST_WITHOUT_SOURCE = 1000
-WITHOUT_SOURCE = "veil:dead:without-source"  # a list: what those letters are called, the newest first
+WITHOUT_SOURCE = (
+    "veil:dead:without-source"  # a list: what those letters are called, the newest first
+)
 LETTERS = Ledger("veil:dead", DeadLetter)
 
 RECORD_WITHOUT_SOURCE = lua.load(__package__, "record_without_source")

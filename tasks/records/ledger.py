@@ -1,4 +1,6 @@
-"""Pictures that wait for somebody, each with what is known of it, in one Redis hash keyed by the source's address."""
+"""Pictures that wait for somebody, each with what is known of it, in one Redis hash keyed by the
+source's address.
+"""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -58,16 +60,25 @@ class Ledger(Generic[Item]):
     def of(self, redis: Any, sources: Sequence[str]) -> dict[str, Item]:
         """The entries of `sources`, as far as there are any."""
         found = redis.hmget(self.key, list(sources)) if sources else ()
-        return {source: self._parse(value) for source, value in zip(sources, found, strict=True) if value is not None}
+        return {
+            source: self._parse(value)
+            for source, value in zip(sources, found, strict=True)
+            if value is not None
+        }
 
     def oldest_first(self, redis: Any) -> Iterator[Item]:
         """All entries by their time, or in no order if there are more than SORTED_AT_MOST."""
         if self.count(redis) > SORTED_AT_MOST:
             yield from self.entries(redis)
             return
-        dated = sorted({entry.source: entry.time for entry in self.entries(redis)}.items(), key=lambda item: item[1])
+        dated = sorted(
+            {entry.source: entry.time for entry in self.entries(redis)}.items(),
+            key=lambda item: item[1],
+        )
         for start in range(0, len(dated), AT_ONCE):
-            yield from self.of(redis, [source for source, _ in dated[start : start + AT_ONCE]]).values()
+            yield from self.of(
+                redis, [source for source, _ in dated[start : start + AT_ONCE]]
+            ).values()
 
     def drop(self, redis: Any, sources: Sequence[str]) -> int:
         """Forget the entries of `sources`; how many there were."""

@@ -1,4 +1,6 @@
-"""Counts of what came of the pictures, kept in Redis by the workers: in all, by minute, and by run of a backfill."""
+"""Counts of what came of the pictures, kept in Redis by the workers: in all, by minute, and by run
+of a backfill.
+"""
 
 import re
 import time

@@ -12,14 +12,18 @@ from kombu.transport import redis as kombu_redis
 from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
 from tasks.redis_errors import connected
 
-IN_HAND = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
+IN_HAND = (
+    kombu_redis.Channel.unacked_key
+)  # a hash: [message, exchange, routing key] by delivery tag
 SCANNED_AT_ONCE = 500
 ROOM_SECONDS = 1.0  # between two looks at a full queue
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueStatus:
-    """A queue: messages that wait there, and how long the next one has, in seconds; None if it does not say."""
+    """A queue: messages that wait there, and how long the next one has, in seconds; None if it does
+    not say.
+    """
 
     name: str
     waiting: int
@@ -35,7 +39,10 @@ def statuses(redis: Any) -> list[QueueStatus]:
             pipe.lindex(name, -1)
         answers = pipe.execute()
     found = list(zip((queue for queue, _ in lists), answers[::2], answers[1::2], strict=True))
-    return [_status(queue, [(length, next_) for name, length, next_ in found if name == queue]) for queue in QUEUES]
+    return [
+        _status(queue, [(length, next_) for name, length, next_ in found if name == queue])
+        for queue in QUEUES
+    ]
 
 
 def depth(redis: Any, queue: str) -> int:
@@ -47,7 +54,8 @@ def depth(redis: Any, queue: str) -> int:
 
 
 def oldest(redis: Any, queue: str) -> float | None:
-    """When the message that is taken next was put on `queue`, in seconds since the epoch; None if none waits.
+    """When the message that is taken next was put on `queue`, in seconds since the epoch; None if
+    none waits.
 
     0 for a message that does not say it.
     """
@@ -65,8 +73,12 @@ def in_hand(redis: Any, run: str | None = None) -> int:
     return sum(_headers(_first(_parsed(record))).get(RUN_HEADER) == run for record in records)
 
 
-def wait_for_room(redis: Any, queue: str, most_waiting: int, on_full: Callable[[int], None]) -> None:
-    """Wait until fewer than `most_waiting` messages are on `queue`; `on_full` hears how many there are, once."""
+def wait_for_room(
+    redis: Any, queue: str, most_waiting: int, on_full: Callable[[int], None]
+) -> None:
+    """Wait until fewer than `most_waiting` messages are on `queue`; `on_full` hears how many there
+    are, once.
+    """
     told = False
     while True:
         with connected():
@@ -95,7 +107,9 @@ def _status(queue: str, lists: Sequence[tuple[int, bytes | None]]) -> QueueStatu
     """`lists` are the lengths of a queue's lists, and the next message of each."""
     ages = [age(_queued_at(message)) for _, message in lists if message is not None]
     known = [round(seconds, 1) for seconds in ages if seconds is not None]
-    return QueueStatus(name=queue, waiting=sum(n for n, _ in lists), oldest_seconds=max(known, default=None))
+    return QueueStatus(
+        name=queue, waiting=sum(n for n, _ in lists), oldest_seconds=max(known, default=None)
+    )
 
 
 def _queued_at(message: bytes) -> float | None:

@@ -12,12 +12,14 @@ State = Literal["held", "flagged"]
 
 @dataclass(frozen=True)
 class Doubt:
-    """Why somebody should look at a picture: a `state` of ``held`` has no output, ``flagged`` has one.
+    """Why somebody should look at a picture: a `state` of ``held`` has no output, ``flagged`` has
+    one.
 
-    `etag` is the version of the source. `faces` counts the faces that were hidden and `left` those that the last check
-    still found, where that is known. `boxes_xyxy` and `left_xyxy` have the first MOST_BOXES of each, in whole pixels
-    of the upright picture. `options` are those of the request, `destination` is where it asked for. `time` is in
-    seconds since the epoch. It holds boxes, and never pixels.
+    `etag` is the version of the source. `faces` counts the faces that were hidden and `left` those
+    that the last check still found, where that is known. `boxes_xyxy` and `left_xyxy` have the
+    first MOST_BOXES of each, in whole pixels of the upright picture. `options` are those of the
+    request, `destination` is where it asked for. `time` is in seconds since the epoch. It holds
+    boxes, and never pixels.
     """
 
     source: str
@@ -34,11 +36,15 @@ class Doubt:
     left: int | None = None
 
     def released(self) -> AnonymizeOptions:
-        """The options with which it is published as it would be, if it is still the same version."""
+        """The options with which it is published as it would be, if it is still the same
+        version.
+        """
         return AnonymizeOptions.of({**self.options, "release": self.etag})
 
     def with_more(self, more: AnonymizeOptions) -> AnonymizeOptions:
-        """The options with which it is made anew: those that it had, what `more` asks for, and its areas too."""
+        """The options with which it is made anew: those that it had, what `more` asks for, and its
+        areas too.
+        """
         had = AnonymizeOptions.of(self.options)
         return AnonymizeOptions.parse(
             method=more.method or had.method,
@@ -52,7 +58,8 @@ DOUBTS = Ledger("veil:review", Doubt)
 
 
 def note(redis: Any, request: AnonymizeRequest, report: AnonymizeReport) -> None:
-    """Put the picture of `report` on the list if there is a reason to, else take it off: its output is as it should be.
+    """Put the picture of `report` on the list if there is a reason to, else take it off: its output
+    is as it should be.
 
     An entry of another version of the source is replaced, or goes.
     """

@@ -45,7 +45,8 @@ UNREACHABLE = (
     vendor.ChecksumError,
     vendor.EventStreamError,
     vendor.WaiterError,
-    botocore.parsers.ResponseParserError,  # an answer that is cut off, or a proxy's page in its place
+    # an answer that is cut off, or a proxy's page in its place
+    botocore.parsers.ResponseParserError,
     urllib3.exceptions.HTTPError,
     OSError,
 )
@@ -80,7 +81,9 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
         return _translate_answer(error, place)
     kind = type(error).__name__
     if isinstance(error, NO_CREDENTIALS):
-        return CredentialsRefused(f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret")
+        return CredentialsRefused(
+            f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret"
+        )
     if isinstance(error, UNREACHABLE):
         return StorageUnavailable(f"{place}: S3 can't be reached ({kind})")
     return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
@@ -97,16 +100,22 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         unavailable.retry_after = _retry_after(error)
         return unavailable
     if name in REFUSED:
-        return CredentialsRefused(f"{place}: S3 refuses the credentials ({name}): check or renew them")
+        return CredentialsRefused(
+            f"{place}: S3 refuses the credentials ({name}): check or renew them"
+        )
     if name == "InvalidObjectState":
         return StorageRejected(f"{place} is archived: restore it first")
     if name in DENIED or http in (401, 403):
-        return AccessDenied(f"{place}: S3 denies access ({name}): check the credentials and the bucket's policy")
+        return AccessDenied(
+            f"{place}: S3 denies access ({name}): check the credentials and the bucket's policy"
+        )
     return StorageRejected(f"{place}: S3 answers {http or ''} {name}")
 
 
 def knows_no_condition(error: VeilError) -> bool:
-    """Return whether a conditional write may have been refused for its condition: 501, or 400 for the header."""
+    """Return whether a conditional write may have been refused for its condition: 501, or 400 for
+    the header.
+    """
     http = status(error.__cause__)
     return http == 501 or (http == 400 and isinstance(error, StorageRejected))
 
@@ -124,10 +133,18 @@ def status(error: BaseException | None) -> int:
 
 
 def _retry_after(error: vendor.ClientError) -> float | None:
-    """Return the seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most LONGEST_RETRY_AFTER."""
-    value = str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    """Return the seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most
+    LONGEST_RETRY_AFTER.
+    """
+    value = str(
+        error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
+    )
     try:
-        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+        seconds = (
+            float(value)
+            if value.isdecimal()
+            else parsedate_to_datetime(value).timestamp() - time.time()
+        )
     except (ValueError, OverflowError):
         return None
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

@@ -1,8 +1,9 @@
 """Marks: how outputs, and the names of receipts, tell which version of which source they are of.
 
-Both may be seen by people who must not learn anything of the original. With a key a mark is ``hmac-KEY-DIGEST``, the id
-of the key and a keyed digest, so nobody without the key can test a guess. Without one the marks are the SHA-256 of the
-source's address and its ETag. Marks of every key that is known, and those without a key, are recognised.
+Both may be seen by people who must not learn anything of the original. With a key a mark is
+``hmac-KEY-DIGEST``, the id of the key and a keyed digest, so nobody without the key can test a
+guess. Without one the marks are the SHA-256 of the source's address and its ETag. Marks of every
+key that is known, and those without a key, are recognised.
 """
 
 import hashlib
@@ -31,14 +32,16 @@ class Marks:
         return self._first is not None
 
     def source(self, source: ObjectUri) -> str:
-        """Return the mark of an address. It is a digest, as S3's 2 kB of metadata do not hold every address."""
+        """Return the mark of an address. It is a digest, as S3's 2 kB of metadata do not hold every
+        address.
+        """
         return _source(source, self._first)
 
     def version(self, source: ObjectUri, etag: str) -> str:
         """Return the mark of a version.
 
-        With a key it depends on the address too: otherwise, where people may upload pictures, anybody could upload a
-        guess and compare the marks of two outputs.
+        With a key it depends on the address too: otherwise, where people may upload pictures,
+        anybody could upload a guess and compare the marks of two outputs.
         """
         return _version(source, etag, self._first)
 
@@ -48,7 +51,9 @@ class Marks:
         return mark == _source(source, self._key_of(mark))
 
     def is_version(self, mark: str, source: ObjectUri, etag: str) -> bool:
-        """Return whether `mark`, in metadata or in a receipt's name, is that of a version of `source`."""
+        """Return whether `mark`, in metadata or in a receipt's name, is that of a version of
+        `source`.
+        """
         known = _version(source, etag, self._key_of(mark))
         return mark in (known, Made.of("", "", known).etag)
 
@@ -61,7 +66,9 @@ class Marks:
         return None
 
     def missing_key_of(self, metadata: Mapping[str, str]) -> str | None:
-        """Return the id of a key without which nobody can tell of what an output with `metadata` is."""
+        """Return the id of a key without which nobody can tell of what an output with `metadata`
+        is.
+        """
         return self.missing_key(metadata.get(SOURCE), metadata.get(SOURCE_ETAG))
 
     def _key_of(self, mark: str) -> Key | None:

@@ -1,4 +1,5 @@
-"""Receipts: what was done to each picture, as JSON beside the outputs, and found again from a listing alone.
+"""Receipts: what was done to each picture, as JSON beside the outputs, and found again from a
+listing alone.
 
 The receipt of the output ``KEY`` is ``.veil/receipts/KEY.RECIPE.ETAG=BYTES.json`` below the route's
 destination: a listing tells which pictures are done, with which recipe, from which version of their
@@ -7,8 +8,8 @@ source, and how large the output is. With a receipt key a mark stands in place o
 is bit for bit its source; receipts of earlier versions lack it. It is written before its output, so
 an output that says it is current has its receipt.
 
-Receipts lie where outputs lie, so whoever can write outputs can write receipts. With keys only those count that are
-signed with one of them, for the place they were found in.
+Receipts lie where outputs lie, so whoever can write outputs can write receipts. With keys only
+those count that are signed with one of them, for the place they were found in.
 """
 
 import hashlib
@@ -29,21 +30,25 @@ from tasks.routes import RESERVED
 from tasks.signatures import FIELD, Key
 from tasks.storage.s3 import ObjectStore, StoredObject
 
-PROBE = RESERVED + "probe"  # an object that is asked for, or written, to see what can be done in a place
+PROBE = (
+    RESERVED + "probe"
+)  # an object that is asked for, or written, to see what can be done in a place
 FOLDER = RESERVED + "receipts/"
 FOLDER_OF_LONG_KEYS = RESERVED + "receipts-of-long-keys/"
 MAX_PART_BYTES = 255  # of a name between two slashes, in stores that keep files
 ETAG = re.compile(r"[0-9A-Za-z_-]{1,64}")
 RECIPE_NAME = re.compile(r"[0-9a-f]{16}(?:-[0-9a-f]{8})?")
 NAME = re.compile(
-    r"(.+)\.([0-9a-f]{16}(?:-[0-9a-f]{8})?)\.([0-9A-Za-z_-]{1,64})(?:(==?)([0-9]{1,15}))?\.json", re.DOTALL
+    r"(.+)\.([0-9a-f]{16}(?:-[0-9a-f]{8})?)\.([0-9A-Za-z_-]{1,64})(?:(==?)([0-9]{1,15}))?\.json",
+    re.DOTALL,
 )
 MAX_VERSION_CHARACTERS = 64  # of ``ETAG=BYTES``; the size is left out where it does not fit
 TAIL_BYTES = 1 + 16 + 1 + 8 + 1 + MAX_VERSION_CHARACTERS + 5
 MAX_BYTES = 4 << 20  # of a receipt: ten thousand faces have a quarter of that
 FETCH_SECONDS = 30.0
 
-# What an output says of itself: names of S3 metadata. tasks.storage.marks makes the values of the first two.
+# What an output says of itself: names of S3 metadata. tasks.storage.marks makes the values of the
+# first two.
 SOURCE = "veil-source-sha256"
 SOURCE_ETAG = "veil-source-etag"
 RECIPE = "veil-recipe"
@@ -51,12 +56,15 @@ FACES = "veil-faces"
 LEFT = "veil-left"  # how many faces the last check still found, where it did
 
 Check = Literal["off", "same", "clear", "left"]
-"""What looking at the output again said: not done; its pixels are those that were looked at; no face; faces left."""
+"""What looking at the output again said: not done; its pixels are those that were looked at; no
+face; faces left.
+"""
 
 
 @dataclass(frozen=True)
 class Made:
-    """That an output was made: its `key` below the destination, with which recipe, from which source version.
+    """That an output was made: its `key` below the destination, with which recipe, from which
+    source version.
 
     `etag` is the mark of that version: its ETag, or a keyed digest (tasks.storage.marks). `size` is
     that of the output in bytes, 0 for a picture that is held back, None where the name does not
@@ -70,8 +78,12 @@ class Made:
     is_copy: bool = field(default=False, compare=False)
 
     @classmethod
-    def of(cls, key: str, recipe: str, etag: str, size: int | None = None, is_copy: bool = False) -> Self:
-        """Return it as the name of a receipt has it: the digest stands in for an `etag` that no name can hold."""
+    def of(
+        cls, key: str, recipe: str, etag: str, size: int | None = None, is_copy: bool = False
+    ) -> Self:
+        """Return it as the name of a receipt has it: the digest stands in for an `etag` that no
+        name can hold.
+        """
         if not ETAG.fullmatch(etag):
             etag = hashlib.sha256(etag.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         return cls(key, recipe, etag, size, is_copy)
@@ -89,8 +101,8 @@ class Made:
     def said_by(cls, key: str, output: StoredObject) -> Self:
         """Return it as the metadata and the size of the `output` at `key` have it.
 
-        Anybody who can write outputs chooses their metadata: what is no recipe is left out, as it would become a part
-        of a receipt's address.
+        Anybody who can write outputs chooses their metadata: what is no recipe is left out, as it
+        would become a part of a receipt's address.
         """
         recipe = output.metadata.get(RECIPE, "")
         recipe = recipe if RECIPE_NAME.fullmatch(recipe) else ""
@@ -98,7 +110,9 @@ class Made:
 
 
 def _check_options(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse options that no request can have: one that is unknown here could be one that hides more."""
+    """Refuse options that no request can have: one that is unknown here could be one that hides
+    more.
+    """
     try:
         AnonymizeOptions.of(value)
     except InvalidRequest as error:
@@ -120,15 +134,17 @@ class Face(TypedDict):
 
 
 class Receipt(BaseModel):
-    """A record of what was done to one picture. Sizes are bytes and pixels, times seconds, digests SHA-256 in hex.
+    """A record of what was done to one picture. Sizes are bytes and pixels, times seconds, digests
+    SHA-256 in hex.
 
-    `output_sha256` and `output_bytes` are None for a picture that was held back. `faces` has a ``box_xyxy``, in whole
-    pixels of the upright picture, and a ``score`` for each face, strongest first. `options` are what the request asked
-    for. `check` says what came of looking at the output again, `found_by_check` are the boxes of those faces that were
-    only found so, `left_xyxy` of those that the last check still found (they are hidden too, but nobody has looked
-    again), `reason` why it was held, or should be looked at, `signature` is the worker's, see
-    tasks.signatures. With a key `output_mark` and `source_mark` are keyed digests of both addresses. It holds no
-    pixels, and no address.
+    `output_sha256` and `output_bytes` are None for a picture that was held back. `faces` has a
+    ``box_xyxy``, in whole pixels of the upright picture, and a ``score`` for each face, strongest
+    first. `options` are what the request asked for. `check` says what came of looking at the output
+    again, `found_by_check` are the boxes of those faces that were only found so, `left_xyxy` of
+    those that the last check still found (they are hidden too, but nobody has looked again),
+    `reason` why it was held, or should be looked at, `signature` is the worker's, see
+    tasks.signatures. With a key `output_mark` and `source_mark` are keyed digests of both
+    addresses. It holds no pixels, and no address.
 
     Fields that a later version adds are ignored, though their signature covers them too.
     """
@@ -159,7 +175,9 @@ class Receipt(BaseModel):
     signature: dict[str, str] | None = None
 
     def to_bytes(self, key: Key | None = None) -> bytes:
-        """Return the receipt's file, signed with `key` if there is one; ImageTooLarge if nobody would read it."""
+        """Return the receipt's file, signed with `key` if there is one; ImageTooLarge if nobody
+        would read it.
+        """
         fields = dict(vars(self))
         content = json.dumps(fields | {FIELD: key.sign(fields)} if key else fields).encode() + b"\n"
         if len(content) > MAX_BYTES:
@@ -174,7 +192,9 @@ class Receipt(BaseModel):
         return cls.model_validate(_fields(content))
 
     def is_of(self, source: StoredObject, output: StoredObject) -> bool:
-        """Return whether `output` can be the one that was made, and not a copy of `source` in its place."""
+        """Return whether `output` can be the one that was made, and not a copy of `source` in its
+        place.
+        """
         if output.size != self.output_bytes:
             return False
         return self.output_sha256 == self.source_sha256 or not looks_like_copy(source, output)
@@ -189,7 +209,8 @@ class Receipt(BaseModel):
 
 
 Flaw = signatures.Flaw | Literal["bad receipt", "misplaced", "unplaced"]
-"""Why a receipt does not count: its signature; its file is no receipt; it was signed for another output.
+"""Why a receipt does not count: its signature; its file is no receipt; it was signed for another
+output.
 
 One that is unplaced was signed by a version that did not sign places, and counts.
 """
@@ -210,22 +231,31 @@ class Found:
 
 def uri(destination: PrefixUri, made: Made) -> ObjectUri:
     """The address of the receipt of `made` below the route's `destination`."""
-    version = made.etag if made.size is None else f"{made.etag}{'==' if made.is_copy else '='}{made.size}"
+    version = (
+        made.etag if made.size is None else f"{made.etag}{'==' if made.is_copy else '='}{made.size}"
+    )
     if len(version) > MAX_VERSION_CHARACTERS:
         version = made.etag
     return destination.join(f"{_stem(destination, made.key)}.{made.recipe}.{version}.json")
 
 
 def prefix(destination: PrefixUri, key: str) -> str:
-    """What the keys of all receipts of the output `key` begin with; `parse` tells which are really its own."""
+    """What the keys of all receipts of the output `key` begin with; `parse` tells which are really
+    its own.
+    """
     return f"{destination.prefix}{_stem(destination, key)}."
 
 
 def is_long(destination: PrefixUri, key: str) -> bool:
-    """Whether `key` leaves no room for a receipt's name, so that its receipts are listed by digest instead."""
+    """Whether `key` leaves no room for a receipt's name, so that its receipts are listed by digest
+    instead.
+    """
     last = key.rpartition("/")[2]
     whole = f"{destination.prefix}{FOLDER}{key}"
-    return len(last.encode()) + TAIL_BYTES > MAX_PART_BYTES or len(whole.encode()) + TAIL_BYTES > MAX_KEY_BYTES
+    return (
+        len(last.encode()) + TAIL_BYTES > MAX_PART_BYTES
+        or len(whole.encode()) + TAIL_BYTES > MAX_KEY_BYTES
+    )
 
 
 def parse(name: str) -> Made | None:
@@ -248,7 +278,8 @@ def named(store: ObjectStore, destination: PrefixUri, key: str) -> Iterator[tupl
 def find(
     store: ObjectStore, destination: PrefixUri, made: Made, output: ObjectUri, keys: Sequence[Key]
 ) -> Found | None:
-    """Return the file in the place of the receipt of `made`, the one for its size first; None if there is none.
+    """Return the file in the place of the receipt of `made`, the one for its size first; None if
+    there is none.
 
     `output` is the address of the output.
     """
@@ -262,8 +293,12 @@ def find(
     return None
 
 
-def read(store: ObjectStore, uri: ObjectUri, output: ObjectUri, keys: Sequence[Key]) -> Found | None:
-    """Return the file at `uri`, judged by `keys` as a receipt of `output`; None if there is none."""
+def read(
+    store: ObjectStore, uri: ObjectUri, output: ObjectUri, keys: Sequence[Key]
+) -> Found | None:
+    """Return the file at `uri`, judged by `keys` as a receipt of `output`; None if there is
+    none.
+    """
     try:
         with store.open(uri) as opened:
             content = opened.read(MAX_BYTES, FETCH_SECONDS)
@@ -273,7 +308,8 @@ def read(store: ObjectStore, uri: ObjectUri, output: ObjectUri, keys: Sequence[K
         return Found(None, "bad receipt")
     try:
         fields = _fields(content)
-        # What is signed is what is written there: a receipt of another version has other fields than this one.
+        # What is signed is what is written there: a receipt of another version has other fields
+        # than this one.
         flaw = signatures.flaw(fields, keys)
         receipt = Receipt.model_validate(fields)
     except (ValueError, RecursionError):  # nested more deeply than can be written again
@@ -318,7 +354,9 @@ def _fields(content: bytes) -> dict[str, Any]:
 
 
 def is_of(made: str, recipe: str | None) -> bool:
-    """Whether an output by the recipe `made` is one of `recipe`, whatever options it was asked for with."""
+    """Whether an output by the recipe `made` is one of `recipe`, whatever options it was asked for
+    with.
+    """
     return recipe is None or made.partition("-")[0] == recipe
 
 

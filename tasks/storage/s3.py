@@ -29,10 +29,14 @@ from tasks.settings import Settings
 from tasks.storage.aws_errors import CHANGED, code, knows_no_condition, status, translated
 
 S3_ATTEMPTS = 3  # of one call, botocore's own retries included
-CHUNK_BYTES = 1 << 14  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
+CHUNK_BYTES = (
+    1 << 14
+)  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
 PAGE_KEYS = 1000  # as many as S3 gives at once
 SLASHES_OF_NO_KEY = "/" * 8  # nobody begins a key with them
-LAST_CHARACTER = "\U0010ffff"  # of Unicode: what begins with a prefix sorts before the prefix and this
+LAST_CHARACTER = (
+    "\U0010ffff"  # of Unicode: what begins with a prefix sorts before the prefix and this
+)
 
 log = structlog.get_logger("veil")
 
@@ -57,9 +61,13 @@ class OpenObject:
 
     stored: StoredObject
     read: Callable[[int, float], bytes]
-    """``read(max_bytes, seconds)``: the content; ImageTooLarge over the limit, StorageUnavailable when late."""
+    """``read(max_bytes, seconds)``: the content; ImageTooLarge over the limit, StorageUnavailable
+    when late.
+    """
     digest: Callable[[float], str]
-    """``digest(seconds)``: SHA-256 of the content in hex, which is not kept; StorageUnavailable when late."""
+    """``digest(seconds)``: SHA-256 of the content in hex, which is not kept; StorageUnavailable
+    when late.
+    """
 
 
 class ObjectStore:
@@ -74,9 +82,11 @@ class ObjectStore:
 
     @classmethod
     def connect(cls, settings: Settings, connections: int = 10) -> Self:
-        """A store for `settings`; `connections` is the size of its pool. Connects on the first call.
+        """A store for `settings`; `connections` is the size of its pool. Connects on the first
+        call.
 
-        Raises SettingsInvalid when the endpoint, the region or boto3's own configuration can't be used.
+        Raises SettingsInvalid when the endpoint, the region or boto3's own configuration can't be
+        used.
         """
         config = botocore.config.Config(
             connect_timeout=settings.s3_connect_seconds,
@@ -88,7 +98,10 @@ class ObjectStore:
         )
         try:
             client = boto3.session.Session().client(
-                "s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region, config=config
+                "s3",
+                endpoint_url=settings.s3_endpoint,
+                region_name=settings.s3_region,
+                config=config,
             )
         except (vendor.BotoCoreError, ValueError) as error:
             raise SettingsInvalid(f"no S3 client can be made: {error}") from None
@@ -143,13 +156,17 @@ class ObjectStore:
     def check_name(self, place: ObjectUri | PrefixUri, known: ObjectUri | None = None) -> None:
         r"""Raise InvalidRequest if the store takes the key of `place` for another key.
 
-        Stores that keep files take ``a//b`` and ``a\b`` for ``a/b``, and ``/b`` for ``b``; Amazon S3
-        keeps all of them apart. A store is one of the former if an object in it, `known` or any of
-        the bucket, is also found behind more slashes.
+        Stores that keep files take ``a//b`` and ``a\b`` for ``a/b``, and ``/b`` for ``b``; Amazon
+        S3 keeps all of them apart. A store is one of the former if an object in it, `known` or any
+        of the bucket, is also found behind more slashes.
         """
         key = place.key if isinstance(place, ObjectUri) else place.prefix
         if (found := AMBIGUOUS.search(key)) and self._folds(place.bucket, known):
-            part = "a slash at the beginning of a key" if found.start() == 0 else f"{found[0]} in a key"
+            part = (
+                "a slash at the beginning of a key"
+                if found.start() == 0
+                else f"{found[0]} in a key"
+            )
             raise InvalidRequest(
                 f"{place}: this store does not tell {part} from a single /: use s3://{place.bucket}/{plain(key)}"
             )
@@ -165,12 +182,21 @@ class ObjectStore:
             try:
                 self._head(ObjectUri(known.bucket, slashes + known.key))
                 self._folds_keys[bucket] = True
-            except (ObjectNotFound, AccessDenied, StorageRejected):  # where keys may not be listed, S3 denies access
+            except (
+                ObjectNotFound,
+                AccessDenied,
+                StorageRejected,
+            ):  # where keys may not be listed, S3 denies access
                 self._folds_keys[bucket] = False
         return self._folds_keys[bucket]
 
     def put(
-        self, uri: ObjectUri, content: bytes, content_type: str, metadata: Mapping[str, str], **condition: str
+        self,
+        uri: ObjectUri,
+        content: bytes,
+        content_type: str,
+        metadata: Mapping[str, str],
+        **condition: str,
     ) -> None:
         """Write one object, all of it or nothing; botocore sends a checksum that S3 verifies.
 
@@ -194,10 +220,12 @@ class ObjectStore:
         content_type: str,
         metadata: Mapping[str, str],
     ) -> bool:
-        """Write one object if what is there still is `known`, None for nothing; return whether it was.
+        """Write one object if what is there still is `known`, None for nothing; return whether it
+        was.
 
-        After an answer that was lost, the object that is there may be the one that was to be written. A store that
-        refuses conditional writes is asked right before writing what is there, which leaves an instant.
+        After an answer that was lost, the object that is there may be the one that was to be
+        written. A store that refuses conditional writes is asked right before writing what is
+        there, which leaves an instant.
         """
         if self._has_conditional_put:
             condition = {"IfNoneMatch": "*"} if known is None else {"IfMatch": f'"{known.etag}"'}
@@ -217,9 +245,14 @@ class ObjectStore:
         if (there and there.etag) != (known and known.etag):
             return False
         self.put(uri, content, content_type, metadata)
-        if self._has_conditional_put:  # it was the condition that the store refused, and not the object
+        if (
+            self._has_conditional_put
+        ):  # it was the condition that the store refused, and not the object
             self._has_conditional_put = False
-            log.warning("store has no conditional writes", effect="outputs are compared right before they are written")
+            log.warning(
+                "store has no conditional writes",
+                effect="outputs are compared right before they are written",
+            )
         return True
 
     def delete(self, uri: ObjectUri) -> None:
@@ -228,7 +261,8 @@ class ObjectStore:
             self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
     def delete_version(self, uri: ObjectUri, etag: str) -> bool:
-        """Remove an object if its version is still `etag`; whether it was. A bucket with versions keeps that one.
+        """Remove an object if its version is still `etag`; whether it was. A bucket with versions
+        keeps that one.
 
         Of an object that is not there it never was, by a store that looks at the condition.
         """
@@ -244,10 +278,11 @@ class ObjectStore:
         return True
 
     def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
-        """The objects whose keys begin with `prefix`, those after the key `after`, without folder markers.
+        """The objects whose keys begin with `prefix`, those after the key `after`, without folder
+        markers.
 
-        They come in the order of the store: Amazon's is that of the keys' UTF-8 bytes, and stores that keep files
-        go folder by folder.
+        They come in the order of the store: Amazon's is that of the keys' UTF-8 bytes, and stores
+        that keep files go folder by folder.
         """
         listed = self._list(bucket, prefix, _just_before(after))
         if not after:
@@ -261,12 +296,23 @@ class ObjectStore:
         if prefix:
             self.check_name(PrefixUri(bucket, prefix))
         with translated(PrefixUri(bucket, prefix)):
-            for page in paginator.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options):
-                _check_whole(page, "IsTruncated", *(["NextContinuationToken"] if page.get("IsTruncated") else []))
+            for page in paginator.paginate(
+                Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options
+            ):
+                _check_whole(
+                    page,
+                    "IsTruncated",
+                    *(["NextContinuationToken"] if page.get("IsTruncated") else []),
+                )
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
                         uri = ObjectUri(bucket, item["Key"])
-                        yield StoredObject(uri, item["ETag"].strip('"'), item["Size"], modified=item["LastModified"])
+                        yield StoredObject(
+                            uri,
+                            item["ETag"].strip('"'),
+                            item["Size"],
+                            modified=item["LastModified"],
+                        )
 
 
 def _just_before(key: str) -> str:
@@ -288,7 +334,9 @@ def _is_up_to(key: str, last: str) -> bool:
 
 
 def _check_whole(answer: Mapping[str, Any], *expected: str) -> None:
-    """Refuse an answer that was cut off within its headers: botocore takes it for one without content."""
+    """Refuse an answer that was cut off within its headers: botocore takes it for one without
+    content.
+    """
     if missing := [name for name in expected if name not in answer]:
         raise StorageUnavailable(f"S3's answer was cut off: it has no {missing[0]}")
 
@@ -296,4 +344,10 @@ def _check_whole(answer: Mapping[str, Any], *expected: str) -> None:
 def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
     _check_whole(answer, "ETag", "ContentLength")
     metadata = {name.lower(): value for name, value in answer.get("Metadata", {}).items()}
-    return StoredObject(uri, answer["ETag"].strip('"'), answer["ContentLength"], metadata, answer.get("LastModified"))
+    return StoredObject(
+        uri,
+        answer["ETag"].strip('"'),
+        answer["ContentLength"],
+        metadata,
+        answer.get("LastModified"),
+    )

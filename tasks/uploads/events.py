@@ -2,10 +2,10 @@
 
 An event comes in one of these forms:
 
-    S3          Records[], the keys URL-encoded with '+' for a space; MinIO, RustFS and, not encoded, Ceph send it too
-    SNS         the same, as the text in Message
-    EventBridge detail-type "Object Created"; the key is as it is
-    SeaweedFS   the filer's webhook: a path /buckets/BUCKET/KEY with the entry before and after
+    S3          Records[], the keys URL-encoded with '+' for a space; MinIO, RustFS and, not
+    encoded, Ceph send it too SNS         the same, as the text in Message EventBridge detail-type
+    "Object Created"; the key is as it is SeaweedFS   the filer's webhook: a path
+    /buckets/BUCKET/KEY with the entry before and after
 
 The filer reports every change of its files: folders, the parts of an upload and tags too.
 """
@@ -47,7 +47,9 @@ class Event:
 
 @dataclass
 class Parsed:
-    """The objects that a message says were written, a count of other events, and a line for each unreadable record."""
+    """The objects that a message says were written, a count of other events, and a line for each
+    unreadable record.
+    """
 
     written: list[Event] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
@@ -67,7 +69,11 @@ def parse(body: Any) -> Parsed:
 
 def _parse(message: Any) -> Parsed:
     for _ in range(MOST_WRAPPINGS):
-        if not (isinstance(message, dict) and message.get("Type") == "Notification" and "Message" in message):
+        if not (
+            isinstance(message, dict)
+            and message.get("Type") == "Notification"
+            and "Message" in message
+        ):
             break
         message = _json(message["Message"])
     parsed = Parsed()
@@ -82,7 +88,9 @@ def _parse(message: Any) -> Parsed:
     elif {"event_type", "key", "message"} <= message.keys():
         _parse_filer(message, parsed)
     else:
-        raise MalformedEvent(f"no event of a known form: its fields are {sorted(message)[:8]!s:.200}")
+        raise MalformedEvent(
+            f"no event of a known form: its fields are {sorted(message)[:8]!s:.200}"
+        )
     return parsed
 
 
@@ -128,7 +136,9 @@ def _parse_records(records: Any, parsed: Parsed) -> None:
 def _parse_record(record: Any, parsed: Parsed) -> None:
     kind, _, how = _text(record, "eventName").removeprefix("s3:").partition(":")
     if kind != "ObjectCreated":
-        parsed.ignored["deleted" if kind in ("ObjectRemoved", "LifecycleExpiration") else "other"] += 1
+        parsed.ignored[
+            "deleted" if kind in ("ObjectRemoved", "LifecycleExpiration") else "other"
+        ] += 1
     elif how in NOT_THE_CONTENT:
         parsed.ignored["metadata"] += 1
     else:
@@ -146,7 +156,10 @@ def _parse_event_bridge(message: dict[str, Any], parsed: Parsed) -> None:
     if kind != "Object Created":
         parsed.ignored["deleted" if kind == "Object Deleted" else "other"] += 1
         return
-    bucket, key = _text(message, "detail", "bucket", "name"), _text(message, "detail", "object", "key")
+    bucket, key = (
+        _text(message, "detail", "bucket", "name"),
+        _text(message, "detail", "object", "key"),
+    )
     parsed.written.append(Event(bucket, key, _etag(message["detail"]["object"].get("etag"))))
 
 
@@ -178,7 +191,9 @@ def _parse_filer(message: dict[str, Any], parsed: Parsed) -> None:
     elif path == was_at and isinstance(before, dict) and _content(before) == _content(after):
         parsed.ignored["metadata"] += 1
     else:
-        parsed.written.append(Event(bucket, version[1] if version else key, _filer_etag(extended), is_file=True))
+        parsed.written.append(
+            Event(bucket, version[1] if version else key, _filer_etag(extended), is_file=True)
+        )
 
 
 def _content(entry: dict[str, Any]) -> list[Any]:
@@ -186,7 +201,10 @@ def _content(entry: dict[str, Any]) -> list[Any]:
     chunks, attributes = entry.get("chunks"), entry.get("attributes")
     return [
         entry.get("content"),
-        [[chunk.get(name) for name in ("modified_ts_ns", "offset", "size")] for chunk in _dicts(chunks)],
+        [
+            [chunk.get(name) for name in ("modified_ts_ns", "offset", "size")]
+            for chunk in _dicts(chunks)
+        ],
         [part.get(name) for part in _dicts([attributes]) for name in ("file_size", "mtime", "md5")],
     ]
 

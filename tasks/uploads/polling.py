@@ -1,8 +1,9 @@
 """Uploads found by looking: each look lists a place and takes what is new since the one before.
 
-How far looks are is in Redis, written along with the messages, so one that is cut off is continued. A store dates a
-multipart upload by its start, and the clocks of its machines differ: so each look goes back, by an overlap, behind the
-newest object that is known, and what was taken from there is remembered.
+How far looks are is in Redis, written along with the messages, so one that is cut off is continued.
+A store dates a multipart upload by its start, and the clocks of its machines differ: so each look
+goes back, by an overlap, behind the newest object that is known, and what was taken from there is
+remembered.
 """
 
 import time
@@ -29,7 +30,9 @@ PAGE = 1000  # objects, as S3 lists them; what is new of them is published toget
 MOST_WAITING = 10_000  # messages in a queue, above which a look pauses
 ROOM_SECONDS = 1.0  # between two questions whether there is room
 STATE = "veil:poll:{}"  # of a place
-SEEN = "veil:poll:{}:seen"  # what was taken within the overlap: a task id for each, by time of change
+SEEN = (
+    "veil:poll:{}:seen"  # what was taken within the overlap: a task id for each, by time of change
+)
 
 log = structlog.get_logger("veil")
 
@@ -38,8 +41,9 @@ log = structlog.get_logger("veil")
 class State:
     """How far looks at a place are. Times are seconds since the epoch.
 
-    All before `newest`, less the overlap, has been taken; None before the end of the first look. The look under way
-    began at `begun`, None between looks, has come to the key `after`, and the newest of its objects is of `so_far`.
+    All before `newest`, less the overlap, has been taken; None before the end of the first look.
+    The look under way began at `begun`, None between looks, has come to the key `after`, and the
+    newest of its objects is of `so_far`.
     """
 
     newest: float | None = None
@@ -51,8 +55,12 @@ class State:
     def read(cls, redis: Any, place: PrefixUri) -> "State":
         with connected():
             stored = redis.hgetall(STATE.format(place))
-        found = {name.decode(): value.decode(errors="surrogatepass") for name, value in stored.items()}
-        times = {name: float(found[name]) for name in ("newest", "begun", "so_far") if found.get(name)}
+        found = {
+            name.decode(): value.decode(errors="surrogatepass") for name, value in stored.items()
+        }
+        times = {
+            name: float(found[name]) for name in ("newest", "begun", "so_far") if found.get(name)
+        }
         return cls(**times, after=found.get("after", ""))
 
     def write(self, pipe: Any, place: PrefixUri) -> None:
@@ -62,15 +70,21 @@ class State:
         pipe.hset(STATE.format(place), mapping=encoded)
 
     def reached(self) -> float:
-        """What `newest` would be if the look ended now: uploads that came while it ran may lie behind it."""
+        """What `newest` would be if the look ended now: uploads that came while it ran may lie
+        behind it.
+        """
         return max(self.newest or 0.0, min(self.so_far, self.begun or 0.0))
 
 
 class PollingSource:
     """Looks at the places of the trigger's selection, one after the other, again and again."""
 
-    def __init__(self, store: ObjectStore, redis: Any, trigger: Trigger, interval: float, overlap: float) -> None:
-        """`interval` is seconds from the beginning of a round of looks to the next, `overlap` how far one goes back."""
+    def __init__(
+        self, store: ObjectStore, redis: Any, trigger: Trigger, interval: float, overlap: float
+    ) -> None:
+        """`interval` is seconds from the beginning of a round of looks to the next, `overlap` how
+        far one goes back.
+        """
         self._store = store
         self._redis = redis
         self._trigger = trigger
@@ -79,7 +93,9 @@ class PollingSource:
         self._backoff = Backoff("s3 or redis")
 
     def run(self, stop: Stop) -> None:
-        """Until told to stop. Raises what its first look at a place can't get over, like a bucket that is not there."""
+        """Until told to stop. Raises what its first look at a place can't get over, like a bucket
+        that is not there.
+        """
         known: set[PrefixUri] = set()
         while not stop.requested:
             began = time.monotonic()
@@ -97,7 +113,8 @@ class PollingSource:
             stop.wait(max(0.0, began + self._interval - time.monotonic()))
 
     def look(self, place: PrefixUri, stop: Stop) -> None:
-        """List `place`, from where a look that was cut off had come to, and put on the queue what is new.
+        """List `place`, from where a look that was cut off had come to, and put on the queue what
+        is new.
 
         What the very first look finds was not uploaded just now: it goes to the queue of backfills.
         """
@@ -117,7 +134,9 @@ class PollingSource:
                 break
         self._publish(place, [], queue, State(newest=state.reached()))
 
-    def _new(self, place: PrefixUri, page: Sequence[StoredObject], state: State) -> list[StoredObject]:
+    def _new(
+        self, place: PrefixUri, page: Sequence[StoredObject], state: State
+    ) -> list[StoredObject]:
         """The objects that no look has taken."""
         if state.newest is None:
             return list(page)
@@ -126,16 +145,26 @@ class PollingSource:
             return []
         with connected():
             times = self._redis.zmscore(SEEN.format(place), [_name(stored) for stored in recent])
-        return [stored for stored, known in zip(recent, times, strict=True) if known != _modified(stored)]
+        return [
+            stored
+            for stored, known in zip(recent, times, strict=True)
+            if known != _modified(stored)
+        ]
 
-    def _publish(self, place: PrefixUri, new: Sequence[StoredObject], queue: str, state: State) -> None:
+    def _publish(
+        self, place: PrefixUri, new: Sequence[StoredObject], queue: str, state: State
+    ) -> None:
         events = [Event(stored.uri.bucket, stored.uri.key, stored.etag) for stored in new]
         pictures = self._trigger.choose(Parsed(written=events))
-        floor = (state.reached() if state.newest is None or not new else state.newest) - self._overlap
+        floor = (
+            state.reached() if state.newest is None or not new else state.newest
+        ) - self._overlap
 
         def along(pipe: Any) -> None:
             state.write(pipe, place)
-            recent = {_name(stored): _modified(stored) for stored in new if _modified(stored) > floor}
+            recent = {
+                _name(stored): _modified(stored) for stored in new if _modified(stored) > floor
+            }
             if recent:
                 pipe.zadd(SEEN.format(place), recent)
             pipe.zremrangebyscore(SEEN.format(place), "-inf", floor)

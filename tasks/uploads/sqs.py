@@ -1,4 +1,6 @@
-"""Events from an SQS queue: a message is deleted once its pictures are on the queue of the workers."""
+"""Events from an SQS queue: a message is deleted once its pictures are on the queue of the
+workers.
+"""
 
 import re
 import time
@@ -13,7 +15,14 @@ import botocore.exceptions as vendor
 import structlog
 
 from tasks.backoff import Backoff
-from tasks.errors import AccessDenied, EventsUnavailable, MalformedEvent, QueueUnavailable, SettingsInvalid, VeilError
+from tasks.errors import (
+    AccessDenied,
+    EventsUnavailable,
+    MalformedEvent,
+    QueueUnavailable,
+    SettingsInvalid,
+    VeilError,
+)
 from tasks.publishing import Wanted
 from tasks.settings import Settings
 from tasks.storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
@@ -25,7 +34,11 @@ MESSAGES = 10  # the most that it hands out in one
 VISIBILITY_SECONDS = 120  # for which it hides them; several times the longest try of Redis
 AWS_HOST = re.compile(r"(?:.*\.)?sqs\.([a-z0-9-]+)\.(?:vpce\.)?amazonaws\.com(?:\.cn)?")
 NO_QUEUE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
-NOT_ALLOWED = DENIED | {"AccessDeniedException", "UnrecognizedClientException", "InvalidClientTokenId"}
+NOT_ALLOWED = DENIED | {
+    "AccessDeniedException",
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+}
 
 log = structlog.get_logger("veil")
 
@@ -39,13 +52,16 @@ class EventQueue:
 
     @classmethod
     def connect(cls, settings: Settings, url: str, endpoint: str | None = None) -> "EventQueue":
-        """The queue at `url`, whose host is asked unless `endpoint` is another. Connects on the first call.
+        """The queue at `url`, whose host is asked unless `endpoint` is another. Connects on the
+        first call.
 
         Raises SettingsInvalid for an address that no queue can have.
         """
         try:
             parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and "/" in parts.path[1:]
+            usable = (
+                parts.scheme in ("http", "https") and bool(parts.hostname) and "/" in parts.path[1:]
+            )
         except ValueError:
             usable = False
         if not usable:
@@ -56,7 +72,10 @@ class EventQueue:
         config = botocore.config.Config(
             connect_timeout=settings.s3_connect_seconds,
             read_timeout=POLL_SECONDS + 10,
-            retries={"mode": "standard", "total_max_attempts": 1},  # the loop tries again, and says so
+            retries={
+                "mode": "standard",
+                "total_max_attempts": 1,
+            },  # the loop tries again, and says so
             tcp_keepalive=True,
         )
         try:
@@ -72,7 +91,9 @@ class EventQueue:
 
     def has_redrive_policy(self) -> bool:
         with self._translated():
-            answer = self._client.get_queue_attributes(QueueUrl=self._url, AttributeNames=["RedrivePolicy"])
+            answer = self._client.get_queue_attributes(
+                QueueUrl=self._url, AttributeNames=["RedrivePolicy"]
+            )
         return "RedrivePolicy" in answer.get("Attributes", {})
 
     def receive(self) -> list[dict[str, Any]]:
@@ -90,7 +111,10 @@ class EventQueue:
 
     def hide(self, messages: Sequence[dict[str, Any]], seconds: int) -> None:
         """Keep `messages` from others for `seconds` from now."""
-        entries = [{**_entry(i, message), "VisibilityTimeout": seconds} for i, message in enumerate(messages)]
+        entries = [
+            {**_entry(i, message), "VisibilityTimeout": seconds}
+            for i, message in enumerate(messages)
+        ]
         with self._translated():
             self._client.change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
 
@@ -111,12 +135,18 @@ class EventQueue:
             if code in NO_QUEUE:
                 raise SettingsInvalid(f"{self._url}: there is no such queue") from None
             if code in NOT_ALLOWED or status in (401, 403):
-                raise AccessDenied(f"{self._url}: SQS denies access ({code}): check the credentials") from None
+                raise AccessDenied(
+                    f"{self._url}: SQS denies access ({code}): check the credentials"
+                ) from None
             raise EventsUnavailable(f"{self._url}: SQS answers {status or ''} {code}") from None
         except NO_CREDENTIALS as error:
-            raise AccessDenied(f"{self._url}: no usable credentials ({type(error).__name__})") from None
+            raise AccessDenied(
+                f"{self._url}: no usable credentials ({type(error).__name__})"
+            ) from None
         except (vendor.BotoCoreError, *UNREACHABLE) as error:
-            raise EventsUnavailable(f"{self._url}: SQS can't be reached ({type(error).__name__})") from None
+            raise EventsUnavailable(
+                f"{self._url}: SQS can't be reached ({type(error).__name__})"
+            ) from None
 
 
 def _entry(number: int, message: dict[str, Any]) -> dict[str, str]:
@@ -133,7 +163,9 @@ class SqsSource:
         self._redis = Backoff("redis")
 
     def run(self, stop: Stop) -> None:
-        """Until told to stop. Raises SettingsInvalid or AccessDenied for a queue that can't be used from the start."""
+        """Until told to stop. Raises SettingsInvalid or AccessDenied for a queue that can't be used
+        from the start.
+        """
         with suppress(Stopped):
             self._check(stop)
             while not stop.requested:
@@ -146,7 +178,9 @@ class SqsSource:
                     stop.wait(self._sqs.failed(error))
 
     def take(self, messages: Sequence[dict[str, Any]], stop: Stop) -> None:
-        """Publish what `messages` ask for, then delete them. One that is malformed is left for the redrive policy."""
+        """Publish what `messages` ask for, then delete them. One that is malformed is left for the
+        redrive policy.
+        """
         pictures: list[Wanted] = []
         read = []
         for message in messages:
@@ -155,12 +189,20 @@ class SqsSource:
                 read.append(message)
             except MalformedEvent as error:
                 times = message.get("Attributes", {}).get("ApproximateReceiveCount")
-                log.warning("malformed", message=str(error), sqs=message.get("MessageId"), received=times)
+                log.warning(
+                    "malformed", message=str(error), sqs=message.get("MessageId"), received=times
+                )
         if read and self._publish(pictures, read, stop) and (kept := self._queue.delete(read)):
-            log.warning("not deleted", messages=kept)  # they come again, and their pictures are skipped
+            log.warning(
+                "not deleted", messages=kept
+            )  # they come again, and their pictures are skipped
 
-    def _publish(self, pictures: Sequence[Wanted], messages: Sequence[dict[str, Any]], stop: Stop) -> bool:
-        """Whether `pictures` are on the queue. While Redis is away `messages` stay hidden; at the end they go back."""
+    def _publish(
+        self, pictures: Sequence[Wanted], messages: Sequence[dict[str, Any]], stop: Stop
+    ) -> bool:
+        """Whether `pictures` are on the queue. While Redis is away `messages` stay hidden; at the
+        end they go back.
+        """
         hidden_at = time.monotonic()
         while pictures:
             try:
@@ -188,5 +230,8 @@ class SqsSource:
                 continue
             self._sqs.over()
             if not redrives:
-                log.warning("no redrive policy", message="what is malformed comes back until SQS drops it for its age")
+                log.warning(
+                    "no redrive policy",
+                    message="what is malformed comes back until SQS drops it for its age",
+                )
             return

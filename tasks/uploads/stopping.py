@@ -8,7 +8,9 @@ from typing import Any
 
 
 class Stopped(BaseException):
-    """Raised in a wait that is cut short; like KeyboardInterrupt, nothing on the way takes it for a failure."""
+    """Raised in a wait that is cut short; like KeyboardInterrupt, nothing on the way takes it for a
+    failure.
+    """
 
 
 class Stop:
@@ -25,7 +27,9 @@ class Stop:
 
     @contextmanager
     def cut_short(self) -> Iterator[None]:
-        """A block that raises Stopped, wherever it is, when the process is told to end, or has been."""
+        """A block that raises Stopped, wherever it is, when the process is told to end, or has
+        been.
+        """
         self._cut = True
         try:
             if self.requested:

@@ -23,7 +23,9 @@ log = structlog.get_logger("veil")
 
 @dataclass
 class Chosen:
-    """The pictures to make, a count of those not wanted, and a line for each key that no worker takes."""
+    """The pictures to make, a count of those not wanted, and a line for each key that no worker
+    takes.
+    """
 
     pictures: list[Wanted] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
@@ -31,21 +33,31 @@ class Chosen:
 
 
 class Selection:
-    """Which objects are wanted: those in a source of the routes, so never an output, below a prefix and with a suffix.
+    """Which objects are wanted: those in a source of the routes, so never an output, below a prefix
+    and with a suffix.
 
     Without prefixes or suffixes all of them are; suffixes are compared without regard to case.
     """
 
     def __init__(
-        self, route_table: Sequence[Route], prefixes: Sequence[str] = (), suffixes: Sequence[str] = ()
+        self,
+        route_table: Sequence[Route],
+        prefixes: Sequence[str] = (),
+        suffixes: Sequence[str] = (),
     ) -> None:
-        """Raises InvalidRequest for a prefix that is no address, BucketNotAllowed for one in no route's source."""
+        """Raises InvalidRequest for a prefix that is no address, BucketNotAllowed for one in no
+        route's source.
+        """
         self._routes = route_table
-        self.places = [PrefixUri.parse(prefix) for prefix in prefixes] or [route.source for route in route_table]
+        self.places = [PrefixUri.parse(prefix) for prefix in prefixes] or [
+            route.source for route in route_table
+        ]
         self._suffixes = tuple(suffix.lower() for suffix in suffixes)
         for place in self.places:
             if not any(place.is_below(route.source) for route in route_table):
-                raise BucketNotAllowed(f"{place} is in no source of VEIL_ROUTES: add a route, or correct the prefix")
+                raise BucketNotAllowed(
+                    f"{place} is in no source of VEIL_ROUTES: add a route, or correct the prefix"
+                )
 
     def choose(self, events: Sequence[Event]) -> Chosen:
         """What is wanted of `events`."""
@@ -58,7 +70,9 @@ class Selection:
                 source = ObjectUri.parse(f"s3://{event.bucket}/{event.key}")
                 routes.find(AnonymizeRequest(source=source), self._routes)
                 if event.is_file and source.is_ambiguous:
-                    raise InvalidRequest(f"{source}: its store takes this key for {plain(source.key)!r}")
+                    raise InvalidRequest(
+                        f"{source}: its store takes this key for {plain(source.key)!r}"
+                    )
             except (InvalidRequest, BucketNotAllowed) as error:
                 # S3 allows such keys, and no worker would take them.
                 chosen.ignored["refused"] += 1
@@ -70,7 +84,8 @@ class Selection:
     def _unwanted(self, event: Event) -> str | None:
         uri = ObjectUri(event.bucket, event.key)
         if not any(
-            route.source.bucket == uri.bucket and uri.key.startswith(route.source.prefix) for route in self._routes
+            route.source.bucket == uri.bucket and uri.key.startswith(route.source.prefix)
+            for route in self._routes
         ):
             return "outside"
         if not event.key or event.key.endswith("/"):
@@ -83,7 +98,9 @@ class Selection:
 
 
 class Trigger:
-    """The way of every message, whichever source it comes from: read, chosen, published, counted."""
+    """The way of every message, whichever source it comes from: read, chosen, published,
+    counted.
+    """
 
     def __init__(self, publisher: Publisher, selection: Selection, source: metrics.Source) -> None:
         """`source` names in the metrics where the messages come from."""
@@ -97,7 +114,9 @@ class Trigger:
         metrics.begin_hearing(source)
 
     def read(self, body: Any) -> list[Wanted]:
-        """Return the pictures that a message asks for; MalformedEvent if it is none that is known."""
+        """Return the pictures that a message asks for; MalformedEvent if it is none that is
+        known.
+        """
         try:
             parsed = parse(body)
         except MalformedEvent:
@@ -107,7 +126,9 @@ class Trigger:
         return self.choose(parsed)
 
     def choose(self, parsed: Parsed) -> list[Wanted]:
-        """Return the pictures that events ask for, each of which can be published. Log what is refused."""
+        """Return the pictures that events ask for, each of which can be published. Log what is
+        refused.
+        """
         chosen = self.selection.choose(parsed.written)
         refused = parsed.refused + chosen.refused
         for line in refused[:MOST_REFUSALS_LOGGED]:
@@ -122,11 +143,16 @@ class Trigger:
         return chosen.pictures
 
     def publish(
-        self, pictures: Sequence[Wanted], queue: str = UPLOADS, along: Callable[[Any], None] | None = None
+        self,
+        pictures: Sequence[Wanted],
+        queue: str = UPLOADS,
+        along: Callable[[Any], None] | None = None,
     ) -> None:
-        """Put `pictures` on `queue`, each once, with what `along` adds to the last of them, and log one line.
+        """Put `pictures` on `queue`, each once, with what `along` adds to the last of them, and log
+        one line.
 
-        Raises QueueUnavailable when it is not certain that Redis has them all; to publish them again is safe.
+        Raises QueueUnavailable when it is not certain that Redis has them all; to publish them
+        again is safe.
         """
         distinct = list(dict.fromkeys(pictures))
         last = max(0, len(distinct) - 1) // MOST_AT_ONCE * MOST_AT_ONCE
@@ -135,6 +161,11 @@ class Trigger:
         self._publisher.publish(distinct[last:], queue, along=along)
         if distinct:
             told, self._untold = self._untold, Counter()
-            log.info("queued", pictures=len(distinct), queue=queue, **({"ignored": dict(told)} if told else {}))
+            log.info(
+                "queued",
+                pictures=len(distinct),
+                queue=queue,
+                **({"ignored": dict(told)} if told else {}),
+            )
         self.queued += len(distinct)
         metrics.heard(self._source, "queued", len(distinct))

@@ -31,7 +31,9 @@ BODY_SECONDS = 5  # for the whole body of a request
 IDLE_SECONDS = 120  # of a connection; above the 90 s after which clients in Go leave it
 MOST_CONNECTIONS = 900  # with the other files of the process within the usual limit of 1,024
 OTHER_FILES = 100
-MOST_WAITING = 600  # requests; those above are answered 503 at once, and so leave room for other connections
+MOST_WAITING = (
+    600  # requests; those above are answered 503 at once, and so leave room for other connections
+)
 BATCH = 1000  # pictures in one transaction, at least those of one request
 LONGEST_PAUSE_SECONDS = 2.0  # between tries of Redis
 RETRY_AFTER_SECONDS = 5
@@ -42,7 +44,9 @@ log = structlog.get_logger("veil")
 
 
 class Intake:
-    """Publishes what requests bring, together with what arrived meanwhile, on a thread of its own."""
+    """Publishes what requests bring, together with what arrived meanwhile, on a thread of its
+    own.
+    """
 
     def __init__(self, trigger: Trigger, hold_seconds: float) -> None:
         self.trigger = trigger
@@ -54,7 +58,9 @@ class Intake:
         self._backoff = Backoff("redis", LONGEST_PAUSE_SECONDS)
 
     async def put(self, pictures: Sequence[Wanted]) -> None:
-        """Return once Redis has the messages; QueueUnavailable if it could not be used for `hold_seconds`."""
+        """Return once Redis has the messages; QueueUnavailable if it could not be used for
+        `hold_seconds`.
+        """
         if len(self._waiting) >= MOST_WAITING:
             raise QueueUnavailable("too many requests are waiting for Redis")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -75,7 +81,9 @@ class Intake:
             while batch := self._batch():
                 pictures = [picture for wanted in batch.values() for picture in wanted]
                 try:
-                    await asyncio.get_running_loop().run_in_executor(self._thread, self.trigger.publish, pictures)
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._thread, self.trigger.publish, pictures
+                    )
                 except QueueUnavailable as error:
                     await asyncio.sleep(self._backoff.failed(error))
                     continue
@@ -130,16 +138,20 @@ class Health:
 
 
 class Connections:
-    """The open connections, bounded in number: for one above the bound, the least useful other one is closed.
+    """The open connections, bounded in number: for one above the bound, the least useful other one
+    is closed.
 
-    That is the one that has been open longest of those whose sender has not shown the token, else the one that has
-    been without a request longest. A connection whose request is being answered stays. So whoever opens connections
-    and is slow on them displaces his own, and a sender that is not slow is served.
+    That is the one that has been open longest of those whose sender has not shown the token, else
+    the one that has been without a request longest. A connection whose request is being answered
+    stays. So whoever opens connections and is slow on them displaces his own, and a sender that is
+    not slow is served.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._strangers: dict[IOStream, asyncio.TimerHandle] = {}  # each with the end of its time for headers
+        self._strangers: dict[
+            IOStream, asyncio.TimerHandle
+        ] = {}  # each with the end of its time for headers
         self._senders: dict[IOStream, None] = {}  # have shown the token
         self._answering: set[IOStream] = set()
 
@@ -151,7 +163,9 @@ class Connections:
             displaced.close()
             self.closed(displaced)
         if not stream.closed():
-            self._strangers[stream] = asyncio.get_running_loop().call_later(HEAD_SECONDS, stream.close)
+            self._strangers[stream] = asyncio.get_running_loop().call_later(
+                HEAD_SECONDS, stream.close
+            )
 
     def closed(self, stream: IOStream) -> None:
         """Forget `stream`."""
@@ -161,7 +175,9 @@ class Connections:
         self._answering.discard(stream)
 
     def has_spoken(self, stream: IOStream) -> None:
-        """Note that `stream` brought the headers of a request: from now on tornado's limits hold."""
+        """Note that `stream` brought the headers of a request: from now on tornado's limits
+        hold.
+        """
         if timer := self._strangers.get(stream):
             timer.cancel()
 
@@ -199,7 +215,9 @@ class Server(HTTPServer):
 
 @stream_request_body
 class _Handler(RequestHandler):
-    """Answers in JSON. No body is read beyond MAX_BODY_BYTES, whoever sends it and to whatever path."""
+    """Answers in JSON. No body is read beyond MAX_BODY_BYTES, whoever sends it and to whatever
+    path.
+    """
 
     METHODS: tuple[str, ...]
 
@@ -233,7 +251,9 @@ class _Handler(RequestHandler):
     def log_exception(
         self, typ: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Log a bug. Tornado would log the address that was asked for, in which there may be a token."""
+        """Log a bug. Tornado would log the address that was asked for, in which there may be a
+        token.
+        """
         if typ and not issubclass(typ, HTTPError):
             log.error("bug", error=typ.__name__, exc_info=(typ, value, tb))
 
@@ -264,7 +284,9 @@ class HealthHandler(_Handler):
 
 
 class EventsHandler(_Handler):
-    """``POST`` of one message with events, to any other path. Who sends it is known before its body is read."""
+    """``POST`` of one message with events, to any other path. Who sends it is known before its body
+    is read.
+    """
 
     METHODS = ("POST",)
 
@@ -301,28 +323,36 @@ class EventsHandler(_Handler):
 
     def _refuse(self, status: int, message: str) -> None:
         self.set_status(status)
-        self.finish(json.dumps({"status": status, "error": self._reason, "message": message}) + "\n")
+        self.finish(
+            json.dumps({"status": status, "error": self._reason, "message": message}) + "\n"
+        )
         if status == 400:
             log.warning("malformed", message=message, sender=self.request.remote_ip)
 
     def _is_authorized(self) -> bool:
-        """Whether the token is there: as a bearer's, alone, or, as EventBridge sends it, as a key."""
+        """Whether the token is there: as a bearer's, alone, or, as EventBridge sends it, as a
+        key.
+        """
         headers = self.request.headers
         given = headers.get("Authorization") or headers.get("X-Api-Key", "")
         return hmac.compare_digest(given.removeprefix("Bearer ").encode(), self._token.encode())
 
 
 def _log_answer(handler: RequestHandler) -> None:
-    """One line for a sender that is turned away. Neither headers nor addresses are in it: they may hold a token."""
+    """One line for a sender that is turned away. Neither headers nor addresses are in it: they may
+    hold a token.
+    """
     if handler.get_status() in (401, 405, 413, 500):
         log.warning("turned away", status=handler.get_status(), sender=handler.request.remote_ip)
 
 
-async def serve(trigger: Trigger, redis: Any, token: str, host: str, port: int, hold_seconds: float) -> None:
+async def serve(
+    trigger: Trigger, redis: Any, token: str, host: str, port: int, hold_seconds: float
+) -> None:
     """Take events at `host`:`port` until SIGTERM or SIGINT; then what is in hand is answered.
 
-    While Redis is away an event is held for `hold_seconds`, and answered 503 only then. Raises SettingsInvalid if the
-    address can't be used, or too few files may be open.
+    While Redis is away an event is held for `hold_seconds`, and answered 503 only then. Raises
+    SettingsInvalid if the address can't be used, or too few files may be open.
     """
     _allow_files(MOST_CONNECTIONS + OTHER_FILES)
     try:
@@ -367,7 +397,9 @@ async def serve(trigger: Trigger, redis: Any, token: str, host: str, port: int, 
 
 
 def _allow_files(needed: int) -> None:
-    """Have the process open `needed` files at once. Raises SettingsInvalid where the system does not allow it."""
+    """Have the process open `needed` files at once. Raises SettingsInvalid where the system does
+    not allow it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return

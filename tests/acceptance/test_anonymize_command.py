@@ -52,7 +52,9 @@ def test_bad_files_fail_by_name_and_the_others_are_done(run_on_album, album):
     outcomes = {outcome["source"]: outcome for outcome in lines(done)}
 
     assert done.returncode == 1
-    assert {source.removeprefix(f"{album}/"): outcome["status"] for source, outcome in outcomes.items()} == {
+    assert {
+        source.removeprefix(f"{album}/"): outcome["status"] for source, outcome in outcomes.items()
+    } == {
         "a.jpg": "anonymized",
         "deep/b.png": "anonymized",
         "deep/er/ü +%.webp": "anonymized",
@@ -74,7 +76,9 @@ def test_bad_files_fail_by_name_and_the_others_are_done(run_on_album, album):
 def test_the_folders_structure_is_kept_and_holds_finished_pictures_alone(run_on_album, album):
     _, output = run_on_album
 
-    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()
+    )
 
     assert files == ["a.jpg", "deep/b.png", "deep/er/ü +%.webp"]
     for name in files:
@@ -103,12 +107,17 @@ def test_every_line_is_an_object_with_the_same_keys(run_on_album):
 
 
 def test_sources_are_left_as_they_were(run_on_album, album, samples):
-    with Image.open(album / "deep/b.png") as image, Image.open(samples["astronaut.png"]) as original:
+    with (
+        Image.open(album / "deep/b.png") as image,
+        Image.open(samples["astronaut.png"]) as original,
+    ):
         assert (np.asarray(image) == np.asarray(original.crop((100, 0, 360, 260)))).all()
 
 
 def test_good_pictures_alone_are_exit_code_0_and_silent_without_json(veil, album, tmp_path):
-    done = veil("anonymize", album / "a.jpg", album / "deep" / "b.png", "--output", tmp_path / "output")
+    done = veil(
+        "anonymize", album / "a.jpg", album / "deep" / "b.png", "--output", tmp_path / "output"
+    )
 
     assert done.returncode == 0
     assert done.stdout == ""
@@ -116,7 +125,16 @@ def test_good_pictures_alone_are_exit_code_0_and_silent_without_json(veil, album
 
 
 def test_flags_ask_for_another_method_region_and_areas(veil, album, tmp_path):
-    flags = ["--method", "fill", "--region", "full", "--extra", "2,3,30,20", "--extra", "240,240,260,260"]
+    flags = [
+        "--method",
+        "fill",
+        "--region",
+        "full",
+        "--extra",
+        "2,3,30,20",
+        "--extra",
+        "240,240,260,260",
+    ]
 
     done = veil("anonymize", album / "deep" / "b.png", "--output", tmp_path, "--json", *flags)
 
@@ -131,7 +149,9 @@ def test_flags_ask_for_another_method_region_and_areas(veil, album, tmp_path):
 
 
 def test_a_face_in_an_exempt_area_is_left_clear(veil, album, tmp_path):
-    done = veil("anonymize", album / "deep" / "b.png", "--output", tmp_path, "--exempt", "0,0,260,260")
+    done = veil(
+        "anonymize", album / "deep" / "b.png", "--output", tmp_path, "--exempt", "0,0,260,260"
+    )
 
     assert done.returncode == 0
     with Image.open(tmp_path / "b.png") as after, Image.open(album / "deep" / "b.png") as before:
@@ -161,7 +181,10 @@ def test_flags_that_can_not_be_asked_for_are_one_line(veil, album, tmp_path, fla
 
 @pytest.mark.parametrize(
     ("variable", "hint"),
-    [("VEIL_MARGINS", "did you mean VEIL_MARGIN?"), ("VEIL_SCORE_TRESHOLD", "did you mean VEIL_SCORE_THRESHOLD?")],
+    [
+        ("VEIL_MARGINS", "did you mean VEIL_MARGIN?"),
+        ("VEIL_SCORE_TRESHOLD", "did you mean VEIL_SCORE_THRESHOLD?"),
+    ],
 )
 def test_an_unknown_setting_is_one_line_with_the_likely_name(veil, album, tmp_path, variable, hint):
     done = veil("anonymize", album, "--output", tmp_path / "output", environment={variable: "0.5"})
@@ -175,7 +198,12 @@ def test_an_unknown_setting_is_one_line_with_the_likely_name(veil, album, tmp_pa
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("VEIL_REGION", "2"), ("VEIL_METHOD", "median"), ("VEIL_SCALES", "640,big"), ("VEIL_MAX_PIXELS", "many")],
+    [
+        ("VEIL_REGION", "2"),
+        ("VEIL_METHOD", "median"),
+        ("VEIL_SCALES", "640,big"),
+        ("VEIL_MAX_PIXELS", "many"),
+    ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(veil, album, tmp_path, variable, value):
     done = veil("anonymize", album, "--output", tmp_path / "output", environment={variable: value})

@@ -46,7 +46,9 @@ def test_the_whole_stack_is_compared_with_its_detector(bench):
 
     assert line["bench"] == "end_to_end"
     assert line["pictures"] == 6
-    assert line["ratio"] == pytest.approx(line["pictures_per_second"] / line["detector_bound"], rel=0.01)
+    assert line["ratio"] == pytest.approx(
+        line["pictures_per_second"] / line["detector_bound"], rel=0.01
+    )
     assert line["ratio"] > 0.1
     assert len(line["ratio_of_rounds"]) == 2
     assert all(seconds > 0 for seconds in line["cpu_seconds_a_picture"].values())
@@ -66,7 +68,10 @@ def test_a_device_that_is_slow_enough_is_all_that_is_waited_for(bench):
 def test_the_stages_of_each_format_and_size_are_measured(bench):
     small, large = bench("stages", FORMATS="png", SIZES="0.1,0.4")
 
-    assert [(line["format"], line["megapixels"]) for line in (small, large)] == [("PNG", 0.1), ("PNG", 0.4)]
+    assert [(line["format"], line["megapixels"]) for line in (small, large)] == [
+        ("PNG", 0.1),
+        ("PNG", 0.4),
+    ]
     assert large["seconds"]["encode"] > small["seconds"]["encode"]
     for line in (small, large):
         assert line["seconds"].keys() == {"fetch", "decode", "detect", "mask", "encode", "store"}
@@ -87,7 +92,9 @@ def test_the_peer_is_measured_on_the_same_pictures(bench, data, exposure_tool):
         "deface_exposed_rate",
     ]  # fmt: skip
     assert (line["bench"], line["set"], line["pictures"]) == ("peer", "small", 6)
-    assert line["ratio"] == pytest.approx(line["pictures_per_second"] / line["deface_pictures_per_second"], rel=0.02)
+    assert line["ratio"] == pytest.approx(
+        line["pictures_per_second"] / line["deface_pictures_per_second"], rel=0.02
+    )
     assert 0 <= line["exposed_rate"] <= 1
 
 

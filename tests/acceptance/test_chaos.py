@@ -10,8 +10,16 @@ import pytest
 
 
 @pytest.mark.timeout(280)
-def test_workers_and_redis_are_killed_and_every_picture_is_delivered(repository, tmp_path, clean_environment):
-    amounts = {"JOBS": "40", "KILLS": "4", "REDIS_KILLS": "1", "SEED": "1", "VEIL_LEASE_SECONDS": "5"}
+def test_workers_and_redis_are_killed_and_every_picture_is_delivered(
+    repository, tmp_path, clean_environment
+):
+    amounts = {
+        "JOBS": "40",
+        "KILLS": "4",
+        "REDIS_KILLS": "1",
+        "SEED": "1",
+        "VEIL_LEASE_SECONDS": "5",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "tools.chaos"],
         cwd=tmp_path,

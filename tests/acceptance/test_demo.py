@@ -30,8 +30,12 @@ def processes_in(folder):
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (process / "cwd").readlink().is_relative_to(folder) and process.name != str(os.getpid()):
-                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if (process / "cwd").readlink().is_relative_to(folder) and process.name != str(
+                os.getpid()
+            ):
+                found[int(process.name)] = (
+                    (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                )
     return found
 
 
@@ -55,12 +59,20 @@ def images(tmp_path, samples):
 
 @pytest.fixture
 def demo(tmp_path, images, repository):
-    """Start ``python -m tools.demo`` in a folder of its own; whatever is left in it at the end is killed."""
+    """Start ``python -m tools.demo`` in a folder of its own; whatever is left in it at the end is
+    killed.
+    """
     cwd = tmp_path / "cwd"
     cwd.mkdir()
 
     def start(*arguments, **environment):
-        settings = {**os.environ, "PYTHONPATH": str(repository), "IMAGES": str(images), "KEEP": "", **environment}
+        settings = {
+            **os.environ,
+            "PYTHONPATH": str(repository),
+            "IMAGES": str(images),
+            "KEEP": "",
+            **environment,
+        }
         return subprocess.Popen(
             [sys.executable, "-m", "tools.demo", *arguments],
             stdin=subprocess.DEVNULL,
@@ -107,9 +119,16 @@ def test_pictures_go_through_and_nothing_stays_running(demo):
         "contact_sheet",
         "flower",
     }
-    assert (summary["pictures"], summary["anonymized"], summary["failed"], summary["faces"]) == (3, 3, 0, 3)
+    assert (summary["pictures"], summary["anonymized"], summary["failed"], summary["faces"]) == (
+        3,
+        3,
+        0,
+        3,
+    )
     # Both are rounded to hundredths.
-    assert summary["pictures_per_second"] == pytest.approx(3 / summary["seconds"], rel=0.05, abs=0.01)
+    assert summary["pictures_per_second"] == pytest.approx(
+        3 / summary["seconds"], rel=0.05, abs=0.01
+    )
     outputs = demo.cwd / summary["outputs"]
     for name, kind in (("a.jpg", "JPEG"), ("b.png", "PNG"), ("deep/c d.webp", "WEBP")):
         with Image.open(outputs / name) as image:
@@ -173,12 +192,22 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
     environment = demo.cwd / ".demo/environment.sh"
     assert environment.stat().st_mode & 0o077 == 0
     settings = dict(
-        line.removeprefix("export ").split("=", 1) for line in environment.read_text().replace("'", "").splitlines()
+        line.removeprefix("export ").split("=", 1)
+        for line in environment.read_text().replace("'", "").splitlines()
     )
-    with redis.Redis.from_url(settings["VEIL_REDIS_URL"], password=settings["VEIL_REDIS_PASSWORD"]) as client:
+    with redis.Redis.from_url(
+        settings["VEIL_REDIS_URL"], password=settings["VEIL_REDIS_PASSWORD"]
+    ) as client:
         assert client.ping()
     veil = subprocess.run(
-        [Path(sys.executable).parent / "veil", "enqueue", "--prefix", "s3://raw", "--wait", "--json"],
+        [
+            Path(sys.executable).parent / "veil",
+            "enqueue",
+            "--prefix",
+            "s3://raw",
+            "--wait",
+            "--json",
+        ],
         check=False,
         capture_output=True,
         text=True,
@@ -196,12 +225,16 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
         aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
     )
     client.upload_file(images / "a.jpg", "raw", "put later.jpg")
-    client.get_waiter("object_exists").wait(Bucket="clean", Key="put later.jpg", WaiterConfig={"Delay": 1})
+    client.get_waiter("object_exists").wait(
+        Bucket="clean", Key="put later.jpg", WaiterConfig={"Delay": 1}
+    )
 
     code, said = finish(demo())
     assert code == 1
     assert "make demo-stop" in said
-    assert len(processes_in(demo.cwd)) == 6, "Redis, S3, the trigger, Flower, a worker and its supervisor"
+    assert len(processes_in(demo.cwd)) == 6, (
+        "Redis, S3, the trigger, Flower, a worker and its supervisor"
+    )
 
     code, _ = finish(demo("stop"))
     assert code == 0

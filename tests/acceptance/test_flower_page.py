@@ -1,6 +1,7 @@
 """Flower in a real browser: what a person sees of the pictures, and still sees after a restart.
 
-``SCREENSHOT=docs/flower.png make test ARGS=tests/acceptance/test_flower_page.py`` makes the README's picture.
+``SCREENSHOT=docs/flower.png make test ARGS=tests/acceptance/test_flower_page.py`` makes the
+README's picture.
 """
 
 import io
@@ -59,7 +60,11 @@ def stack(clean_environment, programs, tmp_path_factory):
         servers.append(redis.server)
         s3 = start_s3(folder / "s3", ("raw", "clean"))
         servers.append(s3.server)
-        environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": "s3://raw=s3://clean"}
+        environment = {
+            **redis.environment(),
+            **s3.environment(),
+            "VEIL_ROUTES": "s3://raw=s3://clean",
+        }
         worker = Server("worker", [programs / "veil", "worker"], folder / "worker.log", environment)
         servers.append(worker)
         worker.start()
@@ -77,7 +82,10 @@ def sent(stack, samples, veil):
     wall = io.BytesIO()
     Image.new("RGB", (320, 240), "gray").save(wall, "JPEG")
     contents = {name: path.read_bytes() for name, path in sorted(samples.items())}
-    contents |= {"an empty wall +1.jpg": wall.getvalue(), "broken.jpg": contents["admiral.jpg"][:20_000]}
+    contents |= {
+        "an empty wall +1.jpg": wall.getvalue(),
+        "broken.jpg": contents["admiral.jpg"][:20_000],
+    }
     sources = [stack.put(key, content) for key, content in contents.items()]
     done = veil("enqueue", *sources, "--wait", environment=stack.environment)
     assert done.returncode == 1, done.stderr  # one of them is broken
@@ -86,7 +94,11 @@ def sent(stack, samples, veil):
 
 @pytest.fixture(scope="module")
 def browser(system_program, tmp_path_factory):
-    service = Service(system_program("chromedriver"), service_args=["--log-level=OFF"], log_output=subprocess.DEVNULL)
+    service = Service(
+        system_program("chromedriver"),
+        service_args=["--log-level=OFF"],
+        log_output=subprocess.DEVNULL,
+    )
     options = webdriver.ChromeOptions()
     options.binary_location = system_program("chromium")
     for option in (*CHROMIUM_OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
@@ -116,7 +128,9 @@ def shown(browser, condition):
     def look(_):
         browser.execute_script("localStorage.clear()")  # where the page keeps its filter
         browser.refresh()
-        WebDriverWait(browser, 10).until(lambda _: browser.find_elements(By.CSS_SELECTOR, "#tasks-table tbody tr"))
+        WebDriverWait(browser, 10).until(
+            lambda _: browser.find_elements(By.CSS_SELECTOR, "#tasks-table tbody tr")
+        )
         found = rows(browser)
         return found if condition(found) else None
 
@@ -138,7 +152,9 @@ def test_a_wrong_password_shows_nothing(browser, stack):
         assert "Task history" not in browser.page_source
 
 
-def test_each_picture_is_a_row_with_its_source_its_state_and_what_came_of_it(browser, stack, sent, tasks_page):
+def test_each_picture_is_a_row_with_its_source_its_state_and_what_came_of_it(
+    browser, stack, sent, tasks_page
+):
     assert set(tasks_page) == {f"s3://raw/{FOLDER}{key}" for key in sent}
     by_key = {source.rpartition("/")[2]: row for source, row in tasks_page.items()}
 
@@ -148,7 +164,9 @@ def test_each_picture_is_a_row_with_its_source_its_state_and_what_came_of_it(bro
 
     wall = by_key["an empty wall +1.jpg"]
     assert wall["state"] == "SUCCESS"
-    assert wall["result"].startswith(f"anonymized · no face · s3://clean/{FOLDER}an empty wall +1.jpg")
+    assert wall["result"].startswith(
+        f"anonymized · no face · s3://clean/{FOLDER}an empty wall +1.jpg"
+    )
 
     broken = by_key["broken.jpg"]
     assert broken["state"] == "FAILURE"
@@ -171,7 +189,9 @@ def test_the_first_columns_are_seen_without_scrolling(browser, tasks_page):
 
 def test_failures_can_be_picked_out(browser, tasks_page):
     def press(state):
-        browser.find_element(By.CSS_SELECTOR, f'.task-state-filter[data-task-state="{state}"]').click()
+        browser.find_element(
+            By.CSS_SELECTOR, f'.task-state-filter[data-task-state="{state}"]'
+        ).click()
 
     press("FAILURE")
     WebDriverWait(browser, PAGE_SECONDS).until(lambda _: len(rows(browser)) == 1)
@@ -186,7 +206,9 @@ def test_a_row_leads_to_the_whole_of_its_picture(browser, stack, tasks_page):
     text = browser.find_element(By.TAG_NAME, "body").text
     assert "veil.anonymize_image" in text
     assert source in text
-    assert re.search(rf"16 faces · lowest score 0\.\d\d · s3://clean/{FOLDER}gallery.jpg · JPEG 1600×1200", text)
+    assert re.search(
+        rf"16 faces · lowest score 0\.\d\d · s3://clean/{FOLDER}gallery.jpg · JPEG 1600×1200", text
+    )
     for stage in ("fetch", "decode", "detect", "mask", "encode", "store"):
         assert f" · {stage} " in text
 

@@ -1,4 +1,6 @@
-"""Every file of a collection of formats and oddities, as a user runs it: a correct output, or a refusal by name."""
+"""Every file of a collection of formats and oddities, as a user runs it: a correct output, or a
+refusal by name.
+"""
 
 import io
 import json
@@ -25,9 +27,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SECONDS = 240
 MANY = 10**9
 MODEL_BYTES = 1_600 << 20  # TensorFlow, the model and what it works on
-PIXEL_BYTES = 25  # what a picture needs at most, for each of its pixels that counts against the limit
+PIXEL_BYTES = (
+    25  # what a picture needs at most, for each of its pixels that counts against the limit
+)
 REFUSALS = {"EmptyObject", "UnreadableImage", "UnsupportedImage", "ImageTooLarge"}
-# Of the project files: those that every reader agrees are damaged, cut short, of no picture, or not handled.
+# Of the project files: those that every reader agrees are damaged, cut short, of no picture, or not
+# handled.
 LEAST_OUTPUTS = 140
 EYES = slice(2, 5)  # eighths of a face's height between which the eyes are
 
@@ -56,12 +61,22 @@ def with_thumbnail(portrait, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(collection, with_thumbnail, programs, tmp_path_factory, clean_environment):
-    """The outcome of each file by its name, the folder of outputs, and the run's largest resident set in bytes."""
+    """The outcome of each file by its name, the folder of outputs, and the run's largest resident
+    set in bytes.
+    """
     folder, _ = collection
     output = tmp_path_factory.mktemp("formats") / "output"
     lines = output.with_name("lines")
     with lines.open("w") as target:
-        command = [programs / "veil", "anonymize", folder, with_thumbnail, "--output", output, "--json"]
+        command = [
+            programs / "veil",
+            "anonymize",
+            folder,
+            with_thumbnail,
+            "--output",
+            output,
+            "--json",
+        ]
         process = subprocess.Popen(command, stdout=target, stderr=subprocess.DEVNULL)
         resident = 0
         while process.poll() is None:
@@ -73,12 +88,16 @@ def run(collection, with_thumbnail, programs, tmp_path_factory, clean_environmen
 
 
 def peak(pid):
-    """The most memory that a process has had, in bytes. Its ru_maxrss would begin with that of this one."""
+    """The most memory that a process has had, in bytes. Its ru_maxrss would begin with that of this
+    one.
+    """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except ProcessLookupError:
         return 0
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)  # a process that has ended has none
+    found = re.search(
+        r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE
+    )  # a process that has ended has none
     return int(found[1]) * 1024 if found else 0
 
 
@@ -90,7 +109,9 @@ def test_every_file_is_an_output_or_a_refusal_by_name(run, collection):
     files = {path.relative_to(output).as_posix() for path in output.rglob("*")}
     assert files == {name for name, one in outcomes.items() if one["status"] == "anonymized"}
     assert len(files) >= LEAST_OUTPUTS
-    refused = {name: one["error"] for name, one in outcomes.items() if one["status"] != "anonymized"}
+    refused = {
+        name: one["error"] for name, one in outcomes.items() if one["status"] != "anonymized"
+    }
     assert set(refused.values()) <= REFUSALS, refused
 
 
@@ -120,12 +141,16 @@ def test_outputs_are_of_the_same_kind_size_and_number_of_frames(run, collection)
             continue
         picture = images.decode((output / name).read_bytes(), MANY)
         source = images.decode((collection[0] / name).read_bytes(), MANY)
-        assert (picture.format, picture.width, picture.height) == (source.format, source.width, source.height), name
+        assert (picture.format, picture.width, picture.height) == (
+            source.format,
+            source.width,
+            source.height,
+        ), name
         assert picture.frames[0].pixels.dtype == source.frames[0].pixels.dtype, name
         # Frames that look alike are joined, and last as long as before.
-        assert sum(picture.encoding.get("duration", [])) == pytest.approx(sum(source.encoding.get("duration", []))), (
-            name
-        )
+        assert sum(picture.encoding.get("duration", [])) == pytest.approx(
+            sum(source.encoding.get("duration", []))
+        ), name
 
 
 def test_no_output_is_taken_for_one_that_does_not_show_its_source(run, collection):
@@ -140,7 +165,9 @@ def test_no_output_is_taken_for_one_that_does_not_show_its_source(run, collectio
         boxes = np.array(one["boxes_xyxy"], np.float32).reshape(-1, 4)
         hidden = likeness.hidden_by(boxes, (), MaskStyle(feather=0.05), before, 480)
         seen = zip(contents, (before, after), strict=True)
-        if not likeness.is_alike(before, after, hidden) or not all(likeness.is_confirmed(*each) for each in seen):
+        if not likeness.is_alike(before, after, hidden) or not all(
+            likeness.is_confirmed(*each) for each in seen
+        ):
             alarms.append(name)
     assert alarms == []
 
@@ -184,7 +211,11 @@ def test_every_face_of_every_frame_is_hidden_and_the_rest_is_as_it_was(run, coll
     looked_at = 0
     for record in collection[1]:
         name = record["file"].removeprefix("images/")
-        if outcomes[name]["status"] != "anonymized" or len(record["faces"]) == 0 or record["width"] > 5000:
+        if (
+            outcomes[name]["status"] != "anonymized"
+            or len(record["faces"]) == 0
+            or record["width"] > 5000
+        ):
             continue
         looked_at += 1
         before, after = list(shown(collection[0] / name)), list(shown(output / name))
@@ -208,12 +239,18 @@ def test_no_output_holds_metadata(run):
 def test_memory_stays_under_the_stated_bound(run, collection):
     # Pictures are worked on side by side, and one of them is nearly as large as the limit allows.
     _, _, resident = run
-    largest = sorted(record["width"] * record["height"] for record in collection[1] if record.get("expect") == "decode")
+    largest = sorted(
+        record["width"] * record["height"]
+        for record in collection[1]
+        if record.get("expect") == "decode"
+    )
     assert resident < MODEL_BYTES + PIXEL_BYTES * sum(largest[-4:])
 
 
 @pytest.mark.parametrize("kind", memory.KINDS, ids=[kind.name for kind in memory.KINDS])
-def test_the_largest_picture_of_each_kind_with_a_face_that_fills_it_needs_no_more_than_is_stated(tmp_path, kind):
+def test_the_largest_picture_of_each_kind_with_a_face_that_fills_it_needs_no_more_than_is_stated(
+    tmp_path, kind
+):
     pixels = 6_000_000  # 16 times fewer than the default allows; the need grows with them
     path = tmp_path / "picture"
     memory.write(kind, path, pixels, MANY)

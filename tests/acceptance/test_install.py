@@ -1,4 +1,6 @@
-"""An installation without extras is a producer: it enqueues, and has neither TensorFlow nor OpenCV."""
+"""An installation without extras is a producer: it enqueues, and has neither TensorFlow nor
+OpenCV.
+"""
 
 import json
 import os
@@ -28,12 +30,14 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / name, source)
     for name in ("tasks", "training", "worker"):
-        shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     pip = [environment / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # The versions are those of the lock file, so that a new release elsewhere does not fail this test; its hashes are
-    # left out, because a folder has none.
+    # The versions are those of the lock file, so that a new release elsewhere does not fail this
+    # test; its hashes are left out, because a folder has none.
     locked = (repository / "requirements" / "flower.txt").read_text().splitlines()
     versions = tmp_path / "versions.txt"
     versions.write_text("\n".join(line.rstrip("\\") for line in locked if not line.startswith(" ")))
@@ -55,7 +59,11 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
         assert answer["data"] == ["calibration.json", *known]
         for command in (["worker"], ["anonymize", tmp_path, "--output", tmp_path / "out"]):
             refused = subprocess.run(
-                [environment / "bin" / "veil", *command], check=False, capture_output=True, text=True, timeout=60
+                [environment / "bin" / "veil", *command],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=60,
             )
             assert refused.returncode != 0
             assert "pip install 'veil[worker]'" in refused.stderr.splitlines()[-1]

@@ -1,4 +1,6 @@
-"""The share of faces that stay exposed with the default settings, counted from pixels by an independent judge."""
+"""The share of faces that stay exposed with the default settings, counted from pixels by an
+independent judge.
+"""
 
 import json
 import subprocess
@@ -12,7 +14,10 @@ EVERY = {"crowd": 5, "masks": 2, "small": 1}  # one picture of so many, so that 
 MOST_EXPOSED = {"crowd": 0.008, "masks": 0.018, "small": 0.05}
 MOST_SPILL = {"crowd": 0.025, "masks": 0.012, "small": 0.016}
 SECONDS = 240
-TURNS = {"upright": None, "lying on its side": (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)}
+TURNS = {
+    "upright": None,
+    "lying on its side": (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+}
 
 
 def turn(source, target, how):
@@ -58,9 +63,16 @@ def judged(request, data, exposure_tool, programs, tmp_path_factory, clean_envir
 
     def judge(name):
         command = [sys.executable, exposure_tool, "--json"]
-        command += ["--clear", work / "clear" / name, "--anonymized", work / "anonymized" / name / "images"]
+        command += [
+            "--clear",
+            work / "clear" / name,
+            "--anonymized",
+            work / "anonymized" / name / "images",
+        ]
         command += ["--annotations", work / f"{name}.json"]
-        judged = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+        judged = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=SECONDS
+        )
         return json.loads(judged.stdout)
 
     return {name: judge(name) for name in sets}

@@ -1,4 +1,6 @@
-"""Real servers for the integration tests: one Redis and one S3 for all of them, and a worker that most share."""
+"""Real servers for the integration tests: one Redis and one S3 for all of them, and a worker that
+most share.
+"""
 
 import contextlib
 import hashlib
@@ -33,7 +35,9 @@ from tools.local.servers import DATABASES, HOST, S3, Redis, Server, free_port, s
 
 RAW, CLEAN = "raw", "clean"
 # The last two lead from and to buckets that do not exist.
-ROUTES = f"s3://{RAW}=s3://{CLEAN},s3://absent=s3://{CLEAN}-absent,s3://other/in=s3://absent-outputs"
+ROUTES = (
+    f"s3://{RAW}=s3://{CLEAN},s3://absent=s3://{CLEAN}-absent,s3://other/in=s3://absent-outputs"
+)
 READY_SECONDS = 90
 RESULT_SECONDS = 60
 # Small enough that a test can make a picture over them; the samples are well below.
@@ -111,7 +115,9 @@ class Bucket:
         return Image.open(io.BytesIO(self.get(key)))
 
     def keys(self, prefix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.name, Prefix=prefix
+        )
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
 
@@ -129,7 +135,9 @@ class Worker:
         deadline = time.monotonic() + READY_SECONDS
         while len(self.lines(self.ready)) == before:
             self.server.check_alive()
-            assert time.monotonic() < deadline, f"the {self.server.name} was not ready within {READY_SECONDS} s"
+            assert time.monotonic() < deadline, (
+                f"the {self.server.name} was not ready within {READY_SECONDS} s"
+            )
             time.sleep(0.1)
 
     @property
@@ -146,13 +154,17 @@ class Worker:
         for text in self.log.splitlines():
             with contextlib.suppress(ValueError):
                 line = json.loads(text)
-                if event in (None, line.get("event")) and all(line.get(k) == v for k, v in fields.items()):
+                if event in (None, line.get("event")) and all(
+                    line.get(k) == v for k, v in fields.items()
+                ):
                     found.append(line)
         return found
 
 
 @pytest.fixture(scope="session")
-def redis_server(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+def redis_server(
+    clean_environment: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Redis]:
     started = start_redis(tmp_path_factory.mktemp("redis"))
     yield started
     started.server.stop()
@@ -221,7 +233,9 @@ def environment(queue: Queue, s3: S3) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def worker_settings(s3: S3) -> Callable[[Queue], dict[str, str]]:
-    """The whole environment of a worker at a queue, for a process that is expected to end by itself."""
+    """The whole environment of a worker at a queue, for a process that is expected to end by
+    itself.
+    """
 
     def settings(queue: Queue) -> dict[str, str]:
         return {
@@ -250,8 +264,16 @@ def _held(started: Worker) -> Iterator[Worker]:
 def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Start a worker by its command and hold it for the length of a ``with``."""
 
-    def start(command: list[Any], environment: dict[str, str]) -> contextlib.AbstractContextManager[Worker]:
-        return _held(Worker(Server("worker", command, tmp_path_factory.mktemp("worker") / "worker.log", environment)))
+    def start(
+        command: list[Any], environment: dict[str, str]
+    ) -> contextlib.AbstractContextManager[Worker]:
+        return _held(
+            Worker(
+                Server(
+                    "worker", command, tmp_path_factory.mktemp("worker") / "worker.log", environment
+                )
+            )
+        )
 
     return start
 
@@ -260,7 +282,9 @@ def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]
 def start_watch(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Hold ``veil watch ARGUMENTS…`` for the length of a ``with``."""
 
-    def start(*arguments: object, environment: dict[str, str]) -> contextlib.AbstractContextManager[Worker]:
+    def start(
+        *arguments: object, environment: dict[str, str]
+    ) -> contextlib.AbstractContextManager[Worker]:
         command = [programs / "veil", "watch", *map(str, arguments)]
         log = tmp_path_factory.mktemp("watch") / "watch.log"
         return _held(Worker(Server("trigger", command, log, environment), "watching"))
@@ -276,15 +300,22 @@ def metrics_address() -> str:
 
 @pytest.fixture(scope="session")
 def shared_worker(
-    environment: dict[str, str], metrics_address: str, programs: Path, start_worker: Callable[..., Any]
+    environment: dict[str, str],
+    metrics_address: str,
+    programs: Path,
+    start_worker: Callable[..., Any],
 ) -> Iterator[Worker]:
-    with start_worker([programs / "veil", "worker"], {**environment, "VEIL_METRICS": metrics_address}) as started:
+    with start_worker(
+        [programs / "veil", "worker"], {**environment, "VEIL_METRICS": metrics_address}
+    ) as started:
         yield started
 
 
 @pytest.fixture
 def worker(shared_worker: Worker) -> Iterator[Worker]:
-    """``veil worker`` on the shared queue. A test that ends it fails, and the next one gets a new one."""
+    """``veil worker`` on the shared queue. A test that ends it fails, and the next one gets a new
+    one.
+    """
     if not shared_worker.alive:
         shared_worker.start()
     yield shared_worker
@@ -293,13 +324,19 @@ def worker(shared_worker: Worker) -> Iterator[Worker]:
 
 @pytest.fixture(scope="session")
 def store_at() -> Callable[..., ObjectStore]:
-    """Connect an ObjectStore, as a worker does, to `endpoint` with the keys of `s3`, or with others."""
+    """Connect an ObjectStore, as a worker does, to `endpoint` with the keys of `s3`, or with
+    others.
+    """
 
-    def connect(s3: S3, endpoint: str | None = None, secret: str | None = None, **settings: Any) -> ObjectStore:
+    def connect(
+        s3: S3, endpoint: str | None = None, secret: str | None = None, **settings: Any
+    ) -> ObjectStore:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
             patch.setenv("AWS_SECRET_ACCESS_KEY", secret or s3.secret_key)
-            return ObjectStore.connect(Settings(s3_endpoint=endpoint or s3.endpoint, **settings), connections=20)
+            return ObjectStore.connect(
+                Settings(s3_endpoint=endpoint or s3.endpoint, **settings), connections=20
+            )
 
     return connect
 
@@ -313,8 +350,8 @@ def store(s3: S3, store_at: Callable[..., ObjectStore]) -> ObjectStore:
 class Line:
     """A stretch of network in front of S3 that can be cut or hang.
 
-    `download` and `upload` are how many bytes a connection lets through in each direction, None for all;
-    what is over them never arrives, and the connection is closed there (`cut`) or hangs.
+    `download` and `upload` are how many bytes a connection lets through in each direction, None for
+    all; what is over them never arrives, and the connection is closed there (`cut`) or hangs.
     """
 
     target: tuple[str, int]
@@ -409,7 +446,9 @@ ANONYMIZED = b"anonymized"  # an output
 
 @dataclass
 class Archive:
-    """Sources, outputs and receipts below two prefixes, written as workers leave them, without one."""
+    """Sources, outputs and receipts below two prefixes, written as workers leave them, without
+    one.
+    """
 
     store: ObjectStore
     places: Places
@@ -422,7 +461,12 @@ class Archive:
         return stored
 
     def receipt(
-        self, key: str, etag: str, recipe: str = RECIPE, status: str = "anonymized", scores: tuple[float, ...] = ()
+        self,
+        key: str,
+        etag: str,
+        recipe: str = RECIPE,
+        status: str = "anonymized",
+        scores: tuple[float, ...] = (),
     ) -> None:
         sign = next(iter(self.places.marks.keys), None)
         receipt = Receipt(
@@ -457,14 +501,18 @@ class Archive:
         }
         self.store.put(self.places.destination(key), ANONYMIZED, "image/jpeg", metadata)
 
-    def done(self, key: str, etag: str, recipe: str = RECIPE, scores: tuple[float, ...] = ()) -> None:
+    def done(
+        self, key: str, etag: str, recipe: str = RECIPE, scores: tuple[float, ...] = ()
+    ) -> None:
         self.receipt(key, etag, recipe, scores=scores)
         self.output(key, etag, recipe)
 
 
 @pytest.fixture(scope="session")
 def archive_at() -> Callable[..., Archive]:
-    """``archive_at(store, prefix)``: an archive in the buckets `RAW` and `CLEAN`, both below `prefix`."""
+    """``archive_at(store, prefix)``: an archive in the buckets `RAW` and `CLEAN`, both below
+    `prefix`.
+    """
 
     def archive(store: ObjectStore, prefix: str, *keys: Key) -> Archive:
         route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")

@@ -2,10 +2,11 @@
 
     python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE]
 
-Red is read as an address, and the process dies of it; green takes all memory there is; blue never ends; yellow takes
-three seconds. Every picture that ends has one face, but for cyan, which has none, magenta, which has another one at
-each look, and white, which has a CROWD. The first two options are limits of the process, the third names a file for
-the paths that it opens and the programs that it starts.
+Red is read as an address, and the process dies of it; green takes all memory there is; blue never
+ends; yellow takes three seconds. Every picture that ends has one face, but for cyan, which has
+none, magenta, which has another one at each look, and white, which has a CROWD. The first two
+options are limits of the process, the third names a file for the paths that it opens and the
+programs that it starts.
 """
 
 import ctypes

@@ -1,12 +1,13 @@
-"""A worker process whose pictures take no detector: what it does is in a picture's key, and it writes down what it did.
+"""A worker process whose pictures take no detector: what it does is in a picture's key, and it
+writes down what it did.
 
     python stub_worker.py JOURNAL [--transport=redis] [--watchdog=SECONDS] [--concurrency=N]
 
 `redis` is kombu's own transport, at its most eager, for comparison.
 
-Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` meets a server that is away, ``…/permanent/…`` fails
-for good, ``…/memory/…`` runs out of memory, ``…/bug/…`` fails with the pixels in its error. JOURNAL gets one JSON
-object a line: what, source, pid, at.
+Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` meets a server that is away,
+``…/permanent/…`` fails for good, ``…/memory/…`` runs out of memory, ``…/bug/…`` fails with the
+pixels in its error. JOURNAL gets one JSON object a line: what, source, pid, at.
 """
 
 import json
@@ -55,17 +56,24 @@ class StubPipeline:
         if "/permanent/" in source:
             raise UnreadableImage("not a picture")
         if "/bug/" in source:
-            raise UnicodeDecodeError("utf-8", PIXELS, 0, 1, f"no text: {PIXELS!r}") from KeyError(PIXELS)
+            raise UnicodeDecodeError("utf-8", PIXELS, 0, 1, f"no text: {PIXELS!r}") from KeyError(
+                PIXELS
+            )
         if "/memory/" in source:
             raise MemoryError
         with self._watchdog.watch("a batch in the detector", self._stall_seconds):
             if seconds := re.search(r"/sleep-([\d.]+)/", source):
                 time.sleep(float(seconds[1]))
         self._write("done", source)
-        return AnonymizeReport(status="anonymized", source=source, destination=source, recipe=self.recipe)
+        return AnonymizeReport(
+            status="anonymized", source=source, destination=source, recipe=self.recipe
+        )
 
     def _write(self, what, source):
-        line = json.dumps({"what": what, "source": source, "pid": os.getpid(), "at": time.time()}) + "\n"
+        line = (
+            json.dumps({"what": what, "source": source, "pid": os.getpid(), "at": time.time()})
+            + "\n"
+        )
         journal = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(journal, line.encode())
         os.close(journal)
@@ -85,7 +93,10 @@ def main():
     app.build_pipeline = lambda *_: pipeline
     watchdog.start()
     bootstrap.worker_ready.connect(
-        lambda sender, **_: structlog.get_logger("veil").info("worker ready", worker=sender.hostname), weak=False
+        lambda sender, **_: structlog.get_logger("veil").info(
+            "worker ready", worker=sender.hostname
+        ),
+        weak=False,
     )
     worker = app.Worker(
         pool="threads",

@@ -1,4 +1,6 @@
-"""A run onto a real queue from a real store: every key once, whatever is killed, cut off, lost or taken over."""
+"""A run onto a real queue from a real store: every key once, whatever is killed, cut off, lost or
+taken over.
+"""
 
 import json
 import time
@@ -22,7 +24,21 @@ from tools.local.servers import HOST, start_redis
 
 ROUTES = (Route.parse("s3://raw=s3://clean"),)
 # Neighbours whose order differs between stores, and a key that is the name of a folder too.
-AWKWARD = ("a/x", "a.jpg", "a", "a b.jpg", "a/b/c", "a/x/y", "a+/z", "a-/z", "a%2F.jpg", "ü/1", "ü.jpg", "z", "a!/k")
+AWKWARD = (
+    "a/x",
+    "a.jpg",
+    "a",
+    "a b.jpg",
+    "a/b/c",
+    "a/x/y",
+    "a+/z",
+    "a-/z",
+    "a%2F.jpg",
+    "ü/1",
+    "ü.jpg",
+    "z",
+    "a!/k",
+)
 
 
 @pytest.fixture
@@ -72,7 +88,12 @@ def test_everything_is_put_on_the_queue_once_and_names_its_run(unattended, start
     run = run_through(started)
 
     assert enqueued(unattended.client) == once(keys)
-    assert (run.state, run.listed, run.skipped, run.enqueued) == ("finished", len(keys), 0, len(keys))
+    assert (run.state, run.listed, run.skipped, run.enqueued) == (
+        "finished",
+        len(keys),
+        0,
+        len(keys),
+    )
     assert run.source_bytes == len(keys) * len(b"no picture")
     messages = [json.loads(message) for message in unattended.client.lrange(BACKFILL, 0, -1)]
     assert {message["headers"][RUN_HEADER] for message in messages} == {run.name}
@@ -145,7 +166,9 @@ def test_where_redis_loses_everything_the_run_begins_anew(unattended, start, key
 def test_connections_to_redis_that_are_cut_again_and_again_double_nothing(
     unattended, start, keys, monkeypatch, new_line, answered
 ):
-    """Whether a page was taken can't be told from the answer that is cut off; the checkpoint tells it."""
+    """Whether a page was taken can't be told from the answer that is cut off; the checkpoint tells
+    it.
+    """
     monkeypatch.setattr(backfill, "PAGE", 1)
     line = new_line((HOST, unattended.redis.port))
     line.cut = True
@@ -227,7 +250,11 @@ def test_the_queue_is_kept_between_the_water_marks(unattended, start, raw, place
     enqueued_at = {run.enqueued: len(depths) for run in started.pages(started.begin())}
 
     assert max(depths) == 20
-    assert list(enqueued_at)[:3] == [20, 35, 50]  # to the brim, then again whenever 5 or fewer are left
+    assert list(enqueued_at)[:3] == [
+        20,
+        35,
+        50,
+    ]  # to the brim, then again whenever 5 or fewer are left
     assert list(enqueued_at)[-1] == 60
 
 
@@ -314,7 +341,9 @@ def test_restart_remembers_nothing(unattended, start, keys, small_pages):
     assert enqueued(unattended.client) == once(keys)
 
 
-def test_another_recipe_than_that_of_the_checkpoint_begins_anew(unattended, start, keys, small_pages):
+def test_another_recipe_than_that_of_the_checkpoint_begins_anew(
+    unattended, start, keys, small_pages
+):
     started = start(recipe="1" * 16)
     next(started.pages(started.begin()))
     unattended.client.delete(BACKFILL)
@@ -351,7 +380,9 @@ def test_a_rehearsal_counts_and_writes_nothing(unattended, store, keys, place, s
     assert unattended.client.keys("*") == []
 
 
-def test_a_redis_that_is_killed_and_comes_back_gets_every_key_once(store, raw, place, start, tmp_path, wait_until):
+def test_a_redis_that_is_killed_and_comes_back_gets_every_key_once(
+    store, raw, place, start, tmp_path, wait_until
+):
     redis = start_redis(tmp_path / "redis")
     try:
         for number in range(200):

@@ -1,4 +1,6 @@
-"""`veil backfill` as a user types it, with real workers: what it prints, and what its exit code says."""
+"""`veil backfill` as a user types it, with real workers: what it prints, and what its exit code
+says.
+"""
 
 import io
 import json
@@ -22,8 +24,25 @@ from tasks.records import outcomes
 from tasks.routes import Route
 from tools.local.servers import HOST
 
-PAGE_KEYS = {"event", "run", "state", "listed", "ignored", "skipped", "enqueued", "source_bytes", "cursor"}
-SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {"source", "destination", "recipe", "dry_run", "outcomes", "seconds"}
+PAGE_KEYS = {
+    "event",
+    "run",
+    "state",
+    "listed",
+    "ignored",
+    "skipped",
+    "enqueued",
+    "source_bytes",
+    "cursor",
+}
+SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {
+    "source",
+    "destination",
+    "recipe",
+    "dry_run",
+    "outcomes",
+    "seconds",
+}
 # `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q"`
 KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "1200"))
 KILLS = 5
@@ -69,7 +88,9 @@ def began(programs, tmp_path):
         with (tmp_path / "backfill.log").open("ab") as log:
             command = [programs / "veil", "backfill", *map(str, arguments)]
             processes.append(
-                subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=tmp_path)
+                subprocess.Popen(
+                    command, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=tmp_path
+                )
             )
         return processes[-1]
 
@@ -79,7 +100,9 @@ def began(programs, tmp_path):
         process.wait()
 
 
-def test_what_is_not_done_is_done_and_nothing_is_done_again(veil, worker, environment, raw, clean, portrait, place):
+def test_what_is_not_done_is_done_and_nothing_is_done_again(
+    veil, worker, environment, raw, clean, portrait, place
+):
     keys = [f"{place}{name}.jpg" for name in ("a b", "deep/b", "ü+%")]
     for key in keys:
         raw.put(key, portrait)
@@ -95,7 +118,12 @@ def test_what_is_not_done_is_done_and_nothing_is_done_again(veil, worker, enviro
     assert done["outcomes"] == {"anonymized": 3, "skipped": 0, "held": 0, "dead": 0}
     assert done["state"] == "finished"
     again = summary(second)
-    assert (again["run"], again["listed"], again["skipped"], again["enqueued"]) == (done["run"], 3, 2, 1)
+    assert (again["run"], again["listed"], again["skipped"], again["enqueued"]) == (
+        done["run"],
+        3,
+        2,
+        1,
+    )
     assert again["outcomes"]["anonymized"] == 1
 
 
@@ -116,10 +144,19 @@ def test_a_picture_that_dies_makes_the_exit_code_1(veil, worker, environment, ra
     assert summary(followed)["outcomes"]["dead"] == 1
 
 
-def test_outputs_go_where_asked_below_the_route(veil, worker, environment, raw, clean, portrait, place):
+def test_outputs_go_where_asked_below_the_route(
+    veil, worker, environment, raw, clean, portrait, place
+):
     raw.put(place + "in/a.jpg", portrait)
 
-    done = veil("backfill", raw.uri(place + "in"), "--to", clean.uri(place + "out"), "--wait", environment=environment)
+    done = veil(
+        "backfill",
+        raw.uri(place + "in"),
+        "--to",
+        clean.uri(place + "out"),
+        "--wait",
+        environment=environment,
+    )
 
     assert done.returncode == 0
     assert clean.keys(place) == [place + "out/a.jpg"]
@@ -132,7 +169,9 @@ def began_at(line):
 def test_an_upload_is_the_next_picture_after_those_in_hand(
     veil, worker, queue, environment, raw, portrait, place, wait_until
 ):
-    put_all(raw, {f"{place}{n}.png": content for n, content in enumerate(small_pictures(portrait, 300))})
+    put_all(
+        raw, {f"{place}{n}.png": content for n, content in enumerate(small_pictures(portrait, 300))}
+    )
     upload = raw.put(place + "upload/a.jpg", portrait)
     done = veil("backfill", raw.uri(place), "--suffix", ".PNG", environment=environment)
     assert done.returncode == 0
@@ -147,11 +186,15 @@ def test_an_upload_is_the_next_picture_after_those_in_hand(
 
     assert waiting > 150, "the backfill must be far from its end"
     (line,) = worker.lines(source=upload)
-    overtook = [each for each in worker.lines("anonymized") if sent < began_at(each) < began_at(line)]
+    overtook = [
+        each for each in worker.lines("anonymized") if sent < began_at(each) < began_at(line)
+    ]
     assert len(overtook) <= 2  # the worker has two in hand, started or not
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 3), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
 def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
     veil, began, unattended, s3, raw, place, tmp_path, wait_until, number, code
 ):
@@ -202,7 +245,9 @@ def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
         raw.put(f"{place}{key}", b"no picture")
     settings = {**unattended.environment, **s3.environment()}
 
-    done = veil("backfill", raw.uri(place), "--dry-run", "--limit", 2, "--json", environment=settings)
+    done = veil(
+        "backfill", raw.uri(place), "--dry-run", "--limit", 2, "--json", environment=settings
+    )
     plain = veil("backfill", raw.uri(place), "--dry-run", environment=settings)
 
     assert done.returncode == plain.returncode == 0
@@ -231,7 +276,9 @@ def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
 )
 def test_what_can_not_be_done_is_said_at_once(veil, unattended, s3, arguments, said):
     routes = {"VEIL_ROUTES": "s3://raw=s3://clean,s3://absent=s3://clean-absent"}
-    done = veil("backfill", *arguments, environment={**unattended.environment, **s3.environment(), **routes})
+    done = veil(
+        "backfill", *arguments, environment={**unattended.environment, **s3.environment(), **routes}
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert said in " ".join(done.stderr.split())
@@ -240,7 +287,9 @@ def test_what_can_not_be_done_is_said_at_once(veil, unattended, s3, arguments, s
 
 
 @pytest.mark.parametrize("down", ["redis", "s3"])
-def test_a_server_that_is_not_there_at_the_beginning_is_one_line(veil, unattended, s3, quiet_port, down):
+def test_a_server_that_is_not_there_at_the_beginning_is_one_line(
+    veil, unattended, s3, quiet_port, down
+):
     environment = {**unattended.environment, **s3.environment()}
     environment |= {
         "redis": {"VEIL_REDIS_URL": f"redis://{HOST}:{quiet_port}/0"},
@@ -257,7 +306,8 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     began, worker, queue, environment, raw, store, portrait, place, tmp_path, wait_until
 ):
     contents = {
-        f"{place}{n % 7}/{n:06}.png": picture for n, picture in enumerate(small_pictures(portrait, KILLED_KEYS))
+        f"{place}{n % 7}/{n:06}.png": picture
+        for n, picture in enumerate(small_pictures(portrait, KILLED_KEYS))
     }
     put_all(raw, contents)
     sources = {raw.uri(key) for key in contents}
@@ -272,7 +322,10 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
 
     for kill in range(1, KILLS + 1):
         process = began(*arguments, environment=environment)
-        wait_until(lambda least=KILLED_KEYS * kill * 0.15: enqueued() >= least, seconds=120 + KILLED_KEYS / 10)
+        wait_until(
+            lambda least=KILLED_KEYS * kill * 0.15: enqueued() >= least,
+            seconds=120 + KILLED_KEYS / 10,
+        )
         time.sleep(random_.uniform(0, 0.5))
         assert process.poll() is None, "it must be killed before its end"
         process.kill()

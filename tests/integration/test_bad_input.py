@@ -17,7 +17,9 @@ def as_jpeg(image):
 
 @pytest.fixture
 def refused(worker, queue, raw, clean, portrait, place):
-    """Send a message; check that it fails by `name`, leaves a letter and no output, and that the worker goes on."""
+    """Send a message; check that it fails by `name`, leaves a letter and no output, and that the
+    worker goes on.
+    """
 
     def check(name, /, *arguments, message="", letter=None, **named):
         result = queue.send(*arguments, **named)
@@ -27,7 +29,10 @@ def refused(worker, queue, raw, clean, portrait, place):
         assert str(error)
         assert len(str(error).splitlines()) == 1
         without_source = f"message {result.id}"
-        kept = queue.dead()[letter or (str(arguments[0]) if arguments and arguments[0] is not None else without_source)]
+        kept = queue.dead()[
+            letter
+            or (str(arguments[0]) if arguments and arguments[0] is not None else without_source)
+        ]
         assert (kept.error, kept.message, kept.attempts) == (name, str(error), 1)
         assert clean.keys(place) == []
         good = raw.put(place + "good.jpg", portrait)
@@ -67,11 +72,15 @@ def refused(worker, queue, raw, clean, portrait, place):
 )
 def test_a_message_that_is_no_request_is_refused(refused, queue, arguments, named):
     source = arguments[0] if arguments else None
-    stored_as = None if source is None else str(source)[:1100].encode("utf-8", "backslashreplace").decode()
+    stored_as = (
+        None if source is None else str(source)[:1100].encode("utf-8", "backslashreplace").decode()
+    )
     refused("InvalidRequest", *arguments, letter=stored_as or None, **named)
 
 
-def test_an_argument_that_celery_itself_would_stumble_over_is_refused_by_name(refused, raw, portrait, place):
+def test_an_argument_that_celery_itself_would_stumble_over_is_refused_by_name(
+    refused, raw, portrait, place
+):
     """Celery calls a task with a `self` of its own."""
     refused("InvalidRequest", raw.put(place + "a.jpg", portrait), self=5, message="argument self")
 
@@ -102,7 +111,9 @@ def test_an_empty_object_is_refused(refused, raw, place):
     refused("EmptyObject", raw.put(place + "a.jpg", b""))
 
 
-@pytest.mark.parametrize("content", [b"hello\n" * 100, b"\0" * 5000, b"<html></html>", b"\xff\xd8\xff\xe0", b"\x89PNG"])
+@pytest.mark.parametrize(
+    "content", [b"hello\n" * 100, b"\0" * 5000, b"<html></html>", b"\xff\xd8\xff\xe0", b"\x89PNG"]
+)
 def test_what_is_no_picture_is_refused_whatever_its_name(refused, raw, place, content):
     refused("UnreadableImage", raw.put(place + "a.jpg", content))
 
@@ -118,7 +129,9 @@ def test_a_truncated_png_is_refused(refused, raw, samples, place):
     refused("UnreadableImage", raw.put(place + "a.png", whole[: len(whole) // 2]))
 
 
-def test_a_picture_of_too_many_pixels_is_refused_although_its_file_is_small(refused, raw, place, environment):
+def test_a_picture_of_too_many_pixels_is_refused_although_its_file_is_small(
+    refused, raw, place, environment
+):
     side = int(int(environment["VEIL_MAX_PIXELS"]) ** 0.5) + 1
     target = io.BytesIO()
     Image.new("1", (side, side)).save(target, "PNG")
@@ -130,7 +143,11 @@ def test_an_object_of_too_many_bytes_is_refused_although_its_picture_is_small(
     refused, raw, portrait, place, environment
 ):
     size = int(environment["VEIL_MAX_BYTES"]) + 1
-    refused("ImageTooLarge", raw.put(place + "a.jpg", portrait.ljust(size, b"\0")), message=f"{size:,} bytes")
+    refused(
+        "ImageTooLarge",
+        raw.put(place + "a.jpg", portrait.ljust(size, b"\0")),
+        message=f"{size:,} bytes",
+    )
 
 
 def test_a_format_that_is_not_handled_is_refused_by_its_name(refused, raw, samples, place):
@@ -145,7 +162,9 @@ def test_every_frame_of_an_animation_is_anonymized(worker, queue, raw, clean, sa
     with Image.open(samples["astronaut.png"]) as image:
         first = image.crop((120, 0, 340, 220))
         frames = [first, first.transpose(Image.Transpose.FLIP_LEFT_RIGHT), first]
-        frames[0].save(target, "WEBP", save_all=True, append_images=frames[1:], duration=100, quality=90)
+        frames[0].save(
+            target, "WEBP", save_all=True, append_images=frames[1:], duration=100, quality=90
+        )
 
     report = queue.report(raw.put(place + "a.webp", target.getvalue()))
 
@@ -154,7 +173,9 @@ def test_every_frame_of_an_animation_is_anonymized(worker, queue, raw, clean, sa
         assert after.n_frames == 3
 
 
-def test_a_foreign_object_at_the_destination_is_never_replaced(worker, queue, raw, clean, portrait, place):
+def test_a_foreign_object_at_the_destination_is_never_replaced(
+    worker, queue, raw, clean, portrait, place
+):
     source = raw.put(place + "a.jpg", portrait)
     clean.put(place + "a.jpg", b"somebody else's")
 
@@ -165,7 +186,9 @@ def test_a_foreign_object_at_the_destination_is_never_replaced(worker, queue, ra
     assert queue.dead()[source].error == "DestinationTaken"
 
 
-def test_the_output_of_another_source_is_never_replaced(worker, queue, raw, clean, portrait, samples, place):
+def test_the_output_of_another_source_is_never_replaced(
+    worker, queue, raw, clean, portrait, samples, place
+):
     first = raw.put(place + "a.jpg", portrait)
     second = raw.put(place + "b.jpg", samples["admiral.jpg"].read_bytes())
     queue.report(first)
@@ -192,12 +215,19 @@ def test_a_dead_letter_goes_once_its_picture_is_delivered(worker, queue, raw, po
     assert source not in queue.dead()
 
 
-def test_bad_pictures_among_good_ones_cost_only_themselves(worker, queue, raw, clean, portrait, samples, place):
+def test_bad_pictures_among_good_ones_cost_only_themselves(
+    worker, queue, raw, clean, portrait, samples, place
+):
     whole = samples["admiral.jpg"].read_bytes()
-    noise = as_jpeg(Image.fromarray(np.random.default_rng(3).integers(0, 255, (90, 90, 3), np.uint8)))
+    noise = as_jpeg(
+        Image.fromarray(np.random.default_rng(3).integers(0, 255, (90, 90, 3), np.uint8))
+    )
     contents = [portrait, whole[:9000], b"", noise, b"x", portrait]
 
-    sent = [queue.send(raw.put(f"{place}{number}.jpg", content)) for number, content in enumerate(contents)]
+    sent = [
+        queue.send(raw.put(f"{place}{number}.jpg", content))
+        for number, content in enumerate(contents)
+    ]
     states = [queue.outcome(result)[0] for result in sent]
 
     assert states == ["SUCCESS", "FAILURE", "FAILURE", "SUCCESS", "FAILURE", "SUCCESS"]

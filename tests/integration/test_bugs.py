@@ -32,6 +32,14 @@ def _values(client):
     """Everything that Redis holds, as text, and what is packed into it in base 64."""
     for key in client.scan_iter():
         kind = client.type(key)
-        read = {b"string": client.get, b"hash": client.hgetall, b"list": lambda key: client.lrange(key, 0, -1)}
+        read = {
+            b"string": client.get,
+            b"hash": client.hgetall,
+            b"list": lambda key: client.lrange(key, 0, -1),
+        }
         if kind in read:
-            yield json.dumps(read[kind](key), default=repr) if kind == b"list" else repr(read[kind](key))
+            yield (
+                json.dumps(read[kind](key), default=repr)
+                if kind == b"list"
+                else repr(read[kind](key))
+            )

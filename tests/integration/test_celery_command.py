@@ -1,4 +1,6 @@
-"""A worker that Celery's own command starts: it anonymizes, waits for a store that is away, and stops as it should."""
+"""A worker that Celery's own command starts: it anonymizes, waits for a store that is away, and
+stops as it should.
+"""
 
 import re
 
@@ -31,7 +33,9 @@ def celery_worker(own_queue, own_s3, programs, start_worker):
         yield started
 
 
-def test_a_worker_started_by_celerys_own_command_anonymizes(celery_worker, own_queue, own_s3, portrait):
+def test_a_worker_started_by_celerys_own_command_anonymizes(
+    celery_worker, own_queue, own_s3, portrait
+):
     client = own_s3.client()
     client.put_object(Bucket="raw", Key="a.jpg", Body=portrait)
 
@@ -43,7 +47,9 @@ def test_a_worker_started_by_celerys_own_command_anonymizes(celery_worker, own_q
     assert re.search(r"concurrency: 2 \(thread\)", celery_worker.log)
 
 
-def test_pictures_wait_for_s3_and_are_delivered_once_it_is_back(celery_worker, own_queue, own_s3, portrait, wait_until):
+def test_pictures_wait_for_s3_and_are_delivered_once_it_is_back(
+    celery_worker, own_queue, own_s3, portrait, wait_until
+):
     keys = ["b.jpg", "c.jpg"]
     for key in keys:
         own_s3.client().put_object(Bucket="raw", Key=key, Body=portrait)
@@ -82,7 +88,9 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_leaves_t
     celery_worker.server.process.terminate()
 
     assert celery_worker.server.process.wait(60) == 0
-    done = {line["source"] for line in celery_worker.lines("anonymized")} & {f"s3://raw/{key}" for key in keys}
+    done = {line["source"] for line in celery_worker.lines("anonymized")} & {
+        f"s3://raw/{key}" for key in keys
+    }
     left = own_queue.client.llen("uploads")
     assert 0 < len(done) < len(keys)
     assert len(done) + left == len(keys)

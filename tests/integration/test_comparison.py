@@ -1,4 +1,6 @@
-"""Listings side by side, from stores that list by bytes and by folder: what is told of every picture is true."""
+"""Listings side by side, from stores that list by bytes and by folder: what is told of every
+picture is true.
+"""
 
 import itertools
 import threading
@@ -19,7 +21,9 @@ from tasks.storage.s3 import ObjectStore
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
 
 # Characters on both sides of the slash, and names that are folders too.
-keys = st.text(" !-./5a", min_size=1, max_size=6).filter(lambda key: {"", ".", ".."}.isdisjoint(key.split("/")))
+keys = st.text(" !-./5a", min_size=1, max_size=6).filter(
+    lambda key: {"", ".", ".."}.isdisjoint(key.split("/"))
+)
 bounded = settings(
     max_examples=15,
     deadline=None,
@@ -155,7 +159,9 @@ def test_a_listing_goes_on_after_any_of_its_keys(fresh, found):
     listed = [stored.uri.key for stored in archive.store.list(place.bucket, place.prefix)]
     assert sorted(listed) == sorted(place.prefix + key for key in found)
     for number, key in enumerate(listed, start=1):
-        assert [stored.uri.key for stored in archive.store.list(place.bucket, place.prefix, key)] == listed[number:]
+        assert [
+            stored.uri.key for stored in archive.store.list(place.bucket, place.prefix, key)
+        ] == listed[number:]
 
 
 def test_a_comparison_goes_on_after_any_of_its_keys(fresh):
@@ -169,7 +175,21 @@ def test_a_comparison_goes_on_after_any_of_its_keys(fresh):
         assert set(states.values()) <= {"current"}
 
 
-AWKWARD = ("a", "a/a", "a/a/a", "a.a", "a-a", "a!", "a!/k", "a0", "a.0", "a.f", "a ", "é/\ue000", "é")
+AWKWARD = (
+    "a",
+    "a/a",
+    "a/a/a",
+    "a.a",
+    "a-a",
+    "a!",
+    "a!/k",
+    "a0",
+    "a.0",
+    "a.f",
+    "a ",
+    "é/\ue000",
+    "é",
+)
 
 
 @bounded
@@ -184,7 +204,9 @@ def test_a_backfill_that_is_cut_off_after_any_page_wants_every_picture_that_is_n
     archive = fresh()
     truth = {key: state for key, leave in pictures.items() if (state := leave(archive, key))}
     cursor, listed, wanted = "", 0, []
-    while not (reading := Reading(archive.store, archive.places, Selection(), RECIPE, cursor)).at_end:
+    while not (
+        reading := Reading(archive.store, archive.places, Selection(), RECIPE, cursor)
+    ).at_end:
         page = reading.page(most)
         cursor, listed = page.cursor, listed + page.listed
         wanted += [archive.places.key(picture.source) for picture in page.wanted]
@@ -230,7 +252,9 @@ def test_without_a_recipe_only_the_version_of_the_source_counts(fresh):
     changed(archive, "b")
     states = {}
     for compared in compare(archive.store, archive.places, None):
-        settled = None if compared.is_current else settle(archive.store, archive.places, None, compared)
+        settled = (
+            None if compared.is_current else settle(archive.store, archive.places, None, compared)
+        )
         states[compared.key] = settled.state if settled else "current"
     assert states == {"a": "current", "b": "stale"}
 
@@ -239,7 +263,12 @@ def test_keys_that_no_worker_takes_are_refused_and_not_asked_for(by_bytes, archi
     archive = archive_at(ObjectStore(by_bytes), place)
     for key in ("a//b", "b/./c", "b/../c", "d/.."):
         by_bytes.put_object(Bucket="raw", Key=place + key, Body=b"")
-    assert told(archive)[0] == {"a//b": "missing", "b/./c": "refused", "b/../c": "refused", "d/..": "refused"}
+    assert told(archive)[0] == {
+        "a//b": "missing",
+        "b/./c": "refused",
+        "b/../c": "refused",
+        "d/..": "refused",
+    }
 
 
 def test_nothing_false_is_told_of_what_stays_while_the_rest_changes(fresh):
@@ -253,8 +282,12 @@ def test_nothing_false_is_told_of_what_stays_while_the_rest_changes(fresh):
             for number in range(0, 13, 3):
                 key = f"{number:02}/{len(turns) % 7}"
                 archive.done(key, archive.source(key, str(len(turns)).encode()).etag)
-                archive.store.delete(archive.places.source.join(f"{number:02}/{(len(turns) + 3) % 7}"))
-                archive.store.delete(archive.places.destination(f"{number:02}/{(len(turns) + 5) % 7}"))
+                archive.store.delete(
+                    archive.places.source.join(f"{number:02}/{(len(turns) + 3) % 7}")
+                )
+                archive.store.delete(
+                    archive.places.destination(f"{number:02}/{(len(turns) + 5) % 7}")
+                )
             turns.append(1)
 
     writer = threading.Thread(target=churn)
@@ -274,8 +307,15 @@ def test_places_are_within_one_route():
     places = Places.find("s3://raw/in/2026", None, routes)
     assert str(places.output) == "s3://clean/out/2026/"
     assert places.made_key("a.jpg") == "2026/a.jpg"
-    assert str(Places.find("s3://raw/in/2026", "s3://clean/out/again", routes).output) == "s3://clean/out/again/"
-    for source, output in (("s3://raw", None), ("s3://raw/in", "s3://clean"), ("s3://raw/inner", None)):
+    assert (
+        str(Places.find("s3://raw/in/2026", "s3://clean/out/again", routes).output)
+        == "s3://clean/out/again/"
+    )
+    for source, output in (
+        ("s3://raw", None),
+        ("s3://raw/in", "s3://clean"),
+        ("s3://raw/inner", None),
+    ):
         with pytest.raises(BucketNotAllowed):
             Places.find(source, output, routes)
     with pytest.raises(InvalidRequest):

@@ -1,4 +1,6 @@
-"""A process that holds clear pictures or credentials leaves no core dump when it crashes, however it was started."""
+"""A process that holds clear pictures or credentials leaves no core dump when it crashes, however
+it was started.
+"""
 
 import os
 import resource
@@ -23,7 +25,9 @@ def _allow_cores():
 
 
 def crash(command, folder, is_ready, environment=None):
-    """Start `command` in `folder`, let it crash once it is ready, and say whether the system dumped its memory."""
+    """Start `command` in `folder`, let it crash once it is ready, and say whether the system dumped
+    its memory.
+    """
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -87,14 +91,24 @@ def test_a_worker(way, programs, unattended, worker_settings, tmp_path):
     commands = {
         "veil": [programs / "veil", "worker"],
         "celery": [programs / "celery", "-A", "tasks.app", "worker"],
-        "prefork": [programs / "celery", "-A", "tasks.app", "worker", "--pool=prefork", "--concurrency=1"],
+        "prefork": [
+            programs / "celery",
+            "-A",
+            "tasks.app",
+            "worker",
+            "--pool=prefork",
+            "--concurrency=1",
+        ],
     }
     ready = '"worker ready"' if way != "prefork" else "detector ready"
-    assert not crash(commands[way], tmp_path / "run", lambda _, log: ready in log, worker_settings(unattended))
+    assert not crash(
+        commands[way], tmp_path / "run", lambda _, log: ready in log, worker_settings(unattended)
+    )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "token"), [(["--http", f"{HOST}:{free_port()}"], "t" * 32), (["--poll", "60"], ""), (["--sqs"], "")]
+    ("arguments", "token"),
+    [(["--http", f"{HOST}:{free_port()}"], "t" * 32), (["--poll", "60"], ""), (["--sqs"], "")],
 )
 def test_the_trigger(arguments, token, programs, unattended, worker_settings, tmp_path):
     if arguments == ["--sqs"]:
@@ -105,7 +119,14 @@ def test_the_trigger(arguments, token, programs, unattended, worker_settings, tm
 
 
 def test_flower(programs, unattended, worker_settings, tmp_path):
-    command = [programs / "celery", "-A", "tasks.app", "flower", f"--address={HOST}", f"--port={free_port()}"]
+    command = [
+        programs / "celery",
+        "-A",
+        "tasks.app",
+        "flower",
+        f"--address={HOST}",
+        f"--port={free_port()}",
+    ]
     environment = {**worker_settings(unattended), "FLOWER_BASIC_AUTH": "veil:any"}
     assert not crash(command, tmp_path / "run", lambda _, log: "Visit me at" in log, environment)
 
@@ -119,7 +140,9 @@ def test_what_is_prevented_holds_for_children_and_for_systems_that_pipe_dumps_to
         "if child := os.fork(): os.waitpid(child, 0)\n"
         f"else: print(ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}), resource.getrlimit(resource.RLIMIT_CORE))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
     assert done.stdout.startswith("0 (0, ")
 
 
@@ -130,5 +153,7 @@ def test_a_program_that_only_puts_pictures_on_the_queue_keeps_what_it_chose():
         "anonymize_image.name\n"
         f"print(ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "1"

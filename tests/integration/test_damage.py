@@ -1,4 +1,6 @@
-"""Damaged pictures by the hundred: the process lives, refusals have names, and what passes is clean elsewhere too."""
+"""Damaged pictures by the hundred: the process lives, refusals have names, and what passes is clean
+elsewhere too.
+"""
 
 import io
 import json
@@ -12,10 +14,12 @@ from PIL import Image
 
 COUNT = 300
 SECONDS = 120
-NO_MATTER = re.compile("Unknown field with tag|tags are not sorted")  # of a TIFF: it is not read, nor written
+NO_MATTER = re.compile(
+    "Unknown field with tag|tags are not sorted"
+)  # of a TIFF: it is not read, nor written
 
-# Runs in a process of its own, so that a crash in a decoder is seen as one. Reads files from a folder, writes what the
-# pipeline makes of them to another, and prints a line for each.
+# Runs in a process of its own, so that a crash in a decoder is seen as one. Reads files from a
+# folder, writes what the pipeline makes of them to another, and prints a line for each.
 WORKER = """
 import json, sys
 from pathlib import Path
@@ -92,7 +96,9 @@ def pictures():
 
 
 def mutated(content, others, chance):
-    """`content` with wrong bits, bytes lost, zeros in the place of its end, or the head of another file."""
+    """`content` with wrong bits, bytes lost, zeros in the place of its end, or the head of another
+    file.
+    """
     damaged = bytearray(content)
     kind = chance.integers(6)
     at = int(chance.integers(1, len(damaged)))
@@ -127,7 +133,11 @@ def outcomes(tmp_path_factory):
         suffix, content = kinds[number % len(kinds)]
         (source / f"{number:03}.{suffix}").write_bytes(mutated(content, kinds, chance))
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, source, output], check=False, capture_output=True, text=True, timeout=SECONDS
+        [sys.executable, "-c", WORKER, source, output],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -156,12 +166,19 @@ def test_what_passed_decodes_cleanly_in_another_program(outcomes, system_program
     convert = system_program("convert")
     version = subprocess.run([convert, "-version"], check=False, capture_output=True, text=True)
     if not version.stdout.startswith("Version: ImageMagick"):
-        pytest.skip("ImageMagick, the independent decoder of this test, is not on this machine: make system-packages")
+        pytest.skip(
+            "ImageMagick, the independent decoder of this test, is not on this machine: make system-packages"
+        )
     complaints = {}
     for source, error, _ in outcomes:
-        if error is None and source.suffix != ".avif":  # which Debian's ImageMagick does not always read
+        if (
+            error is None and source.suffix != ".avif"
+        ):  # which Debian's ImageMagick does not always read
             done = subprocess.run(
-                [convert, "-regard-warnings", source, "rgba:-"], check=False, capture_output=True, timeout=SECONDS
+                [convert, "-regard-warnings", source, "rgba:-"],
+                check=False,
+                capture_output=True,
+                timeout=SECONDS,
             )
             lines = done.stderr.decode("utf-8", "replace").splitlines()
             if done.returncode and not all(NO_MATTER.search(line) for line in lines):

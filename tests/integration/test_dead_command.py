@@ -1,4 +1,6 @@
-"""`veil dead` as a user types it: what is listed, shown, tried again and dropped, and that nothing else is."""
+"""`veil dead` as a user types it: what is listed, shown, tried again and dropped, and that nothing
+else is.
+"""
 
 import json
 import time
@@ -18,13 +20,17 @@ def dead(veil, unattended):
 
 
 def give_up(queue, source, error="UnreadableImage", when=1e9, destination=None, options=None):
-    letter = DeadLetter(source, destination, error, "a line", 1, "task", "worker", when, options=options)
+    letter = DeadLetter(
+        source, destination, error, "a line", 1, "task", "worker", when, options=options
+    )
     dead_letters.LETTERS.record(queue.client, letter)
     return letter
 
 
 def waiting(queue, name=BACKFILL):
-    return {json.loads(message)["headers"]["argsrepr"] for message in queue.client.lrange(name, 0, -1)}
+    return {
+        json.loads(message)["headers"]["argsrepr"] for message in queue.client.lrange(name, 0, -1)
+    }
 
 
 def test_the_list_is_oldest_first_and_each_letter_is_one_line(dead, unattended):
@@ -41,7 +47,9 @@ def test_the_list_is_oldest_first_and_each_letter_is_one_line(dead, unattended):
 
 def test_so_many_letters_that_sorting_would_take_memory_come_in_no_order(unattended, monkeypatch):
     letters = {give_up(unattended, f"s3://raw/{number}", when=-number) for number in range(1200)}
-    assert [letter.time for letter in dead_letters.LETTERS.oldest_first(unattended.client)] == list(range(-1199, 1))
+    assert [letter.time for letter in dead_letters.LETTERS.oldest_first(unattended.client)] == list(
+        range(-1199, 1)
+    )
     monkeypatch.setattr(ledger, "SORTED_AT_MOST", 10)
     assert set(dead_letters.LETTERS.oldest_first(unattended.client)) == letters
 

@@ -47,7 +47,10 @@ def test_two_that_build_it_at_once_get_one_model_and_leave_nothing_else(programs
 
     assert [builder.returncode for builder in builders] == [0, 0], answers
     (folder,) = {out.strip() for out, _ in answers}
-    assert sorted(path.name for path in (cache / "veil").iterdir()) == ["build.lock", Path(folder).name]
+    assert sorted(path.name for path in (cache / "veil").iterdir()) == [
+        "build.lock",
+        Path(folder).name,
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     from worker.detection.saved_model import SavedModel
 
@@ -160,7 +163,9 @@ def canvases(folder, every):
 
 @pytest.mark.parametrize("name", ["crowd", "masks"])
 def test_in_8_bits_it_finds_the_faces_that_it_finds_in_floats(data, name):
-    """Each face that one engine is sure of, the other finds too, at the same place and of the same size."""
+    """Each face that one engine is sure of, the other finds too, at the same place and of the same
+    size.
+    """
     floats, bits = load("tensorflow"), load("litert")
     faces = 0
     for canvas in canvases(data(name), every=12):
@@ -186,7 +191,9 @@ def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
     assert len(found) == count > 0
     side = np.array([*astronaut.shape[:2]] * 2)
     assert found.scores == pytest.approx(answer["detection_scores"][:count], abs=1e-5)
-    assert found.boxes_xyxy == pytest.approx((answer["detection_boxes"][:count] * side)[:, [1, 0, 3, 2]], abs=0.01)
+    assert found.boxes_xyxy == pytest.approx(
+        (answer["detection_boxes"][:count] * side)[:, [1, 0, 3, 2]], abs=0.01
+    )
     keypoints = (answer["detection_keypoints"][:count] * side[:2])[..., ::-1]
     assert found.seen.landmarks == pytest.approx(keypoints, abs=0.01)
 
@@ -201,11 +208,21 @@ def test_both_decoders_say_alike_what_they_had_no_room_for():
     crowded[::2, ::2, 0] = np.linspace(0.5, 3, rows * columns // 4).reshape(rows // 2, columns // 2)
     crowded[..., 1:3] = np.log(2)
     blob = crowded.copy()
-    blob[..., 0], blob[..., 1:3] = np.linspace(1, 2, rows * columns).reshape(rows, columns), np.log(30)
+    blob[..., 0], blob[..., 1:3] = (
+        np.linspace(1, 2, rows * columns).reshape(rows, columns),
+        np.log(30),
+    )
 
-    for one, most in ((crowded, maps.MAX_DETECTIONS), (blob, maps.MAX_DETECTIONS - 1), (crowded[:20], 0)):
+    for one, most in (
+        (crowded, maps.MAX_DETECTIONS),
+        (blob, maps.MAX_DETECTIONS - 1),
+        (crowded[:20], 0),
+    ):
         found = maps.decode(one)
-        answer = {name: value.numpy()[0] for name, value in centerface._decode(tf.constant(one[None])).items()}
+        answer = {
+            name: value.numpy()[0]
+            for name, value in centerface._decode(tf.constant(one[None])).items()
+        }
         assert len(found) == answer["num_detections"]
         assert found.left_out == pytest.approx(float(answer["detection_left_out"]), abs=1e-5)
         assert (found.left_out > 0) == (most > 0)
@@ -297,7 +314,9 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
         target = io.BytesIO()
         image.convert("RGB").save(target, "WEBP", quality=90)
     detector = BlindAtFirst(
-        ScaledDetector(lambda canvas: model.predict(canvas[None])[0], settings.look(), model.score_threshold)
+        ScaledDetector(
+            lambda canvas: model.predict(canvas[None])[0], settings.look(), model.score_threshold
+        )
     )
     limits = Limits(max_bytes=10**7, max_pixels=10**7, fetch_seconds=10)
     anonymizer = Anonymizer(detector=detector, style=style, limits=limits, verify="hold")
@@ -314,17 +333,23 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
 
 
 def test_a_face_that_blurs_in_an_animation_stays_hidden(model, samples):
-    """A real detector misses it there: between two frames that show it, before the first and after the last."""
+    """A real detector misses it there: between two frames that show it, before the first and after
+    the last.
+    """
     with Image.open(samples["astronaut.png"]) as image:
         clear = image.convert("RGB").crop((120, 0, 340, 220))
-    blurred = Image.blend(clear.filter(ImageFilter.GaussianBlur(16)), Image.new("RGB", clear.size, "gray"), 0.9)
+    blurred = Image.blend(
+        clear.filter(ImageFilter.GaussianBlur(16)), Image.new("RGB", clear.size, "gray"), 0.9
+    )
     frames = [each.copy() for each in (blurred, clear, blurred, blurred, clear, blurred)]
     for number, frame in enumerate(frames):
         frame.putpixel((0, 219), (number, 0, 0))  # so that no two frames are joined into one
     target = io.BytesIO()
     frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
     detector = ScaledDetector(
-        lambda canvas: model.predict(canvas[None])[0], WorkerSettings().look(), model.score_threshold
+        lambda canvas: model.predict(canvas[None])[0],
+        WorkerSettings().look(),
+        model.score_threshold,
     )
     (x1, y1, x2, y2), *_ = detector.detect(np.asarray(clear)).boxes_xyxy.round().astype(int)
     assert len(detector.detect(np.asarray(blurred))) == 0

@@ -1,7 +1,8 @@
-"""Whatever dies or is cut off, a message is delivered again; and while its worker lives, it is delivered once.
+"""Whatever dies or is cut off, a message is delivered again; and while its worker lives, it is
+delivered once.
 
-The workers are processes without a detector, the Redis is real. ``TRANSPORT=redis`` runs all of it on kombu's own
-transport, to see what this one is for.
+The workers are processes without a detector, the Redis is real. ``TRANSPORT=redis`` runs all of it
+on kombu's own transport, to see what this one is for.
 """
 
 import contextlib
@@ -76,7 +77,11 @@ class Setting:
         self.folder = folder
         self.app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
         self.client = redis.client()
-        self.environment = {**redis.environment(), "VEIL_LEASE_SECONDS": str(LEASE_SECONDS), "PYTHONPATH": str(ROOT)}
+        self.environment = {
+            **redis.environment(),
+            "VEIL_LEASE_SECONDS": str(LEASE_SECONDS),
+            "PYTHONPATH": str(ROOT),
+        }
         self.workers = []
 
     def worker(self, *options, **environment):
@@ -91,7 +96,9 @@ class Setting:
     def did(self, what, worker=None):
         """How often each key was `what`, by `worker` or anyone."""
         path = self.folder / "journal"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
         pids = (None,) if worker is None else (worker.server.pid,)
         return Counter(
             line["source"].removeprefix("s3://raw/")
@@ -105,7 +112,11 @@ class Setting:
         return self.client.hlen("unacked")
 
     def at_rest(self):
-        return not self.client.llen("uploads") and not self.client.llen("backfill") and not self.in_hand
+        return (
+            not self.client.llen("uploads")
+            and not self.client.llen("backfill")
+            and not self.in_hand
+        )
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +189,9 @@ def way(own_redis):
     made.close()
 
 
-def test_what_was_on_its_way_to_a_worker_that_is_killed_is_delivered_to_another(setting, way, wait_until):
+def test_what_was_on_its_way_to_a_worker_that_is_killed_is_delivered_to_another(
+    setting, way, wait_until
+):
     doomed = setting.worker(VEIL_REDIS_URL=f"redis://{HOST}:{way.port}/0").ready()
     setting.send("a.jpg")
     assert way.withheld.wait(20)
@@ -217,7 +230,9 @@ def test_what_a_killed_worker_had_in_hand_is_taken_over_whatever_it_waited_for(s
     assert setting.did("begun") == {"sleep-5/a.jpg": 2, "sleep-5/b.jpg": 2, "later.jpg": 1}
 
 
-def test_a_slow_picture_stays_with_its_worker_and_so_does_one_that_waits_for_its_time(setting, wait_until):
+def test_a_slow_picture_stays_with_its_worker_and_so_does_one_that_waits_for_its_time(
+    setting, wait_until
+):
     workers = [setting.worker().ready(), setting.worker().ready()]
 
     setting.send(f"sleep-{3 * LEASE_SECONDS}/slow.jpg")
@@ -304,7 +319,9 @@ def test_redis_killed_again_and_again_under_a_load_loses_nothing(setting, wait_u
     assert all(worker.alive for worker in workers)
 
 
-def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun_and_returns_the_rest_at_once(setting, wait_until):
+def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun_and_returns_the_rest_at_once(
+    setting, wait_until
+):
     worker = setting.worker("--concurrency=2").ready()
     setting.send("later.jpg", countdown=60)
     setting.send("sleep-3/a.jpg", "sleep-3/b.jpg", "c.jpg", "d.jpg")
@@ -339,7 +356,9 @@ def test_what_a_stopping_worker_does_not_finish_goes_back_to_the_queue(setting, 
     assert line["unfinished"] == 2
 
 
-def test_a_detector_that_stalls_ends_its_worker_with_one_line_and_its_pictures_come_back(setting, wait_until):
+def test_a_detector_that_stalls_ends_its_worker_with_one_line_and_its_pictures_come_back(
+    setting, wait_until
+):
     worker = setting.worker("--watchdog=1").ready()
     setting.send("sleep-30/a.jpg")
 
@@ -359,7 +378,9 @@ def test_a_full_redis_holds_up_producers_and_loses_no_picture(setting, wait_unti
     worker = setting.worker().ready()
 
     wait_until(lambda: len(setting.did("done")) == len(keys), 30)
-    wait_until(lambda: setting.did("begun")["permanent/a.jpg"] and setting.did("begun")["transient/a.jpg"])
+    wait_until(
+        lambda: setting.did("begun")["permanent/a.jpg"] and setting.did("begun")["transient/a.jpg"]
+    )
     begun = setting.did("begun")
     assert {begun[key] for key in keys} == {1}, "what is done leaves Redis, and makes room"
     assert not list(dead_letters.LETTERS.entries(setting.client))
@@ -386,9 +407,15 @@ def test_a_redis_that_takes_no_writes_for_a_while_is_waited_for(setting, wait_un
     setting.send(f"sleep-{LEASE_SECONDS}/a.jpg", "b.jpg")
     wait_until(lambda: setting.did("done")["b.jpg"])
 
-    setting.client.replicaof(HOST, free_port())  # where nobody listens: a replica that lost its master
+    setting.client.replicaof(
+        HOST, free_port()
+    )  # where nobody listens: a replica that lost its master
     try:
-        wait_until(lambda: [line for line in worker.lines("queue unavailable") if "read only" in line["message"]])
+        wait_until(
+            lambda: [
+                line for line in worker.lines("queue unavailable") if "read only" in line["message"]
+            ]
+        )
         time.sleep(2 * LEASE_SECONDS)
         lines = len(worker.server.log.read_text().splitlines())
     finally:
@@ -430,7 +457,9 @@ def test_a_wrong_password_is_named_and_put_right_at_redis(setting, wait_until):
     assert "another-one" not in worker.server.log.read_text()
 
 
-def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_leaves_the_hand(setting, wait_until):
+def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_leaves_the_hand(
+    setting, wait_until
+):
     setting.worker()
     (result,) = setting.send("memory/a.jpg")
 

@@ -1,4 +1,6 @@
-"""`veil enqueue` and `veil dead list` as a user types them: what they print, and what their exit code says."""
+"""`veil enqueue` and `veil dead list` as a user types them: what they print, and what their exit
+code says.
+"""
 
 import json
 
@@ -21,7 +23,9 @@ def the_one_line(done):
     return line
 
 
-def test_addresses_are_anonymized_and_reported_one_a_line(veil, worker, environment, raw, clean, portrait, place):
+def test_addresses_are_anonymized_and_reported_one_a_line(
+    veil, worker, environment, raw, clean, portrait, place
+):
     sources = [raw.put(f"{place}{name}", portrait) for name in ("a b.jpg", "ü+%.jpg")]
 
     done = veil("enqueue", *sources, "--wait", "--json", environment=environment)
@@ -34,23 +38,31 @@ def test_addresses_are_anonymized_and_reported_one_a_line(veil, worker, environm
         assert report["destination"] == source.replace("s3://raw/", "s3://clean/")
         assert report["task_id"]
         assert len(report["boxes_xyxy"]) == report["faces"] == 1
-    assert sorted(clean.keys(place)) == sorted(source.removeprefix("s3://raw/") for source in sources)
+    assert sorted(clean.keys(place)) == sorted(
+        source.removeprefix("s3://raw/") for source in sources
+    )
     assert "2 anonymized" in done.stderr
 
 
-def test_everything_below_a_prefix_is_anonymized(veil, worker, environment, raw, clean, portrait, place):
+def test_everything_below_a_prefix_is_anonymized(
+    veil, worker, environment, raw, clean, portrait, place
+):
     keys = [f"{place}in/{name}.jpg" for name in ("a", "deep/b", "deep/er/c")]
     for key in [*keys, f"{place}in2/neighbour.jpg"]:
         raw.put(key, portrait)
 
-    done = veil("enqueue", "--prefix", raw.uri(f"{place}in"), "--wait", "--json", environment=environment)
+    done = veil(
+        "enqueue", "--prefix", raw.uri(f"{place}in"), "--wait", "--json", environment=environment
+    )
 
     assert done.returncode == 0
     assert {report["source"] for report in lines(done)} == {raw.uri(key) for key in keys}
     assert clean.keys(place) == keys
 
 
-def test_a_picture_that_fails_is_named_and_makes_the_exit_code_1(veil, worker, environment, raw, portrait, place):
+def test_a_picture_that_fails_is_named_and_makes_the_exit_code_1(
+    veil, worker, environment, raw, portrait, place
+):
     good, missing = raw.put(place + "a.jpg", portrait), raw.uri(place + "missing.jpg")
 
     done = veil("enqueue", good, missing, "--wait", "--json", environment=environment)
@@ -79,7 +91,14 @@ def test_without_json_a_failure_is_one_line_for_people(veil, worker, environment
 def test_without_wait_each_message_lies_once_in_the_queue_it_was_meant_for(veil, unattended):
     printed = {}
     for queue in ("uploads", "backfill", "uploads"):
-        done = veil("enqueue", f"s3://raw/{queue}.jpg", "--queue", queue, "--json", environment=unattended.environment)
+        done = veil(
+            "enqueue",
+            f"s3://raw/{queue}.jpg",
+            "--queue",
+            queue,
+            "--json",
+            environment=unattended.environment,
+        )
         assert done.returncode == 0
         (line,) = lines(done)
         assert line["source"] == f"s3://raw/{queue}.jpg"
@@ -97,27 +116,42 @@ def test_more_than_one_batch_arrives_in_the_order_of_the_arguments(veil, unatten
     done = veil("enqueue", *sources, "--json", environment=unattended.environment)
 
     assert done.returncode == 0
-    messages = [json.loads(message)["headers"] for message in reversed(unattended.client.lrange("uploads", 0, -1))]
+    messages = [
+        json.loads(message)["headers"]
+        for message in reversed(unattended.client.lrange("uploads", 0, -1))
+    ]
     assert [line["source"] for line in lines(done)] == sources
     assert [line["task_id"] for line in lines(done)] == [headers["id"] for headers in messages]
     assert [headers["argsrepr"] for headers in messages] == sources
 
 
 def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unattended):
-    done = veil("enqueue", "s3://raw/a.jpg", "--wait", "--timeout", 0.5, "--json", environment=unattended.environment)
+    done = veil(
+        "enqueue",
+        "s3://raw/a.jpg",
+        "--wait",
+        "--timeout",
+        0.5,
+        "--json",
+        environment=unattended.environment,
+    )
 
     assert done.returncode == 1
     (outcome,) = lines(done)
     assert (outcome["status"], outcome["error"]) == ("unknown", "NoAnswer")
 
 
-@pytest.mark.parametrize("command", [("enqueue", "s3://raw/a.jpg"), ("dead", "list")], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [("enqueue", "s3://raw/a.jpg"), ("dead", "list")], ids=lambda c: c[0]
+)
 def test_no_redis_is_one_line(veil, quiet_port, command):
     done = veil(*command, environment={"VEIL_REDIS_URL": f"redis://{HOST}:{quiet_port}/0"})
     assert "VEIL_REDIS_URL" in the_one_line(done)
 
 
-@pytest.mark.parametrize("command", [("enqueue", "s3://raw/a.jpg"), ("dead", "list")], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [("enqueue", "s3://raw/a.jpg"), ("dead", "list")], ids=lambda c: c[0]
+)
 @pytest.mark.parametrize("password", ["not-the-password-of-this-run", ""], ids=["wrong", "none"])
 def test_a_refused_password_is_one_line_that_does_not_tell_it(veil, unattended, command, password):
     done = veil(*command, environment={**unattended.environment, "VEIL_REDIS_PASSWORD": password})
@@ -135,21 +169,27 @@ def test_one_bad_address_is_one_line_and_nothing_is_enqueued(veil, unattended, a
 
 @pytest.mark.parametrize("prefix", ["raw", "s3://no-such-bucket/in"])
 def test_a_prefix_that_can_not_be_listed_is_one_line(veil, unattended, s3, prefix):
-    done = veil("enqueue", "--prefix", prefix, environment={**unattended.environment, **s3.environment()})
+    done = veil(
+        "enqueue", "--prefix", prefix, environment={**unattended.environment, **s3.environment()}
+    )
     assert prefix in the_one_line(done)
 
 
 def test_a_prefix_without_objects_says_so(veil, unattended, s3, place):
     settings = {**unattended.environment, **s3.environment()}
 
-    done = veil("enqueue", "--prefix", f"s3://raw/{place}", "--wait", "--json", environment=settings)
+    done = veil(
+        "enqueue", "--prefix", f"s3://raw/{place}", "--wait", "--json", environment=settings
+    )
 
     assert done.returncode == 0
     assert done.stdout == ""
     assert "nothing to enqueue" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("s3://raw/a.jpg", "--queue", "express")], ids=["nothing", "queue"])
+@pytest.mark.parametrize(
+    "arguments", [(), ("s3://raw/a.jpg", "--queue", "express")], ids=["nothing", "queue"]
+)
 def test_wrong_arguments_are_exit_code_2(veil, unattended, arguments):
     done = veil("enqueue", *arguments, environment=unattended.environment)
     assert done.returncode == 2

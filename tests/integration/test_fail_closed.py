@@ -1,4 +1,6 @@
-"""Whatever fails, and at whatever stage, nothing is published: no output, and an older one stays as it was."""
+"""Whatever fails, and at whatever stage, nothing is published: no output, and an older one stays as
+it was.
+"""
 
 import contextlib
 import io
@@ -128,7 +130,9 @@ def test_without_a_failure_the_same_picture_is_published(pipeline, raw, clean, p
     assert clean.head(place + "a.png")["Metadata"]["veil-recipe"] == "new"
 
 
-def test_a_source_that_hangs_while_it_is_fetched_publishes_nothing(published, pipeline, s3, store_at, line):
+def test_a_source_that_hangs_while_it_is_fetched_publishes_nothing(
+    published, pipeline, s3, store_at, line
+):
     with published(picture_file(size=(600, 400))) as request:
         line.download = 100_000
         stalled = store_at(s3, endpoint=line.endpoint, s3_read_seconds=0.5)
@@ -157,7 +161,12 @@ def test_what_is_not_decoded_as_a_whole_publishes_nothing(published, pipeline, c
 
 @pytest.mark.parametrize(
     "error",
-    [errors.DetectorUnavailable("late"), errors.DetectionFailed("failed"), MemoryError(), RuntimeError("bug")],
+    [
+        errors.DetectorUnavailable("late"),
+        errors.DetectionFailed("failed"),
+        MemoryError(),
+        RuntimeError("bug"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_a_detector_that_fails_publishes_nothing(published, pipeline, error):
@@ -185,7 +194,9 @@ def test_a_mask_that_fails_publishes_nothing(published, pipeline, monkeypatch):
             run_pipeline(pipeline(), request)
 
 
-def test_an_encoder_that_fails_after_its_first_bytes_publishes_nothing(published, pipeline, monkeypatch):
+def test_an_encoder_that_fails_after_its_first_bytes_publishes_nothing(
+    published, pipeline, monkeypatch
+):
     def fail(self, target, *_, **__):
         target.write(b"\x89PNG")
         raise OSError("encoder error")
@@ -214,14 +225,20 @@ def test_a_picture_over_a_limit_publishes_nothing(published, pipeline, limits, e
         run_pipeline(pipeline(**limits), request)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what is only a warning in a worker must not pass the test
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # what is only a warning in a worker must not pass the test
 @pytest.mark.parametrize(
-    "box", [[np.nan] * 4, [20, 20, np.nan, 70], [60, 20, 20, 70], [20, 70, 60, 20]], ids=lambda box: str(box)
+    "box",
+    [[np.nan] * 4, [20, 20, np.nan, 70], [60, 20, 20, 70], [20, 70, 60, 20]],
+    ids=lambda box: str(box),
 )
 def test_a_face_that_has_no_place_publishes_nothing(published, pipeline, box):
     class Confused:
         def detect(self, picture):
-            return Detections(np.array([[20, 20, 60, 70], box], np.float32), np.array([0.9, 0.8], np.float32))
+            return Detections(
+                np.array([[20, 20, 60, 70], box], np.float32), np.array([0.9, 0.8], np.float32)
+            )
 
     with published(picture_file()) as request, pytest.raises(errors.DetectionFailed):
         run_pipeline(pipeline(Confused()), request)

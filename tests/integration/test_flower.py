@@ -1,4 +1,6 @@
-"""Flower, started as the demo and the manual start it: closed without its password, and readable with it."""
+"""Flower, started as the demo and the manual start it: closed without its password, and readable
+with it.
+"""
 
 import base64
 import json
@@ -42,7 +44,9 @@ def flower(environment, tmp_path_factory):
     started.server.stop()
 
 
-@pytest.mark.parametrize("path", ["/", "/workers", "/tasks", "/broker", "/api/tasks", "/api/workers"])
+@pytest.mark.parametrize(
+    "path", ["/", "/workers", "/tasks", "/broker", "/api/tasks", "/api/workers"]
+)
 def test_nobody_gets_in_without_the_password(flower, path):
     assert flower.get(path)[0] == 401
     assert flower.get(path, password="wrong")[0] == 401
@@ -71,7 +75,9 @@ def test_a_picture_is_listed_with_its_source_its_state_and_its_report(
     task = wait_until(lambda: (task := listed(missing.id)) and task["state"] == "FAILURE" and task)
     assert "ObjectNotFound" in task["exception"]
     assert "missing.jpg does not exist" in task["exception"]
-    task = wait_until(lambda: (task := listed(malformed.id)) and task["state"] == "FAILURE" and task)
+    task = wait_until(
+        lambda: (task := listed(malformed.id)) and task["state"] == "FAILURE" and task
+    )
     assert "MalformedMessage" in task["exception"]
     assert "shop.resize" in task["exception"]
 
@@ -80,7 +86,9 @@ def test_its_open_metrics_page_has_none_of_ours(flower, worker):
     status, page = flower.get("/metrics")
     assert status == 200
     assert b"flower_" in page
-    assert b"veil_" not in page.replace(b"veil_anonymize", b"").replace(b"veil.anonymize_image", b"")
+    assert b"veil_" not in page.replace(b"veil_anonymize", b"").replace(
+        b"veil.anonymize_image", b""
+    )
 
 
 def test_its_broker_page_shows_the_queues(flower, worker, wait_until):
@@ -92,7 +100,8 @@ def test_its_broker_page_shows_the_queues(flower, worker, wait_until):
 
 def test_no_secret_is_in_its_log_or_on_its_pages(flower, worker, secrets_of_this_run):
     shown = flower.server.log.read_bytes() + b"".join(
-        flower.get(path, flower.password)[1] for path in ("/", "/workers", "/broker", "/tasks", "/api/workers")
+        flower.get(path, flower.password)[1]
+        for path in ("/", "/workers", "/broker", "/tasks", "/api/workers")
     )
     assert len(shown) > 1000
     for secret in (*secrets_of_this_run, flower.password):

@@ -1,4 +1,6 @@
-"""The same event again and again: one version of the output and one receipt, whoever works on it."""
+"""The same event again and again: one version of the output and one receipt, whoever works on
+it.
+"""
 
 import json
 import signal
@@ -40,7 +42,9 @@ def workers(queue, s3, tmp_path):
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
-    made = [Worker(Server(f"worker-{n}", command, tmp_path / f"{n}.log", environment)) for n in (1, 2)]
+    made = [
+        Worker(Server(f"worker-{n}", command, tmp_path / f"{n}.log", environment)) for n in (1, 2)
+    ]
     for worker in made:
         worker.start()
     yield made
@@ -50,11 +54,15 @@ def workers(queue, s3, tmp_path):
 
 
 def versions(bucket, prefix):
-    found = bucket.client.list_object_versions(Bucket=bucket.name, Prefix=prefix).get("Versions", ())
+    found = bucket.client.list_object_versions(Bucket=bucket.name, Prefix=prefix).get(
+        "Versions", ()
+    )
     return [item["Key"] for item in found]
 
 
-def test_the_same_event_ten_times_gives_one_version_and_one_receipt(workers, queue, raw, versioned, place, wait_until):
+def test_the_same_event_ten_times_gives_one_version_and_one_receipt(
+    workers, queue, raw, versioned, place, wait_until
+):
     source = raw.put(place + "a.png", picture(YELLOW))
 
     at_once = [queue.send(source) for _ in range(10)]
@@ -71,12 +79,18 @@ def test_the_same_event_ten_times_gives_one_version_and_one_receipt(workers, que
     assert not queue.client.keys("veil:attempts:*") + queue.client.keys("veil:turn:*")
 
 
-def test_a_worker_that_lost_its_picture_to_another_stores_nothing(workers, queue, raw, versioned, place, wait_until):
+def test_a_worker_that_lost_its_picture_to_another_stores_nothing(
+    workers, queue, raw, versioned, place, wait_until
+):
     source = raw.put(place + "a.png", picture(YELLOW))
     result = queue.send(source)
     wait_until(lambda: queue.client.keys("veil:attempts:*"))
     (notes,) = queue.client.keys("veil:attempts:*")
-    (pid,) = {json.loads(note)["pid"] for tag, note in queue.client.hgetall(notes).items() if tag != b"first"}
+    (pid,) = {
+        json.loads(note)["pid"]
+        for tag, note in queue.client.hgetall(notes).items()
+        if tag != b"first"
+    }
     frozen, other = sorted(workers, key=lambda worker: worker.server.pid != pid)
     frozen.server.process.send_signal(signal.SIGSTOP)
 

@@ -1,4 +1,6 @@
-"""Whatever lies on the raw Redis list ends as an output or as a dead letter with its reason, and the worker goes on."""
+"""Whatever lies on the raw Redis list ends as an output or as a dead letter with its reason, and
+the worker goes on.
+"""
 
 import base64
 import json
@@ -11,7 +13,13 @@ from celery import Celery
 from tasks.errors import InvalidRequest
 from tasks.records import dead_letters, outcomes
 
-HEADERS = {"lang": "py", "task": "veil.anonymize_image", "root_id": None, "parent_id": None, "group": None}
+HEADERS = {
+    "lang": "py",
+    "task": "veil.anonymize_image",
+    "root_id": None,
+    "parent_id": None,
+    "group": None,
+}
 
 
 def message(body, content_type="application/json", encoding="utf-8", properties=None, **headers):
@@ -44,10 +52,14 @@ JUNK = {
     "an object of another program": b'{"key": "a.jpg", "bucket": "raw"}',
     "no headers": json.dumps({**json.loads(message(GOOD_BODY)), "headers": None}).encode(),
     "no properties": json.dumps({**json.loads(message(GOOD_BODY)), "properties": None}).encode(),
-    "a body that is not base64": json.dumps({**json.loads(message(GOOD_BODY)), "body": "***"}).encode(),
+    "a body that is not base64": json.dumps(
+        {**json.loads(message(GOOD_BODY)), "body": "***"}
+    ).encode(),
     "a date that is none": b'{"headers": {"__type__": "datetime", "__value__": 5}}',
     "a type that is none": b'{"headers": {"__type__": ["x"], "__value__": 5}}',
-    "a date that is none in the body": message(b'[[{"__type__": "datetime", "__value__": 5}], {}, {}]'),
+    "a date that is none in the body": message(
+        b'[[{"__type__": "datetime", "__value__": 5}], {}, {}]'
+    ),
     "a body that is not JSON": message(b"{{{"),
     "a body that is text": message(b'"text"'),
     "a body that is an object": message(b'{"hello": 1}'),
@@ -60,7 +72,9 @@ JUNK = {
     "retries that are text": message(GOOD_BODY, retries="many"),
     "a priority that is text": message(GOOD_BODY, properties={"priority": "first"}),
     "a message of a size that none has": message(b'[["' + b"x" * (1 << 20) + b'"], {}, {}]'),
-    "pickle": message(pickle.dumps((("s3://raw/a.jpg",), {}, {})), "application/x-python-serialize", "binary"),
+    "pickle": message(
+        pickle.dumps((("s3://raw/a.jpg",), {}, {})), "application/x-python-serialize", "binary"
+    ),
     "YAML": message(b"!!python/object/apply:os.system ['true']", "application/x-yaml"),
     "an unknown content type": message(GOOD_BODY, "application/x-unknown"),
     "an unknown encoding": message(GOOD_BODY, encoding="no-such-codec"),
@@ -68,7 +82,9 @@ JUNK = {
 
 
 @pytest.mark.parametrize("kind", JUNK)
-def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(worker, queue, raw, portrait, place, wait_until, kind):
+def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(
+    worker, queue, raw, portrait, place, wait_until, kind
+):
     before = queue.dead(), outcomes.totals(queue.client).get("malformed", 0)
     # More of it than the worker may hold at once: what it holds and never lets go would stop it.
     queue.client.lpush("uploads", *[JUNK[kind]] * 12)
@@ -96,7 +112,9 @@ def shop(queue, **conf):
 
 @pytest.mark.parametrize("protocol", [1, 2])
 @pytest.mark.parametrize("compression", [None, "gzip", "bzip2", "xz"])
-def test_a_request_of_any_celery_is_taken(worker, queue, raw, clean, portrait, place, protocol, compression):
+def test_a_request_of_any_celery_is_taken(
+    worker, queue, raw, clean, portrait, place, protocol, compression
+):
     app = shop(queue, task_protocol=protocol, task_compression=compression)
     result = app.send_task(
         "veil.anonymize_image",
@@ -129,7 +147,9 @@ def test_whoever_waits_for_a_message_that_no_worker_takes_is_told_why(
 ):
     app = shop(queue, task_protocol=protocol)
     source = raw.put(place + "a.jpg", portrait)
-    result = app.send_task(**{"name": "veil.anonymize_image", "args": [source], "queue": "uploads", **sending})
+    result = app.send_task(
+        **{"name": "veil.anonymize_image", "args": [source], "queue": "uploads", **sending}
+    )
 
     with pytest.raises(Exception, match=word) as raised:
         result.get(timeout=30)
@@ -159,7 +179,11 @@ def test_of_messages_without_a_source_the_newest_are_kept_and_all_are_counted(un
     dead_letters.record_without_source(unattended.client, a_letter("message 5"))
     dead_letters.record_without_source(unattended.client, a_letter("message new"))
 
-    kept = {f"message {number}" for number in range(7, most + 5)} | {"message 5", "message new", "s3://raw/a.jpg"}
+    kept = {f"message {number}" for number in range(7, most + 5)} | {
+        "message 5",
+        "message new",
+        "s3://raw/a.jpg",
+    }
     assert set(unattended.dead()) == kept
 
     dead_letters.LETTERS.drop_all(unattended.client)
@@ -168,21 +192,31 @@ def test_of_messages_without_a_source_the_newest_are_kept_and_all_are_counted(un
 
 
 def a_letter(source):
-    return dead_letters.DeadLetter(source, None, "MalformedMessage", "a line", 1, "task", "worker", 1e9)
+    return dead_letters.DeadLetter(
+        source, None, "MalformedMessage", "a line", 1, "task", "worker", 1e9
+    )
 
 
 def _malformed(queue, name):
     """The letters of messages on the queue `name` that no worker could take."""
     letters = queue.dead().values()
-    return [letter for letter in letters if letter.queue == name and letter.error == "MalformedMessage"]
+    return [
+        letter for letter in letters if letter.queue == name and letter.error == "MalformedMessage"
+    ]
 
 
-def test_an_operator_sees_what_was_refused_and_can_forget_it(veil, worker, queue, environment, wait_until):
+def test_an_operator_sees_what_was_refused_and_can_forget_it(
+    veil, worker, queue, environment, wait_until
+):
     queue.client.lpush("backfill", b"\x1b[31mPASSWORD=hunter2 " + uuid.uuid4().hex.encode())
     found = wait_until(lambda: _malformed(queue, "backfill"), 30)
     (name,) = {letter.source for letter in found}
 
-    (line,) = [line for line in veil("dead", "list", environment=environment).stdout.splitlines() if name in line]
+    (line,) = [
+        line
+        for line in veil("dead", "list", environment=environment).stdout.splitlines()
+        if name in line
+    ]
     assert "MalformedMessage: the message: it is not JSON" in line
     shown = veil("dead", "show", name, environment=environment).stdout
     assert "queue: backfill" in shown.splitlines()
@@ -226,8 +260,12 @@ BROADCAST = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("channel", ["celery.pidbox", "celeryev/worker.heartbeat", "celeryev/worker.elect"])
-def test_junk_that_is_broadcast_does_not_end_the_worker(worker, queue, raw, portrait, place, wait_until, channel):
+@pytest.mark.parametrize(
+    "channel", ["celery.pidbox", "celeryev/worker.heartbeat", "celeryev/worker.elect"]
+)
+def test_junk_that_is_broadcast_does_not_end_the_worker(
+    worker, queue, raw, portrait, place, wait_until, channel
+):
     for item in BROADCAST:  # after some commands Celery listens anew
         wait_until(lambda item=item: queue.client.publish(f"/{queue.database}.{channel}", item), 20)
 

@@ -1,4 +1,6 @@
-"""A model that answers nonsense publishes nothing: damaged default models, and models of one's own."""
+"""A model that answers nonsense publishes nothing: damaged default models, and models of one's
+own.
+"""
 
 import io
 import json
@@ -28,13 +30,18 @@ def test_the_default_model_answers_as_it_was_recorded(engine):
     model = load_model(WorkerSettings(engine=engine))
 
     for view in known_face.VIEWS:
-        now, recorded = known_face.answer(known_face.sure(model, view.canvas()[0])), known_face.answers()[engine]
+        now, recorded = (
+            known_face.answer(known_face.sure(model, view.canvas()[0])),
+            known_face.answers()[engine],
+        )
         assert now["score"] == pytest.approx(recorded[view.name]["score"], abs=0.01)
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """``build(change)``: a cache with a default model whose largest kernels `change` has spoiled; both engines."""
+    """``build(change)``: a cache with a default model whose largest kernels `change` has spoiled;
+    both engines.
+    """
     from worker.detection.centerface import network as centerface
 
     def write(change):
@@ -73,7 +80,9 @@ def not_finite(build):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ["weaker", "zero", "not_finite"])
-def test_a_spoiled_default_model_is_refused_before_anything_is_done(request, monkeypatch, engine, kind):
+def test_a_spoiled_default_model_is_refused_before_anything_is_done(
+    request, monkeypatch, engine, kind
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(request.getfixturevalue(kind)))
 
     with pytest.raises(ModelInvalid) as raised:
@@ -83,7 +92,9 @@ def test_a_spoiled_default_model_is_refused_before_anything_is_done(request, mon
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_with_a_spoiled_model_no_command_works(veil, programs, weaker, unattended, worker_settings, samples, tmp_path):
+def test_with_a_spoiled_model_no_command_works(
+    veil, programs, weaker, unattended, worker_settings, samples, tmp_path
+):
     environment = {**worker_settings(unattended), "XDG_CACHE_HOME": str(weaker)}
     unattended.send("s3://raw/a.jpg")
     commands = (
@@ -119,7 +130,9 @@ def test_maps_that_stop_being_finite_publish_nothing(monkeypatch, samples):
     real = QuantizedModel._maps
 
     for value in (np.nan, np.inf, -np.inf):
-        monkeypatch.setattr(QuantizedModel, "_maps", lambda *given, v=value: np.full_like(real(*given), v))
+        monkeypatch.setattr(
+            QuantizedModel, "_maps", lambda *given, v=value: np.full_like(real(*given), v)
+        )
         with pytest.raises(DetectionFailed, match="not finite") as raised:
             anonymizer.anonymize(content, Stopwatch())
         assert len(str(raised.value).splitlines()) == 1
@@ -139,7 +152,8 @@ def test_the_decoder_in_the_graph_refuses_maps_that_are_not_finite(value):
             centerface._decode(tf.constant(spoiled))
 
 
-# --- models of one's own ---------------------------------------------------------------------------------------
+# --- models of one's own
+# ---------------------------------------------------------------------------------------
 
 BOX = (0.2, 0.3, 0.6, 0.7)
 
@@ -148,7 +162,8 @@ BOX = (0.2, 0.3, 0.6, 0.7)
 def own(tmp_path_factory):
     """Write a SavedModel that answers `outputs`, as a function of the canvas's height and width.
 
-    Where `only_bright`, it does so only for a picture that is bright throughout, and finds nothing else.
+    Where `only_bright`, it does so only for a picture that is bright throughout, and finds nothing
+    else.
     """
     from worker.detection.tf import tf
 
@@ -158,7 +173,9 @@ def own(tmp_path_factory):
 
         @tf.function(input_signature=[spec], autograph=False)
         def detect(input_tensor):
-            pictures, height, width = (tf.cast(tf.shape(input_tensor)[i], tf.float32) for i in range(3))
+            pictures, height, width = (
+                tf.cast(tf.shape(input_tensor)[i], tf.float32) for i in range(3)
+            )
             answers = outputs(pictures, height, width)
             if not only_bright:
                 return answers
@@ -179,7 +196,9 @@ def own(tmp_path_factory):
 
 
 def one_face(box=BOX, score=0.95, count=1.0, faces=1, scale=None, **more):
-    """Outputs with the same face `faces` times; `scale` is "pixels" where the box is not in shares."""
+    """Outputs with the same face `faces` times; `scale` is "pixels" where the box is not in
+    shares.
+    """
 
     def outputs(pictures, height, width):
         from worker.detection.tf import tf
@@ -216,7 +235,10 @@ def cast(name, kind):
 
 
 NONSENSE = {
-    "boxes in pixels": (one_face(scale="pixels"), "detection_boxes must be shares of the picture, 0 to 1"),
+    "boxes in pixels": (
+        one_face(scale="pixels"),
+        "detection_boxes must be shares of the picture, 0 to 1",
+    ),
     "boxes in percent": (one_face(box=(20, 30, 60, 70)), "must be shares"),
     "whole canvas in pixels": (one_face(box=(0, 0, 1, 1), scale="pixels"), "must be shares"),
     "boxes beside": (one_face(box=(1.2, 0.3, 1.6, 0.7)), "must be shares"),
@@ -234,14 +256,26 @@ NONSENSE = {
     "more than returned": (one_face(count=2.0), "counts 2 detections and returns 1"),
     "fewer than returned": (one_face(count=1.0, faces=3), "has a face beyond them"),
     "none counted": (one_face(count=0.0), "has a face beyond them"),
-    "landmarks in pixels": (one_face(detection_keypoints=landmarks(150.0)), "detection_keypoints must be shares"),
-    "landmarks that are NaN": (one_face(detection_keypoints=landmarks(np.nan)), "not finite in detection_keypoints"),
+    "landmarks in pixels": (
+        one_face(detection_keypoints=landmarks(150.0)),
+        "detection_keypoints must be shares",
+    ),
+    "landmarks that are NaN": (
+        one_face(detection_keypoints=landmarks(np.nan)),
+        "not finite in detection_keypoints",
+    ),
     "integer scores": (
         one_face(detection_scores=cast("detection_scores", "uint8")),
         "detection_scores as uint8 .*, not floats",
     ),
-    "integer boxes": (one_face(detection_boxes=cast("detection_boxes", "int32")), "detection_boxes as int32"),
-    "no batch": (one_face(detection_boxes=lambda found: found["detection_boxes"][0]), "detection_boxes as float32"),
+    "integer boxes": (
+        one_face(detection_boxes=cast("detection_boxes", "int32")),
+        "detection_boxes as int32",
+    ),
+    "no batch": (
+        one_face(detection_boxes=lambda found: found["detection_boxes"][0]),
+        "detection_boxes as float32",
+    ),
     "classes that are NaN": (
         one_face(detection_classes=lambda found: found["detection_classes"] * float("nan")),
         "not finite in detection_classes",
@@ -268,7 +302,15 @@ def bright_picture():
 
 @pytest.mark.parametrize(
     "kind",
-    ["boxes in pixels", "inverted", "infinite", "scores in percent", "logits", "half a face", "more than returned"],
+    [
+        "boxes in pixels",
+        "inverted",
+        "infinite",
+        "scores in percent",
+        "logits",
+        "half a face",
+        "more than returned",
+    ],
 )
 def test_nonsense_that_comes_later_fails_its_picture(own, kind):
     outputs, said = NONSENSE[kind]
@@ -288,9 +330,13 @@ def test_a_model_that_answers_the_same_whatever_it_sees_does_not_start(own, face
         load_model(WorkerSettings(model=str(folder)))
 
 
-@pytest.mark.parametrize("outputs", [one_face(score=0.0), one_face(score=0.0, box=(0, 0, 0, 0), count=0.0)])
+@pytest.mark.parametrize(
+    "outputs", [one_face(score=0.0), one_face(score=0.0, box=(0, 0, 0, 0), count=0.0)]
+)
 def test_a_model_that_finds_nothing_at_all_starts_with_a_warning(veil, own, outputs):
-    done = veil("model", "info", environment={"VEIL_MODEL": str(own(outputs)), "VEIL_LOG_FORMAT": "json"})
+    done = veil(
+        "model", "info", environment={"VEIL_MODEL": str(own(outputs)), "VEIL_LOG_FORMAT": "json"}
+    )
 
     assert done.returncode == 0
     (line,) = map(json.loads, done.stderr.splitlines())
@@ -298,16 +344,21 @@ def test_a_model_that_finds_nothing_at_all_starts_with_a_warning(veil, own, outp
     assert line["event"] == "the model does not find the known face"
 
 
-# --- pins and `veil model info` ----------------------------------------------------------------------------------
+# --- pins and `veil model info`
+# ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def zipped(own, tmp_path_factory):
     folder = own(one_face(score=0.0))
-    return shutil.make_archive(str(tmp_path_factory.mktemp("zip") / "saved_model"), "zip", folder), folder
+    return shutil.make_archive(
+        str(tmp_path_factory.mktemp("zip") / "saved_model"), "zip", folder
+    ), folder
 
 
-def test_a_model_in_s3_is_what_its_pin_says_or_nothing_starts(veil, s3, raw, place, zipped, tmp_path):
+def test_a_model_in_s3_is_what_its_pin_says_or_nothing_starts(
+    veil, s3, raw, place, zipped, tmp_path
+):
     archive, folder = zipped
     raw.put(place + "saved_model.zip", Path(archive).read_bytes())
     environment = {
@@ -319,10 +370,14 @@ def test_a_model_in_s3_is_what_its_pin_says_or_nothing_starts(veil, s3, raw, pla
     free = veil("model", "info", "--json", environment=environment)
     digest = json.loads(free.stdout)["digest"]
     assert digest == plain_model(WorkerSettings(model=str(folder))).digest
-    (warning,) = (line for line in map(json.loads, free.stderr.splitlines()) if "pinned" in line["event"])
+    (warning,) = (
+        line for line in map(json.loads, free.stderr.splitlines()) if "pinned" in line["event"]
+    )
     assert (warning["address"], warning["digest"]) == (environment["VEIL_MODEL"], digest)
 
-    pinned = veil("model", "info", "--json", environment={**environment, "VEIL_MODEL_SHA256": digest.upper()})
+    pinned = veil(
+        "model", "info", "--json", environment={**environment, "VEIL_MODEL_SHA256": digest.upper()}
+    )
     assert pinned.returncode == 0, pinned.stderr
     assert "pinned" not in pinned.stderr
 

@@ -1,4 +1,6 @@
-"""Leases against a real Redis: what is renewed, given back, taken back and kept, at any time and in a full Redis."""
+"""Leases against a real Redis: what is renewed, given back, taken back and kept, at any time and in
+a full Redis.
+"""
 
 import json
 
@@ -81,7 +83,9 @@ def test_a_message_comes_back_as_it_was_whatever_it_is(redis, leases, take, mess
     assert redis.exists(RECORDS, INDEX, "elsewhere") == 0
 
 
-def test_of_a_message_that_is_too_large_the_end_is_handed_out_and_all_of_it_comes_back(redis, leases):
+def test_of_a_message_that_is_too_large_the_end_is_handed_out_and_all_of_it_comes_back(
+    redis, leases
+):
     message = b"x" * 1000 + b"end"
     redis.lpush("uploads", message)
 
@@ -105,7 +109,9 @@ def test_a_record_is_one_that_kombu_could_restore(redis, take):
     take("tag")
     message, exchange, routing_key = json.loads(redis.hget(RECORDS, "tag"))
     assert message == {"properties": {"delivery_tag": "x"}}
-    assert (exchange, routing_key) == ("", "uploads"), "the exchange without a name leads to the queue of that name"
+    assert (exchange, routing_key) == ("", "uploads"), (
+        "the exchange without a name leads to the queue of that name"
+    )
 
 
 def test_a_record_of_kombus_own_comes_back_too(redis, leases):
@@ -124,7 +130,9 @@ def test_a_record_that_nobody_can_read_is_kept_and_bothers_nobody(redis, leases,
     assert redis.zcard(INDEX) == 0
 
 
-def test_only_what_is_held_is_renewed_and_what_has_run_out_is_taken_back(redis, leases, take, clock):
+def test_only_what_is_held_is_renewed_and_what_has_run_out_is_taken_back(
+    redis, leases, take, clock
+):
     redis.lpush("uploads", "held", "left")
     take("held", 0.0)
     take("left", 0.0)
@@ -138,7 +146,9 @@ def test_only_what_is_held_is_renewed_and_what_has_run_out_is_taken_back(redis, 
     assert redis.lrange("uploads", 0, -1) == [b"left"]
 
 
-def test_whoever_lost_a_lease_can_neither_renew_nor_end_nor_return_what_another_holds(redis, leases, take):
+def test_whoever_lost_a_lease_can_neither_renew_nor_end_nor_return_what_another_holds(
+    redis, leases, take
+):
     redis.lpush("uploads", "message")
     take("frozen", 0.0)
     leases.hold("frozen")
@@ -185,9 +195,16 @@ def line(unattended, new_line):
 
 @pytest.fixture
 def idle(unattended, line, clock):
-    """The leases of a worker with nothing in hand, and a way to Redis that can be cut; Redis has been there long."""
+    """The leases of a worker with nothing in hand, and a way to Redis that can be cut; Redis has
+    been there long.
+    """
     port = int(line.endpoint.rpartition(":")[2])
-    server = {"host": HOST, "port": port, "db": unattended.database, "password": unattended.redis.password}
+    server = {
+        "host": HOST,
+        "port": port,
+        "db": unattended.database,
+        "password": unattended.redis.password,
+    }
     made = Leases(clock)
     made._run = lambda: None
     made._uptime = lambda: SECONDS
@@ -206,7 +223,9 @@ def be_away(idle, line, clock, seconds):
     line.download = None
 
 
-def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(idle, line, redis, take, clock):
+def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(
+    idle, line, redis, take, clock
+):
     redis.lpush("uploads", "message")
     take("of another", 0.0)
 
@@ -224,8 +243,12 @@ def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(idle, lin
     assert redis.llen("uploads") == 1
 
 
-@pytest.mark.parametrize("away", [0, 6], ids=["there", "away for less than any lease that is renewed has left"])
-def test_a_worker_with_nothing_in_hand_takes_over_at_once_where_redis_was_there(idle, line, redis, take, clock, away):
+@pytest.mark.parametrize(
+    "away", [0, 6], ids=["there", "away for less than any lease that is renewed has left"]
+)
+def test_a_worker_with_nothing_in_hand_takes_over_at_once_where_redis_was_there(
+    idle, line, redis, take, clock, away
+):
     for _ in range(20):
         clock.now += 2
         idle._tend()
@@ -238,7 +261,9 @@ def test_a_worker_with_nothing_in_hand_takes_over_at_once_where_redis_was_there(
 
 
 @pytest.mark.parametrize("ended_by", ["its acknowledgement", "going back to its queue"])
-def test_a_message_that_ends_while_leases_are_being_renewed_is_not_renewed_after_its_end(redis, leases, take, ended_by):
+def test_a_message_that_ends_while_leases_are_being_renewed_is_not_renewed_after_its_end(
+    redis, leases, take, ended_by
+):
     redis.lpush("uploads", "message", "other")
     for tag in ("tag", "other"):
         take(tag)
@@ -263,7 +288,9 @@ def test_a_message_that_ends_while_leases_are_being_renewed_is_not_renewed_after
     assert lines == [], "and nothing was lost"
 
 
-def test_a_worker_that_has_just_started_takes_over_at_once_if_redis_was_there_all_along(redis, leases, take):
+def test_a_worker_that_has_just_started_takes_over_at_once_if_redis_was_there_all_along(
+    redis, leases, take
+):
     leases._uptime = lambda: SECONDS
     redis.lpush("uploads", "message")
     take("of another", 0.0)

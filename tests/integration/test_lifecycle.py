@@ -27,7 +27,9 @@ def test_there_is_a_rule_for_sources_and_one_for_outputs(examples):
 def test_a_store_takes_the_rule_as_it_stands(listing_client, examples, place, name):
     bucket = place.rstrip("/")
     listing_client.create_bucket(Bucket=bucket)
-    listing_client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=examples[name])
+    listing_client.put_bucket_lifecycle_configuration(
+        Bucket=bucket, LifecycleConfiguration=examples[name]
+    )
     (kept,) = listing_client.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
     (given,) = examples[name]["Rules"]
     assert {field: kept.get(field) for field in given} == given
@@ -41,7 +43,9 @@ def test_outputs_do_not_outlive_their_receipts(examples):
 
 def test_what_is_deleted_is_gone_in_a_bucket_with_versions_too(examples):
     for example in examples.values():
-        assert all(rule["NoncurrentVersionExpiration"]["NoncurrentDays"] <= 1 for rule in example["Rules"])
+        assert all(
+            rule["NoncurrentVersionExpiration"]["NoncurrentDays"] <= 1 for rule in example["Rules"]
+        )
 
 
 def test_the_policy_publishes_outputs_and_nothing_else(s3, repository, place):

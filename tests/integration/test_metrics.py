@@ -1,4 +1,6 @@
-"""The metrics page of a real worker: what it counts, that every name on the dashboard and in an alert is on it."""
+"""The metrics page of a real worker: what it counts, that every name on the dashboard and in an
+alert is on it.
+"""
 
 import importlib.metadata
 import io
@@ -105,8 +107,14 @@ def test_the_worker_says_what_it_is_and_that_it_lives(scrape, queue, raw, place,
 def test_every_metric_of_the_dashboard_and_the_alerts_is_on_the_page(scrape, repository):
     docker = repository / "docker"
     dashboard = json.loads((docker / "grafana" / "veil.json").read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
-    used = set(re.findall(r"\b(?:veil|process)_\w+", "\n".join([*queries, (docker / "alerts.yml").read_text()])))
+    queries = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
+    ]
+    used = set(
+        re.findall(
+            r"\b(?:veil|process)_\w+", "\n".join([*queries, (docker / "alerts.yml").read_text()])
+        )
+    )
     assert len(used) >= 20
     assert used - scrape().names == set()
 
@@ -119,7 +127,9 @@ def test_every_metric_of_its_own_is_used(scrape, repository):
     assert {name for name in families if name not in shown} == set()
 
 
-def test_no_address_and_no_secret_is_on_the_page(scrape, queue, raw, place, blank, secrets_of_this_run):
+def test_no_address_and_no_secret_is_on_the_page(
+    scrape, queue, raw, place, blank, secrets_of_this_run
+):
     queue.report(raw.put(place + "a-key-of-somebody.jpg", blank))
     page = scrape().text
     for word in ("a-key-of-somebody", "s3://", *secrets_of_this_run):
@@ -146,7 +156,9 @@ def test_a_worker_whose_address_is_taken_ends_with_one_line(unattended, worker_s
         )
     assert done.returncode != 0
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith(f"veil: SettingsInvalid: VEIL_METRICS: {address} can't be served (Address already in use)")
+    assert line.startswith(
+        f"veil: SettingsInvalid: VEIL_METRICS: {address} can't be served (Address already in use)"
+    )
 
 
 def test_a_redis_that_hangs_or_is_gone_does_not_break_the_scrape(tmp_path):
@@ -194,7 +206,9 @@ def test_the_queues_are_shown_with_how_long_the_next_message_has_waited(collecte
     assert collected("veil_queue_oldest_seconds", {"queue": BACKFILL}) == 0
 
 
-@pytest.mark.parametrize("junk", [b"", b"\xff", b"[]", b'{"headers": {"veil_queued_at": 1e999}}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "junk", [b"", b"\xff", b"[]", b'{"headers": {"veil_queued_at": 1e999}}', b"[" * 100_000]
+)
 def test_junk_at_the_end_of_a_queue_does_not_break_the_scrape(collected, unattended, junk):
     unattended.client.lpush(UPLOADS, junk)
     assert collected("veil_queue_messages", {"queue": UPLOADS}) == 1

@@ -18,7 +18,9 @@ def test_an_efficientdet_has_the_parameters_and_multiply_adds_of_the_paper(size)
     assert cost["multiply_adds"] == pytest.approx(multiply_adds * 1e9, rel=0.05)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, with NumPy 2
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of Keras, with NumPy 2
 def test_a_backbone_starts_from_given_weights_and_from_no_others(tmp_path):
     given = keras.applications.EfficientNetB0(include_top=False, weights=None)
     given.save_weights(tmp_path / "b0.weights.h5")

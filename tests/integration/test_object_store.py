@@ -8,7 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
-from tasks.errors import AccessDenied, CredentialsRefused, ImageTooLarge, ObjectNotFound, StorageUnavailable
+from tasks.errors import (
+    AccessDenied,
+    CredentialsRefused,
+    ImageTooLarge,
+    ObjectNotFound,
+    StorageUnavailable,
+)
 from tasks.storage.s3 import ObjectStore
 from tools.local.servers import HOST
 
@@ -73,7 +79,9 @@ def test_an_object_is_deleted_only_as_the_version_that_is_meant(listing_client, 
 def test_a_bucket_with_versions_keeps_what_was_deleted(listing_client, place):
     store, bucket = ObjectStore(listing_client), place.rstrip("/")
     listing_client.create_bucket(Bucket=bucket)
-    listing_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    listing_client.put_bucket_versioning(
+        Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
     uri = ObjectUri(bucket, "a.jpg")
     store.put(uri, b"one", "image/jpeg", {})
     assert store.delete_version(uri, store.head(uri).etag)
@@ -106,7 +114,9 @@ def test_the_etag_is_the_same_by_every_call_and_changes_with_the_content(store, 
     assert store.head(uri).etag != first
 
 
-def test_a_listing_of_more_than_one_page_is_complete_ordered_and_without_folder_markers(store, raw, place):
+def test_a_listing_of_more_than_one_page_is_complete_ordered_and_without_folder_markers(
+    store, raw, place
+):
     expected = [f"{place}{number:04}.jpg" for number in range(1005)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda key: raw.put(key, b"x"), expected))
@@ -121,7 +131,10 @@ def test_a_listing_below_a_prefix_leaves_out_its_neighbours(store, raw, place):
     for key in ("a/1.jpg", "ab/2.jpg", "a.jpg"):
         raw.put(place + key, b"x")
 
-    found = [str(stored.uri) for stored in store.list("raw", PrefixUri.parse(f"s3://raw/{place}a").prefix)]
+    found = [
+        str(stored.uri)
+        for stored in store.list("raw", PrefixUri.parse(f"s3://raw/{place}a").prefix)
+    ]
 
     assert found == [f"s3://raw/{place}a/1.jpg"]
 
@@ -156,7 +169,9 @@ END = "<IsTruncated>false</IsTruncated>"
 
 
 def test_a_listing_goes_on_after_an_empty_page_that_is_not_the_last(answering):
-    store = answering(MORE.format(1), MORE.format(2) + ITEM.format("a/"), MORE.format(3) + ITEM.format("b"), END)
+    store = answering(
+        MORE.format(1), MORE.format(2) + ITEM.format("a/"), MORE.format(3) + ITEM.format("b"), END
+    )
     assert [stored.uri.key for stored in store.list("raw")] == ["b"]
 
 
@@ -198,7 +213,9 @@ def test_wrong_keys_are_refused_and_not_told(s3, store_at, raw, place, call):
     stranger = store_at(s3, secret=wrong)
 
     # The answer to a HEAD has no body, and so no reason.
-    with pytest.raises(AccessDenied if call == "head" else CredentialsRefused, match="credentials") as raised:
+    with pytest.raises(
+        AccessDenied if call == "head" else CredentialsRefused, match="credentials"
+    ) as raised:
         CALLS[call](stranger, ObjectUri("raw", place + "a.jpg"))
 
     assert wrong not in str(raised.value)
@@ -219,7 +236,9 @@ def test_a_server_that_never_answers_is_storage_unavailable(s3, store_at, line):
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["hangs", "is cut"])
-def test_a_download_that_stops_in_the_middle_is_storage_unavailable(s3, store_at, line, raw, place, cut):
+def test_a_download_that_stops_in_the_middle_is_storage_unavailable(
+    s3, store_at, line, raw, place, cut
+):
     raw.put(place + "large.jpg", b"x" * 600_000)
     line.download, line.cut = 200_000, cut
     stalled = store_at(s3, endpoint=line.endpoint, s3_read_seconds=0.5)
@@ -228,7 +247,9 @@ def test_a_download_that_stops_in_the_middle_is_storage_unavailable(s3, store_at
         CALLS["open"](stalled, ObjectUri("raw", place + "large.jpg"))
 
 
-@pytest.mark.parametrize(("call", "arrived"), [*(("list", n) for n in (17, 60, 200, 400)), ("head", 17), ("head", 60)])
+@pytest.mark.parametrize(
+    ("call", "arrived"), [*(("list", n) for n in (17, 60, 200, 400)), ("head", 17), ("head", 60)]
+)
 def test_an_answer_that_is_cut_off_early_is_not_taken_for_one_without_content(
     s3, store_at, line, raw, place, call, arrived
 ):
@@ -262,7 +283,9 @@ def test_a_slow_download_is_given_up_at_its_deadline_and_not_at_its_end(s3, stor
     with socket.create_server((HOST, 0)) as listener:
         server = threading.Thread(target=drip, args=(listener,), daemon=True)
         server.start()
-        slow = store_at(s3, endpoint=f"http://{HOST}:{listener.getsockname()[1]}", s3_read_seconds=5)
+        slow = store_at(
+            s3, endpoint=f"http://{HOST}:{listener.getsockname()[1]}", s3_read_seconds=5
+        )
         with pytest.raises(StorageUnavailable, match=r"did not arrive within 0\.2 s"):
             content_of(slow, ObjectUri("raw", "slow.jpg"), seconds=0.2)
         given_up.set()
@@ -271,7 +294,9 @@ def test_a_slow_download_is_given_up_at_its_deadline_and_not_at_its_end(s3, stor
     assert 0 < sent < size
 
 
-def test_an_object_over_the_limit_is_refused_before_its_bytes_arrive(s3, store_at, line, raw, place):
+def test_an_object_over_the_limit_is_refused_before_its_bytes_arrive(
+    s3, store_at, line, raw, place
+):
     raw.put(place + "large.jpg", b"x" * 600_000)
     line.download = 4_000  # enough for the header of the answer
     patient = store_at(s3, endpoint=line.endpoint, s3_read_seconds=60)
@@ -285,7 +310,9 @@ def test_an_object_of_just_the_limit_is_read(store, raw, place):
     assert content_of(store, ObjectUri("raw", place + "a.jpg"), max_bytes=5_000) == b"x" * 5_000
 
 
-def test_an_upload_that_is_cut_leaves_no_object_and_an_older_one_as_it_was(s3, store_at, line, clean, place):
+def test_an_upload_that_is_cut_leaves_no_object_and_an_older_one_as_it_was(
+    s3, store_at, line, clean, place
+):
     line.upload, line.cut = 200_000, True
     unlucky = store_at(s3, endpoint=line.endpoint, s3_read_seconds=2)
     clean.put(place + "older.jpg", b"older")

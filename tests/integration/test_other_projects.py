@@ -1,4 +1,6 @@
-"""A Celery project with a module ``tasks`` of its own sends pictures by the name of the task alone."""
+"""A Celery project with a module ``tasks`` of its own sends pictures by the name of the task
+alone.
+"""
 
 import json
 import os
@@ -65,9 +67,18 @@ def test_an_error_arrives_by_its_name(worker, raw, clean, place, run):
     assert clean.head(f"{place}a.jpg") is None
 
 
-def test_the_example_of_the_page_works_in_such_a_project(worker, raw, clean, place, portrait, run, repository):
-    (block,) = (text for text in BLOCK.findall((repository / "docs" / "python.md").read_text()) if "send_task" in text)
+def test_the_example_of_the_page_works_in_such_a_project(
+    worker, raw, clean, place, portrait, run, repository
+):
+    (block,) = (
+        text
+        for text in BLOCK.findall((repository / "docs" / "python.md").read_text())
+        if "send_task" in text
+    )
     example = "s3://raw/a/portrait.jpg"
     assert example in block
     source = raw.put(f"{place}portrait.jpg", portrait)
-    assert run(block.replace(example, source)).split() == ["anonymized", clean.uri(f"{place}portrait.jpg")]
+    assert run(block.replace(example, source)).split() == [
+        "anonymized",
+        clean.uri(f"{place}portrait.jpg"),
+    ]

@@ -37,7 +37,9 @@ def picture(colour):
 
 @pytest.fixture
 def poisoned(new_queue, s3, tmp_path):
-    """A queue of one's own, and two supervised workers at it; their pictures are in folders of `place`."""
+    """A queue of one's own, and two supervised workers at it; their pictures are in folders of
+    `place`.
+    """
     queue = new_queue()
     environment = {
         **queue.environment,
@@ -50,7 +52,8 @@ def poisoned(new_queue, s3, tmp_path):
     }
     command = [sys.executable, Path(__file__).with_name("poison_worker.py"), f"--memory={MEMORY}"]
     workers = [
-        Supervised(Server(f"worker-{number}", command, tmp_path / f"{number}.log", environment)) for number in (1, 2)
+        Supervised(Server(f"worker-{number}", command, tmp_path / f"{number}.log", environment))
+        for number in (1, 2)
     ]
     for worker in workers:
         worker.start()
@@ -60,12 +63,16 @@ def poisoned(new_queue, s3, tmp_path):
 
 
 @pytest.mark.timeout(SECONDS + 60)
-def test_poison_ends_as_dead_letters_and_its_neighbours_as_outputs(poisoned, raw, clean, place, wait_until):
+def test_poison_ends_as_dead_letters_and_its_neighbours_as_outputs(
+    poisoned, raw, clean, place, wait_until
+):
     queue, workers = poisoned
     keys = {}
     for number in range(PICTURES):
         is_poison = number % (PICTURES // POISON) == 3
-        colour = list(KINDS)[len(keys) // (PICTURES // POISON) % 3] if is_poison else (number, 100, 100)
+        colour = (
+            list(KINDS)[len(keys) // (PICTURES // POISON) % 3] if is_poison else (number, 100, 100)
+        )
         key = f"{place}{number:03}-{KINDS.get(colour, 'good')}.png"
         keys[key] = colour
         raw.put(key, picture(colour))
@@ -84,7 +91,9 @@ def test_poison_ends_as_dead_letters_and_its_neighbours_as_outputs(poisoned, raw
         letter = dead[raw.uri(key)]
         assert letter.error == "Poison"
         assert "3 times" in letter.message
-        assert letter.attempts >= 3  # and tries that waited in vain for a detector that another one held up
+        assert (
+            letter.attempts >= 3
+        )  # and tries that waited in vain for a detector that another one held up
         assert letter.first_time < letter.time
         assert letter.worker
         if keys[key] != RED:  # which leaves no time to say anything
@@ -96,7 +105,9 @@ def test_poison_ends_as_dead_letters_and_its_neighbours_as_outputs(poisoned, raw
 
 
 @pytest.mark.parametrize("is_done", [True, False], ids=["done", "not done"])
-def test_what_was_killed_after_it_was_done_is_no_poison(worker, queue, raw, clean, portrait, place, is_done):
+def test_what_was_killed_after_it_was_done_is_no_poison(
+    worker, queue, raw, clean, portrait, place, is_done
+):
     source = raw.put(f"{place}a.jpg", portrait)
     if is_done:
         queue.report(source)
@@ -107,7 +118,9 @@ def test_what_was_killed_after_it_was_done_is_no_poison(worker, queue, raw, clea
 
     state, answer = queue.outcome(queue.send(source))
 
-    assert (state, type(answer).__name__) == (("SUCCESS", "dict") if is_done else ("FAILURE", "Poison"))
+    assert (state, type(answer).__name__) == (
+        ("SUCCESS", "dict") if is_done else ("FAILURE", "Poison")
+    )
     assert (source in queue.dead()) is not is_done
     assert (clean.head(f"{place}a.jpg") is not None) is is_done
     assert not queue.client.exists(ATTEMPTS.format(digest))

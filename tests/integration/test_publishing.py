@@ -39,9 +39,14 @@ def publisher(unattended):
 
 
 def test_a_batch_arrives_in_order_and_with_what_goes_along(unattended, publisher):
-    publisher.publish(pictures(1500), BACKFILL, "run-1", lambda pipe: pipe.set("checkpoint", "1499.jpg"))
+    publisher.publish(
+        pictures(1500), BACKFILL, "run-1", lambda pipe: pipe.set("checkpoint", "1499.jpg")
+    )
     waiting = messages(unattended, BACKFILL)
-    assert [message["headers"]["argsrepr"] for message in waiting[:2]] == ["s3://raw/0.jpg", "s3://raw/1.jpg"]
+    assert [message["headers"]["argsrepr"] for message in waiting[:2]] == [
+        "s3://raw/0.jpg",
+        "s3://raw/1.jpg",
+    ]
     assert len(waiting) == 1500
     assert {message["headers"][RUN_HEADER] for message in waiting} == {"run-1"}
     assert all(message["headers"][QUEUED_AT_HEADER] > 1e9 for message in waiting)
@@ -76,7 +81,9 @@ def test_each_message_of_a_batch_is_what_celery_would_send(unattended, publisher
         assert len(message["properties"].pop("delivery_tag")) == 36
         assert message["headers"].pop(QUEUED_AT_HEADER) > 1e9
     assert by_publisher == by_celery
-    assert [list(message["headers"]) for message in by_publisher] == [list(m["headers"]) for m in by_celery]
+    assert [list(message["headers"]) for message in by_publisher] == [
+        list(m["headers"]) for m in by_celery
+    ]
 
 
 @examples(
@@ -87,21 +94,32 @@ def test_each_message_of_a_batch_is_what_celery_would_send(unattended, publisher
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(body=bodies())
-def test_whatever_an_event_holds_what_it_puts_on_the_queue_is_a_message_that_workers_take(unattended, publisher, body):
+def test_whatever_an_event_holds_what_it_puts_on_the_queue_is_a_message_that_workers_take(
+    unattended, publisher, body
+):
     unattended.client.delete(UPLOADS)
     trigger = Trigger(publisher, Selection([Route.parse("s3://raw=s3://clean")]), "http")
     wanted = []
     with contextlib.suppress(MalformedEvent):
         wanted = list(dict.fromkeys(trigger.read(body)))
     trigger.publish(wanted)
-    found = [json.loads(base64.b64decode(message["body"]))[0] for message in messages(unattended, UPLOADS)]
-    assert [AnonymizeRequest.parse(source=source).source for (source,) in found] == [one.source for one in wanted]
+    found = [
+        json.loads(base64.b64decode(message["body"]))[0]
+        for message in messages(unattended, UPLOADS)
+    ]
+    assert [AnonymizeRequest.parse(source=source).source for (source,) in found] == [
+        one.source for one in wanted
+    ]
 
 
 @pytest.mark.parametrize("etag", ["\ud800", "\0", "ü", "e" * 100_000, ""])
 def test_any_etag_gives_a_task_id_that_is_its_own(unattended, publisher, etag):
     picture = Wanted(ObjectUri("raw", "a.jpg"), etag=etag)
-    assert publisher.publish([picture], UPLOADS) == [picture.task_id] == [Wanted(picture.source, etag=etag).task_id]
+    assert (
+        publisher.publish([picture], UPLOADS)
+        == [picture.task_id]
+        == [Wanted(picture.source, etag=etag).task_id]
+    )
     assert picture.task_id != Wanted(picture.source, etag="other").task_id
 
 
@@ -111,7 +129,9 @@ def test_nothing_is_written_once_what_was_watched_has_changed(unattended, publis
         unattended.client.set("checkpoint", "of another")
 
     with pytest.raises(QueueUnavailable, match="another process"):
-        publisher.publish(pictures(3), UPLOADS, along=lambda pipe: pipe.set("checkpoint", "mine"), first=watch)
+        publisher.publish(
+            pictures(3), UPLOADS, along=lambda pipe: pipe.set("checkpoint", "mine"), first=watch
+        )
 
     assert messages(unattended, UPLOADS) == []
     assert unattended.client.get("checkpoint") == b"of another"
@@ -159,7 +179,10 @@ def test_the_same_version_of_a_picture_has_the_same_task_id():
     first = Wanted(ObjectUri("raw", "a.jpg"), etag="1")
     assert first.task_id == Wanted(ObjectUri("raw", "a.jpg"), etag="1").task_id
     assert first.task_id != Wanted(ObjectUri("raw", "a.jpg"), etag="2").task_id
-    assert first.task_id != Wanted(ObjectUri("raw", "a.jpg"), ObjectUri("clean", "b.jpg"), etag="1").task_id
+    assert (
+        first.task_id
+        != Wanted(ObjectUri("raw", "a.jpg"), ObjectUri("clean", "b.jpg"), etag="1").task_id
+    )
     assert Wanted(ObjectUri("raw", "a.jpg")).task_id != Wanted(ObjectUri("raw", "a.jpg")).task_id
 
 

@@ -24,7 +24,9 @@ def test_messages_of_every_priority_wait(unattended, priority):
 
     before = time.time()
     for _ in range(2):
-        unattended.app.send_task("veil.anonymize_image", PICTURE.arguments, queue=UPLOADS, priority=priority)
+        unattended.app.send_task(
+            "veil.anonymize_image", PICTURE.arguments, queue=UPLOADS, priority=priority
+        )
 
     assert waiting(unattended) == {UPLOADS: 2, BACKFILL: 0}
     assert queues.depth(unattended.client, UPLOADS) == 2
@@ -34,7 +36,9 @@ def test_messages_of_every_priority_wait(unattended, priority):
 def test_the_oldest_message_is_the_one_that_is_taken_next(unattended):
     for queued_at in (3.0, 1.0, 2.0):
         headers = {"veil_queued_at": queued_at}
-        unattended.app.send_task("veil.anonymize_image", PICTURE.arguments, queue=UPLOADS, headers=headers)
+        unattended.app.send_task(
+            "veil.anonymize_image", PICTURE.arguments, queue=UPLOADS, headers=headers
+        )
     assert queues.oldest(unattended.client, UPLOADS) == 3.0
 
 
@@ -42,7 +46,8 @@ NO_TIMES = ['"noon"', "true", "[1]", "NaN", "1e400", "1" + "0" * 400, "-1" + "0"
 
 
 @pytest.mark.parametrize(
-    "junk", ["junk", "[]", "{}", *(f'{{"headers": {{"veil_queued_at": {time}}}}}' for time in NO_TIMES)]
+    "junk",
+    ["junk", "[]", "{}", *(f'{{"headers": {{"veil_queued_at": {time}}}}}' for time in NO_TIMES)],
 )
 def test_junk_does_not_say_since_when_it_waits(unattended, junk):
     unattended.client.lpush(UPLOADS, junk)

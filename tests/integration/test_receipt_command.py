@@ -1,4 +1,6 @@
-"""`veil receipt verify`: what it tells of a store as workers leave it, and of one that somebody changed."""
+"""`veil receipt verify`: what it tells of a store as workers leave it, and of one that somebody
+changed.
+"""
 
 import contextlib
 import gc
@@ -77,10 +79,24 @@ def route(place):
 def make(store, raw, place, route):
     """Put a source and have its output made, with one face."""
 
-    def made(key, content=None, hold=False, boxes=((5, 5, 20, 25),), destination=None, sign=None, **options):
+    def made(
+        key,
+        content=None,
+        hold=False,
+        boxes=((5, 5, 20, 25),),
+        destination=None,
+        sign=None,
+        **options,
+    ):
         raw.put(place + key, picture() if content is None else content)
-        request = {"source": raw.uri(place + key), "options": options or None, "destination": destination}
-        return run_pipeline(pipeline(store, route, *boxes, hold=hold, key=sign), AnonymizeRequest.parse(**request))
+        request = {
+            "source": raw.uri(place + key),
+            "options": options or None,
+            "destination": destination,
+        }
+        return run_pipeline(
+            pipeline(store, route, *boxes, hold=hold, key=sign), AnonymizeRequest.parse(**request)
+        )
 
     return made
 
@@ -101,7 +117,9 @@ def verify(veil, s3, route):
 def told(done):
     """The states by key, and the summary, of a run with --json."""
     *verdicts, last = [json.loads(line) for line in done.stdout.splitlines()]
-    return {verdict["output"].rpartition("/")[2]: verdict["states"] for verdict in verdicts}, last["summary"]
+    return {verdict["output"].rpartition("/")[2]: verdict["states"] for verdict in verdicts}, last[
+        "summary"
+    ]
 
 
 def receipt_of(clean, place, key):
@@ -152,7 +170,11 @@ def test_whatever_was_changed_since_is_told(make, verify, raw, clean, place, por
         "output differs": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
         "other size": lambda content: content + b"\0",
     }.items():
-        clean.put(place + key, change(clean.get(place + key)), Metadata=clean.head(place + key)["Metadata"])
+        clean.put(
+            place + key,
+            change(clean.get(place + key)),
+            Metadata=clean.head(place + key)["Metadata"],
+        )
     metadata = {**clean.head(place + "faces")["Metadata"], receipts.FACES: "0"}
     clean.put(place + "faces", clean.get(place + "faces"), Metadata=metadata)
     clean.client.delete_object(Bucket=clean.name, Key=receipt_of(clean, place, "no receipt"))
@@ -219,11 +241,15 @@ def test_the_receipt_of_what_was_made_anew_is_superseded(make, verify, clean, pl
     assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["superseded"]})
 
 
-def test_of_an_output_that_was_put_elsewhere_the_source_has_to_be_named(make, verify, clean, raw, place):
+def test_of_an_output_that_was_put_elsewhere_the_source_has_to_be_named(
+    make, verify, clean, raw, place
+):
     make("2026/a.jpg", destination=f"s3://clean/{place}again/a.jpg")
     there = clean.uri(place + "again")
     assert told(verify(there, "--json"))[0] == {"a.jpg": ["ok", "source unknown"]}
-    assert told(verify(there, "--source", raw.uri(place + "2026"), "--json"))[0] == {"a.jpg": ["ok"]}
+    assert told(verify(there, "--source", raw.uri(place + "2026"), "--json"))[0] == {
+        "a.jpg": ["ok"]
+    }
     raw.put(place + "2026/a.jpg", picture(3))
     assert verify(there, "--source", raw.uri(place + "2026")).returncode == 1
 
@@ -260,7 +286,9 @@ def test_with_a_key_receipts_have_to_be_signed(make, verify, clean, place):
         "renamed": ["bad signature"],
         "held": ["unsigned", "held"],
     }
-    states, _ = told(verify("--json"))  # without a key nobody can tell of what outputs with a mark are
+    states, _ = told(
+        verify("--json")
+    )  # without a key nobody can tell of what outputs with a mark are
     assert states == {
         "new": ["unknown key"],
         "old": ["unknown key"],
@@ -312,7 +340,8 @@ def test_a_face_that_its_receipt_does_not_have_is_exposed(
     assert states == {"found.jpg": ["ok"], "exempt.jpg": ["ok"], "missed.jpg": ["face exposed"]}
 
 
-# --- deleting sources -----------------------------------------------------------------------------------------
+# --- deleting sources
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -325,10 +354,17 @@ def some_of_each(make, raw, clean, store, place):
     make("held", boxes=(), hold=True)
     raw.put(place + "not done", picture())
     raw.put(place + "source changed", picture(1))
-    clean.put(place + "output differs", b"other", Metadata=clean.head(place + "output differs")["Metadata"])
+    clean.put(
+        place + "output differs",
+        b"other",
+        Metadata=clean.head(place + "output differs")["Metadata"],
+    )
     clean.client.delete_object(Bucket=clean.name, Key=receipt_of(clean, place, "no receipt"))
     where = receipt_of(clean, place, "flagged")
-    clean.put(where, clean.get(where).replace(b'"reason": null', b'"reason": "faces still found in the output"'))
+    clean.put(
+        where,
+        clean.get(where).replace(b'"reason": null', b'"reason": "faces still found in the output"'),
+    )
     return {key.removeprefix(place) for key in raw.keys(place)}
 
 
@@ -381,7 +417,9 @@ def test_a_source_that_is_replaced_at_the_last_moment_is_kept(make, store, raw, 
         SECONDS,
         disposal=Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings())),
     )
-    assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [("source changed",)]
+    assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [
+        ("source changed",)
+    ]
     assert raw.get(place + "a.jpg") == picture(4)
 
 
@@ -440,7 +478,9 @@ def raw_with_thumbnail():
             struct.pack_into("<I", shifted, place + 8, value + at)
     (first,) = struct.unpack_from("<I", small, 4)
     (count,) = struct.unpack_from("<H", small, first)
-    entries = bytes(small[first + 2 : first + 2 + 12 * count]) + struct.pack("<HHII", 330, 4, 1, at + directory)
+    entries = bytes(small[first + 2 : first + 2 + 12 * count]) + struct.pack(
+        "<HHII", 330, 4, 1, at + directory
+    )
     content = bytes(small).ljust(at, b"\0") + bytes(shifted)
     content += struct.pack("<H", count + 1) + entries + bytes(4)
     return content[:4] + struct.pack("<I", len(content) - len(entries) - 6) + content[8:]
@@ -448,17 +488,33 @@ def raw_with_thumbnail():
 
 @pytest.fixture
 def publish(raw, clean, place, route):
-    """Store a source and an output with a receipt that agrees with both, as a worker with some fault would."""
+    """Store a source and an output with a receipt that agrees with both, as a worker with some
+    fault would.
+    """
 
     def stored(key, source, output, boxes=(), **more):
         raw.put(place + key, source)
         etag = raw.head(place + key)["ETag"].strip('"')
         made = receipts.Made.of(key, RECIPE, etag)
-        fields = {"status": "anonymized", "created": "", "format": "", "width": 1, "height": 1, "seconds": {}}
-        fields |= {"source_etag": etag, "source_bytes": len(source), "output_bytes": len(output), "recipe": RECIPE}
+        fields = {
+            "status": "anonymized",
+            "created": "",
+            "format": "",
+            "width": 1,
+            "height": 1,
+            "seconds": {},
+        }
+        fields |= {
+            "source_etag": etag,
+            "source_bytes": len(source),
+            "output_bytes": len(output),
+            "recipe": RECIPE,
+        }
         fields |= {"source_sha256": hashlib.sha256(source).hexdigest(), "made_with": {}}
         fields |= {"output_sha256": hashlib.sha256(output).hexdigest()}
-        receipt = Receipt(**fields, faces=[{"box_xyxy": box, "score": 0.9} for box in boxes], **more)
+        receipt = Receipt(
+            **fields, faces=[{"box_xyxy": box, "score": 0.9} for box in boxes], **more
+        )
         clean.put(receipts.uri(route.destination, made).key, receipt.to_bytes())
         metadata = {
             receipts.SOURCE: Marks([]).source(ObjectUri.parse(raw.uri(place + key))),
@@ -511,7 +567,9 @@ def test_the_source_of_an_output_that_does_not_show_it_is_kept(publish, verify, 
     assert set(kept) <= {key.removeprefix(place) for key in clean.keys(place)}
 
 
-def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(make, store, raw, clean, place, route):
+def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(
+    make, store, raw, clean, place, route
+):
     make("a.jpg")
 
     def compare(output, source, receipt):
@@ -522,11 +580,17 @@ def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(make, st
 
         def open(self, uri):
             if uri.bucket == "raw":
-                clean.put(place + "a.jpg", picture(5), Metadata=clean.head(place + "a.jpg")["Metadata"])
+                clean.put(
+                    place + "a.jpg", picture(5), Metadata=clean.head(place + "a.jpg")["Metadata"]
+                )
             return store.open(uri)
 
-    audit = Audit(Busy(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), False, compare))
-    assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [("output differs",)]
+    audit = Audit(
+        Busy(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), False, compare)
+    )
+    assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [
+        ("output differs",)
+    ]
     assert raw.keys(place)
 
 
@@ -547,15 +611,31 @@ class Simulated(ObjectStore):
     def list(self, bucket, prefix="", after=""):
         for number in range(self.count):
             key = f"{number:09}.jpg"
-            yield StoredObject(ObjectUri(bucket, f"{prefix}{key}.{RECIPE}.e.json" if prefix else key), "e", 1)
+            yield StoredObject(
+                ObjectUri(bucket, f"{prefix}{key}.{RECIPE}.e.json" if prefix else key), "e", 1
+            )
 
     @contextlib.contextmanager
     def open(self, uri):
         if uri.key.endswith(".json"):
             sha256 = hashlib.sha256(b"x").hexdigest()
-            fields = {"status": "anonymized", "created": "", "source_etag": "e", "source_sha256": "", "source_bytes": 1}
-            fields |= {"output_sha256": sha256, "output_bytes": 1, "format": "PNG", "width": 1, "height": 1}
-            content = Receipt(**fields, recipe=RECIPE, faces=[], seconds={}, made_with={}).to_bytes()
+            fields = {
+                "status": "anonymized",
+                "created": "",
+                "source_etag": "e",
+                "source_sha256": "",
+                "source_bytes": 1,
+            }
+            fields |= {
+                "output_sha256": sha256,
+                "output_bytes": 1,
+                "format": "PNG",
+                "width": 1,
+                "height": 1,
+            }
+            content = Receipt(
+                **fields, recipe=RECIPE, faces=[], seconds={}, made_with={}
+            ).to_bytes()
         else:
             content = b"x"
         metadata = {receipts.RECIPE: RECIPE, receipts.SOURCE_ETAG: "e", receipts.FACES: "0"}

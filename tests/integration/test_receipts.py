@@ -20,7 +20,9 @@ def etag(bucket, key):
     return bucket.head(key)["ETag"].strip('"')
 
 
-def test_an_output_has_a_receipt_that_tells_its_digests_and_faces(worker, queue, raw, clean, place, portrait):
+def test_an_output_has_a_receipt_that_tells_its_digests_and_faces(
+    worker, queue, raw, clean, place, portrait
+):
     report = queue.report(raw.put(place + "a.jpg", portrait))
     ((made, receipt),) = stored(clean, place + "a.jpg").items()
     assert made == Made(place + "a.jpg", report["recipe"], etag(raw, place + "a.jpg"))
@@ -36,7 +38,10 @@ def test_an_output_has_a_receipt_that_tells_its_digests_and_faces(worker, queue,
 def test_a_source_that_changes_leaves_one_receipt(worker, queue, raw, clean, place, portrait):
     uri = raw.put(place + "a.jpg", portrait)
     neighbour = raw.put(place + "a.jpg.bak", portrait)
-    assert [queue.report(uri)["status"], queue.report(neighbour)["status"]] == ["anonymized", "anonymized"]
+    assert [queue.report(uri)["status"], queue.report(neighbour)["status"]] == [
+        "anonymized",
+        "anonymized",
+    ]
     raw.put(place + "a.jpg", portrait + b"trailing")
     assert queue.report(uri)["status"] == "anonymized"
     assert [made.etag for made in stored(clean, place + "a.jpg")] == [etag(raw, place + "a.jpg")]
@@ -73,7 +78,9 @@ def test_what_was_asked_to_be_hidden_stays_hidden_when_nobody_says_otherwise(
     assert "its receipt is gone" in str(error)
 
 
-def test_keys_too_long_for_a_receipt_beside_them_have_one_by_digest(worker, queue, raw, clean, place, portrait):
+def test_keys_too_long_for_a_receipt_beside_them_have_one_by_digest(
+    worker, queue, raw, clean, place, portrait
+):
     key = place + "k" * 230 + ".jpg"
     report = queue.report(raw.put(key, portrait))
     (name,) = clean.keys(receipts.FOLDER_OF_LONG_KEYS + hashlib.sha256(key.encode()).hexdigest())

@@ -1,4 +1,6 @@
-"""`veil reconcile`: what it tells of a store as workers leave it, what it enqueues, and what its exit code proves."""
+"""`veil reconcile`: what it tells of a store as workers leave it, what it enqueues, and what its
+exit code proves.
+"""
 
 import json
 import time
@@ -32,7 +34,13 @@ SOURCES = (
 
 
 def give_up(redis, source, when=None, **fields):
-    given = {"destination": None, "error": "UnreadableImage", "message": "no picture", "attempts": 1, "task_id": "t"}
+    given = {
+        "destination": None,
+        "error": "UnreadableImage",
+        "message": "no picture",
+        "attempts": 1,
+        "task_id": "t",
+    }
     given |= {"worker": "w", "time": time.time() + 5 if when is None else when} | fields
     dead_letters.LETTERS.record(redis, DeadLetter(source=str(source), **given))
 
@@ -65,7 +73,9 @@ def reconcile(veil, unattended, s3, archive):
     settings = {**unattended.environment, **s3.environment(), "VEIL_ROUTES": str(places.route)}
 
     def run(*arguments, source=places.source, environment=None):
-        return veil("reconcile", source, *arguments, environment={**settings, **(environment or {})})
+        return veil(
+            "reconcile", source, *arguments, environment={**settings, **(environment or {})}
+        )
 
     return run
 
@@ -85,7 +95,9 @@ def arguments(archive, *keys):
     return {str(archive.places.source.join(key)) for key in keys}
 
 
-def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(one_of_each, reconcile, unattended):
+def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(
+    one_of_each, reconcile, unattended
+):
     done = reconcile("--recipe", RECIPE, "--json")
 
     assert done.returncode == 1
@@ -107,7 +119,15 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(one_of_ea
         assert finding["output"] == str(places.destination(key))
         assert not finding["enqueued"]
     assert summary.pop("seconds") > 0
-    counts = {"current": 1, "missing": 3, "stale": 3, "orphan": 1, "dead": 1, "held": 1, "archived": 0}
+    counts = {
+        "current": 1,
+        "missing": 3,
+        "stale": 3,
+        "orphan": 1,
+        "dead": 1,
+        "held": 1,
+        "archived": 0,
+    }
     counts |= {"refused": 0, "unknown key": 0}
     assert summary == {**counts, "enqueued": 0, "recipe": RECIPE, "complete": True}
     assert enqueued(unattended) == {}
@@ -121,7 +141,9 @@ def test_for_people_a_finding_is_a_line_and_the_summary_is_apart(one_of_each, re
     assert f"orphan   {one_of_each.places.destination('orphan')}  no source" in lines
     assert f"stale    {one_of_each.places.source.join('older')}  other recipe" in lines
     (summary,) = done.stderr.splitlines()
-    assert summary.startswith("1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held, 0 archived in ")
+    assert summary.startswith(
+        "1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held, 0 archived in "
+    )
 
 
 def test_a_place_where_all_is_done_or_held_is_exit_code_0(archive, reconcile):
@@ -173,7 +195,9 @@ def test_only_what_has_a_face_of_a_low_score_if_asked(archive, reconcile, unatte
 
     assert done.returncode == 1
     findings, summary = told(done)
-    assert {key: (finding["state"], finding["lowest_score"]) for key, finding in findings.items()} == {
+    assert {
+        key: (finding["state"], finding["lowest_score"]) for key, finding in findings.items()
+    } == {
         "new low": ("current", 0.2),
         "old low": ("stale", 0.2),
         "untold": ("current", None),  # without a receipt nobody knows
@@ -230,7 +254,8 @@ def test_a_limit_proves_nothing(archive, reconcile, unattended):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"), [(("s3://elsewhere",), "no route"), (("--recipe", "latest"), "16 hex digits")]
+    ("arguments", "word"),
+    [(("s3://elsewhere",), "no route"), (("--recipe", "latest"), "16 hex digits")],
 )
 def test_what_can_not_be_asked_is_exit_code_2(reconcile, arguments, word):
     done = reconcile(*arguments)
@@ -250,7 +275,9 @@ def test_a_server_that_is_away_is_one_line(reconcile, quiet_port, server):
     assert line.startswith(("veil: QueueUnavailable: ", "veil: StorageUnavailable: "))
 
 
-def test_workers_put_right_what_is_enqueued(veil, worker, queue, environment, raw, portrait, place, wait_until):
+def test_workers_put_right_what_is_enqueued(
+    veil, worker, queue, environment, raw, portrait, place, wait_until
+):
     for key in ("a.jpg", "b c.jpg", "d/é.jpg"):
         raw.put(place + key, portrait)
     given_up = raw.put(place + "no picture.jpg", b"text")
@@ -259,10 +286,14 @@ def test_workers_put_right_what_is_enqueued(veil, worker, queue, environment, ra
     assert first.returncode == 1
     assert told(first)[1]["enqueued"] == 4
 
-    wait_until(lambda: veil(*command[:2], "--json", environment=environment).stdout.count("\n") == 2)
+    wait_until(
+        lambda: veil(*command[:2], "--json", environment=environment).stdout.count("\n") == 2
+    )
 
     findings, summary = told(veil(*command, environment=environment))
-    assert {key: finding["state"] for key, finding in findings.items()} == {"no picture.jpg": "dead"}
+    assert {key: finding["state"] for key, finding in findings.items()} == {
+        "no picture.jpg": "dead"
+    }
     assert (summary["current"], summary["enqueued"]) == (3, 0)
     raw.client.delete_object(Bucket=raw.name, Key=place + "no picture.jpg")
     assert veil("dead", "drop", given_up, environment=environment).returncode == 0
@@ -276,7 +307,9 @@ class FindsNothing:
         return Detections(np.empty((0, 4), np.float32), np.empty(0, np.float32))
 
 
-def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_done(archive, unattended, portrait):
+def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_done(
+    archive, unattended, portrait
+):
     archive.done("a.jpg", OLDER_ETAG)
     archive.source("a.jpg", portrait)
     pipeline = Pipeline(
@@ -317,12 +350,17 @@ class Simulated(ObjectStore):
         self.count = count
 
     def list(self, bucket, prefix="", after=""):
-        for number in range(self.count) if prefix in ("", FOLDER) else ():  # else it is asked for one picture's
+        for number in (
+            range(self.count) if prefix in ("", FOLDER) else ()
+        ):  # else it is asked for one picture's
             key = f"{number:09}.jpg"
             if bucket == "clean" and number % 5 == 0:
                 continue
             name = (
-                uri(Route.parse("s3://raw=s3://clean").destination, Made.of(key, RECIPE, "e", 1, is_copy=True)).key
+                uri(
+                    Route.parse("s3://raw=s3://clean").destination,
+                    Made.of(key, RECIPE, "e", 1, is_copy=True),
+                ).key
                 if prefix
                 else key
             )

@@ -1,4 +1,5 @@
-"""A Redis that speaks TLS alone: producers and workers use it if its certificate is one they trust, and only then.
+"""A Redis that speaks TLS alone: producers and workers use it if its certificate is one they trust,
+and only then.
 
 TLS ends in front of the real Redis, as it does where a proxy or a cloud offers it.
 """
@@ -44,7 +45,10 @@ def certificate(tmp_path_factory):
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
+            critical=False,
+        )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -102,11 +106,17 @@ def test_producers_and_workers_meet_at_a_redis_with_a_certificate_they_trust(
         "VEIL_LEASE_SECONDS": "2",
         "PYTHONPATH": str(ROOT),
     }
-    worker = Worker(Server("worker", [sys.executable, STUB, tmp_path / "journal"], tmp_path / "log", environment))
+    worker = Worker(
+        Server(
+            "worker", [sys.executable, STUB, tmp_path / "journal"], tmp_path / "log", environment
+        )
+    )
     app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
     try:
         worker.start()
-        result = app.send_task("veil.anonymize_image", ("s3://raw/sleep-3/a.jpg",))  # longer than a lease
+        result = app.send_task(
+            "veil.anonymize_image", ("s3://raw/sleep-3/a.jpg",)
+        )  # longer than a lease
         assert result.get(timeout=60)["status"] == "anonymized"
         wait_until(lambda: not unattended.client.hlen("unacked"), 20)
         assert not worker.lines("queue unavailable")

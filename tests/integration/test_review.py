@@ -1,4 +1,6 @@
-"""Pictures that somebody should look at: held back or flagged, listed, released, made anew; and none is forgotten."""
+"""Pictures that somebody should look at: held back or flagged, listed, released, made anew; and
+none is forgotten.
+"""
 
 import io
 import json
@@ -14,7 +16,13 @@ import pytest
 from PIL import Image
 
 from tasks.errors import InvalidRequest
-from tasks.messages import MOST_AREAS, MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
+from tasks.messages import (
+    MOST_AREAS,
+    MOST_BOXES,
+    AnonymizeOptions,
+    AnonymizeReport,
+    AnonymizeRequest,
+)
 from tasks.records import review
 from tasks.records.review import DOUBTS, Doubt
 from tasks.storage import receipts
@@ -98,10 +106,13 @@ def etag(bucket, key):
 
 
 def receipts_of(bucket, key):
-    return [Receipt.from_bytes(bucket.get(name)) for name in bucket.keys(receipts.FOLDER + key + ".")]
+    return [
+        Receipt.from_bytes(bucket.get(name)) for name in bucket.keys(receipts.FOLDER + key + ".")
+    ]
 
 
-# --- the list -------------------------------------------------------------------------------------------------
+# --- the list
+# -------------------------------------------------------------------------------------------------
 
 
 def report(reason=STILL, status="held", etag="1", **fields):
@@ -121,7 +132,9 @@ def test_a_picture_is_listed_once_and_a_newer_version_takes_its_place(unattended
 
 
 def test_a_picture_is_not_made_anew_with_more_areas_than_there_may_be():
-    doubt = Doubt(SOURCE, "e", "r", "held", STILL, 1e9, options={"extra": [[0, 0, 9, 9]] * MOST_AREAS})
+    doubt = Doubt(
+        SOURCE, "e", "r", "held", STILL, 1e9, options={"extra": [[0, 0, 9, 9]] * MOST_AREAS}
+    )
     with pytest.raises(InvalidRequest, match="at most 1000"):
         doubt.with_more(AnonymizeOptions.parse(extra=[[1, 1, 2, 2]]))
 
@@ -151,14 +164,22 @@ def test_the_list_is_oldest_first_and_each_picture_is_one_line(command, unattend
     first, *others = done.stdout.splitlines()
     assert first == rf"2001-09-09T01:46:41+00:00  held     s3://raw/1\n.png  {STILL}"
     assert len(others) == 2
-    entries = [json.loads(line) for line in command(unattended, "list", "--json").stdout.splitlines()]
+    entries = [
+        json.loads(line) for line in command(unattended, "list", "--json").stdout.splitlines()
+    ]
     assert [entry["source"][9] for entry in entries] == ["1", "2", "3"]
 
 
 def on_a_terminal(programs, queue, s3):
     ours, theirs = pty.openpty()
     environment = {**os.environ, **settings_of(queue, s3), "COLUMNS": "140"}
-    subprocess.run([programs / "veil", "review", "list"], stdout=theirs, env=environment, check=True, timeout=60)
+    subprocess.run(
+        [programs / "veil", "review", "list"],
+        stdout=theirs,
+        env=environment,
+        check=True,
+        timeout=60,
+    )
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
@@ -222,18 +243,27 @@ def test_all_can_be_asked_for_at_once(command, unattended):
     doubted(unattended, "s3://raw/b.png")
     done = command(unattended, "redo", "--all", "--region", "full", "--queue", "backfill", "--json")
     assert done.returncode == 0
-    assert {json.loads(line)["source"] for line in done.stdout.splitlines()} == {SOURCE, "s3://raw/b.png"}
-    shown = {json.loads(message)["headers"]["argsrepr"] for message in unattended.client.lrange("backfill", 0, -1)}
+    assert {json.loads(line)["source"] for line in done.stdout.splitlines()} == {
+        SOURCE,
+        "s3://raw/b.png",
+    }
+    shown = {
+        json.loads(message)["headers"]["argsrepr"]
+        for message in unattended.client.lrange("backfill", 0, -1)
+    }
     assert shown == {f"{SOURCE} {{'region': 1.0}}", "s3://raw/b.png {'region': 1.0}"}
     assert command(unattended, "release", "--all", "--yes").returncode == 0
     assert unattended.client.llen("uploads") == 2
     assert len(listed(unattended)) == 2
 
 
-# --- what becomes of pictures ---------------------------------------------------------------------------------
+# --- what becomes of pictures
+# ---------------------------------------------------------------------------------
 
 
-def test_a_picture_in_which_faces_are_still_found_is_held_with_boxes_and_no_pixels(holding, raw, clean, place):
+def test_a_picture_in_which_faces_are_still_found_is_held_with_boxes_and_no_pixels(
+    holding, raw, clean, place
+):
     source = raw.put(place + "a.png", picture(MAGENTA))
     report = holding.report(source)
     assert (report["status"], report["reason"]) == ("held", STILL)
@@ -248,7 +278,9 @@ def test_a_picture_in_which_faces_are_still_found_is_held_with_boxes_and_no_pixe
     assert len(receipt.found_by_check) == report["found_by_check"] == report["faces"] - 1
 
 
-def test_a_released_picture_is_published_stays_so_and_is_off_the_list(holding, raw, clean, place, command, wait_until):
+def test_a_released_picture_is_published_stays_so_and_is_off_the_list(
+    holding, raw, clean, place, command, wait_until
+):
     source = raw.put(place + "a.png", picture(MAGENTA))
     holding.report(source)
     done = command(holding, "release", source)
@@ -276,7 +308,9 @@ def test_a_release_is_of_the_version_that_was_looked_at(holding, raw, clean, pla
     assert listed(holding)[source].etag == etag(raw, place + "a.png")
 
 
-def test_a_picture_without_a_face_is_held_and_released(holding, raw, clean, place, command, wait_until):
+def test_a_picture_without_a_face_is_held_and_released(
+    holding, raw, clean, place, command, wait_until
+):
     source = raw.put(place + "a.png", picture(CYAN))
     assert holding.report(source)["reason"] == "no face found"
     assert listed(holding)[source].reason == "no face found"
@@ -320,11 +354,17 @@ def test_a_flagged_picture_is_published_and_listed_even_if_its_worker_died_befor
 def test_a_picture_that_is_as_it_should_be_is_not_listed(flagging, raw, place):
     source = raw.put(place + "a.png", picture((10, 20, 30)))
     report = flagging.report(source)
-    assert (report["status"], report.get("reason"), report["found_by_check"]) == ("anonymized", None, 0)
+    assert (report["status"], report.get("reason"), report["found_by_check"]) == (
+        "anonymized",
+        None,
+        0,
+    )
     assert source not in listed(flagging)
 
 
-def test_a_worker_that_is_killed_while_it_looks_again_loses_nothing(new_queue, raw, clean, place, start, wait_until):
+def test_a_worker_that_is_killed_while_it_looks_again_loses_nothing(
+    new_queue, raw, clean, place, start, wait_until
+):
     queue = new_queue()
     source = raw.put(place + "a.png", picture(YELLOW))
     reached = threading.Event()
@@ -335,7 +375,9 @@ def test_a_worker_that_is_killed_while_it_looks_again_loses_nothing(new_queue, r
 
     with start(queue, VEIL_VERIFY="hold") as killed, queue.app.connection_for_read() as connection:
         receiver = queue.app.events.Receiver(connection, handlers={"*": hear})
-        listener = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None), daemon=True)
+        listener = threading.Thread(
+            target=lambda: receiver.capture(limit=None, timeout=None), daemon=True
+        )
         listener.start()
         result = None
 
@@ -356,7 +398,9 @@ def test_a_worker_that_is_killed_while_it_looks_again_loses_nothing(new_queue, r
     assert len(receipts_of(clean, place + "a.png")) == 1
 
 
-def test_of_a_crowd_the_report_has_some_boxes_and_the_exact_number_and_the_receipt_has_all(flagging, raw, clean, place):
+def test_of_a_crowd_the_report_has_some_boxes_and_the_exact_number_and_the_receipt_has_all(
+    flagging, raw, clean, place
+):
     source = raw.put(place + "a.png", picture(WHITE))
     result = flagging.send(source)
     report = result.get(timeout=60)

@@ -1,4 +1,6 @@
-"""A user's own SavedModel: what follows the contract works from the model to S3, what does not is refused in a line."""
+"""A user's own SavedModel: what follows the contract works from the model to S3, what does not is
+refused in a line.
+"""
 
 import io
 import subprocess
@@ -25,14 +27,18 @@ GOOD_SHAPES = {
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """Write a SavedModel that finds the bright square in each picture; `change` spoils what it returns."""
+    """Write a SavedModel that finds the bright square in each picture; `change` spoils what it
+    returns.
+    """
     from worker.detection.tf import tf
 
     def edges(seen):
         """First and last true index of each row of bool [n, length], as shares of the length."""
         length = tf.shape(seen)[1]
         first = tf.argmax(tf.cast(seen, tf.int32), axis=1, output_type=tf.int32)
-        last = length - tf.argmax(tf.cast(tf.reverse(seen, [1]), tf.int32), axis=1, output_type=tf.int32)
+        last = length - tf.argmax(
+            tf.cast(tf.reverse(seen, [1]), tf.int32), axis=1, output_type=tf.int32
+        )
         return first / length, last / length
 
     def find(pictures):
@@ -41,19 +47,25 @@ def build(tmp_path_factory):
         left, right = edges(tf.reduce_any(bright, axis=1))
         seen = tf.cast(tf.reduce_any(bright, axis=[1, 2]), tf.float32)
         return {
-            "detection_boxes": tf.cast(tf.stack([top, left, bottom, right], axis=-1)[:, None], tf.float32),
+            "detection_boxes": tf.cast(
+                tf.stack([top, left, bottom, right], axis=-1)[:, None], tf.float32
+            ),
             "detection_scores": 0.9 * seen[:, None],
             "detection_classes": tf.ones_like(seen)[:, None],
             "num_detections": seen,
         }
 
-    def write(shape=ANY_SIZE, dtype=tf.uint8, change=lambda found: found, signature="serving_default"):
+    def write(
+        shape=ANY_SIZE, dtype=tf.uint8, change=lambda found: found, signature="serving_default"
+    ):
         module = tf.Module()
         spec = tf.TensorSpec(shape, dtype, name="input_tensor")
 
         @tf.function(input_signature=[spec], autograph=False)
         def detect(input_tensor):
-            return change(find(tf.reshape(input_tensor, [-1, *tf.unstack(tf.shape(input_tensor)[-3:])])))
+            return change(
+                find(tf.reshape(input_tensor, [-1, *tf.unstack(tf.shape(input_tensor)[-3:])]))
+            )
 
         folder = tmp_path_factory.mktemp("model")
         tf.saved_model.save(module, str(folder), signatures={signature: detect})
@@ -64,7 +76,12 @@ def build(tmp_path_factory):
 
 def settings_of(folder, batch_size=4, **settings):
     return WorkerSettings(
-        model=str(folder), batch_size=batch_size, batch_wait_seconds=0.05, scales=(256, 512), region=1.0, **settings
+        model=str(folder),
+        batch_size=batch_size,
+        batch_wait_seconds=0.05,
+        scales=(256, 512),
+        region=1.0,
+        **settings,
     )
 
 
@@ -78,7 +95,9 @@ def picture_with_square(left, top, side, width=420, height=300):
     """A dark picture with a bright square; neither has two pixels alike in a row."""
     chance = np.random.default_rng(left)
     pixels = chance.integers(0, 90, (height, width, 3), np.uint8)
-    pixels[top : top + side, left : left + side] = chance.integers(238, 255, (side, side, 3), np.uint8)
+    pixels[top : top + side, left : left + side] = chance.integers(
+        238, 255, (side, side, 3), np.uint8
+    )
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG")
     return target.getvalue()
@@ -87,7 +106,9 @@ def picture_with_square(left, top, side, width=420, height=300):
 @pytest.mark.parametrize("shape", GOOD_SHAPES.values(), ids=GOOD_SHAPES)
 def test_a_model_hides_each_face_where_it_saw_it(build, store, raw, clean, place, shape):
     pipeline = pipeline_of(build(shape), store)
-    places = {f"{place}{left}.png": (left, 40 + left // 3, 60 + left // 8) for left in (20, 90, 160, 230)}
+    places = {
+        f"{place}{left}.png": (left, 40 + left // 3, 60 + left // 8) for left in (20, 90, 160, 230)
+    }
     for key, (left, top, side) in places.items():
         raw.put(key, picture_with_square(left, top, side))
 
@@ -113,7 +134,9 @@ def test_a_model_hides_each_face_where_it_saw_it(build, store, raw, clean, place
 
 def test_a_picture_without_a_face_is_published_as_it_was(build, store, raw, clean, place):
     target = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 90, (200, 300, 3), np.uint8)).save(target, "PNG")
+    Image.fromarray(np.random.default_rng(1).integers(0, 90, (200, 300, 3), np.uint8)).save(
+        target, "PNG"
+    )
     source = raw.put(place + "a.png", target.getvalue())
 
     report = run_pipeline(pipeline_of(build(), store), AnonymizeRequest.parse(source=source))
@@ -124,17 +147,25 @@ def test_a_picture_without_a_face_is_published_as_it_was(build, store, raw, clea
 
 
 @pytest.mark.parametrize(
-    ("keypoints", "side"), [(5, "right"), (17, "top"), (0, "top")], ids=["five", "seventeen", "none"]
+    ("keypoints", "side"),
+    [(5, "right"), (17, "top"), (0, "top")],
+    ids=["five", "seventeen", "none"],
 )
-def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden(build, keypoints, side):
-    """Its faces lie on their left side: the eyes are on the right, in the middle between top and bottom."""
+def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden(
+    build, keypoints, side
+):
+    """Its faces lie on their left side: the eyes are on the right, in the middle between top and
+    bottom.
+    """
 
     def with_keypoints(found):
         from worker.detection.tf import tf
 
         top, left, bottom, right = tf.unstack(found["detection_boxes"], axis=-1)
         middle = (top + bottom) / 2
-        eyes, mouth = (tf.stack([middle, left + share * (right - left)], axis=-1) for share in (0.7, 0.3))
+        eyes, mouth = (
+            tf.stack([middle, left + share * (right - left)], axis=-1) for share in (0.7, 0.3)
+        )
         points = [eyes, eyes, *[mouth] * (keypoints - 2)] if keypoints else []
         return {**found, **({"detection_keypoints": tf.stack(points, axis=2)} if points else {})}
 
@@ -152,27 +183,36 @@ def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden
 
 @pytest.mark.parametrize("capacity", [50, None], ids=["fifty", "not stated"])
 def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
-    """It returns the brightest cells of 8 x 8 pixels, 50 of one canvas at most, or 100 without saying so."""
+    """It returns the brightest cells of 8 x 8 pixels, 50 of one canvas at most, or 100 without
+    saying so.
+    """
     from worker.bootstrap import build_anonymizer
     from worker.detection.tf import tf
 
     most = capacity or 100
     module = tf.Module()
 
-    @tf.function(input_signature=[tf.TensorSpec(ANY_SIZE, tf.uint8, name="input_tensor")], autograph=False)
+    @tf.function(
+        input_signature=[tf.TensorSpec(ANY_SIZE, tf.uint8, name="input_tensor")], autograph=False
+    )
     def detect(pictures):
         light = tf.nn.max_pool2d(tf.cast(pictures[..., :1], tf.float32) / 255, 8, 8, "SAME")
         size = tf.cast(tf.shape(light)[1:3], tf.float32)
         cells = tf.reshape(light, [tf.shape(light)[0], -1])
         scores, index = tf.math.top_k(cells, tf.minimum(most, tf.shape(cells)[1]))
-        corner = tf.cast(tf.stack([index // tf.shape(light)[2], index % tf.shape(light)[2]], axis=-1), tf.float32)
+        corner = tf.cast(
+            tf.stack([index // tf.shape(light)[2], index % tf.shape(light)[2]], axis=-1), tf.float32
+        )
         scores = tf.where(scores > 0.8, scores, 0.0)
         count = tf.reduce_sum(tf.cast(scores > 0, tf.float32), axis=1)
         boxes = tf.concat([(corner - 0.2) / size, (corner + 1.2) / size], axis=-1)
         if capacity:
             room = [[0, 0], [0, most - tf.shape(scores)[1]]]
             boxes, scores = tf.pad(boxes, [*room, [0, 0]]), tf.pad(scores, room)
-            boxes, scores = tf.ensure_shape(boxes, [None, most, 4]), tf.ensure_shape(scores, [None, most])
+            boxes, scores = (
+                tf.ensure_shape(boxes, [None, most, 4]),
+                tf.ensure_shape(scores, [None, most]),
+            )
         return {
             "detection_boxes": boxes,
             "detection_scores": scores,
@@ -194,7 +234,11 @@ def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
 
     assert len(faces) > 2 * most
     after = np.asarray(Image.open(io.BytesIO(result.content)))
-    assert not [place for place in faces if (after[place[1] : place[1] + 10, place[0] : place[0] + 10] == 255).any()]
+    assert not [
+        place
+        for place in faces
+        if (after[place[1] : place[1] + 10, place[0] : place[0] + 10] == 255).any()
+    ]
 
 
 def changed(**outputs):
@@ -219,10 +263,19 @@ def nan_everywhere(boxes):
         ({"shape": [None, None, None, 1]}, "not uint8"),
         ({"dtype": "float32"}, "not uint8"),
         ({"change": changed(detection_scores=None)}, "does not return detection_scores"),
-        ({"change": changed(detection_boxes=None, num_detections=None)}, "detection_boxes, num_detections"),
-        ({"change": changed(num_detections=lambda n: n + 1, detection_boxes=nan_everywhere)}, "not finite"),
+        (
+            {"change": changed(detection_boxes=None, num_detections=None)},
+            "detection_boxes, num_detections",
+        ),
+        (
+            {"change": changed(num_detections=lambda n: n + 1, detection_boxes=nan_everywhere)},
+            "not finite",
+        ),
         ({"change": changed(num_detections=nan_everywhere)}, "fails on a black picture"),
-        ({"change": changed(detection_boxes=lambda boxes: boxes[..., :3])}, "fails on a black picture"),
+        (
+            {"change": changed(detection_boxes=lambda boxes: boxes[..., :3])},
+            "fails on a black picture",
+        ),
         ({"change": changed(num_detections=lambda n: n + 5)}, "counts 5 detections and returns 1"),
         ({"signature": "predict"}, "no signature serving_default"),
     ],
@@ -273,7 +326,9 @@ def test_a_damaged_model_is_refused_in_one_line(build):
     ],
     ids=["no numbers", "corners in the wrong order"],
 )
-def test_a_model_that_loses_its_mind_over_a_face_publishes_nothing(build, store, raw, clean, place, change):
+def test_a_model_that_loses_its_mind_over_a_face_publishes_nothing(
+    build, store, raw, clean, place, change
+):
     """It passes the check on a black picture, in which it finds nothing."""
     pipeline = pipeline_of(build(change=change), store)
     source = raw.put(place + "a.png", picture_with_square(150, 90, 70))
@@ -317,14 +372,22 @@ def test_a_model_that_never_answers_ends_its_worker_and_leaves_the_picture_to_th
     def never(found):
         from worker.detection.tf import tf
 
-        seen = tf.reduce_max(found["num_detections"])  # nothing on the black picture that warms the model
-        waited = tf.while_loop(lambda _: seen > 0, lambda turns: (turns + 1.0,), [tf.constant(0.0)])[0]
+        seen = tf.reduce_max(
+            found["num_detections"]
+        )  # nothing on the black picture that warms the model
+        waited = tf.while_loop(
+            lambda _: seen > 0, lambda turns: (turns + 1.0,), [tf.constant(0.0)]
+        )[0]
         return {**found, "num_detections": found["num_detections"] + waited}
 
     queue = new_queue()
     queue.client.flushdb()
     raw.put(place + "a.png", picture_with_square(90, 60, 80))
-    settings = {**worker_settings(queue), "VEIL_MODEL": str(build(change=never)), "VEIL_DETECT_SECONDS": "1"}
+    settings = {
+        **worker_settings(queue),
+        "VEIL_MODEL": str(build(change=never)),
+        "VEIL_DETECT_SECONDS": "1",
+    }
     with start_worker([programs / "veil", "worker"], settings) as worker:
         queue.send(raw.uri(place + "a.png"))
 

@@ -1,4 +1,6 @@
-"""What a run leaves behind, with everything going wrong in it, holds no password and no secret key."""
+"""What a run leaves behind, with everything going wrong in it, holds no password and no secret
+key.
+"""
 
 import secrets as random
 import sys
@@ -33,7 +35,9 @@ def way(s3):
     made.close()
 
 
-def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, place, tmp_path, wait_until, veil):
+def test_nothing_that_is_left_behind_holds_a_secret(
+    redis, s3, way, raw, clean, place, tmp_path, wait_until, veil
+):
     receipt_keys = [random.token_hex(32) for _ in range(2)]
     url = f"redis://:{urllib.parse.quote(redis.password, safe='')}@{HOST}:{redis.port}/0"
     environment = {
@@ -82,8 +86,18 @@ def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, 
         wait_until(lambda: len(worker.lines("anonymized")) >= 2)
         run("receipt", "verify", f"s3://clean/{place}", "--json")
         assert '"states": ["ok"]' in printed[-1]
-        run("receipt", "verify", f"s3://clean/{place}", VEIL_RECEIPT_KEY=f"{receipt_keys[1]},{receipt_keys[0]}")
-        run("receipt", "verify", f"s3://clean/{place}", VEIL_RECEIPT_KEY=f"{receipt_keys[0]},{receipt_keys[1][:31]}")
+        run(
+            "receipt",
+            "verify",
+            f"s3://clean/{place}",
+            VEIL_RECEIPT_KEY=f"{receipt_keys[1]},{receipt_keys[0]}",
+        )
+        run(
+            "receipt",
+            "verify",
+            f"s3://clean/{place}",
+            VEIL_RECEIPT_KEY=f"{receipt_keys[0]},{receipt_keys[1][:31]}",
+        )
         assert "SettingsInvalid" in printed[-1]
         send(raw.put(place + "deadly.png", picture(RED)))
         worker.server.process.wait(30)
@@ -94,11 +108,20 @@ def test_nothing_that_is_left_behind_holds_a_secret(redis, s3, way, raw, clean, 
     left["Redis's log"] = redis.server.log.read_text()
     for path in (tmp_path / "redis" / "appendonlydir").iterdir():
         left[f"Redis's file {path.name}"] = path.read_bytes().decode("latin-1")
-    for key in clean.keys(place) + clean.keys(f".veil/receipts/{place}") + clean.keys(f"{place}.veil/"):
+    for key in (
+        clean.keys(place) + clean.keys(f".veil/receipts/{place}") + clean.keys(f"{place}.veil/")
+    ):
         left[key] = clean.get(key).decode("latin-1") + str(clean.head(key)["Metadata"])
     app.close()
     assert len(left) >= 7, left.keys()
     assert all(len(left[where]) > 500 for where in ("the worker's log", "what commands printed"))
-    secrets = (redis.password, urllib.parse.quote(redis.password, safe=""), s3.secret_key, s3.access_key)
+    secrets = (
+        redis.password,
+        urllib.parse.quote(redis.password, safe=""),
+        s3.secret_key,
+        s3.access_key,
+    )
     secrets += tuple(key[:31] for key in receipt_keys)
-    assert [(where, secret) for where, text in left.items() for secret in secrets if secret in text] == []
+    assert [
+        (where, secret) for where, text in left.items() for secret in secrets if secret in text
+    ] == []

@@ -1,4 +1,6 @@
-"""`veil status` on a real Redis: what waits, what is in hand, what came of it, and how long the rest takes."""
+"""`veil status` on a real Redis: what waits, what is in hand, what came of it, and how long the
+rest takes.
+"""
 
 import json
 import os
@@ -42,7 +44,14 @@ def a_run(redis, **fields):
     }
     redis.hset(
         f"veil:run:{RUN}",
-        mapping={**values, "enqueued": 60, "state": "running", "started": 1e9, "updated": 1e9 + 5, **fields},
+        mapping={
+            **values,
+            "enqueued": 60,
+            "state": "running",
+            "started": 1e9,
+            "updated": 1e9 + 5,
+            **fields,
+        },
     )
 
 
@@ -79,7 +88,15 @@ def test_what_waits_and_since_when(redis, unattended):
 
 @pytest.mark.parametrize(
     "junk",
-    [b"\xff", b"{}", b"[]", b'{"headers": null}', b'{"headers": {"veil_queued_at": "NaN"}}', b'"a"', b"1" * 5000],
+    [
+        b"\xff",
+        b"{}",
+        b"[]",
+        b'{"headers": null}',
+        b'{"headers": {"veil_queued_at": "NaN"}}',
+        b'"a"',
+        b"1" * 5000,
+    ],
 )
 def test_junk_waits_without_an_age(redis, junk):
     redis.lpush(UPLOADS, junk)
@@ -91,7 +108,9 @@ def test_rate_and_time_left_are_those_of_the_last_minutes(redis, unattended):
     queued(unattended, 30)
     assert status.read(redis).seconds_left is None  # at no rate, nobody knows
     counted(redis, anonymized=20, skipped=4, dead=6)
-    dead_letters.LETTERS.record(redis, dead_letters.DeadLetter("s3://raw/a", None, "E", "", 1, "", "", 0.0))
+    dead_letters.LETTERS.record(
+        redis, dead_letters.DeadLetter("s3://raw/a", None, "E", "", 1, "", "", 0.0)
+    )
     publishing.announce_recipe(redis, "5a38d4c65c2c5ab0")
     found = status.read(redis)
     assert found.per_second == pytest.approx(0.1)
@@ -100,7 +119,9 @@ def test_rate_and_time_left_are_those_of_the_last_minutes(redis, unattended):
     assert (found.dead, found.recipe) == (1, "5a38d4c65c2c5ab0")
 
 
-def test_what_a_worker_has_in_hand_is_seen(worker, queue, environment, raw, portrait, place, wait_until):
+def test_what_a_worker_has_in_hand_is_seen(
+    worker, queue, environment, raw, portrait, place, wait_until
+):
     results = [queue.send(raw.put(f"{place}{number}.jpg", portrait)) for number in range(6)]
     assert wait_until(lambda: status.read(queue.client).in_flight) >= 1
     for result in results:
@@ -115,7 +136,11 @@ def test_a_run_is_told_with_what_is_left_of_it(redis):
     assert (found.done, found.failed, found.left) == (28, 2, 30)
     assert found.percent == 70
     assert found.seconds_left == pytest.approx(300)
-    assert (found.state, found.source, found.destination) == ("running", "s3://raw/2026/", "s3://clean/2026/")
+    assert (found.state, found.source, found.destination) == (
+        "running",
+        "s3://raw/2026/",
+        "s3://clean/2026/",
+    )
     assert (found.listed, found.started, found.updated) == (100, 1e9, 1e9 + 5)
 
 
@@ -146,7 +171,16 @@ def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
     done = veil("status", "--json", environment=unattended.environment)
     assert done.returncode == 0
     (line,) = map(json.loads, done.stdout.splitlines())
-    assert set(line) == {"queues", "in_flight", "outcomes", "dead", "to_review", "per_second", "seconds_left", "recipe"}
+    assert set(line) == {
+        "queues",
+        "in_flight",
+        "outcomes",
+        "dead",
+        "to_review",
+        "per_second",
+        "seconds_left",
+        "recipe",
+    }
     assert line["queues"][1]["waiting"] == 2
 
     done = veil("status", environment=unattended.environment)
@@ -190,7 +224,11 @@ class Screen:
         self.controller, terminal = pty.openpty()
         sized = {**os.environ, **environment, "TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
         self.process = subprocess.Popen(
-            [str(part) for part in command], stdin=terminal, stdout=terminal, stderr=terminal, env=sized
+            [str(part) for part in command],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=sized,
         )
         os.close(terminal)
         self.drawn = ""

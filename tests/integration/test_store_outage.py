@@ -1,4 +1,5 @@
-"""A store that is away for every picture, or refuses them all: they wait, none is given up, and nothing runs hot.
+"""A store that is away for every picture, or refuses them all: they wait, none is given up, and
+nothing runs hot.
 
 ``OUTAGE=120`` is two minutes of it.
 """
@@ -39,10 +40,14 @@ class Setting:
         self.worker = None
 
     def start(self, **environment):
-        self.start_command([sys.executable, Path(__file__).with_name("poison_worker.py")], **environment)
+        self.start_command(
+            [sys.executable, Path(__file__).with_name("poison_worker.py")], **environment
+        )
 
     def start_command(self, command, **environment):
-        server = Server("worker", command, self._folder / "worker.log", {**self.environment, **environment})
+        server = Server(
+            "worker", command, self._folder / "worker.log", {**self.environment, **environment}
+        )
         self.worker = Worker(server)
         self.worker.start()
 
@@ -52,7 +57,10 @@ class Setting:
         self.way.close()
 
     def retries_in_queue(self):
-        return [json.loads(item)["headers"]["retries"] for item in self.queue.client.lrange("uploads", 0, -1)]
+        return [
+            json.loads(item)["headers"]["retries"]
+            for item in self.queue.client.lrange("uploads", 0, -1)
+        ]
 
 
 @pytest.fixture
@@ -64,10 +72,14 @@ def setting(new_queue, s3, tmp_path):
 
 @pytest.fixture
 def sources(raw, place):
-    return [raw.put(f"{place}{number}.png", picture((number, 90, 90))) for number in range(PICTURES)]
+    return [
+        raw.put(f"{place}{number}.png", picture((number, 90, 90))) for number in range(PICTURES)
+    ]
 
 
-def test_a_store_that_answers_503_costs_no_picture_and_is_left_alone(setting, sources, clean, place, wait_until):
+def test_a_store_that_answers_503_costs_no_picture_and_is_left_alone(
+    setting, sources, clean, place, wait_until
+):
     setting.way.rates = {"503": 1.0}
     setting.start()
     for source in sources:
@@ -119,7 +131,9 @@ def test_trouble_of_one_picture_alone_is_counted_against_it(setting, sources, cl
     assert not setting.worker.lines("store away")
 
 
-@pytest.mark.parametrize("what", ["a missing destination bucket", "keys that the store does not know"])
+@pytest.mark.parametrize(
+    "what", ["a missing destination bucket", "keys that the store does not know"]
+)
 def test_what_an_operator_has_to_put_right_waits_for_it_without_a_restart(
     setting, s3, raw, sources, place, wait_until, what
 ):
@@ -131,8 +145,15 @@ def test_what_an_operator_has_to_put_right_waits_for_it_without_a_restart(
     else:
         client.create_bucket(Bucket=bucket)
         credentials = setting._folder / "credentials"
-        credentials.write_text("[default]\ncredential_process = " + str(setting._folder / "renew") + "\n")
-        keys = {"Version": 1, "AccessKeyId": "gone", "SecretAccessKey": "gone", "Expiration": _in(3)}
+        credentials.write_text(
+            "[default]\ncredential_process = " + str(setting._folder / "renew") + "\n"
+        )
+        keys = {
+            "Version": 1,
+            "AccessKeyId": "gone",
+            "SecretAccessKey": "gone",
+            "Expiration": _in(3),
+        }
         _write_program(setting._folder / "renew", keys)
         setting.start(
             VEIL_ROUTES=f"s3://raw=s3://{bucket}",
@@ -152,14 +173,21 @@ def test_what_an_operator_has_to_put_right_waits_for_it_without_a_restart(
         assert bucket in line["message"]
         client.create_bucket(Bucket=bucket)
     else:
-        renewed = {**keys, "AccessKeyId": s3.access_key, "SecretAccessKey": s3.secret_key, "Expiration": _in(3600)}
+        renewed = {
+            **keys,
+            "AccessKeyId": s3.access_key,
+            "SecretAccessKey": s3.secret_key,
+            "Expiration": _in(3600),
+        }
         _write_program(setting._folder / "renew", renewed)
 
     wait_until(lambda: len(setting.worker.lines("anonymized")) == 10, 60)
     assert setting.queue.dead() == {}
 
 
-def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(setting, sources, clean, place, wait_until):
+def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(
+    setting, sources, clean, place, wait_until
+):
     worker = f"{sys.executable} {Path(__file__).with_name('poison_worker.py')} --file-size=0"
     setting.start_command(["bash", "-c", f"exec {worker} 2> >(cat)"])
     for source in sources:

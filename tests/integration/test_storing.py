@@ -1,4 +1,6 @@
-"""Storing: nothing is left of a source that is gone, nothing foreign is overwritten, and no key stands for another."""
+"""Storing: nothing is left of a source that is gone, nothing foreign is overwritten, and no key
+stands for another.
+"""
 
 import io
 import threading
@@ -66,7 +68,16 @@ class Site:
         self.raw, self.clean = Bucket(client, "raw"), Bucket(client, self.route.destination.bucket)
         self.store = ObjectStore(client)
 
-    def run(self, key="a.png", confirm=lambda: None, keys=(), hold=False, recipe=RECIPE, box=(5, 5, 20, 25), **more):
+    def run(
+        self,
+        key="a.png",
+        confirm=lambda: None,
+        keys=(),
+        hold=False,
+        recipe=RECIPE,
+        box=(5, 5, 20, 25),
+        **more,
+    ):
         pipeline = Pipeline(
             store=more.pop("store", self.store),
             anonymizer=Anonymizer(
@@ -93,7 +104,10 @@ class Site:
 
     def verified(self, *keys):
         audit = Audit(self.store, [self.route], SECONDS, keys)
-        return {verdict.output.key: verdict.states for verdict in audit.verdicts(str(self.route.destination))}
+        return {
+            verdict.output.key: verdict.states
+            for verdict in audit.verdicts(str(self.route.destination))
+        }
 
     def receipts(self):
         return self.clean.keys(f"{self.route.destination.prefix}{receipts.FOLDER}")
@@ -112,14 +126,18 @@ def versioned(listing_client, place):
     """The same, with a destination that keeps every version."""
     bucket = place.rstrip("/")
     listing_client.create_bucket(Bucket=bucket)
-    listing_client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    listing_client.put_bucket_versioning(
+        Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}
+    )
     made = Site(listing_client, f"s3://raw/{place}=s3://{bucket}/{place}", place)
     made.raw.put(place + "a.png", picture())
     return made
 
 
 def versions(site):
-    found = site.client.list_object_versions(Bucket=site.clean.name, Prefix=f"{site.place}a.png").get("Versions", ())
+    found = site.client.list_object_versions(
+        Bucket=site.clean.name, Prefix=f"{site.place}a.png"
+    ).get("Versions", ())
     return len(found)
 
 
@@ -188,7 +206,9 @@ def test_an_output_whose_confirmation_was_lost_is_ones_own(versioned, replaced, 
     lost = []
 
     def retry_once(request_dict, **_):
-        """Send a conditional PUT again although it went through, as after an answer that was lost."""
+        """Send a conditional PUT again although it went through, as after an answer that was
+        lost.
+        """
         headers = {name.lower() for name in request_dict["headers"]}
         if not lost and headers & {"if-match", "if-none-match"}:
             lost.append(request_dict)
@@ -210,7 +230,9 @@ def test_an_output_whose_confirmation_was_lost_is_ones_own(versioned, replaced, 
 
 @pytest.fixture
 def refusing(site):
-    """``refusing(status, code, of_all)``: have the store refuse conditional PUTs, or all; the refusals are counted."""
+    """``refusing(status, code, of_all)``: have the store refuse conditional PUTs, or all; the
+    refusals are counted.
+    """
     handlers = []
 
     def start(status, code, of_all=False):
@@ -236,7 +258,9 @@ def refusing(site):
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")])
-def test_a_store_without_conditional_writes_is_asked_once_and_looked_at_instead(site, refusing, place, status, code):
+def test_a_store_without_conditional_writes_is_asked_once_and_looked_at_instead(
+    site, refusing, place, status, code
+):
     refused = refusing(status, code)
     for recipe in (OLDER_RECIPE, RECIPE):
         assert site.run(recipe=recipe).status == "anonymized"
@@ -256,7 +280,9 @@ def test_a_refusal_of_the_object_is_none_of_the_condition(site, refusing):
         assert len(refused) == attempts
 
 
-@pytest.mark.parametrize(("status", "code"), [(409, "ConditionalRequestConflict"), (409, "OperationAborted")])
+@pytest.mark.parametrize(
+    ("status", "code"), [(409, "ConditionalRequestConflict"), (409, "OperationAborted")]
+)
 def test_contention_is_tried_again_and_leaves_no_receipt(site, refusing, status, code):
     refusing(status, code)
     with pytest.raises(StorageUnavailable):
@@ -292,7 +318,11 @@ def test_a_source_that_is_deleted_in_work_gets_no_output_and_no_receipt(site, pl
     def delete():
         site.client.delete_object(Bucket="raw", Key=place + "a.png")
 
-    meddled = {"confirm": delete} if moment == "before the receipt" else {"store": Meddled(site.client, delete)}
+    meddled = (
+        {"confirm": delete}
+        if moment == "before the receipt"
+        else {"store": Meddled(site.client, delete)}
+    )
     with pytest.raises(ObjectNotFound, match=r"a\.png was deleted while it was in work"):
         site.run(**meddled, **({"hold": True, "box": None} if hold else {}))
     assert site.clean.keys(place) == []
@@ -306,13 +336,18 @@ def test_an_older_output_and_its_receipt_stay_as_they_were_when_the_source_goes(
     assert {key: site.clean.get(key) for key in site.clean.keys(place)} == before
 
 
-def test_a_source_that_is_replaced_in_work_is_tried_again_and_the_older_version_never_published(versioned, place):
+def test_a_source_that_is_replaced_in_work_is_tried_again_and_the_older_version_never_published(
+    versioned, place
+):
     replace = iter([lambda: versioned.raw.put(place + "a.png", picture(1))])
     with pytest.raises(SourceChanged, match="was replaced"):
         versioned.run(confirm=lambda: next(replace)())
     assert versioned.clean.keys(place) == []
     report = versioned.run()
-    assert (report.status, report.source_etag) == ("anonymized", versioned.raw.head(place + "a.png")["ETag"].strip('"'))
+    assert (report.status, report.source_etag) == (
+        "anonymized",
+        versioned.raw.head(place + "a.png")["ETag"].strip('"'),
+    )
     assert versions(versioned) == 1
 
 
@@ -340,13 +375,17 @@ def test_public_metadata_and_names_tell_nothing_of_the_original(site, place):
     site.run(keys=(NEW,), options={"release": etag})
     public = str(site.clean.head(place + "a.png")["Metadata"]) + str(site.clean.keys(place))
     assert etag not in public
-    recipe = AnonymizeRequest.parse(source="s3://raw/a", options={"release": "another"}).options.recipe(RECIPE)
+    recipe = AnonymizeRequest.parse(
+        source="s3://raw/a", options={"release": "another"}
+    ).options.recipe(RECIPE)
     assert site.clean.head(place + "a.png")["Metadata"]["veil-recipe"] == recipe
 
 
 @pytest.mark.parametrize("before", [(), (OLD,), (NEW, OLD)])
 @pytest.mark.parametrize("options", [None, {"extra": [[0, 0, 9, 9]]}])
-def test_an_archive_is_done_again_for_a_key_only_where_no_known_key_signed_it(site, place, before, options):
+def test_an_archive_is_done_again_for_a_key_only_where_no_known_key_signed_it(
+    site, place, before, options
+):
     site.run(keys=before, options=options)
     if before:
         assert site.run(keys=(NEW, OLD)).status == "skipped"
@@ -410,7 +449,9 @@ def test_a_store_that_keeps_keys_apart_has_pictures_under_all_of_them(by_bytes, 
         assert site.run(name).status == "anonymized"
     assert site.run(key).status == "skipped"
     assert set(site.states().values()) == {"current"}
-    assert site.verified() == dict.fromkeys((place + key, place + "x/b.png", place + "b.png"), ("ok",))
+    assert site.verified() == dict.fromkeys(
+        (place + key, place + "x/b.png", place + "b.png"), ("ok",)
+    )
 
 
 def test_a_leading_slash_is_part_of_a_key_where_the_store_keeps_it(by_bytes, s3, place):
@@ -421,7 +462,9 @@ def test_a_leading_slash_is_part_of_a_key_where_the_store_keeps_it(by_bytes, s3,
         if is_kept:
             assert site.run(key).status == "anonymized"
         else:
-            with pytest.raises(InvalidRequest, match=f"a slash at the beginning .*: use s3://raw/{place}a.png"):
+            with pytest.raises(
+                InvalidRequest, match=f"a slash at the beginning .*: use s3://raw/{place}a.png"
+            ):
                 site.run(key)
 
 
@@ -458,7 +501,11 @@ def test_such_a_place_is_refused_and_not_taken_for_an_empty_one(by_folder, by_by
         if client is by_bytes:
             assert list(site.store.list("raw", place))
         else:
-            for read in (site.states, site.verified, lambda at=site: list(at.store.list("raw", place))):
+            for read in (
+                site.states,
+                site.verified,
+                lambda at=site: list(at.store.list("raw", place)),
+            ):
                 with pytest.raises(InvalidRequest, match="does not tell"):
                     read()
 

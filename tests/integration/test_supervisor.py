@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 SUPERVISOR = Path(__file__).parents[2] / "tools" / "local" / "supervisor.py"
-# Notes its process id, then ends as the first line of the file says, or, with none left, waits to be told to.
+# Notes its process id, then ends as the first line of the file says, or, with none left, waits to
+# be told to.
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
@@ -35,7 +36,9 @@ def supervise(tmp_path):
         (tmp_path / "ends").write_text("\n".join(ends))
         command = [sys.executable, SUPERVISOR, sys.executable, "-c", CHILD]
         started.append(subprocess.Popen(command, cwd=tmp_path))
-        return started[0], lambda: (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+        return started[
+            0
+        ], lambda: (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
 
     yield start
     for process in started:
@@ -43,7 +46,9 @@ def supervise(tmp_path):
         process.wait()
 
 
-def test_a_worker_that_is_killed_or_has_stalled_is_started_again_and_a_sigterm_reaches_it(supervise, wait_until):
+def test_a_worker_that_is_killed_or_has_stalled_is_started_again_and_a_sigterm_reaches_it(
+    supervise, wait_until
+):
     supervisor, pids = supervise("kill", "70")
     wait_until(lambda: len(pids()) == 3, 20)
     time.sleep(0.2)  # in which it sets up its handler

@@ -29,7 +29,8 @@ def small_network(size):
     pictures = keras.Input((None, None, 3))
     inner = keras.Input((None, None, 3))
     body = keras.Model(
-        inner, layers.BatchNormalization()(layers.Conv2D(4, 3, 8, padding="same", use_bias=False)(inner))
+        inner,
+        layers.BatchNormalization()(layers.Conv2D(4, 3, 8, padding="same", use_bias=False)(inner)),
     )
     body.name = "backbone"
     maps = body(layers.Rescaling(1 / 255)(pictures))
@@ -55,7 +56,9 @@ def dataset(tmp_path):
     for i in range(9):
         pixels = np.random.default_rng(i).integers(0, 256, (100, 120, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        images.append({"file": f"{i}.png", "faces": [[10, 10, 60, 75], [70, 40, 100, 80]][: 1 + i % 2]})
+        images.append(
+            {"file": f"{i}.png", "faces": [[10, 10, 60, 75], [70, 40, 100, 80]][: 1 + i % 2]}
+        )
     (tmp_path / "annotations.json").write_text(json.dumps({"images": images}))
     labelled = formats.read(tmp_path / "annotations.json", None, [])
     return importing.run(labelled, tmp_path / "set", Choice(val=0.3, test=0)).dataset
@@ -80,7 +83,10 @@ def fit(folder, dataset, recipe=RECIPE, killed_after=None, every=2):
 
 def losses(folder):
     """Step, loss, and loss of the split val, by step."""
-    return [[float(line[name] or "nan") for name in ("step", "loss", "val_loss")] for line in curves.read(folder / LOG)]
+    return [
+        [float(line[name] or "nan") for name in ("step", "loss", "val_loss")]
+        for line in curves.read(folder / LOG)
+    ]
 
 
 def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(dataset, tmp_path):
@@ -116,7 +122,10 @@ def test_half_precision_goes_on_after_a_kill_too(dataset, tmp_path, precision):
     fit(tmp_path / "killed", dataset, recipe)
 
     np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=0.02)
-    assert all(values.dtype == np.float32 for values in checkpoint.load(tmp_path / "whole" / WEIGHTS).values())
+    assert all(
+        values.dtype == np.float32
+        for values in checkpoint.load(tmp_path / "whole" / WEIGHTS).values()
+    )
 
 
 def test_a_finished_run_is_left_as_it_is(dataset, tmp_path):
@@ -128,7 +137,12 @@ def test_a_finished_run_is_left_as_it_is(dataset, tmp_path):
 
 
 def test_training_lowers_the_loss(dataset, tmp_path):
-    fit(tmp_path / "run", dataset, Recipe("d0", 128, 3, 40, 0.03, 0, True, "none", "float32"), every=40)
+    fit(
+        tmp_path / "run",
+        dataset,
+        Recipe("d0", 128, 3, 40, 0.03, 0, True, "none", "float32"),
+        every=40,
+    )
 
     values = [loss for _, loss, _ in losses(tmp_path / "run")]
     assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5])
@@ -137,7 +151,9 @@ def test_training_lowers_the_loss(dataset, tmp_path):
 def test_a_loss_that_is_no_number_ends_it_and_the_checkpoint_is_whole(dataset, tmp_path):
     recipe = Recipe("d0", 128, 2, 60, 1e30, 3, False, "none", "float32")
 
-    with pytest.raises(TrainingFailed, match=r"not a number after step .*: lower --learning-rate") as raised:
+    with pytest.raises(
+        TrainingFailed, match=r"not a number after step .*: lower --learning-rate"
+    ) as raised:
         fit(tmp_path / "run", dataset, recipe, every=1)
 
     assert len(str(raised.value).splitlines()) == 1
@@ -155,7 +171,9 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(dataset, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.np, "savez", full)
-        with pytest.raises(OutputFailed, match="No space left on device; the one before it is kept"):
+        with pytest.raises(
+            OutputFailed, match="No space left on device; the one before it is kept"
+        ):
             fit(tmp_path / "run", dataset)
 
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == before
@@ -240,25 +258,38 @@ def test_losses_count_faces_alone_and_forgive_what_is_ignored():
 
     focal = FocalLoss()
     assert float(focal(truth, ops.convert_to_tensor(right))) < 1e-6
-    # -alpha log p of the face and -(1 - alpha) log p of what is none, nearly unweighted, over one face and one.
-    assert float(focal(truth, ops.convert_to_tensor(wrong))) == pytest.approx((0.25 * 8 + 0.75 * 8) / 2, rel=0.01)
+    # -alpha log p of the face and -(1 - alpha) log p of what is none, nearly unweighted, over one
+    # face and one.
+    assert float(focal(truth, ops.convert_to_tensor(wrong))) == pytest.approx(
+        (0.25 * 8 + 0.75 * 8) / 2, rel=0.01
+    )
 
     box = BoxLoss()
     stands = np.array([[[0, 0, 0, 0, 1], [5, 5, 5, 5, 0]]], np.float32)
     off = ops.convert_to_tensor(np.array([[[0.05, 0, 0, 1.1], [0, 0, 0, 0]]], np.float32))
-    assert float(box(stands, off)) == pytest.approx(50 * (0.05**2 / 2 + 0.1 * (1.1 - 0.05)) / 4 / 2, rel=1e-4)
+    assert float(box(stands, off)) == pytest.approx(
+        50 * (0.05**2 / 2 + 0.1 * (1.1 - 0.05)) / 4 / 2, rel=1e-4
+    )
 
 
 def test_the_flat_optimizer_moves_weights_as_keras_own_does():
-    start = [np.random.default_rng(i).normal(size=shape).astype(np.float32) for i, shape in enumerate([(3, 4), (4,)])]
+    start = [
+        np.random.default_rng(i).normal(size=shape).astype(np.float32)
+        for i, shape in enumerate([(3, 4), (4,)])
+    ]
     ours, theirs = ([keras.Variable(values) for values in start] for _ in range(2))
     flat = FlatAdamW(0.1, average=0.5)
     flat.build(ours)
-    own = keras.optimizers.AdamW(0.1, weight_decay=4e-5, global_clipnorm=10, use_ema=True, ema_momentum=0.5)
+    own = keras.optimizers.AdamW(
+        0.1, weight_decay=4e-5, global_clipnorm=10, use_ema=True, ema_momentum=0.5
+    )
     own.build(theirs)
     own.exclude_from_weight_decay(var_list=[theirs[1]])
     for i in range(5):
-        gradients = [np.random.default_rng(9 + i).normal(0, 9, values.shape).astype(np.float32) for values in start]
+        gradients = [
+            np.random.default_rng(9 + i).normal(0, 9, values.shape).astype(np.float32)
+            for values in start
+        ]
         flat.apply([ops.convert_to_tensor(each) for each in gradients])
         own.apply([ops.convert_to_tensor(each) for each in gradients])
 

@@ -1,4 +1,6 @@
-"""From labelled pictures to a served model: the four commands, and what an exported model promises a worker."""
+"""From labelled pictures to a served model: the four commands, and what an exported model promises
+a worker.
+"""
 
 import json
 import zipfile
@@ -60,7 +62,9 @@ def test_the_zip_is_the_folder_and_both_are_served_alike(exported, cache):
     with zipfile.ZipFile(exported.zip) as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
     files = [path for path in exported.folder.rglob("*") if path.is_file()]
-    assert inside == {path.relative_to(exported.folder).as_posix(): path.read_bytes() for path in files}
+    assert inside == {
+        path.relative_to(exported.folder).as_posix(): path.read_bytes() for path in files
+    }
 
     zipped = load_model(WorkerSettings(model=str(exported.zip)))
     assert zipped.digest == SavedModel(exported.folder).digest
@@ -82,7 +86,9 @@ def test_any_batch_and_any_size_are_taken(exported):
 
 
 def test_no_box_is_in_the_padding_that_the_graph_adds(exported):
-    """Workers refuse boxes outside the picture, and the network knows no better than to look there."""
+    """Workers refuse boxes outside the picture, and the network knows no better than to look
+    there.
+    """
     height, width = 192, 320
     pictures = np.random.default_rng(2).integers(0, 256, (1, height, width, 3), np.uint8)
 
@@ -95,7 +101,9 @@ def test_no_box_is_in_the_padding_that_the_graph_adds(exported):
 def test_the_threshold_is_that_which_was_given_or_which_the_evaluation_proposed(run, tmp_path):
     (run.folder / EVALUATION).write_text(json.dumps({"proposed_threshold": 0.31}))
     try:
-        assert exporting.export(run, tmp_path / "proposed", None).metadata["score_threshold"] == 0.31
+        assert (
+            exporting.export(run, tmp_path / "proposed", None).metadata["score_threshold"] == 0.31
+        )
     finally:
         (run.folder / EVALUATION).unlink()
     with pytest.raises(TrainingFailed, match="isn't finished"):
@@ -104,7 +112,16 @@ def test_the_threshold_is_that_which_was_given_or_which_the_evaluation_proposed(
 
 
 def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
-    exported, new_queue, worker_settings, start_worker, programs, raw, clean, place, portrait, tmp_path
+    exported,
+    new_queue,
+    worker_settings,
+    start_worker,
+    programs,
+    raw,
+    clean,
+    place,
+    portrait,
+    tmp_path,
 ):
     queue = new_queue()
     queue.client.flushdb()
@@ -115,7 +132,8 @@ def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
         "VEIL_MODEL": raw.uri(place + "models/saved_model.zip"),
         "VEIL_SCALES": "256",
         "VEIL_TURNED": "never",
-        "VEIL_SCORE_THRESHOLD": "0.99",  # the network is hardly trained, and would find faces everywhere
+        # the network is hardly trained, and would find faces everywhere
+        "VEIL_SCORE_THRESHOLD": "0.99",
         "XDG_CACHE_HOME": str(cache),
     }
     raw.put(place + "a.jpg", portrait)
@@ -133,7 +151,10 @@ def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
 
 def test_a_model_that_s3_does_not_have_is_one_line(veil, s3, raw, place, tmp_path):
     raw.put(place + "broken.zip", b"no zip")
-    for key, said in (("nothing.zip", "ObjectNotFound"), ("broken.zip", "is no ZIP that can be unpacked")):
+    for key, said in (
+        ("nothing.zip", "ObjectNotFound"),
+        ("broken.zip", "is no ZIP that can be unpacked"),
+    ):
         done = veil(
             "model",
             "info",
@@ -151,7 +172,9 @@ def test_a_model_that_s3_does_not_have_is_one_line(veil, s3, raw, place, tmp_pat
 
 def train(*arguments):
     """What `veil train ARGUMENTS` prints; in this process, which has TensorFlow already."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, [str(argument) for argument in arguments], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -166,9 +189,21 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, 
         digests.append(train("import", tmp_path / name, *options)[0]["digest"])
     assert digests[0] == digests[1]
 
-    # Smaller squares or fewer of them leave single values to the coarsest layers, which normalise them to no use:
-    # such a model takes everything for a face, and a worker refuses it.
-    fit = ["--side", 256, "--batch", 4, "--steps", 2, "--learning-rate", 0.0001, "--weights", "none", "--json"]
+    # Smaller squares or fewer of them leave single values to the coarsest layers, which normalise
+    # them to no use: such a model takes everything for a face, and a worker refuses it.
+    fit = [
+        "--side",
+        256,
+        "--batch",
+        4,
+        "--steps",
+        2,
+        "--learning-rate",
+        0.0001,
+        "--weights",
+        "none",
+        "--json",
+    ]
     told = train("fit", tmp_path / "set-voc", "--to", tmp_path / "run", *fit)
     assert [line.get("step") for line in told] == [2, None]
 
@@ -183,7 +218,9 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, 
         with Image.open(tmp_path / "run" / "evaluation" / name) as plot:
             plot.load()
 
-    (made,) = train("export", tmp_path / "run", "--to", tmp_path / "export", "--threshold", 0.3, "--json")
+    (made,) = train(
+        "export", tmp_path / "run", "--to", tmp_path / "export", "--threshold", 0.3, "--json"
+    )
     assert made["data"] == digests[0]
     done = veil(
         "anonymize",

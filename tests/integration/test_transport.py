@@ -22,7 +22,9 @@ def consumer(unattended):
     )
     queues = [queue for queue in unattended.app.conf.task_queues if queue.name in QUEUES]
     received = []
-    made = Consumer(connection.default_channel, queues, on_message=received.append, prefetch_count=2)
+    made = Consumer(
+        connection.default_channel, queues, on_message=received.append, prefetch_count=2
+    )
     made.received = received
     made.consume()
     yield made
@@ -45,7 +47,10 @@ def test_messages_are_received_up_to_the_prefetch_count_uploads_first(consumer, 
 
     drained(consumer)
 
-    assert [message.headers["argsrepr"] for message in consumer.received] == ["uploads-0", "uploads-1"]
+    assert [message.headers["argsrepr"] for message in consumer.received] == [
+        "uploads-0",
+        "uploads-1",
+    ]
     assert unattended.client.llen("backfill") == 2
     assert len({message.delivery_tag for message in consumer.received}) == 2
 
@@ -63,7 +68,9 @@ def test_one_message_twice_on_the_queue_is_two_deliveries(consumer, unattended, 
     assert unattended.client.hkeys("unacked") == [second.delivery_tag.encode()]
 
 
-def test_what_was_asked_for_goes_back_at_once_when_there_is_no_place_for_it_any_more(consumer, unattended):
+def test_what_was_asked_for_goes_back_at_once_when_there_is_no_place_for_it_any_more(
+    consumer, unattended
+):
     unattended.send("a")
     consumer.connection.transport.cycle.on_poll_start()  # asks
     consumer.qos(prefetch_count=1)

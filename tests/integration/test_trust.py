@@ -1,4 +1,6 @@
-"""What lies beside the outputs is not trusted: nobody who can write there makes a worker show or sign anything."""
+"""What lies beside the outputs is not trusted: nobody who can write there makes a worker show or
+sign anything.
+"""
 
 import io
 import json
@@ -66,7 +68,17 @@ class Site:
         self.raw.put(self.place + key, picture() if content is None else content)
         return self.raw.head(self.place + key)["ETag"].strip('"')
 
-    def run(self, key="a.png", *, sign=None, boxes=(FACE,), hold=False, options=None, recipe=RECIPE, **style):
+    def run(
+        self,
+        key="a.png",
+        *,
+        sign=None,
+        boxes=(FACE,),
+        hold=False,
+        options=None,
+        recipe=RECIPE,
+        **style,
+    ):
         pipeline = Pipeline(
             store=self.store,
             anonymizer=Anonymizer(
@@ -79,12 +91,18 @@ class Site:
             route_table=[self.route],
             receipt_key=sign,
         )
-        return run_pipeline(pipeline, AnonymizeRequest.parse(source=self.raw.uri(self.place + key), options=options))
+        return run_pipeline(
+            pipeline, AnonymizeRequest.parse(source=self.raw.uri(self.place + key), options=options)
+        )
 
     def receipt_at(self, key="a.png"):
         """Where the receipts of an output are."""
         listed = self.clean.keys(self.place + receipts.FOLDER)
-        return [name for name in listed if receipts.parse(name.removeprefix(self.place + receipts.FOLDER)).key == key]
+        return [
+            name
+            for name in listed
+            if receipts.parse(name.removeprefix(self.place + receipts.FOLDER)).key == key
+        ]
 
     def receipt(self, key="a.png"):
         (name,) = self.receipt_at(key)
@@ -128,7 +146,9 @@ class Site:
         return not pixels[FACE[1] : FACE[1] + 12, FACE[0] : FACE[2]].any()
 
     def forge(self, options, key="a.png", sign=None, **fields):
-        """Leave a receipt with `options`, and an output that refers to it, as somebody without the key can."""
+        """Leave a receipt with `options`, and an output that refers to it, as somebody without the
+        key can.
+        """
         name = self.receipt_at(key)[0]
         made = receipts.parse(name.removeprefix(self.place + receipts.FOLDER))
         recipe = f"{OLDER_RECIPE}-00000000"
@@ -144,7 +164,8 @@ def site(store, raw, clean, place, unattended):
     return Site(store, raw, clean, place, unattended.client)
 
 
-# --- options --------------------------------------------------------------------------------------------------
+# --- options
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", FORGED_OPTIONS)
@@ -169,7 +190,10 @@ def test_with_a_key_a_changed_receipt_or_another_pictures_gives_no_options(site)
     site.run(sign=KEY)
     site.run("b.png", sign=KEY, options={"exempt": WHOLE})
     moved = site.receipt("b.png")
-    site.forge(moved["options"], **{name: moved[name] for name in ("output_mark", "source_mark", "signature")})
+    site.forge(
+        moved["options"],
+        **{name: moved[name] for name in ("output_mark", "source_mark", "signature")},
+    )
     with pytest.raises(InvalidRequest, match="not signed by a known key"):
         site.run(sign=KEY)
     site.output(b"anything", **{receipts.RECIPE: moved["recipe"]})
@@ -206,7 +230,9 @@ def test_without_a_key_a_receipt_can_only_have_more_hidden(site, options, kept):
     site.forge({name: etag if value == "etag" else value for name, value in options.items()})
     report = site.run()
     assert (report.status, report.options) == ("anonymized", kept)
-    assert report.recipe == AnonymizeRequest.parse(source="s3://raw/a", options=kept or {}).options.recipe(RECIPE)
+    assert report.recipe == AnonymizeRequest.parse(
+        source="s3://raw/a", options=kept or {}
+    ).options.recipe(RECIPE)
     if kept != {"method": "surround"}:
         assert site.is_hidden()
 
@@ -219,7 +245,8 @@ def test_without_a_key_an_output_made_with_options_is_kept_until_it_has_to_be_ma
     assert site.is_hidden()
 
 
-# --- is it done? ----------------------------------------------------------------------------------------------
+# --- is it done?
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["unsigned", "gone", "smaller", "held"])
@@ -268,7 +295,8 @@ def test_metadata_that_hold_no_recipe_end_nothing(site, recipe):
     assert site.run().status == "anonymized"
 
 
-# --- places ---------------------------------------------------------------------------------------------------
+# --- places
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_another_pictures_output_and_receipt_are_not_taken_for_this_ones(site):
@@ -282,7 +310,10 @@ def test_another_pictures_output_and_receipt_are_not_taken_for_this_ones(site):
     content = site.clean.get(site.place + "b.png")
     moved = receipts.uri(site.route.destination, Made.of("a.png", RECIPE, mark, len(content)))
     site.write(site.receipt("b.png"), moved.key)
-    for also in ({}, {receipts.SOURCE: site.clean.head(site.place + "a.png")["Metadata"][receipts.SOURCE]}):
+    for also in (
+        {},
+        {receipts.SOURCE: site.clean.head(site.place + "a.png")["Metadata"][receipts.SOURCE]},
+    ):
         site.clean.put(site.place + "a.png", content, Metadata=metadata | also)
         assert "misplaced" in site.verified(KEY)["a.png"]
     assert site.states(KEY)["a.png"][0] in ("missing", "stale")
@@ -299,7 +330,10 @@ def test_changed_metadata_do_not_hide_which_source_an_output_is_of(site):
 def test_an_older_pair_is_of_another_version_of_the_source(site):
     site.source()
     site.run(sign=KEY)
-    content, metadata = site.clean.get(site.place + "a.png"), site.clean.head(site.place + "a.png")["Metadata"]
+    content, metadata = (
+        site.clean.get(site.place + "a.png"),
+        site.clean.head(site.place + "a.png")["Metadata"],
+    )
     ((name, receipt),) = [(name, site.clean.get(name)) for name in site.receipt_at()]
     site.source(content=picture(1))
     site.run(sign=KEY)
@@ -327,10 +361,14 @@ def test_a_receipt_reveals_no_address(site):
     assert site.place.rstrip("/") not in json.dumps(site.receipt())
     site.source("b.png")
     site.run("b.png")
-    assert (site.receipt("b.png")["output_mark"], site.receipt("b.png")["source_mark"]) == (None, None)
+    assert (site.receipt("b.png")["output_mark"], site.receipt("b.png")["source_mark"]) == (
+        None,
+        None,
+    )
 
 
-# --- what is no receipt ---------------------------------------------------------------------------------------
+# --- what is no receipt
+# ---------------------------------------------------------------------------------------
 
 FACES = [{"box_xyxy": [0, 0, 2, 2], "score": 0.5}]
 BAD_FIELDS = [
@@ -371,7 +409,9 @@ def test_what_is_no_receipt_ends_nothing_and_counts_as_none(site, keys):
         site.clean.put(name, content)
         site.clean.put(held, content)
         told = content[:300]
-        assert site.verified(*keys) == {"a.png": ("bad receipt",), "held.png": ("bad receipt",)}, told
+        assert site.verified(*keys) == {"a.png": ("bad receipt",), "held.png": ("bad receipt",)}, (
+            told
+        )
         found = site.states(*keys, only=Only(below_score=0.1))
         assert found["a.png"] == ("current", "faces with low scores"), told
         assert site.states(*keys) == {"held.png": ("missing", "no output")}, told
@@ -416,7 +456,8 @@ def test_a_receipt_that_nobody_would_read_is_not_written(site, monkeypatch):
     assert site.clean.keys(site.place) == []
 
 
-# --- held -----------------------------------------------------------------------------------------------------
+# --- held
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signer", [None, OTHER])
@@ -436,11 +477,23 @@ def test_with_a_key_another_pictures_held_receipt_hides_no_missing_output(site):
     site.source()
     site.source("b.png")
     site.run("b.png", sign=KEY, boxes=(), hold=True)
-    made = Made.of("a.png", RECIPE, Places.find(
-        str(site.route.source), None, [site.route], (KEY,)
-    ).marks.version(site.route.source.join("a.png"), site.receipt("b.png")["source_etag"]), 0)  # fmt: skip
+    made = Made.of(
+        "a.png",
+        RECIPE,
+        Places.find(
+            str(site.route.source),
+            None,
+            [site.route],
+            (KEY,),
+            # fmt: skip
+        ).marks.version(site.route.source.join("a.png"), site.receipt("b.png")["source_etag"]),
+        0,
+    )
     site.write(site.receipt("b.png"), receipts.uri(site.route.destination, made).key)
-    assert site.states(KEY) == {"a.png": ("missing", "no output"), "b.png": ("held", "no face found")}
+    assert site.states(KEY) == {
+        "a.png": ("missing", "no output"),
+        "b.png": ("held", "no face found"),
+    }
 
 
 def test_a_picture_that_was_released_and_whose_output_is_gone_is_missing(site):
@@ -461,14 +514,19 @@ def test_an_object_in_place_of_a_held_picture_is_told(site, keys):
         assert site.states(*keys) == {"a.png": ("missing", "something else is in its place")}
 
 
-# --- listings -------------------------------------------------------------------------------------------------
+# --- listings
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
 @pytest.mark.parametrize("metadata", ["kept", "none"])
 @pytest.mark.parametrize(
     ("over", "named"),
-    [("original", "with its size"), ("other", "with its size"), ("original", "as by an earlier version")],
+    [
+        ("original", "with its size"),
+        ("other", "with its size"),
+        ("original", "as by an earlier version"),
+    ],
 )
 def test_what_was_put_over_an_output_is_not_taken_for_it(site, keys, metadata, over, named):
     site.source()
@@ -507,7 +565,9 @@ def test_the_original_over_an_output_of_the_same_size_is_told(site):
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
-def test_an_output_that_is_bit_for_bit_its_source_is_current_without_a_request(site, keys, monkeypatch):
+def test_an_output_that_is_bit_for_bit_its_source_is_current_without_a_request(
+    site, keys, monkeypatch
+):
     target = io.BytesIO()
     Image.fromarray(np.full((40, 40, 3), 9, np.uint8)).save(target, "JPEG")
     site.source("a.jpg", target.getvalue())

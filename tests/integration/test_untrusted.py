@@ -1,4 +1,6 @@
-"""Whatever a message says: no bucket off the list is touched, no local file read, no program started; nothing ends."""
+"""Whatever a message says: no bucket off the list is touched, no local file read, no program
+started; nothing ends.
+"""
 
 import base64
 import json
@@ -22,7 +24,9 @@ from tools.local.servers import Server
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # of several messages each
 TASK = "veil.anonymize_image"
-ATTRIBUTES = sorted(name for name in vars(Context) if not name.startswith("__"))  # of a request, for Celery
+ATTRIBUTES = sorted(
+    name for name in vars(Context) if not name.startswith("__")
+)  # of a request, for Celery
 
 
 class Setting:
@@ -41,7 +45,11 @@ class Setting:
             "VEIL_LEASE_SECONDS": "2",
             "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, Path(__file__).with_name("poison_worker.py"), f"--audit={self.audit}"]
+        command = [
+            sys.executable,
+            Path(__file__).with_name("poison_worker.py"),
+            f"--audit={self.audit}",
+        ]
         self.worker = Worker(Server("worker", command, folder / "worker.log", environment))
         self.worker.start()
         self.opened_before = len(self.opened())
@@ -73,14 +81,18 @@ def addresses(canary):
         "s3://raw/fuzz/" + "k" * 2000,
     ]  # fmt: skip
     return (
-        st.sampled_from(places) | st.text(max_size=40).map(lambda text: f"s3://raw/fuzz/{text}") | st.text(max_size=40)
+        st.sampled_from(places)
+        | st.text(max_size=40).map(lambda text: f"s3://raw/fuzz/{text}")
+        | st.text(max_size=40)
     )
 
 
 def json_values(leaves):
     return st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | leaves,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+        ),
         max_leaves=6,
     )
 
@@ -88,8 +100,12 @@ def json_values(leaves):
 def bodies(leaves):
     """What Celery reads: arguments, named arguments, and what is to be called afterwards."""
     value = json_values(leaves)
-    names = st.sampled_from(["source", "destination", "self", "bucket", "path"]) | st.text(max_size=6)
-    call = st.fixed_dictionaries({"task": st.sampled_from([TASK, "celery.map", "os.system"]), "args": st.lists(leaves)})
+    names = st.sampled_from(["source", "destination", "self", "bucket", "path"]) | st.text(
+        max_size=6
+    )
+    call = st.fixed_dictionaries(
+        {"task": st.sampled_from([TASK, "celery.map", "os.system"]), "args": st.lists(leaves)}
+    )
     after = st.fixed_dictionaries(
         {},
         optional={
@@ -100,7 +116,10 @@ def bodies(leaves):
         },
     ) | st.dictionaries(st.sampled_from(ATTRIBUTES), value, max_size=2)
     arguments = st.lists(leaves | value, max_size=3)
-    return st.tuples(arguments, st.dictionaries(names, leaves | value, max_size=2), after | value) | value
+    return (
+        st.tuples(arguments, st.dictionaries(names, leaves | value, max_size=2), after | value)
+        | value
+    )
 
 
 def messages(leaves):
@@ -108,7 +127,9 @@ def messages(leaves):
     value = json_values(leaves)
     headers = st.fixed_dictionaries(
         {
-            "task": st.sampled_from([TASK, TASK, TASK, "celery.map", "celery.chunks", "celery.backend_cleanup"])
+            "task": st.sampled_from(
+                [TASK, TASK, TASK, "celery.map", "celery.chunks", "celery.backend_cleanup"]
+            )
             | value,
             "id": st.uuids().map(str) | value,
         },
@@ -149,7 +170,8 @@ def messages(leaves):
         headers,
         properties,
         st.sampled_from(
-            ["application/json"] * 6 + ["application/x-python-serialize", "application/x-yaml", "text/plain"]
+            ["application/json"] * 6
+            + ["application/x-python-serialize", "application/x-yaml", "text/plain"]
         ),
     )
     return (sound | value).map(lambda item: json.dumps(item).encode()) | st.binary(max_size=60)
@@ -160,21 +182,29 @@ def test_no_message_makes_a_worker_go_astray(setting, raw, wait_until):
     raw.client.put_object(Bucket="other", Key="secret.png", Body=picture((4, 5, 6)))
     queue = setting.queue
 
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(st.lists(messages(addresses(setting.canary)), min_size=8, max_size=24))
     def fuzz(items):
         queue.client.lpush("uploads", *items)
-        wait_until(lambda: not queue.client.llen("uploads") and not queue.client.hlen("unacked"), 60)
+        wait_until(
+            lambda: not queue.client.llen("uploads") and not queue.client.hlen("unacked"), 60
+        )
         assert setting.worker.alive
 
     fuzz()
 
     assert queue.report(good)["status"] in ("anonymized", "skipped"), "and it goes on"
-    strayed = [path for path in setting.way.paths if not path.startswith(("/raw/fuzz/", "/clean/fuzz/"))]
+    strayed = [
+        path for path in setting.way.paths if not path.startswith(("/raw/fuzz/", "/clean/fuzz/"))
+    ]
     assert strayed == []
     assert any(path.startswith("/raw/fuzz/") for path in setting.way.paths)
     opened = setting.opened()[setting.opened_before :]
-    assert not [line for line in opened if str(setting.canary) in line or line.split(" ")[0] != "open"]
+    assert not [
+        line for line in opened if str(setting.canary) in line or line.split(" ")[0] != "open"
+    ]
     assert setting.worker.lines("dead"), "something was understood, and refused by name"
     assert not setting.worker.lines("bug")
 
@@ -202,10 +232,14 @@ TIMES = [
 
 
 @pytest.mark.parametrize("header", ["eta", "expires"])
-def test_no_message_waits_for_years_nor_is_dropped_for_its_age(setting, raw, clean, place, wait_until, header):
+def test_no_message_waits_for_years_nor_is_dropped_for_its_age(
+    setting, raw, clean, place, wait_until, header
+):
     keys = [f"fuzz/{place}{number}.png" for number in range(len(TIMES))]
     for key, time in zip(keys, TIMES, strict=True):
-        setting.queue.client.lpush("uploads", message(raw.put(key, picture((7, 7, 7))), **{header: time}))
+        setting.queue.client.lpush(
+            "uploads", message(raw.put(key, picture((7, 7, 7))), **{header: time})
+        )
 
     wait_until(lambda: clean.keys(f"fuzz/{place}") == sorted(keys), 60)
     wait_until(lambda: not setting.queue.client.hlen("unacked"), 20)
@@ -248,8 +282,12 @@ def test_whatever_a_message_says_of_itself_its_picture_is_tried_again_and_delive
     setting.way.only, setting.way.rates = place.encode(), {"500": 1.0}
     try:
         for key, forged in zip(keys, FORGED, strict=True):
-            setting.queue.client.lpush("uploads", message(raw.put(key, picture((7, 7, 7))), **forged))
-        wait_until(lambda: all(setting.worker.lines("retried", source=raw.uri(key)) for key in keys), 60)
+            setting.queue.client.lpush(
+                "uploads", message(raw.put(key, picture((7, 7, 7))), **forged)
+            )
+        wait_until(
+            lambda: all(setting.worker.lines("retried", source=raw.uri(key)) for key in keys), 60
+        )
     finally:
         setting.way.rates = {}
 
@@ -258,15 +296,21 @@ def test_whatever_a_message_says_of_itself_its_picture_is_tried_again_and_delive
     assert setting.worker.alive
 
 
-@pytest.mark.parametrize("embedded", [{"errbacks": [{"task": 5}]}, {"chord": 5}, {"is_eager": True}])
-def test_whatever_a_message_wants_to_be_called_of_its_failure_it_ends(setting, raw, place, wait_until, embedded):
+@pytest.mark.parametrize(
+    "embedded", [{"errbacks": [{"task": 5}]}, {"chord": 5}, {"is_eager": True}]
+)
+def test_whatever_a_message_wants_to_be_called_of_its_failure_it_ends(
+    setting, raw, place, wait_until, embedded
+):
     source = raw.uri(f"fuzz/{place}none.png")
     setting.queue.client.lpush("uploads", message(source, embedded))
     wait_until(lambda: source in setting.queue.dead())
     wait_until(lambda: not setting.queue.client.hlen("unacked"), 20)
 
 
-def test_a_message_that_says_it_was_tried_often_waits_for_a_store_that_is_away(setting, raw, clean, place, wait_until):
+def test_a_message_that_says_it_was_tried_often_waits_for_a_store_that_is_away(
+    setting, raw, clean, place, wait_until
+):
     source = raw.put(f"fuzz/{place}a.png", picture((7, 7, 7)))
     setting.way.only, setting.way.rates = b"", {"503": 1.0}
     try:
@@ -280,7 +324,9 @@ def test_a_message_that_says_it_was_tried_often_waits_for_a_store_that_is_away(s
 def test_a_worker_holds_so_many_messages_that_wait_and_no_more(setting, wait_until):
     client = setting.queue.client
     soon = (datetime.now(UTC) + timedelta(seconds=12)).isoformat()
-    client.lpush("uploads", *(message(f"s3://raw/fuzz/none/{n}", eta=soon) for n in range(MOST_WAITING + 50)))
+    client.lpush(
+        "uploads", *(message(f"s3://raw/fuzz/none/{n}", eta=soon) for n in range(MOST_WAITING + 50))
+    )
 
     wait_until(lambda: client.hlen("unacked") == MOST_WAITING)
     assert client.llen("uploads") == 50

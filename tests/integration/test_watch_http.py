@@ -1,4 +1,6 @@
-"""`veil watch --http` between a SeaweedFS that tells of its files and a worker: what is uploaded comes out."""
+"""`veil watch --http` between a SeaweedFS that tells of its files and a worker: what is uploaded
+comes out.
+"""
 
 import http.client
 import io
@@ -19,7 +21,15 @@ from tools.local.servers import HOST, Webhook, start_redis, start_s3
 
 ROUTES = "s3://raw=s3://clean,s3://pictures/raw=s3://pictures/clean"
 HOLD = ("--hold", 60)
-ODD_NAMES = ["a b.jpg", "a+b.jpg", "100%.jpg", "a%20b.jpg", "ü 日本 😀.jpg", "a&b=c;d'.jpg", "n" * 196 + ".jpg"]
+ODD_NAMES = [
+    "a b.jpg",
+    "a+b.jpg",
+    "100%.jpg",
+    "a%20b.jpg",
+    "ü 日本 😀.jpg",
+    "a&b=c;d'.jpg",
+    "n" * 196 + ".jpg",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,9 @@ def hook():
 @pytest.fixture(scope="module")
 def telling_s3(clean_environment, hook, tmp_path_factory):
     """An S3 that posts what happens to its files to `hook`."""
-    started = start_s3(tmp_path_factory.mktemp("telling-s3"), ("raw", "clean", "pictures"), webhook=hook)
+    started = start_s3(
+        tmp_path_factory.mktemp("telling-s3"), ("raw", "clean", "pictures"), webhook=hook
+    )
     yield started
     started.server.stop()
 
@@ -82,7 +94,12 @@ def test_500_uploads_give_500_outputs_and_500_receipts(
     keys = [f"batch/{number % 7}/{number:03}.jpg" for number in range(500 - len(ODD_NAMES))]
     keys += [f"batch/odd names/{name}" for name in ODD_NAMES]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: client.put_object(Bucket="raw", Key=keys[i], Body=small(i)), range(len(keys))))
+        list(
+            pool.map(
+                lambda i: client.put_object(Bucket="raw", Key=keys[i], Body=small(i)),
+                range(len(keys)),
+            )
+        )
 
     def listed(prefix):
         pages = client.get_paginator("list_objects_v2").paginate(Bucket="clean", Prefix=prefix)
@@ -103,12 +120,16 @@ def test_500_uploads_give_500_outputs_and_500_receipts(
 
 
 def post(address, token, message, path="/events"):
-    """Post `message` on a connection of its own; the status of the answer, its body and its headers."""
+    """Post `message` on a connection of its own; the status of the answer, its body and its
+    headers.
+    """
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
     try:
-        connection.request("POST", path, body, {"Authorization": f"Bearer {token}"} if token else {})
+        connection.request(
+            "POST", path, body, {"Authorization": f"Bearer {token}"} if token else {}
+        )
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read()), answer.headers
     finally:
@@ -120,7 +141,9 @@ def event(key, bucket="raw"):
     return {"Records": [{"eventName": "ObjectCreated:Put", "s3": entry}]}
 
 
-def test_the_same_event_ten_times_in_a_row_gives_one_output(trigger, own_worker, hook, telling_s3, small, wait_until):
+def test_the_same_event_ten_times_in_a_row_gives_one_output(
+    trigger, own_worker, hook, telling_s3, small, wait_until
+):
     client = telling_s3.client()
     client.put_object(Bucket="raw", Key="again.jpg", Body=small(600))
     for _ in range(10):
@@ -144,10 +167,16 @@ def test_with_one_bucket_for_both_an_output_asks_for_nothing(
     client = telling_s3.client()
     for number, key in enumerate(("a.jpg", "d/b.jpg", "last.jpg")):
         client.put_object(Bucket="pictures", Key=f"raw/{key}", Body=small(700 + number))
-        wait_until(lambda key=key: own_worker.lines("anonymized", source=f"s3://pictures/raw/{key}"))
+        wait_until(
+            lambda key=key: own_worker.lines("anonymized", source=f"s3://pictures/raw/{key}")
+        )
 
-    sources = [line["source"] for line in own_worker.lines("anonymized") if "pictures" in line["source"]]
-    assert sorted(sources) == [f"s3://pictures/raw/{key}" for key in ("a.jpg", "d/b.jpg", "last.jpg")]
+    sources = [
+        line["source"] for line in own_worker.lines("anonymized") if "pictures" in line["source"]
+    ]
+    assert sorted(sources) == [
+        f"s3://pictures/raw/{key}" for key in ("a.jpg", "d/b.jpg", "last.jpg")
+    ]
     told = [line for line in trigger.lines("queued") if "outside" in line.get("ignored", {})]
     assert told, "the store told of the outputs too"
     assert own_queue.client.llen("uploads") == 0
@@ -160,7 +189,9 @@ def test_with_one_bucket_for_both_an_output_asks_for_nothing(
     }
 
 
-def test_nothing_is_lost_while_redis_is_away(clean_environment, start_watch, tmp_path_factory, small, wait_until):
+def test_nothing_is_lost_while_redis_is_away(
+    clean_environment, start_watch, tmp_path_factory, small, wait_until
+):
     redis = start_redis(tmp_path_factory.mktemp("own-redis"))
     hook = Webhook()
     s3 = start_s3(tmp_path_factory.mktemp("s3"), ("raw", "clean"), webhook=hook)
@@ -222,7 +253,9 @@ def lone_trigger(start_watch, lone_hook, new_queue):
     """A trigger that no store tells anything, on a queue that no worker reads."""
     queue = new_queue()
     settings = {**queue.environment, **lone_hook.environment(), "VEIL_ROUTES": ROUTES}
-    with start_watch("--http", lone_hook.address, "--suffix", ".JPG", environment=settings) as started:
+    with start_watch(
+        "--http", lone_hook.address, "--suffix", ".JPG", environment=settings
+    ) as started:
         started.queue = queue
         yield started
 
@@ -240,7 +273,9 @@ def address(lone_trigger, lone_hook):
     [("Authorization", "Bearer {}"), ("Authorization", "{}"), ("X-Api-Key", "{}")],
     ids=["bearer", "raw", "key"],
 )
-def test_the_token_is_taken_as_each_kind_of_sender_shows_it(address, lone_hook, lone_trigger, header):
+def test_the_token_is_taken_as_each_kind_of_sender_shows_it(
+    address, lone_hook, lone_trigger, header
+):
     shown = {header[0]: header[1].format(lone_hook.token)}
     status, body, headers = ask(address, "POST", "/any/path", shown, json.dumps(event("a.jpg")))
     assert (status, json.loads(body)) == (202, {"queued": 1})
@@ -250,7 +285,13 @@ def test_the_token_is_taken_as_each_kind_of_sender_shows_it(address, lone_hook, 
 
 @pytest.mark.parametrize(
     "shown",
-    [{}, {"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"X-Api-Key": "\xff"}],
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer "},
+        {"X-Api-Key": "\xff"},
+    ],
 )
 def test_without_the_token_nothing_is_read(address, lone_trigger, shown, wait_until):
     status, _, headers = ask(address, "POST", headers=shown, body=json.dumps(event("a.jpg")))
@@ -265,18 +306,27 @@ def test_what_is_no_event_is_400_and_says_why(address, lone_hook, lone_trigger, 
         status, answer, _ = post(address, lone_hook.token, body)
         assert status == 400
         assert answer["message"]
-    wait_until(lambda: len(lone_trigger.lines("malformed")) == 5)  # the answer may come before the line
+    wait_until(
+        lambda: len(lone_trigger.lines("malformed")) == 5
+    )  # the answer may come before the line
 
 
 def test_events_that_ask_for_nothing_are_taken(address, lone_hook, lone_trigger, wait_until):
-    for message in (event("a.png"), event("a.jpg", "clean"), event("../a.jpg"), {"Event": "s3:TestEvent"}):
+    for message in (
+        event("a.png"),
+        event("a.jpg", "clean"),
+        event("../a.jpg"),
+        {"Event": "s3:TestEvent"},
+    ):
         assert post(address, lone_hook.token, message)[:2] == (202, {"queued": 0})
     assert lone_trigger.queue.client.llen("uploads") == 0
     (line,) = wait_until(lambda: lone_trigger.lines("key refused"))
     assert "../a.jpg" in line["message"]
 
 
-def test_a_body_over_the_limit_is_413_whether_its_length_is_told_or_not(address, lone_hook, lone_trigger):
+def test_a_body_over_the_limit_is_413_whether_its_length_is_told_or_not(
+    address, lone_hook, lone_trigger
+):
     token = {"Authorization": lone_hook.token}
     assert ask(address, "POST", headers={**token, "Content-Length": str(2 << 20)})[0] == 413
     host, _, port = address.rpartition(":")
@@ -307,14 +357,20 @@ def test_whatever_is_posted_is_answered(address, lone_hook, lone_trigger, body):
     lone_trigger.server.check_alive()
 
 
-@pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "Content-Length", "Transfer-Encoding", "Content-Type"])
-@pytest.mark.parametrize("value", [b"\xff\xfe", b"\xed\xa0\x80", b"9" * 5000, b"-1", b"x" * 15_000, b"chunked, gzip"])
+@pytest.mark.parametrize(
+    "name", ["Authorization", "X-Api-Key", "Content-Length", "Transfer-Encoding", "Content-Type"]
+)
+@pytest.mark.parametrize(
+    "value", [b"\xff\xfe", b"\xed\xa0\x80", b"9" * 5000, b"-1", b"x" * 15_000, b"chunked, gzip"]
+)
 def test_no_odd_header_ends_the_trigger(address, lone_hook, lone_trigger, name, value):
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as sender:
         authorized = b"Authorization: %s\r\n" % lone_hook.token.encode()
         head = b"POST /\xff?\xed\xa0\x80 HTTP/1.1\r\nHost: x\r\n%s%s: %s\r\n\r\n"
-        sender.sendall(head % (b"" if name == "Authorization" else authorized, name.encode(), value))
+        sender.sendall(
+            head % (b"" if name == "Authorization" else authorized, name.encode(), value)
+        )
         sender.shutdown(socket.SHUT_WR)
         assert sender.recv(100)[9:10] in (b"", b"2", b"4")
     assert post(address, lone_hook.token, event("good.jpg"))[0] == 202
@@ -368,7 +424,9 @@ def test_told_to_stop_it_answers_what_it_has_in_hand(cut_off, wait_until):
     hook, starting = cut_off(60)
     with starting as trigger:
         answers = []
-        sender = threading.Thread(target=lambda: answers.append(post(hook.address, hook.token, event("a.jpg"))))
+        sender = threading.Thread(
+            target=lambda: answers.append(post(hook.address, hook.token, event("a.jpg")))
+        )
         sender.start()
         wait_until(lambda: trigger.lines("away"))
         trigger.server.process.send_signal(signal.SIGTERM)
@@ -387,7 +445,17 @@ def the_one_line(done):
 
 
 @pytest.mark.parametrize(
-    "token", [None, "", "t" * 31, "zwölf" * 8, "two words " * 4, "line\nbreak" * 4, "tab\t" * 10, "\x7f" * 40]
+    "token",
+    [
+        None,
+        "",
+        "t" * 31,
+        "zwölf" * 8,
+        "two words " * 4,
+        "line\nbreak" * 4,
+        "tab\t" * 10,
+        "\x7f" * 40,
+    ],
 )
 def test_without_a_usable_token_it_does_not_start_and_says_how_to_make_one(veil, token):
     environment = {} if token is None else {"VEIL_WEBHOOK_TOKEN": token}
@@ -408,7 +476,9 @@ def test_without_a_usable_token_it_does_not_start_and_says_how_to_make_one(veil,
     ],
 )
 def test_arguments_that_can_not_be_used_are_one_line(veil, arguments, named):
-    assert named in the_one_line(veil("watch", *arguments, environment={"VEIL_WEBHOOK_TOKEN": "t" * 32}))
+    assert named in the_one_line(
+        veil("watch", *arguments, environment={"VEIL_WEBHOOK_TOKEN": "t" * 32})
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["--http", f"{HOST}:0", "--poll", "5"], ["--poll", "0"]])

@@ -1,4 +1,6 @@
-"""`veil watch --poll`: what is new in a real store since the last look, each version of an object once."""
+"""`veil watch --poll`: what is new in a real store since the last look, each version of an object
+once.
+"""
 
 import base64
 import json
@@ -26,13 +28,17 @@ HOUR = 3600.0
 
 @pytest.fixture
 def looking(unattended, store, place):
-    """A source that looks at the test's place; ``look()`` once gives what it put on each of the queues."""
+    """A source that looks at the test's place; ``look()`` once gives what it put on each of the
+    queues.
+    """
     publisher = Publisher(unattended.app)
     trigger = Trigger(publisher, Selection(ROUTES, [f"s3://raw/{place}"]), "poll")
     source = PollingSource(store, unattended.client, trigger, 1.0, HOUR)
     source.place = PrefixUri("raw", place)
     source.publisher = publisher
-    source.taken = lambda: {name: taken(unattended.client, name, place) for name in ("uploads", "backfill")}
+    source.taken = lambda: {
+        name: taken(unattended.client, name, place) for name in ("uploads", "backfill")
+    }
 
     def look(stop=None):
         source.look(source.place, stop or Stop())
@@ -56,7 +62,10 @@ def test_the_first_look_takes_what_is_there_and_later_ones_what_is_new(looking, 
     for key in ("a.jpg", "d/b c+%20.jpg", "ü.jpg"):
         raw.put(place + key, b"1")
     found = looking.look_once()
-    assert (found["uploads"], sorted(found["backfill"])) == ([], ["a.jpg", "d/b c+%20.jpg", "ü.jpg"])
+    assert (found["uploads"], sorted(found["backfill"])) == (
+        [],
+        ["a.jpg", "d/b c+%20.jpg", "ü.jpg"],
+    )
 
     assert looking.look_once() == {"uploads": [], "backfill": []}
 
@@ -151,7 +160,9 @@ def test_a_bucket_that_is_not_there_ends_the_first_look(unattended, store):
         PollingSource(store, unattended.client, trigger, 1.0, HOUR).run(Stop())
 
 
-def test_the_command_finds_uploads_until_told_to_stop(unattended, start_watch, s3, raw, place, wait_until):
+def test_the_command_finds_uploads_until_told_to_stop(
+    unattended, start_watch, s3, raw, place, wait_until
+):
     settings = {**unattended.environment, **s3.environment()}
     raw.put(place + "before.jpg", b"1")
     raw.put(place + "before.txt", b"1")
@@ -177,7 +188,9 @@ ODD_KEYS = [
 
 
 class Listing(BaseHTTPRequestHandler):
-    """A store that lists `keys`, which are in percents and in the order of their bytes; real ones keep no such keys."""
+    """A store that lists `keys`, which are in percents and in the order of their bytes; real ones
+    keep no such keys.
+    """
 
     keys: list
     modified = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")

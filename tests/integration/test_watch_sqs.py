@@ -1,4 +1,6 @@
-"""`veil watch --sqs` with moto's S3 telling moto's SQS over HTTP: messages go when their pictures are on the queue."""
+"""`veil watch --sqs` with moto's S3 telling moto's SQS over HTTP: messages go when their pictures
+are on the queue.
+"""
 
 import base64
 import json
@@ -32,8 +34,14 @@ class Amazon:
         self.port = free_port()
         self.address = f"http://{HOST}:{self.port}"
         self.start()
-        options = {"aws_access_key_id": "any", "aws_secret_access_key": "any", "region_name": "us-east-1"}
-        self.s3, self.sqs = (boto3.client(name, endpoint_url=self.address, **options) for name in ("s3", "sqs"))
+        options = {
+            "aws_access_key_id": "any",
+            "aws_secret_access_key": "any",
+            "region_name": "us-east-1",
+        }
+        self.s3, self.sqs = (
+            boto3.client(name, endpoint_url=self.address, **options) for name in ("s3", "sqs")
+        )
 
     def start(self):
         self._server = ThreadedMotoServer(HOST, self.port, verbose=False)
@@ -51,7 +59,9 @@ class Amazon:
     def left(self, url):
         """How many messages wait there, and how many are in somebody's hands."""
         found = self._attributes(url)
-        return tuple(int(found[f"ApproximateNumberOfMessages{name}"]) for name in ("", "NotVisible"))
+        return tuple(
+            int(found[f"ApproximateNumberOfMessages{name}"]) for name in ("", "NotVisible")
+        )
 
     def _attributes(self, url):
         return self.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
@@ -79,10 +89,14 @@ def told(amazon, request):
 
 
 def sources(client, queue="uploads"):
-    return sorted(json.loads(message)["headers"]["argsrepr"] for message in client.lrange(queue, 0, -1))
+    return sorted(
+        json.loads(message)["headers"]["argsrepr"] for message in client.lrange(queue, 0, -1)
+    )
 
 
-def test_uploads_go_to_the_queue_and_their_messages_go(amazon, told, unattended, start_watch, wait_until):
+def test_uploads_go_to_the_queue_and_their_messages_go(
+    amazon, told, unattended, start_watch, wait_until
+):
     with start_watch("--sqs", told, environment={**unattended.environment, **KEYS}) as trigger:
         for key in [*ODD_KEYS, "folder/"]:
             amazon.s3.put_object(Bucket="raw", Key=key, Body=b"x")
@@ -124,7 +138,9 @@ def test_while_redis_is_away_messages_are_kept_and_nobody_else_gets_them(
 
 @pytest.fixture
 def source(amazon, unattended, monkeypatch):
-    """Takes messages in this process, from the queue that it is given; they are hidden for a second only."""
+    """Takes messages in this process, from the queue that it is given; they are hidden for a second
+    only.
+    """
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sqs, "VISIBILITY_SECONDS", 1)
@@ -145,7 +161,9 @@ def record(key):
     return {"Records": [{"eventName": "ObjectCreated:Put", "s3": entry}]}
 
 
-def test_what_is_malformed_is_left_for_the_redrive_policy_and_the_rest_is_taken(amazon, source, unattended, wait_until):
+def test_what_is_malformed_is_left_for_the_redrive_policy_and_the_rest_is_taken(
+    amazon, source, unattended, wait_until
+):
     dead = amazon.new_queue("dead")
     policy = json.dumps({"deadLetterTargetArn": amazon.arn(dead), "maxReceiveCount": 2})
     url = amazon.new_queue("redriven", RedrivePolicy=policy)
@@ -168,12 +186,18 @@ def test_what_is_malformed_is_left_for_the_redrive_policy_and_the_rest_is_taken(
     assert len(sources(unattended.client)) == 2
 
 
-def test_no_odd_message_ends_the_trigger_or_comes_back_for_good(amazon, source, unattended, wait_until):
+def test_no_odd_message_ends_the_trigger_or_comes_back_for_good(
+    amazon, source, unattended, wait_until
+):
     dead = amazon.new_queue("odd-dead")
     policy = json.dumps({"deadLetterTargetArn": amazon.arn(dead), "maxReceiveCount": 2})
     url = amazon.new_queue("odd", RedrivePolicy=policy)
     # What SQS takes: text of up to 256 KiB.
-    odd = [text for body in ODD_BODIES.values() if (text := body.decode(errors="ignore")) and len(body) < 200_000]
+    odd = [
+        text
+        for body in ODD_BODIES.values()
+        if (text := body.decode(errors="ignore")) and len(body) < 200_000
+    ]
     for number, body in enumerate(odd):
         amazon.sqs.send_message(QueueUrl=url, MessageBody=body.replace("\0", "") or "x")
         amazon.sqs.send_message(QueueUrl=url, MessageBody=json.dumps(record(f"{number}.jpg")))
@@ -187,7 +211,9 @@ def test_no_odd_message_ends_the_trigger_or_comes_back_for_good(amazon, source, 
         wait_until(all_gone)
     good = {f"s3://raw/{number}.jpg" for number in range(len(odd))}
     assert good <= set(sources(unattended.client))
-    assert "s3://raw/d/a.jpg" in sources(unattended.client), "an odd ETag is no reason to leave a picture out"
+    assert "s3://raw/d/a.jpg" in sources(unattended.client), (
+        "an odd ETag is no reason to leave a picture out"
+    )
     assert amazon.left(dead)[0] > 5
     assert trigger.malformed == 2 * amazon.left(dead)[0]
     assert len([line for line in lines if line["event"] == "malformed"]) == trigger.malformed
@@ -197,8 +223,14 @@ def test_a_record_that_is_not_understood_keeps_its_neighbours_from_nothing_and_i
     amazon, source, unattended
 ):
     url = amazon.new_queue("mixed")
-    records = [*record("a.jpg")["Records"], {"eventName": "ObjectCreated:Put"}, *record("../b.jpg")["Records"]]
-    amazon.sqs.send_message(QueueUrl=url, MessageBody=json.dumps({"Records": [*records, *record("c.jpg")["Records"]]}))
+    records = [
+        *record("a.jpg")["Records"],
+        {"eventName": "ObjectCreated:Put"},
+        *record("../b.jpg")["Records"],
+    ]
+    amazon.sqs.send_message(
+        QueueUrl=url, MessageBody=json.dumps({"Records": [*records, *record("c.jpg")["Records"]]})
+    )
     taking, queue, trigger = source(url)
     with capture_logs() as lines:
         taking.take(queue.receive(), Stop())
@@ -225,7 +257,9 @@ def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypa
             finally:
                 amazon.start()
             amazon.s3.put_object(Bucket="raw", Key="since.jpg", Body=b"x")
-            wait_until(lambda: sources(unattended.client) == ["s3://raw/before.jpg", "s3://raw/since.jpg"])
+            wait_until(
+                lambda: sources(unattended.client) == ["s3://raw/before.jpg", "s3://raw/since.jpg"]
+            )
         finally:
             stop.requested = True
             running.join(30)
@@ -236,7 +270,9 @@ def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypa
 def test_a_fifo_queue_is_taken_too(amazon, source, unattended):
     url = amazon.new_queue("ordered.fifo", FifoQueue="true", ContentBasedDeduplication="true")
     for number in range(3):
-        amazon.sqs.send_message(QueueUrl=url, MessageBody=json.dumps(record(f"{number}.jpg")), MessageGroupId="g")
+        amazon.sqs.send_message(
+            QueueUrl=url, MessageBody=json.dumps(record(f"{number}.jpg")), MessageGroupId="g"
+        )
     taking, queue, _ = source(url)
     assert not queue.has_redrive_policy()
     while messages := queue.receive():
@@ -253,12 +289,17 @@ class EndsSoon(Stop):
         return True
 
 
-def test_told_to_stop_while_redis_is_away_it_gives_the_messages_back(amazon, source, quiet_port, unattended):
+def test_told_to_stop_while_redis_is_away_it_gives_the_messages_back(
+    amazon, source, quiet_port, unattended
+):
     url = amazon.new_queue("given-back")
     amazon.sqs.send_message(QueueUrl=url, MessageBody=json.dumps(record("a.jpg")))
     taking, queue, _ = source(url)
     messages = queue.receive()
-    unattended.app.conf.broker_url, before = f"redis://{HOST}:{quiet_port}/0", unattended.app.conf.broker_url
+    unattended.app.conf.broker_url, before = (
+        f"redis://{HOST}:{quiet_port}/0",
+        unattended.app.conf.broker_url,
+    )
     try:
         taking.take(messages, EndsSoon())
     finally:
@@ -275,15 +316,21 @@ def the_one_line(done):
 
 
 def test_a_queue_that_is_not_there_is_one_line(amazon, veil):
-    line = the_one_line(veil("watch", "--sqs", f"{amazon.address}/123456789012/absent", environment=KEYS))
+    line = the_one_line(
+        veil("watch", "--sqs", f"{amazon.address}/123456789012/absent", environment=KEYS)
+    )
     assert "there is no such queue" in line
 
 
 def test_without_credentials_it_is_one_line(amazon, veil):
-    assert "AccessDenied" in the_one_line(veil("watch", "--sqs", f"{amazon.address}/123456789012/any"))
+    assert "AccessDenied" in the_one_line(
+        veil("watch", "--sqs", f"{amazon.address}/123456789012/any")
+    )
 
 
-def test_another_endpoint_can_be_named_by_botos_own_variable(amazon, told, unattended, start_watch, wait_until):
+def test_another_endpoint_can_be_named_by_botos_own_variable(
+    amazon, told, unattended, start_watch, wait_until
+):
     url = told.replace(str(amazon.port), "1")
     settings = {**unattended.environment, **KEYS, "AWS_ENDPOINT_URL_SQS": amazon.address}
     with start_watch("--sqs", url, environment=settings):

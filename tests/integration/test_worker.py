@@ -13,7 +13,12 @@ import pytest
 from PIL import Image, ImageOps
 
 GPS_IFD = 0x8825
-SAMPLES = {"gallery.jpg": "JPEG", "hallway.png": "PNG", "office.webp": "WEBP", "sideways.jpg": "JPEG"}
+SAMPLES = {
+    "gallery.jpg": "JPEG",
+    "hallway.png": "PNG",
+    "office.webp": "WEBP",
+    "sideways.jpg": "JPEG",
+}
 CONTENT_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 STAGES = ["fetching", "decoding", "detecting", "masking", "encoding", "storing"]
 
@@ -41,7 +46,9 @@ def far_from(boxes, shape):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_picture_comes_out_in_its_format_with_every_face_hidden(worker, queue, raw, clean, samples, place, name):
+def test_a_picture_comes_out_in_its_format_with_every_face_hidden(
+    worker, queue, raw, clean, samples, place, name
+):
     source = raw.put(place + name, samples[name].read_bytes())
     with Image.open(samples[name]) as image:
         before = upright(image)
@@ -93,7 +100,9 @@ def test_where_a_picture_was_taken_never_comes_out(worker, queue, raw, clean, sa
         assert not image.getexif().get_ifd(GPS_IFD)
 
 
-def test_development_pictures_come_out_with_every_labelled_face_hidden(worker, queue, raw, clean, data, place):
+def test_development_pictures_come_out_with_every_labelled_face_hidden(
+    worker, queue, raw, clean, data, place
+):
     folder = data("seed")
     labels = json.loads((folder / "annotations.json").read_text())["images"]
     (item,) = (item for item in labels if item["file"] == "images/input_4.jpg")
@@ -174,7 +183,9 @@ def test_a_source_that_changed_is_done_again(worker, queue, raw, clean, portrait
     report = queue.report(source)
 
     assert report["status"] == "anonymized"
-    assert clean.head(place + "a.jpg")["Metadata"]["veil-source-etag"] == raw.head(place + "a.jpg")["ETag"].strip('"')
+    assert clean.head(place + "a.jpg")["Metadata"]["veil-source-etag"] == raw.head(place + "a.jpg")[
+        "ETag"
+    ].strip('"')
     with clean.open(place + "a.jpg") as image, Image.open(samples["admiral.jpg"]) as expected:
         assert image.size == expected.size
 
@@ -188,7 +199,9 @@ def test_an_output_goes_where_the_message_says(worker, queue, raw, clean, portra
     assert clean.keys(place) == [place + "elsewhere/b.jpg"]
 
 
-def test_one_picture_asked_for_many_times_at_once_is_one_good_output(worker, queue, raw, clean, portrait, place):
+def test_one_picture_asked_for_many_times_at_once_is_one_good_output(
+    worker, queue, raw, clean, portrait, place
+):
     source = raw.put(place + "a.jpg", portrait)
 
     reports = [result.get(timeout=60) for result in [queue.send(source) for _ in range(6)]]
@@ -199,7 +212,9 @@ def test_one_picture_asked_for_many_times_at_once_is_one_good_output(worker, que
         image.load()
 
 
-def test_a_producer_loads_nothing_heavy_and_gets_its_report(worker, environment, raw, clean, portrait, place):
+def test_a_producer_loads_nothing_heavy_and_gets_its_report(
+    worker, environment, raw, clean, portrait, place
+):
     source = raw.put(place + "a.jpg", portrait)
     script = """
 import json, sys
@@ -234,18 +249,24 @@ def test_every_stage_is_an_event_in_its_order(worker, queue, raw, portrait, plac
 
     with queue.app.connection_for_read() as connection:
         receiver = queue.app.events.Receiver(connection, handlers={"*": hear})
-        listener = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None), daemon=True)
+        listener = threading.Thread(
+            target=lambda: receiver.capture(limit=None, timeout=None), daemon=True
+        )
         listener.start()
         assert listening.wait(30), "a worker answers a new listener with a heartbeat"
         result = queue.send(source)
         result.get(timeout=60)
-        wait_until(lambda: any(e["type"] == "task-succeeded" and e["uuid"] == result.id for e in events))
+        wait_until(
+            lambda: any(e["type"] == "task-succeeded" and e["uuid"] == result.id for e in events)
+        )
         receiver.should_stop = True
         listener.join(30)
 
     types = [event["type"] for event in events if event.get("uuid") == result.id]
     # Celery sends its own events in batches, so only the order of the stages is certain.
-    assert [kind for kind in types if kind.removeprefix("task-") in STAGES] == [f"task-{stage}" for stage in STAGES]
+    assert [kind for kind in types if kind.removeprefix("task-") in STAGES] == [
+        f"task-{stage}" for stage in STAGES
+    ]
     assert {"task-received", "task-started", "task-succeeded"} <= set(types)
     state = queue.app.events.State()
     shown = []
@@ -283,7 +304,9 @@ def test_no_secret_is_in_the_log(worker, queue, raw, portrait, place, secrets_of
         assert secret not in worker.log
 
 
-def test_one_message_is_one_piece_of_work_in_either_queue(worker, queue, raw, portrait, place, wait_until):
+def test_one_message_is_one_piece_of_work_in_either_queue(
+    worker, queue, raw, portrait, place, wait_until
+):
     for name in ("uploads", "backfill"):
         source = raw.put(f"{place}{name}.jpg", portrait)
         result = queue.app.send_task("veil.anonymize_image", (source,), queue=name)

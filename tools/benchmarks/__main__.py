@@ -58,7 +58,10 @@ def main() -> int:
     names = sys.argv[1:] or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:
-            print(f"bench: no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
+            print(
+                f"bench: no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}",
+                file=sys.stderr,
+            )
             return 2
     try:
         print(json.dumps({"bench": "machine", **machine.described()}), flush=True)

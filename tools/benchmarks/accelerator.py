@@ -24,8 +24,17 @@ PICTURES, ROUNDS = 100, 3
 
 def run() -> None:
     """Print a line for each speed of the device."""
-    count, rounds = int(os.environ.get("PICTURES") or PICTURES), int(os.environ.get("ROUNDS") or ROUNDS)
-    table = Table("device, megapixels/s", "pictures/s", "device alone", "ratio", "processor seconds a picture: worker")
+    count, rounds = (
+        int(os.environ.get("PICTURES") or PICTURES),
+        int(os.environ.get("ROUNDS") or ROUNDS),
+    )
+    table = Table(
+        "device, megapixels/s",
+        "pictures/s",
+        "device alone",
+        "ratio",
+        "processor seconds a picture: worker",
+    )
     for speed in (os.environ.get("SPEEDS") or SPEEDS).split(","):
         with stack.started() as running:
             wanted = end_to_end.wanted(running, count)
@@ -37,6 +46,8 @@ def run() -> None:
             figures = end_to_end.measured(running, wanted, rounds, stand_in.__name__, settings)
         line = {"bench": "accelerator", "device_megapixels_per_second": float(speed), **figures}
         print(json.dumps(line), flush=True)
-        cells = (f"{figures[name]:.2f}" for name in ("pictures_per_second", "detector_bound", "ratio"))
+        cells = (
+            f"{figures[name]:.2f}" for name in ("pictures_per_second", "detector_bound", "ratio")
+        )
         table.add_row(speed, *cells, f"{figures['cpu_seconds_a_picture']['worker']:.4f}")
     Console(stderr=True, width=120).print(table)

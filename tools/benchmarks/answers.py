@@ -38,7 +38,9 @@ def distances(found: Detections, width: int, height: int) -> NDArray[np.float32]
     beyond = np.maximum(-first, last - canvas) / max(width, height)
     points, sides = found.seen.landmarks, (last - first)[:, None]
     outside = np.maximum(first[:, None] - points, points - last[:, None]) / sides
-    return np.stack([inside.min(axis=1), beyond.max(axis=1), outside.max(axis=(1, 2))], axis=1).astype(np.float32)
+    return np.stack(
+        [inside.min(axis=1), beyond.max(axis=1), outside.max(axis=(1, 2))], axis=1
+    ).astype(np.float32)
 
 
 def main(names: list[str]) -> int:

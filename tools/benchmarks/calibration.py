@@ -17,7 +17,14 @@ import numpy as np
 
 from tools.benchmarks.exposure import SETS, sources
 from worker.detection.centerface import SCORE_THRESHOLD, WEIGHTS
-from worker.detection.centerface.network import CALIBRATION, Addition, Calibration, Convolution, Floats, Network
+from worker.detection.centerface.network import (
+    CALIBRATION,
+    Addition,
+    Calibration,
+    Convolution,
+    Floats,
+    Network,
+)
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.tf import tf
@@ -54,7 +61,10 @@ def spans(network: Network, pictures: Iterator[Pixels]) -> Spans:
     @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32)], autograph=False)
     def measured(picture):  # type: ignore[no-untyped-def]
         tensors = network.tensors(picture)
-        return {name: (tf.reduce_min(t, [0, 1, 2]), tf.reduce_max(t, [0, 1, 2])) for name, t in tensors.items()}
+        return {
+            name: (tf.reduce_min(t, [0, 1, 2]), tf.reduce_max(t, [0, 1, 2]))
+            for name, t in tensors.items()
+        }
 
     found: Spans = {}
     for picture in pictures:
@@ -86,13 +96,18 @@ def scales(network: Network, found: Spans) -> Mapping[str, Floats]:
     with alpha 0.5.
     """
     result: dict[str, Floats] = {}
-    convolutions = [*(step for step in network.steps if isinstance(step, Convolution)), network.heads]
+    convolutions = [
+        *(step for step in network.steps if isinstance(step, Convolution)),
+        network.heads,
+    ]
     for names in tied(network):
         readers = [each for each in convolutions if each.source in names]
         values = _no_less(np.max([np.abs(span) for name in names for span in found[name]], axis=0))
         scale = values
         if not all(reader.depthwise for reader in readers):
-            weights = np.max([np.abs(reader.kernel).max(axis=(0, 1, 3)) for reader in readers], axis=0)
+            weights = np.max(
+                [np.abs(reader.kernel).max(axis=(0, 1, 3)) for reader in readers], axis=0
+            )
             scale = np.sqrt(values / _no_less(weights))
         result |= dict.fromkeys(names, (scale / scale.max()).astype(np.float32))
     return {step.target: result[step.target] for step in network.steps}

@@ -21,7 +21,9 @@ def run() -> None:
     if (data := annotated_sets("check")) is None:
         return
     every = int(os.environ.get("EVERY", "1"))
-    table = Table("set", "pictures", "with finds", "faces found", "left", "exposed", "spill", "CPU seconds")
+    table = Table(
+        "set", "pictures", "with finds", "faces found", "left", "exposed", "spill", "CPU seconds"
+    )
     for name in SETS:
         with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
             sample = _sample(data / name, Path(folder), every)

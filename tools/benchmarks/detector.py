@@ -58,16 +58,29 @@ def run() -> None:
                 height, width = (int(side) for side in shape.split("x"))
                 canvas = folder / f"{shape}.npy"
                 photograph = next(pictures.photographs(1))
-                np.save(canvas, np.asarray(ImageOps.fit(photograph, (width, height), Image.Resampling.BICUBIC)))
-                figures = _compare(sides, canvas, height * width / 1e6, int(os.environ.get("ROUNDS") or ROUNDS))
+                np.save(
+                    canvas,
+                    np.asarray(ImageOps.fit(photograph, (width, height), Image.Resampling.BICUBIC)),
+                )
+                figures = _compare(
+                    sides, canvas, height * width / 1e6, int(os.environ.get("ROUNDS") or ROUNDS)
+                )
                 for engine, measured in figures.items():
-                    line = {"bench": "detector", "engine": engine, "canvas": shape, "processors": count, **measured}
+                    line = {
+                        "bench": "detector",
+                        "engine": engine,
+                        "canvas": shape,
+                        "processors": count,
+                        **measured,
+                    }
                     print(json.dumps(line), flush=True)
                     table.add_row(shape, engine, *(f"{value:.2f}" for value in measured.values()))
     Console(stderr=True).print(table)
 
 
-def _compare(sides: dict[str, Child], canvas: Path, megapixels: float, rounds: int) -> dict[str, dict[str, float]]:
+def _compare(
+    sides: dict[str, Child], canvas: Path, megapixels: float, rounds: int
+) -> dict[str, dict[str, float]]:
     used = {name: {"seconds": 0.0, "cpu_seconds": 0.0} for name in sides}
     for side in sides.values():
         side.ask(canvas=str(canvas), repeat=2)

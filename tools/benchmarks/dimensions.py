@@ -1,8 +1,10 @@
-"""Pictures of every dimension and density: which faces are hidden, in how long, with how much memory.
+"""Pictures of every dimension and density: which faces are hidden, in how long, with how much
+memory.
 
-Sharp portraits of known sizes are put into panoramas, screenshots and large photographs, and into walls of thousands of
-faces. A face is hidden if nine tenths of the pixels of its eyes changed. The pictures are PNGs. A process of its own,
-which has loaded its model, works on each. PICTURES names some of them (``panorama,scroll``).
+Sharp portraits of known sizes are put into panoramas, screenshots and large photographs, and into
+walls of thousands of faces. A face is hidden if nine tenths of the pixels of its eyes changed. The
+pictures are PNGs. A process of its own, which has loaded its model, works on each. PICTURES names
+some of them (``panorama,scroll``).
 """
 
 import json
@@ -37,12 +39,23 @@ SIZES = (24, 32, 48, 64, 80, 100, 130, 170, 220, 300)  # of faces, in pixels
 SEED = 3
 CELL = 60  # pixels of the ground's structure
 TRIES = 20_000
-COLUMNS = ("picture", "megapixels", "faces", "hidden", "clear_by_size", "seconds", "detect", "peak_mib")
+COLUMNS = (
+    "picture",
+    "megapixels",
+    "faces",
+    "hidden",
+    "clear_by_size",
+    "seconds",
+    "detect",
+    "peak_mib",
+)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture `width` x `height` pixels large: `repeats` faces of each of SIZES, or a wall of heads `wall` wide."""
+    """A picture `width` x `height` pixels large: `repeats` faces of each of SIZES, or a wall of
+    heads `wall` wide.
+    """
 
     name: str
     width: int
@@ -65,7 +78,9 @@ SCENES = (
 
 
 def run() -> None:
-    """Print a line for each picture: its faces and those that are hidden, by size, seconds and MiB."""
+    """Print a line for each picture: its faces and those that are hidden, by size, seconds and
+    MiB.
+    """
     chosen = os.environ.get("PICTURES", "")
     names = set(chosen.split(",")) if chosen else {scene.name for scene in SCENES}
     portrait = photograph(ASTRONAUT, platformdirs.user_cache_path("veil") / "samples")
@@ -76,8 +91,13 @@ def run() -> None:
             image, heads = made(scene, portrait.crop(HEAD))
             image.save(path, compress_level=1)
             figures = _measured(path)
-            before, after = np.asarray(image), np.asarray(Image.open(path.with_suffix(".out")).convert("RGB"))
-            clear = [size for size, *place in heads if _changed(before, after, size, *place) < HIDDEN]
+            before, after = (
+                np.asarray(image),
+                np.asarray(Image.open(path.with_suffix(".out")).convert("RGB")),
+            )
+            clear = [
+                size for size, *place in heads if _changed(before, after, size, *place) < HIDDEN
+            ]
             line: dict[str, Any] = {
                 "picture": scene.name,
                 "megapixels": round(scene.width * scene.height / 1e6, 1),
@@ -89,14 +109,18 @@ def run() -> None:
             print(json.dumps({"bench": "dimensions", **line}), flush=True)
             shown = {
                 **line,
-                "clear_by_size": ", ".join(f"{n} of {size} px" for size, n in line["clear_by_size"].items()),
+                "clear_by_size": ", ".join(
+                    f"{n} of {size} px" for size, n in line["clear_by_size"].items()
+                ),
             }
             table.add_row(*(str(shown[name]) for name in COLUMNS))
     Console(stderr=True, width=120).print(table)
 
 
 def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, int, int]]]:
-    """Return the picture of a `scene`, and (size of the face, x, y of the head's corner) of each head in it."""
+    """Return the picture of a `scene`, and (size of the face, x, y of the head's corner) of each
+    head in it.
+    """
     chance = random.Random(SEED)
     if scene.wall:
         return _wall(scene, head, chance)
@@ -109,8 +133,13 @@ def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, 
     for size in sorted(SIZES * scene.repeats, reverse=True):
         one = _head(head, size)
         for _ in range(TRIES):
-            x, y = chance.randrange(scene.width - one.width), chance.randrange(scene.height - one.height)
-            if all(x + one.width < a or c < x or y + one.height < b or d < y for a, b, c, d in taken):
+            x, y = (
+                chance.randrange(scene.width - one.width),
+                chance.randrange(scene.height - one.height),
+            )
+            if all(
+                x + one.width < a or c < x or y + one.height < b or d < y for a, b, c, d in taken
+            ):
                 image.paste(one, (x, y))
                 taken.append((x, y, x + one.width, y + one.height))
                 heads.append((size, x, y))
@@ -118,8 +147,12 @@ def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, 
     return image, heads
 
 
-def _wall(scene: Scene, head: Image.Image, chance: random.Random) -> tuple[Image.Image, list[tuple[int, int, int]]]:
-    """Return heads side by side without a gap, each of another brightness, every other one mirrored."""
+def _wall(
+    scene: Scene, head: Image.Image, chance: random.Random
+) -> tuple[Image.Image, list[tuple[int, int, int]]]:
+    """Return heads side by side without a gap, each of another brightness, every other one
+    mirrored.
+    """
     size = scene.wall * FACE // head.width
     one = _head(head, size)
     image = Image.new("RGB", (scene.width, scene.height))
@@ -133,10 +166,15 @@ def _wall(scene: Scene, head: Image.Image, chance: random.Random) -> tuple[Image
 
 
 def _head(head: Image.Image, size: int) -> Image.Image:
-    return head.resize((round(head.width * size / FACE), round(head.height * size / FACE)), Image.Resampling.LANCZOS)
+    return head.resize(
+        (round(head.width * size / FACE), round(head.height * size / FACE)),
+        Image.Resampling.LANCZOS,
+    )
 
 
-def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8], size: int, x: int, y: int) -> float:
+def _changed(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], size: int, x: int, y: int
+) -> float:
     """Return the share of the pixels of a face's eyes that changed."""
     x1, y1, x2, y2 = (round(side * size / FACE) for side in EYES)
     eyes = slice(y + y1, y + y2), slice(x + x1, x + x2)
@@ -144,7 +182,9 @@ def _changed(before: NDArray[np.uint8], after: NDArray[np.uint8], size: int, x: 
 
 
 def _measured(path: Path) -> dict[str, Any]:
-    """Return the seconds and MiB of a process that anonymizes `path` and writes the output beside it."""
+    """Return the seconds and MiB of a process that anonymizes `path` and writes the output beside
+    it.
+    """
     command = [sys.executable, "-m", __name__, str(path)]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     figures: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -164,7 +204,12 @@ def main(path: Path) -> None:
     path.with_suffix(".out").write_bytes(result.content)
     print(
         json.dumps(
-            {"seconds": round(seconds, 2), "peak_mib": peak() >> 20, "found": len(result.detections), **watch.seconds}
+            {
+                "seconds": round(seconds, 2),
+                "peak_mib": peak() >> 20,
+                "found": len(result.detections),
+                **watch.seconds,
+            }
         )
     )
 

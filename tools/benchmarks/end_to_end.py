@@ -30,12 +30,21 @@ LIMIT_SECONDS = 300.0
 
 def run() -> None:
     """Print pictures per second of both, their ratio, and processor seconds per picture."""
-    count, rounds = int(os.environ.get("PICTURES") or PICTURES), int(os.environ.get("ROUNDS") or ROUNDS)
+    count, rounds = (
+        int(os.environ.get("PICTURES") or PICTURES),
+        int(os.environ.get("ROUNDS") or ROUNDS),
+    )
     with stack.started() as running:
         figures = measured(running, wanted(running, count), rounds)
     print(json.dumps({"bench": "end_to_end", **figures}), flush=True)
     table = Table(
-        "pictures/s", "detector alone", "ratio", "processor seconds a picture: worker", "store", "Redis", "alone"
+        "pictures/s",
+        "detector alone",
+        "ratio",
+        "processor seconds a picture: worker",
+        "store",
+        "Redis",
+        "alone",
     )
     cpu = figures["cpu_seconds_a_picture"]
     table.add_row(
@@ -63,7 +72,11 @@ def measured(
     """Return the figures of a worker and of its detector alone: those of Veil or of `module`."""
     program = [sys.executable, "-m", module] if module else stack.VEIL
     worker = running.worker(program, **(settings or {}))
-    processes = {"worker": worker.pid, "store": running.s3.server.pid, "redis": running.redis.server.pid}
+    processes = {
+        "worker": worker.pid,
+        "store": running.s3.server.pid,
+        "redis": running.redis.server.pid,
+    }
     used = dict.fromkeys(processes, 0.0)
     seconds: list[float] = []
     bounds: list[Spent] = []
@@ -81,10 +94,14 @@ def measured(
     return _figures(len(wanted), seconds, bounds, used)
 
 
-def _figures(count: int, seconds: list[float], bounds: list[Spent], used: dict[str, float]) -> dict[str, Any]:
+def _figures(
+    count: int, seconds: list[float], bounds: list[Spent], used: dict[str, float]
+) -> dict[str, Any]:
     through, alone_ = sum(seconds), sum(spent.seconds for spent in bounds)
     each = {name: round(value / (count * len(seconds)), 4) for name, value in used.items()}
-    each["detector_alone"] = round(sum(spent.cpu_seconds for spent in bounds) / (count * len(bounds)), 4)
+    each["detector_alone"] = round(
+        sum(spent.cpu_seconds for spent in bounds) / (count * len(bounds)), 4
+    )
     return {
         "pictures": count,
         "rounds": len(seconds),
@@ -107,6 +124,9 @@ def _worked_off(running: Stack, wanted: list[Path], name: str) -> float:
 
 def _uploaded(running: Stack, wanted: list[Path], name: str) -> list[str]:
     """Upload the files `wanted` below `name`, and return their keys."""
-    files = [(f"{name}/{number:04}{path.suffix}", path.read_bytes()) for number, path in enumerate(wanted)]
+    files = [
+        (f"{name}/{number:04}{path.suffix}", path.read_bytes())
+        for number, path in enumerate(wanted)
+    ]
     running.upload(files)
     return [key for key, _ in files]

@@ -56,7 +56,9 @@ class SimulatedStore(ObjectStore):
 
 def run() -> None:
     """Print a line for each number of keys, and one for the uploads."""
-    table = Table("keys", "keys/s", "Redis at its peak", "queue at its peak", "producer at its peak")
+    table = Table(
+        "keys", "keys/s", "Redis at its peak", "queue at its peak", "producer at its peak"
+    )
     for keys in KEYS:
         figures = _filling(keys)
         print(json.dumps({"bench": "enqueue", **figures}), flush=True)
@@ -198,19 +200,25 @@ def _work() -> None:
         def check_store(self, route: Route) -> None:
             """Do nothing: there is no store."""
 
-        def run(self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]) -> AnonymizeReport:
+        def run(
+            self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]
+        ) -> AnonymizeReport:
             source = str(routed.request.source)
             app.backend.client.hset(STARTED, source, time.time())
             on_stage("detecting")
             time.sleep(PICTURE_SECONDS)
             confirm()
-            return AnonymizeReport(status="anonymized", source=source, destination=None, recipe=self.recipe)
+            return AnonymizeReport(
+                status="anonymized", source=source, destination=None, recipe=self.recipe
+            )
 
     # Celery prints several lines for root, the user of many containers.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")
     logs.configure("json")  # on standard error
     app.build_pipeline = lambda *_: Pipeline()
-    app.Worker(pool="threads", concurrency=1, queues="uploads,backfill", loglevel="ERROR", quiet=True).start()
+    app.Worker(
+        pool="threads", concurrency=1, queues="uploads,backfill", loglevel="ERROR", quiet=True
+    ).start()
 
 
 def _app(redis: Redis) -> Any:

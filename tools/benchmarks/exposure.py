@@ -80,7 +80,9 @@ def measure(folder: Path, environment: Mapping[str, str] = MappingProxyType({}))
         started, used = time.perf_counter(), _cpu_seconds()
         veil = [str(Path(sys.executable).parent / "veil"), "anonymize", str(folder / "images")]
         veil += ["--output", f"{output}/images", "--json"]
-        printed = subprocess.run(veil, check=True, capture_output=True, text=True, env={**os.environ, **environment})
+        printed = subprocess.run(
+            veil, check=True, capture_output=True, text=True, env={**os.environ, **environment}
+        )
         seconds, used = time.perf_counter() - started, _cpu_seconds() - used
         outcomes = [json.loads(line) for line in printed.stdout.splitlines()]
         return Measured(judged(folder, Path(output) / "images"), outcomes, seconds, used)
@@ -94,7 +96,16 @@ def _cpu_seconds() -> float:
 
 def judged(folder: Path, outputs: Path) -> dict[str, Any]:
     """Return the verdict of the judge on the `outputs` of the annotated set in `folder`."""
-    command = [sys.executable, str(sources()[1]), "--clear", str(folder), "--anonymized", str(outputs)]
+    command = [
+        sys.executable,
+        str(sources()[1]),
+        "--clear",
+        str(folder),
+        "--anonymized",
+        str(outputs),
+    ]
     command += ["--annotations", str(folder / "annotations.json"), "--json"]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
     return found

@@ -47,15 +47,27 @@ def run() -> None:
         found: Counter[str] = Counter()
         folder = sources()[0] / name
         for item in json.loads((folder / "annotations.json").read_text())["images"][::every]:
-            _count(folder, item, lambda canvas: model.predict(canvas[None])[0], threshold, faces, found)
-        shares = {each: round(found[each] / faces[each], 3) if faces[each] else None for each in classes}
-        print(json.dumps({"bench": "face_sizes", "set": name, "faces": dict(faces), "found": shares}), flush=True)
+            _count(
+                folder, item, lambda canvas: model.predict(canvas[None])[0], threshold, faces, found
+            )
+        shares = {
+            each: round(found[each] / faces[each], 3) if faces[each] else None for each in classes
+        }
+        print(
+            json.dumps({"bench": "face_sizes", "set": name, "faces": dict(faces), "found": shares}),
+            flush=True,
+        )
         table.add_row(name, *(str(share) for share in shares.values()))
     Console(stderr=True).print(table)
 
 
 def _count(
-    folder: Path, item: dict[str, Any], infer: Any, threshold: float, faces: Counter[str], found: Counter[str]
+    folder: Path,
+    item: dict[str, Any],
+    infer: Any,
+    threshold: float,
+    faces: Counter[str],
+    found: Counter[str],
 ) -> None:
     """Count faces and found faces of one picture in each of its sizes."""
     boxes = np.array(_plain(item), np.float32).reshape(-1, 4)
@@ -75,7 +87,9 @@ def _count(
             for low, high in pairwise(BOUNDS):
                 if low <= side < high:
                     faces[f"{low}-{high}"] += 1
-                    found[f"{low}-{high}"] += bool(overlap(box, detected.boxes_xyxy).max(initial=0) >= SAME_FACE)
+                    found[f"{low}-{high}"] += bool(
+                        overlap(box, detected.boxes_xyxy).max(initial=0) >= SAME_FACE
+                    )
 
 
 def _plain(item: dict[str, Any]) -> list[list[float]]:

@@ -46,7 +46,9 @@ def record() -> None:
 def compare() -> None:
     for name, bits in ROUNDED_TO.items():
         _report(name, "tensorflow", partial(_rounded, bits))
-    plain = partial(Interpreter, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    plain = partial(
+        Interpreter, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
     with patch.object(litert, "Interpreter", plain):
         model = default_model("litert")
         _report("without XNNPACK", "litert", lambda canvas: sure(model, canvas))
@@ -59,9 +61,20 @@ def _report(name: str, engine: str, detect: Callable[[Pixels], Detections]) -> N
         x1, y1, x2, y2 = recorded["box_xyxy"]
         score = max(score, abs(now["score"] - recorded["score"]))
         for part in ("box_xyxy", "landmarks"):
-            off = np.abs(np.subtract(now[part], recorded[part])).max() / np.sqrt((x2 - x1) * (y2 - y1))
+            off = np.abs(np.subtract(now[part], recorded[part])).max() / np.sqrt(
+                (x2 - x1) * (y2 - y1)
+            )
             position = max(position, float(off))
-    print(json.dumps({"arithmetic": name, "engine": engine, "score": round(score, 4), "position": round(position, 4)}))
+    print(
+        json.dumps(
+            {
+                "arithmetic": name,
+                "engine": engine,
+                "score": round(score, 4),
+                "position": round(position, 4),
+            }
+        )
+    )
 
 
 def _rounded(bits: int, canvas: Pixels) -> Detections:
@@ -73,14 +86,22 @@ def _rounded(bits: int, canvas: Pixels) -> Detections:
 
     def rounded(values: Any) -> Any:
         whole = tf.bitcast(tf.convert_to_tensor(values, tf.float32), tf.int32)
-        return tf.bitcast(tf.bitwise.bitwise_and(whole + (1 << (dropped - 1)), -(1 << dropped)), tf.float32)
+        return tf.bitcast(
+            tf.bitwise.bitwise_and(whole + (1 << (dropped - 1)), -(1 << dropped)), tf.float32
+        )
 
     plain, depthwise = tf.nn.conv2d, tf.nn.depthwise_conv2d
     network = Network.of(WEIGHTS.fetch())
     with (
-        patch.object(tf.nn, "conv2d", lambda values, kernel, *more: plain(rounded(values), rounded(kernel), *more)),
         patch.object(
-            tf.nn, "depthwise_conv2d", lambda values, kernel, *more: depthwise(rounded(values), rounded(kernel), *more)
+            tf.nn,
+            "conv2d",
+            lambda values, kernel, *more: plain(rounded(values), rounded(kernel), *more),
+        ),
+        patch.object(
+            tf.nn,
+            "depthwise_conv2d",
+            lambda values, kernel, *more: depthwise(rounded(values), rounded(kernel), *more),
         ),
     ):
         return maps.decode(network(tf.constant(canvas[None].astype(np.float32))).numpy()[0])

@@ -28,28 +28,53 @@ LOAD = 0.8
 WARM_UP = 24
 MEGAPIXELS = 1.0
 LIMIT_SECONDS = 300.0
-PAUSE_SECONDS = 0.1  # longest pause before an idle picture; workers poll an empty queue every 0.04 s
+PAUSE_SECONDS = (
+    0.1  # longest pause before an idle picture; workers poll an empty queue every 0.04 s
+)
 SEED = 1
 
 
 def run() -> None:
     """Print a line for each load: p50, p95 and p99 in seconds."""
     count = int(os.environ.get("PICTURES") or PICTURES)
-    table = Table("load", "pictures/s", "p50", "p95", "p99", "max", title="seconds from the queue to the output")
+    table = Table(
+        "load",
+        "pictures/s",
+        "p50",
+        "p95",
+        "p99",
+        "max",
+        title="seconds from the queue to the output",
+    )
     with stack.started() as running:
-        files = [pictures.encoded(image, "JPEG") for image in pictures.of_size(min(count, 69), MEGAPIXELS)]
+        files = [
+            pictures.encoded(image, "JPEG")
+            for image in pictures.of_size(min(count, 69), MEGAPIXELS)
+        ]
         running.worker()
         running.work_off(_uploaded(running, files, "warm-up", WARM_UP), LIMIT_SECONDS)
-        capacity = count / running.work_off(_uploaded(running, files, "capacity", count), LIMIT_SECONDS)
+        capacity = count / running.work_off(
+            _uploaded(running, files, "capacity", count), LIMIT_SECONDS
+        )
         chance = random.Random(SEED)
         idle = _one_by_one(running, _uploaded(running, files, "idle", count), chance)
         busy = _arriving(running, _uploaded(running, files, "busy", count), LOAD * capacity, chance)
     for load, seconds in ((0.0, idle), (LOAD, busy)):
         figures = _percentiles(seconds)
         rate = round(load * capacity, 2)
-        line = {"bench": "latency", "load": load, "pictures": count, "arrivals_per_second": rate, **figures}
+        line = {
+            "bench": "latency",
+            "load": load,
+            "pictures": count,
+            "arrivals_per_second": rate,
+            **figures,
+        }
         print(json.dumps({**line, "capacity": round(capacity, 2)}), flush=True)
-        table.add_row(f"{load:.0%}", f"{rate:.2f}" if rate else "", *(f"{value:.3f}" for value in figures.values()))
+        table.add_row(
+            f"{load:.0%}",
+            f"{rate:.2f}" if rate else "",
+            *(f"{value:.3f}" for value in figures.values()),
+        )
     Console(stderr=True, width=120).print(table)
 
 
@@ -67,7 +92,9 @@ def _one_by_one(running: Stack, keys: Sequence[str], chance: random.Random) -> l
     return seconds
 
 
-def _arriving(running: Stack, keys: Sequence[str], rate: float, chance: random.Random) -> list[float]:
+def _arriving(
+    running: Stack, keys: Sequence[str], rate: float, chance: random.Random
+) -> list[float]:
     sent = []
     due = time.monotonic()
     for key in keys:

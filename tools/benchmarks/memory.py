@@ -72,14 +72,23 @@ class Sees:
 def run() -> None:
     """Print a line for each kind: its size, and the memory that it needs."""
     settings = WorkerSettings()
-    table = Table("kind", "megapixels", "file, MB", "needs, MiB", "bytes a pixel that counts", title="largest pictures")
+    table = Table(
+        "kind",
+        "megapixels",
+        "file, MB",
+        "needs, MiB",
+        "bytes a pixel that counts",
+        title="largest pictures",
+    )
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
         path = Path(folder) / "picture"
         rows = [(kind, False) for kind in KINDS]
         rows += [(kind, True) for kind in KINDS if kind.name == WITH_MODEL]
         for kind, with_model in rows:
             # Another process writes the picture, because this one would keep the memory.
-            _python("write", str(settings.max_pixels), str(path), str(settings.max_bytes), kind.name)
+            _python(
+                "write", str(settings.max_pixels), str(path), str(settings.max_bytes), kind.name
+            )
             figures = needed(path, settings.max_pixels, with_model)
             name = f"{kind.name}, with the model" if with_model else kind.name
             print(json.dumps({"bench": "memory", "kind": name, **figures}), flush=True)
@@ -108,17 +117,27 @@ def write(kind: Kind, path: Path, max_pixels: int, max_bytes: int) -> None:
     pixels = min(max_pixels // kind.cost, max_bytes // 3 if kind.form == "BMP" else max_pixels)
     side = int(pixels**0.5) - 8
     planes = _planes(side, 4 if kind.mode != "P" else 3)
-    rows = side if kind.form == "BMP" else min(side, NOISE_BYTES * max_bytes // (64 << 20) // (4 * side) // kind.cost)
+    rows = (
+        side
+        if kind.form == "BMP"
+        else min(side, NOISE_BYTES * max_bytes // (64 << 20) // (4 * side) // kind.cost)
+    )
     planes[:rows] = np.random.default_rng(SEED).integers(0, 256, planes[:rows].shape, np.uint8)
     if kind.mode.endswith(";16"):
         values = planes[..., : len(kind.mode) - 3].astype(np.uint16) * 257
-        path.write_bytes(deep.write_png(values, None, None) if kind.form == "PNG" else deep.write_tiff([values], None))
+        path.write_bytes(
+            deep.write_png(values, None, None)
+            if kind.form == "PNG"
+            else deep.write_tiff([values], None)
+        )
         return
     if kind.mode == "P":
         picture = Image.fromarray(planes[..., 0])
         picture.putpalette(bytes(range(256)) * 3)
     else:
-        picture = Image.fromarray(planes, "CMYK" if kind.mode == "CMYK" else "RGBA").convert(kind.mode)
+        picture = Image.fromarray(planes, "CMYK" if kind.mode == "CMYK" else "RGBA").convert(
+            kind.mode
+        )
     picture.save(path, kind.form, **kind.options)
 
 
@@ -148,7 +167,9 @@ def _measure(path: Path, max_pixels: int, with_model: bool) -> dict[str, Any]:
     else:
         limits = Limits(settings.max_bytes, max_pixels, settings.fetch_seconds)
         style = MaskStyle("surround", 1.0, 0.0, "ellipse", settings.feather)
-        anonymizer = Anonymizer(detector=Sees(face), style=style, limits=limits, verify=settings.verify)
+        anonymizer = Anonymizer(
+            detector=Sees(face), style=style, limits=limits, verify=settings.verify
+        )
         options = AnonymizeOptions()
     result = anonymizer.anonymize(content, Stopwatch(), options)
     assert result.content

@@ -29,7 +29,10 @@ def run() -> None:
 
     rows = [bundled(SIDE)]
     for size, chosen in SIZES.items():
-        rows.append({"network": f"EfficientDet-{size.upper()}, one class"} | cost(efficientdet(size), chosen.side))
+        rows.append(
+            {"network": f"EfficientDet-{size.upper()}, one class"}
+            | cost(efficientdet(size), chosen.side)
+        )
         parameters, multiply_adds = PAPER[size]
         paper = {"paper_parameters": parameters * 1e6, "paper_multiply_adds": multiply_adds * 1e9}
         name = f"EfficientDet-{size.upper()}, {COCO_CLASSES} classes"
@@ -54,7 +57,11 @@ def cost(model: Any, side: int) -> dict[str, Any]:
     from worker.detection.tf import tf
 
     spec = tf.TensorSpec([1, side, side, 3], tf.float32)
-    graph = tf.function(lambda pictures: model(pictures, training=False)).get_concrete_function(spec).graph
+    graph = (
+        tf.function(lambda pictures: model(pictures, training=False))
+        .get_concrete_function(spec)
+        .graph
+    )
     count = 0
     for operation in graph.get_operations():
         if operation.type in ("Conv2D", "DepthwiseConv2dNative"):
@@ -68,7 +75,9 @@ def cost(model: Any, side: int) -> dict[str, Any]:
 def bundled(side: int) -> dict[str, Any]:
     """Return the same figures of CenterFace, from its ONNX file."""
     network = onnx.load_from_string(WEIGHTS.fetch())
-    for size, value in zip(network.graph.input[0].type.tensor_type.shape.dim, (1, 3, side, side), strict=True):
+    for size, value in zip(
+        network.graph.input[0].type.tensor_type.shape.dim, (1, 3, side, side), strict=True
+    ):
         size.dim_value = value
     del network.graph.value_info[:]
     for output in network.graph.output:
@@ -82,8 +91,17 @@ def bundled(side: int) -> dict[str, Any]:
     count = 0
     for node in graph.node:
         if node.op_type == "Conv":  # a kernel for each output value
-            count += int(np.prod(shapes[node.output[0]])) * int(np.prod(weights[node.input[1]].shape[1:]))
+            count += int(np.prod(shapes[node.output[0]])) * int(
+                np.prod(weights[node.input[1]].shape[1:])
+            )
         elif node.op_type == "ConvTranspose":  # and for each input value
-            count += int(np.prod(shapes[node.input[0]])) * int(np.prod(weights[node.input[1]].shape[1:]))
+            count += int(np.prod(shapes[node.input[0]])) * int(
+                np.prod(weights[node.input[1]].shape[1:])
+            )
     parameters = sum(int(each.size) for each in weights.values())
-    return {"network": "CenterFace, bundled", "side": side, "parameters": parameters, "multiply_adds": count}
+    return {
+        "network": "CenterFace, bundled",
+        "side": side,
+        "parameters": parameters,
+        "multiply_adds": count,
+    }

@@ -32,7 +32,11 @@ from tools.benchmarks.harness.child import Child
 from worker import logs
 from worker.settings import WorkerSettings
 
-PACKAGES = ("deface==1.5.0", "onnx", "onnxruntime")  # without the last two it uses OpenCV, which is slower
+PACKAGES = (
+    "deface==1.5.0",
+    "onnx",
+    "onnxruntime",
+)  # without the last two it uses OpenCV, which is slower
 SETS = "crowd,masks,small,large"
 MOST = 1000  # pictures per set
 ROUNDS = 2
@@ -46,24 +50,38 @@ Box = list[float]
 def run() -> None:
     """Print a line for the peer's environment, and one for each set."""
     data, judge = sources()
-    missing = [str(path) for path in (judge, data / "crowd", data / "masks", data / "small") if not path.exists()]
+    missing = [
+        str(path)
+        for path in (judge, data / "crowd", data / "masks", data / "small")
+        if not path.exists()
+    ]
     if missing:
         print(f"bench: peer needs {', '.join(missing)}", file=sys.stderr)
         return
     rounds = int(os.environ.get("ROUNDS") or ROUNDS)
-    table = Table("set", "pictures", "pictures/s", "deface", "ratio", "exposed", "deface", "failed", "deface")
+    table = Table(
+        "set", "pictures", "pictures/s", "deface", "ratio", "exposed", "deface", "failed", "deface"
+    )
     with TemporaryDirectory(prefix="veil-bench-") as name:
         folder = Path(name)
         with (
             child.started("veil", [sys.executable, "-m", __name__], folder) as ours,
             child.started(
-                "deface", [environment(), Path(__file__).parent / "harness" / "peer_deface.py"], folder
+                "deface",
+                [environment(), Path(__file__).parent / "harness" / "peer_deface.py"],
+                folder,
             ) as theirs,
         ):
             print(json.dumps({"bench": "peer_environment", **theirs.ready}), flush=True)
             for set_name in (os.environ.get("SETS") or SETS).split(","):
-                wanted = enlarged(data / "crowd", folder / "large") if set_name == "large" else data / set_name
-                figures, failed = _compare(wanted, ours, theirs, rounds, folder / "outputs" / set_name)
+                wanted = (
+                    enlarged(data / "crowd", folder / "large")
+                    if set_name == "large"
+                    else data / set_name
+                )
+                figures, failed = _compare(
+                    wanted, ours, theirs, rounds, folder / "outputs" / set_name
+                )
                 print(json.dumps({"bench": "peer", "set": set_name, **figures}), flush=True)
                 table.add_row(set_name, *_cells(figures), *(str(len(names)) for names in failed))
                 for line in (*failed[0], *(f"deface: {line}" for line in failed[1])):
@@ -75,7 +93,9 @@ def _compare(
     wanted: Path, ours: Child, theirs: Child, rounds: int, outputs: Path
 ) -> tuple[dict[str, Any], list[list[str]]]:
     """Return the figures of a set, and the failures of both programs."""
-    paths = [str(wanted / item["file"]) for item in _items(wanted)][: int(os.environ.get("PICTURES") or MOST)]
+    paths = [str(wanted / item["file"]) for item in _items(wanted)][
+        : int(os.environ.get("PICTURES") or MOST)
+    ]
     sides = {"veil": ours, "deface": theirs}
     folders = {name: outputs / name for name in sides}
     seconds = dict.fromkeys(sides, 0.0)
@@ -118,7 +138,8 @@ def environment() -> Path:
         print(f"bench: installing {' '.join(PACKAGES)} into {folder} (once) …", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES], check=True
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES],
+            check=True,
         )
         installed.touch()
     return python
@@ -156,7 +177,9 @@ def _together(
         across, down = width / image.width, height / image.height
         for kind, found in boxes.items():
             for x1, y1, x2, y2 in part.get(kind, []):
-                found.append([left + x1 * across, top + y1 * down, left + x2 * across, top + y2 * down])
+                found.append(
+                    [left + x1 * across, top + y1 * down, left + x2 * across, top + y2 * down]
+                )
     return whole, boxes["faces"], boxes["ignore"]
 
 
@@ -178,9 +201,15 @@ def main() -> None:
     def anonymized(paths: list[str], output: str) -> dict[str, Any]:
         jobs = [Job(Path(path), Path(output) / Path(path).name, named=True) for path in paths]
         started = time.perf_counter()
-        outcomes = list(pool.map(lambda job: anonymize_file(anonymizer, job, settings.max_bytes), jobs))
+        outcomes = list(
+            pool.map(lambda job: anonymize_file(anonymizer, job, settings.max_bytes), jobs)
+        )
         seconds = time.perf_counter() - started
-        failed = [f"{Path(o.source).name}: {o.error}: {o.message}" for o in outcomes if o.status == "failed"]
+        failed = [
+            f"{Path(o.source).name}: {o.error}: {o.message}"
+            for o in outcomes
+            if o.status == "failed"
+        ]
         return {"seconds": seconds, "failed": failed}
 
     child.serve(anonymized)

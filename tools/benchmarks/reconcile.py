@@ -58,7 +58,9 @@ class Simulated(ObjectStore):
 def run() -> None:
     """Print a line for each size: findings, keys per second and peak memory."""
     table = Table("keys", "missing", "keys/s", "peak RSS, MiB")
-    sizes = [int(size) for size in os.environ.get("VEIL_BENCH_KEYS", "").split(",") if size] or SIZES
+    sizes = [
+        int(size) for size in os.environ.get("VEIL_BENCH_KEYS", "").split(",") if size
+    ] or SIZES
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as folder:
         server = start_redis(Path(folder))
         try:
@@ -66,11 +68,16 @@ def run() -> None:
                 # Each size has its own process, because a peak never decreases.
                 command = [sys.executable, "-m", __name__, str(size), str(server.port)]
                 environment = {**os.environ, "REDIS_PASSWORD": server.password}
-                ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+                ran = subprocess.run(
+                    command, check=True, capture_output=True, text=True, env=environment
+                )
                 figures = json.loads(ran.stdout)
                 print(json.dumps({"bench": "reconcile", **figures}), flush=True)
                 table.add_row(
-                    f"{size:,}", f"{figures['missing']:,}", f"{figures['keys_per_second']:,}", f"{figures['peak_mib']}"
+                    f"{size:,}",
+                    f"{figures['missing']:,}",
+                    f"{figures['keys_per_second']:,}",
+                    f"{figures['peak_mib']}",
                 )
         finally:
             server.server.stop()
@@ -84,7 +91,12 @@ def _measure(count: int, client: Any) -> dict[str, Any]:
     missing = sum(1 for _ in reconciliation.findings())
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    return {"keys": count, "missing": missing, "keys_per_second": round(count / seconds), "peak_mib": peak}
+    return {
+        "keys": count,
+        "missing": missing,
+        "keys_per_second": round(count / seconds),
+        "peak_mib": peak,
+    }
 
 
 if __name__ == "__main__":

@@ -61,7 +61,13 @@ def run() -> None:
 
 def _measure(people: Path, attack: Path, settings: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="veil-bench-") as output:
-        veil = [str(Path(sys.executable).parent / "veil"), "anonymize", str(people / "images"), "--output", output]
+        veil = [
+            str(Path(sys.executable).parent / "veil"),
+            "anonymize",
+            str(people / "images"),
+            "--output",
+            output,
+        ]
         subprocess.run(veil, check=True, stderr=subprocess.DEVNULL, env={**os.environ, **settings})
         rates: dict[str, Any] = {}
         for gallery, attacks in GALLERIES.items():
@@ -73,9 +79,24 @@ def _measure(people: Path, attack: Path, settings: dict[str, str]) -> dict[str, 
 
 
 def _attacked(people: Path, attack: Path, output: str, gallery: int) -> dict[str, Any]:
-    command = [os.environ.get("FACES_REID_PYTHON", sys.executable), str(attack), "--json", "--gallery", str(gallery)]
-    command += ["--clear", str(people), "--anonymized", output, "--annotations", str(people / "annotations.json")]
+    command = [
+        os.environ.get("FACES_REID_PYTHON", sys.executable),
+        str(attack),
+        "--json",
+        "--gallery",
+        str(gallery),
+    ]
+    command += [
+        "--clear",
+        str(people),
+        "--anonymized",
+        output,
+        "--annotations",
+        str(people / "annotations.json"),
+    ]
     if onnx := os.environ.get("FACES_REID_ONNX"):
         command += ["--onnx", onnx]
-    judged: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    judged: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
     return judged

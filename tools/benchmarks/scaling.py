@@ -41,7 +41,10 @@ def run() -> None:
     count = int(os.environ.get("PICTURES") or PICTURES)
     table = Table("workers", "messages", "pictures/s", "RSS of each worker, MiB", "bytes a message")
     with stack.started() as running:
-        files = [pictures.encoded(image, "JPEG") for image in pictures.of_size(min(count, 69), MEGAPIXELS)]
+        files = [
+            pictures.encoded(image, "JPEG")
+            for image in pictures.of_size(min(count, 69), MEGAPIXELS)
+        ]
         asked = _asked(running, files, count)
         print(json.dumps({"bench": "scaling", **asked}), flush=True)
         for workers in _numbers("WORKERS", WORKERS):
@@ -56,7 +59,10 @@ def run() -> None:
             _add(table, figures)
     console = Console(stderr=True, width=120)
     console.print(table)
-    console.print("a picture:", ", ".join(f"{name} {value}" for name, value in asked.items() if name != "pictures"))
+    console.print(
+        "a picture:",
+        ", ".join(f"{name} {value}" for name, value in asked.items() if name != "pictures"),
+    )
 
 
 def _numbers(variable: str, default: str) -> list[int]:
@@ -84,7 +90,9 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
         requests, connections = way.methods.copy(), way.connections
         before = running.client.info("all")
         running.publish(_keys("asked", count))
-        _wait_for_outputs(running, worker, "asked", count)  # polls the store, so that Redis counts the worker only
+        _wait_for_outputs(
+            running, worker, "asked", count
+        )  # polls the store, so that Redis counts the worker only
         after = running.client.info("all")
         made, opened = way.methods - requests, way.connections - connections
         worker.stop()
@@ -100,7 +108,9 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
         "redis_cpu_seconds": round(each("used_cpu_user", 6) + each("used_cpu_sys", 6), 6),
         "redis_bytes_in": each("total_net_input_bytes", 0),
         "redis_bytes_out": each("total_net_output_bytes", 0),
-        "s3_requests": {method: round(number / count, 2) for method, number in sorted(made.items())},
+        "s3_requests": {
+            method: round(number / count, 2) for method, number in sorted(made.items())
+        },
         "s3_connections_opened": opened,
         **idle,
     }
@@ -125,13 +135,17 @@ def _wait_for_outputs(running: Stack, worker: Server, name: str, count: int) -> 
 
     def there() -> bool:
         time.sleep(0.2)
-        listed: int = sum(page["KeyCount"] for page in pages.paginate(Bucket=CLEAN, Prefix=f"{name}/"))
+        listed: int = sum(
+            page["KeyCount"] for page in pages.paginate(Bucket=CLEAN, Prefix=f"{name}/")
+        )
         return listed >= count
 
     running.wait(there, worker, LIMIT_SECONDS)
 
 
-def _with_workers(running: Stack, files: Sequence[bytes], workers: int, count: int) -> dict[str, Any]:
+def _with_workers(
+    running: Stack, files: Sequence[bytes], workers: int, count: int
+) -> dict[str, Any]:
     while len(running.workers) < workers:
         running.worker()
     name = f"workers-{workers}"
@@ -143,7 +157,9 @@ def _with_workers(running: Stack, files: Sequence[bytes], workers: int, count: i
         "workers": workers,
         "queue_depth": count,
         "pictures_per_second": round(count / seconds, 3),
-        "worker_rss_mib": [machine.resident_bytes(worker.pid) // machine.MIB for worker in running.workers],
+        "worker_rss_mib": [
+            machine.resident_bytes(worker.pid) // machine.MIB for worker in running.workers
+        ],
     }
 
 
@@ -167,7 +183,9 @@ def _in_front_of(running: Stack, keys: Sequence[str], depth: int, count: int) ->
     running.client.delete(BACKFILL)
     running.wait(lambda: not queues.in_hand(running.client), running.workers[0], LIMIT_SECONDS)
     if waiting < count:
-        raise ServerFailed(f"only {waiting} of {depth} messages were left to measure with: raise DEPTHS")
+        raise ServerFailed(
+            f"only {waiting} of {depth} messages were left to measure with: raise DEPTHS"
+        )
     return {
         "workers": 1,
         "queue_depth": depth,
@@ -183,4 +201,6 @@ def _keys(name: str, count: int) -> list[str]:
 
 
 def _upload(running: Stack, files: Sequence[bytes], name: str, count: int) -> None:
-    running.upload((key, files[number % len(files)]) for number, key in enumerate(_keys(name, count)))
+    running.upload(
+        (key, files[number % len(files)]) for number, key in enumerate(_keys(name, count))
+    )

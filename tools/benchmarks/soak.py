@@ -41,7 +41,12 @@ def run() -> None:
         worker = running.worker()
         samples = _sampled(running, keys, minutes * 60, least)
         peak = _peak(worker.pid)
-    summary = {"bench": "soak", "summary": True, **_summary(samples), "peak_mib": peak // machine.MIB}
+    summary = {
+        "bench": "soak",
+        "summary": True,
+        **_summary(samples),
+        "peak_mib": peak // machine.MIB,
+    }
     print(json.dumps(summary), flush=True)
     Console(stderr=True, width=120, highlight=False).print(
         f"{summary['pictures']:,} pictures in {summary['minutes']:.1f} minutes; resident at the end "
@@ -50,7 +55,9 @@ def run() -> None:
     )
 
 
-def _sampled(running: Stack, keys: list[str], seconds: float, least: int) -> list[tuple[float, int, int]]:
+def _sampled(
+    running: Stack, keys: list[str], seconds: float, least: int
+) -> list[tuple[float, int, int]]:
     """Return samples of seconds, finished pictures and resident bytes, two per second."""
     worker, chance = running.workers[0], random.Random(SEED)
     samples: list[tuple[float, int, int]] = []
@@ -60,7 +67,9 @@ def _sampled(running: Stack, keys: list[str], seconds: float, least: int) -> lis
     while now < seconds or done < least:
         worker.check_alive()
         if queues.depth(running.client, "uploads") < AHEAD:
-            outputs = (ObjectUri(CLEAN, f"{number:07}") for number in range(published, published + AHEAD))
+            outputs = (
+                ObjectUri(CLEAN, f"{number:07}") for number in range(published, published + AHEAD)
+            )
             wanted = [Wanted(ObjectUri(RAW, chance.choice(keys)), output) for output in outputs]
             running.publisher.publish(wanted, "uploads")
             published += AHEAD
@@ -69,7 +78,12 @@ def _sampled(running: Stack, keys: list[str], seconds: float, least: int) -> lis
         samples.append((now, done, machine.resident_bytes(worker.pid)))
         if now >= 60 * (reported + 1):
             reported += 1
-            line = {"bench": "soak", "minute": reported, "pictures": done, "rss_mib": samples[-1][2] // machine.MIB}
+            line = {
+                "bench": "soak",
+                "minute": reported,
+                "pictures": done,
+                "rss_mib": samples[-1][2] // machine.MIB,
+            }
             print(json.dumps(line), flush=True)
     return samples
 

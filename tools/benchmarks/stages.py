@@ -42,17 +42,24 @@ def run() -> None:
     """Print a line for each format and size."""
     formats = (os.environ.get("FORMATS") or FORMATS).upper().split(",")
     sizes = [float(size) for size in (os.environ.get("SIZES") or SIZES).split(",")]
-    stages = [stage for stage in STAGES if stage != "verify" or WorkerSettings.load().verify != "off"]
+    stages = [
+        stage for stage in STAGES if stage != "verify" or WorkerSettings.load().verify != "off"
+    ]
     table = Table("format", "MP", *stages, "sum", "hidden", title="seconds a picture")
     with stack.started() as running, alone.started(running.folder, PATIENT) as detector:
         running.worker(**PATIENT)
         for form in formats:
             for size in sizes:
                 figures = _measure(running, detector, form, size)
-                print(json.dumps({"bench": "stages", "format": form, "megapixels": size, **figures}), flush=True)
+                print(
+                    json.dumps({"bench": "stages", "format": form, "megapixels": size, **figures}),
+                    flush=True,
+                )
                 seconds, hidden = figures["seconds"], figures["hidden"]
                 cells = (f"{seconds[stage]:.3f}" for stage in stages)
-                table.add_row(form, f"{size:g}", *cells, f"{sum(seconds.values()):.3f}", f"{hidden:.0%}")
+                table.add_row(
+                    form, f"{size:g}", *cells, f"{sum(seconds.values()):.3f}", f"{hidden:.0%}"
+                )
     Console(stderr=True, width=120).print(table)
 
 
@@ -64,9 +71,14 @@ def _measure(running: Stack, detector: Alone, form: str, megapixels: float) -> d
     _reports(running, [first])  # compiles the graphs of these shapes
     detector.detect(paths)
     reports = [_reports(running, [key])[0] for key in single]
-    seconds = {stage: median(report["seconds"][stage] for report in reports) for stage in reports[0]["seconds"]}
+    seconds = {
+        stage: median(report["seconds"][stage] for report in reports)
+        for stage in reports[0]["seconds"]
+    }
     many = [paths[number % len(paths)] for number in range(together)]
-    elapsed = running.work_off(_uploaded(running, f"{name}-together", many), LIMIT_SECONDS) / together
+    elapsed = (
+        running.work_off(_uploaded(running, f"{name}-together", many), LIMIT_SECONDS) / together
+    )
     alone_ = detector.detect(many).seconds / together
     for path in paths:
         path.unlink()

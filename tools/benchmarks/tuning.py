@@ -1,4 +1,5 @@
-"""What the settings of detection and masking bring and cost: exposed faces against spill and pixels looked at.
+"""What the settings of detection and masking bring and cost: exposed faces against spill and pixels
+looked at.
 
 ``python -m tools.benchmarks.tuning 'preset=fast' 'score_threshold=0.15 feather=0' 'EDGE_SLACK=2'``
 measures three variants: names in lower case are worker settings, those in capitals figures of
@@ -71,12 +72,19 @@ class Remembering:
 
     def __call__(self, canvas: Pixels) -> Detections:
         self.megapixels += canvas.shape[0] * canvas.shape[1] / 1e6
-        digest = hashlib.sha1(repr(canvas.shape).encode() + canvas.tobytes(), usedforsecurity=False).hexdigest()
+        digest = hashlib.sha1(
+            repr(canvas.shape).encode() + canvas.tobytes(), usedforsecurity=False
+        ).hexdigest()
         if digest not in self.known:
             path = self.folder / f"{digest}.npz"
             if not path.exists():
                 found = self.infer(canvas)
-                np.savez(path, boxes=found.boxes_xyxy, scores=found.scores, landmarks=found.seen.landmarks)
+                np.savez(
+                    path,
+                    boxes=found.boxes_xyxy,
+                    scores=found.scores,
+                    landmarks=found.seen.landmarks,
+                )
             with np.load(path) as kept:
                 seen = Sightings.of(kept["boxes"], kept["landmarks"])
                 self.known[digest] = Detections(kept["boxes"], kept["scores"], seen)
@@ -85,7 +93,9 @@ class Remembering:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One annotated picture: its pixels, BGR, the boxes of its faces, and the pixels that are near none."""
+    """One annotated picture: its pixels, BGR, the boxes of its faces, and the pixels that are near
+    none.
+    """
 
     pixels: Pixels
     faces: list[list[float]]
@@ -104,11 +114,15 @@ def labelled(folder: Path) -> Iterator[Labelled]:
         yield Labelled(pixels.astype(np.uint8), item["faces"], outside)
 
 
-def measure(variant: str, sets: dict[str, list[Labelled]], model: Remembering, judge: Any) -> dict[str, Any]:
+def measure(
+    variant: str, sets: dict[str, list[Labelled]], model: Remembering, judge: Any
+) -> dict[str, Any]:
     """Exposed faces, spill and megapixels a picture, by set."""
     given: dict[str, Any] = dict(part.split("=", 1) for part in variant.split())
     settings = WorkerSettings(**{name: value for name, value in given.items() if name.islower()})
-    constants: dict[str, Any] = {name: float(value) for name, value in given.items() if name.isupper()}
+    constants: dict[str, Any] = {
+        name: float(value) for name, value in given.items() if name.isupper()
+    }
     threshold = settings.score_threshold or SCORE_THRESHOLD
     finder, style = ScaledDetector(model, settings.look(), threshold), mask_style(settings)
     result: dict[str, Any] = {"bench": "tuning", "variant": variant or "as configured"}
@@ -138,7 +152,9 @@ def measure(variant: str, sets: dict[str, list[Labelled]], model: Remembering, j
 
 def main(variants: list[str]) -> int:
     data, judge_path = sources()
-    missing = [str(path) for path in (judge_path, *(data / name for name in SETS)) if not path.exists()]
+    missing = [
+        str(path) for path in (judge_path, *(data / name for name in SETS)) if not path.exists()
+    ]
     if missing:
         print(f"bench: tuning needs {', '.join(missing)}", file=sys.stderr)
         return 1
@@ -160,7 +176,10 @@ def main(variants: list[str]) -> int:
         cells = (result[name] for name in SETS)
         table.add_row(
             result["variant"],
-            *(f"{c['exposed']} ({c['exposed_rate']:.2%})  {c['spill']:.2%}  {c['megapixels']:.2f}" for c in cells),
+            *(
+                f"{c['exposed']} ({c['exposed_rate']:.2%})  {c['spill']:.2%}  {c['megapixels']:.2f}"
+                for c in cells
+            ),
         )
     Console(stderr=True, width=160).print(table)
     return 0

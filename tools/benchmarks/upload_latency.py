@@ -29,18 +29,29 @@ def run() -> None:
     count = int(os.environ.get("PICTURES") or PICTURES)
     webhook = Webhook()
     with stack.started(webhook) as running:
-        running.start("trigger", ["watch", "--http", webhook.address], '"watching"', **webhook.environment())
+        running.start(
+            "trigger", ["watch", "--http", webhook.address], '"watching"', **webhook.environment()
+        )
         running.worker()
         client = running.s3.client()
-        files = [pictures.encoded(image, "JPEG") for image in pictures.of_size(count + WARM_UP, 1.0)]
-        seconds = [_upload(client, f"{i}.jpg", content) for i, content in enumerate(files)][WARM_UP:]
+        files = [
+            pictures.encoded(image, "JPEG") for image in pictures.of_size(count + WARM_UP, 1.0)
+        ]
+        seconds = [_upload(client, f"{i}.jpg", content) for i, content in enumerate(files)][
+            WARM_UP:
+        ]
     percentiles = quantiles(seconds, n=100, method="inclusive")
     figures = {f"p{percent}": round(percentiles[percent - 1], 3) for percent in (50, 95, 99)}
     print(
-        json.dumps({"bench": "upload_latency", "pictures": count, **figures, "max": round(max(seconds), 3)}), flush=True
+        json.dumps(
+            {"bench": "upload_latency", "pictures": count, **figures, "max": round(max(seconds), 3)}
+        ),
+        flush=True,
     )
     table = Table("pictures of 1 MP", *figures, "max", title="seconds from PUT to output")
-    table.add_row(str(count), *(f"{value:.2f}" for value in figures.values()), f"{max(seconds):.2f}")
+    table.add_row(
+        str(count), *(f"{value:.2f}" for value in figures.values()), f"{max(seconds):.2f}"
+    )
     Console(stderr=True).print(table)
 
 

@@ -45,7 +45,14 @@ REGION = 0.7  # the default of VEIL_REGION
 LONGEST_LIFE_SECONDS = 1.0  # from publishing a part of the jobs to the next kill
 LONGEST_ABSENCE_SECONDS = 2.0  # from the kill of Redis to its restart
 READY = '"worker ready"'
-FAULTS = {"latency": 0.04, "500": 0.01, "503": 0.02, "reset before": 0.01, "reset after": 0.01, "truncated": 0.01}
+FAULTS = {
+    "latency": 0.04,
+    "500": 0.01,
+    "503": 0.02,
+    "reset before": 0.01,
+    "reset after": 0.01,
+    "truncated": 0.01,
+}
 LOOK_SECONDS = 0.2
 
 console = Console(stderr=True, highlight=False)
@@ -103,7 +110,11 @@ class Stack:
 
     def ready(self) -> list[Supervised]:
         """Return the workers that take messages."""
-        return [worker for worker in self.workers if worker.alive and worker.said(READY) > len(worker.deaths)]
+        return [
+            worker
+            for worker in self.workers
+            if worker.alive and worker.said(READY) > len(worker.deaths)
+        ]
 
 
 def main() -> int:
@@ -124,7 +135,11 @@ def main() -> int:
         console.print("chaos: interrupted, everything is stopped")
         return 130
     print(json.dumps(result), flush=True)
-    return 1 if any(result[name] for name in ("lost", "doubled", "mismatched", "clear", "unfinished")) else 0
+    return (
+        1
+        if any(result[name] for name in ("lost", "doubled", "mismatched", "clear", "unfinished"))
+        else 0
+    )
 
 
 def _interrupt(*_: Any) -> None:
@@ -176,7 +191,9 @@ def started() -> Iterator[Stack]:
         stopping.callback(redis.server.stop)
         s3 = start_s3(FOLDER.resolve() / "s3", (RAW, CALM, CLEAN))
         stopping.callback(s3.server.stop)
-        s3.client().put_bucket_versioning(Bucket=CLEAN, VersioningConfiguration={"Status": "Enabled"})
+        s3.client().put_bucket_versioning(
+            Bucket=CLEAN, VersioningConfiguration={"Status": "Enabled"}
+        )
         way = Faulty(int(s3.endpoint.rpartition(":")[2]))
         stopping.callback(way.close)
         yield Stack(redis, s3, way, {**redis.environment(), **s3.environment()})
@@ -226,7 +243,10 @@ def _work_under_fire(stack: Stack, plan: Plan, keys: list[str]) -> int:
     place.
     """
     stack.way.rates = FAULTS
-    stack.workers = [stack.worker(f"worker-{number}", CLEAN, stack.way.endpoint) for number in range(1, WORKERS + 1)]
+    stack.workers = [
+        stack.worker(f"worker-{number}", CLEAN, stack.way.endpoint)
+        for number in range(1, WORKERS + 1)
+    ]
     chance = random.Random(plan.seed + 1)
     deadline = time.monotonic() + plan.limit_seconds
     targets, (*parts, last) = plan.targets(), plan.parts(keys)
@@ -289,7 +309,11 @@ def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[st
     calm, calm_keys = _outputs(stack, CALM), list(keys)[: len(contents)]
     outputs, dead = _outputs(stack, CLEAN), _dead(stack)
     written = verdict.versions(client, CLEAN)
-    differing = [item for item in written if item.key in keys and item.etag != calm[calm_keys[keys[item.key]]]]
+    differing = [
+        item
+        for item in written
+        if item.key in keys and item.etag != calm[calm_keys[keys[item.key]]]
+    ]
     # All other outputs equal those of the calm run byte for byte, so only these need a check.
     checked: list[tuple[str, str, dict[str, str]]] = [(CALM, key, {}) for key in calm_keys]
     checked += [(CLEAN, version.key, {"VersionId": version.id}) for version in differing]

@@ -119,8 +119,16 @@ class Faulty:
         for _ in request.body():
             pass
         code = {"500": "InternalError", "503": "SlowDown"}[status]
-        body = b"" if request.is_head else f"<Error><Code>{code}</Code><Message>chaos</Message></Error>".encode()
-        lines = [f"HTTP/1.1 {status} {code}", "Content-Type: application/xml", f"Content-Length: {len(body)}"]
+        body = (
+            b""
+            if request.is_head
+            else f"<Error><Code>{code}</Code><Message>chaos</Message></Error>".encode()
+        )
+        lines = [
+            f"HTTP/1.1 {status} {code}",
+            "Content-Type: application/xml",
+            f"Content-Length: {len(body)}",
+        ]
         if status == "503" and self.retry_after is not None:
             lines.append(f"Retry-After: {self.retry_after}")
         return "\r\n".join([*lines, "", ""]).encode() + body
@@ -148,7 +156,11 @@ class _Message:
         return self.first.startswith(b"HEAD ")
 
     def head(self, without: str = "") -> bytes:
-        kept = [line for line in self._lines if not without or not line.lower().startswith(f"{without}:".encode())]
+        kept = [
+            line
+            for line in self._lines
+            if not without or not line.lower().startswith(f"{without}:".encode())
+        ]
         return b"\r\n".join([self.first, *kept, b"", b""])
 
     def body(self) -> Iterator[bytes]:

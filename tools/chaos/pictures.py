@@ -22,7 +22,9 @@ def make(folder: Path, cache: Path, count: int, seed: int) -> list[tuple[str, by
     return [_picture(portrait, *KINDS[number % len(KINDS)], chance) for number in range(count)]
 
 
-def _picture(portrait: Image.Image, suffix: str, kind: str, chance: random.Random) -> tuple[str, bytes]:
+def _picture(
+    portrait: Image.Image, suffix: str, kind: str, chance: random.Random
+) -> tuple[str, bytes]:
     left, top = chance.randrange(100, 140), chance.randrange(0, 20)
     image = portrait.crop((left, top, left + SIDE, top + SIDE))
     if chance.random() < 0.5:

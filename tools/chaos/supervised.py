@@ -29,7 +29,9 @@ class Supervised:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"supervisor of {self.server.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"supervisor of {self.server.name}", daemon=True
+        )
 
     def start(self) -> None:
         self._thread.start()

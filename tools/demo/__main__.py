@@ -88,7 +88,9 @@ def _interrupt(*_: Any) -> None:
 def run(images: str, keep: bool) -> int:
     """Run the demo, and return 0 only if each picture has an output."""
     if RUNNING.exists():
-        raise ServerFailed("services of an earlier KEEP=1 are running: stop them with `make demo-stop`")
+        raise ServerFailed(
+            "services of an earlier KEEP=1 are running: stop them with `make demo-stop`"
+        )
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
     if model := os.environ.get("VEIL_MODEL"):
@@ -133,7 +135,9 @@ def _pictures(images: str) -> dict[str, Path]:
             console.print(f"{key}: left out, not named like a picture", markup=False)
             continue
         if not key.isprintable() or "\\" in key:
-            raise ServerFailed(f"{key!r} in {images} can't be a key of the demo's S3 store: rename it")
+            raise ServerFailed(
+                f"{key!r} in {images} can't be a key of the demo's S3 store: rename it"
+            )
         found[key] = path
     if not found:
         raise ServerFailed(f"IMAGES={images} has no pictures in it")
@@ -160,7 +164,10 @@ def started(keep: bool) -> Iterator[Stack]:
             stopping.callback(server.stop)
 
         queue = Path(redis_program()).name
-        _say("Services", f"starting {queue}, S3 (SeaweedFS), the trigger, a worker and Flower on loopback ports")
+        _say(
+            "Services",
+            f"starting {queue}, S3 (SeaweedFS), the trigger, a worker and Flower on loopback ports",
+        )
         folder = FOLDER.resolve() / "services"
         redis = start_redis(folder / "redis", keep)
         add(redis.server)
@@ -171,8 +178,17 @@ def started(keep: bool) -> Iterator[Stack]:
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).expanduser().resolve())
         # The store posts an event once, so the trigger holds it for as long as the store waits.
-        watch: list[str | Path] = [PROGRAMS / "veil", "watch", "--http", webhook.address, "--hold", "280"]
-        trigger = Server("trigger", watch, folder / "trigger.log", {**environment, **webhook.environment()}, keep)
+        watch: list[str | Path] = [
+            PROGRAMS / "veil",
+            "watch",
+            "--http",
+            webhook.address,
+            "--hold",
+            "280",
+        ]
+        trigger = Server(
+            "trigger", watch, folder / "trigger.log", {**environment, **webhook.environment()}, keep
+        )
         add(trigger)
         trigger.start()
         supervisor = Path(__file__).resolve().parents[1] / "local" / "supervisor.py"
@@ -209,7 +225,9 @@ def _wait_for(server: Server, line: str) -> None:
     while line not in server.log.read_text(errors="replace"):
         server.check_alive()
         if time.monotonic() > deadline:
-            raise ServerFailed(f"the {server.name} was not ready within {READY_SECONDS} s (see {server.log})")
+            raise ServerFailed(
+                f"the {server.name} was not ready within {READY_SECONDS} s (see {server.log})"
+            )
         time.sleep(0.1)
 
 
@@ -224,14 +242,18 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
     seconds = time.monotonic() - started_at
     delivered = {key: receipt for key, receipt in made.items() if receipt.status == "anonymized"}
     for key in sorted(set(pictures) - set(delivered)):
-        reason = failed.get(key) or ("held: no face was found" if key in made else "nothing came of it in time")
+        reason = failed.get(key) or (
+            "held: no face was found" if key in made else "nothing came of it in time"
+        )
         console.print(f"s3://{RAW}/{key}: {reason}", style="red", markup=False)
     outputs = {key: FOLDER / "clean" / key for key in pictures if key in delivered}
     for path in outputs.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     _each(outputs.items(), lambda item: client.download_file(CLEAN, item[0], str(item[1])))
     pairs = [
-        contact_sheet.Pair(key, pictures[key], path, [face["box_xyxy"] for face in delivered[key].faces])
+        contact_sheet.Pair(
+            key, pictures[key], path, [face["box_xyxy"] for face in delivered[key].faces]
+        )
         for key, path in outputs.items()
     ]
     sheet = FOLDER / "contact-sheet.jpg"
@@ -251,7 +273,9 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
     return summary
 
 
-def _wait_for_pictures(stack: Stack, client: Any, wanted: set[str]) -> tuple[dict[str, Receipt], dict[str, str]]:
+def _wait_for_pictures(
+    stack: Stack, client: Any, wanted: set[str]
+) -> tuple[dict[str, Receipt], dict[str, str]]:
     """Wait for all pictures; return their receipts and the errors of the failed ones, by key.
 
     Pictures are missing in both if there is no new outcome for PATIENCE_SECONDS.
@@ -266,7 +290,10 @@ def _wait_for_pictures(stack: Stack, client: Any, wanted: set[str]) -> tuple[dic
             server.check_alive()
         before = len(made) + len(failed)
         outputs = _keys(client, "")
-        named = [receipts.parse(name.removeprefix(receipts.FOLDER)) for name in _keys(client, receipts.FOLDER)]
+        named = [
+            receipts.parse(name.removeprefix(receipts.FOLDER))
+            for name in _keys(client, receipts.FOLDER)
+        ]
         for key in (wanted - made.keys()) & {*outputs, *(found.key for found in named if found)}:
             for _, receipt in read_receipts(store, PLACES, key):
                 # A receipt is written before its output.
@@ -294,10 +321,14 @@ def _keep(stack: Stack) -> None:
     RUNNING.write_text(json.dumps(kept))
     environment = FOLDER / "environment.sh"
     environment.touch(mode=0o600)
-    environment.write_text("".join(f"export {name}='{value}'\n" for name, value in stack.environment.items()))
+    environment.write_text(
+        "".join(f"export {name}='{value}'\n" for name, value in stack.environment.items())
+    )
     _say("Flower", f"{stack.flower.address}  user veil, password {stack.flower.password}")
     _say("S3", f"{stack.s3.endpoint}  (addresses and keys: `. {environment}`)")
-    _say("Upload", f"whatever is put into s3://{RAW} anonymizes itself to s3://{CLEAN}: for example")
+    _say(
+        "Upload", f"whatever is put into s3://{RAW} anonymizes itself to s3://{CLEAN}: for example"
+    )
     _say("", f"aws --endpoint-url {stack.s3.endpoint} s3 cp PICTURE s3://{RAW}/")
     _say("Stop", "make demo-stop")
 
@@ -308,7 +339,10 @@ def _report(summary: dict[str, Any], images: str) -> None:
         f"{summary['anonymized']} of {summary['pictures']} pictures, {summary['faces']} faces, "
         f"{summary['seconds']} s, {summary['pictures_per_second']} pictures/s",
     )
-    _say("Look", f"{summary['contact_sheet']}  (before with boxes | after); files in {summary['outputs']}")
+    _say(
+        "Look",
+        f"{summary['contact_sheet']}  (before with boxes | after); files in {summary['outputs']}",
+    )
     if not images:
         for line in scenes.CREDITS:
             _say("Credit", line)
@@ -325,11 +359,17 @@ def stop_kept() -> int:
         console.print("demo: nothing is running")
         return 0
     kept = json.loads(RUNNING.read_text())
-    pids = [pid for pid, started in reversed(kept["pids"].values()) if started and _started(pid) == started]
+    pids = [
+        pid
+        for pid, started in reversed(kept["pids"].values())
+        if started and _started(pid) == started
+    ]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 30
-    while (running := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+    while (
+        running := [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in running:
         os.kill(pid, signal.SIGKILL)

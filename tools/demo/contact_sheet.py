@@ -31,7 +31,9 @@ def make(pairs: Sequence[Pair], path: Path) -> int:
     width = 2 * TILE[0] + GAP
     height = TILE[1] + CAPTION
     rows = -(-len(shown) // PAIRS_A_ROW)
-    sheet = Image.new("RGB", (PAIRS_A_ROW * (width + 2 * GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
+    sheet = Image.new(
+        "RGB", (PAIRS_A_ROW * (width + 2 * GAP) + GAP, rows * (height + GAP) + GAP), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     for i, pair in enumerate(shown):
         left = GAP + (i % PAIRS_A_ROW) * (width + 2 * GAP)

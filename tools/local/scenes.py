@@ -55,7 +55,12 @@ class Wall:
 WALLS = (
     Wall("gallery.jpg", (1600, 1200), ((3, 460), (5, 280), (8, 170)), (214, 207, 196)),
     Wall("hallway.png", (1000, 750), ((2, 400), (6, 140)), (186, 198, 202)),
-    Wall("far-away.jpg", (1200, 900), ((6, 180), (9, 120), (13, 80), (18, 56), (24, 40)), (222, 214, 200)),
+    Wall(
+        "far-away.jpg",
+        (1200, 900),
+        ((6, 180), (9, 120), (13, 80), (18, 56), (24, 40)),
+        (222, 214, 200),
+    ),
     Wall("office.webp", (800, 600), ((1, 440),), (200, 205, 190)),
 )
 
@@ -63,14 +68,20 @@ WALLS = (
 def make(folder: Path, cache: Path) -> list[Path]:
     """Write the sample pictures to `folder` and return their paths; cache the portraits."""
     folder.mkdir(parents=True, exist_ok=True)
-    astronaut, hopper, coffee = (photograph(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE))
+    astronaut, hopper, coffee = (
+        photograph(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE)
+    )
     heads = astronaut.crop((80, 0, 380, 300)), hopper.crop((50, 20, 470, 440))
     chance = random.Random(SEED)
     paths = []
     for wall in WALLS:
         paths.append(folder / wall.name)
         _hang(wall, heads, chance).save(paths[-1], quality=92)
-    for name, image in (("astronaut.png", astronaut), ("admiral.jpg", hopper), ("coffee.jpg", coffee)):
+    for name, image in (
+        ("astronaut.png", astronaut),
+        ("admiral.jpg", hopper),
+        ("coffee.jpg", coffee),
+    ):
         paths.append(folder / name)
         image.save(paths[-1], quality=92)
     paths.append(folder / "sideways.jpg")
@@ -114,7 +125,9 @@ def _framed(portrait: Image.Image, height: int, chance: random.Random) -> Image.
     image = ImageEnhance.Brightness(image).enhance(chance.uniform(0.75, 1.15))
     image = ImageEnhance.Color(image).enhance(chance.uniform(0.2, 1.1))
     framed = ImageOps.expand(image, border, (58, 44, 36))
-    ImageDraw.Draw(framed).rectangle((0, 0, framed.width - 1, framed.height - 1), outline=(24, 18, 14))
+    ImageDraw.Draw(framed).rectangle(
+        (0, 0, framed.width - 1, framed.height - 1), outline=(24, 18, 14)
+    )
     return framed
 
 

@@ -59,7 +59,9 @@ class Server:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _spawn(self, log: IO[bytes], signals: set[int | signal.Signals]) -> "subprocess.Popen[bytes]":
+    def _spawn(
+        self, log: IO[bytes], signals: set[int | signal.Signals]
+    ) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [str(part) for part in self.command],
             stdin=subprocess.DEVNULL,
@@ -253,7 +255,9 @@ class Webhook:
         )
 
 
-def start_s3(folder: Path, buckets: Sequence[str], kept: bool = False, webhook: Webhook | None = None) -> S3:
+def start_s3(
+    folder: Path, buckets: Sequence[str], kept: bool = False, webhook: Webhook | None = None
+) -> S3:
     """Start SeaweedFS with its files in `folder`, and wait until `buckets` exist."""
     folder.mkdir(parents=True, exist_ok=True)
     if webhook:
@@ -318,7 +322,14 @@ def start_flower(folder: Path, environment: Mapping[str, str], kept: bool = Fals
     port, password = free_port(), secrets.token_urlsafe(12)
     server = Server(
         "flower",
-        [Path(sys.executable).parent / "celery", "-A", "tasks.app", "flower", f"--address={HOST}", f"--port={port}"],
+        [
+            Path(sys.executable).parent / "celery",
+            "-A",
+            "tasks.app",
+            "flower",
+            f"--address={HOST}",
+            f"--port={port}",
+        ],
         folder / "flower.log",
         {
             **environment,
@@ -346,7 +357,9 @@ def _start(server: Server, probe: Callable[[], Any], errors: tuple[type[Exceptio
                 return
             except errors as error:
                 if time.monotonic() > deadline:
-                    raise ServerFailed(f"{server.name} did not answer in {START_SECONDS} s: {error}") from None
+                    raise ServerFailed(
+                        f"{server.name} did not answer in {START_SECONDS} s: {error}"
+                    ) from None
                 time.sleep(0.1)
     except BaseException:
         server.stop()

@@ -38,7 +38,12 @@ class Stack:
     workers: list[Server] = field(default_factory=list)
 
     def start(
-        self, name: str, arguments: Sequence[str], ready: str, program: Program = VEIL, **settings: str
+        self,
+        name: str,
+        arguments: Sequence[str],
+        ready: str,
+        program: Program = VEIL,
+        **settings: str,
     ) -> Server:
         """Start ``veil ARGUMENTS…`` and wait until its log contains `ready`."""
         environment = {**self.environment, **settings}
@@ -50,7 +55,9 @@ class Stack:
 
     def worker(self, program: Program = VEIL, **settings: str) -> Server:
         """Start another worker with `settings` in its environment, and wait until it is ready."""
-        server = self.start(f"worker-{len(self.workers) + 1}", ["worker"], '"worker ready"', program, **settings)
+        server = self.start(
+            f"worker-{len(self.workers) + 1}", ["worker"], '"worker ready"', program, **settings
+        )
         self.workers.append(server)
         return server
 
@@ -90,7 +97,9 @@ class Stack:
         while not condition():
             server.check_alive()
             if time.monotonic() > deadline:
-                raise ServerFailed(f"{server.name} has not done its work within {seconds:.0f} s (see {server.log})")
+                raise ServerFailed(
+                    f"{server.name} has not done its work within {seconds:.0f} s (see {server.log})"
+                )
             time.sleep(LOOK_SECONDS)
 
     @cached_property

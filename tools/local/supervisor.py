@@ -38,7 +38,11 @@ def main() -> int:
         if code >= 0 and code != EXIT_STALLED:
             break
         if restarts < MOST_RESTARTS and not stopping.wait(PAUSE_SECONDS):
-            print(f"demo: the worker ended with {code} and is started again", file=sys.stderr, flush=True)
+            print(
+                f"demo: the worker ended with {code} and is started again",
+                file=sys.stderr,
+                flush=True,
+            )
     return code if code >= 0 else 128 - code
 
 

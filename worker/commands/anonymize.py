@@ -14,7 +14,14 @@ from typing import Literal
 
 from rich.console import Console
 
-from tasks.errors import EmptyObject, ImageTooLarge, OutputFailed, UnreadableImage, VeilError, without_data
+from tasks.errors import (
+    EmptyObject,
+    ImageTooLarge,
+    OutputFailed,
+    UnreadableImage,
+    VeilError,
+    without_data,
+)
 from tasks.messages import AnonymizeOptions
 from worker import images
 from worker.anonymizer import AS_CONFIGURED, Anonymizer, Stopwatch
@@ -48,7 +55,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """One file, where its output goes, and whether it was named by the user or found in a folder."""
+    """One file, where its output goes, and whether it was named by the user or found in a
+    folder.
+    """
 
     source: Path
     output: Path
@@ -62,7 +71,9 @@ def run(
     as_json: bool,
     options: AnonymizeOptions = AS_CONFIGURED,
 ) -> int:
-    """Anonymize `paths` into the folder `output`, which is made; the number of files that failed."""
+    """Anonymize `paths` into the folder `output`, which is made; the number of files that
+    failed.
+    """
     jobs = list(find_jobs(paths, output))
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -70,8 +81,14 @@ def run(
         raise OutputFailed(f"{output} can't be made: {error.strerror}") from None
     anonymizer = build_anonymizer(settings)
     counts: Counter[str] = Counter()
-    with progress_bar("anonymized", total=len(jobs)) as bar, ThreadPoolExecutor(settings.concurrency) as pool:
-        futures = [pool.submit(anonymize_file, anonymizer, job, settings.max_bytes, options) for job in jobs]
+    with (
+        progress_bar("anonymized", total=len(jobs)) as bar,
+        ThreadPoolExecutor(settings.concurrency) as pool,
+    ):
+        futures = [
+            pool.submit(anonymize_file, anonymizer, job, settings.max_bytes, options)
+            for job in jobs
+        ]
         try:
             for future in as_completed(futures):
                 outcome = future.result()
@@ -81,22 +98,31 @@ def run(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no files found"
+    summary = (
+        ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        or "no files found"
+    )
     Console(stderr=True).print(summary, highlight=False)
     return counts["failed"]
 
 
 def find_jobs(paths: list[Path], output: Path) -> Iterator[Job]:
-    """A job for each file. Raises OutputFailed where an output would replace a source or another output."""
+    """A job for each file. Raises OutputFailed where an output would replace a source or another
+    output.
+    """
     taken: dict[Path, Path] = {}
     files = list(_files(paths, output.resolve()))
     sources = {source.resolve() for source, _, _ in files}
     for source, relative, named in files:
         target = output / relative
         if target.resolve() in sources:
-            raise OutputFailed(f"{target} would be replaced by the output of {source}: choose another --output")
+            raise OutputFailed(
+                f"{target} would be replaced by the output of {source}: choose another --output"
+            )
         if target in taken:
-            raise OutputFailed(f"{taken[target]} and {source} would both become {target}: run them apart")
+            raise OutputFailed(
+                f"{taken[target]} and {source} would both become {target}: run them apart"
+            )
         taken[target] = source
         yield Job(source, target, named)
 
@@ -107,7 +133,11 @@ def _files(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path, bool]]
             yield path, Path(path.name), True
             continue
         for folder, folders, names in os.walk(path, onerror=_refuse):
-            folders[:] = sorted(n for n in folders if not n.startswith(".") and (Path(folder) / n).resolve() != output)
+            folders[:] = sorted(
+                n
+                for n in folders
+                if not n.startswith(".") and (Path(folder) / n).resolve() != output
+            )
             for name in sorted(names):
                 if not name.startswith(".") and not _is_special(Path(folder) / name):
                     yield Path(folder) / name, (Path(folder) / name).relative_to(path), False
@@ -118,7 +148,9 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether `path` is a pipe, a socket or a device, which would be waited for; a broken link is not."""
+    """Whether `path` is a pipe, a socket or a device, which would be waited for; a broken link is
+    not.
+    """
     return path.exists() and not path.is_file()
 
 
@@ -131,16 +163,26 @@ def anonymize_file(
     try:
         size = job.source.stat().st_size
         if size > max_bytes:
-            raise ImageTooLarge(f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES")
+            raise ImageTooLarge(
+                f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
+            )
         content = job.source.read_bytes()
         result = anonymizer.anonymize(content, Stopwatch(), options)
         if result.content is not None:
             write_atomically(job.output, result.content)
     except Exception as error:
-        picture = job.named or job.source.suffix.lower() in PICTURE_SUFFIXES or images.is_recognised(content)
+        picture = (
+            job.named
+            or job.source.suffix.lower() in PICTURE_SUFFIXES
+            or images.is_recognised(content)
+        )
         ignored = isinstance(error, UnreadableImage | EmptyObject) and not picture
         # What is not a VeilError is a bug of ours or of a library: named, and the run goes on.
-        message = str(error) if isinstance(error, VeilError) else " ".join(str(without_data(error)).split())
+        message = (
+            str(error)
+            if isinstance(error, VeilError)
+            else " ".join(str(without_data(error)).split())
+        )
         return Outcome(
             source,
             None,
@@ -154,7 +196,9 @@ def anonymize_file(
         None if result.content is None else str(job.output),
         "held" if result.content is None else "anonymized",
         faces=len(result.detections),
-        boxes_xyxy=[[round(float(side), 1) for side in box] for box in result.detections.boxes_xyxy],
+        boxes_xyxy=[
+            [round(float(side), 1) for side in box] for box in result.detections.boxes_xyxy
+        ],
         scores=[round(float(score), 4) for score in result.detections.scores],
         reason=result.reason,
         found_by_check=len(result.checked.added),

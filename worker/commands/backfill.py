@@ -27,7 +27,9 @@ from tasks.storage.s3 import ObjectStore
 
 EXIT_STOPPED = 3  # before the end; the same command goes on
 POLL_SECONDS = 1.0
-QUIET_SECONDS = 10.0  # without a message of the run anywhere, until those that were not counted are given up
+QUIET_SECONDS = (
+    10.0  # without a message of the run anywhere, until those that were not counted are given up
+)
 SILENT_SECONDS = 60.0  # without a page, after which that is shown
 OUTCOMES = ("anonymized", "skipped", "held", "dead")
 
@@ -48,7 +50,8 @@ class Order:
 
 
 def run(settings: Settings, order: Order, as_json: bool) -> int:
-    """Put what is not done onto the queue and, if asked, wait for it; the number of pictures that died, if it waited.
+    """Put what is not done onto the queue and, if asked, wait for it; the number of pictures that
+    died, if it waited.
 
     KeyboardInterrupt and SIGTERM, which becomes SystemExit, leave the run where it is.
     """
@@ -56,7 +59,9 @@ def run(settings: Settings, order: Order, as_json: bool) -> int:
     with connected():
         app.backend.client.ping()
     store = ObjectStore.connect(settings)
-    next(store.list(places.source.bucket, places.source.prefix), None)  # what can't be listed now is not waited for
+    next(
+        store.list(places.source.bucket, places.source.prefix), None
+    )  # what can't be listed now is not waited for
     with Display.opened(as_json) as display:
         producer = Backfill(
             app,
@@ -80,7 +85,9 @@ def rehearse(settings: Settings, order: Order, as_json: bool) -> None:
     places = Places.find(order.source, order.to, settings.parsed_routes(), settings.receipt_keys())
     store = ObjectStore.connect(settings)
     with Display.opened(as_json, is_rehearsal=True) as display:
-        for page in backfill.rehearse(store, places, order.selection, _recipe(order.recipe, display)):
+        for page in backfill.rehearse(
+            store, places, order.selection, _recipe(order.recipe, display)
+        ):
             display.show(page)
         display.summary()
 
@@ -104,7 +111,9 @@ def follow(name: str, as_json: bool) -> int:
 def _recipe(given: str | None, display: "Display") -> str | None:
     recipe = given or announced_recipe(app.backend.client)
     if recipe is None:
-        display.say("no worker has said yet what its recipe is: outputs of any recipe count as done")
+        display.say(
+            "no worker has said yet what its recipe is: outputs of any recipe count as done"
+        )
     return recipe
 
 
@@ -122,7 +131,9 @@ def _work(producer: Backfill, order: Order, display: "Display") -> None:
 
 
 def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
-    """Show a run until no message of it is left, or, if it `is_mine`, until it is not finished any more."""
+    """Show a run until no message of it is left, or, if it `is_mine`, until it is not finished any
+    more.
+    """
     redis = app.backend.client
     backoff = ToldBackoff(display.say)
     ended, quiet_since = -1, time.monotonic()
@@ -144,9 +155,13 @@ def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
         if current.state == "running" or not through or ended != sum(counts.values()):
             ended, quiet_since = sum(counts.values()), time.monotonic()
         # A message that is just being taken is nowhere for a moment.
-        if time.monotonic() - quiet_since >= (POLL_SECONDS if ended >= current.enqueued else QUIET_SECONDS):
+        if time.monotonic() - quiet_since >= (
+            POLL_SECONDS if ended >= current.enqueued else QUIET_SECONDS
+        ):
             if ended < current.enqueued:
-                display.say(f"{current.enqueued - ended:,} were not counted: veil reconcile says whether they are done")
+                display.say(
+                    f"{current.enqueued - ended:,} were not counted: veil reconcile says whether they are done"
+                )
             return current
         time.sleep(POLL_SECONDS)
 
@@ -170,7 +185,9 @@ def _interruptible(producer: Backfill, display: "Display") -> Iterator[None]:
 
 
 class Display:
-    """Shows a run on standard error if that is a terminal, as JSON lines if asked, and in one line at its end."""
+    """Shows a run on standard error if that is a terminal, as JSON lines if asked, and in one line
+    at its end.
+    """
 
     def __init__(self, progress: Progress, as_json: bool, is_rehearsal: bool) -> None:
         self._progress = progress
@@ -187,8 +204,15 @@ class Display:
     @contextmanager
     def opened(cls, as_json: bool, is_rehearsal: bool = False) -> Iterator[Self]:
         console = Console(stderr=True, highlight=False)
-        columns = BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-        with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as progress:
+        columns = (
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(
+            *columns, console=console, disable=not console.is_terminal, redirect_stdout=False
+        ) as progress:
             yield cls(progress, as_json, is_rehearsal)
 
     def say(self, line: str) -> None:
@@ -215,7 +239,11 @@ class Display:
         seconds = time.monotonic() - self._started
         if self._as_json:
             counted = {name: self._counts.get(name, 0) for name in OUTCOMES}
-            asked = {"source": current.source, "destination": current.destination, "recipe": current.recipe or None}
+            asked = {
+                "source": current.source,
+                "destination": current.destination,
+                "recipe": current.recipe or None,
+            }
             self._print(
                 {"event": "summary", **_stable(current), **asked, "dry_run": self._is_rehearsal}
                 | {"outcomes": counted, "seconds": round(seconds, 1)}
@@ -226,7 +254,9 @@ class Display:
         if self._is_rehearsal:
             self.say(f"{listed}, {size} would be enqueued; the run would be {current.name}")
         else:
-            self.say(f"{current.name}: {listed}, {size} enqueued, {self._ended - dead:,} came through, {dead:,} died")
+            self.say(
+                f"{current.name}: {listed}, {size} enqueued, {self._ended - dead:,} came through, {dead:,} died"
+            )
         return dead
 
     @property
@@ -252,11 +282,15 @@ class Display:
         ]
         if current.state == "running":
             seconds = time.monotonic() - self._started
-            shown.append(f"{(current.enqueued - self._first.enqueued) / max(seconds, 0.001):,.0f}/s")
+            shown.append(
+                f"{(current.enqueued - self._first.enqueued) / max(seconds, 0.001):,.0f}/s"
+            )
             if (silent := time.time() - current.updated) > SILENT_SECONDS:
                 shown.append(f"no page for {silent:,.0f} s")
         total = current.enqueued if current.state == "finished" else None
-        self._progress.update(self._task, description=" · ".join(shown), total=total, completed=self._ended)
+        self._progress.update(
+            self._task, description=" · ".join(shown), total=total, completed=self._ended
+        )
 
     def _print(self, values: Mapping[str, Any]) -> None:
         print(json.dumps(values), flush=True)

@@ -26,18 +26,23 @@ def show(source: str, as_json: bool) -> bool:
 
 
 def retry(sources: list[str], error: str | None, queue: str, as_json: bool) -> bool:
-    """Put the pictures of `sources`, or all with `error`, or all, on `queue`; whether that could be done.
+    """Put the pictures of `sources`, or all with `error`, or all, on `queue`; whether that could be
+    done.
 
     A letter stays until its picture is delivered, or dies anew.
     """
     found = entries.of(LETTERS, sources, NAME)
-    everything = (letter for letter in LETTERS.entries(app.backend.client) if error in (None, letter.error))
+    everything = (
+        letter for letter in LETTERS.entries(app.backend.client) if error in (None, letter.error)
+    )
     complete = entries.enqueue(iter(found) if sources else everything, _options, queue, as_json)
     return complete and len(found) == len(set(sources))
 
 
 def drop(sources: list[str], error: str | None) -> bool:
-    """Forget the letters of `sources`, or all with `error`, or all; whether there were such of all `sources`."""
+    """Forget the letters of `sources`, or all with `error`, or all; whether there were such of all
+    `sources`.
+    """
     has_error = None if error is None else lambda letter: letter.error == error
     return entries.drop(LETTERS, sources, has_error, NAME)
 

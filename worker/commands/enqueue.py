@@ -36,7 +36,9 @@ def run(
     as_json: bool,
     options: AnonymizeOptions | None = None,
 ) -> int:
-    """Enqueue `uris` and everything below `prefix`; the number of pictures that failed or did not answer."""
+    """Enqueue `uris` and everything below `prefix`; the number of pictures that failed or did not
+    answer.
+    """
     sources = [ObjectUri.parse(uri) for uri in uris]
     listed: Iterable[ObjectUri] = ()
     if prefix:
@@ -67,7 +69,9 @@ def _batches(sources: Iterable[ObjectUri]) -> Iterator[list[ObjectUri]]:
 
 
 def _wait(results: dict[str, str], timeout: float, as_json: bool) -> int:
-    """Print each result as it comes; the number that failed or did not come within `timeout` of the one before."""
+    """Print each result as it comes; the number that failed or did not come within `timeout` of the
+    one before.
+    """
     outcomes: Counter[str] = Counter()
     pending = deque(results)
     last_news = time.monotonic()
@@ -85,8 +89,18 @@ def _wait(results: dict[str, str], timeout: float, as_json: bool) -> int:
             time.sleep(POLL_SECONDS)
     for task_id in pending:
         outcomes["no answer"] += 1
-        _line({"source": results[task_id], "task_id": task_id, "status": "unknown", "error": "NoAnswer"}, as_json)
-    Console(stderr=True).print(", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "nothing")
+        _line(
+            {
+                "source": results[task_id],
+                "task_id": task_id,
+                "status": "unknown",
+                "error": "NoAnswer",
+            },
+            as_json,
+        )
+    Console(stderr=True).print(
+        ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())) or "nothing"
+    )
     return outcomes["failed"] + outcomes["no answer"]
 
 
@@ -104,4 +118,7 @@ def _line(outcome: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(outcome), flush=True)
     elif "error" in outcome:
-        print(f"{outcome['source']}: {outcome['error']}: {outcome.get('message', '')}", file=sys.stderr)
+        print(
+            f"{outcome['source']}: {outcome['error']}: {outcome.get('message', '')}",
+            file=sys.stderr,
+        )

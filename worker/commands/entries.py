@@ -1,4 +1,6 @@
-"""What ``veil dead`` and ``veil review`` share: entries read from a ledger, printed, put on a queue again, dropped."""
+"""What ``veil dead`` and ``veil review`` share: entries read from a ledger, printed, put on a queue
+again, dropped.
+"""
 
 import json
 import sys
@@ -23,7 +25,9 @@ from worker.printing import printable
 
 
 def oldest_first(entries: Ledger[Item]) -> Iterator[Item]:
-    """All entries, oldest first; tells where there are too many for that. Raises QueueUnavailable."""
+    """All entries, oldest first; tells where there are too many for that. Raises
+    QueueUnavailable.
+    """
     redis = app.backend.client
     with connected():
         count = entries.count(redis)
@@ -36,7 +40,9 @@ def oldest_first(entries: Ledger[Item]) -> Iterator[Item]:
 def of(entries: Ledger[Item], sources: Iterable[str], name: str) -> list[Item]:
     """The entries of `sources`; tells of which there is no `name`. Raises QueueUnavailable."""
     # As workers record them.
-    keys = [source.encode("utf-8", "backslashreplace").decode() for source in dict.fromkeys(sources)]
+    keys = [
+        source.encode("utf-8", "backslashreplace").decode() for source in dict.fromkeys(sources)
+    ]
     with connected():
         found = entries.of(app.backend.client, keys)
     for key in keys:
@@ -56,9 +62,14 @@ def show(found: Iterable[Entry], as_json: bool) -> None:
 
 
 def enqueue(
-    entries: Iterator[Item], options: Callable[[Item], AnonymizeOptions | None], queue: str, as_json: bool
+    entries: Iterator[Item],
+    options: Callable[[Item], AnonymizeOptions | None],
+    queue: str,
+    as_json: bool,
 ) -> bool:
-    """Put the pictures of `entries` on `queue`, each with its `options`; whether all of them could be put there."""
+    """Put the pictures of `entries` on `queue`, each with its `options`; whether all of them could
+    be put there.
+    """
     redis = app.backend.client
     publisher = Publisher(app)
     enqueued = refused = 0
@@ -76,7 +87,9 @@ def enqueue(
     return not refused
 
 
-def drop(entries: Ledger[Item], sources: list[str], condition: Callable[[Item], bool] | None, name: str) -> bool:
+def drop(
+    entries: Ledger[Item], sources: list[str], condition: Callable[[Item], bool] | None, name: str
+) -> bool:
     """Forget the entries of `sources`, or those of which `condition` is true, or all.
 
     Whether there were such of all `sources`.
@@ -87,7 +100,11 @@ def drop(entries: Ledger[Item], sources: list[str], condition: Callable[[Item], 
         if sources:
             dropped = entries.drop(redis, [entry.source for entry in found])
         else:
-            dropped = entries.drop_all(redis) if condition is None else entries.drop_where(redis, condition)
+            dropped = (
+                entries.drop_all(redis)
+                if condition is None
+                else entries.drop_where(redis, condition)
+            )
     tell(f"{dropped:,} dropped")
     return len(found) == len(set(sources))
 

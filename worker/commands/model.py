@@ -14,7 +14,9 @@ from worker.settings import WorkerSettings
 
 
 def run(settings: WorkerSettings, picture: Path | None, as_json: bool) -> None:
-    """Print what the model is and, given a `picture`, the faces that a worker with `settings` finds in it."""
+    """Print what the model is and, given a `picture`, the faces that a worker with `settings` finds
+    in it.
+    """
     logs.configure(settings.log_format)
     model = load_model(settings)
     described: dict[str, Any] = {
@@ -49,19 +51,25 @@ def run(settings: WorkerSettings, picture: Path | None, as_json: bool) -> None:
 def _read(picture: Path, max_bytes: int) -> bytes:
     try:
         if (size := picture.stat().st_size) > max_bytes:
-            raise ImageTooLarge(f"{picture} has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES")
+            raise ImageTooLarge(
+                f"{picture} has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
+            )
         return picture.read_bytes()
     except OSError as error:
         raise UnreadableImage(f"{picture} can't be read: {error.strerror}") from None
 
 
 def _faces(found: Detections) -> list[dict[str, Any]]:
-    """Return a description of each face, strongest first, with the landmarks of the sighting that fits it best."""
+    """Return a description of each face, strongest first, with the landmarks of the sighting that
+    fits it best.
+    """
     faces = []
     for row in np.argsort(-found.scores, kind="stable"):
         box = found.boxes_xyxy[row]
         seen = found.seen[found.seen.face == row]
-        landmarks = seen.landmarks[int(np.argmax(overlap(box, seen.boxes_xyxy)))].astype(float).round(1)
+        landmarks = (
+            seen.landmarks[int(np.argmax(overlap(box, seen.boxes_xyxy)))].astype(float).round(1)
+        )
         known = bool(np.isfinite(landmarks).all())
         faces.append(
             {
@@ -77,7 +85,9 @@ def _faces(found: Detections) -> list[dict[str, Any]]:
 def _print_picture(found: dict[str, Any]) -> None:
     count = sum(len(faces) for faces in found["frames"])
     size = f"{found['width']} x {found['height']}"
-    print(f"picture: {found['file']}: {found['format']}, {size}, {len(found['frames'])} frame(s), {count} face(s)")
+    print(
+        f"picture: {found['file']}: {found['format']}, {size}, {len(found['frames'])} frame(s), {count} face(s)"
+    )
     for number, faces in enumerate(found["frames"], start=1):
         for face in faces:
             width, height = face["size"]

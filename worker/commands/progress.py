@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Bar:
@@ -28,5 +35,7 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # What is printed to the same terminal goes above the bar; what goes into a pipe is left alone.
     both = sys.stdout.isatty()
-    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=both) as progress:
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, redirect_stdout=both
+    ) as progress:
         yield Bar(progress, progress.add_task(what, total=total))

@@ -29,8 +29,12 @@ def run(
     disposal: Disposal | None,
     as_json: bool,
 ) -> bool:
-    """Tell of each output at or below `addresses` whether it is as its receipt says; whether all are."""
-    threads = settings.concurrency if redetect or disposal else THREADS  # pictures that are decoded at once
+    """Tell of each output at or below `addresses` whether it is as its receipt says; whether all
+    are.
+    """
+    threads = (
+        settings.concurrency if redetect or disposal else THREADS
+    )  # pictures that are decoded at once
     store = ObjectStore.connect(settings, connections=3 * threads + LISTINGS)
     audit = Audit(
         store,
@@ -56,7 +60,9 @@ def run(
 
 
 def _look(settings: WorkerSettings) -> Look:
-    """Looks for faces as a worker with these settings would; those of the receipt and its exempt areas may be there."""
+    """Looks for faces as a worker with these settings would; those of the receipt and its exempt
+    areas may be there.
+    """
     import numpy as np
 
     from tasks.messages import AnonymizeOptions
@@ -74,9 +80,13 @@ def _look(settings: WorkerSettings) -> Look:
         picture = images.decode(content, settings.max_pixels, settings.max_frames)
         options = AnonymizeOptions.of(receipt.options)
         boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
-        hidden = regions.regions(Sightings.of(boxes), style, picture.width, picture.height, options.extra)
+        hidden = regions.regions(
+            Sightings.of(boxes), style, picture.width, picture.height, options.extra
+        )
         return all(
-            regions.eyes_hidden(outside(found, options.exempt), hidden, picture.width, picture.height).all()
+            regions.eyes_hidden(
+                outside(found, options.exempt), hidden, picture.width, picture.height
+            ).all()
             for found in anonymizer.look(picture)
         )
 
@@ -84,7 +94,9 @@ def _look(settings: WorkerSettings) -> Look:
 
 
 def comparison(settings: WorkerSettings) -> Compare:
-    """Return what compares outputs with their sources, outside of what workers with these settings hide."""
+    """Return what compares outputs with their sources, outside of what workers with these settings
+    hide.
+    """
     import cv2
     import numpy as np
 
@@ -92,11 +104,16 @@ def comparison(settings: WorkerSettings) -> Compare:
     from worker import images, likeness
     from worker.bootstrap import mask_style
 
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # files that it does not read are no news
+    cv2.utils.logging.setLogLevel(
+        cv2.utils.logging.LOG_LEVEL_SILENT
+    )  # files that it does not read are no news
     style = mask_style(settings)
 
     def compare(output: bytes, source: bytes, receipt: "Receipt") -> bool:
-        before, after = (images.decode(each, settings.max_pixels, settings.max_frames) for each in (source, output))
+        before, after = (
+            images.decode(each, settings.max_pixels, settings.max_frames)
+            for each in (source, output)
+        )
         if not (likeness.is_confirmed(source, before) and likeness.is_confirmed(output, after)):
             return False
         boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
@@ -120,9 +137,16 @@ def _print(verdict: Verdict, as_json: bool) -> None:
     print(f"{', '.join(verdict.states):<16} {printable(str(verdict.output))}")
 
 
-def _summarize(checked: int, good: int, counts: Counter[str], seconds: float, as_json: bool) -> None:
+def _summarize(
+    checked: int, good: int, counts: Counter[str], seconds: float, as_json: bool
+) -> None:
     if as_json:
-        summary = {"checked": checked, "good": good, "states": dict(counts), "seconds": round(seconds, 3)}
+        summary = {
+            "checked": checked,
+            "good": good,
+            "states": dict(counts),
+            "seconds": round(seconds, 3),
+        }
         print(json.dumps({"summary": summary}))
         return
     told = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())

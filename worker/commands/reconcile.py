@@ -1,4 +1,6 @@
-"""``veil reconcile``: what is wrong between two places, a line each, and the counts that prove the rest right."""
+"""``veil reconcile``: what is wrong between two places, a line each, and the counts that prove the
+rest right.
+"""
 
 import json
 import sys
@@ -48,7 +50,9 @@ def run(
     limit: int | None,
     as_json: bool,
 ) -> bool:
-    """Tell what is wrong, and enqueue what a worker can put right if asked; whether everything is as it should be."""
+    """Tell what is wrong, and enqueue what a worker can put right if asked; whether everything is
+    as it should be.
+    """
     places = Places.find(source, output, settings.parsed_routes(), settings.receipt_keys())
     store = ObjectStore.connect(settings, connections=THREADS + LISTINGS)
     redis = app.backend.client
@@ -64,7 +68,9 @@ def run(
     started = time.monotonic()
     try:
         with progress_bar("compared") as bar:
-            reconciliation = Reconciliation(store, places, recipe, redis, only, sources_deleted, bar.advance)
+            reconciliation = Reconciliation(
+                store, places, recipe, redis, only, sources_deleted, bar.advance
+            )
             for finding in reconciliation.findings(publish if enqueue else None, limit):
                 _print(finding, as_json)
     finally:
@@ -79,12 +85,18 @@ def _recipe(given: str | None, only: Only) -> str | None:
     if recipe is None and only.other_recipe:
         raise SettingsInvalid("no worker has told its recipe yet: start one, or give --recipe")
     if recipe is None:
-        print("veil: no worker has told its recipe yet: only the versions of the sources count", file=sys.stderr)
+        print(
+            "veil: no worker has told its recipe yet: only the versions of the sources count",
+            file=sys.stderr,
+        )
     return recipe
 
 
 def tell_full(queue: str, waiting: int) -> None:
-    print(f"veil: {waiting:,} messages wait on {queue}: going on once workers have made room", file=sys.stderr)
+    print(
+        f"veil: {waiting:,} messages wait on {queue}: going on once workers have made room",
+        file=sys.stderr,
+    )
 
 
 def _print(finding: Finding, as_json: bool) -> None:
@@ -94,7 +106,9 @@ def _print(finding: Finding, as_json: bool) -> None:
     score = "" if finding.lowest_score is None else f" ({finding.lowest_score:g})"
     address = finding.output if finding.state == "orphan" else finding.source
     queued = ", enqueued" * finding.enqueued
-    print(f"{finding.state:<8} {printable(str(address))}  {printable(finding.reason)}{score}{queued}")
+    print(
+        f"{finding.state:<8} {printable(str(address))}  {printable(finding.reason)}{score}{queued}"
+    )
 
 
 def _line(finding: Finding) -> dict[str, Any]:
@@ -108,10 +122,16 @@ def _line(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _summarize(reconciliation: Reconciliation, recipe: str | None, seconds: float, as_json: bool) -> None:
+def _summarize(
+    reconciliation: Reconciliation, recipe: str | None, seconds: float, as_json: bool
+) -> None:
     counts = {state: reconciliation.counts[state] for state in SHOWN}
     if as_json:
-        also = {"enqueued": reconciliation.enqueued, "recipe": recipe, "complete": reconciliation.is_complete}
+        also = {
+            "enqueued": reconciliation.enqueued,
+            "recipe": recipe,
+            "complete": reconciliation.is_complete,
+        }
         print(json.dumps({"summary": {**counts, **also, "seconds": round(seconds, 3)}}))
         return
     told = [f"{count:,} {state}" for state, count in counts.items() if count or state not in RARE]

@@ -1,4 +1,6 @@
-"""``veil review``: the pictures that were held back, or published with a doubt, and what becomes of them."""
+"""``veil review``: the pictures that were held back, or published with a doubt, and what becomes of
+them.
+"""
 
 import json
 import sys
@@ -28,11 +30,21 @@ def list_all(as_json: bool) -> None:
         table = Table("since", "state", "source", "reason", "faces", "left")
         for doubt in doubts:
             counts = ("–" if count is None else f"{count:,}" for count in (doubt.faces, doubt.left))
-            table.add_row(entries.when(doubt), doubt.state, Text(printable(doubt.source)), doubt.reason, *counts)
+            table.add_row(
+                entries.when(doubt),
+                doubt.state,
+                Text(printable(doubt.source)),
+                doubt.reason,
+                *counts,
+            )
         Console().print(table)
     else:
         for doubt in doubts:
-            print(printable(f"{entries.when(doubt)}  {doubt.state:<7}  {doubt.source}  {doubt.reason}"))
+            print(
+                printable(
+                    f"{entries.when(doubt)}  {doubt.state:<7}  {doubt.source}  {doubt.reason}"
+                )
+            )
 
 
 def show(source: str, as_json: bool) -> bool:
@@ -43,12 +55,16 @@ def show(source: str, as_json: bool) -> bool:
 
 
 def release(sources: list[str], queue: str, as_json: bool) -> bool:
-    """Have the pictures of `sources`, or all, published as they would be; whether that could be asked for."""
+    """Have the pictures of `sources`, or all, published as they would be; whether that could be
+    asked for.
+    """
     return _enqueue(sources, Doubt.released, queue, as_json)
 
 
 def redo(sources: list[str], more: AnonymizeOptions, queue: str, as_json: bool) -> bool:
-    """Have the pictures of `sources`, or all, made anew with what `more` asks for; whether that could be asked for."""
+    """Have the pictures of `sources`, or all, made anew with what `more` asks for; whether that
+    could be asked for.
+    """
     return _enqueue(sources, lambda doubt: doubt.with_more(more), queue, as_json)
 
 
@@ -57,7 +73,9 @@ def drop(sources: list[str]) -> bool:
     return entries.drop(DOUBTS, sources, None, NAME)
 
 
-def _enqueue(sources: list[str], options: Callable[[Doubt], AnonymizeOptions], queue: str, as_json: bool) -> bool:
+def _enqueue(
+    sources: list[str], options: Callable[[Doubt], AnonymizeOptions], queue: str, as_json: bool
+) -> bool:
     """A picture stays on the list until it is published without a doubt."""
     found = entries.of(DOUBTS, sources, NAME)
     doubts = iter(found) if sources else DOUBTS.entries(app.backend.client)

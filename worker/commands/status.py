@@ -32,8 +32,12 @@ class View:
     tables: list[RenderableType]
 
 
-def run(name: str | None, all_runs: bool, workers: bool, interval: float | None, as_json: bool) -> None:
-    """Show all of the work, or the run `name`, or all runs; again and again on a terminal or with an `interval`."""
+def run(
+    name: str | None, all_runs: bool, workers: bool, interval: float | None, as_json: bool
+) -> None:
+    """Show all of the work, or the run `name`, or all runs; again and again on a terminal or with
+    an `interval`.
+    """
 
     def look() -> View:
         if all_runs:
@@ -93,7 +97,9 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     queues = _table("queue", "waiting", "oldest")
     for queue in work.queues:
         queues.add_row(queue.name, f"{queue.waiting:,}", _duration(queue.oldest_seconds))
-    pictures = _table("in hand", *work.outcomes, "dead letters", "to review", "pictures/s", "time left", "recipe")
+    pictures = _table(
+        "in hand", *work.outcomes, "dead letters", "to review", "pictures/s", "time left", "recipe"
+    )
     pictures.add_row(
         f"{work.in_flight:,}",
         *(f"{count:,}" for count in work.outcomes.values()),
@@ -126,7 +132,13 @@ def _runs_view(found: list[RunStatus]) -> View:
         counts = (one.listed, one.skipped, one.enqueued, one.done, one.failed, one.left)
         rate, left = f"{one.per_second:.2f}", _duration(one.seconds_left)
         table.add_row(
-            one.run, one.state, *(f"{n:,}" for n in counts), f"{one.percent:g}", rate, left, _moment(one.updated)
+            one.run,
+            one.state,
+            *(f"{n:,}" for n in counts),
+            f"{one.percent:g}",
+            rate,
+            left,
+            _moment(one.updated),
         )
     return View([asdict(one) for one in found], [table])
 
@@ -143,4 +155,8 @@ def _duration(seconds: float | None) -> str:
 
 
 def _moment(seconds: float | None) -> str:
-    return "–" if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    return (
+        "–"
+        if seconds is None
+        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    )

@@ -37,7 +37,9 @@ def run(
     logs.configure(settings.log_format)
     selection = Selection(settings.parsed_routes(), prefixes, suffixes)
     publisher = Publisher(app)
-    trigger = Trigger(publisher, selection, "http" if http is not None else "sqs" if sqs is not None else "poll")
+    trigger = Trigger(
+        publisher, selection, "http" if http is not None else "sqs" if sqs is not None else "poll"
+    )
     metrics.serve(settings, app)
     if http is not None:
         _serve(settings, trigger, http, hold)
@@ -49,7 +51,9 @@ def run(
         elif poll is not None:
             _look(settings, trigger, poll, overlap, stop)
     publisher.close()
-    log.info("stopped", queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored))
+    log.info(
+        "stopped", queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)
+    )
 
 
 def _serve(settings: WorkerSettings, trigger: Trigger, address: str, hold: float) -> None:
@@ -76,10 +80,14 @@ def _take(settings: WorkerSettings, trigger: Trigger, url: str, stop: Stop) -> N
     SqsSource(queue, trigger).run(stop)
 
 
-def _look(settings: WorkerSettings, trigger: Trigger, interval: float, overlap: float, stop: Stop) -> None:
+def _look(
+    settings: WorkerSettings, trigger: Trigger, interval: float, overlap: float, stop: Stop
+) -> None:
     from tasks.storage.s3 import ObjectStore
     from tasks.uploads.polling import PollingSource
 
     places = [str(place) for place in trigger.selection.places]
     log.info("watching", poll=interval, places=places)
-    PollingSource(ObjectStore.connect(settings), app.backend.client, trigger, interval, overlap).run(stop)
+    PollingSource(
+        ObjectStore.connect(settings), app.backend.client, trigger, interval, overlap
+    ).run(stop)

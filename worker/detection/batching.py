@@ -26,11 +26,13 @@ class _Waiting:
 class Batcher:
     """Gathers concurrent calls into batches of one shape and runs them on `lanes` threads.
 
-    A batch starts when it holds `max_size` pictures or its oldest has waited `max_wait` seconds. A batch
-    that fails is repeated picture by picture, so that one picture can't fail its neighbours.
+    A batch starts when it holds `max_size` pictures or its oldest has waited `max_wait` seconds. A
+    batch that fails is repeated picture by picture, so that one picture can't fail its neighbours.
     """
 
-    def __init__(self, predict: Predict, max_size: int, max_wait: float, deadline: float, lanes: int = 1) -> None:
+    def __init__(
+        self, predict: Predict, max_size: int, max_wait: float, deadline: float, lanes: int = 1
+    ) -> None:
         self._predict = predict
         self._max_size = max_size
         self._max_wait = max_wait
@@ -38,15 +40,17 @@ class Batcher:
         self._waiting: list[_Waiting] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._run, name="inference", daemon=True) for _ in range(lanes)]
+        self._threads = [
+            threading.Thread(target=self._run, name="inference", daemon=True) for _ in range(lanes)
+        ]
         for thread in self._threads:
             thread.start()
 
     def infer(self, canvas: Pixels) -> Detections:
         """The detections in `canvas`, uint8 RGB [height, width, 3], in its pixels.
 
-        Raises DetectorUnavailable after `deadline` seconds, after twice as many if the model has begun, or once
-        closed, and DetectionFailed when the model fails on this canvas.
+        Raises DetectorUnavailable after `deadline` seconds, after twice as many if the model has
+        begun, or once closed, and DetectionFailed when the model fails on this canvas.
         """
         entry = _Waiting(canvas, time.monotonic())
         with self._changed:
@@ -58,12 +62,17 @@ class Batcher:
             return entry.answer.result(timeout=self._deadline)
         except TimeoutError:
             if entry.answer.cancel():
-                raise DetectorUnavailable(f"no answer from the detector within {self._deadline:g} s") from None
-        # The model is at it, and may have stalled on this very picture: whoever ends the process should find it here.
+                raise DetectorUnavailable(
+                    f"no answer from the detector within {self._deadline:g} s"
+                ) from None
+        # The model is at it, and may have stalled on this very picture: whoever ends the process
+        # should find it here.
         try:
             return entry.answer.result(timeout=self._deadline)
         except TimeoutError:
-            raise DetectorUnavailable(f"the detector has not finished within {2 * self._deadline:g} s") from None
+            raise DetectorUnavailable(
+                f"the detector has not finished within {2 * self._deadline:g} s"
+            ) from None
 
     @property
     def waiting(self) -> int:
@@ -71,7 +80,9 @@ class Batcher:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Stop the threads after the batches in hand; whoever still waits gets DetectorUnavailable."""
+        """Stop the threads after the batches in hand; whoever still waits gets
+        DetectorUnavailable.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -96,11 +107,15 @@ class Batcher:
                     self._changed.wait()
                     continue
                 oldest = self._waiting[0]
-                alike = [e for e in self._waiting if e.canvas.shape == oldest.canvas.shape][: self._max_size]
+                alike = [e for e in self._waiting if e.canvas.shape == oldest.canvas.shape][
+                    : self._max_size
+                ]
                 patience = oldest.arrived + self._max_wait - time.monotonic()
                 if len(alike) == self._max_size or patience <= 0:
                     self._waiting = [entry for entry in self._waiting if entry not in alike]
-                    if running := [entry for entry in alike if entry.answer.set_running_or_notify_cancel()]:
+                    if running := [
+                        entry for entry in alike if entry.answer.set_running_or_notify_cancel()
+                    ]:
                         return running
                     continue
                 self._changed.wait(patience)

@@ -77,7 +77,9 @@ def _overlapping_spans(some: Boxes, others: Boxes) -> Iterator[tuple[Rows, Rows]
         yield order[places], other_rows
 
 
-def _within(starts: Boxes, first: Boxes, last: Boxes, side: Literal["left", "right"]) -> tuple[Rows, Rows]:
+def _within(
+    starts: Boxes, first: Boxes, last: Boxes, side: Literal["left", "right"]
+) -> tuple[Rows, Rows]:
     """Return the range of the sorted `starts` within each span; ``right`` leaves out `first`."""
     begin = np.searchsorted(starts, first, side=side)
     return begin, np.maximum(begin, np.searchsorted(starts, last, side="left"))

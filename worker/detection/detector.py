@@ -66,7 +66,8 @@ MIN_TILE = 32
 # Pixels of a pass: CenterFace finds 7 to 9 in 10 faces of this side (`make bench ONLY=face_sizes`).
 # A pass of 1,920 shows a face of 24 pixels at this size if the picture is 4,000 pixels wide.
 READABLE_SIDE = 11.52
-# Longer side by shorter side: screenshots and panoramas beyond it get finer passes than the preset's.
+# Longer side by shorter side: screenshots and panoramas beyond it get finer passes than the
+# preset's.
 MAX_PRESET_ASPECT = 2
 MIN_GAIN_FACTOR = 1.16  # A pass that is finer than the last one by less than this brings nothing.
 MAX_STEP = 3.01  # times as fine as the pass before
@@ -95,7 +96,9 @@ Infer = Callable[[Pixels], Detections]
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass: the picture turned by so many quarters counter-clockwise, mirrored, then resized by `factor`."""
+    """One pass: the picture turned by so many quarters counter-clockwise, mirrored, then resized by
+    `factor`.
+    """
 
     factor: float
     turn: int = 0
@@ -105,15 +108,18 @@ class Pass:
     probe: bool = False
     """Only what it is sure of counts."""
     crowd: Points | None = None
-    """Where small faces are, in pixels of the picture: tiles that hold none of them are left out."""
+    """Where small faces are, in pixels of the picture: tiles that hold none of them are left
+    out.
+    """
 
 
 @dataclass(frozen=True)
 class ScaledDetector:
     """A Detector that looks at each picture several times and merges what it finds.
 
-    CenterFace loses large faces in a large picture and small faces in a small one; neither pass alone will do. A face
-    of a size that a pass sees badly counts only if that pass is sure of it: the others see it better.
+    CenterFace loses large faces in a large picture and small faces in a small one; neither pass
+    alone will do. A face of a size that a pass sees badly counts only if that pass is sure of it:
+    the others see it better.
     """
 
     infer: Infer
@@ -125,7 +131,9 @@ class ScaledDetector:
     """Limit for all passes over one picture."""
 
     def _sure(self, share: float) -> float:
-        """The score from which on a detection counts whatever its size: so far from the threshold to 1."""
+        """The score from which on a detection counts whatever its size: so far from the threshold
+        to 1.
+        """
         return self.score_threshold + share * (1 - self.score_threshold)
 
     def detect(self, picture: Pixels) -> Detections:
@@ -134,7 +142,8 @@ class ScaledDetector:
     def _until(self, end: float) -> "ScaledDetector":
         """The same detector for one picture.
 
-        It raises DetectorUnavailable for each canvas after `end` (time.monotonic), DetectionFailed beyond MAX_CANVASES.
+        It raises DetectorUnavailable for each canvas after `end` (time.monotonic), DetectionFailed
+        beyond MAX_CANVASES.
         """
         canvases = count(1)
 
@@ -144,7 +153,9 @@ class ScaledDetector:
                     f"the model returns as many faces as it can of each of {MAX_CANVASES:,} parts: {ADVICE}"
                 )
             if time.monotonic() > end:
-                raise DetectorUnavailable(f"the passes over one picture took more than {self.seconds:g} s")
+                raise DetectorUnavailable(
+                    f"the passes over one picture took more than {self.seconds:g} s"
+                )
             return self.infer(canvas)
 
         return replace(self, infer=infer)
@@ -154,7 +165,9 @@ class ScaledDetector:
         seen = [self._run(picture, each) for each in passes]
         finest = passes[-1]
         while len(seen[-1].crowd) and MIN_GAIN_FACTOR * finest.factor < 1:
-            finest = replace(finest, factor=min(1, 2 * finest.factor), mirrored=False, crowd=seen[-1].crowd)
+            finest = replace(
+                finest, factor=min(1, 2 * finest.factor), mirrored=False, crowd=seen[-1].crowd
+            )
             seen.append(self._run(picture, finest))
         if self.look.turned == "always" or (self.look.turned == "doubt" and self._in_doubt(seen)):
             seen += self._turned(picture, passes, seen)
@@ -169,7 +182,8 @@ class ScaledDetector:
         """The passes over the upright picture, the smallest first."""
         longer = max(picture.height, picture.width)
         factors: list[float] = []
-        # Enlarging brings out small faces up to a point; beyond it, only pixels that are there tell more.
+        # Enlarging brings out small faces up to a point; beyond it, only pixels that are there tell
+        # more.
         largest = min(self.look.max_enlargement, max(1, self.look.enlarge_to / longer))
         for side in sorted(self.look.scales):
             factor = min(side / longer, largest)
@@ -185,38 +199,62 @@ class ScaledDetector:
             least = max(least, min(max(self.look.scales) / part, largest))
         factors = _refined(factors, least)
         return [
-            Pass(factor, mirrored=mirrored, finest=factor == factors[-1], coarsest=factor == factors[0])
+            Pass(
+                factor,
+                mirrored=mirrored,
+                finest=factor == factors[-1],
+                coarsest=factor == factors[0],
+            )
             for factor in factors
             for mirrored in ((False, True) if self.look.mirrored else (False,))
         ]
 
     def _in_doubt(self, seen: Sequence["_Seen"]) -> bool:
-        """Whether no face was found for certain, or one that does not stand upright or whose landmarks make none."""
+        """Whether no face was found for certain, or one that does not stand upright or whose
+        landmarks make none.
+        """
         strong = Detections.joined([each.strong for each in seen])
         up = strong.seen.up
         upright = -up[:, 1] > np.sqrt(0.5) * np.hypot(*up.T)  # to 45°
         certain = strong.scores >= self._sure(CERTAIN_SCORE_SHARE)
         return not certain.any() or not (upright | np.isnan(up[:, 1])).all()
 
-    def _turned(self, picture: "Halves", passes: Sequence[Pass], upright: Sequence["_Seen"]) -> list["_Seen"]:
-        """What passes over the turned picture see, where they are sure: heads that lie or stand upside down.
+    def _turned(
+        self, picture: "Halves", passes: Sequence[Pass], upright: Sequence["_Seen"]
+    ) -> list["_Seen"]:
+        """What passes over the turned picture see, where they are sure: heads that lie or stand
+        upside down.
 
-        If one way round shows clearly more than upright, the picture as a whole lies: then all passes are made so.
+        If one way round shows clearly more than upright, the picture as a whole lies: then all
+        passes are made so.
         """
         plain = [each for each in passes if not each.mirrored]
-        first = next(number for number, each in enumerate(plain) if each.factor >= MIN_PROBE_SHARE * plain[-1].factor)
-        small = plain[first : first + 1] if self.look.turned == "doubt" else plain[: max(1, len(plain) - 1)]
+        first = next(
+            number
+            for number, each in enumerate(plain)
+            if each.factor >= MIN_PROBE_SHARE * plain[-1].factor
+        )
+        small = (
+            plain[first : first + 1]
+            if self.look.turned == "doubt"
+            else plain[: max(1, len(plain) - 1)]
+        )
         probes = {
-            turn: [self._run(picture, replace(each, turn=turn, probe=True)) for each in small] for turn in (1, 2, 3)
+            turn: [self._run(picture, replace(each, turn=turn, probe=True)) for each in small]
+            for turn in (1, 2, 3)
         }
         place = min(first, len(small) - 1)
         shown = {turn: float(seen[place].strong.scores.sum()) for turn, seen in probes.items()}
         best = max(shown, key=lambda turn: shown[turn])
-        if shown[best] > MIN_TURNED_GAIN * float(upright[passes.index(small[place])].strong.scores.sum()):
+        if shown[best] > MIN_TURNED_GAIN * float(
+            upright[passes.index(small[place])].strong.scores.sum()
+        ):
             return [self._run(picture, replace(each, turn=best)) for each in plain]
         known = Detections.joined([each.strong for each in upright])
         return [
-            replace(seen, strong=_unless_better(seen.strong, known)) for several in probes.values() for seen in several
+            replace(seen, strong=_unless_better(seen.strong, known))
+            for several in probes.values()
+            for seen in several
         ]
 
     def _run(self, picture: "Halves", each: Pass) -> "_Seen":
@@ -239,15 +277,22 @@ class ScaledDetector:
         if not each.finest:
             slack = np.minimum(slack, MAX_SLACK_SHARE * box_sides(found.boxes_xyxy))
         slack = (slack * back.max()).astype(np.float32)
-        sightings = Sightings(boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found)))
+        sightings = Sightings(
+            boxes, _upright(landmarks, each, width, height), slack, np.arange(len(found))
+        )
         weak = np.zeros(len(found), bool) if each.probe else ~counts
         faces = Detections(boxes, found.scores, sightings)
-        crowd = _middles(boxes[small]) if is_full or small.sum() >= MIN_CROWD_FACES else _middles(boxes[:0])
+        crowd = (
+            _middles(boxes[small])
+            if is_full or small.sum() >= MIN_CROWD_FACES
+            else _middles(boxes[:0])
+        )
         return _Seen(faces[counts & ~is_cut], faces[counts & is_cut], sightings[weak], crowd)
 
     def _found(self, view: Pixels, each: Pass) -> tuple[Detections, NDArray[np.bool_], bool]:
-        """What the model finds in the `view` of a pass, in its pixels, tile by tile where it is larger than a canvas;
-        which of that [n] a tile may have cut; and whether a tile held more than the model can return.
+        """What the model finds in the `view` of a pass, in its pixels, tile by tile where it is
+        larger than a canvas; which of that [n] a tile may have cut; and whether a tile held more
+        than the model can return.
 
         A face that is cut is whole in another tile, or in a coarser pass.
         """
@@ -261,25 +306,32 @@ class ScaledDetector:
         if each.crowd is not None:
             parts = [tile for tile in parts if _any_in(each.crowd * each.factor, *tile)]
         found = [part for tile in parts for part in self._found_in(view, *tile, each.finest)]
-        is_cut = [_reaches_edge(detections, rows, columns, height, width) for detections, rows, columns in found]
+        is_cut = [
+            _reaches_edge(detections, rows, columns, height, width)
+            for detections, rows, columns in found
+        ]
         every = Detections.joined([Detections.none(), *(detections for detections, _, _ in found)])
         return every, np.concatenate([np.zeros(0, bool), *is_cut]), len(found) > len(parts)
 
     def _found_in(
         self, view: Pixels, rows: slice, columns: slice, is_finest: bool
     ) -> Iterator[tuple[Detections, slice, slice]]:
-        """Yield what the model finds in a part of `view`, in pixels of `view`, and that part; then the same of its
-        quarters, if it finds as many faces as it can return.
+        """Yield what the model finds in a part of `view`, in pixels of `view`, and that part; then
+        the same of its quarters, if it finds as many faces as it can return.
 
-        Raises DetectionFailed if the model returns as many faces as it can even of a part of MIN_TILE in the finest
-        pass. In another, a finer pass sees what is that small.
+        Raises DetectionFailed if the model returns as many faces as it can even of a part of
+        MIN_TILE in the finest pass. In another, a finer pass sees what is that small.
         """
         part = view[rows, columns]
         height, width = part.shape[:2]
-        canvas = np.full((*(self.fixed_size or (_padded(height), _padded(width))), 3), PADDING, np.uint8)
+        canvas = np.full(
+            (*(self.fixed_size or (_padded(height), _padded(width))), 3), PADDING, np.uint8
+        )
         canvas[:height, :width] = part
         answer = self.infer(canvas)
-        found = credible(answer, canvas.shape[1], canvas.shape[0], WEAK_SCORE_FACTOR * self.score_threshold)
+        found = credible(
+            answer, canvas.shape[1], canvas.shape[0], WEAK_SCORE_FACTOR * self.score_threshold
+        )
         yield moved(found, np.tile([columns.start, rows.start], (len(found), 1))), rows, columns
         is_small = min(height, width) <= MIN_TILE
         if answer.left_out < self.score_threshold or (is_small and not is_finest):
@@ -290,20 +342,27 @@ class ScaledDetector:
                 f"{ADVICE}"
             )
         for down, across in quarters(height, width, TILE_OVERLAP):
-            yield from self._found_in(view, _within(rows, down), _within(columns, across), is_finest)
+            yield from self._found_in(
+                view, _within(rows, down), _within(columns, across), is_finest
+            )
 
     def _counts(self, found: Detections, each: Pass) -> NDArray[np.bool_]:
         """Which of `found`, in pixels of the canvas, are faces by themselves."""
         sides = box_sides(found.boxes_xyxy)
-        apt = ((sides >= MIN_RELIABLE_SIDE) | each.finest) & ((sides <= MAX_RELIABLE_SIDE) | each.coarsest)
+        apt = ((sides >= MIN_RELIABLE_SIDE) | each.finest) & (
+            (sides <= MAX_RELIABLE_SIDE) | each.coarsest
+        )
         least = np.where(apt, self.score_threshold, self._sure(SURE_SCORE_SHARE))
-        counts: NDArray[np.bool_] = found.scores >= (self._sure(TURNED_SCORE_SHARE) if each.probe else least)
+        counts: NDArray[np.bool_] = found.scores >= (
+            self._sure(TURNED_SCORE_SHARE) if each.probe else least
+        )
         return counts
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one pass saw: what counts by itself, and what only counts where something else that counts is too.
+    """What one pass saw: what counts by itself, and what only counts where something else that
+    counts is too.
 
     What is `cut` by the edge of a tile counts by itself where no face covers it.
     """
@@ -312,7 +371,9 @@ class _Seen:
     cut: Detections
     weak: Sightings
     crowd: Points
-    """The middles of the small faces, if they are so many that a finer pass is worth making; else none."""
+    """The middles of the small faces, if they are so many that a finer pass is worth making; else
+    none.
+    """
 
 
 def _middles(boxes: Boxes) -> Points:
@@ -338,8 +399,12 @@ def _unless_better(found: Detections, known: Detections) -> Detections:
     return found[~better]
 
 
-def _reaches_edge(found: Detections, rows: slice, columns: slice, height: int, width: int) -> NDArray[np.bool_]:
-    """[n]: which of `found` reach the edge of the part at `rows` and `columns` of a view, where the view goes on."""
+def _reaches_edge(
+    found: Detections, rows: slice, columns: slice, height: int, width: int
+) -> NDArray[np.bool_]:
+    """[n]: which of `found` reach the edge of the part at `rows` and `columns` of a view, where the
+    view goes on.
+    """
     boxes = found.boxes_xyxy
     reaches = np.zeros(len(found), bool)
     for axis, (span, length) in enumerate(((columns, width), (rows, height))):
@@ -366,10 +431,11 @@ def _within(span: slice, part: slice) -> slice:
 
 
 def _refined(factors: list[float], least: float) -> list[float]:
-    """Return the `factors` of passes, coarsest first, and what is added so that the finest is `least` or nearly so.
+    """Return the `factors` of passes, coarsest first, and what is added so that the finest is
+    `least` or nearly so.
 
-    None that is added is more than MAX_STEP times finer than the one before. The passes of the preset stay, so that a
-    picture that gets more of them loses no face.
+    None that is added is more than MAX_STEP times finer than the one before. The passes of the
+    preset stay, so that a picture that gets more of them loses no face.
     """
     if MIN_GAIN_FACTOR * factors[-1] >= least:
         return factors
@@ -379,8 +445,12 @@ def _refined(factors: list[float], least: float) -> list[float]:
     return [*factors, *added]
 
 
-def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -> NDArray[np.float32]:
-    """`points` [..., 2] x y in the view of a pass, `width` x `height`, as points of the upright picture."""
+def _upright(
+    points: NDArray[np.float32], each: Pass, width: int, height: int
+) -> NDArray[np.float32]:
+    """`points` [..., 2] x y in the view of a pass, `width` x `height`, as points of the upright
+    picture.
+    """
     x, y = points[..., 0], points[..., 1]
     if each.mirrored:
         x = width - x
@@ -391,7 +461,9 @@ def _upright(points: NDArray[np.float32], each: Pass, width: int, height: int) -
 
 
 class Halves:
-    """A picture, uint8 [height, width, 3], and its halves, each made once, that passes of any size are made from."""
+    """A picture, uint8 [height, width, 3], and its halves, each made once, that passes of any size
+    are made from.
+    """
 
     def __init__(self, picture: Pixels) -> None:
         self.height, self.width = picture.shape[:2]
@@ -400,15 +472,20 @@ class Halves:
     def resized(self, factor: float) -> Pixels:
         """The picture with its sides `factor` times as long, to whole pixels, at least 1.
 
-        Halved as long as it goes, which is exact and fast; what remains, by less than two, is interpolated, which
-        skips nothing but an odd last row or column of each halving. Averaging takes eight times as long, and finds no
-        more faces.
+        Halved as long as it goes, which is exact and fast; what remains, by less than two, is
+        interpolated, which skips nothing but an odd last row or column of each halving. Averaging
+        takes eight times as long, and finds no more faces.
         """
         width, height = max(1, round(self.width * factor)), max(1, round(self.height * factor))
         number = 0
-        while self._half(number).shape[1] >= 2 * width and self._half(number).shape[0] >= 2 * height:
+        while (
+            self._half(number).shape[1] >= 2 * width and self._half(number).shape[0] >= 2 * height
+        ):
             number += 1
-        return np.asarray(cv2.resize(self._half(number), (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return np.asarray(
+            cv2.resize(self._half(number), (width, height), interpolation=cv2.INTER_LINEAR),
+            np.uint8,
+        )
 
     def _half(self, number: int) -> Pixels:
         """The picture halved `number` times; an odd last row or column is left out."""
@@ -416,7 +493,11 @@ class Halves:
             last = self._halves[-1]
             height, width = last.shape[0] // 2, last.shape[1] // 2
             even = last[: 2 * height, : 2 * width]
-            self._halves.append(np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8))
+            self._halves.append(
+                np.asarray(
+                    cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), np.uint8
+                )
+            )
         return self._halves[number]
 
 

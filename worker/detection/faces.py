@@ -19,8 +19,9 @@ Points = NDArray[np.float32]
 LANDMARKS = 5  # of each face: the eyes, the nose, the corners of the mouth
 # Boxes of two passes whose intersection over union is at least this show the same face.
 MERGE_IOU = 0.4
-# A share of the box's side. Eyes and mouth are 0.35 to 0.45 of it apart in 99 % of the upright faces
-# of three annotated sets. Where they are closer than this, the model does not know where up is.
+# A share of the box's side. Eyes and mouth are 0.35 to 0.45 of it apart in 99 % of the upright
+# faces of three annotated sets. Where they are closer than this, the model does not know where up
+# is.
 MIN_EYES_TO_MOUTH = 0.3
 
 # No working model returns a face beyond these bounds: see credible() and docs/detection.md.
@@ -71,7 +72,9 @@ class Sightings:
 
         It is 0 0 if the landmarks do not form a face, and NaN if they are unknown.
         """
-        up: NDArray[np.float32] = self.landmarks[:, :2].mean(axis=1) - self.landmarks[:, 3:].mean(axis=1)
+        up: NDArray[np.float32] = self.landmarks[:, :2].mean(axis=1) - self.landmarks[:, 3:].mean(
+            axis=1
+        )
         sides = np.sqrt((self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).prod(axis=1))
         up[np.hypot(*up.T) < MIN_EYES_TO_MOUTH * sides] = 0
         return up
@@ -80,7 +83,9 @@ class Sightings:
         return len(self.face)
 
     def __getitem__(self, chosen: NDArray[Any]) -> "Sightings":
-        return Sightings(self.boxes_xyxy[chosen], self.landmarks[chosen], self.slack[chosen], self.face[chosen])
+        return Sightings(
+            self.boxes_xyxy[chosen], self.landmarks[chosen], self.slack[chosen], self.face[chosen]
+        )
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,16 @@ class Detections:
     def joined(cls, found: Sequence["Detections"]) -> "Detections":
         """Return all of `found`, which is not empty, one after the other."""
         starts = np.cumsum([0, *(len(detections) for detections in found)])
-        seen = [replace(each.seen, face=each.seen.face + start) for each, start in zip(found, starts, strict=False)]
+        seen = [
+            replace(each.seen, face=each.seen.face + start)
+            for each, start in zip(found, starts, strict=False)
+        ]
         boxes = np.concatenate([detections.boxes_xyxy for detections in found])
-        return cls(boxes, np.concatenate([detections.scores for detections in found]), Sightings.joined(seen))
+        return cls(
+            boxes,
+            np.concatenate([detections.scores for detections in found]),
+            Sightings.joined(seen),
+        )
 
     @property
     def seen(self) -> Sightings:
@@ -136,22 +148,26 @@ def placed(detections: Detections) -> Detections:
     boxes = detections.boxes_xyxy
     _check_scores(detections)
     if not np.isfinite(boxes).all():
-        raise DetectionFailed("the model returned a box that is not finite: look at detection_boxes")
+        raise DetectionFailed(
+            "the model returned a box that is not finite: look at detection_boxes"
+        )
     if not (boxes[:, :2] < boxes[:, 2:]).all():
         raise DetectionFailed(
             "the model returned a box that is empty or ends before it starts: detection_boxes must be y1 x1 y2 x2"
         )
     if np.isinf(detections.seen.landmarks).any():  # NaN says that the model tells none
-        raise DetectionFailed("the model returned a landmark that is not finite: look at detection_keypoints")
+        raise DetectionFailed(
+            "the model returned a landmark that is not finite: look at detection_keypoints"
+        )
     return detections
 
 
 def credible(detections: Detections, width: int, height: int, least_score: float) -> Detections:
     """Return the detections that score `least_score` or more in a canvas of `width` x `height`.
 
-    Raise DetectionFailed if a score, a box or a landmark can't be that of a face in this canvas. The
-    box of a face that the edge cuts reaches beyond it, so only boxes with hardly any part inside,
-    or far larger ones, are refused.
+    Raise DetectionFailed if a score, a box or a landmark can't be that of a face in this canvas.
+    The box of a face that the edge cuts reaches beyond it, so only boxes with hardly any part
+    inside, or far larger ones, are refused.
     """
     _check_scores(detections)  # of all: a score that is NaN or negative would count as no face
     found = placed(detections[detections.scores >= least_score])
@@ -159,7 +175,9 @@ def credible(detections: Detections, width: int, height: int, least_score: float
     canvas = np.array([width, height], np.float32)
     inside = np.minimum(last, canvas) - np.maximum(first, 0)
     beyond = np.maximum(-first, last - canvas)
-    if (inside < MIN_PART_INSIDE * np.minimum(last - first, canvas)).any() or (beyond > MAX_BEYOND * max(canvas)).any():
+    if (inside < MIN_PART_INSIDE * np.minimum(last - first, canvas)).any() or (
+        beyond > MAX_BEYOND * max(canvas)
+    ).any():
         raise DetectionFailed(
             "the model returned a box outside its picture: "
             "detection_boxes must be shares of the picture, 0 to 1, as y1 x1 y2 x2"
@@ -177,7 +195,9 @@ def credible(detections: Detections, width: int, height: int, least_score: float
 
 def _check_scores(detections: Detections) -> None:
     if not ((detections.scores >= 0) & (detections.scores <= 1)).all():  # not so for NaN either
-        raise DetectionFailed("the model returned a score that is not from 0 to 1: look at detection_scores")
+        raise DetectionFailed(
+            "the model returned a score that is not from 0 to 1: look at detection_scores"
+        )
 
 
 def clip(detections: Detections, width: int, height: int) -> Detections:
@@ -242,8 +262,14 @@ def bridged(frames: Sequence[Detections]) -> list[Detections]:
     tracks = follow(everything.boxes_xyxy, frame_of)
     result = list(frames)
     for frame, here in enumerate(frames):
-        first, last = max(0, frame - MAX_MISSED_FRAMES), min(len(frames), frame + 1 + MAX_MISSED_FRAMES)
-        earlier, later = np.arange(starts[first], starts[frame]), np.arange(starts[frame + 1], starts[last])
+        first, last = (
+            max(0, frame - MAX_MISSED_FRAMES),
+            min(len(frames), frame + 1 + MAX_MISSED_FRAMES),
+        )
+        earlier, later = (
+            np.arange(starts[first], starts[frame]),
+            np.arange(starts[frame + 1], starts[last]),
+        )
         earlier, later = earlier[tracks.until[earlier] > frame], later[tracks.since[later] < frame]
         rows = np.concatenate([earlier, later])
         speed = np.concatenate([tracks.speed_after[earlier], tracks.speed_before[later]])
@@ -251,7 +277,9 @@ def bridged(frames: Sequence[Detections]) -> list[Detections]:
         if missed.any():
             shift = speed[missed] * (frame - frame_of[rows[missed]])[:, None]
             lost = everything[rows[missed]]
-            result[frame] = merge(Detections.joined([here, lost, moved(lost, shift)[shift.any(axis=1)]]))
+            result[frame] = merge(
+                Detections.joined([here, lost, moved(lost, shift)[shift.any(axis=1)]])
+            )
     return result
 
 

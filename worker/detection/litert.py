@@ -1,4 +1,6 @@
-"""The detector's network in 8 bits, run by LiteRT on a CPU: faster than TensorFlow there, and without its import."""
+"""The detector's network in 8 bits, run by LiteRT on a CPU: faster than TensorFlow there, and
+without its import.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -17,7 +19,8 @@ from worker.pixels import Pixels
 from worker.process import processors
 from worker.process.silence import silenced
 
-# An interpreter is made for one shape, in half the time of a run, and takes 50 to 75 bytes for a pixel.
+# An interpreter is made for one shape, in half the time of a run, and takes 50 to 75 bytes for a
+# pixel.
 KEPT_PIXELS = 4_000_000  # for each lane: one in use of the largest shape, and a few of smaller ones
 WARM_SIDE = 256
 
@@ -33,11 +36,18 @@ class QuantizedModel:
     on_gpu = False
     fixed_size: tuple[int, int] | None = None
 
-    def __init__(self, folder: Path, digest: str | None = None, lanes: int = 1, least_score: float = MIN_SCORE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        digest: str | None = None,
+        lanes: int = 1,
+        least_score: float = MIN_SCORE,
+    ) -> None:
         """Load and check the network in `folder`; ModelInvalid, in one line, if it can't be used.
 
-        `digest` is known where the files are not the same on every machine; else it is that of the files. The
-        processors are shared out among `lanes`. Faces below `least_score` are not reported.
+        `digest` is known where the files are not the same on every machine; else it is that of the
+        files. The processors are shared out among `lanes`. Faces below `least_score` are not
+        reported.
         """
         if not (folder / NETWORK).is_file():
             raise ModelInvalid(
@@ -58,10 +68,14 @@ class QuantizedModel:
             with silenced():
                 self.predict(np.zeros((1, WARM_SIDE, WARM_SIDE, 3), np.uint8))
         except Exception as error:
-            raise ModelInvalid(f"{folder / NETWORK} fails on a black picture: {in_a_line(error)}") from None
+            raise ModelInvalid(
+                f"{folder / NETWORK} fails on a black picture: {in_a_line(error)}"
+            ) from None
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
-        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3]."""
+        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width,
+        3].
+        """
         return [decode(self._maps(canvas), self._least_score) for canvas in batch]
 
     def _maps(self, canvas: Pixels) -> NDArray[np.float32]:
@@ -70,9 +84,15 @@ class QuantizedModel:
         interpreter.invoke()
         (maps,) = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         self._give_back(canvas.shape, interpreter)
-        if maps.ndim != 3 or maps.shape[-1] != sum(MAPS) or not np.issubdtype(maps.dtype, np.floating):
+        if (
+            maps.ndim != 3
+            or maps.shape[-1] != sum(MAPS)
+            or not np.issubdtype(maps.dtype, np.floating)
+        ):
             shape = list(maps.shape)
-            raise DetectionFailed(f"the network returns {maps.dtype} {shape}, not float [height, width, {sum(MAPS)}]")
+            raise DetectionFailed(
+                f"the network returns {maps.dtype} {shape}, not float [height, width, {sum(MAPS)}]"
+            )
         return np.asarray(maps, np.float32)
 
     def _taken(self, shape: Shape) -> Any:
@@ -90,5 +110,8 @@ class QuantizedModel:
         """Those used longest ago are dropped when there are too many."""
         with self._lock:
             self._idle.append((shape, interpreter))
-            while sum(height * width for (height, width, _), _ in self._idle) > KEPT_PIXELS * self.lanes:
+            while (
+                sum(height * width for (height, width, _), _ in self._idle)
+                > KEPT_PIXELS * self.lanes
+            ):
                 self._idle.pop(0)

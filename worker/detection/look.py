@@ -10,8 +10,8 @@ class Look:
 
     `scales` are the longer sides of the passes in pixels. A small picture is enlarged up to
     `max_enlargement` times, and not beyond a longer side of `enlarge_to`. `mirrored` passes come on
-    top, and so do `turned` ones, for pictures and heads that lie on their side or stand upside down:
-    ``never``, when in ``doubt``, or ``always``. `smallest_face` is the side, in pixels of the
+    top, and so do `turned` ones, for pictures and heads that lie on their side or stand upside
+    down: ``never``, when in ``doubt``, or ``always``. `smallest_face` is the side, in pixels of the
     picture, of the smallest face that the finest pass has to show at a size that the detector
     finds, whatever the picture's dimensions.
     """

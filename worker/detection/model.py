@@ -1,4 +1,6 @@
-"""What a detector's model is to the rest, whichever engine runs it, and what its folder says of it."""
+"""What a detector's model is to the rest, whichever engine runs it, and what its folder says of
+it.
+"""
 
 import hashlib
 import json
@@ -33,7 +35,9 @@ class Model(Protocol):
     """(height, width) if it takes only that size."""
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
-        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width, 3]."""
+        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width,
+        3].
+        """
 
 
 def stated_threshold(folder: Path) -> float:

@@ -1,4 +1,6 @@
-"""A SavedModel of one's own: a folder as it is, a ZIP, or a ZIP in S3, unpacked once into the cache."""
+"""A SavedModel of one's own: a folder as it is, a ZIP, or a ZIP in S3, unpacked once into the
+cache.
+"""
 
 import fcntl
 import hashlib
@@ -47,16 +49,21 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
 
 
 def _from_s3(uri: ObjectUri, store: ObjectStore, pin: str | None) -> Path:
-    """Fetch the ZIP unless the cache has it: a file there maps each version of an object to the ZIP's digest."""
+    """Fetch the ZIP unless the cache has it: a file there maps each version of an object to the
+    ZIP's digest.
+    """
     with store.open(uri) as found:
         if found.stored.size > MAX_ZIP_BYTES:
-            raise ModelInvalid(f"{uri} has {found.stored.size:,} bytes, the limit for a model is {MAX_ZIP_BYTES:,}")
+            raise ModelInvalid(
+                f"{uri} has {found.stored.size:,} bytes, the limit for a model is {MAX_ZIP_BYTES:,}"
+            )
         version = hashlib.sha256(f"{uri} {found.stored.etag}".encode()).hexdigest()
         try:
             known = _cache() / f"object-{version}"
             if known.is_file() and (placed := _place(known.read_text())).is_dir():
                 root = _root(placed, str(uri))
-                # The cache proves nothing about the ZIP: a pin of the ZIP's own digest is checked on its bytes.
+                # The cache proves nothing about the ZIP: a pin of the ZIP's own digest is checked
+                # on its bytes.
                 if pin is None or digest_of(root) == pin:
                     return root
             content = found.read(MAX_ZIP_BYTES, FETCH_SECONDS)
@@ -74,7 +81,8 @@ def _from_s3(uri: ObjectUri, store: ObjectStore, pin: str | None) -> Path:
 def _from_zip(digest: str, path: Path, name: str, pin: str | None) -> Path:
     """Return the folder of the SavedModel in the ZIP at `path`, whose SHA-256 is `digest`.
 
-    With a pin of the ZIP the unpacked files are compared with it: others may have written to the cache since.
+    With a pin of the ZIP the unpacked files are compared with it: others may have written to the
+    cache since.
     """
     root = _unpacked(digest, path, name)
     if pin == digest:
@@ -88,11 +96,15 @@ def _from_zip(digest: str, path: Path, name: str, pin: str | None) -> Path:
 
 def _check_files(root: Path, name: str, pin: str, more: str = "") -> None:
     if (digest := digest_of(root)) != pin:
-        raise ModelInvalid(f"{name} has the digest {digest}{more}, not {pin}: not used; see VEIL_MODEL_SHA256")
+        raise ModelInvalid(
+            f"{name} has the digest {digest}{more}, not {pin}: not used; see VEIL_MODEL_SHA256"
+        )
 
 
 def _unpacked(digest: str, path: Path, name: str) -> Path:
-    """Return the SavedModel in the ZIP at `path`, unpacked below its SHA-256 unless this machine has it."""
+    """Return the SavedModel in the ZIP at `path`, unpacked below its SHA-256 unless this machine
+    has it.
+    """
     placed = _place(digest)
     with (_cache() / "unpack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -111,7 +123,9 @@ def _unpack(path: Path, target: Path, name: str) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_BYTES:
-                raise ModelInvalid(f"{name} would unpack to more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes")
+                raise ModelInvalid(
+                    f"{name} would unpack to more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes"
+                )
             left = MAX_BYTES
             for entry in entries:
                 _check_place(entry, name)
@@ -121,18 +135,32 @@ def _unpack(path: Path, target: Path, name: str) -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(entry) as source, file.open("wb") as sink:
                     left -= _copied(source, sink, left, name)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise ModelInvalid(
             f"{name} is no ZIP that can be unpacked ({error}): make it with `veil train export`"
         ) from None
     if not _graphs(target):
-        raise ModelInvalid(f"{name} holds no {GRAPH}, at its top or in one folder: zip the SavedModel's folder")
+        raise ModelInvalid(
+            f"{name} holds no {GRAPH}, at its top or in one folder: zip the SavedModel's folder"
+        )
 
 
 def _check_place(entry: zipfile.ZipInfo, name: str) -> None:
     """Refuse what would be written elsewhere than in the archive's own folder, or point there."""
     place = PurePosixPath(entry.filename)
-    if place.is_absolute() or ".." in place.parts or "\\" in entry.filename or stat.S_ISLNK(entry.external_attr >> 16):
+    if (
+        place.is_absolute()
+        or ".." in place.parts
+        or "\\" in entry.filename
+        or stat.S_ISLNK(entry.external_attr >> 16)
+    ):
         raise ModelInvalid(f"{name} holds {entry.filename!r:.100}, which leads out of it: not used")
 
 
@@ -150,7 +178,9 @@ def _copied(source: IO[bytes], sink: IO[bytes], limit: int, name: str) -> int:
 def _root(placed: Path, name: str) -> Path:
     graphs = _graphs(placed)
     if not graphs:
-        raise ModelInvalid(f"{placed}, unpacked from {name}, holds no {GRAPH}: remove it, and it is unpacked anew")
+        raise ModelInvalid(
+            f"{placed}, unpacked from {name}, holds no {GRAPH}: remove it, and it is unpacked anew"
+        )
     return graphs[0].parent
 
 

@@ -8,7 +8,8 @@ Tile = tuple[slice, slice]
 
 
 def tiles(height: int, width: int, size: tuple[int, int], overlap: int) -> Iterator[Tile]:
-    """Yield the parts, at most `size` (height, width), that cover a view of `height` x `width`, in pixels.
+    """Yield the parts, at most `size` (height, width), that cover a view of `height` x `width`, in
+    pixels.
 
     Neighbours share `overlap` pixels or more, so that whatever is no larger lies whole in one of
     them. All parts have one size, so that the model is given few shapes, and no pixel is in none.
@@ -19,7 +20,9 @@ def tiles(height: int, width: int, size: tuple[int, int], overlap: int) -> Itera
 
 
 def quarters(height: int, width: int, overlap: int) -> Iterator[Tile]:
-    """Yield the four parts of a view whose neighbours share `overlap` pixels, at most a quarter of a side."""
+    """Yield the four parts of a view whose neighbours share `overlap` pixels, at most a quarter of
+    a side.
+    """
     down, across = min(overlap, height // 4), min(overlap, width // 4)
     for rows in _spans(height, -(-(height + down) // 2), down):
         for columns in _spans(width, -(-(width + across) // 2), across):

@@ -20,8 +20,8 @@ class Tracks:
     """The sightings before and after each of n faces, in the order of their frames.
 
     A face is missed in the frames after `since` and before its own, and after its own and before
-    `until`, at most MAX_MISSED_FRAMES. `speed_before` and `speed_after` float64 [n, 2] are the pixels a
-    frame, x y, that it moves there.
+    `until`, at most MAX_MISSED_FRAMES. `speed_before` and `speed_after` float64 [n, 2] are the
+    pixels a frame, x y, that it moves there.
     """
 
     since: Rows
@@ -31,7 +31,9 @@ class Tracks:
 
 
 def follow(boxes: Boxes, frame: Rows) -> Tracks:
-    """Return the tracks of faces with `boxes` [n, 4], x1 y1 x2 y2, of ascending frames `frame` [n]."""
+    """Return the tracks of faces with `boxes` [n, 4], x1 y1 x2 y2, of ascending frames `frame`
+    [n].
+    """
     boxes = boxes.astype(np.float64)
     middles, sides = (
         (boxes[:, :2] + boxes[:, 2:]) / 2,
@@ -61,19 +63,29 @@ def follow(boxes: Boxes, frame: Rows) -> Tracks:
     return Tracks(since, until, np.nan_to_num(known_before), np.nan_to_num(known_after))
 
 
-def _speed(middles: NDArray[np.float64], frame: Rows, before: Rows, after: Rows) -> NDArray[np.float64]:
-    speed: NDArray[np.float64] = (middles[after] - middles[before]) / (frame[after] - frame[before])[:, None]
+def _speed(
+    middles: NDArray[np.float64], frame: Rows, before: Rows, after: Rows
+) -> NDArray[np.float64]:
+    speed: NDArray[np.float64] = (middles[after] - middles[before]) / (
+        frame[after] - frame[before]
+    )[:, None]
     return speed
 
 
-def _nearest(boxes: Boxes, some: Rows, others: Rows, reach: NDArray[np.float64]) -> tuple[Rows, Rows]:
+def _nearest(
+    boxes: Boxes, some: Rows, others: Rows, reach: NDArray[np.float64]
+) -> tuple[Rows, Rows]:
     """Return the pairs that are each other's nearest, within the `reach` of `some`."""
-    grown = np.concatenate([boxes[some, :2] - reach[:, None], boxes[some, 2:] + reach[:, None]], axis=1)
+    grown = np.concatenate(
+        [boxes[some, :2] - reach[:, None], boxes[some, 2:] + reach[:, None]], axis=1
+    )
     near = [np.zeros((2, 0), np.intp), *(np.stack(pair) for pair in meeting(grown, boxes[others]))]
     row, other_row = np.concatenate(near, axis=1)
     one, other = boxes[some[row]], boxes[others[other_row]]
     distance = np.hypot(*((one[:, :2] + one[:, 2:] - other[:, :2] - other[:, 2:]) / 2).T)
-    growth = (other[:, 2:] - other[:, :2]).prod(axis=1) / np.maximum((one[:, 2:] - one[:, :2]).prod(axis=1), 1e-9)
+    growth = (other[:, 2:] - other[:, :2]).prod(axis=1) / np.maximum(
+        (one[:, 2:] - one[:, :2]).prod(axis=1), 1e-9
+    )
     alike = (growth <= LARGEST_GROWTH**2) & (growth >= LARGEST_GROWTH**-2)
     distance[~alike | (distance > reach[row])] = np.inf
     least, least_other = np.full(len(some), np.inf), np.full(len(others), np.inf)

@@ -1,7 +1,9 @@
-"""Measure an AVIF without decoding it: the sizes that its boxes and its AV1 data state, and its number of frames.
+"""Measure an AVIF without decoding it: the sizes that its boxes and its AV1 data state, and its
+number of frames.
 
-ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items), AV1 Bitstream & Decoding Process Specification, 5.3 and 5.5. A
-decoder reserves memory for the size in the AV1 data, whatever the boxes around it say.
+ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items), AV1 Bitstream & Decoding Process Specification,
+5.3 and 5.5. A decoder reserves memory for the size in the AV1 data, whatever the boxes around it
+say.
 """
 
 from collections.abc import Iterator
@@ -9,7 +11,16 @@ from dataclasses import dataclass, field
 
 from tasks.errors import ImageTooLarge, UnreadableImage
 
-CONTAINERS = {b"meta": 4, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0, b"iprp": 0, b"ipco": 0}
+CONTAINERS = {
+    b"meta": 4,
+    b"moov": 0,
+    b"trak": 0,
+    b"mdia": 0,
+    b"minf": 0,
+    b"stbl": 0,
+    b"iprp": 0,
+    b"ipco": 0,
+}
 MOST_BOXES = 100_000
 MOST_ITEMS = 4096  # grids have a few hundred at most
 MOST_UNITS = 200_000  # open bitstream units that are looked at
@@ -50,7 +61,8 @@ class _Reader:
 def measure(content: bytes, max_frames: int) -> Measured:
     """Return the largest size and the number of frames of the AVIF `content`.
 
-    Raises UnreadableImage for boxes that end early, ImageTooLarge for more parts than a picture needs.
+    Raises UnreadableImage for boxes that end early, ImageTooLarge for more parts than a picture
+    needs.
     """
     measured, left = Measured(), [MOST_BOXES]
     try:
@@ -70,7 +82,9 @@ def measure(content: bytes, max_frames: int) -> Measured:
 
 
 def _walk(content: bytes, at: int, end: int, measured: Measured, left: list[int]) -> None:
-    """Measure the boxes from `at` to `end`, and those in them; `left` counts down how many there may be."""
+    """Measure the boxes from `at` to `end`, and those in them; `left` counts down how many there
+    may be.
+    """
     pending = [(at, end)]
     while pending:
         at, end = pending.pop()
@@ -133,11 +147,15 @@ def _track_size(content: bytes, at: int, end: int, measured: Measured) -> None:
 def _track_header(content: bytes, at: int, end: int, measured: Measured) -> None:
     """Read width and height, 16.16 fixed point, which are the last eight bytes."""
     if end - at >= 84:
-        measured.enlarge(*(int.from_bytes(content[place : place + 4]) >> 16 for place in (end - 8, end - 4)))
+        measured.enlarge(
+            *(int.from_bytes(content[place : place + 4]) >> 16 for place in (end - 8, end - 4))
+        )
 
 
 def _grid(content: bytes, at: int, end: int, measured: Measured) -> None:
-    """Read the size of the picture that a grid's tiles make together, if this is one (23008-12, 6.6.2.3)."""
+    """Read the size of the picture that a grid's tiles make together, if this is one (23008-12,
+    6.6.2.3).
+    """
     if end - at < 8 or content[at] != 0 or content[at + 1] > 1:
         return
     wide = 4 if content[at + 1] else 2
@@ -160,7 +178,9 @@ def _item_extents(content: bytes, at: int, end: int) -> Iterator[tuple[int, int]
     index_size = sizes & 15 if version else 0
     items = reader.number(4 if version == 2 else 2)
     if items > MOST_ITEMS:
-        raise ImageTooLarge(f"this AVIF has {items:,} items, the limit is {MOST_ITEMS:,}: save it as one picture")
+        raise ImageTooLarge(
+            f"this AVIF has {items:,} items, the limit is {MOST_ITEMS:,}: save it as one picture"
+        )
     for _ in range(items):
         reader.number(4 if version == 2 else 2)
         method = reader.number(2) & 15 if version else 0
@@ -187,7 +207,9 @@ def _chunk_extents(
     common, samples = sizes.number(4), sizes.number(4)
     measured.frames = max(measured.frames, samples)
     if samples > MOST_ITEMS:
-        raise ImageTooLarge(f"this AVIF has {samples:,} frames: raise VEIL_MAX_FRAMES, up to {MOST_ITEMS:,}")
+        raise ImageTooLarge(
+            f"this AVIF has {samples:,} frames: raise VEIL_MAX_FRAMES, up to {MOST_ITEMS:,}"
+        )
     chunks = places.number(4)
     if chunks > samples:
         raise UnreadableImage("this AVIF is damaged: it has more chunks than frames")
@@ -220,7 +242,9 @@ SAMPLE_TABLES = (b"stsz", b"stco", b"co64", b"stsc")
 
 
 def _read_units(content: bytes, at: int, end: int, measured: Measured, units: int) -> int:
-    """Enlarge `measured` by each sequence header among the units from `at` to `end`; return how many units are left."""
+    """Enlarge `measured` by each sequence header among the units from `at` to `end`; return how
+    many units are left.
+    """
     while at < end:
         units -= 1
         if units < 0:

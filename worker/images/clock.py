@@ -17,4 +17,6 @@ class Clock:
     def check(self) -> None:
         """Raise ImageTooLarge if the time is over."""
         if time.monotonic() > self._end:
-            raise ImageTooLarge(f"decoding takes more than {self._seconds:g} s: save the picture smaller or anew")
+            raise ImageTooLarge(
+                f"decoding takes more than {self._seconds:g} s: save the picture smaller or anew"
+            )

@@ -1,4 +1,6 @@
-"""What a file's structure says before any pixel is decoded: whether it is whole, its size, frames and depth."""
+"""What a file's structure says before any pixel is decoded: whether it is whole, its size, frames
+and depth.
+"""
 
 import struct
 import zlib
@@ -8,13 +10,17 @@ from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.images import jpeg2000
 
 PNG_BITS = 24  # where the depth stands: the header is always the first chunk
-MOST_GIF_BLOCKS = 1 << 20  # a block holds up to 255 bytes, so this is four times what the largest file needs
+MOST_GIF_BLOCKS = (
+    1 << 20
+)  # a block holds up to 255 bytes, so this is four times what the largest file needs
 MOST_GIF_COMMENTS = 1 << 20  # bytes; Pillow joins the blocks of comments one by one
 HIGH_BITDEPTH = 0x40  # in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3)
 
 
 def check(form: str, content: bytes) -> None:
-    """Raise UnreadableImage for a file that ends early, UnsupportedImage for a depth that is not handled."""
+    """Raise UnreadableImage for a file that ends early, UnsupportedImage for a depth that is not
+    handled.
+    """
     if form == "PNG":
         if not _png_is_whole(content):
             raise UnreadableImage("this PNG is damaged or cut short: a checksum in it is wrong")
@@ -26,11 +32,15 @@ def check(form: str, content: bytes) -> None:
     elif form == "JPEG2000":
         jpeg2000.check(content)
     elif form == "AVIF" and any(flags & HIGH_BITDEPTH for flags in _av1_flags(content)):
-        raise UnsupportedImage("this AVIF has more than 8 bits a colour, which is not handled: convert it to 8 bits")
+        raise UnsupportedImage(
+            "this AVIF has more than 8 bits a colour, which is not handled: convert it to 8 bits"
+        )
 
 
 def _check_bmp(content: bytes) -> None:
-    """The file's size, 0 if its writer did not know it, and what must be 1 and at most 256 in headers from 40 bytes."""
+    """The file's size, 0 if its writer did not know it, and what must be 1 and at most 256 in
+    headers from 40 bytes.
+    """
     size, header, planes, colours = struct.unpack_from("<2xI8xI8xH18xI", content.ljust(54, b"\0"))
     if size not in (0, len(content)):
         raise UnreadableImage("this BMP is cut short, or there is something after it")
@@ -39,7 +49,8 @@ def _check_bmp(content: bytes) -> None:
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height in a WebP's first chunk, for Pillow makes room for the picture when it opens it; 0 if unknown.
+    """Width and height in a WebP's first chunk, for Pillow makes room for the picture when it opens
+    it; 0 if unknown.
 
     RFC 9649, 2.5 to 2.7.
     """
@@ -50,12 +61,16 @@ def webp_size(content: bytes) -> tuple[int, int]:
         bits = int.from_bytes(body[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     if kind == b"VP8 ":
-        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(
+            body[8:10], "little"
+        ) & 0x3FFF
     return 0, 0
 
 
 def webp_is_lossless(content: bytes) -> bool:
-    """Whether the first pixels are in a chunk of the lossless kind; a profile or a frame's header may come before."""
+    """Whether the first pixels are in a chunk of the lossless kind; a profile or a frame's header
+    may come before.
+    """
     at = 12
     while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
         size = int.from_bytes(content[at + 4 : at + 8], "little")
@@ -77,7 +92,9 @@ def _av1_flags(content: bytes) -> Iterator[int]:
 
 
 def _png_is_whole(content: bytes) -> bool:
-    """Whether all chunks are there and as their checksums say; Pillow leaves those of the pixels unchecked."""
+    """Whether all chunks are there and as their checksums say; Pillow leaves those of the pixels
+    unchecked.
+    """
     view, at = memoryview(content), 8
     while at + 12 <= len(view):
         end = at + 8 + int.from_bytes(view[at : at + 4])
@@ -90,10 +107,11 @@ def _png_is_whole(content: bytes) -> bool:
 
 
 def gif_size(content: bytes, max_frames: int) -> tuple[int, int, int]:
-    """Return frames, width and height of a GIF; its frames may reach beyond its screen, and Pillow then enlarges it.
+    """Return frames, width and height of a GIF; its frames may reach beyond its screen, and Pillow
+    then enlarges it.
 
-    Raises UnreadableImage unless the blocks follow each other to the end marker (GIF89a, Appendix B), ImageTooLarge
-    for more than `max_frames` frames.
+    Raises UnreadableImage unless the blocks follow each other to the end marker (GIF89a, Appendix
+    B), ImageTooLarge for more than `max_frames` frames.
     """
     at, frames, blocks, comments = 13 + _gif_table(content[10]), 0, 0, 0
     width, height = struct.unpack_from("<HH", content, 6)
@@ -116,9 +134,13 @@ def gif_size(content: bytes, max_frames: int) -> tuple[int, int, int]:
         at += 1
         comments += is_comment * (at - start)
         if frames > max_frames:
-            raise ImageTooLarge(f"this GIF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES")
+            raise ImageTooLarge(
+                f"this GIF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES"
+            )
         if blocks > MOST_GIF_BLOCKS or comments > MOST_GIF_COMMENTS:
-            raise ImageTooLarge(f"this GIF has {blocks:,} blocks and comments of {comments:,} bytes: save it anew")
+            raise ImageTooLarge(
+                f"this GIF has {blocks:,} blocks and comments of {comments:,} bytes: save it anew"
+            )
     raise UnreadableImage("this GIF is damaged or cut short: its blocks do not reach an end marker")
 
 

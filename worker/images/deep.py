@@ -1,7 +1,8 @@
-"""Pictures of 16 bits a channel, which Pillow reads as 8: OpenCV reads PNG and TIFF, and writes neither.
+"""Pictures of 16 bits a channel, which Pillow reads as 8: OpenCV reads PNG and TIFF, and writes
+neither.
 
-What OpenCV reads is compared with what Pillow read: an output is never made of a picture that two libraries see in
-different ways.
+What OpenCV reads is compared with what Pillow read: an output is never made of a picture that two
+libraries see in different ways.
 """
 
 import struct
@@ -29,7 +30,9 @@ ASSOCIATED = 1  # colours were multiplied by their alpha (TIFF 6.0, ExtraSamples
 
 
 def read_png(content: bytes, seen: Array) -> Frame:
-    """The 16-bit PNG `content`, of which Pillow has `seen` the upper 8 bits, uint8 [h, w, 1 to 4]."""
+    """The 16-bit PNG `content`, of which Pillow has `seen` the upper 8 bits, uint8 [h, w, 1 to
+    4].
+    """
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise UnreadableImage("the picture is damaged")
@@ -41,7 +44,9 @@ def read_tiff(content: bytes, page: int, seen: Array, turn: Turn | None, extra: 
 
     `turn` makes it upright, `extra` is its ExtraSamples, None or a tuple.
     """
-    found, pages = cv2.imdecodemulti(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+    found, pages = cv2.imdecodemulti(
+        np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1)
+    )
     if not found or len(pages) != 1:
         raise UnsupportedImage("this kind of 16-bit TIFF is not handled")
     try:
@@ -62,7 +67,9 @@ def gray_page(pixels: Array, bits: int, white_is_zero: bool) -> Frame:
     if bits == 12:
         values = values << 4 | values >> 8
     elif bits != 16:
-        raise UnsupportedImage(f"TIFFs with {bits} bits are not handled: convert it to 8 or 16 bits")
+        raise UnsupportedImage(
+            f"TIFFs with {bits} bits are not handled: convert it to 8 or 16 bits"
+        )
     return Frame(~values if white_is_zero else values, "I;16")
 
 
@@ -91,9 +98,11 @@ def _undo_association(pixels: Array) -> None:
 
 
 def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes:
-    """Return a PNG of uint16 `pixels`, gray [h, w], RGB [h, w, 3] or RGBA [h, w, 4] (PNG, third edition).
+    """Return a PNG of uint16 `pixels`, gray [h, w], RGB [h, w, 3] or RGBA [h, w, 4] (PNG, third
+    edition).
 
-    Rows are compressed a strip at a time: an encoder that grows one buffer needs the picture's memory twice more.
+    Rows are compressed a strip at a time: an encoder that grows one buffer needs the picture's
+    memory twice more.
     """
     height, width, channels = (*pixels.shape, 1)[:3]
     header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOURS[channels], 0, 0, 0)
@@ -104,7 +113,12 @@ def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes
         chunks.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
     compressor = zlib.compressobj(PNG_LEVEL, strategy=zlib.Z_RLE)
     for start in range(0, height, PNG_ROWS):
-        rows = pixels[start : start + PNG_ROWS].astype(">u2").view(np.uint8).reshape(-1, 2 * channels * width)
+        rows = (
+            pixels[start : start + PNG_ROWS]
+            .astype(">u2")
+            .view(np.uint8)
+            .reshape(-1, 2 * channels * width)
+        )
         filtered = np.full((len(rows), 1 + rows.shape[1]), PNG_SUB, np.uint8)
         filtered[:, 1:] = rows
         filtered[:, 1 + 2 * channels :] -= rows[:, : -2 * channels]  # wraps around, as it must
@@ -152,7 +166,9 @@ def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[i
     return bytes(content)
 
 
-def _append_directory(content: bytearray, link: int, entries: Sequence[tuple[int, str, Sequence[int] | bytes]]) -> int:
+def _append_directory(
+    content: bytearray, link: int, entries: Sequence[tuple[int, str, Sequence[int] | bytes]]
+) -> int:
     """Put a directory at the end and its place at `link`; where the next one's place belongs."""
     fields = b""
     for tag, kind, values in entries:
@@ -162,7 +178,9 @@ def _append_directory(content: bytearray, link: int, entries: Sequence[tuple[int
             place = struct.pack("<I", len(content))
             content += value
             value = place
-        fields += struct.pack("<HHI", tag, {"B": 7, "H": 3, "I": 4}[kind], len(values)) + value.ljust(4, b"\0")
+        fields += struct.pack(
+            "<HHI", tag, {"B": 7, "H": 3, "I": 4}[kind], len(values)
+        ) + value.ljust(4, b"\0")
     content += bytes(len(content) % 2)
     content[link : link + 4] = struct.pack("<I", len(content))
     content += struct.pack("<H", len(entries)) + fields + bytes(4)

@@ -17,7 +17,8 @@ LARGEST = 1 << 31
 
 
 def kept(image: Any, names: Collection[str]) -> bytes | None:
-    """The fields `names` of a Pillow image as an EXIF block that begins with ``Exif``; None where it has none.
+    """The fields `names` of a Pillow image as an EXIF block that begins with ``Exif``; None where
+    it has none.
 
     A field whose value is not of its kind is left out: it could hold anything.
     """

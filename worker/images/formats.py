@@ -1,13 +1,17 @@
-"""The formats that are handled: what is kept of each, and what is refused; the README's table is made of it."""
+"""The formats that are handled: what is kept of each, and what is refused; the README's table is
+made of it.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format: Pillow's `name`, what is read, what the output keeps besides the dimensions, what is refused.
+    """One format: Pillow's `name`, what is read, what the output keeps besides the dimensions, what
+    is refused.
 
-    `cost` is how many times its pixels count against the limit, because its library needs that much more memory.
+    `cost` is how many times its pixels count against the limit, because its library needs that much
+    more memory.
     """
 
     name: str
@@ -57,7 +61,14 @@ FORMATS = (
         "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, old-style JPEG, fax and "
         "rare compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
     ),
-    Format("GIF", "GIF", "image/gif", "still, animated, transparent", "palette, timing and repeats", "no end marker"),
+    Format(
+        "GIF",
+        "GIF",
+        "image/gif",
+        "still, animated, transparent",
+        "palette, timing and repeats",
+        "no end marker",
+    ),
     Format("BMP", "BMP", "image/bmp", "1 to 32 bits, RLE", "true colour or gray", "transparency"),
     Format(
         "AVIF",

@@ -1,4 +1,6 @@
-"""Measure a file from its own structure, before Pillow opens it and may reserve memory for what it states."""
+"""Measure a file from its own structure, before Pillow opens it and may reserve memory for what it
+states.
+"""
 
 import struct
 from collections.abc import Callable
@@ -10,7 +12,9 @@ from tasks.errors import ImageTooLarge, UnreadableImage
 from worker.images import avif, containers, jpeg, jpeg2000, tiff_pages
 
 MOST_CHUNKS = 1 << 18  # of a PNG or a WebP; at 1 kB each they fill the largest file
-MOST_RLE_BYTES = 4  # for each pixel of a BMP; its longest sound coding takes 2 and a few for each row
+MOST_RLE_BYTES = (
+    4  # for each pixel of a BMP; its longest sound coding takes 2 and a few for each row
+)
 RLE_SLACK = 1 << 16
 RLE = (1, 2)
 DEEP = 8  # bits a channel, beyond which a pixel counts twice
@@ -21,7 +25,9 @@ PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # unpacked text of one PNG; the outpu
 
 @dataclass(frozen=True)
 class Size:
-    """The frames of a file, the largest width and height, and the pixels of all frames, those of 16 bits twice."""
+    """The frames of a file, the largest width and height, and the pixels of all frames, those of 16
+    bits twice.
+    """
 
     frames: int
     width: int
@@ -32,8 +38,8 @@ class Size:
 def measure(form: str, content: bytes, max_pixels: int, max_frames: int) -> Size:
     """Return the size of `content`, a file of the format `form`.
 
-    Raises UnreadableImage for a structure that makes no sense, ImageTooLarge for one with more parts than a picture
-    of `max_pixels` and `max_frames` needs.
+    Raises UnreadableImage for a structure that makes no sense, ImageTooLarge for one with more
+    parts than a picture of `max_pixels` and `max_frames` needs.
     """
     try:
         return MEASURES[form](content, max_pixels, max_frames)
@@ -65,8 +71,12 @@ def _png(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
         at += 12 + struct.unpack_from(">I", content, at)[0]
         chunks += 1
     if chunks > MOST_CHUNKS:
-        raise ImageTooLarge(f"this PNG has {chunks:,} chunks, the limit is {MOST_CHUNKS:,}: save it anew")
-    return Size(frames, width, height, frames * width * height * (2 if content[PNG_DEPTH] > DEEP else 1))
+        raise ImageTooLarge(
+            f"this PNG has {chunks:,} chunks, the limit is {MOST_CHUNKS:,}: save it anew"
+        )
+    return Size(
+        frames, width, height, frames * width * height * (2 if content[PNG_DEPTH] > DEEP else 1)
+    )
 
 
 def _webp(content: bytes, _max_pixels: int, max_frames: int) -> Size:
@@ -109,7 +119,12 @@ def _bmp(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
 
 def _avif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
     measured = avif.measure(content, max_frames)
-    return Size(measured.frames, measured.width, measured.height, measured.frames * measured.width * measured.height)
+    return Size(
+        measured.frames,
+        measured.width,
+        measured.height,
+        measured.frames * measured.width * measured.height,
+    )
 
 
 def _jpeg2000(content: bytes, _max_pixels: int, _max_frames: int) -> Size:

@@ -1,7 +1,9 @@
-"""JPEG files, segment by segment: re-assembled without what is no part of the picture, and decoded strictly.
+"""JPEG files, segment by segment: re-assembled without what is no part of the picture, and decoded
+strictly.
 
-Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for bit. libjpeg goes on where data is
-damaged or missing, fills the rest with gray and only warns; simplejpeg, a binding of the same library, tells.
+Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for bit. libjpeg goes on
+where data is damaged or missing, fills the rest with gray and only warns; simplejpeg, a binding of
+the same library, tells.
 """
 
 import re
@@ -21,8 +23,22 @@ FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman a
 PROGRESSIVE = {0xC2, 0xCA}
 DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
 TABLES = {DHT, DAC, DQT, DRI}
-OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF, 0xDC, 0xDE, 0xDF}  # and DNL, DHP, EXP
-# The end of a scan: the last fill byte before a marker, and the marker, which is neither a stuffed byte nor a restart.
+OTHER_FRAMES = {
+    0xC3,
+    0xC5,
+    0xC6,
+    0xC7,
+    0xC8,
+    0xCB,
+    0xCD,
+    0xCE,
+    0xCF,
+    0xDC,
+    0xDE,
+    0xDF,
+}  # and DNL, DHP, EXP
+# The end of a scan: the last fill byte before a marker, and the marker, which is neither a stuffed
+# byte nor a restart.
 SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
 MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
@@ -36,7 +52,9 @@ COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 @dataclass(frozen=True)
 class Segment:
-    """A marker, what its length covers, and, after a start of scan, the compressed data up to the next marker."""
+    """A marker, what its length covers, and, after a start of scan, the compressed data up to the
+    next marker.
+    """
 
     marker: int
     body: bytes
@@ -47,9 +65,11 @@ class Segment:
 
 
 def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
-    """The JPEG `content` made of its picture's own segments, with a colour profile and an EXIF block put in.
+    """The JPEG `content` made of its picture's own segments, with a colour profile and an EXIF
+    block put in.
 
-    Raises UnreadableImage where the segments end early, UnsupportedImage for kinds that are not handled.
+    Raises UnreadableImage where the segments end early, UnsupportedImage for kinds that are not
+    handled.
     """
     kept = list(_picture(content))
     if len({segment.body for segment in kept if segment.marker == APP14}) > 1:
@@ -58,9 +78,14 @@ def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None
     first += [segment for segment in kept if segment.marker == APP14][:1]
     if exif:
         first.append(Segment(APP1, exif))
-    parts = [profile[at : at + ICC_PART] for at in range(0, len(profile or b""), ICC_PART)] if profile else []
+    parts = (
+        [profile[at : at + ICC_PART] for at in range(0, len(profile or b""), ICC_PART)]
+        if profile
+        else []
+    )
     first += [
-        Segment(APP2, b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part) for number, part in enumerate(parts, 1)
+        Segment(APP2, b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part)
+        for number, part in enumerate(parts, 1)
     ]
     rest = [segment for segment in kept if segment.marker not in (APP0, APP14)]
     return b"".join([b"\xff\xd8", *(segment.written() for segment in first + rest), b"\xff\xd9"])
@@ -72,15 +97,18 @@ def parsed(content: bytes) -> list[Segment]:
 
 
 def end(content: bytes) -> int:
-    """Return where the last segment of the JPEG `content` ends; its end marker and what follows come after."""
+    """Return where the last segment of the JPEG `content` ends; its end marker and what follows
+    come after.
+    """
     return len(START) - 1 + sum(len(segment.written()) for segment in _segments(content))
 
 
 def size(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return width and height of the JPEG `content`, from its segments alone; 0 and 0 if they do not say.
+    """Return width and height of the JPEG `content`, from its segments alone; 0 and 0 if they do
+    not say.
 
-    Raises UnsupportedImage and UnreadableImage as `reassembled` does, and ImageTooLarge for more scans than a picture
-    of that many pixels may have.
+    Raises UnsupportedImage and UnreadableImage as `reassembled` does, and ImageTooLarge for more
+    scans than a picture of that many pixels may have.
     """
     width = height = scans = 0
     for segment in _picture(content):
@@ -92,7 +120,9 @@ def size(content: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def check_scans(scans: int, pixels: int, max_pixels: int) -> None:
-    """Raise ImageTooLarge for so many scans that decoding takes too long: each is a pass over all pixels."""
+    """Raise ImageTooLarge for so many scans that decoding takes too long: each is a pass over all
+    pixels.
+    """
     if scans * pixels > MOST_PASSES * max_pixels and pixels <= max_pixels:
         raise ImageTooLarge(
             f"{scans} scans of {pixels:,} pixels take too long: save this JPEG with up to {MOST_PASSES} scans"
@@ -100,20 +130,28 @@ def check_scans(scans: int, pixels: int, max_pixels: int) -> None:
 
 
 def decoded(content: bytes, mode: str) -> Array:
-    """The pixels of the JPEG `content` in `mode`, L, RGB or CMYK; UnreadableImage if any part is damaged or missing."""
+    """The pixels of the JPEG `content` in `mode`, L, RGB or CMYK; UnreadableImage if any part is
+    damaged or missing.
+    """
     try:
         pixels: Array = simplejpeg.decode_jpeg(content, COLOURS[mode], strict=True)
     except ValueError as error:
         if "subsampling" in str(error):
-            raise UnsupportedImage("this JPEG has an unusual subsampling, which is not handled") from None
+            raise UnsupportedImage(
+                "this JPEG has an unusual subsampling, which is not handled"
+            ) from None
         raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
     if mode == "CMYK":
-        np.subtract(255, pixels, out=pixels)  # stored inverted, as Adobe's programs do and Pillow assumes
+        np.subtract(
+            255, pixels, out=pixels
+        )  # stored inverted, as Adobe's programs do and Pillow assumes
     return pixels[..., 0] if mode == "L" else pixels
 
 
 def check(content: bytes, most_across: int, most_down: int) -> None:
-    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing, or if it is larger than stated."""
+    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing, or if it is
+    larger than stated.
+    """
     stored = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
     size(content, most_across * most_down)
     try:
@@ -132,18 +170,28 @@ def is_stored_as_rgb(content: bytes) -> bool:
 
 
 def _picture(content: bytes) -> Iterator[Segment]:
-    """The segments that make the picture, in their order: no text, no thumbnail, no other program's data."""
+    """The segments that make the picture, in their order: no text, no thumbnail, no other program's
+    data.
+    """
     frames = scans = blocks = 0
     for segment in _segments(content):
         blocks += segment.marker == APP1 and segment.body.startswith(b"Exif\0")
         if blocks > MOST_EXIF:
-            raise UnsupportedImage(f"this JPEG has over {MOST_EXIF} segments of EXIF, which is not handled")
-        if segment.marker in OTHER_FRAMES or (segment.marker in FRAMES and segment.body[:1] != b"\x08"):
-            raise UnsupportedImage("only 8-bit JPEGs of the baseline, extended and progressive kinds are handled")
+            raise UnsupportedImage(
+                f"this JPEG has over {MOST_EXIF} segments of EXIF, which is not handled"
+            )
+        if segment.marker in OTHER_FRAMES or (
+            segment.marker in FRAMES and segment.body[:1] != b"\x08"
+        ):
+            raise UnsupportedImage(
+                "only 8-bit JPEGs of the baseline, extended and progressive kinds are handled"
+            )
         frames += segment.marker in FRAMES
         scans += segment.marker == SOS
         if frames > 1 or scans > MOST_SCANS:
-            raise UnsupportedImage(f"this JPEG has {frames} frames and over {scans - 1} scans, which is not handled")
+            raise UnsupportedImage(
+                f"this JPEG has {frames} frames and over {scans - 1} scans, which is not handled"
+            )
         if scans and segment.marker in (APP0, APP14):
             continue  # decoders have taken the colours by then
         if kept := _kept(segment):
@@ -153,7 +201,9 @@ def _picture(content: bytes) -> Iterator[Segment]:
 
 
 def _kept(segment: Segment) -> Segment | None:
-    """Return what is kept of a `segment`, without a thumbnail; None for one that is no part of the picture."""
+    """Return what is kept of a `segment`, without a thumbnail; None for one that is no part of the
+    picture.
+    """
     if segment.marker == APP0 and segment.body.startswith(b"JFIF\0") and len(segment.body) >= 14:
         return Segment(APP0, segment.body[:12] + b"\0\0")
     if segment.marker == APP14 and segment.body.startswith(b"Adobe") and len(segment.body) >= 12:
@@ -162,7 +212,9 @@ def _kept(segment: Segment) -> Segment | None:
 
 
 def _segments(content: bytes) -> Iterator[Segment]:
-    """All segments up to the end marker; UnreadableImage if there is none, or if other bytes stand between them."""
+    """All segments up to the end marker; UnreadableImage if there is none, or if other bytes stand
+    between them.
+    """
     at = 2
     number = fill = 0
     while content[at : at + 1] == b"\xff":
@@ -172,7 +224,10 @@ def _segments(content: bytes) -> Iterator[Segment]:
             raise UnsupportedImage(
                 f"this JPEG has over {number - 1:,} segments and {fill:,} fill bytes, which is not handled"
             )
-        marker, size = content[at] if at < len(content) else -1, int.from_bytes(content[at + 1 : at + 3])
+        marker, size = (
+            content[at] if at < len(content) else -1,
+            int.from_bytes(content[at + 1 : at + 3]),
+        )
         if marker == EOI:
             return
         if marker in (-1, 0, SOI) or size < 2 or at + 1 + size > len(content):
@@ -183,13 +238,19 @@ def _segments(content: bytes) -> Iterator[Segment]:
             break
         yield Segment(marker, body, content[at:end])
         at = end
-    raise UnreadableImage("this JPEG is damaged or cut short: its segments do not lead to an end marker")
+    raise UnreadableImage(
+        "this JPEG is damaged or cut short: its segments do not lead to an end marker"
+    )
 
 
 def _scan_end(content: bytes, at: int) -> int:
-    """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it; -1 if nowhere."""
+    """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it;
+    -1 if nowhere.
+    """
     found = SCAN_END.search(content, at)
     if found is None:
         return -1
-    before = content[max(at, found.start() - MOST_FILL - 1) : found.start()]  # more fill bytes are refused anyway
+    before = content[
+        max(at, found.start() - MOST_FILL - 1) : found.start()
+    ]  # more fill bytes are refused anyway
     return found.start() - len(before) + len(before.rstrip(b"\xff"))

@@ -1,4 +1,5 @@
-"""JPEG 2000 files: whether they are whole, their depth and wavelet, and the colour profile that Pillow passes over.
+"""JPEG 2000 files: whether they are whole, their depth and wavelet, and the colour profile that
+Pillow passes over.
 
 ISO/IEC 15444-1, Annex A (codestream) and Annex I (boxes).
 """
@@ -17,38 +18,60 @@ MOST_TILE_PARTS = 65_536
 MOST_MARKERS = 10_000
 MOST_LAYERS = 1000
 MOST_LEVELS = 32
-LEAST_BLOCK = 8  # log2 of the pixels of a code block, and of a precinct; OpenJPEG keeps up to 1 kB of each
+LEAST_BLOCK = (
+    8  # log2 of the pixels of a code block, and of a precinct; OpenJPEG keeps up to 1 kB of each
+)
 SPARE_BLOCKS = 1 << 14  # that are smaller, as those of the lowest resolutions
 MOST_PACKETS = 1 << 21
 RESTRICTED_PROFILE = b"\x02\x00\x00"  # method, precedence, approximation of a colr box
 
 
 def check(content: bytes) -> None:
-    """Raise UnreadableImage for a file that ends early, UnsupportedImage for a depth that is not handled."""
+    """Raise UnreadableImage for a file that ends early, UnsupportedImage for a depth that is not
+    handled.
+    """
     if not _is_whole(content):
-        raise UnreadableImage("this JPEG 2000 is damaged or cut short: its parts do not reach an end marker")
+        raise UnreadableImage(
+            "this JPEG 2000 is damaged or cut short: its parts do not reach an end marker"
+        )
     at = _codestream(content) + 4
     count = int.from_bytes(content[at + 36 : at + 38])
     depths = [(depth & 0x7F) + 1 for depth in content[at + 38 : at + 38 + 3 * count : 3]]
     if len(depths) > 1 and max(depths) > 8:
-        raise UnsupportedImage(f"this JPEG 2000 has {max(depths)} bits a colour, which is not handled")
+        raise UnsupportedImage(
+            f"this JPEG 2000 has {max(depths)} bits a colour, which is not handled"
+        )
 
 
 def size(content: bytes) -> tuple[int, int, int]:
-    """Return width, height and bits of the JPEG 2000 `content`: the largest that its header and codestream state.
+    """Return width, height and bits of the JPEG 2000 `content`: the largest that its header and
+    codestream state.
 
-    Raises UnreadableImage for a codestream that makes no sense, ImageTooLarge for one in more parts (tiles, blocks,
-    layers) than a picture of its size needs.
+    Raises UnreadableImage for a codestream that makes no sense, ImageTooLarge for one in more parts
+    (tiles, blocks, layers) than a picture of its size needs.
     """
     start = _codestream(content)
     if start < 0:
         raise UnreadableImage("this JPEG 2000 is damaged: it has no codestream")
-    right, bottom, left, top, wide, high, tile_left, tile_top, count = struct.unpack_from(">8IH", content, start + 8)
+    right, bottom, left, top, wide, high, tile_left, tile_top, count = struct.unpack_from(
+        ">8IH", content, start + 8
+    )
     width, height = right - left, bottom - top
-    components = [struct.unpack_from(">3B", content, start + 42 + 3 * number) for number in range(min(count, 5))]
+    components = [
+        struct.unpack_from(">3B", content, start + 42 + 3 * number)
+        for number in range(min(count, 5))
+    ]
     if not 1 <= count <= MOST_COMPONENTS:
-        raise UnsupportedImage(f"JPEG 2000 pictures with {count:,} components are not handled: convert it to RGB")
-    if width <= 0 or height <= 0 or not wide or not high or not all(x and y for _, x, y in components):
+        raise UnsupportedImage(
+            f"JPEG 2000 pictures with {count:,} components are not handled: convert it to RGB"
+        )
+    if (
+        width <= 0
+        or height <= 0
+        or not wide
+        or not high
+        or not all(x and y for _, x, y in components)
+    ):
         raise UnreadableImage("this JPEG 2000 is damaged: its sizes make no sense")
     if tile_left > left or tile_top > top or tile_left + wide <= left or tile_top + high <= top:
         raise UnreadableImage("this JPEG 2000 is damaged: its tiles are not where its picture is")
@@ -76,7 +99,9 @@ def _stated_size(content: bytes) -> tuple[int, int]:
 
 
 def _codings(content: bytes, start: int) -> Iterator[bytes]:
-    """Yield each coding style, as `_coding` returns it, in the main header and in those of tiles."""
+    """Yield each coding style, as `_coding` returns it, in the main header and in those of
+    tiles.
+    """
     at, markers = start + 2, 0
     while at + 4 <= len(content) and content[at : at + 2] != END:
         marker, length = content[at : at + 2], int.from_bytes(content[at + 2 : at + 4])
@@ -107,7 +132,8 @@ def _tile_codings(content: bytes, at: int, end: int) -> Iterator[bytes]:
 
 
 def _coding(marker: bytes, body: bytes) -> bytes:
-    """Return layers, levels, sides of a code block, style, wavelet and the sides of precincts (A.6.1, A.6.2).
+    """Return layers, levels, sides of a code block, style, wavelet and the sides of precincts
+    (A.6.1, A.6.2).
 
     The style of a component has no layers of its own: 1 stands in for them.
     """
@@ -117,7 +143,8 @@ def _coding(marker: bytes, body: bytes) -> bytes:
 
 
 def _check_coding(body: bytes, samples: int, tile_components: int) -> None:
-    """Raise ImageTooLarge if `samples` are cut into so many layers, blocks or precincts that their upkeep is the cost.
+    """Raise ImageTooLarge if `samples` are cut into so many layers, blocks or precincts that their
+    upkeep is the cost.
 
     `body` is what `_coding` returns.
     """
@@ -133,12 +160,18 @@ def _check_coding(body: bytes, samples: int, tile_components: int) -> None:
         precincts += (samples >> 2 * max(levels - level, 0) >> area) + tile_components
         block = min(block, area) if level == levels else block
     is_fine = samples >> min(block, 40) > max(SPARE_BLOCKS, samples >> LEAST_BLOCK)
-    if layers > MOST_LAYERS or is_fine or precincts > max(SPARE_BLOCKS, samples >> LEAST_BLOCK) + 33 * tile_components:
+    if (
+        layers > MOST_LAYERS
+        or is_fine
+        or precincts > max(SPARE_BLOCKS, samples >> LEAST_BLOCK) + 33 * tile_components
+    ):
         raise ImageTooLarge(
             "this JPEG 2000 is cut into too many layers, blocks or precincts: save it with the defaults"
         )
     if layers * precincts > MOST_PACKETS:
-        raise ImageTooLarge(f"this JPEG 2000 has {layers * precincts:,} packets: save it with fewer layers")
+        raise ImageTooLarge(
+            f"this JPEG 2000 has {layers * precincts:,} packets: save it with fewer layers"
+        )
 
 
 def is_lossless(content: bytes) -> bool:
@@ -163,7 +196,9 @@ def with_profile(content: bytes, profile: bytes) -> bytes:
     for name, body in _boxes(content):
         if name == b"jp2h":
             colours = _box(b"colr", RESTRICTED_PROFILE + profile)
-            body = b"".join(colours if inner == b"colr" else _box(inner, part) for inner, part in _boxes(body))
+            body = b"".join(
+                colours if inner == b"colr" else _box(inner, part) for inner, part in _boxes(body)
+            )
         parts.append(_box(name, body))
     return b"".join(parts)
 
@@ -184,7 +219,9 @@ def _is_whole(content: bytes) -> bool:
 
 
 def _codestream(content: bytes) -> int:
-    """Return where the codestream begins, -1 if there is none. Other boxes may hold the same bytes."""
+    """Return where the codestream begins, -1 if there is none. Other boxes may hold the same
+    bytes.
+    """
     if content.startswith(CODESTREAM):
         return 0
     at = 0

@@ -1,7 +1,8 @@
-"""The scans of a JPEG: whether every decoder shows the same pixels (ITU-T T.81, Annexes B, F and G; T.871; T.872).
+"""The scans of a JPEG: whether every decoder shows the same pixels (ITU-T T.81, Annexes B, F and G;
+T.871; T.872).
 
-libjpeg lets a later scan write over an earlier one, guesses colours and tables that are not stated, and smooths what
-was left out. Other decoders do otherwise, and show something else.
+libjpeg lets a later scan write over an earlier one, guesses colours and tables that are not stated,
+and smooths what was left out. Other decoders do otherwise, and show something else.
 """
 
 import re
@@ -16,7 +17,9 @@ ARITHMETIC = (0xC9, 0xCA)  # frames without Huffman tables
 DC, AC = 0, 1  # classes of Huffman tables
 RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 MOST_BLOCKS = 10  # of one MCU
-MOST_BEYOND = 15  # pixels that blocks may have beyond an edge: what MCUs of 16, the usual ones, have at most
+MOST_BEYOND = (
+    15  # pixels that blocks may have beyond an edge: what MCUs of 16, the usual ones, have at most
+)
 USUAL_NAMES = (b"\1\2\3", b"\0\1\2")  # of Y, Cb and Cr
 ADOBE_TRANSFORM = 11  # where APP14 states the transform: none (RGB or CMYK), to YCbCr, or to YCCK
 NONE, YCC, YCCK = 0, 1, 2
@@ -28,7 +31,9 @@ class _Differs(Exception):
 
 @dataclass
 class _Component:
-    """One component: its sampling factors, its table, and the lowest bit of each coefficient that scans have coded."""
+    """One component: its sampling factors, its table, and the lowest bit of each coefficient that
+    scans have coded.
+    """
 
     across: int
     down: int
@@ -39,8 +44,9 @@ class _Component:
 def all_agree(content: bytes) -> bool:
     """Return whether every decoder shows the same pixels of the reassembled JPEG `content`.
 
-    Each coefficient of each component is coded exactly once to its last bit, in the order of T.81, with tables that
-    are there and that no later one replaces, and the colours are stated so that there is one way to read them.
+    Each coefficient of each component is coded exactly once to its last bit, in the order of T.81,
+    with tables that are there and that no later one replaces, and the colours are stated so that
+    there is one way to read them.
     """
     try:
         _Script(jpeg.parsed(content)).check()
@@ -50,10 +56,12 @@ def all_agree(content: bytes) -> bool:
 
 
 def ends_with_its_blocks(content: bytes) -> bool:
-    """Return whether the blocks of the reassembled JPEG `content` have at most MOST_BEYOND pixels beyond its edges.
+    """Return whether the blocks of the reassembled JPEG `content` have at most MOST_BEYOND pixels
+    beyond its edges.
 
-    Nobody sees these until the frame header is changed. Encoders repeat the edge in them; a file that was cut without
-    being compressed anew has there what was cut off, which may be part of a face.
+    Nobody sees these until the frame header is changed. Encoders repeat the edge in them; a file
+    that was cut without being compressed anew has there what was cut off, which may be part of a
+    face.
     """
     frame = next(segment for segment in jpeg.parsed(content) if segment.marker in jpeg.FRAMES).body
     height, width, factors = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5]), frame[7::3]
@@ -83,9 +91,17 @@ class _Script:
         self._interval = 0
 
     def check(self) -> None:
-        """Raise _Differs, or IndexError for a segment that ends early, where decoders may not agree."""
+        """Raise _Differs, or IndexError for a segment that ends early, where decoders may not
+        agree.
+        """
         _agree(len(self._components) == len(self._names))
-        _agree(all(1 <= factor <= 4 for each in self._components.values() for factor in (each.across, each.down)))
+        _agree(
+            all(
+                1 <= factor <= 4
+                for each in self._components.values()
+                for factor in (each.across, each.down)
+            )
+        )
         self._check_colours()
         scans = 0
         for segment in self._segments:
@@ -102,9 +118,15 @@ class _Script:
         _agree(all(bits == 0 for each in self._components.values() for bits in each.bits))
 
     def _check_colours(self) -> None:
-        """Gray has one reading. Of three components, YCbCr or RGB, and four, CMYK or YCCK, the markers say which."""
+        """Gray has one reading. Of three components, YCbCr or RGB, and four, CMYK or YCCK, the
+        markers say which.
+        """
         is_jfif = any(segment.marker == jpeg.APP0 for segment in self._segments)
-        adobe = [segment.body[ADOBE_TRANSFORM] for segment in self._segments if segment.marker == jpeg.APP14]
+        adobe = [
+            segment.body[ADOBE_TRANSFORM]
+            for segment in self._segments
+            if segment.marker == jpeg.APP14
+        ]
         if len(self._names) == 3:
             _agree(adobe in ([], [YCC]) or (adobe == [NONE] and not is_jfif))
             # Some decoders read the names as the colour space, even where a marker states another.
@@ -122,7 +144,9 @@ class _Script:
         _agree(at == len(body))
 
     def _define_quantization(self, body: bytes, between_scans: bool) -> None:
-        """T.81 lets a table be replaced between scans, but some decoders dequantize at the end, with the last one."""
+        """T.81 lets a table be replaced between scans, but some decoders dequantize at the end,
+        with the last one.
+        """
         at = 0
         while at < len(body):
             end = at + 1 + COEFFICIENTS * (1 + (body[at] >> 4))
@@ -141,13 +165,20 @@ class _Script:
         chosen = [self._components[name] for name in names]
         _agree(count == 1 or sum(each.across * each.down for each in chosen) <= MOST_BLOCKS)
         _agree(all(each.table in self._quantization for each in chosen))
-        first, last, high, low = scan.body[-3], scan.body[-2], scan.body[-1] >> 4, scan.body[-1] & 15
+        first, last, high, low = (
+            scan.body[-3],
+            scan.body[-2],
+            scan.body[-1] >> 4,
+            scan.body[-1] & 15,
+        )
         if self._frame.marker in jpeg.PROGRESSIVE:
             _agree(first == last == 0 or (1 <= first <= last < COEFFICIENTS and count == 1))
         else:
             _agree((first, last, high, low) == (0, COEFFICIENTS - 1, 0, 0))
         if self._frame.marker not in ARITHMETIC:
-            _agree(all(first > 0 or high > 0 or (DC, table >> 4) in self._huffman for table in tables))
+            _agree(
+                all(first > 0 or high > 0 or (DC, table >> 4) in self._huffman for table in tables)
+            )
             _agree(all(last == 0 or (AC, table & 15) in self._huffman for table in tables))
         for each in chosen:
             _agree(first == 0 or each.bits[0] is not None)  # AC comes after DC (G.1.1.1.1)
@@ -155,7 +186,9 @@ class _Script:
         self._check_restarts(scan.scan, chosen)
 
     def _check_restarts(self, data: bytes, chosen: Sequence[_Component]) -> None:
-        """After each interval of MCUs but the last stands one restart marker, and they count up (E.1.4)."""
+        """After each interval of MCUs but the last stands one restart marker, and they count up
+        (E.1.4).
+        """
         expected = -(-self._mcus(chosen) // self._interval) - 1 if self._interval else 0
         _agree(RESTART.findall(data) == [bytes([0xD0 + number % 8]) for number in range(expected)])
 
@@ -166,12 +199,17 @@ class _Script:
         down = max(each.down for each in self._components.values())
         if len(chosen) > 1:
             return -(-width // (8 * across)) * -(-height // (8 * down))
-        own_width, own_height = -(-width * chosen[0].across // across), -(-height * chosen[0].down // down)
+        own_width, own_height = (
+            -(-width * chosen[0].across // across),
+            -(-height * chosen[0].down // down),
+        )
         return -(-own_width // 8) * -(-own_height // 8)
 
 
 def _note(bits: list[int | None], coded: range, high: int, low: int) -> None:
-    """A first scan codes what none has coded; each refinement codes the next lower bit (G.1.1.1.2)."""
+    """A first scan codes what none has coded; each refinement codes the next lower bit
+    (G.1.1.1.2).
+    """
     for number in coded:
         _agree(bits[number] == (high or None) and (not high or low == high - 1))
         bits[number] = low

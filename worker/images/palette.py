@@ -1,4 +1,6 @@
-"""Pictures of up to 256 colours: what no mask touched keeps its exact colours, masks get the nearest."""
+"""Pictures of up to 256 colours: what no mask touched keeps its exact colours, masks get the
+nearest.
+"""
 
 from collections.abc import Iterator
 
@@ -13,9 +15,11 @@ AT_A_TIME = 4096  # colours compared with the whole palette at once
 
 
 def indexed(pixels: Array, source: Array) -> Image.Image:
-    """uint8 RGB or RGBA `pixels` as a palette picture; `source` is the same picture before it was masked.
+    """uint8 RGB or RGBA `pixels` as a palette picture; `source` is the same picture before it was
+    masked.
 
-    A picture whose untouched pixels alone have more than 256 colours is reduced to 256, those that fit best.
+    A picture whose untouched pixels alone have more than 256 colours is reduced to 256, those that
+    fit best.
     """
     own, covered = _colours(pixels, source)
     if len(own) > MOST:
@@ -64,7 +68,9 @@ def _spread(keys: Array, count: int) -> Array:
 
 
 def _nearest(keys: Array, palette: Array) -> Array:
-    """For each of `keys` the index of the nearest colour of `palette`, transparency counted as a channel."""
+    """For each of `keys` the index of the nearest colour of `palette`, transparency counted as a
+    channel.
+    """
     table = _unpacked(palette).astype(np.int32)
     found = [np.zeros(0, np.intp)]
     for start in range(0, len(keys), AT_A_TIME):

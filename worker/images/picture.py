@@ -22,10 +22,10 @@ BLACK: dict[str, tuple[int, ...]] = {
 }
 WITH_ALPHA = ("LA", "RGBA", "RGBA;16")
 SAMPLES = 250_000  # values that the range of a picture is taken of
-# A picture that uses a small part of the range is stretched, and stretched again if nearly all of it uses a small part
-# of that. A row has the share of the pixels that may lie below, and above, and the share of the range that is small.
-# Of 1,443 annotated photographs none uses less than 0.55 of the range, and none less than 0.25 with all but the
-# darkest and the brightest twentieth.
+# A picture that uses a small part of the range is stretched, and stretched again if nearly all of
+# it uses a small part of that. A row has the share of the pixels that may lie below, and above, and
+# the share of the range that is small. Of 1,443 annotated photographs none uses less than 0.55 of
+# the range, and none less than 0.25 with all but the darkest and the brightest twentieth.
 NARROW = ((0.005, 0.375), (0.05, 0.125))
 ROWS = 256  # that are put on a ground at a time, so that a large picture needs no further copies
 
@@ -55,12 +55,13 @@ class Frame:
         return BLACK[self.mode]
 
     def views(self) -> Iterator[Pixels]:
-        """Yield what an eye may see of the frame, each uint8 RGB [h, w, 3]: where faces are looked for.
+        """Yield what an eye may see of the frame, each uint8 RGB [h, w, 3]: where faces are looked
+        for.
 
-        A frame with transparency is shown three times: its colours alone, which a tool can lay bare, on white and on
-        black. One of 16 bits is shown as most viewers show it, and stretched to the range that it uses; with
-        transparency its bare colours are the stretched ones. If each of these uses a small part of the range only,
-        they are shown stretched too.
+        A frame with transparency is shown three times: its colours alone, which a tool can lay
+        bare, on white and on black. One of 16 bits is shown as most viewers show it, and stretched
+        to the range that it uses; with transparency its bare colours are the stretched ones. If
+        each of these uses a small part of the range only, they are shown stretched too.
         """
         narrow = []
         for view, alpha in self._shown():
@@ -71,7 +72,9 @@ class Frame:
                 yield from (_stretched(view, each) for each in ranges if each.size)
 
     def _shown(self) -> Iterator[tuple[Pixels, Array | None]]:
-        """Yield each view before it is stretched, and the alpha of those in which hidden pixels do not count."""
+        """Yield each view before it is stretched, and the alpha of those in which hidden pixels do
+        not count.
+        """
         if self.mode == "CMYK":
             yield np.asarray(Image.fromarray(self.pixels, "CMYK").convert("RGB")), None
             return
@@ -94,8 +97,9 @@ class Frame:
 class Picture:
     """One decoded file.
 
-    `encoding` holds the options with which Pillow writes the same kind of file again. `reassembled` is the file
-    itself without its metadata, where that is all that has to go: see worker.images.jpeg.
+    `encoding` holds the options with which Pillow writes the same kind of file again. `reassembled`
+    is the file itself without its metadata, where that is all that has to go: see
+    worker.images.jpeg.
     """
 
     frames: tuple[Frame, ...]
@@ -128,10 +132,11 @@ def _eight_bits(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a picture uses: the lowest of each channel, and how far it goes up from there.
+    """The values that a picture uses: the lowest of each channel, and how far it goes up from
+    there.
 
-    Each channel has a base of its own, and all have the same contrast, so that the noise of an empty channel stays
-    noise.
+    Each channel has a base of its own, and all have the same contrast, so that the noise of an
+    empty channel stays noise.
     """
 
     low: Array
@@ -139,7 +144,9 @@ class Range:
 
 
 def _narrow_ranges(view: Pixels, alpha: Array | None) -> Iterator[Range]:
-    """Yield the ranges that `view` uses and that are small; one of size 0 is that of a flat picture."""
+    """Yield the ranges that `view` uses and that are small; one of size 0 is that of a flat
+    picture.
+    """
     shown = 256
     for (_, small), found in zip(NARROW, _ranges(view, alpha), strict=True):
         if found.size < small * shown:
@@ -148,7 +155,9 @@ def _narrow_ranges(view: Pixels, alpha: Array | None) -> Iterator[Range]:
 
 
 def _ranges_in_use(colours: Array, alpha: Array | None) -> Iterator[Range]:
-    """Yield the range that 16-bit `colours` use, and that of nearly all of them if it is a small part of it."""
+    """Yield the range that 16-bit `colours` use, and that of nearly all of them if it is a small
+    part of it.
+    """
     whole, middle = _ranges(colours, alpha)
     yield whole
     if 0 < middle.size < NARROW[-1][1] * whole.size:
@@ -156,7 +165,9 @@ def _ranges_in_use(colours: Array, alpha: Array | None) -> Iterator[Range]:
 
 
 def _ranges(colours: Array, alpha: Array | None) -> list[Range]:
-    """Return the range of `colours` for each row of NARROW. Pixels that `alpha` hides do not count."""
+    """Return the range of `colours` for each row of NARROW. Pixels that `alpha` hides do not
+    count.
+    """
     planes = colours if colours.ndim == 3 else colours[..., None]
     step = max(1, round((planes.size / SAMPLES) ** 0.5))
     sample = planes[::step, ::step].reshape(-1, planes.shape[2])
@@ -173,7 +184,9 @@ def _ranges(colours: Array, alpha: Array | None) -> list[Range]:
 
 
 def _stretched(colours: Array, used: Range) -> Array:
-    """Return `colours` with the lowest values of the range in use as black and the highest as white, uint8."""
+    """Return `colours` with the lowest values of the range in use as black and the highest as
+    white, uint8.
+    """
     planes = colours if colours.ndim == 3 else colours[..., None]
     result = np.empty(planes.shape, np.uint8)
     values = np.arange(np.iinfo(colours.dtype).max + 1)

@@ -29,7 +29,8 @@ from worker.images.formats import BY_NAME
 from worker.images.picture import Frame, Picture
 from worker.pixels import Array
 
-# The limit is checked below, from the header, by name and by setting; Pillow's own would come first.
+# The limit is checked below, from the header, by name and by setting; Pillow's own would come
+# first.
 Image.MAX_IMAGE_PIXELS = None
 
 MOST_FRAMES = 500
@@ -58,10 +59,11 @@ def decode(
 ) -> Picture:
     """The picture in `content`, every frame fully decoded and upright.
 
-    Raises EmptyObject, UnreadableImage (no picture, or damaged), UnsupportedImage (a kind that is not handled) or
-    ImageTooLarge (all frames together have more than `max_pixels`, or there are more than `max_frames`; known
-    before any pixel is decoded; or decoding takes more than `seconds`, which is checked between frames and strips:
-    one call into a library can't be ended). `keep_exif` names the fields of worker.exif_fields that the output keeps.
+    Raises EmptyObject, UnreadableImage (no picture, or damaged), UnsupportedImage (a kind that is
+    not handled) or ImageTooLarge (all frames together have more than `max_pixels`, or there are
+    more than `max_frames`; known before any pixel is decoded; or decoding takes more than
+    `seconds`, which is checked between frames and strips: one call into a library can't be ended).
+    `keep_exif` names the fields of worker.exif_fields that the output keeps.
     """
     if not content:
         raise EmptyObject("the file is empty: upload the picture again")
@@ -83,14 +85,20 @@ def decode(
     except VeilError:
         raise
     except MemoryError:
-        raise ImageTooLarge("not enough memory to decode this picture: lower VEIL_MAX_PIXELS") from None
+        raise ImageTooLarge(
+            "not enough memory to decode this picture: lower VEIL_MAX_PIXELS"
+        ) from None
     except Exception as error:
-        raise UnreadableImage(f"the picture is damaged or cut short ({_first_line(error)})") from error
+        raise UnreadableImage(
+            f"the picture is damaged or cut short ({_first_line(error)})"
+        ) from error
     return Picture(tuple(frames), form, encoding)
 
 
 def is_recognised(content: bytes) -> bool:
-    """Return whether `content` begins like a picture of any kind, handled or not, whole or damaged."""
+    """Return whether `content` begins like a picture of any kind, handled or not, whole or
+    damaged.
+    """
     return signatures.name_of(content) is not None
 
 
@@ -111,23 +119,33 @@ def _form_of(content: bytes) -> str:
 def _open(form: str, content: bytes, size: headers.Size) -> Any:
     """Return `content` opened by the one plugin of `form`.
 
-    Pillow decides which pixels are seen, so a file that it measures differently from its structure is refused.
+    Pillow decides which pixels are seen, so a file that it measures differently from its structure
+    is refused.
     """
     try:
         # Not by way of Pillow's factory, which would parse the directory of further pictures.
         image = (
-            JpegImageFile(io.BytesIO(content)) if form == "JPEG" else Image.open(io.BytesIO(content), formats=(form,))
+            JpegImageFile(io.BytesIO(content))
+            if form == "JPEG"
+            else Image.open(io.BytesIO(content), formats=(form,))
         )
     except UnidentifiedImageError:
         if kind := camera_raw.kind(content):
-            raise UnsupportedImage(f"TIFFs of this kind ({kind}) are not handled: convert it to RGB or gray") from None
+            raise UnsupportedImage(
+                f"TIFFs of this kind ({kind}) are not handled: convert it to RGB or gray"
+            ) from None
         raise UnreadableImage("not a picture, or damaged from its first bytes") from None
     except MemoryError:
         raise
     except Exception as error:
         raise UnreadableImage(f"the picture's header is damaged ({_first_line(error)})") from error
-    if image.width * image.height > size.width * size.height or getattr(image, "n_frames", 1) > size.frames:
-        raise UnreadableImage("the picture is damaged: its header and its parts state different sizes")
+    if (
+        image.width * image.height > size.width * size.height
+        or getattr(image, "n_frames", 1) > size.frames
+    ):
+        raise UnreadableImage(
+            "the picture is damaged: its header and its parts state different sizes"
+        )
     return image
 
 
@@ -136,7 +154,9 @@ def _check_size(form: str, size: headers.Size, max_pixels: int, max_frames: int)
         raise ImageTooLarge(
             f"this {form} has {size.frames:,} frames, the limit is {max_frames:,}: raise VEIL_MAX_FRAMES"
         )
-    _refuse_large(size.frames, size.width, size.height, size.pixels * BY_NAME[form].cost, max_pixels)
+    _refuse_large(
+        size.frames, size.width, size.height, size.pixels * BY_NAME[form].cost, max_pixels
+    )
 
 
 def _refuse_large(count: int, width: int, height: int, pixels: int, max_pixels: int) -> None:
@@ -156,7 +176,9 @@ def _is_deep(image: Any, form: str, content: bytes) -> bool:
 
 
 def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
-    """A JPEG is decoded from what is left of it without its metadata: that alone could be published."""
+    """A JPEG is decoded from what is left of it without its metadata: that alone could be
+    published.
+    """
     if image.mode not in jpeg.COLOURS:
         raise UnsupportedImage(f"JPEGs of mode {image.mode} are not handled: convert it to RGB")
     metadata = _metadata(image, keep_exif)
@@ -168,13 +190,17 @@ def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
     return Picture((frame,), "JPEG", encoding, bare if is_kept else None)
 
 
-def _frames(image: Any, form: str, content: bytes, encoding: dict[str, Any], clock: Clock) -> list[Frame]:
+def _frames(
+    image: Any, form: str, content: bytes, encoding: dict[str, Any], clock: Clock
+) -> list[Frame]:
     count = getattr(image, "n_frames", 1)
     frames, durations = [], []
     for number in range(count):
         clock.check()
         image.seek(number)
-        frames.append(_tiff_page(image, content, clock) if form == "TIFF" else _frame(image, form, content))
+        frames.append(
+            _tiff_page(image, content, clock) if form == "TIFF" else _frame(image, form, content)
+        )
         durations.append(image.info.get("duration") or 0)
     if count > 1 and form != "TIFF":
         encoding["duration"] = durations
@@ -186,12 +212,16 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     turn = _turn(image)
     if form == "BMP" and image.mode == "RGBA":
         if np.asarray(image.getchannel("A")).min() < 255:
-            raise UnsupportedImage("BMPs with transparency are not handled: use PNG")  # Pillow writes none
+            raise UnsupportedImage(
+                "BMPs with transparency are not handled: use PNG"
+            )  # Pillow writes none
         image = image.convert("RGB")
     if not _is_deep(image, form, content) or image.mode == "I;16":
         frame = _shallow(image)
     elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
-        raise UnsupportedImage("this 16-bit PNG has a transparent value or several frames, which is not handled")
+        raise UnsupportedImage(
+            "this 16-bit PNG has a transparent value or several frames, which is not handled"
+        )
     else:
         frame = deep.read_png(content, np.asarray(image))
     return Frame(_turned(frame.pixels, turn), frame.mode)
@@ -209,15 +239,21 @@ def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
     if not is_deep:
         return _shallow(image)
     if image.mode not in ("RGB", "RGBA"):
-        raise UnsupportedImage(f"TIFFs of mode {image.mode} with 16 bits are not handled: convert it to RGB")
+        raise UnsupportedImage(
+            f"TIFFs of mode {image.mode} with 16 bits are not handled: convert it to RGB"
+        )
     return deep.read_tiff(content, image.tell(), np.asarray(image), turn, extra)
 
 
 def _shallow(image: Any) -> Frame:
-    """What Pillow has loaded, in one of Frame's modes. Colours that full transparency hides are blanked."""
+    """What Pillow has loaded, in one of Frame's modes. Colours that full transparency hides are
+    blanked.
+    """
     if image.mode.startswith("I;16"):
         if "transparency" in image.info:
-            raise UnsupportedImage("this PNG has 16-bit gray with a transparent value, which is not handled")
+            raise UnsupportedImage(
+                "this PNG has 16-bit gray with a transparent value, which is not handled"
+            )
         return Frame(np.array(image).astype(np.uint16), "I;16")
     if image.mode == "P" and len(image.palette.palette) < 3 * (int(np.asarray(image).max()) + 1):
         raise UnreadableImage("the picture is damaged: it has colours that are not in its palette")
@@ -244,7 +280,9 @@ def _alike(frames: list[Frame]) -> list[Frame]:
 
 
 def _turn(image: Any) -> deep.Turn | None:
-    """How the pixels are turned to be seen as meant. EXIF that can't be read turns nothing, in a viewer as here."""
+    """How the pixels are turned to be seen as meant. EXIF that can't be read turns nothing, in a
+    viewer as here.
+    """
     try:
         return TURNS.get(image.getexif().get(ORIENTATION))
     except Exception:
@@ -260,7 +298,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _metadata(image: Any, keep_exif: Collection[str]) -> dict[str, Any]:
-    """What is kept of the file's metadata: the colour profile, and the EXIF fields that were asked for."""
+    """What is kept of the file's metadata: the colour profile, and the EXIF fields that were asked
+    for.
+    """
     options: dict[str, Any] = {}
     if profile := colour_profile.checked(image.info.get("icc_profile"), image.mode):
         options["icc_profile"] = profile

@@ -1,7 +1,8 @@
 """Name the format of a file by its first bytes, before any library sees the file.
 
-Some plugins of Pillow decode pixels, or reserve memory for them, when they open a file. Only the one plugin of a
-handled format is ever asked, and no plugin is asked about a format that is not handled.
+Some plugins of Pillow decode pixels, or reserve memory for them, when they open a file. Only the
+one plugin of a handled format is ever asked, and no plugin is asked about a format that is not
+handled.
 """
 
 import re
@@ -31,7 +32,8 @@ SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
         ("PCX", rb"\n[\0\x02-\x05][\0\x01][\x01\x02\x04\x08]"),
         ("ICO", rb"\0\0\x01\0[^\0].|\0\0\x01\0\0[^\0]"),
         ("CUR", rb"\0\0\x02\0[\x01-\x7f]\0...\0.{4}.{2}[\0-\x03]"),
-        # TGA has no signature: colour map, kind, a size, a depth and bits that must be 0 stand in for one.
+        # TGA has no signature: colour map, kind, a size, a depth and bits that must be 0 stand in
+        # for one.
         (
             "TGA",
             rb".(?:\x01[\x01\x09].{4}[\x0f\x10\x18\x20]|\0[\x02\x03\x0a\x0b]\0{5}).{4}(?!\0\0).."

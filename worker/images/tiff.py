@@ -1,4 +1,6 @@
-"""The pages of a TIFF: which are handled, and that their compressed data is whole (TIFF 6.0; Technical Note 2)."""
+"""The pages of a TIFF: which are handled, and that their compressed data is whole (TIFF 6.0;
+Technical Note 2).
+"""
 
 import zlib
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ WHITE_IS_ZERO, UNSIGNED = 0, 1
 WIDTH, HEIGHT, SAMPLES, ROWS, TILE_SIDES = 256, 257, 277, 278, (322, 323)
 STRIPS, TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
 SPARE_BYTES = 1 << 10  # of a strip or tile
-# What decides how the data is read: sizes, depth, compression, colours, places, predictor, tiles, planes.
+# What decides how the data is read: sizes, depth, compression, colours, places, predictor, tiles,
+# planes.
 STRUCTURE = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338}
 WHOLE_NUMBERS = {3, 4, 16}  # SHORT, LONG, LONG8
 
@@ -36,18 +39,24 @@ def has_white_at_zero(image: Any) -> bool:
 
 
 def palette(image: Any) -> bytes:
-    """Return the colours of the palette page that `image` is at: first all reds, then greens, then blues.
+    """Return the colours of the palette page that `image` is at: first all reds, then greens, then
+    blues.
 
-    A map without a value over 255 is one of 8 bits, as libtiff and ImageMagick take it; others have 16.
+    A map without a value over 255 is one of 8 bits, as libtiff and ImageMagick take it; others have
+    16.
     """
     values = image.tag_v2.get(COLOR_MAP, ())
     if len(values) != 3 << bits(image) or max(values) > 65535:
-        raise UnreadableImage("this TIFF is damaged: its palette does not have the colours that its pixels may have")
+        raise UnreadableImage(
+            "this TIFF is damaged: its palette does not have the colours that its pixels may have"
+        )
     return bytes(values) if max(values) < 256 else bytes(value >> 8 for value in values)
 
 
 def check(image: Any, content: bytes, clock: Clock) -> None:
-    """Raise UnsupportedImage or UnreadableImage for what libtiff reads with mere warnings, or in part."""
+    """Raise UnsupportedImage or UnreadableImage for what libtiff reads with mere warnings, or in
+    part.
+    """
     compression = image.info.get("compression")
     if compression not in COMPRESSIONS:
         raise UnsupportedImage(
@@ -55,7 +64,9 @@ def check(image: Any, content: bytes, clock: Clock) -> None:
         )
     _check_directory(image.tag_v2)
     if set(image.tag_v2.get(SAMPLE_FORMAT, ())) - {UNSIGNED}:
-        raise UnsupportedImage("TIFFs of signed or floating point numbers are not handled: convert it to 8 or 16 bits")
+        raise UnsupportedImage(
+            "TIFFs of signed or floating point numbers are not handled: convert it to 8 or 16 bits"
+        )
     size = 0
     across, down, most = _part_size(image.tag_v2)
     for part in _parts(image, content):
@@ -65,7 +76,10 @@ def check(image: Any, content: bytes, clock: Clock) -> None:
             jpeg.check(_with_tables(part, image.tag_v2.get(JPEG_TABLES)), across, down)
         elif compression in ("tiff_adobe_deflate", "tiff_deflate"):
             _check_deflate(part, most)
-    if size * 8 < image.width * image.height * sum(image.tag_v2.get(BITS_PER_SAMPLE, (1,))) and compression == "raw":
+    if (
+        size * 8 < image.width * image.height * sum(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
+        and compression == "raw"
+    ):
         raise UnreadableImage("this TIFF is cut short")
 
 
@@ -89,7 +103,9 @@ def _part_size(directory: Any) -> tuple[int, int, int]:
 
 
 def _with_tables(part: bytes, tables: Any) -> bytes:
-    """A strip or tile as a JPEG of its own: the tables stand apart, between the same two markers."""
+    """A strip or tile as a JPEG of its own: the tables stand apart, between the same two
+    markers.
+    """
     if not tables:
         return part
     if tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
@@ -100,7 +116,9 @@ def _with_tables(part: bytes, tables: Any) -> bytes:
 
 def _parts(image: Any, content: bytes) -> Iterator[bytes]:
     """The compressed strips or tiles of a page."""
-    offsets, lengths = (image.tag_v2.get(tag, ()) for tag in (TILES if TILES[0] in image.tag_v2 else STRIPS))
+    offsets, lengths = (
+        image.tag_v2.get(tag, ()) for tag in (TILES if TILES[0] in image.tag_v2 else STRIPS)
+    )
     if not offsets or len(offsets) != len(lengths):
         raise UnreadableImage("this TIFF is damaged: where its pixels are is not known")
     for at, length in zip(offsets, lengths, strict=True):
@@ -110,13 +128,17 @@ def _parts(image: Any, content: bytes) -> Iterator[bytes]:
 
 
 def _check_deflate(part: bytes, most: int) -> None:
-    """Raise UnreadableImage for data that is damaged, or that unpacks to more than `most` bytes and some to spare."""
+    """Raise UnreadableImage for data that is damaged, or that unpacks to more than `most` bytes and
+    some to spare.
+    """
     unpacked, size = zlib.decompressobj(), 0
     try:
         while part and not unpacked.eof:
             size += len(unpacked.decompress(part, 1 << 16))
             if size > most + SPARE_BYTES:
-                raise UnreadableImage("this TIFF is damaged: a strip or tile unpacks to more than its pixels need")
+                raise UnreadableImage(
+                    "this TIFF is damaged: a strip or tile unpacks to more than its pixels need"
+                )
             part = unpacked.unconsumed_tail
     except zlib.error:
         unpacked = zlib.decompressobj()

@@ -1,4 +1,6 @@
-"""Measure a TIFF from its directories alone, before a library reads it (TIFF 6.0, section 2; BigTIFF)."""
+"""Measure a TIFF from its directories alone, before a library reads it (TIFF 6.0, section 2;
+BigTIFF).
+"""
 
 import struct
 from dataclasses import dataclass
@@ -15,8 +17,45 @@ WIDTH, HEIGHT, BITS, COMPRESSION, SAMPLES, ROWS, PLANES = 256, 257, 258, 259, 27
 STRIPS, TILES = (273, 279), (324, 325)
 TILE_SIDES = (322, 323)
 JPEG_TABLES = 347
-DESCRIBING = {256, 257, 258, 259, 262, 266, 274, 277, 278, 282, 283, 284, 296, 317, 322, 323, 338, 339, 530}
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+DESCRIBING = {
+    256,
+    257,
+    258,
+    259,
+    262,
+    266,
+    274,
+    277,
+    278,
+    282,
+    283,
+    284,
+    296,
+    317,
+    322,
+    323,
+    338,
+    339,
+    530,
+}
+SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 WHOLE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q"}
 
 Entry = tuple[int, int, int]  # type, count, and the offset of the values
@@ -45,7 +84,9 @@ class _Layout:
 
     def entry_at(self, content: bytes, at: int) -> tuple[int, Entry]:
         """Return the tag and the entry that stand at `at`."""
-        tag, kind, count = struct.unpack_from(self.order + ("HHQ" if self.is_big else "HHI"), content, at)
+        tag, kind, count = struct.unpack_from(
+            self.order + ("HHQ" if self.is_big else "HHI"), content, at
+        )
         inline = 8 if self.is_big else 4
         place = at + 4 + inline
         if SIZES.get(kind, 1) * count > inline:
@@ -53,7 +94,9 @@ class _Layout:
         return tag, (kind, count, place)
 
     def values(self, content: bytes, entry: Entry) -> tuple[int, ...]:
-        """Return the whole numbers of `entry`; none for other types or for values that lie outside the file."""
+        """Return the whole numbers of `entry`; none for other types or for values that lie outside
+        the file.
+        """
         kind, count, place = entry
         if kind not in WHOLE or place + SIZES[kind] * count > len(content):
             return ()
@@ -63,13 +106,15 @@ class _Layout:
 def pages(content: bytes, max_frames: int) -> list[Page]:
     """Return the pages of the TIFF `content`.
 
-    Raises ImageTooLarge for more than `max_frames` pages, UnreadableImage for directories that do not end, name more
-    than the pixels need, or contradict each other.
+    Raises ImageTooLarge for more than `max_frames` pages, UnreadableImage for directories that do
+    not end, name more than the pixels need, or contradict each other.
     """
     try:
         return _walked(content, max_frames)
     except struct.error:
-        raise UnreadableImage("this TIFF is cut short: a directory reaches beyond its end") from None
+        raise UnreadableImage(
+            "this TIFF is cut short: a directory reaches beyond its end"
+        ) from None
 
 
 def _walked(content: bytes, max_frames: int) -> list[Page]:
@@ -82,7 +127,9 @@ def _walked(content: bytes, max_frames: int) -> list[Page]:
         if at in visited:
             raise UnreadableImage("this TIFF is damaged: its pages form a circle")
         if len(found) == max_frames:
-            raise ImageTooLarge(f"this TIFF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES")
+            raise ImageTooLarge(
+                f"this TIFF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES"
+            )
         visited.add(at)
         entries, at = _directory(content, layout, at)
         page, lengths = _measured(content, layout, entries)
@@ -92,9 +139,13 @@ def _walked(content: bytes, max_frames: int) -> list[Page]:
         parts += len(lengths)
         named += sum(lengths)
         if parts > MOST_PARTS:
-            raise ImageTooLarge(f"this TIFF has more than {MOST_PARTS:,} strips or tiles: save it with larger ones")
+            raise ImageTooLarge(
+                f"this TIFF has more than {MOST_PARTS:,} strips or tiles: save it with larger ones"
+            )
         if named > MOST_SHARING * len(content):
-            raise UnreadableImage("this TIFF is damaged: its strips or tiles name the same bytes again and again")
+            raise UnreadableImage(
+                "this TIFF is damaged: its strips or tiles name the same bytes again and again"
+            )
     if not found:
         raise UnreadableImage("this TIFF has no picture in it")
     return found
@@ -109,7 +160,9 @@ def _layout(content: bytes) -> _Layout:
 
 
 def _directory(content: bytes, layout: _Layout, at: int) -> tuple[dict[int, Entry], int]:
-    """Return the entries of the directory at `at`, and the place of the next one, 0 if it is the last."""
+    """Return the entries of the directory at `at`, and the place of the next one, 0 if it is the
+    last.
+    """
     (count,) = struct.unpack_from(layout.order + ("Q" if layout.is_big else "H"), content, at)
     if count > MOST_ENTRIES:
         raise UnreadableImage(f"this TIFF is damaged: a directory has {count:,} entries")
@@ -120,13 +173,17 @@ def _directory(content: bytes, layout: _Layout, at: int) -> tuple[dict[int, Entr
         if tag in entries and tag in DESCRIBING.union(STRIPS, TILES):
             raise UnreadableImage("this TIFF is damaged: a directory has an entry twice")
         if tag in DESCRIBING and entry[1] > MOST_VALUES:
-            raise UnreadableImage(f"this TIFF is damaged: an entry that describes it has {entry[1]:,} values")
+            raise UnreadableImage(
+                f"this TIFF is damaged: an entry that describes it has {entry[1]:,} values"
+            )
         entries.setdefault(tag, entry)
     (following,) = struct.unpack_from(layout.pointer, content, start + count * step)
     return entries, int(following)
 
 
-def _measured(content: bytes, layout: _Layout, entries: dict[int, Entry]) -> tuple[Page, tuple[int, ...]]:
+def _measured(
+    content: bytes, layout: _Layout, entries: dict[int, Entry]
+) -> tuple[Page, tuple[int, ...]]:
     """Return the page that `entries` describe, and the lengths of its strips or tiles."""
 
     def number(tag: int, default: int) -> int:
@@ -136,7 +193,9 @@ def _measured(content: bytes, layout: _Layout, entries: dict[int, Entry]) -> tup
     width, height, bits = number(WIDTH, 0), number(HEIGHT, 0), 1
     is_tiled = TILES[0] in entries
     across, down = (
-        (number(tag, 0) for tag in TILE_SIDES) if is_tiled else (width, min(max(number(ROWS, height), 1), height))
+        (number(tag, 0) for tag in TILE_SIDES)
+        if is_tiled
+        else (width, min(max(number(ROWS, height), 1), height))
     )
     if min(width, height, across, down) <= 0:
         raise UnreadableImage("this TIFF is damaged: a page or its tiles have no size")
@@ -144,7 +203,9 @@ def _measured(content: bytes, layout: _Layout, entries: dict[int, Entry]) -> tup
         bits = max(layout.values(content, entries[BITS]) or (1,))
     columns, rows = -(-width // across), -(-height // down)
     if columns * across * rows * down > 4 * width * height + LEAST_PADDING:
-        raise ImageTooLarge(f"tiles of {across} × {down} pixels are too large for {width} × {height} pixels")
+        raise ImageTooLarge(
+            f"tiles of {across} × {down} pixels are too large for {width} × {height} pixels"
+        )
     planes = max(number(SAMPLES, 1), 1) if number(PLANES, 1) == 2 else 1
     offsets, lengths = (entries.get(tag, NOTHING) for tag in (TILES if is_tiled else STRIPS))
     _check_parts(max(offsets[1], lengths[1]), columns * rows * planes)
@@ -155,6 +216,8 @@ def _measured(content: bytes, layout: _Layout, entries: dict[int, Entry]) -> tup
 
 def _check_parts(count: int, needed: int) -> None:
     if count > needed:
-        raise UnreadableImage(f"this TIFF is damaged: it has {count:,} strips or tiles where {needed:,} are needed")
+        raise UnreadableImage(
+            f"this TIFF is damaged: it has {count:,} strips or tiles where {needed:,} are needed"
+        )
     if count > MOST_PARTS:
         raise ImageTooLarge(f"this TIFF has {count:,} strips or tiles, the limit is {MOST_PARTS:,}")

@@ -13,8 +13,8 @@ from worker.masking.filling import OPAQUE, Hole, grain_of, replace_pixels, strip
 from worker.masking.regions import MaskStyle, Regions, covered_pixels, regions
 from worker.pixels import Black, Image
 
-# `surround` fills from a ring as wide as this share of the region's smaller side, in pixels at least
-# MIN_RING.
+# `surround` fills from a ring as wide as this share of the region's smaller side, in pixels at
+# least MIN_RING.
 RING_SHARE, MIN_RING = 0.15, 2
 # `blur` and `pixelate` keep the averages of so many cells across a region, each of MIN_CELL pixels
 # or more.
@@ -74,13 +74,15 @@ def _soft(some: Regions, window: tuple[int, int, int, int], feather: int) -> NDA
     """Return a soft edge: OPAQUE in the regions, falling to 0 over `feather` pixels around them."""
     x1, y1, x2, y2 = window
     soft = np.empty((y2 - y1, x2 - x1), np.uint8)
-    # A pixel is affected only by regions within `feather`, so each strip reads that margin above and
-    # below, and is higher than the margin.
+    # A pixel is affected only by regions within `feather`, so each strip reads that margin above
+    # and below, and is higher than the margin.
     for rows in strips(y2 - y1, x2 - x1, max(1, 2 * feather)):
         top, bottom = y1 + rows.start, y1 + rows.stop
         covered = covered_pixels(some, (x1, top - feather, x2, bottom + feather))
         if feather:
-            distance = cv2.distanceTransform((~covered).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+            distance = cv2.distanceTransform(
+                (~covered).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5
+            )
             np.minimum(distance, feather + 1, out=distance)
             shares = cv2.convertScaleAbs(distance, alpha=-OPAQUE / (feather + 1), beta=OPAQUE)
         else:

@@ -32,9 +32,9 @@ MIN_EYES_HIDDEN = 0.6
 class MaskStyle:
     """The method, the extent and the shape of masks.
 
-    `region` is the share of the face that is hidden, from its top. `margin` is the distance by which
-    the region reaches beyond the box, as a share of the box's sides. `shape` is ``rectangle`` or
-    ``ellipse``. `feather` is the width of the soft edge outside the region, as a share of the
+    `region` is the share of the face that is hidden, from its top. `margin` is the distance by
+    which the region reaches beyond the box, as a share of the box's sides. `shape` is ``rectangle``
+    or ``ellipse``. `feather` is the width of the soft edge outside the region, as a share of the
     region's smaller side.
     """
 
@@ -49,10 +49,10 @@ class MaskStyle:
 class Regions:
     """Hidden parts of a picture, one row for each rectangle; the rectangles of one face overlap.
 
-    `rectangles` [n, 4] are x1 y1 x2 y2 in whole pixels within the picture. `outlines` [n, 4] are the
-    ellipses that bound them (centre x y, radii x y; infinite for none). `sides` [n] are the smaller
-    sides before the picture's edge cut them, at most that of the picture. `faces` [n] are the faces
-    that they are part of.
+    `rectangles` [n, 4] are x1 y1 x2 y2 in whole pixels within the picture. `outlines` [n, 4] are
+    the ellipses that bound them (centre x y, radii x y; infinite for none). `sides` [n] are the
+    smaller sides before the picture's edge cut them, at most that of the picture. `faces` [n] are
+    the faces that they are part of.
     """
 
     rectangles: NDArray[np.intp]
@@ -64,11 +64,17 @@ class Regions:
         return len(self.sides)
 
     def __getitem__(self, chosen: Any) -> "Regions":
-        return Regions(self.rectangles[chosen], self.outlines[chosen], self.sides[chosen], self.faces[chosen])
+        return Regions(
+            self.rectangles[chosen], self.outlines[chosen], self.sides[chosen], self.faces[chosen]
+        )
 
 
 def regions(
-    seen: Sightings, style: MaskStyle, width: int, height: int, extra: Sequence[Sequence[float]] = ()
+    seen: Sightings,
+    style: MaskStyle,
+    width: int,
+    height: int,
+    extra: Sequence[Sequence[float]] = (),
 ) -> Regions:
     """Return the regions of the faces `seen` in a picture of `width` x `height` pixels.
 
@@ -88,14 +94,20 @@ def regions(
         # The share of the part within the picture counts too, whichever hides more.
         cut = boxes.clip(0, [width, height] * 2)
         inner, inner_cut = (_inner(box, style.region, slack) for box in (boxes, cut))
-        further = np.where(edge[:, None] < 2, np.minimum(inner, inner_cut), np.maximum(inner, inner_cut))
+        further = np.where(
+            edge[:, None] < 2, np.minimum(inner, inner_cut), np.maximum(inner, inner_cut)
+        )
         outer[rows, edge] = further[rows, edge]
     outer = np.concatenate([outer, np.array(extra, np.float64).reshape(-1, 4)])
     outlines = np.full((len(outer), 4), np.inf)
     if style.shape == "ellipse":
-        outlines[: len(boxes)] = np.concatenate([boxes[:, :2] + size / 2, size / 2 + margin], axis=1)
+        outlines[: len(boxes)] = np.concatenate(
+            [boxes[:, :2] + size / 2, size / 2 + margin], axis=1
+        )
     first_extra = seen.face.max(initial=-1) + 1
-    faces = np.concatenate([seen.face[sighting], first_extra + np.arange(len(extra))]).astype(np.intp)
+    faces = np.concatenate([seen.face[sighting], first_extra + np.arange(len(extra))]).astype(
+        np.intp
+    )
     sides = (outer[:, 2:] - outer[:, :2]).min(axis=1, initial=min(width, height))
     whole = np.concatenate([np.floor(outer[:, :2]), np.ceil(outer[:, 2:])], axis=1)
     rectangles = whole.clip(0, [width, height] * 2).astype(np.intp)
@@ -119,7 +131,9 @@ def _ends(seen: Sightings, region: float) -> NDArray[np.bool_]:
     return ends
 
 
-def _inner(boxes: NDArray[np.float64], region: float, slack: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inner(
+    boxes: NDArray[np.float64], region: float, slack: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return the ends of the region in each box from its right, lower, left and upper edge."""
     reach = (boxes[:, 2:] - boxes[:, :2]) * region + slack
     return np.concatenate([boxes[:, 2:] - reach, boxes[:, :2] + reach], axis=1)
@@ -136,7 +150,9 @@ def eye_bands(seen: Sightings) -> NDArray[np.float64]:
     up = seen.up
     unknown, lost = np.isnan(up).any(axis=1), (up == 0).all(axis=1)
     shares = np.where(lost[:, None], UNKNOWN_EYES, UPRIGHT_EYES)
-    usual = np.concatenate([boxes[:, :2], boxes[:, :2]], axis=1) + shares * np.concatenate([size, size], axis=1)
+    usual = np.concatenate([boxes[:, :2], boxes[:, :2]], axis=1) + shares * np.concatenate(
+        [size, size], axis=1
+    )
     eyes = seen.landmarks[:, :2].astype(np.float64)
     margin = EYE_MARGIN * np.sqrt(size.prod(axis=1))[:, None]
     marked = np.concatenate([eyes.min(axis=1) - margin, eyes.max(axis=1) + margin], axis=1)
@@ -169,8 +185,12 @@ def covered_pixels(some: Regions, window: tuple[int, int, int, int]) -> NDArray[
     """Return which pixels of `window` (x1 y1 x2 y2 in the picture) are in one of the regions."""
     x1, y1, x2, y2 = window
     covered = np.zeros((y2 - y1, x2 - x1), bool)
-    inside = (some.rectangles[:, :2] < (x2, y2)).all(axis=1) & (some.rectangles[:, 2:] > (x1, y1)).all(axis=1)
-    for (left, top, right, bottom), outline in zip(some.rectangles[inside], some.outlines[inside], strict=True):
+    inside = (some.rectangles[:, :2] < (x2, y2)).all(axis=1) & (
+        some.rectangles[:, 2:] > (x1, y1)
+    ).all(axis=1)
+    for (left, top, right, bottom), outline in zip(
+        some.rectangles[inside], some.outlines[inside], strict=True
+    ):
         left, right, top, bottom = max(left, x1), min(right, x2), max(top, y1), min(bottom, y2)
         part = covered[top - y1 : bottom - y1, left - x1 : right - x1]
         if np.isinf(outline[2]):
@@ -182,7 +202,9 @@ def covered_pixels(some: Regions, window: tuple[int, int, int, int]) -> NDArray[
     return covered
 
 
-def _within(outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _within(
+    outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+) -> NDArray[np.bool_]:
     """Return which of the pixels with these centres the ellipse `outline` reaches."""
     centre_x, centre_y, radius_x, radius_y = outline
     across, down = (x - centre_x) / (radius_x + 0.5), (y - centre_y) / (radius_y + 0.5)

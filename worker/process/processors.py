@@ -9,7 +9,9 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of use an
 
 def available(quota: Path = QUOTA) -> int:
     """Those that the scheduler gives it, but no more than its container's quota, rounded up."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         use, period = quota.read_text().split()
         return max(1, min(count, math.ceil(int(use) / int(period))))

@@ -1,4 +1,6 @@
-"""Keeps native libraries from announcing themselves on standard error, in prose and whatever the log level."""
+"""Keeps native libraries from announcing themselves on standard error, in prose and whatever the
+log level.
+"""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""Ends the process when work stalls: threads can't be stopped, and a new process is there in seconds."""
+"""Ends the process when work stalls: threads can't be stopped, and a new process is there in
+seconds.
+"""
 
 import faulthandler
 import os
@@ -29,7 +31,9 @@ def _untold(_what: str) -> None:
 
 
 class Watchdog:
-    """Knows what must be over by when. What is in hand when the process ends comes back with its leases."""
+    """Knows what must be over by when. What is in hand when the process ends comes back with its
+    leases.
+    """
 
     def __init__(
         self,
@@ -52,7 +56,9 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def begin(self, key: Hashable, what: str, seconds: float) -> None:
-        """Expect ``end(key)`` within `seconds`, or end the process after a line in the log that names `what`."""
+        """Expect ``end(key)`` within `seconds`, or end the process after a line in the log that
+        names `what`.
+        """
         with self._lock:
             self._watched[key] = what, self._clock(), seconds
 
@@ -74,16 +80,23 @@ class Watchdog:
         """End the process if something has stalled."""
         now = self._clock()
         with self._lock:
-            stalled = [(what, now - since) for what, since, seconds in self._watched.values() if now - since > seconds]
+            stalled = [
+                (what, now - since)
+                for what, since, seconds in self._watched.values()
+                if now - since > seconds
+            ]
         if stalled:
             what, seconds = max(stalled, key=lambda item: item[1])
-            log.critical("stalled", what=what, seconds=round(seconds, 1), action="this process ends")
+            log.critical(
+                "stalled", what=what, seconds=round(seconds, 1), action="this process ends"
+            )
             self._on_stall(f"{what}, {seconds:.0f} s")
             self._exit(EXIT_STALLED)
 
     def _run(self) -> None:
         while True:
-            # To file descriptor 2: Celery puts something that is no file in the place of sys.stderr.
+            # To file descriptor 2: Celery puts something that is no file in the place of
+            # sys.stderr.
             faulthandler.dump_traceback_later(self._frozen_seconds, exit=True, file=2)
             self.look()
             time.sleep(self._look_seconds)

@@ -15,7 +15,9 @@ def test_the_generated_tables_are_up_to_date(page):
 
 def test_every_setting_is_in_the_table():
     text = SETTINGS_PAGE.read_text()
-    assert [name for name in WorkerSettings.model_fields if f"| `{PREFIX}{name.upper()}` |" not in text] == []
+    assert [
+        name for name in WorkerSettings.model_fields if f"| `{PREFIX}{name.upper()}` |" not in text
+    ] == []
 
 
 def test_every_format_is_in_the_table():

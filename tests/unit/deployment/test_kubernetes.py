@@ -1,4 +1,6 @@
-"""The Kubernetes examples: well formed, closed where they can be, and in agreement with the worker and each other."""
+"""The Kubernetes examples: well formed, closed where they can be, and in agreement with the worker
+and each other.
+"""
 
 import jsonschema
 import kubernetes_validate
@@ -18,7 +20,8 @@ NAMED = {
 COUNT = {"type": "integer", "minimum": 0}
 TEXT = {"type": "string"}
 REDIS = ("address", "listName", "listLength", "databaseIndex")
-# What KEDA 2's resource definitions say of the fields that are used here; a misspelt one is refused.
+# What KEDA 2's resource definitions say of the fields that are used here; a misspelt one is
+# refused.
 KEDA = {
     "TriggerAuthentication": {
         "type": "object",
@@ -107,7 +110,9 @@ def test_the_resources_fit_kubernetes_own_schemas(files):
     for path in files:
         for resource in yaml.safe_load_all(path.read_text()):
             if resource["kind"] not in KEDA:
-                kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+                kubernetes_validate.validate(
+                    resource, kubernetes_validate.latest_version(), strict=True
+                )
 
 
 @pytest.mark.parametrize("kind", list(KEDA))
@@ -149,9 +154,13 @@ def test_workers_may_do_nothing_but_work(pod, container):
 
 def test_the_settings_are_ones_that_a_worker_takes(resources, container):
     settings = resources["ConfigMap"]["data"]
-    assert container["envFrom"] == [{"configMapRef": {"name": resources["ConfigMap"]["metadata"]["name"]}}]
+    assert container["envFrom"] == [
+        {"configMapRef": {"name": resources["ConfigMap"]["metadata"]["name"]}}
+    ]
 
-    refuse_unknown(settings | {variable["name"]: "" for variable in container["env"]}, WorkerSettings)
+    refuse_unknown(
+        settings | {variable["name"]: "" for variable in container["env"]}, WorkerSettings
+    )
     given = {name.removeprefix("VEIL_").lower(): value for name, value in settings.items()}
     WorkerSettings(**given, redis_password="a")
 
@@ -161,12 +170,19 @@ def test_services_of_the_namespace_bring_no_variables_that_a_worker_refuses(pod)
 
 
 def test_a_worker_that_is_told_to_stop_is_given_the_time_that_it_takes(resources, pod):
-    assert pod["terminationGracePeriodSeconds"] >= int(resources["ConfigMap"]["data"]["VEIL_GRACE_SECONDS"]) + 10
-    assert pod["shareProcessNamespace"] is True  # so that a SIGTERM is heard from the first moment on
+    assert (
+        pod["terminationGracePeriodSeconds"]
+        >= int(resources["ConfigMap"]["data"]["VEIL_GRACE_SECONDS"]) + 10
+    )
+    assert (
+        pod["shareProcessNamespace"] is True
+    )  # so that a SIGTERM is heard from the first moment on
 
 
 def test_secrets_come_from_the_secret_alone(resources, container):
-    held = {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]}
+    held = {
+        variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]
+    }
     assert held.keys() == {"VEIL_REDIS_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     (reference,) = resources["TriggerAuthentication"]["spec"]["secretTargetRef"]
     assert held["VEIL_REDIS_PASSWORD"] == {"name": reference["name"], "key": reference["key"]}
@@ -176,12 +192,17 @@ def test_the_queues_decide_how_many_workers_there_are(resources):
     scaled, deployment = resources["ScaledObject"]["spec"], resources["Deployment"]
 
     assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert "replicas" not in deployment["spec"]  # else each `kubectl apply` would undo what the autoscaler chose
+    assert (
+        "replicas" not in deployment["spec"]
+    )  # else each `kubectl apply` would undo what the autoscaler chose
     assert [trigger["metadata"]["listName"] for trigger in scaled["triggers"]] == list(QUEUES)
     redis = resources["ConfigMap"]["data"]["VEIL_REDIS_URL"]
     for trigger in scaled["triggers"]:
         address, database = trigger["metadata"]["address"], trigger["metadata"]["databaseIndex"]
         assert redis == f"redis://{address}/{database}"
-        assert trigger["authenticationRef"]["name"] == resources["TriggerAuthentication"]["metadata"]["name"]
+        assert (
+            trigger["authenticationRef"]["name"]
+            == resources["TriggerAuthentication"]["metadata"]["name"]
+        )
     # What a killed worker had in hand is on no list: somebody has to be there to take it back.
     assert scaled["minReplicaCount"] >= 1

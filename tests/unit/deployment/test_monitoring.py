@@ -1,4 +1,6 @@
-"""What compose's profile `monitoring` is given: rules that fire when they should, a dashboard without dead panels."""
+"""What compose's profile `monitoring` is given: rules that fire when they should, a dashboard
+without dead panels.
+"""
 
 import json
 import re
@@ -28,7 +30,9 @@ def panels(dashboard):
 
 
 def run(*command, cwd):
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=cwd)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=120, cwd=cwd
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -76,7 +80,9 @@ def test_every_panel_asks_the_provisioned_prometheus_and_has_a_place_of_its_own(
     taken = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        cells = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }
         assert not cells & taken, panel["title"]
         assert all(x < 24 for x, _ in cells), panel["title"]
         taken |= cells
@@ -99,7 +105,11 @@ def test_what_is_mounted_is_there(compose, repository):
 
 
 def test_nothing_is_published_but_on_this_machine_and_never_prometheus(compose):
-    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    published = {
+        name: service["ports"]
+        for name, service in compose["services"].items()
+        if "ports" in service
+    }
     assert {"s3", "flower", "grafana"} <= set(published)
     assert "prometheus" not in published
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
@@ -121,11 +131,15 @@ def test_grafana_has_a_password_that_was_made_for_it_and_lets_nobody_else_in(com
     assert environment["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
     assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
     assert environment["GF_USERS_ALLOW_SIGN_UP"] == "false"
-    assert re.search(r"^GRAFANA_PASSWORD=$", (repository / ".env.example").read_text(), re.MULTILINE)
+    assert re.search(
+        r"^GRAFANA_PASSWORD=$", (repository / ".env.example").read_text(), re.MULTILINE
+    )
 
 
 def test_workers_are_told_no_password_that_is_not_theirs(compose, repository):
-    names = re.findall(r"^(\w+_PASSWORD)=$", (repository / ".env.example").read_text(), re.MULTILINE)
+    names = re.findall(
+        r"^(\w+_PASSWORD)=$", (repository / ".env.example").read_text(), re.MULTILINE
+    )
     environment = compose["services"]["worker"]["environment"]
     assert {name: environment[name] for name in names if not name.startswith("VEIL_")} == {
         "FLOWER_PASSWORD": "",
@@ -144,4 +158,8 @@ def test_prometheus_looks_for_workers_where_they_serve(compose, docker):
 
 
 def test_no_service_may_dump_its_memory(compose):
-    assert {name for name, service in compose["services"].items() if service.get("ulimits") != {"core": 0}} == set()
+    assert {
+        name
+        for name, service in compose["services"].items()
+        if service.get("ulimits") != {"core": 0}
+    } == set()

@@ -19,7 +19,9 @@ def page(repository, portrait, tmp_path_factory):
     defined = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for number, block in enumerate(BLOCK.findall((repository / "docs" / "python.md").read_text())):
+        for number, block in enumerate(
+            BLOCK.findall((repository / "docs" / "python.md").read_text())
+        ):
             if "send_task" not in block:  # which needs a worker: see the integration tests
                 exec(compile(block, f"example {number}", "exec"), defined)
         yield folder, defined

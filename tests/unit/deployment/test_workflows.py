@@ -18,7 +18,9 @@ def project(repository):
 
 @pytest.fixture(scope="module")
 def texts(repository):
-    found = {path.stem: path.read_text() for path in (repository / ".github" / "workflows").glob("*.yml")}
+    found = {
+        path.stem: path.read_text() for path in (repository / ".github" / "workflows").glob("*.yml")
+    }
     assert set(found) == {"check", "docs", "images", "release", "test"}
     return found
 
@@ -48,7 +50,9 @@ def test_workflows_may_only_read_and_a_job_adds_what_it_needs(workflows):
     for name, workflow in workflows.items():
         assert workflow["permissions"] == {"contents": "read"}
         for job in workflow["jobs"].values():
-            added = {scope for scope, access in job.get("permissions", {}).items() if access == "write"}
+            added = {
+                scope for scope, access in job.get("permissions", {}).items() if access == "write"
+            }
             assert not added or name == "release"
             assert "contents" not in added or not any(
                 step.get("uses", "").startswith("actions/checkout@") for step in job["steps"]

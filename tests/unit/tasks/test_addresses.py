@@ -8,7 +8,9 @@ from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import InvalidRequest
 
 BUCKETS = st.from_regex(r"[a-z0-9][a-z0-9.-]{1,20}[a-z0-9]", fullmatch=True)
-KEYS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(lambda key: not key.endswith("/"))
+KEYS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(
+    lambda key: not key.endswith("/")
+)
 RELATIVE_PREFIXES = st.text("ab/=+% ", max_size=8)
 
 
@@ -42,12 +44,16 @@ def test_every_address_survives_being_written_and_read(bucket, key):
     assert ObjectUri.parse(str(uri)) == uri
 
 
-@pytest.mark.parametrize("text", ["k" * MAX_KEY_BYTES, "é" * (MAX_KEY_BYTES // 2), "🙂" * (MAX_KEY_BYTES // 4)])
+@pytest.mark.parametrize(
+    "text", ["k" * MAX_KEY_BYTES, "é" * (MAX_KEY_BYTES // 2), "🙂" * (MAX_KEY_BYTES // 4)]
+)
 def test_a_key_of_1024_bytes_is_an_address(text):
     assert ObjectUri.parse(f"s3://raw/{text}").key == text
 
 
-@pytest.mark.parametrize("text", ["k" * (MAX_KEY_BYTES + 1), "é" * (MAX_KEY_BYTES // 2) + "k", "k" * 1_000_000])
+@pytest.mark.parametrize(
+    "text", ["k" * (MAX_KEY_BYTES + 1), "é" * (MAX_KEY_BYTES // 2) + "k", "k" * 1_000_000]
+)
 def test_a_key_of_more_than_1024_bytes_is_refused_in_one_bounded_line(text):
     with pytest.raises(InvalidRequest, match="S3 allows 1024") as caught:
         ObjectUri.parse(f"s3://raw/{text}")

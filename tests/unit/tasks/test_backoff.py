@@ -13,7 +13,10 @@ def test_an_outage_is_told_when_it_begins_and_when_it_is_over():
         pauses = [backoff.failed(QueueUnavailable("gone")) for _ in range(100)]
         backoff.over()
         backoff.over()
-    assert [(line["event"], line["server"]) for line in lines] == [("away", "redis"), ("back", "redis")]
+    assert [(line["event"], line["server"]) for line in lines] == [
+        ("away", "redis"),
+        ("back", "redis"),
+    ]
     assert 0 < pauses[0] <= FIRST_PAUSE_SECONDS
     assert max(pauses) <= 2
     assert min(pauses[10:]) >= 1

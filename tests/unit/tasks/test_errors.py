@@ -1,4 +1,6 @@
-"""The tree of errors: as documented, and intact after a pickle and after Celery's result backend."""
+"""The tree of errors: as documented, and intact after a pickle and after Celery's result
+backend.
+"""
 
 import inspect
 import json
@@ -83,7 +85,11 @@ def test_an_error_without_a_message_is_empty():
         (ValueError(f"bad chunk {b'pixels' * 9!r} at 9"), ValueError, "bad chunk (data) at 9"),
         (ValueError('bad chunk b"it\'s \\"pixels'), ValueError, "bad chunk (data)"),
         (OSError(28, "No space left on device"), OSError, "[Errno 28] No space left on device"),
-        (ValueError("array [[12 255 3] [4 5 6]\n [7 8 250] [1 2 3]]"), ValueError, "array (data)3]]"),
+        (
+            ValueError("array [[12 255 3] [4 5 6]\n [7 8 250] [1 2 3]]"),
+            ValueError,
+            "array (data)3]]",
+        ),
         (
             ValueError("shapes (3, 640, 480), (1,) differ"),
             ValueError,

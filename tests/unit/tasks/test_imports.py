@@ -1,4 +1,6 @@
-"""The import rule: producers load nothing heavy, tasks never imports worker, and the command starts light."""
+"""The import rule: producers load nothing heavy, tasks never imports worker, and the command starts
+light.
+"""
 
 import ast
 import graphlib
@@ -21,7 +23,9 @@ def dotted(path):
 
 
 def loaded(*statements):
-    """What a new interpreter has in sys.modules after each of `statements`, by its top-level names."""
+    """What a new interpreter has in sys.modules after each of `statements`, by its top-level
+    names.
+    """
     program = "import json, sys\nfor line in json.loads(sys.argv[1]):\n exec(line)\n print(json.dumps([*sys.modules]))"
     command = [sys.executable, "-c", program, json.dumps(statements)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
@@ -81,7 +85,9 @@ def test_every_module_opens_with_one_sentence(package):
 
 
 def module_level(body):
-    """Yield the imports that run when a module is loaded: none in functions, none for types alone."""
+    """Yield the imports that run when a module is loaded: none in functions, none for types
+    alone.
+    """
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
@@ -89,7 +95,12 @@ def module_level(body):
             yield from module_level(node.orelse)
         elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
             handlers = [handler.body for handler in getattr(node, "handlers", [])]
-            for part in (node.body, getattr(node, "orelse", []), getattr(node, "finalbody", []), *handlers):
+            for part in (
+                node.body,
+                getattr(node, "orelse", []),
+                getattr(node, "finalbody", []),
+                *handlers,
+            ):
                 yield from module_level(part)
 
 
@@ -102,12 +113,14 @@ def named(node):
 def import_graph(root, *packages):
     """Return for each module of `packages` below `root` the modules that it loads.
 
-    To import a module loads the packages that it is in. Those that the importing module is in too are
-    loaded already, so they count only where something of their own is taken from them.
+    To import a module loads the packages that it is in. Those that the importing module is in too
+    are loaded already, so they count only where something of their own is taken from them.
     """
     paths = {}
     for path in (path for name in packages for path in (root / name).rglob("*.py")):
-        paths[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = path
+        paths[".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")] = (
+            path
+        )
     graph = {}
     for module, path in paths.items():
         loaded = graph[module] = set()
@@ -133,7 +146,10 @@ def test_modules_do_not_import_each_other_in_circles():
     "modules",
     [
         {"a": "import house.b", "b": "import house.a"},
-        {"a": "from house import b", "b": "try:\n pass\nexcept OSError:\n from house.a import name"},
+        {
+            "a": "from house import b",
+            "b": "try:\n pass\nexcept OSError:\n from house.a import name",
+        },
         {"__init__": "from house.a import name", "a": "from house import other"},
     ],
 )

@@ -1,4 +1,6 @@
-"""Lua scripts: every file of the source tree is package data, and is run by the module beside it."""
+"""Lua scripts: every file of the source tree is package data, and is run by the module beside
+it.
+"""
 
 import re
 import tomllib
@@ -32,4 +34,6 @@ def test_scripts_go_into_the_wheel_and_not_into_python():
 
 def test_parts_of_a_script_come_in_the_order_of_their_names():
     script = lua.load("tasks.delivery", "restore", "now", "take_back")
-    assert script.index("local function restore") < script.index("local now") < script.index("ZRANGE")
+    assert (
+        script.index("local function restore") < script.index("local now") < script.index("ZRANGE")
+    )

@@ -1,4 +1,6 @@
-"""The wire contract: whatever a message holds is a request or is refused by name, and reports are JSON."""
+"""The wire contract: whatever a message holds is a request or is refused by name, and reports are
+JSON.
+"""
 
 import json
 
@@ -16,7 +18,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=5,
 )
-NAMES = st.text() | st.sampled_from(["cls", "self", "bucket", "source.key", "argument_0", "model_config", "\ud800"])
+NAMES = st.text() | st.sampled_from(
+    ["cls", "self", "bucket", "source.key", "argument_0", "model_config", "\ud800"]
+)
 
 
 def test_a_source_alone_is_a_request():
@@ -58,7 +62,10 @@ def test_a_destination_may_be_named():
         ({"source": "s3://raw/a.jpg", "options": {"extra": [[-1, 2, 3, 4]]}}, "options.extra"),
         ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 10**7, 4]]}}, "options.extra"),
         ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 1.5, 4]]}}, "options.extra"),
-        ({"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 1, 1]] * 1001}}, "options.extra"),
+        (
+            {"source": "s3://raw/a.jpg", "options": {"extra": [[0, 0, 1, 1]] * 1001}},
+            "options.extra",
+        ),
         ({"source": "s3://raw/a.jpg", "options": {"release": True}}, "options.release"),
         ({"source": "s3://raw/a.jpg", "options": {"release": ""}}, "options.release"),
         ({"source": "s3://raw/a.jpg", "options": {"release": "x" * 257}}, "options.release"),
@@ -107,10 +114,17 @@ def test_a_request_cannot_be_changed():
 
 
 def test_options_come_from_json():
-    fields = json.loads('{"method": "fill", "region": "full", "exempt": [[1, 2, 3, 4]], "extra": [[5, 6, 7, 8]]}')
+    fields = json.loads(
+        '{"method": "fill", "region": "full", "exempt": [[1, 2, 3, 4]], "extra": [[5, 6, 7, 8]]}'
+    )
     options = AnonymizeRequest.parse(source="s3://raw/a.jpg", options=fields).options
-    assert options == AnonymizeOptions(method="fill", region=1.0, exempt=((1, 2, 3, 4),), extra=((5, 6, 7, 8),))
-    assert AnonymizeRequest.parse(source="s3://raw/a.jpg", options={"region": "top"}).options.region == 0.7
+    assert options == AnonymizeOptions(
+        method="fill", region=1.0, exempt=((1, 2, 3, 4),), extra=((5, 6, 7, 8),)
+    )
+    assert (
+        AnonymizeRequest.parse(source="s3://raw/a.jpg", options={"region": "top"}).options.region
+        == 0.7
+    )
 
 
 def test_options_that_ask_for_nothing_leave_the_recipe_and_others_change_it():
@@ -131,7 +145,9 @@ def test_options_that_ask_for_nothing_leave_the_recipe_and_others_change_it():
 
 
 def test_the_recipe_of_a_release_does_not_tell_the_etag():
-    one, other = (AnonymizeOptions.parse(release=etag).recipe("0" * 16) for etag in ("0" * 32, "1" * 32))
+    one, other = (
+        AnonymizeOptions.parse(release=etag).recipe("0" * 16) for etag in ("0" * 32, "1" * 32)
+    )
     assert one == other != AnonymizeOptions.parse().recipe("0" * 16)
 
 
@@ -139,7 +155,9 @@ def test_a_release_holds_for_the_version_that_was_looked_at():
     released = AnonymizeOptions.parse(release="a" * 32, region="full")
     assert released.for_version("a" * 32) == released
     assert released.for_version("b" * 32) == AnonymizeOptions.parse(region="full")
-    assert AnonymizeOptions.parse(region="full").for_version("b" * 32) == AnonymizeOptions.parse(region="full")
+    assert AnonymizeOptions.parse(region="full").for_version("b" * 32) == AnonymizeOptions.parse(
+        region="full"
+    )
 
 
 REPORTS = st.builds(
@@ -168,7 +186,9 @@ def test_a_report_is_json_without_what_is_not_known(report):
 
 
 def test_a_report_reaches_whoever_waits_for_it_as_plain_json():
-    report = AnonymizeReport(status="held", faces=0, source="s3://raw/a", destination=None, recipe="r")
+    report = AnonymizeReport(
+        status="held", faces=0, source="s3://raw/a", destination=None, recipe="r"
+    )
     assert json.loads(kombu.utils.json.dumps({"result": report})) == {"result": report.to_json()}
 
 

@@ -60,7 +60,8 @@ def test_a_picture_is_counted_with_its_faces_its_stages_and_its_bytes():
         ("veil_written_bytes_total", {}),
     ) as changed:
         metrics.finished(
-            report(faces=3, found_by_check=2, seconds={"detect": 0.5}, bytes_in=100, bytes_out=70), a_request()
+            report(faces=3, found_by_check=2, seconds={"detect": 0.5}, bytes_in=100, bytes_out=70),
+            a_request(),
         )
     assert changed.by == [1, 1, 3, 0, 2, 0.5, 100, 70]
 
@@ -80,11 +81,15 @@ def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():
     with Changes(without, ("veil_faces_count", {})) as changed:
         metrics.finished(report(faces=0, bytes_in=10), a_request())
         metrics.finished(report(status="skipped"), a_request())
-        metrics.finished(report(status="skipped", faces=3), a_request())  # of which the report was read in its receipt
+        metrics.finished(
+            report(status="skipped", faces=3), a_request()
+        )  # of which the report was read in its receipt
     assert changed.by == [1, 1]
 
 
-@pytest.mark.parametrize("queued_at", [None, "soon", True, math.nan, math.inf, 10**400, -(10**400), [1], {}])
+@pytest.mark.parametrize(
+    "queued_at", [None, "soon", True, math.nan, math.inf, 10**400, -(10**400), [1], {}]
+)
 def test_a_time_that_is_none_is_not_counted(queued_at):
     with Changes(("veil_delivery_seconds_count", {"queue": "uploads"})) as changed:
         metrics.finished(report(), a_request(**{QUEUED_AT_HEADER: queued_at}))
@@ -105,7 +110,10 @@ def test_no_label_holds_what_a_message_brought():
     request = a_request(**{QUEUED_AT_HEADER: time.time()})
     request.delivery_info = {"routing_key": "a-queue-of-somebody"}
     with Changes(("veil_delivery_seconds_count", {"queue": "other"})) as changed:
-        metrics.finished(report(source="s3://raw/secret-key.jpg", destination="s3://clean/secret-key.jpg"), request)
+        metrics.finished(
+            report(source="s3://raw/secret-key.jpg", destination="s3://clean/secret-key.jpg"),
+            request,
+        )
         metrics.dead(type("StrangeError", (Exception,), {})("secret-key.jpg"))
     assert changed.by == [1]
     page = generate_latest(REGISTRY).decode()
@@ -130,7 +138,9 @@ def test_what_the_trigger_hears_of_is_counted_by_source_and_result():
     queued = "veil_upload_events_total", {"source": "http", "result": "queued"}
     metrics.begin_hearing("http")
     assert REGISTRY.get_sample_value(*queued) == 0
-    with Changes(queued, ("veil_upload_events_total", {"source": "http", "result": "malformed"})) as changed:
+    with Changes(
+        queued, ("veil_upload_events_total", {"source": "http", "result": "malformed"})
+    ) as changed:
         metrics.heard("http", "queued", 3)
         metrics.heard("http", "malformed")
     assert changed.by == [3, 1]
@@ -141,22 +151,30 @@ def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
         assert REGISTRY.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
     for error in ("AccessDenied", "MalformedMessage", "StorageUnavailable", "bug"):
         assert REGISTRY.get_sample_value("veil_dead_total", {"error": error}) is not None
-    assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None  # never retried
+    assert (
+        REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None
+    )  # never retried
 
 
 def test_scores_near_the_threshold_are_counted():
     class Found:
         def detect(self, picture):
-            return Detections(np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32))
+            return Detections(
+                np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32)
+            )
 
-    with Changes(("veil_detections_total", {}), ("veil_detections_near_threshold_total", {})) as changed:
+    with Changes(
+        ("veil_detections_total", {}), ("veil_detections_near_threshold_total", {})
+    ) as changed:
         assert len(own.ScoredDetector(Found(), 0.18).detect(np.zeros((1, 1, 3), np.uint8))) == 4
     assert changed.by == [4, 2]
 
 
 def test_batches_are_measured_and_answered_as_before():
     with Changes(("veil_batch_pictures_count", {}), ("veil_batch_pictures_sum", {})) as changed:
-        assert own.counted(lambda batch: [f"{len(batch)} pictures"])(np.zeros((3, 8, 8, 3), np.uint8)) == ["3 pictures"]
+        assert own.counted(lambda batch: [f"{len(batch)} pictures"])(
+            np.zeros((3, 8, 8, 3), np.uint8)
+        ) == ["3 pictures"]
     assert changed.by == [1, 3]
 
 

@@ -73,9 +73,13 @@ def test_without_routes_nothing_is_allowed():
 
 
 PREFIXES = st.text("ab/=", max_size=6)
-PLACES = st.builds(lambda bucket, prefix: f"s3://{bucket}/{prefix}", st.sampled_from(["raw", "clean"]), PREFIXES)
+PLACES = st.builds(
+    lambda bucket, prefix: f"s3://{bucket}/{prefix}", st.sampled_from(["raw", "clean"]), PREFIXES
+)
 URIS = st.builds(
-    lambda bucket, key: f"s3://{bucket}/{key}", st.sampled_from(["raw", "clean"]), st.text("ab/=", min_size=1)
+    lambda bucket, key: f"s3://{bucket}/{key}",
+    st.sampled_from(["raw", "clean"]),
+    st.text("ab/=", min_size=1),
 )
 
 
@@ -99,7 +103,12 @@ def test_no_request_ever_reaches_a_place_outside_its_route(places, source, targe
     assert not any(route.source.contains(found) for route in table)
 
 
-@given(PREFIXES, PREFIXES, st.text("ab/", min_size=1, max_size=6), st.text("ab/", min_size=1, max_size=6))
+@given(
+    PREFIXES,
+    PREFIXES,
+    st.text("ab/", min_size=1, max_size=6),
+    st.text("ab/", min_size=1, max_size=6),
+)
 def test_two_sources_never_share_a_default_output(first, second, one_key, other_key):
     table = [
         Route.parse(f"s3://raw/a{first}=s3://clean/a{second}"),
@@ -153,8 +162,14 @@ def test_routes_that_keep_apart_are_accepted(texts):
     ("text", "route"),
     [
         ("s3://raw=s3://clean", Route(PrefixUri("raw", ""), PrefixUri("clean", ""))),
-        (" s3://raw/in/ = s3://clean/out ", Route(PrefixUri("raw", "in/"), PrefixUri("clean", "out/"))),
-        ("s3://raw/day=1=s3://clean/day=1", Route(PrefixUri("raw", "day=1/"), PrefixUri("clean", "day=1/"))),
+        (
+            " s3://raw/in/ = s3://clean/out ",
+            Route(PrefixUri("raw", "in/"), PrefixUri("clean", "out/")),
+        ),
+        (
+            "s3://raw/day=1=s3://clean/day=1",
+            Route(PrefixUri("raw", "day=1/"), PrefixUri("clean", "day=1/")),
+        ),
     ],
 )
 def test_a_route_is_read_from_text(text, route):

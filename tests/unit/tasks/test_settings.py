@@ -44,7 +44,11 @@ def test_the_defaults_are_valid(load):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("routes", "s3://a-1=s3://b-1, s3://c-1/x=s3://d-1/y", ("s3://a-1=s3://b-1", "s3://c-1/x=s3://d-1/y")),
+        (
+            "routes",
+            "s3://a-1=s3://b-1, s3://c-1/x=s3://d-1/y",
+            ("s3://a-1=s3://b-1", "s3://c-1/x=s3://d-1/y"),
+        ),
         ("scales", "1280,640, 640", (640, 1280)),
         ("scales", "512", (512,)),
         ("scales", "", None),
@@ -183,7 +187,13 @@ def test_deadlines_that_add_up_to_what_the_watchdog_takes_for_stalled_are_refuse
 
 
 def test_deadlines_within_the_watchdogs_patience_are_accepted(load):
-    settings = load(detect_seconds="100", scales="640", turned="never", fetch_seconds="120", s3_read_seconds="20")
+    settings = load(
+        detect_seconds="100",
+        scales="640",
+        turned="never",
+        fetch_seconds="120",
+        s3_read_seconds="20",
+    )
     # Three views of one picture; six calls to S3, three tries of each.
     storage = 18 * (settings.s3_connect_seconds + settings.s3_read_seconds)
     assert settings.fetch_seconds + 3 * settings.detect_seconds + storage < PICTURE_SECONDS
@@ -247,7 +257,9 @@ def test_the_command_refuses_a_misspelt_variable_in_one_line(monkeypatch, capsys
     assert ended.value.code == cli.EXIT_UNUSABLE
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert re.fullmatch(r"veil: SettingsInvalid: VEIL_CONCURENCY .*VEIL_CONCURRENCY.*\n", printed.err)
+    assert re.fullmatch(
+        r"veil: SettingsInvalid: VEIL_CONCURENCY .*VEIL_CONCURRENCY.*\n", printed.err
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +272,12 @@ def test_the_command_refuses_a_misspelt_variable_in_one_line(monkeypatch, capsys
 )
 def test_a_secret_is_in_no_text_of_the_settings(load, url):
     settings = load(redis_url=url, redis_password=f"{SECRET}-too")
-    for text in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+    for text in (
+        repr(settings),
+        str(settings),
+        str(settings.model_dump()),
+        settings.model_dump_json(),
+    ):
         assert SECRET not in text
 
 
@@ -284,12 +301,16 @@ def test_a_wrong_address_is_refused_without_its_password(load, name, value):
     assert SECRET not in repr(caught.value.__cause__)
 
 
-PASSWORDS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
+PASSWORDS = st.text(
+    st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20
+)
 
 
 @given(password=PASSWORDS)
 def test_any_password_reaches_redis_as_it_is(password):
-    url = Settings(redis_url=SecretStr("redis://host:6380/3"), redis_password=SecretStr(password)).broker_url()
+    url = Settings(
+        redis_url=SecretStr("redis://host:6380/3"), redis_password=SecretStr(password)
+    ).broker_url()
     parts = url_to_parts(url)
     assert (parts.hostname, parts.port, parts.path, parts.password) == ("host", 6380, "3", password)
     assert not parts.username
@@ -298,8 +319,15 @@ def test_any_password_reaches_redis_as_it_is(password):
 @given(user=PASSWORDS.filter(str.strip))
 def test_a_user_in_the_address_stays_when_the_password_comes_apart_from_it(user):
     url = f"rediss://{quote(user, safe='')}:old@[::1]:6380/0?ssl_cert_reqs=required"
-    parts = url_to_parts(Settings(redis_url=SecretStr(url), redis_password=SecretStr("new")).broker_url())
-    assert (parts.username, parts.password, parts.hostname, parts.port) == (user, "new", "::1", 6380)
+    parts = url_to_parts(
+        Settings(redis_url=SecretStr(url), redis_password=SecretStr("new")).broker_url()
+    )
+    assert (parts.username, parts.password, parts.hostname, parts.port) == (
+        user,
+        "new",
+        "::1",
+        6380,
+    )
     assert parts.query == {"ssl_cert_reqs": "required"}
 
 
@@ -316,7 +344,9 @@ def test_settings_cannot_be_changed(load):
 
 def test_the_table_has_a_row_for_each_setting():
     rows = markdown_table().splitlines()
-    assert [row.split("`")[1] for row in rows[2:]] == [f"VEIL_{name.upper()}" for name in WorkerSettings.model_fields]
+    assert [row.split("`")[1] for row in rows[2:]] == [
+        f"VEIL_{name.upper()}" for name in WorkerSettings.model_fields
+    ]
     assert {row.count("|") for row in rows} == {4}
 
 
@@ -326,14 +356,19 @@ def test_settings_errors_survive_a_pickle(load):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["redis://h/abc", "redis://h/0?foo=bar", "redis://h/0/1", "redis://h/0#x"])
+@pytest.mark.parametrize(
+    "url", ["redis://h/abc", "redis://h/0?foo=bar", "redis://h/0/1", "redis://h/0#x"]
+)
 def test_an_address_that_redis_would_choke_on_is_refused(load, url):
     with pytest.raises(SettingsInvalid, match=r"^VEIL_REDIS_URL: "):
         load(redis_url=url)
 
 
 def test_a_tls_connection_checks_certificates_unless_told_otherwise(load):
-    assert load(redis_url="rediss://h:6379/0").broker_url() == "rediss://h:6379/0?ssl_cert_reqs=CERT_REQUIRED"
+    assert (
+        load(redis_url="rediss://h:6379/0").broker_url()
+        == "rediss://h:6379/0?ssl_cert_reqs=CERT_REQUIRED"
+    )
     chosen = "rediss://h/0?ssl_cert_reqs=CERT_NONE"
     assert load(redis_url=chosen).broker_url() == chosen
 
@@ -344,7 +379,9 @@ def test_a_tls_connection_checks_certificates_unless_told_otherwise(load):
      "localhost:9100/metrics", "user@localhost:9100", "localhost:9100 ", "::1:9100", "[::1:9100", "a:1,b:2"],
 )  # fmt: skip
 def test_an_address_to_serve_at_is_a_host_and_a_port(load, address):
-    with pytest.raises(SettingsInvalid, match=r"^VEIL_METRICS: must be HOST:PORT, like 127\.0\.0\.1:9100$"):
+    with pytest.raises(
+        SettingsInvalid, match=r"^VEIL_METRICS: must be HOST:PORT, like 127\.0\.0\.1:9100$"
+    ):
         load(metrics=address)
 
 

@@ -1,4 +1,6 @@
-"""Signatures of receipts: anybody with the key can check them, and nobody without it can make one."""
+"""Signatures of receipts: anybody with the key can check them, and nobody without it can make
+one.
+"""
 
 import hashlib
 import hmac
@@ -98,10 +100,14 @@ def test_the_id_of_a_key_is_short_and_no_digest_of_the_secret_alone():
     assert canonical(signed()) == canonical(signed(OTHER))
 
 
-@pytest.mark.parametrize("value", ["short", f"{'a' * 32},short", "b" * 31, "x" * 16 + "," + "y" * 16])
+@pytest.mark.parametrize(
+    "value", ["short", f"{'a' * 32},short", "b" * 31, "x" * 16 + "," + "y" * 16]
+)
 def test_a_key_that_is_too_short_is_refused_without_being_shown(value, monkeypatch):
     monkeypatch.setenv("VEIL_RECEIPT_KEY", value)
-    with pytest.raises(SettingsInvalid, match="VEIL_RECEIPT_KEY: each key needs 32 characters") as raised:
+    with pytest.raises(
+        SettingsInvalid, match="VEIL_RECEIPT_KEY: each key needs 32 characters"
+    ) as raised:
         Settings.load()
     assert not any(part in str(raised.value) for part in value.split(","))
 

@@ -1,4 +1,6 @@
-"""The task, as far as it goes without a queue: its pauses, its signature, and the app's promises."""
+"""The task, as far as it goes without a queue: its pauses, its signature, and the app's
+promises.
+"""
 
 import inspect
 import json
@@ -44,7 +46,8 @@ class Highest(random.Random):
 
 
 @pytest.mark.parametrize(
-    ("retries", "longest"), [(0, 1), (1, 2), (2, 4), (3, 8), (4, 16), (5, 32), (6, 60), (7, 60), (100, 60)]
+    ("retries", "longest"),
+    [(0, 1), (1, 2), (2, 4), (3, 8), (4, 16), (5, 32), (6, 60), (7, 60), (100, 60)],
 )
 def test_pauses_double_up_to_a_cap(retries, longest):
     assert backoff_seconds(retries, Highest()) == longest
@@ -102,7 +105,9 @@ def test_the_longest_address_is_shown_whole():
     assert _readable(uri) == uri
 
 
-MOST = {name: [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS for name in ("exempt", "extra")}
+MOST = {
+    name: [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS for name in ("exempt", "extra")
+}
 
 
 def test_a_dead_letter_keeps_the_most_options_that_there_can_be():
@@ -134,7 +139,9 @@ def test_uploads_come_before_backfill():
     assert QUEUES == (UPLOADS, BACKFILL)
     assert [queue.name for queue in app.conf.task_queues] == list(QUEUES)
     # A queue of its own key: with the default one, a message for one queue would reach both.
-    assert [(queue.exchange.name, queue.routing_key) for queue in app.conf.task_queues] == [(q, q) for q in QUEUES]
+    assert [(queue.exchange.name, queue.routing_key) for queue in app.conf.task_queues] == [
+        (q, q) for q in QUEUES
+    ]
     assert app.conf.broker_transport_options["queue_order_strategy"] == "priority"
     assert app.conf.task_default_queue == UPLOADS
 

@@ -17,7 +17,9 @@ from tools.benchmarks.stages import _hidden
 def photographs(monkeypatch):
     """Four flat pictures in the place of photographs."""
     shades = [Image.new("RGB", (400, 300), (shade, shade, shade)) for shade in (0, 80, 160, 240)]
-    monkeypatch.setattr(pictures, "photographs", lambda count: (shades[i % 4] for i in range(count)))
+    monkeypatch.setattr(
+        pictures, "photographs", lambda count: (shades[i % 4] for i in range(count))
+    )
 
 
 def test_what_stages_take_beyond_the_detector_is_not_hidden():
@@ -42,7 +44,10 @@ def test_large_pictures_are_tiled_from_four_different_ones(photographs):
     (image,) = pictures.of_size(1, 12.0)
 
     width, height = image.size
-    corners = [image.getpixel(at)[0] for at in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1))]
+    corners = [
+        image.getpixel(at)[0]
+        for at in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1))
+    ]
     assert corners == [0, 80, 160, 240]
 
 
@@ -83,7 +88,13 @@ def test_faces_are_where_they_are_in_pictures_that_are_enlarged_and_tiled(tmp_pa
         image = Image.new("RGB", (400, 300))
         image.paste((255, 255, 255), (100, 60, 180, 120))  # a face
         image.save(crowd / "images" / f"{number}.png")
-        items.append({"file": f"images/{number}.png", "faces": [[100, 60, 180, 120]], "ignore": [[0, 0, 10, 10]]})
+        items.append(
+            {
+                "file": f"images/{number}.png",
+                "faces": [[100, 60, 180, 120]],
+                "ignore": [[0, 0, 10, 10]],
+            }
+        )
     (crowd / "annotations.json").write_text(json.dumps({"images": items}))
 
     large = peer.enlarged(crowd, tmp_path / "large")
@@ -96,7 +107,12 @@ def test_faces_are_where_they_are_in_pictures_that_are_enlarged_and_tiled(tmp_pa
             assert image.width * image.height == pytest.approx(megapixels * 1e6, rel=0.01)
             gray = image.convert("L")
         for x1, y1, x2, y2 in item["faces"]:
-            assert gray.crop((round(x1) + 8, round(y1) + 8, round(x2) - 8, round(y2) - 8)).getextrema()[0] > 200
+            assert (
+                gray.crop(
+                    (round(x1) + 8, round(y1) + 8, round(x2) - 8, round(y2) - 8)
+                ).getextrema()[0]
+                > 200
+            )
             for x, y in ((x1 - 8, y1 - 8), (x2 + 8, y2 + 8)):
                 assert gray.getpixel((round(x), round(y))) < 50
 

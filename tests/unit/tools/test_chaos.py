@@ -43,7 +43,9 @@ def test_a_face_that_is_hidden_is_not_taken_for_one(pixels):
     hidden = pixels.copy()
     hidden[20:56, 20:60] = 128
     assert not verdict.is_clear(encoded(pixels), encoded(hidden), [BOX], 0.7)
-    assert verdict.is_clear(encoded(pixels), encoded(hidden), [BOX, [60, 0, 90, 30]], 0.7), "the other one is not"
+    assert verdict.is_clear(encoded(pixels), encoded(hidden), [BOX, [60, 0, 90, 30]], 0.7), (
+        "the other one is not"
+    )
 
 
 def test_what_is_neither_an_output_nor_dead_is_lost():
@@ -52,7 +54,11 @@ def test_what_is_neither_an_output_nor_dead_is_lost():
 
 def test_an_output_that_nobody_asked_for_and_a_second_receipt_are_doubles():
     receipt = ".veil/receipts/{}.0123456789abcdef.{}.json"
-    written = [Version("a", "1", "1"), Version("a", "1", "2"), Version(receipt.format("a", "e1"), "2", "1")]
+    written = [
+        Version("a", "1", "1"),
+        Version("a", "1", "2"),
+        Version(receipt.format("a", "e1"), "2", "1"),
+    ]
     assert verdict.doubled(["a"], written) == []
     assert verdict.doubled(["a"], [*written, Version(receipt.format("a", "e2"), "3", "1")]) == ["a"]
     assert verdict.doubled(["a"], [*written, Version("b", "4", "1")]) == ["b"]
@@ -149,7 +155,9 @@ def test_without_faults_everything_is_passed_on_as_it_is(way):
     assert way.paths == {"/raw/a"}
 
 
-@pytest.mark.parametrize(("fault", "carried_out"), [("reset before", 0), ("reset after", 1), ("truncated", 1)])
+@pytest.mark.parametrize(
+    ("fault", "carried_out"), [("reset before", 0), ("reset after", 1), ("truncated", 1)]
+)
 def test_an_answer_is_lost_before_or_after_the_work_or_in_the_middle(way, fault, carried_out):
     way.rates = {fault: 1.0}
     with pytest.raises((OSError, http.client.HTTPException)):

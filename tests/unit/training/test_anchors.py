@@ -21,7 +21,9 @@ def faces(draw):
 
 
 def test_anchors_cover_every_level_and_suit_faces():
-    assert len(GRID) == sum(256 * 128 // stride**2 for stride in anchors.STRIDES) * anchors.PER_POINT
+    assert (
+        len(GRID) == sum(256 * 128 // stride**2 for stride in anchors.STRIDES) * anchors.PER_POINT
+    )
     sides = np.sqrt((GRID[:, 2:] - GRID[:, :2]).prod(axis=1))
     assert sides.min() == pytest.approx(16)
     shape = (GRID[:, 2] - GRID[:, 0]) / (GRID[:, 3] - GRID[:, 1])
@@ -51,7 +53,10 @@ def test_of_two_faces_at_one_place_each_keeps_an_anchor():
 
 
 def test_anchors_near_a_face_or_in_an_ignored_area_say_nothing():
-    face, area = np.array([[20, 20, 60, 52]], np.float32), np.array([[150, 20, 250, 100]], np.float32)
+    face, area = (
+        np.array([[20, 20, 60, 52]], np.float32),
+        np.array([[150, 20, 250, 100]], np.float32),
+    )
 
     said = anchors.targets(GRID, face, area)
 
@@ -72,7 +77,10 @@ def test_a_picture_without_faces_is_all_negative():
 
 
 def test_bounded_boxes_are_never_outside_their_picture_nor_empty():
-    boxes = np.array([[-900, -900, -800, -800], [50, 40, 50, 40], [-1e6, 0, 1e6, 20], [10, 20, 30, 60]], np.float32)
+    boxes = np.array(
+        [[-900, -900, -800, -800], [50, 40, 50, 40], [-1e6, 0, 1e6, 20], [10, 20, 30, 60]],
+        np.float32,
+    )
 
     bounded = anchors.bounded(boxes, np.array([128, 256], np.float32), np)
 

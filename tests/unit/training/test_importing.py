@@ -1,4 +1,6 @@
-"""`veil train import`: one data set from any format, checked, without duplicates, split for good."""
+"""`veil train import`: one data set from any format, checked, without duplicates, split for
+good.
+"""
 
 import errno
 import json
@@ -37,7 +39,9 @@ def pictures(tmp_path):
     made = []
     for i in range(12):
         path = photograph(folder / f"p{i}.{('jpg', 'png', 'webp')[i % 3]}", i)
-        labels = [("with_mask", (10 + i, 8, 40, 50), False), ("bare", (50, 20.5, 80, 60), False)][: i % 3]
+        labels = [("with_mask", (10 + i, 8, 40, 50), False), ("bare", (50, 20.5, 80, 60), False)][
+            : i % 3
+        ]
         made.append((path, labels + [("ignore", (0, 0, 6, 6), True)] * (i % 4 == 0)))
     return made
 
@@ -56,7 +60,8 @@ WRITERS = {
 
 def test_every_format_gives_the_same_data_set(pictures, tmp_path):
     found = {
-        name: imported(write(pictures, tmp_path / name), tmp_path / f"set-{name}") for name, write in WRITERS.items()
+        name: imported(write(pictures, tmp_path / name), tmp_path / f"set-{name}")
+        for name, write in WRITERS.items()
     }
 
     assert len({each.dataset.digest for each in found.values()}) == 1
@@ -68,7 +73,9 @@ def test_every_format_gives_the_same_data_set(pictures, tmp_path):
 
 
 def test_yolo_agrees_but_for_what_it_cannot_say(pictures, tmp_path):
-    without_ignored = [(path, [label for label in labels if not label[2]]) for path, labels in pictures]
+    without_ignored = [
+        (path, [label for label in labels if not label[2]]) for path, labels in pictures
+    ]
 
     yolo = imported(label_formats.write_yolo(without_ignored, tmp_path / "yolo"), tmp_path / "a")
     voc = imported(label_formats.write_voc(without_ignored, tmp_path / "voc"), tmp_path / "b")
@@ -80,17 +87,25 @@ def test_yolo_agrees_but_for_what_it_cannot_say(pictures, tmp_path):
 def test_development_pictures_give_one_digest_from_voc_and_coco(data, tmp_path):
     pictures = list(label_formats.annotations(data("masks")))[:30]
 
-    voc = imported(label_formats.write_voc(pictures, tmp_path / "voc"), tmp_path / "a", Choice(val=0.2))
-    coco = imported(label_formats.write_coco(pictures, tmp_path / "coco"), tmp_path / "b", Choice(val=0.2))
+    voc = imported(
+        label_formats.write_voc(pictures, tmp_path / "voc"), tmp_path / "a", Choice(val=0.2)
+    )
+    coco = imported(
+        label_formats.write_coco(pictures, tmp_path / "coco"), tmp_path / "b", Choice(val=0.2)
+    )
 
     assert voc.dataset.digest == coco.dataset.digest
-    assert sum(len(picture.faces) for picture in voc.dataset.pictures) == sum(len(labels) for _, labels in pictures)
+    assert sum(len(picture.faces) for picture in voc.dataset.pictures) == sum(
+        len(labels) for _, labels in pictures
+    )
 
 
 def test_a_chosen_mapping_keeps_ignores_and_drops(pictures, tmp_path):
     source = label_formats.write_voc(pictures, tmp_path / "voc")
 
-    found = imported(source, tmp_path / "set", Choice({"with_mask": "FACE", "bare": "ignore"}, 0, 0))
+    found = imported(
+        source, tmp_path / "set", Choice({"with_mask": "FACE", "bare": "ignore"}, 0, 0)
+    )
 
     assert found.labels_after == {"FACE": 8, "ignore": 7}
     only = imported(source, tmp_path / "only", Choice({"bare": "FACE"}, 0, 0))
@@ -104,7 +119,10 @@ def test_bad_boxes_and_pictures_are_named_and_the_rest_is_imported(tmp_path):
     other = photograph(tmp_path / "other.jpg", 2)
     content = {
         "images": [
-            {"file": "whole.jpg", "faces": [[-5, 10, 30, 40], [20, 20, 20, 50], [200, 10, 220, 30], [5, 5, 25, 30]]},
+            {
+                "file": "whole.jpg",
+                "faces": [[-5, 10, 30, 40], [20, 20, 20, 50], [200, 10, 220, 30], [5, 5, 25, 30]],
+            },
             {"file": "cut.jpg", "faces": [[1, 1, 20, 20]]},
             {"file": "gone.jpg", "faces": [[1, 1, 20, 20]]},
             {"file": "other.jpg", "width": 72, "height": 96, "faces": [[1, 1, 20, 20]]},
@@ -133,19 +151,28 @@ def test_near_duplicates_share_a_split_and_copies_are_joined(tmp_path):
     for i in range(40):
         path = photograph(folder / f"{i}.png", i, (160, 120))
         with Image.open(path) as image:
-            image.resize((120, 90)).filter(ImageFilter.GaussianBlur(0.5)).save(folder / f"{i}-smaller.jpg", quality=70)
+            image.resize((120, 90)).filter(ImageFilter.GaussianBlur(0.5)).save(
+                folder / f"{i}-smaller.jpg", quality=70
+            )
         pictures += [(path, [("face", (10, 10, 60, 70), False)])]
         pictures += [(folder / f"{i}-smaller.jpg", [("face", (8, 8, 45, 52), False)])]
     copy = folder / "copy.png"
     copy.write_bytes(pictures[0][0].read_bytes())
     pictures.append((copy, [("face", (90, 10, 130, 70), False)]))
 
-    found = imported(label_formats.write_veil(pictures, tmp_path / "veil"), tmp_path / "set", Choice(val=0.3, test=0.3))
+    found = imported(
+        label_formats.write_veil(pictures, tmp_path / "veil"),
+        tmp_path / "set",
+        Choice(val=0.3, test=0.3),
+    )
 
     assert len(found.dataset.pictures) == 80
     assert found.problems[importing.SAME] == ["images/copy.png"]
     assert len(found.problems[importing.ALIKE]) == 40
-    hashes = [likeness.perceptual_hash(found.dataset.pixels(picture)) for picture in found.dataset.pictures]
+    hashes = [
+        likeness.perceptual_hash(found.dataset.pixels(picture))
+        for picture in found.dataset.pictures
+    ]
     for members in likeness.groups(hashes):
         assert len(members) == 2
         assert len({found.dataset.pictures[i].split for i in members}) == 1
@@ -156,8 +183,12 @@ def test_near_duplicates_share_a_split_and_copies_are_joined(tmp_path):
 
 def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
     choice = Choice(val=0.3, test=0)
-    some = imported(label_formats.write_voc(pictures[:8], tmp_path / "some"), tmp_path / "a", choice)
-    all_of_them = imported(label_formats.write_voc(pictures, tmp_path / "all"), tmp_path / "b", choice)
+    some = imported(
+        label_formats.write_voc(pictures[:8], tmp_path / "some"), tmp_path / "a", choice
+    )
+    all_of_them = imported(
+        label_formats.write_voc(pictures, tmp_path / "all"), tmp_path / "b", choice
+    )
 
     splits = {picture.sha256: picture.split for picture in all_of_them.dataset.pictures}
     assert all(splits[picture.sha256] == picture.split for picture in some.dataset.pictures)
@@ -172,7 +203,9 @@ def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
         (Choice(val=0.0001, test=0), r"the split 'val' would have no face"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_in_one_line_and_leaves_nothing(pictures, tmp_path, choice, said):
+def test_what_cannot_be_trained_on_is_refused_in_one_line_and_leaves_nothing(
+    pictures, tmp_path, choice, said
+):
     source = label_formats.write_voc(pictures, tmp_path / "voc")
 
     with pytest.raises(DatasetInvalid, match=said):
@@ -254,7 +287,18 @@ def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):
     (tmp_path / "photographs" / "p11.webp").write_bytes(b"RIFF")
 
     done = CliRunner().invoke(
-        app, ["import", str(source), "--to", str(tmp_path / "set"), "--val", "0", "--test", "0", "--json"]
+        app,
+        [
+            "import",
+            str(source),
+            "--to",
+            str(tmp_path / "set"),
+            "--val",
+            "0",
+            "--test",
+            "0",
+            "--json",
+        ],
     )
 
     assert done.exit_code == 0, done.output
@@ -277,7 +321,9 @@ def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):
 def test_a_mapping_that_cannot_be_read_is_refused(pictures, tmp_path):
     source = label_formats.write_coco(pictures, tmp_path / "coco")
 
-    done = CliRunner().invoke(app, ["import", str(source), "--to", str(tmp_path / "set"), "--map", "FACE"])
+    done = CliRunner().invoke(
+        app, ["import", str(source), "--to", str(tmp_path / "set"), "--map", "FACE"]
+    )
 
     assert isinstance(done.exception, InvalidRequest)
     assert "--map" in str(done.exception)

@@ -1,4 +1,6 @@
-"""What an evaluation counts: faces found once, false alarms, what is ignored, and the threshold that follows."""
+"""What an evaluation counts: faces found once, false alarms, what is ignored, and the threshold
+that follows.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ def found(*scored):
 
 
 def picture(faces, *scored, ignore=NONE):
-    return scoring.judged(np.array(faces, np.float32).reshape(-1, 4), np.array(ignore, np.float32), found(*scored))
+    return scoring.judged(
+        np.array(faces, np.float32).reshape(-1, 4), np.array(ignore, np.float32), found(*scored)
+    )
 
 
 def test_a_face_is_found_once_and_by_the_surest():

@@ -1,4 +1,6 @@
-"""The anonymizer on a picture's bytes: faces are hidden in every kind of file, and any doubt means no output."""
+"""The anonymizer on a picture's bytes: faces are hidden in every kind of file, and any doubt means
+no output.
+"""
 
 import io
 import itertools
@@ -60,7 +62,11 @@ def content(mode="RGB", form="PNG", **options):
     pixels = np.full((80, 100), GROUND, np.uint8)
     x1, y1, x2, y2 = FACE
     pixels[y1:y2, x1:x2] = SKIN
-    image = Image.fromarray(pixels.astype(np.uint16) * 256) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    image = (
+        Image.fromarray(pixels.astype(np.uint16) * 256)
+        if mode == "I;16"
+        else Image.fromarray(pixels).convert(mode)
+    )
     target = io.BytesIO()
     image.save(target, form, **options)
     return target.getvalue()
@@ -69,7 +75,11 @@ def content(mode="RGB", form="PNG", **options):
 def gray(file):
     image = Image.open(io.BytesIO(file))
     pixels = np.asarray(image)
-    return (pixels // 256).astype(int) if image.mode == "I;16" else np.asarray(image.convert("L")).astype(int)
+    return (
+        (pixels // 256).astype(int)
+        if image.mode == "I;16"
+        else np.asarray(image.convert("L")).astype(int)
+    )
 
 
 KINDS = [
@@ -93,7 +103,8 @@ def test_a_face_is_hidden_in_every_kind_of_picture(mode, form, method):
     x1, y1, x2, y2 = FACE
     assert (before[y1:y2, x1:x2] > SKIN - 30).all()
     assert after.shape == before.shape
-    # No trace of the skin's tone, and a flat region; of black in CMYK and under alpha see worker.masking.hiding.
+    # No trace of the skin's tone, and a flat region; of black in CMYK and under alpha see
+    # worker.masking.hiding.
     region = after[y1:y2, x1:x2]
     assert (np.abs(region - SKIN) > 20).all()
     assert region.max() - region.min() <= 4
@@ -166,7 +177,8 @@ def test_a_picture_with_a_face_is_not_held():
 
 
 @pytest.mark.parametrize(
-    "error", [DetectorUnavailable("late"), DetectionFailed("no"), ArithmeticError("bug"), MemoryError()]
+    "error",
+    [DetectorUnavailable("late"), DetectionFailed("no"), ArithmeticError("bug"), MemoryError()],
 )
 @pytest.mark.parametrize("hold", [False, True])
 def test_a_detector_that_fails_means_no_output(error, hold):
@@ -214,7 +226,9 @@ def test_what_cannot_be_decoded_whole_never_reaches_the_detector(file, error):
 
 
 def test_a_picture_over_the_limit_is_refused():
-    made = Anonymizer(detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, max_pixels=100 * 80 - 1))
+    made = Anonymizer(
+        detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, max_pixels=100 * 80 - 1)
+    )
     with pytest.raises(ImageTooLarge):
         made.anonymize(content(), Stopwatch())
 
@@ -236,11 +250,15 @@ def test_a_stage_that_fails_is_timed_all_the_same():
 
 
 def test_the_same_picture_gives_the_same_file():
-    files = {anonymizer(Finds(FACE)).anonymize(content("RGB", "JPEG"), Stopwatch()).content for _ in range(3)}
+    files = {
+        anonymizer(Finds(FACE)).anonymize(content("RGB", "JPEG"), Stopwatch()).content
+        for _ in range(3)
+    }
     assert len(files) == 1
 
 
-# --- what one request asks for --------------------------------------------------------------------------------
+# --- what one request asks for
+# --------------------------------------------------------------------------------
 
 OTHER = (70, 10, 90, 30)
 
@@ -292,7 +310,8 @@ def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
     assert changed.sum() == 15 * 24
 
 
-# --- recipe ---------------------------------------------------------------------------------------------------
+# --- recipe
+# ---------------------------------------------------------------------------------------------------
 
 LOOK = Look((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
 RECIPE = {
@@ -328,7 +347,9 @@ def test_whatever_decides_the_pixels_changes_the_recipe(change):
 
 
 def test_the_recipe_is_stable():
-    assert recipe_digest(**RECIPE) == recipe_digest(**RECIPE | {"look": replace(LOOK, scales=(640, 1280))})
+    assert recipe_digest(**RECIPE) == recipe_digest(
+        **RECIPE | {"look": replace(LOOK, scales=(640, 1280))}
+    )
     assert len(recipe_digest(**RECIPE)) == 16
     assert int(recipe_digest(**RECIPE), 16) >= 0
 
@@ -350,6 +371,8 @@ def test_decoding_and_encoding_are_watched_for_as_long_as_they_last_and_an_outpu
 
 
 def test_a_picture_whose_decoding_takes_too_long_is_refused():
-    made = Anonymizer(detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, decode_seconds=-1))
+    made = Anonymizer(
+        detector=Finds(), style=MaskStyle(), limits=replace(LIMITS, decode_seconds=-1)
+    )
     with pytest.raises(ImageTooLarge, match="decoding takes more than"):
         made.anonymize(content(), Stopwatch())

@@ -67,13 +67,17 @@ def test_an_array_and_a_lossless_file_of_it_have_the_same_output(anonymizer, pix
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG")
     file = anonymizer.anonymize(target.getvalue())
-    assert np.array_equal(Image.open(io.BytesIO(file.content)), anonymizer.anonymize_array(pixels).pixels)
+    assert np.array_equal(
+        Image.open(io.BytesIO(file.content)), anonymizer.anonymize_array(pixels).pixels
+    )
 
 
 def test_views_of_arrays_are_taken_as_they_look(anonymizer, pixels):
     flipped = pixels[:, ::-1]
     contiguous = np.ascontiguousarray(flipped)
-    assert np.array_equal(anonymizer.anonymize_array(flipped).pixels, anonymizer.anonymize_array(contiguous).pixels)
+    assert np.array_equal(
+        anonymizer.anonymize_array(flipped).pixels, anonymizer.anonymize_array(contiguous).pixels
+    )
 
 
 def test_an_output_without_faces_shares_no_memory_with_its_input(anonymizer):
@@ -139,7 +143,9 @@ def test_a_file_that_cannot_be_anonymized_raises_what_a_worker_does(anonymizer, 
         anonymizer.anonymize(content)
 
 
-def test_a_failure_of_the_detector_is_an_error_and_not_an_output(anonymizer, pixels, portrait, monkeypatch):
+def test_a_failure_of_the_detector_is_an_error_and_not_an_output(
+    anonymizer, pixels, portrait, monkeypatch
+):
     def fail():
         raise DetectionFailed("the model failed")
 

@@ -1,4 +1,6 @@
-"""The guard before a source is deleted: an output that does not show its source is told, whatever became of it."""
+"""The guard before a source is deleted: an output that does not show its source is told, whatever
+became of it.
+"""
 
 import io
 import json
@@ -25,13 +27,19 @@ def scene(number=0):
     """Smooth ground, edges and grain, uint8 RGB."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     grain = np.random.default_rng(number).integers(0, 20, SIZE)
-    planes = [x + grain, 200 - y + grain, np.where(((x + 5) // 11 + (y + 3) // 11) % 2, 180, 40) + grain]
+    planes = [
+        x + grain,
+        200 - y + grain,
+        np.where(((x + 5) // 11 + (y + 3) // 11) % 2, 180, 40) + grain,
+    ]
     return np.stack(planes, axis=-1).clip(0, 255).astype(np.uint8)
 
 
 def written(form, *frames, **options):
     target = io.BytesIO()
-    first, *more = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames]
+    first, *more = [
+        frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames
+    ]
     if more:
         options |= {"save_all": True, "append_images": more}
     first.save(target, form, **options)
@@ -84,11 +92,15 @@ def decoded(content):
 
 
 def hide(frame, *faces, style=STYLE, extra=()):
-    return hiding.hide(frame.pixels, Sightings.of(np.array(faces, np.float32)), style, frame.black, extra)
+    return hiding.hide(
+        frame.pixels, Sightings.of(np.array(faces, np.float32)), style, frame.black, extra
+    )
 
 
 def rectangles(picture, *faces, extra=()):
-    return likeness.hidden_by(np.array(faces, np.float32).reshape(-1, 4), extra, STYLE, picture, 480)
+    return likeness.hidden_by(
+        np.array(faces, np.float32).reshape(-1, 4), extra, STYLE, picture, 480
+    )
 
 
 def like(source, frames, hidden=None, content=None):
@@ -126,18 +138,33 @@ ENCODINGS = [
 def test_photographs_in_every_lossy_format_stay_within_half_of_the_bounds(data):
     """The bounds are stated with what this measures."""
     folder = data("small")
-    records = [one for one in json.loads((folder / "annotations.json").read_text())["images"] if one["faces"]]
+    records = [
+        one
+        for one in json.loads((folder / "annotations.json").read_text())["images"]
+        if one["faces"]
+    ]
     for record in records[:: len(records) // 3]:
         photograph = Image.open(folder / record["file"]).convert("RGB")
         for form, options in ENCODINGS:
             picture = decoded(written(form, photograph, **options))
             frame = picture.frames[0]
             output = decoded(images.encode(picture, [hide(frame, *record["faces"])]))
-            found = likeness.differences(frame, output.frames[0], rectangles(picture, *record["faces"]))
+            found = likeness.differences(
+                frame, output.frames[0], rectangles(picture, *record["faces"])
+            )
             if len(found.tiles):
-                assert found.tiles.mean() <= (likeness.MEAN_LEVELS + likeness.MEAN_SHARE * found.contrast) / 2
-                assert found.tiles.max() <= (likeness.TILE_LEVELS + likeness.TILE_SHARE * found.contrast) / 2
-                assert found.shift <= (likeness.SHIFT_LEVELS + likeness.SHIFT_SHARE * found.contrast) / 2
+                assert (
+                    found.tiles.mean()
+                    <= (likeness.MEAN_LEVELS + likeness.MEAN_SHARE * found.contrast) / 2
+                )
+                assert (
+                    found.tiles.max()
+                    <= (likeness.TILE_LEVELS + likeness.TILE_SHARE * found.contrast) / 2
+                )
+                assert (
+                    found.shift
+                    <= (likeness.SHIFT_LEVELS + likeness.SHIFT_SHARE * found.contrast) / 2
+                )
 
 
 def toned():
@@ -158,7 +185,12 @@ def without_colour(pixels):
 @pytest.mark.parametrize("fault", [without_blue, without_colour])
 @pytest.mark.parametrize(
     ("form", "options"),
-    [("JPEG", {"quality": 90}), ("WEBP", {"quality": 80}), ("GIF", {}), ("AVIF", {"quality": 80, "speed": 9})],
+    [
+        ("JPEG", {"quality": 90}),
+        ("WEBP", {"quality": 80}),
+        ("GIF", {}),
+        ("AVIF", {"quality": 80, "speed": 9}),
+    ],
 )
 def test_a_picture_whose_colours_are_lost_is_not_alike(form, options, fault):
     source = written(form, toned(), **options)
@@ -191,7 +223,9 @@ def shifted(frame):
 
 
 def thumbnail_enlarged(frame):
-    return np.repeat(np.repeat(frame.pixels[::16, ::16], 16, axis=0), 16, axis=1)[: SIZE[0], : SIZE[1]].copy()
+    return np.repeat(np.repeat(frame.pixels[::16, ::16], 16, axis=0), 16, axis=1)[
+        : SIZE[0], : SIZE[1]
+    ].copy()
 
 
 @pytest.mark.parametrize("fault", [negative, black, cut_off, shifted, thumbnail_enlarged])
@@ -217,7 +251,9 @@ def test_a_picture_of_another_size_is_not_alike(form):
     small = Image.fromarray(scene()).resize((16, 12))
     assert not like(written(form, scene()), None, content=written(form, small))
     assert not like(
-        written(form, scene()), None, content=written(form, Image.fromarray(scene()).rotate(90, expand=True))
+        written(form, scene()),
+        None,
+        content=written(form, Image.fromarray(scene()).rotate(90, expand=True)),
     )
 
 
@@ -239,12 +275,18 @@ def test_only_in_what_was_hidden_an_output_may_differ():
     assert like(source, [elsewhere], rectangles(decoded(source), FACE, extra=[(5, 5, 25, 25)]))
 
 
-@pytest.mark.parametrize("style", [STYLE, MaskStyle("fill", 1.0, 0.3, "ellipse", 0.3), MaskStyle("blur", 0.5, 0.0)])
+@pytest.mark.parametrize(
+    "style", [STYLE, MaskStyle("fill", 1.0, 0.3, "ellipse", 0.3), MaskStyle("blur", 0.5, 0.0)]
+)
 def test_all_that_a_style_changes_is_within(style):
     (frame,) = decoded(SOURCES["PNG"]).frames
-    changed = (hide(frame, FACE, style=style, extra=[(90, 60, 110, 80)]) != frame.pixels).any(axis=2)
+    changed = (hide(frame, FACE, style=style, extra=[(90, 60, 110, 80)]) != frame.pixels).any(
+        axis=2
+    )
     picture = decoded(SOURCES["PNG"])
-    for x1, y1, x2, y2 in likeness.hidden_by(np.array([FACE], np.float32), [(90, 60, 110, 80)], style, picture, 480):
+    for x1, y1, x2, y2 in likeness.hidden_by(
+        np.array([FACE], np.float32), [(90, 60, 110, 80)], style, picture, 480
+    ):
         changed[y1:y2, x1:x2] = False
     assert not changed.any()
 
@@ -256,7 +298,8 @@ def test_a_picture_that_is_hidden_as_a_whole_is_alike():
     assert like(source, [black(picture.frames[0])], rectangles(picture, extra=everything))
 
 
-# --- frames ---------------------------------------------------------------------------------------------------
+# --- frames
+# ---------------------------------------------------------------------------------------------------
 
 
 def animation(*numbers, form="PNG"):
@@ -266,7 +309,9 @@ def animation(*numbers, form="PNG"):
 @pytest.mark.parametrize("form", ["GIF", "WEBP"])
 def test_frames_that_were_joined_may_be_fewer(form):
     source = images.Picture(
-        tuple(Frame(scene(number), "RGB") for number in (0, 0, 1, 2, 2, 2, 3)), form, {"lossless": True}
+        tuple(Frame(scene(number), "RGB") for number in (0, 0, 1, 2, 2, 2, 3)),
+        form,
+        {"lossless": True},
     )
     joined = images.Picture(tuple(Frame(scene(number), "RGB") for number in (0, 1, 2, 3)), form)
     assert likeness.is_alike(source, joined, NOTHING)
@@ -281,7 +326,8 @@ def test_pages_are_never_joined():
     assert not like(source, None, content=written("TIFF", scene()))
 
 
-# --- another decoder ------------------------------------------------------------------------------------------
+# --- another decoder
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [negative, black, thumbnail_enlarged])

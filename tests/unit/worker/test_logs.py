@@ -1,4 +1,6 @@
-"""A log line holds no values of variables, and a message never writes lines of its own, nor orders to a terminal."""
+"""A log line holds no values of variables, and a message never writes lines of its own, nor orders
+to a terminal.
+"""
 
 import json
 import logging
@@ -30,7 +32,13 @@ def logged(capsys):
     structlog.reset_defaults()
 
 
-BROUGHT = ("a\x1b[31mb", "a\nb", "a\r\x08b", "\u202eb", "s3://raw/a\n2026-01-01 [info] anonymized\x1b[2J.jpg")
+BROUGHT = (
+    "a\x1b[31mb",
+    "a\nb",
+    "a\r\x08b",
+    "\u202eb",
+    "s3://raw/a\n2026-01-01 [info] anonymized\x1b[2J.jpg",
+)
 
 
 @pytest.mark.parametrize("brought", BROUGHT)
@@ -83,7 +91,9 @@ fail(b"value-of-pixels", "value-of-a-password")
 
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_no_traceback_in_the_log_shows_values(form):
-    done = subprocess.run([sys.executable, "-c", PROGRAM, form], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, form], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("ZeroDivisionError: the message") == 6

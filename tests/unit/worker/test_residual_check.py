@@ -1,4 +1,6 @@
-"""The residual check: the output is looked at again, and what is found in it is hidden, flagged or held back."""
+"""The residual check: the output is looked at again, and what is found in it is hidden, flagged or
+held back.
+"""
 
 import io
 from dataclasses import replace
@@ -23,7 +25,9 @@ STYLE = MaskStyle("fill", 0.7, 0.0)
 
 
 class FindsInTurn:
-    """A detector that finds other boxes at each look, those of the last one ever after; keeps what it saw."""
+    """A detector that finds other boxes at each look, those of the last one ever after; keeps what
+    it saw.
+    """
 
     def __init__(self, *looks):
         self.seen = []
@@ -32,7 +36,9 @@ class FindsInTurn:
     def detect(self, picture):
         boxes = self._looks[min(len(self.seen), len(self._looks) - 1)]
         self.seen.append(picture)
-        scores = np.linspace(0.9, 0.8, len(boxes), dtype=np.float32) * np.float32(0.9 ** len(self.seen))
+        scores = np.linspace(0.9, 0.8, len(boxes), dtype=np.float32) * np.float32(
+            0.9 ** len(self.seen)
+        )
         return Detections(np.array(boxes, np.float32).reshape(-1, 4), scores)
 
 
@@ -96,7 +102,9 @@ def test_a_face_that_is_found_in_the_output_is_hidden_too():
 def test_the_output_itself_is_looked_at():
     detector = FindsInTurn([FACE], [])
     result = checking(detector).anonymize(photograph("JPEG"), Stopwatch())
-    assert np.array_equal(detector.seen[1], images.decode(result.content, 10**6, 1).frames[0].pixels)
+    assert np.array_equal(
+        detector.seen[1], images.decode(result.content, 10**6, 1).frames[0].pixels
+    )
     assert not np.array_equal(detector.seen[1], detector.seen[0])
 
 
@@ -105,7 +113,9 @@ def test_the_output_itself_is_looked_at():
 def test_a_face_that_is_found_again_where_it_is_hidden_does_not_count(method, shape):
     lower = (30, 32, 60, 72)  # its mouth and chin, taken for a face
     detector = FindsInTurn([FACE], [FACE, lower])
-    result = checking(detector, style=replace(STYLE, method=method, shape=shape)).anonymize(photograph(), Stopwatch())
+    result = checking(detector, style=replace(STYLE, method=method, shape=shape)).anonymize(
+        photograph(), Stopwatch()
+    )
     assert len(detector.seen) == 2
     assert (result.checked.verdict, len(result.checked.added), result.reason) == ("clear", 0, None)
 
@@ -140,7 +150,10 @@ def test_an_array_is_looked_at_again_as_a_file_is(verify):
 def test_of_a_flagged_picture_all_is_hidden_that_was_found():
     result = checking(FindsAnother()).anonymize(photograph(), Stopwatch())
     (pixels,) = frames(result.content)
-    assert all(is_hidden(pixels, box) for box in ((10 * n, 60, 10 * n + 9, 72) for n in range(1, 2 + MAX_CHECKS)))
+    assert all(
+        is_hidden(pixels, box)
+        for box in ((10 * n, 60, 10 * n + 9, 72) for n in range(1, 2 + MAX_CHECKS))
+    )
 
 
 def test_a_released_picture_is_published_as_it_would_be():
@@ -202,13 +215,17 @@ def test_where_frames_of_the_output_were_joined_a_face_is_hidden_in_all():
     made[0].save(target, "PNG", save_all=True, append_images=made[1:], duration=100)
     detector = FindsInTurn([FACE], [FACE], [OTHER], [])
     result = checking(detector).anonymize(target.getvalue(), Stopwatch())
-    assert [is_hidden(pixels, box) for pixels in frames(result.content) for box in (FACE, OTHER)] == [True, True]
+    assert [
+        is_hidden(pixels, box) for pixels in frames(result.content) for box in (FACE, OTHER)
+    ] == [True, True]
     assert result.checked.verdict == "clear"
 
 
 def test_checks_end_when_another_one_would_take_too_long():
     detector = FindsAnother()
-    result = checking(detector, limits=replace(LIMITS, look_seconds=1e-9)).anonymize(photograph(), Stopwatch())
+    result = checking(detector, limits=replace(LIMITS, look_seconds=1e-9)).anonymize(
+        photograph(), Stopwatch()
+    )
     assert len(detector.seen) == 2
     assert result.checked.verdict == "left"
 

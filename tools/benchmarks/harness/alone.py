@@ -37,9 +37,13 @@ class Alone:
 
 
 @contextmanager
-def started(folder: Path, settings: Mapping[str, str] | None = None, module: str = __name__) -> Iterator[Alone]:
+def started(
+    folder: Path, settings: Mapping[str, str] | None = None, module: str = __name__
+) -> Iterator[Alone]:
     """Start the process with `settings` as variables, its log in `folder`, until the block ends."""
-    with child.started("detector", [sys.executable, "-m", module, "alone"], folder, settings) as process:
+    with child.started(
+        "detector", [sys.executable, "-m", module, "alone"], folder, settings
+    ) as process:
         yield Alone(process)
 
 

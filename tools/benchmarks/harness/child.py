@@ -42,7 +42,10 @@ class Child:
 
 @contextmanager
 def started(
-    name: str, command: Sequence[str | Path], folder: Path, settings: Mapping[str, str] | None = None
+    name: str,
+    command: Sequence[str | Path],
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Child]:
     """Run `command` until the block ends, with `settings` as variables and its log in `folder`."""
     log = folder / f"{name}.log"
@@ -54,7 +57,11 @@ def started(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, "TMPDIR": str(folder), **(settings or {})},  # onnxruntime leaves a file in TMPDIR
+            env={
+                **os.environ,
+                "TMPDIR": str(folder),
+                **(settings or {}),
+            },  # onnxruntime leaves a file in TMPDIR
         ) as process,
     ):
         try:

@@ -27,7 +27,10 @@ def main(network: str, count: int) -> None:
         started, used = time.perf_counter(), time.process_time()
         for _ in range(question["repeat"]):
             session.run(None, {wanted.name: picture})
-        answer = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
+        answer = {
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - used,
+        }
         print(json.dumps(answer), flush=True)
 
 

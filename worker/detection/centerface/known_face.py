@@ -20,8 +20,11 @@ from worker.detection.model import Model, in_a_line
 from worker.pixels import Pixels
 
 PHOTOGRAPH = Path(__file__).with_name("known_face.jpg")
-ANSWERS = Path(__file__).with_name("known_face.json")  # `python -m tools.benchmarks.known_face` writes it
-SURE = 0.5  # The default model scores the known face above 0.8 in each view, and nothing else above 0.1.
+ANSWERS = Path(__file__).with_name(
+    "known_face.json"
+)  # `python -m tools.benchmarks.known_face` writes it
+# The default model scores the known face above 0.8 in each view, and nothing else above 0.1.
+SURE = 0.5
 SAME_FACE = 0.3  # least overlap of the known face with the box of another model
 SAME_READING = 0.5  # least overlap with the box if its four numbers are read in another order,
 CLEARLY_BETTER = 1.5  # and by how much it must be larger than as the contract reads them
@@ -29,13 +32,18 @@ CLEARLY_BETTER = 1.5  # and by how much it must be larger than as the contract r
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest accepted difference of a score, and of an edge or a landmark as a share of the box's side."""
+    """The largest accepted difference of a score, and of an edge or a landmark as a share of the
+    box's side.
+    """
 
     score: float
     position: float
 
 
-TOLERANCES = {"tensorflow": Tolerance(0.01, 0.02), "litert": Tolerance(0.03, 0.04)}  # docs/detection.md
+TOLERANCES = {
+    "tensorflow": Tolerance(0.01, 0.02),
+    "litert": Tolerance(0.03, 0.04),
+}  # docs/detection.md
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,18 @@ READINGS: dict[str, Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[
     "x1 y1 x2 y2": lambda a, b, c, d: (a, b, c, d),
     "x y width height": lambda a, b, c, d: (a, b, a + c, b + d),
     "y x height width": lambda a, b, c, d: (b, a, b + d, a + c),
-    "centre x, centre y, width, height": lambda a, b, c, d: (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
-    "centre y, centre x, height, width": lambda a, b, c, d: (b - d / 2, a - c / 2, b + d / 2, a + c / 2),
+    "centre x, centre y, width, height": lambda a, b, c, d: (
+        a - c / 2,
+        b - d / 2,
+        a + c / 2,
+        b + d / 2,
+    ),
+    "centre y, centre x, height, width": lambda a, b, c, d: (
+        b - d / 2,
+        a - c / 2,
+        b + d / 2,
+        a + c / 2,
+    ),
 }
 
 
@@ -100,19 +118,25 @@ def answer(found: Detections) -> dict[str, Any]:
 
 
 def sure(model: Model, canvas: Pixels) -> Detections:
-    """Return the faces of which `model` is sure in `canvas`; ModelInvalid if its answer can't be right."""
+    """Return the faces of which `model` is sure in `canvas`; ModelInvalid if its answer can't be
+    right.
+    """
     return _credible(model, _predicted(model, canvas), canvas, SURE)
 
 
 def check_default(model: Model) -> None:
-    """Raise ModelInvalid if the default model does not answer on this machine as it was recorded."""
+    """Raise ModelInvalid if the default model does not answer on this machine as it was
+    recorded.
+    """
     blank = np.full_like(photograph(), PADDING)
     wrong = "a face in a blank picture" if len(sure(model, blank)) else None
     if model.score_threshold != SCORE_THRESHOLD:
         wrong = f"its score_threshold is {model.score_threshold:g}, not {SCORE_THRESHOLD:g}"
     for view in VIEWS:
         found = sure(model, view.canvas()[0])
-        wrong = wrong or _difference(found, answers()[model.engine][view.name], TOLERANCES[model.engine])
+        wrong = wrong or _difference(
+            found, answers()[model.engine][view.name], TOLERANCES[model.engine]
+        )
     if wrong:
         raise ModelInvalid(
             f"the default model fails its test on this machine ({model.engine} on {model.device}): {wrong}: remove "
@@ -121,7 +145,9 @@ def check_default(model: Model) -> None:
 
 
 def _difference(found: Detections, recorded: dict[str, Any], tolerance: Tolerance) -> str | None:
-    """Return how `found` differs from what was recorded by more than `tolerance`, in words; None if it does not."""
+    """Return how `found` differs from what was recorded by more than `tolerance`, in words; None if
+    it does not.
+    """
     if len(found) != 1:
         return f"{len(found)} faces in the known photograph, not 1"
     now = answer(found)
@@ -139,7 +165,8 @@ def _difference(found: Detections, recorded: dict[str, Any], tolerance: Toleranc
 def try_own(model: Model, score_threshold: float) -> None:
     """Try a model of a user's own on the photograph; ModelInvalid if its answers are no detections.
 
-    It may be made to find something else, so a photograph in which it finds nothing is no more than a warning.
+    It may be made to find something else, so a photograph in which it finds nothing is no more than
+    a warning.
     """
     views = VIEWS if model.fixed_size is None else tuple(view for view in VIEWS if view.factor == 1)
     blank = np.full((*(model.fixed_size or photograph().shape[:2]), 3), PADDING, np.uint8)
@@ -152,11 +179,16 @@ def try_own(model: Model, score_threshold: float) -> None:
             counted = predicted[predicted.scores >= score_threshold]
             counted = counted[np.argsort(-counted.scores, kind="stable")]
             is_known = _is_known_face(
-                model, counted.boxes_xyxy / factor, canvas.shape[0] / factor, canvas.shape[1] / factor
+                model,
+                counted.boxes_xyxy / factor,
+                canvas.shape[0] / factor,
+                canvas.shape[1] / factor,
             )
         found.append(_shares(_credible(model, predicted, canvas, score_threshold), canvas))
     first = found[0]
-    if len(first) and all(each.shape == first.shape and np.allclose(each, first, atol=1e-4) for each in found):
+    if len(first) and all(
+        each.shape == first.shape and np.allclose(each, first, atol=1e-4) for each in found
+    ):
         raise ModelInvalid(
             f"{model.folder} answers the same for a photograph and a blank picture: look at how it was exported"
         )
@@ -176,10 +208,11 @@ def _shares(found: Detections, canvas: Pixels) -> NDArray[np.float32]:
 
 
 def _is_known_face(model: Model, boxes: Boxes, height: float, width: float) -> bool:
-    """Return whether one of `boxes`, in pixels of the photograph and the strongest first, is the known face.
+    """Return whether one of `boxes`, in pixels of the photograph and the strongest first, is the
+    known face.
 
-    Raise ModelInvalid if the strongest is the known face only with its four numbers in another order than the
-    contract's. Among many boxes one would fit by chance.
+    Raise ModelInvalid if the strongest is the known face only with its four numbers in another
+    order than the contract's. Among many boxes one would fit by chance.
     """
     known = np.array(answers()["tensorflow"][UPRIGHT.name]["box_xyxy"], np.float32)
     fit = float(overlap(known, boxes).max(initial=0))
@@ -189,7 +222,9 @@ def _is_known_face(model: Model, boxes: Boxes, height: float, width: float) -> b
     for order, reading in READINGS.items():
         read = (np.stack(reading(*returned.T), axis=1) * sides).astype(np.float32)
         if overlap(known, read).max(initial=0) >= max(SAME_READING, CLEARLY_BETTER * fit):
-            raise ModelInvalid(f"{model.folder} returns detection_boxes as {order}: they must be y1 x1 y2 x2")
+            raise ModelInvalid(
+                f"{model.folder} returns detection_boxes as {order}: they must be y1 x1 y2 x2"
+            )
     return fit >= SAME_FACE
 
 
@@ -210,6 +245,8 @@ def _credible(model: Model, found: Detections, canvas: Pixels, least_score: floa
 
 def _unusable(model: Model, error: Exception) -> Exception:
     """Return `error` as ModelInvalid, unless it says that somebody else must act."""
-    if isinstance(error, MemoryError) or (isinstance(error, VeilError) and not isinstance(error, DetectionFailed)):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, VeilError) and not isinstance(error, DetectionFailed)
+    ):
         return error
     return ModelInvalid(f"{model.folder} fails its test: {in_a_line(error)}")

@@ -1,4 +1,6 @@
-"""From CenterFace's four maps to faces: the figures of the decoder, and the decoder for maps that are arrays."""
+"""From CenterFace's four maps to faces: the figures of the decoder, and the decoder for maps that
+are arrays.
+"""
 
 import cv2
 import numpy as np
@@ -7,12 +9,19 @@ from numpy.typing import NDArray
 from tasks.errors import DetectionFailed
 from worker.detection.faces import LANDMARKS, Detections, Sightings
 
-MAPS = (1, 2, 2, 2 * LANDMARKS)  # channels: logit of the score, logarithm of the size, offset, landmarks
+MAPS = (
+    1,
+    2,
+    2,
+    2 * LANDMARKS,
+)  # channels: logit of the score, logarithm of the size, offset, landmarks
 STRIDE = 4  # pixels of the picture for one of the maps
 NMS_IOU = 0.3  # of the authors' own decoder
 CANDIDATES = 5000  # strongest points that are looked at: a few for each of MAX_DETECTIONS faces
 MAX_DETECTIONS = 1000  # of a canvas; what is left out beyond it is told by Detections.left_out
-MIN_SCORE = 0.02  # what the model reports at all; the setting `score_threshold` decides on top of it
+MIN_SCORE = (
+    0.02  # what the model reports at all; the setting `score_threshold` decides on top of it
+)
 NOT_FINITE = "the network returned numbers that are not finite: the model is damaged, or the processor is faulty"
 
 
@@ -20,9 +29,9 @@ def decode(maps: NDArray[np.float32], least_score: float = MIN_SCORE) -> Detecti
     """The faces, in pixels of the picture, of maps float32 [height, width, 15]; as
     worker.detection.centerface.network does.
 
-    Centre = index + offset + 0.5 and size = exp(scale), in strides, y first; a landmark is its box's first corner plus
-    its share of the box's size. What is below `least_score` is left out before points are compared, which changes
-    nothing about the others.
+    Centre = index + offset + 0.5 and size = exp(scale), in strides, y first; a landmark is its
+    box's first corner plus its share of the box's size. What is below `least_score` is left out
+    before points are compared, which changes nothing about the others.
     """
     _check_finite(maps)
     least = np.log(least_score / (1 - least_score))
@@ -43,7 +52,9 @@ def decode(maps: NDArray[np.float32], least_score: float = MIN_SCORE) -> Detecti
     corner, size = corner[kept].astype(np.float32), size[kept]
     boxes = np.concatenate([corner, corner + size], axis=1)[:, [1, 0, 3, 2]]
     landmarks = corner[:, None] + shares[kept].reshape(-1, LANDMARKS, 2) * size[:, None]
-    return Detections(boxes, scores[kept], Sightings.of(boxes, landmarks[..., ::-1]), float(left_out))
+    return Detections(
+        boxes, scores[kept], Sightings.of(boxes, landmarks[..., ::-1]), float(left_out)
+    )
 
 
 def _scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -52,7 +63,9 @@ def _scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _check_finite(maps: NDArray[np.float32]) -> None:
-    """Raise DetectionFailed if a value is NaN or infinite: NaN is below any threshold and would count as no face."""
+    """Raise DetectionFailed if a value is NaN or infinite: NaN is below any threshold and would
+    count as no face.
+    """
     if not np.isfinite(maps).all():
         raise DetectionFailed(NOT_FINITE)
 

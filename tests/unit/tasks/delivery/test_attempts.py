@@ -66,7 +66,11 @@ def test_whoever_wants_to_be_alone_goes_before_those_who_come_later():
 @pytest.mark.parametrize("kind", ["together", "alone"])
 def test_nobody_waits_for_ever_and_who_gave_up_holds_up_nobody(kind):
     room = Room()
-    with room.alone(PATIENCE), pytest.raises(Busy, match="busy with other pictures"), getattr(room, kind)(0.05):
+    with (
+        room.alone(PATIENCE),
+        pytest.raises(Busy, match="busy with other pictures"),
+        getattr(room, kind)(0.05),
+    ):
         pass
     with room.together(0.05), room.together(0.05):
         pass

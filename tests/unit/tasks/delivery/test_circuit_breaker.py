@@ -4,7 +4,11 @@ import threading
 
 import pytest
 
-from tasks.delivery.circuit_breaker import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, CircuitBreaker
+from tasks.delivery.circuit_breaker import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    CircuitBreaker,
+)
 from tasks.errors import (
     Busy,
     CredentialsRefused,
@@ -48,7 +52,9 @@ class Worker:
 AWAY = StorageUnavailable("503")
 
 
-@pytest.mark.parametrize("error", [AWAY, CredentialsRefused("expired"), DestinationUnavailable("no bucket")])
+@pytest.mark.parametrize(
+    "error", [AWAY, CredentialsRefused("expired"), DestinationUnavailable("no bucket")]
+)
 def test_nothing_is_taken_from_the_first_failure_that_a_probe_confirms_until_one_passes(error):
     worker, store = Worker(), Store(error, error, error)
     assert worker.breaker.explains(error, store.probe)
@@ -83,7 +89,10 @@ def test_pauses_between_probes_grow_to_a_limit_and_are_jittered():
     worker.breaker.explains(AWAY, store.probe)
     assert worker.back.wait(PATIENCE)
     ceilings = [min(FIRST_PAUSE_SECONDS * 2**n, LONGEST_PAUSE_SECONDS) for n in range(12)]
-    assert all(ceiling / 2 <= pause <= ceiling for pause, ceiling in zip(worker.pauses, ceilings, strict=True))
+    assert all(
+        ceiling / 2 <= pause <= ceiling
+        for pause, ceiling in zip(worker.pauses, ceilings, strict=True)
+    )
     assert len(set(worker.pauses)) == 12
 
 

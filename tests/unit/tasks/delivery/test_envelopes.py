@@ -1,4 +1,6 @@
-"""Every form in which Celery sends a task is taken; whatever is none of them has its defect named, within bounds."""
+"""Every form in which Celery sends a task is taken; whatever is none of them has its defect named,
+within bounds.
+"""
 
 import base64
 import bz2
@@ -95,22 +97,34 @@ CONFIGURATIONS = [
 ]
 
 
-@pytest.mark.parametrize("conf", CONFIGURATIONS, ids=lambda conf: f"{conf['task_compression']}-{conf['task_protocol']}")
+@pytest.mark.parametrize(
+    "conf", CONFIGURATIONS, ids=lambda conf: f"{conf['task_compression']}-{conf['task_protocol']}"
+)
 def test_a_message_of_any_protocol_and_compression_is_taken(conf):
-    message = sent(SOURCE, None, {"method": "fill"}, conf=conf, kwargs={"any": 1}, task_id="an id", retries=2)
+    message = sent(
+        SOURCE, None, {"method": "fill"}, conf=conf, kwargs={"any": 1}, task_id="an id", retries=2
+    )
     told, arguments, named = delivered(message)
 
     assert (arguments, named) == ([SOURCE, None, {"method": "fill"}], {"any": 1})
     headers = told["headers"]
-    assert (headers["id"], headers["task"], headers["retries"]) == ("an id", "veil.anonymize_image", 2)
+    assert (headers["id"], headers["task"], headers["retries"]) == (
+        "an id",
+        "veil.anonymize_image",
+        2,
+    )
     assert not {REFUSED_HEADER, "compression"} & headers.keys()
     assert headers["argsrepr"] == f"{SOURCE} {{'method': 'fill'}}"
 
 
 def test_a_message_of_protocol_1_says_what_celery_reads_in_it():
-    message = sent(SOURCE, conf={"task_protocol": 1}, countdown=30, kwargs={"destination": "s3://clean/b.jpg"})
+    message = sent(
+        SOURCE, conf={"task_protocol": 1}, countdown=30, kwargs={"destination": "s3://clean/b.jpg"}
+    )
     body = json.loads(base64.b64decode(message["body"]))
-    (arguments, named, _), headers, *_ = proto1_to_proto2(type("Message", (), {"headers": {}}), copy.deepcopy(body))
+    (arguments, named, _), headers, *_ = proto1_to_proto2(
+        type("Message", (), {"headers": {}}), copy.deepcopy(body)
+    )
     told, *passed = delivered(message)
     assert passed == [arguments, named]
     assert {name: told["headers"][name] for name in ("task", "id", "eta", "retries")} == {
@@ -120,7 +134,9 @@ def test_a_message_of_protocol_1_says_what_celery_reads_in_it():
 
 def packed(content, method="gzip", compression=None):
     message = sent(SOURCE, conf={"task_compression": method})
-    return changed("body", body(content), message | {"headers": message["headers"] | (compression or {})})
+    return changed(
+        "body", body(content), message | {"headers": message["headers"] | (compression or {})}
+    )
 
 
 def test_a_body_of_the_gzip_format_is_taken_too():
@@ -146,12 +162,16 @@ def test_a_body_does_not_unpack_to_more_than_the_limit(method, pack):
 
 def test_a_body_that_asks_for_much_memory_to_unpack_is_refused():
     greedy = lzma.compress(
-        b"[[], {}, {}]", lzma.FORMAT_ALONE, filters=[{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 30}]
+        b"[[], {}, {}]",
+        lzma.FORMAT_ALONE,
+        filters=[{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 30}],
     )
     assert "lzma" in defect(packed(greedy, "lzma"))
 
 
-@pytest.mark.parametrize("change", [lambda whole: whole[:-3], lambda whole: whole + b"x", lambda _: b"no such thing"])
+@pytest.mark.parametrize(
+    "change", [lambda whole: whole[:-3], lambda whole: whole + b"x", lambda _: b"no such thing"]
+)
 @pytest.mark.parametrize(
     ("method", "pack"), [("gzip", zlib.compress), ("bzip2", bz2.compress), ("lzma", lzma.compress)]
 )
@@ -161,9 +181,13 @@ def test_a_damaged_body_is_refused_and_the_task_is_known(method, pack, change):
     assert opened(message).task_id == message["headers"]["id"]
 
 
-@pytest.mark.parametrize("compression", ["application/zstd", "application/x-brotli", "x", ["gzip"], 5])
+@pytest.mark.parametrize(
+    "compression", ["application/zstd", "application/x-brotli", "x", ["gzip"], 5]
+)
 def test_another_compression_is_refused_by_name(compression):
-    assert "headers.compression" in defect(packed(b"\x28\xb5\x2f\xfd", compression={"compression": compression}))
+    assert "headers.compression" in defect(
+        packed(b"\x28\xb5\x2f\xfd", compression={"compression": compression})
+    )
 
 
 class Forbidden:
@@ -204,8 +228,19 @@ def test_a_charset_that_is_utf_8_is_taken(charset):
     assert defect(changed("content-encoding", charset)) is None
 
 
-@pytest.mark.parametrize("path", ["headers/retries", "headers/root_id", "headers/origin", "properties/delivery_tag",
-                                  "properties/delivery_info", "properties/priority", "headers/argsrepr"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "headers/retries",
+        "headers/root_id",
+        "headers/origin",
+        "properties/delivery_tag",
+        # fmt: skip
+        "properties/delivery_info",
+        "properties/priority",
+        "headers/argsrepr",
+    ],
+)
 def test_what_veil_needs_not_may_be_missing(path):
     message = copy.deepcopy(MESSAGE)
     above, name = path.split("/")
@@ -213,7 +248,9 @@ def test_what_veil_needs_not_may_be_missing(path):
     assert defect(message) is None
 
 
-@pytest.mark.parametrize("task", ["shop.resize", "celery.map", "celery.backend_cleanup", "x" * 5000])
+@pytest.mark.parametrize(
+    "task", ["shop.resize", "celery.map", "celery.backend_cleanup", "x" * 5000]
+)
 def test_another_task_is_refused_by_name(task):
     message = sent(SOURCE, task=task, reply_to="elsewhere")
     assert task[:90] in defect(message)
@@ -245,14 +282,18 @@ def test_a_message_can_t_say_of_itself_that_it_is_refused():
 
 
 def test_a_message_without_an_id_is_given_one_by_what_it_is():
-    first, second, other = (for_celery(item, len(item), UPLOADS, "t") for item in (b"junk", b"junk", b"more junk"))
+    first, second, other = (
+        for_celery(item, len(item), UPLOADS, "t") for item in (b"junk", b"junk", b"more junk")
+    )
     assert first["headers"]["id"] == second["headers"]["id"] != other["headers"]["id"]
     assert first["headers"]["ignore_result"] is True
 
 
 @pytest.mark.parametrize("protocol", [1, 2])
 def test_of_a_message_that_is_too_large_the_id_is_known(protocol):
-    item = json.dumps(sent("x" * MOST_BYTES, conf={"task_protocol": protocol}, task_id="an id")).encode()
+    item = json.dumps(
+        sent("x" * MOST_BYTES, conf={"task_protocol": protocol}, task_id="an id")
+    ).encode()
     envelope = read(item[-MOST_BYTES:], len(item))
     assert f"{len(item):,} bytes, the limit is 1,048,576" in envelope.defect
     assert envelope.task_id == "an id"
@@ -288,7 +329,9 @@ NESTED = json.loads("[" * 900 + "]" * 900)
     "properties/priority",
 ])  # fmt: skip
 @pytest.mark.parametrize(
-    "value", [NESTED, "\ud800\x1b" * 5000, {"\ud800" * 5000: NESTED}], ids=["nested", "text", "named"]
+    "value",
+    [NESTED, "\ud800\x1b" * 5000, {"\ud800" * 5000: NESTED}],
+    ids=["nested", "text", "named"],
 )
 def test_no_part_of_a_message_is_too_much_for_the_worker_that_reads_it(path, value):
     told = delivered(changed(path, value))[0]
@@ -298,7 +341,12 @@ def test_no_part_of_a_message_is_too_much_for_the_worker_that_reads_it(path, val
     json.dumps(told).encode()
 
 
-SECRETS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "hunter2", "Zm9vOmJhcg==")
+SECRETS = (
+    "AKIAIOSFODNN7EXAMPLE",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "hunter2",
+    "Zm9vOmJhcg==",
+)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +360,9 @@ SECRETS = ("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "
         f"Authorization: Basic {SECRETS[3]}".encode(),
         f"{SECRETS[0]} and {SECRETS[1]}".encode(),
         f"redis://:{SECRETS[2]}@host/0".encode(),
-        json.dumps(sent(SECRETS[2], SECRETS[0], task="shop.pay", kwargs={"key": SECRETS[1]})).encode(),
+        json.dumps(
+            sent(SECRETS[2], SECRETS[0], task="shop.pay", kwargs={"key": SECRETS[1]})
+        ).encode(),
     ],
 )
 def test_a_sample_holds_no_secret_of_a_message(item):
@@ -353,7 +403,9 @@ def changed(path, value, message=MESSAGE):
 
 
 def body(content):
-    return base64.b64encode(content if isinstance(content, bytes) else json.dumps(content).encode()).decode()
+    return base64.b64encode(
+        content if isinstance(content, bytes) else json.dumps(content).encode()
+    ).decode()
 
 
 @pytest.mark.parametrize(
@@ -411,7 +463,18 @@ def test_any_other_json_is_refused_in_one_bounded_line(value):
 
 @settings(max_examples=30)
 @given(
-    st.sampled_from(["body", "headers", "properties", "content-type", "headers/id", "headers/x", "properties/x", "x"]),
+    st.sampled_from(
+        [
+            "body",
+            "headers",
+            "properties",
+            "content-type",
+            "headers/id",
+            "headers/x",
+            "properties/x",
+            "x",
+        ]
+    ),
     JSON | st.text().map(body) | JSON.map(body),
 )
 def test_a_changed_message_has_a_defect_or_none_and_never_raises(path, value):
@@ -420,15 +483,21 @@ def test_a_changed_message_has_a_defect_or_none_and_never_raises(path, value):
 
 
 def test_of_what_a_message_says_of_itself_only_what_veil_needs_is_passed_on():
-    message = sent(SOURCE, retries=3, priority=6, expires=60, time_limit=5, headers={RUN_HEADER: "run", "x": 1})
+    message = sent(
+        SOURCE, retries=3, priority=6, expires=60, time_limit=5, headers={RUN_HEADER: "run", "x": 1}
+    )
     message["headers"] |= {"is_eager": True, "stamps": {"queue": "elsewhere"}, "hostname": "x"}
     message["properties"]["delivery_info"] = {"exchange": "elsewhere", "routing_key": "nowhere"}
 
     told, arguments, named = delivered(message)
 
     kept = ("id", "retries", RUN_HEADER)
-    assert {name: told["headers"][name] for name in kept} == {name: message["headers"][name] for name in kept}
-    assert not {"is_eager", "stamps", "hostname", "expires", "timelimit", "x"} & told["headers"].keys()
+    assert {name: told["headers"][name] for name in kept} == {
+        name: message["headers"][name] for name in kept
+    }
+    assert (
+        not {"is_eager", "stamps", "hostname", "expires", "timelimit", "x"} & told["headers"].keys()
+    )
     assert told["properties"]["delivery_info"] == {"exchange": "", "routing_key": UPLOADS}
     assert (told["properties"]["delivery_tag"], told["properties"]["priority"]) == ("tag", 6)
     assert (arguments, named) == ([SOURCE], {})
@@ -446,11 +515,17 @@ def test_what_is_shown_of_arguments_is_bounded_whatever_the_message_says():
     assert delivered(sent(*longest))[0]["headers"]["argsrepr"] == " → ".join(longest)
 
 
-@given(st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(datetime.isoformat) | JSON)
+@given(
+    st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(datetime.isoformat) | JSON
+)
 def test_any_start_is_now_or_a_time_not_long_ahead(eta):
     begins = start(eta)
     if begins is not None:
-        assert 0 < datetime.fromisoformat(begins).timestamp() - datetime.now(UTC).timestamp() <= LONGEST_WAIT_SECONDS
+        assert (
+            0
+            < datetime.fromisoformat(begins).timestamp() - datetime.now(UTC).timestamp()
+            <= LONGEST_WAIT_SECONDS
+        )
 
 
 @pytest.mark.parametrize("seconds", [1, LONGEST_BACKOFF_SECONDS + LONGEST_RETRY_AFTER])
@@ -462,7 +537,9 @@ def test_the_longest_pause_of_a_retry_is_waited_for(seconds):
 
 def test_a_message_with_the_most_options_is_far_from_too_large():
     areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS
-    message = sent("s3://raw/" + "k" * 1024, "s3://clean/" + "k" * 1024, {"exempt": areas, "extra": areas})
+    message = sent(
+        "s3://raw/" + "k" * 1024, "s3://clean/" + "k" * 1024, {"exempt": areas, "extra": areas}
+    )
     assert len(json.dumps(message)) < MOST_BYTES / 2
 
 

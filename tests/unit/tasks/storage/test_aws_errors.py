@@ -16,12 +16,21 @@ import urllib3.exceptions
 from tasks import errors
 from tasks.addresses import ObjectUri
 from tasks.errors import Permanent, Transient, VeilError
-from tasks.storage.aws_errors import DENIED, LATER, LONGEST_RETRY_AFTER, MISSING, REFUSED, translate, translated
+from tasks.storage.aws_errors import (
+    DENIED,
+    LATER,
+    LONGEST_RETRY_AFTER,
+    MISSING,
+    REFUSED,
+    translate,
+    translated,
+)
 
 PLACE = ObjectUri("raw", "in/a.jpg")
 SECRET = "hunter2-secret"
 
-# Errors in botocore's own service models, raised while a client is made from a damaged installation.
+# Errors in botocore's own service models, raised while a client is made from a damaged
+# installation.
 NOT_FROM_A_CALL = {"MissingServiceIdError", "UndefinedModelAttributeError"}
 
 CONNECTION = {
@@ -52,8 +61,12 @@ CREDENTIALS = {
 
 
 def error_classes(module):
-    classes = {c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Exception)}
-    return sorted((c for c in classes if not issubclass(c, Warning)), key=lambda c: (c.__module__, c.__name__))
+    classes = {
+        c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Exception)
+    }
+    return sorted(
+        (c for c in classes if not issubclass(c, Warning)), key=lambda c: (c.__module__, c.__name__)
+    )
 
 
 def an_instance(cls):
@@ -66,7 +79,10 @@ def an_instance(cls):
 
 
 def an_answer(code, status):
-    response = {"Error": {"Code": code, "Message": SECRET}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    response = {
+        "Error": {"Code": code, "Message": SECRET},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
     return botocore.exceptions.ClientError(response, "GetObject")
 
 
@@ -117,10 +133,13 @@ def test_what_breaks_below_botocore_is_worth_another_try(error):
 
 
 @pytest.mark.parametrize(
-    "cls", [*error_classes(boto3.exceptions), *error_classes(s3transfer.exceptions)], ids=lambda cls: cls.__name__
+    "cls",
+    [*error_classes(boto3.exceptions), *error_classes(s3transfer.exceptions)],
+    ids=lambda cls: cls.__name__,
 )
 def test_any_error_of_boto3s_transfers_has_a_translation(cls):
-    # Not raised by the calls that ObjectStore makes; a name all the same, should it ever make others.
+    # Not raised by the calls that ObjectStore makes; a name all the same, should it ever make
+    # others.
     error = translate(an_instance(cls), PLACE)
     assert isinstance(error, VeilError)
     assert SECRET not in str(error)
@@ -169,14 +188,24 @@ def test_an_answer_of_s3_says_who_must_act(code, status, expected):
     assert SECRET not in str(error)
 
 
-@pytest.mark.parametrize("response", [{}, {"Error": {}}, {"Error": {"Code": None}}, {"ResponseMetadata": {}}])
+@pytest.mark.parametrize(
+    "response", [{}, {"Error": {}}, {"Error": {"Code": None}}, {"ResponseMetadata": {}}]
+)
 def test_an_answer_without_particulars_is_named_all_the_same(response):
     assert isinstance(raised(botocore.exceptions.ClientError(response, "GetObject")), VeilError)
 
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("0", 0), ("7", 7), ("86400", LONGEST_RETRY_AFTER), ("-5", None), ("soon", None), ("", None), ("9" * 400, None)],
+    [
+        ("0", 0),
+        ("7", 7),
+        ("86400", LONGEST_RETRY_AFTER),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("9" * 400, None),
+    ],
 )
 def test_the_pause_that_s3_asks_for_is_known_and_bounded(value, seconds):
     error = an_answer("SlowDown", 503)
@@ -190,7 +219,9 @@ def test_a_pause_may_be_given_as_a_date():
     at = email.utils.formatdate(time.time() + 30, usegmt=True)
     error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": at}
     assert 25 < raised(error).retry_after <= 30
-    error.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {
+        "retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"
+    }
     assert raised(error).retry_after == 0
 
 

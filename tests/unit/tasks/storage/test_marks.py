@@ -26,7 +26,9 @@ def test_with_a_key_nobody_can_test_a_guess():
     marks = of(Marks([NEW]))
     for guess in ("s3://raw/a.jpg", MD5, f"s3://raw/a.jpg\0{MD5}"):
         for digest in (hashlib.md5, hashlib.sha1, hashlib.sha256):
-            assert not any(digest(guess.encode()).hexdigest()[:32] in mark for mark in marks.values())
+            assert not any(
+                digest(guess.encode()).hexdigest()[:32] in mark for mark in marks.values()
+            )
     assert MD5 not in str(marks)
     assert not set(marks.values()) & set(of(Marks([OLD])).values())
 
@@ -58,7 +60,9 @@ def test_a_mark_of_a_key_that_is_not_known_is_no_ones_and_names_its_key():
     assert Marks([NEW, LOST]).missing_key_of(made) is None
 
 
-@pytest.mark.parametrize("mark", [None, "", MD5, "hmac-", f"hmac-{NEW.id}", f"hmac-{NEW.id}-{'0' * 31}", "hmac-é"])
+@pytest.mark.parametrize(
+    "mark", [None, "", MD5, "hmac-", f"hmac-{NEW.id}", f"hmac-{NEW.id}-{'0' * 31}", "hmac-é"]
+)
 def test_what_is_no_keyed_mark_is_nobodys(mark):
     assert not is_keyed(mark)
     assert Marks().missing_key(mark) is None

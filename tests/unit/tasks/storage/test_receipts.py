@@ -13,7 +13,9 @@ CLEAN = PrefixUri("clean", "")
 RECIPE = "5a38d4c65c2c5ab0"
 ETAG = "9dd4e461268c8034f5c8564e155c67a6"
 
-keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(lambda key: key[-1] != "/")
+keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60).filter(
+    lambda key: key[-1] != "/"
+)
 
 
 @given(key=keys, etag=st.text(min_size=1, max_size=80))
@@ -25,7 +27,9 @@ def test_the_name_of_a_receipt_tells_what_it_is_of(key, etag):
         assert receipts.parse(uri.key.removeprefix(receipts.FOLDER)) == made
 
 
-@pytest.mark.parametrize("key", ["a.jpg", f"a.jpg.{RECIPE}.{ETAG}.json", "2026/07/ü +%20.jpg", "a\nb.jpg", ".json"])
+@pytest.mark.parametrize(
+    "key", ["a.jpg", f"a.jpg.{RECIPE}.{ETAG}.json", "2026/07/ü +%20.jpg", "a\nb.jpg", ".json"]
+)
 def test_keys_that_look_like_receipts_are_told_apart(key):
     uri = receipts.uri(CLEAN, Made.of(key, RECIPE, ETAG))
     assert receipts.parse(uri.key.removeprefix(receipts.FOLDER)) == Made(key, RECIPE, ETAG)
@@ -40,7 +44,9 @@ def test_usual_etags_can_be_read_in_the_name(etag):
 @pytest.mark.parametrize("size", [100, 167, 168, 255, 700, 860, 1000, MAX_KEY_BYTES])
 @pytest.mark.parametrize("sliced", [True, False])
 def test_every_key_that_s3_allows_has_a_receipt_that_s3_allows(place, size, sliced):
-    key = ("/".join(["k" * 49] * 30) if sliced else "k" * 1100)[: size - len(place.prefix) - 1] + "e"
+    key = ("/".join(["k" * 49] * 30) if sliced else "k" * 1100)[
+        : size - len(place.prefix) - 1
+    ] + "e"
     uri = receipts.uri(place, Made.of(key, RECIPE, "e" * 64))
     assert len(uri.key.encode()) <= MAX_KEY_BYTES
     assert len(uri.key.rpartition("/")[2].encode()) <= receipts.MAX_PART_BYTES
@@ -58,7 +64,13 @@ def test_a_recipe_with_options_is_in_the_name_and_one_of_its_recipe():
 
 
 def test_what_is_no_receipt_is_not_taken_for_one():
-    for name in ("", "a.jpg", f"a.jpg.{RECIPE}.json", f".{RECIPE}.{ETAG}.json", f"a.{RECIPE}.{ETAG}.json.bak"):
+    for name in (
+        "",
+        "a.jpg",
+        f"a.jpg.{RECIPE}.json",
+        f".{RECIPE}.{ETAG}.json",
+        f"a.{RECIPE}.{ETAG}.json.bak",
+    ):
         assert receipts.parse(name) is None, name
 
 
@@ -95,7 +107,10 @@ COPY = StoredObject(ObjectUri("clean", "a.jpg"), ETAG, 20)
 
 
 @given(
-    key=keys, etag=st.text("0123456789abcdef", min_size=1, max_size=40), size=st.integers(0, 10**12), copy=st.booleans()
+    key=keys,
+    etag=st.text("0123456789abcdef", min_size=1, max_size=40),
+    size=st.integers(0, 10**12),
+    copy=st.booleans(),
 )
 def test_the_size_of_an_output_is_in_the_name_of_its_receipt(key, etag, size, copy):
     uri = receipts.uri(CLEAN, Made.of(key, RECIPE, etag, size, copy))
@@ -126,6 +141,8 @@ def test_a_name_tells_what_was_put_over_its_output(size, is_copy, output, expect
 
 
 def test_metadata_give_a_receipt_no_other_address():
-    hostile = StoredObject(OUTPUT.uri, "e", 10, {receipts.RECIPE: "../../x", receipts.SOURCE_ETAG: "../../x"})
+    hostile = StoredObject(
+        OUTPUT.uri, "e", 10, {receipts.RECIPE: "../../x", receipts.SOURCE_ETAG: "../../x"}
+    )
     made = Made.said_by("a.jpg", hostile)
     assert "../" not in receipts.uri(CLEAN, made).key

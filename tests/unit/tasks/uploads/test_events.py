@@ -23,7 +23,15 @@ from tests.events import (
     sns,
 )
 
-ODD_KEYS = ["a b.jpg", "a+b.jpg", "100%.jpg", "a%20b.jpg", "ü/日本/😀.jpg", "a&b=c;d.jpg", "k" * 1020 + ".jpg"]
+ODD_KEYS = [
+    "a b.jpg",
+    "a+b.jpg",
+    "100%.jpg",
+    "a%20b.jpg",
+    "ü/日本/😀.jpg",
+    "a&b=c;d.jpg",
+    "k" * 1020 + ".jpg",
+]
 ROUTES = [Route.parse("s3://raw=s3://clean"), Route.parse("s3://pictures/in=s3://pictures/out")]
 
 
@@ -37,7 +45,11 @@ def test_a_key_comes_out_of_every_form_as_it_is_in_the_store(form, key):
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=30)
-@given(key=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda key: key[-1] != "/"))
+@given(
+    key=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+        lambda key: key[-1] != "/"
+    )
+)
 def test_no_key_is_changed_on_the_way(form, key):
     assert [event.key for event in parse(json.dumps(FORMS[form](key))).written] == [key]
 
@@ -77,7 +89,14 @@ def test_a_message_may_tell_of_many_objects_and_of_other_things():
         (filer("/buckets/raw/d", after=entry("d", is_directory=True)), "folder"),
         (filer("/buckets/raw/.uploads/1_2/0001_3.part", after=entry("0001_3.part")), "part"),
         (filer("/etc/iam/identity.json", after=entry("identity.json")), "outside"),
-        (filer("/buckets/raw/a.jpg", entry("a.jpg"), entry("a.jpg", extended={"X-Amz-Tagging-k": "dg=="})), "metadata"),
+        (
+            filer(
+                "/buckets/raw/a.jpg",
+                entry("a.jpg"),
+                entry("a.jpg", extended={"X-Amz-Tagging-k": "dg=="}),
+            ),
+            "metadata",
+        ),
         (
             filer(
                 "/buckets/raw/a.jpg.versions/v_0a",
@@ -100,10 +119,16 @@ def test_seaweedfs_tells_of_new_content_of_renames_and_of_versions():
 
     path = "/buckets/raw/d/a.jpg"
     assert keys(filer(path, entry("a.jpg"), entry("a.jpg", written=2), "update")) == ["d/a.jpg"]
-    assert keys(filer(path, entry("a.jpg"), entry("b.jpg"), "rename", "/buckets/raw/e")) == ["e/b.jpg"]
-    assert keys(filer(path, entry("a.jpg"), entry("a.jpg"), "rename", "/buckets/raw/e")) == ["e/a.jpg"]
+    assert keys(filer(path, entry("a.jpg"), entry("b.jpg"), "rename", "/buckets/raw/e")) == [
+        "e/b.jpg"
+    ]
+    assert keys(filer(path, entry("a.jpg"), entry("a.jpg"), "rename", "/buckets/raw/e")) == [
+        "e/a.jpg"
+    ]
     assert keys(filer("/buckets/raw/a.jpg.versions/v_0a1f", after=entry("v_0a1f"))) == ["a.jpg"]
-    assert keys(filer("/buckets/raw/a.versions/v_x.jpg", after=entry("v_x.jpg"))) == ["a.versions/v_x.jpg"]
+    assert keys(filer("/buckets/raw/a.versions/v_x.jpg", after=entry("v_x.jpg"))) == [
+        "a.versions/v_x.jpg"
+    ]
     without_parent = filer(path, after=entry("a.jpg"))
     del without_parent["message"]["new_parent_path"]
     assert keys(without_parent) == ["d/a.jpg"]

@@ -35,13 +35,24 @@ def choose(*keys, bucket="raw", prefixes=(), suffixes=()):
 
 
 def test_only_what_is_in_a_source_of_the_routes_is_wanted():
-    events = [Event("raw", "a.jpg"), Event("pictures", "in/b.jpg"), Event("pictures", "out/b.jpg"), Event("x", "c.jpg")]
+    events = [
+        Event("raw", "a.jpg"),
+        Event("pictures", "in/b.jpg"),
+        Event("pictures", "out/b.jpg"),
+        Event("x", "c.jpg"),
+    ]
     chosen = Selection(ROUTES).choose(events)
-    assert chosen.pictures == [Wanted(ObjectUri("raw", "a.jpg")), Wanted(ObjectUri("pictures", "in/b.jpg"))]
+    assert chosen.pictures == [
+        Wanted(ObjectUri("raw", "a.jpg")),
+        Wanted(ObjectUri("pictures", "in/b.jpg")),
+    ]
     assert chosen.ignored == {"outside": 2}
 
 
-@given(key=st.text(st.characters(exclude_categories=["Cs"])), folder=st.sampled_from(["", "out/", "out/.veil/", "in"]))
+@given(
+    key=st.text(st.characters(exclude_categories=["Cs"])),
+    folder=st.sampled_from(["", "out/", "out/.veil/", "in"]),
+)
 def test_an_output_or_a_receipt_never_asks_for_a_picture(key, folder):
     assert choose(folder + key, bucket="pictures").pictures == []
     assert choose(folder + key, bucket="clean").pictures == []
@@ -59,7 +70,9 @@ def test_folder_markers_and_empty_keys_are_no_pictures():
     assert (chosen.pictures, chosen.ignored, chosen.refused) == ([], {"folder": 3}, [])
 
 
-@pytest.mark.parametrize("key", ["../a.jpg", "a/./b.jpg", "a/..", "k" * 1025, "\ud800.jpg", ".veil/receipts/a.jpg"])
+@pytest.mark.parametrize(
+    "key", ["../a.jpg", "a/./b.jpg", "a/..", "k" * 1025, "\ud800.jpg", ".veil/receipts/a.jpg"]
+)
 def test_a_key_that_no_worker_would_take_is_one_line_and_the_others_are_taken(key):
     chosen = choose("a.jpg", key, "b.jpg")
     assert [picture.source.key for picture in chosen.pictures] == ["a.jpg", "b.jpg"]
@@ -101,7 +114,9 @@ def trigger():
 
 
 def taken(body):
-    """The keys that a message puts on the queue, in a form that Redis and workers take, or why it is malformed."""
+    """The keys that a message puts on the queue, in a form that Redis and workers take, or why it
+    is malformed.
+    """
     taking = trigger()
     try:
         taking.publish(taking.read(body))
@@ -131,7 +146,9 @@ def test_no_odd_message_is_anything_but_published_or_malformed(name):
     assert isinstance(outcome, list) or 0 < len(outcome.encode()) < 1000
 
 
-@pytest.mark.parametrize("name", [name for name in ODD_BODIES if "the ETag" in name or "an ETag" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in ODD_BODIES if "the ETag" in name or "an ETag" in name]
+)
 def test_an_odd_etag_keeps_no_picture_from_the_queue(name):
     assert taken(ODD_BODIES[name]) == ["d/a.jpg"]
 
@@ -175,13 +192,17 @@ def test_tens_of_thousands_of_records_go_in_bounded_transactions():
     taking.publish(taking.read(json.dumps(s3_event(*records))))
     batches = taking._publisher.batches
     assert [len(batch) for batch in batches] == [MOST_AT_ONCE] * 20 + [7]
-    assert [key for batch in batches for key in batch] == [f"{number}.jpg" for number in range(len(records))]
+    assert [key for batch in batches for key in batch] == [
+        f"{number}.jpg" for number in range(len(records))
+    ]
 
 
 @pytest.mark.parametrize(("count", "batches"), [(0, [0]), (1000, [1000]), (1001, [1000, 1])])
 def test_what_goes_along_goes_with_the_last_transaction_and_only_with_that(count, batches):
     taking = trigger()
-    pictures = taking.choose(Parsed(written=[Event("raw", f"{number}.jpg", ETAG) for number in range(count)]))
+    pictures = taking.choose(
+        Parsed(written=[Event("raw", f"{number}.jpg", ETAG) for number in range(count)])
+    )
 
     def along(pipe):
         pass

@@ -1,4 +1,6 @@
-"""The webhook: what arrives together is published together, a bug ends the process, and connections are bounded."""
+"""The webhook: what arrives together is published together, a bug ends the process, and connections
+are bounded.
+"""
 
 import asyncio
 import contextlib
@@ -129,7 +131,11 @@ class Answers:
 
 
 def head(method="POST", path="/", token=TOKEN, **fields):
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", *(f"{name.replace('_', '-')}: {v}" for name, v in fields.items())]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: x",
+        *(f"{name.replace('_', '-')}: {v}" for name, v in fields.items()),
+    ]
     if token:
         lines.append(f"Authorization: Bearer {token}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -147,7 +153,9 @@ async def connection(port):
 
 
 async def ask(port, request):
-    """The status of the answer to `request` on a connection of its own; None if it is closed without one."""
+    """The status of the answer to `request` on a connection of its own; None if it is closed
+    without one.
+    """
     async with connection(port) as (reader, writer):
         with contextlib.suppress(ConnectionError):
             writer.write(request)
@@ -158,8 +166,15 @@ async def ask(port, request):
 async def status(reader):
     """The status of the next answer, which is read to its end; None if the connection is closed."""
     try:
-        lines = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).decode().lower().splitlines()
-        (length,) = [int(line.split()[1]) for line in lines if line.startswith("content-length:")] or [0]
+        lines = (
+            (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30))
+            .decode()
+            .lower()
+            .splitlines()
+        )
+        (length,) = [
+            int(line.split()[1]) for line in lines if line.startswith("content-length:")
+        ] or [0]
         await reader.readexactly(length)
     except (ConnectionError, asyncio.IncompleteReadError):
         return None
@@ -182,9 +197,13 @@ HEALTH = head("GET", "/healthz", token=None)
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"POST / HTTP/1.1\r\nX: ", head("GET", "/healthz", token=None)], ids=["silent", "headers", "healthz"]
+    "sent",
+    [b"", b"POST / HTTP/1.1\r\nX: ", head("GET", "/healthz", token=None)],
+    ids=["silent", "headers", "healthz"],
 )
-def test_however_many_slow_connections_there_are_they_are_few_and_others_are_served(monkeypatch, sent):
+def test_however_many_slow_connections_there_are_they_are_few_and_others_are_served(
+    monkeypatch, sent
+):
     monkeypatch.setattr(webhook, "MOST_CONNECTIONS", 8)
     monkeypatch.setattr(webhook, "MOST_WAITING", 4)
 
@@ -229,7 +248,9 @@ def test_a_request_that_waits_for_redis_is_not_displaced_whoever_comes(monkeypat
             await asyncio.sleep(0.1)
             for _ in range(20):
                 _, writer = await stack.enter_async_context(connection(port))
-                writer.write(head(Content_Length=2) + b"{")  # with the token, and slow with the body
+                writer.write(
+                    head(Content_Length=2) + b"{"
+                )  # with the token, and slow with the body
             healthy = await ask(port, HEALTH)
             return healthy, await asyncio.gather(*waiting)
 
@@ -260,7 +281,11 @@ def test_a_connection_that_ends_by_itself_leaves_room(monkeypatch):
     monkeypatch.setattr(webhook, "MOST_WAITING", 1)
 
     async def visit(port):
-        return [await ask(port, request) for _ in range(20) for request in (GOOD, HEALTH, b"nonsense\r\n\r\n")]
+        return [
+            await ask(port, request)
+            for _ in range(20)
+            for request in (GOOD, HEALTH, b"nonsense\r\n\r\n")
+        ]
 
     assert served(Takes(), visit, Answers()) == [202, 200, 400] * 20
 
@@ -296,7 +321,10 @@ def test_no_body_above_the_limit_is_kept_wherever_it_is_sent(path, method, token
 
 def test_headers_above_the_limit_end_the_connection():
     async def visit(port):
-        return [await ask(port, head(X="x" * 70_000)), await ask(port, head(X="x" * 10_000, Content_Length=1) + b"{")]
+        return [
+            await ask(port, head(X="x" * 70_000)),
+            await ask(port, head(X="x" * 10_000, Content_Length=1) + b"{"),
+        ]
 
     assert served(Takes(), visit) == [None, 202]
 
@@ -308,7 +336,9 @@ def test_a_bug_in_one_request_is_logged_without_its_address_and_is_that_request_
             raise ZeroDivisionError(len(secret))
 
     async def visit(port):
-        return await ask(port, head(path="/?token=in-the-address", Content_Length=1) + b"{"), await ask(port, HEALTH)
+        return await ask(
+            port, head(path="/?token=in-the-address", Content_Length=1) + b"{"
+        ), await ask(port, HEALTH)
 
     with capture_logs() as lines:
         assert served(Broken(), visit, Answers()) == (500, 200)
@@ -317,7 +347,9 @@ def test_a_bug_in_one_request_is_logged_without_its_address_and_is_that_request_
 
 
 def test_too_few_open_files_are_one_line_that_says_so(monkeypatch):
-    monkeypatch.setattr(webhook, "MOST_CONNECTIONS", resource.getrlimit(resource.RLIMIT_NOFILE)[1] + (1 << 40))
+    monkeypatch.setattr(
+        webhook, "MOST_CONNECTIONS", resource.getrlimit(resource.RLIMIT_NOFILE)[1] + (1 << 40)
+    )
 
     async def visit(port):
         raise AssertionError

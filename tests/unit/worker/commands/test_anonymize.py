@@ -1,4 +1,6 @@
-"""Local files: which are taken, where outputs go, that no source is replaced, and that one bad file ends nothing."""
+"""Local files: which are taken, where outputs go, that no source is replaced, and that one bad file
+ends nothing.
+"""
 
 import io
 import os
@@ -10,7 +12,14 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, OutputFailed
 from worker.anonymizer import Anonymizer, Limits
-from worker.commands.anonymize import PICTURE_SUFFIXES, Job, _print, anonymize_file, find_jobs, write_atomically
+from worker.commands.anonymize import (
+    PICTURE_SUFFIXES,
+    Job,
+    _print,
+    anonymize_file,
+    find_jobs,
+    write_atomically,
+)
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
 
@@ -19,7 +28,9 @@ FACE = (10, 10, 30, 30)
 
 class Finds:
     def __init__(self, *boxes):
-        self._found = Detections(np.array(boxes, np.float32).reshape(-1, 4), np.full(len(boxes), 0.75, np.float32))
+        self._found = Detections(
+            np.array(boxes, np.float32).reshape(-1, 4), np.full(len(boxes), 0.75, np.float32)
+        )
 
     def detect(self, picture):
         return self._found
@@ -60,10 +71,13 @@ def folder(tmp_path):
 
 
 def targets(paths, output):
-    return {str(job.source): str(job.output.relative_to(output)) for job in find_jobs(paths, output)}
+    return {
+        str(job.source): str(job.output.relative_to(output)) for job in find_jobs(paths, output)
+    }
 
 
-# --- which files, and where to --------------------------------------------------------------------------------
+# --- which files, and where to
+# --------------------------------------------------------------------------------
 
 
 def test_a_folders_structure_is_kept(folder, tmp_path):
@@ -75,13 +89,21 @@ def test_a_folders_structure_is_kept(folder, tmp_path):
 
 def test_files_come_in_a_stable_order(folder, tmp_path):
     source = folder("in", dict.fromkeys(("b.jpg", "a.jpg", "z/a.jpg", "c/a.jpg"), b""))
-    assert list(targets([source], tmp_path / "out").values()) == ["a.jpg", "b.jpg", "c/a.jpg", "z/a.jpg"]
+    assert list(targets([source], tmp_path / "out").values()) == [
+        "a.jpg",
+        "b.jpg",
+        "c/a.jpg",
+        "z/a.jpg",
+    ]
 
 
 def test_a_named_file_goes_to_the_top_of_the_output(folder, tmp_path):
     source = folder("in", {"deep/a.jpg": b"", ".hidden.jpg": b""})
     jobs = list(find_jobs([source / "deep/a.jpg", source / ".hidden.jpg"], tmp_path / "out"))
-    assert [(job.output.name, job.named) for job in jobs] == [("a.jpg", True), (".hidden.jpg", True)]
+    assert [(job.output.name, job.named) for job in jobs] == [
+        ("a.jpg", True),
+        (".hidden.jpg", True),
+    ]
 
 
 def test_hidden_files_and_folders_are_passed_over(folder, tmp_path):
@@ -90,7 +112,9 @@ def test_hidden_files_and_folders_are_passed_over(folder, tmp_path):
 
 
 def test_an_output_folder_within_the_input_is_not_read_again(folder):
-    source = folder("in", {"a.jpg": b"", "out/a.jpg": b"", "out/deep/b.jpg": b"", "other/out/c.jpg": b""})
+    source = folder(
+        "in", {"a.jpg": b"", "out/a.jpg": b"", "out/deep/b.jpg": b"", "other/out/c.jpg": b""}
+    )
     assert targets([source], source / "out") == {
         f"{source}/a.jpg": "a.jpg",
         f"{source}/other/out/c.jpg": "other/out/c.jpg",
@@ -139,7 +163,8 @@ def test_a_folder_without_files_gives_no_jobs(folder, tmp_path):
     assert list(find_jobs([tmp_path / "empty"], tmp_path / "out")) == []
 
 
-# --- one file -------------------------------------------------------------------------------------------------
+# --- one file
+# -------------------------------------------------------------------------------------------------
 
 
 def job(path, output, named=False):
@@ -160,7 +185,9 @@ def test_a_face_in_a_file_is_hidden(folder, tmp_path):
 
 def test_a_file_without_faces_is_held_by_setting_and_nothing_is_written(folder, tmp_path):
     source = folder("in", {"a.png": picture()}) / "a.png"
-    outcome = anonymize_file(anonymizer(Finds(), hold_without_faces=True), job(source, tmp_path / "out/a.png"), 10**6)
+    outcome = anonymize_file(
+        anonymizer(Finds(), hold_without_faces=True), job(source, tmp_path / "out/a.png"), 10**6
+    )
     assert (outcome.status, outcome.output, outcome.faces) == ("held", None, 0)
     assert outcome.reason == "no face found"
     assert not (tmp_path / "out").exists()
@@ -178,7 +205,9 @@ class FindsAnother:
 
 
 @pytest.mark.parametrize(("verify", "status"), [("flag", "anonymized"), ("hold", "held")])
-def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(folder, tmp_path, capsys, verify, status):
+def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(
+    folder, tmp_path, capsys, verify, status
+):
     source = folder("in", {"a.png": picture()}) / "a.png"
     made = anonymizer(FindsAnother(), verify=verify)
     outcome = anonymize_file(made, job(source, tmp_path / "out/a.png"), 10**6)
@@ -202,7 +231,9 @@ def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(folder, 
     ],
 )
 @pytest.mark.parametrize("named", [False, True])
-def test_a_picture_that_cannot_be_anonymized_fails_with_its_reason(folder, tmp_path, name, content, error, named):
+def test_a_picture_that_cannot_be_anonymized_fails_with_its_reason(
+    folder, tmp_path, name, content, error, named
+):
     source = folder("in", {name: content}) / name
     outcome = anonymize_file(anonymizer(), job(source, tmp_path / "out" / name, named), 10**6)
     assert (outcome.status, outcome.error, outcome.output) == ("failed", error, None)
@@ -211,20 +242,28 @@ def test_a_picture_that_cannot_be_anonymized_fails_with_its_reason(folder, tmp_p
 
 
 @pytest.mark.parametrize("content", [b"some notes", b"", b"%PDF-1.7"])
-def test_a_file_in_a_folder_that_is_no_picture_is_ignored_unless_it_was_named(folder, tmp_path, content):
+def test_a_file_in_a_folder_that_is_no_picture_is_ignored_unless_it_was_named(
+    folder, tmp_path, content
+):
     source = folder("in", {"notes.txt": content}) / "notes.txt"
     found, named = (
-        anonymize_file(anonymizer(), job(source, tmp_path / "out/x", flag), 10**6) for flag in (False, True)
+        anonymize_file(anonymizer(), job(source, tmp_path / "out/x", flag), 10**6)
+        for flag in (False, True)
     )
     assert (found.status, named.status) == ("ignored", "failed")
 
 
 def test_a_picture_is_one_whatever_its_name(folder, tmp_path):
     source = folder("in", {"a.txt": picture("JPEG")}) / "a.txt"
-    assert anonymize_file(anonymizer(), job(source, tmp_path / "out/a.txt"), 10**6).status == "anonymized"
+    assert (
+        anonymize_file(anonymizer(), job(source, tmp_path / "out/a.txt"), 10**6).status
+        == "anonymized"
+    )
 
 
-@pytest.mark.parametrize("error", [DetectionFailed("no"), ArithmeticError("two\nlines"), MemoryError(), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [DetectionFailed("no"), ArithmeticError("two\nlines"), MemoryError(), KeyError("x")]
+)
 def test_a_detector_that_fails_leaves_no_output(folder, tmp_path, error):
     source = folder("in", {"a.png": picture()}) / "a.png"
     outcome = anonymize_file(anonymizer(Fails(error)), job(source, tmp_path / "out/a.png"), 10**6)
@@ -234,13 +273,19 @@ def test_a_detector_that_fails_leaves_no_output(folder, tmp_path, error):
 
 
 def test_one_bad_file_never_ends_a_run(folder, tmp_path):
-    source = folder("in", {"a.png": picture(), "b.png": b"bad", "d.png": picture(), "e.txt": b"x", "f.png/g": b""})
+    source = folder(
+        "in",
+        {"a.png": picture(), "b.png": b"bad", "d.png": picture(), "e.txt": b"x", "f.png/g": b""},
+    )
     (source / "c.png").symlink_to(source / "nowhere.png")
     output = tmp_path / "out"
     output.mkdir()
     (output / "d.png").mkdir()  # in the way of an output
     jobs = [*find_jobs([source], output), job(source / "f.png", output / "f.png", True)]
-    outcomes = {Path(o.source).name: o.status for o in (anonymize_file(anonymizer(), j, 10**6) for j in jobs)}
+    outcomes = {
+        Path(o.source).name: o.status
+        for o in (anonymize_file(anonymizer(), j, 10**6) for j in jobs)
+    }
     assert outcomes == {
         "a.png": "anonymized",
         "b.png": "failed",
@@ -257,7 +302,8 @@ def test_suffixes_are_lower_case_with_their_dot():
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in PICTURE_SUFFIXES)
 
 
-# --- writing --------------------------------------------------------------------------------------------------
+# --- writing
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_written_whole_and_replaces_an_older_one(tmp_path):
@@ -305,7 +351,11 @@ def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):
 def test_a_damaged_picture_without_a_suffix_is_a_failure_and_not_ignored(folder, tmp_path):
     source = folder("in", {"IMG_0001": picture("JPEG")[:-40], "notes": b"not a picture"})
     outcomes = {
-        job.source.name: anonymize_file(anonymizer(), job, 10**6) for job in find_jobs([source], tmp_path / "out")
+        job.source.name: anonymize_file(anonymizer(), job, 10**6)
+        for job in find_jobs([source], tmp_path / "out")
     }
-    assert (outcomes["IMG_0001"].status, outcomes["IMG_0001"].error) == ("failed", "UnreadableImage")
+    assert (outcomes["IMG_0001"].status, outcomes["IMG_0001"].error) == (
+        "failed",
+        "UnreadableImage",
+    )
     assert outcomes["notes"].status == "ignored"

@@ -70,9 +70,14 @@ def side(detections):
 
 
 def test_everyone_gets_the_answer_to_their_own_canvas():
-    with batcher(Model().predict, max_size=3, max_wait=0.001) as running, ThreadPoolExecutor(8) as pool:
+    with (
+        batcher(Model().predict, max_size=3, max_wait=0.001) as running,
+        ThreadPoolExecutor(8) as pool,
+    ):
         values = list(range(1, 60))
-        assert [side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)] == values
+        assert [
+            side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)
+        ] == values
 
 
 def test_a_lone_canvas_does_not_wait_for_a_full_batch():
@@ -84,7 +89,10 @@ def test_a_lone_canvas_does_not_wait_for_a_full_batch():
 
 def test_concurrent_canvases_form_full_batches_and_no_fuller():
     model = Model()
-    with batcher(model.predict, max_size=4, max_wait=PATIENCE) as running, ThreadPoolExecutor(12) as pool:
+    with (
+        batcher(model.predict, max_size=4, max_wait=PATIENCE) as running,
+        ThreadPoolExecutor(12) as pool,
+    ):
         list(pool.map(lambda v: running.infer(canvas(v)), range(1, 13)))
     assert [len(batch) for batch in model.batches] == [4, 4, 4]
     assert sorted(value for batch in model.values() for value in batch) == list(range(1, 13))
@@ -105,7 +113,10 @@ def test_what_gathers_while_the_model_is_busy_becomes_bounded_batches():
 def test_a_batch_holds_one_shape_only():
     model = Model()
     shapes = [(4, 6), (6, 4), (4, 6), (6, 4)]
-    with batcher(model.predict, max_size=2, max_wait=PATIENCE) as running, ThreadPoolExecutor(4) as pool:
+    with (
+        batcher(model.predict, max_size=2, max_wait=PATIENCE) as running,
+        ThreadPoolExecutor(4) as pool,
+    ):
         found = list(pool.map(lambda i: side(running.infer(canvas(i + 1, *shapes[i]))), range(4)))
     assert found == [1, 2, 3, 4]
     assert sorted(batch.shape for batch in model.batches) == [(2, 4, 6, 3), (2, 6, 4, 3)]
@@ -113,7 +124,10 @@ def test_a_batch_holds_one_shape_only():
 
 def test_a_shape_of_its_own_is_not_starved_by_full_batches_of_another():
     model = Model()
-    with batcher(model.predict, max_size=2, max_wait=0.01) as running, ThreadPoolExecutor(5) as pool:
+    with (
+        batcher(model.predict, max_size=2, max_wait=0.01) as running,
+        ThreadPoolExecutor(5) as pool,
+    ):
         odd = pool.submit(running.infer, canvas(99, 9, 9))
         list(pool.map(lambda v: running.infer(canvas(v)), range(1, 21)))
         assert side(odd.result(PATIENCE)) == 99
@@ -128,7 +142,10 @@ def test_a_poisoned_canvas_fails_alone_and_its_neighbours_succeed():
         except DetectionFailed as error:
             return str(error)
 
-    with batcher(model.predict, max_size=4, max_wait=PATIENCE) as running, ThreadPoolExecutor(4) as pool:
+    with (
+        batcher(model.predict, max_size=4, max_wait=PATIENCE) as running,
+        ThreadPoolExecutor(4) as pool,
+    ):
         outcomes = list(pool.map(ask, [1, 2, POISON, 3]))
     assert outcomes == [1, 2, "the model failed: FloatingPointError: poisoned", 3]
 
@@ -206,7 +223,9 @@ def test_a_model_with_two_lanes_has_two_batches_in_hand_at_once():
 
     with batcher(predict, max_size=1, lanes=2) as running, ThreadPoolExecutor(4) as pool:
         values = [1, 2, 3, 4]
-        assert [side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)] == values
+        assert [
+            side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)
+        ] == values
 
 
 def test_closing_lets_the_batch_in_hand_finish_and_turns_the_others_away():

@@ -14,7 +14,9 @@ SMALL = st.integers(0, 12)
 @st.composite
 def some_boxes(draw, most=12):
     """Boxes with whole sides, so that many touch, nest and repeat; some are points and lines."""
-    corners = draw(st.lists(st.tuples(SMALL, SMALL, st.integers(0, 6), st.integers(0, 6)), max_size=most))
+    corners = draw(
+        st.lists(st.tuples(SMALL, SMALL, st.integers(0, 6), st.integers(0, 6)), max_size=most)
+    )
     return np.array([(x, y, x + w, y + h) for x, y, w, h in corners], float).reshape(-1, 4)
 
 
@@ -23,7 +25,9 @@ def overlap(one, other):
 
 
 def pairs(some, others):
-    return sorted((i, j) for rows in meeting(some, others) for i, j in zip(*map(list, rows), strict=True))
+    return sorted(
+        (i, j) for rows in meeting(some, others) for i, j in zip(*map(list, rows), strict=True)
+    )
 
 
 def groups(some):
@@ -40,7 +44,9 @@ def groups(some):
 
 @given(some_boxes(), some_boxes())
 def test_the_pairs_are_those_that_overlap_each_once(some, others):
-    expected = [(i, j) for i in range(len(some)) for j in range(len(others)) if overlap(some[i], others[j])]
+    expected = [
+        (i, j) for i in range(len(some)) for j in range(len(others)) if overlap(some[i], others[j])
+    ]
     assert pairs(some, others) == expected
 
 
@@ -56,7 +62,9 @@ def test_the_groups_are_those_of_a_walk_whatever_the_size_of_a_chunk(some, chunk
 def test_the_groups_of_300_boxes_of_all_sizes_are_those_of_a_walk(seed):
     random = np.random.default_rng(seed)
     corners = random.uniform(0, 1000, (300, 2))
-    sides = random.choice([3, 20, 60, 200], (300, 1), p=[0.4, 0.4, 0.15, 0.05]) * random.uniform(0.5, 2, (300, 2))
+    sides = random.choice([3, 20, 60, 200], (300, 1), p=[0.4, 0.4, 0.15, 0.05]) * random.uniform(
+        0.5, 2, (300, 2)
+    )
     some = np.concatenate([corners, corners + sides], axis=1)
     assert connected(some).tolist() == groups(some)
 
@@ -70,12 +78,18 @@ def test_a_chain_in_any_order_is_one_group():
 @pytest.mark.parametrize("layout", ["column", "row", "square"])
 def test_few_pairs_are_compared_however_the_boxes_lie(layout, monkeypatch):
     places = np.arange(2500)
-    x, y = {"column": (0 * places, places), "row": (places, 0 * places), "square": divmod(places, 50)}[layout]
+    x, y = {
+        "column": (0 * places, places),
+        "row": (places, 0 * places),
+        "square": divmod(places, 50),
+    }[layout]
     some = np.stack([x, y, x + 1, y + 1], axis=1) * 20.0
     compared = []
     kept = boxes._chunks
     monkeypatch.setattr(
-        boxes, "_chunks", lambda *ranges: (compared.append(len(chunk[0])) or chunk for chunk in kept(*ranges))
+        boxes,
+        "_chunks",
+        lambda *ranges: (compared.append(len(chunk[0])) or chunk for chunk in kept(*ranges)),
     )
     assert len(set(connected(some))) == len(some)
     assert sum(compared) <= 60 * len(some)

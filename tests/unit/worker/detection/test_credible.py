@@ -1,4 +1,6 @@
-"""What a detector's model may answer for a canvas: anything else fails the picture instead of hiding nothing."""
+"""What a detector's model may answer for a canvas: anything else fails the picture instead of
+hiding nothing.
+"""
 
 import numpy as np
 import pytest
@@ -38,7 +40,10 @@ def test_a_face_that_the_edge_cuts_is_a_face(box):
 @pytest.mark.parametrize(
     ("box", "said"),
     [
-        ((100 * 256, 40 * 128, 140 * 256, 90 * 128), "shares of the picture, 0 to 1"),  # pixels taken for shares
+        (
+            (100 * 256, 40 * 128, 140 * 256, 90 * 128),
+            "shares of the picture, 0 to 1",
+        ),  # pixels taken for shares
         ((0, 0, 256 * 256, 128 * 128), "shares of the picture"),
         ((-140 * 256, 40, -100 * 256, 90), "shares of the picture"),
         ((300, 40, 340, 90), "shares of the picture"),
@@ -86,7 +91,10 @@ def test_a_model_may_tell_no_landmarks():
 def test_one_such_box_in_one_pass_fails_the_whole_picture():
     def infer(canvas):
         side = canvas.shape[0]
-        boxes = np.array([[10, 10, 40, 40] if side < 200 else [10 * side, 10 * side, 40 * side, 40 * side]], np.float32)
+        boxes = np.array(
+            [[10, 10, 40, 40] if side < 200 else [10 * side, 10 * side, 40 * side, 40 * side]],
+            np.float32,
+        )
         return Detections(boxes, np.array([0.9], np.float32))
 
     look = Look((128, 256), 1.0, 1024, mirrored=False, turned="never")

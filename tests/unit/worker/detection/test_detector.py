@@ -1,4 +1,6 @@
-"""Detection at several scales: boxes come back in pixels of the picture, once for each face, within it."""
+"""Detection at several scales: boxes come back in pixels of the picture, once for each face, within
+it.
+"""
 
 import math
 import tracemalloc
@@ -44,14 +46,17 @@ def found(*boxes, scores=None):
     return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(given, np.float32))
 
 
-# --- scales ---------------------------------------------------------------------------------------------------
+# --- scales
+# ---------------------------------------------------------------------------------------------------
 
 FACE = 255
 GROUND = 30
 
 
 class Model:
-    """Finds the white rectangle, as a model does: in pixels of the canvas. Keeps the canvases that it saw."""
+    """Finds the white rectangle, as a model does: in pixels of the canvas. Keeps the canvases that
+    it saw.
+    """
 
     def __init__(self, score=0.9):
         self.canvases = []
@@ -62,7 +67,9 @@ class Model:
         rows, columns = np.nonzero(canvas[..., 0] > (FACE + PADDING) // 2)
         if not len(rows):
             return Detections.none()
-        return found((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), scores=[self._score])
+        return found(
+            (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), scores=[self._score]
+        )
 
     def contents(self):
         """(height, width) of the picture in each canvas, and its longer side."""
@@ -84,8 +91,16 @@ def picture(width, height, face):
 
 
 def detector(model, scales=(128, 256), max_enlargement=2.0, threshold=0.5, fixed_size=None, **look):
-    chosen = {"enlarge_to": 10_000, "mirrored": False, "turned": "never", "smallest_face": 100_000, **look}
-    return ScaledDetector(model.infer, Look(tuple(scales), max_enlargement, **chosen), threshold, fixed_size)
+    chosen = {
+        "enlarge_to": 10_000,
+        "mirrored": False,
+        "turned": "never",
+        "smallest_face": 100_000,
+        **look,
+    }
+    return ScaledDetector(
+        model.infer, Look(tuple(scales), max_enlargement, **chosen), threshold, fixed_size
+    )
 
 
 PICTURES = [
@@ -116,13 +131,21 @@ def test_boxes_come_back_in_pixels_of_the_picture(width, height, face, fixed_siz
     assert 0 <= y1 < y2 <= height
 
 
-@given(st.integers(1, 700), st.integers(1, 700), st.none() | st.tuples(st.integers(32, 300), st.integers(32, 300)))
+@given(
+    st.integers(1, 700),
+    st.integers(1, 700),
+    st.none() | st.tuples(st.integers(32, 300), st.integers(32, 300)),
+)
 def test_a_face_as_large_as_the_picture_comes_back_as_the_whole_picture(width, height, fixed_size):
-    seen = detector(Model(), fixed_size=fixed_size).detect(picture(width, height, (0, 0, width, height)))
+    seen = detector(Model(), fixed_size=fixed_size).detect(
+        picture(width, height, (0, 0, width, height))
+    )
     assert seen.boxes_xyxy == pytest.approx(np.array([[0, 0, width, height]]), abs=0.01)
 
 
-@given(st.integers(1, 700), st.integers(1, 700), st.lists(st.integers(64, 512), min_size=1, max_size=3))
+@given(
+    st.integers(1, 700), st.integers(1, 700), st.lists(st.integers(64, 512), min_size=1, max_size=3)
+)
 def test_canvases_have_few_shapes_and_sides_that_the_model_takes(width, height, scales):
     model = Model()
     detector(model, scales=scales, max_enlargement=3).detect(picture(width, height, (0, 0, 1, 1)))
@@ -164,7 +187,9 @@ def test_a_small_picture_is_enlarged_up_to_the_cap_only(width, height, cap):
 )
 def test_passes_at_nearly_one_size_are_one_pass(longer, scales, cap, passes):
     model = Model()
-    detector(model, scales=scales, max_enlargement=cap).detect(picture(longer, longer // 2, (0, 0, 5, 5)))
+    detector(model, scales=scales, max_enlargement=cap).detect(
+        picture(longer, longer // 2, (0, 0, 5, 5))
+    )
     assert len(model.canvases) == passes
 
 
@@ -176,13 +201,17 @@ def test_a_picture_is_enlarged_to_a_certain_side_and_beyond_it_only_its_own_pixe
     longer, enlarge_to, largest
 ):
     model = Model()
-    detector(model, scales=(64, 640), enlarge_to=enlarge_to).detect(picture(longer, longer // 2, (0, 0, 1, 1)))
+    detector(model, scales=(64, 640), enlarge_to=enlarge_to).detect(
+        picture(longer, longer // 2, (0, 0, 1, 1))
+    )
     assert max(max(size) for size in model.contents()) == largest
 
 
 def test_a_model_of_fixed_size_gets_that_size_once():
     model = Model()
-    detector(model, scales=(128, 256), fixed_size=(96, 160)).detect(picture(1000, 200, (0, 0, 100, 100)))
+    detector(model, scales=(128, 256), fixed_size=(96, 160)).detect(
+        picture(1000, 200, (0, 0, 100, 100))
+    )
     assert [canvas.shape for canvas in model.canvases] == [(96, 160, 3)]
 
 
@@ -247,7 +276,9 @@ def test_a_box_that_cannot_be_hidden_is_an_error_and_not_a_picture_without_that_
 def test_sides_are_padded_to_the_next_multiple_and_not_further():
     model = Model()
     for side in (MULTIPLE - 1, MULTIPLE, MULTIPLE + 1):
-        detector(model, scales=(10_000,), max_enlargement=1).detect(picture(side, side, (0, 0, 1, 1)))
+        detector(model, scales=(10_000,), max_enlargement=1).detect(
+            picture(side, side, (0, 0, 1, 1))
+        )
     assert [c.shape[0] for c in model.canvases] == [MULTIPLE, MULTIPLE, 2 * MULTIPLE]
     assert math.gcd(*(c.shape[0] for c in model.canvases)) == MULTIPLE
 
@@ -260,16 +291,21 @@ def test_a_score_that_is_no_number_is_an_error_and_not_a_picture_without_that_fa
         detector(Answers(infer), scales=(64,)).detect(np.zeros((64, 64, 3), np.uint8))
 
 
-# --- which passes count ---------------------------------------------------------------------------------------
+# --- which passes count
+# ---------------------------------------------------------------------------------------
 
 
 def two_passes(small_pass, large_pass, **options):
-    """A detector whose two passes, at 128 and 256 of 512 pixels, answer with boxes in pixels of the pass."""
+    """A detector whose two passes, at 128 and 256 of 512 pixels, answer with boxes in pixels of the
+    pass.
+    """
 
     def infer(canvas):
         return small_pass if max(canvas.shape) == 128 else large_pass
 
-    seen = detector(Answers(infer), threshold=0.2, **options).detect(picture(512, 512, (0, 0, 1, 1)))
+    seen = detector(Answers(infer), threshold=0.2, **options).detect(
+        picture(512, 512, (0, 0, 1, 1))
+    )
     return seen.boxes_xyxy.tolist()
 
 
@@ -306,13 +342,19 @@ def test_a_pass_alone_takes_any_size():
     def infer(canvas):
         return Detections.joined([square(3, 0.3), square(500, 0.3, at=4)])
 
-    seen = detector(Answers(infer), scales=(512,), threshold=0.2).detect(picture(512, 512, (0, 0, 1, 1)))
+    seen = detector(Answers(infer), scales=(512,), threshold=0.2).detect(
+        picture(512, 512, (0, 0, 1, 1))
+    )
     assert len(seen) == 2
 
 
 def test_what_is_seen_weakly_where_a_face_is_seen_is_hidden_with_it():
-    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 + 0.01), square(80, 0.5)) == [[0, 0, 180, 180]]
-    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 - 0.01), square(80, 0.5)) == [[0, 0, 160, 160]]
+    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 + 0.01), square(80, 0.5)) == [
+        [0, 0, 180, 180]
+    ]
+    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 - 0.01), square(80, 0.5)) == [
+        [0, 0, 160, 160]
+    ]
 
 
 def test_an_edge_may_be_wrong_by_some_pixels_of_the_pass():
@@ -323,7 +365,8 @@ def test_an_edge_may_be_wrong_by_some_pixels_of_the_pass():
     assert seen.seen.slack.tolist() == [4 * EDGE_SLACK]
 
 
-# --- mirrored and turned --------------------------------------------------------------------------------------
+# --- mirrored and turned
+# --------------------------------------------------------------------------------------
 
 OFF = (60, 20, 100, 90)  # a face that is not in the middle
 
@@ -348,8 +391,12 @@ def test_a_face_that_only_a_turned_pass_shows_is_found_where_it_is_with_its_top(
         x, y = columns.mean(), rows.mean()
         if abs(canvas[int(box[1]) + 1, int(box[0]) + 1, 1]) < 250:
             return Detections.none()
-        landmarks = np.array([[[x, y - 10], [x, y - 10], [x, y], [x, y + 10], [x, y + 10]]], np.float32)
-        return Detections(box[None], np.array([0.9], np.float32), Sightings.of(box[None], landmarks))
+        landmarks = np.array(
+            [[[x, y - 10], [x, y - 10], [x, y], [x, y + 10], [x, y + 10]]], np.float32
+        )
+        return Detections(
+            box[None], np.array([0.9], np.float32), Sightings.of(box[None], landmarks)
+        )
 
     standing = np.full((192, 256, 3), GROUND, np.uint8)
     standing[80:120, 60:100] = (FACE, 0, 0)
@@ -366,7 +413,9 @@ def test_a_face_that_only_a_turned_pass_shows_is_found_where_it_is_with_its_top(
 
 
 def directions(up):
-    """A model that sees one face in each canvas, whose eyes are `up` of its mouth, and keeps the canvases."""
+    """A model that sees one face in each canvas, whose eyes are `up` of its mouth, and keeps the
+    canvases.
+    """
     seen = []
 
     def infer(canvas):
@@ -413,7 +462,8 @@ def test_a_picture_that_shows_clearly_more_when_turned_is_looked_at_so_at_every_
         return square(60, 0.9) if upright else square(50, 0.9 / MIN_TURNED_GAIN - 0.01, at=50)
 
     detector(Answers(infer), turned="always").detect(np.full((256, 128, 3), GROUND, np.uint8))
-    # Two upright; at the small scale on both sides and upside down; and both scales on the better side.
+    # Two upright; at the small scale on both sides and upside down; and both scales on the better
+    # side.
     assert len(shapes) == 2 + 3 + 2
 
 
@@ -425,8 +475,12 @@ def test_turned_passes_are_made_when_no_face_is_certain():
 
 
 @pytest.mark.parametrize(("score", "sightings"), [(0.89, 1), (0.95, 4)])
-def test_an_upright_face_that_turned_passes_see_worse_is_hidden_as_the_upright_pass_saw_it(score, sightings):
-    """The turned passes see the same place, the middle, but at their best no better, and not clearly more."""
+def test_an_upright_face_that_turned_passes_see_worse_is_hidden_as_the_upright_pass_saw_it(
+    score, sightings
+):
+    """The turned passes see the same place, the middle, but at their best no better, and not
+    clearly more.
+    """
     seen = []
 
     def infer(canvas):
@@ -434,7 +488,9 @@ def test_an_upright_face_that_turned_passes_see_worse_is_hidden_as_the_upright_p
         one = found((40, 40, 88, 88), scores=[0.9 if len(seen) == 1 else score])
         return one if len(seen) > 1 else Detections.joined([one, square(20, 0.9)])
 
-    shown = detector(Answers(infer), scales=(128,), turned="always").detect(np.full((128, 128, 3), GROUND, np.uint8))
+    shown = detector(Answers(infer), scales=(128,), turned="always").detect(
+        np.full((128, 128, 3), GROUND, np.uint8)
+    )
     assert len(seen) == 4
     assert len(shown) == 2
     assert len(shown.seen) == sightings + 1
@@ -474,25 +530,34 @@ def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
     picture[401:, 601:] //= 4
     smaller = Halves(picture).resized(factor)
     whole = cv2.resize(picture, smaller.shape[1::-1], interpolation=cv2.INTER_AREA)
-    assert smaller.std() < 1.65 * whole.std()  # of every pixel by itself; interpolation alone has 8 times at 0.08
+    assert (
+        smaller.std() < 1.65 * whole.std()
+    )  # of every pixel by itself; interpolation alone has 8 times at 0.08
     middle = tuple(side // 2 for side in smaller.shape[:2])
     for rows in (slice(0, middle[0] - 2), slice(middle[0] + 2, None)):
         for columns in (slice(0, middle[1] - 2), slice(middle[1] + 2, None)):
-            assert smaller[rows, columns].mean() == pytest.approx(whole[rows, columns].mean(), abs=2)
+            assert smaller[rows, columns].mean() == pytest.approx(
+                whole[rows, columns].mean(), abs=2
+            )
 
 
-# --- many faces -----------------------------------------------------------------------------------------------
+# --- many faces
+# -----------------------------------------------------------------------------------------------
 
 
 def crowd(seed):
-    """Up to 300 boxes of several passes: some agree, others touch, nest, repeat or stand alone; and weak sightings."""
+    """Up to 300 boxes of several passes: some agree, others touch, nest, repeat or stand alone; and
+    weak sightings.
+    """
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 301))
     corners = random.uniform(-20, random.choice([60, 300, 3000]), (count, 2))
     sides = random.choice([6, 25, 100], (count, 1)) * random.uniform(0.5, 2, (count, 2))
     boxes = np.concatenate([corners, corners + sides], axis=1)
     again = random.integers(0, count, count // 3)
-    boxes[: len(again)] = boxes[again] + random.choice([0, 1, 3]) * random.uniform(-1, 1, (len(again), 1))
+    boxes[: len(again)] = boxes[again] + random.choice([0, 1, 3]) * random.uniform(
+        -1, 1, (len(again), 1)
+    )
     if random.random() < 0.3:
         boxes = (boxes / 10).round() * 10  # touching, and without area
     scores = random.random(count).round(int(random.integers(1, 4)))  # some are equal
@@ -501,7 +566,9 @@ def crowd(seed):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_box_is_dropped_if_its_middle_is_in_a_stronger_one_as_if_each_was_compared_with_each(seed):
+def test_a_box_is_dropped_if_its_middle_is_in_a_stronger_one_as_if_each_was_compared_with_each(
+    seed,
+):
     some, _ = crowd(seed)
     known, _ = crowd(seed + 1000)
     middles = (some.boxes_xyxy[:, :2] + some.boxes_xyxy[:, 2:]) / 2

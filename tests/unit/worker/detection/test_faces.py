@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.detection import faces
-from worker.detection.faces import MERGE_IOU, Detections, Sightings, _meets, bridged, clip, merge, outside, overlap
+from worker.detection.faces import (
+    MERGE_IOU,
+    Detections,
+    Sightings,
+    _meets,
+    bridged,
+    clip,
+    merge,
+    outside,
+    overlap,
+)
 from worker.detection.tracks import MAX_MISSED_FRAMES
 
 SIDES = st.floats(-50, 150, width=32)
@@ -66,7 +76,9 @@ def test_clipped_boxes_are_the_part_within_the_picture(some, width, height):
 
 
 def test_a_box_with_no_part_in_the_picture_is_dropped_and_one_within_it_unchanged():
-    some = found((-20, 5, -1, 9), (10, 0, 20, 10), (2, 3, 5, 7), (0, 30, 5, 40), scores=[0.9, 0.8, 0.7, 0.6])
+    some = found(
+        (-20, 5, -1, 9), (10, 0, 20, 10), (2, 3, 5, 7), (0, 30, 5, 40), scores=[0.9, 0.8, 0.7, 0.6]
+    )
     inside = clip(some, 10, 30)
     assert inside.boxes_xyxy.tolist() == [[2, 3, 5, 7]]
     assert inside.scores == pytest.approx([0.7])
@@ -77,7 +89,9 @@ def test_every_box_is_wholly_within_a_merged_one_that_is_at_least_as_strong(some
     merged = merge(some)
     assert len(merged) <= len(some)
     for box, score in zip(some.boxes_xyxy, some.scores, strict=True):
-        around = (merged.boxes_xyxy[:, :2] <= box[:2]).all(axis=1) & (merged.boxes_xyxy[:, 2:] >= box[2:]).all(axis=1)
+        around = (merged.boxes_xyxy[:, :2] <= box[:2]).all(axis=1) & (
+            merged.boxes_xyxy[:, 2:] >= box[2:]
+        ).all(axis=1)
         assert (merged.scores[around] >= score).any()
 
 
@@ -93,7 +107,10 @@ def test_merged_boxes_are_strongest_first_and_reach_no_further_than_what_was_fou
 
 @given(detections())
 def test_boxes_that_show_different_faces_stay_as_they_are(some):
-    apart = Detections(some.boxes_xyxy * [0.01, 1, 0.01, 1] + np.arange(len(some))[:, None] * [9, 0, 9, 0], some.scores)
+    apart = Detections(
+        some.boxes_xyxy * [0.01, 1, 0.01, 1] + np.arange(len(some))[:, None] * [9, 0, 9, 0],
+        some.scores,
+    )
     merged = merge(apart)
     order = np.argsort(-apart.scores, kind="stable")
     assert np.array_equal(merged.boxes_xyxy, apart.boxes_xyxy[order])
@@ -101,7 +118,9 @@ def test_boxes_that_show_different_faces_stay_as_they_are(some):
 
 
 def test_two_views_of_one_face_become_the_box_around_both_with_the_stronger_score():
-    merged = merge(found((0, 0, 10, 10), (1, 0, 11, 12), (50, 50, 60, 60), scores=[0.5, 0.75, 0.25]))
+    merged = merge(
+        found((0, 0, 10, 10), (1, 0, 11, 12), (50, 50, 60, 60), scores=[0.5, 0.75, 0.25])
+    )
     assert merged.boxes_xyxy.tolist() == [[0, 0, 11, 12], [50, 50, 60, 60]]
     assert merged.scores.tolist() == [0.75, 0.25]
 
@@ -131,7 +150,9 @@ def test_every_box_that_was_found_is_a_sighting_of_the_face_that_covers_it(some)
 @given(detections(), st.data())
 def test_chosen_faces_keep_their_own_sightings(some, data):
     merged = merge(some)
-    chosen = data.draw(st.permutations(range(len(merged))))[: data.draw(st.integers(0, len(merged)))]
+    chosen = data.draw(st.permutations(range(len(merged))))[
+        : data.draw(st.integers(0, len(merged)))
+    ]
     picked = merged[np.array(chosen, int)]
     assert picked.scores.tolist() == merged.scores[chosen].tolist()
     for row, original in enumerate(chosen):
@@ -188,12 +209,18 @@ FACES_BOX = (10, 10, 40, 40)
 def covering(detections, box):
     """Whether one of `detections`, or one of their sightings, covers `box` to a pixel."""
     seen = np.concatenate([detections.boxes_xyxy, detections.seen.boxes_xyxy])
-    return bool(((seen[:, :2] <= np.add(box[:2], 1)) & (seen[:, 2:] >= np.subtract(box[2:], 1))).all(axis=1).any())
+    return bool(
+        ((seen[:, :2] <= np.add(box[:2], 1)) & (seen[:, 2:] >= np.subtract(box[2:], 1)))
+        .all(axis=1)
+        .any()
+    )
 
 
 def test_a_face_that_flickers_is_hidden_in_the_frame_that_lacks_it_too():
     face, moved, other = found(FACES_BOX), found((14, 10, 44, 40)), found((80, 10, 110, 40))
-    before, here, after = bridged([Detections.joined([face, other]), other, Detections.joined([moved, other])])
+    before, here, after = bridged(
+        [Detections.joined([face, other]), other, Detections.joined([moved, other])]
+    )
     assert (len(before), len(after)) == (2, 2)
     assert sorted(here.boxes_xyxy.tolist()) == [[10, 10, 44, 40], [80, 10, 110, 40]]
     assert {FACES_BOX, (14, 10, 44, 40)} <= {tuple(box) for box in here.seen.boxes_xyxy.tolist()}
@@ -207,7 +234,9 @@ def test_a_face_is_hidden_in_all_frames_that_miss_it_between_two_that_show_it(ga
 
 @pytest.mark.parametrize("missed", [1, 2, MAX_MISSED_FRAMES])
 @pytest.mark.parametrize("sightings", [1, 3])
-def test_a_face_is_hidden_in_the_frames_before_it_is_first_found_and_after_it_is_last_found(missed, sightings):
+def test_a_face_is_hidden_in_the_frames_before_it_is_first_found_and_after_it_is_last_found(
+    missed, sightings
+):
     face = found(FACES_BOX)
     for frames in ([NONE] * missed + [face] * sightings, [face] * sightings + [NONE] * missed):
         assert [len(each) for each in bridged(frames)] == [1] * (missed + sightings)
@@ -251,7 +280,11 @@ def test_a_newcomer_beside_a_face_that_is_missed_does_not_expose_it():
 def test_a_missed_face_keeps_its_top_its_slack_and_its_landmarks_where_it_moves():
     landmarks = np.array([[(30, 15), (30, 35), (25, 25), (15, 15), (15, 35)]], np.float32)
     frames = [
-        Detections(box, np.ones(1, np.float32), replace(Sightings.of(box, landmarks + by), slack=np.full(1, 3.0)))
+        Detections(
+            box,
+            np.ones(1, np.float32),
+            replace(Sightings.of(box, landmarks + by), slack=np.full(1, 3.0)),
+        )
         for by in (0, 4)
         for box in [np.array([FACES_BOX], np.float32) + by]
     ]
@@ -287,21 +320,28 @@ def merged_one_by_one(some, weak):
             same[row] = True
             face[same] = face.max(initial=-1) + 1
     numbers = range(face.max(initial=-1) + 1)
-    around = [(*boxes[face == number, :2].min(axis=0), *boxes[face == number, 2:].max(axis=0)) for number in numbers]
+    around = [
+        (*boxes[face == number, :2].min(axis=0), *boxes[face == number, 2:].max(axis=0))
+        for number in numbers
+    ]
     firsts = [int(np.flatnonzero(face == number)[0]) for number in numbers]
     face[order] = face[: len(order)].copy()  # sightings stay in their order
     return np.array(around, np.float32).reshape(-1, 4), some.scores[order][firsts], face
 
 
 def crowd(seed):
-    """Up to 300 boxes of several passes: some agree, others touch, nest, repeat or stand alone; and weak sightings."""
+    """Up to 300 boxes of several passes: some agree, others touch, nest, repeat or stand alone; and
+    weak sightings.
+    """
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 301))
     corners = random.uniform(-20, random.choice([60, 300, 3000]), (count, 2))
     sides = random.choice([6, 25, 100], (count, 1)) * random.uniform(0.5, 2, (count, 2))
     boxes = np.concatenate([corners, corners + sides], axis=1)
     again = random.integers(0, count, count // 3)
-    boxes[: len(again)] = boxes[again] + random.choice([0, 1, 3]) * random.uniform(-1, 1, (len(again), 1))
+    boxes[: len(again)] = boxes[again] + random.choice([0, 1, 3]) * random.uniform(
+        -1, 1, (len(again), 1)
+    )
     if random.random() < 0.3:
         boxes = (boxes / 10).round() * 10  # touching, and without area
     scores = random.random(count).round(int(random.integers(1, 4)))  # some are equal
@@ -319,7 +359,9 @@ def test_boxes_are_merged_as_if_each_was_compared_with_each(seed):
     assert np.array_equal(merged.boxes_xyxy, boxes)
     assert np.array_equal(merged.scores, scores)
     assert merged.seen.face.tolist() == face[face >= 0].tolist()
-    expected = [bool((overlap(box, merged.boxes_xyxy) >= MERGE_IOU).any()) for box in some.boxes_xyxy]
+    expected = [
+        bool((overlap(box, merged.boxes_xyxy) >= MERGE_IOU).any()) for box in some.boxes_xyxy
+    ]
     assert _meets(some, merged).tolist() == expected
 
 
@@ -331,7 +373,9 @@ def test_thousands_of_faces_are_merged_by_comparing_each_with_those_near_it(colu
     several = found(*one, *one + 1, *one + 2, scores=np.linspace(1, 0.2, 3 * len(one)))
     compared = []
     kept = faces.overlap
-    monkeypatch.setattr(faces, "overlap", lambda box, boxes: compared.append(len(boxes)) or kept(box, boxes))
+    monkeypatch.setattr(
+        faces, "overlap", lambda box, boxes: compared.append(len(boxes)) or kept(box, boxes)
+    )
 
     merged = merge(several)
 

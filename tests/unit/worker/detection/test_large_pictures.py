@@ -1,4 +1,6 @@
-"""Pictures of any size and any number of faces: tiles, finer passes, and models that return only so many faces."""
+"""Pictures of any size and any number of faces: tiles, finer passes, and models that return only so
+many faces.
+"""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -40,7 +42,9 @@ class Squares:
 
 
 def detector(model, preset="balanced", **options):
-    return ScaledDetector(model.infer, WorkerSettings(preset=preset, turned="never").look(), 0.5, **options)
+    return ScaledDetector(
+        model.infer, WorkerSettings(preset=preset, turned="never").look(), 0.5, **options
+    )
 
 
 def picture(width, height, faces):
@@ -53,7 +57,11 @@ def picture(width, height, faces):
 def spread(width, height, side, columns, rows):
     """`columns` x `rows` faces of `side`, as far apart as they can be."""
     return [
-        (round((width - side) * (i + 0.5) / columns), round((height - side) * (j + 0.5) / rows), side)
+        (
+            round((width - side) * (i + 0.5) / columns),
+            round((height - side) * (j + 0.5) / rows),
+            side,
+        )
         for i in range(columns)
         for j in range(rows)
     ]
@@ -63,7 +71,11 @@ def hidden(found, faces):
     """How many of `faces` one of the boxes found covers but for a pixel or two."""
     boxes = found.boxes_xyxy
     return sum(
-        bool(((boxes[:, :2] <= (x + 3, y + 3)) & (boxes[:, 2:] >= (x + side - 3, y + side - 3))).all(axis=1).any())
+        bool(
+            ((boxes[:, :2] <= (x + 3, y + 3)) & (boxes[:, 2:] >= (x + side - 3, y + side - 3)))
+            .all(axis=1)
+            .any()
+        )
         for x, y, side in faces
     )
 
@@ -79,7 +91,9 @@ def hidden(found, faces):
         (5_000, 5_000, "balanced"),
     ],
 )
-def test_a_face_of_24_pixels_is_given_to_the_model_large_enough_whatever_the_size_of_the_picture(width, height, preset):
+def test_a_face_of_24_pixels_is_given_to_the_model_large_enough_whatever_the_size_of_the_picture(
+    width, height, preset
+):
     faces = spread(width, height, 24, 4, 3)
     model = Squares(least=10)
 
@@ -92,7 +106,9 @@ def test_a_face_of_24_pixels_is_given_to_the_model_large_enough_whatever_the_siz
 @pytest.mark.parametrize(
     ("width", "height"), [(4_000, 3_000), (4_608, 3_456), (4_240, 2_832), (1_200, 800), (300, 200)]
 )
-def test_photographs_of_up_to_12_megapixels_have_the_passes_of_the_preset_and_no_tiles(width, height):
+def test_photographs_of_up_to_12_megapixels_have_the_passes_of_the_preset_and_no_tiles(
+    width, height
+):
     model = Squares()
     detector(model).detect(picture(width, height, []))
     longer = [max(shape) for shape in model.shapes]
@@ -148,7 +164,9 @@ def test_a_small_model_of_fixed_size_gets_tiles_where_the_whole_picture_would_hi
 
 @pytest.mark.parametrize("capacity", [20, 100])
 @pytest.mark.parametrize("fixed_size", [None, (640, 960)])
-def test_a_model_that_returns_only_so_many_faces_is_asked_again_of_smaller_parts(capacity, fixed_size):
+def test_a_model_that_returns_only_so_many_faces_is_asked_again_of_smaller_parts(
+    capacity, fixed_size
+):
     faces = spread(960, 640, 12, 24, 16)
     model = Squares(capacity=capacity)
 
@@ -159,7 +177,11 @@ def test_a_model_that_returns_only_so_many_faces_is_asked_again_of_smaller_parts
 
 
 def test_a_large_face_among_more_small_ones_than_the_model_returns_is_found_once():
-    small = [face for face in spread(960, 640, 12, 24, 16) if not (300 < face[0] < 620 and 150 < face[1] < 470)]
+    small = [
+        face
+        for face in spread(960, 640, 12, 24, 16)
+        if not (300 < face[0] < 620 and 150 < face[1] < 470)
+    ]
     large = (330, 180, 260)
 
     found = detector(Squares(capacity=20)).detect(picture(960, 640, [*small, large]))
@@ -169,17 +191,23 @@ def test_a_large_face_among_more_small_ones_than_the_model_returns_is_found_once
 
 
 def test_a_crowd_of_more_faces_than_the_model_returns_is_looked_at_more_closely():
-    """So many faces in one picture are small ones: these are too small for the passes that it would get otherwise."""
+    """So many faces in one picture are small ones: these are too small for the passes that it would
+    get otherwise.
+    """
     faces = spread(4_000, 2_000, 14, 60, 30)
     model = Squares(least=12, capacity=50)
 
-    found = detector(model).detect(picture(4_000, 2_000, [*faces, *spread(4_000, 2_000, 40, 10, 9)]))
+    found = detector(model).detect(
+        picture(4_000, 2_000, [*faces, *spread(4_000, 2_000, 40, 10, 9)])
+    )
 
     assert hidden(found, faces) == len(faces)
 
 
 @pytest.mark.parametrize(("width", "height"), [(2000, 3000), (4000, 3000), (6000, 1500)])
-def test_a_crowd_of_small_faces_that_the_finest_pass_hardly_sees_is_looked_at_more_closely(width, height):
+def test_a_crowd_of_small_faces_that_the_finest_pass_hardly_sees_is_looked_at_more_closely(
+    width, height
+):
     @dataclass
     class Doubtful(Squares):
         def infer(self, canvas):
@@ -228,7 +256,9 @@ def test_what_is_left_out_below_the_threshold_does_not_matter():
 
     def infer(canvas):
         calls.append(canvas.shape)
-        return Detections(np.array([[1, 1, 9, 9]], np.float32), np.array([0.9], np.float32), left_out=0.49)
+        return Detections(
+            np.array([[1, 1, 9, 9]], np.float32), np.array([0.9], np.float32), left_out=0.49
+        )
 
     looking = ScaledDetector(infer, Look((640,), 2, 640, mirrored=False, turned="never"), 0.5)
     assert len(looking.detect(picture(640, 480, []))) == 1

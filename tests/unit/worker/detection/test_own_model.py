@@ -1,4 +1,6 @@
-"""A model of one's own from a ZIP: unpacked once, nowhere but in the cache, and never without a bound."""
+"""A model of one's own from a ZIP: unpacked once, nowhere but in the cache, and never without a
+bound.
+"""
 
 import hashlib
 import stat
@@ -37,7 +39,11 @@ def no_store():
     raise AssertionError("S3 is asked only for an address in S3")
 
 
-WHOLE = {"saved_model.pb": b"graph", "variables/variables.index": b"weights", "veil.json": b'{"score_threshold": 0.3}'}
+WHOLE = {
+    "saved_model.pb": b"graph",
+    "variables/variables.index": b"weights",
+    "veil.json": b'{"score_threshold": 0.3}',
+}
 
 
 def test_a_folder_is_used_as_it_is(tmp_path, monkeypatch):
@@ -51,26 +57,33 @@ def test_a_zip_is_unpacked_once_under_its_digest(archive, cache):
 
     assert first.parent == cache
     assert {
-        path.relative_to(first).as_posix(): path.read_bytes() for path in first.rglob("*") if path.is_file()
+        path.relative_to(first).as_posix(): path.read_bytes()
+        for path in first.rglob("*")
+        if path.is_file()
     } == WHOLE
     before = (first / "saved_model.pb").stat().st_mtime_ns
     assert own_model.folder(str(archive("copy.zip", members=WHOLE)), no_store) == first
     assert (first / "saved_model.pb").stat().st_mtime_ns == before
     other = own_model.folder(str(archive(members={**WHOLE, "saved_model.pb": b"other"})), no_store)
     assert other != first
-    assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == sorted([first.name, other.name])
+    assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == sorted(
+        [first.name, other.name]
+    )
 
 
 def test_a_model_in_one_folder_of_the_zip_is_found(archive, cache):
     folder = own_model.folder(
-        str(archive(members={f"saved_model/{name}": value for name, value in WHOLE.items()})), no_store
+        str(archive(members={f"saved_model/{name}": value for name, value in WHOLE.items()})),
+        no_store,
     )
 
     assert folder.name == "saved_model"
     assert (folder / "veil.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/tmp/outside", "..\\outside", "a/.."])
+@pytest.mark.parametrize(
+    "name", ["../outside", "a/../../outside", "/tmp/outside", "..\\outside", "a/.."]
+)
 def test_a_zip_that_leads_out_of_its_folder_is_refused(archive, cache, tmp_path, name):
     path = archive(members={**WHOLE, name: b"x"})
 
@@ -138,7 +151,8 @@ def test_an_address_that_names_no_object_is_refused():
         own_model.folder("s3://models", no_store)
 
 
-# --- pins -----------------------------------------------------------------------------------------------------
+# --- pins
+# -----------------------------------------------------------------------------------------------------
 
 
 def sha256(path):
@@ -171,8 +185,15 @@ def test_a_model_that_is_not_the_pinned_one_is_refused_in_one_line(archive, unpa
     (place / name).write_bytes(b"other")
     zipped = archive(members={**WHOLE, name: b"other"})
 
-    for address, pin in ((place, digest), (zipped, digest), (zipped, zip_digest), (place, sha256(zipped))):
-        with pytest.raises(ModelInvalid, match=f"not {pin}: not used; see VEIL_MODEL_SHA256") as raised:
+    for address, pin in (
+        (place, digest),
+        (zipped, digest),
+        (zipped, zip_digest),
+        (place, sha256(zipped)),
+    ):
+        with pytest.raises(
+            ModelInvalid, match=f"not {pin}: not used; see VEIL_MODEL_SHA256"
+        ) as raised:
             own_model.folder(str(address), no_store, pin)
         assert str(address) in str(raised.value)
         assert len(str(raised.value).splitlines()) == 1
@@ -189,7 +210,9 @@ def test_files_that_were_added_or_renamed_are_not_the_pinned_model(unpacked):
         own_model.folder(str(place), no_store, digest)
 
 
-def test_an_unpacked_model_that_somebody_changed_in_the_cache_is_refused_under_either_pin(archive, unpacked):
+def test_an_unpacked_model_that_somebody_changed_in_the_cache_is_refused_under_either_pin(
+    archive, unpacked
+):
     _, digest = unpacked
     zipped = archive(members=WHOLE)
     place = own_model.folder(str(zipped), no_store)
@@ -222,10 +245,14 @@ class OneObject:
             self.reads += 1
             return self.content
 
-        yield SimpleNamespace(stored=SimpleNamespace(size=len(self.content), etag=self.etag), read=read)
+        yield SimpleNamespace(
+            stored=SimpleNamespace(size=len(self.content), etag=self.etag), read=read
+        )
 
 
-def test_a_pinned_model_of_a_store_is_fetched_once_and_never_taken_from_a_changed_cache(archive, unpacked, cache):
+def test_a_pinned_model_of_a_store_is_fetched_once_and_never_taken_from_a_changed_cache(
+    archive, unpacked, cache
+):
     _, digest = unpacked
     zipped = archive(members=WHOLE)
     store = OneObject(zipped.read_bytes())
@@ -238,7 +265,9 @@ def test_a_pinned_model_of_a_store_is_fetched_once_and_never_taken_from_a_change
     planted = own_model.folder(str(other), no_store)
     (known,) = cache.glob("object-*")
     known.write_text(sha256(other))
-    assert own_model.folder("s3://models/a.zip", lambda: store) == planted  # nothing is promised without a pin
+    assert (
+        own_model.folder("s3://models/a.zip", lambda: store) == planted
+    )  # nothing is promised without a pin
     known.write_text(sha256(other))
     for pin in (digest, sha256(zipped)):
         assert digest_of(own_model.folder("s3://models/a.zip", lambda: store, pin)) == digest
@@ -248,7 +277,9 @@ def test_a_pinned_model_of_a_store_is_fetched_once_and_never_taken_from_a_change
 def test_a_store_that_has_another_model_by_now_is_refused(archive, unpacked):
     _, digest = unpacked
     pins = digest, sha256(archive(members=WHOLE))
-    other = OneObject(archive("other.zip", members={**WHOLE, "saved_model.pb": b"other"}).read_bytes(), "2")
+    other = OneObject(
+        archive("other.zip", members={**WHOLE, "saved_model.pb": b"other"}).read_bytes(), "2"
+    )
 
     for pin in pins:
         with pytest.raises(ModelInvalid, match="VEIL_MODEL_SHA256") as raised:

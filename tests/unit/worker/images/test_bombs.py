@@ -1,4 +1,6 @@
-"""Files that ask for far more than they should: refused by name or decoded, in little memory and a bounded time."""
+"""Files that ask for far more than they should: refused by name or decoded, in little memory and a
+bounded time.
+"""
 
 import json
 import subprocess
@@ -75,7 +77,10 @@ def outcomes(repository):
 def test_every_bomb_has_an_outcome_with_a_name(outcomes):
     assert len(outcomes) == COUNT
     refused = [outcome for *_, outcome in outcomes if outcome not in BY_NAME]
-    assert all(outcome.split(":")[0] in ("ImageTooLarge", "UnreadableImage", "UnsupportedImage") for outcome in refused)
+    assert all(
+        outcome.split(":")[0] in ("ImageTooLarge", "UnreadableImage", "UnsupportedImage")
+        for outcome in refused
+    )
     assert not any("not enough memory" in outcome for outcome in refused)
     assert len(refused) > COUNT / 2
 
@@ -107,14 +112,22 @@ def test_a_gif_is_measured_before_pillow_makes_room_for_its_first_frame(monkeypa
         raise AssertionError("Pillow was asked")
 
     monkeypatch.setattr("PIL.Image.open", refuse)
-    content = bombs.gif(None, [bombs.gif_frame(np.random.default_rng(1), (0, 0), (65_535, 65_535))], (1, 1))
+    content = bombs.gif(
+        None, [bombs.gif_frame(np.random.default_rng(1), (0, 0), (65_535, 65_535))], (1, 1)
+    )
     with pytest.raises(ImageTooLarge, match="65535 × 65535"):
         images.decode(content, MOST)
 
 
 def tiff(coding, data, *, width=16, height=16, offsets=(8,), lengths=None, rows=16, more=()):
     lengths = lengths or [len(data)] * len(offsets)
-    entries = [(256, 4, [width]), (257, 4, [height]), (258, 3, [8]), (259, 3, [coding]), (262, 3, [1])]
+    entries = [
+        (256, 4, [width]),
+        (257, 4, [height]),
+        (258, 3, [8]),
+        (259, 3, [coding]),
+        (262, 3, [1]),
+    ]
     entries += [(273, 4, list(offsets)), (277, 3, [1]), (278, 4, [rows]), (279, 4, lengths), *more]
     return bombs.tiff(data, entries)
 
@@ -135,7 +148,14 @@ def test_strips_that_share_their_data_are_refused_and_a_few_are_not():
 def test_a_tile_may_be_larger_than_a_small_picture_but_not_beyond_measure():
     for side, error in ((256, None), (30_000, ImageTooLarge)):
         data = bombs.zeros(side * side)
-        entries = [(256, 4, [16]), (257, 4, [16]), (258, 3, [8]), (259, 3, [8]), (262, 3, [1]), (277, 3, [1])]
+        entries = [
+            (256, 4, [16]),
+            (257, 4, [16]),
+            (258, 3, [8]),
+            (259, 3, [8]),
+            (262, 3, [1]),
+            (277, 3, [1]),
+        ]
         entries += [(322, 4, [side]), (323, 4, [side]), (324, 4, [8]), (325, 4, [len(data)])]
         if error is None:
             assert images.decode(bombs.tiff(data, entries), MOST).width == 16
@@ -177,7 +197,9 @@ def test_the_size_in_the_av1_data_counts_whatever_the_boxes_say():
 
 def test_the_codestream_of_a_jpeg_2000_is_not_looked_for_in_other_boxes():
     content = bombs.written("JPEG2000", (3000, 3000), "L")
-    decoy = bombs.box(b"uuid", bytes(16) + b"\xff\x4f\xff\x51\0\x29\0\0" + (1).to_bytes(4) * 8 + bytes(40))
+    decoy = bombs.box(
+        b"uuid", bytes(16) + b"\xff\x4f\xff\x51\0\x29\0\0" + (1).to_bytes(4) * 8 + bytes(40)
+    )
     at = content.index(b"ihdr") + 4
     small = content[:at] + (16).to_bytes(4) * 2 + content[at + 8 :]
     at = small.index(b"jp2h") - 4

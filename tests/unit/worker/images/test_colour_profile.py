@@ -19,10 +19,21 @@ def parts(profile):
 
 def with_tag(profile, name, body):
     """`profile` with one more tag."""
-    entries = [struct.unpack_from(">4sII", profile, 132 + 12 * i) for i in range(int.from_bytes(profile[128:132]))]
-    entries = [(known, at + 12, size) for known, at, size in entries] + [(name, len(profile) + 12, len(body))]
+    entries = [
+        struct.unpack_from(">4sII", profile, 132 + 12 * i)
+        for i in range(int.from_bytes(profile[128:132]))
+    ]
+    entries = [(known, at + 12, size) for known, at, size in entries] + [
+        (name, len(profile) + 12, len(body))
+    ]
     table = len(entries).to_bytes(4) + b"".join(struct.pack(">4sII", *entry) for entry in entries)
-    whole = profile[4:128] + table + profile[132 + 12 * (len(entries) - 1) :] + body + bytes(-len(body) % 4)
+    whole = (
+        profile[4:128]
+        + table
+        + profile[132 + 12 * (len(entries) - 1) :]
+        + body
+        + bytes(-len(body) % 4)
+    )
     return (len(whole) + 4).to_bytes(4) + whole
 
 
@@ -69,11 +80,16 @@ def test_what_is_no_profile_is_dropped(profile):
 
 
 @pytest.mark.parametrize(
-    ("space", "modes"), [(b"RGB ", ("RGB", "RGBA", "P")), (b"GRAY", ("L", "LA")), (b"CMYK", ("CMYK",))]
+    ("space", "modes"),
+    [(b"RGB ", ("RGB", "RGBA", "P")), (b"GRAY", ("L", "LA")), (b"CMYK", ("CMYK",))],
 )
 def test_a_profile_belongs_to_pictures_of_its_colours(space, modes):
     profile = SRGB[:16] + space + SRGB[20:]
-    kept = [mode for mode in ("RGB", "RGBA", "P", "L", "LA", "CMYK") if colour_profile.checked(profile, mode)]
+    kept = [
+        mode
+        for mode in ("RGB", "RGBA", "P", "L", "LA", "CMYK")
+        if colour_profile.checked(profile, mode)
+    ]
     assert kept == [mode for mode in ("RGB", "RGBA", "P", "L", "LA", "CMYK") if mode in modes]
 
 

@@ -1,4 +1,6 @@
-"""Every frame and page of every format: all of it is anonymized, plays as before, and stays what it was."""
+"""Every frame and page of every format: all of it is anonymized, plays as before, and stays what it
+was.
+"""
 
 import io
 import struct
@@ -46,7 +48,10 @@ def opened(content):
 
 def shown(content):
     """All frames as a player shows them, RGBA."""
-    return [np.asarray(frame.convert("RGBA")).astype(int) for frame in ImageSequence.Iterator(opened(content))]
+    return [
+        np.asarray(frame.convert("RGBA")).astype(int)
+        for frame in ImageSequence.Iterator(opened(content))
+    ]
 
 
 class Finds:
@@ -62,25 +67,38 @@ class Finds:
 
 def anonymized(content, detector=None, **limits):
     bounds = Limits(**{"max_bytes": MANY, "max_pixels": MANY, "fetch_seconds": 5} | limits)
-    made = Anonymizer(detector=detector or Finds(), style=MaskStyle("fill", 1.0, 0.0), limits=bounds)
+    made = Anonymizer(
+        detector=detector or Finds(), style=MaskStyle("fill", 1.0, 0.0), limits=bounds
+    )
     return made.anonymize(content, Stopwatch())
 
 
 ANIMATED = {
     "GIF": written([scene(i) for i in range(4)], "GIF", duration=[100, 200, 300, 400], loop=3),
-    "transparent GIF": written([scene(i, "RGBA") for i in range(4)], "GIF", duration=50, loop=0, disposal=2),
+    "transparent GIF": written(
+        [scene(i, "RGBA") for i in range(4)], "GIF", duration=50, loop=0, disposal=2
+    ),
     "APNG": written([scene(i) for i in range(4)], "PNG", duration=[100, 250, 300, 400], loop=2),
-    "transparent APNG": written([scene(i, "RGBA") for i in range(4)], "PNG", duration=100, disposal=1),
+    "transparent APNG": written(
+        [scene(i, "RGBA") for i in range(4)], "PNG", duration=100, disposal=1
+    ),
     "lossless WebP": written(
         [scene(i) for i in range(4)], "WEBP", duration=[100, 200, 300, 400], lossless=True, loop=5
     ),
-    "transparent WebP": written([scene(i, "RGBA") for i in range(4)], "WEBP", duration=80, lossless=True),
-    "lossy WebP": written([scene(i) for i in range(4)], "WEBP", duration=[100, 200, 300, 400], quality=95),
-    "AVIF": written([scene(i) for i in range(4)], "AVIF", duration=[100, 200, 300, 400], quality=95),
+    "transparent WebP": written(
+        [scene(i, "RGBA") for i in range(4)], "WEBP", duration=80, lossless=True
+    ),
+    "lossy WebP": written(
+        [scene(i) for i in range(4)], "WEBP", duration=[100, 200, 300, 400], quality=95
+    ),
+    "AVIF": written(
+        [scene(i) for i in range(4)], "AVIF", duration=[100, 200, 300, 400], quality=95
+    ),
 }
 LOSSLESS = [name for name in ANIMATED if name not in ("lossy WebP", "AVIF")]
 
-# --- animations -----------------------------------------------------------------------------------------------
+# --- animations
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ANIMATED)
@@ -103,7 +121,9 @@ def test_the_face_is_hidden_in_every_frame_and_the_rest_plays_as_before(name):
 
 
 class Blinks(Finds):
-    """A detector that finds nothing in some frames, and in the others a face that moves by `step` pixels a frame."""
+    """A detector that finds nothing in some frames, and in the others a face that moves by `step`
+    pixels a frame.
+    """
 
     def __init__(self, missed, step=0):
         super().__init__()
@@ -138,7 +158,11 @@ def test_a_face_that_leaves_the_picture_is_reported_within_it():
 def test_a_face_of_one_page_is_looked_for_on_no_other():
     result = anonymized(written([scene(i) for i in range(3)], "TIFF"), Blinks({1}))
     x1, y1, x2, y2 = FACE
-    assert [bool((frame[y1:y2, x1:x2, :3] == 0).all()) for frame in shown(result.content)] == [True, False, True]
+    assert [bool((frame[y1:y2, x1:x2, :3] == 0).all()) for frame in shown(result.content)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("name", ANIMATED)
@@ -215,7 +239,8 @@ def test_a_gif_frame_that_reaches_beyond_the_screen_counts_whole():
         anonymized(bytes(content))
 
 
-# --- palettes -------------------------------------------------------------------------------------------------
+# --- palettes
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG"])
@@ -270,7 +295,8 @@ def test_a_gif_whose_frames_show_more_than_256_colours_keeps_those_that_fit_best
         assert np.abs(other - one)[visible].mean() < 8
 
 
-# --- pages ----------------------------------------------------------------------------------------------------
+# --- pages
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_pages_of_a_tiff_may_differ_in_size_mode_and_orientation():
@@ -294,7 +320,9 @@ def test_the_pages_of_a_tiff_may_differ_in_size_mode_and_orientation():
         assert not np.asarray(again.convert("RGB"))[y1:y2, x1:x2].any()
 
 
-@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+@pytest.mark.parametrize(
+    "compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"]
+)
 def test_a_tiff_keeps_its_compression(compression):
     content = written([scene()], "TIFF", compression=compression)
     assert opened(anonymized(content).content).info["compression"] == compression
@@ -317,7 +345,8 @@ def test_a_tiff_whose_jpeg_data_is_cut_short_is_unreadable():
         anonymized(bytes(content))
 
 
-# --- 16 bits --------------------------------------------------------------------------------------------------
+# --- 16 bits
+# --------------------------------------------------------------------------------------------------
 
 
 def deep_scene(channels):
@@ -332,7 +361,11 @@ def deep_scene(channels):
 def test_a_16_bit_picture_keeps_all_its_bits(form, channels):
     pixels = deep_scene(channels)
     profile = None
-    content = deep.write_png(pixels, profile, None) if form == "PNG" else deep.write_tiff([pixels, pixels], profile)
+    content = (
+        deep.write_png(pixels, profile, None)
+        if form == "PNG"
+        else deep.write_tiff([pixels, pixels], profile)
+    )
     result = anonymized(content)
     assert result.format == form
     before, after = images.decode(content, MANY), images.decode(result.content, MANY)
@@ -350,12 +383,21 @@ def test_a_16_bit_picture_keeps_all_its_bits(form, channels):
 
 def test_a_16_bit_gray_png_with_alpha_becomes_one_in_colour():
     body = b"".join(b"\0" + struct.pack(">6H", 1000, 65535, 2000, 300, 5, 0) for _ in range(2))
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(body)), (b"IEND", b"")]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 4, 0, 0, 0)),
+        (b"IDAT", zlib.compress(body)),
+        (b"IEND", b""),
+    ]
     content = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part)) for name, part in chunks
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in chunks
     )
     (frame,) = images.decode(content, MANY).frames
-    assert frame.pixels[0].tolist() == [[1000, 1000, 1000, 65535], [2000, 2000, 2000, 300], [0, 0, 0, 0]]
+    assert frame.pixels[0].tolist() == [
+        [1000, 1000, 1000, 65535],
+        [2000, 2000, 2000, 300],
+        [0, 0, 0, 0],
+    ]
 
 
 def test_a_deep_picture_with_transparency_is_looked_at_stretched_on_white_and_on_black():
@@ -395,7 +437,8 @@ def test_a_16_bit_tiff_is_turned_as_its_orientation_says(orientation):
     assert np.array_equal(frame.pixels >> 8, turned)
 
 
-# --- other formats --------------------------------------------------------------------------------------------
+# --- other formats
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
@@ -405,7 +448,10 @@ def test_the_other_formats_stay_what_they_were(form, mode):
     result = anonymized(content)
     again = opened(result.content)
     assert (again.format, again.size) == (form, SIZE)
-    assert result.content_type == {"BMP": "image/bmp", "JPEG2000": "image/jp2", "AVIF": "image/avif"}[form]
+    assert (
+        result.content_type
+        == {"BMP": "image/bmp", "JPEG2000": "image/jp2", "AVIF": "image/avif"}[form]
+    )
     if form == "JPEG2000" or mode == "RGB":
         assert again.mode == mode
     x1, y1, x2, y2 = FACE
@@ -416,13 +462,21 @@ def test_the_other_formats_stay_what_they_were(form, mode):
 def test_a_lossless_jpeg_2000_stays_lossless_and_a_lossy_one_stays_small():
     chance = np.random.default_rng(0)
     noisy = Image.fromarray(
-        (np.asarray(scene().resize((240, 200))) + chance.integers(0, 20, (200, 240, 3))).astype(np.uint8)
+        (np.asarray(scene().resize((240, 200))) + chance.integers(0, 20, (200, 240, 3))).astype(
+            np.uint8
+        )
     )
     lossless = written([noisy], "JPEG2000")
     before, after = shown(lossless)[0], shown(anonymized(lossless).content)[0]
     assert np.array_equal(after[40:], before[40:])
     for irreversible in (False, True):
-        lossy = written([noisy], "JPEG2000", quality_mode="rates", quality_layers=[20], irreversible=irreversible)
+        lossy = written(
+            [noisy],
+            "JPEG2000",
+            quality_mode="rates",
+            quality_layers=[20],
+            irreversible=irreversible,
+        )
         assert len(anonymized(lossy).content) < 1.5 * len(lossy) < len(lossless)
 
 
@@ -445,8 +499,17 @@ def test_a_bmp_with_transparency_is_refused_and_one_with_an_idle_alpha_channel_i
         pixels[..., 3] = alpha
         order = np.ascontiguousarray(pixels[::-1, :, [2, 1, 0, 3]]).tobytes()
         masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-        info = struct.pack("<IiiHHIIiiII", 108, 48, 40, 1, 32, 3, len(order), 0, 0, 0, 0) + masks + bytes(52)
-        content = b"BM" + struct.pack("<IHHI", 14 + len(info) + len(order), 0, 0, 14 + len(info)) + info + order
+        info = (
+            struct.pack("<IiiHHIIiiII", 108, 48, 40, 1, 32, 3, len(order), 0, 0, 0, 0)
+            + masks
+            + bytes(52)
+        )
+        content = (
+            b"BM"
+            + struct.pack("<IHHI", 14 + len(info) + len(order), 0, 0, 14 + len(info))
+            + info
+            + order
+        )
         if outcome:
             assert opened(anonymized(content).content).format == outcome
         else:

@@ -1,4 +1,6 @@
-"""Pictures in and out: formats, orientation, colour, limits, and that damage is never taken for a picture."""
+"""Pictures in and out: formats, orientation, colour, limits, and that damage is never taken for a
+picture.
+"""
 
 import io
 import struct
@@ -27,7 +29,12 @@ def profile(mode="RGB", *tags):
     for name, content in tags:
         entries.append((name, 132 + 12 * (count + len(tags)) + len(body), len(content)))
         body += content + bytes(-len(content) % 4)
-    whole = SRGB[:128] + len(entries).to_bytes(4) + b"".join(struct.pack(">4sII", *entry) for entry in entries) + body
+    whole = (
+        SRGB[:128]
+        + len(entries).to_bytes(4)
+        + b"".join(struct.pack(">4sII", *entry) for entry in entries)
+        + body
+    )
     space = {"L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY", "CMYK": b"CMYK"}.get(mode, b"RGB ")
     return len(whole).to_bytes(4) + whole[4:16] + space + whole[20:]
 
@@ -38,15 +45,26 @@ CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 
 
 def scene(mode="RGB", width=90, height=60):
-    """A smooth picture that is different at each corner; its transparency, if any, is full at the left."""
+    """A smooth picture that is different at each corner; its transparency, if any, is full at the
+    left.
+    """
     y, x = np.mgrid[:height, :width]
-    planes = [x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height), 255 - x * 120 // width]
+    planes = [
+        x * 255 // width,
+        y * 255 // height,
+        (x + y) * 255 // (width + height),
+        255 - x * 120 // width,
+    ]
     if mode == "I;16":
         return Image.fromarray((planes[0] * 200 + planes[1]).astype(np.uint16))
     pixels = np.stack(planes[: CHANNELS[mode]], axis=-1).astype(np.uint8)
     if mode in ("LA", "RGBA"):
         pixels[..., -1] = planes[0]
-    return Image.fromarray(pixels[..., 0]) if mode == "L" else Image.fromarray(pixels, mode if mode == "CMYK" else None)
+    return (
+        Image.fromarray(pixels[..., 0])
+        if mode == "L"
+        else Image.fromarray(pixels, mode if mode == "CMYK" else None)
+    )
 
 
 def written(image, form, **options):
@@ -68,7 +86,9 @@ def decoded(content, max_pixels=MANY):
 
 
 def round_trip(content):
-    """The picture, its only frame, and the file that is made of a copy of that: as if it had been masked."""
+    """The picture, its only frame, and the file that is made of a copy of that: as if it had been
+    masked.
+    """
     picture = images.decode(content, MANY)
     (frame,) = picture.frames
     return picture, frame, images.encode(picture, [frame.pixels.copy()])
@@ -77,7 +97,8 @@ def round_trip(content):
 def png(*chunks):
     """A PNG file of `chunks`, (name, body), with checksums."""
     parts = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -116,7 +137,8 @@ COST = {
     "JPEG 2000": 3,
 }  # times the memory of others
 
-# --- round trips ----------------------------------------------------------------------------------------------
+# --- round trips
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -161,7 +183,9 @@ def test_a_progressive_jpeg_finer_than_pillow_can_write_is_written_baseline():
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("with_profile", [False, True], ids=["no profile", "profile"])
 def test_a_png_keeps_every_pixel_and_its_depth(mode, with_profile):
-    content = written(scene(mode), "PNG", **({"icc_profile": profile(mode)} if with_profile else {}))
+    content = written(
+        scene(mode), "PNG", **({"icc_profile": profile(mode)} if with_profile else {})
+    )
     picture, frame, again = round_trip(content)
     expected = np.array(opened(content))
     if mode in ("LA", "RGBA"):
@@ -209,7 +233,9 @@ def test_a_png_with_a_transparent_colour_becomes_one_with_alpha(mode):
     assert alpha.sum() == 255
 
 
-@pytest.mark.parametrize("kept", [None, PROFILE, LARGE], ids=["no profile", "profile", "large profile"])
+@pytest.mark.parametrize(
+    "kept", [None, PROFILE, LARGE], ids=["no profile", "profile", "large profile"]
+)
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_a_lossless_webp_keeps_every_pixel(mode, kept):
     content = written(scene(mode), "WEBP", lossless=True, **({"icc_profile": kept} if kept else {}))
@@ -239,12 +265,18 @@ def test_decoding_what_was_encoded_gives_the_same_kind_again(name):
     picture, frame, again = round_trip(FILES[name])
     twice = images.decode(again, MANY)
     (same,) = twice.frames
-    assert (same.mode, twice.format, same.pixels.shape) == (frame.mode, picture.format, frame.pixels.shape)
+    assert (same.mode, twice.format, same.pixels.shape) == (
+        frame.mode,
+        picture.format,
+        frame.pixels.shape,
+    )
     assert same.pixels.dtype == frame.pixels.dtype
     assert twice.encoding | {"rate": 0} == picture.encoding | {"rate": 0}
 
 
-@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB")])
+@pytest.mark.parametrize(
+    ("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("WEBP", "RGB")]
+)
 def test_a_colour_profile_is_kept(form, mode):
     _, _, again = round_trip(written(scene(mode), form, icc_profile=profile(mode)))
     assert opened(again).info["icc_profile"] == profile(mode)
@@ -263,7 +295,8 @@ def test_what_is_encoded_is_the_pixels_given():
     assert not np.asarray(opened(images.encode(picture, [black]))).any()
 
 
-# --- orientation ----------------------------------------------------------------------------------------------
+# --- orientation
+# ----------------------------------------------------------------------------------------------
 
 # How a picture lies in the file, by EXIF orientation (Exif 2.32, tag 0x0112).
 LYING = {
@@ -280,7 +313,8 @@ LYING = {
 
 @pytest.mark.parametrize("orientation", LYING)
 @pytest.mark.parametrize(
-    ("form", "options"), [("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True})]
+    ("form", "options"),
+    [("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True})],
 )
 def test_orientation_is_baked_into_the_pixels(form, options, orientation):
     upright = np.asarray(scene())
@@ -315,7 +349,8 @@ def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
     assert np.array_equal(frame.pixels, np.asarray(scene()))
 
 
-# --- transparency and views -----------------------------------------------------------------------------------
+# --- transparency and views
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
@@ -340,7 +375,9 @@ def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
     if mode == "RGB":
         assert np.array_equal(view, frame.pixels)
     # Brightness follows the picture's, left to right.
-    brightness = np.asarray(opened(written(scene(mode), form)).convert("RGB" if mode == "CMYK" else "F"))
+    brightness = np.asarray(
+        opened(written(scene(mode), form)).convert("RGB" if mode == "CMYK" else "F")
+    )
     wanted = brightness.reshape(60, 90, -1).mean(axis=(0, 2))
     assert np.corrcoef(view.mean(axis=(0, 2)), wanted)[0, 1] > 0.99
 
@@ -399,7 +436,8 @@ def test_a_black_16_bit_picture_has_a_view():
         assert not view.any()
 
 
-# --- what is refused ------------------------------------------------------------------------------------------
+# --- what is refused
+# ------------------------------------------------------------------------------------------
 
 
 def heic(brand=b"heic"):
@@ -476,7 +514,11 @@ def jpeg_of_size(width, height):
 def webp_of_size(width, height):
     content = bytearray(written(scene(), "WEBP", lossless=True))
     at = content.index(b"VP8L") + 9
-    bits = int.from_bytes(content[at : at + 4], "little") & ~0xFFFFFFF | (width - 1) | (height - 1) << 14
+    bits = (
+        int.from_bytes(content[at : at + 4], "little") & ~0xFFFFFFF
+        | (width - 1)
+        | (height - 1) << 14
+    )
     content[at : at + 4] = bits.to_bytes(4, "little")
     return bytes(content)
 
@@ -500,12 +542,13 @@ def test_a_bomb_is_refused_by_its_header_before_any_pixel_is_decoded(content):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_format_comes_from_the_content_alone(name):
-    assert images.decode(FILES[name], MANY).format == name.split(" ", name.count(" ") - ("2000" in name))[
-        -1
-    ].upper().replace(" ", "")
+    assert images.decode(FILES[name], MANY).format == name.split(
+        " ", name.count(" ") - ("2000" in name)
+    )[-1].upper().replace(" ", "")
 
 
-# --- damage ---------------------------------------------------------------------------------------------------
+# --- damage
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -513,7 +556,14 @@ def test_a_truncated_picture_is_unreadable(name):
     content = FILES[name]
     step = max(1, len(content) // 60)
     for offset in sorted(
-        {1, 2, 11, 24, *range(3, len(content) - 2, step), *range(len(content) - 14, len(content) - 2)}
+        {
+            1,
+            2,
+            11,
+            24,
+            *range(3, len(content) - 2, step),
+            *range(len(content) - 14, len(content) - 2),
+        }
     ):
         with pytest.raises(UnreadableImage):
             images.decode(content[:offset], MANY)
@@ -559,7 +609,9 @@ def test_a_png_with_any_wrong_byte_is_unreadable(name):
             images.decode(bytes(damaged), MANY)
 
 
-@pytest.mark.filterwarnings("ignore")  # what Pillow warns of is not an error, and must not become one here
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # what Pillow warns of is not an error, and must not become one here
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_picture_is_a_picture_or_an_error_with_a_name(name, seed):

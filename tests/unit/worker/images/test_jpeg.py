@@ -1,4 +1,6 @@
-"""JPEG segment by segment: what needs no mask keeps its compressed data bit for bit, and damage is never passed on."""
+"""JPEG segment by segment: what needs no mask keeps its compressed data bit for bit, and damage is
+never passed on.
+"""
 
 import io
 import itertools
@@ -15,7 +17,9 @@ from worker.images import jpeg
 from worker.masking.regions import MaskStyle
 
 # Pillow remarks on the broken indexes that these files have.
-pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO", "ignore:Corrupt EXIF")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Image appears to be a malformed MPO", "ignore:Corrupt EXIF"
+)
 
 SECRET = b"Erika Mustermann, 48.1371 N 11.5754 E"
 LIMITS = Limits(max_bytes=10**7, max_pixels=10**6, fetch_seconds=5)
@@ -24,7 +28,11 @@ LIMITS = Limits(max_bytes=10**7, max_pixels=10**6, fetch_seconds=5)
 def scene(mode="RGB"):
     chance = np.random.default_rng(0)
     y, x = np.mgrid[:120, :160]
-    pixels = np.stack([x + chance.integers(0, 30, x.shape), y, x // 2 + y // 2], -1).clip(0, 255).astype(np.uint8)
+    pixels = (
+        np.stack([x + chance.integers(0, 30, x.shape), y, x // 2 + y // 2], -1)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     return Image.fromarray(pixels).convert(mode)
 
 
@@ -48,13 +56,20 @@ def with_metadata(content):
         (0xFE, SECRET),
     ]
     thumbnail = b"JFXX\0\x10" + written(scene().resize((20, 15)))
-    return content[:2] + b"".join(segment(*one) for one in [*extra, (0xE0, thumbnail)]) + content[2:] + SECRET
+    return (
+        content[:2]
+        + b"".join(segment(*one) for one in [*extra, (0xE0, thumbnail)])
+        + content[2:]
+        + SECRET
+    )
 
 
 def scans(content):
     """The compressed data, and everything it needs to be decoded, in order."""
     needed = jpeg.TABLES | jpeg.FRAMES | {jpeg.SOS}
-    return [(one.marker, one.body, one.scan) for one in jpeg._segments(content) if one.marker in needed]
+    return [
+        (one.marker, one.body, one.scan) for one in jpeg._segments(content) if one.marker in needed
+    ]
 
 
 class Finds:
@@ -71,7 +86,12 @@ def anonymized(content, *boxes):
 
 
 KINDS = [
-    pytest.param(mode, progressive, restart, id=f"{mode} {'progressive' if progressive else 'baseline'} {restart}")
+    pytest.param(
+        mode,
+        progressive,
+        restart,
+        id=f"{mode} {'progressive' if progressive else 'baseline'} {restart}",
+    )
     for mode, progressive, restart in itertools.product(["L", "RGB", "CMYK"], [False, True], [0, 2])
 ]
 
@@ -86,7 +106,9 @@ def test_without_a_face_the_compressed_data_is_kept_bit_for_bit(mode, progressiv
     assert again.count(b"\xff\xd8\xff") == 1
     assert again.endswith(b"\xff\xd9")
     assert len(again) <= len(content)
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(again))), np.asarray(Image.open(io.BytesIO(content))))
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(again))), np.asarray(Image.open(io.BytesIO(content)))
+    )
 
 
 def test_what_is_cleaned_once_stays_as_it_is():
@@ -182,7 +204,12 @@ def test_a_picture_of_very_many_scans_is_refused_before_it_is_decoded():
 def test_a_picture_in_a_picture_is_not_taken_for_one():
     content = written(scene())
     at = content.index(b"\xff\xda")
-    for broken in (content[:at] + content, content[:2] + content, content[:at] + b"\xff\xd9", b"\xff\xd8\xff\xd9"):
+    for broken in (
+        content[:at] + content,
+        content[:2] + content,
+        content[:at] + b"\xff\xd9",
+        b"\xff\xd8\xff\xd9",
+    ):
         with pytest.raises((UnreadableImage, UnsupportedImage)):
             jpeg.reassembled(broken)
 

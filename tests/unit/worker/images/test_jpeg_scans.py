@@ -1,4 +1,6 @@
-"""Compressed data is kept only of a JPEG that every decoder shows alike: each coefficient is coded exactly once."""
+"""Compressed data is kept only of a JPEG that every decoder shows alike: each coefficient is coded
+exactly once.
+"""
 
 import io
 import struct
@@ -45,14 +47,24 @@ def changed(content, change):
 
 
 def gray_scan(pixels):
-    (scan,) = (s for s in jpeg.parsed(written(Image.fromarray(pixels), qtables=[[1] * 64])) if s.marker == SOS)
+    (scan,) = (
+        s
+        for s in jpeg.parsed(written(Image.fromarray(pixels), qtables=[[1] * 64]))
+        if s.marker == SOS
+    )
     return scan.scan
 
 
 def sequential(*scans, names=b"\1\2\3", first=(JFIF,), sof=SOF0):
     """A JPEG of three components, with a scan of its own for each (name, data)."""
-    tables = [s for s in jpeg.parsed(written(Image.fromarray(FLAT), qtables=[[1] * 64])) if s.marker in (DHT, DQT)]
-    frame = struct.pack(">BHHB", 8, SIDE, SIDE, len(names)) + b"".join(bytes([name, 0x11, 0]) for name in names)
+    tables = [
+        s
+        for s in jpeg.parsed(written(Image.fromarray(FLAT), qtables=[[1] * 64]))
+        if s.marker in (DHT, DQT)
+    ]
+    frame = struct.pack(">BHHB", 8, SIDE, SIDE, len(names)) + b"".join(
+        bytes([name, 0x11, 0]) for name in names
+    )
     parts = [Segment(SOS, bytes([1, name, 0, 0, 63, 0]), data) for name, data in scans]
     return joined([*first, *tables, Segment(sof, frame), *parts])
 
@@ -67,7 +79,9 @@ def decoded(content):
 
 
 def is_kept(content):
-    """Whether the compressed data is kept. What is written in its place shows what was looked at."""
+    """Whether the compressed data is kept. What is written in its place shows what was looked
+    at.
+    """
     picture = decoded(content)
     output = images.encode(picture, [frame.pixels for frame in picture.frames])
     if picture.reassembled is not None:
@@ -95,7 +109,9 @@ KEPT = {
     "names from 0": one_of_each(b"\0\1\2"),
     "Adobe": one_of_each(first=(adobe(1),)),
     "odd size": written(colours().crop((0, 0, 51, 37)), restart_marker_blocks=3),
-    "odd size, progressive": written(colours().crop((0, 0, 51, 37)), progressive=True, restart_marker_blocks=1),
+    "odd size, progressive": written(
+        colours().crop((0, 0, 51, 37)), progressive=True, restart_marker_blocks=1
+    ),
 }
 
 
@@ -140,7 +156,13 @@ SCANS = [segment for segment in PROGRESSIVE if segment.marker == SOS]
 @pytest.mark.parametrize("number", range(len(SCANS)))
 @pytest.mark.parametrize("copies", [0, 2])
 def test_a_progressive_jpeg_is_kept_only_with_each_scan_once(number, copies):
-    content = joined([s for segment in PROGRESSIVE for s in [segment] * (copies if segment is SCANS[number] else 1)])
+    content = joined(
+        [
+            s
+            for segment in PROGRESSIVE
+            for s in [segment] * (copies if segment is SCANS[number] else 1)
+        ]
+    )
     assert not jpeg_scans.all_agree(content)
     try:
         assert decoded(content).reassembled is None
@@ -148,13 +170,20 @@ def test_a_progressive_jpeg_is_kept_only_with_each_scan_once(number, copies):
         pass  # libjpeg sees by itself that something is wrong
 
 
-@pytest.mark.parametrize(("width", "kept"), [(SIDE, True), (SIDE - 15, True), (SIDE - 16, False), (SIDE - 31, False)])
+@pytest.mark.parametrize(
+    ("width", "kept"), [(SIDE, True), (SIDE - 15, True), (SIDE - 16, False), (SIDE - 31, False)]
+)
 def test_what_blocks_hold_beyond_the_edge_is_not_published(width, kept):
-    """A JPEG that was cut without being compressed anew still has what was cut off in its last blocks."""
+    """A JPEG that was cut without being compressed anew still has what was cut off in its last
+    blocks.
+    """
     whole = simplejpeg.encode_jpeg(np.asarray(colours()), colorsubsampling="411")
     sizes = struct.pack(">HH", SIDE, width)
     cut = changed(
-        whole, lambda s: [Segment(s.marker, s.body[:1] + sizes + s.body[5:]) if s.marker in jpeg.FRAMES else s]
+        whole,
+        lambda s: [
+            Segment(s.marker, s.body[:1] + sizes + s.body[5:]) if s.marker in jpeg.FRAMES else s
+        ],
     )
     assert is_kept(cut) is kept
 
@@ -166,35 +195,57 @@ def test_a_gray_jpeg_has_one_scan():
 
 def test_a_refinement_comes_after_what_it_refines():
     refinement = next(one for one in SCANS if one.body[-1] >> 4)
-    first = next(one for one in SCANS if one.body[-3:-1] == refinement.body[-3:-1] and not one.body[-1] >> 4)
+    first = next(
+        one for one in SCANS if one.body[-3:-1] == refinement.body[-3:-1] and not one.body[-1] >> 4
+    )
     swapped = {id(refinement): first, id(first): refinement}
-    assert not jpeg_scans.all_agree(joined([swapped.get(id(segment), segment) for segment in PROGRESSIVE]))
+    assert not jpeg_scans.all_agree(
+        joined([swapped.get(id(segment), segment) for segment in PROGRESSIVE])
+    )
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda s: [] if s.marker == DHT else [s], id="Huffman tables that are not there"),
-        pytest.param(lambda s: [s, Segment(DRI, b"\0\4")] if s.marker == DQT else [s], id="restarts that are missing"),
         pytest.param(
-            lambda s: [Segment(SOS, s.body, s.scan + b"\xff\xd0")] if s.marker == SOS else [s], id="a stray restart"
+            lambda s: [] if s.marker == DHT else [s], id="Huffman tables that are not there"
         ),
         pytest.param(
-            lambda s: [Segment(SOS, s.body[:-3] + b"\0\0\0", s.scan)] if s.marker == SOS else [s], id="no coefficients"
+            lambda s: [s, Segment(DRI, b"\0\4")] if s.marker == DQT else [s],
+            id="restarts that are missing",
         ),
         pytest.param(
-            lambda s: [Segment(SOS, s.body[:-1] + b"\1", s.scan)] if s.marker == SOS else [s], id="bits left out"
+            lambda s: [Segment(SOS, s.body, s.scan + b"\xff\xd0")] if s.marker == SOS else [s],
+            id="a stray restart",
         ),
         pytest.param(
-            lambda s: [Segment(SOS, b"\3\3\x11\2\x11\1\0\0\x3f\0", s.scan)] if s.marker == SOS else [s], id="order"
+            lambda s: [Segment(SOS, s.body[:-3] + b"\0\0\0", s.scan)] if s.marker == SOS else [s],
+            id="no coefficients",
         ),
         pytest.param(
-            lambda s: [Segment(SOS, b"\1\x09\0\0\x3f\0", s.scan)] if s.marker == SOS else [s], id="unknown component"
+            lambda s: [Segment(SOS, s.body[:-1] + b"\1", s.scan)] if s.marker == SOS else [s],
+            id="bits left out",
         ),
-        pytest.param(lambda s: [Segment(DQT, s.body[:9])] if s.marker == DQT else [s], id="half a table"),
-        pytest.param(lambda s: [s, Segment(DRI, b"\4")] if s.marker == DQT else [s], id="half an interval"),
         pytest.param(
-            lambda s: [Segment(SOF0, s.body[:9] + s.body[6:9] + s.body[12:])] if s.marker == SOF0 else [s],
+            lambda s: (
+                [Segment(SOS, b"\3\3\x11\2\x11\1\0\0\x3f\0", s.scan)] if s.marker == SOS else [s]
+            ),
+            id="order",
+        ),
+        pytest.param(
+            lambda s: [Segment(SOS, b"\1\x09\0\0\x3f\0", s.scan)] if s.marker == SOS else [s],
+            id="unknown component",
+        ),
+        pytest.param(
+            lambda s: [Segment(DQT, s.body[:9])] if s.marker == DQT else [s], id="half a table"
+        ),
+        pytest.param(
+            lambda s: [s, Segment(DRI, b"\4")] if s.marker == DQT else [s], id="half an interval"
+        ),
+        pytest.param(
+            lambda s: (
+                [Segment(SOF0, s.body[:9] + s.body[6:9] + s.body[12:])] if s.marker == SOF0 else [s]
+            ),
             id="two components of one name",
         ),
     ],
@@ -222,7 +273,9 @@ def test_colours_that_are_stated_after_the_picture_do_not_count():
 
 
 def test_what_is_published_of_two_scans_is_what_was_looked_at():
-    """Pillow, and most viewers, show the last one; a decoder that shows the first finds it in no byte."""
+    """Pillow, and most viewers, show the last one; a decoder that shows the first finds it in no
+    byte.
+    """
     picture = decoded(DIFFERENT["luma twice"])
     output = images.encode(picture, [frame.pixels for frame in picture.frames])
     assert y not in output

@@ -12,7 +12,12 @@ from worker.exif_fields import KEEPABLE, known_name
 from worker.settings import WorkerSettings
 
 SECRET = "Erika Mustermann"
-VALUES = {"date": "2026:11:24 08:09:10", "offset": "+01:00", "whole": 3, "ratio": IFDRational(1, 250)}
+VALUES = {
+    "date": "2026:11:24 08:09:10",
+    "offset": "+01:00",
+    "whole": 3,
+    "ratio": IFDRational(1, 250),
+}
 FORMS = ["JPEG", "PNG", "WEBP", "AVIF"]
 
 
@@ -61,13 +66,17 @@ def test_every_field_of_the_list_can_be_kept(name, same):
     assert kept(picture("JPEG"), (name,), same) == {tag: VALUES[kind]}
 
 
-@pytest.mark.parametrize("value", [SECRET, "2026:11:24 " + SECRET, b"2026", "2026-11-24 08:09:10", ""])
+@pytest.mark.parametrize(
+    "value", [SECRET, "2026:11:24 " + SECRET, b"2026", "2026-11-24 08:09:10", ""]
+)
 def test_text_that_is_no_date_is_not_kept_for_one(value):
     assert kept(picture("JPEG", {0x9003: value}), ("DateTimeOriginal",)) == {}
 
 
 @pytest.mark.parametrize("value", [SECRET, SECRET.encode()])
-@pytest.mark.parametrize("name", ["FocalLength", "Flash", "OffsetTimeOriginal", "PhotographicSensitivity"])
+@pytest.mark.parametrize(
+    "name", ["FocalLength", "Flash", "OffsetTimeOriginal", "PhotographicSensitivity"]
+)
 def test_text_is_not_kept_in_the_place_of_a_number(name, value):
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[0x9286] = value  # UserComment, renamed below to the field

@@ -1,4 +1,6 @@
-"""Metadata: of all that a file holds besides its pixels only the colour profile reaches the output."""
+"""Metadata: of all that a file holds besides its pixels only the colour profile reaches the
+output.
+"""
 
 import io
 import shutil
@@ -18,7 +20,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed 
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SECRET = b"Erika Mustermann, 48.1371 N 11.5754 E"
-KEPT_JPEG = {"SOI", "APP0 JFIF", "APP2 ICC_PROFILE", "APP14 Adobe", "DQT", "SOF0", "SOF2", "DHT", "SOS", "EOI"}
+KEPT_JPEG = {
+    "SOI",
+    "APP0 JFIF",
+    "APP2 ICC_PROFILE",
+    "APP14 Adobe",
+    "DQT",
+    "SOF0",
+    "SOF2",
+    "DHT",
+    "SOS",
+    "EOI",
+}
 KEPT_PNG = {b"IHDR", b"iCCP", b"PLTE", b"IDAT", b"IEND"}
 KEPT_WEBP = {b"VP8X", b"ICCP", b"ALPH", b"VP8 ", b"VP8L"}
 
@@ -46,9 +59,12 @@ def exif():
     block[0x013B] = SECRET.decode()  # Artist
     block.get_ifd(0x8769)[0x927C] = SECRET  # MakerNote
     block.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + SECRET  # UserComment
-    block.get_ifd(0x8825).update({1: "N", 2: (48.0, 8.0, 13.56), 3: "E", 4: (11.0, 34.0, 31.44), 29: SECRET.decode()})
+    block.get_ifd(0x8825).update(
+        {1: "N", 2: (48.0, 8.0, 13.56), 3: "E", 4: (11.0, 34.0, 31.44), 29: SECRET.decode()}
+    )
     content = bytearray(block.tobytes()[6:])
-    # The thumbnail goes into a second directory at the end (Exif 2.32, 4.5.8), which the first one names.
+    # The thumbnail goes into a second directory at the end (Exif 2.32, 4.5.8), which the first one
+    # names.
     little = content[:2] == b"II"
     form = "<" if little else ">"
     first = struct.unpack_from(form + "I", content, 4)[0]
@@ -65,7 +81,11 @@ def exif():
     return b"Exif\0\0" + bytes(content + struct.pack(form + "I", 0) + small)
 
 
-XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><dc:creator>' + SECRET + b"</dc:creator></rdf:RDF></x:xmpmeta>"
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><dc:creator>'
+    + SECRET
+    + b"</dc:creator></rdf:RDF></x:xmpmeta>"
+)
 
 
 def segment(marker, body):
@@ -75,7 +95,12 @@ def segment(marker, body):
 def iptc():
     """A by-line (IPTC-NAA 2:80) as Photoshop keeps it."""
     line = struct.pack(">BBBH", 0x1C, 2, 80, len(SECRET)) + SECRET
-    return b"Photoshop 3.0\0" + struct.pack(">4sHHI", b"8BIM", 0x0404, 0, len(line)) + line + bytes(len(line) % 2)
+    return (
+        b"Photoshop 3.0\0"
+        + struct.pack(">4sHHI", b"8BIM", 0x0404, 0, len(line))
+        + line
+        + bytes(len(line) % 2)
+    )
 
 
 def box(name, body):
@@ -98,14 +123,18 @@ def c2pa():
 
 def jpeg(mode="RGB", **options):
     """A JPEG with every kind of segment that cameras and programs add, and bytes after its end."""
-    content = written(scene(mode), "JPEG", exif=exif(), xmp=XMP, comment=SECRET, icc_profile=PROFILE, **options)
+    content = written(
+        scene(mode), "JPEG", exif=exif(), xmp=XMP, comment=SECRET, icc_profile=PROFILE, **options
+    )
     extra = b"".join(
         [
             segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + SECRET),
             segment(0xE2, b"MPF\0" + SECRET),
             segment(0xE3, b"Meta\0" + SECRET),
             segment(0xED, iptc()),
-            segment(0xEB, b"JP\0\1\0\0\0\1" + c2pa()),  # the number of a part: exiftool makes room for all before it
+            segment(
+                0xEB, b"JP\0\1\0\0\0\1" + c2pa()
+            ),  # the number of a part: exiftool makes room for all before it
             segment(0xFE, SECRET),
         ]
     )
@@ -123,7 +152,9 @@ def png(mode="RGB"):
     info.add(b"prVt", SECRET)
     info.add(b"caBX", c2pa())
     info.add(b"afTr", SECRET, after_idat=True)
-    content = written(scene(mode), "PNG", pnginfo=info, exif=exif(), icc_profile=PROFILE, dpi=(300, 300))
+    content = written(
+        scene(mode), "PNG", pnginfo=info, exif=exif(), icc_profile=PROFILE, dpi=(300, 300)
+    )
     return content + SECRET + thumbnail()
 
 
@@ -136,13 +167,21 @@ def webp(mode="RGB", **options):
 
 
 def tiff(**options):
-    """A TIFF with text, XMP, IPTC, other programs' data, a place, a second directory and bytes between and after."""
+    """A TIFF with text, XMP, IPTC, other programs' data, a place, a second directory and bytes
+    between and after.
+    """
     exif_block = Image.Exif()
     exif_block[0x010E] = exif_block[0x013B] = SECRET.decode()
     exif_block[0x02BC] = XMP
-    exif_block[0x83BB] = exif_block[0x8649] = exif_block[0xC4A5] = SECRET  # IPTC, Photoshop, PrintIM
+    exif_block[0x83BB] = exif_block[0x8649] = exif_block[0xC4A5] = (
+        SECRET  # IPTC, Photoshop, PrintIM
+    )
     exif_block.get_ifd(0x8825)[29] = SECRET.decode()
-    return written(scene(), "TIFF", exif=exif_block, icc_profile=PROFILE, **options) + SECRET + thumbnail()
+    return (
+        written(scene(), "TIFF", exif=exif_block, icc_profile=PROFILE, **options)
+        + SECRET
+        + thumbnail()
+    )
 
 
 def gif():
@@ -163,14 +202,22 @@ def jpeg2000():
     """A JPEG 2000 with a comment, a UUID box with XMP, one with EXIF, and an XML box."""
     content = written(scene(), "JPEG2000", comment=SECRET)
     boxes = [(b"uuid", bytes.fromhex("be7acfcb97a942e89c71999491e3afac") + XMP)]
-    boxes += [(b"uuid", b"JpgTiffExif->JP2" + exif()[6:]), (b"xml ", XMP), (b"free", SECRET + thumbnail())]
-    return content + b"".join(struct.pack(">I4s", 8 + len(body), name) + body for name, body in boxes)
+    boxes += [
+        (b"uuid", b"JpgTiffExif->JP2" + exif()[6:]),
+        (b"xml ", XMP),
+        (b"free", SECRET + thumbnail()),
+    ]
+    return content + b"".join(
+        struct.pack(">I4s", 8 + len(body), name) + body for name, body in boxes
+    )
 
 
 def animated(form):
     """Three frames with the metadata that the format has a place for."""
     frames = [scene(), scene().rotate(90), scene().rotate(180)]
-    return written(frames[0], form, save_all=True, append_images=frames[1:], duration=100, exif=exif(), xmp=XMP)
+    return written(
+        frames[0], form, save_all=True, append_images=frames[1:], duration=100, exif=exif(), xmp=XMP
+    )
 
 
 OTHERS = {
@@ -198,9 +245,13 @@ FILES = {
 
 
 def cleaned(content, touched=True):
-    """What is published of `content`, with pixels as if they had been masked, or the picture's own."""
+    """What is published of `content`, with pixels as if they had been masked, or the picture's
+    own.
+    """
     picture = images.decode(content, 10**6)
-    return images.encode(picture, [frame.pixels.copy() if touched else frame.pixels for frame in picture.frames])
+    return images.encode(
+        picture, [frame.pixels.copy() if touched else frame.pixels for frame in picture.frames]
+    )
 
 
 def jpeg_parts(content):
@@ -210,7 +261,9 @@ def jpeg_parts(content):
         marker, size = content[at + 1], struct.unpack_from(">H", content, at + 2)[0]
         tag = content[at + 4 : at + 2 + size].split(b"\0")[0].decode("latin-1")
         named = {0xDB: "DQT", 0xC0: "SOF0", 0xC2: "SOF2", 0xC4: "DHT", 0xFE: "COM"}
-        names.append(named.get(marker) or f"APP{marker - 0xE0} {tag[:11] if marker != 0xEE else tag[:5]}")
+        names.append(
+            named.get(marker) or f"APP{marker - 0xE0} {tag[:11] if marker != 0xEE else tag[:5]}"
+        )
         at += 2 + size
     return names, content[content.rindex(b"\xff\xd9") + 2 :]
 
@@ -279,12 +332,16 @@ def test_another_program_finds_no_metadata_in_any_output(tmp_path):
     found = {Path(path).name: tags for path, tags in leaks(sorted(tmp_path.iterdir())).items()}
     assert len(found) == 3 * len(FILES | OTHERS)
     assert [name for name, tags in found.items() if name.endswith("before") and not tags] == []
-    assert {name: tags for name, tags in found.items() if tags and not name.endswith("before")} == {}
+    assert {
+        name: tags for name, tags in found.items() if tags and not name.endswith("before")
+    } == {}
 
 
 def further_pictures():
     """A JPEG with a second picture in it (CIPA DC-007)."""
-    return written(scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40), (1, 200, 3))])
+    return written(
+        scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40), (1, 200, 3))]
+    )
 
 
 @pytest.mark.parametrize(
@@ -301,7 +358,9 @@ def further_pictures():
         (further_pictures(), "MPImage2:MPImage2"),
     ],
 )
-def test_what_another_program_finds_in_the_source_it_does_not_find_in_the_output(tmp_path, content, tag):
+def test_what_another_program_finds_in_the_source_it_does_not_find_in_the_output(
+    tmp_path, content, tag
+):
     if shutil.which("exiftool") is None:
         pytest.skip("exiftool, the independent reader of this test, is not on this machine")
     before, masked, untouched = (tmp_path / name for name in ("before", "masked", "untouched"))
@@ -325,7 +384,9 @@ def test_no_metadata_is_found_when_the_output_is_opened(name, touched):
         "icc_profile", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe", "adobe_transform", "progressive",
         "progression", "loop", "duration", "timestamp", "background",
     }  # fmt: skip
-    assert image.info.get("icc_profile") == (PROFILE if image.mode in ("RGB", "RGBA", "P") else None)
+    assert image.info.get("icc_profile") == (
+        PROFILE if image.mode in ("RGB", "RGBA", "P") else None
+    )
 
 
 @pytest.mark.parametrize("touched", [True, False], ids=["masked", "untouched"])

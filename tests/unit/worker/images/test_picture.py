@@ -1,4 +1,6 @@
-"""What faces are looked for in: a picture that uses a small part of the range is stretched, an ordinary one is not."""
+"""What faces are looked for in: a picture that uses a small part of the range is stretched, an
+ordinary one is not.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +8,9 @@ import pytest
 from worker.images import Frame
 
 SIZE = 60, 80
-FACE = np.add.outer(np.arange(SIZE[0]) * 2, np.arange(SIZE[1]) * 255 // 140).clip(0, 255)  # any picture: 0 to 255
+FACE = np.add.outer(np.arange(SIZE[0]) * 2, np.arange(SIZE[1]) * 255 // 140).clip(
+    0, 255
+)  # any picture: 0 to 255
 INNER = np.s_[4:-4]
 
 
@@ -79,7 +83,9 @@ def test_each_channel_has_a_base_and_all_the_same_contrast():
 
 
 def test_inks_that_use_a_small_range_are_stretched():
-    pixels = np.dstack([np.zeros(SIZE), np.zeros(SIZE), np.zeros(SIZE), 200 - FACE // 8]).astype(np.uint8)
+    pixels = np.dstack([np.zeros(SIZE), np.zeros(SIZE), np.zeros(SIZE), 200 - FACE // 8]).astype(
+        np.uint8
+    )
     assert len(views(pixels, "CMYK")) == 2
 
 

@@ -1,4 +1,6 @@
-"""Odd TIFFs: what is read is all that is there, and looks as libtiff's programs show it; else it is refused."""
+"""Odd TIFFs: what is read is all that is there, and looks as libtiff's programs show it; else it is
+refused.
+"""
 
 import io
 import struct
@@ -36,15 +38,23 @@ class Tiff:
         return at
 
     def directory(self, entries):
-        """Append a directory of (tag, type, values); where it is, and where the next one's place is noted."""
+        """Append a directory of (tag, type, values); where it is, and where the next one's place is
+        noted.
+        """
         code, place = ("Q", 8) if self.big else ("I", 4)
         fields = b""
         for tag, kind, values in sorted(entries):
             value = struct.pack(f"{self.order}{len(values)}{LETTERS[kind]}", *values)
             if len(value) > place:
                 value = struct.pack(self.order + code, self.data(value))
-            fields += struct.pack(f"{self.order}HH{code}", tag, kind, len(values)) + value.ljust(place, b"\0")
-        at = self.data(struct.pack(self.order + ("Q" if self.big else "H"), len(entries)) + fields + bytes(place))
+            fields += struct.pack(f"{self.order}HH{code}", tag, kind, len(values)) + value.ljust(
+                place, b"\0"
+            )
+        at = self.data(
+            struct.pack(self.order + ("Q" if self.big else "H"), len(entries))
+            + fields
+            + bytes(place)
+        )
         return at, at + (8 if self.big else 2) + len(fields)
 
     def page(self, *more, **shape):
@@ -57,7 +67,9 @@ class Tiff:
         """Append a directory that is in no chain; where it is."""
         return self.directory([*self.picture(**shape), *more])[0]
 
-    def picture(self, data=None, width=WIDTH, height=HEIGHT, bits=8, samples=1, photometric=1, fill=1):
+    def picture(
+        self, data=None, width=WIDTH, height=HEIGHT, bits=8, samples=1, photometric=1, fill=1
+    ):
         data = bytes(width * height * samples * bits // 8) if data is None else data
         return [
             (256, LONG, (width,)),
@@ -94,13 +106,16 @@ def seen(content):
 def magick(content, system_program):
     """What ImageMagick shows of a gray or palette page, RGB."""
     done = subprocess.run(
-        [system_program("convert"), "tiff:-", "-depth", "8", "rgb:-"], input=bytes(content), capture_output=True
+        [system_program("convert"), "tiff:-", "-depth", "8", "rgb:-"],
+        input=bytes(content),
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     return np.frombuffer(done.stdout, np.uint8).reshape(HEIGHT, WIDTH, 3).astype(int)
 
 
-# --- camera raws ----------------------------------------------------------------------------------------------
+# --- camera raws
+# ----------------------------------------------------------------------------------------------
 
 REDUCED = (254, LONG, (1,))
 FULL = (254, LONG, (0,))
@@ -230,13 +245,17 @@ def test_directories_that_lie_over_each_other_are_refused():
 
 
 def test_a_chain_of_many_small_directories_is_not_walked_to_its_end():
-    links = (struct.pack("<HHHIII", 1, 254, LONG, 1, 0, 8 + 18 * (number + 1)) for number in range(1_000_000))
+    links = (
+        struct.pack("<HHHIII", 1, 254, LONG, 1, 0, 8 + 18 * (number + 1))
+        for number in range(1_000_000)
+    )
     content = b"II*\0\x08\0\0\0" + b"".join(links)
     with pytest.raises(ImageTooLarge, match="pages"):
         decoded(content)
 
 
-# --- palettes of 8 bits ---------------------------------------------------------------------------------------
+# --- palettes of 8 bits
+# ---------------------------------------------------------------------------------------
 
 
 def palette(bits):
@@ -262,7 +281,9 @@ def test_a_palette_is_read_as_libtiff_reads_it(bits, factor, order, system_progr
     assert np.array_equal(frame.pixels, colours)
     assert np.abs(magick(content, system_program) - colours).max() <= 1
     other = cv2.imdecode(np.frombuffer(bytes(content), np.uint8), cv2.IMREAD_COLOR)
-    assert other is None or np.array_equal(other[..., ::-1], colours)  # None: 2 bits, which OpenCV does not read
+    assert other is None or np.array_equal(
+        other[..., ::-1], colours
+    )  # None: 2 bits, which OpenCV does not read
 
 
 def test_each_page_has_a_palette_of_its_own():
@@ -272,7 +293,10 @@ def test_each_page_has_a_palette_of_its_own():
         tiff.page((320, SHORT, colours), data=packed(RAMP, 8), photometric=3)
         expected.append(np.moveaxis(palette(8)[:, RAMP], 0, -1))
     frames = decoded(tiff.content).frames
-    assert all(np.array_equal(frame.pixels, colours) for frame, colours in zip(frames, expected, strict=True))
+    assert all(
+        np.array_equal(frame.pixels, colours)
+        for frame, colours in zip(frames, expected, strict=True)
+    )
 
 
 def test_a_palette_with_alpha_is_read_alike():
@@ -293,7 +317,8 @@ def test_a_palette_without_all_colours_is_refused():
         decoded(tiff.content)
 
 
-# --- gray -----------------------------------------------------------------------------------------------------
+# --- gray
+# -----------------------------------------------------------------------------------------------------
 
 
 UNKNOWN_TO_PILLOW = [(12, 0, "<"), (12, 0, ">"), (12, 1, ">"), (16, 0, ">")]

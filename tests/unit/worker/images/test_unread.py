@@ -1,4 +1,6 @@
-"""A file of which only a part would be read is refused: what is left out would be lost with the source."""
+"""A file of which only a part would be read is refused: what is left out would be lost with the
+source.
+"""
 
 import io
 import struct
@@ -18,7 +20,9 @@ SIZE = 48, 32
 
 def scene(number=0, size=SIZE):
     y, x = np.mgrid[: size[1], : size[0]]
-    return Image.fromarray(np.stack([x * 4, y * 4, np.full_like(x, 40 * number)], axis=-1).astype(np.uint8))
+    return Image.fromarray(
+        np.stack([x * 4, y * 4, np.full_like(x, 40 * number)], axis=-1).astype(np.uint8)
+    )
 
 
 def written(form, count=1, size=SIZE, **options):
@@ -65,14 +69,22 @@ APNG = chunks(written("PNG", 3))
     [
         pytest.param([part for part in APNG if part[0] != b"acTL"], id="no count"),
         pytest.param(
-            [(name, struct.pack(">II", 2, 0) if name == b"acTL" else body) for name, body in APNG], id="a lower count"
+            [(name, struct.pack(">II", 2, 0) if name == b"acTL" else body) for name, body in APNG],
+            id="a lower count",
         ),
         pytest.param(
-            [(name, struct.pack(">II", 1, 0) if name == b"acTL" else body) for name, body in APNG], id="a count of one"
+            [(name, struct.pack(">II", 1, 0) if name == b"acTL" else body) for name, body in APNG],
+            id="a count of one",
         ),
-        pytest.param([part for part in APNG if part[0] not in (b"acTL", b"fcTL")], id="data of frames alone"),
         pytest.param(
-            [*(part for part in APNG[:-1] if part[0] != b"acTL"), (b"acTL", struct.pack(">II", 3, 0)), APNG[-1]],
+            [part for part in APNG if part[0] not in (b"acTL", b"fcTL")], id="data of frames alone"
+        ),
+        pytest.param(
+            [
+                *(part for part in APNG[:-1] if part[0] != b"acTL"),
+                (b"acTL", struct.pack(">II", 3, 0)),
+                APNG[-1],
+            ],
             id="a count after the picture",
         ),
     ],
@@ -81,13 +93,17 @@ def test_frames_that_a_png_does_not_announce_are_not_dropped(parts):
     assert "frames" in refused(png(parts))
 
 
-@pytest.mark.parametrize("options", [{}, {"default_image": True}], ids=["frames", "and a default image"])
+@pytest.mark.parametrize(
+    "options", [{}, {"default_image": True}], ids=["frames", "and a default image"]
+)
 def test_an_apng_with_all_its_frames_is_read(options):
     assert len(decoded(written("PNG", 3, **options)).frames) == 3
 
 
 def webp(*parts):
-    body = b"".join(name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for name, part in parts)
+    body = b"".join(
+        name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for name, part in parts
+    )
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
@@ -102,7 +118,10 @@ def webp_parts(content):
 
 def test_a_second_picture_in_a_webp_is_not_dropped():
     (first,), (second,) = (webp_parts(written("WEBP", size=size)) for size in (SIZE, (96, 64)))
-    header = b"VP8X", bytes(4) + (SIZE[0] - 1).to_bytes(3, "little") + (SIZE[1] - 1).to_bytes(3, "little")
+    header = (
+        b"VP8X",
+        bytes(4) + (SIZE[0] - 1).to_bytes(3, "little") + (SIZE[1] - 1).to_bytes(3, "little"),
+    )
     assert len(decoded(webp(header, first)).frames) == 1
     assert "frames" in refused(webp(first, second))
     with pytest.raises(UnreadableImage):  # by libwebp itself
@@ -135,7 +154,8 @@ def test_frames_of_a_gif_are_all_read():
     assert len(decoded(written("GIF", 4)).frames) == 4
 
 
-# --- a larger picture -----------------------------------------------------------------------------------------
+# --- a larger picture
+# -----------------------------------------------------------------------------------------
 
 
 def indexed(*sizes):
@@ -151,7 +171,9 @@ def test_a_larger_picture_behind_a_jpeg_is_not_dropped(large):
     assert "larger" in refused(indexed(SIZE, large))
     assert "larger" in refused(indexed(SIZE, (8, 8), large))
     assert "larger" in refused(written("JPEG") + written("JPEG", size=large))
-    assert "larger" in refused(written("JPEG") + b"some trailer" + written("JPEG", size=large, progressive=True) + b"x")
+    assert "larger" in refused(
+        written("JPEG") + b"some trailer" + written("JPEG", size=large, progressive=True) + b"x"
+    )
 
 
 @pytest.mark.parametrize("small", [SIZE, SIZE[::-1], (8, 8)])
@@ -161,7 +183,12 @@ def test_a_picture_that_is_no_larger_is_dropped_as_documented(small):
 
 
 def test_what_only_begins_like_a_picture_behind_a_jpeg_is_no_picture():
-    trailers = [b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\xff\xff", b"\xff\xd8\xff\xe0\0\0" * 1000, b"\xff\xd8\xff\xc0\0\x0b"]
+    trailers = [
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xe0\xff\xff",
+        b"\xff\xd8\xff\xe0\0\0" * 1000,
+        b"\xff\xd8\xff\xc0\0\x0b",
+    ]
     for trailer in trailers:
         assert decoded(written("JPEG") + trailer).width == SIZE[0]
 

@@ -36,19 +36,25 @@ CORNERS = st.floats(-20, 60, width=32)
 
 @st.composite
 def boxes(draw, most=5):
-    """Boxes anywhere: within the picture, over its edges, beyond them, empty, touching and nested."""
+    """Boxes anywhere: within the picture, over its edges, beyond them, empty, touching and
+    nested.
+    """
     corners = draw(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=most))
     made = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
     if made and draw(st.booleans()):
         x1, y1, x2, y2 = made[0]
         made.append((x2, y1, x2 + 5, y2))  # touching
-        made.append(((2 * x1 + x2) / 3, (2 * y1 + y2) / 3, (x1 + 2 * x2) / 3, (y1 + 2 * y2) / 3))  # nested
+        made.append(
+            ((2 * x1 + x2) / 3, (2 * y1 + y2) / 3, (x1 + 2 * x2) / 3, (y1 + 2 * y2) / 3)
+        )  # nested
     return np.array(made, np.float32).reshape(-1, 4)
 
 
 def noise(height, width, kind="RGB", seed=0):
     channels, dtype = KINDS[kind]
-    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (height, width, *channels), dtype, True)
+    return np.random.default_rng(seed).integers(
+        0, np.iinfo(dtype).max, (height, width, *channels), dtype, True
+    )
 
 
 def hide(picture, boxes_xyxy, style, **options):
@@ -60,7 +66,9 @@ def rectangles_of(boxes_xyxy, style, width, height, **options):
 
 
 def covered(picture, boxes_xyxy, style):
-    """Which pixels are in a region, seen from what `fill` paints: black where the picture has no black."""
+    """Which pixels are in a region, seen from what `fill` paints: black where the picture has no
+    black.
+    """
     blank = np.full(picture.shape[:2], 255, np.uint8)
     return hide(blank, boxes_xyxy, replace(style, method="fill", feather=0.0)) == 0
 
@@ -76,7 +84,8 @@ def box(*sides):
     return np.array([sides], np.float32)
 
 
-# --- which region ---------------------------------------------------------------------------------------------
+# --- which region
+# ---------------------------------------------------------------------------------------------
 
 
 @given(boxes(most=3), STYLES)
@@ -99,7 +108,8 @@ def test_the_lower_part_of_a_face_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "outside", [(-20, 5, -10, 15), (100, 5, 120, 15), (5, -20, 15, -10), (5, 100, 15, 120), (5, 5, 5, 15)]
+    "outside",
+    [(-20, 5, -10, 15), (100, 5, 120, 15), (5, -20, 15, -10), (5, 100, 15, 120), (5, 5, 5, 15)],
 )
 def test_a_box_outside_the_picture_or_without_area_hides_nothing(outside):
     picture = noise(50, 50)
@@ -111,7 +121,9 @@ def test_a_box_outside_the_picture_or_without_area_hides_nothing(outside):
 def test_an_ellipse_hides_the_eyes_and_leaves_the_corners(size, region):
     some = box(20, 20, 20 + size, 20 + 1.3 * size)
     mask = covered(np.zeros((110, 110)), some, MaskStyle("fill", region, 0.1, "ellipse"))
-    assert mask[20 + int(0.26 * size) : 20 + int(0.78 * size), 20 + int(0.1 * size) : 20 + int(0.9 * size)].all()
+    assert mask[
+        20 + int(0.26 * size) : 20 + int(0.78 * size), 20 + int(0.1 * size) : 20 + int(0.9 * size)
+    ].all()
     x1, y1, x2, _ = rectangles_of(some, MaskStyle("fill", region, 0.1, "ellipse"), 110, 110)[0]
     assert not mask[y1, x1]
     assert not mask[y1, x2 - 1]
@@ -122,19 +134,31 @@ def looking(*ups, box_xyxy=(20, 20, 60, 60)):
     """A face in `box_xyxy` for each of `ups`: the way from its mouth to its eyes, in pixels."""
     x1, y1, x2, y2 = box_xyxy
     middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
-    landmarks = [[middle + np.array(up) / 2] * 2 + [middle] + [middle - np.array(up) / 2] * 2 for up in ups]
-    return Sightings.of(np.array([box_xyxy] * len(ups), np.float32), np.array(landmarks, np.float32))
+    landmarks = [
+        [middle + np.array(up) / 2] * 2 + [middle] + [middle - np.array(up) / 2] * 2 for up in ups
+    ]
+    return Sightings.of(
+        np.array([box_xyxy] * len(ups), np.float32), np.array(landmarks, np.float32)
+    )
 
 
 def test_a_tilted_face_keeps_only_the_corner_that_its_chin_is_in():
-    mask = hiding.hide(np.full((80, 80), 255, np.uint8), looking((12, -12)), MaskStyle("fill", 0.7, 0.0)) == 0
+    mask = (
+        hiding.hide(
+            np.full((80, 80), 255, np.uint8), looking((12, -12)), MaskStyle("fill", 0.7, 0.0)
+        )
+        == 0
+    )
     assert mask[20:48, 20:60].all()
     assert mask[20:60, 32:60].all()
     assert not mask[48:60, 20:32].any()
 
 
 def test_sightings_of_one_face_are_hidden_together():
-    seen = replace(Sightings.of(np.array([(10, 10, 30, 30), (12, 16, 30, 40)], np.float32)), face=np.array([0, 0]))
+    seen = replace(
+        Sightings.of(np.array([(10, 10, 30, 30), (12, 16, 30, 40)], np.float32)),
+        face=np.array([0, 0]),
+    )
     mask = hiding.hide(np.full((60, 60), 255, np.uint8), seen, MaskStyle("fill", 0.5, 0.0)) == 0
     assert mask[10:20, 10:30].all()
     assert mask[16:28, 12:30].all()
@@ -143,14 +167,17 @@ def test_sightings_of_one_face_are_hidden_together():
 
 def test_extra_areas_are_hidden_whole_and_as_they_are():
     picture = noise(60, 60)
-    hidden = hide(picture, np.zeros((0, 4), np.float32), MaskStyle("fill", 0.5, 0.3), extra=[(10, 20, 30, 50)])
+    hidden = hide(
+        picture, np.zeros((0, 4), np.float32), MaskStyle("fill", 0.5, 0.3), extra=[(10, 20, 30, 50)]
+    )
     mask = np.zeros((60, 60), bool)
     mask[20:50, 10:30] = True
     assert (hidden[mask] == 0).all()
     assert np.array_equal(hidden[~mask], picture[~mask])
 
 
-# --- what is left ---------------------------------------------------------------------------------------------
+# --- what is left
+# ---------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=80)
@@ -162,7 +189,9 @@ def test_extra_areas_are_hidden_whole_and_as_they_are():
     width=SIDES,
     height=SIDES,
 )
-def test_nothing_of_a_region_is_in_the_output_and_nothing_outside_changes(kind, some, method, style, width, height):
+def test_nothing_of_a_region_is_in_the_output_and_nothing_outside_changes(
+    kind, some, method, style, width, height
+):
     style = replace(style, method=method)
     picture, other = noise(height, width, kind, 1), noise(height, width, kind, 2)
     mask, edge = covered(picture, some, style), touched(picture, some, style)
@@ -222,7 +251,9 @@ def test_a_face_that_fills_the_picture_is_hidden_by_one_tone(kind, method, size)
     picture = noise(*size, kind)
     hidden = hide(picture, box(-5, -5, 50, 50), MaskStyle(method, 1.0, 0.0))
     assert len(np.unique(hidden)) == 1
-    assert np.array_equal(hidden, hide(noise(*size, kind, 5), box(-5, -5, 50, 50), MaskStyle(method, 1.0, 0.0)))
+    assert np.array_equal(
+        hidden, hide(noise(*size, kind, 5), box(-5, -5, 50, 50), MaskStyle(method, 1.0, 0.0))
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -236,7 +267,10 @@ def test_without_boxes_the_picture_is_an_equal_copy(method):
 @given(boxes(), STYLES)
 def test_the_same_input_gives_the_same_bytes(some, style):
     picture = noise(40, 30)
-    assert hide(picture, some, style).tobytes() == hide(np.asfortranarray(picture), some, style).tobytes()
+    assert (
+        hide(picture, some, style).tobytes()
+        == hide(np.asfortranarray(picture), some, style).tobytes()
+    )
 
 
 @given(boxes(), STYLES, st.randoms(use_true_random=False))
@@ -264,7 +298,8 @@ def test_a_read_only_picture_can_be_hidden():
     assert (hide(picture, box(5, 5, 10, 10), MaskStyle("fill", 1.0, 0.0))[5:10, 5:10] == 0).all()
 
 
-# --- surround -------------------------------------------------------------------------------------------------
+# --- surround
+# -------------------------------------------------------------------------------------------------
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), some=boxes(most=1), margin=st.floats(0, 0.5))
@@ -299,7 +334,9 @@ def test_a_border_thinner_than_the_squares_of_a_large_hole_is_filled_from_too(bo
     inside = slice(border, 700 - border)
     picture[:] = 99
     picture[inside, inside] = noise(700 - 2 * border, 700 - 2 * border)
-    hidden = hide(picture, box(border, border, 700 - border, 700 - border), MaskStyle("surround", 1.0, 0.0))
+    hidden = hide(
+        picture, box(border, border, 700 - border, 700 - border), MaskStyle("surround", 1.0, 0.0)
+    )
     assert (hidden == 99).all()
 
 
@@ -307,7 +344,10 @@ def test_an_area_far_larger_than_the_picture_costs_no_more_than_the_picture():
     tracemalloc.start()
     try:
         hidden = hide(
-            noise(90, 110), np.zeros((0, 4), np.float32), MaskStyle(feather=0.5), extra=[(-1e6, -1e6, 1e6, 1e6)]
+            noise(90, 110),
+            np.zeros((0, 4), np.float32),
+            MaskStyle(feather=0.5),
+            extra=[(-1e6, -1e6, 1e6, 1e6)],
         )
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -320,7 +360,9 @@ def test_surround_carries_a_gradient_across_the_face():
     ramp = np.repeat(np.arange(0, 200, 2, dtype=np.uint8)[None], 100, axis=0)
     style = MaskStyle("surround", 1.0, 0.0)
     hidden = hide(
-        np.where(covered(ramp, box(40, 40, 60, 60), style), 255, ramp).astype(np.uint8), box(40, 40, 60, 60), style
+        np.where(covered(ramp, box(40, 40, 60, 60), style), 255, ramp).astype(np.uint8),
+        box(40, 40, 60, 60),
+        style,
     )
     middle = hidden[50, 40:60].astype(int)
     assert (np.diff(middle) >= -2).all()
@@ -362,7 +404,9 @@ def test_regions_that_meet_are_hidden_as_one_without_a_seam_of_faces(pair):
 
 def test_a_face_at_every_edge_and_corner_is_hidden():
     style = MaskStyle("surround", 1.0, 0.0)
-    some = np.array([(x, y, x + 10, y + 10) for x in (-5, 25, 55) for y in (-5, 25, 55)], np.float32)
+    some = np.array(
+        [(x, y, x + 10, y + 10) for x in (-5, 25, 55) for y in (-5, 25, 55)], np.float32
+    )
     picture = np.full((60, 60, 3), 90, np.uint8)
     picture[covered(picture, some, style)] = 255
     assert (hide(picture, some, style) == 90).all()
@@ -370,19 +414,28 @@ def test_a_face_at_every_edge_and_corner_is_hidden():
 
 def test_fill_paints_the_black_it_is_given():
     clear = np.full((20, 20, 4), 200, np.uint8)
-    hidden = hide(clear, np.array([[5, 5, 15, 15]], np.float32), MaskStyle("fill", 1.0, 0.0), black=(0, 0, 0, 255))
+    hidden = hide(
+        clear,
+        np.array([[5, 5, 15, 15]], np.float32),
+        MaskStyle("fill", 1.0, 0.0),
+        black=(0, 0, 0, 255),
+    )
     assert hidden[10, 10].tolist() == [0, 0, 0, 255]
     assert hidden[0, 0].tolist() == [200] * 4
 
 
-# --- the soft edge --------------------------------------------------------------------------------------------
+# --- the soft edge
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_soft_edge_lies_outside_the_region_and_fades(method):
     picture = np.full((80, 80), 200, np.uint8)
     picture[30:50, 30:50] = 100
-    hard, soft = (hide(picture, box(30, 30, 50, 50), MaskStyle(method, 1.0, 0.0, feather=f)) for f in (0.0, 0.5))
+    hard, soft = (
+        hide(picture, box(30, 30, 50, 50), MaskStyle(method, 1.0, 0.0, feather=f))
+        for f in (0.0, 0.5)
+    )
     assert np.array_equal(hard[30:50, 30:50] == 0, soft[30:50, 30:50] == 0)
     assert np.array_equal(hard[:30], picture[:30])
     assert np.array_equal(soft[:19], picture[:19])
@@ -406,7 +459,8 @@ def test_the_soft_edge_is_no_wider_than_asked_for(some, style):
     assert np.array_equal(hidden[far], picture[far])
 
 
-# --- blur and pixelate ----------------------------------------------------------------------------------------
+# --- blur and pixelate
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -433,7 +487,11 @@ def test_blur_has_no_edges_where_pixelate_has():
     picture = np.repeat(np.arange(0, 240, 2, dtype=np.uint8)[None], 120, axis=0)
     steps = {
         method: np.abs(
-            np.diff(hide(picture, box(10, 10, 100, 100), MaskStyle(method, 1.0, 0.0))[50, 12:98].astype(int))
+            np.diff(
+                hide(picture, box(10, 10, 100, 100), MaskStyle(method, 1.0, 0.0))[50, 12:98].astype(
+                    int
+                )
+            )
         )
         for method in ("blur", "pixelate")
     }
@@ -452,11 +510,18 @@ def test_a_neighbours_face_is_no_part_of_a_cell(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_many_faces_in_one_large_picture_are_hidden_each_at_the_cost_of_its_own_region(method, monkeypatch):
+def test_many_faces_in_one_large_picture_are_hidden_each_at_the_cost_of_its_own_region(
+    method, monkeypatch
+):
     windows = []
     kept = METHODS[method]
-    monkeypatch.setitem(METHODS, method, lambda hole: windows.append(hole.pixels.shape) or kept(hole))
-    corners = np.array([(x, y, x + 20, y + 20) for x in range(0, 2000, 100) for y in range(0, 2000, 100)], np.float32)
+    monkeypatch.setitem(
+        METHODS, method, lambda hole: windows.append(hole.pixels.shape) or kept(hole)
+    )
+    corners = np.array(
+        [(x, y, x + 20, y + 20) for x in range(0, 2000, 100) for y in range(0, 2000, 100)],
+        np.float32,
+    )
     hide(np.zeros((2000, 2000), np.uint8), corners, MaskStyle(method))
     assert len(windows) == len(corners)
     assert max(height * width for height, width, _ in windows) <= 40 * 40
@@ -476,15 +541,20 @@ def test_hiding_a_face_leaves_its_close_neighbour_hidden(method, gap):
         assert same.mean() < 0.01
 
 
-# --- many faces -----------------------------------------------------------------------------------------------
+# --- many faces
+# -----------------------------------------------------------------------------------------------
 
 
 def crowd(seed, width, height):
-    """Up to 300 faces of one to three sightings: they overlap, touch, nest and stand alone; some lie or are unclear."""
+    """Up to 300 faces of one to three sightings: they overlap, touch, nest and stand alone; some
+    lie or are unclear.
+    """
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 301))
     corners = random.uniform(-10, max(width, height), (count, 2))
-    sides = random.choice([4, 12, 40, 150], (count, 1), p=[0.4, 0.4, 0.15, 0.05]) * random.uniform(0.5, 1.5, (count, 2))
+    sides = random.choice([4, 12, 40, 150], (count, 1), p=[0.4, 0.4, 0.15, 0.05]) * random.uniform(
+        0.5, 1.5, (count, 2)
+    )
     if random.random() < 0.4:
         corners, sides = np.floor(corners / 10) * 10, np.ceil(sides / 10) * 10
     face = np.sort(np.concatenate([np.arange(count), random.integers(0, count, count)]))
@@ -495,7 +565,9 @@ def crowd(seed, width, height):
     boxes_xyxy = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
     slack = (random.random(len(face)) * random.choice([0, 4])).astype(np.float32)
     seen = Sightings(boxes_xyxy, landmarks.astype(np.float32), slack, face)
-    extra = np.sort(random.uniform(-10, max(width, height), (int(random.integers(4)), 2, 2)), axis=1).reshape(-1, 4)
+    extra = np.sort(
+        random.uniform(-10, max(width, height), (int(random.integers(4)), 2, 2)), axis=1
+    ).reshape(-1, 4)
     return seen, extra.tolist()
 
 
@@ -515,7 +587,10 @@ def groups_one_by_one(everything, style):
             near = [
                 face
                 for face in left
-                if around[face][0] < x2 and x1 < around[face][2] and around[face][1] < y2 and y1 < around[face][3]
+                if around[face][0] < x2
+                and x1 < around[face][2]
+                and around[face][1] < y2
+                and y1 < around[face][3]
             ]
             left = [face for face in left if face not in near]
             edge += near
@@ -561,9 +636,12 @@ def test_faces_of_a_crowd_are_hidden_as_if_each_was_compared_with_each(seed):
     )
     picture = noise(height, width, sorted(KINDS)[seed % 5], seed)
     everything = regions.regions(seen, style, width, height, extra)
-    assert [rows.tolist() for rows in hiding._groups(everything, style)] == groups_one_by_one(everything, style)
+    assert [rows.tolist() for rows in hiding._groups(everything, style)] == groups_one_by_one(
+        everything, style
+    )
     assert np.array_equal(
-        hiding.hide(picture, seen, style, extra=extra), hidden_one_by_one(picture, seen, style, extra)
+        hiding.hide(picture, seen, style, extra=extra),
+        hidden_one_by_one(picture, seen, style, extra),
     )
 
 
@@ -571,7 +649,9 @@ def test_faces_of_a_crowd_are_hidden_as_if_each_was_compared_with_each(seed):
 def test_eyes_of_a_crowd_are_hidden_as_if_each_was_compared_with_each_region(seed):
     seen, extra = crowd(seed, 300, 200)
     some = crowd(seed + 1000, 300, 200)[0]
-    hidden = regions.regions(some, MaskStyle(region=1.0, shape="ellipse" if seed % 2 else "rectangle"), 300, 200, extra)
+    hidden = regions.regions(
+        some, MaskStyle(region=1.0, shape="ellipse" if seed % 2 else "rectangle"), 300, 200, extra
+    )
     bands = regions.eye_bands(seen).clip(0, [300, 200] * 2)
     exposed = set()
     for face, (x1, y1, x2, y2) in zip(seen.face.tolist(), bands, strict=True):
@@ -596,7 +676,9 @@ APART = tiles(60, 40, 10, 20)
 
 
 @pytest.mark.parametrize("method", INDEPENDENT)
-@pytest.mark.parametrize(("some", "groups"), [(WALL, 1), (APART, len(APART))], ids=["a wall", "apart"])
+@pytest.mark.parametrize(
+    ("some", "groups"), [(WALL, 1), (APART, len(APART))], ids=["a wall", "apart"]
+)
 @pytest.mark.parametrize("feather", [0.0, 0.2])
 def test_nothing_of_thousands_of_faces_is_left(some, groups, method, feather):
     style = MaskStyle(method, 1.0, 0.0, feather=feather)
@@ -607,13 +689,18 @@ def test_nothing_of_thousands_of_faces_is_left(some, groups, method, feather):
 
     hidden = hide(picture, some, style)
 
-    assert len(hiding._groups(regions.regions(Sightings.of(some), style, width, height), style)) == groups
+    assert (
+        len(hiding._groups(regions.regions(Sightings.of(some), style, width, height), style))
+        == groups
+    )
     assert np.array_equal(hidden, hide(other, some, style))
     assert mask.sum() == len(some) * 100
 
 
 @pytest.mark.parametrize("some", [WALL, APART], ids=["a wall", "apart"])
-def test_thousands_of_faces_are_hidden_and_checked_by_looking_at_the_regions_near_each(some, monkeypatch):
+def test_thousands_of_faces_are_hidden_and_checked_by_looking_at_the_regions_near_each(
+    some, monkeypatch
+):
     considered = []
     kept = regions.covered_pixels
 

@@ -31,13 +31,17 @@ CORNERS = st.floats(-20, 60, width=32)
 
 @st.composite
 def boxes(draw, most=5):
-    """Boxes anywhere: within the picture, over its edges, beyond them, empty, touching and nested."""
+    """Boxes anywhere: within the picture, over its edges, beyond them, empty, touching and
+    nested.
+    """
     corners = draw(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=most))
     made = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
     if made and draw(st.booleans()):
         x1, y1, x2, y2 = made[0]
         made.append((x2, y1, x2 + 5, y2))  # touching
-        made.append(((2 * x1 + x2) / 3, (2 * y1 + y2) / 3, (x1 + 2 * x2) / 3, (y1 + 2 * y2) / 3))  # nested
+        made.append(
+            ((2 * x1 + x2) / 3, (2 * y1 + y2) / 3, (x1 + 2 * x2) / 3, (y1 + 2 * y2) / 3)
+        )  # nested
     return np.array(made, np.float32).reshape(-1, 4)
 
 
@@ -69,7 +73,9 @@ def test_regions_are_whole_pixels_within_the_picture(some, style, width, height)
         (0.95, 0.25, (15, 0, 45, 48)),
     ],
 )
-def test_a_region_is_the_top_of_the_box_and_only_a_full_one_is_widened_below(region, margin, expected):
+def test_a_region_is_the_top_of_the_box_and_only_a_full_one_is_widened_below(
+    region, margin, expected
+):
     found = rectangles_of(box(20, 10, 40, 50), MaskStyle("fill", region, margin), 100, 100)
     assert found.tolist() == [list(expected)]
 
@@ -83,8 +89,12 @@ def looking(*ups, box_xyxy=(20, 20, 60, 60)):
     """A face in `box_xyxy` for each of `ups`: the way from its mouth to its eyes, in pixels."""
     x1, y1, x2, y2 = box_xyxy
     middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
-    landmarks = [[middle + np.array(up) / 2] * 2 + [middle] + [middle - np.array(up) / 2] * 2 for up in ups]
-    return Sightings.of(np.array([box_xyxy] * len(ups), np.float32), np.array(landmarks, np.float32))
+    landmarks = [
+        [middle + np.array(up) / 2] * 2 + [middle] + [middle - np.array(up) / 2] * 2 for up in ups
+    ]
+    return Sightings.of(
+        np.array([box_xyxy] * len(ups), np.float32), np.array(landmarks, np.float32)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +136,11 @@ def test_an_edge_that_may_be_wrong_is_hidden_as_far_as_it_may_be():
     top = regions.regions(seen, MaskStyle("fill", 0.5, 0.1), 100, 100).rectangles
     full = regions.regions(seen, MaskStyle("fill", 1.0, 0.1), 100, 100).rectangles
     wide = regions.regions(seen, MaskStyle("fill", 1.0, 0.5), 100, 100).rectangles
-    assert (top.tolist(), full.tolist(), wide.tolist()) == ([[14, 14, 46, 36]], [[14, 14, 46, 46]], [[10, 10, 50, 50]])
+    assert (top.tolist(), full.tolist(), wide.tolist()) == (
+        [[14, 14, 46, 36]],
+        [[14, 14, 46, 46]],
+        [[10, 10, 50, 50]],
+    )
 
 
 def test_of_a_face_cut_by_the_edge_the_top_of_what_shows_is_hidden_too():
@@ -140,7 +154,9 @@ def with_eyes(left, right, mouth, box_xyxy):
     """A face in `box_xyxy` with its eyes and the middle of its mouth at these points."""
     nose = (np.add(left, right) / 2 + mouth) / 2
     landmarks = np.array([[left, right, nose, mouth, mouth]], np.float32)
-    return Detections(box(*box_xyxy), np.ones(1, np.float32), Sightings.of(box(*box_xyxy), landmarks))
+    return Detections(
+        box(*box_xyxy), np.ones(1, np.float32), Sightings.of(box(*box_xyxy), landmarks)
+    )
 
 
 def whole(*boxes_xyxy):
@@ -163,13 +179,17 @@ def test_the_eyes_are_where_the_landmarks_say_or_where_they_usually_are(seen, ex
     assert regions.eye_bands(seen).round(4).tolist() == [list(expected)]
 
 
-@pytest.mark.parametrize("up", [(0, -16), (5, -16), (16, 0), (0, 16), (12, -12), (0, -2), (math.nan, math.nan)])
+@pytest.mark.parametrize(
+    "up", [(0, -16), (5, -16), (16, 0), (0, 16), (12, -12), (0, -2), (math.nan, math.nan)]
+)
 @pytest.mark.parametrize("region", [0.5, 0.7, 1.0])
 @pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
 def test_what_a_face_is_hidden_with_hides_its_eyes(up, region, shape):
     seen = looking(up)
     hidden = regions.regions(seen, MaskStyle("fill", region, 0.1, shape), 100, 100)
-    assert regions.eyes_hidden(Detections(seen.boxes_xyxy, np.ones(1, np.float32), seen), hidden, 100, 100).all()
+    assert regions.eyes_hidden(
+        Detections(seen.boxes_xyxy, np.ones(1, np.float32), seen), hidden, 100, 100
+    ).all()
 
 
 @pytest.mark.parametrize(

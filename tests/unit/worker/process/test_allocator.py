@@ -1,4 +1,6 @@
-"""What a worker's threads free is given back or used again, so that its memory does not grow with their number."""
+"""What a worker's threads free is given back or used again, so that its memory does not grow with
+their number.
+"""
 
 import ctypes
 import platform
@@ -7,8 +9,12 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-can_tell = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the C library is not glibc"
+)
+can_tell = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33"
+)
 
 ARENAS = """
 import ctypes, threading

@@ -12,7 +12,13 @@ def sixteen_processors(monkeypatch):
 
 @pytest.mark.parametrize(
     ("quota", "count"),
-    [("max 100000", 16), ("200000 100000", 2), ("150000 100000", 2), ("10000 100000", 1), ("3200000 100000", 16)],
+    [
+        ("max 100000", 16),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("10000 100000", 1),
+        ("3200000 100000", 16),
+    ],
 )
 def test_a_container_has_no_more_than_its_quota(tmp_path, quota, count):
     (tmp_path / "cpu.max").write_text(quota + "\n")

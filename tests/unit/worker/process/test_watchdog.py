@@ -47,7 +47,9 @@ def test_what_fails_is_forgotten_too(watchdog, clock, exits):
     assert exits == []
 
 
-def test_what_takes_too_long_ends_the_process_with_its_name_in_the_log(watchdog, clock, exits, capsys):
+def test_what_takes_too_long_ends_the_process_with_its_name_in_the_log(
+    watchdog, clock, exits, capsys
+):
     watchdog.begin("first", "a batch", 10)
     watchdog.begin("second", "another", 60)
     clock.now += 11
@@ -88,7 +90,9 @@ time.sleep(1)
 print("still here", flush=True)
 ctypes.PyDLL(None).sleep(60)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.stdout == "still here\n"
     assert done.returncode == 1
     assert "Timeout" in done.stderr

