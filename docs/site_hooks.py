@@ -8,13 +8,13 @@ file of another kind, such as `docker/alerts.yml`, becomes a page with its text.
 import os
 import posixpath
 import re
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 from pymdownx.slugs import slugify
 from pymdownx.superfences import fence_code_format
 
@@ -41,8 +41,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.mdx_configs["pymdownx.superfences"] = {
         "custom_fences": [{"name": "mermaid", "class": "mermaid", "format": fence_code_format}]
     }
-    if MERMAID.exists():
-        config.extra_javascript.append(MERMAID_URI)
     return config
 
 
@@ -71,15 +69,23 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     return LINK.sub(replaced, markdown)
 
 
-def _linked_sources(files: Files) -> Iterator[str]:
-    """Yield each linked path of the repository that has no page or file in docs/."""
+def on_post_page(output: str, *, page: Page, **_: Any) -> str:
+    """Load the script for diagrams on the pages that have one, because it has 3 MB."""
+    if not MERMAID.exists() or '<pre class="mermaid">' not in output:
+        return output
+    script = get_relative_url(MERMAID_URI, page.url)
+    return output.replace("</head>", f'<script src="{script}"></script></head>', 1)
+
+
+def _linked_sources(files: Files) -> set[str]:
+    """Return each linked path of the repository that has no page or file in docs/."""
     found = set()
     for file in files.documentation_pages():
         for link in LINK.finditer(file.content_string):
             path = _repository_path(file.src_uri, link[1])
             if _page_of(path).startswith(f"{SOURCE_FOLDER}/"):
                 found.add(path)
-    yield from found
+    return found
 
 
 def _repository_path(page: str, link: str) -> str:
