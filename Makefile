@@ -4,6 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
+# The script that draws the diagrams of the documentation, as the npm registry has it.
+MERMAID_VERSION := 11.17.2
+MERMAID_SHA256 := 6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd
+MERMAID := .docs/mermaid-$(MERMAID_VERSION).min.js
 # Most tests wait for other processes, so three at a time keep two cores busy. A file's tests share its servers.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 SYSTEM_PROGRAMS := chromium chromedriver convert exiftool promtool
@@ -51,8 +56,24 @@ bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, table
 chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 SEED=…)
 	@$(BIN)/python -m tools.chaos
 
-docs: $(INSTALLED) ## write the generated tables of docs/formats.md and docs/settings.md
+$(DOCS_INSTALLED): requirements/docs.txt $(INSTALLED)
+	@echo 'Installing MkDocs into $(VENV) …' >&2
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@touch $@
+
+# Without npm the site is complete too, but its diagrams load Mermaid from the network.
+$(MERMAID):
+	@mkdir -p $(@D)
+	@command -v npm > /dev/null || { echo 'npm is missing: diagrams will load Mermaid from the network' >&2; exit 0; }; \
+	cd $(@D) \
+		&& npm pack --silent mermaid@$(MERMAID_VERSION) > /dev/null \
+		&& echo '$(MERMAID_SHA256)  mermaid-$(MERMAID_VERSION).tgz' | sha256sum --check --quiet \
+		&& tar -xzf mermaid-$(MERMAID_VERSION).tgz --to-stdout package/dist/mermaid.min.js > $(@F).new \
+		&& mv $(@F).new $(@F) && rm mermaid-$(MERMAID_VERSION).tgz
+
+docs: $(DOCS_INSTALLED) $(MERMAID) ## write the generated tables, and build the documentation into site/
 	@$(BIN)/python -m docs.generate
+	@NO_MKDOCS_2_WARNING=1 MERMAID=$(MERMAID) $(BIN)/mkdocs build --quiet --clean
 
 language: $(INSTALLED) ## measure docstrings, density and layout, beside other projects (SAMPLES=10)
 	@$(BIN)/python -m tools.language $(if $(SAMPLES),--samples $(SAMPLES))
@@ -85,11 +106,11 @@ audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies; asks a 
 lock: ## resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--upgrade pyproject.toml --extra dev -o requirements/dev.txt
-	for extra in worker gpu flower; do \
+	for extra in worker gpu flower docs; do \
 		uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 			-c requirements/dev.txt pyproject.toml --extra $$extra -o requirements/$$extra.txt; \
 	done
 
 clean: ## remove what the targets made here (not the model's cache)
 	@if [ -f .demo/running.json ]; then $(BIN)/python -m tools.demo stop; fi
-	rm -rf $(VENV) .audit .chaos .demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit .chaos .demo .docs build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Make the buckets that VEIL_ROUTES names, where they are missing."""
+"""Create the buckets that VEIL_ROUTES names and the store lacks."""
 
 import boto3
 from botocore.config import Config
@@ -20,4 +20,4 @@ wanted = {
 }
 for name in sorted(wanted - existing):
     s3.create_bucket(Bucket=name)
-    print(f"made bucket {name}", flush=True)
+    print(f"created bucket {name}", flush=True)

@@ -1,1 +1,1 @@
-"""Code that writes documentation."""
+"""Code that generates parts of the documentation and its site."""

@@ -1,11 +1,41 @@
-"""The documentation agrees with the code."""
+"""The documentation agrees with the code, and its links lead to files and headings."""
+
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from docs.generate import FORMATS_PAGE, SETTINGS_PAGE, generated
 from tasks.settings import PREFIX
 from worker.images.formats import FORMATS
 from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]*))?\)")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+# A path in code, such as `worker/pipeline.py`, but no pattern, such as `labels/`.
+SOURCE_PATH = re.compile(r"`((?:docker|tasks|tests|tools|training|worker)/[\w./-]*)`")
+TEST_FILE = re.compile(r"`(?:tests/[a-z/]*)?(test_\w+\.py)`")
+MAX_COLUMNS = 120
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page):
+    """Return the anchors that a repository's host and the site give to the headings of `page`."""
+    headings = HEADING.findall(FENCED.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", text).strip().lower().replace(" ", "-") for text in headings}
+
+
+def links(page):
+    """Return the file and the anchor, or None, of each link to the repository."""
+    found = LINK.findall(FENCED.sub("", page.read_text()))
+    return [(page.parent / path if path else page, anchor or None) for path, anchor in found]
 
 
 @pytest.mark.parametrize("page", [FORMATS_PAGE, SETTINGS_PAGE], ids=lambda page: page.name)
@@ -23,3 +53,59 @@ def test_every_setting_is_in_the_table():
 def test_every_format_is_in_the_table():
     text = FORMATS_PAGE.read_text()
     assert [form.name for form in FORMATS if f"| {form.title} | {form.read} |" not in text] == []
+
+
+def test_every_link_leads_to_a_file_and_a_heading():
+    dead = []
+    for page in PAGES:
+        for target, anchor in links(page):
+            if not target.exists() or (anchor is not None and anchor not in anchors(target)):
+                dead.append((name(page), str(target), anchor))
+    assert dead == []
+
+
+def test_every_path_and_every_test_in_the_text_exists():
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    missing = []
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":  # names files of earlier versions
+            continue
+        text = page.read_text()
+        missing += [
+            (name(page), path) for path in SOURCE_PATH.findall(text) if not (ROOT / path).exists()
+        ]
+        missing += [(name(page), test) for test in TEST_FILE.findall(text) if test not in tests]
+    assert missing == []
+
+
+def test_the_readme_links_every_page():
+    linked = {target.resolve() for target, _ in links(ROOT / "README.md")}
+    pages = {page for page in PAGES if page.parent != ROOT / "docs" / "adr"}
+    assert pages - linked == {ROOT / "README.md"}
+
+
+def test_the_list_of_decisions_links_every_record():
+    index = ROOT / "docs" / "adr" / "README.md"
+    linked = {target.resolve() for target, _ in links(index)}
+    assert {page for page in PAGES if page.parent == index.parent} - linked == {index}
+
+
+def test_the_site_has_every_page():
+    text = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    docs = ROOT / "docs"
+    assert [
+        page.name
+        for page in PAGES
+        if page.is_relative_to(docs) and f"'{page.relative_to(docs)}'" not in text
+    ] == []
+
+
+def test_lines_are_short_but_for_tables():
+    long = []
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            if len(line) > MAX_COLUMNS and not line.startswith("|"):
+                long.append((name(page), number))
+    assert long == []

@@ -1,6 +1,4 @@
-"""The Kubernetes examples: well formed, closed where they can be, and in agreement with the worker
-and each other.
-"""
+"""The Kubernetes examples are valid, have few privileges, and agree with the worker."""
 
 import jsonschema
 import kubernetes_validate
@@ -20,8 +18,7 @@ NAMED = {
 COUNT = {"type": "integer", "minimum": 0}
 TEXT = {"type": "string"}
 REDIS = ("address", "listName", "listLength", "databaseIndex")
-# What KEDA 2's resource definitions say of the fields that are used here; a misspelt one is
-# refused.
+# The part of KEDA 2's resource definitions for the fields in use. It refuses misspelt fields.
 KEDA = {
     "TriggerAuthentication": {
         "type": "object",
