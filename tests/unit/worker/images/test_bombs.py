@@ -1,6 +1,4 @@
-"""Files that ask for far more than they should: refused by name or decoded, in little memory and a
-bounded time.
-"""
+"""Files that demand excessive memory or time are refused by name or decoded within bounds."""
 
 import json
 import subprocess
@@ -16,11 +14,13 @@ from worker.images.formats import BY_NAME
 
 COUNT = 510
 LANES = 2
-GROWTH_MIB = 100  # that any file of VEIL_MAX_PIXELS=1000000 takes; stated in docs/reliability.md
-HANG_SECONDS = 30  # of one file, on a busy machine; a hang takes for ever
+# The memory that any file takes with VEIL_MAX_PIXELS=1000000; stated in docs/reliability.md.
+MAX_GROWTH_MIB = 100
+HANG_SECONDS = 30  # more than any file takes on a busy machine
 SECONDS = 300
 
-# In a process of its own: a crash or a hang ends it, and its peak is that of the files alone.
+# This runs in a process of its own: a crash or a hang ends only that process, and its peak memory
+# is that of the files alone.
 DECODE = """
 import faulthandler, json, re, resource, sys
 from pathlib import Path
@@ -30,7 +30,8 @@ from tests import bombs
 from worker import images
 
 def mib(name):
-    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(name + r":\\s+(\\d+) kB", status)[1]) // 1024
 
 images.decode(bombs.written("AVIF"), 10**6), images.decode(bombs.written("PNG", (900, 900)), 10**6)
 first, step, count, hang = map(int, sys.argv[1:])
@@ -86,7 +87,7 @@ def test_every_bomb_has_an_outcome_with_a_name(outcomes):
 
 
 def test_no_bomb_takes_more_memory_than_is_stated(outcomes):
-    assert [one for one in outcomes if one[2] > GROWTH_MIB] == []
+    assert [one for one in outcomes if one[2] > MAX_GROWTH_MIB] == []
 
 
 def test_bombs_are_the_same_for_the_same_seed():
