@@ -46,6 +46,7 @@ class _Sizes:
     samples of the first components; `count` is the number of all components.
     """
 
+    components: list[tuple[int, int, int]]
     right: int
     bottom: int
     left: int
@@ -55,7 +56,6 @@ class _Sizes:
     tile_left: int
     tile_top: int
     count: int
-    components: list[tuple[int, int, int]]
 
     @property
     def width(self) -> int:
@@ -167,7 +167,7 @@ def _sizes(content: bytes, start: int) -> _Sizes:
     for number in range(min(count, MAX_COMPONENTS + 1)):
         at = start + COMPONENTS_OFFSET + COMPONENT_BYTES * number
         components.append(struct.unpack_from(">3B", content, at))
-    return _Sizes(*sizes, components)
+    return _Sizes(components, *sizes)
 
 
 def _check_sizes(sizes: _Sizes) -> None:
