@@ -248,14 +248,13 @@ def _coding_style(marker: bytes, body: bytes) -> _CodingStyle:
 
     A component's coding style does not state layers: 1 stands for them.
     """
-    # COD: Scod, progression order, layers (2), component transform. COC: component, Scoc.
-    has_precincts = body[:1] != b"" and body[0] & 1
-    if marker == COD:
-        layers, parameters = int.from_bytes(body[2:4]), body[5:]
-    else:
-        layers, parameters = 1, body[2:]
+    if marker == COD:  # Scod, progression order, layers (2 bytes), component transform
+        style, layers, parameters = body[0:1], int.from_bytes(body[2:4]), body[5:]
+    else:  # the component, Scoc
+        style, layers, parameters = body[1:2], 1, body[2:]
     if len(parameters) < 5:
         raise UnreadableImage("this JPEG 2000 is damaged: its coding style ends early")
+    has_precincts = style[0] & 1
     # Levels, width and height of a code block, its style, the wavelet, the precincts (Table A.15).
     levels, block_width, block_height = parameters[:3]
     block_log2 = (block_width & 15) + (block_height & 15) + 4

@@ -196,6 +196,19 @@ def test_the_size_in_the_av1_data_counts_whatever_the_boxes_say():
         images.decode(small, MOST)
 
 
+@pytest.mark.parametrize("component", range(3))
+def test_small_precincts_of_one_component_are_refused(component):
+    content = bombs.written("JPEG2000", (990, 990), no_jp2=True)
+    assert images.decode(content, 10 * MOST).width == 990
+    at = content.index(b"\xff\x52")  # COD
+    end, levels = at + 2 + int.from_bytes(content[at + 2 : at + 4]), content[at + 9]
+    # The component, precincts, levels, code blocks, style, wavelet: precincts of 2 × 2 pixels.
+    style = bytes([component, 1]) + content[at + 9 : at + 14] + b"\x11" * (levels + 1)
+    marker = b"\xff\x53" + (len(style) + 2).to_bytes(2) + style  # COC
+    with pytest.raises(ImageTooLarge, match="precincts"):
+        images.decode(content[:end] + marker + content[end:], 10 * MOST)
+
+
 def test_the_codestream_of_a_jpeg_2000_is_not_looked_for_in_other_boxes():
     content = bombs.written("JPEG2000", (3000, 3000), "L")
     decoy = bombs.box(
