@@ -34,7 +34,7 @@ MAX_SEQUENCE_HEADER_BYTES = 1024  # that are read; all fields up to the size nee
 
 MAX_BOXES = 100_000
 MAX_ITEMS = 4096  # grids have a few hundred at most
-MAX_UNITS = 200_000  # bitstream units that are looked at
+MAX_UNITS = 200_000  # bitstream units that are read
 
 
 @dataclass

@@ -32,7 +32,7 @@ KEPT_TAGS = frozenset(
 def checked(profile: Any, mode: str) -> bytes | None:
     """Return `profile` with only its colour tags, or None if it does not fit pictures of `mode`.
 
-    None also stands for a profile that is damaged, or that is no `bytes`.
+    None also stands for a profile that is damaged or not `bytes`.
     """
     if not isinstance(profile, bytes) or len(profile) < TABLE_START:
         return None

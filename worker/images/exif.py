@@ -1,4 +1,4 @@
-"""The EXIF fields that an output keeps on request, checked by type and written anew."""
+"""The EXIF fields that an output keeps on request, checked by type and written again."""
 
 import re
 from collections.abc import Collection

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker.images import jpeg
 from worker.images.clock import Clock
-from worker.images.tiff_directories import Tag
+from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, Tag
 
 JPEG, RAW = "jpeg", "raw"  # Pillow's names of compressions
 DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
@@ -18,29 +18,9 @@ COMPRESSIONS = (RAW, "tiff_lzw", *DEFLATE, "packbits", JPEG)
 WHITE_IS_ZERO = 0  # PhotometricInterpretation
 UNSIGNED = 1  # SampleFormat
 CHUNKY, PLANAR = 1, 2  # PlanarConfiguration
-STRIPS = (Tag.STRIP_OFFSETS, Tag.STRIP_BYTE_COUNTS)
-TILES = (Tag.TILE_OFFSETS, Tag.TILE_BYTE_COUNTS)
 SPARE_BYTES = 1 << 10  # a strip or tile may unpack to this much more than its pixels need
 UNPACK_BYTES = 1 << 16  # unpacked at a time
-STRUCTURE = {
-    Tag.IMAGE_WIDTH,
-    Tag.IMAGE_LENGTH,
-    Tag.BITS_PER_SAMPLE,
-    Tag.COMPRESSION,
-    Tag.PHOTOMETRIC_INTERPRETATION,
-    Tag.FILL_ORDER,
-    Tag.STRIP_OFFSETS,
-    Tag.SAMPLES_PER_PIXEL,
-    Tag.ROWS_PER_STRIP,
-    Tag.STRIP_BYTE_COUNTS,
-    Tag.PLANAR_CONFIGURATION,
-    Tag.PREDICTOR,
-    Tag.TILE_WIDTH,
-    Tag.TILE_LENGTH,
-    Tag.TILE_OFFSETS,
-    Tag.TILE_BYTE_COUNTS,
-    Tag.EXTRA_SAMPLES,
-}
+STRUCTURE = LAYOUT.union(STRIPS, TILES)
 STRUCTURE_TYPES = {3, 4, 16}  # SHORT, LONG, LONG8
 
 

@@ -14,15 +14,8 @@ import numpy as np
 
 # The signatures that readers accept: TIFF and BigTIFF, and both with the number's bytes swapped.
 SIGNATURES = (
-    b"II*\0",
-    b"MM\0*",
-    b"II+\0",
-    b"MM\0+",
-    b"II\0*",
-    b"MM*\0",
-    b"II\0+",
-    b"MM+\0",
-)
+    b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0", b"II\0+", b"MM+\0",
+)  # fmt: skip
 BIG_TIFF = 43  # the number in a BigTIFF's signature; a plain TIFF has 42
 # struct's codes of BYTE, SHORT, LONG, IFD, LONG8 and IFD8.
 UNSIGNED_TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
@@ -64,6 +57,16 @@ class Tag(IntEnum):
     CFA_PATTERN = 33422
     ICC_PROFILE = 34675
     DNG_VERSION = 50706
+
+
+STRIPS = (Tag.STRIP_OFFSETS, Tag.STRIP_BYTE_COUNTS)
+TILES = (Tag.TILE_OFFSETS, Tag.TILE_BYTE_COUNTS)
+# The tags that say how to read the data of the strips or tiles.
+LAYOUT = {
+    Tag.IMAGE_WIDTH, Tag.IMAGE_LENGTH, Tag.BITS_PER_SAMPLE, Tag.COMPRESSION,
+    Tag.PHOTOMETRIC_INTERPRETATION, Tag.FILL_ORDER, Tag.SAMPLES_PER_PIXEL, Tag.ROWS_PER_STRIP,
+    Tag.PLANAR_CONFIGURATION, Tag.PREDICTOR, Tag.TILE_WIDTH, Tag.TILE_LENGTH, Tag.EXTRA_SAMPLES,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

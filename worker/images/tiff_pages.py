@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.errors import ImageTooLarge, UnreadableImage
-from worker.images.tiff_directories import DirectoryReader, Entry, Tag
+from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, DirectoryReader, Entry, Tag
 
 # The headers that every reader accepts: those of TIFF, and those of BigTIFF with the size of its
 # offsets.
@@ -13,7 +13,7 @@ CUT_SHORT = "this TIFF is cut short: a directory reaches beyond its end"
 
 MAX_ENTRIES = 4096  # in one directory
 MAX_PARTS = 1 << 18  # strips and tiles of all pages; Python keeps 32 bytes for each number
-MAX_DESCRIBING_VALUES = 64  # in an entry that describes the layout of the pixels
+MAX_DESCRIBING_VALUES = 64  # in an entry that describes the page
 MAX_JPEG_TABLES = 1 << 16  # bytes, which are repeated before each strip
 MAX_SHARING = 4  # bytes that all strips and tiles may name, as a multiple of the file's size
 # The pixels that the tiles of a page may cover: a multiple of the page's pixels, and some more for
@@ -21,29 +21,11 @@ MAX_SHARING = 4  # bytes that all strips and tiles may name, as a multiple of th
 MAX_TILE_COVER = 4
 MIN_TILE_COVER = 1 << 22
 SEPARATE_PLANES = 2  # PlanarConfiguration
-STRIPS = (Tag.STRIP_OFFSETS, Tag.STRIP_BYTE_COUNTS)
-TILES = (Tag.TILE_OFFSETS, Tag.TILE_BYTE_COUNTS)
-DESCRIBING = {
-    Tag.IMAGE_WIDTH,
-    Tag.IMAGE_LENGTH,
-    Tag.BITS_PER_SAMPLE,
-    Tag.COMPRESSION,
-    Tag.PHOTOMETRIC_INTERPRETATION,
-    Tag.FILL_ORDER,
-    Tag.ORIENTATION,
-    Tag.SAMPLES_PER_PIXEL,
-    Tag.ROWS_PER_STRIP,
-    Tag.X_RESOLUTION,
-    Tag.Y_RESOLUTION,
-    Tag.PLANAR_CONFIGURATION,
-    Tag.RESOLUTION_UNIT,
-    Tag.PREDICTOR,
-    Tag.TILE_WIDTH,
-    Tag.TILE_LENGTH,
-    Tag.EXTRA_SAMPLES,
-    Tag.SAMPLE_FORMAT,
+# The tags that describe the page, besides the places of its strips or tiles.
+DESCRIBING = LAYOUT | {
+    Tag.ORIENTATION, Tag.X_RESOLUTION, Tag.Y_RESOLUTION, Tag.RESOLUTION_UNIT, Tag.SAMPLE_FORMAT,
     Tag.YCBCR_SUBSAMPLING,
-}
+}  # fmt: skip
 UNIQUE = DESCRIBING.union(STRIPS, TILES)
 TAGS = UNIQUE | {Tag.JPEG_TABLES}
 

@@ -219,7 +219,7 @@ def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
 
 
 def _file_in_memory() -> IO[bytes]:
-    """Return a file of the operating system that is on no disk, or else a BytesIO."""
+    """Return a file of the operating system that is on no disk, or a BytesIO if there is none."""
     try:
         return os.fdopen(os.memfd_create("picture"), "w+b")
     except (AttributeError, OSError):  # not Linux, or not allowed
