@@ -26,11 +26,11 @@ SAMPLE_TABLES = (b"stsz", b"stco", b"co64", b"stsc")
 # The sample entry of a picture track, from its length on (14496-12, 12.1.3).
 SAMPLE_ENTRY_SIZE_OFFSET = 32
 SAMPLE_ENTRY_BYTES = 86
-AV1_CONFIGURATION_BYTES = 4  # before the bitstream units in an av1C box (AV1-ISOBMFF, 2.3.3)
-MIN_TRACK_HEADER_BYTES = 84  # of version 0 (14496-12, 8.3.2)
+AV1_CONFIGURATION_BYTES = 4  # the part of an av1C box before its units (AV1-ISOBMFF, 2.3.3)
+MIN_TRACK_HEADER_BYTES = 84  # a track header of version 0 (14496-12, 8.3.2)
 IN_FILE = 0  # the construction method of items whose offsets are in the file (14496-12, 8.11.3)
 SEQUENCE_HEADER = 1  # the type of a bitstream unit (AV1, 6.2.2)
-MAX_SEQUENCE_HEADER_BYTES = 1024  # that are read; all fields up to the size need fewer
+MAX_SEQUENCE_HEADER_BYTES = 1024  # the fields up to the size need fewer
 
 MAX_BOXES = 100_000
 MAX_ITEMS = 4096  # grids have a few hundred at most
@@ -294,7 +294,7 @@ def _measure_units(content: bytes, at: int, end: int, measured: Measured, units:
         is_forbidden, unit_type = header & 0x80, header >> 3 & 15
         has_extension, has_size = header >> 2 & 1, header >> 1 & 1
         if is_forbidden:
-            break  # no AV1: an item of another kind, such as EXIF
+            break  # an item of another kind, such as EXIF
         at += 1 + has_extension
         size = end - at
         if has_size:

@@ -31,7 +31,7 @@ MAX_DIRECTORIES = 10_000
 
 RAW_TAGS = (Tag.CFA_REPEAT_PATTERN_DIM, Tag.CFA_PATTERN, Tag.DNG_VERSION)
 RAW_PHOTOMETRICS = (32803, 34892)  # CFA (TIFF/EP), LinearRaw (DNG)
-OLD_JPEG = 6  # Compression
+OLD_JPEG = 6  # a value of Compression
 REDUCED = 1  # the bit of NewSubfileType for a smaller version of another picture in the file
 OLD_REDUCED = 2  # the same, as a value of SubfileType
 TAGS = (

@@ -70,5 +70,5 @@ def _assembled(profile: bytes, tags: list[tuple[bytes, int, int]]) -> bytes:
     header[SIZE] = (start + len(body)).to_bytes(4)
     rest = len(tags).to_bytes(4) + table + body
     if rest != profile[HEADER_BYTES:]:
-        header[PROFILE_ID] = bytes(16)  # a digest of the former content
+        header[PROFILE_ID] = bytes(16)  # the ID is a digest of the former content
     return bytes(header) + rest

@@ -11,11 +11,11 @@ PNG_BITS = 24  # the offset of the bit depth: the header is always the first chu
 PNG_SIGNATURE_BYTES = 8
 PNG_CHUNK_OVERHEAD = 12  # length, name and checksum
 RIFF_HEADER_BYTES = 12  # "RIFF", the size, "WEBP"
-ANMF_HEADER_BYTES = 16  # before the chunks of a WebP's frame (RFC 9649, 2.7.1.1)
-MIN_BMP_INFO_BYTES = 40  # BITMAPINFOHEADER, the first with planes, colours and a compression
-BMP_HEADERS_BYTES = 54  # both headers up to the number of colours, and the important colours
+ANMF_HEADER_BYTES = 16  # the part of an ANMF chunk before its chunks (RFC 9649, 2.7.1.1)
+MIN_BMP_INFO_BYTES = 40  # BITMAPINFOHEADER has planes, colours and a compression
+BMP_HEADERS_BYTES = 54  # the file header and BITMAPINFOHEADER
 MAX_BMP_COLOURS = 256
-MAX_GIF_BLOCKS = 1 << 20  # four times as many as the largest file needs: each holds 255 bytes
+MAX_GIF_BLOCKS = 1 << 20  # a block holds 255 bytes: the largest file needs a quarter of these
 MAX_GIF_COMMENT_BYTES = 1 << 20  # Pillow joins the blocks of comments one by one
 GIF_COMMENT = b"!\xfe"
 # The flags in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3).

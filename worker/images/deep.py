@@ -30,11 +30,11 @@ CONVERSIONS = {
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # gray, RGB and RGBA, by the number of channels
 PNG_SUB = 1  # the filter that stores differences from the pixel to the left
-PNG_LEVEL = 4  # of zlib
-PNG_STRIP_ROWS = 64  # filtered and compressed at a time
-TIFF_DEFLATE = 8  # Compression
-TIFF_HORIZONTAL_DIFFERENCES = 2  # Predictor
-BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # PhotometricInterpretation
+PNG_LEVEL = 4  # zlib's compression level
+PNG_STRIP_ROWS = 64  # rows that are filtered and compressed at a time
+TIFF_DEFLATE = 8  # a value of Compression
+TIFF_HORIZONTAL_DIFFERENCES = 2  # a value of Predictor
+BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # values of PhotometricInterpretation
 # ExtraSamples: colours that were multiplied by their alpha, and colours that were not.
 ASSOCIATED, UNASSOCIATED = 1, 2
 TIFF_TYPES = {"B": 7, "H": 3, "I": 4}  # UNDEFINED, SHORT and LONG, by struct's code

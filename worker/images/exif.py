@@ -13,8 +13,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")  # the formats whose outputs can hold 
 PREFIX = b"Exif\0\0"
 DATE = re.compile(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d")
 OFFSET = re.compile(r"[+-]\d\d:\d\d")
-SHORT_LIMIT = 1 << 16  # EXIF stores whole numbers in 16 bits
-RATIO_LIMIT = 1 << 31  # and numerators and denominators in 31 bits and a sign
+# EXIF stores whole numbers in 16 bits, and numerators and denominators in 31 bits and a sign.
+SHORT_LIMIT = 1 << 16
+RATIO_LIMIT = 1 << 31
 
 
 def kept(image: Any, names: Collection[str]) -> bytes | None:

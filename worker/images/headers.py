@@ -12,12 +12,12 @@ from PIL import PngImagePlugin
 from tasks.errors import ImageTooLarge, UnreadableImage
 from worker.images import avif, containers, jpeg, jpeg2000, tiff_pages
 
-MAX_CHUNKS = 1 << 18  # in a PNG or a WebP; at 1 kB each they fill the largest file
+MAX_CHUNKS = 1 << 18  # chunks of a PNG or a WebP; at 1 kB each they fill the largest file
 # Bytes of a BMP with run-length encoding, for each pixel and besides. The longest encoding takes 2
 # for each pixel and a few for each row.
 MAX_RLE_BYTES_PER_PIXEL = 4
 MAX_RLE_BYTES_BESIDES = 1 << 16
-RLE8, RLE4 = 1, 2  # biCompression
+RLE8, RLE4 = 1, 2  # values of biCompression
 OS2_HEADER_BYTES = 12  # the BMP header whose sizes have 16 bits
 # Pixels with more bits a channel count twice.
 MAX_SHALLOW_BITS = 8

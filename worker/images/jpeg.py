@@ -30,17 +30,17 @@ UNHANDLED_FRAME_HEADERS = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF}
 DNL, DHP, EXP = 0xDC, 0xDE, 0xDF
 UNHANDLED = UNHANDLED_FRAME_HEADERS | {DNL, DHP, EXP}
 EIGHT_BITS = b"\x08"  # the precision, which is the first byte of a frame header
-FRAME_SIZE_END = 5  # precision, height and width are before this offset in a frame header
+FRAME_SIZE_END = 5  # the offset after precision, height and width in a frame header
 
 # A scan ends at a marker other than a restart: at the last fill byte before it. A zero byte after
 # 0xFF is stuffing, not a marker.
 SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
-MAX_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
+MAX_SCANS = 64  # encoders write up to about 20; each is a pass over all coefficients
 MAX_FULL_SIZE_SCANS = 20  # scans of a picture of VEIL_MAX_PIXELS; smaller ones may have more
 MAX_SEGMENTS = 4096  # the longest metadata that fits into VEIL_MAX_BYTES takes 1,024
-MAX_FILL_BYTES = 1 << 20  # in one file; Pillow passes over them one by one
-MAX_EXIF_SEGMENTS = 64  # Pillow joins them one by one
+MAX_FILL_BYTES = 1 << 20  # Pillow passes over fill bytes one by one
+MAX_EXIF_SEGMENTS = 64  # Pillow joins segments of EXIF one by one
 
 # The parts of JFIF's and Adobe's segments that decoders read; a thumbnail may follow in JFIF's.
 JFIF, JFIF_BYTES, NO_JFIF_THUMBNAIL = b"JFIF\0", 12, b"\0\0"

@@ -14,26 +14,26 @@ CODESTREAM_START = b"\xff\x4f\xff\x51"  # start of codestream, then image and ti
 SOT, SOD, EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # tile-part, its data, end of codestream
 COD, COC = b"\xff\x52", b"\xff\x53"  # coding style of all components, and of one
 
-SIZES_OFFSET = 8  # of Xsiz from the start of the codestream; Csiz follows the eight sizes (A.5.1)
-COMPONENTS_OFFSET = 42  # of the first component
-COMPONENT_BYTES = 3  # depth, and the horizontal and vertical distance of its samples
-SOT_BYTES = 12  # with the marker (A.4.2)
-WAVELET_OFFSET = 13  # in COD, from the marker (A.6.1)
+# Offsets from the start of the codestream to Xsiz, which begins eight sizes and Csiz, and to the
+# first component (A.5.1).
+SIZES_OFFSET = 8
+COMPONENTS_OFFSET = 42
+COMPONENT_BYTES = 3  # the depth, and the horizontal and vertical distance of the samples
+SOT_BYTES = 12  # the marker segment at the start of a tile-part (A.4.2)
+WAVELET_OFFSET = 13  # the wavelet's offset from the marker COD (A.6.1)
 REVERSIBLE = b"\x01"
 
-MAX_COMPONENTS = 4  # colours and alpha
-MAX_TILES = 8192  # OpenJPEG keeps 6 kB for each
-MAX_MARKERS = 10_000
-MAX_TILE_PARTS = 65_536
+MAX_COMPONENTS = 4  # three colours and alpha
+MAX_TILES = 8192  # OpenJPEG keeps 6 kB for each tile
+MAX_MARKERS = 65_536 + 10_000  # one for each tile-part, and more in the main header
 MAX_LAYERS = 1000
-MAX_LEVELS = 32  # decomposition levels (Table A.15)
+MAX_LEVELS = 32  # the largest number of decomposition levels (Table A.15)
 # Code blocks and precincts must have at least 1 << MIN_AREA_LOG2 pixels on average: OpenJPEG keeps
 # up to 1 kB for each. This many may be smaller, as those of the lowest resolutions are.
 MIN_AREA_LOG2 = 8
 MAX_SMALL_AREAS = 1 << 14
 MAX_PACKETS = 1 << 21
-MAX_AREA_LOG2 = 40
-DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15, where the coding style states none
+DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style states no precincts
 # The method, precedence and approximation of a colr box with a restricted ICC profile (I.5.3.3).
 RESTRICTED_PROFILE = b"\x02\x00\x00"
 
@@ -73,7 +73,7 @@ class _Sizes:
 
     @property
     def bits(self) -> int:
-        """The largest depth of a component, without the sign."""
+        """Return the largest depth of a component, without the sign."""
         return max((depth & 0x7F) + 1 for depth, _, _ in self.components)
 
 
@@ -207,7 +207,7 @@ def _coding_styles(content: bytes, start: int) -> Iterator[_CodingStyle]:
     while at + 4 <= len(content) and content[at : at + 2] != EOC:
         marker, length = _marker(content, at)
         markers += 1
-        if markers > MAX_MARKERS + MAX_TILE_PARTS:
+        if markers > MAX_MARKERS:
             raise ImageTooLarge(f"this JPEG 2000 has over {markers - 1:,} markers: save it again")
         if marker == SOT:
             part_bytes = _tile_part_bytes(content, at)
@@ -278,7 +278,7 @@ def _check_division(style: _CodingStyle, samples: int, tile_components: int) -> 
         if level == style.levels:
             block_log2 = min(block_log2, area_log2)  # a block does not cross a precinct
     max_areas = max(MAX_SMALL_AREAS, samples >> MIN_AREA_LOG2)
-    blocks = samples >> min(block_log2, MAX_AREA_LOG2)
+    blocks = samples >> block_log2
     max_precincts = max_areas + (MAX_LEVELS + 1) * tile_components
     if style.layers > MAX_LAYERS or blocks > max_areas or precincts > max_precincts:
         raise ImageTooLarge(

@@ -18,9 +18,10 @@ ARITHMETIC = (0xC9, 0xCA)  # frame headers of JPEGs without Huffman tables
 DC, AC = 0, 1  # classes of Huffman tables
 RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 FIRST_RESTART = 0xD0
-MAX_SAMPLING_FACTOR = 4  # B.2.2
-MAX_SCAN_COMPONENTS = 4  # B.2.3
-MAX_MCU_BLOCKS = 10  # B.2.3
+# Limits of the standard (B.2.2, B.2.3).
+MAX_SAMPLING_FACTOR = 4
+MAX_SCAN_COMPONENTS = 4
+MAX_MCU_BLOCKS = 10
 # Pixels that blocks may have beyond an edge of the picture. MCUs of 16 pixels, the usual ones, have
 # at most 15.
 MAX_PADDING = 15

@@ -12,7 +12,7 @@ from worker.pixels import Array
 
 MAX_COLOURS = 256
 STRIP_ROWS = 128
-COLOURS_PER_STEP = 4096  # compared with the whole palette at a time, to bound the memory
+COLOURS_PER_STEP = 4096  # colours compared with the palette at a time, to bound the memory
 
 
 def indexed(pixels: Array, source: Array) -> Image.Image:

@@ -21,14 +21,14 @@ BLACK: dict[str, tuple[int, ...]] = {
     "RGBA;16": (0, 0, 0, 65535),
 }
 WITH_ALPHA = ("LA", "RGBA", "RGBA;16")
-RANGE_SAMPLES = 250_000  # the values, about, from which the range of a picture is computed
+RANGE_SAMPLES = 250_000  # about this many values decide the range of a picture
 # A picture that uses a small part of the range of values is stretched, and stretched again if
 # nearly all of it uses a small part of that. Each row has the share of the pixels that may be
 # below the range, and above it, and the share of the values that is small. Of 1,443 annotated
 # photographs none uses less than 0.55 of the values, and none less than 0.25 without its darkest
 # and its brightest twentieth.
 NARROW = ((0.005, 0.375), (0.05, 0.125))
-STRIP_ROWS = 256  # blended with a background at a time, so that a large picture needs no copies
+STRIP_ROWS = 256  # rows blended with a background at a time, to save memory
 WHITE_BACKGROUND, BLACK_BACKGROUND = 255, 0
 
 

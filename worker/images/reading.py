@@ -33,7 +33,7 @@ from worker.pixels import Array
 # Pillow's own limit would be raised before that of `_check_size`, whose text names the setting.
 Image.MAX_IMAGE_PIXELS = None
 
-MOST_FRAMES = 500  # the default limit
+MOST_FRAMES = 500  # the default limit of frames in one picture
 ORIENTATION = 0x0112  # Exif 2.32, table 4
 # What turns the pixels upright, by the value of Orientation.
 TURNS: dict[int, deep.Turn] = {

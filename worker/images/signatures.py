@@ -43,7 +43,7 @@ SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = tuple(
 )
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIF = "HEIF"  # any other file with a file type box (ISO/IEC 14496-12): HEIC pictures, videos
-MAX_FILE_TYPE_BYTES = 1024  # of the file type box that are read
+MAX_FILE_TYPE_BYTES = 1024  # the part of the file type box that is read
 
 
 def name_of(content: bytes) -> str | None:

@@ -15,11 +15,11 @@ from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, Tag
 JPEG, RAW = "jpeg", "raw"  # Pillow's names of compressions
 DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
 COMPRESSIONS = (RAW, "tiff_lzw", *DEFLATE, "packbits", JPEG)
-WHITE_IS_ZERO = 0  # PhotometricInterpretation
-UNSIGNED = 1  # SampleFormat
-CHUNKY, PLANAR = 1, 2  # PlanarConfiguration
+WHITE_IS_ZERO = 0  # a value of PhotometricInterpretation
+UNSIGNED = 1  # a value of SampleFormat
+CHUNKY, PLANAR = 1, 2  # values of PlanarConfiguration
 SPARE_BYTES = 1 << 10  # a strip or tile may unpack to this much more than its pixels need
-UNPACK_BYTES = 1 << 16  # unpacked at a time
+UNPACK_BYTES = 1 << 16  # bytes that are unpacked at a time
 STRUCTURE = LAYOUT.union(STRIPS, TILES)
 STRUCTURE_TYPES = {3, 4, 16}  # SHORT, LONG, LONG8
 

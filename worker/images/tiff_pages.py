@@ -11,16 +11,16 @@ from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, DirectoryReade
 HEADERS = (b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0")
 CUT_SHORT = "this TIFF is cut short: a directory reaches beyond its end"
 
-MAX_ENTRIES = 4096  # in one directory
+MAX_ENTRIES = 4096  # entries of one directory
 MAX_PARTS = 1 << 18  # strips and tiles of all pages; Python keeps 32 bytes for each number
-MAX_DESCRIBING_VALUES = 64  # in an entry that describes the page
-MAX_JPEG_TABLES = 1 << 16  # bytes, which are repeated before each strip
+MAX_DESCRIBING_VALUES = 64  # values of an entry that describes the page
+MAX_JPEG_TABLES = 1 << 16  # bytes of JPEG tables, which are repeated before each strip
 MAX_SHARING = 4  # bytes that all strips and tiles may name, as a multiple of the file's size
 # The pixels that the tiles of a page may cover: a multiple of the page's pixels, and some more for
 # small pages.
 MAX_TILE_COVER = 4
 MIN_TILE_COVER = 1 << 22
-SEPARATE_PLANES = 2  # PlanarConfiguration
+SEPARATE_PLANES = 2  # a value of PlanarConfiguration
 # The tags that describe the page, besides the places of its strips or tiles.
 DESCRIBING = LAYOUT | {
     Tag.ORIENTATION, Tag.X_RESOLUTION, Tag.Y_RESOLUTION, Tag.RESOLUTION_UNIT, Tag.SAMPLE_FORMAT,

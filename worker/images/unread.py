@@ -16,8 +16,8 @@ SAMPLE_SIZES = b"stsz\0\0\0\0"
 # The sample entry of a track; its size is TRACK_SIZE_OFFSET bytes later (14496-12, 12.1.3).
 TRACK = b"av01" + bytes(6)
 TRACK_SIZE_OFFSET = 18
-MAX_FURTHER_JPEGS = 10_000  # or byte sequences that look like the beginning of one
-MAX_FURTHER_SEGMENTS = 256  # before the frame header of a further JPEG
+MAX_FURTHER_JPEGS = 10_000  # JPEGs, or bytes that look like the beginning of one
+MAX_FURTHER_SEGMENTS = 256  # segments before the frame header of a further JPEG
 
 
 def check(form: str, image: Any, content: bytes) -> None:

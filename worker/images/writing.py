@@ -24,7 +24,9 @@ TIFF_JPEG_MODES = ("L", "RGB", "CMYK")
 DEFLATE = "tiff_adobe_deflate"
 ANIMATION_OPTIONS = ("loop", "default_image")
 NOT_DISPOSED, TO_BACKGROUND = 1, 2  # disposal methods (GIF89a, 23.c.iv)
-MAX_LOSSLESS_SIZE = 1.5  # of a JPEG 2000, as a multiple of the source's; a larger one is lossy
+# A lossless JPEG 2000 may be this many times as large as its source. If it would be larger, the
+# source was lossy.
+MAX_LOSSLESS_SIZE = 1.5
 # Keys of Picture.encoding that are not options of Pillow.
 PALETTE = "palette"  # whether the source has a palette
 RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
@@ -35,10 +37,10 @@ PROGRESSIVE = "progressive"
 def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
     """Return a file of the picture's format with `frames` in it.
 
-    There is one for each of `picture.frames`, of the same shape and dtype. Only the colour profile
-    and the EXIF fields that were asked for are written as metadata; XMP, comments, thumbnails and
-    further pictures are not part of a Picture. A JPEG keeps its compressed data if its frame is the
-    picture's own array.
+    `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the colour
+    profile and the EXIF fields that were asked for are written as metadata; XMP, comments,
+    thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed data if
+    its frame is the picture's own array.
     """
     unchanged = all(new is frame.pixels for new, frame in zip(frames, picture.frames, strict=True))
     if unchanged and picture.reassembled is not None:
