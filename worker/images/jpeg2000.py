@@ -81,8 +81,8 @@ class _Sizes:
 class _CodingStyle:
     """The part of a coding style that decides how finely the samples are divided (A.6.1, A.6.2).
 
-    `block_log2` is the logarithm of the pixels of a code block. `precincts` has one byte for each
-    resolution.
+    `layers` is 0 for the style of a component, which does not state them. `block_log2` is the
+    logarithm of the pixels of a code block. `precincts` has one byte for each resolution.
     """
 
     layers: int
@@ -121,8 +121,10 @@ def size(content: bytes) -> tuple[int, int, int]:
     sizes = _sizes(content, start)
     _check_sizes(sizes)
     samples = sizes.width * sizes.height * sizes.count
-    for style in _coding_styles(content, start):
-        _check_division(style, samples, sizes.tiles * sizes.count)
+    styles = list(_coding_styles(content, start))
+    layers = max((style.layers for style in styles), default=0)
+    for style in styles:
+        _check_division(style, layers, samples, sizes.tiles * sizes.count)
     stated_width, stated_height = _stated_size(content)
     return max(sizes.width, stated_width), max(sizes.height, stated_height), sizes.bits
 
@@ -244,14 +246,11 @@ def _tile_part_bytes(content: bytes, at: int) -> int:
 
 
 def _coding_style(marker: bytes, body: bytes) -> _CodingStyle:
-    """Return the coding style in the marker segment `body` (A.6.1, A.6.2).
-
-    A component's coding style does not state layers: 1 stands for them.
-    """
+    """Return the coding style in the marker segment `body` (A.6.1, A.6.2)."""
     if marker == COD:  # Scod, progression order, layers (2 bytes), component transform
         style, layers, parameters = body[0:1], int.from_bytes(body[2:4]), body[5:]
     else:  # the component, Scoc
-        style, layers, parameters = body[1:2], 1, body[2:]
+        style, layers, parameters = body[1:2], 0, body[2:]
     if len(parameters) < 5:
         raise UnreadableImage("this JPEG 2000 is damaged: its coding style ends early")
     has_precincts = style[0] & 1
@@ -262,11 +261,12 @@ def _coding_style(marker: bytes, body: bytes) -> _CodingStyle:
     return _CodingStyle(layers, levels, block_log2, precincts)
 
 
-def _check_division(style: _CodingStyle, samples: int, tile_components: int) -> None:
+def _check_division(style: _CodingStyle, layers: int, samples: int, tile_components: int) -> None:
     """Raise ImageTooLarge if `samples` are divided so finely that managing the parts is the cost.
 
-    The parts are layers, code blocks, precincts, and the packets that each layer has for each
-    precinct.
+    The parts are layers, code blocks, precincts, and the packets that each of the `layers` has for
+    each precinct. `layers` is the largest number in the file, because the style of a component is
+    used together with the layers of another coding style.
     """
     if style.levels > MAX_LEVELS:
         raise UnreadableImage("this JPEG 2000 is damaged: it has too many resolutions")
@@ -280,12 +280,12 @@ def _check_division(style: _CodingStyle, samples: int, tile_components: int) -> 
     max_areas = max(MAX_SMALL_AREAS, samples >> MIN_AREA_LOG2)
     blocks = samples >> block_log2
     max_precincts = max_areas + (MAX_LEVELS + 1) * tile_components
-    if style.layers > MAX_LAYERS or blocks > max_areas or precincts > max_precincts:
+    if layers > MAX_LAYERS or blocks > max_areas or precincts > max_precincts:
         raise ImageTooLarge(
             "this JPEG 2000 is cut into too many layers, blocks or precincts: "
             "save it with the defaults"
         )
-    packets = style.layers * precincts
+    packets = layers * precincts
     if packets > MAX_PACKETS:
         raise ImageTooLarge(f"this JPEG 2000 has {packets:,} packets: save it with fewer layers")
 

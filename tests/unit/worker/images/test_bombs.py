@@ -196,17 +196,29 @@ def test_the_size_in_the_av1_data_counts_whatever_the_boxes_say():
         images.decode(small, MOST)
 
 
-@pytest.mark.parametrize("component", range(3))
-def test_small_precincts_of_one_component_are_refused(component):
-    content = bombs.written("JPEG2000", (990, 990), no_jp2=True)
-    assert images.decode(content, 10 * MOST).width == 990
+def with_component_style(component, precinct_sides, layers):
+    """Return a JPEG 2000 in which one component has a coding style of its own."""
+    content = bombs.written("JPEG2000", (570, 570), no_jp2=True)
     at = content.index(b"\xff\x52")  # COD
     end, levels = at + 2 + int.from_bytes(content[at + 2 : at + 4]), content[at + 9]
-    # The component, precincts, levels, code blocks, style, wavelet: precincts of 2 × 2 pixels.
-    style = bytes([component, 1]) + content[at + 9 : at + 14] + b"\x11" * (levels + 1)
+    # The component, that precincts follow, levels, code blocks, style, wavelet, precincts.
+    style = bytes([component, 1]) + content[at + 9 : at + 14] + precinct_sides * (levels + 1)
     marker = b"\xff\x53" + (len(style) + 2).to_bytes(2) + style  # COC
+    changed = content[: at + 6] + layers.to_bytes(2) + content[at + 8 : end]
+    return changed + marker + content[end:]
+
+
+@pytest.mark.parametrize("component", range(3))
+def test_small_precincts_of_one_component_are_refused(component):
+    plain = with_component_style(component, b"\x77", 1)
+    assert images.decode(plain, MOST).width == 570
     with pytest.raises(ImageTooLarge, match="precincts"):
-        images.decode(content[:end] + marker + content[end:], 10 * MOST)
+        images.decode(with_component_style(component, b"\x11", 1), MOST)
+
+
+def test_the_precincts_of_one_component_count_for_each_layer():
+    with pytest.raises(ImageTooLarge, match="packets"):
+        images.decode(with_component_style(0, b"\x44", 1000), MOST)
 
 
 def test_the_codestream_of_a_jpeg_2000_is_not_looked_for_in_other_boxes():
