@@ -8,14 +8,17 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from tasks.errors import UnreadableImage
 
 # The signatures that readers accept: TIFF and BigTIFF, and both with the number's bytes swapped.
 SIGNATURES = (
     b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0", b"II\0+", b"MM+\0",
 )  # fmt: skip
+MAX_REPEATS = 2  # entries for each tag, on average; TIFF 6.0 allows one
 BIG_TIFF = 43  # the number in a BigTIFF's signature; a plain TIFF has 42
 # struct's codes of BYTE, SHORT, LONG, IFD, LONG8 and IFD8.
 UNSIGNED_TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
@@ -69,8 +72,7 @@ LAYOUT = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a directory.
 
     `field` holds the values themselves if they fit into it, else their offset. `size` is the number
@@ -79,7 +81,7 @@ class Entry:
 
     tag: int
     type: int
-    count: int
+    value_count: int
     field: bytes
     size: int
 
@@ -126,6 +128,7 @@ class DirectoryReader:
         """Return the directory at `offset` with its entries of `tags`.
 
         Returns None for a directory without entries, and where the file ends before the directory.
+        Raises UnreadableImage if the same tags are repeated, which would take a long time.
         """
         count = self._number(offset, self._count_bytes)
         start = offset + self._count_bytes
@@ -134,7 +137,9 @@ class DirectoryReader:
             return None
         records = np.frombuffer(self._content, self._layout, count, start)
         chosen = records[np.isin(records["tag"], list(tags))]
-        entries = tuple(self._entry(record) for record in chosen)
+        if len(chosen) > MAX_REPEATS * len(tags):
+            raise UnreadableImage("this TIFF is damaged: a directory repeats its entries")
+        entries = tuple(self._entry(*record) for record in chosen.tolist())
         return Directory(entries, count, end - offset, self._number(end, self._offset_bytes))
 
     def values(self, entry: Entry) -> tuple[int, ...]:
@@ -151,13 +156,13 @@ class DirectoryReader:
             if start + entry.size > len(self._content):
                 return ()
             stored = self._content[start : start + entry.size]
-        return struct.unpack(f"{self._order}{entry.count}{code}", stored)
+        return struct.unpack(f"{self._order}{entry.value_count}{code}", stored)
 
-    def _entry(self, record: np.void) -> Entry:
-        type_, count = int(record["type"]), int(record["count"])
+    @staticmethod
+    def _entry(tag: int, type_: int, count: int, field: bytes) -> Entry:
         code = UNSIGNED_TYPES.get(type_)
         size = struct.calcsize(f"={code}") * count if code else 0
-        return Entry(int(record["tag"]), type_, count, record["field"].tobytes(), size)
+        return Entry(tag, type_, count, field, size)
 
     def _number(self, offset: int, size: int) -> int | None:
         """Return the number of `size` bytes at `offset`, or None if the file ends before it."""

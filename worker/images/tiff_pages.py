@@ -50,7 +50,7 @@ class _Entries:
         return tag in self._entries
 
     def count(self, tag: Tag) -> int:
-        return self._entries[tag].count if tag in self._entries else 0
+        return self._entries[tag].value_count if tag in self._entries else 0
 
     def values(self, tag: Tag) -> tuple[int, ...]:
         return self._reader.values(self._entries[tag]) if tag in self._entries else ()
@@ -128,9 +128,9 @@ def _directory(reader: DirectoryReader, offset: int) -> tuple[_Entries, int | No
     for entry in directory.entries:
         if entry.tag in entries and entry.tag in UNIQUE:
             raise UnreadableImage("this TIFF is damaged: a directory has an entry twice")
-        if entry.tag in DESCRIBING and entry.count > MAX_DESCRIBING_VALUES:
+        if entry.tag in DESCRIBING and entry.value_count > MAX_DESCRIBING_VALUES:
             raise UnreadableImage(
-                f"this TIFF is damaged: an entry that describes it has {entry.count:,} values"
+                f"this TIFF is damaged: an entry that describes it has {entry.value_count:,} values"
             )
         entries.setdefault(entry.tag, entry)
     return _Entries(reader, entries), directory.next_offset
