@@ -1,4 +1,4 @@
-"""Find out whether every decoder shows the same pixels of a JPEG.
+"""Check that every decoder shows the same pixels of a JPEG.
 
 ITU-T T.81, Annexes B, F and G; T.871 (JFIF); T.872 (Adobe). libjpeg lets a later scan overwrite an
 earlier one, guesses colours and tables that are not stated, and smooths missing parts. Other
