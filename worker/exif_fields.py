@@ -1,5 +1,6 @@
-"""The EXIF fields that may be kept on request: how a picture was taken, never where, by whom or
-with which device.
+"""The EXIF fields that an output may keep on request.
+
+They say when and how a picture was taken, never where, by whom or with which device.
 """
 
 import difflib
@@ -7,8 +8,8 @@ from typing import Literal
 
 Kind = Literal["date", "offset", "whole", "ratio"]
 
-# Exif 2.32, tables 7 and 8. None holds free text, and none is in the list of what identifies a
-# person or a device.
+# Tags and types of Exif 2.32, tables 7 and 8. No field holds free text, and none is in the
+# standard's list of fields that identify a person or a device.
 KEEPABLE: dict[str, tuple[int, Kind]] = {
     "DateTimeOriginal": (0x9003, "date"),
     "OffsetTimeOriginal": (0x9011, "offset"),
@@ -28,12 +29,13 @@ KEEPABLE: dict[str, tuple[int, Kind]] = {
     "FocalLengthIn35mmFilm": (0xA405, "whole"),
     "SceneCaptureType": (0xA406, "whole"),
 }
-ALIASES = {"ISOSpeedRatings": "PhotographicSensitivity"}  # its name before Exif 2.3
+ALIASES = {"ISOSpeedRatings": "PhotographicSensitivity"}  # the name before Exif 2.3
 
 
 def known_name(name: str) -> str:
-    """`name` as Exif 2.32 has it, from any case; ValueError with a suggestion if it may not be
-    kept.
+    """Return the name in Exif 2.32 of the field `name`, which may be in any case.
+
+    Raises ValueError, with a suggestion, for a field that outputs may not keep.
     """
     names = {known.lower(): ALIASES.get(known, known) for known in (*KEEPABLE, *ALIASES)}
     if name.lower() in names:

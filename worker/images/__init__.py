@@ -1,4 +1,4 @@
-"""Bytes to pixels and back: formats, orientation, colour profile, metadata and limits."""
+"""Read and write pictures: formats, orientation, colour profiles, metadata and limits."""
 
 from worker.images.clock import DECODE_SECONDS
 from worker.images.picture import Frame, Picture

@@ -1,9 +1,8 @@
-"""Measure an AVIF without decoding it: the sizes that its boxes and its AV1 data state, and its
-number of frames.
+"""Measure an AVIF without decoding it, from its boxes and its AV1 data.
 
-ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items), AV1 Bitstream & Decoding Process Specification,
-5.3 and 5.5. A decoder reserves memory for the size in the AV1 data, whatever the boxes around it
-say.
+ISO/IEC 14496-12 (boxes); ISO/IEC 23008-12 (items); AV1-ISOBMFF; AV1 Bitstream & Decoding Process
+Specification, 5.3 and 5.5. A decoder reserves memory for the size in the AV1 data, whatever size
+the boxes state.
 """
 
 from collections.abc import Iterator
@@ -11,8 +10,10 @@ from dataclasses import dataclass, field
 
 from tasks.errors import ImageTooLarge, UnreadableImage
 
+FULL_BOX_BYTES = 4  # version and flags, at the beginning of a full box (14496-12, 4.2)
+# Boxes that hold boxes, and the number of bytes before the first of these.
 CONTAINERS = {
-    b"meta": 4,
+    b"meta": FULL_BOX_BYTES,
     b"moov": 0,
     b"trak": 0,
     b"mdia": 0,
@@ -21,15 +22,27 @@ CONTAINERS = {
     b"iprp": 0,
     b"ipco": 0,
 }
-MOST_BOXES = 100_000
-MOST_ITEMS = 4096  # grids have a few hundred at most
-MOST_UNITS = 200_000  # open bitstream units that are looked at
-SEQUENCE_HEADER = 1
+SAMPLE_TABLES = (b"stsz", b"stco", b"co64", b"stsc")
+# The sample entry of a picture track, from its length on (14496-12, 12.1.3).
+SAMPLE_ENTRY_SIZE_OFFSET = 32
+SAMPLE_ENTRY_BYTES = 86
+AV1_CONFIGURATION_BYTES = 4  # the part of an av1C box before its units (AV1-ISOBMFF, 2.3.3)
+MIN_TRACK_HEADER_BYTES = 84  # a track header of version 0 (14496-12, 8.3.2)
+IN_FILE = 0  # the construction method of items whose offsets are in the file (14496-12, 8.11.3)
+SEQUENCE_HEADER = 1  # the type of a bitstream unit (AV1, 6.2.2)
+MAX_SEQUENCE_HEADER_BYTES = 1024  # the fields up to the size need fewer
+
+MAX_BOXES = 100_000
+MAX_ITEMS = 4096  # grids have a few hundred at most
+MAX_UNITS = 200_000  # bitstream units that are read
 
 
 @dataclass
 class Measured:
-    """The largest width × height that a part of the file states, and the number of frames."""
+    """The largest width × height that a part of the file states, and the number of frames.
+
+    `extents` are the start and the end of each part that may hold AV1 data.
+    """
 
     width: int = 0
     height: int = 0
@@ -45,13 +58,30 @@ class Truncated(Exception):
     """A box or a bitstream unit ends early."""
 
 
+class _Budget:
+    """The number of parts that a file may have."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit, self._name = limit, name
+        self._remaining = limit
+
+    def spend(self) -> None:
+        """Count one part. Raises ImageTooLarge when there are too many."""
+        self._remaining -= 1
+        if self._remaining < 0:
+            raise ImageTooLarge(
+                f"this AVIF has more than {self._limit:,} {self._name}: save it again"
+            )
+
+
 class _Reader:
-    """Read numbers of whole bytes one after the other."""
+    """Reads big-endian numbers of whole bytes one after the other."""
 
     def __init__(self, content: bytes, at: int, end: int) -> None:
         self._content, self.at, self.end = content, at, end
 
     def number(self, size: int) -> int:
+        """Return the number in the next `size` bytes. Raises Truncated at the end."""
         if self.at + size > self.end:
             raise Truncated
         self.at += size
@@ -64,209 +94,221 @@ def measure(content: bytes, max_frames: int) -> Measured:
     Raises UnreadableImage for boxes that end early, ImageTooLarge for more parts than a picture
     needs.
     """
-    measured, left = Measured(), [MOST_BOXES]
+    measured = Measured()
     try:
-        _walk(content, 0, len(content), measured, left)
-        units = MOST_UNITS
-        for at, end in measured.extents:
-            units = _read_units(content, at, min(end, len(content)), measured, units)
+        _measure_boxes(content, measured)
+        units = _Budget(MAX_UNITS, "parts")
+        for start, end in measured.extents:
+            _measure_units(content, start, min(end, len(content)), measured, units)
     except Truncated:
         raise UnreadableImage("this AVIF is damaged or cut short: a box in it ends early") from None
     if measured.frames > max_frames:
         raise ImageTooLarge(
-            f"this AVIF has {measured.frames:,} frames, the limit is {max_frames:,}: raise VEIL_MAX_FRAMES"
+            f"this AVIF has {measured.frames:,} frames, the limit is {max_frames:,}: "
+            "raise VEIL_MAX_FRAMES"
         )
     if not measured.width:
         raise UnreadableImage("this AVIF is damaged: it states no size")
     return measured
 
 
-def _walk(content: bytes, at: int, end: int, measured: Measured, left: list[int]) -> None:
-    """Measure the boxes from `at` to `end`, and those in them; `left` counts down how many there
-    may be.
-    """
-    pending = [(at, end)]
+def _measure_boxes(content: bytes, measured: Measured) -> None:
+    """Measure all boxes and the boxes inside them."""
+    boxes = _Budget(MAX_BOXES, "boxes")
+    pending = [(0, len(content))]
     while pending:
         at, end = pending.pop()
-        samples: dict[bytes, tuple[int, int]] = {}
+        sample_tables: dict[bytes, tuple[int, int]] = {}
         while at + 8 <= end:
-            left[0] -= 1
-            if left[0] < 0:
-                raise ImageTooLarge(f"this AVIF has more than {MOST_BOXES:,} boxes: save it anew")
-            name, start, after = _box(content, at, end)
+            boxes.spend()
+            name, body, at = _box(content, at, end)
             if name in CONTAINERS:
-                pending.append((start + CONTAINERS[name], after))
+                pending.append((body + CONTAINERS[name], at))
             elif name in MEASURES:
-                MEASURES[name](content, start, after, measured)
+                MEASURES[name](content, body, at, measured)
             elif name in SAMPLE_TABLES:
-                samples[name] = start, after
-            at = after
-        if samples:
-            measured.extents.extend(_chunk_extents(content, samples, measured))
+                sample_tables[name] = body, at
+        if sample_tables:
+            measured.extents.extend(_sample_extents(content, sample_tables, measured))
 
 
 def _box(content: bytes, at: int, end: int) -> tuple[bytes, int, int]:
-    """Return the name of the box at `at`, and where its body begins and ends."""
-    size, name, start = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8], at + 8
-    if size == 1:
-        size, start = int.from_bytes(content[at + 8 : at + 16]), at + 16
-    after = at + size if size else end
-    if after < start or after > end:
+    """Return the name of the box at `at`, and where its body begins and ends (14496-12, 4.2)."""
+    length, name, body = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8], at + 8
+    if length == 1:
+        length, body = int.from_bytes(content[at + 8 : at + 16]), at + 16
+    after = at + length if length else end
+    if after < body or after > end:
         raise Truncated
-    return name, start, after
+    return name, body, after
 
 
-def _item_size(content: bytes, at: int, end: int, measured: Measured) -> None:
-    reader = _Reader(content, at + 4, end)
+def _measure_item(content: bytes, at: int, end: int, measured: Measured) -> None:
+    """Read the size of an item from its ispe property (23008-12, 6.5.3)."""
+    reader = _Reader(content, at + FULL_BOX_BYTES, end)
     measured.enlarge(reader.number(4), reader.number(4))
 
 
-def _configuration(_content: bytes, at: int, end: int, measured: Measured) -> None:
-    """Note the bitstream units behind the four bytes of an av1C box (AV1-ISOBMFF, 2.3.3)."""
-    measured.extents.append((at + 4, end))
+def _measure_grid(content: bytes, at: int, end: int, measured: Measured) -> None:
+    """Read the size of the picture that the tiles of a grid form (23008-12, 6.6.2.3).
 
-
-def _track_size(content: bytes, at: int, end: int, measured: Measured) -> None:
-    reader = _Reader(content, at + 8, end)
-    size = reader.number(4)
-    kind = content[reader.at : reader.at + 4]
-    if kind != b"av01" or size < 86:
-        return
-    reader = _Reader(content, at + 8 + 32, end)
-    measured.enlarge(reader.number(2), reader.number(2))
-    inner, stop = at + 8 + 86, min(at + 8 + size, end)
-    while inner + 8 <= stop:
-        length = int.from_bytes(content[inner : inner + 4])
-        if length < 8 or inner + length > stop:
-            return
-        if content[inner + 4 : inner + 8] == b"av1C":
-            measured.extents.append((inner + 12, inner + length))
-        inner += length
-
-
-def _track_header(content: bytes, at: int, end: int, measured: Measured) -> None:
-    """Read width and height, 16.16 fixed point, which are the last eight bytes."""
-    if end - at >= 84:
-        measured.enlarge(
-            *(int.from_bytes(content[place : place + 4]) >> 16 for place in (end - 8, end - 4))
-        )
-
-
-def _grid(content: bytes, at: int, end: int, measured: Measured) -> None:
-    """Read the size of the picture that a grid's tiles make together, if this is one (23008-12,
-    6.6.2.3).
+    An idat box may hold other data, which has another first byte.
     """
     if end - at < 8 or content[at] != 0 or content[at + 1] > 1:
         return
-    wide = 4 if content[at + 1] else 2
-    reader = _Reader(content, at + 4, end)
-    if end - at >= 4 + 2 * wide:
-        measured.enlarge(reader.number(wide), reader.number(wide))
+    number_bytes = 4 if content[at + 1] else 2
+    if end - at >= 4 + 2 * number_bytes:
+        reader = _Reader(content, at + 4, end)
+        measured.enlarge(reader.number(number_bytes), reader.number(number_bytes))
 
 
-def _items(content: bytes, at: int, end: int, measured: Measured) -> None:
+def _measure_track_header(content: bytes, at: int, end: int, measured: Measured) -> None:
+    """Read width and height, 16.16 fixed point: the last eight bytes (14496-12, 8.3.2)."""
+    if end - at >= MIN_TRACK_HEADER_BYTES:
+        reader = _Reader(content, end - 8, end)
+        measured.enlarge(reader.number(4) >> 16, reader.number(4) >> 16)
+
+
+def _measure_sample_entry(content: bytes, at: int, end: int, measured: Measured) -> None:
+    """Read the size and the AV1 data in the first sample entry of a track (14496-12, 8.5.2)."""
+    entry = at + FULL_BOX_BYTES + 4  # after the number of entries
+    reader = _Reader(content, entry, end)
+    length = reader.number(4)
+    name = content[reader.at : reader.at + 4]
+    if name != b"av01" or length < SAMPLE_ENTRY_BYTES:
+        return
+    reader = _Reader(content, entry + SAMPLE_ENTRY_SIZE_OFFSET, end)
+    measured.enlarge(reader.number(2), reader.number(2))
+    box, stop = entry + SAMPLE_ENTRY_BYTES, min(entry + length, end)
+    while box + 8 <= stop:
+        box_length = int.from_bytes(content[box : box + 4])
+        if box_length < 8 or box + box_length > stop:
+            return
+        if content[box + 4 : box + 8] == b"av1C":
+            measured.extents.append((box + 8 + AV1_CONFIGURATION_BYTES, box + box_length))
+        box += box_length
+
+
+def _note_configuration(_content: bytes, at: int, end: int, measured: Measured) -> None:
+    """Note the bitstream units in an av1C box."""
+    measured.extents.append((at + AV1_CONFIGURATION_BYTES, end))
+
+
+def _note_items(content: bytes, at: int, end: int, measured: Measured) -> None:
+    """Note the data of all items, from an iloc box."""
     measured.extents.extend(_item_extents(content, at, end))
 
 
 def _item_extents(content: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield where the data of the items lies; data in `idat` is no AV1."""
+    """Yield the start and the end of each item's data (14496-12, 8.11.3).
+
+    Data in an idat box is left out: it is no AV1.
+    """
     reader = _Reader(content, at, end)
     version = reader.number(1)
-    reader.number(3)
+    reader.number(3)  # flags
     sizes = reader.number(2)
-    offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
-    index_size = sizes & 15 if version else 0
-    items = reader.number(4 if version == 2 else 2)
-    if items > MOST_ITEMS:
+    offset_bytes, length_bytes, base_bytes = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    index_bytes = sizes & 15 if version else 0
+    id_bytes = 4 if version == 2 else 2
+    items = reader.number(id_bytes)
+    if items > MAX_ITEMS:
         raise ImageTooLarge(
-            f"this AVIF has {items:,} items, the limit is {MOST_ITEMS:,}: save it as one picture"
+            f"this AVIF has {items:,} items, the limit is {MAX_ITEMS:,}: save it as one picture"
         )
     for _ in range(items):
-        reader.number(4 if version == 2 else 2)
-        method = reader.number(2) & 15 if version else 0
-        reader.number(2)
-        base = reader.number(base_size)
+        reader.number(id_bytes)
+        method = reader.number(2) & 15 if version else IN_FILE
+        reader.number(2)  # data reference
+        base = reader.number(base_bytes)
         for _ in range(reader.number(2)):
-            reader.number(index_size)
-            start = base + reader.number(offset_size)
-            length = reader.number(length_size)
-            if method == 0:
+            reader.number(index_bytes)
+            start = base + reader.number(offset_bytes)
+            length = reader.number(length_bytes)
+            if method == IN_FILE:
                 yield start, start + length if length else len(content)
 
 
-def _chunk_extents(
+def _sample_extents(
     content: bytes, boxes: dict[bytes, tuple[int, int]], measured: Measured
 ) -> Iterator[tuple[int, int]]:
-    """Yield where the samples of a track lie."""
-    name = b"stco" if b"stco" in boxes else b"co64"
-    if b"stsz" not in boxes or name not in boxes:
+    """Yield the start and the end of each sample of a track (14496-12, 8.7).
+
+    `boxes` has the start and the end of the bodies of the track's sample tables.
+    """
+
+    def reader(name: bytes) -> _Reader:
+        start, end = boxes[name]
+        return _Reader(content, start + FULL_BOX_BYTES, end)
+
+    offset_table, offset_bytes = (b"stco", 4) if b"stco" in boxes else (b"co64", 8)
+    if b"stsz" not in boxes or offset_table not in boxes:
         return
-    wide = 4 if name == b"stco" else 8
-    places = _Reader(content, boxes[name][0] + 4, boxes[name][1])
-    sizes = _Reader(content, boxes[b"stsz"][0] + 4, boxes[b"stsz"][1])
-    common, samples = sizes.number(4), sizes.number(4)
+    offsets, sizes = reader(offset_table), reader(b"stsz")
+    common_size, samples = sizes.number(4), sizes.number(4)
     measured.frames = max(measured.frames, samples)
-    if samples > MOST_ITEMS:
+    if samples > MAX_ITEMS:
         raise ImageTooLarge(
-            f"this AVIF has {samples:,} frames: raise VEIL_MAX_FRAMES, up to {MOST_ITEMS:,}"
+            f"this AVIF has {samples:,} frames: raise VEIL_MAX_FRAMES, up to {MAX_ITEMS:,}"
         )
-    chunks = places.number(4)
+    chunks = offsets.number(4)
     if chunks > samples:
         raise UnreadableImage("this AVIF is damaged: it has more chunks than frames")
-    runs: dict[int, int] = {}
-    if b"stsc" in boxes:
-        entries = _Reader(content, boxes[b"stsc"][0] + 4, boxes[b"stsc"][1])
-        for _ in range(min(entries.number(4), chunks)):
-            first, count = entries.number(4), entries.number(4)
-            entries.number(4)
-            runs[first] = count
-    per_chunk, taken = 1, 0
+    runs = _chunk_runs(reader(b"stsc"), chunks) if b"stsc" in boxes else {}
+    samples_per_chunk = 1
     for chunk in range(1, chunks + 1):
-        at = places.number(wide)
-        per_chunk = runs.get(chunk, per_chunk)
-        for _ in range(min(per_chunk, samples - taken)):
-            length = common or sizes.number(4)
-            yield at, at + length
-            at, taken = at + length, taken + 1
+        start = offsets.number(offset_bytes)
+        samples_per_chunk = runs.get(chunk, samples_per_chunk)
+        for _ in range(min(samples_per_chunk, samples)):
+            length = common_size or sizes.number(4)
+            yield start, start + length
+            start += length
+            samples -= 1
+
+
+def _chunk_runs(entries: _Reader, chunks: int) -> dict[int, int]:
+    """Return the samples per chunk of each run of chunks, by its first chunk (14496-12, 8.7.4)."""
+    runs: dict[int, int] = {}
+    for _ in range(min(entries.number(4), chunks)):
+        first, samples = entries.number(4), entries.number(4)
+        entries.number(4)  # sample description
+        runs[first] = samples
+    return runs
 
 
 MEASURES = {
-    b"ispe": _item_size,
-    b"idat": _grid,
-    b"tkhd": _track_header,
-    b"stsd": _track_size,
-    b"av1C": _configuration,
-    b"iloc": _items,
+    b"ispe": _measure_item,
+    b"idat": _measure_grid,
+    b"tkhd": _measure_track_header,
+    b"stsd": _measure_sample_entry,
+    b"av1C": _note_configuration,
+    b"iloc": _note_items,
 }
-SAMPLE_TABLES = (b"stsz", b"stco", b"co64", b"stsc")
 
 
-def _read_units(content: bytes, at: int, end: int, measured: Measured, units: int) -> int:
-    """Enlarge `measured` by each sequence header among the units from `at` to `end`; return how
-    many units are left.
-    """
+def _measure_units(content: bytes, at: int, end: int, measured: Measured, units: _Budget) -> None:
+    """Enlarge `measured` by each sequence header among the units from `at` to `end` (AV1, 5.3)."""
     while at < end:
-        units -= 1
-        if units < 0:
-            raise ImageTooLarge(f"this AVIF has more than {MOST_UNITS:,} parts: save it anew")
-        first = content[at]
-        kind, has_extension, has_size = first >> 3 & 15, first >> 2 & 1, first >> 1 & 1
-        if first & 0x80:
-            break  # no unit: an item of another kind, as EXIF
+        units.spend()
+        header = content[at]
+        is_forbidden, unit_type = header & 0x80, header >> 3 & 15
+        has_extension, has_size = header >> 2 & 1, header >> 1 & 1
+        if is_forbidden:
+            break  # an item of another kind, such as EXIF
         at += 1 + has_extension
         size = end - at
         if has_size:
             size, at = _leb128(content, at, end)
         if size > end - at:
             break
-        if kind == SEQUENCE_HEADER:
-            measured.enlarge(*_sequence_size(content[at : at + min(size, 1024)]))
+        if unit_type == SEQUENCE_HEADER:
+            header_bytes = content[at : at + min(size, MAX_SEQUENCE_HEADER_BYTES)]
+            measured.enlarge(*_sequence_size(header_bytes))
         at += size
-    return units
 
 
 def _leb128(content: bytes, at: int, end: int) -> tuple[int, int]:
-    """Return the number that begins at `at` (AV1, 4.10.5), and where it ends."""
+    """Return the number that begins at `at`, and where it ends (AV1, 4.10.5)."""
     value = 0
     for number, part in enumerate(content[at : min(at + 8, end)]):
         value |= (part & 0x7F) << 7 * number
@@ -276,18 +318,19 @@ def _leb128(content: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 class _Bits:
-    """Read numbers of bits one after the other."""
+    """Reads numbers of bits one after the other. Its methods raise Truncated at the end."""
 
     def __init__(self, content: bytes) -> None:
-        self._value, self._left = int.from_bytes(content), len(content) * 8
+        self._value, self._remaining = int.from_bytes(content), len(content) * 8
 
     def take(self, count: int) -> int:
-        self._left -= count
-        if self._left < 0:
+        self._remaining -= count
+        if self._remaining < 0:
             raise Truncated
-        return self._value >> self._left & (1 << count) - 1
+        return self._value >> self._remaining & (1 << count) - 1
 
     def skip_uvlc(self) -> None:
+        """Skip a number of variable length (AV1, 4.10.3)."""
         zeros = 0
         while not self.take(1):
             zeros += 1
@@ -295,36 +338,46 @@ class _Bits:
 
 
 def _sequence_size(header: bytes) -> tuple[int, int]:
-    """Return the largest width and height of a frame (5.5.1); 0 and 0 if the header ends early."""
+    """Return the largest width and height of a frame, or 0 and 0 if the header ends early.
+
+    AV1, 5.5.1.
+    """
     bits = _Bits(header)
     try:
-        bits.take(3 + 1)
-        if bits.take(1):  # reduced_still_picture_header
-            bits.take(5)
+        bits.take(3)  # seq_profile
+        bits.take(1)  # still_picture
+        is_reduced = bits.take(1)
+        if is_reduced:
+            bits.take(5)  # seq_level_idx
         else:
             _skip_operating_points(bits)
-        wide, high = bits.take(4) + 1, bits.take(4) + 1
-        return bits.take(wide) + 1, bits.take(high) + 1
+        width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
+        return bits.take(width_bits) + 1, bits.take(height_bits) + 1
     except Truncated:
         return 0, 0
 
 
 def _skip_operating_points(bits: _Bits) -> None:
-    delay_bits = has_model = 0
-    if bits.take(1):  # timing_info_present_flag
-        bits.take(64)
-        if bits.take(1):  # equal_picture_interval
+    """Skip the fields from timing_info_present_flag to the operating points (AV1, 5.5.1)."""
+    delay_bits = has_decoder_model = 0
+    has_timing_info = bits.take(1)
+    if has_timing_info:
+        bits.take(32 + 32)  # num_units_in_display_tick, time_scale
+        is_equal_interval = bits.take(1)
+        if is_equal_interval:
             bits.skip_uvlc()
-        has_model = bits.take(1)
-        if has_model:
+        has_decoder_model = bits.take(1)
+        if has_decoder_model:
             delay_bits = bits.take(5) + 1
-            bits.take(32 + 5 + 5)
-    has_delay = bits.take(1)
-    for _ in range(bits.take(5) + 1):
-        bits.take(12)
-        if bits.take(5) > 7:
-            bits.take(1)
-        if has_model and bits.take(1):
-            bits.take(2 * delay_bits + 1)
-        if has_delay and bits.take(1):
+            bits.take(32 + 5 + 5)  # num_units_in_decoding_tick, lengths of two times
+    has_initial_delay = bits.take(1)
+    operating_points = bits.take(5) + 1
+    for _ in range(operating_points):
+        bits.take(12)  # operating_point_idc
+        level = bits.take(5)
+        if level > 7:
+            bits.take(1)  # seq_tier
+        if has_decoder_model and bits.take(1):
+            bits.take(2 * delay_bits + 1)  # decoder and encoder delay, low_delay_mode_flag
+        if has_initial_delay and bits.take(1):
             bits.take(4)

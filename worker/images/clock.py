@@ -1,22 +1,23 @@
-"""The time that decoding one picture may take."""
+"""The time limit for decoding one picture."""
 
 import time
 
 from tasks.errors import ImageTooLarge
 
-DECODE_SECONDS = 300  # far beyond what a picture of VEIL_MAX_PIXELS takes on a busy machine
+# The default limit. A picture of VEIL_MAX_PIXELS decodes in far less, even on a busy machine.
+DECODE_SECONDS = 300
 
 
 class Clock:
-    """A deadline that begins when it is made."""
+    """A deadline that starts when the object is created."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raise ImageTooLarge if the time is over."""
+        """Raise ImageTooLarge after the deadline."""
         if time.monotonic() > self._end:
             raise ImageTooLarge(
-                f"decoding takes more than {self._seconds:g} s: save the picture smaller or anew"
+                f"decoding takes more than {self._seconds:g} s: save the picture smaller or again"
             )

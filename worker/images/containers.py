@@ -1,6 +1,4 @@
-"""What a file's structure says before any pixel is decoded: whether it is whole, its size, frames
-and depth.
-"""
+"""Check a file's structure before any pixel is decoded: completeness, size, frames and depth."""
 
 import struct
 import zlib
@@ -9,20 +7,27 @@ from collections.abc import Iterator
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.images import jpeg2000
 
-PNG_BITS = 24  # where the depth stands: the header is always the first chunk
-MOST_GIF_BLOCKS = (
-    1 << 20
-)  # a block holds up to 255 bytes, so this is four times what the largest file needs
-MOST_GIF_COMMENTS = 1 << 20  # bytes; Pillow joins the blocks of comments one by one
-HIGH_BITDEPTH = 0x40  # in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3)
+PNG_BITS = 24  # the offset of the bit depth: the header is always the first chunk
+PNG_SIGNATURE_BYTES = 8
+PNG_CHUNK_OVERHEAD = 12  # length, name and checksum
+RIFF_HEADER_BYTES = 12  # "RIFF", the size, "WEBP"
+ANMF_HEADER_BYTES = 16  # the part of an ANMF chunk before its chunks (RFC 9649, 2.7.1.1)
+MIN_BMP_INFO_BYTES = 40  # BITMAPINFOHEADER has planes, colours and a compression
+BMP_HEADERS_BYTES = 54  # the file header and BITMAPINFOHEADER
+MAX_BMP_COLOURS = 256
+MAX_GIF_BLOCKS = 1 << 20  # a block holds 255 bytes: the largest file needs a quarter of these
+MAX_GIF_COMMENT_BYTES = 1 << 20  # Pillow joins the blocks of comments one by one
+GIF_COMMENT = b"!\xfe"
+# The flags in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3).
+HIGH_BITDEPTH = 0x40
+SUBSAMPLING = 0x0C
+SUBSAMPLING_NAMES = {0x00: "4:4:4", 0x08: "4:2:2", SUBSAMPLING: "4:2:0"}
 
 
 def check(form: str, content: bytes) -> None:
-    """Raise UnreadableImage for a file that ends early, UnsupportedImage for a depth that is not
-    handled.
-    """
+    """Raise UnreadableImage for a file that ends early, UnsupportedImage for an unhandled depth."""
     if form == "PNG":
-        if not _png_is_whole(content):
+        if not _png_is_complete(content):
             raise UnreadableImage("this PNG is damaged or cut short: a checksum in it is wrong")
     elif form == "BMP":
         _check_bmp(content)
@@ -38,65 +43,69 @@ def check(form: str, content: bytes) -> None:
 
 
 def _check_bmp(content: bytes) -> None:
-    """The file's size, 0 if its writer did not know it, and what must be 1 and at most 256 in
-    headers from 40 bytes.
+    """Raise UnreadableImage for a wrong file size, number of planes or number of colours.
+
+    Writers that do not know the file's size state 0.
     """
-    size, header, planes, colours = struct.unpack_from("<2xI8xI8xH18xI", content.ljust(54, b"\0"))
+    padded = content.ljust(BMP_HEADERS_BYTES, b"\0")
+    size, header, planes, colours = struct.unpack_from("<2xI8xI8xH18xI", padded)
     if size not in (0, len(content)):
-        raise UnreadableImage("this BMP is cut short, or there is something after it")
-    if header >= 40 and (planes != 1 or colours > 256):
+        raise UnreadableImage("this BMP is cut short, or has other data after it")
+    if header >= MIN_BMP_INFO_BYTES and (planes != 1 or colours > MAX_BMP_COLOURS):
         raise UnreadableImage("this BMP is damaged: its header makes no sense")
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height in a WebP's first chunk, for Pillow makes room for the picture when it opens
-    it; 0 if unknown.
+    """Return width and height in a WebP's first chunk, or 0 and 0 if unknown.
 
-    RFC 9649, 2.5 to 2.7.
+    Pillow reserves memory for the picture when it opens the file. RFC 9649, 2.5 to 2.7.
     """
-    kind, body = content[12:16], content[20:30]
-    if kind == b"VP8X":
+    name, body = content[12:16], content[20:30]
+    if name == b"VP8X":
         return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    if kind == b"VP8L":
+    if name == b"VP8L":
         bits = int.from_bytes(body[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if kind == b"VP8 ":
-        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(
-            body[8:10], "little"
-        ) & 0x3FFF
+    if name == b"VP8 ":
+        width, height = (int.from_bytes(body[at : at + 2], "little") for at in (6, 8))
+        return width & 0x3FFF, height & 0x3FFF
     return 0, 0
 
 
 def webp_is_lossless(content: bytes) -> bool:
-    """Whether the first pixels are in a chunk of the lossless kind; a profile or a frame's header
-    may come before.
+    """Return whether the first bitstream in a WebP is lossless.
+
+    A profile and the header of a frame may precede it.
     """
-    at = 12
+    at = RIFF_HEADER_BYTES
     while at + 8 <= len(content) and content[at : at + 4] not in (b"VP8 ", b"VP8L"):
         size = int.from_bytes(content[at + 4 : at + 8], "little")
-        at += 8 + (16 if content[at : at + 4] == b"ANMF" else size + size % 2)
+        is_frame = content[at : at + 4] == b"ANMF"
+        at += 8 + (ANMF_HEADER_BYTES if is_frame else size + size % 2)
     return content[at : at + 4] == b"VP8L"
 
 
 def avif_subsampling(content: bytes) -> str:
-    """The chroma subsampling of the picture as Pillow names it."""
-    flags = next(_av1_flags(content), 0x0C)
-    return {0x00: "4:4:4", 0x08: "4:2:2"}.get(flags & 0x0C, "4:2:0")
+    """Return the chroma subsampling of an AVIF by Pillow's name, 4:2:0 if it is not stated."""
+    flags = next(_av1_flags(content), SUBSAMPLING)
+    return SUBSAMPLING_NAMES.get(flags & SUBSAMPLING, "4:2:0")
 
 
 def _av1_flags(content: bytes) -> Iterator[int]:
+    """Yield the third byte of each av1C box."""
     at = content.find(b"av1C")
     while 0 <= at < len(content) - 6:
         yield content[at + 6]
         at = content.find(b"av1C", at + 4)
 
 
-def _png_is_whole(content: bytes) -> bool:
-    """Whether all chunks are there and as their checksums say; Pillow leaves those of the pixels
-    unchecked.
+def _png_is_complete(content: bytes) -> bool:
+    """Return whether all chunks up to IEND are present and have the stated checksums.
+
+    Pillow does not check those of the pixels.
     """
-    view, at = memoryview(content), 8
-    while at + 12 <= len(view):
+    view, at = memoryview(content), PNG_SIGNATURE_BYTES
+    while at + PNG_CHUNK_OVERHEAD <= len(view):
         end = at + 8 + int.from_bytes(view[at : at + 4])
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
             return False
@@ -107,42 +116,57 @@ def _png_is_whole(content: bytes) -> bool:
 
 
 def gif_size(content: bytes, max_frames: int) -> tuple[int, int, int]:
-    """Return frames, width and height of a GIF; its frames may reach beyond its screen, and Pillow
-    then enlarges it.
+    """Return the number of frames, the width and the height of a GIF.
 
-    Raises UnreadableImage unless the blocks follow each other to the end marker (GIF89a, Appendix
-    B), ImageTooLarge for more than `max_frames` frames.
+    Frames may reach beyond the GIF's screen: Pillow then enlarges the picture. Raises
+    UnreadableImage unless the blocks lead to the end marker (GIF89a, Appendix B), ImageTooLarge for
+    more than `max_frames` frames.
     """
-    at, frames, blocks, comments = 13 + _gif_table(content[10]), 0, 0, 0
+    at, frames, blocks, comment_bytes = 13 + _gif_table(content[10]), 0, 0, 0
     width, height = struct.unpack_from("<HH", content, 6)
     while at < len(content):
-        kind, start = content[at : at + 1], at
-        is_comment = content[at + 1 : at + 2] == b"\xfe" and kind == b"!"
+        start, kind = at, content[at : at + 1]
         if kind == b";":
             return frames, width, height
         if kind == b"!":
             at += 2
         elif kind == b"," and at + 10 < len(content):
-            left, top, across, down = struct.unpack_from("<HHHH", content, at + 1)
-            frames, width, height = frames + 1, max(width, left + across), max(height, top + down)
+            right, bottom = _gif_frame_corner(content, at)
+            frames, width, height = frames + 1, max(width, right), max(height, bottom)
             at += 11 + _gif_table(content[at + 9])
         else:
             break
-        while at < len(content) and content[at]:
-            at += 1 + content[at]
-            blocks += 1
-        at += 1
-        comments += is_comment * (at - start)
+        at, more_blocks = _gif_blocks_end(content, at)
+        blocks += more_blocks
+        if content[start : start + 2] == GIF_COMMENT:
+            comment_bytes += at - start
         if frames > max_frames:
             raise ImageTooLarge(
                 f"this GIF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES"
             )
-        if blocks > MOST_GIF_BLOCKS or comments > MOST_GIF_COMMENTS:
+        if blocks > MAX_GIF_BLOCKS or comment_bytes > MAX_GIF_COMMENT_BYTES:
             raise ImageTooLarge(
-                f"this GIF has {blocks:,} blocks and comments of {comments:,} bytes: save it anew"
+                f"this GIF has {blocks:,} blocks and comments of {comment_bytes:,} bytes: "
+                "save it again"
             )
     raise UnreadableImage("this GIF is damaged or cut short: its blocks do not reach an end marker")
 
 
+def _gif_frame_corner(content: bytes, at: int) -> tuple[int, int]:
+    """Return right and bottom of the frame whose descriptor is at `at` (GIF89a, 20)."""
+    left, top, width, height = struct.unpack_from("<HHHH", content, at + 1)
+    return left + width, top + height
+
+
+def _gif_blocks_end(content: bytes, at: int) -> tuple[int, int]:
+    """Return where the data blocks from `at` on end, and their number (GIF89a, 15)."""
+    blocks = 0
+    while at < len(content) and content[at]:
+        at += 1 + content[at]
+        blocks += 1
+    return at + 1, blocks
+
+
 def _gif_table(flags: int) -> int:
+    """Return the size in bytes of the colour table that `flags` state (GIF89a, 18 and 20)."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0

@@ -1,8 +1,7 @@
-"""Pictures of 16 bits a channel, which Pillow reads as 8: OpenCV reads PNG and TIFF, and writes
-neither.
+"""Pictures of 16 bits a channel, which Pillow reads as 8.
 
-What OpenCV reads is compared with what Pillow read: an output is never made of a picture that two
-libraries see in different ways.
+OpenCV reads PNG and TIFF, and this module writes them. The pixels from OpenCV are compared with
+those from Pillow: Veil refuses a picture that the two libraries read differently.
 """
 
 import struct
@@ -15,47 +14,67 @@ import numpy as np
 
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker.images.picture import Frame
+from worker.images.tiff_directories import Tag
 from worker.pixels import Array
 
 Turn = Callable[[Array], Array]
+"""A function that turns pixels upright."""
 
-MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}
+MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}  # by the number of channels
+# OpenCV's conversions to the order of Pillow's channels, by OpenCV's and Pillow's channels.
+CONVERSIONS = {
+    (3, 3): cv2.COLOR_BGR2RGB,
+    (4, 4): cv2.COLOR_BGRA2RGBA,
+    (4, 3): cv2.COLOR_BGRA2RGB,
+}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_COLOURS = {1: 0, 3: 2, 4: 6}  # channels to colour type: gray, RGB, RGBA
-PNG_SUB = 1  # the filter: differences from the pixel to the left
-PNG_LEVEL = 4  # of zlib
-PNG_ROWS = 64  # that are filtered at a time
-BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # PhotometricInterpretation
-ASSOCIATED = 1  # colours were multiplied by their alpha (TIFF 6.0, ExtraSamples)
+PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # gray, RGB and RGBA, by the number of channels
+PNG_SUB = 1  # the filter that stores differences from the pixel to the left
+PNG_LEVEL = 4  # zlib's compression level
+PNG_STRIP_ROWS = 64  # rows that are filtered and compressed at a time
+TIFF_DEFLATE = 8  # a value of Compression
+TIFF_HORIZONTAL_DIFFERENCES = 2  # a value of Predictor
+BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # values of PhotometricInterpretation
+# ExtraSamples: colours that were multiplied by their alpha, and colours that were not.
+ASSOCIATED, UNASSOCIATED = 1, 2
+TIFF_TYPES = {"B": 7, "H": 3, "I": 4}  # UNDEFINED, SHORT and LONG, by struct's code
+
+TiffEntry = tuple[int, str, Sequence[int] | bytes]
+"""A tag, a key of TIFF_TYPES, and the values."""
 
 
-def read_png(content: bytes, seen: Array) -> Frame:
-    """The 16-bit PNG `content`, of which Pillow has `seen` the upper 8 bits, uint8 [h, w, 1 to
-    4].
+def read_png(content: bytes, upper: Array) -> Frame:
+    """Return the frame of the 16-bit PNG `content`.
+
+    `upper` is what Pillow read: the upper 8 bits, uint8 [h, w] or [h, w, 2 to 4]. Raises
+    UnreadableImage for damage, UnsupportedImage if OpenCV and Pillow disagree.
     """
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise UnreadableImage("the picture is damaged")
-    return _frame(pixels, seen)
+    return _frame(pixels, upper)
 
 
-def read_tiff(content: bytes, page: int, seen: Array, turn: Turn | None, extra: Any) -> Frame:
-    """A 16-bit page of the TIFF `content`, upright, of which Pillow has `seen` the upper 8 bits.
+def read_tiff(content: bytes, page: int, upper: Array, turn: Turn | None, extra: Any) -> Frame:
+    """Return a 16-bit page of the TIFF `content`, upright.
 
-    `turn` makes it upright, `extra` is its ExtraSamples, None or a tuple.
+    `upper` is what Pillow read of the page, upright: the upper 8 bits, uint8 [h, w, 3 or 4]. `turn`
+    turns the stored page upright. `extra` is the page's ExtraSamples, None or a tuple. Raises
+    UnsupportedImage if OpenCV and Pillow disagree.
     """
-    found, pages = cv2.imdecodemulti(
+    is_read, pages = cv2.imdecodemulti(
         np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED, range=(page, page + 1)
     )
-    if not found or len(pages) != 1:
+    if not is_read or len(pages) != 1:
         raise UnsupportedImage("this kind of 16-bit TIFF is not handled")
+    is_associated = extra == (ASSOCIATED,)
     try:
-        return _frame(pages[0], seen, extra == (ASSOCIATED,))
+        return _frame(pages[0], upper, is_associated)
     except UnsupportedImage:
         if turn is None:
             raise
-        # Whether a page has been turned depends on OpenCV's version.
-        return _frame(np.ascontiguousarray(turn(pages[0])), seen, extra == (ASSOCIATED,))
+        # Whether OpenCV has turned the page depends on its version.
+        return _frame(np.ascontiguousarray(turn(pages[0])), upper, is_associated)
 
 
 def gray_page(pixels: Array, bits: int, white_is_zero: bool) -> Frame:
@@ -73,55 +92,73 @@ def gray_page(pixels: Array, bits: int, white_is_zero: bool) -> Frame:
     return Frame(~values if white_is_zero else values, "I;16")
 
 
-def _frame(pixels: Any, seen: Array, associated: bool = False) -> Frame:
-    if pixels.dtype != np.uint16 or pixels.shape[:2] != seen.shape[:2] or pixels.ndim > 3:
+def _frame(pixels: Any, upper: Array, is_associated: bool = False) -> Frame:
+    """Return the frame of OpenCV's `pixels`, after comparing them with `upper`, which Pillow read.
+
+    With associated alpha only alpha is compared, because Pillow has divided the colours by it.
+    """
+    if pixels.dtype != np.uint16 or pixels.shape[:2] != upper.shape[:2] or pixels.ndim > 3:
         raise UnsupportedImage("this kind of 16-bit picture is not handled")
-    seen = seen if seen.ndim == 3 else seen[..., None]
+    upper = upper if upper.ndim == 3 else upper[..., None]
     if pixels.ndim == 3:
-        planes = seen.shape[2] if seen.shape[2] > 2 else pixels.shape[2]
-        pixels = np.ascontiguousarray(pixels[..., [2, 1, 0, 3][:planes]])
-    own = pixels if pixels.ndim == 3 else pixels[..., None]
-    compared = np.s_[..., 3:] if associated else np.s_[..., : 1 if seen.shape[2] < 3 else 3]
-    if not all((own[row][compared] >> 8 == seen[row][compared]).all() for row in range(len(own))):
-        raise UnsupportedImage("this 16-bit picture is read in two ways, and none can be trusted")
-    if associated:
+        pixels = _in_pillows_order(pixels, upper.shape[2])
+    planes = pixels if pixels.ndim == 3 else pixels[..., None]
+    colours = 1 if upper.shape[2] < 3 else 3
+    compared = np.s_[..., 3:] if is_associated else np.s_[..., :colours]
+    # Rows are compared one by one to save memory.
+    for plane_row, upper_row in zip(planes, upper, strict=True):
+        if not (plane_row[compared] >> 8 == upper_row[compared]).all():
+            raise UnsupportedImage(
+                "this 16-bit picture is read in two ways, and none can be trusted"
+            )
+    if is_associated:
         _undo_association(pixels)
-    if own.shape[2] == 4:
-        own[own[..., 3] == 0] = 0
-    return Frame(pixels, MODES[own.shape[2]])
+    if planes.shape[2] == 4:
+        planes[planes[..., 3] == 0] = 0
+    return Frame(pixels, MODES[planes.shape[2]])
+
+
+def _in_pillows_order(pixels: Array, upper_channels: int) -> Array:
+    """Return OpenCV's BGR or BGRA `pixels` as RGB or RGBA.
+
+    Alpha is dropped if Pillow has `upper_channels` without it, except that Pillow's gray with alpha
+    is RGBA in OpenCV.
+    """
+    channels: int = pixels.shape[2]
+    conversion = CONVERSIONS.get((channels, upper_channels if upper_channels > 2 else channels))
+    if conversion is None:
+        raise UnreadableImage("two libraries find different channels in this 16-bit picture")
+    return cv2.cvtColor(pixels, conversion)
 
 
 def _undo_association(pixels: Array) -> None:
+    """Divide the colours of RGBA `pixels` by their alpha, in place."""
     for row in pixels:
         alpha = np.maximum(row[:, 3:], 1).astype(np.uint64)
         row[:, :3] = np.minimum(row[:, :3] * np.uint64(65535) // alpha, 65535)
 
 
 def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes:
-    """Return a PNG of uint16 `pixels`, gray [h, w], RGB [h, w, 3] or RGBA [h, w, 4] (PNG, third
-    edition).
+    """Return a PNG of uint16 `pixels`, gray [h, w], RGB [h, w, 3] or RGBA [h, w, 4].
 
-    Rows are compressed a strip at a time: an encoder that grows one buffer needs the picture's
-    memory twice more.
+    PNG, third edition. Rows are compressed strip by strip, because an encoder that grows a single
+    buffer needs twice the memory of the picture in addition.
     """
     height, width, channels = (*pixels.shape, 1)[:3]
-    header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOURS[channels], 0, 0, 0)
+    pixel_bytes = 2 * channels
+    header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOUR_TYPES[channels], 0, 0, 0)
     chunks = [PNG_SIGNATURE, _chunk(b"IHDR", header)]
     if profile:
         chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     if exif:
         chunks.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
     compressor = zlib.compressobj(PNG_LEVEL, strategy=zlib.Z_RLE)
-    for start in range(0, height, PNG_ROWS):
-        rows = (
-            pixels[start : start + PNG_ROWS]
-            .astype(">u2")
-            .view(np.uint8)
-            .reshape(-1, 2 * channels * width)
-        )
+    for top in range(0, height, PNG_STRIP_ROWS):
+        strip = pixels[top : top + PNG_STRIP_ROWS].astype(">u2", order="C")
+        rows = strip.view(np.uint8).reshape(-1, pixel_bytes * width)
         filtered = np.full((len(rows), 1 + rows.shape[1]), PNG_SUB, np.uint8)
         filtered[:, 1:] = rows
-        filtered[:, 1 + 2 * channels :] -= rows[:, : -2 * channels]  # wraps around, as it must
+        filtered[:, 1 + pixel_bytes :] -= rows[:, :-pixel_bytes]  # modulo 256, as specified
         chunks.append(_chunk(b"IDAT", compressor.compress(filtered.data)))
     return b"".join([*chunks, _chunk(b"IDAT", compressor.flush()), _chunk(b"IEND", b"")])
 
@@ -131,56 +168,63 @@ def _chunk(name: bytes, body: bytes) -> bytes:
 
 
 def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[int] = ()) -> bytes:
-    """Return a TIFF of `pages`, uint8 or uint16: each one strip of Deflate (TIFF 6.0).
+    """Return a TIFF of `pages`, uint8 or uint16, each one strip of Deflate (TIFF 6.0).
 
-    They are gray, gray with alpha, RGB or RGBA; those whose numbers are in `cmyk` are CMYK.
+    Pages are gray [h, w], gray with alpha [h, w, 2], RGB [h, w, 3] or RGBA [h, w, 4]. Those whose
+    numbers are in `cmyk` are CMYK [h, w, 4].
     """
     content = bytearray(b"II*\0" + bytes(4))
-    link = 4
+    link = 4  # where the offset of the next directory belongs
     for number, pixels in enumerate(pages):
-        height, width, channels = (*pixels.shape, 1)[:3]
-        photometric = RGB if channels > 2 else BLACK_IS_ZERO
-        if number in cmyk:
-            photometric = SEPARATED
         differences = pixels.copy()
-        differences[:, 1:] -= pixels[:, :-1]  # Predictor 2; wraps around, as it must
-        strip = zlib.compress(differences.tobytes())
-        entries: list[tuple[int, str, Sequence[int] | bytes]] = [
-            (256, "I", (width,)),
-            (257, "I", (height,)),
-            (258, "H", (pixels.dtype.itemsize * 8,) * channels),
-            (259, "H", (8,)),  # Deflate
-            (262, "H", (photometric,)),
-            (273, "I", (len(content),)),
-            (277, "H", (channels,)),
-            (278, "I", (height,)),
-            (279, "I", (len(strip),)),
-            (317, "H", (2,)),
-        ]
-        if channels in (2, 4) and photometric != SEPARATED:
-            entries.append((338, "H", (2,)))  # alpha that the colours were not multiplied by
+        differences[:, 1:] -= pixels[:, :-1]  # modulo 2^8 or 2^16, as specified
+        strip = zlib.compress(differences.data)
+        del differences
+        entries = _page_entries(pixels, number in cmyk, len(content), len(strip))
         if profile:
-            entries.append((34675, "B", profile))
+            entries.append((Tag.ICC_PROFILE, "B", profile))
         content += strip
         link = _append_directory(content, link, entries)
     return bytes(content)
 
 
-def _append_directory(
-    content: bytearray, link: int, entries: Sequence[tuple[int, str, Sequence[int] | bytes]]
-) -> int:
-    """Put a directory at the end and its place at `link`; where the next one's place belongs."""
+def _page_entries(pixels: Array, is_cmyk: bool, offset: int, length: int) -> list[TiffEntry]:
+    """Return the entries of a page whose strip has `length` bytes and begins at `offset`."""
+    height, width, channels = (*pixels.shape, 1)[:3]
+    photometric = RGB if channels > 2 else BLACK_IS_ZERO
+    if is_cmyk:
+        photometric = SEPARATED
+    entries: list[TiffEntry] = [
+        (Tag.IMAGE_WIDTH, "I", (width,)),
+        (Tag.IMAGE_LENGTH, "I", (height,)),
+        (Tag.BITS_PER_SAMPLE, "H", (pixels.dtype.itemsize * 8,) * channels),
+        (Tag.COMPRESSION, "H", (TIFF_DEFLATE,)),
+        (Tag.PHOTOMETRIC_INTERPRETATION, "H", (photometric,)),
+        (Tag.STRIP_OFFSETS, "I", (offset,)),
+        (Tag.SAMPLES_PER_PIXEL, "H", (channels,)),
+        (Tag.ROWS_PER_STRIP, "I", (height,)),
+        (Tag.STRIP_BYTE_COUNTS, "I", (length,)),
+        (Tag.PREDICTOR, "H", (TIFF_HORIZONTAL_DIFFERENCES,)),
+    ]
+    if channels in (2, 4) and not is_cmyk:
+        entries.append((Tag.EXTRA_SAMPLES, "H", (UNASSOCIATED,)))
+    return entries
+
+
+def _append_directory(content: bytearray, link: int, entries: Sequence[TiffEntry]) -> int:
+    """Append a directory to `content`, and write its offset at `link`.
+
+    Returns where the offset of the next directory belongs.
+    """
     fields = b""
-    for tag, kind, values in entries:
-        value = struct.pack(f"<{len(values)}{kind}", *values)
+    for tag, code, values in entries:
+        value = struct.pack(f"<{len(values)}{code}", *values)
         if len(value) > 4:
             content += bytes(len(content) % 2)
-            place = struct.pack("<I", len(content))
+            offset = struct.pack("<I", len(content))
             content += value
-            value = place
-        fields += struct.pack(
-            "<HHI", tag, {"B": 7, "H": 3, "I": 4}[kind], len(values)
-        ) + value.ljust(4, b"\0")
+            value = offset
+        fields += struct.pack("<HHI", tag, TIFF_TYPES[code], len(values)) + value.ljust(4, b"\0")
     content += bytes(len(content) % 2)
     content[link : link + 4] = struct.pack("<I", len(content))
     content += struct.pack("<H", len(entries)) + fields + bytes(4)

@@ -1,4 +1,4 @@
-"""The few EXIF fields that an output keeps on request, checked by type and written anew."""
+"""The EXIF fields that an output keeps on request, checked by type and written again."""
 
 import re
 from collections.abc import Collection
@@ -9,24 +9,26 @@ from PIL.TiffImagePlugin import IFDRational
 
 from worker.exif_fields import KEEPABLE, Kind
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")  # the formats whose outputs can hold EXIF
 PREFIX = b"Exif\0\0"
 DATE = re.compile(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d")
 OFFSET = re.compile(r"[+-]\d\d:\d\d")
-LARGEST = 1 << 31
+# EXIF stores whole numbers in 16 bits, and numerators and denominators in 31 bits and a sign.
+SHORT_LIMIT = 1 << 16
+RATIO_LIMIT = 1 << 31
 
 
 def kept(image: Any, names: Collection[str]) -> bytes | None:
-    """The fields `names` of a Pillow image as an EXIF block that begins with ``Exif``; None where
-    it has none.
+    """Return the fields `names` of a Pillow image as an EXIF block that begins with ``Exif``.
 
-    A field whose value is not of its kind is left out: it could hold anything.
+    Returns None if the image has none of them. Fields whose value is not of the expected kind are
+    left out, because they could hold anything.
     """
     if not names:
         return None
     try:
         source = image.getexif().get_ifd(ExifTags.IFD.Exif)
-    except Exception:  # EXIF that can't be read is no reason to refuse a picture
+    except Exception:  # unreadable EXIF is no reason to refuse a picture
         return None
     block = Image.Exif()
     fields = block.get_ifd(ExifTags.IFD.Exif)
@@ -42,16 +44,20 @@ def kept(image: Any, names: Collection[str]) -> bytes | None:
 
 
 def _checked(value: Any, kind: Kind) -> Any:
+    """Return `value` if it is of `kind`, else None."""
     if kind == "whole":
-        return value if isinstance(value, int) and 0 <= value < 65536 else None
+        return value if isinstance(value, int) and 0 <= value < SHORT_LIMIT else None
     if kind == "ratio":
         return _ratio(value)
     text = str(value).rstrip("\0 ") if isinstance(value, str) else ""
-    return text if (DATE if kind == "date" else OFFSET).fullmatch(text) else None
+    pattern = DATE if kind == "date" else OFFSET
+    return text if pattern.fullmatch(text) else None
 
 
 def _ratio(value: Any) -> IFDRational | None:
     if not isinstance(value, IFDRational):
         return None
-    above, below = int(value.numerator), int(value.denominator)
-    return IFDRational(above, below) if abs(above) < LARGEST and 0 < below < LARGEST else None
+    numerator, denominator = int(value.numerator), int(value.denominator)
+    if abs(numerator) >= RATIO_LIMIT or not 0 < denominator < RATIO_LIMIT:
+        return None
+    return IFDRational(numerator, denominator)

@@ -1,5 +1,6 @@
-"""The formats that are handled: what is kept of each, and what is refused; the README's table is
-made of it.
+"""The formats that Veil handles, with what outputs keep of each and what is refused.
+
+The table in docs/formats.md is generated from this list.
 """
 
 from dataclasses import dataclass
@@ -7,11 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Format:
-    """One format: Pillow's `name`, what is read, what the output keeps besides the dimensions, what
-    is refused.
+    """One format: `name` is Pillow's name, the others describe it in the documentation.
 
-    `cost` is how many times its pixels count against the limit, because its library needs that much
-    more memory.
+    `kept` lists what an output keeps besides the dimensions. Each pixel counts `cost` times against
+    the limit of pixels, because the format's library needs that much more memory.
     """
 
     name: str
@@ -29,19 +29,20 @@ FORMATS = (
         "JPEG",
         "image/jpeg",
         "baseline, progressive, gray, RGB, CMYK and YCCK",
-        "quantisation tables, subsampling, progressive; without a face the compressed data itself, bit for bit, if "
-        "every decoder shows it alike",
-        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized, the others are dropped; a "
-        "larger one is refused",
+        "quantisation tables, subsampling, progressive; without a face the compressed data, bit "
+        "for bit, if every decoder shows the same pixels",
+        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized and the others "
+        "are dropped; an MPO with a larger picture is refused",
     ),
     Format(
         "PNG",
         "PNG, APNG",
         "image/png",
         "1 to 16 bits, palette, alpha, animated",
-        "every pixel outside the masks, 8 or 16 bits, alpha, palette of up to 256 colours, timing and repeats",
-        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations, frames that its header does not "
-        "count",
+        "every pixel outside the masks, 8 or 16 bits, alpha, palette of up to 256 colours, timing "
+        "and repeats",
+        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations, frames that "
+        "the header does not count",
     ),
     Format(
         "WEBP",
@@ -56,10 +57,12 @@ FORMATS = (
         "TIFF",
         "TIFF",
         "image/tiff",
-        "pages, 1 to 16 bits, gray, RGB, CMYK, palette, alpha; uncompressed, LZW, Deflate, PackBits, JPEG",
+        "pages, 1 to 16 bits, gray, RGB, CMYK, palette, alpha; uncompressed, LZW, Deflate, "
+        "PackBits, JPEG",
         "pages, 8 or 16 bits, alpha, compression (16 bits become Deflate)",
-        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, old-style JPEG, fax and "
-        "rare compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
+        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, "
+        "old-style JPEG, fax and rare compressions, 16-bit CMYK, signed numbers, 32 bits and "
+        "floating point",
     ),
     Format(
         "GIF",
@@ -76,7 +79,7 @@ FORMATS = (
         "image/avif",
         "8 bits, alpha, animated",
         "alpha, timing",
-        "10 and 12 bits, an item or frames that are larger or more than what is shown",
+        "10 and 12 bits, a larger item or more frames than viewers show",
         cost=2,
     ),
     Format(
@@ -94,7 +97,7 @@ CONTENT_TYPES = {form.name: form.content_type for form in FORMATS}
 
 
 def markdown_table() -> str:
-    """The formats as a Markdown table, generated for the README."""
+    """Return the formats as a Markdown table, for docs/formats.md."""
     rows = ["| format | read | kept | refused by name |", "| --- | --- | --- | --- |"]
     rows += [f"| {form.title} | {form.read} | {form.kept} | {form.refused} |" for form in FORMATS]
     return "\n".join(rows)

@@ -1,5 +1,6 @@
-"""Measure a file from its own structure, before Pillow opens it and may reserve memory for what it
-states.
+"""Measure a file from its own structure, before Pillow opens it.
+
+Pillow may reserve memory for the size that a file states.
 """
 
 import struct
@@ -11,22 +12,24 @@ from PIL import PngImagePlugin
 from tasks.errors import ImageTooLarge, UnreadableImage
 from worker.images import avif, containers, jpeg, jpeg2000, tiff_pages
 
-MOST_CHUNKS = 1 << 18  # of a PNG or a WebP; at 1 kB each they fill the largest file
-MOST_RLE_BYTES = (
-    4  # for each pixel of a BMP; its longest sound coding takes 2 and a few for each row
-)
-RLE_SLACK = 1 << 16
-RLE = (1, 2)
-DEEP = 8  # bits a channel, beyond which a pixel counts twice
-PNG_DEPTH = containers.PNG_BITS
+MAX_CHUNKS = 1 << 18  # chunks of a PNG or a WebP; at 1 kB each they fill the largest file
+# Bytes of a BMP with run-length encoding, for each pixel and besides. The longest encoding takes 2
+# for each pixel and a few for each row.
+MAX_RLE_BYTES_PER_PIXEL = 4
+MAX_RLE_BYTES_BESIDES = 1 << 16
+RLE8, RLE4 = 1, 2  # values of biCompression
+OS2_HEADER_BYTES = 12  # the BMP header whose sizes have 16 bits
+# Pixels with more bits a channel count twice.
+MAX_SHALLOW_BITS = 8
 
-PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # unpacked text of one PNG; the output drops it
+PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # unpacked text of one PNG, which outputs drop
 
 
 @dataclass(frozen=True)
 class Size:
-    """The frames of a file, the largest width and height, and the pixels of all frames, those of 16
-    bits twice.
+    """The number of frames of a file, the largest width and height, and the pixels of all frames.
+
+    Pixels of 16 bits count twice.
     """
 
     frames: int
@@ -47,6 +50,11 @@ def measure(form: str, content: bytes, max_pixels: int, max_frames: int) -> Size
         raise UnreadableImage("not a picture, or damaged from its first bytes") from None
 
 
+def _weight(bits: int) -> int:
+    """Return how many times a pixel of `bits` a channel counts."""
+    return 2 if bits > MAX_SHALLOW_BITS else 1
+
+
 def _jpeg(content: bytes, max_pixels: int, _max_frames: int) -> Size:
     width, height = jpeg.size(content, max_pixels)
     return Size(1, width, height, width * height)
@@ -54,49 +62,49 @@ def _jpeg(content: bytes, max_pixels: int, _max_frames: int) -> Size:
 
 def _png(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
     width, height = struct.unpack_from(">II", content, 16)
-    frames, chunks, at = 1, 0, 8
-    # Pixels that stand before the first frame of an animation are a picture for other readers.
-    is_animated, is_hidden = False, True
+    frames, chunks, at = 1, 0, containers.PNG_SIGNATURE_BYTES
+    # Other readers show pixels before the first frame of an animation as a picture.
+    is_animated, has_hidden_picture = False, True
     while at + 8 <= len(content):
-        name, (length,) = content[at + 4 : at + 8], struct.unpack_from(">I", content, at)
+        (length,), name = struct.unpack_from(">I", content, at), content[at + 4 : at + 8]
         if name == b"acTL":
-            frames, is_animated = max(frames, *struct.unpack_from(">I", content, at + 8)), True
+            (stated_frames,) = struct.unpack_from(">I", content, at + 8)
+            frames, is_animated = max(frames, stated_frames), True
         elif name == b"IDAT":
             break
-        is_hidden &= name != b"fcTL"
-        at += 12 + length
+        has_hidden_picture &= name != b"fcTL"
+        at += containers.PNG_CHUNK_OVERHEAD + length
         chunks += 1
-    frames += is_animated and is_hidden
+    frames += is_animated and has_hidden_picture
     while at + 8 <= len(content):
-        at += 12 + struct.unpack_from(">I", content, at)[0]
+        at += containers.PNG_CHUNK_OVERHEAD + struct.unpack_from(">I", content, at)[0]
         chunks += 1
-    if chunks > MOST_CHUNKS:
+    if chunks > MAX_CHUNKS:
         raise ImageTooLarge(
-            f"this PNG has {chunks:,} chunks, the limit is {MOST_CHUNKS:,}: save it anew"
+            f"this PNG has {chunks:,} chunks, the limit is {MAX_CHUNKS:,}: save it again"
         )
-    return Size(
-        frames, width, height, frames * width * height * (2 if content[PNG_DEPTH] > DEEP else 1)
-    )
+    pixels = frames * width * height * _weight(content[containers.PNG_BITS])
+    return Size(frames, width, height, pixels)
 
 
 def _webp(content: bytes, _max_pixels: int, max_frames: int) -> Size:
     width, height = containers.webp_size(content)
     frames = chunks = 0
-    at = 12
-    while at + 8 <= len(content) and frames <= max_frames and chunks <= MOST_CHUNKS:
+    at = containers.RIFF_HEADER_BYTES
+    while at + 8 <= len(content) and frames <= max_frames and chunks <= MAX_CHUNKS:
         name, (length,) = content[at : at + 4], struct.unpack_from("<I", content, at + 4)
         frames += name == b"ANMF"
         chunks += 1
         at += 8 + length + length % 2
-    if chunks > MOST_CHUNKS:
-        raise ImageTooLarge(f"this WebP has over {MOST_CHUNKS:,} chunks: save it anew")
+    if chunks > MAX_CHUNKS:
+        raise ImageTooLarge(f"this WebP has over {MAX_CHUNKS:,} chunks: save it again")
     frames = max(frames, 1)
     return Size(frames, width, height, frames * width * height)
 
 
 def _tiff(content: bytes, _max_pixels: int, max_frames: int) -> Size:
     pages = tiff_pages.pages(content, max_frames)
-    pixels = sum(page.width * page.height * (2 if page.bits > DEEP else 1) for page in pages)
+    pixels = sum(page.width * page.height * _weight(page.bits) for page in pages)
     largest = max(pages, key=lambda page: page.width * page.height)
     return Size(len(pages), largest.width, largest.height, pixels)
 
@@ -108,28 +116,25 @@ def _gif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
 
 def _bmp(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
     (header,) = struct.unpack_from("<I", content, 14)
-    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", content, 18)
-    width, height = abs(width), abs(height)
-    if header >= 40:
-        (coding,) = struct.unpack_from("<I", content, 30)
-        if coding in RLE and len(content) > MOST_RLE_BYTES * width * height + RLE_SLACK:
+    sizes = "<HH" if header == OS2_HEADER_BYTES else "<ii"
+    width, height = map(abs, struct.unpack_from(sizes, content, 18))
+    if header >= containers.MIN_BMP_INFO_BYTES:
+        (compression,) = struct.unpack_from("<I", content, 30)
+        max_bytes = MAX_RLE_BYTES_PER_PIXEL * width * height + MAX_RLE_BYTES_BESIDES
+        if compression in (RLE8, RLE4) and len(content) > max_bytes:
             raise UnreadableImage("this BMP is damaged: it is longer than its pixels can need")
     return Size(1, width, height, width * height)
 
 
 def _avif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
     measured = avif.measure(content, max_frames)
-    return Size(
-        measured.frames,
-        measured.width,
-        measured.height,
-        measured.frames * measured.width * measured.height,
-    )
+    width, height = measured.width, measured.height
+    return Size(measured.frames, width, height, measured.frames * width * height)
 
 
 def _jpeg2000(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
     width, height, bits = jpeg2000.size(content)
-    return Size(1, width, height, width * height * (2 if bits > DEEP else 1))
+    return Size(1, width, height, width * height * _weight(bits))
 
 
 MEASURES: dict[str, Callable[[bytes, int, int], Size]] = {

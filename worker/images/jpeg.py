@@ -1,9 +1,8 @@
-"""JPEG files, segment by segment: re-assembled without what is no part of the picture, and decoded
-strictly.
+"""JPEG files, segment by segment: reassembled without metadata, and decoded strictly.
 
-Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for bit. libjpeg goes on
-where data is damaged or missing, fills the rest with gray and only warns; simplejpeg, a binding of
-the same library, tells.
+Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for bit. Where data is
+damaged or missing, libjpeg fills the rest with gray and only warns; simplejpeg, a binding of the
+same library, reports such warnings.
 """
 
 import re
@@ -17,43 +16,49 @@ from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.pixels import Array
 
 START = b"\xff\xd8\xff"
+START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+# Markers (T.81, Table B.1).
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
-FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # sequential and progressive, Huffman and arithmetic coding
-PROGRESSIVE = {0xC2, 0xCA}
 DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
 TABLES = {DHT, DAC, DQT, DRI}
-OTHER_FRAMES = {
-    0xC3,
-    0xC5,
-    0xC6,
-    0xC7,
-    0xC8,
-    0xCB,
-    0xCD,
-    0xCE,
-    0xCF,
-    0xDC,
-    0xDE,
-    0xDF,
-}  # and DNL, DHP, EXP
-# The end of a scan: the last fill byte before a marker, and the marker, which is neither a stuffed
-# byte nor a restart.
+# Start of frame: sequential and progressive, with Huffman and with arithmetic coding.
+FRAME_HEADERS = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
+PROGRESSIVE = {0xC2, 0xCA}
+# Start of frame: lossless and differential.
+UNHANDLED_FRAME_HEADERS = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF}
+DNL, DHP, EXP = 0xDC, 0xDE, 0xDF
+UNHANDLED = UNHANDLED_FRAME_HEADERS | {DNL, DHP, EXP}
+EIGHT_BITS = b"\x08"  # the precision, which is the first byte of a frame header
+FRAME_SIZE_END = 5  # the offset after precision, height and width in a frame header
+
+# A scan ends at a marker other than a restart: at the last fill byte before it. A zero byte after
+# 0xFF is stuffing, not a marker.
 SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
-MOST_SCANS = 64  # encoders write up to about 20; each costs a pass over all coefficients
-MOST_PASSES = 20  # scans of a picture of VEIL_MAX_PIXELS; a smaller one may have more
-MOST_SEGMENTS = 4096  # the longest metadata that fit into VEIL_MAX_BYTES take 1,024
-MOST_FILL = 1 << 20  # bytes before one marker; Pillow passes over them one by one
-MOST_EXIF = 64  # segments: Pillow joins them one by one
-ICC_PART = 65_519
-COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+MAX_SCANS = 64  # encoders write up to about 20; each is a pass over all coefficients
+MAX_FULL_SIZE_SCANS = 20  # scans of a picture of VEIL_MAX_PIXELS; smaller ones may have more
+MAX_SEGMENTS = 4096  # the longest metadata that fits into VEIL_MAX_BYTES takes 1,024
+MAX_FILL_BYTES = 1 << 20  # Pillow passes over fill bytes one by one
+MAX_EXIF_SEGMENTS = 64  # Pillow joins segments of EXIF one by one
+
+# The parts of JFIF's and Adobe's segments that decoders read; a thumbnail may follow in JFIF's.
+JFIF, JFIF_BYTES, NO_JFIF_THUMBNAIL = b"JFIF\0", 12, b"\0\0"
+ADOBE, ADOBE_BYTES = b"Adobe", 12
+ICC_PREFIX = b"ICC_PROFILE\0"
+# Bytes of a profile in one segment, besides its length, the prefix, and two numbers of the part.
+MAX_ICC_PART = 65_535 - 2 - len(ICC_PREFIX) - 2
+COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # simplejpeg's names of Pillow's modes
+# The modes in which JPEGs in a TIFF are decoded, by simplejpeg's name of their colours; others are
+# decoded as RGB.
+TIFF_MODES = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A marker, what its length covers, and, after a start of scan, the compressed data up to the
-    next marker.
+    """A marker and the body that its length covers.
+
+    After a start of scan, `scan` is the compressed data up to the next marker.
     """
 
     marker: int
@@ -61,77 +66,88 @@ class Segment:
     scan: bytes = b""
 
     def written(self) -> bytes:
-        return bytes([0xFF, self.marker]) + (len(self.body) + 2).to_bytes(2) + self.body + self.scan
+        length = (len(self.body) + 2).to_bytes(2)
+        return bytes([0xFF, self.marker]) + length + self.body + self.scan
 
 
 def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
-    """The JPEG `content` made of its picture's own segments, with a colour profile and an EXIF
-    block put in.
+    """Return the JPEG `content` without metadata, with a colour profile and an EXIF block added.
 
     Raises UnreadableImage where the segments end early, UnsupportedImage for kinds that are not
     handled.
     """
-    kept = list(_picture(content))
-    if len({segment.body for segment in kept if segment.marker == APP14}) > 1:
-        raise UnsupportedImage("this JPEG states its colours twice, and differently: save it anew")
-    first = [segment for segment in kept if segment.marker == APP0][:1]
-    first += [segment for segment in kept if segment.marker == APP14][:1]
+    segments = list(_picture(content))
+    if len({segment.body for segment in segments if segment.marker == APP14}) > 1:
+        raise UnsupportedImage("this JPEG states its colours in two different ways: save it again")
+    first = [segment for segment in segments if segment.marker == APP0][:1]
+    first += [segment for segment in segments if segment.marker == APP14][:1]
     if exif:
         first.append(Segment(APP1, exif))
-    parts = (
-        [profile[at : at + ICC_PART] for at in range(0, len(profile or b""), ICC_PART)]
-        if profile
-        else []
-    )
-    first += [
-        Segment(APP2, b"ICC_PROFILE\0" + bytes([number, len(parts)]) + part)
+    if profile:
+        first += _profile_segments(profile)
+    rest = [segment for segment in segments if segment.marker not in (APP0, APP14)]
+    written = (segment.written() for segment in first + rest)
+    return b"".join([START_OF_IMAGE, *written, END_OF_IMAGE])
+
+
+def _profile_segments(profile: bytes) -> list[Segment]:
+    parts = [profile[at : at + MAX_ICC_PART] for at in range(0, len(profile), MAX_ICC_PART)]
+    return [
+        Segment(APP2, ICC_PREFIX + bytes([number, len(parts)]) + part)
         for number, part in enumerate(parts, 1)
     ]
-    rest = [segment for segment in kept if segment.marker not in (APP0, APP14)]
-    return b"".join([b"\xff\xd8", *(segment.written() for segment in first + rest), b"\xff\xd9"])
 
 
 def parsed(content: bytes) -> list[Segment]:
-    """Return all segments of the JPEG `content`; UnreadableImage where they end early."""
+    """Return all segments of the JPEG `content`; raise UnreadableImage where they end early."""
     return list(_segments(content))
 
 
 def end(content: bytes) -> int:
-    """Return where the last segment of the JPEG `content` ends; its end marker and what follows
-    come after.
+    """Return the offset at which the last segment of the JPEG `content` ends.
+
+    The end marker and any bytes after it follow there.
     """
-    return len(START) - 1 + sum(len(segment.written()) for segment in _segments(content))
+    return len(START_OF_IMAGE) + sum(len(segment.written()) for segment in _segments(content))
 
 
 def size(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return width and height of the JPEG `content`, from its segments alone; 0 and 0 if they do
-    not say.
+    """Return width and height of the JPEG `content` from its segments, or 0 and 0 if not stated.
 
     Raises UnsupportedImage and UnreadableImage as `reassembled` does, and ImageTooLarge for more
-    scans than a picture of that many pixels may have.
+    scans than a picture of `max_pixels` may have.
     """
     width = height = scans = 0
     for segment in _picture(content):
-        if segment.marker in FRAMES and len(segment.body) >= 5:
-            height, width = int.from_bytes(segment.body[1:3]), int.from_bytes(segment.body[3:5])
+        if segment.marker in FRAME_HEADERS and len(segment.body) >= FRAME_SIZE_END:
+            height, width = frame_size(segment.body)
         scans += segment.marker == SOS
     check_scans(scans, width * height, max_pixels)
     return width, height
 
 
+def frame_size(body: bytes) -> tuple[int, int]:
+    """Return height and width in the frame header `body` (T.81, B.2.2)."""
+    return int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
+
+
 def check_scans(scans: int, pixels: int, max_pixels: int) -> None:
-    """Raise ImageTooLarge for so many scans that decoding takes too long: each is a pass over all
-    pixels.
+    """Raise ImageTooLarge if decoding so many scans takes too long.
+
+    Each scan is a pass over all pixels. Pictures of more than `max_pixels` are refused elsewhere.
     """
-    if scans * pixels > MOST_PASSES * max_pixels and pixels <= max_pixels:
+    if scans * pixels > MAX_FULL_SIZE_SCANS * max_pixels and pixels <= max_pixels:
         raise ImageTooLarge(
-            f"{scans} scans of {pixels:,} pixels take too long: save this JPEG with up to {MOST_PASSES} scans"
+            f"{scans} scans of {pixels:,} pixels take too long: "
+            f"save this JPEG with up to {MAX_FULL_SIZE_SCANS} scans"
         )
 
 
 def decoded(content: bytes, mode: str) -> Array:
-    """The pixels of the JPEG `content` in `mode`, L, RGB or CMYK; UnreadableImage if any part is
-    damaged or missing.
+    """Return the pixels of the JPEG `content` in `mode`, which is L, RGB or CMYK.
+
+    They are uint8, [h, w] for L, else [h, w, channels]. Raises UnreadableImage if any part is
+    damaged or missing, UnsupportedImage for an unusual subsampling.
     """
     try:
         pixels: Array = simplejpeg.decode_jpeg(content, COLOURS[mode], strict=True)
@@ -142,115 +158,128 @@ def decoded(content: bytes, mode: str) -> Array:
             ) from None
         raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
     if mode == "CMYK":
-        np.subtract(
-            255, pixels, out=pixels
-        )  # stored inverted, as Adobe's programs do and Pillow assumes
+        # Stored inverted, as Adobe's programs write it and Pillow assumes.
+        np.subtract(255, pixels, out=pixels)
     return pixels[..., 0] if mode == "L" else pixels
 
 
-def check(content: bytes, most_across: int, most_down: int) -> None:
-    """Raise UnreadableImage if any part of the JPEG `content` is damaged or missing, or if it is
-    larger than stated.
+def check(content: bytes, max_width: int, max_height: int) -> None:
+    """Check the JPEG `content`, which is a strip or tile of a TIFF.
+
+    Raises UnreadableImage if any part is damaged or missing, or if it is larger than stated.
     """
-    stored = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
-    size(content, most_across * most_down)
+    size(content, max_width * max_height)
     try:
-        down, across, colours = simplejpeg.decode_jpeg_header(content)[:3]
+        height, width, colours = simplejpeg.decode_jpeg_header(content)[:3]
     except ValueError as error:
         raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
-    if across > most_across or down > most_down:
-        raise UnreadableImage(f"this TIFF is damaged: a JPEG in it has {across} × {down} pixels")
-    decoded(content, stored.get(colours, "RGB"))
+    if width > max_width or height > max_height:
+        raise UnreadableImage(f"this TIFF is damaged: a JPEG in it has {width} × {height} pixels")
+    decoded(content, TIFF_MODES.get(colours, "RGB"))
 
 
 def is_stored_as_rgb(content: bytes) -> bool:
-    """Whether the JPEG's components are red, green and blue themselves."""
+    """Return whether the components of the JPEG `content` are red, green and blue."""
     colours: str = simplejpeg.decode_jpeg_header(content)[2]
     return colours == "RGB"
 
 
 def _picture(content: bytes) -> Iterator[Segment]:
-    """The segments that make the picture, in their order: no text, no thumbnail, no other program's
-    data.
+    """Yield the segments that a decoder needs, in their order, without text and thumbnails.
+
+    Raises UnsupportedImage for kinds of JPEG that are not handled, UnreadableImage if there is no
+    picture.
     """
-    frames = scans = blocks = 0
+    frames = scans = exif_segments = 0
     for segment in _segments(content):
-        blocks += segment.marker == APP1 and segment.body.startswith(b"Exif\0")
-        if blocks > MOST_EXIF:
+        exif_segments += segment.marker == APP1 and segment.body.startswith(b"Exif\0")
+        if exif_segments > MAX_EXIF_SEGMENTS:
             raise UnsupportedImage(
-                f"this JPEG has over {MOST_EXIF} segments of EXIF, which is not handled"
+                f"this JPEG has over {MAX_EXIF_SEGMENTS} segments of EXIF, which is not handled"
             )
-        if segment.marker in OTHER_FRAMES or (
-            segment.marker in FRAMES and segment.body[:1] != b"\x08"
-        ):
+        if not _is_handled(segment):
             raise UnsupportedImage(
                 "only 8-bit JPEGs of the baseline, extended and progressive kinds are handled"
             )
-        frames += segment.marker in FRAMES
+        frames += segment.marker in FRAME_HEADERS
         scans += segment.marker == SOS
-        if frames > 1 or scans > MOST_SCANS:
+        if frames > 1 or scans > MAX_SCANS:
             raise UnsupportedImage(
                 f"this JPEG has {frames} frames and over {scans - 1} scans, which is not handled"
             )
         if scans and segment.marker in (APP0, APP14):
-            continue  # decoders have taken the colours by then
+            continue  # decoders have chosen the colour space by then
         if kept := _kept(segment):
             yield kept
     if not frames or not scans:
         raise UnreadableImage("this JPEG has no picture in it")
 
 
+def _is_handled(segment: Segment) -> bool:
+    """Return whether `segment` is not a frame header of an unhandled kind or precision."""
+    if segment.marker in FRAME_HEADERS:
+        return segment.body[:1] == EIGHT_BITS
+    return segment.marker not in UNHANDLED
+
+
 def _kept(segment: Segment) -> Segment | None:
-    """Return what is kept of a `segment`, without a thumbnail; None for one that is no part of the
-    picture.
-    """
-    if segment.marker == APP0 and segment.body.startswith(b"JFIF\0") and len(segment.body) >= 14:
-        return Segment(APP0, segment.body[:12] + b"\0\0")
-    if segment.marker == APP14 and segment.body.startswith(b"Adobe") and len(segment.body) >= 12:
-        return Segment(APP14, segment.body[:12])
-    return segment if segment.marker in FRAMES | TABLES | {SOS} else None
+    """Return the part of `segment` that a decoder needs, without a thumbnail, or None."""
+    marker, body = segment.marker, segment.body
+    if marker == APP0 and body.startswith(JFIF) and len(body) >= JFIF_BYTES + 2:
+        return Segment(APP0, body[:JFIF_BYTES] + NO_JFIF_THUMBNAIL)
+    if marker == APP14 and body.startswith(ADOBE) and len(body) >= ADOBE_BYTES:
+        return Segment(APP14, body[:ADOBE_BYTES])
+    return segment if marker in FRAME_HEADERS | TABLES | {SOS} else None
 
 
 def _segments(content: bytes) -> Iterator[Segment]:
-    """All segments up to the end marker; UnreadableImage if there is none, or if other bytes stand
-    between them.
+    """Yield all segments up to the end marker.
+
+    Raises UnreadableImage if there is no end marker, or if other bytes stand between segments.
     """
-    at = 2
-    number = fill = 0
+    at = len(START_OF_IMAGE)
+    number = fill_bytes = 0
     while content[at : at + 1] == b"\xff":
-        start, at = at, FILL.match(content, at).end()  # type: ignore[union-attr]  # fill bytes may come before any marker
-        number, fill = number + 1, fill + at - start - 1
-        if number > MOST_SEGMENTS or fill > MOST_FILL:
+        start = at
+        at = _fill_end(content, at)
+        number += 1
+        fill_bytes += at - start - 1
+        if number > MAX_SEGMENTS or fill_bytes > MAX_FILL_BYTES:
             raise UnsupportedImage(
-                f"this JPEG has over {number - 1:,} segments and {fill:,} fill bytes, which is not handled"
+                f"this JPEG has over {number - 1:,} segments and {fill_bytes:,} fill bytes, "
+                "which is not handled"
             )
-        marker, size = (
-            content[at] if at < len(content) else -1,
-            int.from_bytes(content[at + 1 : at + 3]),
-        )
+        marker = content[at] if at < len(content) else -1
         if marker == EOI:
             return
-        if marker in (-1, 0, SOI) or size < 2 or at + 1 + size > len(content):
+        length = int.from_bytes(content[at + 1 : at + 3])
+        body_end = at + 1 + length
+        if marker in (-1, 0, SOI) or length < 2 or body_end > len(content):
             break
-        body, at = content[at + 3 : at + 1 + size], at + 1 + size
-        end = _scan_end(content, at) if marker == SOS else at
-        if end < 0:
+        scan_end = _scan_end(content, body_end) if marker == SOS else body_end
+        if scan_end < 0:
             break
-        yield Segment(marker, body, content[at:end])
-        at = end
+        yield Segment(marker, content[at + 3 : body_end], content[body_end:scan_end])
+        at = scan_end
     raise UnreadableImage(
         "this JPEG is damaged or cut short: its segments do not lead to an end marker"
     )
 
 
+def _fill_end(content: bytes, at: int) -> int:
+    """Return the offset after the fill bytes from `at` on; any number may precede a marker."""
+    found = FILL.match(content, at)
+    return found.end() if found else at
+
+
 def _scan_end(content: bytes, at: int) -> int:
-    """Where the compressed data from `at` on ends: at the next marker and the fill bytes before it;
-    -1 if nowhere.
+    """Return where the compressed data from `at` on ends, or -1 if it does not.
+
+    It ends at the next marker, before the fill bytes that precede it.
     """
     found = SCAN_END.search(content, at)
     if found is None:
         return -1
-    before = content[
-        max(at, found.start() - MOST_FILL - 1) : found.start()
-    ]  # more fill bytes are refused anyway
+    # A longer run of fill bytes is refused afterwards, so this need not look further back.
+    before = content[max(at, found.start() - MAX_FILL_BYTES - 1) : found.start()]
     return found.start() - len(before) + len(before.rstrip(b"\xff"))

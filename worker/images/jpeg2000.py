@@ -1,256 +1,347 @@
-"""JPEG 2000 files: whether they are whole, their depth and wavelet, and the colour profile that
-Pillow passes over.
+"""JPEG 2000 files: completeness, size, wavelet, and the colour profile that Pillow ignores.
 
 ISO/IEC 15444-1, Annex A (codestream) and Annex I (boxes).
 """
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 
-CODESTREAM = b"\xff\x4f\xff\x51"  # start of codestream, image and tile size
-END, TILE_PART = b"\xff\xd9", b"\xff\x90"
-CODING, COMPONENT_CODING, START_OF_DATA = b"\xff\x52", b"\xff\x53", b"\xff\x93"
-MOST_COMPONENTS = 4  # colours and alpha
-MOST_TILES = 8192  # OpenJPEG keeps 6 kB of each
-MOST_TILE_PARTS = 65_536
-MOST_MARKERS = 10_000
-MOST_LAYERS = 1000
-MOST_LEVELS = 32
-LEAST_BLOCK = (
-    8  # log2 of the pixels of a code block, and of a precinct; OpenJPEG keeps up to 1 kB of each
-)
-SPARE_BLOCKS = 1 << 14  # that are smaller, as those of the lowest resolutions
-MOST_PACKETS = 1 << 21
-RESTRICTED_PROFILE = b"\x02\x00\x00"  # method, precedence, approximation of a colr box
+# Markers (Table A.2).
+CODESTREAM_START = b"\xff\x4f\xff\x51"  # start of codestream, then image and tile size
+SOT, SOD, EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # tile-part, its data, end of codestream
+COD, COC = b"\xff\x52", b"\xff\x53"  # coding style of all components, and of one
+
+# Offsets from the start of the codestream to Xsiz, which begins eight sizes and Csiz, and to the
+# first component (A.5.1).
+SIZES_OFFSET = 8
+COMPONENTS_OFFSET = 42
+COMPONENT_BYTES = 3  # the depth, and the horizontal and vertical distance of the samples
+SOT_BYTES = 12  # the marker segment at the start of a tile-part (A.4.2)
+WAVELET_OFFSET = 13  # the wavelet's offset from the marker COD (A.6.1)
+REVERSIBLE = b"\x01"
+
+MAX_COMPONENTS = 4  # three colours and alpha
+MAX_TILES = 8192  # OpenJPEG keeps 6 kB for each tile
+MAX_MARKERS = 65_536 + 10_000  # one for each tile-part, and more in the main header
+MAX_LAYERS = 1000
+MAX_LEVELS = 32  # the largest number of decomposition levels (Table A.15)
+# Code blocks and precincts must have at least 1 << MIN_AREA_LOG2 pixels on average: OpenJPEG keeps
+# up to 1 kB for each. This many may be smaller, as those of the lowest resolutions are.
+MIN_AREA_LOG2 = 8
+MAX_SMALL_AREAS = 1 << 14
+MAX_PACKETS = 1 << 21
+DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style states no precincts
+# The method, precedence and approximation of a colr box with a restricted ICC profile (I.5.3.3).
+RESTRICTED_PROFILE = b"\x02\x00\x00"
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The image and tile size (A.5.1), in the units of the reference grid.
+
+    `components` has the depth, with its sign bit, and the horizontal and vertical distance of the
+    samples of the first components; `count` is the number of all components.
+    """
+
+    components: list[tuple[int, int, int]]
+    right: int
+    bottom: int
+    left: int
+    top: int
+    tile_width: int
+    tile_height: int
+    tile_left: int
+    tile_top: int
+    count: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def tiles(self) -> int:
+        across = -(-(self.right - self.tile_left) // self.tile_width)
+        down = -(-(self.bottom - self.tile_top) // self.tile_height)
+        return across * down
+
+    @property
+    def bits(self) -> int:
+        """Return the largest depth of a component, without the sign."""
+        return max((depth & 0x7F) + 1 for depth, _, _ in self.components)
+
+
+@dataclass(frozen=True)
+class _CodingStyle:
+    """The part of a coding style that decides how finely the samples are divided (A.6.1, A.6.2).
+
+    `layers` is 0 for the style of a component, which does not state them. `block_log2` is the
+    logarithm of the pixels of a code block. `precincts` has one byte for each resolution.
+    """
+
+    layers: int
+    levels: int
+    block_log2: int
+    precincts: bytes
 
 
 def check(content: bytes) -> None:
-    """Raise UnreadableImage for a file that ends early, UnsupportedImage for a depth that is not
+    """Check the JPEG 2000 `content`, which `size` accepts.
+
+    Raises UnreadableImage for a file that ends early, UnsupportedImage for a depth that is not
     handled.
     """
-    if not _is_whole(content):
+    if not _is_complete(content):
         raise UnreadableImage(
             "this JPEG 2000 is damaged or cut short: its parts do not reach an end marker"
         )
-    at = _codestream(content) + 4
-    count = int.from_bytes(content[at + 36 : at + 38])
-    depths = [(depth & 0x7F) + 1 for depth in content[at + 38 : at + 38 + 3 * count : 3]]
-    if len(depths) > 1 and max(depths) > 8:
+    sizes = _sizes(content, _codestream(content))
+    if len(sizes.components) > 1 and sizes.bits > 8:
         raise UnsupportedImage(
-            f"this JPEG 2000 has {max(depths)} bits a colour, which is not handled"
+            f"this JPEG 2000 has {sizes.bits} bits a colour, which is not handled"
         )
 
 
 def size(content: bytes) -> tuple[int, int, int]:
-    """Return width, height and bits of the JPEG 2000 `content`: the largest that its header and
-    codestream state.
+    """Return width, height and bits of the JPEG 2000 `content`.
 
-    Raises UnreadableImage for a codestream that makes no sense, ImageTooLarge for one in more parts
-    (tiles, blocks, layers) than a picture of its size needs.
+    These are the largest that the header and the codestream state. Raises UnreadableImage or
+    struct.error for a codestream that makes no sense, UnsupportedImage for too many components, and
+    ImageTooLarge for more parts (tiles, blocks, layers) than a picture of its size needs.
     """
     start = _codestream(content)
     if start < 0:
         raise UnreadableImage("this JPEG 2000 is damaged: it has no codestream")
-    right, bottom, left, top, wide, high, tile_left, tile_top, count = struct.unpack_from(
-        ">8IH", content, start + 8
-    )
-    width, height = right - left, bottom - top
-    components = [
-        struct.unpack_from(">3B", content, start + 42 + 3 * number)
-        for number in range(min(count, 5))
-    ]
-    if not 1 <= count <= MOST_COMPONENTS:
+    sizes = _sizes(content, start)
+    _check_sizes(sizes)
+    samples = sizes.width * sizes.height * sizes.count
+    styles = list(_coding_styles(content, start))
+    layers = max((style.layers for style in styles), default=0)
+    for style in styles:
+        _check_division(style, layers, samples, sizes.tiles * sizes.count)
+    stated_width, stated_height = _stated_size(content)
+    return max(sizes.width, stated_width), max(sizes.height, stated_height), sizes.bits
+
+
+def is_lossless(content: bytes) -> bool:
+    """Return whether the wavelet is the reversible one (A.6.1)."""
+    at = content.find(COD, _codestream(content)) + WAVELET_OFFSET
+    return content[at : at + 1] == REVERSIBLE
+
+
+def profile(content: bytes) -> bytes | None:
+    """Return the colour profile in the header of the JPEG 2000 `content`, or None."""
+    for name, body in _header_boxes(content):
+        if name == b"colr" and body[:1] == RESTRICTED_PROFILE[:1]:
+            return body[len(RESTRICTED_PROFILE) :]
+    return None
+
+
+def with_profile(content: bytes, profile: bytes) -> bytes:
+    """Return the file `content` with a colour profile in place of its named colour space."""
+    colours = _box(b"colr", RESTRICTED_PROFILE + profile)
+    parts = []
+    for name, body in _boxes(content):
+        if name == b"jp2h":
+            inner_boxes = []
+            for inner_name, inner in _boxes(body):
+                inner_boxes.append(colours if inner_name == b"colr" else _box(inner_name, inner))
+            body = b"".join(inner_boxes)
+        parts.append(_box(name, body))
+    return b"".join(parts)
+
+
+def codestreams(content: bytes) -> int:
+    """Return the number of pictures in a JPEG 2000 file."""
+    return max(1, sum(name == b"jp2c" for name, _ in _boxes(content)))
+
+
+def _sizes(content: bytes, start: int) -> _Sizes:
+    sizes = struct.unpack_from(">8IH", content, start + SIZES_OFFSET)
+    count = sizes[-1]
+    components = []
+    for number in range(min(count, MAX_COMPONENTS + 1)):
+        at = start + COMPONENTS_OFFSET + COMPONENT_BYTES * number
+        components.append(struct.unpack_from(">3B", content, at))
+    return _Sizes(components, *sizes)
+
+
+def _check_sizes(sizes: _Sizes) -> None:
+    if not 1 <= sizes.count <= MAX_COMPONENTS:
         raise UnsupportedImage(
-            f"JPEG 2000 pictures with {count:,} components are not handled: convert it to RGB"
+            f"JPEG 2000 pictures with {sizes.count:,} components are not handled: convert it to RGB"
         )
-    if (
-        width <= 0
-        or height <= 0
-        or not wide
-        or not high
-        or not all(x and y for _, x, y in components)
-    ):
+    has_samples = all(across and down for _, across, down in sizes.components)
+    lengths = sizes.width, sizes.height, sizes.tile_width, sizes.tile_height
+    if min(lengths) <= 0 or not has_samples:
         raise UnreadableImage("this JPEG 2000 is damaged: its sizes make no sense")
-    if tile_left > left or tile_top > top or tile_left + wide <= left or tile_top + high <= top:
+    # The first tile must contain the first pixel (A.5.1).
+    is_before = sizes.tile_left > sizes.left or sizes.tile_top > sizes.top
+    first_right = sizes.tile_left + sizes.tile_width
+    first_bottom = sizes.tile_top + sizes.tile_height
+    if is_before or first_right <= sizes.left or first_bottom <= sizes.top:
         raise UnreadableImage("this JPEG 2000 is damaged: its tiles are not where its picture is")
-    tiles = -(-(right - tile_left) // wide) * -(-(bottom - tile_top) // high)
-    if tiles > MOST_TILES:
+    if sizes.tiles > MAX_TILES:
         raise ImageTooLarge(
-            f"this JPEG 2000 has {tiles:,} tiles, the limit is {MOST_TILES:,}: save it with larger ones"
+            f"this JPEG 2000 has {sizes.tiles:,} tiles, the limit is {MAX_TILES:,}: "
+            "save it with larger ones"
         )
-    for body in _codings(content, start):
-        _check_coding(body, width * height * count, tiles * count)
-    stated = _stated_size(content)
-    bits = max((depth & 0x7F) + 1 for depth, _, _ in components)
-    return max(width, stated[0]), max(height, stated[1]), bits
 
 
 def _stated_size(content: bytes) -> tuple[int, int]:
-    """Return width and height in the header box; 0 and 0 of a bare codestream."""
-    for name, body in _boxes(content):
-        if name == b"jp2h":
-            for inner, header in _boxes(body):
-                if inner == b"ihdr" and len(header) >= 8:
-                    height, width = struct.unpack_from(">II", header)
-                    return width, height
+    """Return width and height in the image header box, or 0 and 0 for a bare codestream."""
+    for name, body in _header_boxes(content):
+        if name == b"ihdr" and len(body) >= 8:
+            height, width = struct.unpack_from(">II", body)
+            return width, height
     return 0, 0
 
 
-def _codings(content: bytes, start: int) -> Iterator[bytes]:
-    """Yield each coding style, as `_coding` returns it, in the main header and in those of
-    tiles.
-    """
+def _coding_styles(content: bytes, start: int) -> Iterator[_CodingStyle]:
+    """Yield each coding style in the main header and in the headers of tile-parts."""
     at, markers = start + 2, 0
-    while at + 4 <= len(content) and content[at : at + 2] != END:
-        marker, length = content[at : at + 2], int.from_bytes(content[at + 2 : at + 4])
+    while at + 4 <= len(content) and content[at : at + 2] != EOC:
+        marker, length = _marker(content, at)
         markers += 1
-        if markers > MOST_MARKERS + MOST_TILE_PARTS:
-            raise ImageTooLarge(f"this JPEG 2000 has over {markers - 1:,} markers: save it anew")
-        if marker in (CODING, COMPONENT_CODING):
-            yield _coding(marker, content[at + 4 : at + 2 + length])
-        elif marker == TILE_PART:
-            part = int.from_bytes(content[at + 6 : at + 10])
-            yield from _tile_codings(content, at + 12, at + part if part else len(content))
-            if part == 0:
+        if markers > MAX_MARKERS:
+            raise ImageTooLarge(f"this JPEG 2000 has over {markers - 1:,} markers: save it again")
+        if marker == SOT:
+            part_bytes = _tile_part_bytes(content, at)
+            end = at + part_bytes if part_bytes else len(content)
+            yield from _tile_coding_styles(content, at + SOT_BYTES, end)
+            if part_bytes == 0:  # the last part, up to the end marker
                 return
-            at += max(part, 12)
+            at += max(part_bytes, SOT_BYTES)
             continue
+        if marker in (COD, COC):
+            yield _coding_style(marker, content[at + 4 : at + 2 + length])
         elif marker[:1] != b"\xff":
             raise UnreadableImage("this JPEG 2000 is damaged: its markers do not follow each other")
         at += 2 + max(length, 2)
 
 
-def _tile_codings(content: bytes, at: int, end: int) -> Iterator[bytes]:
-    """Yield the coding styles in the header of a part of a tile."""
-    while at + 4 <= min(end, len(content)) and content[at : at + 2] != START_OF_DATA:
-        marker, length = content[at : at + 2], int.from_bytes(content[at + 2 : at + 4])
-        if marker in (CODING, COMPONENT_CODING):
-            yield _coding(marker, content[at + 4 : at + 2 + length])
+def _tile_coding_styles(content: bytes, at: int, end: int) -> Iterator[_CodingStyle]:
+    """Yield each coding style in the header of a tile-part, from `at` to `end` at most."""
+    while at + 4 <= min(end, len(content)) and content[at : at + 2] != SOD:
+        marker, length = _marker(content, at)
+        if marker in (COD, COC):
+            yield _coding_style(marker, content[at + 4 : at + 2 + length])
         at += 2 + max(length, 2)
 
 
-def _coding(marker: bytes, body: bytes) -> bytes:
-    """Return layers, levels, sides of a code block, style, wavelet and the sides of precincts
-    (A.6.1, A.6.2).
-
-    The style of a component has no layers of its own: 1 stands in for them.
-    """
-    has_precincts = body[:1] != b"" and body[0] & 1
-    layers, rest = (body[2:4], body[5:]) if marker == CODING else (b"\0\1", body[2:])
-    return layers + (rest if has_precincts else rest[:5])
+def _marker(content: bytes, at: int) -> tuple[bytes, int]:
+    """Return the marker at `at` and the length of its segment, which includes the length itself."""
+    return content[at : at + 2], int.from_bytes(content[at + 2 : at + 4])
 
 
-def _check_coding(body: bytes, samples: int, tile_components: int) -> None:
-    """Raise ImageTooLarge if `samples` are cut into so many layers, blocks or precincts that their
-    upkeep is the cost.
+def _tile_part_bytes(content: bytes, at: int) -> int:
+    """Return Psot of the tile-part at `at`: its length, or 0 if it reaches to the end marker."""
+    return int.from_bytes(content[at + 6 : at + 10])
 
-    `body` is what `_coding` returns.
-    """
-    if len(body) < 7:
+
+def _coding_style(marker: bytes, body: bytes) -> _CodingStyle:
+    """Return the coding style in the marker segment `body` (A.6.1, A.6.2)."""
+    if marker == COD:  # Scod, progression order, layers (2 bytes), component transform
+        style, layers, parameters = body[0:1], int.from_bytes(body[2:4]), body[5:]
+    else:  # the component, Scoc
+        style, layers, parameters = body[1:2], 0, body[2:]
+    if len(parameters) < 5:
         raise UnreadableImage("this JPEG 2000 is damaged: its coding style ends early")
-    layers, levels = int.from_bytes(body[:2]), body[2]
-    block = (body[3] & 15) + (body[4] & 15) + 4
-    if levels > MOST_LEVELS:
+    has_precincts = style[0] & 1
+    # Levels, width and height of a code block, its style, the wavelet, the precincts (Table A.15).
+    levels, block_width, block_height = parameters[:3]
+    block_log2 = (block_width & 15) + (block_height & 15) + 4
+    precincts = parameters[5:] if has_precincts else b""
+    return _CodingStyle(layers, levels, block_log2, precincts)
+
+
+def _check_division(style: _CodingStyle, layers: int, samples: int, tile_components: int) -> None:
+    """Raise ImageTooLarge if `samples` are divided so finely that managing the parts is the cost.
+
+    The parts are layers, code blocks, precincts, and the packets that each of the `layers` has for
+    each precinct. `layers` is the largest number in the file, because the style of a component is
+    used together with the layers of another coding style.
+    """
+    if style.levels > MAX_LEVELS:
         raise UnreadableImage("this JPEG 2000 is damaged: it has too many resolutions")
-    precincts = 0
-    for level, sides in enumerate(body[7:] or bytes([0xFF]) * (levels + 1)):
-        area = (sides & 15) + (sides >> 4)
-        precincts += (samples >> 2 * max(levels - level, 0) >> area) + tile_components
-        block = min(block, area) if level == levels else block
-    is_fine = samples >> min(block, 40) > max(SPARE_BLOCKS, samples >> LEAST_BLOCK)
-    if (
-        layers > MOST_LAYERS
-        or is_fine
-        or precincts > max(SPARE_BLOCKS, samples >> LEAST_BLOCK) + 33 * tile_components
-    ):
+    precincts, block_log2 = 0, style.block_log2
+    for level, sides in enumerate(style.precincts or DEFAULT_PRECINCT * (style.levels + 1)):
+        area_log2 = (sides & 15) + (sides >> 4)
+        reduction_log2 = 2 * max(style.levels - level, 0)
+        precincts += (samples >> reduction_log2 >> area_log2) + tile_components
+        if level == style.levels:
+            block_log2 = min(block_log2, area_log2)  # a block does not cross a precinct
+    max_areas = max(MAX_SMALL_AREAS, samples >> MIN_AREA_LOG2)
+    blocks = samples >> block_log2
+    max_precincts = max_areas + (MAX_LEVELS + 1) * tile_components
+    if layers > MAX_LAYERS or blocks > max_areas or precincts > max_precincts:
         raise ImageTooLarge(
-            "this JPEG 2000 is cut into too many layers, blocks or precincts: save it with the defaults"
+            "this JPEG 2000 is cut into too many layers, blocks or precincts: "
+            "save it with the defaults"
         )
-    if layers * precincts > MOST_PACKETS:
-        raise ImageTooLarge(
-            f"this JPEG 2000 has {layers * precincts:,} packets: save it with fewer layers"
-        )
+    packets = layers * precincts
+    if packets > MAX_PACKETS:
+        raise ImageTooLarge(f"this JPEG 2000 has {packets:,} packets: save it with fewer layers")
 
 
-def is_lossless(content: bytes) -> bool:
-    """Whether the wavelet is the reversible one: the last byte of the coding style (A.6.1)."""
-    at = content.find(b"\xff\x52", _codestream(content))
-    return content[at + 13 : at + 14] == b"\x01"
-
-
-def profile(content: bytes) -> bytes | None:
-    """The colour profile in the file's header."""
-    for name, body in _boxes(content):
-        if name == b"jp2h":
-            for inner, colours in _boxes(body):
-                if inner == b"colr" and colours[:1] == RESTRICTED_PROFILE[:1]:
-                    return colours[3:]
-    return None
-
-
-def with_profile(content: bytes, profile: bytes) -> bytes:
-    """The file `content` with a colour profile in the place of its named colour space."""
-    parts = []
-    for name, body in _boxes(content):
-        if name == b"jp2h":
-            colours = _box(b"colr", RESTRICTED_PROFILE + profile)
-            body = b"".join(
-                colours if inner == b"colr" else _box(inner, part) for inner, part in _boxes(body)
-            )
-        parts.append(_box(name, body))
-    return b"".join(parts)
-
-
-def _is_whole(content: bytes) -> bool:
-    """Whether the main header and the parts of all tiles lead to the end marker (A.4)."""
+def _is_complete(content: bytes) -> bool:
+    """Return whether the main header and all tile-parts lead to the end marker (A.4)."""
     at = _codestream(content) + 2
     while 2 <= at < len(content):
-        marker, size = content[at : at + 2], int.from_bytes(content[at + 2 : at + 4]) + 2
-        if marker == END:
+        marker, length = _marker(content, at)
+        if marker == EOC:
             return True
-        if marker == TILE_PART:
-            size = int.from_bytes(content[at + 6 : at + 10])
-            if size == 0:  # the last part, up to the end marker
-                return content.find(END, at) > 0
-        at += max(size, 2)
+        step = length + 2
+        if marker == SOT:
+            step = _tile_part_bytes(content, at)
+            if step == 0:  # the last part, up to the end marker
+                return content.find(EOC, at) > 0
+        at += max(step, 2)
     return False
 
 
 def _codestream(content: bytes) -> int:
-    """Return where the codestream begins, -1 if there is none. Other boxes may hold the same
-    bytes.
+    """Return the offset of the codestream, or -1 if there is none.
+
+    Boxes are followed one after the other, because others may hold the same bytes.
     """
-    if content.startswith(CODESTREAM):
+    if content.startswith(CODESTREAM_START):
         return 0
     at = 0
     while at >= 0 and at + 8 <= len(content):
-        size, start = int.from_bytes(content[at : at + 4]), at + 8
-        if size == 1:
-            size, start = int.from_bytes(content[at + 8 : at + 16]), at + 16
+        length, start = int.from_bytes(content[at : at + 4]), at + 8
+        if length == 1:
+            length, start = int.from_bytes(content[at + 8 : at + 16]), at + 16
         if content[at + 4 : at + 8] == b"jp2c":
-            return start if content.startswith(CODESTREAM, start) else -1
-        at = at + max(size, 8) if size else -1
+            return start if content.startswith(CODESTREAM_START, start) else -1
+        at = at + max(length, 8) if length else -1
     return -1
 
 
+def _header_boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the name and the body of each box in the JP2 header box."""
+    for name, body in _boxes(content):
+        if name == b"jp2h":
+            yield from _boxes(body)
+
+
 def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The boxes in `content`, (name, body)."""
+    """Yield the name and the body of each box in `content` (I.4)."""
     at = 0
     while at + 8 <= len(content):
-        size, name, header = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8], 8
-        if size == 1:
-            size, header = int.from_bytes(content[at + 8 : at + 16]), 16
-        end = len(content) if size == 0 else at + max(size, header)
+        length, name, header = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8], 8
+        if length == 1:
+            length, header = int.from_bytes(content[at + 8 : at + 16]), 16
+        end = len(content) if length == 0 else at + max(length, header)
         yield name, content[at + header : end]
         at = end
 
 
 def _box(name: bytes, body: bytes) -> bytes:
     return (len(body) + 8).to_bytes(4) + name + body
-
-
-def codestreams(content: bytes) -> int:
-    """Return the number of pictures in a JPEG 2000 file."""
-    return max(1, sum(name == b"jp2c" for name, _ in _boxes(content)))

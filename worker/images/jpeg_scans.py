@@ -1,8 +1,8 @@
-"""The scans of a JPEG: whether every decoder shows the same pixels (ITU-T T.81, Annexes B, F and G;
-T.871; T.872).
+"""Check that every decoder shows the same pixels of a JPEG.
 
-libjpeg lets a later scan write over an earlier one, guesses colours and tables that are not stated,
-and smooths what was left out. Other decoders do otherwise, and show something else.
+ITU-T T.81, Annexes B, F and G; T.871 (JFIF); T.872 (Adobe). libjpeg lets a later scan overwrite an
+earlier one, guesses colours and tables that are not stated, and smooths missing parts. Other
+decoders handle these cases in other ways, and show other pixels.
 """
 
 import re
@@ -12,204 +12,249 @@ from dataclasses import dataclass, field
 from worker.images import jpeg
 from worker.images.jpeg import Segment
 
+BLOCK_SIDE = 8
 COEFFICIENTS = 64
-ARITHMETIC = (0xC9, 0xCA)  # frames without Huffman tables
+ARITHMETIC = (0xC9, 0xCA)  # frame headers of JPEGs without Huffman tables
 DC, AC = 0, 1  # classes of Huffman tables
 RESTART = re.compile(rb"\xff([\xd0-\xd7])")
-MOST_BLOCKS = 10  # of one MCU
-MOST_BEYOND = (
-    15  # pixels that blocks may have beyond an edge: what MCUs of 16, the usual ones, have at most
-)
-USUAL_NAMES = (b"\1\2\3", b"\0\1\2")  # of Y, Cb and Cr
-ADOBE_TRANSFORM = 11  # where APP14 states the transform: none (RGB or CMYK), to YCbCr, or to YCCK
-NONE, YCC, YCCK = 0, 1, 2
+FIRST_RESTART = 0xD0
+# Limits of the standard (B.2.2, B.2.3).
+MAX_SAMPLING_FACTOR = 4
+MAX_SCAN_COMPONENTS = 4
+MAX_MCU_BLOCKS = 10
+# Pixels that blocks may have beyond an edge of the picture. MCUs of 16 pixels, the usual ones, have
+# at most 15.
+MAX_PADDING = 15
+USUAL_NAMES = (b"\1\2\3", b"\0\1\2")  # the component identifiers of Y, Cb and Cr
+ADOBE_TRANSFORM = 11  # the offset of the transform in Adobe's segment
+NO_TRANSFORM, YCC, YCCK = 0, 1, 2  # transforms: none (RGB or CMYK), to YCbCr, to YCCK
 
 
-class _Differs(Exception):
-    """Decoders may show something else."""
+class _DecodersDiffer(Exception):
+    """Decoders may show different pixels."""
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise _DecodersDiffer
 
 
 @dataclass
 class _Component:
-    """One component: its sampling factors, its table, and the lowest bit of each coefficient that
-    scans have coded.
+    """One component: its sampling factors and its quantization table.
+
+    `coded_bits` has for each coefficient the lowest bit that scans have coded, or None.
     """
 
-    across: int
-    down: int
+    horizontal: int
+    vertical: int
     table: int
-    bits: list[int | None] = field(default_factory=lambda: [None] * COEFFICIENTS)
+    coded_bits: list[int | None] = field(default_factory=lambda: [None] * COEFFICIENTS)
+
+    def code(self, first: int, last: int, high: int, low: int) -> None:
+        """Note a scan of the coefficients `first` to `last` (G.1.1.1.2).
+
+        A first scan codes coefficients that no scan has coded. Each refinement codes the next lower
+        bit: `high` is the lowest bit so far, 0 in a first scan, and `low` is the new one.
+        """
+        for number in range(first, last + 1):
+            _require(self.coded_bits[number] == (high or None))
+            _require(not high or low == high - 1)
+            self.coded_bits[number] = low
+
+
+@dataclass(frozen=True)
+class _ScanHeader:
+    """The parameters of a scan (B.2.3)."""
+
+    names: bytes
+    tables: bytes
+    first: int
+    last: int
+    high: int
+    low: int
 
 
 def all_agree(content: bytes) -> bool:
     """Return whether every decoder shows the same pixels of the reassembled JPEG `content`.
 
-    Each coefficient of each component is coded exactly once to its last bit, in the order of T.81,
-    with tables that are there and that no later one replaces, and the colours are stated so that
-    there is one way to read them.
+    This requires that each coefficient of each component is coded exactly once to its last bit, in
+    the order of T.81, with tables that are present and that no later table replaces, and that the
+    colours are stated in a way that has only one reading.
     """
     try:
-        _Script(jpeg.parsed(content)).check()
-    except (_Differs, IndexError):
+        _Decoder(jpeg.parsed(content)).check()
+    except (_DecodersDiffer, IndexError):
         return False
     return True
 
 
 def ends_with_its_blocks(content: bytes) -> bool:
-    """Return whether the blocks of the reassembled JPEG `content` have at most MOST_BEYOND pixels
-    beyond its edges.
+    """Return whether the blocks of the JPEG `content` reach at most MAX_PADDING beyond its edges.
 
-    Nobody sees these until the frame header is changed. Encoders repeat the edge in them; a file
-    that was cut without being compressed anew has there what was cut off, which may be part of a
-    face.
+    `content` is reassembled. Nobody sees the pixels beyond the edges until the frame header is
+    changed. Encoders repeat the edge in them, but a file that was cropped without being compressed
+    again holds there what was cropped, which may be part of a face.
     """
-    frame = next(segment for segment in jpeg.parsed(content) if segment.marker in jpeg.FRAMES).body
-    height, width, factors = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5]), frame[7::3]
-    across, down = max(each >> 4 for each in factors), max(each & 15 for each in factors)
-    return max(-width % (8 * across), -height % (8 * down)) <= MOST_BEYOND
+    frame = next(
+        segment.body for segment in jpeg.parsed(content) if segment.marker in jpeg.FRAME_HEADERS
+    )
+    height, width = jpeg.frame_size(frame)
+    sampling_factors = frame[7::3]
+    mcu_width = BLOCK_SIDE * max(factors >> 4 for factors in sampling_factors)
+    mcu_height = BLOCK_SIDE * max(factors & 15 for factors in sampling_factors)
+    return max(-width % mcu_width, -height % mcu_height) <= MAX_PADDING
 
 
-def _agree(condition: bool) -> None:
-    if not condition:
-        raise _Differs
+class _Decoder:
+    """Follows the segments of a JPEG as a decoder does, without decoding pixels.
 
-
-class _Script:
-    """The segments of a JPEG, followed as a decoder does."""
+    Its methods raise _DecodersDiffer, or IndexError for a segment that ends early.
+    """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        self._frame = next(segment for segment in segments if segment.marker in jpeg.FRAMES)
-        count = self._frame.body[5]
-        _agree(len(self._frame.body) == 6 + 3 * count)
-        self._names = self._frame.body[6::3]
-        rest = zip(self._frame.body[7::3], self._frame.body[8::3], strict=True)
-        found = [_Component(factors >> 4, factors & 15, table) for factors, table in rest]
-        self._components = dict(zip(self._names, found, strict=True))
-        self._huffman: set[tuple[int, int]] = set()  # class and destination
+        self._frame = next(segment for segment in segments if segment.marker in jpeg.FRAME_HEADERS)
+        body = self._frame.body
+        count = body[5]
+        _require(len(body) == 6 + 3 * count)
+        self._names, factors, tables = body[6::3], body[7::3], body[8::3]
+        self._components = {
+            name: _Component(factor >> 4, factor & 15, table)
+            for name, factor, table in zip(self._names, factors, tables, strict=True)
+        }
+        self._huffman: set[tuple[int, int]] = set()  # class and destination of each table
         self._quantization: dict[int, bytes] = {}
-        self._interval = 0
+        self._restart_interval = 0
 
     def check(self) -> None:
-        """Raise _Differs, or IndexError for a segment that ends early, where decoders may not
-        agree.
-        """
-        _agree(len(self._components) == len(self._names))
-        _agree(
-            all(
-                1 <= factor <= 4
-                for each in self._components.values()
-                for factor in (each.across, each.down)
-            )
-        )
+        """Raise _DecodersDiffer or IndexError if decoders may show different pixels."""
+        self._check_components()
         self._check_colours()
-        scans = 0
+        has_scans = False
         for segment in self._segments:
             if segment.marker == jpeg.DHT:
                 self._define_huffman(segment.body)
             elif segment.marker == jpeg.DQT:
-                self._define_quantization(segment.body, scans > 0)
+                self._define_quantization(segment.body, has_scans)
             elif segment.marker == jpeg.DRI:
-                _agree(len(segment.body) == 2)
-                self._interval = int.from_bytes(segment.body)
+                _require(len(segment.body) == 2)
+                self._restart_interval = int.from_bytes(segment.body)
             elif segment.marker == jpeg.SOS:
                 self._check_scan(segment)
-                scans += 1
-        _agree(all(bits == 0 for each in self._components.values() for bits in each.bits))
+                has_scans = True
+        for component in self._components.values():
+            _require(all(bits == 0 for bits in component.coded_bits))
+
+    def _check_components(self) -> None:
+        _require(len(self._components) == len(self._names))
+        for component in self._components.values():
+            _require(1 <= component.horizontal <= MAX_SAMPLING_FACTOR)
+            _require(1 <= component.vertical <= MAX_SAMPLING_FACTOR)
 
     def _check_colours(self) -> None:
-        """Gray has one reading. Of three components, YCbCr or RGB, and four, CMYK or YCCK, the
-        markers say which.
+        """Require that the markers say which colours the components are.
+
+        One component is gray, three are YCbCr or RGB, four are CMYK or YCCK.
         """
         is_jfif = any(segment.marker == jpeg.APP0 for segment in self._segments)
-        adobe = [
-            segment.body[ADOBE_TRANSFORM]
-            for segment in self._segments
-            if segment.marker == jpeg.APP14
-        ]
+        adobe = [segment for segment in self._segments if segment.marker == jpeg.APP14]
+        transforms = [segment.body[ADOBE_TRANSFORM] for segment in adobe]
         if len(self._names) == 3:
-            _agree(adobe in ([], [YCC]) or (adobe == [NONE] and not is_jfif))
-            # Some decoders read the names as the colour space, even where a marker states another.
-            _agree(self._names in USUAL_NAMES or (self._names == b"RGB" and adobe == [NONE]))
+            is_rgb = transforms == [NO_TRANSFORM] and not is_jfif
+            _require(transforms in ([], [YCC]) or is_rgb)
+            # Some decoders take the colour space from the names, even if a marker states another.
+            _require(self._names in USUAL_NAMES or (self._names == b"RGB" and is_rgb))
         elif len(self._names) == 4:
-            _agree(adobe in ([NONE], [YCCK]))
+            _require(transforms in ([NO_TRANSFORM], [YCCK]))
         else:
-            _agree(len(self._names) == 1)
+            _require(len(self._names) == 1)
 
     def _define_huffman(self, body: bytes) -> None:
+        """Note the tables of a DHT segment (B.2.4.2)."""
         at = 0
         while at < len(body):
             self._huffman.add((body[at] >> 4, body[at] & 15))
             at += 17 + sum(body[at + 1 : at + 17])
-        _agree(at == len(body))
+        _require(at == len(body))
 
-    def _define_quantization(self, body: bytes, between_scans: bool) -> None:
-        """T.81 lets a table be replaced between scans, but some decoders dequantize at the end,
-        with the last one.
+    def _define_quantization(self, body: bytes, has_scans: bool) -> None:
+        """Note the tables of a DQT segment (B.2.4.1).
+
+        T.81 allows replacing a table between scans, but some decoders dequantize at the end, with
+        the last table.
         """
         at = 0
         while at < len(body):
             end = at + 1 + COEFFICIENTS * (1 + (body[at] >> 4))
             table, values = body[at] & 15, body[at:end]
-            _agree(not between_scans or self._quantization.get(table, values) == values)
+            _require(not has_scans or self._quantization.get(table, values) == values)
             self._quantization[table] = values
             at = end
-        _agree(at == len(body))
+        _require(at == len(body))
 
     def _check_scan(self, scan: Segment) -> None:
-        count = scan.body[0]
-        _agree(1 <= count <= 4 and len(scan.body) == 4 + 2 * count)
-        names, tables = scan.body[1:-3:2], scan.body[2:-3:2]
-        places = [self._names.find(name) for name in names]
-        _agree(places[0] >= 0 and places == sorted(set(places)))
-        chosen = [self._components[name] for name in names]
-        _agree(count == 1 or sum(each.across * each.down for each in chosen) <= MOST_BLOCKS)
-        _agree(all(each.table in self._quantization for each in chosen))
-        first, last, high, low = (
-            scan.body[-3],
-            scan.body[-2],
-            scan.body[-1] >> 4,
-            scan.body[-1] & 15,
-        )
+        header = _scan_header(scan.body)
+        places = [self._names.find(name) for name in header.names]
+        _require(places[0] >= 0 and places == sorted(set(places)))
+        components = [self._components[name] for name in header.names]
+        if len(components) > 1:
+            blocks = sum(component.horizontal * component.vertical for component in components)
+            _require(blocks <= MAX_MCU_BLOCKS)
+        self._check_coefficients(header)
+        self._check_tables(header, components)
+        for component in components:
+            is_dc = header.first == 0
+            _require(is_dc or component.coded_bits[0] is not None)  # DC comes first (G.1.1.1.1)
+            component.code(header.first, header.last, header.high, header.low)
+        self._check_restarts(scan.scan, components)
+
+    def _check_coefficients(self, header: _ScanHeader) -> None:
+        """Require a range of coefficients and bits that the kind of the JPEG has (B.2.3)."""
         if self._frame.marker in jpeg.PROGRESSIVE:
-            _agree(first == last == 0 or (1 <= first <= last < COEFFICIENTS and count == 1))
+            is_dc = header.first == header.last == 0
+            is_ac = 1 <= header.first <= header.last < COEFFICIENTS
+            _require(is_dc or (is_ac and len(header.names) == 1))
         else:
-            _agree((first, last, high, low) == (0, COEFFICIENTS - 1, 0, 0))
-        if self._frame.marker not in ARITHMETIC:
-            _agree(
-                all(first > 0 or high > 0 or (DC, table >> 4) in self._huffman for table in tables)
-            )
-            _agree(all(last == 0 or (AC, table & 15) in self._huffman for table in tables))
-        for each in chosen:
-            _agree(first == 0 or each.bits[0] is not None)  # AC comes after DC (G.1.1.1.1)
-            _note(each.bits, range(first, last + 1), high, low)
-        self._check_restarts(scan.scan, chosen)
+            coded = header.first, header.last, header.high, header.low
+            _require(coded == (0, COEFFICIENTS - 1, 0, 0))
 
-    def _check_restarts(self, data: bytes, chosen: Sequence[_Component]) -> None:
-        """After each interval of MCUs but the last stands one restart marker, and they count up
-        (E.1.4).
-        """
-        expected = -(-self._mcus(chosen) // self._interval) - 1 if self._interval else 0
-        _agree(RESTART.findall(data) == [bytes([0xD0 + number % 8]) for number in range(expected)])
+    def _check_tables(self, header: _ScanHeader, components: Sequence[_Component]) -> None:
+        """Require that the tables of the scan are present. Refinements of DC need none."""
+        _require(all(component.table in self._quantization for component in components))
+        if self._frame.marker in ARITHMETIC:
+            return
+        for table in header.tables:
+            needs_dc = header.first == 0 and header.high == 0
+            _require(not needs_dc or (DC, table >> 4) in self._huffman)
+            needs_ac = header.last > 0
+            _require(not needs_ac or (AC, table & 15) in self._huffman)
 
-    def _mcus(self, chosen: Sequence[_Component]) -> int:
-        """Return the number of MCUs of a scan of the `chosen` components (A.2)."""
-        height, width = int.from_bytes(self._frame.body[1:3]), int.from_bytes(self._frame.body[3:5])
-        across = max(each.across for each in self._components.values())
-        down = max(each.down for each in self._components.values())
-        if len(chosen) > 1:
-            return -(-width // (8 * across)) * -(-height // (8 * down))
-        own_width, own_height = (
-            -(-width * chosen[0].across // across),
-            -(-height * chosen[0].down // down),
-        )
-        return -(-own_width // 8) * -(-own_height // 8)
+    def _check_restarts(self, data: bytes, components: Sequence[_Component]) -> None:
+        """Require a restart marker after each interval but the last, numbered in order (E.1.4)."""
+        expected = 0
+        if self._restart_interval:
+            expected = -(-self._mcus(components) // self._restart_interval) - 1
+        markers = [bytes([FIRST_RESTART + number % 8]) for number in range(expected)]
+        _require(RESTART.findall(data) == markers)
+
+    def _mcus(self, components: Sequence[_Component]) -> int:
+        """Return the number of MCUs of a scan of `components` (A.2)."""
+        height, width = jpeg.frame_size(self._frame.body)
+        horizontal = max(component.horizontal for component in self._components.values())
+        vertical = max(component.vertical for component in self._components.values())
+        if len(components) > 1:
+            mcu_width, mcu_height = BLOCK_SIDE * horizontal, BLOCK_SIDE * vertical
+            return -(-width // mcu_width) * -(-height // mcu_height)
+        (component,) = components
+        component_width = -(-width * component.horizontal // horizontal)
+        component_height = -(-height * component.vertical // vertical)
+        return -(-component_width // BLOCK_SIDE) * -(-component_height // BLOCK_SIDE)
 
 
-def _note(bits: list[int | None], coded: range, high: int, low: int) -> None:
-    """A first scan codes what none has coded; each refinement codes the next lower bit
-    (G.1.1.1.2).
-    """
-    for number in coded:
-        _agree(bits[number] == (high or None) and (not high or low == high - 1))
-        bits[number] = low
+def _scan_header(body: bytes) -> _ScanHeader:
+    count = body[0]
+    _require(1 <= count <= MAX_SCAN_COMPONENTS and len(body) == 4 + 2 * count)
+    names, tables = body[1:-3:2], body[2:-3:2]
+    first, last, approximation = body[-3:]
+    return _ScanHeader(names, tables, first, last, approximation >> 4, approximation & 15)

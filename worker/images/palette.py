@@ -1,5 +1,6 @@
-"""Pictures of up to 256 colours: what no mask touched keeps its exact colours, masks get the
-nearest.
+"""Pictures of up to 256 colours.
+
+Pixels outside the masks keep their exact colours, pixels inside get the nearest ones.
 """
 
 from collections.abc import Iterator
@@ -9,96 +10,104 @@ from PIL import Image
 
 from worker.pixels import Array
 
-MOST = 256
-ROWS = 128
-AT_A_TIME = 4096  # colours compared with the whole palette at once
+MAX_COLOURS = 256
+STRIP_ROWS = 128
+COLOURS_PER_STEP = 4096  # colours compared with the palette at a time, to bound the memory
 
 
 def indexed(pixels: Array, source: Array) -> Image.Image:
-    """uint8 RGB or RGBA `pixels` as a palette picture; `source` is the same picture before it was
-    masked.
+    """Return uint8 RGB or RGBA `pixels` as a palette picture.
 
-    A picture whose untouched pixels alone have more than 256 colours is reduced to 256, those that
-    fit best.
+    `source` is the same picture before masking. If the pixels that masking left alone have more
+    than 256 colours, the picture is reduced to the 256 that fit best.
     """
-    own, covered = _colours(pixels, source)
-    if len(own) > MOST:
+    unmasked, masked = _colours(pixels, source)
+    if len(unmasked) > MAX_COLOURS:
         return _reduced(pixels)
-    palette = np.unique(np.concatenate([own, _spread(covered, MOST - len(own))]))
-    known = np.union1d(own, covered)
-    places = _nearest(known, palette)
+    additional = _evenly_chosen(masked, MAX_COLOURS - len(unmasked))
+    palette = np.unique(np.concatenate([unmasked, additional]))
+    colours = np.union1d(unmasked, masked)
+    palette_indices = _nearest(colours, palette)
     indices = np.empty(pixels.shape[:2], np.uint8)
-    for rows in _blocks(pixels):
-        indices[rows] = places[np.searchsorted(known, _keys(pixels[rows]))]
-    return _picture(indices, _unpacked(palette), pixels.shape[2])
+    for rows in _strips(pixels):
+        indices[rows] = palette_indices[np.searchsorted(colours, _packed(pixels[rows]))]
+    return _palette_image(indices, _unpacked(palette), pixels.shape[2])
 
 
 def _colours(pixels: Array, source: Array) -> tuple[Array, Array]:
-    """The colours, as numbers, of the pixels that are as in `source`, and of the others."""
-    own = covered = np.zeros(0, np.uint32)
-    for rows in _blocks(pixels):
-        keys, untouched = _keys(pixels[rows]), (pixels[rows] == source[rows]).all(axis=-1)
-        own = np.union1d(own, keys[untouched])
-        covered = np.union1d(covered, keys[~untouched])
-    return own, covered
+    """Return the packed colours of the pixels that equal `source`, and of the others, sorted."""
+    unmasked = masked = np.zeros(0, np.uint32)
+    for rows in _strips(pixels):
+        colours, is_unmasked = _packed(pixels[rows]), (pixels[rows] == source[rows]).all(axis=-1)
+        unmasked = np.union1d(unmasked, colours[is_unmasked])
+        masked = np.union1d(masked, colours[~is_unmasked])
+    return unmasked, masked
 
 
-def _blocks(pixels: Array) -> Iterator[slice]:
-    """Rows that are worked on at a time, so that a large picture needs little more memory."""
-    return (slice(top, top + ROWS) for top in range(0, len(pixels), ROWS))
+def _strips(pixels: Array) -> Iterator[slice]:
+    """Yield strips of rows, so that a large picture needs little additional memory."""
+    return (slice(top, top + STRIP_ROWS) for top in range(0, len(pixels), STRIP_ROWS))
 
 
-def _keys(pixels: Array) -> Array:
-    """Each pixel as one number."""
-    keys: Array = np.zeros(pixels.shape[:2], np.uint32)
+def _packed(pixels: Array) -> Array:
+    """Return each pixel as one uint32, 0xRRGGBBAA; RGB pixels are opaque."""
+    colours: Array = np.zeros(pixels.shape[:2], np.uint32)
     for channel in range(4):
-        keys = keys << 8 | (pixels[..., channel] if channel < pixels.shape[2] else np.uint32(255))
-    return keys
+        values = pixels[..., channel] if channel < pixels.shape[2] else np.uint32(255)
+        colours = colours << 8 | values
+    return colours
 
 
-def _unpacked(keys: Array) -> Array:
-    return np.stack([keys >> shift & 255 for shift in (24, 16, 8, 0)], axis=-1).astype(np.uint8)
+def _unpacked(colours: Array) -> Array:
+    """Return packed colours as uint8 RGBA [n, 4]."""
+    return np.stack([colours >> shift & 255 for shift in (24, 16, 8, 0)], axis=-1).astype(np.uint8)
 
 
-def _spread(keys: Array, count: int) -> Array:
-    """At most `count` of `keys`, evenly spread in their order."""
-    if len(keys) <= count:
-        return keys
-    return keys[np.linspace(0, len(keys) - 1, count).round().astype(int)] if count else keys[:0]
+def _evenly_chosen(colours: Array, count: int) -> Array:
+    """Return at most `count` of the sorted `colours`, at even distances in their order."""
+    if len(colours) <= count:
+        return colours
+    chosen: Array = colours[np.linspace(0, len(colours) - 1, count).round().astype(int)]
+    return chosen
 
 
-def _nearest(keys: Array, palette: Array) -> Array:
-    """For each of `keys` the index of the nearest colour of `palette`, transparency counted as a
-    channel.
+def _nearest(colours: Array, palette: Array) -> Array:
+    """Return the index of the nearest colour of `palette` for each of the packed `colours`.
+
+    Alpha counts as a channel.
     """
     table = _unpacked(palette).astype(np.int32)
     found = [np.zeros(0, np.intp)]
-    for start in range(0, len(keys), AT_A_TIME):
-        some = _unpacked(keys[start : start + AT_A_TIME]).astype(np.int32)
-        distance = np.zeros((len(some), len(table)), np.int32)
+    for start in range(0, len(colours), COLOURS_PER_STEP):
+        step = _unpacked(colours[start : start + COLOURS_PER_STEP]).astype(np.int32)
+        distance = np.zeros((len(step), len(table)), np.int32)
         for channel in range(4):
-            distance += (some[:, channel, None] - table[:, channel]) ** 2
+            distance += (step[:, channel, None] - table[:, channel]) ** 2
         found.append(distance.argmin(axis=1))
     return np.concatenate(found)
 
 
 def _reduced(pixels: Array) -> Image.Image:
-    """`pixels` in 256 colours, one of them for what is transparent."""
-    clear = pixels.shape[2] == 4
+    """Return `pixels` in 256 colours; with alpha, one of them is for transparent pixels."""
+    has_alpha = pixels.shape[2] == 4
     colours = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
-    image = colours.quantize(MOST - clear, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    if not clear:
+    image = colours.quantize(
+        MAX_COLOURS - has_alpha, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
+    )
+    if not has_alpha:
         return image
+    transparent = MAX_COLOURS - 1
     indices = np.array(image)
-    indices[pixels[..., 3] == 0] = MOST - 1
-    table = np.zeros((MOST, 4), np.uint8)
-    palette = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3)[: MOST - 1]
+    indices[pixels[..., 3] == 0] = transparent
+    table = np.zeros((MAX_COLOURS, 4), np.uint8)
+    palette = np.frombuffer(bytes(image.getpalette() or ()), np.uint8).reshape(-1, 3)[:transparent]
     table[: len(palette), :3] = palette
-    table[: MOST - 1, 3] = 255
-    return _picture(indices, table, 4)
+    table[:transparent, 3] = 255
+    return _palette_image(indices, table, 4)
 
 
-def _picture(indices: Array, table: Array, channels: int) -> Image.Image:
+def _palette_image(indices: Array, table: Array, channels: int) -> Image.Image:
+    """Return `indices` [h, w] into the RGBA `table` [n, 4] as a palette image."""
     image = Image.fromarray(indices, "P")
     image.putpalette(table[:, :3].tobytes(), "RGB")
     if channels == 4 and (table[:, 3] < 255).any():

@@ -1,4 +1,4 @@
-"""A decoded picture: its frames, and what the detector looks at."""
+"""A decoded picture: its frames, and the views of them that the detector gets."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,13 +21,15 @@ BLACK: dict[str, tuple[int, ...]] = {
     "RGBA;16": (0, 0, 0, 65535),
 }
 WITH_ALPHA = ("LA", "RGBA", "RGBA;16")
-SAMPLES = 250_000  # values that the range of a picture is taken of
-# A picture that uses a small part of the range is stretched, and stretched again if nearly all of
-# it uses a small part of that. A row has the share of the pixels that may lie below, and above, and
-# the share of the range that is small. Of 1,443 annotated photographs none uses less than 0.55 of
-# the range, and none less than 0.25 with all but the darkest and the brightest twentieth.
+RANGE_SAMPLES = 250_000  # about this many values decide the range of a picture
+# A picture that uses a small part of the range of values is stretched, and stretched again if
+# nearly all of it uses a small part of that. Each row has the share of the pixels that may be
+# below the range, and above it, and the share of the values that is small. Of 1,443 annotated
+# photographs none uses less than 0.55 of the values, and none less than 0.25 without its darkest
+# and its brightest twentieth.
 NARROW = ((0.005, 0.375), (0.05, 0.125))
-ROWS = 256  # that are put on a ground at a time, so that a large picture needs no further copies
+STRIP_ROWS = 256  # rows blended with a background at a time, to save memory
+WHITE_BACKGROUND, BLACK_BACKGROUND = 255, 0
 
 
 @dataclass(frozen=True)
@@ -51,46 +53,51 @@ class Frame:
 
     @property
     def black(self) -> tuple[int, ...]:
-        """The value of an opaque black pixel, one number a channel."""
+        """Return the value of an opaque black pixel, one number a channel."""
         return BLACK[self.mode]
 
     def views(self) -> Iterator[Pixels]:
-        """Yield what an eye may see of the frame, each uint8 RGB [h, w, 3]: where faces are looked
-        for.
+        """Yield the views in which faces are detected, each uint8 RGB [h, w, 3].
 
-        A frame with transparency is shown three times: its colours alone, which a tool can lay
-        bare, on white and on black. One of 16 bits is shown as most viewers show it, and stretched
-        to the range that it uses; with transparency its bare colours are the stretched ones. If
-        each of these uses a small part of the range only, they are shown stretched too.
+        A frame with transparency has three views: its bare colours, which a tool can reveal, on
+        white, and on black. A frame of 16 bits has two: as most viewers show it, and stretched to
+        the range of values that it uses. With transparency its bare colours are the stretched ones.
+        If every view uses a small part of the range only, all are also yielded stretched.
         """
         narrow = []
-        for view, alpha in self._shown():
+        for view, alpha in self._unstretched_views():
             narrow.append(list(_narrow_ranges(view, alpha)))
             yield view
-        if all(narrow):
-            for (view, _), ranges in zip(self._shown(), narrow, strict=True):
-                yield from (_stretched(view, each) for each in ranges if each.size)
+        if not all(narrow):
+            return
+        for (view, _), ranges in zip(self._unstretched_views(), narrow, strict=True):
+            for used in ranges:
+                if used.size:
+                    yield _stretched(view, used)
 
-    def _shown(self) -> Iterator[tuple[Pixels, Array | None]]:
-        """Yield each view before it is stretched, and the alpha of those in which hidden pixels do
-        not count.
+    def _unstretched_views(self) -> Iterator[tuple[Pixels, Array | None]]:
+        """Yield each view with the alpha that hides pixels of it, or None.
+
+        Hidden pixels do not count for the range of a view.
         """
         if self.mode == "CMYK":
             yield np.asarray(Image.fromarray(self.pixels, "CMYK").convert("RGB")), None
             return
-        colours = self.pixels[..., :-1] if self.mode in WITH_ALPHA else self.pixels
-        deep = self.pixels.dtype == np.uint16
-        alpha = self.pixels[..., -1] if self.mode in WITH_ALPHA else None
-        if alpha is not None and alpha.min() == np.iinfo(alpha.dtype).max:
-            alpha = None
-        if not deep or alpha is None:
+        is_deep = self.pixels.dtype == np.uint16
+        colours = self.pixels
+        alpha: Array | None = None
+        if self.mode in WITH_ALPHA:
+            colours = self.pixels[..., :-1]
+            is_opaque = self.pixels[..., -1].min() == np.iinfo(self.pixels.dtype).max
+            alpha = None if is_opaque else self.pixels[..., -1]
+        if not is_deep or alpha is None:
             yield _rgb(_eight_bits(colours)), alpha
-        if deep:
-            for each in _ranges_in_use(colours, alpha):
-                yield _rgb(_stretched(colours, each)), alpha
+        if is_deep:
+            for used in _ranges_in_use(colours, alpha):
+                yield _rgb(_stretched(colours, used)), alpha
         if alpha is not None:
-            for ground in (255, 0):
-                yield _over(ground, _eight_bits(colours), _eight_bits(alpha)), None
+            for background in (WHITE_BACKGROUND, BLACK_BACKGROUND):
+                yield _blended(background, _eight_bits(colours), _eight_bits(alpha)), None
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,8 @@ class Picture:
     """One decoded file.
 
     `encoding` holds the options with which Pillow writes the same kind of file again. `reassembled`
-    is the file itself without its metadata, where that is all that has to go: see
-    worker.images.jpeg.
+    is the file without its metadata, or None if a frame without faces must be encoded again too:
+    see worker.images.jpeg.
     """
 
     frames: tuple[Frame, ...]
@@ -121,22 +128,22 @@ class Picture:
 
 
 def _rgb(colours: Array) -> Pixels:
-    """uint8 [h, w], [h, w, 1] or [h, w, 3] as [h, w, 3]."""
+    """Return uint8 [h, w], [h, w, 1] or [h, w, 3] as [h, w, 3]."""
     planes = colours if colours.ndim == 3 else colours[..., None]
     return np.ascontiguousarray(np.broadcast_to(planes, (*planes.shape[:2], 3)))
 
 
 def _eight_bits(values: Array) -> Array:
+    """Return the upper 8 bits of uint16 `values`, or uint8 `values` themselves."""
     return (values >> 8).astype(np.uint8) if values.dtype == np.uint16 else values
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a picture uses: the lowest of each channel, and how far it goes up from
-    there.
+    """The values that a picture uses: `size` values from `low` up, which has one for each channel.
 
-    Each channel has a base of its own, and all have the same contrast, so that the noise of an
-    empty channel stays noise.
+    The channels start at different values but have the same contrast, so that the noise of an empty
+    channel is not amplified.
     """
 
     low: Array
@@ -144,20 +151,16 @@ class Range:
 
 
 def _narrow_ranges(view: Pixels, alpha: Array | None) -> Iterator[Range]:
-    """Yield the ranges that `view` uses and that are small; one of size 0 is that of a flat
-    picture.
-    """
-    shown = 256
-    for (_, small), found in zip(NARROW, _ranges(view, alpha), strict=True):
-        if found.size < small * shown:
-            yield found
-            shown = found.size
+    """Yield the ranges that `view` uses and that are small; a flat picture has one of size 0."""
+    available = 256
+    for (_, small), used in zip(NARROW, _ranges(view, alpha), strict=True):
+        if used.size < small * available:
+            yield used
+            available = used.size
 
 
 def _ranges_in_use(colours: Array, alpha: Array | None) -> Iterator[Range]:
-    """Yield the range that 16-bit `colours` use, and that of nearly all of them if it is a small
-    part of it.
-    """
+    """Yield the range of 16-bit `colours`, and that of nearly all pixels if it is much smaller."""
     whole, middle = _ranges(colours, alpha)
     yield whole
     if 0 < middle.size < NARROW[-1][1] * whole.size:
@@ -165,43 +168,40 @@ def _ranges_in_use(colours: Array, alpha: Array | None) -> Iterator[Range]:
 
 
 def _ranges(colours: Array, alpha: Array | None) -> list[Range]:
-    """Return the range of `colours` for each row of NARROW. Pixels that `alpha` hides do not
-    count.
-    """
+    """Return the range of `colours` for each row of NARROW, without pixels that `alpha` hides."""
     planes = colours if colours.ndim == 3 else colours[..., None]
-    step = max(1, round((planes.size / SAMPLES) ** 0.5))
+    step = max(1, round((planes.size / RANGE_SAMPLES) ** 0.5))
     sample = planes[::step, ::step].reshape(-1, planes.shape[2])
     if alpha is not None:
         sample = sample[alpha[::step, ::step].ravel() > 0]
     values = np.iinfo(colours.dtype).max + 1
-    upto = np.stack([np.bincount(channel, minlength=values).cumsum() for channel in sample.T])
+    histograms = [np.bincount(channel, minlength=values) for channel in sample.T]
+    cumulative = np.stack(histograms).cumsum(axis=1)
     ranges = []
     for tail, _ in NARROW:
-        low = (upto <= tail * len(sample)).sum(axis=1).clip(0, values - 1)
-        high = (upto < (1 - tail) * len(sample)).sum(axis=1)
+        low = (cumulative <= tail * len(sample)).sum(axis=1).clip(0, values - 1)
+        high = (cumulative < (1 - tail) * len(sample)).sum(axis=1)
         ranges.append(Range(low, max(0, int((high - low).max()))))
     return ranges
 
 
 def _stretched(colours: Array, used: Range) -> Array:
-    """Return `colours` with the lowest values of the range in use as black and the highest as
-    white, uint8.
-    """
+    """Return `colours` as uint8, with the lowest values of `used` as 0 and the highest as 255."""
     planes = colours if colours.ndim == 3 else colours[..., None]
     result = np.empty(planes.shape, np.uint8)
     values = np.arange(np.iinfo(colours.dtype).max + 1)
-    for channel, base in enumerate(used.low):
-        shown = ((values - base) * (255 / max(used.size, 1))).clip(0, 255).astype(np.uint8)
-        result[..., channel] = shown[planes[..., channel]]
+    for channel, low in enumerate(used.low):
+        table = ((values - low) * (255 / max(used.size, 1))).clip(0, 255).astype(np.uint8)
+        result[..., channel] = table[planes[..., channel]]
     return result
 
 
-def _over(ground: int, colours: Array, alpha: Array) -> Pixels:
-    """uint8 `colours` as seen through `alpha` [h, w] before a ground of one gray level."""
+def _blended(background: int, colours: Array, alpha: Array) -> Pixels:
+    """Return uint8 `colours` blended by `alpha` [h, w] with a background of one gray level."""
     result = np.empty((*alpha.shape, 3), np.uint8)
-    for top in range(0, len(alpha), ROWS):
-        rows = slice(top, top + ROWS)
-        share = alpha[rows, :, None].astype(np.uint16)
+    for top in range(0, len(alpha), STRIP_ROWS):
+        rows = slice(top, top + STRIP_ROWS)
+        opacity = alpha[rows, :, None].astype(np.uint16)
         planes = colours[rows] if colours.ndim == 3 else colours[rows, :, None]
-        result[rows] = (planes * share + ground * (255 - share) + 127) // 255
+        result[rows] = (planes * opacity + background * (255 - opacity) + 127) // 255
     return result

@@ -1,5 +1,6 @@
-"""The pages of a TIFF: which are handled, and that their compressed data is whole (TIFF 6.0;
-Technical Note 2).
+"""Check the pages of a TIFF: their kind, and that their compressed data is complete.
+
+TIFF 6.0; Technical Note 2 (JPEG in TIFF).
 """
 
 import zlib
@@ -9,43 +10,41 @@ from typing import Any
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker.images import jpeg
 from worker.images.clock import Clock
+from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, Tag
 
-COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg")
-BITS_PER_SAMPLE, COMPRESSION, PLANES, EXTRA_SAMPLES, JPEG_TABLES = 258, 259, 284, 338, 347
-PHOTOMETRIC, COLOR_MAP, SAMPLE_FORMAT = 262, 320, 339
-WHITE_IS_ZERO, UNSIGNED = 0, 1
-WIDTH, HEIGHT, SAMPLES, ROWS, TILE_SIDES = 256, 257, 277, 278, (322, 323)
-STRIPS, TILES = (273, 279), (324, 325)  # the tags of their offsets and lengths
-SPARE_BYTES = 1 << 10  # of a strip or tile
-# What decides how the data is read: sizes, depth, compression, colours, places, predictor, tiles,
-# planes.
-STRUCTURE = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338}
-WHOLE_NUMBERS = {3, 4, 16}  # SHORT, LONG, LONG8
+JPEG, RAW = "jpeg", "raw"  # Pillow's names of compressions
+DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
+COMPRESSIONS = (RAW, "tiff_lzw", *DEFLATE, "packbits", JPEG)
+WHITE_IS_ZERO = 0  # a value of PhotometricInterpretation
+UNSIGNED = 1  # a value of SampleFormat
+CHUNKY, PLANAR = 1, 2  # values of PlanarConfiguration
+SPARE_BYTES = 1 << 10  # a strip or tile may unpack to this much more than its pixels need
+UNPACK_BYTES = 1 << 16  # bytes that are unpacked at a time
+STRUCTURE = LAYOUT.union(STRIPS, TILES)
+STRUCTURE_TYPES = {3, 4, 16}  # SHORT, LONG, LONG8
 
 
 def bits(image: Any) -> int:
-    """Return the most bits that a channel of the page that `image` is at has."""
-    return int(max(image.tag_v2.get(BITS_PER_SAMPLE, (1,))))
+    """Return the largest number of bits of a channel of the page that `image` is at."""
+    return int(max(_bits_per_sample(image.tag_v2)))
 
 
 def is_deep(image: Any) -> bool:
-    """Whether a channel of the page that `image` is at has more than 8 bits."""
+    """Return whether a channel of the page that `image` is at has more than 8 bits."""
     return bits(image) > 8
 
 
 def has_white_at_zero(image: Any) -> bool:
     """Return whether 0 is white on the page that `image` is at."""
-    return bool(image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO)
+    return bool(image.tag_v2.get(Tag.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO)
 
 
 def palette(image: Any) -> bytes:
-    """Return the colours of the palette page that `image` is at: first all reds, then greens, then
-    blues.
+    """Return the palette of the page that `image` is at: all reds, then all greens, then all blues.
 
-    A map without a value over 255 is one of 8 bits, as libtiff and ImageMagick take it; others have
-    16.
+    A map without a value over 255 has 8 bits, as in libtiff and ImageMagick; others have 16.
     """
-    values = image.tag_v2.get(COLOR_MAP, ())
+    values = image.tag_v2.get(Tag.COLOR_MAP, ())
     if len(values) != 3 << bits(image) or max(values) > 65535:
         raise UnreadableImage(
             "this TIFF is damaged: its palette does not have the colours that its pixels may have"
@@ -54,93 +53,103 @@ def palette(image: Any) -> bytes:
 
 
 def check(image: Any, content: bytes, clock: Clock) -> None:
-    """Raise UnsupportedImage or UnreadableImage for what libtiff reads with mere warnings, or in
-    part.
+    """Check the page that `image` is at for errors that libtiff only warns of, or passes over.
+
+    Raises UnsupportedImage for a kind of page that is not handled, UnreadableImage for damage.
     """
+    directory = image.tag_v2
     compression = image.info.get("compression")
     if compression not in COMPRESSIONS:
         raise UnsupportedImage(
-            f"TIFFs with the compression {compression} are not handled: save it with LZW, Deflate, PackBits or JPEG"
+            f"TIFFs with the compression {compression} are not handled: "
+            "save it with LZW, Deflate, PackBits or JPEG"
         )
-    _check_directory(image.tag_v2)
-    if set(image.tag_v2.get(SAMPLE_FORMAT, ())) - {UNSIGNED}:
+    _check_directory(directory)
+    if set(directory.get(Tag.SAMPLE_FORMAT, ())) - {UNSIGNED}:
         raise UnsupportedImage(
             "TIFFs of signed or floating point numbers are not handled: convert it to 8 or 16 bits"
         )
     size = 0
-    across, down, most = _part_size(image.tag_v2)
-    for part in _parts(image, content):
+    width, height, max_bytes = _part_size(directory)
+    for part in _parts(directory, content):
         clock.check()
         size += len(part)
-        if compression == "jpeg":
-            jpeg.check(_with_tables(part, image.tag_v2.get(JPEG_TABLES)), across, down)
-        elif compression in ("tiff_adobe_deflate", "tiff_deflate"):
-            _check_deflate(part, most)
-    if (
-        size * 8 < image.width * image.height * sum(image.tag_v2.get(BITS_PER_SAMPLE, (1,)))
-        and compression == "raw"
-    ):
+        if compression == JPEG:
+            jpeg.check(_with_tables(part, directory.get(Tag.JPEG_TABLES)), width, height)
+        elif compression in DEFLATE:
+            _check_deflate(part, max_bytes)
+    needed_bits = image.width * image.height * sum(_bits_per_sample(directory))
+    if compression == RAW and size * 8 < needed_bits:
         raise UnreadableImage("this TIFF is cut short")
 
 
+def _bits_per_sample(directory: Any) -> tuple[int, ...]:
+    bits: tuple[int, ...] = directory.get(Tag.BITS_PER_SAMPLE, (1,))
+    return bits
+
+
 def _check_directory(directory: Any) -> None:
-    """Raise UnreadableImage for entries that Pillow passes over and other readers do not."""
-    sound = all(directory.tagtype.get(tag, 3) in WHOLE_NUMBERS for tag in STRUCTURE)
-    if not sound or COMPRESSION not in directory or directory.get(PLANES, 1) not in (1, 2):
+    """Raise UnreadableImage for entries that Pillow ignores and other readers do not."""
+    is_sound = all(directory.tagtype.get(tag, 3) in STRUCTURE_TYPES for tag in STRUCTURE)
+    planes = directory.get(Tag.PLANAR_CONFIGURATION, CHUNKY)
+    if not is_sound or Tag.COMPRESSION not in directory or planes not in (CHUNKY, PLANAR):
         raise UnreadableImage("this TIFF is damaged: its directory has entries of the wrong kind")
 
 
 def _part_size(directory: Any) -> tuple[int, int, int]:
     """Return width and height of a strip or tile, and the bytes that its pixels need at most."""
-    across, down = directory[WIDTH], directory[HEIGHT]
-    if TILES[0] in directory:
-        across, down = (directory[tag] for tag in TILE_SIDES)
+    width, height = directory[Tag.IMAGE_WIDTH], directory[Tag.IMAGE_LENGTH]
+    if Tag.TILE_OFFSETS in directory:
+        width, height = directory[Tag.TILE_WIDTH], directory[Tag.TILE_LENGTH]
     else:
-        down = min(max(directory.get(ROWS, down), 1), down)
-    bits = directory.get(BITS_PER_SAMPLE, (1,))
-    channels = max(len(bits), directory.get(SAMPLES, 1))
-    return across, down, down * -(-across * channels * max(bits) // 8)
+        height = min(max(directory.get(Tag.ROWS_PER_STRIP, height), 1), height)
+    bits = _bits_per_sample(directory)
+    channels = max(len(bits), directory.get(Tag.SAMPLES_PER_PIXEL, 1))
+    row_bytes = -(-width * channels * max(bits) // 8)
+    return width, height, height * row_bytes
 
 
 def _with_tables(part: bytes, tables: Any) -> bytes:
-    """A strip or tile as a JPEG of its own: the tables stand apart, between the same two
-    markers.
+    """Return a strip or tile as a JPEG of its own.
+
+    `tables` is the page's JPEGTables, which are between the same two markers as the strip itself.
     """
     if not tables:
         return part
-    if tables[:2] != b"\xff\xd8" or tables[-2:] != b"\xff\xd9":
+    if tables[:2] != jpeg.START_OF_IMAGE or tables[-2:] != jpeg.END_OF_IMAGE:
         raise UnreadableImage("this TIFF is damaged: its JPEG tables do not end")
     whole: bytes = tables[:-2] + part[2:]
     return whole
 
 
-def _parts(image: Any, content: bytes) -> Iterator[bytes]:
-    """The compressed strips or tiles of a page."""
-    offsets, lengths = (
-        image.tag_v2.get(tag, ()) for tag in (TILES if TILES[0] in image.tag_v2 else STRIPS)
-    )
+def _parts(directory: Any, content: bytes) -> Iterator[bytes]:
+    """Yield the compressed strips or tiles of a page."""
+    tags = TILES if Tag.TILE_OFFSETS in directory else STRIPS
+    offsets, lengths = (directory.get(tag, ()) for tag in tags)
     if not offsets or len(offsets) != len(lengths):
-        raise UnreadableImage("this TIFF is damaged: where its pixels are is not known")
-    for at, length in zip(offsets, lengths, strict=True):
-        if at + length > len(content):
+        raise UnreadableImage("this TIFF is damaged: it does not say where its pixels are")
+    for offset, length in zip(offsets, lengths, strict=True):
+        if offset + length > len(content):
             raise UnreadableImage("this TIFF is cut short")
-        yield content[at : at + length]
+        yield content[offset : offset + length]
 
 
-def _check_deflate(part: bytes, most: int) -> None:
-    """Raise UnreadableImage for data that is damaged, or that unpacks to more than `most` bytes and
-    some to spare.
+def _check_deflate(part: bytes, max_bytes: int) -> None:
+    """Raise UnreadableImage for damaged data, and for data that unpacks to more than `max_bytes`.
+
+    SPARE_BYTES more are allowed.
     """
-    unpacked, size = zlib.decompressobj(), 0
+    unpacker, size = zlib.decompressobj(), 0
     try:
-        while part and not unpacked.eof:
-            size += len(unpacked.decompress(part, 1 << 16))
-            if size > most + SPARE_BYTES:
+        while part and not unpacker.eof:
+            size += len(unpacker.decompress(part, UNPACK_BYTES))
+            if size > max_bytes + SPARE_BYTES:
                 raise UnreadableImage(
                     "this TIFF is damaged: a strip or tile unpacks to more than its pixels need"
                 )
-            part = unpacked.unconsumed_tail
+            part = unpacker.unconsumed_tail
+        is_complete = unpacker.eof
     except zlib.error:
-        unpacked = zlib.decompressobj()
-    if not unpacked.eof:
+        is_complete = False
+    if not is_complete:
         raise UnreadableImage("this TIFF is damaged: the checksum of its pixels is wrong")

@@ -1,65 +1,33 @@
-"""Measure a TIFF from its directories alone, before a library reads it (TIFF 6.0, section 2;
-BigTIFF).
-"""
+"""Measure a TIFF from its directories alone, before a library reads it (TIFF 6.0; BigTIFF)."""
 
-import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.errors import ImageTooLarge, UnreadableImage
+from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, DirectoryReader, Entry, Tag
 
-MOST_ENTRIES = 4096  # of one directory
-MOST_PARTS = 1 << 18  # strips and tiles of all pages together; Python keeps 32 bytes of each number
-MOST_VALUES = 64  # of an entry that describes the structure
-MOST_TABLES = 1 << 16  # bytes of JPEG tables, which are repeated before each strip
-MOST_SHARING = 4  # strips may name the file's bytes so many times over
-LEAST_PADDING = 1 << 22  # pixels that tiles may have beyond the picture, whatever its size
-WIDTH, HEIGHT, BITS, COMPRESSION, SAMPLES, ROWS, PLANES = 256, 257, 258, 259, 277, 278, 284
-STRIPS, TILES = (273, 279), (324, 325)
-TILE_SIDES = (322, 323)
-JPEG_TABLES = 347
-DESCRIBING = {
-    256,
-    257,
-    258,
-    259,
-    262,
-    266,
-    274,
-    277,
-    278,
-    282,
-    283,
-    284,
-    296,
-    317,
-    322,
-    323,
-    338,
-    339,
-    530,
-}
-SIZES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
-WHOLE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q"}
+# The headers that every reader accepts: those of TIFF, and those of BigTIFF with the size of its
+# offsets.
+HEADERS = (b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0")
+CUT_SHORT = "this TIFF is cut short: a directory reaches beyond its end"
 
-Entry = tuple[int, int, int]  # type, count, and the offset of the values
-NOTHING: Entry = (3, 0, 0)
+MAX_ENTRIES = 4096  # entries of one directory
+MAX_PARTS = 1 << 18  # strips and tiles of all pages; Python keeps 32 bytes for each number
+MAX_DESCRIBING_VALUES = 64  # values of an entry that describes the page
+MAX_JPEG_TABLES = 1 << 16  # bytes of JPEG tables, which are repeated before each strip
+MAX_SHARING = 4  # bytes that all strips and tiles may name, as a multiple of the file's size
+# The pixels that the tiles of a page may cover: a multiple of the page's pixels, and some more for
+# small pages.
+MAX_TILE_COVER = 4
+MIN_TILE_COVER = 1 << 22
+SEPARATE_PLANES = 2  # a value of PlanarConfiguration
+# The tags that describe the page, besides the places of its strips or tiles.
+DESCRIBING = LAYOUT | {
+    Tag.ORIENTATION, Tag.X_RESOLUTION, Tag.Y_RESOLUTION, Tag.RESOLUTION_UNIT, Tag.SAMPLE_FORMAT,
+    Tag.YCBCR_SUBSAMPLING,
+}  # fmt: skip
+UNIQUE = DESCRIBING.union(STRIPS, TILES)
+TAGS = UNIQUE | {Tag.JPEG_TABLES}
 
 
 @dataclass(frozen=True)
@@ -71,78 +39,49 @@ class Page:
     bits: int
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The byte order and the widths of numbers in a file."""
+class _Entries:
+    """The entries of one directory, by tag."""
 
-    order: str
-    is_big: bool
+    def __init__(self, reader: DirectoryReader, entries: dict[int, Entry]) -> None:
+        self._reader = reader
+        self._entries = entries
 
-    @property
-    def pointer(self) -> str:
-        return self.order + ("Q" if self.is_big else "I")
+    def __contains__(self, tag: Tag) -> bool:
+        return tag in self._entries
 
-    def entry_at(self, content: bytes, at: int) -> tuple[int, Entry]:
-        """Return the tag and the entry that stand at `at`."""
-        tag, kind, count = struct.unpack_from(
-            self.order + ("HHQ" if self.is_big else "HHI"), content, at
-        )
-        inline = 8 if self.is_big else 4
-        place = at + 4 + inline
-        if SIZES.get(kind, 1) * count > inline:
-            (place,) = struct.unpack_from(self.pointer, content, place)
-        return tag, (kind, count, place)
+    def count(self, tag: Tag) -> int:
+        return self._entries[tag].value_count if tag in self._entries else 0
 
-    def values(self, content: bytes, entry: Entry) -> tuple[int, ...]:
-        """Return the whole numbers of `entry`; none for other types or for values that lie outside
-        the file.
-        """
-        kind, count, place = entry
-        if kind not in WHOLE or place + SIZES[kind] * count > len(content):
-            return ()
-        return struct.unpack_from(f"{self.order}{count}{WHOLE[kind]}", content, place)
+    def values(self, tag: Tag) -> tuple[int, ...]:
+        return self._reader.values(self._entries[tag]) if tag in self._entries else ()
+
+    def first(self, tag: Tag, default: int) -> int:
+        return (*self.values(tag), default)[0]
 
 
 def pages(content: bytes, max_frames: int) -> list[Page]:
     """Return the pages of the TIFF `content`.
 
-    Raises ImageTooLarge for more than `max_frames` pages, UnreadableImage for directories that do
-    not end, name more than the pixels need, or contradict each other.
+    Raises ImageTooLarge for more than `max_frames` pages, and for too many strips or tiles. Raises
+    UnreadableImage for directories that do not end, name more than the pixels need, or contradict
+    each other.
     """
-    try:
-        return _walked(content, max_frames)
-    except struct.error:
-        raise UnreadableImage(
-            "this TIFF is cut short: a directory reaches beyond its end"
-        ) from None
-
-
-def _walked(content: bytes, max_frames: int) -> list[Page]:
-    layout = _layout(content)
-    (at,) = struct.unpack_from(layout.pointer, content, 8 if layout.is_big else 4)
+    if not content.startswith(HEADERS):
+        raise UnreadableImage("this TIFF is damaged: its header makes no sense")
     found: list[Page] = []
-    visited: set[int] = set()
-    parts = named = 0
-    while at:
-        if at in visited:
-            raise UnreadableImage("this TIFF is damaged: its pages form a circle")
-        if len(found) == max_frames:
-            raise ImageTooLarge(
-                f"this TIFF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES"
-            )
-        visited.add(at)
-        entries, at = _directory(content, layout, at)
-        page, lengths = _measured(content, layout, entries)
+    parts = named_bytes = 0
+    for entries in _chain(DirectoryReader(content), max_frames):
+        page, lengths = _measured(entries)
+        found.append(page)
         if max(lengths, default=0) > len(content):
             raise UnreadableImage("this TIFF is cut short")
-        found.append(page)
         parts += len(lengths)
-        named += sum(lengths)
-        if parts > MOST_PARTS:
+        if parts > MAX_PARTS:
             raise ImageTooLarge(
-                f"this TIFF has more than {MOST_PARTS:,} strips or tiles: save it with larger ones"
+                f"this TIFF has more than {MAX_PARTS:,} strips or tiles: save it with larger ones"
             )
-        if named > MOST_SHARING * len(content):
+        named_bytes += sum(lengths)
+        if named_bytes > MAX_SHARING * len(content):
             raise UnreadableImage(
                 "this TIFF is damaged: its strips or tiles name the same bytes again and again"
             )
@@ -151,67 +90,87 @@ def _walked(content: bytes, max_frames: int) -> list[Page]:
     return found
 
 
-def _layout(content: bytes) -> _Layout:
-    order = "<" if content[:2] == b"II" else ">"
-    (magic,) = struct.unpack_from(order + "H", content, 2)
-    if magic not in (42, 43) or (magic == 43 and content[4:8] != struct.pack(order + "HH", 8, 0)):
-        raise UnreadableImage("this TIFF is damaged: its header makes no sense")
-    return _Layout(order, magic == 43)
+def _chain(reader: DirectoryReader, max_frames: int) -> Iterator[_Entries]:
+    """Yield the directories of the pages.
 
-
-def _directory(content: bytes, layout: _Layout, at: int) -> tuple[dict[int, Entry], int]:
-    """Return the entries of the directory at `at`, and the place of the next one, 0 if it is the
-    last.
+    Raises ImageTooLarge for more than `max_frames`, UnreadableImage if one is not in the file or
+    comes twice.
     """
-    (count,) = struct.unpack_from(layout.order + ("Q" if layout.is_big else "H"), content, at)
-    if count > MOST_ENTRIES:
-        raise UnreadableImage(f"this TIFF is damaged: a directory has {count:,} entries")
-    start, step = (at + 8, 20) if layout.is_big else (at + 2, 12)
-    entries: dict[int, Entry] = {}
-    for number in range(count):
-        tag, entry = layout.entry_at(content, start + number * step)
-        if tag in entries and tag in DESCRIBING.union(STRIPS, TILES):
-            raise UnreadableImage("this TIFF is damaged: a directory has an entry twice")
-        if tag in DESCRIBING and entry[1] > MOST_VALUES:
-            raise UnreadableImage(
-                f"this TIFF is damaged: an entry that describes it has {entry[1]:,} values"
+    visited: set[int] = set()
+    offset = reader.first_offset
+    while offset != 0:
+        if offset is None:
+            raise UnreadableImage(CUT_SHORT)
+        if offset in visited:
+            raise UnreadableImage("this TIFF is damaged: its pages form a circle")
+        if len(visited) == max_frames:
+            raise ImageTooLarge(
+                f"this TIFF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES"
             )
-        entries.setdefault(tag, entry)
-    (following,) = struct.unpack_from(layout.pointer, content, start + count * step)
-    return entries, int(following)
+        visited.add(offset)
+        entries, offset = _directory(reader, offset)
+        yield entries
 
 
-def _measured(
-    content: bytes, layout: _Layout, entries: dict[int, Entry]
-) -> tuple[Page, tuple[int, ...]]:
-    """Return the page that `entries` describe, and the lengths of its strips or tiles."""
+def _directory(reader: DirectoryReader, offset: int) -> tuple[_Entries, int | None]:
+    """Return the entries of the directory at `offset`, and the offset of the next directory.
 
-    def number(tag: int, default: int) -> int:
-        values = layout.values(content, entries[tag]) if tag in entries else ()
-        return values[0] if values else default
-
-    width, height, bits = number(WIDTH, 0), number(HEIGHT, 0), 1
-    is_tiled = TILES[0] in entries
-    across, down = (
-        (number(tag, 0) for tag in TILE_SIDES)
-        if is_tiled
-        else (width, min(max(number(ROWS, height), 1), height))
-    )
-    if min(width, height, across, down) <= 0:
-        raise UnreadableImage("this TIFF is damaged: a page or its tiles have no size")
-    if BITS in entries:
-        bits = max(layout.values(content, entries[BITS]) or (1,))
-    columns, rows = -(-width // across), -(-height // down)
-    if columns * across * rows * down > 4 * width * height + LEAST_PADDING:
-        raise ImageTooLarge(
-            f"tiles of {across} × {down} pixels are too large for {width} × {height} pixels"
+    The latter is 0 after the last directory, and None if the file ends before it.
+    """
+    directory = reader.directory(offset, TAGS)
+    if directory is None:
+        raise UnreadableImage(CUT_SHORT)
+    if directory.entry_count > MAX_ENTRIES:
+        raise UnreadableImage(
+            f"this TIFF is damaged: a directory has {directory.entry_count:,} entries"
         )
-    planes = max(number(SAMPLES, 1), 1) if number(PLANES, 1) == 2 else 1
-    offsets, lengths = (entries.get(tag, NOTHING) for tag in (TILES if is_tiled else STRIPS))
-    _check_parts(max(offsets[1], lengths[1]), columns * rows * planes)
-    if entries.get(JPEG_TABLES, NOTHING)[1] > MOST_TABLES:
+    entries: dict[int, Entry] = {}
+    for entry in directory.entries:
+        if entry.tag in entries and entry.tag in UNIQUE:
+            raise UnreadableImage("this TIFF is damaged: a directory has an entry twice")
+        if entry.tag in DESCRIBING and entry.value_count > MAX_DESCRIBING_VALUES:
+            raise UnreadableImage(
+                f"this TIFF is damaged: an entry that describes it has {entry.value_count:,} values"
+            )
+        entries.setdefault(entry.tag, entry)
+    return _Entries(reader, entries), directory.next_offset
+
+
+def _measured(entries: _Entries) -> tuple[Page, tuple[int, ...]]:
+    """Return the page that `entries` describe, and the lengths of its strips or tiles."""
+    width, height = entries.first(Tag.IMAGE_WIDTH, 0), entries.first(Tag.IMAGE_LENGTH, 0)
+    is_tiled = Tag.TILE_OFFSETS in entries
+    if is_tiled:
+        part_width, part_height = (
+            entries.first(Tag.TILE_WIDTH, 0),
+            entries.first(Tag.TILE_LENGTH, 0),
+        )
+    else:
+        rows = max(entries.first(Tag.ROWS_PER_STRIP, height), 1)
+        part_width, part_height = width, min(rows, height)
+    if min(width, height, part_width, part_height) <= 0:
+        raise UnreadableImage("this TIFF is damaged: a page or its tiles have no size")
+    columns, rows = -(-width // part_width), -(-height // part_height)
+    covered = columns * part_width * rows * part_height
+    if covered > MAX_TILE_COVER * width * height + MIN_TILE_COVER:
+        raise ImageTooLarge(
+            f"tiles of {part_width} × {part_height} pixels are too large "
+            f"for {width} × {height} pixels"
+        )
+    offsets, lengths = TILES if is_tiled else STRIPS
+    count = max(entries.count(offsets), entries.count(lengths))
+    _check_parts(count, columns * rows * _planes(entries))
+    if entries.count(Tag.JPEG_TABLES) > MAX_JPEG_TABLES:
         raise UnreadableImage("this TIFF is damaged: its JPEG tables are too long")
-    return Page(width, height, bits), layout.values(content, lengths)
+    bits = max(entries.values(Tag.BITS_PER_SAMPLE), default=1)
+    return Page(width, height, bits), entries.values(lengths)
+
+
+def _planes(entries: _Entries) -> int:
+    """Return the number of planes, which have strips or tiles of their own."""
+    if entries.first(Tag.PLANAR_CONFIGURATION, 1) != SEPARATE_PLANES:
+        return 1
+    return max(entries.first(Tag.SAMPLES_PER_PIXEL, 1), 1)
 
 
 def _check_parts(count: int, needed: int) -> None:
@@ -219,5 +178,5 @@ def _check_parts(count: int, needed: int) -> None:
         raise UnreadableImage(
             f"this TIFF is damaged: it has {count:,} strips or tiles where {needed:,} are needed"
         )
-    if count > MOST_PARTS:
-        raise ImageTooLarge(f"this TIFF has {count:,} strips or tiles, the limit is {MOST_PARTS:,}")
+    if count > MAX_PARTS:
+        raise ImageTooLarge(f"this TIFF has {count:,} strips or tiles, the limit is {MAX_PARTS:,}")

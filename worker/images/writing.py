@@ -1,4 +1,4 @@
-"""From frames back to a file of the same kind, with nothing in it but what is asked for."""
+"""Write frames as a file of the source's kind, without metadata that was not asked for."""
 
 import io
 import os
@@ -12,91 +12,93 @@ from worker.images import containers, deep, jpeg2000, palette
 from worker.images.picture import Picture
 from worker.pixels import Array
 
-WEBP_QUALITY = 90  # a lossy WebP does not say which quality it was written with, nor does an AVIF
+# A lossy WebP or AVIF does not state the quality with which it was written.
+WEBP_QUALITY = 90
 AVIF_QUALITY = 80
 AVIF_SPEED = 8
-# of zlib: photographs are 4 % larger than at its default, 6, and take less than half the time
+# Of zlib. Photographs are 4 % larger than at its default, 6, and take less than half the time.
 PNG_LEVEL = 4
 TIFF_JPEG_QUALITY = 90
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+TIFF_JPEG_MODES = ("L", "RGB", "CMYK")
 DEFLATE = "tiff_adobe_deflate"
-NOT_DISPOSED, TO_BACKGROUND = 1, 2  # GIF89a, 23.c.iv
+ANIMATION_OPTIONS = ("loop", "default_image")
+NOT_DISPOSED, TO_BACKGROUND = 1, 2  # disposal methods (GIF89a, 23.c.iv)
+# A lossless JPEG 2000 may be this many times as large as its source. If it would be larger, the
+# source was lossy.
+MAX_LOSSLESS_SIZE = 1.5
+# Keys of Picture.encoding that are not options of Pillow.
+PALETTE = "palette"  # whether the source has a palette
+RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
+# An option of Pillow that `_saved` drops if it fails.
 PROGRESSIVE = "progressive"
-PALETTE = "palette"
-RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 was
-LOSSY = 1.5  # a file that is so many times smaller than a lossless one
 
 
 def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
-    """A file of the picture's format with `frames` in it, one for each of `picture.frames` and
-    shaped as its pixels.
+    """Return a file of the picture's format with `frames` in it.
 
-    Of all metadata only the colour profile and the EXIF fields that were asked for are written:
-    XMP, comments, thumbnails and further pictures never get here. A JPEG whose frame is the
-    picture's own, nothing changed, keeps its compressed data.
+    `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the colour
+    profile and the EXIF fields that were asked for are written as metadata; XMP, comments,
+    thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed data if
+    its frame is the picture's own array.
     """
     unchanged = all(new is frame.pixels for new, frame in zip(frames, picture.frames, strict=True))
     if unchanged and picture.reassembled is not None:
         return picture.reassembled
     options = dict(picture.encoding)
-    if picture.format == "PNG" and frames[0].dtype == np.uint16:
-        return deep.write_png(frames[0], options.get("icc_profile"), options.get("exif"))
-    if picture.format == "TIFF" and any(pixels.dtype == np.uint16 for pixels in frames):
-        cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
-        return deep.write_tiff(frames, options.get("icc_profile"), cmyk)
-    if options.pop(PALETTE, False) and frames[0].ndim == 3:
-        images = [
-            palette.indexed(new, frame.pixels)
-            for new, frame in zip(frames, picture.frames, strict=True)
-        ]
-    else:
-        images = [
-            _image(pixels, frame.mode) for pixels, frame in zip(frames, picture.frames, strict=True)
-        ]
-    if picture.format == "GIF" and _make_transparent(images):
+    if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
+        return _deep(picture, frames, options)
+    images = _images(picture, frames, options.pop(PALETTE, False))
+    if picture.format == "GIF" and _mark_transparency(images):
         options["disposal"] = TO_BACKGROUND
     if picture.format == "JPEG2000":
         return _jpeg2000(images, options)
     return _saved(images, picture.format, options)
 
 
+def _deep(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) -> bytes:
+    """Return a PNG or a TIFF of 16 bits. A TIFF may also have pages of 8 bits."""
+    profile = options.get("icc_profile")
+    if picture.format == "PNG":
+        return deep.write_png(frames[0], profile, options.get("exif"))
+    cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
+    return deep.write_tiff(frames, profile, cmyk)
+
+
+def _images(picture: Picture, frames: Sequence[Array], has_palette: bool) -> list[Image.Image]:
+    """Return `frames` as Pillow's images, with a palette if the source has one."""
+    pairs = zip(frames, picture.frames, strict=True)
+    if has_palette and frames[0].ndim == 3:
+        return [palette.indexed(pixels, frame.pixels) for pixels, frame in pairs]
+    return [_image(pixels, frame.mode) for pixels, frame in pairs]
+
+
 def options(image: Any, content: bytes) -> dict[str, Any]:
-    """The options with which Pillow writes a file like `content`, which it has opened as
-    `image`.
+    """Return the options with which Pillow writes a file like `content`, of any format but JPEG.
+
+    `image` is `content` opened by Pillow.
     """
-    found: dict[str, Any] = {}
-    form, animated = image.format, getattr(image, "n_frames", 1) > 1
-    if animated and form != "TIFF":
-        found |= {
-            name: image.info[name] for name in ("loop", "default_image") if name in image.info
-        }
+    form = image.format
+    if form == "TIFF":
+        return _tiff_options(image)
+    found = _animation_options(image)
     if form == "PNG":
-        found |= {"compress_level": PNG_LEVEL}
-        found |= {"disposal": 0, "blend": 0} if animated else {PALETTE: image.mode == "P"}
+        found |= _png_options(image)
     elif form == "GIF":
         found |= {PALETTE: True, "disposal": NOT_DISPOSED}
     elif form == "WEBP":
-        found |= (
-            {"lossless": True}
-            if containers.webp_is_lossless(content)
-            else {"quality": WEBP_QUALITY}
-        )
-    elif form == "TIFF":
-        found |= _tiff_options(image)
+        found |= _webp_options(content)
     elif form == "AVIF":
-        found |= {
-            "quality": AVIF_QUALITY,
-            "speed": AVIF_SPEED,
-            "subsampling": containers.avif_subsampling(content),
-        }
+        found |= _avif_options(content)
     elif form == "JPEG2000":
         found |= _jpeg2000_options(image, content)
     return found
 
 
 def jpeg_options(image: Any, stored_as_rgb: bool) -> dict[str, Any]:
-    """As `options`, for a JPEG: the source's own tables, neither coarser nor needlessly finer than
-    what was there.
+    """Return the options with which Pillow writes a JPEG like `image`.
+
+    The source's quantization tables keep the output from being coarser, or larger than needed.
     """
     return {
         "qtables": list(image.quantization.values()) if image.quantization else None,
@@ -106,19 +108,50 @@ def jpeg_options(image: Any, stored_as_rgb: bool) -> dict[str, Any]:
     }
 
 
+def _is_animated(image: Any) -> bool:
+    return getattr(image, "n_frames", 1) > 1
+
+
+def _animation_options(image: Any) -> dict[str, Any]:
+    if not _is_animated(image):
+        return {}
+    return {name: image.info[name] for name in ANIMATION_OPTIONS if name in image.info}
+
+
+def _png_options(image: Any) -> dict[str, Any]:
+    if _is_animated(image):
+        return {"compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}
+    return {"compress_level": PNG_LEVEL, PALETTE: image.mode == "P"}
+
+
+def _webp_options(content: bytes) -> dict[str, Any]:
+    if containers.webp_is_lossless(content):
+        return {"lossless": True}
+    return {"quality": WEBP_QUALITY}
+
+
+def _avif_options(content: bytes) -> dict[str, Any]:
+    return {
+        "quality": AVIF_QUALITY,
+        "speed": AVIF_SPEED,
+        "subsampling": containers.avif_subsampling(content),
+    }
+
+
 def _tiff_options(image: Any) -> dict[str, Any]:
     compression = image.info.get("compression")
-    if compression not in TIFF_COMPRESSIONS or (
-        compression == "jpeg" and image.mode not in ("L", "RGB", "CMYK")
-    ):
+    if compression == "jpeg" and image.mode in TIFF_JPEG_MODES:
+        return {"compression": compression, "quality": TIFF_JPEG_QUALITY}
+    if compression == "jpeg" or compression not in TIFF_COMPRESSIONS:
         compression = DEFLATE
-    return {"compression": compression} | (
-        {"quality": TIFF_JPEG_QUALITY} if compression == "jpeg" else {}
-    )
+    return {"compression": compression}
 
 
-def _make_transparent(images: list[Image.Image]) -> bool:
-    """Name the transparent colour as a GIF does, by its place; whether there is one."""
+def _mark_transparency(images: list[Image.Image]) -> bool:
+    """Replace the alpha of each palette by the index of its transparent colour, as GIFs have it.
+
+    Returns whether an image has transparency.
+    """
     transparent = [image for image in images if "transparency" in image.info]
     for image in transparent:
         image.info["transparency"] = image.info["transparency"].index(0)
@@ -126,9 +159,10 @@ def _make_transparent(images: list[Image.Image]) -> bool:
 
 
 def _jpeg2000_options(image: Any, content: bytes) -> dict[str, Any]:
-    size = image.width * image.height * len(image.getbands()) * (2 if image.mode == "I;16" else 1)
+    sample_bytes = 2 if image.mode == "I;16" else 1
+    size = image.width * image.height * len(image.getbands()) * sample_bytes
     return {
-        "no_jp2": content.startswith(jpeg2000.CODESTREAM),
+        "no_jp2": content.startswith(jpeg2000.CODESTREAM_START),
         "mct": int("RGB" in image.mode),
         "irreversible": not jpeg2000.is_lossless(content),
         RATE: max(1.0, size / len(content)),
@@ -136,17 +170,23 @@ def _jpeg2000_options(image: Any, content: bytes) -> dict[str, Any]:
 
 
 def _jpeg2000(images: list[Image.Image], options: dict[str, Any]) -> bytes:
-    """Lossless if the source was: the reversible wavelet can be cut at a rate as well, and only the
-    size tells.
+    """Return a JPEG 2000, lossless if the source was.
+
+    The reversible wavelet does not prove that the source was lossless, because its data can be cut
+    off at a rate as well. If the lossless output is much larger than the source, it was lossy.
     """
     rate, profile = options.pop(RATE), options.pop("icc_profile", None)
-    content = b"" if options["irreversible"] else _saved(images, "JPEG2000", options)
-    raw = sum(np.asarray(image).nbytes for image in images)
-    if options["irreversible"] or len(content) > LOSSY * raw / rate:
-        content = _saved(
-            images, "JPEG2000", options | {"quality_mode": "rates", "quality_layers": [rate]}
-        )
-    return jpeg2000.with_profile(content, profile) if profile and not options["no_jp2"] else content
+    is_lossy = options["irreversible"]
+    if not is_lossy:
+        content = _saved(images, "JPEG2000", options)
+        raw_bytes = sum(np.asarray(image).nbytes for image in images)
+        is_lossy = len(content) > MAX_LOSSLESS_SIZE * raw_bytes / rate
+    if is_lossy:
+        lossy_options = options | {"quality_mode": "rates", "quality_layers": [rate]}
+        content = _saved(images, "JPEG2000", lossy_options)
+    if profile and not options["no_jp2"]:
+        return jpeg2000.with_profile(content, profile)
+    return content
 
 
 def _image(pixels: Array, mode: str) -> Image.Image:
@@ -156,21 +196,23 @@ def _image(pixels: Array, mode: str) -> Image.Image:
 def _saved(images: list[Image.Image], form: str, options: dict[str, Any]) -> bytes:
     if len(images) > 1:
         options = options | {"save_all": True, "append_images": images[1:]}
-        if options.get("default_image"):  # which stands before the animation and has no duration
+        if options.get("default_image"):  # it precedes the animation and has no duration
             options["duration"] = options["duration"][1:]
     try:
         return _written(images[0], form, options)
     except OSError:
         if not options.get(PROGRESSIVE):
             raise
-        # Pillow's buffer holds two bytes a pixel of a progressive JPEG; a baseline one may have any
+        # Pillow's buffer for a progressive JPEG has two bytes a pixel. A baseline one may have any
         # size.
         return _written(images[0], form, options | {PROGRESSIVE: False})
 
 
 def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
-    """The file of `image`. Pillow encodes a JPEG without the interpreter's lock only into a file of
-    the system's.
+    """Return the file of `image`.
+
+    Pillow releases the interpreter's lock while it encodes a JPEG only if it writes to a file of
+    the operating system.
     """
     with _file_in_memory() if form == "JPEG" else io.BytesIO() as file:
         image.save(file, form, **options)
@@ -179,7 +221,7 @@ def _written(image: Image.Image, form: str, options: dict[str, Any]) -> bytes:
 
 
 def _file_in_memory() -> IO[bytes]:
-    """A file of the system's that is on no disk; Python's own where there is none."""
+    """Return a file of the operating system that is on no disk, or a BytesIO if there is none."""
     try:
         return os.fdopen(os.memfd_create("picture"), "w+b")
     except (AttributeError, OSError):  # not Linux, or not allowed

@@ -1,6 +1,4 @@
-"""Files that ask for far more than they should: refused by name or decoded, in little memory and a
-bounded time.
-"""
+"""Files that demand excessive memory or time are refused by name or decoded within bounds."""
 
 import json
 import subprocess
@@ -16,11 +14,13 @@ from worker.images.formats import BY_NAME
 
 COUNT = 510
 LANES = 2
-GROWTH_MIB = 100  # that any file of VEIL_MAX_PIXELS=1000000 takes; stated in docs/reliability.md
-HANG_SECONDS = 30  # of one file, on a busy machine; a hang takes for ever
+# The memory that any file takes with VEIL_MAX_PIXELS=1000000; stated in docs/reliability.md.
+MAX_GROWTH_MIB = 100
+HANG_SECONDS = 30  # more than any file takes on a busy machine
 SECONDS = 300
 
-# In a process of its own: a crash or a hang ends it, and its peak is that of the files alone.
+# This runs in a process of its own: a crash or a hang ends only that process, and its peak memory
+# is that of the files alone.
 DECODE = """
 import faulthandler, json, re, resource, sys
 from pathlib import Path
@@ -30,7 +30,8 @@ from tests import bombs
 from worker import images
 
 def mib(name):
-    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(name + r":\\s+(\\d+) kB", status)[1]) // 1024
 
 images.decode(bombs.written("AVIF"), 10**6), images.decode(bombs.written("PNG", (900, 900)), 10**6)
 first, step, count, hang = map(int, sys.argv[1:])
@@ -86,7 +87,7 @@ def test_every_bomb_has_an_outcome_with_a_name(outcomes):
 
 
 def test_no_bomb_takes_more_memory_than_is_stated(outcomes):
-    assert [one for one in outcomes if one[2] > GROWTH_MIB] == []
+    assert [one for one in outcomes if one[2] > MAX_GROWTH_MIB] == []
 
 
 def test_bombs_are_the_same_for_the_same_seed():
@@ -193,6 +194,31 @@ def test_the_size_in_the_av1_data_counts_whatever_the_boxes_say():
     small = content[:at] + (16).to_bytes(4) * 2 + content[at + 8 :]
     with pytest.raises(ImageTooLarge, match="3000 × 3000"):
         images.decode(small, MOST)
+
+
+def with_component_style(component, precinct_sides, layers):
+    """Return a JPEG 2000 in which one component has a coding style of its own."""
+    content = bombs.written("JPEG2000", (570, 570), no_jp2=True)
+    at = content.index(b"\xff\x52")  # COD
+    end, levels = at + 2 + int.from_bytes(content[at + 2 : at + 4]), content[at + 9]
+    # The component, that precincts follow, levels, code blocks, style, wavelet, precincts.
+    style = bytes([component, 1]) + content[at + 9 : at + 14] + precinct_sides * (levels + 1)
+    marker = b"\xff\x53" + (len(style) + 2).to_bytes(2) + style  # COC
+    changed = content[: at + 6] + layers.to_bytes(2) + content[at + 8 : end]
+    return changed + marker + content[end:]
+
+
+@pytest.mark.parametrize("component", range(3))
+def test_small_precincts_of_one_component_are_refused(component):
+    plain = with_component_style(component, b"\x77", 1)
+    assert images.decode(plain, MOST).width == 570
+    with pytest.raises(ImageTooLarge, match="precincts"):
+        images.decode(with_component_style(component, b"\x11", 1), MOST)
+
+
+def test_the_precincts_of_one_component_count_for_each_layer():
+    with pytest.raises(ImageTooLarge, match="packets"):
+        images.decode(with_component_style(0, b"\x44", 1000), MOST)
 
 
 def test_the_codestream_of_a_jpeg_2000_is_not_looked_for_in_other_boxes():

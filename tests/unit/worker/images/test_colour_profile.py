@@ -1,4 +1,4 @@
-"""Colour profiles: what describes colour is kept, what names a device or hides between is not."""
+"""Colour profiles keep the tags that describe colour, and lose device names and hidden data."""
 
 import struct
 
@@ -18,7 +18,7 @@ def parts(profile):
 
 
 def with_tag(profile, name, body):
-    """`profile` with one more tag."""
+    """Return `profile` with an additional tag."""
     entries = [
         struct.unpack_from(">4sII", profile, 132 + 12 * i)
         for i in range(int.from_bytes(profile[128:132]))

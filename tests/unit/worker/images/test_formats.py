@@ -1,6 +1,4 @@
-"""Every frame and page of every format: all of it is anonymized, plays as before, and stays what it
-was.
-"""
+"""Every frame and page of every format is anonymized, and keeps its timing and its kind."""
 
 import io
 import struct
@@ -24,7 +22,7 @@ SIZE = 48, 40
 
 
 def scene(number=0, mode="RGB"):
-    """A flat picture with a face, and a mark that tells frames apart."""
+    """Return a flat picture with a face, and a patch that differs between frames."""
     image = Image.new("RGB", SIZE, GROUND)
     image.paste(SKIN, FACE)
     image.paste((0, 0, 40 * number), (40, 32, 48, 40))
@@ -47,7 +45,7 @@ def opened(content):
 
 
 def shown(content):
-    """All frames as a player shows them, RGBA."""
+    """Return all frames as a player shows them, RGBA."""
     return [
         np.asarray(frame.convert("RGBA")).astype(int)
         for frame in ImageSequence.Iterator(opened(content))
@@ -55,7 +53,7 @@ def shown(content):
 
 
 class Finds:
-    """A detector that finds FACE in every frame, and counts what it saw."""
+    """A detector that finds FACE in every frame, and counts the views it gets."""
 
     def __init__(self):
         self.seen = 0
@@ -98,7 +96,6 @@ ANIMATED = {
 LOSSLESS = [name for name in ANIMATED if name not in ("lossy WebP", "AVIF")]
 
 # --- animations
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ANIMATED)
@@ -121,8 +118,9 @@ def test_the_face_is_hidden_in_every_frame_and_the_rest_plays_as_before(name):
 
 
 class Blinks(Finds):
-    """A detector that finds nothing in some frames, and in the others a face that moves by `step`
-    pixels a frame.
+    """A detector that misses some frames, and finds a face in the others.
+
+    The face moves by `step` pixels a frame.
     """
 
     def __init__(self, missed, step=0):
@@ -240,7 +238,6 @@ def test_a_gif_frame_that_reaches_beyond_the_screen_counts_whole():
 
 
 # --- palettes
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG"])
@@ -257,7 +254,7 @@ def test_a_palette_picture_keeps_its_palette_and_every_colour_that_no_mask_cover
     assert np.array_equal(after[outside], before[outside])
     assert after[~outside].max(axis=-1).min() == 255  # opaque
     assert len(np.unique(after[~outside], axis=0)) == 1
-    assert after[y1, x1, :3].sum() < 150  # all 256 colours are taken: the darkest of them
+    assert after[y1, x1, :3].sum() < 150  # no palette entry is free, so the darkest is used
 
 
 def test_the_transparency_of_a_palette_png_is_kept():
@@ -270,7 +267,7 @@ def test_the_transparency_of_a_palette_png_is_kept():
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_a_gif_whose_frames_show_more_than_256_colours_keeps_those_that_fit_best(mode):
-    # Each frame brings 256 colours of its own and lets half of the one before show through.
+    # Each frame has 256 colours of its own, and half of the previous frame shows through.
     y, x = np.mgrid[:40, :48]
     frames = []
     for number in range(2):
@@ -296,7 +293,6 @@ def test_a_gif_whose_frames_show_more_than_256_colours_keeps_those_that_fit_best
 
 
 # --- pages
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_pages_of_a_tiff_may_differ_in_size_mode_and_orientation():
@@ -346,7 +342,6 @@ def test_a_tiff_whose_jpeg_data_is_cut_short_is_unreadable():
 
 
 # --- 16 bits
-# --------------------------------------------------------------------------------------------------
 
 
 def deep_scene(channels):
@@ -438,7 +433,6 @@ def test_a_16_bit_tiff_is_turned_as_its_orientation_says(orientation):
 
 
 # --- other formats
-# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])

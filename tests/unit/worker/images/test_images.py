@@ -1,6 +1,4 @@
-"""Pictures in and out: formats, orientation, colour, limits, and that damage is never taken for a
-picture.
-"""
+"""Reading and writing: formats, orientation, colour and limits; damaged files are refused."""
 
 import io
 import struct
@@ -20,7 +18,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def profile(mode="RGB", *tags):
-    """A colour profile for pictures of `mode`, with `tags`, (name, body), besides those of sRGB."""
+    """Return a colour profile for pictures of `mode`: sRGB's tags and `tags`, (name, body)."""
     count = int.from_bytes(SRGB[128:132])
     table, body = SRGB[132 : 132 + 12 * count], SRGB[132 + 12 * count :]
     shift = 12 * len(tags)
@@ -45,8 +43,9 @@ CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}
 
 
 def scene(mode="RGB", width=90, height=60):
-    """A smooth picture that is different at each corner; its transparency, if any, is full at the
-    left.
+    """Return a smooth picture that is different at each corner.
+
+    Alpha, if any, is 0 at the left.
     """
     y, x = np.mgrid[:height, :width]
     planes = [
@@ -80,22 +79,20 @@ def opened(content):
 
 
 def decoded(content, max_pixels=MANY):
-    """The only frame of a picture."""
+    """Return the only frame of a picture."""
     (frame,) = images.decode(content, max_pixels).frames
     return frame
 
 
 def round_trip(content):
-    """The picture, its only frame, and the file that is made of a copy of that: as if it had been
-    masked.
-    """
+    """Return the picture, its only frame, and the output of a copy of that, as after masking."""
     picture = images.decode(content, MANY)
     (frame,) = picture.frames
     return picture, frame, images.encode(picture, [frame.pixels.copy()])
 
 
 def png(*chunks):
-    """A PNG file of `chunks`, (name, body), with checksums."""
+    """Return a PNG of `chunks`, (name, body), with checksums."""
     parts = [
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in chunks
@@ -128,6 +125,7 @@ FILES = {
     "AVIF": written(scene(), "AVIF"),
     "JPEG 2000": written(scene(), "JPEG2000"),
 }
+# How many times a pixel counts against the limit, where it is not 1.
 COST = {
     "lossy WebP": 2,
     "lossless WebP": 2,
@@ -135,10 +133,9 @@ COST = {
     "16-bit TIFF": 2,
     "AVIF": 2,
     "JPEG 2000": 3,
-}  # times the memory of others
+}
 
 # --- round trips
-# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -296,9 +293,8 @@ def test_what_is_encoded_is_the_pixels_given():
 
 
 # --- orientation
-# ----------------------------------------------------------------------------------------------
 
-# How a picture lies in the file, by EXIF orientation (Exif 2.32, tag 0x0112).
+# How a picture is stored in the file, by EXIF orientation (Exif 2.32, tag 0x0112).
 LYING = {
     1: lambda p: p,
     2: lambda p: p[:, ::-1],
@@ -350,7 +346,6 @@ def test_an_orientation_that_does_not_exist_turns_nothing(orientation):
 
 
 # --- transparency and views
-# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
@@ -374,7 +369,7 @@ def test_an_opaque_picture_is_looked_at_once_in_rgb(mode):
     assert view.shape == (60, 90, 3)
     if mode == "RGB":
         assert np.array_equal(view, frame.pixels)
-    # Brightness follows the picture's, left to right.
+    # From left to right, the brightness follows that of the picture.
     brightness = np.asarray(
         opened(written(scene(mode), form)).convert("RGB" if mode == "CMYK" else "F")
     )
@@ -393,7 +388,7 @@ def test_a_transparent_picture_is_looked_at_bare_on_white_and_on_black(mode):
     assert hidden.any()
     assert (on_white[hidden] == 255).all()
     assert (on_black[hidden] == 0).all()
-    # alpha_composite of the definition: colour over the ground.
+    # The expected view is the colour blended with the background.
     alpha = frame.pixels[..., -1:] / 255
     for view, ground in ((on_white, 255), (on_black, 0)):
         assert np.abs(view - (frame.pixels[..., :-1] * alpha + ground * (1 - alpha))).max() <= 1.01
@@ -437,7 +432,6 @@ def test_a_black_16_bit_picture_has_a_view():
 
 
 # --- what is refused
-# ------------------------------------------------------------------------------------------
 
 
 def heic(brand=b"heic"):
@@ -535,7 +529,7 @@ def webp_of_size(width, height):
     ids=["largest PNG", "large PNG", "bomb", "JPEG", "WebP"],
 )
 def test_a_bomb_is_refused_by_its_header_before_any_pixel_is_decoded(content):
-    # Decoding any of these would fail in another way, or take gigabytes.
+    # Decoding any of these would fail with another error, or take gigabytes.
     with pytest.raises(ImageTooLarge):
         images.decode(content, MANY)
 
@@ -548,7 +542,6 @@ def test_the_format_comes_from_the_content_alone(name):
 
 
 # --- damage
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -577,7 +570,7 @@ def test_a_picture_that_lost_only_its_end_marker_is_never_a_partial_one(name, lo
         pixels = decoded(content[:-lost]).pixels
     except UnreadableImage:
         return
-    assert "JPEG" in name or name == "BMP"  # whose last bytes fill up a row
+    assert "JPEG" in name or name == "BMP"  # a BMP's last bytes are padding
     assert np.array_equal(pixels, decoded(content).pixels)
 
 
@@ -591,7 +584,7 @@ def test_a_picture_whose_end_was_never_written_is_unreadable(name, share):
 
 
 def test_a_large_png_whose_last_rows_are_zeros_is_unreadable():
-    # Pillow takes the zeros for an end without complaint and leaves the rows black.
+    # Pillow takes the zeros for the end without a warning, and leaves the rows black.
     pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
     content = written(Image.fromarray(pixels), "PNG")
     kept = len(content) * 9 // 10
@@ -609,9 +602,7 @@ def test_a_png_with_any_wrong_byte_is_unreadable(name):
             images.decode(bytes(damaged), MANY)
 
 
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # what Pillow warns of is not an error, and must not become one here
+@pytest.mark.filterwarnings("ignore")  # Pillow's warnings are no errors
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_picture_is_a_picture_or_an_error_with_a_name(name, seed):
@@ -665,7 +656,7 @@ def test_a_few_hot_pixels_do_not_darken_a_16_bit_picture():
     assert np.median(stretched) > 100
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # of Pillow's, which goes on
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow warns and continues
 def test_exif_that_cannot_be_read_does_not_cost_the_picture():
     content = written(scene(), "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
     assert decoded(content).pixels.shape == (60, 90, 3)

@@ -1,6 +1,4 @@
-"""JPEG segment by segment: what needs no mask keeps its compressed data bit for bit, and damage is
-never passed on.
-"""
+"""A JPEG without masks keeps its compressed data bit for bit, and a damaged JPEG is refused."""
 
 import io
 import itertools
@@ -16,7 +14,7 @@ from worker.detection.faces import Detections
 from worker.images import jpeg
 from worker.masking.regions import MaskStyle
 
-# Pillow remarks on the broken indexes that these files have.
+# Pillow warns of the broken indexes that these files have.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Image appears to be a malformed MPO", "ignore:Corrupt EXIF"
 )
@@ -47,7 +45,7 @@ def segment(marker, body):
 
 
 def with_metadata(content):
-    """`content` with text, another program's data and a thumbnail, and bytes after its end."""
+    """Return `content` with text, another program's data, a thumbnail, and bytes after its end."""
     extra = [
         (0xE1, b"Exif\0\0" + SECRET),
         (0xE2, b"MPF\0" + SECRET),
@@ -65,8 +63,8 @@ def with_metadata(content):
 
 
 def scans(content):
-    """The compressed data, and everything it needs to be decoded, in order."""
-    needed = jpeg.TABLES | jpeg.FRAMES | {jpeg.SOS}
+    """Return the compressed data, and the tables and headers that decode it, in order."""
+    needed = jpeg.TABLES | jpeg.FRAME_HEADERS | {jpeg.SOS}
     return [
         (one.marker, one.body, one.scan) for one in jpeg._segments(content) if one.marker in needed
     ]
@@ -215,7 +213,7 @@ def test_a_picture_in_a_picture_is_not_taken_for_one():
 
 
 def test_arithmetic_coding_is_kept(tmp_path):
-    # No encoder at hand writes it: the marker alone shows that its tables travel.
+    # No installed encoder writes it, so only the marker shows that its tables are kept.
     content = written(scene())
     at = content.index(b"\xff\xc4")
     with_conditioning = content[:at] + segment(0xCC, b"\0\x10") + content[at:]

@@ -1,6 +1,4 @@
-"""Compressed data is kept only of a JPEG that every decoder shows alike: each coefficient is coded
-exactly once.
-"""
+"""Compressed data is kept only if every decoder shows the same pixels of it."""
 
 import io
 import struct
@@ -42,7 +40,7 @@ def joined(segments):
 
 
 def changed(content, change):
-    """The JPEG `content` with each segment replaced by those that `change` makes of it."""
+    """Return the JPEG `content` with each segment replaced by those that `change` returns."""
     return joined([new for segment in jpeg.parsed(content) for new in change(segment)])
 
 
@@ -56,7 +54,7 @@ def gray_scan(pixels):
 
 
 def sequential(*scans, names=b"\1\2\3", first=(JFIF,), sof=SOF0):
-    """A JPEG of three components, with a scan of its own for each (name, data)."""
+    """Return a JPEG of the components `names` with `scans`, each a name and its data."""
     tables = [
         s
         for s in jpeg.parsed(written(Image.fromarray(FLAT), qtables=[[1] * 64]))
@@ -79,8 +77,9 @@ def decoded(content):
 
 
 def is_kept(content):
-    """Whether the compressed data is kept. What is written in its place shows what was looked
-    at.
+    """Return whether the compressed data is kept.
+
+    Otherwise the output shows the pixels in which faces were detected.
     """
     picture = decoded(content)
     output = images.encode(picture, [frame.pixels for frame in picture.frames])
@@ -167,22 +166,22 @@ def test_a_progressive_jpeg_is_kept_only_with_each_scan_once(number, copies):
     try:
         assert decoded(content).reassembled is None
     except UnreadableImage:
-        pass  # libjpeg sees by itself that something is wrong
+        pass  # libjpeg itself refuses the file
 
 
 @pytest.mark.parametrize(
     ("width", "kept"), [(SIDE, True), (SIDE - 15, True), (SIDE - 16, False), (SIDE - 31, False)]
 )
 def test_what_blocks_hold_beyond_the_edge_is_not_published(width, kept):
-    """A JPEG that was cut without being compressed anew still has what was cut off in its last
-    blocks.
-    """
+    """A JPEG that was cropped without being compressed again holds cropped pixels in its blocks."""
     whole = simplejpeg.encode_jpeg(np.asarray(colours()), colorsubsampling="411")
     sizes = struct.pack(">HH", SIDE, width)
     cut = changed(
         whole,
         lambda s: [
-            Segment(s.marker, s.body[:1] + sizes + s.body[5:]) if s.marker in jpeg.FRAMES else s
+            Segment(s.marker, s.body[:1] + sizes + s.body[5:])
+            if s.marker in jpeg.FRAME_HEADERS
+            else s
         ],
     )
     assert is_kept(cut) is kept
@@ -273,9 +272,7 @@ def test_colours_that_are_stated_after_the_picture_do_not_count():
 
 
 def test_what_is_published_of_two_scans_is_what_was_looked_at():
-    """Pillow, and most viewers, show the last one; a decoder that shows the first finds it in no
-    byte.
-    """
+    """Pillow and most viewers show the last scan; the output must not contain the first."""
     picture = decoded(DIFFERENT["luma twice"])
     output = images.encode(picture, [frame.pixels for frame in picture.frames])
     assert y not in output

@@ -1,4 +1,4 @@
-"""EXIF fields kept on request: those named, of their type, and nothing else."""
+"""Outputs keep the EXIF fields that are named, if they are of the right type, and no others."""
 
 import io
 
@@ -34,7 +34,7 @@ def picture(form, fields=None, **options):
 
 
 def kept(content, names, same=False):
-    """The fields of the output, by number; `same` is an output whose pixels were not touched."""
+    """Return the fields of the output, by number. With `same`, no pixel was changed."""
     decoded = images.decode(content, 10**6, keep_exif=names)
     frames = [frame.pixels if same else frame.pixels.copy() for frame in decoded.frames]
     out = images.encode(decoded, frames)

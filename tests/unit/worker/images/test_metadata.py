@@ -1,6 +1,4 @@
-"""Metadata: of all that a file holds besides its pixels only the colour profile reaches the
-output.
-"""
+"""Of all metadata in a file only the colour profile reaches the output."""
 
 import io
 import shutil
@@ -15,7 +13,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from tests.metadata import leaks
 from worker import images
 
-# Pillow's remark on the broken index of further pictures that these files have.
+# Pillow warns of the broken index of further pictures that these files have.
 pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO file")
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -48,12 +46,12 @@ def written(image, form, **options):
 
 
 def thumbnail():
-    """A small JPEG with SECRET in it, as a camera puts one into EXIF."""
+    """Return a small JPEG with SECRET in it, like those that cameras put into EXIF."""
     return written(scene().resize((16, 12)), "JPEG", comment=SECRET)
 
 
 def exif():
-    """EXIF with a name, a place, a maker's note and a thumbnail, as the bytes of a TIFF file."""
+    """Return EXIF with a name, a place, a maker's note and a thumbnail, as a TIFF file."""
     block = Image.Exif()
     block[0x010E] = SECRET.decode()  # ImageDescription
     block[0x013B] = SECRET.decode()  # Artist
@@ -93,7 +91,7 @@ def segment(marker, body):
 
 
 def iptc():
-    """A by-line (IPTC-NAA 2:80) as Photoshop keeps it."""
+    """Return a by-line (IPTC-NAA 2:80) as Photoshop stores it."""
     line = struct.pack(">BBBH", 0x1C, 2, 80, len(SECRET)) + SECRET
     return (
         b"Photoshop 3.0\0"
@@ -108,13 +106,13 @@ def box(name, body):
 
 
 def jumbf(kind, label, *content):
-    """A JUMBF superbox (ISO/IEC 19566-5, A.2 and A.3); `kind` is its type, 4 or 16 bytes."""
+    """Return a JUMBF superbox (ISO/IEC 19566-5, A.2 and A.3) of the type `kind`, 4 or 16 bytes."""
     identifier = kind + bytes.fromhex("00110010800000aa00389b71")[: 16 - len(kind)]
     return box(b"jumb", box(b"jumd", identifier + b"\x03" + label + b"\0") + b"".join(content))
 
 
 def c2pa():
-    """A C2PA manifest store with a claim's preview of the picture."""
+    """Return a C2PA manifest store with a claim's preview of the picture."""
     embedded = box(b"bfdb", b"\0image/jpeg\0") + box(b"bidb", thumbnail())
     kind = bytes.fromhex("40cb0c32bb8a489da70b2ad6f47f4369")
     preview = jumbf(kind, b"c2pa.thumbnail.claim.jpeg", embedded)
@@ -122,7 +120,7 @@ def c2pa():
 
 
 def jpeg(mode="RGB", **options):
-    """A JPEG with every kind of segment that cameras and programs add, and bytes after its end."""
+    """Return a JPEG with all segments that cameras and programs add, and bytes after its end."""
     content = written(
         scene(mode), "JPEG", exif=exif(), xmp=XMP, comment=SECRET, icc_profile=PROFILE, **options
     )
@@ -142,7 +140,7 @@ def jpeg(mode="RGB", **options):
 
 
 def png(mode="RGB"):
-    """A PNG with every kind of chunk that can hold text or a picture, and bytes after its end."""
+    """Return a PNG with all chunks that can hold text or a picture, and bytes after its end."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Author", SECRET.decode())
     info.add_text("Compressed", SECRET.decode(), zip=True)
@@ -159,7 +157,7 @@ def png(mode="RGB"):
 
 
 def webp(mode="RGB", **options):
-    """A WebP with EXIF, XMP, a chunk that nobody knows, and bytes after its end."""
+    """Return a WebP with EXIF, XMP, an unknown chunk, and bytes after its end."""
     content = written(scene(mode), "WEBP", exif=exif(), xmp=XMP, icc_profile=PROFILE, **options)
     chunk = b"C2PA" + struct.pack("<I", len(SECRET)) + SECRET + bytes(len(SECRET) % 2)
     content = b"RIFF" + struct.pack("<I", len(content) + len(chunk) - 8) + content[8:] + chunk
@@ -167,15 +165,12 @@ def webp(mode="RGB", **options):
 
 
 def tiff(**options):
-    """A TIFF with text, XMP, IPTC, other programs' data, a place, a second directory and bytes
-    between and after.
-    """
+    """Return a TIFF with all kinds of metadata, a second directory, and bytes between and after."""
     exif_block = Image.Exif()
     exif_block[0x010E] = exif_block[0x013B] = SECRET.decode()
     exif_block[0x02BC] = XMP
-    exif_block[0x83BB] = exif_block[0x8649] = exif_block[0xC4A5] = (
-        SECRET  # IPTC, Photoshop, PrintIM
-    )
+    for tag in (0x83BB, 0x8649, 0xC4A5):  # IPTC, Photoshop, PrintIM
+        exif_block[tag] = SECRET
     exif_block.get_ifd(0x8825)[29] = SECRET.decode()
     return (
         written(scene(), "TIFF", exif=exif_block, icc_profile=PROFILE, **options)
@@ -185,7 +180,7 @@ def tiff(**options):
 
 
 def gif():
-    """A GIF with a comment, XMP as Adobe's programs write it, and bytes after its end."""
+    """Return a GIF with a comment, XMP as Adobe's programs write it, and bytes after its end."""
     content = written(scene(), "GIF", comment=SECRET)
     packet = b"!\xff\x0bXMP DataXMP" + bytes([len(XMP) % 256]) + XMP[: len(XMP) % 256] + b"\0"
     at = content.index(b"!\xfe")
@@ -193,13 +188,13 @@ def gif():
 
 
 def avif():
-    """An AVIF with EXIF and XMP, and a box that nobody knows after all others."""
+    """Return an AVIF with EXIF and XMP, and an unknown box after all others."""
     content = written(scene(), "AVIF", exif=exif(), xmp=XMP, icc_profile=PROFILE)
     return content + struct.pack(">I4s", 8 + len(SECRET), b"free") + SECRET
 
 
 def jpeg2000():
-    """A JPEG 2000 with a comment, a UUID box with XMP, one with EXIF, and an XML box."""
+    """Return a JPEG 2000 with a comment, UUID boxes with XMP and EXIF, and an XML box."""
     content = written(scene(), "JPEG2000", comment=SECRET)
     boxes = [(b"uuid", bytes.fromhex("be7acfcb97a942e89c71999491e3afac") + XMP)]
     boxes += [
@@ -213,7 +208,7 @@ def jpeg2000():
 
 
 def animated(form):
-    """Three frames with the metadata that the format has a place for."""
+    """Return three frames with the metadata that the format can hold."""
     frames = [scene(), scene().rotate(90), scene().rotate(180)]
     return written(
         frames[0], form, save_all=True, append_images=frames[1:], duration=100, exif=exif(), xmp=XMP
@@ -245,9 +240,7 @@ FILES = {
 
 
 def cleaned(content, touched=True):
-    """What is published of `content`, with pixels as if they had been masked, or the picture's
-    own.
-    """
+    """Return the output of `content`, with the picture's own pixels or with copies."""
     picture = images.decode(content, 10**6)
     return images.encode(
         picture, [frame.pixels.copy() if touched else frame.pixels for frame in picture.frames]
@@ -255,7 +248,7 @@ def cleaned(content, touched=True):
 
 
 def jpeg_parts(content):
-    """The names of the file's segments, up to the first scan, and what follows the end marker."""
+    """Return the names of the segments up to the first scan, and the bytes after the end marker."""
     names, at = ["SOI"], 2
     while content[at + 1] != 0xDA:
         marker, size = content[at + 1], struct.unpack_from(">H", content, at + 2)[0]
@@ -338,7 +331,7 @@ def test_another_program_finds_no_metadata_in_any_output(tmp_path):
 
 
 def further_pictures():
-    """A JPEG with a second picture in it (CIPA DC-007)."""
+    """Return a JPEG with a second picture in it (CIPA DC-007)."""
     return written(
         scene(), "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40), (1, 200, 3))]
     )
@@ -381,8 +374,9 @@ def test_no_metadata_is_found_when_the_output_is_opened(name, touched):
     assert not any(image.getexif().get_ifd(ifd) for ifd in ExifTags.IFD)
     assert not getattr(image, "text", {})
     assert set(image.info) <= {
-        "icc_profile", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe", "adobe_transform", "progressive",
-        "progression", "loop", "duration", "timestamp", "background",
+        "icc_profile", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe",
+        "adobe_transform", "progressive", "progression", "loop", "duration", "timestamp",
+        "background",
     }  # fmt: skip
     assert image.info.get("icc_profile") == (
         PROFILE if image.mode in ("RGB", "RGBA", "P") else None
@@ -425,7 +419,7 @@ def test_further_pictures_in_a_jpeg_do_not_survive():
 
 
 def test_a_preview_under_a_wrong_checksum_is_not_carried_over():
-    # A chunk that no decoder reads is still a place to hide an original.
+    # A chunk that no decoder reads could still hold the source picture.
     body = b"prVt" + thumbnail()
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     content = written(scene(), "PNG")

@@ -1,6 +1,4 @@
-"""What faces are looked for in: a picture that uses a small part of the range is stretched, an
-ordinary one is not.
-"""
+"""Views of a picture that uses a small part of the range are stretched, others are not."""
 
 import numpy as np
 import pytest
@@ -8,9 +6,8 @@ import pytest
 from worker.images import Frame
 
 SIZE = 60, 80
-FACE = np.add.outer(np.arange(SIZE[0]) * 2, np.arange(SIZE[1]) * 255 // 140).clip(
-    0, 255
-)  # any picture: 0 to 255
+# Any picture with values from 0 to 255.
+FACE = np.add.outer(np.arange(SIZE[0]) * 2, np.arange(SIZE[1]) * 255 // 140).clip(0, 255)
 INNER = np.s_[4:-4]
 
 
@@ -23,7 +20,7 @@ def gray(base, factor, dtype=np.uint16):
 
 
 def shows(view):
-    """Whether FACE can be made out in a view: nearly its contrast, and no negative."""
+    """Return whether a view shows FACE with nearly its contrast, and not as a negative."""
     alike = np.corrcoef(view[INNER][..., 0].ravel(), FACE[INNER].ravel())[0, 1]
     return alike > 0.98 and np.ptp(view[INNER][..., 0]) > 200
 

@@ -1,6 +1,4 @@
-"""Odd TIFFs: what is read is all that is there, and looks as libtiff's programs show it; else it is
-refused.
-"""
+"""Unusual TIFFs are read completely and as libtiff's programs show them, or refused."""
 
 import io
 import struct
@@ -23,7 +21,7 @@ LETTERS = {BYTE: "B", SHORT: "H", LONG: "I", IFD: "I", LONG8: "Q"}
 
 
 class Tiff:
-    """A TIFF that is put together entry by entry."""
+    """A TIFF that is assembled entry by entry."""
 
     def __init__(self, order="<", big=False):
         self.order, self.big = order, big
@@ -38,8 +36,9 @@ class Tiff:
         return at
 
     def directory(self, entries):
-        """Append a directory of (tag, type, values); where it is, and where the next one's place is
-        noted.
+        """Append a directory of (tag, type, values).
+
+        Returns its offset, and where the offset of the next directory belongs.
         """
         code, place = ("Q", 8) if self.big else ("I", 4)
         fields = b""
@@ -64,7 +63,7 @@ class Tiff:
         self.link = link
 
     def below(self, *more, **shape):
-        """Append a directory that is in no chain; where it is."""
+        """Append a directory that is in no chain, and return its offset."""
         return self.directory([*self.picture(**shape), *more])[0]
 
     def picture(
@@ -86,7 +85,7 @@ class Tiff:
 
 
 def packed(values, bits, order="<"):
-    """`values` [h, w] as rows of `bits` each, padded to whole bytes."""
+    """Return `values` [h, w], each in `bits` bits, as rows padded to whole bytes."""
     if bits == 16:
         return values.astype(f"{order}u2").tobytes()
     rows = ["".join(format(value, f"0{bits}b") for value in row) for row in values.tolist()]
@@ -99,12 +98,12 @@ def decoded(content):
 
 
 def seen(content):
-    """What the detector sees of each page, gray."""
+    """Return the detector's view of each page, gray."""
     return [next(frame.views())[..., 0].astype(int) for frame in decoded(content).frames]
 
 
 def magick(content, system_program):
-    """What ImageMagick shows of a gray or palette page, RGB."""
+    """Return a gray or palette page as ImageMagick shows it, RGB."""
     done = subprocess.run(
         [system_program("convert"), "tiff:-", "-depth", "8", "rgb:-"],
         input=bytes(content),
@@ -115,7 +114,6 @@ def magick(content, system_program):
 
 
 # --- camera raws
-# ----------------------------------------------------------------------------------------------
 
 REDUCED = (254, LONG, (1,))
 FULL = (254, LONG, (0,))
@@ -124,7 +122,7 @@ DNG_VERSION = (50706, BYTE, (1, 4, 0, 0))
 
 
 def raw(order="<", big=False, kind=LONG, preview=(REDUCED,), **shape):
-    """A raw as cameras write it: a page with a small preview, and the picture itself below it."""
+    """Return a raw as cameras write it: a page with a small preview, and the picture below it."""
     tiff = Tiff(order, big)
     tiff.data(bytes(8))
     sub = tiff.below(FULL, width=400, height=300, **(MOSAIC | shape))
@@ -133,7 +131,7 @@ def raw(order="<", big=False, kind=LONG, preview=(REDUCED,), **shape):
 
 
 def chained(order="<"):
-    """A raw whose preview and mosaic are pages of one chain."""
+    """Return a raw whose preview and mosaic are pages of one chain."""
     tiff = Tiff(order)
     tiff.page(REDUCED, width=16, height=12)
     tiff.page(FULL, width=400, height=300, **MOSAIC)
@@ -230,7 +228,7 @@ def test_previews_after_the_picture_are_pages():
 
 
 def test_directories_that_lie_over_each_other_are_refused():
-    """Else a small file would be walked for minutes."""
+    """Without the limit, reading a small file would take minutes."""
     tiff = Tiff()
     many = [tiff.below(FULL) for _ in range(3)]
     shared = tiff.data(struct.pack("<20000I", *many * 6666, 0, 0))
@@ -240,7 +238,7 @@ def test_directories_that_lie_over_each_other_are_refused():
         at = tiff.data(struct.pack("<HHHII", 1, 330, LONG, 20_000, shared) + bytes(4))
         struct.pack_into("<I", tiff.content, link, at)
         link = at + 14
-    with pytest.raises(UnreadableImage, match="over each other"):
+    with pytest.raises(UnreadableImage, match="overlap"):
         camera_raw.check(bytes(tiff.content))
 
 
@@ -255,11 +253,10 @@ def test_a_chain_of_many_small_directories_is_not_walked_to_its_end():
 
 
 # --- palettes of 8 bits
-# ---------------------------------------------------------------------------------------
 
 
 def palette(bits):
-    """Colours that a map of `bits` has, [3, n]."""
+    """Return the colours of a map of `bits`, [3, n]."""
     steps = np.arange(1 << bits) * 255 // ((1 << bits) - 1)
     return np.stack([steps, 255 - steps, (steps * 7) % 256])
 
@@ -281,9 +278,8 @@ def test_a_palette_is_read_as_libtiff_reads_it(bits, factor, order, system_progr
     assert np.array_equal(frame.pixels, colours)
     assert np.abs(magick(content, system_program) - colours).max() <= 1
     other = cv2.imdecode(np.frombuffer(bytes(content), np.uint8), cv2.IMREAD_COLOR)
-    assert other is None or np.array_equal(
-        other[..., ::-1], colours
-    )  # None: 2 bits, which OpenCV does not read
+    # OpenCV does not read 2 bits.
+    assert other is None or np.array_equal(other[..., ::-1], colours)
 
 
 def test_each_page_has_a_palette_of_its_own():
@@ -302,10 +298,8 @@ def test_each_page_has_a_palette_of_its_own():
 def test_a_palette_with_alpha_is_read_alike():
     tiff = Tiff()
     data = np.stack([RAMP, np.full_like(RAMP, 255)], axis=-1).reshape(HEIGHT, -1)
-    tiff.page(
-        (320, SHORT, tuple(palette(8).ravel().tolist())), (338, SHORT, (2,)), data=packed(data, 8), samples=2,
-        photometric=3,
-    )  # fmt: skip
+    colours = (320, SHORT, tuple(palette(8).ravel().tolist()))
+    tiff.page(colours, (338, SHORT, (2,)), data=packed(data, 8), samples=2, photometric=3)
     (frame,) = decoded(tiff.content).frames
     assert np.array_equal(frame.pixels[..., :3], np.moveaxis(palette(8)[:, RAMP], 0, -1))
 
@@ -318,7 +312,6 @@ def test_a_palette_without_all_colours_is_refused():
 
 
 # --- gray
-# -----------------------------------------------------------------------------------------------------
 
 
 UNKNOWN_TO_PILLOW = [(12, 0, "<"), (12, 0, ">"), (12, 1, ">"), (16, 0, ">")]
@@ -334,7 +327,7 @@ def test_gray_is_no_negative_and_not_darkened(bits, photometric, order, system_p
     stored = values if photometric else most - values
     tiff.page(data=packed(stored, bits, order), bits=bits, photometric=photometric)
     shown = values * 255 / most
-    if bits in (1, 8, 16):  # of the others ImageMagick shows those with white at 0 as negatives
+    if bits in (1, 8, 16):  # ImageMagick shows others with white at 0 as negatives
         assert np.abs(magick(tiff.content, system_program)[..., 0] - shown).max() <= 1
     if (bits, photometric, order) in UNKNOWN_TO_PILLOW:
         with pytest.raises(UnsupportedImage, match="PhotometricInterpretation"):

@@ -1,6 +1,4 @@
-"""A file of which only a part would be read is refused: what is left out would be lost with the
-source.
-"""
+"""A file is refused if Veil would read only part of it, because the rest would be lost."""
 
 import io
 import struct
@@ -138,7 +136,7 @@ def test_frames_of_a_webp_that_is_not_said_to_be_animated_are_not_dropped():
 
 
 def jp2(*sizes):
-    """A JP2 whose boxes are those of the first picture, with the codestreams of all."""
+    """Return a JP2 with the boxes of the first picture, and the codestreams of all."""
     streams = [written("JPEG2000", size=size) for size in sizes]
     boxes = [box for box in jpeg2000._boxes(streams[0]) if box[0] != b"jp2c"]
     boxes += [box for stream in streams for box in jpeg2000._boxes(stream) if box[0] == b"jp2c"]
@@ -155,11 +153,10 @@ def test_frames_of_a_gif_are_all_read():
 
 
 # --- a larger picture
-# -----------------------------------------------------------------------------------------
 
 
 def indexed(*sizes):
-    """An MPO of pictures of these sizes; Pillow writes no such file of pictures that differ."""
+    """Return an MPO of pictures of these sizes; Pillow writes none of different sizes."""
     target = io.BytesIO()
     first, *more = [scene(size=size) for size in sizes]
     first.save(target, "MPO", save_all=True, append_images=more)
@@ -210,7 +207,7 @@ def test_a_larger_item_of_an_avif_is_not_dropped():
 def test_frames_of_an_avif_that_shows_one_are_not_dropped():
     animated = written("AVIF", 3)
     assert len(decoded(animated).frames) == 3
-    still = animated[:8] + b"avif" + animated[12:]  # the brand says which of the two is shown
+    still = animated[:8] + b"avif" + animated[12:]  # the brand selects the still picture
     if getattr(Image.open(io.BytesIO(still)), "n_frames", 1) > 1:
         pytest.skip("this libavif shows the frames whatever the brand")
     assert "frames" in refused(still)
