@@ -4,6 +4,6 @@ from importlib.resources import files
 
 
 def load(package: str, *names: str) -> str:
-    """Return the script `names` of `package`: the text of its files ``NAME.lua``, in this order."""
+    """Return the text of the files ``NAME.lua`` in `package`, joined in the order of `names`."""
     folder = files(package)
     return "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
