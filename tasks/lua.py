@@ -1,4 +1,8 @@
-"""Lua scripts, which are package data beside the modules that run them."""
+"""Lua scripts, which are package data beside the modules that run them.
+
+A full Redis refuses a script at its first write, if that write needs memory, and never later. A
+script that must also run in a full Redis therefore begins with a write that needs none.
+"""
 
 from importlib.resources import files
 

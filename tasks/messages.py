@@ -40,7 +40,7 @@ REFUSED_HEADER = "veil_refused"
 
 REGIONS = {"top": 0.7, "full": 1.0}
 MAX_AREAS = 1000  # of each kind; a request with more is refused
-MAX_BOXES = 100  # boxes in a report, by descending score; the receipt has all
+MAX_BOXES = 100  # boxes in a report, the highest scores first; the receipt has all
 MAX_COORDINATE = 1_000_000  # pixels; no picture is larger
 
 

@@ -46,8 +46,7 @@ Removal = Literal["all", "own", "none"]
 
 log = structlog.get_logger("veil")
 
-# A full Redis refuses a script at its first write, if that write needs memory, and never later.
-# Each of these scripts begins with a write that needs none, because only work frees memory.
+# These scripts also run in a full Redis (see tasks.lua), because only work frees memory there.
 CLAIM = lua.load(__package__, "claim")
 RECORD_ATTEMPT = lua.load(__package__, "record_attempt")
 END_DELIVERY = lua.load(__package__, "end_delivery")

@@ -27,8 +27,7 @@ REFUSAL_PAUSE_SECONDS = 5.0  # how long a worker takes no messages after Redis r
 
 log = structlog.get_logger("veil")
 
-# A full Redis refuses a script at its first write, if that write needs memory, and never later.
-# Each of these scripts begins with a write that needs none.
+# These scripts also run in a full Redis (see tasks.lua).
 TAKE = lua.load(__package__, "now", "take")
 RENEW = lua.load(__package__, "now", "renew")
 GIVE_BACK = lua.load(__package__, "restore", "give_back")

@@ -1,16 +1,16 @@
 """Celery's Redis transport with leases: a message is always either on a queue or leased.
 
-It differs from kombu 5.7, the newest release, in these points:
+kombu 5.7, the newest release, has these problems, which this transport avoids:
 
-- kombu takes a message with BRPOP, and records it as unacknowledged in a second step. A process or
+- It takes a message with BRPOP, and records it as unacknowledged in a second step. A process or
   a connection that dies between the two loses the message (celery/kombu#305, celery/celery#7950).
-- kombu never renews the time after which an unacknowledged message is delivered again
+- It never renews the time after which an unacknowledged message is delivered again
   (celery/celery#5935). It checks that time every 100 s, under a lock that a killed worker keeps for
   five minutes (celery/kombu#1816).
-- A dropped connection gives back the messages that kombu's worker still works on. Later calls on
+- A dropped connection gives back the messages that the worker still works on. Later calls on
   the closed channel raise ``'NoneType' object has no attribute 'hostname'``, which can end the
   worker (celery/kombu#582).
-- An item that is not a task message ends kombu's worker, or stays unacknowledged and occupies a
+- An item that is not a task message ends the worker, or stays unacknowledged and occupies a
   slot for ever. Such an item in a broadcast ends all workers.
 """
 
@@ -162,8 +162,9 @@ class Channel(redis.Channel):  # type: ignore[misc]
         finally:
             self._in_poll = None
         if taken:
-            queue, item, *size = taken
-            self._receive_task(queue.decode(), item, size[0] if size else len(item), self._next_tag)
+            queue, item, *rest = taken
+            size = rest[0] if rest else len(item)  # The script returns the size of a cut message.
+            self._receive_task(queue.decode(), item, size, self._next_tag)
         else:
             self._idle_until = monotonic() + POLL_SECONDS / 2
         return True
