@@ -1,4 +1,4 @@
-"""The task: validate the message, run the pipeline, then report, retry or set aside."""
+"""The task: validate the message, run the pipeline, then report, retry or record a dead letter."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from tasks.addresses import ObjectUri
 from tasks.app import app
 from tasks.backoff import ceiling
 from tasks.delivery.attempts import Delivery
-from tasks.delivery.circuit_breaker import RETRY_SECONDS, asked_pause
+from tasks.delivery.circuit_breaker import requested_pause
 from tasks.errors import (
     Busy,
     MalformedMessage,
@@ -27,29 +27,32 @@ from tasks.errors import (
     QueueUnavailable,
     Transient,
     VeilError,
+    log_fields,
     without_data,
 )
 from tasks.messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
 from tasks.records import dead_letters, outcomes, review
 from tasks.redis_errors import queue_unavailable
-from tasks.routes import Route
+from tasks.routes import Route, Routed
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
+UNCOUNTED_PAUSE_SECONDS = (1.0, 5.0)  # the pause before a retry that does not count
 
-MOST_OPTIONS = 128 << 10  # characters of JSON: more than the most areas have
+MAX_STORED_TEXT = 1100  # characters; the longest address has 1,092 bytes
+MAX_STORED_OPTIONS = 128 << 10  # characters of JSON; options with the most areas have fewer
 
-FIELDS = tuple(AnonymizeRequest.model_fields)  # in the order of positional arguments
+FIELDS = tuple(AnonymizeRequest.model_fields)  # in the order of the positional arguments
 
 log = structlog.get_logger("veil")
 
 
 def backoff_seconds(retries: int, random_: random.Random | None = None) -> float:
-    """Return the pause before try number `retries` + 2: capped exponential backoff with full
-    jitter.
+    """Return the pause in seconds after a failed try that had `retries` counted retries before it.
 
-    Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    The pause is capped exponential backoff with full jitter: Brooker, "Exponential Backoff And
+    Jitter", AWS Architecture Blog, 2015.
     """
     longest = ceiling(retries, FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS)
     return (random_ or random).uniform(0, longest)
@@ -63,79 +66,76 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     Request="tasks.delivery.acknowledgement:Request",
 )
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
-    """Anonymize a picture and store it: ``anonymize_image.delay(source, destination=None,
-    options=None)``.
+    """Anonymize a picture: ``anonymize_image.delay(source, destination=None, options=None)``.
 
-    `source` is its address, ``s3://bucket/key``; `destination` is the output's address below the
-    route's destination, by default the source's key there; `options` are AnonymizeOptions as a
-    dict. The result is an AnonymizeReport; it reaches whoever waits for it as a dict. A message is
-    not trusted to fit a signature: whatever it holds is taken here and refused by name.
+    `source` is the address of the picture, ``s3://bucket/key``. `destination` is the address of the
+    output, below the destination of the route; by default it is the key of the source there.
+    `options` are AnonymizeOptions as a dict. The result is an AnonymizeReport, which callers
+    receive as a dict.
+
+    The signature accepts any arguments, because messages are untrusted: AnonymizeRequest refuses
+    the wrong ones by name.
     """
     started = time.monotonic()
-    fields = _fields(arguments, named)
-    bound = log.bind(source=_name(self, fields), task_id=self.request.id)
+    fields = _request_fields(arguments, named)
+    bound = log.bind(source=_source_name(self, fields), task_id=self.request.id)
     delivery: Delivery | None = None
     try:
-        _check_taken(self)
+        _raise_if_refused(self)
         request = AnonymizeRequest.parse(**fields)
         routed = app.work.pipeline.resolve(request)
         delivery = _delivery(self, routed.destination)
-        with delivery:
-            report = app.work.pipeline.run(
-                routed, partial(_go_on, self, delivery), delivery.confirm
-            )
-            _note_review(self, request, report)
+        report = _run(self, routed, delivery)
     except QueueUnavailable as error:
-        bound.warning("given back", **_described(error))
-        raise  # the message comes back with its lease: see tasks.delivery.acknowledgement
+        bound.warning("given back", **log_fields(error))
+        raise  # The message comes back with its lease: see tasks.delivery.acknowledgement.
     except Transient as error:
         attempt = self.request.retries + 1
-        if (pause := _pause(self, routed.route, error)) is not None:
-            bound.warning("retried", **_described(error), attempt=attempt, pause=round(pause, 1))
+        if (pause := _retry_pause(self, routed.route, error)) is not None:
+            bound.warning("retried", **log_fields(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
-        _set_aside(self, fields, error, delivery)
-        bound.error("dead", **_described(error), attempts=attempt)
+        _record_dead_letter(self, fields, error, delivery)
+        bound.error("dead", **log_fields(error), attempts=attempt)
         raise
     except Permanent as error:
-        _set_aside(self, fields, error, delivery)
-        bound.error("dead", **_described(error))
+        _record_dead_letter(self, fields, error, delivery)
+        bound.error("dead", **log_fields(error))
         raise
     except MemoryError as error:
         bound.error("out of memory")
         raise Reject(type(error).__name__, requeue=True) from None
     except Exception as error:
         failure = without_data(error)
-        _set_aside(self, fields, failure, delivery)
+        _record_dead_letter(self, fields, failure, delivery)
         bound.error("bug", error=type(error).__name__, exc_info=failure)
         raise failure from None
-    _finish(self, str(request.source), report)
-    bound.info(report.status, total=round(time.monotonic() - started, 3), **_loggable(report))
+    _record_outcome(self, str(request.source), report)
+    bound.info(report.status, total=round(time.monotonic() - started, 3), **_log_values(report))
     return report
 
 
-def _fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request given by position or by name; what is none, or given twice, keeps a
-    name to refuse.
+def _request_fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request from positional and named arguments.
+
+    Surplus and repeated arguments get names that are no fields, so that validation refuses them.
     """
-    names = [*FIELDS, *(f"argument {i}" for i in range(len(FIELDS) + 1, len(arguments) + 1))]
-    fields = dict(zip(names, arguments, strict=False))
+    surplus = [f"argument {number + 1}" for number in range(len(FIELDS), len(arguments))]
+    fields = dict(zip([*FIELDS, *surplus], arguments, strict=False))
     for name, value in named.items():
         fields[f"{name} (again)" if name in fields else name] = value
     return fields
 
 
-def _check_taken(task: Task) -> None:
-    """Raise MalformedMessage for a message that the transport could not take."""
+def _raise_if_refused(task: Task) -> None:
+    """Raise MalformedMessage if the transport refused the message."""
     if refused := task.request.get(REFUSED_HEADER):
         raise MalformedMessage(refused["defect"])
 
 
-def _name(task: Task, fields: Mapping[str, Any]) -> str:
-    """Return the source of a picture as its dead letter has it; of a message without one, its
-    id.
-    """
+def _source_name(task: Task, fields: Mapping[str, Any]) -> str:
+    """Return the name of a message in logs and dead letters: its source, else ``message ID``."""
     source = fields.get("source")
-    return f"message {task.request.id}" if source is None else _readable(source)
+    return f"message {task.request.id}" if source is None else _bounded_text(source)
 
 
 def _delivery(task: Task, output: ObjectUri) -> Delivery:
@@ -143,101 +143,72 @@ def _delivery(task: Task, output: ObjectUri) -> Delivery:
     return Delivery(app.work.deliveries, output, tag, task.request.hostname or "")
 
 
-def _pause(task: Task, route: Route, error: Transient) -> float | None:
-    """The seconds until the next try, None if this was the last. What is not the picture's own
-    doing isn't counted.
-    """
-    asked = asked_pause(error)
-    probe = partial(app.work.pipeline.check_store, route)
-    if isinstance(error, Busy) or app.work.circuit_breaker.explains(error, probe):
-        task.request.retries -= 1  # to which Celery adds one
-        return asked + random.uniform(1.0, RETRY_SECONDS)
-    return (
-        asked + backoff_seconds(task.request.retries)
-        if task.request.retries < MAX_RETRIES
-        else None
-    )
+def _run(task: Task, routed: Routed, delivery: Delivery) -> AnonymizeReport:
+    """Run the pipeline, and update the review list before the claim on the output ends."""
+    with delivery:
+        on_stage = partial(_on_stage, task, delivery)
+        report = app.work.pipeline.run(routed, on_stage, delivery.confirm)
+        _update_review_list(task, routed.request, report)
+    return report
 
 
-def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
-    """Put the message back for a later try."""
-    metrics.retried(error)
-    try:
-        raise task.retry(exc=error, countdown=pause)
-    except Reject as failure:
-        # The new message could not be queued. Celery would drop the old one too; keep it instead.
-        raise Reject(f"retry not queued: {failure.reason}", requeue=True) from None
+def _on_stage(task: Task, delivery: Delivery, stage: str) -> None:
+    """Send the event ``task-STAGE``, which Flower shows as the state STAGE.
 
-
-def _readable(value: Any) -> str:
-    """Whatever a message holds, as bounded text that can be stored: the longest address has 1,092
-    bytes.
-    """
-    return str(value)[:1100].encode("utf-8", "backslashreplace").decode()
-
-
-def _described(error: Exception) -> dict[str, str]:
-    return {"error": type(error).__name__, "message": str(error)}
-
-
-def _loggable(report: AnonymizeReport) -> dict[str, Any]:
-    """Return what the log says of `report`: no lists of boxes, and the beginning of the options."""
-    unlogged = ("source", "status", "boxes_xyxy", "left_xyxy")
-    values = {name: value for name, value in report.to_json().items() if name not in unlogged}
-    if report.options is not None:
-        values["options"] = _readable(report.options)
-    return values
-
-
-def _go_on(task: Task, delivery: Delivery, stage: str) -> None:
-    """Show `stage` in Flower: an event ``task-detecting`` becomes the state DETECTING.
-
-    Of a picture that is given up it is only looked whether its output is there already.
+    Raises Poison if the picture is given up. The first stage, fetching, is still allowed: it finds
+    out whether the output exists already.
     """
     if stage != "fetching":
-        delivery.dare()
+        delivery.raise_if_poison()
     if app.work.dispatcher is None:
         return
     try:
         app.work.dispatcher.send(f"task-{stage}", uuid=task.request.id)
     except (OperationalError, RedisError, OSError):
-        pass  # a picture must not fail because nobody could be told how far it is
+        pass  # The picture must not fail because its progress can't be reported.
 
 
-def _keepable(options: Any) -> Any:
-    """Return `options` as a message holds them; text if they are too large for any request, or more
-    than JSON.
+def _update_review_list(task: Task, request: AnonymizeRequest, report: AnonymizeReport) -> None:
+    """Record whether the picture must be reviewed.
+
+    This happens before the message is acknowledged, so that no picture is missing on the list.
     """
     try:
-        return options if len(json.dumps(options)) <= MOST_OPTIONS else _readable(options)
-    except (TypeError, ValueError):  # Celery revives dates, decimals and more
-        return _readable(options)
+        review.update(task.app.backend.client, request, report)
+    except RedisError as error:
+        raise queue_unavailable(error) from None
 
 
-def _set_aside(
+def _retry_pause(task: Task, route: Route, error: Transient) -> float | None:
+    """Return the pause in seconds before the next try, or None if there is none.
+
+    A try counts only if the failure concerns this picture alone. It does not count during an
+    outage of the store, or while another picture is at work.
+    """
+    requested = requested_pause(error)
+    probe = partial(app.work.pipeline.check_store, route)
+    if isinstance(error, Busy) or app.work.circuit_breaker.is_outage(error, probe):
+        task.request.retries -= 1  # Celery adds one for each retry.
+        return requested + random.uniform(*UNCOUNTED_PAUSE_SECONDS)
+    if task.request.retries >= MAX_RETRIES:
+        return None
+    return requested + backoff_seconds(task.request.retries)
+
+
+def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
+    """Queue the message again for a try in `pause` seconds."""
+    metrics.retried(error)
+    try:
+        raise task.retry(exc=error, countdown=pause)
+    except Reject as failure:
+        # The new message could not be queued. Celery would drop the old one too, so requeue it.
+        raise Reject(f"retry not queued: {failure.reason}", requeue=True) from None
+
+
+def _record_dead_letter(
     task: Task, fields: Mapping[str, Any], error: Exception, delivery: Delivery | None
 ) -> None:
-    now = time.time()
-    destination = fields.get("destination")
-    letter = dead_letters.DeadLetter(
-        source=_name(task, fields),
-        destination=None if destination is None else _readable(destination),
-        options=_keepable(fields.get("options")),
-        error=type(error).__name__,
-        message=_readable(error),
-        attempts=task.request.retries
-        + (len(delivery.deaths) if delivery else 0)
-        + (not isinstance(error, Poison)),
-        task_id=task.request.id or "",
-        worker=(isinstance(error, Poison) and delivery and delivery.last_worker)
-        or task.request.hostname
-        or "",
-        time=now,
-        first_time=(delivery and delivery.first_time) or now,
-        last_error=delivery.last_error if delivery else None,
-        queue=(task.request.delivery_info or {}).get("routing_key"),
-        sample=(task.request.get(REFUSED_HEADER) or {}).get("sample"),
-    )
+    letter = _dead_letter(task, fields, error, delivery)
     try:
         with task.app.backend.client.pipeline() as pipe:
             if fields.get("source") is None:
@@ -249,22 +220,42 @@ def _set_aside(
                 outcomes.count_malformed(pipe)
             pipe.execute()
     except RedisError as failure:
-        # Unrecorded means unacknowledged: the message goes back to the queue.
+        # A message whose dead letter is not recorded must stay on the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
     metrics.dead(error)
 
 
-def _note_review(task: Task, request: AnonymizeRequest, report: AnonymizeReport) -> None:
-    """Before the message is acknowledged, and while the output is its own: a picture to look at is
-    never forgotten.
-    """
-    try:
-        review.note(task.app.backend.client, request, report)
-    except RedisError as error:
-        raise queue_unavailable(error) from None
+def _dead_letter(
+    task: Task, fields: Mapping[str, Any], error: Exception, delivery: Delivery | None
+) -> dead_letters.DeadLetter:
+    now = time.time()
+    destination = fields.get("destination")
+    attempts, worker = task.request.retries, task.request.hostname or ""
+    if delivery is not None:
+        attempts += len(delivery.deaths)
+    if not isinstance(error, Poison):
+        attempts += 1
+    elif delivery is not None and delivery.last_worker:
+        worker = delivery.last_worker
+    return dead_letters.DeadLetter(
+        source=_source_name(task, fields),
+        destination=None if destination is None else _bounded_text(destination),
+        options=_stored_options(fields.get("options")),
+        error=type(error).__name__,
+        message=_bounded_text(error),
+        attempts=attempts,
+        task_id=task.request.id or "",
+        worker=worker,
+        time=now,
+        first_time=(delivery and delivery.first_time) or now,
+        last_error=delivery.last_error if delivery else None,
+        queue=(task.request.delivery_info or {}).get("routing_key"),
+        sample=(task.request.get(REFUSED_HEADER) or {}).get("sample"),
+    )
 
 
-def _finish(task: Task, source: str, report: AnonymizeReport) -> None:
+def _record_outcome(task: Task, source: str, report: AnonymizeReport) -> None:
+    """Count the picture, and remove its dead letter. Only log a failure, as the output exists."""
     metrics.finished(report, task.request)
     try:
         with task.app.backend.client.pipeline() as pipe:
@@ -272,6 +263,30 @@ def _finish(task: Task, source: str, report: AnonymizeReport) -> None:
             outcomes.count(pipe, report.status, task.request.get(RUN_HEADER))
             pipe.execute()
     except RedisError as error:
-        log.warning(
-            "a delivered picture was not counted", source=source, error=type(error).__name__
-        )
+        log.warning("outcome not counted", source=source, error=type(error).__name__)
+
+
+def _bounded_text(value: Any) -> str:
+    """Return any value of a message as text that is bounded and can be encoded as UTF-8."""
+    return str(value)[:MAX_STORED_TEXT].encode("utf-8", "backslashreplace").decode()
+
+
+def _stored_options(options: Any) -> Any:
+    """Return the options of a message as a dead letter stores them.
+
+    Options that are larger than those of any valid request, or are not JSON, become bounded text.
+    """
+    try:
+        text = json.dumps(options)
+    except (TypeError, ValueError):  # Celery decodes dates, decimals and other types.
+        return _bounded_text(options)
+    return options if len(text) <= MAX_STORED_OPTIONS else _bounded_text(options)
+
+
+def _log_values(report: AnonymizeReport) -> dict[str, Any]:
+    """Return the fields of `report` for the log: without boxes, and with bounded options."""
+    unlogged = ("source", "status", "boxes_xyxy", "left_xyxy")
+    values = {name: value for name, value in report.to_json().items() if name not in unlogged}
+    if report.options is not None:
+        values["options"] = _bounded_text(report.options)
+    return values

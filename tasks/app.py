@@ -15,47 +15,50 @@ from tasks.messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS
 from tasks.representation import shown
 from tasks.settings import Settings
 
-REDIS_SECONDS = 20  # for any answer; above the second for which kombu lets Redis wait for a message
+# The timeout of any answer of Redis, more than the second for which kombu lets Redis wait for a
+# message.
+REDIS_TIMEOUT_SECONDS = 20
 
 
 class App(Celery):  # type: ignore[misc]
     """The Celery app of Veil's producers and workers."""
 
     work: Work
-    """The parts that the task uses. PipelineStep sets it; producers have none."""
+    """The parts that the task uses. PipelineStep sets it in workers; producers have none."""
 
     build_pipeline = staticmethod(installed_pipeline)
-    """Called by PipelineStep, which passes the app and the worker's deliveries."""
+    """Builds the pipeline. PipelineStep calls it with the app and the worker's deliveries."""
 
 
 @before_task_publish.connect
-def _stamp(
+def _add_headers(
     sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any
 ) -> None:
-    if headers is not None:
-        headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
-        if sender == TASK and not isinstance(body, dict):  # which it is in message protocol 1
-            headers["argsrepr"] = shown(body[0])
+    if headers is None:
+        return
+    headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
+    if sender == TASK and not isinstance(body, dict):  # In message protocol 1 the body is a dict.
+        headers["argsrepr"] = shown(body[0])
 
 
 @import_modules.connect
-def _leave_no_core(**_: Any) -> None:
-    """Prevent core dumps in Celery's own programs: workers, however they are started, and Flower.
+def _prevent_core_dumps(**_: Any) -> None:
+    """Prevent core dumps of Celery's own programs: workers, however started, and Flower.
 
-    Programs that merely put pictures on the queue never send this signal, and keep what they chose.
+    Programs that only enqueue pictures never send this signal, and keep their own choice.
     """
     core_dumps.prevent()
 
 
 def create_app(settings: Settings) -> App:
-    """Return the app for `settings`. It connects on first use, not here."""
+    """Return the app for `settings`. The app connects on first use."""
     app = App("veil", include=["tasks.anonymize"])
     app.conf.update(
         broker_url=settings.broker_url(),
         result_backend=settings.broker_url(),
         result_expires=int(settings.result_hours * 3600),
         result_extended=True,
-        # JSON only: content of any other kind is refused before it is decoded.
+        # JSON only: any other content is refused before it is decoded.
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],
@@ -63,33 +66,33 @@ def create_app(settings: Settings) -> App:
         task_queues=[Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         task_default_queue=UPLOADS,
         task_create_missing_queues=False,
-        # At least once: a message is acknowledged after its picture, and a worker holds few of
-        # them.
+        # At-least-once delivery: a message is acknowledged after its picture is stored, and a
+        # worker prefetches few messages.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
-        # forever: what is wrong with Redis is put right at Redis
+        # Retry without limit: after a repair of Redis, workers need no restart.
         broker_connection_max_retries=None,
         broker_transport_options={
             "queue_order_strategy": "priority",
             "lease_seconds": settings.lease_seconds,
             "socket_connect_timeout": 5,
-            "socket_timeout": REDIS_SECONDS,
+            "socket_timeout": REDIS_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
         redis_socket_connect_timeout=5,
-        redis_socket_timeout=REDIS_SECONDS,
+        redis_socket_timeout=REDIS_TIMEOUT_SECONDS,
         redis_socket_keepalive=True,
         redis_backend_health_check_interval=25,
-        # One process, one model: TensorFlow does not survive a fork.
+        # One process with one model: TensorFlow does not survive a fork.
         worker_pool="threads",
         worker_soft_shutdown_timeout=settings.grace_seconds,
         worker_hijack_root_logger=False,
-        # a traceback of the interpreter's own would become a line of log for each word
+        # Celery would log each word of a traceback of the interpreter as a line of its own.
         worker_redirect_stdouts=False,
-        # What Flower shows.
+        # Flower shows these events and states.
         worker_send_task_events=True,
         task_track_started=True,
     )

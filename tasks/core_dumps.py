@@ -1,4 +1,4 @@
-"""Prevention of core dumps: the memory of a process holds clear pictures and credentials."""
+"""Prevention of core dumps: the memory of a process holds originals and credentials."""
 
 import ctypes
 import os
@@ -9,11 +9,11 @@ PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
 
 def prevent() -> None:
-    """Make this process, and those that it forks, leave no core dump when they crash.
+    """Prevent core dumps of this process and of those that it forks.
 
-    The limit of size alone would not do: Linux ignores it where dumps are piped to a program,
-    core(5). Raises OSError if the system refuses, which it does not do to a process that asks for
-    less.
+    RLIMIT_CORE alone does not suffice: Linux ignores it where dumps are piped to a program,
+    core(5). Raises OSError if the system refuses. It does not refuse a process that lowers its
+    own limits.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if sys.platform == "linux":

@@ -1,93 +1,100 @@
-"""What can go wrong with a picture, named by who must act.
+"""Errors, named for what happened and grouped by who must act.
 
     VeilError
-      Transient             try again later: the picture is fine, a server is not
-        StorageUnavailable    S3 is down, slow or throttling CredentialsRefused    S3 knows the
-        credentials no more, or there are none: an operator must act DestinationUnavailable  the
-        destination's bucket is missing, or may not be written: an operator must act SourceChanged
-        the source was replaced while it was in work: the new one is taken next Busy
-        another message for the same output is worked on, or a picture is worked on alone
-        DetectorUnavailable   the detector did not answer within its deadline, or its device is out
-        of memory QueueUnavailable      Redis can't be reached, or refuses us EventsUnavailable
-        the queue that events come from can't be reached
-      Permanent             trying again changes nothing: somebody has to look
-        InvalidRequest        the message is not a valid request MalformedMessage      what lay on
-        the queue is no task message that a worker takes: its sender must act MalformedEvent
-        what was sent is no event of an object store BucketNotAllowed      the message names a place
-        outside the routes ObjectNotFound        the key or the bucket does not exist AccessDenied
-        the credentials do not allow to read it StorageRejected       S3 refused the call for
-        another reason RunTakenOver          another process goes on with this run of a backfill
-        DestinationTaken      the output key already holds the output of another source EmptyObject
-        the object has no bytes UnreadableImage       not a picture, or damaged UnsupportedImage
-        a picture of a kind that is not handled ImageTooLarge         over the limits of bytes or
-        pixels DetectionFailed       the model failed on this very picture Poison
-        processes died at work on it, again and again ModelInvalid          the model is missing or
-        does not follow the contract DatasetInvalid        labelled pictures that can't be trained
-        on TrainingFailed        training can't go on as it was asked for RunUnknown
-        Redis knows no backfill of that name OutputFailed          a local output can't be written
-        SettingsInvalid       a setting is wrong
+      Transient
+        StorageUnavailable
+        CredentialsRefused
+        DestinationUnavailable
+        SourceChanged
+        Busy
+        DetectorUnavailable
+        QueueUnavailable
+        EventsUnavailable
+      Permanent
+        InvalidRequest
+        MalformedMessage
+        MalformedEvent
+        BucketNotAllowed
+        ObjectNotFound
+        AccessDenied
+        StorageRejected
+        RunTakenOver
+        DestinationTaken
+        EmptyObject
+        UnreadableImage
+        UnsupportedImage
+        ImageTooLarge
+        DetectionFailed
+        Poison
+        ModelInvalid
+        DatasetInvalid
+        TrainingFailed
+        RunUnknown
+        OutputFailed
+        SettingsInvalid
 
-Every class takes one message (keyword-only constructors do not survive Celery's result backend).
-A message is one line that says what to do, and never holds a credential.
+Every class takes one message, because Celery's result backend does not restore errors with other
+arguments. A message is one line, says what to do, and never contains a credential.
 """
 
 import re
 
-LONGEST_MESSAGE = 200  # characters of an error that is none of these
-DATA = re.compile(
+MAX_UNEXPECTED_MESSAGE = 200  # characters kept of the message of an error that is no VeilError
+DATA_PATTERN = re.compile(
     r"""\bb(['"])(?:\\.|(?!\1).)*(?:\1|$)"""  # bytes as Python writes them, whole or cut off
-    r"""|(?:[\[(]*-?\d[\d.e+-]*[\])]*[,\s]+){8,}""",  # an array's values
+    r"""|(?:[\[(]*-?\d[\d.e+-]*[\])]*[,\s]+){8,}""",  # the values of an array
     re.DOTALL,
 )
 
 
 class VeilError(Exception):
-    """Anything Veil reports by name."""
+    """The base of all errors that Veil reports by name."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(" ".join(str(message).split()))
 
 
 class Transient(VeilError):
-    """Worth another try after a pause."""
+    """The picture is fine, and a later try may succeed: a server or the device must recover."""
 
 
 class StorageUnavailable(Transient):
-    """S3 is down, slow or throttling. `retry_after` is the pause, in seconds, that it asked for."""
+    """S3 is down, slow or throttling."""
 
     retry_after: float | None = None
+    """The pause in seconds that S3 requested, if any."""
 
 
 class CredentialsRefused(Transient):
-    """S3 knows the credentials no more, or there are none."""
+    """S3 refuses the credentials, or none are set: an operator must act."""
 
 
 class DestinationUnavailable(Transient):
-    """The destination's bucket is missing, or may not be written."""
+    """The destination's bucket is missing or can't be written: an operator must act."""
 
 
 class SourceChanged(Transient):
-    """The source was replaced while it was in work."""
+    """The source was replaced while it was processed; the next try reads the new version."""
 
 
 class Busy(Transient):
-    """Somebody else is at work where this picture's work would be."""
+    """Another message for the same output, or a picture that needs the worker alone, is at work."""
 
 
 class DetectorUnavailable(Transient):
-    """The detector did not answer within its deadline."""
+    """The detector did not answer within its deadline, or its device is out of memory."""
 
 
 class QueueUnavailable(Transient):
-    """Redis can't be reached, or refuses us."""
+    """Redis can't be reached, or refuses a command."""
 
 
 class EventsUnavailable(Transient):
-    """The queue that events come from can't be reached."""
+    """The queue that delivers upload events can't be reached."""
 
 
 class Permanent(VeilError):
-    """Trying again changes nothing."""
+    """Another try would fail in the same way: a person must act."""
 
 
 class InvalidRequest(Permanent):
@@ -95,11 +102,11 @@ class InvalidRequest(Permanent):
 
 
 class MalformedMessage(Permanent):
-    """What lay on the queue is no task message that a worker takes."""
+    """The item on the queue is not a task message that workers take: its sender must act."""
 
 
 class MalformedEvent(Permanent):
-    """What was sent is no event of an object store."""
+    """The data received is no event of an object store."""
 
 
 class BucketNotAllowed(Permanent):
@@ -111,19 +118,19 @@ class ObjectNotFound(Permanent):
 
 
 class AccessDenied(Permanent):
-    """The credentials do not allow to read it."""
+    """The credentials do not allow reading the object."""
 
 
 class StorageRejected(Permanent):
-    """S3 refused the call for a reason that a retry will not change."""
+    """S3 refused the call for a reason that a retry does not change."""
 
 
 class RunTakenOver(Permanent):
-    """Another process goes on with this run of a backfill."""
+    """Another process has continued this run of a backfill."""
 
 
 class DestinationTaken(Permanent):
-    """The output key already holds the output of another source."""
+    """The key of the output already holds the output of another source."""
 
 
 class EmptyObject(Permanent):
@@ -131,23 +138,23 @@ class EmptyObject(Permanent):
 
 
 class UnreadableImage(Permanent):
-    """Not a picture, or damaged."""
+    """The object is not a picture, or the picture is damaged."""
 
 
 class UnsupportedImage(Permanent):
-    """A picture of a kind that is not handled."""
+    """The picture is of a kind that is not supported."""
 
 
 class ImageTooLarge(Permanent):
-    """Over the limits of bytes or pixels."""
+    """The picture exceeds the limit of bytes or pixels."""
 
 
 class DetectionFailed(Permanent):
-    """The model failed on this very picture."""
+    """The model failed on this picture."""
 
 
 class Poison(Permanent):
-    """Processes died at work on it, again and again."""
+    """Worker processes died repeatedly while they worked on this picture."""
 
 
 class ModelInvalid(Permanent):
@@ -155,15 +162,15 @@ class ModelInvalid(Permanent):
 
 
 class DatasetInvalid(Permanent):
-    """Labelled pictures that can't be trained on."""
+    """The labelled pictures can't be used for training."""
 
 
 class TrainingFailed(Permanent):
-    """Training can't go on as it was asked for."""
+    """Training can't continue with these options."""
 
 
 class RunUnknown(Permanent):
-    """Redis knows no backfill of that name."""
+    """Redis has no backfill run of that name."""
 
 
 class OutputFailed(Permanent):
@@ -174,16 +181,23 @@ class SettingsInvalid(Permanent):
     """A setting is wrong."""
 
 
-def without_data(error: Exception) -> Exception:
-    """Return an error like `error`, with its traceback and a short text, and without bytes and
-    values of arrays.
+def log_fields(error: Exception) -> dict[str, str]:
+    """Return the fields of a log line that describe `error`."""
+    return {"error": type(error).__name__, "message": str(error)}
 
-    Libraries put what they choke on into their errors, and Celery writes an error's arguments into
-    its log and the result: a UnicodeDecodeError, for one, holds all the bytes that were decoded.
+
+def without_data(error: Exception) -> Exception:
+    """Return an error like `error`, with its traceback and a short message, but without its data.
+
+    Libraries put their input into their errors, and Celery writes an error's arguments to its log
+    and to the result. A UnicodeDecodeError, for example, holds all the bytes that were decoded.
+    Bytes and the values of arrays are therefore replaced. An error whose class takes other
+    arguments becomes a RuntimeError.
     """
-    text = DATA.sub("(data)", str(error)[: 10 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
+    beginning = str(error)[: 10 * MAX_UNEXPECTED_MESSAGE]
+    message = DATA_PATTERN.sub("(data)", beginning)[:MAX_UNEXPECTED_MESSAGE]
     try:
-        same = type(error)(text)
-    except Exception:  # the class takes other arguments
-        same = RuntimeError(f"{type(error).__name__}: {text}")
-    return same.with_traceback(error.__traceback__)
+        clean = type(error)(message)
+    except Exception:  # whatever a foreign constructor raises
+        clean = RuntimeError(f"{type(error).__name__}: {message}")
+    return clean.with_traceback(error.__traceback__)

@@ -1,6 +1,7 @@
-"""The wire contract: what a producer may ask, and what a worker reports."""
+"""The wire contract: what a producer may request, and what a worker reports."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -19,7 +20,7 @@ from tasks.errors import InvalidRequest
 
 Status = Literal["anonymized", "skipped", "held"]
 Reason = Literal["no face found", "faces still found in the output"]
-"""Why a picture is held back, or published for somebody to look at."""
+"""The reason why a picture is held, or is published but put on the review list."""
 Method = Literal["surround", "blur", "pixelate", "fill"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -27,58 +28,60 @@ Model = TypeVar("Model", bound=BaseModel)
 TASK = "veil.anonymize_image"
 UPLOADS = "uploads"
 BACKFILL = "backfill"
-QUEUES = (UPLOADS, BACKFILL)  # strict priority: an upload never waits for a backfill
+QUEUES = (UPLOADS, BACKFILL)  # in strict priority: an upload never waits for a backfill
 
-# of each message: when it was first put on the queue, in seconds since the epoch
+# The header with the time at which a message was first queued, in seconds since the epoch.
 QUEUED_AT_HEADER = "veil_queued_at"
-RUN_HEADER = "veil_run"  # the run of a backfill that the message belongs to
-# why the transport can't take the message: `defect` and `sample`; never a sender's
+# The header with the name of the backfill run that a message belongs to.
+RUN_HEADER = "veil_run"
+# The header in which the transport passes on why it refused a message: a mapping with `defect` and
+# `sample`. The transport drops this header if a sender sets it.
 REFUSED_HEADER = "veil_refused"
 
 REGIONS = {"top": 0.7, "full": 1.0}
-MOST_AREAS = 1000  # of each kind; a request with more is refused
-MOST_BOXES = 100  # in a report, the surest first; the receipt has all
-FURTHEST = 1_000_000  # pixels: no picture is larger
+MAX_AREAS = 1000  # of each kind; a request with more is refused
+MAX_BOXES = 100  # boxes in a report, the highest scores first; the receipt has all
+MAX_COORDINATE = 1_000_000  # pixels; no picture is larger
 
 
-def _region(value: Any) -> Any:
+def _named_region(value: Any) -> Any:
     return REGIONS.get(value, value) if isinstance(value, str) else value
 
 
-def _listed(value: Any) -> Any:
-    """JSON knows lists only."""
+def _as_tuple(value: Any) -> Any:
+    """Return a list as a tuple, because JSON has lists only; return any other value unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def _has_inside(area: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+def _check_area(area: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     x1, y1, x2, y2 = area
     if not (x1 < x2 and y1 < y2):
         raise ValueError("an area is x1 y1 x2 y2 with x1 < x2 and y1 < y2")
     return area
 
 
-Region = Annotated[float, BeforeValidator(_region), Field(ge=0.5, le=1)]
-"""Share of a face that is hidden, from its top: a number, ``top`` or ``full``."""
+Region = Annotated[float, BeforeValidator(_named_region), Field(ge=0.5, le=1)]
+"""The share of a face that is hidden, from its top: a number, ``top`` or ``full``."""
 
-Side = Annotated[int, Field(ge=0, le=FURTHEST)]
+Side = Annotated[int, Field(ge=0, le=MAX_COORDINATE)]
 Area = Annotated[
-    tuple[Side, Side, Side, Side], BeforeValidator(_listed), AfterValidator(_has_inside)
+    tuple[Side, Side, Side, Side], BeforeValidator(_as_tuple), AfterValidator(_check_area)
 ]
 """x1 y1 x2 y2 in pixels of the upright picture."""
 
-Areas = Annotated[tuple[Area, ...], BeforeValidator(_listed), Field(max_length=MOST_AREAS)]
+Areas = Annotated[tuple[Area, ...], BeforeValidator(_as_tuple), Field(max_length=MAX_AREAS)]
 
 Etag = Annotated[str, Field(min_length=1, max_length=256)]
-"""What S3 calls a version of an object, without quotation marks."""
+"""S3's name for a version of an object, without quotation marks."""
 
 
 class AnonymizeOptions(BaseModel):
-    """What one picture asks for in place of the worker's settings.
+    """Options of one picture, which replace the worker's settings.
 
-    `method` and `region` as in the settings VEIL_METHOD and VEIL_REGION. A face that lies at least
-    half in one of the areas `exempt` stays clear; the areas `extra` are hidden whole, whatever is
-    in them. `release` is the version of the source that somebody looked at: of that one, nothing is
-    held back.
+    `method` and `region` have the values of the settings VEIL_METHOD and VEIL_REGION. A face of
+    which at least half is in one of the areas `exempt` stays visible. The areas `extra` are hidden
+    completely. `release` is the version of the source that a person has reviewed: that version is
+    never held.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -91,49 +94,53 @@ class AnonymizeOptions(BaseModel):
 
     @classmethod
     def parse(cls, /, **fields: Any) -> Self:
-        """The options; raises InvalidRequest, in one line, for anything that is none."""
+        """Return the options with these `fields`.
+
+        Raises InvalidRequest, with a message of one line, if they are invalid.
+        """
         return _parsed(cls, fields)
 
     @classmethod
     def of(cls, value: Any) -> Self:
-        """The options that `value`, as it came out of JSON, says; raises InvalidRequest if it says
-        none.
+        """Return the options in `value`, which was decoded from JSON.
+
+        Raises InvalidRequest if `value` is no valid set of options.
         """
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
             raise InvalidRequest("not a valid request: options: give a JSON object")
         return cls.parse(**value)
 
     def to_json(self) -> dict[str, Any]:
-        """What is asked for. What is not is left out, so that workers of an older version take it
-        too.
+        """Return the options that are set, as JSON values.
+
+        Unset options are left out, so that workers of an older version accept the rest.
         """
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def for_version(self, etag: str) -> Self:
-        """The options as they are for the source version `etag`: the release of another one is
-        none.
-        """
+        """Return the options for the source version `etag`, without the release of another one."""
         return self if self.release in (None, etag) else self.model_copy(update={"release": None})
 
     def recipe(self, base: str) -> str:
-        """The recipe of an output made with these options by a worker whose own is `base`.
+        """Return the recipe of an output made with these options by a worker with recipe `base`.
 
-        Of `release` only that there is one counts: recipes are public, and an ETag can be the MD5
-        of the original.
+        Only the presence of `release` affects the recipe, not its value: recipes are public, and an
+        ETag can be the MD5 of the original.
         """
         if self == type(self)():
             return base
-        public = (
-            self if self.release is None else self.model_copy(update={"release": "this version"})
-        )
-        return f"{base}-{hashlib.sha256(public.model_dump_json(exclude_defaults=True).encode()).hexdigest()[:8]}"
+        public = self
+        if self.release is not None:
+            public = self.model_copy(update={"release": "this version"})
+        content = public.model_dump_json(exclude_defaults=True).encode()
+        return f"{base}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 class AnonymizeRequest(BaseModel):
-    """Anonymize the object `source`.
+    """A request to anonymize the object `source`.
 
-    `destination` is the output's address, or None for the route's own; `options` replace settings
-    for this picture.
+    `destination` is the output's address, or None for the default address of the route. `options`
+    replace settings for this picture.
     """
 
     model_config = ConfigDict(
@@ -151,8 +158,9 @@ class AnonymizeRequest(BaseModel):
 
     @classmethod
     def parse(cls, /, **fields: Any) -> Self:
-        """The request in a message; raises InvalidRequest, in one line, for anything that is not
-        one.
+        """Return the request with these `fields`.
+
+        Raises InvalidRequest, with a message of one line, if they are invalid.
         """
         return _parsed(cls, fields)
 
@@ -169,17 +177,21 @@ def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
 
 @dataclass(frozen=True, kw_only=True)
 class AnonymizeReport:
-    """What came of one picture. Celery carries it as JSON; Flower shows its ``repr``.
+    """The outcome of one picture. Celery stores it as JSON; Flower shows its ``repr``.
 
-    `status` is ``anonymized`` (an output was written), ``skipped`` (the stored output is already
-    the one that would be made) or ``held`` (there is a `reason` not to publish it, and the setting
-    holds such pictures back). An output that was written has a `reason` if somebody should look at
-    it. Sizes are pixels and bytes; `seconds` maps each stage to its duration. `faces` counts the
-    faces, `boxes_xyxy` has the MOST_BOXES strongest of them, in whole pixels of the upright
-    picture. `found_by_check` counts the faces that were found in the output only, `left` those that
-    the last check still found, and `left_xyxy` has the first MOST_BOXES of these. The receipt has
-    all boxes. `source_etag` is the version of the source, `options` are what was asked for in place
-    of settings.
+    - `status`: ``anonymized`` if an output was written, ``skipped`` if the stored output already is
+      the one that would be written, ``held`` if there is a `reason` not to publish the picture and
+      the settings hold such pictures.
+    - `reason`: also set for an output that was written and should be reviewed.
+    - `faces`: the number of faces. `boxes_xyxy` contains the MAX_BOXES boxes with the
+      highest scores, in whole pixels of the upright picture. The receipt contains all boxes.
+    - `found_by_check`: the number of faces that only the residual check found.
+    - `left`: the number of faces that the last residual check still found. `left_xyxy` contains the
+      first MAX_BOXES of their boxes.
+    - `width` and `height` are in pixels, `bytes_in` and `bytes_out` in bytes.
+    - `seconds`: the duration of each stage by its name.
+    - `source_etag`: the version of the source.
+    - `options`: the options of the request.
     """
 
     status: Status
@@ -203,24 +215,35 @@ class AnonymizeReport:
     options: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values, without what is not known."""
+        """Return the report as JSON values, without the fields that are None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    __json__ = to_json  # kombu's encoder looks for this name
+    __json__ = to_json  # the name that kombu's encoder calls
 
     def __repr__(self) -> str:
-        """One line for people, what matters most first: Flower's table shows its beginning."""
-        faces = {None: "", 0: "no face", 1: "1 face"}.get(self.faces, f"{self.faces} faces")
-        parts = (
-            self.status,
-            self.reason or "",
-            "" if self.reason == "no face found" else faces,
-            f"{self.found_by_check} by the check" if self.found_by_check else "",
-            "" if self.lowest_score is None else f"lowest score {self.lowest_score:.2f}",
-            self.destination or "",
-            "" if self.format is None else f"{self.format} {self.width}×{self.height}",
-            "" if self.bytes_in is None else f"{self.bytes_in:,} bytes in",
-            "" if self.bytes_out is None else f"{self.bytes_out:,} out",
-            *(f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items()),
-        )
-        return " · ".join(part for part in parts if part)
+        """Return one line for people.
+
+        The most important comes first, because Flower's table shows only the beginning.
+        """
+        stages = [f"{stage} {seconds:.2f} s" for stage, seconds in self.seconds.items()]
+        return " · ".join([self.status, *self._finding(), *self._file(), *stages])
+
+    def _finding(self) -> Iterator[str]:
+        if self.reason:
+            yield self.reason
+        if self.faces is not None and self.reason != "no face found":
+            yield {0: "no face", 1: "1 face"}.get(self.faces, f"{self.faces} faces")
+        if self.found_by_check:
+            yield f"{self.found_by_check} by the check"
+        if self.lowest_score is not None:
+            yield f"lowest score {self.lowest_score:.2f}"
+
+    def _file(self) -> Iterator[str]:
+        if self.destination:
+            yield self.destination
+        if self.format is not None:
+            yield f"{self.format} {self.width}×{self.height}"
+        if self.bytes_in is not None:
+            yield f"{self.bytes_in:,} bytes in"
+        if self.bytes_out is not None:
+            yield f"{self.bytes_out:,} out"

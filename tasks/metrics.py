@@ -199,7 +199,7 @@ class QueueCollector(Collector):
         yield GaugeMetricFamily(
             "veil_review_pictures",
             "Pictures that were held back or flagged and await somebody's look.",
-            value=review.DOUBTS.count(self._redis),
+            value=review.REVIEW_LIST.count(self._redis),
         )
 
 

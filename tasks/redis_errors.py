@@ -1,8 +1,9 @@
-"""Errors of Redis and of the libraries in front of it, translated into QueueUnavailable."""
+"""Translation of errors of Redis and of its client libraries into QueueUnavailable."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import structlog
 from kombu.exceptions import KombuError
 from redis.exceptions import (
     AuthenticationError,
@@ -12,7 +13,9 @@ from redis.exceptions import (
     WatchError,
 )
 
-from tasks.errors import QueueUnavailable
+from tasks.errors import QueueUnavailable, log_fields
+
+log = structlog.get_logger("veil")
 
 
 def queue_unavailable(error: BaseException) -> QueueUnavailable:
@@ -23,15 +26,22 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
     if any(isinstance(cause, AuthenticationError) for cause in causes):
         return QueueUnavailable("Redis refuses the password: check VEIL_REDIS_PASSWORD")
     if any(isinstance(cause, WatchError) for cause in causes):
-        return QueueUnavailable("Redis went away, or another process changed what was read there")
+        return QueueUnavailable(
+            "the connection to Redis was lost, or another process changed the values that were read"
+        )
     if any(isinstance(cause, OutOfMemoryError) for cause in causes):
         return QueueUnavailable(
             "Redis is full (maxmemory): let the workers catch up, or give it more"
         )
-    last = causes[-1]
-    if isinstance(last, ResponseError):
-        return QueueUnavailable(f"Redis refuses a command: {last!s:.200}")
-    return QueueUnavailable(f"Redis can't be used ({type(last).__name__}): check VEIL_REDIS_URL")
+    root = causes[-1]
+    if isinstance(root, ResponseError):
+        return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
+    return QueueUnavailable(f"Redis can't be used ({type(root).__name__}): check VEIL_REDIS_URL")
+
+
+def log_unavailable(error: BaseException) -> None:
+    """Log the line ``queue unavailable`` for an error of redis-py or kombu."""
+    log.error("queue unavailable", **log_fields(queue_unavailable(error)))
 
 
 @contextmanager

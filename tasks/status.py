@@ -68,7 +68,7 @@ def read(redis: Any) -> Status:
     """How everything stands. Raises QueueUnavailable."""
     with connected():
         waiting, in_flight = queues.statuses(redis), queues.in_hand(redis)
-        to_review = review.DOUBTS.count(redis)
+        to_review = review.REVIEW_LIST.count(redis)
         dead, recipe = dead_letters.LETTERS.count(redis), announced_recipe(redis)
         totals, per_second = (
             dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),

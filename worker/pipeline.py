@@ -19,7 +19,7 @@ from tasks.errors import (
     SourceChanged,
     StorageUnavailable,
 )
-from tasks.messages import MOST_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
+from tasks.messages import MAX_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
 from tasks.routes import Route, Routed
 from tasks.signatures import Key
 from tasks.storage import receipts
@@ -140,11 +140,11 @@ class Pipeline:
             bytes_in=len(fetched.content),
             bytes_out=None if result.content is None else len(result.content),
             seconds=seconds,
-            boxes_xyxy=whole_boxes(result.detections)[:MOST_BOXES],
+            boxes_xyxy=whole_boxes(result.detections)[:MAX_BOXES],
             reason=result.reason,
             found_by_check=None if self._anonymizer.verify == "off" else len(result.checked.added),
             left=len(result.checked.left) if result.reason else None,
-            left_xyxy=whole_boxes(result.checked.left)[:MOST_BOXES] if result.reason else None,
+            left_xyxy=whole_boxes(result.checked.left)[:MAX_BOXES] if result.reason else None,
             source_etag=fetched.source.etag,
             options=fetched.options.to_json() or None,
         )
@@ -372,11 +372,11 @@ class Pipeline:
             destination=str(output.uri),
             recipe=recipe,
             reason=receipt.reason if receipt else None,
-            boxes_xyxy=[face["box_xyxy"] for face in receipt.faces[:MOST_BOXES]]
+            boxes_xyxy=[face["box_xyxy"] for face in receipt.faces[:MAX_BOXES]]
             if receipt
             else None,
             left=len(receipt.left_xyxy) if receipt else None,
-            left_xyxy=receipt.left_xyxy[:MOST_BOXES] if receipt else None,
+            left_xyxy=receipt.left_xyxy[:MAX_BOXES] if receipt else None,
             seconds=seconds,
             source_etag=source.etag,
             options=options.to_json() or None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from tasks.delivery.attempts import OUTPUT_WAIT_SECONDS, ROOM_WAIT_SECONDS
+from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
 from tasks.messages import Method, Region
 from tasks.settings import PREFIX, Settings, split_commas
 from tasks.storage.s3 import S3_ATTEMPTS
@@ -233,7 +233,7 @@ class WorkerSettings(Settings):
         # All checks of an output together take no longer than the first look at the picture may.
         detection = self.longest_look() * (1 if self.verify == "off" else 2)
         storage = (self.s3_connect_seconds + self.s3_read_seconds) * S3_CALLS * S3_ATTEMPTS
-        longest = OUTPUT_WAIT_SECONDS + ROOM_WAIT_SECONDS + self.fetch_seconds + detection + storage
+        longest = OUTPUT_WAIT_SECONDS + LOCK_WAIT_SECONDS + self.fetch_seconds + detection + storage
         if longest >= PICTURE_SECONDS:
             raise ValueError(
                 f"a picture may take {longest:g} s ({PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS for each pass "

@@ -217,10 +217,10 @@ class ToldBackoff(Backoff):
         super().__init__("s3 or redis")
         self._tell = tell
 
-    def tell_away(self, error: VeilError) -> None:
+    def report_outage(self, error: VeilError) -> None:
         self._tell(f"{type(error).__name__}: {error}; waiting")
 
-    def tell_back(self, seconds: float) -> None:
+    def report_recovery(self, seconds: float) -> None:
         self._tell(f"goes on after {seconds:.1f} s")
 
 
@@ -296,7 +296,7 @@ class Backfill:
             try:
                 begun = known or self._reread()
                 for known in self._go_on(begun):
-                    backoff.over()
+                    backoff.succeeded()
                     yield known
             except _Moved:
                 known = None

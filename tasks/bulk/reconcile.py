@@ -190,7 +190,7 @@ class Reconciliation:
     def _with_dead_letters(self, batch: Sequence[Finding]) -> list[Finding]:
         asked = [str(finding.source) for finding in batch if finding.state in REPAIRABLE]
         with connected():
-            letters = dead_letters.LETTERS.of(self._redis, asked)
+            letters = dead_letters.LETTERS.find(self._redis, asked)
         return [_dead(finding, letters.get(str(finding.source))) for finding in batch]
 
     def _published(self, wanted: Sequence[Finding], publish: Publish) -> Iterator[Finding]:

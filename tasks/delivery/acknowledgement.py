@@ -1,4 +1,4 @@
-"""Reports in Redis: one that can't be stored never costs a picture."""
+"""Storage of task results: a result that can't be stored does not acknowledge its message."""
 
 from typing import Any
 
@@ -9,18 +9,19 @@ from celery.backends.redis import RedisBackend
 from celery.worker import request
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from tasks.errors import QueueUnavailable
+from tasks.errors import QueueUnavailable, log_fields
 from tasks.redis_errors import queue_unavailable
 
 log = structlog.get_logger("veil")
 
 
 class Backend(RedisBackend):  # type: ignore[misc]
-    """Celery's Redis backend, as a worker uses it.
+    """Celery's Redis backend for workers.
 
-    Celery acknowledges a message when its state can't be stored, even if that was the first state
-    and no work has been done. Here that ends with QueueUnavailable, and the message comes back. If
-    Redis is full, though, work goes on without its reports, for it is the work that makes room.
+    Celery acknowledges a message when its state can't be stored, even if that state is the first
+    one and no work has been done. This backend raises QueueUnavailable instead, and the message
+    comes back. If Redis is full, however, work continues without stored results, because only work
+    frees memory there.
     """
 
     def store_result(
@@ -31,33 +32,39 @@ class Backend(RedisBackend):  # type: ignore[misc]
         except (RedisError, OSError) as error:
             failure = queue_unavailable(error)
             if not isinstance(result, QueueUnavailable):
-                log.error("report not stored", task_id=task_id, state=state, error=type(failure).__name__,
-                          message=str(failure))  # fmt: skip
-            # Of a retry the new message is in the queue already, and outside a task nobody could
-            # take the error. Celery then wants to store the error as well.
-            if (
-                isinstance(error, OutOfMemoryError)
-                or state == states.RETRY
-                or self.app.current_task is None
-                or isinstance(result, QueueUnavailable)
-            ):
+                log.error("report not stored", task_id=task_id, state=state, **log_fields(failure))
+            if self._is_ignored(error, result, state):
                 return result
             raise failure from None
 
+    def _is_ignored(self, error: Exception, result: Any, state: str) -> bool:
+        """Return whether the task may go on although `result` was not stored."""
+        if isinstance(error, OutOfMemoryError):
+            return True
+        if state == states.RETRY:  # The new message is on the queue already.
+            return True
+        if self.app.current_task is None:  # Outside of a task nothing catches the error.
+            return True
+        # Celery stores the error that this method has raised, too.
+        return isinstance(result, QueueUnavailable)
+
 
 class Request(request.Request):  # type: ignore[misc]
-    """A message in a worker's hands."""
+    """A message that a worker has leased."""
 
     def on_failure(
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> Any:
+        """Requeue the message after QueueUnavailable or MemoryError; else do as Celery does.
+
+        Celery raises a MemoryError again, in a thread where nothing handles it, and would keep the
+        message for ever. A MemoryError of the pipeline does not arrive here: the task turns it into
+        a Reject (see tasks.anonymize).
+        """
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
         if isinstance(error, QueueUnavailable | MemoryError):
-            # Celery would raise the latter again, in a thread where nobody hears of it, and the
-            # message would stay in hand for good. One of a picture's own comes from the task as a
-            # Reject: see tasks.anonymize.
             self._end()
             return self.reject(requeue=True)
         return super().on_failure(exc_info, send_failed_event, return_ok)

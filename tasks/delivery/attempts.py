@@ -1,13 +1,12 @@
-"""Deliveries at work: each is noted in Redis before the work that may kill its process, and has its
-output to itself.
+"""Attempts: the record in Redis of each delivery at work, and the claim on its output.
 
-A delivery that ends, however it ends, takes its note away; one whose process died leaves it behind.
-So a note whose delivery is no longer in hand anywhere is a death, and a picture that was near one
-is worked on alone: the next death has one suspect. After the third it is given up.
+A delivery records its attempt before the work that may kill its process, and removes the record
+however it ends. An attempt without a lease therefore means that the process died. The next delivery
+of such a picture works on it alone, so that another death has only one suspect. After MAX_DEATHS
+the picture is given up.
 
-An output belongs to the delivery that asked for it first, for as long as that one is in hand: there
-is no time limit to renew, for the lease is one. A delivery whose lease was lost may not store any
-more.
+An output belongs to the first delivery that claims it, for as long as that delivery has its lease.
+The claim needs no time limit of its own. A delivery that lost its lease must not store anything.
 """
 
 import hashlib
@@ -15,170 +14,148 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypedDict
 
 import structlog
 from redis.exceptions import RedisError
 
 from tasks import lua
 from tasks.addresses import ObjectUri
+from tasks.delivery.work_lock import WorkLock
 from tasks.errors import Busy, Poison, QueueUnavailable, Transient
 from tasks.redis_errors import queue_unavailable
 
-MOST_DEATHS = 3
-ATTEMPTS = (
-    "veil:attempts:{}"  # of an output: a hash of notes by delivery tag, with `first` and `error`
-)
-ERROR = "error"  # what is known of the last death
-TURN = "veil:turn:{}"  # of an output: the tag of the delivery that it belongs to
-INDEX = "unacked_index"  # kombu's name for the tags of all that is in hand
-NOTES_SECONDS = 7 * 86_400
-TURN_SECONDS = 86_400  # only clears away what is left: a turn ends with its delivery
-OUTPUT_WAIT_SECONDS = 5.0  # for another delivery of the same picture
-ROOM_WAIT_SECONDS = 120.0  # for pictures that are in hand, or worked on alone
+MAX_DEATHS = 3
+# Keys are formatted with a digest of the output's address.
+ATTEMPTS_KEY = "veil:attempts:{}"  # a hash of attempts by delivery tag, and the two fields below
+FIRST_TIME_FIELD = "first"  # when the picture was first tried, in seconds since the epoch
+LAST_ERROR_FIELD = "error"  # the reason of the last death, if known
+CLAIM_KEY = "veil:turn:{}"  # the tag of the delivery that has claimed the output
+LEASES_INDEX = "unacked_index"  # kombu's `Channel.unacked_index_key`: the tags that have a lease
+ATTEMPTS_EXPIRE_SECONDS = 7 * 86_400
+CLAIM_EXPIRES_SECONDS = 86_400  # only cleans up: a claim ends with the lease of its delivery
+OUTPUT_WAIT_SECONDS = 5.0  # the longest wait for another delivery of the same picture
+LOCK_WAIT_SECONDS = 120.0  # the longest wait for other pictures of this process
 POLL_SECONDS = 0.05
-STALL_SECONDS = 2.0  # that Redis may take to note why this process ends
+STALL_SECONDS = 2.0  # the longest time to record in Redis why this process ends
+
+Removal = Literal["all", "own", "none"]
+"""The attempts that the end of a delivery removes (end_delivery.lua)."""
 
 log = structlog.get_logger("veil")
 
-# A full Redis refuses a script at its first write, if that needs memory, and never later. Each
-# script begins with a write that needs none, because work is what makes room.
-ENTER = lua.load(__package__, "enter")
-BEGIN = lua.load(__package__, "begin")
-END = lua.load(__package__, "end")
-HOLDS = lua.load(__package__, "holds")
+# These scripts also run in a full Redis (see tasks.lua), because only work frees memory there.
+CLAIM = lua.load(__package__, "claim")
+RECORD_ATTEMPT = lua.load(__package__, "record_attempt")
+END_DELIVERY = lua.load(__package__, "end_delivery")
+HAS_CLAIM = lua.load(__package__, "has_claim")
 
 
-class Room:
-    """Where pictures are worked on: many together, or one alone. Whoever wants to be alone goes
-    before the others.
-    """
+class Attempt(TypedDict):
+    """One attempt at a picture. `time` is in seconds since the epoch."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-        self._alone = False
-        self._want_alone = 0
-
-    @contextmanager
-    def together(self, seconds: float) -> Iterator[None]:
-        """Raises Busy when somebody is alone, or wants to be, for longer than `seconds`."""
-        with self._changed:
-            self._wait(lambda: not self._alone and not self._want_alone, seconds)
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def alone(self, seconds: float) -> Iterator[None]:
-        """Raises Busy when the others take longer than `seconds`."""
-        with self._changed:
-            self._want_alone += 1
-            try:
-                self._wait(lambda: not self._alone and not self._inside, seconds)
-                self._alone = True
-            finally:
-                self._want_alone -= 1
-                self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._alone = False
-                self._changed.notify_all()
-
-    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
-        if not self._changed.wait_for(condition, seconds):
-            raise Busy(f"this worker has been busy with other pictures for {seconds:g} s")
+    worker: str
+    pid: int
+    time: float
 
 
 class Deliveries:
-    """All deliveries of this process."""
+    """The deliveries at work in this process."""
 
     def __init__(self, redis: Any) -> None:
         self.redis = redis
-        self.room = Room()
-        self.enter = redis.register_script(ENTER)
-        self.begin = redis.register_script(BEGIN)
-        self.holds = redis.register_script(HOLDS)
-        self._end = redis.register_script(END)
+        self.work_lock = WorkLock()
+        self.claim = redis.register_script(CLAIM)
+        self.record_attempt = redis.register_script(RECORD_ATTEMPT)
+        self.has_claim = redis.register_script(HAS_CLAIM)
+        self._end_delivery = redis.register_script(END_DELIVERY)
         self._lock = threading.Lock()
-        self._begun: set[str] = set()  # keys of notes
-        self._to_end: list[tuple[list[str], list[str]]] = []  # what Redis could not be told yet
+        self._at_work: set[str] = set()  # keys of attempts
+        # The keys and arguments of END_DELIVERY that Redis does not have yet.
+        self._unsent_ends: list[tuple[list[str], list[str]]] = []
 
-    def began(self, notes: str) -> None:
+    def begin(self, attempts_key: str) -> None:
+        """Note that work on a picture has begun."""
         with self._lock:
-            self._begun.add(notes)
+            self._at_work.add(attempts_key)
 
-    def ended(self, turn: str, notes: str, tag: str, remove: str, error: str = "") -> None:
-        """Tell Redis of an end, now or before the next beginning."""
+    def end(
+        self, claim_key: str, attempts_key: str, tag: str, removal: Removal, last_error: str
+    ) -> None:
+        """End a delivery in Redis, now or, if Redis can't be reached, before the next claim."""
         with self._lock:
-            self._begun.discard(notes)
-            self._to_end.append(([turn, notes], [tag, remove, error]))
+            self._at_work.discard(attempts_key)
+            arguments = [tag, removal, LAST_ERROR_FIELD, last_error]
+            self._unsent_ends.append(([claim_key, attempts_key], arguments))
         try:
-            self.tell_ends()
+            self.send_ends()
         except (RedisError, OSError) as error:
-            log.warning("an end could not be noted yet", error=type(error).__name__)
+            log.warning("end of a delivery not recorded yet", error=type(error).__name__)
 
-    def tell_ends(self) -> None:
+    def send_ends(self) -> None:
+        """Send Redis all ends that it does not have yet. Raises the errors of redis-py."""
         with self._lock:
-            ends, self._to_end = self._to_end, []
+            ends, self._unsent_ends = self._unsent_ends, []
         for number, (keys, arguments) in enumerate(ends):
             try:
-                self._end(keys=keys, args=arguments)
+                self._end_delivery(keys=keys, args=arguments)
             except BaseException:
                 with self._lock:
-                    self._to_end = ends[number:] + self._to_end
+                    self._unsent_ends = ends[number:] + self._unsent_ends
                 raise
 
-    def note_stall(self, what: str) -> None:
-        """Note, before this process ends, why it does: for the pictures that it works on. Takes 2 s
-        at most.
+    def record_stall(self, activity: str) -> None:
+        """Record for all pictures at work that this process ends because `activity` stalled.
+
+        Takes at most STALL_SECONDS.
         """
-        thread = threading.Thread(target=self._note_stall, args=(what,), daemon=True)
+        thread = threading.Thread(target=self._record_stall, args=(activity,), daemon=True)
         thread.start()
         thread.join(STALL_SECONDS)
 
-    def _note_stall(self, what: str) -> None:
-        for notes in tuple(self._begun):
-            self.redis.hset(notes, ERROR, f"stalled: {what}")
+    def _record_stall(self, activity: str) -> None:
+        for attempts_key in tuple(self._at_work):
+            self.redis.hset(attempts_key, LAST_ERROR_FIELD, f"stalled: {activity}")
 
 
 class Delivery:
-    """One delivery while its picture is worked on: a context, in which the output is its own."""
+    """One delivery of a picture: a context manager that claims its output while it is entered."""
 
     def __init__(self, deliveries: Deliveries, output: ObjectUri, tag: str, worker: str) -> None:
         digest = hashlib.sha256(str(output).encode()).hexdigest()[:32]
         self._deliveries = deliveries
         self._output = output
-        self._turn, self._notes = TURN.format(digest), ATTEMPTS.format(digest)
+        self._claim_key = CLAIM_KEY.format(digest)
+        self._attempts_key = ATTEMPTS_KEY.format(digest)
         self._tag = tag
         self._worker = worker
-        self._inside = ExitStack()
-        self.first_time: float | None = (
-            None  # when the picture was first tried, in seconds since the epoch
-        )
-        self.last_error: str | None = None  # what is known of the last death
-        self.deaths: list[
-            dict[str, Any]
-        ] = []  # the notes that processes left behind: worker, pid, time
+        self._work_lock = ExitStack()
+        self.first_time: float | None = None
+        """When the picture was first tried, in seconds since the epoch."""
+        self.last_error: str | None = None
+        """The reason of the last death, if known."""
+        self.deaths: list[Attempt] = []
+        """The attempts whose processes died, the oldest first."""
 
     @property
-    def is_given_up(self) -> bool:
-        return len(self.deaths) >= MOST_DEATHS
+    def is_poison(self) -> bool:
+        return len(self.deaths) >= MAX_DEATHS
+
+    @property
+    def last_worker(self) -> str | None:
+        """The worker whose process was the last to die while it worked on the picture."""
+        return str(self.deaths[-1]["worker"]) if self.deaths else None
 
     def __enter__(self) -> Self:
-        """Raises Busy where waiting took too long, and QueueUnavailable."""
+        """Claim the output, and record the attempt unless the picture is given up.
+
+        Raises Busy if another delivery or other pictures take too long, and QueueUnavailable.
+        """
         try:
-            self._take_turn()
-            if not self.is_given_up:
+            self._claim()
+            if not self.is_poison:
                 self._begin()
         except (RedisError, OSError) as error:
             raise queue_unavailable(error) from None
@@ -187,99 +164,115 @@ class Delivery:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._inside.close()
-        if kind is None or (
-            issubclass(kind, Exception) and not issubclass(kind, Transient | MemoryError)
-        ):
+        self._work_lock.close()
+        if kind is None:
             self._end("all")
         elif issubclass(kind, MemoryError):
-            # It may be another's doing, or its own: the note stays, and it is worked on alone.
-            self._end("none", kind.__name__)
+            # This picture or another one may have caused it. The attempt stays and counts as a
+            # death, so that the picture is worked on alone next time.
+            self._end("none", last_error=kind.__name__)
+        elif issubclass(kind, Transient) or not issubclass(kind, Exception):
+            self._end("own")
         else:
-            self._end("mine")
+            self._end("all")
 
-    @property
-    def last_worker(self) -> str | None:
-        """The worker that died last at work on it."""
-        return str(self.deaths[-1]["worker"]) if self.deaths else None
-
-    def dare(self) -> None:
-        """Raise Poison for a picture that is given up: before any work on what it holds."""
-        if self.is_given_up:
-            raise Poison(self._epitaph())
+    def raise_if_poison(self) -> None:
+        """Raise Poison if the picture is given up. Call this before any work on its content."""
+        if not self.is_poison:
+            return
+        workers = ", ".join(dict.fromkeys(str(attempt["worker"]) for attempt in self.deaths))
+        reason = self.last_error or (
+            "no error was recorded, so it was killed, ran out of memory, or crashed in a library"
+        )
+        raise Poison(
+            f"a worker process died {len(self.deaths)} times while it worked on this picture, "
+            f"at last with no other picture ({workers}): {reason}"
+        )
 
     def confirm(self) -> None:
-        """Raise QueueUnavailable unless the delivery is still in hand, and the output its own."""
+        """Raise QueueUnavailable unless the delivery has its lease and the claim on the output."""
         try:
-            holds = self._deliveries.holds(keys=[self._turn, INDEX], args=[self._tag])
+            has_claim = self._deliveries.has_claim(
+                keys=[self._claim_key, LEASES_INDEX], args=[self._tag]
+            )
         except (RedisError, OSError) as error:
             raise queue_unavailable(error) from None
-        if not holds:
-            raise _lost()
+        if not has_claim:
+            raise _lease_lost()
 
-    def _take_turn(self) -> None:
+    def _claim(self) -> None:
         deadline = time.monotonic() + OUTPUT_WAIT_SECONDS
-        self._deliveries.tell_ends()
-        while True:
-            answer = self._deliveries.enter(
-                keys=[self._turn, self._notes, INDEX], args=[self._tag, TURN_SECONDS]
-            )
-            if answer[0] < 0:
-                raise _lost()
-            if answer[0] > 0:
-                break
+        self._deliveries.send_ends()
+        while not (answer := self._try_to_claim()):
             if time.monotonic() > deadline:
                 raise Busy("another message for the same output is worked on")
             time.sleep(POLL_SECONDS)
-        first, error, *dead = (part.decode() for part in answer[1:])
-        self.first_time = float(first) if first else None
-        self.last_error = error or None
-        self.deaths = sorted((json.loads(note) for note in dead), key=lambda note: note["time"])
+        first_time, last_error, *deaths = answer
+        self.first_time = float(first_time) if first_time else None
+        self.last_error = last_error or None
+        self.deaths = sorted(map(json.loads, deaths), key=lambda attempt: attempt["time"])
+
+    def _try_to_claim(self) -> list[str]:
+        """Claim the output, and return the first time, the last error and the deaths.
+
+        The list is empty if another delivery has the claim. Raises QueueUnavailable if the lease is
+        lost.
+        """
+        result, *answer = self._deliveries.claim(
+            keys=[self._claim_key, self._attempts_key, LEASES_INDEX],
+            args=[self._tag, CLAIM_EXPIRES_SECONDS, FIRST_TIME_FIELD, LAST_ERROR_FIELD],
+        )
+        if result < 0:
+            raise _lease_lost()
+        return [part.decode() for part in answer]
 
     def _begin(self) -> None:
+        """Wait for the work lock, and record the attempt."""
         try:
             if self.deaths:
-                log.warning(
-                    "taken over, to work on alone",
-                    output=str(self._output),
-                    pid=os.getpid(),
-                    **self._last_death(),
-                )
-            room = self._deliveries.room
-            self._inside.enter_context(
-                (room.alone if self.deaths else room.together)(ROOM_WAIT_SECONDS)
-            )
-            now = time.time()
-            self.first_time = self.first_time or now
-            note = json.dumps({"worker": self._worker, "pid": os.getpid(), "time": now})
-            begun = self._deliveries.begin(
-                keys=[self._notes, INDEX], args=[self._tag, note, self.first_time, NOTES_SECONDS]
-            )
-            if not begun:
-                raise _lost()
-            self._deliveries.began(self._notes)
+                self._log_takeover()
+            lock = self._deliveries.work_lock
+            acquire = lock.exclusive if self.deaths else lock.shared
+            self._work_lock.enter_context(acquire(LOCK_WAIT_SECONDS))
+            self._record_attempt()
+            self._deliveries.begin(self._attempts_key)
         except BaseException:
-            self._inside.close()
-            self._end("mine")
+            self._work_lock.close()
+            self._end("own")
             raise
 
-    def _last_death(self) -> dict[str, Any]:
+    def _log_takeover(self) -> None:
         last = self.deaths[-1]
-        return {
-            "deaths": len(self.deaths),
-            "last_worker": last["worker"],
-            "last_pid": last["pid"],
-            "error": self.last_error,
-        }
+        log.warning(
+            "taken over, to work on alone",
+            output=str(self._output),
+            pid=os.getpid(),
+            deaths=len(self.deaths),
+            last_worker=last["worker"],
+            last_pid=last["pid"],
+            error=self.last_error,
+        )
 
-    def _end(self, remove: str, error: str = "") -> None:
-        self._deliveries.ended(self._turn, self._notes, self._tag, remove, error)
+    def _record_attempt(self) -> None:
+        now = time.time()
+        self.first_time = self.first_time or now
+        attempt = Attempt(worker=self._worker, pid=os.getpid(), time=now)
+        recorded = self._deliveries.record_attempt(
+            keys=[self._attempts_key, LEASES_INDEX],
+            args=[
+                self._tag,
+                json.dumps(attempt),
+                self.first_time,
+                ATTEMPTS_EXPIRE_SECONDS,
+                FIRST_TIME_FIELD,
+            ],
+        )
+        if not recorded:
+            raise _lease_lost()
 
-    def _epitaph(self) -> str:
-        workers = ", ".join(dict.fromkeys(str(note["worker"]) for note in self.deaths))
-        why = self.last_error or "no error was seen: killed, out of memory, or a crash in a library"
-        return f"{len(self.deaths)} times a process died of it, at the end with no other picture ({workers}): {why}"
+    def _end(self, removal: Removal, last_error: str = "") -> None:
+        self._deliveries.end(self._claim_key, self._attempts_key, self._tag, removal, last_error)
 
 
-def _lost() -> QueueUnavailable:
-    return QueueUnavailable("the lease of this message was lost: whoever has it now does the work")
+def _lease_lost() -> QueueUnavailable:
+    return QueueUnavailable("the lease of this message was lost: another worker takes it over")

@@ -1,9 +1,9 @@
-"""The circuit breaker: a store that is away stops the worker from taking messages, and spends no
-picture's tries.
+"""The circuit breaker: an outage of the store stops a worker, and costs no picture its retries.
 
-A try that failed is looked into: if the same way is closed to a probe too, it is an outage, else
-the picture's own trouble. During an outage one thread probes, with growing pauses; pictures that
-fail meanwhile are not held against.
+After a failed call the worker probes the store in the same way. If the probe fails too, there is an
+outage; otherwise the failure concerns this picture alone. During an outage the worker takes no
+messages, and one thread probes the store with growing pauses. Failures of other pictures in the
+meantime do not count as tries.
 """
 
 import random
@@ -20,97 +20,90 @@ from tasks.errors import (
     StorageUnavailable,
     Transient,
     VeilError,
+    log_fields,
 )
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-REMINDER_SECONDS = 60.0
-RETRY_SECONDS = 5.0  # within which pictures are tried again, once messages are taken again
-OF_THE_STORE = (StorageUnavailable, CredentialsRefused, DestinationUnavailable)
+REMINDER_SECONDS = 60.0  # between two lines of the log about the same outage
+STORE_ERRORS = (StorageUnavailable, CredentialsRefused, DestinationUnavailable)
 
 Probe = Callable[[], None]
-"""Raises a VeilError while the store is away."""
+"""A function that raises one of STORE_ERRORS during an outage of the store."""
 
 log = structlog.get_logger("veil")
 
 
 class CircuitBreaker:
-    """Whether the store is away, as this worker sees it. Threads share one."""
+    """The circuit breaker of a worker, shared by its threads. It is open during an outage."""
 
     def __init__(
-        self, pause_taking: Callable[[bool], None], sleep: Callable[[float], None] = time.sleep
+        self, set_paused: Callable[[bool], None], sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        """`pause_taking` is told True when no more messages are to be taken, and False at the
-        end.
-        """
-        self._pause_taking = pause_taking
+        """`set_paused` is called with True when an outage begins, and with False when it ends."""
+        self._set_paused = set_paused
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._over.set()
+        self._closed = threading.Event()
+        self._closed.set()
 
     @property
-    def lasts(self) -> bool:
-        return not self._over.is_set()
+    def is_open(self) -> bool:
+        return not self._closed.is_set()
 
-    def explains(self, error: Transient, probe: Probe) -> bool:
-        """Whether `error` befell its picture because the store is away for all of them.
+    def is_outage(self, error: Transient, probe: Probe) -> bool:
+        """Return whether `error` is part of an outage of the store; open the breaker if it is new.
 
-        Waits for `probe`. From the first time on that it does, nothing is taken until `probe`
-        passes.
+        Waits for `probe` unless the breaker is open already.
         """
-        if not isinstance(error, OF_THE_STORE):
+        if not isinstance(error, STORE_ERRORS):
             return False
         with self._lock:
-            if self.lasts:
+            if self.is_open:
                 return True
             failure = _failure(probe)
             if failure is None:
                 return False
-            self._over.clear()
-            self._pause_taking(True)
-        log.error("store away", **_described(failure), action="taking nothing until it is back")
+            self._closed.clear()
+            self._set_paused(True)
+        log.error("store away", **log_fields(failure), action="taking nothing until it is back")
         threading.Thread(
             target=self._wait, args=(probe, failure), name="circuit breaker", daemon=True
         ).start()
         return True
 
     def _wait(self, probe: Probe, failure: VeilError) -> None:
+        """Probe until the store is back, then close the breaker."""
         began = reminded = time.monotonic()
         probes = 0
         last: VeilError | None = failure
         while last is not None:
-            # Several workers must not come back as one.
             longest = ceiling(probes, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-            self._sleep(max(random.uniform(longest / 2, longest), asked_pause(last)))
+            # Jitter keeps several workers from coming back at the same moment.
+            self._sleep(max(random.uniform(longest / 2, longest), requested_pause(last)))
             last = _failure(probe)
             probes += 1
             now = time.monotonic()
             if last is not None and now - reminded >= REMINDER_SECONDS:
-                log.error("store still away", **_described(last), seconds=round(now - began))
+                log.error("store still away", **log_fields(last), seconds=round(now - began))
                 reminded = now
         log.warning("store back", seconds=round(time.monotonic() - began, 1))
         with self._lock:
-            self._pause_taking(False)
-            self._over.set()
+            self._set_paused(False)
+            self._closed.set()
 
 
-def asked_pause(error: VeilError) -> float:
-    """The seconds that the store asked to be left alone for."""
+def requested_pause(error: VeilError) -> float:
+    """Return the pause in seconds that the store requested with `error`, or 0."""
     return (error.retry_after or 0.0) if isinstance(error, StorageUnavailable) else 0.0
 
 
 def _failure(probe: Probe) -> VeilError | None:
+    """Return the error of `probe` if it is an outage of the store."""
     try:
         probe()
-    except OF_THE_STORE as error:
+    except STORE_ERRORS as error:
         return error
-    except (
-        Exception
-    ) as error:  # neither that nor a bug in the probe may keep a worker from work for good
+    except Exception as error:  # Neither another error nor a bug in the probe may stop the worker.
         log.error("probe failed", error=type(error).__name__)
     return None
-
-
-def _described(error: VeilError) -> dict[str, str]:
-    return {"error": type(error).__name__, "message": str(error)}

@@ -1,3 +1,3 @@
--- Put the messages of some tags back. Needs restore.lua.
--- KEYS: the messages in hand, their index. ARGV: tags.
+-- Put leased messages back on their queues. Needs restore.lua.
+-- KEYS: the leased messages, the index of leases. ARGV: tags.
 for _, tag in ipairs(ARGV) do restore(tag) end

@@ -1,13 +1,12 @@
-"""What a worker has in hand: messages on leases that are renewed while its process lives, and run
-out after it.
+"""Leases on deliveries: renewed while their process lives, and expired after its death.
 
-Every step that moves a message is one script inside Redis, so that it is in a queue or in hand at
-every moment, whatever dies. Each delivery has a tag of its own: whoever lost its lease holds a tag
-that names nothing any more, and can neither end nor renew the delivery to somebody else.
+Every step that moves a message is one script inside Redis. A message is therefore always either on
+a queue or leased, whatever dies. Each delivery has its own tag. A worker that lost a lease has a
+tag that no longer exists, so it can neither end nor renew the delivery to another worker.
 
-What is in hand is kept as kombu keeps it, and under its names: the hash `unacked` holds ``[message,
-exchange, routing key]`` by tag, the sorted set `unacked_index` the tags. Kombu's scores are the
-time of delivery, these the lease's end.
+Leased messages are stored as kombu stores unacknowledged ones, under the same names: the hash
+`unacked` contains ``[message, exchange, routing key]`` by tag, and the sorted set `unacked_index`
+the tags. The scores of kombu are times of delivery; these are the times at which leases expire.
 """
 
 import threading
@@ -19,15 +18,16 @@ import structlog
 from redis.exceptions import RedisError
 
 from tasks import lua
-from tasks.redis_errors import queue_unavailable
+from tasks.redis_errors import log_unavailable
 
-RESTORED_AT_ONCE = 100
-REST_SECONDS = 5.0  # how long a worker takes nothing after Redis refused it something
+RENEWALS_PER_LEASE = 6
+TURNS_PER_LEASE = 15  # of the thread
+MAX_TAKEN_BACK_AT_ONCE = 100  # messages
+REFUSAL_PAUSE_SECONDS = 5.0  # how long a worker takes no messages after Redis refused a command
 
 log = structlog.get_logger("veil")
 
-# A full Redis refuses a script at its first write, if that needs memory, and never later. Each
-# script begins with a write that needs none.
+# These scripts also run in a full Redis (see tasks.lua).
 TAKE = lua.load(__package__, "now", "take")
 RENEW = lua.load(__package__, "now", "renew")
 GIVE_BACK = lua.load(__package__, "restore", "give_back")
@@ -35,31 +35,32 @@ TAKE_BACK = lua.load(__package__, "restore", "now", "take_back")
 
 
 class Leases:
-    """The messages that this process has in hand, and a thread that looks after them.
+    """The leases of this process, and the thread that maintains them.
 
-    The thread renews their leases, removes what is done, and takes back what other processes left:
-    with a connection of its own, so that none of it waits for Celery to find Redis again. All
-    methods may be called from any thread.
+    The thread renews the leases, removes finished messages, and takes back the messages of
+    processes that died. It has its own connection, so it need not wait until Celery has connected
+    to Redis again. All methods may be called from any thread.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: set[str] = set()
-        self._done: set[str] = set()
+        self._leased: set[str] = set()
+        self._finished: set[str] = set()  # tags that Redis must still remove
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._rests_until = 0.0
         self._paused = False
+        self._paused_until = 0.0
         self._renew_at = 0.0
-        self._tended = clock()
-        self._steady_since: float | None = None
-        self._reached = True
+        self._last_turn = clock()
+        self._steady_since: float | None = None  # since when Redis and this process run unbroken
+        self._is_reachable = True
 
     def open(self, redis: Any, records: str, index: str, seconds: float) -> None:
-        """Look after leases of `seconds` in the hash `records` and its `index`; from the second
-        call on nothing new.
+        """Start to maintain leases of `seconds` in the hash `records` and the sorted set `index`.
+
+        Later calls do nothing.
         """
         with self._lock:
             if self._thread is not None:
@@ -68,139 +69,146 @@ class Leases:
             self._renew = redis.register_script(RENEW)
             self._give_back = redis.register_script(GIVE_BACK)
             self._take_back = redis.register_script(TAKE_BACK)
-            self._pause = seconds / 15
-            self._tended = self._clock()
+            self._turn_seconds = seconds / TURNS_PER_LEASE
+            self._last_turn = self._clock()
             self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
         self._thread.start()
 
-    def hold(self, tag: str) -> None:
-        """From now on renew the lease of `tag`, which has been taken."""
+    def add(self, tag: str) -> None:
+        """Renew the lease of `tag`, which this process has taken, from now on."""
         with self._lock:
-            self._held.add(tag)
+            self._leased.add(tag)
 
-    def done(self, tag: str) -> None:
+    def finish(self, tag: str) -> None:
         """Remove the message of `tag` for good, now or as soon as Redis can be reached."""
         with self._lock:
-            self._held.discard(tag)
-            self._done.add(tag)
+            self._leased.discard(tag)
+            self._finished.add(tag)
         self._wake.set()
 
-    def let_go(self, tags: Iterable[str]) -> None:
-        """Stop renewing: the messages come back when their leases run out, which needs no Redis."""
-        with self._lock:
-            self._held.difference_update(tags)
+    def let_expire(self, tags: Iterable[str]) -> None:
+        """Stop renewing `tags`: their messages come back when the leases expire.
 
-    def give_back(self, tags: Iterable[str] | None = None) -> int:
-        """Put the messages of `tags`, by default all that is held, back into their queues; their
-        number.
-
-        Where Redis can't be reached they come back when their leases run out.
+        This needs no connection to Redis.
         """
         with self._lock:
-            returned = sorted(self._held if tags is None else set(tags))
-            self._held.difference_update(returned)
+            self._leased.difference_update(tags)
+
+    def give_back(self, tags: Iterable[str] | None = None) -> int:
+        """Put the messages of `tags`, by default all, back on their queues; return their number.
+
+        If Redis can't be reached, they come back when their leases expire.
+        """
+        with self._lock:
+            returned = sorted(self._leased if tags is None else set(tags))
+            self._leased.difference_update(returned)
         if returned:
             try:
                 self._give_back(keys=[self._records, self._index], args=returned)
             except (RedisError, OSError) as error:
-                self._report(error)
+                self._log_once(error)
         return len(returned)
 
-    def rest(self, seconds: float = REST_SECONDS) -> None:
-        """Take nothing for a while: Redis has just refused this worker something."""
-        self._rests_until = self._clock() + seconds
+    def pause_after_refusal(self) -> None:
+        """Take no messages for REFUSAL_PAUSE_SECONDS, because Redis has refused a command."""
+        self._paused_until = self._clock() + REFUSAL_PAUSE_SECONDS
 
-    def pause(self, paused: bool) -> None:
-        """Take nothing from now on, or, with False, take messages again."""
+    def set_paused(self, paused: bool) -> None:
+        """Take no messages while `paused`."""
         self._paused = paused
 
     @property
-    def resting(self) -> bool:
-        return self._paused or self._clock() < self._rests_until
+    def is_paused(self) -> bool:
+        return self._paused or self._clock() < self._paused_until
 
     def close(self) -> None:
-        """Remove what is done, give back the rest, and end the thread."""
+        """Remove finished messages, give back all others, and end the thread."""
         self._closed = True
         self._wake.set()
         if self._thread is None:
             return
         self._thread.join(timeout=self._seconds)
         try:
-            self._remove_done()
+            self._remove_finished()
         except (RedisError, OSError) as error:
-            self._report(error)
+            self._log_once(error)
         self.give_back()
 
     def _run(self) -> None:
         while not self._closed:
             try:
-                self._tend()
-                self._reached = True
-            except Exception as error:  # whatever it is: without this thread all leases run out
-                self._report(error)
-                time.sleep(min(1.0, self._pause))
-            self._wake.wait(self._pause)
+                self._take_turn()
+                self._is_reachable = True
+            except Exception as error:  # Any error: without this thread all leases would expire.
+                self._log_once(error)
+                time.sleep(min(1.0, self._turn_seconds))
+            self._wake.wait(self._turn_seconds)
             self._wake.clear()
 
-    def _report(self, error: Exception) -> None:
-        """One line at the beginning of an outage."""
-        if self._reached:
-            failure = queue_unavailable(error)
-            log.error("queue unavailable", error=type(failure).__name__, message=str(failure))
-        self._reached = False
+    def _log_once(self, error: Exception) -> None:
+        """Log the first error of an outage."""
+        if self._is_reachable:
+            log_unavailable(error)
+        self._is_reachable = False
 
-    def _tend(self) -> None:
-        self._remove_done()
+    def _take_turn(self) -> None:
+        self._remove_finished()
         now = self._clock()
         if now >= self._renew_at:
-            self._renew_held()
-            self._renew_at = now + self._seconds / 6
-        # Redis, or this process, may have been away for longer than a lease, and the others could
-        # not renew theirs either: after a gap they are given time to do so first. In a shorter one
-        # no lease runs out that is renewed. A process that has just started asks Redis how long it
-        # has been there; killed workers must not wait for that.
-        if self._steady_since is None:
-            self._steady_since = now - self._uptime()
-        if now - self._tended > self._seconds / 3:
-            self._steady_since = now
-        if now - self._steady_since >= self._seconds / 3:
+            self._renew_leased()
+            self._renew_at = now + self._seconds / RENEWALS_PER_LEASE
+        if self._others_could_renew(now):
             self._take_back_expired()
         else:
             self._redis.ping()
-        self._tended = (
-            now  # Redis was there in this turn, which a worker with nothing in hand asked just now
-        )
+        # Redis answered in this turn, even if this worker has no leases: one of the two branches
+        # above sent it a command.
+        self._last_turn = now
+
+    def _others_could_renew(self, now: float) -> bool:
+        """Return whether every living worker has had the time to renew its leases.
+
+        If Redis, or this process, was away for longer than a lease, the other workers could not
+        renew theirs either, so they get a third of a lease to do so first. During a shorter gap no
+        renewed lease expires. A process that has just started asks Redis how long it has been up,
+        because the messages of killed workers must not wait for the new process.
+        """
+        margin = self._seconds / 3
+        if self._steady_since is None:
+            self._steady_since = now - self._uptime()
+        if now - self._last_turn > margin:
+            self._steady_since = now
+        return now - self._steady_since >= margin
 
     def _uptime(self) -> float:
-        """Seconds since Redis was started."""
+        """Return the seconds since Redis started."""
         return float(self._redis.info("server")["uptime_in_seconds"])
 
-    def _remove_done(self) -> None:
+    def _remove_finished(self) -> None:
         with self._lock:
-            tags = sorted(self._done)
+            tags = sorted(self._finished)
         if tags:
             with self._redis.pipeline() as pipe:
                 pipe.hdel(self._records, *tags).zrem(self._index, *tags).execute()
             with self._lock:
-                self._done.difference_update(tags)
+                self._finished.difference_update(tags)
 
-    def _renew_held(self) -> None:
+    def _renew_leased(self) -> None:
         with self._lock:
-            tags = sorted(self._held)
+            tags = sorted(self._leased)
         if not tags:
             return
-        lost = {
-            tag.decode() for tag in self._renew(keys=[self._index], args=[self._seconds, *tags])
-        }
+        answer = self._renew(keys=[self._index], args=[self._seconds, *tags])
+        lost = {tag.decode() for tag in answer}
         with self._lock:
-            lost &= self._held
-            self._held -= lost
+            lost &= self._leased
+            self._leased -= lost
         if lost:
             log.warning("leases lost", pictures=len(lost))
 
     def _take_back_expired(self) -> None:
-        count = self._take_back(keys=[self._records, self._index], args=[RESTORED_AT_ONCE])
+        count = self._take_back(keys=[self._records, self._index], args=[MAX_TAKEN_BACK_AT_ONCE])
         if count:
             log.warning("messages taken back", messages=count)
-        if count == RESTORED_AT_ONCE:
+        if count == MAX_TAKEN_BACK_AT_ONCE:
             self._wake.set()

@@ -1,5 +1,5 @@
 -- Renew leases. Needs now.lua.
--- KEYS: the index. ARGV: the lease in seconds, then tags. Returns the tags whose lease had run out.
+-- KEYS: the index of leases. ARGV: the lease in seconds, then tags. Returns the tags without a lease.
 local lost = {}
 for i = 2, #ARGV do
     if redis.call('ZREM', KEYS[1], ARGV[i]) == 1 then

@@ -1,6 +1,6 @@
--- Put a message back unchanged, at the end of its list that is taken from next.
--- A record that can't be read stays in the hash.
--- KEYS: the messages in hand, their index.
+-- Put a message back unchanged, at the end of its list from which the next message is taken.
+-- A record that can't be parsed stays in the hash.
+-- KEYS: the leased messages, the index of leases.
 local function restore(tag)
     local record = redis.call('HGET', KEYS[1], tag)
     redis.call('ZREM', KEYS[2], tag)

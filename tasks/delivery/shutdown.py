@@ -1,6 +1,4 @@
-"""The end of a worker: pictures in hand are finished within a grace period, everything else goes
-back at once.
-"""
+"""Shutdown of a worker: finish the pictures at work in a grace period, and give back all others."""
 
 import os
 import signal
@@ -15,18 +13,17 @@ from celery.worker import state
 from tasks.delivery.leases import Leases
 from tasks.delivery.transport import Transport
 
-EXIT_CUT_OFF = 1  # not every picture in hand was finished; all are back in the queue
+EXIT_CUT_OFF = 1  # a picture at work was not finished; its message is back on the queue
 
 log = structlog.get_logger("veil")
 
 
 class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Takes the place of Celery's handlers of signals, which wait for a pool of threads without
-    limit.
+    """Signal handlers in place of Celery's, which wait for a thread pool without a limit.
 
-    The first SIGTERM or SIGINT ends the worker after the pictures in hand, or after the grace
-    period if they take longer; the second one, or SIGQUIT, now. Whatever is not finished then is
-    given back.
+    After the first SIGTERM or SIGINT the worker finishes the pictures at work, for at most the
+    grace period. After a second one, or SIGQUIT, it exits at once. Unfinished messages are given
+    back.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -39,21 +36,21 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **options)
 
     def start(self, worker: Any) -> None:
-        threading.Thread(target=self._end_after_grace, name="grace", daemon=True).start()
-        worker_shutdown.connect(self._leave, sender=worker, weak=False)
+        threading.Thread(target=self._exit_after_grace, name="grace", daemon=True).start()
+        worker_shutdown.connect(self._close_leases, sender=worker, weak=False)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 signal.signal(number, self._on_signal)
 
     def close(self, worker: Any) -> None:
-        """Give back what has not begun. The event loop has ended, so nothing new begins."""
+        """Give back messages that are not at work. The event loop has ended, so no work begins."""
         self._begun.set()
         worker.pool.executor.shutdown(wait=False, cancel_futures=True)
         waiting = {*state.scheduled_requests, *state.reserved_requests} - {*state.active_requests}
         self._leases.give_back({request.message.delivery_tag for request in waiting})
 
     def stop(self, worker: Any) -> None:
-        """The pool, which stops next, waits for its threads."""
+        """Do nothing: the pool, which stops next, waits for its threads."""
 
     terminate = stop
 
@@ -63,17 +60,14 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._begun.set()
         state.should_stop = os.EX_OK
 
-    def _end_after_grace(self) -> None:
+    def _exit_after_grace(self) -> None:
         self._begun.wait()
-        again = self._cut_off.wait(self._grace_seconds)
+        reason = f"not finished within {self._grace_seconds:g} s (VEIL_GRACE_SECONDS)"
+        if self._cut_off.wait(self._grace_seconds):
+            reason = "SIGQUIT or a second signal"
         unfinished = self._leases.give_back()
-        reason = (
-            "told again"
-            if again
-            else f"not finished within {self._grace_seconds:g} s (VEIL_GRACE_SECONDS)"
-        )
         log.error("cut off", unfinished=unfinished, reason=reason)
         os._exit(EXIT_CUT_OFF)
 
-    def _leave(self, **_: Any) -> None:
+    def _close_leases(self, **_: Any) -> None:
         self._leases.close()

@@ -1,6 +1,4 @@
-"""Steps of a worker's start: its parts are built before the first message, and its events are sent
-together.
-"""
+"""Steps of a worker's start: build its parts, and send events in batches."""
 
 import sys
 from importlib.metadata import entry_points
@@ -16,18 +14,18 @@ from tasks.errors import VeilError
 
 TRANSPORT = "tasks.delivery.transport:Transport"
 BACKEND = "tasks.delivery.acknowledgement:Backend"
-EVENTS_SECONDS = 0.2  # the longest delay of an event on its way to Flower
+MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
 def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
-    """Return the pipeline of the entry point, or end the process with one line.
+    """Return the pipeline of the entry point ``veil:pipeline``, or exit with a one-line message.
 
-    The entry point lets `tasks` start a pipeline without importing `worker`. Celery swallows what
-    its worker signals raise; an exit from a step ends the start.
+    The entry point lets `tasks` start a pipeline without importing `worker`. The builder must run
+    in a step, where an exit ends the start: Celery ignores errors in its worker signals.
     """
     (builder,) = entry_points(group="veil", name="pipeline")
     try:
-        pipeline: Pipeline = builder.load()(app, deliveries.note_stall)
+        pipeline: Pipeline = builder.load()(app, deliveries.record_stall)
     except ModuleNotFoundError as error:
         sys.exit(f"veil: {error.name} is not installed here: pip install 'veil[worker]'")
     except VeilError as error:
@@ -42,22 +40,22 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **_: Any) -> None:
         app = worker.app
-        # Producers and Flower keep Celery's transport: only workers take messages, and Flower
-        # recognises brokers by their scheme.
+        # Only workers replace Celery's transport, because only they take messages. Producers do not
+        # need it, and Flower recognises brokers by their scheme.
         app.conf.broker_transport = TRANSPORT
         app.loader.override_backends = dict.fromkeys(("redis", "rediss"), BACKEND)
         deliveries = Deliveries(app.backend.client)
         app.work = Work(
             pipeline=app.build_pipeline(app, deliveries),
             deliveries=deliveries,
-            circuit_breaker=CircuitBreaker(Transport.leases.pause),
+            circuit_breaker=CircuitBreaker(Transport.leases.set_paused),
         )
 
 
 class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Send the events of tasks together a few times a second, those of their stages among them.
+    """Send the events of tasks and of their stages in batches, a few times a second.
 
-    A picture has nine events, and each one sent alone is a message and a round trip.
+    A picture has nine events, and each event sent alone would be one message and one round trip.
     """
 
     requires = ("celery.worker.consumer.events:Events",)
@@ -70,7 +68,7 @@ class EventsStep(bootsteps.StartStopStep):  # type: ignore[misc]
         dispatcher = consumer.app.work.dispatcher = consumer.event_dispatcher
         if consumer.hub:
             dispatcher.on_send_buffered = None
-            self._timer = consumer.hub.call_repeatedly(EVENTS_SECONDS, dispatcher.flush)
+            self._timer = consumer.hub.call_repeatedly(MAX_EVENT_DELAY_SECONDS, dispatcher.flush)
 
     def stop(self, consumer: Any) -> None:
         if self._timer is not None:

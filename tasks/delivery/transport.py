@@ -1,21 +1,17 @@
-"""Celery's Redis transport, in which a message is in a queue or in hand at every moment, and ends
-by name.
+"""Celery's Redis transport with leases: a message is always either on a queue or leased.
 
-What kombu 5.7, the newest release, does otherwise:
+kombu 5.7, the newest release, has these problems, which this transport avoids:
 
-  - It takes a message with BRPOP and records it as unacknowledged in a second step; what dies or is
-  cut off between
-  the two loses it (celery/kombu#305, celery/celery#7950).
-  - The time after which an unacknowledged message is delivered again is not renewed
-  (celery/celery#5935), is looked at
-  every 100 s, and under a lock that a killed worker holds for five minutes (celery/kombu#1816).
-  - A connection that drops gives back what the worker still works on; and what is done after that
-  on the channel, which
-  is closed, raises ``'NoneType' object has no attribute 'hostname'``, which can end the worker
-  (celery/kombu#582).
-  - An item that is no task message ends the worker, or is left unacknowledged and takes up a place
-  for good; one that is
-  broadcast ends all workers.
+- It takes a message with BRPOP, and records it as unacknowledged in a second step. A process or
+  a connection that dies between the two loses the message (celery/kombu#305, celery/celery#7950).
+- It never renews the time after which an unacknowledged message is delivered again
+  (celery/celery#5935). It checks that time every 100 s, under a lock that a killed worker keeps for
+  five minutes (celery/kombu#1816).
+- A dropped connection gives back the messages that the worker still works on. Later calls on
+  the closed channel raise ``'NoneType' object has no attribute 'hostname'``, which can end the
+  worker (celery/kombu#582).
+- An item that is not a task message ends the worker, or stays unacknowledged and occupies a
+  slot for ever. Such an item in a broadcast ends all workers.
 """
 
 from queue import Empty
@@ -32,63 +28,55 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from tasks.delivery.envelopes import MOST_BYTES, for_celery
-from tasks.delivery.leases import TAKE, Leases
-from tasks.redis_errors import queue_unavailable
+from tasks.delivery.envelopes import MAX_MESSAGE_BYTES, celery_message
+from tasks.delivery.leases import RENEWALS_PER_LEASE, TAKE, Leases
+from tasks.redis_errors import log_unavailable
 
-MOST_WAITING = 1000  # messages in hand whose time has not come
-IDLE_SECONDS = (
-    0.04  # between two turns of the event loop, at which empty queues are looked into again
-)
+MAX_SCHEDULED = 1000  # leased messages that wait for their `eta`
+POLL_SECONDS = 0.04  # between two turns of the event loop, each of which polls empty queues
 
 log = structlog.get_logger("veil")
 
 
-def _report(error: ResponseError) -> None:
-    failure = queue_unavailable(error)
-    log.error("queue unavailable", error=type(failure).__name__, message=str(failure))
-
-
 class QoS(redis.QoS):  # type: ignore[misc]
-    """Counts what a channel has delivered. What is in hand, and how that ends, is the business of
-    the leases.
-    """
+    """A count of the messages that a channel has delivered. Leases decide what becomes of them."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        self.channel.leases.done(delivery_tag)
+        self.channel.leases.finish(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Remove a message, or let it come back: with its lease, for at once would be a loop
-        without a pause.
+        """Remove a message, or let it come back when its lease expires.
+
+        To requeue it at once would be a loop without a pause.
         """
         if requeue:
-            self.channel.leases.let_go([delivery_tag])
-            self.channel.leases.rest()
+            self.channel.leases.let_expire([delivery_tag])
+            self.channel.leases.pause_after_refusal()
         else:
-            self.channel.leases.done(delivery_tag)
+            self.channel.leases.finish(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, *_: Any, **__: Any) -> None:
-        """The leases' thread takes back what others left."""
+        """Do nothing: the thread of the leases takes back the messages of dead processes."""
 
     def restore_unacked_once(self, *_: Any, **__: Any) -> None:
-        """A channel is closed: what this process works on stays in hand, what waits for its time is
-        let go.
+        """Let the leases of scheduled messages expire, as the channel is closed.
 
-        For of the latter Celery forgets that it has it.
+        Celery forgets scheduled messages when the channel closes. It still works on the others, so
+        their leases are renewed.
         """
         self._on_collect.cancel()
-        waiting = {request.message.delivery_tag for request in tuple(state.scheduled_requests)}
-        self.channel.leases.let_go(waiting.intersection(self._delivered))
+        scheduled = {request.message.delivery_tag for request in tuple(state.scheduled_requests)}
+        self.channel.leases.let_expire(scheduled.intersection(self._delivered))
         self._delivered.clear()
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
-    """Reads the queues: those of tasks with one script, all others, as kombu does, with BRPOP."""
+    """A channel that takes tasks with one script. Other queues are read with kombu's BRPOP."""
 
     QoS = QoS
     lease_seconds = 20.0
@@ -96,29 +84,32 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.leases: Leases = connection.leases
-        self.takes = False  # consumes queues whose messages are acknowledged: those of tasks
-        self._tag = ""  # of what is being taken
+        self.consumes_tasks = False  # True if messages are acknowledged: only those of tasks are
+        self._next_tag = ""  # the tag of the message that the pending script takes
         self._idle_until = 0.0
         super().__init__(connection, **options)
 
     def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **named: Any) -> Any:
-        if not no_ack and not self.takes:
-            self.takes = True
+        if not no_ack and not self.consumes_tasks:
+            self.consumes_tasks = True
             self.leases.open(
                 self._lease_client(), self.unacked_key, self.unacked_index_key, self.lease_seconds
             )
         return super().basic_consume(queue, no_ack, *arguments, **named)
 
     def _lease_client(self) -> Any:
-        """A client that outlives this channel, and never waits so long that a lease runs out."""
-        bounds = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), self.lease_seconds / 6)
-        pool = ConnectionPool(**{**self._connparams(), **bounds, "retry": Retry(NoBackoff(), 0)})
-        return Redis(connection_pool=pool)
+        """Return a client that outlives this channel and never waits until a lease expires."""
+        seconds = self.lease_seconds / RENEWALS_PER_LEASE
+        parameters = {
+            **self._connparams(),
+            "socket_timeout": seconds,
+            "socket_connect_timeout": seconds,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        return Redis(connection_pool=ConnectionPool(**parameters))
 
     def close(self) -> None:
-        """Close, whatever has become of the connection: what waits here for its time must be let
-        go.
-        """
+        """Close the channel, even if the connection is lost, so that scheduled messages expire."""
         try:
             if self._in_poll:
                 self._brpop_read()
@@ -128,36 +119,42 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def _basic_cancel(self, consumer_tag: str) -> None:
         super()._basic_cancel(consumer_tag)
-        if self.takes and self._in_poll and not self.active_queues:
-            self._brpop_read()  # what is on its way goes back at once
+        if self.consumes_tasks and self._in_poll and not self.active_queues:
+            self._brpop_read()  # gives a message that is on its way back at once
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if not self.takes:
+        if not self.consumes_tasks:
             super()._brpop_start(timeout)
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues or monotonic() < self._idle_until or self.leases.resting:
+        if not queues or monotonic() < self._idle_until or self.leases.is_paused:
             return
-        if len(state.scheduled_requests) >= MOST_WAITING:
+        if len(state.scheduled_requests) >= MAX_SCHEDULED:
             return
-        self._tag = str(uuid4())
+        self._send_take(queues)
+
+    def _send_take(self, queues: list[str]) -> None:
+        """Send the script TAKE for `queues`; `_brpop_read` reads the answer."""
+        self._next_tag = str(uuid4())
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
-        names = [queue for queue in queues for _ in self.priority_steps]
-        lists = [self._q_for_pri(queue, step) for queue in queues for step in self.priority_steps]
+        names, lists = [], []
+        for queue in queues:
+            for step in self.priority_steps:
+                names.append(queue)
+                lists.append(self._q_for_pri(queue, step))
         keys = [self.unacked_key, self.unacked_index_key, *lists]
-        self._in_poll.send_command(
-            "EVAL", TAKE, len(keys), *keys, self._tag, self.lease_seconds, *names, MOST_BYTES
-        )
+        arguments = [self._next_tag, self.lease_seconds, *names, MAX_MESSAGE_BYTES]
+        self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, *arguments)
 
     def _brpop_read(self, **options: Any) -> Any:
-        if not self.takes:
+        if not self.consumes_tasks:
             return super()._brpop_read(**options)
         try:
             taken = self.client.parse_response(self.client.connection, "EVAL", **options)
         except ResponseError as error:
-            _report(error)
-            self.leases.rest()
+            log_unavailable(error)
+            self.leases.pause_after_refusal()
             return True
         except self.connection_errors:
             self.client.connection.disconnect()
@@ -165,42 +162,42 @@ class Channel(redis.Channel):  # type: ignore[misc]
         finally:
             self._in_poll = None
         if taken:
-            queue, item, *size = taken
-            self._receive_task(queue.decode(), item, size[0] if size else len(item), self._tag)
+            queue, item, *rest = taken
+            size = rest[0] if rest else len(item)  # The script returns the size of a cut message.
+            self._receive_task(queue.decode(), item, size, self._next_tag)
         else:
-            self._idle_until = monotonic() + IDLE_SECONDS / 2
+            self._idle_until = monotonic() + POLL_SECONDS / 2
         return True
 
     def _receive_one(self, client: Any) -> Any:
-        """Deliver what was broadcast, a control command or an event; junk there would end the
-        worker too.
-        """
+        """Deliver a broadcast, which is a control command or an event; log and drop junk."""
         try:
             return super()._receive_one(client)
         except Exception as error:
-            # To kombu a KeyError is a lost connection; here it is a message without a part that it
-            # should have.
+            # kombu counts KeyError as a lost connection. Here it means that the broadcast lacks a
+            # required part.
             if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
                 raise
             log.error("junk broadcast", reason=type(error).__name__)
             return None
 
     def _receive_task(self, queue: str, item: bytes, size: int, tag: str) -> None:
-        """Deliver what has been taken under `tag`, if there is still a place for it."""
+        """Deliver the `item` taken as `tag`, or give it back if there is no slot for it."""
         if queue not in self.active_queues or not self.qos.can_consume():
             self.leases.give_back([tag])
             return
-        self.leases.hold(tag)
-        self.connection._deliver(for_celery(item, size, queue, tag), queue)
+        self.leases.add(tag)
+        self.connection._deliver(celery_message(item, size, queue, tag), queue)
 
     def _queue_bind(self, *arguments: Any) -> None:
-        """Note a binding in Redis, if it takes it. A full one is not waited for: it is workers that
-        make room.
+        """Record a binding in Redis, unless Redis is full.
+
+        A worker does not wait for a full Redis, because only workers free memory there.
         """
         try:
             super()._queue_bind(*arguments)
         except ResponseError as error:
-            _report(error)
+            log_unavailable(error)
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if getattr(self.connection, "client", None) is None:
@@ -209,26 +206,24 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
 
 class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
-    """Asks all channels, and lets no answer lie that holds a task message, for its lease is
-    running.
-    """
+    """A poller that reads every task message at once, because its lease is running."""
 
     def _pause_brpop(self, channel: Any, fileno: int) -> None:
-        if channel.takes:
+        if channel.consumes_tasks:
             channel._brpop_read()
         else:
             super()._pause_brpop(channel, fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
-        """Without an event loop: come back in time for the next look into the queues."""
-        return super().get(
-            callback, IDLE_SECONDS if timeout is None else min(timeout, IDLE_SECONDS)
-        )
+        """Wait for an event, at most until the next poll. Used where there is no event loop."""
+        seconds = POLL_SECONDS if timeout is None else min(timeout, POLL_SECONDS)
+        return super().get(callback, seconds)
 
 
 class Transport(redis.Transport):  # type: ignore[misc]
-    """Reads with the channels above. A process has one set of leases, whatever becomes of its
-    connections.
+    """A transport with the channels above.
+
+    A process has one set of leases, which outlives its connections.
     """
 
     Channel = Channel
@@ -240,9 +235,9 @@ class Transport(redis.Transport):  # type: ignore[misc]
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)
-        # Celery cancels it with the connection.
-        loop.call_repeatedly(IDLE_SECONDS, _look_again)
+        # Celery cancels this timer with the connection.
+        loop.call_repeatedly(POLL_SECONDS, _poll)
 
 
-def _look_again() -> None:
-    """A turn of the event loop is all that it takes."""
+def _poll() -> None:
+    """Do nothing: each turn of the event loop polls the queues."""

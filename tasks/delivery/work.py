@@ -1,4 +1,4 @@
-"""The parts of a worker that the task uses, and the interface that its pipeline must have."""
+"""The parts of a worker that the task uses, and the interface of its pipeline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Pipeline(Protocol):
     recipe: str
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
-        """Return `request` with its route; raise BucketNotAllowed if it has none."""
+        """Return `request` with its route; raise BucketNotAllowed if there is none."""
 
     def run(
         self, routed: Routed, on_stage: Callable[[str], None], confirm: Callable[[], None]
@@ -24,11 +24,11 @@ class Pipeline(Protocol):
         """Fetch, anonymize and store one picture; raise a VeilError that says who must act.
 
         `on_stage` is called with the name of each stage as it begins, and `confirm` before anything
-        is stored; what they raise ends the work.
+        is stored. An error that they raise ends the work.
         """
 
     def check_store(self, route: Route) -> None:
-        """Raise the VeilError that at present meets every picture on `route`."""
+        """Raise the VeilError that currently affects every picture on `route`, if there is one."""
 
 
 class Dispatcher(Protocol):
@@ -39,12 +39,10 @@ class Dispatcher(Protocol):
 
 @dataclass
 class Work:
-    """What a worker process works with. PipelineStep makes one before the first message is
-    taken.
-    """
+    """The parts of one worker process. PipelineStep creates it before the first message."""
 
     pipeline: Pipeline
     deliveries: Deliveries
     circuit_breaker: CircuitBreaker
     dispatcher: Dispatcher | None = None
-    """None until the worker is connected; EventsStep replaces it with each connection."""
+    """None until the worker is connected. EventsStep replaces it with each connection."""

@@ -1,3 +1,1 @@
-"""Records that Redis keeps: dead letters, pictures under review, outcomes and the state of
-queues.
-"""
+"""Records in Redis: dead letters, the review list, counts of outcomes and the state of queues."""

@@ -1,4 +1,4 @@
-"""Pictures, and messages that name none, that were given up, each with its reason."""
+"""Dead letters: pictures, and messages that name no picture, that no retry will help."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,12 +10,14 @@ from tasks.records.ledger import Ledger
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """Why a picture was given up. Times are seconds since the epoch.
+    """The reason why a message was given up. Times are in seconds since the epoch.
 
-    `first_time` is when it was first tried, `last_error` what is known of the last death of a
-    process at work on it, `options` what the message held as such. `source` is ``message ID`` where
-    the message has none. Of a message that could not be taken there is a `sample`, one line without
-    values that may be secret.
+    - `source`: the address of the source, or ``message ID`` if the message has none.
+    - `options`: the options as they are in the message.
+    - `attempts`: the number of tries, including those whose process died.
+    - `first_time`: when the picture was first tried.
+    - `last_error`: the reason, if known, why a process that worked on the picture last died.
+    - `sample`: one line that describes a malformed message, without values that may be secret.
     """
 
     source: str
@@ -33,21 +35,18 @@ class DeadLetter:
     sample: str | None = None
 
 
-MOST_WITHOUT_SOURCE = 1000
-WITHOUT_SOURCE = (
-    "veil:dead:without-source"  # a list: what those letters are called, the newest first
-)
+MAX_WITHOUT_SOURCE = 1000
+WITHOUT_SOURCE = "veil:dead:without-source"  # a list of the names of those letters, newest first
 LETTERS = Ledger("veil:dead", DeadLetter)
 
 RECORD_WITHOUT_SOURCE = lua.load(__package__, "record_without_source")
 
 
 def record_without_source(redis: Any, letter: DeadLetter) -> None:
-    """Keep a letter that names no picture.
+    """Record a letter that names no picture. `redis` may be a pipeline.
 
-    Only the newest MOST_WITHOUT_SOURCE of these are kept: any sender can cause more.
+    Only the newest MAX_WITHOUT_SOURCE are kept, because any sender can cause more.
     """
-    redis.eval(
-        RECORD_WITHOUT_SOURCE, 2, LETTERS.key, WITHOUT_SOURCE,
-        letter.source, json.dumps(asdict(letter)), MOST_WITHOUT_SOURCE,
-    )  # fmt: skip
+    value = json.dumps(asdict(letter))
+    keys = (LETTERS.key, WITHOUT_SOURCE)
+    redis.eval(RECORD_WITHOUT_SOURCE, len(keys), *keys, letter.source, value, MAX_WITHOUT_SOURCE)

@@ -1,6 +1,4 @@
-"""Counts of what came of the pictures, kept in Redis by the workers: in all, by minute, and by run
-of a backfill.
-"""
+"""Counts of outcomes, which workers keep in Redis: in total, by minute, and by backfill run."""
 
 import re
 import time
@@ -8,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 TOTALS = "veil:outcomes"
-MINUTE = "veil:outcomes:{}"  # minutes since the epoch
-RUN = "veil:run:{}:outcomes"
+MINUTE = "veil:outcomes:{}"  # formatted with minutes since the epoch
+RUN = "veil:run:{}:outcomes"  # formatted with the name of the run
 RUN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 MINUTES_KEPT = 60
 RUN_SECONDS_KEPT = 90 * 86_400
@@ -17,9 +15,9 @@ MALFORMED = "malformed"
 
 
 def count(redis: Any, status: str, run: Any = None) -> None:
-    """Count one picture that ended as `status`, for `run` too if it is the name of one.
+    """Count one picture with the outcome `status`, also for `run` if that is the name of a run.
 
-    `redis` may be a pipeline. A picture whose message was delivered twice counts twice.
+    `redis` may be a pipeline. A picture whose message is delivered twice counts twice.
     """
     redis.hincrby(TOTALS, status, 1)
     minute = MINUTE.format(int(time.time()) // 60)
@@ -31,29 +29,30 @@ def count(redis: Any, status: str, run: Any = None) -> None:
 
 
 def count_malformed(redis: Any) -> None:
-    """Count, beside ``dead``, a message that no worker can take. `redis` may be a pipeline."""
+    """Count a malformed message, in addition to its outcome ``dead``. `redis` may be a pipeline."""
     redis.hincrby(TOTALS, MALFORMED, 1)
 
 
 def totals(redis: Any) -> dict[str, int]:
-    """All pictures since this Redis is used, by status."""
+    """Return the number of pictures by outcome, since this Redis is in use."""
     return _counts(redis.hgetall(TOTALS))
 
 
 def of_run(redis: Any, run: str) -> dict[str, int]:
-    """The pictures of `run`, by status."""
+    """Return the number of pictures of `run` by outcome."""
     return _counts(redis.hgetall(RUN.format(run)))
 
 
 def per_second(redis: Any, minutes: int = 5) -> float:
-    """Pictures a second over the last whole `minutes`, whatever came of them."""
+    """Return the number of pictures per second, of any outcome, over the last whole `minutes`."""
     now = int(time.time()) // 60
     with redis.pipeline(transaction=False) as pipe:
         for minute in range(now - minutes, now):
             pipe.hgetall(MINUTE.format(minute))
-        ended = sum(sum(_counts(found).values()) for found in pipe.execute())
+        answers = pipe.execute()
+    ended = sum(sum(_counts(answer).values()) for answer in answers)
     return ended / (60 * minutes)
 
 
-def _counts(found: Mapping[bytes, bytes]) -> dict[str, int]:
-    return {name.decode(): int(value) for name, value in found.items()}
+def _counts(answer: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in answer.items()}

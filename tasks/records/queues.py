@@ -1,9 +1,9 @@
-"""What waits on the queues, since when, and what is in hand, as Redis has it."""
+"""The state of the queues in Redis: waiting messages, their age, and leased messages."""
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,16 @@ from kombu.transport import redis as kombu_redis
 from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
 from tasks.redis_errors import connected
 
-IN_HAND = (
-    kombu_redis.Channel.unacked_key
-)  # a hash: [message, exchange, routing key] by delivery tag
-SCANNED_AT_ONCE = 500
-ROOM_SECONDS = 1.0  # between two looks at a full queue
+LEASED = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
+BATCH_SIZE = 500  # records in one answer of Redis
+FULL_QUEUE_POLL_SECONDS = 1.0  # between two checks of a full queue
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueStatus:
-    """A queue: messages that wait there, and how long the next one has, in seconds; None if it does
-    not say.
+    """The number of messages that wait on a queue, and the age of its next message in seconds.
+
+    The age is None if no message waits or the next one does not contain the time.
     """
 
     name: str
@@ -31,22 +30,23 @@ class QueueStatus:
 
 
 def statuses(redis: Any) -> list[QueueStatus]:
-    """How all queues stand."""
-    lists = [(queue, name) for queue in QUEUES for name in _lists(queue)]
+    """Return the status of every queue."""
+    lists = [_lists(queue) for queue in QUEUES]
     with redis.pipeline(transaction=False) as pipe:
-        for _, name in lists:
-            pipe.llen(name)
-            pipe.lindex(name, -1)
-        answers = pipe.execute()
-    found = list(zip((queue for queue, _ in lists), answers[::2], answers[1::2], strict=True))
-    return [
-        _status(queue, [(length, next_) for name, length, next_ in found if name == queue])
-        for queue in QUEUES
-    ]
+        for names in lists:
+            for name in names:
+                pipe.llen(name)
+                pipe.lindex(name, -1)
+        answers = iter(pipe.execute())
+    found = []
+    for queue, names in zip(QUEUES, lists, strict=True):
+        waiting = [(next(answers), next(answers)) for _ in names]
+        found.append(_status(queue, waiting))
+    return found
 
 
 def depth(redis: Any, queue: str) -> int:
-    """How many messages wait on `queue`."""
+    """Return the number of messages that wait on `queue`."""
     with redis.pipeline(transaction=False) as pipe:
         for name in _lists(queue):
             pipe.llen(name)
@@ -54,10 +54,9 @@ def depth(redis: Any, queue: str) -> int:
 
 
 def oldest(redis: Any, queue: str) -> float | None:
-    """When the message that is taken next was put on `queue`, in seconds since the epoch; None if
-    none waits.
+    """Return when the next message was put on `queue`, in seconds since the epoch.
 
-    0 for a message that does not say it.
+    The time is 0 if the message does not contain it, and None if no message waits.
     """
     for name in _lists(queue):
         if message := redis.lindex(name, -1):
@@ -66,49 +65,57 @@ def oldest(redis: Any, queue: str) -> float | None:
 
 
 def in_hand(redis: Any, run: str | None = None) -> int:
-    """How many messages the workers have and have not finished, of all or of one run."""
+    """Return the number of leased messages, of all runs or of one."""
     if run is None:
-        return int(redis.hlen(IN_HAND))
-    records = (record for _, record in redis.hscan_iter(IN_HAND, count=SCANNED_AT_ONCE))
-    return sum(_headers(_first(_parsed(record))).get(RUN_HEADER) == run for record in records)
+        return int(redis.hlen(LEASED))
+    count = 0
+    for _, text in redis.hscan_iter(LEASED, count=BATCH_SIZE):
+        record = _parsed(text)
+        message = record[0] if isinstance(record, list) and record else None
+        count += _headers(message).get(RUN_HEADER) == run
+    return count
 
 
-def wait_for_room(
-    redis: Any, queue: str, most_waiting: int, on_full: Callable[[int], None]
-) -> None:
-    """Wait until fewer than `most_waiting` messages are on `queue`; `on_full` hears how many there
-    are, once.
+def wait_for_room(redis: Any, queue: str, limit: int, on_full: Callable[[int], None]) -> None:
+    """Wait until fewer than `limit` messages are on `queue`.
+
+    `on_full` is called once with their number if the queue is full. Raises QueueUnavailable.
     """
-    told = False
+    is_reported = False
     while True:
         with connected():
             waiting = depth(redis, queue)
-        if waiting < most_waiting:
+        if waiting < limit:
             return
-        if not told:
+        if not is_reported:
             on_full(waiting)
-            told = True
-        time.sleep(ROOM_SECONDS)
+            is_reported = True
+        time.sleep(FULL_QUEUE_POLL_SECONDS)
 
 
 def age(queued_at: Any) -> float | None:
-    """Seconds since `queued_at`, as a message has it; None if that is no time."""
+    """Return the seconds since `queued_at`, a value in a message; None if it is no time."""
     begun = _time(queued_at)
     return None if begun is None else max(0.0, time.time() - begun)
 
 
 def _lists(queue: str) -> list[str]:
-    """The Redis lists of a queue, by priority: the one that is taken from first is the first."""
+    """Return the Redis lists of `queue`, by priority: workers take from the first one first."""
     channel = kombu_redis.Channel
     return [f"{queue}{channel.sep}{step}" if step else queue for step in channel.priority_steps]
 
 
-def _status(queue: str, lists: Sequence[tuple[int, bytes | None]]) -> QueueStatus:
-    """`lists` are the lengths of a queue's lists, and the next message of each."""
-    ages = [age(_queued_at(message)) for _, message in lists if message is not None]
-    known = [round(seconds, 1) for seconds in ages if seconds is not None]
+def _status(queue: str, lists: list[tuple[int, bytes | None]]) -> QueueStatus:
+    """Return the status of `queue` from the length and the next message of each of its lists."""
+    ages = []
+    for _, message in lists:
+        seconds = None if message is None else age(_queued_at(message))
+        if seconds is not None:
+            ages.append(round(seconds, 1))
     return QueueStatus(
-        name=queue, waiting=sum(n for n, _ in lists), oldest_seconds=max(known, default=None)
+        name=queue,
+        waiting=sum(length for length, _ in lists),
+        oldest_seconds=max(ages, default=None),
     )
 
 
@@ -117,26 +124,22 @@ def _queued_at(message: bytes) -> float | None:
 
 
 def _time(value: Any) -> float | None:
-    """Return `value`, of any JSON type, as seconds since the epoch; None if it is no time."""
+    """Return a JSON value as seconds since the epoch; None if it is no time."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         seconds = float(value)
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return None
     return seconds if math.isfinite(seconds) else None
 
 
 def _parsed(text: bytes) -> Any:
-    """None for junk, which a worker will throw out."""
+    """Return the JSON value of `text`; None if it is junk, which a worker will refuse."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _first(record: Any) -> Any:
-    return record[0] if isinstance(record, list) and record else None
 
 
 def _headers(message: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
--- Keep a letter that names no picture, and only the newest of its kind.
+-- Record a letter that names no picture, and keep only the newest such letters.
 -- The first write needs memory, so a full Redis refuses the whole script.
--- KEYS: the letters, the names of those without a source. ARGV: a name, its letter, the most names.
+-- KEYS: the letters, the names of letters without a source. ARGV: name, letter, the most names.
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('LREM', KEYS[2], 0, ARGV[1])
 redis.call('LPUSH', KEYS[2], ARGV[1])
-for _, name in ipairs(redis.call('LRANGE', KEYS[2], ARGV[3], -1)) do redis.call('HDEL', KEYS[1], name) end
+local surplus = redis.call('LRANGE', KEYS[2], ARGV[3], -1)
+for _, name in ipairs(surplus) do redis.call('HDEL', KEYS[1], name) end
 redis.call('LTRIM', KEYS[2], 0, ARGV[3] - 1)

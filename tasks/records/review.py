@@ -1,4 +1,4 @@
-"""Pictures that somebody should look at, because they were held back, or published with a doubt."""
+"""The review list: pictures that were held, or published although a person should check them."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,15 +11,17 @@ State = Literal["held", "flagged"]
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """Why somebody should look at a picture: a `state` of ``held`` has no output, ``flagged`` has
-    one.
+class ReviewEntry:
+    """A picture that a person should review, with the boxes of its faces but without pixels.
 
-    `etag` is the version of the source. `faces` counts the faces that were hidden and `left` those
-    that the last check still found, where that is known. `boxes_xyxy` and `left_xyxy` have the
-    first MOST_BOXES of each, in whole pixels of the upright picture. `options` are those of the
-    request, `destination` is where it asked for. `time` is in seconds since the epoch. It holds
-    boxes, and never pixels.
+    - `state`: ``held`` for a picture without an output, ``flagged`` for one with an output.
+    - `etag`: the version of the source.
+    - `time`: in seconds since the epoch.
+    - `destination` and `options`: those of the request.
+    - `faces`: the number of faces that were hidden, if known. `boxes_xyxy` contains the first
+      MAX_BOXES of their boxes, in whole pixels of the upright picture.
+    - `left`: the number of faces that the last residual check still found, if known. `left_xyxy`
+      contains the first MAX_BOXES of their boxes.
     """
 
     source: str
@@ -35,38 +37,33 @@ class Doubt:
     faces: int | None = None
     left: int | None = None
 
-    def released(self) -> AnonymizeOptions:
-        """The options with which it is published as it would be, if it is still the same
-        version.
-        """
+    def release_options(self) -> AnonymizeOptions:
+        """Return the options with which this version of the source is published as it is."""
         return AnonymizeOptions.of({**self.options, "release": self.etag})
 
-    def with_more(self, more: AnonymizeOptions) -> AnonymizeOptions:
-        """The options with which it is made anew: those that it had, what `more` asks for, and its
-        areas too.
-        """
-        had = AnonymizeOptions.of(self.options)
+    def redo_options(self, more: AnonymizeOptions) -> AnonymizeOptions:
+        """Return the options of the request, overridden by `more`, with the areas of both."""
+        requested = AnonymizeOptions.of(self.options)
         return AnonymizeOptions.parse(
-            method=more.method or had.method,
-            region=more.region or had.region,
-            exempt=had.exempt + more.exempt,
-            extra=had.extra + more.extra,
+            method=more.method or requested.method,
+            region=more.region or requested.region,
+            exempt=requested.exempt + more.exempt,
+            extra=requested.extra + more.extra,
         )
 
 
-DOUBTS = Ledger("veil:review", Doubt)
+REVIEW_LIST = Ledger("veil:review", ReviewEntry)
 
 
-def note(redis: Any, request: AnonymizeRequest, report: AnonymizeReport) -> None:
-    """Put the picture of `report` on the list if there is a reason to, else take it off: its output
-    is as it should be.
+def update(redis: Any, request: AnonymizeRequest, report: AnonymizeReport) -> None:
+    """Put the picture of `report` on the review list if it has a reason; else take it off.
 
-    An entry of another version of the source is replaced, or goes.
+    This replaces or removes the entry of another version of the source.
     """
     if report.reason is None:
-        DOUBTS.discard(redis, report.source)
+        REVIEW_LIST.discard(redis, report.source)
         return
-    doubt = Doubt(
+    entry = ReviewEntry(
         source=report.source,
         etag=report.source_etag or "",
         recipe=report.recipe,
@@ -80,4 +77,4 @@ def note(redis: Any, request: AnonymizeRequest, report: AnonymizeReport) -> None
         faces=report.faces,
         left=report.left,
     )
-    DOUBTS.record(redis, doubt)
+    REVIEW_LIST.record(redis, entry)

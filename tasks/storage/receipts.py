@@ -25,7 +25,7 @@ from typing_extensions import TypedDict
 from tasks import signatures
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import ImageTooLarge, InvalidRequest, ObjectNotFound
-from tasks.messages import FURTHEST, AnonymizeOptions, Reason
+from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Reason
 from tasks.routes import RESERVED
 from tasks.signatures import FIELD, Key
 from tasks.storage.s3 import ObjectStore, StoredObject
@@ -121,7 +121,7 @@ def _check_options(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Coordinate = Annotated[int, Field(ge=0, le=FURTHEST)]
+Coordinate = Annotated[int, Field(ge=0, le=MAX_COORDINATE)]
 Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
 Score = Annotated[FiniteFloat, Field(ge=0, le=1)]
 

@@ -103,7 +103,7 @@ class PollingSource:
                 while not stop.requested:
                     try:
                         self.look(place, stop)
-                        self._backoff.over()
+                        self._backoff.succeeded()
                         known.add(place)
                         break
                     except VeilError as error:

@@ -172,7 +172,7 @@ class SqsSource:
                 try:
                     with stop.cut_short():
                         messages = self._queue.receive()
-                    self._sqs.over()
+                    self._sqs.succeeded()
                     self.take(messages, stop)
                 except VeilError as error:
                     stop.wait(self._sqs.failed(error))
@@ -216,7 +216,7 @@ class SqsSource:
             if time.monotonic() - hidden_at > VISIBILITY_SECONDS / 3:
                 self._queue.hide(messages, VISIBILITY_SECONDS)
                 hidden_at = time.monotonic()
-        self._redis.over()
+        self._redis.succeeded()
         return True
 
     def _check(self, stop: Stop) -> None:
@@ -228,7 +228,7 @@ class SqsSource:
             except EventsUnavailable as error:
                 stop.wait(self._sqs.failed(error))
                 continue
-            self._sqs.over()
+            self._sqs.succeeded()
             if not redrives:
                 log.warning(
                     "no redrive policy",

@@ -87,7 +87,7 @@ class Intake:
                 except QueueUnavailable as error:
                     await asyncio.sleep(self._backoff.failed(error))
                     continue
-                self._backoff.over()
+                self._backoff.succeeded()
                 for done in batch:
                     self._waiting.pop(done, None)
                     if not done.done():

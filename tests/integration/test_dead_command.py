@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from tasks.anonymize import _keepable
+from tasks.anonymize import _stored_options
 from tasks.delivery import envelopes
-from tasks.messages import BACKFILL, MOST_AREAS, UPLOADS
+from tasks.messages import BACKFILL, MAX_AREAS, UPLOADS
 from tasks.records import dead_letters, ledger
 from tasks.records.dead_letters import DeadLetter
 
@@ -50,7 +50,7 @@ def test_so_many_letters_that_sorting_would_take_memory_come_in_no_order(unatten
     assert [letter.time for letter in dead_letters.LETTERS.oldest_first(unattended.client)] == list(
         range(-1199, 1)
     )
-    monkeypatch.setattr(ledger, "SORTED_AT_MOST", 10)
+    monkeypatch.setattr(ledger, "MAX_SORTED", 10)
     assert set(dead_letters.LETTERS.oldest_first(unattended.client)) == letters
 
 
@@ -104,9 +104,9 @@ def test_what_was_asked_for_with_options_is_never_tried_again_without(dead, unat
 
 
 def test_a_picture_with_the_most_areas_is_tried_again_with_all_of_them(dead, unattended):
-    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS
+    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MAX_AREAS
     options = {"exempt": areas, "extra": areas}
-    give_up(unattended, "s3://raw/a.jpg", options=_keepable(options))
+    give_up(unattended, "s3://raw/a.jpg", options=_stored_options(options))
     assert dead("retry", "--all").returncode == 0
     (item,) = unattended.client.lrange(BACKFILL, 0, -1)
     envelope = envelopes.read(item, len(item))

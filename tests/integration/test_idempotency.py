@@ -5,6 +5,7 @@ it.
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_a_worker_that_lost_its_picture_to_another_stores_nothing(
         if tag != b"first"
     }
     frozen, other = sorted(workers, key=lambda worker: worker.server.pid != pid)
+    time.sleep(1)  # The fetch ends, and the detection of yellow takes three seconds.
     frozen.server.process.send_signal(signal.SIGSTOP)
 
     wait_until(lambda: other.lines("anonymized"), 30)

@@ -172,7 +172,7 @@ def test_each_message_without_a_source_has_a_letter_of_its_own(worker, queue):
 
 
 def test_of_messages_without_a_source_the_newest_are_kept_and_all_are_counted(unattended):
-    most = dead_letters.MOST_WITHOUT_SOURCE
+    most = dead_letters.MAX_WITHOUT_SOURCE
     dead_letters.LETTERS.record(unattended.client, a_letter("s3://raw/a.jpg"))
     for number in range(most + 5):
         dead_letters.record_without_source(unattended.client, a_letter(f"message {number}"))

@@ -136,8 +136,8 @@ def test_only_what_is_held_is_renewed_and_what_has_run_out_is_taken_back(
     redis.lpush("uploads", "held", "left")
     take("held", 0.0)
     take("left", 0.0)
-    leases.hold("held")
-    leases._renew_held()
+    leases.add("held")
+    leases._renew_leased()
 
     assert remaining(redis, "held") == pytest.approx(SECONDS, abs=5)
     leases._take_back_expired()
@@ -151,14 +151,14 @@ def test_whoever_lost_a_lease_can_neither_renew_nor_end_nor_return_what_another_
 ):
     redis.lpush("uploads", "message")
     take("frozen", 0.0)
-    leases.hold("frozen")
+    leases.add("frozen")
     leases._take_back_expired()
     take("other")
 
-    leases._renew_held()
-    assert leases._held == set()
-    leases.done("frozen")
-    leases._tend()
+    leases._renew_leased()
+    assert leases._leased == set()
+    leases.finish("frozen")
+    leases._take_turn()
     leases.give_back(["frozen"])
 
     assert redis.hkeys(RECORDS) == [b"other"]
@@ -172,19 +172,19 @@ def test_after_a_gap_the_others_are_given_time_to_renew_theirs(redis, leases, ta
     take("of another", 0.0)
 
     for passed in (0, 2, 4, 6, 8):
-        leases._tend()
+        leases._take_turn()
         assert redis.llen("uploads") == 0, passed
         clock.now += 2
-    leases._tend()
+    leases._take_turn()
     assert redis.llen("uploads") == 1
 
     take("of another", 0.0)
     clock.now += 60  # Redis was away, or this process frozen
-    leases._tend()
+    leases._take_turn()
     assert redis.llen("uploads") == 0
     for _ in range(5):
         clock.now += 2
-        leases._tend()
+        leases._take_turn()
     assert redis.llen("uploads") == 1
 
 
@@ -209,7 +209,7 @@ def idle(unattended, line, clock):
     made._run = lambda: None
     made._uptime = lambda: SECONDS
     made.open(Redis(**server, retry=Retry(NoBackoff(), 0)), RECORDS, INDEX, SECONDS)
-    made._tend()
+    made._take_turn()
     return made
 
 
@@ -218,7 +218,7 @@ def be_away(idle, line, clock, seconds):
     idle._redis.connection_pool.disconnect()
     for _ in range(seconds // 2):
         with pytest.raises((RedisError, OSError)):
-            idle._tend()
+            idle._take_turn()
         clock.now += 2
     line.download = None
 
@@ -230,15 +230,15 @@ def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(
     take("of another", 0.0)
 
     be_away(idle, line, clock, 40)
-    idle._tend()
+    idle._take_turn()
     clock.now += 4
-    idle._tend()
+    idle._take_turn()
     be_away(idle, line, clock, 12)  # once more, before the others have had their time
     for _ in range(5):
-        idle._tend()
+        idle._take_turn()
         assert redis.llen("uploads") == 0
         clock.now += 2
-    idle._tend()
+    idle._take_turn()
 
     assert redis.llen("uploads") == 1
 
@@ -251,12 +251,12 @@ def test_a_worker_with_nothing_in_hand_takes_over_at_once_where_redis_was_there(
 ):
     for _ in range(20):
         clock.now += 2
-        idle._tend()
+        idle._take_turn()
     be_away(idle, line, clock, away)
     redis.lpush("uploads", "message")
     take("of another", 0.0)
     clock.now += 2
-    idle._tend()
+    idle._take_turn()
     assert redis.llen("uploads") == 1
 
 
@@ -267,24 +267,24 @@ def test_a_message_that_ends_while_leases_are_being_renewed_is_not_renewed_after
     redis.lpush("uploads", "message", "other")
     for tag in ("tag", "other"):
         take(tag)
-        leases.hold(tag)
+        leases.add(tag)
     renew = leases._renew
 
     def end_first(**call):
         """Between the listing of what is held and the script."""
         if ended_by == "its acknowledgement":
-            leases.done("tag")
-            leases._remove_done()
+            leases.finish("tag")
+            leases._remove_finished()
         else:
             leases.give_back(["tag"])
         return renew(**call)
 
     leases._renew = end_first
     with capture_logs() as lines:
-        leases._renew_held()
+        leases._renew_leased()
 
     assert redis.hkeys(RECORDS) == redis.zrange(INDEX, 0, -1) == [b"other"]
-    assert leases._held == {"other"}
+    assert leases._leased == {"other"}
     assert lines == [], "and nothing was lost"
 
 
@@ -294,7 +294,7 @@ def test_a_worker_that_has_just_started_takes_over_at_once_if_redis_was_there_al
     leases._uptime = lambda: SECONDS
     redis.lpush("uploads", "message")
     take("of another", 0.0)
-    leases._tend()
+    leases._take_turn()
     assert redis.llen("uploads") == 1
 
 
@@ -320,13 +320,13 @@ def test_a_full_redis_lets_messages_be_taken_renewed_returned_and_done(redis, le
     assert take("a") == [b"uploads", b"a"]
     take("b", 0.0)
     take("c")
-    leases.hold("a")
-    leases._renew_held()
+    leases.add("a")
+    leases._renew_leased()
     assert remaining(redis, "a") > SECONDS - 5
     leases._take_back_expired()
     leases.give_back(["c"])
-    leases.done("a")
-    leases._remove_done()
+    leases.finish("a")
+    leases._remove_finished()
 
     assert redis.lrange("uploads", 0, -1) == [b"b", b"c"]
     assert redis.exists(RECORDS, INDEX) == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.delivery.attempts import ATTEMPTS
+from tasks.delivery.attempts import ATTEMPTS_KEY
 from tests.integration.poison_worker import BLUE, FACE, GREEN, RED
 from tools.chaos.supervised import Supervised
 from tools.local.servers import Server
@@ -114,7 +114,7 @@ def test_what_was_killed_after_it_was_done_is_no_poison(
     digest = hashlib.sha256(clean.uri(f"{place}a.jpg").encode()).hexdigest()[:32]
     for number in range(3):
         note = json.dumps({"worker": "celery@gone", "pid": number, "time": float(number)})
-        queue.client.hset(ATTEMPTS.format(digest), f"tag-{number}", note)
+        queue.client.hset(ATTEMPTS_KEY.format(digest), f"tag-{number}", note)
 
     state, answer = queue.outcome(queue.send(source))
 
@@ -123,4 +123,4 @@ def test_what_was_killed_after_it_was_done_is_no_poison(
     )
     assert (source in queue.dead()) is not is_done
     assert (clean.head(f"{place}a.jpg") is not None) is is_done
-    assert not queue.client.exists(ATTEMPTS.format(digest))
+    assert not queue.client.exists(ATTEMPTS_KEY.format(digest))

@@ -17,14 +17,14 @@ from PIL import Image
 
 from tasks.errors import InvalidRequest
 from tasks.messages import (
-    MOST_AREAS,
-    MOST_BOXES,
+    MAX_AREAS,
+    MAX_BOXES,
     AnonymizeOptions,
     AnonymizeReport,
     AnonymizeRequest,
 )
 from tasks.records import review
-from tasks.records.review import DOUBTS, Doubt
+from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.storage import receipts
 from tasks.storage.receipts import Receipt
 from tests.integration.poison_worker import CROWD, CYAN, MAGENTA, WHITE, YELLOW
@@ -98,7 +98,7 @@ def command(veil, s3):
 
 
 def listed(queue):
-    return {doubt.source: doubt for doubt in DOUBTS.entries(queue.client)}
+    return {doubt.source: doubt for doubt in REVIEW_LIST.entries(queue.client)}
 
 
 def etag(bucket, key):
@@ -123,27 +123,27 @@ def report(reason=STILL, status="held", etag="1", **fields):
 def test_a_picture_is_listed_once_and_a_newer_version_takes_its_place(unattended):
     request = AnonymizeRequest.parse(source=SOURCE, destination="s3://clean/b.png")
     for version, left in (("1", [[1, 2, 3, 4]]), ("1", [[1, 2, 3, 4]]), ("2", [[5, 6, 7, 8]])):
-        review.note(unattended.client, request, report(etag=version, left_xyxy=left))
-    (doubt,) = DOUBTS.entries(unattended.client)
+        review.update(unattended.client, request, report(etag=version, left_xyxy=left))
+    (doubt,) = REVIEW_LIST.entries(unattended.client)
     assert (doubt.etag, doubt.left_xyxy, doubt.state) == ("2", [[5, 6, 7, 8]], "held")
     assert doubt.destination == "s3://clean/b.png"
-    review.note(unattended.client, request, report(None, "anonymized", "3"))
-    assert DOUBTS.count(unattended.client) == 0
+    review.update(unattended.client, request, report(None, "anonymized", "3"))
+    assert REVIEW_LIST.count(unattended.client) == 0
 
 
 def test_a_picture_is_not_made_anew_with_more_areas_than_there_may_be():
-    doubt = Doubt(
-        SOURCE, "e", "r", "held", STILL, 1e9, options={"extra": [[0, 0, 9, 9]] * MOST_AREAS}
+    doubt = ReviewEntry(
+        SOURCE, "e", "r", "held", STILL, 1e9, options={"extra": [[0, 0, 9, 9]] * MAX_AREAS}
     )
     with pytest.raises(InvalidRequest, match="at most 1000"):
-        doubt.with_more(AnonymizeOptions.parse(extra=[[1, 1, 2, 2]]))
+        doubt.redo_options(AnonymizeOptions.parse(extra=[[1, 1, 2, 2]]))
 
 
 def test_an_entry_counts_all_faces(unattended, programs, s3):
-    boxes = [[1, 2, 3, 4]] * MOST_BOXES
+    boxes = [[1, 2, 3, 4]] * MAX_BOXES
     counted = report(faces=12_345, boxes_xyxy=boxes, left=6_789, left_xyxy=boxes)
-    review.note(unattended.client, AnonymizeRequest.parse(source=SOURCE), counted)
-    (doubt,) = DOUBTS.entries(unattended.client)
+    review.update(unattended.client, AnonymizeRequest.parse(source=SOURCE), counted)
+    (doubt,) = REVIEW_LIST.entries(unattended.client)
     assert (doubt.faces, doubt.left) == (12_345, 6_789)
     shown = on_a_terminal(programs, unattended, s3)
     assert "12,345" in shown
@@ -151,8 +151,10 @@ def test_an_entry_counts_all_faces(unattended, programs, s3):
 
 
 def doubted(queue, source=SOURCE, when=1e9, state="held"):
-    doubt = Doubt(source, "e" * 32, "r", state, STILL, when, None, [[1, 2, 3, 4]], [[1, 2, 3, 4]])
-    DOUBTS.record(queue.client, doubt)
+    doubt = ReviewEntry(
+        source, "e" * 32, "r", state, STILL, when, None, [[1, 2, 3, 4]], [[1, 2, 3, 4]]
+    )
+    REVIEW_LIST.record(queue.client, doubt)
     return doubt
 
 
@@ -299,7 +301,7 @@ def test_a_released_picture_is_published_stays_so_and_is_off_the_list(
 def test_a_release_is_of_the_version_that_was_looked_at(holding, raw, clean, place):
     source = raw.put(place + "a.png", picture(MAGENTA))
     holding.report(source)
-    released = listed(holding)[source].released().to_json()
+    released = listed(holding)[source].release_options().to_json()
     raw.put(place + "a.png", picture(MAGENTA, corner=9))
     report = holding.report(source, options=released)
     assert report["status"] == "held"
@@ -342,7 +344,7 @@ def test_a_flagged_picture_is_published_and_listed_even_if_its_worker_died_befor
     assert clean.head(place + "a.png")["Metadata"][receipts.LEFT] == "1"
     before = listed(flagging)[source]
     assert before.state == "flagged"
-    DOUBTS.discard(flagging.client, source)
+    REVIEW_LIST.discard(flagging.client, source)
 
     assert flagging.report(source)["status"] == "skipped"
     after = listed(flagging)[source]
@@ -404,8 +406,8 @@ def test_of_a_crowd_the_report_has_some_boxes_and_the_exact_number_and_the_recei
     source = raw.put(place + "a.png", picture(WHITE))
     result = flagging.send(source)
     report = result.get(timeout=60)
-    assert (report["faces"], len(report["boxes_xyxy"])) == (len(CROWD), MOST_BOXES)
+    assert (report["faces"], len(report["boxes_xyxy"])) == (len(CROWD), MAX_BOXES)
     assert flagging.client.strlen(f"celery-task-meta-{result.id}") < 10_000
     (receipt,) = receipts_of(clean, place + "a.png")
     assert len(receipt.faces) == len(CROWD)
-    assert [face["box_xyxy"] for face in receipt.faces[:MOST_BOXES]] == report["boxes_xyxy"]
+    assert [face["box_xyxy"] for face in receipt.faces[:MAX_BOXES]] == report["boxes_xyxy"]

@@ -15,7 +15,7 @@ from celery.app.task import Context
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.delivery.transport import MOST_WAITING
+from tasks.delivery.transport import MAX_SCHEDULED
 from tests.integration.conftest import Worker
 from tests.integration.test_poison import picture
 from tools.chaos.faults import Faulty
@@ -325,9 +325,10 @@ def test_a_worker_holds_so_many_messages_that_wait_and_no_more(setting, wait_unt
     client = setting.queue.client
     soon = (datetime.now(UTC) + timedelta(seconds=12)).isoformat()
     client.lpush(
-        "uploads", *(message(f"s3://raw/fuzz/none/{n}", eta=soon) for n in range(MOST_WAITING + 50))
+        "uploads",
+        *(message(f"s3://raw/fuzz/none/{n}", eta=soon) for n in range(MAX_SCHEDULED + 50)),
     )
 
-    wait_until(lambda: client.hlen("unacked") == MOST_WAITING)
+    wait_until(lambda: client.hlen("unacked") == MAX_SCHEDULED)
     assert client.llen("uploads") == 50
     wait_until(lambda: not client.hlen("unacked") and not client.llen("uploads"), 60)

@@ -146,7 +146,7 @@ def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
         except QueueUnavailable as error:
             time.sleep(backoff.failed(error))
             continue
-        backoff.over()
+        backoff.succeeded()
         if current is None:
             raise InvalidRequest(f"Redis has forgotten the run {name}: start it again")
         display.show(current, counts)

@@ -31,8 +31,8 @@ def oldest_first(entries: Ledger[Item]) -> Iterator[Item]:
     redis = app.backend.client
     with connected():
         count = entries.count(redis)
-    if count > ledger.SORTED_AT_MOST:
-        print(f"veil: more than {ledger.SORTED_AT_MOST:,} pictures: in no order", file=sys.stderr)
+    if count > ledger.MAX_SORTED:
+        print(f"veil: more than {ledger.MAX_SORTED:,} pictures: in no order", file=sys.stderr)
     for batch in batches(entries.oldest_first(redis)):
         yield from batch
 
@@ -44,7 +44,7 @@ def of(entries: Ledger[Item], sources: Iterable[str], name: str) -> list[Item]:
         source.encode("utf-8", "backslashreplace").decode() for source in dict.fromkeys(sources)
     ]
     with connected():
-        found = entries.of(app.backend.client, keys)
+        found = entries.find(app.backend.client, keys)
     for key in keys:
         if key not in found:
             print(f"veil: no {name} of {printable(key)}", file=sys.stderr)
@@ -113,7 +113,7 @@ def batches(entries: Iterator[Item]) -> Iterator[list[Item]]:
     """`entries`, as they come from Redis, some at a time. Raises QueueUnavailable."""
     while True:
         with connected():
-            batch = list(islice(entries, ledger.AT_ONCE))
+            batch = list(islice(entries, ledger.BATCH_SIZE))
         if not batch:
             return
         yield batch

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tasks.app import app
 from tasks.messages import AnonymizeOptions
-from tasks.records.review import DOUBTS, Doubt
+from tasks.records.review import REVIEW_LIST, ReviewEntry
 from worker.commands import entries
 from worker.printing import printable
 
@@ -22,7 +22,7 @@ NAME = "picture to review"
 
 def list_all(as_json: bool) -> None:
     """Print every picture on the list, oldest first: a table on a terminal, else a line each."""
-    doubts = entries.oldest_first(DOUBTS)
+    doubts = entries.oldest_first(REVIEW_LIST)
     if as_json:
         for doubt in doubts:
             print(json.dumps(asdict(doubt)))
@@ -49,7 +49,7 @@ def list_all(as_json: bool) -> None:
 
 def show(source: str, as_json: bool) -> bool:
     """Print all that is known of the picture `source`; whether it is on the list."""
-    found = entries.of(DOUBTS, [source], NAME)
+    found = entries.of(REVIEW_LIST, [source], NAME)
     entries.show(found, as_json)
     return bool(found)
 
@@ -58,25 +58,28 @@ def release(sources: list[str], queue: str, as_json: bool) -> bool:
     """Have the pictures of `sources`, or all, published as they would be; whether that could be
     asked for.
     """
-    return _enqueue(sources, Doubt.released, queue, as_json)
+    return _enqueue(sources, ReviewEntry.release_options, queue, as_json)
 
 
 def redo(sources: list[str], more: AnonymizeOptions, queue: str, as_json: bool) -> bool:
     """Have the pictures of `sources`, or all, made anew with what `more` asks for; whether that
     could be asked for.
     """
-    return _enqueue(sources, lambda doubt: doubt.with_more(more), queue, as_json)
+    return _enqueue(sources, lambda doubt: doubt.redo_options(more), queue, as_json)
 
 
 def drop(sources: list[str]) -> bool:
     """Take the pictures of `sources`, or all, off the list; whether all `sources` were on it."""
-    return entries.drop(DOUBTS, sources, None, NAME)
+    return entries.drop(REVIEW_LIST, sources, None, NAME)
 
 
 def _enqueue(
-    sources: list[str], options: Callable[[Doubt], AnonymizeOptions], queue: str, as_json: bool
+    sources: list[str],
+    options: Callable[[ReviewEntry], AnonymizeOptions],
+    queue: str,
+    as_json: bool,
 ) -> bool:
     """A picture stays on the list until it is published without a doubt."""
-    found = entries.of(DOUBTS, sources, NAME)
-    doubts = iter(found) if sources else DOUBTS.entries(app.backend.client)
+    found = entries.of(REVIEW_LIST, sources, NAME)
+    doubts = iter(found) if sources else REVIEW_LIST.entries(app.backend.client)
     return entries.enqueue(doubts, options, queue, as_json) and len(found) == len(set(sources))

@@ -1,4 +1,4 @@
-"""A server that is away: it is told twice, and tried again after pauses that grow to a limit."""
+"""Backoff: an outage is logged at both ends, and pauses grow to a limit."""
 
 from structlog.testing import capture_logs
 
@@ -6,13 +6,13 @@ from tasks.backoff import FIRST_PAUSE_SECONDS, Backoff
 from tasks.errors import QueueUnavailable
 
 
-def test_an_outage_is_told_when_it_begins_and_when_it_is_over():
+def test_an_outage_is_logged_when_it_begins_and_when_it_ends():
     backoff = Backoff("redis", longest_pause=2)
     with capture_logs() as lines:
-        backoff.over()
+        backoff.succeeded()
         pauses = [backoff.failed(QueueUnavailable("gone")) for _ in range(100)]
-        backoff.over()
-        backoff.over()
+        backoff.succeeded()
+        backoff.succeeded()
     assert [(line["event"], line["server"]) for line in lines] == [
         ("away", "redis"),
         ("back", "redis"),

@@ -1,6 +1,4 @@
-"""The tree of errors: as documented, and intact after a pickle and after Celery's result
-backend.
-"""
+"""The tree of errors: as documented, and unchanged by pickle and by Celery's result backend."""
 
 import inspect
 import json
@@ -29,8 +27,8 @@ def backend():
 
 
 def documented():
-    """(name, parent) for each line of the tree in the module's docstring."""
-    tree = re.findall(r"^( *)([A-Z]\w+)(?: {2,}|$)", errors.__doc__.split("\n\n")[1], re.MULTILINE)
+    """Yield the name and the parent of each line of the tree in the module's docstring."""
+    tree = re.findall(r"^( *)([A-Z]\w+)$", errors.__doc__.split("\n\n")[1], re.MULTILINE)
     above = []
     for indent, name in tree:
         del above[len(indent) // 2 - 2 :]
@@ -98,21 +96,22 @@ def test_an_error_without_a_message_is_empty():
         (
             UnicodeDecodeError("utf-8", b"\xffpixels", 0, 1, "invalid start byte"),
             RuntimeError,
-            "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0: "
+            "invalid start byte",
         ),
-        (ValueError("x" * 100_000), ValueError, "x" * errors.LONGEST_MESSAGE),
+        (ValueError("x" * 100_000), ValueError, "x" * errors.MAX_UNEXPECTED_MESSAGE),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_error_that_nobody_expected_is_told_without_the_picture(error, kind, text):
+def test_an_unexpected_error_is_reported_without_the_picture(error, kind, text):
     def fail():
         raise error
 
     with pytest.raises(type(error)) as raised:
         fail()
-    told = errors.without_data(raised.value)
-    assert type(told) is kind
-    assert str(told) == text
-    assert "pixels" not in repr(told) + str(told.args)
-    assert told.__traceback__ is raised.value.__traceback__
-    assert told.__cause__ is told.__context__ is None
+    clean = errors.without_data(raised.value)
+    assert type(clean) is kind
+    assert str(clean) == text
+    assert "pixels" not in repr(clean) + str(clean.args)
+    assert clean.__traceback__ is raised.value.__traceback__
+    assert clean.__cause__ is clean.__context__ is None

@@ -1,6 +1,4 @@
-"""Lua scripts: every file of the source tree is package data, and is run by the module beside
-it.
-"""
+"""Lua scripts: every file is package data, and a module beside it loads it."""
 
 import re
 import tomllib
@@ -17,7 +15,7 @@ SCRIPTS = sorted(FOLDER.rglob("*.lua"))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_is_found_in_its_package_and_loaded_by_a_module_beside_it(path):
+def test_a_script_is_in_its_package_and_loaded_by_a_module_beside_it(path):
     package = ".".join(("tasks", *path.parent.relative_to(FOLDER).parts))
     assert (files(package) / path.name).is_file()
     assert lua.load(package, path.stem) == path.read_text()
@@ -25,14 +23,14 @@ def test_a_script_is_found_in_its_package_and_loaded_by_a_module_beside_it(path)
     assert re.search(rf'lua\.load\(__package__, .*"{path.stem}"', loaded)
 
 
-def test_scripts_go_into_the_wheel_and_not_into_python():
+def test_scripts_are_in_the_wheel_and_not_in_python_modules():
     packaging = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert "*.lua" in packaging["package-data"]["*"]
     assert len(SCRIPTS) >= 10
     assert not [path for path in FOLDER.rglob("*.py") if "redis.call(" in path.read_text()]
 
 
-def test_parts_of_a_script_come_in_the_order_of_their_names():
+def test_the_parts_of_a_script_are_in_the_order_of_their_names():
     script = lua.load("tasks.delivery", "restore", "now", "take_back")
     assert (
         script.index("local function restore") < script.index("local now") < script.index("ZRANGE")

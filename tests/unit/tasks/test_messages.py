@@ -1,6 +1,4 @@
-"""The wire contract: whatever a message holds is a request or is refused by name, and reports are
-JSON.
-"""
+"""The wire contract: requests are valid or refused by name, and reports are JSON."""
 
 import json
 
@@ -73,7 +71,7 @@ def test_a_destination_may_be_named():
         ({"source": "s3://raw/a.jpg", "self": 3}, "self"),
     ],
 )
-def test_what_is_not_a_request_is_refused_by_name(fields, complaint):
+def test_an_invalid_request_is_refused_by_name(fields, complaint):
     with pytest.raises(InvalidRequest, match=complaint):
         AnonymizeRequest.parse(**fields)
 
@@ -127,7 +125,7 @@ def test_options_come_from_json():
     )
 
 
-def test_options_that_ask_for_nothing_leave_the_recipe_and_others_change_it():
+def test_empty_options_keep_the_recipe_and_others_change_it():
     base = "0123456789abcdef"
     asked = [
         {"method": "fill"},
@@ -144,14 +142,14 @@ def test_options_that_ask_for_nothing_leave_the_recipe_and_others_change_it():
     assert AnonymizeOptions.parse(**asked[0]).recipe("another") not in recipes
 
 
-def test_the_recipe_of_a_release_does_not_tell_the_etag():
+def test_the_recipe_of_a_release_does_not_reveal_the_etag():
     one, other = (
         AnonymizeOptions.parse(release=etag).recipe("0" * 16) for etag in ("0" * 32, "1" * 32)
     )
     assert one == other != AnonymizeOptions.parse().recipe("0" * 16)
 
 
-def test_a_release_holds_for_the_version_that_was_looked_at():
+def test_a_release_applies_to_the_reviewed_version_only():
     released = AnonymizeOptions.parse(release="a" * 32, region="full")
     assert released.for_version("a" * 32) == released
     assert released.for_version("b" * 32) == AnonymizeOptions.parse(region="full")
@@ -177,7 +175,7 @@ REPORTS = st.builds(
 
 
 @given(REPORTS)
-def test_a_report_is_json_without_what_is_not_known(report):
+def test_a_report_is_json_without_unknown_fields(report):
     plain = report.to_json()
     assert json.loads(json.dumps(plain)) == plain
     assert None not in plain.values()
@@ -185,7 +183,7 @@ def test_a_report_is_json_without_what_is_not_known(report):
     assert {"status", "source", "recipe"} <= set(plain)
 
 
-def test_a_report_reaches_whoever_waits_for_it_as_plain_json():
+def test_kombu_encodes_a_report_as_json():
     report = AnonymizeReport(
         status="held", faces=0, source="s3://raw/a", destination=None, recipe="r"
     )
@@ -196,21 +194,42 @@ def test_a_report_reaches_whoever_waits_for_it_as_plain_json():
     ("fields", "line"),
     [
         (
-            {"status": "anonymized", "faces": 2, "lowest_score": 0.2381, "destination": "s3://clean/a.jpg",
-             "format": "JPEG", "width": 512, "height": 600, "bytes_in": 88991, "bytes_out": 78154,
-             "seconds": {"fetch": 0.021, "detect": 1.5}, "boxes_xyxy": [[1, 2, 3, 4]] * 2},
-            "anonymized · 2 faces · lowest score 0.24 · s3://clean/a.jpg · JPEG 512×600 · 88,991 bytes in · 78,154 out"
-            " · fetch 0.02 s · detect 1.50 s",
+            {
+                "status": "anonymized",
+                "faces": 2,
+                "lowest_score": 0.2381,
+                "destination": "s3://clean/a.jpg",
+                "format": "JPEG",
+                "width": 512,
+                "height": 600,
+                "bytes_in": 88991,
+                "bytes_out": 78154,
+                "seconds": {"fetch": 0.021, "detect": 1.5},
+                "boxes_xyxy": [[1, 2, 3, 4]] * 2,
+            },
+            "anonymized · 2 faces · lowest score 0.24 · s3://clean/a.jpg · JPEG 512×600"
+            " · 88,991 bytes in · 78,154 out · fetch 0.02 s · detect 1.50 s",
         ),
-        ({"status": "anonymized", "faces": 1, "destination": "s3://clean/a"}, "anonymized · 1 face · s3://clean/a"),
-        ({"status": "held", "reason": "no face found", "faces": 0, "destination": None}, "held · no face found"),
         (
-            {"status": "anonymized", "reason": "faces still found in the output", "faces": 3, "found_by_check": 2,
-             "destination": "s3://clean/a"},
+            {"status": "anonymized", "faces": 1, "destination": "s3://clean/a"},
+            "anonymized · 1 face · s3://clean/a",
+        ),
+        (
+            {"status": "held", "reason": "no face found", "faces": 0, "destination": None},
+            "held · no face found",
+        ),
+        (
+            {
+                "status": "anonymized",
+                "reason": "faces still found in the output",
+                "faces": 3,
+                "found_by_check": 2,
+                "destination": "s3://clean/a",
+            },
             "anonymized · faces still found in the output · 3 faces · 2 by the check · s3://clean/a",
         ),
         ({"status": "skipped", "destination": "s3://clean/a"}, "skipped · s3://clean/a"),
     ],
-)  # fmt: skip
-def test_a_report_reads_as_one_line_whose_beginning_says_what_matters(fields, line):
+)
+def test_the_repr_of_a_report_is_one_line_with_the_most_important_first(fields, line):
     assert repr(AnonymizeReport(source="s3://raw/a", recipe="r", **fields)) == line

@@ -1,6 +1,4 @@
-"""The task, as far as it goes without a queue: its pauses, its signature, and the app's
-promises.
-"""
+"""The task without a queue: its pauses, its arguments, and the configuration of the app."""
 
 import inspect
 import json
@@ -15,19 +13,19 @@ from tasks.anonymize import (
     FIRST_BACKOFF_SECONDS,
     LONGEST_BACKOFF_SECONDS,
     MAX_RETRIES,
-    _fields,
-    _keepable,
-    _loggable,
-    _readable,
+    _bounded_text,
+    _log_values,
+    _request_fields,
+    _stored_options,
     anonymize_image,
     backoff_seconds,
 )
-from tasks.app import _stamp, app, create_app
+from tasks.app import _add_headers, app, create_app
 from tasks.errors import InvalidRequest
 from tasks.messages import (
     BACKFILL,
-    MOST_AREAS,
-    MOST_BOXES,
+    MAX_AREAS,
+    MAX_BOXES,
     QUEUES,
     TASK,
     UPLOADS,
@@ -39,7 +37,7 @@ from tasks.settings import Settings
 
 
 class Highest(random.Random):
-    """The longest pause that chance allows."""
+    """A generator that returns the upper bound."""
 
     def uniform(self, a, b):
         return b
@@ -76,62 +74,71 @@ NAMES = st.text() | st.sampled_from(["self", "task", "argument_0", "args", "kwar
 
 
 @given(st.lists(JSON, max_size=5), st.dictionaries(NAMES, JSON, max_size=3))
-def test_any_arguments_are_taken_in_so_that_they_can_be_refused_by_name(arguments, named):
+def test_any_arguments_are_accepted_so_that_they_can_be_refused_by_name(arguments, named):
     inspect.signature(anonymize_image.run).bind(*arguments, **named)
-    fields = _fields(arguments, named)
+    fields = _request_fields(arguments, named)
     assert sorted(map(repr, fields.values())) == sorted(map(repr, [*arguments, *named.values()]))
 
 
-def test_what_is_given_by_position_and_by_name_is_refused():
-    assert _fields(["s3://raw/a"], {"destination": "s3://clean/b"}) == {
+def test_repeated_and_surplus_arguments_are_refused():
+    assert _request_fields(["s3://raw/a"], {"destination": "s3://clean/b"}) == {
         "source": "s3://raw/a",
         "destination": "s3://clean/b",
     }
     with pytest.raises(InvalidRequest, match="again"):
-        AnonymizeRequest.parse(**_fields(["s3://raw/a.jpg"], {"source": "s3://raw/b.jpg"}))
+        AnonymizeRequest.parse(**_request_fields(["s3://raw/a.jpg"], {"source": "s3://raw/b.jpg"}))
     with pytest.raises(InvalidRequest, match="argument 4"):
-        AnonymizeRequest.parse(**_fields(["s3://raw/a.jpg", None, None, "s3://raw/b.jpg"], {}))
+        AnonymizeRequest.parse(
+            **_request_fields(["s3://raw/a.jpg", None, None, "s3://raw/b.jpg"], {})
+        )
 
 
 @given(st.text() | st.integers() | st.lists(st.text()) | st.dictionaries(st.text(), st.text()))
-def test_whatever_a_message_holds_is_shown_in_bounded_storable_text(value):
-    shown = _readable(value)
+def test_any_value_of_a_message_becomes_bounded_text_in_utf_8(value):
+    shown = _bounded_text(value)
     assert shown.encode("utf-8").decode() == shown
-    assert len(_readable(str(value) * 2000)) < 20_000
+    assert len(_bounded_text(str(value) * 2000)) < 20_000
 
 
-def test_the_longest_address_is_shown_whole():
+def test_the_longest_address_is_not_cut():
     uri = f"s3://{'b' * 63}/{'k' * 1024}"
-    assert _readable(uri) == uri
+    assert _bounded_text(uri) == uri
 
 
 MOST = {
-    name: [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS for name in ("exempt", "extra")
+    name: [[999_990, 999_990, 1_000_000, 1_000_000]] * MAX_AREAS for name in ("exempt", "extra")
 }
 
 
-def test_a_dead_letter_keeps_the_most_options_that_there_can_be():
+def test_a_dead_letter_keeps_the_largest_options():
     assert AnonymizeOptions.of(MOST).to_json() == MOST
-    assert _keepable(MOST) == MOST
+    assert _stored_options(MOST) == MOST
 
 
 @pytest.mark.parametrize(
     "options", [{"extra": ["x" * 200_000]}, {"at": datetime.now(UTC)}, {"at": [datetime.now(UTC)]}]
 )
-def test_of_options_that_are_none_a_dead_letter_keeps_the_beginning_as_text(options):
-    kept = _keepable(options)
+def test_a_dead_letter_keeps_invalid_options_as_bounded_text(options):
+    kept = _stored_options(options)
     assert isinstance(kept, str)
     assert len(kept) <= 1100
 
 
-def test_a_report_and_its_line_in_the_log_are_small_however_many_faces_and_areas_there_are():
-    boxes = [[99_999, 99_999, 100_000, 100_000]] * MOST_BOXES
+def test_a_report_and_its_log_line_are_bounded():
+    boxes = [[99_999, 99_999, 100_000, 100_000]] * MAX_BOXES
     report = AnonymizeReport(
-        status="anonymized", source="s3://raw/" + "k" * 1024, destination="s3://clean/" + "k" * 1024, recipe="r",
-        faces=10_000, boxes_xyxy=boxes, left=10_000, left_xyxy=boxes, options=MOST,
-    )  # fmt: skip
+        status="anonymized",
+        source="s3://raw/" + "k" * 1024,
+        destination="s3://clean/" + "k" * 1024,
+        recipe="r",
+        faces=10_000,
+        boxes_xyxy=boxes,
+        left=10_000,
+        left_xyxy=boxes,
+        options=MOST,
+    )
     assert len(json.dumps(report.to_json() | {"options": {}})) < 12_000
-    assert len(json.dumps(_loggable(report))) < 4_000
+    assert len(json.dumps(_log_values(report))) < 4_000
     assert len(repr(report)) < 2_000
 
 
@@ -158,19 +165,19 @@ def test_only_json_is_read():
     assert app.conf.result_accept_content == ["json"]
 
 
-def test_the_settings_of_delivery_reach_the_worker():
-    made = create_app(Settings(lease_seconds=7, grace_seconds=8))
-    assert made.conf.broker_transport_options["lease_seconds"] == 7
-    assert made.conf.worker_soft_shutdown_timeout == 8
-    made.close()
+def test_the_settings_of_delivery_are_in_the_configuration():
+    created = create_app(Settings(lease_seconds=7, grace_seconds=8))
+    assert created.conf.broker_transport_options["lease_seconds"] == 7
+    assert created.conf.worker_soft_shutdown_timeout == 8
+    created.close()
 
 
-def test_an_app_is_made_without_a_connection_and_keeps_its_password_out_of_sight():
-    made = create_app(Settings(redis_url="redis://:hunter2@192.0.2.1:1/0"))
-    assert "hunter2" not in repr(made)
-    assert "hunter2" not in made.conf.humanize(with_defaults=False, censored=True)
-    assert made.conf.broker_url == "redis://:hunter2@192.0.2.1:1/0"
-    made.close()
+def test_an_app_is_created_without_a_connection_and_does_not_show_its_password():
+    created = create_app(Settings(redis_url="redis://:hunter2@192.0.2.1:1/0"))
+    assert "hunter2" not in repr(created)
+    assert "hunter2" not in created.conf.humanize(with_defaults=False, censored=True)
+    assert created.conf.broker_url == "redis://:hunter2@192.0.2.1:1/0"
+    created.close()
 
 
 def test_the_task_has_a_readable_name():
@@ -189,10 +196,10 @@ def test_the_task_has_a_readable_name():
         ([["s3://raw/a"]], "(['s3://raw/a'],)"),
     ],
 )
-def test_flower_is_told_addresses_as_they_are_and_anything_else_as_python_has_it(arguments, shown):
+def test_flower_shows_addresses_unquoted_and_other_arguments_as_in_python(arguments, shown):
     headers = {"argsrepr": repr(tuple(arguments))}
-    _stamp(sender=TASK, body=(arguments, {}, {}), headers=headers)
+    _add_headers(sender=TASK, body=(arguments, {}, {}), headers=headers)
     assert headers["argsrepr"] == shown
     other = {"argsrepr": "as it was"}
-    _stamp(sender="somebody.elses", body=(arguments, {}, {}), headers=other)
+    _add_headers(sender="somebody.elses", body=(arguments, {}, {}), headers=other)
     assert other["argsrepr"] == "as it was"

@@ -1,4 +1,4 @@
-"""What is an outage and what is one picture's trouble, without a store."""
+"""The circuit breaker: outages of the store and failures of one picture, without a store."""
 
 import threading
 
@@ -22,7 +22,7 @@ PATIENCE = 10.0
 
 
 class Store:
-    """Answers probes with the errors that it was given, then well."""
+    """A store whose probes raise `errors`, one each, and then succeed."""
 
     def __init__(self, *errors):
         self.errors = list(errors)
@@ -35,16 +35,16 @@ class Store:
 
 
 class Worker:
-    """What the breaker tells the one who takes messages."""
+    """A worker that records when the breaker pauses and resumes it."""
 
     def __init__(self):
-        self.told = []
+        self.paused = []
         self.pauses = []
         self.back = threading.Event()
-        self.breaker = CircuitBreaker(self._pause, self.pauses.append)
+        self.breaker = CircuitBreaker(self._set_paused, self.pauses.append)
 
-    def _pause(self, paused):
-        self.told.append(paused)
+    def _set_paused(self, paused):
+        self.paused.append(paused)
         if not paused:
             self.back.set()
 
@@ -55,38 +55,38 @@ AWAY = StorageUnavailable("503")
 @pytest.mark.parametrize(
     "error", [AWAY, CredentialsRefused("expired"), DestinationUnavailable("no bucket")]
 )
-def test_nothing_is_taken_from_the_first_failure_that_a_probe_confirms_until_one_passes(error):
+def test_the_worker_is_paused_from_a_confirmed_failure_until_a_probe_succeeds(error):
     worker, store = Worker(), Store(error, error, error)
-    assert worker.breaker.explains(error, store.probe)
+    assert worker.breaker.is_outage(error, store.probe)
     assert worker.back.wait(PATIENCE)
-    assert worker.told == [True, False]
+    assert worker.paused == [True, False]
     assert store.probes == 4
-    assert not worker.breaker.lasts
+    assert not worker.breaker.is_open
 
 
-def test_a_failure_that_a_probe_does_not_meet_is_the_pictures_own():
+def test_a_failure_that_the_probe_does_not_confirm_is_no_outage():
     worker, store = Worker(), Store()
-    assert not worker.breaker.explains(AWAY, store.probe)
-    assert worker.told == []
+    assert not worker.breaker.is_outage(AWAY, store.probe)
+    assert worker.paused == []
 
 
 @pytest.mark.parametrize("error", [DetectorUnavailable("late"), Busy("busy")])
-def test_what_is_not_of_the_store_is_not_probed(error):
+def test_an_error_of_another_kind_is_not_probed(error):
     worker, store = Worker(), Store(AWAY)
-    assert not worker.breaker.explains(error, store.probe)
+    assert not worker.breaker.is_outage(error, store.probe)
     assert store.probes == 0
 
 
 @pytest.mark.parametrize("error", [StorageRejected("odd"), ZeroDivisionError()])
-def test_a_probe_that_fails_in_another_way_stops_nobody(error):
+def test_a_probe_that_fails_with_another_error_pauses_no_worker(error):
     worker = Worker()
-    assert not worker.breaker.explains(AWAY, Store(error).probe)
-    assert worker.told == []
+    assert not worker.breaker.is_outage(AWAY, Store(error).probe)
+    assert worker.paused == []
 
 
 def test_pauses_between_probes_grow_to_a_limit_and_are_jittered():
     worker, store = Worker(), Store(*[AWAY] * 12)
-    worker.breaker.explains(AWAY, store.probe)
+    worker.breaker.is_outage(AWAY, store.probe)
     assert worker.back.wait(PATIENCE)
     ceilings = [min(FIRST_PAUSE_SECONDS * 2**n, LONGEST_PAUSE_SECONDS) for n in range(12)]
     assert all(
@@ -96,28 +96,28 @@ def test_pauses_between_probes_grow_to_a_limit_and_are_jittered():
     assert len(set(worker.pauses)) == 12
 
 
-def test_a_pause_that_the_store_asks_for_is_kept():
+def test_a_pause_that_the_store_requests_is_observed():
     asked = StorageUnavailable("503")
     asked.retry_after = 77.0
     worker = Worker()
-    worker.breaker.explains(asked, Store(asked, AWAY).probe)
+    worker.breaker.is_outage(asked, Store(asked, AWAY).probe)
     assert worker.back.wait(PATIENCE)
     assert worker.pauses[0] == 77.0
     assert worker.pauses[1] < 77.0
 
 
-def test_while_it_lasts_no_failure_is_held_against_a_picture_and_one_thread_probes():
+def test_during_an_outage_every_failure_is_part_of_it_and_one_thread_probes():
     release, asked = threading.Event(), threading.Event()
-    told = []
+    paused = []
 
     def sleep(_seconds):
         asked.set()
         release.wait(PATIENCE)
 
-    breaker = CircuitBreaker(told.append, sleep)
+    breaker = CircuitBreaker(paused.append, sleep)
     store = Store(AWAY)
-    assert breaker.explains(AWAY, store.probe)
+    assert breaker.is_outage(AWAY, store.probe)
     assert asked.wait(PATIENCE)
-    assert all(breaker.explains(AWAY, store.probe) for _ in range(50))
+    assert all(breaker.is_outage(AWAY, store.probe) for _ in range(50))
     assert store.probes == 1
     release.set()

@@ -1,6 +1,4 @@
-"""Every form in which Celery sends a task is taken; whatever is none of them has its defect named,
-within bounds.
-"""
+"""Envelopes: every form in which Celery sends a task is taken; other items have a defect."""
 
 import base64
 import bz2
@@ -22,16 +20,16 @@ from kombu import serialization
 
 from tasks.anonymize import LONGEST_BACKOFF_SECONDS
 from tasks.delivery.envelopes import (
-    LONGEST_WAIT_SECONDS,
-    MOST_BYTES,
-    MOST_ID,
-    MOST_NESTED,
-    SAMPLE_LENGTH,
-    for_celery,
+    MAX_DELAY_SECONDS,
+    MAX_ID_LENGTH,
+    MAX_MESSAGE_BYTES,
+    MAX_NESTING,
+    MAX_SAMPLE_LENGTH,
+    celery_message,
     read,
-    start,
+    start_time,
 )
-from tasks.messages import MOST_AREAS, QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, UPLOADS
+from tasks.messages import MAX_AREAS, QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, UPLOADS
 from tasks.representation import MOST_SHOWN
 from tasks.storage.aws_errors import LONGEST_RETRY_AFTER
 
@@ -44,7 +42,7 @@ SOURCE = "s3://raw/a.jpg"
 
 
 def sent(*arguments, conf=None, task="veil.anonymize_image", **options):
-    """The message, as it lies on the queue, that Celery makes for these arguments."""
+    """Return the message that Celery puts on the queue for these arguments."""
     app = Celery("producer", broker="memory://", set_as_current=False)
     app.conf.update(conf or {})
     app.send_task(task, arguments, queue=UPLOADS, **options)
@@ -54,21 +52,21 @@ def sent(*arguments, conf=None, task="veil.anonymize_image", **options):
     return json.loads(json.dumps(message))
 
 
-def opened(message):
+def envelope_of(message):
     item = json.dumps(message).encode()
     return read(item, len(item))
 
 
 def delivered(message):
-    """What Celery is given of `message`, and the arguments in it."""
+    """Return the message that Celery receives for `message`, and the arguments in it."""
     item = json.dumps(message).encode()
-    told = for_celery(item, len(item), UPLOADS, "tag")
-    arguments, named, _ = json.loads(base64.b64decode(told["body"]))
-    return told, arguments, named
+    received = celery_message(item, len(item), UPLOADS, "tag")
+    arguments, named, _ = json.loads(base64.b64decode(received["body"]))
+    return received, arguments, named
 
 
 def defect(message):
-    return opened(message).defect
+    return envelope_of(message).defect
 
 
 MESSAGE = sent(SOURCE)
@@ -86,7 +84,7 @@ MESSAGE = sent(SOURCE)
         sent(datetime.now(UTC)),
     ],
 )
-def test_what_celery_sends_has_no_defect(message):
+def test_a_message_of_celery_has_no_defect(message):
     assert defect(message) is None
 
 
@@ -104,10 +102,10 @@ def test_a_message_of_any_protocol_and_compression_is_taken(conf):
     message = sent(
         SOURCE, None, {"method": "fill"}, conf=conf, kwargs={"any": 1}, task_id="an id", retries=2
     )
-    told, arguments, named = delivered(message)
+    received, arguments, named = delivered(message)
 
     assert (arguments, named) == ([SOURCE, None, {"method": "fill"}], {"any": 1})
-    headers = told["headers"]
+    headers = received["headers"]
     assert (headers["id"], headers["task"], headers["retries"]) == (
         "an id",
         "veil.anonymize_image",
@@ -117,7 +115,7 @@ def test_a_message_of_any_protocol_and_compression_is_taken(conf):
     assert headers["argsrepr"] == f"{SOURCE} {{'method': 'fill'}}"
 
 
-def test_a_message_of_protocol_1_says_what_celery_reads_in_it():
+def test_a_message_of_protocol_1_is_read_as_celery_reads_it():
     message = sent(
         SOURCE, conf={"task_protocol": 1}, countdown=30, kwargs={"destination": "s3://clean/b.jpg"}
     )
@@ -125,9 +123,9 @@ def test_a_message_of_protocol_1_says_what_celery_reads_in_it():
     (arguments, named, _), headers, *_ = proto1_to_proto2(
         type("Message", (), {"headers": {}}), copy.deepcopy(body)
     )
-    told, *passed = delivered(message)
+    received, *passed = delivered(message)
     assert passed == [arguments, named]
-    assert {name: told["headers"][name] for name in ("task", "id", "eta", "retries")} == {
+    assert {name: received["headers"][name] for name in ("task", "id", "eta", "retries")} == {
         name: headers[name] for name in ("task", "id", "eta", "retries")
     }
 
@@ -148,7 +146,7 @@ def test_a_body_of_the_gzip_format_is_taken_too():
 )
 def test_a_body_does_not_unpack_to_more_than_the_limit(method, pack):
     bomb = pack(b"[" + b" " * (48 << 20) + b"]")
-    assert len(bomb) < MOST_BYTES / 2
+    assert len(bomb) < MAX_MESSAGE_BYTES / 2
     message = packed(bomb, method)
     tracemalloc.start()
     try:
@@ -156,11 +154,11 @@ def test_a_body_does_not_unpack_to_more_than_the_limit(method, pack):
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
-    whole = pack(json.dumps([["x" * (MOST_BYTES - 20)], {}, None]).encode())
+    whole = pack(json.dumps([["x" * (MAX_MESSAGE_BYTES - 20)], {}, None]).encode())
     assert defect(packed(whole, method)) is None
 
 
-def test_a_body_that_asks_for_much_memory_to_unpack_is_refused():
+def test_a_body_that_needs_much_memory_to_unpack_is_refused():
     greedy = lzma.compress(
         b"[[], {}, {}]",
         lzma.FORMAT_ALONE,
@@ -175,10 +173,10 @@ def test_a_body_that_asks_for_much_memory_to_unpack_is_refused():
 @pytest.mark.parametrize(
     ("method", "pack"), [("gzip", zlib.compress), ("bzip2", bz2.compress), ("lzma", lzma.compress)]
 )
-def test_a_damaged_body_is_refused_and_the_task_is_known(method, pack, change):
+def test_a_damaged_body_is_refused_and_the_task_id_is_known(method, pack, change):
     message = packed(change(pack(json.dumps([[SOURCE], {}, None]).encode())), method)
     assert defect(message).startswith("body: ")
-    assert opened(message).task_id == message["headers"]["id"]
+    assert envelope_of(message).task_id == message["headers"]["id"]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,9 @@ class Forbidden:
 
 @pytest.mark.parametrize("protocol", [1, 2])
 @pytest.mark.parametrize("serializer", ["pickle", "yaml", "msgpack", "x-unknown"])
-def test_a_message_of_another_serializer_is_refused_by_name_and_never_opened(serializer, protocol):
+def test_a_message_of_another_serializer_is_refused_by_name_and_never_envelope_of(
+    serializer, protocol
+):
     message = sent(SOURCE, conf={"task_protocol": protocol})
     message["content-type"] = {
         "pickle": "application/x-python-serialize",
@@ -206,13 +206,13 @@ def test_a_message_of_another_serializer_is_refused_by_name_and_never_opened(ser
     }.get(serializer, serializer)
     message["content-encoding"] = "binary"
     message["body"] = body(pickle.dumps(Forbidden()))
-    envelope = opened(message)
+    envelope = envelope_of(message)
     assert "content-type" in envelope.defect
     assert "task_serializer" in envelope.defect
     assert (envelope.task_id, envelope.arguments) == (message["properties"]["correlation_id"], [])
 
 
-def test_the_names_of_what_is_unpickled_are_those_of_kombu():
+def test_the_content_type_of_pickle_is_the_one_of_kombu():
     assert serialization.registry.name_to_type["pickle"] == "application/x-python-serialize"
 
 
@@ -235,13 +235,12 @@ def test_a_charset_that_is_utf_8_is_taken(charset):
         "headers/root_id",
         "headers/origin",
         "properties/delivery_tag",
-        # fmt: skip
         "properties/delivery_info",
         "properties/priority",
         "headers/argsrepr",
     ],
 )
-def test_what_veil_needs_not_may_be_missing(path):
+def test_a_field_that_veil_does_not_need_may_be_missing(path):
     message = copy.deepcopy(MESSAGE)
     above, name = path.split("/")
     message[above].pop(name, None)
@@ -255,90 +254,107 @@ def test_another_task_is_refused_by_name(task):
     message = sent(SOURCE, task=task, reply_to="elsewhere")
     assert task[:90] in defect(message)
     assert len(defect(message)) < 300
-    told, arguments, _ = delivered(message)
-    assert told["headers"]["task"] == "veil.anonymize_image"
-    assert told["headers"]["id"] == message["headers"]["id"]
+    received, arguments, _ = delivered(message)
+    assert received["headers"]["task"] == "veil.anonymize_image"
+    assert received["headers"]["id"] == message["headers"]["id"]
     assert arguments == [], "they name no picture, and may be secret"
 
 
-def test_an_argument_that_celery_has_for_itself_is_passed_on_under_another_name():
+def test_an_argument_named_self_is_passed_on_under_another_name():
     assert delivered(sent(SOURCE, kwargs={"self": 5}))[2] == {"argument self": 5}
 
 
-def test_what_could_be_read_of_a_message_is_passed_on_with_its_defect():
+def test_the_readable_parts_of_a_message_are_passed_on_with_its_defect():
     message = changed("headers/retries", "many")
-    told, arguments, _ = delivered(message)
-    refused = told["headers"][REFUSED_HEADER]
+    received, arguments, _ = delivered(message)
+    refused = received["headers"][REFUSED_HEADER]
     assert "retries" in refused["defect"]
     assert SOURCE in refused["sample"]
     assert arguments == [SOURCE]
-    assert told["headers"]["retries"] == 0
-    assert told["headers"]["ignore_result"] is False
+    assert received["headers"]["retries"] == 0
+    assert received["headers"]["ignore_result"] is False
 
 
-def test_a_message_can_t_say_of_itself_that_it_is_refused():
+def test_a_sender_cannot_mark_a_message_as_refused():
     message = sent(SOURCE, headers={REFUSED_HEADER: {"defect": "x", "sample": "x"}})
     assert REFUSED_HEADER not in delivered(message)[0]["headers"]
 
 
-def test_a_message_without_an_id_is_given_one_by_what_it_is():
+def test_a_message_without_an_id_gets_one_from_its_content():
     first, second, other = (
-        for_celery(item, len(item), UPLOADS, "t") for item in (b"junk", b"junk", b"more junk")
+        celery_message(item, len(item), UPLOADS, "t") for item in (b"junk", b"junk", b"more junk")
     )
     assert first["headers"]["id"] == second["headers"]["id"] != other["headers"]["id"]
     assert first["headers"]["ignore_result"] is True
 
 
 @pytest.mark.parametrize("protocol", [1, 2])
-def test_of_a_message_that_is_too_large_the_id_is_known(protocol):
+def test_the_id_of_a_message_that_is_too_large_is_known(protocol):
     item = json.dumps(
-        sent("x" * MOST_BYTES, conf={"task_protocol": protocol}, task_id="an id")
+        sent("x" * MAX_MESSAGE_BYTES, conf={"task_protocol": protocol}, task_id="an id")
     ).encode()
-    envelope = read(item[-MOST_BYTES:], len(item))
+    envelope = read(item[-MAX_MESSAGE_BYTES:], len(item))
     assert f"{len(item):,} bytes, the limit is 1,048,576" in envelope.defect
     assert envelope.task_id == "an id"
 
 
-@pytest.mark.parametrize("id_", ["", "x" * (MOST_ID + 1), "\ud800", 5, None])
-def test_an_id_that_is_none_is_refused(id_):
+@pytest.mark.parametrize("id_", ["", "x" * (MAX_ID_LENGTH + 1), "\ud800", 5, None])
+def test_an_invalid_id_is_refused(id_):
     message = changed("headers/id", id_)
     message["properties"]["correlation_id"] = id_
     assert "headers.id" in defect(message)
-    assert opened(message).task_id is None
+    assert envelope_of(message).task_id is None
 
 
-def test_arguments_are_nested_so_far_and_no_further():
+def test_the_nesting_of_arguments_is_limited():
     def nested(levels):
         value = "x"
         for _ in range(levels):
             value = [value]
         return changed("body", body([value, {}, None]))
 
-    assert defect(nested(MOST_NESTED)) is None
-    assert "within each other" in defect(nested(MOST_NESTED + 1))
+    assert defect(nested(MAX_NESTING)) is None
+    assert "within each other" in defect(nested(MAX_NESTING + 1))
     assert defect(nested(900)) is not None
 
 
 NESTED = json.loads("[" * 900 + "]" * 900)
 
 
-@pytest.mark.parametrize("path", [
-    "content-type", "content-encoding", "body", "x", "headers", "headers/id", "headers/task", "headers/origin",
-    "headers/compression", "headers/root_id", "headers/argsrepr", "headers/eta", "headers/ignore_result",
-    f"headers/{RUN_HEADER}", f"headers/{QUEUED_AT_HEADER}", "properties", "properties/body_encoding",
-    "properties/priority",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "content-type",
+        "content-encoding",
+        "body",
+        "x",
+        "headers",
+        "headers/id",
+        "headers/task",
+        "headers/origin",
+        "headers/compression",
+        "headers/root_id",
+        "headers/argsrepr",
+        "headers/eta",
+        "headers/ignore_result",
+        f"headers/{RUN_HEADER}",
+        f"headers/{QUEUED_AT_HEADER}",
+        "properties",
+        "properties/body_encoding",
+        "properties/priority",
+    ],
+)
 @pytest.mark.parametrize(
     "value",
     [NESTED, "\ud800\x1b" * 5000, {"\ud800" * 5000: NESTED}],
     ids=["nested", "text", "named"],
 )
-def test_no_part_of_a_message_is_too_much_for_the_worker_that_reads_it(path, value):
-    told = delivered(changed(path, value))[0]
-    refused = told["headers"].get(REFUSED_HEADER, {"defect": "", "sample": ""})
-    assert all(len(text) <= SAMPLE_LENGTH and text.isprintable() for text in refused.values())
-    assert len(json.dumps(told)) < 20_000
-    json.dumps(told).encode()
+def test_any_value_in_any_part_of_a_message_is_bounded(path, value):
+    received = delivered(changed(path, value))[0]
+    refused = received["headers"].get(REFUSED_HEADER, {"defect": "", "sample": ""})
+    assert all(len(text) <= MAX_SAMPLE_LENGTH and text.isprintable() for text in refused.values())
+    assert len(json.dumps(received)) < 20_000
+    json.dumps(received).encode()
 
 
 SECRETS = (
@@ -365,28 +381,28 @@ SECRETS = (
         ).encode(),
     ],
 )
-def test_a_sample_holds_no_secret_of_a_message(item):
+def test_a_sample_contains_no_secret_of_a_message(item):
     envelope = read(item, len(item))
     assert envelope.defect
-    told = json.dumps(for_celery(item, len(item), UPLOADS, "tag"))
+    received = json.dumps(celery_message(item, len(item), UPLOADS, "tag"))
     for secret in SECRETS:
-        assert secret not in envelope.sample + envelope.defect + told
+        assert secret not in envelope.sample + envelope.defect + received
 
 
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_a_sample_is_one_short_printable_line(item):
     envelope = read(item, len(item))
     assert envelope.sample
-    assert len(envelope.sample) <= SAMPLE_LENGTH
+    assert len(envelope.sample) <= MAX_SAMPLE_LENGTH
     assert envelope.sample.isprintable()
     assert envelope.defect.isprintable()
 
 
 def test_a_sample_names_the_sender():
     message = sent(SOURCE, task="shop\n\x1b[31m.resize")
-    assert message["headers"]["origin"] in opened(message).sample
-    assert opened(message).sample.isprintable()
-    assert "\x1b" not in opened(message).defect
+    assert message["headers"]["origin"] in envelope_of(message).sample
+    assert envelope_of(message).sample.isprintable()
+    assert "\x1b" not in envelope_of(message).defect
 
 
 def changed(path, value, message=MESSAGE):
@@ -446,7 +462,7 @@ def body(content):
         ("content-encoding", "binary"),
     ],
 )
-def test_a_message_that_cannot_be_delivered_is_named_by_its_defect(path, value):
+def test_the_defect_of_a_message_names_the_part(path, value):
     reason = defect(changed(path, value))
     assert reason is not None
     assert path.split("/")[-1] in reason or reason.startswith("body: ")
@@ -482,30 +498,34 @@ def test_a_changed_message_has_a_defect_or_none_and_never_raises(path, value):
     assert reason is None or len(reason.splitlines()) == 1
 
 
-def test_of_what_a_message_says_of_itself_only_what_veil_needs_is_passed_on():
+def test_only_the_fields_that_veil_needs_are_passed_on():
     message = sent(
         SOURCE, retries=3, priority=6, expires=60, time_limit=5, headers={RUN_HEADER: "run", "x": 1}
     )
     message["headers"] |= {"is_eager": True, "stamps": {"queue": "elsewhere"}, "hostname": "x"}
     message["properties"]["delivery_info"] = {"exchange": "elsewhere", "routing_key": "nowhere"}
 
-    told, arguments, named = delivered(message)
+    received, arguments, named = delivered(message)
 
     kept = ("id", "retries", RUN_HEADER)
-    assert {name: told["headers"][name] for name in kept} == {
+    assert {name: received["headers"][name] for name in kept} == {
         name: message["headers"][name] for name in kept
     }
     assert (
-        not {"is_eager", "stamps", "hostname", "expires", "timelimit", "x"} & told["headers"].keys()
+        not {"is_eager", "stamps", "hostname", "expires", "timelimit", "x"}
+        & received["headers"].keys()
     )
-    assert told["properties"]["delivery_info"] == {"exchange": "", "routing_key": UPLOADS}
-    assert (told["properties"]["delivery_tag"], told["properties"]["priority"]) == ("tag", 6)
+    assert received["properties"]["delivery_info"] == {"exchange": "", "routing_key": UPLOADS}
+    assert (received["properties"]["delivery_tag"], received["properties"]["priority"]) == (
+        "tag",
+        6,
+    )
     assert (arguments, named) == ([SOURCE], {})
-    assert defect(told) is None
+    assert defect(received) is None
 
 
-def test_what_is_shown_of_arguments_is_bounded_whatever_the_message_says():
-    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS
+def test_the_representation_of_arguments_is_bounded():
+    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MAX_AREAS
     message = sent(SOURCE, None, {"extra": areas}, kwargs={"exempt": areas}, argsrepr="x" * 100_000)
     headers = delivered(message)[0]["headers"]
     assert headers["argsrepr"].startswith(SOURCE)
@@ -518,33 +538,33 @@ def test_what_is_shown_of_arguments_is_bounded_whatever_the_message_says():
 @given(
     st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(datetime.isoformat) | JSON
 )
-def test_any_start_is_now_or_a_time_not_long_ahead(eta):
-    begins = start(eta)
+def test_a_message_starts_now_or_within_the_longest_delay(eta):
+    begins = start_time(eta)
     if begins is not None:
         assert (
             0
             < datetime.fromisoformat(begins).timestamp() - datetime.now(UTC).timestamp()
-            <= LONGEST_WAIT_SECONDS
+            <= MAX_DELAY_SECONDS
         )
 
 
 @pytest.mark.parametrize("seconds", [1, LONGEST_BACKOFF_SECONDS + LONGEST_RETRY_AFTER])
-def test_the_longest_pause_of_a_retry_is_waited_for(seconds):
+def test_the_longest_pause_of_a_retry_is_kept(seconds):
     eta = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
-    assert start(eta) == eta
-    assert start(eta.removesuffix("+00:00")) == eta, "without a zone it is UTC, as for Celery"
+    assert start_time(eta) == eta
+    assert start_time(eta.removesuffix("+00:00")) == eta, "without a zone it is UTC, as for Celery"
 
 
-def test_a_message_with_the_most_options_is_far_from_too_large():
-    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MOST_AREAS
+def test_the_largest_options_fit_in_a_message():
+    areas = [[999_990, 999_990, 1_000_000, 1_000_000]] * MAX_AREAS
     message = sent(
         "s3://raw/" + "k" * 1024, "s3://clean/" + "k" * 1024, {"exempt": areas, "extra": areas}
     )
-    assert len(json.dumps(message)) < MOST_BYTES / 2
+    assert len(json.dumps(message)) < MAX_MESSAGE_BYTES / 2
 
 
 @given(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON, max_size=3))
-def test_arguments_are_passed_on_as_they_are(arguments, named):
+def test_arguments_are_passed_on_unchanged(arguments, named):
     passed = delivered(changed("body", body([arguments, named, {}])))[1:]
     renamed = {"argument self" if name == "self" else name: value for name, value in named.items()}
     assert json.dumps(passed) == json.dumps((arguments, renamed))
