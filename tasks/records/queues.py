@@ -3,20 +3,18 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
 from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
-from tasks.redis_errors import connected
 
 IN_HAND = (
     kombu_redis.Channel.unacked_key
 )  # a hash: [message, exchange, routing key] by delivery tag
 SCANNED_AT_ONCE = 500
-ROOM_SECONDS = 1.0  # between two looks at a full queue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +69,6 @@ def in_hand(redis: Any, run: str | None = None) -> int:
         return int(redis.hlen(IN_HAND))
     records = (record for _, record in redis.hscan_iter(IN_HAND, count=SCANNED_AT_ONCE))
     return sum(_headers(_first(_parsed(record))).get(RUN_HEADER) == run for record in records)
-
-
-def wait_for_room(
-    redis: Any, queue: str, most_waiting: int, on_full: Callable[[int], None]
-) -> None:
-    """Wait until fewer than `most_waiting` messages are on `queue`; `on_full` hears how many there
-    are, once.
-    """
-    told = False
-    while True:
-        with connected():
-            waiting = depth(redis, queue)
-        if waiting < most_waiting:
-            return
-        if not told:
-            on_full(waiting)
-            told = True
-        time.sleep(ROOM_SECONDS)
 
 
 def age(queued_at: Any) -> float | None:

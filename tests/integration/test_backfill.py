@@ -18,11 +18,11 @@ from tasks.bulk.places import Places
 from tasks.errors import RunTakenOver
 from tasks.messages import BACKFILL, RUN_HEADER
 from tasks.publishing import Publisher, Wanted
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.settings import Settings
 from tools.local.servers import HOST, start_redis
 
-ROUTES = (Route.parse("s3://raw=s3://clean"),)
+ROUTES = Routes.parse("s3://raw=s3://clean")
 # Neighbours whose order differs between stores, and a key that is the name of a folder too.
 AWKWARD = (
     "a/x",

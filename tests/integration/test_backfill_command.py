@@ -21,7 +21,7 @@ from tasks.bulk.places import Places
 from tasks.messages import BACKFILL
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes
-from tasks.routes import Route
+from tasks.routes import Routes
 from tools.local.servers import HOST
 
 PAGE_KEYS = {
@@ -311,7 +311,7 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     }
     put_all(raw, contents)
     sources = {raw.uri(key) for key in contents}
-    places = Places.find(raw.uri(place), None, (Route.parse("s3://raw=s3://clean"),))
+    places = Places.find(raw.uri(place), None, Routes.parse("s3://raw=s3://clean"))
     name = backfill.run_name(places, backfill.Selection())
     arguments = (raw.uri(place), "--low-water", 40, "--high-water", 120)
     random_ = random.Random(20)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tasks.app import app
 from tasks.bulk import backfill
-from tasks.bulk.backfill import Backfill, Run, Selection, ToldBackoff
+from tasks.bulk.backfill import Backfill, ReportingBackoff, Run, Selection
 from tasks.bulk.places import Places
 from tasks.errors import InvalidRequest, QueueUnavailable
 from tasks.publishing import announced_recipe
@@ -135,7 +135,7 @@ def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
     more.
     """
     redis = app.backend.client
-    backoff = ToldBackoff(display.say)
+    backoff = ReportingBackoff(display.say)
     ended, quiet_since = -1, time.monotonic()
     while True:
         try:

@@ -7,7 +7,7 @@ import pytest
 from tasks.addresses import ObjectUri
 from tasks.signatures import Key, canonical
 from tasks.storage.marks import Marks, is_keyed
-from tasks.storage.receipts import ETAG, SOURCE, SOURCE_ETAG, Made
+from tasks.storage.receipts import ETAG, SOURCE, SOURCE_ETAG, ReceiptName
 
 SOURCE_URI, OTHER_URI = ObjectUri("raw", "a.jpg"), ObjectUri("raw", "b.jpg")
 MD5 = "9dd4e461268c8034f5c8564e155c67a6"
@@ -45,7 +45,7 @@ def test_marks_of_every_key_and_of_none_are_recognised(made_with, etag):
     assert marks.is_source(made, SOURCE_URI)
     assert not marks.is_source(made, OTHER_URI)
     # As metadata have it, and as the name of a receipt does.
-    for mark in (made[SOURCE_ETAG], Made.of("a.jpg", "0" * 16, made[SOURCE_ETAG]).etag):
+    for mark in (made[SOURCE_ETAG], ReceiptName.of("a.jpg", "0" * 16, made[SOURCE_ETAG]).etag):
         assert marks.is_version(mark, SOURCE_URI, etag)
         assert not marks.is_version(mark, SOURCE_URI, etag + "0")
     assert marks.missing_key_of(made) is None
