@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.bulk import backfill
+from tasks.bulk import runs as stored_runs
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes, queues, review
 from tasks.records.queues import QueueStatus
@@ -39,7 +39,7 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """A run of a backfill. `listed` sources, of which `skipped` needed nothing, and `enqueued`
+    """A run of a stored_runs. `listed` sources, of which `skipped` needed nothing, and `enqueued`
     ones.
 
     Of these `done` and `failed` have ended and `left` have not; one whose message came twice counts
@@ -91,7 +91,7 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
     if not outcomes.RUN_NAME.fullmatch(run):
         return None
     with connected():
-        stored = backfill.read_leniently(redis, run)
+        stored = stored_runs.read_leniently(redis, run)
         if stored is None:
             return None
         ended, per_second = outcomes.of_run(redis, run), outcomes.per_second(redis)
@@ -101,7 +101,7 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
 def runs(redis: Any) -> list[RunStatus]:
     """The runs that Redis remembers, the one that moved last first. Raises QueueUnavailable."""
     with connected():
-        names = backfill.names(redis)
+        names = stored_runs.names(redis)
     found = [status for name in names if (status := read_run(redis, name))]
     return sorted(found, key=lambda status: (-(status.updated or 0), status.run))
 
@@ -113,7 +113,7 @@ def _seconds(pictures: int, per_second: float) -> float | None:
 
 
 def _run_status(
-    run: str, stored: backfill.Run, ended: Mapping[str, int], per_second: float
+    run: str, stored: stored_runs.Run, ended: Mapping[str, int], per_second: float
 ) -> RunStatus:
     enqueued, skipped = stored.enqueued, stored.skipped
     done, failed = sum(ended.get(status, 0) for status in DONE), ended.get(FAILED, 0)

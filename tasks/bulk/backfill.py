@@ -12,33 +12,30 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any
 
 from celery import Celery
-from pydantic import TypeAdapter, ValidationError
 from redis.exceptions import WatchError
 
 from tasks.backoff import Backoff
+from tasks.bulk import runs
 from tasks.bulk.comparison import Compared, compare
 from tasks.bulk.places import Places
+from tasks.bulk.runs import Page, Run
 from tasks.errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
 from tasks.messages import BACKFILL
 from tasks.publishing import Backpressure, Publisher, Wanted
-from tasks.records import outcomes, queues
+from tasks.records import outcomes
 from tasks.redis_errors import connected
 from tasks.storage.s3 import ObjectStore, StoredObject
 
-KEY = "veil:run:{}"  # the Redis key of a run by its name
-SECONDS_KEPT = 90 * 86_400  # since the last page of a run
 PAGE = 1000  # the most keys of a page, and the most messages of a transaction
 LISTING_SECONDS = 300.0  # the longest pause in a listing; after it, list again from the checkpoint
 POLL_SECONDS = 0.2  # from one check of a full queue to the next
-
-State = Literal["running", "finished", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -87,63 +84,6 @@ def run_name(places: Places, selection: Selection) -> str:
     source = f"{places.source.bucket}-{places.source.prefix}".lower()
     slug = re.sub(r"[^a-z0-9]+", "-", source)[:48].strip("-")
     return f"{slug}-{digest}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run with its checkpoint, as it is stored in Redis.
-
-    `cursor` is the last key that was listed, relative to the source. Of the keys `listed`, some
-    were `ignored` because they were not selected, and some `skipped` because they are done.
-    `enqueued` counts the messages, and `source_bytes` the bytes of their sources. `owner` is the
-    process that may go on with the run. Times are seconds since the epoch; `updated` of a finished
-    run is its end.
-    """
-
-    name: str = ""
-    source: str = ""
-    destination: str = ""
-    selection: str = ""
-    recipe: str = ""
-    owner: str = ""
-    state: State = "running"
-    cursor: str = ""
-    listed: int = 0
-    ignored: int = 0
-    skipped: int = 0
-    enqueued: int = 0
-    source_bytes: int = 0
-    started: float = 0.0
-    updated: float = 0.0
-
-    def after(self, page: "Page") -> Self:
-        """Return the run after `page`, updated now."""
-        return replace(
-            self,
-            cursor=page.cursor,
-            listed=self.listed + page.listed,
-            ignored=self.ignored + page.ignored,
-            skipped=self.skipped + page.skipped,
-            enqueued=self.enqueued + len(page.wanted),
-            source_bytes=self.source_bytes + page.source_bytes,
-            updated=time.time(),
-        )
-
-
-RUN = TypeAdapter(Run)  # The hash in Redis has the fields of Run.
-FIELDS = frozenset(one.name.encode() for one in fields(Run))
-
-
-@dataclass
-class Page:
-    """A part of the listing: its counts as in Run, and the pictures to publish."""
-
-    cursor: str = ""
-    listed: int = 0
-    ignored: int = 0
-    skipped: int = 0
-    source_bytes: int = 0
-    wanted: list[Wanted] = field(default_factory=list)
 
 
 class SourcePages:
@@ -283,13 +223,13 @@ class Backfill:
         """
         with connected(), self._redis.pipeline() as pipe:
             while True:
-                pipe.watch(KEY.format(self.name))
-                stored = None if restart else read(pipe, self.name)
+                pipe.watch(runs.KEY.format(self.name))
+                stored = None if restart else runs.read(pipe, self.name)
                 run = self._chosen(stored)
                 pipe.multi()
                 if run.listed == 0:
                     pipe.delete(outcomes.RUN.format(self.name))
-                _write(pipe, run)
+                runs.write(pipe, run)
                 try:
                     pipe.execute()
                     return run
@@ -320,17 +260,17 @@ class Backfill:
         """Record that the run is stopped, unless another process has taken it over."""
         # Without Redis the run stays "running", and goes on at its checkpoint all the same.
         with suppress(QueueUnavailable), connected(), self._redis.pipeline() as pipe:
-            pipe.watch(KEY.format(self.name))
-            stored = read(pipe, self.name)
+            pipe.watch(runs.KEY.format(self.name))
+            stored = runs.read(pipe, self.name)
             pipe.multi()
             if stored is not None and stored.owner == self._owner and stored.state == "running":
-                _write(pipe, replace(stored, state="stopped", updated=time.time()))
+                runs.write(pipe, replace(stored, state="stopped", updated=time.time()))
             pipe.execute()
 
     def _chosen(self, stored: Run | None) -> Run:
         """Return the run to go on with: the stored one as it applies, or a new one."""
         if stored is not None and stored.state == "finished":
-            if not is_through(self._redis, stored):
+            if not runs.is_through(self._redis, stored):
                 self._tell(
                     f"messages of the last pass of {self.name} are still waiting or in work; "
                     "--restart lists everything again"
@@ -339,13 +279,13 @@ class Backfill:
         elif stored is not None:
             if self._recipe in ("", stored.recipe) or not stored.recipe:
                 return replace(stored, owner=self._owner, state="running")
-            self._tell(f"the recipe was {stored.recipe} and is {self._recipe}: begins anew")
+            self._tell(f"the recipe was {stored.recipe} and is {self._recipe}: the run begins anew")
         return new_run(self._places, self._selection, self._recipe, self._owner)
 
     def _reread(self) -> Run:
         """Return the run as Redis has it now."""
         with connected():
-            stored = read(self._redis, self.name)
+            stored = runs.read(self._redis, self.name)
         if stored is None:
             return self.begin()  # Redis has lost everything, with the messages.
         if stored.owner != self._owner:
@@ -396,62 +336,14 @@ class Backfill:
         """
 
         def check(pipe: Any) -> None:
-            pipe.watch(KEY.format(self.name))
-            if read(pipe, self.name) != before:
+            pipe.watch(runs.KEY.format(self.name))
+            if runs.read(pipe, self.name) != before:
                 raise _CheckpointChanged
 
         self._publisher.publish(
-            pictures, BACKFILL, self.name, lambda pipe: _write(pipe, after), watch=check
+            pictures, BACKFILL, self.name, lambda pipe: runs.write(pipe, after), watch=check
         )
         self._next_at = max(self._next_at, self._clock()) + len(pictures) / self._max_rate
-
-
-def read(redis: Any, name: str) -> Run | None:
-    """Return the run `name`; None if Redis has none, or one that lacks a readable field."""
-    stored = redis.hgetall(KEY.format(name))
-    if FIELDS.difference(stored):
-        return None
-    try:
-        return RUN.validate_strings(_decoded(stored))
-    except ValidationError:
-        return None
-
-
-def read_leniently(redis: Any, name: str) -> Run | None:
-    """Return the run `name`, with the defaults of fields that are missing or unreadable.
-
-    Return None if Redis has none. This is for displays: a Backfill must not go on with such a run.
-    """
-    values = _decoded(redis.hgetall(KEY.format(name)))
-    if not values:
-        return None
-    try:
-        return RUN.validate_strings(values)
-    except ValidationError as error:
-        unreadable = {problem["loc"][0] for problem in error.errors()}
-    readable = {key: value for key, value in values.items() if key not in unreadable}
-    return RUN.validate_strings(readable)
-
-
-def names(redis: Any) -> list[str]:
-    """Return the names of all runs in Redis, sorted."""
-    prefix = KEY.format("")
-    found = []
-    for key in redis.scan_iter(KEY.format("*"), count=500):
-        name = key.decode().removeprefix(prefix)
-        if outcomes.RUN_NAME.fullmatch(name):
-            found.append(name)
-    return sorted(found)
-
-
-def is_through(redis: Any, run: Run) -> bool:
-    """Return whether no message of a finished run is waiting or in work, as far as Redis tells.
-
-    Redis does not tell it while a worker takes a message, nor for a message that went back to the
-    end of the queue for a retry.
-    """
-    oldest = queues.oldest(redis, BACKFILL)
-    return (oldest is None or oldest > run.updated) and not queues.in_hand(redis, run.name)
 
 
 def rehearse(
@@ -480,13 +372,3 @@ def new_run(places: Places, selection: Selection, recipe: str, owner: str = "") 
         started=now,
         updated=now,
     )
-
-
-def _write(redis: Any, run: Run) -> None:
-    key = KEY.format(run.name)
-    redis.hset(key, mapping=RUN.dump_python(run))
-    redis.expire(key, SECONDS_KEPT)
-
-
-def _decoded(stored: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in stored.items()}

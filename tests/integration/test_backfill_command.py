@@ -16,7 +16,7 @@ from datetime import datetime
 import pytest
 from PIL import Image
 
-from tasks.bulk import backfill, comparison
+from tasks.bulk import backfill, comparison, runs
 from tasks.bulk.places import Places
 from tasks.messages import BACKFILL
 from tasks.publishing import announced_recipe
@@ -207,9 +207,9 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
 
     assert process.wait(20) == code
     _, line = (tmp_path / "backfill.log").read_text().splitlines()
-    (run,) = backfill.names(unattended.client)
+    (run,) = runs.names(unattended.client)
     assert line == f"veil: stopped: the same command goes on with the run {run}"
-    assert backfill.read(unattended.client, run).state == "stopped"
+    assert runs.read(unattended.client, run).state == "stopped"
     unattended.client.delete(BACKFILL)
     followed = veil("backfill", "--follow", run, "--json", environment=environment)
     assert followed.returncode == 3
@@ -317,7 +317,7 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     random_ = random.Random(20)
 
     def enqueued():
-        run = backfill.read(queue.client, name)
+        run = runs.read(queue.client, name)
         return run.enqueued if run else 0
 
     for kill in range(1, KILLS + 1):

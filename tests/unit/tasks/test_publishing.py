@@ -1,4 +1,4 @@
-"""Messages before they are published, and the bound on a queue."""
+"""Publishing: the arguments and ids of messages, and the bound on a queue."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_task_ids_stay_those_of_earlier_versions():
 
 
 def claims(queue, backpressure, at_most, steps):
-    """The messages that may be published at each depth of the queue; `at_most` are."""
+    """Yield how many messages may be published at each depth, if `at_most` are waiting."""
     for waiting in steps:
         queue.waiting = waiting
         free = backpressure.free()

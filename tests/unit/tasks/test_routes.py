@@ -1,4 +1,4 @@
-"""Routes: where an output goes, and that nothing can be read or written outside of them."""
+"""Routes: the addresses of outputs, and no reads or writes outside of the routes."""
 
 import pytest
 from hypothesis import assume, given, settings

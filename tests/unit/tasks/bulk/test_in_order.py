@@ -1,4 +1,4 @@
-"""Concurrent calls: the order of their results, and how far they run ahead."""
+"""Concurrent calls: the order of their results, and the number of calls that run ahead."""
 
 import threading
 import time

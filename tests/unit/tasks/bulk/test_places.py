@@ -1,4 +1,4 @@
-"""Places: which addresses a route allows, and the keys of a picture in them."""
+"""Places: the addresses that routes allow, and the keys of a picture in them."""
 
 import pytest
 

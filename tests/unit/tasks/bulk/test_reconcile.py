@@ -1,4 +1,4 @@
-"""Findings: how they are printed, and what is asked for to put them right."""
+"""Findings: safe output on a terminal, and the message that repairs a picture."""
 
 import pytest
 

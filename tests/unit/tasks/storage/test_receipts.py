@@ -1,4 +1,4 @@
-"""Receipts: their names, and what a listing can tell from them."""
+"""Receipts: their names and the facts in them, and their files."""
 
 import pytest
 from hypothesis import given
