@@ -86,7 +86,7 @@ class ReceiptName:
 
     @classmethod
     def of_output(cls, key: str, output: StoredObject) -> Self:
-        """Return the name that the metadata and the size of the `output` at `key` ask for.
+        """Return the name of the receipt of `output`, by the metadata and the size of the output.
 
         Anybody who can write outputs chooses their metadata. A recipe becomes a part of the
         receipt's address, so a value that is not a recipe is left out.
