@@ -1,4 +1,4 @@
-"""Addresses of S3 objects and of the places that hold them."""
+"""Addresses of S3 objects and of prefixes that hold them."""
 
 import re
 from dataclasses import dataclass
@@ -7,25 +7,22 @@ from typing import Self
 from tasks.errors import InvalidRequest
 
 MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
+# Amazon S3 user guide, "General purpose bucket naming rules"
+BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 SLASHES = re.compile(r"[/\\]+")
-AMBIGUOUS = re.compile(r"^[/\\]+|//+|\\+")
-BUCKET = re.compile(
-    r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]"
-)  # same guide, "General purpose bucket naming rules"
+AMBIGUOUS = re.compile(r"^[/\\]+|//+|\\+")  # slashes that a store that keeps files may drop
 
 
 @dataclass(frozen=True)
 class ObjectUri:
-    """The address ``s3://bucket/key`` of one object. The key is taken literally, never
-    URL-decoded.
-    """
+    """The address ``s3://bucket/key`` of one object. The key is literal, never URL-decoded."""
 
     bucket: str
     key: str
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidRequest when `text` is not the address of one object."""
+        """Return the address in `text`; raise InvalidRequest if it names no single object."""
         bucket, key = _split(text)
         if not key or key.endswith("/"):
             raise InvalidRequest(f"{text!r:.200} names no object: use s3://BUCKET/KEY")
@@ -33,7 +30,7 @@ class ObjectUri:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Return whether a store that keeps files takes the key for another one."""
+        """True if a store that keeps objects as files takes the key for another key."""
         return AMBIGUOUS.search(self.key) is not None
 
     def __str__(self) -> str:
@@ -42,8 +39,9 @@ class ObjectUri:
 
 @dataclass(frozen=True)
 class PrefixUri:
-    """A place for objects, ``s3://bucket`` or ``s3://bucket/prefix/``; `prefix` is empty or ends
-    with a slash.
+    """The address ``s3://bucket`` or ``s3://bucket/prefix/`` of the objects below a prefix.
+
+    `prefix` is empty or ends with a slash.
     """
 
     bucket: str
@@ -51,31 +49,35 @@ class PrefixUri:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidRequest when `text` is not an s3:// address."""
+        """Return the prefix in `text`; raise InvalidRequest if it is not an ``s3://`` address."""
         bucket, key = _split(text)
         return cls(bucket, key.rstrip("/") + "/" if key.strip("/") else "")
 
     def contains(self, uri: ObjectUri) -> bool:
-        return (
-            uri.bucket == self.bucket and uri.key.startswith(self.prefix) and uri.key != self.prefix
-        )
+        """Return whether `uri` is below this prefix."""
+        return self.begins(uri) and uri.key != self.prefix
+
+    def begins(self, uri: ObjectUri) -> bool:
+        """Return whether `uri` is below this prefix, or is the marker of its folder."""
+        return uri.bucket == self.bucket and uri.key.startswith(self.prefix)
 
     def is_below(self, other: "PrefixUri") -> bool:
+        """Return whether this prefix is `other`, or within it."""
         return self.bucket == other.bucket and self.prefix.startswith(other.prefix)
 
     def overlaps(self, other: "PrefixUri") -> bool:
-        shorter, longer = sorted((self.prefix, other.prefix), key=len)
-        return self.bucket == other.bucket and longer.startswith(shorter)
+        return self.is_below(other) or other.is_below(self)
 
     def relative(self, uri: ObjectUri) -> str:
-        """The key of `uri` below this place."""
+        """Return the key of `uri` without this prefix."""
         return uri.key.removeprefix(self.prefix)
 
     def rest(self, below: "PrefixUri") -> str:
-        """The prefix of `below`, which is below this place, without this place's own."""
+        """Return the prefix of `below`, which is within this one, without this prefix."""
         return below.prefix.removeprefix(self.prefix)
 
     def join(self, relative: str) -> ObjectUri:
+        """Return the address of the object `relative` below this prefix."""
         return ObjectUri(self.bucket, self.prefix + relative)
 
     def __str__(self) -> str:
@@ -83,8 +85,9 @@ class PrefixUri:
 
 
 def plain(key: str) -> str:
-    r"""Return the key for which a store that keeps files takes `key`: ``a/b`` for ``/a//b`` and
-    ``a\b``.
+    r"""Return the key that a store that keeps files takes `key` for.
+
+    It is ``a/b`` for ``/a//b`` and for ``a\b``.
     """
     return SLASHES.sub("/", key).lstrip("/")
 
@@ -103,6 +106,6 @@ def _split(text: str) -> tuple[str, str]:
             f"the key of {text!r:.100}… has {size} bytes, S3 allows {MAX_KEY_BYTES}"
         )
     if not {".", ".."}.isdisjoint(key.split("/")):
-        # A store that keeps files would walk them, past the end of a route.
+        # A store that keeps files would resolve them, and so leave the prefix of the route.
         raise InvalidRequest(f"{text!r:.200} has a '.' or '..' between its slashes")
     return bucket, key

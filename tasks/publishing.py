@@ -1,8 +1,7 @@
-"""Messages onto the queue, all of a batch or none; and what Redis raises there, in one line that
-says what to do.
-"""
+"""Publish messages to the queues, in batches that Redis takes as a whole, and bound the queues."""
 
 import base64
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,19 +13,21 @@ from kombu.utils import json
 
 from tasks.addresses import ObjectUri
 from tasks.messages import RUN_HEADER, TASK, AnonymizeOptions
+from tasks.records import queues
 from tasks.redis_errors import connected
 from tasks.representation import shown
 
-RECIPE = "veil:recipe"  # of the worker that started last
-NAMESPACE = uuid.UUID(
-    "7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52"
-)  # of the task ids; made once, at random
+RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
+# The namespace (RFC 9562, section 6.6) of task ids. It was drawn at random once.
+NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")
+FULL_QUEUE_SECONDS = 1.0  # from one check of a full queue to the next
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to put on the queue. `destination` is None for the route's own; `etag` is the
-    source version's.
+    """A picture to publish a message for.
+
+    `destination` is None for the one that the route gives. `etag` is that of the source's version.
     """
 
     source: ObjectUri
@@ -36,7 +37,7 @@ class Wanted:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """Of the task, as short as can be."""
+        """The arguments of the task, without trailing ones that are None or empty."""
         destination = None if self.destination is None else str(self.destination)
         if self.options is not None and (options := self.options.to_json()):
             return str(self.source), destination, options
@@ -44,18 +45,16 @@ class Wanted:
 
     @property
     def task_id(self) -> str:
-        """Return an id that is the same for the same picture and version; a random one without an
-        ETag.
-        """
+        """An id that is the same for the same picture and version; random without an ETag."""
         if self.etag is None:
             return str(uuid.uuid4())
         name = "\n".join((self.etag, *map(str, self.arguments)))
-        # An ETag comes from outside, and may hold what UTF-8 has no bytes for.
+        # An ETag comes from outside, and may hold surrogates, which UTF-8 can't encode.
         return str(uuid.uuid5(NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]
-    """Keeps the message that Celery would send, and the list it would go to, and sends nothing."""
+    """A channel that keeps the message that Celery would send, with its list, and sends nothing."""
 
     written: tuple[str, dict[str, Any]]
 
@@ -67,16 +66,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]
-    """Redis, for writing down what would be sent."""
+    """A Redis transport whose channels keep messages in place of sending them."""
 
     Channel = Channel
 
 
 class Publisher:
-    """Puts pictures on the queue. Not for several threads.
+    """Publishes messages. Not thread-safe.
 
-    Celery writes the first message of a batch, and the others are like it but for what names their
-    pictures: through `send_task` each would take five times as long.
+    Celery writes the first message of a batch. The others are copies of it with the ids and the
+    arguments of their pictures, because `send_task` takes five times as long for a message.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -88,29 +87,31 @@ class Publisher:
         pictures: Sequence[Wanted],
         queue: str,
         run: str | None = None,
-        along: Callable[[Any], None] | None = None,
+        also_write: Callable[[Any], None] | None = None,
         *,
-        first: Callable[[Any], None] | None = None,
+        watch: Callable[[Any], None] | None = None,
         keep_results: bool = False,
     ) -> list[str]:
-        """Put `pictures` on `queue`, all of them or none, and with them what `along` adds to the
-        pipeline it gets.
+        """Publish messages for `pictures` to `queue`, all or none, and return the task ids.
 
-        `first` may watch and read with the pipeline: if what it watches changes until the end,
-        nothing is written. Results are not kept unless asked for: the receipts have them, and
-        Flower shows them. Returns the task ids. Raises QueueUnavailable when it is not certain that
-        Redis has them; to publish them again is safe.
+        `run` is the name of the backfill that they belong to. `also_write` gets the Redis pipeline
+        and may add commands to the transaction. `watch` gets it before, and may watch and read
+        keys: if a watched key changes before the end, nothing is written. `keep_results` stores the
+        results of the tasks, which receipts have and Flower shows anyway.
+
+        Raises QueueUnavailable when it is not certain that Redis has the messages; to publish them
+        again is safe.
         """
         wanted = [(picture.task_id, picture.arguments) for picture in pictures]
         try:
             with connected(), self._app.backend.client.pipeline() as pipe:
-                if first:
-                    first(pipe)
+                if watch:
+                    watch(pipe)
                     pipe.multi()
                 for key, message in self._messages(wanted, queue, run, keep_results):
                     pipe.lpush(key, message)
-                if along:
-                    along(pipe)
+                if also_write:
+                    also_write(pipe)
                 pipe.execute()
         except BaseException:
             self.close()
@@ -118,7 +119,7 @@ class Publisher:
         return [task_id for task_id, _ in wanted]
 
     def close(self) -> None:
-        """Give the connection back; the next `publish` makes a new one."""
+        """Release the connection. The next `publish` opens a new one."""
         if self._producer is not None:
             self._producer.connection.release()
             self._producer = None
@@ -130,7 +131,7 @@ class Publisher:
         run: str | None,
         keep_results: bool,
     ) -> Iterator[tuple[str, str]]:
-        """The list in Redis and the message, as text, of each task id with its arguments."""
+        """Yield for each task id with its arguments the list in Redis and the message as JSON."""
         if not wanted:
             return
         producer = self._producer = self._producer or self._connect()
@@ -157,21 +158,83 @@ class Publisher:
             yield key, json.dumps(message)
 
     def _connect(self) -> Any:
-        # Kombu would try to connect for six seconds; whoever publishes knows better how long to
-        # try.
+        # Kombu would retry for six seconds. The caller decides how long to retry.
         connection = self._app.connection(
             transport=f"{__name__}:{Transport.__name__}", transport_options={"max_retries": 0}
         )
         return self._app.amqp.Producer(connection)
 
 
+class Backpressure:
+    """A bound on the messages that wait on a queue.
+
+    Publishing fills the queue up to `high_water` messages. Then it pauses until the workers have
+    taken all but `low_water`, which is one less than `high_water` by default.
+    """
+
+    def __init__(
+        self, redis: Any, queue: str, high_water: int, low_water: int | None = None
+    ) -> None:
+        self.waiting = 0  # messages at the last check
+        self._redis = redis
+        self._queue = queue
+        self._high_water = high_water
+        self._low_water = high_water - 1 if low_water is None else low_water
+        self._is_filling = True
+
+    def free(self) -> int:
+        """Return how many messages may be published now; 0 if the queue is full.
+
+        Raises QueueUnavailable.
+        """
+        with connected():
+            self.waiting = queues.depth(self._redis, self._queue)
+        if self.waiting <= self._low_water:
+            self._is_filling = True
+        if self.waiting >= self._high_water:
+            self._is_filling = False
+        return self._high_water - self.waiting if self._is_filling else 0
+
+    def claim(self, at_most: int) -> int:
+        """Return how many messages are going to be published: those that are free, or `at_most`.
+
+        If these fill the queue it counts as full, even if workers take messages meanwhile.
+        """
+        free = self._high_water - self.waiting
+        self._is_filling = free > at_most
+        return min(free, at_most)
+
+
+def wait_for_room(
+    redis: Any,
+    queue: str,
+    max_waiting: int,
+    on_full: Callable[[int], None],
+    pause: Callable[[float], bool | None] = time.sleep,
+) -> bool:
+    """Wait until fewer than `max_waiting` messages are on `queue`, and return True.
+
+    A full queue is reported once: `on_full` gets the number of messages. `pause` waits the seconds
+    that it gets; if it returns True, the wait ends and False is returned. Raises QueueUnavailable.
+    """
+    backpressure = Backpressure(redis, queue, max_waiting)
+    is_reported = False
+    while not backpressure.free():
+        if not is_reported:
+            on_full(backpressure.waiting)
+            is_reported = True
+        if pause(FULL_QUEUE_SECONDS):
+            return False
+    return True
+
+
 def announce_recipe(redis: Any, recipe: str) -> None:
-    """Tell producers with which recipe outputs are made from now on."""
+    """Record the recipe that new outputs are made with, for the commands that enqueue."""
     redis.set(RECIPE, recipe)
 
 
 def announced_recipe(redis: Any) -> str | None:
-    """The recipe of the worker that started last; None if none has."""
+    """Return the recipe of the worker that started last; None if no worker has started."""
     with connected():
-        found = redis.get(RECIPE)
-    return found.decode() if found else None
+        stored = redis.get(RECIPE)
+    return stored.decode() if stored else None

@@ -1,7 +1,8 @@
-"""Which places may be read and where their outputs go: the allow-list and the output key in one."""
+"""Routes: the allow-list of sources and destinations, and the addresses of outputs."""
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,13 +10,14 @@ from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.messages import AnonymizeRequest
 
-RESERVED = ".veil/"  # below every destination; no output goes there
+RESERVED = ".veil/"  # the folder of receipts below every destination, closed to outputs
 
 
 @dataclass(frozen=True)
 class Route:
-    """Pictures below `source` may be read; their outputs go below `destination`, at the same
-    relative key.
+    """Permission to read pictures below `source` and to write their outputs below `destination`.
+
+    An output has the key of its source, relative to both prefixes.
     """
 
     source: PrefixUri
@@ -23,41 +25,25 @@ class Route:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises InvalidRequest unless `text` is ``s3://SOURCE=s3://DESTINATION``."""
-        # Only the one before an address parts the two: prefixes like day=1/ are common.
+        """Return a route from ``s3://SOURCE=s3://DESTINATION``; raise InvalidRequest otherwise."""
+        # Only an equals sign before an address separates the two: prefixes like day=1/ are common.
         source, *destination = re.split(r"\s*=\s*(?=s3://)", text.strip())
         if len(destination) != 1:
             raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean")
         return cls(PrefixUri.parse(source), PrefixUri.parse(destination[0]))
 
     def outputs_of(self, sources: PrefixUri) -> PrefixUri:
-        """Where the outputs of `sources`, a place within the route's source, go by themselves."""
-        return PrefixUri(
-            self.destination.bucket, self.destination.prefix + self.source.rest(sources)
-        )
+        """Return the default prefix of the outputs of `sources`, which is in the source."""
+        rest = self.source.rest(sources)
+        return PrefixUri(self.destination.bucket, self.destination.prefix + rest)
+
+    def sources_of(self, outputs: PrefixUri) -> PrefixUri:
+        """Return the default prefix of the sources of `outputs`, which is in the destination."""
+        rest = self.destination.rest(outputs)
+        return PrefixUri(self.source.bucket, self.source.prefix + rest)
 
     def __str__(self) -> str:
         return f"{self.source}={self.destination}"
-
-
-def check(routes: Sequence[Route]) -> None:
-    """Raise InvalidRequest where an output could be taken for a source, or two sources share an
-    output.
-    """
-    for route in routes:
-        for other in routes:
-            if route.source.overlaps(other.destination):
-                raise InvalidRequest(
-                    f"source {route.source} and destination {other.destination} overlap: keep them apart"
-                )
-            if route is not other and route.source.overlaps(other.source):
-                raise InvalidRequest(
-                    f"sources {route.source} and {other.source} overlap: keep them apart"
-                )
-            if route is not other and route.destination.overlaps(other.destination):
-                raise InvalidRequest(
-                    f"destinations {route.destination} and {other.destination} overlap: keep them apart"
-                )
 
 
 @dataclass(frozen=True)
@@ -69,28 +55,79 @@ class Routed:
     destination: ObjectUri
 
 
-def find(request: AnonymizeRequest, routes: Sequence[Route]) -> Routed:
-    """Return `request` with its route; raise BucketNotAllowed if no route leads there from its
-    source.
+@dataclass(frozen=True)
+class Routes:
+    """All routes of a setup. A source or an output belongs to one of them at most.
+
+    Raises InvalidRequest if a source and a destination overlap, because an output could then be
+    taken for a source, or if two sources or two destinations overlap.
     """
-    for route in routes:
-        if route.source.contains(request.source):
-            target = request.destination or route.destination.join(
-                route.source.relative(request.source)
-            )
-            if not route.destination.contains(target):
-                raise BucketNotAllowed(
-                    f"{target} is outside {route.destination}, where VEIL_ROUTES lets outputs go"
-                )
-            if route.destination.relative(target).startswith(RESERVED):
-                raise InvalidRequest(
-                    f"{target} is in {RESERVED}, which is kept for receipts: choose another key"
-                )
-            if len(target.key.encode()) > MAX_KEY_BYTES:
-                raise InvalidRequest(
-                    f"the output's key {target.key!r:.100}… is longer than {MAX_KEY_BYTES} bytes"
-                )
-            return Routed(request, route, target)
-    raise BucketNotAllowed(
-        f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address"
-    )
+
+    routes: tuple[Route, ...]
+
+    def __post_init__(self) -> None:
+        for one, other in itertools.product(self.routes, repeat=2):
+            _check_apart("source {} and destination {}", one.source, other.destination)
+        for one, other in itertools.combinations(self.routes, 2):
+            _check_apart("sources {} and {}", one.source, other.source)
+            _check_apart("destinations {} and {}", one.destination, other.destination)
+
+    @classmethod
+    def parse(cls, *texts: str) -> Self:
+        """Return the routes in `texts`, one in each; see Route.parse."""
+        return cls(tuple(Route.parse(text) for text in texts))
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self.routes)
+
+    @property
+    def sources(self) -> list[PrefixUri]:
+        return [route.source for route in self.routes]
+
+    def of_source(self, place: PrefixUri) -> Route | None:
+        """Return the route whose source is `place` or contains it; None if there is none."""
+        return next((route for route in self if place.is_below(route.source)), None)
+
+    def of_destination(self, place: PrefixUri) -> Route | None:
+        """Return the route whose destination is `place` or contains it; None if there is none."""
+        return next((route for route in self if place.is_below(route.destination)), None)
+
+    def has_source(self, uri: ObjectUri) -> bool:
+        """Return whether `uri` is in the source of a route, or is the marker of its folder."""
+        return any(source.begins(uri) for source in self.sources)
+
+    def resolve(self, request: AnonymizeRequest) -> Routed:
+        """Return `request` with its route and the address of its output.
+
+        Raises BucketNotAllowed if no route leads from the source to the destination, and
+        InvalidRequest if the output can't be stored there.
+        """
+        for route in self.routes:
+            if route.source.contains(request.source):
+                relative = route.source.relative(request.source)
+                output = request.destination or route.destination.join(relative)
+                _check_output(route, output)
+                return Routed(request, route, output)
+        raise BucketNotAllowed(
+            f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address"
+        )
+
+
+def _check_output(route: Route, output: ObjectUri) -> None:
+    if not route.destination.contains(output):
+        raise BucketNotAllowed(
+            f"{output} is outside {route.destination}, where VEIL_ROUTES lets outputs go"
+        )
+    if route.destination.relative(output).startswith(RESERVED):
+        raise InvalidRequest(
+            f"{output} is in {RESERVED}, which is kept for receipts: choose another key"
+        )
+    if len(output.key.encode()) > MAX_KEY_BYTES:
+        raise InvalidRequest(
+            f"the output's key {output.key!r:.100}… is longer than {MAX_KEY_BYTES} bytes"
+        )
+
+
+def _check_apart(names: str, one: PrefixUri, other: PrefixUri) -> None:
+    if one.overlaps(other):
+        raise InvalidRequest(f"{names.format(one, other)} overlap: keep them apart")

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tasks.errors import SettingsInvalid, VeilError
-from tasks.routes import Route, check
+from tasks.routes import Routes
 from tasks.signatures import Key
 
 PREFIX = "VEIL_"
@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_routes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         try:
-            check([Route.parse(text) for text in value])
+            Routes.parse(*value)
         except VeilError as error:
             raise ValueError(str(error)) from None
         return value
@@ -161,8 +161,8 @@ class Settings(BaseSettings):
             name = "".join(f"{PREFIX}{part}: ".upper() for part in first["loc"][:1])
             raise SettingsInvalid(name + first["msg"].removeprefix("Value error, ")) from None
 
-    def parsed_routes(self) -> tuple[Route, ...]:
-        return tuple(Route.parse(text) for text in self.routes)
+    def parsed_routes(self) -> Routes:
+        return Routes.parse(*self.routes)
 
     def receipt_keys(self) -> tuple[Key, ...]:
         """The keys for receipts; the first signs."""

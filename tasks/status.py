@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.bulk import backfill
+from tasks.bulk import runs as stored_runs
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes, queues, review
 from tasks.records.queues import QueueStatus
@@ -39,7 +39,7 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """A run of a backfill. `listed` sources, of which `skipped` needed nothing, and `enqueued`
+    """A run of a stored_runs. `listed` sources, of which `skipped` needed nothing, and `enqueued`
     ones.
 
     Of these `done` and `failed` have ended and `left` have not; one whose message came twice counts
@@ -91,19 +91,17 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
     if not outcomes.RUN_NAME.fullmatch(run):
         return None
     with connected():
-        found = redis.hgetall(backfill.KEY.format(run))
-        if not found:
+        stored = stored_runs.read_leniently(redis, run)
+        if stored is None:
             return None
         ended, per_second = outcomes.of_run(redis, run), outcomes.per_second(redis)
-    return _run_status(
-        run, {name.decode(): value.decode() for name, value in found.items()}, ended, per_second
-    )
+    return _run_status(run, stored, ended, per_second)
 
 
 def runs(redis: Any) -> list[RunStatus]:
     """The runs that Redis remembers, the one that moved last first. Raises QueueUnavailable."""
     with connected():
-        names = backfill.names(redis)
+        names = stored_runs.names(redis)
     found = [status for name in names if (status := read_run(redis, name))]
     return sorted(found, key=lambda status: (-(status.updated or 0), status.run))
 
@@ -115,18 +113,18 @@ def _seconds(pictures: int, per_second: float) -> float | None:
 
 
 def _run_status(
-    run: str, fields: Mapping[str, str], ended: Mapping[str, int], per_second: float
+    run: str, stored: stored_runs.Run, ended: Mapping[str, int], per_second: float
 ) -> RunStatus:
-    enqueued, skipped = _number(fields, "enqueued"), _number(fields, "skipped")
+    enqueued, skipped = stored.enqueued, stored.skipped
     done, failed = sum(ended.get(status, 0) for status in DONE), ended.get(FAILED, 0)
     left = max(enqueued - done - failed, 0)
     known = skipped + enqueued
     return RunStatus(
         run=run,
-        state=fields.get("state", ""),
-        source=fields.get("source", ""),
-        destination=fields.get("destination", ""),
-        listed=_number(fields, "listed"),
+        state=stored.state,
+        source=stored.source,
+        destination=stored.destination,
+        listed=stored.listed,
         skipped=skipped,
         enqueued=enqueued,
         done=done,
@@ -135,20 +133,6 @@ def _run_status(
         percent=round(100 * (known - left) / known, 1) if known else 100.0,
         per_second=per_second,
         seconds_left=_seconds(left, per_second),
-        started=_time(fields, "started"),
-        updated=_time(fields, "updated"),
+        started=stored.started or None,
+        updated=stored.updated or None,
     )
-
-
-def _number(fields: Mapping[str, str], name: str) -> int:
-    try:
-        return int(fields.get(name, 0))
-    except ValueError:
-        return 0
-
-
-def _time(fields: Mapping[str, str], name: str) -> float | None:
-    try:
-        return float(fields[name])
-    except (KeyError, ValueError):
-        return None

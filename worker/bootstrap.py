@@ -216,7 +216,7 @@ def build_pipeline(
     return Pipeline(
         store=store,
         anonymizer=build_anonymizer(settings, watch),
-        route_table=settings.parsed_routes(),
+        routes=settings.parsed_routes(),
         receipt_key=next(iter(keys), None),
         older_keys=keys[1:],
     )

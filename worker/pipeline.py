@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from tasks import routes
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import (
     AccessDenied,
@@ -20,7 +19,7 @@ from tasks.errors import (
     StorageUnavailable,
 )
 from tasks.messages import MAX_BOXES, AnonymizeOptions, AnonymizeReport, AnonymizeRequest
-from tasks.routes import Route, Routed
+from tasks.routes import Route, Routed, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.marks import Marks
@@ -61,7 +60,7 @@ class Pipeline:
         *,
         store: ObjectStore,
         anonymizer: Anonymizer,
-        route_table: Sequence[Route],
+        routes: Routes,
         receipt_key: Key | None = None,
         older_keys: Sequence[Key] = (),
     ) -> None:
@@ -70,14 +69,14 @@ class Pipeline:
         """
         self._store = store
         self._anonymizer = anonymizer
-        self._route_table = route_table
+        self._routes = routes
         self._receipt_key = receipt_key
         self._marks = Marks([*([receipt_key] if receipt_key else []), *older_keys])
         self.recipe = anonymizer.recipe
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if it has none."""
-        return routes.find(request, self._route_table)
+        return self._routes.resolve(request)
 
     def run(
         self,
@@ -167,7 +166,7 @@ class Pipeline:
         route, destination = routed.route, routed.destination
         source, there = fetched.source, fetched.replaced
         key = route.destination.relative(destination)
-        made = receipts.Made.of(
+        made = receipts.ReceiptName.of(
             key,
             receipt.recipe,
             self._marks.version(source.uri, source.etag),
@@ -208,13 +207,13 @@ class Pipeline:
                 self._remove_other_receipts(route.destination, made)
 
     def _withdraw(
-        self, destination: PrefixUri, made: receipts.Made, there: StoredObject | None
+        self, destination: PrefixUri, made: receipts.ReceiptName, there: StoredObject | None
     ) -> None:
         """Remove the receipt of an output that was not stored, unless the output that is `there`
         has the same.
         """
         if there is not None:
-            its_own = receipts.Made.said_by(made.key, there)
+            its_own = receipts.ReceiptName.of_output(made.key, there)
             if (its_own, its_own.size) == (made, made.size):
                 return
         with _of_the_destination():
@@ -267,9 +266,9 @@ class Pipeline:
         """
         if output is None or not self._is_of_version(source, output):
             return None
-        made = receipts.Made.said_by(route.destination.relative(output.uri), output)
+        made = receipts.ReceiptName.of_output(route.destination.relative(output.uri), output)
         found = receipts.find(self._store, route.destination, made, output.uri, self._marks.keys)
-        receipt = found.counting if found else None
+        receipt = found.accepted if found else None
         if receipt is None or receipt.status == "held":
             return None
         if receipt.source_mark is not None and not self._marks.is_source(
@@ -427,10 +426,10 @@ class Pipeline:
             source_mark=self._marks.source(source.uri) if key else None,
         )
 
-    def _remove_other_receipts(self, destination: PrefixUri, made: receipts.Made) -> None:
+    def _remove_other_receipts(self, destination: PrefixUri, made: receipts.ReceiptName) -> None:
         """Of a picture that was made anew, only `made` still holds."""
         kept = receipts.uri(destination, made)
-        for uri, _ in receipts.named(self._store, destination, made.key):
+        for uri, _ in receipts.list_names(self._store, destination, made.key):
             if uri != kept:
                 self._store.delete(uri)
 

@@ -1,1 +1,1 @@
-"""Bulk commands: comparison, backfill and verification of whole buckets."""
+"""Commands on whole buckets: backfill, reconcile and verify."""

@@ -1,9 +1,9 @@
-"""A backfill: everything below a place that is not done yet, onto the queue, a page at a time.
+"""A backfill: publish messages for all sources below a prefix that are not done yet, page by page.
 
-The messages of a page and the checkpoint after it are one transaction in Redis, which is made only
-if Redis still has the checkpoint before it, and by one process. So whatever is killed, wherever, a
-run puts no key on the queue twice and leaves none out; and where Redis itself loses its last
-second, it loses messages and checkpoint together.
+The messages of a page and the checkpoint after it are one Redis transaction. It fails if Redis no
+longer has the checkpoint before the page, so only one process can go on with a run. Whatever is
+killed, a run publishes every key once. If Redis loses its last second, it loses the messages and
+the checkpoint together.
 """
 
 import hashlib
@@ -12,37 +12,38 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Any
 
 from celery import Celery
 from redis.exceptions import WatchError
 
 from tasks.backoff import Backoff
+from tasks.bulk import runs
 from tasks.bulk.comparison import Compared, compare
 from tasks.bulk.places import Places
+from tasks.bulk.runs import Page, Run
 from tasks.errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
 from tasks.messages import BACKFILL
-from tasks.publishing import Publisher, Wanted
-from tasks.records import outcomes, queues
+from tasks.publishing import Backpressure, Publisher, Wanted
+from tasks.records import outcomes
 from tasks.redis_errors import connected
 from tasks.storage.s3 import ObjectStore, StoredObject
 
-KEY = "veil:run:{}"
-SECONDS_KEPT = 90 * 86_400
-PAGE = 1000  # keys listed, and messages of a transaction, at most
-LISTING_SECONDS = 300.0  # a listing that rested longer begins anew, at the checkpoint
-POLL_SECONDS = 0.2
-
-State = Literal["running", "finished", "stopped"]
+PAGE = 1000  # the most keys of a page, and the most messages of a transaction
+LISTING_SECONDS = 300.0  # the longest pause in a listing; after it, list again from the checkpoint
+POLL_SECONDS = 0.2  # from one check of a full queue to the next
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which sources are wanted: modified from `since` on and before `until`, with one of
-    `suffixes`, and how many.
+    """A choice of sources by their time and suffix.
+
+    It takes sources that were modified at or after `since` and before `until`, whose keys end with
+    one of `suffixes` in upper or lower case, and at most `limit` messages.
     """
 
     since: datetime | None = None
@@ -55,93 +56,38 @@ class Selection:
             tuple(suffix.lower() for suffix in self.suffixes)
         ):
             return False
-        assert source.modified is not None  # of an object in a listing
-        return (self.since is None or source.modified >= self.since) and (
-            self.until is None or source.modified < self.until
-        )
+        assert source.modified is not None, "listings have the times of all objects"
+        if self.since is not None and source.modified < self.since:
+            return False
+        return self.until is None or source.modified < self.until
+
+    @property
+    def max_messages(self) -> float:
+        """The limit, or infinity."""
+        return math.inf if self.limit is None else self.limit
 
     def to_json(self) -> str:
-        times = {
-            name: when and when.isoformat()
-            for name, when in (("since", self.since), ("until", self.until))
+        """Return the selection as JSON. The names of runs depend on its bytes."""
+        fields = {
+            "since": self.since and self.since.isoformat(),
+            "until": self.until and self.until.isoformat(),
+            "suffixes": self.suffixes,
+            "limit": self.limit,
         }
-        return json.dumps({**times, "suffixes": self.suffixes, "limit": self.limit})
+        return json.dumps(fields)
 
 
 def run_name(places: Places, selection: Selection) -> str:
-    """The name of the run: the same for the same source, destination and selection."""
-    asked = "\n".join((str(places.source), str(places.output), selection.to_json()))
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{places.source.bucket}-{places.source.prefix}".lower())[
-        :48
-    ].strip("-")
-    return f"{slug}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+    """Return the name of a run, the same for the same source, destination and selection."""
+    text = "\n".join((str(places.source), str(places.output), selection.to_json()))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    source = f"{places.source.bucket}-{places.source.prefix}".lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", source)[:48].strip("-")
+    return f"{slug}-{digest}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run as Redis has it: what was asked, and the checkpoint.
-
-    `cursor` is the last key that was listed, below the source. Of the `listed`, some were `ignored`
-    (not selected) and some `skipped` (done already); `enqueued` are the messages, of sources with
-    so many `source_bytes`. Times are seconds since the epoch; `updated` of a run that ended is its
-    end.
-    """
-
-    name: str
-    source: str
-    destination: str
-    selection: str
-    recipe: str
-    owner: str
-    state: State = "running"
-    cursor: str = ""
-    listed: int = 0
-    ignored: int = 0
-    skipped: int = 0
-    enqueued: int = 0
-    source_bytes: int = 0
-    started: float = 0.0
-    updated: float = 0.0
-
-    @classmethod
-    def of(cls, found: Mapping[bytes, bytes]) -> Self | None:
-        """The run in a hash of Redis; None if that is empty."""
-        values = {name.decode(): value.decode() for name, value in found.items()}
-        kinds: dict[Any, Callable[[str], Any]] = {int: int, float: float}
-        try:
-            return cls(
-                **{one.name: kinds.get(one.type, str)(values[one.name]) for one in fields(cls)}
-            )
-        except KeyError:
-            return None
-
-    def after(self, page: "Page") -> Self:
-        return replace(
-            self,
-            cursor=page.cursor,
-            listed=self.listed + page.listed,
-            ignored=self.ignored + page.ignored,
-            skipped=self.skipped + page.skipped,
-            enqueued=self.enqueued + len(page.wanted),
-            source_bytes=self.source_bytes + page.source_bytes,
-            updated=time.time(),
-        )
-
-
-@dataclass
-class Page:
-    """A stretch of the listing."""
-
-    cursor: str = ""
-    listed: int = 0
-    ignored: int = 0
-    skipped: int = 0
-    source_bytes: int = 0
-    wanted: list[Wanted] = field(default_factory=list)
-
-
-class Reading:
-    """The listing of `places`, from the key `after` on, page by page."""
+class SourcePages:
+    """The sources of `places` after the key `after`, page by page."""
 
     def __init__(
         self,
@@ -153,24 +99,22 @@ class Reading:
     ) -> None:
         self._places = places
         self._selection = selection
-        # What is in the way of the outputs only is nothing that a backfill could do.
-        self._compared = (
-            (each, each.source) for each in compare(store, places, recipe, after) if each.source
-        )
-        self._ahead = next(self._compared, None)
+        self._sources = _with_source(compare(store, places, recipe, after))
+        self._next = next(self._sources, None)
 
     @property
     def at_end(self) -> bool:
-        return self._ahead is None
+        return self._next is None
 
-    def page(self, most: int) -> Page:
-        """The next keys, until `most` of them are wanted or PAGE are listed. It may end after any
-        key.
+    def page(self, max_wanted: int) -> Page:
+        """Return the next page: at most PAGE keys, of which at most `max_wanted` are published.
+
+        A page may end after any key.
         """
         page = Page()
-        while self._ahead is not None and page.listed < PAGE and len(page.wanted) < most:
-            self._add(page, *self._ahead)
-            self._ahead = next(self._compared, None)
+        while self._next is not None and page.listed < PAGE and len(page.wanted) < max_wanted:
+            self._add(page, *self._next)
+            self._next = next(self._sources, None)
         return page
 
     def _add(self, page: Page, compared: Compared, source: StoredObject) -> None:
@@ -186,34 +130,44 @@ class Reading:
             page.wanted.append(wanted(self._places, source))
 
     def _check_keys(self, compared: Compared) -> None:
-        """Raise SettingsInvalid where a picture may be done, and only a key could tell.
+        """Raise SettingsInvalid if only a receipt key can tell whether a picture is done.
 
-        With a key that is another one, the workers tell.
+        It only does so without receipt keys. With other keys, the workers raise it.
         """
         marks = self._places.marks
-        if not marks.are_keyed and (
-            key := marks.missing_key(*(made.etag for made in compared.made))
-        ):
+        if marks.are_keyed:
+            return
+        if key := marks.missing_key(*(name.etag for name in compared.receipts)):
             raise SettingsInvalid(
-                f"{self._places.destination(compared.key)} has a receipt by the key {key}: set VEIL_RECEIPT_KEY"
+                f"{self._places.destination(compared.key)} has a receipt by the key {key}: "
+                "set VEIL_RECEIPT_KEY"
             )
 
 
+def _with_source(pictures: Iterator[Compared]) -> Iterator[tuple[Compared, StoredObject]]:
+    """Yield the pictures that have a source, with it. A backfill can't repair orphans."""
+    for compared in pictures:
+        if compared.source is not None:
+            yield compared, compared.source
+
+
 def wanted(places: Places, source: StoredObject) -> Wanted:
-    """What to ask for so that the output of `source` is where `places` have it."""
+    """Return the picture to publish so that the output of `source` goes where `places` have it."""
     return Wanted(source.uri, places.asked_destination(places.key(source.uri)), source.etag)
 
 
-class _Moved(Exception):
-    """Redis has another checkpoint than this process: it lost its last second, or took what was
-    taken for lost.
+class _CheckpointChanged(Exception):
+    """Redis has another checkpoint than this process.
+
+    It lost its last second, or it has taken a page whose answer was lost.
     """
 
 
-class ToldBackoff(Backoff):
-    """Told to whoever looks on, not to the log."""
+class ReportingBackoff(Backoff):
+    """A backoff that reports outages to the user instead of the log."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
+        """`tell` gets a line for each outage and each return."""
         super().__init__("s3 or redis")
         self._tell = tell
 
@@ -225,7 +179,7 @@ class ToldBackoff(Backoff):
 
 
 class Backfill:
-    """One process's part in a run."""
+    """The work of one process on a run."""
 
     def __init__(
         self,
@@ -242,41 +196,40 @@ class Backfill:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`recipe` is what counts as current, None for any; the queue is kept between the water
-        marks, in messages.
+        """Prepare the work. Nothing is read or written before `begin`.
 
-        `max_rate` is in messages a second. `tell` gets a line where the user should know something.
+        Outputs of `recipe`, or of any if it is None, are done. The queue is kept between the water
+        marks, in messages. `max_rate` is in messages a second. `tell` gets lines for the user.
         """
         self.name = run_name(places, selection)
         self._redis = app.backend.client
         self._publisher = Publisher(app)
+        self._backpressure = Backpressure(self._redis, BACKFILL, high_water, low_water)
         self._store = store
         self._places = places
         self._selection = selection
         self._recipe = recipe or ""
-        self._low_water, self._high_water, self._max_rate = low_water, high_water, max_rate
+        self._max_rate = max_rate
         self._tell = tell
         self._clock, self._sleep = clock, sleep
         self._owner = uuid.uuid4().hex
-        self._next_at = 0.0
-        self._fills = True  # the queue, up to high water; not, while it runs down to low water
+        self._next_at = 0.0  # the clock's time before which the rate allows no message
 
     def begin(self, restart: bool = False) -> Run:
-        """Take the run over from whoever had it: where it was, or, if it is through, for another
-        pass.
+        """Take over the run from any other process, and return it.
 
-        What is finished, but waits or is in hand, stays finished. With `restart` nothing is
-        remembered.
+        An interrupted run goes on at its checkpoint. A finished run begins again if all of its
+        messages have ended, and else it stays finished. With `restart` it begins again anyway.
         """
         with connected(), self._redis.pipeline() as pipe:
             while True:
-                pipe.watch(KEY.format(self.name))
-                known = None if restart else read(pipe, self.name)
-                run = self._chosen(known)
+                pipe.watch(runs.KEY.format(self.name))
+                stored = None if restart else runs.read(pipe, self.name)
+                run = self._chosen(stored)
                 pipe.multi()
                 if run.listed == 0:
                     pipe.delete(outcomes.RUN.format(self.name))
-                _write(pipe, run)
+                runs.write(pipe, run)
                 try:
                     pipe.execute()
                     return run
@@ -284,13 +237,12 @@ class Backfill:
                     continue
 
     def pages(self, run: Run) -> Iterator[Run]:
-        """Put what is not done onto the queue; the run after each page, and now and then while it
-        waits for room.
+        """Publish the sources that are not done. Yield the run after each page.
 
-        Waits for servers that are away. Raises RunTakenOver when another process began with this
-        run.
+        It also yields the run from time to time while the queue is full, and waits for servers that
+        can't be reached. Raises RunTakenOver when another process has begun with this run.
         """
-        backoff = ToldBackoff(self._tell)
+        backoff = ReportingBackoff(self._tell)
         known: Run | None = run
         while known is None or known.state != "finished":
             try:
@@ -298,139 +250,117 @@ class Backfill:
                 for known in self._go_on(begun):
                     backoff.succeeded()
                     yield known
-            except _Moved:
+            except _CheckpointChanged:
                 known = None
             except Transient as error:
                 self._sleep(backoff.failed(error))
                 known = None
 
     def stop(self) -> None:
-        """Note that the run goes no further for now, unless somebody else has it."""
-        try:
-            with connected(), self._redis.pipeline() as pipe:
-                pipe.watch(KEY.format(self.name))
-                known = read(pipe, self.name)
-                pipe.multi()
-                if known is not None and known.owner == self._owner and known.state == "running":
-                    _write(pipe, replace(known, state="stopped", updated=time.time()))
-                pipe.execute()
-        except QueueUnavailable:
-            pass  # a note, no more
+        """Record that the run is stopped, unless another process has taken it over."""
+        # Without Redis the run stays "running", and goes on at its checkpoint all the same.
+        with suppress(QueueUnavailable), connected(), self._redis.pipeline() as pipe:
+            pipe.watch(runs.KEY.format(self.name))
+            stored = runs.read(pipe, self.name)
+            pipe.multi()
+            if stored is not None and stored.owner == self._owner and stored.state == "running":
+                runs.write(pipe, replace(stored, state="stopped", updated=time.time()))
+            pipe.execute()
 
-    def _chosen(self, known: Run | None) -> Run:
-        """What to do about the run that Redis knows."""
-        if known is not None and known.state == "finished":
-            if not is_through(self._redis, known):
+    def _chosen(self, stored: Run | None) -> Run:
+        """Return the run to go on with: the stored one as it applies, or a new one."""
+        if stored is not None and stored.state == "finished":
+            if not runs.is_through(self._redis, stored):
                 self._tell(
-                    f"the last pass of {self.name} is still being worked off; --restart lists everything again"
+                    f"messages of the last pass of {self.name} are still waiting or in work; "
+                    "--restart lists everything again"
                 )
-                return replace(known, owner=self._owner)
-        elif known is not None:
-            if self._recipe in ("", known.recipe) or not known.recipe:
-                return replace(known, owner=self._owner, state="running")
-            self._tell(f"the recipe was {known.recipe} and is {self._recipe}: begins anew")
+                return replace(stored, owner=self._owner)
+        elif stored is not None:
+            if self._recipe in ("", stored.recipe) or not stored.recipe:
+                return replace(stored, owner=self._owner, state="running")
+            self._tell(f"the recipe was {stored.recipe} and is {self._recipe}: the run begins anew")
         return new_run(self._places, self._selection, self._recipe, self._owner)
 
     def _reread(self) -> Run:
-        """The run as Redis has it now."""
+        """Return the run as Redis has it now."""
         with connected():
-            known = read(self._redis, self.name)
-        if known is None:
-            return self.begin()  # Redis has lost everything, the messages too
-        if known.owner != self._owner:
+            stored = runs.read(self._redis, self.name)
+        if stored is None:
+            return self.begin()  # Redis has lost everything, with the messages.
+        if stored.owner != self._owner:
             raise RunTakenOver(f"another process goes on with the run {self.name}")
-        return known
+        return stored
 
     def _go_on(self, run: Run) -> Iterator[Run]:
-        reading = Reading(
+        """Publish pages from the checkpoint of `run` on.
+
+        It ends early after a pause that was too long for the listing.
+        """
+        sources = SourcePages(
             self._store, self._places, self._selection, run.recipe or None, run.cursor
         )
-        limit = math.inf if self._selection.limit is None else self._selection.limit
-        while not reading.at_end and run.enqueued < limit:
-            asked = self._clock()
-            room = yield from self._room(run)
-            if self._clock() - asked > LISTING_SECONDS:
+        limit = self._selection.max_messages
+        while not sources.at_end and run.enqueued < limit:
+            paused_at = self._clock()
+            free = yield from self._wait_for_room(run)
+            if self._clock() - paused_at > LISTING_SECONDS:
                 return
-            page = reading.page(int(min(room, limit - run.enqueued)))
+            page = sources.page(int(min(free, limit - run.enqueued)))
             after = run.after(page)
-            self._keep(run, after, page.wanted)
+            self._commit(run, after, page.wanted)
             run = after
             yield run
         finished = replace(run, state="finished", updated=time.time())
-        self._keep(run, finished)
+        self._commit(run, finished)
         yield finished
 
-    def _room(self, run: Run) -> Generator[Run, None, int]:
-        """How many messages may be put on the queue now. Waits for their time, and, once it is
-        full, for low water.
-        """
-        most = int(min(PAGE, math.ceil(min(self._max_rate, PAGE))))
-        while True:
-            with connected():
-                depth = queues.depth(self._redis, BACKFILL)
-            self._fills = depth <= self._low_water or (self._fills and depth < self._high_water)
-            pause = self._next_at - self._clock()
-            if self._fills and pause <= 0:
-                room = self._high_water - depth
-                self._fills = room > most
-                return min(most, room)
-            yield run
-            self._sleep(min(POLL_SECONDS, pause) if self._fills else POLL_SECONDS)
+    def _wait_for_room(self, run: Run) -> Generator[Run, None, int]:
+        """Wait for the rate and for room on the queue; return how many messages may be published.
 
-    def _keep(self, before: Run, after: Run, pictures: Sequence[Wanted] = ()) -> None:
-        """Put `pictures` on the queue and keep the checkpoint after them, if Redis still has the
-        one before them.
+        Yields `run` before each pause.
+        """
+        max_messages = math.ceil(min(self._max_rate, PAGE))
+        while True:
+            free = self._backpressure.free()
+            pause = self._next_at - self._clock()
+            if free and pause <= 0:
+                return self._backpressure.claim(max_messages)
+            yield run
+            self._sleep(min(POLL_SECONDS, pause) if free else POLL_SECONDS)
+
+    def _commit(self, before: Run, after: Run, pictures: Sequence[Wanted] = ()) -> None:
+        """Publish `pictures` and write the checkpoint after them, in one transaction.
+
+        Raises _CheckpointChanged if Redis no longer has the checkpoint before them.
         """
 
         def check(pipe: Any) -> None:
-            pipe.watch(KEY.format(self.name))
-            if read(pipe, self.name) != before:
-                raise _Moved
+            pipe.watch(runs.KEY.format(self.name))
+            if runs.read(pipe, self.name) != before:
+                raise _CheckpointChanged
 
         self._publisher.publish(
-            pictures, BACKFILL, self.name, lambda pipe: _write(pipe, after), first=check
+            pictures, BACKFILL, self.name, lambda pipe: runs.write(pipe, after), watch=check
         )
         self._next_at = max(self._next_at, self._clock()) + len(pictures) / self._max_rate
-
-
-def read(redis: Any, name: str) -> Run | None:
-    """The run `name`; None if Redis has none."""
-    return Run.of(redis.hgetall(KEY.format(name)))
-
-
-def names(redis: Any) -> list[str]:
-    """The runs that Redis remembers."""
-    prefix = KEY.format("")
-    keys = (
-        key.decode().removeprefix(prefix) for key in redis.scan_iter(KEY.format("*"), count=500)
-    )
-    return sorted(name for name in keys if outcomes.RUN_NAME.fullmatch(name))
-
-
-def is_through(redis: Any, run: Run) -> bool:
-    """Whether no message of a run that ended waits or is in hand, as far as Redis can tell.
-
-    It can't where a message is just being taken, nor where one went to the end of the queue for
-    another try.
-    """
-    oldest = queues.oldest(redis, BACKFILL)
-    return (oldest is None or oldest > run.updated) and not queues.in_hand(redis, run.name)
 
 
 def rehearse(
     store: ObjectStore, places: Places, selection: Selection, recipe: str | None
 ) -> Iterator[Run]:
-    """What a new run would do, page by page, without doing it."""
+    """Yield a new run after each page, without publishing or writing anything."""
     run = new_run(places, selection, recipe or "")
-    reading = Reading(store, places, selection, recipe)
-    limit = math.inf if selection.limit is None else selection.limit
-    while not reading.at_end and run.enqueued < limit:
-        run = run.after(reading.page(int(min(PAGE, limit - run.enqueued))))
+    sources = SourcePages(store, places, selection, recipe)
+    limit = selection.max_messages
+    while not sources.at_end and run.enqueued < limit:
+        run = run.after(sources.page(int(min(PAGE, limit - run.enqueued))))
         yield run
     yield replace(run, state="finished")
 
 
 def new_run(places: Places, selection: Selection, recipe: str, owner: str = "") -> Run:
+    """Return a run that has listed nothing and starts now."""
     now = time.time()
     return Run(
         name=run_name(places, selection),
@@ -442,9 +372,3 @@ def new_run(places: Places, selection: Selection, recipe: str, owner: str = "") 
         started=now,
         updated=now,
     )
-
-
-def _write(redis: Any, run: Run) -> None:
-    key = KEY.format(run.name)
-    redis.hset(key, mapping=asdict(run))
-    redis.expire(key, SECONDS_KEPT)

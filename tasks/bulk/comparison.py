@@ -1,11 +1,12 @@
-"""What is done and what is not: sources against outputs and receipts, from three listings that are
-read side by side.
+"""Compare the sources with the outputs and receipts of two places, from listings read in parallel.
 
-Listings come in an order, and reading them side by side needs it. Amazon's is that of the keys'
-bytes; stores that keep files go folder by folder. The first pair of keys that the two put
-differently makes us ask the store. Where a listing changes while it is read, and where receipts
-come in another order than their pictures, a picture can be taken for one that is not done: that is
-a suspicion, which `settle` turns into a fact. One that is taken for done is done.
+A parallel reading needs listings in the same order. Amazon S3 lists by the bytes of the keys,
+stores that keep objects as files list folder by folder. The store is asked which order it has, at
+the first pair of keys that the two orders put differently.
+
+If a listing changes while it is read, or receipts come in another order than their pictures, a
+finished picture can look unfinished. `compare` therefore only suspects that a picture is not done,
+and `settle` finds out. A picture that `compare` reports as current is current.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from tasks.errors import InvalidRequest
 from tasks.routes import RESERVED
 from tasks.storage import receipts
 from tasks.storage.marks import is_keyed
-from tasks.storage.receipts import Found, Made, Receipt
+from tasks.storage.receipts import FoundReceipt, Receipt, ReceiptName
 from tasks.storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
@@ -29,22 +30,25 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Compared:
-    """A picture by its key, and whether it is done as the listings have it: a source, or an output
-    without one.
+    """A source, or an output without a source, as the listings have it.
+
+    `source` is None for an output without a source. `is_current` is False if the picture may not be
+    done. `receipts` are the names of its receipts.
     """
 
     key: str
     source: StoredObject | None
     is_current: bool
-    made: tuple[Made, ...] = ()
+    receipts: tuple[ReceiptName, ...] = ()
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What is true of a picture. `source` and `output` are None where there is none.
+    """The state of a picture, found by reading its objects. `source` and `output` may be missing.
 
-    `reason` is why it is held back, or refused, or can't be told. A picture whose address no worker
-    takes, such as ``a/../b``, is not asked for: its `source` is as it was listed.
+    `reason` says why the picture is held or refused, or why its state is unknown. The store is not
+    asked for a picture whose address no worker accepts, such as ``a/../b``: its `source` is as it
+    was listed.
     """
 
     key: str
@@ -57,205 +61,156 @@ class Settled:
 def compare(
     store: ObjectStore, places: Places, recipe: str | None, after: str = ""
 ) -> Iterator[Compared]:
-    """Every source of `places` after the key `after`, and every output without a source, in the
-    order of the store.
+    """Yield the sources after the key `after`, and the outputs without a source, in listing order.
 
-    A picture is done if its output is there and its only receipt is of the source's version, of the
-    output's size and, unless None, of `recipe`; where there is a key, the receipt's name must be
-    marked with one. A key comes once as a source; a suspected output whose source is there, or is
-    listed late, once more. Memory does not grow with the number of keys.
+    A picture is current if its output exists and its only receipt has the source's version, the
+    output's size and `recipe`, if that is not None. With receipt keys the name of the receipt must
+    also have a keyed mark. A key comes once as a source. If an output seemed to have no source
+    because the listing had changed, its key comes twice. Memory does not grow with the number of
+    keys.
     """
-    order = _Order(store)
-    sources: _Listing[StoredObject] = _Listing(places.source, lambda stored: places.key(stored.uri))
-    outputs: _Listing[StoredObject] = _Listing(
-        places.output, lambda stored: places.output.relative(stored.uri)
-    )
-    made: _Listing[Made] = _Listing(_receipts_place(places), lambda found: found.key)
-    sources.read(store.list(places.source.bucket, places.source.prefix, sources.address(after)))
-    outputs.read(list_outputs(store, places, outputs.address(after)))
-    made.read(_receipts(store, made.place, made.address(after)))
+    listings = _Listings(store, places, after)
+    sources, outputs = listings.sources, listings.outputs
     while (source := sources.head) is not None:
+        yield from listings.outputs_before_source()
         key = sources.key
-        while outputs.head is not None and order.is_before(outputs, sources):
-            yield Compared(outputs.key, None, False)
-            outputs.advance()
-        while made.head is not None and order.is_before(made, sources):
-            made.advance()
-        there = outputs.take(key)
-        mine = made.take(key)
+        listed_outputs, names = listings.take(key)
         is_current = (
-            len(there) == len(mine) == 1
-            and _is_of_version(places, source, recipe, mine[0])
-            and mine[0].may_be(source, there[0])
-            and (
-                is_keyed(mine[0].etag) or not places.marks.are_keyed
-            )  # else its signature has to be looked at
-            and not _may_have_more(key, made.key)
+            len(listed_outputs) == len(names) == 1
+            and _is_of_version(places, source, recipe, names[0])
+            and names[0].may_be_of(source, listed_outputs[0])
+            # Without a keyed mark only the signature can prove the receipt.
+            and (is_keyed(names[0].etag) or not places.marks.are_keyed)
+            and not _may_have_more(key, listings.receipts.key)
         )
-        yield Compared(key, source, is_current, tuple(mine))
+        yield Compared(key, source, is_current, tuple(names))
         sources.advance()
     while outputs.head is not None:
         yield Compared(outputs.key, None, False)
         outputs.advance()
 
 
-def without_output(store: ObjectStore, places: Places) -> Iterator[Made]:
-    """The receipts of which no output is listed, those of long keys left out; each a suspicion, as
-    in `compare`.
+def without_output(store: ObjectStore, places: Places) -> Iterator[ReceiptName]:
+    """Yield the receipts without a listed output, except those of long keys.
+
+    As in `compare`, this is a suspicion: the output may exist.
     """
     order = _Order(store)
-    listed: _Listing[StoredObject] = _Listing(
-        places.output, lambda stored: places.output.relative(stored.uri)
-    )
-    made: _Listing[Made] = _Listing(_receipts_place(places), lambda found: found.key)
-    listed.read(list_outputs(store, places))
-    made.read(_receipts(store, made.place))
-    while made.head is not None:
-        while listed.head is not None and order.is_before(listed, made):
-            listed.advance()
-        if listed.head is None or listed.key != made.key:
-            yield made.head
-        made.advance()
+    outputs, names = _output_listing(places), _receipt_listing(places)
+    outputs.read(list_outputs(store, places))
+    names.read(receipts.list_folder(store, names.place))
+    while names.head is not None:
+        while outputs.head is not None and order.is_before(outputs, names):
+            outputs.advance()
+        if outputs.head is None or outputs.key != names.key:
+            yield names.head
+        names.advance()
 
 
 def settle(
     store: ObjectStore, places: Places, recipe: str | None, compared: Compared
 ) -> Settled | None:
-    """What is true of a picture that the listings do not show as done; None if it is gone on both
-    sides.
-    """
-    source_uri, destination = places.source.join(compared.key), places.destination(compared.key)
+    """Return the state of a picture that `compare` suspects; None if both its objects are gone."""
+    key = compared.key
+    source_uri, destination = places.source.join(key), places.destination(key)
     if reason := refusal(store, source_uri) or refusal(store, destination):
-        return Settled(
-            compared.key, "refused" if compared.source else "orphan", compared.source, None, reason
-        )
+        state: State = "refused" if compared.source else "orphan"
+        return Settled(key, state, compared.source, None, reason)
     source = store.head(source_uri)
     output = store.head(destination)
     if source is None:
-        return None if output is None else Settled(compared.key, "orphan", None, output)
+        return None if output is None else Settled(key, "orphan", None, output)
     is_ours = output is not None and places.marks.is_source(output.metadata, source.uri)
     if output is not None and is_ours:
-        if _is_of_version(places, source, recipe, Made.said_by(compared.key, output)):
-            return _settle_current(store, places, compared.key, source, output)
-    elif output is not None and (key := places.marks.missing_key_of(output.metadata)):
-        return Settled(
-            compared.key, "unknown key", source, output, f"add the key {key} to VEIL_RECEIPT_KEY"
-        )
-    # An older output stays where its picture is held by now, and so does its receipt.
-    held = (
-        _held(store, places, recipe, compared.key, source)
-        if output is None or len(compared.made) != 1
-        else None
-    )
-    if held is not None:
-        return Settled(compared.key, "held", source, output, held.reason)
-    return Settled(compared.key, "stale" if is_ours else "missing", source, output)
+        if _is_of_version(places, source, recipe, ReceiptName.of_output(key, output)):
+            return _settle_current(store, places, key, source, output)
+    elif output is not None and (missing := places.marks.missing_key_of(output.metadata)):
+        reason = f"add the key {missing} to VEIL_RECEIPT_KEY"
+        return Settled(key, "unknown key", source, output, reason)
+    # When a new version is held, the output of the older one stays, with its receipt.
+    if output is None or len(compared.receipts) != 1:
+        held = _held(store, places, recipe, key, source)
+        if held is not None:
+            return Settled(key, "held", source, output, held.reason)
+    return Settled(key, "stale" if is_ours else "missing", source, output)
 
 
 def _settle_current(
     store: ObjectStore, places: Places, key: str, source: StoredObject, output: StoredObject
 ) -> Settled:
-    """Settle a picture whose output says of itself that it is current, which only its receipt can
-    tell.
+    """Settle a picture whose output has current metadata, which only its receipt can prove.
 
-    Without keys a receipt may be gone: then only a copy of the source is recognised.
+    Without receipt keys the receipt may be missing: then only a copy of the source is recognised.
     """
-    receipt = read_receipt(store, places, Made.said_by(key, output))
-    if receipt is None and places.marks.are_keyed:
+    receipt = read_receipt(store, places, ReceiptName.of_output(key, output))
+    if receipt is not None:
+        is_output = receipt.is_of(source, output)
+    elif places.marks.are_keyed:
         return Settled(key, "stale", source, output, UNPROVEN)
-    is_output = (
-        receipt.is_of(source, output) if receipt else not receipts.looks_like_copy(source, output)
-    )
+    else:
+        is_output = not receipts.looks_like_copy(source, output)
     return Settled(key, "current" if is_output else "missing", source, output)
 
 
 def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterator[StoredObject]:
-    """The outputs of `places` after the key `after` of their bucket, without what is kept for
-    receipts.
-    """
+    """Yield the outputs of `places` after the key `after` of their bucket, without receipts."""
     hidden = places.route.destination.prefix + RESERVED
     start: str | None = after
     while start is not None:
         found, start = store.list(places.output.bucket, places.output.prefix, start), None
         for stored in found:
             if stored.uri.key.startswith(hidden):
-                start = (
-                    hidden + LAST_CHARACTER
-                )  # listed past, page by page there would be as many as outputs
+                # List after the receipts. There are as many of them as there are outputs.
+                start = hidden + LAST_CHARACTER
                 break
             yield stored
 
 
-def read_receipts(store: ObjectStore, places: Places, key: str) -> Iterator[tuple[Made, Receipt]]:
-    """Yield the receipts of a picture that count; more than one if a worker died between two
-    writes.
-    """
-    for uri, made in named_receipts(store, places, key):
-        found = receipts.read(store, uri, places.destination(key), places.marks.keys)
-        if found and found.counting:
-            yield made, found.counting
-
-
-def named_receipts(
+def read_receipts(
     store: ObjectStore, places: Places, key: str
-) -> Iterator[tuple[ObjectUri, Made]]:
-    """Yield the receipts of a picture by their names, with the key that it has in `places`."""
-    for uri, made in receipts.named(store, places.route.destination, places.made_key(key)):
-        yield uri, replace(made, key=key)
+) -> Iterator[tuple[ReceiptName, Receipt]]:
+    """Yield the receipts of a picture that count, with their names.
 
-
-def find_receipt(store: ObjectStore, places: Places, made: Made) -> Found | None:
-    """Return what is in the place of the receipt of an output that was `made`, its key that in
-    `places`.
+    There is more than one if a worker died between writing a new one and deleting the old one.
     """
-    output = places.destination(made.key)
-    named = replace(made, key=places.made_key(made.key))
-    return receipts.find(store, places.route.destination, named, output, places.marks.keys)
-
-
-def read_receipt(store: ObjectStore, places: Places, made: Made) -> Receipt | None:
-    """Return the receipt of an output that was `made`, its key that in `places`; None if there is
-    none that counts.
-    """
-    found = find_receipt(store, places, made)
-    return found.counting if found else None
-
-
-def receipt_uri(places: Places, made: Made) -> ObjectUri:
-    """Where the receipt of an output that was `made` is, its key that in `places`."""
-    return receipts.uri(places.route.destination, replace(made, key=places.made_key(made.key)))
-
-
-def _held(
-    store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject
-) -> Receipt | None:
-    """Return the receipt that says that this version of a picture is held back; None if there is
-    none.
-
-    The last receipt of the version counts: a picture may have been released since it was held.
-    """
-    last: Receipt | None = None
-    for uri, made in named_receipts(store, places, key):
-        if not _is_of_version(places, source, recipe, made):
-            continue
+    for uri, name in list_receipts(store, places, key):
         found = receipts.read(store, uri, places.destination(key), places.marks.keys)
-        receipt = found.counting if found else None
-        if receipt is None or receipt.source_etag != source.etag or receipt.recipe != made.recipe:
-            continue
-        if last is None or receipt.created > last.created:
-            last = receipt
-    return last if last is not None and last.status == "held" else None
+        if found and found.accepted:
+            yield name, found.accepted
 
 
-def _is_of_version(places: Places, source: StoredObject, recipe: str | None, made: Made) -> bool:
-    return places.marks.is_version(made.etag, source.uri, source.etag) and receipts.is_of(
-        made.recipe, recipe
-    )
+def list_receipts(
+    store: ObjectStore, places: Places, key: str
+) -> Iterator[tuple[ObjectUri, ReceiptName]]:
+    """Yield the addresses and names of the receipts of a picture, whose key is that in `places`."""
+    listed = receipts.list_names(store, places.route.destination, places.receipt_key(key))
+    for uri, name in listed:
+        yield uri, replace(name, key=key)
+
+
+def find_receipt(store: ObjectStore, places: Places, name: ReceiptName) -> FoundReceipt | None:
+    """Return the receipt `name`, whose key is that in `places`; None if there is none."""
+    output = places.destination(name.key)
+    in_route = replace(name, key=places.receipt_key(name.key))
+    return receipts.find(store, places.route.destination, in_route, output, places.marks.keys)
+
+
+def read_receipt(store: ObjectStore, places: Places, name: ReceiptName) -> Receipt | None:
+    """Return the receipt `name`, whose key is that in `places`; None if it does not count."""
+    found = find_receipt(store, places, name)
+    return found.accepted if found else None
+
+
+def receipt_uri(places: Places, name: ReceiptName) -> ObjectUri:
+    """Return the address of the receipt `name`, whose key is that in `places`."""
+    in_route = replace(name, key=places.receipt_key(name.key))
+    return receipts.uri(places.route.destination, in_route)
 
 
 def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
-    """Return why no worker takes this address; asked for it, the store would answer for another
-    one.
+    """Return why no worker accepts the address `uri`; None if workers do.
+
+    If asked for such an address, the store would answer for another one.
     """
     try:
         ObjectUri.parse(str(uri))
@@ -265,29 +220,46 @@ def refusal(store: ObjectStore, uri: ObjectUri) -> str | None:
     return None
 
 
-def _may_have_more(key: str, following: str) -> bool:
-    """Whether another receipt of `key` can come after one of the key `following`.
+def _held(
+    store: ObjectStore, places: Places, recipe: str | None, key: str, source: StoredObject
+) -> Receipt | None:
+    """Return the receipt by which this version of a picture is held; None if it is not held.
 
-    Between ``a.0….json`` and ``a.f….json`` there is room for ``a.7.jpg.….json``.
+    The last receipt of the version counts: the picture may have been released since it was held.
+    """
+    last: Receipt | None = None
+    for uri, name in list_receipts(store, places, key):
+        if not _is_of_version(places, source, recipe, name):
+            continue
+        found = receipts.read(store, uri, places.destination(key), places.marks.keys)
+        receipt = found.accepted if found else None
+        if receipt is None or receipt.source_etag != source.etag or receipt.recipe != name.recipe:
+            continue
+        if last is None or receipt.created > last.created:
+            last = receipt
+    return last if last is not None and last.status == "held" else None
+
+
+def _is_of_version(
+    places: Places, source: StoredObject, recipe: str | None, name: ReceiptName
+) -> bool:
+    is_version = places.marks.is_version(name.etag, source.uri, source.etag)
+    return is_version and receipts.is_of_recipe(name.recipe, recipe)
+
+
+def _may_have_more(key: str, following: str) -> bool:
+    """Return whether a receipt of `key` can come after a receipt of the key `following`.
+
+    A listing has ``a.7.jpg.….json``, of another key, between ``a.0….json`` and ``a.f….json``.
     """
     return following.startswith(key + ".") and following[len(key) + 1 :][:1] <= "f"
 
 
-def _receipts_place(places: Places) -> PrefixUri:
-    """Where the receipts of `places` are, each named as its picture is there, and more."""
-    destination = places.route.destination
-    return PrefixUri(destination.bucket, destination.prefix + receipts.FOLDER + places.made_key(""))
-
-
-def _receipts(store: ObjectStore, place: PrefixUri, after: str = "") -> Iterator[Made]:
-    """The receipts, by their pictures' keys in the places."""
-    for stored in store.list(place.bucket, place.prefix, after):
-        if found := receipts.parse(place.relative(stored.uri)):
-            yield found
-
-
 class _Listing(Generic[Item]):
-    """A listing with a look ahead at its next item."""
+    """A listing of the objects below `place` with access to its next item, the `head`.
+
+    `key` is that of the head, relative to `place`. It keeps its last value at the end.
+    """
 
     def __init__(self, place: PrefixUri, key_of: Callable[[Item], str]) -> None:
         self.place = place
@@ -297,10 +269,11 @@ class _Listing(Generic[Item]):
         self._items: Iterator[Item] = iter(())
 
     def address(self, key: str) -> str:
-        """Where `key` is in the bucket; empty if it is."""
+        """Return the key in the bucket for a `key` in the place; empty for an empty one."""
         return self.place.prefix + key if key else ""
 
     def read(self, items: Iterator[Item]) -> None:
+        """Read from `items` from now on."""
         self._items = items
         self.advance()
 
@@ -310,7 +283,7 @@ class _Listing(Generic[Item]):
             self.key = self._key_of(self.head)
 
     def take(self, key: str) -> list[Item]:
-        """The next items as long as they are of `key`."""
+        """Return the next items that have the key `key`, and advance past them."""
         taken: list[Item] = []
         while self.head is not None and self.key == key:
             taken.append(self.head)
@@ -318,18 +291,54 @@ class _Listing(Generic[Item]):
         return taken
 
 
+class _Listings:
+    """The listings of sources, outputs and receipts after the key `after`, read in parallel."""
+
+    def __init__(self, store: ObjectStore, places: Places, after: str) -> None:
+        self._order = _Order(store)
+        self.sources = _Listing[StoredObject](places.source, lambda stored: places.key(stored.uri))
+        self.outputs = _output_listing(places)
+        self.receipts = _receipt_listing(places)
+        source = places.source
+        self.sources.read(store.list(source.bucket, source.prefix, self.sources.address(after)))
+        self.outputs.read(list_outputs(store, places, self.outputs.address(after)))
+        place = self.receipts.place
+        self.receipts.read(receipts.list_folder(store, place, self.receipts.address(after)))
+
+    def outputs_before_source(self) -> Iterator[Compared]:
+        """Yield the outputs that come before the next source, and skip such receipts."""
+        while self.outputs.head is not None and self._order.is_before(self.outputs, self.sources):
+            yield Compared(self.outputs.key, None, False)
+            self.outputs.advance()
+        while self.receipts.head is not None and self._order.is_before(self.receipts, self.sources):
+            self.receipts.advance()
+
+    def take(self, key: str) -> tuple[list[StoredObject], list[ReceiptName]]:
+        """Return the outputs and the receipts that come next and have the key `key`."""
+        return self.outputs.take(key), self.receipts.take(key)
+
+
+def _output_listing(places: Places) -> _Listing[StoredObject]:
+    return _Listing(places.output, lambda stored: places.output.relative(stored.uri))
+
+
+def _receipt_listing(places: Places) -> _Listing[ReceiptName]:
+    folder = receipts.folder(places.route.destination, places.output)
+    return _Listing(folder, lambda name: name.key)
+
+
 class _Order:
-    """In which order the keys of a listing come: by their bytes, or folder by folder."""
+    """The order of a store's listings: by the bytes of the keys, or folder by folder."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._by_folder: bool | None = None
 
     def is_before(self, one: _Listing[Any], other: _Listing[Any]) -> bool:
-        """Whether the next key of `one` comes before the next one of `other`."""
+        """Return whether the next key of `one` comes before the next key of `other`."""
         if one.key == other.key:
             return False
-        # Characters are in the order of their UTF-8 bytes.
+        # Python compares code points, which have the order of their UTF-8 bytes.
         by_bytes = one.key < other.key
         if self._by_folder is False:
             return by_bytes
@@ -341,16 +350,13 @@ class _Order:
         return by_folder if self._by_folder else by_bytes
 
     def _ask(self, lesser: _Listing[Any], greater: _Listing[Any]) -> bool:
-        """Whether the store goes by folder.
+        """Return whether the store lists by folder. `lesser` has the smaller key by bytes.
 
-        The keys are like ``P-…`` and ``P/…``. By folder ``P-…`` is listed after all of ``P/``; else
-        all that is listed there is greater.
+        The keys are like ``P-…`` and ``P/…``. By folder, ``P-…`` is listed after all of ``P/``. By
+        bytes, all that is listed after ``P/`` is greater.
         """
-        at = next(
-            i
-            for i, (one, other) in enumerate(zip(lesser.key, greater.key, strict=False))
-            if one != other
-        )
+        pairs = enumerate(zip(lesser.key, greater.key, strict=False))
+        at = next(i for i, (one, other) in pairs if one != other)
         end = lesser.address(greater.key[: at + 1] + LAST_CHARACTER)
         after = next(self._store.list(lesser.place.bucket, lesser.place.prefix, end), None)
         return after is not None and after.uri.key < end

@@ -1,4 +1,4 @@
-"""Many calls at once, their results in the order of what they were given."""
+"""Concurrent calls whose results come in the order of their arguments."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,21 +8,22 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AHEAD = 4  # calls begun for each thread before the first of them is through
+CALLS_PER_THREAD = 4  # pending or running calls, so that a slow call does not idle the others
 
 
 def in_order(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Iterator[Result]:
-    """What `work` returns for each of `items`, which are taken as they are needed; raises what a
-    call raises.
+    """Yield the results of `work` for `items`, called on `threads` threads; raise its exceptions.
+
+    `items` are read on demand.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="in-order") as pool:
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
                 pending.append(pool.submit(work, item))
-                if len(pending) == AHEAD * threads:
+                if len(pending) == CALLS_PER_THREAD * threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -1,4 +1,4 @@
-"""Places: sources and their outputs, as a command over a whole bucket names them."""
+"""The places of a bulk command: a prefix of sources and the prefix of their outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from typing import Self
 
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.routes import RESERVED, Route
+from tasks.routes import RESERVED, Route, Routes
 from tasks.signatures import Key
 from tasks.storage.marks import Marks
 
 
 @dataclass(frozen=True)
 class Places:
-    """Sources below `source` and their outputs below `output`, both within `route`.
+    """The sources below `source` and their outputs below `output`, both within `route`.
 
-    `marks` tell which output is of which source.
+    `marks` recognise the source of an output.
     """
 
     route: Route
@@ -25,58 +25,49 @@ class Places:
 
     @classmethod
     def find(
-        cls, source: str, output: str | None, routes: Sequence[Route], keys: Sequence[Key] = ()
+        cls, source: str, output: str | None, routes: Routes, keys: Sequence[Key] = ()
     ) -> Self:
-        """Return the places at two addresses; `output` is by default where the route leads.
+        """Return the places at two addresses. `output` is where the route leads by default.
 
-        `keys` are those for receipts. Raises BucketNotAllowed if no route leads from one to the
-        other, InvalidRequest if `output` is kept for receipts.
+        `keys` are the receipt keys. Raises BucketNotAllowed if no route leads from one to the
+        other, InvalidRequest if `output` is reserved for receipts.
         """
-        read = PrefixUri.parse(source)
-        for route in routes:
-            if read.is_below(route.source):
-                written = PrefixUri.parse(output) if output else route.outputs_of(read)
-                if written.is_below(route.destination):
-                    if route.destination.rest(written).startswith(RESERVED):
-                        raise InvalidRequest(f"{written} is kept for receipts: name another place")
-                    return cls(route, read, written, Marks(keys))
+        sources = PrefixUri.parse(source)
+        if route := routes.of_source(sources):
+            outputs = PrefixUri.parse(output) if output else route.outputs_of(sources)
+            if outputs.is_below(route.destination):
+                if route.destination.rest(outputs).startswith(RESERVED):
+                    raise InvalidRequest(f"{outputs} is kept for receipts: name another place")
+                return cls(route, sources, outputs, Marks(keys))
         raise BucketNotAllowed(
             f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one"
         )
 
     @classmethod
-    def of_outputs(
-        cls, output: PrefixUri, routes: Sequence[Route], keys: Sequence[Key] = ()
-    ) -> Self:
-        """Return the places with outputs below `output`, and with the sources that the route gives
-        them.
+    def of_outputs(cls, output: PrefixUri, routes: Routes, keys: Sequence[Key] = ()) -> Self:
+        """Return the places with outputs below `output`, and with the sources that its route gives.
 
         Raises BucketNotAllowed if no route leads there, InvalidRequest if receipts are kept there.
         """
-        for route in routes:
-            if output.is_below(route.destination):
-                rest = route.destination.rest(output)
-                if rest.startswith(RESERVED):
-                    raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
-                source = PrefixUri(route.source.bucket, route.source.prefix + rest)
-                return cls(route, source, output, Marks(keys))
-        raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
+        route = routes.of_destination(output)
+        if route is None:
+            raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
+        if route.destination.rest(output).startswith(RESERVED):
+            raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
+        return cls(route, route.sources_of(output), output, Marks(keys))
 
     def key(self, source: ObjectUri) -> str:
-        """Return the key that names a picture in both places."""
+        """Return the key of a picture, which is the same in both places."""
         return self.source.relative(source)
 
     def destination(self, key: str) -> ObjectUri:
+        """Return the address of the output of `key`."""
         return self.output.join(key)
 
     def asked_destination(self, key: str) -> ObjectUri | None:
-        """Return the destination that a request for `key` must name; None if the route leads
-        there.
-        """
+        """Return the destination that a message for `key` must name; None for the route's own."""
         return None if self.output == self.route.outputs_of(self.source) else self.destination(key)
 
-    def made_key(self, key: str) -> str:
-        """Return the key that receipts have for a picture: the one below the route's
-        destination.
-        """
+    def receipt_key(self, key: str) -> str:
+        """Return the key of a picture in its receipts: the one below the route's destination."""
         return self.route.destination.rest(self.output) + key

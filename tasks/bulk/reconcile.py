@@ -1,6 +1,4 @@
-"""What is wrong between sources and outputs, proven picture by picture, and what of it a worker can
-put right.
-"""
+"""Reconcile sources with outputs: find pictures that are not current, and enqueue them again."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,28 +14,27 @@ from tasks.publishing import Wanted
 from tasks.records import dead_letters
 from tasks.redis_errors import connected
 from tasks.storage import receipts
-from tasks.storage.receipts import Made
+from tasks.storage.receipts import ReceiptName
 from tasks.storage.s3 import ObjectStore, StoredObject
 
-THREADS = 32  # that ask S3 at once
-AT_ONCE = 500  # findings that are looked up among the dead letters, and put on the queue, together
-TICK = 1000
+THREADS = 32  # concurrent calls to S3
+BATCH = 500  # findings that are looked up among the dead letters, and published, together
+TICK = 1000  # keys from one report of progress to the next
 
 State = Literal[
     "current", "missing", "stale", "held", "orphan", "refused", "unknown key", "dead", "archived"
 ]
 WRONG: tuple[State, ...] = ("missing", "stale", "orphan", "refused", "unknown key", "dead")
-UNTOLD: tuple[State, ...] = ("current", "archived")
-REPAIRABLE: tuple[State, ...] = (
-    "missing",
-    "stale",
-)  # a dead picture needs somebody to look at it first
+UNREPORTED: tuple[State, ...] = ("current", "archived")
+REPAIRABLE: tuple[State, ...] = ("missing", "stale")  # not "dead": somebody must act first
 
 
 @dataclass(frozen=True)
 class Only:
-    """Which findings are wanted, by what their outputs are; all that are not current, unless
-    something is set.
+    """A choice of findings by the receipts of their outputs.
+
+    By default it takes all pictures that are not current. `other_recipe` takes outputs of another
+    recipe, `below_score` takes outputs with a face of a lower score.
     """
 
     other_recipe: bool = False
@@ -50,10 +47,10 @@ class Only:
 
 @dataclass(frozen=True)
 class Finding:
-    """A picture that is not current, or one whose faces are doubtful, and why it is told.
+    """A picture that is not current, or has doubtful faces, and the `reason` for the finding.
 
-    `version` is the source as it is now, None where there is none. `lowest_score` is known where it
-    was asked for.
+    `version` is the source as it is now, None if it is gone. `lowest_score` is only set if findings
+    are chosen by their score. `is_wanted` says whether they were chosen.
     """
 
     state: State
@@ -66,7 +63,7 @@ class Finding:
     enqueued: bool = False
 
     def wanted(self, places: Places) -> Wanted:
-        """The request that makes it anew."""
+        """Return the picture to publish, so that a worker makes its output again."""
         etag = None if self.version is None else self.version.etag
         return Wanted(self.source, places.asked_destination(places.key(self.source)), etag)
 
@@ -75,9 +72,9 @@ Publish = Callable[[Sequence[Wanted]], None]
 
 
 class Reconciliation:
-    """One reading of two places.
+    """A comparison of two places.
 
-    `counts` has, by state, what was seen so far, wanted or not; `is_complete` once everything was.
+    `counts` has the pictures so far by state, chosen or not. `is_complete` is true at the end.
     """
 
     def __init__(
@@ -90,11 +87,11 @@ class Reconciliation:
         sources_deleted: bool = False,
         on_tick: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`redis` has the dead letters. Without a `recipe` any will do. `on_tick` gets the number
-        of further keys.
+        """Prepare a comparison. Nothing is read before `findings`.
 
-        With `sources_deleted` an output without a source is archived, and no orphan, if it has its
-        receipt.
+        `redis` has the dead letters. Without a `recipe`, outputs of any recipe are current.
+        `on_tick` gets the number of keys since its last call. With `sources_deleted` an output
+        without a source is archived, and no orphan, if it has its receipt.
         """
         self.counts: Counter[State] = Counter()
         self.enqueued = 0
@@ -114,34 +111,34 @@ class Reconciliation:
     def findings(
         self, publish: Publish | None = None, limit: int | None = None
     ) -> Iterator[Finding]:
-        """What is wanted, at most `limit` of it, in the order of the store; memory does not grow
-        with the keys.
+        """Yield the chosen findings, at most `limit`, in listing order.
 
-        What a worker can put right is given to `publish` before it is told.
+        `publish` gets those that a worker can repair, before they are yielded. Memory does not grow
+        with the number of keys. Raises QueueUnavailable.
         """
         examined = self._examined()
         while limit is None or limit > 0:
-            batch = list(islice(examined, AT_ONCE))
+            batch = list(islice(examined, BATCH))
             if not batch:
                 self.is_complete = True
                 return
             found = self._with_dead_letters(batch)
             self.counts.update(finding.state for finding in found)
-            wanted = [finding for finding in found if finding.is_wanted][:limit]
+            chosen = [finding for finding in found if finding.is_wanted][:limit]
             if limit is not None:
-                limit -= len(wanted)
-            yield from self._published(wanted, publish) if publish else wanted
+                limit -= len(chosen)
+            yield from self._published(chosen, publish) if publish else chosen
 
     def _examined(self) -> Iterator[Finding]:
-        """What is not current, and what is asked for by its score, each settled."""
-        return (
-            finding for finding in in_order(self._examine, self._doubtful(), THREADS) if finding
-        )
+        """Yield the settled findings."""
+        for finding in in_order(self._examine, self._doubtful(), THREADS):
+            if finding is not None:
+                yield finding
 
     def _doubtful(self) -> Iterator[Compared]:
-        for number, compared in enumerate(
-            compare(self._store, self._places, self._recipe), start=1
-        ):
+        """Yield the pictures that may not be current, and current ones if scores are asked for."""
+        all_compared = compare(self._store, self._places, self._recipe)
+        for number, compared in enumerate(all_compared, start=1):
             if number % TICK == 0:
                 self._on_tick(TICK)
             if compared.is_current and self._only.below_score is None:
@@ -150,68 +147,76 @@ class Reconciliation:
                 yield compared
 
     def _examine(self, compared: Compared) -> Finding | None:
-        """What there is to tell; None of a picture that is gone, or is told of as a source."""
+        """Return the finding on a picture.
+
+        Return None if both its objects are gone, or if it is reported as a source.
+        """
         if compared.is_current:
             settled = Settled(compared.key, "current", compared.source, None)
-            made: Made | None = compared.made[0]
+            name: ReceiptName | None = compared.receipts[0]
         else:
             found = settle(self._store, self._places, self._recipe, compared)
             if found is None or (compared.source is None and found.state != "orphan"):
                 return None
-            settled, made = found, _made(found)
+            settled, name = found, _receipt_name(found)
         finding = Finding(
             "archived" if self._is_archived(settled) else settled.state,
             self._places.source.join(settled.key),
             self._places.destination(settled.key),
-            _reason(self._places, settled, made, self._recipe),
+            _reason(self._places, settled, name, self._recipe),
             settled.source,
         )
-        return self._chosen(finding, made)
+        return self._chosen(finding, name)
 
     def _is_archived(self, settled: Settled) -> bool:
         if settled.state != "orphan" or settled.output is None or not self._sources_deleted:
             return False
-        receipt = read_receipt(self._store, self._places, Made.said_by(settled.key, settled.output))
+        name = ReceiptName.of_output(settled.key, settled.output)
+        receipt = read_receipt(self._store, self._places, name)
         return receipt is not None and receipt.output_bytes == settled.output.size
 
-    def _chosen(self, finding: Finding, made: Made | None) -> Finding:
-        if self._only.everything:
-            return replace(finding, is_wanted=finding.state not in UNTOLD)
-        if made is None or (self._only.other_recipe and receipts.is_of(made.recipe, self._recipe)):
+    def _chosen(self, finding: Finding, name: ReceiptName | None) -> Finding:
+        """Return `finding` with `is_wanted`, and with its score if that decides."""
+        only = self._only
+        if only.everything:
+            return replace(finding, is_wanted=finding.state not in UNREPORTED)
+        if name is None:
             return replace(finding, is_wanted=False)
-        if self._only.below_score is None:
+        if only.other_recipe and receipts.is_of_recipe(name.recipe, self._recipe):
+            return replace(finding, is_wanted=False)
+        if only.below_score is None:
             return finding
-        receipt = read_receipt(self._store, self._places, made)
-        score = None if receipt is None else receipt.lowest_score
-        # Without a receipt nobody knows, and somebody should look.
-        is_wanted = receipt is None or (score is not None and score < self._only.below_score)
+        receipt = read_receipt(self._store, self._places, name)
+        if receipt is None:
+            return finding  # The score is unknown, so somebody should see the picture.
+        score = receipt.lowest_score
+        is_wanted = score is not None and score < only.below_score
         return replace(finding, lowest_score=score, is_wanted=is_wanted)
 
     def _with_dead_letters(self, batch: Sequence[Finding]) -> list[Finding]:
-        asked = [str(finding.source) for finding in batch if finding.state in REPAIRABLE]
+        """Return `batch`, in which pictures that have a dead letter are dead."""
+        sources = [str(finding.source) for finding in batch if finding.state in REPAIRABLE]
         with connected():
-            letters = dead_letters.LETTERS.find(self._redis, asked)
+            letters = dead_letters.LETTERS.find(self._redis, sources)
         return [_dead(finding, letters.get(str(finding.source))) for finding in batch]
 
-    def _published(self, wanted: Sequence[Finding], publish: Publish) -> Iterator[Finding]:
-        repaired = [
-            finding.wanted(self._places) for finding in wanted if finding.state in REPAIRABLE
-        ]
-        if repaired:
-            publish(repaired)
-        self.enqueued += len(repaired)
-        for finding in wanted:
+    def _published(self, chosen: Sequence[Finding], publish: Publish) -> Iterator[Finding]:
+        repairable = [finding for finding in chosen if finding.state in REPAIRABLE]
+        if repairable:
+            publish([finding.wanted(self._places) for finding in repairable])
+        self.enqueued += len(repairable)
+        for finding in chosen:
             yield replace(finding, enqueued=finding.state in REPAIRABLE)
 
 
-def _made(settled: Settled) -> Made | None:
-    """What the output of a picture says of itself; None where there is none of it."""
+def _receipt_name(settled: Settled) -> ReceiptName | None:
+    """Return the receipt's name by the output's metadata; None without an output of its own."""
     if settled.state not in ("current", "stale") or settled.output is None:
         return None
-    return Made.said_by(settled.key, settled.output)
+    return ReceiptName.of_output(settled.key, settled.output)
 
 
-def _reason(places: Places, settled: Settled, made: Made | None, recipe: str | None) -> str:
+def _reason(places: Places, settled: Settled, name: ReceiptName | None, recipe: str | None) -> str:
     if settled.state == "missing":
         return "no output" if settled.output is None else "something else is in its place"
     if settled.state == "orphan":
@@ -220,24 +225,25 @@ def _reason(places: Places, settled: Settled, made: Made | None, recipe: str | N
         return settled.reason or "no face found"
     if settled.state in ("refused", "unknown key"):
         return settled.reason or ""
-    assert made is not None
+    assert name is not None
     if settled.state == "current":
         return "faces with low scores"
     assert settled.source is not None
     if settled.reason is not None:
         return settled.reason
-    changed = not places.marks.is_version(made.etag, settled.source.uri, settled.source.etag)
-    reasons = ["source changed"] * changed + ["other recipe"] * (
-        not receipts.is_of(made.recipe, recipe)
-    )
+    reasons = []
+    if not places.marks.is_version(name.etag, settled.source.uri, settled.source.etag):
+        reasons.append("source changed")
+    if not receipts.is_of_recipe(name.recipe, recipe):
+        reasons.append("other recipe")
     return ", ".join(reasons)
 
 
 def _dead(finding: Finding, letter: dead_letters.DeadLetter | None) -> Finding:
-    """`finding`, dead if its `letter` is of this version of its source."""
+    """Return `finding`, as dead if its dead letter is of this version of its source."""
     if letter is None or finding.state not in REPAIRABLE:
         return finding
     modified = finding.version and finding.version.modified
     if modified and modified.timestamp() > letter.time:
-        return finding  # replaced since, and nobody has tried that one
+        return finding  # The source was replaced, and no worker has tried the new version.
     return replace(finding, state="dead", reason=f"{letter.error}: {letter.message}")

@@ -1,6 +1,4 @@
-"""Whether outputs and sources are what their receipts say: digests computed anew, sizes and
-metadata compared.
-"""
+"""Verify outputs and sources against their receipts: their digests, sizes and metadata."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +10,7 @@ from tasks.addresses import ObjectUri, PrefixUri
 from tasks.bulk.comparison import (
     find_receipt,
     list_outputs,
-    named_receipts,
+    list_receipts,
     receipt_uri,
     refusal,
     without_output,
@@ -20,14 +18,14 @@ from tasks.bulk.comparison import (
 from tasks.bulk.in_order import in_order
 from tasks.bulk.places import Places
 from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
-from tasks.routes import RESERVED, Route
+from tasks.routes import RESERVED, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.marks import Marks, is_keyed
-from tasks.storage.receipts import Made, Receipt
+from tasks.storage.receipts import Receipt, ReceiptName
 from tasks.storage.s3 import ObjectStore, OpenObject, StoredObject
 
-THREADS = 32  # that ask S3 at once
+THREADS = 32  # concurrent calls to S3
 
 State = Literal[
     "ok",
@@ -57,26 +55,31 @@ GOOD: tuple[State, ...] = (
     "ok", "held", "superseded", "unplaced",
     "source gone", "source unknown", "source deleted", "source due", "source kept",
 )  # fmt: skip
+# States that an output may have in addition to "ok".
 BESIDE_OK: tuple[State, ...] = tuple(
     state for state in GOOD if state not in ("ok", "held", "superseded")
 )
-NO_ETAG = "0" * 32  # of no object
+NO_ETAG = "0" * 32  # an ETag that no object has
 
-Look = Callable[[bytes, Receipt], bool]
-"""The output and its receipt to whether all faces that are found in it were hidden."""
+FaceCheck = Callable[[bytes, Receipt], bool]
+"""A function of an output and its receipt: returns whether all faces in the output are hidden.
+
+It raises Permanent if the output can't be decoded.
+"""
 
 Compare = Callable[[bytes, bytes, Receipt], bool]
-"""The output, its source and its receipt to whether both show the same outside of what was hidden.
+"""A function of an output, its source and its receipt: returns whether both are the same picture.
 
-It raises Permanent where one of them can't be decoded.
+It ignores the hidden regions. It raises Permanent if one of them can't be decoded.
 """
 
 
 @dataclass(frozen=True)
 class Disposal:
-    """Deletes the sources of outputs that are as their receipts say and look like the source.
+    """Deletes sources whose outputs match their receipts and, by `compare`, the source.
 
-    With `is_rehearsal` it only reports which it would delete.
+    Sources younger than `older_than` stay. With `is_rehearsal` it deletes nothing, and only reports
+    the sources that it would delete.
     """
 
     older_than: timedelta
@@ -84,34 +87,29 @@ class Disposal:
     compare: Compare
 
     def check(self, store: ObjectStore, sources: PrefixUri) -> None:
-        """Raise StorageRejected where a delete would also hit a source that was replaced
-        meanwhile.
-        """
-        # There is no such object: only a store that does not look at the condition says that it
-        # deleted it.
+        """Raise StorageRejected if the store would also delete a source that was just replaced."""
+        # There is no such object, so a store that checks the condition does not report it as
+        # deleted.
         if not self.is_rehearsal and store.delete_version(sources.join(receipts.PROBE), NO_ETAG):
             raise StorageRejected(
-                f"{sources} is in a store that ignores If-Match: have a lifecycle rule delete sources"
+                f"{sources} is in a store that ignores If-Match: "
+                "have a lifecycle rule delete sources"
             )
 
     def keeps(self, source: StoredObject, receipt: Receipt) -> bool:
-        """Return whether a `source` stays: somebody should look at the picture first, or it is too
-        young.
-        """
+        """Return whether `source` stays, because it is too young or its picture needs a review."""
         young = source.modified is None or datetime.now(UTC) - source.modified < self.older_than
         return receipt.status != "anonymized" or receipt.reason is not None or young
 
     def allows(self, output: bytes, source: bytes, receipt: Receipt) -> bool:
-        """Return whether an output shows what its source does; not so if one of them can't be
-        decoded.
-        """
+        """Return whether `output` and `source` are the same picture, as far as they decode."""
         try:
             return self.compare(output, source, receipt)
         except Permanent:
             return False
 
-    def of(self, store: ObjectStore, source: StoredObject) -> State:
-        """Delete the `source`, which was just read and compared, and return what became of it."""
+    def dispose(self, store: ObjectStore, source: StoredObject) -> State:
+        """Delete `source`, which was just read and compared, and return its state."""
         if self.is_rehearsal:
             return "source due"
         if store.delete_version(source.uri, source.etag):
@@ -121,12 +119,12 @@ class Disposal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is true of an output: its `states`, at least one, and its `receipt`, None where there is
-    none.
+    """The states of an output, at least one, and its `receipt`, None if there is none.
 
-    ``held`` and ``output gone`` are of receipts without an output; ``superseded`` is a receipt
-    whose output was made anew; ``source unknown`` an output that was not put where its route puts
-    it by itself; ``unplaced`` a receipt by a version that did not sign of which output it is.
+    ``held`` and ``output gone`` are states of receipts without an output. ``superseded`` is a
+    receipt whose output was made again. ``source unknown`` is an output that is not at the default
+    address of its route. ``unplaced`` is a receipt by a version that did not sign the address of
+    the output.
     """
 
     output: ObjectUri
@@ -140,57 +138,57 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at: the output `key` of `places`, or the receipt of what was `made` there."""
+    """An output, or the `receipt` of one, to be verified. `key` is the output's in `places`."""
 
     places: Places
     key: str
-    made: Made | None = None
+    receipt: ReceiptName | None = None
 
 
 class Audit:
-    """Looks at outputs. It changes nothing, unless there is a `disposal`."""
+    """Verifies outputs. It changes nothing, unless there is a `disposal`."""
 
     def __init__(
         self,
         store: ObjectStore,
-        routes: Sequence[Route],
+        routes: Routes,
         read_seconds: float,
         keys: Sequence[Key] = (),
-        look: Look | None = None,
+        face_check: FaceCheck | None = None,
         disposal: Disposal | None = None,
         threads: int = THREADS,
     ) -> None:
-        """`read_seconds` is the limit for reading an object.
+        """Prepare an audit. Nothing is read before `verdicts`.
 
-        With `keys`, receipts have to be signed with one of them. With `look`, outputs are looked at
-        too.
+        `read_seconds` limits the time for reading an object. With `keys`, receipts must be signed
+        with one of them. With `face_check`, faces are detected in the outputs again.
         """
         self._store = store
         self._routes = routes
         self._read_seconds = read_seconds
         self._keys = keys
-        self._look = look
+        self._face_check = face_check
         self._disposal = disposal
         self._threads = threads
 
     def verdicts(self, address: str, source: str | None = None) -> Iterator[Verdict]:
-        """One for each output, or receipt without an output, at or below `address`, in the order of
-        the store.
+        """Yield a verdict for each output, or receipt without an output, at or below `address`.
 
-        `address` is that of an output, of a receipt, or of a place; `source` is where the sources
-        of the outputs below it are, if they were not put where the route puts them by itself.
-        Memory does not grow with their number. Raises ObjectNotFound where there is nothing,
-        BucketNotAllowed and InvalidRequest for what can't be looked at, StorageRejected where a
-        source can't be deleted safely.
+        They come in listing order. `address` is that of an output, a receipt or a prefix. `source`
+        is the prefix of the sources, if the outputs are not at the default addresses of the route.
+        Memory does not grow with the number of outputs.
+
+        Raises ObjectNotFound if there is no output and no receipt, BucketNotAllowed and
+        InvalidRequest for addresses that can't be verified, StorageRejected if sources can't be
+        deleted safely.
         """
-        found = False
-        for verdict in in_order(
-            self._judge, self._disposable(self._subjects(address, source)), self._threads
-        ):
+        is_empty = True
+        subjects = self._disposable(self._subjects(address, source))
+        for verdict in in_order(self._verify, subjects, self._threads):
             if verdict is not None:
-                found = True
+                is_empty = False
                 yield verdict
-        if not found:
+        if is_empty:
             raise ObjectNotFound(f"{address}: there is no output and no receipt")
 
     def _subjects(self, address: str, source: str | None) -> Iterator[Subject]:
@@ -198,25 +196,27 @@ class Audit:
             yield from self._below(Places.find(source, address, self._routes, self._keys))
             return
         place = PrefixUri.parse(address)
-        route = next((route for route in self._routes if place.is_below(route.destination)), None)
-        if route is None or address.endswith("/") or place == route.destination:
-            yield from self._below(Places.of_outputs(place, self._routes, self._keys))
-            return
-        whole = Places(route, route.source, route.destination, Marks(self._keys))
-        key = whole.output.relative(ObjectUri.parse(address))
+        route = self._routes.of_destination(place)
+        if route is not None and not address.endswith("/") and place != route.destination:
+            whole = Places(route, route.source, route.destination, Marks(self._keys))
+            single = list(self._single(whole, whole.output.relative(ObjectUri.parse(address))))
+            if single:
+                yield from single
+                return
+        yield from self._below(Places.of_outputs(place, self._routes, self._keys))
+
+    def _single(self, whole: Places, key: str) -> Iterator[Subject]:
+        """Yield the receipt `key`, or the output `key`, or the receipts of the missing output."""
         if key.startswith(RESERVED):
             yield _receipt_subject(whole, key)
         elif self._store.head(whole.output.join(key)):
             yield Subject(whole, key)
-        elif of_one := [made for _, made in named_receipts(self._store, whole, key)]:
-            yield from (Subject(whole, key, made) for made in of_one)
         else:
-            yield from self._below(Places.of_outputs(place, self._routes, self._keys))
+            for _, name in list_receipts(self._store, whole, key):
+                yield Subject(whole, key, name)
 
     def _disposable(self, subjects: Iterator[Subject]) -> Iterator[Subject]:
-        """All of `subjects`, whose sources are in one place, once it is known that they can be
-        deleted there.
-        """
+        """Yield `subjects`, which share a place, after a check that deletes there are safe."""
         for number, subject in enumerate(subjects):
             if self._disposal and number == 0:
                 self._disposal.check(self._store, subject.places.source)
@@ -225,100 +225,94 @@ class Audit:
     def _below(self, places: Places) -> Iterator[Subject]:
         for stored in list_outputs(self._store, places):
             yield Subject(places, places.output.relative(stored.uri))
-        for made in without_output(self._store, places):
-            if self._store.head(places.destination(made.key)) is None:
-                yield Subject(places, made.key, made)
+        for name in without_output(self._store, places):
+            if self._store.head(places.destination(name.key)) is None:
+                yield Subject(places, name.key, name)
 
-    def _judge(self, subject: Subject) -> Verdict | None:
-        """None for an output that went away meanwhile."""
+    def _verify(self, subject: Subject) -> Verdict | None:
+        """Return the verdict on `subject`; None for an output that was deleted meanwhile."""
         destination = subject.places.destination(subject.key)
         if refusal(self._store, destination):
             return self._verdict(subject, None, ["no receipt"])
         try:
             with self._store.open(destination) as opened:
-                return self._of_output(subject, opened)
+                return self._verify_output(subject, opened)
         except ObjectNotFound:
-            return self._of_receipt(subject)
+            return self._verify_receipt(subject)
 
-    def _of_output(self, subject: Subject, opened: OpenObject) -> Verdict:
-        places = subject.places
-        made = Made.said_by(subject.key, opened.stored)
-        if subject.made not in (None, made):
-            return self._verdict(subject, subject.made, ["superseded"])
-        found = find_receipt(self._store, places, made)
+    def _verify_output(self, subject: Subject, opened: OpenObject) -> Verdict:
+        name = ReceiptName.of_output(subject.key, opened.stored)
+        if subject.receipt not in (None, name):
+            return self._verdict(subject, subject.receipt, ["superseded"])
+        found = find_receipt(self._store, subject.places, name)
         if found is None:
             return self._verdict(subject, None, ["no receipt"])
         receipt, flaw = found.receipt, found.flaw
         if receipt is None:
-            return self._verdict(subject, made, ["bad receipt"])
+            return self._verdict(subject, name, ["bad receipt"])
         notes: list[State] = ["unplaced"] if flaw == "unplaced" else []
         problems: list[State] = [flaw] if flaw and not notes else []
-        if places.marks.missing_key_of(opened.stored.metadata):
+        if subject.places.marks.missing_key_of(opened.stored.metadata):
             problems += ["unknown key"] if flaw is None else []
-            return self._verdict(subject, made, problems + self._of_content(opened, receipt))
-        problems += self._of_content(opened, receipt) + self._of_version(
-            subject, opened.stored, receipt
-        )
-        said_of_source = self._of_source(subject, opened.stored, receipt, not problems)
-        return self._verdict(subject, made, problems + notes + said_of_source)
+            return self._verdict(subject, name, problems + self._content_problems(opened, receipt))
+        problems += self._content_problems(opened, receipt)
+        problems += self._version_problems(subject, opened.stored, receipt)
+        source_states = self._source_states(subject, opened.stored, receipt, not problems)
+        return self._verdict(subject, name, problems + notes + source_states)
 
-    def _of_receipt(self, subject: Subject) -> Verdict | None:
-        if subject.made is None:
+    def _verify_receipt(self, subject: Subject) -> Verdict | None:
+        if subject.receipt is None:
             return None
-        found = find_receipt(self._store, subject.places, subject.made)
+        found = find_receipt(self._store, subject.places, subject.receipt)
         if found is None:
             return None
         receipt, flaw = found.receipt, found.flaw
         if receipt is None:
-            return self._verdict(subject, subject.made, ["bad receipt"])
+            return self._verdict(subject, subject.receipt, ["bad receipt"])
         state: State = "held" if receipt.status == "held" else "output gone"
-        return self._verdict(subject, subject.made, [flaw, state] if flaw else [state])
+        return self._verdict(subject, subject.receipt, [flaw, state] if flaw else [state])
 
-    def _of_content(self, opened: OpenObject, receipt: Receipt) -> list[State]:
+    def _content_problems(self, opened: OpenObject, receipt: Receipt) -> list[State]:
         stored = opened.stored
         problems: list[State] = []
         if stored.size != receipt.output_bytes:
             problems.append("output differs")
-        elif self._look:
+        elif self._face_check:
             content = opened.read(stored.size, self._read_seconds)
             if hashlib.sha256(content).hexdigest() != receipt.output_sha256:
                 problems.append("output differs")
             else:
-                problems += self._of_pixels(self._look, content, receipt)
+                problems += self._face_problems(self._face_check, content, receipt)
         elif opened.digest(self._read_seconds) != receipt.output_sha256:
             problems.append("output differs")
-        said = {
-            receipts.RECIPE: receipt.recipe,
-            receipts.FACES: str(len(receipt.faces)),
-            receipts.LEFT: str(len(receipt.left_xyxy)) if receipt.left_xyxy else None,
-        }
-        if receipt.source_mark is not None:
-            said[receipts.SOURCE] = receipt.source_mark
-        if any(stored.metadata.get(name) != value for name, value in said.items()):
+        if not _has_metadata_of(receipt, stored):
             problems.append("metadata differs")
         return problems
 
-    def _of_version(self, subject: Subject, output: StoredObject, receipt: Receipt) -> list[State]:
-        """Compare the version; a keyed mark of an unknown address says nothing, but the receipt was
-        found by it.
+    def _version_problems(
+        self, subject: Subject, output: StoredObject, receipt: Receipt
+    ) -> list[State]:
+        """Compare the version in the output's metadata with that in the receipt.
+
+        A keyed mark of an unknown address can't be compared, but the receipt was found by it.
         """
         marks, mark = subject.places.marks, output.metadata.get(receipts.SOURCE_ETAG, "")
         source = subject.places.source.join(subject.key)
         if marks.is_version(mark, source, receipt.source_etag):
             return []
-        return (
-            []
-            if is_keyed(mark) and not marks.is_source(output.metadata, source)
-            else ["metadata differs"]
-        )
+        if is_keyed(mark) and not marks.is_source(output.metadata, source):
+            return []
+        return ["metadata differs"]
 
-    def _of_pixels(self, look: Look, content: bytes, receipt: Receipt) -> list[State]:
+    def _face_problems(
+        self, face_check: FaceCheck, content: bytes, receipt: Receipt
+    ) -> list[State]:
         try:
-            return [] if look(content, receipt) else ["face exposed"]
+            return [] if face_check(content, receipt) else ["face exposed"]
         except Permanent:
             return ["unreadable"]
 
-    def _of_source(
+    def _source_states(
         self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool
     ) -> list[State]:
         uri = subject.places.source.join(subject.key)
@@ -326,15 +320,16 @@ class Audit:
             return ["source unknown"]
         try:
             with self._store.open(uri) as opened:
-                return self._of_own_source(subject, opened, receipt, is_good)
+                return self._own_source_states(subject, opened, receipt, is_good)
         except ObjectNotFound:
             return ["source gone"]
 
-    def _of_own_source(
+    def _own_source_states(
         self, subject: Subject, opened: OpenObject, receipt: Receipt, is_good: bool
     ) -> list[State]:
-        """Compare the source with its receipt, and delete it if that is asked for and its output
-        `is_good`.
+        """Compare the source with its receipt, and delete it if that is asked for.
+
+        It is only deleted if its output `is_good`.
         """
         if opened.stored.size != receipt.source_bytes:
             return ["source changed"]
@@ -351,12 +346,10 @@ class Audit:
             return ["output differs"]
         if not disposal.allows(output, source, receipt):
             return ["output unlike source"]
-        return [disposal.of(self._store, opened.stored)]
+        return [disposal.dispose(self._store, opened.stored)]
 
     def _output(self, subject: Subject, receipt: Receipt) -> bytes | None:
-        """Return the content of the output as it is by now; None if it is not that of its receipt
-        any more.
-        """
+        """Return the current content of the output; None if it is not that of its receipt."""
         try:
             with self._store.open(subject.places.destination(subject.key)) as opened:
                 content = opened.read(opened.stored.size, self._read_seconds)
@@ -364,26 +357,38 @@ class Audit:
             return None
         return content if hashlib.sha256(content).hexdigest() == receipt.output_sha256 else None
 
-    def _verdict(self, subject: Subject, made: Made | None, states: Sequence[State]) -> Verdict:
+    def _verdict(
+        self, subject: Subject, name: ReceiptName | None, states: Sequence[State]
+    ) -> Verdict:
         places = subject.places
-        receipt = None if made is None else receipt_uri(places, made)
-        is_fine = all(state in BESIDE_OK for state in states)
-        return Verdict(
-            places.destination(subject.key), receipt, ("ok", *states) if is_fine else tuple(states)
-        )
+        receipt = None if name is None else receipt_uri(places, name)
+        is_ok = all(state in BESIDE_OK for state in states)
+        output = places.destination(subject.key)
+        return Verdict(output, receipt, ("ok", *states) if is_ok else tuple(states))
+
+
+def _has_metadata_of(receipt: Receipt, output: StoredObject) -> bool:
+    expected = {
+        receipts.RECIPE: receipt.recipe,
+        receipts.FACES: str(len(receipt.faces)),
+        receipts.LEFT: str(len(receipt.left_xyxy)) if receipt.left_xyxy else None,
+    }
+    if receipt.source_mark is not None:
+        expected[receipts.SOURCE] = receipt.source_mark
+    return all(output.metadata.get(name) == value for name, value in expected.items())
 
 
 def _receipt_subject(whole: Places, key: str) -> Subject:
-    """The receipt at `key` of the route's destination; InvalidRequest if its name does not tell
-    what it is of.
+    """Return the receipt at `key` of the route's destination as a subject.
+
+    Raises InvalidRequest if its name does not tell the output that it is of.
     """
-    made = (
-        receipts.parse(key.removeprefix(receipts.FOLDER))
-        if key.startswith(receipts.FOLDER)
-        else None
-    )
-    if made is None:
+    name = None
+    if key.startswith(receipts.FOLDER):
+        name = receipts.parse(key.removeprefix(receipts.FOLDER))
+    if name is None:
         raise InvalidRequest(
-            f"{whole.output.join(key)} does not say of what it is the receipt: name the output"
+            f"{whole.output.join(key)} does not tell by its name which output it belongs to: "
+            "name the output"
         )
-    return Subject(whole, made.key, made)
+    return Subject(whole, name.key, name)

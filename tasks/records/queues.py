@@ -3,18 +3,15 @@
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
 from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
-from tasks.redis_errors import connected
 
 LEASED = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
 BATCH_SIZE = 500  # records in one answer of Redis
-FULL_QUEUE_POLL_SECONDS = 1.0  # between two checks of a full queue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +71,6 @@ def in_hand(redis: Any, run: str | None = None) -> int:
         message = record[0] if isinstance(record, list) and record else None
         count += _headers(message).get(RUN_HEADER) == run
     return count
-
-
-def wait_for_room(redis: Any, queue: str, limit: int, on_full: Callable[[int], None]) -> None:
-    """Wait until fewer than `limit` messages are on `queue`.
-
-    `on_full` is called once with their number if the queue is full. Raises QueueUnavailable.
-    """
-    is_reported = False
-    while True:
-        with connected():
-            waiting = depth(redis, queue)
-        if waiting < limit:
-            return
-        if not is_reported:
-            on_full(waiting)
-            is_reported = True
-        time.sleep(FULL_QUEUE_POLL_SECONDS)
 
 
 def age(queued_at: Any) -> float | None:

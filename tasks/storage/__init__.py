@@ -1,1 +1,1 @@
-"""Storage: objects in S3, and the receipts beside them."""
+"""S3 objects, and the receipts that are stored beside them."""

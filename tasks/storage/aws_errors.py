@@ -1,4 +1,4 @@
-"""Errors of boto3 and S3, translated into those of tasks.errors: here, and nowhere else."""
+"""The only translation of errors of boto3 and S3 into those of tasks.errors."""
 
 import time
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ from tasks.errors import (
     VeilError,
 )
 
-LONGEST_RETRY_AFTER = 300.0  # seconds that a store may ask for
+LONGEST_RETRY_AFTER = 300.0  # seconds; a longer Retry-After of a store is cut to it
 
-# Error codes of the S3 API ("Error responses" in its reference), by who must act.
+# Error codes by who must act. Source: Amazon S3 API reference, "Error responses".
 MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound", "404"}
 DENIED = {
-    "AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "InvalidSecurity", "NotSignedUp",
-    "UnauthorizedAccess", "401", "403",
+    "AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "InvalidSecurity",
+    "NotSignedUp", "UnauthorizedAccess", "401", "403",
 }  # fmt: skip
-REFUSED = {  # whatever is asked for with these credentials
+REFUSED = {  # codes for credentials that S3 accepts for no call
     "AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
     "SignatureDoesNotMatch", "TokenRefreshRequired",
 }  # fmt: skip
 LATER = {
-    "BandwidthLimitExceeded", "InternalError", "OperationAborted", "RequestLimitExceeded", "RequestTimeout",
-    "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable", "SlowDown", "Throttling",
-    "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
+    "BandwidthLimitExceeded", "InternalError", "OperationAborted", "RequestLimitExceeded",
+    "RequestTimeout", "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable",
+    "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
 }  # fmt: skip
-CHANGED = (409, 412)  # by somebody else, before a conditional call or during it
+CHANGED = (409, 412)  # HTTP statuses: another client changed the object that a call depends on
 UNREACHABLE = (
     vendor.HTTPClientError,
     vendor.ConnectionError,
@@ -45,7 +45,7 @@ UNREACHABLE = (
     vendor.ChecksumError,
     vendor.EventStreamError,
     vendor.WaiterError,
-    # an answer that is cut off, or a proxy's page in its place
+    # The answer was cut off, or is the page of a proxy.
     botocore.parsers.ResponseParserError,
     urllib3.exceptions.HTTPError,
     OSError,
@@ -61,12 +61,13 @@ NO_CREDENTIALS = (
     vendor.MetadataRetrievalError,
     vendor.LoginError,
     vendor.ProfileNotFound,
-    RuntimeError,  # botocore's word for refreshed credentials that have expired already
+    RuntimeError,  # raised by botocore for refreshed credentials that have expired already
 )
 
 
 @contextmanager
 def translated(place: ObjectUri | PrefixUri) -> Iterator[None]:
+    """Raise the VeilError for an error of an S3 call on `place`."""
     try:
         yield
     except VeilError:
@@ -113,8 +114,9 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
 
 
 def knows_no_condition(error: VeilError) -> bool:
-    """Return whether a conditional write may have been refused for its condition: 501, or 400 for
-    the header.
+    """Return whether a store may have refused a write because it knows no conditions.
+
+    Such stores answer 501, or 400 for the header.
     """
     http = status(error.__cause__)
     return http == 501 or (http == 400 and isinstance(error, StorageRejected))
@@ -133,18 +135,18 @@ def status(error: BaseException | None) -> int:
 
 
 def _retry_after(error: vendor.ClientError) -> float | None:
-    """Return the seconds in an answer's Retry-After (RFC 9110, section 10.2.3), at most
-    LONGEST_RETRY_AFTER.
+    """Return the seconds in an answer's Retry-After, at most LONGEST_RETRY_AFTER.
+
+    The value is a number of seconds or a date (RFC 9110, section 10.2.3). Return None if there is
+    no such header, or no such value.
     """
-    value = str(
-        error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
-    )
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    value = str(headers.get("retry-after", ""))
     try:
-        seconds = (
-            float(value)
-            if value.isdecimal()
-            else parsedate_to_datetime(value).timestamp() - time.time()
-        )
+        if value.isdecimal():
+            seconds = float(value)
+        else:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

@@ -1,9 +1,9 @@
-"""Marks: how outputs, and the names of receipts, tell which version of which source they are of.
+"""Marks of outputs and of receipts' names: they identify the source and its version.
 
-Both may be seen by people who must not learn anything of the original. With a key a mark is
-``hmac-KEY-DIGEST``, the id of the key and a keyed digest, so nobody without the key can test a
-guess. Without one the marks are the SHA-256 of the source's address and its ETag. Marks of every
-key that is known, and those without a key, are recognised.
+People who must learn nothing of the original may see both. With a key a mark is
+``hmac-KEY-DIGEST``, the id of the key and a keyed digest, so that nobody without the key can test a
+guess. Without a key the marks are the SHA-256 of the source's address, and its ETag. Marks made
+with any known key, and marks made without a key, are recognised.
 """
 
 import hashlib
@@ -12,17 +12,18 @@ from collections.abc import Mapping, Sequence
 
 from tasks.addresses import ObjectUri
 from tasks.signatures import Key
-from tasks.storage.receipts import SOURCE, SOURCE_ETAG, Made
+from tasks.storage.receipts import SOURCE, SOURCE_ETAG, ReceiptName
 
-KEYED = re.compile(r"hmac-([0-9a-f]{8})-[0-9a-f]{32}")  # fits into a receipt's name as an ETag does
-DIGITS = 32  # of the digest: 128 bits
+# The name of a receipt has room for such a mark: receipts.ETAG matches it.
+KEYED = re.compile(r"hmac-([0-9a-f]{8})-[0-9a-f]{32}")
+DIGITS = 32  # hex digits of the digest in a mark, 128 bits
 
 
 class Marks:
-    """Makes marks with the first of some keys, and recognises those of all of them."""
+    """Makes marks with the first of its keys, and recognises those of all."""
 
     def __init__(self, keys: Sequence[Key] = ()) -> None:
-        """Without `keys`, marks are readable by everybody."""
+        """Without `keys`, anybody can test a guess at the source against the marks."""
         self.keys = tuple(keys)
         self._keys = {key.id: key for key in keys}
         self._first = next(iter(keys), None)
@@ -32,16 +33,17 @@ class Marks:
         return self._first is not None
 
     def source(self, source: ObjectUri) -> str:
-        """Return the mark of an address. It is a digest, as S3's 2 kB of metadata do not hold every
-        address.
+        """Return the mark of an address.
+
+        It is a digest because the 2 kB of S3 metadata do not hold every address.
         """
         return _source(source, self._first)
 
     def version(self, source: ObjectUri, etag: str) -> str:
         """Return the mark of a version.
 
-        With a key it depends on the address too: otherwise, where people may upload pictures,
-        anybody could upload a guess and compare the marks of two outputs.
+        With a key it depends on the address too. Otherwise people who may upload pictures could
+        upload a guess, and compare the marks of both outputs.
         """
         return _version(source, etag, self._first)
 
@@ -51,14 +53,12 @@ class Marks:
         return mark == _source(source, self._key_of(mark))
 
     def is_version(self, mark: str, source: ObjectUri, etag: str) -> bool:
-        """Return whether `mark`, in metadata or in a receipt's name, is that of a version of
-        `source`.
-        """
-        known = _version(source, etag, self._key_of(mark))
-        return mark in (known, Made.of("", "", known).etag)
+        """Return whether `mark`, in metadata or in a receipt's name, is of this version."""
+        expected = _version(source, etag, self._key_of(mark))
+        return mark in (expected, ReceiptName.of("", "", expected).etag)
 
     def missing_key(self, *marks: str | None) -> str | None:
-        """Return the id of a key that one of `marks` was made with and that is not known here."""
+        """Return the id of the first unknown key that `marks` were made with; None if none."""
         for mark in marks:
             found = KEYED.fullmatch(mark or "")
             if found and found[1] not in self._keys:
@@ -66,9 +66,7 @@ class Marks:
         return None
 
     def missing_key_of(self, metadata: Mapping[str, str]) -> str | None:
-        """Return the id of a key without which nobody can tell of what an output with `metadata`
-        is.
-        """
+        """Return the id of an unknown key that the marks in `metadata` were made with."""
         return self.missing_key(metadata.get(SOURCE), metadata.get(SOURCE_ETAG))
 
     def _key_of(self, mark: str) -> Key | None:

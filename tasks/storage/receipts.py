@@ -1,15 +1,14 @@
-"""Receipts: what was done to each picture, as JSON beside the outputs, and found again from a
-listing alone.
+"""Receipts: a JSON record of each picture beside the outputs, which listings alone can match to it.
 
-The receipt of the output ``KEY`` is ``.veil/receipts/KEY.RECIPE.ETAG=BYTES.json`` below the route's
-destination: a listing tells which pictures are done, with which recipe, from which version of their
-source, and how large the output is. With a receipt key a mark stands in place of the ETag
-(tasks.storage.marks). BYTES is 0 for a picture that is held back, and ``==BYTES`` is an output that
-is bit for bit its source; receipts of earlier versions lack it. It is written before its output, so
-an output that says it is current has its receipt.
+The receipt of the output ``KEY`` is ``.veil/receipts/KEY.RECIPE.ETAG=BYTES.json`` below the
+destination of the route. So a listing tells which pictures are done, with which recipe, from which
+version of their source, and how large the output is. With a receipt key a mark replaces the ETag
+(tasks.storage.marks). BYTES is 0 for a picture that is held. ``==BYTES`` marks an output that is
+identical to its source, bit for bit. Receipts of earlier versions have no size. A receipt is
+written before its output, so every output that states its recipe has a receipt.
 
-Receipts lie where outputs lie, so whoever can write outputs can write receipts. With keys only
-those count that are signed with one of them, for the place they were found in.
+Receipts are stored with the outputs, so anybody who can write outputs can write receipts. If there
+are receipt keys, a receipt only counts if it was signed with one of them, for its own output.
 """
 
 import hashlib
@@ -30,45 +29,44 @@ from tasks.routes import RESERVED
 from tasks.signatures import FIELD, Key
 from tasks.storage.s3 import ObjectStore, StoredObject
 
-PROBE = (
-    RESERVED + "probe"
-)  # an object that is asked for, or written, to see what can be done in a place
+PROBE = RESERVED + "probe"  # an object for tests whether a place can be read and written
 FOLDER = RESERVED + "receipts/"
 FOLDER_OF_LONG_KEYS = RESERVED + "receipts-of-long-keys/"
-MAX_PART_BYTES = 255  # of a name between two slashes, in stores that keep files
+MAX_PART_BYTES = 255  # between two slashes, in stores that keep objects as files: NAME_MAX of Linux
 ETAG = re.compile(r"[0-9A-Za-z_-]{1,64}")
 RECIPE_NAME = re.compile(r"[0-9a-f]{16}(?:-[0-9a-f]{8})?")
 NAME = re.compile(
     r"(.+)\.([0-9a-f]{16}(?:-[0-9a-f]{8})?)\.([0-9A-Za-z_-]{1,64})(?:(==?)([0-9]{1,15}))?\.json",
     re.DOTALL,
 )
-MAX_VERSION_CHARACTERS = 64  # of ``ETAG=BYTES``; the size is left out where it does not fit
-TAIL_BYTES = 1 + 16 + 1 + 8 + 1 + MAX_VERSION_CHARACTERS + 5
-MAX_BYTES = 4 << 20  # of a receipt: ten thousand faces have a quarter of that
+MAX_VERSION_CHARACTERS = 64  # of ``ETAG=BYTES``; a longer one leaves out the size
+TAIL_BYTES = 1 + 16 + 1 + 8 + 1 + MAX_VERSION_CHARACTERS + 5  # what follows KEY, at most
+MAX_BYTES = 4 << 20  # of a receipt, four times that of ten thousand faces
 FETCH_SECONDS = 30.0
 
-# What an output says of itself: names of S3 metadata. tasks.storage.marks makes the values of the
-# first two.
+# The names of the S3 metadata of outputs. tasks.storage.marks makes the values of the first two.
 SOURCE = "veil-source-sha256"
 SOURCE_ETAG = "veil-source-etag"
 RECIPE = "veil-recipe"
 FACES = "veil-faces"
-LEFT = "veil-left"  # how many faces the last check still found, where it did
+LEFT = "veil-left"  # the number of faces that the last residual check found, if it found any
 
 Check = Literal["off", "same", "clear", "left"]
-"""What looking at the output again said: not done; its pixels are those that were looked at; no
-face; faces left.
+"""The result of the residual check.
+
+It is ``off`` if there was no check, ``same`` if the output has the pixels that were searched
+already, ``clear`` if no face was found, and ``left`` if faces were found.
 """
 
 
 @dataclass(frozen=True)
-class Made:
-    """That an output was made: its `key` below the destination, with which recipe, from which
-    source version.
+class ReceiptName:
+    """The facts about an output that the name of its receipt states.
 
-    `etag` is the mark of that version: its ETag, or a keyed digest (tasks.storage.marks). `size` is
-    that of the output in bytes, 0 for a picture that is held back, None where the name does not
-    tell. `is_copy` is set where the output is bit for bit its source.
+    `key` is relative to the destination. `etag` is the mark of the source's version: its ETag, or a
+    keyed digest (tasks.storage.marks). `size` is that of the output in bytes, 0 for a picture that
+    is held, None if the name does not state it. `is_copy` is true if the output is identical to its
+    source, bit for bit.
     """
 
     key: str
@@ -81,37 +79,36 @@ class Made:
     def of(
         cls, key: str, recipe: str, etag: str, size: int | None = None, is_copy: bool = False
     ) -> Self:
-        """Return it as the name of a receipt has it: the digest stands in for an `etag` that no
-        name can hold.
-        """
+        """Return the name; a digest replaces an `etag` with characters that names do not allow."""
         if not ETAG.fullmatch(etag):
             etag = hashlib.sha256(etag.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         return cls(key, recipe, etag, size, is_copy)
 
-    def may_be(self, source: StoredObject, output: StoredObject) -> bool:
-        """Return whether `output` of `source` is, as listings have both, the one that was made.
-
-        A name without a size tells only a copy of the source from it.
-        """
-        if self.size == 0 or self.size not in (None, output.size):
-            return False
-        return self.is_copy or not looks_like_copy(source, output)
-
     @classmethod
-    def said_by(cls, key: str, output: StoredObject) -> Self:
-        """Return it as the metadata and the size of the `output` at `key` have it.
+    def of_output(cls, key: str, output: StoredObject) -> Self:
+        """Return the name of the receipt of `output`, by the metadata and the size of the output.
 
-        Anybody who can write outputs chooses their metadata: what is no recipe is left out, as it
-        would become a part of a receipt's address.
+        Anybody who can write outputs chooses their metadata. A recipe becomes a part of the
+        receipt's address, so a value that is not a recipe is left out.
         """
         recipe = output.metadata.get(RECIPE, "")
         recipe = recipe if RECIPE_NAME.fullmatch(recipe) else ""
         return cls.of(key, recipe, output.metadata.get(SOURCE_ETAG, ""), output.size)
 
+    def may_be_of(self, source: StoredObject, output: StoredObject) -> bool:
+        """Return whether this can be the receipt of `output`, as far as listings tell.
+
+        A name without a size only tells an output from a copy of its `source`.
+        """
+        if self.size == 0 or self.size not in (None, output.size):
+            return False
+        return self.is_copy or not looks_like_copy(source, output)
+
 
 def _check_options(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse options that no request can have: one that is unknown here could be one that hides
-    more.
+    """Raise ValueError for options that no request can have.
+
+    An option that this version does not know may ask to hide more.
     """
     try:
         AnonymizeOptions.of(value)
@@ -134,19 +131,18 @@ class Face(TypedDict):
 
 
 class Receipt(BaseModel):
-    """A record of what was done to one picture. Sizes are bytes and pixels, times seconds, digests
-    SHA-256 in hex.
+    """A record of what was done to one picture.
 
-    `output_sha256` and `output_bytes` are None for a picture that was held back. `faces` has a
-    ``box_xyxy``, in whole pixels of the upright picture, and a ``score`` for each face, strongest
-    first. `options` are what the request asked for. `check` says what came of looking at the output
-    again, `found_by_check` are the boxes of those faces that were only found so, `left_xyxy` of
-    those that the last check still found (they are hidden too, but nobody has looked again),
-    `reason` why it was held, or should be looked at, `signature` is the worker's, see
-    tasks.signatures. With a key `output_mark` and `source_mark` are keyed digests of both
-    addresses. It holds no pixels, and no address.
+    Sizes are bytes and pixels, times seconds, digests SHA-256 in hex. `output_sha256` and
+    `output_bytes` are None for a picture that is held. `faces` has a ``box_xyxy``, in whole pixels
+    of the upright picture, and a ``score`` for each face, strongest first. `options` are those of
+    the request. `check` is the result of the residual check, and `found_by_check` has the boxes of
+    the faces that only it found. `left_xyxy` has the boxes that the last check still found; they
+    are hidden too, but were not checked again. `reason` says why the picture is held or needs a
+    review. `signature` is the worker's, see tasks.signatures. With a receipt key, `output_mark` and
+    `source_mark` are keyed digests of both addresses. A receipt has no pixels and no addresses.
 
-    Fields that a later version adds are ignored, though their signature covers them too.
+    Fields that a later version adds are ignored, but its signature covers them too.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -175,32 +171,35 @@ class Receipt(BaseModel):
     signature: dict[str, str] | None = None
 
     def to_bytes(self, key: Key | None = None) -> bytes:
-        """Return the receipt's file, signed with `key` if there is one; ImageTooLarge if nobody
-        would read it.
+        """Return the content of the receipt's file, signed with `key` if there is one.
+
+        Raises ImageTooLarge if it is longer than `read` allows.
         """
         fields = dict(vars(self))
-        content = json.dumps(fields | {FIELD: key.sign(fields)} if key else fields).encode() + b"\n"
+        if key:
+            fields[FIELD] = key.sign(fields)
+        content = json.dumps(fields).encode() + b"\n"
         if len(content) > MAX_BYTES:
             raise ImageTooLarge(
-                f"the receipt of {len(self.faces):,} faces has {len(content):,} bytes, the limit is {MAX_BYTES:,}"
+                f"the receipt of {len(self.faces):,} faces has {len(content):,} bytes, "
+                f"the limit is {MAX_BYTES:,}"
             )
         return content
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Return the receipt in a file; raises ValueError for anything that is none."""
+        """Return the receipt in a file; raise ValueError if there is none."""
         return cls.model_validate(_fields(content))
 
     def is_of(self, source: StoredObject, output: StoredObject) -> bool:
-        """Return whether `output` can be the one that was made, and not a copy of `source` in its
-        place.
-        """
+        """Return whether `output` can be that of this receipt, and not a copy of `source`."""
         if output.size != self.output_bytes:
             return False
         return self.output_sha256 == self.source_sha256 or not looks_like_copy(source, output)
 
     @property
     def asked(self) -> AnonymizeOptions:
+        """The options of the request."""
         return AnonymizeOptions.of(self.options)
 
     @property
@@ -209,46 +208,55 @@ class Receipt(BaseModel):
 
 
 Flaw = signatures.Flaw | Literal["bad receipt", "misplaced", "unplaced"]
-"""Why a receipt does not count: its signature; its file is no receipt; it was signed for another
-output.
+"""The reason why a receipt does not count.
 
-One that is unplaced was signed by a version that did not sign places, and counts.
+It is a flaw of its signature, ``bad receipt`` if the file holds no receipt, or ``misplaced`` if it
+was signed for another output. An ``unplaced`` receipt counts: it was signed by a version that did
+not sign the address of the output.
 """
 
 
 @dataclass(frozen=True)
-class Found:
-    """A file in a receipt's place. `receipt` is None if it holds none."""
+class FoundReceipt:
+    """A file at the address of a receipt. `receipt` is None if it holds none."""
 
     receipt: Receipt | None
     flaw: Flaw | None
 
     @property
-    def counting(self) -> Receipt | None:
-        """The receipt, if it counts."""
+    def accepted(self) -> Receipt | None:
+        """The receipt if it counts."""
         return self.receipt if self.flaw in (None, "unplaced") else None
 
 
-def uri(destination: PrefixUri, made: Made) -> ObjectUri:
-    """The address of the receipt of `made` below the route's `destination`."""
-    version = (
-        made.etag if made.size is None else f"{made.etag}{'==' if made.is_copy else '='}{made.size}"
-    )
+def uri(destination: PrefixUri, name: ReceiptName) -> ObjectUri:
+    """Return the address of the receipt `name` below the route's `destination`."""
+    version = name.etag
+    if name.size is not None:
+        version += f"{'==' if name.is_copy else '='}{name.size}"
     if len(version) > MAX_VERSION_CHARACTERS:
-        version = made.etag
-    return destination.join(f"{_stem(destination, made.key)}.{made.recipe}.{version}.json")
+        version = name.etag
+    return destination.join(f"{_stem(destination, name.key)}.{name.recipe}.{version}.json")
 
 
 def prefix(destination: PrefixUri, key: str) -> str:
-    """What the keys of all receipts of the output `key` begin with; `parse` tells which are really
-    its own.
+    """Return the beginning of the keys of all receipts of the output `key`.
+
+    Receipts of other outputs may begin with it too: `parse` tells them apart.
     """
     return f"{destination.prefix}{_stem(destination, key)}."
 
 
+def folder(destination: PrefixUri, outputs: PrefixUri) -> PrefixUri:
+    """Return the prefix of the receipts of `outputs`, a prefix within the route's `destination`."""
+    below = FOLDER + destination.rest(outputs)
+    return PrefixUri(destination.bucket, destination.prefix + below)
+
+
 def is_long(destination: PrefixUri, key: str) -> bool:
-    """Whether `key` leaves no room for a receipt's name, so that its receipts are listed by digest
-    instead.
+    """Return whether the name of a receipt of `key` may be longer than stores allow.
+
+    The receipts of such a key have its digest in their names.
     """
     last = key.rpartition("/")[2]
     whole = f"{destination.prefix}{FOLDER}{key}"
@@ -258,67 +266,79 @@ def is_long(destination: PrefixUri, key: str) -> bool:
     )
 
 
-def parse(name: str) -> Made | None:
-    """What the receipt named `name`, relative to FOLDER, is of; None if it is no receipt's name."""
+def parse(name: str) -> ReceiptName | None:
+    """Return the facts in `name`, relative to FOLDER; None if it is not the name of a receipt."""
     found = NAME.fullmatch(name)
     if not found:
         return None
-    return Made(found[1], found[2], found[3], int(found[5]) if found[5] else None, found[4] == "==")
+    key, recipe, etag, sign, size = found.groups()
+    return ReceiptName(key, recipe, etag, int(size) if size else None, sign == "==")
 
 
-def named(store: ObjectStore, destination: PrefixUri, key: str) -> Iterator[tuple[ObjectUri, Made]]:
-    """Yield the receipts of the output `key` by their names, which prove nothing."""
-    stem = prefix(destination, key)[:-1]
-    for stored in store.list(destination.bucket, stem + "."):
-        made = parse(stored.uri.key)
-        if made is not None and made.key == stem:
-            yield stored.uri, replace(made, key=key)
+def list_folder(store: ObjectStore, folder: PrefixUri, after: str = "") -> Iterator[ReceiptName]:
+    """Yield the receipts below `folder` whose keys come after `after`.
+
+    The keys in their names are relative to `folder`. The names prove nothing.
+    """
+    for _, name in _list(store, folder.bucket, folder.prefix, folder.prefix, after):
+        yield name
+
+
+def list_names(
+    store: ObjectStore, destination: PrefixUri, key: str
+) -> Iterator[tuple[ObjectUri, ReceiptName]]:
+    """Yield the addresses and names of the receipts of the output `key`. Names prove nothing."""
+    start = prefix(destination, key)
+    for found_uri, name in _list(store, destination.bucket, start):
+        if f"{name.key}." == start:
+            yield found_uri, replace(name, key=key)
 
 
 def find(
-    store: ObjectStore, destination: PrefixUri, made: Made, output: ObjectUri, keys: Sequence[Key]
-) -> Found | None:
-    """Return the file in the place of the receipt of `made`, the one for its size first; None if
-    there is none.
+    store: ObjectStore,
+    destination: PrefixUri,
+    name: ReceiptName,
+    output: ObjectUri,
+    keys: Sequence[Key],
+) -> FoundReceipt | None:
+    """Return the receipt `name` of the output at `output`; None if there is none.
 
-    `output` is the address of the output.
+    The receipt with the size in `name` comes first, then one with another size or without one.
     """
-    if not made.recipe:
+    if not name.recipe:
         return None
-    if found := read(store, uri(destination, made), output, keys):
+    if found := read(store, uri(destination, name), output, keys):
         return found
-    for at, other in named(store, destination, made.key):
-        if other == made:
-            return read(store, at, output, keys)
+    for other_uri, other in list_names(store, destination, name.key):
+        if other == name:
+            return read(store, other_uri, output, keys)
     return None
 
 
 def read(
     store: ObjectStore, uri: ObjectUri, output: ObjectUri, keys: Sequence[Key]
-) -> Found | None:
-    """Return the file at `uri`, judged by `keys` as a receipt of `output`; None if there is
-    none.
-    """
+) -> FoundReceipt | None:
+    """Return the file at `uri`, checked with `keys` as a receipt of `output`; None if none."""
     try:
         with store.open(uri) as opened:
             content = opened.read(MAX_BYTES, FETCH_SECONDS)
     except ObjectNotFound:
         return None
     except ImageTooLarge:
-        return Found(None, "bad receipt")
+        return FoundReceipt(None, "bad receipt")
     try:
         fields = _fields(content)
-        # What is signed is what is written there: a receipt of another version has other fields
-        # than this one.
+        # The signature covers the fields of the file. A receipt of another version may have more
+        # fields than Receipt.
         flaw = signatures.flaw(fields, keys)
         receipt = Receipt.model_validate(fields)
-    except (ValueError, RecursionError):  # nested more deeply than can be written again
-        return Found(None, "bad receipt")
-    return Found(receipt, flaw or _place_flaw(receipt, output, keys))
+    except (ValueError, RecursionError):  # JSON can be read nested more deeply than written
+        return FoundReceipt(None, "bad receipt")
+    return FoundReceipt(receipt, flaw or _place_flaw(receipt, output, keys))
 
 
 def looks_like_copy(source: StoredObject, output: StoredObject) -> bool:
-    """Return whether an output may be the source itself, as far as listings tell."""
+    """Return whether an output may be identical to its source, as far as listings tell."""
     return (source.etag, source.size) == (output.etag, output.size)
 
 
@@ -327,17 +347,22 @@ def place_mark(output: ObjectUri, key: Key) -> str:
     return key.digest(b"output\0" + str(output).encode("utf-8", "surrogatepass"))
 
 
+def is_of_recipe(recipe: str, expected: str | None) -> bool:
+    """Return whether `recipe`, with or without options, is the `expected` one; None for any."""
+    return expected is None or recipe.partition("-")[0] == expected
+
+
 def _place_flaw(receipt: Receipt, output: ObjectUri, keys: Sequence[Key]) -> Flaw | None:
     if not keys:
         return None
     if receipt.output_mark is None:
         return "unplaced"
-    is_there = any(place_mark(output, key) == receipt.output_mark for key in keys)
-    return None if is_there else "misplaced"
+    is_placed = any(place_mark(output, key) == receipt.output_mark for key in keys)
+    return None if is_placed else "misplaced"
 
 
 def _fields(content: bytes) -> dict[str, Any]:
-    """Return the JSON object in `content`; raises ValueError if it holds anything else."""
+    """Return the JSON object in `content`; raise ValueError if it holds anything else."""
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON")
@@ -349,15 +374,21 @@ def _fields(content: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError("a receipt is a JSON object")
     if b"\\u" in content:
-        json.dumps(fields, ensure_ascii=False).encode()  # UnicodeEncodeError for half a character
+        # An escape can stand for half a character. UnicodeEncodeError is a ValueError.
+        json.dumps(fields, ensure_ascii=False).encode()
     return fields
 
 
-def is_of(made: str, recipe: str | None) -> bool:
-    """Whether an output by the recipe `made` is one of `recipe`, whatever options it was asked for
-    with.
+def _list(
+    store: ObjectStore, bucket: str, start: str, removed: str = "", after: str = ""
+) -> Iterator[tuple[ObjectUri, ReceiptName]]:
+    """Yield the receipts whose keys begin with `start` and come after `after`.
+
+    The keys in their names lack the prefix `removed`.
     """
-    return recipe is None or made.partition("-")[0] == recipe
+    for stored in store.list(bucket, start, after):
+        if name := parse(stored.uri.key.removeprefix(removed)):
+            yield stored.uri, name
 
 
 def _stem(destination: PrefixUri, key: str) -> str:

@@ -1,4 +1,4 @@
-"""S3 objects: reading, writing and listing."""
+"""Read, write, delete and list S3 objects."""
 
 import hashlib
 import time
@@ -28,24 +28,23 @@ from tasks.errors import (
 from tasks.settings import Settings
 from tasks.storage.aws_errors import CHANGED, code, knows_no_condition, status, translated
 
-S3_ATTEMPTS = 3  # of one call, botocore's own retries included
-CHUNK_BYTES = (
-    1 << 14
-)  # a read waits for all of its bytes, so small ones let a slow download meet its deadline
-PAGE_KEYS = 1000  # as many as S3 gives at once
-SLASHES_OF_NO_KEY = "/" * 8  # nobody begins a key with them
-LAST_CHARACTER = (
-    "\U0010ffff"  # of Unicode: what begins with a prefix sorts before the prefix and this
-)
+S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
+# A read waits for all of its bytes. Small reads notice early that a slow download misses its
+# deadline.
+CHUNK_BYTES = 1 << 14
+PAGE_KEYS = 1000  # of a listing, the most that S3 returns at once
+SLASHES_OF_NO_KEY = "/" * 8  # put before a key to make one that nobody uses
+# The last character of Unicode: keys that begin with a prefix sort before the prefix and it.
+LAST_CHARACTER = "\U0010ffff"
 
 log = structlog.get_logger("veil")
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What S3 says of an object. `etag` has no quotes.
+    """The attributes of an object in S3.
 
-    `metadata` has lower-case names, and is known of single objects only.
+    `etag` has no quotes, `size` is in bytes. `metadata` has lower-case names; listings lack it.
     """
 
     uri: ObjectUri
@@ -57,16 +56,18 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class OpenObject:
-    """An object whose header has arrived and whose bytes have not."""
+    """An object whose headers have arrived. Its content is not read yet."""
 
     stored: StoredObject
     read: Callable[[int, float], bytes]
-    """``read(max_bytes, seconds)``: the content; ImageTooLarge over the limit, StorageUnavailable
-    when late.
+    """``read(max_bytes, seconds)`` returns the content.
+
+    It raises ImageTooLarge over the limit and StorageUnavailable after the deadline.
     """
     digest: Callable[[float], str]
-    """``digest(seconds)``: SHA-256 of the content in hex, which is not kept; StorageUnavailable
-    when late.
+    """``digest(seconds)`` returns the SHA-256 of the content in hex, and keeps no content.
+
+    It raises StorageUnavailable after the deadline.
     """
 
 
@@ -74,18 +75,17 @@ class ObjectStore:
     """The S3 calls that Veil makes. Every method raises only VeilError."""
 
     def __init__(self, client: Any, page_keys: int = PAGE_KEYS) -> None:
-        """`page_keys` is how many keys of a listing are asked for at once."""
+        """`client` is boto3's for S3. Listings ask for `page_keys` keys at once."""
         self._client = client
         self._page_keys = page_keys
-        self._has_conditional_put = True  # until it says that it has not
-        self._folds_keys: dict[str, bool] = {}  # by bucket
+        self._has_conditional_put = True  # assumed until the store refuses a condition
+        self._folds_keys: dict[str, bool] = {}  # by bucket, see check_name
 
     @classmethod
     def connect(cls, settings: Settings, connections: int = 10) -> Self:
-        """A store for `settings`; `connections` is the size of its pool. Connects on the first
-        call.
+        """Return a store for `settings` with a pool of `connections`, opened on the first calls.
 
-        Raises SettingsInvalid when the endpoint, the region or boto3's own configuration can't be
+        Raises SettingsInvalid if the endpoint, the region or boto3's own configuration can't be
         used.
         """
         config = botocore.config.Config(
@@ -109,30 +109,19 @@ class ObjectStore:
 
     @contextmanager
     def open(self, uri: ObjectUri) -> Iterator[OpenObject]:
-        """Ask for an object: its size and ETag are known before any of its bytes is read."""
+        """Request an object, so that its size and ETag are known before its content is read."""
         with translated(uri):
             answer = self._client.get_object(Bucket=uri.bucket, Key=uri.key)
         stored = _stored(uri, answer)
 
-        def arriving(seconds: float) -> Iterator[bytes]:
-            deadline, arrived = time.monotonic() + seconds, 0
-            with translated(uri):
-                while chunk := answer["Body"].read(CHUNK_BYTES):
-                    arrived += len(chunk)
-                    yield chunk
-                    if time.monotonic() > deadline:
-                        raise StorageUnavailable(f"{uri} did not arrive within {seconds:g} s")
-            if arrived != stored.size:
-                raise StorageUnavailable(f"{uri}: {arrived:,} of {stored.size:,} bytes arrived")
-
         def read(max_bytes: int, seconds: float) -> bytes:
             if stored.size > max_bytes:
                 raise ImageTooLarge(f"{uri} has {stored.size:,} bytes, the limit is {max_bytes:,}")
-            return b"".join(arriving(seconds))
+            return b"".join(_chunks(stored, answer["Body"], seconds))
 
         def digest(seconds: float) -> str:
             sha256 = hashlib.sha256()
-            for chunk in arriving(seconds):
+            for chunk in _chunks(stored, answer["Body"], seconds):
                 sha256.update(chunk)
             return sha256.hexdigest()
 
@@ -141,7 +130,7 @@ class ObjectStore:
             yield OpenObject(stored, read, digest)
 
     def head(self, uri: ObjectUri) -> StoredObject | None:
-        """What S3 says of an object, or None if there is none."""
+        """Return the attributes of an object; None if there is no such object."""
         try:
             stored = self._head(uri)
         except ObjectNotFound:
@@ -156,39 +145,40 @@ class ObjectStore:
     def check_name(self, place: ObjectUri | PrefixUri, known: ObjectUri | None = None) -> None:
         r"""Raise InvalidRequest if the store takes the key of `place` for another key.
 
-        Stores that keep files take ``a//b`` and ``a\b`` for ``a/b``, and ``/b`` for ``b``; Amazon
-        S3 keeps all of them apart. A store is one of the former if an object in it, `known` or any
-        of the bucket, is also found behind more slashes.
+        Stores that keep objects as files take ``a//b`` and ``a\b`` for ``a/b``, and ``/b`` for
+        ``b``. Amazon S3 distinguishes all of them. A store is one of the former if it also finds an
+        object, `known` or any of the bucket, under its key with more slashes.
         """
         key = place.key if isinstance(place, ObjectUri) else place.prefix
         if (found := AMBIGUOUS.search(key)) and self._folds(place.bucket, known):
-            part = (
-                "a slash at the beginning of a key"
-                if found.start() == 0
-                else f"{found[0]} in a key"
-            )
+            is_leading = found.start() == 0
+            part = "a slash at the beginning of a key" if is_leading else f"{found[0]} in a key"
             raise InvalidRequest(
-                f"{place}: this store does not tell {part} from a single /: use s3://{place.bucket}/{plain(key)}"
+                f"{place}: this store does not tell {part} from a single /: "
+                f"use s3://{place.bucket}/{plain(key)}"
             )
 
     def _folds(self, bucket: str, known: ObjectUri | None) -> bool:
         if bucket not in self._folds_keys:
+            known = known or self._any_plain(bucket)
             if known is None:
-                uris = (stored.uri for stored in self._list(bucket, "", ""))
-                known = next((uri for uri in uris if not uri.is_ambiguous), None)
-            if known is None:
-                return False  # as yet there is nothing that could be taken for something else
-            slashes = SLASHES_OF_NO_KEY[: max(MAX_KEY_BYTES - len(known.key.encode()), 1)]
-            try:
-                self._head(ObjectUri(known.bucket, slashes + known.key))
-                self._folds_keys[bucket] = True
-            except (
-                ObjectNotFound,
-                AccessDenied,
-                StorageRejected,
-            ):  # where keys may not be listed, S3 denies access
-                self._folds_keys[bucket] = False
+                return False  # An empty bucket holds no object that could be confused with another.
+            self._folds_keys[bucket] = self._finds_behind_slashes(known)
         return self._folds_keys[bucket]
+
+    def _any_plain(self, bucket: str) -> ObjectUri | None:
+        """Return an object of `bucket` whose key is not ambiguous; None if there is none."""
+        uris = (stored.uri for stored in self._list(bucket, "", ""))
+        return next((uri for uri in uris if not uri.is_ambiguous), None)
+
+    def _finds_behind_slashes(self, known: ObjectUri) -> bool:
+        slashes = SLASHES_OF_NO_KEY[: max(MAX_KEY_BYTES - len(known.key.encode()), 1)]
+        try:
+            self._head(ObjectUri(known.bucket, slashes + known.key))
+        except (ObjectNotFound, AccessDenied, StorageRejected):
+            # S3 denies access to a missing object where the keys may not be listed.
+            return False
+        return True
 
     def put(
         self,
@@ -198,7 +188,7 @@ class ObjectStore:
         metadata: Mapping[str, str],
         **condition: str,
     ) -> None:
-        """Write one object, all of it or nothing; botocore sends a checksum that S3 verifies.
+        """Write one object atomically. botocore sends a checksum that S3 verifies.
 
         `condition` is IfMatch or IfNoneMatch, as boto3 names them.
         """
@@ -220,34 +210,22 @@ class ObjectStore:
         content_type: str,
         metadata: Mapping[str, str],
     ) -> bool:
-        """Write one object if what is there still is `known`, None for nothing; return whether it
-        was.
+        """Write one object if the current one is still `known`, None for no object.
 
-        After an answer that was lost, the object that is there may be the one that was to be
-        written. A store that refuses conditional writes is asked right before writing what is
-        there, which leaves an instant.
+        Return whether it was written. If an answer was lost, the current object may be the new one,
+        and the result is False. In a store that refuses conditional writes, the current object is
+        compared right before it is replaced, so a change in the instant between is overwritten.
         """
         if self._has_conditional_put:
-            condition = {"IfNoneMatch": "*"} if known is None else {"IfMatch": f'"{known.etag}"'}
-            try:
-                self.put(uri, content, content_type, metadata, **condition)
-                return True
-            except ObjectNotFound as error:
-                if known is None or code(error.__cause__) == "NoSuchBucket":
-                    raise
-                return False
-            except (StorageRejected, StorageUnavailable) as error:
-                if status(error.__cause__) in CHANGED:
-                    return False
-                if not knows_no_condition(error):
-                    raise
-        there = self.head(uri)
-        if (there and there.etag) != (known and known.etag):
+            is_written = self._put_conditionally(known, uri, content, content_type, metadata)
+            if is_written is not None:
+                return is_written
+        current = self.head(uri)
+        if (current and current.etag) != (known and known.etag):
             return False
         self.put(uri, content, content_type, metadata)
-        if (
-            self._has_conditional_put
-        ):  # it was the condition that the store refused, and not the object
+        if self._has_conditional_put:
+            # The store has taken the same object without a condition.
             self._has_conditional_put = False
             log.warning(
                 "store has no conditional writes",
@@ -255,16 +233,40 @@ class ObjectStore:
             )
         return True
 
+    def _put_conditionally(
+        self,
+        known: StoredObject | None,
+        uri: ObjectUri,
+        content: bytes,
+        content_type: str,
+        metadata: Mapping[str, str],
+    ) -> bool | None:
+        """Write as `put_in_place_of` does; return None if the store may not know conditions."""
+        condition = {"IfNoneMatch": "*"} if known is None else {"IfMatch": f'"{known.etag}"'}
+        try:
+            self.put(uri, content, content_type, metadata, **condition)
+        except ObjectNotFound as error:
+            if known is None or code(error.__cause__) == "NoSuchBucket":
+                raise
+            return False
+        except (StorageRejected, StorageUnavailable) as error:
+            if status(error.__cause__) in CHANGED:
+                return False
+            if not knows_no_condition(error):
+                raise
+            return None
+        return True
+
     def delete(self, uri: ObjectUri) -> None:
-        """Remove one object; that there is none is no error."""
+        """Delete one object. A missing object is no error."""
         with translated(uri):
             self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
 
     def delete_version(self, uri: ObjectUri, etag: str) -> bool:
-        """Remove an object if its version is still `etag`; whether it was. A bucket with versions
-        keeps that one.
+        """Delete an object if its ETag is still `etag`, and return whether it was deleted.
 
-        Of an object that is not there it never was, by a store that looks at the condition.
+        A bucket with versioning keeps the version. For a missing object the result is False, in a
+        store that checks the condition.
         """
         try:
             with translated(uri):
@@ -278,11 +280,10 @@ class ObjectStore:
         return True
 
     def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
-        """The objects whose keys begin with `prefix`, those after the key `after`, without folder
-        markers.
+        """Yield the objects whose keys begin with `prefix` and come after the key `after`.
 
-        They come in the order of the store: Amazon's is that of the keys' UTF-8 bytes, and stores
-        that keep files go folder by folder.
+        Folder markers are left out. The order is the store's: in Amazon S3 that of the keys' UTF-8
+        bytes, in stores that keep objects as files folder by folder.
         """
         listed = self._list(bucket, prefix, _just_before(after))
         if not after:
@@ -299,46 +300,60 @@ class ObjectStore:
             for page in paginator.paginate(
                 Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options
             ):
-                _check_whole(
-                    page,
-                    "IsTruncated",
-                    *(["NextContinuationToken"] if page.get("IsTruncated") else []),
-                )
+                _check_whole(page, "IsTruncated")
+                if page["IsTruncated"]:
+                    _check_whole(page, "NextContinuationToken")
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):
-                        uri = ObjectUri(bucket, item["Key"])
-                        yield StoredObject(
-                            uri,
-                            item["ETag"].strip('"'),
-                            item["Size"],
-                            modified=item["LastModified"],
-                        )
+                        yield _listed(bucket, item)
+
+
+def _chunks(stored: StoredObject, body: Any, seconds: float) -> Iterator[bytes]:
+    """Yield the content of `stored` from `body`.
+
+    Raises StorageUnavailable if it takes longer than `seconds`, or ends early.
+    """
+    deadline, arrived = time.monotonic() + seconds, 0
+    with translated(stored.uri):
+        while chunk := body.read(CHUNK_BYTES):
+            arrived += len(chunk)
+            yield chunk
+            if time.monotonic() > deadline:
+                raise StorageUnavailable(f"{stored.uri} did not arrive within {seconds:g} s")
+    if arrived != stored.size:
+        raise StorageUnavailable(f"{stored.uri}: {arrived:,} of {stored.size:,} bytes arrived")
 
 
 def _just_before(key: str) -> str:
-    """A key with hardly any between it and `key`, to list after.
+    """Return a key to list after that comes closely before `key`.
 
-    SeaweedFS takes ``a`` there for the folder ``a/``, and leaves out what is in it.
+    SeaweedFS takes ``a`` there for the folder ``a/``, and leaves out the objects in it.
     """
     if not key or key.endswith("/"):
         return key
     before = ord(key[-1]) - 1
     if before < 0x20 or before in (0xFFFE, 0xFFFF) or 0xD800 <= before <= 0xDFFF:
-        return key[:-1]  # no character for XML
+        return key[:-1]  # XML does not allow such a character.
     return key[:-1] + chr(before) + LAST_CHARACTER
 
 
 def _is_up_to(key: str, last: str) -> bool:
-    """Whether `key` is `last`, or before it in either order that listings come in."""
+    """Return whether `key` is `last`, or comes before it in both orders of listings."""
     return key <= last and key.split("/") <= last.split("/")
 
 
 def _check_whole(answer: Mapping[str, Any], *expected: str) -> None:
-    """Refuse an answer that was cut off within its headers: botocore takes it for one without
-    content.
+    """Raise StorageUnavailable for an answer that was cut off within its headers.
+
+    botocore takes such an answer for one without content.
     """
     if missing := [name for name in expected if name not in answer]:
         raise StorageUnavailable(f"S3's answer was cut off: it has no {missing[0]}")
+
+
+def _listed(bucket: str, item: Mapping[str, Any]) -> StoredObject:
+    uri = ObjectUri(bucket, item["Key"])
+    return StoredObject(uri, item["ETag"].strip('"'), item["Size"], modified=item["LastModified"])
 
 
 def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:

@@ -18,8 +18,7 @@ from tasks.addresses import PrefixUri
 from tasks.backoff import Backoff
 from tasks.errors import Permanent, VeilError
 from tasks.messages import BACKFILL, UPLOADS
-from tasks.publishing import Wanted
-from tasks.records.queues import depth
+from tasks.publishing import Wanted, wait_for_room
 from tasks.redis_errors import connected
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tasks.uploads.events import Event, Parsed
@@ -28,7 +27,6 @@ from tasks.uploads.trigger import Trigger
 
 PAGE = 1000  # objects, as S3 lists them; what is new of them is published together
 MOST_WAITING = 10_000  # messages in a queue, above which a look pauses
-ROOM_SECONDS = 1.0  # between two questions whether there is room
 STATE = "veil:poll:{}"  # of a place
 SEEN = (
     "veil:poll:{}:seen"  # what was taken within the overlap: a task id for each, by time of change
@@ -172,18 +170,14 @@ class PollingSource:
         self._trigger.publish(pictures, queue, along)
 
     def _wait_for_room(self, queue: str, stop: Stop) -> bool:
-        """Whether there is room in `queue`; not if told to stop before."""
-        told = False
-        while not stop.requested:
-            with connected():
-                before = depth(self._redis, queue)
-            if before <= MOST_WAITING:
-                return True
-            if not told:
-                log.info("waiting for room", queue=queue, messages=before)
-            told = True
-            stop.wait(ROOM_SECONDS)
-        return False
+        """Return True once `queue` can take more messages, False if told to stop before."""
+
+        def report_full(waiting: int) -> None:
+            log.info("waiting for room", queue=queue, messages=waiting)
+
+        if stop.requested:
+            return False
+        return wait_for_room(self._redis, queue, MOST_WAITING, report_full, stop.wait)
 
 
 def _modified(stored: StoredObject) -> float:

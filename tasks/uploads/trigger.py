@@ -7,12 +7,12 @@ from typing import Any
 
 import structlog
 
-from tasks import metrics, routes
+from tasks import metrics
 from tasks.addresses import ObjectUri, PrefixUri, plain
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
 from tasks.messages import UPLOADS, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.uploads.events import Event, Parsed, parse
 
 MOST_REFUSALS_LOGGED = 10  # of one message or page; the others are counted in one line
@@ -41,20 +41,18 @@ class Selection:
 
     def __init__(
         self,
-        route_table: Sequence[Route],
+        routes: Routes,
         prefixes: Sequence[str] = (),
         suffixes: Sequence[str] = (),
     ) -> None:
         """Raises InvalidRequest for a prefix that is no address, BucketNotAllowed for one in no
         route's source.
         """
-        self._routes = route_table
-        self.places = [PrefixUri.parse(prefix) for prefix in prefixes] or [
-            route.source for route in route_table
-        ]
+        self._routes = routes
+        self.places = [PrefixUri.parse(prefix) for prefix in prefixes] or routes.sources
         self._suffixes = tuple(suffix.lower() for suffix in suffixes)
         for place in self.places:
-            if not any(place.is_below(route.source) for route in route_table):
+            if routes.of_source(place) is None:
                 raise BucketNotAllowed(
                     f"{place} is in no source of VEIL_ROUTES: add a route, or correct the prefix"
                 )
@@ -68,7 +66,7 @@ class Selection:
                 continue
             try:
                 source = ObjectUri.parse(f"s3://{event.bucket}/{event.key}")
-                routes.find(AnonymizeRequest(source=source), self._routes)
+                self._routes.resolve(AnonymizeRequest(source=source))
                 if event.is_file and source.is_ambiguous:
                     raise InvalidRequest(
                         f"{source}: its store takes this key for {plain(source.key)!r}"
@@ -83,10 +81,7 @@ class Selection:
 
     def _unwanted(self, event: Event) -> str | None:
         uri = ObjectUri(event.bucket, event.key)
-        if not any(
-            route.source.bucket == uri.bucket and uri.key.startswith(route.source.prefix)
-            for route in self._routes
-        ):
+        if not self._routes.has_source(uri):
             return "outside"
         if not event.key or event.key.endswith("/"):
             return "folder"
@@ -158,7 +153,7 @@ class Trigger:
         last = max(0, len(distinct) - 1) // MOST_AT_ONCE * MOST_AT_ONCE
         for start in range(0, last, MOST_AT_ONCE):
             self._publisher.publish(distinct[start : start + MOST_AT_ONCE], queue)
-        self._publisher.publish(distinct[last:], queue, along=along)
+        self._publisher.publish(distinct[last:], queue, also_write=along)
         if distinct:
             told, self._untold = self._untold, Counter()
             log.info(

@@ -25,11 +25,11 @@ from PIL import Image
 from tasks.app import create_app
 from tasks.bulk.places import Places
 from tasks.records import dead_letters
-from tasks.routes import Route
+from tasks.routes import Route, Routes
 from tasks.settings import Settings
 from tasks.signatures import Key
 from tasks.storage import receipts
-from tasks.storage.receipts import Made, Receipt
+from tasks.storage.receipts import Receipt, ReceiptName
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tools.local.servers import DATABASES, HOST, S3, Redis, Server, free_port, start_redis, start_s3
 
@@ -488,7 +488,7 @@ class Archive:
             source_mark=self.places.marks.source(self.places.source.join(key)) if sign else None,
         )
         mark = self.places.marks.version(self.places.source.join(key), etag)
-        made = Made.of(self.places.made_key(key), recipe, mark, receipt.output_bytes or 0)
+        made = ReceiptName.of(self.places.receipt_key(key), recipe, mark, receipt.output_bytes or 0)
         uri = receipts.uri(self.places.route.destination, made)
         self.store.put(uri, receipt.to_bytes(sign), "application/json", {})
 
@@ -516,7 +516,7 @@ def archive_at() -> Callable[..., Archive]:
 
     def archive(store: ObjectStore, prefix: str, *keys: Key) -> Archive:
         route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
-        return Archive(store, Places.find(str(route.source), None, [route], keys))
+        return Archive(store, Places.find(str(route.source), None, Routes((route,)), keys))
 
     return archive
 

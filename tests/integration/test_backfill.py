@@ -12,17 +12,17 @@ import pytest
 
 from tasks.addresses import ObjectUri
 from tasks.app import create_app
-from tasks.bulk import backfill
+from tasks.bulk import backfill, runs
 from tasks.bulk.backfill import Backfill, Selection
 from tasks.bulk.places import Places
 from tasks.errors import RunTakenOver
 from tasks.messages import BACKFILL, RUN_HEADER
 from tasks.publishing import Publisher, Wanted
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.settings import Settings
 from tools.local.servers import HOST, start_redis
 
-ROUTES = (Route.parse("s3://raw=s3://clean"),)
+ROUTES = Routes.parse("s3://raw=s3://clean")
 # Neighbours whose order differs between stores, and a key that is the name of a folder too.
 AWKWARD = (
     "a/x",
@@ -97,9 +97,9 @@ def test_everything_is_put_on_the_queue_once_and_names_its_run(unattended, start
     assert run.source_bytes == len(keys) * len(b"no picture")
     messages = [json.loads(message) for message in unattended.client.lrange(BACKFILL, 0, -1)]
     assert {message["headers"][RUN_HEADER] for message in messages} == {run.name}
-    assert backfill.read(unattended.client, run.name) == run
-    assert 0 < unattended.client.ttl(f"veil:run:{run.name}") <= backfill.SECONDS_KEPT
-    assert backfill.names(unattended.client) == [run.name]
+    assert runs.read(unattended.client, run.name) == run
+    assert 0 < unattended.client.ttl(f"veil:run:{run.name}") <= runs.SECONDS_KEPT
+    assert runs.names(unattended.client) == [run.name]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -359,16 +359,16 @@ def test_another_recipe_than_that_of_the_checkpoint_begins_anew(
 def test_a_run_is_through_when_none_of_its_messages_waits_or_is_in_hand(unattended, start, keys):
     client = unattended.client
     run = run_through(start())
-    assert not backfill.is_through(client, run)
+    assert not runs.is_through(client, run)
 
     (message,) = client.lrange(BACKFILL, 0, 0)
     client.delete(BACKFILL)
     client.hset("unacked", "tag", json.dumps([json.loads(message), "", BACKFILL]))
-    assert not backfill.is_through(client, run)
+    assert not runs.is_through(client, run)
 
     client.delete("unacked")
     Publisher(unattended.app).publish([Wanted(ObjectUri("raw", "of-another-run.jpg"))], BACKFILL)
-    assert backfill.is_through(client, run)
+    assert runs.is_through(client, run)
 
 
 def test_a_rehearsal_counts_and_writes_nothing(unattended, store, keys, place, small_pages):

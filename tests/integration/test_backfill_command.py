@@ -16,12 +16,12 @@ from datetime import datetime
 import pytest
 from PIL import Image
 
-from tasks.bulk import backfill, comparison
+from tasks.bulk import backfill, comparison, runs
 from tasks.bulk.places import Places
 from tasks.messages import BACKFILL
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes
-from tasks.routes import Route
+from tasks.routes import Routes
 from tools.local.servers import HOST
 
 PAGE_KEYS = {
@@ -207,9 +207,9 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
 
     assert process.wait(20) == code
     _, line = (tmp_path / "backfill.log").read_text().splitlines()
-    (run,) = backfill.names(unattended.client)
+    (run,) = runs.names(unattended.client)
     assert line == f"veil: stopped: the same command goes on with the run {run}"
-    assert backfill.read(unattended.client, run).state == "stopped"
+    assert runs.read(unattended.client, run).state == "stopped"
     unattended.client.delete(BACKFILL)
     followed = veil("backfill", "--follow", run, "--json", environment=environment)
     assert followed.returncode == 3
@@ -311,13 +311,13 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     }
     put_all(raw, contents)
     sources = {raw.uri(key) for key in contents}
-    places = Places.find(raw.uri(place), None, (Route.parse("s3://raw=s3://clean"),))
+    places = Places.find(raw.uri(place), None, Routes.parse("s3://raw=s3://clean"))
     name = backfill.run_name(places, backfill.Selection())
     arguments = (raw.uri(place), "--low-water", 40, "--high-water", 120)
     random_ = random.Random(20)
 
     def enqueued():
-        run = backfill.read(queue.client, name)
+        run = runs.read(queue.client, name)
         return run.enqueued if run else 0
 
     for kill in range(1, KILLS + 1):

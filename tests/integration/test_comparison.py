@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tasks.bulk import backfill
-from tasks.bulk.backfill import Reading, Selection
+from tasks.bulk.backfill import Selection, SourcePages
 from tasks.bulk.comparison import compare, settle
 from tasks.bulk.places import Places
 from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
 
@@ -205,7 +205,7 @@ def test_a_backfill_that_is_cut_off_after_any_page_wants_every_picture_that_is_n
     truth = {key: state for key, leave in pictures.items() if (state := leave(archive, key))}
     cursor, listed, wanted = "", 0, []
     while not (
-        reading := Reading(archive.store, archive.places, Selection(), RECIPE, cursor)
+        reading := SourcePages(archive.store, archive.places, Selection(), RECIPE, cursor)
     ).at_end:
         page = reading.page(most)
         cursor, listed = page.cursor, listed + page.listed
@@ -303,10 +303,10 @@ def test_nothing_false_is_told_of_what_stays_while_the_rest_changes(fresh):
 
 
 def test_places_are_within_one_route():
-    routes = [Route.parse("s3://raw/in=s3://clean/out")]
+    routes = Routes.parse("s3://raw/in=s3://clean/out")
     places = Places.find("s3://raw/in/2026", None, routes)
     assert str(places.output) == "s3://clean/out/2026/"
-    assert places.made_key("a.jpg") == "2026/a.jpg"
+    assert places.receipt_key("a.jpg") == "2026/a.jpg"
     assert (
         str(Places.find("s3://raw/in/2026", "s3://clean/out/again", routes).output)
         == "s3://clean/out/again/"

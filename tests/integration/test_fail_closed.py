@@ -11,7 +11,7 @@ from PIL import Image
 
 from tasks import errors
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route
+from tasks.routes import Routes
 from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
@@ -66,7 +66,7 @@ def pipeline(store):
                 recipe=recipe,
                 verify="flag",
             ),
-            route_table=(Route.parse("s3://raw=s3://clean"),),
+            routes=Routes.parse("s3://raw=s3://clean"),
         )
 
     return make

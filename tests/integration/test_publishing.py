@@ -14,8 +14,8 @@ from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.errors import MalformedEvent, QueueUnavailable
 from tasks.messages import BACKFILL, QUEUED_AT_HEADER, RUN_HEADER, UPLOADS, AnonymizeRequest
-from tasks.publishing import Publisher, Wanted
-from tasks.routes import Route
+from tasks.publishing import Backpressure, Publisher, Wanted, wait_for_room
+from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.uploads.trigger import Selection, Trigger
 from tests.events import bodies
@@ -98,7 +98,7 @@ def test_whatever_an_event_holds_what_it_puts_on_the_queue_is_a_message_that_wor
     unattended, publisher, body
 ):
     unattended.client.delete(UPLOADS)
-    trigger = Trigger(publisher, Selection([Route.parse("s3://raw=s3://clean")]), "http")
+    trigger = Trigger(publisher, Selection(Routes.parse("s3://raw=s3://clean")), "http")
     wanted = []
     with contextlib.suppress(MalformedEvent):
         wanted = list(dict.fromkeys(trigger.read(body)))
@@ -128,19 +128,20 @@ def test_nothing_is_written_once_what_was_watched_has_changed(unattended, publis
         pipe.watch("checkpoint")
         unattended.client.set("checkpoint", "of another")
 
+    def write(pipe):
+        pipe.set("checkpoint", "mine")
+
     with pytest.raises(QueueUnavailable, match="another process"):
-        publisher.publish(
-            pictures(3), UPLOADS, along=lambda pipe: pipe.set("checkpoint", "mine"), first=watch
-        )
+        publisher.publish(pictures(3), UPLOADS, also_write=write, watch=watch)
 
     assert messages(unattended, UPLOADS) == []
     assert unattended.client.get("checkpoint") == b"of another"
-    publisher.publish(pictures(3), UPLOADS, first=lambda pipe: pipe.watch("checkpoint"))
+    publisher.publish(pictures(3), UPLOADS, watch=lambda pipe: pipe.watch("checkpoint"))
     assert len(messages(unattended, UPLOADS)) == 3
 
 
 def test_an_empty_batch_still_takes_what_goes_along(unattended, publisher):
-    publisher.publish([], BACKFILL, along=lambda pipe: pipe.set("checkpoint", "a"))
+    publisher.publish([], BACKFILL, also_write=lambda pipe: pipe.set("checkpoint", "a"))
     assert unattended.client.get("checkpoint") == b"a"
 
 
@@ -149,10 +150,44 @@ def test_a_batch_that_fails_leaves_nothing(unattended, publisher):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        publisher.publish(pictures(10), UPLOADS, along=fail)
+        publisher.publish(pictures(10), UPLOADS, also_write=fail)
     assert messages(unattended, UPLOADS) == []
     publisher.publish(pictures(2), UPLOADS)
     assert len(messages(unattended, UPLOADS)) == 2
+
+
+def test_a_full_queue_is_waited_for_and_reported_once(unattended):
+    unattended.client.lpush(BACKFILL, *"abc")
+    reported = []
+
+    def make_room(waiting):
+        reported.append(waiting)
+        unattended.client.ltrim(BACKFILL, 0, 0)
+
+    assert wait_for_room(unattended.client, BACKFILL, 2, make_room)
+    assert reported == [3]
+    assert wait_for_room(unattended.client, BACKFILL, 2, make_room)
+    assert reported == [3]
+
+
+def test_the_wait_for_a_full_queue_ends_early_if_its_pause_says_so(unattended):
+    unattended.client.lpush(BACKFILL, *"abc")
+    answers = [False, True]
+    assert not wait_for_room(
+        unattended.client, BACKFILL, 2, lambda waiting: None, lambda seconds: answers.pop(0)
+    )
+    assert answers == []
+
+
+def test_a_full_queue_takes_nothing_before_it_has_run_down_to_low_water(unattended):
+    queue, backpressure = unattended.client, Backpressure(unattended.client, BACKFILL, 10, 4)
+    assert backpressure.free() == 10
+    queue.lpush(BACKFILL, *range(10))
+    assert backpressure.free() == 0
+    queue.rpop(BACKFILL, 5)
+    assert backpressure.free() == 0
+    queue.rpop(BACKFILL)
+    assert backpressure.free() == 6
 
 
 def test_a_batch_that_redis_has_no_room_for_leaves_nothing(unattended, publisher):

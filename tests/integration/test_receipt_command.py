@@ -19,7 +19,7 @@ from tasks.addresses import ObjectUri
 from tasks.bulk.verify import Audit, Disposal
 from tasks.errors import StorageRejected
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route
+from tasks.routes import Route, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.marks import Marks
@@ -58,7 +58,7 @@ def pipeline(store, route, *boxes, hold=False, key=None):
             hold_without_faces=hold,
             recipe=RECIPE,
         ),
-        route_table=[route],
+        routes=Routes((route,)),
         receipt_key=key,
     )
 
@@ -413,7 +413,7 @@ def test_a_source_that_is_replaced_at_the_last_moment_is_kept(make, store, raw, 
 
     audit = Audit(
         Busy(raw.client),
-        [route],
+        Routes((route,)),
         SECONDS,
         disposal=Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings())),
     )
@@ -435,7 +435,7 @@ def test_a_store_that_ignores_conditions_loses_nothing(make, raw, place, route):
 
     audit = Audit(
         Careless(raw.client),
-        [route],
+        Routes((route,)),
         SECONDS,
         disposal=Disposal(timedelta(0), is_rehearsal=False, compare=comparison(WorkerSettings())),
     )
@@ -495,7 +495,7 @@ def publish(raw, clean, place, route):
     def stored(key, source, output, boxes=(), **more):
         raw.put(place + key, source)
         etag = raw.head(place + key)["ETag"].strip('"')
-        made = receipts.Made.of(key, RECIPE, etag)
+        made = receipts.ReceiptName.of(key, RECIPE, etag)
         fields = {
             "status": "anonymized",
             "created": "",
@@ -586,7 +586,7 @@ def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(
             return store.open(uri)
 
     audit = Audit(
-        Busy(raw.client), [route], SECONDS, disposal=Disposal(timedelta(0), False, compare)
+        Busy(raw.client), Routes((route,)), SECONDS, disposal=Disposal(timedelta(0), False, compare)
     )
     assert [verdict.states for verdict in audit.verdicts(str(route.destination))] == [
         ("output differs",)
@@ -646,7 +646,7 @@ class Simulated(ObjectStore):
 def test_memory_does_not_grow_with_the_number_of_outputs():
     peaks = []
     for count in (250, 1_000, 4_000):  # the first fills caches
-        audit = Audit(Simulated(count), [Route.parse("s3://raw=s3://clean")], SECONDS, threads=4)
+        audit = Audit(Simulated(count), Routes.parse("s3://raw=s3://clean"), SECONDS, threads=4)
         tracemalloc.start()
         checked = 0
         for verdict in audit.verdicts("s3://clean"):

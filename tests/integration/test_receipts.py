@@ -3,7 +3,7 @@
 import hashlib
 
 from tasks.storage import receipts
-from tasks.storage.receipts import Made, Receipt
+from tasks.storage.receipts import Receipt, ReceiptName
 
 
 def stored(bucket, key):
@@ -25,7 +25,7 @@ def test_an_output_has_a_receipt_that_tells_its_digests_and_faces(
 ):
     report = queue.report(raw.put(place + "a.jpg", portrait))
     ((made, receipt),) = stored(clean, place + "a.jpg").items()
-    assert made == Made(place + "a.jpg", report["recipe"], etag(raw, place + "a.jpg"))
+    assert made == ReceiptName(place + "a.jpg", report["recipe"], etag(raw, place + "a.jpg"))
     assert receipt.source_sha256 == hashlib.sha256(portrait).hexdigest()
     assert receipt.output_sha256 == hashlib.sha256(clean.get(place + "a.jpg")).hexdigest()
     assert receipt.output_bytes == report["bytes_out"]

@@ -16,9 +16,8 @@ from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.messages import BACKFILL, UPLOADS, AnonymizeRequest
 from tasks.records import dead_letters
 from tasks.records.dead_letters import DeadLetter
-from tasks.records.queues import wait_for_room
-from tasks.routes import Route
-from tasks.storage.receipts import FOLDER, Made, uri
+from tasks.routes import Route, Routes
+from tasks.storage.receipts import FOLDER, ReceiptName, uri
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tests.pipelines import run as run_pipeline
 from tools.local.servers import HOST
@@ -321,26 +320,12 @@ def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_don
             hold_without_faces=True,
             recipe=RECIPE,
         ),
-        route_table=[archive.places.route],
+        routes=Routes((archive.places.route,)),
     )
     request = AnonymizeRequest.parse(source=str(archive.places.source.join("a.jpg")))
     assert run_pipeline(pipeline, request).status == "held"
     findings = Reconciliation(archive.store, archive.places, RECIPE, unattended.client).findings()
     assert [(finding.source.key[-5:], finding.state) for finding in findings] == [("a.jpg", "held")]
-
-
-def test_a_full_queue_is_waited_for_and_told_once(unattended):
-    unattended.client.lpush(BACKFILL, *"abc")
-    heard = []
-
-    def make_room(waiting):
-        heard.append(waiting)
-        unattended.client.ltrim(BACKFILL, 0, 0)
-
-    wait_for_room(unattended.client, BACKFILL, 2, make_room)
-    assert heard == [3]
-    wait_for_room(unattended.client, BACKFILL, 2, make_room)
-    assert heard == [3]
 
 
 class Simulated(ObjectStore):
@@ -359,7 +344,7 @@ class Simulated(ObjectStore):
             name = (
                 uri(
                     Route.parse("s3://raw=s3://clean").destination,
-                    Made.of(key, RECIPE, "e", 1, is_copy=True),
+                    ReceiptName.of(key, RECIPE, "e", 1, is_copy=True),
                 ).key
                 if prefix
                 else key
@@ -371,7 +356,7 @@ class Simulated(ObjectStore):
 
 
 def test_memory_does_not_grow_with_the_number_of_keys(unattended):
-    routes = [Route.parse("s3://raw=s3://clean")]
+    routes = Routes.parse("s3://raw=s3://clean")
     places = Places.find("s3://raw", None, routes)
     peaks = []
     for count in (4_000, 16_000):

@@ -26,7 +26,7 @@ from tasks.errors import (
     StorageUnavailable,
 )
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route
+from tasks.routes import Route, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
@@ -87,7 +87,7 @@ class Site:
                 hold_without_faces=hold,
                 recipe=recipe,
             ),
-            route_table=[self.route],
+            routes=Routes((self.route,)),
             receipt_key=next(iter(keys), None),
             older_keys=keys[1:],
         )
@@ -95,7 +95,7 @@ class Site:
         return run_pipeline(pipeline, request, confirm=confirm)
 
     def states(self, *keys):
-        places = Places.find(str(self.route.source), None, [self.route], keys)
+        places = Places.find(str(self.route.source), None, Routes((self.route,)), keys)
         found = {}
         for compared in compare(self.store, places, RECIPE):
             settled = None if compared.is_current else settle(self.store, places, RECIPE, compared)
@@ -103,7 +103,7 @@ class Site:
         return found
 
     def verified(self, *keys):
-        audit = Audit(self.store, [self.route], SECONDS, keys)
+        audit = Audit(self.store, Routes((self.route,)), SECONDS, keys)
         return {
             verdict.output.key: verdict.states
             for verdict in audit.verdicts(str(self.route.destination))
@@ -392,7 +392,7 @@ def test_an_archive_is_done_again_for_a_key_only_where_no_known_key_signed_it(
     assert site.states(NEW, OLD) == {"a.png": "current" if before else "stale"}
     expected = ("ok",) if before else ("unsigned",)
     assert site.verified(NEW, OLD) == {place + "a.png": expected}
-    places = Places.find(str(site.route.source), None, [site.route], (NEW, OLD))
+    places = Places.find(str(site.route.source), None, Routes((site.route,)), (NEW, OLD))
     *_, run = rehearse(site.store, places, Selection(), RECIPE)
     assert (run.skipped, run.enqueued) == ((1, 0) if before else (0, 1))
     site.raw.put(place + "a.png", picture(1))
@@ -408,7 +408,7 @@ def test_where_the_key_is_not_known_that_is_said(site, place, keys):
         site.run(keys=keys)
     assert site.states(*keys) == {"a.png": "unknown key"}
     assert site.verified(*keys) == {place + "a.png": ("unknown key",)}
-    places = Places.find(str(site.route.source), None, [site.route], keys)
+    places = Places.find(str(site.route.source), None, Routes((site.route,)), keys)
     if keys:  # a worker decides
         *_, run = rehearse(site.store, places, Selection(), RECIPE)
         assert run.enqueued == 1
@@ -481,7 +481,9 @@ def test_a_store_that_takes_a_key_for_another_refuses_it_by_name(by_folder, plac
     assert set(site.states().values()) == {"current"}
     assert site.verified() == {listed: ("ok",)}
     with pytest.raises(InvalidRequest, match="does not tell"):
-        list(Audit(site.store, [site.route], SECONDS).verdicts(site.clean.uri(place + key)))
+        list(
+            Audit(site.store, Routes((site.route,)), SECONDS).verdicts(site.clean.uri(place + key))
+        )
 
 
 @pytest.mark.parametrize("key", ALIASES)

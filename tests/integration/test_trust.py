@@ -15,10 +15,10 @@ from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.bulk.verify import Audit
 from tasks.errors import ImageTooLarge, InvalidRequest
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route
+from tasks.routes import Route, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
-from tasks.storage.receipts import Made, Receipt
+from tasks.storage.receipts import Receipt, ReceiptName
 from tests.pipelines import run as run_pipeline
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
@@ -88,7 +88,7 @@ class Site:
                 hold_without_faces=hold,
                 recipe=recipe,
             ),
-            route_table=[self.route],
+            routes=Routes((self.route,)),
             receipt_key=sign,
         )
         return run_pipeline(
@@ -117,7 +117,7 @@ class Site:
         self.clean.put(self.place + key, content, Metadata=kept | metadata)
 
     def reconciliation(self, *keys, only=EVERYTHING, sources_deleted=False, recipe=RECIPE):
-        places = Places.find(str(self.route.source), None, [self.route], keys)
+        places = Places.find(str(self.route.source), None, Routes((self.route,)), keys)
         return Reconciliation(self.store, places, recipe, self.redis, only, sources_deleted)
 
     def states(self, *keys, **more):
@@ -128,7 +128,7 @@ class Site:
         }
 
     def verified(self, *keys):
-        audit = Audit(self.store, [self.route], SECONDS, keys)
+        audit = Audit(self.store, Routes((self.route,)), SECONDS, keys)
         return {
             verdict.output.key.removeprefix(self.place): verdict.states
             for verdict in audit.verdicts(str(self.route.destination))
@@ -136,7 +136,7 @@ class Site:
 
     def wanted(self, *keys):
         """How many pictures a backfill would put on the queue."""
-        places = Places.find(str(self.route.source), None, [self.route], keys)
+        places = Places.find(str(self.route.source), None, Routes((self.route,)), keys)
         *_, run = rehearse(self.store, places, Selection(), RECIPE)
         return run.enqueued
 
@@ -308,7 +308,9 @@ def test_another_pictures_output_and_receipt_are_not_taken_for_this_ones(site):
     metadata = site.clean.head(site.place + "b.png")["Metadata"]
     mark = metadata[receipts.SOURCE_ETAG]
     content = site.clean.get(site.place + "b.png")
-    moved = receipts.uri(site.route.destination, Made.of("a.png", RECIPE, mark, len(content)))
+    moved = receipts.uri(
+        site.route.destination, ReceiptName.of("a.png", RECIPE, mark, len(content))
+    )
     site.write(site.receipt("b.png"), moved.key)
     for also in (
         {},
@@ -477,13 +479,13 @@ def test_with_a_key_another_pictures_held_receipt_hides_no_missing_output(site):
     site.source()
     site.source("b.png")
     site.run("b.png", sign=KEY, boxes=(), hold=True)
-    made = Made.of(
+    made = ReceiptName.of(
         "a.png",
         RECIPE,
         Places.find(
             str(site.route.source),
             None,
-            [site.route],
+            Routes((site.route,)),
             (KEY,),
             # fmt: skip
         ).marks.version(site.route.source.join("a.png"), site.receipt("b.png")["source_etag"]),
@@ -555,7 +557,7 @@ def test_the_original_over_an_output_of_the_same_size_is_told(site):
     (name,) = site.receipt_at()
     etag = site.source(content=content)
     fields = site.receipt() | {"source_etag": etag, "output_bytes": len(content)}
-    uri = receipts.uri(site.route.destination, Made.of("a.png", RECIPE, etag, len(content)))
+    uri = receipts.uri(site.route.destination, ReceiptName.of("a.png", RECIPE, etag, len(content)))
     site.clean.client.delete_object(Bucket="clean", Key=name)
     site.write(fields, uri.key)
     site.output(b"y" * len(content), **{receipts.SOURCE_ETAG: etag})

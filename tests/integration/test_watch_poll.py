@@ -15,14 +15,14 @@ import pytest
 from tasks.addresses import PrefixUri
 from tasks.errors import ObjectNotFound, QueueUnavailable
 from tasks.publishing import Publisher
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.uploads import polling
 from tasks.uploads.polling import SEEN, STATE, PollingSource
 from tasks.uploads.stopping import Stop
 from tasks.uploads.trigger import Selection, Trigger
 from tools.local.servers import HOST
 
-ROUTES = [Route.parse("s3://raw=s3://clean")]
+ROUTES = Routes.parse("s3://raw=s3://clean")
 HOUR = 3600.0
 
 
@@ -154,7 +154,7 @@ def test_a_look_waits_for_room_in_the_queue(looking, raw, place, unattended, mon
 
 
 def test_a_bucket_that_is_not_there_ends_the_first_look(unattended, store):
-    routes = [Route.parse("s3://absent=s3://clean")]
+    routes = Routes.parse("s3://absent=s3://clean")
     trigger = Trigger(Publisher(unattended.app), Selection(routes), "poll")
     with pytest.raises(ObjectNotFound, match="absent"):
         PollingSource(store, unattended.client, trigger, 1.0, HOUR).run(Stop())

@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from structlog.testing import capture_logs
 
 from tasks.publishing import Publisher
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.uploads import sqs
 from tasks.uploads.sqs import EventQueue, SqsSource
@@ -146,7 +146,7 @@ def source(amazon, unattended, monkeypatch):
     monkeypatch.setattr(sqs, "VISIBILITY_SECONDS", 1)
     monkeypatch.setattr(sqs, "POLL_SECONDS", 0)
     publisher = Publisher(unattended.app)
-    trigger = Trigger(publisher, Selection([Route.parse("s3://raw=s3://clean")]), "sqs")
+    trigger = Trigger(publisher, Selection(Routes.parse("s3://raw=s3://clean")), "sqs")
 
     def make(url):
         queue = EventQueue.connect(Settings(), url)

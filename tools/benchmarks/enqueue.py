@@ -116,12 +116,12 @@ def _produce(keys: int, low_water: int, high_water: int) -> tuple[float, int]:
     from tasks.app import app
     from tasks.bulk.backfill import Backfill, Selection
     from tasks.bulk.places import Places
-    from tasks.routes import Route
+    from tasks.routes import Routes
 
     producer = Backfill(
         app,
         SimulatedStore(keys),
-        Places.find("s3://raw/2026", None, (Route.parse(ROUTE),)),
+        Places.find("s3://raw/2026", None, Routes.parse(ROUTE)),
         Selection(),
         None,
         low_water=low_water,

@@ -23,7 +23,7 @@ from rich.table import Table
 from tasks.addresses import ObjectUri
 from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Reconciliation
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tools.local.servers import start_redis
@@ -85,7 +85,7 @@ def run() -> None:
 
 
 def _measure(count: int, client: Any) -> dict[str, Any]:
-    places = Places.find("s3://raw", None, [Route.parse("s3://raw=s3://clean")])
+    places = Places.find("s3://raw", None, Routes.parse("s3://raw=s3://clean"))
     reconciliation = Reconciliation(Simulated(count), places, RECIPE, client)
     started = time.perf_counter()
     missing = sum(1 for _ in reconciliation.findings())

@@ -21,7 +21,7 @@ from tasks.bulk.comparison import read_receipts
 from tasks.bulk.places import Places
 from tasks.errors import VeilError
 from tasks.records import dead_letters
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.storage import receipts
 from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore
@@ -45,7 +45,7 @@ FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"
 RAW, CLEAN = "raw", "clean"
 ROUTE = f"s3://{RAW}=s3://{CLEAN}"
-PLACES = Places.find(f"s3://{RAW}", None, [Route.parse(ROUTE)])
+PLACES = Places.find(f"s3://{RAW}", None, Routes.parse(ROUTE))
 READY_SECONDS = 120
 PATIENCE_SECONDS = 180  # without a new outcome of any picture
 PROGRAMS = Path(sys.executable).parent

@@ -15,9 +15,10 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tasks.app import app
-from tasks.bulk import backfill
-from tasks.bulk.backfill import Backfill, Run, Selection, ToldBackoff
+from tasks.bulk import backfill, runs
+from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
 from tasks.bulk.places import Places
+from tasks.bulk.runs import Run
 from tasks.errors import InvalidRequest, QueueUnavailable
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes
@@ -96,8 +97,8 @@ def follow(name: str, as_json: bool) -> int:
     """Show the run `name` until its pictures are through; the exit code."""
     redis = app.backend.client
     with connected():
-        if backfill.read(redis, name) is None:
-            known = ", ".join(backfill.names(redis)) or "none"
+        if runs.read(redis, name) is None:
+            known = ", ".join(runs.names(redis)) or "none"
             raise InvalidRequest(f"there is no run {name!r:.100}: known are {known}")
     with Display.opened(as_json) as display:
         last = _follow(name, display)
@@ -135,14 +136,14 @@ def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
     more.
     """
     redis = app.backend.client
-    backoff = ToldBackoff(display.say)
+    backoff = ReportingBackoff(display.say)
     ended, quiet_since = -1, time.monotonic()
     while True:
         try:
             with connected():
-                current = backfill.read(redis, name)
+                current = runs.read(redis, name)
                 counts = outcomes.of_run(redis, name)
-                through = current is not None and backfill.is_through(redis, current)
+                through = current is not None and runs.is_through(redis, current)
         except QueueUnavailable as error:
             time.sleep(backoff.failed(error))
             continue

@@ -15,10 +15,9 @@ from tasks.addresses import ObjectUri
 from tasks.app import app
 from tasks.errors import InvalidRequest
 from tasks.messages import AnonymizeOptions
-from tasks.publishing import Publisher, Wanted
+from tasks.publishing import Publisher, Wanted, wait_for_room
 from tasks.records import ledger
 from tasks.records.ledger import Entry, Item, Ledger
-from tasks.records.queues import wait_for_room
 from tasks.redis_errors import connected
 from worker.commands.reconcile import MOST_WAITING, tell_full
 from worker.printing import printable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, Look, Verdict
+from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
 from tasks.storage.s3 import ObjectStore
 from worker.commands.progress import progress_bar
 from worker.printing import printable
@@ -41,7 +41,7 @@ def run(
         settings.parsed_routes(),
         settings.fetch_seconds,
         settings.receipt_keys(),
-        look=_look(settings) if redetect else None,
+        face_check=_look(settings) if redetect else None,
         disposal=disposal,
         threads=threads,
     )
@@ -59,7 +59,7 @@ def run(
     return checked == good
 
 
-def _look(settings: WorkerSettings) -> Look:
+def _look(settings: WorkerSettings) -> FaceCheck:
     """Looks for faces as a worker with these settings would; those of the receipt and its exempt
     areas may be there.
     """

@@ -15,8 +15,7 @@ from tasks.bulk.places import Places
 from tasks.bulk.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.errors import SettingsInvalid
 from tasks.messages import BACKFILL
-from tasks.publishing import Publisher, Wanted, announced_recipe
-from tasks.records.queues import wait_for_room
+from tasks.publishing import Publisher, Wanted, announced_recipe, wait_for_room
 from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore

@@ -1,4 +1,4 @@
-"""S3 addresses: which texts are addresses, that keys are literal, and where one place ends."""
+"""S3 addresses: their texts, their literal keys, and the ends of prefixes."""
 
 import pytest
 from hypothesis import given

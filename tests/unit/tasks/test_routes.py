@@ -1,19 +1,19 @@
-"""Routes: where an output goes, and that nothing can be read or written outside of them."""
+"""Routes: the addresses of outputs, and no reads or writes outside of the routes."""
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tasks.addresses import PrefixUri
+from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, VeilError
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route, check, find
+from tasks.routes import Route, Routes
 
-TABLE = [
-    Route.parse("s3://raw=s3://clean"),
-    Route.parse("s3://mixed/in=s3://mixed/out"),
-    Route.parse("s3://archive/day=1/=s3://shown/day=1/"),
-]
+ROUTES = Routes.parse(
+    "s3://raw=s3://clean",
+    "s3://mixed/in=s3://mixed/out",
+    "s3://archive/day=1/=s3://shown/day=1/",
+)
 
 
 def request(source, target=None):
@@ -31,7 +31,7 @@ def request(source, target=None):
     ],
 )
 def test_an_output_keeps_the_key_below_its_route(source, expected):
-    assert str(find(request(source), TABLE).destination) == expected
+    assert str(ROUTES.resolve(request(source)).destination) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_an_output_keeps_the_key_below_its_route(source, expected):
     ],
 )
 def test_a_destination_may_be_chosen_within_the_route(source, target):
-    assert str(find(request(source, target), TABLE).destination) == target
+    assert str(ROUTES.resolve(request(source, target)).destination) == target
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_a_destination_may_be_chosen_within_the_route(source, target):
 )
 def test_what_no_route_allows_is_refused(source, target):
     with pytest.raises(BucketNotAllowed, match="VEIL_ROUTES"):
-        find(request(source, target), TABLE)
+        ROUTES.resolve(request(source, target))
 
 
 def test_without_routes_nothing_is_allowed():
     with pytest.raises(BucketNotAllowed):
-        find(request("s3://raw/a.jpg"), [])
+        Routes(()).resolve(request("s3://raw/a.jpg"))
 
 
 PREFIXES = st.text("ab/=", max_size=6)
@@ -88,12 +88,12 @@ URIS = st.builds(
 def test_no_request_ever_reaches_a_place_outside_its_route(places, source, target):
     table = [Route(PrefixUri.parse(one), PrefixUri.parse(other)) for one, other in places]
     try:
-        check(table)
+        routes = Routes(tuple(table))
         wanted = request(source, target)
     except VeilError:
         assume(False)
     try:
-        found = find(wanted, table).destination
+        found = routes.resolve(wanted).destination
     except BucketNotAllowed:
         return
     taken = [route for route in table if route.source.contains(wanted.source)]
@@ -110,17 +110,16 @@ def test_no_request_ever_reaches_a_place_outside_its_route(places, source, targe
     st.text("ab/", min_size=1, max_size=6),
 )
 def test_two_sources_never_share_a_default_output(first, second, one_key, other_key):
-    table = [
-        Route.parse(f"s3://raw/a{first}=s3://clean/a{second}"),
-        Route.parse(f"s3://raw/b{first}=s3://clean/b{second}"),
-    ]
-    check(table)
+    routes = Routes.parse(
+        f"s3://raw/a{first}=s3://clean/a{second}",
+        f"s3://raw/b{first}=s3://clean/b{second}",
+    )
     outputs = {}
-    for route in table:
+    for route in routes:
         for key in (one_key, other_key):
             uri = route.source.join(key)
             if not uri.key.endswith("/"):
-                outputs[uri] = find(AnonymizeRequest(source=uri), table).destination
+                outputs[uri] = routes.resolve(AnonymizeRequest(source=uri)).destination
     assert len(set(outputs.values())) == len(outputs)
 
 
@@ -139,7 +138,7 @@ def test_two_sources_never_share_a_default_output(first, second, one_key, other_
 )
 def test_routes_that_overlap_are_refused(texts):
     with pytest.raises(InvalidRequest, match="overlap"):
-        check([Route.parse(text) for text in texts])
+        Routes.parse(*texts)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +152,8 @@ def test_routes_that_overlap_are_refused(texts):
     ],
 )
 def test_routes_that_keep_apart_are_accepted(texts):
-    table = [Route.parse(text) for text in texts]
-    check(table)
-    assert [Route.parse(str(route)) for route in table] == table
+    routes = Routes.parse(*texts)
+    assert Routes.parse(*map(str, routes)) == routes
 
 
 @pytest.mark.parametrize(
@@ -206,11 +204,57 @@ def test_what_is_not_a_route_is_refused(text):
 )
 def test_nothing_walks_out_of_a_route(source, target):
     with pytest.raises(InvalidRequest):
-        find(request(source, target), TABLE)
+        ROUTES.resolve(request(source, target))
 
 
 def test_an_output_whose_key_would_be_too_long_is_refused_before_any_work():
-    table = [Route.parse("s3://raw=s3://clean/" + "p" * 40)]
-    assert find(request("s3://raw/" + "k" * 900), table)
+    routes = Routes.parse("s3://raw=s3://clean/" + "p" * 40)
+    assert routes.resolve(request("s3://raw/" + "k" * 900))
     with pytest.raises(InvalidRequest, match="longer than 1024 bytes"):
-        find(request("s3://raw/" + "k" * 1000), table)
+        routes.resolve(request("s3://raw/" + "k" * 1000))
+
+
+@pytest.mark.parametrize(
+    ("place", "source_route", "destination_route"),
+    [
+        ("s3://raw", "s3://raw", None),
+        ("s3://raw/deep/er", "s3://raw", None),
+        ("s3://clean/deep", None, "s3://clean"),
+        ("s3://mixed", None, None),
+        ("s3://mixed/in", "s3://mixed/in", None),
+        ("s3://mixed/in/a", "s3://mixed/in", None),
+        ("s3://mixed/input", None, None),
+        ("s3://mixed/out/a", None, "s3://mixed/out"),
+        ("s3://other", None, None),
+    ],
+)
+def test_a_place_belongs_to_the_route_that_contains_it(place, source_route, destination_route):
+    found = ROUTES.of_source(PrefixUri.parse(place))
+    assert (found and found.source) == (source_route and PrefixUri.parse(source_route))
+    found = ROUTES.of_destination(PrefixUri.parse(place))
+    assert (found and found.destination) == (
+        destination_route and PrefixUri.parse(destination_route)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bucket", "key", "is_source"),
+    [
+        ("raw", "a.jpg", True),
+        ("raw", "", True),
+        ("mixed", "in/", True),
+        ("mixed", "in/a.jpg", True),
+        ("mixed", "input", False),
+        ("mixed", "out/a.jpg", False),
+        ("other", "a.jpg", False),
+    ],
+)
+def test_the_marker_of_a_sources_folder_is_in_the_source_too(bucket, key, is_source):
+    assert ROUTES.has_source(ObjectUri(bucket, key)) is is_source
+
+
+def test_outputs_and_sources_have_the_same_relative_prefix():
+    route = Route.parse("s3://mixed/in=s3://mixed/out")
+    sources, outputs = PrefixUri.parse("s3://mixed/in/2026"), PrefixUri.parse("s3://mixed/out/2026")
+    assert route.outputs_of(sources) == outputs
+    assert route.sources_of(outputs) == sources

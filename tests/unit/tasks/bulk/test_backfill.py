@@ -1,4 +1,4 @@
-"""What a backfill wants, what its run is called, and where its pages end."""
+"""Backfill: the selection of sources, the names of runs, and the ends of pages."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -7,14 +7,14 @@ import pytest
 
 from tasks.addresses import ObjectUri
 from tasks.bulk import backfill
-from tasks.bulk.backfill import Reading, Selection
+from tasks.bulk.backfill import Selection, SourcePages
 from tasks.bulk.places import Places
 from tasks.records import outcomes
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.storage.s3 import ObjectStore, StoredObject
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
-ROUTES = (Route.parse("s3://raw/in=s3://clean/out"),)
+ROUTES = Routes.parse("s3://raw/in=s3://clean/out")
 
 
 class Listing(ObjectStore):
@@ -32,7 +32,7 @@ class Listing(ObjectStore):
 
 def read(*keys, most=2, selection=None):
     places = Places.find("s3://raw/in/2026", None, ROUTES)
-    reading = Reading(Listing(*keys), places, selection or Selection(), None)
+    reading = SourcePages(Listing(*keys), places, selection or Selection(), None)
     while not reading.at_end:
         yield reading.page(most)
 

@@ -1,4 +1,4 @@
-"""The vendor's errors: each becomes a VeilError that says who must act, and none tells a secret."""
+"""Errors of botocore: each becomes a VeilError that says who must act, without secrets."""
 
 import email.utils
 import http.client
@@ -70,7 +70,7 @@ def error_classes(module):
 
 
 def an_instance(cls):
-    """An error of `cls` whose own text holds SECRET, as an address with a password would."""
+    """Return an error of `cls` whose text holds SECRET, like an address with a password."""
     if issubclass(cls, botocore.exceptions.ClientError):
         return cls({"Error": {"Code": "SlowDown", "Message": SECRET}}, "GetObject")
     error = cls.__new__(cls)
@@ -87,7 +87,7 @@ def an_answer(code, status):
 
 
 def raised(error):
-    """What a caller of ObjectStore sees of `error`."""
+    """Return the error that a caller of ObjectStore gets for `error`."""
     with pytest.raises(VeilError) as caught, translated(PLACE):
         raise error
     return caught.value
@@ -138,8 +138,7 @@ def test_what_breaks_below_botocore_is_worth_another_try(error):
     ids=lambda cls: cls.__name__,
 )
 def test_any_error_of_boto3s_transfers_has_a_translation(cls):
-    # Not raised by the calls that ObjectStore makes; a name all the same, should it ever make
-    # others.
+    # No call of ObjectStore raises these today. They are translated in case a later one does.
     error = translate(an_instance(cls), PLACE)
     assert isinstance(error, VeilError)
     assert SECRET not in str(error)

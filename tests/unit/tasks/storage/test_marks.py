@@ -1,4 +1,4 @@
-"""Marks: they tell whoever has the key of which source an output is, and nobody else."""
+"""Marks: only somebody with the key can tell the source of an output by them."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ import pytest
 from tasks.addresses import ObjectUri
 from tasks.signatures import Key, canonical
 from tasks.storage.marks import Marks, is_keyed
-from tasks.storage.receipts import ETAG, SOURCE, SOURCE_ETAG, Made
+from tasks.storage.receipts import ETAG, SOURCE, SOURCE_ETAG, ReceiptName
 
 SOURCE_URI, OTHER_URI = ObjectUri("raw", "a.jpg"), ObjectUri("raw", "b.jpg")
 MD5 = "9dd4e461268c8034f5c8564e155c67a6"
@@ -44,8 +44,8 @@ def test_marks_of_every_key_and_of_none_are_recognised(made_with, etag):
     marks, made = Marks([NEW, OLD]), of(Marks(made_with), etag=etag)
     assert marks.is_source(made, SOURCE_URI)
     assert not marks.is_source(made, OTHER_URI)
-    # As metadata have it, and as the name of a receipt does.
-    for mark in (made[SOURCE_ETAG], Made.of("a.jpg", "0" * 16, made[SOURCE_ETAG]).etag):
+    # The mark in the metadata, and the mark in the name of a receipt.
+    for mark in (made[SOURCE_ETAG], ReceiptName.of("a.jpg", "0" * 16, made[SOURCE_ETAG]).etag):
         assert marks.is_version(mark, SOURCE_URI, etag)
         assert not marks.is_version(mark, SOURCE_URI, etag + "0")
     assert marks.missing_key_of(made) is None

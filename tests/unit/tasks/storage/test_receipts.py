@@ -1,4 +1,4 @@
-"""Receipts: their names, and what a listing can tell from them."""
+"""Receipts: their names and the facts in them, and their files."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from tasks.storage import receipts
-from tasks.storage.receipts import Made, Receipt
+from tasks.storage.receipts import Receipt, ReceiptName
 from tasks.storage.s3 import StoredObject
 
 CLEAN = PrefixUri("clean", "")
@@ -20,7 +20,7 @@ keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60
 
 @given(key=keys, etag=st.text(min_size=1, max_size=80))
 def test_the_name_of_a_receipt_tells_what_it_is_of(key, etag):
-    made = Made.of(key, RECIPE, etag)
+    made = ReceiptName.of(key, RECIPE, etag)
     uri = receipts.uri(CLEAN, made)
     assert uri.key.startswith(receipts.prefix(CLEAN, key))
     if not receipts.is_long(CLEAN, key):
@@ -31,13 +31,13 @@ def test_the_name_of_a_receipt_tells_what_it_is_of(key, etag):
     "key", ["a.jpg", f"a.jpg.{RECIPE}.{ETAG}.json", "2026/07/ü +%20.jpg", "a\nb.jpg", ".json"]
 )
 def test_keys_that_look_like_receipts_are_told_apart(key):
-    uri = receipts.uri(CLEAN, Made.of(key, RECIPE, ETAG))
-    assert receipts.parse(uri.key.removeprefix(receipts.FOLDER)) == Made(key, RECIPE, ETAG)
+    uri = receipts.uri(CLEAN, ReceiptName.of(key, RECIPE, ETAG))
+    assert receipts.parse(uri.key.removeprefix(receipts.FOLDER)) == ReceiptName(key, RECIPE, ETAG)
 
 
 @pytest.mark.parametrize("etag", ["d41d8cd98f00b204e9800998ecf8427e-12", "abc_DEF-1"])
 def test_usual_etags_can_be_read_in_the_name(etag):
-    assert f".{etag}.json" in str(receipts.uri(CLEAN, Made.of("a.jpg", RECIPE, etag)))
+    assert f".{etag}.json" in str(receipts.uri(CLEAN, ReceiptName.of("a.jpg", RECIPE, etag)))
 
 
 @pytest.mark.parametrize("place", [CLEAN, PrefixUri("clean", "x" * 200 + "/")])
@@ -47,7 +47,7 @@ def test_every_key_that_s3_allows_has_a_receipt_that_s3_allows(place, size, slic
     key = ("/".join(["k" * 49] * 30) if sliced else "k" * 1100)[
         : size - len(place.prefix) - 1
     ] + "e"
-    uri = receipts.uri(place, Made.of(key, RECIPE, "e" * 64))
+    uri = receipts.uri(place, ReceiptName.of(key, RECIPE, "e" * 64))
     assert len(uri.key.encode()) <= MAX_KEY_BYTES
     assert len(uri.key.rpartition("/")[2].encode()) <= receipts.MAX_PART_BYTES
     assert place.contains(uri)
@@ -55,12 +55,12 @@ def test_every_key_that_s3_allows_has_a_receipt_that_s3_allows(place, size, slic
 
 
 def test_a_recipe_with_options_is_in_the_name_and_one_of_its_recipe():
-    made = Made.of("a.jpg", f"{RECIPE}-0123abcd", ETAG)
+    made = ReceiptName.of("a.jpg", f"{RECIPE}-0123abcd", ETAG)
     assert receipts.parse(receipts.uri(CLEAN, made).key.removeprefix(receipts.FOLDER)) == made
-    assert receipts.is_of(made.recipe, RECIPE)
-    assert receipts.is_of(RECIPE, RECIPE)
-    assert receipts.is_of(made.recipe, None)
-    assert not receipts.is_of(made.recipe, "0" * 16)
+    assert receipts.is_of_recipe(made.recipe, RECIPE)
+    assert receipts.is_of_recipe(RECIPE, RECIPE)
+    assert receipts.is_of_recipe(made.recipe, None)
+    assert not receipts.is_of_recipe(made.recipe, "0" * 16)
 
 
 def test_what_is_no_receipt_is_not_taken_for_one():
@@ -113,14 +113,14 @@ COPY = StoredObject(ObjectUri("clean", "a.jpg"), ETAG, 20)
     copy=st.booleans(),
 )
 def test_the_size_of_an_output_is_in_the_name_of_its_receipt(key, etag, size, copy):
-    uri = receipts.uri(CLEAN, Made.of(key, RECIPE, etag, size, copy))
+    uri = receipts.uri(CLEAN, ReceiptName.of(key, RECIPE, etag, size, copy))
     if not receipts.is_long(CLEAN, key):
         named = receipts.parse(uri.key.removeprefix(receipts.FOLDER))
-        assert (named, named.size, named.is_copy) == (Made(key, RECIPE, etag), size, copy)
+        assert (named, named.size, named.is_copy) == (ReceiptName(key, RECIPE, etag), size, copy)
 
 
 def test_a_name_without_room_for_the_size_leaves_it_out():
-    uri = receipts.uri(CLEAN, Made.of("a.jpg", RECIPE, "e" * 64, 10))
+    uri = receipts.uri(CLEAN, ReceiptName.of("a.jpg", RECIPE, "e" * 64, 10))
     assert receipts.parse(uri.key.removeprefix(receipts.FOLDER)).size is None
 
 
@@ -137,12 +137,14 @@ def test_a_name_without_room_for_the_size_leaves_it_out():
     ],
 )
 def test_a_name_tells_what_was_put_over_its_output(size, is_copy, output, expected):
-    assert Made.of("a.jpg", RECIPE, ETAG, size, is_copy).may_be(SOURCE, output) is expected
+    assert (
+        ReceiptName.of("a.jpg", RECIPE, ETAG, size, is_copy).may_be_of(SOURCE, output) is expected
+    )
 
 
 def test_metadata_give_a_receipt_no_other_address():
     hostile = StoredObject(
         OUTPUT.uri, "e", 10, {receipts.RECIPE: "../../x", receipts.SOURCE_ETAG: "../../x"}
     )
-    made = Made.said_by("a.jpg", hostile)
+    made = ReceiptName.of_output("a.jpg", hostile)
     assert "../" not in receipts.uri(CLEAN, made).key

@@ -1,4 +1,4 @@
-"""The S3 client, as far as it goes without a store."""
+"""The S3 client without a store: wrong settings."""
 
 import pytest
 

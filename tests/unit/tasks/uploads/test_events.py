@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import MalformedEvent
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.uploads.events import Event, parse
 from tasks.uploads.trigger import Selection
 from tests.events import (
@@ -32,7 +32,7 @@ ODD_KEYS = [
     "a&b=c;d.jpg",
     "k" * 1020 + ".jpg",
 ]
-ROUTES = [Route.parse("s3://raw=s3://clean"), Route.parse("s3://pictures/in=s3://pictures/out")]
+ROUTES = Routes.parse("s3://raw=s3://clean", "s3://pictures/in=s3://pictures/out")
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
@@ -179,7 +179,7 @@ def test_no_message_raises_anything_but_the_named_error(message):
     except MalformedEvent:
         return
     chosen = Selection(ROUTES, ["s3://raw"], [".jpg"]).choose(parsed.written)
-    assert all(ROUTES[0].source.contains(picture.source) for picture in chosen.pictures)
+    assert all(ROUTES.sources[0].contains(picture.source) for picture in chosen.pictures)
     assert all(line.encode() for line in chosen.refused)
 
 

@@ -12,7 +12,7 @@ from tasks.addresses import ObjectUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
-from tasks.routes import Route
+from tasks.routes import Routes
 from tasks.uploads.events import Event, Parsed, parse
 from tasks.uploads.trigger import MOST_AT_ONCE, MOST_REFUSALS_LOGGED, Selection, Trigger
 from tests.events import (
@@ -27,7 +27,7 @@ from tests.events import (
     sns,
 )
 
-ROUTES = [Route.parse("s3://raw=s3://clean"), Route.parse("s3://pictures/in=s3://pictures/out")]
+ROUTES = Routes.parse("s3://raw=s3://clean", "s3://pictures/in=s3://pictures/out")
 
 
 def choose(*keys, bucket="raw", prefixes=(), suffixes=()):
@@ -100,13 +100,13 @@ class Publishes:
         self.batches = []
         self.along = []
 
-    def publish(self, pictures, queue, along=None):
+    def publish(self, pictures, queue, also_write=None):
         for picture in pictures:
             assert json.loads(json.dumps(picture.arguments).encode()) == list(picture.arguments)
             assert AnonymizeRequest.parse(source=picture.arguments[0]).source == picture.source
             assert picture.task_id.encode()
         self.batches.append([picture.source.key for picture in pictures])
-        self.along.append(along)
+        self.along.append(also_write)
 
 
 def trigger():

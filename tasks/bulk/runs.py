@@ -1,0 +1,133 @@
+"""The runs of backfills, as they are stored in Redis."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from tasks.messages import BACKFILL
+from tasks.publishing import Wanted
+from tasks.records import outcomes, queues
+
+KEY = "veil:run:{}"  # the Redis key of a run by its name
+SECONDS_KEPT = 90 * 86_400  # since the last page of a run
+
+State = Literal["running", "finished", "stopped"]
+
+
+@dataclass
+class Page:
+    """A part of the listing: its counts as in Run, and the pictures to publish."""
+
+    cursor: str = ""
+    listed: int = 0
+    ignored: int = 0
+    skipped: int = 0
+    source_bytes: int = 0
+    wanted: list[Wanted] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run with its checkpoint, as it is stored in Redis.
+
+    `cursor` is the last key that was listed, relative to the source. Of the keys `listed`, some
+    were `ignored` because they were not selected, and some `skipped` because they are done.
+    `enqueued` counts the messages, and `source_bytes` the bytes of their sources. `owner` is the
+    process that may go on with the run. Times are seconds since the epoch; `updated` of a finished
+    run is its end.
+    """
+
+    name: str = ""
+    source: str = ""
+    destination: str = ""
+    selection: str = ""
+    recipe: str = ""
+    owner: str = ""
+    state: State = "running"
+    cursor: str = ""
+    listed: int = 0
+    ignored: int = 0
+    skipped: int = 0
+    enqueued: int = 0
+    source_bytes: int = 0
+    started: float = 0.0
+    updated: float = 0.0
+
+    def after(self, page: Page) -> Self:
+        """Return the run after `page`, updated now."""
+        return replace(
+            self,
+            cursor=page.cursor,
+            listed=self.listed + page.listed,
+            ignored=self.ignored + page.ignored,
+            skipped=self.skipped + page.skipped,
+            enqueued=self.enqueued + len(page.wanted),
+            source_bytes=self.source_bytes + page.source_bytes,
+            updated=time.time(),
+        )
+
+
+RUN = TypeAdapter(Run)  # The hash in Redis has the fields of Run.
+FIELDS = frozenset(one.name.encode() for one in fields(Run))
+
+
+def read(redis: Any, name: str) -> Run | None:
+    """Return the run `name`; None if Redis has none, or one that lacks a readable field."""
+    stored = redis.hgetall(KEY.format(name))
+    if FIELDS.difference(stored):
+        return None
+    try:
+        return RUN.validate_strings(_decoded(stored))
+    except ValidationError:
+        return None
+
+
+def read_leniently(redis: Any, name: str) -> Run | None:
+    """Return the run `name`, with the defaults of fields that are missing or unreadable.
+
+    Return None if Redis has none. This is for displays: a Backfill must not go on with such a run.
+    """
+    values = _decoded(redis.hgetall(KEY.format(name)))
+    if not values:
+        return None
+    try:
+        return RUN.validate_strings(values)
+    except ValidationError as error:
+        unreadable = {problem["loc"][0] for problem in error.errors()}
+    readable = {key: value for key, value in values.items() if key not in unreadable}
+    return RUN.validate_strings(readable)
+
+
+def names(redis: Any) -> list[str]:
+    """Return the names of all runs in Redis, sorted."""
+    prefix = KEY.format("")
+    found = []
+    for key in redis.scan_iter(KEY.format("*"), count=500):
+        name = key.decode().removeprefix(prefix)
+        if outcomes.RUN_NAME.fullmatch(name):
+            found.append(name)
+    return sorted(found)
+
+
+def is_through(redis: Any, run: Run) -> bool:
+    """Return whether no message of a finished run is waiting or in work, as far as Redis tells.
+
+    Redis does not tell it while a worker takes a message, nor for a message that went back to the
+    end of the queue for a retry.
+    """
+    oldest = queues.oldest(redis, BACKFILL)
+    return (oldest is None or oldest > run.updated) and not queues.in_hand(redis, run.name)
+
+
+def write(redis: Any, run: Run) -> None:
+    """Store `run` for SECONDS_KEPT. `redis` may be a pipeline."""
+    key = KEY.format(run.name)
+    redis.hset(key, mapping=RUN.dump_python(run))
+    redis.expire(key, SECONDS_KEPT)
+
+
+def _decoded(stored: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in stored.items()}

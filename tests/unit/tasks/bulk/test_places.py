@@ -1,0 +1,66 @@
+"""Places: the addresses that routes allow, and the keys of a picture in them."""
+
+import pytest
+
+from tasks.addresses import ObjectUri, PrefixUri
+from tasks.bulk.places import Places
+from tasks.errors import BucketNotAllowed, InvalidRequest
+from tasks.routes import Routes
+
+ROUTES = Routes.parse("s3://raw/in=s3://clean/out", "s3://archive=s3://shown")
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "expected"),
+    [
+        ("s3://raw/in", None, "s3://clean/out/"),
+        ("s3://raw/in/2026", None, "s3://clean/out/2026/"),
+        ("s3://raw/in/2026", "s3://clean/out/again", "s3://clean/out/again/"),
+        ("s3://archive", None, "s3://shown/"),
+    ],
+)
+def test_outputs_go_where_the_route_leads_or_below_it(source, output, expected):
+    places = Places.find(source, output, ROUTES)
+    assert str(places.output) == expected
+    assert places.route.source.overlaps(places.source)
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("s3://raw", None),
+        ("s3://other", None),
+        ("s3://clean/out", None),
+        ("s3://raw/in", "s3://clean"),
+        ("s3://raw/in", "s3://shown"),
+    ],
+)
+def test_places_without_a_route_are_refused(source, output):
+    with pytest.raises(BucketNotAllowed, match="VEIL_ROUTES"):
+        Places.find(source, output, ROUTES)
+
+
+def test_the_place_of_receipts_is_refused():
+    with pytest.raises(InvalidRequest, match="kept for receipts"):
+        Places.find("s3://raw/in", "s3://clean/out/.veil/x", ROUTES)
+    with pytest.raises(InvalidRequest, match="kept for receipts"):
+        Places.of_outputs(PrefixUri.parse("s3://clean/out/.veil"), ROUTES)
+
+
+def test_outputs_have_the_sources_that_their_route_gives():
+    places = Places.of_outputs(PrefixUri.parse("s3://clean/out/2026"), ROUTES)
+    assert str(places.source) == "s3://raw/in/2026/"
+    with pytest.raises(BucketNotAllowed, match="s3://clean/"):
+        Places.of_outputs(PrefixUri.parse("s3://clean"), ROUTES)
+
+
+def test_a_picture_has_one_key_in_its_places_and_one_in_its_receipts():
+    places = Places.find("s3://raw/in/2026", "s3://clean/out/again", ROUTES)
+    key = places.key(ObjectUri("raw", "in/2026/d/a.jpg"))
+    assert key == "d/a.jpg"
+    assert places.destination(key) == ObjectUri("clean", "out/again/d/a.jpg")
+    assert places.asked_destination(key) == places.destination(key)
+    assert places.receipt_key(key) == "again/d/a.jpg"
+    default = Places.find("s3://raw/in/2026", None, ROUTES)
+    assert default.asked_destination(key) is None
+    assert default.receipt_key(key) == "2026/d/a.jpg"
