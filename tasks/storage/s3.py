@@ -291,21 +291,41 @@ class ObjectStore:
         return dropwhile(lambda stored: _is_up_to(stored.uri.key, after), listed)
 
     def _list(self, bucket: str, prefix: str, after: str) -> Iterator[StoredObject]:
-        options = {"StartAfter": after} if after else {}
-        paging = {"PageSize": self._page_keys}
-        paginator = self._client.get_paginator("list_objects_v2")
+        """Yield the objects below `prefix` page by page.
+
+        If a page of SeaweedFS ends at the key ``a``, the objects in the folder ``a/`` are missing
+        from the next page, and the page may even be called the last one. Each page therefore
+        begins just before the last key of the page before, and a full page is never the last one.
+        """
         if prefix:
             self.check_name(PrefixUri(bucket, prefix))
+        start = {"StartAfter": after} if after else {}
+        last = ""
+        while True:
+            page = self._list_page(bucket, prefix, start)
+            found = page.get("Contents", ())
+            is_full = len(found) >= self._page_keys
+            found = [item for item in found if not last or not _is_up_to(item["Key"], last)]
+            for item in found:
+                if not item["Key"].endswith("/"):
+                    yield _listed(bucket, item)
+            if found and (is_full or page["IsTruncated"]):
+                last = found[-1]["Key"]
+                start = {"StartAfter": _just_before(last)}
+            elif page["IsTruncated"]:
+                start = {"ContinuationToken": page["NextContinuationToken"]}
+            else:
+                return
+
+    def _list_page(self, bucket: str, prefix: str, start: Mapping[str, str]) -> dict[str, Any]:
         with translated(PrefixUri(bucket, prefix)):
-            for page in paginator.paginate(
-                Bucket=bucket, Prefix=prefix, PaginationConfig=paging, **options
-            ):
-                _check_whole(page, "IsTruncated")
-                if page["IsTruncated"]:
-                    _check_whole(page, "NextContinuationToken")
-                for item in page.get("Contents", ()):
-                    if not item["Key"].endswith("/"):
-                        yield _listed(bucket, item)
+            page: dict[str, Any] = self._client.list_objects_v2(
+                Bucket=bucket, Prefix=prefix, MaxKeys=self._page_keys, **start
+            )
+        _check_whole(page, "IsTruncated")
+        if page["IsTruncated"]:
+            _check_whole(page, "NextContinuationToken")
+        return page
 
 
 def _chunks(stored: StoredObject, body: Any, seconds: float) -> Iterator[bytes]:

@@ -150,6 +150,7 @@ def test_every_picture_is_told_for_what_it_is(fresh, pictures):
 @bounded
 @given(found=st.sets(keys, max_size=12))
 @example(found={"a", "a/a", "a/a/a", "a/a!", "a!", "a0"})
+@example(found={"a5", "a", "a5/5", "5"})
 @example(found={"a ", "a", "a/ ", "é/\ue000", "é", "\U00010000", "\uffee"})
 def test_a_listing_goes_on_after_any_of_its_keys(fresh, found):
     archive = fresh()
