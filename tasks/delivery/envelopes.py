@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import MalformedMessage
 from tasks.messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
-from tasks.representation import MOST_SHOWN, shown
+from tasks.representation import MAX_SHOWN, shown
 
 LONGEST_WAIT_SECONDS = 600.0  # until the start of a message: more than any retry asks for
 MOST_BYTES = 1 << 20  # of a message, and of its unpacked body: five times the most options
@@ -125,7 +125,7 @@ def for_celery(item: bytes, size: int, queue: str, tag: str) -> dict[str, Any]:
         "ignore_result": bool(said.get("ignore_result"))
         or envelope.task_id is None,  # nobody can ask for that one
         "argsrepr": shown(envelope.arguments),
-        "kwargsrepr": saferepr(envelope.named, MOST_SHOWN),
+        "kwargsrepr": saferepr(envelope.named, MAX_SHOWN),
     }
     if isinstance(queued_at := said.get(QUEUED_AT_HEADER), int | float):
         headers[QUEUED_AT_HEADER] = queued_at
