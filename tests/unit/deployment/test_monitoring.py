@@ -1,6 +1,4 @@
-"""What compose's profile `monitoring` is given: rules that fire when they should, a dashboard
-without dead panels.
-"""
+"""The files of compose's profile `monitoring`: alert rules, and a dashboard of real metrics."""
 
 import json
 import re

@@ -26,7 +26,12 @@ def loaded(*statements):
     """What a new interpreter has in sys.modules after each of `statements`, by its top-level
     names.
     """
-    program = "import json, sys\nfor line in json.loads(sys.argv[1]):\n exec(line)\n print(json.dumps([*sys.modules]))"
+    program = (
+        "import json, sys\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        " exec(line)\n"
+        " print(json.dumps([*sys.modules]))"
+    )
     command = [sys.executable, "-c", program, json.dumps(statements)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == ""
