@@ -207,7 +207,7 @@ class PollingSource:
             if waiting <= MAX_QUEUED_MESSAGES:
                 return True
             if not logged:
-                log.info("waiting for room", queue=queue, messages=waiting)
+                log.info("queue is full", queue=queue, messages=waiting)
                 logged = True
             stop.wait(QUEUE_CHECK_SECONDS)
         return False

@@ -1,6 +1,4 @@
-"""The import rule: producers load nothing heavy, tasks never imports worker, and the command starts
-light.
-"""
+"""Import rules: producers and the command load nothing heavy, and tasks never imports worker."""
 
 import ast
 import graphlib
@@ -23,9 +21,7 @@ def dotted(path):
 
 
 def loaded(*statements):
-    """What a new interpreter has in sys.modules after each of `statements`, by its top-level
-    names.
-    """
+    """Return the top-level modules of a new interpreter after each of `statements`."""
     program = (
         "import json, sys\n"
         "for line in json.loads(sys.argv[1]):\n"
