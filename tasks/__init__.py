@@ -1,7 +1,7 @@
-"""The language that producers and workers share: tasks, their options, reports and errors.
+"""The interface between producers and workers: tasks, their options, reports and errors.
 
-``from tasks import anonymize_image`` returns the task. Nothing is read from the environment, and
-Celery is not imported, before one of the names below is used.
+``from tasks import anonymize_image`` returns the task. Importing this package does not read the
+environment and does not import Celery; using one of the names below does.
 """
 
 from importlib import import_module

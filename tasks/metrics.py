@@ -1,6 +1,7 @@
-"""What is counted, and the page on which Prometheus reads it.
+"""The metrics of workers and triggers, and the page from which Prometheus reads them.
 
-No label holds what a message or a store brought: keys, buckets and tasks are without number.
+No label holds a value from a message or a store, because the number of keys, buckets and tasks is
+unbounded.
 """
 
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
+    start_http_server,
 )
-from prometheus_client import start_http_server as start
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.backoff import NoBackoff
@@ -27,27 +28,27 @@ from tasks.messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
 from tasks.records import dead_letters, queues, review
 from tasks.settings import Settings, split_address
 
-REDIS_SECONDS = 2.0  # of a scrape: Prometheus itself waits for 10
+REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")
 Source = Literal["sqs", "http", "poll"]
-Heard = Literal["queued", "ignored", "refused", "malformed"]
+EventResult = Literal["queued", "ignored", "refused", "malformed"]
 DEAD = "dead"
-BUG = "bug"  # the error of whatever is no VeilError
-OTHER = "other"
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-WAITING_SECONDS = (0.25, 0.5, 1, 2, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600)
+BUG = "bug"  # the label `error` of every exception that is not a VeilError
+OTHER = "other"  # the label `queue` of a message from any queue that Veil does not know
+# Upper bounds of histogram buckets, in seconds.
+STAGE_SECONDS_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+DELIVERY_SECONDS_BUCKETS = (0.25, 0.5, 1, 2, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600)
 
-# Not the library's default one: Flower, which loads the task too, serves that without a password.
+# Flower also imports this module, and serves the library's default registry without a password.
+# The metrics therefore have a registry of their own.
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
-PICTURES = Counter(
-    "veil_pictures", "Pictures by what came of them.", ["outcome"], registry=REGISTRY
-)
+PICTURES = Counter("veil_pictures", "Pictures by outcome.", ["outcome"], registry=REGISTRY)
 FACES = Histogram(
     "veil_faces",
-    "Faces of each picture that was looked at.",
+    "Faces in each picture on which the detector ran.",
     buckets=(0, 1, 2, 3, 5, 10, 20, 50, 100, 200),
     registry=REGISTRY,
 )
@@ -56,26 +57,26 @@ WITHOUT_FACE = Counter(
 )
 FOUND_BY_CHECK = Counter(
     "veil_faces_found_by_check",
-    "Faces that were only found in the output, and then hidden too.",
+    "Faces that only the residual check found, and that were then hidden too.",
     registry=REGISTRY,
 )
 FLAGGED = Counter(
     "veil_pictures_flagged",
-    "Pictures that were published with a reason to look at them.",
+    "Pictures that were published and put on the review list.",
     registry=REGISTRY,
 )
 STAGE_SECONDS = Histogram(
     "veil_stage_seconds",
-    "Seconds of each stage of the pictures that came through.",
+    "Seconds of each stage of the pictures that did not fail.",
     ["stage"],
-    buckets=SECONDS,
+    buckets=STAGE_SECONDS_BUCKETS,
     registry=REGISTRY,
 )
 DELIVERY_SECONDS = Histogram(
     "veil_delivery_seconds",
-    "Seconds from a message's first time on the queue to the end of its picture.",
+    "Seconds from the first publishing of a message to the end of its picture.",
     ["queue"],
-    buckets=WAITING_SECONDS,
+    buckets=DELIVERY_SECONDS_BUCKETS,
     registry=REGISTRY,
 )
 BYTES_READ = Counter(
@@ -83,41 +84,43 @@ BYTES_READ = Counter(
 )
 BYTES_WRITTEN = Counter("veil_written_bytes", "Bytes of the outputs.", registry=REGISTRY)
 RETRIES = Counter(
-    "veil_retries", "Pictures put back for a later try, by error.", ["error"], registry=REGISTRY
+    "veil_retries",
+    "Pictures returned to the queue for a retry, by error.",
+    ["error"],
+    registry=REGISTRY,
 )
-GIVEN_UP = Counter("veil_dead", "Pictures given up, by error.", ["error"], registry=REGISTRY)
+DEAD_LETTERS = Counter("veil_dead", "Dead letters, by error.", ["error"], registry=REGISTRY)
 EVENTS = Counter(
     "veil_upload_events",
-    "Uploads that the trigger heard of, by what it did.",
+    "Events that the trigger received, by result.",
     ["source", "result"],
     registry=REGISTRY,
 )
 
 
-def _named(kind: type[VeilError]) -> Iterator[str]:
-    for error in kind.__subclasses__():
-        yield error.__name__
+def _error_names(kind: type[VeilError]) -> list[str]:
+    return [error.__name__ for error in kind.__subclasses__()]
 
 
-def _at_zero() -> None:
-    """Begin every series that is known: the step from nothing to 1 is no increase to Prometheus."""
+def _initialize_series() -> None:
+    """Set every known series to 0: Prometheus sees no increase when a new series appears."""
     for outcome in ("anonymized", "skipped", "held", DEAD):
         PICTURES.labels(outcome)
     for stage in STAGES:
         STAGE_SECONDS.labels(stage)
     for queue in QUEUES:
         DELIVERY_SECONDS.labels(queue)
-    for name in _named(Transient):
+    for name in _error_names(Transient):
         RETRIES.labels(name)
-    for name in (*_named(Transient), *_named(Permanent), BUG):
-        GIVEN_UP.labels(name)
+    for name in (*_error_names(Transient), *_error_names(Permanent), BUG):
+        DEAD_LETTERS.labels(name)
 
 
-_at_zero()
+_initialize_series()
 
 
 def finished(report: AnonymizeReport, request: Any) -> None:
-    """Count a picture that came through, by its `report` and Celery's `request`."""
+    """Count a picture that did not fail, by its `report` and Celery's `request`."""
     PICTURES.labels(report.status).inc()
     for stage, seconds in report.seconds.items():
         STAGE_SECONDS.labels(stage).observe(seconds)
@@ -134,24 +137,24 @@ def finished(report: AnonymizeReport, request: Any) -> None:
 
 
 def retried(error: Exception) -> None:
-    """Count a picture that is put back for a later try."""
+    """Count a picture that returns to the queue because of `error`."""
     RETRIES.labels(_name(error)).inc()
 
 
 def dead(error: Exception) -> None:
-    """Count a picture that was given up."""
+    """Count a dead letter with the reason `error`."""
     PICTURES.labels(DEAD).inc()
-    GIVEN_UP.labels(_name(error)).inc()
+    DEAD_LETTERS.labels(_name(error)).inc()
 
 
-def begin_hearing(source: Source) -> None:
-    """Begin the series of a trigger's `source` at 0, so that their first step is seen."""
-    for result in get_args(Heard):
+def initialize_events(source: Source) -> None:
+    """Set the series of a trigger's `source` to 0, so that Prometheus sees their first increase."""
+    for result in get_args(EventResult):
         EVENTS.labels(source, result)
 
 
-def heard(source: Source, result: Heard, number: int = 1) -> None:
-    """Count `number` uploads that the trigger heard of from `source`."""
+def count_events(source: Source, result: EventResult, number: int = 1) -> None:
+    """Count `number` events that the trigger received from `source`."""
     EVENTS.labels(source, result).inc(number)
 
 
@@ -160,8 +163,9 @@ def _name(error: Exception) -> str:
 
 
 class QueueCollector(Collector):
-    """The queues as they are at the moment of a scrape; where Redis does not answer, that and
-    nothing else.
+    """The queues at the time of a scrape.
+
+    If Redis does not answer, the only sample is ``veil_queue_up`` with the value 0.
     """
 
     def __init__(self, redis: Any) -> None:
@@ -178,10 +182,10 @@ class QueueCollector(Collector):
         yield from families
 
     def _read(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("veil_queue_messages", "Messages that wait.", labels=["queue"])
+        waiting = GaugeMetricFamily("veil_queue_messages", "Waiting messages.", labels=["queue"])
         oldest = GaugeMetricFamily(
             "veil_queue_oldest_seconds",
-            "How long the next message has waited; 0 if none waits.",
+            "Age of the message that is delivered next; 0 if none waits.",
             labels=["queue"],
         )
         for queue in queues.statuses(self._redis):
@@ -191,39 +195,40 @@ class QueueCollector(Collector):
         yield waiting
         yield oldest
         yield GaugeMetricFamily(
-            "veil_in_flight_messages", "Messages in the hands of all workers.", value=in_hand
+            "veil_in_flight_messages", "Messages that all workers hold.", value=in_hand
         )
         yield GaugeMetricFamily(
-            "veil_dead_letters", "Pictures that were given up and await somebody.", value=dead
+            "veil_dead_letters", "Dead letters that nobody has handled yet.", value=dead
         )
         yield GaugeMetricFamily(
             "veil_review_pictures",
-            "Pictures that were held back or flagged and await somebody's look.",
+            "Held or flagged pictures on the review list.",
             value=review.REVIEW_LIST.count(self._redis),
         )
 
 
 def serve(settings: Settings, app: Celery) -> None:
-    """Serve what is in REGISTRY, and the queues of `app`, at ``VEIL_METRICS`` until the process
-    ends.
+    """Serve REGISTRY and the queues of `app` at ``VEIL_METRICS`` until the process ends.
 
-    Does nothing where that is not set. Raises SettingsInvalid where the address can't be had.
+    Does nothing if this setting is empty. Raises SettingsInvalid if the address cannot be used.
     """
     if settings.metrics is None:
         return
     host, port = split_address(settings.metrics)
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a timestamp beside each series, which nothing here uses
+    # Veil does not use the timestamp that the library adds to each series.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        start(port, addr=host, registry=REGISTRY)
+        start_http_server(port, addr=host, registry=REGISTRY)
     except OSError as error:
         raise SettingsInvalid(
-            f"VEIL_METRICS: {host}:{port} can't be served ({error.strerror}): each process needs an address of its own"
+            f"VEIL_METRICS: {host}:{port} can't be served ({error.strerror}): "
+            "each process needs an address of its own"
         ) from None
-    REGISTRY.register(QueueCollector(_quick(app)))
+    REGISTRY.register(QueueCollector(_impatient_client(app)))
 
 
-def _quick(app: Celery) -> Any:
-    """A Redis client of `app` that answers or fails within REDIS_SECONDS."""
+def _impatient_client(app: Celery) -> Any:
+    """Return a Redis client of `app` that answers or fails within REDIS_SECONDS."""
     limits = {
         "socket_timeout": REDIS_SECONDS,
         "socket_connect_timeout": REDIS_SECONDS,

@@ -15,20 +15,19 @@ from tasks.signatures import Key
 
 PREFIX = "VEIL_"
 
-# A dead worker's pictures are taken over within a minute: after its lease, a look around, and a
-# wait if Redis was away.
-LONGEST_LEASE_SECONDS = 45
+# Other workers take over the pictures of a dead worker within a minute. That minute consists of the
+# lease, the interval between searches for expired leases, and a wait if Redis was away.
+MAX_LEASE_SECONDS = 45
 
-DATABASE = re.compile(
-    r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?"
-)  # what may follow redis://: host, database, TLS options
+# The part of a Redis address after the scheme: host and port, database, TLS options.
+REDIS_LOCATION = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")
 
 
 class Settings(BaseSettings):
-    """Where the queue and the object store are, and which places may be read and written.
+    """The queue, the object store, and the routes.
 
-    S3 credentials come from where boto3 looks for them: AWS_ACCESS_KEY_ID and
-    AWS_SECRET_ACCESS_KEY, a profile, or the machine's role.
+    S3 credentials are not settings: boto3 finds them in AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, in a profile, or in the machine's role.
     """
 
     model_config = SettingsConfigDict(
@@ -47,66 +46,70 @@ class Settings(BaseSettings):
         24,
         gt=0,
         le=8760,
-        description="How long a report stays readable after its picture, in hours.",
+        description="Hours for which Redis keeps the report of a picture.",
     )
     lease_seconds: float = Field(
         20,
         ge=2,
-        le=LONGEST_LEASE_SECONDS,
-        description="How long a picture stays with a worker that gives no sign of life any more; a worker that lives "
-        "renews this for all that it has in hand.",
+        le=MAX_LEASE_SECONDS,
+        description="Seconds after which another worker takes the picture of a worker that has "
+        "died. Running workers renew the leases of all pictures that they hold.",
     )
     grace_seconds: float = Field(
         25,
         ge=0,
         le=3600,
-        description="How long a worker that is told to stop goes on with the pictures in hand; then they go back to "
-        "the queue.",
+        description="Seconds for which a stopping worker continues with its pictures. It then "
+        "returns the unfinished ones to the queue.",
     )
     s3_endpoint: str | None = Field(
         None, description="Address of an S3-compatible store; empty for Amazon S3."
     )
     s3_region: str = Field("us-east-1", description="Region of the buckets.")
     s3_connect_seconds: float = Field(
-        5, gt=0, le=60, description="Limit for opening a connection to S3."
+        5, gt=0, le=60, description="Seconds allowed for opening a connection to S3."
     )
     s3_read_seconds: float = Field(
-        20, gt=0, le=120, description="Limit for S3 to send the next bytes."
+        20, gt=0, le=120, description="Seconds allowed for S3 to send the next bytes."
     )
 
     routes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("s3://raw=s3://clean",),
         min_length=1,
-        description="Where pictures may be read and where their outputs go, `s3://SOURCE=s3://DESTINATION`, "
-        "comma-separated. A message that names any other place is refused.",
+        description="Sources that may be read and destinations of their outputs, "
+        "`s3://SOURCE=s3://DESTINATION`, comma-separated. A message that names any other place is "
+        "refused.",
     )
     webhook_token: SecretStr | None = Field(
         None,
-        description="Token that senders of events to `veil watch --http` must show, as `Authorization: Bearer TOKEN`: "
-        "32 characters or more, ASCII without spaces (`openssl rand -hex 32`).",
+        description="Token that senders of events to `veil watch --http` must show, as "
+        "`Authorization: Bearer TOKEN`: 32 characters or more, ASCII without spaces "
+        "(`openssl rand -hex 32`).",
     )
 
     receipt_key: SecretStr | None = Field(
         None,
-        description="Key that receipts are signed and outputs marked with (HMAC-SHA-256), of 32 characters or more. "
-        "Several, comma-separated: the first signs, all are recognised. Commands need the same as the workers.",
+        description="Key with which receipts are signed and outputs are marked (HMAC-SHA-256), of "
+        "32 characters or more. Of several keys, comma-separated, the first signs and all are "
+        "accepted. Commands need the same keys as the workers.",
     )
 
     metrics: str | None = Field(
         None,
-        description="Where a worker, or `veil watch`, serves its Prometheus metrics, `HOST:PORT`; empty for nowhere. "
-        "They ask for no password, and each process needs an address of its own.",
+        description="Address at which a worker or `veil watch` serves its Prometheus metrics, "
+        "`HOST:PORT`; empty to serve none. The page has no password, and each process needs an "
+        "address of its own.",
     )
 
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
-        if not _names_a_server(url, ("redis", "rediss")) or not DATABASE.fullmatch(
-            url.partition("://")[2]
-        ):
+        location = url.partition("://")[2]
+        if not _has_server(url, ("redis", "rediss")) or not REDIS_LOCATION.fullmatch(location):
             raise ValueError(
-                "must look like redis://HOST:PORT/0; quote what is special in a password, as %23 for #"
+                "must look like redis://HOST:PORT/0; "
+                "quote special characters in a password, as %23 for #"
             )
         return value
 
@@ -115,7 +118,7 @@ class Settings(BaseSettings):
     def _endpoint_scheme(cls, value: str | None) -> str | None:
         if not value:
             return None
-        if not _names_a_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
+        if not _has_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
             raise ValueError("must look like http://HOST:PORT, without a user or a password")
         return value
 
@@ -150,9 +153,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **values: Any) -> Self:
-        """Return the settings of the environment; `values` take precedence.
+        """Return the settings from the environment; `values` take precedence.
 
-        Raise SettingsInvalid with one line if one is wrong.
+        Raises SettingsInvalid, with a message of one line, for an invalid value.
         """
         try:
             return cls(**values)
@@ -165,28 +168,27 @@ class Settings(BaseSettings):
         return Routes.parse(*self.routes)
 
     def receipt_keys(self) -> tuple[Key, ...]:
-        """The keys for receipts; the first signs."""
+        """Return the keys for receipts; the first one signs."""
         texts = split_commas(self.receipt_key.get_secret_value()) if self.receipt_key else ()
         return tuple(Key.parse(text) for text in texts)
 
     def broker_url(self) -> str:
-        """The Redis address with its password, for Celery alone: never log it."""
+        """Return the Redis address with its password, for Celery only: never log it."""
         parts = urlsplit(self.redis_url.get_secret_value())
         if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
-            # Celery refuses to choose; a certificate that nobody checks protects nothing.
-            parts = parts._replace(
-                query="&".join(filter(None, (parts.query, "ssl_cert_reqs=CERT_REQUIRED")))
-            )
+            # Celery has no default. TLS protects nothing if certificates are not checked.
+            options = (parts.query, "ssl_cert_reqs=CERT_REQUIRED")
+            parts = parts._replace(query="&".join(filter(None, options)))
         if self.redis_password is None or not self.redis_password.get_secret_value():
             return urlunsplit(parts)
         user = quote(unquote(parts.username or ""), safe="")
-        place = parts.netloc.rpartition("@")[2]
+        host_and_port = parts.netloc.rpartition("@")[2]
         password = quote(self.redis_password.get_secret_value(), safe="")
-        return urlunsplit(parts._replace(netloc=f"{user}:{password}@{place}"))
+        return urlunsplit(parts._replace(netloc=f"{user}:{password}@{host_and_port}"))
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT``; ValueError if it is none."""
+    """Return the host and the port in ``HOST:PORT``. Raises ValueError for any other text."""
     try:
         parts = urlsplit(f"//{text}")
         if parts.hostname and parts.port and parts.username is None and parts.netloc == text:
@@ -197,19 +199,19 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def split_commas(value: Any) -> Any:
-    """The parts of a text list, trimmed and without empty ones; other values as they are, for
-    pydantic to judge.
+    """Return the parts of a comma-separated text, stripped and without empty ones.
+
+    Other values are returned as they are, because pydantic validates them afterwards.
     """
-    return (
-        [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, str)
-        else value
-    )
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _names_a_server(url: str, schemes: tuple[str, ...]) -> bool:
-    """Whether `url` has a scheme of `schemes`, a host and, if any, a port. urllib's errors quote
-    passwords.
+def _has_server(url: str, schemes: tuple[str, ...]) -> bool:
+    """Return whether `url` has one of `schemes`, a host, and a valid port if it has one.
+
+    The errors of urllib are not passed on, because they quote passwords.
     """
     try:
         parts = urlsplit(url)
@@ -219,12 +221,10 @@ def _names_a_server(url: str, schemes: tuple[str, ...]) -> bool:
 
 
 def refuse_unknown(environment: Mapping[str, str], known: type[BaseSettings]) -> None:
-    """Raise SettingsInvalid for a ``VEIL_`` variable that `known` does not define, with the likely
-    name.
-    """
+    """Raise SettingsInvalid, with the likely name, for a ``VEIL_`` variable missing in `known`."""
     names = [PREFIX + name.upper() for name in known.model_fields]
     for variable in sorted(environment):
         if variable.upper().startswith(PREFIX) and variable.upper() not in names:
             near = difflib.get_close_matches(variable.upper(), names, n=1, cutoff=0.75)
-            hint = f"did you mean {near[0]}?" if near else "see the table of settings in the README"
+            hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
             raise SettingsInvalid(f"{variable} is not a setting: {hint}")

@@ -1,4 +1,7 @@
-"""Signatures of receipts: who can write to the outputs' bucket can't forge one without the key."""
+"""Signatures of receipts.
+
+Write access to the bucket of the outputs does not suffice to forge a receipt: that takes the key.
+"""
 
 import hashlib
 import hmac
@@ -7,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-FIELD = "signature"  # of a receipt
-SMALLEST_KEY = (
-    32  # characters: as many bytes as SHA-256 gives, the least that RFC 2104 advises (section 3)
-)
-ID_DIGITS = 8
-ID_MESSAGE = b"veil receipt key"
-DIGEST_DOMAIN = b"veil digest\0"  # begins no receipt, which is a JSON object
+FIELD = "signature"  # the field of a receipt that holds its signature
+# Characters. RFC 2104, section 3, advises keys of at least the hash's length, 32 bytes for SHA-256.
+MIN_KEY_LENGTH = 32
+ID_DIGITS = 8  # hexadecimal digits of a key's id
+ID_MESSAGE = b"veil receipt key"  # the message whose HMAC begins with a key's id
+# Begins every message of Key.digest. No receipt begins so, because receipts are JSON objects, and a
+# digest is therefore never a valid signature.
+DIGEST_DOMAIN = b"veil digest\0"
 
 Flaw = Literal["unsigned", "unknown key", "bad signature"]
 
@@ -26,26 +30,25 @@ class Key:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError, without the text, for a key that is too short."""
-        if len(text) < SMALLEST_KEY:
+        """Return the key `text`. Raises ValueError, without the text, if it is too short."""
+        if len(text) < MIN_KEY_LENGTH:
             raise ValueError(
-                f"each key needs {SMALLEST_KEY} characters or more, as `openssl rand -hex 32` makes them"
+                f"each key needs {MIN_KEY_LENGTH} characters or more, "
+                "as `openssl rand -hex 32` makes them"
             )
         return cls(text.encode("utf-8", "surrogateescape"))
 
     @property
     def id(self) -> str:
-        """What tells keys apart, and tells nothing of the secret."""
+        """Return an id that distinguishes keys and reveals nothing about the secret."""
         return self._digest(ID_MESSAGE)[:ID_DIGITS]
 
     def sign(self, fields: Mapping[str, Any]) -> dict[str, str]:
-        """The signature of a receipt's `fields`: the key's id, and the HMAC in hex."""
+        """Return the signature of a receipt's `fields`: the key's id, and the HMAC in hex."""
         return {"key": self.id, "hmac_sha256": self._digest(canonical(fields))}
 
     def digest(self, message: bytes) -> str:
-        """Return the keyed digest of `message` in hex (HMAC-SHA-256), which is no signature of
-        anything.
-        """
+        """Return the keyed digest of `message` in hex (HMAC-SHA-256). It is never a signature."""
         return self._digest(DIGEST_DOMAIN + message)
 
     def _digest(self, message: bytes) -> str:
@@ -53,16 +56,18 @@ class Key:
 
 
 def canonical(fields: Mapping[str, Any]) -> bytes:
-    """The bytes of a receipt that are signed: all but its signature, as JSON in ASCII, sorted and
-    without spaces.
+    """Return the bytes of a receipt that are signed.
+
+    They are all fields except the signature, as JSON in ASCII, with sorted keys and without spaces.
     """
     signed = {name: value for name, value in fields.items() if name != FIELD}
     return json.dumps(signed, sort_keys=True, separators=(",", ":")).encode()
 
 
 def flaw(fields: Mapping[str, Any], keys: Sequence[Key]) -> Flaw | None:
-    """What is wrong with the signature in `fields`, by `keys`; nothing if there are no keys to
-    judge it by.
+    """Return the flaw of the signature in a receipt's `fields`, or None if it is valid.
+
+    Without `keys` no signature can be judged, and the result is None.
     """
     if not keys:
         return None
@@ -72,9 +77,7 @@ def flaw(fields: Mapping[str, Any], keys: Sequence[Key]) -> Flaw | None:
     for key in keys:
         expected = key.sign(fields)
         if signature.get("key") == expected["key"]:
-            said = str(signature.get("hmac_sha256"))
-            good = hmac.compare_digest(
-                said.encode("utf-8", "replace"), expected["hmac_sha256"].encode()
-            )
-            return None if good else "bad signature"
+            digest = str(signature.get("hmac_sha256")).encode("utf-8", "replace")
+            is_valid = hmac.compare_digest(digest, expected["hmac_sha256"].encode())
+            return None if is_valid else "bad signature"
     return "unknown key"

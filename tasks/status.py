@@ -1,6 +1,4 @@
-"""How the work stands, from what Redis has: queues, what is in hand, what came of it, and runs of
-backfills.
-"""
+"""The status of the work, read from Redis: queues, outcomes, and runs of backfills."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +17,16 @@ OUTCOMES = (*DONE, FAILED, outcomes.MALFORMED)
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """All of the work. `outcomes` counts pictures since this Redis is used, and as ``malformed``
-    those of its ``dead`` whose message no worker can take; `dead` counts those that are given up
-    now, `to_review` those that await somebody's look.
+    """The status of all work.
 
-    `per_second` is the rate of the last minutes, `seconds_left` what the waiting messages take at
-    it, if that is known.
+    `in_flight` counts the messages that workers hold. `outcomes` counts pictures by outcome since
+    this Redis was first used; its ``malformed`` counts those of its ``dead`` whose message no
+    worker accepts. `dead` counts the present dead letters, `to_review` the pictures on the review
+    list.
+
+    `per_second` is the rate of the last minutes. `seconds_left` is the time that the waiting
+    messages take at that rate, or None if the rate is 0. `recipe` is that of the worker that
+    started last.
     """
 
     queues: Sequence[QueueStatus]
@@ -39,12 +41,14 @@ class Status:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """A run of a stored_runs. `listed` sources, of which `skipped` needed nothing, and `enqueued`
-    ones.
+    """The status of one run of a backfill. Times are in seconds since the epoch.
 
-    Of these `done` and `failed` have ended and `left` have not; one whose message came twice counts
-    twice. `percent` and `seconds_left`, at the rate `per_second` of all workers, are of what is
-    listed: a `state` of ``finished`` says that this is all. Times are seconds since the epoch.
+    Of the `listed` sources, `skipped` needed no work and `enqueued` were put on the queue. Of the
+    enqueued ones `done` and `failed` have ended and `left` have not. A picture whose message was
+    delivered twice counts twice.
+
+    `percent` and `seconds_left` refer to the sources listed so far, which are all sources once the
+    `state` is ``finished``. `seconds_left` assumes the rate `per_second` of all workers.
     """
 
     run: str
@@ -65,48 +69,48 @@ class RunStatus:
 
 
 def read(redis: Any) -> Status:
-    """How everything stands. Raises QueueUnavailable."""
+    """Return the status of all work. Raises QueueUnavailable."""
     with connected():
-        waiting, in_flight = queues.statuses(redis), queues.in_hand(redis)
-        to_review = review.REVIEW_LIST.count(redis)
-        dead, recipe = dead_letters.LETTERS.count(redis), announced_recipe(redis)
-        totals, per_second = (
-            dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
-            outcomes.per_second(redis),
+        waiting = queues.statuses(redis)
+        per_second = outcomes.per_second(redis)
+        return Status(
+            queues=waiting,
+            in_flight=queues.in_hand(redis),
+            outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
+            dead=dead_letters.LETTERS.count(redis),
+            to_review=review.REVIEW_LIST.count(redis),
+            per_second=per_second,
+            seconds_left=_seconds_left(sum(queue.waiting for queue in waiting), per_second),
+            recipe=announced_recipe(redis),
         )
-    return Status(
-        queues=waiting,
-        in_flight=in_flight,
-        outcomes=totals,
-        dead=dead,
-        to_review=to_review,
-        per_second=per_second,
-        seconds_left=_seconds(sum(queue.waiting for queue in waiting), per_second),
-        recipe=recipe,
-    )
 
 
 def read_run(redis: Any, run: str) -> RunStatus | None:
-    """How the run `run` stands; None if Redis knows none of that name. Raises QueueUnavailable."""
+    """Return the status of `run`, or None if Redis has no such run. Raises QueueUnavailable."""
     if not outcomes.RUN_NAME.fullmatch(run):
         return None
     with connected():
         stored = stored_runs.read_leniently(redis, run)
         if stored is None:
             return None
-        ended, per_second = outcomes.of_run(redis, run), outcomes.per_second(redis)
+        ended = outcomes.of_run(redis, run)
+        per_second = outcomes.per_second(redis)
     return _run_status(run, stored, ended, per_second)
 
 
 def runs(redis: Any) -> list[RunStatus]:
-    """The runs that Redis remembers, the one that moved last first. Raises QueueUnavailable."""
+    """Return all runs in Redis, the last updated first. Raises QueueUnavailable."""
     with connected():
         names = stored_runs.names(redis)
-    found = [status for name in names if (status := read_run(redis, name))]
+    found = []
+    for name in names:
+        status = read_run(redis, name)
+        if status is not None:  # Redis may have dropped the run since its name was listed.
+            found.append(status)
     return sorted(found, key=lambda status: (-(status.updated or 0), status.run))
 
 
-def _seconds(pictures: int, per_second: float) -> float | None:
+def _seconds_left(pictures: int, per_second: float) -> float | None:
     if not pictures:
         return 0.0
     return round(pictures / per_second, 1) if per_second else None
@@ -116,9 +120,10 @@ def _run_status(
     run: str, stored: stored_runs.Run, ended: Mapping[str, int], per_second: float
 ) -> RunStatus:
     enqueued, skipped = stored.enqueued, stored.skipped
-    done, failed = sum(ended.get(status, 0) for status in DONE), ended.get(FAILED, 0)
+    done = sum(ended.get(outcome, 0) for outcome in DONE)
+    failed = ended.get(FAILED, 0)
     left = max(enqueued - done - failed, 0)
-    known = skipped + enqueued
+    total = skipped + enqueued
     return RunStatus(
         run=run,
         state=stored.state,
@@ -130,9 +135,9 @@ def _run_status(
         done=done,
         failed=failed,
         left=left,
-        percent=round(100 * (known - left) / known, 1) if known else 100.0,
+        percent=round(100 * (total - left) / total, 1) if total else 100.0,
         per_second=per_second,
-        seconds_left=_seconds(left, per_second),
+        seconds_left=_seconds_left(left, per_second),
         started=stored.started or None,
         updated=stored.updated or None,
     )

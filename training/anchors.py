@@ -15,11 +15,8 @@ MULTIPLE = STRIDES[-1]  # the sides of an input picture are multiples of this
 # smaller, so the anchors start at 16 pixels.
 SMALLEST = 2.0  # strides
 OCTAVES = (0.0, 1 / 3, 2 / 3)
-ASPECTS = (
-    1.0,
-    1.3,
-    1.7,
-)  # height by width: a face from the side or from above, from the front, tall
+# Height by width of a face from the side or from above, from the front, and of a tall one.
+ASPECTS = (1.0, 1.3, 1.7)
 PER_POINT = len(OCTAVES) * len(ASPECTS)
 
 # Lin et al. (Focal Loss for Dense Object Detection, ICCV 2017), section 4. Small faces seldom

@@ -15,9 +15,10 @@ DPI = 110
 INK, GRID = "#28282c", "#dcdad4"
 COLOURS = ("#e23c26", "#2a6f97", "#7a8c3c", "#b07d2b")
 STYLE: dict[str, Any] = {
-    "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
-    "axes.spines.right": False, "grid.color": GRID, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.grid": True, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
+    "axes.titlelocation": "left", "font.size": 10, "grid.color": GRID, "legend.frameon": False,
+    "text.color": INK, "xtick.color": INK, "ytick.color": INK,
 }  # fmt: skip
 
 

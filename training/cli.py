@@ -53,8 +53,8 @@ def import_(
         typer.Option(
             "--map",
             metavar="LABEL=FACE|ignore|drop",
-            help="What becomes of a label; repeatable. Labels that are not named are then dropped; without --map "
-            "every one becomes FACE.",
+            help="Map a label; repeatable. Without --map all labels become FACE, otherwise labels "
+            "that are not mapped are dropped.",
         ),
     ] = None,
     val: Annotated[
@@ -119,14 +119,15 @@ def fit(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="float32, mixed_bfloat16 or mixed_float16; by default mixed_bfloat16 on an accelerator."
+            help="float32, mixed_bfloat16 or mixed_float16; "
+            "by default mixed_bfloat16 on an accelerator."
         ),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Steps from one checkpoint to the next.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and changes.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a detector. Killed at any moment, the same command goes on from the last checkpoint."""
+    """Train a detector. After a kill, the same command resumes from the last checkpoint."""
     from training.dataset import Dataset
 
     dataset = Dataset.load(folder)
@@ -199,7 +200,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what a model finds and what stays exposed, and propose its threshold."""
+    """Measure the detections and the exposed faces of a model, and propose its threshold."""
     from training.dataset import SPLITS, Dataset
     from training.run import DESCRIPTION, EVALUATION
     from worker.detection.look import Look
@@ -233,10 +234,11 @@ def evaluate(
     if as_json:
         print(json.dumps(content))
         return
-    for each in content["models"]:
+    for figures in content["models"]:
         print(
-            f"{each['model']}: mAP {each['mAP']}, AP50 {each['AP50']}, recall {each['recall']} at {each['threshold']}, "
-            f"exposed {each['exposed']} of {each['faces']}"
+            f"{figures['model']}: mAP {figures['mAP']}, AP50 {figures['AP50']}, "
+            f"recall {figures['recall']} at {figures['threshold']}, "
+            f"exposed {figures['exposed']} of {figures['faces']}"
         )
     print(f"proposed threshold: {content['proposed_threshold']}\nreport: {target / 'report.md'}")
 
@@ -266,9 +268,9 @@ def export(
     if as_json:
         print(json.dumps({"zip": str(made.zip), "difference": made.difference, **made.metadata}))
         return
-    print(
-        f"threshold: {threshold}\ndiffers from the network by: {made.difference:.1g}\nVEIL_MODEL={made.zip}"
-    )
+    print(f"threshold: {threshold}")
+    print(f"differs from the network by: {made.difference:.1g}")
+    print(f"VEIL_MODEL={made.zip}")
 
 
 def _identity(weights: str) -> str:

@@ -80,7 +80,8 @@ class Dataset:
         chosen = tuple(picture for picture in self.pictures if picture.split == name)
         if not chosen:
             raise DatasetInvalid(
-                f"the split {name!r} of {self.folder} is empty: import more pictures, or choose another"
+                f"the split {name!r} of {self.folder} is empty: "
+                "import more pictures, or choose another"
             )
         if not any(picture.faces for picture in chosen):
             raise DatasetInvalid(

@@ -31,12 +31,8 @@ from worker.settings import WorkerSettings
 FLOOR = 0.05  # the lowest threshold that is evaluated
 ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture
 # A face is exposed when half of the structure of its eye band survives: docs/detection.md.
-BAND = (
-    0.15,
-    0.2,
-    0.85,
-    0.6,
-)  # x1 y1 x2 y2 of the eye band, as shares of the sides of the face's box
+# The eye band is x1 y1 x2 y2, in shares of the sides of the face's box.
+BAND = (0.15, 0.2, 0.85, 0.6)
 BAND_PIXELS = (64, 32)
 DETAIL = 3.0  # sigma in pixels of the band; coarser structure is light and shade
 EXPOSED = 0.5

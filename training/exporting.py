@@ -25,15 +25,13 @@ from worker.detection.model import LEFT_OUT, METADATA
 from worker.detection.tf import tf
 
 ZIP = "saved_model.zip"
-CANDIDATES = (
-    2000  # anchors with the highest scores, from which up to MAX_DETECTIONS faces are chosen
-)
+# The number of anchors with the highest scores, of which up to MAX_DETECTIONS faces are chosen.
+CANDIDATES = 2000
 MAX_DETECTIONS = 500  # per picture
 NMS_IOU = 0.5  # Tan et al., reference implementation
 MIN_SCORE = 0.02  # the model returns no detections below it; `score_threshold` applies on top of it
-TOLERANCE = (
-    1e-3  # difference of scores and normalised corners between the network and the saved model
-)
+# The largest difference of scores and normalised corners between the network and the saved model.
+TOLERANCE = 1e-3
 DEFAULT_THRESHOLD = 0.5
 
 

@@ -162,7 +162,8 @@ def _train(
                 }
                 if not math.isfinite(line["loss"]):
                     raise TrainingFailed(
-                        f"the loss is not a number after step {step}: lower --learning-rate, and choose another --to"
+                        f"the loss is not a number after step {step}: "
+                        "lower --learning-rate, and choose another --to"
                     )
                 last = step == recipe.steps
                 if validation and (last or step % every == 0):

@@ -115,7 +115,8 @@ def _json_file(source: Path) -> Path | None:
 def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Read Pascal VOC: an XML file for each picture, with corners in pixels."""
     for file in [source] if source.is_file() else sorted(source.rglob("*.xml")):
-        root = ElementTree.parse(file).getroot()  # noqa: S314 - expat refuses exponential entities since 2.4.1
+        # Expat refuses exponential entities since 2.4.1.
+        root = ElementTree.parse(file).getroot()  # noqa: S314
         name = root.findtext("filename") or file.stem
         labels = []
         for item in root.iter("object"):
@@ -178,9 +179,8 @@ def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     }
     for key in sorted(by_stem.keys() | files.keys()):
         labels = []
-        lines = (
-            files[key].read_text().splitlines() if key in files else []
-        )  # a picture without a file has no face
+        # A picture without a file has no face.
+        lines = files[key].read_text().splitlines() if key in files else []
         for line in filter(str.strip, lines):
             index, x, y, width, height = (float(part) for part in line.split()[:5])
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)

@@ -240,7 +240,8 @@ def _split(
     for name, share in shares.items():
         if share > 0 and not any(picture.split == name and picture.faces for picture in pictures):
             raise DatasetInvalid(
-                f"the split {name!r} would have no face: give more pictures, or another --val and --test"
+                f"the split {name!r} would have no face: "
+                "give more pictures, or another --val and --test"
             )
     return pictures
 

@@ -61,7 +61,8 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
         "",
         "## Face sizes",
         "",
-        f"Half of the faces are smaller than {figures['median_face']:g} px (side of a square as large).",
+        f"Half of the faces are smaller than {figures['median_face']:g} px "
+        "(side of a square as large).",
         "",
         *_by_split("pixels", figures["face_sizes"]),
         "",

@@ -66,14 +66,15 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
     return [
         "# Evaluation",
         "",
-        f"{content['pictures']:,} pictures of the split `{content['split']}` of the data set `{content['data'][:16]}`, "
-        f"{content['look']}.",
+        f"{content['pictures']:,} pictures of the split `{content['split']}` "
+        f"of the data set `{content['data'][:16]}`, {content['look']}.",
         "",
         f"Proposed threshold: **{content['proposed_threshold']:.2f}**",
         "",
         "## Found",
         "",
-        "Average precision as COCO measures it (pycocotools), by the side of a square as large as the face.",
+        "Average precision as COCO measures it (pycocotools), "
+        "by the side of a square as large as the face.",
         "",
         *table(("", *names), rows([("mAP, IoU 0.5 to 0.95", "mAP"), ("AP50", "AP50")])),
         "",
@@ -97,9 +98,9 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         "",
         "## Hidden",
         "",
-        "As a worker hides them. A face is exposed when half of the structure of its eye band survives; spill is the "
-        "share of pixels away from every labelled face that changed. Faces that nobody labelled count as false alarms "
-        "and as spill.",
+        "Faces are hidden as by a worker. A face is exposed when half of the structure of its eye "
+        "band survives. Spill is the share of changed pixels among those away from every labelled "
+        "face. Faces without a label count as false alarms and as spill.",
         "",
         *table(
             ("at the threshold", *names),

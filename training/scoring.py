@@ -141,8 +141,8 @@ def _as_coco(pictures: Sequence[Judged]) -> tuple[dict[str, Any], list[dict[str,
             for box in boxes:
                 x, y, width, height = _xywh(box)
                 labels.append({
-                    "id": len(labels) + 1, "image_id": number, "category_id": 1, "bbox": [x, y, width, height],
-                    "area": width * height, "iscrowd": crowd,
+                    "id": len(labels) + 1, "image_id": number, "category_id": 1,
+                    "bbox": [x, y, width, height], "area": width * height, "iscrowd": crowd,
                 })  # fmt: skip
         for box, score in zip(picture.found.boxes_xyxy, picture.found.scores, strict=True):
             result = {

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import MalformedMessage
 from tasks.messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
-from tasks.representation import MOST_SHOWN, shown
+from tasks.representation import shown
 
 MAX_DELAY_SECONDS = 600.0  # until the `eta` of a message; no retry asks for more
 MAX_MESSAGE_BYTES = 1 << 20  # also of an unpacked body; five times the largest options
@@ -149,7 +149,7 @@ def _celery_headers(envelope: Envelope, item: bytes) -> dict[str, Any]:
         # No sender can ask for the result of a message that has no id.
         "ignore_result": bool(sent.get("ignore_result")) or envelope.task_id is None,
         "argsrepr": shown(envelope.arguments),
-        "kwargsrepr": saferepr(envelope.named, MOST_SHOWN),
+        "kwargsrepr": saferepr(envelope.named, MAX_SHOWN),
     }
     if isinstance(queued_at := sent.get(QUEUED_AT_HEADER), int | float):
         headers[QUEUED_AT_HEADER] = queued_at

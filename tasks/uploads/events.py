@@ -1,13 +1,14 @@
-"""Events of object stores, parsed: the objects that a message says were written.
+"""Parse the events of object stores: find the objects that a message reports as written.
 
 An event comes in one of these forms:
 
-    S3          Records[], the keys URL-encoded with '+' for a space; MinIO, RustFS and, not
-    encoded, Ceph send it too SNS         the same, as the text in Message EventBridge detail-type
-    "Object Created"; the key is as it is SeaweedFS   the filer's webhook: a path
-    /buckets/BUCKET/KEY with the entry before and after
+    S3            a list `Records`, with URL-encoded keys and '+' for a space. MinIO and RustFS
+                  send the same form; Ceph does too, but without encoding the keys.
+    SNS           one of the other forms, as text in `Message`
+    EventBridge   the detail-type "Object Created"; keys are not encoded
+    SeaweedFS     the filer's webhook: a path /buckets/BUCKET/KEY, with the entry before and after
 
-The filer reports every change of its files: folders, the parts of an upload and tags too.
+The filer reports every change of its files, including folders, parts of uploads, and tags.
 """
 
 import base64
@@ -21,20 +22,25 @@ from urllib.parse import unquote_plus
 
 from tasks.errors import MalformedEvent
 
-MOST_WRAPPINGS = 3  # of SNS around SNS
-# MinIO counts these among what is created; the object's bytes stay as they are.
-NOT_THE_CONTENT = {"PutTagging", "DeleteTagging", "PutRetention", "PutLegalHold", "PutAcl"}
-CEPH = "ceph:s3"  # the eventSource of a store that does not URL-encode keys
-BUCKETS = "/buckets/"  # SeaweedFS: the folder of all buckets
-PARTS = ".uploads/"  # SeaweedFS: the folder of a bucket for the parts of multipart uploads
-VERSION = re.compile(r"(.+)\.versions/v_[0-9a-f]+", re.DOTALL)  # SeaweedFS: a version of an object
-ETAG = "Seaweed-X-Amz-ETag"
-DELETE_MARKER = "Seaweed-X-Amz-Delete-Marker"
+MAX_SNS_LAYERS = 3  # an SNS message may itself contain an SNS message
+# MinIO reports these as ObjectCreated, although the bytes of the object stay the same.
+METADATA_CHANGES = {"PutTagging", "DeleteTagging", "PutRetention", "PutLegalHold", "PutAcl"}
+CEPH_SOURCE = "ceph:s3"  # the `eventSource` of Ceph, which does not URL-encode keys
+BUCKETS_FOLDER = "/buckets/"  # SeaweedFS keeps each bucket as a folder in this one
+PARTS_FOLDER = ".uploads/"  # SeaweedFS keeps parts of multipart uploads in this folder of a bucket
+# SeaweedFS keeps each version of an object at such a path. Group 1 is the key of the object.
+VERSION_PATH = re.compile(r"(.+)\.versions/v_[0-9a-f]+", re.DOTALL)
+# Fields that SeaweedFS stores with an entry, in `extended`.
+ETAG_FIELD = "Seaweed-X-Amz-ETag"
+DELETE_MARKER_FIELD = "Seaweed-X-Amz-Delete-Marker"
+# Fields of a SeaweedFS entry that change with the bytes of the file.
+CHUNK_FIELDS = ("modified_ts_ns", "offset", "size")
+ATTRIBUTE_FIELDS = ("file_size", "mtime", "md5")
 
 
 @dataclass(frozen=True)
 class Event:
-    """An object that was written, according to an event. Nothing has been checked.
+    """An object that an event reports as written. Nothing about it has been checked.
 
     `is_file` is true for stores that keep objects as files, by their paths.
     """
@@ -47,8 +53,10 @@ class Event:
 
 @dataclass
 class Parsed:
-    """The objects that a message says were written, a count of other events, and a line for each
-    unreadable record.
+    """The events of one message.
+
+    `written` lists the objects that were written, `ignored` counts other events by reason, and
+    `refused` has a line for each unreadable record.
     """
 
     written: list[Event] = field(default_factory=list)
@@ -59,26 +67,22 @@ class Parsed:
 def parse(body: Any) -> Parsed:
     """Parse the events in `body`, the text or the bytes of a message.
 
-    Raises MalformedEvent, and nothing else, for anything of another form.
+    Raises MalformedEvent, and no other error, for a body in none of the forms above.
     """
     try:
-        return _parse(_json(body))
+        return _parse(_decode_json(body))
     except RecursionError:
         raise MalformedEvent("it is nested too deeply") from None
 
 
 def _parse(message: Any) -> Parsed:
-    for _ in range(MOST_WRAPPINGS):
-        if not (
-            isinstance(message, dict)
-            and message.get("Type") == "Notification"
-            and "Message" in message
-        ):
+    for _ in range(MAX_SNS_LAYERS):
+        if not _is_from_sns(message):
             break
-        message = _json(message["Message"])
-    parsed = Parsed()
+        message = _decode_json(message["Message"])
     if not isinstance(message, dict):
         raise MalformedEvent(f"not an event but a JSON {type(message).__name__}")
+    parsed = Parsed()
     if "Records" in message:
         _parse_records(message["Records"], parsed)
     elif message.get("Event") == "s3:TestEvent":
@@ -88,32 +92,37 @@ def _parse(message: Any) -> Parsed:
     elif {"event_type", "key", "message"} <= message.keys():
         _parse_filer(message, parsed)
     else:
-        raise MalformedEvent(
-            f"no event of a known form: its fields are {sorted(message)[:8]!s:.200}"
-        )
+        names = str(sorted(message)[:8])
+        raise MalformedEvent(f"no event of a known form: its fields are {names:.200}")
     return parsed
 
 
-def _json(text: Any) -> Any:
+def _is_from_sns(message: Any) -> bool:
+    return (
+        isinstance(message, dict) and message.get("Type") == "Notification" and "Message" in message
+    )
+
+
+def _decode_json(text: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise MalformedEvent(f"not JSON: {type(error).__name__}") from None
 
 
-def _member(value: Any, *path: str) -> Any:
-    """Return the value at `path` in nested objects; raise MalformedEvent if there is none."""
-    for i, name in enumerate(path):
+def _field(value: Any, *path: str) -> Any:
+    """Return the value at `path` in nested objects; raise MalformedEvent if it is missing."""
+    for depth, name in enumerate(path, start=1):
         if not isinstance(value, dict) or name not in value:
-            raise MalformedEvent(f"an event without {'.'.join(path[: i + 1])}")
+            raise MalformedEvent(f"the field {'.'.join(path[:depth])} is missing")
         value = value[name]
     return value
 
 
-def _text(value: Any, *path: str) -> str:
-    found = _member(value, *path)
+def _text_field(value: Any, *path: str) -> str:
+    found = _field(value, *path)
     if not isinstance(found, str):
-        raise MalformedEvent(f"{'.'.join(path)} is not text")
+        raise MalformedEvent(f"the field {'.'.join(path)} is not text")
     return found
 
 
@@ -123,7 +132,7 @@ def _etag(value: Any) -> str | None:
 
 def _parse_records(records: Any, parsed: Parsed) -> None:
     if not isinstance(records, list):
-        raise MalformedEvent("Records is not a list")
+        raise MalformedEvent("the field Records is not a list")
     for record in records:
         try:
             _parse_record(record, parsed)
@@ -134,87 +143,98 @@ def _parse_records(records: Any, parsed: Parsed) -> None:
 
 
 def _parse_record(record: Any, parsed: Parsed) -> None:
-    kind, _, how = _text(record, "eventName").removeprefix("s3:").partition(":")
-    if kind != "ObjectCreated":
-        parsed.ignored[
-            "deleted" if kind in ("ObjectRemoved", "LifecycleExpiration") else "other"
-        ] += 1
-    elif how in NOT_THE_CONTENT:
+    kind, _, cause = _text_field(record, "eventName").removeprefix("s3:").partition(":")
+    if kind in ("ObjectRemoved", "LifecycleExpiration"):
+        parsed.ignored["deleted"] += 1
+    elif kind != "ObjectCreated":
+        parsed.ignored["other"] += 1
+    elif cause in METADATA_CHANGES:
         parsed.ignored["metadata"] += 1
     else:
-        key = _text(record, "s3", "object", "key")
-        try:
-            key = key if record.get("eventSource") == CEPH else unquote_plus(key, errors="strict")
-        except UnicodeDecodeError:
-            raise MalformedEvent(f"the key {key!r:.200} is not UTF-8") from None
-        etag = _etag(record["s3"]["object"].get("eTag"))
-        parsed.written.append(Event(_text(record, "s3", "bucket", "name"), key, etag))
+        key = _text_field(record, "s3", "object", "key")
+        if record.get("eventSource") != CEPH_SOURCE:
+            key = _decode_key(key)
+        bucket = _text_field(record, "s3", "bucket", "name")
+        parsed.written.append(Event(bucket, key, _etag(record["s3"]["object"].get("eTag"))))
+
+
+def _decode_key(key: str) -> str:
+    try:
+        return unquote_plus(key, errors="strict")
+    except UnicodeDecodeError:
+        raise MalformedEvent(f"the key {key!r:.200} is not UTF-8") from None
 
 
 def _parse_event_bridge(message: dict[str, Any], parsed: Parsed) -> None:
-    kind = _text(message, "detail-type")
-    if kind != "Object Created":
-        parsed.ignored["deleted" if kind == "Object Deleted" else "other"] += 1
-        return
-    bucket, key = (
-        _text(message, "detail", "bucket", "name"),
-        _text(message, "detail", "object", "key"),
-    )
-    parsed.written.append(Event(bucket, key, _etag(message["detail"]["object"].get("etag"))))
+    kind = _text_field(message, "detail-type")
+    if kind == "Object Deleted":
+        parsed.ignored["deleted"] += 1
+    elif kind != "Object Created":
+        parsed.ignored["other"] += 1
+    else:
+        bucket = _text_field(message, "detail", "bucket", "name")
+        key = _text_field(message, "detail", "object", "key")
+        etag = _etag(message["detail"]["object"].get("etag"))
+        parsed.written.append(Event(bucket, key, etag))
 
 
 def _parse_filer(message: dict[str, Any], parsed: Parsed) -> None:
-    was_at = _text(message, "key")
-    content = _member(message, "message")
-    if not isinstance(content, dict):
-        raise MalformedEvent("message is not an object")
-    before, after = content.get("old_entry"), content.get("new_entry")
+    path_before = _text_field(message, "key")
+    change = _field(message, "message")
+    if not isinstance(change, dict):
+        raise MalformedEvent("the field message is not an object")
+    before, after = change.get("old_entry"), change.get("new_entry")
     if after is None:
         parsed.ignored["deleted"] += 1
         return
-    name, parent = _text(after, "name"), content.get("new_parent_path") or was_at.rpartition("/")[0]
-    if not isinstance(parent, str):
-        raise MalformedEvent("new_parent_path is not text")
-    path = f"{parent}/{name}"
-    bucket, _, key = path.removeprefix(BUCKETS).partition("/")
-    extended = after.get("extended")
-    extended = extended if isinstance(extended, dict) else {}
-    version = VERSION.fullmatch(key)
-    if not path.startswith(BUCKETS):
+    name = _text_field(after, "name")
+    folder = change.get("new_parent_path") or path_before.rpartition("/")[0]
+    if not isinstance(folder, str):
+        raise MalformedEvent("the field new_parent_path is not text")
+    path = f"{folder}/{name}"
+    bucket, _, key = path.removeprefix(BUCKETS_FOLDER).partition("/")
+    version = VERSION_PATH.fullmatch(key)
+    extended = _object(after.get("extended"))
+    if not path.startswith(BUCKETS_FOLDER):
         parsed.ignored["outside"] += 1
     elif after.get("is_directory"):
         parsed.ignored["folder"] += 1
-    elif key.startswith(PARTS):
+    elif key.startswith(PARTS_FOLDER):
         parsed.ignored["part"] += 1
-    elif version and DELETE_MARKER in extended:
+    elif version and DELETE_MARKER_FIELD in extended:
         parsed.ignored["deleted"] += 1
-    elif path == was_at and isinstance(before, dict) and _content(before) == _content(after):
+    elif path == path_before and _has_same_content(before, after):
         parsed.ignored["metadata"] += 1
     else:
-        parsed.written.append(
-            Event(bucket, version[1] if version else key, _filer_etag(extended), is_file=True)
-        )
+        key = version[1] if version else key
+        parsed.written.append(Event(bucket, key, _filer_etag(extended), is_file=True))
+
+
+def _has_same_content(before: Any, after: dict[str, Any]) -> bool:
+    return isinstance(before, dict) and _content(before) == _content(after)
 
 
 def _content(entry: dict[str, Any]) -> list[Any]:
-    """Return the parts of an entry that change with the file's bytes, and not with its tags."""
-    chunks, attributes = entry.get("chunks"), entry.get("attributes")
-    return [
-        entry.get("content"),
-        [
-            [chunk.get(name) for name in ("modified_ts_ns", "offset", "size")]
-            for chunk in _dicts(chunks)
-        ],
-        [part.get(name) for part in _dicts([attributes]) for name in ("file_size", "mtime", "md5")],
-    ]
+    """Return the fields of a filer's entry that change with the bytes of the file, not its tags."""
+    chunks = [_values(chunk, CHUNK_FIELDS) for chunk in _objects(entry.get("chunks"))]
+    attributes = [_values(part, ATTRIBUTE_FIELDS) for part in _objects([entry.get("attributes")])]
+    return [entry.get("content"), chunks, attributes]
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
+def _values(fields: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
+    return [fields.get(name) for name in names]
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _filer_etag(extended: dict[str, Any]) -> str | None:
     try:
-        return _etag(base64.b64decode(extended.get(ETAG, ""), validate=True).decode("ascii"))
+        return _etag(base64.b64decode(extended.get(ETAG_FIELD, ""), validate=True).decode("ascii"))
     except (TypeError, ValueError, binascii.Error):
         return None

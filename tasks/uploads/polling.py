@@ -1,18 +1,21 @@
-"""Uploads found by looking: each look lists a place and takes what is new since the one before.
+"""Find uploads by listing: take the objects that are new since the previous listing.
 
-How far looks are is in Redis, written along with the messages, so one that is cut off is continued.
-A store dates a multipart upload by its start, and the clocks of its machines differ: so each look
-goes back, by an overlap, behind the newest object that is known, and what was taken from there is
-remembered.
+The progress of listings is stored in Redis together with the messages, so an interrupted listing
+continues where it stopped.
+
+S3 dates a multipart upload by its start, and the clocks of the store's machines differ. Each
+listing therefore starts an overlap before the newest known object, and Redis remembers the objects
+that were taken within that overlap.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
+from pydantic import BeforeValidator, InstanceOf, TypeAdapter
 
 from tasks.addresses import PrefixUri
 from tasks.backoff import Backoff
@@ -25,63 +28,73 @@ from tasks.uploads.events import Event, Parsed
 from tasks.uploads.stopping import Stop
 from tasks.uploads.trigger import Trigger
 
-PAGE = 1000  # objects, as S3 lists them; what is new of them is published together
-MOST_WAITING = 10_000  # messages in a queue, above which a look pauses
-STATE = "veil:poll:{}"  # of a place
-SEEN = (
-    "veil:poll:{}:seen"  # what was taken within the overlap: a task id for each, by time of change
-)
+PAGE_SIZE = 1000  # objects, as many as S3 lists at once; the new ones are published together
+MAX_QUEUED_MESSAGES = 10_000  # a listing pauses while as many messages wait on the queue
+PROGRESS_KEY = "veil:poll:{}"  # a hash with the fields of Progress, for each prefix
+# A sorted set for each prefix: the task ids of the objects that were taken within the overlap, with
+# the times at which these objects were modified.
+TAKEN_KEY = "veil:poll:{}:seen"
 
 log = structlog.get_logger("veil")
 
+StoredTime = Annotated[float | None, BeforeValidator(lambda text: None if text == "" else text)]
+
 
 @dataclass
-class State:
-    """How far looks at a place are. Times are seconds since the epoch.
+class Progress:
+    """The progress of the listings of one prefix. Times are in seconds since the epoch.
 
-    All before `newest`, less the overlap, has been taken; None before the end of the first look.
-    The look under way began at `begun`, None between looks, has come to the key `after`, and the
-    newest of its objects is of `so_far`.
+    All objects older than `newest`, less the overlap, have been taken; `newest` is None until the
+    first listing has ended. `begun` is the start of the current listing, and None between listings.
+    The current listing has reached the key `after`, and `so_far` is the time of the newest object
+    in it.
     """
 
-    newest: float | None = None
-    begun: float | None = None
+    newest: StoredTime = None
+    begun: StoredTime = None
     so_far: float = 0.0
-    after: str = ""
+    after: InstanceOf[str] = ""  # pydantic's own `str` refuses keys that are not valid Unicode
 
     @classmethod
-    def read(cls, redis: Any, place: PrefixUri) -> "State":
+    def read(cls, redis: Any, prefix: PrefixUri) -> "Progress":
+        """Return the progress that Redis has for `prefix`. Raises QueueUnavailable."""
         with connected():
-            stored = redis.hgetall(STATE.format(place))
-        found = {
-            name.decode(): value.decode(errors="surrogatepass") for name, value in stored.items()
-        }
-        times = {
-            name: float(found[name]) for name in ("newest", "begun", "so_far") if found.get(name)
-        }
-        return cls(**times, after=found.get("after", ""))
+            stored = redis.hgetall(PROGRESS_KEY.format(prefix))
+        fields = {}
+        for name, value in stored.items():
+            fields[name.decode()] = value.decode(errors="surrogatepass")
+        return STORED_PROGRESS.validate_python(fields)
 
-    def write(self, pipe: Any, place: PrefixUri) -> None:
-        values = {name: "" if value is None else str(value) for name, value in vars(self).items()}
-        # A key is noted as it was listed, also one that no message can hold.
-        encoded = {name: value.encode(errors="surrogatepass") for name, value in values.items()}
-        pipe.hset(STATE.format(place), mapping=encoded)
+    def write(self, pipe: Any, prefix: PrefixUri) -> None:
+        """Add the storing of this progress to the pipeline `pipe`."""
+        fields = {}
+        for name, value in vars(self).items():
+            text = "" if value is None else str(value)
+            # A listed key is stored as it is, even if it is not valid Unicode.
+            fields[name] = text.encode(errors="surrogatepass")
+        pipe.hset(PROGRESS_KEY.format(prefix), mapping=fields)
 
-    def reached(self) -> float:
-        """What `newest` would be if the look ended now: uploads that came while it ran may lie
-        behind it.
+    def newest_if_ended(self) -> float:
+        """Return the value of `newest` if the current listing ended now.
+
+        It is at most the start of the listing, because the listing may have missed objects that
+        were uploaded while it ran.
         """
         return max(self.newest or 0.0, min(self.so_far, self.begun or 0.0))
 
 
+STORED_PROGRESS = TypeAdapter(Progress)
+
+
 class PollingSource:
-    """Looks at the places of the trigger's selection, one after the other, again and again."""
+    """Lists the prefixes of the trigger's filter in turn, again and again."""
 
     def __init__(
         self, store: ObjectStore, redis: Any, trigger: Trigger, interval: float, overlap: float
     ) -> None:
-        """`interval` is seconds from the beginning of a round of looks to the next, `overlap` how
-        far one goes back.
+        """Poll every `interval` seconds, measured from start to start, with `overlap` in seconds.
+
+        `overlap` is how long before the newest known object each listing starts.
         """
         self._store = store
         self._redis = redis
@@ -89,95 +102,109 @@ class PollingSource:
         self._interval = interval
         self._overlap = overlap
         self._backoff = Backoff("s3 or redis")
+        self._listed: set[PrefixUri] = set()  # prefixes that this process has listed to the end
 
     def run(self, stop: Stop) -> None:
-        """Until told to stop. Raises what its first look at a place can't get over, like a bucket
-        that is not there.
+        """Poll until `stop` is requested.
+
+        Raises a Permanent error, such as ObjectNotFound for a missing bucket, if it ends the first
+        listing of a prefix. All other errors are retried.
         """
-        known: set[PrefixUri] = set()
         while not stop.requested:
             began = time.monotonic()
-            for place in self._trigger.selection.places:
-                while not stop.requested:
-                    try:
-                        self.look(place, stop)
-                        self._backoff.succeeded()
-                        known.add(place)
-                        break
-                    except VeilError as error:
-                        if isinstance(error, Permanent) and place not in known:
-                            raise
-                        stop.wait(self._backoff.failed(error))
+            for prefix in self._trigger.filter.prefixes:
+                self._poll_with_retries(prefix, stop)
             stop.wait(max(0.0, began + self._interval - time.monotonic()))
 
-    def look(self, place: PrefixUri, stop: Stop) -> None:
-        """List `place`, from where a look that was cut off had come to, and put on the queue what
-        is new.
+    def _poll_with_retries(self, prefix: PrefixUri, stop: Stop) -> None:
+        while not stop.requested:
+            try:
+                self.poll(prefix, stop)
+            except VeilError as error:
+                if isinstance(error, Permanent) and prefix not in self._listed:
+                    raise
+                stop.wait(self._backoff.failed(error))
+            else:
+                self._backoff.succeeded()
+                self._listed.add(prefix)
+                return
 
-        What the very first look finds was not uploaded just now: it goes to the queue of backfills.
+    def poll(self, prefix: PrefixUri, stop: Stop) -> None:
+        """List `prefix` and put new objects on the queue; continue an interrupted listing.
+
+        Objects found by the very first listing go to the queue of backfills, because they may have
+        been uploaded long ago.
         """
-        state = State.read(self._redis, place)
-        if state.begun is None:
-            state.begun = time.time()
-        queue = BACKFILL if state.newest is None else UPLOADS
-        while page := list(islice(self._store.list(place.bucket, place.prefix, state.after), PAGE)):
-            new = self._new(place, page, state)
-            state.so_far = max(state.so_far, *map(_modified, page))
-            state.after = page[-1].uri.key
-            if new and self._wait_for_room(queue, stop):
-                self._publish(place, new, queue, state)
+        progress = Progress.read(self._redis, prefix)
+        if progress.begun is None:
+            progress.begun = time.time()
+        queue = BACKFILL if progress.newest is None else UPLOADS
+        while page := self._page(prefix, progress.after):
+            new = self._new(prefix, page, progress)
+            progress.so_far = max(progress.so_far, *map(_modified, page))
+            progress.after = page[-1].uri.key
+            if new and self._wait_for_capacity(queue, stop):
+                self._publish(prefix, new, queue, progress)
             if stop.requested:
                 return
-            if len(page) < PAGE:
+            if len(page) < PAGE_SIZE:
                 break
-        self._publish(place, [], queue, State(newest=state.reached()))
+        self._publish(prefix, [], queue, Progress(newest=progress.newest_if_ended()))
+
+    def _page(self, prefix: PrefixUri, after: str) -> list[StoredObject]:
+        return list(islice(self._store.list(prefix.bucket, prefix.prefix, after), PAGE_SIZE))
 
     def _new(
-        self, place: PrefixUri, page: Sequence[StoredObject], state: State
+        self, prefix: PrefixUri, page: Sequence[StoredObject], progress: Progress
     ) -> list[StoredObject]:
-        """The objects that no look has taken."""
-        if state.newest is None:
+        """Return the objects of `page` that no listing has taken."""
+        if progress.newest is None:
             return list(page)
-        recent = [stored for stored in page if _modified(stored) > state.newest - self._overlap]
+        floor = progress.newest - self._overlap
+        recent = [stored for stored in page if _modified(stored) > floor]
         if not recent:
             return []
+        ids = [_task_id(stored) for stored in recent]
         with connected():
-            times = self._redis.zmscore(SEEN.format(place), [_name(stored) for stored in recent])
+            taken = self._redis.zmscore(TAKEN_KEY.format(prefix), ids)
         return [
             stored
-            for stored, known in zip(recent, times, strict=True)
-            if known != _modified(stored)
+            for stored, taken_time in zip(recent, taken, strict=True)
+            if taken_time != _modified(stored)
         ]
 
     def _publish(
-        self, place: PrefixUri, new: Sequence[StoredObject], queue: str, state: State
+        self, prefix: PrefixUri, new: Sequence[StoredObject], queue: str, progress: Progress
     ) -> None:
+        """Put the objects `new` on `queue`, and store `progress` in the same transaction."""
         events = [Event(stored.uri.bucket, stored.uri.key, stored.etag) for stored in new]
         pictures = self._trigger.choose(Parsed(written=events))
-        floor = (
-            state.reached() if state.newest is None or not new else state.newest
-        ) - self._overlap
+        newest = progress.newest
+        if newest is None or not new:
+            newest = progress.newest_if_ended()
+        floor = newest - self._overlap
+        taken = {}
+        for stored in new:
+            if _modified(stored) > floor:
+                taken[_task_id(stored)] = _modified(stored)
 
-        def along(pipe: Any) -> None:
-            state.write(pipe, place)
-            recent = {
-                _name(stored): _modified(stored) for stored in new if _modified(stored) > floor
-            }
-            if recent:
-                pipe.zadd(SEEN.format(place), recent)
-            pipe.zremrangebyscore(SEEN.format(place), "-inf", floor)
+        def store_progress(pipe: Any) -> None:
+            progress.write(pipe, prefix)
+            if taken:
+                pipe.zadd(TAKEN_KEY.format(prefix), taken)
+            pipe.zremrangebyscore(TAKEN_KEY.format(prefix), "-inf", floor)
 
-        self._trigger.publish(pictures, queue, along)
+        self._trigger.publish(pictures, queue, store_progress)
 
-    def _wait_for_room(self, queue: str, stop: Stop) -> bool:
-        """Return True once `queue` can take more messages, False if told to stop before."""
+    def _wait_for_capacity(self, queue: str, stop: Stop) -> bool:
+        """Wait until `queue` is short enough; return False if `stop` is requested before."""
 
         def report_full(waiting: int) -> None:
-            log.info("waiting for room", queue=queue, messages=waiting)
+            log.info("queue is full", queue=queue, messages=waiting)
 
         if stop.requested:
             return False
-        return wait_for_room(self._redis, queue, MOST_WAITING, report_full, stop.wait)
+        return wait_for_room(self._redis, queue, MAX_QUEUED_MESSAGES, report_full, stop.wait)
 
 
 def _modified(stored: StoredObject) -> float:
@@ -185,5 +212,5 @@ def _modified(stored: StoredObject) -> float:
     return stored.modified.timestamp()
 
 
-def _name(stored: StoredObject) -> str:
+def _task_id(stored: StoredObject) -> str:
     return Wanted(stored.uri, etag=stored.etag).task_id

@@ -1,13 +1,11 @@
-"""Events from an SQS queue: a message is deleted once its pictures are on the queue of the
-workers.
-"""
+"""Events from an SQS queue, whose messages are deleted once their pictures are on Veil's queue."""
 
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import boto3
 import botocore.config
@@ -29,10 +27,13 @@ from tasks.storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
 from tasks.uploads.stopping import Stop, Stopped
 from tasks.uploads.trigger import Trigger
 
-POLL_SECONDS = 20  # the longest that SQS allows a call to wait
-MESSAGES = 10  # the most that it hands out in one
-VISIBILITY_SECONDS = 120  # for which it hides them; several times the longest try of Redis
+POLL_SECONDS = 20  # for which a call to SQS waits for messages; SQS allows no longer wait
+MAX_MESSAGES = 10  # received by one call; SQS allows no more
+# SQS hides received messages from other readers for this time. A try of Redis takes far less.
+VISIBILITY_SECONDS = 120
+READ_MARGIN_SECONDS = 10  # by which the timeout of a call exceeds POLL_SECONDS
 AWS_HOST = re.compile(r"(?:.*\.)?sqs\.([a-z0-9-]+)\.(?:vpce\.)?amazonaws\.com(?:\.cn)?")
+# Error codes of SQS.
 NO_QUEUE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"}
 NOT_ALLOWED = DENIED | {
     "AccessDeniedException",
@@ -44,7 +45,7 @@ log = structlog.get_logger("veil")
 
 
 class EventQueue:
-    """The SQS calls that Veil makes. Every method raises only VeilError."""
+    """A queue of SQS. Every method raises only VeilError."""
 
     def __init__(self, client: Any, url: str) -> None:
         self._client = client
@@ -52,30 +53,18 @@ class EventQueue:
 
     @classmethod
     def connect(cls, settings: Settings, url: str, endpoint: str | None = None) -> "EventQueue":
-        """The queue at `url`, whose host is asked unless `endpoint` is another. Connects on the
-        first call.
+        """Return the queue at `url`; the first call connects to it.
 
-        Raises SettingsInvalid for an address that no queue can have.
+        `endpoint`, if given, is called in place of the URL's host. Raises SettingsInvalid for a URL
+        that no queue can have.
         """
-        try:
-            parts = urlsplit(url)
-            usable = (
-                parts.scheme in ("http", "https") and bool(parts.hostname) and "/" in parts.path[1:]
-            )
-        except ValueError:
-            usable = False
-        if not usable:
-            raise SettingsInvalid(
-                f"{url!r:.200} is not the URL of an SQS queue, like https://sqs.REGION.amazonaws.com/ACCOUNT/NAME"
-            )
+        parts = _split_queue_url(url)
         region = AWS_HOST.fullmatch(parts.hostname or "")
         config = botocore.config.Config(
             connect_timeout=settings.s3_connect_seconds,
-            read_timeout=POLL_SECONDS + 10,
-            retries={
-                "mode": "standard",
-                "total_max_attempts": 1,
-            },  # the loop tries again, and says so
+            read_timeout=POLL_SECONDS + READ_MARGIN_SECONDS,
+            # SqsSource retries, and logs it.
+            retries={"mode": "standard", "total_max_attempts": 1},
             tcp_keepalive=True,
         )
         try:
@@ -86,7 +75,7 @@ class EventQueue:
                 config=config,
             )
         except (vendor.BotoCoreError, ValueError) as error:
-            raise SettingsInvalid(f"no SQS client can be made: {error}") from None
+            raise SettingsInvalid(f"cannot create an SQS client: {error}") from None
         return cls(client, url)
 
     def has_redrive_policy(self) -> bool:
@@ -97,11 +86,11 @@ class EventQueue:
         return "RedrivePolicy" in answer.get("Attributes", {})
 
     def receive(self) -> list[dict[str, Any]]:
-        """The next messages, waiting for them."""
+        """Return up to MAX_MESSAGES messages, and wait up to POLL_SECONDS for the first."""
         with self._translated():
             answer = self._client.receive_message(
                 QueueUrl=self._url,
-                MaxNumberOfMessages=MESSAGES,
+                MaxNumberOfMessages=MAX_MESSAGES,
                 WaitTimeSeconds=POLL_SECONDS,
                 VisibilityTimeout=VISIBILITY_SECONDS,
                 MessageSystemAttributeNames=["ApproximateReceiveCount"],
@@ -110,19 +99,19 @@ class EventQueue:
         return messages
 
     def hide(self, messages: Sequence[dict[str, Any]], seconds: int) -> None:
-        """Keep `messages` from others for `seconds` from now."""
-        entries = [
-            {**_entry(i, message), "VisibilityTimeout": seconds}
-            for i, message in enumerate(messages)
+        """Hide `messages` from other readers for `seconds` from now."""
+        entries: list[dict[str, Any]] = [
+            {**entry, "VisibilityTimeout": seconds} for entry in _entries(messages)
         ]
         with self._translated():
             self._client.change_message_visibility_batch(QueueUrl=self._url, Entries=entries)
 
     def delete(self, messages: Sequence[dict[str, Any]]) -> int:
-        """Remove `messages`; how many SQS kept all the same."""
-        entries = [_entry(i, message) for i, message in enumerate(messages)]
+        """Delete `messages`; return how many of them SQS failed to delete."""
         with self._translated():
-            answer = self._client.delete_message_batch(QueueUrl=self._url, Entries=entries)
+            answer = self._client.delete_message_batch(
+                QueueUrl=self._url, Entries=_entries(messages)
+            )
         return len(answer.get("Failed", ()))
 
     @contextmanager
@@ -145,16 +134,34 @@ class EventQueue:
             ) from None
         except (vendor.BotoCoreError, *UNREACHABLE) as error:
             raise EventsUnavailable(
-                f"{self._url}: SQS can't be reached ({type(error).__name__})"
+                f"{self._url}: cannot reach SQS ({type(error).__name__})"
             ) from None
 
 
-def _entry(number: int, message: dict[str, Any]) -> dict[str, str]:
-    return {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+def _split_queue_url(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        # The path of a queue's URL is /ACCOUNT/NAME.
+        if parts.scheme in ("http", "https") and parts.hostname and "/" in parts.path[1:]:
+            return parts
+    except ValueError:
+        pass
+    raise SettingsInvalid(
+        f"{url!r:.200} is not the URL of an SQS queue, "
+        "like https://sqs.REGION.amazonaws.com/ACCOUNT/NAME"
+    )
+
+
+def _entries(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return the entries of a batch call of SQS for `messages`."""
+    return [
+        {"Id": str(number), "ReceiptHandle": message["ReceiptHandle"]}
+        for number, message in enumerate(messages)
+    ]
 
 
 class SqsSource:
-    """Takes messages from `queue` to `trigger`."""
+    """Passes the messages of `queue` to `trigger`."""
 
     def __init__(self, queue: EventQueue, trigger: Trigger) -> None:
         self._queue = queue
@@ -163,14 +170,16 @@ class SqsSource:
         self._redis = Backoff("redis")
 
     def run(self, stop: Stop) -> None:
-        """Until told to stop. Raises SettingsInvalid or AccessDenied for a queue that can't be used
-        from the start.
+        """Receive messages until `stop` is requested.
+
+        Raises SettingsInvalid or AccessDenied if the queue cannot be used at the start. All later
+        errors are retried.
         """
         with suppress(Stopped):
             self._check(stop)
             while not stop.requested:
                 try:
-                    with stop.cut_short():
+                    with stop.interruptible():
                         messages = self._queue.receive()
                     self._sqs.succeeded()
                     self.take(messages, stop)
@@ -178,30 +187,33 @@ class SqsSource:
                     stop.wait(self._sqs.failed(error))
 
     def take(self, messages: Sequence[dict[str, Any]], stop: Stop) -> None:
-        """Publish what `messages` ask for, then delete them. One that is malformed is left for the
-        redrive policy.
+        """Publish the pictures that `messages` report, then delete these messages.
+
+        A malformed message is not deleted, so that the redrive policy of the queue applies to it.
         """
         pictures: list[Wanted] = []
-        read = []
+        well_formed = []
         for message in messages:
             try:
                 pictures += self._trigger.read(message.get("Body"))
-                read.append(message)
+                well_formed.append(message)
             except MalformedEvent as error:
-                times = message.get("Attributes", {}).get("ApproximateReceiveCount")
+                received = message.get("Attributes", {}).get("ApproximateReceiveCount")
                 log.warning(
-                    "malformed", message=str(error), sqs=message.get("MessageId"), received=times
+                    "malformed", message=str(error), sqs=message.get("MessageId"), received=received
                 )
-        if read and self._publish(pictures, read, stop) and (kept := self._queue.delete(read)):
-            log.warning(
-                "not deleted", messages=kept
-            )  # they come again, and their pictures are skipped
+        if not well_formed or not self._publish(pictures, well_formed, stop):
+            return
+        if remaining := self._queue.delete(well_formed):
+            # SQS delivers these messages again, and the workers then skip their pictures.
+            log.warning("not deleted", messages=remaining)
 
     def _publish(
         self, pictures: Sequence[Wanted], messages: Sequence[dict[str, Any]], stop: Stop
     ) -> bool:
-        """Whether `pictures` are on the queue. While Redis is away `messages` stay hidden; at the
-        end they go back.
+        """Put `pictures` on the queue; return False if a stop is requested before that succeeds.
+
+        `messages` stay hidden while Redis is away. On a stop they become visible again at once.
         """
         hidden_at = time.monotonic()
         while pictures:
@@ -220,10 +232,13 @@ class SqsSource:
         return True
 
     def _check(self, stop: Stop) -> None:
-        """Whether the queue is there, and gives up what is malformed."""
+        """Check that the queue exists, and warn if it has no redrive policy.
+
+        Without one, SQS delivers malformed messages again and again.
+        """
         while not stop.requested:
             try:
-                with stop.cut_short():
+                with stop.interruptible():
                     redrives = self._queue.has_redrive_policy()
             except EventsUnavailable as error:
                 stop.wait(self._sqs.failed(error))
@@ -232,6 +247,6 @@ class SqsSource:
             if not redrives:
                 log.warning(
                     "no redrive policy",
-                    message="what is malformed comes back until SQS drops it for its age",
+                    message="malformed messages come back until their retention period ends",
                 )
             return

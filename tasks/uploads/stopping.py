@@ -1,4 +1,4 @@
-"""When a process is told to end: its waits are cut short, and what it has in hand is finished."""
+"""Stop a process on a signal: interrupt its waits, and let work in progress finish."""
 
 import signal
 import time
@@ -8,44 +8,49 @@ from typing import Any
 
 
 class Stopped(BaseException):
-    """Raised in a wait that is cut short; like KeyboardInterrupt, nothing on the way takes it for a
-    failure.
+    """Raised to interrupt a wait.
+
+    Like KeyboardInterrupt it is no Exception, so code that handles failures does not catch it.
     """
 
 
 class Stop:
-    """Whether the process was told to end. For the main thread, where Python delivers signals."""
+    """The request to stop this process.
+
+    Only for the main thread, to which Python delivers signals.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._cut = False
+        self._interruptible = False
 
     def on_signals(self) -> None:
-        """Take SIGTERM and SIGINT as the order to end."""
+        """Treat SIGTERM and SIGINT as requests to stop."""
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._request)
 
     @contextmanager
-    def cut_short(self) -> Iterator[None]:
-        """A block that raises Stopped, wherever it is, when the process is told to end, or has
-        been.
+    def interruptible(self) -> Iterator[None]:
+        """Raise Stopped anywhere in the block when a stop is requested, or at its start if one was.
+
+        The block must not contain work that has to be finished.
         """
-        self._cut = True
+        self._interruptible = True
         try:
             if self.requested:
                 raise Stopped
             yield
         finally:
-            self._cut = False
+            self._interruptible = False
 
     def wait(self, seconds: float) -> bool:
-        """Pause for so long, or until told to end; whether that was so."""
-        with suppress(Stopped), self.cut_short():
+        """Wait for `seconds` or until a stop is requested; return whether it was requested."""
+        with suppress(Stopped), self.interruptible():
             time.sleep(seconds)
         return self.requested
 
     def _request(self, *_: Any) -> None:
         self.requested = True
-        if self._cut:
-            self._cut = False
+        if self._interruptible:
+            self._interruptible = False
             raise Stopped

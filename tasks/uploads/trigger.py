@@ -1,4 +1,4 @@
-"""Uploads: the choice of the events that ask for a picture, and their way onto the queue."""
+"""The trigger: choose the events that report a picture, and put their messages on the queue."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,16 +15,19 @@ from tasks.publishing import Publisher, Wanted
 from tasks.routes import Routes
 from tasks.uploads.events import Event, Parsed, parse
 
-MOST_REFUSALS_LOGGED = 10  # of one message or page; the others are counted in one line
-MOST_AT_ONCE = 1000  # pictures in one transaction: Redis serves nobody else while it runs
+MAX_REFUSALS_LOGGED = 10  # per message or page of a listing; one more line counts the others
+# Pictures in one transaction. Redis serves no other client while a transaction runs.
+MAX_TRANSACTION_SIZE = 1000
 
 log = structlog.get_logger("veil")
 
 
 @dataclass
 class Chosen:
-    """The pictures to make, a count of those not wanted, and a line for each key that no worker
-    takes.
+    """The result of a filter.
+
+    `pictures` are to be anonymized, `ignored` counts the other events by reason, and `refused` has
+    a line for each key that no worker accepts.
     """
 
     pictures: list[Wanted] = field(default_factory=list)
@@ -32,11 +35,11 @@ class Chosen:
     refused: list[str] = field(default_factory=list)
 
 
-class Selection:
-    """Which objects are wanted: those in a source of the routes, so never an output, below a prefix
-    and with a suffix.
+class EventFilter:
+    """A filter for objects in the source of a route, below one of the prefixes, with a suffix.
 
-    Without prefixes or suffixes all of them are; suffixes are compared without regard to case.
+    Without prefixes the sources of all routes count, and without suffixes every key. Suffixes are
+    compared without regard to case. Outputs never pass, because no source contains them.
     """
 
     def __init__(
@@ -45,47 +48,51 @@ class Selection:
         prefixes: Sequence[str] = (),
         suffixes: Sequence[str] = (),
     ) -> None:
-        """Raises InvalidRequest for a prefix that is no address, BucketNotAllowed for one in no
-        route's source.
+        """Filter by the routes `route_table`.
+
+        Raises InvalidRequest for a prefix that is not an address, and BucketNotAllowed for one that
+        is outside the sources of all routes.
         """
         self._routes = routes
-        self.places = [PrefixUri.parse(prefix) for prefix in prefixes] or routes.sources
+        self.prefixes = [PrefixUri.parse(prefix) for prefix in prefixes] or routes.sources
         self._suffixes = tuple(suffix.lower() for suffix in suffixes)
-        for place in self.places:
-            if routes.of_source(place) is None:
+        for prefix in self.prefixes:
+            if routes.of_source(prefix) is None:
                 raise BucketNotAllowed(
-                    f"{place} is in no source of VEIL_ROUTES: add a route, or correct the prefix"
+                    f"{prefix} is in no source of VEIL_ROUTES: add a route, or correct the prefix"
                 )
 
     def choose(self, events: Sequence[Event]) -> Chosen:
-        """What is wanted of `events`."""
+        """Return the pictures among `events`, each of which a worker accepts."""
         chosen = Chosen()
         for event in events:
-            if reason := self._unwanted(event):
+            if reason := self._reason_to_ignore(event):
                 chosen.ignored[reason] += 1
                 continue
             try:
-                source = ObjectUri.parse(f"s3://{event.bucket}/{event.key}")
-                self._routes.resolve(AnonymizeRequest(source=source))
-                if event.is_file and source.is_ambiguous:
-                    raise InvalidRequest(
-                        f"{source}: its store takes this key for {plain(source.key)!r}"
-                    )
+                source = self._checked_source(event)
             except (InvalidRequest, BucketNotAllowed) as error:
-                # S3 allows such keys, and no worker would take them.
+                # S3 allows such keys, but no worker accepts them.
                 chosen.ignored["refused"] += 1
                 chosen.refused.append(str(error))
                 continue
             chosen.pictures.append(Wanted(source, etag=event.etag))
         return chosen
 
-    def _unwanted(self, event: Event) -> str | None:
+    def _checked_source(self, event: Event) -> ObjectUri:
+        source = ObjectUri.parse(f"s3://{event.bucket}/{event.key}")
+        self._routes.resolve(AnonymizeRequest(source=source))
+        if event.is_file and source.is_ambiguous:
+            raise InvalidRequest(f"{source}: its store takes this key for {plain(source.key)!r}")
+        return source
+
+    def _reason_to_ignore(self, event: Event) -> str | None:
         uri = ObjectUri(event.bucket, event.key)
         if not self._routes.has_source(uri):
             return "outside"
         if not event.key or event.key.endswith("/"):
             return "folder"
-        if not any(place.contains(uri) for place in self.places):
+        if not any(prefix.contains(uri) for prefix in self.prefixes):
             return "filtered"
         if self._suffixes and not event.key.lower().endswith(self._suffixes):
             return "filtered"
@@ -93,48 +100,50 @@ class Selection:
 
 
 class Trigger:
-    """The way of every message, whichever source it comes from: read, chosen, published,
-    counted.
+    """Turns the messages of one source of events into messages for workers.
+
+    It parses them, filters their events, publishes the pictures, and counts all of this.
     """
 
-    def __init__(self, publisher: Publisher, selection: Selection, source: metrics.Source) -> None:
-        """`source` names in the metrics where the messages come from."""
-        self.selection = selection
+    def __init__(
+        self, publisher: Publisher, event_filter: EventFilter, source: metrics.Source
+    ) -> None:
+        """Count events in the metrics as those of `source`."""
+        self.filter = event_filter
         self.queued = 0  # pictures
         self.malformed = 0  # messages
         self.ignored: Counter[str] = Counter()  # events, by reason
         self._publisher = publisher
         self._source = source
-        self._untold: Counter[str] = Counter()
-        metrics.begin_hearing(source)
+        self._ignored_since_log: Counter[str] = Counter()
+        metrics.initialize_events(source)
 
     def read(self, body: Any) -> list[Wanted]:
-        """Return the pictures that a message asks for; MalformedEvent if it is none that is
-        known.
+        """Return the pictures that a message reports.
+
+        Raises MalformedEvent if it is not a message of an object store.
         """
         try:
             parsed = parse(body)
         except MalformedEvent:
             self.malformed += 1
-            metrics.heard(self._source, "malformed")
+            metrics.count_events(self._source, "malformed")
             raise
         return self.choose(parsed)
 
     def choose(self, parsed: Parsed) -> list[Wanted]:
-        """Return the pictures that events ask for, each of which can be published. Log what is
-        refused.
-        """
-        chosen = self.selection.choose(parsed.written)
+        """Return the pictures among the events in `parsed`, and log the refused ones."""
+        chosen = self.filter.choose(parsed.written)
         refused = parsed.refused + chosen.refused
-        for line in refused[:MOST_REFUSALS_LOGGED]:
+        for line in refused[:MAX_REFUSALS_LOGGED]:
             log.warning("key refused", message=line)
-        if (more := len(refused) - MOST_REFUSALS_LOGGED) > 0:
-            log.warning("more keys refused", keys=more)
-        unwanted = chosen.ignored + parsed.ignored + Counter(refused=len(parsed.refused))
-        for counts in (self.ignored, self._untold):
-            counts.update(unwanted)
-        metrics.heard(self._source, "refused", len(refused))
-        metrics.heard(self._source, "ignored", unwanted.total() - len(refused))
+        if len(refused) > MAX_REFUSALS_LOGGED:
+            log.warning("more keys refused", keys=len(refused) - MAX_REFUSALS_LOGGED)
+        ignored = chosen.ignored + parsed.ignored + Counter(refused=len(parsed.refused))
+        self.ignored.update(ignored)
+        self._ignored_since_log.update(ignored)
+        metrics.count_events(self._source, "refused", len(refused))
+        metrics.count_events(self._source, "ignored", ignored.total() - len(refused))
         return chosen.pictures
 
     def publish(
@@ -143,24 +152,24 @@ class Trigger:
         queue: str = UPLOADS,
         along: Callable[[Any], None] | None = None,
     ) -> None:
-        """Put `pictures` on `queue`, each once, with what `along` adds to the last of them, and log
-        one line.
+        """Put `pictures` on `queue`, without duplicates, and log one line for all of them.
 
-        Raises QueueUnavailable when it is not certain that Redis has them all; to publish them
-        again is safe.
+        `along` adds commands to the pipeline of the last transaction. Raises QueueUnavailable if it
+        is uncertain whether Redis has all pictures. They may then be published again.
         """
         distinct = list(dict.fromkeys(pictures))
-        last = max(0, len(distinct) - 1) // MOST_AT_ONCE * MOST_AT_ONCE
-        for start in range(0, last, MOST_AT_ONCE):
-            self._publisher.publish(distinct[start : start + MOST_AT_ONCE], queue)
+        last = max(0, len(distinct) - 1) // MAX_TRANSACTION_SIZE * MAX_TRANSACTION_SIZE
+        for start in range(0, last, MAX_TRANSACTION_SIZE):
+            self._publisher.publish(distinct[start : start + MAX_TRANSACTION_SIZE], queue)
         self._publisher.publish(distinct[last:], queue, also_write=along)
         if distinct:
-            told, self._untold = self._untold, Counter()
-            log.info(
-                "queued",
-                pictures=len(distinct),
-                queue=queue,
-                **({"ignored": dict(told)} if told else {}),
-            )
+            self._log_queued(len(distinct), queue)
         self.queued += len(distinct)
-        metrics.heard(self._source, "queued", len(distinct))
+        metrics.count_events(self._source, "queued", len(distinct))
+
+    def _log_queued(self, pictures: int, queue: str) -> None:
+        """Log the number of queued pictures, and the events ignored since the last such line."""
+        ignored = dict(self._ignored_since_log)
+        self._ignored_since_log = Counter()
+        fields = {"ignored": ignored} if ignored else {}
+        log.info("queued", pictures=pictures, queue=queue, **fields)

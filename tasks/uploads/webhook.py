@@ -1,4 +1,4 @@
-"""The webhook: events that an object store posts, answered once their pictures are on the queue."""
+"""The webhook: take events that an object store posts, and answer when they are on the queue."""
 
 import asyncio
 import hmac
@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain
 from types import TracebackType
 from typing import Any, cast
 
@@ -28,40 +29,43 @@ MAX_BODY_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 14
 HEAD_SECONDS = 10  # from the opening of a connection to the end of its first request's headers
 BODY_SECONDS = 5  # for the whole body of a request
-IDLE_SECONDS = 120  # of a connection; above the 90 s after which clients in Go leave it
-MOST_CONNECTIONS = 900  # with the other files of the process within the usual limit of 1,024
-OTHER_FILES = 100
-MOST_WAITING = (
-    600  # requests; those above are answered 503 at once, and so leave room for other connections
-)
-BATCH = 1000  # pictures in one transaction, at least those of one request
-LONGEST_PAUSE_SECONDS = 2.0  # between tries of Redis
-RETRY_AFTER_SECONDS = 5
-PING_SECONDS = 3
-END_SECONDS = 5  # for what is in hand when told to end
+# A connection without a request is closed after this time. Go's HTTP client closes its own after
+# 90 seconds, so that the client closes first.
+IDLE_SECONDS = 120
+MAX_CONNECTIONS = 900  # with OTHER_FILES within 1,024, the usual limit of a process
+OTHER_FILES = 100  # files that the process has open besides connections
+# Requests that wait for Redis; further ones are answered 503 at once. It is less than
+# MAX_CONNECTIONS, so that other connections can still be opened.
+MAX_WAITING_REQUESTS = 600
+MAX_BATCH_SIZE = 1000  # pictures in one transaction, unless one request alone has more
+MAX_PAUSE_SECONDS = 2.0  # between tries of Redis
+RETRY_AFTER_SECONDS = 5  # sent with 503
+PING_SECONDS = 3  # for Redis to answer a health check
+SHUTDOWN_SECONDS = 5  # for requests in progress after a signal to stop
+ANSWER_SECONDS = 0.1  # to send the last answers before the server closes its connections
 
 log = structlog.get_logger("veil")
 
 
 class Intake:
-    """Publishes what requests bring, together with what arrived meanwhile, on a thread of its
-    own.
-    """
+    """Publishes the pictures of all waiting requests together, in a thread of its own."""
 
     def __init__(self, trigger: Trigger, hold_seconds: float) -> None:
         self.trigger = trigger
-        self.in_hand = 0  # requests that are being answered
+        self.requests_in_progress = 0
         self._hold_seconds = hold_seconds
         self._waiting: dict[asyncio.Future[None], Sequence[Wanted]] = {}
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1)
-        self._backoff = Backoff("redis", LONGEST_PAUSE_SECONDS)
+        self._backoff = Backoff("redis", MAX_PAUSE_SECONDS)
 
     async def put(self, pictures: Sequence[Wanted]) -> None:
-        """Return once Redis has the messages; QueueUnavailable if it could not be used for
-        `hold_seconds`.
+        """Return when Redis has the messages of `pictures`.
+
+        Raises QueueUnavailable if Redis cannot be used for `hold_seconds`, or if too many requests
+        wait for it.
         """
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MAX_WAITING_REQUESTS:
             raise QueueUnavailable("too many requests are waiting for Redis")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[done] = pictures
@@ -74,54 +78,59 @@ class Intake:
             self._waiting.pop(done, None)
 
     async def run(self) -> None:
-        """Publish until cancelled."""
+        """Publish waiting requests until this task is cancelled."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             while batch := self._batch():
-                pictures = [picture for wanted in batch.values() for picture in wanted]
                 try:
-                    await asyncio.get_running_loop().run_in_executor(
-                        self._thread, self.trigger.publish, pictures
-                    )
+                    await self._publish(batch)
                 except QueueUnavailable as error:
                     await asyncio.sleep(self._backoff.failed(error))
-                    continue
-                self._backoff.succeeded()
-                for done in batch:
-                    self._waiting.pop(done, None)
-                    if not done.done():
-                        done.set_result(None)
+                else:
+                    self._backoff.succeeded()
 
     async def end(self) -> None:
-        """Give what is in hand a last while; what is not on the queue by then is answered 503."""
-        deadline = asyncio.get_running_loop().time() + END_SECONDS
-        while self.in_hand and asyncio.get_running_loop().time() < deadline:
+        """Wait up to SHUTDOWN_SECONDS for requests in progress, then answer the others 503."""
+        deadline = asyncio.get_running_loop().time() + SHUTDOWN_SECONDS
+        while self.requests_in_progress and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
         for done in self._waiting:
             if not done.done():
-                done.set_exception(QueueUnavailable("the trigger was told to end"))
-        await asyncio.sleep(0.1)  # for the answers
+                done.set_exception(QueueUnavailable("the trigger is shutting down"))
+        await asyncio.sleep(ANSWER_SECONDS)
+
+    async def _publish(self, batch: dict[asyncio.Future[None], Sequence[Wanted]]) -> None:
+        pictures = list(chain.from_iterable(batch.values()))
+        await asyncio.get_running_loop().run_in_executor(
+            self._thread, self.trigger.publish, pictures
+        )
+        for done in batch:
+            self._waiting.pop(done, None)
+            if not done.done():
+                done.set_result(None)
 
     def _batch(self) -> dict[asyncio.Future[None], Sequence[Wanted]]:
+        """Return the waiting requests that are published next: the oldest, at least one."""
         batch: dict[asyncio.Future[None], Sequence[Wanted]] = {}
-        room = BATCH
+        remaining = MAX_BATCH_SIZE
         for done, pictures in self._waiting.items():
-            if batch and len(pictures) > room:
+            if batch and len(pictures) > remaining:
                 break
             batch[done] = pictures
-            room -= len(pictures)
+            remaining -= len(pictures)
         return batch
 
 
 class Health:
-    """Whether Redis answers. However many ask, it is asked once at a time."""
+    """The health check: simultaneous checks share one ping of Redis."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
         self._ping: asyncio.Future[bool] | None = None
 
     async def check(self) -> bool:
+        """Return whether Redis answers within PING_SECONDS."""
         if self._ping is None or self._ping.done():
             self._ping = asyncio.get_running_loop().run_in_executor(None, self._answers)
         try:
@@ -138,69 +147,64 @@ class Health:
 
 
 class Connections:
-    """The open connections, bounded in number: for one above the bound, the least useful other one
-    is closed.
+    """The open connections, at most `limit` of them.
 
-    That is the one that has been open longest of those whose sender has not shown the token, else
-    the one that has been without a request longest. A connection whose request is being answered
-    stays. So whoever opens connections and is slow on them displaces his own, and a sender that is
-    not slow is served.
+    A connection above the limit replaces another: of those whose sender has not shown the token the
+    oldest, or else the one that has been without a request longest. A connection whose request is
+    being answered is never replaced. A client that opens many slow connections therefore replaces
+    its own, and other senders are still served.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._strangers: dict[
-            IOStream, asyncio.TimerHandle
-        ] = {}  # each with the end of its time for headers
-        self._senders: dict[IOStream, None] = {}  # have shown the token
-        self._answering: set[IOStream] = set()
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # Connections without the token, with the timers that close them unless headers arrive.
+        self._strangers: dict[IOStream, asyncio.TimerHandle] = {}
+        self._senders: dict[IOStream, None] = {}  # connections that have shown the token
+        self._answering: set[IOStream] = set()  # connections whose request is being answered
 
     def opened(self, stream: IOStream) -> None:
-        """Add `stream`, which has HEAD_SECONDS for the headers of its first request."""
-        if len(self._strangers) + len(self._senders) + len(self._answering) >= self._most:
-            # Requests in hand are fewer than connections: see MOST_WAITING.
-            displaced = next(iter(self._strangers), None) or next(iter(self._senders), stream)
-            displaced.close()
-            self.closed(displaced)
+        """Add `stream`, and close it if its first headers take longer than HEAD_SECONDS."""
+        if len(self._strangers) + len(self._senders) + len(self._answering) >= self._limit:
+            replaced = next(iter(self._strangers), None) or next(iter(self._senders), stream)
+            replaced.close()
+            self.closed(replaced)
         if not stream.closed():
             self._strangers[stream] = asyncio.get_running_loop().call_later(
                 HEAD_SECONDS, stream.close
             )
 
     def closed(self, stream: IOStream) -> None:
-        """Forget `stream`."""
+        """Remove `stream`."""
         if timer := self._strangers.pop(stream, None):
             timer.cancel()
         self._senders.pop(stream, None)
         self._answering.discard(stream)
 
-    def has_spoken(self, stream: IOStream) -> None:
-        """Note that `stream` brought the headers of a request: from now on tornado's limits
-        hold.
-        """
+    def headers_received(self, stream: IOStream) -> None:
+        """Stop the timer of `stream`: Tornado's own limits apply after the first headers."""
         if timer := self._strangers.get(stream):
             timer.cancel()
 
-    def has_shown_token(self, stream: IOStream) -> None:
-        """Note that the sender at `stream` is known, and has a request at this moment."""
+    def token_shown(self, stream: IOStream) -> None:
+        """Record that `stream` has shown the token, and has a request now."""
         self.closed(stream)
         if not stream.closed():
             self._senders[stream] = None
 
     @contextmanager
     def answering(self, stream: IOStream) -> Iterator[None]:
-        """Keep `stream`, which has shown the token, while its request is answered."""
+        """Protect `stream`, which has shown the token, from replacement in the block."""
         self.closed(stream)
         if not stream.closed():
             self._answering.add(stream)
         try:
             yield
         finally:
-            self.has_shown_token(stream)
+            self.token_shown(stream)
 
 
 class Server(HTTPServer):
-    """An HTTP server whose `connections` are bounded in number."""
+    """An HTTP server with a limited number of connections."""
 
     connections: Connections
 
@@ -215,8 +219,9 @@ class Server(HTTPServer):
 
 @stream_request_body
 class _Handler(RequestHandler):
-    """Answers in JSON. No body is read beyond MAX_BODY_BYTES, whoever sends it and to whatever
-    path.
+    """A handler that answers in JSON.
+
+    It reads no body beyond MAX_BODY_BYTES, whatever the sender and the path.
     """
 
     METHODS: tuple[str, ...]
@@ -231,7 +236,7 @@ class _Handler(RequestHandler):
 
     def prepare(self) -> None:
         self._body = bytearray()
-        self.connections.has_spoken(self.stream)
+        self.connections.headers_received(self.stream)
         if self.request.method not in self.METHODS:
             raise HTTPError(405)
         self.authorize()
@@ -240,7 +245,7 @@ class _Handler(RequestHandler):
             raise HTTPError(413)
 
     def authorize(self) -> None:
-        """Raise HTTPError for a sender that may not ask for this."""
+        """Raise HTTPError for a sender that may not send this request."""
 
     def data_received(self, chunk: bytes) -> None:
         self._body += chunk
@@ -251,9 +256,7 @@ class _Handler(RequestHandler):
     def log_exception(
         self, typ: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Log a bug. Tornado would log the address that was asked for, in which there may be a
-        token.
-        """
+        """Log a bug without the requested address, which may contain a token."""
         if typ and not issubclass(typ, HTTPError):
             log.error("bug", error=typ.__name__, exc_info=(typ, value, tb))
 
@@ -270,7 +273,7 @@ class _Handler(RequestHandler):
 
 
 class HealthHandler(_Handler):
-    """``GET /healthz``, for whoever asks: it tells nothing but whether Redis answers."""
+    """``GET /healthz``, without a token: the answer only says whether Redis answers."""
 
     METHODS = ("GET",)
 
@@ -284,8 +287,9 @@ class HealthHandler(_Handler):
 
 
 class EventsHandler(_Handler):
-    """``POST`` of one message with events, to any other path. Who sends it is known before its body
-    is read.
+    """``POST`` of one message with events, to any other path.
+
+    The token is checked before the body is read.
     """
 
     METHODS = ("POST",)
@@ -297,15 +301,15 @@ class EventsHandler(_Handler):
     def authorize(self) -> None:
         if not self._is_authorized():
             raise HTTPError(401)
-        self.connections.has_shown_token(self.stream)
+        self.connections.token_shown(self.stream)
 
     async def post(self) -> None:
-        self._intake.in_hand += 1
+        self._intake.requests_in_progress += 1
         try:
             with self.connections.answering(self.stream):
                 await self._answer()
         finally:
-            self._intake.in_hand -= 1
+            self._intake.requests_in_progress -= 1
 
     async def _answer(self) -> None:
         try:
@@ -330,18 +334,17 @@ class EventsHandler(_Handler):
             log.warning("malformed", message=message, sender=self.request.remote_ip)
 
     def _is_authorized(self) -> bool:
-        """Whether the token is there: as a bearer's, alone, or, as EventBridge sends it, as a
-        key.
+        """Return whether the request has the token.
+
+        `Authorization` holds it with or without ``Bearer``; EventBridge sends it as `X-Api-Key`.
         """
         headers = self.request.headers
-        given = headers.get("Authorization") or headers.get("X-Api-Key", "")
-        return hmac.compare_digest(given.removeprefix("Bearer ").encode(), self._token.encode())
+        token = headers.get("Authorization") or headers.get("X-Api-Key", "")
+        return hmac.compare_digest(token.removeprefix("Bearer ").encode(), self._token.encode())
 
 
 def _log_answer(handler: RequestHandler) -> None:
-    """One line for a sender that is turned away. Neither headers nor addresses are in it: they may
-    hold a token.
-    """
+    """Log a refused request, without its headers and its address, which may contain a token."""
     if handler.get_status() in (401, 405, 413, 500):
         log.warning("turned away", status=handler.get_status(), sender=handler.request.remote_ip)
 
@@ -349,46 +352,29 @@ def _log_answer(handler: RequestHandler) -> None:
 async def serve(
     trigger: Trigger, redis: Any, token: str, host: str, port: int, hold_seconds: float
 ) -> None:
-    """Take events at `host`:`port` until SIGTERM or SIGINT; then what is in hand is answered.
+    """Take events at `host`:`port` until SIGTERM or SIGINT, then finish requests in progress.
 
-    While Redis is away an event is held for `hold_seconds`, and answered 503 only then. Raises
-    SettingsInvalid if the address can't be used, or too few files may be open.
+    While Redis is away, a request waits for up to `hold_seconds` before it is answered 503. Raises
+    SettingsInvalid if the address cannot be used, or if the process may open too few files.
     """
-    _allow_files(MOST_CONNECTIONS + OTHER_FILES)
+    _allow_files(MAX_CONNECTIONS + OTHER_FILES)
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:
         raise SettingsInvalid(f"can't listen on {host}:{port}: {error.strerror}") from None
-    told = asyncio.Event()
+    stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, told.set)
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
     intake = Intake(trigger, hold_seconds)
-    connections = Connections(MOST_CONNECTIONS)
-    application = Application(
-        [
-            (r"/healthz", HealthHandler, {"health": Health(redis)}),
-            (r".*", EventsHandler, {"intake": intake, "token": token}),
-        ],
-        log_function=_log_answer,
-        connections=connections,
-    )
-    # A larger body is refused by the handler, which says so; the connection ends with the answer.
-    server = Server(
-        application,
-        max_body_size=1 << 40,
-        max_header_size=MAX_HEADER_BYTES,
-        body_timeout=BODY_SECONDS,
-        idle_connection_timeout=IDLE_SECONDS,
-    )
-    server.connections = connections
+    server = _server(intake, Health(redis), token)
     server.add_sockets(sockets)
     log.info("watching", http=f"{host}:{sockets[0].getsockname()[1]}")
     publishing = asyncio.create_task(intake.run())
-    waiting = asyncio.create_task(told.wait())
-    # Publishing ends by itself only with a bug: then this process must not go on to take events.
-    await asyncio.wait({publishing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    stopping = asyncio.create_task(stop.wait())
+    # Publishing ends by itself only because of a bug. The process must then take no more events.
+    await asyncio.wait({publishing, stopping}, return_when=asyncio.FIRST_COMPLETED)
     server.stop()
-    if waiting.done():
+    if stopping.done():
         await intake.end()
     publishing.cancel()
     with suppress(asyncio.CancelledError):
@@ -396,9 +382,33 @@ async def serve(
     await server.close_all_connections()
 
 
+def _server(intake: Intake, health: Health, token: str) -> Server:
+    connections = Connections(MAX_CONNECTIONS)
+    application = Application(
+        [
+            (r"/healthz", HealthHandler, {"health": health}),
+            (r".*", EventsHandler, {"intake": intake, "token": token}),
+        ],
+        log_function=_log_answer,
+        connections=connections,
+    )
+    server = Server(
+        application,
+        # The handlers answer 413 to a body above MAX_BODY_BYTES and end the connection. Tornado's
+        # own limit, which answers 400, is therefore out of reach.
+        max_body_size=1 << 40,
+        max_header_size=MAX_HEADER_BYTES,
+        body_timeout=BODY_SECONDS,
+        idle_connection_timeout=IDLE_SECONDS,
+    )
+    server.connections = connections
+    return server
+
+
 def _allow_files(needed: int) -> None:
-    """Have the process open `needed` files at once. Raises SettingsInvalid where the system does
-    not allow it.
+    """Let the process open `needed` files at once.
+
+    Raises SettingsInvalid if the system does not allow that many.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -407,5 +417,6 @@ def _allow_files(needed: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     except (ValueError, OSError):
         raise SettingsInvalid(
-            f"--http needs {needed} open files, and the limit is {hard}: raise it, as with `ulimit -n {needed}`"
+            f"--http needs {needed} open files, and the limit is {hard}: "
+            f"raise it, as with `ulimit -n {needed}`"
         ) from None

@@ -88,8 +88,8 @@ def test_the_peer_is_measured_on_the_same_pictures(bench, data, exposure_tool):
     assert environment["deface"] == "1.5.0"
     assert environment["backend"] == "onnxrt"
     assert list(line) == [
-        "bench", "set", "pictures", "pictures_per_second", "deface_pictures_per_second", "ratio", "exposed_rate",
-        "deface_exposed_rate",
+        "bench", "set", "pictures", "pictures_per_second", "deface_pictures_per_second", "ratio",
+        "exposed_rate", "deface_exposed_rate",
     ]  # fmt: skip
     assert (line["bench"], line["set"], line["pictures"]) == ("peer", "small", 6)
     assert line["ratio"] == pytest.approx(

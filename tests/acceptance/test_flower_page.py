@@ -141,8 +141,12 @@ def shown(browser, condition):
 def tasks_page(browser, stack, sent):
     """The Tasks page with all that was sent at its end."""
     browser.get(address(stack.flower, stack.flower.password) + "/tasks")
-    return shown(browser, lambda found: {"SUCCESS", "FAILURE"} >= {row["state"] for row in found.values()}
-                 and len(found) >= len(sent))  # fmt: skip
+
+    def is_complete(found):
+        states = {row["state"] for row in found.values()}
+        return states <= {"SUCCESS", "FAILURE"} and len(found) >= len(sent)
+
+    return shown(browser, is_complete)
 
 
 def test_a_wrong_password_shows_nothing(browser, stack):
@@ -181,7 +185,8 @@ def test_each_picture_is_a_row_with_its_source_its_state_and_what_came_of_it(
 
 def test_the_first_columns_are_seen_without_scrolling(browser, tasks_page):
     right_edge = browser.execute_script(
-        "return document.querySelectorAll('#tasks-table tbody tr[id] td')[arguments[0]].getBoundingClientRect().right",
+        "return document.querySelectorAll('#tasks-table tbody tr[id] td')[arguments[0]]"
+        ".getBoundingClientRect().right",
         FLOWER_COLUMNS.split(",").index("result"),
     )
     assert 0 < right_edge <= browser.execute_script("return window.innerWidth")

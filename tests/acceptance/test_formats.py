@@ -95,9 +95,8 @@ def peak(pid):
         status = Path(f"/proc/{pid}/status").read_text()
     except ProcessLookupError:
         return 0
-    found = re.search(
-        r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE
-    )  # a process that has ended has none
+    # The status of a process that has ended has no such line.
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 

@@ -19,7 +19,8 @@ from tasks import anonymize_image
 result = anonymize_image.delay("s3://raw/a.jpg")
 models = Path(find_spec("worker").origin).parent / "detection" / "centerface"
 data = sorted(path.name for path in models.iterdir() if path.suffix in (".json", ".jpg", ".txt"))
-heavy = [name for name in ("tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx") if find_spec(name)]
+names = ("tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx")
+heavy = [name for name in names if find_spec(name)]
 print(json.dumps({"task": result.id, "heavy": heavy, "data": data}))
 """
 

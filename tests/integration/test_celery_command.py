@@ -74,7 +74,7 @@ def test_pictures_wait_for_s3_and_are_delivered_once_it_is_back(
     wait_until(lambda: own_queue.client.hlen("unacked") == 0)
 
 
-def test_a_worker_that_is_told_to_stop_finishes_what_it_has_in_hand_and_leaves_the_rest_in_the_queue(
+def test_a_worker_that_is_told_to_stop_finishes_its_pictures_and_leaves_the_others_in_the_queue(
     celery_worker, own_queue, own_s3, samples, wait_until
 ):
     client = own_s3.client()

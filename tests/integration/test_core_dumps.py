@@ -138,7 +138,8 @@ def test_what_is_prevented_holds_for_children_and_for_systems_that_pipe_dumps_to
         "core_dumps.prevent()\n"
         "core_dumps.prevent()\n"
         "if child := os.fork(): os.waitpid(child, 0)\n"
-        f"else: print(ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}), resource.getrlimit(resource.RLIMIT_CORE))\n"
+        f"else: print(ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}), "
+        "resource.getrlimit(resource.RLIMIT_CORE))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True

@@ -45,7 +45,8 @@ anonymizer = Anonymizer(
 for path in sorted(Path(sys.argv[1]).iterdir()):
     error = None
     try:
-        (Path(sys.argv[2]) / path.name).write_bytes(anonymizer.anonymize(path.read_bytes(), Stopwatch()).content)
+        output = anonymizer.anonymize(path.read_bytes(), Stopwatch()).content
+        (Path(sys.argv[2]) / path.name).write_bytes(output)
     except VeilError as caught:
         error = type(caught).__name__
     print(json.dumps({"name": path.name, "error": error}), flush=True)
@@ -167,7 +168,8 @@ def test_what_passed_decodes_cleanly_in_another_program(outcomes, system_program
     version = subprocess.run([convert, "-version"], check=False, capture_output=True, text=True)
     if not version.stdout.startswith("Version: ImageMagick"):
         pytest.skip(
-            "ImageMagick, the independent decoder of this test, is not on this machine: make system-packages"
+            "ImageMagick, the independent decoder of this test, is not installed: "
+            "make system-packages"
         )
     complaints = {}
     for source, error, _ in outcomes:

@@ -254,9 +254,14 @@ def test_on_a_cpu_the_default_model_runs_in_8_bits_and_without_tensorflow(veil, 
     described = json.loads(info.stdout)
     assert (described["engine"], described["device"].split()[0]) == ("litert", "CPU")
 
-    line = "import sys; from worker.settings import WorkerSettings; from worker.bootstrap import build_anonymizer; "
-    line += "build_anonymizer(WorkerSettings()); assert 'tensorflow' not in sys.modules"
-    subprocess.run([programs / "python", "-c", line], check=True, timeout=120)
+    program = (
+        "import sys\n"
+        "from worker.settings import WorkerSettings\n"
+        "from worker.bootstrap import build_anonymizer\n"
+        "build_anonymizer(WorkerSettings())\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([programs / "python", "-c", program], check=True, timeout=120)
 
 
 def test_engines_that_answer_differently_have_digests_of_their_own():

@@ -252,9 +252,11 @@ BROADCAST = [
     *(
         message(body)
         for body in (
-            b"5", b"[]", b"{}", b'{"method": 5}', b'{"method": "ping", "arguments": 5}', b'{"method": "nothing"}',
-            b'{"method": "ping", "reply_to": 5}', b'{"method": "ping", "pattern": "[", "matcher": "pcre"}',
-            b'{"type": 5, "hostname": []}', b'{"type": "worker-online", "hostname": "x", "timestamp": "y"}',
+            b"5", b"[]", b"{}", b'{"method": 5}', b'{"method": "nothing"}',
+            b'{"method": "ping", "arguments": 5}', b'{"method": "ping", "reply_to": 5}',
+            b'{"method": "ping", "pattern": "[", "matcher": "pcre"}',
+            b'{"type": 5, "hostname": []}',
+            b'{"type": "worker-online", "hostname": "x", "timestamp": "y"}',
         )
     ),
 ]  # fmt: skip

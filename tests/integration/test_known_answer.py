@@ -153,7 +153,6 @@ def test_the_decoder_in_the_graph_refuses_maps_that_are_not_finite(value):
 
 
 # --- models of one's own
-# ---------------------------------------------------------------------------------------
 
 BOX = (0.2, 0.3, 0.6, 0.7)
 
@@ -345,7 +344,6 @@ def test_a_model_that_finds_nothing_at_all_starts_with_a_warning(veil, own, outp
 
 
 # --- pins and `veil model info`
-# ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_a_redis_that_hangs_or_is_gone_does_not_break_the_scrape(tmp_path):
     redis = start_redis(tmp_path / "redis")
     app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
     registry = CollectorRegistry()
-    registry.register(QueueCollector(metrics._quick(app)))
+    registry.register(QueueCollector(metrics._impatient_client(app)))
 
     def up():
         started = time.monotonic()

@@ -150,7 +150,10 @@ def answering(s3, store_at):
                 with connection:
                     connection.recv(65536)
                     body = f"<ListBucketResult>{page}</ListBucketResult>".encode()
-                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                    head = (
+                        f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n"
+                        "Connection: close\r\n\r\n"
+                    )
                     connection.sendall(head.encode() + body)
 
         def make(*pages):
@@ -270,7 +273,10 @@ def test_a_slow_download_is_given_up_at_its_deadline_and_not_at_its_end(s3, stor
         connection, _ = listener.accept()
         with connection:
             connection.recv(65536)
-            head = f'HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nETag: "e"\r\nContent-Type: image/jpeg\r\n\r\n'
+            head = (
+                f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n"
+                'ETag: "e"\r\nContent-Type: image/jpeg\r\n\r\n'
+            )
             connection.sendall(head.encode())
             while sent < size and not given_up.wait(0.02):
                 try:

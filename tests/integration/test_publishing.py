@@ -17,7 +17,7 @@ from tasks.messages import BACKFILL, QUEUED_AT_HEADER, RUN_HEADER, UPLOADS, Anon
 from tasks.publishing import Backpressure, Publisher, Wanted, wait_for_room
 from tasks.routes import Routes
 from tasks.settings import Settings
-from tasks.uploads.trigger import Selection, Trigger
+from tasks.uploads.trigger import EventFilter, Trigger
 from tests.events import bodies
 from tools.local.servers import HOST
 
@@ -98,7 +98,7 @@ def test_whatever_an_event_holds_what_it_puts_on_the_queue_is_a_message_that_wor
     unattended, publisher, body
 ):
     unattended.client.delete(UPLOADS)
-    trigger = Trigger(publisher, Selection(Routes.parse("s3://raw=s3://clean")), "http")
+    trigger = Trigger(publisher, EventFilter(Routes.parse("s3://raw=s3://clean")), "http")
     wanted = []
     with contextlib.suppress(MalformedEvent):
         wanted = list(dict.fromkeys(trigger.read(body)))

@@ -341,7 +341,6 @@ def test_a_face_that_its_receipt_does_not_have_is_exposed(
 
 
 # --- deleting sources
-# -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -541,10 +540,14 @@ def test_the_source_of_an_output_that_does_not_show_it_is_kept(publish, verify, 
         "black.png": (png, as_written("PNG", pixels * 0)),
         "black.jpg": (jpeg, as_written("JPEG", pixels * 0)),
         "negative.jpg": (jpeg, as_written("JPEG", 255 - pixels)),
-        "negative.tif": (white_is_zero(gray), deep.write_tiff([65535 - gray * np.uint16(257)], None)),
+        "negative.tif": (
+            white_is_zero(gray), deep.write_tiff([65535 - gray * np.uint16(257)], None)
+        ),
         "thumbnail.png": (png, as_written("PNG", smooth((12, 16)))),
         "thumbnail.dng": (raw_with_thumbnail(), deep.write_tiff([smooth((12, 16))], None)),
-        "a page less.tif": (deep.write_tiff([pixels, pixels], None), deep.write_tiff([pixels], None)),
+        "a page less.tif": (
+            deep.write_tiff([pixels, pixels], None), deep.write_tiff([pixels], None)
+        ),
         "hidden elsewhere.png": (png, as_written("PNG", filled)),
         "no picture.png": (png, b"no picture"),
         "another format.png": (png, jpeg),

@@ -28,7 +28,8 @@ from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
 SOURCES = (
-    "current", "missing", "changed", "older", "changed and older", "in the way", "held", "dead", "dead before"
+    "current", "missing", "changed", "older", "changed and older", "in the way", "held", "dead",
+    "dead before",
 )  # fmt: skip
 
 

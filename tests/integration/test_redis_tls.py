@@ -99,7 +99,10 @@ def tls_port(certificate, unattended):
 def test_producers_and_workers_meet_at_a_redis_with_a_certificate_they_trust(
     unattended, tls_port, certificate, tmp_path, wait_until
 ):
-    url = f"rediss://{HOST}:{tls_port}/{unattended.database}?ssl_ca_certs={certificate / 'certificate.pem'}"
+    url = (
+        f"rediss://{HOST}:{tls_port}/{unattended.database}"
+        f"?ssl_ca_certs={certificate / 'certificate.pem'}"
+    )
     environment = {
         "VEIL_REDIS_URL": url,
         "VEIL_REDIS_PASSWORD": unattended.redis.password,

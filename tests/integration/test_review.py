@@ -112,12 +112,11 @@ def receipts_of(bucket, key):
 
 
 # --- the list
-# -------------------------------------------------------------------------------------------------
 
 
 def report(reason=STILL, status="held", etag="1", **fields):
-    return AnonymizeReport(status=status, source=SOURCE, destination=None, recipe="r", reason=reason,
-                           source_etag=etag, **fields)  # fmt: skip
+    given = {"status": status, "reason": reason, "source_etag": etag, **fields}
+    return AnonymizeReport(source=SOURCE, destination=None, recipe="r", **given)
 
 
 def test_a_picture_is_listed_once_and_a_newer_version_takes_its_place(unattended):
@@ -260,7 +259,6 @@ def test_all_can_be_asked_for_at_once(command, unattended):
 
 
 # --- what becomes of pictures
-# ---------------------------------------------------------------------------------
 
 
 def test_a_picture_in_which_faces_are_still_found_is_held_with_boxes_and_no_pixels(

@@ -165,7 +165,6 @@ def site(store, raw, clean, place, unattended):
 
 
 # --- options
-# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", FORGED_OPTIONS)
@@ -246,7 +245,6 @@ def test_without_a_key_an_output_made_with_options_is_kept_until_it_has_to_be_ma
 
 
 # --- is it done?
-# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["unsigned", "gone", "smaller", "held"])
@@ -296,7 +294,6 @@ def test_metadata_that_hold_no_recipe_end_nothing(site, recipe):
 
 
 # --- places
-# ---------------------------------------------------------------------------------------------------
 
 
 def test_another_pictures_output_and_receipt_are_not_taken_for_this_ones(site):
@@ -370,24 +367,30 @@ def test_a_receipt_reveals_no_address(site):
 
 
 # --- what is no receipt
-# ---------------------------------------------------------------------------------------
 
 FACES = [{"box_xyxy": [0, 0, 2, 2], "score": 0.5}]
 BAD_FIELDS = [
-    {"faces": None}, {"faces": [1]}, {"faces": [{}]}, {"faces": [{"box_xyxy": [0, 0, 2], "score": 0.5}]},
-    {"faces": [{"box_xyxy": [-1, 0, 2, 2], "score": 0.5}]}, {"faces": [{"box_xyxy": [0, 0, 2, 10**30], "score": 0.5}]},
-    {"faces": [{"box_xyxy": [0, 0, 2, 2], "score": "0.5"}]}, {"faces": [{"box_xyxy": [0, 0, 2, 2], "score": None}]},
-    {"faces": [{"box_xyxy": [0, 0, 2, True], "score": 0.5}]}, {"faces": {"box_xyxy": 1}}, {"faces": "x"},
+    {"faces": None}, {"faces": [1]}, {"faces": [{}]},
+    {"faces": [{"box_xyxy": [0, 0, 2], "score": 0.5}]},
+    {"faces": [{"box_xyxy": [-1, 0, 2, 2], "score": 0.5}]},
+    {"faces": [{"box_xyxy": [0, 0, 2, 10**30], "score": 0.5}]},
+    {"faces": [{"box_xyxy": [0, 0, 2, 2], "score": "0.5"}]},
+    {"faces": [{"box_xyxy": [0, 0, 2, 2], "score": None}]},
+    {"faces": [{"box_xyxy": [0, 0, 2, True], "score": 0.5}]},
+    {"faces": {"box_xyxy": 1}}, {"faces": "x"},
     {"left_xyxy": 5}, {"left_xyxy": [[1]]}, {"found_by_check": [[0, 0, 1, "1"]]}, {"options": []},
-    {"options": {"exempt": 5}}, {"options": {"hide_more": 1}}, {"options": {"extra": [[4, 4, 1, 1]]}},
-    {"status": "done"}, {"status": ["held"]}, {"output_bytes": "7"}, {"output_bytes": -1}, {"output_bytes": [7]},
-    {"output_bytes": 10**40}, {"recipe": 5}, {"reason": {}}, {"check": 1}, {"seconds": [1]}, {"made_with": None},
-    {"signature": "x"}, {"signature": {"key": 5}}, {"source_etag": None}, {"created": 5}, {"format": "\ud800"},
+    {"options": {"exempt": 5}}, {"options": {"hide_more": 1}},
+    {"options": {"extra": [[4, 4, 1, 1]]}}, {"status": "done"}, {"status": ["held"]},
+    {"output_bytes": "7"}, {"output_bytes": -1}, {"output_bytes": [7]}, {"output_bytes": 10**40},
+    {"recipe": 5}, {"reason": {}}, {"check": 1}, {"seconds": [1]}, {"made_with": None},
+    {"signature": "x"}, {"signature": {"key": 5}}, {"source_etag": None}, {"created": 5},
+    {"format": "\ud800"},
     {"options": {"release": "\ud800"}}, {"output_mark": 7}, {"source_mark": []},
 ]  # fmt: skip
 BAD_FILES = [
-    b"", b"null", b"[]", b"5", b'"x"', b"{}", b"\xff\xfe{}", b"[" * 100_000, b'{"a":' * 100_000, b"NaN",
-    b'{"seconds": NaN}', b'{"source_bytes": 1' + b"0" * 5000 + b"}", b"{" + b" " * receipts.MAX_BYTES + b"}",
+    b"", b"null", b"[]", b"5", b'"x"', b"{}", b"\xff\xfe{}", b"[" * 100_000,
+    b'{"a":' * 100_000, b"NaN", b'{"seconds": NaN}', b'{"source_bytes": 1' + b"0" * 5000 + b"}",
+    b"{" + b" " * receipts.MAX_BYTES + b"}",
 ]  # fmt: skip
 
 
@@ -459,7 +462,6 @@ def test_a_receipt_that_nobody_would_read_is_not_written(site, monkeypatch):
 
 
 # --- held
-# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signer", [None, OTHER])
@@ -479,18 +481,9 @@ def test_with_a_key_another_pictures_held_receipt_hides_no_missing_output(site):
     site.source()
     site.source("b.png")
     site.run("b.png", sign=KEY, boxes=(), hold=True)
-    made = ReceiptName.of(
-        "a.png",
-        RECIPE,
-        Places.find(
-            str(site.route.source),
-            None,
-            Routes((site.route,)),
-            (KEY,),
-            # fmt: skip
-        ).marks.version(site.route.source.join("a.png"), site.receipt("b.png")["source_etag"]),
-        0,
-    )
+    marks = Places.find(str(site.route.source), None, Routes((site.route,)), (KEY,)).marks
+    version = marks.version(site.route.source.join("a.png"), site.receipt("b.png")["source_etag"])
+    made = ReceiptName.of("a.png", RECIPE, version, 0)
     site.write(site.receipt("b.png"), receipts.uri(site.route.destination, made).key)
     assert site.states(KEY) == {
         "a.png": ("missing", "no output"),
@@ -517,7 +510,6 @@ def test_an_object_in_place_of_a_held_picture_is_told(site, keys):
 
 
 # --- listings
-# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])

@@ -72,11 +72,13 @@ def setting(new_queue, s3, tmp_path_factory):
 def addresses(canary):
     """Places that are none of a worker's business, and keys that try to walk there."""
     places = [
-        "s3://raw/fuzz/a.png", "s3://raw/fuzz/b c%2F..%2Fd.png", "s3://raw/a.png", "s3://other/secret.png", "s3://clean/a.png",
-        f"file://{canary}", str(canary), f"s3://raw/fuzz/../../..{canary}", f"s3://raw/fuzz/{canary}", f"s3://raw/fuzz{canary}",
-        "s3://raw/fuzz/../x.png", "s3://raw/fuzz/", "s3://", "http://169.254.169.254/latest/meta-data/",
-        "S3://RAW/fuzz/a.png",
-        "s3://raw/fuzz/\x00a.png", "s3://raw/fuzz/a.png?versionId=1", "s3://raw@other/fuzz/a.png", "s3://raw:80/fuzz/a.png",
+        "s3://raw/fuzz/a.png", "s3://raw/fuzz/b c%2F..%2Fd.png", "s3://raw/a.png",
+        "s3://other/secret.png", "s3://clean/a.png", f"file://{canary}", str(canary),
+        f"s3://raw/fuzz/../../..{canary}", f"s3://raw/fuzz/{canary}", f"s3://raw/fuzz{canary}",
+        "s3://raw/fuzz/../x.png", "s3://raw/fuzz/", "s3://",
+        "http://169.254.169.254/latest/meta-data/", "S3://RAW/fuzz/a.png",
+        "s3://raw/fuzz/\x00a.png", "s3://raw/fuzz/a.png?versionId=1",
+        "s3://raw@other/fuzz/a.png", "s3://raw:80/fuzz/a.png",
         "s3://other/fuzz/a.png", "s3://raw\\fuzz\\a.png", "s3://clean/fuzz/.veil/receipts/a.json",
         "s3://raw/fuzz/" + "k" * 2000,
     ]  # fmt: skip
@@ -219,15 +221,19 @@ def message(source, embedded=None, properties=None, **headers):
             "content-encoding": "utf-8",
             "headers": {"task": TASK, "id": str(uuid.uuid4()), **headers},
             "properties": {
-                "delivery_tag": "x", "delivery_info": place, "body_encoding": "base64", **(properties or {})
+                "delivery_tag": "x",
+                "delivery_info": place,
+                "body_encoding": "base64",
+                **(properties or {}),
             },
         }
     )  # fmt: skip
 
 
 TIMES = [
-    (datetime.now(UTC) + timedelta(days=3650)).isoformat(), "9999-12-31T23:59:59.999999-23:59", "9999-12-31T23:59:59",
-    "0001-01-01T00:00:00+23:59", "0001-01-01T00:00:00", "2001-01-01T00:00:00Z", "tomorrow", "", 5, True, {}, 1e300,
+    (datetime.now(UTC) + timedelta(days=3650)).isoformat(), "9999-12-31T23:59:59.999999-23:59",
+    "9999-12-31T23:59:59", "0001-01-01T00:00:00+23:59", "0001-01-01T00:00:00",
+    "2001-01-01T00:00:00Z", "tomorrow", "", 5, True, {}, 1e300,
 ]  # fmt: skip
 
 

@@ -331,7 +331,10 @@ def test_a_body_over_the_limit_is_413_whether_its_length_is_told_or_not(
     assert ask(address, "POST", headers={**token, "Content-Length": str(2 << 20)})[0] == 413
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as chunked:
-        head = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: {lone_hook.token}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = (
+            f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: {lone_hook.token}\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n"
+        )
         chunked.sendall(head.encode() + (b"4000\r\n" + b" " * 0x4000 + b"\r\n") * 65)
         assert chunked.recv(100).startswith(b"HTTP/1.1 413 ")
 
@@ -390,7 +393,10 @@ def test_healthz_asks_for_no_token(address):
 def test_a_sender_that_stops_in_the_middle_is_cut_off_and_others_are_served(address, lone_hook):
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=20) as slow:
-        head = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: {lone_hook.token}\r\nContent-Length: 100\r\n\r\n"
+        head = (
+            f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: {lone_hook.token}\r\n"
+            "Content-Length: 100\r\n\r\n"
+        )
         slow.sendall(head.encode() + b"{")
         assert post(address, lone_hook.token, event("a.jpg"))[0] == 202
         assert slow.recv(100) == b""

@@ -17,9 +17,9 @@ from tasks.errors import ObjectNotFound, QueueUnavailable
 from tasks.publishing import Publisher
 from tasks.routes import Routes
 from tasks.uploads import polling
-from tasks.uploads.polling import SEEN, STATE, PollingSource
+from tasks.uploads.polling import PROGRESS_KEY, TAKEN_KEY, PollingSource
 from tasks.uploads.stopping import Stop
-from tasks.uploads.trigger import Selection, Trigger
+from tasks.uploads.trigger import EventFilter, Trigger
 from tools.local.servers import HOST
 
 ROUTES = Routes.parse("s3://raw=s3://clean")
@@ -32,7 +32,7 @@ def looking(unattended, store, place):
     queues.
     """
     publisher = Publisher(unattended.app)
-    trigger = Trigger(publisher, Selection(ROUTES, [f"s3://raw/{place}"]), "poll")
+    trigger = Trigger(publisher, EventFilter(ROUTES, [f"s3://raw/{place}"]), "poll")
     source = PollingSource(store, unattended.client, trigger, 1.0, HOUR)
     source.place = PrefixUri("raw", place)
     source.publisher = publisher
@@ -41,7 +41,7 @@ def looking(unattended, store, place):
     }
 
     def look(stop=None):
-        source.look(source.place, stop or Stop())
+        source.poll(source.place, stop or Stop())
         found = source.taken()
         unattended.client.delete("uploads", "backfill")
         return found
@@ -83,7 +83,7 @@ def test_an_empty_place_was_looked_at_too(looking, raw, place):
 
 
 def test_a_look_that_is_cut_off_goes_on_where_it_was(looking, raw, place, monkeypatch):
-    monkeypatch.setattr(polling, "PAGE", 3)
+    monkeypatch.setattr(polling, "PAGE_SIZE", 3)
     keys = {f"{name}/{number}.jpg" for name in ("a", "a b", "b") for number in range(4)}
     for key in keys:
         raw.put(place + key, b"1")
@@ -97,9 +97,9 @@ def test_a_look_that_is_cut_off_goes_on_where_it_was(looking, raw, place, monkey
 
     monkeypatch.setattr(looking.publisher, "publish", fail_at_the_third)
     with pytest.raises(QueueUnavailable):
-        looking.look(looking.place, Stop())
+        looking.poll(looking.place, Stop())
     assert len(looking.taken()["backfill"]) == 6
-    looking.look(looking.place, Stop())
+    looking.poll(looking.place, Stop())
 
     assert len(looking.taken()["backfill"]) == len(keys)
     assert set(looking.taken()["backfill"]) == keys
@@ -110,9 +110,9 @@ def test_a_look_goes_back_behind_the_newest_object_by_the_overlap(looking, raw, 
     looking.look_once()
     now = time.time()
     raw.put(place + "a.jpg", b"1")
-    unattended.client.hset(STATE.format(looking.place), "newest", now + HOUR + 60)
+    unattended.client.hset(PROGRESS_KEY.format(looking.place), "newest", now + HOUR + 60)
     assert looking.look_once()["uploads"] == []
-    unattended.client.hset(STATE.format(looking.place), "newest", now + HOUR - 60)
+    unattended.client.hset(PROGRESS_KEY.format(looking.place), "newest", now + HOUR - 60)
     assert looking.look_once()["uploads"] == ["a.jpg"]
 
 
@@ -120,7 +120,7 @@ def test_what_is_remembered_is_what_was_taken_within_the_overlap(looking, raw, p
     for number in range(5):
         raw.put(f"{place}{number}.jpg", b"1")
     looking.look_once()
-    seen = SEEN.format(looking.place)
+    seen = TAKEN_KEY.format(looking.place)
     assert unattended.client.zcard(seen) == 5
     unattended.client.zadd(seen, {"of two hours ago": time.time() - 2 * HOUR})
     looking.look_once()
@@ -142,12 +142,12 @@ class Drains(Stop):
 
 
 def test_a_look_waits_for_room_in_the_queue(looking, raw, place, unattended, monkeypatch):
-    monkeypatch.setattr(polling, "PAGE", 3)
-    monkeypatch.setattr(polling, "MOST_WAITING", 4)
+    monkeypatch.setattr(polling, "PAGE_SIZE", 3)
+    monkeypatch.setattr(polling, "MAX_QUEUED_MESSAGES", 4)
     for number in range(20):
         raw.put(f"{place}{number}.jpg", b"1")
     stop = Drains(unattended.client, "backfill")
-    looking.look(looking.place, stop)
+    looking.poll(looking.place, stop)
     assert stop.pauses > 3
     assert stop.most <= 4 + 3
     assert looking.look_once()["uploads"] == []
@@ -155,7 +155,7 @@ def test_a_look_waits_for_room_in_the_queue(looking, raw, place, unattended, mon
 
 def test_a_bucket_that_is_not_there_ends_the_first_look(unattended, store):
     routes = Routes.parse("s3://absent=s3://clean")
-    trigger = Trigger(Publisher(unattended.app), Selection(routes), "poll")
+    trigger = Trigger(Publisher(unattended.app), EventFilter(routes), "poll")
     with pytest.raises(ObjectNotFound, match="absent"):
         PollingSource(store, unattended.client, trigger, 1.0, HOUR).run(Stop())
 
@@ -198,13 +198,14 @@ class Listing(BaseHTTPRequestHandler):
     def do_GET(self):
         after = unquote_to_bytes(self.path.partition("start-after=")[2].partition("&")[0])
         contents = "".join(
-            f"<Contents><Key>{key}</Key><LastModified>{self.modified}</LastModified><ETag>&quot;\u0085&quot;</ETag>"
-            "<Size>1</Size></Contents>"
+            f"<Contents><Key>{key}</Key><LastModified>{self.modified}</LastModified>"
+            "<ETag>&quot;\u0085&quot;</ETag><Size>1</Size></Contents>"
             for key in self.keys
             if unquote_to_bytes(key) > after
         )
         body = (
-            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><EncodingType>url</EncodingType>'
+            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult>'
+            "<EncodingType>url</EncodingType>"
             f"<IsTruncated>false</IsTruncated><KeyCount>1</KeyCount>{contents}</ListBucketResult>"
         ).encode()
         self.send_response(200)
@@ -220,19 +221,19 @@ class Listing(BaseHTTPRequestHandler):
 def test_keys_that_no_message_can_hold_keep_a_look_and_their_neighbours_from_nothing(
     unattended, s3, store_at, monkeypatch, page
 ):
-    monkeypatch.setattr(polling, "PAGE", page)
+    monkeypatch.setattr(polling, "PAGE_SIZE", page)
     good = [f"{name}.jpg" for name in ("0", "a", "ü", "z")]
     keys = sorted([*ODD_KEYS, *map(quote, good)], key=unquote_to_bytes)
     server = ThreadingHTTPServer((HOST, 0), type("Odd", (Listing,), {"keys": keys}))
     serving = threading.Thread(target=server.serve_forever)
     serving.start()
     publisher = Publisher(unattended.app)
-    trigger = Trigger(publisher, Selection(ROUTES), "poll")
+    trigger = Trigger(publisher, EventFilter(ROUTES), "poll")
     store = store_at(s3, f"http://{HOST}:{server.server_port}")
     try:
         source = PollingSource(store, unattended.client, trigger, 1.0, HOUR)
         for _ in range(2):
-            source.look(PrefixUri("raw", ""), Stop())
+            source.poll(PrefixUri("raw", ""), Stop())
     finally:
         publisher.close()
         server.shutdown()
@@ -247,9 +248,9 @@ def test_keys_that_no_message_can_hold_keep_a_look_and_their_neighbours_from_not
 
 
 def test_a_look_may_be_cut_off_behind_any_key(unattended, place):
-    state = polling.State(newest=1.0, begun=2.0, so_far=3.0, after="\ud800\n\0ü")
-    state.write(unattended.client, PrefixUri("raw", place))
-    assert polling.State.read(unattended.client, PrefixUri("raw", place)) == state
+    progress = polling.Progress(newest=1.0, begun=2.0, so_far=3.0, after="\ud800\n\0ü")
+    progress.write(unattended.client, PrefixUri("raw", place))
+    assert polling.Progress.read(unattended.client, PrefixUri("raw", place)) == progress
 
 
 def test_redis_away_at_the_start_is_an_outage_and_not_the_end(

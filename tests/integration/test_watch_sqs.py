@@ -19,7 +19,7 @@ from tasks.settings import Settings
 from tasks.uploads import sqs
 from tasks.uploads.sqs import EventQueue, SqsSource
 from tasks.uploads.stopping import Stop
-from tasks.uploads.trigger import Selection, Trigger
+from tasks.uploads.trigger import EventFilter, Trigger
 from tests.events import ODD_BODIES
 from tools.local.servers import HOST, free_port, start_redis
 
@@ -146,7 +146,7 @@ def source(amazon, unattended, monkeypatch):
     monkeypatch.setattr(sqs, "VISIBILITY_SECONDS", 1)
     monkeypatch.setattr(sqs, "POLL_SECONDS", 0)
     publisher = Publisher(unattended.app)
-    trigger = Trigger(publisher, Selection(Routes.parse("s3://raw=s3://clean")), "sqs")
+    trigger = Trigger(publisher, EventFilter(Routes.parse("s3://raw=s3://clean")), "sqs")
 
     def make(url):
         queue = EventQueue.connect(Settings(), url)

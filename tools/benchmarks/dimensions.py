@@ -1,10 +1,9 @@
-"""Pictures of every dimension and density: which faces are hidden, in how long, with how much
-memory.
+"""Hidden faces, seconds and memory for pictures of many dimensions and densities.
 
-Sharp portraits of known sizes are put into panoramas, screenshots and large photographs, and into
-walls of thousands of faces. A face is hidden if nine tenths of the pixels of its eyes changed. The
-pictures are PNGs. A process of its own, which has loaded its model, works on each. PICTURES names
-some of them (``panorama,scroll``).
+The pictures are PNGs: panoramas, screenshots and large photographs with sharp portraits of known
+sizes, and walls of thousands of faces. A face is hidden if nine tenths of the pixels of its eyes
+changed. Each picture has its own process, which loads the model before the measurement. PICTURES
+selects some of them (``panorama,scroll``).
 """
 
 import json
@@ -31,14 +30,14 @@ from tools.local.scenes import ASTRONAUT, photograph
 from worker import logs
 from worker.settings import WorkerSettings
 
-HEAD = (120, 0, 330, 260)  # of the portrait
-FACE = 110  # pixels: the height of its face
-EYES = (70, 95, 138, 132)  # in the head
-HIDDEN = 0.9  # of the pixels of the eyes
-SIZES = (24, 32, 48, 64, 80, 100, 130, 170, 220, 300)  # of faces, in pixels
+HEAD = (120, 0, 330, 260)  # x1 y1 x2 y2 of the head in the portrait
+FACE = 110  # height of the face in the portrait, in pixels
+EYES = (70, 95, 138, 132)  # x1 y1 x2 y2 of the eyes in the head
+HIDDEN = 0.9  # share of changed pixels from which eyes count as hidden
+SIZES = (24, 32, 48, 64, 80, 100, 130, 170, 220, 300)  # heights of faces, in pixels
 SEED = 3
-CELL = 60  # pixels of the ground's structure
-TRIES = 20_000
+CELL = 60  # side of the structures in the background, in pixels
+TRIES = 20_000  # random positions that are tried for one head
 COLUMNS = (
     "picture",
     "megapixels",
@@ -53,8 +52,9 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture `width` x `height` pixels large: `repeats` faces of each of SIZES, or a wall of
-    heads `wall` wide.
+    """A picture of `width` x `height` pixels.
+
+    It has `repeats` faces of each of SIZES, or with `wall` only heads of that width, in pixels.
     """
 
     name: str
@@ -78,9 +78,7 @@ SCENES = (
 
 
 def run() -> None:
-    """Print a line for each picture: its faces and those that are hidden, by size, seconds and
-    MiB.
-    """
+    """Print a line for each picture: its faces, the hidden ones, seconds and MiB."""
     chosen = os.environ.get("PICTURES", "")
     names = set(chosen.split(",")) if chosen else {scene.name for scene in SCENES}
     portrait = photograph(ASTRONAUT, platformdirs.user_cache_path("veil") / "samples")
@@ -91,13 +89,12 @@ def run() -> None:
             image, heads = made(scene, portrait.crop(HEAD))
             image.save(path, compress_level=1)
             figures = _measured(path)
-            before, after = (
-                np.asarray(image),
-                np.asarray(Image.open(path.with_suffix(".out")).convert("RGB")),
-            )
-            clear = [
-                size for size, *place in heads if _changed(before, after, size, *place) < HIDDEN
-            ]
+            before = np.asarray(image)
+            after = np.asarray(Image.open(path.with_suffix(".out")).convert("RGB"))
+            clear = []
+            for size, x, y in heads:
+                if _changed(before, after, size, x, y) < HIDDEN:
+                    clear.append(size)
             line: dict[str, Any] = {
                 "picture": scene.name,
                 "megapixels": round(scene.width * scene.height / 1e6, 1),
@@ -107,19 +104,16 @@ def run() -> None:
                 **figures,
             }
             print(json.dumps({"bench": "dimensions", **line}), flush=True)
-            shown = {
-                **line,
-                "clear_by_size": ", ".join(
-                    f"{n} of {size} px" for size, n in line["clear_by_size"].items()
-                ),
-            }
-            table.add_row(*(str(shown[name]) for name in COLUMNS))
+            sizes = [f"{n} of {size} px" for size, n in line["clear_by_size"].items()]
+            cells = {**line, "clear_by_size": ", ".join(sizes)}
+            table.add_row(*(str(cells[name]) for name in COLUMNS))
     Console(stderr=True, width=120).print(table)
 
 
 def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, int, int]]]:
-    """Return the picture of a `scene`, and (size of the face, x, y of the head's corner) of each
-    head in it.
+    """Return the picture of `scene` and its heads.
+
+    For each head, the list has the height of its face and x and y of its upper left corner.
     """
     chance = random.Random(SEED)
     if scene.wall:
@@ -133,34 +127,36 @@ def made(scene: Scene, head: Image.Image) -> tuple[Image.Image, list[tuple[int, 
     for size in sorted(SIZES * scene.repeats, reverse=True):
         one = _head(head, size)
         for _ in range(TRIES):
-            x, y = (
-                chance.randrange(scene.width - one.width),
-                chance.randrange(scene.height - one.height),
-            )
-            if all(
-                x + one.width < a or c < x or y + one.height < b or d < y for a, b, c, d in taken
-            ):
+            x = chance.randrange(scene.width - one.width)
+            y = chance.randrange(scene.height - one.height)
+            box = (x, y, x + one.width, y + one.height)
+            if not any(_overlap(box, other) for other in taken):
                 image.paste(one, (x, y))
-                taken.append((x, y, x + one.width, y + one.height))
+                taken.append(box)
                 heads.append((size, x, y))
                 break
     return image, heads
 
 
+def _overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+    """Return whether two boxes, x1 y1 x2 y2, overlap or touch."""
+    return box[0] <= other[2] and other[0] <= box[2] and box[1] <= other[3] and other[1] <= box[3]
+
+
 def _wall(
     scene: Scene, head: Image.Image, chance: random.Random
 ) -> tuple[Image.Image, list[tuple[int, int, int]]]:
-    """Return heads side by side without a gap, each of another brightness, every other one
-    mirrored.
-    """
+    """Return heads without gaps, each with a random brightness, half of them mirrored."""
     size = scene.wall * FACE // head.width
     one = _head(head, size)
     image = Image.new("RGB", (scene.width, scene.height))
     heads = []
     for y in range(0, scene.height - one.height + 1, one.height):
         for x in range(0, scene.width - one.width + 1, one.width):
-            shown = ImageEnhance.Brightness(one).enhance(chance.uniform(0.8, 1.15))
-            image.paste(ImageOps.mirror(shown) if chance.random() < 0.5 else shown, (x, y))
+            varied = ImageEnhance.Brightness(one).enhance(chance.uniform(0.8, 1.15))
+            if chance.random() < 0.5:
+                varied = ImageOps.mirror(varied)
+            image.paste(varied, (x, y))
             heads.append((size, x, y))
     return image, heads
 
@@ -175,16 +171,14 @@ def _head(head: Image.Image, size: int) -> Image.Image:
 def _changed(
     before: NDArray[np.uint8], after: NDArray[np.uint8], size: int, x: int, y: int
 ) -> float:
-    """Return the share of the pixels of a face's eyes that changed."""
+    """Return the share of changed pixels in the eyes of the head at `x` `y`."""
     x1, y1, x2, y2 = (round(side * size / FACE) for side in EYES)
     eyes = slice(y + y1, y + y2), slice(x + x1, x + x2)
     return float((before[eyes] != after[eyes]).any(axis=-1).mean())
 
 
 def _measured(path: Path) -> dict[str, Any]:
-    """Return the seconds and MiB of a process that anonymizes `path` and writes the output beside
-    it.
-    """
+    """Return the seconds and MiB of a process that anonymizes `path`; its output is beside it."""
     command = [sys.executable, "-m", __name__, str(path)]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     figures: dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -202,16 +196,13 @@ def main(path: Path) -> None:
     seconds = time.perf_counter() - started
     assert result.content
     path.with_suffix(".out").write_bytes(result.content)
-    print(
-        json.dumps(
-            {
-                "seconds": round(seconds, 2),
-                "peak_mib": peak() >> 20,
-                "found": len(result.detections),
-                **watch.seconds,
-            }
-        )
-    )
+    figures = {
+        "seconds": round(seconds, 2),
+        "peak_mib": peak() >> 20,
+        "found": len(result.detections),
+        **watch.seconds,
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

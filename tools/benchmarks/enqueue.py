@@ -31,7 +31,7 @@ from tools.local.servers import Redis, start_redis
 
 KEYS = (10_000, 100_000, 1_000_000)
 LOW_WATER, HIGH_WATER = 5_000, 20_000
-QUEUED = 1_000_000  # messages in the queue of the backfill at an upload
+QUEUED = 1_000_000  # messages in the queue of the backfill when a picture is uploaded
 UPLOADS = 20
 PICTURE_SECONDS = 0.25
 ROUTE = "s3://raw=s3://clean"
@@ -73,7 +73,8 @@ def run() -> None:
     figures = _uploads()
     print(json.dumps({"bench": "upload behind a backfill", **figures}), flush=True)
     Console(stderr=True).print(
-        f"an upload behind {figures['queued']:,} messages ({figures['redis_bytes'] / MIB:,.0f} MiB) begins after "
+        f"an upload behind {figures['queued']:,} messages "
+        f"({figures['redis_bytes'] / MIB:,.0f} MiB) begins after "
         f"{figures['p50_seconds']:.2f} s (median), {figures['max_seconds']:.2f} s at most; "
         f"the picture in hand takes {figures['picture_seconds']:.2f} s"
     )

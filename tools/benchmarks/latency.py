@@ -28,9 +28,8 @@ LOAD = 0.8
 WARM_UP = 24
 MEGAPIXELS = 1.0
 LIMIT_SECONDS = 300.0
-PAUSE_SECONDS = (
-    0.1  # longest pause before an idle picture; workers poll an empty queue every 0.04 s
-)
+# The longest pause before a picture for an idle worker. Workers poll an empty queue every 0.04 s.
+PAUSE_SECONDS = 0.1
 SEED = 1
 
 

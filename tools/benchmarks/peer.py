@@ -32,11 +32,8 @@ from tools.benchmarks.harness.child import Child
 from worker import logs
 from worker.settings import WorkerSettings
 
-PACKAGES = (
-    "deface==1.5.0",
-    "onnx",
-    "onnxruntime",
-)  # without the last two it uses OpenCV, which is slower
+# Without ONNX Runtime, deface uses OpenCV, which is slower.
+PACKAGES = ("deface==1.5.0", "onnx", "onnxruntime")
 SETS = "crowd,masks,small,large"
 MOST = 1000  # pictures per set
 ROUNDS = 2

@@ -90,9 +90,8 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
         requests, connections = way.methods.copy(), way.connections
         before = running.client.info("all")
         running.publish(_keys("asked", count))
-        _wait_for_outputs(
-            running, worker, "asked", count
-        )  # polls the store, so that Redis counts the worker only
+        # This polls the store, so that Redis counts the commands of the worker only.
+        _wait_for_outputs(running, worker, "asked", count)
         after = running.client.info("all")
         made, opened = way.methods - requests, way.connections - connections
         worker.stop()

@@ -24,8 +24,9 @@ from tools.local.stack import CLEAN, RAW, Stack
 MINUTES, PICTURES = 5.0, 0
 # The format of each kind of picture, its size in megapixels, and its number among 40.
 MIX = (
-    ("JPEG", 0.1, 10), ("JPEG", 1.0, 10), ("JPEG", 12.0, 1), ("PNG", 0.1, 4), ("PNG", 1.0, 2), ("WEBP", 0.1, 4),
-    ("WEBP", 1.0, 3), ("TIFF", 0.5, 2), ("GIF", 0.1, 1), ("BMP", 0.1, 1), ("AVIF", 0.5, 1), ("JPEG2000", 0.5, 1),
+    ("JPEG", 0.1, 10), ("JPEG", 1.0, 10), ("JPEG", 12.0, 1), ("PNG", 0.1, 4), ("PNG", 1.0, 2),
+    ("WEBP", 0.1, 4), ("WEBP", 1.0, 3), ("TIFF", 0.5, 2), ("GIF", 0.1, 1), ("BMP", 0.1, 1),
+    ("AVIF", 0.5, 1), ("JPEG2000", 0.5, 1),
 )  # fmt: skip
 AHEAD = 50  # messages in the queue at least
 LOOK_SECONDS = 0.5
@@ -49,7 +50,8 @@ def run() -> None:
     }
     print(json.dumps(summary), flush=True)
     Console(stderr=True, width=120, highlight=False).print(
-        f"{summary['pictures']:,} pictures in {summary['minutes']:.1f} minutes; resident at the end "
+        f"{summary['pictures']:,} pictures in {summary['minutes']:.1f} minutes; "
+        "resident at the end "
         f"{summary['rss_mib']:,} MiB, {summary['peak_mib']:,} MiB at most; the last quarter has "
         f"{summary['last_to_second_quarter']:.3f} of the second's"
     )

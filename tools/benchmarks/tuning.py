@@ -1,12 +1,14 @@
-"""What the settings of detection and masking bring and cost: exposed faces against spill and pixels
-looked at.
+"""Benefit and cost of the settings of detection and masking.
+
+The benefit is the number of exposed faces; the costs are spill and the pixels of the passes.
 
 ``python -m tools.benchmarks.tuning 'preset=fast' 'score_threshold=0.15 feather=0' 'EDGE_SLACK=2'``
-measures three variants: names in lower case are worker settings, those in capitals figures of
-`worker.detection.detector`; without arguments it measures those that docs/detection.md speaks of.
-The real detector and the real masks, judged as by the exposure benchmark, but not encoded. The
-model's answer to each canvas is kept below FACES_CACHE (else the user's cache), so that whatever
-does not change the passes is measured in seconds.
+measures three variants. Names in lower case are worker settings, those in capitals are constants of
+`worker.detection.detector`. Without arguments it measures the variants in docs/detection.md.
+
+The detector and the masks are real and judged as in the benchmark `exposure`, but the outputs are
+not encoded. The detections on each canvas are cached in FACES_CACHE (by default in the user's
+cache), so that variants with the same passes take only seconds.
 """
 
 import hashlib
@@ -38,8 +40,9 @@ from worker.masking import hiding
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
-EXPOSED = 0.5  # share of the eye band's structure that survives; the judge's
-CHANGED = 24  # levels; the judge's
+# Limits of the judge.
+EXPOSED = 0.5  # surviving share of the eye band's structure from which a face is exposed
+CHANGED = 24  # levels; a pixel outside of all faces that changed more counts as spill
 VARIANTS = (
     "",
     "preset=fast",
@@ -63,7 +66,7 @@ VARIANTS = (
 
 @dataclass
 class Remembering:
-    """A detector's `infer` that asks the model only what it has not been asked before."""
+    """The `infer` of a detector with a cache of detections in `folder`."""
 
     infer: Infer
     folder: Path
@@ -93,8 +96,9 @@ class Remembering:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One annotated picture: its pixels, BGR, the boxes of its faces, and the pixels that are near
-    none.
+    """An annotated picture: its pixels, BGR, and the boxes of its faces.
+
+    `outside` is true for the pixels that are not near any face.
     """
 
     pixels: Pixels
@@ -117,7 +121,7 @@ def labelled(folder: Path) -> Iterator[Labelled]:
 def measure(
     variant: str, sets: dict[str, list[Labelled]], model: Remembering, judge: Any
 ) -> dict[str, Any]:
-    """Exposed faces, spill and megapixels a picture, by set."""
+    """Return the exposed faces, the spill and the megapixels per picture, by set."""
     given: dict[str, Any] = dict(part.split("=", 1) for part in variant.split())
     settings = WorkerSettings(**{name: value for name, value in given.items() if name.islower()})
     constants: dict[str, Any] = {

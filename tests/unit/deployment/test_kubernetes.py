@@ -137,7 +137,7 @@ def test_the_horizontal_autoscaler_that_keda_makes_is_one(resources):
 def test_workers_may_do_nothing_but_work(pod, container):
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["runAsUser"] == 10001  # of the image
+    assert pod["securityContext"]["runAsUser"] == 10001  # the user of the image
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -171,9 +171,8 @@ def test_a_worker_that_is_told_to_stop_is_given_the_time_that_it_takes(resources
         pod["terminationGracePeriodSeconds"]
         >= int(resources["ConfigMap"]["data"]["VEIL_GRACE_SECONDS"]) + 10
     )
-    assert (
-        pod["shareProcessNamespace"] is True
-    )  # so that a SIGTERM is heard from the first moment on
+    # As process 1, Python would ignore a SIGTERM that comes while the model is loading.
+    assert pod["shareProcessNamespace"] is True
 
 
 def test_secrets_come_from_the_secret_alone(resources, container):
@@ -189,9 +188,8 @@ def test_the_queues_decide_how_many_workers_there_are(resources):
     scaled, deployment = resources["ScaledObject"]["spec"], resources["Deployment"]
 
     assert scaled["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    assert (
-        "replicas" not in deployment["spec"]
-    )  # else each `kubectl apply` would undo what the autoscaler chose
+    # With `replicas`, each `kubectl apply` would undo the number that the autoscaler chose.
+    assert "replicas" not in deployment["spec"]
     assert [trigger["metadata"]["listName"] for trigger in scaled["triggers"]] == list(QUEUES)
     redis = resources["ConfigMap"]["data"]["VEIL_REDIS_URL"]
     for trigger in scaled["triggers"]:
@@ -201,5 +199,5 @@ def test_the_queues_decide_how_many_workers_there_are(resources):
             trigger["authenticationRef"]["name"]
             == resources["TriggerAuthentication"]["metadata"]["name"]
         )
-    # What a killed worker had in hand is on no list: somebody has to be there to take it back.
+    # No list contains the messages that a killed worker held. Another worker must return them.
     assert scaled["minReplicaCount"] >= 1

@@ -13,7 +13,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def page(repository, portrait, tmp_path_factory):
-    """The names that the examples define, after they ran in a folder with a portrait."""
+    """Run the examples in order in a folder with a portrait; return the names that they define."""
     folder: Path = tmp_path_factory.mktemp("page")
     (folder / "portrait.jpg").write_bytes(portrait)
     defined = {}

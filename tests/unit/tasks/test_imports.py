@@ -1,6 +1,4 @@
-"""The import rule: producers load nothing heavy, tasks never imports worker, and the command starts
-light.
-"""
+"""Import rules: producers and the command load nothing heavy, and tasks never imports worker."""
 
 import ast
 import graphlib
@@ -23,10 +21,13 @@ def dotted(path):
 
 
 def loaded(*statements):
-    """What a new interpreter has in sys.modules after each of `statements`, by its top-level
-    names.
-    """
-    program = "import json, sys\nfor line in json.loads(sys.argv[1]):\n exec(line)\n print(json.dumps([*sys.modules]))"
+    """Return the top-level modules of a new interpreter after each of `statements`."""
+    program = (
+        "import json, sys\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        " exec(line)\n"
+        " print(json.dumps([*sys.modules]))"
+    )
     command = [sys.executable, "-c", program, json.dumps(statements)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stderr == ""

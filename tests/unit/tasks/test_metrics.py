@@ -1,4 +1,4 @@
-"""What is counted, and how little of what a message brings reaches a label."""
+"""The metrics: counts of outcomes, and labels without values from messages."""
 
 import math
 import socket
@@ -24,7 +24,7 @@ def value(name, **labels):
 
 
 class Changes:
-    """By how much samples changed within the block."""
+    """The changes of samples in the block."""
 
     def __init__(self, *samples):
         self._samples = samples
@@ -39,13 +39,13 @@ class Changes:
 
 
 def a_request(**fields):
-    """Celery's request of a message with these headers, delivered from `uploads`."""
+    """Return Celery's request of a message from `uploads` with these headers."""
     return type("Request", (dict,), {"delivery_info": {"routing_key": "uploads"}})(fields)
 
 
 def report(**fields):
-    return AnonymizeReport(**{"status": "anonymized", "source": "s3://raw/a", "destination": "s3://clean/a",
-                              "recipe": "r", **fields})  # fmt: skip
+    given = {"status": "anonymized", "source": "s3://raw/a", "destination": "s3://clean/a"}
+    return AnonymizeReport(**{**given, "recipe": "r", **fields})
 
 
 def test_a_picture_is_counted_with_its_faces_its_stages_and_its_bytes():
@@ -81,9 +81,8 @@ def test_a_picture_without_a_face_counts_as_such_and_a_skipped_one_does_not():
     with Changes(without, ("veil_faces_count", {})) as changed:
         metrics.finished(report(faces=0, bytes_in=10), a_request())
         metrics.finished(report(status="skipped"), a_request())
-        metrics.finished(
-            report(status="skipped", faces=3), a_request()
-        )  # of which the report was read in its receipt
+        # A skipped picture with faces: its report was read from its receipt.
+        metrics.finished(report(status="skipped", faces=3), a_request())
     assert changed.by == [1, 1]
 
 
@@ -134,15 +133,15 @@ def test_errors_are_counted_by_name_and_a_bug_as_a_bug():
     assert changed.by == [1, 1, 1, 2]
 
 
-def test_what_the_trigger_hears_of_is_counted_by_source_and_result():
+def test_events_of_the_trigger_are_counted_by_source_and_result():
     queued = "veil_upload_events_total", {"source": "http", "result": "queued"}
-    metrics.begin_hearing("http")
+    metrics.initialize_events("http")
     assert REGISTRY.get_sample_value(*queued) == 0
     with Changes(
         queued, ("veil_upload_events_total", {"source": "http", "result": "malformed"})
     ) as changed:
-        metrics.heard("http", "queued", 3)
-        metrics.heard("http", "malformed")
+        metrics.count_events("http", "queued", 3)
+        metrics.count_events("http", "malformed")
     assert changed.by == [3, 1]
 
 
@@ -151,9 +150,8 @@ def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
         assert REGISTRY.get_sample_value("veil_pictures_total", {"outcome": outcome}) is not None
     for error in ("AccessDenied", "MalformedMessage", "StorageUnavailable", "bug"):
         assert REGISTRY.get_sample_value("veil_dead_total", {"error": error}) is not None
-    assert (
-        REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None
-    )  # never retried
+    # Permanent errors are never retried.
+    assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None
 
 
 def test_scores_near_the_threshold_are_counted():
@@ -192,7 +190,7 @@ def test_an_address_that_is_not_of_this_machine_is_one_line(address):
 
 
 def test_nothing_is_served_where_nothing_is_asked_for(monkeypatch):
-    monkeypatch.setattr(metrics, "start", lambda *_, **__: pytest.fail("served"))
+    monkeypatch.setattr(metrics, "start_http_server", lambda *_, **__: pytest.fail("served"))
     metrics.serve(Settings(metrics=""), app)
 
 

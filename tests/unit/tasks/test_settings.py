@@ -1,4 +1,4 @@
-"""Settings: each is checked at the start, a misspelt one is named, and no secret is ever shown."""
+"""Settings: their checks, the suggestion for a misspelt one, and the secrecy of passwords."""
 
 import pickle
 import re
@@ -23,7 +23,7 @@ SECRET = "hunter2"
 
 @pytest.fixture
 def load(monkeypatch):
-    """The worker's settings with `variables` in the environment."""
+    """Return a function that loads the worker's settings with `variables` in the environment."""
 
     def load(**variables):
         for name, value in variables.items():
@@ -129,7 +129,7 @@ def test_a_pin_is_taken_in_either_case(load):
         ("model_sha256", "g" * 64),
         ("model_sha256", "0" * 63),
         ("model_sha256", "0" * 65),
-        ("model_sha256", "0" * 64),  # of what, if there is no VEIL_MODEL
+        ("model_sha256", "0" * 64),  # without VEIL_MODEL
         ("score_threshold", "0"),
         ("score_threshold", "1"),
         ("score_threshold", "nan"),
@@ -194,7 +194,7 @@ def test_deadlines_within_the_watchdogs_patience_are_accepted(load):
         fetch_seconds="120",
         s3_read_seconds="20",
     )
-    # Three views of one picture; six calls to S3, three tries of each.
+    # One picture has three passes, and six calls to S3 with three tries each.
     storage = 18 * (settings.s3_connect_seconds + settings.s3_read_seconds)
     assert settings.fetch_seconds + 3 * settings.detect_seconds + storage < PICTURE_SECONDS
 
@@ -233,7 +233,7 @@ def test_presets_look_harder_one_after_the_other():
         ("VEIL_SCALE", "VEIL_SCALES"),
         ("veil_margins", "VEIL_MARGIN"),
         ("VEIL_S3_REGOIN", "VEIL_S3_REGION"),
-        ("VEIL_XYZZY_PLUGH", "README"),
+        ("VEIL_XYZZY_PLUGH", r"docs/settings\.md"),
     ],
 )
 def test_an_unknown_variable_is_refused_with_the_likely_name(variable, hint):
@@ -375,8 +375,9 @@ def test_a_tls_connection_checks_certificates_unless_told_otherwise(load):
 
 @pytest.mark.parametrize(
     "address",
-    ["9100", ":9100", "localhost", "localhost:", "localhost:0", "localhost:70000", "localhost:x", "http://localhost:9100",
-     "localhost:9100/metrics", "user@localhost:9100", "localhost:9100 ", "::1:9100", "[::1:9100", "a:1,b:2"],
+    ["9100", ":9100", "localhost", "localhost:", "localhost:0", "localhost:70000", "localhost:x",
+     "http://localhost:9100", "localhost:9100/metrics", "user@localhost:9100", "localhost:9100 ",
+     "::1:9100", "[::1:9100", "a:1,b:2"],
 )  # fmt: skip
 def test_an_address_to_serve_at_is_a_host_and_a_port(load, address):
     with pytest.raises(

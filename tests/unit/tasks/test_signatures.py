@@ -1,6 +1,4 @@
-"""Signatures of receipts: anybody with the key can check them, and nobody without it can make
-one.
-"""
+"""Signatures of receipts: they need the key, and any change of a receipt invalidates them."""
 
 import hashlib
 import hmac

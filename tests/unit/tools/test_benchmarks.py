@@ -1,4 +1,4 @@
-"""What the benchmarks compute from their measurements, and the pictures that they measure with."""
+"""The benchmarks: their figures and their pictures."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from tools.benchmarks.stages import _hidden
 
 @pytest.fixture
 def photographs(monkeypatch):
-    """Four flat pictures in the place of photographs."""
+    """Return four pictures of one colour each as photographs."""
     shades = [Image.new("RGB", (400, 300), (shade, shade, shade)) for shade in (0, 80, 160, 240)]
     monkeypatch.setattr(
         pictures, "photographs", lambda count: (shades[i % 4] for i in range(count))

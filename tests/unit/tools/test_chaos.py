@@ -1,4 +1,4 @@
-"""The judge of a chaos run sees what it is there to see, and its way to S3 does what it is told."""
+"""The chaos test: its verdict, and the faults of its proxy."""
 
 import http.client
 import http.server
@@ -69,16 +69,15 @@ def test_redeliveries_are_counted_from_the_last_death_of_whoever_had_the_picture
 
     def taken_over(second, output, last, pid):
         at = f"2026-01-01T00:{second // 60:02}:{second % 60:02}.500000Z"
-        return json.dumps({
-            "event": "taken over, to work on alone", "output": output, "last_pid": last, "pid": pid, "timestamp": at
-        })  # fmt: skip
+        line = {"event": "taken over, to work on alone", "timestamp": at}
+        return json.dumps({**line, "output": output, "last_pid": last, "pid": pid})
 
     log.write_text("\n".join([
         "banner",
-        taken_over(30, "a", 1, 2),  # 30.5 s after 1 died
-        taken_over(75, "a", 1, 3),  # 35.5 s after 2, who never began, died
+        taken_over(30, "a", 1, 2),  # 30.5 s after the death of 1
+        taken_over(75, "a", 1, 3),  # 35.5 s after the death of 2, which had not begun
         taken_over(31, "b", 1, 2),
-        taken_over(50, "c", 9, 2),  # who left for another reason
+        taken_over(50, "c", 9, 2),  # 9 has not died
     ]))  # fmt: skip
     assert verdict.redeliveries([log], {1: midnight, 2: midnight + 40}) == [30.5, 31.5, 35.5]
 
@@ -108,7 +107,7 @@ def test_every_job_is_in_one_part_of_the_plan(jobs, kills):
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Says back what it was sent."""
+    """A server that answers with the body of the request."""
 
     protocol_version = "HTTP/1.1"
 
@@ -122,7 +121,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Quiet."""
+        """Print nothing."""
 
 
 @pytest.fixture

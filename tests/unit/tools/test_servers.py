@@ -56,7 +56,7 @@ def test_no_port_is_given_to_two_processes(repository):
 
 @dataclass(frozen=True)
 class Fetched(WheelFile):
-    """A file that all writers have fetched before the first of them writes."""
+    """A file that no writer writes until all have fetched it."""
 
     content: bytes = b""
     all_have_it: threading.Barrier | None = None

@@ -1,4 +1,4 @@
-"""Anchors and targets: every face is learned from some anchor, and what is ignored from none."""
+"""Anchors and targets: every face has an anchor, and ignored areas have none."""
 
 import numpy as np
 import pytest

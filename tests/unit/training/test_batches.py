@@ -1,4 +1,4 @@
-"""What the network is shown: the same from the same seed, with its boxes where its faces are."""
+"""Training batches: they depend on the seed only, and their boxes match their faces."""
 
 import json
 
@@ -26,7 +26,7 @@ def scene(face, size=(160, 120), ignored=NONE):
 
 
 def red_box(pixels):
-    """x1 y1 x2 y2 of what is redder than green, or None."""
+    """Return x1 y1 x2 y2 of the pixels that are redder than green, or None."""
     rows, columns = np.nonzero(pixels[..., 0].astype(int) > pixels[..., 1].astype(int) + 20)
     return (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) if len(rows) else None
 

@@ -1,6 +1,4 @@
-"""`veil train import`: one data set from any format, checked, without duplicates, split for
-good.
-"""
+"""`veil train import`: the same data set from all formats, its checks, duplicates and splits."""
 
 import errno
 import json
@@ -25,7 +23,7 @@ EVERYTHING = Choice(val=0, test=0)
 
 
 def photograph(path, seed, size=(96, 72)):
-    """Something that no other seed looks like."""
+    """Return a picture that is unlike those of all other seeds."""
     noise = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
     Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
     return path

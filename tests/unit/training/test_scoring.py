@@ -1,6 +1,4 @@
-"""What an evaluation counts: faces found once, false alarms, what is ignored, and the threshold
-that follows.
-"""
+"""Scoring: found faces, false alarms, ignored areas, and the proposed threshold."""
 
 import numpy as np
 import pytest

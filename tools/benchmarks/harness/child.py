@@ -49,6 +49,8 @@ def started(
 ) -> Iterator[Child]:
     """Run `command` until the block ends, with `settings` as variables and its log in `folder`."""
     log = folder / f"{name}.log"
+    # ONNX Runtime leaves a file in TMPDIR.
+    environment = {**os.environ, "TMPDIR": str(folder), **(settings or {})}
     with (
         log.open("wb") as errors,
         subprocess.Popen(
@@ -57,11 +59,7 @@ def started(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={
-                **os.environ,
-                "TMPDIR": str(folder),
-                **(settings or {}),
-            },  # onnxruntime leaves a file in TMPDIR
+            env=environment,
         ) as process,
     ):
         try:

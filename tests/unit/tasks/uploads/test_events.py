@@ -1,4 +1,4 @@
-"""Events of object stores, parsed: every form that they come in, and what is none."""
+"""The parser of events: all forms of events, and bodies that are no event."""
 
 import json
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tasks.errors import MalformedEvent
 from tasks.routes import Routes
 from tasks.uploads.events import Event, parse
-from tasks.uploads.trigger import Selection
+from tasks.uploads.trigger import EventFilter
 from tests.events import (
     ETAG,
     FORMS,
@@ -134,6 +134,11 @@ def test_seaweedfs_tells_of_new_content_of_renames_and_of_versions():
     assert keys(without_parent) == ["d/a.jpg"]
 
 
+def created(s3):
+    """Return a message with one record, whose field `s3` is the given JSON."""
+    return b'{"Records": [{"eventName": "ObjectCreated:Put", "s3": ' + s3 + b"}]}"
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -150,18 +155,20 @@ def test_seaweedfs_tells_of_new_content_of_renames_and_of_versions():
         b'{"Records": [{}]}',
         b'{"Records": [{"eventName": 1}]}',
         b'{"Records": [{"eventName": "ObjectCreated:Put"}]}',
-        b'{"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": 1}}}]}',
-        b'{"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {}, "object": {"key": "a"}}}]}',
-        b'{"Records": [{"eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": "%ff"}}}]}',
+        created(b'{"bucket": {"name": "b"}, "object": {"key": 1}}'),
+        created(b'{"bucket": {}, "object": {"key": "a"}}'),
+        created(b'{"bucket": {"name": "b"}, "object": {"key": "%ff"}}'),
         b'{"Type": "Notification", "Message": "not JSON"}',
         b'{"Type": "Notification", "Message": {}}',
         b'{"Type": "SubscriptionConfirmation", "SubscribeURL": "http://x"}',
         b'{"source": "aws.s3", "detail-type": "Object Created", "detail": []}',
-        b'{"source": "aws.ec2", "detail-type": "EC2 Instance State-change Notification", "detail": {}}',
+        b'{"source": "aws.ec2", "detail-type": "EC2 Instance State-change Notification", '
+        b'"detail": {}}',
         b'{"event_type": "create", "key": 1, "message": {}}',
         b'{"event_type": "create", "key": "/buckets/raw/a", "message": []}',
         b'{"event_type": "create", "key": "/buckets/raw/a", "message": {"new_entry": {}}}',
-        b'{"event_type": "create", "key": "/a", "message": {"new_entry": {"name": "a"}, "new_parent_path": 1}}',
+        b'{"event_type": "create", "key": "/a", '
+        b'"message": {"new_entry": {"name": "a"}, "new_parent_path": 1}}',
     ],
 )
 def test_anything_else_is_named_malformed_in_one_bounded_line(body):
@@ -178,7 +185,7 @@ def test_no_message_raises_anything_but_the_named_error(message):
         parsed = parse(json.dumps(message))
     except MalformedEvent:
         return
-    chosen = Selection(ROUTES, ["s3://raw"], [".jpg"]).choose(parsed.written)
+    chosen = EventFilter(ROUTES, ["s3://raw"], [".jpg"]).choose(parsed.written)
     assert all(ROUTES.sources[0].contains(picture.source) for picture in chosen.pictures)
     assert all(line.encode() for line in chosen.refused)
 

@@ -1,4 +1,4 @@
-"""Told to end, waits are cut short and work is not."""
+"""A request to stop interrupts waits, but not work."""
 
 import os
 import signal
@@ -13,23 +13,23 @@ from tasks.uploads.stopping import Stop, Stopped
 @pytest.fixture
 def stop():
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-    made = Stop()
-    made.on_signals()
-    yield made
+    installed = Stop()
+    installed.on_signals()
+    yield installed
     for name, handler in before.items():
         signal.signal(name, handler)
 
 
-def tell(seconds=0.0):
+def signal_after(seconds):
     threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 def test_a_wait_is_cut_short(stop):
-    tell(0.05)
+    signal_after(0.05)
     began = time.monotonic()
     assert stop.wait(60)
     assert time.monotonic() - began < 30
-    assert stop.wait(60), "and there is no further one"
+    assert stop.wait(60), "later waits end at once"
 
 
 def test_a_wait_that_nobody_cuts_short_ends_by_itself(stop):
@@ -41,11 +41,11 @@ def test_what_must_not_be_cut_short_is_finished(stop):
     done = sum(range(1000))
     assert stop.requested
     assert done
-    with pytest.raises(Stopped), stop.cut_short():
-        pytest.fail("told to end before")
+    with pytest.raises(Stopped), stop.interruptible():
+        pytest.fail("the stop was requested before")
 
 
 def test_a_block_that_waits_is_left_at_once(stop):
-    tell(0.05)
-    with pytest.raises(Stopped), stop.cut_short():
+    signal_after(0.05)
+    with pytest.raises(Stopped), stop.interruptible():
         threading.Event().wait(60)

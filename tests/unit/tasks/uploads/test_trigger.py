@@ -1,4 +1,4 @@
-"""The choice of the events that ask for a picture, and their way onto the queue."""
+"""The trigger: its filter of events, and the messages that it publishes."""
 
 import json
 
@@ -14,7 +14,7 @@ from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
 from tasks.routes import Routes
 from tasks.uploads.events import Event, Parsed, parse
-from tasks.uploads.trigger import MOST_AT_ONCE, MOST_REFUSALS_LOGGED, Selection, Trigger
+from tasks.uploads.trigger import MAX_REFUSALS_LOGGED, MAX_TRANSACTION_SIZE, EventFilter, Trigger
 from tests.events import (
     ETAG,
     FORMS,
@@ -31,7 +31,8 @@ ROUTES = Routes.parse("s3://raw=s3://clean", "s3://pictures/in=s3://pictures/out
 
 
 def choose(*keys, bucket="raw", prefixes=(), suffixes=()):
-    return Selection(ROUTES, prefixes, suffixes).choose([Event(bucket, key, ETAG) for key in keys])
+    events = [Event(bucket, key, ETAG) for key in keys]
+    return EventFilter(ROUTES, prefixes, suffixes).choose(events)
 
 
 def test_only_what_is_in_a_source_of_the_routes_is_wanted():
@@ -41,7 +42,7 @@ def test_only_what_is_in_a_source_of_the_routes_is_wanted():
         Event("pictures", "out/b.jpg"),
         Event("x", "c.jpg"),
     ]
-    chosen = Selection(ROUTES).choose(events)
+    chosen = EventFilter(ROUTES).choose(events)
     assert chosen.pictures == [
         Wanted(ObjectUri("raw", "a.jpg")),
         Wanted(ObjectUri("pictures", "in/b.jpg")),
@@ -85,16 +86,16 @@ def test_a_key_that_no_worker_would_take_is_one_line_and_the_others_are_taken(ke
 @pytest.mark.parametrize("prefix", ["s3://elsewhere", "s3://pictures", "s3://pictures/out/2026"])
 def test_a_prefix_outside_the_sources_is_refused(prefix):
     with pytest.raises(BucketNotAllowed, match=prefix):
-        Selection(ROUTES, [prefix])
+        EventFilter(ROUTES, [prefix])
 
 
 def test_a_prefix_that_is_no_address_is_refused():
     with pytest.raises(InvalidRequest, match="raw/2026"):
-        Selection(ROUTES, ["raw/2026"])
+        EventFilter(ROUTES, ["raw/2026"])
 
 
 class Publishes:
-    """Takes what is published, if a message can hold it."""
+    """A publisher that checks that messages can hold the pictures."""
 
     def __init__(self):
         self.batches = []
@@ -110,13 +111,11 @@ class Publishes:
 
 
 def trigger():
-    return Trigger(Publishes(), Selection(ROUTES), "sqs")
+    return Trigger(Publishes(), EventFilter(ROUTES), "sqs")
 
 
 def taken(body):
-    """The keys that a message puts on the queue, in a form that Redis and workers take, or why it
-    is malformed.
-    """
+    """Return the keys that a message puts on the queue, or the text of its MalformedEvent."""
     taking = trigger()
     try:
         taking.publish(taking.read(body))
@@ -172,8 +171,8 @@ def test_records_that_are_not_understood_are_counted_and_logged_and_the_others_a
     assert _heard("refused") - before == 22
     refusals = [line for line in lines if line["event"] == "key refused"]
     (rest,) = [line for line in lines if line["event"] == "more keys refused"]
-    assert len(refusals) == MOST_REFUSALS_LOGGED
-    assert rest["keys"] == 22 - MOST_REFUSALS_LOGGED
+    assert len(refusals) == MAX_REFUSALS_LOGGED
+    assert rest["keys"] == 22 - MAX_REFUSALS_LOGGED
     assert taking.malformed == 0
 
 
@@ -188,10 +187,10 @@ def test_a_message_without_a_record_that_is_understood_is_malformed():
 
 def test_tens_of_thousands_of_records_go_in_bounded_transactions():
     taking = trigger()
-    records = [record(f"{number}.jpg") for number in range(20 * MOST_AT_ONCE + 7)]
+    records = [record(f"{number}.jpg") for number in range(20 * MAX_TRANSACTION_SIZE + 7)]
     taking.publish(taking.read(json.dumps(s3_event(*records))))
     batches = taking._publisher.batches
-    assert [len(batch) for batch in batches] == [MOST_AT_ONCE] * 20 + [7]
+    assert [len(batch) for batch in batches] == [MAX_TRANSACTION_SIZE] * 20 + [7]
     assert [key for batch in batches for key in batch] == [
         f"{number}.jpg" for number in range(len(records))
     ]
@@ -215,6 +214,6 @@ def test_what_goes_along_goes_with_the_last_transaction_and_only_with_that(count
 @pytest.mark.parametrize("key", ["a//b.jpg", "/b.jpg", "a\\b.jpg"])
 def test_a_key_that_its_store_takes_for_another_is_refused_where_the_event_tells_the_store(key):
     for form, is_taken in (("seaweedfs", False), ("s3", True), ("event_bridge", True)):
-        chosen = Selection(ROUTES).choose(parse(json.dumps(FORMS[form](key))).written)
+        chosen = EventFilter(ROUTES).choose(parse(json.dumps(FORMS[form](key))).written)
         assert [picture.source.key for picture in chosen.pictures] == [key] * is_taken
         assert chosen.ignored == ({} if is_taken else {"refused": 1})

@@ -1,6 +1,4 @@
-"""The webhook: what arrives together is published together, a bug ends the process, and connections
-are bounded.
-"""
+"""The webhook: batches of requests, the limits of connections and bodies, and its end by a bug."""
 
 import asyncio
 import contextlib
@@ -15,7 +13,7 @@ from tasks.addresses import ObjectUri
 from tasks.errors import QueueUnavailable, SettingsInvalid
 from tasks.publishing import Wanted
 from tasks.uploads import webhook
-from tasks.uploads.webhook import BATCH, MAX_BODY_BYTES, Intake
+from tasks.uploads.webhook import MAX_BATCH_SIZE, MAX_BODY_BYTES, Intake
 from tools.local.servers import HOST, free_port
 
 
@@ -24,7 +22,7 @@ def pictures(*numbers):
 
 
 class Publishes:
-    """Takes what is published, after the failures that it is given."""
+    """A trigger that publishes only after the given failures."""
 
     def __init__(self, *failures):
         self.failures = list(failures)
@@ -37,7 +35,7 @@ class Publishes:
 
 
 def publish(trigger, requests, hold=30.0):
-    """What each request, a number of pictures, gets: None or an error."""
+    """Return None or the error of each request; `requests` are their numbers of pictures."""
 
     async def run():
         intake = Intake(trigger, hold)
@@ -59,8 +57,8 @@ def test_what_arrives_together_is_published_together():
 
 def test_a_batch_is_bounded_and_a_large_request_stays_whole():
     trigger = Publishes()
-    assert publish(trigger, [BATCH - 1, 1, 1, BATCH * 2, 1]) == [None] * 5
-    assert trigger.batches == [BATCH, 1, BATCH * 2, 1]
+    assert publish(trigger, [MAX_BATCH_SIZE - 1, 1, 1, MAX_BATCH_SIZE * 2, 1]) == [None] * 5
+    assert trigger.batches == [MAX_BATCH_SIZE, 1, MAX_BATCH_SIZE * 2, 1]
 
 
 def test_requests_are_held_until_redis_is_back():
@@ -77,7 +75,7 @@ def test_requests_are_not_held_for_longer_than_told():
 
 
 def test_more_requests_than_can_wait_are_turned_away_at_once(monkeypatch):
-    monkeypatch.setattr(webhook, "MOST_WAITING", 2)
+    monkeypatch.setattr(webhook, "MAX_WAITING_REQUESTS", 2)
     trigger = Publishes()
     answers = publish(trigger, [1, 1, 1])
     assert [type(answer) for answer in answers] == [type(None), type(None), QueueUnavailable]
@@ -89,7 +87,7 @@ TOKEN = "t" * 32
 
 @contextlib.contextmanager
 def own_signals():
-    """Put back the handlers that serving replaces."""
+    """Restore the signal handlers that `serve` replaces."""
     before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -99,7 +97,7 @@ def own_signals():
 
 
 def served(trigger, visit, redis=None, hold=5.0):
-    """What ``await visit(port)`` returns while a webhook serves there."""
+    """Return the result of ``await visit(port)`` while a webhook serves on this port."""
 
     async def run():
         port = free_port()
@@ -117,14 +115,14 @@ def served(trigger, visit, redis=None, hold=5.0):
 
 
 class Takes(Publishes):
-    """Takes one picture of each message."""
+    """A trigger that reads pictures from any message."""
 
     def read(self, body):
         return pictures(len(self.batches))
 
 
 class Answers:
-    """A Redis that is there."""
+    """A Redis that answers."""
 
     def ping(self):
         return True
@@ -153,9 +151,7 @@ async def connection(port):
 
 
 async def ask(port, request):
-    """The status of the answer to `request` on a connection of its own; None if it is closed
-    without one.
-    """
+    """Return the status of the answer to `request` on a new connection; None without an answer."""
     async with connection(port) as (reader, writer):
         with contextlib.suppress(ConnectionError):
             writer.write(request)
@@ -164,25 +160,19 @@ async def ask(port, request):
 
 
 async def status(reader):
-    """The status of the next answer, which is read to its end; None if the connection is closed."""
+    """Read the next answer and return its status; None if the connection is closed."""
     try:
-        lines = (
-            (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30))
-            .decode()
-            .lower()
-            .splitlines()
-        )
-        (length,) = [
-            int(line.split()[1]) for line in lines if line.startswith("content-length:")
-        ] or [0]
-        await reader.readexactly(length)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        lines = head.decode().lower().splitlines()
+        lengths = [line.split()[1] for line in lines if line.startswith("content-length:")]
+        await reader.readexactly(int(lengths[0]) if lengths else 0)
     except (ConnectionError, asyncio.IncompleteReadError):
         return None
     return int(lines[0].split()[1])
 
 
 async def ends(reader, seconds=30):
-    """Whether the connection is closed within so many seconds, whatever comes before."""
+    """Return whether the connection is closed within `seconds`; ignore its answers."""
     try:
         await asyncio.wait_for(reader.read(), seconds)
     except TimeoutError:
@@ -204,8 +194,8 @@ HEALTH = head("GET", "/healthz", token=None)
 def test_however_many_slow_connections_there_are_they_are_few_and_others_are_served(
     monkeypatch, sent
 ):
-    monkeypatch.setattr(webhook, "MOST_CONNECTIONS", 8)
-    monkeypatch.setattr(webhook, "MOST_WAITING", 4)
+    monkeypatch.setattr(webhook, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(webhook, "MAX_WAITING_REQUESTS", 4)
 
     async def visit(port):
         async with contextlib.AsyncExitStack() as stack:
@@ -222,8 +212,8 @@ def test_however_many_slow_connections_there_are_they_are_few_and_others_are_ser
 
 
 def test_a_sender_that_has_shown_the_token_is_not_displaced_by_those_that_have_not(monkeypatch):
-    monkeypatch.setattr(webhook, "MOST_CONNECTIONS", 8)
-    monkeypatch.setattr(webhook, "MOST_WAITING", 4)
+    monkeypatch.setattr(webhook, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(webhook, "MAX_WAITING_REQUESTS", 4)
 
     async def visit(port):
         async with contextlib.AsyncExitStack() as stack:
@@ -239,8 +229,8 @@ def test_a_sender_that_has_shown_the_token_is_not_displaced_by_those_that_have_n
 
 
 def test_a_request_that_waits_for_redis_is_not_displaced_whoever_comes(monkeypatch):
-    monkeypatch.setattr(webhook, "MOST_CONNECTIONS", 8)
-    monkeypatch.setattr(webhook, "MOST_WAITING", 4)
+    monkeypatch.setattr(webhook, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(webhook, "MAX_WAITING_REQUESTS", 4)
 
     async def visit(port):
         async with contextlib.AsyncExitStack() as stack:
@@ -248,9 +238,8 @@ def test_a_request_that_waits_for_redis_is_not_displaced_whoever_comes(monkeypat
             await asyncio.sleep(0.1)
             for _ in range(20):
                 _, writer = await stack.enter_async_context(connection(port))
-                writer.write(
-                    head(Content_Length=2) + b"{"
-                )  # with the token, and slow with the body
+                # The sender shows the token, but does not send the whole body.
+                writer.write(head(Content_Length=2) + b"{")
             healthy = await ask(port, HEALTH)
             return healthy, await asyncio.gather(*waiting)
 
@@ -270,15 +259,16 @@ def test_headers_that_do_not_end_are_waited_for_only_so_long(monkeypatch):
             writer.write(HEALTH)
             first = await status(used)
             ended = await asyncio.gather(ends(silent), ends(begun))
-            writer.write(HEALTH)  # a connection that has been used is kept
+            # A connection that has had a request stays open.
+            writer.write(HEALTH)
             return ended, first, await status(used)
 
     assert served(Takes(), visit, Answers()) == ([True, True], 200, 200)
 
 
 def test_a_connection_that_ends_by_itself_leaves_room(monkeypatch):
-    monkeypatch.setattr(webhook, "MOST_CONNECTIONS", 2)
-    monkeypatch.setattr(webhook, "MOST_WAITING", 1)
+    monkeypatch.setattr(webhook, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(webhook, "MAX_WAITING_REQUESTS", 1)
 
     async def visit(port):
         return [
@@ -348,7 +338,7 @@ def test_a_bug_in_one_request_is_logged_without_its_address_and_is_that_request_
 
 def test_too_few_open_files_are_one_line_that_says_so(monkeypatch):
     monkeypatch.setattr(
-        webhook, "MOST_CONNECTIONS", resource.getrlimit(resource.RLIMIT_NOFILE)[1] + (1 << 40)
+        webhook, "MAX_CONNECTIONS", resource.getrlimit(resource.RLIMIT_NOFILE)[1] + (1 << 40)
     )
 
     async def visit(port):
