@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import MalformedMessage
 from tasks.messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
-from tasks.representation import shown
+from tasks.representation import MAX_SHOWN, shown
 
 MAX_DELAY_SECONDS = 600.0  # until the `eta` of a message; no retry asks for more
 MAX_MESSAGE_BYTES = 1 << 20  # also of an unpacked body; five times the largest options
