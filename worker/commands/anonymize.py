@@ -106,7 +106,7 @@ def anonymize(
 
         _anonymize_files(anonymizer, jobs, settings, request, report)
     _print_counts(counts)
-    return ExitCode.FAILED if counts["failed"] else ExitCode.OK
+    return ExitCode.ok_if(not counts["failed"])
 
 
 def find_jobs(paths: list[Path], output: Path) -> Iterator[Job]:

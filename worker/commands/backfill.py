@@ -40,8 +40,6 @@ QUIET_SECONDS = 10.0
 STALE_SECONDS = 60.0  # age of the last page beyond which the progress bar shows it
 OUTCOMES = ("anonymized", "skipped", "held", "dead")
 
-app = CommandApp()
-
 
 def _utc(text: str) -> datetime:
     """Parse an ISO 8601 time; one without a zone is in UTC. Raise BadParameter."""
@@ -104,6 +102,8 @@ Follow = Annotated[
     str | None,
     typer.Option(metavar="RUN", help="Only show this run, until every picture has ended."),
 ]
+
+app = CommandApp()
 
 
 @app.command()
@@ -192,7 +192,7 @@ def _run(
         display.note(str(error))
         return ExitCode.STOPPED
     died = display.summarize()
-    return ExitCode.FAILED if wait and died else ExitCode.OK
+    return ExitCode.ok_if(not (wait and died))
 
 
 def _rehearse(
@@ -226,7 +226,7 @@ def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
         if last.state != "finished":
             display.note(f"the run {name} was stopped: the command that began it continues it")
             return ExitCode.STOPPED
-    return ExitCode.FAILED if died else ExitCode.OK
+    return ExitCode.ok_if(not died)
 
 
 def _recipe(celery: "App", given: str | None, display: "Display") -> str | None:

@@ -36,7 +36,7 @@ def show(
     source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False
 ) -> ExitCode:
     """Print everything that is known of a dead letter; exit with 1 if there is none."""
-    return ExitCode.OK if _letters().show(source, as_json) else ExitCode.FAILED
+    return ExitCode.ok_if(_letters().show(source, as_json))
 
 
 @app.command()
@@ -58,7 +58,7 @@ def retry(
     is_complete = _letters().enqueue(
         sources or [], _original_options, queue, as_json, condition=_has_error(error)
     )
-    return ExitCode.OK if is_complete else ExitCode.FAILED
+    return ExitCode.ok_if(is_complete)
 
 
 @app.command()
@@ -79,7 +79,7 @@ def drop(
     _require_one_choice(sources, everything, error)
     require_confirmation(everything, yes)
     is_complete = _letters().drop(sources or [], condition=_has_error(error))
-    return ExitCode.OK if is_complete else ExitCode.FAILED
+    return ExitCode.ok_if(is_complete)
 
 
 def _letters() -> LedgerEntries[DeadLetter]:

@@ -31,23 +31,27 @@ POLL_SECONDS = 0.2
 MAX_POLLED = 500  # results that are read between two pauses
 BATCH = 500  # messages in one transaction
 
+
+Uris = Annotated[list[str] | None, typer.Argument(metavar="[s3://BUCKET/KEY]...")]
+Prefix = Annotated[
+    str | None,
+    typer.Option(help="Every object below this address, s3://BUCKET or s3://BUCKET/PREFIX."),
+]
+Wait = Annotated[bool, typer.Option(help="Wait for the results; exit with 1 if a picture failed.")]
+Timeout = Annotated[
+    float, typer.Option(help="With --wait: give up after this many seconds without a result.")
+]
+
 app = CommandApp()
 
 
 @app.command()
 def enqueue(
-    uris: Annotated[list[str] | None, typer.Argument(metavar="[s3://BUCKET/KEY]...")] = None,
-    prefix: Annotated[
-        str | None,
-        typer.Option(help="Every object below this address, s3://BUCKET or s3://BUCKET/PREFIX."),
-    ] = None,
+    uris: Uris = None,
+    prefix: Prefix = None,
     queue: options.Queue = "uploads",
-    wait: Annotated[
-        bool, typer.Option(help="Wait for the results; exit with 1 if a picture failed.")
-    ] = False,
-    timeout: Annotated[
-        float, typer.Option(help="With --wait: give up after this many seconds without a result.")
-    ] = 600,
+    wait: Wait = False,
+    timeout: Timeout = 600,
     method: options.Method = None,
     region: options.Region = None,
     exempt: options.Exempt = None,
@@ -81,7 +85,7 @@ def enqueue(
         if not bar.count:
             print_note("nothing to enqueue")
     failed = _wait(celery, waited_for, timeout, as_json) if wait else 0
-    return ExitCode.FAILED if failed else ExitCode.OK
+    return ExitCode.ok_if(not failed)
 
 
 def _listed(settings: Settings, prefix: str) -> Iterator[ObjectUri]:

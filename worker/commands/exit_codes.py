@@ -26,3 +26,8 @@ class ExitCode(IntEnum):
 
     # Ctrl-C: 128 + SIGINT, as shells report it.
     INTERRUPTED = 130
+
+    @classmethod
+    def ok_if(cls, is_complete: bool) -> "ExitCode":
+        """Return OK, or FAILED if something did not succeed."""
+        return cls.OK if is_complete else cls.FAILED

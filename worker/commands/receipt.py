@@ -27,6 +27,42 @@ if TYPE_CHECKING:
 CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
 
+Addresses = Annotated[
+    list[str],
+    typer.Argument(metavar="s3://OUTPUT...", help="Outputs, receipts, and prefixes."),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        metavar="s3://SOURCE[/PREFIX]",
+        help="Where the sources are, if `backfill --to` put the outputs elsewhere.",
+    ),
+]
+Redetect = Annotated[
+    bool,
+    typer.Option(
+        "--redetect",
+        help="Also detect faces in each output, and report one that its receipt does not have.",
+    ),
+]
+DeleteSource = Annotated[
+    bool,
+    typer.Option(
+        "--delete-source",
+        help="Delete the source of each output that matches its receipt, equals the source "
+        "outside the hidden regions, and is not flagged.",
+    ),
+]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(metavar="DAYS", min=0, help="With --delete-source: keep younger sources."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="With --delete-source: only report which would be deleted."),
+]
+
+
 app = CommandApp("Check outputs against their receipts.")
 
 
@@ -37,40 +73,12 @@ def receipt() -> None:
 
 @app.command()
 def verify(
-    addresses: Annotated[
-        list[str],
-        typer.Argument(metavar="s3://OUTPUT...", help="Outputs, receipts, and prefixes."),
-    ],
-    source: Annotated[
-        str | None,
-        typer.Option(
-            metavar="s3://SOURCE[/PREFIX]",
-            help="Where the sources are, if `backfill --to` put the outputs elsewhere.",
-        ),
-    ] = None,
-    redetect: Annotated[
-        bool,
-        typer.Option(
-            "--redetect",
-            help="Also detect faces in each output, and report one that its receipt does not have.",
-        ),
-    ] = False,
-    delete_source: Annotated[
-        bool,
-        typer.Option(
-            "--delete-source",
-            help="Delete the source of each output that matches its receipt, equals the source "
-            "outside the hidden regions, and is not flagged.",
-        ),
-    ] = False,
-    older_than: Annotated[
-        float | None,
-        typer.Option(metavar="DAYS", min=0, help="With --delete-source: keep younger sources."),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="With --delete-source: only report which would be deleted."),
-    ] = False,
+    addresses: Addresses,
+    source: Source = None,
+    redetect: Redetect = False,
+    delete_source: DeleteSource = False,
+    older_than: OlderThan = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> ExitCode:
     """Compare outputs and sources with their receipts, and print the result of each on a line.
@@ -100,7 +108,7 @@ def verify(
                 _print(verdict, as_json)
                 bar.advance()
     _print_counts(checked, good, counts, time.monotonic() - started, as_json)
-    return ExitCode.OK if checked == good else ExitCode.FAILED
+    return ExitCode.ok_if(checked == good)
 
 
 def comparison(settings: WorkerSettings) -> Compare:

@@ -41,46 +41,56 @@ STATES: tuple[State, ...] = (
 )
 RARE: tuple[State, ...] = ("refused", "unknown key")  # not in the line for people if the count is 0
 
+
+Source = Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")]
+Output = Annotated[
+    str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")
+]
+Enqueue = Annotated[
+    bool, typer.Option("--enqueue", help="Put missing and stale pictures on the queue.")
+]
+OtherRecipe = Annotated[
+    bool,
+    typer.Option(
+        "--recipe-older-than-current",
+        help="Report and enqueue only outputs of another recipe.",
+    ),
+]
+BelowScore = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Report and enqueue only outputs with a face below this score; "
+        "current ones are not enqueued.",
+    ),
+]
+Recipe = Annotated[
+    str | None, typer.Option(help="The recipe that is current; default: the workers'.")
+]
+SourcesDeleted = Annotated[
+    bool,
+    typer.Option(
+        "--sources-deleted",
+        help="Sources are deleted on purpose: "
+        "an output without source is no orphan if it has a receipt.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Stop after this many lines.")]
+
 app = CommandApp()
 
 
 @app.command()
 def reconcile(
-    source: Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")],
-    output: Annotated[
-        str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")
-    ] = None,
-    enqueue: Annotated[
-        bool, typer.Option("--enqueue", help="Put missing and stale pictures on the queue.")
-    ] = False,
-    other_recipe: Annotated[
-        bool,
-        typer.Option(
-            "--recipe-older-than-current",
-            help="Report and enqueue only outputs of another recipe.",
-        ),
-    ] = False,
-    below_score: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Report and enqueue only outputs with a face below this score; "
-            "current ones are not enqueued.",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="The recipe that is current; default: the workers'.")
-    ] = None,
-    sources_deleted: Annotated[
-        bool,
-        typer.Option(
-            "--sources-deleted",
-            help="Sources are deleted on purpose: "
-            "an output without source is no orphan if it has a receipt.",
-        ),
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many lines.")] = None,
+    source: Source,
+    output: Output = None,
+    enqueue: Enqueue = False,
+    other_recipe: OtherRecipe = False,
+    below_score: BelowScore = None,
+    recipe: Recipe = None,
+    sources_deleted: SourcesDeleted = False,
+    limit: Limit = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Check that every source has its output.
@@ -108,7 +118,7 @@ def reconcile(
         _report(celery, reconciliation, enqueue, limit, as_json)
     _print_counts(reconciliation, recipe, time.monotonic() - started, as_json)
     is_proven = reconciliation.is_complete and not reconciliation.wrong
-    return ExitCode.OK if is_proven else ExitCode.FAILED
+    return ExitCode.ok_if(is_proven)
 
 
 def _report(

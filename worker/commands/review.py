@@ -62,7 +62,7 @@ def show(
 
     Exit with 1 if the picture is not on the list.
     """
-    return ExitCode.OK if _doubts().show(source, as_json) else ExitCode.FAILED
+    return ExitCode.ok_if(_doubts().show(source, as_json))
 
 
 @app.command()
@@ -83,7 +83,7 @@ def release(
     _require_one_choice(sources, everything)
     require_confirmation(everything, yes)
     is_complete = _doubts().enqueue(sources or [], Doubt.released, queue, as_json)
-    return ExitCode.OK if is_complete else ExitCode.FAILED
+    return ExitCode.ok_if(is_complete)
 
 
 @app.command()
@@ -113,7 +113,7 @@ def redo(
     is_complete = _doubts().enqueue(
         sources or [], lambda doubt: doubt.with_more(more), queue, as_json
     )
-    return ExitCode.OK if is_complete else ExitCode.FAILED
+    return ExitCode.ok_if(is_complete)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def drop(sources: Sources = None, everything: ConfirmedAll = False, yes: Yes = F
     """
     _require_one_choice(sources, everything)
     require_confirmation(everything, yes)
-    return ExitCode.OK if _doubts().drop(sources or []) else ExitCode.FAILED
+    return ExitCode.ok_if(_doubts().drop(sources or []))
 
 
 def _doubts() -> LedgerEntries[Doubt]:

@@ -27,52 +27,58 @@ if TYPE_CHECKING:
 # Printable ASCII without spaces, and as long as a receipt key: too long to guess if it is random.
 TOKEN = re.compile(r"[!-~]{32,}")
 
-Source = Literal["sqs", "http", "poll"]
+EventSource = Literal["sqs", "http", "poll"]
+
+log = structlog.get_logger("veil")
+
+
+Sqs = Annotated[
+    str | None, typer.Option(metavar="QUEUE_URL", help="Receive events from an SQS queue.")
+]
+Http = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Serve a webhook to which a store posts events."),
+]
+Poll = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", min=1, help="List the store at this interval, without events."),
+]
+Prefix = Annotated[
+    list[str] | None,
+    typer.Option(metavar="s3://BUCKET/PREFIX", help="Only objects below this address; repeatable."),
+]
+Suffix = Annotated[
+    list[str] | None,
+    typer.Option(metavar=".EXT", help="Only keys with this suffix; repeatable."),
+]
+Hold = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=3600,
+        help="With --http: seconds to wait for Redis before answering 503.",
+    ),
+]
+Overlap = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="With --poll: seconds before the newest known object that are listed again.",
+    ),
+]
 
 app = CommandApp()
-log = structlog.get_logger("veil")
 
 
 @app.command()
 def watch(
-    sqs: Annotated[
-        str | None, typer.Option(metavar="QUEUE_URL", help="Receive events from an SQS queue.")
-    ] = None,
-    http: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="Serve a webhook to which a store posts events."),
-    ] = None,
-    poll: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", min=1, help="List the store at this interval, without events."
-        ),
-    ] = None,
-    prefix: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="s3://BUCKET/PREFIX", help="Only objects below this address; repeatable."
-        ),
-    ] = None,
-    suffix: Annotated[
-        list[str] | None,
-        typer.Option(metavar=".EXT", help="Only keys with this suffix; repeatable."),
-    ] = None,
-    hold: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=3600,
-            help="With --http: seconds to wait for Redis before answering 503.",
-        ),
-    ] = 4,
-    overlap: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="With --poll: seconds before the newest known object that are listed again.",
-        ),
-    ] = 3600,
+    sqs: Sqs = None,
+    http: Http = None,
+    poll: Poll = None,
+    prefix: Prefix = None,
+    suffix: Suffix = None,
+    hold: Hold = 4,
+    overlap: Overlap = 3600,
 ) -> ExitCode:
     """Put pictures on the queue as they are uploaded.
 
@@ -101,7 +107,7 @@ def watch(
     return ExitCode.OK
 
 
-def _one_source(given: Mapping[Source, object]) -> Source:
+def _one_source(given: Mapping[EventSource, object]) -> EventSource:
     sources = [name for name, value in given.items() if value is not None]
     if len(sources) != 1:
         raise typer.BadParameter("give one of --sqs, --http and --poll")
