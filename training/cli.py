@@ -13,16 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
+from worker.commands.command import CommandApp
 
 LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="A detector of your own: import, fit, evaluate, export.",
-)
+app = CommandApp("A detector of your own: import, fit, evaluate, export.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
@@ -226,7 +222,7 @@ def evaluate(
     figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare)
     content = report.write(figures, dataset, split, passes, target)
     if of_a_run:
-        from worker.commands.anonymize import write_atomically
+        from worker.local_files import write_atomically
 
         write_atomically(
             Path(model).expanduser() / EVALUATION, json.dumps(content, indent=1).encode()
@@ -291,8 +287,3 @@ def _mapping(given: list[str]) -> dict[str, str]:
             raise InvalidRequest(f"--map {text!r}: use LABEL=FACE, LABEL=ignore or LABEL=drop")
         pairs[name] = target
     return pairs
-
-
-def main(arguments: list[str]) -> Any:
-    """Run ``veil train ARGUMENTS``."""
-    return app(args=arguments, prog_name="veil train")

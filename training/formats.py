@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import yaml
 
 from tasks.errors import DatasetInvalid
-from worker.commands.anonymize import PICTURE_SUFFIXES
+from worker.local_files import PICTURE_SUFFIXES
 
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
 # The usual folders of pictures, relative to the folder of their annotations.

@@ -254,7 +254,7 @@ def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
     said = summary(done)
     assert (said["dry_run"], said["listed"], said["enqueued"]) == (True, 2, 2)
     no_recipe, line = plain.stderr.splitlines()
-    assert "no worker has said" in no_recipe
+    assert "no worker has reported its recipe" in no_recipe
     assert "3 (30 bytes) would be enqueued" in line
     assert unattended.client.keys("*") == []
 

@@ -39,7 +39,7 @@ from tools.local.servers import (
     start_redis,
     start_s3,
 )
-from worker.commands.anonymize import PICTURE_SUFFIXES
+from worker.local_files import PICTURE_SUFFIXES
 
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"

@@ -1,1 +1,1 @@
-"""The commands of ``veil``, one module each."""
+"""The commands of ``veil``, one module each, and what they share."""

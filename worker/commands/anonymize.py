@@ -2,17 +2,16 @@
 
 import json
 import os
-import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.console import Console
+import typer
 
 from tasks.errors import (
     EmptyObject,
@@ -23,22 +22,27 @@ from tasks.errors import (
     without_data,
 )
 from tasks.messages import AnonymizeOptions
-from worker import images
-from worker.anonymizer import AS_CONFIGURED, Anonymizer, Stopwatch
-from worker.bootstrap import build_anonymizer
+from worker import logs
+from worker.commands import options
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
 from worker.commands.progress import progress_bar
+from worker.local_files import PICTURE_SUFFIXES, write_atomically
+from worker.printing import print_summary
 from worker.settings import WorkerSettings
 
-# A file in a folder that neither is a picture nor is named like one is passed over, and counted.
-PICTURE_SUFFIXES = {
-    ".apng", ".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2",
-    ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo", ".nef", ".orf", ".png", ".psd", ".raf", ".rw2", ".tif", ".tiff", ".webp",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from worker.anonymizer import Anonymized, Anonymizer
+
+app = CommandApp()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one file: one line of ``--json``."""
+    """The outcome of one file, and its line of ``--json``.
+
+    Boxes are x1 y1 x2 y2 in pixels of the upright picture.
+    """
 
     source: str
     output: str | None
@@ -55,8 +59,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """One file, where its output goes, and whether it was named by the user or found in a
-    folder.
+    """A file and the path of its output. `named` tells a file of the command line from one found
+    in a folder.
     """
 
     source: Path
@@ -64,53 +68,54 @@ class Job:
     named: bool
 
 
-def run(
-    settings: WorkerSettings,
-    paths: list[Path],
-    output: Path,
-    as_json: bool,
-    options: AnonymizeOptions = AS_CONFIGURED,
-) -> int:
-    """Anonymize `paths` into the folder `output`, which is made; the number of files that
-    failed.
+@app.command()
+def anonymize(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", exists=True, help="Pictures and folders.")
+    ],
+    output: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for the outputs; created if missing.")
+    ],
+    method: options.Method = None,
+    region: options.Region = None,
+    exempt: options.Exempt = None,
+    extra: options.Extra = None,
+    as_json: options.Json = False,
+) -> ExitCode:
+    """Anonymize local pictures, without a queue.
+
+    Folders are searched, and their structure is kept. Exit with 1 if a picture failed.
+
+    Example: veil anonymize holiday/ --output clean/ --region full
     """
+    settings = WorkerSettings.load()
+    logs.configure(settings.log_format)
+    request = options.anonymize_options(method, region, exempt, extra)
     jobs = list(find_jobs(paths, output))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputFailed(f"{output} can't be made: {error.strerror}") from None
+    _create_folder(output)
+    from worker.bootstrap import build_anonymizer
+
     anonymizer = build_anonymizer(settings)
     counts: Counter[str] = Counter()
-    with (
-        progress_bar("anonymized", total=len(jobs)) as bar,
-        ThreadPoolExecutor(settings.concurrency) as pool,
-    ):
-        futures = [
-            pool.submit(anonymize_file, anonymizer, job, settings.max_bytes, options)
-            for job in jobs
-        ]
-        try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                counts[outcome.status] += 1
-                _print(outcome, as_json)
-                bar.advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    summary = (
-        ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        or "no files found"
-    )
-    Console(stderr=True).print(summary, highlight=False)
-    return counts["failed"]
+    with progress_bar("anonymized", total=len(jobs)) as bar:
+
+        def report(outcome: Outcome) -> None:
+            counts[outcome.status] += 1
+            _print(outcome, as_json)
+            bar.advance()
+
+        _anonymize_files(anonymizer, jobs, settings, request, report)
+    _print_counts(counts)
+    return ExitCode.ok_if(not counts["failed"])
 
 
 def find_jobs(paths: list[Path], output: Path) -> Iterator[Job]:
-    """A job for each file. Raises OutputFailed where an output would replace a source or another
-    output.
+    """Yield a job for each file of `paths` and the folders in it.
+
+    Raise OutputFailed where an output would replace a source or another output, and for a folder
+    that can't be read.
     """
-    taken: dict[Path, Path] = {}
+    source_of: dict[Path, Path] = {}
     files = list(_files(paths, output.resolve()))
     sources = {source.resolve() for source, _, _ in files}
     for source, relative, named in files:
@@ -119,28 +124,59 @@ def find_jobs(paths: list[Path], output: Path) -> Iterator[Job]:
             raise OutputFailed(
                 f"{target} would be replaced by the output of {source}: choose another --output"
             )
-        if target in taken:
+        if target in source_of:
             raise OutputFailed(
-                f"{taken[target]} and {source} would both become {target}: run them apart"
+                f"{source_of[target]} and {source} would both become {target}: run them apart"
             )
-        taken[target] = source
+        source_of[target] = source
         yield Job(source, target, named)
 
 
+def anonymize_file(
+    anonymizer: "Anonymizer", job: Job, max_bytes: int, request: AnonymizeOptions | None = None
+) -> Outcome:
+    """Anonymize one file of at most `max_bytes` and return its outcome.
+
+    Every error becomes an outcome, so one bad file does not end the run.
+    """
+    from worker.anonymizer import AS_CONFIGURED, Stopwatch
+
+    started = time.perf_counter()
+    content = b""
+    try:
+        content = _read(job.source, max_bytes)
+        result = anonymizer.anonymize(content, Stopwatch(), request or AS_CONFIGURED)
+        if result.content is not None:
+            write_atomically(job.output, result.content)
+        outcome = _success(job, result)
+    except Exception as error:
+        outcome = _failure(job, content, error)
+    return replace(outcome, seconds=round(time.perf_counter() - started, 3))
+
+
 def _files(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path, bool]]:
+    """Yield each file, its path below the output folder, and whether the user named it."""
     for path in paths:
         if not path.is_dir():
             yield path, Path(path.name), True
             continue
-        for folder, folders, names in os.walk(path, onerror=_refuse):
-            folders[:] = sorted(
-                n
-                for n in folders
-                if not n.startswith(".") and (Path(folder) / n).resolve() != output
-            )
-            for name in sorted(names):
-                if not name.startswith(".") and not _is_special(Path(folder) / name):
-                    yield Path(folder) / name, (Path(folder) / name).relative_to(path), False
+        for file in _files_in(path, output):
+            yield file, file.relative_to(path), False
+
+
+def _files_in(root: Path, output: Path) -> Iterator[Path]:
+    """Yield the files below `root` in order, without hidden ones and those of earlier outputs."""
+
+    def is_searched(folder: Path) -> bool:
+        return not folder.name.startswith(".") and folder.resolve() != output
+
+    for path, folder_names, file_names in os.walk(root, onerror=_refuse):
+        folder = Path(path)
+        # os.walk descends into the folders that remain in this list.
+        folder_names[:] = sorted(name for name in folder_names if is_searched(folder / name))
+        for name in sorted(file_names):
+            if not name.startswith(".") and not _is_special(folder / name):
+                yield folder / name
 
 
 def _refuse(error: OSError) -> None:
@@ -148,76 +184,93 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether `path` is a pipe, a socket or a device, which would be waited for; a broken link is
-    not.
+    """Return whether `path` is a pipe, a socket or a device, whose read could block for ever.
+
+    A broken link is not special: it is a file that fails.
     """
     return path.exists() and not path.is_file()
 
 
-def anonymize_file(
-    anonymizer: Anonymizer, job: Job, max_bytes: int, options: AnonymizeOptions = AS_CONFIGURED
-) -> Outcome:
-    """Anonymize one file. Every error becomes an outcome: one bad file never ends the run."""
-    started = time.perf_counter()
-    source, content = str(job.source), b""
+def _create_folder(output: Path) -> None:
     try:
-        size = job.source.stat().st_size
-        if size > max_bytes:
-            raise ImageTooLarge(
-                f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
-            )
-        content = job.source.read_bytes()
-        result = anonymizer.anonymize(content, Stopwatch(), options)
-        if result.content is not None:
-            write_atomically(job.output, result.content)
-    except Exception as error:
-        picture = (
-            job.named
-            or job.source.suffix.lower() in PICTURE_SUFFIXES
-            or images.is_recognised(content)
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputFailed(f"{output} can't be made: {error.strerror}") from None
+
+
+def _anonymize_files(
+    anonymizer: "Anonymizer",
+    jobs: list[Job],
+    settings: WorkerSettings,
+    request: AnonymizeOptions,
+    report: Callable[[Outcome], None],
+) -> None:
+    """Anonymize all files in threads, and report each outcome as soon as it is known.
+
+    Ctrl-C cancels the files that were not begun.
+    """
+    with ThreadPoolExecutor(settings.concurrency) as pool:
+        limit = settings.max_bytes
+        futures = [pool.submit(anonymize_file, anonymizer, job, limit, request) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                report(future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise ImageTooLarge(
+            f"the file has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
         )
-        ignored = isinstance(error, UnreadableImage | EmptyObject) and not picture
-        # What is not a VeilError is a bug of ours or of a library: named, and the run goes on.
-        message = (
-            str(error)
-            if isinstance(error, VeilError)
-            else " ".join(str(without_data(error)).split())
-        )
-        return Outcome(
-            source,
-            None,
-            "ignored" if ignored else "failed",
-            error=type(error).__name__,
-            message=message,
-            seconds=round(time.perf_counter() - started, 3),
-        )
+    return path.read_bytes()
+
+
+def _success(job: Job, result: "Anonymized") -> Outcome:
+    is_held = result.content is None
     return Outcome(
-        source,
-        None if result.content is None else str(job.output),
-        "held" if result.content is None else "anonymized",
+        str(job.source),
+        None if is_held else str(job.output),
+        "held" if is_held else "anonymized",
         faces=len(result.detections),
-        boxes_xyxy=[
-            [round(float(side), 1) for side in box] for box in result.detections.boxes_xyxy
-        ],
+        boxes_xyxy=[_rounded(box) for box in result.detections.boxes_xyxy],
         scores=[round(float(score), 4) for score in result.detections.scores],
         reason=result.reason,
         found_by_check=len(result.checked.added),
-        seconds=round(time.perf_counter() - started, 3),
     )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, all of it or nothing, making the folders above."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputFailed(f"{path} can't be written: {error.strerror}") from None
+def _rounded(box: Iterable[float]) -> list[float]:
+    return [round(float(side), 1) for side in box]
+
+
+def _failure(job: Job, content: bytes, error: Exception) -> Outcome:
+    """Return the outcome of a file that could not be anonymized; its bytes are `content`."""
+    if isinstance(error, VeilError):
+        message = str(error)
+    else:  # a bug of Veil or of a library; its text may quote pixels
+        message = " ".join(str(without_data(error)).split())
+    is_ignored = isinstance(error, UnreadableImage | EmptyObject) and not _is_picture(job, content)
+    return Outcome(
+        str(job.source),
+        None,
+        "ignored" if is_ignored else "failed",
+        error=type(error).__name__,
+        message=message,
+    )
+
+
+def _is_picture(job: Job, content: bytes) -> bool:
+    """Return whether a file that can't be decoded was meant as a picture, so that it counts as
+    failed.
+    """
+    from worker import images
+
+    has_suffix = job.source.suffix.lower() in PICTURE_SUFFIXES
+    return job.named or has_suffix or images.is_recognised(content)
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:
@@ -228,3 +281,8 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         print(f"{outcome.source}: {note}{outcome.error}: {outcome.message}", file=sys.stderr)
     elif outcome.reason is not None:
         print(f"{outcome.source}: {outcome.status}, {outcome.reason}", file=sys.stderr)
+
+
+def _print_counts(counts: Counter[str]) -> None:
+    parts = [f"{count} {status}" for status, count in sorted(counts.items())]
+    print_summary(", ".join(parts) or "no files found")

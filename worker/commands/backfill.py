@@ -1,196 +1,330 @@
-"""``veil backfill``: a run onto the queue, its progress, and the wait for what came of it."""
+"""``veil backfill``: put an archive on the queue, show the progress, and wait for the outcomes."""
 
 import json
+import math
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
+import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tasks.app import app
-from tasks.bulk import backfill, runs
-from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
+from tasks.bulk import runs
+from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection, rehearse
 from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
-from tasks.errors import InvalidRequest, QueueUnavailable
+from tasks.errors import InvalidRequest, QueueUnavailable, RunTakenOver
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes
 from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.options import Json
+from worker.commands.queue import celery_app
 
-EXIT_STOPPED = 3  # before the end; the same command goes on
+if TYPE_CHECKING:
+    from tasks.app import App
+
 POLL_SECONDS = 1.0
-QUIET_SECONDS = (
-    10.0  # without a message of the run anywhere, until those that were not counted are given up
-)
-SILENT_SECONDS = 60.0  # without a page, after which that is shown
+# A message that a worker is just taking is in no list of Redis for a moment. So a run counts as
+# through only after this many seconds without a message, if pictures are still uncounted.
+QUIET_SECONDS = 10.0
+STALE_SECONDS = 60.0  # age of the last page beyond which the progress bar shows it
 OUTCOMES = ("anonymized", "skipped", "held", "dead")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What a user asks for."""
-
-    source: str
-    to: str | None
-    selection: Selection
-    recipe: str | None
-    low_water: int
-    high_water: int
-    max_rate: float
-    restart: bool
-    wait: bool
+def _utc(text: str) -> datetime:
+    """Parse an ISO 8601 time; one without a zone is in UTC. Raise BadParameter."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a time like 2026-11-30 or 2026-11-30T12:00Z"
+        ) from None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def run(settings: Settings, order: Order, as_json: bool) -> int:
-    """Put what is not done onto the queue and, if asked, wait for it; the number of pictures that
-    died, if it waited.
+Source = Annotated[str | None, typer.Argument(metavar="[s3://BUCKET/PREFIX]", show_default=False)]
+To = Annotated[
+    str | None,
+    typer.Option(
+        metavar="s3://BUCKET/PREFIX",
+        help="Where outputs go, below the route's destination; default: where the route leads.",
+    ),
+]
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        parser=_utc,
+        metavar="TIME",
+        help="Only sources modified at this time or later: ISO 8601, UTC unless it has a zone.",
+    ),
+]
+Until = Annotated[
+    datetime | None,
+    typer.Option(parser=_utc, metavar="TIME", help="Only sources modified before this time."),
+]
+Suffix = Annotated[
+    list[str] | None,
+    typer.Option(help="Only keys with this suffix, in upper or lower case; repeatable."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Enqueue at most this many messages.")]
+MaxRate = Annotated[
+    float | None, typer.Option(min=0.01, help="Enqueue at most this many messages a second.")
+]
+LowWater = Annotated[
+    int, typer.Option(min=0, help="Resume enqueueing at this many waiting messages or fewer.")
+]
+HighWater = Annotated[
+    int, typer.Option(min=1, help="Pause enqueueing at this many waiting messages.")
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="The recipe that counts as done; default: that of the worker that started last."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count what a new run would enqueue.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Forget the progress of the run.")]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="Wait until every picture has ended; exit with 1 if one died."),
+]
+Follow = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Only show this run, until every picture has ended."),
+]
 
-    KeyboardInterrupt and SIGTERM, which becomes SystemExit, leave the run where it is.
+app = CommandApp()
+
+
+@app.command()
+def backfill(
+    source: Source = None,
+    to: To = None,
+    since: Since = None,
+    until: Until = None,
+    suffix: Suffix = None,
+    limit: Limit = None,
+    max_rate: MaxRate = None,
+    low_water: LowWater = 5_000,
+    high_water: HighWater = 20_000,
+    recipe: Recipe = None,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    wait: Wait = False,
+    follow: Follow = None,
+    as_json: Json = False,
+) -> ExitCode:
+    """Put every source that is not done yet on the queue.
+
+    Sources whose output has their version and the workers' recipe are skipped. Messages wait on
+    the queue `backfill`, behind every upload. After a stop or a kill the same command continues
+    the run; once a run is through, it begins another pass.
+
+    Exit with 1 if a picture died (with --wait or --follow), and with 3 after SIGTERM or if another
+    process has taken the run over.
+
+    Example: veil backfill s3://camera-uploads/2026 --wait
     """
-    places = Places.find(order.source, order.to, settings.parsed_routes(), settings.receipt_keys())
-    with connected():
-        app.backend.client.ping()
-    store = ObjectStore.connect(settings)
-    next(
-        store.list(places.source.bucket, places.source.prefix), None
-    )  # what can't be listed now is not waited for
-    with Display.opened(as_json) as display:
+    if follow:
+        return _follow(celery_app(), follow, as_json)
+    if not source:
+        raise typer.BadParameter("give the address of the sources, or --follow a run")
+    if low_water >= high_water:
+        raise typer.BadParameter("must be below --high-water", param_hint="--low-water")
+    settings = Settings.load()
+    places = Places.find(source, to, settings.parsed_routes(), settings.receipt_keys())
+    selection = Selection(since, until, tuple(sorted(suffix or ())), limit)
+    celery = celery_app()
+    if dry_run:
+        return _rehearse(celery, settings, places, selection, recipe, as_json)
+    store = _connect(celery, settings, places)
+    with Display.opened(celery.backend.client, as_json) as display:
         producer = Backfill(
-            app,
+            celery,
             store,
             places,
-            order.selection,
-            _recipe(order.recipe, display),
-            low_water=order.low_water,
-            high_water=order.high_water,
-            max_rate=order.max_rate,
-            tell=display.say,
+            selection,
+            _recipe(celery, recipe, display),
+            low_water=low_water,
+            high_water=high_water,
+            max_rate=max_rate or math.inf,
+            tell=display.note,
         )
-        with _interruptible(producer, display):
-            _work(producer, order, display)
-        failed = display.summary()
-    return failed if order.wait else 0
+        return _run(celery, producer, display, restart, wait)
 
 
-def rehearse(settings: Settings, order: Order, as_json: bool) -> None:
-    """Say what `run` would put on the queue."""
-    places = Places.find(order.source, order.to, settings.parsed_routes(), settings.receipt_keys())
+def _connect(celery: "App", settings: Settings, places: Places) -> ObjectStore:
+    """Return the store. Raise QueueUnavailable or StorageUnavailable if a server can't be used.
+
+    The run itself waits for servers; at its start an unreachable one is more likely a mistake.
+    """
+    with connected():
+        celery.backend.client.ping()
     store = ObjectStore.connect(settings)
-    with Display.opened(as_json, is_rehearsal=True) as display:
-        for page in backfill.rehearse(
-            store, places, order.selection, _recipe(order.recipe, display)
-        ):
+    next(store.list(places.source.bucket, places.source.prefix), None)
+    return store
+
+
+def _run(
+    celery: "App", producer: Backfill, display: "Display", restart: bool, wait: bool
+) -> ExitCode:
+    """Enqueue the run and, with `wait`, follow it to its end.
+
+    Ctrl-C and SIGTERM, which becomes SystemExit, stop it where it is.
+    """
+    try:
+        with _interruptible(producer, display):
+            _enqueue(producer, display, restart)
+            # Redis may have lost its last second, and with it the end of the run.
+            while wait and not _wait(celery, producer, display):
+                _enqueue(producer, display, restart=False)
+    except RunTakenOver as error:
+        display.note(str(error))
+        return ExitCode.STOPPED
+    died = display.summarize()
+    return ExitCode.ok_if(not (wait and died))
+
+
+def _rehearse(
+    celery: "App",
+    settings: Settings,
+    places: Places,
+    selection: Selection,
+    recipe: str | None,
+    as_json: bool,
+) -> ExitCode:
+    """Show what a new run would enqueue."""
+    store = ObjectStore.connect(settings)
+    with Display.opened(celery.backend.client, as_json, is_rehearsal=True) as display:
+        current_recipe = _recipe(celery, recipe, display)
+        for page in rehearse(store, places, selection, current_recipe):
             display.show(page)
-        display.summary()
+        display.summarize()
+    return ExitCode.OK
 
 
-def follow(name: str, as_json: bool) -> int:
-    """Show the run `name` until its pictures are through; the exit code."""
-    redis = app.backend.client
+def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
+    """Show the run `name` until it ends. Raise InvalidRequest if Redis has no such run."""
+    redis = celery.backend.client
     with connected():
         if runs.read(redis, name) is None:
             known = ", ".join(runs.names(redis)) or "none"
             raise InvalidRequest(f"there is no run {name!r:.100}: known are {known}")
-    with Display.opened(as_json) as display:
-        last = _follow(name, display)
-        failed = display.summary()
+    with Display.opened(redis, as_json) as display:
+        last = _show_until_through(redis, name, display)
+        died = display.summarize()
         if last.state != "finished":
-            display.say(f"the run {name} was stopped: the command that began it goes on")
-            return EXIT_STOPPED
-    return 1 if failed else 0
+            display.note(f"the run {name} was stopped: the command that began it continues it")
+            return ExitCode.STOPPED
+    return ExitCode.ok_if(not died)
 
 
-def _recipe(given: str | None, display: "Display") -> str | None:
-    recipe = given or announced_recipe(app.backend.client)
+def _recipe(celery: "App", given: str | None, display: "Display") -> str | None:
+    """Return the recipe that counts as done; None if outputs of any recipe do."""
+    recipe = given or announced_recipe(celery.backend.client)
     if recipe is None:
-        display.say(
-            "no worker has said yet what its recipe is: outputs of any recipe count as done"
-        )
+        display.note("no worker has reported its recipe: outputs of any recipe count as done")
     return recipe
 
 
-def _work(producer: Backfill, order: Order, display: "Display") -> None:
-    restart = order.restart
-    while True:
-        current = producer.begin(restart)
-        display.show(current)
-        for page in producer.pages(current):
-            display.show(page)
-        # Redis may have lost the end of the run since.
-        if not order.wait or _follow(producer.name, display, is_mine=True).state == "finished":
-            return
-        restart = False
+def _enqueue(producer: Backfill, display: "Display", restart: bool) -> None:
+    current = producer.begin(restart)
+    display.show(current)
+    for page in producer.pages(current):
+        display.show(page)
 
 
-def _follow(name: str, display: "Display", is_mine: bool = False) -> Run:
-    """Show a run until no message of it is left, or, if it `is_mine`, until it is not finished any
-    more.
+def _wait(celery: "App", producer: Backfill, display: "Display") -> bool:
+    """Wait until the run is through. Return False if Redis has lost its end: then it continues."""
+    redis = celery.backend.client
+    last = _show_until_through(redis, producer.name, display, is_enqueued=True)
+    return last.state == "finished"
+
+
+def _show_until_through(
+    redis: Any, name: str, display: "Display", is_enqueued: bool = False
+) -> Run:
+    """Show a run until none of its messages is left, and return it.
+
+    With `is_enqueued`, which says that all messages were put on the queue, return at once if the
+    state of the run in Redis says otherwise.
     """
-    redis = app.backend.client
-    backoff = ReportingBackoff(display.say)
-    ended, quiet_since = -1, time.monotonic()
+    backoff = ReportingBackoff(display.note)
+    last_ended, quiet_since = -1, time.monotonic()
     while True:
-        try:
-            with connected():
-                current = runs.read(redis, name)
-                counts = outcomes.of_run(redis, name)
-                through = current is not None and runs.is_through(redis, current)
-        except QueueUnavailable as error:
-            time.sleep(backoff.failed(error))
-            continue
-        backoff.succeeded()
-        if current is None:
-            raise InvalidRequest(f"Redis has forgotten the run {name}: start it again")
+        current, counts, is_through = _read(redis, name, backoff)
         display.show(current, counts)
-        if is_mine and current.state != "finished":
+        if is_enqueued and current.state != "finished":
             return current
-        if current.state == "running" or not through or ended != sum(counts.values()):
-            ended, quiet_since = sum(counts.values()), time.monotonic()
-        # A message that is just being taken is nowhere for a moment.
-        if time.monotonic() - quiet_since >= (
-            POLL_SECONDS if ended >= current.enqueued else QUIET_SECONDS
-        ):
-            if ended < current.enqueued:
-                display.say(
-                    f"{current.enqueued - ended:,} were not counted: veil reconcile says whether they are done"
+        ended = sum(counts.values())
+        if current.state == "running" or not is_through or ended != last_ended:
+            last_ended, quiet_since = ended, time.monotonic()
+        missing = current.enqueued - ended
+        quiet_seconds = QUIET_SECONDS if missing > 0 else POLL_SECONDS
+        if time.monotonic() - quiet_since >= quiet_seconds:
+            if missing > 0:
+                display.note(
+                    f"{missing:,} were not counted: veil reconcile says whether they are done"
                 )
             return current
         time.sleep(POLL_SECONDS)
 
 
+def _read(redis: Any, name: str, backoff: ReportingBackoff) -> tuple[Run, dict[str, int], bool]:
+    """Return a run, its outcomes, and whether none of its messages is left.
+
+    Wait while Redis is unavailable. Raise InvalidRequest if Redis has no such run any more.
+    """
+    while True:
+        try:
+            with connected():
+                current = runs.read(redis, name)
+                counts = outcomes.of_run(redis, name)
+                is_through = current is not None and runs.is_through(redis, current)
+        except QueueUnavailable as error:
+            time.sleep(backoff.failed(error))
+            continue
+        backoff.succeeded()
+        if current is None:
+            raise InvalidRequest(f"Redis has lost the run {name}: start it again")
+        return current, counts, is_through
+
+
 @contextmanager
 def _interruptible(producer: Backfill, display: "Display") -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the command at once, with a line that says how to go on."""
+    """Stop the run on Ctrl-C and SIGTERM, with a note that says how to continue it."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> None:
-        sys.exit(EXIT_STOPPED)
+        sys.exit(ExitCode.STOPPED)
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
         producer.stop()
-        display.say(f"stopped: the same command goes on with the run {producer.name}")
+        display.note(f"stopped: the same command goes on with the run {producer.name}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 class Display:
-    """Shows a run on standard error if that is a terminal, as JSON lines if asked, and in one line
-    at its end.
-    """
+    """Shows a run as a progress bar on a terminal or as JSON lines, and sums it up at its end."""
 
-    def __init__(self, progress: Progress, as_json: bool, is_rehearsal: bool) -> None:
+    def __init__(self, redis: Any, progress: Progress, as_json: bool, is_rehearsal: bool) -> None:
+        """`redis` has the outcomes of the run; those of a rehearsal are not read."""
+        self._redis = redis
         self._progress = progress
         self._task = progress.add_task("", total=None)
         self._as_json = as_json
@@ -203,7 +337,7 @@ class Display:
 
     @classmethod
     @contextmanager
-    def opened(cls, as_json: bool, is_rehearsal: bool = False) -> Iterator[Self]:
+    def opened(cls, redis: Any, as_json: bool, is_rehearsal: bool = False) -> Iterator[Self]:
         console = Console(stderr=True, highlight=False)
         columns = (
             BarColumn(20),
@@ -214,16 +348,17 @@ class Display:
         with Progress(
             *columns, console=console, disable=not console.is_terminal, redirect_stdout=False
         ) as progress:
-            yield cls(progress, as_json, is_rehearsal)
+            yield cls(redis, progress, as_json, is_rehearsal)
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
+        """Print a note on standard error, above the progress bar."""
         self._progress.console.print(f"veil: {line}", markup=False, soft_wrap=True)
 
     def show(self, current: Run, counts: Mapping[str, int] | None = None) -> None:
-        """Show a run. Its `counts` are read now and then if they are not given."""
+        """Show a run. Its outcomes, if `counts` are not given, are read every POLL_SECONDS."""
         self._first = self._first or current
         if self._as_json and (self._last is None or current.listed != self._last.listed):
-            self._print({"event": "page", **_stable(current), "cursor": current.cursor})
+            self._print({"event": "page", **_progress_of(current), "cursor": current.cursor})
         self._last = current
         if counts is not None:
             self._counts = counts
@@ -231,34 +366,26 @@ class Display:
             self._count()
         self._draw(current)
 
-    def summary(self) -> int:
-        """Print what came of the run so far; the number of its pictures that died."""
+    def summarize(self) -> int:
+        """Print the outcomes of the run so far, and return how many of its pictures died."""
         current = self._last
         assert current is not None
         self._count()
-        dead = self._counts.get("dead", 0)
-        seconds = time.monotonic() - self._started
+        died = self._counts.get("dead", 0)
         if self._as_json:
-            counted = {name: self._counts.get(name, 0) for name in OUTCOMES}
-            asked = {
-                "source": current.source,
-                "destination": current.destination,
-                "recipe": current.recipe or None,
-            }
-            self._print(
-                {"event": "summary", **_stable(current), **asked, "dry_run": self._is_rehearsal}
-                | {"outcomes": counted, "seconds": round(seconds, 1)}
-            )
-            return dead
-        listed = f"{current.listed:,} listed, {current.skipped:,} done already, {current.ignored:,} not selected"
+            self._print_summary(current)
+            return died
+        listed = (
+            f"{current.listed:,} listed, {current.skipped:,} done already, "
+            f"{current.ignored:,} not selected"
+        )
         size = f"{current.enqueued:,} ({decimal(current.source_bytes)})"
         if self._is_rehearsal:
-            self.say(f"{listed}, {size} would be enqueued; the run would be {current.name}")
+            self.note(f"{listed}, {size} would be enqueued; the run would be {current.name}")
         else:
-            self.say(
-                f"{current.name}: {listed}, {size} enqueued, {self._ended - dead:,} came through, {dead:,} died"
-            )
-        return dead
+            ended = f"{self._ended - died:,} came through, {died:,} died"
+            self.note(f"{current.name}: {listed}, {size} enqueued, {ended}")
+        return died
 
     @property
     def _ended(self) -> int:
@@ -268,37 +395,50 @@ class Display:
         if self._is_rehearsal or self._last is None:
             return
         with suppress(QueueUnavailable), connected():
-            self._counts = outcomes.of_run(app.backend.client, self._last.name)
+            self._counts = outcomes.of_run(self._redis, self._last.name)
         self._counted_at = time.monotonic()
 
     def _draw(self, current: Run) -> None:
         assert self._first is not None
-        dead = self._counts.get("dead", 0)
-        shown = [
+        died = self._counts.get("dead", 0)
+        parts = [
             f"{current.listed:,} listed",
             f"{current.skipped:,} done",
             f"{current.enqueued:,} enqueued",
-            f"{self._ended - dead:,} through",
-            f"{dead:,} died",
+            f"{self._ended - died:,} through",
+            f"{died:,} died",
         ]
         if current.state == "running":
-            seconds = time.monotonic() - self._started
-            shown.append(
-                f"{(current.enqueued - self._first.enqueued) / max(seconds, 0.001):,.0f}/s"
-            )
-            if (silent := time.time() - current.updated) > SILENT_SECONDS:
-                shown.append(f"no page for {silent:,.0f} s")
+            seconds = max(time.monotonic() - self._started, 0.001)
+            parts.append(f"{(current.enqueued - self._first.enqueued) / seconds:,.0f}/s")
+            page_age = time.time() - current.updated
+            if page_age > STALE_SECONDS:
+                parts.append(f"no page for {page_age:,.0f} s")
         total = current.enqueued if current.state == "finished" else None
         self._progress.update(
-            self._task, description=" · ".join(shown), total=total, completed=self._ended
+            self._task, description=" · ".join(parts), total=total, completed=self._ended
+        )
+
+    def _print_summary(self, current: Run) -> None:
+        self._print(
+            {
+                "event": "summary",
+                **_progress_of(current),
+                "source": current.source,
+                "destination": current.destination,
+                "recipe": current.recipe or None,
+                "dry_run": self._is_rehearsal,
+                "outcomes": {name: self._counts.get(name, 0) for name in OUTCOMES},
+                "seconds": round(time.monotonic() - self._started, 1),
+            }
         )
 
     def _print(self, values: Mapping[str, Any]) -> None:
         print(json.dumps(values), flush=True)
 
 
-def _stable(current: Run) -> dict[str, Any]:
-    """What every JSON object of a run has."""
+def _progress_of(current: Run) -> dict[str, Any]:
+    """Return the fields that every JSON object about a run has."""
     return {
         "run": current.name,
         "state": current.state,

@@ -1,56 +1,104 @@
-"""``veil dead``: the pictures that were given up, and what becomes of them."""
+"""``veil dead``: list, show, retry and drop dead letters."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Annotated
 
-from tasks.app import app
+import typer
+
 from tasks.messages import AnonymizeOptions
 from tasks.records.dead_letters import LETTERS, DeadLetter
-from worker.commands import entries
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.ledger_entries import LedgerEntries, time_of
+from worker.commands.options import Json, Queue, Sources, Yes, require_confirmation
+from worker.commands.queue import celery_app
 from worker.printing import printable
 
-NAME = "dead letter"
+Error = Annotated[
+    str | None, typer.Option(help="Every picture with this error, such as AccessDenied.")
+]
+
+app = CommandApp("List, retry or drop dead letters.")
 
 
-def list_all(as_json: bool) -> None:
-    """Print every letter, oldest first."""
-    for letter in entries.oldest_first(LETTERS):
+@app.command("list")
+def list_letters(as_json: Json = False) -> ExitCode:
+    """Print every dead letter with its reason, oldest first."""
+    for letter in _letters().oldest_first():
         print(json.dumps(asdict(letter)) if as_json else printable(_line(letter)))
+    return ExitCode.OK
 
 
-def show(source: str, as_json: bool) -> bool:
-    """Print the letter of `source`; whether there is one."""
-    found = entries.of(LETTERS, [source], NAME)
-    entries.show(found, as_json)
-    return bool(found)
+@app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False
+) -> ExitCode:
+    """Print everything that is known of a dead letter; exit with 1 if there is none."""
+    return ExitCode.ok_if(_letters().show(source, as_json))
 
 
-def retry(sources: list[str], error: str | None, queue: str, as_json: bool) -> bool:
-    """Put the pictures of `sources`, or all with `error`, or all, on `queue`; whether that could be
-    done.
+@app.command()
+def retry(
+    sources: Sources = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    error: Error = None,
+    queue: Queue = "backfill",
+    as_json: Json = False,
+) -> ExitCode:
+    """Put the pictures of dead letters back on the queue.
 
-    A letter stays until its picture is delivered, or dies anew.
+    A letter stays listed until its picture comes through, or dies again. Exit with 1 if a picture
+    has no letter, or can't be put on the queue.
+
+    Example: veil dead retry --error AccessDenied
     """
-    found = entries.of(LETTERS, sources, NAME)
-    everything = (
-        letter for letter in LETTERS.entries(app.backend.client) if error in (None, letter.error)
+    _require_one_choice(sources, everything, error)
+    is_complete = _letters().enqueue(
+        sources or [], _original_options, queue, as_json, condition=_has_error(error)
     )
-    complete = entries.enqueue(iter(found) if sources else everything, _options, queue, as_json)
-    return complete and len(found) == len(set(sources))
+    return ExitCode.ok_if(is_complete)
 
 
-def drop(sources: list[str], error: str | None) -> bool:
-    """Forget the letters of `sources`, or all with `error`, or all; whether there were such of all
-    `sources`.
+@app.command()
+def drop(
+    sources: Sources = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every dead letter; needs --yes.")
+    ] = False,
+    error: Error = None,
+    yes: Yes = False,
+) -> ExitCode:
+    """Forget dead letters; `veil reconcile` reports their pictures as missing from then on.
+
+    Exit with 1 if a picture has no letter.
+
+    Example: veil dead drop --error UnsupportedImage
     """
-    has_error = None if error is None else lambda letter: letter.error == error
-    return entries.drop(LETTERS, sources, has_error, NAME)
+    _require_one_choice(sources, everything, error)
+    require_confirmation(everything, yes)
+    is_complete = _letters().drop(sources or [], condition=_has_error(error))
+    return ExitCode.ok_if(is_complete)
 
 
-def _options(letter: DeadLetter) -> AnonymizeOptions | None:
-    """As they were asked for; InvalidRequest if they never were any."""
+def _letters() -> LedgerEntries[DeadLetter]:
+    return LedgerEntries(celery_app(), LETTERS, "dead letter")
+
+
+def _require_one_choice(sources: list[str] | None, everything: bool, error: str | None) -> None:
+    if sum((bool(sources), everything, error is not None)) != 1:
+        raise typer.BadParameter("give addresses, or --error, or --all")
+
+
+def _has_error(error: str | None) -> Callable[[DeadLetter], bool] | None:
+    return None if error is None else lambda letter: letter.error == error
+
+
+def _original_options(letter: DeadLetter) -> AnonymizeOptions | None:
+    """Return the options of the dead message. Raise InvalidRequest if they are not valid."""
     return None if letter.options is None else AnonymizeOptions.of(letter.options)
 
 
 def _line(letter: DeadLetter) -> str:
-    return f"{entries.when(letter)}  {letter.source}  {letter.error}: {letter.message}"
+    return f"{time_of(letter)}  {letter.source}  {letter.error}: {letter.message}"

@@ -1,25 +1,57 @@
-"""``veil model info``: the model that a worker would use, and the faces that it finds in a file."""
+"""``veil model``: build the default model, or show the one that a worker would use."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
+import typer
 
 from tasks.errors import ImageTooLarge, UnreadableImage
-from worker import images, logs
-from worker.bootstrap import build_anonymizer, load_model
-from worker.detection.faces import Detections, overlap
+from worker import logs
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.options import Json
 from worker.settings import WorkerSettings
 
+if TYPE_CHECKING:
+    from worker.detection.faces import Detections
+    from worker.detection.model import Model
 
-def run(settings: WorkerSettings, picture: Path | None, as_json: bool) -> None:
-    """Print what the model is and, given a `picture`, the faces that a worker with `settings` finds
-    in it.
+app = CommandApp("Build or inspect the detector's model.")
+
+
+@app.command()
+def build() -> ExitCode:
+    """Build the default model if this machine has none, and print its folder.
+
+    The weights are downloaded once.
     """
+    from worker.detection.centerface import default_model
+
+    print(default_model())
+    return ExitCode.OK
+
+
+@app.command()
+def info(
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also print the faces that the model finds in this picture."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> ExitCode:
+    """Load and test the model that a worker would use, and print what it is.
+
+    Example: VEIL_MODEL=/path/to/saved_model_folder veil model info --picture a.jpg
+    """
+    from worker.bootstrap import load_model
+
+    settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     model = load_model(settings)
-    described: dict[str, Any] = {
+    description: dict[str, Any] = {
         "folder": str(model.folder),
         "engine": model.engine,
         "digest": model.digest,
@@ -27,70 +59,84 @@ def run(settings: WorkerSettings, picture: Path | None, as_json: bool) -> None:
         "fixed_size": model.fixed_size,
         "device": model.device,
     }
-    found: dict[str, Any] | None = None
-    if picture is not None:
-        content = _read(picture, settings.max_bytes)
-        decoded = images.decode(content, settings.max_pixels, settings.max_frames)
-        looks = build_anonymizer(settings, model=model).look(decoded)
-        found = {
-            "file": str(picture),
-            "format": decoded.format,
-            "width": decoded.width,
-            "height": decoded.height,
-            "frames": [_faces(faces) for faces in looks],
-        }
+    found = None if picture is None else _found(settings, model, picture)
     if as_json:
-        print(json.dumps({**described, **({"picture": found} if found else {})}))
-        return
-    for name, value in described.items():
+        also = {} if found is None else {"picture": found}
+        print(json.dumps({**description, **also}))
+        return ExitCode.OK
+    for name, value in description.items():
         print(f"{name}: {value}")
-    if found:
-        _print_picture(found)
+    if found is not None:
+        _print_found(found)
+    return ExitCode.OK
 
 
-def _read(picture: Path, max_bytes: int) -> bytes:
+def _found(settings: WorkerSettings, model: "Model", path: Path) -> dict[str, Any]:
+    """Return a description of a picture and of the faces that a worker would find in it."""
+    from worker import images
+    from worker.bootstrap import build_anonymizer
+
+    content = _read(path, settings.max_bytes)
+    picture = images.decode(content, settings.max_pixels, settings.max_frames)
+    frames = build_anonymizer(settings, model=model).look(picture)
+    return {
+        "file": str(path),
+        "format": picture.format,
+        "width": picture.width,
+        "height": picture.height,
+        "frames": [_faces(detections) for detections in frames],
+    }
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
     try:
-        if (size := picture.stat().st_size) > max_bytes:
+        size = path.stat().st_size
+        if size > max_bytes:
             raise ImageTooLarge(
-                f"{picture} has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
+                f"{path} has {size:,} bytes, the limit is {max_bytes:,}: raise VEIL_MAX_BYTES"
             )
-        return picture.read_bytes()
+        return path.read_bytes()
     except OSError as error:
-        raise UnreadableImage(f"{picture} can't be read: {error.strerror}") from None
+        raise UnreadableImage(f"{path} can't be read: {error.strerror}") from None
 
 
-def _faces(found: Detections) -> list[dict[str, Any]]:
-    """Return a description of each face, strongest first, with the landmarks of the sighting that
-    fits it best.
+def _faces(found: "Detections") -> list[dict[str, Any]]:
+    """Return a description of each face, highest score first.
+
+    Its landmarks are those of the sighting whose box fits best; None if they are not finite.
     """
+    import numpy as np
+
+    from worker.detection.faces import overlap
+
     faces = []
     for row in np.argsort(-found.scores, kind="stable"):
         box = found.boxes_xyxy[row]
-        seen = found.seen[found.seen.face == row]
-        landmarks = (
-            seen.landmarks[int(np.argmax(overlap(box, seen.boxes_xyxy)))].astype(float).round(1)
-        )
-        known = bool(np.isfinite(landmarks).all())
+        sightings = found.seen[found.seen.face == row]
+        best = int(np.argmax(overlap(box, sightings.boxes_xyxy)))
+        landmarks = sightings.landmarks[best].astype(float).round(1)
         faces.append(
             {
                 "score": round(float(found.scores[row]), 4),
                 "box_xyxy": box.astype(float).round(1).tolist(),
                 "size": (box[2:] - box[:2]).astype(float).round(1).tolist(),
-                "landmarks": landmarks.tolist() if known else None,
+                "landmarks": landmarks.tolist() if np.isfinite(landmarks).all() else None,
             }
         )
     return faces
 
 
-def _print_picture(found: dict[str, Any]) -> None:
-    count = sum(len(faces) for faces in found["frames"])
+def _print_found(found: dict[str, Any]) -> None:
+    frames = found["frames"]
+    count = sum(len(faces) for faces in frames)
     size = f"{found['width']} x {found['height']}"
-    print(
-        f"picture: {found['file']}: {found['format']}, {size}, {len(found['frames'])} frame(s), {count} face(s)"
-    )
-    for number, faces in enumerate(found["frames"], start=1):
+    counts = f"{len(frames)} frame(s), {count} face(s)"
+    print(f"picture: {found['file']}: {found['format']}, {size}, {counts}")
+    for number, faces in enumerate(frames, start=1):
         for face in faces:
             width, height = face["size"]
             landmarks = "unknown" if face["landmarks"] is None else face["landmarks"]
-            where = f"box {face['box_xyxy']}, {width:.0f} x {height:.0f}, landmarks {landmarks}"
-            print(f"face in frame {number}: score {face['score']:.3f}, {where}")
+            print(
+                f"face in frame {number}: score {face['score']:.3f}, box {face['box_xyxy']}, "
+                f"{width:.0f} x {height:.0f}, landmarks {landmarks}"
+            )

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, silence in a pipe."""
+"""A progress bar on standard error, shown on a terminal only."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from rich.progress import (
 
 
 class Bar:
-    """Counts; shows on standard error if that is a terminal."""
+    """A progress bar, and the count that it shows."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
@@ -30,12 +30,12 @@ class Bar:
 
 @contextmanager
 def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
-    """A bar for `total` things, or a counter if their number is not known."""
+    """Show a bar for `total` steps that are `what`, or a counter if their number is not known."""
     console = Console(stderr=True)
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # What is printed to the same terminal goes above the bar; what goes into a pipe is left alone.
-    both = sys.stdout.isatty()
+    # Rich prints redirected output above the bar. Output into a pipe must not be redirected.
+    is_terminal = sys.stdout.isatty()
     with Progress(
-        *columns, console=console, disable=not console.is_terminal, redirect_stdout=both
+        *columns, console=console, disable=not console.is_terminal, redirect_stdout=is_terminal
     ) as progress:
         yield Bar(progress, progress.add_task(what, total=total))

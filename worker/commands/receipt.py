@@ -1,143 +1,208 @@
-"""``veil receipt verify``: whether outputs and sources are what their receipts say, a line each."""
+"""``veil receipt``: check outputs and sources against their receipts."""
 
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 
 from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
+from tasks.messages import AnonymizeOptions
 from tasks.storage.s3 import ObjectStore
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.options import Json
 from worker.commands.progress import progress_bar
-from worker.printing import printable
+from worker.printing import print_summary, printable
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from tasks.storage.receipts import Receipt
+    from worker.detection.faces import Boxes
 
+# Each thread reads an output, its receipt and its source; outputs and receipts are also listed.
+CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
 
+Addresses = Annotated[
+    list[str],
+    typer.Argument(metavar="s3://OUTPUT...", help="Outputs, receipts, and prefixes."),
+]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        metavar="s3://SOURCE[/PREFIX]",
+        help="Where the sources are, if `backfill --to` put the outputs elsewhere.",
+    ),
+]
+Redetect = Annotated[
+    bool,
+    typer.Option(
+        "--redetect",
+        help="Also detect faces in each output, and report one that its receipt does not have.",
+    ),
+]
+DeleteSource = Annotated[
+    bool,
+    typer.Option(
+        "--delete-source",
+        help="Delete the source of each output that matches its receipt, equals the source "
+        "outside the hidden regions, and is not flagged.",
+    ),
+]
+OlderThan = Annotated[
+    float | None,
+    typer.Option(metavar="DAYS", min=0, help="With --delete-source: keep younger sources."),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="With --delete-source: only report which would be deleted."),
+]
 
-def run(
-    settings: WorkerSettings,
-    addresses: Sequence[str],
-    source: str | None,
-    redetect: bool,
-    disposal: Disposal | None,
-    as_json: bool,
-) -> bool:
-    """Tell of each output at or below `addresses` whether it is as its receipt says; whether all
-    are.
+
+app = CommandApp("Check outputs against their receipts.")
+
+
+@app.callback()
+def receipt() -> None:
+    """Make a group of the only command: without a callback Typer drops the command's name."""
+
+
+@app.command()
+def verify(
+    addresses: Addresses,
+    source: Source = None,
+    redetect: Redetect = False,
+    delete_source: DeleteSource = False,
+    older_than: OlderThan = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> ExitCode:
+    """Compare outputs and sources with their receipts, and print the result of each on a line.
+
+    Exit with 1 if one differs from its receipt.
+
+    Example: veil receipt verify s3://camera-clean/2026 --redetect
     """
-    threads = (
-        settings.concurrency if redetect or disposal else THREADS
-    )  # pictures that are decoded at once
-    store = ObjectStore.connect(settings, connections=3 * threads + LISTINGS)
-    audit = Audit(
-        store,
-        settings.parsed_routes(),
-        settings.fetch_seconds,
-        settings.receipt_keys(),
-        face_check=_look(settings) if redetect else None,
-        disposal=disposal,
-        threads=threads,
-    )
+    if not delete_source and (dry_run or older_than is not None):
+        raise typer.BadParameter(
+            "goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than"
+        )
+    settings = WorkerSettings.load()
+    disposal = None
+    if delete_source:
+        disposal = Disposal(timedelta(days=older_than or 0), dry_run, comparison(settings))
+    audit = _audit(settings, redetect, disposal)
     counts: Counter[str] = Counter()
     checked = good = 0
     started = time.monotonic()
     with progress_bar("verified") as bar:
         for address in addresses:
             for verdict in audit.verdicts(address, source):
-                checked, good = checked + 1, good + verdict.is_good
+                checked += 1
+                good += verdict.is_good
                 counts.update(verdict.states)
                 _print(verdict, as_json)
                 bar.advance()
-    _summarize(checked, good, counts, time.monotonic() - started, as_json)
-    return checked == good
+    _print_counts(checked, good, counts, time.monotonic() - started, as_json)
+    return ExitCode.ok_if(checked == good)
 
 
-def _look(settings: WorkerSettings) -> FaceCheck:
-    """Looks for faces as a worker with these settings would; those of the receipt and its exempt
-    areas may be there.
+def comparison(settings: WorkerSettings) -> Compare:
+    """Return the comparison of an output with its source, for workers with these settings.
+
+    It is true if both are equal outside the regions that such workers hide.
     """
-    import numpy as np
+    import cv2
 
-    from tasks.messages import AnonymizeOptions
+    from worker import images, likeness
+    from worker.bootstrap import mask_style
+
+    # OpenCV would report each file that it can't decode.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    style = mask_style(settings)
+
+    def compare(output: bytes, source: bytes, receipt: "Receipt") -> bool:
+        before = images.decode(source, settings.max_pixels, settings.max_frames)
+        after = images.decode(output, settings.max_pixels, settings.max_frames)
+        if not (likeness.is_confirmed(source, before) and likeness.is_confirmed(output, after)):
+            return False
+        extra = AnonymizeOptions.of(receipt.options).extra
+        smallest_scale = min(settings.look().scales)
+        hidden = likeness.hidden_by(_boxes(receipt), extra, style, before, smallest_scale)
+        return likeness.is_alike(before, after, hidden)
+
+    return compare
+
+
+def _audit(settings: WorkerSettings, redetect: bool, disposal: Disposal | None) -> Audit:
+    # A thread that decodes pictures needs memory, so there are no more of them than in a worker.
+    threads = settings.concurrency if redetect or disposal else THREADS
+    return Audit(
+        ObjectStore.connect(settings, connections=CONNECTIONS_PER_THREAD * threads + LISTINGS),
+        settings.parsed_routes(),
+        settings.fetch_seconds,
+        settings.receipt_keys(),
+        face_check=_redetection(settings) if redetect else None,
+        disposal=disposal,
+        threads=threads,
+    )
+
+
+def _redetection(settings: WorkerSettings) -> FaceCheck:
+    """Return the check of an output for faces that a worker with these settings would find.
+
+    It is true if the eyes of every such face lie in a region of the receipt, or the face lies in an
+    exempt area.
+    """
     from worker import images, logs
     from worker.bootstrap import build_anonymizer, mask_style
     from worker.detection.faces import Sightings, outside
     from worker.masking import regions
 
     logs.configure(settings.log_format)
-
     anonymizer = build_anonymizer(settings)
     style = replace(mask_style(settings), region=regions.WHOLE)
 
-    def look(content: bytes, receipt: "Receipt") -> bool:
+    def is_hidden(content: bytes, receipt: "Receipt") -> bool:
         picture = images.decode(content, settings.max_pixels, settings.max_frames)
+        width, height = picture.width, picture.height
         options = AnonymizeOptions.of(receipt.options)
-        boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
-        hidden = regions.regions(
-            Sightings.of(boxes), style, picture.width, picture.height, options.extra
-        )
-        return all(
-            regions.eyes_hidden(
-                outside(found, options.exempt), hidden, picture.width, picture.height
-            ).all()
-            for found in anonymizer.look(picture)
-        )
+        sightings = Sightings.of(_boxes(receipt))
+        hidden = regions.regions(sightings, style, width, height, options.extra)
+        for found in anonymizer.look(picture):
+            exposed = outside(found, options.exempt)
+            if not regions.eyes_hidden(exposed, hidden, width, height).all():
+                return False
+        return True
 
-    return look
+    return is_hidden
 
 
-def comparison(settings: WorkerSettings) -> Compare:
-    """Return what compares outputs with their sources, outside of what workers with these settings
-    hide.
-    """
-    import cv2
+def _boxes(receipt: "Receipt") -> "Boxes":
+    """Return the faces of the receipt, float32 [faces, 4], x1 y1 x2 y2 in pixels."""
     import numpy as np
 
-    from tasks.messages import AnonymizeOptions
-    from worker import images, likeness
-    from worker.bootstrap import mask_style
-
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # files that it does not read are no news
-    style = mask_style(settings)
-
-    def compare(output: bytes, source: bytes, receipt: "Receipt") -> bool:
-        before, after = (
-            images.decode(each, settings.max_pixels, settings.max_frames)
-            for each in (source, output)
-        )
-        if not (likeness.is_confirmed(source, before) and likeness.is_confirmed(output, after)):
-            return False
-        boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
-        extra = AnonymizeOptions.of(receipt.options).extra
-        hidden = likeness.hidden_by(boxes, extra, style, before, min(settings.look().scales))
-        return likeness.is_alike(before, after, hidden)
-
-    return compare
+    return np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
 
 
 def _print(verdict: Verdict, as_json: bool) -> None:
-    if as_json:
-        told = {
-            "output": str(verdict.output),
-            "receipt": None if verdict.receipt is None else str(verdict.receipt),
-            "states": list(verdict.states),
-            "good": verdict.is_good,
-        }
-        print(json.dumps(told), flush=True)
+    if not as_json:
+        print(f"{', '.join(verdict.states):<16} {printable(str(verdict.output))}")
         return
-    print(f"{', '.join(verdict.states):<16} {printable(str(verdict.output))}")
+    line = {
+        "output": str(verdict.output),
+        "receipt": None if verdict.receipt is None else str(verdict.receipt),
+        "states": list(verdict.states),
+        "good": verdict.is_good,
+    }
+    print(json.dumps(line), flush=True)
 
 
-def _summarize(
+def _print_counts(
     checked: int, good: int, counts: Counter[str], seconds: float, as_json: bool
 ) -> None:
     if as_json:
@@ -149,5 +214,5 @@ def _summarize(
         }
         print(json.dumps({"summary": summary}))
         return
-    told = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
-    Console(stderr=True).print(f"{checked:,} verified: {told} in {seconds:.1f} s", highlight=False)
+    parts = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
+    print_summary(f"{checked:,} verified: {parts} in {seconds:.1f} s")

@@ -1,30 +1,34 @@
-"""``veil reconcile``: what is wrong between two places, a line each, and the counts that prove the
-rest right.
-"""
+"""``veil reconcile``: compare sources with outputs, and report every difference on a line."""
 
 import json
-import sys
+import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
+import typer
 
-from tasks.app import app
 from tasks.bulk.places import Places
 from tasks.bulk.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.errors import SettingsInvalid
 from tasks.messages import BACKFILL
-from tasks.publishing import Publisher, Wanted, announced_recipe, wait_for_room
+from tasks.publishing import Publisher, Wanted, announced_recipe
 from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.options import Json
 from worker.commands.progress import progress_bar
-from worker.printing import printable
+from worker.commands.queue import celery_app, wait_for_room
+from worker.printing import print_note, print_summary, printable
 
-MOST_WAITING = 20_000  # messages; 1 kB of Redis each
-LISTINGS = 3
-SHOWN: tuple[State, ...] = (
+if TYPE_CHECKING:
+    from tasks.app import App
+
+LISTINGS = 3  # read side by side: sources, outputs and receipts; each needs a connection
+RECIPE = re.compile(r"[0-9a-f]{16}")
+STATES: tuple[State, ...] = (
     "current",
     "missing",
     "stale",
@@ -35,82 +39,130 @@ SHOWN: tuple[State, ...] = (
     "held",
     "archived",
 )
-RARE: tuple[State, ...] = ("refused", "unknown key")  # people need not read that there is none
+RARE: tuple[State, ...] = ("refused", "unknown key")  # not in the line for people if the count is 0
 
 
-def run(
-    settings: Settings,
-    source: str,
-    output: str | None,
-    recipe: str | None,
-    only: Only,
-    sources_deleted: bool,
-    enqueue: bool,
-    limit: int | None,
-    as_json: bool,
-) -> bool:
-    """Tell what is wrong, and enqueue what a worker can put right if asked; whether everything is
-    as it should be.
+Source = Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")]
+Output = Annotated[
+    str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")
+]
+Enqueue = Annotated[
+    bool, typer.Option("--enqueue", help="Put missing and stale pictures on the queue.")
+]
+OtherRecipe = Annotated[
+    bool,
+    typer.Option(
+        "--recipe-older-than-current",
+        help="Report and enqueue only outputs of another recipe.",
+    ),
+]
+BelowScore = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Report and enqueue only outputs with a face below this score; "
+        "current ones are not enqueued.",
+    ),
+]
+Recipe = Annotated[
+    str | None, typer.Option(help="The recipe that is current; default: the workers'.")
+]
+SourcesDeleted = Annotated[
+    bool,
+    typer.Option(
+        "--sources-deleted",
+        help="Sources are deleted on purpose: "
+        "an output without source is no orphan if it has a receipt.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Stop after this many lines.")]
+
+app = CommandApp()
+
+
+@app.command()
+def reconcile(
+    source: Source,
+    output: Output = None,
+    enqueue: Enqueue = False,
+    other_recipe: OtherRecipe = False,
+    below_score: BelowScore = None,
+    recipe: Recipe = None,
+    sources_deleted: SourcesDeleted = False,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> ExitCode:
+    """Check that every source has its output.
+
+    Exit with 1 if an output is missing or stale, a picture is dead, or an output has no source.
+
+    Example: veil reconcile s3://camera-uploads s3://camera-clean --enqueue
     """
+    if recipe is not None and not RECIPE.fullmatch(recipe):
+        raise typer.BadParameter("a recipe has 16 hex digits", param_hint="--recipe")
+    only = Only(other_recipe, below_score)
+    settings = Settings.load()
     places = Places.find(source, output, settings.parsed_routes(), settings.receipt_keys())
     store = ObjectStore.connect(settings, connections=THREADS + LISTINGS)
-    redis = app.backend.client
+    celery = celery_app()
+    redis = celery.backend.client
     with connected():
-        redis.ping()  # before a long reading, not after
-    recipe = _recipe(recipe, only)
-    publisher = Publisher(app)
+        redis.ping()  # so that an unreachable Redis is reported before a listing of hours
+    recipe = _current_recipe(redis, recipe, only)
+    started = time.monotonic()
+    with progress_bar("compared") as bar:
+        reconciliation = Reconciliation(
+            store, places, recipe, redis, only, sources_deleted, bar.advance
+        )
+        _report(celery, reconciliation, enqueue, limit, as_json)
+    _print_counts(reconciliation, recipe, time.monotonic() - started, as_json)
+    is_proven = reconciliation.is_complete and not reconciliation.wrong
+    return ExitCode.ok_if(is_proven)
+
+
+def _report(
+    celery: "App", reconciliation: Reconciliation, enqueue: bool, limit: int | None, as_json: bool
+) -> None:
+    """Print the findings and, with `enqueue`, put what a worker can repair on the queue."""
+    publisher = Publisher(celery)
 
     def publish(pictures: Sequence[Wanted]) -> None:
-        wait_for_room(redis, BACKFILL, MOST_WAITING, lambda waiting: tell_full(BACKFILL, waiting))
+        wait_for_room(celery.backend.client, BACKFILL)
         publisher.publish(pictures, BACKFILL)
 
-    started = time.monotonic()
     try:
-        with progress_bar("compared") as bar:
-            reconciliation = Reconciliation(
-                store, places, recipe, redis, only, sources_deleted, bar.advance
-            )
-            for finding in reconciliation.findings(publish if enqueue else None, limit):
-                _print(finding, as_json)
+        for finding in reconciliation.findings(publish if enqueue else None, limit):
+            _print(finding, as_json)
     finally:
         publisher.close()
-    _summarize(reconciliation, recipe, time.monotonic() - started, as_json)
-    return reconciliation.is_complete and not reconciliation.wrong
 
 
-def _recipe(given: str | None, only: Only) -> str | None:
-    """The recipe that outputs should be of; None if nobody knows."""
-    recipe = given or announced_recipe(app.backend.client)
+def _current_recipe(redis: Any, given: str | None, only: Only) -> str | None:
+    """Return the recipe that outputs should have; None if any will do.
+
+    Raise SettingsInvalid if `only` compares recipes and none is known.
+    """
+    recipe = given or announced_recipe(redis)
     if recipe is None and only.other_recipe:
-        raise SettingsInvalid("no worker has told its recipe yet: start one, or give --recipe")
+        raise SettingsInvalid("no worker has reported its recipe: start one, or give --recipe")
     if recipe is None:
-        print(
-            "veil: no worker has told its recipe yet: only the versions of the sources count",
-            file=sys.stderr,
-        )
+        print_note("no worker has reported its recipe: only versions of sources are compared")
     return recipe
-
-
-def tell_full(queue: str, waiting: int) -> None:
-    print(
-        f"veil: {waiting:,} messages wait on {queue}: going on once workers have made room",
-        file=sys.stderr,
-    )
 
 
 def _print(finding: Finding, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(_line(finding)), flush=True)
+        print(json.dumps(_json_of(finding)), flush=True)
         return
-    score = "" if finding.lowest_score is None else f" ({finding.lowest_score:g})"
     address = finding.output if finding.state == "orphan" else finding.source
-    queued = ", enqueued" * finding.enqueued
-    print(
-        f"{finding.state:<8} {printable(str(address))}  {printable(finding.reason)}{score}{queued}"
-    )
+    score = "" if finding.lowest_score is None else f" ({finding.lowest_score:g})"
+    enqueued = ", enqueued" if finding.enqueued else ""
+    line = f"{finding.state:<8} {printable(str(address))}  {printable(finding.reason)}"
+    print(f"{line}{score}{enqueued}")
 
 
-def _line(finding: Finding) -> dict[str, Any]:
+def _json_of(finding: Finding) -> dict[str, Any]:
     return {
         "state": finding.state,
         "source": str(finding.source),
@@ -121,20 +173,25 @@ def _line(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _summarize(
+def _print_counts(
     reconciliation: Reconciliation, recipe: str | None, seconds: float, as_json: bool
 ) -> None:
-    counts = {state: reconciliation.counts[state] for state in SHOWN}
+    counts: dict[str, int] = {state: reconciliation.counts[state] for state in STATES}
     if as_json:
-        also = {
+        summary = {
+            **counts,
             "enqueued": reconciliation.enqueued,
             "recipe": recipe,
             "complete": reconciliation.is_complete,
+            "seconds": round(seconds, 3),
         }
-        print(json.dumps({"summary": {**counts, **also, "seconds": round(seconds, 3)}}))
+        print(json.dumps({"summary": summary}))
         return
-    told = [f"{count:,} {state}" for state, count in counts.items() if count or state not in RARE]
+    parts = []
+    for state, count in counts.items():
+        if count or state not in RARE:
+            parts.append(f"{count:,} {state}")
     if reconciliation.enqueued:
-        told.append(f"{reconciliation.enqueued:,} enqueued")
-    partly = "" if reconciliation.is_complete else " (stopped at the limit)"
-    Console(stderr=True).print(f"{', '.join(told)} in {seconds:.1f} s{partly}", highlight=False)
+        parts.append(f"{reconciliation.enqueued:,} enqueued")
+    note = "" if reconciliation.is_complete else " (stopped at the limit)"
+    print_summary(f"{', '.join(parts)} in {seconds:.1f} s{note}")

@@ -1,85 +1,154 @@
-"""``veil review``: the pictures that were held back, or published with a doubt, and what becomes of
-them.
-"""
+"""``veil review``: the pictures that were held, or published with a doubt, and the decisions."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import asdict
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.app import app
-from tasks.messages import AnonymizeOptions
 from tasks.records.review import REVIEW_LIST, ReviewEntry
-from worker.commands import entries
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.ledger_entries import LedgerEntries, time_of
+from worker.commands.options import (
+    Exempt,
+    Extra,
+    Json,
+    Method,
+    Queue,
+    Region,
+    Sources,
+    Yes,
+    anonymize_options,
+    require_confirmation,
+)
+from worker.commands.queue import celery_app
 from worker.printing import printable
 
-NAME = "picture to review"
+All = Annotated[bool, typer.Option("--all", help="Every picture on the list.")]
+ConfirmedAll = Annotated[
+    bool, typer.Option("--all", help="Every picture on the list; needs --yes.")
+]
+
+app = CommandApp("Decide on pictures that were held or flagged.")
 
 
-def list_all(as_json: bool) -> None:
-    """Print every picture on the list, oldest first: a table on a terminal, else a line each."""
-    doubts = entries.oldest_first(REVIEW_LIST)
+@app.command("list")
+def list_entries(as_json: Json = False) -> ExitCode:
+    """Print every picture that needs a review with its reason, oldest first."""
+    entries = _entries().oldest_first()
     if as_json:
-        for doubt in doubts:
-            print(json.dumps(asdict(doubt)))
+        for entry in entries:
+            print(json.dumps(asdict(entry)))
     elif sys.stdout.isatty():
-        table = Table("since", "state", "source", "reason", "faces", "left")
-        for doubt in doubts:
-            counts = ("–" if count is None else f"{count:,}" for count in (doubt.faces, doubt.left))
-            table.add_row(
-                entries.when(doubt),
-                doubt.state,
-                Text(printable(doubt.source)),
-                doubt.reason,
-                *counts,
-            )
-        Console().print(table)
+        _print_table(entries)
     else:
-        for doubt in doubts:
-            print(
-                printable(
-                    f"{entries.when(doubt)}  {doubt.state:<7}  {doubt.source}  {doubt.reason}"
-                )
-            )
+        for entry in entries:
+            line = f"{time_of(entry)}  {entry.state:<7}  {entry.source}  {entry.reason}"
+            print(printable(line))
+    return ExitCode.OK
 
 
-def show(source: str, as_json: bool) -> bool:
-    """Print all that is known of the picture `source`; whether it is on the list."""
-    found = entries.of(REVIEW_LIST, [source], NAME)
-    entries.show(found, as_json)
-    return bool(found)
+@app.command()
+def show(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False
+) -> ExitCode:
+    """Print everything that is known of a picture: boxes, never pixels.
 
-
-def release(sources: list[str], queue: str, as_json: bool) -> bool:
-    """Have the pictures of `sources`, or all, published as they would be; whether that could be
-    asked for.
+    Exit with 1 if the picture is not on the list.
     """
-    return _enqueue(sources, ReviewEntry.release_options, queue, as_json)
+    return ExitCode.ok_if(_entries().show(source, as_json))
 
 
-def redo(sources: list[str], more: AnonymizeOptions, queue: str, as_json: bool) -> bool:
-    """Have the pictures of `sources`, or all, made anew with what `more` asks for; whether that
-    could be asked for.
+@app.command()
+def release(
+    sources: Sources = None,
+    everything: ConfirmedAll = False,
+    yes: Yes = False,
+    queue: Queue = "uploads",
+    as_json: Json = False,
+) -> ExitCode:
+    """Publish pictures in spite of the doubt, if their sources are unchanged.
+
+    They stay on the list until they are published. Exit with 1 if a picture is not on the list, or
+    can't be put on the queue.
+
+    Example: veil review release s3://camera-uploads/a/b.jpg
     """
-    return _enqueue(sources, lambda doubt: doubt.redo_options(more), queue, as_json)
+    _require_one_choice(sources, everything)
+    require_confirmation(everything, yes)
+    is_complete = _entries().enqueue(sources or [], ReviewEntry.release_options, queue, as_json)
+    return ExitCode.ok_if(is_complete)
 
 
-def drop(sources: list[str]) -> bool:
-    """Take the pictures of `sources`, or all, off the list; whether all `sources` were on it."""
-    return entries.drop(REVIEW_LIST, sources, None, NAME)
+@app.command()
+def redo(
+    sources: Sources = None,
+    everything: All = False,
+    method: Method = None,
+    region: Region = None,
+    exempt: Exempt = None,
+    extra: Extra = None,
+    queue: Queue = "uploads",
+    as_json: Json = False,
+) -> ExitCode:
+    """Anonymize pictures again, with further options on top of the earlier ones.
+
+    They stay on the list until no doubt is left. Exit with 1 if a picture is not on the list, or
+    can't be put on the queue.
+
+    Example: veil review redo s3://camera-uploads/a/b.jpg --extra 10,20,90,120
+    """
+    _require_one_choice(sources, everything)
+    if (exempt or extra) and len(sources or ()) != 1:
+        raise typer.BadParameter(
+            "an area belongs to one picture: give one address", param_hint="--extra, --exempt"
+        )
+    more = anonymize_options(method, region, exempt, extra)
+    is_complete = _entries().enqueue(
+        sources or [], lambda entry: entry.redo_options(more), queue, as_json
+    )
+    return ExitCode.ok_if(is_complete)
 
 
-def _enqueue(
-    sources: list[str],
-    options: Callable[[ReviewEntry], AnonymizeOptions],
-    queue: str,
-    as_json: bool,
-) -> bool:
-    """A picture stays on the list until it is published without a doubt."""
-    found = entries.of(REVIEW_LIST, sources, NAME)
-    doubts = iter(found) if sources else REVIEW_LIST.entries(app.backend.client)
-    return entries.enqueue(doubts, options, queue, as_json) and len(found) == len(set(sources))
+@app.command()
+def drop(sources: Sources = None, everything: ConfirmedAll = False, yes: Yes = False) -> ExitCode:
+    """Take pictures off the list, and change nothing else.
+
+    Exit with 1 if a picture is not on the list.
+    """
+    _require_one_choice(sources, everything)
+    require_confirmation(everything, yes)
+    return ExitCode.ok_if(_entries().drop(sources or []))
+
+
+def _entries() -> LedgerEntries[ReviewEntry]:
+    return LedgerEntries(celery_app(), REVIEW_LIST, "picture to review")
+
+
+def _require_one_choice(sources: list[str] | None, everything: bool) -> None:
+    if bool(sources) == everything:
+        raise typer.BadParameter("give addresses, or --all")
+
+
+def _print_table(entries: Iterable[ReviewEntry]) -> None:
+    table = Table("since", "state", "source", "reason", "faces", "left")
+    for entry in entries:
+        table.add_row(
+            time_of(entry),
+            entry.state,
+            Text(printable(entry.source)),
+            entry.reason,
+            _count(entry.faces),
+            _count(entry.left),
+        )
+    Console().print(table)
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"

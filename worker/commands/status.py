@@ -1,4 +1,4 @@
-"""``veil status``: how the work stands, once or as a live table."""
+"""``veil status``: queues, outcomes and runs, once or as a live table."""
 
 import json
 import sys
@@ -6,75 +6,109 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tasks import status
-from tasks.app import app
+from tasks import status as progress
 from tasks.errors import QueueUnavailable, RunUnknown
 from tasks.redis_errors import connected
 from tasks.status import RunStatus, Status
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.options import Json
+from worker.commands.queue import celery_app
+from worker.printing import print_note
 
-LIVE_SECONDS = 2.0
-PING_SECONDS = 1.0
-PIPE_WIDTH = 240  # characters; nothing is cut
+if TYPE_CHECKING:
+    from tasks.app import App
+
+LIVE_SECONDS = 2.0  # between two refreshes, by default
+PING_SECONDS = 1.0  # within which a worker must answer
+PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
+
+app = CommandApp()
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown: as lines of JSON, and as tables."""
+    """One reading: the objects of ``--json``, and the tables for people."""
 
     lines: list[dict[str, Any]]
     tables: list[RenderableType]
 
 
-def run(
-    name: str | None, all_runs: bool, workers: bool, interval: float | None, as_json: bool
-) -> None:
-    """Show all of the work, or the run `name`, or all runs; again and again on a terminal or with
-    an `interval`.
+@app.command()
+def status(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Show only this run of a backfill.")
+    ] = None,
+    runs: Annotated[bool, typer.Option("--runs", help="Show all runs of backfills.")] = False,
+    workers: Annotated[
+        bool, typer.Option("--workers", help="Also ask which workers are alive; takes a second.")
+    ] = False,
+    interval: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Refresh after this many seconds; default: 2 on a terminal, else once."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> ExitCode:
+    """Show queues, outcomes, rate and time left.
+
+    The table is live on a terminal, and is printed once elsewhere.
+
+    Example: veil status --json --interval 60
     """
+    if runs and run is not None:
+        raise typer.BadParameter("give a run, or --runs")
+    celery = celery_app()
+    redis = celery.backend.client
 
-    def look() -> View:
-        if all_runs:
-            return _runs_view(status.runs(app.backend.client))
-        if name is not None:
-            return _run_view(name)
-        return _work_view(status.read(app.backend.client), _alive() if workers else None)
+    def read() -> View:
+        if runs:
+            return _runs_view(progress.runs(redis))
+        if run is not None:
+            return _run_view(redis, run)
+        return _work_view(progress.read(redis), _alive(celery) if workers else None)
 
-    if interval is None and (as_json or not sys.stdout.isatty()):
-        _print(look(), as_json)
-    elif as_json or not sys.stdout.isatty():
-        _repeat(look, interval or LIVE_SECONDS, as_json)
+    is_live = sys.stdout.isatty() and not as_json
+    if is_live:
+        _refresh(read, interval or LIVE_SECONDS)
+    elif interval is None:
+        _print(read(), as_json)
     else:
-        _live(look, interval or LIVE_SECONDS)
+        _repeat(read, interval, as_json)
+    return ExitCode.OK
 
 
-def _repeat(look: Callable[[], View], interval: float, as_json: bool) -> None:
-    """A line, or tables, each `interval` seconds; an outage is told and waited for."""
-    look()  # what is wrong from the start is the caller's to tell
+def _repeat(read: Callable[[], View], interval: float, as_json: bool) -> None:
+    """Print the status every `interval` seconds, and note an outage of Redis."""
+    read()  # an error at the start ends the command
     while True:
         try:
-            _print(look(), as_json)
+            _print(read(), as_json)
         except QueueUnavailable as error:
-            print(f"veil: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print_note(f"{type(error).__name__}: {error}")
         time.sleep(interval)
 
 
-def _live(look: Callable[[], View], interval: float) -> None:
-    shown: RenderableType = Group(*look().tables)
+def _refresh(read: Callable[[], View], interval: float) -> None:
+    """Show the status on the terminal, read anew every `interval` seconds."""
+    shown: RenderableType = Group(*read().tables)
     with Live(shown, console=Console(), auto_refresh=False) as live:
         while True:
             live.update(shown, refresh=True)
             time.sleep(interval)
             try:
-                shown = Group(*look().tables)
+                shown = Group(*read().tables)
             except QueueUnavailable as error:
-                shown = Text(f"{datetime.now():%H:%M:%S}  {error}; looking again", style="bold red")
+                shown = Text(f"{datetime.now():%H:%M:%S}  {error}; retrying", style="bold red")
 
 
 def _print(view: View, as_json: bool) -> None:
@@ -82,15 +116,15 @@ def _print(view: View, as_json: bool) -> None:
         for line in view.lines:
             print(json.dumps(line), flush=True)
         return
-    console = Console(width=PIPE_WIDTH)
+    console = Console(width=PIPE_COLUMNS)
     for table in view.tables:
         console.print(table)
 
 
-def _alive() -> list[str]:
-    """The workers that answer at once."""
+def _alive(celery: "App") -> list[str]:
+    """Return the names of the workers that answer within PING_SECONDS."""
     with connected():
-        return sorted(app.control.inspect(timeout=PING_SECONDS).ping() or ())
+        return sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
 
 
 def _work_view(work: Status, alive: list[str] | None) -> View:
@@ -109,38 +143,50 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
         _duration(work.seconds_left),
         work.recipe or "–",
     )
-    line, tables = asdict(work), [queues, pictures]
+    line = asdict(work)
+    tables: list[RenderableType] = [queues, pictures]
     if alive is not None:
         line["workers"] = alive
         answering = _table("workers that answer", "")
         answering.add_row(str(len(alive)), ", ".join(alive))
         tables.append(answering)
-    return View([line], list(tables))
+    return View([line], tables)
 
 
-def _run_view(name: str) -> View:
-    found = status.read_run(app.backend.client, name)
+def _run_view(redis: Any, name: str) -> View:
+    found = progress.read_run(redis, name)
     if found is None:
         raise RunUnknown(f"Redis knows no run {name!r:.100}: veil status --runs lists them")
     return _runs_view([found])
 
 
-def _runs_view(found: list[RunStatus]) -> View:
-    table = _table("run", "state", "listed", "skipped", "enqueued", "done", "failed", "left", "%", "pictures/s",
-                   "time left", "updated")  # fmt: skip
-    for one in found:
-        counts = (one.listed, one.skipped, one.enqueued, one.done, one.failed, one.left)
-        rate, left = f"{one.per_second:.2f}", _duration(one.seconds_left)
+def _runs_view(runs: list[RunStatus]) -> View:
+    table = _table(
+        "run",
+        "state",
+        "listed",
+        "skipped",
+        "enqueued",
+        "done",
+        "failed",
+        "left",
+        "%",
+        "pictures/s",
+        "time left",
+        "updated",
+    )
+    for run in runs:
+        counts = (run.listed, run.skipped, run.enqueued, run.done, run.failed, run.left)
         table.add_row(
-            one.run,
-            one.state,
-            *(f"{n:,}" for n in counts),
-            f"{one.percent:g}",
-            rate,
-            left,
-            _moment(one.updated),
+            run.run,
+            run.state,
+            *(f"{count:,}" for count in counts),
+            f"{run.percent:g}",
+            f"{run.per_second:.2f}",
+            _duration(run.seconds_left),
+            _moment(run.updated),
         )
-    return View([asdict(one) for one in found], [table])
+    return View([asdict(run) for run in runs], [table])
 
 
 def _table(*columns: str) -> Table:
@@ -155,8 +201,6 @@ def _duration(seconds: float | None) -> str:
 
 
 def _moment(seconds: float | None) -> str:
-    return (
-        "–"
-        if seconds is None
-        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-    )
+    if seconds is None:
+        return "–"
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

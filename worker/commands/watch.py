@@ -1,93 +1,174 @@
-"""``veil watch``: the process around one source of events."""
+"""``veil watch``: the trigger, which puts pictures on the queue as they are uploaded."""
 
 import asyncio
 import os
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import structlog
+import typer
 
 from tasks import metrics
-from tasks.app import app
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
 from tasks.settings import split_address
 from tasks.uploads.stopping import Stop
 from tasks.uploads.trigger import EventFilter, Trigger
 from worker import logs
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.queue import celery_app
 from worker.settings import WorkerSettings
 
-# As long as a receipt key: nobody guesses it if it was drawn at random.
+if TYPE_CHECKING:
+    from tasks.app import App
+
+# Printable ASCII without spaces, and as long as a receipt key: too long to guess if it is random.
 TOKEN = re.compile(r"[!-~]{32,}")
+
+EventSource = Literal["sqs", "http", "poll"]
 
 log = structlog.get_logger("veil")
 
 
-def run(
-    settings: WorkerSettings,
-    *,
-    sqs: str | None,
-    http: str | None,
-    poll: float | None,
-    prefixes: list[str],
-    suffixes: list[str],
-    hold: float,
-    overlap: float,
-) -> None:
-    """Put on the queue what is uploaded, as `sqs`, `http` or `poll` tell, until told to stop."""
+Sqs = Annotated[
+    str | None, typer.Option(metavar="QUEUE_URL", help="Receive events from an SQS queue.")
+]
+Http = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Serve a webhook to which a store posts events."),
+]
+Poll = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", min=1, help="List the store at this interval, without events."),
+]
+Prefix = Annotated[
+    list[str] | None,
+    typer.Option(metavar="s3://BUCKET/PREFIX", help="Only objects below this address; repeatable."),
+]
+Suffix = Annotated[
+    list[str] | None,
+    typer.Option(metavar=".EXT", help="Only keys with this suffix; repeatable."),
+]
+Hold = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=3600,
+        help="With --http: seconds to wait for Redis before answering 503.",
+    ),
+]
+Overlap = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="With --poll: seconds before the newest known object that are listed again.",
+    ),
+]
+
+app = CommandApp()
+
+
+@app.command()
+def watch(
+    sqs: Sqs = None,
+    http: Http = None,
+    poll: Poll = None,
+    prefix: Prefix = None,
+    suffix: Suffix = None,
+    hold: Hold = 4,
+    overlap: Overlap = 3600,
+) -> ExitCode:
+    """Put pictures on the queue as they are uploaded.
+
+    Give one of --sqs, --http and --poll. SIGTERM stops the command.
+
+    Example: veil watch --http 0.0.0.0:8080 --suffix .jpg
+    """
+    source = _one_source({"sqs": sqs, "http": http, "poll": poll})
+    settings = WorkerSettings.load()
     logs.configure(settings.log_format)
-    wanted = EventFilter(settings.parsed_routes(), prefixes, suffixes)
-    publisher = Publisher(app)
-    trigger = Trigger(
-        publisher, wanted, "http" if http is not None else "sqs" if sqs is not None else "poll"
-    )
-    metrics.serve(settings, app)
+    event_filter = EventFilter(settings.parsed_routes(), prefix or [], suffix or [])
+    celery = celery_app()
+    publisher = Publisher(celery)
+    trigger = Trigger(publisher, event_filter, source)
+    metrics.serve(settings, celery)
     if http is not None:
-        _serve(settings, trigger, http, hold)
-    else:
-        stop = Stop()
-        stop.on_signals()
-        if sqs is not None:
-            _take(settings, trigger, sqs, stop)
-        elif poll is not None:
-            _look(settings, trigger, poll, overlap, stop)
+        _serve(celery, settings, trigger, http, hold)
+    elif sqs is not None:
+        _receive(settings, trigger, sqs)
+    elif poll is not None:
+        _poll(celery, settings, trigger, poll, overlap)
     publisher.close()
     log.info(
         "stopped", queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)
     )
+    return ExitCode.OK
 
 
-def _serve(settings: WorkerSettings, trigger: Trigger, address: str, hold: float) -> None:
+def _one_source(given: Mapping[EventSource, object]) -> EventSource:
+    sources = [name for name, value in given.items() if value is not None]
+    if len(sources) != 1:
+        raise typer.BadParameter("give one of --sqs, --http and --poll")
+    return sources[0]
+
+
+def _serve(
+    celery: "App", settings: WorkerSettings, trigger: Trigger, address: str, hold_seconds: float
+) -> None:
+    """Serve the webhook. Raise SettingsInvalid for a weak token or a wrong address."""
     from tasks.uploads import webhook
 
     token = settings.webhook_token.get_secret_value() if settings.webhook_token else ""
     if not TOKEN.fullmatch(token):
         raise SettingsInvalid(
-            "VEIL_WEBHOOK_TOKEN, which senders must show, needs 32 characters or more, ASCII without spaces: make one "
-            "with `openssl rand -hex 32`"
+            "VEIL_WEBHOOK_TOKEN, which senders must show, needs 32 characters or more, "
+            "ASCII without spaces: make one with `openssl rand -hex 32`"
         )
     try:
         host, port = split_address(address)
     except ValueError as error:
         raise SettingsInvalid(f"--http {address}: {error}") from None
-    asyncio.run(webhook.serve(trigger, app.backend.client, token, host, port, hold))
+    redis = celery.backend.client
+    asyncio.run(webhook.serve(trigger, redis, token, host, port, hold_seconds))
 
 
-def _take(settings: WorkerSettings, trigger: Trigger, url: str, stop: Stop) -> None:
+def _receive(settings: WorkerSettings, trigger: Trigger, url: str) -> None:
+    """Receive events from the SQS queue at `url`."""
     from tasks.uploads.sqs import EventQueue, SqsSource
 
+    stop = _stop_on_signals()
     queue = EventQueue.connect(settings, url, os.environ.get("AWS_ENDPOINT_URL_SQS"))
     log.info("watching", sqs=url)
     SqsSource(queue, trigger).run(stop)
 
 
-def _look(
-    settings: WorkerSettings, trigger: Trigger, interval: float, overlap: float, stop: Stop
+def _poll(
+    celery: "App",
+    settings: WorkerSettings,
+    trigger: Trigger,
+    interval_seconds: float,
+    overlap_seconds: float,
 ) -> None:
+    """List the places of the trigger again and again."""
     from tasks.storage.s3 import ObjectStore
     from tasks.uploads.polling import PollingSource
 
-    places = [str(place) for place in trigger.filter.prefixes]
-    log.info("watching", poll=interval, places=places)
-    PollingSource(
-        ObjectStore.connect(settings), app.backend.client, trigger, interval, overlap
-    ).run(stop)
+    stop = _stop_on_signals()
+    places = [str(prefix) for prefix in trigger.filter.prefixes]
+    log.info("watching", poll=interval_seconds, places=places)
+    source = PollingSource(
+        ObjectStore.connect(settings),
+        celery.backend.client,
+        trigger,
+        interval_seconds,
+        overlap_seconds,
+    )
+    source.run(stop)
+
+
+def _stop_on_signals() -> Stop:
+    stop = Stop()
+    stop.on_signals()
+    return stop

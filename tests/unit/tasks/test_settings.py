@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from tasks.errors import SettingsInvalid
 from tasks.settings import Settings, refuse_unknown, split_address
 from worker import cli
+from worker.commands.exit_codes import ExitCode
 from worker.detection.look import PRESETS
 from worker.settings import PICTURE_SECONDS, WorkerSettings, markdown_table
 
@@ -254,7 +255,7 @@ def test_the_command_refuses_a_misspelt_variable_in_one_line(monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["veil", "settings"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.EXIT_UNUSABLE
+    assert ended.value.code == ExitCode.UNUSABLE
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(

@@ -6,12 +6,12 @@ import json
 import logging
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import structlog
 import typer
 
-from training import cli as training_cli
 from worker import cli, logs
 
 
@@ -105,13 +105,9 @@ def test_no_traceback_in_the_log_shows_values(form):
         assert all("in fail" in line["exception"] for line in lines)
 
 
-def groups(app):
-    yield app
-    for group in app.registered_groups:
-        yield from groups(group.typer_instance)
-
-
-@pytest.mark.parametrize("app", [*groups(cli.app), *groups(training_cli.app)])
+@pytest.mark.parametrize(
+    "app", [cli.app, *(import_module(entry.module).app for entry in cli.COMMANDS.values())]
+)
 def test_no_command_shows_values_when_it_fails_unexpectedly(app):
     assert isinstance(app, typer.Typer)
     assert app.pretty_exceptions_enable is False

@@ -12,14 +12,7 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, OutputFailed
 from worker.anonymizer import Anonymizer, Limits
-from worker.commands.anonymize import (
-    PICTURE_SUFFIXES,
-    Job,
-    _print,
-    anonymize_file,
-    find_jobs,
-    write_atomically,
-)
+from worker.commands.anonymize import Job, _print, anonymize_file, find_jobs
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
 
@@ -77,7 +70,6 @@ def targets(paths, output):
 
 
 # --- which files, and where to
-# --------------------------------------------------------------------------------
 
 
 def test_a_folders_structure_is_kept(folder, tmp_path):
@@ -164,7 +156,6 @@ def test_a_folder_without_files_gives_no_jobs(folder, tmp_path):
 
 
 # --- one file
-# -------------------------------------------------------------------------------------------------
 
 
 def job(path, output, named=False):
@@ -296,50 +287,6 @@ def test_one_bad_file_never_ends_a_run(folder, tmp_path):
         "g": "ignored",
     }
     assert sorted(path.name for path in output.rglob("*")) == ["a.png", "d.png"]
-
-
-def test_suffixes_are_lower_case_with_their_dot():
-    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in PICTURE_SUFFIXES)
-
-
-# --- writing
-# --------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_written_whole_and_replaces_an_older_one(tmp_path):
-    path = tmp_path / "deep" / "a.jpg"
-    for content in (b"one", b"two, longer", b""):
-        write_atomically(path, content)
-        assert path.read_bytes() == content
-        assert [p.name for p in path.parent.iterdir()] == ["a.jpg"]
-
-
-def test_a_target_that_is_a_folder_fails_and_leaves_no_partial(tmp_path):
-    (tmp_path / "a.jpg").mkdir()
-    with pytest.raises(OutputFailed, match=r"a\.jpg"):
-        write_atomically(tmp_path / "a.jpg", b"content")
-    assert [path.name for path in tmp_path.rglob("*")] == ["a.jpg"]
-
-
-def test_a_file_in_the_place_of_a_folder_fails_with_its_name(tmp_path):
-    (tmp_path / "file").write_bytes(b"kept")
-    with pytest.raises(OutputFailed, match="file"):
-        write_atomically(tmp_path / "file" / "a.jpg", b"content")
-    assert (tmp_path / "file").read_bytes() == b"kept"
-
-
-def test_a_name_that_is_too_long_fails_and_leaves_no_partial(tmp_path):
-    with pytest.raises(OutputFailed):
-        write_atomically(tmp_path / ("x" * 300), b"content")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
-    (tmp_path / "original.jpg").write_bytes(b"original")
-    (tmp_path / "a.jpg").symlink_to(tmp_path / "original.jpg")
-    write_atomically(tmp_path / "a.jpg", b"new")
-    assert (tmp_path / "original.jpg").read_bytes() == b"original"
-    assert (tmp_path / "a.jpg").read_bytes() == b"new"
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):

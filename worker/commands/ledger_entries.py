@@ -1,0 +1,156 @@
+"""The work that ``veil dead`` and ``veil review`` share: each has a ledger of pictures in Redis."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Generic
+
+from tasks.addresses import ObjectUri
+from tasks.errors import InvalidRequest
+from tasks.messages import AnonymizeOptions
+from tasks.publishing import Publisher, Wanted
+from tasks.records import ledger
+from tasks.records.ledger import Entry, Item, Ledger
+from tasks.redis_errors import connected
+from worker.commands.queue import wait_for_room
+from worker.printing import print_note, print_summary, printable
+
+if TYPE_CHECKING:
+    from tasks.app import App
+
+Condition = Callable[[Item], bool]
+
+
+class LedgerEntries(Generic[Item]):
+    """The entries of a ledger, as commands print, enqueue and drop them.
+
+    Where `sources` are given, an entry that is missing is noted on standard error. Every method
+    raises QueueUnavailable.
+    """
+
+    def __init__(self, celery: "App", entries: Ledger[Item], name: str) -> None:
+        """`name` is what users call an entry, such as "dead letter"."""
+        self._celery = celery
+        self._redis = celery.backend.client
+        self._ledger = entries
+        self._name = name
+
+    def oldest_first(self) -> Iterator[Item]:
+        """Yield all entries, oldest first; a ledger too large to sort in memory in no order."""
+        with connected():
+            count = self._ledger.count(self._redis)
+        if count > ledger.MAX_SORTED:
+            print_note(f"more than {ledger.MAX_SORTED:,} pictures: in no order")
+        for batch in _batches(self._ledger.oldest_first(self._redis)):
+            yield from batch
+
+    def show(self, source: str, as_json: bool) -> bool:
+        """Print all fields of the entry of `source`. Return whether there is one."""
+        found = self._of([source])
+        for entry in found:
+            if as_json:
+                print(json.dumps(asdict(entry)))
+                continue
+            for name, value in {**asdict(entry), "time": time_of(entry)}.items():
+                print(f"{name}: {printable(str(value))}")
+        return bool(found)
+
+    def enqueue(
+        self,
+        sources: Sequence[str],
+        options: Callable[[Item], AnonymizeOptions | None],
+        queue: str,
+        as_json: bool,
+        condition: Condition[Item] | None = None,
+    ) -> bool:
+        """Put pictures on `queue`, each with its `options`: those of `sources`, or of all entries.
+
+        `condition` selects among all entries. The entries stay in the ledger. Return whether all
+        `sources` had an entry and every picture could be put on the queue.
+        """
+        found = self._of(sources)
+        entries = iter(found) if sources else self._selected(condition)
+        publisher = Publisher(self._celery)
+        enqueued = refused = 0
+        try:
+            for batch in _batches(entries):
+                wanted = _wanted(batch, options)
+                wait_for_room(self._redis, queue)
+                publisher.publish(wanted, queue)
+                enqueued += len(wanted)
+                refused += len(batch) - len(wanted)
+                for picture in wanted if as_json else ():
+                    print(json.dumps({"source": str(picture.source), "queue": queue}))
+        finally:
+            publisher.close()
+        print_summary(f"{enqueued:,} enqueued")
+        return not refused and len(found) == len(set(sources))
+
+    def drop(self, sources: Sequence[str], condition: Condition[Item] | None = None) -> bool:
+        """Forget the entries of `sources`, or those that meet `condition`, or all.
+
+        Return whether all `sources` had an entry.
+        """
+        found = self._of(sources)
+        with connected():
+            if sources:
+                dropped = self._ledger.drop(self._redis, [entry.source for entry in found])
+            elif condition is not None:
+                dropped = self._ledger.drop_where(self._redis, condition)
+            else:
+                dropped = self._ledger.drop_all(self._redis)
+        print_summary(f"{dropped:,} dropped")
+        return len(found) == len(set(sources))
+
+    def _of(self, sources: Iterable[str]) -> list[Item]:
+        keys = [_as_recorded(source) for source in dict.fromkeys(sources)]
+        with connected():
+            found = self._ledger.find(self._redis, keys)
+        for key in keys:
+            if key not in found:
+                print_note(f"no {self._name} of {printable(key)}")
+        return list(found.values())
+
+    def _selected(self, condition: Condition[Item] | None) -> Iterator[Item]:
+        for entry in self._ledger.entries(self._redis):
+            if condition is None or condition(entry):
+                yield entry
+
+
+def time_of(entry: Entry) -> str:
+    """Return the time of `entry` in ISO 8601, UTC."""
+    return datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="seconds")
+
+
+def _as_recorded(source: str) -> str:
+    """Return an address as workers record it: characters without UTF-8 are escaped."""
+    return source.encode("utf-8", "backslashreplace").decode()
+
+
+def _batches(entries: Iterator[Item]) -> Iterator[list[Item]]:
+    """Yield `entries`, which are read from Redis meanwhile, in batches. Raise QueueUnavailable."""
+    while True:
+        with connected():
+            batch = list(islice(entries, ledger.BATCH_SIZE))
+        if not batch:
+            return
+        yield batch
+
+
+def _wanted(
+    entries: Iterable[Item], options: Callable[[Item], AnonymizeOptions | None]
+) -> list[Wanted]:
+    """Return the pictures of `entries`; note those whose message was never a valid request."""
+    wanted = []
+    for entry in entries:
+        try:
+            source = ObjectUri.parse(entry.source)
+            destination = None
+            if entry.destination is not None:
+                destination = ObjectUri.parse(entry.destination)
+            wanted.append(Wanted(source, destination, options=options(entry)))
+        except InvalidRequest as error:
+            print_note(f"can't be tried again, only dropped: {printable(str(error))}")
+    return wanted

@@ -1,0 +1,30 @@
+"""Picture files on this machine: how they are named, and how they are written."""
+
+import secrets
+from pathlib import Path
+
+from tasks.errors import OutputFailed
+
+# Files in a folder that neither hold a picture nor have one of these suffixes are ignored.
+PICTURE_SUFFIXES = {
+    ".apng", ".arw", ".avif", ".bmp", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".ico",
+    ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".mpo", ".nef", ".orf", ".png",
+    ".psd", ".raf", ".rw2", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write all of `content` to `path` or nothing, and create missing folders.
+
+    A link at `path` is replaced, not followed. Raise OutputFailed.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputFailed(f"{path} can't be written: {error.strerror}") from None
