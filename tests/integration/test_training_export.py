@@ -226,7 +226,7 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, 
         "--json",
         environment={
             "VEIL_MODEL": made["zip"],
-            "VEIL_SCALES": "256",
+            "VEIL_SCALES": "480,960",
             "VEIL_TURNED": "never",
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
         },
