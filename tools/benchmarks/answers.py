@@ -17,7 +17,7 @@ from worker.bootstrap import load_model
 from worker.detection import detector
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
-from worker.detection.look import PRESETS
+from worker.detection.presets import PRESETS
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
@@ -36,7 +36,7 @@ def distances(found: Detections, width: int, height: int) -> NDArray[np.float32]
     canvas = np.array([width, height], np.float32)
     inside = (np.minimum(last, canvas) - np.maximum(first, 0)) / np.minimum(last - first, canvas)
     beyond = np.maximum(-first, last - canvas) / max(width, height)
-    points, sides = found.seen.landmarks, (last - first)[:, None]
+    points, sides = found.sightings.landmarks, (last - first)[:, None]
     outside = np.maximum(first[:, None] - points, points - last[:, None]) / sides
     return np.stack(
         [inside.min(axis=1), beyond.max(axis=1), outside.max(axis=(1, 2))], axis=1

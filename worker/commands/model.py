@@ -66,7 +66,7 @@ def _faces(found: Detections) -> list[dict[str, Any]]:
     faces = []
     for row in np.argsort(-found.scores, kind="stable"):
         box = found.boxes_xyxy[row]
-        seen = found.seen[found.seen.face == row]
+        seen = found.sightings[found.sightings.face == row]
         landmarks = (
             seen.landmarks[int(np.argmax(overlap(box, seen.boxes_xyxy)))].astype(float).round(1)
         )

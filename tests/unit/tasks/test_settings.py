@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from tasks.errors import SettingsInvalid
 from tasks.settings import Settings, refuse_unknown, split_address
 from worker import cli
-from worker.detection.look import PRESETS
+from worker.detection.presets import PRESETS
 from worker.settings import PICTURE_SECONDS, WorkerSettings, markdown_table
 
 SECRET = "hunter2"
