@@ -131,8 +131,8 @@ class Batcher:
         """Run the model on `batch`, and give each request its detections or its error."""
         try:
             found = self._predict(np.stack([request.canvas for request in batch]))
-            # Pair all before any is answered: with one answer too few or too many, nobody knows
-            # which canvas each belongs to.
+            # All are paired before any is passed on: with an answer too few or too many, it is
+            # unknown which canvas each belongs to.
             pairs = list(zip(batch, found, strict=True))
             for request, detections in pairs:
                 _succeed(request, detections)

@@ -10,13 +10,12 @@ from worker.detection.boxes import Boxes, Rows, overlapping_pairs
 # Detectors miss a face while it blurs, turns away, is covered by a hand or leaves the picture: for
 # about half a second, which is 12 frames of a video, and fewer of most GIFs.
 MAX_MISSED_FRAMES = 12
-# How far a face moves at most between two frames that show it, in sides of its box. Neighbouring
+# Between two frames that show it, a face moves by at most this many sides of its box. Neighbouring
 # faces are farther apart.
 MAX_STEP_SIDES = 0.75
-# How far a face moves at most while it is missed, in sides of its box: one side for each frame, and
-# no more than this.
+# While it is missed, a face moves by at most one side of its box per frame, and this many in all.
 MAX_MISSED_SIDES = 3
-# The ratio of a face's sides in two frames is at most this.
+# Between two frames that show it, the side of a face's box grows or shrinks by at most this factor.
 MAX_GROWTH = 2
 
 

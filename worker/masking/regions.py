@@ -193,13 +193,13 @@ def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> 
     return ~is_exposed
 
 
-def covered_pixels(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    """Return which pixels of `window` (x1 y1 x2 y2 in the picture) are in one of the regions."""
+def covered_pixels(hidden: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """Return which pixels of `window` (x1 y1 x2 y2 in the picture) are in one of the regions `hidden`."""
     x1, y1, x2, y2 = window
     covered = np.zeros((y2 - y1, x2 - x1), bool)
-    is_inside = (some.rectangles[:, :2] < (x2, y2)).all(axis=1)
-    is_inside &= (some.rectangles[:, 2:] > (x1, y1)).all(axis=1)
-    inside = some[is_inside]
+    is_inside = (hidden.rectangles[:, :2] < (x2, y2)).all(axis=1)
+    is_inside &= (hidden.rectangles[:, 2:] > (x1, y1)).all(axis=1)
+    inside = hidden[is_inside]
     for (left, top, right, bottom), outline in zip(inside.rectangles, inside.outlines, strict=True):
         left, right, top, bottom = max(left, x1), min(right, x2), max(top, y1), min(bottom, y2)
         part = covered[top - y1 : bottom - y1, left - x1 : right - x1]

@@ -25,13 +25,13 @@ ANSWERS = Path(__file__).with_name("known_face.json")
 # Detections of the default model below this score are ignored. It scores the known face above 0.8
 # in each view, and nothing else above 0.1.
 MIN_CONFIDENT_SCORE = 0.5
-# Intersections over union of the known face with a box of a user's model: from the first on, the
-# box is the known face. If its four numbers are read in another order, it must be at least the
-# second, and at least this many times what it is as the contract reads them.
+# A box of a user's model is the known face if their intersection over union is at least this.
 MIN_SAME_FACE_IOU = 0.3
+# A model returns the numbers of its boxes in another order than the contract's if that order gives
+# at least this intersection over union, and at least this many times that of the contract's order.
 MIN_REORDERED_IOU, MIN_REORDERED_GAIN = 0.5, 1.5
-# Answers differ if one of their numbers, as shares of the canvas, differs by more than this.
-MIN_DIFFERENCE = 1e-4
+# Answers are the same if no box, as shares of the canvas, and no score differs by more than this.
+SAME_ANSWER_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ VIEWS = (UPRIGHT, View("enlarged", factor=1.5), View("turned", quarter_turns=1))
 Columns = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
-def _around(x: NDArray[Any], y: NDArray[Any], w: NDArray[Any], h: NDArray[Any]) -> Columns:
-    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+def _around(x: NDArray[Any], y: NDArray[Any], width: NDArray[Any], height: NDArray[Any]) -> Columns:
+    """Return x1 y1 x2 y2 of boxes with the centres `x` and `y`."""
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 # The orders that exporters use in place of y1 x1 y2 x2, each with a function from the four numbers
@@ -173,7 +174,7 @@ def try_own(model: Model, score_threshold: float) -> None:
         if view == UPRIGHT:
             finds_known_face = _finds_known_face(model, predicted, canvas, factor, score_threshold)
         found.append(_shares(_credible(model, predicted, canvas, score_threshold), canvas))
-    if len(found[0]) and _are_alike(found):
+    if len(found[0]) and _are_same(found):
         raise ModelInvalid(
             f"{model.folder} answers the same for a photograph and a blank picture: "
             "check how it was exported"
@@ -193,11 +194,11 @@ def _shares(found: Detections, canvas: Pixels) -> NDArray[np.float32]:
     return np.column_stack([found.boxes_xyxy / sides, found.scores])
 
 
-def _are_alike(found: Sequence[NDArray[np.float32]]) -> bool:
-    """Return whether all answers `found`, [n, 5] each, are alike."""
+def _are_same(found: Sequence[NDArray[np.float32]]) -> bool:
+    """Return whether all answers `found`, [n, 5] each, are the same."""
     first = found[0]
     for other in found:
-        if other.shape != first.shape or not np.allclose(other, first, atol=MIN_DIFFERENCE):
+        if other.shape != first.shape or not np.allclose(other, first, atol=SAME_ANSWER_TOLERANCE):
             return False
     return True
 
