@@ -194,7 +194,7 @@ def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> 
 
 
 def covered_pixels(hidden: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    """Return which pixels of `window` (x1 y1 x2 y2 in the picture) are in one of the regions `hidden`."""
+    """Return which pixels of `window`, x1 y1 x2 y2 in the picture, are in a region of `hidden`."""
     x1, y1, x2, y2 = window
     covered = np.zeros((y2 - y1, x2 - x1), bool)
     is_inside = (hidden.rectangles[:, :2] < (x2, y2)).all(axis=1)
