@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from tasks.errors import ImageTooLarge
 from tasks.messages import AnonymizeOptions, Areas, Reason
 from worker import images
+from worker.detection.credible import placed
 from worker.detection.detector import Detector
-from worker.detection.faces import Detections, bridged, clip, merge, outside, placed
+from worker.detection.faces import Detections, bridged, clip, merge, outside
 from worker.detection.presets import PassSettings
 from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT

@@ -1,8 +1,8 @@
 """Print the extremes of the boxes and landmarks that the default model returns.
 
 ``python -m tools.benchmarks.answers [SET…]`` prints one JSON object to compare with the limits of
-worker.detection.faces.credible. It uses one picture in EVERY of each annotated set. FACES_DATA
-is the folder of the sets.
+worker.detection.credible. It uses one picture in EVERY of each annotated set. FACES_DATA is the
+folder of the sets.
 """
 
 import json

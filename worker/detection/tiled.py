@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
 from worker.detection.canvas import MAX_CANVAS_SIDE, padded
-from worker.detection.faces import Detections, Points, credible, moved
+from worker.detection.credible import credible
+from worker.detection.faces import Detections, Points, moved
 from worker.detection.passes import PassImage
 from worker.detection.tiles import Tile, quarters, tiles
 from worker.pixels import Pixels

@@ -5,8 +5,9 @@ import pytest
 
 from tasks.errors import DetectionFailed
 from worker.detection.centerface.maps import decode
+from worker.detection.credible import credible, placed
 from worker.detection.detector import ScaledDetector
-from worker.detection.faces import Detections, Sightings, credible, placed
+from worker.detection.faces import Detections, Sightings
 from worker.detection.presets import PassSettings
 
 WIDTH, HEIGHT = 256, 128
