@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.detection.detector import PADDING
+from worker.detection.canvas import PADDING_GRAY
 from worker.pixels import Pixels
 
 Boxes = NDArray[np.float32]
@@ -117,7 +117,7 @@ def _window(example: Example, factor: float, left: float, top: float, side: int)
         (side, side),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_CONSTANT,
-        borderValue=(PADDING, PADDING, PADDING),
+        borderValue=(PADDING_GRAY, PADDING_GRAY, PADDING_GRAY),
     )
     corner = np.array([left, top] * 2, np.float32)
     faces, ignored = (

@@ -199,7 +199,7 @@ def evaluate(
     """Measure the detections and the exposed faces of a model, and propose its threshold."""
     from training.dataset import SPLITS, Dataset
     from training.run import DESCRIPTION, EVALUATION
-    from worker.detection.look import Look
+    from worker.detection.presets import PassSettings
     from worker.settings import WorkerSettings
 
     if split not in SPLITS:
@@ -214,7 +214,7 @@ def evaluate(
     from training import evaluating, report
 
     if side:
-        look = Look((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never")
+        look = PassSettings((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never")
         passes = f"looked at once at {side} px"
     else:
         look = settings.look()

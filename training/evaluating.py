@@ -21,8 +21,8 @@ from worker.commands.progress import progress_bar
 from worker.detection import own_model
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Boxes, Detections
-from worker.detection.look import Look
 from worker.detection.model import Model
+from worker.detection.presets import PassSettings
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle
 from worker.pixels import Pixels
@@ -119,7 +119,7 @@ def evaluate(
     dataset: Dataset,
     split: str,
     settings: WorkerSettings,
-    look: Look,
+    look: PassSettings,
     alarms: float,
     compare: bool,
 ) -> list[Figures]:
@@ -148,7 +148,7 @@ def _measured(
     model: Model,
     dataset: Dataset,
     pictures: Sequence[Picture],
-    look: Look,
+    look: PassSettings,
     style: MaskStyle,
     alarms: float | None,
     threshold: float = FLOOR,
@@ -168,7 +168,7 @@ def _measured(
         for picture in pictures:
             pixels = dataset.pixels(picture)
             found = detector.detect(pixels)
-            hidden = hiding.hide(pixels, found.seen, style)
+            hidden = hiding.hide(pixels, found.sightings, style)
             exposed += sum(survived(pixels, hidden, face) >= EXPOSED for face in picture.faces)
             spills.append(_spill(pixels, hidden, picture))
             shown.append(_judged(picture, found))
@@ -185,8 +185,8 @@ def _judged(picture: Picture, found: Detections) -> Judged:
 
     A mask covers all boxes of a face, and would overlap its label less than any of them.
     """
-    surest = np.unique(found.seen.face, return_index=True)[1]
-    boxes = found.seen.boxes_xyxy[surest].clip(
+    surest = np.unique(found.sightings.face, return_index=True)[1]
+    boxes = found.sightings.boxes_xyxy[surest].clip(
         0, np.array([picture.width, picture.height] * 2, np.float32)
     )
     return scoring.judged(

@@ -20,7 +20,7 @@ from training import anchors
 from training.backend import ON_TENSORFLOW, ops
 from training.fitting import finished_model
 from training.run import Run
-from worker.detection.detector import PADDING
+from worker.detection.canvas import PADDING_GRAY
 from worker.detection.model import LEFT_OUT, METADATA
 from worker.detection.tf import tf
 
@@ -118,7 +118,7 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
     padded = tf.pad(
         pictures,
         [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]],
-        constant_values=tf.constant(PADDING, tf.uint8),
+        constant_values=tf.constant(PADDING_GRAY, tf.uint8),
     )
     outputs = model(tf.cast(padded, tf.float32), training=False)
     scores = tf.sigmoid(tf.reduce_max(outputs["faces"], axis=2))

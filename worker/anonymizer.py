@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from tasks.errors import ImageTooLarge
 from tasks.messages import AnonymizeOptions, Areas, Reason
 from worker import images
+from worker.detection.credible import placed
 from worker.detection.detector import Detector
-from worker.detection.faces import Detections, bridged, clip, merge, outside, placed
-from worker.detection.look import Look
+from worker.detection.faces import Detections, bridged, clip, merge, outside
+from worker.detection.presets import PassSettings
 from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import MaskStyle
@@ -315,14 +316,14 @@ def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Are
     """
     if not len(faces) and not extra:
         return frame.pixels
-    return hiding.hide(frame.pixels, faces.seen, style, frame.black, extra)
+    return hiding.hide(frame.pixels, faces.sightings, style, frame.black, extra)
 
 
 def recipe_digest(
     *,
     model: str,
     score_threshold: float,
-    look: Look,
+    look: PassSettings,
     style: MaskStyle,
     keep_exif: Sequence[str] = (),
     checked: bool = False,

@@ -1,4 +1,4 @@
-"""The residual check: look at an output again, and hide the faces that are still found in it."""
+"""The residual check: detect faces in an output again, and hide those that are still found."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,36 +18,48 @@ from worker.masking.regions import MaskStyle
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
 
-MAX_CHECKS = 6  # of one output, each hiding what it finds; hardly any picture needs five
+MAX_CHECKS = 6  # The most checks of one output. Hardly any picture needs five.
 
 
 @dataclass(frozen=True)
 class Checked:
     """The outcome of a residual check.
 
-    `verdict` is written to the receipt; `added` are the faces that the check found and hid; `left`
-    are those that its last look still found.
+    `verdict` is written to the receipt; `added` are the faces that the check found and hid;
+    `remaining` are those that its last detection still found.
     """
 
     verdict: receipts.Check
     added: Detections
-    left: Detections
+    remaining: Detections
 
     @property
     def reason(self) -> Reason | None:
-        return "faces still found in the output" if len(self.left) else None
+        """The reason for a review of the picture, if it needs one."""
+        return "faces still found in the output" if len(self.remaining) else None
 
 
 UNCHECKED = Checked("off", Detections.none(), Detections.none())
 
 
 @dataclass(frozen=True)
+class _ChangedFrame:
+    """A frame of the output that differs from the frames `numbers` of the picture.
+
+    There are several if the encoder joined frames, so that nobody knows which of them it shows.
+    """
+
+    frame: images.Frame
+    numbers: Sequence[int]
+
+
+@dataclass(frozen=True)
 class ResidualCheck(Generic[Output]):
-    """Look at the output of one picture until no face is found in it, MAX_CHECKS times at most.
+    """The check of one picture's output, repeated until no face is found, up to MAX_CHECKS times.
 
     `decode` reads an output, `find` detects the faces of each frame, and `redo` makes the output
-    anew with the given faces of each frame hidden. `style` is how they are hidden. No
-    check is begun that is likely to end later than `max_seconds` after the first one began.
+    anew with the given faces of each frame hidden. `style` is how they are hidden. No check starts
+    that is likely to end later than `max_seconds` after the start of the first one.
     """
 
     decode: Callable[[Output], images.Picture]
@@ -60,70 +72,84 @@ class ResidualCheck(Generic[Output]):
     def run(
         self, picture: images.Picture, found: Sequence[Detections], output: Output
     ) -> tuple[Output, Checked]:
-        """Return the output `output` of `picture`, made anew if faces were found in it.
+        """Return the `output` of `picture`, made anew if faces were found in it.
 
-        `found` are the faces of each frame that it hides already.
+        `found` are the faces of each frame that are hidden already. Raises UnreadableImage if the
+        output can't be read back, and what detection raises.
         """
         started = time.perf_counter()
         added: list[Detections] = []
-        left: list[Detections] | None = []
+        remaining: list[Detections] | None = []
         for number in range(1, MAX_CHECKS + 1):
-            left = self._left(picture, found, output)
-            if not left:
+            remaining = self._remaining(picture, found, output)
+            if not remaining:
                 break
-            added += left
-            found = [Detections.joined(pair) for pair in zip(found, left, strict=True)]
+            added += remaining
+            found = [Detections.joined(pair) for pair in zip(found, remaining, strict=True)]
             output = self.redo(found)
             elapsed = time.perf_counter() - started
             if (number + 1) / number * elapsed > self.max_seconds:
                 break
         verdict: receipts.Check = "clear"
-        if left:
+        if remaining:
             verdict = "left"
-        elif left is None:
+        elif remaining is None:
             verdict = "same"
-        return output, Checked(verdict, _joined(added), _joined(left or []))
+        return output, Checked(verdict, _joined(added), _joined(remaining or []))
 
-    def _left(
+    def _remaining(
         self, picture: images.Picture, found: Sequence[Detections], output: Output
     ) -> list[Detections] | None:
         """Return the faces that the output still shows, for each frame of `picture`.
 
-        The list is empty if there are none. None means that the output has the pixels of
-        `picture`, in which there is nothing else to find. A face counts unless its eyes are in one
-        that was `found` before: the visible lower part of a hidden face is still a face to the
+        The list is empty if there are none. None means that the output has the same pixels as
+        `picture`, in which detection finds nothing else. A face counts unless its eyes are within a
+        face that was `found` before: the visible lower part of a hidden face is still a face to the
         detector.
         """
         try:
-            shown = self.decode(output)
+            decoded = self.decode(output)
         except Permanent as error:
             raise UnreadableImage(f"the output can't be read back: {error}") from None
-        # Encoders join frames that look alike; then each frame of the output may show any of them.
-        aligned = len(shown.frames) == len(picture.frames)
-        changed: list[tuple[images.Frame, Sequence[int]]] = []
-        for number, frame in enumerate(shown.frames):
-            if not aligned:
-                changed.append((frame, range(len(picture.frames))))
-            elif not np.array_equal(frame.pixels, picture.frames[number].pixels):
-                changed.append((frame, [number]))
+        changed = _changed_frames(picture, decoded)
         if not changed:
             return None
+        hidden = self._hidden_faces(picture, found)
+        remaining = [Detections.none() for _ in picture.frames]
+        detected = self.find(replace(decoded, frames=tuple(one.frame for one in changed)))
+        for one, detections in zip(changed, detected, strict=True):
+            faces = outside(detections, self.options.exempt)
+            size = one.frame.width, one.frame.height
+            is_hidden = np.ones(len(faces), bool)
+            for number in one.numbers:
+                is_hidden &= regions.eyes_hidden(faces, hidden[number], *size)
+            for number in one.numbers:
+                remaining[number] = Detections.joined([remaining[number], faces[~is_hidden]])
+        return remaining if any(map(len, remaining)) else []
+
+    def _hidden_faces(
+        self, picture: images.Picture, found: Sequence[Detections]
+    ) -> list[regions.Regions]:
+        """Return the whole faces, and the extra areas, that are hidden in each frame."""
         style = replace(self.style, region=regions.WHOLE)
-        hidden = [
-            regions.regions(faces.seen, style, frame.width, frame.height, self.options.extra)
-            for frame, faces in zip(picture.frames, found, strict=True)
-        ]
-        left = [Detections.none() for _ in picture.frames]
-        looks = self.find(replace(shown, frames=tuple(frame for frame, _ in changed)))
-        for (frame, places), seen in zip(changed, looks, strict=True):
-            faces = outside(seen, self.options.exempt)
-            covered = [
-                regions.eyes_hidden(faces, hidden[number], frame.width, frame.height)
-                for number in places
-            ]
-            for number in places:
-                left[number] = Detections.joined([left[number], faces[~np.all(covered, axis=0)]])
-        return left if any(map(len, left)) else []
+        hidden = []
+        for frame, faces in zip(picture.frames, found, strict=True):
+            size = frame.width, frame.height
+            hidden.append(regions.regions(faces.sightings, style, *size, self.options.extra))
+        return hidden
+
+
+def _changed_frames(picture: images.Picture, output: images.Picture) -> list[_ChangedFrame]:
+    """Return the frames of `output` that differ from those of `picture`."""
+    if len(output.frames) != len(picture.frames):
+        # Encoders join frames that look alike, so each frame of the output may show any of them.
+        everything = range(len(picture.frames))
+        return [_ChangedFrame(frame, everything) for frame in output.frames]
+    changed = []
+    for number, (frame, original) in enumerate(zip(output.frames, picture.frames, strict=True)):
+        if not np.array_equal(frame.pixels, original.pixels):
+            changed.append(_ChangedFrame(frame, [number]))
+    return changed
 
 
 def _joined(found: Sequence[Detections]) -> Detections:

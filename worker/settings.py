@@ -10,7 +10,7 @@ from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
 from tasks.messages import Method, Region
 from tasks.settings import PREFIX, Settings, split_commas
 from tasks.storage.s3 import S3_ATTEMPTS
-from worker.detection.look import PRESETS, Look
+from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
 
 PICTURE_SECONDS = 2700  # a picture that takes longer has stalled, and the watchdog ends the worker
@@ -247,7 +247,7 @@ class WorkerSettings(Settings):
         """
         return self.detect_seconds * self.look().passes * MOST_VIEWS
 
-    def look(self) -> Look:
+    def look(self) -> PassSettings:
         """How pictures are looked at: as the preset says, but for what is set."""
         names = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned", "smallest_face")
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -195,7 +195,7 @@ def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
         (answer["detection_boxes"][:count] * side)[:, [1, 0, 3, 2]], abs=0.01
     )
     keypoints = (answer["detection_keypoints"][:count] * side[:2])[..., ::-1]
-    assert found.seen.landmarks == pytest.approx(keypoints, abs=0.01)
+    assert found.sightings.landmarks == pytest.approx(keypoints, abs=0.01)
 
 
 def test_both_decoders_say_alike_what_they_had_no_room_for():

@@ -31,7 +31,7 @@ def test_the_default_model_answers_as_it_was_recorded(engine):
 
     for view in known_face.VIEWS:
         now, recorded = (
-            known_face.answer(known_face.sure(model, view.canvas()[0])),
+            known_face.answer(known_face.confident_detections(model, view.canvas()[0])),
             known_face.answers()[engine],
         )
         assert now["score"] == pytest.approx(recorded[view.name]["score"], abs=0.01)

@@ -19,7 +19,7 @@ from training.cli import app
 from training.model import efficientdet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
 from worker.bootstrap import load_model
-from worker.detection.faces import credible
+from worker.detection.credible import credible
 from worker.detection.saved_model import SavedModel
 from worker.settings import WorkerSettings
 

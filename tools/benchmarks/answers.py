@@ -1,8 +1,8 @@
 """Print the extremes of the boxes and landmarks that the default model returns.
 
 ``python -m tools.benchmarks.answers [SET…]`` prints one JSON object to compare with the limits of
-worker.detection.faces.credible. It uses one picture in EVERY of each annotated set. FACES_DATA
-is the folder of the sets.
+worker.detection.credible. It uses one picture in EVERY of each annotated set. FACES_DATA is the
+folder of the sets.
 """
 
 import json
@@ -17,7 +17,7 @@ from worker.bootstrap import load_model
 from worker.detection import detector
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
-from worker.detection.look import PRESETS
+from worker.detection.presets import PRESETS
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
@@ -36,7 +36,7 @@ def distances(found: Detections, width: int, height: int) -> NDArray[np.float32]
     canvas = np.array([width, height], np.float32)
     inside = (np.minimum(last, canvas) - np.maximum(first, 0)) / np.minimum(last - first, canvas)
     beyond = np.maximum(-first, last - canvas) / max(width, height)
-    points, sides = found.seen.landmarks, (last - first)[:, None]
+    points, sides = found.sightings.landmarks, (last - first)[:, None]
     outside = np.maximum(first[:, None] - points, points - last[:, None]) / sides
     return np.stack(
         [inside.min(axis=1), beyond.max(axis=1), outside.max(axis=(1, 2))], axis=1

@@ -19,9 +19,10 @@ from rich.table import Table
 
 from tools.benchmarks.exposure import sources
 from worker.bootstrap import load_model
-from worker.detection.detector import Halves, ScaledDetector
+from worker.detection.canvas import Pyramid
+from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, overlap
-from worker.detection.look import Look
+from worker.detection.presets import PassSettings
 from worker.settings import WorkerSettings
 
 SETS = "crowd,masks,wider"
@@ -74,14 +75,14 @@ def _count(
     pixels = cv2.imread(str(folder / item["file"]))
     if not len(boxes) or pixels is None:
         return
-    picture = Halves(np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8))
+    picture = Pyramid(np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8))
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     for median in MEDIANS:
         factor = median / float(np.median(sides))
         if factor > 1:
             continue
         view = picture.resized(factor)
-        one_pass = Look((max(view.shape),), 1, 1, mirrored=False, turned="never")
+        one_pass = PassSettings((max(view.shape),), 1, 1, mirrored=False, turned="never")
         detected: Detections = ScaledDetector(infer, one_pass, threshold).detect(view)
         for box, side in zip(boxes * factor, sides * factor, strict=True):
             for low, high in pairwise(BOUNDS):

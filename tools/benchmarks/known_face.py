@@ -21,7 +21,14 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from worker.bootstrap import plain_model
 from worker.detection import litert
 from worker.detection.centerface import WEIGHTS, maps
-from worker.detection.centerface.known_face import ANSWERS, TOLERANCES, VIEWS, answer, answers, sure
+from worker.detection.centerface.known_face import (
+    ANSWERS,
+    TOLERANCES,
+    VIEWS,
+    answer,
+    answers,
+    confident_detections,
+)
 from worker.detection.faces import Detections
 from worker.detection.model import Model
 from worker.pixels import Pixels
@@ -39,7 +46,9 @@ def record() -> None:
     recorded = {}
     for engine in sorted(TOLERANCES):
         model = default_model(engine)
-        recorded[engine] = {view.name: answer(sure(model, view.canvas()[0])) for view in VIEWS}
+        recorded[engine] = {
+            view.name: answer(confident_detections(model, view.canvas()[0])) for view in VIEWS
+        }
     ANSWERS.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
@@ -51,7 +60,7 @@ def compare() -> None:
     )
     with patch.object(litert, "Interpreter", plain):
         model = default_model("litert")
-        _report("without XNNPACK", "litert", lambda canvas: sure(model, canvas))
+        _report("without XNNPACK", "litert", lambda canvas: confident_detections(model, canvas))
 
 
 def _report(name: str, engine: str, detect: Callable[[Pixels], Detections]) -> None:

@@ -4,7 +4,8 @@ The benefit is the number of exposed faces; the costs are spill and the pixels o
 
 ``python -m tools.benchmarks.tuning 'preset=fast' 'score_threshold=0.15 feather=0' 'EDGE_SLACK=2'``
 measures three variants. Names in lower case are worker settings, those in capitals are constants of
-`worker.detection.detector`. Without arguments it measures the variants in docs/detection.md.
+`worker.detection.detector` and `worker.detection.passes`. Without arguments it measures the
+variants in docs/detection.md.
 
 The detector and the masks are real and judged as in the benchmark `exposure`, but the outputs are
 not encoded. The detections on each canvas are cached in FACES_CACHE (by default in the user's
@@ -31,11 +32,12 @@ from rich.table import Table
 
 from tools.benchmarks.exposure import SETS, sources
 from worker.bootstrap import load_model, mask_style
-from worker.detection import detector
+from worker.detection import detector, passes
 from worker.detection.centerface import SCORE_THRESHOLD
 from worker.detection.centerface.maps import MIN_SCORE
-from worker.detection.detector import Infer, ScaledDetector
+from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, Sightings
+from worker.detection.tiled import Infer
 from worker.masking import hiding
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
@@ -86,7 +88,7 @@ class Remembering:
                     path,
                     boxes=found.boxes_xyxy,
                     scores=found.scores,
-                    landmarks=found.seen.landmarks,
+                    landmarks=found.sightings.landmarks,
                 )
             with np.load(path) as kept:
                 seen = Sightings.of(kept["boxes"], kept["landmarks"])
@@ -133,13 +135,17 @@ def measure(
 
     def one(picture: Labelled) -> tuple[int, float]:
         found = finder.detect(np.ascontiguousarray(picture.pixels[..., ::-1]))
-        hidden = hiding.hide(picture.pixels, found.seen, style)
+        hidden = hiding.hide(picture.pixels, found.sightings, style)
         survived = [judge.survived(picture.pixels, hidden, box) for box in picture.faces]
         changed = np.abs(picture.pixels.astype(np.int16) - hidden).max(axis=2) > CHANGED
         spill = float(changed[picture.outside].mean()) if picture.outside.any() else 0.0
         return sum(share is not None and share >= EXPOSED for share in survived), spill
 
-    with patch.dict(vars(detector), constants), ThreadPoolExecutor(2) as pool:
+    with (
+        patch.dict(vars(detector), constants),
+        patch.dict(vars(passes), constants),
+        ThreadPoolExecutor(2) as pool,
+    ):
         for name, pictures in sets.items():
             model.megapixels = 0.0
             measured = list(pool.map(one, pictures))

@@ -112,7 +112,7 @@ def _faces(found: "Detections") -> list[dict[str, Any]]:
     faces = []
     for row in np.argsort(-found.scores, kind="stable"):
         box = found.boxes_xyxy[row]
-        sightings = found.seen[found.seen.face == row]
+        sightings = found.sightings[found.sightings.face == row]
         best = int(np.argmax(overlap(box, sightings.boxes_xyxy)))
         landmarks = sightings.landmarks[best].astype(float).round(1)
         faces.append(

@@ -1,1 +1,1 @@
-"""Detection: from pixels to faces."""
+"""Detection of faces: passes over a picture, and the models and engines that they run."""

@@ -1,4 +1,4 @@
-"""Many threads in, batches out: as many threads talk to the model as it has lanes."""
+"""Batches: many threads ask for detections, and as many run the model as it has lanes."""
 
 import threading
 import time
@@ -13,11 +13,15 @@ from worker.detection.faces import Detections
 from worker.pixels import Pixels
 
 Predict = Callable[[Pixels], Sequence[Detections]]
-"""A batch, uint8 RGB [n, height, width, 3], to one Detections a picture."""
+"""Return one Detections for each canvas of a batch, uint8 RGB [n, height, width, 3]."""
+
+MAX_REASON_LENGTH = 200  # characters of an unexpected error's text
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting:
+class _Request:
+    """A canvas whose detections a thread waits for, since `arrived` (time.monotonic)."""
+
     canvas: Pixels
     arrived: float
     answer: "Future[Detections]" = field(default_factory=Future)
@@ -26,8 +30,8 @@ class _Waiting:
 class Batcher:
     """Gathers concurrent calls into batches of one shape and runs them on `lanes` threads.
 
-    A batch starts when it holds `max_size` pictures or its oldest has waited `max_wait` seconds. A
-    batch that fails is repeated picture by picture, so that one picture can't fail its neighbours.
+    A batch starts when it has `max_size` canvases, or when its oldest has waited for `max_wait`
+    seconds. A batch that fails is repeated canvas by canvas, so that one picture can't fail others.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class Batcher:
         self._max_size = max_size
         self._max_wait = max_wait
         self._deadline = deadline
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_Request] = []
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -47,28 +51,29 @@ class Batcher:
             thread.start()
 
     def infer(self, canvas: Pixels) -> Detections:
-        """The detections in `canvas`, uint8 RGB [height, width, 3], in its pixels.
+        """Return the detections in `canvas`, uint8 RGB [height, width, 3], in its pixels.
 
         Raises DetectorUnavailable after `deadline` seconds, after twice as many if the model has
-        begun, or once closed, and DetectionFailed when the model fails on this canvas.
+        started on the canvas, and if the batcher is closed. Raises DetectionFailed if the model
+        fails on this canvas.
         """
-        entry = _Waiting(canvas, time.monotonic())
+        request = _Request(canvas, time.monotonic())
         with self._changed:
             if self._closed:
                 raise DetectorUnavailable("the detector is shut down")
-            self._waiting.append(entry)
+            self._waiting.append(request)
             self._changed.notify_all()
         try:
-            return entry.answer.result(timeout=self._deadline)
+            return request.answer.result(timeout=self._deadline)
         except TimeoutError:
-            if entry.answer.cancel():
+            if request.answer.cancel():
                 raise DetectorUnavailable(
                     f"no answer from the detector within {self._deadline:g} s"
                 ) from None
-        # The model is at it, and may have stalled on this very picture: whoever ends the process
-        # should find it here.
+        # The model has started, and this canvas may be what stalls it. The thread waits on, so that
+        # the watchdog that ends the process finds the picture that is to blame still in work.
         try:
-            return entry.answer.result(timeout=self._deadline)
+            return request.answer.result(timeout=self._deadline)
         except TimeoutError:
             raise DetectorUnavailable(
                 f"the detector has not finished within {2 * self._deadline:g} s"
@@ -76,13 +81,11 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """How many pictures no batch has taken yet."""
+        """The number of canvases that no batch has taken yet."""
         return len(self._waiting)
 
     def close(self) -> None:
-        """Stop the threads after the batches in hand; whoever still waits gets
-        DetectorUnavailable.
-        """
+        """Stop the threads after their batches. Calls that still wait raise DetectorUnavailable."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -93,64 +96,78 @@ class Batcher:
         while batch := self._next_batch():
             self._answer(batch)
         with self._changed:
-            left, self._waiting = self._waiting, []
-        for entry in left:
-            _fail(entry, DetectorUnavailable("the detector is shut down"))
+            remaining, self._waiting = self._waiting, []
+        for request in remaining:
+            _fail(request, DetectorUnavailable("the detector is shut down"))
 
-    def _next_batch(self) -> list[_Waiting]:
-        """The next pictures to run, all of the oldest's shape; empty once closed."""
+    def _next_batch(self) -> list[_Request]:
+        """Wait for a batch and return it: canvases of the oldest's shape; empty once closed."""
         with self._changed:
             while not self._closed:
-                # A future that is cancelled is not worth running any more.
-                self._waiting = [entry for entry in self._waiting if not entry.answer.cancelled()]
+                self._drop_cancelled()
                 if not self._waiting:
                     self._changed.wait()
                     continue
-                oldest = self._waiting[0]
-                alike = [e for e in self._waiting if e.canvas.shape == oldest.canvas.shape][
-                    : self._max_size
-                ]
-                patience = oldest.arrived + self._max_wait - time.monotonic()
-                if len(alike) == self._max_size or patience <= 0:
-                    self._waiting = [entry for entry in self._waiting if entry not in alike]
-                    if running := [
-                        entry for entry in alike if entry.answer.set_running_or_notify_cancel()
-                    ]:
-                        return running
+                batch = self._candidates()
+                patience = batch[0].arrived + self._max_wait - time.monotonic()
+                if len(batch) < self._max_size and patience > 0:
+                    self._changed.wait(patience)
                     continue
-                self._changed.wait(patience)
+                self._waiting = [request for request in self._waiting if request not in batch]
+                if started := _started(batch):
+                    return started
             return []
 
-    def _answer(self, batch: list[_Waiting]) -> None:
+    def _drop_cancelled(self) -> None:
+        self._waiting = [request for request in self._waiting if not request.answer.cancelled()]
+
+    def _candidates(self) -> list[_Request]:
+        """Return the waiting requests that a batch of the oldest's shape would take."""
+        shape = self._waiting[0].canvas.shape
+        alike = [request for request in self._waiting if request.canvas.shape == shape]
+        return alike[: self._max_size]
+
+    def _answer(self, batch: list[_Request]) -> None:
+        """Run the model on `batch`, and give each request its detections or its error."""
         try:
-            found = self._predict(np.stack([entry.canvas for entry in batch]))
-            # As a list first: one answer too few, and it is not known whose each of them is.
-            for entry, detections in list(zip(batch, found, strict=True)):
-                _succeed(entry, detections)
+            found = self._predict(np.stack([request.canvas for request in batch]))
+            # All are paired before any is passed on: with an answer too few or too many, it is
+            # unknown which canvas each belongs to.
+            pairs = list(zip(batch, found, strict=True))
+            for request, detections in pairs:
+                _succeed(request, detections)
         except Exception as error:
             if len(batch) == 1:
-                _fail(batch[0], _named(error))
+                _fail(batch[0], _as_known_error(error))
                 return
-            for entry in batch:
-                self._answer([entry])
+            for request in batch:
+                self._answer([request])
 
 
-def _named(error: Exception) -> Exception:
+def _started(batch: list[_Request]) -> list[_Request]:
+    """Mark the requests of `batch` as running, and return those that nobody has cancelled."""
+    return [request for request in batch if request.answer.set_running_or_notify_cancel()]
+
+
+def _as_known_error(error: Exception) -> Exception:
+    """Return `error` as DetectionFailed, unless its class already says who must act."""
     if isinstance(error, VeilError | MemoryError):
         return error
     reason = str(error).splitlines()[0] if str(error) else ""
-    return DetectionFailed(f"the model failed: {type(error).__name__}: {reason:.200}")
+    return DetectionFailed(
+        f"the model failed: {type(error).__name__}: {reason[:MAX_REASON_LENGTH]}"
+    )
 
 
-def _succeed(entry: _Waiting, detections: Detections) -> None:
+def _succeed(request: _Request, detections: Detections) -> None:
     try:
-        entry.answer.set_result(detections)
+        request.answer.set_result(detections)
     except InvalidStateError:
-        pass  # its caller gave up while the model was busy
+        pass  # The caller gave up while the model was running.
 
 
-def _fail(entry: _Waiting, error: Exception) -> None:
+def _fail(request: _Request, error: Exception) -> None:
     try:
-        entry.answer.set_exception(error)
+        request.answer.set_exception(error)
     except InvalidStateError:
-        pass
+        pass  # The caller gave up while the model was running.

@@ -1,4 +1,4 @@
-"""Faces in pictures: boxes, landmarks and scores, and what is computed of them."""
+"""Faces in pictures: boxes, landmarks and scores, and what is computed from them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DetectionFailed
 from worker.detection.boxes import Rows
-from worker.detection.tracks import MAX_MISSED_FRAMES, follow
+from worker.detection.tracks import MAX_MISSED_FRAMES, Tracks, follow
 
 Boxes = NDArray[np.float32]
 Landmarks = NDArray[np.float32]
@@ -19,28 +18,20 @@ Points = NDArray[np.float32]
 LANDMARKS = 5  # of each face: the eyes, the nose, the corners of the mouth
 # Boxes of two passes whose intersection over union is at least this show the same face.
 MERGE_IOU = 0.4
-# A share of the box's side. Eyes and mouth are 0.35 to 0.45 of it apart in 99 % of the upright
-# faces of three annotated sets. Where they are closer than this, the model does not know where up
-# is.
+# The shortest distance between eyes and mouth, as a share of the box's side, at which landmarks
+# form a face. It is 0.35 to 0.45 for 99 % of the upright faces of three annotated sets. If it is
+# shorter, the model does not know which side of the face is up.
 MIN_EYES_TO_MOUTH = 0.3
-
-# No working model returns a face beyond these bounds: see credible() and docs/detection.md.
-# The part of a box within the canvas, as a share of the side of whichever is smaller.
-MIN_PART_INSIDE = 0.1
-# The part of a box beyond the canvas, as a multiple of the canvas's longer side.
-MAX_BEYOND = 4.0
-# The distance of a landmark from its box, as a multiple of the box's side.
-MAX_LANDMARK_DISTANCE = 2.0
 
 
 @dataclass(frozen=True)
 class Sightings:
-    """Detections of single passes: one face may have several, which do not agree to the pixel.
+    """Detections of single passes. One face may have several, which do not agree to the pixel.
 
     `boxes_xyxy` is float32 [m, 4] in pixels of the picture, and may reach beyond it. `landmarks` is
     float32 [m, 5, 2], x y of the eyes, the nose and the corners of the mouth; NaN if the model
     reports none. `slack` is float32 [m], the pixels by which an edge may be wrong. `face` [m] is
-    the row of Detections that each belongs to.
+    the row of Detections that each sighting belongs to.
     """
 
     boxes_xyxy: Boxes
@@ -50,7 +41,7 @@ class Sightings:
 
     @classmethod
     def of(cls, boxes_xyxy: Boxes, landmarks: Landmarks | None = None) -> "Sightings":
-        """Return one sighting for each box, which is exact."""
+        """Return one sighting for each box, without slack."""
         count = len(boxes_xyxy)
         if landmarks is None:
             landmarks = np.full((count, LANDMARKS, 2), np.nan, np.float32)
@@ -60,21 +51,20 @@ class Sightings:
     def joined(cls, several: Sequence["Sightings"]) -> "Sightings":
         """Return all of `several`, which is not empty, one after the other, with their `face`."""
         return cls(
-            np.concatenate([each.boxes_xyxy for each in several]),
-            np.concatenate([each.landmarks for each in several]),
-            np.concatenate([each.slack for each in several]),
-            np.concatenate([each.face for each in several]),
+            np.concatenate([sightings.boxes_xyxy for sightings in several]),
+            np.concatenate([sightings.landmarks for sightings in several]),
+            np.concatenate([sightings.slack for sightings in several]),
+            np.concatenate([sightings.face for sightings in several]),
         )
 
     @property
     def up(self) -> NDArray[np.float32]:
-        """The vector from each mouth to its eyes, [m, 2] x y.
+        """The vector from the middle of the mouth to the middle of the eyes, [m, 2] x y.
 
         It is 0 0 if the landmarks do not form a face, and NaN if they are unknown.
         """
-        up: NDArray[np.float32] = self.landmarks[:, :2].mean(axis=1) - self.landmarks[:, 3:].mean(
-            axis=1
-        )
+        eyes, mouth = self.landmarks[:, :2].mean(axis=1), self.landmarks[:, 3:].mean(axis=1)
+        up: NDArray[np.float32] = eyes - mouth
         sides = np.sqrt((self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).prod(axis=1))
         up[np.hypot(*up.T) < MIN_EYES_TO_MOUTH * sides] = 0
         return up
@@ -93,14 +83,14 @@ class Detections:
     """Faces in one picture.
 
     `boxes_xyxy` is float32 [n, 4]: x1 y1 x2 y2 in pixels of the picture, within it, strongest
-    first. `scores` is float32 [n], between 0 and 1. `sightings` are the detections of single passes
-    that they were merged from; None if each box has one. A model that returns a limited number of
-    faces may leave some out: `left_out` is the highest score that one of them may have, else 0.
+    first. `scores` is float32 [n], from 0 to 1. `merged_from` are the sightings that the faces were
+    merged from; None if each box is its only sighting. A model that returns a limited number of
+    faces may leave some out: `left_out` is the highest score that one of these may have, else 0.
     """
 
     boxes_xyxy: Boxes
     scores: NDArray[np.float32]
-    sightings: Sightings | None = None
+    merged_from: Sightings | None = None
     left_out: float = 0.0
 
     @classmethod
@@ -108,24 +98,26 @@ class Detections:
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
 
     @classmethod
-    def joined(cls, found: Sequence["Detections"]) -> "Detections":
-        """Return all of `found`, which is not empty, one after the other."""
-        starts = np.cumsum([0, *(len(detections) for detections in found)])
-        seen = [
-            replace(each.seen, face=each.seen.face + start)
-            for each, start in zip(found, starts, strict=False)
-        ]
-        boxes = np.concatenate([detections.boxes_xyxy for detections in found])
+    def joined(cls, several: Sequence["Detections"]) -> "Detections":
+        """Return all of `several`, which is not empty, one after the other."""
+        sightings = []
+        count = 0
+        for detections in several:
+            own = detections.sightings
+            sightings.append(replace(own, face=own.face + count))
+            count += len(detections)
         return cls(
-            boxes,
-            np.concatenate([detections.scores for detections in found]),
-            Sightings.joined(seen),
+            np.concatenate([detections.boxes_xyxy for detections in several]),
+            np.concatenate([detections.scores for detections in several]),
+            Sightings.joined(sightings),
         )
 
     @property
-    def seen(self) -> Sightings:
+    def sightings(self) -> Sightings:
         """The sightings of these faces, at least one for each."""
-        return self.sightings if self.sightings is not None else Sightings.of(self.boxes_xyxy)
+        if self.merged_from is None:
+            return Sightings.of(self.boxes_xyxy)
+        return self.merged_from
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -133,81 +125,24 @@ class Detections:
     def __getitem__(self, chosen: Any) -> "Detections":
         """Return the chosen faces (indices or a mask), in that order, with their sightings."""
         rows = np.arange(len(self))[chosen]
-        place = np.full(len(self), -1)
-        place[rows] = np.arange(len(rows))
-        seen = self.seen
-        sightings = replace(seen, face=place[seen.face])[place[seen.face] >= 0]
-        return Detections(self.boxes_xyxy[rows], self.scores[rows], sightings)
-
-
-def placed(detections: Detections) -> Detections:
-    """Return `detections` as they are.
-
-    Raise DetectionFailed if one has no score or no place in a picture.
-    """
-    boxes = detections.boxes_xyxy
-    _check_scores(detections)
-    if not np.isfinite(boxes).all():
-        raise DetectionFailed(
-            "the model returned a box that is not finite: look at detection_boxes"
-        )
-    if not (boxes[:, :2] < boxes[:, 2:]).all():
-        raise DetectionFailed(
-            "the model returned a box that is empty or ends before it starts: detection_boxes must be y1 x1 y2 x2"
-        )
-    if np.isinf(detections.seen.landmarks).any():  # NaN says that the model tells none
-        raise DetectionFailed(
-            "the model returned a landmark that is not finite: look at detection_keypoints"
-        )
-    return detections
-
-
-def credible(detections: Detections, width: int, height: int, least_score: float) -> Detections:
-    """Return the detections that score `least_score` or more in a canvas of `width` x `height`.
-
-    Raise DetectionFailed if a score, a box or a landmark can't be that of a face in this canvas.
-    The box of a face that the edge cuts reaches beyond it, so only boxes with hardly any part
-    inside, or far larger ones, are refused.
-    """
-    _check_scores(detections)  # of all: a score that is NaN or negative would count as no face
-    found = placed(detections[detections.scores >= least_score])
-    first, last = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:]
-    canvas = np.array([width, height], np.float32)
-    inside = np.minimum(last, canvas) - np.maximum(first, 0)
-    beyond = np.maximum(-first, last - canvas)
-    if (inside < MIN_PART_INSIDE * np.minimum(last - first, canvas)).any() or (
-        beyond > MAX_BEYOND * max(canvas)
-    ).any():
-        raise DetectionFailed(
-            "the model returned a box outside its picture: "
-            "detection_boxes must be shares of the picture, 0 to 1, as y1 x1 y2 x2"
-        )
-    seen = found.seen
-    first, last = seen.boxes_xyxy[:, None, :2], seen.boxes_xyxy[:, None, 2:]
-    distance = np.maximum(first - seen.landmarks, seen.landmarks - last)
-    if (distance > MAX_LANDMARK_DISTANCE * (last - first)).any():
-        raise DetectionFailed(
-            "the model returned a landmark far from its face: "
-            "detection_keypoints must be shares of the picture, 0 to 1, as y x"
-        )
-    return found
-
-
-def _check_scores(detections: Detections) -> None:
-    if not ((detections.scores >= 0) & (detections.scores <= 1)).all():  # not so for NaN either
-        raise DetectionFailed(
-            "the model returned a score that is not from 0 to 1: look at detection_scores"
+        new_row = np.full(len(self), -1)
+        new_row[rows] = np.arange(len(rows))
+        sightings = self.sightings
+        face = new_row[sightings.face]
+        return Detections(
+            self.boxes_xyxy[rows], self.scores[rows], replace(sightings, face=face)[face >= 0]
         )
 
 
 def clip(detections: Detections, width: int, height: int) -> Detections:
-    """Return the part of each box that lies in the picture.
+    """Return the part of each box that lies in the picture, of `width` x `height` pixels.
 
     Boxes with no part in it are dropped. Sightings stay whole.
     """
     boxes = detections.boxes_xyxy.clip(0, np.array([width, height] * 2, np.float32))
-    inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return replace(detections, boxes_xyxy=boxes, sightings=detections.seen)[inside]
+    is_inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    clipped = replace(detections, boxes_xyxy=boxes, merged_from=detections.sightings)
+    return clipped[is_inside]
 
 
 def merge(detections: Detections, weak: Sightings | None = None) -> Detections:
@@ -218,94 +153,112 @@ def merge(detections: Detections, weak: Sightings | None = None) -> Detections:
     the faces that they overlap, and are no faces by themselves.
     """
     ordered = detections[np.argsort(-detections.scores, kind="stable")]
-    boxes = ordered.boxes_xyxy
-    everywhere = boxes if weak is None else np.concatenate([boxes, weak.boxes_xyxy])
-    same_face = _same_face(boxes, everywhere)
-    # The merged face to which each box and each weak sighting belongs.
-    face = np.full(len(everywhere), -1)
+    boxes, sightings = ordered.boxes_xyxy, ordered.sightings
+    if weak is not None:
+        boxes = np.concatenate([boxes, weak.boxes_xyxy])
+        sightings = Sightings.joined([sightings, weak])
+    strongest, face = _grouped(ordered.boxes_xyxy, boxes)
+    merged = ordered.boxes_xyxy[strongest]
+    is_member = face >= 0
+    np.minimum.at(merged[:, :2], face[is_member], boxes[is_member, :2])
+    np.maximum.at(merged[:, 2:], face[is_member], boxes[is_member, 2:])
+    # Weak sightings follow those of the detections, as their boxes do.
+    face_of_sighting = np.concatenate([face[ordered.sightings.face], face[len(ordered) :]])
+    kept = replace(sightings, face=face_of_sighting)[face_of_sighting >= 0]
+    return Detections(merged, ordered.scores[strongest], kept)
+
+
+def _grouped(strong: Boxes, boxes: Boxes) -> tuple[list[int], Rows]:
+    """Return the row of the strongest box of each face, and the face of each of `boxes`, or -1.
+
+    `boxes` are those of `strong`, strongest first, and those of weak sightings after them.
+    """
+    same_face = _same_face(strong, boxes)
+    face = np.full(len(boxes), -1)
     strongest: list[int] = []
-    for i in range(len(ordered)):
-        if face[i] >= 0:
+    for row in range(len(strong)):
+        if face[row] >= 0:
             continue
-        same = same_face(i)
-        face[same[face[same] < 0]] = face[i] = len(strongest)
-        strongest.append(i)
-    merged = boxes[strongest]
-    np.minimum.at(merged[:, :2], face[face >= 0], everywhere[face >= 0, :2])
-    np.maximum.at(merged[:, 2:], face[face >= 0], everywhere[face >= 0, 2:])
-    seen = ordered.seen if weak is None else Sightings.joined([ordered.seen, weak])
-    belongs = np.concatenate([face[ordered.seen.face], face[len(boxes) :]])
-    sightings = replace(seen, face=belongs)[belongs >= 0]
-    return Detections(merged, ordered.scores[strongest], sightings)
+        same = same_face(row)
+        face[same[face[same] < 0]] = face[row] = len(strongest)
+        strongest.append(row)
+    return strongest, face
 
 
 def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detections:
     """Return the faces of which less than half lies in each of `areas`, x1 y1 x2 y2 in pixels."""
     boxes = detections.boxes_xyxy
-    kept = np.ones(len(boxes), bool)
+    is_kept = np.ones(len(boxes), bool)
     for area in areas:
         first, last = np.array([*area[:2]] * 2, np.float32), np.array([*area[2:]] * 2, np.float32)
-        kept &= 2 * box_areas(boxes.clip(first, last)) < box_areas(boxes)
-    return detections[kept]
+        is_kept &= 2 * box_areas(boxes.clip(first, last)) < box_areas(boxes)
+    return detections[is_kept]
 
 
 def bridged(frames: Sequence[Detections]) -> list[Detections]:
-    """Return the faces of each frame of an animation, and those that only frames around it show.
+    """Return the faces of each frame of an animation, with those that only nearby frames show.
 
-    A face that was found in one frame is hidden in up to MAX_MISSED_FRAMES frames before and after
-    it too, until it is found again: where it was found, and where its movement takes it, which may
-    be beyond the edge of the picture.
+    A face that was found in one frame is also hidden in up to MAX_MISSED_FRAMES frames before and
+    after it, until it is found again: at its place, and at the place where its movement takes it,
+    which may be beyond the edge of the picture.
     """
     everything = Detections.joined([Detections.none(), *frames])
     starts = np.cumsum([0, *map(len, frames)])
     frame_of = np.repeat(np.arange(len(frames)), np.diff(starts))
     tracks = follow(everything.boxes_xyxy, frame_of)
     result = list(frames)
-    for frame, here in enumerate(frames):
-        first, last = (
-            max(0, frame - MAX_MISSED_FRAMES),
-            min(len(frames), frame + 1 + MAX_MISSED_FRAMES),
-        )
-        earlier, later = (
-            np.arange(starts[first], starts[frame]),
-            np.arange(starts[frame + 1], starts[last]),
-        )
-        earlier, later = earlier[tracks.until[earlier] > frame], later[tracks.since[later] < frame]
-        rows = np.concatenate([earlier, later])
-        speed = np.concatenate([tracks.speed_after[earlier], tracks.speed_before[later]])
-        missed = ~_meets(everything[rows], here)
-        if missed.any():
-            shift = speed[missed] * (frame - frame_of[rows[missed]])[:, None]
-            lost = everything[rows[missed]]
-            result[frame] = merge(
-                Detections.joined([here, lost, moved(lost, shift)[shift.any(axis=1)]])
-            )
+    for frame, own in enumerate(frames):
+        rows, speed = _nearby(tracks, starts, frame)
+        is_missed = ~_has_same_face(everything[rows], own)
+        if is_missed.any():
+            shift = speed[is_missed] * (frame - frame_of[rows[is_missed]])[:, None]
+            missed = everything[rows[is_missed]]
+            has_moved = shift.any(axis=1)
+            result[frame] = merge(Detections.joined([own, missed, moved(missed, shift)[has_moved]]))
     return result
+
+
+def _nearby(tracks: Tracks, starts: Rows, frame: int) -> tuple[Rows, NDArray[np.float64]]:
+    """Return the faces of other frames that may be missed in `frame`.
+
+    They come as rows of the faces of all frames, [n], with the speed of each towards this frame,
+    [n, 2]. `starts` are the rows at which frames start, and the end of the last one.
+    """
+    frames = len(starts) - 1
+    first = max(0, frame - MAX_MISSED_FRAMES)
+    last = min(frames, frame + 1 + MAX_MISSED_FRAMES)
+    earlier = np.arange(starts[first], starts[frame])
+    later = np.arange(starts[frame + 1], starts[last])
+    earlier, later = earlier[tracks.until[earlier] > frame], later[tracks.since[later] < frame]
+    rows = np.concatenate([earlier, later])
+    return rows, np.concatenate([tracks.speed_after[earlier], tracks.speed_before[later]])
 
 
 def moved(detections: Detections, shift: NDArray[Any]) -> Detections:
     """Return `detections`, each moved by its `shift` [n, 2], x y in pixels."""
-    seen, by = detections.seen, shift.astype(np.float32)
+    sightings, by = detections.sightings, shift.astype(np.float32)
     shifted = replace(
-        seen,
-        boxes_xyxy=seen.boxes_xyxy + np.tile(by[seen.face], 2),
-        landmarks=seen.landmarks + by[seen.face, None],
+        sightings,
+        boxes_xyxy=sightings.boxes_xyxy + np.tile(by[sightings.face], 2),
+        landmarks=sightings.landmarks + by[sightings.face, None],
     )
-    return replace(detections, boxes_xyxy=detections.boxes_xyxy + np.tile(by, 2), sightings=shifted)
+    boxes = detections.boxes_xyxy + np.tile(by, 2)
+    return replace(detections, boxes_xyxy=boxes, merged_from=shifted)
 
 
-def _meets(some: Detections, others: Detections) -> NDArray[np.bool_]:
-    """Return which of `some` overlap one of `others` by at least MERGE_IOU."""
-    same_face = _same_face(some.boxes_xyxy, others.boxes_xyxy)
-    return np.array([len(same_face(row)) > 0 for row in range(len(some))], bool)
+def _has_same_face(detections: Detections, others: Detections) -> NDArray[np.bool_]:
+    """Return which of `detections` overlap one of `others` by at least MERGE_IOU, [n]."""
+    same_face = _same_face(detections.boxes_xyxy, others.boxes_xyxy)
+    return np.array([len(same_face(row)) > 0 for row in range(len(detections))], bool)
 
 
 def _same_face(boxes: Boxes, others: Boxes) -> Callable[[int], Rows]:
     """Return a function from a row of `boxes` to the rows of `others` that show the same face.
 
-    Such boxes start close to each other, so that it compares only those that do along one axis.
+    Such boxes start close to each other, so the function compares only those that do along the axis
+    on which fewer of them do.
     """
-    lookups = []
+    candidates = []
     for axis in (0, 1):
         order = np.argsort(others[:, axis], kind="stable")
         start = boxes[:, axis].astype(np.float64)
@@ -314,8 +267,8 @@ def _same_face(boxes: Boxes, others: Boxes) -> Callable[[int], Rows]:
         starts = others[order, axis].astype(np.float64)
         first = np.searchsorted(starts, start - reach, side="left")
         last = np.searchsorted(starts, start + reach, side="right")
-        lookups.append((int((last - first).sum()), order, first, last))
-    _, order, first, last = min(lookups, key=lambda each: each[0])
+        candidates.append((int((last - first).sum()), order, first, last))
+    _, order, first, last = min(candidates, key=lambda candidate: candidate[0])
 
     def same_face(row: int) -> Rows:
         near = order[first[row] : last[row]]
@@ -335,7 +288,7 @@ def overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
 
 
 def box_sides(boxes: Boxes) -> NDArray[np.float32]:
-    """Return the side of a square as large as each box."""
+    """Return the side of a square with the area of each box."""
     return np.sqrt(box_areas(boxes))
 
 

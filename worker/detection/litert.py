@@ -1,6 +1,4 @@
-"""The detector's network in 8 bits, run by LiteRT on a CPU: faster than TensorFlow there, and
-without its import.
-"""
+"""The default model in 8 bits, run by LiteRT on a CPU, faster than TensorFlow and without it."""
 
 import threading
 from collections.abc import Sequence
@@ -19,17 +17,20 @@ from worker.pixels import Pixels
 from worker.process import processors
 from worker.process.silence import silenced
 
-# An interpreter is made for one shape, in half the time of a run, and takes 50 to 75 bytes for a
-# pixel.
-KEPT_PIXELS = 4_000_000  # for each lane: one in use of the largest shape, and a few of smaller ones
-WARM_SIDE = 256
+# The pixels, over all shapes, for which each lane keeps interpreters: enough for one of the largest
+# shape and a few of smaller ones. An interpreter takes one shape. Creating it takes half the time
+# of a run, and it needs 50 to 75 bytes per pixel.
+KEPT_PIXELS = 4_000_000
+# The side, in pixels, of the black picture that the network is tried on.
+TRIAL_SIDE = 256
 
 Shape = tuple[int, ...]
 
 
 class QuantizedModel:
-    """A Model that is ``network.tflite`` in a folder, from uint8 [1, H, W, 3] to the maps of
-    worker.detection.centerface.maps.
+    """A Model that runs ``network.tflite`` in a folder.
+
+    The network takes uint8 [1, H, W, 3] and returns the maps of worker.detection.centerface.maps.
     """
 
     engine = "litert"
@@ -43,15 +44,16 @@ class QuantizedModel:
         lanes: int = 1,
         least_score: float = MIN_SCORE,
     ) -> None:
-        """Load and check the network in `folder`; ModelInvalid, in one line, if it can't be used.
+        """Load and check the network in `folder`.
 
-        `digest` is known where the files are not the same on every machine; else it is that of the
-        files. The processors are shared out among `lanes`. Faces below `least_score` are not
-        reported.
+        `digest` names a model whose files are not the same on every machine; by default it is
+        computed from the files. The processors are divided among `lanes`. Faces below `least_score`
+        are not reported. Raises ModelInvalid, in one line, if the network can't be used.
         """
         if not (folder / NETWORK).is_file():
             raise ModelInvalid(
-                f"{folder} holds no {NETWORK}, which VEIL_ENGINE=litert runs: set VEIL_ENGINE to auto or tensorflow"
+                f"{folder} holds no {NETWORK}, which VEIL_ENGINE=litert runs: "
+                "set VEIL_ENGINE to auto or tensorflow"
             )
         count = processors.available()
         self.folder = folder
@@ -64,39 +66,43 @@ class QuantizedModel:
         self._threads = max(1, count // lanes)
         self._idle: list[tuple[Shape, Interpreter]] = []
         self._lock = threading.Lock()
+        self._try()
+
+    def _try(self) -> None:
+        """Run once on a black picture, which shows whether the network works."""
         try:
             with silenced():
-                self.predict(np.zeros((1, WARM_SIDE, WARM_SIDE, 3), np.uint8))
+                self.predict(np.zeros((1, TRIAL_SIDE, TRIAL_SIDE, 3), np.uint8))
         except Exception as error:
             raise ModelInvalid(
-                f"{folder / NETWORK} fails on a black picture: {in_a_line(error)}"
+                f"{self.folder / NETWORK} fails on a black picture: {in_a_line(error)}"
             ) from None
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
-        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width,
-        3].
+        """Return one Detections for each canvas of `batch`, uint8 RGB [n, height, width, 3].
+
+        Boxes are in pixels of the canvas. Raises DetectionFailed if the network returns something
+        else than its maps, or values that are not finite.
         """
         return [decode(self._maps(canvas), self._least_score) for canvas in batch]
 
     def _maps(self, canvas: Pixels) -> NDArray[np.float32]:
-        interpreter = self._taken(canvas.shape)
+        """Return the network's maps for `canvas`, float32 [height, width, channels]."""
+        interpreter = self._borrow(canvas.shape)
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], canvas[None])
         interpreter.invoke()
         (maps,) = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         self._give_back(canvas.shape, interpreter)
-        if (
-            maps.ndim != 3
-            or maps.shape[-1] != sum(MAPS)
-            or not np.issubdtype(maps.dtype, np.floating)
-        ):
+        is_float = np.issubdtype(maps.dtype, np.floating)
+        if not is_float or maps.ndim != 3 or maps.shape[-1] != sum(MAPS):
             shape = list(maps.shape)
             raise DetectionFailed(
                 f"the network returns {maps.dtype} {shape}, not float [height, width, {sum(MAPS)}]"
             )
         return np.asarray(maps, np.float32)
 
-    def _taken(self, shape: Shape) -> Any:
-        """An interpreter for pictures of `shape` that nobody else uses."""
+    def _borrow(self, shape: Shape) -> Any:
+        """Return an interpreter for canvases of `shape` that no other thread uses."""
         with self._lock:
             for place in reversed(range(len(self._idle))):
                 if self._idle[place][0] == shape:
@@ -107,11 +113,11 @@ class QuantizedModel:
         return interpreter
 
     def _give_back(self, shape: Shape, interpreter: Any) -> None:
-        """Those used longest ago are dropped when there are too many."""
+        """Keep `interpreter` for later, and drop those that were used longest ago."""
         with self._lock:
             self._idle.append((shape, interpreter))
-            while (
-                sum(height * width for (height, width, _), _ in self._idle)
-                > KEPT_PIXELS * self.lanes
-            ):
+            while self._idle_pixels() > KEPT_PIXELS * self.lanes:
                 self._idle.pop(0)
+
+    def _idle_pixels(self) -> int:
+        return sum(height * width for (height, width, _), _ in self._idle)

@@ -1,6 +1,4 @@
-"""What a detector's model is to the rest, whichever engine runs it, and what its folder says of
-it.
-"""
+"""The protocol of a detector's model, whichever engine runs it, and its folder's metadata."""
 
 import hashlib
 import json
@@ -13,35 +11,40 @@ from worker.detection.faces import Detections
 from worker.pixels import Pixels
 
 METADATA = "veil.json"
-NETWORK = "network.tflite"  # the default model in 8 bits, next to saved_model.pb
-LEFT_OUT = "detection_left_out"  # an output of a SavedModel: see Detections.left_out
-DEFAULT_THRESHOLD = 0.5  # for a model that states none
+NETWORK = "network.tflite"  # The default model in 8 bits, next to saved_model.pb.
+LEFT_OUT = "detection_left_out"  # An output of a SavedModel: see Detections.left_out.
+DEFAULT_THRESHOLD = 0.5  # The score threshold of a model that states none.
+MAX_REASON_LENGTH = 200  # characters
 
 
 class Model(Protocol):
-    """A detector's model, loaded, checked and warmed: batches of pictures in, Detections out."""
+    """A detector's model, loaded, checked and run once."""
 
     folder: Path
     engine: str
     device: str
-    """Where it runs, in words."""
+    """The device that it runs on, for logs."""
     on_gpu: bool
     lanes: int
-    """How many batches it takes at once, each from a thread of its own."""
+    """The number of batches that it takes at once, each from a thread of its own."""
     digest: str
-    """Names all that decides its answers."""
+    """A digest of everything that decides its detections."""
     score_threshold: float
     fixed_size: tuple[int, int] | None
-    """(height, width) if it takes only that size."""
+    """(height, width) if it takes no other size."""
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
-        """One Detections, in pixels of the canvas, for each picture of uint8 RGB [n, height, width,
-        3].
+        """Return one Detections for each canvas of `batch`, uint8 RGB [n, height, width, 3].
+
+        Boxes are in pixels of the canvas.
         """
 
 
 def stated_threshold(folder: Path) -> float:
-    """The score_threshold that veil.json in `folder` states; DEFAULT_THRESHOLD if there is none."""
+    """Return the score_threshold that veil.json in `folder` states, else DEFAULT_THRESHOLD.
+
+    Raises ModelInvalid if the file can't be read or the value is not between 0 and 1.
+    """
     path = folder / METADATA
     if not path.exists():
         return DEFAULT_THRESHOLD
@@ -55,7 +58,7 @@ def stated_threshold(folder: Path) -> float:
 
 
 def digest_of(folder: Path) -> str:
-    """SHA-256 over the names and contents of the model's files."""
+    """Return the SHA-256 over the names and contents of the files in `folder`, as hex digits."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
@@ -64,6 +67,6 @@ def digest_of(folder: Path) -> str:
 
 
 def in_a_line(error: Exception) -> str:
-    """What `error` says, in one line."""
+    """Return the first line of `error`'s text, or its class if it has none."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{reason:.200}"
+    return reason[:MAX_REASON_LENGTH]

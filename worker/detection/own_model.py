@@ -1,6 +1,4 @@
-"""A SavedModel of one's own: a folder as it is, a ZIP, or a ZIP in S3, unpacked once into the
-cache.
-"""
+"""A SavedModel of a user's own: a folder, a ZIP, or a ZIP in S3, unpacked once into the cache."""
 
 import fcntl
 import hashlib
@@ -17,23 +15,33 @@ import platformdirs
 
 from tasks.addresses import ObjectUri
 from tasks.errors import ModelInvalid
-from tasks.storage.s3 import ObjectStore
+from tasks.storage.s3 import ObjectStore, OpenObject
 from worker.detection.model import digest_of
 
 MAX_ZIP_BYTES = 1 << 30
 MAX_BYTES = 4 << 30  # unpacked
 MAX_FILES = 10_000
 FETCH_SECONDS = 600
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 GRAPH = "saved_model.pb"
+# The exceptions of zipfile for an archive that is damaged, encrypted or of an unknown compression.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = None) -> Path:
     """Return the folder of the SavedModel at `address`; `connect` is called for one in S3.
 
     `pin` is the digest of the model's files (worker.detection.model.digest_of) or the SHA-256 of
-    its ZIP. Raises ModelInvalid when the model is another one, there is none, or its ZIP is
-    damaged, too large or would write outside its folder, and what `connect` and the store raise.
+    its ZIP. Raises ModelInvalid if there is no model, if it does not match the pin, or if its ZIP
+    is damaged, too large, or would write outside its folder; and what `connect` and the store
+    raise.
     """
     if address.startswith("s3://"):
         return _from_s3(ObjectUri.parse(address), connect(), pin)
@@ -41,16 +49,17 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
     try:
         if path.is_file():
             return _from_zip(_sha256(path), path, str(path), pin)
-        if pin is not None and path.is_dir():  # SavedModel reports a missing folder
-            _check_files(path, str(path), pin)
+        if pin is not None and path.is_dir():  # SavedModel reports a missing folder.
+            _check_digest(path, str(path), pin)
     except OSError as error:
         raise _unusable(path, error) from None
     return path
 
 
 def _from_s3(uri: ObjectUri, store: ObjectStore, pin: str | None) -> Path:
-    """Fetch the ZIP unless the cache has it: a file there maps each version of an object to the
-    ZIP's digest.
+    """Return the folder of the SavedModel in the ZIP at `uri`, fetched unless the cache has it.
+
+    A file in the cache maps each version of an object to the digest of its ZIP.
     """
     with store.open(uri) as found:
         if found.stored.size > MAX_ZIP_BYTES:
@@ -59,42 +68,59 @@ def _from_s3(uri: ObjectUri, store: ObjectStore, pin: str | None) -> Path:
             )
         version = hashlib.sha256(f"{uri} {found.stored.etag}".encode()).hexdigest()
         try:
-            known = _cache() / f"object-{version}"
-            if known.is_file() and (placed := _place(known.read_text())).is_dir():
-                root = _root(placed, str(uri))
-                # The cache proves nothing about the ZIP: a pin of the ZIP's own digest is checked
-                # on its bytes.
-                if pin is None or digest_of(root) == pin:
-                    return root
-            content = found.read(MAX_ZIP_BYTES, FETCH_SECONDS)
-            digest = hashlib.sha256(content).hexdigest()
-            with tempfile.NamedTemporaryFile(prefix=".model-", suffix=".zip", dir=_cache()) as file:
-                file.write(content)
-                file.flush()
-                root = _from_zip(digest, Path(file.name), str(uri), pin)
-            known.write_text(digest)
-            return root
+            known_digest = _cache() / f"object-{version}"
+            root = _cached(known_digest, uri, pin)
+            return root or _fetched(found, known_digest, uri, pin)
         except OSError as error:
             raise _unusable(uri, error) from None
+
+
+def _cached(known_digest: Path, uri: ObjectUri, pin: str | None) -> Path | None:
+    """Return the folder of the SavedModel if the cache has it and its files match `pin`.
+
+    Others may have written to the cache, so it proves nothing about the ZIP: a pin of the ZIP's own
+    digest is checked on the ZIP's bytes, which have to be fetched again.
+    """
+    if not known_digest.is_file():
+        return None
+    unpacked = _unpacked_folder(known_digest.read_text())
+    if not unpacked.is_dir():
+        return None
+    root = _root(unpacked, str(uri))
+    return root if pin is None or digest_of(root) == pin else None
+
+
+def _fetched(found: OpenObject, known_digest: Path, uri: ObjectUri, pin: str | None) -> Path:
+    """Return the folder of the SavedModel in the open ZIP `found`, and note its digest."""
+    content = found.read(MAX_ZIP_BYTES, FETCH_SECONDS)
+    digest = hashlib.sha256(content).hexdigest()
+    with tempfile.NamedTemporaryFile(prefix=".model-", suffix=".zip", dir=_cache()) as file:
+        file.write(content)
+        file.flush()
+        root = _from_zip(digest, Path(file.name), str(uri), pin)
+    known_digest.write_text(digest)
+    return root
 
 
 def _from_zip(digest: str, path: Path, name: str, pin: str | None) -> Path:
     """Return the folder of the SavedModel in the ZIP at `path`, whose SHA-256 is `digest`.
 
-    With a pin of the ZIP the unpacked files are compared with it: others may have written to the
-    cache since.
+    If the pin is that of the ZIP, the unpacked files are compared with the ZIP's, because others
+    may have written to the cache since.
     """
     root = _unpacked(digest, path, name)
     if pin == digest:
         with tempfile.TemporaryDirectory(prefix=".model-", dir=_cache()) as work:
             _unpack(path, Path(work), name)
-            _check_files(root, f"{root}, unpacked from {name},", digest_of(_root(Path(work), name)))
+            fresh = digest_of(_root(Path(work), name))
+        _check_digest(root, f"{root}, unpacked from {name},", fresh)
     elif pin is not None:
-        _check_files(root, name, pin, f" (and its ZIP {digest})")
+        _check_digest(root, name, pin, f" (and its ZIP {digest})")
     return root
 
 
-def _check_files(root: Path, name: str, pin: str, more: str = "") -> None:
+def _check_digest(root: Path, name: str, pin: str, more: str = "") -> None:
+    """Raise ModelInvalid if the files below `root` do not have the digest `pin`."""
     if (digest := digest_of(root)) != pin:
         raise ModelInvalid(
             f"{name} has the digest {digest}{more}, not {pin}: not used; see VEIL_MODEL_SHA256"
@@ -102,23 +128,25 @@ def _check_files(root: Path, name: str, pin: str, more: str = "") -> None:
 
 
 def _unpacked(digest: str, path: Path, name: str) -> Path:
-    """Return the SavedModel in the ZIP at `path`, unpacked below its SHA-256 unless this machine
-    has it.
+    """Return the folder of the SavedModel in the ZIP at `path`, unpacked unless the cache has it.
+
+    It is kept under the ZIP's SHA-256, `digest`.
     """
-    placed = _place(digest)
+    unpacked = _unpacked_folder(digest)
     with (_cache() / "unpack.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not placed.is_dir():
+        if not unpacked.is_dir():
             work = Path(tempfile.mkdtemp(prefix=".model-", dir=_cache()))
             try:
                 _unpack(path, work, name)
-                work.replace(placed)
+                work.replace(unpacked)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-    return _root(placed, name)
+    return _root(unpacked, name)
 
 
 def _unpack(path: Path, target: Path, name: str) -> None:
+    """Unpack the ZIP at `path` into `target`; ModelInvalid if it is damaged, large or unsafe."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -126,23 +154,12 @@ def _unpack(path: Path, target: Path, name: str) -> None:
                 raise ModelInvalid(
                     f"{name} would unpack to more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes"
                 )
-            left = MAX_BYTES
+            remaining = MAX_BYTES
             for entry in entries:
-                _check_place(entry, name)
-                if entry.is_dir():
-                    continue
-                file = target / entry.filename
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as source, file.open("wb") as sink:
-                    left -= _copied(source, sink, left, name)
-    except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+                _check_path(entry, name)
+                if not entry.is_dir():
+                    remaining -= _extract(archive, entry, target, remaining, name)
+    except ZIP_ERRORS as error:
         raise ModelInvalid(
             f"{name} is no ZIP that can be unpacked ({error}): make it with `veil train export`"
         ) from None
@@ -152,22 +169,31 @@ def _unpack(path: Path, target: Path, name: str) -> None:
         )
 
 
-def _check_place(entry: zipfile.ZipInfo, name: str) -> None:
-    """Refuse what would be written elsewhere than in the archive's own folder, or point there."""
-    place = PurePosixPath(entry.filename)
-    if (
-        place.is_absolute()
-        or ".." in place.parts
-        or "\\" in entry.filename
-        or stat.S_ISLNK(entry.external_attr >> 16)
-    ):
+def _check_path(entry: zipfile.ZipInfo, name: str) -> None:
+    """Refuse an entry that would be written outside the archive's folder, or that links there."""
+    path = PurePosixPath(entry.filename)
+    leads_out = path.is_absolute() or ".." in path.parts or "\\" in entry.filename
+    if leads_out or stat.S_ISLNK(entry.external_attr >> 16):
         raise ModelInvalid(f"{name} holds {entry.filename!r:.100}, which leads out of it: not used")
 
 
-def _copied(source: IO[bytes], sink: IO[bytes], limit: int, name: str) -> int:
-    """Bytes copied; what an archive says of its sizes need not be true."""
+def _extract(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limit: int, name: str
+) -> int:
+    """Write a file of `archive` below `target`, and return its bytes, at most `limit`."""
+    file = target / entry.filename
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(entry) as source, file.open("wb") as sink:
+        return _copy(source, sink, limit, name)
+
+
+def _copy(source: IO[bytes], sink: IO[bytes], limit: int, name: str) -> int:
+    """Copy `source` to `sink`, and return the number of bytes, at most `limit`.
+
+    They are counted because the sizes that an archive states may be wrong.
+    """
     count = 0
-    while chunk := source.read(CHUNK):
+    while chunk := source.read(CHUNK_BYTES):
         count += len(chunk)
         if count > limit:
             raise ModelInvalid(f"{name} unpacks to more than {MAX_BYTES:,} bytes")
@@ -175,11 +201,13 @@ def _copied(source: IO[bytes], sink: IO[bytes], limit: int, name: str) -> int:
     return count
 
 
-def _root(placed: Path, name: str) -> Path:
-    graphs = _graphs(placed)
+def _root(unpacked: Path, name: str) -> Path:
+    """Return the folder below `unpacked` that has the graph; ModelInvalid if none has."""
+    graphs = _graphs(unpacked)
     if not graphs:
         raise ModelInvalid(
-            f"{placed}, unpacked from {name}, holds no {GRAPH}: remove it, and it is unpacked anew"
+            f"{unpacked}, unpacked from {name}, holds no {GRAPH}: "
+            "remove it, and it is unpacked anew"
         )
     return graphs[0].parent
 
@@ -188,7 +216,7 @@ def _graphs(unpacked: Path) -> list[Path]:
     return [*unpacked.glob(GRAPH), *sorted(unpacked.glob(f"*/{GRAPH}"))]
 
 
-def _place(digest: str) -> Path:
+def _unpacked_folder(digest: str) -> Path:
     return _cache() / f"model-{digest.strip()}"
 
 
@@ -205,7 +233,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unusable(place: object, error: OSError) -> ModelInvalid:
-    return ModelInvalid(
-        f"{place} can't be read or unpacked in {platformdirs.user_cache_path('veil')}: {error.strerror}"
-    )
+def _unusable(address: object, error: OSError) -> ModelInvalid:
+    cache = platformdirs.user_cache_path("veil")
+    return ModelInvalid(f"{address} can't be read or unpacked in {cache}: {error.strerror}")

@@ -1,18 +1,17 @@
-"""Tiles: the overlapping parts of a view that is larger than what the model is given at once."""
+"""Tiles: the overlapping parts of an image that is larger than a canvas may be."""
 
 import math
 from collections.abc import Iterator
 
 Tile = tuple[slice, slice]
-"""Rows and columns of a view."""
+"""Rows and columns of an image."""
 
 
 def tiles(height: int, width: int, size: tuple[int, int], overlap: int) -> Iterator[Tile]:
-    """Yield the parts, at most `size` (height, width), that cover a view of `height` x `width`, in
-    pixels.
+    """Yield tiles of at most `size` (height, width) that cover `height` x `width` pixels.
 
-    Neighbours share `overlap` pixels or more, so that whatever is no larger lies whole in one of
-    them. All parts have one size, so that the model is given few shapes, and no pixel is in none.
+    Neighbours share at least `overlap` pixels, so whatever is no larger lies whole in one of them.
+    All tiles have the same size, so that the model gets few shapes.
     """
     for rows in _spans(height, size[0], overlap):
         for columns in _spans(width, size[1], overlap):
@@ -20,8 +19,9 @@ def tiles(height: int, width: int, size: tuple[int, int], overlap: int) -> Itera
 
 
 def quarters(height: int, width: int, overlap: int) -> Iterator[Tile]:
-    """Yield the four parts of a view whose neighbours share `overlap` pixels, at most a quarter of
-    a side.
+    """Yield four tiles that cover `height` x `width` pixels.
+
+    Neighbours share `overlap` pixels, but at most a quarter of a side.
     """
     down, across = min(overlap, height // 4), min(overlap, width // 4)
     for rows in _spans(height, -(-(height + down) // 2), down):
@@ -29,13 +29,13 @@ def quarters(height: int, width: int, overlap: int) -> Iterator[Tile]:
             yield rows, columns
 
 
-def _spans(length: int, most: int, overlap: int) -> Iterator[slice]:
-    """Yield the equal parts, at most `most` long, of a side of `length` pixels."""
-    if length <= most:
+def _spans(length: int, max_length: int, overlap: int) -> Iterator[slice]:
+    """Yield equal spans of at most `max_length` that cover a side of `length` pixels."""
+    if length <= max_length:
         yield slice(0, length)
         return
-    count = math.ceil((length - overlap) / (most - overlap))
-    part = math.ceil((length - overlap) / count) + overlap
+    count = math.ceil((length - overlap) / (max_length - overlap))
+    span = math.ceil((length - overlap) / count) + overlap
     for number in range(count):
-        start = (length - part) * number // (count - 1)
-        yield slice(start, start + part)
+        start = (length - span) * number // (count - 1)
+        yield slice(start, start + span)

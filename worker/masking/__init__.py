@@ -1,1 +1,1 @@
-"""Masking: which regions of a picture are hidden, and with what."""
+"""Masking: the regions of a picture that are hidden, and the methods that fill them."""

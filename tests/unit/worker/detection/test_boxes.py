@@ -1,4 +1,4 @@
-"""Which boxes meet: the same pairs and groups as comparing each with each, at far less work."""
+"""Overlapping boxes: the same pairs and groups as by comparing all boxes, in far less time."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.detection import boxes
-from worker.detection.boxes import connected, meeting
+from worker.detection.boxes import connected, overlapping_pairs
 
 SMALL = st.integers(0, 12)
 
 
 @st.composite
 def some_boxes(draw, most=12):
-    """Boxes with whole sides, so that many touch, nest and repeat; some are points and lines."""
+    """Draw boxes with whole sides: many touch, nest and repeat, and some are points and lines."""
     corners = draw(
         st.lists(st.tuples(SMALL, SMALL, st.integers(0, 6), st.integers(0, 6)), max_size=most)
     )
@@ -26,12 +26,14 @@ def overlap(one, other):
 
 def pairs(some, others):
     return sorted(
-        (i, j) for rows in meeting(some, others) for i, j in zip(*map(list, rows), strict=True)
+        (i, j)
+        for rows in overlapping_pairs(some, others)
+        for i, j in zip(*map(list, rows), strict=True)
     )
 
 
 def groups(some):
-    """The lowest row of each box's group, by walking from neighbour to neighbour."""
+    """Return the lowest row of each box's group, found by walking from neighbour to neighbour."""
     labels = [-1] * len(some)
     for row in range(len(some)):
         edge = [row] if labels[row] < 0 else []
@@ -54,7 +56,7 @@ def test_the_pairs_are_those_that_overlap_each_once(some, others):
 def test_the_groups_are_those_of_a_walk_whatever_the_size_of_a_chunk(some, chunk):
     some[:, 2:] += 1  # a point or a line does not overlap itself
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boxes, "CHUNK", chunk)
+        patch.setattr(boxes, "PAIRS_AT_ONCE", chunk)
         assert connected(some).tolist() == groups(some)
 
 

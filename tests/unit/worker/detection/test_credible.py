@@ -1,15 +1,14 @@
-"""What a detector's model may answer for a canvas: anything else fails the picture instead of
-hiding nothing.
-"""
+"""Credible answers of a model: any other answer fails the picture instead of hiding nothing."""
 
 import numpy as np
 import pytest
 
 from tasks.errors import DetectionFailed
 from worker.detection.centerface.maps import decode
+from worker.detection.credible import credible, placed
 from worker.detection.detector import ScaledDetector
-from worker.detection.faces import Detections, Sightings, credible, placed
-from worker.detection.look import Look
+from worker.detection.faces import Detections, Sightings
+from worker.detection.presets import PassSettings
 
 WIDTH, HEIGHT = 256, 128
 LEAST = 0.3
@@ -97,7 +96,7 @@ def test_one_such_box_in_one_pass_fails_the_whole_picture():
         )
         return Detections(boxes, np.array([0.9], np.float32))
 
-    look = Look((128, 256), 1.0, 1024, mirrored=False, turned="never")
+    look = PassSettings((128, 256), 1.0, 1024, mirrored=False, turned="never")
     with pytest.raises(DetectionFailed, match="shares of the picture"):
         ScaledDetector(infer, look, 0.5).detect(np.zeros((256, 256, 3), np.uint8))
 

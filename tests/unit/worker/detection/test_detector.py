@@ -1,33 +1,28 @@
-"""Detection at several scales: boxes come back in pixels of the picture, once for each face, within
-it.
-"""
+"""Detection at several scales: one box for each face, within the picture, in its pixels."""
 
 import math
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DetectionFailed
+from worker.detection.canvas import PADDING_GRAY, SIDE_MULTIPLE
 from worker.detection.detector import (
     EDGE_SLACK,
     MAX_RELIABLE_SIDE,
     MIN_RELIABLE_SIDE,
     MIN_TURNED_GAIN,
-    MULTIPLE,
-    PADDING,
     WEAK_SCORE_FACTOR,
-    Halves,
     ScaledDetector,
-    _unless_better,
+    _without_weaker,
 )
 from worker.detection.faces import Detections, Sightings
-from worker.detection.look import Look
+from worker.detection.presets import PassSettings
 
 SIDES = st.floats(-50, 150, width=32)
 SIZES = st.floats(0, 80, width=32)
@@ -47,16 +42,13 @@ def found(*boxes, scores=None):
 
 
 # --- scales
-# ---------------------------------------------------------------------------------------------------
 
 FACE = 255
 GROUND = 30
 
 
 class Model:
-    """Finds the white rectangle, as a model does: in pixels of the canvas. Keeps the canvases that
-    it saw.
-    """
+    """A model that finds the white rectangle, in pixels of the canvas, and keeps its canvases."""
 
     def __init__(self, score=0.9):
         self.canvases = []
@@ -64,7 +56,7 @@ class Model:
 
     def infer(self, canvas):
         self.canvases.append(canvas)
-        rows, columns = np.nonzero(canvas[..., 0] > (FACE + PADDING) // 2)
+        rows, columns = np.nonzero(canvas[..., 0] > (FACE + PADDING_GRAY) // 2)
         if not len(rows):
             return Detections.none()
         return found(
@@ -72,9 +64,9 @@ class Model:
         )
 
     def contents(self):
-        """(height, width) of the picture in each canvas, and its longer side."""
+        """Yield (height, width) of the picture in each canvas."""
         for canvas in self.canvases:
-            inside = (canvas != PADDING).any(axis=2)
+            inside = (canvas != PADDING_GRAY).any(axis=2)
             yield int(inside.any(axis=1).sum()), int(inside.any(axis=0).sum())
 
 
@@ -99,7 +91,7 @@ def detector(model, scales=(128, 256), max_enlargement=2.0, threshold=0.5, fixed
         **look,
     }
     return ScaledDetector(
-        model.infer, Look(tuple(scales), max_enlargement, **chosen), threshold, fixed_size
+        model.infer, PassSettings(tuple(scales), max_enlargement, **chosen), threshold, fixed_size
     )
 
 
@@ -152,9 +144,9 @@ def test_canvases_have_few_shapes_and_sides_that_the_model_takes(width, height, 
     assert 1 <= len(model.canvases) <= len(scales)
     for canvas, (rows, columns) in zip(model.canvases, model.contents(), strict=True):
         assert canvas.dtype == np.uint8
-        assert canvas.shape[0] % MULTIPLE == canvas.shape[1] % MULTIPLE == 0
-        assert canvas.shape[0] - rows < MULTIPLE
-        assert canvas.shape[1] - columns < MULTIPLE
+        assert canvas.shape[0] % SIDE_MULTIPLE == canvas.shape[1] % SIDE_MULTIPLE == 0
+        assert canvas.shape[0] - rows < SIDE_MULTIPLE
+        assert canvas.shape[1] - columns < SIDE_MULTIPLE
         # The picture keeps its proportions, to a pixel.
         factor = max(rows, columns) / max(height, width)
         assert rows == pytest.approx(max(1, height * factor), abs=1)
@@ -273,16 +265,6 @@ def test_a_box_that_cannot_be_hidden_is_an_error_and_not_a_picture_without_that_
         detector(Answers(infer), scales=(128,)).detect(picture(64, 64, (0, 0, 1, 1)))
 
 
-def test_sides_are_padded_to_the_next_multiple_and_not_further():
-    model = Model()
-    for side in (MULTIPLE - 1, MULTIPLE, MULTIPLE + 1):
-        detector(model, scales=(10_000,), max_enlargement=1).detect(
-            picture(side, side, (0, 0, 1, 1))
-        )
-    assert [c.shape[0] for c in model.canvases] == [MULTIPLE, MULTIPLE, 2 * MULTIPLE]
-    assert math.gcd(*(c.shape[0] for c in model.canvases)) == MULTIPLE
-
-
 def test_a_score_that_is_no_number_is_an_error_and_not_a_picture_without_that_face():
     def infer(canvas):
         return Detections(np.array([[1, 1, 9, 9]], np.float32), np.array([np.nan], np.float32))
@@ -292,12 +274,12 @@ def test_a_score_that_is_no_number_is_an_error_and_not_a_picture_without_that_fa
 
 
 # --- which passes count
-# ---------------------------------------------------------------------------------------
 
 
 def two_passes(small_pass, large_pass, **options):
-    """A detector whose two passes, at 128 and 256 of 512 pixels, answer with boxes in pixels of the
-    pass.
+    """Return the boxes of a detector whose two passes answer as given, in pixels of the pass.
+
+    The passes show a picture of 512 pixels at 128 and at 256.
     """
 
     def infer(canvas):
@@ -362,11 +344,10 @@ def test_an_edge_may_be_wrong_by_some_pixels_of_the_pass():
         return square(50, 0.9)
 
     seen = detector(Answers(infer), scales=(128,)).detect(picture(512, 256, (0, 0, 1, 1)))
-    assert seen.seen.slack.tolist() == [4 * EDGE_SLACK]
+    assert seen.sightings.slack.tolist() == [4 * EDGE_SLACK]
 
 
 # --- mirrored and turned
-# --------------------------------------------------------------------------------------
 
 OFF = (60, 20, 100, 90)  # a face that is not in the middle
 
@@ -377,13 +358,13 @@ def test_a_mirrored_pass_finds_the_face_where_it_is(fixed_size):
     seen = detector(model, scales=(256,), mirrored=True).detect(picture(256, 192, OFF))
     assert len(model.canvases) == 2
     assert len(seen) == 1
-    assert seen.seen.boxes_xyxy == pytest.approx(np.array([OFF, OFF]), abs=1)
+    assert seen.sightings.boxes_xyxy == pytest.approx(np.array([OFF, OFF]), abs=1)
 
 
 @pytest.mark.parametrize("turn", [1, 2, 3])
 @pytest.mark.parametrize("fixed_size", [None, (256, 192)])
 def test_a_face_that_only_a_turned_pass_shows_is_found_where_it_is_with_its_top(turn, fixed_size):
-    """The model knows faces by a bright corner at their upper left, and tells a landmark there."""
+    """The model detects faces by a bright corner at their upper left."""
 
     def infer(canvas):
         rows, columns = np.nonzero(canvas[..., 0] > 200)
@@ -409,22 +390,25 @@ def test_a_face_that_only_a_turned_pass_shows_is_found_where_it_is_with_its_top(
     assert (lying[y1:y2, x1:x2, 0] > 200).mean() > 0.9
     assert (lying[..., 0] > 200).sum() == pytest.approx((x2 - x1) * (y2 - y1), rel=0.1)
     expected = {1: (1, 0), 2: (0, 1), 3: (-1, 0)}[turn]
-    assert seen.seen.up[0] / np.abs(seen.seen.up[0]).max() == pytest.approx(expected, abs=0.1)
+    assert seen.sightings.up[0] / np.abs(seen.sightings.up[0]).max() == pytest.approx(
+        expected, abs=0.1
+    )
 
 
 def directions(up):
-    """A model that sees one face in each canvas, whose eyes are `up` of its mouth, and keeps the
-    canvases.
+    """Return a model that finds one face in each canvas, and the list of its canvases.
+
+    `up` is the way from the mouth of the face to its eyes.
     """
-    seen = []
+    canvases = []
 
     def infer(canvas):
-        seen.append(canvas)
+        canvases.append(canvas)
         box = np.array([[20, 20, 60, 60]], np.float32)
         landmarks = 40 + np.array([[up, up, (0, 0), (0, 0), (0, 0)]], np.float32)
         return Detections(box, np.array([0.9], np.float32), Sightings.of(box, landmarks))
 
-    return infer, seen
+    return infer, canvases
 
 
 @pytest.mark.parametrize(
@@ -441,9 +425,9 @@ def directions(up):
     ],
 )
 def test_turned_passes_are_made_when_a_face_does_not_stand_upright(turned, up, passes):
-    infer, seen = directions(up)
+    infer, canvases = directions(up)
     detector(Answers(infer), turned=turned).detect(picture(256, 256, (0, 0, 1, 1)))
-    assert len(seen) == passes
+    assert len(canvases) == passes
 
 
 def test_turned_passes_are_made_when_nothing_is_found_and_not_when_they_are_not_wanted():
@@ -462,8 +446,7 @@ def test_a_picture_that_shows_clearly_more_when_turned_is_looked_at_so_at_every_
         return square(60, 0.9) if upright else square(50, 0.9 / MIN_TURNED_GAIN - 0.01, at=50)
 
     detector(Answers(infer), turned="always").detect(np.full((256, 128, 3), GROUND, np.uint8))
-    # Two upright; at the small scale on both sides and upside down; and both scales on the better
-    # side.
+    # Two upright passes, three probes at the small scale, and both scales in the best orientation.
     assert len(shapes) == 2 + 3 + 2
 
 
@@ -478,22 +461,21 @@ def test_turned_passes_are_made_when_no_face_is_certain():
 def test_an_upright_face_that_turned_passes_see_worse_is_hidden_as_the_upright_pass_saw_it(
     score, sightings
 ):
-    """The turned passes see the same place, the middle, but at their best no better, and not
-    clearly more.
-    """
-    seen = []
+    """The probes find the face in the middle, and not clearly more than the upright pass."""
+    canvases = []
 
     def infer(canvas):
-        seen.append(canvas)
-        one = found((40, 40, 88, 88), scores=[0.9 if len(seen) == 1 else score])
-        return one if len(seen) > 1 else Detections.joined([one, square(20, 0.9)])
+        canvases.append(canvas)
+        if len(canvases) > 1:
+            return found((40, 40, 88, 88), scores=[score])
+        return found((40, 40, 88, 88), (0, 0, 20, 20), scores=[0.9, 0.9])
 
     shown = detector(Answers(infer), scales=(128,), turned="always").detect(
         np.full((128, 128, 3), GROUND, np.uint8)
     )
-    assert len(seen) == 4
+    assert len(canvases) == 4
     assert len(shown) == 2
-    assert len(shown.seen) == sightings + 1
+    assert len(shown.sightings) == sightings + 1
 
 
 def test_a_turned_pass_counts_only_where_it_is_sure():
@@ -504,50 +486,13 @@ def test_a_turned_pass_counts_only_where_it_is_sure():
     assert len(seen.detect(np.full((128, 64, 3), GROUND, np.uint8))) == 0
 
 
-@settings(max_examples=60)
-@given(width=st.integers(1, 300), height=st.integers(1, 300), factor=st.floats(0.02, 2.5))
-def test_a_resized_picture_has_the_size_that_it_should(width, height, factor):
-    picture = np.full((height, width, 3), 77, np.uint8)
-
-    smaller = Halves(picture).resized(factor)
-
-    assert smaller.shape == (max(1, round(height * factor)), max(1, round(width * factor)), 3)
-    assert (smaller == 77).all()
-
-
-@pytest.mark.parametrize("factor", [0.08, 0.24, 0.5, 0.53, 0.7])
-def test_a_picture_becomes_smaller_without_leaving_pixels_out(factor):
-    """What is somewhere is seen, and stays where it is."""
-    random = np.random.default_rng(1)
-    for row, column in zip(random.integers(0, 798, 40), random.integers(0, 1200, 40), strict=True):
-        dot = np.zeros((801, 1203, 3), np.uint8)
-        dot[row : row + 3, column : column + 3] = 255
-        seen = np.argwhere(Halves(dot).resized(factor)[..., 0])
-        assert len(seen)
-        assert (np.abs((seen + 0.5) / factor - (row + 1.5, column + 1.5)) < 2 / factor + 2).all()
-
-    picture = random.integers(0, 256, (801, 1203, 3), np.uint8)
-    picture[401:, 601:] //= 4
-    smaller = Halves(picture).resized(factor)
-    whole = cv2.resize(picture, smaller.shape[1::-1], interpolation=cv2.INTER_AREA)
-    assert (
-        smaller.std() < 1.65 * whole.std()
-    )  # of every pixel by itself; interpolation alone has 8 times at 0.08
-    middle = tuple(side // 2 for side in smaller.shape[:2])
-    for rows in (slice(0, middle[0] - 2), slice(middle[0] + 2, None)):
-        for columns in (slice(0, middle[1] - 2), slice(middle[1] + 2, None)):
-            assert smaller[rows, columns].mean() == pytest.approx(
-                whole[rows, columns].mean(), abs=2
-            )
-
-
 # --- many faces
-# -----------------------------------------------------------------------------------------------
 
 
 def crowd(seed):
-    """Up to 300 boxes of several passes: some agree, others touch, nest, repeat or stand alone; and
-    weak sightings.
+    """Return up to 300 boxes of several passes, and weak sightings.
+
+    Some boxes agree; others touch, nest, repeat or stand alone.
     """
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 301))
@@ -579,7 +524,7 @@ def test_a_box_is_dropped_if_its_middle_is_in_a_stronger_one_as_if_each_was_comp
         )
         for middle, score in zip(middles, some.scores, strict=True)
     ]
-    assert _unless_better(some, known).boxes_xyxy.tolist() == some.boxes_xyxy[expected].tolist()
+    assert _without_weaker(some, known).boxes_xyxy.tolist() == some.boxes_xyxy[expected].tolist()
 
 
 def test_turned_passes_over_thousands_of_faces_need_no_table_of_all_pairs():
@@ -587,7 +532,7 @@ def test_turned_passes_over_thousands_of_faces_need_no_table_of_all_pairs():
     known = found(*np.concatenate([corners, corners + 20], axis=1))
     tracemalloc.start()
     try:
-        assert len(_unless_better(replace(known, scores=known.scores - 0.1), known)) == 0
+        assert len(_without_weaker(replace(known, scores=known.scores - 0.1), known)) == 0
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Faces: boxes overlap, merge and are clipped, and animations show each face until it is gone."""
+"""Faces: overlap, merging and clipping of boxes, and faces that frames of an animation miss."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from worker.detection.faces import (
     MERGE_IOU,
     Detections,
     Sightings,
-    _meets,
+    _has_same_face,
     bridged,
     clip,
     merge,
@@ -139,7 +139,7 @@ def test_nothing_found_merges_and_clips_to_nothing():
 @given(detections())
 def test_every_box_that_was_found_is_a_sighting_of_the_face_that_covers_it(some):
     merged = merge(some)
-    seen = merged.seen
+    seen = merged.sightings
     assert sorted(seen.boxes_xyxy.tolist()) == sorted(some.boxes_xyxy.tolist())
     around = merged.boxes_xyxy[seen.face]
     assert (around[:, :2] <= seen.boxes_xyxy[:, :2]).all()
@@ -156,32 +156,35 @@ def test_chosen_faces_keep_their_own_sightings(some, data):
     picked = merged[np.array(chosen, int)]
     assert picked.scores.tolist() == merged.scores[chosen].tolist()
     for row, original in enumerate(chosen):
-        before, after = merged.seen.face == original, picked.seen.face == row
-        assert picked.seen.boxes_xyxy[after].tolist() == merged.seen.boxes_xyxy[before].tolist()
+        before, after = merged.sightings.face == original, picked.sightings.face == row
+        assert (
+            picked.sightings.boxes_xyxy[after].tolist()
+            == merged.sightings.boxes_xyxy[before].tolist()
+        )
 
 
 @given(detections())
 def test_a_clipped_face_keeps_its_sightings_whole(some):
     clipped = clip(some, 40, 40)
-    kept = {tuple(box) for box in clipped.seen.boxes_xyxy.tolist()}
+    kept = {tuple(box) for box in clipped.sightings.boxes_xyxy.tolist()}
     assert kept <= {tuple(box) for box in some.boxes_xyxy.tolist()}
-    assert len(clipped.seen) == len(clipped)
+    assert len(clipped.sightings) == len(clipped)
 
 
 def test_joining_merged_detections_keeps_every_sighting():
     one = merge(found((0, 0, 10, 10), (1, 0, 10, 11)))
     other = merge(found((50, 50, 60, 60), (50, 51, 60, 61), (80, 80, 90, 90)))
     joined = Detections.joined([one, other])
-    assert joined.seen.face.tolist() == [0, 0, 1, 1, 2]
-    assert merge(Detections.joined([joined, one])).seen.face.tolist().count(0) == 4
+    assert joined.sightings.face.tolist() == [0, 0, 1, 1, 2]
+    assert merge(Detections.joined([joined, one])).sightings.face.tolist().count(0) == 4
 
 
 def test_what_was_seen_weakly_widens_a_face_and_is_none_by_itself():
     weak = Sightings.of(np.array([(0, 0, 10, 14), (50, 50, 60, 60)], np.float32))
     merged = merge(found((0, 0, 10, 10)), weak)
     assert merged.boxes_xyxy.tolist() == [[0, 0, 10, 14]]
-    assert merged.seen.boxes_xyxy.tolist() == [[0, 0, 10, 10], [0, 0, 10, 14]]
-    assert merged.seen.face.tolist() == [0, 0]
+    assert merged.sightings.boxes_xyxy.tolist() == [[0, 0, 10, 10], [0, 0, 10, 14]]
+    assert merged.sightings.face.tolist() == [0, 0]
     assert len(merge(Detections.none(), weak)) == 0
 
 
@@ -207,8 +210,8 @@ FACES_BOX = (10, 10, 40, 40)
 
 
 def covering(detections, box):
-    """Whether one of `detections`, or one of their sightings, covers `box` to a pixel."""
-    seen = np.concatenate([detections.boxes_xyxy, detections.seen.boxes_xyxy])
+    """Return whether one of `detections`, or of their sightings, covers `box` to a pixel."""
+    seen = np.concatenate([detections.boxes_xyxy, detections.sightings.boxes_xyxy])
     return bool(
         ((seen[:, :2] <= np.add(box[:2], 1)) & (seen[:, 2:] >= np.subtract(box[2:], 1)))
         .all(axis=1)
@@ -223,7 +226,9 @@ def test_a_face_that_flickers_is_hidden_in_the_frame_that_lacks_it_too():
     )
     assert (len(before), len(after)) == (2, 2)
     assert sorted(here.boxes_xyxy.tolist()) == [[10, 10, 44, 40], [80, 10, 110, 40]]
-    assert {FACES_BOX, (14, 10, 44, 40)} <= {tuple(box) for box in here.seen.boxes_xyxy.tolist()}
+    assert {FACES_BOX, (14, 10, 44, 40)} <= {
+        tuple(box) for box in here.sightings.boxes_xyxy.tolist()
+    }
 
 
 @pytest.mark.parametrize("gap", [1, 2, 3, MAX_MISSED_FRAMES, 2 * MAX_MISSED_FRAMES])
@@ -252,7 +257,7 @@ def test_a_face_is_not_hidden_for_ever():
 @pytest.mark.parametrize("step", [(3, 0), (-7, 5), (20, 0), (0, 25)])
 @pytest.mark.parametrize("gap", [2, 5, MAX_MISSED_FRAMES])
 def test_a_face_that_moves_is_hidden_where_it_is_while_it_is_missed(step, gap):
-    """Between two sightings; and before and after them, as it went on moving."""
+    """It moves on at the same speed before the first and after the last frame that shows it."""
 
     def place(frame):
         return tuple(np.add((300, 300, 330, 330), np.tile(np.multiply(step, frame), 2)).tolist())
@@ -289,9 +294,9 @@ def test_a_missed_face_keeps_its_top_its_slack_and_its_landmarks_where_it_moves(
         for box in [np.array([FACES_BOX], np.float32) + by]
     ]
     shown = bridged([*frames, NONE])[2]
-    assert shown.seen.boxes_xyxy.tolist() == [[14, 14, 44, 44], [18, 18, 48, 48]]
-    assert np.array_equal(shown.seen.landmarks, np.concatenate([landmarks + 4, landmarks + 8]))
-    assert shown.seen.slack.tolist() == [3, 3]
+    assert shown.sightings.boxes_xyxy.tolist() == [[14, 14, 44, 44], [18, 18, 48, 48]]
+    assert np.array_equal(shown.sightings.landmarks, np.concatenate([landmarks + 4, landmarks + 8]))
+    assert shown.sightings.slack.tolist() == [3, 3]
 
 
 @given(st.lists(detections(most=4), max_size=6))
@@ -299,9 +304,9 @@ def test_no_frame_loses_what_it_shows(frames):
     shown = bridged(frames)
     assert len(shown) == len(frames)
     for before, after in zip(frames, shown, strict=True):
-        kept = {tuple(box) for box in after.seen.boxes_xyxy.tolist()}
-        assert {tuple(box) for box in before.seen.boxes_xyxy.tolist()} <= kept
-        assert after is before or len(after.seen) > len(before.seen)
+        kept = {tuple(box) for box in after.sightings.boxes_xyxy.tolist()}
+        assert {tuple(box) for box in before.sightings.boxes_xyxy.tolist()} <= kept
+        assert after is before or len(after.sightings) > len(before.sightings)
 
 
 def test_frames_that_miss_nothing_are_as_they_were():
@@ -310,7 +315,7 @@ def test_frames_that_miss_nothing_are_as_they_were():
 
 
 def merged_one_by_one(some, weak):
-    """`merge` as it reads: the strongest box takes all that overlap it, each compared with each."""
+    """Return what `merge` does, by comparing all boxes: the strongest takes all that overlap it."""
     order = np.argsort(-some.scores, kind="stable")
     boxes = np.concatenate([some.boxes_xyxy[order], weak.boxes_xyxy])
     face = np.full(len(boxes), -1)
@@ -330,8 +335,9 @@ def merged_one_by_one(some, weak):
 
 
 def crowd(seed):
-    """Up to 300 boxes of several passes: some agree, others touch, nest, repeat or stand alone; and
-    weak sightings.
+    """Return up to 300 boxes of several passes, and weak sightings.
+
+    Some boxes agree; others touch, nest, repeat or stand alone.
     """
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 301))
@@ -358,11 +364,11 @@ def test_boxes_are_merged_as_if_each_was_compared_with_each(seed):
 
     assert np.array_equal(merged.boxes_xyxy, boxes)
     assert np.array_equal(merged.scores, scores)
-    assert merged.seen.face.tolist() == face[face >= 0].tolist()
+    assert merged.sightings.face.tolist() == face[face >= 0].tolist()
     expected = [
         bool((overlap(box, merged.boxes_xyxy) >= MERGE_IOU).any()) for box in some.boxes_xyxy
     ]
-    assert _meets(some, merged).tolist() == expected
+    assert _has_same_face(some, merged).tolist() == expected
 
 
 @pytest.mark.parametrize("columns", [1, 60, 3600])
@@ -381,5 +387,5 @@ def test_thousands_of_faces_are_merged_by_comparing_each_with_those_near_it(colu
 
     assert np.array_equal(merged.boxes_xyxy, np.add(one, (0, 0, 2, 2)))
     assert sum(compared) <= 1000 * len(one)
-    assert _meets(several, merged).all()
+    assert _has_same_face(several, merged).all()
     assert sum(compared) <= 3000 * len(one)

