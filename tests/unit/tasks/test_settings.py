@@ -181,7 +181,7 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
     ],
 )
 def test_deadlines_that_add_up_to_what_the_watchdog_takes_for_stalled_are_refused(load, variables):
-    with pytest.raises(SettingsInvalid, match=f"keep that below {PICTURE_SECONDS} s") as caught:
+    with pytest.raises(SettingsInvalid, match=f"the limit is {PICTURE_SECONDS} s") as caught:
         load(**variables)
     assert "VEIL_FETCH_SECONDS, VEIL_DETECT_SECONDS" in str(caught.value)
 
