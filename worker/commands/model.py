@@ -31,7 +31,7 @@ def run(settings: WorkerSettings, picture: Path | None, as_json: bool) -> None:
     if picture is not None:
         content = _read(picture, settings.max_bytes)
         decoded = images.decode(content, settings.max_pixels, settings.max_frames)
-        looks = build_anonymizer(settings, model=model).look(decoded)
+        looks = build_anonymizer(settings, model=model).detect_frames(decoded)
         found = {
             "file": str(picture),
             "format": decoded.format,

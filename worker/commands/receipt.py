@@ -87,7 +87,7 @@ def _look(settings: WorkerSettings) -> Look:
             regions.eyes_hidden(
                 outside(found, options.exempt), hidden, picture.width, picture.height
             ).all()
-            for found in anonymizer.look(picture)
+            for found in anonymizer.detect_frames(picture)
         )
 
     return look
