@@ -338,7 +338,7 @@ def recipe_digest(
     *,
     model: str,
     score_threshold: float,
-    look: Look,
+    pass_settings: Look,
     style: MaskStyle,
     keep_exif: Sequence[str] = (),
     checked: bool = False,
@@ -352,7 +352,7 @@ def recipe_digest(
         "pixels": PIXELS_VERSION,
         "model": model,
         "score_threshold": score_threshold,
-        "look": asdict(look),
+        "look": asdict(pass_settings),
         "style": asdict(style),
         "keep_exif": sorted(keep_exif),
     }

@@ -100,8 +100,9 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
     """
     from tasks import publishing  # imports the Celery app, which only queue workers need
 
+    app: App = sender.app
     try:
-        publishing.announce_recipe(sender.app.backend.client, sender.app.work.pipeline.recipe)
+        publishing.announce_recipe(app.backend.client, app.work.pipeline.recipe)
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
@@ -169,9 +170,13 @@ def _detector(
         model.lanes,
     )
     metrics.watch_batcher(batcher)
-    look = settings.look()
+    pass_settings = settings.pass_settings()
     return ScaledDetector(
-        batcher.infer, look, threshold, model.fixed_size, settings.detect_seconds * look.passes
+        batcher.infer,
+        pass_settings,
+        threshold,
+        model.fixed_size,
+        settings.detect_seconds * pass_settings.passes,
     )
 
 
@@ -221,7 +226,7 @@ def _recipe(settings: WorkerSettings, model: "Model", threshold: float) -> str:
     return recipe_digest(
         model=model.digest,
         score_threshold=threshold,
-        look=settings.look(),
+        pass_settings=settings.pass_settings(),
         style=mask_style(settings),
         keep_exif=settings.keep_exif,
         checked=settings.verify != "off",
@@ -255,7 +260,7 @@ def _announce_detector(
         model=model.digest[:16],
         score_threshold=threshold,
         preset=settings.preset,
-        scales=list(settings.look().scales),
+        scales=list(settings.pass_settings().scales),
         batch_size=_batch_size(settings, model),
         recipe=recipe,
     )

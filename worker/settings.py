@@ -19,8 +19,8 @@ MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.image
 # receipt; twice put the receipt, head the source, put and head the output; get the output, list and
 # delete receipts; and after a failure head the source and put the probe.
 MAX_S3_CALLS = 18
-PASS_SETTINGS = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned", "smallest_face")
-"""The settings that a preset sets, unless they are set themselves."""
+PRESET_SETTINGS = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned", "smallest_face")
+"""The settings whose values a preset chooses, unless they are set."""
 
 
 def _markdown(default: Any) -> str:
@@ -236,7 +236,7 @@ class WorkerSettings(Settings):
 
     # Pydantic runs this before `_split`, because it runs such validators in reverse order.
     @field_validator(
-        "model", "model_sha256", "score_threshold", "batch_size", *PASS_SETTINGS, mode="before"
+        "model", "model_sha256", "score_threshold", "batch_size", *PRESET_SETTINGS, mode="before"
     )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
@@ -262,11 +262,11 @@ class WorkerSettings(Settings):
 
         In a picture of several frames, the last one must begin before this time is over.
         """
-        return self.detect_seconds * self.look().passes * MAX_VIEWS
+        return self.detect_seconds * self.pass_settings().passes * MAX_VIEWS
 
-    def look(self) -> Look:
-        """Return the passes of detection: those of the preset, except for what is set itself."""
-        chosen = {name: getattr(self, name) for name in PASS_SETTINGS}
+    def pass_settings(self) -> Look:
+        """Return the settings of the passes: the preset's, except for those that are set."""
+        chosen = {name: getattr(self, name) for name in PRESET_SETTINGS}
         return replace(
             PRESETS[self.preset],
             **{name: value for name, value in chosen.items() if value is not None},

@@ -313,7 +313,9 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
         image.convert("RGB").save(target, "WEBP", quality=90)
     detector = BlindAtFirst(
         ScaledDetector(
-            lambda canvas: model.predict(canvas[None])[0], settings.look(), model.score_threshold
+            lambda canvas: model.predict(canvas[None])[0],
+            settings.pass_settings(),
+            model.score_threshold,
         )
     )
     limits = Limits(max_bytes=10**7, max_pixels=10**7, fetch_seconds=10)
@@ -344,7 +346,7 @@ def test_a_face_that_blurs_in_an_animation_stays_hidden(model, samples):
     frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
     detector = ScaledDetector(
         lambda canvas: model.predict(canvas[None])[0],
-        WorkerSettings().look(),
+        WorkerSettings().pass_settings(),
         model.score_threshold,
     )
     (x1, y1, x2, y2), *_ = detector.detect(np.asarray(clear)).boxes_xyxy.round().astype(int)

@@ -174,7 +174,7 @@ def test_with_a_key_no_option_is_taken_from_a_receipt_that_it_did_not_sign(site,
     site.run(sign=KEY)
     site.forge(options, sign=signer, signature=None)
     before = site.clean.get(site.place + "a.png")
-    with pytest.raises(InvalidRequest, match="ask with options anew"):
+    with pytest.raises(InvalidRequest, match="send the options again"):
         site.run(sign=KEY)
     assert site.clean.get(site.place + "a.png") == before
     assert site.run(sign=KEY, options={}).status == "anonymized"

@@ -118,7 +118,9 @@ def comparison(settings: WorkerSettings) -> Compare:
             return False
         boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
         extra = AnonymizeOptions.of(receipt.options).extra
-        hidden = likeness.hidden_by(boxes, extra, style, before, min(settings.look().scales))
+        hidden = likeness.hidden_by(
+            boxes, extra, style, before, min(settings.pass_settings().scales)
+        )
         return likeness.is_alike(before, after, hidden)
 
     return compare

@@ -207,16 +207,16 @@ def test_each_preset_leaves_time_to_look_at_outputs_again(load, preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_goes_with_the_other_defaults(load, preset):
     settings = load(preset=preset)
-    assert settings.look() == PRESETS[preset]
+    assert settings.pass_settings() == PRESETS[preset]
 
 
 def test_what_is_set_wins_over_the_preset(load):
-    look = load(preset="thorough", scales="512", mirrored="false").look()
+    look = load(preset="thorough", scales="512", mirrored="false").pass_settings()
     assert look == replace(PRESETS["thorough"], scales=(512,), mirrored=False)
 
 
 def test_other_settings_of_the_preset_stay(load):
-    look = load(preset="fast", turned="doubt", max_enlargement="1.5").look()
+    look = load(preset="fast", turned="doubt", max_enlargement="1.5").pass_settings()
     assert look == replace(PRESETS["fast"], turned="doubt", max_enlargement=1.5)
 
 

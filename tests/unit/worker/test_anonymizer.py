@@ -309,11 +309,11 @@ def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
 
 # --- the recipe
 
-LOOK = Look((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
+PASSES = Look((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
 RECIPE = {
     "model": "a" * 64,
     "score_threshold": 0.3,
-    "look": LOOK,
+    "pass_settings": PASSES,
     "style": MaskStyle("surround", 0.7, 0.1),
 }
 
@@ -323,12 +323,12 @@ RECIPE = {
     [
         {"model": "b" * 64},
         {"score_threshold": 0.3000001},
-        {"look": replace(LOOK, scales=(640,))},
-        {"look": replace(LOOK, scales=(640, 1281))},
-        {"look": replace(LOOK, max_enlargement=2.5)},
-        {"look": replace(LOOK, enlarge_to=960)},
-        {"look": replace(LOOK, mirrored=True)},
-        {"look": replace(LOOK, turned="never")},
+        {"pass_settings": replace(PASSES, scales=(640,))},
+        {"pass_settings": replace(PASSES, scales=(640, 1281))},
+        {"pass_settings": replace(PASSES, max_enlargement=2.5)},
+        {"pass_settings": replace(PASSES, enlarge_to=960)},
+        {"pass_settings": replace(PASSES, mirrored=True)},
+        {"pass_settings": replace(PASSES, turned="never")},
         {"style": MaskStyle("fill", 0.7, 0.1)},
         {"style": MaskStyle("surround", 0.71, 0.1)},
         {"style": MaskStyle("surround", 0.7, 0.11)},
@@ -344,7 +344,7 @@ def test_whatever_decides_the_pixels_changes_the_recipe(change):
 
 def test_the_recipe_is_stable():
     assert recipe_digest(**RECIPE) == recipe_digest(
-        **RECIPE | {"look": replace(LOOK, scales=(640, 1280))}
+        **RECIPE | {"pass_settings": replace(PASSES, scales=(640, 1280))}
     )
     assert len(recipe_digest(**RECIPE)) == 16
     assert int(recipe_digest(**RECIPE), 16) >= 0
