@@ -37,8 +37,8 @@ STORE_TRIES = 2  # of one output, if another object appears at its destination m
 class Existing:
     """The output at a destination before the work.
 
-    `receipt` is the receipt of this output if the output was made from the present version of the
-    source and the receipt can be trusted.
+    `receipt` is its receipt, if the output was made from the present version of the source and the
+    receipt can be trusted; else None.
     """
 
     output: StoredObject
@@ -61,7 +61,7 @@ class Outputs:
     """Reads and stores the outputs of one worker, marked and signed with its keys."""
 
     def __init__(self, store: ObjectStore, keys: Sequence[Key], fetch_seconds: float) -> None:
-        """The first of `keys` signs; marks and signatures of all of them are recognised.
+        """Sign with the first of `keys`, and recognise marks and signatures of all of them.
 
         `fetch_seconds` is the time limit for reading one output.
         """
@@ -143,35 +143,31 @@ class Outputs:
         `confirm` is called before each try. Raises DestinationTaken if the other object is not an
         output of the source, ObjectNotFound or SourceChanged if the source was deleted or replaced.
         """
-        destination, present = fetched.routed.destination, fetched.replaces
-        made = self._made(fetched, receipt)
+        route, destination = fetched.routed.route, fetched.routed.destination
+        made, present = self._made(fetched, receipt), fetched.replaces
         for _ in range(STORE_TRIES):
             with destination_errors():
                 confirm()
-                self._put_receipt(fetched, made, receipt)
+                self._put_receipt(route, made, receipt)
             try:
                 self._check_unchanged(fetched.source)
                 if result.content is None:
                     return  # An older output stays, and so does its receipt.
-                metadata = self._metadata(fetched.source, receipt)
-                with destination_errors():
-                    if self._store.put_in_place_of(
-                        present, destination, result.content, result.content_type, metadata
-                    ):
-                        break
-                    present = self._store.head(destination)
-                    if self._is_same(present, result.content, metadata):
-                        break
-                    if present is not None:
-                        self.check_source(fetched.source.uri, present)
+                present, is_stored = self._put_output(
+                    fetched, receipt, result.content, result.content_type, present
+                )
+                if is_stored:
+                    break
+                if present is not None:
+                    self.check_source(fetched.source.uri, present)
             except (Permanent, SourceChanged):
-                self._withdraw_receipt(fetched.routed.route, made, present)
+                self._withdraw_receipt(route, made, present)
                 raise
         else:
-            self._withdraw_receipt(fetched.routed.route, made, present)
+            self._withdraw_receipt(route, made, present)
             raise StorageUnavailable(f"{destination} changed again while it was stored")
         if present is not None:
-            self._remove_older_receipts(fetched.routed.route, made)
+            self._remove_older_receipts(route, made)
 
     def _receipt_of(
         self, source: StoredObject, route: Route, output: StoredObject
@@ -202,13 +198,30 @@ class Outputs:
             receipt.output_sha256 == receipt.source_sha256,
         )
 
-    def _put_receipt(self, fetched: Fetched, made: Made, receipt: Receipt) -> None:
-        self._store.put(
-            receipts.uri(fetched.routed.route.destination, made),
-            receipt.to_bytes(self.signing_key),
-            "application/json",
-            {},
-        )
+    def _put_receipt(self, route: Route, made: Made, receipt: Receipt) -> None:
+        uri = receipts.uri(route.destination, made)
+        self._store.put(uri, receipt.to_bytes(self.signing_key), "application/json", {})
+
+    def _put_output(
+        self,
+        fetched: Fetched,
+        receipt: Receipt,
+        content: bytes,
+        content_type: str,
+        present: StoredObject | None,
+    ) -> tuple[StoredObject | None, bool]:
+        """Store the output in place of `present`.
+
+        Returns the object that was at the destination before, or the other one that is there now,
+        and whether the output is stored.
+        """
+        destination = fetched.routed.destination
+        metadata = self._metadata(fetched.source, receipt)
+        with destination_errors():
+            if self._store.put_in_place_of(present, destination, content, content_type, metadata):
+                return present, True
+            found = self._store.head(destination)
+            return found, self._is_same(found, content, metadata)
 
     def _metadata(self, source: StoredObject, receipt: Receipt) -> dict[str, str]:
         """Return the marks of an output."""
