@@ -148,7 +148,7 @@ def test_the_decoder_in_the_graph_refuses_maps_that_are_not_finite(value):
             centerface._decode(tf.constant(spoiled))
 
 
-# --- users' models
+# --- models of one's own
 
 BOX = (0.2, 0.3, 0.6, 0.7)
 

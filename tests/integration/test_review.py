@@ -254,7 +254,7 @@ def test_all_can_be_asked_for_at_once(command, unattended):
     assert len(listed(unattended)) == 2
 
 
-# --- releases and new attempts
+# --- what becomes of pictures
 
 
 def test_a_picture_in_which_faces_are_still_found_is_held_with_boxes_and_no_pixels(

@@ -243,7 +243,7 @@ def test_without_a_key_an_output_made_with_options_is_kept_until_it_has_to_be_ma
     assert site.is_hidden()
 
 
-# --- finished outputs
+# --- is it done?
 
 
 @pytest.mark.parametrize("change", ["unsigned", "gone", "smaller", "held"])
@@ -363,7 +363,7 @@ def test_a_receipt_reveals_no_address(site):
     )
 
 
-# --- invalid receipts
+# --- what is no receipt
 
 FACES = [{"box_xyxy": [0, 0, 2, 2], "score": 0.5}]
 BAD_FIELDS = [
@@ -451,7 +451,7 @@ def test_a_receipt_that_nobody_would_read_is_not_written(site, monkeypatch):
     assert site.clean.keys(site.place) == []
 
 
-# --- held pictures
+# --- held
 
 
 @pytest.mark.parametrize("signer", [None, OTHER])
