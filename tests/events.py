@@ -1,4 +1,4 @@
-"""Events in the forms in which object stores send them, whole and damaged."""
+"""Upload events in the forms that object stores send, and strategies for damaged ones."""
 
 import base64
 import json
@@ -10,7 +10,10 @@ ETAG = "0123456789abcdef0123456789abcdef"
 
 
 def record(key, name="ObjectCreated:Put", bucket="raw", **fields):
-    """As Amazon documents it ("Event message structure"), the key encoded as S3 does it."""
+    """Return a record in the form that Amazon documents under "Event message structure".
+
+    S3 encodes the key like a field of an HTML form.
+    """
     entry = {
         "bucket": {"name": bucket},
         "object": {"key": quote_plus(key, safe="/"), "eTag": ETAG, "size": 1, **fields},
@@ -23,6 +26,7 @@ def s3_event(*records):
 
 
 def sns(message):
+    """Return the notification in which Amazon SNS sends `message`."""
     return {
         "Type": "Notification",
         "MessageId": "1",
@@ -49,6 +53,7 @@ def minio(key):
 
 
 def entry(name, written=1, **fields):
+    """Return an entry of SeaweedFS's filer; `written` is a time and tells versions apart."""
     return {
         "name": name,
         "chunks": [{"size": 1, "modified_ts_ns": written, "e_tag": "x"}],
@@ -62,7 +67,7 @@ def entry(name, written=1, **fields):
 
 
 def filer(path, before=None, after=None, event_type="create", parent=None):
-    """As weed 4.48 posts it."""
+    """Return an event in the form that the filer of SeaweedFS 4.48 posts."""
     message = {"new_parent_path": parent or path.rpartition("/")[0]}
     message |= {"old_entry": before} if before else {}
     message |= {"new_entry": after} if after else {}
@@ -121,86 +126,86 @@ JSON = st.recursive(
 )
 
 
-def places(value, path=()):
-    """Where something is in nested objects and lists."""
+def paths(value, path=()):
+    """Yield the path of each value in nested objects and lists, as a tuple of names and indices."""
     yield path
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
+    items = []
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
     for name, inner in items:
-        yield from places(inner, (*path, name))
+        yield from paths(inner, (*path, name))
+
+
+def inner_paths(value):
+    """Return the paths of all values in `value` except that of `value` itself."""
+    return [path for path in paths(value) if path]
+
+
+def value_at(value, path):
+    for name in path:
+        value = value[name]
+    return value
+
+
+def good_events():
+    """Return a strategy for a good event of any form."""
+    forms = st.sampled_from(sorted(FORMS))
+    return forms.map(lambda name: json.loads(json.dumps(FORMS[name]("d/a b.jpg"))))
 
 
 @st.composite
 def broken_events(draw):
-    """A good event with something else in one or two places."""
-    message = json.loads(json.dumps(FORMS[draw(st.sampled_from(sorted(FORMS)))]("d/a b.jpg")))
+    """Draw a good event with one or two of its values removed or replaced."""
+    message = draw(good_events())
     if "message" in message and draw(st.booleans()):
         message["message"]["old_entry"] = json.loads(json.dumps(message["message"]["new_entry"]))
     for _ in range(draw(st.integers(1, 2))):
-        paths = [path for path in places(message) if path]
-        if not paths:
+        candidates = inner_paths(message)
+        if not candidates:
             break
-        path = draw(st.sampled_from(paths))
-        inner = message
-        for name in path[:-1]:
-            inner = inner[name]
-        if isinstance(inner, dict) and draw(st.booleans()):
-            del inner[path[-1]]
+        path = draw(st.sampled_from(candidates))
+        parent = value_at(message, path[:-1])
+        if isinstance(parent, dict) and draw(st.booleans()):
+            del parent[path[-1]]
         else:
-            inner[path[-1]] = draw(JSON)
+            parent[path[-1]] = draw(JSON)
     return message
 
 
 @st.composite
 def damaged_bodies(draw):
-    """The bytes of a good event with some of them replaced, so that they may be no UTF-8 and no
-    JSON.
-    """
-    body = json.dumps(FORMS[draw(st.sampled_from(sorted(FORMS)))]("d/a b.jpg")).encode()
+    """Draw the bytes of a good event with some replaced: often neither UTF-8 nor JSON."""
+    body = json.dumps(draw(good_events())).encode()
     start = draw(st.integers(0, len(body)))
     return body[:start] + draw(st.binary(max_size=8)) + body[start + draw(st.integers(0, 8)) :]
 
 
 @st.composite
 def crowds(draw):
-    """A message of S3 with a good record among others, each of them with something else in one
-    place.
-    """
+    """Draw a message of S3 with a good record among others, which have one value replaced."""
     records = [record("d/good.jpg")]
     for _ in range(draw(st.integers(1, 4))):
         other = record("d/other.jpg")
-        path = draw(st.sampled_from([path for path in places(other) if path]))
-        _at(other, path[:-1])[path[-1]] = draw(JSON)
+        path = draw(st.sampled_from(inner_paths(other)))
+        value_at(other, path[:-1])[path[-1]] = draw(JSON)
         records.append(other)
     return s3_event(*draw(st.permutations(records)))
 
 
-def _at(value, path):
-    for name in path:
-        value = value[name]
-    return value
-
-
 @st.composite
 def oddly_worded_events(draw):
-    """A good event with one of its texts replaced by one that has no place in it."""
-    message = json.loads(json.dumps(FORMS[draw(st.sampled_from(sorted(FORMS)))]("d/a b.jpg")))
-    path = draw(
-        st.sampled_from(
-            [path for path in places(message) if path and isinstance(_at(message, path), str)]
-        )
-    )
-    _at(message, path[:-1])[path[-1]] = draw(st.sampled_from(ODD_TEXTS))
+    """Draw a good event with one of its texts replaced by an odd one."""
+    message = draw(good_events())
+    texts = [path for path in inner_paths(message) if isinstance(value_at(message, path), str)]
+    path = draw(st.sampled_from(texts))
+    value_at(message, path[:-1])[path[-1]] = draw(st.sampled_from(ODD_TEXTS))
     return message
 
 
 def bodies():
-    """Whatever may arrive as a message."""
+    """Return a strategy for anything that may arrive as a message."""
     events = oddly_worded_events() | broken_events() | crowds()
     messages = (events | events.map(sns) | JSON).map(lambda message: json.dumps(message).encode())
     return messages | damaged_bodies() | st.binary()
@@ -211,9 +216,7 @@ def _nested(depth):
 
 
 def _deep_entries(depth):
-    """A filer's event whose entries before and after are nested as deeply as JSON is read, and must
-    be compared.
-    """
+    """Return a filer's event whose entries before and after, which are compared, nest deeply."""
     deep = "[" * depth + "]" * depth
     inner = f'{{"name": "a.jpg", "content": {deep}}}'
     return (
@@ -254,7 +257,7 @@ ODD_BODIES = {
     "NaN": b'{"Records": [NaN, Infinity, -Infinity]}',
     "the same field twice": b'{"Records": [], "Records": [{"eventName": 1}]}',
     "nested deeply": _nested(100_000),
-    "nested as deeply as JSON is read": _nested(900),
+    "nested as deeply as JSON can be read": _nested(900),
     "nested in a filer's entries": _deep_entries(900),
     "a key that is not UTF-8 once decoded": json.dumps(s3_event(record("a.jpg")))
     .replace("a.jpg", "%ff%fe")
@@ -268,5 +271,5 @@ ODD_BODIES = {
     "SNS around itself": json.dumps(sns(sns(sns(sns(sns({"Records": []})))))).encode(),
     "SNS around a number": b'{"Type": "Notification", "Message": 1}',
 }
-"""Messages that have ended, or could end, a process that reads them; each is below a megabyte."""
+"""Messages that have ended, or could end, a process that reads them; none exceeds a mebibyte."""
 assert all(len(body) <= 1 << 20 for body in ODD_BODIES.values())

@@ -1,21 +1,18 @@
-"""The same labelled pictures written down in the formats that `veil train import` reads."""
+"""Writers of labelled pictures in each format that `veil train import` reads."""
 
 import json
-from pathlib import Path
 from xml.etree import ElementTree
 
 from PIL import Image
 
 
 def annotations(folder):
-    """The pictures of Veil's own annotations in `folder`: (path, [(label, box, ignored)…])."""
+    """Yield ``(path, [(label, box_xyxy, ignored), …])`` of each picture in annotations.json."""
     for image in json.loads((folder / "annotations.json").read_text())["images"]:
         labels = image.get("labels") or ["face"] * len(image["faces"])
         boxes = [(label, box, False) for label, box in zip(labels, image["faces"], strict=True)]
-        yield (
-            folder / image["file"],
-            boxes + [("ignore", box, True) for box in image.get("ignore", [])],
-        )
+        boxes += [("ignore", box, True) for box in image.get("ignore", [])]
+        yield folder / image["file"], boxes
 
 
 def size_of(path):
@@ -24,7 +21,7 @@ def size_of(path):
 
 
 def write_voc(pictures, folder):
-    """Annotations/*.xml beside JPEGImages/, which links to the pictures."""
+    """Write Pascal VOC: Annotations/*.xml, and JPEGImages/ with links to the pictures."""
     for name in ("Annotations", "JPEGImages"):
         (folder / name).mkdir(parents=True)
     for path, labels in pictures:
@@ -46,13 +43,13 @@ def write_voc(pictures, folder):
 
 
 def write_coco(pictures, folder):
-    """instances.json; the pictures are where they were, and named by their whole path."""
+    """Write COCO: instances.json, which names the pictures by their absolute paths."""
     folder.mkdir(parents=True)
     names = sorted({label for _, labels in pictures for label, _, _ in labels})
     content = {
         "images": [],
         "annotations": [],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
     }
     for number, (path, labels) in enumerate(pictures):
         width, height = size_of(path)
@@ -74,7 +71,7 @@ def write_coco(pictures, folder):
 
 
 def write_yolo(pictures, folder):
-    """images/ and labels/ with data.yaml; what is ignored has no place in it."""
+    """Write YOLO: images/, labels/ and data.yaml. The format has no ignored boxes, so omit them."""
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
     names = sorted({label for _, labels in pictures for label, _, ignored in labels if not ignored})
@@ -82,28 +79,26 @@ def write_yolo(pictures, folder):
     for path, labels in pictures:
         (folder / "images" / path.name).symlink_to(path.resolve())
         width, height = size_of(path)
-        lines = [
-            f"{names.index(label)} {(x1 + x2) / 2 / width:.8f} {(y1 + y2) / 2 / height:.8f} "
-            f"{(x2 - x1) / width:.8f} {(y2 - y1) / height:.8f}\n"
-            for label, (x1, y1, x2, y2), ignored in labels
-            if not ignored
-        ]
+        lines = []
+        for label, (x1, y1, x2, y2), ignored in labels:
+            if not ignored:
+                centre = f"{(x1 + x2) / 2 / width:.8f} {(y1 + y2) / 2 / height:.8f}"
+                size = f"{(x2 - x1) / width:.8f} {(y2 - y1) / height:.8f}"
+                lines.append(f"{names.index(label)} {centre} {size}\n")
         (folder / "labels" / f"{path.stem}.txt").write_text("".join(lines))
     return folder
 
 
 def write_wider(pictures, folder):
-    """split/wider_face_train_bbx_gt.txt and WIDER_train/images/."""
+    """Write WIDER FACE: split/wider_face_train_bbx_gt.txt and WIDER_train/images/."""
     images = folder / "WIDER_train" / "images" / "0--Parade"
     images.mkdir(parents=True)
     lines = []
     for path, labels in pictures:
         (images / path.name).symlink_to(path.resolve())
         lines += [f"0--Parade/{path.name}", str(len(labels))]
-        lines += [
-            f"{x1} {y1} {x2 - x1} {y2 - y1} 0 0 0 {int(i)} 0 0 "
-            for _, (x1, y1, x2, y2), i in labels
-        ]
+        for _, (x1, y1, x2, y2), ignored in labels:
+            lines.append(f"{x1} {y1} {x2 - x1} {y2 - y1} 0 0 0 {int(ignored)} 0 0 ")
         if not labels:
             lines.append("0 0 0 0 0 0 0 0 0 0 ")
     (folder / "split").mkdir()
@@ -112,11 +107,11 @@ def write_wider(pictures, folder):
 
 
 def write_veil(pictures, folder):
-    """annotations.json beside images/."""
+    """Write Veil's own format: annotations.json and images/."""
     (folder / "images").mkdir(parents=True)
     images = []
     for path, labels in pictures:
-        (folder / "images" / Path(path).name).symlink_to(Path(path).resolve())
+        (folder / "images" / path.name).symlink_to(path.resolve())
         images.append(
             {
                 "file": f"images/{path.name}",

@@ -1,6 +1,6 @@
-"""A pipeline on one request, as the task runs it but without a delivery."""
+"""The pipeline on one request, without a delivery."""
 
 
 def run(pipeline, request, *arguments, **named):
-    """Return the report of `request`, after its route was resolved."""
+    """Resolve the route of `request`, run `pipeline` and return its report."""
     return pipeline.run(pipeline.resolve(request), *arguments, **named)

@@ -104,18 +104,17 @@ def table(root: Path, packages: Sequence[str] = PACKAGES) -> Iterator[str]:
     columns = [Measures(root / package).column() for package in packages]
     label_width = max(map(len, SURVEY))
     yield " " * label_width + _row((*packages, *PROJECTS))
-    for label, ours, theirs in zip(
-        SURVEY, zip(*columns, strict=True), SURVEY.values(), strict=True
-    ):
+    our_rows = zip(*columns, strict=True)
+    for (label, theirs), ours in zip(SURVEY.items(), our_rows, strict=True):
         yield label.ljust(label_width) + _row((*ours, *theirs))
 
 
 def samples(root: Path, count: int, seed: int | None = None) -> Iterator[str]:
     """Yield `count` docstrings of all packages, drawn at random, each below its place."""
-    found: list[Docstring] = []
+    docstrings: list[Docstring] = []
     for package in PACKAGES:
-        found += Measures(root / package).docstrings
-    for docstring in random.Random(seed).sample(found, min(count, len(found))):
+        docstrings += Measures(root / package).docstrings
+    for docstring in random.Random(seed).sample(docstrings, min(count, len(docstrings))):
         yield f"{docstring.place}\n{docstring.text}\n"
 
 
@@ -136,14 +135,13 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, metavar="N", help="print N random docstrings instead"
     )
-    parser.add_argument("--seed", type=int, help="draw the same docstrings again")
+    parser.add_argument("--seed", type=int, help="seed of the random choice")
     arguments = parser.parse_args()
     root = Path()
-    lines = (
-        table(root)
-        if arguments.samples is None
-        else samples(root, arguments.samples, arguments.seed)
-    )
+    if arguments.samples is None:
+        lines = table(root)
+    else:
+        lines = samples(root, arguments.samples, arguments.seed)
     for line in lines:
         print(line)
 

@@ -217,7 +217,7 @@ def evaluate(
         look = PassSettings((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never")
         passes = f"looked at once at {side} px"
     else:
-        look = settings.look()
+        look = settings.pass_settings()
         passes = f"looked at as by a worker, at {', '.join(map(str, look.scales))} px"
     figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare)
     content = report.write(figures, dataset, split, passes, target)

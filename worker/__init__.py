@@ -1,6 +1,6 @@
 """The workers, and the engine for Python programs: ``from worker import Anonymizer``.
 
-Nothing heavy is imported before that name is used.
+Heavy modules are not imported before that name is used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""One picture's file: decode, detect, mask, encode, verify."""
+"""The anonymizer of one picture's file: decode, detect, mask, encode, verify."""
 
 import hashlib
 import json
@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from operator import itemgetter
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.errors import ImageTooLarge
 from tasks.messages import AnonymizeOptions, Areas, Reason
@@ -23,15 +21,17 @@ from worker.detection.presets import PassSettings
 from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import MaskStyle
-from worker.pixels import Pixels
+from worker.pixels import Array, Pixels
 from worker.process.watchdog import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
-PIXELS_VERSION = 8  # counts up with every change of this package that changes output pixels
+# Part of every recipe. Count it up with each change of this package that changes output pixels.
+PIXELS_VERSION = 8
 
-# A call into a library can't be ended. One that lasts so much longer than decoding may ends the
-# process: the picture is then tried again, and given up as Poison when it keeps ending workers.
-STALLED_SECONDS = 60
+# A call into a library cannot be interrupted. If one exceeds the time limit of decoding by this
+# much, the watchdog ends the process. The picture is then tried again, and given up as Poison if it
+# keeps ending workers.
+STALL_MARGIN_SECONDS = 60
 
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
@@ -39,34 +39,35 @@ Output = TypeVar("Output")
 AS_CONFIGURED = AnonymizeOptions()
 
 OnStage = Callable[[str], None]
+"""A function that is called with the name of each stage as it begins."""
 
 
-def unheard(_stage: str) -> None:
-    """Tell nobody which stage begins."""
+def ignore_stage(_stage: str) -> None:
+    """Report the stage to nobody."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one picture: bytes, pixels, frames, and seconds of download, of decoding and of
-    looking at all frames.
+    """Limits of one picture: its bytes, pixels and frames, and the seconds of each stage.
 
-    All checks of its output together may take as long again.
+    `detection_seconds` is the limit for the detection in all frames. All residual checks together
+    may take as long again.
     """
 
     max_bytes: int
     max_pixels: int
     fetch_seconds: float
     max_frames: int = images.MOST_FRAMES
-    look_seconds: float = 600
+    detection_seconds: float = 600
     decode_seconds: float = images.DECODE_SECONDS
 
 
 @dataclass(frozen=True)
 class Anonymized:
-    """An anonymized picture: its file, None if it is held back, and what was found in all its
-    frames.
+    """An anonymized picture: its file and the faces of all frames, strongest first.
 
-    `reason` says why it is held back, or published for somebody to look at.
+    `content` is None if the picture is held. `reason` says why it is held, or why it is published
+    but should be reviewed.
     """
 
     content: bytes | None
@@ -81,9 +82,10 @@ class Anonymized:
 
 @dataclass(frozen=True)
 class AnonymizedArray:
-    """An anonymized array: its pixels, None if it is held back, and the faces found in it.
+    """An anonymized array: its pixels and its faces, strongest first.
 
-    `pixels` is uint8 RGB [height, width, 3]; `reason` as of Anonymized.
+    `pixels` is uint8 RGB [height, width, 3], or None if the picture is held. `reason` has the
+    meaning that it has in Anonymized.
     """
 
     pixels: Pixels | None
@@ -93,8 +95,8 @@ class AnonymizedArray:
 
 
 @dataclass(frozen=True)
-class _Made(Generic[Output]):
-    """The output of one picture, None if it is held back, and its faces, strongest first."""
+class _Result(Generic[Output]):
+    """The output of one picture, None if it is held, and its faces, strongest first."""
 
     output: Output | None
     detections: Detections
@@ -104,14 +106,15 @@ class _Made(Generic[Output]):
 
 @dataclass
 class Stopwatch:
-    """Seconds by stage, for the report; tells `on_stage` what begins."""
+    """Measures the seconds of each stage for the report, and calls `on_stage` as each begins."""
 
-    on_stage: OnStage = unheard
+    on_stage: OnStage = ignore_stage
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str, doing: str) -> Iterator[None]:
-        self.on_stage(doing)
+    def stage(self, name: str, activity: str) -> Iterator[None]:
+        """Measure the block as the stage `name`; call `on_stage` with `activity` before it."""
+        self.on_stage(activity)
         started = time.perf_counter()
         try:
             yield
@@ -120,7 +123,7 @@ class Stopwatch:
 
 
 class Anonymizer:
-    """What is done with a picture's file, wherever it lies. Threads share one."""
+    """Anonymizes the file of a picture, wherever it is stored. Threads share one anonymizer."""
 
     def __init__(
         self,
@@ -133,13 +136,12 @@ class Anonymizer:
         keep_exif: Sequence[str] = (),
         recipe: str = "",
         made_with: Mapping[str, str] | None = None,
-        guard: Watch = unwatched,
+        watch: Watch = unwatched,
     ) -> None:
-        """`recipe` is the digest of all this; `made_with` names the model and the versions, for
-        receipts.
+        """Decode and encode under `watch`, which ends the process for a call that does not return.
 
-        Decoding and encoding run under `guard`, which ends the process for a call that does not
-        return.
+        `recipe` is the digest of the other arguments. `made_with` names the model and the versions,
+        for receipts.
         """
         self._detector = detector
         self._style = style
@@ -149,121 +151,138 @@ class Anonymizer:
         self.verify = verify
         self.recipe = recipe
         self.made_with = dict(made_with or {})
-        self._guard = guard
-
-    def hiding_more(self, options: AnonymizeOptions) -> AnonymizeOptions:
-        """Return what of `options` hides no less than is configured."""
-        return hiding_more(self._style, options)
+        self._watch = watch
 
     def anonymize(
-        self, content: bytes, watch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED
+        self, content: bytes, stopwatch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED
     ) -> Anonymized:
-        """Return the anonymized file of the picture file `content`. On any doubt it raises."""
-        with watch.stage("decode", "decoding"):
-            picture = self._decoded(content, self._keep_exif)
-        write = partial(self._encoded, picture)
-        made = self._make(picture, write, self._decoded, watch, options)
+        """Return the anonymized file of the picture file `content`.
+
+        Raises a VeilError on any doubt, so that nothing is published.
+        """
+        with stopwatch.stage("decode", "decoding"):
+            picture = self._decode(content, self._keep_exif)
+        encode = partial(self._encode, picture)
+        result = self._anonymize(picture, encode, self._decode, stopwatch, options)
         return Anonymized(
-            made.output,
+            result.output,
             picture.content_type,
             picture.format,
             picture.width,
             picture.height,
-            made.detections,
-            made.checked,
-            made.reason,
+            result.detections,
+            result.checked,
+            result.reason,
         )
 
     def anonymize_array(
         self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED
     ) -> AnonymizedArray:
-        """Return `pixels`, uint8 RGB [height, width, 3], with faces hidden. On any doubt it raises.
+        """Return `pixels`, uint8 RGB [height, width, 3], with the faces in it hidden.
 
-        The pixels of the result are those of the argument itself where nothing is hidden.
+        Where nothing is hidden, the result shares its pixels with the argument. Raises a VeilError
+        on any doubt.
         """
         picture = _of_array(pixels)
-        made = self._make(picture, itemgetter(0), _of_array, Stopwatch(), options)
-        return AnonymizedArray(made.output, made.detections, made.checked, made.reason)
+        result = self._anonymize(picture, _only_frame, _of_array, Stopwatch(), options)
+        return AnonymizedArray(result.output, result.detections, result.checked, result.reason)
 
     def detect(self, pixels: Pixels) -> Detections:
         """Return the faces in `pixels`, uint8 RGB [height, width, 3], strongest first."""
         picture = _of_array(pixels)
-        (found,) = self.look(picture)
-        return _strongest_first(clip(found, picture.width, picture.height))
+        (faces,) = self.detect_frames(picture)
+        return _strongest_first(clip(faces, picture.width, picture.height))
 
-    def _make(
+    def detect_frames(self, picture: images.Picture) -> list[Detections]:
+        """Return the faces of each frame, in its pixels.
+
+        Raises ImageTooLarge if the next frame is likely to exceed `limits.detection_seconds`: the
+        worker would lose the message before it is done.
+        """
+        found: list[Detections] = []
+        total = slowest = 0.0
+        for frame in picture.frames:
+            if total + slowest > self.limits.detection_seconds:
+                done = f"{len(found)} of {len(picture.frames)} frames"
+                raise ImageTooLarge(
+                    f"detection in {done} took {total:.0f} s: lower VEIL_MAX_FRAMES"
+                )
+            started = time.perf_counter()
+            found.append(self._detect(frame))
+            seconds = time.perf_counter() - started
+            total += seconds
+            slowest = max(slowest, seconds)
+        return found
+
+    def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
+        """Return the part of `options` that hides at least as much as the configured style."""
+        style = self._style
+        is_safe = options.method in INDEPENDENT or style.method not in INDEPENDENT
+        is_larger = options.region is not None and options.region > style.region
+        return AnonymizeOptions(
+            method=options.method if is_safe else None,
+            region=options.region if is_larger else None,
+            extra=options.extra,
+        )
+
+    def _anonymize(
         self,
         picture: images.Picture,
-        write: Callable[[Sequence[NDArray[Any]]], Output],
-        read: Callable[[Output], images.Picture],
-        watch: Stopwatch,
+        encode: Callable[[Sequence[Array]], Output],
+        decode: Callable[[Output], images.Picture],
+        stopwatch: Stopwatch,
         options: AnonymizeOptions,
-    ) -> "_Made[Output]":
-        """Return the output that `write` makes of the frames of `picture` with their faces hidden.
+    ) -> "_Result[Output]":
+        """Return the output that `encode` writes of the frames of `picture` with faces hidden.
 
-        The residual check `read`s it again.
+        The residual check reads it with `decode`.
         """
-        with watch.stage("detect", "detecting"):
-            looks = self.look(picture)
-            if picture.format != "TIFF":  # its frames are pages, which are pictures of their own
-                looks = [clip(faces, picture.width, picture.height) for faces in bridged(looks)]
-            found = [outside(faces, options.exempt) for faces in looks]
-        with watch.stage("mask", "masking"):
-            hidden = self._hide(picture, found, options)
-        if self.hold_without_faces and not (
-            any(map(len, found)) or options.extra or options.release
-        ):
-            return _Made(None, Detections.none(), reason="no face found")
-        with watch.stage("encode", "encoding"):
-            output = write(hidden)
+        with stopwatch.stage("detect", "detecting"):
+            faces = self._faces(picture, options)
+        with stopwatch.stage("mask", "masking"):
+            frames = self._hide(picture, faces, options)
+        nothing_hidden = not any(map(len, faces)) and not options.extra
+        if nothing_hidden and self.hold_without_faces and not options.release:
+            return _Result(None, Detections.none(), reason="no face found")
+        with stopwatch.stage("encode", "encoding"):
+            output = encode(frames)
         if self.verify == "off":
-            return _Made(output, _strongest_first(Detections.joined(found)))
-        del hidden  # the output is decoded beside the picture
-        with watch.stage("verify", "verifying"):
+            return _Result(output, _strongest_first(Detections.joined(faces)))
+        del frames  # The residual check decodes the output, so memory must hold no third copy.
+        with stopwatch.stage("verify", "verifying"):
             check = ResidualCheck(
-                decode=read,
-                find=self.look,
-                redo=lambda faces: write(self._hide(picture, faces, options)),
-                style=styled(self._style, options),
+                decode=decode,
+                find=self.detect_frames,
+                redo=lambda more: encode(self._hide(picture, more, options)),
+                style=_styled(self._style, options),
                 options=options,
-                max_seconds=self.limits.look_seconds,
+                max_seconds=self.limits.detection_seconds,
             )
-            output, checked = check.run(picture, found, output)
-        detections = _strongest_first(Detections.joined([*found, checked.added]))
+            output, checked = check.run(picture, faces, output)
+        detections = _strongest_first(Detections.joined([*faces, checked.added]))
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
-        return _Made(None if is_held else output, detections, checked, reason)
+        return _Result(None if is_held else output, detections, checked, reason)
 
-    def _decoded(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
+    def _decode(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
         limits = self.limits
-        with self._guard("decoding a picture", limits.decode_seconds + STALLED_SECONDS):
+        with self._watch("decoding a picture", limits.decode_seconds + STALL_MARGIN_SECONDS):
             return images.decode(
                 content, limits.max_pixels, limits.max_frames, keep_exif, limits.decode_seconds
             )
 
-    def _encoded(self, picture: images.Picture, frames: Sequence[NDArray[Any]]) -> bytes:
-        with self._guard("encoding a picture", self.limits.decode_seconds + STALLED_SECONDS):
+    def _encode(self, picture: images.Picture, frames: Sequence[Array]) -> bytes:
+        with self._watch("encoding a picture", self.limits.decode_seconds + STALL_MARGIN_SECONDS):
             return images.encode(picture, frames)
 
-    def look(self, picture: images.Picture) -> list[Detections]:
-        """The faces of each frame; ImageTooLarge where that takes so long that the message would
-        come back.
-        """
-        found: list[Detections] = []
-        looked = slowest = 0.0
-        for frame in picture.frames:
-            if looked + slowest > self.limits.look_seconds:
-                done = f"{len(found)} of {len(picture.frames)}"
-                raise ImageTooLarge(
-                    f"looking at {done} frames took {looked:.0f} s: lower VEIL_MAX_FRAMES"
-                )
-            started = time.perf_counter()
-            found.append(self._detect(frame))
-            looked, slowest = (
-                looked + time.perf_counter() - started,
-                max(slowest, time.perf_counter() - started),
-            )
-        return found
+    def _faces(self, picture: images.Picture, options: AnonymizeOptions) -> list[Detections]:
+        """Return the faces to hide in each frame: those outside of the exempt areas."""
+        found = self.detect_frames(picture)
+        # The frames of a TIFF are pages, which are pictures of their own. Those of other formats
+        # are an animation, in which a face that was missed in one frame shows in those around it.
+        if picture.format != "TIFF":
+            found = [clip(faces, picture.width, picture.height) for faces in bridged(found)]
+        return [outside(faces, options.exempt) for faces in found]
 
     def _detect(self, frame: images.Frame) -> Detections:
         found = [placed(self._detector.detect(view)) for view in frame.views()]
@@ -271,8 +290,9 @@ class Anonymizer:
 
     def _hide(
         self, picture: images.Picture, found: Sequence[Detections], options: AnonymizeOptions
-    ) -> list[NDArray[Any]]:
-        style = styled(self._style, options)
+    ) -> list[Array]:
+        """Return the pixels of each frame with its faces and the extra areas hidden."""
+        style = _styled(self._style, options)
         return [
             _hidden(frame, faces, style, options.extra)
             for frame, faces in zip(picture.frames, found, strict=True)
@@ -280,39 +300,35 @@ class Anonymizer:
 
 
 def whole_boxes(detections: Detections) -> list[list[int]]:
-    """The faces' boxes, x1 y1 x2 y2 in whole pixels, in their order."""
+    """Return the boxes of the faces, x1 y1 x2 y2 in whole pixels, in the order of the faces."""
     boxes: list[list[int]] = detections.boxes_xyxy.round().astype(int).tolist()
     return boxes
 
 
 def _of_array(pixels: Pixels) -> images.Picture:
-    """Return a picture of one frame, whose format says only that it is no TIFF."""
+    """Return a picture of one frame. Any format but TIFF stands for an array."""
     return images.Picture((images.Frame(pixels, "RGB"),), "PNG")
+
+
+def _only_frame(frames: Sequence[Pixels]) -> Pixels:
+    return frames[0]
 
 
 def _strongest_first(detections: Detections) -> Detections:
     return detections[np.argsort(-detections.scores, kind="stable")]
 
 
-def hiding_more(style: MaskStyle, options: AnonymizeOptions) -> AnonymizeOptions:
-    """Return what of `options` hides no less than `style` does by itself."""
-    is_safe = options.method in INDEPENDENT or style.method not in INDEPENDENT
-    return AnonymizeOptions(
-        method=options.method if is_safe else None,
-        region=options.region if options.region and options.region > style.region else None,
-        extra=options.extra,
-    )
-
-
-def styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
-    """`style` with what `options` ask for."""
+def _styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
+    """Return `style` with the method and the region of `options`, where they name one."""
     method, region = options.method or style.method, options.region or style.region
     return replace(style, method=method, region=region)
 
 
-def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Areas) -> NDArray[Any]:
-    """The frame's pixels with `faces` and `extra` hidden; its own where there are none, which tells
-    the encoder so.
+def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Areas) -> Array:
+    """Return a copy of the frame's pixels with `faces` and `extra` hidden.
+
+    Without any it returns the array of the frame itself, by which the encoder recognises that
+    nothing changed.
     """
     if not len(faces) and not extra:
         return frame.pixels
@@ -323,23 +339,24 @@ def recipe_digest(
     *,
     model: str,
     score_threshold: float,
-    look: PassSettings,
+    pass_settings: PassSettings,
     style: MaskStyle,
     keep_exif: Sequence[str] = (),
     checked: bool = False,
 ) -> str:
-    """A digest of everything that decides an output, 16 hex digits of SHA-256.
+    """Return the digest of everything that decides an output, 16 hex digits of SHA-256.
 
-    `checked` says that outputs are looked at again, which hides more. What then becomes of them,
-    flagged or held back, changes no pixel.
+    `checked` is true if outputs are checked for residual faces, because that hides more. Whether
+    such outputs are flagged or held changes no pixel.
     """
     decisive: dict[str, Any] = {
         "pixels": PIXELS_VERSION,
         "model": model,
         "score_threshold": score_threshold,
-        "look": asdict(look),
+        "look": asdict(pass_settings),
         "style": asdict(style),
         "keep_exif": sorted(keep_exif),
-        **({"checked": MAX_CHECKS} if checked else {}),
     }
+    if checked:
+        decisive["checked"] = MAX_CHECKS
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

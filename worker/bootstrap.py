@@ -1,9 +1,13 @@
-"""Composition root: settings to detector to pipeline."""
+"""The composition root: settings become a model, an anonymizer and a pipeline.
+
+The modules of the detector take seconds to import, so functions import them when they need them.
+Wrong settings are refused before that.
+"""
 
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,19 +27,25 @@ from worker.process.watchdog import Watch, Watchdog, unwatched
 from worker.settings import PICTURE_SECONDS, WorkerSettings
 
 if TYPE_CHECKING:
-    from worker.anonymizer import Anonymizer
+    from tasks.app import App
+    from worker.anonymizer import Anonymizer, Limits
+    from worker.detection.batching import Predict
+    from worker.detection.detector import Detector
     from worker.detection.faces import Detections
     from worker.detection.model import Model
     from worker.masking.regions import MaskStyle
     from worker.pipeline import Pipeline
     from worker.pixels import Pixels
 
-BATCH_ON_GPU = 8
-BATCH_ON_CPU = 1
-LITERT = "ai_edge_litert"
-GPU_DRIVER = "libcuda.so.1"  # NVIDIA's; what TensorFlow's wheels run on
-STALLED_SECONDS = 10  # that a batch may take beyond the limit of a detection pass
-PACKAGES = (
+GPU_BATCH_SIZE = 8
+CPU_BATCH_SIZE = 1
+LITERT_MODULE = "ai_edge_litert"
+GPU_DRIVER = "libcuda.so.1"  # of NVIDIA; TensorFlow's wheels support no other GPU
+# A batch has stalled when it exceeds the time limit of a pass by this much.
+STALL_MARGIN_SECONDS = 10
+EXTRA_CONNECTIONS = 2  # connections to S3 beyond one for each picture in hand
+MAX_LOGGED_CHARACTERS = 1100  # of a message; the longest address has 1,092 bytes
+RECORDED_PACKAGES = (
     "veil",
     "tensorflow",
     "tensorflow-cpu",
@@ -44,36 +54,37 @@ PACKAGES = (
     "pillow",
     "numpy",
 )
+"""The packages whose versions receipts record: they decide the bytes of an output."""
 
 
-def worker_pipeline(app: Any, on_stall: Callable[[str], None]) -> "Pipeline":
+def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
     """Return the pipeline of a queue worker, configured by the environment.
 
-    It is the entry point `pipeline` of the group ``veil``. The watchdog calls `on_stall` before it
-    ends the process.
+    This is the entry point `pipeline` of the group ``veil``. The watchdog calls `on_stall` with
+    the stalled work before it ends the process.
     """
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
-    from tasks.metrics import serve  # which only a queue worker needs
+    from tasks.metrics import serve  # only queue workers serve metrics
 
     serve(settings, app)
     metrics.watch_worker()
-    worker_ready.connect(_announce, weak=False)
+    worker_ready.connect(_announce_recipe, weak=False)
     watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
-    pipeline = build_pipeline(
-        settings,
-        ObjectStore.connect(settings, connections=settings.concurrency + 2),
-        watchdog.watch,
-    )
+    store = ObjectStore.connect(settings, settings.concurrency + EXTRA_CONNECTIONS)
+    pipeline = build_pipeline(settings, store, watchdog.watch)
     watchdog.start()
     return pipeline
 
 
 def _watch_pictures(watchdog: Watchdog) -> None:
+    """Let `watchdog` end the process for a picture that takes longer than PICTURE_SECONDS."""
+
     def begin(task_id: str, args: Any, **_: Any) -> None:
-        watchdog.begin((task_id, threading.get_ident()), f"{str(args)[:1100]}", PICTURE_SECONDS)
+        message = str(args)[:MAX_LOGGED_CHARACTERS]
+        watchdog.begin((task_id, threading.get_ident()), message, PICTURE_SECONDS)
 
     def end(task_id: str, **_: Any) -> None:
         watchdog.end((task_id, threading.get_ident()))
@@ -82,15 +93,188 @@ def _watch_pictures(watchdog: Watchdog) -> None:
     task_postrun.connect(end, weak=False)
 
 
-def load_model(settings: WorkerSettings) -> "Model":
-    """Return the model that `settings` name, by default the bundled one, built on first use, and
-    tested.
+def _announce_recipe(sender: Any, **_: Any) -> None:
+    """Store the recipe for producers, and log that the worker is ready.
 
-    Raises ModelInvalid if that fails, and what S3 answers where the model comes from there.
+    `sender` is Celery's consumer.
+    """
+    from tasks import publishing  # imports the Celery app, which only queue workers need
+
+    app: App = sender.app
+    try:
+        publishing.announce_recipe(app.backend.client, app.work.pipeline.recipe)
+    except RedisError as error:
+        structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
+    structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
+
+
+def build_pipeline(
+    settings: WorkerSettings, store: ObjectStore, watch: Watch = unwatched
+) -> "Pipeline":
+    """Return the pipeline over the objects in `store`.
+
+    Raises the errors of build_anonymizer, which also explains `watch`.
+    """
+    from worker.pipeline import Pipeline
+
+    allocator.return_memory()
+    return Pipeline(
+        store=store,
+        anonymizer=build_anonymizer(settings, watch),
+        routes=settings.parsed_routes(),
+        keys=settings.receipt_keys(),
+    )
+
+
+def build_anonymizer(
+    settings: WorkerSettings, watch: Watch = unwatched, model: "Model | None" = None
+) -> "Anonymizer":
+    """Return the anonymizer for `settings`, with `model` or else the one that load_model returns.
+
+    Batches, decoding and encoding run under `watch`. Raises the errors of load_model.
+    """
+    from worker.anonymizer import Anonymizer
+
+    allocator.share_arenas()
+    model = model or load_model(settings)
+    threshold = settings.score_threshold or model.score_threshold
+    recipe = _recipe(settings, model, threshold)
+    made_with = {"model": model.digest, "engine": model.engine, **_versions()}
+    detector = _detector(settings, model, threshold, watch)
+    _announce_detector(settings, model, threshold, recipe, made_with)
+    return Anonymizer(
+        detector=metrics.CountingDetector(detector, threshold),
+        style=mask_style(settings),
+        limits=_limits(settings),
+        hold_without_faces=settings.no_faces == "hold",
+        verify=settings.verify,
+        keep_exif=settings.keep_exif,
+        recipe=recipe,
+        made_with=made_with,
+        watch=watch,
+    )
+
+
+def _detector(
+    settings: WorkerSettings, model: "Model", threshold: float, watch: Watch
+) -> "Detector":
+    """Return the detector: passes over a picture, whose canvases `model` receives in batches."""
+    from worker.detection.batching import Batcher
+    from worker.detection.detector import ScaledDetector
+
+    batcher = Batcher(
+        _watched_predict(settings, model, watch),
+        _batch_size(settings, model),
+        settings.batch_wait_seconds,
+        settings.detect_seconds,
+        model.lanes,
+    )
+    metrics.watch_batcher(batcher)
+    pass_settings = settings.pass_settings()
+    return ScaledDetector(
+        batcher.infer,
+        pass_settings,
+        threshold,
+        model.fixed_size,
+        settings.detect_seconds * pass_settings.passes,
+    )
+
+
+def _watched_predict(settings: WorkerSettings, model: "Model", watch: Watch) -> "Predict":
+    """Return the model's `predict`, measured, and run under `watch`."""
+    measured = metrics.measured(model.predict)
+    # The watchdog must act before the picture that waits for the batch gives up, so that a picture
+    # that stalls the model is still in hand when the process ends.
+    margin = min(STALL_MARGIN_SECONDS, settings.detect_seconds / 2)
+
+    def predict(batch: "Pixels") -> "Sequence[Detections]":
+        with watch("a batch in the detector", settings.detect_seconds + margin):
+            return measured(batch)
+
+    return predict
+
+
+def _batch_size(settings: WorkerSettings, model: "Model") -> int:
+    default = GPU_BATCH_SIZE if model.on_gpu else CPU_BATCH_SIZE
+    return settings.batch_size or default
+
+
+def _limits(settings: WorkerSettings) -> "Limits":
+    from worker.anonymizer import Limits
+
+    return Limits(
+        max_bytes=settings.max_bytes,
+        max_pixels=settings.max_pixels,
+        fetch_seconds=settings.fetch_seconds,
+        max_frames=settings.max_frames,
+        detection_seconds=settings.max_detection_seconds(),
+    )
+
+
+def mask_style(settings: WorkerSettings) -> "MaskStyle":
+    """Return the method and the shape by which `settings` hide faces."""
+    from worker.masking.regions import MaskStyle
+
+    return MaskStyle(
+        settings.method, settings.region, settings.margin, settings.shape, settings.feather
+    )
+
+
+def _recipe(settings: WorkerSettings, model: "Model", threshold: float) -> str:
+    from worker.anonymizer import recipe_digest
+
+    return recipe_digest(
+        model=model.digest,
+        score_threshold=threshold,
+        pass_settings=settings.pass_settings(),
+        style=mask_style(settings),
+        keep_exif=settings.keep_exif,
+        checked=settings.verify != "off",
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the RECORDED_PACKAGES that are installed."""
+    versions = {}
+    for package in RECORDED_PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def _announce_detector(
+    settings: WorkerSettings,
+    model: "Model",
+    threshold: float,
+    recipe: str,
+    made_with: Mapping[str, str],
+) -> None:
+    """Show in the metrics and in the log which model runs, and with which settings."""
+    metrics.BUILD.info(
+        {"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]}
+    )
+    structlog.get_logger("veil").info(
+        "detector ready",
+        engine=model.engine,
+        device=model.device,
+        model=model.digest[:16],
+        score_threshold=threshold,
+        preset=settings.preset,
+        scales=list(settings.pass_settings().scales),
+        batch_size=_batch_size(settings, model),
+        recipe=recipe,
+    )
+
+
+def load_model(settings: WorkerSettings) -> "Model":
+    """Return the model of `settings`, tested. The default model is built on first use.
+
+    Raises ModelInvalid if it cannot be loaded or fails its test. Raises the errors of S3 if the
+    model is stored there.
     """
     from worker.detection.centerface import known_face
 
-    model = plain_model(settings)
+    model = load_untested_model(settings)
     if settings.model is None:
         known_face.check_default(model)
         return model
@@ -105,53 +289,65 @@ def load_model(settings: WorkerSettings) -> "Model":
     return model
 
 
-def plain_model(settings: WorkerSettings) -> "Model":
-    """Return the model that `settings` name, loaded and not tested; raises as load_model does."""
+def load_untested_model(settings: WorkerSettings) -> "Model":
+    """Return the model of `settings`, loaded but not tested; raises the errors of load_model."""
     from worker.detection import centerface, own_model
 
-    digest: str | None = None
-    digest_in_8_bits: str | None = None
     if settings.model:
         folder = own_model.folder(
             settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256
         )
-    else:
-        folder, digest, digest_in_8_bits = (
-            centerface.default_model(),
-            centerface.DIGEST,
-            centerface.DIGEST_IN_8_BITS,
-        )
-    if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
-        if not find_spec(LITERT):
-            raise ModelInvalid(
-                "VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert"
-            )
-        from worker.detection.centerface.maps import MIN_SCORE
-        from worker.detection.detector import WEAK_SCORE_FACTOR
-        from worker.detection.litert import QuantizedModel
-        from worker.detection.model import stated_threshold
+        return _load(settings, folder)
+    return _load(
+        settings, centerface.default_model(), centerface.DIGEST, centerface.DIGEST_IN_8_BITS
+    )
 
-        lanes = min(settings.concurrency, processors.available())
-        # Points that are hardly faces are many, and sorting them out costs most; nobody asks for
-        # those below this.
-        least_score = max(
-            MIN_SCORE, WEAK_SCORE_FACTOR * (settings.score_threshold or stated_threshold(folder))
-        )
-        return QuantizedModel(folder, digest_in_8_bits, lanes, least_score)
+
+def _load(
+    settings: WorkerSettings,
+    folder: Path,
+    digest: str | None = None,
+    digest_in_8_bits: str | None = None,
+) -> "Model":
+    """Return the model in `folder`, run by the engine of `settings`.
+
+    The digests are those of the default model; the engines compute that of any other.
+    """
+    if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
+        return _load_for_litert(settings, folder, digest_in_8_bits)
     from worker.detection.saved_model import SavedModel
 
     return SavedModel(folder, digest, settings.score_threshold)
 
 
+def _load_for_litert(settings: WorkerSettings, folder: Path, digest: str | None) -> "Model":
+    if not find_spec(LITERT_MODULE):
+        raise ModelInvalid(
+            "VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert"
+        )
+    from worker.detection.centerface.maps import MIN_SCORE
+    from worker.detection.detector import WEAK_SCORE_FACTOR
+    from worker.detection.litert import QuantizedModel
+    from worker.detection.model import stated_threshold
+
+    lanes = min(settings.concurrency, processors.available())
+    # The network scores many points very low, and comparing these with each other takes most of the
+    # time. The detector uses no score below this one.
+    threshold = settings.score_threshold or stated_threshold(folder)
+    min_score = max(MIN_SCORE, WEAK_SCORE_FACTOR * threshold)
+    return QuantizedModel(folder, digest, lanes, min_score)
+
+
 def _suits_litert(folder: Path) -> bool:
-    """Whether the model in `folder` has a network in 8 bits, and no GPU is there that would run it
-    faster.
+    """Return whether LiteRT is the faster engine for the model in `folder`.
+
+    It is if the folder has a network in 8 bits and this machine has no GPU.
     """
     from worker.detection.model import NETWORK
 
     if not (folder / NETWORK).is_file() or _has_gpu():
         return False
-    if not find_spec(LITERT):
+    if not find_spec(LITERT_MODULE):
         structlog.get_logger("veil").warning(
             "LiteRT is not installed",
             engine="tensorflow",
@@ -162,8 +358,9 @@ def _suits_litert(folder: Path) -> bool:
 
 
 def _has_gpu() -> bool:
-    """Whether TensorFlow has a GPU to run on. Where there is no driver it need not be asked, which
-    takes seconds.
+    """Return whether TensorFlow can use a GPU.
+
+    Without a driver TensorFlow is not asked, because importing it takes seconds.
     """
     try:
         ctypes.CDLL(GPU_DRIVER)
@@ -172,128 +369,3 @@ def _has_gpu() -> bool:
     from worker.detection.saved_model import has_gpu
 
     return has_gpu()
-
-
-def _versions() -> dict[str, str]:
-    """Of Veil and of what decides an output's bytes, by package."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _announce(sender: Any, **_: Any) -> None:
-    """Tell producers what is made here, and the log that work begins."""
-    from tasks import publishing  # the Celery app, which only a queue worker needs
-
-    try:
-        publishing.announce_recipe(sender.app.backend.client, sender.app.work.pipeline.recipe)
-    except RedisError as error:
-        structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
-    structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
-
-
-def mask_style(settings: WorkerSettings) -> "MaskStyle":
-    """How `settings` say that faces are hidden."""
-    from worker.masking.regions import MaskStyle
-
-    return MaskStyle(
-        settings.method, settings.region, settings.margin, settings.shape, settings.feather
-    )
-
-
-def build_pipeline(
-    settings: WorkerSettings, store: ObjectStore, watch: Watch = unwatched
-) -> "Pipeline":
-    """The pipeline of objects in `store` for `settings`; raises and watches as build_anonymizer
-    does.
-    """
-    from worker.pipeline import Pipeline
-
-    allocator.stay_small()
-    keys = settings.receipt_keys()
-    return Pipeline(
-        store=store,
-        anonymizer=build_anonymizer(settings, watch),
-        routes=settings.parsed_routes(),
-        receipt_key=next(iter(keys), None),
-        older_keys=keys[1:],
-    )
-
-
-def build_anonymizer(
-    settings: WorkerSettings, watch: Watch = unwatched, model: "Model | None" = None
-) -> "Anonymizer":
-    """Return the anonymizer for `settings`, its model loaded and tested unless given; ModelInvalid
-    if that fails.
-
-    Batches, decoding and encoding run under `watch`.
-    """
-    from worker.anonymizer import Anonymizer, Limits, recipe_digest
-    from worker.detection.batching import Batcher
-    from worker.detection.detector import ScaledDetector
-
-    allocator.share_arenas()
-    model = model or load_model(settings)
-    threshold = settings.score_threshold or model.score_threshold
-    batch_size = settings.batch_size or (BATCH_ON_GPU if model.on_gpu else BATCH_ON_CPU)
-
-    counted = metrics.counted(model.predict)
-
-    def predict(batch: "Pixels") -> "Sequence[Detections]":
-        # Ends before whoever waits for the batch gives up: the picture that it stalls on must still
-        # be at work then.
-        patience = settings.detect_seconds + min(STALLED_SECONDS, settings.detect_seconds / 2)
-        with watch("a batch in the detector", patience):
-            return counted(batch)
-
-    batcher = Batcher(
-        predict, batch_size, settings.batch_wait_seconds, settings.detect_seconds, model.lanes
-    )
-    metrics.watch_batcher(batcher)
-    style = mask_style(settings)
-    look = settings.look()
-    recipe = recipe_digest(
-        model=model.digest,
-        score_threshold=threshold,
-        look=look,
-        style=style,
-        keep_exif=settings.keep_exif,
-        checked=settings.verify != "off",
-    )
-    made_with = {"model": model.digest, "engine": model.engine, **_versions()}
-    metrics.BUILD.info(
-        {"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]}
-    )
-    structlog.get_logger("veil").info(
-        "detector ready",
-        engine=model.engine,
-        device=model.device,
-        model=model.digest[:16],
-        score_threshold=threshold,
-        preset=settings.preset,
-        scales=list(look.scales),
-        batch_size=batch_size,
-        recipe=recipe,
-    )
-    detector = ScaledDetector(
-        batcher.infer, look, threshold, model.fixed_size, settings.detect_seconds * look.passes
-    )
-    return Anonymizer(
-        detector=metrics.ScoredDetector(detector, threshold),
-        style=style,
-        limits=Limits(
-            settings.max_bytes,
-            settings.max_pixels,
-            settings.fetch_seconds,
-            settings.max_frames,
-            settings.longest_look(),
-        ),
-        hold_without_faces=settings.no_faces == "hold",
-        verify=settings.verify,
-        keep_exif=settings.keep_exif,
-        recipe=recipe,
-        made_with=made_with,
-        guard=watch,
-    )

@@ -1,6 +1,4 @@
-"""Structured logs, one line per outcome, on standard error; Celery's own lines take the same
-form.
-"""
+"""Structured logs on standard error, one line per outcome; Celery's lines take the same form."""
 
 import logging
 import sys
@@ -9,32 +7,34 @@ from typing import Any
 import structlog
 from celery.signals import setup_logging
 from celery.worker.consumer import consumer
+from structlog.typing import EventDict, Processor
 
 from tasks.redis_errors import queue_unavailable
 from worker.printing import printable
 
+QUIET_LOGGERS = ("celery.worker", "celery.apps.worker", "kombu")
+
 
 def configure(form: str) -> None:
-    """Send all logs to standard error, as ``json`` or ``console``; ``auto`` is ``console`` on a
-    terminal.
+    """Send all logs to standard error in `form`: ``json``, ``console`` or ``auto``.
+
+    ``auto`` is ``console`` if standard error is a terminal, else ``json``.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    shared: list[Any] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # By default the console's tracebacks show local variables: pixels, keys and passwords.
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if console
-        else structlog.processors.JSONRenderer(ensure_ascii=False)
-    )
-    final: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    final.append(_escape if console else structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[*final, renderer])
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *(_for_console() if console else _for_json()),
+            ],
+        )
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -45,20 +45,36 @@ def configure(form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    _set_levels()
+    logging.getLogger(consumer.__name__).addFilter(_name_outages)
+    # Celery configures no logging if this signal has a receiver.
+    setup_logging.connect(_keep_logging, weak=False)
+
+
+def _for_console() -> list[Processor]:
+    # By default tracebacks show local variables, among them pixels, keys and passwords.
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    return [_escape, renderer]
+
+
+def _for_json() -> list[Processor]:
+    renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
+    return [structlog.processors.format_exc_info, renderer]
+
+
+def _set_levels() -> None:
     logging.getLogger("veil").setLevel(logging.INFO)
-    # Libraries warn of odd pictures in prose; what matters of a picture is in its outcome.
+    # Libraries warn of unusual pictures in prose. The outcome of a picture says what matters.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
-    for name in ("celery.worker", "celery.apps.worker", "kombu"):
+    for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger(consumer.__name__).addFilter(_name_outages)
-    # With a receiver on this signal Celery leaves logging alone.
-    setup_logging.connect(_leave_alone, weak=False)
 
 
-def _escape(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:
-    """Escape what a message brought: a terminal obeys control characters. JSON escapes them by
-    itself.
+def _escape(_logger: Any, _method: str, line: EventDict) -> EventDict:
+    """Escape the control characters in values of messages, because a terminal would obey them.
+
+    The JSON renderer needs no such step: JSON escapes them.
     """
     return {
         name: printable(value) if isinstance(value, str) else value for name, value in line.items()
@@ -66,14 +82,11 @@ def _escape(_logger: Any, _method: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name_outages(record: logging.LogRecord) -> bool:
-    """Put a line with the name of the error in the place of the paragraph with which Celery reports
-    a lost Redis.
-    """
-    if record.msg != consumer.CONNECTION_ERROR and consumer.CONNECTION_RETRY not in (
-        record.args or ()
-    ):
+    """Replace Celery's paragraph about a lost Redis by one line that names the error."""
+    arguments = record.args or ()
+    if record.msg != consumer.CONNECTION_ERROR and consumer.CONNECTION_RETRY not in arguments:
         return True
-    (error,) = [part for part in record.args or () if isinstance(part, Exception)]
+    (error,) = [argument for argument in arguments if isinstance(argument, Exception)]
     failure = queue_unavailable(error)
     structlog.get_logger("veil").error(
         "queue unavailable", error=type(failure).__name__, message=str(failure)
@@ -81,5 +94,5 @@ def _name_outages(record: logging.LogRecord) -> bool:
     return False
 
 
-def _leave_alone(**_: Any) -> None:
-    """Logging is configured already."""
+def _keep_logging(**_: Any) -> None:
+    """Keep the logging that `configure` set up."""

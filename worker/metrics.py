@@ -1,6 +1,4 @@
-"""What a worker measures of itself: its detector, what it has in hand, and that its loop is
-alive.
-"""
+"""Metrics of the worker itself: its detector, its pictures in hand, and its heartbeat."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +16,12 @@ if TYPE_CHECKING:
     from worker.detection.faces import Detections
     from worker.pixels import Pixels
 
-NEAR = 0.05  # a detection is near the threshold if its score is less than this above it
+NEAR_MARGIN = 0.05  # Scores that exceed the threshold by less than this are near it.
 
 BUILD = Info("veil_build", "The version that runs, its recipe and its model.", registry=REGISTRY)
 HEARTBEAT = Gauge(
     "veil_worker_heartbeat_timestamp_seconds",
-    "When the loop that takes messages was last seen alive, seconds since the epoch.",
+    "Time of the last heartbeat of the loop that takes messages, seconds since the epoch.",
     registry=REGISTRY,
 )
 IN_HAND = Gauge(
@@ -34,20 +32,20 @@ DETECTOR_QUEUE = Gauge(
 )
 BATCHES = Histogram(
     "veil_batch_pictures",
-    "Pictures that the model took at once.",
+    "Pictures in one batch of the model.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
     registry=REGISTRY,
 )
 DETECTIONS = Counter("veil_detections", "Faces that the detector returned.", registry=REGISTRY)
 NEAR_THRESHOLD = Counter(
     "veil_detections_near_threshold",
-    f"Faces that the detector returned with a score less than {NEAR} above the threshold.",
+    f"Faces that the detector returned with a score less than {NEAR_MARGIN} above the threshold.",
     registry=REGISTRY,
 )
 
 
 def watch_worker() -> None:
-    """Follow the Celery worker of this process; before it starts."""
+    """Measure the Celery worker of this process. Call this before the worker starts."""
     IN_HAND.set_function(lambda: len(state.active_requests))
     heartbeat_sent.connect(_beat, weak=False)
 
@@ -56,8 +54,8 @@ def _beat(**_: Any) -> None:
     HEARTBEAT.set_to_current_time()
 
 
-def counted(predict: "Predict") -> "Predict":
-    """`predict`, its batches measured."""
+def measured(predict: "Predict") -> "Predict":
+    """Return `predict` with its batches measured."""
 
     def run(batch: "Pixels") -> "Sequence[Detections]":
         BATCHES.observe(len(batch))
@@ -67,21 +65,20 @@ def counted(predict: "Predict") -> "Predict":
 
 
 def watch_batcher(batcher: "Batcher") -> None:
-    """Show how many pictures wait for `batcher`."""
+    """Show the number of pictures that wait for `batcher`."""
     DETECTOR_QUEUE.set_function(lambda: batcher.waiting)
 
 
 @dataclass(frozen=True)
-class ScoredDetector:
-    """A Detector that counts what `detector` returns, and how much of it only just reached
-    `threshold`.
-    """
+class CountingDetector:
+    """A Detector that counts the faces of `detector`, and those whose score is near `threshold`."""
 
     detector: "Detector"
     threshold: float
 
     def detect(self, picture: "Pixels") -> "Detections":
-        found = self.detector.detect(picture)
-        DETECTIONS.inc(len(found))
-        NEAR_THRESHOLD.inc(int((found.scores < self.threshold + NEAR).sum()))
-        return found
+        detections = self.detector.detect(picture)
+        near = detections.scores < self.threshold + NEAR_MARGIN
+        DETECTIONS.inc(len(detections))
+        NEAR_THRESHOLD.inc(int(near.sum()))
+        return detections

@@ -1,4 +1,4 @@
-"""Worker settings: how faces are found and hidden, and the limits."""
+"""The settings of a worker: how it finds and hides faces, and its limits."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -13,14 +13,18 @@ from tasks.storage.s3 import S3_ATTEMPTS
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
 
-PICTURE_SECONDS = 2700  # a picture that takes longer has stalled, and the watchdog ends the worker
-MOST_VIEWS = 3  # that detection takes of one picture: worker.images.Frame.views
-# Get and head; get, list and get of a receipt; twice put, head, put and head; get, list and delete;
-# after a failure head and put.
-S3_CALLS = 18
+PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
+MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.images.Frame.views
+# The calls to S3 for one picture at most: get the source and head the output; get, list and get the
+# receipt; twice put the receipt, head the source, put and head the output; get the output, list and
+# delete receipts; and after a failure head the source and put the probe.
+MAX_S3_CALLS = 18
+PRESET_SETTINGS = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned", "smallest_face")
+"""The settings whose values a preset chooses, unless they are set."""
 
 
-def _shown(default: Any) -> str:
+def _markdown(default: Any) -> str:
+    """Return a default as code in Markdown, empty for None."""
     if hasattr(default, "get_secret_value"):
         default = default.get_secret_value()
     if default is None:
@@ -33,163 +37,181 @@ def _shown(default: Any) -> str:
 
 
 def _by_preset(name: str) -> str:
-    values = ((preset, getattr(look, name)) for preset, look in PRESETS.items())
-    return "; ".join(f"{preset}: {_shown(value)}" for preset, value in values) + "."
+    values = [f"{preset}: {_markdown(getattr(look, name))}" for preset, look in PRESETS.items()]
+    return "; ".join(values) + "."
 
 
 class WorkerSettings(Settings):
-    """Everything a worker can be told. The defaults of detection and masking are those of the
-    published figures.
+    """The settings of producers and those of workers alone.
+
+    The published figures were measured with the defaults of detection and masking.
     """
 
     concurrency: int = Field(
-        4, ge=1, le=256, description="Pictures in hand at once (threads; they share one detector)."
+        4,
+        ge=1,
+        le=256,
+        description="Number of pictures that a worker works on at once. Each has a thread, and all "
+        "share one detector.",
     )
 
     model: str | None = Field(
         None,
-        description="A SavedModel with the Object Detection API signature: its folder, a ZIP of it, or the `s3://` "
-        "address of one; empty for the default (CenterFace, built on first use).",
+        description="A SavedModel with the Object Detection API signature: its folder, a ZIP file "
+        "of it, or the `s3://` address of a ZIP file. Empty for the default model (CenterFace, "
+        "built on first use).",
     )
     model_sha256: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{64}$",
-        description="What `VEIL_MODEL` must be, or nothing starts: the `digest` that `veil model info` prints, which "
-        "is that of the model's files, or the SHA-256 of its ZIP. Without it whatever is at the address is used.",
+        description="Digest that `VEIL_MODEL` must have; with another one, nothing starts. It is "
+        "the `digest` that `veil model info` prints (that of the model's files), or the SHA-256 of "
+        "the ZIP file. If it is empty, any model at the address is used.",
     )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",
-        description="What runs the model. `litert`: the default model in 8 bits, on CPUs alone. `auto`: that, but "
-        "`tensorflow` on a GPU and for a model of your own. Their outputs differ a little, so the recipes do too.",
+        description="Library that runs the model. `litert` runs the default model in 8 bits, on "
+        "CPUs only. `auto` chooses `tensorflow` on a GPU and for a model of your own, else "
+        "`litert`. Their outputs differ a little, so their recipes differ too.",
     )
     preset: Literal["fast", "balanced", "thorough"] = Field(
         "balanced",
-        description="How hard faces are looked for; it sets the six below. docs/detection.md says what each finds "
-        "and costs.",
+        description="Effort of detection: the values of the next six settings. docs/detection.md "
+        "says what each preset finds and costs.",
     )
     scales: Annotated[tuple[int, ...] | None, NoDecode] = Field(
         None,
-        description="Longer side, in pixels, of each detection pass, comma-separated. Large faces are found "
-        f"in the small passes, small faces in the large one. {_by_preset('scales')}",
+        description="Longer side, in pixels, of each detection pass, comma-separated. Small passes "
+        f"find large faces, and large passes find small faces. {_by_preset('scales')}",
     )
     max_enlargement: float | None = Field(
         None,
         ge=1,
         le=4,
-        description=f"How far a small picture may be enlarged. {_by_preset('max_enlargement')}",
+        description=f"Largest factor by which a small picture is enlarged. "
+        f"{_by_preset('max_enlargement')}",
     )
     enlarge_to: int | None = Field(
         None,
         ge=64,
         le=8192,
-        description=f"Longer side, in pixels, beyond which a picture is not enlarged. {_by_preset('enlarge_to')}",
+        description="Longer side, in pixels, beyond which a picture is not enlarged. "
+        f"{_by_preset('enlarge_to')}",
     )
     mirrored: bool | None = Field(
         None,
-        description=f"Whether each pass is made a second time, mirrored. {_by_preset('mirrored')}",
+        description="Whether each pass is repeated on the mirrored picture. "
+        f"{_by_preset('mirrored')}",
     )
     turned: Literal["never", "doubt", "always"] | None = Field(
         None,
-        description="Whether heads that lie on their side or stand upside down are looked for too, in turned passes; "
-        f"`doubt`: where no face is found, or one that does not stand upright. {_by_preset('turned')}",
+        description="When to search also for heads that lie on their side or stand upside down, in "
+        "turned passes. `doubt`: if no face was found, or one that does not stand upright. "
+        f"{_by_preset('turned')}",
     )
     smallest_face: int | None = Field(
         None,
         ge=12,
         le=100_000,
-        description="Side, in pixels of the picture, of the smallest face that the finest pass must show large enough "
-        "for the detector, whatever the picture's dimensions: larger and longer pictures get finer passes, in tiles. "
-        f"{_by_preset('smallest_face')}",
+        description="Side, in pixels of the picture, of the smallest face that the finest pass "
+        "must show large enough for the detector, whatever the size of the picture. Larger and "
+        f"longer pictures get finer passes, in tiles. {_by_preset('smallest_face')}",
     )
     score_threshold: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Detections below this score are dropped; empty for the model's own value (0.17 for the "
-        "default model; for yours what it states, else 0.5).",
+        description="Lowest score of a detection that counts. Empty for the model's own threshold: "
+        "0.17 for the default model, for another model the one that it states, else 0.5.",
     )
     batch_size: int | None = Field(
         None,
         ge=1,
         le=128,
-        description="Pictures of one shape that the detector takes at once; empty for 8 on a GPU and 1 on a "
-        "CPU, where a batch gains nothing and costs memory.",
+        description="Largest number of pictures of one shape in a batch of the model. Empty for 8 "
+        "on a GPU and 1 on a CPU, where batches save no time and cost memory.",
     )
     batch_wait_seconds: float = Field(
-        0.01, ge=0, le=1, description="How long a picture waits for others to fill its batch."
+        0.01, ge=0, le=1, description="Longest time that a picture waits for its batch to fill."
     )
     detect_seconds: float = Field(
-        10, gt=0, le=600, description="Limit for one detection pass, queueing included."
+        10,
+        gt=0,
+        le=600,
+        description="Time limit for one detection pass, including its wait for the detector.",
     )
 
     method: Method = Field(
         "surround",
-        description="`surround` fills the region smoothly from the pixels around it, `fill` with black: nothing of "
-        "what was there is kept. `blur` and `pixelate` keep the averages of three cells across a face, and tell more.",
+        description="How the region is hidden. `surround` fills it smoothly from the pixels around "
+        "it, and `fill` fills it with black: neither keeps anything of the face. `blur` and "
+        "`pixelate` keep the averages of three cells across a face, and so reveal more.",
     )
     region: Region = Field(
         0.7,
-        description="Share of the face that is hidden, from its top: `top` (0.7), `full` (1), or any number from 0.5.",
+        description="Share of the face that is hidden, from its top: `top` (0.7), `full` (1), or a "
+        "number from 0.5 to 1.",
     )
     margin: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="How far the region reaches beyond the face box, as a share of the box's sides.",
+        description="Distance by which the region exceeds the face box, as a share of the sides of "
+        "the box.",
     )
     shape: Literal["rectangle", "ellipse"] = Field("rectangle", description="Shape of the region.")
     feather: float = Field(
         0.05,
         ge=0,
         le=0.5,
-        description="Width of the soft edge around the region, as a share of the region's smaller side. Within the "
-        "region nothing shines through.",
+        description="Width of the soft edge around the region, as a share of the region's smaller "
+        "side. Inside the region, nothing of the face shows through.",
     )
     no_faces: Literal["publish", "hold"] = Field(
         "publish",
-        description="What happens to a picture in which no face was found; `hold` writes no output, and puts it on the "
-        "list of `veil review`.",
+        description="What happens to a picture without faces. `hold` writes no output and puts the "
+        "picture on the list of `veil review`.",
     )
     verify: Literal["off", "flag", "hold"] = Field(
         "off",
-        description="Whether each output is looked at again. A face that is found in it is hidden too. If faces are "
-        "found without end, it goes onto the list of `veil review`, published (`flag`) or held back (`hold`).",
+        description="Whether detection is repeated on each output (the residual check). Faces that "
+        "it finds are hidden too. If it still finds faces in the end, the picture is put on the "
+        "list of `veil review`, and is published (`flag`) or held (`hold`).",
     )
 
-    max_bytes: int = Field(64 << 20, ge=1, description="Largest source object, in bytes.")
+    max_bytes: int = Field(64 << 20, ge=1, description="Size limit of a source, in bytes.")
     max_pixels: int = Field(
         100_000_000,
         ge=1,
-        description="Largest picture, in pixels: width × height × frames. 16 bits a channel count twice, WebP and AVIF "
-        "twice, JPEG 2000 three times, for the memory that they need.",
+        description="Size limit of a picture, in pixels: width × height × frames. Pictures that "
+        "need more memory count more: twice with 16 bits a channel, twice as WebP and AVIF, three "
+        "times as JPEG 2000.",
     )
-    max_frames: int = Field(500, ge=1, description="Most frames or pages of one picture.")
+    max_frames: int = Field(500, ge=1, description="Limit for the frames or pages of a picture.")
     keep_exif: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="EXIF fields that the output keeps, comma-separated, as `DateTimeOriginal,FocalLength`; empty for "
-        "none. In JPEG, PNG, WebP and AVIF. Places, names, serial numbers, notes and thumbnails can't be kept.",
+        description="EXIF fields that outputs keep in JPEG, PNG, WebP and AVIF, comma-separated, "
+        "such as `DateTimeOriginal,FocalLength`. Empty for none. Places, names, serial numbers, "
+        "notes and thumbnails can't be kept.",
     )
     fetch_seconds: float = Field(
-        120, gt=0, le=600, description="Limit for the whole download of a picture."
+        120, gt=0, le=600, description="Time limit for the download of a picture."
     )
     log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="`json` is one object a line; `auto` chooses `console` on a terminal."
+        "auto",
+        description="Form of the log. `json` writes one object a line. `auto` chooses `console` on "
+        "a terminal, else `json`.",
     )
 
-    @field_validator("keep_exif", mode="before")
+    @field_validator("scales", "keep_exif", mode="before")
     @classmethod
-    def _split_keep_exif(cls, value: Any) -> Any:
+    def _split(cls, value: Any) -> Any:
         return split_commas(value)
 
     @field_validator("keep_exif")
     @classmethod
     def _check_keep_exif(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted({known_name(name) for name in value}))
-
-    @field_validator("scales", mode="before")
-    @classmethod
-    def _split_scales(cls, value: Any) -> Any:
-        return None if value == "" else split_commas(value)
 
     @field_validator("scales")
     @classmethod
@@ -202,61 +224,59 @@ class WorkerSettings(Settings):
 
     @field_validator("model_sha256", mode="before")
     @classmethod
-    def _in_lower_case(cls, value: Any) -> Any:
+    def _lower_case(cls, value: Any) -> Any:
         return value.strip().lower() if isinstance(value, str) else value
 
     @field_validator("model_sha256")
     @classmethod
     def _check_pin(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value and not info.data.get("model"):
-            raise ValueError(f"it pins the model that {PREFIX}MODEL names, and that is not set")
+            raise ValueError(f"it pins the model of {PREFIX}MODEL, which is not set")
         return value
 
+    # Pydantic runs this before `_split`, because it runs such validators in reverse order.
     @field_validator(
-        "model",
-        "model_sha256",
-        "score_threshold",
-        "batch_size",
-        "max_enlargement",
-        "enlarge_to",
-        "mirrored",
-        "turned",
-        "smallest_face",
-        mode="before",
+        "model", "model_sha256", "score_threshold", "batch_size", *PRESET_SETTINGS, mode="before"
     )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
         return None if value == "" else value
 
     @model_validator(mode="after")
-    def _deadlines(self) -> "WorkerSettings":
-        # All checks of an output together take no longer than the first look at the picture may.
-        detection = self.longest_look() * (1 if self.verify == "off" else 2)
-        storage = (self.s3_connect_seconds + self.s3_read_seconds) * S3_CALLS * S3_ATTEMPTS
-        longest = OUTPUT_WAIT_SECONDS + LOCK_WAIT_SECONDS + self.fetch_seconds + detection + storage
+    def _check_deadlines(self) -> "WorkerSettings":
+        # All residual checks of an output together may take as long as the first detection.
+        detection = self.max_detection_seconds() * (1 if self.verify == "off" else 2)
+        storage = (self.s3_connect_seconds + self.s3_read_seconds) * MAX_S3_CALLS * S3_ATTEMPTS
+        waits = OUTPUT_WAIT_SECONDS + LOCK_WAIT_SECONDS
+        longest = waits + self.fetch_seconds + detection + storage
         if longest >= PICTURE_SECONDS:
             raise ValueError(
-                f"a picture may take {longest:g} s ({PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS for each pass "
-                f"and view, {PREFIX}S3_… for each try); keep that below {PICTURE_SECONDS} s"
+                f"a picture may take {longest:g} s, and the limit is {PICTURE_SECONDS} s: lower "
+                f"{PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS (a limit for each pass and view) "
+                f"or {PREFIX}S3_… (limits for each try)"
             )
         return self
 
-    def longest_look(self) -> float:
-        """Seconds that detection may take of one frame, and before the last frame of many is
-        begun.
-        """
-        return self.detect_seconds * self.look().passes * MOST_VIEWS
+    def max_detection_seconds(self) -> float:
+        """Return the longest time in seconds that detection may take for one frame.
 
-    def look(self) -> PassSettings:
-        """How pictures are looked at: as the preset says, but for what is set."""
-        names = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned", "smallest_face")
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return replace(PRESETS[self.preset], **chosen)
+        In a picture of several frames, the last one must begin before this time is over.
+        """
+        return self.detect_seconds * self.pass_settings().passes * MAX_VIEWS
+
+    def pass_settings(self) -> PassSettings:
+        """Return the settings of the passes: the preset's, except for those that are set."""
+        chosen = {name: getattr(self, name) for name in PRESET_SETTINGS}
+        return replace(
+            PRESETS[self.preset],
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
 
 
 def markdown_table() -> str:
-    """All settings as a Markdown table, generated for the README."""
+    """Return all settings as a Markdown table, for docs/settings.md."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for name, field in WorkerSettings.model_fields.items():
-        rows.append(f"| `{PREFIX}{name.upper()}` | {_shown(field.default)} | {field.description} |")
+        variable, default = f"{PREFIX}{name.upper()}", _markdown(field.default)
+        rows.append(f"| `{variable}` | {default} | {field.description} |")
     return "\n".join(rows)

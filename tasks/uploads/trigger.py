@@ -48,7 +48,7 @@ class EventFilter:
         prefixes: Sequence[str] = (),
         suffixes: Sequence[str] = (),
     ) -> None:
-        """Filter by the routes `route_table`.
+        """Filter by `routes`.
 
         Raises InvalidRequest for a prefix that is not an address, and BucketNotAllowed for one that
         is outside the sources of all routes.

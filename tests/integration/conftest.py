@@ -1,6 +1,4 @@
-"""Real servers for the integration tests: one Redis and one S3 for all of them, and a worker that
-most share.
-"""
+"""Fixtures of real servers: a Redis and an S3 for all tests, and a worker that most tests share."""
 
 import contextlib
 import hashlib
@@ -34,20 +32,20 @@ from tasks.storage.s3 import ObjectStore, StoredObject
 from tools.local.servers import DATABASES, HOST, S3, Redis, Server, free_port, start_redis, start_s3
 
 RAW, CLEAN = "raw", "clean"
-# The last two lead from and to buckets that do not exist.
+# The second route has no buckets, the third no destination bucket.
 ROUTES = (
     f"s3://{RAW}=s3://{CLEAN},s3://absent=s3://{CLEAN}-absent,s3://other/in=s3://absent-outputs"
 )
 READY_SECONDS = 90
 RESULT_SECONDS = 60
-# Small enough that a test can make a picture over them; the samples are well below.
+# Small limits, so that tests can make pictures that exceed them. The samples are well below.
 MAX_PIXELS = 20_000_000
 MAX_BYTES = 12 << 20
 
 
 @dataclass
 class Queue:
-    """One database of the Redis: queues, results and dead letters that nothing else sees."""
+    """A database of the Redis, with queues, results and dead letters of its own."""
 
     redis: Redis
     database: int
@@ -60,15 +58,15 @@ class Queue:
         self.client = self.app.backend.client
 
     def send(self, /, *arguments: Any, **named: Any) -> AsyncResult:
-        """Enqueue with `arguments` as they are, however wrong."""
+        """Enqueue a message with the unchecked `arguments`."""
         return self.app.send_task("veil.anonymize_image", arguments, named)
 
     def report(self, /, *arguments: Any, **named: Any) -> dict[str, Any]:
-        """Enqueue and wait for the report; raises what the picture failed with."""
+        """Enqueue a message and return its report; raise the error of a failed picture."""
         return self.send(*arguments, **named).get(timeout=RESULT_SECONDS)
 
     def outcome(self, result: AsyncResult) -> tuple[str, Any]:
-        """Wait for the end of a task: its state and its report or exception."""
+        """Wait for a task and return its state, with its report or exception."""
         answer = result.get(timeout=RESULT_SECONDS, propagate=False)
         return result.state, answer
 
@@ -77,7 +75,7 @@ class Queue:
 
 
 def _wait_until(condition: Callable[[], Any], seconds: float = RESULT_SECONDS) -> Any:
-    """What `condition` returns once it is true; the test fails when that takes too long."""
+    """Return the first true value of `condition`; fail the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"nothing happened within {seconds:g} s"
@@ -87,7 +85,7 @@ def _wait_until(condition: Callable[[], Any], seconds: float = RESULT_SECONDS) -
 
 @dataclass
 class Bucket:
-    """One bucket, through the vendor's own client: what a user sees, whatever Veil says."""
+    """A bucket as a user sees it, through boto3 instead of Veil's own store."""
 
     client: Any
     name: str
@@ -103,7 +101,7 @@ class Bucket:
         return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
 
     def head(self, key: str) -> dict[str, Any] | None:
-        """What S3 says of an object, or None where there is none."""
+        """Return S3's answer about an object, or None if there is none."""
         try:
             return self.client.head_object(Bucket=self.name, Key=key)
         except ClientError as error:
@@ -123,13 +121,13 @@ class Bucket:
 
 @dataclass
 class Worker:
-    """A worker or a trigger and its log, one JSON object a line apart from Celery's banner."""
+    """A worker or a trigger, and its log: Celery's banner, and one JSON object a line."""
 
     server: Server
     ready: str = "worker ready"
 
     def start(self) -> None:
-        """Start it and wait until it takes messages."""
+        """Start the process and wait until it takes messages."""
         before = len(self.lines(self.ready))
         self.server.start()
         deadline = time.monotonic() + READY_SECONDS
@@ -149,14 +147,13 @@ class Worker:
         return self.server.process is not None and self.server.process.poll() is None
 
     def lines(self, event: str | None = None, **fields: Any) -> list[dict[str, Any]]:
-        """The structured lines of the log, those of one event and with these fields."""
+        """Return the JSON lines of the log with this event and these fields."""
+        wanted = fields if event is None else {"event": event, **fields}
         found = []
         for text in self.log.splitlines():
             with contextlib.suppress(ValueError):
                 line = json.loads(text)
-                if event in (None, line.get("event")) and all(
-                    line.get(k) == v for k, v in fields.items()
-                ):
+                if all(line.get(name) == value for name, value in wanted.items()):
                     found.append(line)
         return found
 
@@ -179,7 +176,7 @@ def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def new_queue(redis_server: Redis) -> Callable[[], Queue]:
-    """Make a queue of one's own."""
+    """``new_queue()`` returns an empty queue that no other test uses."""
     numbers = iter(range(DATABASES))
     return lambda: Queue(redis_server, next(numbers))
 
@@ -197,7 +194,7 @@ def _unattended(new_queue: Callable[[], Queue]) -> Queue:
 
 @pytest.fixture
 def unattended(_unattended: Queue) -> Queue:
-    """A queue that no worker reads, empty."""
+    """An empty queue that no worker reads."""
     _unattended.client.flushdb()
     return _unattended
 
@@ -214,13 +211,13 @@ def clean(s3: S3) -> Bucket:
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest) -> str:
-    """A prefix for the keys of one test."""
+    """The prefix of the keys of this test."""
     return f"{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}/"
 
 
 @pytest.fixture(scope="session")
 def environment(queue: Queue, s3: S3) -> dict[str, str]:
-    """What producers and workers at the shared queue are told."""
+    """The environment of producers and workers at the shared queue."""
     return {
         **queue.environment,
         **s3.environment(),
@@ -233,9 +230,7 @@ def environment(queue: Queue, s3: S3) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def worker_settings(s3: S3) -> Callable[[Queue], dict[str, str]]:
-    """The whole environment of a worker at a queue, for a process that is expected to end by
-    itself.
-    """
+    """``worker_settings(queue)`` returns the whole environment of a worker at `queue`."""
 
     def settings(queue: Queue) -> dict[str, str]:
         return {
@@ -243,7 +238,7 @@ def worker_settings(s3: S3) -> Callable[[Queue], dict[str, str]]:
             **queue.environment,
             **s3.environment(),
             "VEIL_ROUTES": ROUTES,
-            # Celery warns root, in several lines, and containers run the tests as root.
+            # Celery prints a warning of several lines if it runs as root, as in containers.
             "PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges",
         }
 
@@ -251,8 +246,8 @@ def worker_settings(s3: S3) -> Callable[[Queue], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _held(started: Worker) -> Iterator[Worker]:
-    """Start a process, and stop it at the end of the ``with``."""
+def _running(started: Worker) -> Iterator[Worker]:
+    """Run a process for the block."""
     try:
         started.start()
         yield started
@@ -262,39 +257,34 @@ def _held(started: Worker) -> Iterator[Worker]:
 
 @pytest.fixture(scope="session")
 def start_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Start a worker by its command and hold it for the length of a ``with``."""
+    """``with start_worker(command, environment) as worker:`` runs a worker for the block."""
 
     def start(
         command: list[Any], environment: dict[str, str]
     ) -> contextlib.AbstractContextManager[Worker]:
-        return _held(
-            Worker(
-                Server(
-                    "worker", command, tmp_path_factory.mktemp("worker") / "worker.log", environment
-                )
-            )
-        )
+        log = tmp_path_factory.mktemp("worker") / "worker.log"
+        return _running(Worker(Server("worker", command, log, environment)))
 
     return start
 
 
 @pytest.fixture(scope="session")
 def start_watch(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Hold ``veil watch ARGUMENTS…`` for the length of a ``with``."""
+    """``with start_watch(*arguments, environment=…)`` runs ``veil watch`` for the block."""
 
     def start(
         *arguments: object, environment: dict[str, str]
     ) -> contextlib.AbstractContextManager[Worker]:
         command = [programs / "veil", "watch", *map(str, arguments)]
         log = tmp_path_factory.mktemp("watch") / "watch.log"
-        return _held(Worker(Server("trigger", command, log, environment), "watching"))
+        return _running(Worker(Server("trigger", command, log, environment), "watching"))
 
     return start
 
 
 @pytest.fixture(scope="session")
 def metrics_address() -> str:
-    """Where the shared worker serves its metrics."""
+    """The address at which the shared worker serves its metrics."""
     return f"{HOST}:{free_port()}"
 
 
@@ -313,8 +303,9 @@ def shared_worker(
 
 @pytest.fixture
 def worker(shared_worker: Worker) -> Iterator[Worker]:
-    """``veil worker`` on the shared queue. A test that ends it fails, and the next one gets a new
-    one.
+    """``veil worker`` at the shared queue.
+
+    A test that ends the worker fails, and the next test gets a new one.
     """
     if not shared_worker.alive:
         shared_worker.start()
@@ -324,8 +315,9 @@ def worker(shared_worker: Worker) -> Iterator[Worker]:
 
 @pytest.fixture(scope="session")
 def store_at() -> Callable[..., ObjectStore]:
-    """Connect an ObjectStore, as a worker does, to `endpoint` with the keys of `s3`, or with
-    others.
+    """``store_at(s3, endpoint, secret)`` connects an ObjectStore, as a worker does.
+
+    By default it uses the endpoint and the secret key of `s3`.
     """
 
     def connect(
@@ -348,10 +340,10 @@ def store(s3: S3, store_at: Callable[..., ObjectStore]) -> ObjectStore:
 
 @dataclass
 class Line:
-    """A stretch of network in front of S3 that can be cut or hang.
+    """A network connection to `target` that can be cut or hang.
 
-    `download` and `upload` are how many bytes a connection lets through in each direction, None for
-    all; what is over them never arrives, and the connection is closed there (`cut`) or hangs.
+    `download` and `upload` limit the bytes that a connection carries in each direction; None means
+    no limit. At the limit the connection is closed if `cut` is set, and hangs otherwise.
     """
 
     target: tuple[str, int]
@@ -411,7 +403,7 @@ def _shut(end: socket.socket) -> None:
 
 @pytest.fixture
 def new_line() -> Iterator[Callable[[tuple[str, int]], Line]]:
-    """Make a line to an address, which forwards byte by byte until told otherwise."""
+    """``new_line(address)`` returns a line that carries all bytes until a test limits it."""
     with contextlib.ExitStack() as stack:
         yield lambda target: stack.enter_context(contextlib.closing(Line(target)))
 
@@ -435,20 +427,18 @@ def wait_until() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def secrets_of_this_run(redis_server: Redis, s3: S3) -> tuple[str, ...]:
-    """What must never be seen in a log."""
+    """The secrets that no log may contain."""
     return redis_server.password, s3.secret_key
 
 
 RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"
 OLDER_ETAG = "0" * 32
-ANONYMIZED = b"anonymized"  # an output
+ANONYMIZED = b"anonymized"  # the content of every output in an Archive
 
 
 @dataclass
 class Archive:
-    """Sources, outputs and receipts below two prefixes, written as workers leave them, without
-    one.
-    """
+    """Sources, outputs and receipts below two prefixes, written as a worker writes them."""
 
     store: ObjectStore
     places: Places
@@ -510,9 +500,7 @@ class Archive:
 
 @pytest.fixture(scope="session")
 def archive_at() -> Callable[..., Archive]:
-    """``archive_at(store, prefix)``: an archive in the buckets `RAW` and `CLEAN`, both below
-    `prefix`.
-    """
+    """``archive_at(store, prefix)`` returns an archive below `prefix` in both buckets."""
 
     def archive(store: ObjectStore, prefix: str, *keys: Key) -> Archive:
         route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
@@ -523,7 +511,7 @@ def archive_at() -> Callable[..., Archive]:
 
 @pytest.fixture(scope="session")
 def by_bytes(clean_environment: None) -> Iterator[Any]:
-    """A client of a server that lists in the order of the keys' bytes, as Amazon does."""
+    """A client of a server that lists keys in the order of their bytes, as Amazon S3 does."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(HOST, free_port(), verbose=False)
@@ -544,7 +532,7 @@ def by_bytes(clean_environment: None) -> Iterator[Any]:
 
 @pytest.fixture(scope="session", params=["by bytes", "by folder"])
 def listing_client(request: pytest.FixtureRequest) -> Any:
-    """A client of each kind of server, by the order in which it lists."""
+    """A client of each kind of server: those that list by bytes and those that list by folder."""
     if request.param == "by bytes":
         return request.getfixturevalue("by_bytes")
     return request.getfixturevalue("s3").client()

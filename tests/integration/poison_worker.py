@@ -1,12 +1,12 @@
-"""A worker whose model does what a picture's colour says; all else is as in ``veil worker``.
+"""A worker whose model obeys the colour of the picture; all else is as in ``veil worker``.
 
     python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE]
 
-Red is read as an address, and the process dies of it; green takes all memory there is; blue never
-ends; yellow takes three seconds. Every picture that ends has one face, but for cyan, which has
-none, magenta, which has another one at each look, and white, which has a CROWD. The first two
-options are limits of the process, the third names a file for the paths that it opens and the
-programs that it starts.
+Red ends the process by an access to a bad address. Green takes all memory. Blue never ends. Yellow
+takes three seconds. Every other picture has one face, except for cyan, which has none, magenta,
+which has another face in each detection, and white, which has a CROWD. `memory` and `file-size` are
+limits of the process. `audit` names a file for the paths that the process opens and the programs
+that it starts.
 """
 
 import ctypes
@@ -24,12 +24,13 @@ from worker.detection.faces import Detections
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 CYAN, MAGENTA, WHITE = (0, 255, 255), (255, 0, 255), (255, 255, 255)
 FACE = (16, 16, 48, 48)
-SIDE, APART = 20, 28  # of the faces of magenta, in a picture of 256 x 256
-CROWD = [(x, y, x + 4, y + 4) for y in range(12, 252, 8) for x in range(12, 252, 8)]  # 900
+# The faces of magenta, in a picture of 256 x 256: their side, and the distance of two of them.
+SIDE, APART = 20, 28
+CROWD = [(x, y, x + 4, y + 4) for y in range(12, 252, 8) for x in range(12, 252, 8)]  # 900 faces
 
 
 class Colours:
-    """In the place of the SavedModel."""
+    """A replacement for the SavedModel."""
 
     digest = "colours"
     engine = "none"
@@ -67,7 +68,7 @@ class Colours:
 
 
 def audit(path):
-    """Write down what is opened and started from now on."""
+    """Record the files that are opened and the programs that are started from now on."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(event, arguments):

@@ -1,13 +1,12 @@
-"""A worker process whose pictures take no detector: what it does is in a picture's key, and it
-writes down what it did.
+"""A worker process without a detector: the key of a picture says what happens to it.
 
     python stub_worker.py JOURNAL [--transport=redis] [--watchdog=SECONDS] [--concurrency=N]
 
-`redis` is kombu's own transport, at its most eager, for comparison.
+`redis` is kombu's own transport with its shortest intervals, for comparison.
 
-Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` meets a server that is away,
+Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` finds its server away,
 ``…/permanent/…`` fails for good, ``…/memory/…`` runs out of memory, ``…/bug/…`` fails with the
-pixels in its error. JOURNAL gets one JSON object a line: what, source, pid, at.
+pixels in its error. JOURNAL gets one JSON object a line, with what, source, pid and at.
 """
 
 import json
@@ -32,7 +31,7 @@ ROUTE = Route.parse("s3://raw=s3://clean")
 
 
 class StubPipeline:
-    """Sleeps as its pictures say."""
+    """A pipeline that sleeps or fails as the keys of its pictures say."""
 
     recipe = "stub"
 
@@ -45,7 +44,7 @@ class StubPipeline:
         return Routed(request, ROUTE, request.source)
 
     def check_store(self, route):
-        """The store is there: what fails is the picture's own trouble."""
+        """Report that the store works, so that a failure counts against its picture."""
 
     def run(self, routed, on_stage, confirm):
         source = str(routed.request.source)
@@ -88,7 +87,7 @@ def main():
         seconds = app.conf.broker_transport_options["lease_seconds"]
         app.conf.broker_transport_options.update(visibility_timeout=seconds, **eager)
     logs.configure("json")
-    watchdog = Watchdog(look_seconds=0.1)
+    watchdog = Watchdog(check_seconds=0.1)
     pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
     app.build_pipeline = lambda *_: pipeline
     watchdog.start()

@@ -1,6 +1,4 @@
-"""A run onto a real queue from a real store: every key once, whatever is killed, cut off, lost or
-taken over.
-"""
+"""Backfill runs on a real queue and store: every key is enqueued once, despite kills and cuts."""
 
 import json
 import time
@@ -23,7 +21,7 @@ from tasks.settings import Settings
 from tools.local.servers import HOST, start_redis
 
 ROUTES = Routes.parse("s3://raw=s3://clean")
-# Neighbours whose order differs between stores, and a key that is the name of a folder too.
+# Keys whose order differs between stores, and a key that is also the name of a folder.
 AWKWARD = (
     "a/x",
     "a.jpg",
@@ -48,7 +46,7 @@ def small_pages(monkeypatch):
 
 @pytest.fixture
 def start(unattended, store, place):
-    """Make this process's part in the run of the test's place."""
+    """``start(…)`` returns a Backfill in this process, for the run of the test's place."""
 
     def make(app=unattended.app, store=store, selection=None, recipe=None, **options):
         options = {"low_water": 500, "high_water": 1000, "tell": lambda line: None, **options}
@@ -66,13 +64,13 @@ def keys(raw, place):
 
 
 def run_through(started, restart=False):
-    """All pages, and the run at the end."""
+    """Process all pages, and return the run at its end."""
     begun = started.begin(restart)
     return [begun, *started.pages(begun)][-1]
 
 
 def enqueued(redis):
-    """How often each source waits on the queue."""
+    """Return how often each source is on the queue."""
     messages = [json.loads(message) for message in redis.lrange(BACKFILL, 0, -1)]
     sources = [message["headers"]["argsrepr"].removeprefix("s3://raw/") for message in messages]
     return Counter(sources)
@@ -166,9 +164,7 @@ def test_where_redis_loses_everything_the_run_begins_anew(unattended, start, key
 def test_connections_to_redis_that_are_cut_again_and_again_double_nothing(
     unattended, start, keys, monkeypatch, new_line, answered
 ):
-    """Whether a page was taken can't be told from the answer that is cut off; the checkpoint tells
-    it.
-    """
+    """The answer that says whether a page was taken is cut off, so the checkpoint must tell it."""
     monkeypatch.setattr(backfill, "PAGE", 1)
     line = new_line((HOST, unattended.redis.port))
     line.cut = True
@@ -177,7 +173,7 @@ def test_connections_to_redis_that_are_cut_again_and_again_double_nothing(
     app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
     told = []
     started = start(app, tell=told.append, sleep=lambda seconds: None)
-    for _ in range(50):  # the beginning is not waited for
+    for _ in range(50):  # `begin` makes one try only.
         try:
             run = started.begin()
             break
@@ -242,7 +238,7 @@ def test_the_queue_is_kept_between_the_water_marks(unattended, start, raw, place
     depths = []
 
     def sleep(seconds):
-        """The workers take three."""
+        """Let the workers take three messages in each pause."""
         depths.append(unattended.client.llen(BACKFILL))
         unattended.client.rpop(BACKFILL, 3)
 
@@ -250,11 +246,8 @@ def test_the_queue_is_kept_between_the_water_marks(unattended, start, raw, place
     enqueued_at = {run.enqueued: len(depths) for run in started.pages(started.begin())}
 
     assert max(depths) == 20
-    assert list(enqueued_at)[:3] == [
-        20,
-        35,
-        50,
-    ]  # to the brim, then again whenever 5 or fewer are left
+    # It fills the queue, and fills it again whenever 5 or fewer are left.
+    assert list(enqueued_at)[:3] == [20, 35, 50]
     assert list(enqueued_at)[-1] == 60
 
 
@@ -263,7 +256,7 @@ def test_more_than_the_rate_is_not_put_on_the_queue(unattended, start, raw, plac
         raw.put(f"{place}{number}", b"no picture")
 
     class Clock:
-        """Nothing but sleeping takes time."""
+        """A clock that moves only with sleeps."""
 
         seconds = 0.0
 

@@ -1,6 +1,4 @@
-"""`veil backfill` as a user types it, with real workers: what it prints, and what its exit code
-says.
-"""
+"""`veil backfill` as a user types it, with real workers: its output and its exit codes."""
 
 import io
 import json
@@ -53,7 +51,7 @@ def lines(done):
 
 
 def summary(done):
-    """The last object that was printed; those before it must be pages."""
+    """Return the last printed object, after checking that those before it are pages."""
     *pages, last = lines(done)
     assert all(set(page) == PAGE_KEYS and page["event"] == "page" for page in pages)
     assert set(last) == SUMMARY_KEYS
@@ -62,7 +60,7 @@ def summary(done):
 
 
 def small_pictures(portrait, count):
-    """`count` pictures of about 30 px, all different."""
+    """Return `count` different pictures of about 30 px."""
     with Image.open(io.BytesIO(portrait)) as image:
         face = image.resize((28, 28))
     for number in range(count):
@@ -74,14 +72,14 @@ def small_pictures(portrait, count):
 
 
 def put_all(bucket, contents):
-    """Put `contents`, by key, over many connections."""
+    """Put `contents`, a dict by key, over many connections."""
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda item: bucket.put(*item), contents.items()))
 
 
 @pytest.fixture
 def began(programs, tmp_path):
-    """Start ``veil backfill`` and leave it running; it is ended with the test."""
+    """``began(*arguments, environment)`` starts ``veil backfill``, which ends with the test."""
     processes = []
 
     def start(*arguments, environment):
@@ -108,7 +106,7 @@ def test_what_is_not_done_is_done_and_nothing_is_done_again(
         raw.put(key, portrait)
 
     first = veil("backfill", raw.uri(place), "--wait", "--json", environment=environment)
-    raw.put(keys[1], portrait + b"\0")  # a new version
+    raw.put(keys[1], portrait + b"\0")  # A new version.
     second = veil("backfill", raw.uri(place), "--wait", "--json", environment=environment)
 
     assert (first.returncode, second.returncode) == (0, 0)
@@ -189,7 +187,7 @@ def test_an_upload_is_the_next_picture_after_those_in_hand(
     overtook = [
         each for each in worker.lines("anonymized") if sent < began_at(each) < began_at(line)
     ]
-    assert len(overtook) <= 2  # the worker has two in hand, started or not
+    assert len(overtook) <= 2  # The worker may have two in hand.
 
 
 @pytest.mark.parametrize(
@@ -336,7 +334,7 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     said = json.loads((tmp_path / "backfill.log").read_text().splitlines()[-1])
     assert said["event"] == "summary"
     assert said["enqueued"] == said["listed"] == KILLED_KEYS
-    # One message is one line of the worker's log.
+    # Each message has one line in the worker's log.
     worked_on = [line for line in worker.lines() if line.get("source") in sources]
     assert Counter(line["event"] for line in worked_on) == {"anonymized": KILLED_KEYS}
     assert set(Counter(line["source"] for line in worked_on).values()) == {1}

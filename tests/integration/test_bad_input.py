@@ -1,4 +1,4 @@
-"""What can't be anonymized is refused by name, set aside with its reason, and stops nobody else."""
+"""Pictures that cannot be anonymized become dead letters with a reason, and stop no others."""
 
 import io
 
@@ -17,9 +17,7 @@ def as_jpeg(image):
 
 @pytest.fixture
 def refused(worker, queue, raw, clean, portrait, place):
-    """Send a message; check that it fails by `name`, leaves a letter and no output, and that the
-    worker goes on.
-    """
+    """Check that a message fails by `name`, leaves a letter and no output, and stops no worker."""
 
     def check(name, /, *arguments, message="", letter=None, **named):
         result = queue.send(*arguments, **named)

@@ -1,4 +1,4 @@
-"""An error that nobody expected holds no part of the picture, wherever it goes."""
+"""An unexpected error carries no part of the picture into logs, letters or results."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ def test_what_a_bug_leaves_behind_holds_no_part_of_the_picture(
 
 
 def _values(client):
-    """Everything that Redis holds, as text, and what is packed into it in base 64."""
+    """Yield each value in Redis as text."""
     for key in client.scan_iter():
         kind = client.type(key)
         read = {

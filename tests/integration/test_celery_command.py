@@ -1,6 +1,4 @@
-"""A worker that Celery's own command starts: it anonymizes, waits for a store that is away, and
-stops as it should.
-"""
+"""A worker started by Celery's own command anonymizes, waits for its store and stops cleanly."""
 
 import re
 
@@ -13,7 +11,7 @@ ROUTES = "s3://raw=s3://clean"
 
 @pytest.fixture(scope="module")
 def own_s3(clean_environment, tmp_path_factory):
-    """An S3 that may be killed."""
+    """An S3 that a test may kill."""
     started = start_s3(tmp_path_factory.mktemp("own-s3"), ("raw", "clean"))
     yield started
     started.server.stop()
@@ -26,7 +24,7 @@ def own_queue(new_queue):
 
 @pytest.fixture(scope="module")
 def celery_worker(own_queue, own_s3, programs, start_worker):
-    """``celery -A tasks.app worker``, the way Celery's manual starts one."""
+    """Run ``celery -A tasks.app worker``, as Celery's manual starts a worker."""
     environment = {**own_queue.environment, **own_s3.environment(), "VEIL_ROUTES": ROUTES}
     command = [programs / "celery", "-A", "tasks.app", "worker", "--concurrency=2"]
     with start_worker(command, environment) as started:

@@ -1,6 +1,4 @@
-"""Listings side by side, from stores that list by bytes and by folder: what is told of every
-picture is true.
-"""
+"""The comparison of listings states the truth about each picture, in both orders of listing."""
 
 import itertools
 import threading
@@ -20,7 +18,7 @@ from tasks.storage.s3 import ObjectStore
 
 RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" * 32
 
-# Characters on both sides of the slash, and names that are folders too.
+# Characters that sort before and after the slash, and names that are also folders.
 keys = st.text(" !-./5a", min_size=1, max_size=6).filter(
     lambda key: {"", ".", ".."}.isdisjoint(key.split("/"))
 )
@@ -36,11 +34,11 @@ numbers = itertools.count()
 
 @pytest.fixture
 def fresh(listing_client, archive_at, place):
-    """Make an empty archive, its store reading a few keys a page."""
+    """``fresh()`` returns an empty archive whose store reads a few keys a page."""
     return lambda: archive_at(ObjectStore(listing_client, page_keys=3), f"{place}{next(numbers)}/")
 
 
-# How a picture is left, and what is true of it then.
+# Each function leaves a picture in one state, and returns the state.
 
 
 def current(archive, key):
@@ -121,7 +119,7 @@ LEFT = [
 
 
 def told(archive, after=""):
-    """What is true of each picture, and which were suspected without being anything but current."""
+    """Return the state of each picture, and the keys that were suspected but are current."""
     states, doubted = {}, set()
     for compared in compare(archive.store, archive.places, RECIPE, after):
         if compared.is_current:

@@ -1,6 +1,4 @@
-"""A process that holds clear pictures or credentials leaves no core dump when it crashes, however
-it was started.
-"""
+"""A crash of a process that holds clear pictures or credentials leaves no core dump."""
 
 import os
 import resource
@@ -17,7 +15,7 @@ PR_GET_DUMPABLE = 3  # <linux/prctl.h>
 
 
 def _allow_cores():
-    """As a machine whose administrator wants core dumps, as far as this one lets us."""
+    """Allow core dumps, as far as this machine permits it."""
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     if os.geteuid() == 0:
         hard = resource.RLIM_INFINITY
@@ -25,9 +23,7 @@ def _allow_cores():
 
 
 def crash(command, folder, is_ready, environment=None):
-    """Start `command` in `folder`, let it crash once it is ready, and say whether the system dumped
-    its memory.
-    """
+    """Start `command`, crash it once it is ready, and return whether its memory was dumped."""
     folder.mkdir(exist_ok=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -61,7 +57,7 @@ def crash(command, folder, is_ready, environment=None):
 
 @pytest.fixture(autouse=True)
 def dumping(tmp_path):
-    """Makes sure that the system would dump a process that did not prevent it."""
+    """Skip the test unless this machine dumps the memory of a process that does not prevent it."""
     command = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
     if not crash(command, tmp_path / "control", lambda _, log: "ready" in log):
         pytest.skip("this machine dumps no memory")

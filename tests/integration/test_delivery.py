@@ -1,8 +1,7 @@
-"""Whatever dies or is cut off, a message is delivered again; and while its worker lives, it is
-delivered once.
+"""Each message is delivered again after a failure, and only once while its worker lives.
 
-The workers are processes without a detector, the Redis is real. ``TRANSPORT=redis`` runs all of it
-on kombu's own transport, to see what this one is for.
+The workers are processes without a detector, and the Redis is real. ``TRANSPORT=redis`` runs all
+tests on kombu's own transport, which shows the failures that Veil's transport prevents.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ TASK = b"veil.anonymize_image"
 
 
 class Stub:
-    """A worker process, its log, and what it and the others of this test did."""
+    """A worker process, its log, and the journal of all workers of the test."""
 
     def __init__(self, folder, environment, options):
         self.journal = folder / "journal"
@@ -70,7 +69,7 @@ class Stub:
 
 
 class Setting:
-    """A Redis of one's own, its queue, and workers at it."""
+    """A Redis of its own, its queue, and workers at it."""
 
     def __init__(self, redis, folder):
         self.redis = redis
@@ -94,7 +93,7 @@ class Setting:
         return [self.app.send_task(TASK.decode(), (f"s3://raw/{key}",), **options) for key in keys]
 
     def did(self, what, worker=None):
-        """How often each key was `what`, by `worker` or anyone."""
+        """Return how often `worker`, or any worker, recorded `what` for each key."""
         path = self.folder / "journal"
         lines = (
             [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -121,7 +120,7 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def own_redis(clean_environment, tmp_path_factory):
-    """A Redis that may be killed; it starts again on the same port with the same files."""
+    """A Redis that a test may kill. It starts again on the same port with the same files."""
     started = start_redis(tmp_path_factory.mktemp("own-redis"))
     yield started
     started.server.stop()
@@ -139,7 +138,7 @@ def setting(own_redis, tmp_path):
 
 
 class Withholding:
-    """The way to Redis, on which the first answer that holds a task message is not delivered."""
+    """A connection to Redis that withholds the first answer with a task message."""
 
     def __init__(self, port):
         self._port = port
@@ -150,7 +149,7 @@ class Withholding:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self):
-        """End all connections; new ones are let through whole."""
+        """Close all connections. New ones carry everything."""
         for end in self._sockets[1:]:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -254,7 +253,7 @@ def test_a_worker_that_was_frozen_cannot_end_what_another_took_over(setting, wai
 
     frozen.signal(signal.SIGCONT)
     wait_until(lambda: setting.did("done", frozen), 30)
-    time.sleep(0.5)  # in which it acknowledges
+    time.sleep(0.5)  # The worker acknowledges the message.
     second.server.kill()
 
     assert setting.in_hand == 1
@@ -288,7 +287,7 @@ def test_redis_may_be_away_for_longer_than_a_lease(setting, wait_until):
     setting.send("later.jpg", countdown=3 * LEASE_SECONDS)
     setting.send(*(f"sleep-{6 * LEASE_SECONDS}/{number}.jpg" for number in range(4)))
     wait_until(lambda: setting.did("begun").total() == 4)
-    workers += [setting.worker(), setting.worker()]  # with nothing in hand
+    workers += [setting.worker(), setting.worker()]  # They have nothing in hand.
     for worker in workers[2:]:
         worker.ready()
 
@@ -407,9 +406,8 @@ def test_a_redis_that_takes_no_writes_for_a_while_is_waited_for(setting, wait_un
     setting.send(f"sleep-{LEASE_SECONDS}/a.jpg", "b.jpg")
     wait_until(lambda: setting.did("done")["b.jpg"])
 
-    setting.client.replicaof(
-        HOST, free_port()
-    )  # where nobody listens: a replica that lost its master
+    # Nobody listens at the port, so this Redis is a replica that lost its master.
+    setting.client.replicaof(HOST, free_port())
     try:
         wait_until(
             lambda: [

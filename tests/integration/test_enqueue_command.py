@@ -1,6 +1,4 @@
-"""`veil enqueue` and `veil dead list` as a user types them: what they print, and what their exit
-code says.
-"""
+"""`veil enqueue` and `veil dead list` as a user types them: their output and their exit codes."""
 
 import json
 
@@ -14,7 +12,7 @@ def lines(done):
 
 
 def the_one_line(done):
-    """Standard error of a command that could do nothing."""
+    """Return the only line on standard error of a command that failed."""
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

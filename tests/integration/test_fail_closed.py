@@ -1,6 +1,4 @@
-"""Whatever fails, and at whatever stage, nothing is published: no output, and an older one stays as
-it was.
-"""
+"""A failure at any stage publishes nothing: no output appears, and an older one stays unchanged."""
 
 import contextlib
 import io
@@ -23,14 +21,14 @@ STAGES = ("fetching", "decoding", "detecting", "masking", "encoding", "verifying
 
 
 class OneFace:
-    """Finds the same face in every picture."""
+    """A detector that finds the same face in every picture."""
 
     def detect(self, picture):
         return Detections(np.array([[20, 20, 60, 70]], np.float32), np.array([0.9], np.float32))
 
 
 class Failing:
-    """Fails as it is told to."""
+    """A detector that raises the given error."""
 
     def __init__(self, error):
         self.error = error
@@ -40,7 +38,7 @@ class Failing:
 
 
 class SecondLookFails(OneFace):
-    """Finds a face at the first look at a picture and fails at the second."""
+    """A detector that finds a face in a picture the first time and fails the second time."""
 
     looks = 0
 
@@ -53,7 +51,7 @@ class SecondLookFails(OneFace):
 
 @pytest.fixture
 def pipeline(store):
-    """Make a pipeline; of `recipe`, so that an older output counts as outdated."""
+    """``pipeline(…)`` returns a pipeline whose `recipe` makes older outputs count as outdated."""
 
     def make(detector=None, recipe="new", store=store, **limits):
         bounds = {"max_bytes": 1 << 24, "max_pixels": 10**7, "fetch_seconds": 20.0, **limits}
@@ -81,7 +79,7 @@ def picture_file(kind="PNG", mode="RGB", size=(200, 160)):
 
 @pytest.fixture(params=[False, True], ids=["no output yet", "an older output"])
 def published(request, pipeline, raw, clean, place):
-    """Run a pipeline that must fail, and check that the place of its output is as it was before."""
+    """Run a pipeline that must fail, and check that its destination has not changed."""
 
     @contextlib.contextmanager
     def unchanged(content):
@@ -106,7 +104,7 @@ def published(request, pipeline, raw, clean, place):
 
 
 class Injected(Exception):
-    """A failure that nobody expects."""
+    """An unexpected failure."""
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -120,7 +118,7 @@ def test_a_failure_at_any_stage_publishes_nothing(published, pipeline, stage):
 
 
 def test_without_a_failure_the_same_picture_is_published(pipeline, raw, clean, place):
-    """What the other tests rely on."""
+    """Check the premise of the other tests: without a failure the picture is published."""
     request = AnonymizeRequest.parse(source=raw.put(place + "a.png", picture_file()))
     run_pipeline(pipeline(recipe="old"), request)
 
@@ -225,9 +223,8 @@ def test_a_picture_over_a_limit_publishes_nothing(published, pipeline, limits, e
         run_pipeline(pipeline(**limits), request)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # what is only a warning in a worker must not pass the test
+# A warning ends no worker, so it must not end the test.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     "box",
     [[np.nan] * 4, [20, 20, np.nan, 70], [60, 20, 20, 70], [20, 70, 60, 20]],

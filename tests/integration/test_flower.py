@@ -1,6 +1,4 @@
-"""Flower, started as the demo and the manual start it: closed without its password, and readable
-with it.
-"""
+"""Flower, as the demo and the manual start it, requires its password and works with it."""
 
 import base64
 import json
@@ -13,7 +11,7 @@ from tools.local.servers import start_flower
 
 
 class Visitor:
-    """Somebody who asks a Flower."""
+    """A client of a Flower."""
 
     def __init__(self, flower):
         self.server = flower.server
@@ -21,7 +19,7 @@ class Visitor:
         self.password = flower.password
 
     def get(self, path, password=None):
-        """The status and the body of an answer; without `password` nobody logs in."""
+        """Return the status and the body of an answer. Without `password`, nobody logs in."""
         request = urllib.request.Request(self.address + path)
         if password:
             token = base64.b64encode(f"veil:{password}".encode()).decode()

@@ -1,6 +1,4 @@
-"""The same event again and again: one version of the output and one receipt, whoever works on
-it.
-"""
+"""The same event many times, on any worker, yields one version of the output and one receipt."""
 
 import json
 import signal

@@ -1,6 +1,4 @@
-"""Whatever lies on the raw Redis list ends as an output or as a dead letter with its reason, and
-the worker goes on.
-"""
+"""Any item on the raw Redis list becomes an output or a dead letter, and the worker goes on."""
 
 import base64
 import json
@@ -23,7 +21,7 @@ HEADERS = {
 
 
 def message(body, content_type="application/json", encoding="utf-8", properties=None, **headers):
-    """A message as Celery puts it on the list, with one thing or another out of order."""
+    """Return a message as Celery writes it on the list, with the given parts changed."""
     return json.dumps(
         {
             "body": base64.b64encode(body).decode(),
@@ -86,7 +84,7 @@ def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(
     worker, queue, raw, portrait, place, wait_until, kind
 ):
     before = queue.dead(), outcomes.totals(queue.client).get("malformed", 0)
-    # More of it than the worker may hold at once: what it holds and never lets go would stop it.
+    # More items than the worker may hold at once: items that it keeps would stop it.
     queue.client.lpush("uploads", *[JUNK[kind]] * 12)
 
     assert queue.report(raw.put(place + "a.jpg", portrait))["status"] == "anonymized"
@@ -103,7 +101,7 @@ def test_junk_on_the_queue_neither_ends_the_worker_nor_stays(
 
 
 def shop(queue, **conf):
-    """An app that knows nothing of Veil but its queue, its task's name, and this Redis."""
+    """An app that knows only Veil's queue, the name of its task, and this Redis."""
     url = queue.app.conf.broker_url
     app = Celery("shop", broker=url, backend=url, set_as_current=False)
     app.conf.update(conf)
@@ -198,7 +196,7 @@ def a_letter(source):
 
 
 def _malformed(queue, name):
-    """The letters of messages on the queue `name` that no worker could take."""
+    """Return the letters of messages on the queue `name` that no worker could take."""
     letters = queue.dead().values()
     return [
         letter for letter in letters if letter.queue == name and letter.error == "MalformedMessage"
@@ -232,7 +230,7 @@ def test_an_operator_sees_what_was_refused_and_can_forget_it(
 
 
 def test_options_that_celery_revives_are_refused_with_a_letter(worker, queue, raw, portrait, place):
-    """Of a date in a message Celery makes an object, which no dead letter can hold as it is."""
+    """Celery turns a date in a message into an object, which no dead letter can hold as it is."""
     source = raw.put(place + "a.jpg", portrait)
     date = {"__type__": "datetime", "__value__": "2026-01-01T00:00:00"}
     state, error = queue.outcome(queue.send(source, None, {"extra": date}))
@@ -268,7 +266,7 @@ BROADCAST = [
 def test_junk_that_is_broadcast_does_not_end_the_worker(
     worker, queue, raw, portrait, place, wait_until, channel
 ):
-    for item in BROADCAST:  # after some commands Celery listens anew
+    for item in BROADCAST:  # Celery subscribes again after some commands.
         wait_until(lambda item=item: queue.client.publish(f"/{queue.database}.{channel}", item), 20)
 
     assert queue.report(raw.put(place + "a.jpg", portrait))["status"] == "anonymized"

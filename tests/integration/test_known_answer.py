@@ -1,6 +1,4 @@
-"""A model that answers nonsense publishes nothing: damaged default models, and models of one's
-own.
-"""
+"""A model that gives wrong answers publishes nothing: damaged default models, and users' models."""
 
 import io
 import json
@@ -16,7 +14,7 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid
 from worker.anonymizer import Stopwatch
-from worker.bootstrap import build_anonymizer, load_model, plain_model
+from worker.bootstrap import build_anonymizer, load_model, load_untested_model
 from worker.detection.centerface import DIGEST, WEIGHTS, known_face
 from worker.detection.litert import QuantizedModel
 from worker.settings import WorkerSettings
@@ -26,7 +24,7 @@ ENGINES = ("litert", "tensorflow")
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_default_model_answers_as_it_was_recorded(engine):
-    """If this fails after a change of the model: `python -m tools.benchmarks.known_face`."""
+    """Run `python -m tools.benchmarks.known_face` if this fails after a change of the model."""
     model = load_model(WorkerSettings(engine=engine))
 
     for view in known_face.VIEWS:
@@ -39,9 +37,7 @@ def test_the_default_model_answers_as_it_was_recorded(engine):
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """``build(change)``: a cache with a default model whose largest kernels `change` has spoiled;
-    both engines.
-    """
+    """``build(change)`` returns the cache of a default model that `change` spoiled."""
     from worker.detection.centerface import network as centerface
 
     def write(change):
@@ -159,10 +155,10 @@ BOX = (0.2, 0.3, 0.6, 0.7)
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Write a SavedModel that answers `outputs`, as a function of the canvas's height and width.
+    """``own(outputs)`` writes a SavedModel that answers `outputs` of the canvas's height and width.
 
-    Where `only_bright`, it does so only for a picture that is bright throughout, and finds nothing
-    else.
+    With `only_bright` it answers so only for a picture that is bright throughout, and finds nothing
+    in others.
     """
     from worker.detection.tf import tf
 
@@ -195,8 +191,9 @@ def own(tmp_path_factory):
 
 
 def one_face(box=BOX, score=0.95, count=1.0, faces=1, scale=None, **more):
-    """Outputs with the same face `faces` times; `scale` is "pixels" where the box is not in
-    shares.
+    """Return outputs with the same face `faces` times.
+
+    `scale` is "pixels" if the box is not in shares of the canvas.
     """
 
     def outputs(pictures, height, width):
@@ -367,7 +364,7 @@ def test_a_model_in_s3_is_what_its_pin_says_or_nothing_starts(
     }
     free = veil("model", "info", "--json", environment=environment)
     digest = json.loads(free.stdout)["digest"]
-    assert digest == plain_model(WorkerSettings(model=str(folder))).digest
+    assert digest == load_untested_model(WorkerSettings(model=str(folder))).digest
     (warning,) = (
         line for line in map(json.loads, free.stderr.splitlines()) if "pinned" in line["event"]
     )

@@ -1,6 +1,4 @@
-"""Leases against a real Redis: what is renewed, given back, taken back and kept, at any time and in
-a full Redis.
-"""
+"""Leases on a real Redis: they are renewed, given back, taken back and kept, even if it is full."""
 
 import json
 
@@ -39,14 +37,14 @@ def clock():
 @pytest.fixture
 def leases(redis, clock):
     made = Leases(clock)
-    made._run = lambda: None  # the tests take its steps
+    made._run = lambda: None  # The tests run its steps.
     made.open(redis, RECORDS, INDEX, SECONDS)
     return made
 
 
 @pytest.fixture
 def take(redis):
-    """Take a message under a tag, and say from which queue."""
+    """``take(tag)`` takes a message under a tag and returns the name of its queue."""
 
     def run(tag, seconds=SECONDS, queues=("uploads", "backfill")):
         return redis.eval(TAKE, 2 + len(queues), RECORDS, INDEX, *queues, tag, seconds, *queues)
@@ -167,7 +165,7 @@ def test_whoever_lost_a_lease_can_neither_renew_nor_end_nor_return_what_another_
 
 
 def test_after_a_gap_the_others_are_given_time_to_renew_theirs(redis, leases, take, clock):
-    leases._uptime = lambda: 0.0  # as if Redis had just come back
+    leases._uptime = lambda: 0.0  # Redis has just come back.
     redis.lpush("uploads", "message")
     take("of another", 0.0)
 
@@ -179,7 +177,7 @@ def test_after_a_gap_the_others_are_given_time_to_renew_theirs(redis, leases, ta
     assert redis.llen("uploads") == 1
 
     take("of another", 0.0)
-    clock.now += 60  # Redis was away, or this process frozen
+    clock.now += 60  # Redis was away, or this process was frozen.
     leases._take_turn()
     assert redis.llen("uploads") == 0
     for _ in range(5):
@@ -195,8 +193,9 @@ def line(unattended, new_line):
 
 @pytest.fixture
 def idle(unattended, line, clock):
-    """The leases of a worker with nothing in hand, and a way to Redis that can be cut; Redis has
-    been there long.
+    """The leases of a worker with nothing in hand, and a connection to Redis that can be cut.
+
+    That Redis has been up for long.
     """
     port = int(line.endpoint.rpartition(":")[2])
     server = {
@@ -233,7 +232,7 @@ def test_a_worker_with_nothing_in_hand_notices_too_that_redis_was_away(
     idle._take_turn()
     clock.now += 4
     idle._take_turn()
-    be_away(idle, line, clock, 12)  # once more, before the others have had their time
+    be_away(idle, line, clock, 12)  # Redis goes again, before the others had their time.
     for _ in range(5):
         idle._take_turn()
         assert redis.llen("uploads") == 0
@@ -271,7 +270,7 @@ def test_a_message_that_ends_while_leases_are_being_renewed_is_not_renewed_after
     renew = leases._renew
 
     def end_first(**call):
-        """Between the listing of what is held and the script."""
+        """Run between the listing of held messages and the script."""
         if ended_by == "its acknowledgement":
             leases.finish("tag")
             leases._remove_finished()

@@ -1,4 +1,4 @@
-"""The lifecycle rules and the policy of docs/privacy.md: stores take them as they stand there."""
+"""Stores accept the lifecycle rules and the policy of docs/privacy.md as they are printed."""
 
 import json
 import re
@@ -66,4 +66,5 @@ def test_the_policy_publishes_outputs_and_nothing_else(s3, repository, place):
             return error.code
 
     assert (answer("a.jpg"), answer(receipt), answer("?list-type=2")) == (200, 403, 403)
-    assert client.head_object(Bucket=bucket, Key=receipt)["ContentLength"] == 1  # to workers
+    # Workers can read it.
+    assert client.head_object(Bucket=bucket, Key=receipt)["ContentLength"] == 1

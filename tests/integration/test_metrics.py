@@ -1,6 +1,4 @@
-"""The metrics page of a real worker: what it counts, that every name on the dashboard and in an
-alert is on it.
-"""
+"""The metrics page of a real worker: its counts, and every name of the dashboard and the alerts."""
 
 import importlib.metadata
 import io
@@ -64,7 +62,7 @@ def test_what_came_of_each_picture_is_counted(scrape, queue, raw, place, portrai
     results += [queue.send(raw.uri(place + "missing.jpg"))]
     states = [queue.outcome(result)[0] for result in results]
     assert states == ["SUCCESS", "SUCCESS", "FAILURE", "FAILURE"]
-    queue.report(raw.uri(place + "face.jpg"))  # which is skipped
+    queue.report(raw.uri(place + "face.jpg"))  # This one is skipped.
 
     after = scrape()
 
@@ -120,7 +118,7 @@ def test_every_metric_of_the_dashboard_and_the_alerts_is_on_the_page(scrape, rep
 
 
 def test_every_metric_of_its_own_is_used(scrape, repository):
-    """What nobody looks at need not be counted."""
+    """A metric that nobody uses need not be counted."""
     docker = repository / "docker"
     shown = (docker / "grafana" / "veil.json").read_text() + (docker / "alerts.yml").read_text()
     families = set(re.findall(r"^# TYPE (veil_\w+)", scrape().text, re.MULTILINE))
@@ -170,7 +168,7 @@ def test_a_redis_that_hangs_or_is_gone_does_not_break_the_scrape(tmp_path):
     def up():
         started = time.monotonic()
         value = registry.get_sample_value("veil_queue_up")
-        assert time.monotonic() - started < 8  # Prometheus waits for 10
+        assert time.monotonic() - started < 8  # Prometheus waits for 10 s.
         return value
 
     try:

@@ -1,4 +1,4 @@
-"""The EfficientDets are the paper's: as many parameters and multiply-adds, within 5 %."""
+"""The EfficientDets have the parameters and multiply-adds of the paper, within 5 %."""
 
 import numpy as np
 import pytest
@@ -18,9 +18,8 @@ def test_an_efficientdet_has_the_parameters_and_multiply_adds_of_the_paper(size)
     assert cost["multiply_adds"] == pytest.approx(multiply_adds * 1e9, rel=0.05)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of Keras, with NumPy 2
+# Keras causes this warning with NumPy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_backbone_starts_from_given_weights_and_from_no_others(tmp_path):
     given = keras.applications.EfficientNetB0(include_top=False, weights=None)
     given.save_weights(tmp_path / "b0.weights.h5")

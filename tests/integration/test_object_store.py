@@ -1,4 +1,4 @@
-"""S3 objects on a real SeaweedFS: what is stored comes back, and every way to fail has its name."""
+"""S3 objects on a real SeaweedFS: stored content comes back, and each failure has its error."""
 
 import hashlib
 import socket
@@ -141,7 +141,7 @@ def test_a_listing_below_a_prefix_leaves_out_its_neighbours(store, raw, place):
 
 @pytest.fixture
 def answering(s3, store_at):
-    """Make a store whose every listing is the next of these answers, each in XML."""
+    """``answering(*answers)`` returns a store whose listings are these answers in XML, in turn."""
     with socket.create_server((HOST, 0)) as listener:
 
         def answer(pages):
@@ -215,7 +215,7 @@ def test_wrong_keys_are_refused_and_not_told(s3, store_at, raw, place, call):
     wrong = "not-the-secret-of-this-run"
     stranger = store_at(s3, secret=wrong)
 
-    # The answer to a HEAD has no body, and so no reason.
+    # The answer to a HEAD has no body, so it gives no reason.
     with pytest.raises(
         AccessDenied if call == "head" else CredentialsRefused, match="credentials"
     ) as raised:
@@ -304,7 +304,7 @@ def test_an_object_over_the_limit_is_refused_before_its_bytes_arrive(
     s3, store_at, line, raw, place
 ):
     raw.put(place + "large.jpg", b"x" * 600_000)
-    line.download = 4_000  # enough for the header of the answer
+    line.download = 4_000  # Enough for the header of the answer.
     patient = store_at(s3, endpoint=line.endpoint, s3_read_seconds=60)
 
     with pytest.raises(ImageTooLarge, match="600,000 bytes, the limit is 599,999"):

@@ -1,6 +1,4 @@
-"""A Celery project with a module ``tasks`` of its own sends pictures by the name of the task
-alone.
-"""
+"""A Celery project with its own module ``tasks`` sends pictures by the name of the task alone."""
 
 import json
 import os
@@ -30,7 +28,7 @@ print(json.dumps(outcome))
 
 @pytest.fixture
 def run(tmp_path, queue):
-    """Run a program in a project that has its own tasks.py; what it printed."""
+    """Run a program in a project that has its own tasks.py, and return its output."""
     (tmp_path / "tasks.py").write_text(TASKS)
     scheme, place = queue.environment["VEIL_REDIS_URL"].split("://")
     url = f"{scheme}://:{queue.redis.password}@{place}"

@@ -1,4 +1,4 @@
-"""A picture that kills whatever works on it ends as one dead letter, and its neighbours as outputs.
+"""A picture that kills its workers ends as one dead letter, and the other pictures as outputs.
 
 ``POISON=20 PICTURES=200`` is the long form.
 """
@@ -21,7 +21,7 @@ from tools.local.servers import Server
 ROOT = Path(__file__).resolve().parents[2]
 POISON = int(os.environ.get("POISON", "3"))
 PICTURES = int(os.environ.get("PICTURES", "30"))
-MEMORY = 3 << 30  # of addresses, most of which are never used
+MEMORY = 3 << 30  # Bytes of addresses, most of which are never used.
 KINDS = {RED: "segfault", GREEN: "memory", BLUE: "hang"}
 SECONDS = 60 + 15 * POISON
 
@@ -37,9 +37,7 @@ def picture(colour):
 
 @pytest.fixture
 def poisoned(new_queue, s3, tmp_path):
-    """A queue of one's own, and two supervised workers at it; their pictures are in folders of
-    `place`.
-    """
+    """A queue of its own and two supervised workers; `place` has their pictures in folders."""
     queue = new_queue()
     environment = {
         **queue.environment,
@@ -91,12 +89,11 @@ def test_poison_ends_as_dead_letters_and_its_neighbours_as_outputs(
         letter = dead[raw.uri(key)]
         assert letter.error == "Poison"
         assert "3 times" in letter.message
-        assert (
-            letter.attempts >= 3
-        )  # and tries that waited in vain for a detector that another one held up
+        # Other tries may have waited in vain for a detector that another picture held up.
+        assert letter.attempts >= 3
         assert letter.first_time < letter.time
         assert letter.worker
-        if keys[key] != RED:  # which leaves no time to say anything
+        if keys[key] != RED:  # Red ends the process before it can write a line.
             assert {GREEN: "MemoryError", BLUE: "stalled"}[keys[key]] in letter.last_error
     for key in set(keys) - poison:
         assert clean.open(key).getpixel((32, 20))[2] < 180, "the face is hidden"

@@ -1,4 +1,4 @@
-"""Batches onto a real Redis: all of one or none, whatever happens in between."""
+"""Batches on a real Redis: all messages of a batch are enqueued or none, despite failures."""
 
 import base64
 import contextlib
@@ -27,7 +27,7 @@ def pictures(count):
 
 
 def messages(queue, name):
-    """What waits there, oldest first."""
+    """Return the waiting messages, oldest first."""
     return [json.loads(message) for message in reversed(queue.client.lrange(name, 0, -1))]
 
 
@@ -207,7 +207,7 @@ def test_no_redis_is_said_at_once(quiet_port):
     started = time.monotonic()
     with pytest.raises(QueueUnavailable, match="VEIL_REDIS_URL"):
         publisher.publish(pictures(3), UPLOADS)
-    assert time.monotonic() - started < 15  # Celery by itself tries for 20 s and more
+    assert time.monotonic() - started < 15  # Celery by itself tries for 20 s and more.
 
 
 def test_the_same_version_of_a_picture_has_the_same_task_id():

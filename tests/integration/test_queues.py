@@ -1,4 +1,4 @@
-"""How much waits and how much is in hand, as a real Redis has it."""
+"""The numbers of waiting messages and messages in hand, read from a real Redis."""
 
 import json
 import time

@@ -1,6 +1,4 @@
-"""`veil receipt verify`: what it tells of a store as workers leave it, and of one that somebody
-changed.
-"""
+"""`veil receipt verify`: its findings in a store of workers, and in one that somebody changed."""
 
 import contextlib
 import gc
@@ -59,7 +57,7 @@ def pipeline(store, route, *boxes, hold=False, key=None):
             recipe=RECIPE,
         ),
         routes=Routes((route,)),
-        receipt_key=key,
+        keys=[key] if key else [],
     )
 
 
@@ -103,7 +101,7 @@ def make(store, raw, place, route):
 
 @pytest.fixture
 def verify(veil, s3, route):
-    """Run the command; by default on everything below the route's destination."""
+    """Run the command, by default on everything below the route's destination."""
     settings = {**s3.environment(), "VEIL_ROUTES": str(route)}
 
     def run(*arguments, **environment):
@@ -115,7 +113,7 @@ def verify(veil, s3, route):
 
 
 def told(done):
-    """The states by key, and the summary, of a run with --json."""
+    """Return the states by key, and the summary, of a run with --json."""
     *verdicts, last = [json.loads(line) for line in done.stdout.splitlines()]
     return {verdict["output"].rpartition("/")[2]: verdict["states"] for verdict in verdicts}, last[
         "summary"
@@ -123,7 +121,7 @@ def told(done):
 
 
 def receipt_of(clean, place, key):
-    """Where the receipt of an output is."""
+    """Return the key of the receipt of an output."""
     (name,) = (
         name
         for name in clean.keys(f"{place}{receipts.FOLDER}")
@@ -235,7 +233,7 @@ def test_the_receipt_of_what_was_made_anew_is_superseded(make, verify, clean, pl
     older = receipt_of(clean, place, "a.jpg")
     content = clean.get(older)
     make("a.jpg", picture(2))
-    clean.put(older, content)  # as if the worker had died before it removed this one
+    clean.put(older, content)  # As if the worker had died before it removed this receipt.
     assert told(verify("--json"))[0] == {"a.jpg": ["ok"]}
     done = verify(clean.uri(older), "--json")
     assert (done.returncode, told(done)[0]) == (0, {"a.jpg": ["superseded"]})
@@ -286,9 +284,8 @@ def test_with_a_key_receipts_have_to_be_signed(make, verify, clean, place):
         "renamed": ["bad signature"],
         "held": ["unsigned", "held"],
     }
-    states, _ = told(
-        verify("--json")
-    )  # without a key nobody can tell of what outputs with a mark are
+    # Without a key nobody can tell which source a keyed mark is of.
+    states, _ = told(verify("--json"))
     assert states == {
         "new": ["unknown key"],
         "old": ["unknown key"],
@@ -377,7 +374,7 @@ def test_only_verified_sources_are_deleted_and_only_if_asked(some_of_each, verif
 
     done = verify("--delete-source", "--json")
 
-    assert done.returncode == 1  # some are not as they should be
+    assert done.returncode == 1  # Some outputs have a finding.
     states = told(done)[0]
     deleted = {"good", "no face", "asked"}
     assert {key for key, said in states.items() if "source deleted" in said} == deleted
@@ -403,7 +400,7 @@ def test_a_source_that_is_replaced_at_the_last_moment_is_kept(make, store, raw, 
     make("a.jpg")
 
     class Busy(ObjectStore):
-        """Somebody else uploads the source anew just before it is deleted."""
+        """A store in which somebody else uploads the source again just before it is deleted."""
 
         def delete_version(self, uri, etag):
             if not uri.key.endswith("probe"):
@@ -426,7 +423,7 @@ def test_a_store_that_ignores_conditions_loses_nothing(make, raw, place, route):
     make("a.jpg")
 
     class Careless(ObjectStore):
-        """Deletes whatever the condition."""
+        """A store that deletes in spite of the condition."""
 
         def delete_version(self, uri, etag):
             self.delete(uri)
@@ -455,7 +452,7 @@ def smooth(size=(60, 80)):
 
 
 def white_is_zero(pixels):
-    """A gray TIFF of 16 bits whose 0 is white."""
+    """Return a gray TIFF of 16 bits in which 0 is white."""
     content = deep.write_tiff([65535 - pixels.astype(np.uint16) * 257], None)
     entry = struct.pack("<HHI", 262, 3, 1)
     at = content.index(entry) + len(entry)
@@ -463,7 +460,7 @@ def white_is_zero(pixels):
 
 
 def raw_with_thumbnail():
-    """A TIFF that other programs show as 80 x 60, and a reader of plain pages as 16 x 12."""
+    """Return a TIFF that other programs show as 80 x 60, and a simple reader as 16 x 12."""
     small = bytearray(deep.write_tiff([smooth((12, 16))], None))
     large = deep.write_tiff([smooth()], None)
     at = len(small) + len(small) % 2
@@ -487,9 +484,7 @@ def raw_with_thumbnail():
 
 @pytest.fixture
 def publish(raw, clean, place, route):
-    """Store a source and an output with a receipt that agrees with both, as a worker with some
-    fault would.
-    """
+    """Store a source and an output with a receipt of both, as a faulty worker would."""
 
     def stored(key, source, output, boxes=(), **more):
         raw.put(place + key, source)
@@ -579,7 +574,7 @@ def test_an_output_that_is_replaced_at_the_last_moment_keeps_its_source(
         raise AssertionError("an output that is not that of its receipt is compared with nothing")
 
     class Busy(ObjectStore):
-        """Somebody else replaces the output after it was verified."""
+        """A store in which somebody else replaces the output after it was verified."""
 
         def open(self, uri):
             if uri.bucket == "raw":
@@ -605,7 +600,7 @@ def test_a_flag_of_deletion_alone_is_refused(verify, arguments):
 
 
 class Simulated(ObjectStore):
-    """A store of `count` outputs as their receipts say, whose sources are gone."""
+    """A store of `count` outputs that match their receipts, and whose sources are gone."""
 
     def __init__(self, count):
         self.count = count
@@ -648,14 +643,14 @@ class Simulated(ObjectStore):
 
 def test_memory_does_not_grow_with_the_number_of_outputs():
     peaks = []
-    for count in (250, 1_000, 4_000):  # the first fills caches
+    for count in (250, 1_000, 4_000):  # The first run fills caches.
         audit = Audit(Simulated(count), Routes.parse("s3://raw=s3://clean"), SECONDS, threads=4)
         tracemalloc.start()
         checked = 0
         for verdict in audit.verdicts("s3://clean"):
             checked += verdict.is_good
             if checked % 250 == 0:
-                gc.collect()  # of the JSON encoder's cycles; how many there are by then is chance
+                gc.collect()  # The JSON encoder leaves a random number of cycles.
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert checked == count

@@ -1,4 +1,4 @@
-"""Receipts in a real store: every output has the one that is true of it."""
+"""Every output in a real store has a receipt that is true of it."""
 
 import hashlib
 
@@ -7,7 +7,7 @@ from tasks.storage.receipts import Receipt, ReceiptName
 
 
 def stored(bucket, key):
-    """The receipts of an output, by name."""
+    """Return the receipts of an output by name."""
     found = {}
     for name in bucket.keys(receipts.FOLDER + key):
         made = receipts.parse(name.removeprefix(receipts.FOLDER))

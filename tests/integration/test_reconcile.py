@@ -1,6 +1,4 @@
-"""`veil reconcile`: what it tells of a store as workers leave it, what it enqueues, and what its
-exit code proves.
-"""
+"""`veil reconcile`: its findings in a store of workers, its messages, and its exit codes."""
 
 import json
 import time
@@ -81,7 +79,7 @@ def reconcile(veil, unattended, s3, archive):
 
 
 def told(done):
-    """The findings by key and the summary of a run with --json."""
+    """Return the findings by key and the summary of a run with --json."""
     *findings, last = [json.loads(line) for line in done.stdout.splitlines()]
     return {finding["source"].rpartition("/")[2]: finding for finding in findings}, last["summary"]
 
@@ -169,7 +167,7 @@ def test_what_is_missing_or_stale_is_enqueued_and_nothing_else(one_of_each, reco
 
     unattended.client.delete(BACKFILL)
     reconcile("--recipe", RECIPE, "--enqueue")
-    assert enqueued(unattended) == waiting  # the same ids: to ask again is seen to be that
+    assert enqueued(unattended) == waiting  # The second request has the same ids.
 
 
 def test_only_what_another_recipe_made_is_enqueued_if_asked(one_of_each, reconcile, unattended):
@@ -178,7 +176,7 @@ def test_only_what_another_recipe_made_is_enqueued_if_asked(one_of_each, reconci
     assert done.returncode == 1
     findings, summary = told(done)
     assert set(findings) == {"older", "changed and older"}
-    assert summary["missing"] == 3  # nothing is hidden
+    assert summary["missing"] == 3  # The summary counts all of them.
     assert set(enqueued(unattended)) == arguments(one_of_each, "older", "changed and older")
 
 
@@ -200,7 +198,7 @@ def test_only_what_has_a_face_of_a_low_score_if_asked(archive, reconcile, unatte
     } == {
         "new low": ("current", 0.2),
         "old low": ("stale", 0.2),
-        "untold": ("current", None),  # without a receipt nobody knows
+        "untold": ("current", None),  # Without a receipt nobody knows.
     }
     assert (summary["current"], summary["stale"], summary["missing"]) == (4, 3, 1)
     assert set(enqueued(unattended)) == arguments(archive, "old low")
@@ -330,15 +328,14 @@ def test_an_output_that_stays_while_its_new_version_is_held_is_not_taken_for_don
 
 
 class Simulated(ObjectStore):
-    """A store of `count` sources that are done, but for each fifth, which has no output."""
+    """A store of `count` sources that are done, except that each fifth has no output."""
 
     def __init__(self, count):
         self.count = count
 
     def list(self, bucket, prefix="", after=""):
-        for number in (
-            range(self.count) if prefix in ("", FOLDER) else ()
-        ):  # else it is asked for one picture's
+        # Other listings are those of one picture.
+        for number in range(self.count) if prefix in ("", FOLDER) else ():
             key = f"{number:09}.jpg"
             if bucket == "clean" and number % 5 == 0:
                 continue

@@ -1,7 +1,6 @@
-"""A Redis that speaks TLS alone: producers and workers use it if its certificate is one they trust,
-and only then.
+"""Producers and workers use a Redis with TLS only if they trust its certificate.
 
-TLS ends in front of the real Redis, as it does where a proxy or a cloud offers it.
+TLS ends in front of the real Redis, as with a proxy or in a cloud.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ ROOT = STUB.parents[2]
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate for HOST that signs itself, and its key, as PEM files."""
+    """A self-signed certificate for HOST and its key, as PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
     now = datetime.now(UTC)
@@ -63,7 +62,7 @@ def certificate(tmp_path_factory):
 
 @pytest.fixture
 def tls_port(certificate, unattended):
-    """Where TLS leads to the Redis of `unattended`."""
+    """The port at which TLS leads to the Redis of `unattended`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "certificate.pem", certificate / "key.pem")
     listener = socket.create_server((HOST, 0))
@@ -117,9 +116,8 @@ def test_producers_and_workers_meet_at_a_redis_with_a_certificate_they_trust(
     app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
     try:
         worker.start()
-        result = app.send_task(
-            "veil.anonymize_image", ("s3://raw/sleep-3/a.jpg",)
-        )  # longer than a lease
+        # The picture takes longer than a lease.
+        result = app.send_task("veil.anonymize_image", ("s3://raw/sleep-3/a.jpg",))
         assert result.get(timeout=60)["status"] == "anonymized"
         wait_until(lambda: not unattended.client.hlen("unacked"), 20)
         assert not worker.lines("queue unavailable")

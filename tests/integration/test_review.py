@@ -1,6 +1,4 @@
-"""Pictures that somebody should look at: held back or flagged, listed, released, made anew; and
-none is forgotten.
-"""
+"""Pictures for review: held or flagged, listed, released and made again; none is forgotten."""
 
 import io
 import json
@@ -35,7 +33,7 @@ STILL = "faces still found in the output"
 
 
 def picture(colour, corner=0):
-    """256 x 256 pixels; `corner` makes it another version."""
+    """Return a picture of 256 x 256 pixels; `corner` makes it another version."""
     image = Image.new("RGB", (256, 256), colour)
     image.putpixel((255, 255), (corner, 0, 0))
     target = io.BytesIO()
@@ -68,7 +66,7 @@ def flagged_queue(new_queue):
 
 @pytest.fixture(scope="module")
 def start(s3, start_worker):
-    """Hold a worker whose model does what a picture's colour says."""
+    """``start(…)`` runs a worker whose model obeys the colour of the picture."""
 
     def start(queue, **settings):
         command = [sys.executable, Path(__file__).with_name("poison_worker.py")]
@@ -79,21 +77,21 @@ def start(s3, start_worker):
 
 @pytest.fixture(scope="module")
 def holding(held_queue, start):
-    """A queue whose worker holds back what somebody should look at."""
+    """A queue whose worker holds the pictures for review."""
     with start(held_queue, VEIL_VERIFY="hold", VEIL_NO_FACES="hold"):
         yield held_queue
 
 
 @pytest.fixture(scope="module")
 def flagging(flagged_queue, start):
-    """A queue whose worker publishes it."""
+    """A queue whose worker publishes the pictures for review."""
     with start(flagged_queue, VEIL_VERIFY="flag"):
         yield flagged_queue
 
 
 @pytest.fixture
 def command(veil, s3):
-    """``command(queue, ARGUMENT…)``: what ``veil review`` printed, and its exit code."""
+    """``command(queue, *arguments)`` returns the output and the exit code of ``veil review``."""
     return lambda queue, *arguments: veil("review", *arguments, environment=settings_of(queue, s3))
 
 

@@ -1,6 +1,4 @@
-"""A user's own SavedModel: what follows the contract works from the model to S3, what does not is
-refused in a line.
-"""
+"""A user's SavedModel works from the model to S3, or is refused in one line."""
 
 import io
 import subprocess
@@ -27,13 +25,11 @@ GOOD_SHAPES = {
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """Write a SavedModel that finds the bright square in each picture; `change` spoils what it
-    returns.
-    """
+    """``build(change)`` writes a model that finds a bright square; `change` spoils its answers."""
     from worker.detection.tf import tf
 
     def edges(seen):
-        """First and last true index of each row of bool [n, length], as shares of the length."""
+        """Return the first and last true index in each row of bool [n, length], by its length."""
         length = tf.shape(seen)[1]
         first = tf.argmax(tf.cast(seen, tf.int32), axis=1, output_type=tf.int32)
         last = length - tf.argmax(
@@ -92,7 +88,7 @@ def pipeline_of(folder, store=None, **settings):
 
 
 def picture_with_square(left, top, side, width=420, height=300):
-    """A dark picture with a bright square; neither has two pixels alike in a row."""
+    """Return a dark picture with a bright square, in which neighbouring pixels always differ."""
     chance = np.random.default_rng(left)
     pixels = chance.integers(0, 90, (height, width, 3), np.uint8)
     pixels[top : top + side, left : left + side] = chance.integers(
@@ -115,7 +111,7 @@ def test_a_model_hides_each_face_where_it_saw_it(build, store, raw, clean, place
     def run(key):
         return run_pipeline(pipeline, AnonymizeRequest.parse(source=raw.uri(key)))
 
-    # All at once: they share batches, and none may get the box of another.
+    # They are sent at once, so they share batches. None may get the box of another.
     with ThreadPoolExecutor(len(places)) as pool:
         reports = dict(zip(places, pool.map(run, places), strict=True))
 
@@ -154,9 +150,7 @@ def test_a_picture_without_a_face_is_published_as_it_was(build, store, raw, clea
 def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden(
     build, keypoints, side
 ):
-    """Its faces lie on their left side: the eyes are on the right, in the middle between top and
-    bottom.
-    """
+    """The faces lie on their left side: the eyes are on the right, midway up."""
 
     def with_keypoints(found):
         from worker.detection.tf import tf
@@ -183,8 +177,9 @@ def test_a_model_that_tells_where_eyes_and_mouth_are_decides_which_end_is_hidden
 
 @pytest.mark.parametrize("capacity", [50, None], ids=["fifty", "not stated"])
 def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
-    """It returns the brightest cells of 8 x 8 pixels, 50 of one canvas at most, or 100 without
-    saying so.
+    """The model returns the brightest cells of 8 x 8 pixels, at most 50 or 100 of one canvas.
+
+    With 100 it does not say that it left some out.
     """
     from worker.bootstrap import build_anonymizer
     from worker.detection.tf import tf
@@ -242,7 +237,7 @@ def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
 
 
 def changed(**outputs):
-    """Replace outputs of the model; None takes one away."""
+    """Replace outputs of the model; None removes one."""
 
     def change(found):
         found |= {name: make and make(found[name]) for name, make in outputs.items()}
@@ -329,7 +324,7 @@ def test_a_damaged_model_is_refused_in_one_line(build):
 def test_a_model_that_loses_its_mind_over_a_face_publishes_nothing(
     build, store, raw, clean, place, change
 ):
-    """It passes the check on a black picture, in which it finds nothing."""
+    """The model passes the check on a black picture, in which it finds nothing."""
     pipeline = pipeline_of(build(change=change), store)
     source = raw.put(place + "a.png", picture_with_square(150, 90, 70))
 
@@ -372,9 +367,8 @@ def test_a_model_that_never_answers_ends_its_worker_and_leaves_the_picture_to_th
     def never(found):
         from worker.detection.tf import tf
 
-        seen = tf.reduce_max(
-            found["num_detections"]
-        )  # nothing on the black picture that warms the model
+        # The model finds nothing in the black picture that warms it up.
+        seen = tf.reduce_max(found["num_detections"])
         waited = tf.while_loop(
             lambda _: seen > 0, lambda turns: (turns + 1.0,), [tf.constant(0.0)]
         )[0]

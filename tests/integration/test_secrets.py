@@ -1,6 +1,4 @@
-"""What a run leaves behind, with everything going wrong in it, holds no password and no secret
-key.
-"""
+"""A run in which everything goes wrong leaves no password and no secret key behind."""
 
 import secrets as random
 import sys

@@ -1,6 +1,4 @@
-"""`veil status` on a real Redis: what waits, what is in hand, what came of it, and how long the
-rest takes.
-"""
+"""`veil status` on a real Redis: waiting and running messages, outcomes, and the time left."""
 
 import json
 import os
@@ -56,7 +54,7 @@ def a_run(redis, **fields):
 
 
 def counted(redis, minutes_ago=1, run=None, **counts):
-    """Outcomes as workers counted them a while ago."""
+    """Record outcomes as workers counted them some minutes ago."""
     for name, count in counts.items():
         for _ in range(count):
             outcomes.count(redis, name, run)
@@ -106,7 +104,7 @@ def test_junk_waits_without_an_age(redis, junk):
 
 def test_rate_and_time_left_are_those_of_the_last_minutes(redis, unattended):
     queued(unattended, 30)
-    assert status.read(redis).seconds_left is None  # at no rate, nobody knows
+    assert status.read(redis).seconds_left is None  # Without a rate, nobody knows.
     counted(redis, anonymized=20, skipped=4, dead=6)
     dead_letters.LETTERS.record(
         redis, dead_letters.DeadLetter("s3://raw/a", None, "E", "", 1, "", "", 0.0)
@@ -218,7 +216,7 @@ def test_an_unknown_run_and_no_redis_are_one_line(veil, unattended, quiet_port):
 
 
 class Screen:
-    """A command on a terminal, and what it has drawn there."""
+    """A command on a terminal, and the text that it has drawn there."""
 
     def __init__(self, command, environment):
         self.controller, terminal = pty.openpty()
@@ -234,7 +232,7 @@ class Screen:
         self.drawn = ""
 
     def draws(self, word):
-        """Whether `word` is drawn anew by now."""
+        """Return whether `word` has been drawn since it was last found."""
         while select.select([self.controller], [], [], 0)[0]:
             self.drawn += os.read(self.controller, 65536).decode(errors="replace")
         found = word in self.drawn

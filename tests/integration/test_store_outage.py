@@ -1,7 +1,6 @@
-"""A store that is away for every picture, or refuses them all: they wait, none is given up, and
-nothing runs hot.
+"""A store that is away or refuses all pictures: messages wait, and workers pause between tries.
 
-``OUTAGE=120`` is two minutes of it.
+``OUTAGE=120`` makes the outage last two minutes.
 """
 
 import json
@@ -23,7 +22,7 @@ PICTURES = 40
 
 
 class Setting:
-    """A worker with a model of its own making, its queue, and a way to S3 that may be closed."""
+    """A worker whose model obeys colours, its queue, and a connection to S3 that can be closed."""
 
     def __init__(self, queue, s3, folder):
         self.queue = queue

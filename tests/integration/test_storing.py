@@ -1,6 +1,4 @@
-"""Storing: nothing is left of a source that is gone, nothing foreign is overwritten, and no key
-stands for another.
-"""
+"""Storing: no output of a deleted source, no overwritten foreign object, no confused keys."""
 
 import io
 import threading
@@ -61,7 +59,7 @@ def picture(seed=0):
 
 
 class Site:
-    """Two buckets of a store, and what workers and commands with some keys make of them."""
+    """Two buckets of a store, with workers and commands that have given keys."""
 
     def __init__(self, client, route, place):
         self.client, self.route, self.place = client, Route.parse(route), place
@@ -88,8 +86,7 @@ class Site:
                 recipe=recipe,
             ),
             routes=Routes((self.route,)),
-            receipt_key=next(iter(keys), None),
-            older_keys=keys[1:],
+            keys=keys,
         )
         request = AnonymizeRequest.parse(source=self.raw.uri(self.place + key), **more)
         return run_pipeline(pipeline, request, confirm=confirm)
@@ -123,7 +120,7 @@ def site(listing_client, place):
 
 @pytest.fixture
 def versioned(listing_client, place):
-    """The same, with a destination that keeps every version."""
+    """A place like `site`, with a destination that keeps every version."""
     bucket = place.rstrip("/")
     listing_client.create_bucket(Bucket=bucket)
     listing_client.put_bucket_versioning(
@@ -206,9 +203,7 @@ def test_an_output_whose_confirmation_was_lost_is_ones_own(versioned, replaced, 
     lost = []
 
     def retry_once(request_dict, **_):
-        """Send a conditional PUT again although it went through, as after an answer that was
-        lost.
-        """
+        """Send a conditional PUT again although it succeeded, as after a lost answer."""
         headers = {name.lower() for name in request_dict["headers"]}
         if not lost and headers & {"if-match", "if-none-match"}:
             lost.append(request_dict)
@@ -230,8 +225,9 @@ def test_an_output_whose_confirmation_was_lost_is_ones_own(versioned, replaced, 
 
 @pytest.fixture
 def refusing(site):
-    """``refusing(status, code, of_all)``: have the store refuse conditional PUTs, or all; the
-    refusals are counted.
+    """``refusing(status, code, of_all)`` makes the store refuse conditional PUTs, or all PUTs.
+
+    The refusals are counted.
     """
     handlers = []
 
@@ -409,7 +405,7 @@ def test_where_the_key_is_not_known_that_is_said(site, place, keys):
     assert site.states(*keys) == {"a.png": "unknown key"}
     assert site.verified(*keys) == {place + "a.png": ("unknown key",)}
     places = Places.find(str(site.route.source), None, Routes((site.route,)), keys)
-    if keys:  # a worker decides
+    if keys:  # A worker decides.
         *_, run = rehearse(site.store, places, Selection(), RECIPE)
         assert run.enqueued == 1
     else:

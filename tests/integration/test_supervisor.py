@@ -1,4 +1,4 @@
-"""The demo's worker is started again when it dies, and only then."""
+"""The demo's supervisor starts the worker again when it dies, and only then."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 SUPERVISOR = Path(__file__).parents[2] / "tools" / "local" / "supervisor.py"
-# Notes its process id, then ends as the first line of the file says, or, with none left, waits to
-# be told to.
+# Records its process id, then ends as the first line of the file says. Without a line it waits for
+# a signal.
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_a_worker_that_is_killed_or_has_stalled_is_started_again_and_a_sigterm_r
 ):
     supervisor, pids = supervise("kill", "70")
     wait_until(lambda: len(pids()) == 3, 20)
-    time.sleep(0.2)  # in which it sets up its handler
+    time.sleep(0.2)  # The process sets up its signal handler.
 
     supervisor.terminate()
 

@@ -1,4 +1,4 @@
-"""Training goes on after a kill as if it had never stopped, and says in one line why it can't."""
+"""Training resumes exactly after a kill, or says in one line why it cannot."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
 
 
 def small_network(size):
-    """As many outputs as EfficientDet, in a second in place of twenty."""
+    """Replace the network by one with as many outputs as EfficientDet, which runs in a second."""
     pictures = keras.Input((None, None, 3))
     inner = keras.Input((None, None, 3))
     body = keras.Model(
@@ -69,7 +69,7 @@ class Killed(BaseException):
 
 
 def fit(folder, dataset, recipe=RECIPE, killed_after=None, every=2):
-    """The told lines; raises Killed once the checkpoint of that step is written."""
+    """Return the printed lines; raise Killed once the checkpoint of that step is written."""
     told = []
 
     def tell(line):
@@ -82,7 +82,7 @@ def fit(folder, dataset, recipe=RECIPE, killed_after=None, every=2):
 
 
 def losses(folder):
-    """Step, loss, and loss of the split val, by step."""
+    """Return the step, the loss, and the loss of the split val, by step."""
     return [
         [float(line[name] or "nan") for name in ("step", "loss", "val_loss")]
         for line in curves.read(folder / LOG)
@@ -93,7 +93,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(da
     told = fit(tmp_path / "whole", dataset)
     with pytest.raises(Killed):
         fit(tmp_path / "killed", dataset, killed_after=4)
-    # What came after the last checkpoint, and a line that was cut short.
+    # A line from after the last checkpoint, and one that was cut short.
     with (tmp_path / "killed" / LOG).open("a") as log:
         log.write("5,9.9,9.9,9.9,0.1,,3.2\n6,1")
 
@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(da
 
     assert [line["step"] for line in told] == [2, 4, 6]
     assert [step for step, _, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
-    # TensorFlow adds up in an order that differs by rounding from one run to the next.
+    # TensorFlow adds up in a random order, so runs differ by rounding.
     np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=1e-3)
     whole, killed = (checkpoint.load(tmp_path / name / WEIGHTS) for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
@@ -258,8 +258,8 @@ def test_losses_count_faces_alone_and_forgive_what_is_ignored():
 
     focal = FocalLoss()
     assert float(focal(truth, ops.convert_to_tensor(right))) < 1e-6
-    # -alpha log p of the face and -(1 - alpha) log p of what is none, nearly unweighted, over one
-    # face and one.
+    # -alpha log p of the face and -(1 - alpha) log p of the anchor without one, both nearly
+    # unweighted, divided by the number of faces plus one.
     assert float(focal(truth, ops.convert_to_tensor(wrong))) == pytest.approx(
         (0.25 * 8 + 0.75 * 8) / 2, rel=0.01
     )

@@ -1,6 +1,4 @@
-"""From labelled pictures to a served model: the four commands, and what an exported model promises
-a worker.
-"""
+"""From labelled pictures to a served model: four commands, and the exported model's contract."""
 
 import json
 import zipfile
@@ -29,7 +27,7 @@ PROPOSED = 0.31  # the threshold that an evaluation of the run proposed
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of a network that was not trained, but takes half of all anchors for faces."""
+    """A finished run of an untrained network that takes half of all anchors for faces."""
     made = Run.open(tmp_path_factory.mktemp("run"), RECIPE, "d" * 64)
     model = efficientdet("d0")
     last = model.get_layer("faces_last")
@@ -88,9 +86,7 @@ def test_any_batch_and_any_size_are_taken(exported):
 
 
 def test_no_box_is_in_the_padding_that_the_graph_adds(exported):
-    """Workers refuse boxes outside the picture, and the network knows no better than to look
-    there.
-    """
+    """Workers refuse boxes outside of the picture, and the network may find some in the padding."""
     height, width = 192, 320
     pictures = np.random.default_rng(2).integers(0, 256, (1, height, width, 3), np.uint8)
 
@@ -127,7 +123,7 @@ def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
         "VEIL_MODEL": raw.uri(place + "models/saved_model.zip"),
         "VEIL_SCALES": "256",
         "VEIL_TURNED": "never",
-        # the network is hardly trained, and would find faces everywhere
+        # The network is hardly trained, and would find faces everywhere.
         "VEIL_SCORE_THRESHOLD": "0.99",
         "XDG_CACHE_HOME": str(cache),
     }
@@ -166,7 +162,7 @@ def test_a_model_that_s3_does_not_have_is_one_line(veil, s3, raw, place, tmp_pat
 
 
 def train(*arguments):
-    """What `veil train ARGUMENTS` prints; in this process, which has TensorFlow already."""
+    """Return the output of `veil train`, run in this process, which has TensorFlow already."""
     done = CliRunner().invoke(
         app, [str(argument) for argument in arguments], catch_exceptions=False
     )
@@ -184,8 +180,8 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, 
         digests.append(train("import", tmp_path / name, *options)[0]["digest"])
     assert digests[0] == digests[1]
 
-    # Smaller squares or fewer of them leave single values to the coarsest layers, which normalise
-    # them to no use: such a model takes everything for a face, and a worker refuses it.
+    # With smaller or fewer squares the coarsest layers have single values, which cannot be
+    # normalised. Such a model takes everything for a face, and a worker refuses it.
     fit = [
         "--side",
         256,

@@ -1,4 +1,4 @@
-"""The channel by itself, without Celery's worker: what it has asked for is never left lying."""
+"""The channel without Celery's worker: every message that it asked for is delivered or returned."""
 
 import pytest
 from kombu import Connection, Consumer
@@ -10,7 +10,7 @@ from tasks.messages import QUEUES
 
 @pytest.fixture
 def consumer(unattended):
-    """A consumer of the queues with leases of its own, and what it has received."""
+    """A consumer of the queues with leases of its own, and its received messages."""
 
     class Transport(transport.Transport):
         leases = Leases()
@@ -72,7 +72,7 @@ def test_what_was_asked_for_goes_back_at_once_when_there_is_no_place_for_it_any_
     consumer, unattended
 ):
     unattended.send("a")
-    consumer.connection.transport.cycle.on_poll_start()  # asks
+    consumer.connection.transport.cycle.on_poll_start()  # This asks for messages.
     consumer.qos(prefetch_count=1)
     consumer.channel.qos._delivered["another"] = None
 

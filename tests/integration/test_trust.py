@@ -1,6 +1,4 @@
-"""What lies beside the outputs is not trusted: nobody who can write there makes a worker show or
-sign anything.
-"""
+"""Objects beside the outputs are not trusted: they make no worker reveal or sign anything."""
 
 import io
 import json
@@ -58,7 +56,7 @@ def picture(seed=0):
 
 
 class Site:
-    """Sources and outputs below a prefix, and what workers and commands make of them."""
+    """Sources and outputs below a prefix, and the workers and commands that use them."""
 
     def __init__(self, store, raw, clean, place, redis):
         self.store, self.raw, self.clean, self.place, self.redis = store, raw, clean, place, redis
@@ -89,14 +87,14 @@ class Site:
                 recipe=recipe,
             ),
             routes=Routes((self.route,)),
-            receipt_key=sign,
+            keys=[sign] if sign else [],
         )
         return run_pipeline(
             pipeline, AnonymizeRequest.parse(source=self.raw.uri(self.place + key), options=options)
         )
 
     def receipt_at(self, key="a.png"):
-        """Where the receipts of an output are."""
+        """Return the keys of the receipts of an output."""
         listed = self.clean.keys(self.place + receipts.FOLDER)
         return [
             name
@@ -112,7 +110,7 @@ class Site:
         self.clean.put(name, fields if isinstance(fields, bytes) else json.dumps(fields).encode())
 
     def output(self, content, key="a.png", **metadata):
-        """Replace an output, keeping or changing its metadata."""
+        """Replace an output, and keep or change its metadata."""
         kept = self.clean.head(self.place + key)["Metadata"]
         self.clean.put(self.place + key, content, Metadata=kept | metadata)
 
@@ -121,7 +119,7 @@ class Site:
         return Reconciliation(self.store, places, recipe, self.redis, only, sources_deleted)
 
     def states(self, *keys, **more):
-        """What is told of each picture that is not current."""
+        """Return the finding about each picture that is not current."""
         return {
             finding.source.key.removeprefix(self.place): (finding.state, finding.reason)
             for finding in self.reconciliation(*keys, **more).findings()
@@ -135,19 +133,20 @@ class Site:
         }
 
     def wanted(self, *keys):
-        """How many pictures a backfill would put on the queue."""
+        """Return the number of pictures that a backfill would put on the queue."""
         places = Places.find(str(self.route.source), None, Routes((self.route,)), keys)
         *_, run = rehearse(self.store, places, Selection(), RECIPE)
         return run.enqueued
 
     def is_hidden(self, key="a.png"):
-        """Whether the upper part of the face is black in the output."""
+        """Return whether the upper part of the face is black in the output."""
         pixels = np.asarray(self.clean.open(self.place + key).convert("RGB"))
         return not pixels[FACE[1] : FACE[1] + 12, FACE[0] : FACE[2]].any()
 
     def forge(self, options, key="a.png", sign=None, **fields):
-        """Leave a receipt with `options`, and an output that refers to it, as somebody without the
-        key can.
+        """Store a receipt with `options`, and an output that refers to it.
+
+        Anybody without the key who can write to the destination can do this.
         """
         name = self.receipt_at(key)[0]
         made = receipts.parse(name.removeprefix(self.place + receipts.FOLDER))
@@ -175,7 +174,7 @@ def test_with_a_key_no_option_is_taken_from_a_receipt_that_it_did_not_sign(site,
     site.run(sign=KEY)
     site.forge(options, sign=signer, signature=None)
     before = site.clean.get(site.place + "a.png")
-    with pytest.raises(InvalidRequest, match="ask with options anew"):
+    with pytest.raises(InvalidRequest, match="send the options again"):
         site.run(sign=KEY)
     assert site.clean.get(site.place + "a.png") == before
     assert site.run(sign=KEY, options={}).status == "anonymized"
@@ -185,7 +184,7 @@ def test_with_a_key_no_option_is_taken_from_a_receipt_that_it_did_not_sign(site,
 
 def test_with_a_key_a_changed_receipt_or_another_pictures_gives_no_options(site):
     site.source()
-    site.source("b.png")  # the same bytes, so that only the place tells them apart
+    site.source("b.png")  # The same bytes, so that only the place differs.
     site.run(sign=KEY)
     site.run("b.png", sign=KEY, options={"exempt": WHOLE})
     moved = site.receipt("b.png")
@@ -395,7 +394,7 @@ BAD_FILES = [
 
 
 def scores(content):
-    """Receipts whose numbers are none."""
+    """Yield receipts with numbers that are none."""
     for number in (b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-0.5", b"2"):
         yield content.replace(b'"score": 0.9', b'"score": ' + number)
 

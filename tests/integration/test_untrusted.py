@@ -1,6 +1,4 @@
-"""Whatever a message says: no bucket off the list is touched, no local file read, no program
-started; nothing ends.
-"""
+"""No message makes a worker use a bucket off the list, read a local file, run a program or end."""
 
 import base64
 import json
@@ -22,11 +20,10 @@ from tools.chaos.faults import Faulty
 from tools.local.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # of several messages each
+EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # Each has several messages.
 TASK = "veil.anonymize_image"
-ATTRIBUTES = sorted(
-    name for name in vars(Context) if not name.startswith("__")
-)  # of a request, for Celery
+# The attributes that Celery reads from a message.
+ATTRIBUTES = sorted(name for name in vars(Context) if not name.startswith("__"))
 
 
 class Setting:
@@ -70,7 +67,7 @@ def setting(new_queue, s3, tmp_path_factory):
 
 
 def addresses(canary):
-    """Places that are none of a worker's business, and keys that try to walk there."""
+    """Draw addresses that no worker may use, and keys that try to reach them."""
     places = [
         "s3://raw/fuzz/a.png", "s3://raw/fuzz/b c%2F..%2Fd.png", "s3://raw/a.png",
         "s3://other/secret.png", "s3://clean/a.png", f"file://{canary}", str(canary),
@@ -100,7 +97,7 @@ def json_values(leaves):
 
 
 def bodies(leaves):
-    """What Celery reads: arguments, named arguments, and what is to be called afterwards."""
+    """Draw the body that Celery reads: arguments, named arguments, and callbacks."""
     value = json_values(leaves)
     names = st.sampled_from(["source", "destination", "self", "bucket", "path"]) | st.text(
         max_size=6
@@ -125,7 +122,7 @@ def bodies(leaves):
 
 
 def messages(leaves):
-    """Items on the list: well-formed ones with odd contents, and odd ones."""
+    """Draw items on the list: well-formed messages with odd contents, and odd items."""
     value = json_values(leaves)
     headers = st.fixed_dictionaries(
         {
@@ -212,7 +209,7 @@ def test_no_message_makes_a_worker_go_astray(setting, raw, wait_until):
 
 
 def message(source, embedded=None, properties=None, **headers):
-    """A message for `source` as it lies on the list, that says this and that about itself."""
+    """Return a message for `source` as it is on the list, with the given headers and properties."""
     place = {"exchange": "", "routing_key": "uploads"}
     return json.dumps(
         {

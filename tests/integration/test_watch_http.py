@@ -1,6 +1,4 @@
-"""`veil watch --http` between a SeaweedFS that tells of its files and a worker: what is uploaded
-comes out.
-"""
+"""`veil watch --http` between a SeaweedFS that sends events and a worker that makes the outputs."""
 
 import http.client
 import io
@@ -39,7 +37,7 @@ def hook():
 
 @pytest.fixture(scope="module")
 def telling_s3(clean_environment, hook, tmp_path_factory):
-    """An S3 that posts what happens to its files to `hook`."""
+    """An S3 that posts the events of its files to `hook`."""
     started = start_s3(
         tmp_path_factory.mktemp("telling-s3"), ("raw", "clean", "pictures"), webhook=hook
     )
@@ -77,7 +75,7 @@ def own_worker(start_worker, programs, settings):
 
 @pytest.fixture(scope="module")
 def small():
-    """A JPEG of 64 pixels that is like no other: of `number`."""
+    """Return a JPEG of 64 pixels that differs for each `number`."""
 
     def make(number):
         target = io.BytesIO()
@@ -120,9 +118,7 @@ def test_500_uploads_give_500_outputs_and_500_receipts(
 
 
 def post(address, token, message, path="/events"):
-    """Post `message` on a connection of its own; the status of the answer, its body and its
-    headers.
-    """
+    """Post `message` on a connection of its own; return the status, the body and the headers."""
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     body = message if isinstance(message, bytes) else json.dumps(message).encode()
@@ -153,9 +149,9 @@ def test_the_same_event_ten_times_in_a_row_gives_one_output(
         lines = own_worker.lines(source="s3://raw/again.jpg")
         return Counter(line["event"] for line in lines)
 
-    wait_until(lambda: outcomes().total() == 11)  # with the store's own
+    wait_until(lambda: outcomes().total() == 11)  # Ten of the test and one of the store.
     assert outcomes().keys() == {"anonymized", "skipped"}
-    assert outcomes()["anonymized"] <= 2  # two threads may have begun at once
+    assert outcomes()["anonymized"] <= 2  # Two threads may have begun at once.
     listed = client.list_objects_v2(Bucket="clean", Prefix=".veil/receipts/again.jpg")["Contents"]
     assert len(listed) == 1
     assert client.head_object(Bucket="clean", Key="again.jpg")["Metadata"]["veil-faces"] == "0"
@@ -227,7 +223,7 @@ def test_nothing_is_lost_while_redis_is_away(
 def sources(redis):
     try:
         messages = redis.client().lrange("uploads", 0, -1)
-    except OSError:  # loading
+    except OSError:  # Redis is loading.
         return set()
     return {json.loads(message)["headers"]["argsrepr"] for message in messages}
 
@@ -250,7 +246,7 @@ def lone_hook():
 
 @pytest.fixture(scope="module")
 def lone_trigger(start_watch, lone_hook, new_queue):
-    """A trigger that no store tells anything, on a queue that no worker reads."""
+    """A trigger without a store, on a queue that no worker reads."""
     queue = new_queue()
     settings = {**queue.environment, **lone_hook.environment(), "VEIL_ROUTES": ROUTES}
     with start_watch(
@@ -306,9 +302,8 @@ def test_what_is_no_event_is_400_and_says_why(address, lone_hook, lone_trigger, 
         status, answer, _ = post(address, lone_hook.token, body)
         assert status == 400
         assert answer["message"]
-    wait_until(
-        lambda: len(lone_trigger.lines("malformed")) == 5
-    )  # the answer may come before the line
+    # The answer may come before the line.
+    wait_until(lambda: len(lone_trigger.lines("malformed")) == 5)
 
 
 def test_events_that_ask_for_nothing_are_taken(address, lone_hook, lone_trigger, wait_until):
@@ -404,7 +399,7 @@ def test_a_sender_that_stops_in_the_middle_is_cut_off_and_others_are_served(addr
 
 @pytest.fixture
 def cut_off(start_watch, lone_hook, quiet_port):
-    """A trigger whose Redis is not there, that holds events for as long as told."""
+    """A trigger whose Redis is away. It holds events for as long as its settings say."""
 
     def start(hold):
         hook = Webhook()

@@ -1,6 +1,4 @@
-"""`veil watch --poll`: what is new in a real store since the last look, each version of an object
-once.
-"""
+"""`veil watch --poll`: the new objects of a real store since the last poll, each version once."""
 
 import base64
 import json
@@ -28,8 +26,9 @@ HOUR = 3600.0
 
 @pytest.fixture
 def looking(unattended, store, place):
-    """A source that looks at the test's place; ``look()`` once gives what it put on each of the
-    queues.
+    """A source of events that polls the test's place.
+
+    ``look_once()`` returns the messages that one poll put on each queue.
     """
     publisher = Publisher(unattended.app)
     trigger = Trigger(publisher, EventFilter(ROUTES, [f"s3://raw/{place}"]), "poll")
@@ -52,7 +51,7 @@ def looking(unattended, store, place):
 
 
 def taken(client, queue, place):
-    """The keys on a queue, oldest first."""
+    """Return the keys on a queue, oldest first."""
     messages = [json.loads(message) for message in reversed(client.lrange(queue, 0, -1))]
     addresses = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
     return [address.removeprefix(f"s3://raw/{place}") for address in addresses]
@@ -128,7 +127,7 @@ def test_what_is_remembered_is_what_was_taken_within_the_overlap(looking, raw, p
 
 
 class Drains(Stop):
-    """Instead of pausing, takes two messages from the queue."""
+    """Take two messages from the queue in place of each pause."""
 
     def __init__(self, client, queue):
         super().__init__()
@@ -188,8 +187,9 @@ ODD_KEYS = [
 
 
 class Listing(BaseHTTPRequestHandler):
-    """A store that lists `keys`, which are in percents and in the order of their bytes; real ones
-    keep no such keys.
+    """A store that lists `keys`, percent-encoded and in the order of their bytes.
+
+    Real stores keep no such keys.
     """
 
     keys: list

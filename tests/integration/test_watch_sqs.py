@@ -1,6 +1,4 @@
-"""`veil watch --sqs` with moto's S3 telling moto's SQS over HTTP: messages go when their pictures
-are on the queue.
-"""
+"""`veil watch --sqs` on moto's S3 and SQS: events are deleted once their messages are enqueued."""
 
 import base64
 import json
@@ -28,7 +26,7 @@ ODD_KEYS = ["a b.jpg", "a+b.jpg", "100%.jpg", "a%20b.jpg", "ü/日本 😀.jpg",
 
 
 class Amazon:
-    """S3 and SQS at one address, that can go away and come back as they were."""
+    """S3 and SQS at one address, which can go away and come back unchanged."""
 
     def __init__(self):
         self.port = free_port()
@@ -57,7 +55,7 @@ class Amazon:
         return self._attributes(url)["QueueArn"]
 
     def left(self, url):
-        """How many messages wait there, and how many are in somebody's hands."""
+        """Return the numbers of waiting SQS messages and of those in somebody's hands."""
         found = self._attributes(url)
         return tuple(
             int(found[f"ApproximateNumberOfMessages{name}"]) for name in ("", "NotVisible")
@@ -78,7 +76,7 @@ def amazon(clean_environment):
 
 @pytest.fixture
 def told(amazon, request):
-    """A queue that the bucket tells of what happens in it."""
+    """A queue to which the bucket sends its events."""
     url = amazon.new_queue(request.node.name.replace("[", "-").replace("]", "")[:70])
     queues = [{"QueueArn": amazon.arn(url), "Events": ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"]}]
     amazon.s3.put_bucket_notification_configuration(
@@ -120,7 +118,7 @@ def test_while_redis_is_away_messages_are_kept_and_nobody_else_gets_them(
     redis = start_redis(tmp_path / "redis")
     try:
         with start_watch("--sqs", told, environment={**redis.environment(), **KEYS}) as trigger:
-            wait_until(lambda: amazon.left(told) == (0, 0))  # the store's test event
+            wait_until(lambda: amazon.left(told) == (0, 0))  # The store's test event.
             redis.server.kill()
             for number in range(12):
                 amazon.s3.put_object(Bucket="raw", Key=f"{number}.jpg", Body=b"x")
@@ -138,9 +136,7 @@ def test_while_redis_is_away_messages_are_kept_and_nobody_else_gets_them(
 
 @pytest.fixture
 def source(amazon, unattended, monkeypatch):
-    """Takes messages in this process, from the queue that it is given; they are hidden for a second
-    only.
-    """
+    """Take SQS messages from a queue in this process; they are hidden for a second only."""
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sqs, "VISIBILITY_SECONDS", 1)
@@ -192,7 +188,7 @@ def test_no_odd_message_ends_the_trigger_or_comes_back_for_good(
     dead = amazon.new_queue("odd-dead")
     policy = json.dumps({"deadLetterTargetArn": amazon.arn(dead), "maxReceiveCount": 2})
     url = amazon.new_queue("odd", RedrivePolicy=policy)
-    # What SQS takes: text of up to 256 KiB.
+    # SQS accepts text of up to 256 KiB.
     odd = [
         text
         for body in ODD_BODIES.values()
@@ -253,7 +249,7 @@ def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypa
             amazon.stop()
             try:
                 wait_until(lambda: [line for line in lines if line["event"] == "away"])
-                time.sleep(2)  # several tries
+                time.sleep(2)  # Enough for several tries.
             finally:
                 amazon.start()
             amazon.s3.put_object(Bucket="raw", Key="since.jpg", Body=b"x")
@@ -282,7 +278,7 @@ def test_a_fifo_queue_is_taken_too(amazon, source, unattended):
 
 
 class EndsSoon(Stop):
-    """Told to stop at the first pause."""
+    """A stop that comes at the first pause."""
 
     def wait(self, seconds):
         self.requested = True

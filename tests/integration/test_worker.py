@@ -1,4 +1,4 @@
-"""Pictures through a real worker process: the queue, S3 and the model that users have."""
+"""Pictures through a real worker process with the real queue, S3 and default model."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def upright(image):
 
 
 def change_inside(before, after, box):
-    """Mean change of the middle of a face's upper half, in levels."""
+    """Return the mean change, in levels, of the middle of the face's upper half."""
     x1, y1, x2, y2 = box
     width, height = x2 - x1, y2 - y1
     rows = slice(y1 + height // 5, y1 + height * 3 // 5)
@@ -37,7 +37,7 @@ def change_inside(before, after, box):
 
 
 def far_from(boxes, shape):
-    """Where no face is near: boxes grown by their own size are left out."""
+    """Return a mask of the pixels outside of all boxes, which are grown by their own size."""
     far = np.ones(shape[:2], bool)
     for x1, y1, x2, y2 in boxes:
         width, height = x2 - x1, y2 - y1

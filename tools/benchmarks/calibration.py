@@ -47,7 +47,7 @@ def canvases(folder: Path) -> Iterator[Pixels]:
         inputs.append(canvas)
         return Detections.none()
 
-    look = replace(WorkerSettings().look(), turned="never")
+    look = replace(WorkerSettings().pass_settings(), turned="never")
     detector = ScaledDetector(infer, look, SCORE_THRESHOLD)
     for path in sorted(folder.iterdir())[::EVERY]:
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)

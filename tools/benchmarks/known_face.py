@@ -18,7 +18,7 @@ from unittest.mock import patch
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from worker.bootstrap import plain_model
+from worker.bootstrap import load_untested_model
 from worker.detection import litert
 from worker.detection.centerface import WEIGHTS, maps
 from worker.detection.centerface.known_face import (
@@ -39,7 +39,7 @@ ROUNDED_TO = {"TF32": 10, "bfloat16": 7}
 
 
 def default_model(engine: str) -> Model:
-    return plain_model(WorkerSettings.model_validate({"model": None, "engine": engine}))
+    return load_untested_model(WorkerSettings.model_validate({"model": None, "engine": engine}))
 
 
 def record() -> None:

@@ -130,7 +130,7 @@ def measure(
         name: float(value) for name, value in given.items() if name.isupper()
     }
     threshold = settings.score_threshold or SCORE_THRESHOLD
-    finder, style = ScaledDetector(model, settings.look(), threshold), mask_style(settings)
+    finder, style = ScaledDetector(model, settings.pass_settings(), threshold), mask_style(settings)
     result: dict[str, Any] = {"bench": "tuning", "variant": variant or "as configured"}
 
     def one(picture: Labelled) -> tuple[int, float]:

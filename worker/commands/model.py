@@ -78,7 +78,7 @@ def _found(settings: WorkerSettings, model: "Model", path: Path) -> dict[str, An
 
     content = _read(path, settings.max_bytes)
     picture = images.decode(content, settings.max_pixels, settings.max_frames)
-    frames = build_anonymizer(settings, model=model).look(picture)
+    frames = build_anonymizer(settings, model=model).detect_frames(picture)
     return {
         "file": str(path),
         "format": picture.format,

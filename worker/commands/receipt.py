@@ -131,7 +131,7 @@ def comparison(settings: WorkerSettings) -> Compare:
         if not (likeness.is_confirmed(source, before) and likeness.is_confirmed(output, after)):
             return False
         extra = AnonymizeOptions.of(receipt.options).extra
-        smallest_scale = min(settings.look().scales)
+        smallest_scale = min(settings.pass_settings().scales)
         hidden = likeness.hidden_by(_boxes(receipt), extra, style, before, smallest_scale)
         return likeness.is_alike(before, after, hidden)
 
@@ -173,7 +173,7 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
         options = AnonymizeOptions.of(receipt.options)
         sightings = Sightings.of(_boxes(receipt))
         hidden = regions.regions(sightings, style, width, height, options.extra)
-        for found in anonymizer.look(picture):
+        for found in anonymizer.detect_frames(picture):
             exposed = outside(found, options.exempt)
             if not regions.eyes_hidden(exposed, hidden, width, height).all():
                 return False

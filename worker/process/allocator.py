@@ -1,40 +1,40 @@
-"""How the C library's allocator is told to keep less of what was freed."""
+"""Settings of the C library's memory allocator, which make it keep less of the freed memory."""
 
 import ctypes
 import os
 from contextlib import suppress
 
-# By the variable that sets the same: the number of each option and its value, see mallopt(3).
-# docs/performance.md has what they bring and cost.
-ARENAS = {
-    "MALLOC_ARENA_MAX": (-8, 2)
-}  # else one for each thread, and what one of them frees no other can use
-LIMITS = {
-    # From so many bytes on a block is mapped by itself, and given back when it is freed. Else this
-    # limit rises with what is freed, up to 32 MiB, and blocks of a picture or a canvas leave holes
-    # in the heap that others do not fit.
+# Each entry maps the environment variable of an option to the option's number and value, as in
+# mallopt(3). docs/performance.md says what they save and cost.
+#
+# By default glibc gives each thread an arena, and memory that is freed in one arena cannot be used
+# by threads of another.
+ARENA_OPTIONS = {"MALLOC_ARENA_MAX": (-8, 2)}
+RETURN_OPTIONS = {
+    # A block of this many bytes or more is mapped by itself and unmapped when it is freed. By
+    # default the limit grows with the freed blocks, up to 32 MiB. Blocks of pictures and canvases
+    # then come from the heap and leave holes that other blocks do not fit.
     "MALLOC_MMAP_THRESHOLD_": (-3, 4 << 20),
-    "MALLOC_TRIM_THRESHOLD_": (
-        -1,
-        32 << 20,
-    ),  # free bytes at the heap's end that are not given back: saves page faults
+    # The heap keeps up to this many free bytes at its end, which saves page faults.
+    "MALLOC_TRIM_THRESHOLD_": (-1, 32 << 20),
 }
 
 
 def share_arenas() -> None:
-    """Two arenas for all threads, which costs no time."""
-    _set(ARENAS)
+    """Limit all threads to two arenas. This costs no time."""
+    _set(ARENA_OPTIONS)
 
 
-def stay_small() -> None:
-    """What is free is given back sooner, for processes that run for long; costs a few percent of
-    the time.
+def return_memory() -> None:
+    """Return freed memory to the system sooner, which costs a few percent of time.
+
+    Meant for processes that run for long.
     """
-    _set(LIMITS)
+    _set(RETURN_OPTIONS)
 
 
 def _set(options: dict[str, tuple[int, int]]) -> None:
-    """Set `options` where their variables do not; with another C library than glibc, nothing."""
+    """Set each option unless its environment variable does; do nothing without glibc."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for variable, option in options.items():

@@ -1,19 +1,25 @@
-"""How many processors this process may use."""
+"""The number of processors that this process may use."""
 
 import math
 import os
 from pathlib import Path
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of use and of time, or "max"
+# A container's quota, in microseconds: the time it may use and the period, or "max" for no limit.
+# Source: "Control Group v2" in the Linux kernel's documentation, CPU interface files.
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available(quota: Path = QUOTA) -> int:
-    """Those that the scheduler gives it, but no more than its container's quota, rounded up."""
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return the number of processors from the scheduler, at most the container's `quota`.
+
+    A fraction of a processor counts as a whole one.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
     try:
-        use, period = quota.read_text().split()
-        return max(1, min(count, math.ceil(int(use) / int(period))))
+        used, period = quota.read_text().split()
+        return max(1, min(count, math.ceil(int(used) / int(period))))
     except (OSError, ValueError):
         return count

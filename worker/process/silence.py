@@ -1,6 +1,4 @@
-"""Keeps native libraries from announcing themselves on standard error, in prose and whatever the
-log level.
-"""
+"""Silences native libraries, which write to standard error regardless of the log level."""
 
 import os
 from collections.abc import Iterator
@@ -11,13 +9,16 @@ STDERR = 2  # file descriptor
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """No standard error of this process within the block; exceptions are raised as ever."""
+    """Discard what this process writes to standard error within the block.
+
+    Exceptions pass through.
+    """
     kept = os.dup(STDERR)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, STDERR)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDERR)
     try:
         yield
     finally:
         os.dup2(kept, STDERR)
         os.close(kept)
-        os.close(nowhere)
+        os.close(null)

@@ -1,5 +1,7 @@
-"""Ends the process when work stalls: threads can't be stopped, and a new process is there in
-seconds.
+"""The watchdog: it ends the process when work stalls.
+
+A thread that is stuck in a library cannot be stopped, and a new process starts in seconds. Messages
+in hand are delivered again when their leases end.
 """
 
 import faulthandler
@@ -8,95 +10,100 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import structlog
 
 EXIT_STALLED = 70
-LOOK_SECONDS = 1.0
-FROZEN_SECONDS = 120  # a library that keeps Python from running keeps this thread from it too
+CHECK_SECONDS = 1.0  # the pause between two checks
+# A library that never releases Python's global interpreter lock stops the watchdog's thread too.
+# faulthandler ends the process then, from a thread that needs no lock.
+FROZEN_SECONDS = 120
 
 log = structlog.get_logger("veil")
 
 Watch = Callable[[str, float], AbstractContextManager[None]]
-"""What is done, and the seconds after which it has stalled, to the context in which it is done."""
+"""``watch(work, seconds)``: a context in which `work` counts as stalled after `seconds`."""
 
 
-def unwatched(_what: str, _seconds: float) -> AbstractContextManager[None]:
-    """Watch nothing: a command that somebody runs by hand ends when they end it."""
+def unwatched(_work: str, _seconds: float) -> AbstractContextManager[None]:
+    """Watch nothing: whoever runs a command by hand can end it."""
     return nullcontext()
 
 
-def _untold(_what: str) -> None:
-    """Tell nobody but the log."""
+def _ignore(_stalled: str) -> None:
+    """Do nothing about stalled work beyond its line in the log."""
+
+
+@dataclass(frozen=True)
+class _Watched:
+    work: str
+    began: float
+    seconds: float
 
 
 class Watchdog:
-    """Knows what must be over by when. What is in hand when the process ends comes back with its
-    leases.
-    """
+    """Ends the process when a piece of work exceeds its time limit."""
 
     def __init__(
         self,
         exit_: Callable[[int], object] = os._exit,
         clock: Callable[[], float] = time.monotonic,
-        look_seconds: float = LOOK_SECONDS,
+        check_seconds: float = CHECK_SECONDS,
         frozen_seconds: float = FROZEN_SECONDS,
-        on_stall: Callable[[str], None] = _untold,
+        on_stall: Callable[[str], None] = _ignore,
     ) -> None:
-        """`on_stall` is told what has stalled, and must not take long."""
+        """Call `on_stall` with the stalled work before the process ends. It must return quickly."""
         self._exit = exit_
         self._clock = clock
-        self._look_seconds = look_seconds
+        self._check_seconds = check_seconds
         self._frozen_seconds = frozen_seconds
         self._on_stall = on_stall
         self._lock = threading.Lock()
-        self._watched: dict[Hashable, tuple[str, float, float]] = {}
+        self._watched: dict[Hashable, _Watched] = {}
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
-    def begin(self, key: Hashable, what: str, seconds: float) -> None:
-        """Expect ``end(key)`` within `seconds`, or end the process after a line in the log that
-        names `what`.
-        """
+    def begin(self, key: Hashable, work: str, seconds: float) -> None:
+        """Expect ``end(key)`` within `seconds`; otherwise log `work` and end the process."""
         with self._lock:
-            self._watched[key] = what, self._clock(), seconds
+            self._watched[key] = _Watched(work, self._clock(), seconds)
 
     def end(self, key: Hashable) -> None:
         with self._lock:
             self._watched.pop(key, None)
 
     @contextmanager
-    def watch(self, what: str, seconds: float) -> Iterator[None]:
-        """`begin` and `end` around a block."""
+    def watch(self, work: str, seconds: float) -> Iterator[None]:
+        """Call `begin` before the block and `end` after it."""
         key = object()
-        self.begin(key, what, seconds)
+        self.begin(key, work, seconds)
         try:
             yield
         finally:
             self.end(key)
 
-    def look(self) -> None:
-        """End the process if something has stalled."""
+    def check(self) -> None:
+        """End the process if a piece of work has stalled."""
         now = self._clock()
         with self._lock:
-            stalled = [
-                (what, now - since)
-                for what, since, seconds in self._watched.values()
-                if now - since > seconds
-            ]
-        if stalled:
-            what, seconds = max(stalled, key=lambda item: item[1])
-            log.critical(
-                "stalled", what=what, seconds=round(seconds, 1), action="this process ends"
-            )
-            self._on_stall(f"{what}, {seconds:.0f} s")
-            self._exit(EXIT_STALLED)
+            watched = list(self._watched.values())
+        stalled = [entry for entry in watched if now - entry.began > entry.seconds]
+        if not stalled:
+            return
+        longest = min(stalled, key=lambda entry: entry.began)
+        seconds = now - longest.began
+        log.critical(
+            "stalled", what=longest.work, seconds=round(seconds, 1), action="this process ends"
+        )
+        self._on_stall(f"{longest.work}, {seconds:.0f} s")
+        self._exit(EXIT_STALLED)
 
     def _run(self) -> None:
         while True:
-            # To file descriptor 2: Celery puts something that is no file in the place of
-            # sys.stderr.
+            # The file descriptor is given because Celery replaces sys.stderr by an object that is
+            # no file.
             faulthandler.dump_traceback_later(self._frozen_seconds, exit=True, file=2)
-            self.look()
-            time.sleep(self._look_seconds)
+            self.check()
+            time.sleep(self._check_seconds)

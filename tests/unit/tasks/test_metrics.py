@@ -3,9 +3,7 @@
 import math
 import socket
 import time
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from prometheus_client import generate_latest
 
@@ -15,8 +13,6 @@ from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
 from tasks.metrics import REGISTRY
 from tasks.settings import Settings
-from worker import metrics as own
-from worker.detection.faces import Detections
 
 
 def value(name, **labels):
@@ -154,28 +150,6 @@ def test_every_known_series_begins_at_zero_so_that_its_first_step_is_seen():
     assert REGISTRY.get_sample_value("veil_retries_total", {"error": "AccessDenied"}) is None
 
 
-def test_scores_near_the_threshold_are_counted():
-    class Found:
-        def detect(self, picture):
-            return Detections(
-                np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32)
-            )
-
-    with Changes(
-        ("veil_detections_total", {}), ("veil_detections_near_threshold_total", {})
-    ) as changed:
-        assert len(own.ScoredDetector(Found(), 0.18).detect(np.zeros((1, 1, 3), np.uint8))) == 4
-    assert changed.by == [4, 2]
-
-
-def test_batches_are_measured_and_answered_as_before():
-    with Changes(("veil_batch_pictures_count", {}), ("veil_batch_pictures_sum", {})) as changed:
-        assert own.counted(lambda batch: [f"{len(batch)} pictures"])(
-            np.zeros((3, 8, 8, 3), np.uint8)
-        ) == ["3 pictures"]
-    assert changed.by == [1, 3]
-
-
 def test_an_address_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -198,12 +172,3 @@ def test_the_library_s_default_registry_which_flower_serves_has_none_of_it():
     from prometheus_client import REGISTRY as DEFAULT
 
     assert b"veil_" not in generate_latest(DEFAULT)
-
-
-def test_the_worker_s_gauges_follow_what_they_are_given():
-    own.watch_batcher(SimpleNamespace(waiting=5))
-    assert value("veil_detector_queue_pictures") == 5
-    own.watch_worker()
-    assert value("veil_in_hand_pictures") == 0
-    own._beat()
-    assert value("veil_worker_heartbeat_timestamp_seconds") == pytest.approx(time.time(), abs=5)

@@ -182,7 +182,7 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
     ],
 )
 def test_deadlines_that_add_up_to_what_the_watchdog_takes_for_stalled_are_refused(load, variables):
-    with pytest.raises(SettingsInvalid, match=f"keep that below {PICTURE_SECONDS} s") as caught:
+    with pytest.raises(SettingsInvalid, match=f"the limit is {PICTURE_SECONDS} s") as caught:
         load(**variables)
     assert "VEIL_FETCH_SECONDS, VEIL_DETECT_SECONDS" in str(caught.value)
 
@@ -208,16 +208,16 @@ def test_each_preset_leaves_time_to_look_at_outputs_again(load, preset):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_goes_with_the_other_defaults(load, preset):
     settings = load(preset=preset)
-    assert settings.look() == PRESETS[preset]
+    assert settings.pass_settings() == PRESETS[preset]
 
 
 def test_what_is_set_wins_over_the_preset(load):
-    look = load(preset="thorough", scales="512", mirrored="false").look()
+    look = load(preset="thorough", scales="512", mirrored="false").pass_settings()
     assert look == replace(PRESETS["thorough"], scales=(512,), mirrored=False)
 
 
 def test_other_settings_of_the_preset_stay(load):
-    look = load(preset="fast", turned="doubt", max_enlargement="1.5").look()
+    look = load(preset="fast", turned="doubt", max_enlargement="1.5").pass_settings()
     assert look == replace(PRESETS["fast"], turned="doubt", max_enlargement=1.5)
 
 

@@ -1,6 +1,4 @@
-"""The anonymizer on a picture's bytes: faces are hidden in every kind of file, and any doubt means
-no output.
-"""
+"""The anonymizer hides faces in every kind of file, and makes no output on any doubt."""
 
 import io
 import itertools
@@ -31,7 +29,7 @@ LIMITS = Limits(max_bytes=10**6, max_pixels=10**6, fetch_seconds=5)
 
 
 class Finds:
-    """A detector that finds `boxes` in every picture, and keeps the pictures that it saw."""
+    """A detector that finds `boxes` in every picture, and keeps the pictures in `seen`."""
 
     def __init__(self, *boxes, scores=None):
         self.seen = []
@@ -96,15 +94,15 @@ KINDS = [
 @pytest.mark.parametrize("method", ["surround", "fill"])
 @pytest.mark.parametrize(("mode", "form"), KINDS)
 def test_a_face_is_hidden_in_every_kind_of_picture(mode, form, method):
-    # A face on the grid of JPEG's blocks, so that its edge does not ring.
+    # The face lies on the grid of JPEG's blocks, so its edges cause no ringing.
     source = content(mode, form)
     result = anonymizer(Finds(FACE), MaskStyle(method, 1.0, 0.1)).anonymize(source, Stopwatch())
     before, after = gray(source), gray(result.content)
     x1, y1, x2, y2 = FACE
     assert (before[y1:y2, x1:x2] > SKIN - 30).all()
     assert after.shape == before.shape
-    # No trace of the skin's tone, and a flat region; of black in CMYK and under alpha see
-    # worker.masking.hiding.
+    # The region is flat and has no trace of the skin's tone. worker.masking.hiding explains black
+    # in CMYK and below alpha.
     region = after[y1:y2, x1:x2]
     assert (np.abs(region - SKIN) > 20).all()
     assert region.max() - region.min() <= 4
@@ -257,8 +255,7 @@ def test_the_same_picture_gives_the_same_file():
     assert len(files) == 1
 
 
-# --- what one request asks for
-# --------------------------------------------------------------------------------
+# --- the options of a request
 
 OTHER = (70, 10, 90, 30)
 
@@ -310,14 +307,13 @@ def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
     assert changed.sum() == 15 * 24
 
 
-# --- recipe
-# ---------------------------------------------------------------------------------------------------
+# --- the recipe
 
-LOOK = PassSettings((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
+PASSES = PassSettings((640, 1280), 2.0, 1280, mirrored=False, turned="doubt")
 RECIPE = {
     "model": "a" * 64,
     "score_threshold": 0.3,
-    "look": LOOK,
+    "pass_settings": PASSES,
     "style": MaskStyle("surround", 0.7, 0.1),
 }
 
@@ -327,12 +323,12 @@ RECIPE = {
     [
         {"model": "b" * 64},
         {"score_threshold": 0.3000001},
-        {"look": replace(LOOK, scales=(640,))},
-        {"look": replace(LOOK, scales=(640, 1281))},
-        {"look": replace(LOOK, max_enlargement=2.5)},
-        {"look": replace(LOOK, enlarge_to=960)},
-        {"look": replace(LOOK, mirrored=True)},
-        {"look": replace(LOOK, turned="never")},
+        {"pass_settings": replace(PASSES, scales=(640,))},
+        {"pass_settings": replace(PASSES, scales=(640, 1281))},
+        {"pass_settings": replace(PASSES, max_enlargement=2.5)},
+        {"pass_settings": replace(PASSES, enlarge_to=960)},
+        {"pass_settings": replace(PASSES, mirrored=True)},
+        {"pass_settings": replace(PASSES, turned="never")},
         {"style": MaskStyle("fill", 0.7, 0.1)},
         {"style": MaskStyle("surround", 0.71, 0.1)},
         {"style": MaskStyle("surround", 0.7, 0.11)},
@@ -348,23 +344,23 @@ def test_whatever_decides_the_pixels_changes_the_recipe(change):
 
 def test_the_recipe_is_stable():
     assert recipe_digest(**RECIPE) == recipe_digest(
-        **RECIPE | {"look": replace(LOOK, scales=(640, 1280))}
+        **RECIPE | {"pass_settings": replace(PASSES, scales=(640, 1280))}
     )
     assert len(recipe_digest(**RECIPE)) == 16
     assert int(recipe_digest(**RECIPE), 16) >= 0
 
 
-def test_decoding_and_encoding_are_watched_for_as_long_as_they_last_and_an_output_that_is_checked_too():
+def test_decoding_and_encoding_are_watched_and_the_decoding_of_an_output_too():
     events = []
 
     @contextmanager
-    def guard(what, seconds):
+    def watch(work, seconds):
         assert seconds > LIMITS.decode_seconds, "the deadline of decoding itself comes first"
-        events.append(what)
+        events.append(work)
         yield
         events.append("end")
 
-    made = anonymizer(Finds(FACE), guard=guard, verify="flag")
+    made = anonymizer(Finds(FACE), watch=watch, verify="flag")
     made.anonymize(content(), Stopwatch())
     assert events[:4] == ["decoding a picture", "end", "encoding a picture", "end"]
     assert events[4:6] == ["decoding a picture", "end"]

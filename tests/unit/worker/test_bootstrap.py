@@ -1,4 +1,4 @@
-"""What the composition root wires up that no single part shows."""
+"""The composition root connects the watchdog with the tasks."""
 
 import pytest
 from celery.signals import task_postrun, task_prerun
@@ -17,7 +17,7 @@ class Clock:
 
 @pytest.fixture
 def receivers():
-    """The signals' receivers, put back afterwards."""
+    """Restore the receivers of the signals after the test."""
     before = [(signal, list(signal.receivers)) for signal in (task_prerun, task_postrun)]
     yield
     for signal, kept in before:
@@ -34,9 +34,9 @@ def test_a_picture_that_outlasts_all_its_deadlines_ends_the_process(receivers):
     task_postrun.send(sender=None, task_id="done", args=["s3://raw/a.jpg"])
     task_prerun.send(sender=None, task_id="hangs", args=["s3://raw/b.jpg"])
     clock.now = PICTURE_SECONDS - 1
-    watchdog.look()
+    watchdog.check()
     assert exits == []
 
     clock.now = PICTURE_SECONDS + 1
-    watchdog.look()
+    watchdog.check()
     assert exits == [EXIT_STALLED]

@@ -1,6 +1,4 @@
-"""A log line holds no values of variables, and a message never writes lines of its own, nor orders
-to a terminal.
-"""
+"""Logs hold no values of variables, and messages cannot add lines or control a terminal."""
 
 import json
 import logging
@@ -17,7 +15,7 @@ from worker import cli, logs
 
 @pytest.fixture
 def logged(capsys):
-    """``logged(form, **fields)``: what is written for a line with these fields."""
+    """``logged(form, **fields)`` returns the text of a log line with these fields."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
 
@@ -81,7 +79,8 @@ def run(report):
 run(lambda: structlog.get_logger("veil").exception("bug"))
 run(lambda: structlog.get_logger("veil").error("bug", exc_info=True))
 run(lambda: logging.getLogger("celery.app.trace").exception("of Celery"))
-run(lambda: logging.getLogger("tornado.application").error("of Tornado", exc_info=True, stack_info=True))
+tornado = logging.getLogger("tornado.application")
+run(lambda: tornado.error("of Tornado", exc_info=True, stack_info=True))
 thread = threading.Thread(target=fail, args=(b"value-of-pixels", "value-of-a-password"))
 thread.start()
 thread.join()

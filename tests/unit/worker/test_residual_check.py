@@ -219,7 +219,7 @@ def test_where_frames_of_the_output_were_joined_a_face_is_hidden_in_all():
 
 def test_checks_end_when_another_one_would_take_too_long():
     detector = FindsAnother()
-    result = checking(detector, limits=replace(LIMITS, look_seconds=1e-9)).anonymize(
+    result = checking(detector, limits=replace(LIMITS, detection_seconds=1e-9)).anonymize(
         photograph(), Stopwatch()
     )
     assert len(detector.pictures) == 2

@@ -60,7 +60,7 @@ def install() -> None:
     patch.object(bootstrap, "load_model", return_value=model).start()
     anonymizer = bootstrap.build_anonymizer(settings)
     for path in sorted(Path(os.environ[PICTURES]).iterdir()):
-        anonymizer.look(images.decode(path.read_bytes(), settings.max_pixels))
+        anonymizer.detect_frames(images.decode(path.read_bytes(), settings.max_pixels))
     model.learns = False
 
 

@@ -42,7 +42,7 @@ class Squares:
 
 def detector(model, preset="balanced", **options):
     return ScaledDetector(
-        model.infer, WorkerSettings(preset=preset, turned="never").look(), 0.5, **options
+        model.infer, WorkerSettings(preset=preset, turned="never").pass_settings(), 0.5, **options
     )
 
 

@@ -1,6 +1,4 @@
-"""What a worker's threads free is given back or used again, so that its memory does not grow with
-their number.
-"""
+"""Memory that threads free is returned or used again, so it does not grow with their number."""
 
 import ctypes
 import platform
@@ -36,18 +34,18 @@ from worker.process import allocator
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 class Mallinfo2(ctypes.Structure):
-    names = "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
     _fields_ = [(name, ctypes.c_size_t) for name in names]
 libc.mallinfo2.restype = Mallinfo2
 """
-# Bytes of a block that is mapped by itself, after a larger one was freed.
+# Print the bytes of a block that is mapped by itself, after a larger one was freed.
 MAPPED = """
 libc.free(libc.malloc(20_000_000))
 before = libc.mallinfo2().hblkhd
 libc.malloc(10_000_000)
 print(libc.mallinfo2().hblkhd - before)
 """
-# Bytes that stay free at the heap's end, of 20 MB in small blocks.
+# Print the bytes that stay free at the heap's end, after 20 MB in small blocks were freed.
 KEPT = """
 blocks = (ctypes.c_void_p * 200)()
 for place in range(200): blocks[place] = libc.malloc(100_000)
@@ -58,7 +56,7 @@ print(libc.mallinfo2().keepcost)
 
 @pytest.fixture
 def run(repository):
-    """What a program says after a call, with these variables set: its standard output and error."""
+    """Return ``run(program, call, **environment)``, which returns its standard output and error."""
 
     def started(program, call="", **environment):
         command = [sys.executable, "-c", program.replace("{call}", call)]
@@ -84,15 +82,15 @@ def test_large_blocks_are_mapped_by_themselves_whatever_was_freed_before(run):
         return int(run(COUNTS + MAPPED, *call, **environment)[0])
 
     assert mapped() == 0
-    assert mapped("allocator.stay_small()") >= 10_000_000
-    assert mapped("allocator.stay_small()", MALLOC_MMAP_THRESHOLD_="16000000") == 0
+    assert mapped("allocator.return_memory()") >= 10_000_000
+    assert mapped("allocator.return_memory()", MALLOC_MMAP_THRESHOLD_="16000000") == 0
 
 
 @can_tell
-def test_what_is_free_at_the_end_of_the_heap_is_used_again(run):
+def test_free_memory_at_the_end_of_the_heap_is_used_again(run):
     def kept(*call, **environment):
         return int(run(COUNTS + KEPT, *call, **environment)[0])
 
     assert kept() < 1_000_000
-    assert kept("allocator.stay_small()") > 15_000_000
-    assert kept("allocator.stay_small()", MALLOC_TRIM_THRESHOLD_="131072") < 1_000_000
+    assert kept("allocator.return_memory()") > 15_000_000
+    assert kept("allocator.return_memory()", MALLOC_TRIM_THRESHOLD_="131072") < 1_000_000

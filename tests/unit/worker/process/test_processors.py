@@ -1,4 +1,4 @@
-"""How many processors a worker counts on, in a container with a quota and without."""
+"""The number of processors that a worker counts on, in a container with a quota and without."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_container_has_no_more_than_its_quota(tmp_path, quota, count):
 
 
 @pytest.mark.parametrize("content", [None, "", "much"])
-def test_without_a_quota_all_that_the_scheduler_gives_count(tmp_path, content):
+def test_without_a_quota_all_processors_of_the_scheduler_count(tmp_path, content):
     if content is not None:
         (tmp_path / "cpu.max").write_text(content)
 

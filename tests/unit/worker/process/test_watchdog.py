@@ -1,4 +1,4 @@
-"""The watchdog ends the process for what has stalled, and for nothing else."""
+"""The watchdog ends the process for stalled work, and for nothing else."""
 
 import subprocess
 import sys
@@ -30,54 +30,56 @@ def watchdog(clock, exits):
     return Watchdog(exits.append, clock)
 
 
-def test_what_ends_in_time_is_forgotten(watchdog, clock, exits):
+def test_work_that_ends_in_time_is_forgotten(watchdog, clock, exits):
     with watchdog.watch("a batch", 10):
         clock.now += 9
-        watchdog.look()
+        watchdog.check()
     clock.now += 100
-    watchdog.look()
+    watchdog.check()
     assert exits == []
 
 
-def test_what_fails_is_forgotten_too(watchdog, clock, exits):
+def test_work_that_fails_is_forgotten_too(watchdog, clock, exits):
     with pytest.raises(ValueError, match="bad"), watchdog.watch("a batch", 10):
         raise ValueError("bad")
     clock.now += 100
-    watchdog.look()
+    watchdog.check()
     assert exits == []
 
 
-def test_what_takes_too_long_ends_the_process_with_its_name_in_the_log(
+def test_work_that_takes_too_long_ends_the_process_with_its_name_in_the_log(
     watchdog, clock, exits, capsys
 ):
     watchdog.begin("first", "a batch", 10)
     watchdog.begin("second", "another", 60)
     clock.now += 11
-    watchdog.look()
+    watchdog.check()
     assert exits == [EXIT_STALLED]
     printed = capsys.readouterr()
     assert "a batch" in printed.out + printed.err
     assert "another" not in printed.out + printed.err
 
 
-def test_what_has_stalled_is_told_before_the_process_ends(clock, exits):
-    told = []
-    watchdog = Watchdog(exits.append, clock, on_stall=lambda what: told.append((what, list(exits))))
+def test_stalled_work_is_reported_before_the_process_ends(clock, exits):
+    reported = []
+    watchdog = Watchdog(
+        exits.append, clock, on_stall=lambda work: reported.append((work, list(exits)))
+    )
     watchdog.begin("first", "a batch", 10)
     clock.now += 11
-    watchdog.look()
-    assert told == [("a batch, 11 s", [])]
+    watchdog.check()
+    assert reported == [("a batch, 11 s", [])]
     assert exits == [EXIT_STALLED]
 
 
-def test_the_same_thing_begun_again_is_watched_anew(watchdog, clock, exits):
+def test_work_that_begins_again_is_watched_anew(watchdog, clock, exits):
     watchdog.begin("picture", "a.jpg", 10)
     clock.now += 9
     watchdog.end("picture")
     watchdog.end("picture")
     watchdog.begin("picture", "a.jpg", 10)
     clock.now += 9
-    watchdog.look()
+    watchdog.check()
     assert exits == []
 
 
@@ -85,7 +87,7 @@ def test_a_library_that_keeps_python_from_running_is_ended_too():
     script = """
 import ctypes, time
 from worker.process.watchdog import Watchdog
-Watchdog(look_seconds=0.1, frozen_seconds=0.5).start()
+Watchdog(check_seconds=0.1, frozen_seconds=0.5).start()
 time.sleep(1)
 print("still here", flush=True)
 ctypes.PyDLL(None).sleep(60)

@@ -1,0 +1,50 @@
+"""The metrics of the worker itself count its faces and batches, and show its state."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tasks.metrics import REGISTRY
+from worker import metrics
+from worker.detection.faces import Detections
+
+
+def value(name):
+    return REGISTRY.get_sample_value(name) or 0.0
+
+
+def values(*names):
+    return np.array([value(name) for name in names])
+
+
+def test_scores_near_the_threshold_are_counted():
+    class Four:
+        def detect(self, picture):
+            return Detections(
+                np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32)
+            )
+
+    names = "veil_detections_total", "veil_detections_near_threshold_total"
+    before = values(*names)
+    picture = np.zeros((1, 1, 3), np.uint8)
+    assert len(metrics.CountingDetector(Four(), 0.18).detect(picture)) == 4
+    assert (values(*names) - before).tolist() == [4, 2]
+
+
+def test_batches_are_measured_and_answered_as_before():
+    names = "veil_batch_pictures_count", "veil_batch_pictures_sum"
+    before = values(*names)
+    predict = metrics.measured(lambda batch: [f"{len(batch)} pictures"])
+    assert predict(np.zeros((3, 8, 8, 3), np.uint8)) == ["3 pictures"]
+    assert (values(*names) - before).tolist() == [1, 3]
+
+
+def test_the_gauges_follow_the_batcher_and_the_worker():
+    metrics.watch_batcher(SimpleNamespace(waiting=5))
+    assert value("veil_detector_queue_pictures") == 5
+    metrics.watch_worker()
+    assert value("veil_in_hand_pictures") == 0
+    metrics._beat()
+    assert value("veil_worker_heartbeat_timestamp_seconds") == pytest.approx(time.time(), abs=5)

@@ -1,0 +1,291 @@
+"""The outputs at the destinations: which source and request they are of, and how they are stored.
+
+Another program, or a worker whose lease has ended, may write to a destination at any time. So each
+step compares what it finds there, and an object that is not an output of the same source stays.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tasks.addresses import ObjectUri
+from tasks.errors import (
+    AccessDenied,
+    DestinationTaken,
+    DestinationUnavailable,
+    InvalidRequest,
+    ObjectNotFound,
+    Permanent,
+    SettingsInvalid,
+    SourceChanged,
+    StorageUnavailable,
+)
+from tasks.messages import AnonymizeOptions
+from tasks.routes import Route, Routed
+from tasks.signatures import Key
+from tasks.storage import receipts
+from tasks.storage.marks import Marks
+from tasks.storage.receipts import Receipt, ReceiptName
+from tasks.storage.s3 import ObjectStore, StoredObject
+from worker.anonymizer import AS_CONFIGURED, Anonymized
+
+STORE_TRIES = 2  # of one output, if another object appears at its destination meanwhile
+
+
+@dataclass(frozen=True)
+class Existing:
+    """The output at a destination before the work.
+
+    `receipt` is its receipt, if the output was made from the present version of the source and the
+    receipt can be trusted; else None.
+    """
+
+    output: StoredObject
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source to be anonymized: its content, the output that it replaces, and the options."""
+
+    routed: Routed
+    source: StoredObject
+    content: bytes = field(repr=False)
+    replaces: StoredObject | None
+    options: AnonymizeOptions
+    recipe: str
+
+
+class Outputs:
+    """Reads and stores the outputs of one worker, marked and signed with its keys."""
+
+    def __init__(self, store: ObjectStore, keys: Sequence[Key], fetch_seconds: float) -> None:
+        """Sign with the first of `keys`, and recognise marks and signatures of all of them.
+
+        `fetch_seconds` is the time limit for reading one output.
+        """
+        self._store = store
+        self._fetch_seconds = fetch_seconds
+        self.marks = Marks(keys)
+        self.signing_key = next(iter(keys), None)
+
+    def find(self, routed: Routed, source: StoredObject) -> Existing | None:
+        """Return the object at the destination of `routed`; None if there is none."""
+        with destination_errors():
+            output = self._store.head(routed.destination)
+            if output is None:
+                return None
+            return Existing(output, self._receipt_of(source, routed.route, output))
+
+    def options_of(self, source: StoredObject, existing: Existing | None) -> AnonymizeOptions:
+        """Return the options for a request without any: those that `existing` was made with.
+
+        A picture that is made again stays hidden where somebody asked for it. Raises InvalidRequest
+        if the receipt, which holds the options, is gone.
+        """
+        if existing is None:
+            return AS_CONFIGURED
+        output = existing.output
+        was_made_with_options = "-" in output.metadata.get(receipts.RECIPE, "")
+        if not was_made_with_options or not self.is_of_version(source, output):
+            return AS_CONFIGURED
+        if existing.receipt is None:
+            unsigned = " or not signed by a known key" if self.marks.are_keyed else ""
+            raise InvalidRequest(
+                f"{output.uri} was made with options, and its receipt is gone{unsigned}: "
+                "send the options again"
+            )
+        return existing.receipt.asked
+
+    def is_intact(self, source: StoredObject, existing: Existing) -> bool:
+        """Return whether the object at the destination can be the output that a worker stored.
+
+        Somebody may have put another object there, such as a copy of the source.
+        """
+        if existing.receipt is None:
+            return not receipts.looks_like_copy(source, existing.output)
+        return existing.receipt.is_of(source, existing.output)
+
+    def is_of_version(self, source: StoredObject, output: StoredObject) -> bool:
+        """Return whether `output` is marked as made from this version of `source`."""
+        mark = output.metadata.get(receipts.SOURCE_ETAG, "")
+        return self.marks.is_version(mark, source.uri, source.etag)
+
+    def check_source(self, source: ObjectUri, output: StoredObject) -> None:
+        """Raise DestinationTaken unless `output` is marked as an output of `source`.
+
+        Raises SettingsInvalid if the mark was made with a key that this worker does not have.
+        """
+        if self.marks.is_source(output.metadata, source):
+            return
+        if key := self.marks.missing_key_of(output.metadata):
+            raise SettingsInvalid(
+                f"{output.uri} was made with the key {key}: add it to VEIL_RECEIPT_KEY"
+            )
+        raise DestinationTaken(
+            f"{output.uri} is not an output of {source}: choose another destination, or remove it"
+        )
+
+    def store(
+        self,
+        fetched: Fetched,
+        receipt: Receipt,
+        result: Anonymized,
+        confirm: Callable[[], None],
+    ) -> None:
+        """Store the receipt and then the output, or neither.
+
+        The output replaces the one that the worker found at first. If another object is there now,
+        it may be this very output, because S3's answer was lost or another worker was faster.
+        A held picture has a receipt and no output.
+
+        `confirm` is called before each try. Raises DestinationTaken if the other object is not an
+        output of the source, ObjectNotFound or SourceChanged if the source was deleted or replaced.
+        """
+        route, destination = fetched.routed.route, fetched.routed.destination
+        made, present = self._made(fetched, receipt), fetched.replaces
+        for _ in range(STORE_TRIES):
+            with destination_errors():
+                confirm()
+                self._put_receipt(route, made, receipt)
+            try:
+                self._check_unchanged(fetched.source)
+                if result.content is None:
+                    return  # An older output stays, and so does its receipt.
+                present, is_stored = self._put_output(
+                    fetched, receipt, result.content, result.content_type, present
+                )
+                if is_stored:
+                    break
+                if present is not None:
+                    self.check_source(fetched.source.uri, present)
+            except (Permanent, SourceChanged):
+                self._withdraw_receipt(route, made, present)
+                raise
+        else:
+            self._withdraw_receipt(route, made, present)
+            raise StorageUnavailable(f"{destination} changed again while it was stored")
+        if present is not None:
+            self._remove_older_receipts(route, made)
+
+    def _receipt_of(
+        self, source: StoredObject, route: Route, output: StoredObject
+    ) -> Receipt | None:
+        """Return the receipt of `output`, if both are of this version of `source`."""
+        if not self.is_of_version(source, output):
+            return None
+        made = ReceiptName.of_output(route.destination.relative(output.uri), output)
+        found = receipts.find(self._store, route.destination, made, output.uri, self.marks.keys)
+        receipt = found.accepted if found else None
+        if receipt is None or receipt.status == "held":
+            return None
+        if (receipt.source_etag, receipt.recipe) != (source.etag, made.recipe):
+            return None
+        mark = receipt.source_mark
+        if mark is not None and not self.marks.is_source({receipts.SOURCE: mark}, source.uri):
+            return None
+        return receipt
+
+    def _made(self, fetched: Fetched, receipt: Receipt) -> ReceiptName:
+        """Return the facts that the name of the receipt states."""
+        source, routed = fetched.source, fetched.routed
+        return ReceiptName.of(
+            routed.route.destination.relative(routed.destination),
+            receipt.recipe,
+            self.marks.version(source.uri, source.etag),
+            receipt.output_bytes or 0,
+            receipt.output_sha256 == receipt.source_sha256,
+        )
+
+    def _put_receipt(self, route: Route, made: ReceiptName, receipt: Receipt) -> None:
+        uri = receipts.uri(route.destination, made)
+        self._store.put(uri, receipt.to_bytes(self.signing_key), "application/json", {})
+
+    def _put_output(
+        self,
+        fetched: Fetched,
+        receipt: Receipt,
+        content: bytes,
+        content_type: str,
+        present: StoredObject | None,
+    ) -> tuple[StoredObject | None, bool]:
+        """Store the output in place of `present`.
+
+        Returns the object that was at the destination before, or the other one that is there now,
+        and whether the output is stored.
+        """
+        destination = fetched.routed.destination
+        metadata = self._metadata(fetched.source, receipt)
+        with destination_errors():
+            if self._store.put_in_place_of(present, destination, content, content_type, metadata):
+                return present, True
+            found = self._store.head(destination)
+            return found, self._is_same(found, content, metadata)
+
+    def _metadata(self, source: StoredObject, receipt: Receipt) -> dict[str, str]:
+        """Return the marks of an output."""
+        metadata = {
+            receipts.SOURCE: self.marks.source(source.uri),
+            receipts.SOURCE_ETAG: self.marks.version(source.uri, source.etag),
+            receipts.RECIPE: receipt.recipe,
+            receipts.FACES: str(len(receipt.faces)),
+        }
+        if receipt.left_xyxy:
+            metadata[receipts.LEFT] = str(len(receipt.left_xyxy))
+        return metadata
+
+    def _check_unchanged(self, source: StoredObject) -> None:
+        """Raise ObjectNotFound if the source was deleted, SourceChanged if it was replaced."""
+        present = self._store.head(source.uri)
+        if present is None:
+            raise ObjectNotFound(f"{source.uri} was deleted while it was in work")
+        if present.etag != source.etag:
+            raise SourceChanged(f"{source.uri} was replaced while it was in work")
+
+    def _is_same(
+        self, present: StoredObject | None, content: bytes, metadata: dict[str, str]
+    ) -> bool:
+        """Return whether the object at the destination is the output that was to be stored."""
+        if present is None or present.size != len(content) or dict(present.metadata) != metadata:
+            return False
+        try:
+            with self._store.open(present.uri) as opened:
+                digest = opened.digest(self._fetch_seconds)
+        except ObjectNotFound:
+            return False
+        return digest == hashlib.sha256(content).hexdigest()
+
+    def _withdraw_receipt(
+        self, route: Route, made: ReceiptName, present: StoredObject | None
+    ) -> None:
+        """Delete the receipt of an output that was not stored.
+
+        The receipt stays if it is also that of the output at the destination.
+        """
+        if present is not None:
+            stated = ReceiptName.of_output(made.key, present)
+            if (stated, stated.size) == (made, made.size):
+                return
+        with destination_errors():
+            self._store.delete(receipts.uri(route.destination, made))
+
+    def _remove_older_receipts(self, route: Route, made: ReceiptName) -> None:
+        """Delete all receipts of the output but that of `made`."""
+        with destination_errors():
+            kept = receipts.uri(route.destination, made)
+            for uri, _ in receipts.list_names(self._store, route.destination, made.key):
+                if uri != kept:
+                    self._store.delete(uri)
+
+
+@contextmanager
+def destination_errors() -> Iterator[None]:
+    """Raise DestinationUnavailable for a refusal of the destination.
+
+    A refused destination affects every picture, so the message is retried instead of given up.
+    """
+    try:
+        yield
+    except (AccessDenied, ObjectNotFound) as error:
+        raise DestinationUnavailable(str(error)) from None
