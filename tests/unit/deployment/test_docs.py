@@ -18,6 +18,9 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 # A path in code, such as `worker/pipeline.py`, but no pattern, such as `labels/`.
 SOURCE_PATH = re.compile(r"`((?:docker|tasks|tests|tools|training|worker)/[\w./-]*)`")
+CODE = re.compile(r"`([^`]+)`")
+# A row of the table in docs/architecture.md: its number, its files and its functions.
+WAY_STEP = re.compile(r"^\| (\d+) \| .* \| (.*) \| (.*) \|$", re.MULTILINE)
 TEST_FILE = re.compile(r"`(?:tests/[a-z/]*)?(test_\w+\.py)`")
 MAX_COLUMNS = 120
 
@@ -109,3 +112,24 @@ def test_lines_are_short_but_for_tables():
             if len(line) > MAX_COLUMNS and not line.startswith("|"):
                 long.append((name(page), number))
     assert long == []
+
+
+def test_the_way_of_one_picture_names_functions_that_exist():
+    steps = WAY_STEP.findall((ROOT / "docs" / "architecture.md").read_text())
+    assert len(steps) >= 10
+    missing = []
+    for number, paths, functions in steps:
+        folder = Path()
+        source = ""
+        for path in (Path(text) for text in CODE.findall(paths)):
+            folder = path.parent if len(path.parts) > 1 else folder
+            source += "".join(file.read_text() for file in _python_files(ROOT / folder / path.name))
+        for function in CODE.findall(functions):
+            last = re.escape(function.rpartition(".")[2])
+            if not re.search(rf"^ *(def|class) {last}\b|^{last} ?[:=]", source, re.MULTILINE):
+                missing.append((number, function))
+    assert missing == []
+
+
+def _python_files(path):
+    return sorted(path.glob("*.py")) if path.is_dir() else [path]
