@@ -71,9 +71,10 @@ def covered(picture, boxes_xyxy, style):
 
 def touched(picture, boxes_xyxy, style):
     """Return which pixels are in a region or in the soft edge around one."""
-    blank = np.full(picture.shape[:2], 255, np.uint8)
+    # The outermost part of an edge changes pixels of 16 bits only.
+    blank = np.full(picture.shape[:2], 65_535, np.uint16)
     grown = hide(blank, boxes_xyxy, replace(style, method="fill"))
-    return grown < 255
+    return grown < 65_535
 
 
 def box(*sides):
