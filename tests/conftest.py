@@ -18,6 +18,7 @@ EXPOSURE_TOOL = Path(os.environ.get("FACES_JUDGE") or SHARED / "tools" / "exposu
 IN_CI = os.environ.get("CI", "").lower() == "true"
 PROGRAMS = Path(sys.executable).parent
 COMMAND_SECONDS = 240
+LONGEST_FILE = "test_training_export.py"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,6 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "filterwarnings", "ignore:This process .* is multi-threaded:DeprecationWarning"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest file, so that no process is left with it at the end."""
+    items.sort(key=lambda item: LONGEST_FILE not in item.nodeid)
 
 
 @pytest.fixture(scope="session", autouse=True)
