@@ -55,8 +55,8 @@ class Anonymizer:
         """The digest of everything that decides an output: 16 hex digits, as in receipts."""
         return self._anonymizer.recipe
 
-    def anonymize(self, file: File, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
-        """Return the anonymized file of `file`, which is the bytes of a picture file or its path.
+    def anonymize(self, content: File, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
+        """Return the anonymized file of `content`: the bytes of a picture file, or its path.
 
         The result has `content` (bytes in the same format), `format` (such as ``JPEG``), `width`,
         `height` and `detections`. These are the faces of all frames, strongest first:
@@ -68,7 +68,7 @@ class Anonymizer:
         the picture cannot be anonymized, DetectorUnavailable if the detector does not answer in
         time, and OSError if the path cannot be read.
         """
-        return self._anonymizer.anonymize(self._content(file), Stopwatch(), options)
+        return self._anonymizer.anonymize(self._content(content), Stopwatch(), options)
 
     def anonymize_array(
         self, pixels: Pixels | Image.Image, options: AnonymizeOptions = AS_CONFIGURED
@@ -86,14 +86,14 @@ class Anonymizer:
         """
         return self._anonymizer.anonymize_array(self._checked(pixels), options)
 
-    def detect(self, picture: File | Pixels | Image.Image) -> Detections:
-        """Return the faces in `picture`: `boxes_xyxy` and `scores`.
+    def detect(self, pixels: File | Pixels | Image.Image) -> Detections:
+        """Return the faces in `pixels`: `boxes_xyxy` and `scores`.
 
-        `picture` is any argument of `anonymize` or `anonymize_array`. Raises the errors of these.
+        `pixels` is any argument of `anonymize` or `anonymize_array`. Raises the errors of these.
         """
-        if isinstance(picture, bytes | str | os.PathLike):
-            return self._anonymizer.detect_file(self._content(picture)).detections
-        return self._anonymizer.detect(self._checked(picture))
+        if isinstance(pixels, bytes | str | os.PathLike):
+            return self._anonymizer.detect_file(self._content(pixels)).detections
+        return self._anonymizer.detect(self._checked(pixels))
 
     def _content(self, file: Any) -> bytes:
         """Return the bytes of `file`, within the limit; a larger file is not read."""
