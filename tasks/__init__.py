@@ -1,6 +1,8 @@
 """The interface between producers and workers: tasks, their options, reports and errors.
 
-``from tasks import anonymize_image`` returns the task. Importing this package does not read the
+``from tasks import anonymize_image`` returns the task. A project with a module ``tasks`` of its own
+imports the same names from ``veil.tasks``. Modules of this package therefore import each other
+relatively. Importing this package does not read the
 environment and does not import Celery; using one of the names below does.
 """
 
@@ -15,15 +17,15 @@ if TYPE_CHECKING:
 __all__ = ["AnonymizeOptions", "AnonymizeReport", "anonymize_image", "errors"]
 
 MODULES = {
-    "AnonymizeOptions": "tasks.messages",
-    "AnonymizeReport": "tasks.messages",
-    "anonymize_image": "tasks.anonymize",
+    "AnonymizeOptions": ".messages",
+    "AnonymizeReport": ".messages",
+    "anonymize_image": ".anonymize",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "errors":
-        return import_module("tasks.errors")
+        return import_module(".errors", __name__)
     if name in MODULES:
-        return getattr(import_module(MODULES[name]), name)
+        return getattr(import_module(MODULES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -63,7 +63,7 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     name=TASK,
     max_retries=None,
     throws=(VeilError,),
-    Request="tasks.delivery.acknowledgement:Request",
+    Request=f"{__package__}.delivery.acknowledgement:Request",
 )
 def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeReport:
     """Anonymize a picture: ``anonymize_image.delay(source, destination=None, options=None)``.

@@ -13,11 +13,13 @@ from tasks.delivery.steps import EventsStep, PipelineStep, installed_pipeline
 from tasks.delivery.work import Work
 from tasks.messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS
 from tasks.representation import shown
+from tasks.results import WORKERS_PACKAGE
 from tasks.settings import Settings
 
 # The timeout of any answer of Redis, more than the second for which kombu lets Redis wait for a
 # message.
 REDIS_TIMEOUT_SECONDS = 20
+PRODUCER_BACKEND = f"{__package__}.results:ProducerBackend"
 
 
 class App(Celery):  # type: ignore[misc]
@@ -34,25 +36,31 @@ class App(Celery):  # type: ignore[misc]
 def _add_headers(
     sender: str = "", body: Any = None, headers: dict[str, Any] | None = None, **_: Any
 ) -> None:
-    if headers is None:
+    if headers is None or sender != TASK:  # Celery sends this signal for every app in the process.
         return
     headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
-    if sender == TASK and not isinstance(body, dict):  # In message protocol 1 the body is a dict.
+    if not isinstance(body, dict):  # In message protocol 1 the body is a dict.
         headers["argsrepr"] = shown(body[0])
 
 
 @import_modules.connect
-def _prevent_core_dumps(**_: Any) -> None:
+def _prevent_core_dumps(sender: Any = None, **_: Any) -> None:
     """Prevent core dumps of Celery's own programs: workers, however started, and Flower.
 
-    Programs that only enqueue pictures never send this signal, and keep their own choice.
+    Programs that only enqueue pictures keep their own choice. They never send this signal, or send
+    it for an app of their own.
     """
-    core_dumps.prevent()
+    if isinstance(sender, App):
+        core_dumps.prevent()
 
 
 def create_app(settings: Settings) -> App:
     """Return the app for `settings`. The app connects on first use."""
-    app = App("veil", include=["tasks.anonymize"])
+    # Under any other name, this package is a library in a project with an app of its own. That app
+    # must stay the current one: the project's shared tasks are sent with it.
+    is_current = __package__ == WORKERS_PACKAGE
+    app = App("veil", include=[f"{__package__}.anonymize"], set_as_current=is_current)
+    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), PRODUCER_BACKEND)
     app.conf.update(
         broker_url=settings.broker_url(),
         result_backend=settings.broker_url(),

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from tasks.errors import ImageTooLarge
 from tasks.messages import AnonymizeOptions, Areas, Reason
@@ -92,6 +93,11 @@ class AnonymizedArray:
     detections: Detections
     checked: Checked = UNCHECKED
     reason: Reason | None = None
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The pixels as a Pillow image, or None if the picture is held."""
+        return None if self.pixels is None else Image.fromarray(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,17 @@ class Anonymizer:
         picture = _of_array(pixels)
         result = self._anonymize(picture, _only_frame, _of_array, Stopwatch(), options)
         return AnonymizedArray(result.output, result.detections, result.checked, result.reason)
+
+    def detect_file(self, content: bytes, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
+        """Return the faces that `anonymize` would hide, without an output: `content` is None.
+
+        Raises a VeilError, as `anonymize` does.
+        """
+        picture = self._decode(content)
+        faces = _strongest_first(Detections.joined(self._faces(picture, options)))
+        return Anonymized(
+            None, picture.content_type, picture.format, picture.width, picture.height, faces
+        )
 
     def detect(self, pixels: Pixels) -> Detections:
         """Return the faces in `pixels`, uint8 RGB [height, width, 3], strongest first."""

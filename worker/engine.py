@@ -1,11 +1,13 @@
 """The engine for Python programs: it anonymizes files and arrays without a queue."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from tasks.errors import ImageTooLarge, UnsupportedImage
+from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from tasks.messages import AnonymizeOptions
 from tasks.settings import refuse_unknown
 from worker.anonymizer import AS_CONFIGURED, Anonymized, AnonymizedArray, Stopwatch
@@ -13,6 +15,11 @@ from worker.bootstrap import build_anonymizer
 from worker.detection.faces import Detections
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
+
+File = bytes | str | os.PathLike[str]
+"""A picture file: its bytes, or its path."""
+
+CONVERTED_MODES = ("RGB", "L")  # modes of Pillow that become RGB without a loss
 
 
 class Anonymizer:
@@ -48,8 +55,8 @@ class Anonymizer:
         """The digest of everything that decides an output: 16 hex digits, as in receipts."""
         return self._anonymizer.recipe
 
-    def anonymize(self, content: bytes, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
-        """Return the anonymized file of `content`, the bytes of a picture file.
+    def anonymize(self, content: File, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
+        """Return the anonymized file of `content`: the bytes of a picture file, or its path.
 
         The result has `content` (bytes in the same format), `format` (such as ``JPEG``), `width`,
         `height` and `detections`. These are the faces of all frames, strongest first:
@@ -59,56 +66,94 @@ class Anonymizer:
 
         Raises EmptyObject, UnreadableImage, UnsupportedImage, ImageTooLarge or DetectionFailed if
         the picture cannot be anonymized, DetectorUnavailable if the detector does not answer in
-        time.
+        time, and OSError if the path cannot be read.
         """
-        if not isinstance(content, bytes):
-            raise UnsupportedImage(
-                f"a file must be given as bytes, not as {type(content).__name__}"
-            )
-        if len(content) > self._settings.max_bytes:
-            raise ImageTooLarge(
-                f"the file has {len(content):,} bytes, the limit is {self._settings.max_bytes:,}: "
-                "raise VEIL_MAX_BYTES"
-            )
-        return self._anonymizer.anonymize(content, Stopwatch(), options)
+        return self._anonymizer.anonymize(self._content(content), Stopwatch(), options)
 
     def anonymize_array(
-        self, pixels: Pixels, options: AnonymizeOptions = AS_CONFIGURED
+        self, pixels: Pixels | Image.Image, options: AnonymizeOptions = AS_CONFIGURED
     ) -> AnonymizedArray:
-        """Return a copy of `pixels`, uint8 RGB [height, width, 3], with the faces in it hidden.
+        """Return a copy of `pixels` with the faces in it hidden.
 
-        The result has `pixels`, uint8 RGB [height, width, 3], and the `detections` of `anonymize`.
-        `pixels` is None if the picture is held; `reason` says why. The given array is not changed.
+        `pixels` is an array, uint8 RGB [height, width, 3], or a Pillow image in the mode RGB or L,
+        which is rotated as its EXIF orientation says. The argument is not changed.
+
+        The result has `pixels`, uint8 RGB [height, width, 3], the same pixels as the Pillow image
+        `image`, and the `detections` of `anonymize`. `pixels` and `image` are None if the picture
+        is held; `reason` says why.
 
         Raises UnsupportedImage for any other argument, and the errors of `anonymize`.
         """
         return self._anonymizer.anonymize_array(self._checked(pixels), options)
 
-    def detect(self, pixels: Pixels) -> Detections:
-        """Return the faces in `pixels`, uint8 RGB [height, width, 3]: `boxes_xyxy` and `scores`.
+    def detect(self, pixels: File | Pixels | Image.Image) -> Detections:
+        """Return the faces in `pixels`: `boxes_xyxy` and `scores`.
 
-        Raises the errors of `anonymize_array`.
+        `pixels` is any argument of `anonymize` or `anonymize_array`. Raises the errors of these.
         """
+        if isinstance(pixels, bytes | str | os.PathLike):
+            return self._anonymizer.detect_file(self._content(pixels)).detections
         return self._anonymizer.detect(self._checked(pixels))
 
-    def _checked(self, pixels: Any) -> Pixels:
-        """Return a checked copy of `pixels`, which the caller cannot change during the work."""
-        if not isinstance(pixels, np.ndarray) or isinstance(pixels, np.ma.MaskedArray):
+    def _content(self, file: Any) -> bytes:
+        """Return the bytes of `file`, within the limit; a larger file is not read."""
+        if isinstance(file, str | os.PathLike):
+            self._check_size(Path(file).stat().st_size)
+            file = Path(file).read_bytes()
+        if not isinstance(file, bytes):
             raise UnsupportedImage(
-                f"a picture must be a NumPy array, not {type(pixels).__name__}: "
-                "numpy.asarray(picture.convert('RGB')) converts a Pillow image"
+                f"a file must be given as bytes or a path, not as {type(file).__name__}: "
+                "anonymize_array takes arrays and Pillow images"
             )
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        self._check_size(len(file))
+        return file
+
+    def _check_size(self, size: int) -> None:
+        if size > self._settings.max_bytes:
+            raise ImageTooLarge(
+                f"the file has {size:,} bytes, the limit is {self._settings.max_bytes:,}: "
+                "raise VEIL_MAX_BYTES"
+            )
+
+    def _checked(self, picture: Any) -> Pixels:
+        """Return the checked pixels of `picture` as a copy, which the caller cannot change."""
+        if isinstance(picture, Image.Image):
+            self._check_dimensions(*picture.size)
+            return _pixels_of(picture)
+        if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
+            raise UnsupportedImage(
+                f"a picture must be a NumPy array or a Pillow image, not {type(picture).__name__}"
+            )
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UnsupportedImage(
                 "a picture must be uint8 [height, width, 3], red green blue, not "
-                f"{pixels.dtype} {list(pixels.shape)}"
+                f"{picture.dtype} {list(picture.shape)}"
             )
-        height, width = pixels.shape[:2]
-        if not pixels.size:
+        height, width = picture.shape[:2]
+        self._check_dimensions(width, height)
+        return np.array(picture, order="C", subok=False)
+
+    def _check_dimensions(self, width: int, height: int) -> None:
+        if not width * height:
             raise UnsupportedImage(f"a picture of {width} × {height} pixels is empty")
         if width * height > self._settings.max_pixels:
             raise ImageTooLarge(
                 f"{width} × {height} pixels exceed the limit of {self._settings.max_pixels:,}: "
                 "raise VEIL_MAX_PIXELS"
             )
-        return np.array(pixels, order="C", subok=False)
+
+
+def _pixels_of(image: Image.Image) -> Pixels:
+    """Return the upright pixels of a Pillow image, uint8 RGB [height, width, 3].
+
+    Other modes are refused: Pillow's conversion clips 16 bits, and drops transparency.
+    """
+    if image.mode not in CONVERTED_MODES:
+        raise UnsupportedImage(
+            f"a Pillow image must have the mode RGB or L, not {image.mode}: "
+            "image.convert('RGB') converts it"
+        )
+    try:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # A lazy image is decoded here, and its file can be damaged.
+        raise UnreadableImage(f"Pillow can't decode the image ({type(error).__name__})") from None

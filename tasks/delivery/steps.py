@@ -11,9 +11,10 @@ from tasks.delivery.circuit_breaker import CircuitBreaker
 from tasks.delivery.transport import Transport
 from tasks.delivery.work import Pipeline, Work
 from tasks.errors import VeilError
+from tasks.results import WORKERS_PACKAGE
 
-TRANSPORT = "tasks.delivery.transport:Transport"
-BACKEND = "tasks.delivery.acknowledgement:Backend"
+TRANSPORT = f"{__package__}.transport:Transport"
+BACKEND = f"{__package__}.acknowledgement:Backend"
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
@@ -23,6 +24,9 @@ def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
     The entry point lets `tasks` start a pipeline without importing `worker`. The builder must run
     in a step, where an exit ends the start: Celery ignores errors in its worker signals.
     """
+    if __package__ != f"{WORKERS_PACKAGE}.delivery":
+        # The pipeline raises the errors of `tasks`, which would all be unknown here.
+        sys.exit(f"veil: {__package__} serves producers only: start workers with `veil worker`")
     (builder,) = entry_points(group="veil", name="pipeline")
     try:
         pipeline: Pipeline = builder.load()(app, deliveries.record_stall)

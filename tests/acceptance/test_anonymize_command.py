@@ -10,6 +10,8 @@ KEYS = [
     "source",
     "output",
     "status",
+    "width",
+    "height",
     "faces",
     "boxes_xyxy",
     "scores",
@@ -99,11 +101,32 @@ def test_every_line_is_an_object_with_the_same_keys(run_on_album):
             assert outcome["error"] is None
             assert outcome["message"] is None
             assert outcome["faces"] == 1
+            assert (outcome["width"], outcome["height"]) == (260, 260)
             ((x1, y1, x2, y2),) = outcome["boxes_xyxy"]
             assert 0 <= x1 < x2 <= 260
             assert 0 <= y1 < y2 <= 260
             assert 0 < outcome["scores"][0] <= 1
             assert outcome["output"].startswith(str(output))
+
+
+def test_only_the_faces_are_printed_and_nothing_is_written(veil, album, tmp_path):
+    before = sorted(album.rglob("*"))
+    done = veil("anonymize", album / "a.jpg", "--detect-only", "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    (outcome,) = lines(done)
+    assert list(outcome) == KEYS
+    assert (outcome["status"], outcome["output"], outcome["faces"]) == ("detected", None, 1)
+    assert (outcome["width"], outcome["height"]) == (260, 260)
+    assert sorted(album.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--detect-only", "--output", "out"]])
+def test_either_a_folder_for_outputs_or_detect_only_is_given(veil, album, tmp_path, flags):
+    done = veil("anonymize", album, *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--detect-only" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sources_are_left_as_they_were(run_on_album, album, samples):

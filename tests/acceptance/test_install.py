@@ -24,13 +24,21 @@ heavy = [name for name in names if find_spec(name)]
 print(json.dumps({"task": result.id, "heavy": heavy, "data": data}))
 """
 
+PROJECT = """
+import tasks
+from veil.tasks import anonymize_image, errors
+
+assert tasks.OWN
+print(anonymize_image.name, errors.__name__)
+"""
+
 
 def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / name, source)
-    for name in ("tasks", "training", "worker"):
+    for name in ("tasks", "training", "veil", "worker"):
         shutil.copytree(
             repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -69,6 +77,18 @@ def test_a_plain_installation_enqueues_without_anything_heavy(repository, tmp_pa
             assert refused.returncode != 0
             assert "pip install 'veil[worker]'" in refused.stderr.splitlines()[-1]
             assert "Traceback" not in refused.stderr
+        shop = tmp_path / "shop"
+        shop.mkdir()
+        (shop / "tasks.py").write_text("OWN = True\n")
+        named = subprocess.run(
+            [environment / "bin" / "python", "-c", PROJECT],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=shop,
+            timeout=60,
+        )
+        assert named.stdout.split() == ["veil.anonymize_image", "veil.tasks.errors"]
         (message,) = redis.client().lrange("uploads", 0, -1)
         assert json.loads(message)["headers"]["id"] == answer["task"]
     finally:

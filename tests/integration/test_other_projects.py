@@ -1,4 +1,6 @@
-"""A Celery project with its own module ``tasks`` sends pictures by the name of the task alone."""
+"""A Celery project with its own module ``tasks`` imports ``veil.tasks``, or sends the task by its
+name.
+"""
 
 import json
 import os
@@ -25,6 +27,23 @@ except Exception as error:
 print(json.dumps(outcome))
 """
 
+GUEST = """
+import json, os, sys
+import tasks
+assert tasks.OWN
+from celery import Celery, current_app
+app = Celery("shop", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])
+from veil.tasks import AnonymizeOptions, anonymize_image, errors
+options = AnonymizeOptions(region=1.0).to_json()
+result = anonymize_image.delay(sys.argv[1], options=options)
+try:
+    outcome = result.get(timeout=60)
+except errors.UnreadableImage as error:
+    outcome = [type(error).__module__, str(error)]
+assert current_app.main == "shop"
+print(json.dumps(outcome))
+"""
+
 
 @pytest.fixture
 def run(tmp_path, queue):
@@ -41,7 +60,7 @@ def run(tmp_path, queue):
             text=True,
             timeout=90,
             cwd=tmp_path,
-            env={**os.environ, "REDIS_URL": url},
+            env={**os.environ, **queue.environment, "REDIS_URL": url},
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -63,6 +82,34 @@ def test_an_error_arrives_by_its_name(worker, raw, clean, place, run):
     assert name == "UnreadableImage"
     assert message
     assert clean.head(f"{place}a.jpg") is None
+
+
+def test_the_second_name_has_the_task_the_options_and_the_errors(
+    worker, raw, clean, place, portrait, run
+):
+    report = json.loads(run(GUEST, raw.put(f"{place}a.jpg", portrait)))
+    assert (report["status"], report["options"]) == ("anonymized", {"region": 1.0})
+    assert clean.open(f"{place}a.jpg").format == "JPEG"
+    module, message = json.loads(run(GUEST, raw.put(f"{place}b.jpg", b"no picture")))
+    assert module == "veil.tasks.errors"
+    assert message
+
+
+def test_the_example_of_the_second_name_works_in_such_a_project(
+    worker, raw, clean, place, portrait, run, repository
+):
+    (block,) = (
+        text
+        for text in BLOCK.findall((repository / "docs" / "enqueue.md").read_text())
+        if "veil.tasks" in text
+    )
+    example = "s3://camera-uploads/a/b.jpg"
+    assert example in block
+    block = block.replace(example, raw.put(f"{place}a.jpg", portrait))
+    assert run(block).split() == [clean.uri(f"{place}a.jpg")]
+    block = block.replace(f"{place}a.jpg", f"{place}b.jpg")
+    raw.put(f"{place}b.jpg", b"no picture")
+    assert run(block).startswith("UnreadableImage ")
 
 
 def test_the_example_of_the_page_works_in_such_a_project(

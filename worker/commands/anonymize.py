@@ -41,12 +41,15 @@ app = CommandApp()
 class Outcome:
     """The outcome of one file, and its line of ``--json``.
 
-    Boxes are x1 y1 x2 y2 in pixels of the upright picture.
+    `width` and `height` are those of the upright picture, in pixels; None if it failed. Boxes are
+    x1 y1 x2 y2 in its pixels.
     """
 
     source: str
     output: str | None
-    status: Literal["anonymized", "held", "failed", "ignored"]
+    status: Literal["anonymized", "held", "detected", "failed", "ignored"]
+    width: int | None = None
+    height: int | None = None
     faces: int = 0
     boxes_xyxy: list[list[float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
@@ -59,12 +62,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """A file and the path of its output. `named` tells a file of the command line from one found
-    in a folder.
+    """A file and the path of its output, which is None if its faces are only detected.
+
+    `named` tells a file of the command line from one found in a folder.
     """
 
     source: Path
-    output: Path
+    output: Path | None
     named: bool
 
 
@@ -74,30 +78,38 @@ def anonymize(
         list[Path], typer.Argument(metavar="PATH...", exists=True, help="Pictures and folders.")
     ],
     output: Annotated[
-        Path, typer.Option(file_okay=False, help="Folder for the outputs; created if missing.")
-    ],
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for the outputs; created if missing."),
+    ] = None,
     method: options.Method = None,
     region: options.Region = None,
     exempt: options.Exempt = None,
     extra: options.Extra = None,
+    detect_only: Annotated[
+        bool, typer.Option("--detect-only", help="Print the faces, and write no outputs.")
+    ] = False,
     as_json: options.Json = False,
 ) -> ExitCode:
     """Anonymize local pictures, without a queue.
 
     Folders are searched, and their structure is kept. Exit with 1 if a picture failed.
 
+    Example: veil anonymize holiday/ --detect-only --json
+
     Example: veil anonymize holiday/ --output clean/ --region full
     """
+    _check_output(output, detect_only)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra)
     jobs = list(find_jobs(paths, output))
-    _create_folder(output)
+    if output is not None:
+        _create_folder(output)
     from worker.bootstrap import build_anonymizer
 
     anonymizer = build_anonymizer(settings)
     counts: Counter[str] = Counter()
-    with progress_bar("anonymized", total=len(jobs)) as bar:
+    with progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar:
 
         def report(outcome: Outcome) -> None:
             counts[outcome.status] += 1
@@ -109,12 +121,18 @@ def anonymize(
     return ExitCode.ok_if(not counts["failed"])
 
 
-def find_jobs(paths: list[Path], output: Path) -> Iterator[Job]:
+def find_jobs(paths: list[Path], output: Path | None) -> Iterator[Job]:
     """Yield a job for each file of `paths` and the folders in it.
+
+    Without `output`, the jobs have no outputs either.
 
     Raise OutputFailed where an output would replace a source or another output, and for a folder
     that can't be read.
     """
+    if output is None:
+        for source, _, named in _files(paths, None):
+            yield Job(source, None, named)
+        return
     source_of: dict[Path, Path] = {}
     files = list(_files(paths, output.resolve()))
     sources = {source.resolve() for source, _, _ in files}
@@ -135,7 +153,7 @@ def find_jobs(paths: list[Path], output: Path) -> Iterator[Job]:
 def anonymize_file(
     anonymizer: "Anonymizer", job: Job, max_bytes: int, request: AnonymizeOptions | None = None
 ) -> Outcome:
-    """Anonymize one file of at most `max_bytes` and return its outcome.
+    """Anonymize one file of at most `max_bytes`, or only detect its faces; return its outcome.
 
     Every error becomes an outcome, so one bad file does not end the run.
     """
@@ -145,8 +163,11 @@ def anonymize_file(
     content = b""
     try:
         content = _read(job.source, max_bytes)
-        result = anonymizer.anonymize(content, Stopwatch(), request or AS_CONFIGURED)
-        if result.content is not None:
+        if job.output is None:
+            result = anonymizer.detect_file(content, request or AS_CONFIGURED)
+        else:
+            result = anonymizer.anonymize(content, Stopwatch(), request or AS_CONFIGURED)
+        if job.output is not None and result.content is not None:
             write_atomically(job.output, result.content)
         outcome = _success(job, result)
     except Exception as error:
@@ -154,7 +175,15 @@ def anonymize_file(
     return replace(outcome, seconds=round(time.perf_counter() - started, 3))
 
 
-def _files(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path, bool]]:
+def _check_output(output: Path | None, detect_only: bool) -> None:
+    """Raise BadParameter unless there is either a folder for outputs or no output."""
+    if output is None and not detect_only:
+        raise typer.BadParameter("give a folder, or --detect-only", param_hint="--output")
+    if output is not None and detect_only:
+        raise typer.BadParameter("--detect-only writes no outputs", param_hint="--output")
+
+
+def _files(paths: list[Path], output: Path | None) -> Iterator[tuple[Path, Path, bool]]:
     """Yield each file, its path below the output folder, and whether the user named it."""
     for path in paths:
         if not path.is_dir():
@@ -164,7 +193,7 @@ def _files(paths: list[Path], output: Path) -> Iterator[tuple[Path, Path, bool]]
             yield file, file.relative_to(path), False
 
 
-def _files_in(root: Path, output: Path) -> Iterator[Path]:
+def _files_in(root: Path, output: Path | None) -> Iterator[Path]:
     """Yield the files below `root` in order, without hidden ones and those of earlier outputs."""
 
     def is_searched(folder: Path) -> bool:
@@ -230,11 +259,17 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def _success(job: Job, result: "Anonymized") -> Outcome:
-    is_held = result.content is None
+    status: Literal["anonymized", "held", "detected"] = "anonymized"
+    if job.output is None:
+        status = "detected"
+    elif result.content is None:
+        status = "held"
     return Outcome(
         str(job.source),
-        None if is_held else str(job.output),
-        "held" if is_held else "anonymized",
+        str(job.output) if status == "anonymized" else None,
+        status,
+        width=result.width,
+        height=result.height,
         faces=len(result.detections),
         boxes_xyxy=[_rounded(box) for box in result.detections.boxes_xyxy],
         scores=[round(float(score), 4) for score in result.detections.scores],
@@ -279,6 +314,9 @@ def _print(outcome: Outcome, as_json: bool) -> None:
     elif outcome.status in ("failed", "ignored"):
         note = "ignored, " if outcome.status == "ignored" else ""
         print(f"{outcome.source}: {note}{outcome.error}: {outcome.message}", file=sys.stderr)
+    elif outcome.status == "detected":
+        faces = "1 face" if outcome.faces == 1 else f"{outcome.faces} faces"
+        print(f"{outcome.source}: {faces}, {outcome.width} × {outcome.height} pixels", flush=True)
     elif outcome.reason is not None:
         print(f"{outcome.source}: {outcome.status}, {outcome.reason}", file=sys.stderr)
 

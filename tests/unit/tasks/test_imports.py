@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,22 +59,92 @@ def test_a_misspelt_name_of_tasks_is_an_attribute_error():
         tasks.anonymise_image  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["tasks", "training", "worker"])
+@pytest.mark.parametrize("package", ["tasks", "training", "veil", "worker"])
 def test_every_package_says_that_it_is_typed(package):
     assert (ROOT / package / "py.typed").is_file()
 
 
 def imported(path):
+    """Yield the module that each import statement of `path` names, with the dots of a relative
+    one.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+            yield "." * node.level + (node.module or "")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_no_module_of_tasks_imports_what_workers_need_even_late(path):
     assert not {name.split(".")[0] for name in imported(path)} & {*HEAVY, "training"}
+
+
+MODULE_NAME = re.compile(r"tasks(\.\w+)+(:\w+)?")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_no_module_of_tasks_names_the_package_because_it_has_another_name_too(path):
+    assert [name for name in imported(path) if name.split(".")[0] == "tasks"] == []
+    nodes = ast.walk(ast.parse(path.read_text()))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    assert [text for text in texts if isinstance(text, str) and MODULE_NAME.fullmatch(text)] == []
+
+
+GUEST = """
+import json
+import resource
+import sys
+from celery import Celery, current_app
+from celery.signals import before_task_publish, import_modules
+
+resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+
+sys.modules["tasks"] = "the module of the project"
+shop = Celery("shop", broker="memory://")
+from veil.tasks import AnonymizeOptions, AnonymizeReport, anonymize_image, errors
+from veil.tasks.app import app
+
+import_modules.send(sender=shop)
+headers = {}
+before_task_publish.send(sender="shop.resize", body=[(), {}, {}], headers=headers)
+stored = {"exc_type": "Busy", "exc_message": ["wait"], "exc_module": "tasks.errors"}
+error = app.backend.exception_to_python(stored)
+assert type(error) is errors.Busy, type(error)
+print(json.dumps({
+    "current": current_app.main,
+    "task": [anonymize_image.name, anonymize_image.app.main, anonymize_image.Request],
+    "include": list(app.conf.include),
+    "headers": headers,
+    "modules": [name for name in sys.modules if name.startswith("tasks.")],
+    "options": AnonymizeOptions(region=1.0).to_json(),
+    "core dumps": resource.getrlimit(resource.RLIMIT_CORE),
+}))
+"""
+
+
+def test_under_its_second_name_the_package_is_a_guest_in_the_project_of_another_app():
+    done = subprocess.run(
+        [sys.executable, "-c", GUEST], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert json.loads(done.stdout) == {
+        "current": "shop",
+        "task": [
+            "veil.anonymize_image",
+            "veil",
+            "veil.tasks.delivery.acknowledgement:Request",
+        ],
+        "include": ["veil.tasks.anonymize"],
+        "headers": {},
+        "modules": [],
+        "options": {"region": 1.0},
+        "core dumps": [1, 1],
+    }
+
+
+def test_the_second_name_has_every_module_of_the_first():
+    for path in (*MODULES, *(ROOT / "tasks").rglob("*.lua")):
+        assert (ROOT / "veil" / path.relative_to(ROOT)).samefile(path)
 
 
 @pytest.mark.parametrize("package", ["tasks", "training", "worker"])
@@ -105,10 +176,21 @@ def module_level(body):
                 yield from module_level(part)
 
 
-def named(node):
-    """Yield what an import statement names: modules, and for `from` what is taken from them."""
+def named(node, package):
+    """Yield what an import statement in `package` names: modules, and for `from` what is taken
+    from them.
+    """
     for alias in node.names:
-        yield alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
+        yield alias.name if isinstance(node, ast.Import) else f"{base(node, package)}.{alias.name}"
+
+
+def base(node, package):
+    """Return the absolute name of the module from which a statement in `package` imports."""
+    if not node.level:
+        return node.module
+    parents = package.split(".")
+    kept = parents[: len(parents) - node.level + 1]
+    return ".".join([*kept, *filter(None, [node.module])])
 
 
 def import_graph(root, *packages):
@@ -125,8 +207,9 @@ def import_graph(root, *packages):
     graph = {}
     for module, path in paths.items():
         loaded = graph[module] = set()
+        package = ".".join(path.relative_to(root).parent.parts)
         for node in module_level(ast.parse(path.read_text()).body):
-            for name in named(node):
+            for name in named(node, package):
                 found = name if name in paths else name.rpartition(".")[0]
                 if found in paths:
                     loaded.add(found)
@@ -152,6 +235,8 @@ def test_modules_do_not_import_each_other_in_circles():
             "b": "try:\n pass\nexcept OSError:\n from house.a import name",
         },
         {"__init__": "from house.a import name", "a": "from house import other"},
+        {"a": "from . import b", "b": "from .a import name"},
+        {"__init__": "from .a import name", "a": "from . import other"},
     ],
 )
 def test_a_circle_is_found_through_statements_of_any_form(tmp_path, modules):

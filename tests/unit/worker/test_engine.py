@@ -72,6 +72,65 @@ def test_an_array_and_a_lossless_file_of_it_have_the_same_output(anonymizer, pix
     )
 
 
+def test_a_path_and_its_bytes_have_the_same_output(anonymizer, portrait, tmp_path):
+    path = tmp_path / "portrait.jpg"
+    path.write_bytes(portrait)
+    expected = anonymizer.anonymize(portrait)
+    for file in (path, str(path)):
+        assert anonymizer.anonymize(file).content == expected.content
+    boxes = expected.detections.boxes_xyxy.tolist()
+    for file in (path, str(path), portrait):
+        assert anonymizer.detect(file).boxes_xyxy.tolist() == boxes
+    assert path.read_bytes() == portrait
+
+
+def test_a_path_that_is_missing_or_too_large_is_an_error(anonymizer, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        anonymizer.anonymize(tmp_path / "missing.jpg")
+    (tmp_path / "large.jpg").write_bytes(bytes(1_000_001))
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda path: pytest.fail("it was read"))
+    with pytest.raises(ImageTooLarge, match="VEIL_MAX_BYTES"):
+        anonymizer.anonymize(tmp_path / "large.jpg")
+
+
+def test_a_pillow_image_and_its_array_have_the_same_output(anonymizer, pixels):
+    expected = anonymizer.anonymize_array(pixels)
+    image = Image.fromarray(pixels)
+    result = anonymizer.anonymize_array(image)
+    assert np.array_equal(result.pixels, expected.pixels)
+    assert np.array_equal(result.image, expected.pixels)
+    assert np.array_equal(image, pixels)
+    boxes = anonymizer.detect(image).boxes_xyxy
+    assert boxes.tolist() == expected.detections.boxes_xyxy.tolist()
+
+
+def test_a_pillow_image_of_a_file_is_turned_upright(anonymizer, portrait, pixels, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Viewers rotate the picture by 90° clockwise.
+    path = tmp_path / "turned.png"
+    Image.fromarray(np.rot90(pixels)).save(path, exif=exif)
+    with Image.open(path) as image:
+        result = anonymizer.anonymize_array(image)
+    assert np.array_equal(result.pixels, anonymizer.anonymize_array(pixels).pixels)
+
+
+def test_a_grey_pillow_image_becomes_rgb(anonymizer):
+    result = anonymizer.anonymize_array(Image.new("L", (64, 48), 128))
+    assert (result.pixels == 128).all()
+    assert result.image.size == (64, 48)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGBA", "LA", "CMYK", "I;16", "F"])
+def test_a_pillow_image_of_another_mode_is_refused_with_the_remedy(anonymizer, mode):
+    with pytest.raises(UnsupportedImage, match=r"convert\('RGB'\)"):
+        anonymizer.detect(Image.new(mode, (8, 8)))
+
+
+def test_a_pillow_image_of_a_damaged_file_is_unreadable(anonymizer, portrait):
+    with Image.open(io.BytesIO(portrait[:2000])) as image, pytest.raises(UnreadableImage):
+        anonymizer.anonymize_array(image)
+
+
 def test_views_of_arrays_are_taken_as_they_look(anonymizer, pixels):
     flipped = pixels[:, ::-1]
     contiguous = np.ascontiguousarray(flipped)
@@ -95,9 +154,9 @@ def test_an_array_that_changes_during_the_work_leaves_no_clear_pixels(anonymizer
 
 NOT_ARRAYS = [
     [[[1, 2, 3]]],
-    b"bytes",
+    bytearray(b"bytes"),
     None,
-    Image.new("RGB", (8, 8)),
+    Image.new("RGBA", (8, 8)),
     np.ma.masked_array(np.zeros((8, 8, 3), np.uint8)),
     np.zeros((8, 8, 3)),
     np.zeros((8, 8, 3), np.int8),
@@ -125,6 +184,8 @@ def test_anything_but_rgb_in_8_bits_is_refused_by_name(anonymizer, given, method
 def test_an_array_over_the_limit_is_refused(anonymizer, method):
     with pytest.raises(ImageTooLarge, match="VEIL_MAX_PIXELS"):
         getattr(anonymizer, method)(np.zeros((1000, 1001, 3), np.uint8))
+    with pytest.raises(ImageTooLarge, match="VEIL_MAX_PIXELS"):
+        getattr(anonymizer, method)(Image.new("RGB", (1000, 1001)))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +194,7 @@ def test_an_array_over_the_limit_is_refused(anonymizer, method):
         (b"", EmptyObject),
         (b"no picture", UnreadableImage),
         (bytes(1_000_001), ImageTooLarge),
-        ("text", UnsupportedImage),
+        (7, UnsupportedImage),
         (None, UnsupportedImage),
         (bytearray(b"\xff\xd8"), UnsupportedImage),
     ],

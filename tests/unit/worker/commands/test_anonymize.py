@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import DetectionFailed, OutputFailed
+from tasks.messages import AnonymizeOptions
 from worker.anonymizer import Anonymizer, Limits
 from worker.commands.anonymize import Job, _print, anonymize_file, find_jobs
 from worker.detection.faces import Detections
@@ -172,6 +173,26 @@ def test_a_face_in_a_file_is_hidden(folder, tmp_path):
     assert not pixels[10:30, 10:30].any()
     assert (pixels[30:] == (200, 180, 160)).all()
     assert source.read_bytes() == picture()
+
+
+def test_faces_are_only_detected_if_a_job_has_no_output(folder, tmp_path, capsys):
+    source = folder("in", {"a.png": picture(), "b/a.png": picture()})
+    jobs = list(find_jobs([source, source / "a.png"], None))
+    assert [job.output for job in jobs] == [None] * 3
+    outcome = anonymize_file(anonymizer(), jobs[0], 10**6)
+    assert (outcome.status, outcome.output, outcome.faces) == ("detected", None, 1)
+    assert (outcome.width, outcome.height) == (40, 40)
+    assert (outcome.boxes_xyxy, outcome.scores) == ([list(FACE)], [0.75])
+    _print(outcome, as_json=False)
+    assert capsys.readouterr().out == f"{source / 'a.png'}: 1 face, 40 × 40 pixels\n"
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.png", "a.png"]
+
+
+def test_faces_in_exempt_areas_are_not_detected(folder):
+    source = folder("in", {"a.png": picture()}) / "a.png"
+    exempt = AnonymizeOptions(exempt=((0, 0, 40, 40),))
+    outcome = anonymize_file(anonymizer(), Job(source, None, True), 10**6, exempt)
+    assert (outcome.status, outcome.faces) == ("detected", 0)
 
 
 def test_a_file_without_faces_is_held_by_setting_and_nothing_is_written(folder, tmp_path):
