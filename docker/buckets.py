@@ -3,13 +3,14 @@
 import boto3
 from botocore.config import Config
 
+from tasks.storage.s3 import region_of
 from worker.settings import WorkerSettings
 
 settings = WorkerSettings.load()
 s3 = boto3.client(
     "s3",
     endpoint_url=settings.s3_endpoint,
-    region_name=settings.s3_region,
+    region_name=region_of(boto3.session.Session(), settings),
     config=Config(s3={"addressing_style": "path"}),
 )
 existing = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}

@@ -192,6 +192,7 @@ class AnonymizeReport:
     - `seconds`: the duration of each stage by its name.
     - `source_etag`: the version of the source.
     - `options`: the options of the request.
+    - `warning`: the reason why older receipts of the output were not deleted, if that failed.
     """
 
     status: Status
@@ -213,6 +214,7 @@ class AnonymizeReport:
     boxes_xyxy: list[list[int]] | None = None
     source_etag: str | None = None
     options: dict[str, Any] | None = None
+    warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, without the fields that are None."""
@@ -247,3 +249,5 @@ class AnonymizeReport:
             yield f"{self.bytes_in:,} bytes in"
         if self.bytes_out is not None:
             yield f"{self.bytes_out:,} out"
+        if self.warning:
+            yield self.warning

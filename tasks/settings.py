@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -27,7 +27,8 @@ class Settings(BaseSettings):
     """The queue, the object store, and the routes.
 
     S3 credentials are not settings: boto3 finds them in AWS_ACCESS_KEY_ID and
-    AWS_SECRET_ACCESS_KEY, in a profile, or in the machine's role.
+    AWS_SECRET_ACCESS_KEY, in a profile, or in the machine's role. boto3 also finds the endpoint and
+    the region where these settings are empty.
     """
 
     model_config = SettingsConfigDict(
@@ -63,9 +64,21 @@ class Settings(BaseSettings):
         "returns the unfinished ones to the queue.",
     )
     s3_endpoint: str | None = Field(
-        None, description="Address of an S3-compatible store; empty for Amazon S3."
+        None,
+        description="Address of an S3-compatible store. Empty for the one that boto3 is configured "
+        "with (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, a profile), else Amazon S3.",
     )
-    s3_region: str = Field("us-east-1", description="Region of the buckets.")
+    s3_region: str | None = Field(
+        None,
+        description="Region of the buckets. Empty for `AWS_REGION`, `AWS_DEFAULT_REGION` or the "
+        "region of the profile, in this order, else us-east-1.",
+    )
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto",
+        description="Place of the bucket's name in the address of an object: after the host "
+        "(`path`) or before it (`virtual`). `auto` takes `addressing_style` from the profile, else "
+        "`virtual` for Amazon S3 and `path` for other stores.",
+    )
     s3_connect_seconds: float = Field(
         5, gt=0, le=60, description="Seconds allowed for opening a connection to S3."
     )
@@ -121,6 +134,11 @@ class Settings(BaseSettings):
         if not _has_server(value, ("http", "https")) or "@" in urlsplit(value).netloc:
             raise ValueError("must look like http://HOST:PORT, without a user or a password")
         return value
+
+    @field_validator("s3_region")
+    @classmethod
+    def _empty_region(cls, value: str | None) -> str | None:
+        return value or None
 
     @field_validator("receipt_key")
     @classmethod

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import structlog
+
 from tasks.addresses import ObjectUri
 from tasks.errors import (
     AccessDenied,
@@ -19,7 +21,9 @@ from tasks.errors import (
     Permanent,
     SettingsInvalid,
     SourceChanged,
+    StorageRejected,
     StorageUnavailable,
+    log_fields,
 )
 from tasks.messages import AnonymizeOptions
 from tasks.routes import Route, Routed
@@ -31,6 +35,11 @@ from tasks.storage.s3 import ObjectStore, StoredObject
 from worker.anonymizer import AS_CONFIGURED, Anonymized
 
 STORE_TRIES = 2  # of one output, if another object appears at its destination meanwhile
+# Errors of a store that refuses to delete a receipt: the credentials lack s3:DeleteObject or
+# s3:ListBucket, or the bucket has a retention period (Object Lock).
+DELETE_REFUSED = (AccessDenied, ObjectNotFound, StorageRejected)
+
+log = structlog.get_logger("veil")
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,8 @@ class Outputs:
         receipt: Receipt,
         result: Anonymized,
         confirm: Callable[[], None],
-    ) -> None:
-        """Store the receipt and then the output, or neither.
+    ) -> str | None:
+        """Store the receipt and then the output, or neither; return a warning for the report.
 
         The output replaces the one that the worker found at first. If another object is there now,
         it may be this very output, because S3's answer was lost or another worker was faster.
@@ -142,6 +151,7 @@ class Outputs:
 
         `confirm` is called before each try. Raises DestinationTaken if the other object is not an
         output of the source, ObjectNotFound or SourceChanged if the source was deleted or replaced.
+        The warning says that older receipts of the output could not be deleted.
         """
         route, destination = fetched.routed.route, fetched.routed.destination
         made, present = self._made(fetched, receipt), fetched.replaces
@@ -152,7 +162,7 @@ class Outputs:
             try:
                 self._check_unchanged(fetched.source)
                 if result.content is None:
-                    return  # An older output stays, and so does its receipt.
+                    return None  # An older output stays, and so does its receipt.
                 present, is_stored = self._put_output(
                     fetched, receipt, result.content, result.content_type, present
                 )
@@ -166,8 +176,7 @@ class Outputs:
         else:
             self._withdraw_receipt(route, made, present)
             raise StorageUnavailable(f"{destination} changed again while it was stored")
-        if present is not None:
-            self._remove_older_receipts(route, made)
+        return None if present is None else self._remove_older_receipts(route, made)
 
     def _receipt_of(
         self, source: StoredObject, route: Route, output: StoredObject
@@ -261,22 +270,37 @@ class Outputs:
     ) -> None:
         """Delete the receipt of an output that was not stored.
 
-        The receipt stays if it is also that of the output at the destination.
+        The receipt stays if it is also that of the output at the destination. If the store refuses
+        to delete it, it stays too: no output has its recipe and version, so it proves nothing.
         """
         if present is not None:
             stated = ReceiptName.of_output(made.key, present)
             if (stated, stated.size) == (made, made.size):
                 return
-        with destination_errors():
-            self._store.delete(receipts.uri(route.destination, made))
+        uri = receipts.uri(route.destination, made)
+        try:
+            self._store.delete(uri)
+        except DELETE_REFUSED as error:
+            # The caller raises the reason why the output was not stored.
+            log.warning("receipt without an output stays", receipt=str(uri), **log_fields(error))
 
-    def _remove_older_receipts(self, route: Route, made: ReceiptName) -> None:
-        """Delete all receipts of the output but that of `made`."""
-        with destination_errors():
-            kept = receipts.uri(route.destination, made)
+    def _remove_older_receipts(self, route: Route, made: ReceiptName) -> str | None:
+        """Delete all receipts of the output but that of `made`; return a warning if that fails.
+
+        The output and its own receipt are stored by then. A receipt that the store refuses to
+        delete is therefore no failure of the picture: commands tell the receipts of an output apart
+        by the metadata of the output.
+        """
+        kept = receipts.uri(route.destination, made)
+        try:
             for uri, _ in receipts.list_names(self._store, route.destination, made.key):
                 if uri != kept:
                     self._store.delete(uri)
+        except DELETE_REFUSED as error:
+            output = str(route.destination.join(made.key))
+            log.warning("older receipts stay", output=output, **log_fields(error))
+            return f"older receipts stay: {error}"
+        return None
 
 
 @contextmanager

@@ -68,9 +68,13 @@ class Pipeline(work.Pipeline):
                 self._outputs.marks,
                 self._outputs.signing_key,
             )
-            self._outputs.store(fetched, receipt, result, confirm)
+            warning = self._outputs.store(fetched, receipt, result, confirm)
         return report_of(
-            fetched, result, stopwatch.seconds, is_checked=self._anonymizer.verify != "off"
+            fetched,
+            result,
+            stopwatch.seconds,
+            is_checked=self._anonymizer.verify != "off",
+            warning=warning,
         )
 
     def check_store(self, route: Route) -> None:

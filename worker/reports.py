@@ -17,12 +17,16 @@ from worker.outputs import Existing, Fetched
 
 
 def report_of(
-    fetched: Fetched, result: Anonymized, seconds: dict[str, float], is_checked: bool
+    fetched: Fetched,
+    result: Anonymized,
+    seconds: dict[str, float],
+    is_checked: bool,
+    warning: str | None = None,
 ) -> AnonymizeReport:
     """Return the report of a picture that was anonymized or held.
 
     `seconds` maps each stage to its duration. `is_checked` tells whether outputs are checked for
-    residual faces.
+    residual faces. `warning` is that of Outputs.store.
     """
     scores = result.detections.scores
     is_held = result.content is None
@@ -47,6 +51,7 @@ def report_of(
         left_xyxy=whole_boxes(checked.remaining)[:MAX_BOXES] if result.reason else None,
         source_etag=fetched.source.etag,
         options=fetched.options.to_json() or None,
+        warning=warning,
     )
 
 

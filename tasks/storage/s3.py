@@ -1,6 +1,7 @@
 """Read, write, delete and list S3 objects."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -28,6 +29,7 @@ from tasks.errors import (
 from tasks.settings import Settings
 from tasks.storage.aws_errors import CHANGED, code, knows_no_condition, status, translated
 
+DEFAULT_REGION = "us-east-1"  # if nothing is configured; S3 then names the region of each bucket
 S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
 # A read waits for all of its bytes. Small reads notice early that a slow download misses its
 # deadline.
@@ -88,19 +90,22 @@ class ObjectStore:
         Raises SettingsInvalid if the endpoint, the region or boto3's own configuration can't be
         used.
         """
+        style = settings.s3_addressing
         config = botocore.config.Config(
             connect_timeout=settings.s3_connect_seconds,
             read_timeout=settings.s3_read_seconds,
             max_pool_connections=connections,
             retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
             tcp_keepalive=True,
-            s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
+            # Without a style, boto3 chooses the one that the setting `auto` describes.
+            s3=None if style == "auto" else {"addressing_style": style},
         )
         try:
-            client = boto3.session.Session().client(
+            session = boto3.session.Session()
+            client = session.client(
                 "s3",
                 endpoint_url=settings.s3_endpoint,
-                region_name=settings.s3_region,
+                region_name=region_of(session, settings),
                 config=config,
             )
         except (vendor.BotoCoreError, ValueError) as error:
@@ -326,6 +331,16 @@ class ObjectStore:
         if page["IsTruncated"]:
             _check_whole(page, "NextContinuationToken")
         return page
+
+
+def region_of(session: boto3.session.Session, settings: Settings) -> str:
+    """Return the region of the setting, else that of the environment or of the profile.
+
+    boto3 itself does not read AWS_REGION, which containers on Amazon's services have, and which the
+    command `aws` prefers to AWS_DEFAULT_REGION.
+    """
+    configured = settings.s3_region or os.environ.get("AWS_REGION") or session.region_name
+    return configured or DEFAULT_REGION
 
 
 def _chunks(stored: StoredObject, body: Any, seconds: float) -> Iterator[bytes]:

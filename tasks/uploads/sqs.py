@@ -24,6 +24,7 @@ from tasks.errors import (
 from tasks.publishing import Wanted
 from tasks.settings import Settings
 from tasks.storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
+from tasks.storage.s3 import region_of
 from tasks.uploads.stopping import Stop, Stopped
 from tasks.uploads.trigger import Trigger
 
@@ -68,10 +69,11 @@ class EventQueue:
             tcp_keepalive=True,
         )
         try:
-            client = boto3.session.Session().client(
+            session = boto3.session.Session()
+            client = session.client(
                 "sqs",
                 endpoint_url=endpoint or f"{parts.scheme}://{parts.netloc}",
-                region_name=region[1] if region else settings.s3_region,
+                region_name=region[1] if region else region_of(session, settings),
                 config=config,
             )
         except (vendor.BotoCoreError, ValueError) as error:

@@ -125,6 +125,7 @@ def test_pictures_go_through_and_nothing_stays_running(demo):
         0,
         3,
     )
+    assert summary["flower"] is None, "Flower was stopped"
     # Both are rounded to hundredths.
     assert summary["pictures_per_second"] == pytest.approx(
         3 / summary["seconds"], rel=0.05, abs=0.01
@@ -181,6 +182,8 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
     assert code == 1, said
     assert "broken.jpg" in said
     assert "UnreadableImage" in said
+    assert "1 picture, named above; the services worked" in said
+    assert "building it" not in said, "the other tests have built it"
     summary = json.loads((demo.cwd / ".demo/summary.json").read_text())
     assert (summary["pictures"], summary["anonymized"], summary["failed"]) == (4, 3, 1)
     outputs = demo.cwd / summary["outputs"]

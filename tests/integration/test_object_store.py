@@ -16,9 +16,11 @@ from tasks.errors import (
     StorageUnavailable,
 )
 from tasks.storage.s3 import ObjectStore
-from tools.local.servers import HOST
+from tools.chaos.faults import Faulty
+from tools.local.servers import HOST, start_s3
 
 SECONDS = 30.0
+DOMAIN = "store.test"  # of the server that takes BUCKET.store.test for a bucket
 
 
 def content_of(store, uri, max_bytes=1 << 20, seconds=SECONDS):
@@ -50,6 +52,53 @@ def test_an_object_under_any_key_comes_back_as_it_was_put(store, place, key):
     assert stored.size == len(content)
     assert stored.metadata == {"veil-recipe": "0123456789abcdef"}
     assert [found.uri for found in store.list("raw", place)] == [uri]
+
+
+@pytest.fixture(scope="module")
+def by_host(clean_environment, tmp_path_factory):
+    """A server that finds the bucket in the host or in the path, and a record of the paths."""
+    started = start_s3(tmp_path_factory.mktemp("by-host"), ("raw",), domain=DOMAIN)
+    way = Faulty(int(started.endpoint.rpartition(":")[2]))
+    yield started, way
+    way.close()
+    started.server.stop()
+
+
+@pytest.fixture
+def resolving(monkeypatch):
+    """Resolve every host below DOMAIN to this machine, as a wildcard in DNS does."""
+    getaddrinfo = socket.getaddrinfo
+
+    def resolve(host, *arguments, **options):
+        is_ours = isinstance(host, str) and host.endswith(DOMAIN)
+        return getaddrinfo(HOST if is_ours else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@pytest.mark.parametrize("addressing", ["auto", "path", "virtual"])
+def test_every_call_works_with_the_bucket_in_the_path_and_in_the_host(
+    by_host, resolving, store_at, place, addressing
+):
+    server, way = by_host
+    way.paths.clear()
+    endpoint = way.endpoint.replace(HOST, DOMAIN)
+    store = store_at(server, endpoint, s3_addressing=addressing)
+    place = f"{addressing}/{place}"
+    uri = ObjectUri("raw", place + "a+ü.jpg")
+
+    assert store.put_in_place_of(None, uri, b"one", "image/jpeg", {})
+    first = store.head(uri)
+    assert store.put_in_place_of(first, uri, b"two", "image/jpeg", {})
+    assert not store.put_in_place_of(first, uri, b"three", "image/jpeg", {})
+    assert content_of(store, uri) == b"two"
+    assert [found.uri for found in store.list("raw", place)] == [uri]
+    assert not store.delete_version(uri, first.etag)
+    store.delete(uri)
+    assert store.head(uri) is None
+
+    has_bucket_in_path = {path.startswith("/raw") for path in way.paths}
+    assert has_bucket_in_path == {addressing != "virtual"}
 
 
 def test_the_digest_of_an_object_is_known_without_keeping_it(store, place):

@@ -39,6 +39,7 @@ from tools.local.servers import (
     start_redis,
     start_s3,
 )
+from worker.detection.centerface import default_folder
 from worker.local_files import PICTURE_SUFFIXES
 
 FOLDER = Path(".demo")
@@ -97,11 +98,12 @@ def run(images: str, keep: bool) -> int:
         _say("Detector", model)
         _check([PROGRAMS / "veil", "model", "info"])
     else:
-        _say("Detector", "building it on first use, a minute at most")
+        is_built = default_folder().is_dir()
+        _say("Detector", "CenterFace" if is_built else "building it on first use, a minute at most")
         _check([PROGRAMS / "veil", "model", "build"])
     pictures = _pictures(images)
     with started(keep) as stack:
-        summary = _deliver(stack, pictures)
+        summary = _deliver(stack, pictures, keep)
         if keep:
             _keep(stack)
     _report(summary, images)
@@ -231,8 +233,11 @@ def _wait_for(server: Server, line: str) -> None:
         time.sleep(0.1)
 
 
-def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
-    """Upload the pictures, wait, download the outputs, and return the summary."""
+def _deliver(stack: Stack, pictures: dict[str, Path], keep: bool) -> dict[str, Any]:
+    """Upload the pictures, wait, download the outputs, and return the summary.
+
+    The summary has Flower's address only if the services are kept.
+    """
     client = stack.s3.client()
     _say("Upload", f"{len(pictures)} pictures to s3://{RAW}, and the store tells the trigger")
     started_at = time.monotonic()
@@ -257,7 +262,9 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
         for key, path in outputs.items()
     ]
     sheet = FOLDER / "contact-sheet.jpg"
-    contact_sheet.make(pairs, sheet)
+    shown = contact_sheet.make(pairs, sheet)
+    if shown < len(pairs):
+        _say("Sheet", f"{shown} of {len(pairs)} pictures, evenly spread")
     summary = {
         "pictures": len(pictures),
         "anonymized": len(delivered),
@@ -267,7 +274,7 @@ def _deliver(stack: Stack, pictures: dict[str, Path]) -> dict[str, Any]:
         "pictures_per_second": round(len(delivered) / seconds, 2),
         "outputs": str(FOLDER / "clean"),
         "contact_sheet": str(sheet),
-        "flower": stack.flower.address,
+        "flower": stack.flower.address if keep else None,
     }
     (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
@@ -339,6 +346,9 @@ def _report(summary: dict[str, Any], images: str) -> None:
         f"{summary['anonymized']} of {summary['pictures']} pictures, {summary['faces']} faces, "
         f"{summary['seconds']} s, {summary['pictures_per_second']} pictures/s",
     )
+    if summary["failed"]:
+        count = "1 picture" if summary["failed"] == 1 else f"{summary['failed']} pictures"
+        _say("Failed", f"{count}, named above; the services worked. The exit code is 1.")
     _say(
         "Look",
         f"{summary['contact_sheet']}  (before with boxes | after); files in {summary['outputs']}",

@@ -10,7 +10,9 @@ TILE = 400, 300  # pixels of one picture on the sheet
 CAPTION = 26
 GAP = 12
 PAIRS_A_ROW = 2
-MOST_PAIRS = 80  # a larger sheet is hard to open
+MAX_HEIGHT = 4000  # of the sheet, in pixels; a higher sheet is hard to open
+ROW_HEIGHT = TILE[1] + CAPTION + GAP
+MAX_PAIRS = (MAX_HEIGHT - GAP) // ROW_HEIGHT * PAIRS_A_ROW
 PAPER, INK, BOX = (250, 249, 246), (40, 40, 44), (226, 60, 38)
 
 
@@ -25,19 +27,22 @@ class Pair:
 
 
 def make(pairs: Sequence[Pair], path: Path) -> int:
-    """Write the first MOST_PAIRS `pairs` to `path`, a JPEG, and return their number."""
-    shown = pairs[:MOST_PAIRS]
+    """Write `pairs` to `path`, a JPEG, and return the number of those that it shows.
+
+    It shows at most MAX_PAIRS, evenly spread over all of them.
+    """
+    count = min(len(pairs), MAX_PAIRS)
+    shown = [pairs[number * len(pairs) // count] for number in range(count)]
     font = ImageFont.load_default(15)
     width = 2 * TILE[0] + GAP
-    height = TILE[1] + CAPTION
     rows = -(-len(shown) // PAIRS_A_ROW)
     sheet = Image.new(
-        "RGB", (PAIRS_A_ROW * (width + 2 * GAP) + GAP, rows * (height + GAP) + GAP), PAPER
+        "RGB", (PAIRS_A_ROW * (width + 2 * GAP) + GAP, rows * ROW_HEIGHT + GAP), PAPER
     )
     draw = ImageDraw.Draw(sheet)
     for i, pair in enumerate(shown):
         left = GAP + (i % PAIRS_A_ROW) * (width + 2 * GAP)
-        top = GAP + (i // PAIRS_A_ROW) * (height + GAP)
+        top = GAP + (i // PAIRS_A_ROW) * ROW_HEIGHT
         faces = f"{len(pair.boxes)} face{'' if len(pair.boxes) == 1 else 's'}"
         draw.text((left, top + 4), f"{pair.name}  ·  {faces}", INK, font)
         for image, x in ((_before(pair), left), (_open(pair.after), left + TILE[0] + GAP)):

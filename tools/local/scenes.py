@@ -35,6 +35,9 @@ CREDITS = (
     "from the package matplotlib",
     "Coffee cup, photographed by Rachel Michetti (CC0), from the package scikit-image",
 )
+# Width and height of Grace Hopper's portrait, in pixels. At its full size, 512 × 600, the default
+# model takes the badge of the cap for a second face.
+ADMIRAL_SIZE = (341, 400)
 SEED = 7  # fixed, so that the pictures are the same on each machine
 ORIENTATION = 0x0112  # EXIF 2.32, table 4
 GPS = 0x8825
@@ -73,6 +76,7 @@ def make(folder: Path, cache: Path) -> list[Path]:
         photograph(source, cache) for source in (ASTRONAUT, HOPPER, COFFEE)
     )
     heads = astronaut.crop((80, 0, 380, 300)), hopper.crop((50, 20, 470, 440))
+    admiral = hopper.resize(ADMIRAL_SIZE, Image.Resampling.LANCZOS)
     chance = random.Random(SEED)
     paths = []
     for wall in WALLS:
@@ -80,13 +84,13 @@ def make(folder: Path, cache: Path) -> list[Path]:
         _hang(wall, heads, chance).save(paths[-1], quality=92)
     for name, image in (
         ("astronaut.png", astronaut),
-        ("admiral.jpg", hopper),
+        ("admiral.jpg", admiral),
         ("coffee.jpg", coffee),
     ):
         paths.append(folder / name)
         image.save(paths[-1], quality=92)
     paths.append(folder / "sideways.jpg")
-    _sideways(hopper, paths[-1])
+    _sideways(admiral, paths[-1])
     return paths
 
 

@@ -259,9 +259,16 @@ class Webhook:
 
 
 def start_s3(
-    folder: Path, buckets: Sequence[str], kept: bool = False, webhook: Webhook | None = None
+    folder: Path,
+    buckets: Sequence[str],
+    kept: bool = False,
+    webhook: Webhook | None = None,
+    domain: str | None = None,
 ) -> S3:
-    """Start SeaweedFS with its files in `folder`, and wait until `buckets` exist."""
+    """Start SeaweedFS with its files in `folder`, and wait until `buckets` exist.
+
+    With `domain`, requests to the host ``BUCKET.domain`` are for a bucket (virtual addressing).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if webhook:
         webhook.configure(folder)
@@ -282,6 +289,8 @@ def start_s3(
         "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.localSocket=s3.sock",
     ]  # fmt: skip
+    if domain:
+        command.append(f"-s3.domainName={domain}")
     # By default, SeaweedFS leaves a socket in /tmp.
     server = Server("s3", command, folder / "s3.log", {"TMPDIR": str(folder)}, kept)
     started = S3(server, f"http://{HOST}:{port}", access_key, secret_key)

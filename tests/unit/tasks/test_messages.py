@@ -229,6 +229,15 @@ def test_kombu_encodes_a_report_as_json():
             "anonymized · faces still found in the output · 3 faces · 2 by the check · s3://clean/a",
         ),
         ({"status": "skipped", "destination": "s3://clean/a"}, "skipped · s3://clean/a"),
+        (
+            {
+                "status": "anonymized",
+                "faces": 1,
+                "destination": "s3://clean/a",
+                "warning": "older receipts stay",
+            },
+            "anonymized · 1 face · s3://clean/a · older receipts stay",
+        ),
     ],
 )
 def test_the_repr_of_a_report_is_one_line_with_the_most_important_first(fields, line):

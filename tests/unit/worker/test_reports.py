@@ -58,6 +58,12 @@ def test_the_report_of_an_output_counts_its_faces_and_bytes():
     assert report.lowest_score == pytest.approx(0.5)
     assert report.boxes_xyxy == [[1, 2, 30, 40], [50, 61, 70, 80]]
     assert (report.found_by_check, report.left, report.left_xyxy) == (None, None, None)
+    assert "warning" not in report.to_json()
+
+
+def test_the_report_has_the_warning_about_older_receipts():
+    report = report_of(fetched(), result(), SECONDS, is_checked=False, warning="they stay")
+    assert report.to_json()["warning"] == "they stay"
 
 
 def test_the_report_of_a_held_picture_names_no_destination():

@@ -33,16 +33,21 @@ def default_model() -> Path:
     Raises ModelInvalid if the weights can't be fetched or do not have the pinned digest, or if the
     cache can't be written.
     """
-    cache = platformdirs.user_cache_path("veil")
-    folder = cache / f"centerface-{DIGEST[:16]}"
+    folder = default_folder()
     if folder.is_dir():
         return folder
     try:
         return _built(folder)
     except OSError as error:
+        cache = folder.parent
         raise ModelInvalid(
             f"the default model can't be built in {cache}: {error.strerror}: make room there"
         ) from None
+
+
+def default_folder() -> Path:
+    """Return the folder of the default SavedModel, which exists once the model is built."""
+    return platformdirs.user_cache_path("veil") / f"centerface-{DIGEST[:16]}"
 
 
 def _built(folder: Path) -> Path:

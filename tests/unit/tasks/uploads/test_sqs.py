@@ -66,6 +66,12 @@ def test_the_region_is_that_of_the_address_or_of_the_settings(url, region):
     assert queue._client.meta.region_name == region
 
 
+def test_the_region_of_other_addresses_is_that_of_boto3_without_a_setting(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "eu-west-2")
+    queue = EventQueue.connect(Settings(), "http://127.0.0.1:9324/1/q")
+    assert queue._client.meta.region_name == "eu-west-2"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
