@@ -130,6 +130,13 @@ def test_the_rate_is_known_from_the_first_seconds(redis, unattended):
     assert found.seconds_left == pytest.approx(20, rel=0.1)
 
 
+def test_workers_keep_the_times_of_the_last_outcomes_alone(redis):
+    for _ in range(outcomes.RECENT_KEPT + 1):
+        outcomes.count(redis, "anonymized")
+    assert redis.llen(outcomes.RECENT) == outcomes.RECENT_KEPT
+    assert outcomes.per_second(redis) > 10
+
+
 def test_workers_of_version_0_2_0_have_a_rate_too(redis):
     """They count outcomes by minute only."""
     minute = outcomes.MINUTE.format(int(time.time()) // 60 - 2)
@@ -145,16 +152,22 @@ def a_message(queue, source="s3://raw/a.jpg"):
     return queue.client.rpop(BACKFILL)
 
 
+def sent_by_another_project(queue, task, **settings):
+    """Send `task` from a Celery app that names no queue."""
+    sender = Celery("shop", broker=queue.app.conf.broker_url, set_as_current=False)
+    sender.conf.update(settings)
+    with sender.connection_for_write() as connection:
+        sender.send_task(task, args=["s3://raw/a.jpg"], connection=connection)
+    sender.close()
+
+
 def stray_lists(redis):
     return {found.name: found.waiting for found in status.read(redis).stray}
 
 
 @pytest.mark.parametrize("protocol", [1, 2])
-def test_a_message_in_celerys_default_queue_is_reported(redis, environment, protocol, unattended):
-    sender = Celery("another project", broker=unattended.app.conf.broker_url)
-    sender.conf.task_protocol = protocol
-    sender.send_task("veil.anonymize_image", args=["s3://raw/a.jpg"])
-    sender.close()
+def test_a_message_in_celerys_default_queue_is_reported(redis, protocol, unattended):
+    sent_by_another_project(unattended, "veil.anonymize_image", task_protocol=protocol)
     assert stray_lists(redis) == {"celery": 1}
     assert queues.stray_in_default_queue(redis) == 1
     assert [queue.waiting for queue in status.read(redis).queues] == [0, 0]
@@ -168,9 +181,7 @@ def test_a_message_in_a_misspelt_queue_is_reported_whatever_its_priority(redis, 
 
 
 def test_messages_of_other_projects_and_other_lists_are_not_reported(redis, unattended):
-    sender = Celery("another project", broker=unattended.app.conf.broker_url)
-    sender.send_task("shop.resize", args=["s3://raw/a.jpg"])
-    sender.close()
+    sent_by_another_project(unattended, "shop.resize")
     redis.lpush("numbers", 1, 2, 3)
     redis.set("celery\x06\x163", "no list")
     queued(unattended, 2)
