@@ -74,7 +74,8 @@ def status(
         bool, typer.Option("--workers", help="Also ask which workers are alive; takes a second.")
     ] = False,
     interval: Annotated[
-        float | None, typer.Option(min=0.1, help="Show it again after this many seconds.")
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", help="Show it again after this many seconds."),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")] = False,
     as_json: Json = False,
