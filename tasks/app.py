@@ -1,10 +1,12 @@
 """The Celery app: broker, queues, routing and acknowledgement policy."""
 
 import time
+import warnings
 from typing import Any
 
 from celery import Celery
-from celery.signals import before_task_publish, import_modules
+from celery.exceptions import SecurityWarning
+from celery.signals import before_task_publish, celeryd_init, import_modules
 from kombu import Exchange, Queue
 
 from tasks import core_dumps
@@ -52,6 +54,15 @@ def _prevent_core_dumps(sender: Any = None, **_: Any) -> None:
     """
     if isinstance(sender, App):
         core_dumps.prevent()
+
+
+@celeryd_init.connect
+def _silence_superuser_warning(**_: Any) -> None:
+    """Drop Celery's warning of a worker that runs as root, which is a paragraph and no log line.
+
+    The logs of a worker have a warning of their own.
+    """
+    warnings.filterwarnings("ignore", "You're running the worker with superuser", SecurityWarning)
 
 
 def create_app(settings: Settings) -> App:

@@ -19,13 +19,12 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from tasks.errors import Permanent, SettingsInvalid, Transient, VeilError
 from tasks.messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
 from tasks.records import dead_letters, queues, review
+from tasks.redis_clients import impatient_client
 from tasks.settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
@@ -191,9 +190,15 @@ class QueueCollector(Collector):
         for queue in queues.statuses(self._redis):
             waiting.add_metric([queue.name], queue.waiting)
             oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
+        stray = queues.stray_in_default_queue(self._redis)
         in_hand, dead = queues.in_hand(self._redis), dead_letters.LETTERS.count(self._redis)
         yield waiting
         yield oldest
+        yield GaugeMetricFamily(
+            "veil_stray_messages",
+            "Messages for Veil in Celery's default queue, which no worker reads.",
+            value=stray,
+        )
         yield GaugeMetricFamily(
             "veil_in_flight_messages", "Messages that all workers hold.", value=in_hand
         )
@@ -224,14 +229,4 @@ def serve(settings: Settings, app: Celery) -> None:
             f"VEIL_METRICS: {host}:{port} can't be served ({error.strerror}): "
             "each process needs an address of its own"
         ) from None
-    REGISTRY.register(QueueCollector(_impatient_client(app)))
-
-
-def _impatient_client(app: Celery) -> Any:
-    """Return a Redis client of `app` that answers or fails within REDIS_SECONDS."""
-    limits = {
-        "socket_timeout": REDIS_SECONDS,
-        "socket_connect_timeout": REDIS_SECONDS,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    return app.backend._create_client(**{**app.backend.connparams, **limits})
+    REGISTRY.register(QueueCollector(impatient_client(app, REDIS_SECONDS)))

@@ -19,17 +19,18 @@ OUTCOMES = (*DONE, FAILED, outcomes.MALFORMED)
 class Status:
     """The status of all work.
 
-    `in_flight` counts the messages that workers hold. `outcomes` counts pictures by outcome since
-    this Redis was first used; its ``malformed`` counts those of its ``dead`` whose message no
-    worker accepts. `dead` counts the present dead letters, `to_review` the pictures on the review
-    list.
+    `stray` has the lists with messages for Veil that no worker reads. `in_flight` counts the
+    messages that workers hold. `outcomes` counts pictures by outcome since this Redis was first
+    used; its ``malformed`` counts those of its ``dead`` whose message no worker accepts. `dead`
+    counts the present dead letters, `to_review` the pictures on the review list.
 
-    `per_second` is the rate of the last minutes. `seconds_left` is the time that the waiting
-    messages take at that rate, or None if the rate is 0. `recipe` is that of the worker that
-    started last.
+    `per_second` is the rate of the work that is being done, or 0 if fewer than two pictures ended
+    in the last minutes. `seconds_left` is the time that the messages on the queues and in flight
+    take at that rate, or None if the rate is 0. `recipe` is that of the worker that started last.
     """
 
     queues: Sequence[QueueStatus]
+    stray: Sequence[QueueStatus]
     in_flight: int
     outcomes: Mapping[str, int]
     dead: int
@@ -72,15 +73,18 @@ def read(redis: Any) -> Status:
     """Return the status of all work. Raises QueueUnavailable."""
     with connected():
         waiting = queues.statuses(redis)
+        in_flight = queues.in_hand(redis)
+        pictures = in_flight + sum(queue.waiting for queue in waiting)
         per_second = outcomes.per_second(redis)
         return Status(
             queues=waiting,
-            in_flight=queues.in_hand(redis),
+            stray=queues.stray(redis),
+            in_flight=in_flight,
             outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
             dead=dead_letters.LETTERS.count(redis),
             to_review=review.REVIEW_LIST.count(redis),
             per_second=per_second,
-            seconds_left=_seconds_left(sum(queue.waiting for queue in waiting), per_second),
+            seconds_left=_seconds_left(pictures, per_second),
             recipe=announced_recipe(redis),
         )
 

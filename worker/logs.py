@@ -1,11 +1,12 @@
 """Structured logs on standard error, one line per outcome; Celery's lines take the same form."""
 
 import logging
+import os
 import sys
 from typing import Any
 
 import structlog
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_ready
 from celery.worker.consumer import consumer
 from structlog.typing import EventDict, Processor
 
@@ -13,6 +14,8 @@ from tasks.redis_errors import queue_unavailable
 from worker.printing import printable
 
 QUIET_LOGGERS = ("celery.worker", "celery.apps.worker", "kombu")
+CONNECTION_LOGGER = "urllib3.connectionpool"
+FULL_POOL = "Connection pool is full"  # the start of a message of CONNECTION_LOGGER
 
 
 def configure(form: str) -> None:
@@ -47,8 +50,10 @@ def configure(form: str) -> None:
     root.setLevel(logging.WARNING)
     _set_levels()
     logging.getLogger(consumer.__name__).addFilter(_name_outages)
+    logging.getLogger(CONNECTION_LOGGER).addFilter(_is_no_full_pool)
     # Celery configures no logging if this signal has a receiver.
     setup_logging.connect(_keep_logging, weak=False)
+    worker_ready.connect(_warn_of_root, weak=False)
 
 
 def _for_console() -> list[Processor]:
@@ -92,6 +97,20 @@ def _name_outages(record: logging.LogRecord) -> bool:
         "queue unavailable", error=type(failure).__name__, message=str(failure)
     )
     return False
+
+
+def _is_no_full_pool(record: logging.LogRecord) -> bool:
+    """Drop the warning of a full connection pool: the request succeeded, and nothing is to do."""
+    return not str(record.msg).startswith(FULL_POOL)
+
+
+def _warn_of_root(**_: Any) -> None:
+    """Log a warning if the worker runs as root. It replaces Celery's, which tasks.app silences."""
+    if os.geteuid() == 0:
+        structlog.get_logger("veil").warning(
+            "worker runs as root",
+            effect="a defect in a decoder of pictures endangers the machine: use another user",
+        )
 
 
 def _keep_logging(**_: Any) -> None:

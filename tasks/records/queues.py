@@ -1,5 +1,9 @@
-"""The state of the queues in Redis: waiting messages, their age, and leased messages."""
+"""The state of the queues in Redis: waiting messages, their age, and leased messages.
 
+Stray messages wait in a list that no worker reads.
+"""
+
+import base64
 import json
 import math
 import time
@@ -8,10 +12,14 @@ from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
-from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER
+from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER, TASK
 
 LEASED = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
 BATCH_SIZE = 500  # records in one answer of Redis
+DEFAULT_QUEUE = "celery"  # of a Celery app that sets no queue
+SCAN_KEYS = 2000  # keys that Redis examines for one answer
+MAX_SCANS = 50  # answers, after which the search for stray messages ends
+MAX_LISTS = 200  # lists in which stray messages are searched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,32 @@ def statuses(redis: Any) -> list[QueueStatus]:
         waiting = [(next(answers), next(answers)) for _ in names]
         found.append(_status(queue, waiting))
     return found
+
+
+def stray_in_default_queue(redis: Any) -> int:
+    """Return the number of stray messages in Celery's default queue.
+
+    Celery's own clients use this queue if they name none.
+    """
+    return sum(queue.waiting for queue in _strays(redis, [DEFAULT_QUEUE]))
+
+
+def stray(redis: Any) -> list[QueueStatus]:
+    """Return the status of each list that no worker reads and that holds a message for Veil.
+
+    A list counts if its first or its last message is for Veil, because other projects may use the
+    same Redis. Besides Celery's default queue, the search covers about SCAN_KEYS × MAX_SCANS keys
+    and MAX_LISTS lists.
+    """
+    names = {DEFAULT_QUEUE}
+    cursor = 0
+    for _ in range(MAX_SCANS):
+        cursor, keys = redis.scan(cursor, count=SCAN_KEYS, _type="list")
+        names.update(_queue_name(key) for key in keys)
+        if not cursor or len(names) > MAX_LISTS:
+            break
+    others = sorted(names - {DEFAULT_QUEUE, *QUEUES})
+    return _strays(redis, [DEFAULT_QUEUE, *others[:MAX_LISTS]])
 
 
 def depth(redis: Any, queue: str) -> int:
@@ -77,6 +111,46 @@ def age(queued_at: Any) -> float | None:
     """Return the seconds since `queued_at`, a value in a message; None if it is no time."""
     begun = _time(queued_at)
     return None if begun is None else max(0.0, time.time() - begun)
+
+
+def _strays(redis: Any, names: list[str]) -> list[QueueStatus]:
+    """Return the status of those of the queues `names` that hold a message for Veil."""
+    lists = [_lists(name) for name in names]
+    with redis.pipeline(transaction=False) as pipe:
+        for name in (name for steps in lists for name in steps):
+            pipe.llen(name)
+            pipe.lindex(name, 0)
+            pipe.lindex(name, -1)
+        answers = iter(pipe.execute(raise_on_error=False))
+    found = []
+    for name, steps in zip(names, lists, strict=True):
+        ends = [(next(answers), next(answers), next(answers)) for _ in steps]
+        if any(_is_for_veil(newest) or _is_for_veil(oldest) for _, newest, oldest in ends):
+            messages = [(length, oldest) for length, _, oldest in ends if isinstance(length, int)]
+            found.append(_status(name, messages))
+    return found
+
+
+def _queue_name(key: bytes) -> str:
+    """Return the name of the queue that the Redis list `key` belongs to, without its priority."""
+    return key.decode(errors="replace").partition(kombu_redis.Channel.sep)[0]
+
+
+def _is_for_veil(message: Any) -> bool:
+    """Return whether `message` names Veil's task, in the form of protocol 1 or 2."""
+    if not isinstance(message, bytes):  # an empty list, or a key that is no list
+        return False
+    parsed = _parsed(message)
+    if _headers(parsed).get("task") == TASK:
+        return True
+    body = parsed.get("body") if isinstance(parsed, dict) else None
+    if not isinstance(body, str):
+        return False
+    try:
+        request = json.loads(base64.b64decode(body, validate=True))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(request, dict) and request.get("task") == TASK
 
 
 def _lists(queue: str) -> list[str]:

@@ -238,8 +238,6 @@ def worker_settings(s3: S3) -> Callable[[Queue], dict[str, str]]:
             **queue.environment,
             **s3.environment(),
             "VEIL_ROUTES": ROUTES,
-            # Celery prints a warning of several lines if it runs as root, as in containers.
-            "PYTHONWARNINGS": "ignore:You're running the worker with superuser privileges",
         }
 
     return settings

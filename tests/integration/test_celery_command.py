@@ -1,5 +1,6 @@
 """A worker started by Celery's own command anonymizes, waits for its store and stops cleanly."""
 
+import os
 import re
 
 import pytest
@@ -43,6 +44,8 @@ def test_a_worker_started_by_celerys_own_command_anonymizes(
     assert report["faces"] == 1
     assert client.head_object(Bucket="clean", Key="a.jpg")["Metadata"]["veil-faces"] == "1"
     assert re.search(r"concurrency: 2 \(thread\)", celery_worker.log)
+    assert "superuser" not in celery_worker.log
+    assert len(celery_worker.lines("worker runs as root")) == (os.geteuid() == 0)
 
 
 def test_pictures_wait_for_s3_and_are_delivered_once_it_is_back(

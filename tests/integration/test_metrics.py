@@ -17,8 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tasks import metrics
 from tasks.app import create_app
-from tasks.messages import BACKFILL, QUEUED_AT_HEADER, UPLOADS
+from tasks.messages import BACKFILL, QUEUED_AT_HEADER, TASK, UPLOADS
 from tasks.metrics import QueueCollector
+from tasks.redis_clients import impatient_client
 from tasks.settings import Settings
 from tools.local.servers import start_redis
 
@@ -163,7 +164,7 @@ def test_a_redis_that_hangs_or_is_gone_does_not_break_the_scrape(tmp_path):
     redis = start_redis(tmp_path / "redis")
     app = create_app(Settings(redis_url=redis.url, redis_password=redis.password))
     registry = CollectorRegistry()
-    registry.register(QueueCollector(metrics._impatient_client(app)))
+    registry.register(QueueCollector(impatient_client(app, metrics.REDIS_SECONDS)))
 
     def up():
         started = time.monotonic()
@@ -202,6 +203,14 @@ def test_the_queues_are_shown_with_how_long_the_next_message_has_waited(collecte
     assert collected("veil_queue_messages", {"queue": UPLOADS}) == 2
     assert collected("veil_queue_oldest_seconds", {"queue": UPLOADS}) == pytest.approx(100, abs=5)
     assert collected("veil_queue_oldest_seconds", {"queue": BACKFILL}) == 0
+
+
+def test_messages_in_a_queue_that_no_worker_reads_are_counted(collected, unattended):
+    assert collected("veil_stray_messages") == 0
+    unattended.client.lpush("celery", json.dumps({"headers": {"task": "shop.resize"}}))
+    assert collected("veil_stray_messages") == 0
+    unattended.client.lpush("celery", json.dumps({"headers": {"task": TASK}}))
+    assert collected("veil_stray_messages") == 2
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ STOP_SECONDS = 15
 PR_SET_PDEATHSIG = 1  # prctl(2)
 INTERRUPTS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 # Columns of Flower's table. The task's name is left out, because Veil has one task only.
-FLOWER_COLUMNS = "args,state,runtime,result,exception,received,uuid"
+FLOWER_COLUMNS = "uuid,args,state,runtime,result,exception,received"
 DATABASES = 64  # in each Redis, because each group of tests uses its own
 PORTS = range(20_000, 32_000)  # below the ports that Linux assigns to clients
 GRPC_OFFSET = 10_000  # from the port of a server of SeaweedFS to its gRPC port

@@ -1,14 +1,16 @@
 """``veil status``: queues, outcomes and runs, once or as a live table."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -16,20 +18,40 @@ from rich.text import Text
 
 from tasks import status as progress
 from tasks.errors import QueueUnavailable, RunUnknown
+from tasks.messages import QUEUES
+from tasks.records.queues import QueueStatus
+from tasks.redis_clients import impatient_client
 from tasks.redis_errors import connected
 from tasks.status import RunStatus, Status
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
 from worker.commands.queue import celery_app
-from worker.printing import print_note
+from worker.printing import print_note, printable
 
 if TYPE_CHECKING:
     from tasks.app import App
 
 LIVE_SECONDS = 2.0  # between two refreshes, by default
 PING_SECONDS = 1.0  # within which a worker must answer
+REDIS_SECONDS = 5.0  # within which Redis must answer, so that a command that shows a state ends
 PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
+UNKNOWN = "–"
+MAX_STRAY_SHOWN = 5  # stray lists, each on a line
+# The rows of the table of all work: the name of a figure, and its meaning.
+MEANINGS = {
+    "in hand": "messages that workers hold",
+    "anonymized": "outputs written",
+    "skipped": "the output was there already",
+    "held": "not published, to be reviewed",
+    "dead": "all failures since this Redis is in use",
+    "malformed": "the dead whose message no worker accepts",
+    "dead letters": "failures to handle: veil dead list",
+    "to review": "held or flagged: veil review list",
+    "pictures/s": "of all workers, in the present work",
+    "time left": "for the queues and what is in hand",
+    "recipe": "of the worker that started last",
+}
 
 app = CommandApp()
 
@@ -53,22 +75,23 @@ def status(
     ] = False,
     interval: Annotated[
         float | None,
-        typer.Option(
-            min=0.1, help="Refresh after this many seconds; default: 2 on a terminal, else once."
-        ),
+        typer.Option(min=0.1, metavar="SECONDS", help="Show it again after this many seconds."),
     ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")] = False,
     as_json: Json = False,
 ) -> ExitCode:
     """Show queues, outcomes, rate and time left.
 
-    The table is live on a terminal, and is printed once elsewhere.
+    If you start it in a terminal, the table is live. In a script or a pipe it is printed once.
 
     Example: veil status --json --interval 60
     """
     if runs and run is not None:
         raise typer.BadParameter("give a run, or --runs")
+    if once and interval is not None:
+        raise typer.BadParameter("give --once, or --interval")
     celery = celery_app()
-    redis = celery.backend.client
+    redis = impatient_client(celery, REDIS_SECONDS)
 
     def read() -> View:
         if runs:
@@ -77,14 +100,23 @@ def status(
             return _run_view(redis, run)
         return _work_view(progress.read(redis), _alive(celery) if workers else None)
 
-    is_live = sys.stdout.isatty() and not as_json
-    if is_live:
+    is_shown_again = interval is not None or (not once and _is_used_by_a_person())
+    if is_shown_again and sys.stdout.isatty() and not as_json:
         _refresh(read, interval or LIVE_SECONDS)
     elif interval is None:
         _print(read(), as_json)
     else:
         _repeat(read, interval, as_json)
     return ExitCode.OK
+
+
+def _is_used_by_a_person() -> bool:
+    """Return whether this command was typed into the shell of a terminal.
+
+    Such a shell gives each command a process group of its own. A script does not, and would wait
+    for a live table forever.
+    """
+    return sys.stdin.isatty() and os.getpgrp() == os.getpid()
 
 
 def _repeat(read: Callable[[], View], interval: float, as_json: bool) -> None:
@@ -116,7 +148,7 @@ def _print(view: View, as_json: bool) -> None:
         for line in view.lines:
             print(json.dumps(line), flush=True)
         return
-    console = Console(width=PIPE_COLUMNS)
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     for table in view.tables:
         console.print(table)
 
@@ -128,79 +160,132 @@ def _alive(celery: "App") -> list[str]:
 
 
 def _work_view(work: Status, alive: list[str] | None) -> View:
-    queues = _table("queue", "waiting", "oldest")
-    for queue in work.queues:
-        queues.add_row(queue.name, f"{queue.waiting:,}", _duration(queue.oldest_seconds))
-    pictures = _table(
-        "in hand", *work.outcomes, "dead letters", "to review", "pictures/s", "time left", "recipe"
-    )
-    pictures.add_row(
-        f"{work.in_flight:,}",
-        *(f"{count:,}" for count in work.outcomes.values()),
-        f"{work.dead:,}",
-        f"{work.to_review:,}",
-        f"{work.per_second:.2f}",
-        _duration(work.seconds_left),
-        work.recipe or "–",
-    )
+    figures = {
+        "in hand": f"{work.in_flight:,}",
+        **{outcome: f"{count:,}" for outcome, count in work.outcomes.items()},
+        "dead letters": f"{work.dead:,}",
+        "to review": f"{work.to_review:,}",
+        "pictures/s": _rate(work.per_second),
+        "time left": _duration(work.seconds_left),
+        "recipe": work.recipe or UNKNOWN,
+    }
     line = asdict(work)
-    tables: list[RenderableType] = [queues, pictures]
+    tables: list[RenderableType] = [_queues_table(work.queues)]
+    tables += _stray_lines(work.stray)
+    tables.append(_figures_table(figures))
     if alive is not None:
         line["workers"] = alive
-        answering = _table("workers that answer", "")
-        answering.add_row(str(len(alive)), ", ".join(alive))
-        tables.append(answering)
+        tables.append(_figures_table({"workers": f"{len(alive):,}"}, {"workers": ", ".join(alive)}))
     return View([line], tables)
+
+
+def _queues_table(queues: Sequence[QueueStatus]) -> Table:
+    table = _table("queue", "waiting", "oldest")
+    for queue in queues:
+        table.add_row(queue.name, f"{queue.waiting:,}", _duration(queue.oldest_seconds))
+    return table
+
+
+def _stray_lines(stray: Sequence[QueueStatus]) -> list[RenderableType]:
+    """Return a warning for each list with messages that no worker reads."""
+    lines = [
+        f"{printable(queue.name):.40}: {queue.waiting:,} waiting, but no worker reads this queue. "
+        f"Send to {' or '.join(QUEUES)}."
+        for queue in stray[:MAX_STRAY_SHOWN]
+    ]
+    if len(stray) > MAX_STRAY_SHOWN:
+        lines.append(f"{len(stray) - MAX_STRAY_SHOWN} more such queues: veil status --json")
+    return [Text(line, style="bold yellow") for line in lines]
 
 
 def _run_view(redis: Any, name: str) -> View:
     found = progress.read_run(redis, name)
     if found is None:
         raise RunUnknown(f"Redis knows no run {name!r:.100}: veil status --runs lists them")
-    return _runs_view([found])
+    figures = {
+        "run": found.run,
+        "state": found.state,
+        "listed": f"{found.listed:,}",
+        "skipped": f"{found.skipped:,}",
+        "enqueued": f"{found.enqueued:,}",
+        "done": f"{found.done:,}",
+        "failed": f"{found.failed:,}",
+        "left": f"{found.left:,}",
+        "%": _percent(found),
+        "pictures/s": _rate(found.per_second),
+        "time left": _run_time_left(found),
+        "updated": _moment(found.updated),
+    }
+    meanings = {
+        "skipped": "needed no work",
+        "failed": "became dead letters: veil dead list",
+        "%": "of the sources listed so far",
+        "pictures/s": MEANINGS["pictures/s"],
+    }
+    return View([asdict(found)], [_figures_table(figures, meanings)])
 
 
 def _runs_view(runs: list[RunStatus]) -> View:
-    table = _table(
-        "run",
-        "state",
-        "listed",
-        "skipped",
-        "enqueued",
-        "done",
-        "failed",
-        "left",
-        "%",
-        "pictures/s",
-        "time left",
-        "updated",
-    )
+    table = _table("run", "state", "listed", "left", "failed", "%", "time left")
     for run in runs:
-        counts = (run.listed, run.skipped, run.enqueued, run.done, run.failed, run.left)
         table.add_row(
             run.run,
             run.state,
-            *(f"{count:,}" for count in counts),
-            f"{run.percent:g}",
-            f"{run.per_second:.2f}",
-            _duration(run.seconds_left),
-            _moment(run.updated),
+            f"{run.listed:,}",
+            f"{run.left:,}",
+            f"{run.failed:,}",
+            _percent(run),
+            _run_time_left(run),
         )
     return View([asdict(run) for run in runs], [table])
 
 
-def _table(*columns: str) -> Table:
-    table = Table()
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+def _figures_table(figures: Mapping[str, str], meanings: Mapping[str, str] = MEANINGS) -> Table:
+    """Return a table with a row for each of the `figures`, which fits into 80 columns."""
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right", overflow="fold")
+    table.add_column(style="dim")
+    for name, figure in figures.items():
+        table.add_row(name, Text(figure), meanings.get(name, ""))
     return table
 
 
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def _is_unknown(run: RunStatus) -> bool:
+    """Return whether `run` has not listed anything yet, so that nobody knows what is left."""
+    return run.state != "finished" and run.skipped + run.enqueued == 0
+
+
+def _percent(run: RunStatus) -> str:
+    return UNKNOWN if _is_unknown(run) else f"{run.percent:g}"
+
+
+def _run_time_left(run: RunStatus) -> str:
+    return UNKNOWN if _is_unknown(run) else _duration(run.seconds_left)
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.2f}" if per_second else UNKNOWN
+
+
 def _duration(seconds: float | None) -> str:
-    return "–" if seconds is None else str(timedelta(seconds=round(seconds)))
+    """Return a time as ``H:MM:SS``, or as days and hours, which are 10 characters at most."""
+    if seconds is None:
+        return UNKNOWN
+    duration = timedelta(seconds=round(seconds))
+    if duration.days:
+        return f"{duration.days} d {duration.seconds // 3600} h"
+    return str(duration)
 
 
 def _moment(seconds: float | None) -> str:
     if seconds is None:
-        return "–"
+        return UNKNOWN
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

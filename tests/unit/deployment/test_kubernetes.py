@@ -201,3 +201,11 @@ def test_the_queues_decide_how_many_workers_there_are(resources):
         )
     # No list contains the messages that a killed worker held. Another worker must return them.
     assert scaled["minReplicaCount"] >= 1
+
+
+def test_the_upgrade_page_names_the_deployment_and_its_container(resources, container, repository):
+    page = (repository / "docs" / "upgrade.md").read_text()
+    deployment = f"deployment/{resources['Deployment']['metadata']['name']}"
+    assert f"kubectl set image {deployment} {container['name']}=" in page
+    assert f"kubectl rollout undo {deployment}" in page
+    assert resources["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0

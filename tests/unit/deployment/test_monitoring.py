@@ -7,6 +7,8 @@ import subprocess
 import pytest
 import yaml
 
+from tools.local.servers import FLOWER_COLUMNS
+
 
 @pytest.fixture(scope="module")
 def docker(repository):
@@ -37,7 +39,7 @@ def run(*command, cwd):
 
 def test_prometheus_takes_its_configuration_and_its_rules(docker, system_program):
     shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=docker)
-    assert "9 rules found" in shown
+    assert "10 rules found" in shown
 
 
 def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker):
@@ -157,3 +159,10 @@ def test_no_service_may_dump_its_memory(compose):
         for name, service in compose["services"].items()
         if service.get("ulimits") != {"core": 0}
     } == set()
+
+
+def test_flower_has_the_same_columns_everywhere_and_the_link_to_the_task_first(compose, repository):
+    shown = compose["services"]["flower"]["environment"]["FLOWER_TASKS_COLUMNS"]
+    assert shown == FLOWER_COLUMNS
+    assert f"FLOWER_TASKS_COLUMNS={shown}" in (repository / "docs" / "monitoring.md").read_text()
+    assert shown.split(",")[:2] == ["uuid", "args"]

@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 import structlog
 import typer
+from celery.signals import worker_ready
 
 from worker import cli, logs
 
@@ -102,6 +103,24 @@ def test_no_traceback_in_the_log_shows_values(form):
         lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
         assert len(lines) == 4
         assert all("in fail" in line["exception"] for line in lines)
+
+
+def test_a_full_connection_pool_is_no_line_and_other_warnings_are(logged, capsys):
+    logged("json")
+    connections = logging.getLogger("urllib3.connectionpool")
+    connections.warning("Connection pool is full, discarding connection: %s.", "s3.internal")
+    connections.warning("Certificate did not match expected hostname: %s.", "s3.internal")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"].startswith("Certificate did not match")
+
+
+@pytest.mark.parametrize(("user", "lines"), [(0, 1), (1000, 0)])
+def test_a_worker_that_runs_as_root_has_one_line(logged, capsys, monkeypatch, user, lines):
+    logged("json")
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    worker_ready.send(None)
+    shown = capsys.readouterr().err.splitlines()
+    assert [json.loads(line)["event"] for line in shown] == ["worker runs as root"] * lines
 
 
 @pytest.mark.parametrize(
