@@ -130,7 +130,10 @@ def fit(
         ),
     ] = 0.002,
     weights: Annotated[
-        str, typer.Option(metavar="imagenet|none|PATH", help="Initial weights of the backbone.")
+        str,
+        typer.Option(
+            metavar="WEIGHTS", help="Initial weights of the backbone: imagenet, none or a file."
+        ),
     ] = "imagenet",
     augment: Annotated[bool, typer.Option(help="Change the pictures at random.")] = True,
     precision: Annotated[

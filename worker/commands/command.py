@@ -114,7 +114,7 @@ def _quiet_option() -> TyperOption:
             "-q",
             callback=apply,
             expose_value=False,
-            help="Print results and errors only: no progress, no summary.",
+            help="Print results and errors only: no progress, no summary, no log.",
         ),
     ) -> None:
         """Have Typer make the option, because its constructor is not public."""

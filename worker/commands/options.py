@@ -10,6 +10,16 @@ from tasks.messages import QUEUES, AnonymizeOptions, Method
 METHODS = get_args(Method)
 
 
+def _methods(incomplete: str) -> list[str]:
+    """Return the methods that complete a word, for completion in a shell."""
+    return [method for method in METHODS if method.startswith(incomplete)]
+
+
+def _queues(incomplete: str) -> list[str]:
+    """Return the queues that complete a word, for completion in a shell."""
+    return [queue for queue in QUEUES if queue.startswith(incomplete)]
+
+
 def _known_queue(name: str) -> str:
     if name not in QUEUES:
         raise typer.BadParameter(f"choose from {', '.join(QUEUES)}")
@@ -24,7 +34,10 @@ Sources = Annotated[
 MethodName = Annotated[
     str | None,
     typer.Option(
-        "--method", metavar="METHOD", help=f"{', '.join(METHODS)}; overrides VEIL_METHOD."
+        "--method",
+        metavar="METHOD",
+        autocompletion=_methods,
+        help=f"{', '.join(METHODS)}; overrides VEIL_METHOD.",
     ),
 ]
 Region = Annotated[
@@ -48,6 +61,7 @@ Queue = Annotated[
     str,
     typer.Option(
         callback=_known_queue,
+        autocompletion=_queues,
         metavar="QUEUE",
         help="uploads or backfill; workers serve uploads first.",
     ),

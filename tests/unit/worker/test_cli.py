@@ -137,6 +137,23 @@ def test_the_command_offers_completion_for_the_shell():
     assert {"--install-completion", "--show-completion"} <= set(flags)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("veil en", ["enqueue"]),
+        ("veil dead ret", ["retry"]),
+        ("veil enqueue --met", ["--method"]),
+        ("veil enqueue --method b", ["blur"]),
+        ("veil enqueue --queue ", ["uploads", "backfill"]),
+    ],
+)
+def test_a_shell_completes_commands_flags_and_values(words, expected):
+    typed = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    environment = {"_VEIL_COMPLETE": "complete_bash", **typed}
+    done = CliRunner().invoke(cli.app, [], prog_name="veil", env=environment)
+    assert done.output.split() == expected
+
+
 def test_quiet_leaves_out_the_summary_and_the_progress(capsys):
     app = CommandApp()
 
