@@ -118,6 +118,14 @@ def test_every_command_that_prints_data_takes_json():
         assert ("--json" in flags) == (arguments[0] not in ("worker", "watch")), arguments
 
 
+def test_the_settings_are_printed_as_json_too():
+    done = CliRunner().invoke(cli.app, ["settings", "--json"])
+    rows = {row["variable"]: row for row in map(json.loads, done.output.splitlines())}
+    assert rows["VEIL_MARGIN"]["default"] == "0.1"
+    assert rows["VEIL_MODEL"]["default"] is None
+    assert "from its top" in rows["VEIL_REGION"]["meaning"]
+
+
 def test_waiting_is_the_same_flag_everywhere():
     for name in ("enqueue", "backfill"):
         flags = {
