@@ -14,7 +14,7 @@ from celery.states import PENDING, READY_STATES, RETRY, STARTED
 
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed
-from tasks.messages import AnonymizeRequest
+from tasks.messages import AnonymizeOptions, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.redis_errors import connected
 from tasks.routes import Routes
@@ -83,16 +83,35 @@ def enqueue(
         _refuse_unrouted(settings.parsed_routes(), sources, place)
     listed = _listed(settings, place) if place else ()
     celery = celery_app()
+    count, waited_for = _publish(celery, chain(sources, listed), request, queue, wait, as_json)
+    is_empty = place is not None and count == len(sources)
+    if is_empty:
+        print_note(f"no object below {place}: nothing to enqueue from there")
+    failed = _wait(celery, waited_for, queue, timeout, as_json) if wait else 0
+    return ExitCode.ok_if(not failed and not is_empty)
+
+
+def _publish(
+    celery: "App",
+    sources: Iterable[ObjectUri],
+    request: AnonymizeOptions,
+    queue: str,
+    wait: bool,
+    as_json: bool,
+) -> tuple[int, dict[str, str]]:
+    """Put `sources` on `queue`. Return their number and, with `wait`, the sources by task id."""
     publisher = Publisher(celery)
     waited_for: dict[str, str] = {}
+    is_finished = False
     with progress_bar("enqueued") as bar:
 
         def summarize() -> None:
-            if bar.count and not wait:
+            # After all were enqueued, the summary of the results follows.
+            if bar.count and not (wait and is_finished):
                 print_summary(f"{bar.count:,} enqueued on {queue}")
 
         with summarized(summarize):
-            for batch in _batches(chain(sources, listed)):
+            for batch in _batches(sources):
                 wanted = [Wanted(source, options=request) for source in batch]
                 task_ids = publisher.publish(wanted, queue, keep_results=wait)
                 bar.advance(len(batch))
@@ -100,11 +119,8 @@ def enqueue(
                     waited_for.update(zip(task_ids, map(str, batch), strict=True))
                 elif as_json:
                     _print_enqueued(batch, task_ids)
-    is_empty = place is not None and bar.count == len(sources)
-    if is_empty:
-        print_note(f"no object below {place}: nothing to enqueue from there")
-    failed = _wait(celery, waited_for, queue, timeout, as_json) if wait else 0
-    return ExitCode.ok_if(not failed and not is_empty)
+            is_finished = True
+    return bar.count, waited_for
 
 
 def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: PrefixUri | None) -> None:
