@@ -9,6 +9,7 @@ from tasks.errors import InvalidRequest
 MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
 # Amazon S3 user guide, "General purpose bucket naming rules"
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+BUCKET_RULE = "a bucket's name has 3 to 63 lower-case letters, digits, dots, hyphens, underscores"
 SLASHES = re.compile(r"[/\\]+")
 AMBIGUOUS = re.compile(r"^[/\\]+|//+|\\+")  # slashes that a store that keeps files may drop
 
@@ -96,7 +97,8 @@ def _split(text: str) -> tuple[str, str]:
     scheme, _, rest = text.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not BUCKET.fullmatch(bucket):
-        raise InvalidRequest(f"{text!r:.200} is not an address like s3://BUCKET/KEY")
+        reason = f": {BUCKET_RULE}" if scheme == "s3" and bucket else ""
+        raise InvalidRequest(f"{text!r:.200} is not an address like s3://BUCKET/KEY{reason}")
     try:
         size = len(key.encode())
     except UnicodeEncodeError:

@@ -39,13 +39,22 @@ RUN_HEADER = "veil_run"
 REFUSED_HEADER = "veil_refused"
 
 REGIONS = {"top": 0.7, "full": 1.0}
+LOWEST_REGION = 0.5  # the smallest share of a face that may be hidden
 MAX_AREAS = 1000  # of each kind; a request with more is refused
 MAX_BOXES = 100  # boxes in a report, the highest scores first; the receipt has all
 MAX_COORDINATE = 1_000_000  # pixels; no picture is larger
 
 
 def _named_region(value: Any) -> Any:
-    return REGIONS.get(value, value) if isinstance(value, str) else value
+    """Return the share that `value` names, or `value` itself. Raises ValueError for no share."""
+    share = REGIONS.get(value, value) if isinstance(value, str) else value
+    try:
+        is_share = LOWEST_REGION <= float(share) <= 1
+    except (TypeError, ValueError, OverflowError):
+        is_share = False
+    if not is_share:
+        raise ValueError("must be top, full, or a number from 0.5 to 1")
+    return share
 
 
 def _as_tuple(value: Any) -> Any:
@@ -60,7 +69,7 @@ def _check_area(area: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     return area
 
 
-Region = Annotated[float, BeforeValidator(_named_region), Field(ge=0.5, le=1)]
+Region = Annotated[float, BeforeValidator(_named_region), Field(ge=LOWEST_REGION, le=1)]
 """The share of a face that is hidden, from its top: a number, ``top`` or ``full``."""
 
 Side = Annotated[int, Field(ge=0, le=MAX_COORDINATE)]

@@ -19,6 +19,8 @@ PREFIX = "VEIL_"
 # lease, the interval between searches for expired leases, and a wait if Redis was away.
 MAX_LEASE_SECONDS = 45
 
+REDIS_PORT = 6379  # the port of an address that names none
+
 # The part of a Redis address after the scheme: host and port, database, TLS options.
 REDIS_LOCATION = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")
 
@@ -173,17 +175,37 @@ class Settings(BaseSettings):
     def load(cls, **values: Any) -> Self:
         """Return the settings from the environment; `values` take precedence.
 
-        Raises SettingsInvalid, with a message of one line, for an invalid value.
+        Raises SettingsInvalid, with a message of one line that names every invalid value.
         """
         try:
             return cls(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = "".join(f"{PREFIX}{part}: ".upper() for part in first["loc"][:1])
-            raise SettingsInvalid(name + first["msg"].removeprefix("Value error, ")) from None
+            raise SettingsInvalid("; ".join(_problems(error))) from None
+
+    @classmethod
+    def refuse_misspelt(cls, environment: Mapping[str, str]) -> None:
+        """Raise SettingsInvalid for ``VEIL_`` variables that are no settings.
+
+        The message also names the settings with invalid values, so that one try shows every error.
+        """
+        try:
+            refuse_unknown(environment, cls)
+        except SettingsInvalid as misspelt:
+            message = str(misspelt)
+            try:
+                cls.load()
+            except SettingsInvalid as invalid:
+                message = f"{message}; {invalid}"
+            raise SettingsInvalid(message) from None
 
     def parsed_routes(self) -> Routes:
         return Routes.parse(*self.routes)
+
+    def redis_server(self) -> str:
+        """Return ``HOST:PORT`` of Redis, for messages: no user, password or database."""
+        parts = urlsplit(self.redis_url.get_secret_value())
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        return f"{host}:{parts.port or REDIS_PORT}"
 
     def receipt_keys(self) -> tuple[Key, ...]:
         """Return the keys for receipts; the first one signs."""
@@ -226,6 +248,15 @@ def split_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _problems(error: ValidationError) -> list[str]:
+    """Return one text for each wrong setting: its variable, and the first error in its value."""
+    problems: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        variable = "".join(f"{PREFIX}{part}: ".upper() for part in detail["loc"][:1])
+        problems.setdefault(variable, detail["msg"].removeprefix("Value error, "))
+    return [variable + message for variable, message in problems.items()]
+
+
 def _has_server(url: str, schemes: tuple[str, ...]) -> bool:
     """Return whether `url` has one of `schemes`, a host, and a valid port if it has one.
 
@@ -239,10 +270,13 @@ def _has_server(url: str, schemes: tuple[str, ...]) -> bool:
 
 
 def refuse_unknown(environment: Mapping[str, str], known: type[BaseSettings]) -> None:
-    """Raise SettingsInvalid, with the likely name, for a ``VEIL_`` variable missing in `known`."""
+    """Raise SettingsInvalid, with the likely names, for ``VEIL_`` variables missing in `known`."""
     names = [PREFIX + name.upper() for name in known.model_fields]
+    problems = []
     for variable in sorted(environment):
         if variable.upper().startswith(PREFIX) and variable.upper() not in names:
             near = difflib.get_close_matches(variable.upper(), names, n=1, cutoff=0.75)
             hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
-            raise SettingsInvalid(f"{variable} is not a setting: {hint}")
+            problems.append(f"{variable} is not a setting: {hint}")
+    if problems:
+        raise SettingsInvalid("; ".join(problems))

@@ -14,35 +14,37 @@ import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
 from worker.commands.command import CommandApp
+from worker.commands.options import Json
 
 LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
-app = CommandApp("A detector of your own: import, fit, evaluate, export.")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
-
-
-@app.callback()
-def train() -> None:
-    """A detector of your own: import, fit, evaluate, export."""
+app = CommandApp(
+    "Train a detector: import, fit, evaluate, export.\n\n"
+    "Example: veil train import labels/ --to dataset"
+)
 
 
 @app.command("import")
 def import_(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCE...", help="Files and folders with labels.")
+        list[Path], typer.Argument(metavar="PATH", help="Files and folders with labels.")
     ],
     to: Annotated[Path, typer.Option(metavar="DATASET", help="Folder for the data set.")],
     form: Annotated[
         str | None,
         typer.Option(
-            "--format", help="voc, coco, yolo, wider or veil; by default what a source looks like."
+            "--format",
+            metavar="FORMAT",
+            help="voc, coco, yolo, wider or veil; by default what a source looks like.",
         ),
     ] = None,
     pictures: Annotated[
         list[Path] | None,
-        typer.Option(help="Where the pictures are, if not beside their labels; repeatable."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the pictures are, if not beside their labels; repeatable.",
+        ),
     ] = None,
     mapping: Annotated[
         list[str] | None,
@@ -54,14 +56,19 @@ def import_(
         ),
     ] = None,
     val: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of pictures for validation.")
+        float,
+        typer.Option(metavar="SHARE", min=0, max=0.9, help="Share of pictures for validation."),
     ] = 0.1,
     test: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of pictures for the final test.")
+        float,
+        typer.Option(metavar="SHARE", min=0, max=0.9, help="Share of pictures for the final test."),
     ] = 0.1,
     as_json: Json = False,
 ) -> None:
-    """Make a data set of labelled pictures: checked, without duplicates, split."""
+    """Make a data set of labelled pictures: checked, without duplicates, split.
+
+    Example: veil train import labels/ --to dataset --map with_mask=FACE
+    """
     from training import formats, importing, overview
 
     if form is not None and form not in formats.FORMATS:
@@ -93,37 +100,65 @@ def fit(
     to: Annotated[
         Path, typer.Option(metavar="RUN", help="Folder of the run; one that was stopped goes on.")
     ],
-    size: Annotated[str, typer.Option(help="d0, d1 or d2: how large the network is.")] = "d0",
+    size: Annotated[
+        str, typer.Option(metavar="SIZE", help="Size of the network: d0, d1 or d2.")
+    ] = "d0",
     side: Annotated[
         int | None,
         typer.Option(
-            help="Side of the squares it is shown, in pixels, a multiple of 128; by its size."
+            metavar="PIXELS",
+            help="Side of the squares that the network is given, a multiple of 128; by default "
+            "that of --size.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, max=512, help="Pictures a step.")] = 8,
-    rounds: Annotated[float, typer.Option(min=0, help="How often each picture is shown.")] = 100,
+    batch: Annotated[
+        int, typer.Option(metavar="COUNT", min=1, max=512, help="Pictures a step.")
+    ] = 8,
+    rounds: Annotated[
+        float, typer.Option(metavar="COUNT", min=0, help="Times that each picture is used.")
+    ] = 100,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="How many batches, in place of --rounds.")
+        int | None,
+        typer.Option(metavar="COUNT", min=1, help="Number of steps, in place of --rounds."),
     ] = None,
     learning_rate: Annotated[
-        float, typer.Option(min=0, help="The highest; it rises, then falls as a cosine.")
+        float,
+        typer.Option(
+            metavar="RATE",
+            min=0,
+            help="Highest learning rate; the rate rises to it, then falls as a cosine.",
+        ),
     ] = 0.002,
     weights: Annotated[
-        str, typer.Option(metavar="imagenet|none|PATH", help="What the backbone starts from.")
+        str,
+        typer.Option(
+            metavar="WEIGHTS", help="Initial weights of the backbone: imagenet, none or a file."
+        ),
     ] = "imagenet",
-    augment: Annotated[bool, typer.Option(help="Whether pictures are changed at random.")] = True,
+    augment: Annotated[bool, typer.Option(help="Change the pictures at random.")] = True,
     precision: Annotated[
         str | None,
         typer.Option(
+            metavar="PRECISION",
             help="float32, mixed_bfloat16 or mixed_float16; "
-            "by default mixed_bfloat16 on an accelerator."
+            "by default mixed_bfloat16 on an accelerator.",
         ),
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Steps from one checkpoint to the next.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and changes.")] = 0,
+    every: Annotated[
+        int, typer.Option(metavar="STEPS", min=1, help="Steps from one checkpoint to the next.")
+    ] = 100,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER", min=0, help="Seed of the weights, the order and the random changes."
+        ),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train a detector. After a kill, the same command resumes from the last checkpoint."""
+    """Train a detector. After a kill, the same command resumes from the last checkpoint.
+
+    Example: veil train fit dataset --to run --size d0
+    """
     from training.dataset import Dataset
 
     dataset = Dataset.load(folder)
@@ -175,19 +210,26 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A finished run, or what VEIL_MODEL may be.")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="DATASET")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    folder: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="As `veil train import` made it.")
+    ],
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train, val or test.")] = "val",
     side: Annotated[
         int | None,
         typer.Option(
+            metavar="PIXELS",
             min=64,
             max=8192,
-            help="Look once, at this longer side in pixels; by default as a worker does.",
+            help="Detect in one pass, at this longer side; by default in the passes of a worker.",
         ),
     ] = None,
     alarms: Annotated[
         float,
-        typer.Option(min=0, help="False alarms a picture that the proposed threshold may bring."),
+        typer.Option(
+            metavar="COUNT",
+            min=0,
+            help="False alarms a picture that the proposed threshold may bring.",
+        ),
     ] = 0.1,
     compare: Annotated[bool, typer.Option(help="Measure the bundled detector beside it.")] = True,
     to: Annotated[
@@ -196,7 +238,10 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the detections and the exposed faces of a model, and propose its threshold."""
+    """Measure the detections and the exposed faces of a model, and propose its threshold.
+
+    Example: veil train evaluate run dataset
+    """
     from training.dataset import SPLITS, Dataset
     from training.run import DESCRIPTION, EVALUATION
     from worker.detection.presets import PassSettings
@@ -248,6 +293,7 @@ def export(
     threshold: Annotated[
         float | None,
         typer.Option(
+            metavar="SCORE",
             min=0.02,
             max=0.99,
             help="The model's own; by default what the last evaluation proposed.",
@@ -255,7 +301,10 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a finished run as a SavedModel: `VEIL_MODEL=FOLDER/saved_model.zip` serves it."""
+    """Write a finished run as a SavedModel: `VEIL_MODEL=FOLDER/saved_model.zip` serves it.
+
+    Example: veil train export run --to model
+    """
     from training import exporting
     from training.run import Run
 

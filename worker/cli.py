@@ -5,11 +5,12 @@ from importlib import import_module, metadata
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 from typer.main import get_command
 
 from tasks import core_dumps
-from tasks.errors import VeilError
+from tasks.errors import QueueUnavailable, VeilError
+from worker.commands.command import HELP_FLAGS, CommandGroup
 from worker.commands.exit_codes import ExitCode
 from worker.printing import print_note
 
@@ -41,7 +42,7 @@ COMMANDS = {
 }
 
 
-class CommandTable(TyperGroup):
+class CommandTable(CommandGroup):
     """A group that knows its commands from the table, and imports the one that is used."""
 
     def __init__(self, **attributes: Any) -> None:
@@ -56,10 +57,14 @@ class CommandTable(TyperGroup):
         return name, get_command(import_module(COMMANDS[name].module).app), remaining
 
 
+EXIT_CODES = "\n".join(f"{code.value:>4}  {code.meaning}" for code in ExitCode)
+EPILOG = f"Example: veil anonymize holiday/ -o clean/\n\nExit codes:\n{EXIT_CODES}"
+
 app = typer.Typer(
     cls=CommandTable,
+    context_settings=HELP_FLAGS,
+    epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     # Typer's own tracebacks show local variables: pictures and credentials.
     pretty_exceptions_enable=False,
 )
@@ -89,7 +94,7 @@ def main() -> None:
     try:
         app()
     except VeilError as error:
-        print_note(f"{type(error).__name__}: {error}")
+        print_note(f"{type(error).__name__}: {error}{_server_of(error)}")
         sys.exit(ExitCode.UNUSABLE)
     except ModuleNotFoundError as error:
         extra = "training" if sys.argv[1:2] == ["train"] else "worker"
@@ -97,3 +102,12 @@ def main() -> None:
         sys.exit(ExitCode.UNUSABLE)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
+
+
+def _server_of(error: VeilError) -> str:
+    """Return the Redis that was tried, for an error of Redis; otherwise an empty text."""
+    if not isinstance(error, QueueUnavailable):
+        return ""
+    from tasks.settings import Settings
+
+    return f" (tried Redis at {Settings.load().redis_server()})"

@@ -11,7 +11,7 @@ from celery.worker.consumer import consumer
 from structlog.typing import EventDict, Processor
 
 from tasks.redis_errors import queue_unavailable
-from worker.printing import printable
+from worker.printing import printable, quiet
 
 QUIET_LOGGERS = ("celery.worker", "celery.apps.worker", "kombu")
 CONNECTION_LOGGER = "urllib3.connectionpool"
@@ -68,7 +68,7 @@ def _for_json() -> list[Processor]:
 
 
 def _set_levels() -> None:
-    logging.getLogger("veil").setLevel(logging.INFO)
+    logging.getLogger("veil").setLevel(logging.WARNING if quiet() else logging.INFO)
     # Libraries warn of unusual pictures in prose. The outcome of a picture says what matters.
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)

@@ -1,6 +1,21 @@
 """Text on a terminal: notes, summaries, and text from outside."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_quiet = False
+
+
+def set_quiet(is_quiet: bool) -> None:
+    """Turn summaries and progress bars off, or on again; notes are always printed."""
+    global _quiet
+    _quiet = is_quiet
+
+
+def quiet() -> bool:
+    """Return whether summaries and progress bars are off."""
+    return _quiet
 
 
 def printable(text: str) -> str:
@@ -16,8 +31,24 @@ def print_note(line: str) -> None:
 
 
 def print_summary(line: str) -> None:
-    """Print the result of the command on standard error, which leaves standard output to data."""
-    print(line, file=sys.stderr, flush=True)
+    """Print the result of the command on standard error, which leaves standard output to data.
+
+    A quiet command prints none.
+    """
+    if not _quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def summarized(summarize: Callable[[], None]) -> Iterator[None]:
+    """Call `summarize` after the work of the block, and also if Ctrl-C ends it early."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_note("interrupted; what was done until then:")
+        summarize()
+        raise
+    summarize()
 
 
 def _escaped(character: str) -> str:

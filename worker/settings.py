@@ -23,17 +23,23 @@ PRESET_SETTINGS = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turne
 """The settings whose values a preset chooses, unless they are set."""
 
 
-def _markdown(default: Any) -> str:
-    """Return a default as code in Markdown, empty for None."""
+def _text(default: Any) -> str | None:
+    """Return a default as its variable would have it, None for None."""
     if hasattr(default, "get_secret_value"):
         default = default.get_secret_value()
     if default is None:
-        return ""
+        return None
     if isinstance(default, bool):
-        default = str(default).lower()
+        return str(default).lower()
     if isinstance(default, tuple):
-        default = ",".join(str(part) for part in default)
-    return f"`{default}`"
+        return ",".join(str(part) for part in default)
+    return str(default)
+
+
+def _markdown(default: Any) -> str:
+    """Return a default as code in Markdown, empty for None."""
+    text = _text(default)
+    return "" if text is None else f"`{text}`"
 
 
 def _by_preset(name: str) -> str:
@@ -273,10 +279,17 @@ class WorkerSettings(Settings):
         )
 
 
+def table() -> list[tuple[str, str | None, str]]:
+    """Return the variable, the default and the meaning (Markdown) of each setting."""
+    return [
+        (f"{PREFIX}{name.upper()}", _text(field.default), field.description or "")
+        for name, field in WorkerSettings.model_fields.items()
+    ]
+
+
 def markdown_table() -> str:
     """Return all settings as a Markdown table, for docs/settings.md."""
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for name, field in WorkerSettings.model_fields.items():
-        variable, default = f"{PREFIX}{name.upper()}", _markdown(field.default)
-        rows.append(f"| `{variable}` | {default} | {field.description} |")
+    for variable, default, meaning in table():
+        rows.append(f"| `{variable}` | {_markdown(default)} | {meaning} |")
     return "\n".join(rows)

@@ -255,3 +255,13 @@ def test_a_path_that_is_not_there_is_exit_code_2(veil, tmp_path):
     assert done.stdout == ""
     assert "missing.jpg" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_quiet_prints_failures_alone(veil, album, tmp_path):
+    arguments = [album / "a.jpg", album / "empty.png", "-o", tmp_path, "-q"]
+    done = veil("anonymize", *arguments)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{album / 'empty.png'}: EmptyObject: ")
+    assert (tmp_path / "a.jpg").is_file()

@@ -204,8 +204,10 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
     process.send_signal(number)
 
     assert process.wait(20) == code
-    _, line = (tmp_path / "backfill.log").read_text().splitlines()
+    _, done, line = (tmp_path / "backfill.log").read_text().splitlines()
     (run,) = runs.names(unattended.client)
+    assert done.startswith(f"veil: {run}: 10 listed")
+    assert "10 (100 bytes) enqueued, 0 came through, 0 died" in done
     assert line == f"veil: stopped: the same command goes on with the run {run}"
     assert runs.read(unattended.client, run).state == "stopped"
     unattended.client.delete(BACKFILL)

@@ -1,10 +1,16 @@
 """`veil enqueue` and `veil dead list` as a user types them: their output and their exit codes."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 
 import pytest
 
+from tasks.errors import Busy
 from tools.local.servers import HOST
+from worker.commands import enqueue
 
 
 def lines(done):
@@ -137,6 +143,60 @@ def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unat
     assert done.returncode == 1
     (outcome,) = lines(done)
     assert (outcome["status"], outcome["error"]) == ("unknown", "NoAnswer")
+    assert "waits on uploads and no worker answers: start `veil worker`" in outcome["message"]
+    assert done.stderr == "1 no answer\n"
+
+
+@pytest.mark.parametrize(
+    ("meta", "reason"),
+    [
+        ({"status": "RETRY", "result": Busy("taken")}, "another try after Busy: taken"),
+        ({"status": "STARTED", "result": None}, "has begun it and has not ended"),
+        ({"status": "PENDING", "result": None}, "2 workers answer"),
+    ],
+)
+def test_the_reason_of_a_missing_answer_is_the_state_of_its_task(meta, reason):
+    assert reason in enqueue._reason(meta, "uploads", ["a", "b"])
+
+
+def test_without_wait_the_command_says_what_it_did(veil, unattended):
+    addresses = ("s3://raw/a.jpg", "s3://raw/b.jpg")
+    done = veil("enqueue", *addresses, environment=unattended.environment)
+    quiet = veil("enqueue", *addresses, "-q", environment=unattended.environment)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "2 enqueued on uploads\n")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("s3://raw/a.jpg", "s3://other/a.jpg"), ("--prefix", "s3://other"), ("--prefix", "s3://raw")],
+)
+def test_an_address_outside_of_the_routes_is_refused(veil, unattended, arguments):
+    environment = {**unattended.environment, "VEIL_ROUTES": "s3://raw/in=s3://clean"}
+    done = veil("enqueue", "s3://raw/in/a.jpg", *arguments, environment=environment)
+    line = the_one_line(done)
+    assert "BucketNotAllowed" in line
+    assert "VEIL_ROUTES" in line
+    assert unattended.client.llen("uploads") == 0
+
+
+def test_an_interruption_says_what_was_done_until_then(unattended, programs, wait_until):
+    process = subprocess.Popen(
+        [programs / "veil", "enqueue", "s3://raw/a.jpg", "s3://raw/b.jpg", "--wait"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **unattended.environment},
+    )
+    wait_until(lambda: unattended.client.llen("uploads") == 2)
+    time.sleep(0.5)  # the transaction has ended, and the command waits for results
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert printed.splitlines()[-2:] == [
+        "veil: interrupted; what was done until then:",
+        "2 without a result",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +204,9 @@ def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unat
 )
 def test_no_redis_is_one_line(veil, quiet_port, command):
     done = veil(*command, environment={"VEIL_REDIS_URL": f"redis://{HOST}:{quiet_port}/0"})
-    assert "VEIL_REDIS_URL" in the_one_line(done)
+    line = the_one_line(done)
+    assert "VEIL_REDIS_URL" in line
+    assert f"tried Redis at {HOST}:{quiet_port}" in line
 
 
 @pytest.mark.parametrize(
@@ -180,9 +242,9 @@ def test_a_prefix_without_objects_says_so(veil, unattended, s3, place):
         "enqueue", "--prefix", f"s3://raw/{place}", "--wait", "--json", environment=settings
     )
 
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert done.stdout == ""
-    assert "nothing to enqueue" in done.stderr
+    assert f"no object below s3://raw/{place}: nothing to enqueue" in done.stderr
 
 
 @pytest.mark.parametrize(

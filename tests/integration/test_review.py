@@ -234,7 +234,8 @@ def test_what_is_dropped_is_off_the_list_and_nothing_else(command, unattended):
     doubted(unattended, "s3://raw/b.png")
     assert "1 dropped" in command(unattended, "drop", SOURCE).stderr
     assert set(listed(unattended)) == {"s3://raw/b.png"}
-    assert "1 dropped" in command(unattended, "drop", "--all", "--yes").stderr
+    dropped = command(unattended, "drop", "--all", "--yes", "--json")
+    assert json.loads(dropped.stdout) == {"dropped": 1}
 
 
 def test_all_can_be_asked_for_at_once(command, unattended):

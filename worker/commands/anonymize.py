@@ -28,7 +28,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.progress import progress_bar
 from worker.local_files import PICTURE_SUFFIXES, write_atomically
-from worker.printing import print_summary
+from worker.printing import print_summary, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -72,16 +72,20 @@ class Job:
     named: bool
 
 
-@app.command()
+@app.command(has_summary=True)
 def anonymize(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", exists=True, help="Pictures and folders.")
-    ],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures and folders.")],
     output: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder for the outputs; created if missing."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            file_okay=False,
+            help="Folder for the outputs; created if missing.",
+        ),
     ] = None,
-    method: options.Method = None,
+    method: options.MethodName = None,
     region: options.Region = None,
     exempt: options.Exempt = None,
     extra: options.Extra = None,
@@ -99,6 +103,7 @@ def anonymize(
     Example: veil anonymize holiday/ --output clean/ --region full
     """
     _check_output(output, detect_only)
+    _require_paths(paths)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra)
@@ -109,7 +114,10 @@ def anonymize(
 
     anonymizer = build_anonymizer(settings)
     counts: Counter[str] = Counter()
-    with progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar:
+    with (
+        summarized(lambda: _print_counts(counts)),
+        progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar,
+    ):
 
         def report(outcome: Outcome) -> None:
             counts[outcome.status] += 1
@@ -117,7 +125,6 @@ def anonymize(
             bar.advance()
 
         _anonymize_files(anonymizer, jobs, settings, request, report)
-    _print_counts(counts)
     return ExitCode.ok_if(not counts["failed"])
 
 
@@ -183,6 +190,20 @@ def _check_output(output: Path | None, detect_only: bool) -> None:
         raise typer.BadParameter("--detect-only writes no outputs", param_hint="--output")
 
 
+def _require_paths(paths: list[Path]) -> None:
+    """Raise BadParameter for a path that names no file and no folder."""
+    for path in paths:
+        if not path.exists():
+            raise typer.BadParameter(_absence(path), param_hint="PATH")
+
+
+def _absence(path: Path) -> str:
+    """Return why there is no file at `path`: a dangling link is told from a missing file."""
+    if path.is_symlink():
+        return f"{path} is a link to {path.readlink()}, which does not exist"
+    return f"{path} does not exist"
+
+
 def _files(paths: list[Path], output: Path | None) -> Iterator[tuple[Path, Path, bool]]:
     """Yield each file, its path below the output folder, and whether the user named it."""
     for path in paths:
@@ -236,20 +257,27 @@ def _anonymize_files(
 ) -> None:
     """Anonymize all files in threads, and report each outcome as soon as it is known.
 
-    Ctrl-C cancels the files that were not begun.
+    Ctrl-C cancels the files that were not begun, and waits for the others.
     """
+    reported = set()
     with ThreadPoolExecutor(settings.concurrency) as pool:
         limit = settings.max_bytes
         futures = [pool.submit(anonymize_file, anonymizer, job, limit, request) for job in jobs]
         try:
             for future in as_completed(futures):
+                reported.add(future)
                 report(future.result())
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+            for future in futures:
+                if future not in reported and not future.cancelled():
+                    report(future.result())
             raise
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
+    if not path.exists():
+        raise FileNotFoundError(_absence(path))
     size = path.stat().st_size
     if size > max_bytes:
         raise ImageTooLarge(

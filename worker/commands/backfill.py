@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -30,6 +31,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
 from worker.commands.queue import celery_app
+from worker.printing import quiet
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -53,7 +55,10 @@ def _utc(text: str) -> datetime:
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-Source = Annotated[str | None, typer.Argument(metavar="[s3://BUCKET/PREFIX]", show_default=False)]
+Source = Annotated[
+    str | None,
+    typer.Argument(metavar="s3://BUCKET/PREFIX", help="Where the sources are.", show_default=False),
+]
 To = Annotated[
     str | None,
     typer.Option(
@@ -75,29 +80,38 @@ Until = Annotated[
 ]
 Suffix = Annotated[
     list[str] | None,
-    typer.Option(help="Only keys with this suffix, in upper or lower case; repeatable."),
+    typer.Option(
+        metavar=".EXT", help="Only keys with this suffix, in upper or lower case; repeatable."
+    ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Enqueue at most this many messages.")]
+Limit = Annotated[
+    int | None, typer.Option(metavar="COUNT", min=1, help="Enqueue at most this many messages.")
+]
 MaxRate = Annotated[
-    float | None, typer.Option(min=0.01, help="Enqueue at most this many messages a second.")
+    float | None,
+    typer.Option(metavar="RATE", min=0.01, help="Enqueue at most this many messages a second."),
 ]
 LowWater = Annotated[
-    int, typer.Option(min=0, help="Resume enqueueing at this many waiting messages or fewer.")
+    int,
+    typer.Option(
+        metavar="COUNT", min=0, help="Resume enqueueing at this many waiting messages or fewer."
+    ),
 ]
 HighWater = Annotated[
-    int, typer.Option(min=1, help="Pause enqueueing at this many waiting messages.")
+    int,
+    typer.Option(metavar="COUNT", min=1, help="Pause enqueueing at this many waiting messages."),
 ]
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help="The recipe that counts as done; default: that of the worker that started last."
+        metavar="DIGEST",
+        help="The recipe that counts as done; default: that of the worker that started last.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count what a new run would enqueue.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget the progress of the run.")]
 Wait = Annotated[
-    bool,
-    typer.Option("--wait", help="Wait until every picture has ended; exit with 1 if one died."),
+    bool, typer.Option(help="Wait until every picture has ended; exit with 1 if one died.")
 ]
 Follow = Annotated[
     str | None,
@@ -107,7 +121,7 @@ Follow = Annotated[
 app = CommandApp()
 
 
-@app.command()
+@app.command(has_summary=True)
 def backfill(
     source: Source = None,
     to: To = None,
@@ -222,7 +236,11 @@ def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
             known = ", ".join(runs.names(redis)) or "none"
             raise InvalidRequest(f"there is no run {name!r:.100}: known are {known}")
     with Display.opened(redis, as_json) as display:
-        last = _show_until_through(redis, name, display)
+        try:
+            last = _show_until_through(redis, name, display)
+        except KeyboardInterrupt:
+            display.summarize_so_far()
+            raise
         died = display.summarize()
         if last.state != "finished":
             display.note(f"the run {name} was stopped: the command that began it continues it")
@@ -313,6 +331,7 @@ def _interruptible(producer: Backfill, display: "Display") -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         producer.stop()
+        display.summarize_stopped()
         display.note(f"stopped: the same command goes on with the run {producer.name}")
         raise
     finally:
@@ -345,8 +364,9 @@ class Display:
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
+        is_hidden = quiet() or not console.is_terminal
         with Progress(
-            *columns, console=console, disable=not console.is_terminal, redirect_stdout=False
+            *columns, console=console, disable=is_hidden, redirect_stdout=False
         ) as progress:
             yield cls(redis, progress, as_json, is_rehearsal)
 
@@ -366,6 +386,17 @@ class Display:
             self._count()
         self._draw(current)
 
+    def summarize_so_far(self) -> None:
+        """Print the outcomes so far, unless nothing was shown yet."""
+        if self._last is not None:
+            self.summarize()
+
+    def summarize_stopped(self) -> None:
+        """Print the outcomes of a run that this process has stopped."""
+        if self._last is not None and self._last.state == "running":
+            self._last = replace(self._last, state="stopped")
+        self.summarize_so_far()
+
     def summarize(self) -> int:
         """Print the outcomes of the run so far, and return how many of its pictures died."""
         current = self._last
@@ -374,6 +405,8 @@ class Display:
         died = self._counts.get("dead", 0)
         if self._as_json:
             self._print_summary(current)
+            return died
+        if quiet():
             return died
         listed = (
             f"{current.listed:,} listed, {current.skipped:,} done already, "

@@ -1,4 +1,4 @@
-"""The base of every command: checks the environment, and ends with the code that it returns."""
+"""The bases of commands and groups: readable help, checked settings, and the exit code returned."""
 
 import os
 import re
@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+from worker import printing
 from worker.commands.exit_codes import ExitCode
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")  # within a paragraph
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 
 
 class Command(TyperCommand):
@@ -24,17 +26,38 @@ class Command(TyperCommand):
             attributes["help"] = LINE_BREAK.sub(" ", text)
         super().__init__(*arguments, **attributes)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_types(super().get_params(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line, without Typer's braces around required arguments."""
+        return [piece.strip("{").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
     def invoke(self, ctx: Any) -> None:
         """Refuse misspelt settings, run the command and exit.
 
         Arguments are parsed before, so ``--help`` works in any environment. Raise SettingsInvalid
         for a ``VEIL_`` variable that is not a setting.
         """
-        from tasks.settings import refuse_unknown
         from worker.settings import WorkerSettings
 
-        refuse_unknown(os.environ, WorkerSettings)
+        WorkerSettings.refuse_misspelt(os.environ)
         ctx.exit(super().invoke(ctx) or ExitCode.OK)
+
+
+class QuietCommand(Command):
+    """A command that takes ``--quiet``: it then shows no progress, and prints no summary."""
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.params.append(_quiet_option())
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands with readable help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return without_types(super().get_params(ctx))
 
 
 class CommandApp(typer.Typer):
@@ -42,13 +65,59 @@ class CommandApp(typer.Typer):
 
     def __init__(self, group_help: str | None = None) -> None:
         super().__init__(
+            cls=CommandGroup,
             help=group_help,
+            context_settings=HELP_FLAGS,
             no_args_is_help=True,
             add_completion=False,
             # Typer's own tracebacks show local variables: pictures and credentials.
             pretty_exceptions_enable=False,
         )
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
-        """Register a function as a Command. `options` are those of Typer."""
-        return super().command(name, cls=Command, **options)
+    def command(
+        self, name: str | None = None, *, has_summary: bool = False, **options: Any
+    ) -> Callable[[Function], Function]:
+        """Register a function as a Command. `options` are those of Typer.
+
+        A command that `has_summary` on standard error takes ``--quiet``, which leaves it out.
+        """
+        options.setdefault("context_settings", HELP_FLAGS)
+        return super().command(name, cls=QuietCommand if has_summary else Command, **options)
+
+
+def without_types(parameters: list[Any]) -> list[Any]:
+    """Return `parameters` without the types ``<bool>`` and ``<list[str]>`` in their help."""
+    for parameter in parameters:
+        if isinstance(parameter, TyperOption) and parameter.is_flag:
+            parameter.metavar = ""
+        elif isinstance(parameter, TyperArgument):
+            # The metavar of an argument is its name, and Typer has no other way to drop the type.
+            vars(parameter)["display_type_rich"] = _no_type
+    return parameters
+
+
+def _no_type(**_: Any) -> None:
+    return None
+
+
+def _quiet_option() -> TyperOption:
+    def apply(is_quiet: bool) -> None:
+        printing.set_quiet(is_quiet)
+
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def template(
+        quiet: bool = typer.Option(
+            False,
+            "--quiet",
+            "-q",
+            callback=apply,
+            expose_value=False,
+            help="Print results and errors only: no progress, no summary, no log.",
+        ),
+    ) -> None:
+        """Have Typer make the option, because its constructor is not public."""
+
+    (option,) = typer.main.get_command(app).params
+    return option  # type: ignore[return-value]

@@ -12,34 +12,39 @@ from tasks.records.dead_letters import LETTERS, DeadLetter
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.ledger_entries import LedgerEntries, time_of
-from worker.commands.options import Json, Queue, Sources, Yes, require_confirmation
+from worker.commands.options import Json, Queue, Source, Sources, Yes, require_confirmation
 from worker.commands.queue import celery_app
 from worker.printing import printable
 
 Error = Annotated[
-    str | None, typer.Option(help="Every picture with this error, such as AccessDenied.")
+    str | None,
+    typer.Option(metavar="NAME", help="Every picture with this error, such as AccessDenied."),
 ]
 
-app = CommandApp("List, retry or drop dead letters.")
+app = CommandApp("List, retry or drop dead letters.\n\nExample: veil dead list")
 
 
 @app.command("list")
 def list_letters(as_json: Json = False) -> ExitCode:
-    """Print every dead letter with its reason, oldest first."""
+    """Print every dead letter with its reason, oldest first.
+
+    Example: veil dead list --json
+    """
     for letter in _letters().oldest_first():
         print(json.dumps(asdict(letter)) if as_json else printable(_line(letter)))
     return ExitCode.OK
 
 
 @app.command()
-def show(
-    source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False
-) -> ExitCode:
-    """Print everything that is known of a dead letter; exit with 1 if there is none."""
+def show(source: Source, as_json: Json = False) -> ExitCode:
+    """Print everything that is known of a dead letter; exit with 1 if there is none.
+
+    Example: veil dead show s3://camera-uploads/a/b.jpg
+    """
     return ExitCode.ok_if(_letters().show(source, as_json))
 
 
-@app.command()
+@app.command(has_summary=True)
 def retry(
     sources: Sources = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
@@ -61,7 +66,7 @@ def retry(
     return ExitCode.ok_if(is_complete)
 
 
-@app.command()
+@app.command(has_summary=True)
 def drop(
     sources: Sources = None,
     everything: Annotated[
@@ -69,6 +74,7 @@ def drop(
     ] = False,
     error: Error = None,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> ExitCode:
     """Forget dead letters; `veil reconcile` reports their pictures as missing from then on.
 
@@ -78,7 +84,7 @@ def drop(
     """
     _require_one_choice(sources, everything, error)
     require_confirmation(everything, yes)
-    is_complete = _letters().drop(sources or [], condition=_has_error(error))
+    is_complete = _letters().drop(sources or [], as_json, condition=_has_error(error))
     return ExitCode.ok_if(is_complete)
 
 

@@ -6,26 +6,31 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """The exit code of a command, which scripts and supervisors may rely on."""
 
-    # Everything that was asked for is done, or a worker stopped after finishing its pictures.
-    OK = 0
+    meaning: str
+    """The line about the code in ``veil --help``."""
 
-    # A picture or a check failed, and the output names it. A worker ends with this code if it
-    # could not start, or if it gave unfinished pictures back to the queue.
-    FAILED = 1
+    def __new__(cls, value: int, meaning: str) -> "ExitCode":
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
 
-    # Nothing was done: an argument, a setting or the model is wrong, or a server is unreachable.
+    # A worker that stopped after finishing its pictures ends with this code, too.
+    OK = 0, "Everything that was asked for is done."
+
+    # The output names what failed. A worker ends with this code if it could not start, or if it
+    # gave unfinished pictures back to the queue.
+    FAILED = 1, "A picture or a check failed, or there was nothing to enqueue."
+
     # Typer ends with the same code when it can't parse the command line.
-    UNUSABLE = 2
+    UNUSABLE = 2, "Nothing was done: a wrong argument, setting or model, or no server."
 
-    # A backfill ended early: by SIGTERM, or because another process has taken its run over.
-    STOPPED = 3
+    STOPPED = 3, "A backfill ended early: by SIGTERM, or another process continues it."
 
-    # The watchdog of a worker ended the process, because a picture or a batch took too long. The
-    # messages in hand are delivered again.
-    STALLED = 70
+    # The messages in hand are delivered again.
+    STALLED = 70, "The watchdog ended a worker: a picture or a batch took too long."
 
-    # Ctrl-C: 128 + SIGINT, as shells report it.
-    INTERRUPTED = 130
+    INTERRUPTED = 130, "Ctrl-C."  # 128 + SIGINT, as shells report it
 
     @classmethod
     def ok_if(cls, is_complete: bool) -> "ExitCode":

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -15,7 +16,7 @@ from tasks.records import ledger
 from tasks.records.ledger import Entry, Item, Ledger
 from tasks.redis_errors import connected
 from worker.commands.queue import wait_for_room
-from worker.printing import print_note, print_summary, printable
+from worker.printing import print_note, print_summary, printable, summarized
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -74,7 +75,11 @@ class LedgerEntries(Generic[Item]):
         entries = iter(found) if sources else self._selected(condition)
         publisher = Publisher(self._celery)
         enqueued = refused = 0
-        try:
+
+        def summarize() -> None:
+            print_summary(f"{enqueued:,} enqueued")
+
+        with summarized(summarize), closing(publisher):
             for batch in _batches(entries):
                 wanted = _wanted(batch, options)
                 wait_for_room(self._redis, queue)
@@ -83,12 +88,11 @@ class LedgerEntries(Generic[Item]):
                 refused += len(batch) - len(wanted)
                 for picture in wanted if as_json else ():
                     print(json.dumps({"source": str(picture.source), "queue": queue}))
-        finally:
-            publisher.close()
-        print_summary(f"{enqueued:,} enqueued")
         return not refused and len(found) == len(set(sources))
 
-    def drop(self, sources: Sequence[str], condition: Condition[Item] | None = None) -> bool:
+    def drop(
+        self, sources: Sequence[str], as_json: bool, condition: Condition[Item] | None = None
+    ) -> bool:
         """Forget the entries of `sources`, or those that meet `condition`, or all.
 
         Return whether all `sources` had an entry.
@@ -101,7 +105,10 @@ class LedgerEntries(Generic[Item]):
                 dropped = self._ledger.drop_where(self._redis, condition)
             else:
                 dropped = self._ledger.drop_all(self._redis)
-        print_summary(f"{dropped:,} dropped")
+        if as_json:
+            print(json.dumps({"dropped": dropped}))
+        else:
+            print_summary(f"{dropped:,} dropped")
         return len(found) == len(set(sources))
 
     def _of(self, sources: Iterable[str]) -> list[Item]:

@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from worker.detection.faces import Detections
     from worker.detection.model import Model
 
-app = CommandApp("Build or inspect the detector's model.")
+app = CommandApp("Build or inspect the detector's model.\n\nExample: veil model info")
 
 
 @app.command()
-def build() -> ExitCode:
+def build(as_json: Json = False) -> ExitCode:
     """Build the default model if this machine has none, and print its folder.
 
     The weights are downloaded once.
+
+    Example: veil model build
     """
     from worker.detection.centerface import default_model
 
-    print(default_model())
+    folder = str(default_model())
+    print(json.dumps({"folder": folder}) if as_json else folder)
     return ExitCode.OK
 
 

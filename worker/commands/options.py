@@ -1,10 +1,23 @@
 """Options that several commands share."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from tasks.messages import QUEUES, AnonymizeOptions
+from tasks.errors import InvalidRequest
+from tasks.messages import QUEUES, AnonymizeOptions, Method
+
+METHODS = get_args(Method)
+
+
+def _methods(incomplete: str) -> list[str]:
+    """Return the methods that complete a word, for completion in a shell."""
+    return [method for method in METHODS if method.startswith(incomplete)]
+
+
+def _queues(incomplete: str) -> list[str]:
+    """Return the queues that complete a word, for completion in a shell."""
+    return [queue for queue in QUEUES if queue.startswith(incomplete)]
 
 
 def _known_queue(name: str) -> str:
@@ -13,14 +26,25 @@ def _known_queue(name: str) -> str:
     return name
 
 
+Source = Annotated[str, typer.Argument(metavar="s3://BUCKET/KEY", help="Address of a picture.")]
 Sources = Annotated[
-    list[str] | None, typer.Argument(metavar="SOURCE", help="Addresses, s3://BUCKET/KEY.")
+    list[str] | None,
+    typer.Argument(metavar="s3://BUCKET/KEY", help="Addresses of pictures.", show_default=False),
 ]
-Method = Annotated[
-    str | None, typer.Option(help="surround, blur, pixelate or fill; overrides VEIL_METHOD.")
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="METHOD",
+        autocompletion=_methods,
+        help=f"{', '.join(METHODS)}; overrides VEIL_METHOD.",
+    ),
 ]
 Region = Annotated[
-    str | None, typer.Option(help="top, full, or a number from 0.5 to 1; overrides VEIL_REGION.")
+    str | None,
+    typer.Option(
+        metavar="REGION", help="top, full, or a number from 0.5 to 1; overrides VEIL_REGION."
+    ),
 ]
 Exempt = Annotated[
     list[str] | None,
@@ -35,7 +59,12 @@ Extra = Annotated[
 ]
 Queue = Annotated[
     str,
-    typer.Option(callback=_known_queue, help="uploads or backfill; workers serve uploads first."),
+    typer.Option(
+        callback=_known_queue,
+        autocompletion=_queues,
+        metavar="QUEUE",
+        help="uploads or backfill; workers serve uploads first.",
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Confirm that --all is meant.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
@@ -46,10 +75,12 @@ def anonymize_options(
 ) -> AnonymizeOptions:
     """Return the request options that the flags ask for. Raise InvalidRequest if one is wrong."""
     fields: dict[str, Any] = {
-        "exempt": [_area(text) for text in exempt or ()],
-        "extra": [_area(text) for text in extra or ()],
+        "exempt": [_area(text, "--exempt") for text in exempt or ()],
+        "extra": [_area(text, "--extra") for text in extra or ()],
     }
     if method is not None:
+        if method not in METHODS:
+            raise InvalidRequest(f"--method {method!r:.100}: choose from {', '.join(METHODS)}")
         fields["method"] = method
     if region is not None:
         fields["region"] = _number(region)
@@ -62,8 +93,18 @@ def require_confirmation(everything: bool, confirmed: bool) -> None:
         raise typer.BadParameter("add --yes to confirm every picture", param_hint="--all")
 
 
-def _area(text: str) -> list[Any]:
-    return [_number(side) for side in text.split(",")]
+def _area(text: str, flag: str) -> list[int]:
+    """Return the four sides in `text`, which `flag` has. Raise InvalidRequest for another text."""
+    try:
+        x1, y1, x2, y2 = [int(side) for side in text.split(",")]
+    except ValueError:
+        x1 = y1 = x2 = y2 = 0
+    if not (x1 < x2 and y1 < y2):
+        raise InvalidRequest(
+            f"{flag} {text!r:.100}: an area has four whole numbers, X1,Y1,X2,Y2 with X1 < X2 and "
+            "Y1 < Y2, in pixels of the upright picture"
+        )
+    return [x1, y1, x2, y2]
 
 
 def _number(text: str) -> Any:

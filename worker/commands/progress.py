@@ -14,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from worker.printing import quiet
+
 
 class Bar:
     """A progress bar, and the count that it shows."""
@@ -35,7 +37,8 @@ def progress_bar(what: str, total: int | None = None) -> Iterator[Bar]:
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # Rich prints redirected output above the bar. Output into a pipe must not be redirected.
     is_terminal = sys.stdout.isatty()
+    is_hidden = quiet() or not console.is_terminal
     with Progress(
-        *columns, console=console, disable=not console.is_terminal, redirect_stdout=is_terminal
+        *columns, console=console, disable=is_hidden, redirect_stdout=is_terminal
     ) as progress:
         yield Bar(progress, progress.add_task(what, total=total))

@@ -16,7 +16,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
 from worker.commands.progress import progress_bar
-from worker.printing import print_summary, printable
+from worker.printing import print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ LISTINGS = 2
 
 Addresses = Annotated[
     list[str],
-    typer.Argument(metavar="s3://OUTPUT...", help="Outputs, receipts, and prefixes."),
+    typer.Argument(metavar="s3://OUTPUT", help="Outputs, receipts, and prefixes."),
 ]
 Source = Annotated[
     str | None,
     typer.Option(
-        metavar="s3://SOURCE[/PREFIX]",
+        metavar="s3://SOURCE/PREFIX",
         help="Where the sources are, if `backfill --to` put the outputs elsewhere.",
     ),
 ]
@@ -63,7 +63,9 @@ DryRun = Annotated[
 ]
 
 
-app = CommandApp("Check outputs against their receipts.")
+app = CommandApp(
+    "Check outputs against their receipts.\n\nExample: veil receipt verify s3://camera-clean/2026"
+)
 
 
 @app.callback()
@@ -71,7 +73,7 @@ def receipt() -> None:
     """Make a group of the only command: without a callback Typer drops the command's name."""
 
 
-@app.command()
+@app.command(has_summary=True)
 def verify(
     addresses: Addresses,
     source: Source = None,
@@ -99,7 +101,11 @@ def verify(
     counts: Counter[str] = Counter()
     checked = good = 0
     started = time.monotonic()
-    with progress_bar("verified") as bar:
+
+    def summarize() -> None:
+        _print_counts(checked, good, counts, time.monotonic() - started, as_json)
+
+    with summarized(summarize), progress_bar("verified") as bar:
         for address in addresses:
             for verdict in audit.verdicts(address, source):
                 checked += 1
@@ -107,7 +113,6 @@ def verify(
                 counts.update(verdict.states)
                 _print(verdict, as_json)
                 bar.advance()
-    _print_counts(checked, good, counts, time.monotonic() - started, as_json)
     return ExitCode.ok_if(checked == good)
 
 

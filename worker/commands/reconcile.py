@@ -21,7 +21,7 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app, wait_for_room
-from worker.printing import print_note, print_summary, printable
+from worker.printing import print_note, print_summary, printable, summarized
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -42,9 +42,12 @@ STATES: tuple[State, ...] = (
 RARE: tuple[State, ...] = ("refused", "unknown key")  # not in the line for people if the count is 0
 
 
-Source = Annotated[str, typer.Argument(metavar="s3://SOURCE[/PREFIX]")]
+Source = Annotated[str, typer.Argument(metavar="s3://SOURCE/PREFIX", help="Where the sources are.")]
 Output = Annotated[
-    str | None, typer.Argument(metavar="s3://OUTPUT[/PREFIX]", show_default="the route's")
+    str | None,
+    typer.Argument(
+        metavar="s3://OUTPUT/PREFIX", help="Where the outputs are.", show_default="the route's"
+    ),
 ]
 Enqueue = Annotated[
     bool, typer.Option("--enqueue", help="Put missing and stale pictures on the queue.")
@@ -59,6 +62,7 @@ OtherRecipe = Annotated[
 BelowScore = Annotated[
     float | None,
     typer.Option(
+        metavar="SCORE",
         min=0,
         max=1,
         help="Report and enqueue only outputs with a face below this score; "
@@ -66,7 +70,8 @@ BelowScore = Annotated[
     ),
 ]
 Recipe = Annotated[
-    str | None, typer.Option(help="The recipe that is current; default: the workers'.")
+    str | None,
+    typer.Option(metavar="DIGEST", help="The recipe that is current; default: the workers'."),
 ]
 SourcesDeleted = Annotated[
     bool,
@@ -76,12 +81,14 @@ SourcesDeleted = Annotated[
         "an output without source is no orphan if it has a receipt.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Stop after this many lines.")]
+Limit = Annotated[
+    int | None, typer.Option(metavar="COUNT", min=1, help="Stop after this many lines.")
+]
 
 app = CommandApp()
 
 
-@app.command()
+@app.command(has_summary=True)
 def reconcile(
     source: Source,
     output: Output = None,
@@ -115,8 +122,12 @@ def reconcile(
         reconciliation = Reconciliation(
             store, places, recipe, redis, only, sources_deleted, bar.advance
         )
-        _report(celery, reconciliation, enqueue, limit, as_json)
-    _print_counts(reconciliation, recipe, time.monotonic() - started, as_json)
+
+        def summarize() -> None:
+            _print_counts(reconciliation, recipe, time.monotonic() - started, as_json)
+
+        with summarized(summarize):
+            _report(celery, reconciliation, enqueue, limit, as_json)
     is_proven = reconciliation.is_complete and not reconciliation.wrong
     return ExitCode.ok_if(is_proven)
 

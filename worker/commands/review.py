@@ -19,9 +19,10 @@ from worker.commands.options import (
     Exempt,
     Extra,
     Json,
-    Method,
+    MethodName,
     Queue,
     Region,
+    Source,
     Sources,
     Yes,
     anonymize_options,
@@ -35,12 +36,15 @@ ConfirmedAll = Annotated[
     bool, typer.Option("--all", help="Every picture on the list; needs --yes.")
 ]
 
-app = CommandApp("Decide on pictures that were held or flagged.")
+app = CommandApp("Decide on pictures that were held or flagged.\n\nExample: veil review list")
 
 
 @app.command("list")
 def list_entries(as_json: Json = False) -> ExitCode:
-    """Print every picture that needs a review with its reason, oldest first."""
+    """Print every picture that needs a review with its reason, oldest first.
+
+    Example: veil review list --json
+    """
     entries = _entries().oldest_first()
     if as_json:
         for entry in entries:
@@ -55,17 +59,17 @@ def list_entries(as_json: Json = False) -> ExitCode:
 
 
 @app.command()
-def show(
-    source: Annotated[str, typer.Argument(metavar="SOURCE")], as_json: Json = False
-) -> ExitCode:
+def show(source: Source, as_json: Json = False) -> ExitCode:
     """Print everything that is known of a picture: boxes, never pixels.
 
     Exit with 1 if the picture is not on the list.
+
+    Example: veil review show s3://camera-uploads/a/b.jpg
     """
     return ExitCode.ok_if(_entries().show(source, as_json))
 
 
-@app.command()
+@app.command(has_summary=True)
 def release(
     sources: Sources = None,
     everything: ConfirmedAll = False,
@@ -86,11 +90,11 @@ def release(
     return ExitCode.ok_if(is_complete)
 
 
-@app.command()
+@app.command(has_summary=True)
 def redo(
     sources: Sources = None,
     everything: All = False,
-    method: Method = None,
+    method: MethodName = None,
     region: Region = None,
     exempt: Exempt = None,
     extra: Extra = None,
@@ -116,15 +120,22 @@ def redo(
     return ExitCode.ok_if(is_complete)
 
 
-@app.command()
-def drop(sources: Sources = None, everything: ConfirmedAll = False, yes: Yes = False) -> ExitCode:
+@app.command(has_summary=True)
+def drop(
+    sources: Sources = None,
+    everything: ConfirmedAll = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> ExitCode:
     """Take pictures off the list, and change nothing else.
 
     Exit with 1 if a picture is not on the list.
+
+    Example: veil review drop s3://camera-uploads/a/b.jpg
     """
     _require_one_choice(sources, everything)
     require_confirmation(everything, yes)
-    return ExitCode.ok_if(_entries().drop(sources or []))
+    return ExitCode.ok_if(_entries().drop(sources or [], as_json))
 
 
 def _entries() -> LedgerEntries[ReviewEntry]:

@@ -54,6 +54,7 @@ Suffix = Annotated[
 Hold = Annotated[
     float,
     typer.Option(
+        metavar="SECONDS",
         min=0,
         max=3600,
         help="With --http: seconds to wait for Redis before answering 503.",
@@ -62,6 +63,7 @@ Hold = Annotated[
 Overlap = Annotated[
     float,
     typer.Option(
+        metavar="SECONDS",
         min=0,
         help="With --poll: seconds before the newest known object that are listed again.",
     ),

@@ -16,6 +16,8 @@ def worker() -> int:
     """Anonymize pictures from the queues until stopped.
 
     The first SIGTERM finishes the pictures in hand, for VEIL_GRACE_SECONDS at most.
+
+    Example: VEIL_ROUTES=s3://camera-uploads=s3://camera-clean veil worker
     """
     settings = WorkerSettings.load()
     # PipelineStep builds the pipeline before Celery receives a message: see tasks.app.

@@ -46,10 +46,15 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
     if address.startswith("s3://"):
         return _from_s3(ObjectUri.parse(address), connect(), pin)
     path = Path(address).expanduser()
+    if not path.exists():
+        raise ModelInvalid(
+            f"{path} does not exist: set VEIL_MODEL to the folder of a SavedModel, a ZIP file of "
+            "it, or the s3:// address of a ZIP file"
+        )
     try:
         if path.is_file():
             return _from_zip(_sha256(path), path, str(path), pin)
-        if pin is not None and path.is_dir():  # SavedModel reports a missing folder.
+        if pin is not None:
             _check_digest(path, str(path), pin)
     except OSError as error:
         raise _unusable(path, error) from None

@@ -1,5 +1,6 @@
 """Settings: their checks, the suggestion for a misspelt one, and the secrecy of passwords."""
 
+import os
 import pickle
 import re
 import sys
@@ -174,6 +175,41 @@ def test_a_wrong_setting_is_named_in_one_line(load, name, value):
     with pytest.raises(SettingsInvalid, match=f"^VEIL_{name.upper()}: .") as caught:
         load(**{name: value})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_wrong_setting_is_named_at_once(load):
+    with pytest.raises(SettingsInvalid) as caught:
+        load(region="tp", concurrency="many", scales="640,big,huge", metrics="9100")
+    message = str(caught.value)
+    assert "VEIL_REGION: must be top, full, or a number from 0.5 to 1" in message
+    assert "VEIL_METRICS: must be HOST:PORT" in message
+    for variable in ("REGION", "CONCURRENCY", "SCALES", "METRICS"):
+        assert message.count(f"VEIL_{variable}: ") == 1
+    assert len(message.splitlines()) == 1
+
+
+def test_misspelt_and_wrong_settings_are_named_together(monkeypatch):
+    monkeypatch.setenv("VEIL_REGION", "tp")
+    monkeypatch.setenv("VEIL_MARGINS", SECRET)
+    monkeypatch.setenv("VEIL_SCALE", SECRET)
+    with pytest.raises(SettingsInvalid) as caught:
+        WorkerSettings.refuse_misspelt(os.environ)
+    message = str(caught.value)
+    assert "did you mean VEIL_MARGIN?" in message
+    assert "did you mean VEIL_SCALES?" in message
+    assert "VEIL_REGION: must be top" in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("redis://queue.internal/0", "queue.internal:6379"),
+        (f"rediss://user:{SECRET}@[::1]:6380/1", "[::1]:6380"),
+    ],
+)
+def test_the_server_of_redis_is_named_without_its_password(load, url, server):
+    assert load(redis_url=url).redis_server() == server
 
 
 @pytest.mark.parametrize(

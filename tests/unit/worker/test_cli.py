@@ -1,6 +1,7 @@
 """The table of commands: light to list, loaded on use, and with the same exit codes everywhere."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module, metadata
@@ -9,7 +10,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from worker import cli
+from worker import cli, printing
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.process import watchdog
@@ -70,7 +71,7 @@ def test_the_list_shows_every_command_with_its_line():
         assert any(name in line and entry.help in line for line in shown.splitlines())
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS.keys() - {"train"}))
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_a_line_of_the_list_is_the_first_line_of_the_commands_own_help(name):
     first, *_ = get_command(app_of(name)).help.splitlines()
     assert first == cli.COMMANDS[name].help
@@ -81,6 +82,109 @@ def test_a_command_keeps_its_help_and_names_itself_in_full(arguments):
     done = CliRunner().invoke(cli.app, [*arguments, "--help"], prog_name="veil")
     assert done.exit_code == 0
     assert f"Usage: veil {' '.join(arguments)}" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("arguments", [[], *COMMAND_LINES], ids=" ".join)
+def test_every_help_page_has_an_example_and_readable_names(arguments, flag):
+    done = CliRunner().invoke(
+        cli.app, [*arguments, flag], prog_name="veil", env={"COLUMNS": "200", "TERM": "dumb"}
+    )
+    assert done.exit_code == 0
+    example = re.search(r"Example: (VEIL_\w+=\S+ )?(veil .*)", done.output)
+    assert example
+    assert example.group(2).split()[1 : len(arguments) + 1] == arguments or not arguments
+    for unreadable in ("[[", "{", "<bool>", "<list[", "<str>", "]]"):
+        assert unreadable not in done.output, done.output
+
+
+def test_an_option_that_may_be_repeated_says_so():
+    for arguments in COMMAND_LINES:
+        command = get_command(app_of(arguments[0]))
+        command = getattr(command, "commands", {}).get(arguments[-1], command)
+        for parameter in command.params:
+            if getattr(parameter, "multiple", False):
+                assert "repeatable" in parameter.help, (arguments, parameter.name)
+
+
+def test_every_command_that_prints_data_takes_json():
+    for arguments in COMMAND_LINES:
+        command = get_command(app_of(arguments[0]))
+        if hasattr(command, "commands"):
+            if len(arguments) == 1:
+                continue
+            command = command.commands[arguments[1]]
+        flags = [flag for parameter in command.params for flag in parameter.opts]
+        assert ("--json" in flags) == (arguments[0] not in ("worker", "watch")), arguments
+
+
+def test_the_settings_are_printed_as_json_too():
+    done = CliRunner().invoke(cli.app, ["settings", "--json"])
+    rows = {row["variable"]: row for row in map(json.loads, done.output.splitlines())}
+    assert rows["VEIL_MARGIN"]["default"] == "0.1"
+    assert rows["VEIL_MODEL"]["default"] is None
+    assert "from its top" in rows["VEIL_REGION"]["meaning"]
+
+
+def test_waiting_is_the_same_flag_everywhere():
+    for name in ("enqueue", "backfill"):
+        flags = {
+            option.opts[0]: option.secondary_opts for option in get_command(app_of(name)).params
+        }
+        assert flags["--wait"] == ["--no-wait"]
+
+
+def test_the_help_lists_the_exit_codes():
+    shown = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "120"}).output
+    for code in ExitCode:
+        assert f"{code.value}  {code.meaning}" in shown
+
+
+def test_the_command_offers_completion_for_the_shell():
+    flags = [flag for parameter in get_command(cli.app).params for flag in parameter.opts]
+    assert {"--install-completion", "--show-completion"} <= set(flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("veil en", ["enqueue"]),
+        ("veil dead ret", ["retry"]),
+        ("veil enqueue --met", ["--method"]),
+        ("veil enqueue --method b", ["blur"]),
+        ("veil enqueue --queue ", ["uploads", "backfill"]),
+    ],
+)
+def test_a_shell_completes_commands_flags_and_values(words, expected):
+    typed = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    environment = {"_VEIL_COMPLETE": "complete_bash", **typed}
+    done = CliRunner().invoke(cli.app, [], prog_name="veil", env=environment)
+    assert done.output.split() == expected
+
+
+def test_quiet_leaves_out_the_summary_and_the_progress(capsys):
+    app = CommandApp()
+
+    @app.command(has_summary=True)
+    def example() -> None:
+        printing.print_summary("1 anonymized")
+        printing.print_note("a warning")
+
+    try:
+        for flags, summary in (([], "1 anonymized\n"), (["-q"], ""), (["--quiet"], "")):
+            done = CliRunner().invoke(app, flags)
+            assert done.exit_code == 0
+            assert done.stderr == f"{summary}veil: a warning\n"
+    finally:
+        printing.set_quiet(False)
+
+
+def test_an_interruption_still_prints_the_summary(capsys):
+    with pytest.raises(KeyboardInterrupt), printing.summarized(lambda: print("2 anonymized")):
+        raise KeyboardInterrupt
+    printed = capsys.readouterr()
+    assert printed.out == "2 anonymized\n"
+    assert "interrupted" in printed.err
 
 
 def test_the_version_is_that_of_the_installation():

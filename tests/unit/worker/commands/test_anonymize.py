@@ -4,6 +4,7 @@ ends nothing.
 
 import io
 import os
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from PIL import Image
 from tasks.errors import DetectionFailed, OutputFailed
 from tasks.messages import AnonymizeOptions
 from worker.anonymizer import Anonymizer, Limits
+from worker.commands import anonymize
 from worker.commands.anonymize import Job, _print, anonymize_file, find_jobs
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
+from worker.settings import WorkerSettings
 
 FACE = (10, 10, 30, 30)
 
@@ -308,6 +311,34 @@ def test_one_bad_file_never_ends_a_run(folder, tmp_path):
         "g": "ignored",
     }
     assert sorted(path.name for path in output.rglob("*")) == ["a.png", "d.png"]
+
+
+def test_a_dangling_link_is_named_with_its_target(folder, tmp_path):
+    (tmp_path / "a.png").symlink_to("gone.png")
+    outcome = anonymize_file(anonymizer(), job(tmp_path / "a.png", tmp_path / "b.png"), 10**6)
+    assert (outcome.status, outcome.error) == ("failed", "FileNotFoundError")
+    assert outcome.message.endswith("a.png is a link to gone.png, which does not exist")
+
+
+def test_ctrl_c_reports_the_files_that_were_done_until_then(folder, tmp_path, monkeypatch):
+    source = folder("in", {"a.png": picture(), "b.png": picture()})
+    reported = []
+
+    def interrupted(futures):
+        yield next(iter(futures))
+        wait(futures)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(anonymize, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        anonymize._anonymize_files(
+            anonymizer(),
+            list(find_jobs([source], tmp_path / "out")),
+            WorkerSettings(),
+            AnonymizeOptions(),
+            reported.append,
+        )
+    assert sorted(Path(outcome.source).name for outcome in reported) == ["a.png", "b.png"]
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):

@@ -46,8 +46,16 @@ WHOLE = {
 
 def test_a_folder_is_used_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "detector").mkdir()
 
     assert own_model.folder("~/detector", no_store) == tmp_path / "detector"
+
+
+@pytest.mark.parametrize("name", ["gone.zip", "gone", "link.zip"])
+def test_a_path_that_does_not_exist_is_named(tmp_path, name):
+    (tmp_path / "link.zip").symlink_to("gone.zip")
+    with pytest.raises(ModelInvalid, match=f"{name} does not exist: set VEIL_MODEL to "):
+        own_model.folder(str(tmp_path / name), no_store)
 
 
 def test_a_zip_is_unpacked_once_under_its_digest(archive, cache):

@@ -1,0 +1,112 @@
+"""Wrong inputs, and the line that each gets: it names the input, and what to do instead."""
+
+import sys
+
+import pytest
+
+from tools.local.servers import HOST
+from worker import cli
+
+NO_SERVER = "redis://127.0.0.1:1/0"  # nobody listens on port 1
+
+
+def flat(text):
+    """The words of `text`, without the lines that Typer draws around an error."""
+    return " ".join(text.replace("│", " ").split())
+
+
+# What is wrong, the arguments, the settings, and the expected text. None of these commands gets as
+# far as a server, so they run in this process.
+EARLY = [
+    ("region", ["anonymize", ".", "-o", "out"], {"VEIL_REGION": "tp"},
+     "VEIL_REGION: must be top, full, or a number from 0.5 to 1"),
+    ("two settings", ["reconcile", "s3://raw"], {"VEIL_ROUTES": "raw", "VEIL_METRICS": "9100"},
+     "VEIL_ROUTES: 'raw' is not a route like s3://raw=s3://clean; VEIL_METRICS: must be HOST:PORT"),
+    ("misspelt setting", ["settings"], {"VEIL_CONCURENCY": "4"},
+     "VEIL_CONCURENCY is not a setting: did you mean VEIL_CONCURRENCY?"),
+    ("redis address", ["reconcile", "s3://raw"], {"VEIL_REDIS_URL": "http://host"},
+     "VEIL_REDIS_URL: must look like redis://HOST:PORT/0"),
+    ("bucket in a route", ["reconcile", "s3://raw"], {"VEIL_ROUTES": "s3://Raw=s3://clean"},
+     "'s3://Raw' is not an address like s3://BUCKET/KEY: a bucket's name has 3 to 63 lower-case"),
+    ("routes that overlap", ["reconcile", "s3://raw"], {"VEIL_ROUTES": "s3://raw=s3://raw/clean"},
+     "overlap: keep them apart"),
+    ("no scheme", ["enqueue", "raw/a.jpg"], {},
+     "'raw/a.jpg' is not an address like s3://BUCKET/KEY"),
+    ("bucket name", ["enqueue", "s3://My_Pictures/a.jpg"], {},
+     "is not an address like s3://BUCKET/KEY: a bucket's name has 3 to 63 lower-case letters"),
+    ("folder as picture", ["enqueue", "s3://raw/in/"], {}, "use s3://BUCKET/KEY"),
+    ("off the routes", ["enqueue", "s3://other/a.jpg"], {"VEIL_ROUTES": "s3://raw=s3://clean"},
+     "s3://other/a.jpg is in no source of VEIL_ROUTES: add a route, or correct the address"),
+    ("prefix off the routes", ["enqueue", "--prefix", "s3://raw"],
+     {"VEIL_ROUTES": "s3://raw/in=s3://clean"},
+     "s3://raw/ is not within a source of VEIL_ROUTES (s3://raw/in/): add a route, or correct"),
+    ("three numbers", ["enqueue", "s3://raw/a.jpg", "--extra", "1,2,3"], {},
+     "--extra '1,2,3': an area has four whole numbers, X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2"),
+    ("method", ["enqueue", "s3://raw/a.jpg", "--method", "smear"], {},
+     "--method 'smear': choose from surround, blur, pixelate, fill"),
+    ("region of a picture", ["enqueue", "s3://raw/a.jpg", "--region", "half"], {},
+     "region: must be top, full, or a number from 0.5 to 1"),
+    ("queue", ["enqueue", "s3://raw/a.jpg", "--queue", "express"], {},
+     "choose from uploads, backfill"),
+    ("nothing to enqueue", ["enqueue", "-q"], {}, "give addresses, or --prefix"),
+    ("no output folder", ["anonymize", "."], {}, "Missing option '--output' / '-o'"),
+    ("misspelt flag", ["anonymize", ".", "--outptu", "x"], {}, "--output"),
+    ("missing file", ["anonymize", "missing.jpg", "-o", "out"], {}, "missing.jpg does not exist"),
+    ("dangling link", ["anonymize", "link.jpg", "-o", "out"], {},
+     "link.jpg is a link to gone.jpg, which does not exist"),
+    ("all without yes", ["dead", "drop", "--all"], {}, "add --yes to confirm every picture"),
+    ("recipe", ["reconcile", "s3://raw", "--recipe", "new"], {}, "a recipe has 16 hex digits"),
+    ("backfill off the routes", ["backfill", "s3://other"], {"VEIL_ROUTES": "s3://raw=s3://clean"},
+     "no route of VEIL_ROUTES leads from s3://other to anywhere: add one"),
+    ("time", ["backfill", "s3://raw", "--since", "yesterday"], {},
+     "'yesterday' is not a time like 2026-11-30"),
+    ("two triggers", ["watch", "--poll", "60", "--http", "127.0.0.1:1"], {},
+     "give one of --sqs, --http and --poll"),
+    ("command", ["anonymise"], {}, "'anonymize'"),
+]  # fmt: skip
+
+# These reach for a server or the model, which a process of their own keeps apart from other tests.
+LATE = [
+    ("missing model", ["model", "info"], {"VEIL_MODEL": "gone.zip"},
+     "gone.zip does not exist: set VEIL_MODEL to the folder of a SavedModel, a ZIP file of it"),
+    ("no redis", ["dead", "list"], {"VEIL_REDIS_URL": NO_SERVER},
+     f"check VEIL_REDIS_URL (tried Redis at {HOST}:1)"),
+    ("weak token", ["watch", "--http", "127.0.0.1:1"], {"VEIL_WEBHOOK_TOKEN": "short"},
+     "make one with `openssl rand -hex 32`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "expected"),
+    [pytest.param(*case, id=name) for name, *case in EARLY],
+)
+def test_a_wrong_input_is_named_with_what_to_do(
+    monkeypatch, capsys, tmp_path, arguments, settings, expected
+):
+    (tmp_path / "link.jpg").symlink_to("gone.jpg")
+    monkeypatch.chdir(tmp_path)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["veil", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert printed.out == ""
+    assert expected in flat(printed.err)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "expected"),
+    [pytest.param(*case, id=name) for name, *case in LATE],
+)
+def test_a_server_or_a_model_that_is_not_there_is_named(
+    veil, tmp_path, arguments, settings, expected
+):
+    done = veil(*arguments, environment=settings, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("veil: ")
+    assert expected in line
