@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks import errors
-    from tasks.anonymize import anonymize_image
-    from tasks.messages import AnonymizeOptions, AnonymizeReport
+    from . import errors
+    from .anonymize import anonymize_image
+    from .messages import AnonymizeOptions, AnonymizeReport
 
 __all__ = ["AnonymizeOptions", "AnonymizeReport", "anonymize_image", "errors"]
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from tasks.errors import InvalidRequest
+from .errors import InvalidRequest
 
 MAX_KEY_BYTES = 1024  # Amazon S3 user guide, "Naming Amazon S3 objects"
 # Amazon S3 user guide, "General purpose bucket naming rules"

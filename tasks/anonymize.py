@@ -13,13 +13,13 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from tasks import metrics
-from tasks.addresses import ObjectUri
-from tasks.app import app
-from tasks.backoff import ceiling
-from tasks.delivery.attempts import Delivery
-from tasks.delivery.circuit_breaker import requested_pause
-from tasks.errors import (
+from . import metrics
+from .addresses import ObjectUri
+from .app import app
+from .backoff import ceiling
+from .delivery.attempts import Delivery
+from .delivery.circuit_breaker import requested_pause
+from .errors import (
     Busy,
     MalformedMessage,
     Permanent,
@@ -30,10 +30,10 @@ from tasks.errors import (
     log_fields,
     without_data,
 )
-from tasks.messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
-from tasks.records import dead_letters, outcomes, review
-from tasks.redis_errors import queue_unavailable
-from tasks.routes import Route, Routed
+from .messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
+from .records import dead_letters, outcomes, review
+from .redis_errors import queue_unavailable
+from .routes import Route, Routed
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0

@@ -9,14 +9,14 @@ from celery.exceptions import SecurityWarning
 from celery.signals import before_task_publish, celeryd_init, import_modules
 from kombu import Exchange, Queue
 
-from tasks import core_dumps
-from tasks.delivery.shutdown import ShutdownStep
-from tasks.delivery.steps import EventsStep, PipelineStep, installed_pipeline
-from tasks.delivery.work import Work
-from tasks.messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS
-from tasks.representation import shown
-from tasks.results import WORKERS_PACKAGE
-from tasks.settings import Settings
+from . import core_dumps
+from .delivery.shutdown import ShutdownStep
+from .delivery.steps import EventsStep, PipelineStep, installed_pipeline
+from .delivery.work import Work
+from .messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS
+from .representation import shown
+from .results import WORKERS_PACKAGE
+from .settings import Settings
 
 # The timeout of any answer of Redis, more than the second for which kombu lets Redis wait for a
 # message.

@@ -5,7 +5,7 @@ import time
 
 import structlog
 
-from tasks.errors import VeilError, log_fields
+from .errors import VeilError, log_fields
 
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 15.0

@@ -15,8 +15,8 @@ from pydantic import (
     field_validator,
 )
 
-from tasks.addresses import ObjectUri
-from tasks.errors import InvalidRequest
+from .addresses import ObjectUri
+from .errors import InvalidRequest
 
 Status = Literal["anonymized", "skipped", "held"]
 Reason = Literal["no face found", "faces still found in the output"]

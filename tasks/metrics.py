@@ -21,11 +21,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from tasks.errors import Permanent, SettingsInvalid, Transient, VeilError
-from tasks.messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
-from tasks.records import dead_letters, queues, review
-from tasks.redis_clients import impatient_client
-from tasks.settings import Settings, split_address
+from .errors import Permanent, SettingsInvalid, Transient, VeilError
+from .messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
+from .records import dead_letters, queues, review
+from .redis_clients import impatient_client
+from .settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")

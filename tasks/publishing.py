@@ -11,11 +11,11 @@ from celery import Celery
 from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 
-from tasks.addresses import ObjectUri
-from tasks.messages import RUN_HEADER, TASK, AnonymizeOptions
-from tasks.records import queues
-from tasks.redis_errors import connected
-from tasks.representation import shown
+from .addresses import ObjectUri
+from .messages import RUN_HEADER, TASK, AnonymizeOptions
+from .records import queues
+from .redis_errors import connected
+from .representation import shown
 
 RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
 # The namespace (RFC 9562, section 6.6) of task ids. It was drawn at random once.

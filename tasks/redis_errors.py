@@ -13,7 +13,7 @@ from redis.exceptions import (
     WatchError,
 )
 
-from tasks.errors import QueueUnavailable, log_fields
+from .errors import QueueUnavailable, log_fields
 
 log = structlog.get_logger("veil")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.messages import AnonymizeRequest
+from .addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
+from .errors import BucketNotAllowed, InvalidRequest
+from .messages import AnonymizeRequest
 
 RESERVED = ".veil/"  # the folder of receipts below every destination, closed to outputs
 

@@ -9,9 +9,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from tasks.errors import SettingsInvalid, VeilError
-from tasks.routes import Routes
-from tasks.signatures import Key
+from .errors import SettingsInvalid, VeilError
+from .routes import Routes
+from .signatures import Key
 
 PREFIX = "VEIL_"
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.bulk import runs as stored_runs
-from tasks.publishing import announced_recipe
-from tasks.records import dead_letters, outcomes, queues, review
-from tasks.records.queues import QueueStatus
-from tasks.redis_errors import connected
+from .bulk import runs as stored_runs
+from .publishing import announced_recipe
+from .records import dead_letters, outcomes, queues, review
+from .records.queues import QueueStatus
+from .redis_errors import connected
 
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"

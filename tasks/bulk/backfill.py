@@ -21,17 +21,17 @@ from typing import Any
 from celery import Celery
 from redis.exceptions import WatchError
 
-from tasks.backoff import Backoff
-from tasks.bulk import runs
-from tasks.bulk.comparison import Compared, compare
-from tasks.bulk.places import Places
-from tasks.bulk.runs import Page, Run
-from tasks.errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
-from tasks.messages import BACKFILL
-from tasks.publishing import Backpressure, Publisher, Wanted
-from tasks.records import outcomes
-from tasks.redis_errors import connected
-from tasks.storage.s3 import ObjectStore, StoredObject
+from ..backoff import Backoff
+from ..errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
+from ..messages import BACKFILL
+from ..publishing import Backpressure, Publisher, Wanted
+from ..records import outcomes
+from ..redis_errors import connected
+from ..storage.s3 import ObjectStore, StoredObject
+from . import runs
+from .comparison import Compared, compare
+from .places import Places
+from .runs import Page, Run
 
 PAGE = 1000  # the most keys of a page, and the most messages of a transaction
 LISTING_SECONDS = 300.0  # the longest pause in a listing; after it, list again from the checkpoint

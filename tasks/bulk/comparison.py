@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from tasks.addresses import ObjectUri, PrefixUri
-from tasks.bulk.places import Places
-from tasks.errors import InvalidRequest
-from tasks.routes import RESERVED
-from tasks.storage import receipts
-from tasks.storage.marks import is_keyed
-from tasks.storage.receipts import FoundReceipt, Receipt, ReceiptName
-from tasks.storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
+from ..addresses import ObjectUri, PrefixUri
+from ..errors import InvalidRequest
+from ..routes import RESERVED
+from ..storage import receipts
+from ..storage.marks import is_keyed
+from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
+from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
+from .places import Places
 
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.routes import RESERVED, Route, Routes
-from tasks.signatures import Key
-from tasks.storage.marks import Marks
+from ..addresses import ObjectUri, PrefixUri
+from ..errors import BucketNotAllowed, InvalidRequest
+from ..routes import RESERVED, Route, Routes
+from ..signatures import Key
+from ..storage.marks import Marks
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
-from tasks.addresses import ObjectUri
-from tasks.bulk.comparison import Compared, Settled, compare, read_receipt, settle
-from tasks.bulk.in_order import in_order
-from tasks.bulk.places import Places
-from tasks.publishing import Wanted
-from tasks.records import dead_letters
-from tasks.redis_errors import connected
-from tasks.storage import receipts
-from tasks.storage.receipts import ReceiptName
-from tasks.storage.s3 import ObjectStore, StoredObject
+from ..addresses import ObjectUri
+from ..publishing import Wanted
+from ..records import dead_letters
+from ..redis_errors import connected
+from ..storage import receipts
+from ..storage.receipts import ReceiptName
+from ..storage.s3 import ObjectStore, StoredObject
+from .comparison import Compared, Settled, compare, read_receipt, settle
+from .in_order import in_order
+from .places import Places
 
 THREADS = 32  # concurrent calls to S3
 BATCH = 500  # findings that are looked up among the dead letters, and published, together

@@ -7,9 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.messages import BACKFILL
-from tasks.publishing import Wanted
-from tasks.records import outcomes, queues
+from ..messages import BACKFILL
+from ..publishing import Wanted
+from ..records import outcomes, queues
 
 KEY = "veil:run:{}"  # the Redis key of a run by its name
 SECONDS_KEPT = 90 * 86_400  # since the last page of a run

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from tasks.addresses import ObjectUri, PrefixUri
-from tasks.bulk.comparison import (
+from ..addresses import ObjectUri, PrefixUri
+from ..errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
+from ..routes import RESERVED, Routes
+from ..signatures import Key
+from ..storage import receipts
+from ..storage.marks import Marks, is_keyed
+from ..storage.receipts import Receipt, ReceiptName
+from ..storage.s3 import ObjectStore, OpenObject, StoredObject
+from .comparison import (
     find_receipt,
     list_outputs,
     list_receipts,
@@ -15,15 +22,8 @@ from tasks.bulk.comparison import (
     refusal,
     without_output,
 )
-from tasks.bulk.in_order import in_order
-from tasks.bulk.places import Places
-from tasks.errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
-from tasks.routes import RESERVED, Routes
-from tasks.signatures import Key
-from tasks.storage import receipts
-from tasks.storage.marks import Marks, is_keyed
-from tasks.storage.receipts import Receipt, ReceiptName
-from tasks.storage.s3 import ObjectStore, OpenObject, StoredObject
+from .in_order import in_order
+from .places import Places
 
 THREADS = 32  # concurrent calls to S3
 

@@ -9,8 +9,8 @@ from celery.backends.redis import RedisBackend
 from celery.worker import request
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from tasks.errors import QueueUnavailable, log_fields
-from tasks.redis_errors import queue_unavailable
+from ..errors import QueueUnavailable, log_fields
+from ..redis_errors import queue_unavailable
 
 log = structlog.get_logger("veil")
 

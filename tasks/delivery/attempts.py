@@ -21,11 +21,11 @@ from typing import Any, Literal, Self, TypedDict
 import structlog
 from redis.exceptions import RedisError
 
-from tasks import lua
-from tasks.addresses import ObjectUri
-from tasks.delivery.work_lock import WorkLock
-from tasks.errors import Busy, Poison, QueueUnavailable, Transient
-from tasks.redis_errors import queue_unavailable
+from .. import lua
+from ..addresses import ObjectUri
+from ..errors import Busy, Poison, QueueUnavailable, Transient
+from ..redis_errors import queue_unavailable
+from .work_lock import WorkLock
 
 MAX_DEATHS = 3
 # Keys are formatted with a digest of the output's address.

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import structlog
 
-from tasks.backoff import ceiling
-from tasks.errors import (
+from ..backoff import ceiling
+from ..errors import (
     CredentialsRefused,
     DestinationUnavailable,
     StorageUnavailable,

@@ -17,8 +17,8 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from tasks import lua
-from tasks.redis_errors import log_unavailable
+from .. import lua
+from ..redis_errors import log_unavailable
 
 RENEWALS_PER_LEASE = 6
 TURNS_PER_LEASE = 15  # of the thread

@@ -10,8 +10,8 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 from celery.worker import state
 
-from tasks.delivery.leases import Leases
-from tasks.delivery.transport import Transport
+from .leases import Leases
+from .transport import Transport
 
 EXIT_CUT_OFF = 1  # a picture at work was not finished; its message is back on the queue
 

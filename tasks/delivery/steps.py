@@ -6,12 +6,12 @@ from typing import Any
 
 from celery import bootsteps
 
-from tasks.delivery.attempts import Deliveries
-from tasks.delivery.circuit_breaker import CircuitBreaker
-from tasks.delivery.transport import Transport
-from tasks.delivery.work import Pipeline, Work
-from tasks.errors import VeilError
-from tasks.results import WORKERS_PACKAGE
+from ..errors import VeilError
+from ..results import WORKERS_PACKAGE
+from .attempts import Deliveries
+from .circuit_breaker import CircuitBreaker
+from .transport import Transport
+from .work import Pipeline, Work
 
 TRANSPORT = f"{__package__}.transport:Transport"
 BACKEND = f"{__package__}.acknowledgement:Backend"

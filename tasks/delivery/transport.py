@@ -28,9 +28,9 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from tasks.delivery.envelopes import MAX_MESSAGE_BYTES, celery_message
-from tasks.delivery.leases import RENEWALS_PER_LEASE, TAKE, Leases
-from tasks.redis_errors import log_unavailable
+from ..redis_errors import log_unavailable
+from .envelopes import MAX_MESSAGE_BYTES, celery_message
+from .leases import RENEWALS_PER_LEASE, TAKE, Leases
 
 MAX_SCHEDULED = 1000  # leased messages that wait for their `eta`
 POLL_SECONDS = 0.04  # between two turns of the event loop, each of which polls empty queues

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tasks.delivery.attempts import Deliveries
-from tasks.delivery.circuit_breaker import CircuitBreaker
-from tasks.messages import AnonymizeReport, AnonymizeRequest
-from tasks.routes import Route, Routed
+from ..messages import AnonymizeReport, AnonymizeRequest
+from ..routes import Route, Routed
+from .attempts import Deliveries
+from .circuit_breaker import CircuitBreaker
 
 
 class Pipeline(Protocol):

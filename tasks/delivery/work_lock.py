@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tasks.errors import Busy
+from ..errors import Busy
 
 
 class WorkLock:

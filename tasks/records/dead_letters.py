@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tasks import lua
-from tasks.records.ledger import Ledger
+from .. import lua
+from .ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
-from tasks.messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER, TASK
+from ..messages import QUEUED_AT_HEADER, QUEUES, RUN_HEADER, TASK
 
 LEASED = kombu_redis.Channel.unacked_key  # a hash: [message, exchange, routing key] by delivery tag
 BATCH_SIZE = 500  # records in one answer of Redis

@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tasks.messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
-from tasks.records.ledger import Ledger
+from ..messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
+from .ledger import Ledger
 
 State = Literal["held", "flagged"]
 

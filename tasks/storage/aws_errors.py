@@ -9,8 +9,8 @@ import botocore.exceptions as vendor
 import botocore.parsers
 import urllib3.exceptions
 
-from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import (
+from ..addresses import ObjectUri, PrefixUri
+from ..errors import (
     AccessDenied,
     CredentialsRefused,
     ObjectNotFound,

@@ -10,9 +10,9 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
-from tasks.addresses import ObjectUri
-from tasks.signatures import Key
-from tasks.storage.receipts import SOURCE, SOURCE_ETAG, ReceiptName
+from ..addresses import ObjectUri
+from ..signatures import Key
+from .receipts import SOURCE, SOURCE_ETAG, ReceiptName
 
 # The name of a receipt has room for such a mark: receipts.ETAG matches it.
 KEYED = re.compile(r"hmac-([0-9a-f]{8})-[0-9a-f]{32}")

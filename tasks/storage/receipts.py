@@ -21,13 +21,13 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 from typing_extensions import TypedDict
 
-from tasks import signatures
-from tasks.addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
-from tasks.errors import ImageTooLarge, InvalidRequest, ObjectNotFound
-from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Reason
-from tasks.routes import RESERVED
-from tasks.signatures import FIELD, Key
-from tasks.storage.s3 import ObjectStore, StoredObject
+from .. import signatures
+from ..addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
+from ..errors import ImageTooLarge, InvalidRequest, ObjectNotFound
+from ..messages import MAX_COORDINATE, AnonymizeOptions, Reason
+from ..routes import RESERVED
+from ..signatures import FIELD, Key
+from .s3 import ObjectStore, StoredObject
 
 PROBE = RESERVED + "probe"  # an object for tests whether a place can be read and written
 FOLDER = RESERVED + "receipts/"

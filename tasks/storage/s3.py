@@ -16,8 +16,8 @@ import botocore.exceptions as vendor
 import botocore.parsers
 import structlog
 
-from tasks.addresses import AMBIGUOUS, MAX_KEY_BYTES, ObjectUri, PrefixUri, plain
-from tasks.errors import (
+from ..addresses import AMBIGUOUS, MAX_KEY_BYTES, ObjectUri, PrefixUri, plain
+from ..errors import (
     AccessDenied,
     ImageTooLarge,
     InvalidRequest,
@@ -26,8 +26,8 @@ from tasks.errors import (
     StorageRejected,
     StorageUnavailable,
 )
-from tasks.settings import Settings
-from tasks.storage.aws_errors import CHANGED, code, knows_no_condition, status, translated
+from ..settings import Settings
+from .aws_errors import CHANGED, code, knows_no_condition, status, translated
 
 DEFAULT_REGION = "us-east-1"  # if nothing is configured; S3 then names the region of each bucket
 S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_plus
 
-from tasks.errors import MalformedEvent
+from ..errors import MalformedEvent
 
 MAX_SNS_LAYERS = 3  # an SNS message may itself contain an SNS message
 # MinIO reports these as ObjectCreated, although the bytes of the object stay the same.

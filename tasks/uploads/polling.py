@@ -17,16 +17,16 @@ from typing import Annotated, Any
 import structlog
 from pydantic import BeforeValidator, InstanceOf, TypeAdapter
 
-from tasks.addresses import PrefixUri
-from tasks.backoff import Backoff
-from tasks.errors import Permanent, VeilError
-from tasks.messages import BACKFILL, UPLOADS
-from tasks.publishing import Wanted, wait_for_room
-from tasks.redis_errors import connected
-from tasks.storage.s3 import ObjectStore, StoredObject
-from tasks.uploads.events import Event, Parsed
-from tasks.uploads.stopping import Stop
-from tasks.uploads.trigger import Trigger
+from ..addresses import PrefixUri
+from ..backoff import Backoff
+from ..errors import Permanent, VeilError
+from ..messages import BACKFILL, UPLOADS
+from ..publishing import Wanted, wait_for_room
+from ..redis_errors import connected
+from ..storage.s3 import ObjectStore, StoredObject
+from .events import Event, Parsed
+from .stopping import Stop
+from .trigger import Trigger
 
 PAGE_SIZE = 1000  # objects, as many as S3 lists at once; the new ones are published together
 MAX_QUEUED_MESSAGES = 10_000  # a listing pauses while as many messages wait on the queue

@@ -12,8 +12,8 @@ import botocore.config
 import botocore.exceptions as vendor
 import structlog
 
-from tasks.backoff import Backoff
-from tasks.errors import (
+from ..backoff import Backoff
+from ..errors import (
     AccessDenied,
     EventsUnavailable,
     MalformedEvent,
@@ -21,12 +21,12 @@ from tasks.errors import (
     SettingsInvalid,
     VeilError,
 )
-from tasks.publishing import Wanted
-from tasks.settings import Settings
-from tasks.storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
-from tasks.storage.s3 import region_of
-from tasks.uploads.stopping import Stop, Stopped
-from tasks.uploads.trigger import Trigger
+from ..publishing import Wanted
+from ..settings import Settings
+from ..storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
+from ..storage.s3 import region_of
+from .stopping import Stop, Stopped
+from .trigger import Trigger
 
 POLL_SECONDS = 20  # for which a call to SQS waits for messages; SQS allows no longer wait
 MAX_MESSAGES = 10  # received by one call; SQS allows no more

@@ -7,13 +7,13 @@ from typing import Any
 
 import structlog
 
-from tasks import metrics
-from tasks.addresses import ObjectUri, PrefixUri, plain
-from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
-from tasks.messages import UPLOADS, AnonymizeRequest
-from tasks.publishing import Publisher, Wanted
-from tasks.routes import Routes
-from tasks.uploads.events import Event, Parsed, parse
+from .. import metrics
+from ..addresses import ObjectUri, PrefixUri, plain
+from ..errors import BucketNotAllowed, InvalidRequest, MalformedEvent
+from ..messages import UPLOADS, AnonymizeRequest
+from ..publishing import Publisher, Wanted
+from ..routes import Routes
+from .events import Event, Parsed, parse
 
 MAX_REFUSALS_LOGGED = 10  # per message or page of a listing; one more line counts the others
 # Pictures in one transaction. Redis serves no other client while a transaction runs.

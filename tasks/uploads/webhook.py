@@ -19,11 +19,11 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
-from tasks.backoff import Backoff
-from tasks.errors import MalformedEvent, QueueUnavailable, SettingsInvalid
-from tasks.publishing import Wanted
-from tasks.redis_errors import connected
-from tasks.uploads.trigger import Trigger
+from ..backoff import Backoff
+from ..errors import MalformedEvent, QueueUnavailable, SettingsInvalid
+from ..publishing import Wanted
+from ..redis_errors import connected
+from .trigger import Trigger
 
 MAX_BODY_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 14
