@@ -90,11 +90,6 @@ def test_a_run_is_saved_once_until_its_weights_change(run, exported, monkeypatch
     assert not list(run.folder.glob(".saved_model*"))
 
 
-def test_a_model_that_takes_everything_for_a_face_is_refused(exported, cache):
-    with pytest.raises(ModelInvalid, match="of a photograph with one face for faces"):
-        load_model(WorkerSettings(model=str(exported.folder)))
-
-
 def test_the_zip_is_the_folder_and_both_are_served_alike(exported, cache):
     with zipfile.ZipFile(exported.zip) as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
