@@ -302,7 +302,11 @@ def _warn_of(drawbacks: list[str]) -> None:
 def _origin(threshold: float | None, run: "Run") -> str:
     """Return the origin of the threshold of an exported model; `threshold` is that of the flag."""
     if threshold is not None:
-        return "from --threshold"
+        models = run.evaluation().get("models")
+        measured = models[0]["threshold"] if models else None
+        if measured in (None, threshold):
+            return "from --threshold"
+        return f"from --threshold; the evaluation of val measured at {measured:g}"
     if run.threshold() is not None:
         return "proposed by the evaluation of val"
     if run.evaluation():

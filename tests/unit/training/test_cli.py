@@ -114,3 +114,23 @@ def test_an_evaluation_warns_and_names_its_report_and_the_next_command(tmp_path,
         f"report: {tmp_path / 'evaluation' / 'report.md'}",
         f"next: veil train export {tmp_path} --to FOLDER",
     ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "proposed", "origin"),
+    [
+        (0.3, 0.3, "from --threshold"),
+        (0.4, 0.3, "from --threshold; the evaluation of val measured at 0.3"),
+        (None, 0.3, "proposed by the evaluation of val"),
+        (None, None, "the default, because the evaluation of val proposed none"),
+    ],
+)
+def test_an_export_says_where_its_threshold_comes_from(flag, proposed, origin, tmp_path):
+    run = Run.open(tmp_path, RECIPE, "d" * 64)
+    missing = "the default, because no evaluation of val has proposed one"
+    assert cli._origin(flag, run) == ("from --threshold" if flag else missing)
+    models = [{"threshold": proposed or 0.5}]
+    content = {"split": "val", "proposed_threshold": proposed, "models": models}
+    (tmp_path / EVALUATION).write_text(json.dumps(content))
+
+    assert cli._origin(flag, run) == origin
