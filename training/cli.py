@@ -6,15 +6,22 @@ The commands import heavy modules themselves, so that the help is shown at once.
 import hashlib
 import json
 import math
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
 from worker.commands.command import CommandApp
 from worker.commands.options import Json
+
+if TYPE_CHECKING:
+    from training.run import Run
 
 LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -90,6 +97,7 @@ def import_(
     for name, counts in figures["splits"].items():
         print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} faces")
     print(f"report: {to / 'report.md'}")
+    print(_next("fit", to, "--to", "RUN"))
 
 
 @app.command()
@@ -98,7 +106,7 @@ def fit(
         Path, typer.Argument(metavar="DATASET", help="As `veil train import` made it.")
     ],
     to: Annotated[
-        Path, typer.Option(metavar="RUN", help="Folder of the run; one that was stopped goes on.")
+        Path, typer.Option(metavar="RUN", help="Folder of the run; a stopped run is resumed.")
     ],
     size: Annotated[
         str, typer.Option(metavar="SIZE", help="Size of the network: d0, d1 or d2.")
@@ -153,6 +161,14 @@ def fit(
             metavar="NUMBER", min=0, help="Seed of the weights, the order and the random changes."
         ),
     ] = 0,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Only resume: fail if RUN has no checkpoint. Without it, the command resumes a "
+            "run that has one and begins one otherwise.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a detector. After a kill, the same command resumes from the last checkpoint.
@@ -166,7 +182,7 @@ def fit(
     from training.anchors import MULTIPLE
     from training.backend import has_accelerator
     from training.model import SIZES
-    from training.run import Recipe, Run
+    from training.run import CHECKPOINT, Recipe, Run
 
     if size not in SIZES:
         raise typer.BadParameter(f"choose from {', '.join(SIZES)}", param_hint="--size")
@@ -181,28 +197,23 @@ def fit(
         size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision
     )
     run = Run.open(to, recipe, dataset.digest)
+    if resume and not (run.has_checkpoint or run.is_finished):
+        raise TrainingFailed(f"{to} has no checkpoint to resume from: leave out --resume")
 
     def report(line: dict[str, Any]) -> None:
-        if as_json:
-            print(json.dumps(line), flush=True)
-        elif sys.stderr.isatty():
-            validation = f", {line['val_loss']:.4f} on val" if "val_loss" in line else ""
-            print(f"step {line['step']:,}: loss {line['loss']:.4f}{validation}", flush=True)
+        print(json.dumps(line) if as_json else _progress_line(line), flush=True)
 
-    fitting.fit(run, dataset, None if weights == "none" else weights, every, report)
+    with _resumable(run):
+        fitting.fit(run, dataset, None if weights == "none" else weights, every, report)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "event": "finished",
-                    "run": str(to),
-                    "recipe": recipe.digest,
-                    "data": dataset.digest,
-                }
-            )
-        )
-    else:
-        print(f"finished: {to}, recipe {recipe.digest[:16]}")
+        finished = {"run": str(to), "recipe": recipe.digest, "data": dataset.digest}
+        print(json.dumps({"event": "finished", **finished}))
+        return
+    print(f"finished: {to}, recipe {recipe.digest[:16]}")
+    print(f"curves: {to / 'curves.png'}")
+    print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(to / 'events'))}")
+    print(f"last checkpoint: {run.folder / CHECKPOINT}")
+    print(_next("evaluate", to, folder))
 
 
 @app.command()
@@ -243,7 +254,7 @@ def evaluate(
     Example: veil train evaluate run dataset
     """
     from training.dataset import SPLITS, Dataset
-    from training.run import DESCRIPTION, EVALUATION
+    from training.run import DESCRIPTION, EVALUATION, Run
     from worker.detection.presets import PassSettings
     from worker.settings import WorkerSettings
 
@@ -252,10 +263,13 @@ def evaluate(
     settings = WorkerSettings.load()
     dataset = Dataset.load(folder)
     dataset.split(split)
-    of_a_run = (Path(model).expanduser() / DESCRIPTION).is_file()
-    if to is None and not of_a_run:
+    home = Path(model).expanduser()
+    run = Run.load(home) if (home / DESCRIPTION).is_file() else None
+    if to is None and run is None:
         raise typer.BadParameter("say where the report goes", param_hint="--to")
-    target = to or Path(model).expanduser() / "evaluation"
+    target = to or home / "evaluation"
+    # A threshold that was chosen on `test` would make the figures of `test` too good.
+    threshold = run.threshold() if run and split == "test" else None
     from training import evaluating, report
 
     if side:
@@ -264,14 +278,16 @@ def evaluate(
     else:
         look = settings.pass_settings()
         passes = f"looked at as by a worker, at {', '.join(map(str, look.scales))} px"
-    figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare)
-    content = report.write(figures, dataset, split, passes, target)
-    if of_a_run:
+    figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare, threshold)
+    chosen_on = split if threshold is None else "val"
+    content = report.write(
+        figures, dataset, split, passes, target, alarms=alarms, chosen_on=chosen_on
+    )
+    if run and split == "val":
         from worker.local_files import write_atomically
 
-        write_atomically(
-            Path(model).expanduser() / EVALUATION, json.dumps(content, indent=1).encode()
-        )
+        write_atomically(home / EVALUATION, json.dumps(content, indent=1).encode())
+    _warn_of(content["drawbacks"])
     if as_json:
         print(json.dumps(content))
         return
@@ -281,7 +297,9 @@ def evaluate(
             f"recall {figures['recall']} at {figures['threshold']}, "
             f"exposed {figures['exposed']} of {figures['faces']}"
         )
-    print(f"proposed threshold: {content['proposed_threshold']}\nreport: {target / 'report.md'}")
+    print(f"{report.threshold_line(content)}\nreport: {target / 'report.md'}")
+    if run:
+        print(_next("export", home, "--to", "FOLDER"))
 
 
 @app.command()
@@ -296,7 +314,7 @@ def export(
             metavar="SCORE",
             min=0.02,
             max=0.99,
-            help="The model's own; by default what the last evaluation proposed.",
+            help="The model's own; by default what the last evaluation of val proposed, else 0.5.",
         ),
     ] = None,
     as_json: Json = False,
@@ -307,15 +325,73 @@ def export(
     """
     from training import exporting
     from training.run import Run
+    from worker.detection.evaluation import Evaluation
 
-    made = exporting.export(Run.load(folder), to, threshold)
-    threshold = made.metadata["score_threshold"]
+    run = Run.load(folder)
+    exported = exporting.export(run, to, threshold)
+    metadata = exported.metadata
+    evaluation = Evaluation.parse(metadata.get("evaluation"))
+    _warn_of(evaluation.drawbacks() if evaluation else [])
     if as_json:
-        print(json.dumps({"zip": str(made.zip), "difference": made.difference, **made.metadata}))
+        print(json.dumps({"zip": str(exported.zip), "difference": exported.difference, **metadata}))
         return
-    print(f"threshold: {threshold}")
-    print(f"differs from the network by: {made.difference:.1g}")
-    print(f"VEIL_MODEL={made.zip}")
+    print(f"threshold: {metadata['score_threshold']}, {_origin(threshold, run)}")
+    print(f"differs from the network by: {exported.difference:.1g}")
+    if (report := folder / "evaluation" / "report.md").is_file():
+        print(f"report: {report}")
+    print(f"VEIL_MODEL={exported.zip}")
+
+
+def _warn_of(drawbacks: list[str]) -> None:
+    """Print on stderr in which respects the bundled detector hides faces better than a model."""
+    for drawback in drawbacks:
+        print(f"veil: warning: {drawback}", file=sys.stderr)
+
+
+def _origin(threshold: float | None, run: "Run") -> str:
+    """Return the origin of the threshold of an exported model; `threshold` is that of the flag."""
+    if threshold is not None:
+        models = run.evaluation().get("models")
+        measured = models[0]["threshold"] if models else None
+        if measured in (None, threshold):
+            return "from --threshold"
+        return f"from --threshold; the evaluation of val measured at {measured:g}"
+    if run.threshold() is not None:
+        return "proposed by the evaluation of val"
+    if run.evaluation():
+        return "the default, because the evaluation of val proposed none"
+    return "the default, because no evaluation of val has proposed one"
+
+
+def _progress_line(line: dict[str, Any]) -> str:
+    """Return the line that `fit` prints at a checkpoint."""
+    text = f"step {line['step']:,} of {line['steps']:,}: loss {line['loss']:.4f}"
+    if "val_loss" in line:
+        text += f", {line['val_loss']:.4f} on val"
+    if line["seconds_left"]:
+        text += f", {timedelta(seconds=line['seconds_left'])} left"
+    return text
+
+
+def _next(command: str, *arguments: object) -> str:
+    """Return the line that names the next command."""
+    return f"next: veil train {command} {shlex.join(map(str, arguments))}"
+
+
+@contextmanager
+def _resumable(run: "Run") -> Iterator[None]:
+    """Say that a run is resumed and, if Ctrl-C stops it, how to resume it."""
+    if run.has_checkpoint and not run.is_finished:
+        print(f"veil: resuming {run.folder} from its last checkpoint", file=sys.stderr)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.has_checkpoint:
+            print(
+                f"veil: stopped; the same command resumes {run.folder} from its last checkpoint",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _identity(weights: str) -> str:

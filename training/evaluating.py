@@ -1,7 +1,6 @@
 """``veil train evaluate``: measure detections and exposed faces of a model."""
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from worker.commands.progress import progress_bar
 from worker.detection import own_model
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Boxes, Detections
-from worker.detection.model import Model
+from worker.detection.model import DEFAULT_THRESHOLD, Model
 from worker.detection.presets import PassSettings
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle
@@ -29,6 +28,7 @@ from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 FLOOR = 0.05  # the lowest threshold that is evaluated
+MAX_THRESHOLD = 0.99  # the highest threshold that is proposed, and that `export` accepts
 ALARM_RATES = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)  # false alarms per picture
 # A face is exposed when half of the structure of its eye band survives: docs/detection.md.
 # The eye band is x1 y1 x2 y2, in shares of the sides of the face's box.
@@ -57,10 +57,14 @@ class Remembering:
 
 @dataclass(frozen=True)
 class Figures:
-    """The results of one model. `shown` contains the pictures at `threshold`."""
+    """The results of one model. `shown` contains the pictures at `threshold`.
+
+    `is_within_budget` is False if no threshold has as few false alarms as were asked for.
+    """
 
     name: str
     threshold: float
+    is_within_budget: bool
     precision: dict[str, float | None]
     curve: Curve
     exposed: int
@@ -96,21 +100,18 @@ class Figures:
         )
 
 
-def load(address: str, settings: WorkerSettings, folder: Path) -> Model:
+def load(address: str, settings: WorkerSettings) -> Model:
     """Return the model at `address`: a finished run, or a SavedModel as in VEIL_MODEL.
 
-    A run is exported to `folder` first, so that the evaluation measures the model that would be
-    served.
+    A run is saved first, so that the evaluation measures the model that would be served.
     """
     from worker.detection.saved_model import SavedModel
 
     path = Path(address).expanduser()
     if (path / DESCRIPTION).is_file():
         from training import exporting
-        from training.fitting import finished_model
 
-        exporting.save(finished_model(Run.load(path)), folder / "model", {})
-        return SavedModel(folder / "model")
+        return SavedModel(exporting.saved_model(Run.load(path)))
     return SavedModel(own_model.folder(address, lambda: ObjectStore.connect(settings)))
 
 
@@ -122,24 +123,21 @@ def evaluate(
     look: PassSettings,
     alarms: float,
     compare: bool,
+    threshold: float | None = None,
 ) -> list[Figures]:
     """Return the results of the model at `address` and, with `compare`, of the bundled one.
 
-    The threshold is the lowest with at most `alarms` false alarms per picture; the bundled model
-    keeps its own.
+    The threshold is `threshold`, or else the lowest one that finds faces with at most `alarms`
+    false alarms per picture, or else DEFAULT_THRESHOLD. The bundled model keeps its own.
     """
     pictures = dataset.split(split)
     style = mask_style(settings)
-    with tempfile.TemporaryDirectory(prefix="veil-evaluate-") as folder:
-        model = load(address, settings, Path(folder))
-        figures = [_measured(Path(address).name, model, dataset, pictures, look, style, alarms)]
+    model, name = load(address, settings), Path(address).name
+    figures = [_measured(name, model, dataset, pictures, look, style, alarms, threshold)]
     if compare:
         bundled = load_model(WorkerSettings(model=None, score_threshold=FLOOR))
-        figures.append(
-            _measured(
-                "bundled", bundled, dataset, pictures, look, style, None, bundled.score_threshold
-            )
-        )
+        own = bundled.score_threshold
+        figures.append(_measured("bundled", bundled, dataset, pictures, look, style, alarms, own))
     return figures
 
 
@@ -150,8 +148,8 @@ def _measured(
     pictures: Sequence[Picture],
     look: PassSettings,
     style: MaskStyle,
-    alarms: float | None,
-    threshold: float = FLOOR,
+    alarms: float,
+    threshold: float | None,
 ) -> Figures:
     answers = Remembering(model)
     with progress_bar(name, total=2 * len(pictures)) as bar:
@@ -161,8 +159,11 @@ def _measured(
             everything.append(_judged(picture, detector.detect(dataset.pixels(picture))))
             bar.advance()
         curve = scoring.curve(everything)
-        if alarms is not None:
-            threshold = min(max(curve.threshold_at(alarms), FLOOR), 0.95)
+        is_within_budget = True
+        if threshold is None:
+            threshold = proposed(curve, alarms)
+        if threshold is None:
+            threshold, is_within_budget = DEFAULT_THRESHOLD, False
         detector = ScaledDetector(answers, look, threshold, model.fixed_size)
         exposed, spills, shown = 0, [], []
         for picture in pictures:
@@ -176,8 +177,27 @@ def _measured(
     faces = sum(len(picture.faces) for picture in pictures)
     precision = scoring.average_precision(everything)
     return Figures(
-        name, threshold, precision, curve, exposed, faces, float(np.mean(spills)), tuple(shown)
+        name,
+        threshold,
+        is_within_budget,
+        precision,
+        curve,
+        exposed,
+        faces,
+        float(np.mean(spills)),
+        tuple(shown),
     )
+
+
+def proposed(curve: Curve, alarms: float) -> float | None:
+    """Return the lowest threshold that finds faces with at most `alarms` false alarms a picture.
+
+    It is at least FLOOR; None if it would be above MAX_THRESHOLD.
+    """
+    threshold = curve.threshold_at(alarms)
+    if threshold is None or threshold > MAX_THRESHOLD:
+        return None
+    return max(threshold, FLOOR)
 
 
 def _judged(picture: Picture, found: Detections) -> Judged:

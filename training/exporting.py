@@ -3,6 +3,7 @@
 This module needs TensorFlow, whatever backend Keras used for the training.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -19,11 +20,12 @@ from tasks.errors import OutputFailed, TrainingFailed
 from training import anchors
 from training.backend import ON_TENSORFLOW, ops
 from training.fitting import finished_model
-from training.run import Run
+from training.run import WEIGHTS, Run, stated
 from worker.detection.canvas import PADDING_GRAY
-from worker.detection.model import LEFT_OUT, METADATA
+from worker.detection.model import DEFAULT_THRESHOLD, LEFT_OUT, METADATA
 from worker.detection.tf import tf
 
+SAVED_MODEL = "saved_model"
 ZIP = "saved_model.zip"
 # The number of anchors with the highest scores, of which up to MAX_DETECTIONS faces are chosen.
 CANDIDATES = 2000
@@ -32,7 +34,6 @@ NMS_IOU = 0.5  # Tan et al., reference implementation
 MIN_SCORE = 0.02  # the model returns no detections below it; `score_threshold` applies on top of it
 # The largest difference of scores and normalised corners between the network and the saved model.
 TOLERANCE = 1e-3
-DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,13 @@ class Exported:
 def export(run: Run, to: Path, threshold: float | None) -> Exported:
     """Write ``saved_model/`` and ``saved_model.zip`` to the folder `to`, all or nothing.
 
-    `threshold` becomes the model's own; the default is the one that the evaluation of the run
-    proposed, else 0.5. Raise TrainingFailed if the run isn't finished or the saved model differs
-    from the network, and OutputFailed if it can't be written.
+    `threshold` becomes the model's own; the default is the one that the last evaluation of the run
+    on `val` proposed, else 0.5. Raise TrainingFailed if the run isn't finished or the saved model
+    differs from the network, and OutputFailed if it can't be written.
     """
-    if not ON_TENSORFLOW:
-        raise TrainingFailed(
-            "a SavedModel is written by TensorFlow: run this with KERAS_BACKEND=tensorflow"
-        )
+    saved = saved_model(run)
     chosen = threshold or run.threshold() or DEFAULT_THRESHOLD
-    metadata = {
+    metadata: dict[str, Any] = {
         "score_threshold": round(chosen, 4),
         "network": f"EfficientDet-{run.recipe.size.upper()}",
         "side": run.recipe.side,
@@ -66,10 +64,13 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
         "training": asdict(run.recipe),
         "veil": version("veil"),
     }
+    if evaluation := run.evaluation():
+        metadata["evaluation"] = stated(evaluation)
     work = to.with_name(f".{to.name}.{secrets.token_hex(4)}.partial")
     try:
-        difference = save(finished_model(run), work / "saved_model", metadata)
-        _zip(work / "saved_model", work / ZIP)
+        shutil.copytree(saved, work / SAVED_MODEL)
+        _write_metadata(work / SAVED_MODEL, metadata)
+        _zip(work / SAVED_MODEL, work / ZIP)
         if to.exists():
             shutil.rmtree(to)
         work.replace(to)
@@ -77,11 +78,61 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
         raise OutputFailed(f"{to} can't be written: {error.strerror}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Exported(to / "saved_model", to / ZIP, metadata, difference)
+    difference = float(_read_metadata(saved)["difference"])
+    return Exported(to / SAVED_MODEL, to / ZIP, metadata, difference)
 
 
-def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
-    """Write the network and its METADATA to `folder`, and compare both on test pictures.
+def saved_model(run: Run) -> Path:
+    """Return the folder of the run's SavedModel, which is in the folder of the run.
+
+    It is written if it does not exist, or if other weights or other versions of Veil or TensorFlow
+    made it. Raise the errors of `export`.
+    """
+    if not ON_TENSORFLOW:
+        raise TrainingFailed(
+            "a SavedModel is written by TensorFlow: run this with KERAS_BACKEND=tensorflow"
+        )
+    run.require_finished()
+    folder = run.folder / SAVED_MODEL
+    work = folder.with_name(f".{SAVED_MODEL}.{secrets.token_hex(4)}.partial")
+    try:
+        origin = _origin(run)
+        if _read_metadata(folder).get("origin") == origin:
+            return folder
+        difference = save(finished_model(run), work)
+        _write_metadata(work, {"origin": origin, "difference": difference})
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.replace(folder)
+    except OSError as error:
+        raise OutputFailed(f"{folder} can't be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _origin(run: Run) -> dict[str, str]:
+    """Return the digest of the weights and the versions that decide the SavedModel of a run."""
+    with (run.folder / WEIGHTS).open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"weights": weights, "veil": version("veil"), "tensorflow": tf.__version__}
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata of the SavedModel in `folder`; empty if there is none."""
+    try:
+        content = json.loads((folder / METADATA).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
+    (folder / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
+
+
+def save(model: Any, folder: Path) -> float:
+    """Write the network to `folder` as a SavedModel, and compare both on test pictures.
 
     Return the largest difference; raise TrainingFailed if it is above TOLERANCE.
 
@@ -101,7 +152,6 @@ def save(model: Any, folder: Path, metadata: dict[str, Any]) -> float:
 
     folder.mkdir(parents=True)
     tf.saved_model.save(holder, str(folder), signatures={"serving_default": detect})
-    (folder / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
     difference = _difference(model, folder)
     if not difference <= TOLERANCE:
         raise TrainingFailed(

@@ -32,9 +32,11 @@ def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Rep
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
     `weights` are those of the backbone, "imagenet" or a path, or None. `report` gets the line of
-    each checkpoint. Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data
-    set has no faces, and OutputFailed if the disk is full. The last checkpoint remains intact in
-    each case.
+    each checkpoint: the values of the log, `steps`, the number of all, and `seconds_left`.
+
+    Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data set has no faces,
+    and OutputFailed if the disk is full. The last checkpoint remains intact in each case, and a run
+    that fails before its first step leaves none.
     """
     recipe = run.recipe
     batches = _batches(dataset, "train", recipe)
@@ -57,8 +59,7 @@ def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Rep
 
 def finished_model(run: Run) -> Any:
     """Return the network with the weights of a run; raise TrainingFailed if it isn't finished."""
-    if not run.is_finished:
-        raise TrainingFailed(f"{run.folder} isn't finished: go on with the same `veil train fit`")
+    run.require_finished()
     model = efficientdet(run.recipe.size)
     path = run.folder / WEIGHTS
     checkpoint.restore("w", model.weights, checkpoint.load(path), path)
@@ -148,6 +149,7 @@ def _train(
     validation = _batches(dataset, "val", recipe) if has_validation else None
     writer = curves.Curves(run.folder / LOG, run.folder / "events", step)
     started = time.monotonic()
+    remaining = _Remaining(recipe.steps)
     try:
         with progress_bar("trained", total=recipe.steps) as bar:
             bar.advance(step)
@@ -170,13 +172,35 @@ def _train(
                     line["val_loss"] = _validation_loss(trained.model, validation)
                 line["seconds"] = round(time.monotonic() - started, 2)
                 writer.add(line)
+                seconds_left = remaining.after(step)
                 if last or step % every == 0:
                     trained.save(run.folder / CHECKPOINT, step)
-                    report(line)
+                    report({**line, "steps": recipe.steps, "seconds_left": seconds_left})
                 bar.advance()
     finally:
         writer.close()
     return step
+
+
+class _Remaining:
+    """An estimate of the time that the remaining steps take.
+
+    The first step is not counted, because Keras compiles the network in it.
+    """
+
+    def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._steps = steps
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def after(self, step: int) -> int | None:
+        """Return the estimate in seconds at the end of `step`; None after the first call."""
+        if self._first is None:
+            self._first = step, self._clock()
+            return None
+        first_step, started = self._first
+        seconds_a_step = (self._clock() - started) / (step - first_step)
+        return round(seconds_a_step * (self._steps - step))
 
 
 def _batches(dataset: Dataset, split: str, recipe: Recipe) -> Batches:

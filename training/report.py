@@ -11,9 +11,11 @@ import numpy as np
 from tasks.errors import OutputFailed
 from training import charts
 from training.dataset import Dataset, Picture, sides
-from training.evaluating import Figures
+from training.evaluating import MAX_THRESHOLD, Figures
 from training.overview import table
+from training.run import stated
 from training.scoring import SIZES, size_name
+from worker.detection.evaluation import Evaluation
 from worker.detection.faces import Boxes
 from worker.pixels import Pixels
 
@@ -24,21 +26,34 @@ PAPER, LABELLED, FOUND, ALARM = (250, 249, 246), (42, 111, 151), (122, 140, 60),
 
 
 def write(
-    figures: Sequence[Figures], dataset: Dataset, split: str, look: str, folder: Path
+    figures: Sequence[Figures],
+    dataset: Dataset,
+    split: str,
+    look: str,
+    folder: Path,
+    *,
+    alarms: float,
+    chosen_on: str,
 ) -> dict[str, Any]:
     """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`, and return the JSON.
 
-    The report is about the first of `figures`. Raise OutputFailed if it can't be written.
+    The report is about the first of `figures`, whose threshold was chosen on the split `chosen_on`
+    for at most `alarms` false alarms a picture. Raise OutputFailed if it can't be written.
     """
     pictures = dataset.split(split)
+    main = figures[0]
     content = {
         "data": dataset.digest,
         "split": split,
         "pictures": len(pictures),
         "look": look,
-        "proposed_threshold": round(figures[0].threshold, 4),
+        "alarms": alarms,
+        "proposed_threshold": round(main.threshold, 4) if main.is_within_budget else None,
+        "chosen_on": chosen_on,
         "models": [each.summary() for each in figures],
     }
+    evaluation = Evaluation.parse(stated(content))
+    content["drawbacks"] = evaluation.drawbacks() if evaluation else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _curves(figures, folder)
@@ -49,6 +64,23 @@ def write(
     except OSError as error:
         raise OutputFailed(f"the report in {folder} can't be written: {error.strerror}") from None
     return content
+
+
+def threshold_line(content: dict[str, Any]) -> str:
+    """Return the proposed threshold in words, or the reason why there is none."""
+    threshold = content["proposed_threshold"]
+    if threshold is None:
+        measured = content["models"][0]["threshold"]
+        return (
+            f"no threshold proposed: none up to {MAX_THRESHOLD:g} finds a face with at most "
+            f"{content['alarms']:g} false alarms a picture; measured at {measured:g}"
+        )
+    line = f"proposed threshold: {threshold:g}"
+    if content["chosen_on"] != content["split"]:
+        return f"{line}, by the evaluation of the split {content['chosen_on']}"
+    if content["split"] != "val":
+        return f"{line}; `veil train export` uses that of the split val only"
+    return line
 
 
 def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
@@ -69,8 +101,7 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         f"{content['pictures']:,} pictures of the split `{content['split']}` "
         f"of the data set `{content['data'][:16]}`, {content['look']}.",
         "",
-        f"Proposed threshold: **{content['proposed_threshold']:.2f}**",
-        "",
+        *_summary(content),
         "## Found",
         "",
         "Average precision as COCO measures it (pycocotools), "
@@ -135,6 +166,16 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
     ]
 
 
+def _summary(content: dict[str, Any]) -> list[str]:
+    line = threshold_line(content)
+    lines = [f"**{line[0].upper()}{line[1:]}.**", ""]
+    if content["drawbacks"]:
+        lines += ["The bundled detector hides faces better:", ""]
+        lines += [f"- {drawback}" for drawback in content["drawbacks"]]
+        lines.append("")
+    return lines
+
+
 def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
@@ -175,7 +216,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
             "precision": (thresholds, main.curve.precision.tolist()),
         },
         limits=(0, 1.02),
-        marks={"proposed": main.threshold},
+        marks={"proposed" if main.is_within_budget else "default": main.threshold},
     )
 
 

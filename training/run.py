@@ -3,6 +3,8 @@
 import fcntl
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +15,8 @@ from tasks.errors import OutputFailed, TrainingFailed
 
 VERSION = 1
 DESCRIPTION, CHECKPOINT, WEIGHTS, LOG = "run.json", "checkpoint.npz", "weights.npz", "log.csv"
-EVALUATION = "evaluation.json"
+EVALUATION = "evaluation.json"  # the last evaluation of the split "val"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -65,25 +68,24 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path, recipe: Recipe, data: str) -> "Run":
-        """Begin or resume a run; raise TrainingFailed if `folder` contains another one."""
-        if (folder / DESCRIPTION).exists():
-            known = cls.load(folder)
-            before, now = known.identity, cls(folder, recipe, data).identity
-            if differing := [name for name in now if now[name] != before[name]]:
-                raise TrainingFailed(
-                    f"{folder} is a run with another {', '.join(differing)}: choose another --to"
-                )
-            return known
+        """Return a new run, or the one in `folder`; raise TrainingFailed if that is another one.
+
+        A run that failed before its first step does not count. Nothing is written before `held`.
+        """
         run = cls(folder, recipe, data)
-        text = json.dumps({"version": VERSION, "recipe": asdict(recipe), "data": data}, indent=1)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{DESCRIPTION}"
-            partial.write_text(text + "\n")
-            partial.replace(folder / DESCRIPTION)
-        except OSError as error:
-            raise OutputFailed(f"{folder} can't be written: {error.strerror}") from None
+        run._refuse_another()
         return run
+
+    def _refuse_another(self) -> None:
+        """Raise TrainingFailed if the folder contains another run that has made a step."""
+        if not (self.folder / DESCRIPTION).exists():
+            return
+        before, now = Run.load(self.folder).identity, self.identity
+        differing = [name for name in now if now[name] != before[name]]
+        if differing and self.has_steps:
+            raise TrainingFailed(
+                f"{self.folder} is a run with another {', '.join(differing)}: choose another --to"
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -93,20 +95,91 @@ class Run:
     def is_finished(self) -> bool:
         return (self.folder / WEIGHTS).is_file()
 
-    def threshold(self) -> float | None:
-        """Return the score threshold that the last evaluation proposed, or None."""
+    @property
+    def has_steps(self) -> bool:
+        """True if the run has made a step, so that a run with another recipe can't replace it."""
+        if self.has_checkpoint or self.is_finished:
+            return True
         try:
-            proposed: Any = json.loads((self.folder / EVALUATION).read_text())["proposed_threshold"]
-        except (OSError, ValueError, KeyError):
-            return None
-        return float(proposed)
+            # The first line of the log is its header.
+            return len((self.folder / LOG).read_bytes().splitlines()) > 1
+        except FileNotFoundError:
+            return False
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.folder / CHECKPOINT).is_file()
+
+    def require_finished(self) -> None:
+        """Raise TrainingFailed if the run isn't finished."""
+        if not self.is_finished:
+            raise TrainingFailed(
+                f"{self.folder} isn't finished: go on with the same `veil train fit`"
+            )
+
+    def threshold(self) -> float | None:
+        """Return the score threshold that the last evaluation of `val` proposed, or None."""
+        proposed = self.evaluation().get("proposed_threshold")
+        return None if proposed is None else float(proposed)
+
+    def evaluation(self) -> dict[str, Any]:
+        """Return the content of the last evaluation of the split `val`; empty if there is none."""
+        try:
+            content: dict[str, Any] = json.loads((self.folder / EVALUATION).read_text())
+            # Veil 0.2 wrote evaluations of every split to this file.
+            return content if content["split"] == "val" else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder; raise TrainingFailed if another process trains in it."""
-        with (self.folder / "lock").open("w") as lock:
+        """Write the description of the run, and lock its folder, which is made if need be.
+
+        If the run has made no step at the end, its description is removed, and so is a folder that
+        this call made: neither blocks the next try. Raise TrainingFailed if another process trains
+        in the folder, or if it contains another run, and OutputFailed if it can't be written.
+        """
+        is_new = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / LOCK).open("w")
+        except OSError as error:
+            raise OutputFailed(f"{self.folder} can't be written: {error.strerror}") from None
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise TrainingFailed(f"another process trains in {self.folder}") from None
-            yield
+            if not os.fstat(lock.fileno()).st_nlink:
+                # The process that held the lock has failed, and has removed the file meanwhile.
+                raise TrainingFailed(f"another process trained in {self.folder}: try again")
+            self._refuse_another()
+            try:
+                self._describe()
+                yield
+            finally:
+                if not self.has_steps:
+                    self._remove(is_new)
+
+    def _describe(self) -> None:
+        content = {"version": VERSION, "recipe": asdict(self.recipe), "data": self.data}
+        partial = self.folder / f".{DESCRIPTION}"
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(self.folder / DESCRIPTION)
+
+    def _remove(self, with_folder: bool) -> None:
+        """Remove the description and the lock or, `with_folder`, the folder and all its files."""
+        if with_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for name in (DESCRIPTION, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def stated(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an evaluation's JSON that an exported model states in its veil.json."""
+    own, *others = content["models"]
+    names = ("threshold", "exposed", "faces", "spill")
+    results = [{name: figures[name] for name in names} for figures in (own, *others)]
+    about = {name: content[name] for name in ("data", "split", "pictures", "look")}
+    return {**about, **results[0], "bundled": results[1] if others else None}

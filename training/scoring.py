@@ -77,10 +77,10 @@ class Curve:
         """Return the recall at the lowest threshold with at most `alarms` per picture."""
         return float(self.recall[self.alarms <= alarms].max(initial=0.0))
 
-    def threshold_at(self, alarms: float) -> float:
-        """Return that threshold; the highest one if even that has more false alarms."""
-        within = self.thresholds[self.alarms <= alarms]
-        return float(within.min()) if len(within) else float(self.thresholds.max(initial=1.0))
+    def threshold_at(self, alarms: float) -> float | None:
+        """Return that threshold; None if no threshold with so few false alarms finds a face."""
+        within = self.thresholds[(self.alarms <= alarms) & (self.recall > 0)]
+        return float(within.min()) if len(within) else None
 
 
 def curve(pictures: Sequence[Judged]) -> Curve:

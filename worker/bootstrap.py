@@ -279,6 +279,7 @@ def load_model(settings: WorkerSettings) -> "Model":
         known_face.check_default(model)
         return model
     known_face.try_own(model, settings.score_threshold or model.score_threshold)
+    _warn_of_evaluation(model)
     if settings.model.startswith("s3://") and settings.model_sha256 is None:
         structlog.get_logger("veil").warning(
             "the model is not pinned",
@@ -287,6 +288,21 @@ def load_model(settings: WorkerSettings) -> "Model":
             effect="whoever can write to the address decides what is hidden: set VEIL_MODEL_SHA256",
         )
     return model
+
+
+def _warn_of_evaluation(model: "Model") -> None:
+    """Log a warning if the model's own evaluation says that the bundled detector is better."""
+    from worker.detection.evaluation import stated_evaluation
+
+    evaluation = stated_evaluation(model.folder)
+    if evaluation and (drawbacks := evaluation.drawbacks()):
+        structlog.get_logger("veil").warning(
+            "the model hides faces worse than the bundled detector",
+            folder=str(model.folder),
+            evaluation="; ".join(drawbacks),
+            evaluated_threshold=evaluation.threshold,
+            effect="train it longer, or unset VEIL_MODEL",
+        )
 
 
 def load_untested_model(settings: WorkerSettings) -> "Model":

@@ -100,6 +100,8 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(da
     fit(tmp_path / "killed", dataset)
 
     assert [line["step"] for line in told] == [2, 4, 6]
+    assert [line["steps"] for line in told] == [6, 6, 6]
+    assert told[0]["seconds_left"] >= told[-1]["seconds_left"] == 0
     assert [step for step, _, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
     # TensorFlow adds up in a random order, so runs differ by rounding.
     np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=1e-3)
@@ -239,6 +241,30 @@ def test_an_empty_split_and_one_without_faces_are_refused(dataset, tmp_path):
 
     with pytest.raises(DatasetInvalid, match="can't be read"):
         fit(tmp_path / "run", one)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_weights_to_start_from_does_not_block_the_next_try(
+    dataset, tmp_path, monkeypatch
+):
+    def offline(*_):
+        raise TrainingFailed("cannot load --weights imagenet")
+
+    monkeypatch.setattr(fitting, "load_backbone", offline)
+    first = Run.open(tmp_path / "run", replace(RECIPE, weights="imagenet"), dataset.digest)
+    with pytest.raises(TrainingFailed, match="cannot load"):
+        fitting.fit(first, dataset, "imagenet", 2, print)
+    assert not (tmp_path / "run").exists()
+
+    assert fit(tmp_path / "run", dataset, replace(RECIPE, steps=2))[-1]["step"] == 2
+
+
+def test_the_time_left_does_not_count_the_first_step():
+    times = iter([100.0, 102.0, 104.0])
+    remaining = fitting._Remaining(10, lambda: next(times))
+
+    # The run was resumed at step 3.
+    assert [remaining.after(step) for step in (4, 5, 6)] == [None, 10, 8]
 
 
 def test_a_run_that_is_not_finished_has_no_model(dataset, tmp_path):

@@ -11,18 +11,30 @@ from typer.testing import CliRunner
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
 from tasks.errors import ModelInvalid, TrainingFailed
+from tasks.storage.s3 import ObjectStore
 from tests import label_formats
 from training import checkpoint, exporting
 from training.cli import app
 from training.model import efficientdet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
-from worker.bootstrap import load_model
+from worker.bootstrap import load_model, load_untested_model
+from worker.detection import own_model
 from worker.detection.credible import credible
+from worker.detection.evaluation import stated_evaluation
 from worker.detection.saved_model import SavedModel
 from worker.settings import WorkerSettings
 
 RECIPE = Recipe("d0", 128, 2, 2, 0.001, 0, False, "none", "float32")
 PROPOSED = 0.31  # the threshold that an evaluation of the run proposed
+RESULT = {"threshold": PROPOSED, "exposed": 4, "faces": 69, "spill": 0.0019}
+EVALUATED = {
+    "data": "d" * 64,
+    "split": "val",
+    "pictures": 9,
+    "look": "at 256 px",
+    "proposed_threshold": PROPOSED,
+    "models": [RESULT, {**RESULT, "threshold": 0.17, "exposed": 2}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +46,7 @@ def run(tmp_path_factory):
     *kernels, bias = last.get_weights()
     last.set_weights([*kernels, bias * 0])
     checkpoint.save(made.folder / WEIGHTS, checkpoint.numbered("w", model.weights))
-    (made.folder / EVALUATION).write_text(json.dumps({"proposed_threshold": PROPOSED}))
+    (made.folder / EVALUATION).write_text(json.dumps(EVALUATED))
     return made
 
 
@@ -56,6 +68,26 @@ def test_what_is_served_is_what_was_trained(exported):
     assert metadata["recipe"] == RECIPE.digest
     assert metadata["data"] == "d" * 64
     assert metadata["network"] == "EfficientDet-D0"
+    assert stated_evaluation(exported.folder).own.exposed == 4
+
+
+def test_a_run_is_saved_once_until_its_weights_change(run, exported, monkeypatch):
+    (run.folder / "saved_model" / "saved_model.pb").stat()
+
+    def save(model, folder):
+        raise AssertionError("the run was saved again")
+
+    monkeypatch.setattr(exporting, "save", save)
+    assert exporting.saved_model(run) == run.folder / "saved_model"
+
+    whole = (run.folder / WEIGHTS).read_bytes()
+    try:
+        checkpoint.save(run.folder / WEIGHTS, {"w0": np.zeros(1)})
+        with pytest.raises(TrainingFailed, match="the weights of another network"):
+            exporting.saved_model(run)
+    finally:
+        (run.folder / WEIGHTS).write_bytes(whole)
+    assert not list(run.folder.glob(".saved_model*"))
 
 
 def test_the_zip_is_the_folder_and_both_are_served_alike(exported, cache):
@@ -66,7 +98,7 @@ def test_the_zip_is_the_folder_and_both_are_served_alike(exported, cache):
         path.relative_to(exported.folder).as_posix(): path.read_bytes() for path in files
     }
 
-    zipped = load_model(WorkerSettings(model=str(exported.zip)))
+    zipped = load_untested_model(WorkerSettings(model=str(exported.zip)))
     assert zipped.digest == SavedModel(exported.folder).digest
     assert zipped.score_threshold == PROPOSED
 
@@ -113,6 +145,7 @@ def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
     place,
     portrait,
     tmp_path,
+    monkeypatch,
 ):
     queue = new_queue()
     queue.client.flushdb()
@@ -135,8 +168,12 @@ def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
     assert clean.head(place + "a.jpg") is not None
     (unpacked,) = (path for path in (cache / "veil").iterdir() if path.is_dir())
     before = (unpacked / "saved_model.pb").stat().st_mtime_ns
-    with start_worker([programs / "veil", "worker"], settings):
-        pass
+
+    # A second process finds the model in the cache.
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    again = WorkerSettings.load()
+    assert own_model.folder(again.model, lambda: ObjectStore.connect(again)) == unpacked
     assert (unpacked / "saved_model.pb").stat().st_mtime_ns == before
 
 

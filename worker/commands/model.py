@@ -1,6 +1,7 @@
 """``veil model``: build the default model, or show the one that a worker would use."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,7 @@ def info(
     Example: VEIL_MODEL=/path/to/saved_model_folder veil model info --picture a.jpg
     """
     from worker.bootstrap import load_model
+    from worker.detection.evaluation import stated_evaluation
 
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
@@ -62,16 +64,30 @@ def info(
         "fixed_size": model.fixed_size,
         "device": model.device,
     }
+    if settings.model and (evaluation := stated_evaluation(model.folder)):
+        description["evaluation"] = asdict(evaluation)
     found = None if picture is None else _found(settings, model, picture)
     if as_json:
         also = {} if found is None else {"picture": found}
         print(json.dumps({**description, **also}))
         return ExitCode.OK
     for name, value in description.items():
-        print(f"{name}: {value}")
+        print(f"{name}: {_evaluation_line(value) if name == 'evaluation' else value}")
     if found is not None:
         _print_found(found)
     return ExitCode.OK
+
+
+def _evaluation_line(evaluation: dict[str, Any]) -> str:
+    results = []
+    for name in ("own", "bundled"):
+        result = evaluation[name]
+        results.append(
+            f"{result['exposed']:,} of {evaluation['faces']:,} faces exposed and "
+            f"{result['spill']:.2%} of other pixels hidden"
+        )
+    own, bundled = results
+    return f"{own} at {evaluation['threshold']:g}; with the bundled detector {bundled}"
 
 
 def _found(settings: WorkerSettings, model: "Model", path: Path) -> dict[str, Any]:

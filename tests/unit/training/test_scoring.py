@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
 from training import scoring
-from training.evaluating import survived
+from training.evaluating import FLOOR, proposed, survived
 from worker.detection.faces import Detections
 
 NONE = np.zeros((0, 4), np.float32)
@@ -76,7 +76,19 @@ def test_a_model_that_finds_nothing_has_a_curve_too():
     curve = scoring.curve([picture([FACE])])
 
     assert curve.recall_at(1) == 0
-    assert curve.threshold_at(1) == 1
+    assert curve.threshold_at(1) is None
+
+
+def test_no_threshold_is_one_that_finds_nothing_or_has_too_many_false_alarms():
+    far = [200, 0, 240, 40]
+    late = scoring.curve([picture([FACE], (far, 0.95), (FACE, 0.9))])
+    sure = scoring.curve([picture([FACE], (FACE, 0.995), (far, 0.994))])
+
+    assert late.threshold_at(0.5) is None
+    assert proposed(late, 0.5) is None
+    assert proposed(late, 1) == pytest.approx(0.9)
+    assert proposed(sure, 0.5) is None  # above the thresholds that `export` accepts
+    assert proposed(scoring.curve([picture([FACE], (FACE, 0.01))]), 1) == FLOOR
 
 
 def test_a_face_survives_as_it_is_and_not_as_a_smooth_patch():

@@ -1,11 +1,15 @@
-"""The composition root connects the watchdog with the tasks."""
+"""The composition root connects the watchdog with the tasks, and warns of a worse model."""
+
+import json
+from types import SimpleNamespace
 
 import pytest
 from celery.signals import task_postrun, task_prerun
 
 from worker import bootstrap
+from worker.detection.centerface import known_face
 from worker.process.watchdog import EXIT_STALLED, Watchdog
-from worker.settings import PICTURE_SECONDS
+from worker.settings import PICTURE_SECONDS, WorkerSettings
 
 
 class Clock:
@@ -40,3 +44,23 @@ def test_a_picture_that_outlasts_all_its_deadlines_ends_the_process(receivers):
     clock.now = PICTURE_SECONDS + 1
     watchdog.check()
     assert exits == [EXIT_STALLED]
+
+
+@pytest.mark.parametrize(("exposed", "warnings"), [(4, 1), (2, 0)])
+def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
+    exposed, warnings, tmp_path, monkeypatch, capsys
+):
+    result = {"threshold": 0.5, "faces": 69, "exposed": exposed, "spill": 0.01}
+    evaluation = {**result, "bundled": {**result, "exposed": 2}}
+    (tmp_path / "veil.json").write_text(json.dumps({"evaluation": evaluation}))
+    model = SimpleNamespace(folder=tmp_path, score_threshold=0.5)
+    monkeypatch.setattr(bootstrap, "load_untested_model", lambda settings: model)
+    monkeypatch.setattr(known_face, "try_own", lambda model, threshold: None)
+
+    assert bootstrap.load_model(WorkerSettings(model=str(tmp_path))) is model
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == warnings
+    for line in lines:
+        assert "the model hides faces worse than the bundled detector" in line
+        assert "4 of 69 faces stay exposed, 2 with the bundled detector" in line

@@ -31,6 +31,9 @@ MIN_SAME_FACE_IOU = 0.3
 # A model returns the numbers of its boxes in another order than the contract's if that order gives
 # at least this intersection over union, and at least this many times that of the contract's order.
 MIN_REORDERED_IOU, MIN_REORDERED_GAIN = 0.5, 1.5
+# A user's model whose boxes cover more than this share of the photograph is refused. The known face
+# covers 22 % of it, and the whole woman about half.
+MAX_COVERED_SHARE = 0.8
 # Answers are the same if no box, as shares of the canvas, and no score differs by more than this.
 SAME_ANSWER_TOLERANCE = 1e-4
 
@@ -162,6 +165,8 @@ def _difference(found: Detections, recorded: dict[str, Any], tolerance: Toleranc
 def try_own(model: Model, score_threshold: float) -> None:
     """Try a user's model on the photograph; ModelInvalid if its answers can't be detections.
 
+    That includes boxes that cover more than MAX_COVERED_SHARE of the photograph.
+
     The model may be meant to find something else, so if it finds nothing in the photograph, that
     is no more than a warning.
     """
@@ -174,7 +179,10 @@ def try_own(model: Model, score_threshold: float) -> None:
         predicted = _predicted(model, canvas)
         if view == UPRIGHT:
             finds_known_face = _finds_known_face(model, predicted, canvas, factor, score_threshold)
-        found.append(_shares(_credible(model, predicted, canvas, score_threshold), canvas))
+        believed = _credible(model, predicted, canvas, score_threshold)
+        if view == UPRIGHT:
+            _check_covered_share(model, believed.boxes_xyxy / factor, score_threshold)
+        found.append(_shares(believed, canvas))
     if len(found[0]) and _are_same(found):
         raise ModelInvalid(
             f"{model.folder} answers the same for a photograph and a blank picture: "
@@ -186,6 +194,20 @@ def try_own(model: Model, score_threshold: float) -> None:
             folder=str(model.folder),
             score_threshold=score_threshold,
             effect="faces may be published, unless it is meant to find something else",
+        )
+
+
+def _check_covered_share(model: Model, boxes: Boxes, score_threshold: float) -> None:
+    """Raise ModelInvalid if `boxes`, in pixels of the photograph, cover nearly all of it."""
+    covered = np.zeros(photograph().shape[:2], bool)
+    for x1, y1, x2, y2 in boxes.round().clip(0).astype(int).tolist():
+        covered[y1:y2, x1:x2] = True
+    share = float(covered.mean())
+    if share > MAX_COVERED_SHARE:
+        raise ModelInvalid(
+            f"{model.folder} takes {share:.0%} of a photograph with one face for faces, more than "
+            f"{MAX_COVERED_SHARE:.0%}: train it longer, or raise its score threshold, "
+            f"which is {score_threshold:g}"
         )
 
 

@@ -207,5 +207,33 @@ def test_a_model_that_answers_the_same_for_everything_is_refused(scores):
         known_face.try_own(Everywhere(scores, scores, scores), 0.5)
 
 
+class Covering(Recorded):
+    """A model that also answers two boxes, which cover `share` of the upright photograph."""
+
+    def __init__(self, share):
+        def change(boxes, scores, landmarks):
+            middle = 256 * share / 2
+            more = [[0, 0, middle, 192], [middle, 0, 2 * middle, 192]]
+            return (
+                np.concatenate([boxes, np.array(more, np.float32)]),
+                np.concatenate([scores, np.array([0.5, 0.5], np.float32)]),
+                None,
+            )
+
+        super().__init__("tensorflow", change)
+
+
+def test_a_model_that_takes_nearly_all_of_the_photograph_for_faces_is_refused():
+    with pytest.raises(ModelInvalid, match=r"takes 90% of a photograph .*more than 80%") as raised:
+        known_face.try_own(Covering(0.9), 0.5)
+
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_model_of_large_boxes_is_taken_and_so_is_one_that_is_unsure_of_them():
+    known_face.try_own(Covering(0.75), 0.5)
+    known_face.try_own(Covering(0.9), 0.6)
+
+
 def test_a_model_that_only_errs_in_a_blank_picture_is_taken():
     known_face.try_own(Everywhere([0.9, 0.6], [0.9, 0.7], [0.8]), 0.5)

@@ -1,0 +1,136 @@
+"""The lines that the training commands print."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from training import cli, dataset
+from training.run import CHECKPOINT, EVALUATION, Recipe, Run
+
+RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
+
+
+def test_a_checkpoint_s_line_has_the_loss_and_the_time_left():
+    line = {"step": 1000, "steps": 4000, "loss": 0.5, "seconds_left": 3725}
+
+    assert cli._progress_line(line) == "step 1,000 of 4,000: loss 0.5000, 1:02:05 left"
+    validated = {**line, "val_loss": 0.75, "seconds_left": None}
+    assert cli._progress_line(validated) == "step 1,000 of 4,000: loss 0.5000, 0.7500 on val"
+
+
+def test_the_next_command_can_be_pasted():
+    assert cli._next("fit", "my set", "--to", "RUN") == "next: veil train fit 'my set' --to RUN"
+
+
+def test_a_stopped_run_says_how_to_resume_it(tmp_path, capsys):
+    run = Run.open(tmp_path, RECIPE, "d" * 64)
+
+    def stop_after_a_checkpoint():
+        with cli._resumable(run):
+            (tmp_path / CHECKPOINT).touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_a_checkpoint()
+    with cli._resumable(run):
+        pass
+
+    stopped, resuming = capsys.readouterr().err.splitlines()
+    assert stopped.startswith("veil: stopped; the same command resumes")
+    assert resuming == f"veil: resuming {tmp_path} from its last checkpoint"
+
+
+def test_a_run_without_a_checkpoint_says_nothing_of_one(tmp_path, capsys):
+    run = Run.open(tmp_path, RECIPE, "d" * 64)
+
+    with pytest.raises(KeyboardInterrupt), cli._resumable(run):
+        raise KeyboardInterrupt
+
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch):
+    """``evaluate(split)`` runs the command with stand-ins for what is measured and written.
+
+    It returns the ended command and the threshold that was asked for.
+    """
+    pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
+    from training import evaluating, report
+
+    thresholds = []
+    pictures = SimpleNamespace(split=lambda name: (), digest="d" * 64)
+    monkeypatch.setattr(dataset.Dataset, "load", lambda folder: pictures)
+    monkeypatch.setattr(evaluating, "evaluate", lambda *given: thresholds.append(given[-1]))
+
+    def write(figures, pictures, split, *_, alarms, chosen_on):
+        return {
+            "split": split,
+            "chosen_on": chosen_on,
+            "proposed_threshold": 0.4,
+            "drawbacks": ["4 of 69 faces stay exposed"],
+            "models": [],
+        }
+
+    monkeypatch.setattr(report, "write", write)
+
+    def run(split):
+        command = ["evaluate", str(tmp_path), "set", "--split", split]
+        done = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+        assert done.exit_code == 0
+        return done, thresholds[-1]
+
+    return run
+
+
+def test_the_split_test_is_measured_at_the_threshold_of_val_and_sets_none(tmp_path, evaluate):
+    run = Run.open(tmp_path, RECIPE, "d" * 64)
+    run._describe()
+
+    _, threshold = evaluate("test")
+    assert threshold is None
+    assert run.threshold() is None
+
+    _, threshold = evaluate("val")
+    assert threshold is None
+    assert run.threshold() == 0.4
+
+    (tmp_path / EVALUATION).write_text(json.dumps({"split": "val", "proposed_threshold": 0.31}))
+    done, threshold = evaluate("test")
+    assert threshold == 0.31
+    assert run.threshold() == 0.31
+    assert "by the evaluation of the split val" in done.stdout
+
+
+def test_an_evaluation_warns_and_names_its_report_and_the_next_command(tmp_path, evaluate):
+    Run.open(tmp_path, RECIPE, "d" * 64)._describe()
+
+    done, _ = evaluate("val")
+
+    assert done.stderr.splitlines() == ["veil: warning: 4 of 69 faces stay exposed"]
+    assert done.stdout.splitlines()[-2:] == [
+        f"report: {tmp_path / 'evaluation' / 'report.md'}",
+        f"next: veil train export {tmp_path} --to FOLDER",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "proposed", "origin"),
+    [
+        (0.3, 0.3, "from --threshold"),
+        (0.4, 0.3, "from --threshold; the evaluation of val measured at 0.3"),
+        (None, 0.3, "proposed by the evaluation of val"),
+        (None, None, "the default, because the evaluation of val proposed none"),
+    ],
+)
+def test_an_export_says_where_its_threshold_comes_from(flag, proposed, origin, tmp_path):
+    run = Run.open(tmp_path, RECIPE, "d" * 64)
+    missing = "the default, because no evaluation of val has proposed one"
+    assert cli._origin(flag, run) == ("from --threshold" if flag else missing)
+    models = [{"threshold": proposed or 0.5}]
+    content = {"split": "val", "proposed_threshold": proposed, "models": models}
+    (tmp_path / EVALUATION).write_text(json.dumps(content))
+
+    assert cli._origin(flag, run) == origin

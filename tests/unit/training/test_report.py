@@ -1,0 +1,46 @@
+"""The report of an evaluation, in the parts that others use."""
+
+import pytest
+
+pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
+
+from training.report import threshold_line
+from training.run import stated
+from worker.detection.evaluation import Evaluation
+
+OWN = {"model": "run", "threshold": 0.5, "exposed": 4, "faces": 69, "spill": 0.0019, "mAP": 0.7}
+BUNDLED = {**OWN, "model": "bundled", "threshold": 0.17, "exposed": 2}
+
+
+def content(**changes):
+    about = {"data": "d", "split": "val", "pictures": 9, "look": "at 256 px", "alarms": 0.1}
+    results = {"proposed_threshold": 0.31, "chosen_on": "val", "models": [OWN, BUNDLED]}
+    return {**about, **results, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "proposed threshold: 0.31"),
+        (
+            {"proposed_threshold": None},
+            "no threshold proposed: none up to 0.99 finds a face with at most 0.1 false alarms "
+            "a picture; measured at 0.5",
+        ),
+        ({"split": "test"}, "proposed threshold: 0.31, by the evaluation of the split val"),
+        (
+            {"split": "test", "chosen_on": "test"},
+            "proposed threshold: 0.31; `veil train export` uses that of the split val only",
+        ),
+    ],
+)
+def test_the_line_says_where_the_threshold_comes_from_or_that_there_is_none(changes, line):
+    assert threshold_line(content(**changes)) == line
+
+
+def test_an_exported_model_states_both_results():
+    evaluation = Evaluation.parse(stated(content()))
+
+    assert (evaluation.own.exposed, evaluation.bundled.exposed, evaluation.faces) == (4, 2, 69)
+    assert "mAP" not in stated(content())
+    assert Evaluation.parse(stated(content(models=[OWN]))) is None

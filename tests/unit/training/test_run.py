@@ -1,0 +1,94 @@
+"""Runs on disk: only one that has made a step keeps others out of its folder."""
+
+import json
+
+import pytest
+
+from tasks.errors import TrainingFailed
+from training.run import CHECKPOINT, DESCRIPTION, EVALUATION, LOCK, LOG, WEIGHTS, Recipe, Run
+
+IMAGENET = Recipe("d0", 128, 2, 6, 0.01, 3, False, "imagenet", "float32")
+NO_WEIGHTS = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
+DATA = "d" * 64
+
+
+def fail_before_the_first_step(folder):
+    """Fail as `fit` does when the step itself fails: the log has its header by then."""
+    with Run.open(folder, IMAGENET, DATA).held():
+        (folder / LOG).write_text("step,loss,seconds\n")
+        (folder / "events").mkdir(exist_ok=True)
+        raise TrainingFailed("no weights")
+
+
+def begin(folder, recipe):
+    with Run.open(folder, recipe, DATA).held():
+        (folder / LOG).write_text("step,loss,seconds\n1,0.5,2.0\n")
+
+
+def test_a_failure_before_the_first_step_leaves_no_folder(tmp_path):
+    with pytest.raises(TrainingFailed, match="no weights"):
+        fail_before_the_first_step(tmp_path / "run")
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_before_the_first_step_keeps_a_folder_that_was_there(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+
+    with pytest.raises(TrainingFailed, match="no weights"):
+        fail_before_the_first_step(folder)
+
+    assert not (folder / DESCRIPTION).exists()
+    assert not (folder / LOCK).exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    begin(folder, NO_WEIGHTS)
+
+
+def test_a_run_that_was_killed_before_its_first_step_is_replaced(tmp_path):
+    run = Run.open(tmp_path, IMAGENET, DATA)
+    run._describe()
+
+    begin(tmp_path, NO_WEIGHTS)
+
+    assert Run.load(tmp_path).recipe == NO_WEIGHTS
+
+
+@pytest.mark.parametrize("file", [CHECKPOINT, WEIGHTS, LOG])
+def test_a_run_with_a_step_is_not_replaced(file, tmp_path):
+    begin(tmp_path, IMAGENET)
+    if file != LOG:
+        (tmp_path / LOG).unlink()
+        (tmp_path / file).touch()
+
+    with pytest.raises(TrainingFailed, match="a run with another weights: choose another --to"):
+        Run.open(tmp_path, NO_WEIGHTS, DATA)
+    assert Run.load(tmp_path).recipe == IMAGENET
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_replaced(tmp_path):
+    late = Run.open(tmp_path, NO_WEIGHTS, DATA)
+    begin(tmp_path, IMAGENET)
+
+    with pytest.raises(TrainingFailed, match="another weights"), late.held():
+        pass
+    assert Run.load(tmp_path).recipe == IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("content", "threshold"),
+    [
+        ({"split": "val", "proposed_threshold": 0.31}, 0.31),
+        ({"split": "val", "proposed_threshold": None}, None),
+        ({"split": "test", "proposed_threshold": 0.31}, None),
+        ({"split": "train", "proposed_threshold": 0.31}, None),
+        ([], None),
+    ],
+)
+def test_only_the_split_val_gives_a_run_its_threshold(content, threshold, tmp_path):
+    run = Run.open(tmp_path, NO_WEIGHTS, DATA)
+    assert run.threshold() is None
+    (tmp_path / EVALUATION).write_text(json.dumps(content))
+
+    assert run.threshold() == threshold
