@@ -1,6 +1,7 @@
 """Fixtures for every test: development pictures, free photographs, and the `veil` command."""
 
 import io
+import logging
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -48,6 +50,27 @@ def clean_environment() -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         yield
+
+
+@pytest.fixture(autouse=True)
+def configured_logs() -> Iterator[None]:
+    """Undo what a command that runs in this process does to the logs.
+
+    A worker's loggers keep their first configuration. Here they must not.
+    """
+    configure = structlog.configure
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            structlog,
+            "configure",
+            lambda **options: configure(**{**options, "cache_logger_on_first_use": False}),
+        )
+        yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def _missing(path: Path, what: str) -> None:

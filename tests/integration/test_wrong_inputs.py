@@ -49,7 +49,7 @@ EARLY = [
     ("queue", ["enqueue", "s3://raw/a.jpg", "--queue", "express"], {},
      "choose from uploads, backfill"),
     ("nothing to enqueue", ["enqueue", "-q"], {}, "give addresses, or --prefix"),
-    ("no output folder", ["anonymize", "."], {}, "Missing option '--output' / '-o'"),
+    ("no output folder", ["anonymize", "."], {}, "give a folder, or --detect-only"),
     ("misspelt flag", ["anonymize", ".", "--outptu", "x"], {}, "--output"),
     ("missing file", ["anonymize", "missing.jpg", "-o", "out"], {}, "missing.jpg does not exist"),
     ("dangling link", ["anonymize", "link.jpg", "-o", "out"], {},

@@ -17,18 +17,13 @@ from worker import cli, logs
 @pytest.fixture
 def logged(capsys):
     """``logged(form, **fields)`` returns the text of a log line with these fields."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
 
     def write(form, **fields):
         logs.configure(form)
         structlog.get_logger("veil").error("dead", **fields)
         return capsys.readouterr().err
 
-    yield write
-    root.handlers[:], _ = before
-    root.setLevel(before[1])
-    structlog.reset_defaults()
+    return write
 
 
 BROUGHT = (
