@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import DetectionFailed
+from tests.drawn import found
 from worker.detection.canvas import PADDING_GRAY, SIDE_MULTIPLE
 from worker.detection.detector import (
     EDGE_SLACK,
@@ -23,23 +24,6 @@ from worker.detection.detector import (
 )
 from worker.detection.faces import Detections, Sightings
 from worker.detection.presets import PassSettings
-
-SIDES = st.floats(-50, 150, width=32)
-SIZES = st.floats(0, 80, width=32)
-
-
-@st.composite
-def detections(draw, most=8):
-    corners = draw(st.lists(st.tuples(SIDES, SIDES, SIZES, SIZES), max_size=most))
-    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in corners], np.float32).reshape(-1, 4)
-    scores = draw(st.lists(st.floats(0, 1, width=32), min_size=len(boxes), max_size=len(boxes)))
-    return Detections(boxes, np.array(scores, np.float32))
-
-
-def found(*boxes, scores=None):
-    given = scores if scores is not None else [0.9] * len(boxes)
-    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(given, np.float32))
-
 
 # --- scales
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.drawn import detections, found
 from worker.detection import faces
 from worker.detection.faces import (
     MERGE_IOU,
@@ -20,24 +21,6 @@ from worker.detection.faces import (
     overlap,
 )
 from worker.detection.tracks import MAX_MISSED_FRAMES
-
-SIDES = st.floats(-50, 150, width=32)
-
-
-SIZES = st.floats(0, 80, width=32)
-
-
-@st.composite
-def detections(draw, most=8):
-    corners = draw(st.lists(st.tuples(SIDES, SIDES, SIZES, SIZES), max_size=most))
-    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in corners], np.float32).reshape(-1, 4)
-    scores = draw(st.lists(st.floats(0, 1, width=32), min_size=len(boxes), max_size=len(boxes)))
-    return Detections(boxes, np.array(scores, np.float32))
-
-
-def found(*boxes, scores=None):
-    given = scores if scores is not None else [0.9] * len(boxes)
-    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(given, np.float32))
 
 
 @pytest.mark.parametrize(

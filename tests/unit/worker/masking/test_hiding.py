@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.drawn import SIDES, STYLES, boxes
 from worker.detection.faces import Detections, Sightings
 from worker.masking import filling, hiding, regions
 from worker.masking.filling import INDEPENDENT, METHODS
@@ -22,30 +23,6 @@ KINDS = {
     "RGBA or CMYK": ((4,), np.uint8),
     "16-bit gray": ((), np.uint16),
 }
-STYLES = st.builds(
-    MaskStyle,
-    method=st.sampled_from(sorted(METHODS)),
-    region=st.sampled_from([0.5, 0.7, 1.0]) | st.floats(0.5, 1),
-    margin=st.sampled_from([0.0, 0.1, 1.0]) | st.floats(0, 1),
-    shape=st.sampled_from(["rectangle", "ellipse"]),
-    feather=st.sampled_from([0.0, 0.1]) | st.floats(0, 0.5),
-)
-SIDES = st.integers(1, 48)
-CORNERS = st.floats(-20, 60, width=32)
-
-
-@st.composite
-def boxes(draw, most=5):
-    """Draw boxes within the picture, over its edges and beyond; some empty, touching or nested."""
-    corners = draw(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=most))
-    made = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
-    if made and draw(st.booleans()):
-        x1, y1, x2, y2 = made[0]
-        made.append((x2, y1, x2 + 5, y2))  # touching
-        made.append(
-            ((2 * x1 + x2) / 3, (2 * y1 + y2) / 3, (x1 + 2 * x2) / 3, (y1 + 2 * y2) / 3)
-        )  # nested
-    return np.array(made, np.float32).reshape(-1, 4)
 
 
 def noise(height, width, kind="RGB", seed=0):
