@@ -14,6 +14,8 @@ from worker.anonymizer import Anonymizer, OnStage, Stopwatch, ignore_stage
 from worker.outputs import Existing, Fetched, Outputs, destination_errors
 from worker.reports import receipt_of, report_of, skipped_report
 
+PROBE_CONTENT = b"Written by veil to test the store.\n"
+
 
 def always_confirm() -> None:
     """Allow every output to be stored."""
@@ -80,16 +82,19 @@ class Pipeline(work.Pipeline):
     def check_store(self, route: Route) -> None:
         """Raise the VeilError that every picture on `route` would meet now.
 
-        Asks for an object that does not exist, and writes an empty one among the receipts.
+        Asks for an object that does not exist, then writes a small one beside the receipts and
+        reads it. A store may keep names apart from contents, so only a content shows that it keeps
+        contents too: SeaweedFS stores an empty object while none of its volumes is there.
         """
         # Without the permission to list keys, S3 answers AccessDenied for a missing object. The
         # store works then.
         with suppress(AccessDenied):
             self._store.head(route.source.join(receipts.PROBE))
+        written = route.destination.join(receipts.PROBE)
         with destination_errors():
-            self._store.put(
-                route.destination.join(receipts.PROBE), b"", "application/octet-stream", {}
-            )
+            self._store.put(written, PROBE_CONTENT, "text/plain", {})
+            with self._store.open(written) as opened:
+                opened.read(len(PROBE_CONTENT), self._anonymizer.limits.fetch_seconds)
 
     def _fetch(self, routed: Routed, stopwatch: Stopwatch) -> Fetched | AnonymizeReport:
         """Return the source with its options, or the report of an output that is done already."""

@@ -30,6 +30,7 @@ from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
 from tests.integration.conftest import Bucket
 from tests.pipelines import run as run_pipeline
+from tools.local.servers import start_s3
 from worker.anonymizer import Anonymizer, Limits
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
@@ -66,18 +67,9 @@ class Site:
         self.raw, self.clean = Bucket(client, "raw"), Bucket(client, self.route.destination.bucket)
         self.store = ObjectStore(client)
 
-    def run(
-        self,
-        key="a.png",
-        confirm=lambda: None,
-        keys=(),
-        hold=False,
-        recipe=RECIPE,
-        box=(5, 5, 20, 25),
-        **more,
-    ):
-        pipeline = Pipeline(
-            store=more.pop("store", self.store),
+    def pipeline(self, keys=(), hold=False, recipe=RECIPE, box=(5, 5, 20, 25), store=None):
+        return Pipeline(
+            store=store or self.store,
             anonymizer=Anonymizer(
                 detector=Finds(*([box] if box else [])),
                 style=MaskStyle("surround", 1.0, 0.0),
@@ -88,6 +80,19 @@ class Site:
             routes=Routes((self.route,)),
             keys=keys,
         )
+
+    def run(
+        self,
+        key="a.png",
+        confirm=lambda: None,
+        keys=(),
+        hold=False,
+        recipe=RECIPE,
+        box=(5, 5, 20, 25),
+        store=None,
+        **more,
+    ):
+        pipeline = self.pipeline(keys, hold, recipe, box, store)
         request = AnonymizeRequest.parse(source=self.raw.uri(self.place + key), **more)
         return run_pipeline(pipeline, request, confirm=confirm)
 
@@ -293,6 +298,24 @@ def test_a_missing_bucket_is_not_taken_for_an_output_that_is_gone(site):
     there = site.store.head(ObjectUri("raw", site.place + "a.png"))
     with suppress(ObjectNotFound):
         assert not site.store.put_in_place_of(there, uri, b"x", "image/png", {})
+
+
+def test_a_store_that_takes_names_but_no_contents_is_away(tmp_path):
+    own = start_s3(tmp_path, ("raw", "clean"))
+    try:
+        whole = Site(own.client(), "s3://raw=s3://clean", "")
+        whole.pipeline().check_store(whole.route)
+        own.server.stop()
+        # Without a second server for the copies, it refuses every content but an empty one.
+        own.server.command = [*own.server.command, "-master.defaultReplication=001"]
+        own.restart()
+        client = own.client(retries={"total_max_attempts": 1}, read_timeout=3)
+        client.put_object(Bucket="clean", Key="empty", Body=b"")
+        half = Site(client, "s3://raw=s3://clean", "")
+        with pytest.raises(StorageUnavailable):
+            half.pipeline().check_store(half.route)
+    finally:
+        own.server.stop()
 
 
 class Meddled(ObjectStore):

@@ -219,15 +219,21 @@ class S3:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
         }
 
-    def client(self) -> Any:
+    def client(self, **config: Any) -> Any:
+        """Return a client of boto3; `config` is added to its Config."""
+        config = {"s3": {"addressing_style": "path"}, "max_pool_connections": 32, **config}
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
-            config=botocore.config.Config(s3={"addressing_style": "path"}, max_pool_connections=32),
+            config=botocore.config.Config(**config),
         )
+
+    def restart(self) -> None:
+        """Start the stopped server again, and wait until it answers."""
+        _start(self.server, self.client().list_buckets, (BotoCoreError, ClientError))
 
 
 @dataclass(frozen=True)
@@ -305,7 +311,7 @@ def _make_buckets(client: Any, buckets: Sequence[str]) -> None:
         if bucket not in existing:
             client.create_bucket(Bucket=bucket)
         # A first write succeeds only when the volumes are ready too.
-        client.put_object(Bucket=bucket, Key="started", Body=b"")
+        client.put_object(Bucket=bucket, Key="started", Body=b"started")
         client.delete_object(Bucket=bucket, Key="started")
 
 
