@@ -30,9 +30,10 @@ class Squares:
 
     def infer(self, canvas):
         self.shapes.append(canvas.shape[:2])
-        bright = (canvas[..., 0] > 150).astype(np.uint8)
-        _, _, stats, _ = cv2.connectedComponentsWithStats(bright, connectivity=8)
-        x, y, width, height, _ = stats[1:].T
+        bright = cv2.inRange(canvas, (151, 0, 0), (255, 255, 255))
+        outlines, _ = cv2.findContours(bright, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        around = [cv2.boundingRect(outline) for outline in outlines]
+        x, y, width, height = np.array(around, int).reshape(-1, 4).T
         large = np.minimum(width, height) >= self.least
         boxes = np.stack([x, y, x + width, y + height], axis=1)[large].astype(np.float32)
         order = np.argsort(-(width * height)[large], kind="stable")[: self.capacity]
