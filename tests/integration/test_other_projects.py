@@ -4,13 +4,13 @@ name.
 
 import json
 import os
-import re
 import subprocess
 import sys
 
 import pytest
 
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.examples import example
+
 TASKS = "OWN = True\n"
 OUTCOME = """
 import json
@@ -98,14 +98,10 @@ def test_the_second_name_has_the_task_the_options_and_the_errors(
 def test_the_example_of_the_second_name_works_in_such_a_project(
     worker, raw, clean, place, portrait, run, repository
 ):
-    (block,) = (
-        text
-        for text in BLOCK.findall((repository / "docs" / "enqueue.md").read_text())
-        if "veil.tasks" in text
-    )
-    example = "s3://camera-uploads/a/b.jpg"
-    assert example in block
-    block = block.replace(example, raw.put(f"{place}a.jpg", portrait))
+    block = example(repository / "docs" / "enqueue.md", "veil.tasks")
+    source = "s3://camera-uploads/a/b.jpg"
+    assert source in block
+    block = block.replace(source, raw.put(f"{place}a.jpg", portrait))
     assert run(block).split() == [clean.uri(f"{place}a.jpg")]
     block = block.replace(f"{place}a.jpg", f"{place}b.jpg")
     raw.put(f"{place}b.jpg", b"no picture")
@@ -115,15 +111,11 @@ def test_the_example_of_the_second_name_works_in_such_a_project(
 def test_the_example_of_the_page_works_in_such_a_project(
     worker, raw, clean, place, portrait, run, repository
 ):
-    (block,) = (
-        text
-        for text in BLOCK.findall((repository / "docs" / "python.md").read_text())
-        if "send_task" in text
-    )
-    example = "s3://raw/a/portrait.jpg"
-    assert example in block
-    source = raw.put(f"{place}portrait.jpg", portrait)
-    assert run(block.replace(example, source)).split() == [
+    block = example(repository / "docs" / "python.md", "send_task")
+    source = "s3://raw/a/portrait.jpg"
+    assert source in block
+    block = block.replace(source, raw.put(f"{place}portrait.jpg", portrait))
+    assert run(block).split() == [
         "anonymized",
         clean.uri(f"{place}portrait.jpg"),
     ]

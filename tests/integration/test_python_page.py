@@ -1,14 +1,13 @@
 """The examples of docs/python.md run unchanged."""
 
 import io
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from tests.examples import examples
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +18,8 @@ def page(repository, portrait, tmp_path_factory):
     defined = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for number, block in enumerate(
-            BLOCK.findall((repository / "docs" / "python.md").read_text())
-        ):
-            if "send_task" not in block:  # which needs a worker: see the integration tests
+        for number, block in enumerate(examples(repository / "docs" / "python.md")):
+            if "send_task" not in block:  # test_other_projects.py runs that with a worker
                 exec(compile(block, f"example {number}", "exec"), defined)
         yield folder, defined
 
