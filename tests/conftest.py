@@ -1,5 +1,6 @@
 """Fixtures for every test: development pictures, free photographs, and the `veil` command."""
 
+import gc
 import io
 import logging
 import os
@@ -34,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest file, so that no process is left with it at the end."""
     items.sort(key=lambda item: LONGEST_FILE not in item.nodeid)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from walking through the collected tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
