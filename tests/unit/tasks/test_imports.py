@@ -1,6 +1,7 @@
 """Import rules: producers and the command load nothing heavy, and tasks never imports worker."""
 
 import ast
+import functools
 import graphlib
 import json
 import re
@@ -19,6 +20,12 @@ HEAVY = ["tensorflow", "ai_edge_litert", "cv2", "numpy", "PIL", "onnx", "worker"
 
 def dotted(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@functools.cache
+def parsed(path):
+    """Return the syntax tree of a module."""
+    return ast.parse(path.read_text())
 
 
 def loaded(*statements):
@@ -68,7 +75,7 @@ def imported(path):
     """Yield the module that each import statement of `path` names, with the dots of a relative
     one.
     """
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,7 +93,7 @@ MODULE_NAME = re.compile(r"tasks(\.\w+)+(:\w+)?")
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_no_module_of_tasks_names_the_package_because_it_has_another_name_too(path):
     assert [name for name in imported(path) if name.split(".")[0] == "tasks"] == []
-    nodes = ast.walk(ast.parse(path.read_text()))
+    nodes = ast.walk(parsed(path))
     texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
     assert [text for text in texts if isinstance(text, str) and MODULE_NAME.fullmatch(text)] == []
 
@@ -152,7 +159,7 @@ def test_every_module_opens_with_one_sentence(package):
     for path in sorted((ROOT / package).rglob("*.py")):
         if path.name == "__init__.py" and not path.read_text().strip():
             continue
-        first = ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0]
+        first = ast.get_docstring(parsed(path)).split("\n\n")[0]
         assert first.endswith((".", ":")), path
 
 
@@ -208,7 +215,7 @@ def import_graph(root, *packages):
     for module, path in paths.items():
         loaded = graph[module] = set()
         package = ".".join(path.relative_to(root).parent.parts)
-        for node in module_level(ast.parse(path.read_text()).body):
+        for node in module_level(parsed(path).body):
             for name in named(node, package):
                 found = name if name in paths else name.rpartition(".")[0]
                 if found in paths:
