@@ -21,7 +21,7 @@ from tools.benchmarks.exposure import sources
 from worker.bootstrap import load_model
 from worker.detection.canvas import Pyramid
 from worker.detection.detector import ScaledDetector
-from worker.detection.faces import Detections, overlap
+from worker.detection.faces import Detections, box_sides, overlap
 from worker.detection.presets import PassSettings
 from worker.settings import WorkerSettings
 
@@ -76,7 +76,7 @@ def _count(
     if not len(boxes) or pixels is None:
         return
     picture = Pyramid(np.ascontiguousarray(pixels[..., ::-1]).astype(np.uint8))
-    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    sides = box_sides(boxes)
     for median in MEDIANS:
         factor = median / float(np.median(sides))
         if factor > 1:
