@@ -89,7 +89,7 @@ class Plan:
 
 
 @dataclass
-class Stack:
+class Servers:
     """The servers of a run."""
 
     redis: Redis
@@ -151,21 +151,21 @@ def run(plan: Plan) -> dict[str, Any]:
     subprocess.run([PROGRAMS / "veil", "model", "build"], check=True, stdout=subprocess.DEVNULL)
     cache = platformdirs.user_cache_path("veil") / "samples"
     made = pictures.make(FOLDER / "samples", cache, min(plan.jobs, pictures.DISTINCT), plan.seed)
-    with started() as stack:
+    with started() as servers:
         _say(f"{plan.jobs} jobs, {plan.kills} + {plan.redis_kills} kills, seed {plan.seed}")
         keys = {}
         for job in range(plan.jobs):
             number = job % len(made)
             suffix = made[number][0]
             keys[f"{job:05}.{suffix}"] = number
-        client = stack.s3.client()
+        client = servers.s3.client()
         for key, number in keys.items():
             client.put_object(Bucket=RAW, Key=key, Body=made[number][1])
-        _work_in_peace(stack, list(keys)[: len(made)])
+        _work_in_peace(servers, list(keys)[: len(made)])
         storm = time.monotonic()
-        unfinished = _work_under_fire(stack, plan, list(keys))
+        unfinished = _work_under_fire(servers, plan, list(keys))
         seconds = time.monotonic() - storm
-        judged = _judge(stack, keys, [content for _, content in made])
+        judged = _judge(servers, keys, [content for _, content in made])
     return {
         "jobs": plan.jobs,
         "kills": plan.kills,
@@ -173,15 +173,15 @@ def run(plan: Plan) -> dict[str, Any]:
         "seed": plan.seed,
         **judged,
         "unfinished": unfinished,
-        "faults": {kind: stack.way.requests[kind] for kind in FAULTS},
-        "requests": stack.way.requests.total(),
+        "faults": {kind: servers.way.requests[kind] for kind in FAULTS},
+        "requests": servers.way.requests.total(),
         "seconds": round(seconds, 1),
         "seconds_in_all": round(time.monotonic() - began, 1),
     }
 
 
 @contextmanager
-def started() -> Iterator[Stack]:
+def started() -> Iterator[Servers]:
     """Start Redis, S3 and the faulty proxy to it, and stop them at the end of the block."""
     with ExitStack() as stopping:
         redis = start_redis(FOLDER.resolve() / "redis")
@@ -193,38 +193,38 @@ def started() -> Iterator[Stack]:
         )
         way = Faulty(int(s3.endpoint.rpartition(":")[2]))
         stopping.callback(way.close)
-        yield Stack(redis, s3, way, {**redis.environment(), **s3.environment()})
+        yield Servers(redis, s3, way, {**redis.environment(), **s3.environment()})
 
 
-def _work_in_peace(stack: Stack, keys: list[str]) -> None:
+def _work_in_peace(servers: Servers, keys: list[str]) -> None:
     """Make the reference outputs: each content once, with a worker that has no faults."""
-    _publish(stack, keys)
-    worker = stack.worker("calm", CALM, stack.s3.endpoint)
+    _publish(servers, keys)
+    worker = servers.worker("calm", CALM, servers.s3.endpoint)
     worker.start()
     try:
         deadline = time.monotonic() + 120 + len(keys)
-        while len(_outputs(stack, CALM)) < len(keys):
+        while len(_outputs(servers, CALM)) < len(keys):
             if worker.deaths or time.monotonic() > deadline:
                 raise ServerFailed(f"the calm run did not succeed (see {worker.server.log})")
             time.sleep(CHECK_SECONDS)
     finally:
         worker.stop()
-    if dead := _dead(stack):
+    if dead := _dead(servers):
         raise ServerFailed(f"the calm run has {len(dead)} dead letters (see {worker.server.log})")
     _say(f"{len(keys)} pictures worked on in peace")
 
 
-def _publish(stack: Stack, keys: list[str]) -> None:
-    app = create_app(Settings(redis_url=stack.redis.url, redis_password=stack.redis.password))
+def _publish(servers: Servers, keys: list[str]) -> None:
+    app = create_app(Settings(redis_url=servers.redis.url, redis_password=servers.redis.password))
     publisher = Publisher(app)
     publisher.publish([Wanted(ObjectUri(RAW, key)) for key in keys], "uploads")
     publisher.close()
     app.close()
 
 
-def _outputs(stack: Stack, bucket: str) -> dict[str, str]:
+def _outputs(servers: Servers, bucket: str) -> dict[str, str]:
     """Return the ETags of the outputs in `bucket` by key."""
-    pages = stack.s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    pages = servers.s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
     found = {}
     for page in pages:
         for item in page.get("Contents", ()):
@@ -233,40 +233,40 @@ def _outputs(stack: Stack, bucket: str) -> dict[str, str]:
     return found
 
 
-def _work_under_fire(stack: Stack, plan: Plan, keys: list[str]) -> int:
+def _work_under_fire(servers: Servers, plan: Plan, keys: list[str]) -> int:
     """Run the kills, and wait until each picture has an outcome or the time is up.
 
     Return the number of pictures without an outcome, plus that of the kills that did not take
     place.
     """
-    stack.way.rates = FAULTS
-    stack.workers = [
-        stack.worker(f"worker-{number}", CLEAN, stack.way.endpoint)
+    servers.way.rates = FAULTS
+    servers.workers = [
+        servers.worker(f"worker-{number}", CLEAN, servers.way.endpoint)
         for number in range(1, WORKERS + 1)
     ]
     chance = random.Random(plan.seed + 1)
     deadline = time.monotonic() + plan.limit_seconds
     targets, (*parts, last) = plan.targets(), plan.parts(keys)
     with ExitStack() as stopping:
-        for worker in stack.workers:
+        for worker in servers.workers:
             worker.start()
             stopping.callback(worker.stop)
         for number, (target, part) in enumerate(zip(targets, parts, strict=True)):
             if number % 10 == 0:
-                ended = len(keys) - _unfinished(stack, keys)
+                ended = len(keys) - _unfinished(servers, keys)
                 _say(f"{number} of {len(targets)} kills, {ended} of {len(keys)} pictures ended")
-            if not _until(lambda: len(stack.ready()) > SPARED, deadline):
-                return _unfinished(stack, keys) + len(targets) - number
-            _publish(stack, part)
+            if not _until(lambda: len(servers.ready()) > SPARED, deadline):
+                return _unfinished(servers, keys) + len(targets) - number
+            _publish(servers, part)
             time.sleep(chance.uniform(0, MAX_KILL_DELAY_SECONDS))
-            _attack(stack, target, chance)
-        _publish(stack, last)
-        _until(lambda: not _unfinished(stack, keys), deadline)
+            _attack(servers, target, chance)
+        _publish(servers, last)
+        _until(lambda: not _unfinished(servers, keys), deadline)
         # A delivery that is still running could still write a wrong output.
-        stack.way.rates = {}
-        client = stack.redis.client()
+        servers.way.rates = {}
+        client = servers.redis.client()
         _until(lambda: not client.llen("uploads") and not client.hlen("unacked"), deadline)
-        return _unfinished(stack, keys)
+        return _unfinished(servers, keys)
 
 
 def _until(condition: Callable[[], bool], deadline: float) -> bool:
@@ -277,33 +277,33 @@ def _until(condition: Callable[[], bool], deadline: float) -> bool:
     return True
 
 
-def _unfinished(stack: Stack, keys: list[str]) -> int:
-    outputs = _outputs(stack, CLEAN)
-    dead = _dead(stack)
+def _unfinished(servers: Servers, keys: list[str]) -> int:
+    outputs = _outputs(servers, CLEAN)
+    dead = _dead(servers)
     return sum(1 for key in keys if key not in outputs and key not in dead)
 
 
-def _dead(stack: Stack) -> dict[str, dead_letters.DeadLetter]:
-    letters = dead_letters.LETTERS.entries(stack.redis.client())
+def _dead(servers: Servers) -> dict[str, dead_letters.DeadLetter]:
+    letters = dead_letters.LETTERS.entries(servers.redis.client())
     return {letter.source.removeprefix(f"s3://{RAW}/"): letter for letter in letters}
 
 
-def _attack(stack: Stack, target: str, chance: random.Random) -> None:
+def _attack(servers: Servers, target: str, chance: random.Random) -> None:
     if target == "redis":
-        stack.redis.server.kill()
+        servers.redis.server.kill()
         time.sleep(chance.uniform(0, MAX_REDIS_ABSENCE_SECONDS))
-        stack.redis.start()
+        servers.redis.start()
         return
-    victims = stack.ready() or stack.workers
+    victims = servers.ready() or servers.workers
     while (pid := chance.choice(victims).kill()) is None:
         time.sleep(CHECK_SECONDS)
-    stack.killed[pid] = time.time()
+    servers.killed[pid] = time.time()
 
 
-def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[str, Any]:
-    client = stack.s3.client()
-    calm, calm_keys = _outputs(stack, CALM), list(keys)[: len(contents)]
-    outputs, dead = _outputs(stack, CLEAN), _dead(stack)
+def _judge(servers: Servers, keys: dict[str, int], contents: list[bytes]) -> dict[str, Any]:
+    client = servers.s3.client()
+    calm, calm_keys = _outputs(servers, CALM), list(keys)[: len(contents)]
+    outputs, dead = _outputs(servers, CLEAN), _dead(servers)
     written = verdict.versions(client, CLEAN)
     differing = [
         item
@@ -320,10 +320,10 @@ def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[st
         if not boxes or verdict.is_clear(contents[keys[key]], output, boxes, REGION):
             clear.append(key)
     died: dict[int, float] = {}
-    for worker in stack.workers:
+    for worker in servers.workers:
         died |= {death.pid: death.time for death in worker.deaths}
-    died |= stack.killed
-    seconds = verdict.redeliveries((worker.server.log for worker in stack.workers), died)
+    died |= servers.killed
+    seconds = verdict.redeliveries((worker.server.log for worker in servers.workers), died)
     many = Counter(version.key for version in written if version.key in keys)
     found = {
         "lost": verdict.lost(keys, outputs, dead),
@@ -341,7 +341,7 @@ def _judge(stack: Stack, keys: dict[str, int], contents: list[bytes]) -> dict[st
         "dead_letters": len(dead),
         "dead_by_error": dict(Counter(letter.error for letter in dead.values())),
         "written_again": sum(1 for count in many.values() if count > 1),
-        "worker_deaths": sum(len(worker.deaths) for worker in stack.workers),
+        "worker_deaths": sum(len(worker.deaths) for worker in servers.workers),
         "redelivered": len(seconds),
         "redelivery_p50": verdict.percentile(seconds, 0.50),
         "redelivery_p99": verdict.percentile(seconds, 0.99),

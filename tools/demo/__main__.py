@@ -55,7 +55,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass
-class Stack:
+class Services:
     """The services of a run, and the environment variables with which `veil` reaches them."""
 
     servers: list[Server]
@@ -102,10 +102,10 @@ def run(images: str, keep: bool) -> int:
         _say("Detector", "CenterFace" if is_built else "building it on first use, a minute at most")
         _check([PROGRAMS / "veil", "model", "build"])
     pictures = _pictures(images)
-    with started(keep) as stack:
-        summary = _deliver(stack, pictures, keep)
+    with started(keep) as services:
+        summary = _deliver(services, pictures, keep)
         if keep:
-            _keep(stack)
+            _keep(services)
     _report(summary, images)
     return 0 if summary["failed"] == 0 and summary["anonymized"] == len(pictures) else 1
 
@@ -153,7 +153,7 @@ def _cache() -> Path:
 
 
 @contextmanager
-def started(keep: bool) -> Iterator[Stack]:
+def started(keep: bool) -> Iterator[Services]:
     """Start Redis, S3, the trigger, a worker and Flower on free ports.
 
     They are stopped at the end of the block, except with `keep` after a success.
@@ -207,7 +207,7 @@ def started(keep: bool) -> Iterator[Stack]:
         add(flower.server)
         _wait_for(trigger, '"watching"')
         _wait_for(worker, '"worker ready"')
-        yield Stack(servers, redis, s3, environment, flower)
+        yield Services(servers, redis, s3, environment, flower)
         if keep:
             stopping.pop_all()
 
@@ -233,17 +233,17 @@ def _wait_for(server: Server, line: str) -> None:
         time.sleep(0.1)
 
 
-def _deliver(stack: Stack, pictures: dict[str, Path], keep: bool) -> dict[str, Any]:
+def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[str, Any]:
     """Upload the pictures, wait, download the outputs, and return the summary.
 
     The summary has Flower's address only if the services are kept.
     """
-    client = stack.s3.client()
+    client = services.s3.client()
     _say("Upload", f"{len(pictures)} pictures to s3://{RAW}, and the store tells the trigger")
     started_at = time.monotonic()
     _each(pictures.items(), lambda item: client.upload_file(str(item[1]), RAW, item[0]))
     _say("Queue", "one message a picture; the worker fetches, anonymizes and stores")
-    made, failed = _wait_for_pictures(stack, client, set(pictures))
+    made, failed = _wait_for_pictures(services, client, set(pictures))
     seconds = time.monotonic() - started_at
     delivered = {key: receipt for key, receipt in made.items() if receipt.status == "anonymized"}
     for key in sorted(set(pictures) - set(delivered)):
@@ -274,14 +274,14 @@ def _deliver(stack: Stack, pictures: dict[str, Path], keep: bool) -> dict[str, A
         "pictures_per_second": round(len(delivered) / seconds, 2),
         "outputs": str(FOLDER / "clean"),
         "contact_sheet": str(sheet),
-        "flower": stack.flower.address if keep else None,
+        "flower": services.flower.address if keep else None,
     }
     (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
 def _wait_for_pictures(
-    stack: Stack, client: Any, wanted: set[str]
+    services: Services, client: Any, wanted: set[str]
 ) -> tuple[dict[str, Receipt], dict[str, str]]:
     """Wait for all pictures; return their receipts and the errors of the failed ones, by key.
 
@@ -293,7 +293,7 @@ def _wait_for_pictures(
     last_news = time.monotonic()
     while wanted - made.keys() - failed.keys() and time.monotonic() - last_news < PATIENCE_SECONDS:
         time.sleep(0.2)
-        for server in stack.servers:
+        for server in services.servers:
             server.check_alive()
         before = len(made) + len(failed)
         outputs = _keys(client, "")
@@ -306,7 +306,7 @@ def _wait_for_pictures(
                 # A receipt is written before its output.
                 if receipt.status == "held" or key in outputs:
                     made[key] = receipt
-        for letter in dead_letters.LETTERS.entries(stack.redis.client()):
+        for letter in dead_letters.LETTERS.entries(services.redis.client()):
             failed[letter.source.removeprefix(f"s3://{RAW}/")] = f"{letter.error}: {letter.message}"
         if len(made) + len(failed) > before:
             last_news = time.monotonic()
@@ -323,20 +323,22 @@ def _each(items: Any, action: Callable[[Any], Any]) -> None:
         list(pool.map(action, items))
 
 
-def _keep(stack: Stack) -> None:
-    kept = {"pids": {server.name: (server.pid, _started(server.pid)) for server in stack.servers}}
+def _keep(services: Services) -> None:
+    kept = {
+        "pids": {server.name: (server.pid, _started(server.pid)) for server in services.servers}
+    }
     RUNNING.write_text(json.dumps(kept))
     environment = FOLDER / "environment.sh"
     environment.touch(mode=0o600)
     environment.write_text(
-        "".join(f"export {name}='{value}'\n" for name, value in stack.environment.items())
+        "".join(f"export {name}='{value}'\n" for name, value in services.environment.items())
     )
-    _say("Flower", f"{stack.flower.address}  user veil, password {stack.flower.password}")
-    _say("S3", f"{stack.s3.endpoint}  (addresses and keys: `. {environment}`)")
+    _say("Flower", f"{services.flower.address}  user veil, password {services.flower.password}")
+    _say("S3", f"{services.s3.endpoint}  (addresses and keys: `. {environment}`)")
     _say(
         "Upload", f"whatever is put into s3://{RAW} anonymizes itself to s3://{CLEAN}: for example"
     )
-    _say("", f"aws --endpoint-url {stack.s3.endpoint} s3 cp PICTURE s3://{RAW}/")
+    _say("", f"aws --endpoint-url {services.s3.endpoint} s3 cp PICTURE s3://{RAW}/")
     _say("Stop", "make demo-stop")
 
 
