@@ -87,7 +87,7 @@ def test_every_panel_asks_the_provisioned_prometheus_and_has_a_place_of_its_own(
         assert all(target["datasource"]["uid"] == source["uid"] for target in panel["targets"])
 
 
-def test_what_is_mounted_is_there(compose, repository):
+def test_mounted_files_exist(compose, repository):
     mounts = [
         mount.split(":")
         for service in compose["services"].values()

@@ -91,7 +91,7 @@ def test_a_key_of_more_than_1024_bytes_is_refused_in_one_bounded_line(text):
     ],
 )
 @pytest.mark.parametrize("kind", [ObjectUri, PrefixUri])
-def test_what_is_not_an_s3_address_is_refused(kind, text):
+def test_an_invalid_s3_address_is_refused(kind, text):
     with pytest.raises(InvalidRequest, match="is not an address"):
         kind.parse(text)
 
@@ -180,7 +180,7 @@ def test_an_object_in_two_places_means_that_they_overlap(first, second, key):
 
 
 @given(RELATIVE_PREFIXES, KEYS)
-def test_what_is_joined_is_inside_and_comes_back_as_it_was(prefix, key):
+def test_a_joined_key_is_inside_and_comes_back_as_it_was(prefix, key):
     place = PrefixUri.parse(f"s3://raw/{prefix}")
     joined = place.join(key)
     assert place.contains(joined)

@@ -62,7 +62,7 @@ def test_a_destination_may_be_chosen_within_the_route(source, target):
         ("s3://mixed/in/a.jpg", "s3://clean/a.jpg"),
     ],
 )
-def test_what_no_route_allows_is_refused(source, target):
+def test_a_source_outside_the_routes_is_refused(source, target):
     with pytest.raises(BucketNotAllowed, match="VEIL_ROUTES"):
         ROUTES.resolve(request(source, target))
 
@@ -189,7 +189,7 @@ def test_a_route_is_read_from_text(text, route):
         "s3://raw=/tmp/clean",
     ],
 )
-def test_what_is_not_a_route_is_refused(text):
+def test_an_invalid_route_is_refused(text):
     with pytest.raises(InvalidRequest):
         Route.parse(text)
 

@@ -251,7 +251,7 @@ def test_every_preset_goes_with_the_other_defaults(load, preset):
     assert settings.pass_settings() == PRESETS[preset]
 
 
-def test_what_is_set_wins_over_the_preset(load):
+def test_a_setting_takes_precedence_over_the_preset(load):
     look = load(preset="thorough", scales="512", mirrored="false").pass_settings()
     assert look == replace(PRESETS["thorough"], scales=(512,), mirrored=False)
 
@@ -405,7 +405,7 @@ def test_an_address_that_redis_would_choke_on_is_refused(load, url):
         load(redis_url=url)
 
 
-def test_a_tls_connection_checks_certificates_unless_told_otherwise(load):
+def test_a_tls_connection_checks_certificates_unless_the_address_says_otherwise(load):
     assert (
         load(redis_url="rediss://h:6379/0").broker_url()
         == "rediss://h:6379/0?ssl_cert_reqs=CERT_REQUIRED"

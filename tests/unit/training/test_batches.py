@@ -58,7 +58,7 @@ def test_however_a_picture_is_changed_its_box_stays_on_its_face(seed):
 
 
 @given(st.integers(0, 10**6))
-def test_what_little_a_crop_leaves_of_a_face_is_ignored_and_no_face_is_lost(seed):
+def test_a_small_rest_of_a_cropped_face_is_ignored_and_no_face_is_lost(seed):
     made = augmented(scene((50, 30, 90, 85)), 128, np.random.default_rng(seed))
 
     assert len(made.faces) + len(made.ignored) <= 1

@@ -201,7 +201,7 @@ def test_a_picture_stays_in_its_split_when_others_come(pictures, tmp_path):
         (Choice(val=0.0001, test=0), r"the split 'val' would have no face"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_in_one_line_and_leaves_nothing(
+def test_an_unusable_data_set_is_refused_in_one_line_and_leaves_nothing(
     pictures, tmp_path, choice, said
 ):
     source = label_formats.write_voc(pictures, tmp_path / "voc")

@@ -31,7 +31,7 @@ def test_a_face_is_found_once_and_by_the_surest():
     assert judged.found_at.tolist() == pytest.approx([0.9, 0])
 
 
-def test_what_lies_in_an_ignored_area_is_no_false_alarm():
+def test_a_detection_in_an_ignored_area_is_no_false_alarm():
     judged = picture([FACE], (FACE, 0.9), ([200, 0, 240, 40], 0.8), ignore=[[190, 0, 300, 100]])
 
     assert judged.face_of.tolist() == [0, -2]

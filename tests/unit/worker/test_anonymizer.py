@@ -216,7 +216,7 @@ def test_a_detector_that_fails_on_the_second_view_means_no_output():
         (content("RGB", "PPM"), UnsupportedImage),
     ],
 )
-def test_what_cannot_be_decoded_whole_never_reaches_the_detector(file, error):
+def test_an_incomplete_picture_never_reaches_the_detector(file, error):
     detector = Finds(FACE)
     with pytest.raises(error):
         anonymizer(detector).anonymize(file, Stopwatch())

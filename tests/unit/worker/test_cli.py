@@ -199,7 +199,7 @@ def test_a_misspelt_command_is_refused_with_the_likely_one():
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (ExitCode.STOPPED, 3), (5, 5)])
-def test_what_a_command_returns_is_its_exit_code(returned, code):
+def test_the_return_value_of_a_command_is_its_exit_code(returned, code):
     app = CommandApp()
 
     @app.command()

@@ -114,7 +114,7 @@ def like(source, frames, hidden=None, content=None):
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_what_workers_publish_is_alike(source):
+def test_an_output_of_a_worker_is_alike(source):
     picture = decoded(source)
     assert likeness.is_confirmed(source, picture)
     assert like(source, [hide(frame, FACE) for frame in picture.frames])
@@ -231,7 +231,7 @@ def thumbnail_enlarged(frame):
 
 @pytest.mark.parametrize("fault", [negative, black, cut_off, shifted, thumbnail_enlarged])
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_what_went_wrong_is_not(source, fault):
+def test_a_faulty_output_is_not_alike(source, fault):
     picture = decoded(source)
     assert not like(source, [fault(frame) for frame in picture.frames])
     if len(picture.frames) > 1:
@@ -241,10 +241,7 @@ def test_what_went_wrong_is_not(source, fault):
 
 
 def test_a_negative_on_a_high_base_is_not_alike():
-    """Return the negative within the picture's own range.
-
-    Outputs of pictures with white at 0 were like this once.
-    """
+    """The negative is within the picture's own range: outputs of white at 0 were like this once."""
     content = deep.write_png(gray16(30000, 4), None, None)
     (frame,) = decoded(content).frames
     assert not like(content, [(30000 + (30000 + 255 * 4 - frame.pixels)).astype(np.uint16)])

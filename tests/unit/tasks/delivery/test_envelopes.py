@@ -192,7 +192,7 @@ class Forbidden:
 
 @pytest.mark.parametrize("protocol", [1, 2])
 @pytest.mark.parametrize("serializer", ["pickle", "yaml", "msgpack", "x-unknown"])
-def test_a_message_of_another_serializer_is_refused_by_name_and_never_envelope_of(
+def test_a_message_of_another_serializer_is_refused_by_name_and_never_unpickled(
     serializer, protocol
 ):
     message = sent(SOURCE, conf={"task_protocol": protocol})

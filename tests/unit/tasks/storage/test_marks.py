@@ -63,7 +63,7 @@ def test_a_mark_of_a_key_that_is_not_known_is_no_ones_and_names_its_key():
 @pytest.mark.parametrize(
     "mark", [None, "", MD5, "hmac-", f"hmac-{NEW.id}", f"hmac-{NEW.id}-{'0' * 31}", "hmac-é"]
 )
-def test_what_is_no_keyed_mark_is_nobodys(mark):
+def test_a_mark_without_a_key_belongs_to_nobody(mark):
     assert not is_keyed(mark)
     assert Marks().missing_key(mark) is None
     assert not Marks([NEW]).is_version(mark or "", SOURCE_URI, "other")

@@ -63,7 +63,7 @@ def test_a_recipe_with_options_is_in_the_name_and_one_of_its_recipe():
     assert not receipts.is_of_recipe(made.recipe, "0" * 16)
 
 
-def test_what_is_no_receipt_is_not_taken_for_one():
+def test_another_object_is_not_taken_for_a_receipt():
     for name in (
         "",
         "a.jpg",
@@ -96,7 +96,7 @@ def test_a_receipt_survives_its_file():
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"status": 1}', b"\xff", b"[" * 100_000])
-def test_what_is_no_receipt_is_an_error(content):
+def test_an_invalid_receipt_is_an_error(content):
     with pytest.raises(ValueError, match=r"."):
         Receipt.from_bytes(content)
 

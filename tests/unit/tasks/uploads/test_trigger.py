@@ -197,7 +197,7 @@ def test_thousands_of_records_go_in_bounded_transactions():
 
 
 @pytest.mark.parametrize(("count", "batches"), [(0, [0]), (1000, [1000]), (1001, [1000, 1])])
-def test_what_goes_along_goes_with_the_last_transaction_and_only_with_that(count, batches):
+def test_further_writes_are_in_the_last_transaction_only(count, batches):
     taking = trigger()
     pictures = taking.choose(
         Parsed(written=[Event("raw", f"{number}.jpg", ETAG) for number in range(count)])

@@ -49,7 +49,7 @@ def publish(trigger, requests, hold=30.0):
     return asyncio.run(run())
 
 
-def test_what_arrives_together_is_published_together():
+def test_requests_that_arrive_together_are_published_together():
     trigger = Publishes()
     assert publish(trigger, [1, 2, 3]) == [None] * 3
     assert trigger.batches == [6]
@@ -67,7 +67,7 @@ def test_requests_are_held_until_redis_is_back():
     assert trigger.batches == [2]
 
 
-def test_requests_are_not_held_for_longer_than_told():
+def test_requests_are_held_no_longer_than_the_limit():
     trigger = Publishes(*[QueueUnavailable("away")] * 1000)
     answers = publish(trigger, [1, 1], hold=0.05)
     assert [type(answer) for answer in answers] == [QueueUnavailable] * 2

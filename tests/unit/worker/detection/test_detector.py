@@ -205,7 +205,7 @@ def test_detections_below_the_threshold_are_dropped_and_at_it_kept():
     assert len(at.detect(picture(400, 300, face))) == 1
 
 
-def test_what_only_one_pass_finds_is_kept():
+def test_a_face_that_only_one_pass_finds_is_kept():
     def infer(canvas):
         side = canvas.shape[1]
         return found((10, 10, 30, 30)) if side < 200 else found((100, 100, 110, 110))
@@ -314,7 +314,7 @@ def test_a_pass_alone_takes_any_size():
     assert len(seen) == 2
 
 
-def test_what_is_seen_weakly_where_a_face_is_seen_is_hidden_with_it():
+def test_a_weak_sighting_at_a_face_is_hidden_with_it():
     assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 + 0.01), square(80, 0.5)) == [
         [0, 0, 180, 180]
     ]

@@ -162,7 +162,7 @@ def test_joining_merged_detections_keeps_every_sighting():
     assert merge(Detections.joined([joined, one])).sightings.face.tolist().count(0) == 4
 
 
-def test_what_was_seen_weakly_widens_a_face_and_is_none_by_itself():
+def test_a_weak_sighting_widens_a_face_and_is_none_by_itself():
     weak = Sightings.of(np.array([(0, 0, 10, 14), (50, 50, 60, 60)], np.float32))
     merged = merge(found((0, 0, 10, 10)), weak)
     assert merged.boxes_xyxy.tolist() == [[0, 0, 10, 14]]

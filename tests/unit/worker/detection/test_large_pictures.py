@@ -225,7 +225,7 @@ def test_a_model_that_always_returns_as_many_as_it_can_publishes_nothing():
         looking.detect(picture(640, 480, []))
 
 
-def test_what_is_left_out_below_the_threshold_does_not_matter():
+def test_faces_left_out_below_the_threshold_do_not_matter():
     calls = []
 
     def infer(canvas):

@@ -69,5 +69,5 @@ def test_the_digest_does_not_depend_on_the_place_of_the_folder(tmp_path):
         (ValueError("x" * 500), "x" * 200),
     ],
 )
-def test_an_error_is_told_in_one_line(error, line):
+def test_an_error_becomes_one_line(error, line):
     assert in_a_line(error) == line

@@ -136,7 +136,7 @@ def test_bombs_are_refused_by_what_they_state_and_by_what_they_are(archive, cach
     assert not [entry for entry in cache.iterdir() if entry.is_dir()]
 
 
-def test_what_is_no_zip_or_no_model_is_one_line(archive, tmp_path, cache):
+def test_an_invalid_zip_or_model_is_refused_in_one_line(archive, tmp_path, cache):
     (tmp_path / "a.zip").write_bytes(b"no zip at all")
     whole = archive(members=WHOLE).read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])

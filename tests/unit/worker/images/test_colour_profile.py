@@ -42,7 +42,7 @@ def test_a_profile_that_describes_colour_alone_is_kept_as_it_is():
 
 
 @pytest.mark.parametrize("name", [b"mmod", b"dscm", b"vcgt", b"meta", b"xxxx", b"targ"])
-def test_what_tells_one_device_from_another_is_dropped(name):
+def test_tags_that_identify_a_device_are_dropped(name):
     out = colour_profile.checked(with_tag(SRGB, name, SERIAL), "RGB")
     assert SERIAL not in out
     assert parts(out) == parts(SRGB)
@@ -75,7 +75,7 @@ def test_bytes_that_belong_to_no_tag_are_dropped():
     ],
     ids=range(11),
 )
-def test_what_is_no_profile_is_dropped(profile):
+def test_an_invalid_profile_is_dropped(profile):
     assert colour_profile.checked(profile, "RGB") is None
 
 

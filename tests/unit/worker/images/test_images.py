@@ -285,7 +285,7 @@ def test_one_pixel_is_a_picture(form):
     assert (picture.width, picture.height) == opened(again).size == (1, 1)
 
 
-def test_what_is_encoded_is_the_pixels_given():
+def test_the_given_pixels_are_encoded():
     picture = images.decode(FILES["PNG"], MANY)
     (frame,) = picture.frames
     black = np.zeros_like(frame.pixels)
@@ -482,7 +482,7 @@ def test_a_kind_that_is_not_handled_is_named(name):
         "Grüße aus dem Süden".encode("utf-16"),
     ],
 )
-def test_what_is_not_a_picture_is_unreadable(content):
+def test_a_file_that_is_no_picture_is_unreadable(content):
     with pytest.raises(UnreadableImage):
         images.decode(content, MANY)
 

@@ -109,7 +109,7 @@ def test_without_a_face_the_compressed_data_is_kept_bit_for_bit(mode, progressiv
     )
 
 
-def test_what_is_cleaned_once_stays_as_it_is():
+def test_cleaning_an_output_again_changes_nothing():
     once = anonymized(with_metadata(written(scene())))
     assert anonymized(once) == once
 

@@ -351,7 +351,7 @@ def further_pictures():
         (further_pictures(), "MPImage2:MPImage2"),
     ],
 )
-def test_what_another_program_finds_in_the_source_it_does_not_find_in_the_output(
+def test_metadata_that_another_program_finds_in_the_source_is_not_in_the_output(
     tmp_path, content, tag
 ):
     if shutil.which("exiftool") is None:

@@ -52,7 +52,7 @@ def test_a_border_or_a_caption_does_not_keep_the_rest_from_being_stretched(base,
     assert any(shows(view) for view in views(pixels, "I;16"))
 
 
-def test_what_transparency_hides_does_not_count():
+def test_transparent_pixels_do_not_count():
     alpha = np.zeros(SIZE, np.uint16)
     alpha[:, :70] = 65535
     pixels = np.dstack([gray(30000, 8)] * 3 + [alpha])
