@@ -19,6 +19,7 @@ PREFIX = "VEIL_"
 # lease, the interval between searches for expired leases, and a wait if Redis was away.
 MAX_LEASE_SECONDS = 45
 
+S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
 REDIS_PORT = 6379  # the port of an address that names none
 
 # The part of a Redis address after the scheme: host and port, database, TLS options.

@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 
 from tasks.errors import ModelInvalid
 from tasks.settings import refuse_unknown
-from tasks.storage.s3 import ObjectStore
 from worker import logs, metrics
 from worker.process import allocator, processors
 from worker.process.watchdog import Watch, Watchdog, unwatched
@@ -28,6 +27,7 @@ from worker.settings import PICTURE_SECONDS, WorkerSettings
 
 if TYPE_CHECKING:
     from tasks.app import App
+    from tasks.storage.s3 import ObjectStore
     from worker.anonymizer import Anonymizer, Limits
     from worker.detection.batching import Predict
     from worker.detection.detector import Detector
@@ -67,6 +67,7 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     from tasks.metrics import serve  # only queue workers serve metrics
+    from tasks.storage.s3 import ObjectStore
 
     serve(settings, app)
     metrics.watch_worker()
@@ -109,7 +110,7 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
 
 
 def build_pipeline(
-    settings: WorkerSettings, store: ObjectStore, watch: Watch = unwatched
+    settings: WorkerSettings, store: "ObjectStore", watch: Watch = unwatched
 ) -> "Pipeline":
     """Return the pipeline over the objects in `store`.
 
@@ -307,9 +308,12 @@ def _warn_of_evaluation(model: "Model") -> None:
 
 def load_untested_model(settings: WorkerSettings) -> "Model":
     """Return the model of `settings`, loaded but not tested; raises the errors of load_model."""
-    from worker.detection import centerface, own_model
+    from worker.detection import centerface
 
     if settings.model:
+        from tasks.storage.s3 import ObjectStore
+        from worker.detection import own_model
+
         folder = own_model.folder(
             settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256
         )

@@ -8,8 +8,7 @@ from pydantic_settings import NoDecode
 
 from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
 from tasks.messages import Method, Region
-from tasks.settings import PREFIX, Settings, split_commas
-from tasks.storage.s3 import S3_ATTEMPTS
+from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
 

@@ -26,11 +26,10 @@ from ..errors import (
     StorageRejected,
     StorageUnavailable,
 )
-from ..settings import Settings
+from ..settings import S3_ATTEMPTS, Settings
 from .aws_errors import CHANGED, code, knows_no_condition, status, translated
 
 DEFAULT_REGION = "us-east-1"  # if nothing is configured; S3 then names the region of each bucket
-S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
 # A read waits for all of its bytes. Small reads notice early that a slow download misses its
 # deadline.
 CHUNK_BYTES = 1 << 14

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+QUICK = {"VEIL_PRESET": "fast"}  # the lines are tested, not their figures
+
 
 @pytest.fixture
 def bench(repository, tmp_path, clean_environment):
@@ -17,7 +19,7 @@ def bench(repository, tmp_path, clean_environment):
         done = subprocess.run(
             [sys.executable, "-m", "tools.benchmarks", name],
             cwd=repository,
-            env={**os.environ, "TMPDIR": str(tmp_path), **amounts},
+            env={**os.environ, "TMPDIR": str(tmp_path), **QUICK, **amounts},
             check=False,
             capture_output=True,
             text=True,

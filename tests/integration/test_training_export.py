@@ -55,6 +55,12 @@ def exported(run, tmp_path_factory):
     return exporting.export(run, tmp_path_factory.mktemp("export") / "made", None)
 
 
+@pytest.fixture(scope="module")
+def served(exported):
+    """The exported model, as a worker loads it."""
+    return SavedModel(exported.folder)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -90,7 +96,7 @@ def test_a_run_is_saved_once_until_its_weights_change(run, exported, monkeypatch
     assert not list(run.folder.glob(".saved_model*"))
 
 
-def test_the_zip_is_the_folder_and_both_are_served_alike(exported, cache):
+def test_the_zip_is_the_folder_and_both_are_served_alike(exported, served, cache):
     with zipfile.ZipFile(exported.zip) as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
     files = [path for path in exported.folder.rglob("*") if path.is_file()]
@@ -99,30 +105,29 @@ def test_the_zip_is_the_folder_and_both_are_served_alike(exported, cache):
     }
 
     zipped = load_untested_model(WorkerSettings(model=str(exported.zip)))
-    assert zipped.digest == SavedModel(exported.folder).digest
+    assert zipped.digest == served.digest
     assert zipped.score_threshold == PROPOSED
 
 
-def test_any_batch_and_any_size_are_taken(exported):
-    model = SavedModel(exported.folder)
+def test_any_batch_and_any_size_are_taken(served):
     pictures = np.random.default_rng(1).integers(0, 256, (2, 192, 320, 3), np.uint8)
 
-    both = model.predict(pictures)
+    both = served.predict(pictures)
 
-    assert model.fixed_size is None
+    assert served.fixed_size is None
     for one, picture in zip(both, pictures, strict=True):
-        (alone,) = model.predict(picture[None])
+        (alone,) = served.predict(picture[None])
         assert len(one) == len(alone) > 0
         np.testing.assert_allclose(one.scores, alone.scores, atol=1e-4)
         assert (one.boxes_xyxy[:, 2:] > one.boxes_xyxy[:, :2]).all()
 
 
-def test_no_box_is_in_the_padding_that_the_graph_adds(exported):
+def test_no_box_is_in_the_padding_that_the_graph_adds(served):
     """Workers refuse boxes outside of the picture, and the network may find some in the padding."""
     height, width = 192, 320
     pictures = np.random.default_rng(2).integers(0, 256, (1, height, width, 3), np.uint8)
 
-    (found,) = SavedModel(exported.folder).predict(pictures)
+    (found,) = served.predict(pictures)
 
     assert len(found) > 0
     assert len(credible(found, width, height, 0.0)) == len(found)
