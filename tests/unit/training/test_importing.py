@@ -391,8 +391,9 @@ def test_a_data_set_that_was_changed_is_refused(pictures, tmp_path):
         index.write_text(content)
         with pytest.raises(DatasetInvalid, match=said):
             Dataset.load(tmp_path / "set")
-    with pytest.raises(DatasetInvalid, match="veil train import"):
-        Dataset.load(tmp_path)
+    for wrong in (tmp_path, index):
+        with pytest.raises(DatasetInvalid, match=r"holds no dataset\.json: make it"):
+            Dataset.load(wrong)
 
 
 def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):
