@@ -63,7 +63,7 @@ class Dataset:
                 )
             pictures = tuple(_picture(record) for record in content["pictures"])
             stated = content["digest"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DatasetInvalid(
                 f"{folder} holds no {INDEX}: make it with `veil train import`"
             ) from None

@@ -1,8 +1,10 @@
 """Readers of labels: Pascal VOC, COCO, YOLO text, WIDER FACE text, and the annotations of Veil."""
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from worker.local_files import PICTURE_SUFFIXES
 Box = tuple[float, float, float, float]  # x1 y1 x2 y2
 # The usual folders of pictures, relative to the folder of their annotations.
 PICTURE_FOLDERS = (".", "images", "JPEGImages", "../images", "../JPEGImages", "..")
+YOLO_BOX = 5  # numbers of a line: class, centre and sides; a sixth one is a score
+YOLO_FURTHEST = 2.0  # a number farther from 0 is no share of a side
 WIDER_FIELDS = 10  # x y w h blur expression illumination invalid occlusion pose
 WIDER_INVALID = 7
 
@@ -49,6 +53,21 @@ class Labelled:
 
 Reader = Callable[[Path, Sequence[Path]], Iterator[Labelled]]
 
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    ElementTree.ParseError,
+    yaml.YAMLError,
+)
+"""The errors of labels that are damaged, or of another format."""
+
+
+class _Damaged(Exception):
+    """Labels that can't be read; `args` are their place, such as a line of a file, and why."""
+
 
 def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Labelled]:
     """Return the labelled pictures of `source`, a file or a folder.
@@ -59,25 +78,50 @@ def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Label
     """
     if not source.exists():
         raise DatasetInvalid(f"{source} does not exist")
+    for folder in pictures:
+        if not folder.is_dir():
+            raise DatasetInvalid(f"--pictures {folder} is no folder")
     name = form or _recognised(source)
     try:
         found = list(FORMATS[name](source, pictures))
     except OSError as error:
         raise DatasetInvalid(f"{error.filename} can't be read: {error.strerror}") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        ElementTree.ParseError,
-    ) as error:
-        raise DatasetInvalid(
-            f"{source} is not {name}, or damaged ({type(error).__name__}: {error!s:.120})"
-        ) from None
+    except (_Damaged, *UNREADABLE) as error:
+        place, reason = error.args if isinstance(error, _Damaged) else (source, _reason(error))
+        raise DatasetInvalid(f"{place} is not {name}, or damaged ({reason:.160})") from None
     if not found:
         raise DatasetInvalid(f"{source} labels no picture as {name}")
     return found
+
+
+@contextmanager
+def _reading(place: object) -> Iterator[None]:
+    """Make an error in the block name `place`, the file or the entry that is read in it."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise _Damaged(place, _reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause of `error` in one line."""
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _files(source: Path, pattern: str) -> list[Path]:
+    """Return `source`, or the files in it that match `pattern`, without hidden ones.
+
+    Copies by macOS have a hidden file of other content beside each file.
+    """
+    if source.is_file():
+        return [source]
+    return [
+        path
+        for path in sorted(source.glob(pattern))
+        if not any(part.startswith(".") for part in path.relative_to(source).parts)
+    ]
 
 
 def _recognised(source: Path) -> str:
@@ -88,14 +132,14 @@ def _recognised(source: Path) -> str:
         except (OSError, ValueError) as error:
             raise DatasetInvalid(f"{file} is no JSON that can be read ({error!s:.120})") from None
         return "coco" if isinstance(content, dict) and "annotations" in content else "veil"
-    if source.suffix == ".xml" or (source.is_dir() and next(source.rglob("*.xml"), None)):
+    if source.suffix == ".xml" or (source.is_dir() and _files(source, "**/*.xml")):
         return "voc"
-    if source.suffix == ".txt" or (source.is_dir() and next(source.glob("**/*_bbx_gt.txt"), None)):
+    if source.suffix == ".txt" or (source.is_dir() and _files(source, "**/*_bbx_gt.txt")):
         return "wider"
-    if source.suffix in (".yaml", ".yml") or (
-        source.is_dir() and next(source.rglob("*.txt"), None)
-    ):
+    if source.suffix in (".yaml", ".yml") or (source.is_dir() and _files(source, "**/*.txt")):
         return "yolo"
+    if source.is_dir() and (files := _files(source, "**/*.json")):
+        raise DatasetInvalid(f"{source} has no labels at its top: name a file, such as {files[0]}")
     raise DatasetInvalid(
         f"{source} has no labels of a known format: name it with --format {'|'.join(FORMATS)}"
     )
@@ -105,54 +149,65 @@ def _json_file(source: Path) -> Path | None:
     """Return `source` if it is JSON, or the annotations.json or the only JSON file in it."""
     if source.is_file():
         return source if source.suffix == ".json" else None
-    files = sorted(source.glob("*.json"))
+    files = _files(source, "*.json")
     named = [file for file in files if file.name == "annotations.json"]
     if named:
         return named[0]
     return files[0] if len(files) == 1 else None
 
 
+def _needed_json(source: Path) -> Path:
+    """Return the JSON file of `source`; DatasetInvalid if it is not clear which one it is."""
+    if file := _json_file(source):
+        return file
+    if source.is_file():
+        return source
+    raise DatasetInvalid(
+        f"{source} has no annotations.json, and not exactly one other JSON file: name the file"
+    )
+
+
 def _voc(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Read Pascal VOC: an XML file for each picture, with corners in pixels."""
-    for file in [source] if source.is_file() else sorted(source.rglob("*.xml")):
-        # Expat refuses exponential entities since 2.4.1.
-        root = ElementTree.parse(file).getroot()  # noqa: S314
-        name = root.findtext("filename") or file.stem
-        labels = []
-        for item in root.iter("object"):
-            corners = item.find("bndbox")
-            if corners is None:
-                raise ValueError(f"an object of {file.name} has no bndbox")
-            x1, y1, x2, y2 = (
-                float(corners.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-            label = item.findtext("name", "").strip()
-            labels.append(
-                Label(label, (x1, y1, x2, y2), item.findtext("difficult", "0").strip() == "1")
-            )
-        path = _picture(name, file.parent, pictures) or _picture(file.stem, file.parent, pictures)
-        width, height = (
-            int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height")
+    for file in _files(source, "**/*.xml"):
+        with _reading(file):
+            labelled = _voc_picture(file, pictures)
+        yield labelled
+
+
+def _voc_picture(file: Path, pictures: Sequence[Path]) -> Labelled:
+    """Return the picture that the Pascal VOC `file` describes."""
+    # Expat refuses exponential entities since 2.4.1.
+    root = ElementTree.parse(file).getroot()  # noqa: S314
+    name = root.findtext("filename") or file.stem
+    labels = []
+    for item in root.iter("object"):
+        corners = item.find("bndbox")
+        if corners is None:
+            raise ValueError("an object has no bndbox")
+        x1, y1, x2, y2 = (
+            float(corners.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")
         )
-        yield Labelled(name, path, tuple(labels), (width, height) if width and height else None)
+        label = item.findtext("name", "").strip()
+        labels.append(
+            Label(label, (x1, y1, x2, y2), item.findtext("difficult", "0").strip() == "1")
+        )
+    path = _picture(name, file.parent, pictures) or _picture(file.stem, file.parent, pictures)
+    width, height = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height"))
+    return Labelled(name, path, tuple(labels), (width, height) if width and height else None)
 
 
 def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Read COCO: one JSON file with boxes x y width height in pixels; a crowd is ignored."""
-    file = _json_file(source) or source
-    content = json.loads(file.read_text())
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
-    for item in content["annotations"]:
-        if item["image_id"] not in labels:
-            raise ValueError(
-                f"an annotation names the picture {item['image_id']}, which is not listed"
-            )
-        x, y, width, height = map(float, item["bbox"])
-        crowd = bool(item.get("iscrowd") or item.get("ignore"))
-        labels[item["image_id"]].append(
-            Label(names[item["category_id"]], (x, y, x + width, y + height), crowd)
-        )
+    file = _needed_json(source)
+    with _reading(file):
+        content = json.loads(file.read_text())
+        names = {category["id"]: str(category["name"]) for category in content["categories"]}
+        labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
+        annotations = list(content["annotations"])
+    for number, item in enumerate(annotations, 1):
+        with _reading(f"{file}, annotation {_number(item, number)},"):
+            _append_coco(item, names, labels)
     for image in content["images"]:
         size = (
             (int(image["width"]), int(image["height"]))
@@ -165,42 +220,81 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
         )
 
 
+def _number(item: Any, number: int) -> Any:
+    """Return the id of a COCO annotation, else `number`, its place in the file."""
+    return item.get("id", number) if isinstance(item, dict) else number
+
+
+def _append_coco(
+    item: Mapping[str, Any], names: Mapping[Any, str], labels: Mapping[Any, list[Label]]
+) -> None:
+    """Append the COCO annotation `item` to the `labels` of its picture."""
+    image, category = item["image_id"], item["category_id"]
+    if image not in labels:
+        raise ValueError(f"it names the picture {image}, which is not listed")
+    if category not in names:
+        raise ValueError(f"it names the category {category}, which is not listed")
+    x, y, width, height = _box(item["bbox"])
+    crowd = bool(item.get("iscrowd") or item.get("ignore"))
+    labels[image].append(Label(names[category], (x, y, x + width, y + height), crowd))
+
+
 def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Read YOLO text: a line for each box, with its class, and centre and sides as shares.
 
     The names of the classes are in data.yaml or classes.txt.
     """
     folder = source if source.is_dir() else source.parent
-    names = _yolo_names(source, folder)
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    names, keypoints = _yolo_description(source, folder)
+    images = [path for path in _files(folder, "**/*") if path.suffix.lower() in PICTURE_SUFFIXES]
     by_stem = {_yolo_key(path, folder): path for path in images}
-    files = {
-        _yolo_key(path, folder): path for path in sorted(folder.rglob("*.txt")) if _is_yolo(path)
-    }
+    files = {_yolo_key(path, folder): path for path in _files(folder, "**/*.txt") if _is_yolo(path)}
     for key in sorted(by_stem.keys() | files.keys()):
         labels = []
         # A picture without a file has no face.
         lines = files[key].read_text().splitlines() if key in files else []
-        for line in filter(str.strip, lines):
-            index, x, y, width, height = (float(part) for part in line.split()[:5])
-            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            labels.append(Label(names.get(int(index), f"{index:g}"), box))
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                with _reading(f"{files[key]}, line {number},"):
+                    labels.append(_yolo_label(line, names, keypoints))
         path = by_stem.get(key) or _picture(Path(key).name, folder, pictures)
         yield Labelled(key, path, tuple(labels), shares=True)
 
 
-def _yolo_names(source: Path, folder: Path) -> dict[int, str]:
-    described = (
-        [source] if source.is_file() else sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    )
-    for file in described:
-        names = (yaml.safe_load(file.read_text()) or {}).get("names")
-        if names:
-            return dict(names) if isinstance(names, dict) else dict(enumerate(names))
+def _yolo_label(line: str, names: Mapping[int, str], keypoints: int) -> Label:
+    """Return the label in `line`, in which `keypoints` numbers may follow the box.
+
+    Other numbers after the box are refused, because those of a polygon would be taken for a box.
+    """
+    numbers = [float(part) for part in line.split()]
+    if len(numbers) not in (YOLO_BOX, YOLO_BOX + 1, YOLO_BOX + keypoints):
+        raise ValueError(
+            f"{len(numbers)} numbers, not the {YOLO_BOX} of a box: export boxes, not polygons, "
+            "or state the kpt_shape of keypoints in data.yaml"
+        )
+    index, x, y, width, height = numbers[:YOLO_BOX]
+    if not all(abs(share) <= YOLO_FURTHEST for share in (x, y, width, height)):  # false for NaN too
+        raise ValueError("a box must be in shares of the picture's sides, from 0 to 1")
+    if index != int(index) or (names and int(index) not in names):
+        raise ValueError(f"the class {index:g} has no name")
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return Label(names.get(int(index), f"{index:g}"), box)
+
+
+def _yolo_description(source: Path, folder: Path) -> tuple[dict[int, str], int]:
+    """Return the names of the classes, empty if none are stated, and the numbers of keypoints."""
+    for file in [*_files(source, "*.yaml"), *_files(source, "*.yml")]:
+        with _reading(file):
+            content = yaml.safe_load(file.read_text()) or {}
+            names = content.get("names") or []
+            keypoints = math.prod(content.get("kpt_shape") or [0])
+            if names or keypoints:
+                named = names.items() if isinstance(names, dict) else enumerate(names)
+                return {int(index): str(name) for index, name in named}, keypoints
     for name in ("classes.txt", "obj.names"):
         for file in sorted(folder.rglob(name)):
-            return dict(enumerate(file.read_text().split()))
-    return {}
+            return dict(enumerate(file.read_text().split())), 0
+    return {}, 0
 
 
 def _yolo_key(path: Path, folder: Path) -> str:
@@ -230,7 +324,7 @@ def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 
     Faces that are marked invalid are ignored.
     """
-    for file in [source] if source.is_file() else sorted(source.glob("**/*_bbx_gt.txt")):
+    for file in _files(source, "**/*_bbx_gt.txt"):
         lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
         folders = [
             *pictures,
@@ -238,20 +332,29 @@ def _wider(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
         ]
         at = 0
         while at < len(lines):
-            name, count = lines[at], int(lines[at + 1])
-            rows = [re.split(r"\s+", line) for line in lines[at + 2 : at + 2 + count]]
-            if len(rows) < count:
-                raise ValueError(f"{file.name} ends within {name}")
-            labels = []
-            for row in rows:
-                x, y, width, height = map(float, row[:4])
-                invalid = len(row) >= WIDER_FIELDS and row[WIDER_INVALID] == "1"
-                labels.append(Label("face", (x, y, x + width, y + height), invalid))
-            yield Labelled(name, _picture(name, file.parent, folders), tuple(labels))
+            name = lines[at]
+            with _reading(f"{file}, picture {name},"):
+                labels = _wider_labels(lines[at + 1 :])
+            yield Labelled(name, _picture(name, file.parent, folders), labels)
+            count = len(labels)
             at += 2 + count
             # A picture without faces has one line of zeros.
             if not count and at < len(lines) and re.fullmatch(r"[0\s]+", lines[at]):
                 at += 1
+
+
+def _wider_labels(lines: Sequence[str]) -> tuple[Label, ...]:
+    """Return the labels of a picture; the first of `lines` is their number."""
+    count = int(lines[0]) if lines else 0
+    rows = [line.split() for line in lines[1 : 1 + count]]
+    if not lines or len(rows) < count:
+        raise ValueError("the file ends within it")
+    labels = []
+    for row in rows:
+        x, y, width, height = _box(row[:4])
+        invalid = len(row) >= WIDER_FIELDS and row[WIDER_INVALID] == "1"
+        labels.append(Label("face", (x, y, x + width, y + height), invalid))
+    return tuple(labels)
 
 
 def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
@@ -260,24 +363,31 @@ def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     They are {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels",
     "ignore"}]}.
     """
-    file = _json_file(source) or source
-    for image in json.loads(file.read_text())["images"]:
-        names = image.get("labels") or ["face"] * len(image["faces"])
-        labels = [
-            Label(str(name), _box(box)) for name, box in zip(names, image["faces"], strict=True)
-        ]
-        labels += [Label("ignore", _box(box), ignored=True) for box in image.get("ignore", [])]
-        size = (
-            (int(image["width"]), int(image["height"]))
-            if image.get("width") and image.get("height")
-            else None
-        )
-        yield Labelled(
-            image["file"], _picture(image["file"], file.parent, pictures), tuple(labels), size
-        )
+    file = _needed_json(source)
+    with _reading(file):
+        images = list(json.loads(file.read_text())["images"])
+    for number, image in enumerate(images, 1):
+        with _reading(f"{file}, picture {number},"):
+            labelled = _veil_picture(image, file, pictures)
+        yield labelled
+
+
+def _veil_picture(image: Mapping[str, Any], file: Path, pictures: Sequence[Path]) -> Labelled:
+    names = image.get("labels") or ["face"] * len(image["faces"])
+    labels = [Label(str(name), _box(box)) for name, box in zip(names, image["faces"], strict=True)]
+    labels += [Label("ignore", _box(box), ignored=True) for box in image.get("ignore", [])]
+    size = (
+        (int(image["width"]), int(image["height"]))
+        if image.get("width") and image.get("height")
+        else None
+    )
+    path = _picture(image["file"], file.parent, pictures)
+    return Labelled(image["file"], path, tuple(labels), size)
 
 
 def _box(sides: Sequence[Any]) -> Box:
+    if len(sides) != 4:
+        raise ValueError(f"a box has four numbers, not {len(sides)}")
     x1, y1, x2, y2 = map(float, sides)
     return x1, y1, x2, y2
 

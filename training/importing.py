@@ -128,7 +128,8 @@ def _written(
                 (work / _file(checked)).write_bytes(checked.content)
             known[checked.sha256] = replace(checked, content=b"")
     if not known:
-        raise DatasetInvalid(f"no picture is left: {_summary(problems)}")
+        hint = ": name their folder with --pictures" if MISSING in problems else ""
+        raise DatasetInvalid(f"no picture is left: {_summary(problems)}{hint}")
     if not any(checked.faces for checked in known.values()):
         raise DatasetInvalid(
             "no picture has a face: look at the labels, or choose with --map LABEL=FACE"

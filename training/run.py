@@ -84,7 +84,8 @@ class Run:
         differing = [name for name in now if now[name] != before[name]]
         if differing and self.has_steps:
             raise TrainingFailed(
-                f"{self.folder} is a run with another {', '.join(differing)}: choose another --to"
+                f"{self.folder} is a run that differs in {', '.join(differing)}: "
+                "choose another --to"
             )
 
     @property

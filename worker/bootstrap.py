@@ -7,6 +7,7 @@ Wrong settings are refused before that.
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -172,13 +173,16 @@ def _detector(
     )
     metrics.watch_batcher(batcher)
     pass_settings = settings.pass_settings()
-    return ScaledDetector(
+    detector = ScaledDetector(
         batcher.infer,
         pass_settings,
         threshold,
         model.fixed_size,
         settings.detect_seconds * pass_settings.passes,
     )
+    # The threads keep the model in memory, also when a program has dropped its anonymizer.
+    weakref.finalize(detector, batcher.stop).atexit = False
+    return detector
 
 
 def _watched_predict(settings: WorkerSettings, model: "Model", watch: Watch) -> "Predict":

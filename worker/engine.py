@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage, UnsupportedImage
 from tasks.messages import AnonymizeOptions
 from tasks.settings import refuse_unknown
 from worker.anonymizer import AS_CONFIGURED, Anonymized, AnonymizedArray, Stopwatch
@@ -25,9 +25,10 @@ CONVERTED_MODES = ("RGB", "L")  # modes of Pillow that become RGB without a loss
 class Anonymizer:
     """Finds and hides faces with the settings and the limits of a worker.
 
-    The model is loaded and tested once, when the object is created. Threads may share the object; a
-    process that is forked later needs its own. All errors are VeilErrors (`tasks.errors`). After an
-    error there is no output: the input is never returned in its place.
+    The model is loaded and tested once, when the object is created. Threads may share the object.
+    Each process needs its own: after a fork the methods raise DetectorUnavailable, and pickling
+    raises TypeError. All errors of the methods are VeilErrors (`tasks.errors`). After an error
+    there is no output: the input is never returned in its place.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -37,6 +38,10 @@ class Anonymizer:
         """
         self._anonymizer = build_anonymizer(settings)
         self._settings = settings
+        self._process = os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Anonymizer can't be copied or pickled: create one in each process")
 
     @classmethod
     def from_settings(cls, **values: Any) -> "Anonymizer":
@@ -95,15 +100,29 @@ class Anonymizer:
             return self._anonymizer.detect_file(self._content(pixels)).detections
         return self._anonymizer.detect(self._checked(pixels))
 
+    def _check_process(self) -> None:
+        """Raise DetectorUnavailable after a fork, which the threads of the model do not survive."""
+        if os.getpid() != self._process:
+            raise DetectorUnavailable(
+                "this process was forked after the Anonymizer was created: "
+                "create one in each process"
+            )
+
     def _content(self, file: Any) -> bytes:
         """Return the bytes of `file`, within the limit; a larger file is not read."""
+        self._check_process()
+        if isinstance(file, str) and "://" in file and not Path(file).exists():
+            raise UnsupportedImage(
+                f"{file:.200} is an address, and only local files are read: "
+                "pass the bytes of the object"
+            )
         if isinstance(file, str | os.PathLike):
             self._check_size(Path(file).stat().st_size)
             file = Path(file).read_bytes()
         if not isinstance(file, bytes):
             raise UnsupportedImage(
                 f"a file must be given as bytes or a path, not as {type(file).__name__}: "
-                "anonymize_array takes arrays and Pillow images"
+                "pass the bytes that it holds; anonymize_array takes arrays and Pillow images"
             )
         self._check_size(len(file))
         return file
@@ -117,12 +136,14 @@ class Anonymizer:
 
     def _checked(self, picture: Any) -> Pixels:
         """Return the checked pixels of `picture` as a copy, which the caller cannot change."""
+        self._check_process()
         if isinstance(picture, Image.Image):
             self._check_dimensions(*picture.size)
             return _pixels_of(picture)
         if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
             raise UnsupportedImage(
-                f"a picture must be a NumPy array or a Pillow image, not {type(picture).__name__}"
+                f"a picture must be a NumPy array or a Pillow image, not {type(picture).__name__}: "
+                "anonymize takes files"
             )
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UnsupportedImage(

@@ -1,5 +1,6 @@
 """Metrics of the worker itself: its detector, its pictures in hand, and its heartbeat."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,14 @@ def measured(predict: "Predict") -> "Predict":
 
 
 def watch_batcher(batcher: "Batcher") -> None:
-    """Show the number of pictures that wait for `batcher`."""
-    DETECTOR_QUEUE.set_function(lambda: batcher.waiting)
+    """Show the number of pictures that wait for `batcher`, which this does not keep in memory."""
+    reference = weakref.ref(batcher)
+
+    def waiting() -> int:
+        watched = reference()
+        return watched.waiting if watched else 0
+
+    DETECTOR_QUEUE.set_function(waiting)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The settings of a worker: how it finds and hides faces, and its limits."""
 
+import os
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,7 @@ from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
 MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.images.Frame.views
 # The calls to S3 for one picture at most: get the source and head the output; get, list and get the
@@ -68,7 +71,6 @@ class WorkerSettings(Settings):
     )
     model_sha256: str | None = Field(
         None,
-        pattern=r"^[0-9a-f]{64}$",
         description="Digest that `VEIL_MODEL` must have; with another one, nothing starts. It is "
         "the `digest` that `veil model info` prints (that of the model's files), or the SHA-256 of "
         "the ZIP file. If it is empty, any model at the address is used.",
@@ -227,6 +229,11 @@ class WorkerSettings(Settings):
             raise ValueError("give one or more sides from 64 to 8192")
         return tuple(sorted(set(value)))
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _text_of_path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
     @field_validator("model_sha256", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
@@ -235,6 +242,8 @@ class WorkerSettings(Settings):
     @field_validator("model_sha256")
     @classmethod
     def _check_pin(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and not SHA256.fullmatch(value):
+            raise ValueError("must be a SHA-256, 64 hexadecimal digits")
         if value and not info.data.get("model"):
             raise ValueError(f"it pins the model of {PREFIX}MODEL, which is not set")
         return value

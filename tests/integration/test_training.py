@@ -213,9 +213,9 @@ def test_another_recipe_or_data_set_needs_another_folder(dataset, tmp_path):
         fit(tmp_path / "run", dataset, killed_after=2)
 
     other = Recipe("d0", 128, 4, 6, 0.01, 3, False, "none", "float32")
-    with pytest.raises(TrainingFailed, match="a run with another batch: choose another --to"):
+    with pytest.raises(TrainingFailed, match="a run that differs in batch: choose another --to"):
         fit(tmp_path / "run", dataset, other)
-    with pytest.raises(TrainingFailed, match="a run with another data: choose another --to"):
+    with pytest.raises(TrainingFailed, match="a run that differs in data: choose another --to"):
         Run.open(tmp_path / "run", RECIPE, "0" * 64)
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(TrainingFailed, match="is damaged"):

@@ -10,12 +10,11 @@ import numpy as np
 
 from tasks.errors import DetectionFailed, DetectorUnavailable, VeilError
 from worker.detection.faces import Detections
+from worker.detection.model import in_a_line
 from worker.pixels import Pixels
 
 Predict = Callable[[Pixels], Sequence[Detections]]
 """Return one Detections for each canvas of a batch, uint8 RGB [n, height, width, 3]."""
-
-MAX_REASON_LENGTH = 200  # characters of an unexpected error's text
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +84,19 @@ class Batcher:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Stop the threads after their batches. Calls that still wait raise DetectorUnavailable."""
+        """Stop the threads after their batches, and wait for them.
+
+        Calls that still wait raise DetectorUnavailable.
+        """
+        self.stop()
+        for thread in self._threads:
+            thread.join(timeout=self._deadline)
+
+    def stop(self) -> None:
+        """Stop the threads after their batches, as `close` does, without waiting for them."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(timeout=self._deadline)
 
     def _run(self) -> None:
         while batch := self._next_batch():
@@ -153,10 +159,7 @@ def _as_known_error(error: Exception) -> Exception:
     """Return `error` as DetectionFailed, unless its class already says who must act."""
     if isinstance(error, VeilError | MemoryError):
         return error
-    reason = str(error).splitlines()[0] if str(error) else ""
-    return DetectionFailed(
-        f"the model failed: {type(error).__name__}: {reason[:MAX_REASON_LENGTH]}"
-    )
+    return DetectionFailed(f"the model failed: {type(error).__name__}: {in_a_line(error)}")
 
 
 def _succeed(request: _Request, detections: Detections) -> None:

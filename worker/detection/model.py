@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,9 @@ NETWORK = "network.tflite"  # The default model in 8 bits, next to saved_model.p
 LEFT_OUT = "detection_left_out"  # An output of a SavedModel: see Detections.left_out.
 DEFAULT_THRESHOLD = 0.5  # The score threshold of a model that states none.
 MAX_REASON_LENGTH = 200  # characters
+# The lines that TensorFlow puts before the reason of an error in a graph: a heading, the name of
+# the node and its stack trace, which is indented.
+BEFORE_REASON = re.compile(r"Graph execution error:|Detected at node |<stack traces |\s|$")
 
 
 class Model(Protocol):
@@ -67,6 +71,8 @@ def digest_of(folder: Path) -> str:
 
 
 def in_a_line(error: Exception) -> str:
-    """Return the first line of `error`'s text, or its class if it has none."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return reason[:MAX_REASON_LENGTH]
+    """Return the first line of `error`'s text that states a reason, or its class if none does."""
+    for line in str(error).splitlines():
+        if not BEFORE_REASON.match(line):
+            return line[:MAX_REASON_LENGTH]
+    return type(error).__name__

@@ -166,7 +166,8 @@ def _unpack(path: Path, target: Path, name: str) -> None:
                     remaining -= _extract(archive, entry, target, remaining, name)
     except ZIP_ERRORS as error:
         raise ModelInvalid(
-            f"{name} is no ZIP that can be unpacked ({error}): make it with `veil train export`"
+            f"{name} is no ZIP that can be unpacked ({error}): "
+            "set VEIL_MODEL to the folder of a SavedModel, or to a ZIP file of it"
         ) from None
     if not _graphs(target):
         raise ModelInvalid(
@@ -207,14 +208,21 @@ def _copy(source: IO[bytes], sink: IO[bytes], limit: int, name: str) -> int:
 
 
 def _root(unpacked: Path, name: str) -> Path:
-    """Return the folder below `unpacked` that has the graph; ModelInvalid if none has."""
+    """Return the folder below `unpacked` that has the graph.
+
+    Raises ModelInvalid if there is none, or if several folders have one and the top has none.
+    """
     graphs = _graphs(unpacked)
     if not graphs:
         raise ModelInvalid(
             f"{unpacked}, unpacked from {name}, holds no {GRAPH}: "
             "remove it, and it is unpacked anew"
         )
-    return graphs[0].parent
+    root = graphs[0].parent
+    if root != unpacked and len(graphs) > 1:
+        folders = ", ".join(graph.parent.name for graph in graphs)
+        raise ModelInvalid(f"{name} holds several models ({folders:.100}): zip one of them")
+    return root
 
 
 def _graphs(unpacked: Path) -> list[Path]:

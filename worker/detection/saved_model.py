@@ -3,6 +3,7 @@
 Importing this module imports TensorFlow, so only commands that detect do so.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ USUAL_CAPACITY = 100
 # The sides, in pixels, of the black picture that a model of any size is tried on.
 TRIAL_SIZE = (256, 256)
 CONTRACT = "see docs/models.md"
+# TensorFlow's threads do not survive a fork: in a child of this process, calls never return.
+PROCESS = os.getpid()
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -47,12 +50,17 @@ class SavedModel:
         `digest` names a model whose files are not the same on every machine; by default it is
         computed from the files. `score_threshold` replaces the model's own where it is checked that
         `num_detections` leaves out no face. Raises ModelInvalid, in one line, if the model can't be
-        used.
+        used, and DetectorUnavailable in a process that was forked after TensorFlow was loaded.
         """
-        if not (folder / "saved_model.pb").is_file():
-            raise ModelInvalid(
-                f"{folder} holds no saved_model.pb: set VEIL_MODEL to the folder of a SavedModel"
+        if os.getpid() != PROCESS:
+            raise DetectorUnavailable(
+                "this process was forked after TensorFlow was loaded, where TensorFlow can't run: "
+                "start processes with spawn"
             )
+        if not (folder / "saved_model.pb").is_file():
+            inner = sorted(folder.glob("*/saved_model.pb"))
+            right = inner[0].parent if inner else "the folder of a SavedModel"
+            raise ModelInvalid(f"{folder} holds no saved_model.pb: set VEIL_MODEL to {right}")
         self.folder = folder
         self.device = _claim_device()
         self.on_gpu = has_gpu()

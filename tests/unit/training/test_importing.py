@@ -238,6 +238,121 @@ def test_labels_that_cannot_be_read_are_one_line(tmp_path, name, content, form):
     assert name in str(raised.value)
 
 
+def coco_with(annotation):
+    return json.dumps(
+        {
+            "images": [{"id": 1, "file_name": "a.jpg"}],
+            "annotations": [{"id": 7, "image_id": 1, "category_id": 1, **annotation}],
+            "categories": [{"id": 1, "name": "face"}],
+        }
+    )
+
+
+VOC_BOX = "<xmin>1</xmin><ymin>2</ymin><xmax>{}</xmax><ymax>9</ymax>"
+VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("Annotations/b.xml", "<annotation>", r"b\.xml is not voc, or damaged \(no element found"),
+        ("Annotations/b.xml", VOC.format("wide"), r"b\.xml is not voc, .* float: 'wide'\)"),
+        ("a.json", "{}", r"a\.json is not veil, or damaged \(it has no 'images'\)"),
+        (
+            "a.json",
+            '{"images": [{"file": "a.jpg", "faces": [[1, 2, 3]]}]}',
+            r"a\.json, picture 1, is not veil, .*a box has four numbers, not 3",
+        ),
+        ("a.json", coco_with({}), r"a\.json, annotation 7, .*it has no 'bbox'"),
+        (
+            "a.json",
+            coco_with({"category_id": 9}),
+            r"annotation 7, .*category 9, which is not listed",
+        ),
+        ("a.json", coco_with({"image_id": 5}), r"annotation 7, .*picture 5, which is not listed"),
+        ("labels/b.txt", "0 .5 .5 .1 .1\n0 .5 half .1 .1\n", r"labels/b\.txt, line 2, is not yolo"),
+        ("labels/b.txt", "0 100 80 20 30\n", r"b\.txt, line 1, .*shares of the picture's sides"),
+        ("labels/b.txt", "0 .5 .5 nan .1\n", r"b\.txt, line 1, .*shares of the picture's sides"),
+        ("labels/b.txt", "0 .1 .1 .2 .1 .2 .2 .1 .2\n", r"line 1, .*9 numbers, not the 5 of a box"),
+        ("w_bbx_gt.txt", "a.jpg\n2\n1 2 3 4\n", r"gt\.txt, picture a\.jpg, .*ends within it"),
+    ],
+)
+def test_a_damaged_label_is_named_with_its_file(tmp_path, name, content, said):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    if file.suffix == ".xml":
+        (file.parent / "a.xml").write_text(VOC.format("8"))
+
+    with pytest.raises(DatasetInvalid, match=said):
+        formats.read(tmp_path, None, [])
+
+
+def yolo(folder, line, description=""):
+    """Return a folder of YOLO text with one label, `line`."""
+    (folder / "labels").mkdir()
+    (folder / "labels" / "a.txt").write_text(line)
+    (folder / "data.yaml").write_text(description)
+    return folder
+
+
+def test_a_yolo_class_without_a_name_is_refused_if_others_have_one(tmp_path):
+    source = yolo(tmp_path, "7 .5 .5 .1 .1\n", "names: [face]\n")
+
+    with pytest.raises(DatasetInvalid, match=r"a\.txt, line 1, .*the class 7 has no name"):
+        formats.read(source, None, [])
+    (tmp_path / "data.yaml").write_text("names: {7: face}\n")
+    ((label,),) = (each.labels for each in formats.read(source, None, []))
+    assert label.name == "face"
+
+
+@pytest.mark.parametrize(
+    ("line", "description"),
+    [
+        ("0 .5 .5 .2 .4", ""),
+        ("0 .5 .5 .2 .4 .93", ""),  # a score
+        ("0 .5 .5 .2 .4 .45 .4 2 .55 .4 2", "kpt_shape: [2, 3]\n"),
+    ],
+)
+def test_a_yolo_box_may_have_a_score_or_keypoints(tmp_path, line, description):
+    ((label,),) = (
+        each.labels for each in formats.read(yolo(tmp_path, line, description), None, [])
+    )
+
+    assert label.box == pytest.approx((0.4, 0.3, 0.6, 0.7))
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_hidden_files_beside_labels_are_left_out(pictures, tmp_path, kind):
+    write = {"voc": label_formats.write_voc, "yolo": label_formats.write_yolo}[kind]
+    bare = [(path, [label for label in labels if not label[2]]) for path, labels in pictures]
+    source = write(bare, tmp_path / kind)
+    before = len(formats.read(source, None, []))
+    for path in [path for path in source.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7Mac OS X")
+
+    assert len(formats.read(source, None, [])) == before
+
+
+def test_a_folder_of_which_it_is_not_clear_what_to_read_is_refused(pictures, tmp_path):
+    source = label_formats.write_coco(pictures, tmp_path / "coco" / "annotations")
+
+    with pytest.raises(DatasetInvalid, match=r"name a file, such as .*\.json"):
+        formats.read(tmp_path / "coco", None, [])
+    with pytest.raises(DatasetInvalid, match="name the file"):
+        formats.read(tmp_path / "coco", "coco", [])
+    assert len(formats.read(source, None, [])) == len(pictures)
+
+
+def test_pictures_that_are_nowhere_lead_to_the_option_that_names_their_folder(pictures, tmp_path):
+    (tmp_path / "a.json").write_text('{"images": [{"file": "gone.jpg", "faces": [[1, 1, 9, 9]]}]}')
+
+    with pytest.raises(DatasetInvalid, match="name their folder with --pictures"):
+        imported(tmp_path / "a.json", tmp_path / "set")
+    with pytest.raises(DatasetInvalid, match=r"--pictures .*nowhere is no folder"):
+        formats.read(tmp_path / "a.json", None, [tmp_path / "nowhere"])
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(pictures, tmp_path, monkeypatch):
     labelled = formats.read(label_formats.write_voc(pictures, tmp_path / "voc"), None, [])
 
@@ -276,8 +391,9 @@ def test_a_data_set_that_was_changed_is_refused(pictures, tmp_path):
         index.write_text(content)
         with pytest.raises(DatasetInvalid, match=said):
             Dataset.load(tmp_path / "set")
-    with pytest.raises(DatasetInvalid, match="veil train import"):
-        Dataset.load(tmp_path)
+    for wrong in (tmp_path, index):
+        with pytest.raises(DatasetInvalid, match=r"holds no dataset\.json: make it"):
+            Dataset.load(wrong)
 
 
 def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):

@@ -1,6 +1,11 @@
 """The public engine: files and arrays in a Python program, with the errors of a worker."""
 
+import copy
+import gc
 import io
+import multiprocessing
+import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -9,8 +14,10 @@ from PIL import Image
 import worker
 from tasks.errors import (
     DetectionFailed,
+    DetectorUnavailable,
     EmptyObject,
     ImageTooLarge,
+    ModelInvalid,
     SettingsInvalid,
     UnreadableImage,
     UnsupportedImage,
@@ -241,3 +248,54 @@ def test_a_misspelt_variable_is_refused(monkeypatch):
 def test_a_misspelt_name_of_worker_is_an_attribute_error():
     with pytest.raises(AttributeError, match="Anonymiser"):
         worker.Anonymiser  # noqa: B018
+
+
+@pytest.mark.parametrize("address", ["s3://raw/a.jpg", "https://example.com/a.jpg"])
+def test_an_address_is_no_path(anonymizer, address):
+    with pytest.raises(UnsupportedImage, match=f"^{address} is an address"):
+        anonymizer.anonymize(address)
+
+
+def test_a_model_may_be_a_path(tmp_path):
+    with pytest.raises(ModelInvalid, match=r"gone does not exist"):
+        Anonymizer.from_settings(model=tmp_path / "gone")
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_anonymizer_is_not_copied(anonymizer, duplicate):
+    with pytest.raises(TypeError, match="create one in each process"):
+        duplicate(anonymizer)
+
+
+def test_a_forked_process_is_told_to_create_its_own(anonymizer, pixels):
+    def work(answers):
+        for method in (anonymizer.anonymize_array, anonymizer.detect):
+            try:
+                method(pixels)
+            except Exception as error:
+                answers.put((type(error), str(error)))
+
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    process = context.Process(target=work, args=(answers,))
+    process.start()
+    for _ in range(2):
+        kind, message = answers.get(timeout=9)  # before VEIL_DETECT_SECONDS have passed
+        assert kind is DetectorUnavailable
+        assert "create one in each process" in message
+    process.join()
+
+
+def test_an_anonymizer_that_is_dropped_stops_its_threads(clean_environment):
+    def inference():
+        return {thread for thread in threading.enumerate() if thread.name == "inference"}
+
+    before = inference()
+    dropped = Anonymizer.from_settings()
+    (started,) = (inference() - before,)
+    assert started
+    del dropped
+    gc.collect()
+    for thread in started:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in started)

@@ -1,7 +1,7 @@
 """The metrics of the worker itself count its faces and batches, and show its state."""
 
+import gc
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,9 +41,19 @@ def test_batches_are_measured_and_answered_as_before():
     assert (values(*names) - before).tolist() == [1, 3]
 
 
+class Waiting:
+    """A batcher for which pictures wait."""
+
+    waiting = 5
+
+
 def test_the_gauges_follow_the_batcher_and_the_worker():
-    metrics.watch_batcher(SimpleNamespace(waiting=5))
+    batcher = Waiting()
+    metrics.watch_batcher(batcher)
     assert value("veil_detector_queue_pictures") == 5
+    del batcher
+    gc.collect()
+    assert value("veil_detector_queue_pictures") == 0
     metrics.watch_worker()
     assert value("veil_in_hand_pictures") == 0
     metrics._beat()

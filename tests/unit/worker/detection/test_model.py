@@ -67,6 +67,14 @@ def test_the_digest_does_not_depend_on_the_place_of_the_folder(tmp_path):
         (ValueError("first\nsecond"), "first"),
         (ValueError(), "ValueError"),
         (ValueError("x" * 500), "x" * 200),
+        (
+            ValueError(
+                "Graph execution error:\n\nDetected at node Reshape defined at:\n"
+                '  File "train.py", line 1\n<stack traces unavailable>\n'
+                "Input to reshape has 192 values\n\t [[{{node Reshape}}]]"
+            ),
+            "Input to reshape has 192 values",
+        ),
     ],
 )
 def test_an_error_becomes_one_line(error, line):

@@ -77,6 +77,16 @@ def test_a_zip_is_unpacked_once_under_its_digest(archive, cache):
     )
 
 
+def test_a_zip_of_several_models_is_refused(archive, cache):
+    members = {f"{folder}/saved_model.pb": folder.encode() for folder in ("day", "night")}
+
+    for _ in range(2):  # unpacked, and from the cache
+        with pytest.raises(ModelInvalid, match=r"several models \(day, night\): zip one"):
+            own_model.folder(str(archive(members=members)), no_store)
+    top = archive(members={**WHOLE, **members})
+    assert (own_model.folder(str(top), no_store) / "saved_model.pb").read_bytes() == b"graph"
+
+
 def test_a_model_in_one_folder_of_the_zip_is_found(archive, cache):
     folder = own_model.folder(
         str(archive(members={f"saved_model/{name}": value for name, value in WHOLE.items()})),
@@ -142,7 +152,7 @@ def test_an_invalid_zip_or_model_is_refused_in_one_line(archive, tmp_path, cache
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
 
     for path, said in (
-        (tmp_path / "a.zip", "is no ZIP"),
+        (tmp_path / "a.zip", "is no ZIP .*: set VEIL_MODEL to the folder of a SavedModel"),
         (tmp_path / "cut.zip", "is no ZIP"),
         (archive(members={"readme.txt": b"hello"}), "holds no saved_model.pb"),
     ):
