@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 from celery.signals import setup_logging, worker_ready
-from celery.worker import worker as celery_worker
+from celery.utils.log import worker_logger
 from celery.worker.consumer import consumer
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
@@ -56,7 +56,7 @@ def configure(form: str, redis_server: str | None = None) -> None:
     root.setLevel(logging.WARNING)
     _set_levels()
     logging.getLogger(consumer.__name__).addFilter(_name_outages)
-    logging.getLogger(celery_worker.__name__).addFilter(_name_refusals)
+    worker_logger.addFilter(_name_refusals)
     logging.getLogger(CONNECTION_LOGGER).addFilter(_is_no_full_pool)
     # Celery configures no logging if this signal has a receiver.
     setup_logging.connect(_keep_logging, weak=False)

@@ -48,7 +48,7 @@ def test_lines_about_an_unavailable_redis_name_it_and_others_do_not(capsys):
 
 def test_a_refusal_of_redis_that_ends_a_worker_is_one_line_without_a_traceback(capsys):
     logs.configure("json", "queue.internal:6379")
-    log = logging.getLogger("celery.worker.worker")
+    log = logging.getLogger("celery.worker")
     for error in (NoPermissionError("this user has no permissions"), RuntimeError("a bug")):
         try:
             raise error
