@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tools.local.servers import FLOWER_COLUMNS
+from worker.metrics import REGISTRY
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,16 @@ def test_each_metric_of_queues_is_on_the_dashboard(dashboard, docker):
         assert f"veil_queue_{name}" in text
     for name in ("stray_messages", "in_flight_messages", "dead_letters", "review_pictures"):
         assert f"veil_{name}" in text
+
+
+def test_the_documentation_names_every_metric(dashboard, repository):
+    page = (repository / "docs" / "monitoring.md").read_text()
+    served = {family.name for family in REGISTRY.collect() if family.name.startswith("veil_")}
+    for name in sorted(served):
+        assert re.search(rf"`{name}(_total|_info)?[`{{]", page), name
+    queries = json.dumps([panel["targets"] for panel in panels(dashboard)])
+    for name in set(re.findall(r"veil_[a-z_]+", queries)):
+        assert re.search(rf"`{re.sub('_(bucket|sum|count)$', '', name)}[`{{]", page), name
 
 
 def test_what_is_mounted_is_there(compose, repository):
