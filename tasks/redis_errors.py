@@ -12,6 +12,8 @@ from redis.exceptions import (
     ResponseError,
     WatchError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .errors import QueueUnavailable, log_fields
 
@@ -36,7 +38,12 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
     root = causes[-1]
     if isinstance(root, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
-    return QueueUnavailable(f"Redis can't be used ({type(root).__name__}): check VEIL_REDIS_URL")
+    # The text of these two errors says what failed, and names at most the host and the port.
+    if isinstance(root, RedisConnectionError | RedisTimeoutError):
+        reason = f"{root!s:.200}".rstrip(".")
+    else:
+        reason = type(root).__name__
+    return QueueUnavailable(f"Redis can't be used ({reason}): check VEIL_REDIS_URL")
 
 
 def log_unavailable(error: BaseException) -> None:

@@ -1,13 +1,16 @@
 """Settings shared by producers and workers, read from ``VEIL_`` environment variables."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis import SSLConnection
 
 from .errors import SettingsInvalid, VeilError
 from .routes import Routes
@@ -24,6 +27,13 @@ REDIS_PORT = 6379  # the port of an address that names none
 
 # The part of a Redis address after the scheme: host and port, database, TLS options.
 REDIS_LOCATION = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")
+TLS_OPTIONS = [name for name in inspect.signature(SSLConnection).parameters if name[:4] == "ssl_"]
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+# The values of the option ssl_cert_reqs that Celery accepts.
+CERTIFICATE_CHECKS = (
+    *("required", "optional", "none"),
+    *("CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"),
+)
 
 
 class Settings(BaseSettings):
@@ -40,7 +50,8 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis that holds the queues and the results (`redis://`, `rediss://`).",
+        description="Redis that holds the queues and the results: `redis://HOST:PORT/DATABASE`, or "
+        "`rediss://` with TLS. docs/permissions.md has the users and certificates of Redis.",
     )
     redis_password: SecretStr | None = Field(
         None,
@@ -127,6 +138,7 @@ class Settings(BaseSettings):
                 "must look like redis://HOST:PORT/0; "
                 "quote special characters in a password, as %23 for #"
             )
+        _check_tls_options(urlsplit(url))
         return value
 
     @field_validator("s3_endpoint")
@@ -256,6 +268,23 @@ def _problems(error: ValidationError) -> list[str]:
         variable = "".join(f"{PREFIX}{part}: ".upper() for part in detail["loc"][:1])
         problems.setdefault(variable, detail["msg"].removeprefix("Value error, "))
     return [variable + message for variable, message in problems.items()]
+
+
+def _check_tls_options(address: SplitResult) -> None:
+    """Raise ValueError for TLS options that a Redis client refuses, and for unreadable files."""
+    options = parse_qsl(address.query, keep_blank_values=True)
+    if options and address.scheme != "rediss":
+        raise ValueError(f"{options[0][0]} needs TLS: rediss://HOST:PORT/0")
+    for name, value in options:
+        if name not in TLS_OPTIONS:
+            raise ValueError(f"{name} is no option of redis-py, such as {', '.join(TLS_FILES)}")
+        if name == "ssl_cert_reqs" and value not in CERTIFICATE_CHECKS:
+            raise ValueError(f"{name} must be one of {', '.join(CERTIFICATE_CHECKS)}")
+        if name in TLS_FILES:
+            try:
+                Path(value).open("rb").close()
+            except OSError as error:
+                raise ValueError(f"{name}: {value} can't be read ({error.strerror})") from None
 
 
 def _has_server(url: str, schemes: tuple[str, ...]) -> bool:

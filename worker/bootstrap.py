@@ -66,7 +66,7 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
     """
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, settings.redis_server())
     from tasks.metrics import serve  # only queue workers serve metrics
     from tasks.storage.s3 import ObjectStore
 

@@ -105,9 +105,10 @@ def main() -> None:
 
 
 def _server_of(error: VeilError) -> str:
-    """Return the Redis that was tried, for an error of Redis; otherwise an empty text."""
+    """Return the Redis that was tried if `error` is about Redis and names none, else nothing."""
     if not isinstance(error, QueueUnavailable):
         return ""
     from tasks.settings import Settings
 
-    return f" (tried Redis at {Settings.load().redis_server()})"
+    server = Settings.load().redis_server()
+    return "" if server in str(error) else f" (tried Redis at {server})"

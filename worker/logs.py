@@ -7,10 +7,14 @@ from typing import Any
 
 import structlog
 from celery.signals import setup_logging, worker_ready
+from celery.utils.log import worker_logger
 from celery.worker.consumer import consumer
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 from structlog.typing import EventDict, Processor
 
-from tasks.redis_errors import queue_unavailable
+from tasks.errors import QueueUnavailable
+from tasks.redis_errors import log_unavailable
 from worker.printing import printable, quiet
 
 QUIET_LOGGERS = ("celery.worker", "celery.apps.worker", "kombu")
@@ -18,16 +22,18 @@ CONNECTION_LOGGER = "urllib3.connectionpool"
 FULL_POOL = "Connection pool is full"  # the start of a message of CONNECTION_LOGGER
 
 
-def configure(form: str) -> None:
+def configure(form: str, redis_server: str | None = None) -> None:
     """Send all logs to standard error in `form`: ``json``, ``console`` or ``auto``.
 
-    ``auto`` is ``console`` if standard error is a terminal, else ``json``.
+    ``auto`` is ``console`` if standard error is a terminal, else ``json``. Lines about Redis also
+    have the field ``redis``, with `redis_server` (``HOST:PORT``), if it is given.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([_name_redis(redis_server)] if redis_server else []),
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -50,6 +56,7 @@ def configure(form: str) -> None:
     root.setLevel(logging.WARNING)
     _set_levels()
     logging.getLogger(consumer.__name__).addFilter(_name_outages)
+    worker_logger.addFilter(_name_refusals)
     logging.getLogger(CONNECTION_LOGGER).addFilter(_is_no_full_pool)
     # Celery configures no logging if this signal has a receiver.
     setup_logging.connect(_keep_logging, weak=False)
@@ -76,6 +83,17 @@ def _set_levels() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def _name_redis(server: str) -> Processor:
+    """Return a processor that adds `server` to lines about an unavailable Redis."""
+
+    def add(_logger: Any, _method: str, line: EventDict) -> EventDict:
+        if line.get("error") == QueueUnavailable.__name__:
+            line["redis"] = server
+        return line
+
+    return add
+
+
 def _escape(_logger: Any, _method: str, line: EventDict) -> EventDict:
     """Escape the control characters in values of messages, because a terminal would obey them.
 
@@ -92,10 +110,19 @@ def _name_outages(record: logging.LogRecord) -> bool:
     if record.msg != consumer.CONNECTION_ERROR and consumer.CONNECTION_RETRY not in arguments:
         return True
     (error,) = [argument for argument in arguments if isinstance(argument, Exception)]
-    failure = queue_unavailable(error)
-    structlog.get_logger("veil").error(
-        "queue unavailable", error=type(failure).__name__, message=str(failure)
-    )
+    log_unavailable(error)
+    return False
+
+
+def _name_refusals(record: logging.LogRecord) -> bool:
+    """Replace Celery's traceback by one line if an error of Redis ends the worker.
+
+    Such an error is a refusal, of a command or a channel that the user may not use.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, KombuError | RedisError):
+        return True
+    log_unavailable(error)
     return False
 
 

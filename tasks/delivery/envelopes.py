@@ -38,6 +38,14 @@ MAX_SAMPLE_LENGTH = 1000  # characters
 MAX_QUOTED_LENGTH = 100  # characters of a value in an error's message
 MAX_QUOTED_HEADER_LENGTH = 300  # characters of a header in a sample
 MAX_SAMPLE_NAMES = 10  # of the fields of an object that is no message
+JSON_TYPES = {
+    bool: "boolean",
+    dict: "object",
+    float: "number",
+    int: "number",
+    list: "list",
+    str: "text",
+}
 CHARSETS = (None, "utf-8", "utf8", "us-ascii", "ascii")
 ID_NAMESPACE = uuid.UUID("d55cfae5-5e3c-4bea-b44a-5981f3e76cc8")  # for messages without an id
 ID = re.compile(rb'"(?:id|correlation_id)": ?"([^"\\]{1,%d})"' % MAX_ID_LENGTH)
@@ -180,7 +188,7 @@ def start_time(eta: Any) -> str | None:
 def _read_message(message: Any, envelope: Envelope) -> None:
     """Read `message` into `envelope`, as far as possible; raise MalformedMessage at a defect."""
     if not isinstance(message, dict):
-        raise MalformedMessage(f"a JSON {type(message).__name__} is not a task message")
+        raise MalformedMessage(f"{_json_type(message)} is not a task message")
     headers, properties = _mapping(message.get("headers")), _mapping(message.get("properties"))
     envelope.headers = headers
     envelope.task_id = _id(headers.get("id")) or _id(properties.get("correlation_id"))
@@ -217,7 +225,8 @@ def _checked(headers: dict[str, Any], properties: Any) -> _Message:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise MalformedMessage(f"{name}: {first['msg']}") from None
+        problem = "an object is expected" if first["type"] == "model_type" else first["msg"]
+        raise MalformedMessage(f"{name}: {problem}") from None
     if valid.headers.task != TASK:
         raise MalformedMessage(
             f"headers.task: workers take {TASK} alone, not {_quoted(valid.headers.task)}"
@@ -241,8 +250,10 @@ def _unpacked_body(
     """Return the JSON value of the body of `message`."""
     kind, charset = message.get("content-type"), message.get("content-encoding")
     if kind != "application/json":
+        problem = "it is missing" if kind is None else _quoted(kind)
         raise MalformedMessage(
-            f"content-type: {_quoted(kind)}, workers take JSON alone: task_serializer = 'json'"
+            f"content-type: {problem}, workers take application/json alone (in Celery: "
+            "task_serializer = 'json')"
         )
     if (charset.lower() if isinstance(charset, str) else charset) not in CHARSETS:
         raise MalformedMessage(f"content-encoding: {_quoted(charset)}, workers take UTF-8 alone")
@@ -313,7 +324,12 @@ def _exceeds_nesting(value: Any, levels: int) -> bool:
 
 def _quoted(value: Any, length: int = MAX_QUOTED_LENGTH) -> str:
     """Return the first `length` characters of a text, printable; of another value its type."""
-    return repr(value[:length]) if isinstance(value, str) else f"a JSON {type(value).__name__}"
+    return repr(value[:length]) if isinstance(value, str) else _json_type(value)
+
+
+def _json_type(value: Any) -> str:
+    """Return the type of a parsed JSON value, in the words of JSON."""
+    return "null" if value is None else f"a JSON {JSON_TYPES.get(type(value), 'value')}"
 
 
 def _id(value: Any) -> str | None:
@@ -345,5 +361,5 @@ def _sample(item: bytes, message: Any, headers: dict[str, Any]) -> str:
     if isinstance(message, dict):
         return "an object with " + ", ".join(map(_quoted, list(message)[:MAX_SAMPLE_NAMES]))
     if message is not None:
-        return f"a JSON {type(message).__name__}"
+        return _json_type(message)
     return SECRET.sub("…", ascii(item[:SAMPLE_BYTES].decode("latin-1")))

@@ -117,6 +117,18 @@ class Channel(redis.Channel):  # type: ignore[misc]
             pass
         super().close()
 
+    def _delete(self, *arguments: Any, **named: Any) -> None:
+        """Delete a queue. A channel that closes because Redis is away leaves its queue there.
+
+        Otherwise Celery would log a traceback, and the channel would not be closed completely.
+        """
+        try:
+            super()._delete(*arguments, **named)
+        except self.connection_errors as error:
+            if not self._closing:
+                raise
+            log.debug("queue not deleted", error=type(error).__name__)
+
     def _basic_cancel(self, consumer_tag: str) -> None:
         super()._basic_cancel(consumer_tag)
         if self.consumes_tasks and self._in_poll and not self.active_queues:

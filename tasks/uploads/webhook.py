@@ -90,6 +90,13 @@ class Intake:
                 else:
                     self._backoff.succeeded()
 
+    async def check_redis(self, redis: Any) -> None:
+        """Log an outage of Redis at the start, when no request may come for hours."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, _ping, redis)
+        except QueueUnavailable as error:
+            self._backoff.failed(error)
+
     async def end(self) -> None:
         """Wait up to SHUTDOWN_SECONDS for requests in progress, then answer the others 503."""
         deadline = asyncio.get_running_loop().time() + SHUTDOWN_SECONDS
@@ -122,6 +129,12 @@ class Intake:
         return batch
 
 
+def _ping(redis: Any) -> None:
+    """Raise QueueUnavailable if Redis does not answer."""
+    with connected():
+        redis.ping()
+
+
 class Health:
     """The health check: simultaneous checks share one ping of Redis."""
 
@@ -140,10 +153,10 @@ class Health:
 
     def _answers(self) -> bool:
         try:
-            with connected():
-                return bool(self._redis.ping())
+            _ping(self._redis)
         except QueueUnavailable:
             return False
+        return True
 
 
 class Connections:
@@ -369,6 +382,7 @@ async def serve(
     server = _server(intake, Health(redis), token)
     server.add_sockets(sockets)
     log.info("watching", http=f"{host}:{sockets[0].getsockname()[1]}")
+    await intake.check_redis(redis)
     publishing = asyncio.create_task(intake.run())
     stopping = asyncio.create_task(stop.wait())
     # Publishing ends by itself only because of a bug. The process must then take no more events.

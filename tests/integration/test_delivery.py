@@ -107,8 +107,10 @@ class Setting:
 
     @property
     def in_hand(self):
-        assert self.client.hlen("unacked") == self.client.zcard("unacked_index")
-        return self.client.hlen("unacked")
+        with self.client.pipeline() as pipe:  # one transaction, so that both agree
+            messages, leases = pipe.hlen("unacked").zcard("unacked_index").execute()
+        assert messages == leases
+        return messages
 
     def at_rest(self):
         return (
@@ -298,6 +300,9 @@ def test_redis_may_be_away_for_longer_than_a_lease(setting, wait_until):
     wait_until(lambda: setting.did("done").total() == 5, 40)
     wait_until(setting.at_rest, 20)
     assert set(setting.did("begun").values()) == {1}
+    for worker in workers:
+        assert worker.lines("queue unavailable")
+        assert "Traceback" not in worker.server.log.read_text()
     assert all(worker.alive for worker in workers)
 
 

@@ -70,7 +70,7 @@ LATE = [
     ("missing model", ["model", "info"], {"VEIL_MODEL": "gone.zip"},
      "gone.zip does not exist: set VEIL_MODEL to the folder of a SavedModel, a ZIP file of it"),
     ("no redis", ["dead", "list"], {"VEIL_REDIS_URL": NO_SERVER},
-     f"check VEIL_REDIS_URL (tried Redis at {HOST}:1)"),
+     f"connecting to {HOST}:1. Connection refused): check VEIL_REDIS_URL"),
     ("weak token", ["watch", "--http", "127.0.0.1:1"], {"VEIL_WEBHOOK_TOKEN": "short"},
      "make one with `openssl rand -hex 32`"),
 ]  # fmt: skip

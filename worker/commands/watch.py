@@ -90,7 +90,7 @@ def watch(
     """
     source = _one_source({"sqs": sqs, "http": http, "poll": poll})
     settings = WorkerSettings.load()
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, settings.redis_server())
     event_filter = EventFilter(settings.parsed_routes(), prefix or [], suffix or [])
     celery = celery_app()
     publisher = Publisher(celery)

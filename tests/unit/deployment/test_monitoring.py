@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tools.local.servers import FLOWER_COLUMNS
+from worker.metrics import REGISTRY
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +83,42 @@ def test_every_panel_asks_the_provisioned_prometheus_and_has_a_place_of_its_own(
         assert not cells & taken, panel["title"]
         assert all(x < 24 for x, _ in cells), panel["title"]
         taken |= cells
+    # In another Grafana, the variable selects its own Prometheus.
+    (variable,) = dashboard["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    assert variable["current"]["value"] == source["uid"]
+    uid = f"${{{variable['name']}}}"
     for panel in panels(dashboard):
-        assert panel["datasource"]["uid"] == source["uid"]
-        assert all(target["datasource"]["uid"] == source["uid"] for target in panel["targets"])
+        assert panel["datasource"]["uid"] == uid
+        assert all(target["datasource"]["uid"] == uid for target in panel["targets"])
+
+
+def test_the_dashboard_does_not_depend_on_the_names_of_jobs_except_that_of_the_trigger(dashboard):
+    selectors = [
+        selector
+        for panel in panels(dashboard)
+        for target in panel["targets"]
+        for selector in re.findall(r'job="[^"]*"', target["expr"])
+    ]
+    assert selectors == ['job="veil-trigger"']
+
+
+def test_each_metric_of_queues_is_on_the_dashboard(dashboard, docker):
+    text = json.dumps([panel["targets"] for panel in panels(dashboard)])
+    for name in ("messages", "oldest_seconds", "up"):
+        assert f"veil_queue_{name}" in text
+    for name in ("stray_messages", "in_flight_messages", "dead_letters", "review_pictures"):
+        assert f"veil_{name}" in text
+
+
+def test_the_documentation_names_every_metric(dashboard, repository):
+    page = (repository / "docs" / "monitoring.md").read_text()
+    served = {family.name for family in REGISTRY.collect() if family.name.startswith("veil_")}
+    for name in sorted(served):
+        assert re.search(rf"`{name}(_total|_info)?[`{{]", page), name
+    queries = json.dumps([panel["targets"] for panel in panels(dashboard)])
+    for name in set(re.findall(r"veil_[a-z_]+", queries)):
+        assert re.search(rf"`{re.sub('_(bucket|sum|count)$', '', name)}[`{{]", page), name
 
 
 def test_mounted_files_exist(compose, repository):

@@ -202,6 +202,27 @@ def test_misspelt_and_wrong_settings_are_named_together(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("redis://host/0?ssl_ca_certs=ca.pem", "ssl_ca_certs needs TLS: rediss://"),
+        ("rediss://host/0?ssl_ca_cert=ca.pem", "ssl_ca_cert is no option of redis-py"),
+        ("rediss://host/0?ssl_ca_certs=no/ca.pem", "ssl_ca_certs: no/ca.pem can't be read (No"),
+        ("rediss://host/0?ssl_cert_reqs=off", "ssl_cert_reqs must be one of required, optional"),
+    ],
+)
+def test_a_tls_option_that_no_connection_could_use_is_named(load, url, problem):
+    with pytest.raises(SettingsInvalid, match=re.escape(f"VEIL_REDIS_URL: {problem}")):
+        load(redis_url=url)
+
+
+def test_tls_options_of_redis_and_of_celery_are_taken(load, tmp_path):
+    (tmp_path / "ca.pem").touch()
+    for check in ("required", "CERT_REQUIRED"):
+        url = f"rediss://host/0?ssl_ca_certs={tmp_path}/ca.pem&ssl_cert_reqs={check}"
+        assert load(redis_url=url).broker_url() == url
+
+
+@pytest.mark.parametrize(
     ("url", "server"),
     [
         ("redis://queue.internal/0", "queue.internal:6379"),

@@ -10,6 +10,7 @@ import pytest
 import structlog
 import typer
 from celery.signals import worker_ready
+from redis.exceptions import NoPermissionError
 
 from worker import cli, logs
 
@@ -33,6 +34,30 @@ BROUGHT = (
     "\u202eb",
     "s3://raw/a\n2026-01-01 [info] anonymized\x1b[2J.jpg",
 )
+
+
+def test_lines_about_an_unavailable_redis_name_it_and_others_do_not(capsys):
+    logs.configure("json", "queue.internal:6379")
+    log = structlog.get_logger("veil")
+    log.error("queue unavailable", error="QueueUnavailable")
+    log.error("dead", error="ObjectNotFound")
+    about_redis, other = map(json.loads, capsys.readouterr().err.splitlines())
+    assert about_redis["redis"] == "queue.internal:6379"
+    assert "redis" not in other
+
+
+def test_a_refusal_of_redis_that_ends_a_worker_is_one_line_without_a_traceback(capsys):
+    logs.configure("json", "queue.internal:6379")
+    log = logging.getLogger("celery.worker")
+    for error in (NoPermissionError("this user has no permissions"), RuntimeError("a bug")):
+        try:
+            raise error
+        except Exception:
+            log.critical("Unrecoverable error", exc_info=True)
+    refusal, bug = map(json.loads, capsys.readouterr().err.splitlines())
+    assert refusal["message"] == "Redis refuses a command: this user has no permissions"
+    assert "exception" not in refusal
+    assert "RuntimeError: a bug" in bug["exception"]
 
 
 @pytest.mark.parametrize("brought", BROUGHT)

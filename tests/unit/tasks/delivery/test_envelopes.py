@@ -466,6 +466,20 @@ def test_the_defect_of_a_message_names_the_part(path, value):
     assert len(reason.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        ("content-type", KeyError, "content-type: it is missing, workers take application/json"),
+        ("content-type", 5, "content-type: a JSON number, workers take application/json"),
+        ("headers", None, "headers.task: "),
+        ("properties", None, "properties: an object is expected"),
+    ],
+)
+def test_a_sender_without_celery_reads_the_words_of_json(path, value, reason):
+    plain = {**MESSAGE, "body": json.dumps([["s3://raw/a.jpg"], {}, {}]), "properties": {}}
+    assert defect(changed(path, value, plain)).startswith(reason)
+
+
 @given(JSON)
 def test_any_other_json_is_refused_in_one_bounded_line(value):
     reason = defect(value)

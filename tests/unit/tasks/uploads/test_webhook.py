@@ -96,8 +96,16 @@ def own_signals():
             signal.signal(name, handler)
 
 
+class Answers:
+    """A Redis that answers."""
+
+    def ping(self):
+        return True
+
+
 def served(trigger, visit, redis=None, hold=5.0):
     """Return the result of ``await visit(port)`` while a webhook serves on this port."""
+    redis = redis or Answers()
 
     async def run():
         port = free_port()
@@ -119,13 +127,6 @@ class Takes(Publishes):
 
     def read(self, body):
         return pictures(len(self.batches))
-
-
-class Answers:
-    """A Redis that answers."""
-
-    def ping(self):
-        return True
 
 
 def head(method="POST", path="/", token=TOKEN, **fields):
@@ -334,6 +335,20 @@ def test_a_bug_in_one_request_is_logged_without_its_address_and_is_that_request_
         assert served(Broken(), visit, Answers()) == (500, 200)
     assert [line["error"] for line in lines if line["event"] == "bug"] == ["ZeroDivisionError"]
     assert "in-the-address" not in json.dumps(lines, default=repr)
+
+
+def test_an_outage_of_redis_at_the_start_is_logged_before_any_request_arrives():
+    class Away:
+        def ping(self):
+            raise ConnectionRefusedError
+
+    async def visit(port):
+        return await ask(port, HEALTH)
+
+    with capture_logs() as lines:
+        assert served(Takes(), visit, redis=Away()) == 503
+    (line,) = [line for line in lines if line["event"] == "away"]
+    assert (line["server"], line["error"]) == ("redis", "QueueUnavailable")
 
 
 def test_too_few_open_files_are_one_line_that_says_so(monkeypatch):

@@ -1,0 +1,111 @@
+"""The Redis users in docs/permissions.md have the permissions that they need."""
+
+import json
+import re
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.integration.conftest import Worker
+from tools.local.servers import HOST, Server
+
+STUB = Path(__file__).with_name("stub_worker.py")
+ROOT = STUB.parents[2]
+PAGE = ROOT / "docs" / "permissions.md"
+USERS = re.compile(r"<!-- users: redis -->\n```text\n(.*?)```", re.DOTALL)
+PASSWORD = "a-password-of-this-test"
+
+
+@pytest.fixture
+def urls(unattended):
+    """The address of Redis for each documented user; the users exist during the test."""
+    found = {}
+    for line in USERS.search(PAGE.read_text())[1].replace("PASSWORD", PASSWORD).splitlines():
+        unattended.client.execute_command(*line.split())
+        name = line.split()[2]
+        found[name] = f"redis://{name}@{HOST}:{unattended.redis.port}/{unattended.database}"
+    yield found
+    unattended.client.acl_deluser(*found)
+
+
+@pytest.fixture
+def environment(urls):
+    return {
+        "VEIL_REDIS_URL": urls["veil"],
+        "VEIL_REDIS_PASSWORD": PASSWORD,
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+@pytest.fixture
+def worker(environment, tmp_path):
+    command = [sys.executable, STUB, tmp_path / "journal"]
+    worker = Worker(Server("worker", command, tmp_path / "log", environment))
+    worker.start()
+    yield worker
+    worker.server.stop()
+
+
+def refused(client):
+    """Return the commands, keys and channels that Redis has refused since the list was reset.
+
+    redis-py asks for `client|setinfo` and needs no answer.
+    """
+    entries = [(entry["username"], entry["object"]) for entry in client.acl_log()]
+    return [entry for entry in entries if entry[1] != "client|setinfo"]
+
+
+def test_workers_commands_and_producers_need_no_more_than_their_user_has(
+    unattended, urls, worker, environment, veil, wait_until
+):
+    unattended.client.acl_log_reset()
+    for command in (
+        ("enqueue", "s3://raw/a.jpg", "--wait"),
+        ("status", "--once", "--workers"),
+        ("dead", "list"),
+        ("review", "list"),
+    ):
+        done = veil(*command, environment=environment)
+        assert done.returncode == 0, done.stderr
+
+    url = urls["producer"].replace("@", f":{PASSWORD}@")
+    task = str(uuid.uuid4())
+    result = f"celery-task-meta-{task}"
+    message = {
+        "body": json.dumps([["s3://raw/b.jpg"], {}, {}]),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "veil.anonymize_image", "id": task},
+        "properties": {},
+    }
+    with redis.Redis.from_url(url) as producer, producer.pubsub() as answers:
+        answers.subscribe(result)
+        producer.lpush("uploads", json.dumps(message))
+        wait_until(lambda: (answers.get_message() or {}).get("type") == "message")
+        wait_until(lambda: json.loads(producer.get(result))["status"] == "SUCCESS")
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            producer.delete("uploads")
+
+    assert not worker.lines("queue unavailable")
+    assert refused(unattended.client) == [("producer", "del")]
+
+
+def test_a_worker_without_a_permission_has_a_line_that_says_so_and_no_traceback(
+    unattended, urls, environment, tmp_path, wait_until
+):
+    unattended.client.execute_command("ACL", "SETUSER", "veil", "resetchannels")
+    command = [sys.executable, STUB, tmp_path / "journal"]
+    worker = Worker(Server("worker", command, tmp_path / "log", environment))
+    try:
+        worker.server.start()
+        line = wait_until(lambda: worker.lines("queue unavailable"), 30)[0]
+        assert line["message"].startswith("Redis refuses a command: ")
+        assert "channel" in line["message"]
+        wait_until(lambda: not worker.alive, 30)
+        assert "Traceback" not in worker.server.log.read_text()
+    finally:
+        worker.server.stop()
