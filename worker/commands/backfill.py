@@ -29,7 +29,7 @@ from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Json
+from worker.commands.options import Json, Suffix
 from worker.commands.queue import celery_app
 from worker.printing import quiet
 
@@ -77,12 +77,6 @@ Since = Annotated[
 Until = Annotated[
     datetime | None,
     typer.Option(parser=_utc, metavar="TIME", help="Only sources modified before this time."),
-]
-Suffix = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar=".EXT", help="Only keys with this suffix, in upper or lower case; repeatable."
-    ),
 ]
 Limit = Annotated[
     int | None, typer.Option(metavar="COUNT", min=1, help="Enqueue at most this many messages.")
@@ -418,6 +412,8 @@ class Display:
         else:
             ended = f"{self._ended - died:,} came through, {died:,} died"
             self.note(f"{current.name}: {listed}, {size} enqueued, {ended}")
+        if current.state == "finished" and not current.listed:
+            self.note("no object below this address: nothing to enqueue from there")
         return died
 
     @property
