@@ -138,7 +138,11 @@ def reconcile(
         with summarized(summarize):
             _report(celery, reconciliation, enqueue, limit, as_json)
     if reconciliation.is_complete and not reconciliation.counts.total():
-        print_note(f"nothing below {places.source} and nothing below {places.output}")
+        suffixed = " with this suffix" if suffix else ""
+        print_note(
+            f"nothing was compared: no source below {places.source}, no output below "
+            f"{places.output}{suffixed}"
+        )
     is_proven = reconciliation.is_complete and not reconciliation.wrong
     return ExitCode.ok_if(is_proven)
 

@@ -76,6 +76,37 @@ def test_an_invalid_request_is_refused_by_name(fields, complaint):
         AnonymizeRequest.parse(**fields)
 
 
+AREA = "an area needs four whole numbers: x1, y1, x2, y2, in pixels of the upright picture"
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"options": {"extra": [[0, 0, 10]]}}, f"options.extra.0: {AREA}, from 0 to 1000000"),
+        ({"options": {"exempt": [[0, 0, 9, 9], [0, 0, 9, 9, 9]]}}, f"options.exempt.1: {AREA}"),
+        ({"options": {"extra": [0, 0, 10, 20]}}, f"options.extra.0: {AREA}"),
+        ({"options": {"extra": ["0,0,10,20"]}}, f"options.extra.0: {AREA}"),
+        ({"options": {"extra": [[0, 0, True, 20]]}}, f"options.extra.0: {AREA}"),
+        ({"options": {"extra": [[0, -1, 10, 20]]}}, f"options.extra.0: {AREA}"),
+        (
+            {"options": {"extra": "0,0,10,20"}},
+            "options.extra: must be a list of areas, such as [[300, 40, 420, 200]]",
+        ),
+        (
+            {"options": {"regoin": "full"}},
+            "options.regoin: unknown, choose from method, region, exempt, extra, release",
+        ),
+        ({"options": "full"}, "options: give a JSON object"),
+        ({"src": "s3://raw/a.jpg"}, "src: unknown, choose from source, destination, options"),
+    ],
+)
+def test_a_refusal_says_what_to_give(fields, complaint):
+    source = {} if "src" in fields else {"source": "s3://raw/a.jpg"}
+    with pytest.raises(InvalidRequest) as caught:
+        AnonymizeRequest.parse(**source, **fields)
+    assert str(caught.value).startswith(f"not a valid request: {complaint}")
+
+
 @settings(max_examples=40)
 @given(JSON, JSON, st.dictionaries(NAMES, JSON, max_size=3))
 def test_any_json_is_a_request_or_refused_in_one_line(source, destination, extra):
