@@ -386,7 +386,13 @@ class Display:
             self.summarize()
 
     def summarize_stopped(self) -> None:
-        """Print the outcomes of a run that this process has stopped."""
+        """Print the outcomes of a run that this process has stopped.
+
+        The last page may be on the queue and not yet shown, so the run is read again.
+        """
+        if self._last is not None:
+            with suppress(QueueUnavailable), connected():
+                self._last = runs.read(self._redis, self._last.name) or self._last
         if self._last is not None and self._last.state == "running":
             self._last = replace(self._last, state="stopped")
         self.summarize_so_far()
