@@ -180,6 +180,14 @@ class AnonymizeRequest(BaseModel):
         return _parsed(cls, fields)
 
 
+# Texts in place of pydantic's, by its type of error.
+PLAIN_MESSAGES = {
+    "dataclass_exact_type": "must be an address like s3://BUCKET/KEY",
+    "missing": "must be given",
+    "model_type": "give a JSON object",
+}
+
+
 def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
     try:
         return model(**fields)
@@ -192,8 +200,8 @@ def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
         if first["type"] == "extra_forbidden":
             known = model if len(first["loc"]) == 1 else AnonymizeOptions
             message = f"unknown, choose from {', '.join(known.model_fields)}"
-        elif first["type"] == "model_type":
-            message = "give a JSON object"
+        else:
+            message = PLAIN_MESSAGES.get(first["type"], message)
         raise InvalidRequest(f"not a valid request: {name:.100}: {message}") from None
 
 

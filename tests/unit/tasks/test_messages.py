@@ -35,7 +35,7 @@ def test_a_destination_may_be_named():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({}, "source"),
+        ({}, "source: must be given"),
         ({"source": None}, "source"),
         ({"source": ""}, "not an address"),
         ({"source": "/etc/passwd"}, "not an address"),
@@ -97,13 +97,14 @@ AREA = "an area needs four whole numbers: x1, y1, x2, y2, in pixels of the uprig
             "options.regoin: unknown, choose from method, region, exempt, extra, release",
         ),
         ({"options": "full"}, "options: give a JSON object"),
+        ({"source": None}, "source: must be an address like s3://BUCKET/KEY"),
         ({"src": "s3://raw/a.jpg"}, "src: unknown, choose from source, destination, options"),
     ],
 )
 def test_a_refusal_says_what_to_give(fields, complaint):
-    source = {} if "src" in fields else {"source": "s3://raw/a.jpg"}
+    given = fields if "src" in fields else {"source": "s3://raw/a.jpg", **fields}
     with pytest.raises(InvalidRequest) as caught:
-        AnonymizeRequest.parse(**source, **fields)
+        AnonymizeRequest.parse(**given)
     assert str(caught.value).startswith(f"not a valid request: {complaint}")
 
 
