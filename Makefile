@@ -1,6 +1,8 @@
 # What a user and CI run. Everything but `make system-packages` installs into .venv; nothing outside it is changed.
 
 PYTHON ?= python3
+# pip's notice of a newer pip is no result of a target.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -30,8 +32,8 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 		|| { echo 'the venv module is missing: apt-get install python3-venv'; exit 1; }
 	@echo 'Installing into $(VENV) (once, a minute or two) …' >&2
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(INSTALLED) ## pictures through the real queue, store and detector (IMAGES=folder, KEEP=1)
@@ -66,7 +68,7 @@ chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS
 
 $(DOCS_INSTALLED): requirements/docs.txt $(INSTALLED)
 	@echo 'Installing MkDocs into $(VENV) …' >&2
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/docs.txt
+	@$(BIN)/pip install --quiet --require-hashes -r requirements/docs.txt
 	@touch $@
 
 # Without npm the site is complete too, but its diagrams load Mermaid from the network.

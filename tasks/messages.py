@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -57,28 +56,35 @@ def _named_region(value: Any) -> Any:
     return share
 
 
-def _as_tuple(value: Any) -> Any:
-    """Return a list as a tuple, because JSON has lists only; return any other value unchanged."""
-    return tuple(value) if isinstance(value, list) else value
+def _areas(value: Any) -> Any:
+    """Return a list as a tuple, because JSON has lists only. Raises ValueError for no list."""
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of areas, such as [[300, 40, 420, 200]]")
+    return tuple(value)
 
 
-def _check_area(area: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = area
+def _area(value: Any) -> Any:
+    """Return an area as a tuple, because JSON has lists only. Raises ValueError for no area."""
+    sides = tuple(value) if isinstance(value, list | tuple) else ()
+    are_pixels = all(type(side) is int and 0 <= side <= MAX_COORDINATE for side in sides)
+    if len(sides) != 4 or not are_pixels:
+        raise ValueError(
+            "an area needs four whole numbers: x1, y1, x2, y2, in pixels of the upright picture, "
+            f"from 0 to {MAX_COORDINATE}"
+        )
+    x1, y1, x2, y2 = sides
     if not (x1 < x2 and y1 < y2):
-        raise ValueError("an area is x1 y1 x2 y2 with x1 < x2 and y1 < y2")
-    return area
+        raise ValueError("an area is x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+    return sides
 
 
 Region = Annotated[float, BeforeValidator(_named_region), Field(ge=LOWEST_REGION, le=1)]
 """The share of a face that is hidden, from its top: a number, ``top`` or ``full``."""
 
-Side = Annotated[int, Field(ge=0, le=MAX_COORDINATE)]
-Area = Annotated[
-    tuple[Side, Side, Side, Side], BeforeValidator(_as_tuple), AfterValidator(_check_area)
-]
+Area = Annotated[tuple[int, int, int, int], BeforeValidator(_area)]
 """x1 y1 x2 y2 in pixels of the upright picture."""
 
-Areas = Annotated[tuple[Area, ...], BeforeValidator(_as_tuple), Field(max_length=MAX_AREAS)]
+Areas = Annotated[tuple[Area, ...], BeforeValidator(_areas), Field(max_length=MAX_AREAS)]
 
 Etag = Annotated[str, Field(min_length=1, max_length=256)]
 """S3's name for a version of an object, without quotation marks."""
@@ -174,13 +180,28 @@ class AnonymizeRequest(BaseModel):
         return _parsed(cls, fields)
 
 
+# Texts in place of pydantic's, by its type of error.
+PLAIN_MESSAGES = {
+    "dataclass_exact_type": "must be an address like s3://BUCKET/KEY",
+    "missing": "must be given",
+    "model_type": "give a JSON object",
+}
+
+
 def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
     try:
         return model(**fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        details = error.errors(include_url=False, include_input=False)
+        # A misspelt name also leaves the right one missing, so it is reported first.
+        first = min(details, key=lambda detail: detail["type"] != "extra_forbidden")
         name = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            known = model if len(first["loc"]) == 1 else AnonymizeOptions
+            message = f"unknown, choose from {', '.join(known.model_fields)}"
+        else:
+            message = PLAIN_MESSAGES.get(first["type"], message)
         raise InvalidRequest(f"not a valid request: {name:.100}: {message}") from None
 
 

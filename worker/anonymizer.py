@@ -71,13 +71,13 @@ class Anonymized:
     but should be reviewed.
     """
 
-    content: bytes | None
+    content: bytes | None = field(repr=False)
     content_type: str
     format: str
     width: int
     height: int
     detections: Detections
-    checked: Checked = UNCHECKED
+    checked: Checked = field(default=UNCHECKED, repr=False)
     reason: Reason | None = None
 
 
@@ -89,9 +89,9 @@ class AnonymizedArray:
     meaning that it has in Anonymized.
     """
 
-    pixels: Pixels | None
+    pixels: Pixels | None = field(repr=False)
     detections: Detections
-    checked: Checked = UNCHECKED
+    checked: Checked = field(default=UNCHECKED, repr=False)
     reason: Reason | None = None
 
     @property

@@ -1,5 +1,6 @@
 """The ``veil`` command: a table of commands, each loaded when it is used."""
 
+import os
 import sys
 from importlib import import_module, metadata
 from typing import Annotated, Any, NamedTuple
@@ -57,6 +58,9 @@ class CommandTable(CommandGroup):
         return name, get_command(import_module(COMMANDS[name].module).app), remaining
 
 
+# The base of Typer's errors about the command line. It has no public name.
+USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
 EXIT_CODES = "\n".join(f"{code.value:>4}  {code.meaning}" for code in ExitCode)
 EPILOG = f"Example: veil anonymize holiday/ -o clean/\n\nExit codes:\n{EXIT_CODES}"
 
@@ -89,10 +93,18 @@ def veil(
 
 
 def main() -> None:
-    """Run ``veil``. Report an error of Veil on one line of standard error, with exit code 2."""
+    """Run ``veil``, and report an error on one line of standard error.
+
+    The exit code is 2 for an error of Veil or of the command line, and 1 for an error of the
+    operating system, such as a full disk.
+    """
     core_dumps.prevent()
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except USAGE_ERROR as error:
+        _print_usage_error(error)
+        sys.exit(ExitCode.UNUSABLE)
     except VeilError as error:
         print_note(f"{type(error).__name__}: {error}{_server_of(error)}")
         sys.exit(ExitCode.UNUSABLE)
@@ -102,6 +114,29 @@ def main() -> None:
         sys.exit(ExitCode.UNUSABLE)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
+    except OSError as error:
+        _print_system_error(error)
+        sys.exit(ExitCode.FAILED)
+    sys.exit(code)
+
+
+def _print_usage_error(error: Any) -> None:
+    """Print an error of Typer on one line; its own form is a box of several lines.
+
+    A group without a command is an error without a text, after its help was printed.
+    """
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    if message:
+        command = error.ctx.command_path if error.ctx else "veil"
+        print_note(f"{message} ({command} -h shows the usage)")
+
+
+def _print_system_error(error: OSError) -> None:
+    """Print `error`, unless it only says that the reader of a pipe has gone away."""
+    if not isinstance(error, BrokenPipeError):
+        print_note(f"{type(error).__name__}: {error}")
+    # Python would write what is left in the buffer when it ends, and fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _server_of(error: VeilError) -> str:

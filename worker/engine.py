@@ -1,6 +1,7 @@
 """The engine for Python programs: it anonymizes files and arrays without a queue."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,7 +10,7 @@ from PIL import Image, ImageOps
 
 from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage, UnsupportedImage
 from tasks.messages import AnonymizeOptions
-from tasks.settings import refuse_unknown
+from tasks.settings import PREFIX, refuse_unknown
 from worker.anonymizer import AS_CONFIGURED, Anonymized, AnonymizedArray, Stopwatch
 from worker.bootstrap import build_anonymizer
 from worker.detection.faces import Detections
@@ -18,6 +19,9 @@ from worker.settings import WorkerSettings
 
 File = bytes | str | os.PathLike[str]
 """A picture file: its bytes, or its path."""
+
+Options = AnonymizeOptions | Mapping[str, Any]
+"""Options of one picture, or a dict of them as `tasks.anonymize_image` takes it."""
 
 CONVERTED_MODES = ("RGB", "L")  # modes of Pillow that become RGB without a loss
 
@@ -53,6 +57,7 @@ class Anonymizer:
         Raises SettingsInvalid for a wrong name or value, and the errors of the constructor.
         """
         refuse_unknown(os.environ, WorkerSettings)
+        refuse_unknown({PREFIX + name.upper(): "" for name in values}, WorkerSettings)
         return cls(WorkerSettings.load(**values))
 
     @property
@@ -60,8 +65,11 @@ class Anonymizer:
         """The digest of everything that decides an output: 16 hex digits, as in receipts."""
         return self._anonymizer.recipe
 
-    def anonymize(self, content: File, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
+    def anonymize(self, content: File, options: Options = AS_CONFIGURED) -> Anonymized:
         """Return the anonymized file of `content`: the bytes of a picture file, or its path.
+
+        `options` replace settings for this picture: ``{"region": "full", "extra": [[0, 0, 80,
+        20]]}``. Their names are those of AnonymizeOptions.
 
         The result has `content` (bytes in the same format), `format` (such as ``JPEG``), `width`,
         `height` and `detections`. These are the faces of all frames, strongest first:
@@ -70,18 +78,20 @@ class Anonymizer:
         ``hold``); `reason` says why.
 
         Raises EmptyObject, UnreadableImage, UnsupportedImage, ImageTooLarge or DetectionFailed if
-        the picture cannot be anonymized, DetectorUnavailable if the detector does not answer in
-        time, and OSError if the path cannot be read.
+        the picture cannot be anonymized, InvalidRequest for wrong options, DetectorUnavailable if
+        the detector does not answer in time, and OSError if the path cannot be read.
         """
-        return self._anonymizer.anonymize(self._content(content), Stopwatch(), options)
+        checked = _checked_options(options)
+        return self._anonymizer.anonymize(self._content(content), Stopwatch(), checked)
 
     def anonymize_array(
-        self, pixels: Pixels | Image.Image, options: AnonymizeOptions = AS_CONFIGURED
+        self, pixels: Pixels | Image.Image, options: Options = AS_CONFIGURED
     ) -> AnonymizedArray:
         """Return a copy of `pixels` with the faces in it hidden.
 
         `pixels` is an array, uint8 RGB [height, width, 3], or a Pillow image in the mode RGB or L,
-        which is rotated as its EXIF orientation says. The argument is not changed.
+        which is rotated as its EXIF orientation says. The argument is not changed. `options` are
+        those of `anonymize`.
 
         The result has `pixels`, uint8 RGB [height, width, 3], the same pixels as the Pillow image
         `image`, and the `detections` of `anonymize`. `pixels` and `image` are None if the picture
@@ -89,7 +99,7 @@ class Anonymizer:
 
         Raises UnsupportedImage for any other argument, and the errors of `anonymize`.
         """
-        return self._anonymizer.anonymize_array(self._checked(pixels), options)
+        return self._anonymizer.anonymize_array(self._checked(pixels), _checked_options(options))
 
     def detect(self, pixels: File | Pixels | Image.Image) -> Detections:
         """Return the faces in `pixels`: `boxes_xyxy` and `scores`.
@@ -162,6 +172,11 @@ class Anonymizer:
                 f"{width} × {height} pixels exceed the limit of {self._settings.max_pixels:,}: "
                 "raise VEIL_MAX_PIXELS"
             )
+
+
+def _checked_options(options: Options) -> AnonymizeOptions:
+    """Return `options` as an object. Raises InvalidRequest."""
+    return options if isinstance(options, AnonymizeOptions) else AnonymizeOptions.of(options)
 
 
 def _pixels_of(image: Image.Image) -> Pixels:

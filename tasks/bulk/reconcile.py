@@ -86,12 +86,14 @@ class Reconciliation:
         only: Only = Only(),
         sources_deleted: bool = False,
         on_tick: Callable[[int], None] = lambda _: None,
+        suffixes: tuple[str, ...] = (),
     ) -> None:
         """Prepare a comparison. Nothing is read before `findings`.
 
         `redis` has the dead letters. Without a `recipe`, outputs of any recipe are current.
         `on_tick` gets the number of keys since its last call. With `sources_deleted` an output
-        without a source is archived, and no orphan, if it has its receipt.
+        without a source is archived, and no orphan, if it has its receipt. With `suffixes`, other
+        keys are left out; upper and lower case are the same.
         """
         self.counts: Counter[State] = Counter()
         self.enqueued = 0
@@ -103,6 +105,7 @@ class Reconciliation:
         self._only = only
         self._sources_deleted = sources_deleted
         self._on_tick = on_tick
+        self._suffixes = tuple(suffix.lower() for suffix in suffixes) or ("",)
 
     @property
     def wrong(self) -> int:
@@ -141,6 +144,8 @@ class Reconciliation:
         for number, compared in enumerate(all_compared, start=1):
             if number % TICK == 0:
                 self._on_tick(TICK)
+            if not compared.key.lower().endswith(self._suffixes):
+                continue
             if compared.is_current and self._only.below_score is None:
                 self.counts["current"] += 1
             else:

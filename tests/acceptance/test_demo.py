@@ -182,7 +182,10 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
     assert code == 1, said
     assert "broken.jpg" in said
     assert "UnreadableImage" in said
-    assert "1 picture, named above; the services worked" in said
+    assert said.splitlines()[-1].split(maxsplit=1) == [
+        "Failed",
+        "1 picture, named above; the services worked. make reports it as Error 1.",
+    ]
     assert "building it" not in said, "the other tests have built it"
     summary = json.loads((demo.cwd / ".demo/summary.json").read_text())
     assert (summary["pictures"], summary["anonymized"], summary["failed"]) == (4, 3, 1)

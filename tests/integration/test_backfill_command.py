@@ -256,6 +256,11 @@ def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
     no_recipe, line = plain.stderr.splitlines()
     assert "no worker has reported its recipe" in no_recipe
     assert "3 (30 bytes) would be enqueued" in line
+    mistyped = veil("backfill", raw.uri(f"{place}x"), "--dry-run", environment=settings)
+    assert mistyped.returncode == 0
+    assert mistyped.stderr.splitlines()[-1] == (
+        "veil: no object below this address: nothing to enqueue from there"
+    )
     assert unattended.client.keys("*") == []
 
 

@@ -19,7 +19,7 @@ def dead(veil, unattended):
 
 def give_up(queue, source, error="UnreadableImage", when=1e9, destination=None, options=None):
     letter = DeadLetter(
-        source, destination, error, "a line", 1, "task", "worker", when, options=options
+        source, destination, error, "a line", 1, "task", "worker", when, when, options=options
     )
     dead_letters.LETTERS.record(queue.client, letter)
     return letter
@@ -58,7 +58,20 @@ def test_one_is_shown_with_all_that_is_known(dead, unattended):
     assert done.returncode == 0
     assert "source: s3://raw/a b.jpg" in done.stdout.splitlines()
     assert "error: UnreadableImage" in done.stdout.splitlines()
+    assert "time: 2001-09-09T01:46:40+00:00" in done.stdout.splitlines()
+    assert "first_time: 2001-09-09T01:46:40+00:00" in done.stdout.splitlines()
+    assert "None" not in done.stdout
     assert json.loads(dead("show", letter.source, "--json").stdout)["message"] == "a line"
+
+
+@pytest.mark.parametrize("action", ["retry", "drop"])
+def test_an_error_that_no_letter_has_is_noted(dead, unattended, action):
+    letter = give_up(unattended, "s3://raw/a.jpg")
+    done = dead(action, "--error", "Unreadable")
+    assert done.returncode == 0
+    assert "veil: no dead letter meets the condition: nothing was done" in done.stderr
+    assert unattended.dead() == {letter.source: letter}
+    assert waiting(unattended) == set()
 
 
 @pytest.mark.parametrize("action", ["show", "retry", "drop"])
@@ -96,7 +109,7 @@ def test_what_was_asked_for_with_options_is_never_tried_again_without(dead, unat
     give_up(unattended, "s3://raw/c.jpg", "InvalidRequest", options="[[[[…")
     done = dead("retry", "--all")
     assert done.returncode == 1
-    assert "an area is x1 y1 x2 y2" in done.stderr
+    assert "an area is x1, y1, x2, y2" in done.stderr
     assert "options: give a JSON object" in done.stderr
     assert waiting(unattended) == {f"s3://raw/a.jpg {options}"}
 

@@ -139,9 +139,26 @@ def test_for_people_a_finding_is_a_line_and_the_summary_is_apart(one_of_each, re
     assert f"orphan   {one_of_each.places.destination('orphan')}  no source" in lines
     assert f"stale    {one_of_each.places.source.join('older')}  other recipe" in lines
     (summary,) = done.stderr.splitlines()
-    assert summary.startswith(
-        "1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held, 0 archived in "
-    )
+    assert summary.startswith("1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held in ")
+
+
+def test_keys_with_another_suffix_are_left_out(archive, reconcile):
+    archive.done("a.JPG", archive.source("a.JPG").etag)
+    archive.source("notes.txt")
+    archive.done("orphan.txt", OLDER_ETAG)
+    assert reconcile("--recipe", RECIPE).returncode == 1
+    done = reconcile("--recipe", RECIPE, "--suffix", ".jpg", "--suffix", ".png", "--json")
+    assert done.returncode == 0
+    findings, summary = told(done)
+    assert (findings, summary["current"], summary["missing"]) == ({}, 1, 0)
+
+
+def test_a_place_without_pictures_is_noted(archive, reconcile):
+    archive.done("a.jpg", archive.source("a.jpg").etag)
+    assert "nothing was compared" not in reconcile("--recipe", RECIPE).stderr
+    done = reconcile("--recipe", RECIPE, source=f"{archive.places.source}mistyped")
+    assert done.returncode == 0
+    assert f"veil: nothing was compared: no source below {archive.places.source}mist" in done.stderr
 
 
 def test_a_place_where_all_is_done_or_held_is_exit_code_0(archive, reconcile):

@@ -28,7 +28,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.progress import progress_bar
 from worker.local_files import PICTURE_SUFFIXES, write_atomically
-from worker.printing import print_summary, summarized
+from worker.printing import print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -72,16 +72,31 @@ class Job:
     named: bool
 
 
+def _local_path(text: str | Path) -> Path:
+    """Return the path `text`. Raise BadParameter for an empty text and for an address.
+
+    A script passes an empty text where it has no value, and Path takes it for the current folder.
+    """
+    if not str(text):
+        raise typer.BadParameter("an empty path: name a file or a folder")
+    if "://" in str(text):
+        raise typer.BadParameter(f"{text} is no local path: `veil enqueue` takes s3:// addresses")
+    return Path(text)
+
+
 @app.command(has_summary=True)
 def anonymize(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Pictures and folders.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", parser=_local_path, help="Pictures and folders."),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FOLDER",
-            file_okay=False,
+            parser=_local_path,
             help="Folder for the outputs; created if missing.",
         ),
     ] = None,
@@ -96,7 +111,8 @@ def anonymize(
 ) -> ExitCode:
     """Anonymize local pictures, without a queue.
 
-    Folders are searched, and their structure is kept. Exit with 1 if a picture failed.
+    Folders are searched, and their structure is kept; hidden files and links to folders in them
+    are left out. Exit with 1 if a picture failed.
 
     Example: veil anonymize holiday/ --detect-only --json
 
@@ -188,12 +204,19 @@ def _check_output(output: Path | None, detect_only: bool) -> None:
         raise typer.BadParameter("give a folder, or --detect-only", param_hint="--output")
     if output is not None and detect_only:
         raise typer.BadParameter("--detect-only writes no outputs", param_hint="--output")
+    if output is not None and output.is_file():
+        raise typer.BadParameter(f"{output} is a file", param_hint="--output")
 
 
 def _require_paths(paths: list[Path]) -> None:
-    """Raise BadParameter for a path that names no file and no folder."""
+    """Raise BadParameter for a path that names no file and no folder, or that can't be read."""
     for path in paths:
-        if not path.exists():
+        try:
+            is_there = path.exists()
+        except OSError as error:
+            message = f"{path} can't be read: {error.strerror}"
+            raise typer.BadParameter(message, param_hint="PATH") from None
+        if not is_there:
             raise typer.BadParameter(_absence(path), param_hint="PATH")
 
 
@@ -337,16 +360,18 @@ def _is_picture(job: Job, content: bytes) -> bool:
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:
+    source = printable(outcome.source)
     if as_json:
         print(json.dumps(asdict(outcome)), flush=True)
     elif outcome.status in ("failed", "ignored"):
         note = "ignored, " if outcome.status == "ignored" else ""
-        print(f"{outcome.source}: {note}{outcome.error}: {outcome.message}", file=sys.stderr)
+        text = f"{source}: {note}{outcome.error}: {printable(outcome.message or '')}"
+        print(text, file=sys.stderr)
     elif outcome.status == "detected":
         faces = "1 face" if outcome.faces == 1 else f"{outcome.faces} faces"
-        print(f"{outcome.source}: {faces}, {outcome.width} × {outcome.height} pixels", flush=True)
+        print(f"{source}: {faces}, {outcome.width} × {outcome.height} pixels", flush=True)
     elif outcome.reason is not None:
-        print(f"{outcome.source}: {outcome.status}, {outcome.reason}", file=sys.stderr)
+        print(f"{source}: {outcome.status}, {outcome.reason}", file=sys.stderr)
 
 
 def _print_counts(counts: Counter[str]) -> None:

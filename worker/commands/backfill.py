@@ -29,7 +29,7 @@ from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Json
+from worker.commands.options import Json, Suffix
 from worker.commands.queue import celery_app
 from worker.printing import quiet
 
@@ -77,12 +77,6 @@ Since = Annotated[
 Until = Annotated[
     datetime | None,
     typer.Option(parser=_utc, metavar="TIME", help="Only sources modified before this time."),
-]
-Suffix = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar=".EXT", help="Only keys with this suffix, in upper or lower case; repeatable."
-    ),
 ]
 Limit = Annotated[
     int | None, typer.Option(metavar="COUNT", min=1, help="Enqueue at most this many messages.")
@@ -392,7 +386,13 @@ class Display:
             self.summarize()
 
     def summarize_stopped(self) -> None:
-        """Print the outcomes of a run that this process has stopped."""
+        """Print the outcomes of a run that this process has stopped.
+
+        The last page may be on the queue and not yet shown, so the run is read again.
+        """
+        if self._last is not None:
+            with suppress(QueueUnavailable), connected():
+                self._last = runs.read(self._redis, self._last.name) or self._last
         if self._last is not None and self._last.state == "running":
             self._last = replace(self._last, state="stopped")
         self.summarize_so_far()
@@ -418,6 +418,8 @@ class Display:
         else:
             ended = f"{self._ended - died:,} came through, {died:,} died"
             self.note(f"{current.name}: {listed}, {size} enqueued, {ended}")
+        if current.state == "finished" and not current.listed:
+            self.note("no object below this address: nothing to enqueue from there")
         return died
 
     @property

@@ -25,7 +25,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
-from worker.printing import print_note, print_summary, summarized
+from worker.printing import print_note, print_summary, printable, summarized
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -247,9 +247,15 @@ def _print_result(source: str, task_id: str, meta: dict[str, Any], as_json: bool
 
 
 def _print(line: dict[str, Any], as_json: bool) -> None:
-    """Print a result as JSON; for people only an error, because the summary counts the others."""
+    """Print a result as JSON; for people only an error, a reason for review or a warning.
+
+    The summary counts the others.
+    """
     if as_json:
         print(json.dumps(line), flush=True)
     elif "error" in line:
         text = f"{line['source']}: {line['error']}: {line.get('message', '')}"
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
+    elif remarks := [line[name] for name in ("reason", "warning") if name in line]:
+        text = f"{line['source']}: {line['status']}, {'; '.join(remarks)}"
+        print(printable(text), file=sys.stderr)

@@ -48,14 +48,19 @@ class LedgerEntries(Generic[Item]):
             yield from batch
 
     def show(self, source: str, as_json: bool) -> bool:
-        """Print all fields of the entry of `source`. Return whether there is one."""
+        """Print all fields of the entry of `source`, for people those that are set.
+
+        Return whether there is one.
+        """
         found = self._of([source])
         for entry in found:
             if as_json:
                 print(json.dumps(asdict(entry)))
                 continue
-            for name, value in {**asdict(entry), "time": time_of(entry)}.items():
-                print(f"{name}: {printable(str(value))}")
+            for name, value in asdict(entry).items():
+                if value is not None:
+                    shown = iso_time(value) if name in ("time", "first_time") else str(value)
+                    print(f"{name}: {printable(shown)}")
         return bool(found)
 
     def enqueue(
@@ -88,6 +93,8 @@ class LedgerEntries(Generic[Item]):
                 refused += len(batch) - len(wanted)
                 for picture in wanted if as_json else ():
                     print(json.dumps({"source": str(picture.source), "queue": queue}))
+        if condition is not None and not enqueued + refused:
+            self._note_no_match()
         return not refused and len(found) == len(set(sources))
 
     def drop(
@@ -109,7 +116,12 @@ class LedgerEntries(Generic[Item]):
             print(json.dumps({"dropped": dropped}))
         else:
             print_summary(f"{dropped:,} dropped")
+        if condition is not None and not dropped:
+            self._note_no_match()
         return len(found) == len(set(sources))
+
+    def _note_no_match(self) -> None:
+        print_note(f"no {self._name} meets the condition: nothing was done")
 
     def _of(self, sources: Iterable[str]) -> list[Item]:
         keys = [_as_recorded(source) for source in dict.fromkeys(sources)]
@@ -128,7 +140,12 @@ class LedgerEntries(Generic[Item]):
 
 def time_of(entry: Entry) -> str:
     """Return the time of `entry` in ISO 8601, UTC."""
-    return datetime.fromtimestamp(entry.time, UTC).isoformat(timespec="seconds")
+    return iso_time(entry.time)
+
+
+def iso_time(seconds: float) -> str:
+    """Return a time, in seconds since the epoch, in ISO 8601, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _as_recorded(source: str) -> str:

@@ -26,6 +26,13 @@ def _known_queue(name: str) -> str:
     return name
 
 
+def _separate_suffixes(suffixes: list[str] | None) -> list[str] | None:
+    for suffix in suffixes or ():
+        if "," in suffix:
+            raise typer.BadParameter(f"{suffix!r} is one suffix: repeat the flag for each")
+    return suffixes
+
+
 Source = Annotated[str, typer.Argument(metavar="s3://BUCKET/KEY", help="Address of a picture.")]
 Sources = Annotated[
     list[str] | None,
@@ -66,6 +73,14 @@ Queue = Annotated[
         help="uploads or backfill; workers serve uploads first.",
     ),
 ]
+Suffix = Annotated[
+    list[str] | None,
+    typer.Option(
+        callback=_separate_suffixes,
+        metavar=".EXT",
+        help="Only keys with this suffix, in upper or lower case; repeatable.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Confirm that --all is meant.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
@@ -99,10 +114,10 @@ def _area(text: str, flag: str) -> list[int]:
         x1, y1, x2, y2 = [int(side) for side in text.split(",")]
     except ValueError:
         x1 = y1 = x2 = y2 = 0
-    if not (x1 < x2 and y1 < y2):
+    if not (0 <= x1 < x2 and 0 <= y1 < y2):
         raise InvalidRequest(
             f"{flag} {text!r:.100}: an area has four whole numbers, X1,Y1,X2,Y2 with X1 < X2 and "
-            "Y1 < Y2, in pixels of the upright picture"
+            "Y1 < Y2, in pixels of the upright picture, none below 0"
         )
     return [x1, y1, x2, y2]
 

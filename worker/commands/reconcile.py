@@ -18,7 +18,7 @@ from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Json
+from worker.commands.options import Json, Suffix
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app, wait_for_room
 from worker.printing import print_note, print_summary, printable, summarized
@@ -39,7 +39,8 @@ STATES: tuple[State, ...] = (
     "held",
     "archived",
 )
-RARE: tuple[State, ...] = ("refused", "unknown key")  # not in the line for people if the count is 0
+# These are not in the line for people if their count is 0.
+RARE: tuple[State, ...] = ("refused", "unknown key", "archived")
 
 
 Source = Annotated[str, typer.Argument(metavar="s3://SOURCE/PREFIX", help="Where the sources are.")]
@@ -97,6 +98,7 @@ def reconcile(
     below_score: BelowScore = None,
     recipe: Recipe = None,
     sources_deleted: SourcesDeleted = False,
+    suffix: Suffix = None,
     limit: Limit = None,
     as_json: Json = False,
 ) -> ExitCode:
@@ -120,7 +122,14 @@ def reconcile(
     started = time.monotonic()
     with progress_bar("compared") as bar:
         reconciliation = Reconciliation(
-            store, places, recipe, redis, only, sources_deleted, bar.advance
+            store,
+            places,
+            recipe,
+            redis,
+            only,
+            sources_deleted,
+            bar.advance,
+            tuple(suffix or ()),
         )
 
         def summarize() -> None:
@@ -128,6 +137,12 @@ def reconcile(
 
         with summarized(summarize):
             _report(celery, reconciliation, enqueue, limit, as_json)
+    if reconciliation.is_complete and not reconciliation.counts.total():
+        suffixed = " with this suffix" if suffix else ""
+        print_note(
+            f"nothing was compared: no source below {places.source}, no output below "
+            f"{places.output}{suffixed}"
+        )
     is_proven = reconciliation.is_complete and not reconciliation.wrong
     return ExitCode.ok_if(is_proven)
 

@@ -18,6 +18,7 @@ from tasks.uploads.trigger import EventFilter, Trigger
 from worker import logs
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
+from worker.commands.options import Suffix
 from worker.commands.queue import celery_app
 from worker.settings import WorkerSettings
 
@@ -46,10 +47,6 @@ Poll = Annotated[
 Prefix = Annotated[
     list[str] | None,
     typer.Option(metavar="s3://BUCKET/PREFIX", help="Only objects below this address; repeatable."),
-]
-Suffix = Annotated[
-    list[str] | None,
-    typer.Option(metavar=".EXT", help="Only keys with this suffix; repeatable."),
 ]
 Hold = Annotated[
     float,

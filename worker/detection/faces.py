@@ -1,7 +1,7 @@
 """Faces in pictures: boxes, landmarks and scores, and what is computed from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,8 @@ class Detections:
 
     boxes_xyxy: Boxes
     scores: NDArray[np.float32]
-    merged_from: Sightings | None = None
-    left_out: float = 0.0
+    merged_from: Sightings | None = field(default=None, repr=False)
+    left_out: float = field(default=0.0, repr=False)
 
     @classmethod
     def none(cls) -> "Detections":

@@ -71,7 +71,7 @@ def decode(
     be interrupted.
     """
     if not content:
-        raise EmptyObject("the file is empty: upload the picture again")
+        raise EmptyObject("the file is empty: replace it by the picture")
     camera_raw.check(content)
     clock = Clock(seconds)
     form = _form_of(content)

@@ -35,7 +35,7 @@ def test_a_destination_may_be_named():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({}, "source"),
+        ({}, "source: must be given"),
         ({"source": None}, "source"),
         ({"source": ""}, "not an address"),
         ({"source": "/etc/passwd"}, "not an address"),
@@ -74,6 +74,38 @@ def test_a_destination_may_be_named():
 def test_an_invalid_request_is_refused_by_name(fields, complaint):
     with pytest.raises(InvalidRequest, match=complaint):
         AnonymizeRequest.parse(**fields)
+
+
+AREA = "an area needs four whole numbers: x1, y1, x2, y2, in pixels of the upright picture"
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"options": {"extra": [[0, 0, 10]]}}, f"options.extra.0: {AREA}, from 0 to 1000000"),
+        ({"options": {"exempt": [[0, 0, 9, 9], [0, 0, 9, 9, 9]]}}, f"options.exempt.1: {AREA}"),
+        ({"options": {"extra": [0, 0, 10, 20]}}, f"options.extra.0: {AREA}"),
+        ({"options": {"extra": ["0,0,10,20"]}}, f"options.extra.0: {AREA}"),
+        ({"options": {"extra": [[0, 0, True, 20]]}}, f"options.extra.0: {AREA}"),
+        ({"options": {"extra": [[0, -1, 10, 20]]}}, f"options.extra.0: {AREA}"),
+        (
+            {"options": {"extra": "0,0,10,20"}},
+            "options.extra: must be a list of areas, such as [[300, 40, 420, 200]]",
+        ),
+        (
+            {"options": {"regoin": "full"}},
+            "options.regoin: unknown, choose from method, region, exempt, extra, release",
+        ),
+        ({"options": "full"}, "options: give a JSON object"),
+        ({"source": None}, "source: must be an address like s3://BUCKET/KEY"),
+        ({"src": "s3://raw/a.jpg"}, "src: unknown, choose from source, destination, options"),
+    ],
+)
+def test_a_refusal_says_what_to_give(fields, complaint):
+    given = fields if "src" in fields else {"source": "s3://raw/a.jpg", **fields}
+    with pytest.raises(InvalidRequest) as caught:
+        AnonymizeRequest.parse(**given)
+    assert str(caught.value).startswith(f"not a valid request: {complaint}")
 
 
 @settings(max_examples=40)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module, metadata
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -190,6 +191,14 @@ def test_an_interruption_still_prints_the_summary(capsys):
 def test_the_version_is_that_of_the_installation():
     done = CliRunner().invoke(cli.app, ["--version"])
     assert (done.exit_code, done.output) == (0, f"veil {metadata.version('veil')}\n")
+
+
+def test_a_full_disk_is_one_line_and_exit_code_1():
+    program = [sys.executable, "-c", "from worker import cli; cli.main()", "settings"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(program, check=False, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr == "veil: OSError: [Errno 28] No space left on device\n"
 
 
 def test_a_misspelt_command_is_refused_with_the_likely_one():

@@ -17,11 +17,13 @@ from tasks.errors import (
     DetectorUnavailable,
     EmptyObject,
     ImageTooLarge,
+    InvalidRequest,
     ModelInvalid,
     SettingsInvalid,
     UnreadableImage,
     UnsupportedImage,
 )
+from tasks.messages import AnonymizeOptions
 from worker import Anonymizer
 from worker.detection.faces import Detections
 
@@ -136,6 +138,26 @@ def test_a_pillow_image_of_another_mode_is_refused_with_the_remedy(anonymizer, m
 def test_a_pillow_image_of_a_damaged_file_is_unreadable(anonymizer, portrait):
     with Image.open(io.BytesIO(portrait[:2000])) as image, pytest.raises(UnreadableImage):
         anonymizer.anonymize_array(image)
+
+
+def test_options_are_an_object_or_a_dict(anonymizer, portrait, pixels):
+    given = {"region": "full", "extra": [[0, 0, 9, 9]]}
+    options = AnonymizeOptions.parse(**given)
+    expected = anonymizer.anonymize(portrait, options).content
+    assert anonymizer.anonymize(portrait, given).content == expected
+    assert expected != anonymizer.anonymize(portrait).content
+    expected = anonymizer.anonymize_array(pixels, options).pixels
+    assert np.array_equal(anonymizer.anonymize_array(pixels, given).pixels, expected)
+    with pytest.raises(InvalidRequest, match=r"extra\.0: an area needs four whole numbers"):
+        anonymizer.anonymize(portrait, {"extra": [[0, 0, 9]]})
+    with pytest.raises(InvalidRequest, match="options"):
+        anonymizer.anonymize_array(pixels, "full")
+
+
+def test_a_result_is_short_in_a_notebook(anonymizer, portrait, pixels):
+    for result in (anonymizer.anonymize(portrait), anonymizer.anonymize_array(pixels)):
+        assert len(repr(result)) < 400
+        assert "boxes_xyxy" in repr(result)
 
 
 def test_views_of_arrays_are_taken_as_they_look(anonymizer, pixels):
