@@ -16,7 +16,7 @@ from training.dataset import Dataset
 from training.losses import BoxLoss, FocalLoss
 from training.model import efficientdet, load_backbone
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
-from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
+from training.run import CHECKPOINT, CURVES, EVENTS, LOG, WEIGHTS, Recipe, Run
 from worker.commands.progress import progress_bar
 
 WARM_UP = 0.05  # share of the steps
@@ -49,7 +49,7 @@ def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Rep
             step = trained.restore(run.folder / CHECKPOINT)
             step = _train(run, dataset, trained, batches, step, every, report)
             trained.settle(batches, step)
-            curves.plot(run.folder / LOG, run.folder / "curves.png")
+            curves.plot(run.folder / LOG, run.folder / CURVES)
             checkpoint.save(run.folder / WEIGHTS, checkpoint.numbered("w", trained.model.weights))
     except OSError as error:
         raise OutputFailed(
@@ -147,7 +147,7 @@ def _train(
     recipe = run.recipe
     has_validation = any(picture.split == "val" for picture in dataset.pictures)
     validation = _batches(dataset, "val", recipe) if has_validation else None
-    writer = curves.Curves(run.folder / LOG, run.folder / "events", step)
+    writer = curves.Curves(run.folder / LOG, run.folder / EVENTS, step)
     started = time.monotonic()
     remaining = _Remaining(recipe.steps)
     try:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import OutputFailed, TrainingFailed
+from worker.local_files import write_atomically
 
 VERSION = 1
 DESCRIPTION, CHECKPOINT, WEIGHTS, LOG = "run.json", "checkpoint.npz", "weights.npz", "log.csv"
 EVALUATION = "evaluation.json"  # the last evaluation of the split "val"
+CURVES, EVENTS = "curves.png", "events"
 LOCK = "lock"
 
 
@@ -163,9 +165,7 @@ class Run:
 
     def _describe(self) -> None:
         content = {"version": VERSION, "recipe": asdict(self.recipe), "data": self.data}
-        partial = self.folder / f".{DESCRIPTION}"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(self.folder / DESCRIPTION)
+        write_atomically(self.folder / DESCRIPTION, (json.dumps(content, indent=1) + "\n").encode())
 
     def _remove(self, with_folder: bool) -> None:
         """Remove the description and the lock or, `with_folder`, the folder and all its files."""
