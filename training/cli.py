@@ -171,6 +171,13 @@ def fit(
             "run that has one and begins one otherwise.",
         ),
     ] = False,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish",
+            help="Train no further: end RUN at its last checkpoint, as after its last step.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a detector. After a kill, the same command resumes from the last checkpoint.
@@ -199,19 +206,22 @@ def fit(
         size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision
     )
     run = Run.open(to, recipe, dataset.digest)
-    if resume and not (run.has_checkpoint or run.is_finished):
-        raise TrainingFailed(f"{to} has no checkpoint to resume from: leave out --resume")
+    for flag, is_given in (("--resume", resume), ("--finish", finish)):
+        if is_given and not (run.has_checkpoint or run.is_finished):
+            raise TrainingFailed(f"{to} has no checkpoint to resume from: leave out {flag}")
 
     def report(line: dict[str, Any]) -> None:
         print(json.dumps(line) if as_json else _progress_line(line), flush=True)
 
     with _resumable(run):
-        fitting.fit(run, dataset, None if weights == "none" else weights, every, report)
+        initial = None if weights == "none" else weights
+        fitting.fit(run, dataset, initial, every, report, ends_here=finish)
+    made = run.steps_made()
     if as_json:
-        finished = {"run": str(to), "recipe": recipe.digest, "data": dataset.digest}
+        finished = {"run": str(to), "recipe": recipe.digest, "data": dataset.digest, "steps": made}
         print(json.dumps({"event": "finished", **finished}))
         return
-    print(f"finished: {to}, recipe {recipe.digest[:16]}")
+    print(f"finished: {to}, {made:,} of {recipe.steps:,} steps, recipe {recipe.digest[:16]}")
     _print_links(run)
     print(_next("evaluate", to, folder))
 
@@ -297,7 +307,7 @@ def evaluate(
         print(
             f"{figures['model']}: mAP {figures['mAP']}, AP50 {figures['AP50']}, "
             f"recall {figures['recall']} at {figures['threshold']}, "
-            f"exposed {figures['exposed']} of {figures['faces']}"
+            f"exposed {figures['exposed']} of {figures['faces']}, spill {figures['spill']:.2%}"
         )
     print(report.threshold_line(content))
     if run:

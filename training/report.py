@@ -181,7 +181,8 @@ def _training(run: Run, folder: Path) -> list[str]:
         "",
         "## Training",
         "",
-        f"The run of the recipe `{run.recipe.digest[:16]}` on the data set `{run.data[:16]}`.",
+        f"{run.steps_made():,} of {run.recipe.steps:,} steps of the recipe "
+        f"`{run.recipe.digest[:16]}` on the data set `{run.data[:16]}`.",
         "",
         *table(("option", "value"), recipe),
         "",

@@ -100,13 +100,15 @@ class Run:
     @property
     def has_steps(self) -> bool:
         """True if the run has made a step, so that a run with another recipe can't replace it."""
-        if self.has_checkpoint or self.is_finished:
-            return True
+        return self.has_checkpoint or self.is_finished or self.steps_made() > 0
+
+    def steps_made(self) -> int:
+        """Return the last step in the log, 0 without one: after the end, the number of steps."""
         try:
-            # The first line of the log is its header.
-            return len((self.folder / LOG).read_bytes().splitlines()) > 1
-        except FileNotFoundError:
-            return False
+            _header, *lines = (self.folder / LOG).read_text().splitlines()
+        except (FileNotFoundError, ValueError):
+            return 0
+        return int(lines[-1].partition(",")[0]) if lines else 0
 
     @property
     def has_checkpoint(self) -> bool:
