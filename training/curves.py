@@ -76,7 +76,11 @@ def plot(log: Path, path: Path) -> None:
     span = max(1, len(lines) // SPANS)
     steps = [float(line["step"]) for line in lines]
     curves = {}
-    for title, name in (("loss", "loss"), ("of faces", "faces_loss"), ("of boxes", "boxes_loss")):
+    for title, name in (
+        ("loss", "loss"),
+        ("focal loss, of the scores", "faces_loss"),
+        ("Huber loss, of the boxes", "boxes_loss"),
+    ):
         losses = [float(line[name]) for line in lines]
         curves[title] = _means(steps, span), _means(losses, span)
     if checked := [line for line in lines if line["val_loss"]]:

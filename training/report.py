@@ -128,6 +128,9 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
             ],
         ),
         "",
+        "A dot is at the model's threshold. It can be off the curve, because passes are merged "
+        "differently at the threshold than at the lowest score of the curve.",
+        "",
         "![Precision and recall](precision_recall.png)",
         "",
         "![Recall and false alarms](recall_by_false_alarms.png)",
