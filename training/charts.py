@@ -14,7 +14,7 @@ mpl.use("Agg", force=False)
 
 WIDTH, HEIGHT = 7.5, 4.2  # inches
 DPI = 200  # a plot shown at 700 px is sharp on a screen of twice as many pixels
-LEGEND_COLUMNS = 2
+LEGEND_COLUMNS = 2  # of curves, whose names may be long
 PALETTE = 64  # colours
 INK, GRID = "#28282c", "#dcdad4"
 COLOURS = ("#e23c26", "#2a6f97", "#7a8c3c", "#b07d2b")
@@ -44,7 +44,7 @@ def bars(
             below += heights
         axes.grid(axis="x", visible=False)
         if len(groups) > 1:
-            _legend(figure)
+            _legend(figure, len(groups))
         _save(figure, path)
 
 
@@ -80,13 +80,13 @@ def lines(
         if logarithmic:
             axes.set_xscale("log")
         if len(curves) + len(marks or {}) + len(dots or {}) > 1:
-            _legend(figure)
+            _legend(figure, LEGEND_COLUMNS)
         _save(figure, path)
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, columns: int) -> None:
     """Add the legend below the axes, where it covers no curve."""
-    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS)
+    figure.legend(loc="outside lower center", ncols=columns)
 
 
 def _save(figure: Figure, path: Path) -> None:
