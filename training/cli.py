@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from training.run import Run
 
 LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
+REPORTS = "evaluation"  # a folder in that of a run, with a folder for each split
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 app = CommandApp(
@@ -94,6 +95,7 @@ def import_(
         print(json.dumps(figures))
         return
     print(f"digest: {figures['digest']}")
+    print(f"labels: {overview.label_line(figures)}")
     for name, counts in figures["splits"].items():
         print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} faces")
     print(f"report: {to / 'report.md'}")
@@ -169,6 +171,13 @@ def fit(
             "run that has one and begins one otherwise.",
         ),
     ] = False,
+    finish: Annotated[
+        bool,
+        typer.Option(
+            "--finish",
+            help="Train no further: end RUN at its last checkpoint, as after its last step.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a detector. After a kill, the same command resumes from the last checkpoint.
@@ -182,7 +191,7 @@ def fit(
     from training.anchors import MULTIPLE
     from training.backend import has_accelerator
     from training.model import SIZES
-    from training.run import CHECKPOINT, Recipe, Run
+    from training.run import Recipe, Run
 
     if size not in SIZES:
         raise typer.BadParameter(f"choose from {', '.join(SIZES)}", param_hint="--size")
@@ -197,22 +206,23 @@ def fit(
         size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision
     )
     run = Run.open(to, recipe, dataset.digest)
-    if resume and not (run.has_checkpoint or run.is_finished):
-        raise TrainingFailed(f"{to} has no checkpoint to resume from: leave out --resume")
+    for flag, is_given in (("--resume", resume), ("--finish", finish)):
+        if is_given and not (run.has_checkpoint or run.is_finished):
+            raise TrainingFailed(f"{to} has no checkpoint to resume from: leave out {flag}")
 
     def report(line: dict[str, Any]) -> None:
         print(json.dumps(line) if as_json else _progress_line(line), flush=True)
 
     with _resumable(run):
-        fitting.fit(run, dataset, None if weights == "none" else weights, every, report)
+        initial = None if weights == "none" else weights
+        fitting.fit(run, dataset, initial, every, report, ends_here=finish)
+    made = run.steps_made()
     if as_json:
-        finished = {"run": str(to), "recipe": recipe.digest, "data": dataset.digest}
+        finished = {"run": str(to), "recipe": recipe.digest, "data": dataset.digest, "steps": made}
         print(json.dumps({"event": "finished", **finished}))
         return
-    print(f"finished: {to}, recipe {recipe.digest[:16]}")
-    print(f"curves: {to / 'curves.png'}")
-    print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(to / 'events'))}")
-    print(f"last checkpoint: {run.folder / CHECKPOINT}")
+    print(f"finished: {to}, {made:,} of {recipe.steps:,} steps, recipe {recipe.digest[:16]}")
+    _print_links(run)
     print(_next("evaluate", to, folder))
 
 
@@ -245,7 +255,9 @@ def evaluate(
     compare: Annotated[bool, typer.Option(help="Measure the bundled detector beside it.")] = True,
     to: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where the report goes; by default RUN/evaluation."),
+        typer.Option(
+            metavar="FOLDER", help="Where the report goes; by default RUN/evaluation/SPLIT"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -267,7 +279,7 @@ def evaluate(
     run = Run.load(home) if (home / DESCRIPTION).is_file() else None
     if to is None and run is None:
         raise typer.BadParameter("say where the report goes", param_hint="--to")
-    target = to or home / "evaluation"
+    target = to or home / REPORTS / split
     # A threshold that was chosen on `test` would make the figures of `test` too good.
     threshold = run.threshold() if run and split == "test" else None
     from training import evaluating, report
@@ -281,7 +293,7 @@ def evaluate(
     figures = evaluating.evaluate(model, dataset, split, settings, look, alarms, compare, threshold)
     chosen_on = split if threshold is None else "val"
     content = report.write(
-        figures, dataset, split, passes, target, alarms=alarms, chosen_on=chosen_on
+        figures, dataset, split, passes, target, alarms=alarms, chosen_on=chosen_on, run=run
     )
     if run and split == "val":
         from worker.local_files import write_atomically
@@ -295,9 +307,12 @@ def evaluate(
         print(
             f"{figures['model']}: mAP {figures['mAP']}, AP50 {figures['AP50']}, "
             f"recall {figures['recall']} at {figures['threshold']}, "
-            f"exposed {figures['exposed']} of {figures['faces']}"
+            f"exposed {figures['exposed']} of {figures['faces']}, spill {figures['spill']:.2%}"
         )
-    print(f"{report.threshold_line(content)}\nreport: {target / 'report.md'}")
+    print(report.threshold_line(content))
+    if run:
+        _print_links(run)
+    print(f"report: {target / 'report.md'}")
     if run:
         print(_next("export", home, "--to", "FOLDER"))
 
@@ -337,7 +352,8 @@ def export(
         return
     print(f"threshold: {metadata['score_threshold']}, {_origin(threshold, run)}")
     print(f"differs from the network by: {exported.difference:.1g}")
-    if (report := folder / "evaluation" / "report.md").is_file():
+    _print_links(run)
+    for report in sorted((folder / REPORTS).glob("*/report.md")):
         print(f"report: {report}")
     print(f"VEIL_MODEL={exported.zip}")
 
@@ -371,6 +387,15 @@ def _progress_line(line: dict[str, Any]) -> str:
     if line["seconds_left"]:
         text += f", {timedelta(seconds=line['seconds_left'])} left"
     return text
+
+
+def _print_links(run: "Run") -> None:
+    """Print where the curves and the last checkpoint of a run are, and how to open TensorBoard."""
+    from training.run import CHECKPOINT, CURVES, EVENTS
+
+    print(f"curves: {run.folder / CURVES}")
+    print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(run.folder / EVENTS))}")
+    print(f"last checkpoint: {run.folder / CHECKPOINT}")
 
 
 def _next(command: str, *arguments: object) -> str:

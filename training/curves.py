@@ -4,6 +4,7 @@ import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -13,6 +14,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from training import charts
 
 FIELDS = ("step", "loss", "faces_loss", "boxes_loss", "learning_rate", "val_loss", "seconds")
+SPANS = 50  # points of a plotted curve
 
 
 @dataclass
@@ -69,14 +71,27 @@ def read(log: Path) -> list[dict[str, str]]:
 
 
 def plot(log: Path, path: Path) -> None:
+    """Draw the losses of a log, as means of a fiftieth of its steps, and that of the split val."""
     lines = read(log)
-    steps = [int(line["step"]) for line in lines]
+    span = max(1, len(lines) // SPANS)
+    steps = [float(line["step"]) for line in lines]
     curves = {}
-    for title, name in (("loss", "loss"), ("of faces", "faces_loss"), ("of boxes", "boxes_loss")):
-        curves[title] = (steps, [float(line[name]) for line in lines])
+    for title, name in (
+        ("loss", "loss"),
+        ("focal loss, of the scores", "faces_loss"),
+        ("Huber loss, of the boxes", "boxes_loss"),
+    ):
+        losses = [float(line[name]) for line in lines]
+        curves[title] = _means(steps, span), _means(losses, span)
     if checked := [line for line in lines if line["val_loss"]]:
-        curves["loss of the split val"] = (
-            [int(line["step"]) for line in checked],
+        curves["loss on the split val"] = (
+            [float(line["step"]) for line in checked],
             [float(line["val_loss"]) for line in checked],
         )
-    charts.lines(path, "Training", "step", "loss", curves)
+    title = f"Training: means of {span} steps" if span > 1 else "Training"
+    charts.lines(path, title, "training step", "loss per matched anchor", curves, limits=(0, None))
+
+
+def _means(values: list[float], span: int) -> list[float]:
+    """Return the mean of each run of `span` values; the last run may be shorter."""
+    return [fmean(values[i : i + span]) for i in range(0, len(values), span)]

@@ -6,7 +6,6 @@ This module needs TensorFlow, whatever backend Keras used for the training.
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import zipfile
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import OutputFailed, TrainingFailed
-from training import anchors
+from training import anchors, folders
 from training.backend import ON_TENSORFLOW, ops
 from training.fitting import finished_model
 from training.run import WEIGHTS, Run, stated
@@ -51,8 +50,10 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
 
     `threshold` becomes the model's own; the default is the one that the last evaluation of the run
     on `val` proposed, else 0.5. Raise TrainingFailed if the run isn't finished or the saved model
-    differs from the network, and OutputFailed if it can't be written.
+    differs from the network, and OutputFailed if `to` contains something else than an export, or
+    can't be written.
     """
+    _refuse_another(to)
     saved = saved_model(run)
     chosen = threshold or run.threshold() or DEFAULT_THRESHOLD
     metadata: dict[str, Any] = {
@@ -66,20 +67,26 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
     }
     if evaluation := run.evaluation():
         metadata["evaluation"] = stated(evaluation)
-    work = to.with_name(f".{to.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with folders.replaced(to) as work:
         shutil.copytree(saved, work / SAVED_MODEL)
         _write_metadata(work / SAVED_MODEL, metadata)
         _zip(work / SAVED_MODEL, work / ZIP)
-        if to.exists():
-            shutil.rmtree(to)
-        work.replace(to)
-    except OSError as error:
-        raise OutputFailed(f"{to} can't be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     difference = float(_read_metadata(saved)["difference"])
     return Exported(to / SAVED_MODEL, to / ZIP, metadata, difference)
+
+
+def _refuse_another(to: Path) -> None:
+    """Raise OutputFailed if `to` is no folder, or contains something else than an export."""
+    try:
+        others = {each.name for each in to.iterdir()} - {SAVED_MODEL, ZIP}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputFailed(f"{to} can't be written: {error.strerror}") from None
+    if others:
+        raise OutputFailed(
+            f"{to} holds something else ({min(others)}): choose another --to, or remove it"
+        )
 
 
 def saved_model(run: Run) -> Path:
@@ -94,27 +101,22 @@ def saved_model(run: Run) -> Path:
         )
     run.require_finished()
     folder = run.folder / SAVED_MODEL
-    work = folder.with_name(f".{SAVED_MODEL}.{secrets.token_hex(4)}.partial")
-    try:
-        origin = _origin(run)
-        if _read_metadata(folder).get("origin") == origin:
-            return folder
-        difference = save(finished_model(run), work)
-        _write_metadata(work, {"origin": origin, "difference": difference})
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.replace(folder)
-    except OSError as error:
-        raise OutputFailed(f"{folder} can't be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    origin = _origin(run)
+    if _read_metadata(folder).get("origin") != origin:
+        with folders.replaced(folder) as work:
+            difference = save(finished_model(run), work)
+            _write_metadata(work, {"origin": origin, "difference": difference})
     return folder
 
 
 def _origin(run: Run) -> dict[str, str]:
     """Return the digest of the weights and the versions that decide the SavedModel of a run."""
-    with (run.folder / WEIGHTS).open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    path = run.folder / WEIGHTS
+    try:
+        with path.open("rb") as file:
+            weights = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TrainingFailed(f"{path} can't be read: {error.strerror}") from None
     return {"weights": weights, "veil": version("veil"), "tensorflow": tf.__version__}
 
 

@@ -16,7 +16,7 @@ from training.dataset import Dataset
 from training.losses import BoxLoss, FocalLoss
 from training.model import efficientdet, load_backbone
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
-from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
+from training.run import CHECKPOINT, CURVES, EVENTS, LOG, WEIGHTS, Recipe, Run
 from worker.commands.progress import progress_bar
 
 WARM_UP = 0.05  # share of the steps
@@ -28,11 +28,20 @@ VALIDATION_BATCHES = 8
 Report = Callable[[dict[str, Any]], None]
 
 
-def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Report) -> None:
+def fit(
+    run: Run,
+    dataset: Dataset,
+    weights: str | None,
+    every: int,
+    report: Report,
+    *,
+    ends_here: bool = False,
+) -> None:
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
     `weights` are those of the backbone, "imagenet" or a path, or None. `report` gets the line of
-    each checkpoint: the values of the log, `steps`, the number of all, and `seconds_left`.
+    each checkpoint: the values of the log, `steps`, the number of all, and `seconds_left`. With
+    `ends_here` the run ends at its last checkpoint, without further steps.
 
     Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data set has no faces,
     and OutputFailed if the disk is full. The last checkpoint remains intact in each case, and a run
@@ -47,9 +56,10 @@ def fit(run: Run, dataset: Dataset, weights: str | None, every: int, report: Rep
             reproducible(recipe.seed)
             trained = _Trained(recipe, weights, next(batches.starting(0, 1)))
             step = trained.restore(run.folder / CHECKPOINT)
-            step = _train(run, dataset, trained, batches, step, every, report)
+            end = step if ends_here else recipe.steps
+            step = _train(run, dataset, trained, batches, step, end, every, report)
             trained.settle(batches, step)
-            curves.plot(run.folder / LOG, run.folder / "curves.png")
+            curves.plot(run.folder / LOG, run.folder / CURVES)
             checkpoint.save(run.folder / WEIGHTS, checkpoint.numbered("w", trained.model.weights))
     except OSError as error:
         raise OutputFailed(
@@ -141,19 +151,21 @@ def _train(
     trained: _Trained,
     batches: Batches,
     step: int,
+    end: int,
     every: int,
     report: Report,
 ) -> int:
+    """Train from `step` to `end`, which is returned. Lines of the log after `step` are removed."""
     recipe = run.recipe
     has_validation = any(picture.split == "val" for picture in dataset.pictures)
     validation = _batches(dataset, "val", recipe) if has_validation else None
-    writer = curves.Curves(run.folder / LOG, run.folder / "events", step)
+    writer = curves.Curves(run.folder / LOG, run.folder / EVENTS, step)
     started = time.monotonic()
-    remaining = _Remaining(recipe.steps)
+    remaining = _Remaining(end)
     try:
-        with progress_bar("trained", total=recipe.steps) as bar:
+        with progress_bar("trained", total=end) as bar:
             bar.advance(step)
-            for batch in batches.starting(step, recipe.steps):
+            for batch in batches.starting(step, end):
                 rate = trained.learning_rate
                 losses = trained.model.train_on_batch(batch.pictures, batch.truth, return_dict=True)
                 step += 1
@@ -167,7 +179,7 @@ def _train(
                         f"the loss is not a number after step {step}: "
                         "lower --learning-rate, and choose another --to"
                     )
-                last = step == recipe.steps
+                last = step == end
                 if validation and (last or step % every == 0):
                     line["val_loss"] = _validation_loss(trained.model, validation)
                 line["seconds"] = round(time.monotonic() - started, 2)
@@ -175,7 +187,7 @@ def _train(
                 seconds_left = remaining.after(step)
                 if last or step % every == 0:
                     trained.save(run.folder / CHECKPOINT, step)
-                    report({**line, "steps": recipe.steps, "seconds_left": seconds_left})
+                    report({**line, "steps": end, "seconds_left": seconds_left})
                 bar.advance()
     finally:
         writer.close()

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import secrets
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tasks.errors import DatasetInvalid, OutputFailed, VeilError
-from training import dataset, likeness
+from tasks.errors import DatasetInvalid, VeilError
+from training import dataset, folders, likeness
 from training.dataset import Box, Dataset, Picture
 from training.formats import Label, Labelled
 from worker.commands.progress import progress_bar
@@ -47,12 +45,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Imported:
-    """The result of an import; `problems` contains the names of pictures by kind of problem."""
+    """The result of an import.
+
+    `mapped` counts the boxes of the sources by their label and by FACE, IGNORE or DROP.
+    `labels_after` counts those of the data set, without the boxes that checks removed. `problems`
+    contains the names of pictures by kind of problem.
+    """
 
     dataset: Dataset
-    labels_before: Counter[str]
+    mapped: Counter[tuple[str, str]]
     labels_after: Counter[str]
     problems: dict[str, list[str]]
+
+    @property
+    def labels_before(self) -> Counter[str]:
+        """The boxes of the sources by label."""
+        counts: Counter[str] = Counter()
+        for (name, _), count in self.mapped.items():
+            counts[name] += count
+        return counts
 
 
 @dataclass(frozen=True)
@@ -77,33 +88,30 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     and OutputFailed if it can't be written. The digest depends on pictures and labels, not on their
     format.
     """
-    before = Counter(label.name for each in labelled for label in each.labels)
-    _check_mapping(choice.mapping, before)
+    mapped: Counter[tuple[str, str]] = Counter()
+    for each in labelled:
+        mapped.update((label.name, _target(label, choice.mapping)) for label in each.labels)
+    _check_mapping(choice.mapping, {name for name, _ in mapped})
     problems: dict[str, list[str]] = {}
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with folders.written_beside(folder) as work:
         (work / "images").mkdir(parents=True)
         known = _written(labelled, choice, work, problems)
         pictures = _split(known, choice, problems)
         (work / dataset.INDEX).write_text(json.dumps(dataset.index(pictures), indent=1) + "\n")
         made = _placed(work, folder)
-    except OSError as error:
-        raise OutputFailed(f"{folder} can't be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     faces = sum(len(picture.faces) for picture in pictures)
     ignored = sum(len(picture.ignore) for picture in pictures)
     after = +Counter({FACE: faces, IGNORE: ignored})  # + removes zeros
-    return Imported(made, before, after, problems)
+    return Imported(made, mapped, after, problems)
 
 
-def _check_mapping(mapping: Mapping[str, str], labels: Counter[str]) -> None:
+def _check_mapping(mapping: Mapping[str, str], labels: Set[str]) -> None:
     for name, target in mapping.items():
         if target not in (FACE, IGNORE, DROP):
             raise DatasetInvalid(
                 f"the label {name!r} can become {FACE}, {IGNORE} or {DROP}, not {target!r}"
             )
-        if not labels[name]:
+        if name not in labels:
             found = ", ".join(sorted(labels)) or "none at all"
             raise DatasetInvalid(f"no box has the label {name!r}: there are {found}")
 
@@ -263,7 +271,7 @@ def _placed(work: Path, folder: Path) -> Dataset:
                 f"{folder} holds something else: choose another --to, or remove it"
             )
         return Dataset.load(folder)
-    work.replace(folder)
+    work.replace(folder.resolve())
     return Dataset(folder, made.pictures, made.digest)
 
 

@@ -55,7 +55,7 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
         "",
         "## Labels",
         "",
-        *table(("label in the sources", "boxes"), imported.labels_before.most_common()),
+        *table(("label in the sources", "becomes", "boxes"), _mapped(imported)),
         "",
         *table(("label in the data set", "boxes"), imported.labels_after.most_common()),
         "",
@@ -105,6 +105,19 @@ def summary(imported: Imported) -> dict[str, Any]:
         "faces_per_picture": faces_per_picture,
         "problems": {kind: len(names) for kind, names in imported.problems.items()},
     }
+
+
+def label_line(figures: dict[str, Any]) -> str:
+    """Return the numbers of boxes by label, in the sources and in the data set."""
+    before, after = (
+        ", ".join(f"{name} {count:,}" for name, count in figures[labels].items())
+        for labels in ("labels_before", "labels_after")
+    )
+    return f"{before} → {after}"
+
+
+def _mapped(imported: Imported) -> list[tuple[str, str, int]]:
+    return [(*names, count) for names, count in imported.mapped.most_common()]
 
 
 def _face_sides(pictures: Sequence[Picture]) -> NDArray[np.float64]:

@@ -1,7 +1,9 @@
 """The report of an evaluation: tables, curves, and the worst misses and false alarms."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from training import charts
 from training.dataset import Dataset, Picture, sides
 from training.evaluating import MAX_THRESHOLD, Figures
 from training.overview import table
-from training.run import stated
+from training.run import CURVES, Run, stated
 from training.scoring import SIZES, size_name
 from worker.detection.evaluation import Evaluation
 from worker.detection.faces import Boxes
 from worker.pixels import Pixels
 
+SHARES = 0, 1.02  # limits of an axis
+LEAST_ALARMS = 0.01  # a picture; fewer are drawn there, because the axis is logarithmic
 TILES, COLUMNS = 12, 4  # of a sheet
 TILE, GAP = 240, 8  # pixels
 AROUND = 3.0  # side of the part that a tile shows, in sides of the box
@@ -34,11 +38,13 @@ def write(
     *,
     alarms: float,
     chosen_on: str,
+    run: Run | None,
 ) -> dict[str, Any]:
     """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`, and return the JSON.
 
     The report is about the first of `figures`, whose threshold was chosen on the split `chosen_on`
-    for at most `alarms` false alarms a picture. Raise OutputFailed if it can't be written.
+    for at most `alarms` false alarms a picture, and about the training of `run`, if it is one.
+    Raise OutputFailed if it can't be written.
     """
     pictures = dataset.split(split)
     main = figures[0]
@@ -58,8 +64,9 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         _curves(figures, folder)
         missed = _misses(figures[0], dataset, pictures, folder / "misses.png")
-        alarms = _alarms(figures[0], dataset, pictures, folder / "false_alarms.png")
-        (folder / "report.md").write_text("\n".join(_text(content, missed, alarms)) + "\n")
+        wrong = _alarms(figures[0], dataset, pictures, folder / "false_alarms.png")
+        text = _text(content, missed, wrong) + (_training(run, folder) if run else [])
+        (folder / "report.md").write_text("\n".join(text) + "\n")
         (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise OutputFailed(f"the report in {folder} can't be written: {error.strerror}") from None
@@ -121,6 +128,9 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
             ],
         ),
         "",
+        "A dot is at the model's threshold. It can be off the curve, because passes are merged "
+        "differently at the threshold than at the lowest score of the curve.",
+        "",
         "![Precision and recall](precision_recall.png)",
         "",
         "![Recall and false alarms](recall_by_false_alarms.png)",
@@ -166,6 +176,23 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
     ]
 
 
+def _training(run: Run, folder: Path) -> list[str]:
+    """Return the section on the training of a run, with a copy of its curves in `folder`."""
+    shutil.copyfile(run.folder / CURVES, folder / CURVES)
+    recipe = [[name.replace("_", " "), str(value)] for name, value in asdict(run.recipe).items()]
+    return [
+        "",
+        "## Training",
+        "",
+        f"{run.steps_made():,} of {run.recipe.steps:,} steps of the recipe "
+        f"`{run.recipe.digest[:16]}` on the data set `{run.data[:16]}`.",
+        "",
+        *table(("option", "value"), recipe),
+        "",
+        f"![Loss by step]({CURVES})",
+    ]
+
+
 def _summary(content: dict[str, Any]) -> list[str]:
     line = threshold_line(content)
     lines = [f"**{line[0].upper()}{line[1:]}.**", ""]
@@ -182,40 +209,54 @@ def _shown(value: float | None) -> str:
 
 def _curves(figures: Sequence[Figures], folder: Path) -> None:
     main = figures[0]
+    chosen = {}
+    recalls = {}
+    for each in figures:
+        recall, precision, false_alarms = each.at_threshold()
+        title = f"{each.name} at {each.threshold:.2f}"
+        chosen[title] = recall, precision
+        recalls[title] = max(false_alarms, LEAST_ALARMS), recall
     charts.lines(
         folder / "precision_recall.png",
         "Precision and recall",
-        "recall",
-        "precision",
+        "recall, share of the faces",
+        "precision, share of the detections",
         {
-            each.name: (each.curve.recall.tolist(), each.curve.precision.tolist())
+            f"{each.name}, AP50 {_shown(each.precision['AP50'])}": (
+                each.curve.recall.tolist(),
+                each.curve.precision.tolist(),
+            )
             for each in figures
         },
-        limits=(0, 1.02),
+        limits=SHARES,
+        width=SHARES,
+        dots=chosen,
     )
     charts.lines(
         folder / "recall_by_false_alarms.png",
         "Recall by false alarms",
         "false alarms a picture",
-        "recall",
+        "recall, share of the faces",
         {
-            each.name: (each.curve.alarms.clip(0.01).tolist(), each.curve.recall.tolist())
+            each.name: (each.curve.alarms.clip(LEAST_ALARMS).tolist(), each.curve.recall.tolist())
             for each in figures
         },
-        limits=(0, 1.02),
+        limits=SHARES,
         logarithmic=True,
+        dots=recalls,
     )
     thresholds = main.curve.thresholds.tolist()
     charts.lines(
         folder / "by_threshold.png",
         f"{main.name} by threshold",
-        "threshold",
+        "threshold, lowest score of a detection that counts",
         "share",
         {
-            "recall": (thresholds, main.curve.recall.tolist()),
-            "precision": (thresholds, main.curve.precision.tolist()),
+            "recall, of the faces": (thresholds, main.curve.recall.tolist()),
+            "precision, of the detections": (thresholds, main.curve.precision.tolist()),
         },
-        limits=(0, 1.02),
+        limits=SHARES,
+        width=SHARES,
         marks={"proposed" if main.is_within_budget else "default": main.threshold},
     )
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import OutputFailed, TrainingFailed
+from worker.local_files import write_atomically
 
 VERSION = 1
 DESCRIPTION, CHECKPOINT, WEIGHTS, LOG = "run.json", "checkpoint.npz", "weights.npz", "log.csv"
 EVALUATION = "evaluation.json"  # the last evaluation of the split "val"
+CURVES, EVENTS = "curves.png", "events"
 LOCK = "lock"
 
 
@@ -99,13 +101,15 @@ class Run:
     @property
     def has_steps(self) -> bool:
         """True if the run has made a step, so that a run with another recipe can't replace it."""
-        if self.has_checkpoint or self.is_finished:
-            return True
+        return self.has_checkpoint or self.is_finished or self.steps_made() > 0
+
+    def steps_made(self) -> int:
+        """Return the last step in the log, 0 without one: after the end, the number of steps."""
         try:
-            # The first line of the log is its header.
-            return len((self.folder / LOG).read_bytes().splitlines()) > 1
-        except FileNotFoundError:
-            return False
+            _header, *lines = (self.folder / LOG).read_text().splitlines()
+        except (FileNotFoundError, ValueError):
+            return 0
+        return int(lines[-1].partition(",")[0]) if lines else 0
 
     @property
     def has_checkpoint(self) -> bool:
@@ -164,9 +168,7 @@ class Run:
 
     def _describe(self) -> None:
         content = {"version": VERSION, "recipe": asdict(self.recipe), "data": self.data}
-        partial = self.folder / f".{DESCRIPTION}"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(self.folder / DESCRIPTION)
+        write_atomically(self.folder / DESCRIPTION, (json.dumps(content, indent=1) + "\n").encode())
 
     def _remove(self, with_folder: bool) -> None:
         """Remove the description and the lock or, `with_folder`, the folder and all its files."""

@@ -68,7 +68,7 @@ class Killed(BaseException):
     pass
 
 
-def fit(folder, dataset, recipe=RECIPE, killed_after=None, every=2):
+def fit(folder, dataset, recipe=RECIPE, killed_after=None, every=2, **options):
     """Return the printed lines; raise Killed once the checkpoint of that step is written."""
     told = []
 
@@ -77,7 +77,8 @@ def fit(folder, dataset, recipe=RECIPE, killed_after=None, every=2):
         if line["step"] == killed_after:
             raise Killed
 
-    fitting.fit(Run.open(folder, recipe, dataset.digest), dataset, None, every, tell)
+    run = Run.open(folder, recipe, dataset.digest)
+    fitting.fit(run, dataset, None, every, tell, **options)
     return told
 
 
@@ -128,6 +129,26 @@ def test_half_precision_goes_on_after_a_kill_too(dataset, tmp_path, precision):
         values.dtype == np.float32
         for values in checkpoint.load(tmp_path / "whole" / WEIGHTS).values()
     )
+
+
+def test_a_run_can_end_at_its_last_checkpoint(dataset, tmp_path):
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", dataset, killed_after=4)
+    with (tmp_path / "run" / LOG).open("a") as log:
+        log.write("5,9.9,9.9,9.9,0.1,,3.2\n")
+    kept = checkpoint.load(tmp_path / "run" / CHECKPOINT)
+
+    assert fit(tmp_path / "run", dataset, ends_here=True) == []
+
+    run = Run.load(tmp_path / "run")
+    assert run.is_finished
+    assert run.steps_made() == 4
+    assert [step for step, _, _ in losses(run.folder)] == [1, 2, 3, 4]
+    assert (run.folder / "curves.png").is_file()
+    kernel = checkpoint.load(run.folder / WEIGHTS)["w0"].ravel()
+    # The vector of averaged weights begins with those of the first layer.
+    *_, average = (array for name, array in kept.items() if name.startswith("o"))
+    np.testing.assert_array_equal(kernel, average[: len(kernel)])
 
 
 def test_a_finished_run_is_left_as_it_is(dataset, tmp_path):

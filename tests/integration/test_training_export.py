@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
-from tasks.errors import ModelInvalid, TrainingFailed
+from tasks.errors import ModelInvalid, OutputFailed, TrainingFailed
 from tasks.storage.s3 import ObjectStore
 from tests import label_formats
 from training import checkpoint, exporting
@@ -133,6 +133,31 @@ def test_no_box_is_in_the_padding_that_the_graph_adds(served):
     assert len(credible(found, width, height, 0.0)) == len(found)
 
 
+def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path):
+    before = exported.zip.read_bytes()
+    again = exporting.export(run, exported.zip.parent, None)
+    assert again.zip.read_bytes() == before
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("whole")
+    for target in (tmp_path / "mine", run.folder):
+        with pytest.raises(OutputFailed, match=r"holds something else .* choose another --to"):
+            exporting.export(run, target, None)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "whole"
+    assert (run.folder / WEIGHTS).is_file()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_an_export_through_a_link_keeps_the_link(run, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+
+    for _ in range(2):
+        exporting.export(run, tmp_path / "link", None)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "saved_model.zip").is_file()
+
+
 def test_a_run_that_is_not_finished_is_not_exported(tmp_path):
     with pytest.raises(TrainingFailed, match="isn't finished"):
         exporting.export(Run.open(tmp_path / "run", RECIPE, "d" * 64), tmp_path / "none", None)
@@ -245,10 +270,12 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, 
     assert evaluation["data"] == digests[0]
     (figures,) = evaluation["models"]
     assert 0 <= figures["AP50"] <= 1
-    report = (tmp_path / "run" / "evaluation" / "report.md").read_text()
-    for name in ("precision_recall.png", "recall_by_false_alarms.png", "by_threshold.png"):
-        assert f"({name})" in report
-        with Image.open(tmp_path / "run" / "evaluation" / name) as plot:
+    folder = tmp_path / "run" / "evaluation" / "val"
+    report = (folder / "report.md").read_text()
+    plots = ("precision_recall", "recall_by_false_alarms", "by_threshold", "curves")
+    for name in plots:
+        assert f"({name}.png)" in report
+        with Image.open(folder / f"{name}.png") as plot:
             plot.load()
 
     (made,) = train(

@@ -103,16 +103,16 @@ class TiledModel:
     def _tiles(self, image: PassImage) -> list[Tile]:
         """Return the tiles of `image` that are given to the model."""
         height, width = image.pixels.shape[:2]
-        size = self.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
+        crowd = image.plan.crowd
+        side = MAX_CANVAS_SIDE if crowd is None else CROWD_TILE_SIDE
+        size = self.fixed_size or (side, side)
         # No coarser pass shows whole what the tiles of the coarsest one cut.
         overlap = min(size) // 2 if image.plan.is_coarsest else min(TILE_OVERLAP, min(size) // 3)
-        crowd = image.plan.crowd
+        planned = tiles(height, width, size, overlap)
         if crowd is None:
-            return list(tiles(height, width, size, overlap))
-        if not self.fixed_size:
-            size = (CROWD_TILE_SIDE, CROWD_TILE_SIDE)
+            return list(planned)
         places = crowd * image.plan.factor
-        return [tile for tile in tiles(height, width, size, overlap) if _any_in(places, tile)]
+        return [tile for tile in planned if _any_in(places, tile)]
 
     def _detect_in(self, image: PassImage, tile: Tile) -> Iterator[tuple[Detections, Tile]]:
         """Yield the detections in `tile`, in pixels of the image, with the tile.

@@ -65,7 +65,7 @@ def evaluate(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset.Dataset, "load", lambda folder: pictures)
     monkeypatch.setattr(evaluating, "evaluate", lambda *given: thresholds.append(given[-1]))
 
-    def write(figures, pictures, split, *_, alarms, chosen_on):
+    def write(figures, pictures, split, *_, alarms, chosen_on, run):
         return {
             "split": split,
             "chosen_on": chosen_on,
@@ -104,14 +104,19 @@ def test_the_split_test_is_measured_at_the_threshold_of_val_and_sets_none(tmp_pa
     assert "by the evaluation of the split val" in done.stdout
 
 
-def test_an_evaluation_warns_and_names_its_report_and_the_next_command(tmp_path, evaluate):
+def test_an_evaluation_warns_and_names_curves_checkpoint_report_and_next_command(
+    tmp_path, evaluate
+):
     Run.open(tmp_path, RECIPE, "d" * 64)._describe()
 
     done, _ = evaluate("val")
 
     assert done.stderr.splitlines() == ["veil: warning: 4 of 69 faces stay exposed"]
-    assert done.stdout.splitlines()[-2:] == [
-        f"report: {tmp_path / 'evaluation' / 'report.md'}",
+    assert done.stdout.splitlines()[-5:] == [
+        f"curves: {tmp_path / 'curves.png'}",
+        f"TensorBoard: tensorboard --logdir {tmp_path / 'events'}",
+        f"last checkpoint: {tmp_path / 'checkpoint.npz'}",
+        f"report: {tmp_path / 'evaluation' / 'val' / 'report.md'}",
         f"next: veil train export {tmp_path} --to FOLDER",
     ]
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tasks.errors import DatasetInvalid, InvalidRequest, OutputFailed
 from tests import label_formats
-from training import formats, importing, likeness
+from training import formats, importing, likeness, overview
 from training.cli import app
 from training.dataset import Dataset
 from training.importing import Choice
@@ -105,7 +105,16 @@ def test_a_chosen_mapping_keeps_ignores_and_drops(pictures, tmp_path):
         source, tmp_path / "set", Choice({"with_mask": "FACE", "bare": "ignore"}, 0, 0)
     )
 
+    assert found.mapped == {
+        ("with_mask", "FACE"): 8,
+        ("bare", "ignore"): 4,
+        ("ignore", "ignore"): 3,
+    }
+    assert found.labels_before == {"with_mask": 8, "bare": 4, "ignore": 3}
     assert found.labels_after == {"FACE": 8, "ignore": 7}
+    assert overview.label_line(overview.summary(found)) == (
+        "with_mask 8, bare 4, ignore 3 → FACE 8, ignore 7"
+    )
     only = imported(source, tmp_path / "only", Choice({"bare": "FACE"}, 0, 0))
     assert only.labels_after == {"FACE": 4, "ignore": 3}
 

@@ -72,10 +72,12 @@ def test_the_tiles_of_the_coarsest_pass_share_half_of_their_side():
         assert len(model.shapes) == tiles
 
 
-def test_a_crowd_is_covered_by_small_tiles_and_the_rest_is_left_out():
+@pytest.mark.parametrize("is_coarsest", [False, True])
+def test_a_crowd_is_covered_by_small_tiles_and_the_rest_is_left_out(is_coarsest):
     crowd = np.array([[20, 20], [60, 30]], np.float32)
     model = Model(found())
-    model.detect(image(3000, 2000, Pass(1.0, crowd=crowd, is_coarsest=False)))
+    # The pass over a crowd is the coarsest, too, if `VEIL_SCALES` has one scale.
+    model.detect(image(3000, 2000, Pass(1.0, crowd=crowd, is_coarsest=is_coarsest)))
     assert len(model.shapes) == 1
     assert max(model.shapes[0]) <= CROWD_TILE_SIDE
 
