@@ -182,7 +182,7 @@ def test_an_upload_is_the_next_picture_after_those_in_hand(
     queue.client.delete(BACKFILL)
     wait_until(lambda: not queue.client.hlen("unacked"))
 
-    assert waiting > 150, "the backfill must be far from its end"
+    assert waiting, "the backfill must not have ended"
     (line,) = worker.lines(source=upload)
     overtook = [
         each for each in worker.lines("anonymized") if sent < began_at(each) < began_at(line)
