@@ -79,6 +79,11 @@ class CountingDetector:
     def detect(self, picture: "Pixels") -> "Detections":
         detections = self.detector.detect(picture)
         near = detections.scores < self.threshold + NEAR_MARGIN
-        DETECTIONS.inc(len(detections))
-        NEAR_THRESHOLD.inc(int(near.sum()))
+        count_detections(len(detections), int(near.sum()))
         return detections
+
+
+def count_detections(detected: int, near: int) -> None:
+    """Count the faces that the detector returned for a picture, and those near the threshold."""
+    DETECTIONS.inc(detected)
+    NEAR_THRESHOLD.inc(near)

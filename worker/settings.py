@@ -12,8 +12,11 @@ from tasks.settings import PREFIX, Settings, split_commas
 from tasks.storage.s3 import S3_ATTEMPTS
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
+from worker.process import processors
 
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
+PICTURES_IN_TRANSIT = 2  # pictures that are fetched or stored while others are worked on
+IN_PROCESS_PICTURES = 4  # pictures in flight without picture processes
 MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.images.Frame.views
 # The calls to S3 for one picture at most: get the source and head the output; get, list and get the
 # receipt; twice put the receipt, head the source, put and head the output; get the output, list and
@@ -53,12 +56,20 @@ class WorkerSettings(Settings):
     The published figures were measured with the defaults of detection and masking.
     """
 
-    concurrency: int = Field(
-        4,
+    processes: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
+        "auto",
+        description="Number of processes in which a worker, or `veil anonymize`, decodes, masks "
+        "and encodes pictures, one picture in each. `auto` follows from the processors and the "
+        "memory that the worker may use. 0 does all the work in the worker's own process, where a "
+        "picture that crashes a library ends the worker.",
+    )
+    concurrency: int | None = Field(
+        None,
         ge=1,
         le=256,
-        description="Number of pictures that a worker works on at once. Each has a thread, and all "
-        "share one detector.",
+        description="Number of pictures that a worker has in flight. Each has a thread, and all "
+        "share one detector. Empty for two more than it has processes for pictures, which are "
+        "fetched and stored meanwhile, and for 4 with `VEIL_PROCESSES=0`.",
     )
 
     model: str | None = Field(
@@ -242,7 +253,13 @@ class WorkerSettings(Settings):
 
     # Pydantic runs this before `_split`, because it runs such validators in reverse order.
     @field_validator(
-        "model", "model_sha256", "score_threshold", "batch_size", *PRESET_SETTINGS, mode="before"
+        "concurrency",
+        "model",
+        "model_sha256",
+        "score_threshold",
+        "batch_size",
+        *PRESET_SETTINGS,
+        mode="before",
     )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
@@ -262,6 +279,17 @@ class WorkerSettings(Settings):
                 f"or {PREFIX}S3_… (limits for each try)"
             )
         return self
+
+    def picture_processes(self) -> int:
+        """Return the number of picture processes; 0 for none."""
+        return processors.picture_processes() if self.processes == "auto" else self.processes
+
+    def pictures_in_flight(self) -> int:
+        """Return the number of pictures that are worked on at once."""
+        if self.concurrency is not None:
+            return self.concurrency
+        processes = self.picture_processes()
+        return processes + PICTURES_IN_TRANSIT if processes else IN_PROCESS_PICTURES
 
     def max_detection_seconds(self) -> float:
         """Return the longest time in seconds that detection may take for one frame.

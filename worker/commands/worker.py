@@ -23,7 +23,7 @@ def worker() -> int:
     # PipelineStep builds the pipeline before Celery receives a message: see tasks.app.
     celery_worker = celery_app().Worker(
         pool="threads",
-        concurrency=settings.concurrency,
+        concurrency=settings.pictures_in_flight(),
         queues=",".join(QUEUES),
         loglevel="WARNING",
         quiet=True,
