@@ -23,7 +23,7 @@ from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import MaskStyle
 from worker.pixels import Array, Pixels
-from worker.process.watchdog import Watch, unwatched
+from worker.process.watch import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.

@@ -23,7 +23,8 @@ from tasks.settings import refuse_unknown
 from tasks.storage.s3 import ObjectStore
 from worker import logs, metrics
 from worker.process import allocator, processors
-from worker.process.watchdog import Watch, Watchdog, unwatched
+from worker.process.watch import Watch, unwatched
+from worker.process.watchdog import Watchdog
 from worker.settings import PICTURE_SECONDS, WorkerSettings
 
 if TYPE_CHECKING:

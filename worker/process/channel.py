@@ -25,8 +25,7 @@ from tasks.errors import (
     UnsupportedImage,
     VeilError,
 )
-from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Reason
-from tasks.storage.receipts import Check
+from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason
 from worker.anonymizer import Limits
 from worker.detection.faces import Detections, Sightings
 from worker.detection.presets import PassSettings

@@ -347,9 +347,10 @@ class PicturePool:
     """A fixed number of picture processes. All threads of a worker share one pool."""
 
     def __init__(self, size: int, command: Sequence[str] = COMMAND) -> None:
-        """Start the processes. `configure` must be called before they are used.
+        """Start the first process; the others follow when they are needed.
 
-        Raises PictureProcessLost if a process can't be started.
+        `configure` must be called before the pool is used. Raises PictureProcessLost if the process
+        can't be started.
         """
         self._command = command
         self._configuration: Configuration | None = None
@@ -359,13 +360,14 @@ class PicturePool:
         self._starter = ThreadPoolExecutor(1, "picture-processes")
         self._processes: set[PictureProcess] = set()
         self._end = weakref.finalize(self, _end_all, self._processes)
-        # None stands for a process that must be started.
-        self._idle: list[PictureProcess | None] = [self._start() for _ in range(size)]
+        # None stands for a process that must be started. The last one is lent first.
+        self._idle: list[PictureProcess | None] = [*[None] * (size - 1), self._start()]
 
     def configure(self, configuration: Configuration) -> None:
-        """Send the processes their configuration, and wait until all of them are ready."""
+        """Send the first process its configuration, and wait until it is ready."""
         self._configuration = configuration
-        unprotected = self._prepare(tuple(self._processes))
+        (first,) = self._processes
+        unprotected = self._prepare(first)
         if unprotected is not None:
             log.warning(
                 "picture processes are not sandboxed",
@@ -407,7 +409,7 @@ class PicturePool:
                 process = None
             if process is None:
                 process = self._start()
-                self._prepare([process])
+                self._prepare(process)
             yield process
         finally:
             if process is not None and not process.is_alive:
@@ -417,18 +419,14 @@ class PicturePool:
                 self._idle.append(process)
                 self._changed.notify()
 
-    def _prepare(self, processes: Sequence[PictureProcess]) -> str | None:
-        """Wait until `processes` are ready; return why they are not sandboxed, or None."""
+    def _prepare(self, process: PictureProcess) -> str | None:
+        """Wait until `process` is ready; return why it is not sandboxed, or None."""
         assert self._configuration is not None, "configure() comes first"
-        unprotected = None
         try:
-            for process in processes:
-                process.configure(self._configuration)
-            for process in processes:
-                unprotected = process.wait_until_ready().unprotected
+            process.configure(self._configuration)
+            return process.wait_until_ready().unprotected
         except ProcessDied as death:
             raise PictureProcessLost(f"a picture process died: {death}") from None
-        return unprotected
 
     def _start(self) -> PictureProcess:
         try:
