@@ -8,6 +8,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -148,7 +149,7 @@ def test_a_picture_process_makes_the_same_output(form, verify):
 
 
 def test_the_errors_of_a_picture_are_those_of_the_anonymizer(hostile):
-    with pytest.raises(UnreadableImage, match="no picture|not a picture|picture"):
+    with pytest.raises(UnreadableImage, match="picture"):
         hostile.anonymize(b"nothing", Stopwatch())
     with pytest.raises(UnreadableImage):
         hostile.anonymize(picture("JPEG")[:200], Stopwatch())
@@ -185,9 +186,13 @@ def test_a_picture_that_kills_two_processes_fails_for_good_and_alone(hostile, sh
 
 def test_a_bug_in_a_picture_process_is_named_and_the_process_lives(hostile):
     before = pids(hostile)
-    with pytest.raises(UnexpectedError, match="KeyError: 'absent'"):
+    with pytest.raises(UnexpectedError, match=r"KeyError: .*absent"):
         hostile.anonymize(order("bug"), Stopwatch())
     assert pids(hostile) == before
+
+
+def entries(folder):
+    return {path.name for path in Path(folder).iterdir()}
 
 
 def pids(anonymizer):
@@ -276,33 +281,39 @@ def test_a_picture_process_has_no_secret_and_narrow_limits(reported):
     assert limits["FSIZE"] == [0, 0]
     assert limits["NOFILE"][1] <= 64
     assert 0 < limits["AS"][1] < 3 << 30
-    assert 0 < limits["CPU"][0] < 1000
+    assert 0 < limits["CPU"][0] < 2000
 
 
-def test_a_picture_process_has_no_descriptor_but_its_own(one):
+def test_a_picture_process_has_no_descriptor_but_its_own(tmp_path):
     """Each has standard streams, its channel, and two files in memory."""
-    (pid,) = pids(one)
-    with open("/dev/null") as opened_here:
-        os.set_inheritable(opened_here.fileno(), True)
-        names = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    (tmp_path / "of the worker").touch()
+    with (tmp_path / "of the worker").open() as opened, socket.socket() as connection:
+        os.set_inheritable(opened.fileno(), True)
+        os.set_inheritable(connection.fileno(), True)
+        pool = PicturePool(1, COMMAND)
+        isolated(pool)
+        (pid,) = pool.pids
+        names = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        pool.close()
     assert len(names) <= 7, names
-    kinds = {name.partition(":")[0].partition(" ")[0] for name in names}
-    assert kinds <= {"/dev/null", "pipe", "socket", "/memfd"}
+    kinds = sorted(name.partition(":")[0] for name in names)
+    assert kinds.count("socket") == 1
+    assert set(kinds) == {"/dev/null", "/memfd", "pipe", "socket"}
 
 
 # --- nothing remains
 
 
 def test_killed_picture_processes_leave_nothing(one):
-    shared = set(os.listdir("/dev/shm"))
+    shared = entries("/dev/shm")
     one.anonymize(picture(), Stopwatch())
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(entries("/proc/self/fd"))
     for _ in range(CHILD_KILLS):
         for pid in pids(one):
             os.kill(pid, signal.SIGKILL)
         assert one.anonymize(picture(), Stopwatch()).content
-    assert len(os.listdir("/proc/self/fd")) <= before
-    assert set(os.listdir("/dev/shm")) <= shared
+    assert len(entries("/proc/self/fd")) <= before
+    assert entries("/dev/shm") <= shared
 
 
 WORKER = """
@@ -319,7 +330,7 @@ anonymizer.anonymize(tests.order("spin"), Stopwatch())
 
 @pytest.mark.timeout(60 + 20 * CHILD_KILLS)
 def test_a_killed_worker_leaves_no_picture_process(wait_until):
-    shared = set(os.listdir("/dev/shm"))
+    shared = entries("/dev/shm")
     for _ in range(max(1, CHILD_KILLS // 4)):
         worker = subprocess.Popen(
             [sys.executable, "-c", WORKER],
@@ -333,7 +344,7 @@ def test_a_killed_worker_leaves_no_picture_process(wait_until):
             time.sleep(0.3)  # The picture is decoded by now, without an end.
             worker.kill()
         wait_until(lambda pid=pid: not is_running(pid), 10)
-    assert set(os.listdir("/dev/shm")) <= shared
+    assert entries("/dev/shm") <= shared
 
 
 def is_running(pid):

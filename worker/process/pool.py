@@ -75,6 +75,7 @@ WAIT_SECONDS = 120.0  # the longest wait for a process that is free
 MAX_STDERR_BYTES = 64 << 10
 # The innermost line of a traceback of faulthandler.
 CRASHED_AT = re.compile(rb'File "[^"\n]*?(\w+\.py)", line (\d+) in (\w+)')
+NO_CANVASES = np.zeros(0, np.uint8)
 LONG_STAGES = ("detecting", "verifying")
 
 log = structlog.get_logger("veil")
@@ -117,6 +118,7 @@ class PictureProcess:
         self._pictures = os.memfd_create("pictures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._canvas_file = os.memfd_create("canvases", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._stderr, stderr = os.pipe()
+        self._canvases = NO_CANVASES
         end, other_end = socket.socketpair()
         self._channel = Channel(end, SEND_SECONDS)
         for pipe_end in (self._stderr, stderr):
@@ -339,6 +341,7 @@ class PictureProcess:
 
     def _close(self) -> None:
         self._channel.close()
+        self._canvases = NO_CANVASES  # frees the mapping, and the descriptor that it holds
         for descriptor in (self._stderr, self._pictures, self._canvas_file):
             os.close(descriptor)
 
