@@ -147,7 +147,8 @@ def build_file_anonymizer(
     from worker.process.pool import PicturePool
 
     pool = PicturePool(count if pictures is None else max(1, min(count, pictures)))
-    model = load_model(settings)  # while the processes start
+    metrics.watch_pool(pool)
+    model = load_model(settings)  # while the process starts
     detector = _detector(settings, model, _threshold(settings, model), watch)
     local = _anonymizer(settings, model, detector, watch)
     pool.configure(_configuration(settings, detector))

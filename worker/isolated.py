@@ -92,11 +92,13 @@ class IsolatedAnonymizer(FileAnonymizer):
             with self._pool.borrowed() as process:
                 finished = run(process)
         except ProcessDied as first:
+            metrics.PROCESS_DEATHS.inc()
             log.warning("picture process died", reason=str(first), action="one more try")
             try:
                 with self._pool.borrowed(is_new=True, alone=first.is_doubtful) as process:
                     finished = run(process)
             except ProcessDied as second:
+                metrics.PROCESS_DEATHS.inc()
                 raise _given_up(first, second) from None
         metrics.count_detections(finished.result.detected, finished.result.near)
         return finished

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from worker.detection.detector import Detector
     from worker.detection.faces import Detections
     from worker.pixels import Pixels
+    from worker.process.pool import PicturePool
 
 NEAR_MARGIN = 0.05  # Scores that exceed the threshold by less than this are near it.
 
@@ -43,6 +44,17 @@ NEAR_THRESHOLD = Counter(
     registry=REGISTRY,
 )
 
+PROCESS_DEATHS = Counter(
+    "veil_picture_process_deaths",
+    "Picture processes that died while they worked on a picture.",
+    registry=REGISTRY,
+)
+PROCESS_MEMORY = Gauge(
+    "veil_picture_process_memory_bytes",
+    "Resident memory of all picture processes; pages that they share count for each.",
+    registry=REGISTRY,
+)
+
 
 def watch_worker() -> None:
     """Measure the Celery worker of this process. Call this before the worker starts."""
@@ -62,6 +74,11 @@ def measured(predict: "Predict") -> "Predict":
         return predict(batch)
 
     return run
+
+
+def watch_pool(pool: "PicturePool") -> None:
+    """Show the memory of the processes of `pool`."""
+    PROCESS_MEMORY.set_function(pool.resident_bytes)
 
 
 def watch_batcher(batcher: "Batcher") -> None:

@@ -148,6 +148,10 @@ class PictureProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    def is_running(self) -> bool:
+        """Return whether the process has not ended by itself."""
+        return self._process.poll() is None
+
     def configure(self, configuration: Configuration) -> None:
         """Send `configuration`, with which the process enters its sandbox. Raises ProcessDied."""
         self._configuration = configuration
@@ -381,7 +385,16 @@ class PicturePool:
     @property
     def pids(self) -> list[int]:
         """The process IDs of the processes that live."""
-        return [process.pid for process in tuple(self._processes) if process.is_alive]
+        with self._changed:
+            return [process.pid for process in self._processes if process.is_alive]
+
+    def resident_bytes(self) -> int:
+        """Return the resident memory of the processes that live, in bytes."""
+        total = 0
+        for pid in self.pids:
+            with suppress(OSError):  # It has just ended.
+                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return total * resource.getpagesize()
 
     @contextmanager
     def borrowed(self, is_new: bool = False, alone: bool = False) -> Iterator[PictureProcess]:
@@ -406,9 +419,11 @@ class PicturePool:
                 raise Busy(f"no picture process has been free for {WAIT_SECONDS:g} s")
             process = self._idle.pop()
         try:
-            if process is not None and is_new and process.has_worked:
+            if process is not None and (
+                not process.is_running() or (is_new and process.has_worked)
+            ):
                 process.end()
-                self._processes.discard(process)
+                self._forget(process)
                 process = None
             if process is None:
                 process = self._start()
@@ -416,7 +431,7 @@ class PicturePool:
             yield process
         finally:
             if process is not None and not process.is_alive:
-                self._processes.discard(process)
+                self._forget(process)
                 process = None
             with self._changed:
                 self._idle.append(process)
@@ -438,8 +453,13 @@ class PicturePool:
             raise PictureProcessLost(
                 f"no picture process can be started: {error.strerror}"
             ) from None
-        self._processes.add(process)
+        with self._changed:
+            self._processes.add(process)
         return process
+
+    def _forget(self, process: PictureProcess) -> None:
+        with self._changed:
+            self._processes.discard(process)
 
 
 def _end_all(processes: set[PictureProcess]) -> None:
