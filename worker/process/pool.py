@@ -148,9 +148,9 @@ class PictureProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def is_running(self) -> bool:
-        """Return whether the process has not ended by itself."""
-        return self._process.poll() is None
+    def suits(self, is_new: bool) -> bool:
+        """Return whether the process runs, and, if `is_new` is set, has had no picture before."""
+        return self._process.poll() is None and not (is_new and self.has_worked)
 
     def configure(self, configuration: Configuration) -> None:
         """Send `configuration`, with which the process enters its sandbox. Raises ProcessDied."""
@@ -419,9 +419,7 @@ class PicturePool:
                 raise Busy(f"no picture process has been free for {WAIT_SECONDS:g} s")
             process = self._idle.pop()
         try:
-            if process is not None and (
-                not process.is_running() or (is_new and process.has_worked)
-            ):
+            if process is not None and not process.suits(is_new):
                 process.end()
                 self._forget(process)
                 process = None
