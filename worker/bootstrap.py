@@ -25,7 +25,7 @@ from worker import logs, metrics
 from worker.process import allocator, processors
 from worker.process.watch import Watch, unwatched
 from worker.process.watchdog import Watchdog
-from worker.settings import PICTURE_SECONDS, WorkerSettings
+from worker.settings import PICTURE_SECONDS, PROCESS_WAIT_SECONDS, WorkerSettings
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -136,9 +136,10 @@ def build_file_anonymizer(
 ) -> "FileAnonymizer":
     """Return the anonymizer for `settings` whose pictures have processes of their own.
 
-    `pictures` is the number of pictures, if it is known: no more processes are started. With
-    VEIL_PROCESSES=0 it is that of build_anonymizer, which also explains `watch`. Raises the errors
-    of load_model, and PictureProcessLost.
+    `pictures` is their number, for a command that a person can end: no more processes are started,
+    and a picture may take any time. With VEIL_PROCESSES=0 the anonymizer is that of
+    build_anonymizer, which also explains `watch`. Raises the errors of load_model, and
+    PictureProcessLost.
     """
     count = settings.picture_processes()
     if not count:
@@ -146,16 +147,23 @@ def build_file_anonymizer(
     from worker.isolated import IsolatedAnonymizer
     from worker.process.pool import PicturePool
 
-    pool = PicturePool(count if pictures is None else max(1, min(count, pictures)))
+    if pictures is None:
+        pool = PicturePool(count, wait_seconds=PROCESS_WAIT_SECONDS)
+        seconds = settings.anonymizer_seconds()
+    else:
+        pool = PicturePool(max(1, min(count, pictures)))
+        seconds = float("inf")
     metrics.watch_pool(pool)
     model = load_model(settings)  # while the process starts
     detector = _detector(settings, model, _threshold(settings, model), watch)
     local = _anonymizer(settings, model, detector, watch)
-    pool.configure(_configuration(settings, detector))
-    return IsolatedAnonymizer(local, pool, detector.infer)
+    pool.configure(_configuration(settings, detector, runs_for_long=pictures is None))
+    return IsolatedAnonymizer(local, pool, detector.infer, seconds)
 
 
-def _configuration(settings: WorkerSettings, detector: "ScaledDetector") -> "Configuration":
+def _configuration(
+    settings: WorkerSettings, detector: "ScaledDetector", runs_for_long: bool
+) -> "Configuration":
     """Return what a picture process needs to know of `settings` and the model."""
     from worker.process.channel import Configuration
 
@@ -171,6 +179,7 @@ def _configuration(settings: WorkerSettings, detector: "ScaledDetector") -> "Con
         fixed_size=detector.fixed_size,
         detect_seconds=detector.seconds,
         memory_bytes=settings.max_pixels * MEMORY_BYTES_A_PIXEL + 4 * settings.max_bytes,
+        runs_for_long=runs_for_long,
         output_bytes=settings.max_pixels * OUTPUT_BYTES_A_PIXEL + settings.max_bytes + (1 << 20),
     )
 

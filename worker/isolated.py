@@ -22,9 +22,6 @@ from worker.process.channel import Work
 from worker.process.pool import Finished, PicturePool, PictureProcess, ProcessDied
 from worker.residual_check import Checked
 
-# The limit for all tries of one picture, below the time after which the watchdog ends the worker.
-TRIES_SECONDS = 2400
-
 log = structlog.get_logger("veil")
 
 
@@ -34,10 +31,11 @@ class IsolatedAnonymizer(FileAnonymizer):
     Only the canvases come here, to the detector's model. Threads share one anonymizer.
     """
 
-    def __init__(self, local: Anonymizer, pool: PicturePool, infer: Infer) -> None:
+    def __init__(self, local: Anonymizer, pool: PicturePool, infer: Infer, seconds: float) -> None:
         """Work in the processes of `pool`, which are configured as `local` is.
 
-        `infer` returns the detections in a canvas.
+        `infer` returns the detections in a canvas. `seconds` is the limit for both tries of a
+        picture.
         """
         self.limits = local.limits
         self.hold_without_faces = local.hold_without_faces
@@ -47,6 +45,7 @@ class IsolatedAnonymizer(FileAnonymizer):
         self._local = local
         self._pool = pool
         self._infer = infer
+        self._seconds = seconds
 
     def anonymize(
         self, content: bytes, stopwatch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED
@@ -83,7 +82,7 @@ class IsolatedAnonymizer(FileAnonymizer):
                 f"the file has {work.size:,} bytes, the limit is {self.limits.max_bytes:,}: "
                 "raise VEIL_MAX_BYTES"
             )
-        deadline = time.monotonic() + TRIES_SECONDS
+        deadline = time.monotonic() + self._seconds
 
         def run(process: PictureProcess) -> Finished:
             return process.work(content, work, self._infer, on_stage, deadline)

@@ -15,6 +15,10 @@ from worker.exif_fields import known_name
 from worker.process import processors
 
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
+# The longest wait of a picture for a process, and for the end of other pictures, and the number of
+# such waits: two for each of its two tries.
+PROCESS_WAIT_SECONDS = 30.0
+PROCESS_WAITS = 4
 PICTURES_IN_TRANSIT = 2  # pictures that are fetched or stored while others are worked on
 IN_PROCESS_PICTURES = 4  # pictures in flight without picture processes
 MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.images.Frame.views
@@ -269,16 +273,20 @@ class WorkerSettings(Settings):
     def _check_deadlines(self) -> "WorkerSettings":
         # All residual checks of an output together may take as long as the first detection.
         detection = self.max_detection_seconds() * (1 if self.verify == "off" else 2)
-        storage = (self.s3_connect_seconds + self.s3_read_seconds) * MAX_S3_CALLS * S3_ATTEMPTS
-        waits = OUTPUT_WAIT_SECONDS + LOCK_WAIT_SECONDS
-        longest = waits + self.fetch_seconds + detection + storage
-        if longest >= PICTURE_SECONDS:
+        if detection >= self.anonymizer_seconds():
+            longest = PICTURE_SECONDS - self.anonymizer_seconds() + detection
             raise ValueError(
                 f"a picture may take {longest:g} s, and the limit is {PICTURE_SECONDS} s: lower "
                 f"{PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS (a limit for each pass and view) "
                 f"or {PREFIX}S3_… (limits for each try)"
             )
         return self
+
+    def anonymizer_seconds(self) -> float:
+        """Return the time in seconds that PICTURE_SECONDS leaves for the work on the file."""
+        storage = (self.s3_connect_seconds + self.s3_read_seconds) * MAX_S3_CALLS * S3_ATTEMPTS
+        waits = OUTPUT_WAIT_SECONDS + LOCK_WAIT_SECONDS + PROCESS_WAITS * PROCESS_WAIT_SECONDS
+        return PICTURE_SECONDS - waits - self.fetch_seconds - storage
 
     def picture_processes(self) -> int:
         """Return the number of picture processes; 0 for none."""

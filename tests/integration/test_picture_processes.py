@@ -69,12 +69,13 @@ def isolated(pool, infer=face, **options):
         detect_seconds=60,
         memory_bytes=300 << 20,
         output_bytes=8 << 20,
+        runs_for_long=True,
     )
     pool.configure(configuration)
     local = Anonymizer(
         detector=ScaledDetector(infer, PASSES, 0.5), style=STYLE, limits=LIMITS, **options
     )
-    return local, IsolatedAnonymizer(local, pool, infer)
+    return local, IsolatedAnonymizer(local, pool, infer, seconds=60)
 
 
 def picture(form="PNG", side=64):

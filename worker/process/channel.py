@@ -148,7 +148,8 @@ class Configuration:
 
     A detection whose score is below `near_score` counts as near the threshold. `detect_seconds` is
     the time limit of all passes over a picture. `memory_bytes` is the address space that the
-    process may use for a picture, and `output_bytes` the size of the largest output.
+    process may use for a picture, and `output_bytes` the size of the largest output. A process that
+    `runs_for_long` returns freed memory to the system, which costs time.
     """
 
     style: MaskStyle
@@ -163,6 +164,7 @@ class Configuration:
     detect_seconds: float
     memory_bytes: int
     output_bytes: int
+    runs_for_long: bool
 
 
 @dataclass(frozen=True)

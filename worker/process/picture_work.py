@@ -96,6 +96,8 @@ class PictureWork:
         self._channel = channel
         self._pictures = pictures
         self._configuration: Configuration = self._receive(Kind.CONFIGURATION)
+        if self._configuration.runs_for_long:
+            allocator.return_memory()
         # The file has its size by now.
         mapped = mmap.mmap(canvases, os.fstat(canvases).st_size)
         self._canvases = np.frombuffer(mapped, np.uint8)

@@ -71,7 +71,6 @@ INHERITED = (
 START_SECONDS = 120.0  # for a process to start on a busy machine
 SEND_SECONDS = 60.0  # for a process to take a message
 END_SECONDS = 5.0  # for the end of a process whose channel is closed
-WAIT_SECONDS = 120.0  # the longest wait for a process that is free
 MAX_STDERR_BYTES = 64 << 10
 # The innermost line of a traceback of faulthandler.
 CRASHED_AT = re.compile(rb'File "[^"\n]*?(\w+\.py)", line (\d+) in (\w+)')
@@ -353,13 +352,20 @@ class PictureProcess:
 class PicturePool:
     """A fixed number of picture processes. All threads of a worker share one pool."""
 
-    def __init__(self, size: int, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self,
+        size: int,
+        command: Sequence[str] = COMMAND,
+        wait_seconds: float = threading.TIMEOUT_MAX,
+    ) -> None:
         """Start the first process; the others follow when they are needed.
 
+        A picture waits for a process, and for other pictures to end, for `wait_seconds` each.
         `configure` must be called before the pool is used. Raises PictureProcessLost if the process
         can't be started.
         """
         self._command = command
+        self._wait_seconds = wait_seconds
         self._configuration: Configuration | None = None
         self._work_lock = WorkLock()
         self._changed = threading.Condition()
@@ -401,11 +407,11 @@ class PicturePool:
         """Lend a process for one picture.
 
         If `is_new` is set, it is one that has had no picture before. If `alone` is set, no other
-        picture is worked on meanwhile. Raises Busy after WAIT_SECONDS, and PictureProcessLost if no
-        process can be started.
+        picture is worked on meanwhile. Raises Busy if the wait is too long, and PictureProcessLost
+        if no process can be started.
         """
         lock = self._work_lock.exclusive if alone else self._work_lock.shared
-        with lock(WAIT_SECONDS), self._slot(is_new) as process:
+        with lock(self._wait_seconds), self._slot(is_new) as process:
             yield process
 
     def close(self) -> None:
@@ -415,8 +421,8 @@ class PicturePool:
     @contextmanager
     def _slot(self, is_new: bool) -> Iterator[PictureProcess]:
         with self._changed:
-            if not self._changed.wait_for(lambda: self._idle, WAIT_SECONDS):
-                raise Busy(f"no picture process has been free for {WAIT_SECONDS:g} s")
+            if not self._changed.wait_for(lambda: self._idle, self._wait_seconds):
+                raise Busy(f"no picture process has been free for {self._wait_seconds:g} s")
             process = self._idle.pop()
         try:
             if process is not None and not process.suits(is_new):
