@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tools.local.processes import children
 from worker.settings import WorkerSettings
 
 PACKAGES = (
@@ -51,12 +52,6 @@ def resident_bytes(pid: int) -> int:
     """Return the resident size of a process and its children; shared pages count for each."""
     own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return own + sum(map(resident_bytes, children(pid)))
-
-
-def children(pid: int) -> list[int]:
-    """Return the process IDs of the children of a process."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 def _cpu() -> str:
