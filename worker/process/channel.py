@@ -33,7 +33,8 @@ from worker.images.formats import CONTENT_TYPES
 from worker.masking.regions import MaskStyle
 
 HEADER = struct.Struct("<BI")  # the kind and the length in bytes of a message
-MAX_MESSAGE_BYTES = 256 << 20  # A result with a million faces has half of it.
+MAX_FACES = 500_000  # of one kind in a result
+MAX_MESSAGE_BYTES = 64 << 20  # Each face has about 90 bytes.
 MAX_ERROR_LENGTH = 2000  # characters
 # The errors that the anonymizer raises. A picture process can raise no other error in a worker.
 ERRORS: dict[str, type[VeilError]] = {
@@ -178,6 +179,7 @@ class Work:
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
+Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
 Score = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Side = Annotated[int, Field(ge=1, le=MAX_COORDINATE)]
@@ -189,8 +191,8 @@ Activity = Literal["decoding", "detecting", "masking", "encoding", "verifying"]
 class Faces:
     """The boxes and scores of Detections: [n, 4] and [n]."""
 
-    boxes_xyxy: list[Annotated[list[Coordinate], Field(min_length=4, max_length=4)]]
-    scores: list[Score]
+    boxes_xyxy: Annotated[list[Box], Field(max_length=MAX_FACES)]
+    scores: Annotated[list[Score], Field(max_length=MAX_FACES)]
 
     @classmethod
     def of(cls, detections: Detections) -> "Faces":

@@ -72,6 +72,7 @@ START_SECONDS = 120.0  # for a process to start on a busy machine
 SEND_SECONDS = 60.0  # for a process to take a message
 END_SECONDS = 5.0  # for the end of a process whose channel is closed
 MAX_STDERR_BYTES = 64 << 10
+MAX_REASON_LENGTH = 200  # characters
 # The innermost line of a traceback of faulthandler.
 CRASHED_AT = re.compile(rb'File "[^"\n]*?(\w+\.py)", line (\d+) in (\w+)')
 NO_CANVASES = np.zeros(0, np.uint8)
@@ -198,7 +199,9 @@ class PictureProcess:
                     self._answer(message, infer)
                 elif not isinstance(message, Stage):
                     return self._finished(message, len(content))
-                elif message.activity != "decoding":
+                elif message.activity != activities[0]:
+                    if message.activity in activities:
+                        raise ProtocolBroken(f"{message.activity} begins again")
                     activities.append(message.activity)
                     remaining = self._stage_seconds(message.activity)
                     self._call(on_stage, message.activity)
@@ -307,12 +310,18 @@ class PictureProcess:
             code = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return ProcessDied(f"its channel was closed while {activity}")
+        written = self._stderr_text()
         if code >= 0:
-            return ProcessDied(f"exit code {code} while {activity}")
-        with suppress(ValueError):
+            # Before the first picture, the process is not hostile.
+            last = written.decode(errors="replace").strip().rpartition("\n")[2]
+            reason = "" if self.has_worked or not last else f": {last[:MAX_REASON_LENGTH]}"
+            return ProcessDied(f"exit code {code} while {activity}{reason}")
+        try:
             name = signal.Signals(-code).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-code}"
         place = ""
-        if found := CRASHED_AT.search(self._stderr_text()):
+        if found := CRASHED_AT.search(written):
             file, line, function = (part.decode() for part in found.groups())
             place = f" ({file}:{line} {function})"
         is_killed = -code == signal.SIGKILL
@@ -449,6 +458,11 @@ class PicturePool:
             return process.wait_until_ready().unprotected
         except ProcessDied as death:
             raise PictureProcessLost(f"a picture process died: {death}") from None
+        except OSError as error:
+            process.end()
+            raise PictureProcessLost(
+                f"no memory can be shared with a picture process: {error.strerror}"
+            ) from None
 
     def _start(self) -> PictureProcess:
         try:

@@ -40,6 +40,11 @@ def memory(limit: Path = MEMORY_LIMIT) -> int:
 
 
 def picture_processes() -> int:
-    """Return the number of picture processes that suit the processors and the memory."""
+    """Return the number of picture processes that suit the processors and the memory.
+
+    It is 0 on systems without files in memory, by which a worker shares pictures with them.
+    """
+    if not hasattr(os, "memfd_create"):
+        return 0
     by_memory = memory() // MEMORY_A_PROCESS
     return max(1, min(available() * PROCESSES_A_PROCESSOR, by_memory))
