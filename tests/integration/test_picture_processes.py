@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import (
+    Busy,
     DetectionFailed,
     ImageTooLarge,
     PictureCrashed,
@@ -370,4 +371,56 @@ def test_threads_that_start_processes_may_end(hostile):
     assert is_running(pid)
     assert anonymizer.anonymize(picture(), Stopwatch()).content
     assert pool.pids == [pid]
+    pool.close()
+
+
+# --- the pool
+
+
+def test_processes_are_started_when_several_pictures_are_worked_on_at_once():
+    pool = PicturePool(3, COMMAND)
+    _, anonymizer = isolated(pool)
+    for _ in range(3):
+        assert anonymizer.anonymize(picture(), Stopwatch()).content
+    assert len(pool.pids) == 1
+    with ThreadPoolExecutor(5) as threads:
+        together = [
+            threads.submit(anonymizer.anonymize, order("sleep"), Stopwatch()) for _ in range(8)
+        ]
+        assert all(one.result().content for one in together)
+    assert 2 <= len(pool.pids) <= 3
+    pool.close()
+    assert pool.pids == []
+
+
+def test_a_process_that_cannot_start_says_why(tmp_path):
+    program = tmp_path / "broken.py"
+    program.write_text("raise SystemExit('a library is missing')")
+    pool = PicturePool(1, (sys.executable, str(program)))
+    with pytest.raises(PictureProcessLost, match="exit code 1 while starting: a library is miss"):
+        isolated(pool)
+
+
+def test_a_picture_fails_for_now_if_no_process_can_be_started_any_more(tmp_path):
+    program = tmp_path / "process.py"
+    program.write_text(f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')")
+    pool = PicturePool(1, (sys.executable, "-P", str(program)))
+    _, anonymizer = isolated(pool)
+    program.write_text("raise SystemExit('the disk is gone')")
+    with pytest.raises(PictureProcessLost, match="the disk is gone"):
+        anonymizer.anonymize(order("segfault"), Stopwatch())
+    program.write_text(f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')")
+    assert anonymizer.anonymize(picture(), Stopwatch()).content
+    pool.close()
+
+
+def test_a_picture_that_waits_too_long_for_a_process_is_busy():
+    pool = PicturePool(1, COMMAND, wait_seconds=0.1)
+    _, anonymizer = isolated(pool)
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(anonymizer.anonymize, order("sleep"), Stopwatch())
+        time.sleep(0.5)
+        with pytest.raises(Busy):
+            anonymizer.anonymize(picture(), Stopwatch())
+        assert slow.result().content
     pool.close()

@@ -148,9 +148,9 @@ class PictureProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def suits(self, is_new: bool) -> bool:
-        """Return whether the process runs, and, if `is_new` is set, has had no picture before."""
-        return self._process.poll() is None and not (is_new and self.has_worked)
+    def is_running(self) -> bool:
+        """Return whether the process has not ended by itself."""
+        return self._process.poll() is None
 
     def configure(self, configuration: Configuration) -> None:
         """Send `configuration`, with which the process enters its sandbox. Raises ProcessDied."""
@@ -367,29 +367,37 @@ class PicturePool:
         command: Sequence[str] = COMMAND,
         wait_seconds: float = threading.TIMEOUT_MAX,
     ) -> None:
-        """Start the first process; the others follow when they are needed.
+        """Start the first process; the others follow when more pictures are worked on at once.
 
         A picture waits for a process, and for other pictures to end, for `wait_seconds` each.
         `configure` must be called before the pool is used. Raises PictureProcessLost if the process
         can't be started.
         """
+        self._size = size
         self._command = command
         self._wait_seconds = wait_seconds
         self._configuration: Configuration | None = None
         self._work_lock = WorkLock()
-        self._changed = threading.Condition()
         # The kernel ends the processes with the thread that started them, so one thread starts all.
         self._starter = ThreadPoolExecutor(1, "picture-processes")
+        self._changed = threading.Condition()
         self._processes: set[PictureProcess] = set()
+        self._idle: list[PictureProcess] = []
+        self._starting = 0
+        self._failed_starts = 0
+        self._start_error = ""
         self._end = weakref.finalize(self, _end_all, self._processes)
-        # None stands for a process that must be started. The last one is lent first.
-        self._idle: list[PictureProcess | None] = [*[None] * (size - 1), self._start()]
+        self._first = self._starter.submit(self._started).result()
 
     def configure(self, configuration: Configuration) -> None:
-        """Send the first process its configuration, and wait until it is ready."""
+        """Send the first process its configuration, and wait until it is ready.
+
+        Raises PictureProcessLost.
+        """
         self._configuration = configuration
-        (first,) = self._processes
-        unprotected = self._prepare(first)
+        unprotected = self._prepare(self._first)
+        with self._changed:
+            self._idle.append(self._first)
         if unprotected is not None:
             log.warning(
                 "picture processes are not sandboxed",
@@ -420,35 +428,101 @@ class PicturePool:
         if no process can be started.
         """
         lock = self._work_lock.exclusive if alone else self._work_lock.shared
-        with lock(self._wait_seconds), self._slot(is_new) as process:
-            yield process
+        with lock(self._wait_seconds):
+            process = self._taken(is_new)
+            try:
+                yield process
+            finally:
+                self._take_back(process)
 
     def close(self) -> None:
         """End all processes."""
         self._end()
 
-    @contextmanager
-    def _slot(self, is_new: bool) -> Iterator[PictureProcess]:
+    def _taken(self, is_new: bool) -> PictureProcess:
+        """Return a process that is idle; start one if there may be more, and wait for any."""
+        deadline = time.monotonic() + self._wait_seconds
         with self._changed:
-            if not self._changed.wait_for(lambda: self._idle, self._wait_seconds):
-                raise Busy(f"no picture process has been free for {self._wait_seconds:g} s")
-            process = self._idle.pop()
-        try:
-            if process is not None and not process.suits(is_new):
-                process.end()
-                self._forget(process)
-                process = None
-            if process is None:
-                process = self._start()
-                self._prepare(process)
-            yield process
-        finally:
-            if process is not None and not process.is_alive:
-                self._forget(process)
-                process = None
-            with self._changed:
+            failed_starts = self._failed_starts
+            while True:
+                self._drop_dead()
+                if process := self._idle_process(is_new):
+                    self._idle.remove(process)
+                    return process
+                has_failed = self._failed_starts > failed_starts
+                if has_failed and (is_new or not self._processes):
+                    raise PictureProcessLost(self._start_error)
+                if not has_failed:
+                    self._start_if_possible(is_new)
+                remaining = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+                if remaining <= 0 or not self._changed.wait(remaining):
+                    raise Busy(f"no picture process has been free for {self._wait_seconds:g} s")
+
+    def _take_back(self, process: PictureProcess) -> None:
+        with self._changed:
+            if process.is_alive:
                 self._idle.append(process)
-                self._changed.notify()
+            else:
+                self._processes.discard(process)
+            self._changed.notify_all()
+
+    def _drop_dead(self) -> None:
+        """Forget idle processes that have ended."""
+        for process in [process for process in self._idle if not process.is_running()]:
+            self._remove(process)
+
+    def _remove(self, process: PictureProcess) -> None:
+        """End an idle process."""
+        self._idle.remove(process)
+        self._processes.discard(process)
+        process.end()
+
+    def _idle_process(self, is_new: bool) -> PictureProcess | None:
+        """Return the idle process that was used last, or one that was not used at all."""
+        used = [process for process in self._idle if process.has_worked]
+        unused = [process for process in self._idle if not process.has_worked]
+        suitable = unused if is_new else unused + used
+        return suitable[-1] if suitable else None
+
+    def _start_if_possible(self, is_new: bool) -> None:
+        """Have another process started, in place of an idle one if a new one is needed."""
+        if self._starting:
+            return
+        if is_new and self._idle and len(self._processes) >= self._size:
+            self._remove(self._idle[0])
+        if len(self._processes) < self._size:
+            self._starting += 1
+            self._starter.submit(self._start)
+
+    def _start(self) -> None:
+        """Start a process, and lend it once it is ready. Runs in the starter's thread."""
+        process, failure = None, ""
+        try:
+            process = self._started()
+            self._prepare(process)
+        except Exception as error:
+            failure = str(error) or type(error).__name__
+        with self._changed:
+            self._starting -= 1
+            if failure:
+                self._failed_starts += 1
+                self._start_error = failure
+            if process is not None:
+                self._idle.append(process)
+                self._drop_dead()
+            self._changed.notify_all()
+
+    def _started(self) -> PictureProcess:
+        """Return a process that has just been started. Raises PictureProcessLost."""
+        try:
+            process = PictureProcess(self._command)
+        except OSError as error:
+            raise PictureProcessLost(
+                f"no picture process can be started: {error.strerror}"
+            ) from None
+        with self._changed:
+            self._processes.add(process)
+        return process
 
     def _prepare(self, process: PictureProcess) -> str | None:
         """Wait until `process` is ready; return why it is not sandboxed, or None."""
@@ -463,21 +537,6 @@ class PicturePool:
             raise PictureProcessLost(
                 f"no memory can be shared with a picture process: {error.strerror}"
             ) from None
-
-    def _start(self) -> PictureProcess:
-        try:
-            process = self._starter.submit(PictureProcess, self._command).result()
-        except OSError as error:
-            raise PictureProcessLost(
-                f"no picture process can be started: {error.strerror}"
-            ) from None
-        with self._changed:
-            self._processes.add(process)
-        return process
-
-    def _forget(self, process: PictureProcess) -> None:
-        with self._changed:
-            self._processes.discard(process)
 
 
 def _end_all(processes: set[PictureProcess]) -> None:
