@@ -9,8 +9,9 @@ import mmap
 import os
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -49,6 +50,7 @@ from worker.process.channel import (
 )
 
 PREPARED_SIDE = 48  # pixels; the side of the pictures that are made and read to load every library
+WITH_FRAMES = ("PNG", "GIF", "WEBP", "AVIF", "TIFF")  # formats of several frames or pages
 MAX_RAISED_AT = 50  # lines of a traceback
 
 
@@ -198,10 +200,11 @@ class PictureWork:
         return parsed(kind, content)
 
 
-def prepare() -> None:
+def prepare() -> list[str]:
     """Import every module and load every library that the work on a picture needs.
 
-    Small pictures of each kind pass through the anonymizer.
+    Small pictures of each kind pass through the anonymizer. Returns the kinds that failed, which
+    the libraries of this installation do not support.
     """
     side = PREPARED_SIDE
     anonymizer = Anonymizer(
@@ -211,28 +214,37 @@ def prepare() -> None:
         verify="flag",
         keep_exif=("DateTimeOriginal",),
     )
-    samples = list(_samples(side))
-    for content in samples:
-        anonymizer.anonymize(content, Stopwatch())
+    failed = []
+    for kind, sample in _samples(side).items():
+        try:
+            anonymizer.anonymize(sample(), Stopwatch())
+        except Exception:  # A picture of this kind fails in the same way, with its own error.
+            failed.append(kind)
+    pixels = np.zeros((side, side, 3), np.uint8)
     for method in get_args(Method):
-        anonymizer.anonymize(samples[0], Stopwatch(), AnonymizeOptions(method=method))
+        anonymizer.anonymize_array(pixels, AnonymizeOptions(method=method))
+    return failed
 
 
-def _samples(side: int) -> Iterator[bytes]:
-    """Yield a picture file of each kind that differs in the libraries that read and write it."""
+def _samples(side: int) -> dict[str, Callable[[], bytes]]:
+    """Return functions that make a picture file of each kind, which differ in their libraries."""
     gradient = np.arange(side * side * 4, dtype=np.uint8).reshape(side, side, 4)
-    colours = Image.fromarray(gradient[..., :3])
-    for form in BY_NAME:
-        yield _file(colours, form)
-    yield _file(colours.convert("L"), "JPEG", progressive=True)
-    yield _file(colours.convert("CMYK"), "JPEG")
-    yield _file(colours.quantize(16), "PNG")
-    yield _file(Image.fromarray(gradient), "PNG")
-    for form in ("PNG", "GIF", "WEBP", "AVIF", "TIFF"):
-        yield _file(colours, form, save_all=True, append_images=[colours.rotate(90)])
     values = gradient[..., :3].astype(np.uint16) * 257
-    yield deep.write_png(values, None, None)
-    yield deep.write_tiff([values], None)
+    colours = Image.fromarray(gradient[..., :3])
+    samples: dict[str, Callable[[], bytes]] = {
+        "gray": lambda: _file(colours.convert("L"), "JPEG", progressive=True),
+        "CMYK": lambda: _file(colours.convert("CMYK"), "JPEG"),
+        "palette": lambda: _file(colours.quantize(16), "PNG"),
+        "alpha": lambda: _file(Image.fromarray(gradient), "PNG"),
+        "16-bit PNG": lambda: deep.write_png(values, None, None),
+        "16-bit TIFF": lambda: deep.write_tiff([values], None),
+    }
+    several = {"save_all": True, "append_images": [colours.rotate(90)]}
+    for form in BY_NAME:
+        samples[form] = partial(_file, colours, form)
+        if form in WITH_FRAMES:
+            samples[f"frames of {form}"] = partial(_file, colours, form, **several)
+    return samples
 
 
 def _file(image: Image.Image, form: str, **options: object) -> bytes:
