@@ -26,7 +26,7 @@ ORDER = b"OBEY"
 
 
 class Orders:
-    """What a decoder that runs foreign code might do."""
+    """Orders of a decoder that runs foreign code: crash, lie, or reach for something else."""
 
     def segfault(self):
         ctypes.string_at(0)

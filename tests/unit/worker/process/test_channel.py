@@ -1,4 +1,4 @@
-"""What a picture process sends is data of the expected form, or it is refused."""
+"""Messages of a picture process: data of the expected form, or refused."""
 
 import json
 import socket
