@@ -63,7 +63,7 @@ format: $(INSTALLED) ## rewrite the code in the house style
 bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, tables on standard error
 	@$(BIN)/python -m tools.benchmarks $(ONLY)
 
-chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 SEED=…)
+chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 CHILD_KILLS=0 SEED=…)
 	@$(BIN)/python -m tools.chaos
 
 $(DOCS_INSTALLED): requirements/docs.txt $(INSTALLED)

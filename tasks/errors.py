@@ -8,6 +8,7 @@
         SourceChanged
         Busy
         DetectorUnavailable
+        PictureProcessLost
         QueueUnavailable
         EventsUnavailable
       Permanent
@@ -25,6 +26,7 @@
         UnsupportedImage
         ImageTooLarge
         DetectionFailed
+        PictureCrashed
         Poison
         ModelInvalid
         DatasetInvalid
@@ -83,6 +85,10 @@ class Busy(Transient):
 
 class DetectorUnavailable(Transient):
     """The detector did not answer within its deadline, or its device is out of memory."""
+
+
+class PictureProcessLost(Transient):
+    """The process of the picture was killed from outside, or none can be started."""
 
 
 class QueueUnavailable(Transient):
@@ -151,6 +157,10 @@ class ImageTooLarge(Permanent):
 
 class DetectionFailed(Permanent):
     """The model failed on this picture."""
+
+
+class PictureCrashed(Permanent):
+    """Two processes in a row crashed, stalled or ran out of memory at this picture."""
 
 
 class Poison(Permanent):

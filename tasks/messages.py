@@ -20,6 +20,12 @@ from .errors import InvalidRequest
 Status = Literal["anonymized", "skipped", "held"]
 Reason = Literal["no face found", "faces still found in the output"]
 """The reason why a picture is held, or is published but put on the review list."""
+Check = Literal["off", "same", "clear", "left"]
+"""The result of the residual check.
+
+It is ``off`` if there was no check, ``same`` if the output has the pixels that were searched
+already, ``clear`` if no face was found, and ``left`` if faces were found.
+"""
 Method = Literal["surround", "blur", "pixelate", "fill"]
 
 Model = TypeVar("Model", bound=BaseModel)

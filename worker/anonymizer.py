@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,7 @@ from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import MaskStyle
 from worker.pixels import Array, Pixels
-from worker.process.watchdog import Watch, unwatched
+from worker.process.watch import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
@@ -128,8 +128,37 @@ class Stopwatch:
             self.seconds[name] = round(time.perf_counter() - started, 4)
 
 
-class Anonymizer:
-    """Anonymizes the file of a picture, wherever it is stored. Threads share one anonymizer."""
+class FileAnonymizer(Protocol):
+    """An anonymizer of picture files, in this process or in others. Threads share it."""
+
+    limits: Limits
+    hold_without_faces: bool
+    verify: Literal["off", "flag", "hold"]
+    recipe: str
+    """The digest of everything that decides an output, 16 hex digits."""
+    made_with: Mapping[str, str]
+    """The model and the versions, for receipts."""
+
+    def anonymize(
+        self, content: bytes, stopwatch: Stopwatch, options: AnonymizeOptions = AS_CONFIGURED
+    ) -> Anonymized:
+        """Return the anonymized file of the picture file `content`.
+
+        Raises a VeilError on any doubt, so that nothing is published.
+        """
+
+    def detect_file(self, content: bytes, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
+        """Return the faces that `anonymize` would hide, without an output: `content` is None.
+
+        Raises a VeilError, as `anonymize` does.
+        """
+
+    def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
+        """Return the part of `options` that hides at least as much as the configured style."""
+
+
+class Anonymizer(FileAnonymizer):
+    """A FileAnonymizer that does all the work in this process."""
 
     def __init__(
         self,

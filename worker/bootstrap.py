@@ -23,20 +23,22 @@ from tasks.errors import ModelInvalid
 from tasks.settings import refuse_unknown
 from worker import logs, metrics
 from worker.process import allocator, processors
-from worker.process.watchdog import Watch, Watchdog, unwatched
-from worker.settings import PICTURE_SECONDS, WorkerSettings
+from worker.process.watch import Watch, unwatched
+from worker.process.watchdog import Watchdog
+from worker.settings import PICTURE_SECONDS, PROCESS_WAIT_SECONDS, WorkerSettings
 
 if TYPE_CHECKING:
     from tasks.app import App
     from tasks.storage.s3 import ObjectStore
-    from worker.anonymizer import Anonymizer, Limits
+    from worker.anonymizer import Anonymizer, FileAnonymizer, Limits
     from worker.detection.batching import Predict
-    from worker.detection.detector import Detector
+    from worker.detection.detector import ScaledDetector
     from worker.detection.faces import Detections
     from worker.detection.model import Model
     from worker.masking.regions import MaskStyle
     from worker.pipeline import Pipeline
     from worker.pixels import Pixels
+    from worker.process.channel import Configuration
 
 GPU_BATCH_SIZE = 8
 CPU_BATCH_SIZE = 1
@@ -45,6 +47,9 @@ GPU_DRIVER = "libcuda.so.1"  # of NVIDIA; TensorFlow's wheels support no other G
 # A batch has stalled when it exceeds the time limit of a pass by this much.
 STALL_MARGIN_SECONDS = 10
 EXTRA_CONNECTIONS = 2  # connections to S3 beyond one for each picture in hand
+# The addresses that a picture process may use for each pixel of the largest picture, and the bytes
+# that an output may have for each. docs/performance.md has the memory that pictures need.
+MEMORY_BYTES_A_PIXEL, OUTPUT_BYTES_A_PIXEL = 40, 5
 MAX_LOGGED_CHARACTERS = 1100  # of a message; the longest address has 1,092 bytes
 RECORDED_PACKAGES = (
     "veil",
@@ -75,7 +80,7 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
     worker_ready.connect(_announce_recipe, weak=False)
     watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
-    store = ObjectStore.connect(settings, settings.concurrency + EXTRA_CONNECTIONS)
+    store = ObjectStore.connect(settings, settings.pictures_in_flight() + EXTRA_CONNECTIONS)
     pipeline = build_pipeline(settings, store, watchdog.watch)
     watchdog.start()
     return pipeline
@@ -115,16 +120,69 @@ def build_pipeline(
 ) -> "Pipeline":
     """Return the pipeline over the objects in `store`.
 
-    Raises the errors of build_anonymizer, which also explains `watch`.
+    Raises the errors of build_file_anonymizer. build_anonymizer explains `watch`.
     """
     from worker.pipeline import Pipeline
 
     allocator.return_memory()
     return Pipeline(
         store=store,
-        anonymizer=build_anonymizer(settings, watch),
+        anonymizer=build_file_anonymizer(settings, watch),
         routes=settings.parsed_routes(),
         keys=settings.receipt_keys(),
+    )
+
+
+def build_file_anonymizer(
+    settings: WorkerSettings, watch: Watch = unwatched, pictures: int | None = None
+) -> "FileAnonymizer":
+    """Return the anonymizer for `settings` whose pictures have processes of their own.
+
+    `pictures` is their number, for a command that a person can end: no more processes are started,
+    and a picture may take any time. With VEIL_PROCESSES=0 the anonymizer is that of
+    build_anonymizer, which also explains `watch`. Raises the errors of load_model, and
+    PictureProcessLost.
+    """
+    count = settings.picture_processes()
+    if not count:
+        return build_anonymizer(settings, watch)
+    from worker.isolated import IsolatedAnonymizer
+    from worker.process.pool import PicturePool
+
+    if pictures is None:
+        pool = PicturePool(count, wait_seconds=PROCESS_WAIT_SECONDS)
+        seconds = settings.anonymizer_seconds()
+    else:
+        pool = PicturePool(max(1, min(count, pictures)))
+        seconds = float("inf")
+    metrics.watch_pool(pool)
+    model = load_model(settings)  # while the process starts
+    detector = _detector(settings, model, _threshold(settings, model), watch)
+    local = _anonymizer(settings, model, detector, watch)
+    pool.configure(_configuration(settings, detector, runs_for_long=pictures is None))
+    return IsolatedAnonymizer(local, pool, detector.infer, seconds)
+
+
+def _configuration(
+    settings: WorkerSettings, detector: "ScaledDetector", runs_for_long: bool
+) -> "Configuration":
+    """Return what a picture process needs to know of `settings` and the model."""
+    from worker.process.channel import Configuration
+
+    return Configuration(
+        style=mask_style(settings),
+        limits=_limits(settings),
+        hold_without_faces=settings.no_faces == "hold",
+        verify=settings.verify,
+        keep_exif=settings.keep_exif,
+        pass_settings=detector.settings,
+        score_threshold=detector.score_threshold,
+        near_score=detector.score_threshold + metrics.NEAR_MARGIN,
+        fixed_size=detector.fixed_size,
+        detect_seconds=detector.seconds,
+        memory_bytes=settings.max_pixels * MEMORY_BYTES_A_PIXEL + 4 * settings.max_bytes,
+        runs_for_long=runs_for_long,
+        output_bytes=settings.max_pixels * OUTPUT_BYTES_A_PIXEL + settings.max_bytes + (1 << 20),
     )
 
 
@@ -133,16 +191,28 @@ def build_anonymizer(
 ) -> "Anonymizer":
     """Return the anonymizer for `settings`, with `model` or else the one that load_model returns.
 
-    Batches, decoding and encoding run under `watch`. Raises the errors of load_model.
+    It does all the work in this process. Batches, decoding and encoding run under `watch`. Raises
+    the errors of load_model.
     """
+    model = model or load_model(settings)
+    detector = _detector(settings, model, _threshold(settings, model), watch)
+    return _anonymizer(settings, model, detector, watch)
+
+
+def _threshold(settings: WorkerSettings, model: "Model") -> float:
+    return settings.score_threshold or model.score_threshold
+
+
+def _anonymizer(
+    settings: WorkerSettings, model: "Model", detector: "ScaledDetector", watch: Watch
+) -> "Anonymizer":
+    """Return the anonymizer for `settings`, with `detector` for `model`."""
     from worker.anonymizer import Anonymizer
 
     allocator.share_arenas()
-    model = model or load_model(settings)
-    threshold = settings.score_threshold or model.score_threshold
+    threshold = detector.score_threshold
     recipe = _recipe(settings, model, threshold)
     made_with = {"model": model.digest, "engine": model.engine, **_versions()}
-    detector = _detector(settings, model, threshold, watch)
     _announce_detector(settings, model, threshold, recipe, made_with)
     return Anonymizer(
         detector=metrics.CountingDetector(detector, threshold),
@@ -159,7 +229,7 @@ def build_anonymizer(
 
 def _detector(
     settings: WorkerSettings, model: "Model", threshold: float, watch: Watch
-) -> "Detector":
+) -> "ScaledDetector":
     """Return the detector: passes over a picture, whose canvases `model` receives in batches."""
     from worker.detection.batching import Batcher
     from worker.detection.detector import ScaledDetector
@@ -354,7 +424,7 @@ def _load_for_litert(settings: WorkerSettings, folder: Path, digest: str | None)
     from worker.detection.litert import QuantizedModel
     from worker.detection.model import stated_threshold
 
-    lanes = min(settings.concurrency, processors.available())
+    lanes = min(settings.pictures_in_flight(), processors.available())
     # The network scores many points very low, and comparing these with each other takes most of the
     # time. The detector uses no score below this one.
     threshold = settings.score_threshold or stated_threshold(folder)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from worker.detection.detector import Detector
     from worker.detection.faces import Detections
     from worker.pixels import Pixels
+    from worker.process.pool import PicturePool
 
 NEAR_MARGIN = 0.05  # Scores that exceed the threshold by less than this are near it.
 
@@ -44,6 +45,17 @@ NEAR_THRESHOLD = Counter(
     registry=REGISTRY,
 )
 
+PROCESS_DEATHS = Counter(
+    "veil_picture_process_deaths",
+    "Picture processes that died while they worked on a picture.",
+    registry=REGISTRY,
+)
+PROCESS_MEMORY = Gauge(
+    "veil_picture_process_memory_bytes",
+    "Resident memory of all picture processes; pages that they share count for each.",
+    registry=REGISTRY,
+)
+
 
 def watch_worker() -> None:
     """Measure the Celery worker of this process. Call this before the worker starts."""
@@ -63,6 +75,11 @@ def measured(predict: "Predict") -> "Predict":
         return predict(batch)
 
     return run
+
+
+def watch_pool(pool: "PicturePool") -> None:
+    """Show the memory of the processes of `pool`."""
+    PROCESS_MEMORY.set_function(pool.resident_bytes)
 
 
 def watch_batcher(batcher: "Batcher") -> None:
@@ -86,6 +103,11 @@ class CountingDetector:
     def detect(self, picture: "Pixels") -> "Detections":
         detections = self.detector.detect(picture)
         near = detections.scores < self.threshold + NEAR_MARGIN
-        DETECTIONS.inc(len(detections))
-        NEAR_THRESHOLD.inc(int(near.sum()))
+        count_detections(len(detections), int(near.sum()))
         return detections
+
+
+def count_detections(detected: int, near: int) -> None:
+    """Count the faces that the detector returned for a picture, and those near the threshold."""
+    DETECTIONS.inc(detected)
+    NEAR_THRESHOLD.inc(near)

@@ -10,7 +10,7 @@ from tasks.routes import Route, Routed, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore, StoredObject
-from worker.anonymizer import Anonymizer, OnStage, Stopwatch, ignore_stage
+from worker.anonymizer import FileAnonymizer, OnStage, Stopwatch, ignore_stage
 from worker.outputs import Existing, Fetched, Outputs, destination_errors
 from worker.reports import receipt_of, report_of, skipped_report
 
@@ -28,7 +28,7 @@ class Pipeline(work.Pipeline):
         self,
         *,
         store: ObjectStore,
-        anonymizer: Anonymizer,
+        anonymizer: FileAnonymizer,
         routes: Routes,
         keys: Sequence[Key] = (),
     ) -> None:

@@ -8,8 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from tasks.errors import Permanent, UnreadableImage
-from tasks.messages import AnonymizeOptions, Reason
-from tasks.storage import receipts
+from tasks.messages import AnonymizeOptions, Check, Reason
 from worker import images
 from worker.detection.faces import Detections, outside
 from worker.masking import regions
@@ -29,7 +28,7 @@ class Checked:
     `remaining` are those that its last detection still found.
     """
 
-    verdict: receipts.Check
+    verdict: Check
     added: Detections
     remaining: Detections
 
@@ -90,7 +89,7 @@ class ResidualCheck(Generic[Output]):
             elapsed = time.perf_counter() - started
             if (number + 1) / number * elapsed > self.max_seconds:
                 break
-        verdict: receipts.Check = "clear"
+        verdict: Check = "clear"
         if remaining:
             verdict = "left"
         elif remaining is None:

@@ -13,9 +13,16 @@ from tasks.messages import Method, Region
 from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
+from worker.process import processors
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
+# The longest wait of a picture for a process, and for the end of other pictures, and the number of
+# such waits: two for each of its two tries.
+PROCESS_WAIT_SECONDS = 30.0
+PROCESS_WAITS = 4
+PICTURES_IN_TRANSIT = 2  # pictures that are fetched or stored while others are worked on
+IN_PROCESS_PICTURES = 4  # pictures in flight without picture processes
 MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.images.Frame.views
 # The calls to S3 for one picture at most: get the source and head the output; get, list and get the
 # receipt; twice put the receipt, head the source, put and head the output; get the output, list and
@@ -55,12 +62,20 @@ class WorkerSettings(Settings):
     The published figures were measured with the defaults of detection and masking.
     """
 
-    concurrency: int = Field(
-        4,
+    processes: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = Field(
+        "auto",
+        description="Number of processes in which a worker, or `veil anonymize`, decodes, masks "
+        "and encodes pictures, one picture in each. `auto` follows from the processors and the "
+        "memory that the worker may use. 0 does all the work in the worker's own process, where a "
+        "picture that crashes a library ends the worker.",
+    )
+    concurrency: int | None = Field(
+        None,
         ge=1,
         le=256,
-        description="Number of pictures that a worker works on at once. Each has a thread, and all "
-        "share one detector.",
+        description="Number of pictures that a worker has in flight. Each has a thread, and all "
+        "share one detector. Empty for two more than it has processes for pictures, which are "
+        "fetched and stored meanwhile, and for 4 with `VEIL_PROCESSES=0`.",
     )
 
     model: str | None = Field(
@@ -250,7 +265,13 @@ class WorkerSettings(Settings):
 
     # Pydantic runs this before `_split`, because it runs such validators in reverse order.
     @field_validator(
-        "model", "model_sha256", "score_threshold", "batch_size", *PRESET_SETTINGS, mode="before"
+        "concurrency",
+        "model",
+        "model_sha256",
+        "score_threshold",
+        "batch_size",
+        *PRESET_SETTINGS,
+        mode="before",
     )
     @classmethod
     def _empty_is_default(cls, value: Any) -> Any:
@@ -260,16 +281,31 @@ class WorkerSettings(Settings):
     def _check_deadlines(self) -> "WorkerSettings":
         # All residual checks of an output together may take as long as the first detection.
         detection = self.max_detection_seconds() * (1 if self.verify == "off" else 2)
-        storage = (self.s3_connect_seconds + self.s3_read_seconds) * MAX_S3_CALLS * S3_ATTEMPTS
-        waits = OUTPUT_WAIT_SECONDS + LOCK_WAIT_SECONDS
-        longest = waits + self.fetch_seconds + detection + storage
-        if longest >= PICTURE_SECONDS:
+        if detection >= self.anonymizer_seconds():
+            longest = PICTURE_SECONDS - self.anonymizer_seconds() + detection
             raise ValueError(
                 f"a picture may take {longest:g} s, and the limit is {PICTURE_SECONDS} s: lower "
                 f"{PREFIX}FETCH_SECONDS, {PREFIX}DETECT_SECONDS (a limit for each pass and view) "
                 f"or {PREFIX}S3_… (limits for each try)"
             )
         return self
+
+    def anonymizer_seconds(self) -> float:
+        """Return the time in seconds that PICTURE_SECONDS leaves for the work on the file."""
+        storage = (self.s3_connect_seconds + self.s3_read_seconds) * MAX_S3_CALLS * S3_ATTEMPTS
+        waits = OUTPUT_WAIT_SECONDS + LOCK_WAIT_SECONDS + PROCESS_WAITS * PROCESS_WAIT_SECONDS
+        return PICTURE_SECONDS - waits - self.fetch_seconds - storage
+
+    def picture_processes(self) -> int:
+        """Return the number of picture processes; 0 for none."""
+        return processors.picture_processes() if self.processes == "auto" else self.processes
+
+    def pictures_in_flight(self) -> int:
+        """Return the number of pictures that are worked on at once."""
+        if self.concurrency is not None:
+            return self.concurrency
+        processes = self.picture_processes()
+        return processes + PICTURES_IN_TRANSIT if processes else IN_PROCESS_PICTURES
 
     def max_detection_seconds(self) -> float:
         """Return the longest time in seconds that detection may take for one frame.

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from .. import signatures
 from ..addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from ..errors import ImageTooLarge, InvalidRequest, ObjectNotFound
-from ..messages import MAX_COORDINATE, AnonymizeOptions, Reason
+from ..messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason
 from ..routes import RESERVED
 from ..signatures import FIELD, Key
 from .s3 import ObjectStore, StoredObject
@@ -50,13 +50,6 @@ SOURCE_ETAG = "veil-source-etag"
 RECIPE = "veil-recipe"
 FACES = "veil-faces"
 LEFT = "veil-left"  # the number of faces that the last residual check found, if it found any
-
-Check = Literal["off", "same", "clear", "left"]
-"""The result of the residual check.
-
-It is ``off`` if there was no check, ``same`` if the output has the pixels that were searched
-already, ``clear`` if no face was found, and ``left`` if faces were found.
-"""
 
 
 @dataclass(frozen=True)

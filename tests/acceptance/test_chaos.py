@@ -17,6 +17,7 @@ def test_workers_and_redis_are_killed_and_every_picture_is_delivered(
         "JOBS": "40",
         "KILLS": "4",
         "REDIS_KILLS": "1",
+        "CHILD_KILLS": "8",
         "SEED": "1",
         "VEIL_LEASE_SECONDS": "5",
     }

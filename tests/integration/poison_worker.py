@@ -6,7 +6,7 @@ Red ends the process by an access to a bad address. Green takes all memory. Blue
 takes three seconds. Every other picture has one face, except for cyan, which has none, magenta,
 which has another face in each detection, and white, which has a CROWD. `memory` and `file-size` are
 limits of the process. `audit` names a file for the paths that the process opens and the programs
-that it starts.
+that it starts; a file that is opened to write has a line that begins with ``write``.
 """
 
 import ctypes
@@ -73,6 +73,8 @@ def audit(path):
 
     def note(event, arguments):
         if event in ("open", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"):
+            if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+                event = "write"
             os.write(file, f"{event} {arguments[0]}\n".encode("utf-8", "backslashreplace"))
 
     sys.addaudithook(note)

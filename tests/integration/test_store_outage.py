@@ -187,12 +187,32 @@ def test_what_an_operator_has_to_put_right_waits_for_it_without_a_restart(
 def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(
     setting, sources, clean, place, wait_until
 ):
+    """The limit also holds for files in memory, so all pictures are worked on in this process.
+
+    Picture processes set it themselves: see test_picture_processes.py.
+    """
     worker = f"{sys.executable} {Path(__file__).with_name('poison_worker.py')} --file-size=0"
+    worker = f"env VEIL_PROCESSES=0 {worker}"
     setting.start_command(["bash", "-c", f"exec {worker} 2> >(cat)"])
     for source in sources:
         setting.queue.send(source)
     wait_until(lambda: len(clean.keys(place)) == PICTURES, 60)
     assert setting.queue.dead() == {}
+
+
+def test_a_worker_with_picture_processes_opens_no_file_to_write(
+    setting, sources, clean, place, wait_until, tmp_path
+):
+    audit = tmp_path / "audit"
+    program = Path(__file__).with_name("poison_worker.py")
+    command = [sys.executable, program, f"--audit={audit}"]
+    setting.start_command(command, VEIL_PROCESSES="1")
+    before = len(audit.read_text().splitlines())
+    for source in sources:
+        setting.queue.send(source)
+    wait_until(lambda: len(clean.keys(place)) == PICTURES, 60)
+    later = audit.read_text().splitlines()[before:]
+    assert [line for line in later if line.startswith("write ")] == []
 
 
 def _in(seconds):

@@ -40,6 +40,7 @@ class Setting:
             "VEIL_ROUTES": "s3://raw/fuzz=s3://clean/fuzz",
             "VEIL_SCALES": "64",
             "VEIL_LEASE_SECONDS": "2",
+            "VEIL_PROCESSES": "1",  # It is started before the first message.
             "PYTHONPATH": str(ROOT),
         }
         command = [

@@ -109,7 +109,7 @@ def _figures(
         "format": "JPEG",
         "photographs": pictures.origin(),
         "workers": 1,
-        "threads": WorkerSettings.load().concurrency,
+        "threads": WorkerSettings.load().pictures_in_flight(),
         "pictures_per_second": round(count * len(seconds) / through, 3),
         "detector_bound": round(count * len(bounds) / alone_, 3),
         "ratio": round(alone_ / through, 4),

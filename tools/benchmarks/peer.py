@@ -193,7 +193,7 @@ def main() -> None:
     settings = WorkerSettings.load()
     logs.configure("json")
     anonymizer = build_anonymizer(settings)
-    pool = ThreadPoolExecutor(settings.concurrency)
+    pool = ThreadPoolExecutor(settings.pictures_in_flight())
 
     def anonymized(paths: list[str], output: str) -> dict[str, Any]:
         jobs = [Job(Path(path), Path(output) / Path(path).name, named=True) for path in paths]

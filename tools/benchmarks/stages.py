@@ -64,7 +64,9 @@ def run() -> None:
 
 
 def _measure(running: Stack, detector: Alone, form: str, megapixels: float) -> dict[str, Any]:
-    together = WorkerSettings.load().concurrency * (1 if megapixels > pictures.TILED_FROM else 3)
+    together = WorkerSettings.load().pictures_in_flight() * (
+        1 if megapixels > pictures.TILED_FROM else 3
+    )
     name = f"{form}-{megapixels:g}"
     paths = pictures.written(running.folder / name, ONE_BY_ONE, megapixels, form)
     first, *single = _uploaded(running, name, [paths[0], *paths])

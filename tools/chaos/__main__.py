@@ -1,6 +1,7 @@
 """``make chaos``: send pictures through the real stack while parts of it are killed or fail.
 
-The environment variables JOBS, KILLS (of workers), REDIS_KILLS and SEED configure it. The result is
+The environment variables JOBS, KILLS (of workers), CHILD_KILLS (of their picture processes),
+REDIS_KILLS and SEED configure it. The result is
 one JSON object on standard output. The exit code is 1 if a picture was lost, published twice,
 published with a visible face, or differs from its output in a run without faults.
 """
@@ -16,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from tasks.storage import receipts
 from tools.chaos import pictures, verdict
 from tools.chaos.faults import Faulty
 from tools.chaos.supervised import Supervised
+from tools.local.processes import children
 from tools.local.servers import S3, Redis, Server, ServerFailed, start_redis, start_s3
 
 FOLDER = Path(".chaos")
@@ -70,20 +72,23 @@ class Plan:
     kills: int
     redis_kills: int
     seed: int
+    child_kills: int = 0
 
     @property
     def limit_seconds(self) -> float:
-        return 180 + 2.0 * self.jobs + 20.0 * self.kills + 30.0 * self.redis_kills
+        kills = 20.0 * self.kills + 30.0 * self.redis_kills + 10.0 * self.child_kills
+        return 180 + 2.0 * self.jobs + kills
 
     def targets(self) -> list[str]:
         """Return the targets of the kills, in random order."""
         targets = ["worker"] * self.kills + ["redis"] * self.redis_kills
+        targets += ["child"] * self.child_kills
         random.Random(self.seed).shuffle(targets)
         return targets
 
     def parts(self, keys: list[str]) -> list[list[str]]:
         """Return `keys` in one part for each kill, and one for the end."""
-        count = self.kills + self.redis_kills + 1
+        count = len(self.targets()) + 1
         bounds = [len(keys) * number // count for number in range(count + 1)]
         return [keys[start:end] for start, end in pairwise(bounds)]
 
@@ -127,6 +132,7 @@ def main() -> int:
             int(os.environ.get("KILLS") or 100),
             int(os.environ.get("REDIS_KILLS") or 12),
             int(os.environ.get("SEED") or secrets.randbelow(10**6)),
+            int(os.environ.get("CHILD_KILLS") or 0),
         )
         result = run(plan)
     except (ServerFailed, ValueError, subprocess.CalledProcessError) as error:
@@ -152,7 +158,10 @@ def run(plan: Plan) -> dict[str, Any]:
     cache = platformdirs.user_cache_path("veil") / "samples"
     made = pictures.make(FOLDER / "samples", cache, min(plan.jobs, pictures.DISTINCT), plan.seed)
     with started() as servers:
-        _say(f"{plan.jobs} jobs, {plan.kills} + {plan.redis_kills} kills, seed {plan.seed}")
+        _say(
+            f"{plan.jobs} jobs, {plan.kills} + {plan.redis_kills} + {plan.child_kills} kills, "
+            f"seed {plan.seed}"
+        )
         keys = {}
         for job in range(plan.jobs):
             number = job % len(made)
@@ -170,6 +179,7 @@ def run(plan: Plan) -> dict[str, Any]:
         "jobs": plan.jobs,
         "kills": plan.kills,
         "redis_kills": plan.redis_kills,
+        "child_kills": plan.child_kills,
         "seed": plan.seed,
         **judged,
         "unfinished": unfinished,
@@ -295,9 +305,20 @@ def _attack(servers: Servers, target: str, chance: random.Random) -> None:
         servers.redis.start()
         return
     victims = servers.ready() or servers.workers
+    if target == "child":
+        _kill_child(victims, chance)
+        return
     while (pid := chance.choice(victims).kill()) is None:
         time.sleep(CHECK_SECONDS)
     servers.killed[pid] = time.time()
+
+
+def _kill_child(workers: list[Supervised], chance: random.Random) -> None:
+    """Kill a picture process of one of `workers`, if they have any at the moment."""
+    found = [child for worker in workers if worker.alive for child in children(worker.server.pid)]
+    if found:
+        with suppress(ProcessLookupError):  # It has just ended.
+            os.kill(chance.choice(found), signal.SIGKILL)
 
 
 def _judge(servers: Servers, keys: dict[str, int], contents: list[bytes]) -> dict[str, Any]:

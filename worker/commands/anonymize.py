@@ -32,7 +32,7 @@ from worker.printing import print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from worker.anonymizer import Anonymized, Anonymizer
+    from worker.anonymizer import Anonymized, FileAnonymizer
 
 app = CommandApp()
 
@@ -126,9 +126,9 @@ def anonymize(
     jobs = list(find_jobs(paths, output))
     if output is not None:
         _create_folder(output)
-    from worker.bootstrap import build_anonymizer
+    from worker.bootstrap import build_file_anonymizer
 
-    anonymizer = build_anonymizer(settings)
+    anonymizer = build_file_anonymizer(settings, pictures=len(jobs))
     counts: Counter[str] = Counter()
     with (
         summarized(lambda: _print_counts(counts)),
@@ -174,7 +174,7 @@ def find_jobs(paths: list[Path], output: Path | None) -> Iterator[Job]:
 
 
 def anonymize_file(
-    anonymizer: "Anonymizer", job: Job, max_bytes: int, request: AnonymizeOptions | None = None
+    anonymizer: "FileAnonymizer", job: Job, max_bytes: int, request: AnonymizeOptions | None = None
 ) -> Outcome:
     """Anonymize one file of at most `max_bytes`, or only detect its faces; return its outcome.
 
@@ -272,7 +272,7 @@ def _create_folder(output: Path) -> None:
 
 
 def _anonymize_files(
-    anonymizer: "Anonymizer",
+    anonymizer: "FileAnonymizer",
     jobs: list[Job],
     settings: WorkerSettings,
     request: AnonymizeOptions,
@@ -283,7 +283,7 @@ def _anonymize_files(
     Ctrl-C cancels the files that were not begun, and waits for the others.
     """
     reported = set()
-    with ThreadPoolExecutor(settings.concurrency) as pool:
+    with ThreadPoolExecutor(settings.pictures_in_flight()) as pool:
         limit = settings.max_bytes
         futures = [pool.submit(anonymize_file, anonymizer, job, limit, request) for job in jobs]
         try:

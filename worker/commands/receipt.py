@@ -145,7 +145,7 @@ def comparison(settings: WorkerSettings) -> Compare:
 
 def _audit(settings: WorkerSettings, redetect: bool, disposal: Disposal | None) -> Audit:
     # A thread that decodes pictures needs memory, so there are no more of them than in a worker.
-    threads = settings.concurrency if redetect or disposal else THREADS
+    threads = settings.pictures_in_flight() if redetect or disposal else THREADS
     return Audit(
         ObjectStore.connect(settings, connections=CONNECTIONS_PER_THREAD * threads + LISTINGS),
         settings.parsed_routes(),

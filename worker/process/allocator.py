@@ -19,6 +19,9 @@ RETURN_OPTIONS = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 32 << 20),
 }
 
+VARIABLES = (*ARENA_OPTIONS, *RETURN_OPTIONS)
+"""The environment variables that take precedence over the settings here."""
+
 
 def share_arenas() -> None:
     """Limit all threads to two arenas. This costs no time."""

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -21,14 +21,6 @@ CHECK_SECONDS = 1.0  # the pause between two checks
 FROZEN_SECONDS = 120
 
 log = structlog.get_logger("veil")
-
-Watch = Callable[[str, float], AbstractContextManager[None]]
-"""``watch(work, seconds)``: a context in which `work` counts as stalled after `seconds`."""
-
-
-def unwatched(_work: str, _seconds: float) -> AbstractContextManager[None]:
-    """Watch nothing: whoever runs a command by hand can end it."""
-    return nullcontext()
 
 
 def _ignore(_stalled: str) -> None:

@@ -54,7 +54,7 @@ def main() -> None:
     logs.configure("json")
     anonymizer = build_anonymizer(settings)
     decoded: dict[str, images.Picture] = {}
-    pool = ThreadPoolExecutor(settings.concurrency)
+    pool = ThreadPoolExecutor(settings.pictures_in_flight())
 
     def detect(paths: list[str]) -> dict[str, Any]:
         for path in set(decoded) - set(paths):

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tools.local.processes import children
 from worker.settings import WorkerSettings
 
 PACKAGES = (
@@ -42,14 +43,15 @@ def described() -> dict[str, Any]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time of all threads of a process (proc(5), fields 14 and 15)."""
+    """Return the processor time of a process and its children (proc(5), fields 14 to 17)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return sum(map(int, fields[11:15])) / TICKS + sum(map(cpu_seconds, children(pid)))
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident size of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return the resident size of a process and its children; shared pages count for each."""
+    own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return own + sum(map(resident_bytes, children(pid)))
 
 
 def _cpu() -> str:

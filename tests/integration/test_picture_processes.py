@@ -1,0 +1,426 @@
+"""Picture processes: a picture that kills its process is its own loss, and a decoder that runs
+foreign code reaches nothing.
+
+``CHILD_KILLS=100`` is the long form of the tests of what remains.
+"""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.errors import (
+    Busy,
+    DetectionFailed,
+    ImageTooLarge,
+    PictureCrashed,
+    PictureProcessLost,
+    UnreadableImage,
+    UnsupportedImage,
+)
+from tasks.messages import AnonymizeOptions
+from worker.anonymizer import Anonymizer, Limits, Stopwatch
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Detections
+from worker.detection.presets import PassSettings
+from worker.isolated import IsolatedAnonymizer
+from worker.masking.regions import MaskStyle
+from worker.process import pool as pools
+from worker.process.channel import Configuration
+from worker.process.pool import PicturePool, UnexpectedError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = Path(__file__).with_name("hostile_process.py")
+COMMAND = (sys.executable, "-P", "-X", "faulthandler", str(PROGRAM))
+CHILD_KILLS = int(os.environ.get("CHILD_KILLS", "4"))
+LIMITS = Limits(max_bytes=1 << 20, max_pixels=1_000_000, fetch_seconds=5, decode_seconds=1)
+STYLE = MaskStyle("fill", 1.0, 0.1)
+PASSES = PassSettings((64,), 1.0, 64, mirrored=False, turned="never")
+SECRET = "a-secret-of-the-worker"
+
+
+def face(canvas):
+    height, width = canvas.shape[:2]
+    boxes = np.array([(width / 4, height / 4, width / 2, height / 2)], np.float32)
+    return Detections(boxes, np.array([0.9], np.float32))
+
+
+def isolated(pool, infer=face, **options):
+    configuration = Configuration(
+        style=STYLE,
+        limits=LIMITS,
+        hold_without_faces=False,
+        verify=options.get("verify", "off"),
+        keep_exif=(),
+        pass_settings=PASSES,
+        score_threshold=0.5,
+        near_score=0.55,
+        fixed_size=None,
+        detect_seconds=60,
+        memory_bytes=300 << 20,
+        output_bytes=8 << 20,
+        runs_for_long=True,
+    )
+    pool.configure(configuration)
+    local = Anonymizer(
+        detector=ScaledDetector(infer, PASSES, 0.5), style=STYLE, limits=LIMITS, **options
+    )
+    return local, IsolatedAnonymizer(local, pool, infer, seconds=60)
+
+
+def picture(form="PNG", side=64):
+    target = io.BytesIO()
+    Image.new("RGB", (side, side), (200, 180, 160)).save(target, form)
+    return target.getvalue()
+
+
+def order(word, form="PNG"):
+    return b"OBEY " + word.encode() + b" " + picture(form)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Let a stage stall after two seconds."""
+    monkeypatch.setattr(pools, "STALL_MARGIN_SECONDS", 1)
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    """An anonymizer with two picture processes that obey their pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("VEIL_REDIS_PASSWORD", SECRET)
+        patch.setenv("SOME_TOKEN", SECRET)
+        pool = PicturePool(2, COMMAND)
+        _, anonymizer = isolated(pool)
+        yield anonymizer
+        pool.close()
+
+
+@pytest.fixture(scope="module")
+def reported(hostile):
+    """``reported(word)`` returns what a picture process reports of an order."""
+
+    def report(word):
+        with pytest.raises(UnsupportedImage) as raised:
+            hostile.anonymize(order(word), Stopwatch())
+        return json.loads(str(raised.value))
+
+    return report
+
+
+@pytest.mark.parametrize("verify", ["off", "flag"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "AVIF"])
+def test_a_picture_process_makes_the_same_output(form, verify):
+    pool = PicturePool(1)
+    local, apart = isolated(pool, verify=verify)
+    content = picture(form)
+    options = AnonymizeOptions(extra=((1, 2, 9, 8),))
+    stages, stopwatch = [], Stopwatch()
+    expected = local.anonymize(content, Stopwatch(stages.append), options)
+    began = []
+    stopwatch = Stopwatch(began.append)
+
+    result = apart.anonymize(content, stopwatch, options)
+
+    assert result.content == expected.content
+    assert (result.format, result.content_type) == (expected.format, expected.content_type)
+    assert (result.width, result.height) == (64, 64)
+    assert np.array_equal(result.detections.boxes_xyxy, expected.detections.boxes_xyxy)
+    assert np.array_equal(result.detections.scores, expected.detections.scores)
+    assert result.checked.verdict == expected.checked.verdict
+    assert began == stages
+    assert list(stopwatch.seconds) == ["decode", "detect", "mask", "encode"] + (
+        ["verify"] if verify == "flag" else []
+    )
+    found = apart.detect_file(content)
+    assert found.content is None
+    assert len(found.detections) == 1
+    pool.close()
+
+
+def test_the_errors_of_a_picture_are_those_of_the_anonymizer(hostile):
+    with pytest.raises(UnreadableImage, match="picture"):
+        hostile.anonymize(b"nothing", Stopwatch())
+    with pytest.raises(UnreadableImage):
+        hostile.anonymize(picture("JPEG")[:200], Stopwatch())
+    with pytest.raises(ImageTooLarge, match="VEIL_MAX_PIXELS"):
+        hostile.anonymize(picture(side=1001), Stopwatch())
+    with pytest.raises(ImageTooLarge, match="VEIL_MAX_BYTES"):
+        hostile.anonymize(bytes(LIMITS.max_bytes + 1), Stopwatch())
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("segfault", r"SIGSEGV while decoding \(__init__.py:\d+ string_at\)"),
+        ("abort", "SIGABRT while decoding"),
+        ("leave", "exit code 3 while decoding"),
+        ("memory", "out of memory while decoding"),
+        ("spin", "stalled while decoding"),
+        ("babble", "a wrong message while decoding: .*unknown kind 255"),
+        ("flood", "a wrong message while decoding: .*2,147,483,648 bytes"),
+        ("forge", "a wrong message while decoding: RESULT"),
+    ],
+)
+def test_a_picture_that_kills_two_processes_fails_for_good_and_alone(hostile, short, word, reason):
+    neighbours = 6
+    with ThreadPoolExecutor(3) as threads:
+        others = [
+            threads.submit(hostile.anonymize, picture(), Stopwatch()) for _ in range(neighbours)
+        ]
+        with pytest.raises(PictureCrashed, match=f"{reason}.*; {reason}"):
+            hostile.anonymize(order(word), Stopwatch())
+        assert [len(other.result().detections) for other in others] == [1] * neighbours
+    assert hostile.anonymize(picture(), Stopwatch()).content
+
+
+def test_a_bug_in_a_picture_process_is_named_and_the_process_lives(hostile):
+    before = pids(hostile)
+    with pytest.raises(UnexpectedError, match=r"KeyError: .*absent"):
+        hostile.anonymize(order("bug"), Stopwatch())
+    assert pids(hostile) == before
+
+
+def entries(folder):
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def pids(anonymizer):
+    return sorted(anonymizer._pool.pids)
+
+
+def kill_while_at_work(anonymizer, kills):
+    """Kill the process of a picture that sleeps, `kills` times, and return the outcome."""
+    with ThreadPoolExecutor(1) as threads:
+        outcome = threads.submit(anonymizer.anonymize, order("sleep"), Stopwatch())
+        killed = set()
+        while len(killed) < kills and not outcome.done():
+            time.sleep(0.5)
+            for pid in set(pids(anonymizer)) - killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        return outcome.result()
+
+
+@pytest.fixture
+def one():
+    pool = PicturePool(1, COMMAND)
+    _, anonymizer = isolated(pool)
+    yield anonymizer
+    pool.close()
+
+
+def test_a_picture_whose_process_is_killed_from_outside_is_tried_once_more(one):
+    assert kill_while_at_work(one, 1).content
+
+
+def test_a_picture_whose_processes_are_killed_from_outside_is_not_given_up(one):
+    with pytest.raises(PictureProcessLost, match="SIGKILL"):
+        kill_while_at_work(one, 100)
+
+
+def test_a_failure_of_the_detector_passes_through_and_the_process_lives():
+    pool = PicturePool(1, COMMAND)
+    errors = [DetectionFailed("no"), MemoryError("full"), KeyError("bug")]
+
+    def infer(canvas):
+        if errors:
+            raise errors[0]
+        return face(canvas)
+
+    _, anonymizer = isolated(pool, infer)
+    before = pool.pids
+    while errors:
+        with pytest.raises(type(errors[0])) as raised:
+            anonymizer.anonymize(picture(), Stopwatch())
+        assert raised.value is errors.pop(0)
+    assert anonymizer.anonymize(picture(), Stopwatch()).content
+    assert pool.pids == before
+    pool.close()
+
+
+def test_a_stage_that_is_refused_ends_the_work(one):
+    def refuse(stage):
+        if stage == "masking":
+            raise LookupError(stage)
+
+    with pytest.raises(LookupError):
+        one.anonymize(picture(), Stopwatch(refuse))
+    assert one.anonymize(picture(), Stopwatch()).content
+
+
+# --- the sandbox
+
+
+def test_a_decoder_that_runs_foreign_code_reaches_nothing(reported):
+    report = reported("escape")
+    assert report.pop("start a thread") == "did it"
+    allowed = {name: what for name, what in report.items() if what.startswith("did it")}
+    assert allowed == {}
+    assert not Path("/tmp/escaped").exists()
+
+
+def test_a_picture_process_has_no_secret_and_narrow_limits(reported):
+    report = reported("tell")
+    assert SECRET not in json.dumps(report)
+    assert {name for name in report["environment"] if name.startswith(("AWS", "VEIL"))} == set()
+    assert report["modules"] == []
+    assert report["ignores SIGINT"]
+    limits = report["limits"]
+    assert limits["CORE"][0] == 0
+    assert limits["FSIZE"] == [0, 0]
+    assert limits["NOFILE"][1] <= 64
+    assert 0 < limits["AS"][1] < 3 << 30
+    assert 0 < limits["CPU"][0] < 2000
+
+
+def test_a_picture_process_has_no_descriptor_but_its_own(tmp_path):
+    """Each has standard streams, its channel, and two files in memory."""
+    (tmp_path / "of the worker").touch()
+    with (tmp_path / "of the worker").open() as opened, socket.socket() as connection:
+        os.set_inheritable(opened.fileno(), True)
+        os.set_inheritable(connection.fileno(), True)
+        pool = PicturePool(1, COMMAND)
+        isolated(pool)
+        (pid,) = pool.pids
+        names = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        pool.close()
+    assert len(names) <= 7, names
+    kinds = sorted(name.partition(":")[0] for name in names)
+    assert kinds.count("socket") == 1
+    assert set(kinds) == {"/dev/null", "/memfd", "pipe", "socket"}
+
+
+# --- nothing remains
+
+
+def test_killed_picture_processes_leave_nothing(one):
+    shared = entries("/dev/shm")
+    one.anonymize(picture(), Stopwatch())
+    before = len(entries("/proc/self/fd"))
+    for _ in range(CHILD_KILLS):
+        for pid in pids(one):
+            os.kill(pid, signal.SIGKILL)
+        assert one.anonymize(picture(), Stopwatch()).content
+    assert len(entries("/proc/self/fd")) <= before
+    assert entries("/dev/shm") <= shared
+
+
+WORKER = """
+import sys, time
+from tests.integration import test_picture_processes as tests
+from worker.anonymizer import Stopwatch
+from worker.process.pool import PicturePool
+pool = PicturePool(1, tests.COMMAND)
+_, anonymizer = tests.isolated(pool)
+print(pool.pids[0], flush=True)
+anonymizer.anonymize(tests.order("spin"), Stopwatch())
+"""
+
+
+@pytest.mark.timeout(60 + 20 * CHILD_KILLS)
+def test_a_killed_worker_leaves_no_picture_process(wait_until):
+    shared = entries("/dev/shm")
+    for _ in range(max(1, CHILD_KILLS // 4)):
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with worker:
+            pid = int(worker.stdout.readline())
+            time.sleep(0.3)  # The picture is decoded by now, without an end.
+            worker.kill()
+        wait_until(lambda pid=pid: not is_running(pid), 10)
+    assert entries("/dev/shm") <= shared
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_threads_that_start_processes_may_end(hostile):
+    """The kernel ends a picture process with the thread that started it."""
+    pool = PicturePool(1, COMMAND)
+    _, anonymizer = isolated(pool)
+    for pid in pool.pids:
+        os.kill(pid, signal.SIGKILL)
+    thread = threading.Thread(target=anonymizer.anonymize, args=(picture(), Stopwatch()))
+    thread.start()
+    thread.join()
+    (pid,) = pool.pids
+    time.sleep(0.2)
+    assert is_running(pid)
+    assert anonymizer.anonymize(picture(), Stopwatch()).content
+    assert pool.pids == [pid]
+    pool.close()
+
+
+# --- the pool
+
+
+def test_processes_are_started_when_several_pictures_are_worked_on_at_once():
+    pool = PicturePool(3, COMMAND)
+    _, anonymizer = isolated(pool)
+    for _ in range(3):
+        assert anonymizer.anonymize(picture(), Stopwatch()).content
+    assert len(pool.pids) == 1
+    with ThreadPoolExecutor(5) as threads:
+        together = [
+            threads.submit(anonymizer.anonymize, order("sleep"), Stopwatch()) for _ in range(8)
+        ]
+        assert all(one.result().content for one in together)
+    assert 2 <= len(pool.pids) <= 3
+    pool.close()
+    assert pool.pids == []
+
+
+def test_a_process_that_cannot_start_says_why(tmp_path):
+    program = tmp_path / "broken.py"
+    program.write_text("raise SystemExit('a library is missing')")
+    pool = PicturePool(1, (sys.executable, str(program)))
+    with pytest.raises(PictureProcessLost, match="exit code 1 while starting: a library is miss"):
+        isolated(pool)
+
+
+def test_a_picture_fails_for_now_if_no_process_can_be_started_any_more(tmp_path):
+    program = tmp_path / "process.py"
+    program.write_text(f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')")
+    pool = PicturePool(1, (sys.executable, "-P", str(program)))
+    _, anonymizer = isolated(pool)
+    program.write_text("raise SystemExit('the disk is gone')")
+    with pytest.raises(PictureProcessLost, match="the disk is gone"):
+        anonymizer.anonymize(order("segfault"), Stopwatch())
+    program.write_text(f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')")
+    assert anonymizer.anonymize(picture(), Stopwatch()).content
+    pool.close()
+
+
+def test_a_picture_that_waits_too_long_for_a_process_is_busy():
+    pool = PicturePool(1, COMMAND, wait_seconds=0.1)
+    _, anonymizer = isolated(pool)
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(anonymizer.anonymize, order("sleep"), Stopwatch())
+        time.sleep(0.5)
+        with pytest.raises(Busy):
+            anonymizer.anonymize(picture(), Stopwatch())
+        assert slow.result().content
+    pool.close()

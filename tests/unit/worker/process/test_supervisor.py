@@ -1,0 +1,157 @@
+"""Several workers on one machine: their share of it, restarts, and signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from worker.process import supervisor
+from worker.process.supervisor import environments, gpus
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[4]
+SUPERVISOR = """
+import sys
+from worker.process.supervisor import Supervisor
+sys.exit(Supervisor([sys.executable, sys.argv[1]], [{"SHARE": "a"}, {"SHARE": "b"}], 0.05).run())
+"""
+# A worker that writes a line for its start and its end, and ends as the file `order` says.
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(__file__).parent
+name = sys.argv[2]
+journal = folder / f"{name}.journal"
+def note(text):
+    with journal.open("a") as file:
+        file.write(f"{text} {os.environ['SHARE']} {os.getpid()}\\n")
+def stop(number, _frame):
+    note(f"stopped by {number}")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+note("started")
+order = folder / f"{name}.order"
+if order.exists():
+    code = int(order.read_text())
+    order.unlink()
+    sys.exit(code)
+time.sleep(60)
+"""
+
+
+class Running:
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "worker.py").write_text(WORKER)
+        self.process = None
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR, str(self.folder / "worker.py")],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self, name):
+        path = self.folder / f"{name}.journal"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def wait_for(self, name, count):
+        deadline = time.monotonic() + 60
+        while len(self.lines(name)) < count:
+            assert time.monotonic() < deadline, self.lines(name)
+            time.sleep(0.02)
+        return self.lines(name)
+
+
+@pytest.fixture
+def running(tmp_path):
+    made = Running(tmp_path)
+    yield made
+    if made.process:
+        made.process.kill()
+        made.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_to_all_workers(running, number):
+    running.start()
+    for name, share in (("worker1", "a"), ("worker2", "b")):
+        (line,) = running.wait_for(name, 1)
+        assert line.startswith(f"started {share} ")
+    running.process.send_signal(number)
+    assert running.process.wait(20) == 0
+    for name in ("worker1", "worker2"):
+        assert running.lines(name)[-1].startswith(f"stopped by {number.value} ")
+
+
+def test_a_worker_that_ends_is_started_again_and_the_other_is_left_alone(running):
+    (running.folder / "worker1.order").write_text("70")
+    running.start()
+    first, second = running.wait_for("worker1", 2)
+    assert first != second
+    assert len(running.wait_for("worker2", 1)) == 1
+    os.kill(int(second.split()[-1]), signal.SIGKILL)
+    running.wait_for("worker1", 3)
+    assert len(running.lines("worker2")) == 1
+    running.process.terminate()
+    _, errors = running.process.communicate(timeout=20)
+    assert "worker1 ended with 70" in errors
+    assert "worker1 ended with -9" in errors
+
+
+def test_a_worker_that_cannot_use_its_settings_ends_all(running):
+    (running.folder / "worker2.order").write_text("2")
+    running.start()
+    assert running.process.wait(20) == 2
+
+
+def test_workers_end_with_a_supervisor_that_is_killed(running):
+    running.start()
+    pids = [int(running.wait_for(name, 1)[0].split()[-1]) for name in ("worker1", "worker2")]
+    running.process.kill()
+    running.process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() and not is_zombie(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_zombie(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("variables", "entries", "expected"),
+    [
+        ({}, 0, []),
+        ({}, 2, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "3,GPU-5"}, 2, ["3", "GPU-5"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2, []),
+    ],
+)
+def test_the_gpus_are_those_that_the_process_may_use(tmp_path, variables, entries, expected):
+    for number in range(entries):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+    assert gpus(variables, tmp_path) == expected
+    assert gpus({}, tmp_path / "absent") == []
+
+
+def test_workers_share_processors_devices_and_ports(monkeypatch):
+    monkeypatch.setattr(supervisor.WorkerSettings, "picture_processes", lambda self: 7)
+    settings = WorkerSettings(metrics="[::1]:9100")
+    assert environments(settings, 3, ["0", "1"]) == [
+        {"VEIL_PROCESSES": "2", "VEIL_METRICS": "[::1]:9100", "CUDA_VISIBLE_DEVICES": "0"},
+        {"VEIL_PROCESSES": "2", "VEIL_METRICS": "[::1]:9101", "CUDA_VISIBLE_DEVICES": "1"},
+        {"VEIL_PROCESSES": "2", "VEIL_METRICS": "[::1]:9102", "CUDA_VISIBLE_DEVICES": "0"},
+    ]
+    assert environments(WorkerSettings(processes=4), 2, []) == [{}, {}]

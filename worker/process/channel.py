@@ -1,0 +1,328 @@
+"""Messages between a worker and one of its picture processes, over a socket.
+
+A picture process handles untrusted bytes, so the worker takes it for hostile: it unpickles nothing,
+and whatever does not have the expected form raises ProtocolBroken.
+"""
+
+import json
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from tasks.errors import (
+    DetectionFailed,
+    DetectorUnavailable,
+    EmptyObject,
+    ImageTooLarge,
+    UnreadableImage,
+    UnsupportedImage,
+    VeilError,
+)
+from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason
+from worker.anonymizer import Limits
+from worker.detection.faces import Detections, Sightings
+from worker.detection.presets import PassSettings
+from worker.images.formats import CONTENT_TYPES
+from worker.masking.regions import MaskStyle
+
+HEADER = struct.Struct("<BI")  # the kind and the length in bytes of a message
+MAX_FACES = 500_000  # of one kind in a result
+MAX_MESSAGE_BYTES = 64 << 20  # Each face has about 90 bytes.
+MAX_ERROR_LENGTH = 2000  # characters
+# The errors that the anonymizer raises. A picture process can raise no other error in a worker.
+ERRORS: dict[str, type[VeilError]] = {
+    error.__name__: error
+    for error in (
+        DetectionFailed,
+        DetectorUnavailable,
+        EmptyObject,
+        ImageTooLarge,
+        UnreadableImage,
+        UnsupportedImage,
+    )
+}
+OUT_OF_MEMORY = MemoryError.__name__
+
+
+class ChannelClosed(Exception):
+    """The other end is gone."""
+
+
+class ChannelTimeout(Exception):
+    """The other end did not do something in time."""
+
+
+class ProtocolBroken(Exception):
+    """A message does not have the expected form."""
+
+
+class Kind(IntEnum):
+    """The kinds of messages."""
+
+    # From the worker.
+    CONFIGURATION = 1
+    WORK = 2
+    ANSWER = 3  # the detections in a canvas
+    REFUSAL = 4  # the detector failed, so the work ends
+    # From the picture process.
+    READY = 10
+    STAGE = 11
+    CANVAS = 12
+    RESULT = 13
+    FAILURE = 14
+    BUG = 15
+
+
+class Channel:
+    """One end of the socket. Only one thread may use it at a time."""
+
+    def __init__(self, end: socket.socket, send_seconds: float | None = None) -> None:
+        """Wait at most `send_seconds` for the other end to take a message; None for ever."""
+        self._socket = end
+        self._send_seconds = send_seconds
+        self._timeout = end.gettimeout()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, kind: Kind, content: bytes = b"") -> None:
+        """Send a message. Raises ChannelClosed, and ChannelTimeout after `send_seconds`."""
+        self._set_timeout(self._send_seconds)
+        try:
+            self._socket.sendall(HEADER.pack(kind, len(content)) + content)
+        except TimeoutError:
+            raise ChannelTimeout from None
+        except OSError:
+            raise ChannelClosed from None
+
+    def receive(self, seconds: float | None = None) -> tuple[Kind, bytes]:
+        """Return the next message, its kind and content.
+
+        Raises ChannelTimeout after `seconds`, ChannelClosed, and ProtocolBroken for an unknown kind
+        or a message of more than MAX_MESSAGE_BYTES.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        number, length = HEADER.unpack(self._read(HEADER.size, deadline))
+        try:
+            kind = Kind(number)
+        except ValueError:
+            raise ProtocolBroken(f"a message of the unknown kind {number}") from None
+        if length > MAX_MESSAGE_BYTES:
+            raise ProtocolBroken(f"a message of {length:,} bytes")
+        return kind, self._read(length, deadline)
+
+    def _read(self, length: int, deadline: float | None) -> bytes:
+        content = bytearray()
+        while len(content) < length:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                raise ChannelTimeout
+            self._set_timeout(remaining)
+            try:
+                part = self._socket.recv(min(length - len(content), 1 << 20))
+            except TimeoutError:
+                raise ChannelTimeout from None
+            except OSError:
+                raise ChannelClosed from None
+            if not part:
+                raise ChannelClosed
+            content += part
+        return bytes(content)
+
+    def _set_timeout(self, seconds: float | None) -> None:
+        """Set the socket's timeout if it changes: a sandbox may refuse the system call."""
+        if seconds != self._timeout:
+            self._socket.settimeout(seconds)
+            self._timeout = seconds
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The part of the settings and of the model that a picture process needs.
+
+    A detection whose score is below `near_score` counts as near the threshold. `detect_seconds` is
+    the time limit of all passes over a picture. `memory_bytes` is the address space that the
+    process may use for a picture, and `output_bytes` the size of the largest output. A process that
+    `runs_for_long` returns freed memory to the system, which costs time.
+    """
+
+    style: MaskStyle
+    limits: Limits
+    hold_without_faces: bool
+    verify: Literal["off", "flag", "hold"]
+    keep_exif: tuple[str, ...]
+    pass_settings: PassSettings
+    score_threshold: float
+    near_score: float
+    fixed_size: tuple[int, int] | None
+    detect_seconds: float
+    memory_bytes: int
+    output_bytes: int
+    runs_for_long: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """One picture: the size of its file in bytes, its options, and whether an output is needed."""
+
+    size: int
+    options: AnonymizeOptions
+    detect_only: bool
+
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Coordinate = Annotated[float, Field(ge=-MAX_COORDINATE, le=MAX_COORDINATE)]
+Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
+Score = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Side = Annotated[int, Field(ge=1, le=MAX_COORDINATE)]
+StageName = Literal["decode", "detect", "mask", "encode", "verify"]
+Activity = Literal["decoding", "detecting", "masking", "encoding", "verifying"]
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Faces:
+    """The boxes and scores of Detections: [n, 4] and [n]."""
+
+    boxes_xyxy: Annotated[list[Box], Field(max_length=MAX_FACES)]
+    scores: Annotated[list[Score], Field(max_length=MAX_FACES)]
+
+    @classmethod
+    def of(cls, detections: Detections) -> "Faces":
+        return cls(detections.boxes_xyxy.tolist(), detections.scores.tolist())
+
+    @model_validator(mode="after")
+    def _check_numbers(self) -> "Faces":
+        if len(self.boxes_xyxy) != len(self.scores):
+            raise ValueError("boxes and scores of different numbers")
+        return self
+
+    def detections(self) -> Detections:
+        boxes = np.array(self.boxes_xyxy, np.float32).reshape(-1, 4)
+        return Detections(boxes, np.array(self.scores, np.float32))
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Result:
+    """The outcome of one picture; its output, of `size` bytes, lies in shared memory.
+
+    `size` is None without an output. `detected` and `near` count the detector's faces, and those
+    near the threshold.
+    """
+
+    size: Count | None
+    format: Literal[tuple(CONTENT_TYPES)]  # type: ignore[valid-type]
+    width: Side
+    height: Side
+    faces: Faces
+    verdict: Check
+    added: Faces
+    remaining: Faces
+    reason: Reason | None
+    seconds: dict[StageName, Annotated[float, Field(ge=0)]]
+    detected: Count
+    near: Count
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Failure:
+    """A VeilError, or the end of the memory (OUT_OF_MEMORY)."""
+
+    error: Literal[(*ERRORS, OUT_OF_MEMORY)]  # type: ignore[valid-type]
+    message: Annotated[str, Field(max_length=MAX_ERROR_LENGTH)]
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Bug:
+    """Any other exception: its class, its message without data, and where it was raised."""
+
+    error: Annotated[str, Field(max_length=100, pattern=r"^\w+$")]
+    message: Annotated[str, Field(max_length=MAX_ERROR_LENGTH)]
+    raised_at: Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=50)]
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Ready:
+    """The process waits for work. `unprotected` says why its system calls are not filtered."""
+
+    unprotected: Annotated[str, Field(max_length=MAX_ERROR_LENGTH)] | None
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Stage:
+    """The beginning of a stage."""
+
+    activity: Activity
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Canvas:
+    """A canvas in shared memory, uint8 RGB [height, width, 3], whose detections are needed."""
+
+    height: Side
+    width: Side
+
+
+Message = Configuration | Work | Ready | Stage | Canvas | Result | Failure | Bug
+KINDS: dict[type[Any], Kind] = {
+    Configuration: Kind.CONFIGURATION,
+    Work: Kind.WORK,
+    Ready: Kind.READY,
+    Stage: Kind.STAGE,
+    Canvas: Kind.CANVAS,
+    Result: Kind.RESULT,
+    Failure: Kind.FAILURE,
+    Bug: Kind.BUG,
+}
+ADAPTERS: dict[Kind, TypeAdapter[Any]] = {kind: TypeAdapter(form) for form, kind in KINDS.items()}
+
+
+def packed(message: Message) -> tuple[Kind, bytes]:
+    """Return the kind and the content of `message`, the arguments of Channel.send."""
+    kind = KINDS[type(message)]
+    return kind, ADAPTERS[kind].dump_json(message)
+
+
+def parsed(kind: Kind, content: bytes) -> Any:
+    """Return the Message of `kind` in `content`; raise ProtocolBroken if it is none."""
+    adapter = ADAPTERS.get(kind)
+    if adapter is None:
+        raise ProtocolBroken(f"the message {kind.name} has no content")
+    try:
+        return adapter.validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])[:100]
+        raise ProtocolBroken(f"{kind.name}: {place}: {first['msg'][:200]}") from None
+
+
+def packed_answer(answer: Detections) -> bytes:
+    """Return all of `answer`, of whatever dtypes and shapes, for `parsed_answer`."""
+    arrays = [np.asarray(answer.boxes_xyxy), np.asarray(answer.scores)]
+    if (sightings := answer.merged_from) is not None:
+        parts = (sightings.boxes_xyxy, sightings.landmarks, sightings.slack, sightings.face)
+        arrays += [np.asarray(part) for part in parts]
+    forms = [(array.dtype.str, array.shape) for array in arrays]
+    head = json.dumps([float(answer.left_out), forms]).encode()
+    return b"\n".join([head, b"".join(array.tobytes() for array in arrays)])
+
+
+def parsed_answer(content: bytes) -> Detections:
+    """Return the Detections of `packed_answer`. A picture process trusts its worker."""
+    head, _, rest = content.partition(b"\n")
+    left_out, forms = json.loads(head)
+    arrays = []
+    position = 0
+    for dtype, shape in forms:
+        array = np.frombuffer(rest, np.dtype(dtype), int(np.prod(shape)), position)
+        arrays.append(array.reshape(shape).copy())
+        position += array.nbytes
+    boxes, scores, *sightings = arrays
+    return Detections(boxes, scores, Sightings(*sightings) if sightings else None, left_out)

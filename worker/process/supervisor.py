@@ -1,0 +1,152 @@
+"""The supervisor of several workers on one machine: ``veil worker --workers N``."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.backoff import ceiling
+from tasks.settings import split_address, split_commas
+from worker.commands.exit_codes import ExitCode
+from worker.printing import print_note
+from worker.process.sandbox import PR_SET_PDEATHSIG
+from worker.settings import WorkerSettings
+
+# The folder in which NVIDIA's driver has an entry for each GPU of the machine.
+GPUS = Path("/proc/driver/nvidia/gpus")
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+CHECK_SECONDS = 0.1  # between two looks at the workers
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a restart
+STEADY_SECONDS = 60.0  # a worker that has run for so long is restarted without a longer pause
+
+
+def gpus(environment: Mapping[str, str], folder: Path = GPUS) -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if VISIBLE_GPUS in environment:
+        return list(split_commas(environment[VISIBLE_GPUS]))
+    try:
+        return [str(number) for number, _ in enumerate(folder.iterdir())]
+    except OSError:
+        return []
+
+
+def environments(
+    settings: WorkerSettings, count: int, devices: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return the variables of each of `count` workers that differ from the supervisor's.
+
+    The workers share the processors and the `devices`, and each has a port of its own for metrics.
+    """
+    result = []
+    for number in range(count):
+        own = {}
+        if settings.processes == "auto":
+            own["VEIL_PROCESSES"] = str(max(1, settings.picture_processes() // count))
+        if settings.metrics is not None:
+            host, port = split_address(settings.metrics)
+            host = f"[{host}]" if ":" in host else host
+            own["VEIL_METRICS"] = f"{host}:{port + number}"
+        if devices:
+            own[VISIBLE_GPUS] = devices[number % len(devices)]
+        result.append(own)
+    return result
+
+
+@dataclass
+class _Worker:
+    """One worker. `next_start` is the time of its start (time.monotonic()) while it is ended."""
+
+    number: int
+    environment: Mapping[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
+    started: float = 0.0
+    next_start: float = 0.0
+    failures: int = 0
+
+
+class Supervisor:
+    """Runs workers until it is told to stop, and restarts those that end."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        first_pause: float = FIRST_PAUSE_SECONDS,
+    ) -> None:
+        """Run `command` once for each of `environments`, with ``--name worker1`` and so on."""
+        self._command = command
+        self._workers = [
+            _Worker(number, environment) for number, environment in enumerate(environments, 1)
+        ]
+        self._first_pause = first_pause
+        self._is_stopping = False
+
+    def run(self) -> ExitCode:
+        """Return the exit code once all workers have ended.
+
+        SIGTERM, SIGINT and SIGQUIT are passed on to the workers. A worker that can't use its
+        settings ends all of them.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._pass_on)
+        code = ExitCode.OK
+        while not self._is_stopping or any(worker.process for worker in self._workers):
+            for worker in self._workers:
+                code = max(code, self._look_after(worker))
+            time.sleep(CHECK_SECONDS)
+        return code
+
+    def _look_after(self, worker: _Worker) -> ExitCode:
+        """Start `worker` if it is due; return how it ended, if it need not be started again."""
+        if worker.process is None:
+            if not self._is_stopping and time.monotonic() >= worker.next_start:
+                self._start(worker)
+            return ExitCode.OK
+        code = worker.process.poll()
+        if code is None:
+            return ExitCode.OK
+        worker.process = None
+        if self._is_stopping:
+            return ExitCode.ok_if(code == ExitCode.OK)
+        if code == ExitCode.UNUSABLE:
+            self._pass_on(signal.SIGTERM, None)
+            return ExitCode.UNUSABLE
+        self._schedule(worker, code)
+        return ExitCode.OK
+
+    def _start(self, worker: _Worker) -> None:
+        worker.started = time.monotonic()
+        worker.process = subprocess.Popen(
+            [*self._command, "--name", f"worker{worker.number}"],
+            env={**os.environ, **worker.environment},
+            preexec_fn=_end_with_supervisor,
+        )
+        if self._is_stopping:  # The signal came while the process was started.
+            worker.process.send_signal(signal.SIGTERM)
+
+    def _schedule(self, worker: _Worker, code: int) -> None:
+        """Let `worker`, which ended with `code`, start again after a pause."""
+        if time.monotonic() - worker.started > STEADY_SECONDS:
+            worker.failures = 0
+        pause = ceiling(worker.failures, self._first_pause, LONGEST_PAUSE_SECONDS)
+        worker.failures += 1
+        worker.next_start = time.monotonic() + pause
+        print_note(f"worker{worker.number} ended with {code} and is started again in {pause:g} s")
+
+    def _pass_on(self, number: int, _frame: Any) -> None:
+        self._is_stopping = True
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.send_signal(number)
+
+
+def _end_with_supervisor() -> None:
+    """Let the kernel end this process when the supervisor ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
