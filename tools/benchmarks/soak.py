@@ -19,6 +19,7 @@ from tasks.publishing import Wanted
 from tasks.records import queues
 from tools.benchmarks.harness import machine, pictures
 from tools.local import stack
+from tools.local.processes import children
 from tools.local.stack import CLEAN, RAW, Stack
 
 MINUTES, PICTURES = 5.0, 0
@@ -108,9 +109,13 @@ def _summary(samples: list[tuple[float, int, int]]) -> dict[str, Any]:
 
 
 def _peak(pid: int) -> int:
-    """Return the peak resident size of the process in bytes."""
+    """Return the sum of the peak resident sizes of a process and its children, in bytes.
+
+    They need not have been at the same time, so this is an upper bound.
+    """
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    own = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return own + sum(map(_peak, children(pid)))
 
 
 def _uploaded(running: Stack) -> list[str]:

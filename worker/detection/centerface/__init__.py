@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -65,6 +66,9 @@ def _build(folder: Path) -> None:
     weights = WEIGHTS.fetch()
     from worker.detection.centerface import network  # imports TensorFlow, which takes seconds
 
+    # TensorFlow writes modules to the temporary folder, imports and deletes them. Their compiled
+    # forms would stay there.
+    sys.dont_write_bytecode = True
     work = Path(tempfile.mkdtemp(prefix=".centerface-", dir=folder.parent))
     try:
         network.build(weights, work / "model")
