@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -86,16 +86,21 @@ class Watchdog:
             return
         longest = min(stalled, key=lambda entry: entry.began)
         seconds = now - longest.began
-        log.critical(
-            "stalled", what=longest.work, seconds=round(seconds, 1), action="this process ends"
-        )
-        self._on_stall(f"{longest.work}, {seconds:.0f} s")
-        self._exit(EXIT_STALLED)
+        try:
+            log.critical(
+                "stalled", what=longest.work, seconds=round(seconds, 1), action="this process ends"
+            )
+            self._on_stall(f"{longest.work}, {seconds:.0f} s")
+        finally:
+            self._exit(EXIT_STALLED)
 
     def _run(self) -> None:
         while True:
-            # The file descriptor is given because Celery replaces sys.stderr by an object that is
-            # no file.
-            faulthandler.dump_traceback_later(self._frozen_seconds, exit=True, file=2)
-            self.check()
+            # When memory is short, no thread can be started, and the next round tries again.
+            with suppress(RuntimeError):
+                # The file descriptor is given because Celery replaces sys.stderr by an object that
+                # is no file.
+                faulthandler.dump_traceback_later(self._frozen_seconds, exit=True, file=2)
+            with suppress(MemoryError):
+                self.check()
             time.sleep(self._check_seconds)

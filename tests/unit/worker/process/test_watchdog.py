@@ -98,3 +98,34 @@ ctypes.PyDLL(None).sleep(60)
     assert done.stdout == "still here\n"
     assert done.returncode == 1
     assert "Timeout" in done.stderr
+
+
+def test_a_report_that_fails_does_not_keep_the_process_alive(clock, exits):
+    def fail(_work):
+        raise MemoryError
+
+    watchdog = Watchdog(exits.append, clock, on_stall=fail)
+    watchdog.begin("first", "a batch", 10)
+    clock.now += 11
+    with pytest.raises(MemoryError):
+        watchdog.check()
+    assert exits == [EXIT_STALLED]
+
+
+def test_it_goes_on_after_a_moment_without_memory_for_a_thread():
+    script = """
+import faulthandler, time
+from worker.process.watchdog import Watchdog
+def refuse(*_, **__):
+    raise RuntimeError("unable to start watchdog thread")
+faulthandler.dump_traceback_later = refuse
+watchdog = Watchdog(check_seconds=0.1)
+watchdog.start()
+time.sleep(0.5)
+watchdog.begin("first", "a batch", 0.1)
+time.sleep(20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == EXIT_STALLED
