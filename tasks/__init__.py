@@ -1,9 +1,9 @@
 """The interface between producers and workers: tasks, their options, reports and errors.
 
 ``from tasks import anonymize_image`` returns the task. A project with a module ``tasks`` of its own
-imports the same names from ``veil.tasks``. Modules of this package therefore import each other
-relatively. Importing this package does not read the
-environment and does not import Celery; using one of the names below does.
+imports the same names from ``veil.tasks``, so modules of this package import each other relatively.
+Importing this package does not read the environment and does not import Celery; using one of the
+names below does.
 """
 
 from importlib import import_module
