@@ -24,9 +24,10 @@ class Status:
     used; its ``malformed`` counts those of its ``dead`` whose message no worker accepts. `dead`
     counts the present dead letters, `to_review` the pictures on the review list.
 
-    `per_second` is the rate of the work that is being done, or 0 if fewer than two pictures ended
-    in the last minutes. `seconds_left` is the time that the messages on the queues and in flight
-    take at that rate, or None if the rate is 0. `recipe` is that of the worker that started last.
+    `per_second` is the rate of the work that is being done, or 0 if it is unknown: see
+    tasks.records.outcomes.recent_rate. `seconds_left` is the time that the messages on the queues
+    and in flight take at that rate, or None if the rate is 0. `recipe` is that of the worker that
+    started last.
     """
 
     queues: Sequence[QueueStatus]
@@ -75,7 +76,7 @@ def read(redis: Any) -> Status:
         waiting = queues.statuses(redis)
         in_flight = queues.in_hand(redis)
         pictures = in_flight + sum(queue.waiting for queue in waiting)
-        per_second = outcomes.per_second(redis)
+        per_second = outcomes.per_second(redis, is_idle=not pictures)
         return Status(
             queues=waiting,
             stray=queues.stray(redis),
@@ -98,7 +99,7 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
         if stored is None:
             return None
         ended = outcomes.of_run(redis, run)
-        per_second = outcomes.per_second(redis)
+        per_second = outcomes.per_second(redis, is_idle=not _left(stored, ended))
     return _run_status(run, stored, ended, per_second)
 
 
@@ -120,13 +121,20 @@ def _seconds_left(pictures: int, per_second: float) -> float | None:
     return round(pictures / per_second, 1) if per_second else None
 
 
+def _done(ended: Mapping[str, int]) -> int:
+    return sum(ended.get(outcome, 0) for outcome in DONE)
+
+
+def _left(stored: stored_runs.Run, ended: Mapping[str, int]) -> int:
+    """Return the number of enqueued pictures of a run that have not ended."""
+    return max(stored.enqueued - _done(ended) - ended.get(FAILED, 0), 0)
+
+
 def _run_status(
     run: str, stored: stored_runs.Run, ended: Mapping[str, int], per_second: float
 ) -> RunStatus:
     enqueued, skipped = stored.enqueued, stored.skipped
-    done = sum(ended.get(outcome, 0) for outcome in DONE)
-    failed = ended.get(FAILED, 0)
-    left = max(enqueued - done - failed, 0)
+    left = _left(stored, ended)
     total = skipped + enqueued
     return RunStatus(
         run=run,
@@ -136,8 +144,8 @@ def _run_status(
         listed=stored.listed,
         skipped=skipped,
         enqueued=enqueued,
-        done=done,
-        failed=failed,
+        done=_done(ended),
+        failed=ended.get(FAILED, 0),
         left=left,
         percent=round(100 * (total - left) / total, 1) if total else 100.0,
         per_second=per_second,

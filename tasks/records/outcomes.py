@@ -19,7 +19,7 @@ RUN_SECONDS_KEPT = 90 * 86_400
 MALFORMED = "malformed"
 RECENT_KEPT = 500  # times in the list, about 10 kB of Redis memory
 RATE_SECONDS = 300  # age up to which an outcome counts for the rate
-PAUSE_SECONDS = 30  # between two outcomes; earlier outcomes belong to earlier work
+PAUSE_SECONDS = 30  # without an outcome; outcomes before it belong to earlier work
 MIN_RATE_SECONDS = 1.0  # workers finish the first pictures at once, which is no rate yet
 
 
@@ -55,15 +55,16 @@ def of_run(redis: Any, run: str) -> dict[str, int]:
     return _counts(redis.hgetall(RUN.format(run)))
 
 
-def per_second(redis: Any) -> float:
+def per_second(redis: Any, is_idle: bool) -> float:
     """Return the present number of pictures per second, of any outcome; 0 if it is unknown.
 
-    It is unknown until two pictures have ended within RATE_SECONDS.
+    It is unknown until two pictures have ended within RATE_SECONDS, and after a pause. If the
+    workers are idle, it is the rate until their last outcome.
     """
     now = time.time()
     times = [float(text) for text in redis.lrange(RECENT, 0, -1)]
     if any(at > now - RATE_SECONDS for at in times):
-        return recent_rate(times, now)
+        return recent_rate(times, now, is_idle)
     return _mean_rate(redis, int(now) // 60)
 
 
@@ -81,18 +82,23 @@ def _mean_rate(redis: Any, present_minute: int) -> float:
     return ended / RATE_SECONDS
 
 
-def recent_rate(times: Sequence[float], now: float) -> float:
+def recent_rate(times: Sequence[float], now: float, is_idle: bool = False) -> float:
     """Return the rate of the outcomes at `times`, in pictures per second; 0 if it is unknown.
 
     The rate is that of the work that is being done at the time `now`. It starts at its first
     outcome: the first one within RATE_SECONDS, or the first one after a pause. One outcome only
-    marks the start, so a rate needs two.
+    marks the start, so a rate needs two. If the workers are idle, the work ended with its last
+    outcome. After a pause, also for slow pictures, the rate of the next work is unknown.
     """
     newest_first = sorted((at for at in times if at > now - RATE_SECONDS), reverse=True)
     work = newest_first[: _length_of_work(newest_first)]
     if len(work) < 2:
         return 0.0
-    return (len(work) - 1) / max(now - work[-1], MIN_RATE_SECONDS)
+    longest_gap = max(later - earlier for later, earlier in pairwise(work))
+    if now - work[0] > max(2 * longest_gap, PAUSE_SECONDS):
+        return 0.0
+    end = work[0] if is_idle else now
+    return (len(work) - 1) / max(end - work[-1], MIN_RATE_SECONDS)
 
 
 def _length_of_work(newest_first: Sequence[float]) -> int:

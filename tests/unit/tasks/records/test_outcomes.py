@@ -34,10 +34,19 @@ def test_pictures_that_take_longer_than_a_pause_have_a_rate():
     assert recent_rate(ended(10, 100, 190, 280), NOW) == pytest.approx(1 / 100)
 
 
-def test_the_rate_falls_once_nothing_ends_any_more():
-    times = ended(*range(60, 70))
-    assert recent_rate(times, NOW) == pytest.approx(9 / 69)
-    assert recent_rate(times, NOW + RATE_SECONDS) == 0
+def test_the_rate_falls_once_nothing_ends_any_more_and_is_unknown_after_a_pause():
+    times = ended(*range(20, 30))
+    assert recent_rate(times, NOW) == pytest.approx(9 / 29)
+    assert recent_rate(times, NOW + 20) == 0
+    slow = ended(20, 70)
+    assert recent_rate(slow, NOW + 60) == pytest.approx(1 / 130)
+    assert recent_rate(slow, NOW + 90) == 0
+
+
+def test_idle_workers_have_the_rate_of_their_last_work_until_it_is_over():
+    times = ended(*range(20, 30))
+    assert recent_rate(times, NOW, is_idle=True) == pytest.approx(1.0)
+    assert recent_rate(times, NOW + 20, is_idle=True) == 0
 
 
 def test_a_fast_fleet_has_the_rate_of_the_times_that_are_kept():
