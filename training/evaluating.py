@@ -112,7 +112,8 @@ def load(address: str, settings: WorkerSettings) -> Model:
         from training import exporting
 
         return SavedModel(exporting.saved_model(Run.load(path)))
-    return SavedModel(own_model.folder(address, lambda: ObjectStore.connect(settings)))
+    folder = own_model.folder(address, lambda: ObjectStore.connect(settings))
+    return SavedModel(folder, name=address)
 
 
 def evaluate(

@@ -373,7 +373,7 @@ def _warn_of_evaluation(model: "Model") -> None:
     if evaluation and (drawbacks := evaluation.drawbacks()):
         structlog.get_logger("veil").warning(
             "the model hides faces worse than the bundled detector",
-            folder=str(model.folder),
+            model=model.name,
             evaluation="; ".join(drawbacks),
             evaluated_threshold=evaluation.threshold,
             effect="train it longer, or unset VEIL_MODEL",
@@ -391,7 +391,7 @@ def load_untested_model(settings: WorkerSettings) -> "Model":
         folder = own_model.folder(
             settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256
         )
-        return _load(settings, folder)
+        return _load(settings, folder, name=settings.model)
     return _load(
         settings, centerface.default_model(), centerface.DIGEST, centerface.DIGEST_IN_8_BITS
     )
@@ -402,19 +402,23 @@ def _load(
     folder: Path,
     digest: str | None = None,
     digest_in_8_bits: str | None = None,
+    name: str | None = None,
 ) -> "Model":
     """Return the model in `folder`, run by the engine of `settings`.
 
-    The digests are those of the default model; the engines compute that of any other.
+    The digests are those of the default model; the engines compute that of any other. `name` is its
+    name in messages, by default the folder.
     """
     if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
-        return _load_for_litert(settings, folder, digest_in_8_bits)
+        return _load_for_litert(settings, folder, digest_in_8_bits, name)
     from worker.detection.saved_model import SavedModel
 
-    return SavedModel(folder, digest, settings.score_threshold)
+    return SavedModel(folder, digest, settings.score_threshold, name)
 
 
-def _load_for_litert(settings: WorkerSettings, folder: Path, digest: str | None) -> "Model":
+def _load_for_litert(
+    settings: WorkerSettings, folder: Path, digest: str | None, name: str | None
+) -> "Model":
     if not find_spec(LITERT_MODULE):
         raise ModelInvalid(
             "VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert"
@@ -427,9 +431,9 @@ def _load_for_litert(settings: WorkerSettings, folder: Path, digest: str | None)
     lanes = min(settings.pictures_in_flight(), processors.available())
     # The network scores many points very low, and comparing these with each other takes most of the
     # time. The detector uses no score below this one.
-    threshold = settings.score_threshold or stated_threshold(folder)
+    threshold = settings.score_threshold or stated_threshold(folder, name or str(folder))
     min_score = max(MIN_SCORE, WEAK_SCORE_FACTOR * threshold)
-    return QuantizedModel(folder, digest, lanes, min_score)
+    return QuantizedModel(folder, digest, lanes, min_score, name)
 
 
 def _suits_litert(folder: Path) -> bool:

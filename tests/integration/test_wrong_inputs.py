@@ -1,6 +1,7 @@
 """Wrong inputs, and the line that each gets: it names the input, and what to do instead."""
 
 import sys
+from zipfile import ZipFile
 
 import pytest
 
@@ -123,3 +124,20 @@ def test_a_server_or_a_model_that_is_not_there_is_named(
     (line,) = done.stderr.splitlines()
     assert line.startswith("veil: ")
     assert expected in line
+
+
+def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
+    with ZipFile(tmp_path / "own.zip", "w") as archive:
+        archive.writestr("saved_model.pb", b"no graph")
+    cache = tmp_path / "cache"
+
+    done = veil(
+        "model",
+        "info",
+        environment={"VEIL_MODEL": "own.zip", "XDG_CACHE_HOME": cache},
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("veil: ModelInvalid: own.zip can't be loaded: ")

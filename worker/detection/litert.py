@@ -43,16 +43,19 @@ class QuantizedModel:
         digest: str | None = None,
         lanes: int = 1,
         least_score: float = MIN_SCORE,
+        name: str | None = None,
     ) -> None:
         """Load and check the network in `folder`.
 
         `digest` names a model whose files are not the same on every machine; by default it is
         computed from the files. The processors are divided among `lanes`. Faces below `least_score`
-        are not reported. Raises ModelInvalid, in one line, if the network can't be used.
+        are not reported. `name` is the model's name in messages, by default the folder. Raises
+        ModelInvalid, in one line, if the network can't be used.
         """
+        self.name = name or str(folder)
         if not (folder / NETWORK).is_file():
             raise ModelInvalid(
-                f"{folder} holds no {NETWORK}, which VEIL_ENGINE=litert runs: "
+                f"{self.name} holds no {NETWORK}, which VEIL_ENGINE=litert runs: "
                 "set VEIL_ENGINE to auto or tensorflow"
             )
         count = processors.available()
@@ -60,7 +63,7 @@ class QuantizedModel:
         self.device = f"CPU ({count} cores)"
         self.lanes = lanes
         self.digest = digest or digest_of(folder)
-        self.score_threshold = stated_threshold(folder)
+        self.score_threshold = stated_threshold(folder, self.name)
         self._least_score = least_score
         self._network = (folder / NETWORK).read_bytes()
         self._threads = max(1, count // lanes)
@@ -75,7 +78,7 @@ class QuantizedModel:
                 self.predict(np.zeros((1, TRIAL_SIDE, TRIAL_SIDE, 3), np.uint8))
         except Exception as error:
             raise ModelInvalid(
-                f"{self.folder / NETWORK} fails on a black picture: {in_a_line(error)}"
+                f"{NETWORK} of {self.name} fails on a black picture: {in_a_line(error)}"
             ) from None
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:

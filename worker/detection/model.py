@@ -25,6 +25,8 @@ class Model(Protocol):
     """A detector's model, loaded, checked and run once."""
 
     folder: Path
+    name: str
+    """The model's name in messages: what VEIL_MODEL is set to, or its folder."""
     engine: str
     device: str
     """The device that it runs on, for logs."""
@@ -44,10 +46,11 @@ class Model(Protocol):
         """
 
 
-def stated_threshold(folder: Path) -> float:
+def stated_threshold(folder: Path, name: str) -> float:
     """Return the score_threshold that veil.json in `folder` states, else DEFAULT_THRESHOLD.
 
-    Raises ModelInvalid if the file can't be read or the value is not between 0 and 1.
+    Raises ModelInvalid, which says the model's `name`, if the file can't be read or the value is
+    not between 0 and 1.
     """
     path = folder / METADATA
     if not path.exists():
@@ -55,9 +58,11 @@ def stated_threshold(folder: Path) -> float:
     try:
         threshold = float(json.loads(path.read_text()).get("score_threshold", DEFAULT_THRESHOLD))
     except (OSError, ValueError, TypeError, AttributeError):
-        raise ModelInvalid(f'{path} must be like {{"score_threshold": 0.3}}') from None
+        raise ModelInvalid(
+            f'{METADATA} of {name} must be like {{"score_threshold": 0.3}}'
+        ) from None
     if not 0 < threshold < 1:
-        raise ModelInvalid(f"{path}: score_threshold must be between 0 and 1")
+        raise ModelInvalid(f"{METADATA} of {name}: score_threshold must be between 0 and 1")
     return threshold
 
 

@@ -43,14 +43,19 @@ class SavedModel:
     lanes = 1  # TensorFlow spreads one batch over all processors.
 
     def __init__(
-        self, folder: Path, digest: str | None = None, score_threshold: float | None = None
+        self,
+        folder: Path,
+        digest: str | None = None,
+        score_threshold: float | None = None,
+        name: str | None = None,
     ) -> None:
         """Load and check the model in `folder`.
 
         `digest` names a model whose files are not the same on every machine; by default it is
         computed from the files. `score_threshold` replaces the model's own where it is checked that
-        `num_detections` leaves out no face. Raises ModelInvalid, in one line, if the model can't be
-        used, and DetectorUnavailable in a process that was forked after TensorFlow was loaded.
+        `num_detections` leaves out no face. `name` is the model's name in messages, by default the
+        folder. Raises ModelInvalid, in one line, if the model can't be used, and
+        DetectorUnavailable in a process that was forked after TensorFlow was loaded.
         """
         if os.getpid() != PROCESS:
             raise DetectorUnavailable(
@@ -62,17 +67,18 @@ class SavedModel:
             right = inner[0].parent if inner else "the folder of a SavedModel"
             raise ModelInvalid(f"{folder} holds no saved_model.pb: set VEIL_MODEL to {right}")
         self.folder = folder
+        self.name = name or str(folder)
         self.device = _claim_device()
         self.on_gpu = has_gpu()
-        self._loaded, self._call = _load(folder)
-        self._input, shape = _checked_input(folder, self._call)
+        self._loaded, self._call = _load(folder, self.name)
+        self._input, shape = _checked_input(self.name, self._call)
         self.fixed_size: tuple[int, int] | None = (
             (shape[1], shape[2]) if shape[1] and shape[2] else None
         )
         self._one_at_a_time = shape[0] == 1
         self._read_outputs()
         self.digest = digest or digest_of(folder)
-        self.score_threshold = stated_threshold(folder)
+        self.score_threshold = stated_threshold(folder, self.name)
         self._least_face = score_threshold or self.score_threshold
         self._try()
 
@@ -81,7 +87,7 @@ class SavedModel:
         outputs = self._call.structured_outputs
         missing = [name for name in OUTPUTS if name not in outputs]
         if missing:
-            raise ModelInvalid(f"{self.folder} does not return {', '.join(missing)}: {CONTRACT}")
+            raise ModelInvalid(f"{self.name} does not return {', '.join(missing)}: {CONTRACT}")
         keypoints = outputs.get(KEYPOINTS)
         self._has_landmarks = keypoints is not None and keypoints.shape[-2:] == (LANDMARKS, 2)
         self._reports_left_out = LEFT_OUT in outputs
@@ -95,7 +101,7 @@ class SavedModel:
             self.predict(np.zeros((1, height, width, 3), np.uint8))
         except Exception as error:
             raise ModelInvalid(
-                f"{self.folder} fails on a black picture: {in_a_line(error)}"
+                f"{self.name} fails on a black picture: {in_a_line(error)}"
             ) from None
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
@@ -215,31 +221,31 @@ def _claim_device() -> str:
     return f"GPU ({name})"
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
+def _load(folder: Path, name: str) -> tuple[Any, Any]:
     """Return the SavedModel in `folder` and its signature; the former keeps variables alive."""
     try:
         loaded = tf.saved_model.load(str(folder))
         return loaded, loaded.signatures["serving_default"]
     except KeyError:
-        raise ModelInvalid(f"{folder} has no signature serving_default: {CONTRACT}") from None
+        raise ModelInvalid(f"{name} has no signature serving_default: {CONTRACT}") from None
     except Exception as error:
-        raise ModelInvalid(f"{folder} can't be loaded: {in_a_line(error)}") from None
+        raise ModelInvalid(f"{name} can't be loaded: {in_a_line(error)}") from None
 
 
-def _checked_input(folder: Path, call: Any) -> tuple[str, list[int | None]]:
+def _checked_input(model: str, call: Any) -> tuple[str, list[int | None]]:
     """Return the name and the shape of the one input, which must be uint8 [N, H, W, 3]."""
     inputs = call.structured_input_signature[1]
     if len(inputs) != 1:
-        raise ModelInvalid(f"{folder} takes {len(inputs)} inputs, not one: {CONTRACT}")
+        raise ModelInvalid(f"{model} takes {len(inputs)} inputs, not one: {CONTRACT}")
     (name, spec), *_ = inputs.items()
     shape = spec.shape.as_list() if spec.shape.rank is not None else [None] * 4
     if spec.dtype != tf.uint8 or len(shape) != 4 or shape[3] not in (3, None):
         raise ModelInvalid(
-            f"{folder} takes {spec.dtype.name} {shape}, not uint8 [N, H, W, 3]: {CONTRACT}"
+            f"{model} takes {spec.dtype.name} {shape}, not uint8 [N, H, W, 3]: {CONTRACT}"
         )
     if shape[0] not in (1, None):
         raise ModelInvalid(
-            f"{folder} takes batches of exactly {shape[0]}: "
+            f"{model} takes batches of exactly {shape[0]}: "
             "export it with a batch of 1 or of any size"
         )
     return name, shape

@@ -34,6 +34,7 @@ class StandIn:
 
     def __init__(self, model: Model, megapixels_per_second: float) -> None:
         self.folder = model.folder
+        self.name = model.name
         self.digest = f"stand-in-{model.digest}"
         self.score_threshold = model.score_threshold
         self.fixed_size = model.fixed_size

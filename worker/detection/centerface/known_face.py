@@ -185,13 +185,13 @@ def try_own(model: Model, score_threshold: float) -> None:
         found.append(_shares(believed, canvas))
     if len(found[0]) and _are_same(found):
         raise ModelInvalid(
-            f"{model.folder} answers the same for a photograph and a blank picture: "
+            f"{model.name} answers the same for a photograph and a blank picture: "
             "check how it was exported"
         )
     if not finds_known_face:
         structlog.get_logger("veil").warning(
             "the model does not find the known face",
-            folder=str(model.folder),
+            model=model.name,
             score_threshold=score_threshold,
             effect="faces may be published, unless it is meant to find something else",
         )
@@ -205,7 +205,7 @@ def _check_covered_share(model: Model, boxes: Boxes, score_threshold: float) -> 
     share = float(covered.mean())
     if share > MAX_COVERED_SHARE:
         raise ModelInvalid(
-            f"{model.folder} takes {share:.0%} of a photograph with one face for faces, more than "
+            f"{model.name} takes {share:.0%} of a photograph with one face for faces, more than "
             f"{MAX_COVERED_SHARE:.0%}: train it longer, or raise its score threshold, "
             f"which is {score_threshold:g}"
         )
@@ -258,7 +258,7 @@ def _check_order(
         reordered_iou = overlap(known, boxes).max(initial=0)
         if reordered_iou >= max(MIN_REORDERED_IOU, MIN_REORDERED_GAIN * iou):
             raise ModelInvalid(
-                f"{model.folder} returns detection_boxes as {order}: they must be y1 x1 y2 x2"
+                f"{model.name} returns detection_boxes as {order}: they must be y1 x1 y2 x2"
             )
 
 
@@ -282,4 +282,4 @@ def _unusable(model: Model, error: Exception) -> Exception:
     is_foreign = isinstance(error, VeilError) and not isinstance(error, DetectionFailed)
     if is_foreign or isinstance(error, MemoryError):
         return error
-    return ModelInvalid(f"{model.folder} fails its test: {in_a_line(error)}")
+    return ModelInvalid(f"{model.name} fails its test: {in_a_line(error)}")

@@ -18,7 +18,7 @@ from worker.detection.model import DEFAULT_THRESHOLD, digest_of, in_a_line, stat
 def test_the_threshold_is_the_stated_one_or_the_default(tmp_path, content, threshold):
     if content is not None:
         (tmp_path / "veil.json").write_text(content)
-    assert stated_threshold(tmp_path) == threshold
+    assert stated_threshold(tmp_path, "own.zip") == threshold
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_the_threshold_is_the_stated_one_or_the_default(tmp_path, content, thres
 def test_a_threshold_that_is_none_is_refused_in_one_line(tmp_path, content, reason):
     (tmp_path / "veil.json").write_text(content)
     with pytest.raises(ModelInvalid, match=reason) as raised:
-        stated_threshold(tmp_path)
-    assert str(tmp_path / "veil.json") in str(raised.value)
+        stated_threshold(tmp_path, "own.zip")
+    assert str(raised.value).startswith("veil.json of own.zip")
     assert len(str(raised.value).splitlines()) == 1
 
 
