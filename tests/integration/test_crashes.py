@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Worker
 from tests.integration.test_poison import picture
-from tools.local.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 CRASHES = int(os.environ.get("CRASHES", "3"))
@@ -22,22 +20,18 @@ SECONDS = 60 + 5 * CRASHES
 
 
 @pytest.fixture
-def hostile_worker(new_queue, s3, tmp_path):
+def hostile_worker(new_queue, worker_settings, start_worker):
     queue = new_queue()
     environment = {
-        **queue.environment,
-        **s3.environment(),
-        "VEIL_ROUTES": "s3://raw=s3://clean",
+        **worker_settings(queue),
         "VEIL_SCALES": "64",
         "VEIL_PROCESSES": "2",
         "VEIL_MAX_PIXELS": "1000000",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, Path(__file__).with_name("hostile_worker.py")]
-    worker = Worker(Server("worker", command, tmp_path / "worker.log", environment))
-    worker.start()
-    yield queue, worker
-    worker.server.stop()
+    with start_worker(command, environment) as worker:
+        yield queue, worker
 
 
 @pytest.mark.timeout(SECONDS + 60)

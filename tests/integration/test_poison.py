@@ -36,13 +36,11 @@ def picture(colour):
 
 
 @pytest.fixture
-def poisoned(new_queue, s3, tmp_path):
+def poisoned(new_queue, worker_settings, tmp_path):
     """A queue of its own and two supervised workers; `place` has their pictures in folders."""
     queue = new_queue()
     environment = {
-        **queue.environment,
-        **s3.environment(),
-        "VEIL_ROUTES": "s3://raw=s3://clean",
+        **worker_settings(queue),
         "VEIL_SCALES": "64",
         "VEIL_DETECT_SECONDS": "3",
         "VEIL_LEASE_SECONDS": "2",

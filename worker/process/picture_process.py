@@ -14,7 +14,7 @@ from worker.process import sandbox
 
 def main() -> None:
     parent, channel, pictures, canvases = map(int, sys.argv[1:])
-    sandbox.end_with(parent)
+    sandbox.subordinate_to(parent)
     # Imported after the signals are set, because it takes a second.
     from worker.process.channel import ChannelClosed
     from worker.process.picture_work import PictureWork

@@ -93,18 +93,23 @@ class Unsupported(Exception):
 
 
 def end_with(parent: int) -> None:
-    """Let the kernel end this process when the thread of process `parent` that started it ends.
-
-    Signals that a terminal or a supervisor sends to all processes are left to the parent.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    """Let the kernel end this process when the thread of process `parent` that started it ends."""
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # The parent ended before.
         os._exit(0)
+
+
+def subordinate_to(parent: int) -> None:
+    """Let this process end with `parent`, and be the first that ends if memory is short.
+
+    Signals that a terminal or a supervisor sends to all processes are left to the parent.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    end_with(parent)
     try:
         Path("/proc/self/oom_score_adj").write_text(str(OUT_OF_MEMORY_POINTS))
     except OSError:

@@ -1,13 +1,12 @@
 """The supervisor of several workers on one machine: ``veil worker --workers N``."""
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tasks.backoff import ceiling
 from tasks.settings import split_address, split_commas
 from worker.commands.exit_codes import ExitCode
 from worker.printing import print_note
-from worker.process.sandbox import PR_SET_PDEATHSIG
+from worker.process import sandbox
 from worker.settings import WorkerSettings
 
 # The folder in which NVIDIA's driver has an entry for each GPU of the machine.
@@ -125,7 +124,7 @@ class Supervisor:
         worker.process = subprocess.Popen(
             [*self._command, "--name", f"worker{worker.number}"],
             env={**os.environ, **worker.environment},
-            preexec_fn=_end_with_supervisor,
+            preexec_fn=partial(sandbox.end_with, os.getpid()),
         )
         if self._is_stopping:  # The signal came while the process was started.
             worker.process.send_signal(signal.SIGTERM)
@@ -144,9 +143,3 @@ class Supervisor:
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.send_signal(number)
-
-
-def _end_with_supervisor() -> None:
-    """Let the kernel end this process when the supervisor ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
