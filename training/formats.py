@@ -185,13 +185,9 @@ def _voc_picture(file: Path, pictures: Sequence[Path]) -> Labelled:
         corners = item.find("bndbox")
         if corners is None:
             raise ValueError("an object has no bndbox")
-        x1, y1, x2, y2 = (
-            float(corners.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")
-        )
+        box = _box([corners.findtext(side, "") for side in ("xmin", "ymin", "xmax", "ymax")])
         label = item.findtext("name", "").strip()
-        labels.append(
-            Label(label, (x1, y1, x2, y2), item.findtext("difficult", "0").strip() == "1")
-        )
+        labels.append(Label(label, box, item.findtext("difficult", "0").strip() == "1"))
     path = _picture(name, file.parent, pictures) or _picture(file.stem, file.parent, pictures)
     width, height = (int(float(root.findtext(f"size/{side}", "0"))) for side in ("width", "height"))
     return Labelled(name, path, tuple(labels), (width, height) if width and height else None)
@@ -388,8 +384,15 @@ def _veil_picture(image: Mapping[str, Any], file: Path, pictures: Sequence[Path]
 def _box(sides: Sequence[Any]) -> Box:
     if len(sides) != 4:
         raise ValueError(f"a box has four numbers, not {len(sides)}")
-    x1, y1, x2, y2 = map(float, sides)
+    x1, y1, x2, y2 = (_finite(side) for side in sides)
     return x1, y1, x2, y2
+
+
+def _finite(side: Any) -> float:
+    number = float(side)
+    if not math.isfinite(number):
+        raise ValueError(f"{side} in a box is not a finite number")
+    return number
 
 
 def _picture(name: str, near: Path, pictures: Sequence[Path]) -> Path | None:

@@ -207,7 +207,7 @@ def _within(
     """
     x1, y1, x2, y2 = (round(side * scale[i % 2], PLACES) for i, side in enumerate(box))
     cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    if not (cut[2] - cut[0] >= SMALLEST and cut[3] - cut[1] >= SMALLEST):  # false for NaN too
+    if cut[2] - cut[0] < SMALLEST or cut[3] - cut[1] < SMALLEST:
         problems.add(EMPTY)
         return None
     if cut != (x1, y1, x2, y2):

@@ -275,6 +275,17 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
         ("a.json", coco_with({}), r"a\.json, annotation 7, .*it has no 'bbox'"),
         (
             "a.json",
+            coco_with({"bbox": [1, float("nan"), 3, 4]}),
+            r"a\.json, annotation 7, .*nan in a box is not a finite number",
+        ),
+        (
+            "a.json",
+            coco_with({"bbox": [1, 2, float("inf"), 4]}),
+            r"a\.json, annotation 7, .*inf in a box is not a finite number",
+        ),
+        ("Annotations/b.xml", VOC.format("nan"), r"b\.xml is not voc, .*nan in a box is not"),
+        (
+            "a.json",
             coco_with({"category_id": 9}),
             r"annotation 7, .*category 9, which is not listed",
         ),
