@@ -24,8 +24,17 @@ if TYPE_CHECKING:
     from training.run import Run
 
 LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
+LARGEST_SIDE = 8192  # pixels
+LARGEST_SEED = 2**32 - 1
 REPORTS = "evaluation"  # a folder in that of a run, with a folder for each split
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def _above_zero(number: float) -> float:
+    if number <= 0:
+        raise typer.BadParameter("must be above 0")
+    return number
+
 
 app = CommandApp(
     "Train a detector: import, fit, evaluate, export.\n\n"
@@ -117,6 +126,7 @@ def fit(
         int | None,
         typer.Option(
             metavar="PIXELS",
+            max=LARGEST_SIDE,
             help="Side of the squares that the network is given, a multiple of 128; by default "
             "that of --size.",
         ),
@@ -125,7 +135,10 @@ def fit(
         int, typer.Option(metavar="COUNT", min=1, max=512, help="Pictures a step.")
     ] = 8,
     rounds: Annotated[
-        float, typer.Option(metavar="COUNT", min=0, help="Times that each picture is used.")
+        float,
+        typer.Option(
+            metavar="COUNT", callback=_above_zero, help="Times that each picture is used."
+        ),
     ] = 100,
     steps: Annotated[
         int | None,
@@ -135,7 +148,7 @@ def fit(
         float,
         typer.Option(
             metavar="RATE",
-            min=0,
+            callback=_above_zero,
             help="Highest learning rate; the rate rises to it, then falls as a cosine.",
         ),
     ] = 0.002,
@@ -160,7 +173,10 @@ def fit(
     seed: Annotated[
         int,
         typer.Option(
-            metavar="NUMBER", min=0, help="Seed of the weights, the order and the random changes."
+            metavar="NUMBER",
+            min=0,
+            max=LARGEST_SEED,
+            help="Seed of the weights, the order and the random changes.",
         ),
     ] = 0,
     resume: Annotated[
@@ -184,9 +200,10 @@ def fit(
 
     Example: veil train fit dataset --to run --size d0
     """
-    from training.dataset import Dataset
+    from training.dataset import Dataset, refuse_as_target
 
     dataset = Dataset.load(folder)
+    refuse_as_target(to)
     from training import fitting
     from training.anchors import MULTIPLE
     from training.backend import has_accelerator
@@ -195,13 +212,13 @@ def fit(
 
     if size not in SIZES:
         raise typer.BadParameter(f"choose from {', '.join(SIZES)}", param_hint="--size")
-    side = side or SIZES[size].side
+    side = SIZES[size].side if side is None else side
     if side < MULTIPLE or side % MULTIPLE:
         raise typer.BadParameter(f"must be a multiple of {MULTIPLE}", param_hint="--side")
     precision = precision or ("mixed_bfloat16" if has_accelerator() else "float32")
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"choose from {', '.join(PRECISIONS)}", param_hint="--precision")
-    count = steps or max(1, math.ceil(rounds * len(dataset.split("train")) / batch))
+    count = steps or math.ceil(rounds * len(dataset.split("train")) / batch)
     recipe = Recipe(
         size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision
     )
@@ -240,7 +257,7 @@ def evaluate(
         typer.Option(
             metavar="PIXELS",
             min=64,
-            max=8192,
+            max=LARGEST_SIDE,
             help="Detect in one pass, at this longer side; by default in the passes of a worker.",
         ),
     ] = None,
@@ -265,7 +282,7 @@ def evaluate(
 
     Example: veil train evaluate run dataset
     """
-    from training.dataset import SPLITS, Dataset
+    from training.dataset import SPLITS, Dataset, refuse_as_target
     from training.run import DESCRIPTION, EVALUATION, Run
     from worker.detection.presets import PassSettings
     from worker.settings import WorkerSettings
@@ -280,6 +297,7 @@ def evaluate(
     if to is None and run is None:
         raise typer.BadParameter("say where the report goes", param_hint="--to")
     target = to or home / REPORTS / split
+    refuse_as_target(target)
     # A threshold that was chosen on `test` would make the figures of `test` too good.
     threshold = run.threshold() if run and split == "test" else None
     from training import evaluating, report

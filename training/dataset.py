@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import DatasetInvalid, VeilError
+from tasks.errors import DatasetInvalid, OutputFailed, VeilError
 from worker import images
 from worker.pixels import Pixels
 
@@ -107,6 +107,12 @@ class Dataset:
                 f"{path} is not the picture that was imported: import the data set again"
             )
         return pixels
+
+
+def refuse_as_target(folder: Path) -> None:
+    """Raise OutputFailed if `folder` has a data set, so that no result is written into it."""
+    if (folder / INDEX).exists():
+        raise OutputFailed(f"{folder} is a data set: choose another --to")
 
 
 def decoded(content: bytes) -> tuple[Pixels, str]:

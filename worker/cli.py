@@ -100,7 +100,7 @@ def main() -> None:
     """
     core_dumps.prevent()
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="veil", standalone_mode=False)
         sys.stdout.flush()
     except USAGE_ERROR as error:
         _print_usage_error(error)

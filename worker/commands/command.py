@@ -1,5 +1,6 @@
 """The bases of commands and groups: readable help, checked settings, and the exit code returned."""
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -37,12 +38,21 @@ class Command(TyperCommand):
         """Refuse misspelt settings, run the command and exit.
 
         Arguments are parsed before, so ``--help`` works in any environment. Raise SettingsInvalid
-        for a ``VEIL_`` variable that is not a setting.
+        for a ``VEIL_`` variable that is not a setting, and BadParameter for a number that is not
+        finite.
         """
         from worker.settings import WorkerSettings
 
+        self._refuse_infinite(ctx)
         WorkerSettings.refuse_misspelt(os.environ)
         ctx.exit(super().invoke(ctx) or ExitCode.OK)
+
+    def _refuse_infinite(self, ctx: Any) -> None:
+        """Raise BadParameter for NaN and infinity, which no limit of an option excludes."""
+        for parameter in self.get_params(ctx):
+            value = ctx.params.get(parameter.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"{value} is not a finite number", ctx, parameter)
 
 
 class QuietCommand(Command):

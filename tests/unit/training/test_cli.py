@@ -1,6 +1,7 @@
 """The lines that the training commands print."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from training import cli, dataset
 from training.run import CHECKPOINT, EVALUATION, Recipe, Run
+from worker.cli import main
 
 RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
 
@@ -49,6 +51,58 @@ def test_a_run_without_a_checkpoint_says_nothing_of_one(tmp_path, capsys):
         raise KeyboardInterrupt
 
     assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the index of a data set, which is all that a command reads at first."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    picture = dataset.Picture("a.jpg", "a" * 64, 64, 64, ((1.0, 1.0, 9.0, 9.0),), (), "train")
+    (folder / dataset.INDEX).write_text(json.dumps(dataset.index([picture])))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rounds", "0"], "--rounds': must be above 0"),
+        (["--rounds", "nan"], "--rounds': nan is not a finite number"),
+        (["--rounds", "inf"], "--rounds': inf is not a finite number"),
+        (["--learning-rate", "0"], "--learning-rate': must be above 0"),
+        (["--learning-rate", "nan"], "--learning-rate': nan is not a finite number"),
+        (["--steps", "0"], "should be greater than or equal to 1"),
+        (["--batch", "0"], "should be greater than or equal to 1"),
+        (["--every", "0"], "should be greater than or equal to 1"),
+        (["--seed", str(2**32)], "should be less than or equal to 4294967295"),
+        (["--side", "0"], "must be a multiple of 128"),
+        (["--side", "200"], "must be a multiple of 128"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_before_a_folder_is_made(
+    data, tmp_path, flags, said, monkeypatch, capsys
+):
+    pytest.importorskip("keras", reason="pip install 'veil[worker,training]'")
+    arguments = ["veil", "train", "fit", str(data), "--to", str(tmp_path / "run"), *flags]
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    with pytest.raises(SystemExit):
+        main()
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_no_result_is_written_into_a_data_set(command, data):
+    before = sorted(data.iterdir())
+    arguments = {"fit": [], "evaluate": [str(data.parent), "--split", "train"]}
+
+    done = CliRunner().invoke(cli.app, [command, *arguments[command], str(data), "--to", str(data)])
+
+    assert str(done.exception) == f"{data} is a data set: choose another --to"
+    assert sorted(data.iterdir()) == before
 
 
 @pytest.fixture
