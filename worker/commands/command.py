@@ -30,6 +30,13 @@ class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return without_types(super().get_params(ctx))
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help with narrow gaps, so that 80 columns have room for the longest flag."""
+        from typer import rich_utils  # Rich takes long to import.
+
+        rich_utils.STYLE_OPTIONS_TABLE_PADDING = (0, 1, 0, 0)  # type: ignore[assignment]
+        super().format_help(ctx, formatter)
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the parts of the usage line, without Typer's braces around required arguments."""
         return [piece.strip("{").replace("}", "") for piece in super().collect_usage_pieces(ctx)]

@@ -99,6 +99,13 @@ def test_every_help_page_has_an_example_and_readable_names(arguments, flag):
         assert unreadable not in done.output, done.output
 
 
+@pytest.mark.parametrize("arguments", [[], *COMMAND_LINES], ids=" ".join)
+def test_no_word_of_a_help_page_is_cut_at_80_columns(arguments):
+    done = CliRunner().invoke(cli.app, [*arguments, "-h"], prog_name="veil", env={"COLUMNS": "80"})
+    assert max(map(len, done.output.splitlines())) == 80
+    assert "…" not in done.output, done.output
+
+
 def test_an_option_that_may_be_repeated_says_so():
     for arguments in COMMAND_LINES:
         command = get_command(app_of(arguments[0]))
