@@ -2,11 +2,11 @@
 
 import sys
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import bootsteps
 
-from ..errors import VeilError
+from ..errors import Permanent, Transient
 from ..results import WORKERS_PACKAGE
 from .attempts import Deliveries
 from .circuit_breaker import CircuitBreaker
@@ -15,26 +15,36 @@ from .work import Pipeline, Work
 
 TRANSPORT = f"{__package__}.transport:Transport"
 BACKEND = f"{__package__}.acknowledgement:Backend"
+UNUSABLE = 2  # the exit code of the ``veil`` command for a wrong setting or model
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
 def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
     """Return the pipeline of the entry point ``veil:pipeline``, or exit with a one-line message.
 
+    The exit code is UNUSABLE if another start would fail in the same way, else 1.
+
     The entry point lets `tasks` start a pipeline without importing `worker`. The builder must run
     in a step, where an exit ends the start: Celery ignores errors in its worker signals.
     """
     if __package__ != f"{WORKERS_PACKAGE}.delivery":
         # The pipeline raises the errors of `tasks`, which would all be unknown here.
-        sys.exit(f"veil: {__package__} serves producers only: start workers with `veil worker`")
+        _refuse(f"{__package__} serves producers only: start workers with `veil worker`")
     (builder,) = entry_points(group="veil", name="pipeline")
     try:
         pipeline: Pipeline = builder.load()(app, deliveries.record_stall)
     except ModuleNotFoundError as error:
-        sys.exit(f"veil: {error.name} is not installed here: pip install 'veil[worker]'")
-    except VeilError as error:
+        _refuse(f"{error.name} is not installed here: pip install 'veil[worker]'")
+    except Permanent as error:
+        _refuse(f"{type(error).__name__}: {error}")
+    except Transient as error:
         sys.exit(f"veil: {type(error).__name__}: {error}")
     return pipeline
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"veil: {reason}", file=sys.stderr, flush=True)
+    sys.exit(UNUSABLE)
 
 
 class PipelineStep(bootsteps.Step):  # type: ignore[misc]

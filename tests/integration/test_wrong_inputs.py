@@ -126,6 +126,21 @@ def test_a_server_or_a_model_that_is_not_there_is_named(
     assert expected in line
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_without_a_usable_model_end_and_are_not_restarted(
+    veil, redis_server, tmp_path, count
+):
+    (tmp_path / "own.zip").write_text("no ZIP")
+    environment = {**redis_server.environment(), "VEIL_MODEL": "own.zip"}
+
+    done = veil("worker", f"--workers={count}", environment=environment, cwd=tmp_path)
+
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) <= count
+    assert all(line.startswith("veil: ModelInvalid: own.zip is no ZIP") for line in lines)
+
+
 def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
     with ZipFile(tmp_path / "own.zip", "w") as archive:
         archive.writestr("saved_model.pb", b"no graph")

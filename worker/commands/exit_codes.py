@@ -18,8 +18,8 @@ class ExitCode(IntEnum):
     # A worker that stopped after finishing its pictures ends with this code, too.
     OK = 0, "Everything that was asked for is done."
 
-    # The output names what failed. A worker ends with this code if it could not start, or if it
-    # gave unfinished pictures back to the queue.
+    # The output names what failed. A worker ends with this code if another start may succeed, for
+    # example without S3, from which it fetches its model, or if it gave unfinished pictures back.
     FAILED = 1, "A picture or a check failed, or there was nothing to enqueue."
 
     # Typer ends with the same code when it can't parse the command line.

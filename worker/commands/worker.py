@@ -63,7 +63,7 @@ def worker(
     )
     celery_worker.start()
     exit_code = celery_worker.exitcode
-    if isinstance(exit_code, str):  # the reason why the pipeline could not be built
+    if isinstance(exit_code, str):  # the reason why the pipeline can't be built now
         print(exit_code, file=sys.stderr)
         return ExitCode.FAILED
     return exit_code or ExitCode.OK
