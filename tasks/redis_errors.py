@@ -37,7 +37,8 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
         )
     root = causes[-1]
     if isinstance(root, ResponseError):
-        return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
+        hint = ": check the database in VEIL_REDIS_URL" if "DB index" in str(root) else ""
+        return QueueUnavailable(f"Redis refuses a command: {root!s:.200}{hint}")
     # The text of these two errors says what failed, and names at most the host and the port.
     if isinstance(root, RedisConnectionError | RedisTimeoutError):
         reason = f"{root!s:.200}".rstrip(".")

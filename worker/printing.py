@@ -45,7 +45,7 @@ def summarized(summarize: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print_note("interrupted; what was done until then:")
+        print_note("interrupted" if _quiet else "interrupted; what was done until then:")
         summarize()
         raise
     summarize()

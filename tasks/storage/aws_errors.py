@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
 import botocore.exceptions as vendor
 import botocore.parsers
@@ -86,14 +87,25 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
             f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret"
         )
     if isinstance(error, UNREACHABLE):
-        return StorageUnavailable(f"{place}: S3 can't be reached ({kind})")
+        is_refused = isinstance(error, vendor.ConnectionError)
+        hint = ": check the network and VEIL_S3_ENDPOINT" if is_refused else ""
+        return StorageUnavailable(f"{place}: S3 can't be reached{_server(error)} ({kind}){hint}")
     return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
+
+
+def _server(error: Exception) -> str:
+    """Return `` at HOST:PORT`` if `error` names the server that was tried, else nothing."""
+    tried = str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
+    server = urlsplit(tried).netloc.rpartition("@")[2]
+    return f" at {server}" if server else ""
 
 
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
     name, http = code(error), status(error)
     if name == "NoSuchBucket":
-        return ObjectNotFound(f"{place}: the bucket does not exist")
+        return ObjectNotFound(
+            f"{place}: the bucket does not exist: create it, or correct the address"
+        )
     if name in MISSING or (not name and http == 404):
         return ObjectNotFound(f"{place} does not exist")
     if name in LATER or http in (408, 429) or http >= 500:

@@ -374,7 +374,9 @@ async def serve(
     try:
         sockets = bind_sockets(port, host)
     except OSError as error:
-        raise SettingsInvalid(f"can't listen on {host}:{port}: {error.strerror}") from None
+        raise SettingsInvalid(
+            f"can't listen on {host}:{port}: {error.strerror}: give --http another address"
+        ) from None
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)

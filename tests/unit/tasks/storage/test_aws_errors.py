@@ -107,6 +107,15 @@ def test_every_error_class_of_botocore_is_translated(cls):
     assert str(PLACE) in str(error)
 
 
+def test_an_unreachable_store_is_named_without_a_password():
+    tried = f"http://user:{SECRET}@store.internal:8333/raw?list-type=2"
+    error = raised(botocore.exceptions.EndpointConnectionError(endpoint_url=tried, error="refused"))
+    assert str(error) == (
+        f"{PLACE}: S3 can't be reached at store.internal:8333 (EndpointConnectionError): "
+        "check the network and VEIL_S3_ENDPOINT"
+    )
+
+
 def test_the_names_in_these_tables_are_botocores():
     names = {cls.__name__ for cls in error_classes(botocore.exceptions)}
     assert names >= CONNECTION | CREDENTIALS | NOT_FROM_A_CALL
