@@ -102,7 +102,6 @@ class Settings(BaseSettings):
 
     routes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("s3://raw=s3://clean",),
-        min_length=1,
         description="Sources that may be read and destinations of their outputs, "
         "`s3://SOURCE=s3://DESTINATION`, comma-separated. A message that names any other place is "
         "refused.",
@@ -178,6 +177,8 @@ class Settings(BaseSettings):
     @field_validator("routes")
     @classmethod
     def _check_routes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("give one or more routes like s3://raw=s3://clean")
         try:
             Routes.parse(*value)
         except VeilError as error:

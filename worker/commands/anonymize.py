@@ -28,7 +28,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.progress import progress_bar
 from worker.local_files import PICTURE_SUFFIXES, write_atomically
-from worker.printing import print_summary, printable, summarized
+from worker.printing import print_note, print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def anonymize(
     """Anonymize local pictures, without a queue.
 
     Folders are searched, and their structure is kept; hidden files and links to folders in them
-    are left out. Exit with 1 if a picture failed.
+    are left out. Exit with 1 if a picture failed, or if there was none.
 
     Example: veil anonymize holiday/ --detect-only --json
 
@@ -124,6 +124,9 @@ def anonymize(
     logs.configure(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra)
     jobs = list(find_jobs(paths, output))
+    if not jobs:
+        print_note(f"no file in {', '.join(map(str, paths))}: nothing to anonymize")
+        return ExitCode.FAILED
     if output is not None:
         _create_folder(output)
     from worker.bootstrap import build_file_anonymizer
@@ -141,7 +144,8 @@ def anonymize(
             bar.advance()
 
         _anonymize_files(anonymizer, jobs, settings, request, report)
-    return ExitCode.ok_if(not counts["failed"])
+    has_pictures = counts.total() > counts["ignored"]
+    return ExitCode.ok_if(has_pictures and not counts["failed"])
 
 
 def find_jobs(paths: list[Path], output: Path | None) -> Iterator[Job]:
@@ -376,4 +380,4 @@ def _print(outcome: Outcome, as_json: bool) -> None:
 
 def _print_counts(counts: Counter[str]) -> None:
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
-    print_summary(", ".join(parts) or "no files found")
+    print_summary(", ".join(parts) or "nothing yet")

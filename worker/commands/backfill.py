@@ -150,6 +150,8 @@ def backfill(
         raise typer.BadParameter("give the address of the sources, or --follow a run")
     if low_water >= high_water:
         raise typer.BadParameter("must be below --high-water", param_hint="--low-water")
+    if since and until and since >= until:
+        raise typer.BadParameter("must be before --until", param_hint="--since")
     settings = Settings.load()
     places = Places.find(source, to, settings.parsed_routes(), settings.receipt_keys())
     selection = Selection(since, until, tuple(sorted(suffix or ())), limit)

@@ -228,7 +228,8 @@ def _reason(meta: dict[str, Any], queue: str, workers: list[str]) -> str:
     if meta["status"] == STARTED:
         return "a worker has begun it and has not ended: raise --timeout, or look at its log"
     if workers:
-        return f"it still waits on {queue}: {len(workers)} workers answer; raise --timeout"
+        answering = "1 worker answers" if len(workers) == 1 else f"{len(workers)} workers answer"
+        return f"it still waits on {queue}: {answering}; raise --timeout"
     return (
         f"it still waits on {queue} and no worker answers: start `veil worker` with the same "
         "VEIL_REDIS_URL"

@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
     # The output names what failed. A worker ends with this code if another start may succeed, for
     # example without S3, from which it fetches its model, or if it gave unfinished pictures back.
-    FAILED = 1, "A picture or a check failed, or there was nothing to enqueue."
+    FAILED = 1, "A picture or a check failed, or there was nothing to do."
 
     # Typer ends with the same code when it can't parse the command line.
     UNUSABLE = 2, "Nothing was done: a wrong argument, setting or model, or no server."
