@@ -239,7 +239,10 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     The summary has Flower's address only if the services are kept.
     """
     client = services.s3.client()
-    _say("Upload", f"{len(pictures)} pictures to s3://{RAW}, and the store tells the trigger")
+    _say(
+        "Upload",
+        f"{_count(len(pictures), 'picture')} to s3://{RAW}, and the store tells the trigger",
+    )
     started_at = time.monotonic()
     _each(pictures.items(), lambda item: client.upload_file(str(item[1]), RAW, item[0]))
     _say("Queue", "one message a picture; the worker fetches, anonymizes and stores")
@@ -345,7 +348,8 @@ def _keep(services: Services) -> None:
 def _report(summary: dict[str, Any], images: str) -> None:
     _say(
         "Done",
-        f"{summary['anonymized']} of {summary['pictures']} pictures, {summary['faces']} faces, "
+        f"{summary['anonymized']} of {_count(summary['pictures'], 'picture')}, "
+        f"{_count(summary['faces'], 'face')}, "
         f"{summary['seconds']} s, {summary['pictures_per_second']} pictures/s",
     )
     _say(
@@ -358,8 +362,12 @@ def _report(summary: dict[str, Any], images: str) -> None:
     if not RUNNING.exists():
         _say("Flower", "ran during the demo; KEEP=1 leaves it and the other services running")
     if summary["failed"]:  # The last line, because make adds its own about the exit code.
-        count = "1 picture" if summary["failed"] == 1 else f"{summary['failed']} pictures"
+        count = _count(summary["failed"], "picture")
         _say("Failed", f"{count}, named above; the services worked. make reports it as Error 1.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def stop_kept() -> int:
