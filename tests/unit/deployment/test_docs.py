@@ -1,13 +1,16 @@
 """The documentation agrees with the code, and its links lead to files and headings."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from docs.generate import FORMATS_PAGE, SETTINGS_PAGE, generated
 from tasks.settings import PREFIX
+from worker.cli import COMMANDS
 from worker.images.formats import FORMATS
 from worker.settings import WorkerSettings
 
@@ -22,6 +25,8 @@ CODE = re.compile(r"`([^`]+)`")
 # A row of the table in docs/architecture.md: its number, its files and its functions.
 WAY_STEP = re.compile(r"^\| (\d+) \| .* \| (.*) \| (.*) \|$", re.MULTILINE)
 TEST_FILE = re.compile(r"`(?:tests/[a-z/]*)?(test_\w+\.py)`")
+COMMAND_LINE = re.compile(r"(?:^|[`\s])veil ([a-z]+)(?: ([a-z]+))?([^`\n|;>]*)")
+FLAG = re.compile(r"(?<=\s)--?[a-z][a-z-]*")
 MAX_COLUMNS = 120
 
 
@@ -56,6 +61,29 @@ def test_every_setting_is_in_the_table():
 def test_every_format_is_in_the_table():
     text = FORMATS_PAGE.read_text()
     assert [form.name for form in FORMATS if f"| {form.title} | {form.read} |" not in text] == []
+
+
+def flags_of(name, subcommand):
+    """Return the flags of the command that a page names; empty if there is no such command."""
+    if name not in COMMANDS:
+        return set()
+    command = get_command(import_module(COMMANDS[name].module).app)
+    command = getattr(command, "commands", {}).get(subcommand, command)
+    declared = [
+        flag for option in command.params for flag in (*option.opts, *option.secondary_opts)
+    ]
+    return {*declared, "-h", "--help"}
+
+
+def test_every_flag_of_a_command_in_the_text_exists():
+    unknown = []
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":  # names flags of earlier versions
+            continue
+        for command, subcommand, rest in COMMAND_LINE.findall(page.read_text()):
+            flags = flags_of(command, subcommand)
+            unknown += [(name(page), flag) for flag in FLAG.findall(rest) if flag not in flags]
+    assert unknown == []
 
 
 def test_every_link_leads_to_a_file_and_a_heading():
