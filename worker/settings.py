@@ -46,9 +46,9 @@ def _text(default: Any) -> str | None:
 
 
 def _markdown(default: Any) -> str:
-    """Return a default as code in Markdown, empty for None."""
+    """Return a default as code in Markdown, or nothing for none."""
     text = _text(default)
-    return "" if text is None else f"`{text}`"
+    return f"`{text}`" if text else ""
 
 
 def _by_preset(name: str) -> str:
@@ -181,7 +181,9 @@ class WorkerSettings(Settings):
         description="Distance by which the region exceeds the face box, as a share of the sides of "
         "the box.",
     )
-    shape: Literal["rectangle", "ellipse"] = Field("rectangle", description="Shape of the region.")
+    shape: Literal["rectangle", "ellipse"] = Field(
+        "rectangle", description="Shape of the region: `rectangle` or `ellipse`."
+    )
     feather: float = Field(
         0.05,
         ge=0,
