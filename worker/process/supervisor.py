@@ -125,6 +125,8 @@ class Supervisor:
             [*self._command, "--name", f"worker{worker.number}"],
             env={**os.environ, **worker.environment},
             preexec_fn=partial(sandbox.end_with, os.getpid()),
+            # A terminal sends Ctrl-C to its whole process group, and workers would get it twice.
+            process_group=0,
         )
         if self._is_stopping:  # The signal came while the process was started.
             worker.process.send_signal(signal.SIGTERM)

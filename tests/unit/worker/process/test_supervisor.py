@@ -91,6 +91,14 @@ def test_a_signal_is_passed_on_to_all_workers(running, number):
         assert running.lines(name)[-1].startswith(f"stopped by {number.value} ")
 
 
+def test_ctrl_c_in_a_terminal_reaches_the_supervisor_alone(running):
+    """A terminal sends it to a process group. Workers would get it twice, which cuts them off."""
+    running.start()
+    for name in ("worker1", "worker2"):
+        (line,) = running.wait_for(name, 1)
+        assert os.getpgid(int(line.split()[-1])) != os.getpgid(running.process.pid)
+
+
 def test_a_worker_that_ends_is_started_again_and_the_other_is_left_alone(running):
     (running.folder / "worker1.order").write_text("70")
     running.start()
