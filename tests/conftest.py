@@ -54,6 +54,8 @@ def clean_environment() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("VEIL_", "AWS_", "CELERY_", "FLOWER_")):
                 patch.delenv(name)
+        # Each picture process takes a second to start. Tests of several ask for them.
+        patch.setenv("VEIL_PROCESSES", "1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
