@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from tests import command
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # The fixture `clean_environment` clears the environment later, so these are read here.
@@ -20,7 +22,6 @@ DATA = Path(os.environ.get("FACES_DATA") or SHARED / "data")
 EXPOSURE_TOOL = Path(os.environ.get("FACES_JUDGE") or SHARED / "tools" / "exposure.py")
 IN_CI = os.environ.get("CI", "").lower() == "true"
 PROGRAMS = Path(sys.executable).parent
-COMMAND_SECONDS = 240
 LONGEST_FILE = "test_training_export.py"
 
 
@@ -53,6 +54,8 @@ def clean_environment() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("VEIL_", "AWS_", "CELERY_", "FLOWER_")):
                 patch.delenv(name)
+        # Each picture process takes a second to start. Tests of several ask for them.
+        patch.setenv("VEIL_PROCESSES", "1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
@@ -162,7 +165,9 @@ def portrait(samples: dict[str, Path]) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def veil() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+def veil(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     """``veil(*arguments, environment, cwd)`` runs the command and returns the ended process.
 
     `environment` is added to a clean environment.
@@ -171,15 +176,8 @@ def veil() -> Callable[..., "subprocess.CompletedProcess[str]"]:
     def run(
         *arguments: object, environment: dict[str, str] | None = None, cwd: Path | None = None
     ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(PROGRAMS / "veil"), *map(str, arguments)],
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=COMMAND_SECONDS,
-            cwd=cwd,
-            env={**os.environ, **(environment or {})},
-        )
+        variables = {**os.environ, **(environment or {})}
+        folder = tmp_path_factory.mktemp("command")
+        return command.run([str(argument) for argument in arguments], variables, cwd, folder)
 
     return run

@@ -2,6 +2,8 @@
 
 import os
 
+import absl.logging
+
 from worker.process.silence import silenced
 
 # TensorFlow reads both variables once, when it is imported. oneDNN's kernels more than double the
@@ -12,5 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 with silenced():
     import tensorflow as tf
+
+# TensorFlow warns of a loaded model without gradients, which nobody needs.
+absl.logging.set_verbosity(absl.logging.ERROR)
 
 __all__ = ["tf"]

@@ -156,7 +156,7 @@ def test_the_gpus_are_those_that_the_process_may_use(tmp_path, variables, entrie
 
 def test_workers_share_processors_devices_and_ports(monkeypatch):
     monkeypatch.setattr(supervisor.WorkerSettings, "picture_processes", lambda self: 7)
-    settings = WorkerSettings(metrics="[::1]:9100")
+    settings = WorkerSettings(metrics="[::1]:9100", processes="auto")
     assert environments(settings, 3, ["0", "1"]) == [
         {"VEIL_PROCESSES": "2", "VEIL_METRICS": "[::1]:9100", "CUDA_VISIBLE_DEVICES": "0"},
         {"VEIL_PROCESSES": "2", "VEIL_METRICS": "[::1]:9101", "CUDA_VISIBLE_DEVICES": "1"},
