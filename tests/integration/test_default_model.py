@@ -16,6 +16,7 @@ from worker import bootstrap
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, overlap
+from worker.detection.tiled import one_by_one
 from worker.masking.regions import MaskStyle
 from worker.settings import WorkerSettings
 
@@ -318,7 +319,7 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
         image.convert("RGB").save(target, "WEBP", quality=90)
     detector = BlindAtFirst(
         ScaledDetector(
-            lambda canvas: model.predict(canvas[None])[0],
+            one_by_one(lambda canvas: model.predict(canvas[None])[0]),
             settings.pass_settings(),
             model.score_threshold,
         )
@@ -350,7 +351,7 @@ def test_a_face_that_blurs_in_an_animation_stays_hidden(model, samples):
     target = io.BytesIO()
     frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
     detector = ScaledDetector(
-        lambda canvas: model.predict(canvas[None])[0],
+        one_by_one(lambda canvas: model.predict(canvas[None])[0]),
         WorkerSettings().pass_settings(),
         model.score_threshold,
     )

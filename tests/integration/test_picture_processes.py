@@ -34,6 +34,7 @@ from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
+from worker.detection.tiled import ANY_SIZE, one_by_one
 from worker.isolated import IsolatedAnonymizer
 from worker.masking.regions import MaskStyle
 from worker.process import pool as pools
@@ -56,7 +57,8 @@ def face(canvas):
     return Detections(boxes, np.array([0.9], np.float32))
 
 
-def isolated(pool, infer=face, **options):
+def isolated(pool, infer=face, takes=ANY_SIZE, **options):
+    infer = one_by_one(infer)
     configuration = Configuration(
         style=STYLE,
         limits=LIMITS,
@@ -66,7 +68,7 @@ def isolated(pool, infer=face, **options):
         pass_settings=PASSES,
         score_threshold=0.5,
         near_score=0.55,
-        fixed_size=None,
+        takes=takes,
         detect_seconds=60,
         memory_bytes=300 << 20,
         output_bytes=8 << 20,
@@ -74,7 +76,7 @@ def isolated(pool, infer=face, **options):
     )
     pool.configure(configuration)
     local = Anonymizer(
-        detector=ScaledDetector(infer, PASSES, 0.5), style=STYLE, limits=LIMITS, **options
+        detector=ScaledDetector(infer, PASSES, 0.5, takes), style=STYLE, limits=LIMITS, **options
     )
     return local, IsolatedAnonymizer(local, pool, infer, seconds=60)
 
