@@ -18,6 +18,9 @@ USUAL_PICTURES = (
     *((3464, 3464), (4000, 3000), (4243, 2828), (4619, 2598)),
 )
 
+# The worker does not wait longer for the remaining shapes.
+MAX_SECONDS = 90
+
 Shape = tuple[int, ...]
 
 log = structlog.get_logger("veil")
@@ -26,20 +29,24 @@ log = structlog.get_logger("veil")
 def warm_up(detector: ScaledDetector, batch_size: int) -> None:
     """Give the model of `detector` batches of all sizes and usual shapes.
 
-    The largest come first, so that a Batcher learns which ones the device has no memory for. A
-    shape that fails is logged, and is left to the pictures that need it.
+    The largest come first, so that a Batcher learns which ones the device has no memory for. Shapes
+    that fail, and those that remain after MAX_SECONDS, are left to the pictures that need them.
     """
     started = time.monotonic()
     shapes = usual_shapes(detector)
+    done = 0
     for shape in shapes:
+        if time.monotonic() - started > MAX_SECONDS:
+            break
         canvas = np.zeros(shape, np.uint8)
         try:
             for size in batch_sizes(batch_size):
                 detector.infer([canvas] * size)
+            done += 1
         except DetectorUnavailable as error:
-            log.warning("the detector is not warmed up", shape=shape[:2], reason=str(error))
+            log.warning("a shape is not warmed up", shape=shape[:2], reason=str(error))
     seconds = round(time.monotonic() - started, 1)
-    log.info("detector warmed up", shapes=len(shapes), batch_size=batch_size, seconds=seconds)
+    log.info("detector warmed up", shapes=f"{done} of {len(shapes)}", seconds=seconds)
 
 
 def usual_shapes(detector: ScaledDetector) -> list[Shape]:

@@ -84,8 +84,21 @@ def test_a_device_without_memory_for_the_largest_batches_is_found_out(small):
     assert [count for count, *_ in refused] == [8, 4, 4]
 
 
-def test_a_model_that_does_not_answer_in_time_can_still_start(small):
+def test_a_model_that_does_not_answer_in_time_can_still_start(small, capsys):
     def late(canvases):
         raise DetectorUnavailable("no answer")
 
     warm_up.warm_up(detector(late), 8)
+
+    printed = capsys.readouterr().out
+    assert "a shape is not warmed up" in printed
+    assert "0 of " in printed
+
+
+def test_a_device_that_needs_very_long_is_left_to_the_pictures(small, monkeypatch):
+    monkeypatch.setattr(warm_up, "MAX_SECONDS", -1)
+    model = Model()
+
+    warmed(model)
+
+    assert model.shapes == []
