@@ -258,7 +258,7 @@ def _speed(model: Model) -> dict[str, Any]:
         model.predict(batch)
     seconds = time.perf_counter() - started
     pixels = count * batch[..., 0].size
-    return {"shape": list(shape), "megapixels_per_second": round(pixels / 1e6 / seconds, 1)}
+    return {"shape": list(shape), "megapixels_per_second": round(pixels / 1e6 / seconds, 2)}
 
 
 def _recall(model: Model) -> dict[str, Any]:
