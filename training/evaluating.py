@@ -22,6 +22,7 @@ from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Boxes, Detections
 from worker.detection.model import DEFAULT_THRESHOLD, Model
 from worker.detection.presets import PassSettings
+from worker.detection.tiled import ModelInput, one_by_one
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle
 from worker.pixels import Pixels
@@ -155,7 +156,8 @@ def _measured(
     answers = Remembering(model)
     with progress_bar(name, total=2 * len(pictures)) as bar:
         everything = []
-        detector = ScaledDetector(answers, look, FLOOR, model.fixed_size)
+        takes = ModelInput(model.fixed_size)
+        detector = ScaledDetector(one_by_one(answers), look, FLOOR, takes)
         for picture in pictures:
             everything.append(_judged(picture, detector.detect(dataset.pixels(picture))))
             bar.advance()
@@ -165,7 +167,7 @@ def _measured(
             threshold = proposed(curve, alarms)
         if threshold is None:
             threshold, is_within_budget = DEFAULT_THRESHOLD, False
-        detector = ScaledDetector(answers, look, threshold, model.fixed_size)
+        detector = ScaledDetector(one_by_one(answers), look, threshold, takes)
         exposed, spills, shown = 0, [], []
         for picture in pictures:
             pixels = dataset.pixels(picture)

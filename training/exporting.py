@@ -155,7 +155,9 @@ def save(model: Any, folder: Path) -> float:
     folder.mkdir(parents=True)
     # Nobody asks a served model for gradients, and to trace them takes half of the time.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(holder, str(folder), signatures={"serving_default": detect}, options=options)
+    tf.saved_model.save(
+        holder, str(folder), signatures={"serving_default": detect}, options=options
+    )
     difference = _difference(model, folder)
     if not difference <= TOLERANCE:
         raise TrainingFailed(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from worker.detection.detector import ScaledDetector
     from worker.detection.faces import Detections
     from worker.detection.model import Model
+    from worker.detection.tiled import ModelInput
     from worker.masking.regions import MaskStyle
     from worker.pipeline import Pipeline
     from worker.pixels import Pixels
@@ -144,8 +145,9 @@ def build_file_anonymizer(
     PictureProcessLost.
     """
     count = settings.picture_processes()
+    runs_for_long = pictures is None
     if not count:
-        return build_anonymizer(settings, watch)
+        return build_anonymizer(settings, watch, runs_for_long=runs_for_long)
     from worker.isolated import IsolatedAnonymizer
     from worker.process.pool import PicturePool
 
@@ -157,9 +159,9 @@ def build_file_anonymizer(
         seconds = float("inf")
     metrics.watch_pool(pool)
     model = load_model(settings)  # while the process starts
-    detector = _detector(settings, model, _threshold(settings, model), watch)
+    detector = _detector(settings, model, watch, runs_for_long)
     local = _anonymizer(settings, model, detector, watch)
-    pool.configure(_configuration(settings, detector, runs_for_long=pictures is None))
+    pool.configure(_configuration(settings, detector, runs_for_long))
     return IsolatedAnonymizer(local, pool, detector.infer, seconds)
 
 
@@ -178,7 +180,7 @@ def _configuration(
         pass_settings=detector.settings,
         score_threshold=detector.score_threshold,
         near_score=detector.score_threshold + metrics.NEAR_MARGIN,
-        fixed_size=detector.fixed_size,
+        takes=detector.takes,
         detect_seconds=detector.seconds,
         memory_bytes=settings.max_pixels * MEMORY_BYTES_A_PIXEL + 4 * settings.max_bytes,
         runs_for_long=runs_for_long,
@@ -187,20 +189,19 @@ def _configuration(
 
 
 def build_anonymizer(
-    settings: WorkerSettings, watch: Watch = unwatched, model: "Model | None" = None
+    settings: WorkerSettings,
+    watch: Watch = unwatched,
+    model: "Model | None" = None,
+    runs_for_long: bool = False,
 ) -> "Anonymizer":
     """Return the anonymizer for `settings`, with `model` or else the one that load_model returns.
 
-    It does all the work in this process. Batches, decoding and encoding run under `watch`. Raises
-    the errors of load_model.
+    It does all the work in this process. Batches, decoding and encoding run under `watch`. If it
+    `runs_for_long`, a model on a GPU is warmed up. Raises the errors of load_model.
     """
     model = model or load_model(settings)
-    detector = _detector(settings, model, _threshold(settings, model), watch)
+    detector = _detector(settings, model, watch, runs_for_long)
     return _anonymizer(settings, model, detector, watch)
-
-
-def _threshold(settings: WorkerSettings, model: "Model") -> float:
-    return settings.score_threshold or model.score_threshold
 
 
 def _anonymizer(
@@ -228,7 +229,7 @@ def _anonymizer(
 
 
 def _detector(
-    settings: WorkerSettings, model: "Model", threshold: float, watch: Watch
+    settings: WorkerSettings, model: "Model", watch: Watch, runs_for_long: bool
 ) -> "ScaledDetector":
     """Return the detector: passes over a picture, whose canvases `model` receives in batches."""
     from worker.detection.batching import Batcher
@@ -246,12 +247,16 @@ def _detector(
     detector = ScaledDetector(
         batcher.infer,
         pass_settings,
-        threshold,
-        model.fixed_size,
+        settings.score_threshold or model.score_threshold,
+        _model_input(settings, model),
         settings.detect_seconds * pass_settings.passes,
     )
     # The threads keep the model in memory, also when a program has dropped its anonymizer.
     weakref.finalize(detector, batcher.stop).atexit = False
+    if model.on_gpu and runs_for_long:
+        from worker.detection.warm_up import warm_up
+
+        warm_up(detector, _batch_size(settings, model))
     return detector
 
 
@@ -272,6 +277,14 @@ def _watched_predict(settings: WorkerSettings, model: "Model", watch: Watch) -> 
 def _batch_size(settings: WorkerSettings, model: "Model") -> int:
     default = GPU_BATCH_SIZE if model.on_gpu else CPU_BATCH_SIZE
     return settings.batch_size or default
+
+
+def _model_input(settings: WorkerSettings, model: "Model") -> "ModelInput":
+    from worker.detection.tiled import ModelInput
+    from worker.process.channel import MAX_CANVASES_AT_ONCE
+
+    at_once = min(_batch_size(settings, model), MAX_CANVASES_AT_ONCE)
+    return ModelInput(model.fixed_size, at_once, has_few_shapes=model.on_gpu)
 
 
 def _limits(settings: WorkerSettings) -> "Limits":

@@ -150,11 +150,13 @@ class WorkerSettings(Settings):
         None,
         ge=1,
         le=128,
-        description="Largest number of pictures of one shape in a batch of the model. Empty for 8 "
-        "on a GPU and 1 on a CPU, where batches save no time and cost memory.",
+        description="Largest number of canvases of one shape in a batch of the model, and of those "
+        "of a picture that the model has at once (at most 8). Empty for 8 on a GPU and 1 on a CPU, "
+        "where batches save no time and cost memory. A GPU without memory for so many gets smaller "
+        "batches.",
     )
     batch_wait_seconds: float = Field(
-        0.01, ge=0, le=1, description="Longest time that a picture waits for its batch to fill."
+        0.01, ge=0, le=1, description="Longest time that a canvas waits for its batch to fill."
     )
     detect_seconds: float = Field(
         10,

@@ -63,6 +63,11 @@ class Orders:
         content = json.dumps({"size": 1 << 40, "format": "EXE"}).encode()
         os.write(int(sys.argv[2]), bytes([13]) + len(content).to_bytes(4, "little") + content)
 
+    def overreach(self):
+        """Ask for more canvases than the shared memory holds."""
+        content = json.dumps({"sizes": [[1920, 1920], [64, 64]]}).encode()
+        os.write(int(sys.argv[2]), bytes([12]) + len(content).to_bytes(4, "little") + content)
+
     def escape(self):
         """Try to reach anything outside of the process; report what happened to each attempt."""
         attempts = {

@@ -14,8 +14,11 @@ from PIL import Image, ImageFilter, ImageSequence
 from tasks.errors import ModelInvalid
 from worker import bootstrap
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
+from worker.detection.batching import Batcher
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, overlap
+from worker.detection.model import DeviceFull
+from worker.detection.tiled import ModelInput, one_by_one
 from worker.masking.regions import MaskStyle
 from worker.settings import WorkerSettings
 
@@ -134,6 +137,74 @@ def test_a_batch_finds_what_single_pictures_show(model, astronaut):
         assert len(sure(one)) == len(sure(other)) == 1
         assert np.abs(sure(one) - sure(other)).max() < 1
     assert sure(together[0])[0, 0] != pytest.approx(sure(together[1])[0, 0], abs=1)
+
+
+# --- the way of a GPU, on a processor
+
+
+@pytest.fixture(scope="module")
+def as_on_gpu():
+    """The default model that gets its batches prepared as for a GPU."""
+    from worker.detection.centerface import DIGEST, default_model
+    from worker.detection.saved_model import SavedModel
+
+    return SavedModel(default_model(), DIGEST, on_gpu=True)
+
+
+def test_a_batch_that_is_filled_up_finds_what_single_pictures_show(as_on_gpu, astronaut):
+    pictures = [astronaut, np.ascontiguousarray(astronaut[:, ::-1]), astronaut]
+
+    together = as_on_gpu.predict(np.stack(pictures))
+
+    assert len(together) == 3
+    for found, picture in zip(together, pictures, strict=True):
+        (alone,) = as_on_gpu.predict(picture[None])
+        assert np.abs(sure(alone) - sure(found)).max() < 0.1
+        assert found.scores == pytest.approx(alone.scores, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "gallery.jpg"])
+def test_canvases_of_few_shapes_in_batches_show_the_same_faces(as_on_gpu, samples, name):
+    with Image.open(samples[name]) as image:
+        picture = np.asarray(image.convert("RGB"))
+    batcher = Batcher(as_on_gpu.predict, 8, 0.01, 600, as_on_gpu.lanes)
+    look, threshold = WorkerSettings().pass_settings(), as_on_gpu.score_threshold
+    plain = ScaledDetector(
+        one_by_one(lambda canvas: as_on_gpu.predict(canvas[None])[0]), look, threshold
+    )
+    batched = ScaledDetector(batcher.infer, look, threshold, ModelInput(None, 8, True))
+
+    expected, found = plain.detect(picture), batched.detect(picture)
+
+    batcher.close()
+    assert len(expected) > 0
+    for one, other in ((expected, found), (found, expected)):
+        for box in sure(one):
+            assert overlap(box, other.boxes_xyxy).max() > 0.9
+
+
+def test_a_batch_without_memory_on_the_device_is_halved(as_on_gpu, astronaut, monkeypatch):
+    from worker.detection.tf import tf
+
+    call, sizes = as_on_gpu._call, []
+
+    def limited_call(input_tensor):
+        sizes.append(len(input_tensor))
+        if len(input_tensor) > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return call(input_tensor=input_tensor)
+
+    monkeypatch.setattr(as_on_gpu, "_call", limited_call)
+    batcher = Batcher(as_on_gpu.predict, 8, 0.01, 600)
+
+    for _ in range(2):
+        found = batcher.infer([astronaut] * 4)
+        assert [len(sure(one)) for one in found] == [1] * 4
+
+    batcher.close()
+    assert sizes == [4, 2, 2, 2, 2]
+    with pytest.raises(DeviceFull, match="no memory left"):
+        as_on_gpu.predict(np.stack([astronaut] * 4))
 
 
 def test_it_finds_the_face_at_several_sizes(model, samples):
@@ -318,7 +389,7 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
         image.convert("RGB").save(target, "WEBP", quality=90)
     detector = BlindAtFirst(
         ScaledDetector(
-            lambda canvas: model.predict(canvas[None])[0],
+            one_by_one(lambda canvas: model.predict(canvas[None])[0]),
             settings.pass_settings(),
             model.score_threshold,
         )
@@ -350,7 +421,7 @@ def test_a_face_that_blurs_in_an_animation_stays_hidden(model, samples):
     target = io.BytesIO()
     frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
     detector = ScaledDetector(
-        lambda canvas: model.predict(canvas[None])[0],
+        one_by_one(lambda canvas: model.predict(canvas[None])[0]),
         WorkerSettings().pass_settings(),
         model.score_threshold,
     )

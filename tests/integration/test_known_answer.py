@@ -15,7 +15,7 @@ from PIL import Image
 from tasks.errors import DetectionFailed, ModelInvalid
 from worker.anonymizer import Stopwatch
 from worker.bootstrap import build_anonymizer, load_model, load_untested_model
-from worker.detection.centerface import DIGEST, WEIGHTS, known_face
+from worker.detection.centerface import WEIGHTS, default_folder, known_face
 from worker.detection.litert import QuantizedModel
 from worker.settings import WorkerSettings
 
@@ -47,7 +47,7 @@ def build(tmp_path_factory):
             if values.ndim == 4:
                 weights.CopyFrom(numpy_helper.from_array(change(values.copy()), weights.name))
         cache = tmp_path_factory.mktemp("cache")
-        folder = cache / "veil" / f"centerface-{DIGEST[:16]}"
+        folder = cache / "veil" / default_folder().name
         centerface.build(network.SerializeToString(), folder)
         (folder / "veil.json").write_text(json.dumps({"score_threshold": 0.17}))
         return cache
@@ -84,7 +84,7 @@ def test_a_spoiled_default_model_is_refused_before_anything_is_done(
     with pytest.raises(ModelInvalid) as raised:
         build_anonymizer(WorkerSettings(engine=engine))
 
-    assert f"centerface-{DIGEST[:16]}" in str(raised.value)
+    assert default_folder().name in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
 

@@ -31,9 +31,11 @@ from tasks.errors import (
 )
 from tasks.messages import AnonymizeOptions
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
+from worker.detection.canvas import GPU_SIDES
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
+from worker.detection.tiled import ANY_SIZE, ModelInput, one_by_one
 from worker.isolated import IsolatedAnonymizer
 from worker.masking.regions import MaskStyle
 from worker.process import pool as pools
@@ -56,17 +58,20 @@ def face(canvas):
     return Detections(boxes, np.array([0.9], np.float32))
 
 
-def isolated(pool, infer=face, **options):
+FACES = one_by_one(face)
+
+
+def isolated(pool, infer=FACES, takes=ANY_SIZE, passes=PASSES, **options):
     configuration = Configuration(
         style=STYLE,
         limits=LIMITS,
         hold_without_faces=False,
         verify=options.get("verify", "off"),
         keep_exif=(),
-        pass_settings=PASSES,
+        pass_settings=passes,
         score_threshold=0.5,
         near_score=0.55,
-        fixed_size=None,
+        takes=takes,
         detect_seconds=60,
         memory_bytes=300 << 20,
         output_bytes=8 << 20,
@@ -74,7 +79,7 @@ def isolated(pool, infer=face, **options):
     )
     pool.configure(configuration)
     local = Anonymizer(
-        detector=ScaledDetector(infer, PASSES, 0.5), style=STYLE, limits=LIMITS, **options
+        detector=ScaledDetector(infer, passes, 0.5, takes), style=STYLE, limits=LIMITS, **options
     )
     return local, IsolatedAnonymizer(local, pool, infer, seconds=60)
 
@@ -150,6 +155,31 @@ def test_a_picture_process_makes_the_same_output(form, verify):
     pool.close()
 
 
+def test_a_picture_process_sends_the_canvases_of_several_passes_at_once():
+    calls = []
+
+    def infer(canvases):
+        calls.append([canvas.shape for canvas in canvases])
+        return [face(canvas) for canvas in canvases]
+
+    pool = PicturePool(1)
+    takes = ModelInput(None, at_once=8, has_few_shapes=True)
+    passes = PassSettings((128, 300, 600), 1.0, 64, mirrored=False, turned="never")
+    local, apart = isolated(pool, infer, takes, passes)
+    content = picture(side=600)
+    expected = local.anonymize(content, Stopwatch())
+
+    result = apart.anonymize(content, Stopwatch())
+
+    pool.close()
+    assert result.content == expected.content
+    assert len(result.detections) > 0
+    assert calls[: len(calls) // 2] == calls[len(calls) // 2 :]
+    assert max(len(shapes) for shapes in calls) > 1
+    sides = {side for shapes in calls for shape in shapes for side in shape[:2]}
+    assert sides <= set(GPU_SIDES)
+
+
 def test_the_errors_of_a_picture_are_those_of_the_anonymizer(hostile):
     with pytest.raises(UnreadableImage, match="picture"):
         hostile.anonymize(b"nothing", Stopwatch())
@@ -172,6 +202,7 @@ def test_the_errors_of_a_picture_are_those_of_the_anonymizer(hostile):
         ("babble", "a wrong message while decoding: .*unknown kind 255"),
         ("flood", "a wrong message while decoding: .*2,147,483,648 bytes"),
         ("forge", "a wrong message while decoding: RESULT"),
+        ("overreach", "a wrong message while decoding: a canvas of 64 × 64 pixels"),
     ],
 )
 def test_a_picture_that_kills_two_processes_fails_for_good_and_alone(hostile, short, word, reason):
@@ -240,7 +271,7 @@ def test_a_failure_of_the_detector_passes_through_and_the_process_lives():
             raise errors[0]
         return face(canvas)
 
-    _, anonymizer = isolated(pool, infer)
+    _, anonymizer = isolated(pool, one_by_one(infer))
     before = pool.pids
     while errors:
         with pytest.raises(type(errors[0])) as raised:

@@ -18,6 +18,7 @@ from worker.detection import detector
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.presets import PRESETS
+from worker.detection.tiled import one_by_one
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
@@ -55,7 +56,7 @@ def main(names: list[str]) -> int:
         measured.append(distances(found[found.scores >= least], canvas.shape[1], canvas.shape[0]))
         return found
 
-    scaled = ScaledDetector(infer, PRESETS["thorough"], model.score_threshold)
+    scaled = ScaledDetector(one_by_one(infer), PRESETS["thorough"], model.score_threshold)
     pictures = 0
     for name in names or SETS:
         for path in sorted((data / name / "images").iterdir())[::EVERY]:

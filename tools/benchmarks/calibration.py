@@ -28,6 +28,7 @@ from worker.detection.centerface.network import (
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.tf import tf
+from worker.detection.tiled import one_by_one
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
@@ -48,7 +49,7 @@ def canvases(folder: Path) -> Iterator[Pixels]:
         return Detections.none()
 
     look = replace(WorkerSettings().pass_settings(), turned="never")
-    detector = ScaledDetector(infer, look, SCORE_THRESHOLD)
+    detector = ScaledDetector(one_by_one(infer), look, SCORE_THRESHOLD)
     for path in sorted(folder.iterdir())[::EVERY]:
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
         assert pixels is not None

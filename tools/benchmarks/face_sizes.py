@@ -23,6 +23,7 @@ from worker.detection.canvas import Pyramid
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, box_sides, overlap
 from worker.detection.presets import PassSettings
+from worker.detection.tiled import one_by_one
 from worker.settings import WorkerSettings
 
 SETS = "crowd,masks,wider"
@@ -83,7 +84,7 @@ def _count(
             continue
         view = picture.resized(factor)
         one_pass = PassSettings((max(view.shape),), 1, 1, mirrored=False, turned="never")
-        detected: Detections = ScaledDetector(infer, one_pass, threshold).detect(view)
+        detected: Detections = ScaledDetector(one_by_one(infer), one_pass, threshold).detect(view)
         for box, side in zip(boxes * factor, sides * factor, strict=True):
             for low, high in pairwise(BOUNDS):
                 if low <= side < high:

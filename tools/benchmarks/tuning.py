@@ -17,7 +17,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ from worker.detection.centerface import SCORE_THRESHOLD
 from worker.detection.centerface.maps import MIN_SCORE
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, Sightings
-from worker.detection.tiled import Infer
+from worker.detection.tiled import one_by_one
 from worker.masking import hiding
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
@@ -68,9 +68,9 @@ VARIANTS = (
 
 @dataclass
 class Remembering:
-    """The `infer` of a detector with a cache of detections in `folder`."""
+    """A model whose detections are kept in `folder`."""
 
-    infer: Infer
+    infer: Callable[[Pixels], Detections]
     folder: Path
     megapixels: float = 0.0
     known: dict[str, Detections] = field(default_factory=dict)
@@ -130,7 +130,8 @@ def measure(
         name: float(value) for name, value in given.items() if name.isupper()
     }
     threshold = settings.score_threshold or SCORE_THRESHOLD
-    finder, style = ScaledDetector(model, settings.pass_settings(), threshold), mask_style(settings)
+    finder = ScaledDetector(one_by_one(model), settings.pass_settings(), threshold)
+    style = mask_style(settings)
     result: dict[str, Any] = {"bench": "tuning", "variant": variant or "as configured"}
 
     def one(picture: Labelled) -> tuple[int, float]:

@@ -7,11 +7,14 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 import numpy as np
+import structlog
 
 from tasks.errors import DetectionFailed, DetectorUnavailable, VeilError
 from worker.detection.faces import Detections
-from worker.detection.model import in_a_line
+from worker.detection.model import DeviceFull, in_a_line
 from worker.pixels import Pixels
+
+log = structlog.get_logger("veil")
 
 Predict = Callable[[Pixels], Sequence[Detections]]
 """Return one Detections for each canvas of a batch, uint8 RGB [n, height, width, 3]."""
@@ -30,7 +33,8 @@ class Batcher:
     """Gathers concurrent calls into batches of one shape and runs them on `lanes` threads.
 
     A batch starts when it has `max_size` canvases, or when its oldest has waited for `max_wait`
-    seconds. A batch that fails is repeated canvas by canvas, so that one picture can't fail others.
+    seconds. A batch for which the device has no memory is halved, and none as large follows. Any
+    other batch that fails is repeated canvas by canvas, so that one picture can't fail others.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Batcher:
     ) -> None:
         self._predict = predict
         self._max_size = max_size
+        self._max_pixels = float("inf")  # of a batch of several canvases
         self._max_wait = max_wait
         self._deadline = deadline
         self._waiting: list[_Request] = []
@@ -49,21 +54,31 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def infer(self, canvas: Pixels) -> Detections:
-        """Return the detections in `canvas`, uint8 RGB [height, width, 3], in its pixels.
+    def infer(self, canvases: Sequence[Pixels]) -> list[Detections]:
+        """Return the detections in each canvas, uint8 RGB [height, width, 3], in its pixels.
 
         Raises DetectorUnavailable after `deadline` seconds, after twice as many if the model has
-        started on the canvas, and if the batcher is closed. Raises DetectionFailed if the model
-        fails on this canvas.
+        started on a canvas, and if the batcher is closed. Raises DetectionFailed if the model fails
+        on one of the canvases.
         """
-        request = _Request(canvas, time.monotonic())
+        now = time.monotonic()
+        requests = [_Request(canvas, now) for canvas in canvases]
         with self._changed:
             if self._closed:
                 raise DetectorUnavailable("the detector is shut down")
-            self._waiting.append(request)
+            self._waiting += requests
             self._changed.notify_all()
         try:
-            return request.answer.result(timeout=self._deadline)
+            return [self._result(request) for request in requests]
+        finally:
+            for request in requests:
+                request.answer.cancel()  # Has no effect on an answer that is there.
+
+    def _result(self, request: _Request) -> Detections:
+        """Wait for the answer to `request` and return it, or raise its error, as `infer` does."""
+        remaining = request.arrived + self._deadline - time.monotonic()
+        try:
+            return request.answer.result(timeout=max(0, remaining))
         except TimeoutError:
             if request.answer.cancel():
                 raise DetectorUnavailable(
@@ -116,7 +131,7 @@ class Batcher:
                     continue
                 batch = self._candidates()
                 patience = batch[0].arrived + self._max_wait - time.monotonic()
-                if len(batch) < self._max_size and patience > 0:
+                if len(batch) < self._size_limit(batch[0].canvas) and patience > 0:
                     self._changed.wait(patience)
                     continue
                 self._waiting = [request for request in self._waiting if request not in batch]
@@ -129,9 +144,14 @@ class Batcher:
 
     def _candidates(self) -> list[_Request]:
         """Return the waiting requests that a batch of the oldest's shape would take."""
-        shape = self._waiting[0].canvas.shape
-        alike = [request for request in self._waiting if request.canvas.shape == shape]
-        return alike[: self._max_size]
+        oldest = self._waiting[0].canvas
+        alike = [request for request in self._waiting if request.canvas.shape == oldest.shape]
+        return alike[: self._size_limit(oldest)]
+
+    def _size_limit(self, canvas: Pixels) -> int:
+        """Return the most canvases of a batch with `canvas`."""
+        height, width = canvas.shape[:2]
+        return max(1, int(min(self._max_size, self._max_pixels / (height * width))))
 
     def _answer(self, batch: list[_Request]) -> None:
         """Run the model on `batch`, and give each request its detections or its error."""
@@ -142,12 +162,31 @@ class Batcher:
             pairs = list(zip(batch, found, strict=True))
             for request, detections in pairs:
                 _succeed(request, detections)
+        except DeviceFull as error:
+            if len(batch) == 1:
+                _fail(batch[0], error)
+                return
+            half = len(batch) // 2
+            self._limit_pixels(batch[0].canvas, len(batch) - half)
+            self._answer(batch[:half])
+            self._answer(batch[half:])
         except Exception as error:
             if len(batch) == 1:
                 _fail(batch[0], _as_known_error(error))
                 return
             for request in batch:
                 self._answer([request])
+
+    def _limit_pixels(self, canvas: Pixels, count: int) -> None:
+        """Let no later batch have more pixels than `count` canvases like `canvas`."""
+        height, width = canvas.shape[:2]
+        with self._changed:
+            self._max_pixels = min(self._max_pixels, count * height * width)
+        log.warning(
+            "the device has no memory for a batch",
+            canvas=f"{height} x {width}",
+            effect=f"batches have at most {self._max_pixels / 1e6:.1f} megapixels from now on",
+        )
 
 
 def _started(batch: list[_Request]) -> list[_Request]:

@@ -27,7 +27,7 @@ from worker.detection.passes import (
     upright_passes,
 )
 from worker.detection.presets import PassSettings
-from worker.detection.tiled import Infer, TiledDetections, TiledModel, limited
+from worker.detection.tiled import ANY_SIZE, Infer, ModelInput, TiledDetections, TiledModel, limited
 from worker.pixels import Pixels
 
 # These figures were chosen with `python -m tools.benchmarks.tuning`. docs/detection.md says what
@@ -97,8 +97,7 @@ class ScaledDetector:
     infer: Infer
     settings: PassSettings
     score_threshold: float
-    fixed_size: tuple[int, int] | None = None
-    """(height, width) of a model that takes no other size."""
+    takes: ModelInput = ANY_SIZE
     seconds: float = float("inf")
     """Time limit of all passes over one picture."""
 
@@ -115,11 +114,12 @@ class ScaledDetector:
 
     def _results(self, picture: Pyramid) -> list[PassResult]:
         """Return the results of all passes over `picture`."""
-        planned = upright_passes(picture.width, picture.height, self.settings, self.fixed_size)
-        results = [self._run(picture, plan) for plan in planned]
+        width, height = picture.width, picture.height
+        planned = upright_passes(width, height, self.settings, self.takes.fixed_size)
+        results = self._run(picture, planned)
         finest = planned[-1]
         while finer := crowd_pass(finest, results[-1].crowd):
-            results.append(self._run(picture, finer))
+            results += self._run(picture, [finer])
             finest = finer
         if self.settings.turned == "always" or (
             self.settings.turned == "doubt" and self._is_doubtful(results)
@@ -127,12 +127,21 @@ class ScaledDetector:
             results += self._turned_results(picture, results[: len(planned)], results)
         return results
 
-    def _run(self, picture: Pyramid, plan: Pass) -> PassResult:
-        """Make one pass over `picture`."""
-        image = plan.image_of(picture)
+    def _run(self, picture: Pyramid, plans: Sequence[Pass]) -> list[PassResult]:
+        """Make passes over `picture`, as many together as the model takes canvases at once."""
         least_score = WEAK_SCORE_FACTOR * self.score_threshold
-        model = TiledModel(self.infer, least_score, self.score_threshold, self.fixed_size)
-        tiled = model.detect(image)
+        model = TiledModel(self.infer, least_score, self.score_threshold, self.takes)
+        results = []
+        for first in range(0, len(plans), self.takes.at_once):
+            together = plans[first : first + self.takes.at_once]
+            images = [plan.image_of(picture) for plan in together]
+            for image, tiled in zip(images, model.detect(images), strict=True):
+                results.append(self._result(image, tiled))
+        return results
+
+    def _result(self, image: PassImage, tiled: TiledDetections) -> PassResult:
+        """Return the result of the pass that shows `image`."""
+        plan = image.plan
         is_face = self._is_face(tiled.found, plan)
         is_weak = np.zeros(len(is_face), bool) if plan.is_probe else ~is_face
         detections = _in_picture(tiled.found, image)
@@ -185,24 +194,22 @@ class ScaledDetector:
         """
         plain = [result for result in planned if not result.plan.mirrored]
         probes = planned_probes([result.plan for result in plain], self.settings.turned)
-        results: dict[int, list[PassResult]] = {}
+        planned_turned = [
+            replace(plan, quarter_turns=turns, is_probe=True)
+            for turns in (1, 2, 3)
+            for plan in probes.repeat
+        ]
+        results = self._run(picture, planned_turned)
         totals: dict[int, float] = {}
-        for turns in (1, 2, 3):
-            results[turns] = []
-            for plan in probes.repeat:
-                probe = replace(plan, quarter_turns=turns, is_probe=True)
-                results[turns].append(self._run(picture, probe))
-                if plan is probes.compared:
-                    totals[turns] = _total_score(results[turns][-1])
+        for result in results:
+            if result.plan.factor == probes.compared.factor:
+                totals[result.plan.quarter_turns] = _total_score(result)
         upright_total = next(_total_score(one) for one in plain if one.plan is probes.compared)
         best = max(totals, key=lambda turns: totals[turns])
         if totals[best] > MIN_TURNED_GAIN * upright_total:
-            return [self._run(picture, replace(one.plan, quarter_turns=best)) for one in plain]
+            return self._run(picture, [replace(one.plan, quarter_turns=best) for one in plain])
         known = Detections.joined([result.strong for result in upright])
-        return [
-            replace(result, strong=_without_weaker(result.strong, known))
-            for result in (*results[1], *results[2], *results[3])
-        ]
+        return [replace(result, strong=_without_weaker(result.strong, known)) for result in results]
 
 
 def _total_score(result: PassResult) -> float:

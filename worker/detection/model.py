@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tasks.errors import ModelInvalid
+from tasks.errors import DetectorUnavailable, ModelInvalid
 from worker.detection.faces import Detections
 from worker.pixels import Pixels
 
@@ -19,6 +19,10 @@ MAX_REASON_LENGTH = 200  # characters
 # The lines that TensorFlow puts before the reason of an error in a graph: a heading, the name of
 # the node and its stack trace, which is indented.
 BEFORE_REASON = re.compile(r"Graph execution error:|Detected at node |<stack traces |\s|$")
+
+
+class DeviceFull(DetectorUnavailable):
+    """The device has no memory left for a batch, but may have it for a smaller one."""
 
 
 class Model(Protocol):
@@ -42,7 +46,7 @@ class Model(Protocol):
     def predict(self, batch: Pixels) -> Sequence[Detections]:
         """Return one Detections for each canvas of `batch`, uint8 RGB [n, height, width, 3].
 
-        Boxes are in pixels of the canvas.
+        Boxes are in pixels of the canvas. Raises DeviceFull if a smaller batch may succeed.
         """
 
 

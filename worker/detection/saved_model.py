@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from tasks.errors import DetectionFailed, DetectorUnavailable, ModelInvalid
 from worker.detection.centerface.maps import NOT_FINITE
 from worker.detection.faces import LANDMARKS, Detections, Sightings
-from worker.detection.model import LEFT_OUT, digest_of, in_a_line, stated_threshold
+from worker.detection.model import (
+    LEFT_OUT,
+    DeviceFull,
+    digest_of,
+    in_a_line,
+    stated_threshold,
+)
 from worker.detection.tf import tf
 from worker.pixels import Pixels
 from worker.process import processors
@@ -40,7 +46,6 @@ class SavedModel:
     """A Model that is a TensorFlow SavedModel."""
 
     engine = "tensorflow"
-    lanes = 1  # TensorFlow spreads one batch over all processors.
 
     def __init__(
         self,
@@ -48,14 +53,16 @@ class SavedModel:
         digest: str | None = None,
         score_threshold: float | None = None,
         name: str | None = None,
+        on_gpu: bool | None = None,
     ) -> None:
         """Load and check the model in `folder`.
 
         `digest` names a model whose files are not the same on every machine; by default it is
         computed from the files. `score_threshold` replaces the model's own where it is checked that
         `num_detections` leaves out no face. `name` is the model's name in messages, by default the
-        folder. Raises ModelInvalid, in one line, if the model can't be used, and
-        DetectorUnavailable in a process that was forked after TensorFlow was loaded.
+        folder. `on_gpu` says whether batches are prepared as for a GPU, by default if there is one.
+        Raises ModelInvalid, in one line, if the model can't be used, and DetectorUnavailable in a
+        process that was forked after TensorFlow was loaded.
         """
         if os.getpid() != PROCESS:
             raise DetectorUnavailable(
@@ -69,7 +76,10 @@ class SavedModel:
         self.folder = folder
         self.name = name or str(folder)
         self.device = _claim_device()
-        self.on_gpu = has_gpu()
+        self.on_gpu = has_gpu() if on_gpu is None else on_gpu
+        # TensorFlow spreads one batch over all processors. A GPU computes one while another is
+        # copied to it.
+        self.lanes = 2 if self.on_gpu else 1
         self._loaded, self._call = _load(folder, self.name)
         self._input, shape = _checked_input(self.name, self._call)
         self.fixed_size: tuple[int, int] | None = (
@@ -107,7 +117,7 @@ class SavedModel:
     def predict(self, batch: Pixels) -> Sequence[Detections]:
         """Return one Detections for each canvas of `batch`, uint8 RGB [n, height, width, 3].
 
-        Boxes are in pixels of the canvas. Raises DetectorUnavailable if the device's memory is full
+        Boxes are in pixels of the canvas. Raises DeviceFull if the device's memory does not suffice
         for now, and DetectionFailed if the answer breaks the contract.
         """
         if self._one_at_a_time and len(batch) > 1:
@@ -122,11 +132,16 @@ class SavedModel:
     def _run(self, batch: Pixels) -> Arrays:
         """Run the model on `batch` and return its outputs as arrays of the expected shapes."""
         try:
-            returned = self._call(**{self._input: tf.constant(batch)})
-            return self._checked_arrays(returned, len(batch))
+            canvases = tf.constant(batch)
+            if self.on_gpu and not self._one_at_a_time:
+                canvases = _filled(canvases)
+            returned = self._call(**{self._input: canvases})
+            arrays = self._checked_arrays(returned, len(canvases))
+            return {name: array[: len(batch)] for name, array in arrays.items()}
         except tf.errors.ResourceExhaustedError:
-            raise DetectorUnavailable(
-                f"no memory left on the {self.device}: lower VEIL_BATCH_SIZE"
+            raise DeviceFull(
+                f"no memory left on the {self.device} for {len(batch)} canvases of "
+                f"{batch.shape[1]} x {batch.shape[2]} pixels: let it run fewer programs"
             ) from None
         except tf.errors.InvalidArgumentError as error:
             if NOT_FINITE in str(error):
@@ -200,6 +215,15 @@ class SavedModel:
         """
         is_full = self._capacity > 1 and len(scores) >= min(self._capacity, USUAL_CAPACITY)
         return float(scores.min()) if is_full else 0.0
+
+
+def _filled(canvases: Any) -> Any:
+    """Return `canvases` with black ones after them, so that their number is a power of two.
+
+    A GPU tunes itself to each shape, of which the number is a part.
+    """
+    missing = (1 << (len(canvases) - 1).bit_length()) - len(canvases)
+    return tf.pad(canvases, [[0, missing], [0, 0], [0, 0], [0, 0]]) if missing else canvases
 
 
 def has_gpu() -> bool:

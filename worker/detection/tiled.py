@@ -1,15 +1,15 @@
 """Run the model over the image of a pass: tile by tile, and closer where a tile is too full."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed, DetectorUnavailable
-from worker.detection.canvas import MAX_CANVAS_SIDE, padded
+from worker.detection.canvas import MAX_CANVAS_SIDE, Size, canvas_size, padded
 from worker.detection.credible import credible
 from worker.detection.faces import Detections, Points, moved
 from worker.detection.passes import PassImage
@@ -31,27 +31,35 @@ MIN_DIVISIBLE_SIDE = 32
 MAX_CANVASES = 1000
 ADVICE = "raise VEIL_SCORE_THRESHOLD, or export the model with more detections"
 
-Infer = Callable[[Pixels], Detections]
-"""Return the detections in a canvas, uint8 RGB [height, width, 3], in pixels of the canvas."""
+Infer = Callable[[Sequence[Pixels]], Sequence[Detections]]
+"""Return the detections in each canvas, uint8 RGB [height, width, 3], in pixels of the canvas."""
+
+
+def one_by_one(infer: Callable[[Pixels], Detections]) -> Infer:
+    """Return the Infer that calls `infer` for each canvas."""
+    return lambda canvases: [infer(canvas) for canvas in canvases]
 
 
 def limited(infer: Infer, seconds: float) -> Infer:
     """Return `infer` with limits for one picture, whose time starts now.
 
-    A call after `seconds` raises DetectorUnavailable; one after MAX_CANVASES, DetectionFailed.
+    A call after `seconds` raises DetectorUnavailable. One that would make more canvases than
+    MAX_CANVASES raises DetectionFailed.
     """
     end = time.monotonic() + seconds
-    canvases = count(1)
+    remaining = MAX_CANVASES
 
-    def infer_within_limits(canvas: Pixels) -> Detections:
-        if next(canvases) > MAX_CANVASES:
+    def infer_within_limits(canvases: Sequence[Pixels]) -> Sequence[Detections]:
+        nonlocal remaining
+        remaining -= len(canvases)
+        if remaining < 0:
             raise DetectionFailed(
                 "the model returns as many faces as it can "
                 f"for each of {MAX_CANVASES:,} parts of the picture: {ADVICE}"
             )
         if time.monotonic() > end:
             raise DetectorUnavailable(f"the passes over one picture took more than {seconds:g} s")
-        return infer(canvas)
+        return infer(canvases)
 
     return infer_within_limits
 
@@ -70,42 +78,82 @@ class TiledDetections:
 
 
 @dataclass(frozen=True)
+class ModelInput:
+    """The canvases that a model takes.
+
+    `fixed_size` is the size of a model that takes no other. A model `at_once` of several canvases
+    gets those of several tiles and passes together. One that `has_few_shapes` gets canvases with
+    sides of GPU_SIDES.
+    """
+
+    fixed_size: Size | None = None
+    at_once: int = 1
+    has_few_shapes: bool = False
+
+    def canvas(self, part: Pixels) -> Pixels:
+        """Return the canvas that shows `part`, uint8 RGB [height, width, 3]."""
+        height, width = part.shape[:2]
+        return padded(part, self.fixed_size or canvas_size(height, width, self.has_few_shapes))
+
+
+ANY_SIZE = ModelInput()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tile of the image with the place `number` among those of a call."""
+
+    number: int
+    image: PassImage
+    tile: Tile
+
+    @property
+    def pixels(self) -> Pixels:
+        return self.image.pixels[self.tile]
+
+
+@dataclass(frozen=True)
 class TiledModel:
     """A model that takes images of any size.
 
     Detections below `least_score` are dropped. A model that leaves out faces with a score of
-    `score_threshold` or more is run again on the quarters of the tile. `fixed_size` is the
-    (height, width) of a model that takes no other size.
+    `score_threshold` or more is run again on the quarters of the tile.
     """
 
     infer: Infer
     least_score: float
     score_threshold: float
-    fixed_size: tuple[int, int] | None = None
+    takes: ModelInput = ANY_SIZE
 
-    def detect(self, image: PassImage) -> TiledDetections:
-        """Return the detections in `image`.
+    def detect(self, images: Sequence[PassImage]) -> list[TiledDetections]:
+        """Return the detections in each of `images`, whose canvases the model gets together.
 
         A face that the edge of a tile cuts is whole in another tile or in a coarser pass. Raises
         DetectionFailed if the model's answer is not credible, or if even the smallest part of the
         finest pass has more faces than the model can return; and what `infer` raises.
         """
-        height, width = image.pixels.shape[:2]
-        planned = self._tiles(image)
-        parts: list[tuple[Detections, Tile]] = []
-        for tile in planned:
-            parts += self._detect_in(image, tile)
-        is_cut = [np.zeros(0, bool)]
-        is_cut += [_reaches_edge(found, tile, height, width) for found, tile in parts]
-        found = Detections.joined([Detections.none(), *(found for found, _ in parts)])
-        return TiledDetections(found, np.concatenate(is_cut), len(parts) > len(planned))
+        planned = [self._tiles(image) for image in images]
+        found: list[list[tuple[Detections, Tile]]] = [[] for _ in images]
+        waiting: deque[_Part] = deque()
+        for number, (image, image_tiles) in enumerate(zip(images, planned, strict=True)):
+            waiting.extend(_Part(number, image, tile) for tile in image_tiles)
+        while waiting:
+            together = [waiting.popleft() for _ in range(min(self.takes.at_once, len(waiting)))]
+            for part, detections, is_full in self._detect_in(together):
+                found[part.number].append((detections, part.tile))
+                if is_full:
+                    waiting.extendleft(reversed(list(_quarters(part))))
+        return [
+            _joined(image, parts, len(parts) > len(tiles_of_image))
+            for image, parts, tiles_of_image in zip(images, found, planned, strict=True)
+        ]
 
     def _tiles(self, image: PassImage) -> list[Tile]:
         """Return the tiles of `image` that are given to the model."""
         height, width = image.pixels.shape[:2]
         crowd = image.plan.crowd
         side = MAX_CANVAS_SIDE if crowd is None else CROWD_TILE_SIDE
-        size = self.fixed_size or (side, side)
+        size = self.takes.fixed_size or (side, side)
         # No coarser pass shows whole what the tiles of the coarsest one cut.
         overlap = min(size) // 2 if image.plan.is_coarsest else min(TILE_OVERLAP, min(size) // 3)
         planned = tiles(height, width, size, overlap)
@@ -114,29 +162,55 @@ class TiledModel:
         places = crowd * image.plan.factor
         return [tile for tile in planned if _any_in(places, tile)]
 
-    def _detect_in(self, image: PassImage, tile: Tile) -> Iterator[tuple[Detections, Tile]]:
-        """Yield the detections in `tile`, in pixels of the image, with the tile.
+    def _detect_in(self, parts: Sequence[_Part]) -> Iterator[tuple[_Part, Detections, bool]]:
+        """Yield each part with its detections, in pixels of its image.
 
-        If the model returned as many faces as it can, the same follows for the tile's quarters.
+        The third value says whether its quarters have to follow, because the model returned as many
+        faces as it can.
         """
-        rows, columns = tile
-        part = image.pixels[rows, columns]
-        height, width = part.shape[:2]
-        canvas = padded(part, self.fixed_size)
-        answer = self.infer(canvas)
-        found = credible(answer, canvas.shape[1], canvas.shape[0], self.least_score)
-        yield moved(found, np.tile([columns.start, rows.start], (len(found), 1))), tile
+        canvases = [self.takes.canvas(part.pixels) for part in parts]
+        answers = self.infer(canvases)
+        for part, canvas, answer in zip(parts, canvases, answers, strict=True):
+            found = credible(answer, canvas.shape[1], canvas.shape[0], self.least_score)
+            rows, columns = part.tile
+            in_image = moved(found, np.tile([columns.start, rows.start], (len(found), 1)))
+            yield part, in_image, self._is_full(part, answer)
+
+    def _is_full(self, part: _Part, answer: Detections) -> bool:
+        """Return whether the model left out faces of `part`, and its quarters may show them.
+
+        Raises DetectionFailed if they can't be shown at all.
+        """
         if answer.left_out < self.score_threshold:
-            return
-        if min(height, width) <= MIN_DIVISIBLE_SIDE:
-            if image.plan.is_finest:
-                raise DetectionFailed(
-                    f"the model returned {len(answer)} faces for a part of {width} x {height} "
-                    f"pixels, as many as it can: {ADVICE}"
-                )
-            return  # A finer pass shows faces that are so small.
-        for down, across in quarters(height, width, TILE_OVERLAP):
-            yield from self._detect_in(image, (_shifted(down, rows), _shifted(across, columns)))
+            return False
+        height, width = part.pixels.shape[:2]
+        if min(height, width) > MIN_DIVISIBLE_SIDE:
+            return True
+        if part.image.plan.is_finest:
+            raise DetectionFailed(
+                f"the model returned {len(answer)} faces for a part of {width} x {height} "
+                f"pixels, as many as it can: {ADVICE}"
+            )
+        return False  # A finer pass shows faces that are so small.
+
+
+def _quarters(part: _Part) -> Iterator[_Part]:
+    """Yield the four parts into which `part` is divided."""
+    rows, columns = part.tile
+    height, width = part.pixels.shape[:2]
+    for down, across in quarters(height, width, TILE_OVERLAP):
+        yield replace(part, tile=(_shifted(down, rows), _shifted(across, columns)))
+
+
+def _joined(
+    image: PassImage, parts: Sequence[tuple[Detections, Tile]], is_full: bool
+) -> TiledDetections:
+    """Return the detections in the `parts` of `image` as those of the image."""
+    height, width = image.pixels.shape[:2]
+    is_cut = [np.zeros(0, bool)]
+    is_cut += [_reaches_edge(found, tile, height, width) for found, tile in parts]
+    found = Detections.joined([Detections.none(), *(found for found, _ in parts)])
+    return TiledDetections(found, np.concatenate(is_cut), is_full)
 
 
 def _any_in(points: Points, tile: Tile) -> bool:

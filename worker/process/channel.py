@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, Literal
@@ -29,6 +30,7 @@ from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason
 from worker.anonymizer import Limits
 from worker.detection.faces import Detections, Sightings
 from worker.detection.presets import PassSettings
+from worker.detection.tiled import ModelInput
 from worker.images.formats import CONTENT_TYPES
 from worker.masking.regions import MaskStyle
 
@@ -36,6 +38,7 @@ HEADER = struct.Struct("<BI")  # the kind and the length in bytes of a message
 MAX_FACES = 500_000  # of one kind in a result
 MAX_MESSAGE_BYTES = 64 << 20  # Each face has about 90 bytes.
 MAX_ERROR_LENGTH = 2000  # characters
+MAX_CANVASES_AT_ONCE = 8
 # The errors that the anonymizer raises. A picture process can raise no other error in a worker.
 ERRORS: dict[str, type[VeilError]] = {
     error.__name__: error
@@ -69,12 +72,12 @@ class Kind(IntEnum):
     # From the worker.
     CONFIGURATION = 1
     WORK = 2
-    ANSWER = 3  # the detections in a canvas
+    ANSWER = 3  # the detections in canvases
     REFUSAL = 4  # the detector failed, so the work ends
     # From the picture process.
     READY = 10
     STAGE = 11
-    CANVAS = 12
+    CANVASES = 12
     RESULT = 13
     FAILURE = 14
     BUG = 15
@@ -161,7 +164,7 @@ class Configuration:
     pass_settings: PassSettings
     score_threshold: float
     near_score: float
-    fixed_size: tuple[int, int] | None
+    takes: ModelInput
     detect_seconds: float
     memory_bytes: int
     output_bytes: int
@@ -183,6 +186,7 @@ Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
 Score = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Side = Annotated[int, Field(ge=1, le=MAX_COORDINATE)]
+CanvasSize = Annotated[list[Side], Field(min_length=2, max_length=2)]
 StageName = Literal["decode", "detect", "mask", "encode", "verify"]
 Activity = Literal["decoding", "detecting", "masking", "encoding", "verifying"]
 
@@ -263,20 +267,22 @@ class Stage:
 
 
 @checked_dataclass(frozen=True, config=STRICT)
-class Canvas:
-    """A canvas in shared memory, uint8 RGB [height, width, 3], whose detections are needed."""
+class Canvases:
+    """Canvases whose detections are needed, one after the other in shared memory.
 
-    height: Side
-    width: Side
+    `sizes` has the height and the width of each, uint8 RGB [height, width, 3].
+    """
+
+    sizes: Annotated[list[CanvasSize], Field(min_length=1, max_length=MAX_CANVASES_AT_ONCE)]
 
 
-Message = Configuration | Work | Ready | Stage | Canvas | Result | Failure | Bug
+Message = Configuration | Work | Ready | Stage | Canvases | Result | Failure | Bug
 KINDS: dict[type[Any], Kind] = {
     Configuration: Kind.CONFIGURATION,
     Work: Kind.WORK,
     Ready: Kind.READY,
     Stage: Kind.STAGE,
-    Canvas: Kind.CANVAS,
+    Canvases: Kind.CANVASES,
     Result: Kind.RESULT,
     Failure: Kind.FAILURE,
     Bug: Kind.BUG,
@@ -303,26 +309,32 @@ def parsed(kind: Kind, content: bytes) -> Any:
         raise ProtocolBroken(f"{kind.name}: {place}: {first['msg'][:200]}") from None
 
 
-def packed_answer(answer: Detections) -> bytes:
-    """Return all of `answer`, of whatever dtypes and shapes, for `parsed_answer`."""
-    arrays = [np.asarray(answer.boxes_xyxy), np.asarray(answer.scores)]
-    if (sightings := answer.merged_from) is not None:
-        parts = (sightings.boxes_xyxy, sightings.landmarks, sightings.slack, sightings.face)
-        arrays += [np.asarray(part) for part in parts]
-    forms = [(array.dtype.str, array.shape) for array in arrays]
-    head = json.dumps([float(answer.left_out), forms]).encode()
-    return b"\n".join([head, b"".join(array.tobytes() for array in arrays)])
+def packed_answers(answers: Sequence[Detections]) -> bytes:
+    """Return all of `answers`, of whatever dtypes and shapes, for `parsed_answers`."""
+    heads = []
+    contents = []
+    for answer in answers:
+        arrays = [np.asarray(answer.boxes_xyxy), np.asarray(answer.scores)]
+        if (sightings := answer.merged_from) is not None:
+            parts = (sightings.boxes_xyxy, sightings.landmarks, sightings.slack, sightings.face)
+            arrays += [np.asarray(part) for part in parts]
+        forms = [(array.dtype.str, array.shape) for array in arrays]
+        heads.append((float(answer.left_out), forms))
+        contents += [array.tobytes() for array in arrays]
+    return b"\n".join([json.dumps(heads).encode(), b"".join(contents)])
 
 
-def parsed_answer(content: bytes) -> Detections:
-    """Return the Detections of `packed_answer`. A picture process trusts its worker."""
+def parsed_answers(content: bytes) -> list[Detections]:
+    """Return the Detections of `packed_answers`. A picture process trusts its worker."""
     head, _, rest = content.partition(b"\n")
-    left_out, forms = json.loads(head)
-    arrays = []
+    answers = []
     position = 0
-    for dtype, shape in forms:
-        array = np.frombuffer(rest, np.dtype(dtype), int(np.prod(shape)), position)
-        arrays.append(array.reshape(shape).copy())
-        position += array.nbytes
-    boxes, scores, *sightings = arrays
-    return Detections(boxes, scores, Sightings(*sightings) if sightings else None, left_out)
+    for left_out, forms in json.loads(head):
+        arrays = []
+        for dtype, shape in forms:
+            array = np.frombuffer(rest, np.dtype(dtype), int(np.prod(shape)), position)
+            arrays.append(array.reshape(shape).copy())
+            position += array.nbytes
+        boxes, scores, *more = arrays
+        answers.append(Detections(boxes, scores, Sightings(*more) if more else None, left_out))
+    return answers

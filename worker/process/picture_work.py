@@ -9,7 +9,7 @@ import mmap
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, get_args
@@ -32,7 +32,7 @@ from worker.process.channel import (
     MAX_ERROR_LENGTH,
     OUT_OF_MEMORY,
     Bug,
-    Canvas,
+    Canvases,
     Channel,
     ChannelClosed,
     Configuration,
@@ -46,7 +46,7 @@ from worker.process.channel import (
     Work,
     packed,
     parsed,
-    parsed_answer,
+    parsed_answers,
 )
 
 PREPARED_SIDE = 48  # pixels; the side of the pictures that are made and read to load every library
@@ -150,7 +150,7 @@ class PictureWork:
             self._infer,
             configuration.pass_settings,
             configuration.score_threshold,
-            configuration.fixed_size,
+            configuration.takes,
             configuration.detect_seconds,
         )
         return TallyingDetector(detector, configuration.near_score)
@@ -166,14 +166,17 @@ class PictureWork:
             keep_exif=configuration.keep_exif,
         )
 
-    def _infer(self, canvas: Pixels) -> Detections:
-        """Return the worker's detections in `canvas`, uint8 RGB [height, width, 3]."""
-        self._canvases[: canvas.size].reshape(canvas.shape)[...] = canvas
-        self._send(Canvas(*canvas.shape[:2]))
+    def _infer(self, canvases: Sequence[Pixels]) -> list[Detections]:
+        """Return the worker's detections in each canvas, uint8 RGB [height, width, 3]."""
+        first = 0
+        for canvas in canvases:
+            self._canvases[first : first + canvas.size].reshape(canvas.shape)[...] = canvas
+            first += canvas.size
+        self._send(Canvases([list(canvas.shape[:2]) for canvas in canvases]))
         kind, content = self._channel.receive()
         if kind == Kind.REFUSAL:
             raise Refused
-        return parsed_answer(content)
+        return parsed_answers(content)
 
     def _begin(self, activity: Any) -> None:
         """Tell the worker which stage begins."""

@@ -37,7 +37,7 @@ from worker.process.channel import (
     ERRORS,
     OUT_OF_MEMORY,
     Bug,
-    Canvas,
+    Canvases,
     Channel,
     ChannelClosed,
     ChannelTimeout,
@@ -51,7 +51,7 @@ from worker.process.channel import (
     Stage,
     Work,
     packed,
-    packed_answer,
+    packed_answers,
     parsed,
 )
 
@@ -155,11 +155,12 @@ class PictureProcess:
     def configure(self, configuration: Configuration) -> None:
         """Send `configuration`, with which the process enters its sandbox. Raises ProcessDied."""
         self._configuration = configuration
-        height, width = configuration.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
+        height, width = configuration.takes.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
         largest = max(configuration.limits.max_bytes, configuration.output_bytes)
         _fix_size(self._pictures, largest)
-        _fix_size(self._canvas_file, height * width * 3)
-        self._canvases = np.frombuffer(mmap.mmap(self._canvas_file, height * width * 3), np.uint8)
+        canvas_bytes = configuration.takes.at_once * height * width * 3
+        _fix_size(self._canvas_file, canvas_bytes)
+        self._canvases = np.frombuffer(mmap.mmap(self._canvas_file, canvas_bytes), np.uint8)
         with self._deaths(["starting"]):
             self._channel.send(*packed(configuration))
 
@@ -195,7 +196,7 @@ class PictureProcess:
                 kind, received = self._channel.receive(min(remaining, deadline - began))
                 message = parsed(kind, received)
                 remaining -= time.monotonic() - began
-                if isinstance(message, Canvas):
+                if isinstance(message, Canvases):
                     self._answer(message, infer)
                 elif not isinstance(message, Stage):
                     return self._finished(message, len(content))
@@ -214,29 +215,33 @@ class PictureProcess:
             self._process.wait()
             self._close()
 
-    def _answer(self, message: Canvas, infer: Infer) -> None:
-        """Send the process the detections in a canvas, or raise the error of `infer`."""
-        canvas = self._canvas(message)
+    def _answer(self, message: Canvases, infer: Infer) -> None:
+        """Send the process the detections in its canvases, or raise the error of `infer`."""
+        canvases = self._shared_canvases(message)
         try:
-            answer = infer(canvas)
+            answers = infer(canvases)
         except Exception:
             self._refuse()
             raise
         except BaseException:
             self.end()
             raise
-        self._channel.send(Kind.ANSWER, packed_answer(answer))
+        self._channel.send(Kind.ANSWER, packed_answers(answers))
 
-    def _canvas(self, message: Canvas) -> Pixels:
-        """Return the canvas in shared memory, uint8 [height, width, 3]."""
-        shape = (message.height, message.width, 3)
-        fixed_size = self._configuration.fixed_size
-        is_multiple = not (message.height % SIDE_MULTIPLE or message.width % SIDE_MULTIPLE)
-        is_known = is_multiple if fixed_size is None else shape[:2] == tuple(fixed_size)
-        size = shape[0] * shape[1] * 3
-        if not is_known or size > self._canvases.size:
-            raise ProtocolBroken(f"a canvas of {shape[0]} × {shape[1]} pixels")
-        return self._canvases[:size].reshape(shape)
+    def _shared_canvases(self, message: Canvases) -> list[Pixels]:
+        """Return the canvases in shared memory, uint8 [height, width, 3]."""
+        fixed_size = self._configuration.takes.fixed_size
+        canvases = []
+        first = 0
+        for height, width in message.sizes:
+            is_multiple = not (height % SIDE_MULTIPLE or width % SIDE_MULTIPLE)
+            is_known = is_multiple if fixed_size is None else (height, width) == tuple(fixed_size)
+            last = first + height * width * 3
+            if not is_known or last > self._canvases.size:
+                raise ProtocolBroken(f"a canvas of {height} × {width} pixels")
+            canvases.append(self._canvases[first:last].reshape(height, width, 3))
+            first = last
+        return canvases
 
     def _refuse(self) -> None:
         """Tell the process that its picture has failed, and wait for it to be idle."""

@@ -8,6 +8,7 @@ of STAND_IN_MEGAPIXELS_A_SECOND. Other pictures are not supported.
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +26,16 @@ SAMPLED = 16  # step of the sampled pixels, in each direction, that identify a p
 
 
 class StandIn:
-    """A replacement of `model` that processes batches one after the other, as a device does."""
+    """A replacement of `model` that processes batches one after the other, as a device does.
+
+    As with a GPU, the worker prepares one batch while the device has another. Blank canvases, with
+    which a worker warms up its model, take no time and have no faces.
+    """
 
     engine = "stand-in"
     device = "a stand-in for an accelerator"
     on_gpu = True
-    lanes = 1
+    lanes = 2
 
     def __init__(self, model: Model, megapixels_per_second: float) -> None:
         self.folder = model.folder
@@ -42,14 +47,19 @@ class StandIn:
         self._model = model
         self._speed = megapixels_per_second
         self._known: dict[bytes, Detections] = {}
+        self._device = threading.Lock()
 
     def predict(self, batch: Pixels) -> Sequence[Detections]:
         """Return the recorded detections; with `learns`, record those of the model."""
-        names = [canvas[::SAMPLED, ::SAMPLED].tobytes() for canvas in batch]
+        sampled = batch[:, ::SAMPLED, ::SAMPLED]
+        if not sampled.any():
+            return [Detections.none() for _ in batch]
+        names = [canvas.tobytes() for canvas in sampled]
         if self.learns:
             self._known.update(zip(names, self._model.predict(batch), strict=True))
         else:
-            time.sleep(batch[..., 0].size / 1e6 / self._speed)
+            with self._device:
+                time.sleep(batch[..., 0].size / 1e6 / self._speed)
         return [self._known[name] for name in names]
 
 

@@ -21,6 +21,8 @@ WEIGHTS = WheelFile(
 )
 # Count this up with every change of this package that changes what the model returns.
 BUILD = 6
+# Count this up with every change of the files that does not change what the model returns.
+FORM = 2
 # TensorFlow does not write the same bytes everywhere, so the digest is that of the weights and the
 # build instead of the model's files.
 DIGEST = hashlib.sha256(f"{WEIGHTS.sha256} build {BUILD}".encode()).hexdigest()
@@ -48,7 +50,7 @@ def default_model() -> Path:
 
 def default_folder() -> Path:
     """Return the folder of the default SavedModel, which exists once the model is built."""
-    return platformdirs.user_cache_path("veil") / f"centerface-{DIGEST[:16]}"
+    return platformdirs.user_cache_path("veil") / f"centerface-{DIGEST[:16]}-{FORM}"
 
 
 def _built(folder: Path) -> Path:

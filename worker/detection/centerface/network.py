@@ -357,17 +357,24 @@ def _decode(maps: Any) -> dict[str, Any]:
     """
     maps = tf.debugging.check_numerics(maps, NOT_FINITE)
     scores, boxes, keypoints, beyond = _candidates(maps)
-    kinds = [[MAX_DETECTIONS, 4], [MAX_DETECTIONS], [MAX_DETECTIONS, LANDMARKS, 2], [], []]
-    signature = tuple(tf.TensorSpec(kind, tf.float32) for kind in kinds)
-    kept_boxes, kept_scores, kept_keypoints, count, next_score = tf.map_fn(
-        _strongest, (boxes, scores, keypoints), fn_output_signature=signature
-    )
+    places, is_face = separate(boxes, scores)
+    next_score = tf.gather(scores, places[:, MAX_DETECTIONS], batch_dims=1)
+    next_score = tf.where(is_face[:, MAX_DETECTIONS], next_score, 0.0)
+    places, is_face = places[:, :MAX_DETECTIONS], is_face[:, :MAX_DETECTIONS]
+
+    def faces(values: Any) -> Any:
+        """Return the `values` [N, CANDIDATES, …] of the faces, padded to MAX_DETECTIONS."""
+        more = len(values.shape) - 2
+        padding = tf.reshape(is_face, [-1, MAX_DETECTIONS, *[1] * more])
+        return tf.where(padding, tf.gather(values, places, batch_dims=1), 0.0)
+
+    face_scores = faces(scores)
     return {
-        "detection_boxes": kept_boxes,
-        "detection_scores": kept_scores,
-        "detection_classes": tf.ones_like(kept_scores),
-        "detection_keypoints": kept_keypoints,
-        "num_detections": count,
+        "detection_boxes": faces(boxes),
+        "detection_scores": face_scores,
+        "detection_classes": tf.ones_like(face_scores),
+        "detection_keypoints": faces(keypoints),
+        "num_detections": tf.reduce_sum(tf.cast(is_face, tf.float32), axis=1),
         LEFT_OUT: tf.maximum(next_score, beyond),
     }
 
@@ -400,26 +407,25 @@ def _candidates(maps: Any) -> tuple[Any, Any, Any, Any]:
     return scores, boxes, keypoints, beyond
 
 
-def _strongest(candidates: tuple[Any, Any, Any]) -> tuple[Any, Any, Any, Any, Any]:
-    """Return the MAX_DETECTIONS strongest of one picture's candidates that do not overlap.
+def separate(boxes: Any, scores: Any) -> tuple[Any, Any]:
+    """Return the candidates that no stronger face overlaps by NMS_IOU, strongest first.
 
-    `candidates` are boxes, scores and keypoints. They come back padded to MAX_DETECTIONS, with
-    their number, and the highest score of a face that is left out.
+    `boxes` are [N, CANDIDATES, 4], y1 x1 y2 x2. `scores` are [N, CANDIDATES], highest first, and
+    those of at most MIN_SCORE do not count. The places of the candidates come as int32
+    [N, MAX_DETECTIONS + 1], with bool of the same shape that tells them from padding.
     """
-    boxes, scores, keypoints = candidates
-    separate = tf.image.non_max_suppression(boxes, scores, MAX_DETECTIONS + 1, NMS_IOU, MIN_SCORE)
-    kept = separate[:MAX_DETECTIONS]
-    count = tf.shape(kept)[0]
-    next_score = tf.reduce_max(tf.pad(tf.gather(scores, separate[MAX_DETECTIONS:]), [[0, 1]]))
-
-    def padded(values: Any) -> Any:
-        rest = [[0, 0]] * (len(values.shape) - 1)
-        return tf.pad(tf.gather(values, kept), [[0, MAX_DETECTIONS - count], *rest])
-
-    return (
-        padded(boxes),
-        padded(scores),
-        padded(keypoints),
-        tf.cast(count, tf.float32),
-        next_score,
+    # The operation returns no places, so the numbers that it takes for scores tell them.
+    count = tf.shape(scores)[1]
+    ranks = tf.cast(tf.range(count, 0, -1), tf.float32)
+    most = MAX_DETECTIONS + 1
+    _, kept, _, counts = tf.image.combined_non_max_suppression(
+        boxes[:, :, None],
+        tf.where(scores > MIN_SCORE, ranks, 0.0)[:, :, None],
+        max_output_size_per_class=most,
+        max_total_size=most,
+        iou_threshold=NMS_IOU,
+        score_threshold=0.5,
+        clip_boxes=False,
     )
+    is_face = tf.range(most) < counts[:, None]
+    return tf.where(is_face, count - tf.cast(kept, tf.int32), 0), is_face

@@ -12,6 +12,7 @@ import pytest
 from tasks.errors import DetectionFailed, DetectorUnavailable
 from worker.detection.batching import Batcher
 from worker.detection.faces import Detections
+from worker.detection.model import DeviceFull
 
 PATIENCE = 30  # Seconds: longer than any test takes, so that only a full batch starts.
 POISON = 255
@@ -65,6 +66,12 @@ def batcher(predict, max_size=4, max_wait=0.0, deadline=PATIENCE, lanes=1) -> It
         made.close()
 
 
+def infer(running, canvas):
+    """Return the detections in one canvas."""
+    (found,) = running.infer([canvas])
+    return found
+
+
 def side(detections):
     return int(detections.boxes_xyxy[0, 2])
 
@@ -76,14 +83,14 @@ def test_everyone_gets_the_answer_to_their_own_canvas():
     ):
         values = list(range(1, 60))
         assert [
-            side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)
+            side(found) for found in pool.map(lambda v: infer(running, canvas(v)), values)
         ] == values
 
 
 def test_a_lone_canvas_does_not_wait_for_a_full_batch():
     model = Model()
     with batcher(model.predict, max_size=8, max_wait=0.01) as running:
-        assert side(running.infer(canvas(7))) == 7
+        assert side(infer(running, canvas(7))) == 7
     assert model.values() == [[7]]
 
 
@@ -93,7 +100,7 @@ def test_concurrent_canvases_form_full_batches_and_no_fuller():
         batcher(model.predict, max_size=4, max_wait=PATIENCE) as running,
         ThreadPoolExecutor(12) as pool,
     ):
-        list(pool.map(lambda v: running.infer(canvas(v)), range(1, 13)))
+        list(pool.map(lambda v: infer(running, canvas(v)), range(1, 13)))
     assert [len(batch) for batch in model.batches] == [4, 4, 4]
     assert sorted(value for batch in model.values() for value in batch) == list(range(1, 13))
 
@@ -101,9 +108,9 @@ def test_concurrent_canvases_form_full_batches_and_no_fuller():
 def test_what_gathers_while_the_model_is_busy_becomes_bounded_batches():
     model = Gate()
     with batcher(model.predict, max_size=3) as running, ThreadPoolExecutor(8) as pool:
-        first = pool.submit(running.infer, canvas(1))
+        first = pool.submit(infer, running, canvas(1))
         assert model.busy.wait(PATIENCE)
-        rest = [pool.submit(running.infer, canvas(v)) for v in range(2, 9)]
+        rest = [pool.submit(infer, running, canvas(v)) for v in range(2, 9)]
         model.open.set()
         assert [side(future.result(PATIENCE)) for future in [first, *rest]] == list(range(1, 9))
     assert model.values()[0] == [1]
@@ -117,7 +124,7 @@ def test_a_batch_holds_one_shape_only():
         batcher(model.predict, max_size=2, max_wait=PATIENCE) as running,
         ThreadPoolExecutor(4) as pool,
     ):
-        found = list(pool.map(lambda i: side(running.infer(canvas(i + 1, *shapes[i]))), range(4)))
+        found = list(pool.map(lambda i: side(infer(running, canvas(i + 1, *shapes[i]))), range(4)))
     assert found == [1, 2, 3, 4]
     assert sorted(batch.shape for batch in model.batches) == [(2, 4, 6, 3), (2, 6, 4, 3)]
 
@@ -128,8 +135,8 @@ def test_a_shape_of_its_own_is_not_starved_by_full_batches_of_another():
         batcher(model.predict, max_size=2, max_wait=0.01) as running,
         ThreadPoolExecutor(5) as pool,
     ):
-        odd = pool.submit(running.infer, canvas(99, 9, 9))
-        list(pool.map(lambda v: running.infer(canvas(v)), range(1, 21)))
+        odd = pool.submit(infer, running, canvas(99, 9, 9))
+        list(pool.map(lambda v: infer(running, canvas(v)), range(1, 21)))
         assert side(odd.result(PATIENCE)) == 99
 
 
@@ -138,7 +145,7 @@ def test_a_poisoned_canvas_fails_alone_and_its_neighbours_succeed():
 
     def ask(value):
         try:
-            return side(running.infer(canvas(value)))
+            return side(infer(running, canvas(value)))
         except DetectionFailed as error:
             return str(error)
 
@@ -155,7 +162,7 @@ def test_an_error_without_words_is_named():
         raise ZeroDivisionError
 
     with batcher(predict) as running, pytest.raises(DetectionFailed, match="ZeroDivisionError"):
-        running.infer(canvas(1))
+        running.infer([canvas(1)])
 
 
 def test_memory_that_does_not_suffice_is_no_fault_of_the_picture():
@@ -163,15 +170,15 @@ def test_memory_that_does_not_suffice_is_no_fault_of_the_picture():
         raise MemoryError
 
     with batcher(predict) as running, pytest.raises(MemoryError):
-        running.infer(canvas(1))
+        running.infer([canvas(1)])
 
 
 def test_whoever_the_model_is_busy_with_waits_longer_than_the_others():
     model = Gate()
     with batcher(model.predict, max_size=1, deadline=0.5) as running, ThreadPoolExecutor(2) as pool:
-        first = pool.submit(running.infer, canvas(1))
+        first = pool.submit(infer, running, canvas(1))
         assert model.busy.wait(PATIENCE)
-        second = pool.submit(running.infer, canvas(2))
+        second = pool.submit(infer, running, canvas(2))
         assert isinstance(second.exception(PATIENCE), DetectorUnavailable)
         assert not first.done()
         model.open.set()
@@ -185,7 +192,7 @@ def test_a_model_that_miscounts_its_answers_fails_no_picture_silently(answers):
 
     def ask(_):
         with pytest.raises(DetectionFailed):
-            running.infer(canvas(1))
+            running.infer([canvas(1)])
         return "failed"
 
     with batcher(predict, max_size=2, max_wait=PATIENCE) as running, ThreadPoolExecutor(2) as pool:
@@ -196,21 +203,21 @@ def test_past_the_deadline_the_detector_is_unavailable_and_works_again_later():
     model = Gate()
     with batcher(model.predict, deadline=0.5) as running:
         with pytest.raises(DetectorUnavailable, match="within"):
-            running.infer(canvas(1))
+            running.infer([canvas(1)])
         model.open.set()
-        assert side(running.infer(canvas(2))) == 2
+        assert side(infer(running, canvas(2))) == 2
 
 
 def test_nobody_computes_for_a_caller_who_gave_up():
     model = Gate()
     with batcher(model.predict, max_size=1, deadline=0.5) as running, ThreadPoolExecutor(2) as pool:
-        first = pool.submit(running.infer, canvas(1))
+        first = pool.submit(infer, running, canvas(1))
         assert model.busy.wait(PATIENCE)
-        second = pool.submit(running.infer, canvas(2))
+        second = pool.submit(infer, running, canvas(2))
         for gone in (first, second):
             assert isinstance(gone.exception(PATIENCE), DetectorUnavailable)
         model.open.set()
-        assert side(running.infer(canvas(3))) == 3
+        assert side(infer(running, canvas(3))) == 3
     assert model.values() == [[1], [3]]
 
 
@@ -224,7 +231,7 @@ def test_a_model_with_two_lanes_has_two_batches_in_hand_at_once():
     with batcher(predict, max_size=1, lanes=2) as running, ThreadPoolExecutor(4) as pool:
         values = [1, 2, 3, 4]
         assert [
-            side(found) for found in pool.map(lambda v: running.infer(canvas(v)), values)
+            side(found) for found in pool.map(lambda v: infer(running, canvas(v)), values)
         ] == values
 
 
@@ -232,9 +239,9 @@ def test_closing_lets_the_batch_in_hand_finish_and_turns_the_others_away():
     model = Gate()
     running = Batcher(model.predict, 1, 0.0, PATIENCE)
     with ThreadPoolExecutor(3) as pool:
-        in_hand = pool.submit(running.infer, canvas(1))
+        in_hand = pool.submit(infer, running, canvas(1))
         assert model.busy.wait(PATIENCE)
-        queued = pool.submit(running.infer, canvas(2))
+        queued = pool.submit(infer, running, canvas(2))
         closing = pool.submit(running.close)
         while not running._closed:
             time.sleep(0.001)
@@ -243,7 +250,7 @@ def test_closing_lets_the_batch_in_hand_finish_and_turns_the_others_away():
         assert side(in_hand.result(PATIENCE)) == 1
         assert isinstance(queued.exception(PATIENCE), DetectorUnavailable)
     with pytest.raises(DetectorUnavailable, match="shut down"):
-        running.infer(canvas(3))
+        running.infer([canvas(3)])
 
 
 def test_closing_twice_is_harmless():
@@ -251,13 +258,13 @@ def test_closing_twice_is_harmless():
     running.close()
     running.close()
     with pytest.raises(DetectorUnavailable):
-        running.infer(canvas(1))
+        running.infer([canvas(1)])
 
 
 def test_a_canvas_is_not_modified():
     pixels = canvas(5)
     with batcher(Model().predict) as running:
-        running.infer(pixels)
+        running.infer([pixels])
     assert np.array_equal(pixels, canvas(5))
 
 
@@ -266,4 +273,70 @@ def test_an_error_that_says_who_must_act_is_passed_on_as_it_is():
         raise DetectorUnavailable("no memory left")
 
     with batcher(full) as one, pytest.raises(DetectorUnavailable, match="no memory left"):
-        one.infer(canvas(1))
+        one.infer([canvas(1)])
+
+
+def test_the_canvases_of_one_picture_form_batches():
+    model = Model()
+    with batcher(model.predict, max_size=4, max_wait=PATIENCE) as running:
+        canvases = [canvas(1), canvas(2, 8, 8), *(canvas(value) for value in (3, 4, 5))]
+        canvases += [canvas(value, 8, 8) for value in (6, 7, 8)]
+        assert [side(found) for found in running.infer(canvases)] == list(range(1, 9))
+    assert model.values() == [[1, 3, 4, 5], [2, 6, 7, 8]]
+
+
+def test_a_picture_with_one_canvas_that_fails_fails_and_nobody_computes_the_rest():
+    model, failed = Model(), threading.Event()
+
+    def predict(batch):
+        if batch[0, 0, 0, 0] == 2:
+            assert failed.wait(PATIENCE)
+        return model.predict(batch)
+
+    with batcher(predict, max_size=1) as running:
+        with pytest.raises(DetectionFailed, match="poisoned"):
+            running.infer([canvas(POISON), canvas(2), canvas(3)])
+        failed.set()
+    assert [3] not in model.values()
+
+
+class Small(Model):
+    """A model on a device with memory for so many pixels at once."""
+
+    def __init__(self, pixels):
+        super().__init__()
+        self._pixels = pixels
+        self.refused = []
+
+    def predict(self, batch):
+        if batch[..., 0].size > self._pixels:
+            self.refused.append(len(batch))
+            raise DeviceFull("no memory left")
+        return super().predict(batch)
+
+
+def test_a_batch_that_the_device_has_no_memory_for_is_halved_and_none_as_large_follows():
+    model = Small(2 * 4 * 6)
+    with batcher(model.predict, max_size=8, max_wait=0.01) as running:
+        for _ in range(3):
+            found = running.infer([canvas(value) for value in range(1, 9)])
+            assert [side(one) for one in found] == list(range(1, 9))
+    assert model.refused == [8, 4, 4]
+    assert {len(batch) for batch in model.batches} == {2}
+
+
+def test_smaller_canvases_still_form_larger_batches_after_that():
+    model = Small(2 * 8 * 12)
+    with batcher(model.predict, max_size=8, max_wait=0.01) as running:
+        running.infer([canvas(value, 8, 12) for value in range(1, 9)])
+        running.infer([canvas(value, 4, 6) for value in range(1, 9)])
+    assert max(len(batch) for batch in model.batches if batch.shape[1:3] == (4, 6)) == 8
+    assert max(len(batch) for batch in model.batches if batch.shape[1:3] == (8, 12)) == 2
+
+
+def test_a_canvas_that_the_device_has_no_memory_for_is_tried_again_later():
+    with (
+        batcher(Small(1).predict, max_size=2) as running,
+        pytest.raises(DetectorUnavailable, match="no memory left"),
+    ):
+        running.infer([canvas(1), canvas(2)])

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.detection.canvas import PADDING_GRAY, SIDE_MULTIPLE, Pyramid, padded
+from worker.detection.canvas import (
+    GPU_SIDES,
+    MAX_CANVAS_SIDE,
+    PADDING_GRAY,
+    SIDE_MULTIPLE,
+    Pyramid,
+    canvas_size,
+    padded,
+)
 
 
 @settings(max_examples=60)
@@ -77,3 +85,23 @@ def test_a_canvas_of_a_fixed_size_has_that_size():
     assert canvas.shape == (96, 160, 3)
     assert canvas[49, 69].tolist() == [0, 0, 0]
     assert canvas[50, 70].tolist() == [PADDING_GRAY] * 3
+
+
+def test_canvases_for_a_gpu_have_few_sides_and_little_padding():
+    sides = {canvas_size(side, 1, has_few_shapes=True)[0] for side in range(1, MAX_CANVAS_SIDE + 1)}
+
+    assert sorted(sides) == list(GPU_SIDES)
+    assert not [side for side in sides if side % SIDE_MULTIPLE]
+    for side in range(150, MAX_CANVAS_SIDE + 1):
+        assert side <= canvas_size(1, side, has_few_shapes=True)[1] < 1.34 * (side + 1)
+
+
+def test_a_canvas_of_few_shapes_shows_the_same_part():
+    part = np.full((70, 390, 3), 9, np.uint8)
+
+    canvas = padded(part, canvas_size(70, 390, has_few_shapes=True))
+
+    assert canvas.shape == (128, 512, 3)
+    assert (canvas[:70, :390] == 9).all()
+    assert (canvas[70:] == PADDING_GRAY).all()
+    assert (canvas[:, 390:] == PADDING_GRAY).all()

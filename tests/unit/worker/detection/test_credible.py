@@ -9,6 +9,7 @@ from worker.detection.credible import credible, placed
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, Sightings
 from worker.detection.presets import PassSettings
+from worker.detection.tiled import one_by_one
 
 WIDTH, HEIGHT = 256, 128
 LEAST = 0.3
@@ -98,7 +99,7 @@ def test_one_such_box_in_one_pass_fails_the_whole_picture():
 
     look = PassSettings((128, 256), 1.0, 1024, mirrored=False, turned="never")
     with pytest.raises(DetectionFailed, match="shares of the picture"):
-        ScaledDetector(infer, look, 0.5).detect(np.zeros((256, 256, 3), np.uint8))
+        ScaledDetector(one_by_one(infer), look, 0.5).detect(np.zeros((256, 256, 3), np.uint8))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

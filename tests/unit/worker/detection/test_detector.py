@@ -24,6 +24,7 @@ from worker.detection.detector import (
 )
 from worker.detection.faces import Detections, Sightings
 from worker.detection.presets import PassSettings
+from worker.detection.tiled import ModelInput, one_by_one
 
 # --- scales
 
@@ -75,7 +76,10 @@ def detector(model, scales=(128, 256), max_enlargement=2.0, threshold=0.5, fixed
         **look,
     }
     return ScaledDetector(
-        model.infer, PassSettings(tuple(scales), max_enlargement, **chosen), threshold, fixed_size
+        one_by_one(model.infer),
+        PassSettings(tuple(scales), max_enlargement, **chosen),
+        threshold,
+        ModelInput(fixed_size),
     )
 
 
@@ -518,3 +522,36 @@ def test_turned_passes_over_thousands_of_faces_need_no_table_of_all_pairs():
     finally:
         tracemalloc.stop()
     assert peak < 60_000_000
+
+
+# --- canvases of several passes at once
+
+
+class Counting(Model):
+    """A model that keeps the number of canvases of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def infer_all(self, canvases):
+        self.calls.append(len(canvases))
+        return [self.infer(canvas) for canvas in canvases]
+
+
+@pytest.mark.parametrize("turned", ["never", "always"])
+def test_passes_that_are_made_together_find_the_same(turned):
+    settings = PassSettings((128, 256), 2.0, 10_000, mirrored=True, turned=turned)
+    pixels = picture(400, 300, (100, 60, 200, 180))
+    alone, together = Counting(), Counting()
+
+    expected = ScaledDetector(alone.infer_all, settings, 0.5).detect(pixels)
+    found_together = ScaledDetector(
+        together.infer_all, settings, 0.5, ModelInput(None, at_once=8)
+    ).detect(pixels)
+
+    assert np.array_equal(found_together.boxes_xyxy, expected.boxes_xyxy)
+    assert np.array_equal(found_together.scores, expected.scores)
+    assert set(alone.calls) == {1}
+    assert together.calls == ([4] if turned == "never" else [4, 3])
+    assert sum(together.calls) == sum(alone.calls)

@@ -11,7 +11,7 @@ from worker.detection.canvas import MAX_CANVAS_SIDE
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
-from worker.detection.tiled import CROWD_TILE_SIDE, MAX_CANVASES
+from worker.detection.tiled import CROWD_TILE_SIDE, MAX_CANVASES, ModelInput, one_by_one
 from worker.settings import WorkerSettings
 
 GROUND, FACE = 30, 255
@@ -41,9 +41,13 @@ class Squares:
         return Detections(boxes[order], np.full(len(order), 0.9, np.float32), left_out=left_out)
 
 
-def detector(model, preset="balanced", **options):
+def detector(model, preset="balanced", seconds=float("inf"), **options):
     return ScaledDetector(
-        model.infer, WorkerSettings(preset=preset, turned="never").pass_settings(), 0.5, **options
+        one_by_one(model.infer),
+        WorkerSettings(preset=preset, turned="never").pass_settings(),
+        0.5,
+        ModelInput(**options),
+        seconds,
     )
 
 
@@ -219,7 +223,7 @@ def test_a_model_that_always_returns_as_many_as_it_can_publishes_nothing():
         return Detections(box, np.array([0.9], np.float32), left_out=0.9)
 
     looking = ScaledDetector(
-        infer, PassSettings((640,), 2, 640, mirrored=False, turned="never"), 0.5
+        one_by_one(infer), PassSettings((640,), 2, 640, mirrored=False, turned="never"), 0.5
     )
     with pytest.raises(DetectionFailed, match=r"as many as it can.*VEIL_SCORE_THRESHOLD"):
         looking.detect(picture(640, 480, []))
@@ -235,7 +239,7 @@ def test_faces_left_out_below_the_threshold_do_not_matter():
         )
 
     looking = ScaledDetector(
-        infer, PassSettings((640,), 2, 640, mirrored=False, turned="never"), 0.5
+        one_by_one(infer), PassSettings((640,), 2, 640, mirrored=False, turned="never"), 0.5
     )
     assert len(looking.detect(picture(640, 480, []))) == 1
     assert len(calls) == 1

@@ -14,8 +14,10 @@ from worker.detection.tiled import (
     MAX_CANVASES,
     MIN_DIVISIBLE_SIDE,
     TILE_OVERLAP,
+    ModelInput,
     TiledModel,
     limited,
+    one_by_one,
 )
 
 
@@ -40,7 +42,8 @@ class Model:
         return self._answer
 
     def detect(self, image, **options):
-        return TiledModel(self.infer, 0.3, 0.5, **options).detect(image)
+        model = TiledModel(one_by_one(self.infer), 0.3, 0.5, ModelInput(**options))
+        return model.detect([image])[0]
 
 
 def test_detections_of_a_tile_are_in_pixels_of_the_image():
@@ -105,12 +108,63 @@ def test_a_model_of_fixed_size_gets_only_that_size():
 
 def test_a_picture_has_so_much_time_and_so_many_canvases():
     canvas = np.zeros((64, 64, 3), np.uint8)
-    late = limited(Model(found()).infer, 0)
+    late = limited(one_by_one(Model(found()).infer), 0)
     time.sleep(0.01)
     with pytest.raises(DetectorUnavailable, match="more than 0 s"):
-        late(canvas)
-    infer = limited(Model(found()).infer, 60)
+        late([canvas])
+    infer = limited(one_by_one(Model(found()).infer), 60)
     for _ in range(MAX_CANVASES):
-        infer(canvas)
+        infer([canvas])
     with pytest.raises(DetectionFailed, match="as many faces as it can"):
-        infer(canvas)
+        infer([canvas])
+
+
+class Together:
+    """A model that finds a box by the brightness of a canvas, and keeps the sizes of its calls."""
+
+    def __init__(self, full=0):
+        self.calls = []
+        self._full = full
+
+    def infer(self, canvases):
+        self.calls.append(len(canvases))
+        return [self._answer(canvas) for canvas in canvases]
+
+    def _answer(self, canvas):
+        side = 10 + int(canvas[0, 0, 0]) % 20
+        left_out = 0.9 if canvas.shape[0] >= self._full > 0 else 0.0
+        return found((5, 5, 5 + side, 5 + side), left_out=left_out)
+
+
+def images(count):
+    """Return images of passes over different pictures of several tiles each."""
+    random = np.random.default_rng(count)
+    for number in range(count):
+        pixels = random.integers(0, 256, (900 + 64 * number, 2500, 3), np.uint8)
+        yield Pass(1.0, is_finest=False, is_coarsest=False).image_of(Pyramid(pixels))
+
+
+@pytest.mark.parametrize("full", [0, 500])
+@pytest.mark.parametrize("at_once", [2, 5, 8])
+def test_the_tiles_of_several_passes_are_given_together_and_found_as_one_by_one(at_once, full):
+    passes = list(images(3))
+    alone, together = Together(full), Together(full)
+    expected = TiledModel(alone.infer, 0.3, 0.5).detect(passes)
+
+    found_together = TiledModel(together.infer, 0.3, 0.5, ModelInput(None, at_once)).detect(passes)
+
+    assert sum(together.calls) == sum(alone.calls) >= 6
+    assert max(together.calls) == min(at_once, sum(alone.calls))
+    assert len(together.calls) < len(alone.calls)
+    for one, other in zip(expected, found_together, strict=True):
+        assert sorted(one.found.boxes_xyxy.tolist()) == sorted(other.found.boxes_xyxy.tolist())
+        assert one.is_cut.sum() == other.is_cut.sum()
+        assert one.is_full == other.is_full == bool(full)
+
+
+def test_a_model_of_few_shapes_gets_few_shapes():
+    model = Model(found())
+    for width in range(70, 2000, 90):
+        model.detect(image(width, 300), has_few_shapes=True)
+    assert {height for height, _ in model.shapes} == {320}
+    assert len({width for _, width in model.shapes}) < 13

@@ -17,7 +17,7 @@ from worker.process.channel import (
     ERRORS,
     MAX_MESSAGE_BYTES,
     Bug,
-    Canvas,
+    Canvases,
     Channel,
     ChannelClosed,
     ChannelTimeout,
@@ -30,9 +30,9 @@ from worker.process.channel import (
     Stage,
     Work,
     packed,
-    packed_answer,
+    packed_answers,
     parsed,
-    parsed_answer,
+    parsed_answers,
 )
 
 FACES = Faces([[1.0, 2.0, 3.5, 4.25]], [0.875])
@@ -71,7 +71,7 @@ def ends():
         Ready(None),
         Ready("no filter"),
         Stage("masking"),
-        Canvas(64, 128),
+        Canvases([[64, 128], [128, 192]]),
         Work(5, AnonymizeOptions(region=0.9, extra=((1, 2, 3, 4),)), False),
     ],
     ids=lambda message: type(message).__name__,
@@ -206,7 +206,7 @@ def test_detections_arrive_bit_for_bit(faces, count):
     merged = None if count is None else sightings(count, faces)
     sent = Detections(boxes, scores, merged, left_out=float(np.float32(0.1)))
 
-    arrived = parsed_answer(packed_answer(sent))
+    _, arrived, _ = parsed_answers(packed_answers([Detections.none(), sent, sent]))
 
     assert arrived.left_out == sent.left_out
     assert np.array_equal(arrived.boxes_xyxy, boxes)
