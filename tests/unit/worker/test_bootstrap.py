@@ -53,7 +53,7 @@ def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
     result = {"threshold": 0.5, "faces": 69, "exposed": exposed, "spill": 0.01}
     evaluation = {**result, "bundled": {**result, "exposed": 2}}
     (tmp_path / "veil.json").write_text(json.dumps({"evaluation": evaluation}))
-    model = SimpleNamespace(folder=tmp_path, score_threshold=0.5)
+    model = SimpleNamespace(folder=tmp_path, name="own", score_threshold=0.5)
     monkeypatch.setattr(bootstrap, "load_untested_model", lambda settings: model)
     monkeypatch.setattr(known_face, "try_own", lambda model, threshold: None)
 
