@@ -28,7 +28,15 @@ MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.image
 # receipt; twice put the receipt, head the source, put and head the output; get the output, list and
 # delete receipts; and after a failure head the source and put the probe.
 MAX_S3_CALLS = 18
-PRESET_SETTINGS = ("scales", "max_enlargement", "enlarge_to", "mirrored", "turned", "smallest_face")
+PRESET_SETTINGS = (
+    "scales",
+    "max_enlargement",
+    "enlarge_to",
+    "closer_to",
+    "mirrored",
+    "turned",
+    "smallest_face",
+)
 """The settings whose values a preset chooses, unless they are set."""
 
 
@@ -98,7 +106,7 @@ class WorkerSettings(Settings):
     )
     preset: Literal["fast", "balanced", "thorough"] = Field(
         "balanced",
-        description="Effort of detection: the values of the next six settings. docs/detection.md "
+        description="Effort of detection: the values of the next seven settings. docs/detection.md "
         "says what each preset finds and costs.",
     )
     scales: Annotated[tuple[int, ...] | None, NoDecode] = Field(
@@ -117,8 +125,16 @@ class WorkerSettings(Settings):
         None,
         ge=64,
         le=8192,
-        description="Longer side, in pixels, beyond which a picture is not enlarged. "
+        description="Longer side, in pixels, beyond which a whole picture is not enlarged. "
         f"{_by_preset('enlarge_to')}",
+    )
+    closer_to: int | None = Field(
+        None,
+        ge=0,
+        le=8192,
+        description="Longer side, in pixels, to which closer passes enlarge a picture, in tiles "
+        "where the passes over the whole picture see something small or doubtful. "
+        f"0 for no enlargement there. {_by_preset('closer_to')}",
     )
     mirrored: bool | None = Field(
         None,

@@ -22,6 +22,8 @@ from worker.detection.faces import (
 from worker.detection.passes import (
     Pass,
     PassImage,
+    closer_factors,
+    closer_passes,
     crowd_pass,
     planned_probes,
     upright_passes,
@@ -35,8 +37,16 @@ from worker.pixels import Pixels
 
 # Detections below the threshold but above this share of it extend a face that another pass found.
 WEAK_SCORE_FACTOR = 0.6
+# A detection of a pass coarser than the finest one over the whole picture counts from this many
+# times the threshold on: most of its false alarms are weaker.
+COARSER_SCORE_FACTOR = 1.3
+# Less than the threshold is enough for a small face, because a false alarm costs its area: this
+# share, below this side in pixels of the pass. So it is in a closer pass, because another one has
+# seen something there.
+SMALL_SCORE_FACTOR, MAX_SMALL_SIDE = 0.85, 32
+CLOSER_SCORE_FACTOR = 0.75
 # The next three are scores, as shares of the way from the threshold to 1. From the first one on, a
-# detection counts in any pass, at any size.
+# detection counts in any pass but the coarsest, at any size.
 CONFIDENT_SCORE_SHARE = 0.15
 # From this score on, a detection of a probe counts. It is higher because turned heads are rare.
 PROBE_SCORE_SHARE = 0.3
@@ -46,6 +56,12 @@ CERTAIN_SCORE_SHARE = 0.6
 # The sides, in pixels of a pass, of faces that the pass detects reliably. A coarser or finer pass,
 # if there is one, detects the others better.
 MIN_RELIABLE_SIDE, MAX_RELIABLE_SIDE = 14, 400
+# The coarsest of several passes is there for faces of at least this many of its pixels, which are
+# too large for the next one, and counts if it is confident. Smaller ones must be certain.
+MIN_LARGE_SIDE = 64
+# A closer pass follows at sightings, weak ones included, with a side that the pass does not detect
+# reliably, or with a side of less than this many pixels if they are not confident.
+MAX_UNSURE_SIDE = 64
 # The pixels of a pass by which an edge of a box may be wrong: one step of CenterFace's heatmap. In
 # all but the finest pass it is at most this share of the box's side. The finest pass has the
 # smallest faces, which need all of it.
@@ -74,14 +90,16 @@ class PassResult:
     """The detections of one pass, in pixels of the upright picture.
 
     `strong` detections are faces. So are those that the edge of a tile `cut`, unless another face
-    covers them. `weak` sightings only extend faces that they overlap. `crowd` are the centres of
-    small faces if there are so many that a finer pass is worthwhile, else it is empty.
+    covers them. `weak` sightings only extend faces that they overlap. `unclear` are the centres of
+    small and doubtful sightings. `crowd` are the centres of small faces if there are many of them,
+    else it is empty.
     """
 
     plan: Pass
     strong: Detections
     cut: Detections
     weak: Sightings
+    unclear: Points
     crowd: Points
 
 
@@ -116,15 +134,39 @@ class ScaledDetector:
         """Return the results of all passes over `picture`."""
         width, height = picture.width, picture.height
         planned = upright_passes(width, height, self.settings, self.takes.fixed_size)
-        results = self._run(picture, planned)
-        finest = planned[-1]
-        while finer := crowd_pass(finest, results[-1].crowd):
-            results += self._run(picture, [finer])
-            finest = finer
+        results = self._search(picture, planned)
         if self.settings.turned == "always" or (
             self.settings.turned == "doubt" and self._is_doubtful(results)
         ):
-            results += self._turned_results(picture, results[: len(planned)], results)
+            results += self._turned_results(picture, planned, results)
+        return results
+
+    def _search(self, picture: Pyramid, whole: Sequence[Pass]) -> list[PassResult]:
+        """Return the results of the passes `whole` over the picture, and of closer ones.
+
+        Closer passes follow at places that the finest of `whole` leaves unclear, and then where
+        there is a crowd.
+        """
+        results = self._run(picture, whole)
+        finest = whole[-1]
+        latest = [one for one in results if one.plan.factor == finest.factor]
+        longer = max(picture.width, picture.height)
+        is_crowd = any(len(one.crowd) for one in latest)
+        factors = (
+            []
+            if finest.is_finest
+            else closer_factors(finest.factor, longer, self.settings, is_crowd=is_crowd)
+        )
+        for factor in factors:
+            places = np.concatenate([one.unclear for one in latest])
+            if not len(places):
+                break
+            is_last = factor == factors[-1]
+            closer = closer_passes(whole, factor, places, is_last)
+            latest = self._run(picture, closer)
+            results += latest
+        while finer := crowd_pass(results[-1].plan, results[-1].crowd):
+            results += self._run(picture, [finer])
         return results
 
     def _run(self, picture: Pyramid, plans: Sequence[Pass]) -> list[PassResult]:
@@ -143,13 +185,15 @@ class ScaledDetector:
         """Return the result of the pass that shows `image`."""
         plan = image.plan
         is_face = self._is_face(tiled.found, plan)
-        is_weak = np.zeros(len(is_face), bool) if plan.is_probe else ~is_face
+        # The boxes of coarser passes are not exact enough to widen a face.
+        is_weak = ~is_face & (not (plan.is_probe or plan.is_coarser))
         detections = _in_picture(tiled.found, image)
         return PassResult(
             plan,
             strong=detections[is_face & ~tiled.is_cut],
             cut=detections[is_face & tiled.is_cut],
             weak=detections.sightings[is_weak],
+            unclear=_centres(detections.boxes_xyxy[self._is_unclear(tiled)]),
             crowd=_crowd(tiled, detections.boxes_xyxy),
         )
 
@@ -158,12 +202,35 @@ class ScaledDetector:
         if plan.is_probe:
             return np.asarray(found.scores >= self._score_at(PROBE_SCORE_SHARE), bool)
         sides = box_sides(found.boxes_xyxy)
+        confident = self._score_at(CONFIDENT_SCORE_SHARE)
+        if plan.is_for_large:
+            certain = self._score_at(CERTAIN_SCORE_SHARE)
+            return np.asarray(
+                found.scores >= np.where(sides >= MIN_LARGE_SIDE, confident, certain), bool
+            )
         is_reliable = (sides >= MIN_RELIABLE_SIDE) | plan.is_finest
         is_reliable &= (sides <= MAX_RELIABLE_SIDE) | plan.is_coarsest
-        confident = self._score_at(CONFIDENT_SCORE_SHARE)
-        return np.asarray(
-            found.scores >= np.where(is_reliable, self.score_threshold, confident), bool
-        )
+        least = self._least_scores(sides, plan)
+        return np.asarray(found.scores >= np.where(is_reliable, least, confident), bool)
+
+    def _least_scores(self, sides: NDArray[np.float32], plan: Pass) -> NDArray[np.float64]:
+        """Return the score from which a detection of a reliable size counts, [n]."""
+        if plan.is_coarser:
+            return np.full(len(sides), COARSER_SCORE_FACTOR * self.score_threshold)
+        factor = np.where(sides < MAX_SMALL_SIDE, SMALL_SCORE_FACTOR, 1)
+        if plan.places is not None:
+            factor = factor * CLOSER_SCORE_FACTOR
+        return np.asarray(factor * self.score_threshold, np.float64)
+
+    def _is_unclear(self, tiled: TiledDetections) -> NDArray[np.bool_]:
+        """Return which of the detections deserve a closer pass, [n].
+
+        Where the model found as many faces in a tile as it can return, all of them do.
+        """
+        sides = box_sides(tiled.found.boxes_xyxy)
+        is_unsure = tiled.found.scores < self._score_at(CONFIDENT_SCORE_SHARE)
+        is_unsure &= sides < MAX_UNSURE_SIDE
+        return tiled.is_full | (sides < MIN_RELIABLE_SIDE) | is_unsure
 
     def _score_at(self, share: float) -> float:
         """Return the score at `share` of the way from the threshold to 1."""
@@ -183,31 +250,36 @@ class ScaledDetector:
         return not is_certain.any() or not (is_upright | is_unknown).all()
 
     def _turned_results(
-        self, picture: Pyramid, planned: Sequence[PassResult], upright: Sequence[PassResult]
+        self, picture: Pyramid, whole: Sequence[Pass], upright: Sequence[PassResult]
     ) -> list[PassResult]:
         """Return the results of passes over the turned picture.
 
-        `planned` are the results of upright_passes, and `upright` those and the ones of passes over
-        crowds. If one of the three orientations clearly shows more than the upright one, the whole
-        picture lies on its side, and all passes are repeated so. Otherwise only what the upright
-        passes found less well, or not at all, is kept of the probes.
+        `whole` are the upright passes over the whole picture, and `upright` all results so far. If
+        one of the three orientations clearly shows more than the upright one, the whole picture
+        lies on its side, and the search is repeated so. Otherwise only what the upright passes
+        found less well, or not at all, is kept of the probes.
         """
-        plain = [result for result in planned if not result.plan.mirrored]
-        probes = planned_probes([result.plan for result in plain], self.settings.turned)
-        planned_turned = [
-            replace(plan, quarter_turns=turns, is_probe=True)
+        longer = max(picture.width, picture.height)
+        probes = planned_probes(whole, longer, self.settings.turned)
+        repeated = (one for one in upright if one.plan == replace(whole[-1], mirrored=False))
+        compared = next((one for one in repeated if one.plan.factor == probes[-1].factor), None)
+        if compared is None:
+            (compared,) = self._run(picture, [probes[-1]])
+        turned = [
+            replace(probe, quarter_turns=turns, is_probe=True)
             for turns in (1, 2, 3)
-            for plan in probes.repeat
+            for probe in probes
         ]
-        results = self._run(picture, planned_turned)
-        totals: dict[int, float] = {}
-        for result in results:
-            if result.plan.factor == probes.compared.factor:
-                totals[result.plan.quarter_turns] = _total_score(result)
-        upright_total = next(_total_score(one) for one in plain if one.plan is probes.compared)
+        results = self._run(picture, turned)
+        totals = {
+            one.plan.quarter_turns: _total_score(one)
+            for one in results
+            if one.plan.factor == probes[-1].factor
+        }
         best = max(totals, key=lambda turns: totals[turns])
-        if totals[best] > MIN_TURNED_GAIN * upright_total:
-            return self._run(picture, [replace(one.plan, quarter_turns=best) for one in plain])
+        if totals[best] > MIN_TURNED_GAIN * _total_score(compared):
+            plain = [plan for plan in whole if not plan.mirrored]
+            return self._search(picture, [replace(plan, quarter_turns=best) for plan in plain])
         known = Detections.joined([result.strong for result in upright])
         return [replace(result, strong=_without_weaker(result.strong, known)) for result in results]
 

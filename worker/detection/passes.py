@@ -1,5 +1,6 @@
 """The plan of the passes over a picture: their sizes and orientations, and when to add more."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,14 +22,15 @@ MIN_GAIN_FACTOR = 1.16
 # No added pass is more than this many times as fine as the one before it. A face that the tiles of
 # the finer pass cut is then small enough to lie whole in the coarser one.
 MAX_STEP_FACTOR = 3.01
-# The side, in pixels of a pass, of faces of which CenterFace finds 7 to 9 in 10 (`make bench
-# ONLY=face_sizes`). In a picture 4,000 pixels wide, a face of 24 pixels has it in a pass of 1,920.
-READABLE_SIDE = 11.52
+# The side, in pixels of a pass, of faces of which CenterFace finds 7 in 10, and suspects more than
+# 8 in 10, so that a closer pass follows there. From the second side on it finds 9 in 10.
+READABLE_SIDE, CLEAR_SIDE = 10, 15
 # The ratio of the longer to the shorter side, beyond which a picture (a screenshot, a panorama)
 # gets finer passes than the preset's.
 MAX_PRESET_ASPECT = 2
-# Probes repeat the coarsest pass that is at least this share as fine as the finest one.
-MIN_PROBE_SHARE = 0.25
+# A probe shows the picture with a longer side of this many pixels, and is at least this share as
+# fine as the finest pass over the whole picture.
+PROBE_SIDE, MIN_PROBE_SHARE = 480, 0.25
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Pass:
     """One run of the model over the picture, at one size and orientation.
 
     The picture is resized by `factor`, then turned by `quarter_turns` counter-clockwise, then
-    `mirrored`. `is_finest` and `is_coarsest` tell its place among the passes of the plan.
+    `mirrored`. `is_finest` and `is_coarsest` tell its place among all passes. `is_coarser` marks
+    passes over the whole picture that are not the finest such ones, and `is_for_large` the coarsest
+    of several, which is there for large faces.
     `is_probe` marks a pass over the turned picture that is made on suspicion: only its confident
-    detections count. `crowd`, if given, are places of small faces, in pixels of the picture; tiles
-    that contain none of them are left out.
+    detections count. A closer pass has `places`, x y in pixels of the picture, and leaves out the
+    tiles that contain none of them.
     """
 
     factor: float
@@ -47,8 +51,10 @@ class Pass:
     mirrored: bool = False
     is_finest: bool = True
     is_coarsest: bool = True
+    is_for_large: bool = False
+    is_coarser: bool = False
     is_probe: bool = False
-    crowd: Points | None = None
+    places: Points | None = None
 
     def image_of(self, picture: Pyramid) -> "PassImage":
         """Return the image that this pass shows of `picture`."""
@@ -116,25 +122,50 @@ def upright_passes(
     if longer > max(part, MAX_CANVAS_SIDE) and not fixed_size:
         least_finest = max(least_finest, min(max(settings.scales) / part, max_factor))
     factors = _refined(factors, least_finest)
+    has_closer = not fixed_size and bool(closer_factors(factors[-1], longer, settings))
     passes = []
     for factor in factors:
-        plan = Pass(factor, is_finest=factor == factors[-1], is_coarsest=factor == factors[0])
+        plan = Pass(
+            factor,
+            is_finest=factor == factors[-1] and not has_closer,
+            is_coarsest=factor == factors[0],
+            is_for_large=factor == factors[0] < factors[-1],
+            is_coarser=factor < factors[-1],
+        )
         passes.append(plan)
         if settings.mirrored:
             passes.append(replace(plan, mirrored=True))
     return passes
 
 
+def closer_factors(
+    finest: float, longer: int, settings: PassSettings, *, is_crowd: bool = False
+) -> list[float]:
+    """Return the factors of the closer passes that may follow, in ascending order.
+
+    `finest` is the factor of the finest pass over the whole picture, whose longer side has `longer`
+    pixels. The last factor enlarges the picture as far as the settings allow, or shows the smallest
+    face clearly, or a crowd twice as large.
+    """
+    clear = min(1, max(CLEAR_SIDE / settings.smallest_face, 2 * finest if is_crowd else 0))
+    closest = min(settings.max_enlargement, max(clear, settings.closer_to / longer))
+    if closest < MIN_SEPARATION_FACTOR * finest:
+        return []
+    steps = math.ceil(math.log(closest / finest, MAX_STEP_FACTOR))
+    return [finest * (closest / finest) ** (step / steps) for step in range(1, steps + 1)]
+
+
 def _preset_factors(longer: int, scales: Iterable[int], max_factor: float) -> list[float]:
     """Return the factors by which passes of `scales` resize a picture, in ascending order.
 
-    `longer` is the picture's longer side. Passes of nearly the same size become one.
+    `longer` is the picture's longer side. Of passes of nearly the same size, the finest stays.
     """
     factors: list[float] = []
     for side in sorted(scales):
         factor = min(side / longer, max_factor)
-        if not factors or factor > MIN_SEPARATION_FACTOR * factors[-1]:
-            factors.append(factor)
+        if factors and factor <= MIN_SEPARATION_FACTOR * factors[-1]:
+            factors.pop()
+        factors.append(factor)
     return factors
 
 
@@ -152,6 +183,17 @@ def _refined(factors: list[float], least_finest: float) -> list[float]:
     return [*factors, *added]
 
 
+def closer_passes(
+    whole: Sequence[Pass], factor: float, places: Points, is_finest: bool
+) -> list[Pass]:
+    """Return passes at `factor` over the `places` that the finest of `whole` leave unclear."""
+    return [
+        replace(plan, factor=factor, is_finest=is_finest, is_coarsest=False, places=places)
+        for plan in whole
+        if plan.factor == whole[-1].factor
+    ]
+
+
 def crowd_pass(finest: Pass, crowd: Points) -> Pass | None:
     """Return a pass twice as fine as `finest` over the `crowd` that it found.
 
@@ -159,28 +201,26 @@ def crowd_pass(finest: Pass, crowd: Points) -> Pass | None:
     """
     if not len(crowd) or MIN_GAIN_FACTOR * finest.factor >= 1:
         return None
-    return replace(finest, factor=min(1, 2 * finest.factor), mirrored=False, crowd=crowd)
+    factor = min(1, 2 * finest.factor)
+    return replace(
+        finest, factor=factor, mirrored=False, is_finest=True, is_coarsest=False, places=crowd
+    )
 
 
-@dataclass(frozen=True)
-class Probes:
-    """The upright passes to `repeat` over the turned picture.
+def planned_probes(whole: Sequence[Pass], longer: int, turned: Turned) -> list[Pass]:
+    """Return the passes to repeat over the turned picture, whose longer side has `longer` pixels.
 
-    `compared` is the one of them whose result decides whether the whole picture lies on its side.
+    `whole` are the upright passes, coarsest first. The last one returned decides whether the whole
+    picture lies on its side. With `turned` ``always`` all passes but the finest are repeated too.
     """
-
-    repeat: Sequence[Pass]
-    compared: Pass
-
-
-def planned_probes(plain: Sequence[Pass], turned: Turned) -> Probes:
-    """Return the probes among the passes `plain`: the upright ones, coarsest first, not mirrored.
-
-    With `turned` ``always`` they are all passes but the finest, else one of the coarser passes.
-    """
-    least_factor = MIN_PROBE_SHARE * plain[-1].factor
-    first = next(number for number, one in enumerate(plain) if one.factor >= least_factor)
+    finest = whole[-1].factor
+    factor = max(min(finest, PROBE_SIDE / longer), MIN_PROBE_SHARE * finest)
+    chosen = Pass(factor, is_finest=False, is_coarsest=False)
     if turned != "always":
-        return Probes([plain[first]], plain[first])
-    repeat = plain[: max(1, len(plain) - 1)]
-    return Probes(repeat, repeat[min(first, len(repeat) - 1)])
+        return [chosen]
+    others = [
+        one
+        for one in whole
+        if not (one.mirrored or one.is_for_large) and factor < one.factor < finest
+    ]
+    return [*others, chosen]

@@ -26,6 +26,7 @@ class PassSettings:
     mirrored: bool
     turned: Turned
     smallest_face: int = 24
+    closer_to: int = 0
 
     @property
     def passes(self) -> int:
@@ -37,9 +38,17 @@ class PassSettings:
 
 
 PRESETS = {
-    "fast": PassSettings((480, 896), 2.0, 896, mirrored=False, turned="never", smallest_face=48),
-    "balanced": PassSettings((480, 960, 1920), 2.0, 960, mirrored=False, turned="doubt"),
+    "fast": PassSettings((256, 896), 2.0, 640, mirrored=False, turned="never", smallest_face=48),
+    "balanced": PassSettings(
+        (256, 480, 960), 3.0, 640, mirrored=False, turned="doubt", closer_to=1920
+    ),
     "thorough": PassSettings(
-        (480, 800, 1920), 3.0, 1280, mirrored=True, turned="always", smallest_face=14
+        (256, 480, 960),
+        4.0,
+        800,
+        mirrored=True,
+        turned="always",
+        smallest_face=14,
+        closer_to=2880,
     ),
 }

@@ -21,9 +21,9 @@ from worker.pixels import Pixels
 TILE_OVERLAP = 192
 # A tile may have cut a face whose box comes within this many pixels of the tile's edge.
 CUT_MARGIN = 2
-# The longest side, in pixels, of the tiles of a pass over a crowd. Small tiles waste little around
-# a crowd that fills part of the picture.
-CROWD_TILE_SIDE = 960
+# The longest side, in pixels, of the tiles of a closer pass, and the pixels that neighbours share.
+# Small tiles waste little around the places that the pass is for, and the faces there are small.
+CLOSER_TILE_SIDE, CLOSER_TILE_OVERLAP = 512, 64
 # A tile with a side of at most this many pixels is not divided again, however many faces the model
 # finds in it.
 MIN_DIVISIBLE_SIDE = 32
@@ -151,16 +151,16 @@ class TiledModel:
     def _tiles(self, image: PassImage) -> list[Tile]:
         """Return the tiles of `image` that are given to the model."""
         height, width = image.pixels.shape[:2]
-        crowd = image.plan.crowd
-        side = MAX_CANVAS_SIDE if crowd is None else CROWD_TILE_SIDE
-        size = self.takes.fixed_size or (side, side)
+        places = image.plan.places
+        if places is not None:
+            size = self.takes.fixed_size or (CLOSER_TILE_SIDE, CLOSER_TILE_SIDE)
+            overlap = min(CLOSER_TILE_OVERLAP, min(size) // 3)
+            planned = tiles(height, width, size, overlap)
+            return [tile for tile in planned if _any_in(places, tile, image)]
+        size = self.takes.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
         # No coarser pass shows whole what the tiles of the coarsest one cut.
         overlap = min(size) // 2 if image.plan.is_coarsest else min(TILE_OVERLAP, min(size) // 3)
-        planned = tiles(height, width, size, overlap)
-        if crowd is None:
-            return list(planned)
-        places = crowd * image.plan.factor
-        return [tile for tile in planned if _any_in(places, tile)]
+        return list(tiles(height, width, size, overlap))
 
     def _detect_in(self, parts: Sequence[_Part]) -> Iterator[tuple[_Part, Detections, bool]]:
         """Yield each part with its detections, in pixels of its image.
@@ -213,11 +213,13 @@ def _joined(
     return TiledDetections(found, np.concatenate(is_cut), is_full)
 
 
-def _any_in(points: Points, tile: Tile) -> bool:
-    """Return whether one of `points` [n, 2], x y, lies in `tile`."""
+def _any_in(places: Points, tile: Tile, image: PassImage) -> bool:
+    """Return whether one of `places` [n, 2], x y in the picture, lies in `tile` of `image`."""
     rows, columns = tile
-    first, last = (columns.start, rows.start), (columns.stop, rows.stop)
-    return bool(((points >= first) & (points < last)).all(axis=1).any())
+    corners = np.array([[columns.start, rows.start], [columns.stop, rows.stop]], np.float32)
+    in_picture = image.to_picture(corners)
+    first, last = in_picture.min(axis=0), in_picture.max(axis=0)
+    return bool(((places >= first) & (places < last)).all(axis=1).any())
 
 
 def _reaches_edge(found: Detections, tile: Tile, height: int, width: int) -> NDArray[np.bool_]:

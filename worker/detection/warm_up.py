@@ -10,6 +10,7 @@ import structlog
 from tasks.errors import DetectorUnavailable
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
+from worker.detection.tiled import CLOSER_TILE_SIDE
 from worker.pixels import Pixels
 
 # Width and height of pictures of 1 and 12 megapixels with the aspect ratios of cameras.
@@ -50,8 +51,12 @@ def warm_up(detector: ScaledDetector, batch_size: int) -> None:
 
 
 def usual_shapes(detector: ScaledDetector) -> list[Shape]:
-    """Return the shapes of the canvases of USUAL_PICTURES, upright and turned, largest first."""
-    shapes: set[Shape] = set()
+    """Return the shapes of the canvases of USUAL_PICTURES, upright and turned, largest first.
+
+    Closer passes, which depend on what the others find, add the shape of their tiles.
+    """
+    size = detector.takes.fixed_size or (CLOSER_TILE_SIDE, CLOSER_TILE_SIDE)
+    shapes: set[Shape] = {detector.takes.canvas(np.zeros((*size, 3), np.uint8)).shape}
 
     def record(canvases: Sequence[Pixels]) -> list[Detections]:
         shapes.update(canvas.shape for canvas in canvases)

@@ -327,6 +327,7 @@ RECIPE = {
         {"pass_settings": replace(PASSES, scales=(640, 1281))},
         {"pass_settings": replace(PASSES, max_enlargement=2.5)},
         {"pass_settings": replace(PASSES, enlarge_to=960)},
+        {"pass_settings": replace(PASSES, closer_to=960)},
         {"pass_settings": replace(PASSES, mirrored=True)},
         {"pass_settings": replace(PASSES, turned="never")},
         {"style": MaskStyle("fill", 0.7, 0.1)},

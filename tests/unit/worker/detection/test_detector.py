@@ -14,10 +14,15 @@ from tasks.errors import DetectionFailed
 from tests.drawn import found
 from worker.detection.canvas import PADDING_GRAY, SIDE_MULTIPLE
 from worker.detection.detector import (
+    CLOSER_SCORE_FACTOR,
     EDGE_SLACK,
     MAX_RELIABLE_SIDE,
+    MAX_SMALL_SIDE,
+    MAX_UNSURE_SIDE,
+    MIN_LARGE_SIDE,
     MIN_RELIABLE_SIDE,
     MIN_TURNED_GAIN,
+    SMALL_SCORE_FACTOR,
     WEAK_SCORE_FACTOR,
     ScaledDetector,
     _without_weaker,
@@ -283,17 +288,31 @@ def square(side, score, at=0):
     return found((at, at, at + side, at + side), scores=[score])
 
 
-def test_a_small_face_counts_in_the_largest_pass_and_elsewhere_only_if_that_is_sure():
-    side = MIN_RELIABLE_SIDE - 1
+def test_the_coarsest_pass_counts_where_it_is_confident_of_a_large_face_or_certain_of_a_small_one():
+    side = MIN_LARGE_SIDE
     assert two_passes(square(side, 0.3), Detections.none()) == []
-    assert two_passes(Detections.none(), square(side, 0.3)) == [[0, 0, 2 * side, 2 * side]]
     assert two_passes(square(side, 0.4), Detections.none()) == [[0, 0, 4 * side, 4 * side]]
-    assert two_passes(square(MIN_RELIABLE_SIDE, 0.3), Detections.none()) == [
-        [0, 0, 4 * MIN_RELIABLE_SIDE, 4 * MIN_RELIABLE_SIDE]
-    ]
+    assert two_passes(square(side - 1, 0.6), Detections.none()) == []
+    assert two_passes(square(20, 0.7), Detections.none()) == [[0, 0, 80, 80]]
+    assert two_passes(Detections.none(), square(5, 0.3)) == [[0, 0, 10, 10]]
 
 
-def test_a_giant_box_counts_in_the_smallest_pass_and_elsewhere_only_if_that_is_sure_or_both_agree():
+def test_a_small_face_counts_in_a_pass_between_only_if_that_is_sure():
+    def seen(answer):
+        def infer(canvas):
+            return answer if max(canvas.shape) == 256 else Detections.none()
+
+        looking = detector(Answers(infer), scales=(128, 256, 512), threshold=0.2)
+        return looking.detect(picture(512, 512, (0, 0, 1, 1))).boxes_xyxy.tolist()
+
+    side = MIN_RELIABLE_SIDE - 1
+    assert seen(square(side, 0.3)) == []
+    assert seen(square(side, 0.4)) == [[0, 0, 2 * side, 2 * side]]
+    reliable = MIN_RELIABLE_SIDE
+    assert seen(square(reliable, 0.3)) == [[0, 0, 2 * reliable, 2 * reliable]]
+
+
+def test_a_giant_box_counts_only_if_a_pass_is_sure_of_it():
     def infer_of(small, large):
         return lambda canvas: small if max(canvas.shape) == 512 else large
 
@@ -304,8 +323,7 @@ def test_a_giant_box_counts_in_the_smallest_pass_and_elsewhere_only_if_that_is_s
     giant = MAX_RELIABLE_SIDE + 1
     assert seen(Detections.none(), square(giant, 0.3)) == []
     assert seen(Detections.none(), square(giant, 0.4)) == [[0, 0, giant, giant]]
-    assert seen(square(giant, 0.3), Detections.none()) == [[0, 0, 2 * giant, 2 * giant]]
-    assert seen(square(giant / 2, 0.3), square(giant + 20, 0.3)) == [[0, 0, giant + 20, giant + 20]]
+    assert seen(square(giant, 0.4), Detections.none()) == [[0, 0, 2 * giant, 2 * giant]]
 
 
 def test_a_pass_alone_takes_any_size():
@@ -318,13 +336,63 @@ def test_a_pass_alone_takes_any_size():
     assert len(seen) == 2
 
 
-def test_a_weak_sighting_at_a_face_is_hidden_with_it():
-    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 + 0.01), square(80, 0.5)) == [
-        [0, 0, 180, 180]
+def test_a_weak_sighting_of_the_finest_pass_at_a_face_is_hidden_with_it():
+    face, weak = square(80, 0.9), WEAK_SCORE_FACTOR * 0.2
+    assert two_passes(face, square(180, weak + 0.01)) == [[0, 0, 360, 360]]
+    assert two_passes(face, square(180, weak - 0.01)) == [[0, 0, 320, 320]]
+    assert two_passes(square(90, weak + 0.01), square(160, 0.5)) == [[0, 0, 320, 320]]
+
+
+def test_a_small_face_needs_a_lower_score_than_a_large_one():
+    small, large = MAX_SMALL_SIDE - 1, MAX_SMALL_SIDE
+    least = SMALL_SCORE_FACTOR * 0.2
+    assert two_passes(Detections.none(), square(small, least + 0.01)) == [
+        [0, 0, 2 * small, 2 * small]
     ]
-    assert two_passes(square(45, WEAK_SCORE_FACTOR * 0.2 - 0.01), square(80, 0.5)) == [
-        [0, 0, 160, 160]
-    ]
+    assert two_passes(Detections.none(), square(small, least - 0.01)) == []
+    assert two_passes(Detections.none(), square(large, least + 0.01)) == []
+
+
+# --- closer passes
+
+
+def closer(answer, closer_answer, **options):
+    """Return the boxes of a detector with one pass at 256 pixels, and the shapes of its canvases.
+
+    The pass sees `answer`. Tiles of the closer one, at 512 pixels and more, see `closer_answer`.
+    """
+    shapes = []
+
+    def infer(canvas):
+        shapes.append(canvas.shape[:2])
+        return answer if len(shapes) == 1 else closer_answer
+
+    options = {"enlarge_to": 256, "closer_to": 512, **options}
+    looking = detector(Answers(infer), scales=(256,), threshold=0.2, **options)
+    seen = looking.detect(np.full((256, 256, 3), GROUND, np.uint8))
+    return seen.boxes_xyxy.tolist(), shapes
+
+
+@pytest.mark.parametrize(
+    ("side", "score", "passes"),
+    [
+        (MIN_RELIABLE_SIDE - 1, 0.9, 2),
+        (MIN_RELIABLE_SIDE, 0.9, 1),
+        (MAX_UNSURE_SIDE - 1, 0.13, 2),
+        (MAX_UNSURE_SIDE, 0.13, 1),
+        (MAX_UNSURE_SIDE - 1, 0.11, 1),
+    ],
+)
+def test_a_closer_pass_follows_where_something_is_small_or_doubtful(side, score, passes):
+    _, shapes = closer(square(side, score), Detections.none())
+    assert len(shapes) == passes
+
+
+def test_a_closer_pass_finds_what_the_whole_picture_only_suggests():
+    suggested, clear = square(20, 0.13), square(40, CLOSER_SCORE_FACTOR * 0.2 + 0.01)
+    assert closer(suggested, Detections.none())[0] == []
+    assert closer(suggested, clear)[0] == [[0, 0, 20, 20]]
+    assert closer(suggested, clear, closer_to=0)[0] == []
 
 
 def test_an_edge_may_be_wrong_by_some_pixels_of_the_pass():

@@ -10,7 +10,7 @@ from worker.detection.canvas import MAX_CANVAS_SIDE, Pyramid
 from worker.detection.faces import Detections
 from worker.detection.passes import Pass
 from worker.detection.tiled import (
-    CROWD_TILE_SIDE,
+    CLOSER_TILE_SIDE,
     MAX_CANVASES,
     MIN_DIVISIBLE_SIDE,
     TILE_OVERLAP,
@@ -76,13 +76,31 @@ def test_the_tiles_of_the_coarsest_pass_share_half_of_their_side():
 
 
 @pytest.mark.parametrize("is_coarsest", [False, True])
-def test_a_crowd_is_covered_by_small_tiles_and_the_rest_is_left_out(is_coarsest):
-    crowd = np.array([[20, 20], [60, 30]], np.float32)
+def test_the_places_of_a_closer_pass_are_covered_by_small_tiles_and_the_rest_is_left_out(
+    is_coarsest,
+):
+    places = np.array([[20, 20], [60, 30]], np.float32)
     model = Model(found())
-    # The pass over a crowd is the coarsest, too, if `VEIL_SCALES` has one scale.
-    model.detect(image(3000, 2000, Pass(1.0, crowd=crowd, is_coarsest=is_coarsest)))
+    model.detect(image(3000, 2000, Pass(1.0, places=places, is_coarsest=is_coarsest)))
     assert len(model.shapes) == 1
-    assert max(model.shapes[0]) <= CROWD_TILE_SIDE
+    assert max(model.shapes[0]) <= CLOSER_TILE_SIDE
+
+
+@pytest.mark.parametrize("quarter_turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_tile_with_the_place_is_searched_however_the_picture_is_turned(quarter_turns, mirrored):
+    pixels = np.zeros((2000, 3000, 3), np.uint8)
+    pixels[300:310, 2500:2510] = 255
+    plan = Pass(0.5, quarter_turns, mirrored, places=np.array([[2505, 305]], np.float32))
+    brightest = []
+
+    def infer(canvas):
+        brightest.append(canvas.max())
+        return found()
+
+    TiledModel(one_by_one(infer), 0.3, 0.5).detect([plan.image_of(Pyramid(pixels))])
+    assert 255 in brightest
+    assert len(brightest) <= 2
 
 
 def test_a_full_tile_is_divided_until_it_can_not_be():

@@ -10,7 +10,7 @@ from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.model import DeviceFull
 from worker.detection.presets import PRESETS
-from worker.detection.tiled import ModelInput
+from worker.detection.tiled import CLOSER_TILE_SIDE, ModelInput
 
 
 class Model:
@@ -46,7 +46,8 @@ def warmed(model, batch_size=8, fixed_size=None):
 def test_usual_pictures_have_few_shapes_upright_and_turned():
     shapes = warm_up.usual_shapes(detector(lambda canvases: []))
 
-    assert (1920, 1536, 3) in shapes
+    assert shapes[0] == (1280, 1920, 3)
+    assert (CLOSER_TILE_SIDE, CLOSER_TILE_SIDE, 3) in shapes
     assert {(width, height, 3) for height, width, _ in shapes} == set(shapes)
     assert len(shapes) <= 20
     assert [np.prod(shape) for shape in shapes] == sorted(map(np.prod, shapes), reverse=True)
@@ -76,11 +77,11 @@ def test_each_shape_is_warmed_up_with_each_size(small):
 
 
 def test_a_device_without_memory_for_the_largest_batches_is_found_out(small):
-    model = Model(4 * 640 * 768)
+    model = Model(3 * 640 * 512)
 
     warmed(model)
 
-    refused = [shape for shape in model.shapes if np.prod(shape[:3]) > 4 * 640 * 768]
+    refused = [shape for shape in model.shapes if np.prod(shape[:3]) > 3 * 640 * 512]
     assert [count for count, *_ in refused] == [8, 4, 4]
 
 
