@@ -58,9 +58,16 @@ def import_(
         list[str] | None,
         typer.Option(
             "--map",
-            metavar="LABEL=FACE|ignore|drop",
-            help="Map a label; repeatable. Without --map all labels become FACE, otherwise labels "
-            "that are not mapped are dropped.",
+            metavar="LABEL=CLASS|ignore|drop",
+            help="Map a label to FACE, or to one of --classes; repeatable. Without --map and "
+            "--classes all labels become FACE, otherwise other labels are dropped.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL,…",
+            help="Labels to keep, as classes of these names; without it they become FACE.",
         ),
     ] = None,
     val: Annotated[
@@ -83,7 +90,8 @@ def import_(
         raise typer.BadParameter(f"choose from {', '.join(formats.FORMATS)}", param_hint="--format")
     if val + test >= 1:
         raise typer.BadParameter("--val and --test leave nothing to train on")
-    choice = importing.Choice(_mapping(mapping or []), val, test)
+    kept = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    choice = importing.Choice.of(_mapping(mapping or []), val, test, kept)
     labelled = []
     for source in sources:
         labelled += formats.read(source, form, pictures or [])
@@ -110,15 +118,23 @@ def fit(
     to: Annotated[
         Path, typer.Option(metavar="RUN", help="Folder of the run; a stopped run is resumed.")
     ],
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="default|RUN",
+            help="Begin with the default model, or with the network of another, finished run; "
+            "without it, with a new EfficientDet.",
+        ),
+    ] = None,
     size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Size of the network: d0, d1 or d2.")
+        str, typer.Option(metavar="SIZE", help="Size of a new EfficientDet: d0, d1 or d2.")
     ] = "d0",
     side: Annotated[
         int | None,
         typer.Option(
             metavar="PIXELS",
-            help="Side of the squares that the network is given, a multiple of 128; by default "
-            "that of --size.",
+            help="Side of the squares that the network is given, a multiple of 128, or of 32 with "
+            "--start default; by default that of the network.",
         ),
     ] = None,
     batch: Annotated[
@@ -132,17 +148,19 @@ def fit(
         typer.Option(metavar="COUNT", min=1, help="Number of steps, in place of --rounds."),
     ] = None,
     learning_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="RATE",
             min=0,
-            help="Highest learning rate; the rate rises to it, then falls as a cosine.",
+            help="Highest learning rate; the rate rises to it, then falls as a cosine. By default "
+            "0.002, and 0.0005 with --start default.",
         ),
-    ] = 0.002,
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
-            metavar="WEIGHTS", help="Initial weights of the backbone: imagenet, none or a file."
+            metavar="WEIGHTS",
+            help="Initial weights of a new EfficientDet's backbone: imagenet, none or a file.",
         ),
     ] = "imagenet",
     augment: Annotated[bool, typer.Option(help="Change the pictures at random.")] = True,
@@ -182,28 +200,38 @@ def fit(
 ) -> None:
     """Train a detector. After a kill, the same command resumes from the last checkpoint.
 
-    Example: veil train fit dataset --to run --size d0
+    Example: veil train fit dataset --to run --start default
     """
     from training.dataset import Dataset
 
     dataset = Dataset.load(folder)
     from training import fitting
-    from training.anchors import MULTIPLE
     from training.backend import has_accelerator
-    from training.model import SIZES
+    from training.network import network_of
     from training.run import Recipe, Run
 
-    if size not in SIZES:
-        raise typer.BadParameter(f"choose from {', '.join(SIZES)}", param_hint="--size")
-    side = side or SIZES[size].side
-    if side < MULTIPLE or side % MULTIPLE:
-        raise typer.BadParameter(f"must be a multiple of {MULTIPLE}", param_hint="--side")
+    size, initial, identity = _initial(start, size, weights)
+    network = network_of(size, dataset.labels)
+    side = side or network.side
+    if side < network.multiple or side % network.multiple:
+        raise typer.BadParameter(f"must be a multiple of {network.multiple}", param_hint="--side")
+    if learning_rate is None:
+        learning_rate = network.learning_rate
     precision = precision or ("mixed_bfloat16" if has_accelerator() else "float32")
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"choose from {', '.join(PRECISIONS)}", param_hint="--precision")
     count = steps or max(1, math.ceil(rounds * len(dataset.split("train")) / batch))
     recipe = Recipe(
-        size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision
+        size,
+        side,
+        batch,
+        count,
+        learning_rate,
+        seed,
+        augment,
+        identity,
+        precision,
+        dataset.labels,
     )
     run = Run.open(to, recipe, dataset.digest)
     for flag, is_given in (("--resume", resume), ("--finish", finish)):
@@ -214,7 +242,6 @@ def fit(
         print(json.dumps(line) if as_json else _progress_line(line), flush=True)
 
     with _resumable(run):
-        initial = None if weights == "none" else weights
         fitting.fit(run, dataset, initial, every, report, ends_here=finish)
     made = run.steps_made()
     if as_json:
@@ -419,14 +446,35 @@ def _resumable(run: "Run") -> Iterator[None]:
         raise
 
 
-def _identity(weights: str) -> str:
-    """Return the identity of the initial weights: of a file the digest, as names are reused."""
-    if weights in ("none", "imagenet"):
-        return weights
+def _initial(start: str | None, size: str, weights: str) -> tuple[str, str | None, str]:
+    """Return the size of the network, its initial weights, and their identity for the recipe.
+
+    Of a file the identity is the digest, because names are reused.
+    """
+    from training.network import CENTERFACE, DEFAULT
+    from training.run import WEIGHTS, Run
+    from worker.detection.centerface import WEIGHTS as PUBLISHED
+
+    if start == DEFAULT:
+        return CENTERFACE, DEFAULT, PUBLISHED.sha256
+    if start is not None:
+        run = Run.load(Path(start).expanduser())
+        run.require_finished()
+        return run.recipe.size, str(run.folder), _digest(run.folder / WEIGHTS, "--start")
+    if weights == "none":
+        return size, None, weights
+    if weights == "imagenet":
+        return size, weights, weights
+    return size, weights, _digest(Path(weights).expanduser(), "--weights")
+
+
+def _digest(path: Path, option: str) -> str:
+    """Return the SHA-256 of the file that `option` names."""
     try:
-        return hashlib.sha256(Path(weights).expanduser().read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise TrainingFailed(f"--weights {weights} can't be read: {error.strerror}") from None
+        raise TrainingFailed(f"{option} {path} can't be read: {error.strerror}") from None
 
 
 def _mapping(given: list[str]) -> dict[str, str]:
@@ -434,6 +482,6 @@ def _mapping(given: list[str]) -> dict[str, str]:
     for text in given:
         name, equals, target = text.rpartition("=")
         if not equals or not name:
-            raise InvalidRequest(f"--map {text!r}: use LABEL=FACE, LABEL=ignore or LABEL=drop")
+            raise InvalidRequest(f"--map {text!r}: use LABEL=CLASS, LABEL=ignore or LABEL=drop")
         pairs[name] = target
     return pairs

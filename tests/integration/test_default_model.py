@@ -217,10 +217,9 @@ def test_both_decoders_say_alike_what_they_had_no_room_for():
         (crowded[:20], 0),
     ):
         found = maps.decode(one)
-        answer = {
-            name: value.numpy()[0]
-            for name, value in centerface._decode(tf.constant(one[None])).items()
-        }
+        extent = tf.constant(one.shape[:2], tf.float32)
+        outputs = centerface._decode(tf.constant(one[None]), maps.DEFAULT_LAYOUT, extent)
+        answer = {name: value.numpy()[0] for name, value in outputs.items()}
         assert len(found) == answer["num_detections"]
         assert found.left_out == pytest.approx(float(answer["detection_left_out"]), abs=1e-5)
         assert (found.left_out > 0) == (most > 0)
@@ -228,7 +227,7 @@ def test_both_decoders_say_alike_what_they_had_no_room_for():
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
-    from worker.detection.centerface.network import CALIBRATION, Calibration
+    from worker.detection.centerface.calibration import CALIBRATION, Calibration
 
     stored = Calibration.read(CALIBRATION)
 

@@ -14,10 +14,10 @@ pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
 
 from tasks.errors import DatasetInvalid, OutputFailed, TrainingFailed
 from training import checkpoint, curves, fitting, formats, importing
-from training.anchors import PER_POINT, STRIDES
+from training.efficientdet.anchors import PER_POINT, STRIDES
 from training.backend import keras, layers, ops
 from training.importing import Choice
-from training.losses import BoxLoss, FocalLoss
+from training.efficientdet.losses import BoxLoss, FocalLoss
 from training.optimizer import FlatAdamW
 from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
 

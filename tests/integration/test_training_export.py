@@ -15,7 +15,7 @@ from tasks.storage.s3 import ObjectStore
 from tests import label_formats
 from training import checkpoint, exporting
 from training.cli import app
-from training.model import efficientdet
+from training.efficientdet.model import efficientdet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
 from worker.bootstrap import load_model, load_untested_model
 from worker.detection import own_model

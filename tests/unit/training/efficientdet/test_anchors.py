@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import anchors
-from training.anchors import IGNORED, NEGATIVE, POSITIVE
+from training.efficientdet import anchors
+from training.efficientdet.anchors import IGNORED, NEGATIVE, POSITIVE
 
 NONE = np.zeros((0, 4), np.float32)
 GRID = anchors.anchors(256, 128)
