@@ -307,7 +307,7 @@ def _placed(work: Path, folder: Path) -> Dataset:
             )
         return Dataset.load(folder)
     work.replace(folder.resolve())
-    return Dataset(folder, made.pictures, made.digest)
+    return replace(made, folder=folder)
 
 
 def _summary(problems: Mapping[str, Sequence[str]]) -> str:
