@@ -104,8 +104,9 @@ def import_(
         return
     print(f"digest: {figures['digest']}")
     print(f"labels: {overview.label_line(figures)}")
+    noun = "faces" if choice.classes == (importing.FACE,) else "objects"
     for name, counts in figures["splits"].items():
-        print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} faces")
+        print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} {noun}")
     print(f"report: {to / 'report.md'}")
     print(_next("fit", to, "--to", "RUN"))
 
@@ -379,10 +380,22 @@ def export(
         return
     print(f"threshold: {metadata['score_threshold']}, {_origin(threshold, run)}")
     print(f"differs from the network by: {exported.difference:.1g}")
+    if "difference_in_8_bits" in metadata:
+        print(f"in 8 bits: {_eight_bits_line(exported.folder, metadata['difference_in_8_bits'])}")
     _print_links(run)
     for report in sorted((folder / REPORTS).glob("*/report.md")):
         print(f"report: {report}")
     print(f"VEIL_MODEL={exported.zip}")
+
+
+def _eight_bits_line(folder: Path, difference: float) -> str:
+    """Return in words how far the scores of the network in 8 bits are from those in floats."""
+    from worker.detection.model import NETWORK
+
+    line = f"scores differ by {difference:g} on average"
+    if (folder / NETWORK).is_file():
+        return line
+    return f"{line}, which is too much: it is left out, and TensorFlow runs the model"
 
 
 def _warn_of(drawbacks: list[str]) -> None:

@@ -21,10 +21,9 @@ from training.dataset import FACE
 from training.network import DEFAULT
 from training.run import WEIGHTS, Run
 from worker.detection.centerface.known_face import photograph
-from worker.detection.centerface.maps import Layout, decode
+from worker.detection.centerface.maps import STRIDE, Layout
 from worker.detection.centerface.measuring import calibrated
 from worker.detection.centerface.network import SIDE_MULTIPLE, Network, in_eight_bits, save
-from worker.detection.faces import Detections
 from worker.detection.model import NETWORK
 from worker.detection.saved_model import SavedModel
 from worker.detection.tf import tf
@@ -55,10 +54,6 @@ class CenterFace:
             "boxes": "smooth L1 loss, of the boxes",
         }
     )
-
-    @property
-    def _layout(self) -> Layout:
-        return Layout(len(self.classes), landmarks=0)
 
     def build(self) -> Any:
         if not ON_TENSORFLOW:
@@ -100,8 +95,8 @@ class CenterFace:
 
     def save(self, model: Any, run: Path, folder: Path) -> dict[str, Any]:
         network = centerface.trained(model)
-        save(network, self._layout, folder)
-        difference = self._difference(model, folder)
+        save(network, Layout(len(self.classes), landmarks=0), folder)
+        difference = _difference(model, network, folder)
         if not difference <= TOLERANCE:
             raise TrainingFailed(
                 f"the saved model differs from the network by {difference:.2g}: it is not used"
@@ -111,20 +106,6 @@ class CenterFace:
         if stated["difference_in_8_bits"] <= MAX_SCORE_DIFFERENCE:
             shutil.copyfile(run / NETWORK, folder / NETWORK)
         return {"difference": difference, "maps": layout, **stated}
-
-    def _difference(self, model: Any, folder: Path) -> float:
-        """Return the largest difference between detections of `model` and of its SavedModel.
-
-        It is infinite if one of them has more detections in the known photograph.
-        """
-        picture = photograph()
-        outputs = model.predict_on_batch(picture[None].astype(np.float32))
-        maps = np.concatenate([outputs["faces"], outputs["boxes"]], axis=-1)[0]
-        expected = decode(maps, layout=self._layout)
-        (found,) = SavedModel(folder).predict(picture[None])
-        if len(found) != len(expected):
-            return float("inf")
-        return _largest_difference(found, expected, max(picture.shape))
 
 
 def _network_of_run(run: Run) -> tuple[Network, tuple[str, ...]]:
@@ -136,16 +117,35 @@ def _network_of_run(run: Run) -> tuple[Network, tuple[str, ...]]:
     return centerface.trained(model), run.recipe.classes
 
 
-def _largest_difference(found: Detections, expected: Detections, side: int) -> float:
-    """Return the largest difference of scores, and of corners as shares of `side`.
+def _difference(model: Any, network: Network, folder: Path) -> float:
+    """Return the largest difference between `model` and its SavedModel in `folder`.
 
-    Each detection is compared with the most similar one, because rounding may change their order.
+    It covers the scores of all points of the known photograph, as `network` computes them, which is
+    in the SavedModel, and each detection of the SavedModel, compared with the most similar point.
     """
-    worst = 0.0
-    for box, score in zip(found.boxes_xyxy, found.scores, strict=True):
-        corners = np.abs(expected.boxes_xyxy - box).max(axis=1) / side
-        worst = max(worst, float(np.maximum(corners, np.abs(expected.scores - score)).min()))
+    picture = photograph()
+    outputs = model.predict_on_batch(picture[None].astype(np.float32))
+    expected = _scores(outputs["faces"][0])
+    classes = expected.shape[-1]
+    maps = network(tf.constant(picture[None], tf.float32)).numpy()[0]
+    worst = float(np.abs(_scores(maps[..., :classes]) - expected).max())
+    boxes = _boxes(outputs["boxes"][0])
+    (found,) = SavedModel(folder).predict(picture[None])
+    assert found.classes is not None
+    for box, score, number in zip(found.boxes_xyxy, found.scores, found.classes, strict=True):
+        corners = np.abs(boxes - box).max(axis=-1) / max(picture.shape)
+        off = np.maximum(corners, np.abs(expected[..., number - 1] - score))
+        worst = max(worst, float(off.min()))
     return worst
+
+
+def _boxes(sizes_offsets: Floats) -> Floats:
+    """Return the boxes [h, w, 4], x1 y1 x2 y2 in pixels, of maps of size and offset [h, w, 4]."""
+    rows, columns = np.indices(sizes_offsets.shape[:2])
+    half = np.exp(sizes_offsets[..., :2]) / 2
+    centre = np.stack([rows, columns], axis=-1) + sizes_offsets[..., 2:] + 0.5
+    boxes: Floats = np.concatenate([centre - half, centre + half], axis=-1) * STRIDE
+    return boxes[..., [1, 0, 3, 2]]
 
 
 def _difference_in_eight_bits(
