@@ -85,6 +85,7 @@ def import_(
     Example: veil train import labels/ --to dataset --map with_mask=FACE
     """
     from training import formats, importing, overview
+    from training.dataset import FACE
 
     if form is not None and form not in formats.FORMATS:
         raise typer.BadParameter(f"choose from {', '.join(formats.FORMATS)}", param_hint="--format")
@@ -104,7 +105,7 @@ def import_(
         return
     print(f"digest: {figures['digest']}")
     print(f"labels: {overview.label_line(figures)}")
-    noun = "faces" if choice.classes == (importing.FACE,) else "objects"
+    noun = "faces" if choice.classes == (FACE,) else "objects"
     for name, counts in figures["splits"].items():
         print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} {noun}")
     print(f"report: {to / 'report.md'}")

@@ -182,7 +182,9 @@ def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
     from worker.detection.tf import tf
 
     network = centerface.Network.of(WEIGHTS.fetch())(tf.constant(astronaut[None], tf.float32))
-    answer = {name: value.numpy()[0] for name, value in centerface._decode(network).items()}
+    extent = tf.constant(network.shape[1:3], tf.float32)
+    outputs = centerface._decode(network, maps.DEFAULT_LAYOUT, extent)
+    answer = {name: value.numpy()[0] for name, value in outputs.items()}
     found = maps.decode(network.numpy()[0])
 
     count = int(answer["num_detections"])
