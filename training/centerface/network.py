@@ -87,9 +87,9 @@ class CenterFace:
         network, canvases = centerface.trained(model), list(pictures)
         calibration = calibrated(network, canvases)
         flatbuffer = in_eight_bits(network, calibration.scales, calibration.ranges)
-        difference = _difference_in_eight_bits(
-            network, flatbuffer, canvases[::COMPARED_EVERY], len(self.classes)
-        )
+        compared = canvases[::COMPARED_EVERY]
+        with silenced():  # LiteRT logs its delegate
+            difference = _difference_in_eight_bits(network, flatbuffer, compared, len(self.classes))
         (folder / NETWORK).write_bytes(flatbuffer)
         (folder / DIFFERENCE).write_text(json.dumps({"difference_in_8_bits": difference}) + "\n")
 
@@ -155,8 +155,7 @@ def _difference_in_eight_bits(
 
     It covers the points of `canvases` that either scores COMPARED_SCORE or more.
     """
-    with silenced():
-        interpreter = Interpreter(model_content=flatbuffer)
+    interpreter = Interpreter(model_content=flatbuffer)
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
     differences = [np.zeros(0)]
     for canvas in canvases:
