@@ -28,12 +28,14 @@ COVER_FROM = 0.35, 0.65  # range of the upper edge of an occluder, as a share of
 class Example:
     """A picture, uint8 RGB [h, w, 3], with its labels.
 
-    `faces` [n, 4] and `ignored` [m, 4] are float32, x1 y1 x2 y2 in pixels of the picture.
+    `faces` [n, 4] and `ignored` [m, 4] are float32, x1 y1 x2 y2 in pixels of the picture. `classes`
+    [n] are the classes of the faces, from 0 on.
     """
 
     pixels: Pixels
     faces: Boxes
     ignored: Boxes
+    classes: NDArray[np.intp]
 
 
 def fitted(example: Example, side: int) -> Example:
@@ -42,8 +44,11 @@ def fitted(example: Example, side: int) -> Example:
     return _too_small_ignored(_window(example, factor, 0.0, 0.0, side))
 
 
-def augmented(example: Example, side: int, random: Random) -> Example:
-    """Return a square of `side` pixels with a random part of the picture, randomly changed."""
+def augmented(example: Example, side: int, random: Random, coverable: int | None = 0) -> Example:
+    """Return a square of `side` pixels with a random part of the picture, randomly changed.
+
+    `coverable` is the class of which an object may be covered; None if there is no such class.
+    """
     if random.random() < 0.5:
         example = _mirrored(example)
     if random.random() < CROPPED and len(example.faces):
@@ -52,8 +57,9 @@ def augmented(example: Example, side: int, random: Random) -> Example:
         made = _whole(example, side, random)
     made = _too_small_ignored(made)
     pixels = made.pixels
-    if random.random() < COVERED and len(made.faces):
-        pixels = _covered(pixels, made.faces[random.integers(len(made.faces))], random)
+    faces = made.faces[made.classes == coverable]
+    if random.random() < COVERED and len(faces):
+        pixels = _covered(pixels, faces[random.integers(len(faces))], random)
     pixels = _recoloured(pixels, random)
     if random.random() < BLURRED:
         pixels = cv2.GaussianBlur(pixels, (0, 0), random.uniform(0.4, 2.0)).astype(np.uint8)
@@ -74,6 +80,7 @@ def _mirrored(example: Example) -> Example:
         np.ascontiguousarray(example.pixels[:, ::-1]),
         other_side(example.faces),
         other_side(example.ignored),
+        example.classes,
     )
 
 
@@ -128,7 +135,9 @@ def _window(example: Example, factor: float, left: float, top: float, side: int)
     inside = _areas(shown) > 0
     kept, cut = inside & (left_of >= LEAST_SHOWN), inside & (left_of < LEAST_SHOWN)
     ignored = np.concatenate([ignored.clip(0, side), shown[cut]])
-    return Example(drawn.astype(np.uint8), shown[kept], ignored[_areas(ignored) > 0])
+    return Example(
+        drawn.astype(np.uint8), shown[kept], ignored[_areas(ignored) > 0], example.classes[kept]
+    )
 
 
 def _reduced(
@@ -153,6 +162,7 @@ def _too_small_ignored(example: Example) -> Example:
     return replace(
         example,
         faces=example.faces[~tiny],
+        classes=example.classes[~tiny],
         ignored=np.concatenate([example.ignored, example.faces[tiny]]),
     )
 

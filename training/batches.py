@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from training.anchors import Floats, Targets, anchors, targets
 from training.augmentation import Boxes, Example, augmented, fitted
-from training.dataset import Dataset, Picture
+from training.dataset import FACE, Dataset, Picture
+from training.network import Floats, Network, Targets
 from worker.pixels import Pixels
 
 AHEAD = 4  # batches that are prepared during a training step
@@ -23,12 +22,12 @@ KEPT_BYTES = 1 << 30  # limit for the decoded pictures that stay in memory
 class Batch:
     """The input of one training step and its targets.
 
-    `pictures` is float32 [n, side, side, 3]; `truth` contains ``faces`` [n, a, 1] and ``boxes``
-    [n, a, 5], see Targets.
+    `pictures` is float32 [n, side, side, 3]; `truth` contains the targets of all pictures, whose
+    first axis is n.
     """
 
     pictures: Floats
-    truth: dict[str, Floats]
+    truth: Targets
 
 
 @dataclass
@@ -41,6 +40,7 @@ class Batches:
 
     dataset: Dataset
     pictures: Sequence[Picture]
+    network: Network
     side: int
     size: int
     seed: int
@@ -51,7 +51,9 @@ class Batches:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._grid = anchors(self.side, self.side)
+        labels = self.dataset.labels
+        # Only faces have a lower half that a mask, a scarf or a hand may cover.
+        self._coverable = labels.index(FACE) if FACE in labels else None
 
     def starting(self, number: int, count: int) -> Iterator[Batch]:
         """Yield the batches `number` to `count` - 1."""
@@ -74,14 +76,15 @@ class Batches:
         round_, place = divmod(number, len(self.pictures))
         order = np.random.default_rng([self.seed, round_]).permutation(len(self.pictures))
         picture = self.pictures[order[place]]
-        example = Example(self._pixels(picture), _boxes(picture.faces), _boxes(picture.ignore))
+        classes = np.array(picture.classes or [0] * len(picture.faces), np.intp)
+        faces, ignored = _boxes(picture.faces), _boxes(picture.ignore)
+        example = Example(self._pixels(picture), faces, ignored, classes)
         if self.augment:
-            shown = augmented(example, self.side, np.random.default_rng([self.seed, number, 1]))
+            random = np.random.default_rng([self.seed, number, 1])
+            shown = augmented(example, self.side, random, self._coverable)
         else:
             shown = fitted(example, self.side)
-        return shown.pixels, targets(
-            self._grid, _rows_first(shown.faces), _rows_first(shown.ignored)
-        )
+        return shown.pixels, self.network.targets(shown, self.side)
 
     def _pixels(self, picture: Picture) -> Pixels:
         if (kept := self._kept.get(picture.sha256)) is not None:
@@ -96,15 +99,10 @@ class Batches:
 
 def _joined(examples: Sequence[tuple[Pixels, Targets]]) -> Batch:
     pictures = np.stack([pixels for pixels, _ in examples]).astype(np.float32)
-    faces = np.stack([target.faces for _, target in examples])
-    boxes = np.stack([target.boxes for _, target in examples])
-    return Batch(pictures, {"faces": faces, "boxes": boxes})
+    names = examples[0][1]
+    truth = {name: np.stack([targets[name] for _, targets in examples]) for name in names}
+    return Batch(pictures, truth)
 
 
 def _boxes(boxes: Sequence[Any]) -> Boxes:
     return np.array(boxes, np.float32).reshape(-1, 4)
-
-
-def _rows_first(boxes: Boxes) -> NDArray[np.float32]:
-    """Convert x1 y1 x2 y2 to y1 x1 y2 x2."""
-    return boxes[:, [1, 0, 3, 2]]

@@ -30,8 +30,8 @@ REPORTS = "evaluation"  # a folder in that of a run, with a folder for each spli
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
-def _above_zero(number: float) -> float:
-    if number <= 0:
+def _above_zero(number: float | None) -> float | None:
+    if number is not None and number <= 0:
         raise typer.BadParameter("must be above 0")
     return number
 
@@ -67,9 +67,16 @@ def import_(
         list[str] | None,
         typer.Option(
             "--map",
-            metavar="LABEL=FACE|ignore|drop",
-            help="Map a label; repeatable. Without --map all labels become FACE, otherwise labels "
-            "that are not mapped are dropped.",
+            metavar="LABEL=CLASS|ignore|drop",
+            help="Map a label to FACE, or to one of --classes; repeatable. Without --map and "
+            "--classes all labels become FACE, otherwise other labels are dropped.",
+        ),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL,…",
+            help="Labels to keep, as classes of these names; without it they become FACE.",
         ),
     ] = None,
     val: Annotated[
@@ -87,12 +94,14 @@ def import_(
     Example: veil train import labels/ --to dataset --map with_mask=FACE
     """
     from training import formats, importing, overview
+    from training.dataset import FACE
 
     if form is not None and form not in formats.FORMATS:
         raise typer.BadParameter(f"choose from {', '.join(formats.FORMATS)}", param_hint="--format")
     if val + test >= 1:
         raise typer.BadParameter("--val and --test leave nothing to train on")
-    choice = importing.Choice(_mapping(mapping or []), val, test)
+    kept = [name.strip() for name in (classes or "").split(",") if name.strip()]
+    choice = importing.Choice.of(_mapping(mapping or []), val, test, kept)
     labelled = []
     for source in sources:
         labelled += formats.read(source, form, pictures or [])
@@ -105,8 +114,9 @@ def import_(
         return
     print(f"digest: {figures['digest']}")
     print(f"labels: {overview.label_line(figures)}")
+    noun = "faces" if choice.classes == (FACE,) else "objects"
     for name, counts in figures["splits"].items():
-        print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} faces")
+        print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} {noun}")
     print(f"report: {to / 'report.md'}")
     print(_next("fit", to, "--to", "RUN"))
 
@@ -119,16 +129,24 @@ def fit(
     to: Annotated[
         Path, typer.Option(metavar="RUN", help="Folder of the run; a stopped run is resumed.")
     ],
+    start: Annotated[
+        str | None,
+        typer.Option(
+            metavar="default|RUN",
+            help="Begin with the default model, or with the network of another, finished run; "
+            "without it, with a new EfficientDet.",
+        ),
+    ] = None,
     size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Size of the network: d0, d1 or d2.")
+        str, typer.Option(metavar="SIZE", help="Size of a new EfficientDet: d0, d1 or d2.")
     ] = "d0",
     side: Annotated[
         int | None,
         typer.Option(
             metavar="PIXELS",
             max=LARGEST_SIDE,
-            help="Side of the squares that the network is given, a multiple of 128; by default "
-            "that of --size.",
+            help="Side of the squares that the network is given, a multiple of 128, or of 32 with "
+            "--start default; by default that of the network.",
         ),
     ] = None,
     batch: Annotated[
@@ -145,17 +163,19 @@ def fit(
         typer.Option(metavar="COUNT", min=1, help="Number of steps, in place of --rounds."),
     ] = None,
     learning_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="RATE",
             callback=_above_zero,
-            help="Highest learning rate; the rate rises to it, then falls as a cosine.",
+            help="Highest learning rate; the rate rises to it, then falls as a cosine. By default "
+            "0.002, and 0.0005 with --start default.",
         ),
-    ] = 0.002,
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
-            metavar="WEIGHTS", help="Initial weights of the backbone: imagenet, none or a file."
+            metavar="WEIGHTS",
+            help="Initial weights of a new EfficientDet's backbone: imagenet, none or a file.",
         ),
     ] = "imagenet",
     augment: Annotated[bool, typer.Option(help="Change the pictures at random.")] = True,
@@ -198,29 +218,39 @@ def fit(
 ) -> None:
     """Train a detector. After a kill, the same command resumes from the last checkpoint.
 
-    Example: veil train fit dataset --to run --size d0
+    Example: veil train fit dataset --to run --start default
     """
     from training.dataset import Dataset, refuse_as_target
 
     dataset = Dataset.load(folder)
     refuse_as_target(to)
     from training import fitting
-    from training.anchors import MULTIPLE
     from training.backend import has_accelerator
-    from training.model import SIZES
+    from training.network import network_of
     from training.run import Recipe, Run
 
-    if size not in SIZES:
-        raise typer.BadParameter(f"choose from {', '.join(SIZES)}", param_hint="--size")
-    side = SIZES[size].side if side is None else side
-    if side < MULTIPLE or side % MULTIPLE:
-        raise typer.BadParameter(f"must be a multiple of {MULTIPLE}", param_hint="--side")
+    size, initial, identity = _initial(start, size, weights)
+    network = network_of(size, dataset.labels)
+    side = network.side if side is None else side
+    if side < network.multiple or side % network.multiple:
+        raise typer.BadParameter(f"must be a multiple of {network.multiple}", param_hint="--side")
+    if learning_rate is None:
+        learning_rate = network.learning_rate
     precision = precision or ("mixed_bfloat16" if has_accelerator() else "float32")
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"choose from {', '.join(PRECISIONS)}", param_hint="--precision")
     count = steps or math.ceil(rounds * len(dataset.split("train")) / batch)
     recipe = Recipe(
-        size, side, batch, count, learning_rate, seed, augment, _identity(weights), precision
+        size,
+        side,
+        batch,
+        count,
+        learning_rate,
+        seed,
+        augment,
+        identity,
+        precision,
+        dataset.labels,
     )
     run = Run.open(to, recipe, dataset.digest)
     for flag, is_given in (("--resume", resume), ("--finish", finish)):
@@ -231,7 +261,6 @@ def fit(
         print(json.dumps(line) if as_json else _progress_line(line), flush=True)
 
     with _resumable(run):
-        initial = None if weights == "none" else weights
         fitting.fit(run, dataset, initial, every, report, ends_here=finish)
     made = run.steps_made()
     if as_json:
@@ -370,10 +399,22 @@ def export(
         return
     print(f"threshold: {metadata['score_threshold']}, {_origin(threshold, run)}")
     print(f"differs from the network by: {exported.difference:.1g}")
+    if "difference_in_8_bits" in metadata:
+        print(f"in 8 bits: {_eight_bits_line(exported.folder, metadata['difference_in_8_bits'])}")
     _print_links(run)
     for report in sorted((folder / REPORTS).glob("*/report.md")):
         print(f"report: {report}")
     print(f"VEIL_MODEL={exported.zip}")
+
+
+def _eight_bits_line(folder: Path, difference: float) -> str:
+    """Return in words how far the scores of the network in 8 bits are from those in floats."""
+    from worker.detection.model import NETWORK
+
+    line = f"scores differ by {difference:g} on average"
+    if (folder / NETWORK).is_file():
+        return line
+    return f"{line}, which is too much: it is left out, and TensorFlow runs the model"
 
 
 def _warn_of(drawbacks: list[str]) -> None:
@@ -437,14 +478,35 @@ def _resumable(run: "Run") -> Iterator[None]:
         raise
 
 
-def _identity(weights: str) -> str:
-    """Return the identity of the initial weights: of a file the digest, as names are reused."""
-    if weights in ("none", "imagenet"):
-        return weights
+def _initial(start: str | None, size: str, weights: str) -> tuple[str, str | None, str]:
+    """Return the size of the network, its initial weights, and their identity for the recipe.
+
+    Of a file the identity is the digest, because names are reused.
+    """
+    from training.network import CENTERFACE, DEFAULT
+    from training.run import WEIGHTS, Run
+    from worker.detection.centerface import WEIGHTS as PUBLISHED
+
+    if start == DEFAULT:
+        return CENTERFACE, DEFAULT, PUBLISHED.sha256
+    if start is not None:
+        run = Run.load(Path(start).expanduser())
+        run.require_finished()
+        return run.recipe.size, str(run.folder), _digest(run.folder / WEIGHTS, "--start")
+    if weights == "none":
+        return size, None, weights
+    if weights == "imagenet":
+        return size, weights, weights
+    return size, weights, _digest(Path(weights).expanduser(), "--weights")
+
+
+def _digest(path: Path, option: str) -> str:
+    """Return the SHA-256 of the file that `option` names."""
     try:
-        return hashlib.sha256(Path(weights).expanduser().read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise TrainingFailed(f"--weights {weights} can't be read: {error.strerror}") from None
+        raise TrainingFailed(f"{option} {path} can't be read: {error.strerror}") from None
 
 
 def _mapping(given: list[str]) -> dict[str, str]:
@@ -452,6 +514,6 @@ def _mapping(given: list[str]) -> dict[str, str]:
     for text in given:
         name, equals, target = text.rpartition("=")
         if not equals or not name:
-            raise InvalidRequest(f"--map {text!r}: use LABEL=FACE, LABEL=ignore or LABEL=drop")
+            raise InvalidRequest(f"--map {text!r}: use LABEL=CLASS, LABEL=ignore or LABEL=drop")
         pairs[name] = target
     return pairs

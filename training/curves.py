@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -70,17 +71,17 @@ def read(log: Path) -> list[dict[str, str]]:
         return [line for line in csv.DictReader(file) if line.get("seconds")]
 
 
-def plot(log: Path, path: Path) -> None:
-    """Draw the losses of a log, as means of a fiftieth of its steps, and that of the split val."""
+def plot(log: Path, path: Path, titles: Mapping[str, str]) -> None:
+    """Draw the losses of a log, as means of a fiftieth of its steps, and that of the split val.
+
+    `titles` are those of the losses of single outputs of the network.
+    """
     lines = read(log)
     span = max(1, len(lines) // SPANS)
     steps = [float(line["step"]) for line in lines]
     curves = {}
-    for title, name in (
-        ("loss", "loss"),
-        ("focal loss, of the scores", "faces_loss"),
-        ("Huber loss, of the boxes", "boxes_loss"),
-    ):
+    parts = [(title, f"{name}_loss") for name, title in titles.items()]
+    for title, name in (("loss", "loss"), *parts):
         losses = [float(line[name]) for line in lines]
         curves[title] = _means(steps, span), _means(losses, span)
     if checked := [line for line in lines if line["val_loss"]]:
@@ -89,7 +90,7 @@ def plot(log: Path, path: Path) -> None:
             [float(line["val_loss"]) for line in checked],
         )
     title = f"Training: means of {span} steps" if span > 1 else "Training"
-    charts.lines(path, title, "training step", "loss per matched anchor", curves, limits=(0, None))
+    charts.lines(path, title, "training step", "loss per object", curves, limits=(0, None))
 
 
 def _means(values: list[float], span: int) -> list[float]:

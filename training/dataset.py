@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ VERSION = 1
 INDEX = "dataset.json"
 SPLITS = ("train", "val", "test")
 MAX_PIXELS = 100_000_000
+FACE = "FACE"
 Box = tuple[float, float, float, float]
 
 
@@ -25,6 +26,8 @@ Box = tuple[float, float, float, float]
 class Picture:
     """A picture of the data set, with the boxes of its faces, x1 y1 x2 y2 in pixels.
 
+    Faces are objects of other classes, too, if the data set has such. `classes` has the place of
+    each one's label among those of the data set; it is empty if there is only one label.
     `width` and `height` are those of the upright picture. Detections in the areas `ignore` count
     neither as faces nor as false alarms.
     """
@@ -36,18 +39,28 @@ class Picture:
     faces: tuple[Box, ...]
     ignore: tuple[Box, ...]
     split: str
+    classes: tuple[int, ...] = ()
+
+    def boxes_of(self, number: int) -> tuple[Box, ...]:
+        """Return the boxes of the class `number`."""
+        if not self.classes:
+            return self.faces
+        of_class = zip(self.faces, self.classes, strict=True)
+        return tuple(box for box, its in of_class if its == number)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A folder of pictures with an index.
 
-    `digest` covers everything that training and evaluation use.
+    `digest` covers everything that training and evaluation use. `labels` are the names of the
+    classes.
     """
 
     folder: Path
     pictures: tuple[Picture, ...]
     digest: str
+    labels: tuple[str, ...] = (FACE,)
 
     @classmethod
     def load(cls, folder: Path) -> "Dataset":
@@ -62,6 +75,7 @@ class Dataset:
                     f"{folder} has version {content['version']}, not {VERSION}: import it again"
                 )
             pictures = tuple(_picture(record) for record in content["pictures"])
+            labels = tuple(map(str, content.get("labels", [FACE])))
             stated = content["digest"]
         except (FileNotFoundError, NotADirectoryError):
             raise DatasetInvalid(
@@ -71,9 +85,9 @@ class Dataset:
             raise DatasetInvalid(
                 f"{folder / INDEX} is damaged ({type(error).__name__}): import it again"
             ) from None
-        if digest(pictures) != stated:
+        if digest(pictures, labels) != stated:
             raise DatasetInvalid(f"{folder / INDEX} is not what its digest names: import it again")
-        return cls(folder, pictures, stated)
+        return cls(folder, pictures, stated, labels)
 
     def split(self, name: str) -> tuple[Picture, ...]:
         """Return the pictures of one split; raise DatasetInvalid if none of them has a face."""
@@ -124,19 +138,23 @@ def decoded(content: bytes) -> tuple[Pixels, str]:
     return next(iter(picture.frames[0].views())), picture.format
 
 
-def digest(pictures: Iterable[Picture]) -> str:
-    """Return the SHA-256 of contents, boxes and splits, whatever the order of the sources."""
-    lines = sorted(json.dumps(asdict(picture), sort_keys=True) for picture in pictures)
+def digest(pictures: Iterable[Picture], labels: Sequence[str] = (FACE,)) -> str:
+    """Return the SHA-256 of contents, boxes, labels and splits, in any order of the sources."""
+    lines = sorted(json.dumps(_record(picture), sort_keys=True) for picture in pictures)
+    if tuple(labels) != (FACE,):
+        lines.append(json.dumps(list(labels)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def index(pictures: Iterable[Picture]) -> dict[str, Any]:
+def index(pictures: Iterable[Picture], labels: Sequence[str] = (FACE,)) -> dict[str, Any]:
     """Return the content of the file INDEX."""
     ordered = sorted(pictures, key=lambda picture: picture.sha256)
+    named = {} if tuple(labels) == (FACE,) else {"labels": list(labels)}
     return {
         "version": VERSION,
-        "digest": digest(ordered),
-        "pictures": [asdict(picture) for picture in ordered],
+        "digest": digest(ordered, labels),
+        **named,
+        "pictures": [_record(picture) for picture in ordered],
     }
 
 
@@ -147,9 +165,21 @@ def sides(boxes: Iterable[Box]) -> NDArray[np.float64]:
     return found
 
 
+def _record(picture: Picture) -> dict[str, Any]:
+    """Return the fields of `picture`, without classes if there are none."""
+    record = asdict(picture)
+    if not picture.classes:
+        del record["classes"]
+    return record
+
+
 def _picture(record: dict[str, Any]) -> Picture:
     boxes = {name: tuple(map(_box, record[name])) for name in ("faces", "ignore")}
-    return Picture(**{**record, **boxes})
+    classes = tuple(map(int, record.get("classes", ())))
+    picture = Picture(**{**record, **boxes, "classes": classes})
+    if classes and len(classes) != len(picture.faces):
+        raise ValueError("a picture has another number of classes than of boxes")
+    return picture
 
 
 def _box(corners: list[float]) -> Box:

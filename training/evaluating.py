@@ -1,4 +1,4 @@
-"""``veil train evaluate``: measure detections and exposed faces of a model."""
+"""``veil train evaluate``: measure detections and exposed faces of a model, by label."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,21 +10,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore
 from training import scoring
-from training.dataset import Box, Dataset, Picture
+from training.dataset import FACE, Box, Dataset, Picture
 from training.run import DESCRIPTION, Run
 from training.scoring import Curve, Judged
-from worker.bootstrap import load_model, mask_style
+from worker.bootstrap import load_folder, load_model, mask_style
 from worker.commands.progress import progress_bar
 from worker.detection import own_model
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Boxes, Detections
-from worker.detection.model import DEFAULT_THRESHOLD, Model
+from worker.detection.model import DEFAULT_THRESHOLD, Model, stated_labels
 from worker.detection.presets import PassSettings
-from worker.detection.tiled import ModelInput, one_by_one
+from worker.detection.tiled import Infer, ModelInput, one_by_one
 from worker.masking import hiding
-from worker.masking.regions import MaskStyle
+from worker.masking.regions import WHOLE, MaskStyle, covered_pixels, regions
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
@@ -37,6 +38,7 @@ BAND = (0.15, 0.2, 0.85, 0.6)
 BAND_PIXELS = (64, 32)
 DETAIL = 3.0  # sigma in pixels of the band; coarser structure is light and shade
 EXPOSED = 0.5
+HIDDEN = 0.9  # an object of another label is exposed if a smaller share of its box is hidden
 CHANGED = 24  # levels; a pixel outside of all faces that changed more counts as spill
 
 
@@ -46,6 +48,17 @@ class Remembering:
 
     model: Model
     known: dict[str, Detections] = field(default_factory=dict)
+
+    def of_class(self, number: int | None) -> Infer:
+        """Return the Infer that returns detections of class `number` alone, or all for None."""
+
+        def infer(canvas: Pixels) -> Detections:
+            found = self(canvas)
+            if number is None or found.classes is None:
+                return found
+            return found[found.classes == number]
+
+        return one_by_one(infer)
 
     def __call__(self, canvas: Pixels) -> Detections:
         digest = hashlib.sha256(repr(canvas.shape).encode() + canvas.tobytes()).hexdigest()
@@ -58,12 +71,13 @@ class Remembering:
 
 @dataclass(frozen=True)
 class Figures:
-    """The results of one model. `shown` contains the pictures at `threshold`.
+    """The results of one model for one label. `shown` contains the pictures at `threshold`.
 
     `is_within_budget` is False if no threshold has as few false alarms as were asked for.
     """
 
     name: str
+    label: str
     threshold: float
     is_within_budget: bool
     precision: dict[str, float | None]
@@ -77,6 +91,7 @@ class Figures:
         recall, precision, alarms = self.at_threshold()
         return {
             "model": self.name,
+            "label": self.label,
             "threshold": round(self.threshold, 4),
             **self.precision,
             "recall": recall,
@@ -104,17 +119,21 @@ class Figures:
 def load(address: str, settings: WorkerSettings) -> Model:
     """Return the model at `address`: a finished run, or a SavedModel as in VEIL_MODEL.
 
-    A run is saved first, so that the evaluation measures the model that would be served.
+    A run is saved first, so that the evaluation measures the model that would be served, with the
+    engine that a worker would choose on this machine.
     """
-    from worker.detection.saved_model import SavedModel
-
     path = Path(address).expanduser()
     if (path / DESCRIPTION).is_file():
         from training import exporting
 
-        return SavedModel(exporting.saved_model(Run.load(path)))
+        return load_folder(_with_floor(settings), exporting.saved_model(Run.load(path)))
     folder = own_model.folder(address, lambda: ObjectStore.connect(settings))
-    return SavedModel(folder, name=address)
+    return load_folder(_with_floor(settings), folder, name=address)
+
+
+def _with_floor(settings: WorkerSettings) -> WorkerSettings:
+    """Return `settings` for a model that also reports the weakest detections of a curve."""
+    return settings.model_copy(update={"score_threshold": FLOOR})
 
 
 def evaluate(
@@ -127,69 +146,124 @@ def evaluate(
     compare: bool,
     threshold: float | None = None,
 ) -> list[Figures]:
-    """Return the results of the model at `address` and, with `compare`, of the bundled one.
+    """Return the results of the model at `address` for each label of `dataset`.
 
-    The threshold is `threshold`, or else the lowest one that finds faces with at most `alarms`
-    false alarms per picture, or else DEFAULT_THRESHOLD. The bundled model keeps its own.
+    After those for FACE follow, with `compare`, those of the bundled model. The threshold is
+    `threshold`, or else the lowest one that finds objects of the label with at most `alarms` false
+    alarms per picture, or else DEFAULT_THRESHOLD. The bundled model keeps its own.
     """
-    pictures = dataset.split(split)
     style = mask_style(settings)
     model, name = load(address, settings), Path(address).name
-    figures = [_measured(name, model, dataset, pictures, look, style, alarms, threshold)]
-    if compare:
-        bundled = load_model(WorkerSettings(model=None, score_threshold=FLOOR))
-        own = bundled.score_threshold
-        figures.append(_measured("bundled", bundled, dataset, pictures, look, style, alarms, own))
+    numbers = class_numbers(model.folder, dataset.labels)
+    answers = Remembering(model)
+    figures = []
+    for label in dataset.labels:
+        infer = answers.of_class(numbers[label])
+        measured = _Measured(dataset, split, label, look, _style_for(label, style), alarms)
+        figures.append(measured.figures(name, infer, model.fixed_size, threshold))
+        if label == FACE and compare:
+            bundled = load_model(WorkerSettings(model=None, score_threshold=FLOOR))
+            own = bundled.score_threshold
+            figures.append(
+                measured.figures("bundled", Remembering(bundled).of_class(None), None, own)
+            )
     return figures
 
 
-def _measured(
-    name: str,
-    model: Model,
-    dataset: Dataset,
-    pictures: Sequence[Picture],
-    look: PassSettings,
-    style: MaskStyle,
-    alarms: float,
-    threshold: float | None,
-) -> Figures:
-    answers = Remembering(model)
-    with progress_bar(name, total=2 * len(pictures)) as bar:
-        everything = []
-        takes = ModelInput(model.fixed_size)
-        detector = ScaledDetector(one_by_one(answers), look, FLOOR, takes)
-        for picture in pictures:
-            everything.append(_judged(picture, detector.detect(dataset.pixels(picture))))
-            bar.advance()
-        curve = scoring.curve(everything)
-        is_within_budget = True
-        if threshold is None:
-            threshold = proposed(curve, alarms)
-        if threshold is None:
-            threshold, is_within_budget = DEFAULT_THRESHOLD, False
-        detector = ScaledDetector(one_by_one(answers), look, threshold, takes)
-        exposed, spills, shown = 0, [], []
-        for picture in pictures:
-            pixels = dataset.pixels(picture)
-            found = detector.detect(pixels)
-            hidden = hiding.hide(pixels, found.sightings, style)
-            exposed += sum(survived(pixels, hidden, face) >= EXPOSED for face in picture.faces)
-            spills.append(_spill(pixels, hidden, picture))
-            shown.append(_judged(picture, found))
-            bar.advance()
-    faces = sum(len(picture.faces) for picture in pictures)
-    precision = scoring.average_precision(everything)
-    return Figures(
-        name,
-        threshold,
-        is_within_budget,
-        precision,
-        curve,
-        exposed,
-        faces,
-        float(np.mean(spills)),
-        tuple(shown),
-    )
+def class_numbers(folder: Path, labels: Sequence[str]) -> dict[str, int | None]:
+    """Return the class of the model in `folder` for each of `labels`.
+
+    It is None, for all classes, if there is one label and the model states none. Raises
+    ModelInvalid if the model does not state a class for each label.
+    """
+    stated = {label: number for number, label in stated_labels(folder).items()}
+    if not stated and len(labels) == 1:
+        return {labels[0]: None}
+    if missing := [label for label in labels if label not in stated]:
+        raise ModelInvalid(
+            f"{folder} states no class for the label {missing[0]}: it has "
+            f"{', '.join(stated) or 'no labels in its veil.json'}"
+        )
+    return {label: stated[label] for label in labels}
+
+
+def _style_for(label: str, style: MaskStyle) -> MaskStyle:
+    """Return `style`, with masks of whole objects for a label other than FACE."""
+    return style if label == FACE else replace(style, region=WHOLE)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A measurement of one label in one split."""
+
+    dataset: Dataset
+    split: str
+    label: str
+    look: PassSettings
+    style: MaskStyle
+    alarms: float
+
+    def figures(
+        self, name: str, infer: Infer, fixed_size: tuple[int, int] | None, threshold: float | None
+    ) -> Figures:
+        """Return the results of the model `name`, whose detections of the label `infer` returns."""
+        pictures = self.dataset.split(self.split)
+        with progress_bar(f"{name}, {self.label}", total=2 * len(pictures)) as bar:
+            everything = []
+            takes = ModelInput(fixed_size)
+            detector = ScaledDetector(infer, self.look, FLOOR, takes)
+            for picture in pictures:
+                found = detector.detect(self.dataset.pixels(picture))
+                everything.append(_judged(picture, self._boxes(picture), found))
+                bar.advance()
+            curve = scoring.curve(everything)
+            is_within_budget = True
+            if threshold is None:
+                threshold = proposed(curve, self.alarms)
+            if threshold is None:
+                threshold, is_within_budget = DEFAULT_THRESHOLD, False
+            detector = ScaledDetector(infer, self.look, threshold, takes)
+            exposed, spills, shown = 0, [], []
+            for picture in pictures:
+                pixels = self.dataset.pixels(picture)
+                found = detector.detect(pixels)
+                hidden = hiding.hide(pixels, found.sightings, self.style)
+                exposed += self._exposed(picture, pixels, hidden, found)
+                spills.append(_spill(pixels, hidden, picture))
+                shown.append(_judged(picture, self._boxes(picture), found))
+                bar.advance()
+        return Figures(
+            name,
+            self.label,
+            threshold,
+            is_within_budget,
+            scoring.average_precision(everything),
+            curve,
+            exposed,
+            sum(len(self._boxes(picture)) for picture in pictures),
+            float(np.mean(spills)),
+            tuple(shown),
+        )
+
+    def _boxes(self, picture: Picture) -> tuple[Box, ...]:
+        return picture.boxes_of(self.dataset.labels.index(self.label))
+
+    def _exposed(self, picture: Picture, clear: Pixels, hidden: Pixels, found: Detections) -> int:
+        """Return the number of exposed objects of the label: see EXPOSED and HIDDEN."""
+        boxes = self._boxes(picture)
+        if self.label == FACE:
+            return sum(survived(clear, hidden, face) >= EXPOSED for face in boxes)
+        height, width = clear.shape[:2]
+        everything = regions(found.sightings, self.style, width, height)
+        covered = covered_pixels(everything, (0, 0, width, height))
+        return sum(_share(covered, box) < HIDDEN for box in boxes)
+
+
+def _share(covered: NDArray[np.bool_], box: Box) -> float:
+    """Return the share of the pixels of `box` that are `covered`."""
+    x1, y1, x2, y2 = (round(side) for side in box)
+    part = covered[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+    return float(part.mean()) if part.size else 1.0
 
 
 def proposed(curve: Curve, alarms: float) -> float | None:
@@ -203,8 +277,8 @@ def proposed(curve: Curve, alarms: float) -> float | None:
     return max(threshold, FLOOR)
 
 
-def _judged(picture: Picture, found: Detections) -> Judged:
-    """Match the surest box of each face with the labels.
+def _judged(picture: Picture, objects: Sequence[Box], found: Detections) -> Judged:
+    """Match the surest box of each face with the labelled `objects`.
 
     A mask covers all boxes of a face, and would overlap its label less than any of them.
     """
@@ -212,9 +286,7 @@ def _judged(picture: Picture, found: Detections) -> Judged:
     boxes = found.sightings.boxes_xyxy[surest].clip(
         0, np.array([picture.width, picture.height] * 2, np.float32)
     )
-    return scoring.judged(
-        _boxes(picture.faces), _boxes(picture.ignore), Detections(boxes, found.scores)
-    )
+    return scoring.judged(_boxes(objects), _boxes(picture.ignore), Detections(boxes, found.scores))
 
 
 def survived(clear: Pixels, hidden: Pixels, face: Box) -> float:

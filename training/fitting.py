@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,28 @@ import numpy as np
 from tasks.errors import OutputFailed, TrainingFailed
 from training import checkpoint, curves
 from training.backend import jit, keras, layers, reproducible
-from training.batches import Batches
+from training.batches import Batch, Batches
 from training.dataset import Dataset
-from training.losses import BoxLoss, FocalLoss
-from training.model import efficientdet, load_backbone
+from training.network import Network, network_of
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
 from training.run import CHECKPOINT, CURVES, EVENTS, LOG, WEIGHTS, Recipe, Run
 from worker.commands.progress import progress_bar
+from worker.detection.detector import ScaledDetector
+from worker.detection.faces import Detections
+from worker.detection.model import DEFAULT_THRESHOLD
+from worker.detection.tiled import one_by_one
+from worker.pixels import Pixels
+from worker.settings import WorkerSettings
 
 WARM_UP = 0.05  # share of the steps
+# The share of the steps in which the backbone learns nothing, while the heads get used to their
+# classes.
+FROZEN = 0.1
 # In a short run, weights are averaged over its last tenth, and normalisations over its last sixth.
 AVERAGED, NORMALISED, LONGEST_NORMALISED = 10, 6, 0.99
 SETTLING_BATCHES = 16
 VALIDATION_BATCHES = 8
+FINISHING_PICTURES = 12  # of the training split, by which a network in 8 bits is calibrated
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -39,7 +49,7 @@ def fit(
 ) -> None:
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
-    `weights` are those of the backbone, "imagenet" or a path, or None. `report` gets the line of
+    `weights` are initial ones, as Network.start takes them, or None. `report` gets the line of
     each checkpoint: the values of the log, `steps`, the number of all, and `seconds_left`. With
     `ends_here` the run ends at its last checkpoint, without further steps.
 
@@ -48,18 +58,20 @@ def fit(
     that fails before its first step leaves none.
     """
     recipe = run.recipe
-    batches = _batches(dataset, "train", recipe)
+    network = network_of(recipe.size, recipe.classes)
+    batches = _batches(dataset, "train", recipe, network)
     try:
         with run.held():
             if run.is_finished:
                 return
             reproducible(recipe.seed)
-            trained = _Trained(recipe, weights, next(batches.starting(0, 1)))
+            trained = _Trained(recipe, network, weights, next(batches.starting(0, 1)))
             step = trained.restore(run.folder / CHECKPOINT)
             end = step if ends_here else recipe.steps
             step = _train(run, dataset, trained, batches, step, end, every, report)
             trained.settle(batches, step)
-            curves.plot(run.folder / LOG, run.folder / CURVES)
+            curves.plot(run.folder / LOG, run.folder / CURVES, network.titles)
+            network.finish(trained.model, canvases(dataset), run.folder)
             checkpoint.save(run.folder / WEIGHTS, checkpoint.numbered("w", trained.model.weights))
     except OSError as error:
         raise OutputFailed(
@@ -70,21 +82,40 @@ def fit(
 def finished_model(run: Run) -> Any:
     """Return the network with the weights of a run; raise TrainingFailed if it isn't finished."""
     run.require_finished()
-    model = efficientdet(run.recipe.size)
+    model = network_of(run.recipe.size, run.recipe.classes).build()
     path = run.folder / WEIGHTS
     checkpoint.restore("w", model.weights, checkpoint.load(path), path)
     return model
 
 
+def canvases(dataset: Dataset) -> Iterator[Pixels]:
+    """Yield canvases of some training pictures, as a worker with default settings makes them."""
+    inputs: list[Pixels] = []
+
+    def infer(canvas: Pixels) -> Detections:
+        inputs.append(canvas)
+        return Detections.none()
+
+    look = replace(WorkerSettings().pass_settings(), turned="never")
+    detector = ScaledDetector(one_by_one(infer), look, DEFAULT_THRESHOLD)
+    pictures = dataset.split("train")
+    for picture in pictures[:: math.ceil(len(pictures) / FINISHING_PICTURES)]:
+        detector.detect(dataset.pixels(picture))
+        yield from inputs
+        inputs.clear()
+
+
 class _Trained:
     """The network and its optimizer: the state of a run."""
 
-    def __init__(self, recipe: Recipe, weights: str | None, first: Any) -> None:
+    def __init__(self, recipe: Recipe, network: Network, weights: str | None, first: Any) -> None:
         keras.config.set_dtype_policy(recipe.precision)
-        self.recipe = recipe
-        self.model = efficientdet(recipe.size)
+        self.model = network.build()
         if weights is not None:
-            load_backbone(self.model, recipe.size, weights)
+            network.start(self.model, weights, recipe.seed)
+        self._backbone = network.backbone(self.model)
+        self._frozen_steps = round(FROZEN * recipe.steps) if self._backbone else 0
+        self._is_frozen = False
         self._set_momentum(min(LONGEST_NORMALISED, max(0.0, 1 - NORMALISED / recipe.steps)))
         warm_up = max(1, round(WARM_UP * recipe.steps))
         schedule = keras.optimizers.schedules.CosineDecay(
@@ -94,9 +125,7 @@ class _Trained:
             warmup_steps=warm_up,
         )
         self.flat = FlatAdamW(schedule, min(LONGEST_AVERAGE, max(0.0, 1 - AVERAGED / recipe.steps)))
-        self.model.compile(
-            optimizer=self.flat, loss={"faces": FocalLoss(), "boxes": BoxLoss()}, jit_compile=jit()
-        )
+        self.model.compile(optimizer=self.flat, loss=network.losses(), jit_compile=jit())
         self.optimizer = self.model.optimizer  # wrapped, if the precision needs a scaled loss
         self.optimizer.build(self.model.trainable_variables)
         # The first loss creates the metrics. Created within a step, they would make Keras trace it
@@ -104,6 +133,23 @@ class _Trained:
         outputs = self.model(first.pictures[:1])
         truth = {name: values[:1] for name, values in first.truth.items()}
         self.model.compute_loss(x=None, y=truth, y_pred=outputs)
+
+    def step(self, number: int, batch: Batch) -> dict[str, Any]:
+        """Train on `batch` in step `number`, from 1 on, and return the losses."""
+        self._freeze(number <= self._frozen_steps)
+        losses: dict[str, Any] = self.model.train_on_batch(
+            batch.pictures, batch.truth, return_dict=True
+        )
+        return losses
+
+    def _freeze(self, is_frozen: bool) -> None:
+        """Let the backbone learn nothing, or learn again."""
+        if is_frozen == self._is_frozen:
+            return
+        self._is_frozen = is_frozen
+        for layer in self._backbone:
+            layer.trainable = not is_frozen
+        self.model.make_train_function(force=True)
 
     @property
     def learning_rate(self) -> float:
@@ -131,18 +177,22 @@ class _Trained:
         The running statistics belong to the weights before averaging: Wu and Johnson, "Rethinking
         'Batch' in BatchNorm", arXiv:2105.07576, section 3.
         """
-        for variable, values in zip(
-            self.model.trainable_variables, self.flat.parts(self.flat.averaged), strict=True
-        ):
-            variable.assign(values)
+        self.flat.use_average()
+        if not self._normalisations:
+            return
         for number, batch in enumerate(batches.starting(step, step + min(SETTLING_BATCHES, step))):
             self._set_momentum(number / (number + 1))
             self.model(batch.pictures, training=True)
 
+    @property
+    def _normalisations(self) -> list[Any]:
+        nested = [layer for layer in self.model.layers if isinstance(layer, keras.Model)]
+        every = [layer for model in [self.model, *nested] for layer in model.layers]
+        return [layer for layer in every if isinstance(layer, layers.BatchNormalization)]
+
     def _set_momentum(self, momentum: float) -> None:
-        for layer in [*self.model.layers, *self.model.get_layer("backbone").layers]:
-            if isinstance(layer, layers.BatchNormalization):
-                layer.momentum = momentum
+        for layer in self._normalisations:
+            layer.momentum = momentum
 
 
 def _train(
@@ -158,7 +208,7 @@ def _train(
     """Train from `step` to `end`, which is returned. Lines of the log after `step` are removed."""
     recipe = run.recipe
     has_validation = any(picture.split == "val" for picture in dataset.pictures)
-    validation = _batches(dataset, "val", recipe) if has_validation else None
+    validation = _batches(dataset, "val", recipe, batches.network) if has_validation else None
     writer = curves.Curves(run.folder / LOG, run.folder / EVENTS, step)
     started = time.monotonic()
     remaining = _Remaining(end)
@@ -167,8 +217,8 @@ def _train(
             bar.advance(step)
             for batch in batches.starting(step, end):
                 rate = trained.learning_rate
-                losses = trained.model.train_on_batch(batch.pictures, batch.truth, return_dict=True)
                 step += 1
+                losses = trained.step(step, batch)
                 line = {
                     "step": step,
                     **{name: float(loss) for name, loss in losses.items()},
@@ -215,9 +265,10 @@ class _Remaining:
         return round(seconds_a_step * (self._steps - step))
 
 
-def _batches(dataset: Dataset, split: str, recipe: Recipe) -> Batches:
+def _batches(dataset: Dataset, split: str, recipe: Recipe, network: Network) -> Batches:
     augment = recipe.augment and split == "train"
-    return Batches(dataset, dataset.split(split), recipe.side, recipe.batch, recipe.seed, augment)
+    pictures = dataset.split(split)
+    return Batches(dataset, pictures, network, recipe.side, recipe.batch, recipe.seed, augment)
 
 
 def _validation_loss(model: Any, validation: Batches) -> float:

@@ -357,7 +357,8 @@ def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """Read the annotations of Veil.
 
     They are {"images": [{"file", "width", "height", "faces": [[x1, y1, x2, y2]…], "labels",
-    "ignore"}]}.
+    "ignore"}]}. A picture may have "objects": [{"box": [x1, y1, x2, y2], "label"}…] in addition to
+    "faces", or in place of them.
     """
     file = _needed_json(source)
     with _reading(file):
@@ -369,8 +370,11 @@ def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
 
 
 def _veil_picture(image: Mapping[str, Any], file: Path, pictures: Sequence[Path]) -> Labelled:
-    names = image.get("labels") or ["face"] * len(image["faces"])
-    labels = [Label(str(name), _box(box)) for name, box in zip(names, image["faces"], strict=True)]
+    objects = image.get("objects")
+    faces = image["faces"] if objects is None else image.get("faces", [])
+    names = image.get("labels") or ["face"] * len(faces)
+    labels = [Label(str(name), _box(box)) for name, box in zip(names, faces, strict=True)]
+    labels += [Label(str(item["label"]), _box(item["box"])) for item in objects or []]
     labels += [Label("ignore", _box(box), ignored=True) for box in image.get("ignore", [])]
     size = (
         (int(image["width"]), int(image["height"]))

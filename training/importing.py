@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tasks.errors import DatasetInvalid, VeilError
 from training import dataset, folders, likeness
-from training.dataset import Box, Dataset, Picture
+from training.dataset import FACE, Box, Dataset, Picture
 from training.formats import Label, Labelled
 from worker.commands.progress import progress_bar
 
-FACE, IGNORE, DROP = "FACE", "ignore", "drop"
+IGNORE, DROP = "ignore", "drop"
 PLACES = 1  # decimals of a pixel, so that formats that store corners, sides or shares agree
 SMALLEST = 1.0  # pixels; a box with a smaller side is dropped
 THREADS = 4
@@ -34,20 +34,37 @@ WITHOUT = "pictures have no face"
 class Choice:
     """The options of an import.
 
-    `mapping` maps a label to FACE, IGNORE (neither a face nor none) or DROP. Other labels are faces
-    if it is empty, and dropped otherwise. `val` and `test` are shares of the pictures.
+    `mapping` maps a label of the sources to one of `classes`, IGNORE (neither an object nor none)
+    or DROP. Other labels become FACE if it is empty, and are dropped otherwise. `val` and `test`
+    are shares of the pictures. `classes` are the labels of the data set.
     """
 
     mapping: Mapping[str, str] = field(default_factory=dict)
     val: float = 0.1
     test: float = 0.1
+    classes: tuple[str, ...] = (FACE,)
+
+    @classmethod
+    def of(
+        cls, mapping: Mapping[str, str], val: float, test: float, classes: Sequence[str]
+    ) -> "Choice":
+        """Return the choice of labels `classes`; without them, all labels become FACE.
+
+        A class keeps the boxes of its own label, unless `mapping` maps others to it. The label
+        ``face`` becomes FACE.
+        """
+        if not classes:
+            return cls(mapping, val, test)
+        names = {name: FACE if name.lower() == FACE.lower() else name for name in classes}
+        own = {name: label for name, label in names.items() if label not in mapping.values()}
+        return cls({**own, **mapping}, val, test, tuple(dict.fromkeys(names.values())))
 
 
 @dataclass(frozen=True)
 class Imported:
     """The result of an import.
 
-    `mapped` counts the boxes of the sources by their label and by FACE, IGNORE or DROP.
+    `mapped` counts the boxes of the sources by their label and by what became of it.
     `labels_after` counts those of the data set, without the boxes that checks removed. `problems`
     contains the names of pictures by kind of problem.
     """
@@ -76,7 +93,8 @@ class _Checked:
     form: str
     looks: int
     size: tuple[int, int]
-    faces: tuple[Box, ...]
+    faces: tuple[tuple[Box, int], ...]
+    """The boxes of objects, with the places of their labels among the classes."""
     ignore: tuple[Box, ...]
     problems: tuple[str, ...]
 
@@ -91,25 +109,30 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     mapped: Counter[tuple[str, str]] = Counter()
     for each in labelled:
         mapped.update((label.name, _target(label, choice.mapping)) for label in each.labels)
-    _check_mapping(choice.mapping, {name for name, _ in mapped})
+    _check_mapping(choice, {name for name, _ in mapped})
     problems: dict[str, list[str]] = {}
     with folders.written_beside(folder) as work:
         (work / "images").mkdir(parents=True)
         known = _written(labelled, choice, work, problems)
         pictures = _split(known, choice, problems)
-        (work / dataset.INDEX).write_text(json.dumps(dataset.index(pictures), indent=1) + "\n")
+        index = dataset.index(pictures, choice.classes)
+        (work / dataset.INDEX).write_text(json.dumps(index, indent=1) + "\n")
         made = _placed(work, folder)
-    faces = sum(len(picture.faces) for picture in pictures)
-    ignored = sum(len(picture.ignore) for picture in pictures)
-    after = +Counter({FACE: faces, IGNORE: ignored})  # + removes zeros
+    after: Counter[str] = Counter()
+    for picture in pictures:
+        after[IGNORE] += len(picture.ignore)
+        for number, label in enumerate(choice.classes):
+            after[label] += len(picture.boxes_of(number))
+    after = +after  # + removes zeros
     return Imported(made, mapped, after, problems)
 
 
-def _check_mapping(mapping: Mapping[str, str], labels: Set[str]) -> None:
-    for name, target in mapping.items():
-        if target not in (FACE, IGNORE, DROP):
+def _check_mapping(choice: Choice, labels: Set[str]) -> None:
+    for name, target in choice.mapping.items():
+        if target not in (*choice.classes, IGNORE, DROP):
             raise DatasetInvalid(
-                f"the label {name!r} can become {FACE}, {IGNORE} or {DROP}, not {target!r}"
+                f"the label {name!r} can become {', '.join(choice.classes)}, {IGNORE} or {DROP}, "
+                f"not {target!r}"
             )
         if name not in labels:
             found = ", ".join(sorted(labels)) or "none at all"
@@ -172,12 +195,17 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         return OTHER_SIZE
     scale = (width, height) if each.shares else (1, 1)
     problems: set[str] = set()
-    boxes: dict[str, list[Box]] = {FACE: [], IGNORE: []}
+    faces: list[tuple[Box, int]] = []
+    ignored: list[Box] = []
     for label in each.labels:
         target = _target(label, choice.mapping)
-        if target != DROP and (box := _within(label.box, scale, width, height, problems)):
-            boxes[target].append(box)
-    if not boxes[FACE]:
+        if target == DROP or not (box := _within(label.box, scale, width, height, problems)):
+            continue
+        if target == IGNORE:
+            ignored.append(box)
+        else:
+            faces.append((box, choice.classes.index(target)))
+    if not faces:
         problems.add(WITHOUT)
     return _Checked(
         each.name,
@@ -186,8 +214,8 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         form,
         likeness.perceptual_hash(pixels),
         (width, height),
-        tuple(sorted(boxes[FACE])),
-        tuple(sorted(boxes[IGNORE])),
+        tuple(sorted(faces)),
+        tuple(sorted(ignored)),
         tuple(sorted(problems)),
     )
 
@@ -240,11 +268,7 @@ def _split(
         if len(members) > 1:
             problems.setdefault(ALIKE, []).extend(ordered[i].name for i in members[1:])
         split = _split_of(ordered[members[0]], choice)
-        for i in members:
-            its = ordered[i]
-            pictures.append(
-                Picture(_file(its), its.sha256, *its.size, its.faces, its.ignore, split)
-            )
+        pictures += [_picture(ordered[i], split, choice.classes) for i in members]
     shares = {"train": 1 - choice.val - choice.test, "val": choice.val, "test": choice.test}
     for name, share in shares.items():
         if share > 0 and not any(picture.split == name and picture.faces for picture in pictures):
@@ -252,7 +276,18 @@ def _split(
                 f"the split {name!r} would have no face: "
                 "give more pictures, or another --val and --test"
             )
+    for number, label in enumerate(choice.classes):
+        trained = [each.boxes_of(number) for each in pictures if each.split == "train"]
+        if len(choice.classes) > 1 and not any(trained):
+            raise DatasetInvalid(f"the split 'train' would have no {label}: give more pictures")
     return pictures
+
+
+def _picture(checked: _Checked, split: str, labels: Sequence[str]) -> Picture:
+    boxes = tuple(box for box, _ in checked.faces)
+    numbers = tuple(number for _, number in checked.faces) if len(labels) > 1 else ()
+    name = _file(checked)
+    return Picture(name, checked.sha256, *checked.size, boxes, checked.ignore, split, numbers)
 
 
 def _split_of(checked: _Checked, choice: Choice) -> str:
@@ -272,7 +307,7 @@ def _placed(work: Path, folder: Path) -> Dataset:
             )
         return Dataset.load(folder)
     work.replace(folder.resolve())
-    return Dataset(folder, made.pictures, made.digest)
+    return replace(made, folder=folder)
 
 
 def _summary(problems: Mapping[str, Sequence[str]]) -> str:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 
 from tasks.errors import OutputFailed
 from training import charts
-from training.dataset import Dataset, Picture, sides
-from training.evaluating import MAX_THRESHOLD, Figures
+from training.dataset import FACE, Dataset, sides
+from training.evaluating import HIDDEN, MAX_THRESHOLD, Figures
 from training.overview import table
 from training.run import CURVES, Run, stated
 from training.scoring import SIZES, size_name
@@ -25,6 +24,17 @@ SHARES = 0, 1.02  # limits of an axis
 LEAST_ALARMS = 0.01  # a picture; fewer are drawn there, because the axis is logarithmic
 TILES, COLUMNS = 12, 4  # of a sheet
 TILE, GAP = 240, 8  # pixels
+HIDDEN_FACES = (
+    "Faces are hidden as by a worker. A face is exposed when half of the structure of its eye band "
+    "survives. Spill is the share of changed pixels among those away from every labelled face. "
+    "Faces without a label count as false alarms and as spill."
+)
+HIDDEN_OBJECTS = (
+    "Objects of this label are hidden as by a worker with `VEIL_REGION=full`. One is exposed when "
+    f"less than {HIDDEN:.0%} of its box is hidden. Spill is the share of changed pixels among "
+    "those away from everything labelled. Objects without a label count as false alarms and as "
+    "spill."
+)
 AROUND = 3.0  # side of the part that a tile shows, in sides of the box
 PAPER, LABELLED, FOUND, ALARM = (250, 249, 246), (42, 111, 151), (122, 140, 60), (226, 60, 38)
 
@@ -43,34 +53,79 @@ def write(
     """Write ``report.md``, ``evaluation.json`` and their pictures to `folder`, and return the JSON.
 
     The report is about the first of `figures`, whose threshold was chosen on the split `chosen_on`
-    for at most `alarms` false alarms a picture, and about the training of `run`, if it is one.
-    Raise OutputFailed if it can't be written.
+    for at most `alarms` false alarms a picture, and about the training of `run`, if it is one. If
+    there are several labels, each has a report in a folder of its name, and the report in `folder`
+    has a row for each. Raise OutputFailed if it can't be written.
     """
-    pictures = dataset.split(split)
-    main = figures[0]
-    content = {
+    by_label: dict[str, list[Figures]] = {}
+    for each in figures:
+        by_label.setdefault(each.label, []).append(each)
+    about = {
         "data": dataset.digest,
         "split": split,
-        "pictures": len(pictures),
+        "pictures": len(dataset.split(split)),
         "look": look,
         "alarms": alarms,
-        "proposed_threshold": round(main.threshold, 4) if main.is_within_budget else None,
         "chosen_on": chosen_on,
-        "models": [each.summary() for each in figures],
     }
-    evaluation = Evaluation.parse(stated(content))
-    content["drawbacks"] = evaluation.drawbacks() if evaluation else []
+    content = {**about, **_results(figures, about)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _curves(figures, folder)
-        missed = _misses(figures[0], dataset, pictures, folder / "misses.png")
-        wrong = _alarms(figures[0], dataset, pictures, folder / "false_alarms.png")
-        text = _text(content, missed, wrong) + (_training(run, folder) if run else [])
-        (folder / "report.md").write_text("\n".join(text) + "\n")
+        for label, its in by_label.items():
+            place = folder if len(by_label) == 1 else folder / label
+            place.mkdir(parents=True, exist_ok=True)
+            _curves(its, place)
+            missed = _misses(its[0], dataset, place / "misses.png", split)
+            wrong = _alarms(its[0], dataset, place / "false_alarms.png", split)
+            text = _text({**about, **_results(its, about)}, missed, wrong)
+            (place / "report.md").write_text("\n".join(text) + "\n")
+        if len(by_label) > 1:
+            (folder / "report.md").write_text("\n".join(_overview(content)) + "\n")
+        if run:
+            with (folder / "report.md").open("a") as report:
+                report.write("\n".join(_training(run, folder)) + "\n")
         (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise OutputFailed(f"the report in {folder} can't be written: {error.strerror}") from None
     return content
+
+
+def _results(figures: Sequence[Figures], about: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of an evaluation's JSON with the proposed threshold and the figures.
+
+    `about` is the other part. With several labels the threshold is the lowest that is proposed for
+    one of them.
+    """
+    # The second figures of a label are those of the bundled model.
+    own = {each.label: each for each in reversed(figures)}.values()
+    proposals = [each.threshold for each in own if each.is_within_budget]
+    content = {
+        "proposed_threshold": round(min(proposals), 4) if proposals else None,
+        "models": [each.summary() for each in figures],
+    }
+    evaluation = Evaluation.parse(stated(about | content))
+    return {**content, "drawbacks": evaluation.drawbacks() if evaluation else []}
+
+
+def _overview(content: dict[str, Any]) -> list[str]:
+    """Return the lines of a report on several labels, with a row for each."""
+    names = ("AP50", "recall", "precision", "threshold")
+    rows = []
+    for each in content["models"]:
+        label, model = each["label"], each["model"]
+        exposed = f"{each['exposed']:,} of {each['faces']:,}"
+        alarms = f"{each['false_alarms_a_picture']:.2f}"
+        figures = [_shown(each[name]) for name in names]
+        rows.append([f"[{label}]({label}/report.md)", model, *figures, alarms, exposed])
+    head = ("label", "model", *names, "false alarms a picture", "exposed")
+    return [
+        "# Evaluation",
+        "",
+        f"{content['pictures']:,} pictures of the split `{content['split']}` "
+        f"of the data set `{content['data'][:16]}`, {content['look']}.",
+        "",
+        *_summary(content),
+        *table(head, rows),
+    ]
 
 
 def threshold_line(content: dict[str, Any]) -> str:
@@ -139,9 +194,7 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         "",
         "## Hidden",
         "",
-        "Faces are hidden as by a worker. A face is exposed when half of the structure of its eye "
-        "band survives. Spill is the share of changed pixels among those away from every labelled "
-        "face. Faces without a label count as false alarms and as spill.",
+        HIDDEN_FACES if models[0]["label"] == FACE else HIDDEN_OBJECTS,
         "",
         *table(
             ("at the threshold", *names),
@@ -179,7 +232,7 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
 def _training(run: Run, folder: Path) -> list[str]:
     """Return the section on the training of a run, with a copy of its curves in `folder`."""
     shutil.copyfile(run.folder / CURVES, folder / CURVES)
-    recipe = [[name.replace("_", " "), str(value)] for name, value in asdict(run.recipe).items()]
+    recipe = [[name.replace("_", " "), str(value)] for name, value in run.recipe.content.items()]
     return [
         "",
         "## Training",
@@ -261,11 +314,12 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
     )
 
 
-def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], path: Path) -> int:
+def _misses(figures: Figures, dataset: Dataset, path: Path, split: str) -> int:
     """Draw the largest missed faces, which show most of a person; return the number of all."""
+    pictures = dataset.split(split)
     missed = []
-    for number, (picture, judged) in enumerate(zip(pictures, figures.shown, strict=True)):
-        for face, found_at in zip(picture.faces, judged.found_at, strict=True):
+    for number, judged in enumerate(figures.shown):
+        for face, found_at in zip(judged.faces, judged.found_at, strict=True):
             if not found_at:
                 missed.append((float(sides([face])[0]), number, face))
     missed.sort(key=lambda miss: miss[0], reverse=True)
@@ -275,7 +329,7 @@ def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], pat
         tiles.append(
             _tile(
                 dataset.pixels(pictures[number]),
-                np.array(face, np.float32),
+                face,
                 [*boxes, (face, LABELLED)],
             )
         )
@@ -283,8 +337,9 @@ def _misses(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], pat
     return len(missed)
 
 
-def _alarms(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], path: Path) -> int:
+def _alarms(figures: Figures, dataset: Dataset, path: Path, split: str) -> int:
     """Draw the false alarms with the highest scores; return the number of all."""
+    pictures = dataset.split(split)
     alarms = []
     for number, judged in enumerate(figures.shown):
         found = judged.found
@@ -293,7 +348,7 @@ def _alarms(figures: Figures, dataset: Dataset, pictures: Sequence[Picture], pat
     alarms.sort(key=lambda alarm: alarm[0], reverse=True)
     tiles = []
     for _, number, box in alarms[:TILES]:
-        labelled = [(face, LABELLED) for face in pictures[number].faces]
+        labelled = [(face, LABELLED) for face in figures.shown[number].faces]
         tiles.append(_tile(dataset.pixels(pictures[number]), box, [*labelled, (box, ALARM)]))
     _sheet(tiles, path)
     return len(alarms)

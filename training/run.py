@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import OutputFailed, TrainingFailed
+from training.dataset import FACE
 from worker.local_files import write_atomically
 
 VERSION = 1
@@ -25,9 +26,10 @@ LOCK = "lock"
 class Recipe:
     """All options that affect the weights.
 
-    `size` is d0 to d2, `side` the side of the training squares in pixels, and `steps` the number of
-    batches of `batch` pictures. `weights` are the initial weights of the backbone: none, imagenet,
-    or the SHA-256 of a file.
+    `size` is d0 to d2, or centerface for a network that starts from the default model's. `side` is
+    the side of the training squares in pixels, and `steps` the number of batches of `batch`
+    pictures. `weights` are the initial weights, of the backbone or of a whole network: none,
+    imagenet, or the SHA-256 of a file. `classes` are the labels of the data set.
     """
 
     size: str
@@ -39,10 +41,19 @@ class Recipe:
     augment: bool
     weights: str
     precision: str
+    classes: tuple[str, ...] = (FACE,)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The fields, without the classes if these are faces alone, as in Veil 0.4."""
+        fields = asdict(self)
+        if self.classes == (FACE,):
+            del fields["classes"]
+        return fields
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,9 @@ class Run:
         """Return the run in `folder`; raise TrainingFailed if there is none."""
         try:
             content = json.loads((folder / DESCRIPTION).read_text())
-            return cls(folder, Recipe(**content["recipe"]), content["data"])
+            recipe = content["recipe"]
+            classes = tuple(map(str, recipe.pop("classes", (FACE,))))
+            return cls(folder, Recipe(**recipe, classes=classes), content["data"])
         except FileNotFoundError:
             raise TrainingFailed(
                 f"{folder} holds no {DESCRIPTION}: begin a run with `veil train fit`"
@@ -167,7 +180,7 @@ class Run:
                     self._remove(is_new)
 
     def _describe(self) -> None:
-        content = {"version": VERSION, "recipe": asdict(self.recipe), "data": self.data}
+        content = {"version": VERSION, "recipe": self.recipe.content, "data": self.data}
         write_atomically(self.folder / DESCRIPTION, (json.dumps(content, indent=1) + "\n").encode())
 
     def _remove(self, with_folder: bool) -> None:
@@ -180,9 +193,16 @@ class Run:
 
 
 def stated(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of an evaluation's JSON that an exported model states in its veil.json."""
-    own, *others = content["models"]
+    """Return the part of an evaluation's JSON that an exported model states in its veil.json.
+
+    The figures are those of FACE, or else of the first label. ``labels`` has those of each label.
+    """
     names = ("threshold", "exposed", "faces", "spill")
-    results = [{name: figures[name] for name in names} for figures in (own, *others)]
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for figures in content["models"]:
+        its = {name: figures[name] for name in names}
+        by_label.setdefault(figures.get("label", FACE), []).append(its)
+    own, *others = by_label.get(FACE) or next(iter(by_label.values()))
     about = {name: content[name] for name in ("data", "split", "pictures", "look")}
-    return {**about, **results[0], "bundled": results[1] if others else None}
+    labels = {label: results[0] for label, results in by_label.items()}
+    return {**about, **own, "bundled": others[0] if others else None, "labels": labels}

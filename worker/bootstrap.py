@@ -404,20 +404,20 @@ def load_untested_model(settings: WorkerSettings) -> "Model":
         folder = own_model.folder(
             settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256
         )
-        return _load(settings, folder, name=settings.model)
-    return _load(
+        return load_folder(settings, folder, name=settings.model)
+    return load_folder(
         settings, centerface.default_model(), centerface.DIGEST, centerface.DIGEST_IN_8_BITS
     )
 
 
-def _load(
+def load_folder(
     settings: WorkerSettings,
     folder: Path,
     digest: str | None = None,
     digest_in_8_bits: str | None = None,
     name: str | None = None,
 ) -> "Model":
-    """Return the model in `folder`, run by the engine of `settings`.
+    """Return the model in `folder`, run by the engine of `settings`, but not tested.
 
     The digests are those of the default model; the engines compute that of any other. `name` is its
     name in messages, by default the folder.

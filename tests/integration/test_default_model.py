@@ -253,7 +253,9 @@ def test_both_decoders_make_the_same_faces_of_the_same_maps(astronaut):
     from worker.detection.tf import tf
 
     network = centerface.Network.of(WEIGHTS.fetch())(tf.constant(astronaut[None], tf.float32))
-    answer = {name: value.numpy()[0] for name, value in centerface._decode(network).items()}
+    extent = tf.constant(network.shape[1:3], tf.float32)
+    outputs = centerface._decode(network, maps.DEFAULT_LAYOUT, extent)
+    answer = {name: value.numpy()[0] for name, value in outputs.items()}
     found = maps.decode(network.numpy()[0])
 
     count = int(answer["num_detections"])
@@ -288,10 +290,9 @@ def test_both_decoders_say_alike_what_they_had_no_room_for():
         (crowded[:20], 0),
     ):
         found = maps.decode(one)
-        answer = {
-            name: value.numpy()[0]
-            for name, value in centerface._decode(tf.constant(one[None])).items()
-        }
+        extent = tf.constant(one.shape[:2], tf.float32)
+        outputs = centerface._decode(tf.constant(one[None]), maps.DEFAULT_LAYOUT, extent)
+        answer = {name: value.numpy()[0] for name, value in outputs.items()}
         assert len(found) == answer["num_detections"]
         assert found.left_out == pytest.approx(float(answer["detection_left_out"]), abs=1e-5)
         assert (found.left_out > 0) == (most > 0)
@@ -299,7 +300,7 @@ def test_both_decoders_say_alike_what_they_had_no_room_for():
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
-    from worker.detection.centerface.network import CALIBRATION, Calibration
+    from worker.detection.centerface.calibration import CALIBRATION, Calibration
 
     stored = Calibration.read(CALIBRATION)
 

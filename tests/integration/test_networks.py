@@ -6,7 +6,7 @@ import pytest
 from tasks.errors import TrainingFailed
 from tools.benchmarks import networks
 from training.backend import keras
-from training.model import SIZES, efficientdet, load_backbone
+from training.efficientdet.model import SIZES, efficientdet, load_backbone
 
 
 @pytest.mark.parametrize("size", ["d0", "d2"])

@@ -14,17 +14,18 @@ pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
 
 from tasks.errors import DatasetInvalid, OutputFailed, TrainingFailed
 from training import checkpoint, curves, fitting, formats, importing
-from training.anchors import PER_POINT, STRIDES
 from training.backend import keras, layers, ops
+from training.efficientdet import network as efficientdet
+from training.efficientdet.anchors import PER_POINT, STRIDES
+from training.efficientdet.losses import BoxLoss, FocalLoss
 from training.importing import Choice
-from training.losses import BoxLoss, FocalLoss
 from training.optimizer import FlatAdamW
 from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
 
 RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
 
 
-def small_network(size):
+def small_network(size, classes):
     """Replace the network by one with as many outputs as EfficientDet, which runs in a second."""
     pictures = keras.Input((None, None, 3))
     inner = keras.Input((None, None, 3))
@@ -37,7 +38,7 @@ def small_network(size):
     faces, boxes = [], []
     for stride in STRIDES:
         level = layers.AveragePooling2D(stride // 8)(maps) if stride > 8 else maps
-        faces.append(layers.Reshape((-1, 1))(layers.Conv2D(PER_POINT, 1)(level)))
+        faces.append(layers.Reshape((-1, classes))(layers.Conv2D(classes * PER_POINT, 1)(level)))
         boxes.append(layers.Reshape((-1, 4))(layers.Conv2D(4 * PER_POINT, 1)(level)))
     said = {"faces": layers.Concatenate(axis=1)(faces), "boxes": layers.Concatenate(axis=1)(boxes)}
     return keras.Model(pictures, said)
@@ -45,7 +46,7 @@ def small_network(size):
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
-    monkeypatch.setattr(fitting, "efficientdet", small_network)
+    monkeypatch.setattr(efficientdet, "efficientdet", small_network)
     yield
     keras.config.set_dtype_policy("float32")
 
@@ -271,7 +272,7 @@ def test_a_run_without_weights_to_start_from_does_not_block_the_next_try(
     def offline(*_):
         raise TrainingFailed("cannot load --weights imagenet")
 
-    monkeypatch.setattr(fitting, "load_backbone", offline)
+    monkeypatch.setattr(efficientdet, "load_backbone", offline)
     first = Run.open(tmp_path / "run", replace(RECIPE, weights="imagenet"), dataset.digest)
     with pytest.raises(TrainingFailed, match="cannot load"):
         fitting.fit(first, dataset, "imagenet", 2, print)

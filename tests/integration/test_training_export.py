@@ -15,7 +15,9 @@ from tasks.storage.s3 import ObjectStore
 from tests import label_formats
 from training import checkpoint, exporting
 from training.cli import app
-from training.model import efficientdet
+from training.efficientdet import detections
+from training.efficientdet.model import efficientdet
+from training.efficientdet.network import EfficientDet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
 from worker.bootstrap import load_model, load_untested_model
 from worker.detection import own_model
@@ -67,7 +69,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_what_is_served_is_what_was_trained(exported):
-    assert exported.difference < exporting.TOLERANCE
+    assert exported.difference < detections.TOLERANCE
     metadata = json.loads((exported.folder / "veil.json").read_text())
     assert metadata == exported.metadata
     assert metadata["score_threshold"] == PROPOSED
@@ -80,10 +82,10 @@ def test_what_is_served_is_what_was_trained(exported):
 def test_a_run_is_saved_once_until_its_weights_change(run, exported, monkeypatch):
     (run.folder / "saved_model" / "saved_model.pb").stat()
 
-    def save(model, folder):
+    def save(self, model, run, folder):
         raise AssertionError("the run was saved again")
 
-    monkeypatch.setattr(exporting, "save", save)
+    monkeypatch.setattr(EfficientDet, "save", save)
     assert exporting.saved_model(run) == run.folder / "saved_model"
 
     whole = (run.folder / WEIGHTS).read_bytes()

@@ -25,7 +25,7 @@ PAPER = {"d0": (3.9, 2.5), "d1": (6.6, 6.1), "d2": (8.1, 11.0)}
 def run() -> None:
     """Print a line for each network."""
     # Importing Keras takes seconds, and no other benchmark needs it.
-    from training.model import SIZES, efficientdet
+    from training.efficientdet.model import SIZES, efficientdet
 
     rows = [bundled(SIDE)]
     for size, chosen in SIZES.items():

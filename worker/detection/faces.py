@@ -86,12 +86,14 @@ class Detections:
     first. `scores` is float32 [n], from 0 to 1. `merged_from` are the sightings that the faces were
     merged from; None if each box is its only sighting. A model that returns a limited number of
     faces may leave some out: `left_out` is the highest score that one of these may have, else 0.
+    `classes` [n] are the classes that a model returned, from 1 on; None where they are not known.
     """
 
     boxes_xyxy: Boxes
     scores: NDArray[np.float32]
     merged_from: Sightings | None = field(default=None, repr=False)
     left_out: float = field(default=0.0, repr=False)
+    classes: NDArray[np.intp] | None = field(default=None, repr=False)
 
     @classmethod
     def none(cls) -> "Detections":
@@ -130,7 +132,10 @@ class Detections:
         sightings = self.sightings
         face = new_row[sightings.face]
         return Detections(
-            self.boxes_xyxy[rows], self.scores[rows], replace(sightings, face=face)[face >= 0]
+            self.boxes_xyxy[rows],
+            self.scores[rows],
+            replace(sightings, face=face)[face >= 0],
+            classes=None if self.classes is None else self.classes[rows],
         )
 
 

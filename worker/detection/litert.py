@@ -1,4 +1,4 @@
-"""The default model in 8 bits, run by LiteRT on a CPU, faster than TensorFlow and without it."""
+"""CenterFace in 8 bits, run by LiteRT on a CPU, faster than TensorFlow and without it."""
 
 import threading
 from collections.abc import Sequence
@@ -10,9 +10,15 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from tasks.errors import DetectionFailed, ModelInvalid
-from worker.detection.centerface.maps import MAPS, MIN_SCORE, decode
+from worker.detection.centerface.maps import MIN_SCORE, decode
 from worker.detection.faces import Detections
-from worker.detection.model import NETWORK, digest_of, in_a_line, stated_threshold
+from worker.detection.model import (
+    NETWORK,
+    digest_of,
+    in_a_line,
+    stated_layout,
+    stated_threshold,
+)
 from worker.pixels import Pixels
 from worker.process import processors
 from worker.process.silence import silenced
@@ -30,7 +36,8 @@ Shape = tuple[int, ...]
 class QuantizedModel:
     """A Model that runs ``network.tflite`` in a folder.
 
-    The network takes uint8 [1, H, W, 3] and returns the maps of worker.detection.centerface.maps.
+    The network takes uint8 [1, H, W, 3] and returns the maps of worker.detection.centerface.maps,
+    in the layout that veil.json states.
     """
 
     engine = "litert"
@@ -64,6 +71,7 @@ class QuantizedModel:
         self.lanes = lanes
         self.digest = digest or digest_of(folder)
         self.score_threshold = stated_threshold(folder, self.name)
+        self._layout = stated_layout(folder)
         self._least_score = least_score
         self._network = (folder / NETWORK).read_bytes()
         self._threads = max(1, count // lanes)
@@ -87,7 +95,7 @@ class QuantizedModel:
         Boxes are in pixels of the canvas. Raises DetectionFailed if the network returns something
         else than its maps, or values that are not finite.
         """
-        return [decode(self._maps(canvas), self._least_score) for canvas in batch]
+        return [decode(self._maps(canvas), self._least_score, self._layout) for canvas in batch]
 
     def _maps(self, canvas: Pixels) -> NDArray[np.float32]:
         """Return the network's maps for `canvas`, float32 [height, width, channels]."""
@@ -97,10 +105,11 @@ class QuantizedModel:
         (maps,) = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
         self._give_back(canvas.shape, interpreter)
         is_float = np.issubdtype(maps.dtype, np.floating)
-        if not is_float or maps.ndim != 3 or maps.shape[-1] != sum(MAPS):
+        channels = sum(self._layout.channels)
+        if not is_float or maps.ndim != 3 or maps.shape[-1] != channels:
             shape = list(maps.shape)
             raise DetectionFailed(
-                f"the network returns {maps.dtype} {shape}, not float [height, width, {sum(MAPS)}]"
+                f"the network returns {maps.dtype} {shape}, not float [height, width, {channels}]"
             )
         return np.asarray(maps, np.float32)
 

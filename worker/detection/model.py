@@ -5,14 +5,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
-from worker.detection.faces import Detections
+from worker.detection.centerface.maps import DEFAULT_LAYOUT, Layout
+from worker.detection.faces import LANDMARKS, Detections
 from worker.pixels import Pixels
 
 METADATA = "veil.json"
-NETWORK = "network.tflite"  # The default model in 8 bits, next to saved_model.pb.
+NETWORK = "network.tflite"  # A CenterFace in 8 bits, next to saved_model.pb.
 LEFT_OUT = "detection_left_out"  # An output of a SavedModel: see Detections.left_out.
 DEFAULT_THRESHOLD = 0.5  # The score threshold of a model that states none.
 MAX_REASON_LENGTH = 200  # characters
@@ -68,6 +69,50 @@ def stated_threshold(folder: Path, name: str) -> float:
     if not 0 < threshold < 1:
         raise ModelInvalid(f"{METADATA} of {name}: score_threshold must be between 0 and 1")
     return threshold
+
+
+def stated_labels(folder: Path) -> dict[int, str]:
+    """Return the label of each class of the model, as veil.json in `folder` states them.
+
+    They are empty if it states none. Raises ModelInvalid if they are not a label for each number.
+    """
+    labels = _stated(folder, "labels", {})
+    try:
+        return {int(number): str(label) for number, label in labels.items()}
+    except (ValueError, AttributeError):
+        raise ModelInvalid(
+            f'{folder / METADATA}: labels must be like {{"1": "FACE", "2": "plate"}}'
+        ) from None
+
+
+def stated_layout(folder: Path) -> Layout:
+    """Return the layout of the maps of the network in 8 bits, as veil.json in `folder` states it.
+
+    It is that of the default model if the file states none. Raises ModelInvalid if it is no layout.
+    """
+    maps = _stated(folder, "maps", None)
+    if maps is None:
+        return DEFAULT_LAYOUT
+    try:
+        layout = Layout(int(maps["classes"]), int(maps["landmarks"]))
+    except (KeyError, TypeError, ValueError):
+        layout = Layout(0)
+    if layout.classes < 1 or layout.landmarks not in (0, LANDMARKS):
+        raise ModelInvalid(
+            f'{folder / METADATA}: maps must be like {{"classes": 1, "landmarks": 0}}'
+        )
+    return layout
+
+
+def _stated(folder: Path, name: str, default: Any) -> Any:
+    """Return the value of `name` in veil.json in `folder`, or `default` if there is none."""
+    path = folder / METADATA
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text()).get(name, default)
+    except (OSError, ValueError, AttributeError):
+        raise ModelInvalid(f"{path} can't be read as a JSON object") from None
 
 
 def digest_of(folder: Path) -> str:

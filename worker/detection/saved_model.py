@@ -205,7 +205,8 @@ class SavedModel:
             left_out = float(arrays[LEFT_OUT][row])
         else:
             left_out = self._left_out(scores)
-        return Detections(boxes, scores, Sightings.of(boxes, landmarks), left_out)
+        classes = arrays[CLASSES][row, :count].astype(np.intp)
+        return Detections(boxes, scores, Sightings.of(boxes, landmarks), left_out, classes)
 
     def _left_out(self, scores: NDArray[np.float32]) -> float:
         """Return the highest score of a face that the model may have left out, else 0.

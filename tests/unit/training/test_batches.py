@@ -1,6 +1,7 @@
 """Training batches: they depend on the seed only, and their boxes match their faces."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from training import formats, importing
+from training import augmentation, formats, importing
 from training.augmentation import Example, augmented, fitted
 from training.batches import Batches
+from training.centerface.targets import targets
 from training.importing import Choice
 
 RED, GREEN = (230, 30, 30), (30, 160, 60)
 NONE = np.zeros((0, 4), np.float32)
+NETWORK = SimpleNamespace(targets=lambda example, side: targets(example, side, 1))
 
 
 def scene(face, size=(160, 120), ignored=NONE):
@@ -22,7 +25,7 @@ def scene(face, size=(160, 120), ignored=NONE):
     pixels = np.full((size[1], size[0], 3), GREEN, np.uint8)
     x1, y1, x2, y2 = face
     pixels[y1:y2, x1:x2] = RED
-    return Example(pixels, np.array([face], np.float32), ignored)
+    return Example(pixels, np.array([face], np.float32), ignored, np.array([0]))
 
 
 def red_box(pixels):
@@ -95,7 +98,7 @@ def test_a_face_of_which_nothing_can_be_seen_is_ignored():
 
 def test_batches_are_the_same_from_any_step_on_and_show_every_picture(dataset):
     def batches(seed=7):
-        return Batches(dataset, dataset.split("train"), 128, 2, seed, augment=True)
+        return Batches(dataset, dataset.split("train"), NETWORK, 128, 2, seed, augment=True)
 
     whole = list(batches().starting(0, 6))
     later = list(batches().starting(4, 6))
@@ -104,7 +107,7 @@ def test_batches_are_the_same_from_any_step_on_and_show_every_picture(dataset):
         np.testing.assert_array_equal(one.pictures, other.pictures)
         np.testing.assert_array_equal(one.truth["boxes"], other.truth["boxes"])
     assert not np.array_equal(whole[0].pictures, next(batches(8).starting(0, 1)).pictures)
-    plain = Batches(dataset, dataset.split("train"), 128, 5, 0, augment=False)
+    plain = Batches(dataset, dataset.split("train"), NETWORK, 128, 5, 0, augment=False)
     first, second = plain.starting(0, 2)
     assert not np.array_equal(first.pictures, second.pictures)
     assert sorted(p.sum() for p in first.pictures) == sorted(p.sum() for p in second.pictures)
@@ -117,4 +120,31 @@ def test_a_damaged_picture_ends_a_batch_with_its_name(dataset):
     (dataset.folder / picture.file).write_bytes(b"")
 
     with pytest.raises(DatasetInvalid, match=picture.file):
-        list(Batches(dataset, dataset.split("train"), 128, 5, 0, augment=False).starting(0, 1))
+        list(
+            Batches(dataset, dataset.split("train"), NETWORK, 128, 5, 0, augment=False).starting(
+                0, 1
+            )
+        )
+
+
+def test_every_object_keeps_its_class_and_only_faces_are_covered(monkeypatch):
+    example = Example(
+        np.full((120, 160, 3), GREEN, np.uint8),
+        np.array([[10, 20, 60, 80], [90, 30, 150, 50]], np.float32),
+        NONE,
+        np.array([0, 1]),
+    )
+    covered = []
+    monkeypatch.setattr(
+        augmentation, "_covered", lambda pixels, face, random: covered.append(face) or pixels
+    )
+    for seed in range(40):
+        made = augmented(example, 128, np.random.default_rng(seed), coverable=1)
+
+        sides = made.faces[:, 2:] - made.faces[:, :2]
+        whole = (made.faces > 0).all(axis=1) & (made.faces < 128).all(axis=1)
+        is_wide = sides[:, 0] > sides[:, 1]
+        np.testing.assert_array_equal(made.classes[whole] == 1, is_wide[whole])
+        if len(covered):
+            x1, y1, x2, y2 = covered.pop()
+            assert (made.classes[(made.faces == (x1, y1, x2, y2)).all(axis=1)] == 1).all()

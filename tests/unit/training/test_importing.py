@@ -462,3 +462,56 @@ def test_a_mapping_that_cannot_be_read_is_refused(pictures, tmp_path):
     assert isinstance(done.exception, InvalidRequest)
     assert "--map" in str(done.exception)
     assert not (tmp_path / "set").exists()
+
+
+def test_chosen_classes_keep_their_labels(pictures, tmp_path):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+
+    made = imported(source, tmp_path / "set", Choice.of({}, 0, 0, ["bare", "with_mask"]))
+
+    assert Dataset.load(tmp_path / "set").labels == ("bare", "with_mask")
+    assert made.labels_after["bare"] == 4
+    assert made.labels_after["with_mask"] == 8
+    for picture in made.dataset.pictures:
+        assert len(picture.classes) == len(picture.faces)
+        assert all(x1 == 50 for x1, *_ in picture.boxes_of(0))
+        assert all(x1 < 50 for x1, *_ in picture.boxes_of(1))
+
+
+def test_labels_can_be_mapped_to_classes_and_a_face_is_always_called_alike():
+    choice = Choice.of({"bare": "FACE", "hat": "ignore"}, 0, 0, ["face", "plate"])
+
+    assert choice.classes == ("FACE", "plate")
+    assert choice.mapping == {"bare": "FACE", "hat": "ignore", "plate": "plate"}
+    assert Choice.of({}, 0, 0, ["face"]) == Choice({"face": "FACE"}, 0, 0)
+
+
+def test_one_class_of_another_name_changes_the_digest(pictures, tmp_path):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+
+    faces = imported(source, tmp_path / "faces", Choice({"bare": "FACE"}, 0, 0)).dataset
+    bare = imported(source, tmp_path / "bare", Choice.of({}, 0, 0, ["bare"])).dataset
+
+    assert faces.pictures == bare.pictures
+    assert faces.digest != bare.digest
+    assert "labels" not in json.loads((tmp_path / "faces" / "dataset.json").read_text())
+
+
+def test_a_class_without_a_box_to_train_on_is_refused(pictures, tmp_path):
+    source = label_formats.write_voc(pictures, tmp_path / "voc")
+
+    choice = Choice.of({"with_mask": "ignore"}, 0, 0, ["bare", "with_mask"])
+    with pytest.raises(DatasetInvalid, match="the split 'train' would have no with_mask"):
+        imported(source, tmp_path / "set", choice)
+    assert not (tmp_path / "set").exists()
+
+
+def test_annotations_of_veil_may_have_objects_with_labels(pictures, tmp_path):
+    path = pictures[0][0]
+    item = {"file": path.name, "objects": [{"box": [1, 2, 30, 40], "label": "plate"}]}
+    file = path.parent / "annotations.json"
+    file.write_text(json.dumps({"images": [item]}))
+
+    (labelled,) = formats.read(file, None, [])
+
+    assert labelled.labels == (formats.Label("plate", (1, 2, 30, 40)),)

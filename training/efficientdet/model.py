@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import TrainingFailed
-from training.anchors import LEVELS, PER_POINT
 from training.backend import keras, layers, ops
+from training.efficientdet.anchors import LEVELS, PER_POINT
 
 PRIOR = 0.01  # score of all anchors in the untrained network (Lin et al., section 4.1)
 FUSION_EPSILON = 1e-4  # paper, section 3.3
@@ -66,7 +66,7 @@ def efficientdet(size: str, classes: int = 1) -> Any:
 
     Its input is float [n, h, w, 3], RGB 0 to 255, with sides that are multiples of 128. Of its
     outputs, ``faces`` [n, a, classes] are logits and ``boxes`` [n, a, 4] offsets from
-    training.anchors.anchors.
+    training.efficientdet.anchors.anchors.
     """
     chosen = SIZES[size]
     pictures = keras.Input((None, None, 3), name="pictures")

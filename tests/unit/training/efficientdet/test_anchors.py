@@ -5,11 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import anchors
-from training.anchors import IGNORED, NEGATIVE, POSITIVE
+from training.efficientdet import anchors
+from training.efficientdet.anchors import IGNORED, NEGATIVE, POSITIVE
 
 NONE = np.zeros((0, 4), np.float32)
 GRID = anchors.anchors(256, 128)
+
+
+def targets(faces, ignored=NONE):
+    return anchors.targets(GRID, faces, ignored, np.zeros(len(faces), int), 1)
 
 
 @st.composite
@@ -32,7 +36,7 @@ def test_anchors_cover_every_level_and_suit_faces():
 
 @given(faces())
 def test_every_face_has_an_anchor_whose_offsets_lead_back_to_it(face):
-    said = anchors.targets(GRID, face, NONE)
+    said = targets(face)
 
     stands = said.faces[:, 0] == POSITIVE
     assert stands.any()
@@ -44,7 +48,7 @@ def test_every_face_has_an_anchor_whose_offsets_lead_back_to_it(face):
 def test_of_two_faces_at_one_place_each_keeps_an_anchor():
     both = np.array([[40, 40, 90, 80], [44, 44, 96, 84]], np.float32)
 
-    said = anchors.targets(GRID, both, NONE)
+    said = targets(both)
 
     stands = said.faces[:, 0] == POSITIVE
     boxes = anchors.decoded(said.boxes[stands, :4], GRID[stands], np)
@@ -58,7 +62,7 @@ def test_anchors_near_a_face_or_in_an_ignored_area_say_nothing():
         np.array([[150, 20, 250, 100]], np.float32),
     )
 
-    said = anchors.targets(GRID, face, area)
+    said = targets(face, area)
 
     shared = anchors.overlaps(GRID, face)[:, 0]
     middle = (GRID[:, :2] + GRID[:, 2:]) / 2
@@ -70,7 +74,7 @@ def test_anchors_near_a_face_or_in_an_ignored_area_say_nothing():
 
 
 def test_a_picture_without_faces_is_all_negative():
-    said = anchors.targets(GRID, NONE, NONE)
+    said = targets(NONE)
 
     assert (said.faces == NEGATIVE).all()
     assert (said.boxes == 0).all()
@@ -90,3 +94,15 @@ def test_bounded_boxes_are_never_outside_their_picture_nor_empty():
     assert (bounded[:, 2:] - bounded[:, :2] >= 1).all()
     assert np.abs(bounded).max() <= 2 * 256
     assert np.array_equal(bounded[3], boxes[3])
+
+
+def test_an_anchor_of_one_class_is_none_of_the_others():
+    both = np.array([[20, 20, 60, 52], [150, 20, 190, 60]], np.float32)
+
+    said = anchors.targets(GRID, both, NONE, np.array([0, 1]), 2)
+
+    stands = said.faces == POSITIVE
+    assert stands.any(axis=0).all()
+    assert not stands.all(axis=1).any()
+    assert (said.faces[stands[:, 0], 1] == NEGATIVE).all()
+    assert (anchors.decoded(said.boxes[stands[:, 1], :4], GRID[stands[:, 1]], np)[:, 0] > 100).all()

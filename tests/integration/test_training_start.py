@@ -1,0 +1,192 @@
+"""Fine-tuning starts from the default model: it detects alike, and learns other classes."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
+
+from tasks.errors import TrainingFailed
+from training import checkpoint, exporting, fitting, formats, importing
+from training.backend import keras, layers
+from training.batches import Batch
+from training.centerface import model as centerface
+from training.centerface.losses import CentreLoss, HeatLoss
+from training.centerface.network import CenterFace
+from training.centerface.targets import targets
+from training.efficientdet.network import EfficientDet
+from training.importing import Choice
+from training.network import DEFAULT
+from training.run import WEIGHTS, Recipe, Run
+from worker.bootstrap import load_untested_model
+from worker.detection.centerface import default_model
+from worker.detection.centerface.known_face import (
+    PHOTOGRAPH,
+    TOLERANCES,
+    answers,
+    photograph,
+    try_own,
+)
+from worker.detection.credible import credible
+from worker.detection.litert import QuantizedModel
+from worker.detection.saved_model import SavedModel
+from worker.settings import WorkerSettings
+
+RECIPE = Recipe("centerface", 64, 2, 1, 0.0, 0, True, "default", "float32")
+SURE = 0.3  # the default model's score of anything else in the photograph is lower
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run that started from the default model, and whose learning rate was 0."""
+    folder = tmp_path_factory.mktemp("start")
+    shutil.copy(PHOTOGRAPH, folder)
+    box = answers()["tensorflow"]["upright"]["box_xyxy"]
+    images = [{"file": PHOTOGRAPH.name, "faces": [box]}]
+    (folder / "annotations.json").write_text(json.dumps({"images": images}))
+    labelled = formats.read(folder / "annotations.json", None, [])
+    dataset = importing.run(labelled, folder / "set", Choice(val=0, test=0)).dataset
+    made = Run.open(folder / "run", RECIPE, dataset.digest)
+    fitting.fit(made, dataset, DEFAULT, 1, lambda line: None)
+    return made
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return exporting.export(run, tmp_path_factory.mktemp("export") / "made", 0.17)
+
+
+@pytest.fixture(scope="module")
+def served(exported):
+    return SavedModel(exported.folder)
+
+
+def sure(model, picture):
+    (found,) = model.predict(picture[None])
+    return found[found.scores >= SURE]
+
+
+def test_a_network_that_learned_nothing_detects_as_the_default_model_does(served):
+    own, bundled = sure(served, photograph()), sure(SavedModel(default_model()), photograph())
+
+    assert len(own) == len(bundled) == 1
+    assert own.scores == pytest.approx(bundled.scores, abs=1e-4)
+    assert own.boxes_xyxy == pytest.approx(bundled.boxes_xyxy, abs=0.05)
+
+
+def test_its_network_in_8_bits_is_calibrated_and_served(exported):
+    model = load_untested_model(WorkerSettings(model=str(exported.zip), engine="litert"))
+
+    assert isinstance(model, QuantizedModel)
+    own = sure(model, photograph())
+    recorded, tolerance = answers()["litert"]["upright"], TOLERANCES["litert"]
+    assert own.scores == pytest.approx([recorded["score"]], abs=tolerance.score)
+    box = np.array(recorded["box_xyxy"])
+    assert own.boxes_xyxy[0] == pytest.approx(box, abs=tolerance.position * (box[2] - box[0]))
+    assert np.isnan(own.sightings.landmarks).all()
+    try_own(model, 0.17)
+
+
+def test_the_export_states_its_labels_and_the_differences(run, exported):
+    stated = json.loads((exported.folder / "veil.json").read_text())
+
+    assert stated["labels"] == {"1": "FACE"}
+    assert stated["maps"] == {"classes": 1, "landmarks": 0}
+    assert stated["network"] == "CenterFace"
+    assert stated["recipe"] == run.recipe.digest
+    assert stated["difference_in_8_bits"] < 0.05
+    assert exported.difference < 1e-3
+
+
+def test_pictures_of_any_size_have_no_detection_in_the_padding(served):
+    picture = np.random.default_rng(0).integers(0, 256, (1, 101, 130, 3), np.uint8)
+
+    (found,) = served.predict(picture)
+
+    assert len(credible(found, 130, 101, 0.0)) == len(found)
+    assert sure(served, photograph()[:210, :200]).boxes_xyxy == pytest.approx(
+        sure(served, photograph()).boxes_xyxy, abs=4
+    )
+
+
+def test_a_run_can_start_from_another_with_one_class_more(run):
+    network = CenterFace(("plate", "FACE"))
+    model = network.build()
+
+    network.start(model, str(run.folder), seed=0)
+
+    before = checkpoint.load(run.folder / WEIGHTS)
+    np.testing.assert_array_equal(model.get_layer("step0").get_weights()[0], before["w0"])
+    kernel, bias = model.get_layer("faces").get_weights()
+    face = centerface.published().heads
+    np.testing.assert_allclose(kernel[..., 1], face.kernel[..., 0])
+    assert bias[1] == pytest.approx(face.bias[0])
+    assert 1 / (1 + np.exp(-bias[0])) == pytest.approx(0.01)
+    again = network.build()
+    network.start(again, str(run.folder), seed=0)
+    np.testing.assert_array_equal(again.get_layer("faces").get_weights()[0], kernel)
+
+
+def test_an_efficientdet_cannot_start_with_other_classes_nor_from_an_unfinished_run(tmp_path):
+    recipe = Recipe("d0", 128, 2, 2, 0.001, 0, False, "none", "float32")
+    run = Run.open(tmp_path / "run", recipe, "d" * 64)
+    run._describe()
+    with pytest.raises(TrainingFailed, match="isn't finished"):
+        EfficientDet("d0", ("FACE",)).start(None, str(run.folder), 0)
+
+    (run.folder / WEIGHTS).touch()
+    with pytest.raises(TrainingFailed, match="knows FACE, and an EfficientDet"):
+        EfficientDet("d0", ("plate",)).start(None, str(run.folder), 0)
+
+
+def test_the_backbone_learns_only_after_the_first_tenth_of_the_steps():
+    pictures = keras.Input((None, None, 3))
+    body = layers.Conv2D(4, 3, 4, padding="same", activation="relu", name="body")
+    features = body(layers.Rescaling(1 / 255)(pictures))
+    outputs = {
+        "faces": layers.Conv2D(1, 1, name="faces")(features),
+        "boxes": layers.Conv2D(4, 1, name="boxes")(features),
+    }
+    network = SimpleNamespace(
+        build=lambda: keras.Model(pictures, outputs),
+        backbone=lambda model: [model.get_layer("body")],
+        losses=lambda: {"faces": HeatLoss(), "boxes": CentreLoss()},
+    )
+    side = 32
+    example = SimpleNamespace(
+        faces=np.array([[4, 4, 20, 20]], np.float32),
+        ignored=np.zeros((0, 4), np.float32),
+        classes=np.array([0]),
+    )
+    truth = {name: values[None] for name, values in targets(example, side, 1).items()}
+    batch = Batch(np.full((1, side, side, 3), 200, np.float32), truth)
+    recipe = Recipe("centerface", side, 1, 20, 0.01, 0, False, "none", "float32")
+    trained = fitting._Trained(recipe, network, None, batch)
+    body_before, head_before = body.get_weights()[0], trained.model.get_layer("faces").get_weights()
+
+    losses = [float(trained.step(number, batch)["loss"]) for number in (1, 2)]
+
+    np.testing.assert_array_equal(body.get_weights()[0], body_before)
+    assert (trained.model.get_layer("faces").get_weights()[0] != head_before[0]).any()
+    losses += [float(trained.step(number, batch)["loss"]) for number in range(3, 21)]
+    assert (body.get_weights()[0] != body_before).any()
+    assert losses[-1] < losses[0]
+
+
+def test_the_losses_are_those_of_the_papers():
+    truth = np.array([1.0, 0.5, 0.0, -1.0], np.float32).reshape(1, 1, 4, 1)
+    score = np.array([0.3, 0.4, 0.2, 0.9], np.float32).reshape(1, 1, 4, 1)
+
+    focal = float(HeatLoss()(truth, keras.ops.convert_to_tensor(np.log(score / (1 - score)))))
+
+    hit = 0.7**2 * np.log(0.3)
+    misses = 0.5**4 * 0.4**2 * np.log(0.6) + 0.2**2 * np.log(0.8)
+    assert focal == pytest.approx(-(hit + misses), rel=1e-5)
+
+    boxes = np.array([[[[1, 0, 0.5, 0, 1], [9, 9, 9, 9, 0]]]], np.float32)
+    zero = keras.ops.zeros((1, 1, 2, 4))
+    # The size is off by 1, the offset by 0.5; the second point is no centre.
+    assert float(CentreLoss()(boxes, zero)) == pytest.approx(0.1 * 0.5 + 0.125)

@@ -1,0 +1,1 @@
+"""CenterFace: the default detector as a network that can be trained further."""

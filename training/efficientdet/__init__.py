@@ -1,0 +1,1 @@
+"""EfficientDet: anchors, network, losses, and detections from its outputs."""

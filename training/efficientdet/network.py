@@ -1,0 +1,91 @@
+"""EfficientDet as a kind of network that can be trained."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import TrainingFailed
+from training import checkpoint
+from training.augmentation import Boxes, Example
+from training.efficientdet import anchors
+from training.efficientdet.losses import BoxLoss, FocalLoss
+from training.efficientdet.model import SIZES, efficientdet, load_backbone
+from training.run import DESCRIPTION, WEIGHTS, Run
+from worker.pixels import Pixels
+
+anchors_of = cache(anchors.anchors)
+
+
+@dataclass(frozen=True)
+class EfficientDet:
+    """An EfficientDet of the `size` d0 to d2 for the labels `classes`."""
+
+    size: str
+    classes: tuple[str, ...]
+    multiple: int = anchors.MULTIPLE
+    learning_rate: float = 0.002
+    titles: dict[str, str] = field(
+        default_factory=lambda: {
+            "faces": "focal loss, of the scores",
+            "boxes": "Huber loss, of the boxes",
+        }
+    )
+
+    @property
+    def name(self) -> str:
+        return f"EfficientDet-{self.size.upper()}"
+
+    @property
+    def side(self) -> int:
+        return SIZES[self.size].side
+
+    def build(self) -> Any:
+        return efficientdet(self.size, len(self.classes))
+
+    def start(self, model: Any, weights: str, seed: int) -> None:  # noqa: ARG002
+        """Load `weights` into the backbone of `model`, or those of the finished run in that folder.
+
+        A run must have the same classes. Raises TrainingFailed if they can't be loaded.
+        """
+        folder = Path(weights)
+        if not (folder / DESCRIPTION).is_file():
+            load_backbone(model, self.size, weights)
+            return
+        run = Run.load(folder)
+        run.require_finished()
+        if run.recipe.classes != self.classes:
+            raise TrainingFailed(
+                f"--start {folder} knows {', '.join(run.recipe.classes)}, and an EfficientDet "
+                "can't get other classes: use --start default"
+            )
+        path = folder / WEIGHTS
+        checkpoint.restore("w", model.weights, checkpoint.load(path), path)
+
+    def backbone(self, model: Any) -> list[Any]:  # noqa: ARG002
+        return []
+
+    def losses(self) -> dict[str, Any]:
+        return {"faces": FocalLoss(), "boxes": BoxLoss()}
+
+    def targets(self, example: Example, side: int) -> dict[str, anchors.Floats]:
+        faces, ignored = _rows_first(example.faces), _rows_first(example.ignored)
+        grid = anchors_of(side, side)
+        found = anchors.targets(grid, faces, ignored, example.classes, len(self.classes))
+        return {"faces": found.faces, "boxes": found.boxes}
+
+    def finish(self, model: Any, pictures: Iterable[Pixels], folder: Path) -> None:
+        """Do nothing: `save` needs the weights alone."""
+
+    def save(self, model: Any, run: Path, folder: Path) -> dict[str, Any]:  # noqa: ARG002
+        from training.efficientdet import detections  # needs TensorFlow, whatever backend is used
+
+        return {"difference": detections.save(model, folder)}
+
+
+def _rows_first(boxes: Boxes) -> anchors.Floats:
+    """Convert x1 y1 x2 y2 to y1 x1 y2 x2."""
+    return np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])
