@@ -3,7 +3,7 @@
 A script, the judge, decides this from the pixels of sources and outputs. It is not part of the
 repository, and neither are the sets: FACES_DATA is the folder of the sets, and FACES_JUDGE the path
 of the script. The environment contains the settings, so that ``VEIL_SCALES=640,1600 make bench
-ONLY=exposure`` measures two passes.
+ONLY=exposure`` measures two passes. SETS names the sets.
 """
 
 import json
@@ -46,7 +46,7 @@ def run() -> None:
     if (data := annotated_sets("exposure")) is None:
         return
     table = Table("set", "pictures", "faces", "exposed", "spill", "seconds")
-    for name in SETS:
+    for name in (os.environ.get("SETS") or ",".join(SETS)).split(","):
         measured = measure(data / name)
         figures = {**measured.figures, "seconds": round(measured.seconds, 1)}
         print(json.dumps({"bench": "exposure", "set": name, **figures}), flush=True)

@@ -39,7 +39,7 @@ from worker.pixels import Pixels
 WEAK_SCORE_FACTOR = 0.6
 # A detection of a pass coarser than the finest one over the whole picture counts from this many
 # times the threshold on: most of its false alarms are weaker.
-COARSER_SCORE_FACTOR = 1.3
+COARSER_SCORE_FACTOR = 1.1
 # Less than the threshold is enough for a small face, because a false alarm costs its area: this
 # share, below this side in pixels of the pass. So it is in a closer pass, because another one has
 # seen something there.

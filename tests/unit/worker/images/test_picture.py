@@ -115,3 +115,26 @@ def test_ordinary_pictures_and_empty_ones_are_looked_at_no_more_often(pixels, mo
     assert all(view.shape == (*pixels.shape[:2], 3) for view in found)
     if pixels.dtype == np.uint8 and mode in ("L", "RGB"):
         assert np.array_equal(found[0][..., 0], pixels if mode == "L" else pixels[..., 0])
+
+
+def night(level, noise, rng):
+    """Return a dark picture with one lamp, the face at `level` of its brightness, and noise."""
+    dark = (FACE * level)[..., None] + rng.integers(-noise, noise + 1, (*SIZE, 3))
+    dark[:2, :20] = 250
+    return dark.clip(0, 255).astype(np.uint8)
+
+
+def test_a_dark_picture_is_also_looked_at_brighter_and_smoother():
+    pixels = night(0.2, 12, np.random.default_rng(1))
+    plain, bright = views(pixels, "RGB")
+    assert (plain == pixels).all()
+    assert bright[INNER].mean() > 2 * plain[INNER].mean()
+    alike = [
+        np.corrcoef(view[INNER][..., 0].ravel(), FACE[INNER].ravel())[0, 1]
+        for view in (plain, bright)
+    ]
+    assert alike[1] > alike[0]
+
+
+def test_a_picture_that_is_not_dark_is_looked_at_as_it_is():
+    assert len(views(night(0.8, 12, np.random.default_rng(1)), "RGB")) == 1
