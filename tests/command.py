@@ -47,8 +47,8 @@ def _main(
     if cwd is not None:
         os.chdir(cwd)
     os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["veil", *arguments]
+    os.environ.update({name: os.fspath(value) for name, value in environment.items()})
+    sys.argv = [str(Path(sys.executable).parent / "veil"), *arguments]
     from worker.cli import main
 
     main()

@@ -75,7 +75,7 @@ def import_(
     classes: Annotated[
         str | None,
         typer.Option(
-            metavar="LABEL,…",
+            metavar="LABEL,LABEL",
             help="Labels to keep, as classes of these names; without it they become FACE.",
         ),
     ] = None,

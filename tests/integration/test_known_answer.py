@@ -137,15 +137,20 @@ def test_maps_that_stop_being_finite_publish_nothing(monkeypatch, samples):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_the_decoder_in_the_graph_refuses_maps_that_are_not_finite(value):
     from worker.detection.centerface import network as centerface
+    from worker.detection.centerface.maps import DEFAULT_LAYOUT
     from worker.detection.tf import tf
 
+    def decode(maps):
+        extent = tf.constant(maps.shape[1:3], tf.float32)
+        return centerface._decode(tf.constant(maps), DEFAULT_LAYOUT, extent)
+
     maps = np.full((1, 32, 32, 15), -12, np.float32)
-    assert int(centerface._decode(tf.constant(maps))["num_detections"][0]) == 0
+    assert int(decode(maps)["num_detections"][0]) == 0
     for channel in (0, 2, 14):
         spoiled = maps.copy()
         spoiled[0, 3, 5, channel] = value
         with pytest.raises(tf.errors.InvalidArgumentError, match="not finite"):
-            centerface._decode(tf.constant(spoiled))
+            decode(spoiled)
 
 
 # --- models of one's own

@@ -47,6 +47,7 @@ def settings_of(queue, s3):
         **s3.environment(),
         "VEIL_ROUTES": "s3://raw=s3://clean",
         "VEIL_SCALES": "256",
+        "VEIL_CLOSER_TO": "0",
         "VEIL_LEASE_SECONDS": "2",
         "VEIL_METHOD": "fill",
         "VEIL_FEATHER": "0",

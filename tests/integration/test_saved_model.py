@@ -76,6 +76,7 @@ def settings_of(folder, batch_size=4, **settings):
         batch_size=batch_size,
         batch_wait_seconds=0.05,
         scales=(256, 512),
+        closer_to=0,
         region=1.0,
         **settings,
     )
@@ -130,7 +131,7 @@ def test_a_model_hides_each_face_where_it_saw_it(build, store, raw, clean, place
 
 def test_a_picture_without_a_face_is_published_as_it_was(build, store, raw, clean, place):
     target = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 90, (200, 300, 3), np.uint8)).save(
+    Image.fromarray(np.random.default_rng(1).integers(40, 160, (200, 300, 3), np.uint8)).save(
         target, "PNG"
     )
     source = raw.put(place + "a.png", target.getvalue())
@@ -216,7 +217,7 @@ def test_more_faces_than_a_model_returns_are_all_hidden(tmp_path, capacity):
         }
 
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": detect})
-    pixels = np.random.default_rng(5).integers(0, 90, (320, 480, 3), np.uint8)
+    pixels = np.random.default_rng(5).integers(40, 160, (320, 480, 3), np.uint8)
     faces = [(left, top) for top in range(10, 300, 24) for left in range(10, 460, 26)]
     for left, top in faces:
         pixels[top : top + 10, left : left + 10] = 255

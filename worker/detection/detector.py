@@ -138,7 +138,7 @@ class ScaledDetector:
         if self.settings.turned == "always" or (
             self.settings.turned == "doubt" and self._is_doubtful(results)
         ):
-            results += self._turned_results(picture, planned, results)
+            results = self._with_turned(picture, planned, results)
         return results
 
     def _search(self, picture: Pyramid, whole: Sequence[Pass]) -> list[PassResult]:
@@ -249,15 +249,15 @@ class ScaledDetector:
         is_unknown = np.isnan(up[:, 1])
         return not is_certain.any() or not (is_upright | is_unknown).all()
 
-    def _turned_results(
+    def _with_turned(
         self, picture: Pyramid, whole: Sequence[Pass], upright: Sequence[PassResult]
     ) -> list[PassResult]:
-        """Return the results of passes over the turned picture.
+        """Return the results `upright` and those of passes over the turned picture.
 
-        `whole` are the upright passes over the whole picture, and `upright` all results so far. If
-        one of the three orientations clearly shows more than the upright one, the whole picture
-        lies on its side, and the search is repeated so. Otherwise only what the upright passes
-        found less well, or not at all, is kept of the probes.
+        `whole` are the upright passes over the whole picture. If one of the three orientations
+        clearly shows more than the upright one, the whole picture lies on its side: the search is
+        repeated so, and of the upright passes only confident detections count. Otherwise only what
+        the upright passes found less well, or not at all, is kept of the probes.
         """
         longer = max(picture.width, picture.height)
         probes = planned_probes(whole, longer, self.settings.turned)
@@ -279,9 +279,17 @@ class ScaledDetector:
         best = max(totals, key=lambda turns: totals[turns])
         if totals[best] > MIN_TURNED_GAIN * _total_score(compared):
             plain = [plan for plan in whole if not plan.mirrored]
-            return self._search(picture, [replace(plan, quarter_turns=best) for plan in plain])
+            turned_passes = [replace(plan, quarter_turns=best) for plan in plain]
+            return [self._confident(one) for one in upright] + self._search(picture, turned_passes)
         known = Detections.joined([result.strong for result in upright])
-        return [replace(result, strong=_without_weaker(result.strong, known)) for result in results]
+        kept = [replace(result, strong=_without_weaker(result.strong, known)) for result in results]
+        return [*upright, *kept]
+
+    def _confident(self, result: PassResult) -> PassResult:
+        """Return `result` with its confident detections alone."""
+        least = self._score_at(CONFIDENT_SCORE_SHARE)
+        strong, cut = result.strong, result.cut
+        return replace(result, strong=strong[strong.scores >= least], cut=cut[cut.scores >= least])
 
 
 def _total_score(result: PassResult) -> float:
