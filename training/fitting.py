@@ -18,10 +18,7 @@ from training.network import Network, network_of
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
 from training.run import CHECKPOINT, CURVES, EVENTS, LOG, WEIGHTS, Recipe, Run
 from worker.commands.progress import progress_bar
-from worker.detection.detector import ScaledDetector
-from worker.detection.faces import Detections
-from worker.detection.model import DEFAULT_THRESHOLD
-from worker.detection.tiled import one_by_one
+from worker.detection.detector import canvases_of
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
@@ -90,19 +87,10 @@ def finished_model(run: Run) -> Any:
 
 def canvases(dataset: Dataset) -> Iterator[Pixels]:
     """Yield canvases of some training pictures, as a worker with default settings makes them."""
-    inputs: list[Pixels] = []
-
-    def infer(canvas: Pixels) -> Detections:
-        inputs.append(canvas)
-        return Detections.none()
-
     look = replace(WorkerSettings().pass_settings(), turned="never")
-    detector = ScaledDetector(one_by_one(infer), look, DEFAULT_THRESHOLD)
     pictures = dataset.split("train")
     for picture in pictures[:: math.ceil(len(pictures) / FINISHING_PICTURES)]:
-        detector.detect(dataset.pixels(picture))
-        yield from inputs
-        inputs.clear()
+        yield from canvases_of(dataset.pixels(picture), look)
 
 
 class _Trained:

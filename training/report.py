@@ -106,6 +106,18 @@ def _results(figures: Sequence[Figures], about: dict[str, Any]) -> dict[str, Any
     return {**content, "drawbacks": evaluation.drawbacks() if evaluation else []}
 
 
+def _head(content: dict[str, Any]) -> list[str]:
+    """Return the first lines of a report: what was evaluated, and the results in short."""
+    return [
+        "# Evaluation",
+        "",
+        f"{content['pictures']:,} pictures of the split `{content['split']}` "
+        f"of the data set `{content['data'][:16]}`, {content['look']}.",
+        "",
+        *_summary(content),
+    ]
+
+
 def _overview(content: dict[str, Any]) -> list[str]:
     """Return the lines of a report on several labels, with a row for each."""
     names = ("AP50", "recall", "precision", "threshold")
@@ -118,12 +130,7 @@ def _overview(content: dict[str, Any]) -> list[str]:
         rows.append([f"[{label}]({label}/report.md)", model, *figures, alarms, exposed])
     head = ("label", "model", *names, "false alarms a picture", "exposed")
     return [
-        "# Evaluation",
-        "",
-        f"{content['pictures']:,} pictures of the split `{content['split']}` "
-        f"of the data set `{content['data'][:16]}`, {content['look']}.",
-        "",
-        *_summary(content),
+        *_head(content),
         *table(head, rows),
     ]
 
@@ -158,12 +165,7 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         for each in models
     ]
     return [
-        "# Evaluation",
-        "",
-        f"{content['pictures']:,} pictures of the split `{content['split']}` "
-        f"of the data set `{content['data'][:16]}`, {content['look']}.",
-        "",
-        *_summary(content),
+        *_head(content),
         "## Found",
         "",
         "Average precision as COCO measures it (pycocotools), "

@@ -16,13 +16,11 @@ import cv2
 import numpy as np
 
 from tools.benchmarks.exposure import SETS, sources
-from worker.detection.centerface import SCORE_THRESHOLD, WEIGHTS
+from worker.detection.centerface import WEIGHTS
 from worker.detection.centerface.calibration import CALIBRATION
 from worker.detection.centerface.measuring import calibrated
 from worker.detection.centerface.network import Network
-from worker.detection.detector import ScaledDetector
-from worker.detection.faces import Detections
-from worker.detection.tiled import one_by_one
+from worker.detection.detector import canvases_of
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
@@ -31,20 +29,11 @@ EVERY = 6
 
 def canvases(folder: Path) -> Iterator[Pixels]:
     """Yield the network's inputs for some of the pictures in `folder`."""
-    inputs: list[Pixels] = []
-
-    def infer(canvas: Pixels) -> Detections:
-        inputs.append(canvas)
-        return Detections.none()
-
     look = replace(WorkerSettings().pass_settings(), turned="never")
-    detector = ScaledDetector(one_by_one(infer), look, SCORE_THRESHOLD)
     for path in sorted(folder.iterdir())[::EVERY]:
         pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
         assert pixels is not None
-        detector.detect(np.ascontiguousarray(pixels[..., ::-1].astype(np.uint8)))
-        yield from inputs
-        inputs.clear()
+        yield from canvases_of(np.ascontiguousarray(pixels[..., ::-1].astype(np.uint8)), look)
 
 
 def main() -> int:

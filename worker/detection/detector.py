@@ -19,6 +19,7 @@ from worker.detection.faces import (
     clip,
     merge,
 )
+from worker.detection.model import DEFAULT_THRESHOLD
 from worker.detection.passes import (
     Pass,
     PassImage,
@@ -290,6 +291,20 @@ class ScaledDetector:
         least = self._score_at(CONFIDENT_SCORE_SHARE)
         strong, cut = result.strong, result.cut
         return replace(result, strong=strong[strong.scores >= least], cut=cut[cut.scores >= least])
+
+
+def canvases_of(
+    picture: Pixels, settings: PassSettings, takes: ModelInput = ANY_SIZE
+) -> list[Pixels]:
+    """Return the canvases that a model gets for `picture` if it finds nothing in it."""
+    canvases: list[Pixels] = []
+
+    def record(given: Sequence[Pixels]) -> list[Detections]:
+        canvases.extend(given)
+        return [Detections.none() for _ in given]
+
+    ScaledDetector(record, settings, DEFAULT_THRESHOLD, takes).detect(picture)
+    return canvases
 
 
 def _total_score(result: PassResult) -> float:

@@ -1,17 +1,13 @@
 """The warm-up of a model on a GPU, which tunes itself to each shape of a batch when it meets it."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import structlog
 
 from tasks.errors import DetectorUnavailable
-from worker.detection.detector import ScaledDetector
-from worker.detection.faces import Detections
+from worker.detection.detector import ScaledDetector, canvases_of
 from worker.detection.tiled import CLOSER_TILE_SIDE
-from worker.pixels import Pixels
 
 # Width and height of pictures of 1 and 12 megapixels with the aspect ratios of cameras.
 USUAL_PICTURES = (
@@ -57,15 +53,11 @@ def usual_shapes(detector: ScaledDetector) -> list[Shape]:
     """
     size = detector.takes.fixed_size or (CLOSER_TILE_SIDE, CLOSER_TILE_SIDE)
     shapes: set[Shape] = {detector.takes.canvas(np.zeros((*size, 3), np.uint8)).shape}
-
-    def record(canvases: Sequence[Pixels]) -> list[Detections]:
-        shapes.update(canvas.shape for canvas in canvases)
-        return [Detections.none() for _ in canvases]
-
-    recorder = replace(detector, infer=record)
-    for width, height in USUAL_PICTURES:
-        recorder.detect(np.zeros((height, width, 3), np.uint8))
-        recorder.detect(np.zeros((width, height, 3), np.uint8))
+    for sides in USUAL_PICTURES:
+        for height, width in (sides, sides[::-1]):
+            picture = np.zeros((height, width, 3), np.uint8)
+            canvases = canvases_of(picture, detector.settings, detector.takes)
+            shapes.update(canvas.shape for canvas in canvases)
     return sorted(shapes, key=np.prod, reverse=True)
 
 

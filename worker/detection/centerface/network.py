@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from worker.detection.canvas import PADDING_GRAY
-from worker.detection.centerface.calibration import CALIBRATION, Calibration
+from worker.detection.centerface.calibration import CALIBRATION, Calibration, Floats
 from worker.detection.centerface.maps import (
     CANDIDATES,
     DEFAULT_LAYOUT,
@@ -30,8 +29,6 @@ from worker.detection.centerface.maps import (
 from worker.detection.model import LEFT_OUT, NETWORK
 from worker.detection.tf import tf
 from worker.process.silence import silenced
-
-Floats = NDArray[np.float32]
 
 SIDE_MULTIPLE = 32  # Pixels; the sides of the network's input are multiples of it.
 # The distance, in sides of the picture, by which boxes of different classes are moved apart before
