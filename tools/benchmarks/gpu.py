@@ -44,6 +44,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from tasks.errors import DetectionFailed
 from tools.benchmarks.exposure import sources
 from tools.benchmarks.harness import child, pictures
 from tools.local import stack
@@ -57,7 +58,7 @@ from worker.detection.centerface import (
     default_folder,
     default_model,
 )
-from worker.detection.centerface.maps import decode
+from worker.detection.centerface.maps import NOT_FINITE, decode_points, logit
 from worker.detection.detector import WEAK_SCORE_FACTOR
 from worker.detection.faces import Boxes, Detections, overlap
 from worker.detection.model import DeviceFull, Model
@@ -321,7 +322,6 @@ class TorchModel:
 
     def __init__(self, precision: Precision) -> None:
         onnx, self._torch = import_module("onnx"), import_module("torch")
-        self._torch.backends.cudnn.benchmark = True
         self._place = "cpu" if _on_cpu() else "cuda"
         self._type = getattr(self._torch, precision)
         self.device = "CPU" if _on_cpu() else self._torch.cuda.get_device_name()
@@ -343,22 +343,43 @@ class TorchModel:
         """Return one Detections for each canvas of `batch`; raise DeviceFull."""
         try:
             with self._torch.inference_mode():
-                maps = self._run(batch)
+                points, places = self._strong_points(batch)
         except self._torch.OutOfMemoryError:
             raise DeviceFull(f"no memory left on {self.device}") from None
-        return [decode(canvas, WEAK_SCORE_FACTOR * SCORE_THRESHOLD) for canvas in maps]
+        canvases = places[:, 0]
+        return [
+            decode_points(
+                points[canvases == number],
+                places[canvases == number, 1:],
+                np.zeros(np.count_nonzero(canvases == number), np.intp),
+            )
+            for number in range(len(batch))
+        ]
+
+    def _strong_points(self, batch: Pixels) -> tuple[Any, Any]:
+        """Return the points of the maps that may be faces, [n, 15], and where they are, [n, 3].
+
+        They are chosen on the device, as TensorFlow does. Raise DetectionFailed if a value of the
+        maps is not finite.
+        """
+        maps = self._run(batch)
+        if not self._torch.isfinite(maps).all():
+            raise DetectionFailed(NOT_FINITE)
+        places = self._torch.nonzero(maps[..., 0] >= logit(WEAK_SCORE_FACTOR * SCORE_THRESHOLD))
+        points = maps[tuple(places.T)]
+        return points.cpu().numpy(), places.cpu().numpy()
 
     def _on_device(self, array: np.ndarray[Any, Any]) -> Any:
         return self._torch.from_numpy(array.copy()).to(self._place).to(self._type)
 
     def _run(self, batch: Pixels) -> Any:
-        """Return the maps of `batch`, float32 [n, height / 4, width / 4, 15]."""
+        """Return the maps of `batch` on the device, float32 [n, height / 4, width / 4, 15]."""
         values = {**self._weights, self._input: self._on_device(batch).permute(0, 3, 1, 2)}
         for node in self._nodes:
             inputs = [values[name] for name in node.input]
             values[node.output[0]] = self._result(node, inputs)
         maps = self._torch.cat([values[name] for name in self._maps], dim=1)
-        return maps.float().permute(0, 2, 3, 1).cpu().numpy()
+        return maps.float().permute(0, 2, 3, 1)
 
     def _result(self, node: Any, inputs: list[Any]) -> Any:
         """Return the result of an operator of the ONNX file."""

@@ -50,19 +50,37 @@ def decode(
     """Return the faces of `maps`, float32 [height, width, channels], in pixels of the picture.
 
     With several classes a point may have a detection of each, and boxes of different classes do not
-    suppress each other. Centre = index + offset + 0.5 and size = exp(scale), in strides, y first. A
-    landmark is its box's first corner plus its share of the box's size. Points below `least_score`
-    are dropped before points are compared, which does not change the others. Raises DetectionFailed
-    if a value is not finite.
+    suppress each other. Points below `least_score` are dropped before points are compared, which
+    does not change the others. Raises DetectionFailed if a value is not finite.
     """
     _check_finite(maps)
-    logits, points, places, kinds, beyond = _strongest_points(maps, least_score, layout)
-    scale, offset, shares = np.split(points, np.cumsum(layout.channels[1:])[:-1], axis=1)
-    scores = _scores(logits)
+    rows, columns, kinds = np.nonzero(maps[..., : layout.classes] >= logit(least_score))
+    places = np.stack([rows, columns], axis=1)
+    return decode_points(maps[rows, columns], places, kinds, layout)
+
+
+def decode_points(
+    points: NDArray[np.float32],
+    places: NDArray[np.intp],
+    kinds: NDArray[np.intp],
+    layout: Layout = DEFAULT_LAYOUT,
+) -> Detections:
+    """Return the faces of the `points` of the maps, float32 [n, channels], in pixels.
+
+    `places` [n, 2] are their rows and columns, and `kinds` [n] the classes, from 0 on, of which
+    they are detections. Centre = index + offset + 0.5 and size = exp(scale), in strides, y first. A
+    landmark is its box's first corner plus its share of the box's size.
+    """
+    logits = points[np.arange(len(points)), kinds]
+    order = np.argsort(-logits, kind="stable")
+    strongest, beyond = order[:CANDIDATES], order[CANDIDATES : CANDIDATES + 1]
+    scores, kinds = _scores(logits[strongest]), kinds[strongest]
+    _, scale, offset, shares = np.split(points[strongest], np.cumsum(layout.channels)[:-1], axis=1)
     size = np.exp(scale) * STRIDE
-    corner = (places + offset + 0.5) * STRIDE - size / 2
+    corner = (places[strongest] + offset + 0.5) * STRIDE - size / 2
     kept = _kept(np.concatenate([corner, size], axis=1), scores, kinds)
-    next_score = scores[kept[MAX_DETECTIONS : MAX_DETECTIONS + 1]].max(initial=0)
+    left_out = scores[kept[MAX_DETECTIONS : MAX_DETECTIONS + 1]].max(initial=0)
+    left_out = max(left_out, _scores(logits[beyond]).max(initial=0))
     kept = kept[:MAX_DETECTIONS]
     corner, size = corner[kept].astype(np.float32), size[kept]
     boxes = np.concatenate([corner, corner + size], axis=1)[:, [1, 0, 3, 2]]
@@ -71,30 +89,12 @@ def decode(
         shares = shares[kept].reshape(-1, layout.landmarks, 2)
         landmarks = (corner[:, None] + shares * size[:, None])[..., ::-1]
     sightings = Sightings.of(boxes, landmarks)
-    left_out = float(max(beyond, next_score))
-    return Detections(boxes, scores[kept], sightings, left_out, kinds[kept] + 1)
+    return Detections(boxes, scores[kept], sightings, float(left_out), kinds[kept] + 1)
 
 
-def _strongest_points(
-    maps: NDArray[np.float32], least_score: float, layout: Layout
-) -> tuple[
-    NDArray[np.float32], NDArray[np.float32], NDArray[np.intp], NDArray[np.intp], np.float32
-]:
-    """Return the CANDIDATES scores that are highest, strongest first.
-
-    They come as logits [n], with the other channels of their points [n, c], their places [n, 2] y x
-    and their classes [n] from 0 on, and the highest score that is left out.
-    """
-    least_logit = np.log(least_score / (1 - least_score))
-    rows, columns, kinds = np.nonzero(maps[..., : layout.classes] >= least_logit)
-    logits = maps[rows, columns, kinds]
-    order = np.argsort(-logits, kind="stable")
-    beyond = order[CANDIDATES : CANDIDATES + 1]
-    strongest = order[:CANDIDATES]
-    places = np.stack([rows, columns], axis=1)[strongest]
-    points = maps[rows[strongest], columns[strongest], layout.classes :]
-    highest_beyond = _scores(logits[beyond]).max(initial=0)
-    return logits[strongest], points, places, kinds[strongest], highest_beyond
+def logit(score: float) -> float:
+    """Return the value in the maps that a `score` between 0 and 1 has."""
+    return float(np.log(score / (1 - score)))
 
 
 def _scores(logits: NDArray[np.float32]) -> NDArray[np.float32]:
