@@ -283,7 +283,7 @@ def _model_input(settings: WorkerSettings, model: "Model") -> "ModelInput":
     from worker.detection.tiled import ModelInput
     from worker.process.channel import MAX_CANVASES_AT_ONCE
 
-    at_once = min(_batch_size(settings, model), MAX_CANVASES_AT_ONCE)
+    at_once = min(max(_batch_size(settings, model), model.lanes), MAX_CANVASES_AT_ONCE)
     return ModelInput(model.fixed_size, at_once, has_few_shapes=model.on_gpu)
 
 

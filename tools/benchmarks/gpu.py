@@ -374,12 +374,16 @@ class TorchModel:
 
     def _run(self, batch: Pixels) -> Any:
         """Return the maps of `batch` on the device, float32 [n, height / 4, width / 4, 15]."""
-        values = {**self._weights, self._input: self._on_device(batch).permute(0, 3, 1, 2)}
+        # As in SavedModel, the device gets few sizes of batches: it prepares itself for each.
+        missing = (1 << (len(batch) - 1).bit_length()) - len(batch)
+        pictures = self._on_device(batch).permute(0, 3, 1, 2)
+        pictures = self._torch.nn.functional.pad(pictures, (0, 0, 0, 0, 0, 0, 0, missing))
+        values = {**self._weights, self._input: pictures}
         for node in self._nodes:
             inputs = [values[name] for name in node.input]
             values[node.output[0]] = self._result(node, inputs)
         maps = self._torch.cat([values[name] for name in self._maps], dim=1)
-        return maps.float().permute(0, 2, 3, 1)
+        return maps[: len(batch)].float().permute(0, 2, 3, 1)
 
     def _result(self, node: Any, inputs: list[Any]) -> Any:
         """Return the result of an operator of the ONNX file."""

@@ -187,12 +187,12 @@ def _items(folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Serve the work of `veil anonymize` in a process that has loaded its model."""
-    from worker.bootstrap import build_anonymizer
+    from worker.bootstrap import build_file_anonymizer
     from worker.commands.anonymize import Job, anonymize_file
 
     settings = WorkerSettings.load()
     logs.configure("json")
-    anonymizer = build_anonymizer(settings)
+    anonymizer = build_file_anonymizer(settings)
     pool = ThreadPoolExecutor(settings.pictures_in_flight())
 
     def anonymized(paths: list[str], output: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ TILE_OVERLAP = 192
 CUT_MARGIN = 2
 # The longest side, in pixels, of the tiles of a closer pass, and the pixels that neighbours share.
 # Small tiles waste little around the places that the pass is for, and the faces there are small.
-CLOSER_TILE_SIDE, CLOSER_TILE_OVERLAP = 512, 64
+CLOSER_TILE_SIDE, CLOSER_TILE_OVERLAP = 256, 48
 # A tile with a side of at most this many pixels is not divided again, however many faces the model
 # finds in it.
 MIN_DIVISIBLE_SIDE = 32
