@@ -19,6 +19,7 @@ from worker.detection.faces import (
     clip,
     merge,
 )
+from worker.detection.lenses import View, plain_views
 from worker.detection.model import DEFAULT_THRESHOLD
 from worker.detection.passes import (
     Pass,
@@ -127,9 +128,12 @@ class ScaledDetector:
         not credible or the picture has more faces than the model can return part by part.
         """
         within_limits = replace(self, infer=limited(self.infer, self.seconds))
-        pyramid = Pyramid(picture)
-        merged = _merged(within_limits._results(pyramid))
-        return clip(merged, pyramid.width, pyramid.height)
+        results = within_limits._results(Pyramid(picture))
+        for view in plain_views(picture):
+            found = within_limits._results(Pyramid(view.pixels))
+            results += [_in_bent_picture(result, view) for result in found]
+        height, width = picture.shape[:2]
+        return clip(_merged(results), width, height)
 
     def _results(self, picture: Pyramid) -> list[PassResult]:
         """Return the results of all passes over `picture`."""
@@ -305,6 +309,16 @@ def canvases_of(
 
     ScaledDetector(record, settings, DEFAULT_THRESHOLD, takes).detect(picture)
     return canvases
+
+
+def _in_bent_picture(result: PassResult, view: View) -> PassResult:
+    """Return the `result` of a pass over `view` in pixels of the picture."""
+    return replace(
+        result,
+        strong=view.detections(result.strong),
+        cut=view.detections(result.cut),
+        weak=view.sightings(result.weak),
+    )
 
 
 def _total_score(result: PassResult) -> float:
