@@ -79,6 +79,7 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
     serve(settings, app)
     metrics.watch_worker()
     worker_ready.connect(_announce_recipe, weak=False)
+    worker_ready.connect(_watch_store, weak=False)
     watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
     store = ObjectStore.connect(settings, settings.pictures_in_flight() + EXTRA_CONNECTIONS)
@@ -114,6 +115,11 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
+
+
+def _watch_store(sender: Any, **_: Any) -> None:
+    """Show outages of the store in the metrics. `sender` is Celery's consumer."""
+    metrics.watch_circuit_breaker(sender.app.work.circuit_breaker)
 
 
 def build_pipeline(
