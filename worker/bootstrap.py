@@ -19,6 +19,7 @@ import structlog
 from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
+from tasks import redis_durability
 from tasks.errors import ModelInvalid
 from tasks.settings import refuse_unknown
 from worker import logs, metrics
@@ -80,6 +81,7 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
     metrics.watch_worker()
     worker_ready.connect(_announce_recipe, weak=False)
     worker_ready.connect(_watch_store, weak=False)
+    worker_ready.connect(_warn_of_redis, weak=False)
     watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
     store = ObjectStore.connect(settings, settings.pictures_in_flight() + EXTRA_CONNECTIONS)
@@ -115,6 +117,18 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
+
+
+def _warn_of_redis(sender: Any, **_: Any) -> None:
+    """Log a warning if Redis may lose messages. `sender` is Celery's consumer."""
+    try:
+        risks = redis_durability.risks(sender.app.backend.client)
+    except RedisError:
+        return  # An outage has lines of its own.
+    if risks:
+        structlog.get_logger("veil").warning(
+            "redis may lose messages", settings="; ".join(risks), effect="see docs/running.md"
+        )
 
 
 def _watch_store(sender: Any, **_: Any) -> None:
