@@ -5,9 +5,13 @@ from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from celery import bootsteps
+from redis.exceptions import RedisError
 
+from .. import redis_errors
 from ..errors import Permanent, Transient
+from ..redis_clients import impatient_client
 from ..results import WORKERS_PACKAGE
+from ..settings import Settings
 from .attempts import Deliveries
 from .circuit_breaker import CircuitBreaker
 from .transport import Transport
@@ -16,6 +20,7 @@ from .work import Pipeline, Work
 TRANSPORT = f"{__package__}.transport:Transport"
 BACKEND = f"{__package__}.acknowledgement:Backend"
 UNUSABLE = 2  # the exit code of the ``veil`` command for a wrong setting or model
+REDIS_SECONDS = 5.0  # for Redis to answer when a worker starts
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
@@ -42,6 +47,18 @@ def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
     return pipeline
 
 
+def check_redis(app: Any) -> None:
+    """Exit with UNUSABLE if Redis refuses the password or the database.
+
+    Another start would fail in the same way. A worker waits for a Redis that can't be reached.
+    """
+    try:
+        impatient_client(app, REDIS_SECONDS).ping()
+    except (RedisError, OSError) as error:
+        if reason := redis_errors.refusal(error):
+            _refuse(f"SettingsInvalid: {reason} (tried {Settings.load().redis_server()})")
+
+
 def _refuse(reason: str) -> NoReturn:
     print(f"veil: {reason}", file=sys.stderr, flush=True)
     sys.exit(UNUSABLE)
@@ -58,6 +75,7 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         # need it, and Flower recognises brokers by their scheme.
         app.conf.broker_transport = TRANSPORT
         app.loader.override_backends = dict.fromkeys(("redis", "rediss"), BACKEND)
+        check_redis(app)
         deliveries = Deliveries(app.backend.client)
         app.work = Work(
             pipeline=app.build_pipeline(app, deliveries),

@@ -10,6 +10,7 @@ import botocore.exceptions as vendor
 import botocore.parsers
 import urllib3.exceptions
 
+from .. import tls_errors
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import (
     AccessDenied,
@@ -38,6 +39,7 @@ LATER = {
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
 }  # fmt: skip
 CHANGED = (409, 412)  # HTTP statuses: another client changed the object that a call depends on
+WANTS_TLS = "check VEIL_S3_ENDPOINT, which begins with https:// if this port speaks TLS"
 UNREACHABLE = (
     vendor.HTTPClientError,
     vendor.ConnectionError,
@@ -87,17 +89,29 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
             f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret"
         )
     if isinstance(error, UNREACHABLE):
-        is_refused = isinstance(error, vendor.ConnectionError)
-        hint = ": check the network and VEIL_S3_ENDPOINT" if is_refused else ""
-        return StorageUnavailable(f"{place}: S3 can't be reached{_server(error)} ({kind}){hint}")
+        server = urlsplit(_tried(error)).netloc.rpartition("@")[2]
+        at = f" at {server}" if server else ""
+        advice = _advice(error)
+        return StorageUnavailable(f"{place}: S3 can't be reached{at} ({kind}){advice}")
     return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
 
 
-def _server(error: Exception) -> str:
-    """Return `` at HOST:PORT`` if `error` names the server that was tried, else nothing."""
-    tried = str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
-    server = urlsplit(tried).netloc.rpartition("@")[2]
-    return f" at {server}" if server else ""
+def _tried(error: Exception) -> str:
+    """Return the address that was tried if `error` names it, else nothing."""
+    return str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about a connection that failed with `error`, or nothing."""
+    if tls_errors.distrusts(error):
+        return ": its certificate is not trusted: name the file of its issuer in AWS_CA_BUNDLE"
+    if tls_errors.speaks_no_tls(error):
+        return ": this port does not speak TLS: use http:// in VEIL_S3_ENDPOINT, or another port"
+    if isinstance(error, vendor.ConnectionClosedError) and _tried(error).startswith("http://"):
+        return f": {WANTS_TLS}"
+    if isinstance(error, vendor.ConnectionError):
+        return ": check the network and VEIL_S3_ENDPOINT"
+    return ""
 
 
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
@@ -122,7 +136,10 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         return AccessDenied(
             f"{place}: S3 denies access ({name}): check the credentials and the bucket's policy"
         )
-    return StorageRejected(f"{place}: S3 answers {http or ''} {name}")
+    # S3 gives a code of its own for a GET or a PUT. A server with TLS answers 400 without a code to
+    # a request without TLS.
+    advice = f": {WANTS_TLS}" if http == 400 and name in ("", "400") else ""
+    return StorageRejected(f"{place}: S3 answers {http or ''} {name}{advice}")
 
 
 def knows_no_condition(error: VeilError) -> bool:
