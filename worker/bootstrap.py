@@ -65,15 +65,15 @@ RECORDED_PACKAGES = (
 """The packages whose versions receipts record: they decide the bytes of an output."""
 
 
-def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
-    """Return the pipeline of a queue worker, configured by the environment.
+def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "Pipeline":
+    """Return the pipeline of the queue worker `name`, configured by the environment.
 
     This is the entry point `pipeline` of the group ``veil``. The watchdog calls `on_stall` with
     the stalled work before it ends the process.
     """
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
-    logs.configure(settings.log_format, settings.redis_server())
+    logs.configure(settings.log_format, settings.redis_server(), name)
     from tasks.metrics import serve  # only queue workers serve metrics
     from tasks.storage.s3 import ObjectStore
 
@@ -116,7 +116,7 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
         publishing.announce_recipe(app.backend.client, app.work.pipeline.recipe)
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
-    structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
+    structlog.get_logger("veil").info("worker ready")
 
 
 def _warn_of_redis(sender: Any, **_: Any) -> None:

@@ -8,6 +8,7 @@ from celery import bootsteps
 from redis.exceptions import RedisError
 
 from .. import redis_errors
+from ..early_stop import stop_at_once_on_signals
 from ..errors import Permanent, Transient
 from ..redis_clients import impatient_client
 from ..results import WORKERS_PACKAGE
@@ -24,8 +25,10 @@ REDIS_SECONDS = 5.0  # for Redis to answer when a worker starts
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
-def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
+def installed_pipeline(app: Any, deliveries: Deliveries, name: str) -> Pipeline:
     """Return the pipeline of the entry point ``veil:pipeline``, or exit with a one-line message.
+
+    `name` is that of the worker.
 
     The exit code is UNUSABLE if another start would fail in the same way, else 1.
 
@@ -37,7 +40,7 @@ def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
         _refuse(f"{__package__} serves producers only: start workers with `veil worker`")
     (builder,) = entry_points(group="veil", name="pipeline")
     try:
-        pipeline: Pipeline = builder.load()(app, deliveries.record_stall)
+        pipeline: Pipeline = builder.load()(app, deliveries.record_stall, name)
     except ModuleNotFoundError as error:
         _refuse(f"{error.name} is not installed here: pip install 'veil[worker]'")
     except Permanent as error:
@@ -70,6 +73,7 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **_: Any) -> None:
+        stop_at_once_on_signals()
         app = worker.app
         # Only workers replace Celery's transport, because only they take messages. Producers do not
         # need it, and Flower recognises brokers by their scheme.
@@ -78,7 +82,7 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         check_redis(app)
         deliveries = Deliveries(app.backend.client)
         app.work = Work(
-            pipeline=app.build_pipeline(app, deliveries),
+            pipeline=app.build_pipeline(app, deliveries, worker.hostname),
             deliveries=deliveries,
             circuit_breaker=CircuitBreaker(Transport.leases.set_paused),
         )

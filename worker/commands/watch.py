@@ -10,6 +10,7 @@ import structlog
 import typer
 
 from tasks import metrics
+from tasks.early_stop import STOPPED, stop_at_once_on_signals
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
 from tasks.settings import split_address
@@ -85,6 +86,7 @@ def watch(
 
     Example: veil watch --http 0.0.0.0:8080 --suffix .jpg
     """
+    stop_at_once_on_signals()
     source = _one_source({"sqs": sqs, "http": http, "poll": poll})
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server())
@@ -101,7 +103,7 @@ def watch(
         _poll(celery, settings, trigger, poll, overlap)
     publisher.close()
     log.info(
-        "stopped", queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)
+        STOPPED, queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)
     )
     return ExitCode.OK
 
