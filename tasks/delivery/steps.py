@@ -5,14 +5,11 @@ from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from celery import bootsteps
-from redis.exceptions import RedisError
 
-from .. import redis_errors
 from ..early_stop import stop_at_once_on_signals
-from ..errors import Permanent, Transient
-from ..redis_clients import impatient_client
+from ..errors import Permanent, SettingsInvalid, Transient
+from ..redis_clients import check_accepted
 from ..results import WORKERS_PACKAGE
-from ..settings import Settings
 from .attempts import Deliveries
 from .circuit_breaker import CircuitBreaker
 from .transport import Transport
@@ -21,7 +18,6 @@ from .work import Pipeline, Work
 TRANSPORT = f"{__package__}.transport:Transport"
 BACKEND = f"{__package__}.acknowledgement:Backend"
 UNUSABLE = 2  # the exit code of the ``veil`` command for a wrong setting or model
-REDIS_SECONDS = 5.0  # for Redis to answer when a worker starts
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
@@ -51,15 +47,11 @@ def installed_pipeline(app: Any, deliveries: Deliveries, name: str) -> Pipeline:
 
 
 def check_redis(app: Any) -> None:
-    """Exit with UNUSABLE if Redis refuses the password or the database.
-
-    Another start would fail in the same way. A worker waits for a Redis that can't be reached.
-    """
+    """Exit with UNUSABLE if Redis refuses this worker."""
     try:
-        impatient_client(app, REDIS_SECONDS).ping()
-    except (RedisError, OSError) as error:
-        if reason := redis_errors.refusal(error):
-            _refuse(f"SettingsInvalid: {reason} (tried {Settings.load().redis_server()})")
+        check_accepted(app)
+    except SettingsInvalid as error:
+        _refuse(f"{type(error).__name__}: {error}")
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -170,7 +170,7 @@ def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
     assert line.startswith("veil: ModelInvalid: own.zip can't be loaded: ")
 
 
-@pytest.mark.parametrize(
+REFUSALS = pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"VEIL_REDIS_PASSWORD": "another-one"}, "refuses the password: check VEIL_REDIS_PASSWORD"),
@@ -179,6 +179,9 @@ def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
         ({"VEIL_REDIS_URL": "redis://nobody@{server}/0"}, "the user in VEIL_REDIS_URL"),
     ],
 )
+
+
+@REFUSALS
 @pytest.mark.parametrize("count", [1, 2])
 def test_workers_that_redis_refuses_end_with_one_line(veil, redis_server, count, change, expected):
     server = f"{HOST}:{redis_server.port}"
@@ -195,3 +198,17 @@ def test_workers_that_redis_refuses_end_with_one_line(veil, redis_server, count,
         assert line.startswith("veil: SettingsInvalid: Redis ")
         assert expected in line
         assert line.endswith(f"(tried {server})")
+
+
+@REFUSALS
+def test_a_trigger_that_redis_refuses_ends_with_one_line(veil, redis_server, change, expected):
+    server = f"{HOST}:{redis_server.port}"
+    changed = {name: value.format(server=server) for name, value in change.items()}
+
+    done = veil("watch", "--poll=60", environment={**redis_server.environment(), **changed})
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("veil: SettingsInvalid: Redis ")
+    assert expected in line
+    assert line.endswith(f"(tried {server})")

@@ -13,6 +13,7 @@ from tasks import metrics
 from tasks.early_stop import STOPPED, stop_at_once_on_signals
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
+from tasks.redis_clients import check_accepted
 from tasks.settings import split_address
 from tasks.uploads.stopping import Stop
 from tasks.uploads.trigger import EventFilter, Trigger
@@ -92,6 +93,7 @@ def watch(
     logs.configure(settings.log_format, settings.redis_server())
     event_filter = EventFilter(settings.parsed_routes(), prefix or [], suffix or [])
     celery = celery_app()
+    check_accepted(celery)
     publisher = Publisher(celery)
     trigger = Trigger(publisher, event_filter, source)
     metrics.serve(settings, celery)

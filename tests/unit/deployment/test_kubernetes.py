@@ -206,7 +206,7 @@ def test_a_worker_that_is_told_to_stop_is_given_the_time_that_it_takes(resources
         pod["terminationGracePeriodSeconds"]
         >= int(resources["ConfigMap"]["data"]["VEIL_GRACE_SECONDS"]) + 10
     )
-    # As process 1, Python would ignore a SIGTERM that comes while the model is loading.
+    # As process 1, Python would ignore a SIGTERM that comes before it has a handler.
     assert pod["shareProcessNamespace"] is True
 
 

@@ -54,6 +54,13 @@ def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(do
         assert set(mine) == {True, False}, rule["alert"]
 
 
+def test_prometheus_takes_the_configuration_of_the_page(repository, system_program, tmp_path):
+    page = (repository / "docs" / "monitoring.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(example)
+    run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=tmp_path)
+
+
 def test_the_documentation_names_every_alert(docker, repository):
     (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
     page = (repository / "docs" / "monitoring.md").read_text()
