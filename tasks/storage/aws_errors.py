@@ -38,8 +38,9 @@ LATER = {
     "RequestTimeout", "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
 }  # fmt: skip
+NO_CODE = ("", "400")  # botocore's codes of an answer 400 that has none
 CHANGED = (409, 412)  # HTTP statuses: another client changed the object that a call depends on
-WANTS_TLS = "check VEIL_S3_ENDPOINT, which begins with https:// if this port speaks TLS"
+WANTS_TLS = "VEIL_S3_ENDPOINT, which begins with https:// if this port speaks TLS"
 UNREACHABLE = (
     vendor.HTTPClientError,
     vendor.ConnectionError,
@@ -108,7 +109,7 @@ def _advice(error: Exception) -> str:
     if tls_errors.speaks_no_tls(error):
         return ": this port does not speak TLS: use http:// in VEIL_S3_ENDPOINT, or another port"
     if isinstance(error, vendor.ConnectionClosedError) and _tried(error).startswith("http://"):
-        return f": {WANTS_TLS}"
+        return f": check {WANTS_TLS}"
     if isinstance(error, vendor.ConnectionError):
         return ": check the network and VEIL_S3_ENDPOINT"
     return ""
@@ -136,10 +137,13 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         return AccessDenied(
             f"{place}: S3 denies access ({name}): check the credentials and the bucket's policy"
         )
-    # S3 gives a code of its own for a GET or a PUT. A server with TLS answers 400 without a code to
-    # a request without TLS.
-    advice = f": {WANTS_TLS}" if http == 400 and name in ("", "400") else ""
-    return StorageRejected(f"{place}: S3 answers {http or ''} {name}{advice}")
+    if http == 400 and name in NO_CODE:
+        # A server with TLS answers so to a request without TLS, and Amazon S3 to a HEAD with an
+        # expired token. Both affect every picture, so none may end as a dead letter.
+        return StorageUnavailable(
+            f"{place}: S3 answers 400 without a reason: check the credentials, and {WANTS_TLS}"
+        )
+    return StorageRejected(f"{place}: S3 answers {http or ''} {name}")
 
 
 def knows_no_condition(error: VeilError) -> bool:
@@ -148,7 +152,8 @@ def knows_no_condition(error: VeilError) -> bool:
     Such stores answer 501, or 400 for the header.
     """
     http = status(error.__cause__)
-    return http == 501 or (http == 400 and isinstance(error, StorageRejected))
+    is_rejected = isinstance(error, StorageRejected) or code(error.__cause__) in NO_CODE
+    return http == 501 or (http == 400 and is_rejected)
 
 
 def code(error: BaseException | None) -> str:

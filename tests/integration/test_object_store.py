@@ -15,7 +15,6 @@ from tasks.errors import (
     ImageTooLarge,
     ObjectNotFound,
     StorageUnavailable,
-    VeilError,
 )
 from tasks.storage.s3 import ObjectStore
 from tools.chaos.faults import Faulty
@@ -313,7 +312,9 @@ def test_an_endpoint_with_http_at_a_port_with_tls_is_told_so(s3, store_at, call,
 
         threading.Thread(target=serve, daemon=True).start()
         wrong = store_at(s3, endpoint=f"http://{HOST}:{server.getsockname()[1]}")
-        with pytest.raises(VeilError, match="begins with https:// if this port speaks TLS"):
+        with pytest.raises(
+            StorageUnavailable, match="begins with https:// if this port speaks TLS"
+        ):
             CALLS[call](wrong, ObjectUri("raw", "a.jpg"))
         server.shutdown(socket.SHUT_RDWR)
 
