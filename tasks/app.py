@@ -31,7 +31,7 @@ class App(Celery):  # type: ignore[misc]
     """The parts that the task uses. PipelineStep sets it in workers; producers have none."""
 
     build_pipeline = staticmethod(installed_pipeline)
-    """Builds the pipeline. PipelineStep calls it with the app and the worker's deliveries."""
+    """Builds the pipeline. PipelineStep calls it with the app, the worker's deliveries and name."""
 
 
 @before_task_publish.connect

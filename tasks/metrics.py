@@ -11,6 +11,7 @@ from celery import Celery
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -21,6 +22,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
+from .bulk import runs
 from .errors import Permanent, SettingsInvalid, Transient, VeilError
 from .messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
 from .records import dead_letters, queues, review
@@ -89,6 +91,12 @@ RETRIES = Counter(
     registry=REGISTRY,
 )
 DEAD_LETTERS = Counter("veil_dead", "Dead letters, by error.", ["error"], registry=REGISTRY)
+SOURCE_UP = Gauge(
+    "veil_upload_source_up",
+    "0 while the trigger can't receive from SQS, or list the store, else 1.",
+    ["source"],
+    registry=REGISTRY,
+)
 EVENTS = Counter(
     "veil_upload_events",
     "Events that the trigger received, by result.",
@@ -157,6 +165,11 @@ def count_events(source: Source, result: EventResult, number: int = 1) -> None:
     EVENTS.labels(source, result).inc(number)
 
 
+def set_source_up(source: Source, is_up: bool) -> None:
+    """Show whether the trigger can read its `source` of events."""
+    SOURCE_UP.labels(source).set(is_up)
+
+
 def _name(error: Exception) -> str:
     return type(error).__name__ if isinstance(error, VeilError) else BUG
 
@@ -192,6 +205,7 @@ class QueueCollector(Collector):
             oldest.add_metric([queue.name], queue.oldest_seconds or 0.0)
         stray = queues.stray_in_default_queue(self._redis)
         in_hand, dead = queues.in_hand(self._redis), dead_letters.LETTERS.count(self._redis)
+        silent = runs.silent_seconds(self._redis)
         yield waiting
         yield oldest
         yield GaugeMetricFamily(
@@ -201,6 +215,11 @@ class QueueCollector(Collector):
         )
         yield GaugeMetricFamily(
             "veil_in_flight_messages", "Messages that all workers hold.", value=in_hand
+        )
+        yield GaugeMetricFamily(
+            "veil_backfill_silent_seconds",
+            "Time since the backfill that is silent longest stored its progress; 0 if none runs.",
+            value=silent,
         )
         yield GaugeMetricFamily(
             "veil_dead_letters", "Dead letters that nobody has handled yet.", value=dead

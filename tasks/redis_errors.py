@@ -1,6 +1,6 @@
 """Translation of errors of Redis and of its client libraries into QueueUnavailable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -15,18 +15,21 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from . import tls_errors
 from .errors import QueueUnavailable, log_fields
+
+WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
+# A server with TLS closes the connection of a client without it.
+CLOSED = ("closed by server", "reset by peer")
 
 log = structlog.get_logger("veil")
 
 
 def queue_unavailable(error: BaseException) -> QueueUnavailable:
     """Return the QueueUnavailable for an error of redis-py, or of kombu, which may wrap one."""
-    causes = [error]
-    while cause := causes[-1].__cause__:
-        causes.append(cause)
-    if any(isinstance(cause, AuthenticationError) for cause in causes):
-        return QueueUnavailable("Redis refuses the password: check VEIL_REDIS_PASSWORD")
+    causes = _causes(error)
+    if refusal := _refusal(causes):
+        return QueueUnavailable(refusal)
     if any(isinstance(cause, WatchError) for cause in causes):
         return QueueUnavailable(
             "the connection to Redis was lost, or another process changed the values that were read"
@@ -37,14 +40,18 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
         )
     root = causes[-1]
     if isinstance(root, ResponseError):
-        hint = ": check the database in VEIL_REDIS_URL" if "DB index" in str(root) else ""
-        return QueueUnavailable(f"Redis refuses a command: {root!s:.200}{hint}")
+        return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
     # The text of these two errors says what failed, and names at most the host and the port.
     if isinstance(root, RedisConnectionError | RedisTimeoutError):
         reason = f"{root!s:.200}".rstrip(".")
     else:
         reason = type(root).__name__
-    return QueueUnavailable(f"Redis can't be used ({reason}): check VEIL_REDIS_URL")
+    return QueueUnavailable(f"Redis can't be used ({reason}): {_advice(root)}")
+
+
+def refusal(error: BaseException) -> str | None:
+    """Return why Redis refuses every client with these settings, or None for another error."""
+    return _refusal(_causes(error))
 
 
 def log_unavailable(error: BaseException) -> None:
@@ -59,3 +66,32 @@ def connected() -> Iterator[None]:
         yield
     except (KombuError, RedisError, OSError) as error:
         raise queue_unavailable(error) from None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while cause := causes[-1].__cause__:
+        causes.append(cause)
+    return causes
+
+
+def _refusal(causes: Sequence[BaseException]) -> str | None:
+    if any(isinstance(cause, AuthenticationError) for cause in causes):
+        return (
+            "Redis refuses the password: check VEIL_REDIS_PASSWORD, and the user in VEIL_REDIS_URL"
+        )
+    root = causes[-1]
+    if isinstance(root, ResponseError) and WRONG_DATABASE in str(root):
+        return "Redis does not have this database: check the number in VEIL_REDIS_URL"
+    return None
+
+
+def _advice(root: BaseException) -> str:
+    """Return what to do about a connection that failed with `root`."""
+    if tls_errors.distrusts(root):
+        return "check the host and ssl_ca_certs in VEIL_REDIS_URL"
+    if tls_errors.speaks_no_tls(root):
+        return "this port does not speak TLS: use redis:// in VEIL_REDIS_URL, or another port"
+    if any(text in str(root) for text in CLOSED):
+        return "check VEIL_REDIS_URL, which begins with rediss:// if this port speaks TLS"
+    return "check VEIL_REDIS_URL"

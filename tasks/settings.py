@@ -26,7 +26,8 @@ S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
 REDIS_PORT = 6379  # the port of an address that names none
 
 # The part of a Redis address after the scheme: host and port, database, TLS options.
-REDIS_LOCATION = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*)?")
+# An @ in other options is that of a password whose special characters are not quoted.
+REDIS_LOCATION = re.compile(r"[^/?#]*(/\d*)?(\?ssl_[^#]*|\?[^#@]*)?")
 TLS_OPTIONS = [name for name in inspect.signature(SSLConnection).parameters if name[:4] == "ssl_"]
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # The values of the option ssl_cert_reqs that Celery accepts.
@@ -134,10 +135,10 @@ class Settings(BaseSettings):
         location = url.partition("://")[2]
         if not _has_server(url, ("redis", "rediss")) or not REDIS_LOCATION.fullmatch(location):
             raise ValueError(
-                "must look like redis://HOST:PORT/0; "
+                "must look like redis://HOST:PORT/0, with the number of a database; "
                 "quote special characters in a password, as %23 for #"
             )
-        _check_tls_options(urlsplit(url))
+        _check_options(urlsplit(url))
         return value
 
     @field_validator("s3_endpoint")
@@ -271,14 +272,16 @@ def _problems(error: ValidationError) -> list[str]:
     return [variable + message for variable, message in problems.items()]
 
 
-def _check_tls_options(address: SplitResult) -> None:
-    """Raise ValueError for TLS options that a Redis client refuses, and for unreadable files."""
-    options = parse_qsl(address.query, keep_blank_values=True)
-    if options and address.scheme != "rediss":
-        raise ValueError(f"{options[0][0]} needs TLS: rediss://HOST:PORT/0")
-    for name, value in options:
+def _check_options(address: SplitResult) -> None:
+    """Raise ValueError for options that are none of TLS, wrong ones, and unreadable files."""
+    for name, value in parse_qsl(address.query, keep_blank_values=True):
         if name not in TLS_OPTIONS:
-            raise ValueError(f"{name} is no option of redis-py, such as {', '.join(TLS_FILES)}")
+            raise ValueError(
+                f"{name:.40} is no option of the address: only those of TLS are, "
+                f"such as {', '.join(TLS_FILES)}"
+            )
+        if address.scheme != "rediss":
+            raise ValueError(f"{name} needs TLS: rediss://HOST:PORT/0")
         if name == "ssl_cert_reqs" and value not in CERTIFICATE_CHECKS:
             raise ValueError(f"{name} must be one of {', '.join(CERTIFICATE_CHECKS)}")
         if name in TLS_FILES:

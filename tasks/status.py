@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import redis_durability
 from .bulk import runs as stored_runs
 from .publishing import announced_recipe
 from .records import dead_letters, outcomes, queues, review
@@ -19,7 +20,8 @@ OUTCOMES = (*DONE, FAILED, outcomes.MALFORMED)
 class Status:
     """The status of all work.
 
-    `stray` has the lists with messages for Veil that no worker reads. `in_flight` counts the
+    `stray` has the lists with messages for Veil that no worker reads, and `risks` a line for each
+    setting of Redis with which it may lose messages. `in_flight` counts the
     messages that workers hold. `outcomes` counts pictures by outcome since this Redis was first
     used; its ``malformed`` counts those of its ``dead`` whose message no worker accepts. `dead`
     counts the present dead letters, `to_review` the pictures on the review list.
@@ -32,6 +34,7 @@ class Status:
 
     queues: Sequence[QueueStatus]
     stray: Sequence[QueueStatus]
+    risks: Sequence[str]
     in_flight: int
     outcomes: Mapping[str, int]
     dead: int
@@ -80,6 +83,7 @@ def read(redis: Any) -> Status:
         return Status(
             queues=waiting,
             stray=queues.stray(redis),
+            risks=redis_durability.risks(redis),
             in_flight=in_flight,
             outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
             dead=dead_letters.LETTERS.count(redis),

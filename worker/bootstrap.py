@@ -19,6 +19,7 @@ import structlog
 from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
+from tasks import redis_durability
 from tasks.errors import ModelInvalid
 from tasks.settings import refuse_unknown
 from worker import logs, metrics
@@ -64,21 +65,23 @@ RECORDED_PACKAGES = (
 """The packages whose versions receipts record: they decide the bytes of an output."""
 
 
-def worker_pipeline(app: "App", on_stall: Callable[[str], None]) -> "Pipeline":
-    """Return the pipeline of a queue worker, configured by the environment.
+def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "Pipeline":
+    """Return the pipeline of the queue worker `name`, configured by the environment.
 
     This is the entry point `pipeline` of the group ``veil``. The watchdog calls `on_stall` with
     the stalled work before it ends the process.
     """
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
-    logs.configure(settings.log_format, settings.redis_server())
+    logs.configure(settings.log_format, settings.redis_server(), name)
     from tasks.metrics import serve  # only queue workers serve metrics
     from tasks.storage.s3 import ObjectStore
 
     serve(settings, app)
     metrics.watch_worker()
     worker_ready.connect(_announce_recipe, weak=False)
+    worker_ready.connect(_watch_store, weak=False)
+    worker_ready.connect(_warn_of_redis, weak=False)
     watchdog = Watchdog(on_stall=on_stall)
     _watch_pictures(watchdog)
     store = ObjectStore.connect(settings, settings.pictures_in_flight() + EXTRA_CONNECTIONS)
@@ -113,7 +116,24 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
         publishing.announce_recipe(app.backend.client, app.work.pipeline.recipe)
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
-    structlog.get_logger("veil").info("worker ready", worker=sender.hostname)
+    structlog.get_logger("veil").info("worker ready")
+
+
+def _warn_of_redis(sender: Any, **_: Any) -> None:
+    """Log a warning if Redis may lose messages. `sender` is Celery's consumer."""
+    try:
+        risks = redis_durability.risks(sender.app.backend.client)
+    except RedisError:
+        return  # An outage has lines of its own.
+    if risks:
+        structlog.get_logger("veil").warning(
+            "redis may lose messages", settings="; ".join(risks), effect="see docs/running.md"
+        )
+
+
+def _watch_store(sender: Any, **_: Any) -> None:
+    """Show outages of the store in the metrics. `sender` is Celery's consumer."""
+    metrics.watch_circuit_breaker(sender.app.work.circuit_breaker)
 
 
 def build_pipeline(

@@ -22,11 +22,12 @@ CONNECTION_LOGGER = "urllib3.connectionpool"
 FULL_POOL = "Connection pool is full"  # the start of a message of CONNECTION_LOGGER
 
 
-def configure(form: str, redis_server: str | None = None) -> None:
+def configure(form: str, redis_server: str | None = None, worker: str | None = None) -> None:
     """Send all logs to standard error in `form`: ``json``, ``console`` or ``auto``.
 
     ``auto`` is ``console`` if standard error is a terminal, else ``json``. Lines about Redis also
-    have the field ``redis``, with `redis_server` (``HOST:PORT``), if it is given.
+    have the field ``redis``, with `redis_server` (``HOST:PORT``), if it is given. All lines have
+    the field ``worker`` if the name of a `worker` is given.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
@@ -34,6 +35,7 @@ def configure(form: str, redis_server: str | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         *([_name_redis(redis_server)] if redis_server else []),
+        *([_name_worker(worker)] if worker else []),
     ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -89,6 +91,16 @@ def _name_redis(server: str) -> Processor:
     def add(_logger: Any, _method: str, line: EventDict) -> EventDict:
         if line.get("error") == QueueUnavailable.__name__:
             line["redis"] = server
+        return line
+
+    return add
+
+
+def _name_worker(name: str) -> Processor:
+    """Return a processor that adds the `name` of the worker to each line."""
+
+    def add(_logger: Any, _method: str, line: EventDict) -> EventDict:
+        line["worker"] = name
         return line
 
     return add

@@ -12,6 +12,7 @@ from prometheus_client import Counter, Gauge, Histogram, Info
 from tasks.metrics import REGISTRY
 
 if TYPE_CHECKING:
+    from tasks.delivery.circuit_breaker import CircuitBreaker
     from worker.detection.batching import Batcher, Predict
     from worker.detection.detector import Detector
     from worker.detection.faces import Detections
@@ -26,6 +27,12 @@ HEARTBEAT = Gauge(
     "Time of the last heartbeat of the loop that takes messages, seconds since the epoch.",
     registry=REGISTRY,
 )
+STORE_UP = Gauge(
+    "veil_store_up",
+    "0 while this worker finds the store unavailable and takes no pictures, else 1.",
+    registry=REGISTRY,
+)
+STORE_UP.set(1)
 IN_HAND = Gauge(
     "veil_in_hand_pictures", "Pictures that this worker has in hand.", registry=REGISTRY
 )
@@ -61,6 +68,11 @@ def watch_worker() -> None:
     """Measure the Celery worker of this process. Call this before the worker starts."""
     IN_HAND.set_function(lambda: len(state.active_requests))
     heartbeat_sent.connect(_beat, weak=False)
+
+
+def watch_circuit_breaker(breaker: "CircuitBreaker") -> None:
+    """Show the outages of the store that `breaker` recognises."""
+    STORE_UP.set_function(lambda: not breaker.is_open)
 
 
 def _beat(**_: Any) -> None:

@@ -12,6 +12,8 @@ from ..publishing import Wanted
 from ..records import outcomes, queues
 
 KEY = "veil:run:{}"  # the Redis key of a run by its name
+# A sorted set: the runs that are going on, with the times at which they were last stored.
+RUNNING_KEY = "veil:runs:running"
 SECONDS_KEPT = 90 * 86_400  # since the last page of a run
 
 State = Literal["running", "finished", "stopped"]
@@ -127,6 +129,19 @@ def write(redis: Any, run: Run) -> None:
     key = KEY.format(run.name)
     redis.hset(key, mapping=RUN.dump_python(run))
     redis.expire(key, SECONDS_KEPT)
+    if run.state == "running":
+        redis.zadd(RUNNING_KEY, {run.name: run.updated})
+    else:
+        redis.zrem(RUNNING_KEY, run.name)
+
+
+def silent_seconds(redis: Any) -> float:
+    """Return the time since a run that is going on was last stored; 0 if none is going on.
+
+    Of several runs, it is the time of the one that has been silent longest.
+    """
+    oldest = redis.zrange(RUNNING_KEY, 0, 0, withscores=True)
+    return max((time.time() - updated for _, updated in oldest), default=0.0)
 
 
 def _decoded(stored: Mapping[bytes, bytes]) -> dict[str, str]:

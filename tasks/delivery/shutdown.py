@@ -1,4 +1,7 @@
-"""Shutdown of a worker: finish the pictures at work in a grace period, and give back all others."""
+"""Shutdown of a worker: finish the pictures at work in a grace period, and give back all others.
+
+The exit code after a signal is 0, unless pictures at work were not finished.
+"""
 
 import os
 import signal
@@ -10,6 +13,7 @@ from celery import bootsteps
 from celery.signals import worker_shutdown
 from celery.worker import state
 
+from ..early_stop import STOPPED
 from .leases import Leases
 from .transport import Transport
 
@@ -62,12 +66,19 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _exit_after_grace(self) -> None:
         self._begun.wait()
+        log.info("stopping", at_work=len(state.active_requests), grace_seconds=self._grace_seconds)
         reason = f"not finished within {self._grace_seconds:g} s (VEIL_GRACE_SECONDS)"
         if self._cut_off.wait(self._grace_seconds):
             reason = "SIGQUIT or a second signal"
         unfinished = self._leases.give_back()
-        log.error("cut off", unfinished=unfinished, reason=reason)
+        if not unfinished:
+            log.info(STOPPED)
+            os._exit(os.EX_OK)
+        # Nothing is lost: the messages are delivered again.
+        log.warning("cut off", unfinished=unfinished, reason=reason)
         os._exit(EXIT_CUT_OFF)
 
-    def _close_leases(self, **_: Any) -> None:
+    def _close_leases(self, sender: Any, **_: Any) -> None:
         self._leases.close()
+        if not sender.exitcode:
+            log.info(STOPPED)

@@ -6,7 +6,9 @@ from typing import Any, NoReturn
 
 from celery import bootsteps
 
-from ..errors import Permanent, Transient
+from ..early_stop import stop_at_once_on_signals
+from ..errors import Permanent, SettingsInvalid, Transient
+from ..redis_clients import check_accepted
 from ..results import WORKERS_PACKAGE
 from .attempts import Deliveries
 from .circuit_breaker import CircuitBreaker
@@ -19,8 +21,10 @@ UNUSABLE = 2  # the exit code of the ``veil`` command for a wrong setting or mod
 MAX_EVENT_DELAY_SECONDS = 0.2  # before an event is sent to Flower
 
 
-def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
+def installed_pipeline(app: Any, deliveries: Deliveries, name: str) -> Pipeline:
     """Return the pipeline of the entry point ``veil:pipeline``, or exit with a one-line message.
+
+    `name` is that of the worker.
 
     The exit code is UNUSABLE if another start would fail in the same way, else 1.
 
@@ -32,7 +36,7 @@ def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
         _refuse(f"{__package__} serves producers only: start workers with `veil worker`")
     (builder,) = entry_points(group="veil", name="pipeline")
     try:
-        pipeline: Pipeline = builder.load()(app, deliveries.record_stall)
+        pipeline: Pipeline = builder.load()(app, deliveries.record_stall, name)
     except ModuleNotFoundError as error:
         _refuse(f"{error.name} is not installed here: pip install 'veil[worker]'")
     except Permanent as error:
@@ -40,6 +44,14 @@ def installed_pipeline(app: Any, deliveries: Deliveries) -> Pipeline:
     except Transient as error:
         sys.exit(f"veil: {type(error).__name__}: {error}")
     return pipeline
+
+
+def check_redis(app: Any) -> None:
+    """Exit with UNUSABLE if Redis refuses this worker."""
+    try:
+        check_accepted(app)
+    except SettingsInvalid as error:
+        _refuse(f"{type(error).__name__}: {error}")
 
 
 def _refuse(reason: str) -> NoReturn:
@@ -53,14 +65,16 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
     requires = ("celery.worker.components:Pool",)
 
     def __init__(self, worker: Any, **_: Any) -> None:
+        stop_at_once_on_signals()
         app = worker.app
         # Only workers replace Celery's transport, because only they take messages. Producers do not
         # need it, and Flower recognises brokers by their scheme.
         app.conf.broker_transport = TRANSPORT
         app.loader.override_backends = dict.fromkeys(("redis", "rediss"), BACKEND)
+        check_redis(app)
         deliveries = Deliveries(app.backend.client)
         app.work = Work(
-            pipeline=app.build_pipeline(app, deliveries),
+            pipeline=app.build_pipeline(app, deliveries, worker.hostname),
             deliveries=deliveries,
             circuit_breaker=CircuitBreaker(Transport.leases.set_paused),
         )

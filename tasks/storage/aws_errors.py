@@ -10,6 +10,7 @@ import botocore.exceptions as vendor
 import botocore.parsers
 import urllib3.exceptions
 
+from .. import tls_errors
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import (
     AccessDenied,
@@ -37,7 +38,9 @@ LATER = {
     "RequestTimeout", "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
 }  # fmt: skip
+NO_CODE = ("", "400")  # botocore's codes of an answer 400 that has none
 CHANGED = (409, 412)  # HTTP statuses: another client changed the object that a call depends on
+WANTS_TLS = "VEIL_S3_ENDPOINT, which begins with https:// if this port speaks TLS"
 UNREACHABLE = (
     vendor.HTTPClientError,
     vendor.ConnectionError,
@@ -87,17 +90,29 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
             f"{place}: no usable S3 credentials ({kind}): check AWS_ACCESS_KEY_ID and its secret"
         )
     if isinstance(error, UNREACHABLE):
-        is_refused = isinstance(error, vendor.ConnectionError)
-        hint = ": check the network and VEIL_S3_ENDPOINT" if is_refused else ""
-        return StorageUnavailable(f"{place}: S3 can't be reached{_server(error)} ({kind}){hint}")
+        server = urlsplit(_tried(error)).netloc.rpartition("@")[2]
+        at = f" at {server}" if server else ""
+        advice = _advice(error)
+        return StorageUnavailable(f"{place}: S3 can't be reached{at} ({kind}){advice}")
     return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
 
 
-def _server(error: Exception) -> str:
-    """Return `` at HOST:PORT`` if `error` names the server that was tried, else nothing."""
-    tried = str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
-    server = urlsplit(tried).netloc.rpartition("@")[2]
-    return f" at {server}" if server else ""
+def _tried(error: Exception) -> str:
+    """Return the address that was tried if `error` names it, else nothing."""
+    return str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about a connection that failed with `error`, or nothing."""
+    if tls_errors.distrusts(error):
+        return ": its certificate is not trusted: name the file of its issuer in AWS_CA_BUNDLE"
+    if tls_errors.speaks_no_tls(error):
+        return ": this port does not speak TLS: use http:// in VEIL_S3_ENDPOINT, or another port"
+    if isinstance(error, vendor.ConnectionClosedError) and _tried(error).startswith("http://"):
+        return f": check {WANTS_TLS}"
+    if isinstance(error, vendor.ConnectionError):
+        return ": check the network and VEIL_S3_ENDPOINT"
+    return ""
 
 
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
@@ -122,6 +137,12 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         return AccessDenied(
             f"{place}: S3 denies access ({name}): check the credentials and the bucket's policy"
         )
+    if http == 400 and name in NO_CODE:
+        # A server with TLS answers so to a request without TLS, and Amazon S3 to a HEAD with an
+        # expired token. Both affect every picture, so none may end as a dead letter.
+        return StorageUnavailable(
+            f"{place}: S3 answers 400 without a reason: check the credentials, and {WANTS_TLS}"
+        )
     return StorageRejected(f"{place}: S3 answers {http or ''} {name}")
 
 
@@ -131,7 +152,8 @@ def knows_no_condition(error: VeilError) -> bool:
     Such stores answer 501, or 400 for the header.
     """
     http = status(error.__cause__)
-    return http == 501 or (http == 400 and isinstance(error, StorageRejected))
+    is_rejected = isinstance(error, StorageRejected) or code(error.__cause__) in NO_CODE
+    return http == 501 or (http == 400 and is_rejected)
 
 
 def code(error: BaseException | None) -> str:

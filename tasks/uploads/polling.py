@@ -18,7 +18,6 @@ import structlog
 from pydantic import BeforeValidator, InstanceOf, TypeAdapter
 
 from ..addresses import PrefixUri
-from ..backoff import Backoff
 from ..errors import Permanent, VeilError
 from ..messages import BACKFILL, UPLOADS
 from ..publishing import Wanted, wait_for_room
@@ -26,7 +25,7 @@ from ..redis_errors import connected
 from ..storage.s3 import ObjectStore, StoredObject
 from .events import Event, Parsed
 from .stopping import Stop
-from .trigger import Trigger
+from .trigger import SourceBackoff, Trigger
 
 PAGE_SIZE = 1000  # objects, as many as S3 lists at once; the new ones are published together
 MAX_QUEUED_MESSAGES = 10_000  # a listing pauses while as many messages wait on the queue
@@ -101,7 +100,7 @@ class PollingSource:
         self._trigger = trigger
         self._interval = interval
         self._overlap = overlap
-        self._backoff = Backoff("s3 or redis")
+        self._backoff = SourceBackoff("s3 or redis", "poll")
         self._listed: set[PrefixUri] = set()  # prefixes that this process has listed to the end
 
     def run(self, stop: Stop) -> None:

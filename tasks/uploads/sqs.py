@@ -26,7 +26,7 @@ from ..settings import Settings
 from ..storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
 from ..storage.s3 import region_of
 from .stopping import Stop, Stopped
-from .trigger import Trigger
+from .trigger import SourceBackoff, Trigger
 
 POLL_SECONDS = 20  # for which a call to SQS waits for messages; SQS allows no longer wait
 MAX_MESSAGES = 10  # received by one call; SQS allows no more
@@ -168,7 +168,7 @@ class SqsSource:
     def __init__(self, queue: EventQueue, trigger: Trigger) -> None:
         self._queue = queue
         self._trigger = trigger
-        self._sqs = Backoff("sqs")
+        self._sqs = SourceBackoff("sqs", "sqs")
         self._redis = Backoff("redis")
 
     def run(self, stop: Stop) -> None:

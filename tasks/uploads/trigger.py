@@ -9,7 +9,8 @@ import structlog
 
 from .. import metrics
 from ..addresses import ObjectUri, PrefixUri, plain
-from ..errors import BucketNotAllowed, InvalidRequest, MalformedEvent
+from ..backoff import Backoff
+from ..errors import BucketNotAllowed, InvalidRequest, MalformedEvent, VeilError
 from ..messages import UPLOADS, AnonymizeRequest
 from ..publishing import Publisher, Wanted
 from ..routes import Routes
@@ -97,6 +98,23 @@ class EventFilter:
         if self._suffixes and not event.key.lower().endswith(self._suffixes):
             return "filtered"
         return None
+
+
+class SourceBackoff(Backoff):
+    """The tries to read a source of events. The metrics show its outages."""
+
+    def __init__(self, server: str, source: metrics.Source) -> None:
+        super().__init__(server)
+        self._source = source
+        metrics.set_source_up(source, True)
+
+    def report_outage(self, error: VeilError) -> None:
+        super().report_outage(error)
+        metrics.set_source_up(self._source, False)
+
+    def report_recovery(self, seconds: float) -> None:
+        super().report_recovery(seconds)
+        metrics.set_source_up(self._source, True)
 
 
 class Trigger:

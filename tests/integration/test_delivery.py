@@ -337,6 +337,9 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_has_begun_and_returns_th
     wait_until(lambda: setting.client.llen("uploads") == 3, 2.5)
     assert setting.did("done").total() == 0
     assert worker.exit_code() == 0
+    (line,) = worker.lines("stopping")
+    assert line["at_work"] == 2
+    assert len(worker.lines("stopped")) == 1
     assert setting.did("done") == setting.did("begun") == {"sleep-3/a.jpg": 1, "sleep-3/b.jpg": 1}
     assert (setting.in_hand, setting.client.llen("uploads")) == (0, 3)
 
@@ -357,7 +360,8 @@ def test_what_a_stopping_worker_does_not_finish_goes_back_to_the_queue(setting, 
     assert worker.exit_code() == 1
     assert (setting.in_hand, setting.client.llen("uploads")) == (0, 2)
     (line,) = worker.lines("cut off")
-    assert line["unfinished"] == 2
+    assert (line["unfinished"], line["level"]) == (2, "warning")
+    assert not worker.lines("stopped")
 
 
 def test_a_detector_that_stalls_ends_its_worker_with_one_line_and_its_pictures_come_back(
@@ -445,19 +449,25 @@ def test_a_worker_waits_for_a_redis_that_is_down_and_says_so(setting, wait_until
     assert {line["error"] for line in worker.lines("queue unavailable")} == {"QueueUnavailable"}
 
 
-def test_a_wrong_password_is_named_and_put_right_at_redis(setting, wait_until):
-    setting.send("a.jpg")
-    worker = setting.worker(VEIL_REDIS_PASSWORD="another-one")
-
-    line = wait_until(lambda: worker.lines("queue unavailable"), 30)[0]
-    assert "VEIL_REDIS_PASSWORD" in line["message"]
-    assert worker.alive
+def test_a_password_that_changes_at_redis_is_named_and_needs_no_restart(setting, wait_until):
+    worker = setting.worker().ready()
     setting.client.config_set("requirepass", "another-one")
     try:
-        wait_until(lambda: setting.did("done")["a.jpg"] == 1, 30)
+        setting.client.client_kill_filter(_type="normal", skipme=True)
+        wait_until(
+            lambda: [
+                line
+                for line in worker.lines("queue unavailable")
+                if "check VEIL_REDIS_PASSWORD" in line["message"]
+            ],
+            30,
+        )
+        assert worker.alive
     finally:
         setting.client.config_set("requirepass", setting.redis.password)
-    assert "another-one" not in worker.server.log.read_text()
+    setting.send("a.jpg")
+    wait_until(lambda: setting.did("done")["a.jpg"] == 1, 30)
+    assert setting.redis.password not in worker.server.log.read_text()
 
 
 def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_leaves_the_hand(

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tasks import metrics
 from tasks.app import create_app
+from tasks.bulk import runs
 from tasks.messages import BACKFILL, QUEUED_AT_HEADER, TASK, UPLOADS
 from tasks.metrics import QueueCollector
 from tasks.redis_clients import impatient_client
@@ -211,6 +212,18 @@ def test_messages_in_a_queue_that_no_worker_reads_are_counted(collected, unatten
     assert collected("veil_stray_messages") == 0
     unattended.client.lpush("celery", json.dumps({"headers": {"task": TASK}}))
     assert collected("veil_stray_messages") == 2
+
+
+def test_a_backfill_that_goes_on_is_silent_until_it_stores_progress_or_ends(collected, unattended):
+    assert collected("veil_backfill_silent_seconds") == 0
+    now = time.time()
+    runs.write(unattended.client, runs.Run(name="a", updated=now - 50))
+    runs.write(unattended.client, runs.Run(name="b", updated=now - 500))
+    assert collected("veil_backfill_silent_seconds") == pytest.approx(500, abs=5)
+    runs.write(unattended.client, runs.Run(name="b", updated=now, state="finished"))
+    assert collected("veil_backfill_silent_seconds") == pytest.approx(50, abs=5)
+    runs.write(unattended.client, runs.Run(name="a", updated=now, state="stopped"))
+    assert collected("veil_backfill_silent_seconds") == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """S3 objects on a real SeaweedFS: stored content comes back, and each failure has its error."""
 
+import contextlib
 import hashlib
 import socket
 import threading
@@ -278,6 +279,44 @@ def test_no_server_is_storage_unavailable(s3, store_at, quiet_port, call):
     nowhere = store_at(s3, endpoint=f"http://{HOST}:{quiet_port}")
     with pytest.raises(StorageUnavailable, match="can't be reached"):
         CALLS[call](nowhere, ObjectUri("raw", "a.jpg"))
+
+
+@pytest.mark.parametrize("call", ["open", "put"])
+def test_an_endpoint_with_https_at_a_port_without_tls_is_told_so(s3, store_at, call):
+    wrong = store_at(s3, endpoint=s3.endpoint.replace("http:", "https:"))
+    with pytest.raises(StorageUnavailable, match="does not speak TLS: use http:// in VEIL_S3"):
+        CALLS[call](wrong, ObjectUri("raw", "a.jpg"))
+
+
+# What servers with TLS answer to a request without it.
+REFUSALS_OF_HTTP = {
+    "nothing": b"",
+    "Go": b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
+    "nginx": b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nContent-Length: 13\r\n"
+    b"Connection: close\r\n\r\n<html></html>",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("answer", REFUSALS_OF_HTTP)
+def test_an_endpoint_with_http_at_a_port_with_tls_is_told_so(s3, store_at, call, answer):
+    with socket.create_server((HOST, 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(REFUSALS_OF_HTTP[answer])
+
+        threading.Thread(target=serve, daemon=True).start()
+        wrong = store_at(s3, endpoint=f"http://{HOST}:{server.getsockname()[1]}")
+        with pytest.raises(
+            StorageUnavailable, match="begins with https:// if this port speaks TLS"
+        ):
+            CALLS[call](wrong, ObjectUri("raw", "a.jpg"))
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_server_that_never_answers_is_storage_unavailable(s3, store_at, line):

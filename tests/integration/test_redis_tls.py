@@ -130,6 +130,20 @@ def test_producers_and_workers_meet_at_a_redis_with_a_certificate_they_trust(
 def test_a_certificate_that_nobody_vouches_for_is_refused(unattended, tls_port):
     url = f"rediss://{HOST}:{tls_port}/{unattended.database}"
     app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
-    with pytest.raises(QueueUnavailable):
+    with pytest.raises(QueueUnavailable, match="check the host and ssl_ca_certs in VEIL_REDIS_URL"):
         Publisher(app).publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
     assert unattended.client.llen("uploads") == 0
+
+
+def test_a_client_without_tls_at_a_port_with_tls_is_told_so(unattended, tls_port):
+    url = f"redis://{HOST}:{tls_port}/{unattended.database}"
+    app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
+    with pytest.raises(QueueUnavailable, match="begins with rediss:// if this port speaks TLS"):
+        Publisher(app).publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+
+
+def test_a_client_with_tls_at_a_port_without_is_told_so(unattended):
+    url = f"rediss://{HOST}:{unattended.redis.port}/{unattended.database}"
+    app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
+    with pytest.raises(QueueUnavailable, match="this port does not speak TLS: use redis://"):
+        Publisher(app).publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")

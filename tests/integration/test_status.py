@@ -13,7 +13,7 @@ import time
 import pytest
 from celery import Celery
 
-from tasks import publishing, status
+from tasks import publishing, redis_durability, status
 from tasks.addresses import ObjectUri
 from tasks.errors import QueueUnavailable
 from tasks.messages import BACKFILL, UPLOADS
@@ -76,6 +76,30 @@ def test_nothing_yet(redis):
     assert set(found.outcomes.values()) == {0}
     assert found.recipe is None
     assert found.stray == []
+
+
+def test_a_redis_that_may_lose_messages_is_named(tmp_path, veil):
+    server = start_redis(tmp_path / "redis")
+    client = server.client()
+    try:
+        assert redis_durability.risks(client) == []
+        client.config_set("appendonly", "no")
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        no_append, evicts = redis_durability.risks(client)
+        assert no_append.startswith("appendonly is no")
+        assert evicts.startswith("maxmemory-policy is allkeys-lru")
+        shown = veil("status", environment=server.environment())
+        assert shown.returncode == 0
+        assert f"Redis: {no_append}" in shown.stdout
+        assert f"Redis: {evicts}" in shown.stdout
+        line = veil("status", "--json", environment=server.environment()).stdout
+        assert json.loads(line)["risks"] == [no_append, evicts]
+        # A managed server may refuse the command.
+        client.execute_command("ACL", "SETUSER", "default", "-info", "-config")
+        assert redis_durability.risks(client) == []
+    finally:
+        client.close()
+        server.server.stop()
 
 
 def test_what_waits_and_since_when(redis, unattended):
@@ -255,6 +279,7 @@ def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
     assert set(line) == {
         "queues",
         "stray",
+        "risks",
         "in_flight",
         "outcomes",
         "dead",

@@ -5,8 +5,10 @@
 
 import json
 import os
+import re
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from tests.integration.conftest import Worker
 from tests.integration.test_poison import picture
 from tools.chaos.faults import Faulty
-from tools.local.servers import Server
+from tools.local.servers import HOST, Server, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE", "6"))
@@ -79,13 +81,16 @@ def sources(raw, place):
 def test_a_store_that_answers_503_costs_no_picture_and_is_left_alone(
     setting, sources, clean, place, wait_until
 ):
+    metrics = f"{HOST}:{free_port()}"
     setting.way.rates = {"503": 1.0}
-    setting.start()
+    setting.start(VEIL_METRICS=metrics)
+    assert store_up(metrics) == 1
     for source in sources:
         setting.queue.send(source)
 
     (line,) = wait_until(lambda: setting.worker.lines("store away"))
     assert line["error"] == "StorageUnavailable"
+    assert store_up(metrics) == 0
     time.sleep(OUTAGE_SECONDS)
 
     assert setting.queue.dead() == {}
@@ -96,6 +101,7 @@ def test_a_store_that_answers_503_costs_no_picture_and_is_left_alone(
     wait_until(lambda: len(clean.keys(place)) == PICTURES, 60)
     assert setting.queue.dead() == {}
     assert len(setting.worker.lines("store back")) == 1
+    assert store_up(metrics) == 1
 
 
 def test_the_pause_that_the_store_asks_for_is_kept(setting, sources, wait_until):
@@ -213,6 +219,12 @@ def test_a_worker_with_picture_processes_opens_no_file_to_write(
     wait_until(lambda: len(clean.keys(place)) == PICTURES, 60)
     later = audit.read_text().splitlines()[before:]
     assert [line for line in later if line.startswith("write ")] == []
+
+
+def store_up(address):
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+        (line,) = re.findall(r"^veil_store_up (.+)$", page.read().decode(), re.MULTILINE)
+    return float(line)
 
 
 def _in(seconds):

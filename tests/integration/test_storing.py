@@ -258,7 +258,9 @@ def refusing(site):
         site.client.meta.events.unregister("before-send.s3.PutObject", handler)
 
 
-@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")])
+@pytest.mark.parametrize(
+    ("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument"), (400, "")]
+)
 def test_a_store_without_conditional_writes_is_asked_once_and_looked_at_instead(
     site, refusing, place, status, code
 ):

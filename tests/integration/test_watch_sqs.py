@@ -11,6 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from structlog.testing import capture_logs
 
+from tasks.metrics import REGISTRY
 from tasks.publishing import Publisher
 from tasks.routes import Routes
 from tasks.settings import Settings
@@ -236,6 +237,10 @@ def test_a_record_that_is_not_understood_keeps_its_neighbours_from_nothing_and_i
     assert len([line for line in lines if line["event"] == "key refused"]) == 2
 
 
+def source_up():
+    return REGISTRY.get_sample_value("veil_upload_source_up", {"source": "sqs"})
+
+
 def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypatch, wait_until):
     monkeypatch.setattr(sqs, "POLL_SECONDS", 1)
     taking, _, _ = source(told)
@@ -250,6 +255,7 @@ def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypa
             try:
                 wait_until(lambda: [line for line in lines if line["event"] == "away"])
                 time.sleep(2)  # Enough for several tries.
+                assert source_up() == 0
             finally:
                 amazon.start()
             amazon.s3.put_object(Bucket="raw", Key="since.jpg", Body=b"x")
@@ -261,6 +267,7 @@ def test_sqs_goes_away_and_comes_back(amazon, source, told, unattended, monkeypa
             running.join(30)
     told_of = [(line["event"], line["server"]) for line in lines if "server" in line]
     assert told_of == [("away", "sqs"), ("back", "sqs")]
+    assert source_up() == 1
 
 
 def test_a_fifo_queue_is_taken_too(amazon, source, unattended):

@@ -133,6 +133,11 @@ def test_a_server_or_a_model_that_is_not_there_is_named(
     assert expected in line
 
 
+def reasons(text):
+    """Return the lines of standard error, without that of a worker that its supervisor stopped."""
+    return [line for line in text.splitlines() if not line.startswith('{"reason": "a signal')]
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_workers_without_a_usable_model_end_and_are_not_restarted(
     veil, redis_server, tmp_path, count
@@ -143,8 +148,8 @@ def test_workers_without_a_usable_model_end_and_are_not_restarted(
     done = veil("worker", f"--workers={count}", environment=environment, cwd=tmp_path)
 
     assert done.returncode == 2
-    lines = done.stderr.splitlines()
-    assert len(lines) <= count
+    lines = reasons(done.stderr)
+    assert 1 <= len(lines) <= count
     assert all(line.startswith("veil: ModelInvalid: own.zip is no ZIP") for line in lines)
 
 
@@ -163,3 +168,47 @@ def test_a_model_in_a_zip_is_named_as_in_the_setting(veil, tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("veil: ModelInvalid: own.zip can't be loaded: ")
+
+
+REFUSALS = pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"VEIL_REDIS_PASSWORD": "another-one"}, "refuses the password: check VEIL_REDIS_PASSWORD"),
+        ({"VEIL_REDIS_PASSWORD": ""}, "refuses the password: check VEIL_REDIS_PASSWORD"),
+        ({"VEIL_REDIS_URL": "redis://{server}/9999"}, "does not have this database"),
+        ({"VEIL_REDIS_URL": "redis://nobody@{server}/0"}, "the user in VEIL_REDIS_URL"),
+    ],
+)
+
+
+@REFUSALS
+@pytest.mark.parametrize("count", [1, 2])
+def test_workers_that_redis_refuses_end_with_one_line(veil, redis_server, count, change, expected):
+    server = f"{HOST}:{redis_server.port}"
+    changed = {name: value.format(server=server) for name, value in change.items()}
+
+    done = veil(
+        "worker", f"--workers={count}", environment={**redis_server.environment(), **changed}
+    )
+
+    assert done.returncode == 2
+    lines = reasons(done.stderr)
+    assert 1 <= len(lines) <= count
+    for line in lines:
+        assert line.startswith("veil: SettingsInvalid: Redis ")
+        assert expected in line
+        assert line.endswith(f"(tried {server})")
+
+
+@REFUSALS
+def test_a_trigger_that_redis_refuses_ends_with_one_line(veil, redis_server, change, expected):
+    server = f"{HOST}:{redis_server.port}"
+    changed = {name: value.format(server=server) for name, value in change.items()}
+
+    done = veil("watch", "--poll=60", environment={**redis_server.environment(), **changed})
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("veil: SettingsInvalid: Redis ")
+    assert expected in line
+    assert line.endswith(f"(tried {server})")

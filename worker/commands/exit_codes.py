@@ -15,7 +15,8 @@ class ExitCode(IntEnum):
         code.meaning = meaning
         return code
 
-    # A worker that stopped after finishing its pictures ends with this code, too.
+    # A worker that SIGTERM or SIGINT stopped ends with this code, too, and so does a supervisor
+    # whose workers do: while they start, while they are idle, and once their pictures are finished.
     OK = 0, "Everything that was asked for is done."
 
     # The output names what failed. A worker ends with this code if another start may succeed, for

@@ -37,6 +37,7 @@ PING_SECONDS = 1.0  # within which a worker must answer
 REDIS_SECONDS = 5.0  # within which Redis must answer, so that a command that shows a state ends
 PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
 UNKNOWN = "–"
+WARNING = "bold yellow"
 MAX_STRAY_SHOWN = 5  # stray lists, each on a line
 # The rows of the table of all work: the name of a figure, and its meaning.
 MEANINGS = {
@@ -172,6 +173,7 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     line = asdict(work)
     tables: list[RenderableType] = [_queues_table(work.queues)]
     tables += _stray_lines(work.stray)
+    tables += [Text(f"Redis: {risk}", style=WARNING) for risk in work.risks]
     tables.append(_figures_table(figures))
     if alive is not None:
         line["workers"] = alive
@@ -195,7 +197,7 @@ def _stray_lines(stray: Sequence[QueueStatus]) -> list[RenderableType]:
     ]
     if len(stray) > MAX_STRAY_SHOWN:
         lines.append(f"{len(stray) - MAX_STRAY_SHOWN} more such queues: veil status --json")
-    return [Text(line, style="bold yellow") for line in lines]
+    return [Text(line, style=WARNING) for line in lines]
 
 
 def _run_view(redis: Any, name: str) -> View:

@@ -10,8 +10,10 @@ import structlog
 import typer
 
 from tasks import metrics
+from tasks.early_stop import STOPPED, stop_at_once_on_signals
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
+from tasks.redis_clients import check_accepted
 from tasks.settings import split_address
 from tasks.uploads.stopping import Stop
 from tasks.uploads.trigger import EventFilter, Trigger
@@ -85,11 +87,13 @@ def watch(
 
     Example: veil watch --http 0.0.0.0:8080 --suffix .jpg
     """
+    stop_at_once_on_signals()
     source = _one_source({"sqs": sqs, "http": http, "poll": poll})
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server())
     event_filter = EventFilter(settings.parsed_routes(), prefix or [], suffix or [])
     celery = celery_app()
+    check_accepted(celery)
     publisher = Publisher(celery)
     trigger = Trigger(publisher, event_filter, source)
     metrics.serve(settings, celery)
@@ -101,7 +105,7 @@ def watch(
         _poll(celery, settings, trigger, poll, overlap)
     publisher.close()
     log.info(
-        "stopped", queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)
+        STOPPED, queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)
     )
     return ExitCode.OK
 

@@ -1,17 +1,19 @@
 """``veil worker``: a Celery worker that serves both queues, or several of them."""
 
 import os
-import socket
 import sys
 from typing import Annotated
 
 import typer
 
+from tasks.early_stop import stop_at_once_on_signals
 from tasks.messages import QUEUES
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.queue import celery_app
 from worker.settings import WorkerSettings
+
+DEFAULT_NAME = "celery"  # as Celery names a worker without a name
 
 app = CommandApp()
 
@@ -31,32 +33,41 @@ def worker(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Name of the worker in Flower.")
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Name of the worker in Flower and in the log; of several, NAME-1 and so on.",
+        ),
     ] = None,
 ) -> int:
     """Anonymize pictures from the queues until stopped.
 
-    The first SIGTERM finishes the pictures in hand, for VEIL_GRACE_SECONDS at most.
+    The first SIGTERM finishes the pictures in hand, for VEIL_GRACE_SECONDS at most. The exit code
+    is then 0, or 1 if unfinished pictures went back to the queue.
 
     Example: VEIL_ROUTES=s3://camera-uploads=s3://camera-clean veil worker
     """
-    settings = WorkerSettings.load()
-    if name is not None and workers is not None:
-        raise typer.BadParameter("several workers have names of their own", param_hint="--name")
-    if name is None:
-        from worker.process import supervisor
+    stop_at_once_on_signals()  # The imports below take a second.
+    from worker import logs
+    from worker.process import supervisor
 
-        devices = supervisor.gpus(os.environ)
-        count = workers or max(1, len(devices))
-        if count > 1:
-            command = [sys.executable, sys.argv[0], "worker"]
-            environments = supervisor.environments(settings, count, devices)
-            return supervisor.Supervisor(command, environments).run()
+    settings = WorkerSettings.load()
+    devices = supervisor.gpus(os.environ)
+    count = workers or max(1, len(devices))
+    if count > 1:
+        logs.configure(settings.log_format, settings.redis_server())
+        command = [sys.executable, sys.argv[0], "worker"]
+        names = supervisor.names(name, count)
+        environments = supervisor.environments(settings, count, devices)
+        return supervisor.Supervisor(command, names, environments).run()
+    node_name = supervisor.node_name(name or DEFAULT_NAME)
+    logs.configure(settings.log_format, settings.redis_server(), node_name)
     # PipelineStep builds the pipeline before Celery receives a message: see tasks.app.
     celery_worker = celery_app().Worker(
         pool="threads",
         concurrency=settings.pictures_in_flight(),
-        hostname=None if name is None else f"{name}@{socket.gethostname()}",
+        hostname=node_name,
         queues=",".join(QUEUES),
         loglevel="WARNING",
         quiet=True,

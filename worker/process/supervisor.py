@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from tasks.backoff import ceiling
+from tasks.early_stop import STOPPED
 from tasks.settings import split_address, split_commas
 from worker.commands.exit_codes import ExitCode
-from worker.printing import print_note
 from worker.process import sandbox
 from worker.settings import WorkerSettings
 
@@ -23,6 +26,10 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 CHECK_SECONDS = 0.1  # between two looks at the workers
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a restart
 STEADY_SECONDS = 60.0  # a worker that has run for so long is restarted without a longer pause
+# The exit codes of workers that were told to stop: a signal kills Python while it starts.
+STOPPED_CLEANLY = (ExitCode.OK, -signal.SIGTERM, -signal.SIGINT)
+
+log = structlog.get_logger("veil")
 
 
 def gpus(environment: Mapping[str, str], folder: Path = GPUS) -> list[str]:
@@ -57,11 +64,22 @@ def environments(
     return result
 
 
+def names(name: str | None, count: int) -> list[str]:
+    """Return the names of `count` workers: ``worker1`` and so on, or ``NAME-1`` and so on."""
+    prefix = "worker" if name is None else f"{name}-"
+    return [f"{prefix}{number}" for number in range(1, count + 1)]
+
+
+def node_name(name: str) -> str:
+    """Return the name of a worker in Flower and in the log."""
+    return f"{name}@{socket.gethostname()}"
+
+
 @dataclass
 class _Worker:
     """One worker. `next_start` is the time of its start (time.monotonic()) while it is ended."""
 
-    number: int
+    name: str
     environment: Mapping[str, str]
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
@@ -75,13 +93,15 @@ class Supervisor:
     def __init__(
         self,
         command: Sequence[str],
+        names: Sequence[str],
         environments: Sequence[Mapping[str, str]],
         first_pause: float = FIRST_PAUSE_SECONDS,
     ) -> None:
-        """Run `command` once for each of `environments`, with ``--name worker1`` and so on."""
+        """Run `command` with ``--name`` for each of `names`, in the environment of the same row."""
         self._command = command
         self._workers = [
-            _Worker(number, environment) for number, environment in enumerate(environments, 1)
+            _Worker(name, environment)
+            for name, environment in zip(names, environments, strict=True)
         ]
         self._first_pause = first_pause
         self._is_stopping = False
@@ -99,6 +119,8 @@ class Supervisor:
             for worker in self._workers:
                 code = max(code, self._look_after(worker))
             time.sleep(CHECK_SECONDS)
+        if code == ExitCode.OK:
+            log.info(STOPPED, workers=len(self._workers))
         return code
 
     def _look_after(self, worker: _Worker) -> ExitCode:
@@ -112,7 +134,7 @@ class Supervisor:
             return ExitCode.OK
         worker.process = None
         if self._is_stopping:
-            return ExitCode.ok_if(code == ExitCode.OK)
+            return ExitCode.ok_if(code in STOPPED_CLEANLY)
         if code == ExitCode.UNUSABLE:
             self._pass_on(signal.SIGTERM, None)
             return ExitCode.UNUSABLE
@@ -122,7 +144,7 @@ class Supervisor:
     def _start(self, worker: _Worker) -> None:
         worker.started = time.monotonic()
         worker.process = subprocess.Popen(
-            [*self._command, "--name", f"worker{worker.number}"],
+            [*self._command, "--workers", "1", "--name", worker.name],
             env={**os.environ, **worker.environment},
             preexec_fn=partial(sandbox.end_with, os.getpid()),
             # A terminal sends Ctrl-C to its whole process group, and workers would get it twice.
@@ -138,7 +160,9 @@ class Supervisor:
         pause = ceiling(worker.failures, self._first_pause, LONGEST_PAUSE_SECONDS)
         worker.failures += 1
         worker.next_start = time.monotonic() + pause
-        print_note(f"worker{worker.number} ended with {code} and is started again in {pause:g} s")
+        log.warning(
+            "worker ended", worker=node_name(worker.name), exit_code=code, restart_seconds=pause
+        )
 
     def _pass_on(self, number: int, _frame: Any) -> None:
         self._is_stopping = True

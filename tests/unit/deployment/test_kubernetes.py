@@ -1,5 +1,9 @@
 """The Kubernetes examples are valid, have few privileges, and agree with the worker."""
 
+import re
+import subprocess
+from urllib.parse import urlsplit
+
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -87,9 +91,32 @@ def files(repository):
 
 @pytest.fixture(scope="module")
 def resources(files):
-    found = [resource for path in files for resource in yaml.safe_load_all(path.read_text())]
+    """The resources of workers, by kind."""
+    found = [
+        resource
+        for path in files
+        if path.name in ("worker.yaml", "scaledobject.yaml")
+        for resource in yaml.safe_load_all(path.read_text())
+    ]
     assert all(resource["apiVersion"] and resource["metadata"]["name"] for resource in found)
     return {resource["kind"]: resource for resource in found}
+
+
+@pytest.fixture(scope="module")
+def triggers(repository):
+    """The resources of triggers, by name and kind."""
+    text = (repository / "docker" / "kubernetes" / "trigger.yaml").read_text()
+    return {(one["metadata"]["name"], one["kind"]): one for one in yaml.safe_load_all(text)}
+
+
+@pytest.fixture(scope="module")
+def policies(repository):
+    text = (repository / "docker" / "kubernetes" / "networkpolicy.yaml").read_text()
+    return {one["metadata"]["name"]: one["spec"] for one in yaml.safe_load_all(text)}
+
+
+def pod_of(deployment):
+    return deployment["spec"]["template"]["spec"]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +161,15 @@ def test_the_horizontal_autoscaler_that_keda_makes_is_one(resources):
     kubernetes_validate.validate(made, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_workers_may_do_nothing_but_work(pod, container):
+def test_workers_and_triggers_may_do_nothing_but_work(pod, triggers):
+    pods = [pod, *(pod_of(one) for (_, kind), one in triggers.items() if kind == "Deployment")]
+    assert len(pods) == 3
+    for one in pods:
+        check_confinement(one)
+
+
+def check_confinement(pod):
+    (container,) = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == 10001  # the user of the image
@@ -145,7 +180,7 @@ def test_workers_may_do_nothing_but_work(pod, container):
         "capabilities": {"drop": ["ALL"]},
     }
     assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
-    assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
+    assert {"startupProbe", "livenessProbe"} <= container.keys()
     assert container["resources"]["limits"].keys() == {"cpu", "memory"}
 
 
@@ -171,7 +206,7 @@ def test_a_worker_that_is_told_to_stop_is_given_the_time_that_it_takes(resources
         pod["terminationGracePeriodSeconds"]
         >= int(resources["ConfigMap"]["data"]["VEIL_GRACE_SECONDS"]) + 10
     )
-    # As process 1, Python would ignore a SIGTERM that comes while the model is loading.
+    # As process 1, Python would ignore a SIGTERM that comes before it has a handler.
     assert pod["shareProcessNamespace"] is True
 
 
@@ -179,7 +214,13 @@ def test_secrets_come_from_the_secret_alone(resources, container):
     held = {
         variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]
     }
-    assert held.keys() == {"VEIL_REDIS_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert held.keys() == {
+        "VEIL_REDIS_PASSWORD",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "VEIL_RECEIPT_KEY",
+    }
+    assert held["VEIL_RECEIPT_KEY"]["optional"] is True
     (reference,) = resources["TriggerAuthentication"]["spec"]["secretTargetRef"]
     assert held["VEIL_REDIS_PASSWORD"] == {"name": reference["name"], "key": reference["key"]}
 
@@ -209,3 +250,86 @@ def test_the_upgrade_page_names_the_deployment_and_its_container(resources, cont
     assert f"kubectl set image {deployment} {container['name']}=" in page
     assert f"kubectl rollout undo {deployment}" in page
     assert resources["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_triggers_are_commands_that_prometheus_scrapes_by_the_name_of_the_alerts(
+    repository, triggers, resources
+):
+    text = (repository / "docker" / "kubernetes" / "prometheus.yml").read_text()
+    (scrape,) = yaml.safe_load(text)["scrape_configs"]
+    kept, *renamed = scrape["relabel_configs"]
+    jobs = {rule["regex"]: rule["replacement"] for rule in renamed}
+    assert jobs == {"worker": "veil-worker", "trigger|catch-up": "veil-trigger"}
+    port = int(resources["ConfigMap"]["data"]["VEIL_METRICS"].rpartition(":")[2])
+    deployments = [one for (_, kind), one in triggers.items() if kind == "Deployment"]
+    for deployment in (*deployments, resources["Deployment"]):
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert deployment["spec"]["selector"]["matchLabels"] == labels
+        assert any(re.fullmatch(pattern, labels["app.kubernetes.io/component"]) for pattern in jobs)
+        (container,) = pod_of(deployment)["containers"]
+        ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+        assert ports["metrics"] == port
+        assert kept["regex"] == f"{labels['app.kubernetes.io/name']};metrics"
+    for deployment in deployments:
+        (container,) = pod_of(deployment)["containers"]
+        assert container["command"][:2] == ["veil", "watch"]
+        variables = {one["name"]: "" for one in container["env"]}
+        refuse_unknown(resources["ConfigMap"]["data"] | variables, WorkerSettings)
+
+
+def test_prometheus_takes_the_rules_of_the_scrape_configuration(
+    repository, system_program, tmp_path
+):
+    text = (repository / "docker" / "kubernetes" / "prometheus.yml").read_text()
+    configuration = yaml.safe_load(text)
+    # Debian builds Prometheus without the discovery of pods.
+    (pods,) = configuration["scrape_configs"][0].pop("kubernetes_sd_configs")
+    assert pods["role"] == "pod"
+    path = tmp_path / "prometheus.yml"
+    path.write_text(yaml.safe_dump(configuration))
+    subprocess.run([system_program("promtool"), "check", "config", path], check=True)
+
+
+def test_the_webhook_alone_has_its_token_and_is_behind_its_service(triggers):
+    (webhook,) = pod_of(triggers["veil-trigger", "Deployment"])["containers"]
+    (listing,) = pod_of(triggers["veil-catch-up", "Deployment"])["containers"]
+    names = [{one["name"] for one in container["env"]} for container in (webhook, listing)]
+    assert names == [
+        {"VEIL_REDIS_PASSWORD", "VEIL_WEBHOOK_TOKEN"},
+        {"VEIL_REDIS_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
+    ]
+    service = triggers["veil-trigger", "Service"]["spec"]
+    labels = triggers["veil-trigger", "Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"] == labels
+    (port,) = service["ports"]
+    ports = {one["name"]: one["containerPort"] for one in webhook["ports"]}
+    assert ports[port["targetPort"]] == port["port"]
+    assert webhook["command"][3] == f"0.0.0.0:{port['port']}"
+
+
+def test_the_network_policies_allow_the_ports_in_use_and_no_others(policies, resources, triggers):
+    settings = resources["ConfigMap"]["data"]
+    metrics = int(settings["VEIL_METRICS"].rpartition(":")[2])
+    redis, store = urlsplit(settings["VEIL_REDIS_URL"]), urlsplit(settings["VEIL_S3_ENDPOINT"])
+    everywhere, webhook = policies["veil"], policies["veil-trigger"]
+    (scrape,) = everywhere["ingress"]
+    assert scrape["ports"] == [{"port": metrics}]
+    allowed = {port["port"] for rule in everywhere["egress"] for port in rule["ports"]}
+    assert allowed == {53, redis.port, store.port}
+    assert all(rule["to"] for rule in everywhere["egress"])
+    (events,) = triggers["veil-trigger", "Service"]["spec"]["ports"]
+    assert [rule["ports"] for rule in webhook["ingress"]] == [[{"port": events["port"]}]]
+
+
+def test_the_page_creates_every_key_of_the_secret_and_applies_every_file(
+    files, triggers, container, repository
+):
+    page = (repository / "docs" / "kubernetes.md").read_text()
+    used = [container["env"]]
+    for (_, kind), resource in triggers.items():
+        if kind == "Deployment":
+            used.append(pod_of(resource)["containers"][0]["env"])
+    keys = {one["valueFrom"]["secretKeyRef"]["key"] for env in used for one in env}
+    assert set(re.findall(r"--from-file=([a-z-]+)", page)) == keys
+    applied = re.findall(r"kubectl apply -f docker/kubernetes/(\S+)", page)
+    assert sorted(applied) == sorted(path.name for path in files)

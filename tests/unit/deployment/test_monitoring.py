@@ -10,6 +10,8 @@ import yaml
 from tools.local.servers import FLOWER_COLUMNS
 from worker.metrics import REGISTRY
 
+TRIGGERS = ("trigger", "catch-up")  # the services that find uploads
+
 
 @pytest.fixture(scope="module")
 def docker(repository):
@@ -40,7 +42,7 @@ def run(*command, cwd):
 
 def test_prometheus_takes_its_configuration_and_its_rules(docker, system_program):
     shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=docker)
-    assert "10 rules found" in shown
+    assert "15 rules found" in shown
 
 
 def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker):
@@ -50,6 +52,21 @@ def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(do
     for rule in group["rules"]:
         mine = [bool(case["exp_alerts"]) for case in cases if case["alertname"] == rule["alert"]]
         assert set(mine) == {True, False}, rule["alert"]
+
+
+def test_prometheus_takes_the_configuration_of_the_page(repository, system_program, tmp_path):
+    page = (repository / "docs" / "monitoring.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(example)
+    run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=tmp_path)
+
+
+def test_the_documentation_names_every_alert(docker, repository):
+    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
+    page = (repository / "docs" / "monitoring.md").read_text()
+    assert re.findall(r"^\| `(Veil\w+)` \|", page, re.MULTILINE) == [
+        rule["alert"] for rule in group["rules"]
+    ]
 
 
 def test_each_alert_says_what_it_is_and_what_to_do(docker):
@@ -184,7 +201,25 @@ def test_prometheus_looks_for_workers_where_they_serve(compose, docker):
         service = compose["services"][name]
         assert service["environment"]["VEIL_METRICS"] == f"0.0.0.0:{found['port']}"
         assert "metrics" in service["networks"]
-    assert trigger["static_configs"] == [{"targets": [f"trigger:{found['port']}"]}]
+    (triggers,) = trigger["static_configs"]
+    assert triggers == {"targets": [f"{name}:{found['port']}" for name in TRIGGERS]}
+    for name in TRIGGERS:
+        service = compose["services"][name]
+        assert service["environment"]["VEIL_METRICS"] == f"0.0.0.0:{found['port']}"
+        assert "metrics" in service["networks"]
+
+
+def test_every_trigger_is_one_that_prometheus_scrapes_and_has_a_health_check(compose, docker):
+    watching = {
+        name
+        for name, service in compose["services"].items()
+        if service.get("command", [])[:2] == ["veil", "watch"]
+    }
+    assert watching == set(TRIGGERS)
+    overlay = yaml.safe_load((docker / "amazon-s3.yml").read_text())["services"]
+    for name in TRIGGERS:
+        assert "test" in compose["services"][name]["healthcheck"]
+        assert "disable" not in overlay[name].get("healthcheck", {})
 
 
 def test_no_service_may_dump_its_memory(compose):

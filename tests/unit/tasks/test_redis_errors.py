@@ -1,12 +1,14 @@
 """Errors of Redis say what failed, where, and who must act."""
 
 import socket
+import threading
+from contextlib import contextmanager
 
 import pytest
 import redis
 
 from tasks.errors import QueueUnavailable
-from tasks.redis_errors import connected, queue_unavailable
+from tasks.redis_errors import connected, queue_unavailable, refusal
 
 SECRET = "hunter2hunter2"
 
@@ -43,3 +45,58 @@ def test_a_server_that_never_answers_is_named_a_timeout():
 def test_an_error_of_another_library_is_named_by_its_type_alone():
     message = str(queue_unavailable(OSError(f"{SECRET}")))
     assert message == "Redis can't be used (OSError): check VEIL_REDIS_URL"
+
+
+def test_a_port_without_tls_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        message = ping(f"rediss://:{SECRET}@127.0.0.1:{server.getsockname()[1]}/0")
+    assert message.endswith(
+        "this port does not speak TLS: use redis:// in VEIL_REDIS_URL, or another port"
+    )
+    with answering(lambda connection: connection.sendall(b"-ERR unknown command\r\n")) as port:
+        message = ping(f"rediss://:{SECRET}@127.0.0.1:{port}/0")
+    assert "this port does not speak TLS" in message
+
+
+def test_a_port_that_closes_connections_may_want_tls():
+    with answering(lambda connection: None) as port:
+        message = ping(f"redis://:{SECRET}@127.0.0.1:{port}/0")
+    assert message.endswith(
+        "check VEIL_REDIS_URL, which begins with rediss:// if this port speaks TLS"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "refuses"),
+    [
+        (redis.AuthenticationError("WRONGPASS"), True),
+        (redis.ResponseError("DB index is out of range"), True),
+        (redis.ResponseError("MISCONF"), False),
+        (redis.exceptions.NoPermissionError("no permissions to run 'ping'"), False),
+        (redis.BusyLoadingError("LOADING"), False),
+        (redis.ConnectionError("Connection refused"), False),
+        (OSError(), False),
+    ],
+)
+def test_a_refusal_is_an_answer_that_stays_until_the_settings_change(error, refuses):
+    assert (refusal(error) is not None) == refuses
+
+
+@contextmanager
+def answering(answer):
+    """A server that calls `answer` with its first connection and closes it; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    answer(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)

@@ -205,8 +205,10 @@ def test_misspelt_and_wrong_settings_are_named_together(monkeypatch):
     ("url", "problem"),
     [
         ("redis://host/0?ssl_ca_certs=ca.pem", "ssl_ca_certs needs TLS: rediss://"),
-        ("rediss://host/0?ssl_ca_cert=ca.pem", "ssl_ca_cert is no option of redis-py"),
+        ("rediss://host/0?ssl_ca_cert=ca.pem", "ssl_ca_cert is no option of the address"),
         ("rediss://host/0?ssl_ca_certs=no/ca.pem", "ssl_ca_certs: no/ca.pem can't be read (No"),
+        ("redis://host/0?foo=1", "foo is no option of the address: only those of TLS are, such as"),
+        ("redis://host?db=3", "db is no option of the address"),
         ("rediss://host/0?ssl_cert_reqs=off", "ssl_cert_reqs must be one of required, optional"),
     ],
 )
@@ -349,6 +351,7 @@ def test_a_secret_is_in_no_text_of_the_settings(load, url):
         ("redis_url", f"http://:{SECRET}@host/0"),
         ("redis_url", f"redis://user:{SECRET}/w@host/0"),
         ("redis_url", f"redis://user:{SECRET}#w@host/0"),
+        ("redis_url", f"redis://host/0?a{SECRET}@host/0"),
         ("redis_url", f"redis://:{SECRET}\uff03w@host/0"),
         ("redis_url", f"redis://:{SECRET}[w@host/0"),
         ("s3_endpoint", f"ftp://user:{SECRET}@host"),

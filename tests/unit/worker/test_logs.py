@@ -46,6 +46,14 @@ def test_lines_about_an_unavailable_redis_name_it_and_others_do_not(capsys):
     assert "redis" not in other
 
 
+def test_every_line_of_a_worker_has_its_name(capsys):
+    logs.configure("json", worker="camera-1@host")
+    structlog.get_logger("veil").warning("dead", worker="the one before")
+    logging.getLogger("celery.worker").warning("of Celery")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["worker"] for line in lines] == ["camera-1@host"] * 2
+
+
 def test_a_refusal_of_redis_that_ends_a_worker_is_one_line_without_a_traceback(capsys):
     logs.configure("json", "queue.internal:6379")
     log = logging.getLogger("celery.worker")

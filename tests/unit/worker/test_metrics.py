@@ -2,6 +2,7 @@
 
 import gc
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,3 +59,13 @@ def test_the_gauges_follow_the_batcher_and_the_worker():
     assert value("veil_in_hand_pictures") == 0
     metrics._beat()
     assert value("veil_worker_heartbeat_timestamp_seconds") == pytest.approx(time.time(), abs=5)
+
+
+def test_the_store_is_up_until_the_circuit_breaker_opens():
+    breaker = SimpleNamespace(is_open=False)
+    assert value("veil_store_up") == 1
+    metrics.watch_circuit_breaker(breaker)
+    assert value("veil_store_up") == 1
+    breaker.is_open = True
+    assert value("veil_store_up") == 0
+    breaker.is_open = False

@@ -61,11 +61,21 @@ class Hash:
     def expire(self, key, seconds):
         pass
 
+    def zadd(self, key, times):
+        self.running = times
+
+    def zrem(self, key, name):
+        self.running = {}
+
 
 def test_a_run_is_stored_and_read_in_the_same_bytes_as_by_earlier_versions():
     redis = Hash()
     runs.write(redis, RUN)
     assert redis.stored == STORED
+    runs.write(redis, replace(RUN, state="running"))
+    assert redis.running == {RUN.name: RUN.updated}
+    runs.write(redis, replace(RUN, state="stopped"))
+    assert redis.running == {}
     assert runs.read(Hash(STORED), RUN.name) == RUN
     assert runs.read_leniently(Hash(STORED), RUN.name) == RUN
 

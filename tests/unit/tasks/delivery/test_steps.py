@@ -13,13 +13,13 @@ def start(monkeypatch):
     """``start(error)`` builds a pipeline that fails with `error`, and returns the exit code."""
 
     def run(error):
-        def build(app, on_stall):
+        def build(app, on_stall, name):
             raise error
 
         entry_point = SimpleNamespace(load=lambda: build)
         monkeypatch.setattr(steps, "entry_points", lambda **_: [entry_point])
         with pytest.raises(SystemExit) as ended:
-            steps.installed_pipeline(None, SimpleNamespace(record_stall=None))
+            steps.installed_pipeline(None, SimpleNamespace(record_stall=None), "a@b")
         return ended.value.code
 
     return run

@@ -180,6 +180,8 @@ def test_any_error_of_boto3s_transfers_has_a_translation(cls):
         ("502", 502, errors.StorageUnavailable),
         ("504", 504, errors.StorageUnavailable),
         ("SomethingNew", 599, errors.StorageUnavailable),
+        ("", 400, errors.StorageUnavailable),
+        ("400", 400, errors.StorageUnavailable),
         ("InvalidRequest", 400, errors.StorageRejected),
         ("KeyTooLongError", 400, errors.StorageRejected),
         ("EntityTooLarge", 400, errors.StorageRejected),

@@ -1,5 +1,6 @@
 """Several workers on one machine: their share of it, restarts, and signals."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,21 +11,24 @@ from pathlib import Path
 import pytest
 
 from worker.process import supervisor
-from worker.process.supervisor import environments, gpus
+from worker.process.supervisor import environments, gpus, names
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[4]
 SUPERVISOR = """
 import sys
-from worker.process.supervisor import Supervisor
-sys.exit(Supervisor([sys.executable, sys.argv[1]], [{"SHARE": "a"}, {"SHARE": "b"}], 0.05).run())
+from worker import logs
+from worker.process.supervisor import Supervisor, names
+logs.configure("json")
+command, shares = [sys.executable, sys.argv[1]], [{"SHARE": "a"}, {"SHARE": "b"}]
+sys.exit(Supervisor(command, names(None, 2), shares, 0.05).run())
 """
 # A worker that writes a line for its start and its end, and ends as the file `order` says.
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 folder = Path(__file__).parent
-name = sys.argv[2]
+name = sys.argv[sys.argv.index("--name") + 1]
 journal = folder / f"{name}.journal"
 def note(text):
     with journal.open("a") as file:
@@ -36,7 +40,9 @@ signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 note("started")
 order = folder / f"{name}.order"
-if order.exists():
+if order.exists() and order.read_text() == "starting":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+elif order.exists():
     code = int(order.read_text())
     order.unlink()
     sys.exit(code)
@@ -110,8 +116,25 @@ def test_a_worker_that_ends_is_started_again_and_the_other_is_left_alone(running
     assert len(running.lines("worker2")) == 1
     running.process.terminate()
     _, errors = running.process.communicate(timeout=20)
-    assert "worker1 ended with 70" in errors
-    assert "worker1 ended with -9" in errors
+    *ended, stopped = [json.loads(line) for line in errors.splitlines()]
+    assert [line["event"] for line in ended] == ["worker ended"] * 2
+    assert [line["exit_code"] for line in ended] == [70, -signal.SIGKILL]
+    assert {line["worker"].partition("@")[0] for line in ended} == {"worker1"}
+    assert (stopped["event"], stopped["workers"]) == ("stopped", 2)
+
+
+def test_a_stop_while_a_worker_starts_is_clean(running):
+    (running.folder / "worker2.order").write_text("starting")
+    running.start()
+    for name in ("worker1", "worker2"):
+        running.wait_for(name, 1)
+    running.process.terminate()
+    assert running.process.wait(20) == 0
+
+
+def test_several_workers_have_names_of_their_own():
+    assert names(None, 2) == ["worker1", "worker2"]
+    assert names("camera", 2) == ["camera-1", "camera-2"]
 
 
 def test_a_worker_that_cannot_use_its_settings_ends_all(running):
