@@ -58,7 +58,19 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     return (random_ or random).uniform(0, longest)
 
 
+class CheckedTask(Task):  # type: ignore[misc]
+    """A task whose requests are checked before they are put on the queue."""
+
+    def apply_async(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **how: Any
+    ) -> Any:
+        """Put a request on the queue, as Celery does. Raises InvalidRequest for an invalid one."""
+        AnonymizeRequest.parse(**_request_fields(args or (), kwargs or {}))
+        return super().apply_async(args, kwargs, **how)
+
+
 @app.task(
+    base=CheckedTask,
     bind=True,
     name=TASK,
     max_retries=None,
@@ -70,8 +82,11 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
 
     `source` is the address of the picture, ``s3://bucket/key``. `destination` is the address of the
     output, below the destination of the route; by default it is the key of the source there.
-    `options` are AnonymizeOptions as a dict. The result is an AnonymizeReport, which callers
+    `options` are AnonymizeOptions, also as a dict. The result is an AnonymizeReport, which callers
     receive as a dict.
+
+    `delay` and `apply_async` raise InvalidRequest for an address or options that no worker accepts.
+    Whether a route leads from the address is found by the worker.
 
     The signature accepts any arguments, because messages are untrusted: AnonymizeRequest refuses
     the wrong ones by name.
