@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from ..addresses import ObjectUri
+from ..errors import NothingFound
 from ..publishing import Wanted
 from ..records import dead_letters
 from ..redis_errors import connected
@@ -117,7 +118,8 @@ class Reconciliation:
         """Yield the chosen findings, at most `limit`, in listing order.
 
         `publish` gets those that a worker can repair, before they are yielded. Memory does not grow
-        with the number of keys. Raises QueueUnavailable.
+        with the number of keys. Raises QueueUnavailable, and NothingFound at the end if there was
+        no picture.
         """
         examined = self._examined()
         while limit is None or limit > 0:
@@ -139,6 +141,7 @@ class Reconciliation:
                 yield finding
 
     def _doubtful(self) -> Iterator[Compared]:
+                self._require_pictures()
         """Yield the pictures that may not be current, and current ones if scores are asked for."""
         all_compared = compare(self._store, self._places, self._recipe)
         for number, compared in enumerate(all_compared, start=1):
@@ -148,6 +151,16 @@ class Reconciliation:
                 continue
             if compared.is_current and self._only.below_score is None:
                 self.counts["current"] += 1
+    def _require_pictures(self) -> None:
+        """Raise NothingFound if nothing was compared."""
+        if not self.counts.total():
+            source, output = self._places.source, self._places.output
+            suffixed = "" if self._suffixes == ("",) else " with this suffix"
+            raise NothingFound(
+                f"no source below {source} and no output below {output}{suffixed}: "
+                "correct the addresses"
+            )
+
             else:
                 yield compared
 

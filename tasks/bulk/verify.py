@@ -7,7 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from ..addresses import ObjectUri, PrefixUri
-from ..errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
+from ..errors import (
+    InvalidRequest,
+    NothingFound,
+    ObjectNotFound,
+    Permanent,
+    StorageRejected,
+)
 from ..routes import RESERVED, Routes
 from ..signatures import Key
 from ..storage import receipts
@@ -178,7 +184,7 @@ class Audit:
         is the prefix of the sources, if the outputs are not at the default addresses of the route.
         Memory does not grow with the number of outputs.
 
-        Raises ObjectNotFound if there is no output and no receipt, BucketNotAllowed and
+        Raises NothingFound if there is no output and no receipt, BucketNotAllowed and
         InvalidRequest for addresses that can't be verified, StorageRejected if sources can't be
         deleted safely.
         """
@@ -189,7 +195,7 @@ class Audit:
                 is_empty = False
                 yield verdict
         if is_empty:
-            raise ObjectNotFound(f"{address}: there is no output and no receipt")
+            raise NothingFound(f"no output and no receipt at {address}: correct the address")
 
     def _subjects(self, address: str, source: str | None) -> Iterator[Subject]:
         if source is not None:

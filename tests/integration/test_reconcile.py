@@ -153,12 +153,19 @@ def test_keys_with_another_suffix_are_left_out(archive, reconcile):
     assert (findings, summary["current"], summary["missing"]) == ({}, 1, 0)
 
 
-def test_a_place_without_pictures_is_noted(archive, reconcile):
+def test_a_place_without_pictures_is_one_line_and_exit_code_1(archive, reconcile):
     archive.done("a.jpg", archive.source("a.jpg").etag)
-    assert "nothing was compared" not in reconcile("--recipe", RECIPE).stderr
-    done = reconcile("--recipe", RECIPE, source=f"{archive.places.source}mistyped")
-    assert done.returncode == 0
-    assert f"veil: nothing was compared: no source below {archive.places.source}mist" in done.stderr
+    assert reconcile("--recipe", RECIPE).returncode == 0
+    source, output = archive.places.source, archive.places.output
+    done = reconcile("--recipe", RECIPE, "--json", source=f"{source}mistyped")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"veil: NothingFound: no source below {source}mistyped/ and no output below "
+        f"{output}mistyped/: correct the addresses\n"
+    )
+    done = reconcile("--recipe", RECIPE, "--suffix", ".jgp")
+    assert done.returncode == 1
+    assert f"no output below {output} with this suffix" in done.stderr
 
 
 def test_a_place_where_all_is_done_or_held_is_exit_code_0(archive, reconcile):

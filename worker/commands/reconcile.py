@@ -104,7 +104,8 @@ def reconcile(
 ) -> ExitCode:
     """Check that every source has its output.
 
-    Exit with 1 if an output is missing or stale, a picture is dead, or an output has no source.
+    Exit with 1 if an output is missing or stale, a picture is dead, an output has no source, or
+    there is nothing to compare.
 
     Example: veil reconcile s3://camera-uploads s3://camera-clean --enqueue
     """
@@ -137,12 +138,6 @@ def reconcile(
 
         with summarized(summarize):
             _report(celery, reconciliation, enqueue, limit, as_json)
-    if reconciliation.is_complete and not reconciliation.counts.total():
-        suffixed = " with this suffix" if suffix else ""
-        print_note(
-            f"nothing was compared: no source below {places.source}, no output below "
-            f"{places.output}{suffixed}"
-        )
     is_proven = reconciliation.is_complete and not reconciliation.wrong
     return ExitCode.ok_if(is_proven)
 
