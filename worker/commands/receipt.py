@@ -20,7 +20,7 @@ from worker.printing import print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from tasks.storage.receipts import Receipt
+    from tasks.storage.receipts import Face, Receipt
     from worker.detection.faces import Boxes
 
 # Each thread reads an output, its receipt and its source; outputs and receipts are also listed.
@@ -160,10 +160,11 @@ def _audit(settings: WorkerSettings, redetect: bool, disposal: Disposal | None) 
 def _redetection(settings: WorkerSettings) -> FaceCheck:
     """Return the check of an output for faces that a worker with these settings would find.
 
-    It is true if the eyes of every such face lie in a region of the receipt, or the face lies in an
-    exempt area.
+    It returns each such face that lies in no exempt area, and whose eyes are in no region of the
+    receipt.
     """
     from worker import images, logs
+    from worker.anonymizer import whole_boxes
     from worker.bootstrap import build_anonymizer, mask_style
     from worker.detection.faces import Sightings, outside
     from worker.masking import regions
@@ -172,19 +173,21 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
     anonymizer = build_anonymizer(settings)
     style = replace(mask_style(settings), region=regions.WHOLE)
 
-    def is_hidden(content: bytes, receipt: "Receipt") -> bool:
+    def exposed_faces(content: bytes, receipt: "Receipt") -> list["Face"]:
         picture = images.decode(content, settings.max_pixels, settings.max_frames)
         width, height = picture.width, picture.height
         options = AnonymizeOptions.of(receipt.options)
         sightings = Sightings.of(_boxes(receipt))
         hidden = regions.regions(sightings, style, width, height, options.extra)
+        faces: list[Face] = []
         for found in anonymizer.detect_frames(picture):
-            exposed = outside(found, options.exempt)
-            if not regions.eyes_hidden(exposed, hidden, width, height).all():
-                return False
-        return True
+            wanted = outside(found, options.exempt)
+            exposed = wanted[~regions.eyes_hidden(wanted, hidden, width, height)]
+            for box, score in zip(whole_boxes(exposed), exposed.scores, strict=True):
+                faces.append({"box_xyxy": box, "score": round(float(score), 4)})
+        return faces
 
-    return is_hidden
+    return exposed_faces
 
 
 def _boxes(receipt: "Receipt") -> "Boxes":
@@ -196,15 +199,23 @@ def _boxes(receipt: "Receipt") -> "Boxes":
 
 def _print(verdict: Verdict, as_json: bool) -> None:
     if not as_json:
-        print(f"{', '.join(verdict.states):<16} {printable(str(verdict.output))}")
+        faces = [_face_text(face) for face in verdict.exposed]
+        address = "  ".join((printable(str(verdict.output)), *faces))
+        print(f"{', '.join(verdict.states):<16} {address}")
         return
     line = {
         "output": str(verdict.output),
         "receipt": None if verdict.receipt is None else str(verdict.receipt),
         "states": list(verdict.states),
         "good": verdict.is_good,
+        "exposed": list(verdict.exposed),
     }
     print(json.dumps(line), flush=True)
+
+
+def _face_text(face: "Face") -> str:
+    """Return the box as --extra takes it, and the score."""
+    return f"{','.join(map(str, face['box_xyxy']))} (score {face['score']:.2f})"
 
 
 def _print_counts(
@@ -221,3 +232,8 @@ def _print_counts(
         return
     parts = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
     print_summary(f"{checked:,} verified: {parts} in {seconds:.1f} s")
+    if counts["face exposed"]:
+        print_summary(
+            "veil enqueue SOURCE --extra X1,Y1,X2,Y2 hides an exposed face; repeat the options "
+            "that the picture has already"
+        )
