@@ -32,15 +32,17 @@ STATES: tuple[State, ...] = (
     "current",
     "missing",
     "stale",
+    "taken",
     "orphan",
     "refused",
     "unknown key",
     "dead",
     "held",
     "archived",
+    "source unknown",
 )
 # These are not in the line for people if their count is 0.
-RARE: tuple[State, ...] = ("refused", "unknown key", "archived")
+RARE: tuple[State, ...] = ("taken", "refused", "unknown key", "archived", "source unknown")
 
 
 Source = Annotated[str, typer.Argument(metavar="s3://SOURCE/PREFIX", help="Where the sources are.")]
