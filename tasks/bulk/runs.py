@@ -17,7 +17,8 @@ SECONDS_KEPT = 90 * 86_400  # since the last page of a run, or the last sign of 
 BEAT_SECONDS = 5.0
 ABANDONED_SECONDS = 60.0  # without a sign of life, after which a run counts as abandoned
 
-State = Literal["running", "finished", "stopped"]
+# A run that is shown as abandoned is stored as running.
+State = Literal["running", "finished", "stopped", "abandoned"]
 
 
 @dataclass

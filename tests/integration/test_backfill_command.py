@@ -246,6 +246,9 @@ def test_a_run_that_is_killed_is_abandoned_and_goes_on(
     line = followed.stderr.splitlines()[-1]
     assert line.startswith(f"veil: the run {run} is abandoned since 20")
     assert line.endswith(": repeat its command to go on")
+    followed = veil("backfill", "--follow", run, "--json", environment=environment)
+    assert followed.returncode == 3
+    assert summary(followed)["state"] == "abandoned"
     unattended.client.delete(BACKFILL)
     done = veil("backfill", raw.uri(place), "--json", environment=environment)
     assert done.returncode == 0

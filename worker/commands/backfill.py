@@ -123,7 +123,7 @@ class Reading:
     """One reading of a run from Redis.
 
     `counts` has its pictures by outcome. `is_through` says that none of its messages is left.
-    `abandoned_since` is set if its process was killed.
+    `abandoned_since` is set if its process was killed: the state of `run` is then ``abandoned``.
     """
 
     run: Run
@@ -311,7 +311,7 @@ def _show_until_through(
         display.show(current, reading.counts)
         if is_enqueued and current.state != "finished":
             return reading
-        is_abandoned = reading.abandoned_since is not None
+        is_abandoned = current.state == "abandoned"
         is_quiet = is_abandoned or (current.state != "running" and reading.is_through)
         # After an outage of Redis, a run shows its next sign of life within QUIET_SECONDS.
         if not is_quiet or ended != last_ended or was_away:
@@ -338,17 +338,16 @@ def _read(redis: Any, name: str, backoff: ReportingBackoff) -> Reading:
                 current = runs.read(redis, name)
                 if current is None:
                     raise InvalidRequest(f"Redis has lost the run {name}: start it again")
-                reading = Reading(
-                    current,
-                    outcomes.of_run(redis, name),
-                    runs.is_through(redis, current),
-                    runs.abandoned_since(redis, name, current.state),
-                )
+                abandoned_since = runs.abandoned_since(redis, name, current.state)
+                if abandoned_since is not None:
+                    current = replace(current, state="abandoned")
+                counts = outcomes.of_run(redis, name)
+                is_through = runs.is_through(redis, current)
         except QueueUnavailable as error:
             time.sleep(backoff.failed(error))
             continue
         backoff.succeeded()
-        return reading
+        return Reading(current, counts, is_through, abandoned_since)
 
 
 @contextmanager

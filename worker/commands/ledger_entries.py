@@ -145,8 +145,9 @@ class LedgerEntries(Generic[Item]):
         recorded = [_as_recorded(source) for source in dict.fromkeys(sources)]
         with connected():
             found = self._ledger.of_sources(self._redis, recorded)
+        present = {entry.source for entry in found.values()}
         for source in recorded:
-            if not self._has_all(found, [source]):
+            if source not in present:
                 print_note(f"no {self._name} of {printable(source)}")
         return found
 
