@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # Each thread reads an output, its receipt and its source; outputs and receipts are also listed.
 CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
+MAX_FACES_SHOWN = 5  # on the line of an output
 
 Addresses = Annotated[
     list[str],
@@ -199,9 +201,8 @@ def _boxes(receipt: "Receipt") -> "Boxes":
 
 def _print(verdict: Verdict, as_json: bool) -> None:
     if not as_json:
-        faces = [_face_text(face) for face in verdict.exposed]
-        address = "  ".join((printable(str(verdict.output)), *faces))
-        print(f"{', '.join(verdict.states):<16} {address}")
+        parts = [printable(str(verdict.output)), *_face_texts(verdict.exposed)]
+        print(f"{', '.join(verdict.states):<16} {'  '.join(parts)}")
         return
     line = {
         "output": str(verdict.output),
@@ -213,9 +214,13 @@ def _print(verdict: Verdict, as_json: bool) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _face_text(face: "Face") -> str:
-    """Return the box as --extra takes it, and the score."""
-    return f"{','.join(map(str, face['box_xyxy']))} (score {face['score']:.2f})"
+def _face_texts(faces: Sequence["Face"]) -> Iterator[str]:
+    """Yield the boxes as --extra takes them, with their scores, of MAX_FACES_SHOWN faces."""
+    strongest_first = sorted(faces, key=lambda face: -face["score"])
+    for face in strongest_first[:MAX_FACES_SHOWN]:
+        yield f"{','.join(map(str, face['box_xyxy']))} (score {face['score']:.2f})"
+    if len(faces) > MAX_FACES_SHOWN:
+        yield f"and {len(faces) - MAX_FACES_SHOWN:,} more (--json)"
 
 
 def _print_counts(
