@@ -32,6 +32,8 @@ SOURCE_FOLDER = "source"
 MERMAID = ROOT / os.environ.get("MERMAID", ".docs/missing")
 MERMAID_URI = "assets/mermaid.min.js"
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+# A reference of the site, which the repository's host would show as it is written.
+REFERENCE = re.compile(r"<!-- (:::.*?)\s*-->", re.DOTALL)
 LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".yml": "yaml"}
 
 
@@ -56,7 +58,10 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Replace links that are relative to the repository by links between pages of the site."""
+    """Replace links that are relative to the repository by links between pages of the site.
+
+    References to the docstrings of the code, which are comments in the repository, are filled in.
+    """
     place = page.file.src_uri
     if place.startswith(f"{SOURCE_FOLDER}/"):
         return markdown
@@ -66,7 +71,7 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
         relative = posixpath.relpath(target, posixpath.dirname(place) or ".")
         return f"]({relative}{link[2] or ''})"
 
-    return LINK.sub(replaced, markdown)
+    return LINK.sub(replaced, REFERENCE.sub(r"\1", markdown))
 
 
 def on_post_page(output: str, *, page: Page, **_: Any) -> str:

@@ -58,7 +58,19 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
     return (random_ or random).uniform(0, longest)
 
 
+class CheckedTask(Task):  # type: ignore[misc]
+    """A task whose requests are checked before they are put on the queue."""
+
+    def apply_async(
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **how: Any
+    ) -> Any:
+        """Put a request on the queue, as Celery does. Raises InvalidRequest for an invalid one."""
+        AnonymizeRequest.parse(**_request_fields(args or (), kwargs or {}))
+        return super().apply_async(args, kwargs, **how)
+
+
 @app.task(
+    base=CheckedTask,
     bind=True,
     name=TASK,
     max_retries=None,
@@ -70,8 +82,11 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
 
     `source` is the address of the picture, ``s3://bucket/key``. `destination` is the address of the
     output, below the destination of the route; by default it is the key of the source there.
-    `options` are AnonymizeOptions as a dict. The result is an AnonymizeReport, which callers
+    `options` are AnonymizeOptions, also as a dict. The result is an AnonymizeReport, which callers
     receive as a dict.
+
+    `delay` and `apply_async` raise InvalidRequest for an address or options that no worker accepts.
+    Whether a route leads from the address is found by the worker.
 
     The signature accepts any arguments, because messages are untrusted: AnonymizeRequest refuses
     the wrong ones by name.
@@ -109,7 +124,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         _record_dead_letter(self, fields, failure, delivery)
         bound.error("bug", error=type(error).__name__, exc_info=failure)
         raise failure from None
-    _record_outcome(self, str(request.source), report)
+    _record_outcome(self, routed, report)
     bound.info(report.status, total=round(time.monotonic() - started, 3), **_log_values(report))
     return report
 
@@ -148,7 +163,7 @@ def _run(task: Task, routed: Routed, delivery: Delivery) -> AnonymizeReport:
     with delivery:
         on_stage = partial(_on_stage, task, delivery)
         report = app.work.pipeline.run(routed, on_stage, delivery.confirm)
-        _update_review_list(task, routed.request, report)
+        _update_review_list(task, routed, report)
     return report
 
 
@@ -168,13 +183,13 @@ def _on_stage(task: Task, delivery: Delivery, stage: str) -> None:
         pass  # The picture must not fail because its progress can't be reported.
 
 
-def _update_review_list(task: Task, request: AnonymizeRequest, report: AnonymizeReport) -> None:
+def _update_review_list(task: Task, routed: Routed, report: AnonymizeReport) -> None:
     """Record whether the picture must be reviewed.
 
     This happens before the message is acknowledged, so that no picture is missing on the list.
     """
     try:
-        review.update(task.app.backend.client, request, report)
+        review.update(task.app.backend.client, routed, report)
     except RedisError as error:
         raise queue_unavailable(error) from None
 
@@ -215,7 +230,10 @@ def _record_dead_letter(
                 dead_letters.record_without_source(pipe, letter)
             else:
                 dead_letters.LETTERS.record(pipe, letter)
-            outcomes.count(pipe, "dead", task.request.get(RUN_HEADER))
+            run = _run_of(task)
+            outcomes.count(pipe, "dead", run)
+            if run is not None:
+                dead_letters.assign_to_run(pipe, letter, run)
             if isinstance(error, MalformedMessage):
                 outcomes.count_malformed(pipe)
             pipe.execute()
@@ -223,6 +241,11 @@ def _record_dead_letter(
         # A message whose dead letter is not recorded must stay on the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
     metrics.dead(error)
+
+
+def _run_of(task: Task) -> str | None:
+    """Return the name of the backfill run that the message belongs to, if it has a valid one."""
+    return outcomes.run_name(task.request.get(RUN_HEADER))
 
 
 def _dead_letter(
@@ -254,13 +277,14 @@ def _dead_letter(
     )
 
 
-def _record_outcome(task: Task, source: str, report: AnonymizeReport) -> None:
+def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None:
     """Count the picture, and remove its dead letter. Only log a failure, as the output exists."""
+    source = str(routed.request.source)
     metrics.finished(report, task.request)
     try:
         with task.app.backend.client.pipeline() as pipe:
-            dead_letters.LETTERS.discard(pipe, source)
-            outcomes.count(pipe, report.status, task.request.get(RUN_HEADER))
+            dead_letters.LETTERS.discard(pipe, source, routed.destinations)
+            outcomes.count(pipe, report.status, _run_of(task))
             pipe.execute()
     except RedisError as error:
         log.warning("outcome not counted", source=source, error=type(error).__name__)

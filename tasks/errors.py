@@ -32,6 +32,7 @@
         DatasetInvalid
         TrainingFailed
         RunUnknown
+        NothingFound
         OutputFailed
         SettingsInvalid
 
@@ -181,6 +182,10 @@ class TrainingFailed(Permanent):
 
 class RunUnknown(Permanent):
     """Redis has no backfill run of that name."""
+
+
+class NothingFound(Permanent):
+    """There is no object below the address that a command was given."""
 
 
 class OutputFailed(Permanent):

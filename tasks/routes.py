@@ -32,6 +32,10 @@ class Route:
             raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean")
         return cls(PrefixUri.parse(source), PrefixUri.parse(destination[0]))
 
+    def output_of(self, source: ObjectUri) -> ObjectUri:
+        """Return the default address of the output of `source`, which is in the source."""
+        return self.destination.join(self.source.relative(source))
+
     def outputs_of(self, sources: PrefixUri) -> PrefixUri:
         """Return the default prefix of the outputs of `sources`, which is in the source."""
         rest = self.source.rest(sources)
@@ -53,6 +57,13 @@ class Routed:
     request: AnonymizeRequest
     route: Route
     destination: ObjectUri
+
+    @property
+    def destinations(self) -> tuple[str | None, ...]:
+        """The destinations in a request that lead to this output; None if it is the default."""
+        named = str(self.destination)
+        is_default = self.destination == self.route.output_of(self.request.source)
+        return (None, named) if is_default else (named,)
 
 
 @dataclass(frozen=True)
@@ -104,8 +115,7 @@ class Routes:
         """
         for route in self.routes:
             if route.source.contains(request.source):
-                relative = route.source.relative(request.source)
-                output = request.destination or route.destination.join(relative)
+                output = request.destination or route.output_of(request.source)
                 _check_output(route, output)
                 return Routed(request, route, output)
         raise BucketNotAllowed(

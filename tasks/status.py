@@ -52,8 +52,11 @@ class RunStatus:
     enqueued ones `done` and `failed` have ended and `left` have not. A picture whose message was
     delivered twice counts twice.
 
-    `percent` and `seconds_left` refer to the sources listed so far, which are all sources once the
-    `state` is ``finished``. `seconds_left` assumes the rate `per_second` of all workers.
+    `state` is ``running``, ``finished``, ``stopped``, or ``abandoned`` if a running run has shown
+    no sign of life since the time `abandoned_since`, because its process was killed.
+
+    `percent` and `seconds_left` are None until all sources are listed, which is when the `state` is
+    ``finished``. `seconds_left` assumes the rate `per_second` of all workers.
     """
 
     run: str
@@ -66,11 +69,12 @@ class RunStatus:
     done: int
     failed: int
     left: int
-    percent: float
+    percent: float | None
     per_second: float
     seconds_left: float | None
     started: float | None
     updated: float | None
+    abandoned_since: float | None
 
 
 def read(redis: Any) -> Status:
@@ -104,7 +108,8 @@ def read_run(redis: Any, run: str) -> RunStatus | None:
             return None
         ended = outcomes.of_run(redis, run)
         per_second = outcomes.per_second(redis, is_idle=not _left(stored, ended))
-    return _run_status(run, stored, ended, per_second)
+        abandoned_since = stored_runs.abandoned_since(redis, run, stored.state)
+    return _run_status(run, stored, ended, per_second, abandoned_since)
 
 
 def runs(redis: Any) -> list[RunStatus]:
@@ -135,14 +140,18 @@ def _left(stored: stored_runs.Run, ended: Mapping[str, int]) -> int:
 
 
 def _run_status(
-    run: str, stored: stored_runs.Run, ended: Mapping[str, int], per_second: float
+    run: str,
+    stored: stored_runs.Run,
+    ended: Mapping[str, int],
+    per_second: float,
+    abandoned_since: float | None,
 ) -> RunStatus:
     enqueued, skipped = stored.enqueued, stored.skipped
     left = _left(stored, ended)
-    total = skipped + enqueued
+    is_listed = stored.state == "finished"
     return RunStatus(
         run=run,
-        state=stored.state,
+        state=stored.state if abandoned_since is None else "abandoned",
         source=stored.source,
         destination=stored.destination,
         listed=stored.listed,
@@ -151,9 +160,14 @@ def _run_status(
         done=_done(ended),
         failed=ended.get(FAILED, 0),
         left=left,
-        percent=round(100 * (total - left) / total, 1) if total else 100.0,
+        percent=_percent(skipped + enqueued, left) if is_listed else None,
         per_second=per_second,
-        seconds_left=_seconds_left(left, per_second),
+        seconds_left=_seconds_left(left, per_second) if is_listed else None,
         started=stored.started or None,
         updated=stored.updated or None,
+        abandoned_since=abandoned_since,
     )
+
+
+def _percent(total: int, left: int) -> float:
+    return round(100 * (total - left) / total, 1) if total else 100.0

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from tasks.errors import ImageTooLarge
+from tasks.errors import ImageTooLarge, InvalidRequest
 from tasks.messages import AnonymizeOptions, Areas, Reason
 from worker import images
 from worker.detection.credible import placed
@@ -322,7 +322,11 @@ class Anonymizer(FileAnonymizer):
             return images.encode(picture, frames)
 
     def _faces(self, picture: images.Picture, options: AnonymizeOptions) -> list[Detections]:
-        """Return the faces to hide in each frame: those outside of the exempt areas."""
+        """Return the faces to hide in each frame: those outside of the exempt areas.
+
+        Raises InvalidRequest for an area that is outside of the picture.
+        """
+        _check_areas(picture, options)
         found = self.detect_frames(picture)
         # The frames of a TIFF are pages, which are pictures of their own. Those of other formats
         # are an animation, in which a face that was missed in one frame shows in those around it.
@@ -354,6 +358,21 @@ def whole_boxes(detections: Detections) -> list[list[int]]:
 def _of_array(pixels: Pixels) -> images.Picture:
     """Return a picture of one frame. Any format but TIFF stands for an array."""
     return images.Picture((images.Frame(pixels, "RGB"),), "PNG")
+
+
+def _check_areas(picture: images.Picture, options: AnonymizeOptions) -> None:
+    """Raise InvalidRequest for an area that is outside of every frame.
+
+    It was meant for another picture, or mistyped: what it should hide or show is then unknown.
+    """
+    sizes = {(frame.width, frame.height) for frame in picture.frames}
+    for name, areas in (("exempt", options.exempt), ("extra", options.extra)):
+        for area in areas:
+            if all(area[0] >= width or area[1] >= height for width, height in sizes):
+                raise InvalidRequest(
+                    f"the {name} area {','.join(map(str, area))} is outside of the picture, which "
+                    f"has {picture.width} × {picture.height} pixels: correct it"
+                )
 
 
 def _only_frame(frames: Sequence[Pixels]) -> Pixels:

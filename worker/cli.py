@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 
 from tasks import core_dumps
-from tasks.errors import QueueUnavailable, VeilError
+from tasks.errors import NothingFound, QueueUnavailable, VeilError
 from worker.commands.command import HELP_FLAGS, CommandGroup
 from worker.commands.exit_codes import ExitCode
 from worker.printing import print_note
@@ -95,8 +95,8 @@ def veil(
 def main() -> None:
     """Run ``veil``, and report an error on one line of standard error.
 
-    The exit code is 2 for an error of Veil or of the command line, and 1 for an error of the
-    operating system, such as a full disk.
+    The exit code is 2 for an error of Veil or of the command line. It is 1 if there was nothing to
+    do, and for an error of the operating system, such as a full disk.
     """
     core_dumps.prevent()
     try:
@@ -107,7 +107,7 @@ def main() -> None:
         sys.exit(ExitCode.UNUSABLE)
     except VeilError as error:
         print_note(f"{type(error).__name__}: {error}{_server_of(error)}")
-        sys.exit(ExitCode.UNUSABLE)
+        sys.exit(ExitCode.FAILED if isinstance(error, NothingFound) else ExitCode.UNUSABLE)
     except ModuleNotFoundError as error:
         extra = "training" if sys.argv[1:2] == ["train"] else "worker"
         print_note(f"{error.name} is not installed here: pip install 'veil[{extra}]'")

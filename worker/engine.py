@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage, UnsupportedImage
 from tasks.messages import AnonymizeOptions
 from tasks.settings import PREFIX, refuse_unknown
+from worker import logs
 from worker.anonymizer import AS_CONFIGURED, Anonymized, AnonymizedArray, Stopwatch
 from worker.bootstrap import build_anonymizer
 from worker.detection.faces import Detections
@@ -40,6 +41,7 @@ class Anonymizer:
 
         Raises ModelInvalid if it is missing or fails its test.
         """
+        logs.use_standard_library()
         self._anonymizer = build_anonymizer(settings)
         self._settings = settings
         self._process = os.getpid()

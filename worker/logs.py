@@ -65,6 +65,20 @@ def configure(form: str, redis_server: str | None = None, worker: str | None = N
     worker_ready.connect(_warn_of_root, weak=False)
 
 
+def use_standard_library() -> None:
+    """Send logs to the logger ``veil`` of the standard library, as a library does.
+
+    Without a configuration structlog would print them to standard output, which belongs to the
+    program. A program that has configured structlog keeps its configuration.
+    """
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[structlog.processors.KeyValueRenderer(key_order=["event"])],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+
+
 def _for_console() -> list[Processor]:
     # By default tracebacks show local variables, among them pixels, keys and passwords.
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)

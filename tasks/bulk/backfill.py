@@ -10,10 +10,11 @@ import hashlib
 import json
 import math
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -25,7 +26,7 @@ from ..backoff import Backoff
 from ..errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient, VeilError
 from ..messages import BACKFILL
 from ..publishing import Backpressure, Publisher, Wanted
-from ..records import outcomes
+from ..records import dead_letters, outcomes
 from ..redis_errors import connected
 from ..storage.s3 import ObjectStore, StoredObject
 from . import runs
@@ -229,7 +230,9 @@ class Backfill:
                 pipe.multi()
                 if run.listed == 0:
                     pipe.delete(outcomes.RUN.format(self.name))
+                    pipe.delete(dead_letters.OF_RUN.format(self.name))
                 runs.write(pipe, run)
+                runs.show_life(pipe, self.name)
                 try:
                     pipe.execute()
                     return run
@@ -244,17 +247,18 @@ class Backfill:
         """
         backoff = ReportingBackoff(self._tell)
         known: Run | None = run
-        while known is None or known.state != "finished":
-            try:
-                begun = known or self._reread()
-                for known in self._go_on(begun):
-                    backoff.succeeded()
-                    yield known
-            except _CheckpointChanged:
-                known = None
-            except Transient as error:
-                self._sleep(backoff.failed(error))
-                known = None
+        with self._signs_of_life():
+            while known is None or known.state != "finished":
+                try:
+                    begun = known or self._reread()
+                    for known in self._go_on(begun):
+                        backoff.succeeded()
+                        yield known
+                except _CheckpointChanged:
+                    known = None
+                except Transient as error:
+                    self._sleep(backoff.failed(error))
+                    known = None
 
     def stop(self) -> None:
         """Record that the run is stopped, unless another process has taken it over."""
@@ -266,6 +270,22 @@ class Backfill:
             if stored is not None and stored.owner == self._owner and stored.state == "running":
                 runs.write(pipe, replace(stored, state="stopped", updated=time.time()))
             pipe.execute()
+
+    @contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """Show during the block that this process is alive, also while it waits or lists."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(runs.BEAT_SECONDS):
+                with suppress(QueueUnavailable), connected():
+                    runs.show_life(self._redis, self.name)
+
+        threading.Thread(target=beat, name="signs-of-life", daemon=True).start()
+        try:
+            yield
+        finally:
+            is_over.set()
 
     def _chosen(self, stored: Run | None) -> Run:
         """Return the run to go on with: the stored one as it applies, or a new one."""

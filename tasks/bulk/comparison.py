@@ -24,7 +24,7 @@ from .places import Places
 
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
 
-State = Literal["current", "missing", "stale", "held", "orphan", "refused", "unknown key"]
+State = Literal["current", "missing", "stale", "held", "taken", "orphan", "refused", "unknown key"]
 Item = TypeVar("Item")
 
 
@@ -46,9 +46,9 @@ class Compared:
 class Settled:
     """The state of a picture, found by reading its objects. `source` and `output` may be missing.
 
-    `reason` says why the picture is held or refused, or why its state is unknown. The store is not
-    asked for a picture whose address no worker accepts, such as ``a/../b``: its `source` is as it
-    was listed.
+    `reason` says why the picture is held or refused, why its destination is taken, or why its state
+    is unknown. The store is not asked for a picture whose address no worker accepts, such as
+    ``a/../b``: its `source` is as it was listed.
     """
 
     key: str
@@ -120,19 +120,33 @@ def settle(
     output = store.head(destination)
     if source is None:
         return None if output is None else Settled(key, "orphan", None, output)
-    is_ours = output is not None and places.marks.is_source(output.metadata, source.uri)
-    if output is not None and is_ours:
+    if output is not None:
+        if not places.marks.is_source(output.metadata, source.uri):
+            return _settle_foreign(places, key, source, output)
         if _is_of_version(places, source, recipe, ReceiptName.of_output(key, output)):
             return _settle_current(store, places, key, source, output)
-    elif output is not None and (missing := places.marks.missing_key_of(output.metadata)):
-        reason = f"add the key {missing} to VEIL_RECEIPT_KEY"
-        return Settled(key, "unknown key", source, output, reason)
     # When a new version is held, the output of the older one stays, with its receipt.
     if output is None or len(compared.receipts) != 1:
         held = _held(store, places, recipe, key, source)
         if held is not None:
             return Settled(key, "held", source, output, held.reason)
-    return Settled(key, "stale" if is_ours else "missing", source, output)
+    return Settled(key, "missing" if output is None else "stale", source, output)
+
+
+def _settle_foreign(
+    places: Places, key: str, source: StoredObject, output: StoredObject
+) -> Settled:
+    """Settle a picture with an object in its output's place that is not marked as its output.
+
+    No worker replaces such an object.
+    """
+    if missing := places.marks.missing_key_of(output.metadata):
+        reason = f"add the key {missing} to VEIL_RECEIPT_KEY"
+        return Settled(key, "unknown key", source, output, reason)
+    is_copy = receipts.looks_like_copy(source, output)
+    what = "the original" if is_copy else "an object that is not its output"
+    reason = f"{what} is in its output's place: remove it, or choose another destination"
+    return Settled(key, "taken", source, output, reason)
 
 
 def _settle_current(

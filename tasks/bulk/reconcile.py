@@ -1,14 +1,16 @@
 """Reconcile sources with outputs: find pictures that are not current, and enqueue them again."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
 from ..addresses import ObjectUri
+from ..errors import NothingFound
 from ..publishing import Wanted
 from ..records import dead_letters
+from ..records.ledger import name_of
 from ..redis_errors import connected
 from ..storage import receipts
 from ..storage.receipts import ReceiptName
@@ -22,10 +24,13 @@ BATCH = 500  # findings that are looked up among the dead letters, and published
 TICK = 1000  # keys from one report of progress to the next
 
 State = Literal[
-    "current", "missing", "stale", "held", "orphan", "refused", "unknown key", "dead", "archived"
-]
-WRONG: tuple[State, ...] = ("missing", "stale", "orphan", "refused", "unknown key", "dead")
-UNREPORTED: tuple[State, ...] = ("current", "archived")
+    "current", "missing", "stale", "held", "taken", "orphan", "refused", "unknown key", "dead",
+    "archived", "source unknown",
+]  # fmt: skip
+WRONG: tuple[State, ...] = (
+    "missing", "stale", "taken", "orphan", "refused", "unknown key", "dead",
+)  # fmt: skip
+UNREPORTED: tuple[State, ...] = ("current", "archived", "source unknown")
 REPAIRABLE: tuple[State, ...] = ("missing", "stale")  # not "dead": somebody must act first
 
 
@@ -66,6 +71,18 @@ class Finding:
         """Return the picture to publish, so that a worker makes its output again."""
         etag = None if self.version is None else self.version.etag
         return Wanted(self.source, places.asked_destination(places.key(self.source)), etag)
+
+    def destinations(self, places: Places) -> tuple[str | None, ...]:
+        """Return the destinations in requests that lead to the output; None for the default."""
+        named = str(self.output)
+        is_default = places.asked_destination(places.key(self.source)) is None
+        return (None, named) if is_default else (named,)
+
+    def letter_names(self, places: Places) -> list[str]:
+        """Return the names that a dead letter of the picture can have."""
+        source = str(self.source)
+        # Version 0.2.0 and before named a letter for the source alone, whatever its destination.
+        return [source, *(name_of(source, named) for named in self.destinations(places))]
 
 
 Publish = Callable[[Sequence[Wanted]], None]
@@ -117,12 +134,14 @@ class Reconciliation:
         """Yield the chosen findings, at most `limit`, in listing order.
 
         `publish` gets those that a worker can repair, before they are yielded. Memory does not grow
-        with the number of keys. Raises QueueUnavailable.
+        with the number of keys. Raises QueueUnavailable, and NothingFound at the end if there was
+        no picture.
         """
         examined = self._examined()
         while limit is None or limit > 0:
             batch = list(islice(examined, BATCH))
             if not batch:
+                self._require_pictures()
                 self.is_complete = True
                 return
             found = self._with_dead_letters(batch)
@@ -131,6 +150,16 @@ class Reconciliation:
             if limit is not None:
                 limit -= len(chosen)
             yield from self._published(chosen, publish) if publish else chosen
+
+    def _require_pictures(self) -> None:
+        """Raise NothingFound if nothing was compared."""
+        if not self.counts.total():
+            source, output = self._places.source, self._places.output
+            suffixed = "" if self._suffixes == ("",) else " with this suffix"
+            raise NothingFound(
+                f"no source below {source} and no output below {output}{suffixed}: "
+                "correct the addresses"
+            )
 
     def _examined(self) -> Iterator[Finding]:
         """Yield the settled findings."""
@@ -165,7 +194,7 @@ class Reconciliation:
                 return None
             settled, name = found, _receipt_name(found)
         finding = Finding(
-            "archived" if self._is_archived(settled) else settled.state,
+            self._state(settled),
             self._places.source.join(settled.key),
             self._places.destination(settled.key),
             _reason(self._places, settled, name, self._recipe),
@@ -173,12 +202,21 @@ class Reconciliation:
         )
         return self._chosen(finding, name)
 
-    def _is_archived(self, settled: Settled) -> bool:
-        if settled.state != "orphan" or settled.output is None or not self._sources_deleted:
-            return False
-        name = ReceiptName.of_output(settled.key, settled.output)
-        receipt = read_receipt(self._store, self._places, name)
-        return receipt is not None and receipt.output_bytes == settled.output.size
+    def _state(self, settled: Settled) -> State:
+        """Return the state of a picture; its receipt decides about an output without a source.
+
+        An output whose request named its destination is marked with another source than the one
+        that belongs to its place.
+        """
+        if settled.state != "orphan" or settled.output is None:
+            return settled.state
+        output, places = settled.output, self._places
+        receipt = read_receipt(self._store, places, ReceiptName.of_output(settled.key, output))
+        if receipt is None or receipt.output_bytes != output.size:
+            return "orphan"
+        if not places.marks.is_source(output.metadata, places.source.join(settled.key)):
+            return "source unknown"
+        return "archived" if self._sources_deleted else "orphan"
 
     def _chosen(self, finding: Finding, name: ReceiptName | None) -> Finding:
         """Return `finding` with `is_wanted`, and with its score if that decides."""
@@ -200,10 +238,13 @@ class Reconciliation:
 
     def _with_dead_letters(self, batch: Sequence[Finding]) -> list[Finding]:
         """Return `batch`, in which pictures that have a dead letter are dead."""
-        sources = [str(finding.source) for finding in batch if finding.state in REPAIRABLE]
+        names: list[str] = []
+        for finding in batch:
+            if finding.state in REPAIRABLE:
+                names += finding.letter_names(self._places)
         with connected():
-            letters = dead_letters.LETTERS.find(self._redis, sources)
-        return [_dead(finding, letters.get(str(finding.source))) for finding in batch]
+            letters = dead_letters.LETTERS.find(self._redis, names)
+        return [_dead(finding, letters, self._places) for finding in batch]
 
     def _published(self, chosen: Sequence[Finding], publish: Publish) -> Iterator[Finding]:
         repairable = [finding for finding in chosen if finding.state in REPAIRABLE]
@@ -228,7 +269,7 @@ def _reason(places: Places, settled: Settled, name: ReceiptName | None, recipe: 
         return "no source"
     if settled.state == "held":
         return settled.reason or "no face found"
-    if settled.state in ("refused", "unknown key"):
+    if settled.state in ("taken", "refused", "unknown key"):
         return settled.reason or ""
     assert name is not None
     if settled.state == "current":
@@ -244,9 +285,16 @@ def _reason(places: Places, settled: Settled, name: ReceiptName | None, recipe: 
     return ", ".join(reasons)
 
 
-def _dead(finding: Finding, letter: dead_letters.DeadLetter | None) -> Finding:
-    """Return `finding`, as dead if its dead letter is of this version of its source."""
-    if letter is None or finding.state not in REPAIRABLE:
+def _dead(
+    finding: Finding, letters: Mapping[str, dead_letters.DeadLetter], places: Places
+) -> Finding:
+    """Return `finding`, as dead if one of `letters` is of this version of its source."""
+    if finding.state not in REPAIRABLE:
+        return finding
+    destinations = finding.destinations(places)
+    found = [letters[name] for name in finding.letter_names(places) if name in letters]
+    letter = next((each for each in found if each.destination in destinations), None)
+    if letter is None:
         return finding
     modified = finding.version and finding.version.modified
     if modified and modified.timestamp() > letter.time:

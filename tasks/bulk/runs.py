@@ -14,9 +14,13 @@ from ..records import outcomes, queues
 KEY = "veil:run:{}"  # the Redis key of a run by its name
 # A sorted set: the runs that are going on, with the times at which they were last stored.
 RUNNING_KEY = "veil:runs:running"
-SECONDS_KEPT = 90 * 86_400  # since the last page of a run
+LIFE = "veil:run:{}:life"  # a key that the process of a running run renews every BEAT_SECONDS
+SECONDS_KEPT = 90 * 86_400  # since the last page of a run, or the last sign of life
+BEAT_SECONDS = 5.0
+ABANDONED_SECONDS = 60.0  # without a sign of life, after which a run counts as abandoned
 
-State = Literal["running", "finished", "stopped"]
+# A run that is shown as abandoned is stored as running.
+State = Literal["running", "finished", "stopped", "abandoned"]
 
 
 @dataclass
@@ -122,6 +126,27 @@ def is_through(redis: Any, run: Run) -> bool:
     """
     oldest = queues.oldest(redis, BACKFILL)
     return (oldest is None or oldest > run.updated) and not queues.in_hand(redis, run.name)
+
+
+def show_life(redis: Any, name: str) -> None:
+    """Record that a process works on the run `name`. `redis` may be a pipeline.
+
+    The time is that of Redis: the key's time to live tells how long ago it was written.
+    """
+    redis.set(LIFE.format(name), "", ex=SECONDS_KEPT)
+
+
+def abandoned_since(redis: Any, name: str, state: State) -> float | None:
+    """Return when an abandoned run last showed a sign of life, in seconds since the epoch.
+
+    Return None for a run that is not running, and for one whose process is alive as far as Redis
+    tells. The processes of version 0.2.0 and before show no signs of life.
+    """
+    milliseconds_left = redis.pttl(LIFE.format(name))
+    if state != "running" or milliseconds_left < 0:
+        return None
+    seconds = SECONDS_KEPT - milliseconds_left / 1000
+    return time.time() - seconds if seconds > ABANDONED_SECONDS else None
 
 
 def write(redis: Any, run: Run) -> None:

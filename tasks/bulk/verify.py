@@ -2,17 +2,23 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from ..addresses import ObjectUri, PrefixUri
-from ..errors import InvalidRequest, ObjectNotFound, Permanent, StorageRejected
+from ..errors import (
+    InvalidRequest,
+    NothingFound,
+    ObjectNotFound,
+    Permanent,
+    StorageRejected,
+)
 from ..routes import RESERVED, Routes
 from ..signatures import Key
 from ..storage import receipts
 from ..storage.marks import Marks, is_keyed
-from ..storage.receipts import Receipt, ReceiptName
+from ..storage.receipts import Face, Receipt, ReceiptName
 from ..storage.s3 import ObjectStore, OpenObject, StoredObject
 from .comparison import (
     find_receipt,
@@ -61,8 +67,8 @@ BESIDE_OK: tuple[State, ...] = tuple(
 )
 NO_ETAG = "0" * 32  # an ETag that no object has
 
-FaceCheck = Callable[[bytes, Receipt], bool]
-"""A function of an output and its receipt: returns whether all faces in the output are hidden.
+FaceCheck = Callable[[bytes, Receipt], Sequence[Face]]
+"""A function of an output and its receipt: returns the faces in the output that are not hidden.
 
 It raises Permanent if the output can't be decoded.
 """
@@ -124,12 +130,13 @@ class Verdict:
     ``held`` and ``output gone`` are states of receipts without an output. ``superseded`` is a
     receipt whose output was made again. ``source unknown`` is an output that is not at the default
     address of its route. ``unplaced`` is a receipt by a version that did not sign the address of
-    the output.
+    the output. `exposed` has the faces of the state ``face exposed``.
     """
 
     output: ObjectUri
     receipt: ObjectUri | None
     states: tuple[State, ...]
+    exposed: tuple[Face, ...] = ()
 
     @property
     def is_good(self) -> bool:
@@ -178,7 +185,7 @@ class Audit:
         is the prefix of the sources, if the outputs are not at the default addresses of the route.
         Memory does not grow with the number of outputs.
 
-        Raises ObjectNotFound if there is no output and no receipt, BucketNotAllowed and
+        Raises NothingFound if there is no output and no receipt, BucketNotAllowed and
         InvalidRequest for addresses that can't be verified, StorageRejected if sources can't be
         deleted safely.
         """
@@ -189,7 +196,7 @@ class Audit:
                 is_empty = False
                 yield verdict
         if is_empty:
-            raise ObjectNotFound(f"{address}: there is no output and no receipt")
+            raise NothingFound(f"no output and no receipt at {address}: correct the address")
 
     def _subjects(self, address: str, source: str | None) -> Iterator[Subject]:
         if source is not None:
@@ -251,14 +258,18 @@ class Audit:
         if receipt is None:
             return self._verdict(subject, name, ["bad receipt"])
         notes: list[State] = ["unplaced"] if flaw == "unplaced" else []
-        problems: list[State] = [flaw] if flaw and not notes else []
+        states: list[State] = [flaw] if flaw and not notes else []
+        content_problems, exposed = self._content_problems(opened, receipt)
         if subject.places.marks.missing_key_of(opened.stored.metadata):
-            problems += ["unknown key"] if flaw is None else []
-            return self._verdict(subject, name, problems + self._content_problems(opened, receipt))
-        problems += self._content_problems(opened, receipt)
-        problems += self._version_problems(subject, opened.stored, receipt)
-        source_states = self._source_states(subject, opened.stored, receipt, not problems)
-        return self._verdict(subject, name, problems + notes + source_states)
+            states += ["unknown key"] if flaw is None else []
+            states += content_problems
+        else:
+            states += content_problems
+            states += self._version_problems(subject, opened.stored, receipt)
+            is_good = not states
+            states += notes
+            states += self._source_states(subject, opened.stored, receipt, is_good)
+        return replace(self._verdict(subject, name, states), exposed=tuple(exposed))
 
     def _verify_receipt(self, subject: Subject) -> Verdict | None:
         if subject.receipt is None:
@@ -272,9 +283,13 @@ class Audit:
         state: State = "held" if receipt.status == "held" else "output gone"
         return self._verdict(subject, subject.receipt, [flaw, state] if flaw else [state])
 
-    def _content_problems(self, opened: OpenObject, receipt: Receipt) -> list[State]:
+    def _content_problems(
+        self, opened: OpenObject, receipt: Receipt
+    ) -> tuple[list[State], Sequence[Face]]:
+        """Compare the output with its receipt. Return the problems and the exposed faces."""
         stored = opened.stored
         problems: list[State] = []
+        exposed: Sequence[Face] = ()
         if stored.size != receipt.output_bytes:
             problems.append("output differs")
         elif self._face_check:
@@ -282,12 +297,17 @@ class Audit:
             if hashlib.sha256(content).hexdigest() != receipt.output_sha256:
                 problems.append("output differs")
             else:
-                problems += self._face_problems(self._face_check, content, receipt)
+                try:
+                    exposed = self._face_check(content, receipt)
+                except Permanent:
+                    problems.append("unreadable")
         elif opened.digest(self._read_seconds) != receipt.output_sha256:
             problems.append("output differs")
+        if exposed:
+            problems.append("face exposed")
         if not _has_metadata_of(receipt, stored):
             problems.append("metadata differs")
-        return problems
+        return problems, exposed
 
     def _version_problems(
         self, subject: Subject, output: StoredObject, receipt: Receipt
@@ -303,14 +323,6 @@ class Audit:
         if is_keyed(mark) and not marks.is_source(output.metadata, source):
             return []
         return ["metadata differs"]
-
-    def _face_problems(
-        self, face_check: FaceCheck, content: bytes, receipt: Receipt
-    ) -> list[State]:
-        try:
-            return [] if face_check(content, receipt) else ["face exposed"]
-        except Permanent:
-            return ["unreadable"]
 
     def _source_states(
         self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool

@@ -1,17 +1,18 @@
-"""Ledgers: pictures that a person must look after, one entry a source, each in one Redis hash."""
+"""Ledgers: pictures that a person must look after, one entry an output, each in one Redis hash."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from .. import lua
 
 BATCH_SIZE = 500  # entries in one answer of Redis
-MAX_SORTED = 100_000  # entries whose sources and times are sorted in memory, about 30 MB
+MAX_SORTED = 100_000  # entries whose names and times are sorted in memory, about 30 MB
 
 DROP = lua.load(__package__, "drop")
+FORGET_OLDER = lua.load(__package__, "forget_older")
 
 
 class Entry(Protocol):
@@ -32,20 +33,38 @@ class Entry(Protocol):
 Item = TypeVar("Item", bound=Entry)
 
 
+def name_of(source: str, destination: str | None) -> str:
+    """Return the name of an entry in its hash.
+
+    A source has an entry for each destination that was requested; None stands for the route's.
+    """
+    return source if destination is None else f"{source}\n{destination}"
+
+
 @dataclass(frozen=True)
 class Ledger(Generic[Item]):
-    """The entries of one `kind`, as JSON in the Redis hash `key`."""
+    """The entries of one `kind`, as JSON in the Redis hash `key`.
+
+    An entry has the name that `name_of` gives it. Version 0.2.0 and before kept one entry a source,
+    whose name is the source, whatever its destination.
+    """
 
     key: str
     kind: type[Item]
 
     def record(self, redis: Any, entry: Item) -> None:
-        """Record `entry` in place of an older one of the same source. `redis` may be a pipeline."""
-        redis.hset(self.key, entry.source, json.dumps(asdict(entry)))
+        """Record `entry` in place of an older one of the same output. `redis` may be a pipeline."""
+        redis.hset(self.key, name_of(entry.source, entry.destination), json.dumps(asdict(entry)))
+        self._forget_older(redis, entry.source, entry.destination)
 
-    def discard(self, redis: Any, source: str) -> None:
-        """Remove the entry of `source`, if there is one. `redis` may be a pipeline."""
-        redis.hdel(self.key, source)
+    def discard(self, redis: Any, source: str, destinations: Iterable[str | None]) -> None:
+        """Remove the entries of an output, which any of `destinations` in a request leads to.
+
+        `redis` may be a pipeline.
+        """
+        for destination in destinations:
+            redis.hdel(self.key, name_of(source, destination))
+            self._forget_older(redis, source, destination)
 
     def count(self, redis: Any) -> int:
         """Return the number of entries."""
@@ -53,33 +72,40 @@ class Ledger(Generic[Item]):
 
     def entries(self, redis: Any) -> Iterator[Item]:
         """Yield all entries in no order. An entry that is replaced meanwhile may come twice."""
-        for _, value in redis.hscan_iter(self.key, count=BATCH_SIZE):
-            yield self._parse(value)
+        for _, entry in self._items(redis):
+            yield entry
 
-    def find(self, redis: Any, sources: Sequence[str]) -> dict[str, Item]:
-        """Return the entries of those `sources` that have one."""
-        if not sources:
+    def find(self, redis: Any, names: Sequence[str]) -> dict[str, Item]:
+        """Return the entries with these `names` that exist, by name."""
+        if not names:
             return {}
         found = {}
-        values = redis.hmget(self.key, list(sources))
-        for source, value in zip(sources, values, strict=True):
+        values = redis.hmget(self.key, list(names))
+        for name, value in zip(names, values, strict=True):
             if value is not None:
-                found[source] = self._parse(value)
+                found[name] = self._parse(value)
         return found
+
+    def of_sources(self, redis: Any, sources: Iterable[str]) -> dict[str, Item]:
+        """Return all entries of `sources`, by name. This reads the whole ledger."""
+        wanted = set(sources)
+        if not wanted:
+            return {}
+        return {name: entry for name, entry in self._items(redis) if entry.source in wanted}
 
     def oldest_first(self, redis: Any) -> Iterator[Item]:
         """Yield all entries by time, or in no order if there are more than MAX_SORTED."""
         if self.count(redis) > MAX_SORTED:
             yield from self.entries(redis)
             return
-        times = {entry.source: entry.time for entry in self.entries(redis)}
-        sources = iter(sorted(times, key=lambda source: times[source]))
-        while batch := list(islice(sources, BATCH_SIZE)):
+        times = {name: entry.time for name, entry in self._items(redis)}
+        names = iter(sorted(times, key=lambda name: times[name]))
+        while batch := list(islice(names, BATCH_SIZE)):
             yield from self.find(redis, batch).values()
 
-    def drop(self, redis: Any, sources: Sequence[str]) -> int:
-        """Remove the entries of `sources`, and return their number."""
-        return int(redis.hdel(self.key, *sources)) if sources else 0
+    def drop(self, redis: Any, names: Sequence[str]) -> int:
+        """Remove the entries with these `names`, and return their number."""
+        return int(redis.hdel(self.key, *names)) if names else 0
 
     def drop_where(self, redis: Any, condition: Callable[[Item], bool]) -> int:
         """Remove the entries for which `condition` is true, and return their number.
@@ -87,9 +113,9 @@ class Ledger(Generic[Item]):
         An entry that a worker replaces meanwhile stays.
         """
         dropped = 0
-        for source, value in redis.hscan_iter(self.key, count=BATCH_SIZE):
+        for name, value in redis.hscan_iter(self.key, count=BATCH_SIZE):
             if condition(self._parse(value)):
-                dropped += int(redis.eval(DROP, 1, self.key, source, value))
+                dropped += int(redis.eval(DROP, 1, self.key, name, value))
         return dropped
 
     def drop_all(self, redis: Any) -> int:
@@ -99,7 +125,18 @@ class Ledger(Generic[Item]):
             pipe.delete(self.key)
             return int(pipe.execute()[0])
 
+    def _forget_older(self, redis: Any, source: str, destination: str | None) -> None:
+        if destination is not None:
+            redis.eval(FORGET_OLDER, 1, self.key, source, destination)
+
+    def _items(self, redis: Any) -> Iterator[tuple[str, Item]]:
+        """Yield the name and the entry of all entries, in no order."""
+        for name, value in redis.hscan_iter(self.key, count=BATCH_SIZE):
+            yield name.decode(), self._parse(value)
+
     def _parse(self, value: bytes) -> Item:
         # json.loads reads what json.dumps has written of any message. pydantic's JSON parser would
         # refuse lone surrogates, which the options in a message can contain.
-        return self.kind(**json.loads(value))
+        stored = json.loads(value)
+        known = {field.name for field in fields(self.kind)}
+        return self.kind(**{name: stored[name] for name in known & stored.keys()})

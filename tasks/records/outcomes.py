@@ -23,8 +23,13 @@ PAUSE_SECONDS = 30  # without an outcome; outcomes before it belong to earlier w
 MIN_RATE_SECONDS = 1.0  # workers finish the first pictures at once, which is no rate yet
 
 
-def count(redis: Any, status: str, run: Any = None) -> None:
-    """Count one picture with the outcome `status`, also for `run` if that is the name of a run.
+def run_name(value: Any) -> str | None:
+    """Return `value`, which comes from a message, if it can be the name of a run; else None."""
+    return value if isinstance(value, str) and RUN_NAME.fullmatch(value) else None
+
+
+def count(redis: Any, status: str, run: str | None = None) -> None:
+    """Count one picture with the outcome `status`, also for its `run` if it belongs to one.
 
     `redis` may be a pipeline. A picture whose message is delivered twice counts twice.
     """
@@ -35,7 +40,7 @@ def count(redis: Any, status: str, run: Any = None) -> None:
     minute = MINUTE.format(int(now) // 60)
     redis.hincrby(minute, status, 1)
     redis.expire(minute, MINUTES_KEPT * 60)
-    if isinstance(run, str) and RUN_NAME.fullmatch(run):
+    if run is not None:
         redis.hincrby(RUN.format(run), status, 1)
         redis.expire(RUN.format(run), RUN_SECONDS_KEPT)
 

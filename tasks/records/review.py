@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..messages import AnonymizeOptions, AnonymizeReport, AnonymizeRequest
+from ..messages import AnonymizeOptions, AnonymizeReport
+from ..routes import Routed
 from .ledger import Ledger
 
 State = Literal["held", "flagged"]
@@ -17,7 +18,8 @@ class ReviewEntry:
     - `state`: ``held`` for a picture without an output, ``flagged`` for one with an output.
     - `etag`: the version of the source.
     - `time`: in seconds since the epoch.
-    - `destination` and `options`: those of the request.
+    - `destination`: the address of the output, or None for the default one of the route.
+    - `options`: those of the request.
     - `faces`: the number of faces that were hidden, if known. `boxes_xyxy` contains the first
       MAX_BOXES of their boxes, in whole pixels of the upright picture.
     - `left`: the number of faces that the last residual check still found, if known. `left_xyxy`
@@ -55,13 +57,13 @@ class ReviewEntry:
 REVIEW_LIST = Ledger("veil:review", ReviewEntry)
 
 
-def update(redis: Any, request: AnonymizeRequest, report: AnonymizeReport) -> None:
+def update(redis: Any, routed: Routed, report: AnonymizeReport) -> None:
     """Put the picture of `report` on the review list if it has a reason; else take it off.
 
     This replaces or removes the entry of another version of the source.
     """
     if report.reason is None:
-        REVIEW_LIST.discard(redis, report.source)
+        REVIEW_LIST.discard(redis, report.source, routed.destinations)
         return
     entry = ReviewEntry(
         source=report.source,
@@ -70,7 +72,7 @@ def update(redis: Any, request: AnonymizeRequest, report: AnonymizeReport) -> No
         state="held" if report.status == "held" else "flagged",
         reason=report.reason,
         time=time.time(),
-        destination=None if request.destination is None else str(request.destination),
+        destination=routed.destinations[0],
         boxes_xyxy=report.boxes_xyxy or [],
         left_xyxy=report.left_xyxy or [],
         options=report.options or {},

@@ -21,6 +21,7 @@ from ..errors import (
     AccessDenied,
     ImageTooLarge,
     InvalidRequest,
+    NothingFound,
     ObjectNotFound,
     SettingsInvalid,
     StorageRejected,
@@ -293,6 +294,11 @@ class ObjectStore:
         if not after:
             return listed
         return dropwhile(lambda stored: _is_up_to(stored.uri.key, after), listed)
+
+    def require_any(self, place: PrefixUri) -> None:
+        """Raise NothingFound if there is no object below `place`: its address may be mistyped."""
+        if next(self.list(place.bucket, place.prefix), None) is None:
+            raise NothingFound(f"no object below {place}: correct the address")
 
     def _list(self, bucket: str, prefix: str, after: str) -> Iterator[StoredObject]:
         """Yield the objects below `prefix` page by page.

@@ -102,15 +102,19 @@ def finish(process):
     return process.returncode, said
 
 
-def test_pictures_go_through_and_nothing_stays_running(demo):
-    code, said = finish(demo())
+def test_pictures_go_through_and_nothing_stays_running(demo, images):
+    Image.new("RGB", (260, 260)).save(images / "nobody.png")
+    code, said = finish(demo(VEIL_NO_FACES="hold"))
 
     assert code == 0, said
+    assert "s3://raw/nobody.png: held, no face found" in said
+    assert "4 pictures: 3 anonymized, 1 held (veil review list)" in said
     made = demo.cwd / ".demo"
     summary = json.loads((made / "summary.json").read_text())
     assert set(summary) == {
         "pictures",
         "anonymized",
+        "held",
         "failed",
         "faces",
         "seconds",
@@ -119,12 +123,8 @@ def test_pictures_go_through_and_nothing_stays_running(demo):
         "contact_sheet",
         "flower",
     }
-    assert (summary["pictures"], summary["anonymized"], summary["failed"], summary["faces"]) == (
-        3,
-        3,
-        0,
-        3,
-    )
+    counts = {name: summary[name] for name in ("pictures", "anonymized", "held", "failed", "faces")}
+    assert counts == {"pictures": 4, "anonymized": 3, "held": 1, "failed": 0, "faces": 3}
     assert summary["flower"] is None, "Flower was stopped"
     # Both are rounded to hundredths.
     assert summary["pictures_per_second"] == pytest.approx(

@@ -133,9 +133,10 @@ def test_a_picture_that_dies_makes_the_exit_code_1(veil, worker, environment, ra
 
     assert done.returncode == 1
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    named, line = done.stderr.splitlines()
+    assert named.startswith(f"{raw.uri(place)}b.jpg: UnreadableImage: ")
     assert "2 listed" in line
-    assert "1 came through, 1 died" in line
+    assert line.endswith("enqueued; 1 anonymized, 1 dead (veil dead list)")
     run = line.split()[1].rstrip(":")
     followed = veil("backfill", "--follow", run, "--json", environment=environment)
     assert followed.returncode == 1
@@ -207,7 +208,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
     _, done, line = (tmp_path / "backfill.log").read_text().splitlines()
     (run,) = runs.names(unattended.client)
     assert done.startswith(f"veil: {run}: 10 listed")
-    assert "10 (100 bytes) enqueued, 0 came through, 0 died" in done
+    assert "10 (100 bytes) enqueued; none has ended" in done
     assert line == f"veil: stopped: the same command goes on with the run {run}"
     assert runs.read(unattended.client, run).state == "stopped"
     unattended.client.delete(BACKFILL)
@@ -219,6 +220,67 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
     assert done.returncode == 0
     assert [line["enqueued"] for line in lines(done)] == [10, 30, 30]
     assert unattended.client.llen(BACKFILL) == 20
+
+
+def test_a_run_that_is_killed_is_abandoned_and_goes_on(
+    veil, began, unattended, s3, raw, place, wait_until
+):
+    for key in range(30):
+        raw.put(f"{place}{key}", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+    process = began(raw.uri(place), "--high-water", 10, "--low-water", 1, environment=environment)
+    wait_until(lambda: unattended.client.llen(BACKFILL) == 10)
+    (run,) = runs.names(unattended.client)
+    life = runs.LIFE.format(run)
+
+    # A process that waits for room shows signs of life.
+    unattended.client.expire(life, runs.SECONDS_KEPT - 3600)
+    assert runs.abandoned_since(unattended.client, run, "running")
+    wait_until(lambda: not runs.abandoned_since(unattended.client, run, "running"))
+    process.kill()
+    process.wait()
+    unattended.client.expire(life, runs.SECONDS_KEPT - 3600)
+    followed = veil("backfill", "--follow", run, environment=environment)
+
+    assert followed.returncode == 3
+    line = followed.stderr.splitlines()[-1]
+    assert line.startswith(f"veil: the run {run} is abandoned since 20")
+    assert line.endswith(": repeat its command to go on")
+    followed = veil("backfill", "--follow", run, "--json", environment=environment)
+    assert followed.returncode == 3
+    assert summary(followed)["state"] == "abandoned"
+    unattended.client.delete(BACKFILL)
+    done = veil("backfill", raw.uri(place), "--json", environment=environment)
+    assert done.returncode == 0
+    assert summary(done)["enqueued"] == 30
+
+
+def test_held_pictures_are_counted_apart(veil, unattended, s3, raw, place):
+    for key in range(3):
+        raw.put(f"{place}{key}", b"no picture")
+    environment = {**unattended.environment, **s3.environment()}
+    assert veil("backfill", raw.uri(place), environment=environment).returncode == 0
+    (run,) = runs.names(unattended.client)
+    unattended.client.delete(BACKFILL)
+    for outcome in ("anonymized", "held", "held"):
+        outcomes.count(unattended.client, outcome, run)
+
+    done = veil("backfill", "--follow", run, environment=environment)
+
+    assert done.returncode == 0
+    assert done.stderr.endswith("enqueued; 1 anonymized, 2 held (veil review list)\n")
+
+
+@pytest.mark.parametrize("flags", [(), ("--wait",), ("--dry-run",)], ids=str)
+def test_a_prefix_without_objects_is_one_line_and_no_run(veil, unattended, s3, raw, place, flags):
+    raw.put(f"{place}a.jpg", b"no picture")
+    settings = {**unattended.environment, **s3.environment()}
+    done = veil("backfill", raw.uri(f"{place}mistyped"), *flags, environment=settings)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"veil: NothingFound: no object below {raw.uri(place)}mistyped/: correct the address\n"
+    )
+    assert unattended.client.keys("*") == []
 
 
 def test_a_second_process_takes_the_run_over_and_the_first_one_says_so(
@@ -256,11 +318,6 @@ def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
     no_recipe, line = plain.stderr.splitlines()
     assert "no worker has reported its recipe" in no_recipe
     assert "3 (30 bytes) would be enqueued" in line
-    mistyped = veil("backfill", raw.uri(f"{place}x"), "--dry-run", environment=settings)
-    assert mistyped.returncode == 0
-    assert mistyped.stderr.splitlines()[-1] == (
-        "veil: no object below this address: nothing to enqueue from there"
-    )
     assert unattended.client.keys("*") == []
 
 

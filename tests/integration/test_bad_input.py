@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tasks import errors
+from tasks.records import dead_letters
 
 
 def as_jpeg(image):
@@ -26,11 +27,11 @@ def refused(worker, queue, raw, clean, portrait, place):
         assert message in str(error)
         assert str(error)
         assert len(str(error).splitlines()) == 1
+        letters = dead_letters.LETTERS.entries(queue.client)
+        (kept,) = (each for each in letters if each.task_id == result.id)
         without_source = f"message {result.id}"
-        kept = queue.dead()[
-            letter
-            or (str(arguments[0]) if arguments and arguments[0] is not None else without_source)
-        ]
+        has_source = arguments and arguments[0] is not None
+        assert kept.source == (letter or (str(arguments[0]) if has_source else without_source))
         assert (kept.error, kept.message, kept.attempts) == (name, str(error), 1)
         assert clean.keys(place) == []
         good = raw.put(place + "good.jpg", portrait)

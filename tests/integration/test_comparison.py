@@ -71,7 +71,7 @@ def in_place_of_something_else(archive, key):
     archive.receipt(key, archive.source(key).etag)
     archive.store.put(archive.places.destination(key), b"a page", "text/html", {})
     archive.receipt(key, OLDER_ETAG)
-    return "missing"
+    return "taken"
 
 
 def changed(archive, key):

@@ -189,3 +189,93 @@ def test_which_letters_are_meant_must_be_clear(dead, action, arguments):
     assert done.returncode == 2
     assert "--error" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+DESTINATIONS = (None, "s3://clean/b.jpg", "s3://clean/c.jpg")
+
+
+def test_a_source_has_a_letter_for_each_destination(dead, unattended):
+    for destination in (*DESTINATIONS, *DESTINATIONS):
+        give_up(unattended, "s3://raw/a.jpg", destination=destination)
+    give_up(unattended, "s3://raw/b.jpg")
+    lines = dead("list").stdout.splitlines()
+    assert {line.split("  ")[1] for line in lines} == {
+        "s3://raw/a.jpg",
+        "s3://raw/a.jpg → s3://clean/b.jpg",
+        "s3://raw/a.jpg → s3://clean/c.jpg",
+        "s3://raw/b.jpg",
+    }
+    shown = dead("show", "s3://raw/a.jpg", "--json").stdout.splitlines()
+    assert {json.loads(line)["destination"] for line in shown} == set(DESTINATIONS)
+    assert dead("retry", "s3://raw/a.jpg").returncode == 0
+    assert len(waiting(unattended)) == 3
+
+    dead_letters.LETTERS.discard(unattended.client, "s3://raw/a.jpg", [DESTINATIONS[1]])
+    left = dead_letters.LETTERS.entries(unattended.client)
+    assert {(letter.source, letter.destination) for letter in left} == {
+        ("s3://raw/a.jpg", None),
+        ("s3://raw/a.jpg", DESTINATIONS[2]),
+        ("s3://raw/b.jpg", None),
+    }
+    assert "2 dropped" in dead("drop", "s3://raw/a.jpg").stderr
+
+
+# A letter as version 0.2.0 stored it, for any destination under the name of its source.
+OLDER = {
+    "source": "s3://raw/a.jpg",
+    "destination": "s3://clean/b.jpg",
+    "error": "AccessDenied",
+    "message": "a line",
+    "attempts": 1,
+    "task_id": "task",
+    "worker": "worker",
+    "time": 1e9,
+    "first_time": None,
+    "last_error": None,
+    "options": {"extra": [[0, 0, 9, 9]], "method": "\ud800"},
+    "queue": None,
+    "sample": None,
+}
+
+
+def test_a_letter_of_an_earlier_version_is_read_and_ends_with_its_picture(dead, unattended):
+    key, name = dead_letters.LETTERS.key, OLDER["source"]
+
+    def write(**fields):
+        unattended.client.hset(key, name, json.dumps(OLDER | fields))
+
+    write(options=None)
+    assert dead("retry", name).returncode == 0
+    assert waiting(unattended) == {"s3://raw/a.jpg → s3://clean/b.jpg"}
+    for fields in ({"options": None}, {"later": "field", "options": {"extra": []}}):
+        write(**fields)
+        (letter,) = dead_letters.LETTERS.oldest_first(unattended.client)
+        assert letter.destination == "s3://clean/b.jpg"
+        dead_letters.LETTERS.discard(unattended.client, name, ["s3://clean/c.jpg"])
+        assert unattended.client.hlen(key) == 1
+        dead_letters.LETTERS.discard(unattended.client, name, ["s3://clean/b.jpg"])
+        assert unattended.client.hlen(key) == 0
+    write()
+    give_up(unattended, name, destination="s3://clean/c.jpg")
+    assert unattended.client.hlen(key) == 2
+    write(destination=None)
+    give_up(unattended, name)
+    assert unattended.client.hlen(key) == 2
+
+
+@pytest.mark.parametrize("named", [None, "default", "other"])
+def test_a_picture_that_succeeds_ends_the_letters_of_its_destination(
+    worker, queue, raw, clean, portrait, place, named
+):
+    source = raw.put(place + "a.jpg", portrait)
+    default, other = clean.uri(place + "a.jpg"), clean.uri(place + "b.jpg")
+    for destination in (None, default, other):
+        give_up(queue, source, destination=destination)
+    queue.report(source, {None: None, "default": default, "other": other}[named])
+    left = {
+        letter.destination
+        for letter in dead_letters.LETTERS.entries(queue.client)
+        if letter.source == source
+    }
+    assert left == ({None, default} if named == "other" else {other})
+    dead_letters.LETTERS.discard(queue.client, source, [None, default, other])

@@ -10,7 +10,7 @@ import pytest
 
 from tasks.errors import Busy
 from tools.local.servers import HOST
-from worker.commands import enqueue
+from worker.commands import waiting
 
 
 def lines(done):
@@ -89,7 +89,7 @@ def test_without_json_a_failure_is_one_line_for_people(veil, worker, environment
     assert done.stdout == ""
     failure, summary = done.stderr.splitlines()
     assert failure.startswith(f"{missing}: ObjectNotFound: ")
-    assert summary == "1 failed"
+    assert summary == "1 dead (veil dead list)"
 
 
 def test_without_wait_each_message_lies_once_in_the_queue_it_was_meant_for(veil, unattended):
@@ -144,7 +144,7 @@ def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unat
     (outcome,) = lines(done)
     assert (outcome["status"], outcome["error"]) == ("unknown", "NoAnswer")
     assert "waits on uploads and no worker answers: start `veil worker`" in outcome["message"]
-    assert done.stderr == "1 no answer\n"
+    assert done.stderr == "1 without a result\n"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_picture_that_no_worker_takes_is_given_up_after_the_timeout(veil, unat
     ],
 )
 def test_the_reason_of_a_missing_answer_is_the_state_of_its_task(meta, reason):
-    assert reason in enqueue._reason(meta, "uploads", ["a", "b"])
+    assert reason in waiting._reason(meta, "uploads", ["a", "b"])
 
 
 def test_without_wait_the_command_says_what_it_did(veil, unattended):
@@ -239,12 +239,21 @@ def test_a_prefix_without_objects_says_so(veil, unattended, s3, place):
     settings = {**unattended.environment, **s3.environment()}
 
     done = veil(
-        "enqueue", "--prefix", f"s3://raw/{place}", "--wait", "--json", environment=settings
+        "enqueue",
+        "s3://raw/a.jpg",
+        "--prefix",
+        f"s3://raw/{place}",
+        "--wait",
+        "--json",
+        environment=settings,
     )
 
     assert done.returncode == 1
     assert done.stdout == ""
-    assert f"no object below s3://raw/{place}: nothing to enqueue" in done.stderr
+    assert done.stderr == (
+        f"veil: NothingFound: no object below s3://raw/{place}: correct the address\n"
+    )
+    assert unattended.client.keys("*") == []
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tasks.errors import (
     Busy,
     DetectionFailed,
     ImageTooLarge,
+    InvalidRequest,
     PictureCrashed,
     PictureProcessLost,
     UnreadableImage,
@@ -215,6 +216,15 @@ def test_a_picture_that_kills_two_processes_fails_for_good_and_alone(hostile, sh
             hostile.anonymize(order(word), Stopwatch())
         assert [len(other.result().detections) for other in others] == [1] * neighbours
     assert hostile.anonymize(picture(), Stopwatch()).content
+
+
+def test_an_area_outside_of_the_picture_is_refused_by_name():
+    pool = PicturePool(1)
+    _, apart = isolated(pool)
+    options = AnonymizeOptions(exempt=((64, 0, 99, 9),))
+    with pytest.raises(InvalidRequest, match="the exempt area 64,0,99,9 is outside"):
+        apart.anonymize(picture(), Stopwatch(), options)
+    pool.close()
 
 
 def test_a_bug_in_a_picture_process_is_named_and_the_process_lives(hostile):

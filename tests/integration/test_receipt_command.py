@@ -298,18 +298,18 @@ def test_with_a_key_receipts_have_to_be_signed(make, verify, clean, place):
 
 
 @pytest.mark.parametrize(
-    ("address", "word"),
+    ("address", "code", "word"),
     [
-        ("nothing/", "no output and no receipt"),
-        ("nothing.jpg", "no output and no receipt"),
-        (".veil/", "name the output"),
-        (".veil/receipts/a.jpg", "name the output"),
-        (".veil/receipts-of-long-keys/00.json", "name the output"),
+        ("nothing/", 1, "no output and no receipt"),
+        ("nothing.jpg", 1, "no output and no receipt"),
+        (".veil/", 2, "name the output"),
+        (".veil/receipts/a.jpg", 2, "name the output"),
+        (".veil/receipts-of-long-keys/00.json", 2, "name the output"),
     ],
 )
-def test_where_there_is_nothing_to_verify_is_exit_code_2(verify, clean, place, address, word):
+def test_where_there_is_nothing_to_verify_is_one_line(verify, clean, place, address, code, word):
     done = verify(clean.uri(place + address))
-    assert done.returncode == 2
+    assert done.returncode == code
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert word in line
@@ -335,6 +335,20 @@ def test_a_face_that_its_receipt_does_not_have_is_exposed(
     assert done.returncode == 1, done.stderr
     states, _ = told(done)
     assert states == {"found.jpg": ["ok"], "exempt.jpg": ["ok"], "missed.jpg": ["face exposed"]}
+    *verdicts, _ = map(json.loads, done.stdout.splitlines())
+    exposed = {verdict["output"]: verdict["exposed"] for verdict in verdicts}
+    (face,) = exposed.pop(clean.uri(place + "missed.jpg"))
+    assert not any(exposed.values())
+    assert face["box_xyxy"] == found["boxes_xyxy"][0]
+    assert face["score"] == pytest.approx(found["lowest_score"], abs=0.001)
+
+    plain = veil("receipt", "verify", clean.uri(place), "--redetect", environment=environment)
+    box = ",".join(map(str, face["box_xyxy"]))
+    assert f"missed.jpg  {box} (score {face['score']:.2f})" in plain.stdout
+    assert "veil enqueue SOURCE --extra X1,Y1,X2,Y2" in plain.stderr
+    hide = ("enqueue", raw.uri(place + "missed.jpg"), "--extra", box, "--wait")
+    assert veil(*hide, environment=environment).returncode == 0
+    assert veil(*command, "--redetect", environment=environment).returncode == 0
 
 
 # --- deleting sources

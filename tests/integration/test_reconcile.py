@@ -3,6 +3,7 @@
 import json
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,7 +104,11 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(
     assert {key: (finding["state"], finding["reason"]) for key, finding in findings.items()} == {
         "missing": ("missing", "no output"),
         "dead before": ("missing", "no output"),
-        "in the way": ("missing", "something else is in its place"),
+        "in the way": (
+            "taken",
+            "an object that is not its output is in its output's place: "
+            "remove it, or choose another destination",
+        ),
         "changed": ("stale", "source changed"),
         "older": ("stale", "other recipe"),
         "changed and older": ("stale", "source changed, other recipe"),
@@ -119,14 +124,15 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(
     assert summary.pop("seconds") > 0
     counts = {
         "current": 1,
-        "missing": 3,
+        "missing": 2,
         "stale": 3,
+        "taken": 1,
         "orphan": 1,
         "dead": 1,
         "held": 1,
         "archived": 0,
     }
-    counts |= {"refused": 0, "unknown key": 0}
+    counts |= {"refused": 0, "unknown key": 0, "source unknown": 0}
     assert summary == {**counts, "enqueued": 0, "recipe": RECIPE, "complete": True}
     assert enqueued(unattended) == {}
 
@@ -139,7 +145,9 @@ def test_for_people_a_finding_is_a_line_and_the_summary_is_apart(one_of_each, re
     assert f"orphan   {one_of_each.places.destination('orphan')}  no source" in lines
     assert f"stale    {one_of_each.places.source.join('older')}  other recipe" in lines
     (summary,) = done.stderr.splitlines()
-    assert summary.startswith("1 current, 3 missing, 3 stale, 1 orphan, 1 dead, 1 held in ")
+    assert summary.startswith(
+        "1 current, 2 missing, 3 stale, 1 taken, 1 orphan, 1 dead, 1 held in "
+    )
 
 
 def test_keys_with_another_suffix_are_left_out(archive, reconcile):
@@ -153,12 +161,19 @@ def test_keys_with_another_suffix_are_left_out(archive, reconcile):
     assert (findings, summary["current"], summary["missing"]) == ({}, 1, 0)
 
 
-def test_a_place_without_pictures_is_noted(archive, reconcile):
+def test_a_place_without_pictures_is_one_line_and_exit_code_1(archive, reconcile):
     archive.done("a.jpg", archive.source("a.jpg").etag)
-    assert "nothing was compared" not in reconcile("--recipe", RECIPE).stderr
-    done = reconcile("--recipe", RECIPE, source=f"{archive.places.source}mistyped")
-    assert done.returncode == 0
-    assert f"veil: nothing was compared: no source below {archive.places.source}mist" in done.stderr
+    assert reconcile("--recipe", RECIPE).returncode == 0
+    source, output = archive.places.source, archive.places.output
+    done = reconcile("--recipe", RECIPE, "--json", source=f"{source}mistyped")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"veil: NothingFound: no source below {source}mistyped/ and no output below "
+        f"{output}mistyped/: correct the addresses\n"
+    )
+    done = reconcile("--recipe", RECIPE, "--suffix", ".jgp")
+    assert done.returncode == 1
+    assert f"no output below {output} with this suffix" in done.stderr
 
 
 def test_a_place_where_all_is_done_or_held_is_exit_code_0(archive, reconcile):
@@ -175,9 +190,9 @@ def test_what_is_missing_or_stale_is_enqueued_and_nothing_else(one_of_each, reco
     done = reconcile("--recipe", RECIPE, "--enqueue", "--json")
     assert done.returncode == 1
     findings, summary = told(done)
-    keys = {"missing", "dead before", "in the way", "changed", "older", "changed and older"}
+    keys = {"missing", "dead before", "changed", "older", "changed and older"}
     assert {key for key, finding in findings.items() if finding["enqueued"]} == keys
-    assert summary["enqueued"] == 6
+    assert summary["enqueued"] == 5
     waiting = enqueued(unattended)
     assert set(waiting) == arguments(one_of_each, *keys)
     assert enqueued(unattended, UPLOADS) == {}
@@ -193,7 +208,7 @@ def test_only_what_another_recipe_made_is_enqueued_if_asked(one_of_each, reconci
     assert done.returncode == 1
     findings, summary = told(done)
     assert set(findings) == {"older", "changed and older"}
-    assert summary["missing"] == 3  # The summary counts all of them.
+    assert summary["missing"] == 2  # The summary counts all of them.
     assert set(enqueued(unattended)) == arguments(one_of_each, "older", "changed and older")
 
 
@@ -241,6 +256,42 @@ def test_outputs_elsewhere_in_the_route_are_asked_for_there(archive, reconcile, 
     done = reconcile(f"{output}/again", "--recipe", RECIPE, "--enqueue", source=source)
     assert done.returncode == 1
     assert set(enqueued(unattended)) == {f"{source}/a.jpg → {output}/again/a.jpg"}
+
+
+def test_outputs_elsewhere_are_no_orphans_if_their_receipts_prove_them(
+    archive, reconcile, unattended
+):
+    route = archive.places.route
+    elsewhere = replace(
+        archive, places=Places.find(str(route.source), f"{route.destination}to", Routes((route,)))
+    )
+    etag = archive.source("a.jpg").etag
+    archive.done("a.jpg", etag)
+    elsewhere.done("a.jpg", etag)
+    done = reconcile("--recipe", RECIPE, "--json")
+    assert done.returncode == 0
+    findings, summary = told(done)
+    assert (findings, summary["current"], summary["source unknown"]) == ({}, 1, 1)
+    elsewhere.store.put(elsewhere.places.destination("a.jpg"), b"another", "image/jpeg", {})
+    done = reconcile("--recipe", RECIPE, "--json")
+    assert done.returncode == 1
+    assert told(done)[0]["a.jpg"]["state"] == "orphan"
+
+
+def test_a_dead_letter_is_that_of_its_destination(archive, reconcile, unattended):
+    source, output = archive.source("a.jpg").uri, f"{archive.places.output}again"
+    give_up(unattended.client, source, destination=f"{output}/a.jpg")
+    findings, _ = told(reconcile("--recipe", RECIPE, "--json"))
+    assert findings["a.jpg"]["state"] == "missing"
+    findings, _ = told(reconcile(output, "--recipe", RECIPE, "--json"))
+    assert findings["a.jpg"]["state"] == "dead"
+    for destination in (None, str(archive.places.destination("a.jpg"))):
+        unattended.client.delete(dead_letters.LETTERS.key)
+        give_up(unattended.client, source, destination=destination)
+        findings, _ = told(reconcile("--recipe", RECIPE, "--json"))
+        assert findings["a.jpg"]["state"] == "dead"
+        findings, _ = told(reconcile(output, "--recipe", RECIPE, "--json"))
+        assert findings["a.jpg"]["state"] == "missing"
 
 
 def test_without_a_recipe_versions_alone_count_and_a_note_says_so(archive, reconcile):

@@ -23,6 +23,7 @@ from tasks.messages import (
 )
 from tasks.records import review
 from tasks.records.review import REVIEW_LIST, ReviewEntry
+from tasks.routes import Routes
 from tasks.storage import receipts
 from tasks.storage.receipts import Receipt
 from tests.integration.poison_worker import CROWD, CYAN, MAGENTA, WHITE, YELLOW
@@ -113,19 +114,45 @@ def receipts_of(bucket, key):
 # --- the list
 
 
+def a_request(**fields):
+    return Routes.parse("s3://raw=s3://clean").resolve(
+        AnonymizeRequest.parse(source=SOURCE, **fields)
+    )
+
+
 def report(reason=STILL, status="held", etag="1", **fields):
     given = {"status": status, "reason": reason, "source_etag": etag, **fields}
     return AnonymizeReport(source=SOURCE, destination=None, recipe="r", **given)
 
 
 def test_a_picture_is_listed_once_and_a_newer_version_takes_its_place(unattended):
-    request = AnonymizeRequest.parse(source=SOURCE, destination="s3://clean/b.png")
+    routed = a_request(destination="s3://clean/b.png")
     for version, left in (("1", [[1, 2, 3, 4]]), ("1", [[1, 2, 3, 4]]), ("2", [[5, 6, 7, 8]])):
-        review.update(unattended.client, request, report(etag=version, left_xyxy=left))
+        review.update(unattended.client, routed, report(etag=version, left_xyxy=left))
     (doubt,) = REVIEW_LIST.entries(unattended.client)
     assert (doubt.etag, doubt.left_xyxy, doubt.state) == ("2", [[5, 6, 7, 8]], "held")
     assert doubt.destination == "s3://clean/b.png"
-    review.update(unattended.client, request, report(None, "anonymized", "3"))
+    review.update(unattended.client, routed, report(None, "anonymized", "3"))
+    assert REVIEW_LIST.count(unattended.client) == 0
+
+
+def test_a_source_has_an_entry_for_each_destination(command, unattended):
+    default, elsewhere = a_request(), a_request(destination="s3://clean/b.png")
+    for routed in (default, elsewhere, default):
+        review.update(unattended.client, routed, report())
+    lines = command(unattended, "list").stdout.splitlines()
+    assert sorted(line.split(maxsplit=2)[2] for line in lines) == [
+        f"{SOURCE}  {STILL}",
+        f"{SOURCE} → s3://clean/b.png  {STILL}",
+    ]
+    assert command(unattended, "redo", SOURCE).returncode == 0
+    assert unattended.client.llen("uploads") == 2
+
+    named = a_request(destination="s3://clean/a.png")  # the default destination
+    review.update(unattended.client, named, report(None, "anonymized"))
+    (doubt,) = REVIEW_LIST.entries(unattended.client)
+    assert doubt.destination == "s3://clean/b.png"
+    assert "1 dropped" in command(unattended, "drop", SOURCE).stderr
     assert REVIEW_LIST.count(unattended.client) == 0
 
 
@@ -140,7 +167,7 @@ def test_a_picture_is_not_made_anew_with_more_areas_than_there_may_be():
 def test_an_entry_counts_all_faces(unattended, programs, s3):
     boxes = [[1, 2, 3, 4]] * MAX_BOXES
     counted = report(faces=12_345, boxes_xyxy=boxes, left=6_789, left_xyxy=boxes)
-    review.update(unattended.client, AnonymizeRequest.parse(source=SOURCE), counted)
+    review.update(unattended.client, a_request(), counted)
     (doubt,) = REVIEW_LIST.entries(unattended.client)
     assert (doubt.faces, doubt.left) == (12_345, 6_789)
     shown = on_a_terminal(programs, unattended, s3)
@@ -296,6 +323,30 @@ def test_a_released_picture_is_published_stays_so_and_is_off_the_list(
     assert receipt.source_etag == etag(raw, place + "a.png")
 
 
+def test_commands_wait_for_the_pictures_if_asked(holding, raw, clean, place, command):
+    source = raw.put(place + "a.png", picture(MAGENTA))
+    holding.report(source)
+    still = command(holding, "redo", source, "--region", "full", "--wait")
+    assert still.returncode == 0
+    assert still.stderr.splitlines() == [
+        "1 enqueued",
+        f"{source}: held, {STILL}",
+        "1 held (veil review list)",
+    ]
+    done = command(holding, "release", source, "--wait", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["status"] == "anonymized"
+    assert source not in listed(holding)
+    assert clean.head(place + "a.png")
+
+    gone = raw.put(place + "b.png", picture(MAGENTA))
+    holding.report(gone)
+    raw.client.delete_object(Bucket=raw.name, Key=place + "b.png")
+    failed = command(holding, "release", gone, "--wait")
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == "1 dead (veil dead list)"
+
+
 def test_a_release_is_of_the_version_that_was_looked_at(holding, raw, clean, place):
     source = raw.put(place + "a.png", picture(MAGENTA))
     holding.report(source)
@@ -342,7 +393,7 @@ def test_a_flagged_picture_is_published_and_listed_even_if_its_worker_died_befor
     assert clean.head(place + "a.png")["Metadata"][receipts.LEFT] == "1"
     before = listed(flagging)[source]
     assert before.state == "flagged"
-    REVIEW_LIST.discard(flagging.client, source)
+    REVIEW_LIST.discard(flagging.client, source, [None])
 
     assert flagging.report(source)["status"] == "skipped"
     after = listed(flagging)[source]

@@ -15,6 +15,7 @@ from celery import Celery
 
 from tasks import publishing, redis_durability, status
 from tasks.addresses import ObjectUri
+from tasks.bulk import runs
 from tasks.errors import QueueUnavailable
 from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Publisher, Wanted
@@ -235,24 +236,56 @@ def test_what_a_worker_has_in_hand_is_seen(
 
 
 def test_a_run_is_told_with_what_is_left_of_it(redis):
-    a_run(redis)
+    a_run(redis, state="finished")
     counted(redis, run=RUN, anonymized=25, held=3, dead=2)
     found = status.read_run(redis, RUN)
     assert (found.done, found.failed, found.left) == (28, 2, 30)
     assert found.percent == 70
     assert found.seconds_left == pytest.approx(300, rel=0.05)
     assert (found.state, found.source, found.destination) == (
-        "running",
+        "finished",
         "s3://raw/2026/",
         "s3://clean/2026/",
     )
     assert (found.listed, found.started, found.updated) == (100, 1e9, 1e9 + 5)
 
 
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_before_the_listing_is_complete_nobody_knows_what_is_left(redis, state):
+    a_run(redis, state=state)
+    counted(redis, run=RUN, anonymized=60)
+    found = status.read_run(redis, RUN)
+    assert (found.state, found.left) == (state, 0)
+    assert (found.percent, found.seconds_left) == (None, None)
+
+
+def silent(redis, seconds):
+    """Make the last sign of life of the run `seconds` old."""
+    runs.show_life(redis, RUN)
+    redis.expire(runs.LIFE.format(RUN), runs.SECONDS_KEPT - seconds)
+
+
+def test_a_run_without_a_sign_of_life_is_abandoned_until_it_shows_one(veil, redis, unattended):
+    a_run(redis)
+    silent(redis, 3600)
+    found = status.read_run(redis, RUN)
+    assert found.state == "abandoned"
+    assert found.abandoned_since == pytest.approx(time.time() - 3600, abs=60)
+    for arguments in ((RUN,), ("--runs",)):
+        shown = veil("status", *arguments, environment=unattended.environment).stdout
+        assert f"{RUN} is abandoned since 20" in shown
+        assert "repeat the command that began it to go on" in shown
+    done = veil("status", RUN, "--json", environment=unattended.environment)
+    assert json.loads(done.stdout)["state"] == "abandoned"
+    runs.show_life(redis, RUN)
+    found = status.read_run(redis, RUN)
+    assert (found.state, found.abandoned_since) == ("running", None)
+
+
 def test_a_run_that_says_little_is_told_as_far_as_it_goes(redis):
     redis.hset(f"veil:run:{RUN}", mapping={"enqueued": "many", "state": "running", "started": ""})
     found = status.read_run(redis, RUN)
-    assert (found.enqueued, found.left, found.percent, found.started) == (0, 0, 100, None)
+    assert (found.enqueued, found.left, found.percent, found.started) == (0, 0, None, None)
 
 
 def test_a_message_that_came_twice_does_not_leave_less_than_nothing(redis):
@@ -413,6 +446,7 @@ def test_typed_into_a_terminal_it_is_live(programs, unattended, wait_until):
 @pytest.mark.parametrize("arguments", [(), (RUN,), ("--runs",)])
 def test_it_fits_into_80_columns(programs, redis, unattended, arguments):
     a_run(redis, listed=1_234_567, enqueued=1_100_000, skipped=134_567)
+    silent(redis, 3600)
     counted(redis, run=RUN, anonymized=3, dead=2)
     publishing.announce_recipe(redis, "5a38d4c65c2c5ab0")
     redis.lpush("celery", a_message(unattended))

@@ -11,7 +11,7 @@ from tasks.bulk.backfill import Selection, rehearse
 from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.bulk.verify import Audit
-from tasks.errors import ImageTooLarge, InvalidRequest
+from tasks.errors import DestinationTaken, ImageTooLarge, InvalidRequest
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
@@ -25,6 +25,7 @@ from worker.pipeline import Pipeline
 
 RECIPE, OLDER_RECIPE = "5a38d4c65c2c5ab0", "fedcba9876543210"
 SECONDS = 30.0
+TAKEN = "{} is in its output's place: remove it, or choose another destination"
 KEY, OTHER = Key.parse("k" * 32), Key.parse("o" * 32)
 EVERYTHING = Only()
 FACE = (8, 8, 32, 32)
@@ -505,7 +506,8 @@ def test_an_object_in_place_of_a_held_picture_is_told(site, keys):
     site.run(sign=next(iter(keys), None), boxes=(), hold=True)
     for content in (b"", b"x", picture()):
         site.clean.put(site.place + "a.png", content)
-        assert site.states(*keys) == {"a.png": ("missing", "something else is in its place")}
+        what = "the original" if content == picture() else "an object that is not its output"
+        assert site.states(*keys) == {"a.png": ("taken", TAKEN.format(what))}
 
 
 # --- listings
@@ -530,8 +532,21 @@ def test_what_was_put_over_an_output_is_not_taken_for_it(site, keys, metadata, o
     content = picture() if over == "original" else b"anything"
     kept = site.clean.head(site.place + "a.png")["Metadata"] if metadata == "kept" else {}
     site.clean.put(site.place + "a.png", content, Metadata=kept)
-    assert site.states(*keys) == {"a.png": ("missing", "something else is in its place")}
+    what = "the original" if over == "original" else "an object that is not its output"
+    assert site.states(*keys) == {
+        "a.png": (
+            ("missing", "something else is in its place")
+            if metadata == "kept"
+            else ("taken", TAKEN.format(what))
+        )
+    }
     assert site.wanted(*keys) == 1
+    request = {"sign": next(iter(keys), None)}
+    if metadata == "kept":
+        assert site.run(**request).status == "anonymized"
+    else:
+        with pytest.raises(DestinationTaken):
+            site.run(**request)
 
 
 def rename(site, key="a.png"):

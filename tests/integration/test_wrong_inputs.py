@@ -14,6 +14,8 @@ NO_SERVER = "redis://127.0.0.1:1/0"  # nobody listens on port 1
 # What is wrong, the arguments, the settings, and the expected text. None of these commands gets as
 # far as a server, so they run in this process.
 EARLY = [
+    ("empty region", ["anonymize", ".", "-o", "out"], {"VEIL_REGION": ""},
+     "VEIL_REGION: must be top, full, or a number from 0.5 to 1"),
     ("region", ["anonymize", ".", "-o", "out"], {"VEIL_REGION": "tp"},
      "VEIL_REGION: must be top, full, or a number from 0.5 to 1"),
     ("two settings", ["reconcile", "s3://raw"], {"VEIL_ROUTES": "raw", "VEIL_METRICS": "9100"},

@@ -39,6 +39,7 @@ from tools.local.servers import (
     start_redis,
     start_s3,
 )
+from worker.commands.waiting import Endings
 from worker.detection.centerface import default_folder
 from worker.local_files import PICTURE_SUFFIXES
 
@@ -87,7 +88,7 @@ def _interrupt(*_: Any) -> None:
 
 
 def run(images: str, keep: bool) -> int:
-    """Run the demo, and return 0 only if each picture has an output."""
+    """Run the demo, and return 0 only if each picture has an output or was held."""
     if RUNNING.exists():
         raise ServerFailed(
             "services of an earlier KEEP=1 are running: stop them with `make demo-stop`"
@@ -107,7 +108,7 @@ def run(images: str, keep: bool) -> int:
         if keep:
             _keep(services)
     _report(summary, images)
-    return 0 if summary["failed"] == 0 and summary["anonymized"] == len(pictures) else 1
+    return 1 if summary["failed"] else 0
 
 
 def _say(what: str, text: str) -> None:
@@ -249,10 +250,11 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     made, failed = _wait_for_pictures(services, client, set(pictures))
     seconds = time.monotonic() - started_at
     delivered = {key: receipt for key, receipt in made.items() if receipt.status == "anonymized"}
-    for key in sorted(set(pictures) - set(delivered)):
-        reason = failed.get(key) or (
-            "held: no face was found" if key in made else "nothing came of it in time"
-        )
+    held = {key: receipt for key, receipt in made.items() if receipt.status == "held"}
+    for key, receipt in sorted(held.items()):
+        console.print(f"s3://{RAW}/{key}: held, {receipt.reason}", style="yellow", markup=False)
+    for key in sorted(set(pictures) - made.keys()):
+        reason = failed.get(key, "nothing came of it in time")
         console.print(f"s3://{RAW}/{key}: {reason}", style="red", markup=False)
     outputs = {key: FOLDER / "clean" / key for key in pictures if key in delivered}
     for path in outputs.values():
@@ -271,7 +273,8 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     summary = {
         "pictures": len(pictures),
         "anonymized": len(delivered),
-        "failed": len(pictures) - len(delivered),
+        "held": len(held),
+        "failed": len(pictures) - len(made),
         "faces": sum(len(receipt.faces) for receipt in delivered.values()),
         "seconds": round(seconds, 2),
         "pictures_per_second": round(len(delivered) / seconds, 2),
@@ -348,7 +351,7 @@ def _keep(services: Services) -> None:
 def _report(summary: dict[str, Any], images: str) -> None:
     _say(
         "Done",
-        f"{summary['anonymized']} of {_count(summary['pictures'], 'picture')}, "
+        f"{_count(summary['pictures'], 'picture')}: {_endings(summary)}; "
         f"{_count(summary['faces'], 'face')}, "
         f"{summary['seconds']} s, {summary['pictures_per_second']} pictures/s",
     )
@@ -364,6 +367,11 @@ def _report(summary: dict[str, Any], images: str) -> None:
     if summary["failed"]:  # The last line, because make adds its own about the exit code.
         count = _count(summary["failed"], "picture")
         _say("Failed", f"{count}, named above; the services worked. make reports it as Error 1.")
+
+
+def _endings(summary: dict[str, Any]) -> Endings:
+    outcomes = {"anonymized": summary["anonymized"], "held": summary["held"]}
+    return Endings({**outcomes, "dead": summary["failed"]})
 
 
 def _count(number: int, noun: str) -> str:

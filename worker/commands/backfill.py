@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -23,14 +23,18 @@ from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
 from tasks.errors import InvalidRequest, QueueUnavailable, RunTakenOver
 from tasks.publishing import announced_recipe
-from tasks.records import outcomes
+from tasks.records import dead_letters, outcomes
+from tasks.records.dead_letters import DeadLetter
 from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
+from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
+from worker.commands.ledger_entries import iso_time
 from worker.commands.options import Json, Suffix
 from worker.commands.queue import celery_app
+from worker.commands.waiting import OUTCOMES, Endings
 from worker.printing import quiet
 
 if TYPE_CHECKING:
@@ -41,7 +45,6 @@ POLL_SECONDS = 1.0
 # through only after this many seconds without a message, if pictures are still uncounted.
 QUIET_SECONDS = 10.0
 STALE_SECONDS = 60.0  # age of the last page beyond which the progress bar shows it
-OUTCOMES = ("anonymized", "skipped", "held", "dead")
 
 
 def _utc(text: str) -> datetime:
@@ -115,6 +118,20 @@ Follow = Annotated[
 app = CommandApp()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One reading of a run from Redis.
+
+    `counts` has its pictures by outcome. `is_through` says that none of its messages is left.
+    `abandoned_since` is set if its process was killed: the state of `run` is then ``abandoned``.
+    """
+
+    run: Run
+    counts: Mapping[str, int]
+    is_through: bool
+    abandoned_since: float | None
+
+
 @app.command(has_summary=True)
 def backfill(
     source: Source = None,
@@ -139,8 +156,9 @@ def backfill(
     the queue `backfill`, behind every upload. After a stop or a kill the same command continues
     the run; once a run is through, it begins another pass.
 
-    Exit with 1 if a picture died (with --wait or --follow), and with 3 after SIGTERM or if another
-    process has taken the run over.
+    Exit with 1 if there is no source or if a picture died (with --wait or --follow), and with 3
+    after SIGTERM, if another process has taken the run over, or if a followed run was stopped or
+    killed.
 
     Example: veil backfill s3://camera-uploads/2026 --wait
     """
@@ -177,12 +195,13 @@ def backfill(
 def _connect(celery: "App", settings: Settings, places: Places) -> ObjectStore:
     """Return the store. Raise QueueUnavailable or StorageUnavailable if a server can't be used.
 
-    The run itself waits for servers; at its start an unreachable one is more likely a mistake.
+    The run itself waits for servers; at its start an unreachable one is more likely a mistake, as
+    is a prefix without objects: raise NothingFound.
     """
     with connected():
         celery.backend.client.ping()
     store = ObjectStore.connect(settings)
-    next(store.list(places.source.bucket, places.source.prefix), None)
+    store.require_any(places.source)
     return store
 
 
@@ -216,6 +235,7 @@ def _rehearse(
 ) -> ExitCode:
     """Show what a new run would enqueue."""
     store = ObjectStore.connect(settings)
+    store.require_any(places.source)
     with Display.opened(celery.backend.client, as_json, is_rehearsal=True) as display:
         current_recipe = _recipe(celery, recipe, display)
         for page in rehearse(store, places, selection, current_recipe):
@@ -238,10 +258,17 @@ def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
             display.summarize_so_far()
             raise
         died = display.summarize()
-        if last.state != "finished":
-            display.note(f"the run {name} was stopped: the command that began it continues it")
+        if last.run.state != "finished":
+            display.note(f"the run {name} {_interruption(last)}: repeat its command to go on")
             return ExitCode.STOPPED
     return ExitCode.ok_if(not died)
+
+
+def _interruption(reading: Reading) -> str:
+    """Return how a run ended that did not finish."""
+    if reading.abandoned_since is None:
+        return "was stopped"
+    return f"is abandoned since {iso_time(reading.abandoned_since)}"
 
 
 def _recipe(celery: "App", given: str | None, display: "Display") -> str | None:
@@ -263,13 +290,13 @@ def _wait(celery: "App", producer: Backfill, display: "Display") -> bool:
     """Wait until the run is through. Return False if Redis has lost its end: then it continues."""
     redis = celery.backend.client
     last = _show_until_through(redis, producer.name, display, is_enqueued=True)
-    return last.state == "finished"
+    return last.run.state == "finished"
 
 
 def _show_until_through(
     redis: Any, name: str, display: "Display", is_enqueued: bool = False
-) -> Run:
-    """Show a run until none of its messages is left, and return it.
+) -> Reading:
+    """Show a run until none of its messages is left, or it is abandoned; return the last reading.
 
     With `is_enqueued`, which says that all messages were put on the queue, return at once if the
     state of the run in Redis says otherwise.
@@ -277,26 +304,31 @@ def _show_until_through(
     backoff = ReportingBackoff(display.note)
     last_ended, quiet_since = -1, time.monotonic()
     while True:
-        current, counts, is_through = _read(redis, name, backoff)
-        display.show(current, counts)
+        asked_at = time.monotonic()
+        reading = _read(redis, name, backoff)
+        was_away = time.monotonic() - asked_at > POLL_SECONDS
+        current, ended = reading.run, sum(reading.counts.values())
+        display.show(current, reading.counts)
         if is_enqueued and current.state != "finished":
-            return current
-        ended = sum(counts.values())
-        if current.state == "running" or not is_through or ended != last_ended:
+            return reading
+        is_abandoned = current.state == "abandoned"
+        is_quiet = is_abandoned or (current.state != "running" and reading.is_through)
+        # After an outage of Redis, a run shows its next sign of life within QUIET_SECONDS.
+        if not is_quiet or ended != last_ended or was_away:
             last_ended, quiet_since = ended, time.monotonic()
         missing = current.enqueued - ended
-        quiet_seconds = QUIET_SECONDS if missing > 0 else POLL_SECONDS
+        quiet_seconds = QUIET_SECONDS if missing > 0 or is_abandoned else POLL_SECONDS
         if time.monotonic() - quiet_since >= quiet_seconds:
-            if missing > 0:
+            if missing > 0 and not is_abandoned:
                 display.note(
                     f"{missing:,} were not counted: veil reconcile says whether they are done"
                 )
-            return current
+            return reading
         time.sleep(POLL_SECONDS)
 
 
-def _read(redis: Any, name: str, backoff: ReportingBackoff) -> tuple[Run, dict[str, int], bool]:
-    """Return a run, its outcomes, and whether none of its messages is left.
+def _read(redis: Any, name: str, backoff: ReportingBackoff) -> Reading:
+    """Return a reading of the run `name`.
 
     Wait while Redis is unavailable. Raise InvalidRequest if Redis has no such run any more.
     """
@@ -304,15 +336,18 @@ def _read(redis: Any, name: str, backoff: ReportingBackoff) -> tuple[Run, dict[s
         try:
             with connected():
                 current = runs.read(redis, name)
+                if current is None:
+                    raise InvalidRequest(f"Redis has lost the run {name}: start it again")
+                abandoned_since = runs.abandoned_since(redis, name, current.state)
+                if abandoned_since is not None:
+                    current = replace(current, state="abandoned")
                 counts = outcomes.of_run(redis, name)
-                is_through = current is not None and runs.is_through(redis, current)
+                is_through = runs.is_through(redis, current)
         except QueueUnavailable as error:
             time.sleep(backoff.failed(error))
             continue
         backoff.succeeded()
-        if current is None:
-            raise InvalidRequest(f"Redis has lost the run {name}: start it again")
-        return current, counts, is_through
+        return Reading(current, counts, is_through, abandoned_since)
 
 
 @contextmanager
@@ -408,6 +443,8 @@ class Display:
         if self._as_json:
             self._print_summary(current)
             return died
+        if died:
+            self._name_dead(current)
         if quiet():
             return died
         listed = (
@@ -418,10 +455,8 @@ class Display:
         if self._is_rehearsal:
             self.note(f"{listed}, {size} would be enqueued; the run would be {current.name}")
         else:
-            ended = f"{self._ended - died:,} came through, {died:,} died"
-            self.note(f"{current.name}: {listed}, {size} enqueued, {ended}")
-        if current.state == "finished" and not current.listed:
-            self.note("no object below this address: nothing to enqueue from there")
+            endings = Endings(self._counts)
+            self.note(f"{current.name}: {listed}, {size} enqueued; {endings}")
         return died
 
     @property
@@ -435,15 +470,24 @@ class Display:
             self._counts = outcomes.of_run(self._redis, self._last.name)
         self._counted_at = time.monotonic()
 
+    def _name_dead(self, current: Run) -> None:
+        """Print the newest dead letters of the run."""
+        letters: list[DeadLetter] = []
+        with suppress(QueueUnavailable), connected():
+            letters = dead_letters.of_run(self._redis, current.name)
+        for letter in letters:
+            waiting.print_dead(letter)
+        if (others := self._counts["dead"] - len(letters)) > 0:
+            self.note(f"{others:,} more died: veil dead list")
+
     def _draw(self, current: Run) -> None:
         assert self._first is not None
-        died = self._counts.get("dead", 0)
+        counts = Endings(self._counts).counts
         parts = [
             f"{current.listed:,} listed",
             f"{current.skipped:,} done",
             f"{current.enqueued:,} enqueued",
-            f"{self._ended - died:,} through",
-            f"{died:,} died",
+            *(f"{counts[outcome]:,} {outcome}" for outcome in ("anonymized", "held", "dead")),
         ]
         if current.state == "running":
             seconds = max(time.monotonic() - self._started, 0.001)

@@ -11,8 +11,17 @@ from tasks.messages import AnonymizeOptions
 from tasks.records.dead_letters import LETTERS, DeadLetter
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.ledger_entries import LedgerEntries, time_of
-from worker.commands.options import Json, Queue, Source, Sources, Yes, require_confirmation
+from worker.commands.ledger_entries import LedgerEntries, address_of, time_of
+from worker.commands.options import (
+    Json,
+    Queue,
+    Source,
+    Sources,
+    Timeout,
+    Wait,
+    Yes,
+    require_confirmation,
+)
 from worker.commands.queue import celery_app
 from worker.printing import printable
 
@@ -50,18 +59,25 @@ def retry(
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
     error: Error = None,
     queue: Queue = "backfill",
+    wait: Wait = False,
+    timeout: Timeout = 600,
     as_json: Json = False,
 ) -> ExitCode:
     """Put the pictures of dead letters back on the queue.
 
     A letter stays listed until its picture comes through, or dies again. Exit with 1 if a picture
-    has no letter, or can't be put on the queue.
+    has no letter, or can't be put on the queue and, with --wait, if one failed or has no result.
 
     Example: veil dead retry --error AccessDenied
     """
     _require_one_choice(sources, everything, error)
     is_complete = _letters().enqueue(
-        sources or [], _original_options, queue, as_json, condition=_has_error(error)
+        sources or [],
+        _original_options,
+        queue,
+        as_json,
+        condition=_has_error(error),
+        wait_seconds=timeout if wait else None,
     )
     return ExitCode.ok_if(is_complete)
 
@@ -107,4 +123,4 @@ def _original_options(letter: DeadLetter) -> AnonymizeOptions | None:
 
 
 def _line(letter: DeadLetter) -> str:
-    return f"{time_of(letter)}  {letter.source}  {letter.error}: {letter.message}"
+    return f"{time_of(letter)}  {address_of(letter)}  {letter.error}: {letter.message}"

@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
     # Typer ends with the same code when it can't parse the command line.
     UNUSABLE = 2, "Nothing was done: a wrong argument, setting or model, or no server."
 
-    STOPPED = 3, "A backfill ended early: by SIGTERM, or another process continues it."
+    STOPPED = 3, "A backfill ended early: stopped, killed, or continued by another process."
 
     # The messages in hand are delivered again.
     STALLED = 70, "The watchdog ended a worker: a picture or a batch took too long."

@@ -1,7 +1,7 @@
 """The work that ``veil dead`` and ``veil review`` share: each has a ledger of pictures in Redis."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from tasks.publishing import Publisher, Wanted
 from tasks.records import ledger
 from tasks.records.ledger import Entry, Item, Ledger
 from tasks.redis_errors import connected
+from worker.commands import waiting
 from worker.commands.queue import wait_for_room
 from worker.printing import print_note, print_summary, printable, summarized
 
@@ -48,15 +49,17 @@ class LedgerEntries(Generic[Item]):
             yield from batch
 
     def show(self, source: str, as_json: bool) -> bool:
-        """Print all fields of the entry of `source`, for people those that are set.
+        """Print all fields of the entries of `source`, for people those that are set.
 
         Return whether there is one.
         """
         found = self._of([source])
-        for entry in found:
+        for number, entry in enumerate(found.values()):
             if as_json:
                 print(json.dumps(asdict(entry)))
                 continue
+            if number:
+                print()
             for name, value in asdict(entry).items():
                 if value is not None:
                     shown = iso_time(value) if name in ("time", "first_time") else str(value)
@@ -70,16 +73,22 @@ class LedgerEntries(Generic[Item]):
         queue: str,
         as_json: bool,
         condition: Condition[Item] | None = None,
+        wait_seconds: float | None = None,
     ) -> bool:
         """Put pictures on `queue`, each with its `options`: those of `sources`, or of all entries.
 
-        `condition` selects among all entries. The entries stay in the ledger. Return whether all
-        `sources` had an entry and every picture could be put on the queue.
+        `condition` selects among all entries. The entries stay in the ledger. With `wait_seconds`,
+        wait for the results, and give up this time after the last one.
+
+        Return whether all `sources` had an entry, every picture could be put on the queue, and none
+        that was waited for failed.
         """
         found = self._of(sources)
-        entries = iter(found) if sources else self._selected(condition)
+        entries = iter(found.values()) if sources else self._selected(condition)
+        waits = wait_seconds is not None
         publisher = Publisher(self._celery)
         enqueued = refused = 0
+        waited_for: dict[str, str] = {}
 
         def summarize() -> None:
             print_summary(f"{enqueued:,} enqueued")
@@ -88,14 +97,22 @@ class LedgerEntries(Generic[Item]):
             for batch in _batches(entries):
                 wanted = _wanted(batch, options)
                 wait_for_room(self._redis, queue)
-                publisher.publish(wanted, queue)
+                task_ids = publisher.publish(wanted, queue, keep_results=waits)
                 enqueued += len(wanted)
                 refused += len(batch) - len(wanted)
-                for picture in wanted if as_json else ():
-                    print(json.dumps({"source": str(picture.source), "queue": queue}))
+                sources_of = [str(picture.source) for picture in wanted]
+                if waits:
+                    waited_for.update(zip(task_ids, sources_of, strict=True))
+                elif as_json:
+                    for source in sources_of:
+                        print(json.dumps({"source": source, "queue": queue}))
         if condition is not None and not enqueued + refused:
             self._note_no_match()
-        return not refused and len(found) == len(set(sources))
+        is_complete = not refused and self._has_all(found, sources)
+        if wait_seconds is None or not waited_for:
+            return is_complete
+        endings = waiting.wait(self._celery, waited_for, queue, wait_seconds, as_json)
+        return is_complete and endings.are_good
 
     def drop(
         self, sources: Sequence[str], as_json: bool, condition: Condition[Item] | None = None
@@ -107,7 +124,7 @@ class LedgerEntries(Generic[Item]):
         found = self._of(sources)
         with connected():
             if sources:
-                dropped = self._ledger.drop(self._redis, [entry.source for entry in found])
+                dropped = self._ledger.drop(self._redis, list(found))
             elif condition is not None:
                 dropped = self._ledger.drop_where(self._redis, condition)
             else:
@@ -118,24 +135,35 @@ class LedgerEntries(Generic[Item]):
             print_summary(f"{dropped:,} dropped")
         if condition is not None and not dropped:
             self._note_no_match()
-        return len(found) == len(set(sources))
+        return self._has_all(found, sources)
 
     def _note_no_match(self) -> None:
         print_note(f"no {self._name} meets the condition: nothing was done")
 
-    def _of(self, sources: Iterable[str]) -> list[Item]:
-        keys = [_as_recorded(source) for source in dict.fromkeys(sources)]
+    def _of(self, sources: Iterable[str]) -> dict[str, Item]:
+        """Return the entries of `sources` by name, and note the sources without one."""
+        recorded = [_as_recorded(source) for source in dict.fromkeys(sources)]
         with connected():
-            found = self._ledger.find(self._redis, keys)
-        for key in keys:
-            if key not in found:
-                print_note(f"no {self._name} of {printable(key)}")
-        return list(found.values())
+            found = self._ledger.of_sources(self._redis, recorded)
+        present = {entry.source for entry in found.values()}
+        for source in recorded:
+            if source not in present:
+                print_note(f"no {self._name} of {printable(source)}")
+        return found
+
+    def _has_all(self, found: Mapping[str, Item], sources: Iterable[str]) -> bool:
+        """Return whether each of `sources` has an entry among those `found`."""
+        return {entry.source for entry in found.values()}.issuperset(map(_as_recorded, sources))
 
     def _selected(self, condition: Condition[Item] | None) -> Iterator[Item]:
         for entry in self._ledger.entries(self._redis):
             if condition is None or condition(entry):
                 yield entry
+
+
+def address_of(entry: Entry) -> str:
+    """Return the source of `entry`, with the destination if one was requested."""
+    return " → ".join(filter(None, (entry.source, entry.destination)))
 
 
 def time_of(entry: Entry) -> str:

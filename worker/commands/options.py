@@ -81,6 +81,15 @@ Suffix = Annotated[
         help="Only keys with this suffix, in upper or lower case; repeatable.",
     ),
 ]
+Wait = Annotated[bool, typer.Option(help="Wait for the results; exit with 1 if a picture failed.")]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        help="With --wait: give up after this time without a result.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Confirm that --all is meant.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 

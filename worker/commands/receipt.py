@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -20,12 +21,13 @@ from worker.printing import print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from tasks.storage.receipts import Receipt
+    from tasks.storage.receipts import Face, Receipt
     from worker.detection.faces import Boxes
 
 # Each thread reads an output, its receipt and its source; outputs and receipts are also listed.
 CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
+MAX_FACES_SHOWN = 5  # on the line of an output
 
 Addresses = Annotated[
     list[str],
@@ -160,10 +162,11 @@ def _audit(settings: WorkerSettings, redetect: bool, disposal: Disposal | None) 
 def _redetection(settings: WorkerSettings) -> FaceCheck:
     """Return the check of an output for faces that a worker with these settings would find.
 
-    It is true if the eyes of every such face lie in a region of the receipt, or the face lies in an
-    exempt area.
+    It returns each such face that lies in no exempt area, and whose eyes are in no region of the
+    receipt.
     """
     from worker import images, logs
+    from worker.anonymizer import whole_boxes
     from worker.bootstrap import build_anonymizer, mask_style
     from worker.detection.faces import Sightings, outside
     from worker.masking import regions
@@ -172,19 +175,21 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
     anonymizer = build_anonymizer(settings)
     style = replace(mask_style(settings), region=regions.WHOLE)
 
-    def is_hidden(content: bytes, receipt: "Receipt") -> bool:
+    def exposed_faces(content: bytes, receipt: "Receipt") -> list["Face"]:
         picture = images.decode(content, settings.max_pixels, settings.max_frames)
         width, height = picture.width, picture.height
         options = AnonymizeOptions.of(receipt.options)
         sightings = Sightings.of(_boxes(receipt))
         hidden = regions.regions(sightings, style, width, height, options.extra)
+        faces: list[Face] = []
         for found in anonymizer.detect_frames(picture):
-            exposed = outside(found, options.exempt)
-            if not regions.eyes_hidden(exposed, hidden, width, height).all():
-                return False
-        return True
+            wanted = outside(found, options.exempt)
+            exposed = wanted[~regions.eyes_hidden(wanted, hidden, width, height)]
+            for box, score in zip(whole_boxes(exposed), exposed.scores, strict=True):
+                faces.append({"box_xyxy": box, "score": round(float(score), 4)})
+        return faces
 
-    return is_hidden
+    return exposed_faces
 
 
 def _boxes(receipt: "Receipt") -> "Boxes":
@@ -196,15 +201,26 @@ def _boxes(receipt: "Receipt") -> "Boxes":
 
 def _print(verdict: Verdict, as_json: bool) -> None:
     if not as_json:
-        print(f"{', '.join(verdict.states):<16} {printable(str(verdict.output))}")
+        parts = [printable(str(verdict.output)), *_face_texts(verdict.exposed)]
+        print(f"{', '.join(verdict.states):<16} {'  '.join(parts)}")
         return
     line = {
         "output": str(verdict.output),
         "receipt": None if verdict.receipt is None else str(verdict.receipt),
         "states": list(verdict.states),
         "good": verdict.is_good,
+        "exposed": list(verdict.exposed),
     }
     print(json.dumps(line), flush=True)
+
+
+def _face_texts(faces: Sequence["Face"]) -> Iterator[str]:
+    """Yield the boxes as --extra takes them, with their scores, of MAX_FACES_SHOWN faces."""
+    strongest_first = sorted(faces, key=lambda face: -face["score"])
+    for face in strongest_first[:MAX_FACES_SHOWN]:
+        yield f"{','.join(map(str, face['box_xyxy']))} (score {face['score']:.2f})"
+    if len(faces) > MAX_FACES_SHOWN:
+        yield f"and {len(faces) - MAX_FACES_SHOWN:,} more (--json)"
 
 
 def _print_counts(
@@ -221,3 +237,8 @@ def _print_counts(
         return
     parts = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
     print_summary(f"{checked:,} verified: {parts} in {seconds:.1f} s")
+    if counts["face exposed"]:
+        print_summary(
+            "veil enqueue SOURCE --extra X1,Y1,X2,Y2 hides an exposed face; repeat the options "
+            "that the picture has already"
+        )

@@ -32,15 +32,17 @@ STATES: tuple[State, ...] = (
     "current",
     "missing",
     "stale",
+    "taken",
     "orphan",
     "refused",
     "unknown key",
     "dead",
     "held",
     "archived",
+    "source unknown",
 )
 # These are not in the line for people if their count is 0.
-RARE: tuple[State, ...] = ("refused", "unknown key", "archived")
+RARE: tuple[State, ...] = ("taken", "refused", "unknown key", "archived", "source unknown")
 
 
 Source = Annotated[str, typer.Argument(metavar="s3://SOURCE/PREFIX", help="Where the sources are.")]
@@ -104,7 +106,8 @@ def reconcile(
 ) -> ExitCode:
     """Check that every source has its output.
 
-    Exit with 1 if an output is missing or stale, a picture is dead, or an output has no source.
+    Exit with 1 if an output is missing or stale, a picture is dead, an output has no source, or
+    there is nothing to compare.
 
     Example: veil reconcile s3://camera-uploads s3://camera-clean --enqueue
     """
@@ -137,12 +140,6 @@ def reconcile(
 
         with summarized(summarize):
             _report(celery, reconciliation, enqueue, limit, as_json)
-    if reconciliation.is_complete and not reconciliation.counts.total():
-        suffixed = " with this suffix" if suffix else ""
-        print_note(
-            f"nothing was compared: no source below {places.source}, no output below "
-            f"{places.output}{suffixed}"
-        )
     is_proven = reconciliation.is_complete and not reconciliation.wrong
     return ExitCode.ok_if(is_proven)
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.ledger_entries import LedgerEntries, time_of
+from worker.commands.ledger_entries import LedgerEntries, address_of, time_of
 from worker.commands.options import (
     Exempt,
     Extra,
@@ -24,6 +24,8 @@ from worker.commands.options import (
     Region,
     Source,
     Sources,
+    Timeout,
+    Wait,
     Yes,
     anonymize_options,
     require_confirmation,
@@ -53,7 +55,7 @@ def list_entries(as_json: Json = False) -> ExitCode:
         _print_table(entries)
     else:
         for entry in entries:
-            line = f"{time_of(entry)}  {entry.state:<7}  {entry.source}  {entry.reason}"
+            line = f"{time_of(entry)}  {entry.state:<7}  {address_of(entry)}  {entry.reason}"
             print(printable(line))
     return ExitCode.OK
 
@@ -75,18 +77,26 @@ def release(
     everything: ConfirmedAll = False,
     yes: Yes = False,
     queue: Queue = "uploads",
+    wait: Wait = False,
+    timeout: Timeout = 600,
     as_json: Json = False,
 ) -> ExitCode:
     """Publish pictures in spite of the doubt, if their sources are unchanged.
 
     They stay on the list until they are published. Exit with 1 if a picture is not on the list, or
-    can't be put on the queue.
+    can't be put on the queue and, with --wait, if one failed or has no result.
 
     Example: veil review release s3://camera-uploads/a/b.jpg
     """
     _require_one_choice(sources, everything)
     require_confirmation(everything, yes)
-    is_complete = _entries().enqueue(sources or [], ReviewEntry.release_options, queue, as_json)
+    is_complete = _entries().enqueue(
+        sources or [],
+        ReviewEntry.release_options,
+        queue,
+        as_json,
+        wait_seconds=timeout if wait else None,
+    )
     return ExitCode.ok_if(is_complete)
 
 
@@ -99,12 +109,14 @@ def redo(
     exempt: Exempt = None,
     extra: Extra = None,
     queue: Queue = "uploads",
+    wait: Wait = False,
+    timeout: Timeout = 600,
     as_json: Json = False,
 ) -> ExitCode:
     """Anonymize pictures again, with further options on top of the earlier ones.
 
     They stay on the list until no doubt is left. Exit with 1 if a picture is not on the list, or
-    can't be put on the queue.
+    can't be put on the queue and, with --wait, if one failed or has no result.
 
     Example: veil review redo s3://camera-uploads/a/b.jpg --extra 10,20,90,120
     """
@@ -115,7 +127,11 @@ def redo(
         )
     more = anonymize_options(method, region, exempt, extra)
     is_complete = _entries().enqueue(
-        sources or [], lambda entry: entry.redo_options(more), queue, as_json
+        sources or [],
+        lambda entry: entry.redo_options(more),
+        queue,
+        as_json,
+        wait_seconds=timeout if wait else None,
     )
     return ExitCode.ok_if(is_complete)
 
@@ -153,7 +169,7 @@ def _print_table(entries: Iterable[ReviewEntry]) -> None:
         table.add_row(
             time_of(entry),
             entry.state,
-            Text(printable(entry.source)),
+            Text(printable(address_of(entry))),
             entry.reason,
             _count(entry.faces),
             _count(entry.left),

@@ -215,16 +215,17 @@ def _run_view(redis: Any, name: str) -> View:
         "left": f"{found.left:,}",
         "%": _percent(found),
         "pictures/s": _rate(found.per_second),
-        "time left": _run_time_left(found),
+        "time left": _duration(found.seconds_left),
         "updated": _moment(found.updated),
     }
     meanings = {
         "skipped": "needed no work",
         "failed": "became dead letters: veil dead list",
-        "%": "of the sources listed so far",
+        "%": "of all sources, once they are listed",
         "pictures/s": MEANINGS["pictures/s"],
     }
-    return View([asdict(found)], [_figures_table(figures, meanings)])
+    tables: list[RenderableType] = [_figures_table(figures, meanings)]
+    return View([asdict(found)], tables + _abandoned_lines([found]))
 
 
 def _runs_view(runs: list[RunStatus]) -> View:
@@ -237,9 +238,22 @@ def _runs_view(runs: list[RunStatus]) -> View:
             f"{run.left:,}",
             f"{run.failed:,}",
             _percent(run),
-            _run_time_left(run),
+            _duration(run.seconds_left),
         )
-    return View([asdict(run) for run in runs], [table])
+    return View([asdict(run) for run in runs], [table, *_abandoned_lines(runs)])
+
+
+def _abandoned_lines(runs: Sequence[RunStatus]) -> list[RenderableType]:
+    """Return a line for each run whose process was killed."""
+    return [
+        Text(
+            f"{run.run} is abandoned since {_moment(run.abandoned_since)}: repeat the command that "
+            "began it to go on",
+            style="bold yellow",
+        )
+        for run in runs
+        if run.abandoned_since is not None
+    ]
 
 
 def _figures_table(figures: Mapping[str, str], meanings: Mapping[str, str] = MEANINGS) -> Table:
@@ -260,17 +274,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _is_unknown(run: RunStatus) -> bool:
-    """Return whether `run` has not listed anything yet, so that nobody knows what is left."""
-    return run.state != "finished" and run.skipped + run.enqueued == 0
-
-
 def _percent(run: RunStatus) -> str:
-    return UNKNOWN if _is_unknown(run) else f"{run.percent:g}"
-
-
-def _run_time_left(run: RunStatus) -> str:
-    return UNKNOWN if _is_unknown(run) else _duration(run.seconds_left)
+    return UNKNOWN if run.percent is None else f"{run.percent:g}"
 
 
 def _rate(per_second: float) -> str:

@@ -22,6 +22,7 @@ from tasks.errors import (
     DetectorUnavailable,
     EmptyObject,
     ImageTooLarge,
+    InvalidRequest,
     UnreadableImage,
     UnsupportedImage,
     VeilError,
@@ -47,6 +48,7 @@ ERRORS: dict[str, type[VeilError]] = {
         DetectorUnavailable,
         EmptyObject,
         ImageTooLarge,
+        InvalidRequest,
         UnreadableImage,
         UnsupportedImage,
     )

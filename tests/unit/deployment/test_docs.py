@@ -1,5 +1,6 @@
 """The documentation agrees with the code, and its links lead to files and headings."""
 
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from docs.generate import FORMATS_PAGE, SETTINGS_PAGE, generated
+from docs.generate import API_PAGE, FORMATS_PAGE, SETTINGS_PAGE, generated
+from tasks import errors
 from tasks.settings import PREFIX
 from worker.cli import COMMANDS
 from worker.images.formats import FORMATS
@@ -46,7 +48,9 @@ def links(page):
     return [(page.parent / path if path else page, anchor or None) for path, anchor in found]
 
 
-@pytest.mark.parametrize("page", [FORMATS_PAGE, SETTINGS_PAGE], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [FORMATS_PAGE, SETTINGS_PAGE, API_PAGE], ids=lambda page: page.name
+)
 def test_the_generated_tables_are_up_to_date(page):
     assert page.read_text() == generated(page.read_text()), "run `make docs`"
 
@@ -61,6 +65,12 @@ def test_every_setting_is_in_the_table():
 def test_every_format_is_in_the_table():
     text = FORMATS_PAGE.read_text()
     assert [form.name for form in FORMATS if f"| {form.title} | {form.read} |" not in text] == []
+
+
+def test_every_error_is_in_the_table():
+    text = API_PAGE.read_text()
+    names = [name for name, _ in inspect.getmembers(errors, inspect.isclass)]
+    assert [name for name in names if f"| `{name}` |" not in text] == []
 
 
 def flags_of(name, subcommand):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.utils import json as kombu_json
 
 from tasks.anonymize import (
     FIRST_BACKOFF_SECONDS,
@@ -91,6 +92,28 @@ def test_repeated_and_surplus_arguments_are_refused():
         AnonymizeRequest.parse(
             **_request_fields(["s3://raw/a.jpg", None, None, "s3://raw/b.jpg"], {})
         )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "match"),
+    [
+        (("raw/a.jpg",), {}, "is not an address like s3://BUCKET/KEY"),
+        (("s3://raw/folder/",), {}, "names no object"),
+        ((), {}, "source: must be given"),
+        (("s3://raw/a.jpg",), {"options": {"regoin": 1.0}}, "regoin: unknown, choose from method"),
+        (("s3://raw/a.jpg", None, {"region": 2}), {}, "must be top, full, or a number"),
+    ],
+)
+def test_a_producer_is_told_at_once_what_no_worker_accepts(arguments, named, match):
+    with pytest.raises(InvalidRequest, match=match):
+        anonymize_image.delay(*arguments, **named)
+    with pytest.raises(InvalidRequest, match=match):
+        anonymize_image.s(*arguments, **named).apply_async(queue=BACKFILL)
+
+
+def test_options_are_sent_as_objects_too():
+    options = AnonymizeOptions(region="full", extra=((1, 2, 3, 4),))
+    assert json.loads(kombu_json.dumps(options)) == options.to_json()
 
 
 @given(st.text() | st.integers() | st.lists(st.text()) | st.dictionaries(st.text(), st.text()))

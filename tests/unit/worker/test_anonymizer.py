@@ -14,6 +14,7 @@ from tasks.errors import (
     DetectorUnavailable,
     EmptyObject,
     ImageTooLarge,
+    InvalidRequest,
     UnreadableImage,
     UnsupportedImage,
 )
@@ -305,6 +306,13 @@ def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
     changed = gray(result.content) != gray(source)
     assert part(changed, 5, 6, 20, 30).all()
     assert changed.sum() == 15 * 24
+
+
+@pytest.mark.parametrize("name", ["exempt", "extra"])
+@pytest.mark.parametrize("area", [[100, 0, 120, 20], [0, 5000, 9, 5009]])
+def test_an_area_outside_of_the_picture_is_refused(name, area):
+    with pytest.raises(InvalidRequest, match=f"the {name} area {area[0]},.* outside of the pict"):
+        asked(**{name: [area]})
 
 
 # --- the recipe

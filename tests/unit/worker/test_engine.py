@@ -38,6 +38,11 @@ def pixels(portrait):
     return np.asarray(Image.open(io.BytesIO(portrait)).convert("RGB"))
 
 
+def test_the_standard_output_of_a_program_is_its_own(capfd):
+    Anonymizer.from_settings()
+    assert capfd.readouterr().out == ""
+
+
 class Finds:
     """A detector that calls `during` and finds one face."""
 

@@ -157,3 +157,18 @@ def test_a_worker_that_runs_as_root_has_one_line(logged, capsys, monkeypatch, us
 def test_no_command_shows_values_when_it_fails_unexpectedly(app):
     assert isinstance(app, typer.Typer)
     assert app.pretty_exceptions_enable is False
+
+
+def test_in_a_program_of_another_project_the_log_is_that_of_the_standard_library(capsys, caplog):
+    logs.use_standard_library()
+    with caplog.at_level(logging.INFO, "veil"):
+        structlog.get_logger("veil").info("detector ready", recipe="r")
+    assert caplog.messages == ["event='detector ready' recipe='r'"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_program_keeps_its_own_log(capsys):
+    structlog.configure(processors=[structlog.processors.JSONRenderer()])
+    logs.use_standard_library()
+    structlog.get_logger("veil").info("detector ready")
+    assert json.loads(capsys.readouterr().out) == {"event": "detector ready"}

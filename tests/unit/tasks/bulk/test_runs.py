@@ -1,5 +1,6 @@
 """Runs: their bytes in Redis, which earlier and later versions read."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -102,3 +103,30 @@ def test_a_field_of_a_later_version_is_ignored():
 def test_a_run_that_is_not_stored_is_none():
     assert runs.read(Hash(), RUN.name) is None
     assert runs.read_leniently(Hash(), RUN.name) is None
+
+
+class Life:
+    """A Redis in which the last sign of life of every run is `seconds` old; None for no sign."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def pttl(self, key):
+        return -2 if self.seconds is None else int(1000 * (runs.SECONDS_KEPT - self.seconds))
+
+
+@pytest.mark.parametrize(
+    ("state", "seconds", "is_abandoned"),
+    [
+        ("running", 2 * runs.BEAT_SECONDS, False),
+        ("running", 3600, True),
+        ("running", None, False),
+        ("stopped", 3600, False),
+        ("finished", 3600, False),
+    ],
+)
+def test_a_running_run_without_a_sign_of_life_is_abandoned(state, seconds, is_abandoned):
+    since = runs.abandoned_since(Life(seconds), RUN.name, state)
+    assert (since is not None) == is_abandoned
+    if is_abandoned:
+        assert since == pytest.approx(time.time() - seconds, abs=5)

@@ -1,10 +1,10 @@
-"""``veil enqueue --wait``: what it prints about a picture."""
+"""Commands that wait: what they print about a picture, and their summary."""
 
 import json
 
 import pytest
 
-from worker.commands.enqueue import _print
+from worker.commands.waiting import WITHOUT_RESULT, Endings, _print
 
 REPORT = {"task_id": "t", "status": "anonymized", "source": "s3://raw/a\n.jpg", "faces": 1}
 REVIEWED = {"status": "held", "reason": "no face found"}
@@ -36,3 +36,19 @@ def test_with_json_the_report_is_one_object(capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out) == line
     assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected", "are_good"),
+    [
+        ({}, "none has ended", True),
+        ({"anonymized": 1200, "skipped": 3}, "1,200 anonymized, 3 skipped", True),
+        ({"held": 2, "anonymized": 1}, "1 anonymized, 2 held (veil review list)", True),
+        ({"dead": 1}, "1 dead (veil dead list)", False),
+        ({"anonymized": 1, WITHOUT_RESULT: 4}, "1 anonymized, 4 without a result", False),
+    ],
+)
+def test_the_summary_counts_each_outcome_and_names_the_next_step(counts, expected, are_good):
+    endings = Endings(counts)
+    assert str(endings) == expected
+    assert endings.are_good is are_good

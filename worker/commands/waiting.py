@@ -1,0 +1,153 @@
+"""Waiting for pictures: their results as they arrive, and how they ended."""
+
+import json
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from celery.result import AsyncResult
+from celery.states import PENDING, READY_STATES, RETRY, STARTED
+
+from tasks.records.dead_letters import DeadLetter
+from tasks.redis_errors import connected
+from worker.commands.progress import progress_bar
+from worker.printing import print_summary, printable, summarized
+
+if TYPE_CHECKING:
+    from tasks.app import App
+
+POLL_SECONDS = 0.2
+PING_SECONDS = 1.0  # within which a worker must answer
+MAX_POLLED = 500  # results that are read between two pauses
+OUTCOMES = ("anonymized", "skipped", "held", "dead")
+WITHOUT_RESULT = "without a result"
+NEXT_STEPS = {"held": "veil review list", "dead": "veil dead list"}
+
+
+class Endings:
+    """The number of the pictures that a command waited for, by outcome.
+
+    Its text is the summary for people. It names the command that lists the held and the dead.
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        """`counts` has outcomes, and WITHOUT_RESULT for the pictures that have not ended."""
+        self.counts = Counter(counts)
+
+    @property
+    def are_good(self) -> bool:
+        """True if every picture ended, and none of them as a dead letter."""
+        return not self.counts["dead"] and not self.counts[WITHOUT_RESULT]
+
+    def __str__(self) -> str:
+        parts = []
+        for outcome in (*OUTCOMES, WITHOUT_RESULT):
+            if count := self.counts[outcome]:
+                step = NEXT_STEPS.get(outcome)
+                parts.append(f"{count:,} {outcome} ({step})" if step else f"{count:,} {outcome}")
+        return ", ".join(parts) or "none has ended"
+
+
+def wait(
+    celery: "App", sources: Mapping[str, str], queue: str, timeout: float, as_json: bool
+) -> Endings:
+    """Print each result as it arrives, for `sources` by task id, and then the summary.
+
+    Give up `timeout` seconds after the last result. Raise QueueUnavailable.
+    """
+    endings = Endings({WITHOUT_RESULT: len(sources)})
+    with summarized(lambda: print_summary(str(endings))), connected():
+        pending = _print_results(celery, sources, timeout, endings, as_json)
+        _print_unanswered(celery, sources, pending, queue, as_json)
+    return endings
+
+
+def print_dead(letter: DeadLetter) -> None:
+    """Print a picture that ended as a dead letter, on a line of standard error."""
+    _print_error(letter.source, letter.error, letter.message)
+
+
+def _print_results(
+    celery: "App", sources: Mapping[str, str], timeout: float, endings: Endings, as_json: bool
+) -> Iterable[str]:
+    """Print the results of tasks as they arrive, and count their outcomes in `endings`.
+
+    Return the tasks without a result `timeout` seconds after the last one.
+    """
+    pending = deque(sources)
+    last_result = time.monotonic()
+    with progress_bar("anonymized", total=len(sources)) as bar:
+        while pending and time.monotonic() - last_result < timeout:
+            for _ in range(min(len(pending), MAX_POLLED)):
+                task_id = pending.popleft()
+                meta = AsyncResult(task_id, app=celery)._get_task_meta()
+                if meta["status"] not in READY_STATES:
+                    pending.append(task_id)
+                    continue
+                endings.counts[_print_result(sources[task_id], task_id, meta, as_json)] += 1
+                endings.counts[WITHOUT_RESULT] -= 1
+                bar.advance()
+                last_result = time.monotonic()
+            time.sleep(POLL_SECONDS)
+    return pending
+
+
+def _print_unanswered(
+    celery: "App", sources: Mapping[str, str], pending: Iterable[str], queue: str, as_json: bool
+) -> None:
+    """Print the tasks that are still `pending`, each with the reason."""
+    workers: list[str] | None = None
+    for task_id in pending:
+        meta = AsyncResult(task_id, app=celery)._get_task_meta()
+        if meta["status"] == PENDING and workers is None:
+            workers = sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
+        line = {"source": sources[task_id], "task_id": task_id, "status": "unknown"}
+        message = _reason(meta, queue, workers or [])
+        _print({**line, "error": "NoAnswer", "message": message}, as_json)
+
+
+def _reason(meta: dict[str, Any], queue: str, workers: list[str]) -> str:
+    """Return why a task has no result yet, from its state and the `workers` that answer."""
+    if meta["status"] == RETRY:
+        error = meta["result"]
+        return f"it waits for another try after {type(error).__name__}: {error}"
+    if meta["status"] == STARTED:
+        return "a worker has begun it and has not ended: raise --timeout, or look at its log"
+    if workers:
+        answering = "1 worker answers" if len(workers) == 1 else f"{len(workers)} workers answer"
+        return f"it still waits on {queue}: {answering}; raise --timeout"
+    return (
+        f"it still waits on {queue} and no worker answers: start `veil worker` with the same "
+        "VEIL_REDIS_URL"
+    )
+
+
+def _print_result(source: str, task_id: str, meta: dict[str, Any], as_json: bool) -> str:
+    """Print the result of one picture, and return its outcome."""
+    if meta["status"] == "SUCCESS":
+        _print({"task_id": task_id, **meta["result"]}, as_json)
+        return str(meta["result"]["status"])
+    error = meta["result"]
+    line = {"source": source, "task_id": task_id, "status": "failed"}
+    _print({**line, "error": type(error).__name__, "message": str(error)}, as_json)
+    return "dead"
+
+
+def _print(line: dict[str, Any], as_json: bool) -> None:
+    """Print a result as JSON; for people only an error, a reason for review or a warning.
+
+    The summary counts the others.
+    """
+    if as_json:
+        print(json.dumps(line), flush=True)
+    elif "error" in line:
+        _print_error(line["source"], line["error"], line["message"])
+    elif remarks := [line[name] for name in ("reason", "warning") if name in line]:
+        text = f"{line['source']}: {line['status']}, {'; '.join(remarks)}"
+        print(printable(text), file=sys.stderr)
+
+
+def _print_error(source: str, error: str, message: str) -> None:
+    print(printable(f"{source}: {error}: {message}"), file=sys.stderr)
