@@ -3,7 +3,7 @@
 A script, the judge, decides this from the pixels of sources and outputs. It is not part of the
 repository, and neither are the sets: FACES_DATA is the folder of the sets, and FACES_JUDGE the path
 of the script. The environment contains the settings, so that ``VEIL_SCALES=640,1600 make bench
-ONLY=exposure`` measures two passes. SETS names the sets.
+ONLY=exposure`` measures two passes. SETS names the sets, by default crowd, masks and small.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,10 +32,10 @@ def sources() -> tuple[Path, Path]:
     return data, Path(os.environ.get("FACES_JUDGE", SHARED / "tools" / "exposure.py"))
 
 
-def annotated_sets(bench: str) -> Path | None:
-    """Return the folder of the annotated sets; print what is missing and return None."""
+def annotated_sets(bench: str, names: Sequence[str] = SETS) -> Path | None:
+    """Return the folder of the sets `names`; print what is missing and return None."""
     data, judge = sources()
-    missing = [str(path) for path in (judge, *(data / name for name in SETS)) if not path.exists()]
+    missing = [str(path) for path in (judge, *(data / name for name in names)) if not path.exists()]
     if missing:
         print(f"bench: {bench} needs {', '.join(missing)}", file=sys.stderr)
     return None if missing else data
@@ -43,10 +43,11 @@ def annotated_sets(bench: str) -> Path | None:
 
 def run() -> None:
     """Print a line for each set: pictures, faces, exposed faces, spill and seconds."""
-    if (data := annotated_sets("exposure")) is None:
+    names = (os.environ.get("SETS") or ",".join(SETS)).split(",")
+    if (data := annotated_sets("exposure", names)) is None:
         return
     table = Table("set", "pictures", "faces", "exposed", "spill", "seconds")
-    for name in (os.environ.get("SETS") or ",".join(SETS)).split(","):
+    for name in names:
         measured = measure(data / name)
         figures = {**measured.figures, "seconds": round(measured.seconds, 1)}
         print(json.dumps({"bench": "exposure", "set": name, **figures}), flush=True)

@@ -144,7 +144,8 @@ def fisheye_image(picture: Pixels) -> Circle | None:
     (top, bottom), (left, right) = _range(rows), _range(columns)
     x, y = (left + right) / 2, (top + bottom) / 2
     across, down = max(right - left, 1.0) / 2, max(bottom - top, 1.0) / 2
-    radius = float(np.quantile(np.hypot(columns + 0.5 - x, rows + 0.5 - y), 1 - NOISE_SHARE))
+    corners = np.abs(columns + 0.5 - x) + 0.5, np.abs(rows + 0.5 - y) + 0.5  # of lit pixels
+    radius = float(np.quantile(np.hypot(*corners), 1 - NOISE_SHARE))
     lines, points = np.indices(is_lit.shape) + 0.5
     is_inside = ((points - x) / across) ** 2 + ((lines - y) / down) ** 2 < 1
     if not is_inside.any() or is_lit[is_inside].mean() < MIN_FILLED_SHARE:
