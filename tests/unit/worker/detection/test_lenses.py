@@ -100,6 +100,7 @@ def test_other_pictures_are_of_no_fisheye_lens(picture):
         (panorama(810, 400), False),  # another shape
         (gradient(800, 400), False),  # the edges do not meet
         (np.full((1, 2, 3), 9, np.uint8), False),
+        (cv2.copyMakeBorder(gradient(600, 400), 0, 0, 100, 100, 0, value=(255,) * 3), False),
     ],
 )
 def test_a_panorama_is_twice_as_wide_as_high_and_wraps_around(picture, expected):
