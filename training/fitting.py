@@ -26,8 +26,10 @@ WARM_UP = 0.05  # share of the steps
 # The share of the steps in which the backbone learns nothing, while the heads get used to their
 # classes.
 FROZEN = 0.1
-# In a short run, weights are averaged over its last tenth, and normalisations over its last sixth.
-AVERAGED, NORMALISED, LONGEST_NORMALISED = 10, 6, 0.99
+# In a short run, weights are averaged over its last tenth, and normalisations over its last sixth,
+# but over some ten steps at least: the statistics of single batches differ so much that a network
+# which normalises other pictures by them has logits of 100 and more.
+AVERAGED, NORMALISED, SHORTEST_NORMALISED, LONGEST_NORMALISED = 10, 6, 0.9, 0.99
 SETTLING_BATCHES = 16
 VALIDATION_BATCHES = 8
 FINISHING_PICTURES = 12  # of the training split, by which a network in 8 bits is calibrated
@@ -104,7 +106,8 @@ class _Trained:
         self._backbone = network.backbone(self.model)
         self._frozen_steps = round(FROZEN * recipe.steps) if self._backbone else 0
         self._is_frozen = False
-        self._set_momentum(min(LONGEST_NORMALISED, max(0.0, 1 - NORMALISED / recipe.steps)))
+        momentum = max(SHORTEST_NORMALISED, 1 - NORMALISED / recipe.steps)
+        self._set_momentum(min(LONGEST_NORMALISED, momentum))
         warm_up = max(1, round(WARM_UP * recipe.steps))
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0,
