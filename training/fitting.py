@@ -48,8 +48,9 @@ def fit(
 ) -> None:
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
-    `weights` are initial ones, as Network.start takes them, or None. `report` gets the line of
-    each checkpoint: the values of the log, `steps`, the number of all, and `seconds_left`. With
+    `weights` are initial ones, as Network.start takes them, or None. `report` gets a line for the
+    first two steps and for each checkpoint: the values of the log, `steps`, the number of all,
+    `seconds_left`, which is None after the first step, and whether there is a `checkpoint`. With
     `ends_here` the run ends at its last checkpoint, without further steps.
 
     Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data set has no faces,
@@ -202,6 +203,7 @@ def _train(
     validation = _batches(dataset, "val", recipe, batches.network) if has_validation else None
     writer = curves.Curves(run.folder / LOG, run.folder / EVENTS, step)
     started = time.monotonic()
+    first = step + 1
     remaining = _Remaining(end)
     try:
         with progress_bar("trained", total=end) as bar:
@@ -220,15 +222,18 @@ def _train(
                         f"the loss is not a number after step {step}: "
                         "lower --learning-rate, and choose another --to"
                     )
-                last = step == end
-                if validation and (last or step % every == 0):
+                is_checkpoint = step == end or step % every == 0
+                if validation and is_checkpoint:
                     line["val_loss"] = _validation_loss(trained.model, validation)
                 line["seconds"] = round(time.monotonic() - started, 2)
                 writer.add(line)
                 seconds_left = remaining.after(step)
-                if last or step % every == 0:
+                if is_checkpoint:
                     trained.save(run.folder / CHECKPOINT, step)
-                    report({**line, "steps": end, "seconds_left": seconds_left})
+                # The first step shows that training has begun, and the second how long it takes.
+                if is_checkpoint or step <= first + 1:
+                    progress = {"steps": end, "seconds_left": seconds_left}
+                    report({**line, **progress, "checkpoint": is_checkpoint})
                 bar.advance()
     finally:
         writer.close()
