@@ -32,6 +32,19 @@ def test_a_complete_folder_replaces_the_one_before(folder):
     assert names(folder.parent) == ["made"]
 
 
+def test_a_folder_that_is_replaced_through_a_link_keeps_the_link(folder):
+    link = folder.parent / "link"
+    link.symlink_to(folder.name)
+
+    with folders.replaced(link) as work:
+        work.mkdir()
+        (work / "new").write_text("new")
+
+    assert link.is_symlink()
+    assert names(folder) == ["new"]
+    assert names(folder.parent) == ["link", "made"]
+
+
 def fail_within(folder, failure):
     with folders.replaced(folder) as work:
         work.mkdir()
