@@ -40,6 +40,11 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
         ) from None
 
 
+def step(path: Path) -> int:
+    """Return the step of the checkpoint in `path`; raise TrainingFailed if it can't be read."""
+    return int(load(path)["step"])
+
+
 def numbered(prefix: str, variables: Any) -> dict[str, NDArray[Any]]:
     """Return Keras variables as arrays, named by their position."""
     return {f"{prefix}{i}": np.asarray(variable) for i, variable in enumerate(variables)}

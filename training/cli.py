@@ -19,6 +19,7 @@ import typer
 from tasks.errors import InvalidRequest, TrainingFailed
 from worker.commands.command import CommandApp
 from worker.commands.options import Json
+from worker.printing import print_note
 
 if TYPE_CHECKING:
     from training.run import Run
@@ -261,6 +262,9 @@ def fit(
         print(json.dumps(line) if as_json else _progress_line(line), flush=True)
 
     with _resumable(run):
+        if not finish and not run.is_finished:
+            begun = {"event": "started", "run": str(to), "steps": count, "every": every}
+            print(json.dumps(begun) if as_json else _start_line(run, every), flush=True)
         fitting.fit(run, dataset, initial, every, report, ends_here=finish)
     made = run.steps_made()
     if as_json:
@@ -313,12 +317,14 @@ def evaluate(
     """
     from training.dataset import SPLITS, Dataset, refuse_as_target
     from training.run import DESCRIPTION, EVALUATION, Run
+    from worker import logs
     from worker.detection.presets import PassSettings
     from worker.settings import WorkerSettings
 
     if split not in SPLITS:
         raise typer.BadParameter(f"choose from {', '.join(SPLITS)}", param_hint="--split")
     settings = WorkerSettings.load()
+    logs.configure(settings.log_format)
     dataset = Dataset.load(folder)
     dataset.split(split)
     home = Path(model).expanduser()
@@ -387,8 +393,11 @@ def export(
     """
     from training import exporting
     from training.run import Run
+    from worker import logs
     from worker.detection.evaluation import Evaluation
+    from worker.settings import WorkerSettings
 
+    logs.configure(WorkerSettings.load().log_format)
     run = Run.load(folder)
     exported = exporting.export(run, to, threshold)
     metadata = exported.metadata
@@ -438,22 +447,39 @@ def _origin(threshold: float | None, run: "Run") -> str:
     return "the default, because no evaluation of val has proposed one"
 
 
+def _start_line(run: "Run", every: int) -> str:
+    """Return the line that `fit` prints before its first step."""
+    recipe = run.recipe
+    return (
+        f"training {run.folder}: {recipe.steps:,} steps of {recipe.batch:,} pictures, "
+        f"a checkpoint every {every:,}; {_tensorboard_line(run)}"
+    )
+
+
+def _tensorboard_line(run: "Run") -> str:
+    from training.run import EVENTS
+
+    return f"TensorBoard: tensorboard --logdir {shlex.quote(str(run.folder / EVENTS))}"
+
+
 def _progress_line(line: dict[str, Any]) -> str:
-    """Return the line that `fit` prints at a checkpoint."""
+    """Return the line that `fit` prints after its first two steps and at a checkpoint."""
     text = f"step {line['step']:,} of {line['steps']:,}: loss {line['loss']:.4f}"
     if "val_loss" in line:
         text += f", {line['val_loss']:.4f} on val"
-    if line["seconds_left"]:
+    if line["seconds_left"] is None:
+        text += f", after {line['seconds']:.1f} s"
+    elif line["seconds_left"]:
         text += f", {timedelta(seconds=line['seconds_left'])} left"
     return text
 
 
 def _print_links(run: "Run") -> None:
     """Print where the curves and the last checkpoint of a run are, and how to open TensorBoard."""
-    from training.run import CHECKPOINT, CURVES, EVENTS
+    from training.run import CHECKPOINT, CURVES
 
     print(f"curves: {run.folder / CURVES}")
-    print(f"TensorBoard: tensorboard --logdir {shlex.quote(str(run.folder / EVENTS))}")
+    print(_tensorboard_line(run))
     print(f"last checkpoint: {run.folder / CHECKPOINT}")
 
 
@@ -464,18 +490,38 @@ def _next(command: str, *arguments: object) -> str:
 
 @contextmanager
 def _resumable(run: "Run") -> Iterator[None]:
-    """Say that a run is resumed and, if Ctrl-C stops it, how to resume it."""
+    """Say that a run is resumed and, if Ctrl-C stops it, what is kept and how to resume it."""
     if run.has_checkpoint and not run.is_finished:
-        print(f"veil: resuming {run.folder} from its last checkpoint", file=sys.stderr)
+        print_note(f"resuming {run.folder} after step {_checkpoint_step(run):,}")
     try:
         yield
     except KeyboardInterrupt:
-        if run.has_checkpoint:
-            print(
-                f"veil: stopped; the same command resumes {run.folder} from its last checkpoint",
-                file=sys.stderr,
-            )
+        print_note(_stopped_line(run))
         raise
+
+
+def _stopped_line(run: "Run") -> str:
+    from training.run import CHECKPOINT
+
+    made = run.steps_made()
+    if run.has_checkpoint:
+        return (
+            f"stopped after step {made:,}: the checkpoint of step {_checkpoint_step(run):,} is "
+            f"kept, {run.folder / CHECKPOINT}, and the same command resumes there"
+        )
+    if made:
+        return (
+            f"stopped after step {made:,}, before the first checkpoint: the log is kept, and the "
+            "same command begins at step 1 again; a smaller --every loses less"
+        )
+    return "stopped before the first step: nothing is kept"
+
+
+def _checkpoint_step(run: "Run") -> int:
+    from training import checkpoint
+    from training.run import CHECKPOINT
+
+    return checkpoint.step(run.folder / CHECKPOINT)
 
 
 def _initial(start: str | None, size: str, weights: str) -> tuple[str, str | None, str]:

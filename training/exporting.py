@@ -13,14 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import OutputFailed, TrainingFailed
+from tasks.errors import TrainingFailed
 from training import folders
 from training.backend import ON_TENSORFLOW
 from training.fitting import finished_model
 from training.network import network_of
 from training.run import WEIGHTS, Run, stated
+from worker.bootstrap import load_folder
+from worker.detection.centerface import known_face
 from worker.detection.model import DEFAULT_THRESHOLD, METADATA
 from worker.detection.tf import tf
+from worker.settings import WorkerSettings
 
 SAVED_MODEL = "saved_model"
 ZIP = "saved_model.zip"
@@ -41,10 +44,10 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
 
     `threshold` becomes the model's own; the default is the one that the last evaluation of the run
     on `val` proposed, else 0.5. Raise TrainingFailed if the run isn't finished or the saved model
-    differs from the network, and OutputFailed if `to` contains something else than an export, or
-    can't be written.
+    differs from the network, ModelInvalid if a worker would refuse it, and OutputFailed if `to`
+    contains something else than an export, or can't be written.
     """
-    _refuse_another(to)
+    folders.refuse_content(to, (SAVED_MODEL, ZIP))
     saved = saved_model(run)
     chosen = threshold or run.threshold() or DEFAULT_THRESHOLD
     facts = _read_metadata(saved)
@@ -65,22 +68,19 @@ def export(run: Run, to: Path, threshold: float | None) -> Exported:
     with folders.replaced(to) as work:
         shutil.copytree(saved, work / SAVED_MODEL)
         _write_metadata(work / SAVED_MODEL, metadata)
+        _self_test(work / SAVED_MODEL, str(to / ZIP))
         _zip(work / SAVED_MODEL, work / ZIP)
     return Exported(to / SAVED_MODEL, to / ZIP, metadata, difference)
 
 
-def _refuse_another(to: Path) -> None:
-    """Raise OutputFailed if `to` is no folder, or contains something else than an export."""
-    try:
-        others = {each.name for each in to.iterdir()} - {SAVED_MODEL, ZIP}
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise OutputFailed(f"{to} can't be written: {error.strerror}") from None
-    if others:
-        raise OutputFailed(
-            f"{to} holds something else ({min(others)}): choose another --to, or remove it"
-        )
+def _self_test(folder: Path, name: str) -> None:
+    """Test the model in `folder` as a worker does that loads it, at the model's own threshold.
+
+    `name` is its name in messages. Raise ModelInvalid if it fails.
+    """
+    settings = WorkerSettings.load().model_copy(update={"score_threshold": None})
+    model = load_folder(settings, folder, name=name)
+    known_face.try_own(model, model.score_threshold)
 
 
 def saved_model(run: Run) -> Path:

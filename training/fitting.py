@@ -26,8 +26,10 @@ WARM_UP = 0.05  # share of the steps
 # The share of the steps in which the backbone learns nothing, while the heads get used to their
 # classes.
 FROZEN = 0.1
-# In a short run, weights are averaged over its last tenth, and normalisations over its last sixth.
-AVERAGED, NORMALISED, LONGEST_NORMALISED = 10, 6, 0.99
+# In a short run, weights are averaged over its last tenth, and normalisations over its last sixth,
+# but over some ten steps at least: the statistics of single batches differ so much that a network
+# which normalises other pictures by them has logits of 100 and more.
+AVERAGED, NORMALISED, SHORTEST_NORMALISED, LONGEST_NORMALISED = 10, 6, 0.9, 0.99
 SETTLING_BATCHES = 16
 VALIDATION_BATCHES = 8
 FINISHING_PICTURES = 12  # of the training split, by which a network in 8 bits is calibrated
@@ -46,8 +48,9 @@ def fit(
 ) -> None:
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
-    `weights` are initial ones, as Network.start takes them, or None. `report` gets the line of
-    each checkpoint: the values of the log, `steps`, the number of all, and `seconds_left`. With
+    `weights` are initial ones, as Network.start takes them, or None. `report` gets a line for the
+    first two steps and for each checkpoint: the values of the log, `steps`, the number of all,
+    `seconds_left`, which is None after the first step, and whether there is a `checkpoint`. With
     `ends_here` the run ends at its last checkpoint, without further steps.
 
     Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data set has no faces,
@@ -104,7 +107,8 @@ class _Trained:
         self._backbone = network.backbone(self.model)
         self._frozen_steps = round(FROZEN * recipe.steps) if self._backbone else 0
         self._is_frozen = False
-        self._set_momentum(min(LONGEST_NORMALISED, max(0.0, 1 - NORMALISED / recipe.steps)))
+        momentum = max(SHORTEST_NORMALISED, 1 - NORMALISED / recipe.steps)
+        self._set_momentum(min(LONGEST_NORMALISED, momentum))
         warm_up = max(1, round(WARM_UP * recipe.steps))
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0,
@@ -199,6 +203,7 @@ def _train(
     validation = _batches(dataset, "val", recipe, batches.network) if has_validation else None
     writer = curves.Curves(run.folder / LOG, run.folder / EVENTS, step)
     started = time.monotonic()
+    first = step + 1
     remaining = _Remaining(end)
     try:
         with progress_bar("trained", total=end) as bar:
@@ -217,15 +222,18 @@ def _train(
                         f"the loss is not a number after step {step}: "
                         "lower --learning-rate, and choose another --to"
                     )
-                last = step == end
-                if validation and (last or step % every == 0):
+                is_checkpoint = step == end or step % every == 0
+                if validation and is_checkpoint:
                     line["val_loss"] = _validation_loss(trained.model, validation)
                 line["seconds"] = round(time.monotonic() - started, 2)
                 writer.add(line)
                 seconds_left = remaining.after(step)
-                if last or step % every == 0:
+                if is_checkpoint:
                     trained.save(run.folder / CHECKPOINT, step)
-                    report({**line, "steps": end, "seconds_left": seconds_left})
+                # The first step shows that training has begun, and the second how long it takes.
+                if is_checkpoint or step <= first + 1:
+                    progress = {"steps": end, "seconds_left": seconds_left}
+                    report({**line, **progress, "checkpoint": is_checkpoint})
                 bar.advance()
     finally:
         writer.close()

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -41,7 +41,8 @@ class Labelled:
     """A picture and its labels, as they are in the source.
 
     `path` is None if the picture `name` does not exist. Boxes are in pixels, or with `shares` in
-    shares of the sides of the picture. `size` is (width, height) if the source states it.
+    shares of the sides of the picture. `size` is (width, height) if the source states it. `source`
+    is the file or folder that was read, in the format `form`.
     """
 
     name: str
@@ -49,10 +50,13 @@ class Labelled:
     labels: tuple[Label, ...]
     size: tuple[int, int] | None = None
     shares: bool = False
+    source: str = ""
+    form: str = ""
 
 
 Reader = Callable[[Path, Sequence[Path]], Iterator[Labelled]]
 
+JSON_FORMATS = ("coco", "veil")
 UNREADABLE = (
     ValueError,
     KeyError,
@@ -82,6 +86,8 @@ def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Label
         if not folder.is_dir():
             raise DatasetInvalid(f"--pictures {folder} is no folder")
     name = form or _recognised(source)
+    if source.suffix == ".json" and name not in JSON_FORMATS:
+        raise DatasetInvalid(f"{source} is JSON, and {name} is not: leave out --format")
     try:
         found = list(FORMATS[name](source, pictures))
     except OSError as error:
@@ -91,7 +97,7 @@ def read(source: Path, form: str | None, pictures: Sequence[Path]) -> list[Label
         raise DatasetInvalid(f"{place} is not {name}, or damaged ({reason:.160})") from None
     if not found:
         raise DatasetInvalid(f"{source} labels no picture as {name}")
-    return found
+    return [replace(each, source=str(source), form=name) for each in found]
 
 
 @contextmanager
@@ -131,7 +137,7 @@ def _recognised(source: Path) -> str:
             content = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise DatasetInvalid(f"{file} is no JSON that can be read ({error!s:.120})") from None
-        return "coco" if isinstance(content, dict) and "annotations" in content else "veil"
+        return "coco" if _is_coco(content) else "veil"
     if source.suffix == ".xml" or (source.is_dir() and _files(source, "**/*.xml")):
         return "voc"
     if source.suffix == ".txt" or (source.is_dir() and _files(source, "**/*_bbx_gt.txt")):
@@ -143,6 +149,16 @@ def _recognised(source: Path) -> str:
     raise DatasetInvalid(
         f"{source} has no labels of a known format: name it with --format {'|'.join(FORMATS)}"
     )
+
+
+def _is_coco(content: Any) -> bool:
+    """Return True for COCO, also if one of its keys is missing."""
+    if not isinstance(content, dict):
+        return False
+    images = content.get("images")
+    first = images[0] if isinstance(images, list) and images else None
+    names_file = isinstance(first, dict) and "file_name" in first
+    return names_file or "annotations" in content or "categories" in content
 
 
 def _json_file(source: Path) -> Path | None:
@@ -198,26 +214,47 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     file = _needed_json(source)
     with _reading(file):
         content = json.loads(file.read_text())
-        names = {category["id"]: str(category["name"]) for category in content["categories"]}
-        labels: dict[Any, list[Label]] = {image["id"]: [] for image in content["images"]}
-        annotations = list(content["annotations"])
+        images, annotations, categories = (
+            list(content[key]) for key in ("images", "annotations", "categories")
+        )
+    names: dict[Any, str] = {}
+    for number, category in enumerate(categories, 1):
+        with _reading(f"{file}, category {_number(category, number)},"):
+            names[_new_id(category, names)] = str(category["name"])
+    labels: dict[Any, list[Label]] = {}
+    for number, image in enumerate(images, 1):
+        with _reading(f"{file}, image {_number(image, number)},"):
+            labels[_new_id(image, labels)] = []
     for number, item in enumerate(annotations, 1):
         with _reading(f"{file}, annotation {_number(item, number)},"):
             _append_coco(item, names, labels)
-    for image in content["images"]:
-        size = (
-            (int(image["width"]), int(image["height"]))
-            if image.get("width") and image.get("height")
-            else None
-        )
-        name = str(image["file_name"])
-        yield Labelled(
-            name, _picture(name, file.parent, pictures), tuple(labels[image["id"]]), size
-        )
+    for image in images:
+        with _reading(f"{file}, image {image['id']},"):
+            labelled = _coco_picture(image, tuple(labels[image["id"]]), file, pictures)
+        yield labelled
+
+
+def _new_id(item: Mapping[str, Any], known: Mapping[Any, Any]) -> Any:
+    """Return the id of a COCO image or category; ValueError if it is among the `known` ones."""
+    if item["id"] in known:
+        raise ValueError(f"the id {item['id']} occurs twice")
+    return item["id"]
+
+
+def _coco_picture(
+    image: Mapping[str, Any], labels: tuple[Label, ...], file: Path, pictures: Sequence[Path]
+) -> Labelled:
+    size = (
+        (int(image["width"]), int(image["height"]))
+        if image.get("width") and image.get("height")
+        else None
+    )
+    name = str(image["file_name"])
+    return Labelled(name, _picture(name, file.parent, pictures), labels, size)
 
 
 def _number(item: Any, number: int) -> Any:
-    """Return the id of a COCO annotation, else `number`, its place in the file."""
+    """Return the id of an item of COCO, else `number`, its place in the file."""
     return item.get("id", number) if isinstance(item, dict) else number
 
 
@@ -243,7 +280,11 @@ def _yolo(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     folder = source if source.is_dir() else source.parent
     names, keypoints = _yolo_description(source, folder)
     images = [path for path in _files(folder, "**/*") if path.suffix.lower() in PICTURE_SUFFIXES]
-    by_stem = {_yolo_key(path, folder): path for path in images}
+    by_stem: dict[str, Path] = {}
+    for image in images:
+        twin = by_stem.setdefault(_yolo_key(image, folder), image)
+        if twin != image:
+            raise _Damaged(image, f"its labels are also those of {twin}")
     files = {_yolo_key(path, folder): path for path in _files(folder, "**/*.txt") if _is_yolo(path)}
     for key in sorted(by_stem.keys() | files.keys()):
         labels = []

@@ -2,32 +2,33 @@
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tasks.errors import DatasetInvalid, VeilError
-from training import dataset, folders, likeness
+from training import dataset, folders, likeness, misread
 from training.dataset import FACE, Box, Dataset, Picture
 from training.formats import Label, Labelled
 from worker.commands.progress import progress_bar
 
 IGNORE, DROP = "ignore", "drop"
 PLACES = 1  # decimals of a pixel, so that formats that store corners, sides or shares agree
-SMALLEST = 1.0  # pixels; a box with a smaller side is dropped
 THREADS = 4
 SHOWN = 5  # pictures that are named per problem
 
-OUTSIDE = "boxes that reached outside their picture were cut"
-EMPTY = "boxes without area, or wholly outside, were dropped"
-MISSING = "pictures that labels point to are not there"
-UNREADABLE = "pictures can't be read"
-OTHER_SIZE = "pictures have another size than their labels say"
-SAME = "pictures came more than once, and were joined"
-ALIKE = "pictures look like another one, and share its split"
-WITHOUT = "pictures have no face"
+# Kinds of problems, as they follow the number of boxes or pictures.
+OUTSIDE = "cut at the edge of the picture"
+EMPTY = "dropped, without area or wholly outside"
+LOST = "left out, because no box is left of those that were labelled"
+MISSING = "left out, because the file is not there"
+UNREADABLE = "left out, because the file can't be read"
+OTHER_SIZE = "left out, of another size than the labels say"
+SAME = "given more than once, and joined"
+ALIKE = "similar to another one, and in its split"
+WITHOUT = "without a face"
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,30 @@ class Choice:
         return cls({**own, **mapping}, val, test, tuple(dict.fromkeys(names.values())))
 
 
+@dataclass
+class Problem:
+    """The names of the pictures that have a kind of problem, and the number of their boxes that do.
+
+    `boxes` is 0 if it is a problem of whole pictures.
+    """
+
+    pictures: list[str] = field(default_factory=list)
+    boxes: int = 0
+
+
 @dataclass(frozen=True)
 class Imported:
     """The result of an import.
 
     `mapped` counts the boxes of the sources by their label and by what became of it.
     `labels_after` counts those of the data set, without the boxes that checks removed. `problems`
-    contains the names of pictures by kind of problem.
+    are by kind.
     """
 
     dataset: Dataset
     mapped: Counter[tuple[str, str]]
     labels_after: Counter[str]
-    problems: dict[str, list[str]]
+    problems: Mapping[str, Problem]
 
     @property
     def labels_before(self) -> Counter[str]:
@@ -85,7 +97,11 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A picture that was read and checked."""
+    """A picture that was read and checked.
+
+    `given` are its boxes before they were cut or dropped, and `faults` counts those that were, by
+    kind of problem.
+    """
 
     name: str
     content: bytes
@@ -96,21 +112,30 @@ class _Checked:
     faces: tuple[tuple[Box, int], ...]
     """The boxes of objects, with the places of their labels among the classes."""
     ignore: tuple[Box, ...]
-    problems: tuple[str, ...]
+    given: tuple[Box, ...]
+    faults: Mapping[str, int]
+
+    @property
+    def is_lost(self) -> bool:
+        """True if the picture would count as background only because boxes were dropped."""
+        return not self.faces and EMPTY in self.faults
 
 
 def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     """Write the data set of `labelled` to `folder`, all of it or nothing.
 
-    Raise DatasetInvalid if no picture remains, a split has no face or `folder` has other content,
-    and OutputFailed if it can't be written. The digest depends on pictures and labels, not on their
+    Raise DatasetInvalid if the boxes of a source are in another form than its format has, no
+    picture remains, a split has no face or `folder` has another data set. Raise OutputFailed if it
+    has other content, or can't be written. The digest depends on pictures and labels, not on their
     format.
     """
+    if not _has_data_set(folder):
+        folders.refuse_content(folder)
     mapped: Counter[tuple[str, str]] = Counter()
     for each in labelled:
         mapped.update((label.name, _target(label, choice.mapping)) for label in each.labels)
     _check_mapping(choice, {name for name, _ in mapped})
-    problems: dict[str, list[str]] = {}
+    problems: defaultdict[str, Problem] = defaultdict(Problem)
     with folders.written_beside(folder) as work:
         (work / "images").mkdir(parents=True)
         known = _written(labelled, choice, work, problems)
@@ -140,24 +165,36 @@ def _check_mapping(choice: Choice, labels: Set[str]) -> None:
 
 
 def _written(
-    labelled: Sequence[Labelled], choice: Choice, work: Path, problems: dict[str, list[str]]
+    labelled: Sequence[Labelled],
+    choice: Choice,
+    work: Path,
+    problems: defaultdict[str, Problem],
 ) -> dict[str, _Checked]:
     """Read, check and write all pictures; return the accepted ones by SHA-256."""
     known: dict[str, _Checked] = {}
+    boxes = _SourceBoxes()
     with progress_bar("imported", total=len(labelled)) as bar:
         for each, checked in _in_order(labelled, choice):
             bar.advance()
             if isinstance(checked, str):
-                problems.setdefault(checked, []).append(each.name)
+                problems[checked].pictures.append(each.name)
                 continue
-            for problem in checked.problems:
-                problems.setdefault(problem, []).append(each.name)
+            boxes.add(each, checked)
+            for kind, count in checked.faults.items():
+                problems[kind].pictures.append(each.name)
+                problems[kind].boxes += count
+            if checked.is_lost:
+                problems[LOST].pictures.append(each.name)
+                continue
+            if not checked.faces:
+                problems[WITHOUT].pictures.append(each.name)
             if twin := known.get(checked.sha256):
-                problems.setdefault(SAME, []).append(each.name)
+                problems[SAME].pictures.append(each.name)
                 checked = _joined(twin, checked)
             else:
                 (work / _file(checked)).write_bytes(checked.content)
-            known[checked.sha256] = replace(checked, content=b"")
+            known[checked.sha256] = replace(checked, content=b"", given=())
+    boxes.refuse_faulty()
     if not known:
         hint = ": name their folder with --pictures" if MISSING in problems else ""
         raise DatasetInvalid(f"no picture is left: {_summary(problems)}{hint}")
@@ -166,6 +203,25 @@ def _written(
             "no picture has a face: look at the labels, or choose with --map LABEL=FACE"
         )
     return known
+
+
+class _SourceBoxes:
+    """The boxes of each source with the sizes of their pictures."""
+
+    def __init__(self) -> None:
+        self._boxes: defaultdict[tuple[str, str], list[Box]] = defaultdict(list)
+        self._sizes: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+
+    def add(self, labelled: Labelled, checked: _Checked) -> None:
+        source = labelled.source, labelled.form
+        self._boxes[source] += checked.given
+        self._sizes[source] += [checked.size] * len(checked.given)
+
+    def refuse_faulty(self) -> None:
+        """Raise DatasetInvalid if the boxes of a source can't be what their format wants."""
+        for (source, form), boxes in self._boxes.items():
+            if fault := misread.fault(form, boxes, self._sizes[source, form]):
+                raise DatasetInvalid(f"{source}: {fault}")
 
 
 def _in_order(
@@ -194,19 +250,22 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
     if each.size is not None and each.size != (width, height):
         return OTHER_SIZE
     scale = (width, height) if each.shares else (1, 1)
-    problems: set[str] = set()
+    faults: Counter[str] = Counter()
+    given: list[Box] = []
     faces: list[tuple[Box, int]] = []
     ignored: list[Box] = []
     for label in each.labels:
         target = _target(label, choice.mapping)
-        if target == DROP or not (box := _within(label.box, scale, width, height, problems)):
+        if target == DROP:
+            continue
+        given.append(_in_pixels(label.box, scale))
+        box = _within(given[-1], width, height, faults)
+        if box is None:
             continue
         if target == IGNORE:
             ignored.append(box)
         else:
             faces.append((box, choice.classes.index(target)))
-    if not faces:
-        problems.add(WITHOUT)
     return _Checked(
         each.name,
         content,
@@ -216,7 +275,8 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         (width, height),
         tuple(sorted(faces)),
         tuple(sorted(ignored)),
-        tuple(sorted(problems)),
+        tuple(given),
+        faults,
     )
 
 
@@ -226,20 +286,23 @@ def _target(label: Label, mapping: Mapping[str, str]) -> str:
     return mapping.get(label.name, DROP if mapping else FACE)
 
 
-def _within(
-    box: Box, scale: tuple[int, int], width: int, height: int, problems: set[str]
-) -> Box | None:
-    """Return `box` in pixels, cut at the edges of the picture.
-
-    Return None if nothing remains of it. Both cases add to `problems`.
-    """
+def _in_pixels(box: Box, scale: tuple[int, int]) -> Box:
     x1, y1, x2, y2 = (round(side * scale[i % 2], PLACES) for i, side in enumerate(box))
+    return x1, y1, x2, y2
+
+
+def _within(box: Box, width: int, height: int, faults: Counter[str]) -> Box | None:
+    """Return `box`, in pixels, cut at the edges of the picture.
+
+    Return None if nothing remains of it. `faults` counts both cases.
+    """
+    x1, y1, x2, y2 = box
     cut = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    if cut[2] - cut[0] < SMALLEST or cut[3] - cut[1] < SMALLEST:
-        problems.add(EMPTY)
+    if cut[2] - cut[0] < misread.SMALLEST or cut[3] - cut[1] < misread.SMALLEST:
+        faults[EMPTY] += 1
         return None
-    if cut != (x1, y1, x2, y2):
-        problems.add(OUTSIDE)
+    if cut != box:
+        faults[OUTSIDE] += 1
     return cut
 
 
@@ -255,7 +318,7 @@ def _file(checked: _Checked) -> str:
 
 
 def _split(
-    known: Mapping[str, _Checked], choice: Choice, problems: dict[str, list[str]]
+    known: Mapping[str, _Checked], choice: Choice, problems: defaultdict[str, Problem]
 ) -> list[Picture]:
     """Return the pictures with their splits.
 
@@ -266,7 +329,7 @@ def _split(
     pictures = []
     for members in likeness.groups([checked.looks for checked in ordered]):
         if len(members) > 1:
-            problems.setdefault(ALIKE, []).extend(ordered[i].name for i in members[1:])
+            problems[ALIKE].pictures += [ordered[i].name for i in members[1:]]
         split = _split_of(ordered[members[0]], choice)
         pictures += [_picture(ordered[i], split, choice.classes) for i in members]
     shares = {"train": 1 - choice.val - choice.test, "val": choice.val, "test": choice.test}
@@ -300,24 +363,38 @@ def _split_of(checked: _Checked, choice: Choice) -> str:
 def _placed(work: Path, folder: Path) -> Dataset:
     """Move the finished data set to `folder`, unless it already contains the same one."""
     made = Dataset.load(work)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / dataset.INDEX).is_file() or Dataset.load(folder).digest != made.digest:
-            raise DatasetInvalid(
-                f"{folder} holds something else: choose another --to, or remove it"
-            )
-        return Dataset.load(folder)
-    work.replace(folder.resolve())
-    return replace(made, folder=folder)
+    if not _has_data_set(folder):
+        work.replace(folder.resolve())
+        return replace(made, folder=folder)
+    earlier = Dataset.load(folder)
+    if earlier.digest != made.digest:
+        raise DatasetInvalid(
+            f"{folder} holds another data set, of {len(earlier.pictures):,} pictures: "
+            "choose another --to, or remove it"
+        )
+    return earlier
 
 
-def _summary(problems: Mapping[str, Sequence[str]]) -> str:
+def _has_data_set(folder: Path) -> bool:
+    return (folder / dataset.INDEX).is_file()
+
+
+def _summary(problems: Mapping[str, Problem]) -> str:
     return "; ".join(problem_lines(problems)) or "the sources have none"
 
 
-def problem_lines(problems: Mapping[str, Sequence[str]]) -> list[str]:
+def problem_lines(problems: Mapping[str, Problem]) -> list[str]:
     """Return a line for each kind of problem, with the names of the first pictures."""
     lines = []
-    for kind, names in problems.items():
+    for kind, problem in problems.items():
+        names = problem.pictures
+        counted = _counted(len(names), "picture")
+        if problem.boxes:
+            counted = f"{_counted(problem.boxes, 'box', 'boxes')} in {counted}"
         more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        lines.append(f"{len(names):,} × {kind}: {', '.join(names[:SHOWN])}{more}")
+        lines.append(f"{counted} {kind}: {', '.join(names[:SHOWN])}{more}")
     return lines
+
+
+def _counted(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tasks.errors import OutputFailed
 from training import charts
 from training.dataset import SPLITS, Box, Picture, sides
-from training.importing import Imported, problem_lines
+from training.importing import Imported, Problem, problem_lines
 
 SIZES = (8, 16, 32, 64, 128, 256)  # limits of the rows by size of face, in pixels
 MANY = (0, 1, 2, 3, 5, 10, 20, 50)  # lower limits of the rows by number of faces in a picture
@@ -103,8 +103,13 @@ def summary(imported: Imported) -> dict[str, Any]:
         "median_face": round(float(np.median(_face_sides(pictures))), 1),
         "face_sizes": face_sizes,
         "faces_per_picture": faces_per_picture,
-        "problems": {kind: len(names) for kind, names in imported.problems.items()},
+        "problems": {kind: _counts(problem) for kind, problem in imported.problems.items()},
     }
+
+
+def _counts(problem: Problem) -> dict[str, int]:
+    boxes = {"boxes": problem.boxes} if problem.boxes else {}
+    return {**boxes, "pictures": len(problem.pictures)}
 
 
 def label_line(figures: dict[str, Any]) -> str:

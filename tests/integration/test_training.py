@@ -44,25 +44,59 @@ def small_network(size, classes):
     return keras.Model(pictures, said)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficientdet, "efficientdet", small_network)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def network(monkeypatch):
-    monkeypatch.setattr(efficientdet, "efficientdet", small_network)
+def precision():
     yield
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
-def dataset(tmp_path):
+def imported(folder, faces, **shares):
+    """Return a data set of nine pictures with up to two faces; only the first `faces` have any."""
+    folder.mkdir()
     images = []
     for i in range(9):
         pixels = np.random.default_rng(i).integers(0, 256, (100, 120, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        images.append(
-            {"file": f"{i}.png", "faces": [[10, 10, 60, 75], [70, 40, 100, 80]][: 1 + i % 2]}
-        )
-    (tmp_path / "annotations.json").write_text(json.dumps({"images": images}))
-    labelled = formats.read(tmp_path / "annotations.json", None, [])
-    return importing.run(labelled, tmp_path / "set", Choice(val=0.3, test=0)).dataset
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        boxes = [[10, 10, 60, 75], [70, 40, 100, 80]][: 1 + i % 2] if i < faces else []
+        images.append({"file": f"{i}.png", "faces": boxes})
+    (folder / "annotations.json").write_text(json.dumps({"images": images}))
+    labelled = formats.read(folder / "annotations.json", None, [])
+    return importing.run(labelled, folder / "set", Choice(**shares)).dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return imported(tmp_path_factory.mktemp("data") / "nine", faces=9, val=0.3, test=0)
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """A finished run, and the lines that were printed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, fit(folder, dataset)
+
+
+@pytest.fixture(scope="module")
+def killed_run(dataset, tmp_path_factory):
+    """A run that was killed after its first checkpoint, that of step 2."""
+    folder = tmp_path_factory.mktemp("runs") / "killed"
+    with pytest.raises(Killed):
+        fit(folder, dataset, killed_after=2)
+    return folder
+
+
+@pytest.fixture
+def killed(killed_run, tmp_path):
+    """A copy of the killed run, which a test may change."""
+    shutil.copytree(killed_run, tmp_path / "run")
+    return tmp_path / "run"
 
 
 class Killed(BaseException):
@@ -91,8 +125,10 @@ def losses(folder):
     ]
 
 
-def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(dataset, tmp_path):
-    told = fit(tmp_path / "whole", dataset)
+def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(
+    whole, dataset, tmp_path
+):
+    finished, told = whole
     with pytest.raises(Killed):
         fit(tmp_path / "killed", dataset, killed_after=4)
     # A line from after the last checkpoint, and one that was cut short.
@@ -101,18 +137,22 @@ def test_a_run_that_is_killed_goes_on_with_the_same_curve_to_the_same_weights(da
 
     fit(tmp_path / "killed", dataset)
 
-    assert [line["step"] for line in told] == [2, 4, 6]
-    assert [line["steps"] for line in told] == [6, 6, 6]
-    assert told[0]["seconds_left"] >= told[-1]["seconds_left"] == 0
-    assert [step for step, _, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in told] == [1, 2, 4, 6]
+    assert [line["checkpoint"] for line in told] == [False, True, True, True]
+    assert [line["steps"] for line in told] == [6, 6, 6, 6]
+    assert told[0]["seconds_left"] is None
+    assert told[1]["seconds_left"] >= told[-1]["seconds_left"] == 0
+    assert [step for step, _, _ in losses(finished)] == [1, 2, 3, 4, 5, 6]
     # TensorFlow adds up in a random order, so runs differ by rounding.
-    np.testing.assert_allclose(losses(tmp_path / "killed"), losses(tmp_path / "whole"), rtol=1e-3)
-    whole, killed = (checkpoint.load(tmp_path / name / WEIGHTS) for name in ("whole", "killed"))
-    assert whole.keys() == killed.keys()
-    for name in whole:
-        np.testing.assert_allclose(whole[name], killed[name], rtol=1e-2, atol=1e-3)
-    assert np.isnan([val for _, _, val in losses(tmp_path / "whole")]).tolist() == [True, False] * 3
-    assert (tmp_path / "whole" / "curves.png").is_file()
+    np.testing.assert_allclose(losses(tmp_path / "killed"), losses(finished), rtol=1e-3)
+    expected, resumed = (
+        checkpoint.load(folder / WEIGHTS) for folder in (finished, tmp_path / "killed")
+    )
+    assert expected.keys() == resumed.keys()
+    for name in expected:
+        np.testing.assert_allclose(expected[name], resumed[name], rtol=1e-2, atol=1e-3)
+    assert np.isnan([val for _, _, val in losses(finished)]).tolist() == [True, False] * 3
+    assert (finished / "curves.png").is_file()
     assert len(list((tmp_path / "killed" / "events").iterdir())) == 2
 
 
@@ -132,19 +172,17 @@ def test_half_precision_goes_on_after_a_kill_too(dataset, tmp_path, precision):
     )
 
 
-def test_a_run_can_end_at_its_last_checkpoint(dataset, tmp_path):
-    with pytest.raises(Killed):
-        fit(tmp_path / "run", dataset, killed_after=4)
-    with (tmp_path / "run" / LOG).open("a") as log:
-        log.write("5,9.9,9.9,9.9,0.1,,3.2\n")
-    kept = checkpoint.load(tmp_path / "run" / CHECKPOINT)
+def test_a_run_can_end_at_its_last_checkpoint(killed, dataset):
+    with (killed / LOG).open("a") as log:
+        log.write("3,9.9,9.9,9.9,0.1,,3.2\n")
+    kept = checkpoint.load(killed / CHECKPOINT)
 
-    assert fit(tmp_path / "run", dataset, ends_here=True) == []
+    assert fit(killed, dataset, ends_here=True) == []
 
-    run = Run.load(tmp_path / "run")
+    run = Run.load(killed)
     assert run.is_finished
-    assert run.steps_made() == 4
-    assert [step for step, _, _ in losses(run.folder)] == [1, 2, 3, 4]
+    assert run.steps_made() == 2
+    assert [step for step, _, _ in losses(run.folder)] == [1, 2]
     assert (run.folder / "curves.png").is_file()
     kernel = checkpoint.load(run.folder / WEIGHTS)["w0"].ravel()
     # The vector of averaged weights begins with those of the first layer.
@@ -152,12 +190,12 @@ def test_a_run_can_end_at_its_last_checkpoint(dataset, tmp_path):
     np.testing.assert_array_equal(kernel, average[: len(kernel)])
 
 
-def test_a_finished_run_is_left_as_it_is(dataset, tmp_path):
-    fit(tmp_path / "run", dataset)
-    before = (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns
+def test_a_finished_run_is_left_as_it_is(whole, dataset):
+    folder, _ = whole
+    before = (folder / WEIGHTS).stat().st_mtime_ns
 
-    assert fit(tmp_path / "run", dataset) == []
-    assert (tmp_path / "run" / WEIGHTS).stat().st_mtime_ns == before
+    assert fit(folder, dataset) == []
+    assert (folder / WEIGHTS).stat().st_mtime_ns == before
 
 
 def test_training_lowers_the_loss(dataset, tmp_path):
@@ -185,10 +223,8 @@ def test_a_loss_that_is_no_number_ends_it_and_the_checkpoint_is_whole(dataset, t
     assert all(np.isfinite(values).all() for name, values in kept.items() if name.startswith("m"))
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_it(dataset, tmp_path, monkeypatch):
-    with pytest.raises(Killed):
-        fit(tmp_path / "run", dataset, killed_after=2)
-    before = (tmp_path / "run" / CHECKPOINT).read_bytes()
+def test_a_full_disk_keeps_the_checkpoint_before_it(killed, dataset, monkeypatch):
+    before = (killed / CHECKPOINT).read_bytes()
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -198,50 +234,43 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(dataset, tmp_path, monkeypat
         with pytest.raises(
             OutputFailed, match="No space left on device; the one before it is kept"
         ):
-            fit(tmp_path / "run", dataset)
+            fit(killed, dataset)
 
-    assert (tmp_path / "run" / CHECKPOINT).read_bytes() == before
-    assert not list((tmp_path / "run").glob("*.partial"))
-    assert fit(tmp_path / "run", dataset)[-1]["step"] == 6
-
-
-def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(dataset, tmp_path):
-    with pytest.raises(Killed):
-        fit(tmp_path / "run", dataset, killed_after=2)
-    half = (tmp_path / "run" / CHECKPOINT).read_bytes()[:5000]
-    (tmp_path / "run" / (CHECKPOINT + checkpoint.PARTIAL)).write_bytes(half)
-
-    assert [line["step"] for line in fit(tmp_path / "run", dataset)] == [4, 6]
-    assert not list((tmp_path / "run").glob("*.partial"))
+    assert (killed / CHECKPOINT).read_bytes() == before
+    assert not list(killed.glob("*.partial"))
+    assert fit(killed, dataset)[-1]["step"] == 6
 
 
-def test_a_damaged_checkpoint_and_another_networks_are_refused(dataset, tmp_path):
-    with pytest.raises(Killed):
-        fit(tmp_path / "run", dataset, killed_after=2)
-    path = tmp_path / "run" / CHECKPOINT
+def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_one_before(killed, dataset):
+    half = (killed / CHECKPOINT).read_bytes()[:5000]
+    (killed / (CHECKPOINT + checkpoint.PARTIAL)).write_bytes(half)
+
+    assert [line["step"] for line in fit(killed, dataset)] == [3, 4, 6]
+    assert not list(killed.glob("*.partial"))
+
+
+def test_a_damaged_checkpoint_and_another_networks_are_refused(killed, dataset):
+    path = killed / CHECKPOINT
     whole = path.read_bytes()
 
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(TrainingFailed, match=r"can't be read .*: start the run anew"):
-        fit(tmp_path / "run", dataset)
+        fit(killed, dataset)
 
     checkpoint.save(path, {"m0": np.zeros(3), "step": np.array(2)})
     with pytest.raises(TrainingFailed, match="the weights of another network"):
-        fit(tmp_path / "run", dataset)
+        fit(killed, dataset)
 
 
-def test_another_recipe_or_data_set_needs_another_folder(dataset, tmp_path):
-    with pytest.raises(Killed):
-        fit(tmp_path / "run", dataset, killed_after=2)
-
+def test_another_recipe_or_data_set_needs_another_folder(killed, dataset):
     other = Recipe("d0", 128, 4, 6, 0.01, 3, False, "none", "float32")
     with pytest.raises(TrainingFailed, match="a run that differs in batch: choose another --to"):
-        fit(tmp_path / "run", dataset, other)
+        fit(killed, dataset, other)
     with pytest.raises(TrainingFailed, match="a run that differs in data: choose another --to"):
-        Run.open(tmp_path / "run", RECIPE, "0" * 64)
-    (tmp_path / "run" / "run.json").write_text("{")
+        Run.open(killed, RECIPE, "0" * 64)
+    (killed / "run.json").write_text("{")
     with pytest.raises(TrainingFailed, match="is damaged"):
-        fit(tmp_path / "run", dataset)
+        fit(killed, dataset)
 
 
 def test_two_processes_do_not_train_in_one_folder(dataset, tmp_path):
@@ -251,15 +280,11 @@ def test_two_processes_do_not_train_in_one_folder(dataset, tmp_path):
         fit(tmp_path / "run", dataset)
 
 
-def test_an_empty_split_and_one_without_faces_are_refused(dataset, tmp_path):
+def test_an_empty_split_and_pictures_that_are_gone_are_refused(dataset, tmp_path):
     with pytest.raises(DatasetInvalid, match=r"the split 'test' of .* is empty"):
         dataset.split("test")
-    for image in (images := json.loads((tmp_path / "annotations.json").read_text())["images"])[1:]:
-        image["faces"] = []
-    (tmp_path / "annotations.json").write_text(json.dumps({"images": images}))
-    labelled = formats.read(tmp_path / "annotations.json", None, [])
-    one = importing.run(labelled, tmp_path / "one", Choice(val=0, test=0)).dataset
-    shutil.rmtree(tmp_path / "one" / "images")
+    one = imported(tmp_path / "one", faces=1, val=0, test=0)
+    shutil.rmtree(one.folder / "images")
 
     with pytest.raises(DatasetInvalid, match="can't be read"):
         fit(tmp_path / "run", one)
@@ -289,12 +314,9 @@ def test_the_time_left_does_not_count_the_first_step():
     assert [remaining.after(step) for step in (4, 5, 6)] == [None, 10, 8]
 
 
-def test_a_run_that_is_not_finished_has_no_model(dataset, tmp_path):
-    with pytest.raises(Killed):
-        fit(tmp_path / "run", dataset, killed_after=2)
-
+def test_a_run_that_is_not_finished_has_no_model(killed_run, tmp_path):
     with pytest.raises(TrainingFailed, match="isn't finished: go on with"):
-        fitting.finished_model(Run.load(tmp_path / "run"))
+        fitting.finished_model(Run.load(killed_run))
     with pytest.raises(TrainingFailed, match="begin a run with `veil train fit`"):
         Run.load(tmp_path)
 

@@ -1,6 +1,7 @@
 """From labelled pictures to a served model: four commands, and the exported model's contract."""
 
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -16,13 +17,15 @@ from tests import label_formats
 from training import checkpoint, exporting
 from training.cli import app
 from training.efficientdet import detections
-from training.efficientdet.model import efficientdet
+from training.efficientdet.anchors import LARGEST_STRETCH, PER_POINT
+from training.efficientdet.model import SIZES, Size, efficientdet
 from training.efficientdet.network import EfficientDet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
-from worker.bootstrap import load_model, load_untested_model
+from worker.bootstrap import load_model
 from worker.detection import own_model
 from worker.detection.credible import credible
 from worker.detection.evaluation import stated_evaluation
+from worker.detection.model import digest_of, stated_threshold
 from worker.detection.saved_model import SavedModel
 from worker.settings import WorkerSettings
 
@@ -39,14 +42,27 @@ EVALUATED = {
 }
 
 
+# The score of all anchors of the untrained network: the model reports them, and none is a face.
+SCORE = 0.15
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pyramid():
+    """Give D0 a pyramid of one narrow layer, so that it is built and saved in half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "d0", Size("EfficientNetB0", 128, channels=16, layers=1))
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of an untrained network that takes half of all anchors for faces."""
+    """A finished run of an untrained network."""
     made = Run.open(tmp_path_factory.mktemp("run"), RECIPE, "d" * 64)
+    made._describe()
     model = efficientdet("d0")
     last = model.get_layer("faces_last")
     *kernels, bias = last.get_weights()
-    last.set_weights([*kernels, bias * 0])
+    last.set_weights([*kernels, np.full_like(bias, np.log(SCORE / (1 - SCORE)))])
     checkpoint.save(made.folder / WEIGHTS, checkpoint.numbered("w", model.weights))
     (made.folder / EVALUATION).write_text(json.dumps(EVALUATED))
     return made
@@ -98,7 +114,7 @@ def test_a_run_is_saved_once_until_its_weights_change(run, exported, monkeypatch
     assert not list(run.folder.glob(".saved_model*"))
 
 
-def test_the_zip_is_the_folder_and_both_are_served_alike(exported, served, cache):
+def test_the_zip_is_the_folder(exported, cache):
     with zipfile.ZipFile(exported.zip) as archive:
         inside = {name: archive.read(name) for name in archive.namelist()}
     files = [path for path in exported.folder.rglob("*") if path.is_file()]
@@ -106,9 +122,9 @@ def test_the_zip_is_the_folder_and_both_are_served_alike(exported, served, cache
         path.relative_to(exported.folder).as_posix(): path.read_bytes() for path in files
     }
 
-    zipped = load_untested_model(WorkerSettings(model=str(exported.zip)))
-    assert zipped.digest == served.digest
-    assert zipped.score_threshold == PROPOSED
+    unpacked = own_model.folder(str(exported.zip), lambda: None)
+    assert digest_of(unpacked) == digest_of(exported.folder)
+    assert stated_threshold(unpacked, exported.zip) == PROPOSED
 
 
 def test_any_batch_and_any_size_are_taken(served):
@@ -142,22 +158,37 @@ def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path):
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("whole")
-    for target in (tmp_path / "mine", run.folder):
-        with pytest.raises(OutputFailed, match=r"holds something else .* choose another --to"):
+    for target, holds in (
+        (tmp_path / "mine", r"something else \(thesis\.txt\)"),
+        (run.folder, "a run"),
+    ):
+        with pytest.raises(OutputFailed, match=f"holds {holds}: choose another --to"):
             exporting.export(run, target, None)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "whole"
     assert (run.folder / WEIGHTS).is_file()
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_an_export_through_a_link_keeps_the_link(run, tmp_path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "link").symlink_to("folder")
+def test_a_model_that_workers_refuse_is_not_exported(run, exported, tmp_path):
+    """Each of its boxes is as large as the photograph, and at this threshold each is a face."""
+    large, to = tmp_path / "run", tmp_path / "export"
+    shutil.copytree(run.folder, large, ignore=shutil.ignore_patterns(exporting.SAVED_MODEL))
+    weights = checkpoint.load(large / WEIGHTS)
+    (bias,) = (values for values in weights.values() if values.shape == (4 * PER_POINT,))
+    bias.reshape(PER_POINT, 4)[:, 2:] = LARGEST_STRETCH
+    checkpoint.save(large / WEIGHTS, weights)
+    shutil.copytree(exported.folder.parent, to)
+    before = (to / exporting.ZIP).read_bytes()
 
-    for _ in range(2):
-        exporting.export(run, tmp_path / "link", None)
-        assert (tmp_path / "link").is_symlink()
-        assert (tmp_path / "folder" / "saved_model.zip").is_file()
+    with pytest.raises(ModelInvalid) as refused:
+        exporting.export(Run.load(large), to, SCORE / 2)
+
+    assert str(refused.value) == (
+        f"{to / exporting.ZIP} takes 100% of a photograph with one face for faces, more than 80%: "
+        "train it longer, or raise its score threshold, which is 0.075"
+    )
+    assert (to / exporting.ZIP).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "run"]
 
 
 def test_a_run_that_is_not_finished_is_not_exported(tmp_path):
@@ -188,8 +219,6 @@ def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
         "VEIL_MODEL": raw.uri(place + "models/saved_model.zip"),
         "VEIL_SCALES": "256",
         "VEIL_TURNED": "never",
-        # The network is hardly trained, and would find faces everywhere.
-        "VEIL_SCORE_THRESHOLD": "0.99",
         "XDG_CACHE_HOME": str(cache),
     }
     raw.put(place + "a.jpg", portrait)
@@ -239,7 +268,10 @@ def train(*arguments):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, tmp_path):
+def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(
+    veil, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VEIL_SCALES", "480")
     pictures = list(label_formats.annotations(data("masks")))[:8]
     label_formats.write_voc(pictures, tmp_path / "voc")
     label_formats.write_coco(pictures, tmp_path / "coco")
@@ -249,29 +281,21 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, 
         digests.append(train("import", tmp_path / name, *options)[0]["digest"])
     assert digests[0] == digests[1]
 
-    # With smaller or fewer squares the coarsest layers have single values, which cannot be
-    # normalised. Such a model takes everything for a face, and a worker refuses it.
-    fit = [
-        "--side",
-        256,
-        "--batch",
-        4,
-        "--steps",
-        2,
-        "--learning-rate",
-        0.0001,
-        "--weights",
-        "none",
-        "--json",
+    fit = ["--start", "default", "--side", 64, "--batch", 2, "--steps", 3, "--json"]
+    fit += ["--learning-rate", 0.00001]
+    started, *told, finished = train("fit", tmp_path / "set-voc", "--to", tmp_path / "run", *fit)
+    assert (started["event"], started["steps"], finished["event"]) == ("started", 3, "finished")
+    assert [(line["step"], line["checkpoint"]) for line in told] == [
+        (1, False),
+        (2, False),
+        (3, True),
     ]
-    told = train("fit", tmp_path / "set-voc", "--to", tmp_path / "run", *fit)
-    assert [line.get("step") for line in told] == [2, None]
 
     look = ["--side", 256, "--no-compare", "--json"]
     (evaluation,) = train("evaluate", tmp_path / "run", tmp_path / "set-coco", *look)
     assert evaluation["data"] == digests[0]
     (figures,) = evaluation["models"]
-    assert 0 <= figures["AP50"] <= 1
+    assert 0 < figures["AP50"] <= 1
     folder = tmp_path / "run" / "evaluation" / "val"
     report = (folder / "report.md").read_text()
     plots = ("precision_recall", "recall_by_false_alarms", "by_threshold", "curves")
@@ -293,7 +317,6 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(veil, data, 
         "--json",
         environment={
             "VEIL_MODEL": made["zip"],
-            "VEIL_SCALES": "480,960",
             "VEIL_TURNED": "never",
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
         },

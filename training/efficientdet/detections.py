@@ -11,9 +11,8 @@ import numpy as np
 from tasks.errors import TrainingFailed
 from training.backend import ops
 from training.efficientdet import anchors
-from worker.detection.canvas import PADDING_GRAY
 from worker.detection.model import LEFT_OUT
-from worker.detection.tf import tf
+from worker.detection.tf import padded_to_multiple, tf
 
 # The number of anchors with the highest scores, of which up to MAX_DETECTIONS faces are chosen.
 CANDIDATES = 2000
@@ -58,18 +57,11 @@ def save(model: Any, folder: Path) -> float:
 
 
 def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
-    shape = tf.shape(pictures)
-    height, width = shape[1], shape[2]
-    sides = tf.stack([height, width])
-    padding = -sides % anchors.MULTIPLE
-    padded = tf.pad(
-        pictures,
-        [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]],
-        constant_values=tf.constant(PADDING_GRAY, tf.uint8),
-    )
+    sides = tf.shape(pictures)[1:3]
+    padded = padded_to_multiple(pictures, anchors.MULTIPLE)
     outputs = model(tf.cast(padded, tf.float32), training=False)
     scores = tf.sigmoid(outputs["faces"])
-    grid = _grid(sides + padding)
+    grid = _grid(tf.shape(padded)[1:3])
     # The padding contains no faces, and workers refuse boxes outside of the picture.
     middle = (grid[:, :2] + grid[:, 2:]) / 2
     is_inside = tf.reduce_all(middle < tf.cast(sides, tf.float32), axis=1, keepdims=True)
@@ -83,7 +75,7 @@ def _detections(model: Any, pictures: Any, min_score: Any) -> dict[str, Any]:
         tf.gather(outputs["boxes"], index, batch_dims=1), tf.gather(grid, index), ops
     )
     boxes = anchors.bounded(boxes, tf.cast(sides, tf.float32), ops)
-    extent = tf.cast(tf.stack([height, width, height, width]), tf.float32)
+    extent = tf.cast(tf.tile(sides, [2]), tf.float32)
     kept = tf.image.combined_non_max_suppression(
         (boxes / extent)[:, :, None],
         scores,

@@ -17,6 +17,7 @@ from training.backend import keras, layers, ops
 from training.efficientdet.anchors import LEVELS, PER_POINT
 
 PRIOR = 0.01  # score of all anchors in the untrained network (Lin et al., section 4.1)
+NEW_DEVIATION = 0.01  # of the last kernels of the heads; same section
 FUSION_EPSILON = 1e-4  # paper, section 3.3
 NORM_MOMENTUM, NORM_EPSILON = 0.99, 1e-3  # reference implementation
 HEAD_DEPTH = 3  # paper, table 1: D0 to D2
@@ -172,6 +173,7 @@ def _head(maps: list[Any], channels: int, values: int, name: str, start: Any) ->
         PER_POINT * values,
         3,
         padding="same",
+        pointwise_initializer=keras.initializers.RandomNormal(stddev=NEW_DEVIATION),
         bias_initializer=start,
         dtype="float32",
         name=f"{name}_last",

@@ -4,53 +4,81 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training import cli, dataset
-from training.run import CHECKPOINT, EVALUATION, Recipe, Run
+from training import checkpoint, cli, dataset
+from training.run import CHECKPOINT, EVALUATION, LOG, Recipe, Run
 from worker.cli import main
 
 RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
 
 
 def test_a_checkpoint_s_line_has_the_loss_and_the_time_left():
-    line = {"step": 1000, "steps": 4000, "loss": 0.5, "seconds_left": 3725}
+    line = {"step": 1000, "steps": 4000, "loss": 0.5, "seconds": 9.25, "seconds_left": 3725}
 
     assert cli._progress_line(line) == "step 1,000 of 4,000: loss 0.5000, 1:02:05 left"
-    validated = {**line, "val_loss": 0.75, "seconds_left": None}
-    assert cli._progress_line(validated) == "step 1,000 of 4,000: loss 0.5000, 0.7500 on val"
+    last = {**line, "val_loss": 0.75, "seconds_left": 0}
+    assert cli._progress_line(last) == "step 1,000 of 4,000: loss 0.5000, 0.7500 on val"
+
+
+def test_the_first_lines_say_what_is_ahead_and_how_long_the_first_step_took(tmp_path):
+    assert cli._start_line(Run.open(tmp_path, RECIPE, "d" * 64), 100) == (
+        f"training {tmp_path}: 6 steps of 2 pictures, a checkpoint every 100; "
+        f"TensorBoard: tensorboard --logdir {tmp_path / 'events'}"
+    )
+    first = {"step": 1, "steps": 4000, "loss": 0.5, "seconds": 41.25, "seconds_left": None}
+    assert cli._progress_line(first) == "step 1 of 4,000: loss 0.5000, after 41.2 s"
 
 
 def test_the_next_command_can_be_pasted():
     assert cli._next("fit", "my set", "--to", "RUN") == "next: veil train fit 'my set' --to RUN"
 
 
-def test_a_stopped_run_says_how_to_resume_it(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("kept", "logged", "said"),
+    [
+        (
+            4,
+            5,
+            "stopped after step 5: the checkpoint of step 4 is kept, {}, and the same command "
+            "resumes there",
+        ),
+        (
+            None,
+            5,
+            "stopped after step 5, before the first checkpoint: the log is kept, and the "
+            "same command begins at step 1 again; a smaller --every loses less",
+        ),
+        (None, 0, "stopped before the first step: nothing is kept"),
+    ],
+)
+def test_a_stopped_run_says_what_is_kept(kept, logged, said, tmp_path, capsys):
     run = Run.open(tmp_path, RECIPE, "d" * 64)
 
-    def stop_after_a_checkpoint():
+    def stop():
         with cli._resumable(run):
-            (tmp_path / CHECKPOINT).touch()
+            lines = [f"{step},0.5,2.0\n" for step in range(1, logged + 1)]
+            (tmp_path / LOG).write_text("".join(["step,loss,seconds\n", *lines]))
+            if kept:
+                checkpoint.save(tmp_path / CHECKPOINT, {"step": np.array(kept)})
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stop_after_a_checkpoint()
-    with cli._resumable(run):
+        stop()
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "veil: " + said.format(tmp_path / CHECKPOINT)
+
+
+def test_a_resumed_run_says_after_which_step(tmp_path, capsys):
+    checkpoint.save(tmp_path / CHECKPOINT, {"step": np.array(4)})
+
+    with cli._resumable(Run.open(tmp_path, RECIPE, "d" * 64)):
         pass
 
-    stopped, resuming = capsys.readouterr().err.splitlines()
-    assert stopped.startswith("veil: stopped; the same command resumes")
-    assert resuming == f"veil: resuming {tmp_path} from its last checkpoint"
-
-
-def test_a_run_without_a_checkpoint_says_nothing_of_one(tmp_path, capsys):
-    run = Run.open(tmp_path, RECIPE, "d" * 64)
-
-    with pytest.raises(KeyboardInterrupt), cli._resumable(run):
-        raise KeyboardInterrupt
-
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"veil: resuming {tmp_path} after step 4\n"
 
 
 @pytest.fixture

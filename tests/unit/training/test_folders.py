@@ -6,6 +6,8 @@ import pytest
 
 from tasks.errors import OutputFailed, TrainingFailed
 from training import folders
+from training.dataset import INDEX
+from training.run import DESCRIPTION
 
 
 @pytest.fixture
@@ -28,6 +30,19 @@ def test_a_complete_folder_replaces_the_one_before(folder):
 
     assert names(folder) == ["new"]
     assert names(folder.parent) == ["made"]
+
+
+def test_a_folder_that_is_replaced_through_a_link_keeps_the_link(folder):
+    link = folder.parent / "link"
+    link.symlink_to(folder.name)
+
+    with folders.replaced(link) as work:
+        work.mkdir()
+        (work / "new").write_text("new")
+
+    assert link.is_symlink()
+    assert names(folder) == ["new"]
+    assert names(folder.parent) == ["link", "made"]
 
 
 def fail_within(folder, failure):
@@ -63,3 +78,40 @@ def test_the_current_folder_is_refused(folder, monkeypatch):
         pytest.fail("the block ran")
 
     assert names(folder) == ["old"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_in_use_stays(folder):
+    for left in (".made.0badcafe.partial", ".made.of an earlier version.partial"):
+        (folder.parent / left).mkdir()
+        (folder.parent / left / "half").write_text("half")
+    (folder.parent / ".made.0badcafe.partial" / folders.LOCK).touch()
+    other = folder.parent / ".other.0badcafe.partial"
+    other.mkdir()
+
+    with folders.written_beside(folder) as first:
+        first.mkdir()
+        with folders.written_beside(folder):
+            assert first.is_dir()
+        assert names(folder.parent) == sorted([first.parent.name, other.name, "made"])
+
+    assert names(folder.parent) == [other.name, "made"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (INDEX, "holds a data set: choose another --to"),
+        (DESCRIPTION, "holds a run: choose another --to"),
+        ("thesis.txt", r"holds something else \(old\): choose another --to"),
+    ],
+)
+def test_a_folder_that_is_refused_says_what_it_holds(name, said, folder):
+    (folder / name).touch()
+
+    with pytest.raises(OutputFailed, match=said):
+        folders.refuse_content(folder, ("allowed",))
+
+
+def test_allowed_content_and_none_at_all_are_not_refused(folder):
+    folders.refuse_content(folder, ("old",))
+    folders.refuse_content(folder.parent / "none")

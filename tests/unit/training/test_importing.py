@@ -15,7 +15,7 @@ from tests import label_formats
 from training import formats, importing, likeness, overview
 from training.cli import app
 from training.dataset import Dataset
-from training.importing import Choice
+from training.importing import Choice, Problem
 
 pytest.importorskip("matplotlib", reason="pip install 'veil[worker,training]'")
 
@@ -142,13 +142,104 @@ def test_bad_boxes_and_pictures_are_named_and_the_rest_is_imported(tmp_path):
     (picture,) = found.dataset.pictures
     assert picture.faces == ((0.0, 10.0, 30.0, 40.0), (5.0, 5.0, 25.0, 30.0))
     assert found.problems == {
-        importing.OUTSIDE: ["whole.jpg"],
-        importing.EMPTY: ["whole.jpg"],
-        importing.UNREADABLE: ["cut.jpg"],
-        importing.MISSING: ["gone.jpg"],
-        importing.OTHER_SIZE: [other.name],
+        importing.OUTSIDE: Problem(["whole.jpg"], 1),
+        importing.EMPTY: Problem(["whole.jpg"], 2),
+        importing.UNREADABLE: Problem(["cut.jpg"]),
+        importing.MISSING: Problem(["gone.jpg"]),
+        importing.OTHER_SIZE: Problem([other.name]),
     }
-    assert all(len(line.splitlines()) == 1 for line in importing.problem_lines(found.problems))
+    assert importing.problem_lines(found.problems)[:3] == [
+        "1 box in 1 picture cut at the edge of the picture: whole.jpg",
+        "2 boxes in 1 picture dropped, without area or wholly outside: whole.jpg",
+        "1 picture left out, because the file can't be read: cut.jpg",
+    ]
+
+
+def coco(folder, boxes):
+    """Write COCO with a picture of 96 x 72 pixels for each list of `boxes`; return its file."""
+    annotations = [
+        {"id": 10 * number + place, "image_id": number, "category_id": 1, "bbox": box}
+        for number, its in enumerate(boxes)
+        for place, box in enumerate(its)
+    ]
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.png"} for number in range(len(boxes))],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "face"}],
+    }
+    for number in range(len(boxes)):
+        photograph(folder / f"{number}.png", number)
+    (folder / "instances.json").write_text(json.dumps(content))
+    return folder / "instances.json"
+
+
+FINE = [10, 8, 30, 40]
+
+
+def test_a_picture_that_lost_all_its_boxes_is_no_background(tmp_path):
+    source = coco(tmp_path, [[FINE], [[0.1, 0.2, 0.3, 0.4]], [FINE, [5, 5, 0, 9]], []])
+
+    found = imported(source, tmp_path / "set")
+
+    boxes = sorted(len(picture.faces) for picture in found.dataset.pictures)
+    assert boxes == [0, 1, 1]
+    assert found.problems == {
+        importing.EMPTY: Problem(["1.png", "2.png"], 2),
+        importing.LOST: Problem(["1.png"]),
+        importing.WITHOUT: Problem(["3.png"]),
+    }
+    assert overview.summary(found)["problems"][importing.EMPTY] == {"boxes": 2, "pictures": 2}
+
+
+def test_a_picture_whose_labels_are_dropped_on_purpose_stays_background(tmp_path):
+    source = coco(tmp_path, [[FINE], [[0, 0, 0, 0]]])
+    content = json.loads(source.read_text())
+    content["categories"].append({"id": 2, "name": "tag"})
+    content["annotations"][1]["category_id"] = 2
+    source.write_text(json.dumps(content))
+
+    found = imported(source, tmp_path / "set", Choice({"face": "FACE"}, 0, 0))
+
+    assert len(found.dataset.pictures) == 2
+    assert set(found.problems) == {importing.WITHOUT}
+
+
+# Faces of 20 x 25 pixels in three places of a picture of 96 x 72 pixels.
+PLACES = [(5, 6), (40, 30), (70, 45)]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        (
+            [[x / 96, y / 72, 20 / 96, 25 / 72] for x, y in PLACES],
+            "boxes look like fractions of the picture; COCO wants pixels",
+        ),
+        (
+            [[x, y, x + 20, y + 25] for x, y in PLACES],
+            "boxes look like x1 y1 x2 y2; COCO wants x y width height",
+        ),
+        ([[x + 200, y, 20, 25] for x, y in PLACES], r"3 of 3 boxes have no area, or lie wholly"),
+    ],
+)
+def test_boxes_that_are_not_what_the_format_wants_are_refused_with_the_cause(boxes, said, tmp_path):
+    source = coco(tmp_path, [[box] for box in boxes])
+
+    with pytest.raises(DatasetInvalid, match=said) as raised:
+        imported(source, tmp_path / "set")
+
+    assert str(raised.value).startswith(str(source))
+    assert not (tmp_path / "set").exists()
+
+
+def test_one_of_several_sources_with_wrong_boxes_is_named(tmp_path):
+    labelled = []
+    for name, box in (("right", FINE), ("wrong", [0.1, 0.2, 0.3, 0.4])):
+        (tmp_path / name).mkdir()
+        labelled += formats.read(coco(tmp_path / name, [[box]] * 3), None, [])
+
+    with pytest.raises(DatasetInvalid, match=r"wrong/instances\.json: boxes look like fractions"):
+        importing.run(labelled, tmp_path / "set", EVERYTHING)
 
 
 def test_near_duplicates_share_a_split_and_copies_are_joined(tmp_path):
@@ -174,8 +265,8 @@ def test_near_duplicates_share_a_split_and_copies_are_joined(tmp_path):
     )
 
     assert len(found.dataset.pictures) == 80
-    assert found.problems[importing.SAME] == ["images/copy.png"]
-    assert len(found.problems[importing.ALIKE]) == 40
+    assert found.problems[importing.SAME] == Problem(["images/copy.png"])
+    assert len(found.problems[importing.ALIKE].pictures) == 40
     hashes = [
         likeness.perceptual_hash(found.dataset.pixels(picture))
         for picture in found.dataset.pictures
@@ -247,14 +338,19 @@ def test_labels_that_cannot_be_read_are_one_line(tmp_path, name, content, form):
     assert name in str(raised.value)
 
 
+def coco_of(**parts):
+    """Return a COCO file with other `parts`; one that is None is left out."""
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": 1, "name": "face"}],
+        **parts,
+    }
+    return json.dumps({name: part for name, part in content.items() if part is not None})
+
+
 def coco_with(annotation):
-    return json.dumps(
-        {
-            "images": [{"id": 1, "file_name": "a.jpg"}],
-            "annotations": [{"id": 7, "image_id": 1, "category_id": 1, **annotation}],
-            "categories": [{"id": 1, "name": "face"}],
-        }
-    )
+    return coco_of(annotations=[{"id": 7, "image_id": 1, "category_id": 1, **annotation}])
 
 
 VOC_BOX = "<xmin>1</xmin><ymin>2</ymin><xmax>{}</xmax><ymax>9</ymax>"
@@ -290,6 +386,22 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
             r"annotation 7, .*category 9, which is not listed",
         ),
         ("a.json", coco_with({"image_id": 5}), r"annotation 7, .*picture 5, which is not listed"),
+        ("a.json", coco_of(annotations=None), r"a\.json is not coco, .*it has no 'annotations'"),
+        ("a.json", coco_of(categories=None), r"a\.json is not coco, .*it has no 'categories'"),
+        ("a.json", coco_of(images=None), r"a\.json is not coco, .*it has no 'images'"),
+        ("a.json", coco_of(images=[{"file_name": "a.jpg"}]), r"a\.json, image 1, .*no 'id'"),
+        ("a.json", coco_of(images=[{"id": 5}], annotations=[]), r"image 5, .*no 'file_name'"),
+        ("a.json", coco_of(categories=[{"id": 1}]), r"a\.json, category 1, .*no 'name'"),
+        (
+            "a.json",
+            coco_of(images=[{"id": 5, "file_name": "a.jpg"}, {"id": 5, "file_name": "b.jpg"}]),
+            r"a\.json, image 5, .*the id 5 occurs twice",
+        ),
+        (
+            "a.json",
+            coco_of(categories=[{"id": 1, "name": "face"}, {"id": 1, "name": "hat"}]),
+            r"a\.json, category 1, .*the id 1 occurs twice",
+        ),
         ("labels/b.txt", "0 .5 .5 .1 .1\n0 .5 half .1 .1\n", r"labels/b\.txt, line 2, is not yolo"),
         ("labels/b.txt", "0 100 80 20 30\n", r"b\.txt, line 1, .*shares of the picture's sides"),
         ("labels/b.txt", "0 .5 .5 nan .1\n", r"b\.txt, line 1, .*shares of the picture's sides"),
@@ -354,6 +466,21 @@ def test_hidden_files_beside_labels_are_left_out(pictures, tmp_path, kind):
     assert len(formats.read(source, None, [])) == before
 
 
+def test_pictures_that_share_their_yolo_labels_are_refused(pictures, tmp_path):
+    source = label_formats.write_yolo([pictures[0]], tmp_path / "yolo")
+    picture = next((source / "images").iterdir())
+    photograph(picture.with_suffix(".png"), 99)
+
+    with pytest.raises(DatasetInvalid, match=r"p0\.png is not yolo, .*also those of .*p0\.jpg"):
+        formats.read(source, None, [])
+
+
+@pytest.mark.parametrize("form", ["voc", "yolo", "wider"])
+def test_json_that_is_read_as_another_format_is_refused(form, tmp_path):
+    with pytest.raises(DatasetInvalid, match=f"is JSON, and {form} is not: leave out --format"):
+        formats.read(coco(tmp_path, [[FINE]]), form, [])
+
+
 def test_a_folder_of_which_it_is_not_clear_what_to_read_is_refused(pictures, tmp_path):
     source = label_formats.write_coco(pictures, tmp_path / "coco" / "annotations")
 
@@ -391,9 +518,11 @@ def test_the_same_again_changes_nothing_and_something_else_is_refused(pictures, 
     first = imported(source, tmp_path / "set").dataset
 
     assert imported(source, tmp_path / "set").dataset == first
-    with pytest.raises(DatasetInvalid, match="holds something else"):
+    with pytest.raises(DatasetInvalid, match="set holds another data set, of 12 pictures: choose"):
         imported(source, tmp_path / "set", Choice({"bare": "FACE"}, 0, 0))
     assert Dataset.load(tmp_path / "set") == first
+    with pytest.raises(OutputFailed, match=r"voc holds something else \(Annotations\): choose"):
+        imported(source, tmp_path / "voc")
 
 
 def test_a_data_set_that_was_changed_is_refused(pictures, tmp_path):
@@ -442,14 +571,14 @@ def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):
     assert sum(figures["face_sizes"]["train"].values()) == 10
     assert figures["face_sizes"]["train"]["16–32"] == 3
     assert figures["faces_per_picture"]["train"]["1"] == 4
-    assert "1 × pictures can't be read" in done.stderr
+    assert "1 picture left out, because the file can't be read: /" in done.stderr
     report = (tmp_path / "set" / "report.md").read_text()
     assert figures["digest"] in report
     for name in ("faces_by_size.png", "pictures_by_faces.png"):
         assert f"]({name})" in report
         with Image.open(tmp_path / "set" / name) as plot:
             plot.load()
-    assert "pictures can't be read" in report
+    assert "1 picture left out, because the file can't be read" in report
 
 
 def test_a_mapping_that_cannot_be_read_is_refused(pictures, tmp_path):

@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from worker.detection.canvas import PADDING_GRAY
 from worker.detection.centerface.calibration import CALIBRATION, Calibration, Floats
 from worker.detection.centerface.maps import (
     CANDIDATES,
@@ -27,7 +26,7 @@ from worker.detection.centerface.maps import (
     Layout,
 )
 from worker.detection.model import LEFT_OUT, NETWORK
-from worker.detection.tf import tf
+from worker.detection.tf import padded_to_multiple, tf
 from worker.process.silence import silenced
 
 SIDE_MULTIPLE = 32  # Pixels; the sides of the network's input are multiples of it.
@@ -57,12 +56,7 @@ def save(network: "Network", layout: Layout, folder: Path) -> None:
     @tf.function(input_signature=[spec], autograph=False)
     def detect(input_tensor: Any) -> dict[str, Any]:
         sides = tf.shape(input_tensor)[1:3]
-        padding = -sides % SIDE_MULTIPLE
-        padded = tf.pad(
-            input_tensor,
-            [[0, 0], [0, padding[0]], [0, padding[1]], [0, 0]],
-            constant_values=tf.constant(PADDING_GRAY, tf.uint8),
-        )
+        padded = padded_to_multiple(input_tensor, SIDE_MULTIPLE)
         maps = network(tf.cast(padded, tf.float32))
         # The padding contains no faces, and workers refuse boxes outside of the picture.
         rows, columns = tf.unstack(-(-sides // STRIDE))
