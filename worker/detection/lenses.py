@@ -34,10 +34,11 @@ MIN_FILLED_SHARE = 0.6
 SEARCHED_SIDE = 256  # pixels of the reduced picture in which the image of a lens is searched
 # A 360° picture in equirectangular projection is twice as wide as high, and its left and its right
 # edge differ as neighbouring columns do: at most by this many times as much, and these levels. Its
-# edges go from zenith to nadir; an edge that varies less, in levels, is a margin.
+# edges go from zenith to nadir: the range of the middle half of their values, in levels, is at least
+# this. In a margin it is smaller.
 ASPECT, MAX_ASPECT_ERROR = 2.0, 0.01
 MAX_SEAM_RATIO, SEAM_LEVELS = 1.5, 4.0
-MIN_EDGE_DEVIATION = 8.0
+MIN_EDGE_RANGE = 8.0
 # The views of a 360° picture are the sides of a cube, each with this share of overlap.
 CUBE_OVERLAP = 1.2
 # The points of a face's outline that are followed to the picture.
@@ -187,7 +188,8 @@ def is_panorama(picture: Pixels) -> bool:
     if abs(width / height / ASPECT - 1) > MAX_ASPECT_ERROR or width < 4:
         return False
     edges = picture[:, [0, -1, 1, -2]].astype(np.float32)
-    if edges[:, :2].std(axis=0).max() < MIN_EDGE_DEVIATION:
+    low, high = np.quantile(edges[:, :2], [0.25, 0.75], axis=0)
+    if (high - low).max() < MIN_EDGE_RANGE:
         return False
     seam = np.abs(edges[:, 0] - edges[:, 1]).mean()
     usual = np.abs(edges[:, :2] - edges[:, 2:]).mean()
