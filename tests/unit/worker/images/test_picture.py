@@ -1,5 +1,6 @@
 """Views of a picture that uses a small part of the range are stretched, others are not."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -138,3 +139,54 @@ def test_a_dark_picture_is_also_looked_at_brighter_and_smoother():
 
 def test_a_picture_that_is_not_dark_is_looked_at_as_it_is():
     assert len(views(night(0.8, 12, np.random.default_rng(1)), "RGB")) == 1
+
+
+def detailed(width=400, height=300):
+    """Return a picture with detail of all sizes, as photographs have it."""
+    rng = np.random.default_rng(3)
+    layers = [
+        cv2.resize(rng.normal(0, 20, (height // step, width // step)), (width, height))
+        for step in (2, 4, 8, 16, 32)
+    ]
+    gray = (128 + sum(layers)).clip(0, 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+def blurred(pixels):
+    soft = cv2.GaussianBlur(pixels.astype(np.float32), (0, 0), 5)
+    return ((soft - 128) * 5 + 128).clip(0, 255).astype(np.uint8)
+
+
+def noisy(pixels):
+    noise = np.random.default_rng(4).integers(-60, 61, pixels.shape)
+    return (128 + pixels.astype(int) // 16 + noise).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [blurred(detailed()), noisy(detailed())],
+    ids=["blurred", "noisy"],
+)
+def test_a_blurred_or_noisy_picture_is_also_looked_at_smoothed(pixels):
+    plain, smoothed = views(pixels, "RGB")
+    assert (plain == pixels).all()
+    assert smoothed.shape == pixels.shape
+    assert np.abs(np.diff(smoothed.astype(int), axis=1)).mean() < (
+        np.abs(np.diff(pixels.astype(int), axis=1)).mean()
+    )
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        detailed(),
+        detailed(2000, 1500),
+        cv2.GaussianBlur(detailed(200, 150), (0, 0), 8),  # too small to tell
+        np.full((300, 400, 3), 90, np.uint8),
+    ],
+    ids=["sharp", "large and sharp", "small", "flat"],
+)
+def test_other_pictures_are_not_looked_at_smoothed(pixels):
+    assert all(
+        (view == pixels).all() or view.std() > 2 * pixels.std() for view in views(pixels, "RGB")
+    )
