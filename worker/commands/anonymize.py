@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -123,7 +123,7 @@ def anonymize(
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra)
-    jobs = list(find_jobs(paths, output))
+    jobs = find_jobs(paths, output)
     if not jobs:
         print_note(f"no file in {', '.join(map(str, paths))}: nothing to anonymize")
         return ExitCode.FAILED
@@ -148,33 +148,25 @@ def anonymize(
     return ExitCode.ok_if(has_pictures and not counts["failed"])
 
 
-def find_jobs(paths: list[Path], output: Path | None) -> Iterator[Job]:
-    """Yield a job for each file of `paths` and the folders in it.
+def find_jobs(paths: list[Path], output: Path | None) -> list[Job]:
+    """Return a job for each file of `paths` and the folders in it.
 
-    Without `output`, the jobs have no outputs either.
+    A file that is named twice has one job for each of its outputs. Without `output`, the jobs have
+    no outputs.
 
     Raise OutputFailed where an output would replace a source or another output, and for a folder
     that can't be read.
     """
-    if output is None:
-        for source, _, named in _files(paths, None):
-            yield Job(source, None, named)
-        return
-    source_of: dict[Path, Path] = {}
-    files = list(_files(paths, output.resolve()))
-    sources = {source.resolve() for source, _, _ in files}
-    for source, relative, named in files:
-        target = output / relative
-        if target.resolve() in sources:
-            raise OutputFailed(
-                f"{target} would be replaced by the output of {source}: choose another --output"
-            )
-        if target in source_of:
-            raise OutputFailed(
-                f"{source_of[target]} and {source} would both become {target}: run them apart"
-            )
-        source_of[target] = source
-        yield Job(source, target, named)
+    jobs: dict[tuple[Path, Path | None], Job] = {}
+    for source, relative, named in _files(paths, output and output.resolve()):
+        target = output and output / relative
+        # The folder is resolved, but not the file: a link beside its file has an output of its own.
+        place = source.parent.resolve() / source.name
+        earlier = jobs.setdefault((place, target), Job(source, target, named))
+        if named and not earlier.named:
+            jobs[place, target] = replace(earlier, named=True)
+    _refuse_replacements(jobs.values())
+    return list(jobs.values())
 
 
 def anonymize_file(
@@ -200,6 +192,24 @@ def anonymize_file(
     except Exception as error:
         outcome = _failure(job, content, error)
     return replace(outcome, seconds=round(time.perf_counter() - started, 3))
+
+
+def _refuse_replacements(jobs: Collection[Job]) -> None:
+    """Raise OutputFailed if the output of a job would replace a source or another output."""
+    sources = {job.source.resolve() for job in jobs}
+    source_of: dict[Path, Path] = {}
+    for source, target in ((job.source, job.output) for job in jobs):
+        if target is None:
+            continue
+        if target.resolve() in sources:
+            raise OutputFailed(
+                f"{target} would be replaced by the output of {source}: choose another --output"
+            )
+        if target in source_of:
+            raise OutputFailed(
+                f"{source_of[target]} and {source} would both become {target}: run them apart"
+            )
+        source_of[target] = source
 
 
 def _check_output(output: Path | None, detect_only: bool) -> None:
