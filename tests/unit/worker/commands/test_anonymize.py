@@ -371,6 +371,49 @@ def test_ctrl_c_reports_the_files_that_were_done_until_then(folder, tmp_path, mo
     assert sorted(Path(outcome.source).name for outcome in reported) == ["a.png", "b.png"]
 
 
+def test_ctrl_c_does_not_wait_for_a_read_that_never_ends(folder, tmp_path, monkeypatch):
+    source = folder("in", {"a.png": picture()})
+    os.mkfifo(tmp_path / "pipe")  # in place of a file whose file system does not answer
+    jobs = [*find_jobs([source], tmp_path / "out"), Job(tmp_path / "pipe", tmp_path / "b", True)]
+    reported = []
+
+    def interrupted(futures):
+        yield futures[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(anonymize, "as_completed", interrupted)
+    monkeypatch.setattr(anonymize, "STOP_SECONDS", 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            anonymize._anonymize_files(
+                anonymizer(), jobs, WorkerSettings(), AnonymizeOptions(), reported.append
+            )
+        assert [outcome.status for outcome in reported] == ["anonymized"]
+    finally:
+        os.close(os.open(tmp_path / "pipe", os.O_RDWR))  # ends the thread that reads
+
+
+@pytest.mark.parametrize(
+    ("path", "defect"),
+    [
+        ("a.jpg", None),
+        (".", None),
+        ("pipe.jpg", "pipe.jpg is a pipe: name a file or a folder"),
+        ("/dev/zero", "/dev/zero is a device: name a file or a folder"),
+        ("absent.jpg", "absent.jpg does not exist"),
+        ("a.jpg/b.jpg", "a.jpg/b.jpg does not exist"),
+        ("link.jpg", "link.jpg is a link to gone.jpg, which does not exist"),
+        ("loop.jpg", "loop.jpg can't be read: Too many levels of symbolic links"),
+    ],
+)
+def test_a_path_that_is_neither_a_file_nor_a_folder_is_refused(folder, monkeypatch, path, defect):
+    monkeypatch.chdir(folder("in", {"a.jpg": b""}))
+    os.mkfifo("pipe.jpg")
+    Path("link.jpg").symlink_to("gone.jpg")
+    Path("loop.jpg").symlink_to("loop.jpg")
+    assert anonymize._defect(Path(path)) == defect
+
+
 def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):
     source = folder("in", {"a.jpg": b""})
     os.mkfifo(source / "pipe.jpg")
