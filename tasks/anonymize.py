@@ -41,6 +41,7 @@ LONGEST_BACKOFF_SECONDS = 60.0
 UNCOUNTED_PAUSE_SECONDS = (1.0, 5.0)  # the pause before a retry that does not count
 
 MAX_STORED_TEXT = 1100  # characters; the longest address has 1,092 bytes
+MAX_LOGGED_AREAS = 20  # of each kind
 MAX_STORED_OPTIONS = 128 << 10  # characters of JSON; options with the most areas have fewer
 
 FIELDS = tuple(AnonymizeRequest.model_fields)  # in the order of the positional arguments
@@ -308,9 +309,21 @@ def _stored_options(options: Any) -> Any:
 
 
 def _log_values(report: AnonymizeReport) -> dict[str, Any]:
-    """Return the fields of `report` for the log: without boxes, and with bounded options."""
+    """Return the fields of `report` for the log: without boxes, and with few areas of the options.
+
+    `areas_left_out` counts the other areas.
+    """
     unlogged = ("source", "status", "boxes_xyxy", "left_xyxy")
     values = {name: value for name, value in report.to_json().items() if name not in unlogged}
-    if report.options is not None:
-        values["options"] = _bounded_text(report.options)
+    options = dict(report.options or {})
+    left_out = 0
+    for name in ("exempt", "extra"):
+        areas = options.get(name, [])
+        if len(areas) > MAX_LOGGED_AREAS:
+            options[name] = areas[:MAX_LOGGED_AREAS]
+            left_out += len(areas) - MAX_LOGGED_AREAS
+    if options:
+        values["options"] = options
+    if left_out:
+        values["areas_left_out"] = left_out
     return values

@@ -239,6 +239,17 @@ class Backfill:
                 except WatchError:
                     continue
 
+    def rehearse(self, restart: bool = False) -> Iterator[Run]:
+        """Yield what `begin` and `pages` would, without publishing or writing anything.
+
+        Nothing is retried: raises the errors of the store, and QueueUnavailable.
+        """
+        with connected():
+            run = self._chosen(None if restart else runs.read(self._redis, self.name))
+        yield run
+        if run.state != "finished":
+            yield from rehearse(self._store, self._places, self._selection, run)
+
     def pages(self, run: Run) -> Iterator[Run]:
         """Publish the sources that are not done. Yield the run after each page.
 
@@ -366,12 +377,9 @@ class Backfill:
         self._next_at = max(self._next_at, self._clock()) + len(pictures) / self._max_rate
 
 
-def rehearse(
-    store: ObjectStore, places: Places, selection: Selection, recipe: str | None
-) -> Iterator[Run]:
-    """Yield a new run after each page, without publishing or writing anything."""
-    run = new_run(places, selection, recipe or "")
-    sources = SourcePages(store, places, selection, recipe)
+def rehearse(store: ObjectStore, places: Places, selection: Selection, run: Run) -> Iterator[Run]:
+    """Yield `run` after each further page, without publishing or writing anything."""
+    sources = SourcePages(store, places, selection, run.recipe or None, run.cursor)
     limit = selection.max_messages
     while not sources.at_end and run.enqueued < limit:
         run = run.after(sources.page(int(min(PAGE, limit - run.enqueued))))

@@ -1,6 +1,11 @@
 """`veil anonymize` on a folder of pictures, as a user runs it."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -255,6 +260,47 @@ def test_a_path_that_is_not_there_is_exit_code_2(veil, tmp_path):
     assert done.stdout == ""
     assert "missing.jpg" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_named_pipe_is_refused(veil, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+
+    done = veil("anonymize", "pipe.jpg", "--output", "output", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pipe.jpg is a pipe: name a file or a folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_ends_the_command_though_a_read_never_ends(
+    programs, album, tmp_path, number, code
+):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    shutil.copy(album / "a.jpg", source)
+    shutil.copy(album / "a.jpg", source / "z.jpg")
+    process = subprocess.Popen(
+        [programs / "veil", "anonymize", source, "--output", output, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not output.exists():  # then the files were found, and the model is loaded
+        time.sleep(0.01)
+    # A pipe in place of a file whose file system does not answer.
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe").rename(source / "z.jpg")
+    assert json.loads(process.stdout.readline())["source"] == str(source / "a.jpg")
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=30)
+
+    assert process.returncode == code
+    assert printed.splitlines()[-2:] == [
+        "veil: interrupted; what was done until then:",
+        "1 anonymized",
+    ]
 
 
 def test_quiet_prints_failures_alone(veil, album, tmp_path):

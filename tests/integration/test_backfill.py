@@ -367,10 +367,28 @@ def test_a_run_is_through_when_none_of_its_messages_waits_or_is_in_hand(unattend
 def test_a_rehearsal_counts_and_writes_nothing(unattended, store, keys, place, small_pages):
     places = Places.find(f"s3://raw/{place}", None, ROUTES)
 
-    *_, run = backfill.rehearse(store, places, Selection(limit=5), None)
+    selection = Selection(limit=5)
+    *_, run = backfill.rehearse(
+        store, places, selection, backfill.new_run(places, selection, recipe="")
+    )
 
     assert (run.state, run.enqueued) == ("finished", 5)
     assert unattended.client.keys("*") == []
+
+
+def test_a_rehearsal_goes_on_where_the_run_would(unattended, start, keys, small_pages):
+    started = start()
+    run = started.begin()
+    next(started.pages(run))
+    stored = runs.read(unattended.client, run.name)
+    first, *_, last = start().rehearse()
+
+    assert 0 < first.enqueued == stored.enqueued < len(keys)
+    assert (last.state, last.enqueued, last.listed) == ("finished", len(keys), len(keys))
+    assert runs.read(unattended.client, run.name) == stored
+    assert len(enqueued(unattended.client)) == stored.enqueued
+    first, *_ = start().rehearse(restart=True)
+    assert first.listed == 0
 
 
 def test_a_redis_that_is_killed_and_comes_back_gets_every_key_once(

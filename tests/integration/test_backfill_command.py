@@ -37,6 +37,7 @@ SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {
     "source",
     "destination",
     "recipe",
+    "newly_enqueued",
     "dry_run",
     "outcomes",
     "seconds",
@@ -116,6 +117,7 @@ def test_what_is_not_done_is_done_and_nothing_is_done_again(
     assert done["outcomes"] == {"anonymized": 3, "skipped": 0, "held": 0, "dead": 0}
     assert done["state"] == "finished"
     again = summary(second)
+    assert (done["newly_enqueued"], again["newly_enqueued"]) == (3, 1)
     assert (again["run"], again["listed"], again["skipped"], again["enqueued"]) == (
         done["run"],
         3,
@@ -215,10 +217,18 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
     followed = veil("backfill", "--follow", run, "--json", environment=environment)
     assert followed.returncode == 3
     assert summary(followed)["enqueued"] == 10
+    assert summary(followed)["newly_enqueued"] == 0
 
+    rehearsed = veil("backfill", raw.uri(place), "--dry-run", environment=environment)
+    assert "30 listed" in rehearsed.stderr
+    assert rehearsed.stderr.endswith(
+        f"20 (200 bytes) would be enqueued; the run {run} has enqueued 10 before\n"
+    )
+    assert runs.read(unattended.client, run).state == "stopped"
     done = veil("backfill", raw.uri(place), "--json", environment=environment)
     assert done.returncode == 0
     assert [line["enqueued"] for line in lines(done)] == [10, 30, 30]
+    assert summary(done)["newly_enqueued"] == 20
     assert unattended.client.llen(BACKFILL) == 20
 
 
@@ -317,8 +327,37 @@ def test_a_rehearsal_says_what_would_be_done(veil, unattended, s3, raw, place):
     assert (said["dry_run"], said["listed"], said["enqueued"]) == (True, 2, 2)
     no_recipe, line = plain.stderr.splitlines()
     assert "no worker has reported its recipe" in no_recipe
-    assert "3 (30 bytes) would be enqueued" in line
+    assert "3 (30 bytes) would be enqueued; the run would be" in line
     assert unattended.client.keys("*") == []
+
+
+def test_while_messages_of_the_last_pass_wait_nothing_is_enqueued_nor_rehearsed(
+    veil, unattended, s3, raw, place
+):
+    for key in range(3):
+        raw.put(f"{place}{key}", b"no picture")
+    settings = {**unattended.environment, **s3.environment()}
+
+    def run(*flags):
+        done = veil("backfill", raw.uri(place), *flags, environment=settings)
+        assert done.returncode == 0
+        return done.stderr.splitlines()[1:]  # after the note that no worker reported its recipe
+
+    (first,) = run()
+    assert first.endswith("3 (30 bytes) enqueued; none has ended")
+    (name,) = runs.names(unattended.client)
+    waits, rehearsed = run("--dry-run")
+    waits_too, last = run()
+
+    assert waits == waits_too
+    assert f"messages of the last pass of {name} are still waiting or in work" in waits
+    assert rehearsed.endswith(
+        f"0 (0 bytes) would be enqueued; the run {name} has enqueued 3 before"
+    )
+    assert last.endswith("3 (30 bytes) enqueued, 0 of them by this command; none has ended")
+    assert unattended.client.llen(BACKFILL) == 3
+    (restarted,) = run("--dry-run", "--restart")
+    assert restarted.endswith(f"3 (30 bytes) would be enqueued; the run would be {name}")
 
 
 @pytest.mark.parametrize(

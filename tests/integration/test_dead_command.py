@@ -149,6 +149,21 @@ def test_a_picture_that_comes_through_at_last_is_no_longer_listed(
         time.sleep(0.1)
 
 
+def test_pictures_of_one_source_are_told_apart_by_their_destinations(dead, unattended):
+    for destination in DESTINATIONS:
+        give_up(unattended, "s3://raw/a.jpg", destination=destination)
+    retried = ("retry", "s3://raw/a.jpg", "--wait", "--timeout", 0.2)
+    named = [line.split(": NoAnswer: ")[0] for line in dead(*retried).stderr.splitlines()[1:-1]]
+    assert sorted(named) == [
+        "s3://raw/a.jpg",
+        "s3://raw/a.jpg → s3://clean/b.jpg",
+        "s3://raw/a.jpg → s3://clean/c.jpg",
+    ]
+    for flags in (retried, ("retry", "s3://raw/a.jpg")):
+        shown = map(json.loads, dead(*flags, "--json").stdout.splitlines())
+        assert {line.get("destination") for line in shown} == set(DESTINATIONS)
+
+
 def test_what_is_dropped_is_forgotten_and_nothing_else(dead, unattended):
     for number, error in enumerate(("A", "A", "B", "B", "C")):
         give_up(unattended, f"s3://raw/{number}", error)

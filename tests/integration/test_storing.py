@@ -10,7 +10,7 @@ from botocore.awsrequest import AWSResponse
 from PIL import Image
 
 from tasks.addresses import ObjectUri
-from tasks.bulk.backfill import Selection, rehearse
+from tasks.bulk.backfill import Selection, new_run, rehearse
 from tasks.bulk.comparison import compare, settle
 from tasks.bulk.places import Places
 from tasks.bulk.verify import Audit
@@ -402,6 +402,11 @@ def test_public_metadata_and_names_tell_nothing_of_the_original(site, place):
     assert site.clean.head(place + "a.png")["Metadata"]["veil-recipe"] == recipe
 
 
+def rehearsed(store, places):
+    """Yield a new run of these places page by page, without publishing anything."""
+    return rehearse(store, places, Selection(), new_run(places, Selection(), RECIPE))
+
+
 @pytest.mark.parametrize("before", [(), (OLD,), (NEW, OLD)])
 @pytest.mark.parametrize("options", [None, {"extra": [[0, 0, 9, 9]]}])
 def test_an_archive_is_done_again_for_a_key_only_where_no_known_key_signed_it(
@@ -414,7 +419,7 @@ def test_an_archive_is_done_again_for_a_key_only_where_no_known_key_signed_it(
     expected = ("ok",) if before else ("unsigned",)
     assert site.verified(NEW, OLD) == {place + "a.png": expected}
     places = Places.find(str(site.route.source), None, Routes((site.route,)), (NEW, OLD))
-    *_, run = rehearse(site.store, places, Selection(), RECIPE)
+    *_, run = rehearsed(site.store, places)
     assert (run.skipped, run.enqueued) == ((1, 0) if before else (0, 1))
     site.raw.put(place + "a.png", picture(1))
     assert site.states(NEW, OLD) == {"a.png": "stale"}
@@ -431,11 +436,11 @@ def test_where_the_key_is_not_known_that_is_said(site, place, keys):
     assert site.verified(*keys) == {place + "a.png": ("unknown key",)}
     places = Places.find(str(site.route.source), None, Routes((site.route,)), keys)
     if keys:  # A worker decides.
-        *_, run = rehearse(site.store, places, Selection(), RECIPE)
+        *_, run = rehearsed(site.store, places)
         assert run.enqueued == 1
     else:
         with pytest.raises(SettingsInvalid, match=f"by the key {OLD.id}: set VEIL_RECEIPT_KEY"):
-            list(rehearse(site.store, places, Selection(), RECIPE))
+            list(rehearsed(site.store, places))
 
 
 def test_commands_say_which_key_they_need(veil, s3, place, store, new_queue):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.bulk.backfill import Selection, rehearse
+from tasks.bulk.backfill import Selection, new_run, rehearse
 from tasks.bulk.places import Places
 from tasks.bulk.reconcile import Only, Reconciliation
 from tasks.bulk.verify import Audit
@@ -136,7 +136,7 @@ class Site:
     def wanted(self, *keys):
         """Return the number of pictures that a backfill would put on the queue."""
         places = Places.find(str(self.route.source), None, Routes((self.route,)), keys)
-        *_, run = rehearse(self.store, places, Selection(), RECIPE)
+        *_, run = rehearse(self.store, places, Selection(), new_run(places, Selection(), RECIPE))
         return run.enqueued
 
     def is_hidden(self, key="a.png"):

@@ -2,13 +2,17 @@
 
 import json
 import os
+import signal
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -35,6 +39,15 @@ if TYPE_CHECKING:
     from worker.anonymizer import Anonymized, FileAnonymizer
 
 app = CommandApp()
+
+# Files whose read could block for ever.
+SPECIAL_KINDS = {
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+STOP_SECONDS = 5.0  # after Ctrl-C or SIGTERM, for the files that were begun
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def anonymize(
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra)
-    jobs = list(find_jobs(paths, output))
+    jobs = find_jobs(paths, output)
     if not jobs:
         print_note(f"no file in {', '.join(map(str, paths))}: nothing to anonymize")
         return ExitCode.FAILED
@@ -131,50 +144,40 @@ def anonymize(
         _create_folder(output)
     from worker.bootstrap import build_file_anonymizer
 
-    anonymizer = build_file_anonymizer(settings, pictures=len(jobs))
     counts: Counter[str] = Counter()
-    with (
-        summarized(lambda: _print_counts(counts)),
-        progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar,
-    ):
+    with _ended_by_signals(), summarized(lambda: _print_counts(counts)):
+        anonymizer = build_file_anonymizer(settings, pictures=len(jobs))
+        with progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar:
 
-        def report(outcome: Outcome) -> None:
-            counts[outcome.status] += 1
-            _print(outcome, as_json)
-            bar.advance()
+            def report(outcome: Outcome) -> None:
+                counts[outcome.status] += 1
+                _print(outcome, as_json)
+                bar.advance()
 
-        _anonymize_files(anonymizer, jobs, settings, request, report)
+            _anonymize_files(anonymizer, jobs, settings, request, report)
     has_pictures = counts.total() > counts["ignored"]
     return ExitCode.ok_if(has_pictures and not counts["failed"])
 
 
-def find_jobs(paths: list[Path], output: Path | None) -> Iterator[Job]:
-    """Yield a job for each file of `paths` and the folders in it.
+def find_jobs(paths: list[Path], output: Path | None) -> list[Job]:
+    """Return a job for each file of `paths` and the folders in it.
 
-    Without `output`, the jobs have no outputs either.
+    A file that is named twice has one job for each of its outputs. Without `output`, the jobs have
+    no outputs.
 
     Raise OutputFailed where an output would replace a source or another output, and for a folder
     that can't be read.
     """
-    if output is None:
-        for source, _, named in _files(paths, None):
-            yield Job(source, None, named)
-        return
-    source_of: dict[Path, Path] = {}
-    files = list(_files(paths, output.resolve()))
-    sources = {source.resolve() for source, _, _ in files}
-    for source, relative, named in files:
-        target = output / relative
-        if target.resolve() in sources:
-            raise OutputFailed(
-                f"{target} would be replaced by the output of {source}: choose another --output"
-            )
-        if target in source_of:
-            raise OutputFailed(
-                f"{source_of[target]} and {source} would both become {target}: run them apart"
-            )
-        source_of[target] = source
-        yield Job(source, target, named)
+    jobs: dict[tuple[Path, Path | None], Job] = {}
+    for source, relative, named in _files(paths, output and output.resolve()):
+        target = output and output / relative
+        # The folder is resolved, but not the file: a link beside its file has an output of its own.
+        place = source.parent.resolve() / source.name
+        earlier = jobs.setdefault((place, target), Job(source, target, named))
+        if named and not earlier.named:
+            jobs[place, target] = replace(earlier, named=True)
+    _refuse_replacements(jobs.values())
+    return list(jobs.values())
 
 
 def anonymize_file(
@@ -202,6 +205,24 @@ def anonymize_file(
     return replace(outcome, seconds=round(time.perf_counter() - started, 3))
 
 
+def _refuse_replacements(jobs: Collection[Job]) -> None:
+    """Raise OutputFailed if the output of a job would replace a source or another output."""
+    sources = {job.source.resolve() for job in jobs}
+    source_of: dict[Path, Path] = {}
+    for source, target in ((job.source, job.output) for job in jobs):
+        if target is None:
+            continue
+        if target.resolve() in sources:
+            raise OutputFailed(
+                f"{target} would be replaced by the output of {source}: choose another --output"
+            )
+        if target in source_of:
+            raise OutputFailed(
+                f"{source_of[target]} and {source} would both become {target}: run them apart"
+            )
+        source_of[target] = source
+
+
 def _check_output(output: Path | None, detect_only: bool) -> None:
     """Raise BadParameter unless there is either a folder for outputs or no output."""
     if output is None and not detect_only:
@@ -215,13 +236,22 @@ def _check_output(output: Path | None, detect_only: bool) -> None:
 def _require_paths(paths: list[Path]) -> None:
     """Raise BadParameter for a path that names no file and no folder, or that can't be read."""
     for path in paths:
-        try:
-            is_there = path.exists()
-        except OSError as error:
-            message = f"{path} can't be read: {error.strerror}"
-            raise typer.BadParameter(message, param_hint="PATH") from None
-        if not is_there:
-            raise typer.BadParameter(_absence(path), param_hint="PATH")
+        if defect := _defect(path):
+            raise typer.BadParameter(defect, param_hint="PATH")
+
+
+def _defect(path: Path) -> str | None:
+    """Return why `path` is neither a file nor a folder; None if it is one of them."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _absence(path)
+    except OSError as error:
+        return f"{path} can't be read: {error.strerror}"
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    kind = SPECIAL_KINDS.get(stat.S_IFMT(mode), "special file")
+    return f"{path} is a {kind}: name a file or a folder"
 
 
 def _absence(path: Path) -> str:
@@ -284,22 +314,49 @@ def _anonymize_files(
 ) -> None:
     """Anonymize all files in threads, and report each outcome as soon as it is known.
 
-    Ctrl-C cancels the files that were not begun, and waits for the others.
+    Ctrl-C cancels the files that were not begun, and waits STOP_SECONDS for the others: the read
+    of one may never end.
     """
     reported = set()
-    with ThreadPoolExecutor(settings.pictures_in_flight()) as pool:
-        limit = settings.max_bytes
-        futures = [pool.submit(anonymize_file, anonymizer, job, limit, request) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                reported.add(future)
-                report(future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            for future in futures:
-                if future not in reported and not future.cancelled():
-                    report(future.result())
-            raise
+    pool = ThreadPoolExecutor(settings.pictures_in_flight())
+    limit = settings.max_bytes
+    futures = [pool.submit(anonymize_file, anonymizer, job, limit, request) for job in jobs]
+    try:
+        for future in as_completed(futures):
+            reported.add(future)
+            report(future.result())
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        begun = {future for future in futures if not future.cancelled()}
+        for future in wait(begun - reported, STOP_SECONDS).done:
+            report(future.result())
+        raise
+
+
+class Terminated(KeyboardInterrupt):
+    """Raised by SIGTERM, so that it ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process once they have ended the block.
+
+    Python itself would wait for the threads, and one may hang in the read of a file.
+    """
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        with suppress(OSError):
+            sys.stdout.flush()
+        is_terminated = isinstance(error, Terminated)
+        os._exit(ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tasks.bulk import runs
-from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection, rehearse
+from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
 from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
 from tasks.errors import InvalidRequest, QueueUnavailable, RunTakenOver
@@ -105,7 +105,7 @@ Recipe = Annotated[
         help="The recipe that counts as done; default: that of the worker that started last.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count what a new run would enqueue.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count what would be enqueued.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget the progress of the run.")]
 Wait = Annotated[
     bool, typer.Option(help="Wait until every picture has ended; exit with 1 if one died.")
@@ -174,10 +174,8 @@ def backfill(
     places = Places.find(source, to, settings.parsed_routes(), settings.receipt_keys())
     selection = Selection(since, until, tuple(sorted(suffix or ())), limit)
     celery = celery_app()
-    if dry_run:
-        return _rehearse(celery, settings, places, selection, recipe, as_json)
     store = _connect(celery, settings, places)
-    with Display.opened(celery.backend.client, as_json) as display:
+    with Display.opened(celery.backend.client, as_json, is_rehearsal=dry_run) as display:
         producer = Backfill(
             celery,
             store,
@@ -189,6 +187,8 @@ def backfill(
             max_rate=max_rate or math.inf,
             tell=display.note,
         )
+        if dry_run:
+            return _rehearse(producer, display, restart)
         return _run(celery, producer, display, restart, wait)
 
 
@@ -225,22 +225,13 @@ def _run(
     return ExitCode.ok_if(not (wait and died))
 
 
-def _rehearse(
-    celery: "App",
-    settings: Settings,
-    places: Places,
-    selection: Selection,
-    recipe: str | None,
-    as_json: bool,
-) -> ExitCode:
-    """Show what a new run would enqueue."""
-    store = ObjectStore.connect(settings)
-    store.require_any(places.source)
-    with Display.opened(celery.backend.client, as_json, is_rehearsal=True) as display:
-        current_recipe = _recipe(celery, recipe, display)
-        for page in rehearse(store, places, selection, current_recipe):
-            display.show(page)
-        display.summarize()
+def _rehearse(producer: Backfill, display: "Display", restart: bool) -> ExitCode:
+    """Show what the same command would enqueue without ``--dry-run``."""
+    rehearsed = producer.rehearse(restart)
+    display.begin(next(rehearsed))
+    for page in rehearsed:
+        display.show(page)
+    display.summarize()
     return ExitCode.OK
 
 
@@ -281,7 +272,7 @@ def _recipe(celery: "App", given: str | None, display: "Display") -> str | None:
 
 def _enqueue(producer: Backfill, display: "Display", restart: bool) -> None:
     current = producer.begin(restart)
-    display.show(current)
+    display.begin(current)
     for page in producer.pages(current):
         display.show(page)
 
@@ -381,6 +372,7 @@ class Display:
         self._is_rehearsal = is_rehearsal
         self._started = time.monotonic()
         self._first: Run | None = None
+        self._before: Run | None = None
         self._last: Run | None = None
         self._counts: Mapping[str, int] = {}
         self._counted_at = 0.0
@@ -404,6 +396,11 @@ class Display:
     def note(self, line: str) -> None:
         """Print a note on standard error, above the progress bar."""
         self._progress.console.print(f"veil: {line}", markup=False, soft_wrap=True)
+
+    def begin(self, current: Run) -> None:
+        """Show a run to which this command adds messages: the summary has their number."""
+        self._before = self._before or current
+        self.show(current)
 
     def show(self, current: Run, counts: Mapping[str, int] | None = None) -> None:
         """Show a run. Its outcomes, if `counts` are not given, are read every POLL_SECONDS."""
@@ -451,13 +448,31 @@ class Display:
             f"{current.listed:,} listed, {current.skipped:,} done already, "
             f"{current.ignored:,} not selected"
         )
-        size = f"{current.enqueued:,} ({decimal(current.source_bytes)})"
         if self._is_rehearsal:
-            self.note(f"{listed}, {size} would be enqueued; the run would be {current.name}")
-        else:
-            endings = Endings(self._counts)
-            self.note(f"{current.name}: {listed}, {size} enqueued; {endings}")
+            self.note(f"{listed}, {self._rehearsed(current)}")
+            return died
+        size = f"{current.enqueued:,} ({decimal(current.source_bytes)})"
+        share = ""
+        if self._before is not None and self._before.enqueued:
+            share = f", {self._newly_enqueued(current):,} of them by this command"
+        self.note(f"{current.name}: {listed}, {size} enqueued{share}; {Endings(self._counts)}")
         return died
+
+    def _rehearsed(self, current: Run) -> str:
+        """Return what the command would enqueue, and to which run it would add that."""
+        assert self._before is not None
+        size = decimal(current.source_bytes - self._before.source_bytes)
+        would = f"{self._newly_enqueued(current):,} ({size}) would be enqueued"
+        if not self._before.enqueued:
+            return f"{would}; the run would be {current.name}"
+        return f"{would}; the run {current.name} has enqueued {self._before.enqueued:,} before"
+
+    def _newly_enqueued(self, current: Run) -> int:
+        """Return the number of messages that this command has added to the run."""
+        if self._before is None:
+            return 0
+        # It is negative if Redis has lost the run meanwhile, and it began anew.
+        return max(0, current.enqueued - self._before.enqueued)
 
     @property
     def _ended(self) -> int:
@@ -508,6 +523,7 @@ class Display:
                 "source": current.source,
                 "destination": current.destination,
                 "recipe": current.recipe or None,
+                "newly_enqueued": self._newly_enqueued(current),
                 "dry_run": self._is_rehearsal,
                 "outcomes": {name: self._counts.get(name, 0) for name in OUTCOMES},
                 "seconds": round(time.monotonic() - self._started, 1),

@@ -80,10 +80,10 @@ def _publish(
     queue: str,
     wait: bool,
     as_json: bool,
-) -> dict[str, str]:
+) -> dict[str, Wanted]:
     """Put `sources` on `queue`. With `wait`, return them by task id."""
     publisher = Publisher(celery)
-    waited_for: dict[str, str] = {}
+    waited_for: dict[str, Wanted] = {}
     is_finished = False
     with progress_bar("enqueued") as bar:
 
@@ -98,7 +98,7 @@ def _publish(
                 task_ids = publisher.publish(wanted, queue, keep_results=wait)
                 bar.advance(len(batch))
                 if wait:
-                    waited_for.update(zip(task_ids, map(str, batch), strict=True))
+                    waited_for.update(zip(task_ids, wanted, strict=True))
                 elif as_json:
                     _print_enqueued(batch, task_ids)
             is_finished = True

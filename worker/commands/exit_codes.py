@@ -33,6 +33,8 @@ class ExitCode(IntEnum):
 
     INTERRUPTED = 130, "Ctrl-C."  # 128 + SIGINT, as shells report it
 
+    TERMINATED = 143, "SIGTERM ended `veil anonymize`."  # 128 + SIGTERM
+
     @classmethod
     def ok_if(cls, is_complete: bool) -> "ExitCode":
         """Return OK, or FAILED if something did not succeed."""

@@ -88,7 +88,7 @@ class LedgerEntries(Generic[Item]):
         waits = wait_seconds is not None
         publisher = Publisher(self._celery)
         enqueued = refused = 0
-        waited_for: dict[str, str] = {}
+        waited_for: dict[str, Wanted] = {}
 
         def summarize() -> None:
             print_summary(f"{enqueued:,} enqueued")
@@ -100,12 +100,11 @@ class LedgerEntries(Generic[Item]):
                 task_ids = publisher.publish(wanted, queue, keep_results=waits)
                 enqueued += len(wanted)
                 refused += len(batch) - len(wanted)
-                sources_of = [str(picture.source) for picture in wanted]
                 if waits:
-                    waited_for.update(zip(task_ids, sources_of, strict=True))
+                    waited_for.update(zip(task_ids, wanted, strict=True))
                 elif as_json:
-                    for source in sources_of:
-                        print(json.dumps({"source": source, "queue": queue}))
+                    for picture in wanted:
+                        print(json.dumps({**waiting.requested(picture), "queue": queue}))
         if condition is not None and not enqueued + refused:
             self._note_no_match()
         is_complete = not refused and self._has_all(found, sources)

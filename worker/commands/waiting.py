@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery.result import AsyncResult
 from celery.states import PENDING, READY_STATES, RETRY, STARTED
 
+from tasks.publishing import Wanted
 from tasks.records.dead_letters import DeadLetter
 from tasks.redis_errors import connected
 from worker.commands.progress import progress_bar
@@ -51,16 +52,16 @@ class Endings:
 
 
 def wait(
-    celery: "App", sources: Mapping[str, str], queue: str, timeout: float, as_json: bool
+    celery: "App", pictures: Mapping[str, Wanted], queue: str, timeout: float, as_json: bool
 ) -> Endings:
-    """Print each result as it arrives, for `sources` by task id, and then the summary.
+    """Print each result as it arrives, for `pictures` by task id, and then the summary.
 
     Give up `timeout` seconds after the last result. Raise QueueUnavailable.
     """
-    endings = Endings({WITHOUT_RESULT: len(sources)})
+    endings = Endings({WITHOUT_RESULT: len(pictures)})
     with summarized(lambda: print_summary(str(endings))), connected():
-        pending = _print_results(celery, sources, timeout, endings, as_json)
-        _print_unanswered(celery, sources, pending, queue, as_json)
+        pending = _print_results(celery, pictures, timeout, endings, as_json)
+        _print_unanswered(celery, pictures, pending, queue, as_json)
     return endings
 
 
@@ -70,15 +71,15 @@ def print_dead(letter: DeadLetter) -> None:
 
 
 def _print_results(
-    celery: "App", sources: Mapping[str, str], timeout: float, endings: Endings, as_json: bool
+    celery: "App", pictures: Mapping[str, Wanted], timeout: float, endings: Endings, as_json: bool
 ) -> Iterable[str]:
     """Print the results of tasks as they arrive, and count their outcomes in `endings`.
 
     Return the tasks without a result `timeout` seconds after the last one.
     """
-    pending = deque(sources)
+    pending = deque(pictures)
     last_result = time.monotonic()
-    with progress_bar("anonymized", total=len(sources)) as bar:
+    with progress_bar("anonymized", total=len(pictures)) as bar:
         while pending and time.monotonic() - last_result < timeout:
             for _ in range(min(len(pending), MAX_POLLED)):
                 task_id = pending.popleft()
@@ -86,7 +87,7 @@ def _print_results(
                 if meta["status"] not in READY_STATES:
                     pending.append(task_id)
                     continue
-                endings.counts[_print_result(sources[task_id], task_id, meta, as_json)] += 1
+                endings.counts[_print_result(pictures[task_id], task_id, meta, as_json)] += 1
                 endings.counts[WITHOUT_RESULT] -= 1
                 bar.advance()
                 last_result = time.monotonic()
@@ -95,7 +96,11 @@ def _print_results(
 
 
 def _print_unanswered(
-    celery: "App", sources: Mapping[str, str], pending: Iterable[str], queue: str, as_json: bool
+    celery: "App",
+    pictures: Mapping[str, Wanted],
+    pending: Iterable[str],
+    queue: str,
+    as_json: bool,
 ) -> None:
     """Print the tasks that are still `pending`, each with the reason."""
     workers: list[str] | None = None
@@ -103,9 +108,9 @@ def _print_unanswered(
         meta = AsyncResult(task_id, app=celery)._get_task_meta()
         if meta["status"] == PENDING and workers is None:
             workers = sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
-        line = {"source": sources[task_id], "task_id": task_id, "status": "unknown"}
-        message = _reason(meta, queue, workers or [])
-        _print({**line, "error": "NoAnswer", "message": message}, as_json)
+        line = {**requested(pictures[task_id]), "task_id": task_id, "status": "unknown"}
+        line |= {"error": "NoAnswer", "message": _reason(meta, queue, workers or [])}
+        _print(line, _address(pictures[task_id]), as_json)
 
 
 def _reason(meta: dict[str, Any], queue: str, workers: list[str]) -> str:
@@ -124,30 +129,44 @@ def _reason(meta: dict[str, Any], queue: str, workers: list[str]) -> str:
     )
 
 
-def _print_result(source: str, task_id: str, meta: dict[str, Any], as_json: bool) -> str:
+def _print_result(picture: Wanted, task_id: str, meta: dict[str, Any], as_json: bool) -> str:
     """Print the result of one picture, and return its outcome."""
     if meta["status"] == "SUCCESS":
-        _print({"task_id": task_id, **meta["result"]}, as_json)
+        _print({"task_id": task_id, **meta["result"]}, _address(picture), as_json)
         return str(meta["result"]["status"])
     error = meta["result"]
-    line = {"source": source, "task_id": task_id, "status": "failed"}
-    _print({**line, "error": type(error).__name__, "message": str(error)}, as_json)
+    line = {**requested(picture), "task_id": task_id, "status": "failed"}
+    line |= {"error": type(error).__name__, "message": str(error)}
+    _print(line, _address(picture), as_json)
     return "dead"
 
 
-def _print(line: dict[str, Any], as_json: bool) -> None:
+def requested(picture: Wanted) -> dict[str, str]:
+    """Return the addresses of a request as fields of JSON; a destination only if it has one."""
+    fields = {"source": str(picture.source)}
+    if picture.destination is not None:
+        fields["destination"] = str(picture.destination)
+    return fields
+
+
+def _address(picture: Wanted) -> str:
+    """Return the source for people, with the destination if one was requested."""
+    return " → ".join(requested(picture).values())
+
+
+def _print(line: dict[str, Any], address: str, as_json: bool) -> None:
     """Print a result as JSON; for people only an error, a reason for review or a warning.
 
-    The summary counts the others.
+    `address` is what people see of the picture. The summary counts the other results.
     """
     if as_json:
         print(json.dumps(line), flush=True)
     elif "error" in line:
-        _print_error(line["source"], line["error"], line["message"])
+        _print_error(address, line["error"], line["message"])
     elif remarks := [line[name] for name in ("reason", "warning") if name in line]:
-        text = f"{line['source']}: {line['status']}, {'; '.join(remarks)}"
+        text = f"{address}: {line['status']}, {'; '.join(remarks)}"
         print(printable(text), file=sys.stderr)
 
 
-def _print_error(source: str, error: str, message: str) -> None:
-    print(printable(f"{source}: {error}: {message}"), file=sys.stderr)
+def _print_error(address: str, error: str, message: str) -> None:
+    print(printable(f"{address}: {error}: {message}"), file=sys.stderr)

@@ -165,6 +165,25 @@ def test_a_report_and_its_log_line_are_bounded():
     assert len(repr(report)) < 2_000
 
 
+def test_options_are_an_object_in_the_log_with_few_areas():
+    def logged(options):
+        return _log_values(
+            AnonymizeReport(status="held", source="s", destination="d", recipe="r", options=options)
+        )
+
+    few = {"region": 1, "release": "etag", "extra": [[0, 0, 9, 9]]}
+    assert logged(few)["options"] == few
+    assert "areas_left_out" not in logged(few)
+    most = logged(MOST)
+    assert {name: len(areas) for name, areas in most["options"].items()} == {
+        "exempt": 20,
+        "extra": 20,
+    }
+    assert most["areas_left_out"] == 2 * MAX_AREAS - 40
+    assert len(MOST["extra"]) == MAX_AREAS
+    assert "options" not in logged(None)
+
+
 def test_uploads_come_before_backfill():
     assert QUEUES == (UPLOADS, BACKFILL)
     assert [queue.name for queue in app.conf.task_queues] == list(QUEUES)

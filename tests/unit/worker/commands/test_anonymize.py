@@ -126,9 +126,39 @@ def test_an_output_folder_is_recognised_by_any_name(folder, tmp_path, monkeypatc
 
 def test_outputs_that_would_be_one_are_refused(folder, tmp_path):
     one, other = folder("one", {"a.jpg": b""}), folder("other", {"a.jpg": b""})
-    for paths in ([one, other], [one / "a.jpg", other / "a.jpg"], [one, one / "a.jpg"]):
+    for paths in ([one, other], [one / "a.jpg", other / "a.jpg"], [one, other / "a.jpg"]):
         with pytest.raises(OutputFailed, match="both become"):
             list(find_jobs(paths, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("folder_comes_first", [False, True])
+def test_a_file_that_is_named_twice_is_done_once_as_a_named_one(
+    folder, tmp_path, monkeypatch, folder_comes_first
+):
+    source = folder("in", {"a.jpg": b"", "b.jpg": b"", "deep/c.jpg": b""})
+    (tmp_path / "link").symlink_to(source)
+    monkeypatch.chdir(tmp_path)
+    named = [Path("link/a.jpg"), Path("in/../in/a.jpg")]
+    paths = [Path("in"), *named] if folder_comes_first else [*named, Path("in")]
+    for output in (tmp_path / "out", None):
+        jobs = {job.source.name: job.named for job in find_jobs(paths, output)}
+        assert jobs == {"a.jpg": True, "b.jpg": False, "c.jpg": False}
+        assert len(find_jobs(paths, output)) == 3
+    both = find_jobs([source / "deep/c.jpg", source / "deep", source], tmp_path / "out")
+    assert sorted(str(job.output.relative_to(tmp_path / "out")) for job in both) == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+        "deep/c.jpg",
+    ]
+    assert len(find_jobs([source / "deep/c.jpg", source / "deep", source], None)) == 3
+
+
+def test_a_link_beside_its_file_has_an_output_of_its_own(folder, tmp_path):
+    source = folder("in", {"a.jpg": b""})
+    (source / "b.jpg").symlink_to("a.jpg")
+    assert [job.output.name for job in find_jobs([source], tmp_path / "out")] == ["a.jpg", "b.jpg"]
+    assert [job.source.name for job in find_jobs([source], None)] == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +211,7 @@ def test_a_face_in_a_file_is_hidden(folder, tmp_path):
 def test_faces_are_only_detected_if_a_job_has_no_output(folder, tmp_path, capsys):
     source = folder("in", {"a.png": picture(), "b/a.png": picture()})
     jobs = list(find_jobs([source, source / "a.png"], None))
-    assert [job.output for job in jobs] == [None] * 3
+    assert [job.output for job in jobs] == [None] * 2
     outcome = anonymize_file(anonymizer(), jobs[0], 10**6)
     assert (outcome.status, outcome.output, outcome.faces) == ("detected", None, 1)
     assert (outcome.width, outcome.height) == (40, 40)
@@ -339,6 +369,49 @@ def test_ctrl_c_reports_the_files_that_were_done_until_then(folder, tmp_path, mo
             reported.append,
         )
     assert sorted(Path(outcome.source).name for outcome in reported) == ["a.png", "b.png"]
+
+
+def test_ctrl_c_does_not_wait_for_a_read_that_never_ends(folder, tmp_path, monkeypatch):
+    source = folder("in", {"a.png": picture()})
+    os.mkfifo(tmp_path / "pipe")  # in place of a file whose file system does not answer
+    jobs = [*find_jobs([source], tmp_path / "out"), Job(tmp_path / "pipe", tmp_path / "b", True)]
+    reported = []
+
+    def interrupted(futures):
+        yield futures[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(anonymize, "as_completed", interrupted)
+    monkeypatch.setattr(anonymize, "STOP_SECONDS", 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            anonymize._anonymize_files(
+                anonymizer(), jobs, WorkerSettings(), AnonymizeOptions(), reported.append
+            )
+        assert [outcome.status for outcome in reported] == ["anonymized"]
+    finally:
+        os.close(os.open(tmp_path / "pipe", os.O_RDWR))  # ends the thread that reads
+
+
+@pytest.mark.parametrize(
+    ("path", "defect"),
+    [
+        ("a.jpg", None),
+        (".", None),
+        ("pipe.jpg", "pipe.jpg is a pipe: name a file or a folder"),
+        ("/dev/zero", "/dev/zero is a device: name a file or a folder"),
+        ("absent.jpg", "absent.jpg does not exist"),
+        ("a.jpg/b.jpg", "a.jpg/b.jpg does not exist"),
+        ("link.jpg", "link.jpg is a link to gone.jpg, which does not exist"),
+        ("loop.jpg", "loop.jpg can't be read: Too many levels of symbolic links"),
+    ],
+)
+def test_a_path_that_is_neither_a_file_nor_a_folder_is_refused(folder, monkeypatch, path, defect):
+    monkeypatch.chdir(folder("in", {"a.jpg": b""}))
+    os.mkfifo("pipe.jpg")
+    Path("link.jpg").symlink_to("gone.jpg")
+    Path("loop.jpg").symlink_to("loop.jpg")
+    assert anonymize._defect(Path(path)) == defect
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(folder, tmp_path):

@@ -24,7 +24,7 @@ WARNED = {"warning": "older receipts stay"}
     ],
 )
 def test_a_remark_is_a_line_for_people_on_standard_error(capsys, fields, expected):
-    _print({**REPORT, **fields}, as_json=False)
+    _print({**REPORT, **fields}, REPORT["source"], as_json=False)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == (rf"s3://raw/a\n.jpg: {expected}" if expected else "")
@@ -32,7 +32,7 @@ def test_a_remark_is_a_line_for_people_on_standard_error(capsys, fields, expecte
 
 def test_with_json_the_report_is_one_object(capsys):
     line = {**REPORT, **WARNED}
-    _print(line, as_json=True)
+    _print(line, line["source"], as_json=True)
     printed = capsys.readouterr()
     assert json.loads(printed.out) == line
     assert printed.err == ""
