@@ -34,8 +34,8 @@ MIN_FILLED_SHARE = 0.6
 SEARCHED_SIDE = 256  # pixels of the reduced picture in which the image of a lens is searched
 # A 360° picture in equirectangular projection is twice as wide as high, and its left and its right
 # edge differ as neighbouring columns do: at most by this many times as much, and these levels. Its
-# edges go from zenith to nadir: the range of the middle half of their values, in levels, is at least
-# this. In a margin it is smaller.
+# edges go from zenith to nadir: the middle half of their values has at least this range, in levels.
+# That of a margin has less.
 ASPECT, MAX_ASPECT_ERROR = 2.0, 0.01
 MAX_SEAM_RATIO, SEAM_LEVELS = 1.5, 4.0
 MIN_EDGE_RANGE = 8.0
