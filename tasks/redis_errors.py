@@ -20,7 +20,7 @@ from .errors import QueueUnavailable, log_fields
 
 WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
 # A server with TLS closes the connection of a client without it.
-CLOSED = ("closed by server", "reset by peer")
+CLOSED = ("closed by server", "reset by peer", "Broken pipe")
 
 log = structlog.get_logger("veil")
 
@@ -92,6 +92,14 @@ def _advice(root: BaseException) -> str:
         return "check the host and ssl_ca_certs in VEIL_REDIS_URL"
     if tls_errors.speaks_no_tls(root):
         return "this port does not speak TLS: use redis:// in VEIL_REDIS_URL, or another port"
+    if tls_errors.wants_certificate(root):
+        return (
+            "the server may ask for a client certificate that it trusts: check ssl_certfile and "
+            "ssl_keyfile in VEIL_REDIS_URL"
+        )
     if any(text in str(root) for text in CLOSED):
-        return "check VEIL_REDIS_URL, which begins with rediss:// if this port speaks TLS"
+        return (
+            "check VEIL_REDIS_URL: a port with TLS needs rediss:// there, and ssl_certfile and "
+            "ssl_keyfile if it asks for client certificates"
+        )
     return "check VEIL_REDIS_URL"

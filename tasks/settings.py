@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import SSLConnection
 
+from . import tls_errors
 from .errors import SettingsInvalid, VeilError
 from .routes import Routes
 from .signatures import Key
@@ -289,6 +290,10 @@ def _check_options(address: SplitResult) -> None:
                 Path(value).open("rb").close()
             except OSError as error:
                 raise ValueError(f"{name}: {value} can't be read ({error.strerror})") from None
+    options = dict(parse_qsl(address.query))
+    names = ("ssl_certfile", "ssl_keyfile", "ssl_password")
+    if problem := tls_errors.client_certificate_problem(*map(options.get, names)):
+        raise ValueError(problem)
 
 
 def _has_server(url: str, schemes: tuple[str, ...]) -> bool:

@@ -10,6 +10,18 @@ NO_TLS = {
     "UNKNOWN_PROTOCOL",
     "PACKET_LENGTH_TOO_LONG",
 }
+# The reasons of OpenSSL for a server that accepts no client without a certificate that it trusts.
+WANTS_CERTIFICATE = {
+    "SSLV3_ALERT_BAD_CERTIFICATE",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+    "TLSV1_ALERT_UNKNOWN_CA",
+}
+MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
 # A Redis without TLS waits for the end of a command, so the handshake gets no answer.
 NO_HANDSHAKE = "handshake operation timed out"
 
@@ -27,6 +39,44 @@ def speaks_no_tls(error: BaseException) -> bool:
 def distrusts(error: BaseException) -> bool:
     """Return whether `error` says that the certificate of the server is not trusted."""
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
+
+
+def wants_certificate(error: BaseException) -> bool:
+    """Return whether `error` says that the server asks for a client certificate that it trusts.
+
+    With TLS 1.3 a server may close the connection before this answer is read.
+    """
+    return any(
+        isinstance(cause, ssl.SSLEOFError)
+        or (isinstance(cause, ssl.SSLError) and cause.reason in WANTS_CERTIFICATE)
+        for cause in _causes(error)
+    )
+
+
+def client_certificate_problem(
+    certificate: str | None, key: str | None, password: str | None
+) -> str | None:
+    """Return which option of the address to correct, or None if the client can use the files.
+
+    `certificate`, `key` and `password` are the options ssl_certfile, ssl_keyfile and ssl_password.
+    """
+    if certificate is None:
+        return None if key is None else "ssl_keyfile needs ssl_certfile, the certificate of the key"
+    try:
+        # Without a password OpenSSL would ask for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
+            certificate, key, password=password or ""
+        )
+    except (ssl.SSLError, OSError, ValueError) as error:
+        if isinstance(error, ssl.SSLError) and error.reason in MISMATCHES:
+            return "the key in ssl_keyfile is not that of the certificate in ssl_certfile"
+        if key is None:
+            return "ssl_certfile needs ssl_keyfile, the key of the certificate, unless it has both"
+        return (
+            "ssl_certfile must have a certificate and ssl_keyfile its key, both in the PEM format; "
+            "an encrypted key needs ssl_password"
+        )
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

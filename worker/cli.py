@@ -34,7 +34,7 @@ COMMANDS = {
     "reconcile": Entry("worker.commands.reconcile", "Check that every source has its output."),
     "status": Entry("worker.commands.status", "Show queues, outcomes, rate and time left."),
     "anonymize": Entry("worker.commands.anonymize", "Anonymize local pictures, without a queue."),
-    "settings": Entry("worker.commands.settings", "Print all settings as a Markdown table."),
+    "settings": Entry("worker.commands.settings", "Print or check the settings."),
     "train": Entry("training.cli", "Train a detector: import, fit, evaluate, export."),
     "model": Entry("worker.commands.model", "Build or inspect the detector's model."),
     "dead": Entry("worker.commands.dead", "List, retry or drop dead letters."),

@@ -1,9 +1,10 @@
 """Attempts: the record in Redis of each delivery at work, and the claim on its output.
 
 A delivery records its attempt before the work that may kill its process, and removes the record
-however it ends. An attempt without a lease therefore means that the process died. The next delivery
-of such a picture works on it alone, so that another death has only one suspect. After MAX_DEATHS
-the picture is given up.
+however it ends. A process that stops before its deliveries have ended removes their records as it
+gives their messages back. An attempt without a lease therefore means that the process died. The
+next delivery of such a picture works on it alone, so that another death has only one suspect. After
+MAX_DEATHS the picture is given up.
 
 An output belongs to the first delivery that claims it, for as long as that delivery has its lease.
 The claim needs no time limit of its own. A delivery that lost its lease must not store anything.
@@ -72,21 +73,33 @@ class Deliveries:
         self.has_claim = redis.register_script(HAS_CLAIM)
         self._end_delivery = redis.register_script(END_DELIVERY)
         self._lock = threading.Lock()
-        self._at_work: set[str] = set()  # keys of attempts
+        self._at_work: dict[str, str] = {}  # keys of attempts, by the tags of their deliveries
+        self._is_closed = False
         # The keys and arguments of END_DELIVERY that Redis does not have yet.
         self._unsent_ends: list[tuple[list[str], list[str]]] = []
 
-    def begin(self, attempts_key: str) -> None:
-        """Note that work on a picture has begun."""
+    def begin(self, attempts_key: str, tag: str) -> None:
+        """Note that the delivery `tag` is about to record its attempt.
+
+        Raises QueueUnavailable after `close`.
+        """
         with self._lock:
-            self._at_work.add(attempts_key)
+            if self._is_closed:
+                raise QueueUnavailable("this worker stops: another worker takes the message over")
+            self._at_work[tag] = attempts_key
+
+    def close(self) -> dict[str, str]:
+        """Let no delivery begin any more; return the keys of the attempts at work, by tag."""
+        with self._lock:
+            self._is_closed = True
+            return dict(self._at_work)
 
     def end(
         self, claim_key: str, attempts_key: str, tag: str, removal: Removal, last_error: str
     ) -> None:
         """End a delivery in Redis, now or, if Redis can't be reached, before the next claim."""
         with self._lock:
-            self._at_work.discard(attempts_key)
+            self._at_work.pop(tag, None)
             arguments = [tag, removal, LAST_ERROR_FIELD, last_error]
             self._unsent_ends.append(([claim_key, attempts_key], arguments))
         try:
@@ -116,7 +129,7 @@ class Deliveries:
         thread.join(STALL_SECONDS)
 
     def _record_stall(self, activity: str) -> None:
-        for attempts_key in tuple(self._at_work):
+        for attempts_key in tuple(self._at_work.values()):
             self.redis.hset(attempts_key, LAST_ERROR_FIELD, f"stalled: {activity}")
 
 
@@ -234,8 +247,8 @@ class Delivery:
             lock = self._deliveries.work_lock
             acquire = lock.exclusive if self.deaths else lock.shared
             self._work_lock.enter_context(acquire(LOCK_WAIT_SECONDS))
+            self._deliveries.begin(self._attempts_key, self._tag)
             self._record_attempt()
-            self._deliveries.begin(self._attempts_key)
         except BaseException:
             self._work_lock.close()
             self._end("own")

@@ -11,7 +11,7 @@ the tags. The scores of kombu are times of delivery; these are the times at whic
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -94,17 +94,24 @@ class Leases:
         with self._lock:
             self._leased.difference_update(tags)
 
-    def give_back(self, tags: Iterable[str] | None = None) -> int:
+    def give_back(
+        self, tags: Iterable[str] | None = None, attempts: Mapping[str, str] | None = None
+    ) -> int:
         """Put the messages of `tags`, by default all, back on their queues; return their number.
 
-        If Redis can't be reached, they come back when their leases expire.
+        `attempts` are the keys of the attempts to remove in the same step, by tag. If Redis can't
+        be reached, the messages come back when their leases expire.
         """
+        attempts = attempts or {}
         with self._lock:
             returned = sorted(self._leased if tags is None else set(tags))
             self._leased.difference_update(returned)
         if returned:
             try:
-                self._give_back(keys=[self._records, self._index], args=returned)
+                self._give_back(
+                    keys=[self._records, self._index, *attempts.values()],
+                    args=[*attempts, *returned],
+                )
             except (RedisError, OSError) as error:
                 self._log_once(error)
         return len(returned)

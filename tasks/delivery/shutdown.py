@@ -34,6 +34,7 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, worker: Any, **options: Any) -> None:
         self._leases: Leases = Transport.leases
+        self._app = worker.app
         self._grace_seconds: float = worker.app.conf.worker_soft_shutdown_timeout
         self._begun = threading.Event()
         self._cut_off = threading.Event()
@@ -70,7 +71,8 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         reason = f"not finished within {self._grace_seconds:g} s (VEIL_GRACE_SECONDS)"
         if self._cut_off.wait(self._grace_seconds):
             reason = "SIGQUIT or a second signal"
-        unfinished = self._leases.give_back()
+        # A picture that is cut off has killed no process, so its attempt must not stay.
+        unfinished = self._leases.give_back(attempts=self._app.work.deliveries.close())
         if not unfinished:
             log.info(STOPPED)
             os._exit(os.EX_OK)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import botocore.exceptions as vendor
 import botocore.parsers
 import urllib3.exceptions
+from urllib3.exceptions import NameResolutionError
 
 from .. import tls_errors
 from ..addresses import ObjectUri, PrefixUri
@@ -92,7 +93,7 @@ def translate(error: Exception, place: ObjectUri | PrefixUri) -> VeilError:
     if isinstance(error, UNREACHABLE):
         server = urlsplit(_tried(error)).netloc.rpartition("@")[2]
         at = f" at {server}" if server else ""
-        advice = _advice(error)
+        advice = _advice(error, place)
         return StorageUnavailable(f"{place}: S3 can't be reached{at} ({kind}){advice}")
     return StorageRejected(f"{place}: S3 call refused before it was sent ({kind})")
 
@@ -102,17 +103,27 @@ def _tried(error: Exception) -> str:
     return str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
 
 
-def _advice(error: Exception) -> str:
-    """Return what to do about a connection that failed with `error`, or nothing."""
+def _advice(error: Exception, place: ObjectUri | PrefixUri) -> str:
+    """Return what to do about a connection for `place` that failed with `error`, or nothing."""
     if tls_errors.distrusts(error):
         return ": its certificate is not trusted: name the file of its issuer in AWS_CA_BUNDLE"
     if tls_errors.speaks_no_tls(error):
         return ": this port does not speak TLS: use http:// in VEIL_S3_ENDPOINT, or another port"
     if isinstance(error, vendor.ConnectionClosedError) and _tried(error).startswith("http://"):
         return f": check {WANTS_TLS}"
+    if _names_bucket_in_host(error, place) and isinstance(error.__context__, NameResolutionError):
+        return (
+            ": this host does not resolve: check the network and VEIL_S3_ENDPOINT, or set "
+            "VEIL_S3_ADDRESSING=path if the store has no host for each bucket"
+        )
     if isinstance(error, vendor.ConnectionError):
         return ": check the network and VEIL_S3_ENDPOINT"
     return ""
+
+
+def _names_bucket_in_host(error: Exception, place: ObjectUri | PrefixUri) -> bool:
+    """Return whether the address that was tried has the bucket of `place` before the host."""
+    return (urlsplit(_tried(error)).hostname or "").startswith(f"{place.bucket}.")
 
 
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:

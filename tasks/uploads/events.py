@@ -196,7 +196,7 @@ def _parse_filer(message: dict[str, Any], parsed: Parsed) -> None:
     version = VERSION_PATH.fullmatch(key)
     extended = _object(after.get("extended"))
     if not path.startswith(BUCKETS_FOLDER):
-        parsed.ignored["outside"] += 1
+        parsed.ignored["other"] += 1
     elif after.get("is_directory"):
         parsed.ignored["folder"] += 1
     elif key.startswith(PARTS_FOLDER):

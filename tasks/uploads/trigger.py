@@ -1,7 +1,8 @@
 """The trigger: choose the events that report a picture, and put their messages on the queue."""
 
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,10 @@ from ..publishing import Publisher, Wanted
 from ..routes import Routes
 from .events import Event, Parsed, parse
 
+IGNORED_LOG_SECONDS = 60.0  # between two lines that count ignored events
+MAX_LOGGED_KEY = 1024  # characters; a key in an event may have any length
+# What to check if an event is ignored for one of these reasons, and should not be.
+CHECKS = {"outside": "VEIL_ROUTES", "filtered": "--prefix and --suffix"}
 MAX_REFUSALS_LOGGED = 10  # per message or page of a listing; one more line counts the others
 # Pictures in one transaction. Redis serves no other client while a transaction runs.
 MAX_TRANSACTION_SIZE = 1000
@@ -27,12 +32,13 @@ log = structlog.get_logger("veil")
 class Chosen:
     """The result of a filter.
 
-    `pictures` are to be anonymized, `ignored` counts the other events by reason, and `refused` has
-    a line for each key that no worker accepts.
+    `pictures` are to be anonymized, `ignored` counts the other events by reason, `examples` has the
+    first of them for each reason, and `refused` has a line for each key that no worker accepts.
     """
 
     pictures: list[Wanted] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Event] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
 
@@ -69,6 +75,7 @@ class EventFilter:
         for event in events:
             if reason := self._reason_to_ignore(event):
                 chosen.ignored[reason] += 1
+                chosen.examples.setdefault(reason, event)
                 continue
             try:
                 source = self._checked_source(event)
@@ -124,7 +131,11 @@ class Trigger:
     """
 
     def __init__(
-        self, publisher: Publisher, event_filter: EventFilter, source: metrics.Source
+        self,
+        publisher: Publisher,
+        event_filter: EventFilter,
+        source: metrics.Source,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Count events in the metrics as those of `source`."""
         self.filter = event_filter
@@ -133,7 +144,9 @@ class Trigger:
         self.ignored: Counter[str] = Counter()  # events, by reason
         self._publisher = publisher
         self._source = source
+        self._clock = clock
         self._ignored_since_log: Counter[str] = Counter()
+        self._log_ignored_at = clock() + IGNORED_LOG_SECONDS
         metrics.initialize_events(source)
 
     def read(self, body: Any) -> list[Wanted]:
@@ -150,7 +163,10 @@ class Trigger:
         return self.choose(parsed)
 
     def choose(self, parsed: Parsed) -> list[Wanted]:
-        """Return the pictures among the events in `parsed`, and log the refused ones."""
+        """Return the pictures among the events in `parsed`, and log the refused ones.
+
+        Of the ignored events, log the first of each reason, and at most once a minute their number.
+        """
         chosen = self.filter.choose(parsed.written)
         refused = parsed.refused + chosen.refused
         for line in refused[:MAX_REFUSALS_LOGGED]:
@@ -158,8 +174,11 @@ class Trigger:
         if len(refused) > MAX_REFUSALS_LOGGED:
             log.warning("more keys refused", keys=len(refused) - MAX_REFUSALS_LOGGED)
         ignored = chosen.ignored + parsed.ignored + Counter(refused=len(parsed.refused))
+        self._log_first_ignored(ignored, chosen.examples)
         self.ignored.update(ignored)
         self._ignored_since_log.update(ignored)
+        if self._ignored_since_log and self._clock() >= self._log_ignored_at:
+            log.info("events ignored", ignored=self._take_ignored())
         metrics.count_events(self._source, "refused", len(refused))
         metrics.count_events(self._source, "ignored", ignored.total() - len(refused))
         return chosen.pictures
@@ -185,9 +204,22 @@ class Trigger:
         self.queued += len(distinct)
         metrics.count_events(self._source, "queued", len(distinct))
 
+    def _log_first_ignored(self, ignored: Counter[str], examples: Mapping[str, Event]) -> None:
+        """Log one line for each reason in `ignored` for which no event was ignored before."""
+        for reason in ignored.keys() - self.ignored.keys() - {"refused"}:
+            fields = {"check": CHECKS[reason]} if reason in CHECKS else {}
+            if example := examples.get(reason):
+                fields |= {"bucket": example.bucket, "key": example.key[:MAX_LOGGED_KEY]}
+            log.info("event ignored", reason=reason, **fields)
+
     def _log_queued(self, pictures: int, queue: str) -> None:
         """Log the number of queued pictures, and the events ignored since the last such line."""
-        ignored = dict(self._ignored_since_log)
-        self._ignored_since_log = Counter()
+        ignored = self._take_ignored()
         fields = {"ignored": ignored} if ignored else {}
         log.info("queued", pictures=pictures, queue=queue, **fields)
+
+    def _take_ignored(self) -> dict[str, int]:
+        """Return the numbers of events ignored since the last call, by reason."""
+        ignored, self._ignored_since_log = self._ignored_since_log, Counter()
+        self._log_ignored_at = self._clock() + IGNORED_LOG_SECONDS
+        return dict(ignored)

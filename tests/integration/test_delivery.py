@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tasks.app import create_app
+from tasks.delivery.attempts import ATTEMPTS_KEY, MAX_DEATHS
 from tasks.records import dead_letters
 from tasks.settings import Settings
 from tools.local.servers import HOST, Server, free_port, start_redis
@@ -362,6 +363,31 @@ def test_what_a_stopping_worker_does_not_finish_goes_back_to_the_queue(setting, 
     (line,) = worker.lines("cut off")
     assert (line["unfinished"], line["level"]) == (2, "warning")
     assert not worker.lines("stopped")
+
+
+def test_a_picture_that_no_grace_period_was_long_enough_for_is_no_suspect(setting, wait_until):
+    pictures = ("sleep-4/a.jpg", "sleep-4/b.jpg")
+    setting.send(*pictures)
+    for _ in range(MAX_DEATHS):
+        worker = setting.worker(VEIL_GRACE_SECONDS="0").ready()
+        wait_until(lambda worker=worker: setting.did("begun", worker).total() == 2)
+        worker.signal(signal.SIGTERM)
+        assert worker.exit_code() == 1
+        assert not worker.lines("taken over, to work on alone")
+        assert (setting.in_hand, setting.client.llen("uploads")) == (0, 2)
+
+    doomed = setting.worker().ready()
+    wait_until(lambda: setting.did("begun", doomed).total() == 2)
+    assert not doomed.lines("taken over, to work on alone")
+    doomed.server.kill()
+    last = setting.worker().ready()
+
+    wait_until(lambda: setting.did("done") == dict.fromkeys(pictures, 1), 40)
+    wait_until(setting.at_rest, 10)
+    deaths = [line["deaths"] for line in last.lines("taken over, to work on alone")]
+    assert deaths == [1, 1], "only the killed worker counts"
+    assert not list(dead_letters.LETTERS.entries(setting.client))
+    assert not setting.client.keys(ATTEMPTS_KEY.format("*"))
 
 
 def test_a_detector_that_stalls_ends_its_worker_with_one_line_and_its_pictures_come_back(

@@ -102,6 +102,16 @@ def test_every_call_works_with_the_bucket_in_the_path_and_in_the_host(
     assert has_bucket_in_path == {addressing != "virtual"}
 
 
+@pytest.mark.parametrize(("addressing", "is_named"), [("virtual", True), ("path", False)])
+def test_a_bucket_whose_host_does_not_resolve_names_the_setting(s3, store_at, addressing, is_named):
+    store = store_at(s3, "http://store.invalid:8333", s3_addressing=addressing)
+    host = "raw.store.invalid:8333" if is_named else "store.invalid:8333"
+    with pytest.raises(StorageUnavailable, match=f"can't be reached at {host}") as raised:
+        store.head(ObjectUri("raw", "a.jpg"))
+    assert ("VEIL_S3_ADDRESSING=path" in str(raised.value)) == is_named
+    assert "VEIL_S3_ENDPOINT" in str(raised.value)
+
+
 def test_the_digest_of_an_object_is_known_without_keeping_it(store, place):
     uri = ObjectUri("raw", place + "a.jpg")
     content = bytes(range(256)) * 1000

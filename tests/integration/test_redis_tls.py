@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from tasks.addresses import ObjectUri
 from tasks.app import create_app
-from tasks.errors import QueueUnavailable
+from tasks.errors import QueueUnavailable, SettingsInvalid
 from tasks.publishing import Publisher, Wanted
 from tasks.settings import Settings
 from tests.integration.conftest import Worker
@@ -32,7 +32,17 @@ ROOT = STUB.parents[2]
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A self-signed certificate for HOST and its key, as PEM files."""
+    """A folder with a self-signed certificate for HOST and its key, as PEM files."""
+    return write_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def client_certificate(tmp_path_factory):
+    """Another such folder."""
+    return write_certificate(tmp_path_factory.mktemp("client"))
+
+
+def write_certificate(folder):
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
     now = datetime.now(UTC)
@@ -51,7 +61,6 @@ def certificate(tmp_path_factory):
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    folder = tmp_path_factory.mktemp("tls")
     pem = serialization.Encoding.PEM
     (folder / "key.pem").write_bytes(
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -61,10 +70,15 @@ def certificate(tmp_path_factory):
 
 
 @pytest.fixture
-def tls_port(certificate, unattended):
-    """The port at which TLS leads to the Redis of `unattended`."""
+def server_context(certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "certificate.pem", certificate / "key.pem")
+    return context
+
+
+@pytest.fixture
+def tls_port(server_context, unattended):
+    """The port at which TLS leads to the Redis of `unattended`."""
     listener = socket.create_server((HOST, 0))
 
     def pump(source, sink):
@@ -77,7 +91,7 @@ def tls_port(certificate, unattended):
     def serve(near):
         with (
             contextlib.suppress(OSError),
-            context.wrap_socket(near, server_side=True) as inside,
+            server_context.wrap_socket(near, server_side=True) as inside,
             socket.create_connection((HOST, unattended.redis.port)) as far,
         ):
             threading.Thread(target=pump, args=(far, inside), daemon=True).start()
@@ -138,7 +152,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(unattended, tls_port):
 def test_a_client_without_tls_at_a_port_with_tls_is_told_so(unattended, tls_port):
     url = f"redis://{HOST}:{tls_port}/{unattended.database}"
     app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
-    with pytest.raises(QueueUnavailable, match="begins with rediss:// if this port speaks TLS"):
+    with pytest.raises(QueueUnavailable, match="a port with TLS needs rediss:// there"):
         Publisher(app).publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
 
 
@@ -147,3 +161,75 @@ def test_a_client_with_tls_at_a_port_without_is_told_so(unattended):
     app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
     with pytest.raises(QueueUnavailable, match="this port does not speak TLS: use redis://"):
         Publisher(app).publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+
+
+@pytest.fixture
+def mutual(server_context, client_certificate, certificate, unattended, tls_port):
+    """``mutual(folder)`` enqueues a picture with the client certificate in `folder`.
+
+    The server accepts only the client certificate of `client_certificate`.
+    """
+    server_context.verify_mode = ssl.CERT_REQUIRED
+    server_context.load_verify_locations(client_certificate / "certificate.pem")
+
+    def enqueue(folder=None):
+        url = (
+            f"rediss://{HOST}:{tls_port}/{unattended.database}"
+            f"?ssl_ca_certs={certificate / 'certificate.pem'}"
+        )
+        if folder:
+            url += f"&ssl_certfile={folder}/certificate.pem&ssl_keyfile={folder}/key.pem"
+        app = create_app(Settings(redis_url=url, redis_password=unattended.redis.password))
+        with contextlib.closing(Publisher(app)) as publisher:
+            publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+
+    return enqueue
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_server_that_asks_for_a_client_certificate_takes_the_right_one_alone(
+    mutual, server_context, client_certificate, certificate, unattended, version
+):
+    server_context.maximum_version = version
+    for wrong in (None, certificate):
+        with pytest.raises(QueueUnavailable, match="ssl_certfile and ssl_keyfile") as raised:
+            mutual(wrong)
+        assert "begins with rediss://" not in str(raised.value)
+    assert unattended.client.llen("uploads") == 0
+
+    mutual(client_certificate)
+    assert unattended.client.llen("uploads") == 1
+
+
+def test_a_client_certificate_that_can_not_be_used_is_named_by_its_option(
+    certificate, client_certificate, tmp_path
+):
+    def problem(**files):
+        options = "&".join(f"ssl_{name}={path}" for name, path in files.items())
+        try:
+            Settings.load(redis_url=f"rediss://{HOST}:1/0?{options}")
+        except SettingsInvalid as error:
+            return str(error)
+        return None
+
+    own, key = client_certificate / "certificate.pem", client_certificate / "key.pem"
+    both = tmp_path / "both.pem"
+    both.write_bytes(own.read_bytes() + key.read_bytes())
+    locked = tmp_path / "locked.pem"
+    private = serialization.load_pem_private_key(key.read_bytes(), None)
+    locked.write_bytes(
+        private.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"open"),
+        )
+    )
+    assert problem(certfile=own, keyfile=key) is None
+    assert problem(certfile=both) is None
+    assert problem(certfile=own, keyfile=locked, password="open") is None
+    assert "ssl_certfile needs ssl_keyfile" in problem(certfile=own)
+    assert "ssl_keyfile needs ssl_certfile" in problem(keyfile=key)
+    other = certificate / "key.pem"
+    assert "ssl_keyfile is not that of the certificate" in problem(certfile=own, keyfile=other)
+    assert "in the PEM format" in problem(certfile=key, keyfile=own)
+    assert "an encrypted key needs ssl_password" in problem(certfile=own, keyfile=locked)

@@ -244,11 +244,21 @@ def test_the_queues_decide_how_many_workers_there_are(resources):
     assert scaled["minReplicaCount"] >= 1
 
 
-def test_the_upgrade_page_names_the_deployment_and_its_container(resources, container, repository):
+def test_the_upgrade_page_names_the_deployments_and_their_containers(
+    resources, triggers, repository
+):
     page = (repository / "docs" / "upgrade.md").read_text()
-    deployment = f"deployment/{resources['Deployment']['metadata']['name']}"
-    assert f"kubectl set image {deployment} {container['name']}=" in page
-    assert f"kubectl rollout undo {deployment}" in page
+    _, roll_back = page.split("## Roll back")
+    producers = [resource for (_, kind), resource in triggers.items() if kind == "Deployment"]
+    for resource in (resources["Deployment"], *producers):
+        deployment = f"deployment/{resource['metadata']['name']}"
+        (container,) = pod_of(resource)["containers"]
+        image = container["image"].partition(":")[0]
+        assert (
+            f"kubectl set image {deployment} {container['name']}=registry.internal/{image}:" in page
+        )
+        assert f"kubectl rollout status {deployment}" in page
+        assert deployment in roll_back
     assert resources["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
@@ -331,5 +341,7 @@ def test_the_page_creates_every_key_of_the_secret_and_applies_every_file(
             used.append(pod_of(resource)["containers"][0]["env"])
     keys = {one["valueFrom"]["secretKeyRef"]["key"] for env in used for one in env}
     assert set(re.findall(r"--from-file=([a-z-]+)", page)) == keys
+    (deleted,) = re.findall(r"^ +rm (.+)$", page, re.MULTILINE)
+    assert set(deleted.split()) == keys
     applied = re.findall(r"kubectl apply -f docker/kubernetes/(\S+)", page)
     assert sorted(applied) == sorted(path.name for path in files)

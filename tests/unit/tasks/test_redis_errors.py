@@ -62,7 +62,8 @@ def test_a_port_that_closes_connections_may_want_tls():
     with answering(lambda connection: None) as port:
         message = ping(f"redis://:{SECRET}@127.0.0.1:{port}/0")
     assert message.endswith(
-        "check VEIL_REDIS_URL, which begins with rediss:// if this port speaks TLS"
+        "check VEIL_REDIS_URL: a port with TLS needs rediss:// there, and ssl_certfile and "
+        "ssl_keyfile if it asks for client certificates"
     )
 
 

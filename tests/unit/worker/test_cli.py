@@ -134,6 +134,29 @@ def test_the_settings_are_printed_as_json_too():
     assert "from its top" in rows["VEIL_REGION"]["meaning"]
 
 
+def test_a_check_of_the_settings_is_silent_or_the_line_of_a_worker(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["veil", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    assert run("settings", "--check") == (ExitCode.OK, "", "")
+
+    monkeypatch.setenv("VEIL_GRACE_SECONDS", "-1")
+    monkeypatch.setenv("VEIL_ROUTES", "raw")
+    code, out, line = run("settings", "--check")
+    assert (code, out, line.count("\n")) == (ExitCode.UNUSABLE, "", 1)
+    assert "VEIL_GRACE_SECONDS" in line
+    assert "VEIL_ROUTES" in line
+    assert run("worker") == (code, out, line)
+
+    monkeypatch.setenv("VEIL_GRACE", "1")
+    code, out, line = run("settings", "--check")
+    assert (code, out) == (ExitCode.UNUSABLE, "")
+    assert "VEIL_GRACE is not a setting" in line
+
+
 def test_waiting_is_the_same_flag_everywhere():
     for name in ("enqueue", "backfill"):
         flags = {

@@ -88,7 +88,7 @@ def test_a_message_may_tell_of_many_objects_and_of_other_things():
         (filer("/buckets/raw/a.jpg", before=entry("a.jpg"), event_type="delete"), "deleted"),
         (filer("/buckets/raw/d", after=entry("d", is_directory=True)), "folder"),
         (filer("/buckets/raw/.uploads/1_2/0001_3.part", after=entry("0001_3.part")), "part"),
-        (filer("/etc/iam/identity.json", after=entry("identity.json")), "outside"),
+        (filer("/etc/iam/identity.json", after=entry("identity.json")), "other"),
         (
             filer(
                 "/buckets/raw/a.jpg",

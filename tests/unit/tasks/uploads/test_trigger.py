@@ -14,7 +14,13 @@ from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
 from tasks.routes import Routes
 from tasks.uploads.events import Event, Parsed, parse
-from tasks.uploads.trigger import MAX_REFUSALS_LOGGED, MAX_TRANSACTION_SIZE, EventFilter, Trigger
+from tasks.uploads.trigger import (
+    MAX_LOGGED_KEY,
+    MAX_REFUSALS_LOGGED,
+    MAX_TRANSACTION_SIZE,
+    EventFilter,
+    Trigger,
+)
 from tests.events import (
     ETAG,
     FORMS,
@@ -110,8 +116,8 @@ class Publishes:
         self.along.append(also_write)
 
 
-def trigger():
-    return Trigger(Publishes(), EventFilter(ROUTES), "sqs")
+def trigger(**options):
+    return Trigger(Publishes(), EventFilter(ROUTES), "sqs", **options)
 
 
 def taken(body):
@@ -174,6 +180,37 @@ def test_records_that_are_not_understood_are_counted_and_logged_and_the_others_a
     assert len(refusals) == MAX_REFUSALS_LOGGED
     assert rest["keys"] == 22 - MAX_REFUSALS_LOGGED
     assert taking.malformed == 0
+
+
+def test_events_off_the_routes_are_named_once_and_counted_once_a_minute():
+    now = 100.0
+    taking = trigger(clock=lambda: now)
+    misrouted = json.dumps(s3_event(record("a.jpg", bucket="camera"), record("b/")))
+    deleted = json.dumps(s3_event({"eventName": "ObjectRemoved:Delete"}))
+    with capture_logs() as lines:
+        assert [taking.read(body) for body in (misrouted, deleted, misrouted)] == [[], [], []]
+    first = {line.pop("reason"): line for line in lines}
+    level = {"event": "event ignored", "log_level": "info"}
+    assert first == {
+        "outside": {"check": "VEIL_ROUTES", "bucket": "camera", "key": "a.jpg", **level},
+        "folder": {"bucket": "raw", "key": "b/", **level},
+        "deleted": level,
+    }
+    assert len(lines) == 3
+
+    for seconds, expected in ((59, []), (1, [{"outside": 4, "folder": 4, "deleted": 1}]), (59, [])):
+        now += seconds
+        with capture_logs() as lines:
+            taking.read(misrouted)
+        assert [line["ignored"] for line in lines if line["event"] == "events ignored"] == expected
+        assert len(lines) == len(expected)
+
+
+def test_a_key_of_any_length_is_logged_in_part():
+    with capture_logs() as lines:
+        trigger().choose(Parsed(written=[Event("camera", "k" * 100_000)]))
+    (line,) = lines
+    assert line["key"] == "k" * MAX_LOGGED_KEY
 
 
 def _heard(result):
