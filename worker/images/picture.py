@@ -39,8 +39,9 @@ BRIGHTENING_POWER, SMOOTHING_SIGMA = 0.5, 1.2
 # blurs over 15 pixels; above the second it consists of noise. Of annotated photographs a tenth at
 # most is below, and hardly one above. A view of them is smoothed too, over so many pixels at that
 # size: the detector then finds half of the faces that it misses. Pictures whose longer side is
-# shorter than this are enlarged for detection, which smooths them, too.
-MIN_JUDGED_SIDE = 256
+# shorter than this are enlarged for detection, which smooths them, too. Flat ones, whose detail
+# within 21 pixels is less than a level on average, show no face.
+MIN_JUDGED_SIDE, MIN_DETAIL = 256, 1.0
 SHARPNESS_SIDE, FINE, COARSE = 1024, (3, 3), (21, 21)
 BLURRED_SHARE, NOISE_SHARE, CLEARING_SIGMA = 0.12, 0.55, 2.0
 STRIP_ROWS = 256  # rows blended with a background at a time, to save memory
@@ -237,9 +238,10 @@ def _is_unclear(view: Pixels) -> bool:
     gray = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
     factor = SHARPNESS_SIDE / max(gray.shape)
     if factor < 1:
-        gray = cv2.resize(gray, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        height, width = (max(1, round(side * factor)) for side in gray.shape)
+        gray = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
     fine, coarse = (cv2.mean(cv2.absdiff(gray, cv2.blur(gray, size)))[0] for size in (FINE, COARSE))
-    return coarse > 0 and not BLURRED_SHARE <= fine / coarse <= NOISE_SHARE
+    return coarse >= MIN_DETAIL and not BLURRED_SHARE <= fine / coarse <= NOISE_SHARE
 
 
 def _smoothed(view: Pixels) -> Pixels:

@@ -183,8 +183,9 @@ def test_a_blurred_or_noisy_picture_is_also_looked_at_smoothed(pixels):
         detailed(2000, 1500),
         cv2.GaussianBlur(detailed(200, 150), (0, 0), 8),  # too small to tell
         np.full((300, 400, 3), 90, np.uint8),
+        np.full((5000, 1, 3), 90, np.uint8),
     ],
-    ids=["sharp", "large and sharp", "small", "flat"],
+    ids=["sharp", "large and sharp", "small", "flat", "a line"],
 )
 def test_other_pictures_are_not_looked_at_smoothed(pixels):
     assert all(
