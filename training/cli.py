@@ -316,7 +316,7 @@ def evaluate(
     Example: veil train evaluate run dataset
     """
     from training.dataset import SPLITS, Dataset, refuse_as_target
-    from training.run import DESCRIPTION, EVALUATION, Run
+    from training.run import DESCRIPTION, Run
     from worker import logs
     from worker.detection.presets import PassSettings
     from worker.settings import WorkerSettings
@@ -329,9 +329,9 @@ def evaluate(
     dataset.split(split)
     home = Path(model).expanduser()
     run = Run.load(home) if (home / DESCRIPTION).is_file() else None
-    if to is None and run is None:
-        raise typer.BadParameter("say where the report goes", param_hint="--to")
-    target = to or home / REPORTS / split
+    is_own = run is not None and dataset.digest == run.data
+    name = split if is_own else f"{split}-{dataset.digest[:8]}"
+    target = to or _report_folder(run, model) / name
     refuse_as_target(target)
     # A threshold that was chosen on `test` would make the figures of `test` too good.
     threshold = run.threshold() if run and split == "test" else None
@@ -349,9 +349,7 @@ def evaluate(
         figures, dataset, split, passes, target, alarms=alarms, chosen_on=chosen_on, run=run
     )
     if run and split == "val":
-        from worker.local_files import write_atomically
-
-        write_atomically(home / EVALUATION, json.dumps(content, indent=1).encode())
+        _keep(run, content, counts=is_own and side is None and compare)
     _warn_of(content["drawbacks"])
     if as_json:
         print(json.dumps(content))
@@ -368,6 +366,34 @@ def evaluate(
     print(f"report: {target / 'report.md'}")
     if run:
         print(_next("export", home, "--to", "FOLDER"))
+
+
+def _report_folder(run: "Run | None", model: str) -> Path:
+    """Return the folder in which the reports of a run belong."""
+    if run:
+        return run.folder / REPORTS
+    if "://" not in model and not Path(model).expanduser().exists():
+        raise typer.BadParameter(f"{model} does not exist", param_hint="MODEL")
+    raise typer.BadParameter("say where the report goes", param_hint="--to")
+
+
+def _keep(run: "Run", content: dict[str, Any], *, counts: bool) -> None:
+    """Store an evaluation of `val` if it `counts`, else say that it does not.
+
+    An export takes its threshold and its warnings from an evaluation in the passes of a worker, on
+    pictures that the run knows, beside the bundled detector.
+    """
+    from training.run import EVALUATION
+    from worker.local_files import write_atomically
+
+    if counts:
+        write_atomically(run.folder / EVALUATION, json.dumps(content, indent=1).encode())
+        return
+    print(
+        "veil: exports don't use this evaluation: they need one of the run's own data set, "
+        "without --side and --no-compare",
+        file=sys.stderr,
+    )
 
 
 @app.command()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 GPU_BATCH_SIZE = 8
 CPU_BATCH_SIZE = 1
 LITERT_MODULE = "ai_edge_litert"
+TRAINING_RUN = "run.json"  # the description of a run: see training.run
 GPU_DRIVER = "libcuda.so.1"  # of NVIDIA; TensorFlow's wheels support no other GPU
 # A batch has stalled when it exceeds the time limit of a pass by this much.
 STALL_MARGIN_SECONDS = 10
@@ -440,8 +441,12 @@ def load_folder(
     """Return the model in `folder`, run by the engine of `settings`, but not tested.
 
     The digests are those of the default model; the engines compute that of any other. `name` is its
-    name in messages, by default the folder.
+    name in messages, by default the folder. Raises ModelInvalid for a run of `veil train fit`.
     """
+    if (folder / TRAINING_RUN).is_file():
+        raise ModelInvalid(
+            f"{name or folder} is a training run: set VEIL_MODEL to what `veil train export` made"
+        )
     if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
         return _load_for_litert(settings, folder, digest_in_8_bits, name)
     from worker.detection.saved_model import SavedModel

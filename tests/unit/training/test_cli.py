@@ -158,8 +158,8 @@ def evaluate(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report, "write", write)
 
-    def run(split):
-        command = ["evaluate", str(tmp_path), "set", "--split", split]
+    def run(split, *options):
+        command = ["evaluate", str(tmp_path), "set", "--split", split, *options]
         done = CliRunner().invoke(cli.app, command, catch_exceptions=False)
         assert done.exit_code == 0
         return done, thresholds[-1]
@@ -184,6 +184,32 @@ def test_the_split_test_is_measured_at_the_threshold_of_val_and_sets_none(tmp_pa
     assert threshold == 0.31
     assert run.threshold() == 0.31
     assert "by the evaluation of the split val" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "data_set"),
+    [(["--side", "256"], "d" * 64), (["--no-compare"], "d" * 64), ([], "e" * 64)],
+    ids=["one pass", "not compared", "another data set"],
+)
+def test_an_export_ignores_an_evaluation_that_says_little_of_its_workers(
+    tmp_path, evaluate, options, data_set
+):
+    run = Run.open(tmp_path, RECIPE, data_set)
+    run._describe()
+
+    done, _ = evaluate("val", *options)
+
+    assert run.evaluation() == {}
+    assert "exports don't use this evaluation" in done.stderr
+
+
+def test_a_run_that_does_not_exist_is_named(evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["veil", "train", "evaluate", "nope", "set"])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert "nope does not exist" in capsys.readouterr().err
 
 
 def test_an_evaluation_warns_and_names_curves_checkpoint_report_and_next_command(

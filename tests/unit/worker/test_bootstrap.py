@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from celery.signals import task_postrun, task_prerun
 
+from tasks.errors import ModelInvalid
 from worker import bootstrap
 from worker.detection.centerface import known_face
 from worker.process.watchdog import EXIT_STALLED, Watchdog
@@ -64,3 +65,9 @@ def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
     for line in lines:
         assert "the model hides faces worse than the bundled detector" in line
         assert "4 of 69 faces stay exposed, 2 with the bundled detector" in line
+
+
+def test_a_training_run_is_no_model(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ModelInvalid, match="is a training run: set VEIL_MODEL to what `veil train"):
+        bootstrap.load_folder(WorkerSettings(), tmp_path)
