@@ -245,6 +245,7 @@ def _is_unclear(view: Pixels) -> bool:
 
 
 def _smoothed(view: Pixels) -> Pixels:
+    """Return `view` smoothed over CLEARING_SIGMA pixels, more if it is large."""
     sigma = CLEARING_SIGMA * max(1.0, max(view.shape) / SHARPNESS_SIDE)
     return np.asarray(cv2.GaussianBlur(view, (0, 0), sigma), np.uint8)
 
