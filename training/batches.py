@@ -65,9 +65,9 @@ class Batches:
                         [pool.submit(self.example, made * self.size + i) for i in range(self.size)]
                     )
                     if len(waiting) > AHEAD:
-                        yield _joined([future.result() for future in waiting.popleft()])
+                        yield joined([future.result() for future in waiting.popleft()])
                 while waiting:
-                    yield _joined([future.result() for future in waiting.popleft()])
+                    yield joined([future.result() for future in waiting.popleft()])
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -76,15 +76,19 @@ class Batches:
         round_, place = divmod(number, len(self.pictures))
         order = np.random.default_rng([self.seed, round_]).permutation(len(self.pictures))
         picture = self.pictures[order[place]]
-        classes = np.array(picture.classes or [0] * len(picture.faces), np.intp)
-        faces, ignored = _boxes(picture.faces), _boxes(picture.ignore)
-        example = Example(self._pixels(picture), faces, ignored, classes)
+        example = self.labelled(picture)
         if self.augment:
             random = np.random.default_rng([self.seed, number, 1])
             shown = augmented(example, self.side, random, self._coverable)
         else:
             shown = fitted(example, self.side)
         return shown.pixels, self.network.targets(shown, self.side)
+
+    def labelled(self, picture: Picture) -> Example:
+        """Return the whole picture with its labels."""
+        classes = np.array(picture.classes or [0] * len(picture.faces), np.intp)
+        faces, ignored = _boxes(picture.faces), _boxes(picture.ignore)
+        return Example(self._pixels(picture), faces, ignored, classes)
 
     def _pixels(self, picture: Picture) -> Pixels:
         if (kept := self._kept.get(picture.sha256)) is not None:
@@ -97,7 +101,8 @@ class Batches:
         return pixels
 
 
-def _joined(examples: Sequence[tuple[Pixels, Targets]]) -> Batch:
+def joined(examples: Sequence[tuple[Pixels, Targets]]) -> Batch:
+    """Return the batch of `examples`, which are pictures and their targets."""
     pictures = np.stack([pixels for pixels, _ in examples]).astype(np.float32)
     names = examples[0][1]
     truth = {name: np.stack([targets[name] for _, targets in examples]) for name in names}

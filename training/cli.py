@@ -28,6 +28,8 @@ LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
 LARGEST_SIDE = 8192  # pixels
 LARGEST_SEED = 2**32 - 1
 REPORTS = "evaluation"  # a folder in that of a run, with a folder for each split
+# A smaller fall of AP50 on some dozen pictures of val is chance.
+TOLERATED_LOSS = 0.02
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -169,7 +171,7 @@ def fit(
             metavar="RATE",
             callback=_above_zero,
             help="Highest learning rate; the rate rises to it, then falls as a cosine. By default "
-            "0.002, and 0.0005 with --start default.",
+            "0.002; with --start default 0.001, as a share of the magnitude of the weights.",
         ),
     ] = None,
     weights: Annotated[
@@ -272,6 +274,7 @@ def fit(
         print(json.dumps({"event": "finished", **finished}))
         return
     print(f"finished: {to}, {made:,} of {recipe.steps:,} steps, recipe {recipe.digest[:16]}")
+    _warn_of(_losses_since_the_start(run))
     _print_links(run)
     print(_next("evaluate", to, folder))
 
@@ -490,14 +493,38 @@ def _tensorboard_line(run: "Run") -> str:
 
 def _progress_line(line: dict[str, Any]) -> str:
     """Return the line that `fit` prints after its first two steps and at a checkpoint."""
+    if line["step"] == 0:
+        return f"before the first step: {_on_val(line) or 'no pictures in val'}"
     text = f"step {line['step']:,} of {line['steps']:,}: loss {line['loss']:.4f}"
-    if "val_loss" in line:
-        text += f", {line['val_loss']:.4f} on val"
+    if on_val := _on_val(line):
+        text += f"; {on_val}"
     if line["seconds_left"] is None:
         text += f", after {line['seconds']:.1f} s"
     elif line["seconds_left"]:
         text += f", {timedelta(seconds=line['seconds_left'])} left"
     return text
+
+
+def _losses_since_the_start(run: "Run") -> list[str]:
+    """Return a warning if a run that started from weights finds less on val than these did."""
+    from training import curves
+    from training.run import LOG
+
+    precisions = curves.precisions(run.folder / LOG)
+    if len(precisions) < 2 or precisions[-1] >= precisions[0] - TOLERATED_LOSS:
+        return []
+    return [
+        f"AP50 on val fell from {precisions[0]:.3f} to {precisions[-1]:.3f}: use a smaller "
+        "--learning-rate, or more labelled pictures; `veil train evaluate` says what it means"
+    ]
+
+
+def _on_val(line: dict[str, Any]) -> str:
+    """Return the measurements of the split val in a line of the log; empty if there are none."""
+    if "val_loss" not in line:
+        return ""
+    precision = "no objects" if line["val_ap50"] is None else f"AP50 {line['val_ap50']:.3f}"
+    return f"val: loss {line['val_loss']:.4f}, {precision}"
 
 
 def _print_links(run: "Run") -> None:

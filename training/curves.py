@@ -14,7 +14,16 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from training import charts
 
-FIELDS = ("step", "loss", "faces_loss", "boxes_loss", "learning_rate", "val_loss", "seconds")
+FIELDS = (
+    "step",
+    "loss",
+    "faces_loss",
+    "boxes_loss",
+    "learning_rate",
+    "val_loss",
+    "val_ap50",
+    "seconds",
+)
 SPANS = 50  # points of a plotted curve
 
 
@@ -71,12 +80,18 @@ def read(log: Path) -> list[dict[str, str]]:
         return [line for line in csv.DictReader(file) if line.get("seconds")]
 
 
+def precisions(log: Path) -> list[float]:
+    """Return the AP50 of the split val at the start of a run and at each of its checkpoints."""
+    return [float(line["val_ap50"]) for line in read(log) if line.get("val_ap50")]
+
+
 def plot(log: Path, path: Path, titles: Mapping[str, str]) -> None:
     """Draw the losses of a log, as means of a fiftieth of its steps, and that of the split val.
 
     `titles` are those of the losses of single outputs of the network.
     """
-    lines = read(log)
+    every = read(log)
+    lines = [line for line in every if line["loss"]]  # the line of step 0 has none
     span = max(1, len(lines) // SPANS)
     steps = [float(line["step"]) for line in lines]
     curves = {}
@@ -84,7 +99,7 @@ def plot(log: Path, path: Path, titles: Mapping[str, str]) -> None:
     for title, name in (("loss", "loss"), *parts):
         losses = [float(line[name]) for line in lines]
         curves[title] = _means(steps, span), _means(losses, span)
-    if checked := [line for line in lines if line["val_loss"]]:
+    if checked := [line for line in every if line["val_loss"]]:
         curves["loss on the split val"] = (
             [float(line["step"]) for line in checked],
             [float(line["val_loss"]) for line in checked],

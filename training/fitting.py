@@ -17,6 +17,7 @@ from training.dataset import Dataset
 from training.network import Network, network_of
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
 from training.run import CHECKPOINT, CURVES, EVENTS, LOG, WEIGHTS, Recipe, Run
+from training.validation import Validation
 from worker.commands.progress import progress_bar
 from worker.detection.detector import canvases_of
 from worker.pixels import Pixels
@@ -31,7 +32,6 @@ FROZEN = 0.1
 # which normalises other pictures by them has logits of 100 and more.
 AVERAGED, NORMALISED, SHORTEST_NORMALISED, LONGEST_NORMALISED = 10, 6, 0.9, 0.99
 SETTLING_BATCHES = 16
-VALIDATION_BATCHES = 8
 FINISHING_PICTURES = 12  # of the training split, by which a network in 8 bits is calibrated
 
 Report = Callable[[dict[str, Any]], None]
@@ -49,9 +49,10 @@ def fit(
     """Train `run` from its last checkpoint to its end, with a checkpoint after `every` steps.
 
     `weights` are initial ones, as Network.start takes them, or None. `report` gets a line for the
-    first two steps and for each checkpoint: the values of the log, `steps`, the number of all,
-    `seconds_left`, which is None after the first step, and whether there is a `checkpoint`. With
-    `ends_here` the run ends at its last checkpoint, without further steps.
+    start, if it has initial weights, for the first two steps and for each checkpoint: the values of
+    the log, `steps`, the number of all, `seconds_left`, which is None until the second step, and
+    whether there is a `checkpoint`. With `ends_here` the run ends at its last checkpoint, without
+    further steps.
 
     Raise TrainingFailed if the loss is not a number, DatasetInvalid if the data set has no faces,
     and OutputFailed if the disk is full. The last checkpoint remains intact in each case, and a run
@@ -102,6 +103,7 @@ class _Trained:
     def __init__(self, recipe: Recipe, network: Network, weights: str | None, first: Any) -> None:
         keras.config.set_dtype_policy(recipe.precision)
         self.model = network.build()
+        self.is_started = weights is not None
         if weights is not None:
             network.start(self.model, weights, recipe.seed)
         self._backbone = network.backbone(self.model)
@@ -116,7 +118,8 @@ class _Trained:
             warmup_target=recipe.learning_rate,
             warmup_steps=warm_up,
         )
-        self.flat = FlatAdamW(schedule, min(LONGEST_AVERAGE, max(0.0, 1 - AVERAGED / recipe.steps)))
+        average = min(LONGEST_AVERAGE, max(0.0, 1 - AVERAGED / recipe.steps))
+        self.flat = FlatAdamW(schedule, average, is_relative=network.is_relative)
         self.model.compile(optimizer=self.flat, loss=network.losses(), jit_compile=jit())
         self.optimizer = self.model.optimizer  # wrapped, if the precision needs a scaled loss
         self.optimizer.build(self.model.trainable_variables)
@@ -200,12 +203,25 @@ def _train(
     """Train from `step` to `end`, which is returned. Lines of the log after `step` are removed."""
     recipe = run.recipe
     has_validation = any(picture.split == "val" for picture in dataset.pictures)
-    validation = _batches(dataset, "val", recipe, batches.network) if has_validation else None
+    validation = (
+        Validation(_batches(dataset, "val", recipe, batches.network)) if has_validation else None
+    )
     writer = curves.Curves(run.folder / LOG, run.folder / EVENTS, step)
     started = time.monotonic()
     first = step + 1
     remaining = _Remaining(end)
+
+    def measured() -> dict[str, Any]:
+        if validation is None:
+            return {}
+        found = validation.measure(trained.model)
+        return {"val_loss": found.loss, "val_ap50": found.ap50}
+
     try:
+        if trained.is_started and step == 0 < end:
+            line = {"step": 0, **measured(), "seconds": 0.0}
+            writer.add(line)
+            report({**line, "steps": end, "seconds_left": None, "checkpoint": False})
         with progress_bar("trained", total=end) as bar:
             bar.advance(step)
             for batch in batches.starting(step, end):
@@ -223,8 +239,8 @@ def _train(
                         "lower --learning-rate, and choose another --to"
                     )
                 is_checkpoint = step == end or step % every == 0
-                if validation and is_checkpoint:
-                    line["val_loss"] = _validation_loss(trained.model, validation)
+                if is_checkpoint:
+                    line |= measured()
                 line["seconds"] = round(time.monotonic() - started, 2)
                 writer.add(line)
                 seconds_left = remaining.after(step)
@@ -265,11 +281,3 @@ def _batches(dataset: Dataset, split: str, recipe: Recipe, network: Network) -> 
     augment = recipe.augment and split == "train"
     pictures = dataset.split(split)
     return Batches(dataset, pictures, network, recipe.side, recipe.batch, recipe.seed, augment)
-
-
-def _validation_loss(model: Any, validation: Batches) -> float:
-    count = min(VALIDATION_BATCHES, math.ceil(len(validation.pictures) / validation.size))
-    total = 0.0
-    for batch in validation.starting(0, count):
-        total += float(model.test_on_batch(batch.pictures, batch.truth, return_dict=True)["loss"])
-    return total / count

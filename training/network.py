@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import TrainingFailed
 from training.augmentation import Example
+from worker.detection.faces import Detections
 from worker.pixels import Pixels
 
 Floats = NDArray[np.float32]
@@ -16,6 +17,7 @@ Targets = dict[str, Floats]
 """The expected outputs of a network for one picture, by name."""
 
 CENTERFACE = "centerface"  # as the size of a recipe
+LEAST_SCORE = 0.05  # of the detections from which the precision of a checkpoint is computed
 DEFAULT = "default"  # as initial weights: the published ones of the default model
 
 
@@ -43,6 +45,10 @@ class Network(Protocol):
         """The highest rate, unless the user chooses another."""
 
     @property
+    def is_relative(self) -> bool:
+        """True if the learning rate is a share of the magnitude of each channel's weights."""
+
+    @property
     def titles(self) -> dict[str, str]:
         """Titles of the curves of the losses, by the names of outputs."""
 
@@ -60,6 +66,9 @@ class Network(Protocol):
 
     def targets(self, example: Example, side: int) -> Targets:
         """Return the expected outputs for `example`, a square of `side` pixels."""
+
+    def detections(self, model: Any, pictures: Floats) -> list[Detections]:
+        """Return what `model` finds in each of `pictures`, float32 [n, side, side, 3]."""
 
     def finish(self, model: Any, pictures: Iterable[Pixels], folder: Path) -> None:
         """Write what `save` needs beside the weights to `folder`, that of the run.

@@ -12,7 +12,7 @@ pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
 from tasks.errors import TrainingFailed
 from training import checkpoint, exporting, fitting, formats, importing
 from training.backend import keras, layers
-from training.batches import Batch
+from training.batches import Batch, Batches
 from training.centerface import model as centerface
 from training.centerface.losses import CentreLoss, HeatLoss
 from training.centerface.network import CenterFace
@@ -20,7 +20,9 @@ from training.centerface.targets import targets
 from training.efficientdet.network import EfficientDet
 from training.importing import Choice
 from training.network import DEFAULT
+from training.optimizer import FlatAdamW, magnitudes_of
 from training.run import WEIGHTS, Recipe, Run
+from training.validation import Validation
 from worker.bootstrap import load_untested_model
 from worker.detection.centerface import default_model
 from worker.detection.centerface.known_face import (
@@ -40,16 +42,21 @@ SURE = 0.3  # the default model's score of anything else in the photograph is lo
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run that started from the default model, and whose learning rate was 0."""
+def dataset(tmp_path_factory):
+    """The known photograph, as the only picture of the split train."""
     folder = tmp_path_factory.mktemp("start")
     shutil.copy(PHOTOGRAPH, folder)
     box = answers()["tensorflow"]["upright"]["box_xyxy"]
     images = [{"file": PHOTOGRAPH.name, "faces": [box]}]
     (folder / "annotations.json").write_text(json.dumps({"images": images}))
     labelled = formats.read(folder / "annotations.json", None, [])
-    dataset = importing.run(labelled, folder / "set", Choice(val=0, test=0)).dataset
-    made = Run.open(folder / "run", RECIPE, dataset.digest)
+    return importing.run(labelled, folder / "set", Choice(val=0, test=0)).dataset
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    """A finished run that started from the default model, and whose learning rate was 0."""
+    made = Run.open(tmp_path_factory.mktemp("run") / "run", RECIPE, dataset.digest)
     fitting.fit(made, dataset, DEFAULT, 1, lambda line: None)
     return made
 
@@ -99,6 +106,44 @@ def test_the_export_states_its_labels_and_the_differences(run, exported):
     assert stated["recipe"] == run.recipe.digest
     assert stated["difference_in_8_bits"] < 0.05
     assert exported.difference < 1e-3
+
+
+def test_the_first_steps_of_a_fine_tuning_keep_what_the_default_model_knows(dataset):
+    network = CenterFace(("FACE",))
+    model = network.build()
+    network.start(model, DEFAULT, 0)
+    optimizer = FlatAdamW(network.learning_rate, is_relative=network.is_relative)
+    model.compile(optimizer=optimizer, loss=network.losses(), jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    validation = Validation(Batches(dataset, dataset.split("train"), network, 128, 2, 0, False))
+    before = validation.measure(model)
+
+    for batch in Batches(dataset, dataset.split("train"), network, 128, 2, 0, True).starting(0, 8):
+        model.train_on_batch(batch.pictures, batch.truth)
+    after = validation.measure(model)
+
+    assert before.ap50 == after.ap50 == 1.0
+    assert after.loss < before.loss
+
+
+@pytest.mark.parametrize(
+    ("shape", "output_axis"),
+    [((3, 3, 8, 1), 2), ((2, 2, 8, 4), 2), ((1, 1, 4, 8), 3), ((3, 3, 4, 8), 3)],
+)
+def test_a_relative_rate_follows_the_magnitude_of_the_output_channel(shape, output_axis):
+    weights = np.random.default_rng(0).choice([-1.0, 1.0], shape).astype(np.float32)
+    sizes = np.arange(1, 9) if shape[output_axis] == 8 else np.arange(1, 5)
+    spread = np.ones(4, int)
+    spread[output_axis] = -1
+    wanted = np.broadcast_to(sizes.reshape(spread), shape)
+
+    assert magnitudes_of(weights * wanted.astype(np.float32)) == pytest.approx(wanted)
+
+
+def test_weights_of_0_learn_at_a_relative_rate_too():
+    assert magnitudes_of(np.zeros((3, 3, 4, 8), np.float32)).min() > 0
+    assert magnitudes_of(np.array([0.03, -0.03], np.float32)) == pytest.approx([0.03, 0.03])
+    assert magnitudes_of(np.zeros(4, np.float32)).min() > 0
 
 
 def test_pictures_of_any_size_have_no_detection_in_the_padding(served):
@@ -154,6 +199,7 @@ def test_the_backbone_learns_only_after_the_first_tenth_of_the_steps():
         build=lambda: keras.Model(pictures, outputs),
         backbone=lambda model: [model.get_layer("body")],
         losses=lambda: {"faces": HeatLoss(), "boxes": CentreLoss()},
+        is_relative=True,
     )
     side = 32
     example = SimpleNamespace(

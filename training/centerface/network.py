@@ -18,12 +18,13 @@ from training.centerface import model as centerface
 from training.centerface.losses import CentreLoss, HeatLoss
 from training.centerface.targets import Floats, targets
 from training.dataset import FACE
-from training.network import DEFAULT
+from training.network import DEFAULT, LEAST_SCORE
 from training.run import WEIGHTS, Run
 from worker.detection.centerface.known_face import photograph
-from worker.detection.centerface.maps import STRIDE, Layout
+from worker.detection.centerface.maps import STRIDE, Layout, decode
 from worker.detection.centerface.measuring import calibrated
 from worker.detection.centerface.network import SIDE_MULTIPLE, Network, in_eight_bits, save
+from worker.detection.faces import Detections
 from worker.detection.model import NETWORK
 from worker.detection.saved_model import SavedModel
 from worker.detection.tf import tf
@@ -47,7 +48,8 @@ class CenterFace:
     name: str = "CenterFace"
     side: int = 320
     multiple: int = SIDE_MULTIPLE
-    learning_rate: float = 0.0005
+    learning_rate: float = 0.001
+    is_relative: bool = True
     titles: dict[str, str] = field(
         default_factory=lambda: {
             "faces": "focal loss, of the scores",
@@ -81,6 +83,12 @@ class CenterFace:
 
     def targets(self, example: Example, side: int) -> dict[str, Floats]:
         return targets(example, side, len(self.classes))
+
+    def detections(self, model: Any, pictures: Floats) -> list[Detections]:
+        outputs = model.predict_on_batch(pictures)
+        maps = np.concatenate([outputs["faces"], outputs["boxes"]], axis=-1)
+        layout = Layout(len(self.classes), landmarks=0)
+        return [decode(each, LEAST_SCORE, layout) for each in maps]
 
     def finish(self, model: Any, pictures: Iterable[Pixels], folder: Path) -> None:
         """Write the network in 8 bits, calibrated by `pictures`, and its difference in floats."""

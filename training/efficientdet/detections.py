@@ -11,13 +11,13 @@ import numpy as np
 from tasks.errors import TrainingFailed
 from training.backend import ops
 from training.efficientdet import anchors
+from training.efficientdet.network import NMS_IOU
 from worker.detection.model import LEFT_OUT
 from worker.detection.tf import padded_to_multiple, tf
 
 # The number of anchors with the highest scores, of which up to MAX_DETECTIONS faces are chosen.
 CANDIDATES = 2000
 MAX_DETECTIONS = 500  # per picture
-NMS_IOU = 0.5  # Tan et al., reference implementation
 MIN_SCORE = 0.02  # the model returns no detections below it; `score_threshold` applies on top of it
 # The largest difference of scores and normalised corners between the network and the saved model.
 TOLERANCE = 1e-3

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from tasks.errors import TrainingFailed
@@ -14,8 +15,12 @@ from training.augmentation import Boxes, Example
 from training.efficientdet import anchors
 from training.efficientdet.losses import BoxLoss, FocalLoss
 from training.efficientdet.model import SIZES, efficientdet, load_backbone
+from training.network import LEAST_SCORE
 from training.run import DESCRIPTION, WEIGHTS, Run
+from worker.detection.faces import Detections
 from worker.pixels import Pixels
+
+NMS_IOU = 0.5  # Tan et al., reference implementation
 
 anchors_of = cache(anchors.anchors)
 
@@ -28,6 +33,7 @@ class EfficientDet:
     classes: tuple[str, ...]
     multiple: int = anchors.MULTIPLE
     learning_rate: float = 0.002
+    is_relative: bool = False
     titles: dict[str, str] = field(
         default_factory=lambda: {
             "faces": "focal loss, of the scores",
@@ -77,6 +83,14 @@ class EfficientDet:
         found = anchors.targets(grid, faces, ignored, example.classes, len(self.classes))
         return {"faces": found.faces, "boxes": found.boxes}
 
+    def detections(self, model: Any, pictures: anchors.Floats) -> list[Detections]:
+        outputs = model.predict_on_batch(pictures)
+        sides = np.array(pictures.shape[1:3], np.float32)
+        boxes = anchors.decoded(outputs["boxes"], anchors_of(*pictures.shape[1:3]), np)
+        boxes = anchors.bounded(boxes, sides, np)[..., [1, 0, 3, 2]].astype(np.float32)
+        scores = 1 / (1 + np.exp(-outputs["faces"].clip(-60, 60)))
+        return [_strongest(*each) for each in zip(boxes, scores, strict=True)]
+
     def finish(self, model: Any, pictures: Iterable[Pixels], folder: Path) -> None:
         """Do nothing: `save` needs the weights alone."""
 
@@ -84,6 +98,18 @@ class EfficientDet:
         from training.efficientdet import detections  # needs TensorFlow, whatever backend is used
 
         return {"difference": detections.save(model, folder)}
+
+
+def _strongest(boxes: anchors.Floats, scores: anchors.Floats) -> Detections:
+    """Return the detections of `boxes` [a, 4] with `scores` [a, classes], without doubles."""
+    rows, kinds = np.nonzero(scores >= LEAST_SCORE)
+    boxes, scores = boxes[rows], scores[rows, kinds]
+    corner_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    kept = cv2.dnn.NMSBoxesBatched(
+        corner_size.tolist(), scores.tolist(), kinds.tolist(), LEAST_SCORE, NMS_IOU
+    )
+    rows = np.asarray(kept, np.intp)
+    return Detections(boxes[rows], scores[rows], classes=kinds[rows] + 1)
 
 
 def _rows_first(boxes: Boxes) -> anchors.Floats:

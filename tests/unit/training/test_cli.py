@@ -19,8 +19,29 @@ def test_a_checkpoint_s_line_has_the_loss_and_the_time_left():
     line = {"step": 1000, "steps": 4000, "loss": 0.5, "seconds": 9.25, "seconds_left": 3725}
 
     assert cli._progress_line(line) == "step 1,000 of 4,000: loss 0.5000, 1:02:05 left"
-    last = {**line, "val_loss": 0.75, "seconds_left": 0}
-    assert cli._progress_line(last) == "step 1,000 of 4,000: loss 0.5000, 0.7500 on val"
+    last = {**line, "val_loss": 0.75, "val_ap50": 0.9, "seconds_left": 0}
+    assert cli._progress_line(last) == (
+        "step 1,000 of 4,000: loss 0.5000; val: loss 0.7500, AP50 0.900"
+    )
+    start = {"step": 0, "steps": 4000, "val_loss": 3.5, "val_ap50": 0.95, "seconds_left": None}
+    assert cli._progress_line(start) == "before the first step: val: loss 3.5000, AP50 0.950"
+    assert cli._progress_line({"step": 0}) == "before the first step: no pictures in val"
+
+
+@pytest.mark.parametrize(
+    ("precisions", "warns"),
+    [((0.95, 0.9, 0.84), True), ((0.95, 0.84, 0.94), False), ((None, 0.2), False), ((), False)],
+)
+def test_a_training_that_makes_the_detector_worse_is_warned_of(tmp_path, precisions, warns):
+    lines = [f"{step},{'' if ap is None else ap},1.0" for step, ap in enumerate(precisions)]
+    (tmp_path / LOG).write_text("\n".join(["step,val_ap50,seconds", *lines, ""]))
+
+    warnings = cli._losses_since_the_start(Run(tmp_path, RECIPE, "d" * 64))
+
+    assert len(warnings) == warns
+    if warns:
+        assert "from 0.950 to 0.840" in warnings[0]
+        assert "--learning-rate" in warnings[0]
 
 
 def test_the_first_lines_say_what_is_ahead_and_how_long_the_first_step_took(tmp_path):
