@@ -17,7 +17,10 @@ MOST_PICTURES = 64  # so that a checkpoint takes seconds
 
 @dataclass(frozen=True)
 class Measured:
-    """The mean loss, and the average precision at an IoU of 0.5 over all labels."""
+    """The mean loss, and the average precision at an IoU of 0.5 over all labels.
+
+    The precision is None if the pictures have no objects, or if the loss is not a number.
+    """
 
     loss: float
     ap50: float | None
@@ -40,6 +43,8 @@ class Validation:
             batch = self._batch(examples)
             result = model.test_on_batch(batch.pictures, batch.truth, return_dict=True)
             losses.append(float(result["loss"]))
+            if not math.isfinite(losses[-1]):
+                return Measured(losses[-1], None)
             found = self.batches.network.detections(model, batch.pictures)
             for example, detections in zip(examples, found, strict=True):
                 pictures += self._judged(example, detections)
