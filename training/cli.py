@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
 LARGEST_SIDE = 8192  # pixels
 LARGEST_SEED = 2**32 - 1
 REPORTS = "evaluation"  # a folder in that of a run, with a folder for each split
+ROUNDS = 100
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -119,7 +120,7 @@ def import_(
     for name, counts in figures["splits"].items():
         print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} {noun}")
     print(f"report: {to / 'report.md'}")
-    print(_next("fit", to, "--to", "RUN"))
+    print(_next("fit", to, "--to", "RUN", "--start", "default"))
 
 
 @app.command()
@@ -139,8 +140,12 @@ def fit(
         ),
     ] = None,
     size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Size of a new EfficientDet: d0, d1 or d2.")
-    ] = "d0",
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Size of a new EfficientDet: d0, d1 or d2; by default d0. Not with --start.",
+        ),
+    ] = None,
     side: Annotated[
         int | None,
         typer.Option(
@@ -154,11 +159,13 @@ def fit(
         int, typer.Option(metavar="COUNT", min=1, max=512, help="Pictures a step.")
     ] = 8,
     rounds: Annotated[
-        float,
+        float | None,
         typer.Option(
-            metavar="COUNT", callback=_above_zero, help="Times that each picture is used."
+            metavar="COUNT",
+            callback=_above_zero,
+            help="Times that each picture is used; by default 100.",
         ),
-    ] = 100,
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(metavar="COUNT", min=1, help="Number of steps, in place of --rounds."),
@@ -173,12 +180,13 @@ def fit(
         ),
     ] = None,
     weights: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="WEIGHTS",
-            help="Initial weights of a new EfficientDet's backbone: imagenet, none or a file.",
+            help="Initial weights of a new EfficientDet's backbone: imagenet, none or a file; by "
+            "default imagenet. Not with --start.",
         ),
-    ] = "imagenet",
+    ] = None,
     augment: Annotated[bool, typer.Option(help="Change the pictures at random.")] = True,
     precision: Annotated[
         str | None,
@@ -223,6 +231,10 @@ def fit(
     """
     from training.dataset import Dataset, refuse_as_target
 
+    if start is not None:
+        _refuse_beside(f"--start {start}", {"--size": size, "--weights": weights})
+    if steps is not None:
+        _refuse_beside("--steps", {"--rounds": rounds})
     dataset = Dataset.load(folder)
     refuse_as_target(to)
     from training import fitting
@@ -230,7 +242,7 @@ def fit(
     from training.network import network_of
     from training.run import Recipe, Run
 
-    size, initial, identity = _initial(start, size, weights)
+    size, initial, identity = _initial(start, size or "d0", weights or "imagenet")
     network = network_of(size, dataset.labels)
     side = network.side if side is None else side
     if side < network.multiple or side % network.multiple:
@@ -240,7 +252,7 @@ def fit(
     precision = precision or ("mixed_bfloat16" if has_accelerator() else "float32")
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"choose from {', '.join(PRECISIONS)}", param_hint="--precision")
-    count = steps or math.ceil(rounds * len(dataset.split("train")) / batch)
+    count = steps or math.ceil((rounds or ROUNDS) * len(dataset.split("train")) / batch)
     recipe = Recipe(
         size,
         side,
@@ -548,6 +560,15 @@ def _checkpoint_step(run: "Run") -> int:
     from training.run import CHECKPOINT
 
     return checkpoint.step(run.folder / CHECKPOINT)
+
+
+def _refuse_beside(option: str, others: Mapping[str, object]) -> None:
+    """Raise BadParameter if one of `others`, which have no effect beside `option`, is given."""
+    for name, value in others.items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"has no effect with {option}: leave out one of them", param_hint=name
+            )
 
 
 def _initial(start: str | None, size: str, weights: str) -> tuple[str, str | None, str]:
