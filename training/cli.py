@@ -109,6 +109,8 @@ def import_(
         labelled += formats.read(source, form, pictures or [])
     imported = importing.run(labelled, to, choice)
     figures = overview.write(imported, to)
+    for doubt in imported.doubts:
+        print(f"veil: warning: {doubt}; look at {to / overview.SAMPLES}", file=sys.stderr)
     for line in importing.problem_lines(imported.problems):
         print(f"veil: {line}", file=sys.stderr)
     if as_json:
@@ -119,6 +121,7 @@ def import_(
     noun = "faces" if choice.classes == (FACE,) else "objects"
     for name, counts in figures["splits"].items():
         print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} {noun}")
+    print(f"samples: {to / overview.SAMPLES}")
     print(f"report: {to / 'report.md'}")
     print(_next("fit", to, "--to", "RUN", "--start", "default"))
 
@@ -231,10 +234,8 @@ def fit(
     """
     from training.dataset import Dataset, refuse_as_target
 
-    if start is not None:
-        _refuse_beside(f"--start {start}", {"--size": size, "--weights": weights})
-    if steps is not None:
-        _refuse_beside("--steps", {"--rounds": rounds})
+    _refuse_beside("--start", start, {"--size": size, "--weights": weights})
+    _refuse_beside("--steps", steps, {"--rounds": rounds})
     dataset = Dataset.load(folder)
     refuse_as_target(to)
     from training import fitting
@@ -562,12 +563,12 @@ def _checkpoint_step(run: "Run") -> int:
     return checkpoint.step(run.folder / CHECKPOINT)
 
 
-def _refuse_beside(option: str, others: Mapping[str, object]) -> None:
-    """Raise BadParameter if one of `others`, which have no effect beside `option`, is given."""
+def _refuse_beside(option: str, given: object, others: Mapping[str, object]) -> None:
+    """Raise BadParameter if `option` is given and one of `others`, which then have no effect."""
     for name, value in others.items():
-        if value is not None:
+        if given is not None and value is not None:
             raise typer.BadParameter(
-                f"has no effect with {option}: leave out one of them", param_hint=name
+                f"has no effect with {option} {given}: leave out one of them", param_hint=name
             )
 
 
