@@ -405,12 +405,13 @@ class Display:
     def show(self, current: Run, counts: Mapping[str, int] | None = None) -> None:
         """Show a run. Its outcomes, if `counts` are not given, are read every POLL_SECONDS."""
         self._first = self._first or current
-        if self._as_json and (self._last is None or current.listed != self._last.listed):
-            self._print({"event": "page", **_progress_of(current), "cursor": current.cursor})
-        self._last = current
         if counts is not None:
             self._counts = counts
-        elif time.monotonic() - self._counted_at > POLL_SECONDS:
+        if self._as_json and (self._last is None or current.listed != self._last.listed):
+            page = _progress_of(current, self._ended)
+            self._print({"event": "page", **page, "cursor": current.cursor})
+        self._last = current
+        if counts is None and time.monotonic() - self._counted_at > POLL_SECONDS:
             self._count()
         self._draw(current)
 
@@ -519,7 +520,7 @@ class Display:
         self._print(
             {
                 "event": "summary",
-                **_progress_of(current),
+                **_progress_of(current, self._ended),
                 "source": current.source,
                 "destination": current.destination,
                 "recipe": current.recipe or None,
@@ -534,11 +535,11 @@ class Display:
         print(json.dumps(values), flush=True)
 
 
-def _progress_of(current: Run) -> dict[str, Any]:
-    """Return the fields that every JSON object about a run has."""
+def _progress_of(current: Run, ended: int) -> dict[str, Any]:
+    """Return the fields that every JSON object about a run has, whose pictures have `ended`."""
     return {
         "run": current.name,
-        "state": current.state,
+        "state": runs.shown_state(current, ended),
         "listed": current.listed,
         "ignored": current.ignored,
         "skipped": current.skipped,

@@ -65,8 +65,9 @@ def retry(
 ) -> ExitCode:
     """Put the pictures of dead letters back on the queue.
 
-    A letter stays listed until its picture comes through, or dies again. Exit with 1 if a picture
-    has no letter, or can't be put on the queue and, with --wait, if one failed or has no result.
+    A letter stays listed until its picture comes through, or dies again; that of a message which no
+    worker accepted goes once its picture is on the queue. Exit with 1 if a picture has no letter,
+    or can't be put on the queue and, with --wait, if one failed or has no result.
 
     Example: veil dead retry --error AccessDenied
     """
@@ -77,6 +78,7 @@ def retry(
         queue,
         as_json,
         condition=_has_error(error),
+        is_settled=lambda letter: letter.is_refused,
         wait_seconds=timeout if wait else None,
     )
     return ExitCode.ok_if(is_complete)
