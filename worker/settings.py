@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
 from tasks.messages import Method, Region
+from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
@@ -345,10 +346,14 @@ class WorkerSettings(Settings):
 
 def table() -> list[tuple[str, str | None, str]]:
     """Return the variable, the default and the meaning (Markdown) of each setting."""
-    return [
-        (f"{PREFIX}{name.upper()}", _text(field.default), field.description or "")
-        for name, field in WorkerSettings.model_fields.items()
-    ]
+    rows = []
+    secrets = WorkerSettings.secrets()
+    for name, field in WorkerSettings.model_fields.items():
+        variable, meaning = f"{PREFIX}{name.upper()}", field.description or ""
+        if name in secrets:
+            meaning += f" `{variable}{SUFFIX}` may name a file with it instead."
+        rows.append((variable, _text(field.default), meaning))
+    return rows
 
 
 def markdown_table() -> str:

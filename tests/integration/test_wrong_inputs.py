@@ -82,6 +82,14 @@ EARLY = [
      "'--timeout': inf is not a finite number"),
     ("two triggers", ["watch", "--poll", "60", "--http", "127.0.0.1:1"], {},
      "give one of --sqs, --http and --poll"),
+    ("name of a worker", ["worker", "--name", "a b@c"], {},
+     "'a b@c' must have letters, digits, dots, hyphens and underscores only (at most 64), such as"),
+    ("region", ["settings", "--check"], {"VEIL_S3_REGION": "europe"},
+     "VEIL_S3_REGION: europe is no region of Amazon S3, such as eu-central-1; another store needs"),
+    ("file of a secret", ["settings", "--check"], {"VEIL_REDIS_PASSWORD_FILE": "/nowhere"},
+     "VEIL_REDIS_PASSWORD_FILE: /nowhere can't be read (No such file or directory)"),
+    ("fit", ["train", "fit", "d", "--to", "r", "--start", "default", "--size", "d1"], {},
+     "has no effect with --start default: leave out one of them"),
     ("command", ["anonymise"], {}, "'anonymize'"),
 ]  # fmt: skip
 
