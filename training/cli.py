@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
 from worker.commands.command import CommandApp
-from worker.commands.options import Json
+from worker.commands.options import Json, refuse_beside
 from worker.printing import print_note
 
 if TYPE_CHECKING:
@@ -234,8 +234,8 @@ def fit(
     """
     from training.dataset import Dataset, refuse_as_target
 
-    _refuse_beside("--start", start, {"--size": size, "--weights": weights})
-    _refuse_beside("--steps", steps, {"--rounds": rounds})
+    refuse_beside("--start", start, {"--size": size, "--weights": weights})
+    refuse_beside("--steps", steps, {"--rounds": rounds})
     dataset = Dataset.load(folder)
     refuse_as_target(to)
     from training import fitting
@@ -561,15 +561,6 @@ def _checkpoint_step(run: "Run") -> int:
     from training.run import CHECKPOINT
 
     return checkpoint.step(run.folder / CHECKPOINT)
-
-
-def _refuse_beside(option: str, given: object, others: Mapping[str, object]) -> None:
-    """Raise BadParameter if `option` is given and one of `others`, which then have no effect."""
-    for name, value in others.items():
-        if given is not None and value is not None:
-            raise typer.BadParameter(
-                f"has no effect with {option} {given}: leave out one of them", param_hint=name
-            )
 
 
 def _initial(start: str | None, size: str, weights: str) -> tuple[str, str | None, str]:

@@ -131,6 +131,8 @@ def anonymize(
     Example: veil anonymize holiday/ --output clean/ --region full
     """
     _check_output(output, detect_only)
+    others = {"--method": method, "--region": region, "--extra": extra or None}
+    options.refuse_beside("--detect-only", detect_only, others)
     _require_paths(paths)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)

@@ -32,7 +32,7 @@ from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.ledger_entries import iso_time
-from worker.commands.options import Json, Suffix
+from worker.commands.options import Json, Suffix, refuse_beside
 from worker.commands.queue import celery_app
 from worker.commands.waiting import OUTCOMES, Endings
 from worker.printing import quiet
@@ -163,7 +163,22 @@ def backfill(
     Example: veil backfill s3://camera-uploads/2026 --wait
     """
     if follow:
+        others = {
+            "s3://BUCKET/PREFIX": source,
+            "--to": to,
+            "--since": since,
+            "--until": until,
+            "--suffix": suffix or None,
+            "--limit": limit,
+            "--max-rate": max_rate,
+            "--recipe": recipe,
+            "--dry-run": dry_run,
+            "--restart": restart,
+            "--wait": wait,
+        }
+        refuse_beside("--follow", follow, others)
         return _follow(celery_app(), follow, as_json)
+    refuse_beside("--dry-run", dry_run, {"--wait": wait})
     if not source:
         raise typer.BadParameter("give the address of the sources, or --follow a run")
     if low_water >= high_water:

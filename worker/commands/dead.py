@@ -21,6 +21,7 @@ from worker.commands.options import (
     Wait,
     Yes,
     require_confirmation,
+    seconds_to_wait,
 )
 from worker.commands.queue import celery_app
 from worker.printing import printable
@@ -60,7 +61,7 @@ def retry(
     error: Error = None,
     queue: Queue = "backfill",
     wait: Wait = False,
-    timeout: Timeout = 600,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Put the pictures of dead letters back on the queue.
@@ -72,6 +73,7 @@ def retry(
     Example: veil dead retry --error AccessDenied
     """
     _require_one_choice(sources, everything, error)
+    wait_seconds = seconds_to_wait(wait, timeout)
     is_complete = _letters().enqueue(
         sources or [],
         _original_options,
@@ -79,7 +81,7 @@ def retry(
         as_json,
         condition=_has_error(error),
         is_settled=lambda letter: letter.is_refused,
-        wait_seconds=timeout if wait else None,
+        wait_seconds=wait_seconds,
     )
     return ExitCode.ok_if(is_complete)
 

@@ -39,8 +39,8 @@ def test_the_next_command_can_be_pasted():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--start", "default", "--size", "d1"], "--size: has no effect with --start default"),
-        (["--start", "run", "--weights", "none"], "--weights: has no effect with --start run"),
+        (["--start", "default", "--size", "d1"], "--size: has no effect with --start"),
+        (["--start", "run", "--weights", "none"], "--weights: has no effect with --start"),
         (["--steps", "10", "--rounds", "2"], "--rounds: has no effect with --steps"),
     ],
 )
