@@ -227,10 +227,7 @@ def _record_dead_letter(
     letter = _dead_letter(task, fields, error, delivery)
     try:
         with task.app.backend.client.pipeline() as pipe:
-            if fields.get("source") is None:
-                dead_letters.record_without_source(pipe, letter)
-            else:
-                dead_letters.LETTERS.record(pipe, letter)
+            dead_letters.record(pipe, letter)
             run = _run_of(task)
             outcomes.count(pipe, "dead", run)
             if run is not None:

@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import tls_errors
+from .causes import causes
 from .errors import QueueUnavailable, log_fields
 
 WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
@@ -27,18 +28,18 @@ log = structlog.get_logger("veil")
 
 def queue_unavailable(error: BaseException) -> QueueUnavailable:
     """Return the QueueUnavailable for an error of redis-py, or of kombu, which may wrap one."""
-    causes = _causes(error)
-    if refusal := _refusal(causes):
+    chain = list(causes(error))
+    if refusal := _refusal(chain):
         return QueueUnavailable(refusal)
-    if any(isinstance(cause, WatchError) for cause in causes):
+    if any(isinstance(cause, WatchError) for cause in chain):
         return QueueUnavailable(
             "the connection to Redis was lost, or another process changed the values that were read"
         )
-    if any(isinstance(cause, OutOfMemoryError) for cause in causes):
+    if any(isinstance(cause, OutOfMemoryError) for cause in chain):
         return QueueUnavailable(
             "Redis is full (maxmemory): let the workers catch up, or give it more"
         )
-    root = causes[-1]
+    root = chain[-1]
     if isinstance(root, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
     # The text of these two errors says what failed, and names at most the host and the port.
@@ -51,7 +52,7 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
 
 def refusal(error: BaseException) -> str | None:
     """Return why Redis refuses every client with these settings, or None for another error."""
-    return _refusal(_causes(error))
+    return _refusal(list(causes(error)))
 
 
 def log_unavailable(error: BaseException) -> None:
@@ -68,19 +69,12 @@ def connected() -> Iterator[None]:
         raise queue_unavailable(error) from None
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    causes = [error]
-    while cause := causes[-1].__cause__:
-        causes.append(cause)
-    return causes
-
-
-def _refusal(causes: Sequence[BaseException]) -> str | None:
-    if any(isinstance(cause, AuthenticationError) for cause in causes):
+def _refusal(chain: Sequence[BaseException]) -> str | None:
+    if any(isinstance(cause, AuthenticationError) for cause in chain):
         return (
             "Redis refuses the password: check VEIL_REDIS_PASSWORD, and the user in VEIL_REDIS_URL"
         )
-    root = causes[-1]
+    root = chain[-1]
     if isinstance(root, ResponseError) and WRONG_DATABASE in str(root):
         return "Redis does not have this database: check the number in VEIL_REDIS_URL"
     return None

@@ -2,17 +2,18 @@
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import SSLConnection
 
-from . import tls_errors
+from . import secret_files, tls_errors
 from .errors import SettingsInvalid, VeilError
 from .routes import Routes
 from .signatures import Key
@@ -24,6 +25,13 @@ PREFIX = "VEIL_"
 MAX_LEASE_SECONDS = 45
 
 S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
+REGION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+AMAZON_REGION = re.compile(r"[a-z]{2,4}(-[a-z]+){1,3}-\d{1,2}")
+NO_REGION_OF_AMAZON = (
+    "{} is no region of Amazon S3, such as eu-central-1; another store needs VEIL_S3_ENDPOINT"
+)
+CONFIG_FILE = "~/.aws/config"  # of boto3
+
 REDIS_PORT = 6379  # the port of an address that names none
 
 # The part of a Redis address after the scheme: host and port, database, TLS options.
@@ -86,8 +94,8 @@ class Settings(BaseSettings):
     )
     s3_region: str | None = Field(
         None,
-        description="Region of the buckets. Empty for `AWS_REGION`, `AWS_DEFAULT_REGION` or the "
-        "region of the profile, in this order, else us-east-1.",
+        description="Region of the buckets, such as `eu-central-1`. Empty for `AWS_REGION`, "
+        "`AWS_DEFAULT_REGION` or the region of the profile, in this order, else us-east-1.",
     )
     s3_addressing: Literal["auto", "path", "virtual"] = Field(
         "auto",
@@ -153,8 +161,15 @@ class Settings(BaseSettings):
 
     @field_validator("s3_region")
     @classmethod
-    def _empty_region(cls, value: str | None) -> str | None:
-        return value or None
+    def _check_region(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if not value:
+            return None
+        if not REGION.fullmatch(value):
+            raise ValueError(f"{value!r:.40} is no name of a region, such as eu-central-1")
+        is_amazon = not info.data.get("s3_endpoint") and not _may_name_another_store(os.environ)
+        if is_amazon and not is_region_of_amazon(value):
+            raise ValueError(NO_REGION_OF_AMAZON.format(value))
+        return value
 
     @field_validator("receipt_key")
     @classmethod
@@ -191,12 +206,30 @@ class Settings(BaseSettings):
     def load(cls, **values: Any) -> Self:
         """Return the settings from the environment; `values` take precedence.
 
-        Raises SettingsInvalid, with a message of one line that names every invalid value.
+        A secret may be in a file: see tasks.secret_files. Raises SettingsInvalid, with a message of
+        one line that names every invalid value.
         """
+        variables = [variable for name, variable in cls.secrets().items() if name not in values]
+        found, problems = secret_files.read(os.environ, variables)
+        for name, variable in cls.secrets().items():
+            if variable in found:
+                values[name] = found[variable]
         try:
-            return cls(**values)
+            settings = cls(**values)
         except ValidationError as error:
-            raise SettingsInvalid("; ".join(_problems(error))) from None
+            problems += _problems(error)
+        if problems:
+            raise SettingsInvalid("; ".join(problems))
+        return settings
+
+    @classmethod
+    def secrets(cls) -> dict[str, str]:
+        """Return the variable of each setting that is a secret, by the name of its field."""
+        return {
+            name: PREFIX + name.upper()
+            for name, field in cls.model_fields.items()
+            if SecretStr in (field.annotation, *get_args(field.annotation))
+        }
 
     @classmethod
     def refuse_misspelt(cls, environment: Mapping[str, str]) -> None:
@@ -241,6 +274,18 @@ class Settings(BaseSettings):
         host_and_port = parts.netloc.rpartition("@")[2]
         password = quote(self.redis_password.get_secret_value(), safe="")
         return urlunsplit(parts._replace(netloc=f"{user}:{password}@{host_and_port}"))
+
+
+def is_region_of_amazon(region: str) -> bool:
+    """Return whether `region` has the form of Amazon's regions."""
+    return AMAZON_REGION.fullmatch(region) is not None
+
+
+def _may_name_another_store(environment: Mapping[str, str]) -> bool:
+    """Return whether the configuration of boto3 may name another store than Amazon S3."""
+    file = Path(environment.get("AWS_CONFIG_FILE") or CONFIG_FILE)
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE")
+    return any(environment.get(name) for name in names) or file.expanduser().is_file()
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -311,6 +356,8 @@ def _has_server(url: str, schemes: tuple[str, ...]) -> bool:
 def refuse_unknown(environment: Mapping[str, str], known: type[BaseSettings]) -> None:
     """Raise SettingsInvalid, with the likely names, for ``VEIL_`` variables missing in `known`."""
     names = [PREFIX + name.upper() for name in known.model_fields]
+    if issubclass(known, Settings):
+        names += [variable + secret_files.SUFFIX for variable in known.secrets().values()]
     problems = []
     for variable in sorted(environment):
         if variable.upper().startswith(PREFIX) and variable.upper() not in names:

@@ -52,11 +52,12 @@ class RunStatus:
     enqueued ones `done` and `failed` have ended and `left` have not. A picture whose message was
     delivered twice counts twice.
 
-    `state` is ``running``, ``finished``, ``stopped``, or ``abandoned`` if a running run has shown
-    no sign of life since the time `abandoned_since`, because its process was killed.
+    `state` is ``running`` while sources are listed, ``listed`` while pictures are `left` after
+    that, ``finished``, ``stopped``, or ``abandoned`` if a running run has shown no sign of life
+    since the time `abandoned_since`, because its process was killed.
 
-    `percent` and `seconds_left` are None until all sources are listed, which is when the `state` is
-    ``finished``. `seconds_left` assumes the rate `per_second` of all workers.
+    `percent` and `seconds_left` are None until the `state` is ``listed`` or ``finished``.
+    `seconds_left` assumes the rate `per_second` of all workers.
     """
 
     run: str
@@ -149,9 +150,10 @@ def _run_status(
     enqueued, skipped = stored.enqueued, stored.skipped
     left = _left(stored, ended)
     is_listed = stored.state == "finished"
+    state = stored_runs.shown_state(stored, stored.enqueued - left)
     return RunStatus(
         run=run,
-        state=stored.state if abandoned_since is None else "abandoned",
+        state=state if abandoned_since is None else "abandoned",
         source=stored.source,
         destination=stored.destination,
         listed=stored.listed,

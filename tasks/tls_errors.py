@@ -1,7 +1,9 @@
 """The reasons for which TLS fails, as the client libraries of Redis and S3 report them."""
 
 import ssl
-from collections.abc import Iterator
+from functools import partial
+
+from .causes import causes
 
 # The reasons of OpenSSL for an answer that is not TLS. They differ with its version.
 NO_TLS = {
@@ -22,6 +24,8 @@ WANTS_CERTIFICATE = {
     "TLSV1_ALERT_UNKNOWN_CA",
 }
 MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
+# Libraries do not say from which error of OpenSSL they raise theirs.
+_causes = partial(causes, is_context_followed=True)
 # A Redis without TLS waits for the end of a command, so the handshake gets no answer.
 NO_HANDSHAKE = "handshake operation timed out"
 
@@ -77,11 +81,3 @@ def client_certificate_problem(
             "an encrypted key needs ssl_password"
         )
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and the errors that it follows from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__

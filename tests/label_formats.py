@@ -43,8 +43,8 @@ def write_voc(pictures, folder):
 
 
 def write_coco(pictures, folder):
-    """Write COCO: instances.json, which names the pictures by their absolute paths."""
-    folder.mkdir(parents=True)
+    """Write COCO: instances.json, and images/ with links to the pictures."""
+    (folder / "images").mkdir(parents=True)
     names = sorted({label for _, labels in pictures for label, _, _ in labels})
     content = {
         "images": [],
@@ -52,9 +52,10 @@ def write_coco(pictures, folder):
         "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
     }
     for number, (path, labels) in enumerate(pictures):
+        (folder / "images" / path.name).symlink_to(path.resolve())
         width, height = size_of(path)
         content["images"].append(
-            {"id": number, "file_name": str(path.resolve()), "width": width, "height": height}
+            {"id": number, "file_name": path.name, "width": width, "height": height}
         )
         for label, (x1, y1, x2, y2), ignored in labels:
             content["annotations"].append(

@@ -18,7 +18,7 @@ import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
 from worker.commands.command import CommandApp
-from worker.commands.options import Json
+from worker.commands.options import Json, refuse_beside
 from worker.printing import print_note
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ LARGEST_SEED = 2**32 - 1
 REPORTS = "evaluation"  # a folder in that of a run, with a folder for each split
 # A smaller fall of AP50 on some dozen pictures of val is chance.
 TOLERATED_LOSS = 0.02
+ROUNDS = 100
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -110,6 +111,8 @@ def import_(
         labelled += formats.read(source, form, pictures or [])
     imported = importing.run(labelled, to, choice)
     figures = overview.write(imported, to)
+    for doubt in imported.doubts:
+        print(f"veil: warning: {doubt}; look at {to / overview.SAMPLES}", file=sys.stderr)
     for line in importing.problem_lines(imported.problems):
         print(f"veil: {line}", file=sys.stderr)
     if as_json:
@@ -120,8 +123,9 @@ def import_(
     noun = "faces" if choice.classes == (FACE,) else "objects"
     for name, counts in figures["splits"].items():
         print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} {noun}")
+    print(f"samples: {to / overview.SAMPLES}")
     print(f"report: {to / 'report.md'}")
-    print(_next("fit", to, "--to", "RUN"))
+    print(_next("fit", to, "--to", "RUN", "--start", "default"))
 
 
 @app.command()
@@ -141,8 +145,12 @@ def fit(
         ),
     ] = None,
     size: Annotated[
-        str, typer.Option(metavar="SIZE", help="Size of a new EfficientDet: d0, d1 or d2.")
-    ] = "d0",
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Size of a new EfficientDet: d0, d1 or d2; by default d0. Not with --start.",
+        ),
+    ] = None,
     side: Annotated[
         int | None,
         typer.Option(
@@ -156,11 +164,13 @@ def fit(
         int, typer.Option(metavar="COUNT", min=1, max=512, help="Pictures a step.")
     ] = 8,
     rounds: Annotated[
-        float,
+        float | None,
         typer.Option(
-            metavar="COUNT", callback=_above_zero, help="Times that each picture is used."
+            metavar="COUNT",
+            callback=_above_zero,
+            help="Times that each picture is used; by default 100.",
         ),
-    ] = 100,
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(metavar="COUNT", min=1, help="Number of steps, in place of --rounds."),
@@ -175,12 +185,13 @@ def fit(
         ),
     ] = None,
     weights: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="WEIGHTS",
-            help="Initial weights of a new EfficientDet's backbone: imagenet, none or a file.",
+            help="Initial weights of a new EfficientDet's backbone: imagenet, none or a file; by "
+            "default imagenet. Not with --start.",
         ),
-    ] = "imagenet",
+    ] = None,
     augment: Annotated[bool, typer.Option(help="Change the pictures at random.")] = True,
     precision: Annotated[
         str | None,
@@ -225,6 +236,8 @@ def fit(
     """
     from training.dataset import Dataset, refuse_as_target
 
+    refuse_beside("--start", start, {"--size": size, "--weights": weights})
+    refuse_beside("--steps", steps, {"--rounds": rounds})
     dataset = Dataset.load(folder)
     refuse_as_target(to)
     from training import fitting
@@ -232,7 +245,7 @@ def fit(
     from training.network import network_of
     from training.run import Recipe, Run
 
-    size, initial, identity = _initial(start, size, weights)
+    size, initial, identity = _initial(start, size or "d0", weights or "imagenet")
     network = network_of(size, dataset.labels)
     side = network.side if side is None else side
     if side < network.multiple or side % network.multiple:
@@ -242,7 +255,7 @@ def fit(
     precision = precision or ("mixed_bfloat16" if has_accelerator() else "float32")
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"choose from {', '.join(PRECISIONS)}", param_hint="--precision")
-    count = steps or math.ceil(rounds * len(dataset.split("train")) / batch)
+    count = steps or math.ceil((rounds or ROUNDS) * len(dataset.split("train")) / batch)
     recipe = Recipe(
         size,
         side,

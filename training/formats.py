@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +138,7 @@ def _recognised(source: Path) -> str:
             content = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise DatasetInvalid(f"{file} is no JSON that can be read ({error!s:.120})") from None
+        _refuse_no_object(content, file)
         return "coco" if _is_coco(content) else "veil"
     if source.suffix == ".xml" or (source.is_dir() and _files(source, "**/*.xml")):
         return "voc"
@@ -149,6 +151,16 @@ def _recognised(source: Path) -> str:
     raise DatasetInvalid(
         f"{source} has no labels of a known format: name it with --format {'|'.join(FORMATS)}"
     )
+
+
+def _refuse_no_object(content: Any, file: Path) -> None:
+    """Raise DatasetInvalid if the JSON `content` of `file` is no object, as in some exports."""
+    if not isinstance(content, dict):
+        kind = "a list" if isinstance(content, list) else type(content).__name__
+        raise DatasetInvalid(
+            f"{file} has {kind} at its top, and COCO and annotations.json have an object with "
+            '"images": export it as COCO'
+        )
 
 
 def _is_coco(content: Any) -> bool:
@@ -214,6 +226,7 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     file = _needed_json(source)
     with _reading(file):
         content = json.loads(file.read_text())
+        _refuse_no_object(content, file)
         images, annotations, categories = (
             list(content[key]) for key in ("images", "annotations", "categories")
         )
@@ -225,8 +238,11 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     for number, image in enumerate(images, 1):
         with _reading(f"{file}, image {_number(image, number)},"):
             labels[_new_id(image, labels)] = []
+    known: set[Any] = set()
     for number, item in enumerate(annotations, 1):
         with _reading(f"{file}, annotation {_number(item, number)},"):
+            if "id" in item:
+                known.add(_new_id(item, known))
             _append_coco(item, names, labels)
     for image in images:
         with _reading(f"{file}, image {image['id']},"):
@@ -234,8 +250,8 @@ def _coco(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
         yield labelled
 
 
-def _new_id(item: Mapping[str, Any], known: Mapping[Any, Any]) -> Any:
-    """Return the id of a COCO image or category; ValueError if it is among the `known` ones."""
+def _new_id(item: Mapping[str, Any], known: Container[Any]) -> Any:
+    """Return the id of an item of COCO; ValueError if it is among the `known` ones."""
     if item["id"] in known:
         raise ValueError(f"the id {item['id']} occurs twice")
     return item["id"]
@@ -403,7 +419,9 @@ def _veil(source: Path, pictures: Sequence[Path]) -> Iterator[Labelled]:
     """
     file = _needed_json(source)
     with _reading(file):
-        images = list(json.loads(file.read_text())["images"])
+        content = json.loads(file.read_text())
+        _refuse_no_object(content, file)
+        images = list(content["images"])
     for number, image in enumerate(images, 1):
         with _reading(f"{file}, picture {number},"):
             labelled = _veil_picture(image, file, pictures)
@@ -443,10 +461,15 @@ def _finite(side: Any) -> float:
 def _picture(name: str, near: Path, pictures: Sequence[Path]) -> Path | None:
     """Return the path of the picture `name`, searched in `pictures` and in the usual folders.
 
-    Annotations may name a picture with or without its folder and suffix.
+    Annotations may name a picture with or without its folder and suffix. A name that leads out of
+    these folders is not followed, because labels may come from others.
     """
-    for folder in [*pictures, *(near / part for part in PICTURE_FOLDERS)]:
+    folders = [*pictures, *(near / part for part in PICTURE_FOLDERS)]
+    searched = [_without_dots(folder) for folder in folders]
+    for folder in folders:
         for candidate in (folder / name, folder / Path(name.replace("\\", "/")).name):
+            if not any(_without_dots(candidate).is_relative_to(each) for each in searched):
+                continue
             if candidate.is_file():
                 return candidate
             if candidate.suffix.lower() not in PICTURE_SUFFIXES:
@@ -454,6 +477,11 @@ def _picture(name: str, near: Path, pictures: Sequence[Path]) -> Path | None:
                     if (completed := candidate.with_name(candidate.name + suffix)).is_file():
                         return completed
     return None
+
+
+def _without_dots(path: Path) -> Path:
+    """Return the absolute path without ``..``; links, by which folders may be joined, stay."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 FORMATS: dict[str, Reader] = {

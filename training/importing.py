@@ -23,12 +23,17 @@ SHOWN = 5  # pictures that are named per problem
 OUTSIDE = "cut at the edge of the picture"
 EMPTY = "dropped, without area or wholly outside"
 LOST = "left out, because no box is left of those that were labelled"
-MISSING = "left out, because the file is not there"
+MISSING = "left out, because the file is in none of the folders that are searched"
 UNREADABLE = "left out, because the file can't be read"
 OTHER_SIZE = "left out, of another size than the labels say"
+SWAPPED = (
+    "left out, because their labels swap width and height, or state them before EXIF turns the "
+    "picture"
+)
 SAME = "given more than once, and joined"
 ALIKE = "similar to another one, and in its split"
 WITHOUT = "without a face"
+LEFT_OUT = (SWAPPED, OTHER_SIZE, MISSING, UNREADABLE, LOST)  # likely causes first
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,14 @@ class Imported:
 
     `mapped` counts the boxes of the sources by their label and by what became of it.
     `labels_after` counts those of the data set, without the boxes that checks removed. `problems`
-    are by kind.
+    are by kind. `doubts` are sentences on boxes that look wrong as a whole.
     """
 
     dataset: Dataset
     mapped: Counter[tuple[str, str]]
     labels_after: Counter[str]
     problems: Mapping[str, Problem]
+    doubts: Sequence[str] = ()
 
     @property
     def labels_before(self) -> Counter[str]:
@@ -124,10 +130,10 @@ class _Checked:
 def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     """Write the data set of `labelled` to `folder`, all of it or nothing.
 
-    Raise DatasetInvalid if the boxes of a source are in another form than its format has, no
-    picture remains, a split has no face or `folder` has another data set. Raise OutputFailed if it
-    has other content, or can't be written. The digest depends on pictures and labels, not on their
-    format.
+    Raise DatasetInvalid if the boxes of a source are in another form than its format has, if most
+    pictures have another size than it states, no picture remains, a split has no face or `folder`
+    has another data set. Raise OutputFailed if it has other content, or can't be written. The
+    digest depends on pictures and labels, not on their format.
     """
     if not _has_data_set(folder):
         folders.refuse_content(folder)
@@ -138,7 +144,7 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     problems: defaultdict[str, Problem] = defaultdict(Problem)
     with folders.written_beside(folder) as work:
         (work / "images").mkdir(parents=True)
-        known = _written(labelled, choice, work, problems)
+        known, doubts = _written(labelled, choice, work, problems)
         pictures = _split(known, choice, problems)
         index = dataset.index(pictures, choice.classes)
         (work / dataset.INDEX).write_text(json.dumps(index, indent=1) + "\n")
@@ -149,7 +155,7 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
         for number, label in enumerate(choice.classes):
             after[label] += len(picture.boxes_of(number))
     after = +after  # + removes zeros
-    return Imported(made, mapped, after, problems)
+    return Imported(made, mapped, after, problems, doubts)
 
 
 def _check_mapping(choice: Choice, labels: Set[str]) -> None:
@@ -169,8 +175,8 @@ def _written(
     choice: Choice,
     work: Path,
     problems: defaultdict[str, Problem],
-) -> dict[str, _Checked]:
-    """Read, check and write all pictures; return the accepted ones by SHA-256."""
+) -> tuple[dict[str, _Checked], list[str]]:
+    """Read, check and write all pictures; return the accepted ones by SHA-256, and doubts."""
     known: dict[str, _Checked] = {}
     boxes = _SourceBoxes()
     with progress_bar("imported", total=len(labelled)) as bar:
@@ -194,15 +200,33 @@ def _written(
             else:
                 (work / _file(checked)).write_bytes(checked.content)
             known[checked.sha256] = replace(checked, content=b"", given=())
+    _refuse_other_sizes(problems, len(labelled))
     boxes.refuse_faulty()
     if not known:
         hint = ": name their folder with --pictures" if MISSING in problems else ""
         raise DatasetInvalid(f"no picture is left: {_summary(problems)}{hint}")
     if not any(checked.faces for checked in known.values()):
         raise DatasetInvalid(
-            "no picture has a face: look at the labels, or choose with --map LABEL=FACE"
+            f"{_causes(problems)}no picture has a face: look at the labels, or choose with "
+            "--map LABEL=FACE"
         )
-    return known
+    return known, boxes.doubts(choice)
+
+
+def _refuse_other_sizes(problems: Mapping[str, Problem], count: int) -> None:
+    """Raise DatasetInvalid if most of `count` pictures have another size than the labels say."""
+    wrong = {kind: problems[kind] for kind in (SWAPPED, OTHER_SIZE) if kind in problems}
+    if sum(len(problem.pictures) for problem in wrong.values()) > misread.MOST * count:
+        raise DatasetInvalid(
+            f"most labels state another size than their picture has, so that boxes would be wrong: "
+            f"{_summary(wrong)}"
+        )
+
+
+def _causes(problems: Mapping[str, Problem]) -> str:
+    """Return the beginning of an error for which pictures that were left out may be the cause."""
+    causes = {kind: problems[kind] for kind in LEFT_OUT if kind in problems}
+    return f"{_summary(causes)}; " if causes else ""
 
 
 class _SourceBoxes:
@@ -216,6 +240,15 @@ class _SourceBoxes:
         source = labelled.source, labelled.form
         self._boxes[source] += checked.given
         self._sizes[source] += [checked.size] * len(checked.given)
+
+    def doubts(self, choice: Choice) -> list[str]:
+        """Return a sentence for each source whose boxes look wrong as a whole."""
+        doubts = []
+        for (source, form), boxes in self._boxes.items():
+            are_faces = choice.classes == (FACE,)
+            if doubt := misread.doubt(form, boxes, self._sizes[source, form], are_faces=are_faces):
+                doubts.append(f"{source}: {doubt}")
+        return doubts
 
     def refuse_faulty(self) -> None:
         """Raise DatasetInvalid if the boxes of a source can't be what their format wants."""
@@ -248,7 +281,7 @@ def _check(each: Labelled, choice: Choice) -> "_Checked | str":
         return UNREADABLE
     height, width = pixels.shape[:2]
     if each.size is not None and each.size != (width, height):
-        return OTHER_SIZE
+        return SWAPPED if each.size == (height, width) else OTHER_SIZE
     scale = (width, height) if each.shares else (1, 1)
     faults: Counter[str] = Counter()
     given: list[Box] = []
@@ -336,13 +369,15 @@ def _split(
     for name, share in shares.items():
         if share > 0 and not any(picture.split == name and picture.faces for picture in pictures):
             raise DatasetInvalid(
-                f"the split {name!r} would have no face: "
+                f"{_causes(problems)}the split {name!r} would have no face: "
                 "give more pictures, or another --val and --test"
             )
     for number, label in enumerate(choice.classes):
         trained = [each.boxes_of(number) for each in pictures if each.split == "train"]
         if len(choice.classes) > 1 and not any(trained):
-            raise DatasetInvalid(f"the split 'train' would have no {label}: give more pictures")
+            raise DatasetInvalid(
+                f"{_causes(problems)}the split 'train' would have no {label}: give more pictures"
+            )
     return pictures
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import OutputFailed
-from training import charts
+from training import charts, samples
 from training.dataset import SPLITS, Box, Picture, sides
 from training.importing import Imported, Problem, problem_lines
 
 SIZES = (8, 16, 32, 64, 128, 256)  # limits of the rows by size of face, in pixels
+SAMPLES = "samples.jpg"
 MANY = (0, 1, 2, 3, 5, 10, 20, 50)  # lower limits of the rows by number of faces in a picture
 
 
@@ -32,6 +33,7 @@ def write(imported: Imported, folder: Path) -> dict[str, Any]:
 
 def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
     sizes, faces = "faces_by_size.png", "pictures_by_faces.png"
+    shown = samples.write(imported.dataset, folder / SAMPLES)
     charts.bars(
         folder / sizes,
         "Faces by size",
@@ -46,6 +48,7 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
         "pictures",
         figures["faces_per_picture"],
     )
+    lines = [*imported.doubts, *problem_lines(imported.problems)]
     text = [
         "# Data set",
         "",
@@ -58,6 +61,14 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
         *table(("label in the sources", "becomes", "boxes"), _mapped(imported)),
         "",
         *table(("label in the data set", "boxes"), imported.labels_after.most_common()),
+        "",
+        "## Samples",
+        "",
+        f"{shown} of the pictures, with the boxes of the data set in blue and ignored areas in "
+        "grey. If a box is not around its object, the labels are in another form than their "
+        "format has.",
+        "",
+        f"![Pictures with their boxes]({SAMPLES})",
         "",
         "## Face sizes",
         "",
@@ -76,7 +87,7 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
         "",
         "## Checks",
         "",
-        *([f"- {line}" for line in problem_lines(imported.problems)] or ["Nothing was found."]),
+        *([f"- {line}" for line in lines] or ["Nothing was found."]),
         "",
     ]
     (folder / "report.md").write_text("\n".join(text))
@@ -103,6 +114,7 @@ def summary(imported: Imported) -> dict[str, Any]:
         "median_face": round(float(np.median(_face_sides(pictures))), 1),
         "face_sizes": face_sizes,
         "faces_per_picture": faces_per_picture,
+        "doubts": list(imported.doubts),
         "problems": {kind: _counts(problem) for kind, problem in imported.problems.items()},
     }
 

@@ -10,12 +10,13 @@ import cv2
 import numpy as np
 
 from tasks.errors import OutputFailed
-from training import charts
+from training import charts, sheets
 from training.dataset import FACE, Dataset, sides
 from training.evaluating import HIDDEN, MAX_THRESHOLD, Figures
 from training.overview import table
 from training.run import CURVES, Run, stated
 from training.scoring import SIZES, size_name
+from training.sheets import ALARM, FOUND, LABELLED, PAPER
 from worker.detection.evaluation import Evaluation
 from worker.detection.faces import Boxes
 from worker.pixels import Pixels
@@ -23,7 +24,7 @@ from worker.pixels import Pixels
 SHARES = 0, 1.02  # limits of an axis
 LEAST_ALARMS = 0.01  # a picture; fewer are drawn there, because the axis is logarithmic
 TILES, COLUMNS = 12, 4  # of a sheet
-TILE, GAP = 240, 8  # pixels
+TILE = 240  # pixels
 HIDDEN_FACES = (
     "Faces are hidden as by a worker. A face is exposed when half of the structure of its eye band "
     "survives. Spill is the share of changed pixels among those away from every labelled face. "
@@ -36,7 +37,6 @@ HIDDEN_OBJECTS = (
     "spill."
 )
 AROUND = 3.0  # side of the part that a tile shows, in sides of the box
-PAPER, LABELLED, FOUND, ALARM = (250, 249, 246), (42, 111, 151), (122, 140, 60), (226, 60, 38)
 
 
 def write(
@@ -362,23 +362,17 @@ def _tile(pixels: Pixels, box: Boxes, boxes: Sequence[tuple[Any, tuple[int, int,
     left, top = ((box[:2] + box[2:]) / 2 - side / 2).tolist()
     scale = TILE / side
     shift = np.array([[scale, 0, -left * scale], [0, scale, -top * scale]])
-    shown = cv2.warpAffine(pixels, shift, (TILE, TILE), flags=cv2.INTER_AREA, borderValue=PAPER)
+    size = TILE, TILE
+    warped = cv2.warpAffine(pixels, shift, size, flags=cv2.INTER_AREA, borderValue=PAPER)
+    shown = warped.astype(np.uint8)
     for sides_, colour in boxes:
-        x1, y1, x2, y2 = (
-            round((v - o) * scale) for v, o in zip(sides_, (left, top) * 2, strict=True)
-        )
-        cv2.rectangle(shown, (x1, y1), (x2, y2), colour, 2, cv2.LINE_AA)
-    return shown.astype(np.uint8)
+        corners = [(v - o) * scale for v, o in zip(sides_, (left, top) * 2, strict=True)]
+        sheets.draw(shown, corners, colour)
+    return shown
 
 
 def _sheet(tiles: Sequence[Pixels], path: Path) -> None:
     if not tiles:
         path.unlink(missing_ok=True)
         return
-    rows = -(-len(tiles) // COLUMNS)
-    sheet = np.full((rows * (TILE + GAP) + GAP, COLUMNS * (TILE + GAP) + GAP, 3), PAPER, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = (GAP + place * (TILE + GAP) for place in divmod(i, COLUMNS))
-        sheet[y : y + TILE, x : x + TILE] = tile
-    _, content = cv2.imencode(".png", sheet[..., ::-1])
-    path.write_bytes(content.tobytes())
+    path.write_bytes(sheets.encoded(sheets.sheet(tiles, TILE, COLUMNS), ".png"))

@@ -13,6 +13,7 @@ from typing import Any
 
 from tasks.errors import OutputFailed, TrainingFailed
 from training.dataset import FACE
+from training.network import CENTERFACE, DEFAULT
 from worker.local_files import write_atomically
 
 VERSION = 1
@@ -20,6 +21,7 @@ DESCRIPTION, CHECKPOINT, WEIGHTS, LOG = "run.json", "checkpoint.npz", "weights.n
 EVALUATION = "evaluation.json"  # the last evaluation of the split "val"
 CURVES, EVENTS = "curves.png", "events"
 LOCK = "lock"
+SHOWN_DIGITS = 8  # of a digest in a message
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,37 @@ class Run:
         """Raise TrainingFailed if the folder contains another run that has made a step."""
         if not (self.folder / DESCRIPTION).exists():
             return
-        before, now = Run.load(self.folder).identity, self.identity
-        differing = [name for name in now if now[name] != before[name]]
+        before, now = Run.load(self.folder).options(), self.options()
+        differing = [name for name in now if now[name] != before.get(name)]
+        differing += [name for name in before if name not in now]
         if differing and self.has_steps:
+            had, wanted = (
+                ", ".join(
+                    f"{name} {options[name]}".strip() for name in differing if name in options
+                )
+                for options in (before, now)
+            )
             raise TrainingFailed(
-                f"{self.folder} is a run that differs in {', '.join(differing)}: "
-                "choose another --to"
+                f"{self.folder} is a run with {had}, not {wanted}: "
+                "give its options to resume it, or choose another --to"
             )
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {**asdict(self.recipe), "data": self.data}
+    def options(self) -> dict[str, str]:
+        """Return the options of `veil train fit` that set the recipe, and the data set's digest."""
+        fields = asdict(self.recipe)
+        size, weights = fields.pop("size"), _initial_weights(fields.pop("weights"))
+        labels = ",".join(fields.pop("classes"))
+        is_augmented = fields.pop("augment")
+        network = {"--start": weights}
+        if size != CENTERFACE:
+            network = {"--size": size, "--weights": weights}
+        return {
+            **network,
+            **{f"--{name.replace('_', '-')}": str(value) for name, value in fields.items()},
+            "--augment" if is_augmented else "--no-augment": "",
+            "the labels": labels,
+            "the data set": self.data[:SHOWN_DIGITS],
+        }
 
     @property
     def is_finished(self) -> bool:
@@ -132,7 +154,8 @@ class Run:
         """Raise TrainingFailed if the run isn't finished."""
         if not self.is_finished:
             raise TrainingFailed(
-                f"{self.folder} isn't finished: go on with the same `veil train fit`"
+                f"{self.folder} isn't finished: go on with the same `veil train fit`, "
+                "or end it at its last checkpoint with the same command and --finish"
             )
 
     def threshold(self) -> float | None:
@@ -190,6 +213,15 @@ class Run:
             return
         for name in (DESCRIPTION, LOCK):
             (self.folder / name).unlink(missing_ok=True)
+
+
+def _initial_weights(weights: str) -> str:
+    """Return the initial weights of a recipe as an option names them, a file by its digest."""
+    from worker.detection.centerface import WEIGHTS as PUBLISHED
+
+    if weights == PUBLISHED.sha256:
+        return DEFAULT
+    return weights if weights in ("none", "imagenet") else f"of SHA-256 {weights[:SHOWN_DIGITS]}"
 
 
 def stated(content: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from tasks.errors import ImageTooLarge, InvalidRequest
+from tasks.errors import DetectorUnavailable, ImageTooLarge, InvalidRequest
 from tasks.messages import AnonymizeOptions, Areas, Reason
 from worker import images
 from worker.detection.credible import placed
@@ -243,21 +243,19 @@ class Anonymizer(FileAnonymizer):
         """Return the faces of each frame, in its pixels.
 
         Raises ImageTooLarge if the next frame is likely to exceed `limits.detection_seconds`: the
-        worker would lose the message before it is done.
+        worker would lose the message before it is done. Raises DetectorUnavailable if the next view
+        of one frame is.
         """
         found: list[Detections] = []
-        total = slowest = 0.0
+        budget = _Budget(self.limits.detection_seconds)
         for frame in picture.frames:
-            if total + slowest > self.limits.detection_seconds:
+            if budget.is_spent:
                 done = f"{len(found)} of {len(picture.frames)} frames"
                 raise ImageTooLarge(
-                    f"detection in {done} took {total:.0f} s: lower VEIL_MAX_FRAMES"
+                    f"detection in {done} took {budget.spent:.0f} s: lower VEIL_MAX_FRAMES"
                 )
-            started = time.perf_counter()
-            found.append(self._detect(frame))
-            seconds = time.perf_counter() - started
-            total += seconds
-            slowest = max(slowest, seconds)
+            with budget.step():
+                found.append(self._detect(frame))
         return found
 
     def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
@@ -335,7 +333,16 @@ class Anonymizer(FileAnonymizer):
         return [outside(faces, options.exempt) for faces in found]
 
     def _detect(self, frame: images.Frame) -> Detections:
-        found = [placed(self._detector.detect(view)) for view in frame.views()]
+        found: list[Detections] = []
+        budget = _Budget(self.limits.detection_seconds)
+        for view in frame.views():
+            if budget.is_spent:
+                raise DetectorUnavailable(
+                    f"detection in {len(found)} of the views of a frame took {budget.spent:.0f} s: "
+                    "lower VEIL_CONCURRENCY, or raise VEIL_DETECT_SECONDS"
+                )
+            with budget.step():
+                found.append(placed(self._detector.detect(view)))
         return found[0] if len(found) == 1 else merge(Detections.joined(found))
 
     def _hide(
@@ -347,6 +354,29 @@ class Anonymizer(FileAnonymizer):
             _hidden(frame, faces, style, options.extra)
             for frame, faces in zip(picture.frames, found, strict=True)
         ]
+
+
+class _Budget:
+    """A limit of `seconds` for steps of similar length."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._slowest = 0.0
+        self.spent = 0.0
+
+    @property
+    def is_spent(self) -> bool:
+        """True if another step is likely to exceed the limit."""
+        return self.spent + self._slowest > self._seconds
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Measure the block as a step."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        self.spent += seconds
+        self._slowest = max(self._slowest, seconds)
 
 
 def whole_boxes(detections: Detections) -> list[list[int]]:

@@ -155,7 +155,7 @@ class Anonymizer:
         if not isinstance(picture, np.ndarray) or isinstance(picture, np.ma.MaskedArray):
             raise UnsupportedImage(
                 f"a picture must be a NumPy array or a Pillow image, not {type(picture).__name__}: "
-                "anonymize takes files"
+                "anonymize and detect take files"
             )
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise UnsupportedImage(

@@ -80,8 +80,15 @@ def use_standard_library() -> None:
 
 
 def _for_console() -> list[Processor]:
-    # By default tracebacks show local variables, among them pixels, keys and passwords.
-    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    from rich.console import Console  # Only the console form needs Rich.
+
+    # Rich knows NO_COLOR, FORCE_COLOR and what the terminal can show.
+    console = Console(stderr=True)
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=console.color_system is not None and not console.no_color,
+        # By default tracebacks show local variables, among them pixels, keys and passwords.
+        exception_formatter=structlog.dev.plain_traceback,
+    )
     return [_escape, renderer]
 
 

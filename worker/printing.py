@@ -41,7 +41,7 @@ def print_summary(line: str) -> None:
 
 @contextmanager
 def summarized(summarize: Callable[[], None]) -> Iterator[None]:
-    """Call `summarize` after the work of the block, and also if Ctrl-C ends it early."""
+    """Call `summarize` after the work of the block, also if Ctrl-C or SIGTERM ends it early."""
     try:
         yield
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from pydantic_settings import NoDecode
 
 from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
 from tasks.messages import Method, Region
+from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
@@ -23,7 +24,9 @@ PROCESS_WAIT_SECONDS = 30.0
 PROCESS_WAITS = 4
 PICTURES_IN_TRANSIT = 2  # pictures that are fetched or stored while others are worked on
 IN_PROCESS_PICTURES = 4  # pictures in flight without picture processes
-MAX_VIEWS = 3  # of a frame in which detection looks for faces: see worker.images.Frame.views
+# The views of a frame (see worker.images.Frame.views) that may take as long as all of their passes
+# may. Most frames have one to three views; of those with more, the others must be faster.
+SLOWEST_VIEWS = 3
 # The calls to S3 for one picture at most: get the source and head the output; get, list and get the
 # receipt; twice put the receipt, head the source, put and head the output; get the output, list and
 # delete receipts; and after a failure head the source and put the probe.
@@ -328,11 +331,11 @@ class WorkerSettings(Settings):
         return processes + PICTURES_IN_TRANSIT if processes else IN_PROCESS_PICTURES
 
     def max_detection_seconds(self) -> float:
-        """Return the longest time in seconds that detection may take for one frame.
+        """Return the longest time in seconds that detection may take.
 
-        In a picture of several frames, the last one must begin before this time is over.
+        The last frame, and the last view of each frame, must begin before this time is over.
         """
-        return self.detect_seconds * self.pass_settings().passes * MAX_VIEWS
+        return self.detect_seconds * self.pass_settings().passes * SLOWEST_VIEWS
 
     def pass_settings(self) -> PassSettings:
         """Return the settings of the passes: the preset's, except for those that are set."""
@@ -345,10 +348,14 @@ class WorkerSettings(Settings):
 
 def table() -> list[tuple[str, str | None, str]]:
     """Return the variable, the default and the meaning (Markdown) of each setting."""
-    return [
-        (f"{PREFIX}{name.upper()}", _text(field.default), field.description or "")
-        for name, field in WorkerSettings.model_fields.items()
-    ]
+    rows = []
+    secrets = WorkerSettings.secrets()
+    for name, field in WorkerSettings.model_fields.items():
+        variable, meaning = f"{PREFIX}{name.upper()}", field.description or ""
+        if name in secrets:
+            meaning += f" `{variable}{SUFFIX}` may name a file with it instead."
+        rows.append((variable, _text(field.default), meaning))
+    return rows
 
 
 def markdown_table() -> str:

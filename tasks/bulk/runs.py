@@ -19,7 +19,8 @@ SECONDS_KEPT = 90 * 86_400  # since the last page of a run, or the last sign of 
 BEAT_SECONDS = 5.0
 ABANDONED_SECONDS = 60.0  # without a sign of life, after which a run counts as abandoned
 
-# A run that is shown as abandoned is stored as running.
+# A run that is shown as abandoned is stored as running. One that is shown as listed is stored as
+# finished.
 State = Literal["running", "finished", "stopped", "abandoned"]
 
 
@@ -116,6 +117,14 @@ def names(redis: Any) -> list[str]:
         if outcomes.RUN_NAME.fullmatch(name):
             found.append(name)
     return sorted(found)
+
+
+def shown_state(run: Run, ended: int) -> str:
+    """Return the state of `run` for users, of whose pictures a number has `ended`.
+
+    A run whose listing is complete is ``listed`` until every picture has ended.
+    """
+    return "listed" if run.state == "finished" and ended < run.enqueued else run.state
 
 
 def is_through(redis: Any, run: Run) -> bool:

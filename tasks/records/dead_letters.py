@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import lua
+from ..errors import InvalidRequest, MalformedMessage
 from .ledger import Ledger, name_of
 from .outcomes import RUN_SECONDS_KEPT
 
@@ -35,14 +36,43 @@ class DeadLetter:
     queue: str | None = None
     sample: str | None = None
 
+    @property
+    def is_refused(self) -> bool:
+        """True for a message that no worker accepts, so that its picture was never tried."""
+        return self.error in REFUSED
 
+    @property
+    def name(self) -> str:
+        """The name of the letter: a refused message has one of its own, others that of an output.
+
+        A picture that comes through says nothing about a message that was refused.
+        """
+        if self.is_refused:
+            return f"{name_of(self.source, self.destination or '')}\n{self.task_id}"
+        return name_of(self.source, self.destination)
+
+
+REFUSED = (InvalidRequest.__name__, MalformedMessage.__name__)
 MAX_OF_RUN = 20
 OF_RUN = "veil:run:{}:dead"  # formatted with the name of the run: a list of names of its letters
-MAX_WITHOUT_SOURCE = 1000
-WITHOUT_SOURCE = "veil:dead:without-source"  # a list of the names of those letters, newest first
+MAX_REFUSED = 1000
+REFUSED_KEY = "veil:dead:without-source"  # a list of the names of refused letters, newest first
 LETTERS = Ledger("veil:dead", DeadLetter)
 
-RECORD_WITHOUT_SOURCE = lua.load(__package__, "record_without_source")
+RECORD_REFUSED = lua.load(__package__, "record_refused")
+
+
+def record(redis: Any, letter: DeadLetter) -> None:
+    """Record a letter. `redis` may be a pipeline.
+
+    Only the newest MAX_REFUSED of refused messages are kept, because any sender can cause more.
+    """
+    if not letter.is_refused:
+        LETTERS.record(redis, letter)
+        return
+    keys = (LETTERS.key, REFUSED_KEY)
+    value = json.dumps(asdict(letter))
+    redis.eval(RECORD_REFUSED, len(keys), *keys, letter.name, value, MAX_REFUSED)
 
 
 def assign_to_run(redis: Any, letter: DeadLetter, run: str) -> None:
@@ -51,7 +81,7 @@ def assign_to_run(redis: Any, letter: DeadLetter, run: str) -> None:
     Only the newest MAX_OF_RUN letters are kept: they are named at the end of the run.
     """
     key = OF_RUN.format(run)
-    redis.lpush(key, name_of(letter.source, letter.destination))
+    redis.lpush(key, letter.name)
     redis.ltrim(key, 0, MAX_OF_RUN - 1)
     redis.expire(key, RUN_SECONDS_KEPT)
 
@@ -60,13 +90,3 @@ def of_run(redis: Any, run: str) -> list[DeadLetter]:
     """Return the newest dead letters of `run`, at most MAX_OF_RUN, without those handled since."""
     names = [name.decode() for name in redis.lrange(OF_RUN.format(run), 0, -1)]
     return list(LETTERS.find(redis, names).values())
-
-
-def record_without_source(redis: Any, letter: DeadLetter) -> None:
-    """Record a letter that names no picture. `redis` may be a pipeline.
-
-    Only the newest MAX_WITHOUT_SOURCE are kept, because any sender can cause more.
-    """
-    value = json.dumps(asdict(letter))
-    keys = (LETTERS.key, WITHOUT_SOURCE)
-    redis.eval(RECORD_WITHOUT_SOURCE, len(keys), *keys, letter.source, value, MAX_WITHOUT_SOURCE)

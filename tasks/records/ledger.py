@@ -29,6 +29,10 @@ class Entry(Protocol):
     @property
     def time(self) -> float: ...
 
+    @property
+    def name(self) -> str:
+        """The name of the entry in its hash: that of `name_of`, unless it is not of an output."""
+
 
 Item = TypeVar("Item", bound=Entry)
 
@@ -54,7 +58,7 @@ class Ledger(Generic[Item]):
 
     def record(self, redis: Any, entry: Item) -> None:
         """Record `entry` in place of an older one of the same output. `redis` may be a pipeline."""
-        redis.hset(self.key, name_of(entry.source, entry.destination), json.dumps(asdict(entry)))
+        redis.hset(self.key, entry.name, json.dumps(asdict(entry)))
         self._forget_older(redis, entry.source, entry.destination)
 
     def discard(self, redis: Any, source: str, destinations: Iterable[str | None]) -> None:
@@ -107,16 +111,14 @@ class Ledger(Generic[Item]):
         """Remove the entries with these `names`, and return their number."""
         return int(redis.hdel(self.key, *names)) if names else 0
 
-    def drop_where(self, redis: Any, condition: Callable[[Item], bool]) -> int:
-        """Remove the entries for which `condition` is true, and return their number.
+    def drop_where(self, redis: Any, condition: Callable[[Item], bool]) -> Iterator[int]:
+        """Remove the entries for which `condition` is true, and yield 1 for each.
 
-        An entry that a worker replaces meanwhile stays.
+        An entry that a worker replaces meanwhile stays: 0 is yielded for it.
         """
-        dropped = 0
         for name, value in redis.hscan_iter(self.key, count=BATCH_SIZE):
             if condition(self._parse(value)):
-                dropped += int(redis.eval(DROP, 1, self.key, name, value))
-        return dropped
+                yield int(redis.eval(DROP, 1, self.key, name, value))
 
     def drop_all(self, redis: Any) -> int:
         """Remove all entries, and return their number."""

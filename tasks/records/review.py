@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ..messages import AnonymizeOptions, AnonymizeReport
 from ..routes import Routed
-from .ledger import Ledger
+from .ledger import Ledger, name_of
 
 State = Literal["held", "flagged"]
 
@@ -38,6 +38,10 @@ class ReviewEntry:
     options: dict[str, Any] = field(default_factory=dict)
     faces: int | None = None
     left: int | None = None
+
+    @property
+    def name(self) -> str:
+        return name_of(self.source, self.destination)
 
     def release_options(self) -> AnonymizeOptions:
         """Return the options with which this version of the source is published as it is."""

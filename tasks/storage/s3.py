@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import dropwhile
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.config
@@ -27,9 +28,10 @@ from ..errors import (
     StorageRejected,
     StorageUnavailable,
 )
-from ..settings import S3_ATTEMPTS, Settings
+from ..settings import NO_REGION_OF_AMAZON, S3_ATTEMPTS, Settings, is_region_of_amazon
 from .aws_errors import CHANGED, code, knows_no_condition, status, translated
 
+AMAZON_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 DEFAULT_REGION = "us-east-1"  # if nothing is configured; S3 then names the region of each bucket
 # A read waits for all of its bytes. Small reads notice early that a slow download misses its
 # deadline.
@@ -110,6 +112,9 @@ class ObjectStore:
             )
         except (vendor.BotoCoreError, ValueError) as error:
             raise SettingsInvalid(f"no S3 client can be made: {error}") from None
+        host, region = urlsplit(client.meta.endpoint_url).hostname or "", client.meta.region_name
+        if host.endswith(AMAZON_HOSTS) and not is_region_of_amazon(region):
+            raise SettingsInvalid(NO_REGION_OF_AMAZON.format(region))
         return cls(client)
 
     @contextmanager

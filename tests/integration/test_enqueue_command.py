@@ -181,7 +181,12 @@ def test_an_address_outside_of_the_routes_is_refused(veil, unattended, arguments
     assert unattended.client.llen("uploads") == 0
 
 
-def test_an_interruption_says_what_was_done_until_then(unattended, programs, wait_until):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_an_interruption_says_what_was_done_until_then(
+    unattended, programs, wait_until, number, code
+):
     process = subprocess.Popen(
         [programs / "veil", "enqueue", "s3://raw/a.jpg", "s3://raw/b.jpg", "--wait"],
         stderr=subprocess.PIPE,
@@ -190,9 +195,9 @@ def test_an_interruption_says_what_was_done_until_then(unattended, programs, wai
     )
     wait_until(lambda: unattended.client.llen("uploads") == 2)
     time.sleep(0.5)  # the transaction has ended, and the command waits for results
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, printed = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert printed.splitlines()[-2:] == [
         "veil: interrupted; what was done until then:",
         "2 without a result",

@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import uuid
+from functools import partial
 
 import pytest
 from celery import Celery
@@ -174,30 +175,48 @@ def test_each_message_without_a_source_has_a_letter_of_its_own(worker, queue):
         assert queue.dead()[f"message {result.id}"].error == "InvalidRequest"
 
 
-def test_of_messages_without_a_source_the_newest_are_kept_and_all_are_counted(unattended):
-    most = dead_letters.MAX_WITHOUT_SOURCE
-    dead_letters.LETTERS.record(unattended.client, a_letter("s3://raw/a.jpg"))
-    for number in range(most + 5):
-        dead_letters.record_without_source(unattended.client, a_letter(f"message {number}"))
-    dead_letters.record_without_source(unattended.client, a_letter("message 5"))
-    dead_letters.record_without_source(unattended.client, a_letter("message new"))
+def test_each_refused_message_of_a_source_has_a_letter_of_its_own(worker, queue, place):
+    source = f"s3://raw/{place}a.jpg"
+    wrong = [{"method": "oil"}, {"region": "ear"}]
+    results = [queue.send(source, options=options) for options in wrong]
+    for result in results:
+        assert isinstance(queue.outcome(result)[1], InvalidRequest)
 
-    kept = {f"message {number}" for number in range(7, most + 5)} | {
-        "message 5",
-        "message new",
-        "s3://raw/a.jpg",
-    }
-    assert set(unattended.dead()) == kept
+    found = [letter for letter in letters(queue) if letter.source == source]
+    assert {letter.task_id for letter in found} == {result.id for result in results}
+    assert sorted(letter.options.popitem()[0] for letter in found) == ["method", "region"]
+
+
+def test_of_refused_messages_the_newest_are_kept_and_all_others_too(unattended):
+    most = dead_letters.MAX_REFUSED
+    record = partial(dead_letters.record, unattended.client)
+    record(a_letter("s3://raw/a.jpg", error="AccessDenied"))
+    for number in range(most + 5):
+        record(a_letter("s3://raw/b.jpg", f"{number}"))
+    record(a_letter("s3://raw/b.jpg", "5"))
+    record(a_letter("message new", "new"))
+
+    kept = {f"{number}" for number in range(7, most + 5)} | {"5", "new", "task"}
+    assert {letter.task_id for letter in letters(unattended)} == kept
 
     dead_letters.LETTERS.drop_all(unattended.client)
-    dead_letters.record_without_source(unattended.client, a_letter("message after"))
+    record(a_letter("message after"))
     assert set(unattended.dead()) == {"message after"}
 
 
-def a_letter(source):
-    return dead_letters.DeadLetter(
-        source, None, "MalformedMessage", "a line", 1, "task", "worker", 1e9
-    )
+def test_the_letter_of_a_refused_message_goes_once_its_picture_is_on_the_queue(veil, unattended):
+    for task in ("first", "second"):
+        dead_letters.record(unattended.client, a_letter("s3://raw/a.jpg", task))
+    dead_letters.record(unattended.client, a_letter("s3://raw/b.jpg", error="AccessDenied"))
+
+    done = veil("dead", "retry", "--all", environment=unattended.environment)
+
+    assert (done.returncode, done.stderr) == (0, "3 enqueued\n")
+    assert [letter.error for letter in letters(unattended)] == ["AccessDenied"]
+
+
+def a_letter(source, task="task", error="MalformedMessage"):
+    return dead_letters.DeadLetter(source, None, error, "a line", 1, task, "worker", 1e9)
 
 
 def _malformed(queue, name):

@@ -243,7 +243,7 @@ def test_a_run_is_told_with_what_is_left_of_it(redis):
     assert found.percent == 70
     assert found.seconds_left == pytest.approx(300, rel=0.05)
     assert (found.state, found.source, found.destination) == (
-        "finished",
+        "listed",
         "s3://raw/2026/",
         "s3://clean/2026/",
     )
@@ -292,7 +292,8 @@ def test_a_message_that_came_twice_does_not_leave_less_than_nothing(redis):
     a_run(redis, enqueued=2, state="finished")
     counted(redis, run=RUN, anonymized=3)
     found = status.read_run(redis, RUN)
-    assert (found.left, found.percent, found.seconds_left) == (0, 100, 0)
+    assert (found.state, found.left, found.percent) == ("finished", 0, 100)
+    assert found.seconds_left == 0
 
 
 def test_runs_are_listed_the_last_moved_first_and_their_counts_are_none(redis):

@@ -264,9 +264,9 @@ def test_a_damaged_checkpoint_and_another_networks_are_refused(killed, dataset):
 
 def test_another_recipe_or_data_set_needs_another_folder(killed, dataset):
     other = Recipe("d0", 128, 4, 6, 0.01, 3, False, "none", "float32")
-    with pytest.raises(TrainingFailed, match="a run that differs in batch: choose another --to"):
+    with pytest.raises(TrainingFailed, match="a run with --batch 2, not --batch 4"):
         fit(killed, dataset, other)
-    with pytest.raises(TrainingFailed, match="a run that differs in data: choose another --to"):
+    with pytest.raises(TrainingFailed, match=r"with the data set [0-9a-f]{8}, not the data set"):
         Run.open(killed, RECIPE, "0" * 64)
     (killed / "run.json").write_text("{")
     with pytest.raises(TrainingFailed, match="is damaged"):

@@ -97,8 +97,9 @@ def load_backbone(model: Any, size: str, weights: str) -> None:
     except Exception as error:  # Keras documents no types for a failed download or a damaged file
         reason = " ".join(str(error).split())[:160]
         raise TrainingFailed(
-            f"cannot load --weights {weights} ({reason}): use --weights none, "
-            f"or the path of {SIZES[size].backbone}'s weights without its top"
+            f"cannot load --weights {weights} ({reason}): fine-tune the default detector with "
+            "--start default in their place, or use --weights none, or the path of "
+            f"{SIZES[size].backbone}'s weights without its top"
         ) from None
     known = {layer.name: layer for layer in source.layers}
     for layer in model.get_layer("backbone").layers:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import stat
 import sys
 import time
@@ -12,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -30,6 +28,7 @@ from worker import logs
 from worker.commands import options
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
+from worker.commands.interruption import Terminated
 from worker.commands.progress import progress_bar
 from worker.local_files import PICTURE_SUFFIXES, write_atomically
 from worker.printing import print_note, print_summary, printable, summarized
@@ -132,6 +131,8 @@ def anonymize(
     Example: veil anonymize holiday/ --output clean/ --region full
     """
     _check_output(output, detect_only)
+    others = {"--method": method, "--region": region, "--extra": extra or None}
+    options.refuse_beside("--detect-only", detect_only, others)
     _require_paths(paths)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
@@ -333,21 +334,12 @@ def _anonymize_files(
         raise
 
 
-class Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM, so that it ends a command as Ctrl-C does."""
-
-
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the process once they have ended the block.
 
     Python itself would wait for the threads, and one may hang in the read of a file.
     """
-
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt as error:
@@ -355,8 +347,6 @@ def _ended_by_signals() -> Iterator[None]:
             sys.stdout.flush()
         is_terminated = isinstance(error, Terminated)
         os._exit(ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

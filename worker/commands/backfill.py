@@ -32,7 +32,7 @@ from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.ledger_entries import iso_time
-from worker.commands.options import Json, Suffix
+from worker.commands.options import Json, Suffix, refuse_beside
 from worker.commands.queue import celery_app
 from worker.commands.waiting import OUTCOMES, Endings
 from worker.printing import quiet
@@ -163,7 +163,22 @@ def backfill(
     Example: veil backfill s3://camera-uploads/2026 --wait
     """
     if follow:
+        others = {
+            "s3://BUCKET/PREFIX": source,
+            "--to": to,
+            "--since": since,
+            "--until": until,
+            "--suffix": suffix or None,
+            "--limit": limit,
+            "--max-rate": max_rate,
+            "--recipe": recipe,
+            "--dry-run": dry_run,
+            "--restart": restart,
+            "--wait": wait,
+        }
+        refuse_beside("--follow", follow, others)
         return _follow(celery_app(), follow, as_json)
+    refuse_beside("--dry-run", dry_run, {"--wait": wait})
     if not source:
         raise typer.BadParameter("give the address of the sources, or --follow a run")
     if low_water >= high_water:
@@ -405,12 +420,13 @@ class Display:
     def show(self, current: Run, counts: Mapping[str, int] | None = None) -> None:
         """Show a run. Its outcomes, if `counts` are not given, are read every POLL_SECONDS."""
         self._first = self._first or current
-        if self._as_json and (self._last is None or current.listed != self._last.listed):
-            self._print({"event": "page", **_progress_of(current), "cursor": current.cursor})
-        self._last = current
         if counts is not None:
             self._counts = counts
-        elif time.monotonic() - self._counted_at > POLL_SECONDS:
+        if self._as_json and (self._last is None or current.listed != self._last.listed):
+            page = _progress_of(current, self._ended)
+            self._print({"event": "page", **page, "cursor": current.cursor})
+        self._last = current
+        if counts is None and time.monotonic() - self._counted_at > POLL_SECONDS:
             self._count()
         self._draw(current)
 
@@ -519,7 +535,7 @@ class Display:
         self._print(
             {
                 "event": "summary",
-                **_progress_of(current),
+                **_progress_of(current, self._ended),
                 "source": current.source,
                 "destination": current.destination,
                 "recipe": current.recipe or None,
@@ -534,11 +550,11 @@ class Display:
         print(json.dumps(values), flush=True)
 
 
-def _progress_of(current: Run) -> dict[str, Any]:
-    """Return the fields that every JSON object about a run has."""
+def _progress_of(current: Run, ended: int) -> dict[str, Any]:
+    """Return the fields that every JSON object about a run has, whose pictures have `ended`."""
     return {
         "run": current.name,
-        "state": current.state,
+        "state": runs.shown_state(current, ended),
         "listed": current.listed,
         "ignored": current.ignored,
         "skipped": current.skipped,

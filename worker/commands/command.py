@@ -11,6 +11,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from worker import printing
 from worker.commands.exit_codes import ExitCode
+from worker.commands.interruption import Terminated, terminable
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,7 +43,7 @@ class Command(TyperCommand):
         return [piece.strip("{").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
     def invoke(self, ctx: Any) -> None:
-        """Refuse misspelt settings, run the command and exit.
+        """Refuse misspelt settings, run the command and exit. SIGTERM raises Terminated.
 
         Arguments are parsed before, so ``--help`` works in any environment. Raise SettingsInvalid
         for a ``VEIL_`` variable that is not a setting, and BadParameter for a number that is not
@@ -52,7 +53,12 @@ class Command(TyperCommand):
 
         self._refuse_infinite(ctx)
         WorkerSettings.refuse_misspelt(os.environ)
-        ctx.exit(super().invoke(ctx) or ExitCode.OK)
+        try:
+            with terminable():
+                code = super().invoke(ctx)
+        except Terminated:  # Typer would exit as after Ctrl-C.
+            code = ExitCode.TERMINATED
+        ctx.exit(code or ExitCode.OK)
 
     def _refuse_infinite(self, ctx: Any) -> None:
         """Raise BadParameter for NaN and infinity, which no limit of an option excludes."""

@@ -21,6 +21,7 @@ from worker.commands.options import (
     Wait,
     Yes,
     require_confirmation,
+    seconds_to_wait,
 )
 from worker.commands.queue import celery_app
 from worker.printing import printable
@@ -60,24 +61,27 @@ def retry(
     error: Error = None,
     queue: Queue = "backfill",
     wait: Wait = False,
-    timeout: Timeout = 600,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Put the pictures of dead letters back on the queue.
 
-    A letter stays listed until its picture comes through, or dies again. Exit with 1 if a picture
-    has no letter, or can't be put on the queue and, with --wait, if one failed or has no result.
+    A letter stays listed until its picture comes through, or dies again; that of a message which no
+    worker accepted goes once its picture is on the queue. Exit with 1 if a picture has no letter,
+    or can't be put on the queue and, with --wait, if one failed or has no result.
 
     Example: veil dead retry --error AccessDenied
     """
     _require_one_choice(sources, everything, error)
+    wait_seconds = seconds_to_wait(wait, timeout)
     is_complete = _letters().enqueue(
         sources or [],
         _original_options,
         queue,
         as_json,
         condition=_has_error(error),
-        wait_seconds=timeout if wait else None,
+        is_settled=lambda letter: letter.is_refused,
+        wait_seconds=wait_seconds,
     )
     return ExitCode.ok_if(is_complete)
 

@@ -41,7 +41,7 @@ def enqueue(
     prefix: Prefix = None,
     queue: options.Queue = "uploads",
     wait: options.Wait = False,
-    timeout: options.Timeout = 600,
+    timeout: options.Timeout = None,
     method: options.MethodName = None,
     region: options.Region = None,
     exempt: options.Exempt = None,
@@ -58,6 +58,7 @@ def enqueue(
     """
     if not uris and not prefix:
         raise typer.BadParameter("give addresses, or --prefix")
+    wait_seconds = options.seconds_to_wait(wait, timeout)
     request = options.anonymize_options(method, region, exempt, extra)
     settings = Settings.load()
     sources = [ObjectUri.parse(uri) for uri in uris or ()]
@@ -67,9 +68,9 @@ def enqueue(
     listed = _listed(settings, place) if place else ()
     celery = celery_app()
     waited_for = _publish(celery, chain(sources, listed), request, queue, wait, as_json)
-    if not wait:
+    if wait_seconds is None:
         return ExitCode.OK
-    endings = waiting.wait(celery, waited_for, queue, timeout, as_json)
+    endings = waiting.wait(celery, waited_for, queue, wait_seconds, as_json)
     return ExitCode.ok_if(endings.are_good)
 
 

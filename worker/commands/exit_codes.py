@@ -33,7 +33,8 @@ class ExitCode(IntEnum):
 
     INTERRUPTED = 130, "Ctrl-C."  # 128 + SIGINT, as shells report it
 
-    TERMINATED = 143, "SIGTERM ended `veil anonymize`."  # 128 + SIGTERM
+    # A worker, a trigger and a backfill handle SIGTERM themselves, and end with other codes.
+    TERMINATED = 143, "SIGTERM ended a command."  # 128 + SIGTERM
 
     @classmethod
     def ok_if(cls, is_complete: bool) -> "ExitCode":

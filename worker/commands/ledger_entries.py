@@ -73,12 +73,14 @@ class LedgerEntries(Generic[Item]):
         queue: str,
         as_json: bool,
         condition: Condition[Item] | None = None,
+        is_settled: Condition[Item] | None = None,
         wait_seconds: float | None = None,
     ) -> bool:
         """Put pictures on `queue`, each with its `options`: those of `sources`, or of all entries.
 
-        `condition` selects among all entries. The entries stay in the ledger. With `wait_seconds`,
-        wait for the results, and give up this time after the last one.
+        `condition` selects among all entries. The entries stay in the ledger until their pictures
+        come through, but those that `is_settled` is true for are removed. With `wait_seconds`, wait
+        for the results, and give up this time after the last one.
 
         Return whether all `sources` had an entry, every picture could be put on the queue, and none
         that was waited for failed.
@@ -95,11 +97,14 @@ class LedgerEntries(Generic[Item]):
 
         with summarized(summarize), closing(publisher):
             for batch in _batches(entries):
-                wanted = _wanted(batch, options)
+                chosen = _wanted(batch, options)
+                wanted = [picture for _, picture in chosen]
                 wait_for_room(self._redis, queue)
                 task_ids = publisher.publish(wanted, queue, keep_results=waits)
                 enqueued += len(wanted)
                 refused += len(batch) - len(wanted)
+                if is_settled is not None:
+                    self._drop([entry.name for entry, _ in chosen if is_settled(entry)])
                 if waits:
                     waited_for.update(zip(task_ids, wanted, strict=True))
                 elif as_json:
@@ -121,20 +126,29 @@ class LedgerEntries(Generic[Item]):
         Return whether all `sources` had an entry.
         """
         found = self._of(sources)
-        with connected():
+        dropped = 0
+
+        def summarize() -> None:
+            if as_json:
+                print(json.dumps({"dropped": dropped}))
+            else:
+                print_summary(f"{dropped:,} dropped")
+
+        with summarized(summarize), connected():
             if sources:
                 dropped = self._ledger.drop(self._redis, list(found))
             elif condition is not None:
-                dropped = self._ledger.drop_where(self._redis, condition)
+                for count in self._ledger.drop_where(self._redis, condition):
+                    dropped += count
             else:
                 dropped = self._ledger.drop_all(self._redis)
-        if as_json:
-            print(json.dumps({"dropped": dropped}))
-        else:
-            print_summary(f"{dropped:,} dropped")
         if condition is not None and not dropped:
             self._note_no_match()
         return self._has_all(found, sources)
+
+    def _drop(self, names: Sequence[str]) -> None:
+        with connected():
+            self._ledger.drop(self._redis, names)
 
     def _note_no_match(self) -> None:
         print_note(f"no {self._name} meets the condition: nothing was done")
@@ -192,8 +206,8 @@ def _batches(entries: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _wanted(
     entries: Iterable[Item], options: Callable[[Item], AnonymizeOptions | None]
-) -> list[Wanted]:
-    """Return the pictures of `entries`; note those whose message was never a valid request."""
+) -> list[tuple[Item, Wanted]]:
+    """Return `entries` and their pictures; note those whose message was never a valid request."""
     wanted = []
     for entry in entries:
         try:
@@ -201,7 +215,7 @@ def _wanted(
             destination = None
             if entry.destination is not None:
                 destination = ObjectUri.parse(entry.destination)
-            wanted.append(Wanted(source, destination, options=options(entry)))
+            wanted.append((entry, Wanted(source, destination, options=options(entry))))
         except InvalidRequest as error:
             print_note(f"can't be tried again, only dropped: {printable(str(error))}")
     return wanted

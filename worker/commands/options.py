@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 import typer
@@ -83,13 +84,14 @@ Suffix = Annotated[
 ]
 Wait = Annotated[bool, typer.Option(help="Wait for the results; exit with 1 if a picture failed.")]
 Timeout = Annotated[
-    float,
+    float | None,
     typer.Option(
         metavar="SECONDS",
         min=0,
-        help="With --wait: give up after this time without a result.",
+        help="With --wait: give up after this time without a result, by default 600.",
     ),
 ]
+TIMEOUT_SECONDS = 600.0
 Yes = Annotated[bool, typer.Option("--yes", help="Confirm that --all is meant.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
@@ -109,6 +111,40 @@ def anonymize_options(
     if region is not None:
         fields["region"] = _number(region)
     return AnonymizeOptions.parse(**fields)
+
+
+def refuse_beside(option: str, is_given: object, others: Mapping[str, object]) -> None:
+    """Raise BadParameter for one of `others`, by name, that has no effect beside `option`.
+
+    A flag is given if it is True, another option if it is not None.
+    """
+    for name, value in others.items():
+        if _is_given(is_given) and _is_given(value):
+            raise typer.BadParameter(
+                f"has no effect with {option}: leave out one of them", param_hint=name
+            )
+
+
+def refuse_without(option: str, is_given: object, others: Mapping[str, object]) -> None:
+    """Raise BadParameter for one of `others`, by name, that has no effect without `option`."""
+    for name, value in others.items():
+        if not _is_given(is_given) and _is_given(value):
+            raise typer.BadParameter(f"has no effect without {option}", param_hint=name)
+
+
+def seconds_to_wait(wait: bool, timeout: float | None) -> float | None:
+    """Return the time to wait for a result, None without ``--wait``.
+
+    Raise BadParameter for a `timeout` without ``--wait``.
+    """
+    refuse_without("--wait", wait, {"--timeout": timeout})
+    if not wait:
+        return None
+    return TIMEOUT_SECONDS if timeout is None else timeout
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False
 
 
 def require_confirmation(everything: bool, confirmed: bool) -> None:

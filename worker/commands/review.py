@@ -29,6 +29,7 @@ from worker.commands.options import (
     Yes,
     anonymize_options,
     require_confirmation,
+    seconds_to_wait,
 )
 from worker.commands.queue import celery_app
 from worker.printing import printable
@@ -78,7 +79,7 @@ def release(
     yes: Yes = False,
     queue: Queue = "uploads",
     wait: Wait = False,
-    timeout: Timeout = 600,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Publish pictures in spite of the doubt, if their sources are unchanged.
@@ -90,12 +91,13 @@ def release(
     """
     _require_one_choice(sources, everything)
     require_confirmation(everything, yes)
+    wait_seconds = seconds_to_wait(wait, timeout)
     is_complete = _entries().enqueue(
         sources or [],
         ReviewEntry.release_options,
         queue,
         as_json,
-        wait_seconds=timeout if wait else None,
+        wait_seconds=wait_seconds,
     )
     return ExitCode.ok_if(is_complete)
 
@@ -110,7 +112,7 @@ def redo(
     extra: Extra = None,
     queue: Queue = "uploads",
     wait: Wait = False,
-    timeout: Timeout = 600,
+    timeout: Timeout = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Anonymize pictures again, with further options on top of the earlier ones.
@@ -126,12 +128,13 @@ def redo(
             "an area belongs to one picture: give one address", param_hint="--extra, --exempt"
         )
     more = anonymize_options(method, region, exempt, extra)
+    wait_seconds = seconds_to_wait(wait, timeout)
     is_complete = _entries().enqueue(
         sources or [],
         lambda entry: entry.redo_options(more),
         queue,
         as_json,
-        wait_seconds=timeout if wait else None,
+        wait_seconds=wait_seconds,
     )
     return ExitCode.ok_if(is_complete)
 

@@ -25,7 +25,7 @@ from tasks.redis_errors import connected
 from tasks.status import RunStatus, Status
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Json
+from worker.commands.options import Json, refuse_beside
 from worker.commands.queue import celery_app
 from worker.printing import print_note, printable
 
@@ -91,6 +91,8 @@ def status(
         raise typer.BadParameter("give a run, or --runs")
     if once and interval is not None:
         raise typer.BadParameter("give --once, or --interval")
+    refuse_beside("a run", run, {"--workers": workers})
+    refuse_beside("--runs", runs, {"--workers": workers})
     celery = celery_app()
     redis = impatient_client(celery, REDIS_SECONDS)
 

@@ -20,7 +20,7 @@ from tasks.uploads.trigger import EventFilter, Trigger
 from worker import logs
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Suffix
+from worker.commands.options import Suffix, refuse_without
 from worker.commands.queue import celery_app
 from worker.settings import WorkerSettings
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Printable ASCII without spaces, and as long as a receipt key: too long to guess if it is random.
 TOKEN = re.compile(r"[!-~]{32,}")
+
+HOLD_SECONDS, OVERLAP_SECONDS = 4.0, 3600.0
 
 EventSource = Literal["sqs", "http", "poll"]
 
@@ -51,20 +53,21 @@ Prefix = Annotated[
     typer.Option(metavar="s3://BUCKET/PREFIX", help="Only objects below this address; repeatable."),
 ]
 Hold = Annotated[
-    float,
+    float | None,
     typer.Option(
         metavar="SECONDS",
         min=0,
         max=3600,
-        help="With --http: seconds to wait for Redis before answering 503.",
+        help="With --http: seconds to wait for Redis before answering 503, by default 4.",
     ),
 ]
 Overlap = Annotated[
-    float,
+    float | None,
     typer.Option(
         metavar="SECONDS",
         min=0,
-        help="With --poll: seconds before the newest known object that are listed again.",
+        help="With --poll: seconds before the newest known object that are listed again, by "
+        "default 3600.",
     ),
 ]
 
@@ -78,8 +81,8 @@ def watch(
     poll: Poll = None,
     prefix: Prefix = None,
     suffix: Suffix = None,
-    hold: Hold = 4,
-    overlap: Overlap = 3600,
+    hold: Hold = None,
+    overlap: Overlap = None,
 ) -> ExitCode:
     """Put pictures on the queue as they are uploaded.
 
@@ -89,6 +92,8 @@ def watch(
     """
     stop_at_once_on_signals()
     source = _one_source({"sqs": sqs, "http": http, "poll": poll})
+    refuse_without("--http", http, {"--hold": hold})
+    refuse_without("--poll", poll, {"--overlap": overlap})
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server())
     event_filter = EventFilter(settings.parsed_routes(), prefix or [], suffix or [])
@@ -98,11 +103,11 @@ def watch(
     trigger = Trigger(publisher, event_filter, source)
     metrics.serve(settings, celery)
     if http is not None:
-        _serve(celery, settings, trigger, http, hold)
+        _serve(celery, settings, trigger, http, HOLD_SECONDS if hold is None else hold)
     elif sqs is not None:
         _receive(settings, trigger, sqs)
     elif poll is not None:
-        _poll(celery, settings, trigger, poll, overlap)
+        _poll(celery, settings, trigger, poll, OVERLAP_SECONDS if overlap is None else overlap)
     publisher.close()
     log.info(
         STOPPED, queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)

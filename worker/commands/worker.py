@@ -1,6 +1,7 @@
 """``veil worker``: a Celery worker that serves both queues, or several of them."""
 
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -15,7 +16,19 @@ from worker.settings import WorkerSettings
 
 DEFAULT_NAME = "celery"  # as Celery names a worker without a name
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
 app = CommandApp()
+
+
+def _checked_name(name: str | None) -> str | None:
+    """Return `name`. Raise BadParameter for characters that Celery would read as parts of it."""
+    if name is not None and not NAME.fullmatch(name):
+        raise typer.BadParameter(
+            f"{name!r:.80} must have letters, digits, dots, hyphens and underscores only (at most "
+            "64), such as gpu-1: Celery adds @ and the host"
+        )
+    return name
 
 
 @app.command()
@@ -37,7 +50,9 @@ def worker(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="Name of the worker in Flower and in the log; of several, NAME-1 and so on.",
+            callback=_checked_name,
+            help="Name of the worker in Flower and in the log; of several, NAME-1 and so on. "
+            "Letters, digits, dots, hyphens and underscores.",
         ),
     ] = None,
 ) -> int:

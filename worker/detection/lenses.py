@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.detection.faces import Boxes, Detections, Points, Sightings, box_sides
-from worker.pixels import Pixels
+from worker.pixels import Pixels, reduced
 
 # The angle between the axis of a fisheye lens and the edge of its image, which the picture does not
 # tell. Lenses have 70° to 100°, and a plain view of more than 80° shows little but its edges. With
@@ -133,10 +133,8 @@ def fisheye_image(picture: Pixels) -> Circle | None:
 
     The image may be cut above and below, or at the sides.
     """
-    height, width = picture.shape[:2]
-    factor = min(1.0, SEARCHED_SIDE / max(height, width))
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    factor = min(1.0, SEARCHED_SIDE / max(picture.shape[:2]))
+    small = reduced(picture, SEARCHED_SIDE)
     is_lit = small.max(axis=2) > BLACK_LEVEL
     rows, columns = np.nonzero(is_lit)
     if not len(rows):

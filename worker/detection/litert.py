@@ -16,6 +16,7 @@ from worker.detection.model import (
     NETWORK,
     digest_of,
     in_a_line,
+    require_graph,
     stated_layout,
     stated_threshold,
 )
@@ -65,6 +66,8 @@ class QuantizedModel:
                 f"{self.name} holds no {NETWORK}, which VEIL_ENGINE=litert runs: "
                 "set VEIL_ENGINE to auto or tensorflow"
             )
+        # Workers with a GPU run the graph, so a folder without one is no model for all workers.
+        require_graph(folder)
         count = processors.available()
         self.folder = folder
         self.device = f"CPU ({count} cores)"

@@ -12,6 +12,7 @@ from worker.detection.centerface.maps import DEFAULT_LAYOUT, Layout
 from worker.detection.faces import LANDMARKS, Detections
 from worker.pixels import Pixels
 
+GRAPH = "saved_model.pb"
 METADATA = "veil.json"
 NETWORK = "network.tflite"  # A CenterFace in 8 bits, next to saved_model.pb.
 LEFT_OUT = "detection_left_out"  # An output of a SavedModel: see Detections.left_out.
@@ -49,6 +50,14 @@ class Model(Protocol):
 
         Boxes are in pixels of the canvas. Raises DeviceFull if a smaller batch may succeed.
         """
+
+
+def require_graph(folder: Path) -> None:
+    """Raise ModelInvalid if `folder` has no graph, which every SavedModel has."""
+    if not (folder / GRAPH).is_file():
+        inner = sorted(folder.glob(f"*/{GRAPH}"))
+        right = inner[0].parent if inner else "the folder of a SavedModel"
+        raise ModelInvalid(f"{folder} holds no {GRAPH}: set VEIL_MODEL to {right}")
 
 
 def stated_threshold(folder: Path, name: str) -> float:

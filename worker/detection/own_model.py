@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
 import platformdirs
@@ -16,14 +16,26 @@ import platformdirs
 from tasks.addresses import ObjectUri
 from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore, OpenObject
-from worker.detection.model import digest_of
+from worker.detection.model import GRAPH, digest_of
 
 MAX_ZIP_BYTES = 1 << 30
 MAX_BYTES = 4 << 30  # unpacked
 MAX_FILES = 10_000
 FETCH_SECONDS = 600
 CHUNK_BYTES = 1 << 20
-GRAPH = "saved_model.pb"
+PYTORCH = "a PyTorch file: export it to ONNX, and convert that, for example with onnx2tf"
+KERAS = "a Keras file: export it as a SavedModel with `model.export(folder)`"
+OTHER_FILES = {
+    ".onnx": "an ONNX file: convert it, for example with onnx2tf",
+    ".h5": KERAS,
+    ".hdf5": KERAS,
+    ".keras": KERAS,
+    ".pt": PYTORCH,
+    ".pth": PYTORCH,
+    ".tflite": "a TensorFlow Lite file: export the model that it was made from as a SavedModel",
+    ".pb": "one file of a model: name the folder of a SavedModel",
+}
+"""Files that are often taken for a model, by suffix, and how one gets a SavedModel of them."""
 # The exceptions of zipfile for an archive that is damaged, encrypted or of an unknown compression.
 ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -44,6 +56,7 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
     raise.
     """
     if address.startswith("s3://"):
+        _refuse_other_file(PurePosixPath(address), address)
         return _from_s3(ObjectUri.parse(address), connect(), pin)
     path = Path(address).expanduser()
     if not path.exists():
@@ -53,12 +66,21 @@ def folder(address: str, connect: Callable[[], ObjectStore], pin: str | None = N
         )
     try:
         if path.is_file():
+            _refuse_other_file(path, str(path))
             return _from_zip(_sha256(path), path, str(path), pin)
         if pin is not None:
             _check_digest(path, str(path), pin)
     except OSError as error:
         raise _unusable(path, error) from None
     return path
+
+
+def _refuse_other_file(path: PurePath, name: str) -> None:
+    """Raise ModelInvalid if the suffix of `path` is that of a model of another kind."""
+    if kind := OTHER_FILES.get(path.suffix.lower()):
+        raise ModelInvalid(
+            f"{name} is {kind}; VEIL_MODEL takes the SavedModel that docs/models.md describes"
+        )
 
 
 def _from_s3(uri: ObjectUri, store: ObjectStore, pin: str | None) -> Path:

@@ -19,6 +19,7 @@ from worker.detection.model import (
     DeviceFull,
     digest_of,
     in_a_line,
+    require_graph,
     stated_threshold,
 )
 from worker.detection.tf import tf
@@ -69,10 +70,7 @@ class SavedModel:
                 "this process was forked after TensorFlow was loaded, where TensorFlow can't run: "
                 "start processes with spawn"
             )
-        if not (folder / "saved_model.pb").is_file():
-            inner = sorted(folder.glob("*/saved_model.pb"))
-            right = inner[0].parent if inner else "the folder of a SavedModel"
-            raise ModelInvalid(f"{folder} holds no saved_model.pb: set VEIL_MODEL to {right}")
+        require_graph(folder)
         self.folder = folder
         self.name = name or str(folder)
         self.device = _claim_device()

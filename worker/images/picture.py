@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from worker.images.formats import CONTENT_TYPES
-from worker.pixels import Array, Pixels
+from worker.pixels import Array, Pixels, reduced
 
 BLACK: dict[str, tuple[int, ...]] = {
     "L": (0,),
@@ -235,11 +235,7 @@ def _is_unclear(view: Pixels) -> bool:
     """Return whether `view` is blurred or noisy."""
     if max(view.shape) < MIN_JUDGED_SIDE:
         return False
-    gray = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
-    factor = SHARPNESS_SIDE / max(gray.shape)
-    if factor < 1:
-        height, width = (max(1, round(side * factor)) for side in gray.shape)
-        gray = cv2.resize(gray, (width, height), interpolation=cv2.INTER_AREA)
+    gray = reduced(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(np.uint8), SHARPNESS_SIDE)
     fine, coarse = (cv2.mean(cv2.absdiff(gray, cv2.blur(gray, size)))[0] for size in (FINE, COARSE))
     return coarse >= MIN_DETAIL and not BLURRED_SHARE <= fine / coarse <= NOISE_SHARE
 

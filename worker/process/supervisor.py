@@ -26,8 +26,14 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 CHECK_SECONDS = 0.1  # between two looks at the workers
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0  # before a restart
 STEADY_SECONDS = 60.0  # a worker that has run for so long is restarted without a longer pause
-# The exit codes of workers that were told to stop: a signal kills Python while it starts.
-STOPPED_CLEANLY = (ExitCode.OK, -signal.SIGTERM, -signal.SIGINT)
+# The exit codes of workers that were told to stop: a signal ends Python while it starts.
+STOPPED_CLEANLY = (
+    ExitCode.OK,
+    ExitCode.TERMINATED,
+    ExitCode.INTERRUPTED,
+    -signal.SIGTERM,
+    -signal.SIGINT,
+)
 
 log = structlog.get_logger("veil")
 

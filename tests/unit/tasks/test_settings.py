@@ -454,3 +454,93 @@ def test_an_address_to_serve_at_is_a_host_and_a_port(load, address):
 def test_host_and_port_are_taken_apart():
     assert split_address("localhost:9100") == ("localhost", 9100)
     assert split_address("[::1]:9100") == ("::1", 9100)
+
+
+SECRETS = {
+    "redis_url": "redis://queue.internal:6379/1",
+    "redis_password": SECRET,
+    "webhook_token": "t" * 32,
+    "receipt_key": "k" * 32,
+}
+
+
+def test_every_secret_is_known_to_be_one():
+    assert set(WorkerSettings.secrets()) == set(SECRETS)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_may_be_in_a_file_without_the_line_break_at_its_end(load, tmp_path, name, end):
+    (tmp_path / "secret").write_bytes((SECRETS[name] + end).encode())
+
+    settings = load(**{name: "", f"{name}_file": str(tmp_path / "secret")})
+
+    assert getattr(settings, name).get_secret_value() == SECRETS[name]
+    assert refuse_unknown(os.environ, WorkerSettings) is None
+
+
+def test_a_file_with_a_wrong_secret_and_other_wrong_settings_are_named_at_once(load, tmp_path):
+    (tmp_path / "key").write_text("short")
+
+    with pytest.raises(SettingsInvalid) as raised:
+        load(receipt_key_file=str(tmp_path / "key"), redis_url_file="/nowhere", margin="9")
+
+    message = str(raised.value)
+    assert "VEIL_RECEIPT_KEY: " in message
+    assert "VEIL_REDIS_URL_FILE: /nowhere can't be read (No such file or directory)" in message
+    assert "VEIL_MARGIN: " in message
+    assert "short" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (None, "can't be read (Is a directory)"),
+    ],
+)
+def test_a_file_without_a_secret_is_refused(load, tmp_path, content, said):
+    path = tmp_path / "secret"
+    path.mkdir() if content is None else path.write_bytes(content)
+
+    with pytest.raises(SettingsInvalid) as raised:
+        load(redis_password_file=str(path))
+
+    assert str(raised.value) == f"VEIL_REDIS_PASSWORD_FILE: {path} {said}"
+
+
+def test_a_secret_that_is_set_and_in_a_file_is_refused_and_a_value_of_a_program_is_not(
+    load, tmp_path
+):
+    (tmp_path / "secret").write_text("k" * 32)
+
+    with pytest.raises(SettingsInvalid, match="VEIL_RECEIPT_KEY is set, too: leave out one of"):
+        load(receipt_key="l" * 32, receipt_key_file=str(tmp_path / "secret"))
+
+    own = WorkerSettings.load(receipt_key="m" * 32)
+    assert own.receipt_key.get_secret_value() == "m" * 32
+
+
+def test_a_setting_that_is_no_secret_is_not_read_from_a_file():
+    with pytest.raises(SettingsInvalid, match="VEIL_MODEL_FILE is not a setting"):
+        refuse_unknown({"VEIL_MODEL_FILE": "x"}, WorkerSettings)
+
+
+@pytest.mark.parametrize(
+    "region", ["eu-central-1", "us-gov-west-1", "eusc-de-east-1", "cn-north-1"]
+)
+def test_regions_of_amazon_are_known_by_their_form(load, region):
+    assert load(s3_region=region).s3_region == region
+
+
+@pytest.mark.parametrize("region", ["europe", "eu-central", "eu-central-1a", "EU-CENTRAL-1", "a b"])
+def test_a_region_that_amazon_has_not_is_refused_unless_the_store_may_be_another(load, region):
+    with pytest.raises(SettingsInvalid, match=r"VEIL_S3_REGION: .*, such as eu-central-1"):
+        load(s3_region=region)
+
+
+@pytest.mark.parametrize("region", ["garage", "RegionOne", "nyc3", "auto"])
+def test_another_store_may_have_other_regions(load, region):
+    assert load(s3_endpoint="http://127.0.0.1:1", s3_region=region).s3_region == region

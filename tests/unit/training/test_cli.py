@@ -58,6 +58,27 @@ def test_the_next_command_can_be_pasted():
 
 
 @pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--start", "default", "--size", "d1"], "--size: has no effect with --start"),
+        (["--start", "run", "--weights", "none"], "--weights: has no effect with --start"),
+        (["--steps", "10", "--rounds", "2"], "--rounds: has no effect with --steps"),
+    ],
+)
+def test_an_option_of_fit_without_effect_is_refused(
+    flags, said, data, tmp_path, monkeypatch, capsys
+):
+    command = ["veil", "train", "fit", str(data), "--to", str(tmp_path / "run"), *flags]
+    monkeypatch.setattr(sys, "argv", command)
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("kept", "logged", "said"),
     [
         (

@@ -132,7 +132,7 @@ def test_bad_boxes_and_pictures_are_named_and_the_rest_is_imported(tmp_path):
             },
             {"file": "cut.jpg", "faces": [[1, 1, 20, 20]]},
             {"file": "gone.jpg", "faces": [[1, 1, 20, 20]]},
-            {"file": "other.jpg", "width": 72, "height": 96, "faces": [[1, 1, 20, 20]]},
+            {"file": "other.jpg", "width": 72, "height": 90, "faces": [[1, 1, 20, 20]]},
         ]
     }
     (tmp_path / "annotations.json").write_text(json.dumps(content))
@@ -362,6 +362,21 @@ VOC = f"<annotation><object><bndbox>{VOC_BOX}</bndbox></object></annotation>"
     [
         ("Annotations/b.xml", "<annotation>", r"b\.xml is not voc, or damaged \(no element found"),
         ("Annotations/b.xml", VOC.format("wide"), r"b\.xml is not voc, .* float: 'wide'\)"),
+        (
+            "a.json",
+            "[]",
+            r'a\.json has a list at its top, and COCO .* have an object with "images"',
+        ),
+        (
+            "a.json",
+            coco_of(
+                annotations=[
+                    {"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]},
+                    {"id": 7, "image_id": 1, "category_id": 1, "bbox": [5, 2, 3, 4]},
+                ]
+            ),
+            r"a\.json, annotation 7, .*the id 7 occurs twice",
+        ),
         ("a.json", "{}", r"a\.json is not veil, or damaged \(it has no 'images'\)"),
         (
             "a.json",
@@ -500,6 +515,70 @@ def test_pictures_that_are_nowhere_lead_to_the_option_that_names_their_folder(pi
         formats.read(tmp_path / "a.json", None, [tmp_path / "nowhere"])
 
 
+@pytest.mark.parametrize("to", ["relative", "absolute"])
+def test_a_name_that_leads_out_of_the_folders_of_pictures_is_not_followed(tmp_path, to):
+    secret = photograph(tmp_path / "secret.jpg", 1)
+    folder = tmp_path / "download" / "data" / "labels"
+    folder.mkdir(parents=True)
+    name = str(secret) if to == "absolute" else "../../../secret.jpg"
+    content = {"images": [{"file": name, "faces": [[1, 1, 30, 40]]}]}
+    (folder / "a.json").write_text(json.dumps(content))
+
+    with pytest.raises(DatasetInvalid, match="in none of the folders that are searched"):
+        imported(folder / "a.json", tmp_path / "set")
+
+    (found,) = formats.read(folder / "a.json", None, [tmp_path])
+    assert found.path.samefile(secret)
+
+
+@pytest.mark.parametrize(("factor", "cause"), [(None, "swap width and height"), (2, "other size")])
+def test_sizes_that_are_wrong_in_most_labels_are_the_cause_that_is_named(
+    pictures, tmp_path, factor, cause
+):
+    source = label_formats.write_coco(pictures, tmp_path / "coco")
+    content = json.loads(source.read_text())
+    for image in content["images"]:
+        size = image["height"], image["width"]
+        image["width"], image["height"] = (
+            size if factor is None else (factor * side for side in size)
+        )
+    source.write_text(json.dumps(content))
+
+    with pytest.raises(DatasetInvalid, match=f"^most labels state another size .*{cause}"):
+        imported(source, tmp_path / "set", Choice(val=0.1, test=0.1))
+
+
+def test_pictures_that_are_left_out_are_named_before_the_split_that_lacks_them(pictures, tmp_path):
+    source = label_formats.write_coco(pictures, tmp_path / "coco")
+    (tmp_path / "photographs" / "p1.png").unlink()
+
+    said = "^1 picture left out, because the file is in none of .*; the split 'val' would have no"
+    with pytest.raises(DatasetInvalid, match=said):
+        imported(source, tmp_path / "set", Choice(val=0.0001, test=0))
+
+
+def test_boxes_that_look_wrong_as_a_whole_are_a_warning_of_the_command_and_in_the_report(
+    pictures, tmp_path
+):
+    source = label_formats.write_coco(pictures, tmp_path / "coco")
+    content = json.loads(source.read_text())
+    for item in content["annotations"]:
+        item["bbox"] = [60, 50, 30, 25]
+    source.write_text(json.dumps(content))
+    command = ["import", str(source), "--to", str(tmp_path / "set"), "--val", "0", "--test", "0"]
+
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+
+    samples = tmp_path / "set" / "samples.jpg"
+    doubt = (
+        f"{source}: 15 of 15 boxes reach out of their pictures on the right or at the bottom, and "
+        "0 on the other sides: they look like cx cy width height"
+    )
+    assert f"veil: warning: {doubt}" in done.stderr
+    assert f"samples: {samples}" in done.stdout
+    assert doubt in (tmp_path / "set" / "report.md").read_text()
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(pictures, tmp_path, monkeypatch):
     labelled = formats.read(label_formats.write_voc(pictures, tmp_path / "voc"), None, [])
 
@@ -571,10 +650,10 @@ def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):
     assert sum(figures["face_sizes"]["train"].values()) == 10
     assert figures["face_sizes"]["train"]["16–32"] == 3
     assert figures["faces_per_picture"]["train"]["1"] == 4
-    assert "1 picture left out, because the file can't be read: /" in done.stderr
+    assert "1 picture left out, because the file can't be read: p11.webp" in done.stderr
     report = (tmp_path / "set" / "report.md").read_text()
     assert figures["digest"] in report
-    for name in ("faces_by_size.png", "pictures_by_faces.png"):
+    for name in ("faces_by_size.png", "pictures_by_faces.png", "samples.jpg"):
         assert f"]({name})" in report
         with Image.open(tmp_path / "set" / name) as plot:
             plot.load()

@@ -62,7 +62,7 @@ def test_a_run_with_a_step_is_not_replaced(file, tmp_path):
         (tmp_path / LOG).unlink()
         (tmp_path / file).touch()
 
-    with pytest.raises(TrainingFailed, match="a run that differs in weights: choose another --to"):
+    with pytest.raises(TrainingFailed, match="a run with --weights imagenet, not --weights none"):
         Run.open(tmp_path, NO_WEIGHTS, DATA)
     assert Run.load(tmp_path).recipe == IMAGENET
 
@@ -71,7 +71,7 @@ def test_a_run_that_another_process_began_meanwhile_is_not_replaced(tmp_path):
     late = Run.open(tmp_path, NO_WEIGHTS, DATA)
     begin(tmp_path, IMAGENET)
 
-    with pytest.raises(TrainingFailed, match="differs in weights"), late.held():
+    with pytest.raises(TrainingFailed, match="not --weights none"), late.held():
         pass
     assert Run.load(tmp_path).recipe == IMAGENET
 

@@ -67,6 +67,17 @@ def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
         assert "4 of 69 faces stay exposed, 2 with the bundled detector" in line
 
 
+@pytest.mark.parametrize("engine", ["litert", "auto"])
+def test_a_folder_with_a_network_in_8_bits_and_no_graph_is_refused(engine, tmp_path):
+    pytest.importorskip("ai_edge_litert", reason="pip install 'veil[worker]'")
+    (tmp_path / "network.tflite").write_bytes(b"network")
+
+    with pytest.raises(
+        ModelInvalid, match=r"holds no saved_model\.pb: set VEIL_MODEL to the folder"
+    ):
+        bootstrap.load_folder(WorkerSettings(engine=engine), tmp_path)
+
+
 def test_a_training_run_is_no_model(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ModelInvalid, match="is a training run: set VEIL_MODEL to what `veil train"):

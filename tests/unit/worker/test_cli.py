@@ -1,9 +1,12 @@
 """The table of commands: light to list, loaded on use, and with the same exit codes everywhere."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -216,6 +219,27 @@ def test_an_interruption_still_prints_the_summary(capsys):
     printed = capsys.readouterr()
     assert printed.out == "2 anonymized\n"
     assert "interrupted" in printed.err
+
+
+def test_sigterm_ends_a_command_with_its_summary_and_143(monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    app = CommandApp()
+
+    @app.command()
+    def example() -> None:
+        with printing.summarized(lambda: printing.print_summary("2 compared")):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(sys, "argv", ["veil"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert ended.value.code == ExitCode.TERMINATED == 143
+    lines = ["veil: interrupted; what was done until then:", "2 compared"]
+    assert capsys.readouterr().err.splitlines() == lines
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_version_is_that_of_the_installation():

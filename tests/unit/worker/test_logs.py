@@ -27,6 +27,27 @@ def logged(capsys):
     return write
 
 
+@pytest.mark.parametrize(
+    ("variables", "is_coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": ""}, True),
+    ],
+    ids=str,
+)
+def test_the_console_log_has_colours_on_a_terminal_unless_they_are_refused(
+    logged, monkeypatch, variables, is_coloured
+):
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    assert ("\x1b[" in logged("console", source="s3://raw/a.jpg")) is is_coloured
+
+
 BROUGHT = (
     "a\x1b[31mb",
     "a\nb",

@@ -22,6 +22,7 @@ STORE = "http://store.test:9000"
         ("AWS_PROFILE", "nobody", "nobody"),
         ("AWS_REGION", "eu west", "eu west"),
         ("VEIL_S3_REGION", "eu west", "eu west"),
+        ("AWS_REGION", "europe", "europe is no region of Amazon S3, such as eu-central-1"),
         ("VEIL_S3_ENDPOINT", "http://under_score:9000", "endpoint"),
     ],
 )

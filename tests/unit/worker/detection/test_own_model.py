@@ -162,6 +162,26 @@ def test_an_invalid_zip_or_model_is_refused_in_one_line(archive, tmp_path, cache
         assert str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("face.onnx", "is an ONNX file: convert it, for example with onnx2tf; VEIL_MODEL takes"),
+        ("face.h5", "is a Keras file: export it as a SavedModel with `model.export"),
+        ("face.keras", "is a Keras file: export"),
+        ("face.PT", "is a PyTorch file: export it to ONNX"),
+        ("network.tflite", "is a TensorFlow Lite file: export the model that it was made from"),
+        ("saved_model.pb", "is one file of a model: name the folder"),
+    ],
+)
+def test_a_file_of_another_library_says_how_to_get_a_saved_model(name, said, tmp_path):
+    (tmp_path / name).write_bytes(b"PK")
+
+    for address in (str(tmp_path / name), f"s3://models/{name}"):
+        with pytest.raises(ModelInvalid, match=said) as raised:
+            own_model.folder(address, no_store)
+        assert str(raised.value).startswith(address)
+
+
 def test_an_address_that_names_no_object_is_refused():
     with pytest.raises(InvalidRequest, match="names no object"):
         own_model.folder("s3://models", no_store)

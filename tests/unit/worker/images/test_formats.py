@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.faces import Detections
@@ -219,6 +219,13 @@ def test_frames_are_counted_before_any_is_decoded(name):
 def test_an_animation_that_takes_too_long_to_look_at_is_refused():
     with pytest.raises(ImageTooLarge, match="1 of 4 frames"):
         anonymized(ANIMATED["GIF"], detection_seconds=0)
+
+
+def test_views_of_a_frame_that_take_too_long_are_no_fault_of_the_picture():
+    with pytest.raises(
+        DetectorUnavailable, match="detection in 1 of the views of a frame took 0 s"
+    ):
+        anonymized(written([scene(mode="RGBA")], "PNG"), detection_seconds=0)
 
 
 def test_an_animation_whose_last_frame_was_lost_is_unreadable():

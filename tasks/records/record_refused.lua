@@ -1,6 +1,6 @@
--- Record a letter that names no picture, and keep only the newest such letters.
+-- Record the letter of a message that no worker accepts, and keep only the newest such letters.
 -- The first write needs memory, so a full Redis refuses the whole script.
--- KEYS: the letters, the names of letters without a source. ARGV: name, letter, the most names.
+-- KEYS: the letters, the names of such letters. ARGV: name, letter, the most names.
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('LREM', KEYS[2], 0, ARGV[1])
 redis.call('LPUSH', KEYS[2], ARGV[1])
