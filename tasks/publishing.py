@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 
+from . import redis_transport
 from .addresses import ObjectUri
 from .messages import RUN_HEADER, TASK, AnonymizeOptions
 from .records import queues
@@ -53,7 +53,7 @@ class Wanted:
         return str(uuid.uuid5(NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]
+class Channel(redis_transport.Channel):
     """A channel that keeps the message that Celery would send, with its list, and sends nothing."""
 
     written: tuple[str, dict[str, Any]]
@@ -65,7 +65,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         )
 
 
-class Transport(kombu_redis.Transport):  # type: ignore[misc]
+class Transport(redis_transport.Transport):
     """A Redis transport whose channels keep messages in place of sending them."""
 
     Channel = Channel

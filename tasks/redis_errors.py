@@ -6,7 +6,11 @@ from contextlib import contextmanager
 import structlog
 from kombu.exceptions import KombuError
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -17,8 +21,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import tls_errors
 from .errors import QueueUnavailable, log_fields
+from .redis_primary import SentinelsRefuse
 
 WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
+# In the answer of a Redis Cluster to the number of a database.
+NO_DATABASES = "SELECT is not allowed in cluster mode"
+IS_CLUSTER = (
+    "Redis runs in cluster mode, which Veil's queue can't use, because its scripts need all keys "
+    "in one place: give VEIL_REDIS_URL a Redis without cluster mode"
+)
 # A server with TLS closes the connection of a client without it.
 CLOSED = ("closed by server", "reset by peer", "Broken pipe")
 
@@ -76,6 +87,9 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _refusal(causes: Sequence[BaseException]) -> str | None:
+    for cause in causes:
+        if isinstance(cause, SentinelsRefuse):
+            return str(cause)
     if any(isinstance(cause, AuthenticationError) for cause in causes):
         return (
             "Redis refuses the password: check VEIL_REDIS_PASSWORD, and the user in VEIL_REDIS_URL"
@@ -83,7 +97,16 @@ def _refusal(causes: Sequence[BaseException]) -> str | None:
     root = causes[-1]
     if isinstance(root, ResponseError) and WRONG_DATABASE in str(root):
         return "Redis does not have this database: check the number in VEIL_REDIS_URL"
+    if isinstance(root, ResponseError) and _is_of_cluster(root):
+        return IS_CLUSTER
     return None
+
+
+def _is_of_cluster(error: ResponseError) -> bool:
+    if isinstance(error, MasterDownError):  # A replica without its primary answers this, too.
+        return False
+    kinds = AskError | ClusterCrossSlotError | ClusterDownError
+    return isinstance(error, kinds) or NO_DATABASES in str(error)
 
 
 def _advice(root: BaseException) -> str:

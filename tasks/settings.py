@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import SSLConnection
 
-from . import tls_errors
+from . import redis_address, tls_errors
 from .errors import SettingsInvalid, VeilError
 from .routes import Routes
 from .signatures import Key
@@ -25,6 +25,7 @@ MAX_LEASE_SECONDS = 45
 
 S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
 REDIS_PORT = 6379  # the port of an address that names none
+DEFAULT_SERVICE = "mymaster"  # of the sentinels, in their own examples too
 
 # The part of a Redis address after the scheme: host and port, database, TLS options.
 # An @ in other options is that of a password whose special characters are not quoted.
@@ -53,11 +54,32 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis that holds the queues and the results: `redis://HOST:PORT/DATABASE`, or "
-        "`rediss://` with TLS. docs/permissions.md has the users and certificates of Redis.",
+        "`rediss://` with TLS; or the sentinels that know it, `sentinel://HOST:PORT,HOST:PORT/"
+        "DATABASE`, or `sentinels://` with TLS. docs/redis.md has users, certificates, sentinels.",
     )
     redis_password: SecretStr | None = Field(
         None,
         description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address.",
+    )
+    redis_service: str | None = Field(
+        None,
+        pattern=r"^[\x21-\x7e]{1,200}$",
+        description="Name under which the sentinels in `VEIL_REDIS_URL` watch Redis. Empty for "
+        "`mymaster`.",
+    )
+    redis_sentinel_user: str | None = Field(
+        None, description="User of the sentinels, if theirs have users."
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        None,
+        description="Password of the sentinels. That of Redis itself is `VEIL_REDIS_PASSWORD`.",
+    )
+    redis_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.:-]{0,64}$",
+        description="Text before the name of every key and channel in Redis, such as `team-a:`, so "
+        "that several installations share a Redis: up to 64 letters, digits and `_.:-`. All "
+        "workers and commands of an installation need the same.",
     )
     result_hours: float = Field(
         24,
@@ -132,15 +154,36 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        url = value.get_secret_value()
+        try:
+            url, _ = redis_address.split_sentinels(value.get_secret_value())
+        except ValueError:  # Its text quotes passwords.
+            url = ""
         location = url.partition("://")[2]
         if not _has_server(url, ("redis", "rediss")) or not REDIS_LOCATION.fullmatch(location):
             raise ValueError(
-                "must look like redis://HOST:PORT/0, with the number of a database; "
+                "must look like redis://HOST:PORT/0, with the number of a database, or like "
+                "sentinel://HOST:PORT,HOST:PORT/0; "
                 "quote special characters in a password, as %23 for #"
             )
         _check_options(urlsplit(url))
         return value
+
+    @field_validator("redis_service", "redis_sentinel_user", mode="before")
+    @classmethod
+    def _empty_name(cls, value: Any) -> Any:
+        return value or None
+
+    @model_validator(mode="after")
+    def _check_sentinels(self) -> Self:
+        if not self.redis_sentinels():
+            names = ("redis_service", "redis_sentinel_user", "redis_sentinel_password")
+            for name in names:
+                if (value := getattr(self, name)) and value != SecretStr(""):
+                    raise ValueError(
+                        f"{PREFIX}{name.upper()} needs sentinels in VEIL_REDIS_URL: "
+                        "sentinel://HOST:PORT,HOST:PORT/0"
+                    )
+        return self
 
     @field_validator("s3_endpoint")
     @classmethod
@@ -218,10 +261,51 @@ class Settings(BaseSettings):
         return Routes.parse(*self.routes)
 
     def redis_server(self) -> str:
-        """Return ``HOST:PORT`` of Redis, for messages: no user, password or database."""
-        parts = urlsplit(self.redis_url.get_secret_value())
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        return f"{host}:{parts.port or REDIS_PORT}"
+        """Return ``HOST:PORT`` of Redis, for messages: no user, password or database.
+
+        For sentinels, the text has all of them, comma-separated.
+        """
+        server, sentinels = redis_address.split_sentinels(self.redis_url.get_secret_value())
+        return redis_address.host_names(server, sentinels, REDIS_PORT)
+
+    def redis_sentinels(self) -> tuple[redis_address.Host, ...]:
+        """Return the hosts and ports of the sentinels; none if Redis has a fixed address."""
+        return redis_address.split_sentinels(self.redis_url.get_secret_value())[1]
+
+    def sentinel_url(self) -> str | None:
+        """Return the sentinels in the form of Celery's own transport, or None: never log it."""
+        if sentinels := self.redis_sentinels():
+            return redis_address.join_sentinels(self.broker_url(), sentinels)
+        return None
+
+    def transport_options(self) -> dict[str, Any]:
+        """Return the options of Celery's transport for the sentinels and the prefix.
+
+        They have the password of the sentinels: never log them.
+        """
+        options: dict[str, Any] = {}
+        if self.redis_prefix:
+            options["global_keyprefix"] = self.redis_prefix
+        if sentinels := self.redis_sentinels():
+            access: dict[str, Any] = dict(self.tls_options())
+            if access:
+                access["ssl"] = True
+            if self.redis_sentinel_user:
+                access["username"] = self.redis_sentinel_user
+            if self.redis_sentinel_password:
+                access["password"] = self.redis_sentinel_password.get_secret_value()
+            options["sentinels"] = [list(host) for host in sentinels]
+            options["master_name"] = self.redis_service or DEFAULT_SERVICE
+            options["sentinel_kwargs"] = access
+        return options
+
+    def tls_options(self) -> dict[str, Any]:
+        """Return the TLS options for connections to sentinels and to the Redis that they name.
+
+        There are none for a Redis with a fixed address: Celery reads those in the address itself.
+        """
+        server, sentinels = redis_address.split_sentinels(self.redis_url.get_secret_value())
+        return redis_address.tls_options(server) if sentinels else {}
 
     def receipt_keys(self) -> tuple[Key, ...]:
         """Return the keys for receipts; the first one signs."""
@@ -229,8 +313,13 @@ class Settings(BaseSettings):
         return tuple(Key.parse(text) for text in texts)
 
     def broker_url(self) -> str:
-        """Return the Redis address with its password, for Celery only: never log it."""
-        parts = urlsplit(self.redis_url.get_secret_value())
+        """Return the Redis address with its password, for Celery only: never log it.
+
+        With sentinels, the host is that of one of them. The connections of `redis_primary` ignore
+        it.
+        """
+        server, _ = redis_address.split_sentinels(self.redis_url.get_secret_value())
+        parts = urlsplit(server)
         if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
             # Celery has no default. TLS protects nothing if certificates are not checked.
             options = (parts.query, "ssl_cert_reqs=CERT_REQUIRED")

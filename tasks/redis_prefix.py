@@ -1,0 +1,118 @@
+"""Clients that put a prefix before every key and channel, so that installations share a Redis.
+
+Kombu's own clients know the commands of kombu alone. These know all that Veil sends: the first
+argument of a command is a key, unless the command is in one of the tables below. The keys inside
+Lua scripts are arguments of these, or derived from one (restore.lua).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from kombu.transport.redis import GlobalKeyPrefixMixin, PrefixedRedisPubSub
+from redis import Redis
+from redis.client import Pipeline
+
+WITHOUT_KEYS = {
+    *("ACL", "AUTH", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "DISCARD", "ECHO", "EXEC"),
+    *("FLUSHDB", "HELLO", "INFO", "MULTI", "PING", "ROLE", "SCRIPT", "SELECT", "TIME"),
+    *("UNWATCH", "WAIT"),
+}
+ALL_KEYS = {"DEL", "EXISTS", "MGET", "TOUCH", "UNLINK", "WATCH"}
+KEYS_AND_TIMEOUT = {"BLPOP", "BRPOP"}
+SCRIPTS = {"EVAL", "EVALSHA"}  # the arguments are the script, the number of keys, then the keys
+
+
+class Prefixing(GlobalKeyPrefixMixin):  # type: ignore[misc]
+    """Adds the prefix to the keys of commands, and removes it from keys in answers."""
+
+    def _prefix_args(self, args: Sequence[Any]) -> list[Any]:
+        name, *rest = args
+        command = str(name).split()[0].upper()
+        if command == "SCAN":
+            return [name, *self._scan_arguments(rest)]
+        first, end = _key_positions(command, rest)
+        keys = [self._prefixed(key) for key in rest[first:end]]
+        return [name, *rest[:first], *keys, *rest[end:]]
+
+    def _prefixed(self, key: Any) -> Any:
+        return _prefixed(self.global_keyprefix, key)
+
+    def _scan_arguments(self, arguments: list[Any]) -> list[Any]:
+        """Return the arguments of SCAN for the keys with the prefix alone."""
+        for position, argument in enumerate(arguments):
+            if str(argument).upper() == "MATCH":
+                pattern = self._prefixed(arguments[position + 1])
+                return [*arguments[: position + 1], pattern, *arguments[position + 2 :]]
+        return [arguments[0], "MATCH", self._prefixed("*"), *arguments[1:]]
+
+    def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        answer = super().execute_command(*arguments, **options)
+        if arguments[0] == "SCAN" and isinstance(answer, tuple):
+            cursor, keys = answer
+            return cursor, [key[len(self.global_keyprefix) :] for key in keys]
+        return answer
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
+        return PrefixedPipeline(
+            self.connection_pool,
+            self.response_callbacks,
+            transaction,
+            shard_hint,
+            global_keyprefix=self.global_keyprefix,
+        )
+
+
+class PrefixedRedis(Prefixing, Redis):
+    """A client of Redis with a prefix."""
+
+    def __init__(self, *arguments: Any, global_keyprefix: str = "", **options: Any) -> None:
+        self.global_keyprefix = global_keyprefix
+        super().__init__(*arguments, **options)
+
+    def pubsub(self, **options: Any) -> Any:
+        return PrefixedPubSub(
+            self.connection_pool, global_keyprefix=self.global_keyprefix, **options
+        )
+
+
+class PrefixedPubSub(PrefixedRedisPubSub):  # type: ignore[misc]
+    """The subscriptions of such a client. Kombu's class knows no channels that are bytes."""
+
+    def _prefix_args(self, args: Sequence[Any]) -> list[Any]:
+        name, *channels = args
+        if name not in self.PUBSUB_COMMANDS:
+            return [name, *channels]
+        return [name, *(_prefixed(self.global_keyprefix, channel) for channel in channels)]
+
+
+class PrefixedPipeline(Prefixing, Pipeline):
+    """A pipeline of such a client."""
+
+    def __init__(self, *arguments: Any, global_keyprefix: str = "", **options: Any) -> None:
+        self.global_keyprefix = global_keyprefix
+        super().__init__(*arguments, **options)
+
+
+def client_class(prefix: str) -> Any:
+    """Return what makes a client whose keys all begin with `prefix`."""
+    return partial(PrefixedRedis, global_keyprefix=prefix) if prefix else Redis
+
+
+def _prefixed(prefix: str, key: Any) -> Any:
+    if isinstance(key, bytes):
+        return prefix.encode() + key
+    return f"{prefix}{key}"
+
+
+def _key_positions(command: str, arguments: Sequence[Any]) -> tuple[int, int]:
+    """Return where the keys of `command` begin and end in `arguments`."""
+    if command in WITHOUT_KEYS:
+        return 0, 0
+    if command in ALL_KEYS:
+        return 0, len(arguments)
+    if command in KEYS_AND_TIMEOUT:
+        return 0, len(arguments) - 1
+    if command in SCRIPTS:
+        return 2, 2 + int(arguments[1])
+    return 0, 1
