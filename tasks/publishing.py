@@ -15,6 +15,7 @@ from .addresses import ObjectUri
 from .messages import RUN_HEADER, TASK, AnonymizeOptions
 from .records import queues
 from .redis_errors import connected
+from .redis_primary import REPLICAS
 from .representation import shown
 
 RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
@@ -105,6 +106,7 @@ class Publisher:
         wanted = [(picture.task_id, picture.arguments) for picture in pictures]
         try:
             with connected(), self._app.backend.client.pipeline() as pipe:
+                pipe.replicas = self._app.conf.broker_transport_options.get(REPLICAS, 0)
                 if watch:
                     watch(pipe)
                     pipe.multi()

@@ -1,11 +1,14 @@
 """Addresses of Redis: that of one server, and that of sentinels, which name the primary."""
 
+import re
 import ssl
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 SENTINEL_SCHEMES = {"sentinel": "redis", "sentinels": "rediss"}
 SENTINEL_PORT = 26379  # the port of a sentinel whose address names none
+
+HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")
 
 Host = tuple[str, int]
 
@@ -26,6 +29,8 @@ def split_sentinels(url: str) -> tuple[str, tuple[Host, ...]]:
     rest = rest.replace(f";{scheme}://", ",")
     end = min((rest.index(mark) for mark in "/?" if mark in rest), default=len(rest))
     user, at, hosts = rest[:end].rpartition("@")
+    if "@" in user or "," in user:
+        raise ValueError("a user of each sentinel, or a password that is not quoted")
     sentinels = tuple(_host(text) for text in hosts.split(","))
     host, port = sentinels[0]
     location = f"{user}{at}{_bracketed(host)}:{port}"
@@ -60,7 +65,7 @@ def host_names(server: str, sentinels: tuple[Host, ...], default_port: int) -> s
 
 def _host(text: str) -> Host:
     parts = urlsplit(f"//{text}")
-    if not parts.hostname or parts.netloc != text or parts.username is not None or parts.port == 0:
+    if not HOST.fullmatch(text) or not parts.hostname or parts.port == 0:
         raise ValueError("no host")
     return parts.hostname, parts.port or SENTINEL_PORT
 

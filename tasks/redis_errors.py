@@ -21,9 +21,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from . import tls_errors
 from .errors import QueueUnavailable, log_fields
+from .redis_client import NotReplicated
 from .redis_primary import SentinelsRefuse
 
 WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
+NO_REPLICAS = "NOREPLICAS"  # the first word of the answer of a server with too few of them
 # In the answer of a Redis Cluster to the number of a database.
 NO_DATABASES = "SELECT is not allowed in cluster mode"
 IS_CLUSTER = (
@@ -45,11 +47,18 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
         return QueueUnavailable(
             "the connection to Redis was lost, or another process changed the values that were read"
         )
+    if isinstance(causes[-1], NotReplicated):
+        return QueueUnavailable(f"{causes[-1]!s}")
     if any(isinstance(cause, OutOfMemoryError) for cause in causes):
         return QueueUnavailable(
             "Redis is full (maxmemory): let the workers catch up, or give it more"
         )
     root = causes[-1]
+    if isinstance(root, ResponseError) and NO_REPLICAS in str(root):
+        return QueueUnavailable(
+            "Redis takes no messages, because too few replicas are connected "
+            "(min-replicas-to-write): it continues when they are back"
+        )
     if isinstance(root, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
     # The text of these two errors says what failed, and names at most the host and the port.

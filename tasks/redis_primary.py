@@ -1,5 +1,6 @@
 """Connections that lead to the primary: through sentinels, and not to a demoted server."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer
 UNBLOCKED = "UNBLOCKED"
 # The options of the transport that say how to reach the primary.
 SENTINELS, SERVICE, SENTINEL_OPTIONS = "sentinels", "master_name", "sentinel_kwargs"
+REPLICAS = "replicas"  # the option of the transport with the number that must confirm a message
 
 
 class SentinelsRefuse(ConnectionLost):
@@ -27,8 +29,8 @@ class Sentinels:
     """The sentinels of one service. Thread-safe.
 
     After a failover, a sentinel that was cut off still names the old primary. The number of the
-    configuration (its epoch) shows this: each failover increments it. So a majority of the
-    sentinels is asked, and the newest configuration comes first. Its server must then say itself
+    configuration (its epoch) shows this: each failover increments it. So sentinels are asked until
+    a majority agrees, and the newest configuration comes first. Its server must then say itself
     that it is the primary (PrimaryConnection).
     """
 
@@ -48,11 +50,10 @@ class Sentinels:
         Raises SentinelsRefuse or ConnectionLost if they name none.
         """
         epochs: dict[Host, int] = {}
+        votes = Counter[Host]()
         errors: list[Exception] = []
         answers = 0
         for host in tuple(self._hosts):
-            if answers > len(self._hosts) // 2:
-                break
             try:
                 state = self._ask(host)
             except (ConnectionLost, TimedOut, ResponseError, OSError) as error:
@@ -63,8 +64,11 @@ class Sentinels:
             if not state["is_odown"]:
                 address = state["ip"], int(state["port"])
                 epochs[address] = max(epochs.get(address, 0), int(state["config-epoch"]))
+                votes[address] += 1
+                if votes[address] > len(self._hosts) // 2:
+                    break
         if epochs:
-            return sorted(epochs, key=lambda address: epochs[address], reverse=True)
+            return sorted(epochs, key=lambda each: (epochs[each], votes[each]), reverse=True)
         if answers:
             raise ConnectionLost(
                 f"the primary of the service {self.service} is down: the sentinels choose another"

@@ -1,13 +1,15 @@
 """Celery's Redis transport and result backend with connections to the primary, and a prefix."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from celery.backends.redis import RedisBackend
 from kombu.transport import redis
+from kombu.utils import json
 
-from .redis_prefix import client_class
+from .redis_client import VeilRedis
 from .redis_primary import (
+    REPLICAS,
     SENTINEL_OPTIONS,
     SENTINELS,
     SERVICE,
@@ -26,9 +28,10 @@ class Channel(redis.Channel):  # type: ignore[misc]
     sentinels: Any = None
     master_name: Any = None
     sentinel_kwargs: Any = None
+    replicas = 0
     from_transport_options = (
         *redis.Channel.from_transport_options,
-        *(SENTINELS, SERVICE, SENTINEL_OPTIONS),
+        *(SENTINELS, SERVICE, SENTINEL_OPTIONS, REPLICAS),
     )
 
     def _connparams(self, asynchronous: bool = False) -> Any:
@@ -40,7 +43,18 @@ class Channel(redis.Channel):  # type: ignore[misc]
         return sentinels_of(vars(self))
 
     def _get_client(self) -> Any:
-        return client_class(self.global_keyprefix)
+        return partial(VeilRedis, global_keyprefix=self.global_keyprefix)
+
+    def _put(self, queue: str, message: Any, **options: Any) -> None:
+        """Put `message` on `queue`; raise NotReplicated if too few replicas have it."""
+        is_answer = queue in self._expires  # Only the queues of answers of workers expire.
+        if not self.replicas or is_answer or options.get("_publish_batch"):
+            super()._put(queue, message, **options)
+            return
+        key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
+        with self.conn_or_acquire() as client, client.pipeline() as pipe:
+            pipe.replicas = self.replicas
+            pipe.lpush(key, json.dumps(message)).execute()
 
     @property
     def _script_binding_deadlines(self) -> str:
@@ -58,7 +72,8 @@ class PrimaryBackend(RedisBackend):  # type: ignore[misc]
     """Celery's Redis backend, with connections to the primary and a prefix for every key."""
 
     def _get_client(self) -> Any:
-        return client_class(self.app.conf.broker_transport_options.get("global_keyprefix", ""))
+        prefix = self.app.conf.broker_transport_options.get("global_keyprefix", "")
+        return partial(VeilRedis, global_keyprefix=prefix)
 
     def _get_pool(self, **parameters: Any) -> Any:
         return primary_pool(self._primary, parameters)

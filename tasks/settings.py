@@ -55,7 +55,8 @@ class Settings(BaseSettings):
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis that holds the queues and the results: `redis://HOST:PORT/DATABASE`, or "
         "`rediss://` with TLS; or the sentinels that know it, `sentinel://HOST:PORT,HOST:PORT/"
-        "DATABASE`, or `sentinels://` with TLS. docs/redis.md has users, certificates, sentinels.",
+        "DATABASE`, or `sentinels://` with TLS. docs/redis.md has examples, and "
+        "docs/permissions.md users and certificates.",
     )
     redis_password: SecretStr | None = Field(
         None,
@@ -73,6 +74,13 @@ class Settings(BaseSettings):
     redis_sentinel_password: SecretStr | None = Field(
         None,
         description="Password of the sentinels. That of Redis itself is `VEIL_REDIS_PASSWORD`.",
+    )
+    redis_replicas: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Number of replicas of Redis that must have a message before it counts as "
+        "enqueued. With 0, a failover may lose messages that had not reached a replica.",
     )
     redis_prefix: str = Field(
         "",
@@ -286,6 +294,8 @@ class Settings(BaseSettings):
         options: dict[str, Any] = {}
         if self.redis_prefix:
             options["global_keyprefix"] = self.redis_prefix
+        if self.redis_replicas:
+            options["replicas"] = self.redis_replicas
         if sentinels := self.redis_sentinels():
             access: dict[str, Any] = dict(self.tls_options())
             if access:

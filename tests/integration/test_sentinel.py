@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import redis
+from kombu.exceptions import OperationalError
 from PIL import Image
 
 from tasks.addresses import ObjectUri
@@ -29,6 +30,7 @@ from tools.local.servers import HOST
 
 PICTURES = int(os.environ.get("SENTINEL_PICTURES", "200"))
 FAILOVERS = int(os.environ.get("SENTINEL_FAILOVERS", "2"))
+BATCH_SECONDS = 0.3  # between batches of ten, so that failovers hit the producer too
 LOAD_SECONDS = 300 + PICTURES / 4
 
 
@@ -75,6 +77,7 @@ class Load:
             while True:
                 try:
                     publisher.publish(batch, "uploads")
+                    time.sleep(BATCH_SECONDS)
                     break
                 except QueueUnavailable:
                     self.unconfirmed += 1
@@ -155,10 +158,13 @@ def reconcile(veil, environment, place):
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {
-        line["source"].removeprefix("s3://raw/")
-        for line in lines
-        if line.get("status", line.get("finding")) == "missing"
+        line["source"].removeprefix("s3://raw/") for line in lines if line.get("state") == "missing"
     }
+
+
+def publish(app):
+    with contextlib.closing(Publisher(app)) as publisher:
+        publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
 
 
 def test_commands_and_results_go_through_sentinels(whole, veil):
@@ -252,31 +258,53 @@ def test_a_sentinel_that_lies_leads_to_no_replica_and_no_old_primary(whole):
         app.conf.broker_transport_options["sentinel_kwargs"]["protocol"] = 2
         with pytest.raises(redis.ConnectionError, match="is a replica, although a sentinel"):
             app.backend.client.ping()
-        with contextlib.closing(Publisher(app)) as publisher:
-            with pytest.raises(QueueUnavailable, match="is a replica, although a sentinel"):
-                publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+        with pytest.raises(QueueUnavailable, match="is a replica, although a sentinel"):
+            publish(app)
 
 
 def test_without_a_sentinel_the_error_names_them(clean_environment):
     app = create_app(Settings(redis_url=f"sentinel://{HOST}:1,{HOST}:2/0"))
-    with contextlib.closing(Publisher(app)) as publisher:
-        with pytest.raises(QueueUnavailable, match="no sentinel answers"):
-            publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+    with pytest.raises(QueueUnavailable, match="no sentinel answers"):
+        publish(app)
 
 
-def test_a_demoted_primary_gets_no_more_writes(whole, wait_until):
-    """A planned failover: the old primary lives on as a replica."""
-    app = create_app(settings(whole))
-    app.backend.client.set("before", "1")
+def test_a_demoted_primary_confirms_no_messages(whole, wait_until):
+    """A planned failover: the old primary takes writes for a moment, and is a replica then."""
+    app = create_app(settings(whole, redis_replicas=1))
+    app.send_task("veil.anonymize_image", ("s3://raw/before.jpg",))
     old = whole.primary()
     with whole.sentinels[0].client() as sentinel:
         sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)
     wait_until(lambda: whole.primary() is not old)
 
-    def write():
-        with contextlib.suppress(redis.ConnectionError):
-            return app.backend.client.set("after", "1")
+    publisher = Publisher(app)
 
-    wait_until(write)
+    def confirmed():
+        with contextlib.suppress(QueueUnavailable):
+            return publisher.publish([Wanted(ObjectUri("raw", "after.jpg"))], "uploads")
+
+    wait_until(confirmed)
     wait_until(whole.is_whole)
-    assert whole.primary().client().get("after") == b"1"
+    publisher.close()
+    messages = whole.primary().client().lrange("uploads", 0, -1)
+    assert any(b"after.jpg" in message for message in messages)
+    assert any(b"before.jpg" in message for message in messages)
+
+
+def test_messages_that_no_replica_has_are_not_confirmed(whole, wait_until):
+    primary = whole.primary()
+    replica = next(server for server in whole.servers if server is not primary)
+    app = create_app(settings(whole, redis_replicas=1))
+    replica.server.kill()
+    try:
+        with pytest.raises(QueueUnavailable, match="0 of 1 replicas have confirmed"):
+            publish(app)
+        with pytest.raises(OperationalError, match="0 of 1 replicas have confirmed"):
+            app.send_task("veil.anonymize_image", ("s3://raw/a.jpg",), retry=False)
+        # A server that refuses writes itself without a replica is an outage like any other.
+        primary.client().config_set("min-replicas-to-write", 1)
+        with pytest.raises(QueueUnavailable, match="too few replicas are connected"):
+            publish(app)
+    finally:
+        primary.client().config_set("min-replicas-to-write", 0)
+        replica.start()
