@@ -13,7 +13,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from . import metrics
+from . import error_reports, metrics, tracing
 from .addresses import ObjectUri
 from .app import app
 from .backoff import ceiling
@@ -62,6 +62,11 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
 class CheckedTask(Task):  # type: ignore[misc]
     """A task whose requests are checked before they are put on the queue."""
 
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Run the task for a message, traced."""
+        with tracing.delivery(self.request):
+            return self.run(*arguments, **named)
+
     def apply_async(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **how: Any
     ) -> Any:
@@ -94,7 +99,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     """
     started = time.monotonic()
     fields = _request_fields(arguments, named)
-    bound = log.bind(source=_source_name(self, fields), task_id=self.request.id)
+    bound = log.bind(
+        source=_source_name(self, fields), task_id=self.request.id, **tracing.log_fields()
+    )
     delivery: Delivery | None = None
     try:
         _raise_if_refused(self)
@@ -124,6 +131,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         failure = without_data(error)
         _record_dead_letter(self, fields, failure, delivery)
         bound.error("bug", error=type(error).__name__, exc_info=failure)
+        error_reports.capture(error, self.request.id)
         raise failure from None
     _record_outcome(self, routed, report)
     bound.info(report.status, total=round(time.monotonic() - started, 3), **_log_values(report))
@@ -176,6 +184,7 @@ def _on_stage(task: Task, delivery: Delivery, stage: str) -> None:
     """
     if stage != "fetching":
         delivery.raise_if_poison()
+    tracing.begin_stage(stage)
     if app.work.dispatcher is None:
         return
     try:
@@ -242,6 +251,7 @@ def _record_dead_letter(
         # A message whose dead letter is not recorded must stay on the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
     metrics.dead(error)
+    tracing.set_outcome("dead")
 
 
 def _run_of(task: Task) -> str | None:
@@ -282,6 +292,7 @@ def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None
     """Count the picture, and remove its dead letter. Only log a failure, as the output exists."""
     source = str(routed.request.source)
     metrics.finished(report, task.request)
+    tracing.set_outcome(report.status)
     try:
         with task.app.backend.client.pipeline() as pipe:
             dead_letters.LETTERS.discard(pipe, source, routed.destinations)

@@ -9,7 +9,7 @@ from celery.exceptions import SecurityWarning
 from celery.signals import before_task_publish, celeryd_init, import_modules
 from kombu import Exchange, Queue
 
-from . import core_dumps
+from . import core_dumps, tracing
 from .delivery.shutdown import ShutdownStep
 from .delivery.steps import EventsStep, PipelineStep, installed_pipeline
 from .delivery.work import Work
@@ -51,6 +51,7 @@ def _add_headers(
     if headers is None or sender != TASK:  # Celery sends this signal for every app in the process.
         return
     headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
+    tracing.inject(headers)
     if not isinstance(body, dict):  # In message protocol 1 the body is a dict.
         headers["argsrepr"] = shown(body[0])
 

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery
 from kombu.utils import json
 
-from . import redis_transport
+from . import redis_transport, tracing
 from .addresses import ObjectUri
 from .messages import RUN_HEADER, TASK, AnonymizeOptions
 from .records import queues
@@ -105,7 +105,11 @@ class Publisher:
         """
         wanted = [(picture.task_id, picture.arguments) for picture in pictures]
         try:
-            with connected(), self._app.backend.client.pipeline() as pipe:
+            with (
+                tracing.publishing(len(wanted)),
+                connected(),
+                self._app.backend.client.pipeline() as pipe,
+            ):
                 pipe.replicas = self._app.conf.broker_transport_options.get(REPLICAS, 0)
                 if watch:
                     watch(pipe)

@@ -19,7 +19,7 @@ import structlog
 from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
-from tasks import redis_durability
+from tasks import error_reports, redis_durability, tracing
 from tasks.errors import ModelInvalid
 from tasks.settings import refuse_unknown
 from worker import logs, metrics
@@ -75,6 +75,8 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server(), name)
+    tracing.configure("veil-worker")
+    error_reports.configure("worker")
     from tasks.metrics import serve  # only queue workers serve metrics
     from tasks.storage.s3 import ObjectStore
 

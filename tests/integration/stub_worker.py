@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from tasks import error_reports, tracing
 from tasks.app import app
 from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
@@ -87,6 +88,8 @@ def main():
         seconds = app.conf.broker_transport_options["lease_seconds"]
         app.conf.broker_transport_options.update(visibility_timeout=seconds, **eager)
     logs.configure("json")
+    tracing.configure("veil-worker")
+    error_reports.configure("worker")
     watchdog = Watchdog(check_seconds=0.1)
     pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
     app.build_pipeline = lambda *_: pipeline

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import structlog
 import typer
 
-from tasks import metrics
+from tasks import error_reports, metrics, tracing
 from tasks.early_stop import STOPPED, stop_at_once_on_signals
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
@@ -91,6 +91,8 @@ def watch(
     source = _one_source({"sqs": sqs, "http": http, "poll": poll})
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server())
+    tracing.configure("veil-watch")
+    error_reports.configure("watch")
     event_filter = EventFilter(settings.parsed_routes(), prefix or [], suffix or [])
     celery = celery_app()
     check_accepted(celery)
