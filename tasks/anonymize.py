@@ -11,7 +11,7 @@ import structlog
 from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from . import error_reports, metrics, tracing
 from .addresses import ObjectUri
@@ -31,6 +31,7 @@ from .errors import (
     without_data,
 )
 from .messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
+from .notifications import events, outbox
 from .records import dead_letters, outcomes, review
 from .redis_errors import queue_unavailable
 from .routes import Route, Routed
@@ -246,6 +247,8 @@ def _record_dead_letter(
                 dead_letters.assign_to_run(pipe, letter, run)
             if isinstance(error, MalformedMessage):
                 outcomes.count_malformed(pipe)
+            if app.notifies:
+                outbox.put(pipe, events.of_letter(letter))
             pipe.execute()
     except RedisError as failure:
         # A message whose dead letter is not recorded must stay on the queue.
@@ -289,7 +292,12 @@ def _dead_letter(
 
 
 def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None:
-    """Count the picture, and remove its dead letter. Only log a failure, as the output exists."""
+    """Count the picture, remove its dead letter, and put the outcome into the outbox.
+
+    The output exists, so a failure is only logged, unless a notification would be missing: then
+    QueueUnavailable is raised, and the next delivery of the message finds the output and notifies.
+    In a full Redis that would go on for ever, because only messages that end free memory.
+    """
     source = str(routed.request.source)
     metrics.finished(report, task.request)
     tracing.set_outcome(report.status)
@@ -297,9 +305,13 @@ def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None
         with task.app.backend.client.pipeline() as pipe:
             dead_letters.LETTERS.discard(pipe, source, routed.destinations)
             outcomes.count(pipe, report.status, _run_of(task))
+            if app.notifies:
+                outbox.put(pipe, events.of_report(report, task.request.id))
             pipe.execute()
     except RedisError as error:
         log.warning("outcome not counted", source=source, error=type(error).__name__)
+        if app.notifies and not isinstance(error, OutOfMemoryError):
+            raise queue_unavailable(error) from None
 
 
 def _bounded_text(value: Any) -> str:

@@ -31,6 +31,9 @@ class App(Celery):  # type: ignore[misc]
     work: Work
     """The parts that the task uses. PipelineStep sets it in workers; producers have none."""
 
+    notifies = False
+    """True if the outcomes of pictures are put into the outbox of notifications."""
+
     sentinel_url: str | None = None
     """The address of the sentinels for Celery's own transport, if there are any."""
 
@@ -83,6 +86,7 @@ def create_app(settings: Settings) -> App:
     is_current = __package__ == WORKERS_PACKAGE
     app = App("veil", include=[f"{__package__}.anonymize"], set_as_current=is_current)
     app.sentinel_url = settings.sentinel_url()
+    app.notifies = settings.notify is not None
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), PRODUCER_BACKEND)
     app.conf.update(
         broker_url=settings.broker_url(),

@@ -29,12 +29,14 @@ class Wanted:
     """A picture to publish a message for.
 
     `destination` is None for the one that the route gives. `etag` is that of the source's version.
+    `id` is the task id, if the caller has chosen one.
     """
 
     source: ObjectUri
     destination: ObjectUri | None = None
     etag: str | None = None
     options: AnonymizeOptions | None = None
+    id: str | None = None
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -47,6 +49,8 @@ class Wanted:
     @property
     def task_id(self) -> str:
         """An id that is the same for the same picture and version; random without an ETag."""
+        if self.id is not None:
+            return self.id
         if self.etag is None:
             return str(uuid.uuid4())
         name = "\n".join((self.etag, *map(str, self.arguments)))

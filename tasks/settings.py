@@ -14,6 +14,7 @@ from redis import SSLConnection
 
 from . import redis_address, tls_errors
 from .errors import SettingsInvalid, VeilError
+from .notifications import address as notify_address
 from .routes import Routes
 from .signatures import Key
 
@@ -24,6 +25,7 @@ PREFIX = "VEIL_"
 MAX_LEASE_SECONDS = 45
 
 S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
+MIN_SECRET_CHARACTERS = 32
 REDIS_PORT = 6379  # the port of an address that names none
 DEFAULT_SERVICE = "mymaster"  # of the sentinels, in their own examples too
 
@@ -145,6 +147,26 @@ class Settings(BaseSettings):
         "(`openssl rand -hex 32`).",
     )
 
+    notify: str | None = Field(
+        None,
+        description="Target of a notification for each outcome of a picture: the address of a "
+        "webhook, `https://HOST/PATH`, or the ARN of an SQS queue or an SNS topic. Empty for none. "
+        "docs/notifications.md has the form of the events.",
+    )
+    notify_key: SecretStr | None = Field(
+        None,
+        description="Secret with which notifications to a webhook are signed (HMAC-SHA-256), of 32 "
+        "characters or more. Of several, comma-separated, each signs, so that receivers can change "
+        "theirs.",
+    )
+    notify_hours: float = Field(
+        72,
+        gt=0,
+        le=720,
+        description="Hours for which a notification is tried again that its target does not "
+        "accept. It is then given up, with a line in the log.",
+    )
+
     receipt_key: SecretStr | None = Field(
         None,
         description="Key with which receipts are signed and outputs are marked (HMAC-SHA-256), of "
@@ -213,6 +235,28 @@ class Settings(BaseSettings):
         for text in split_commas(value.get_secret_value()) if value else ():
             Key.parse(text)
         return value
+
+    @field_validator("notify")
+    @classmethod
+    def _empty_target(cls, value: str | None) -> str | None:
+        return value or None
+
+    @field_validator("notify_key")
+    @classmethod
+    def _check_notify_key(cls, value: SecretStr | None) -> SecretStr | None:
+        for text in split_commas(value.get_secret_value()) if value else ():
+            if len(text) < MIN_SECRET_CHARACTERS:
+                raise ValueError(f"needs {MIN_SECRET_CHARACTERS} characters or more")
+        return value
+
+    @model_validator(mode="after")
+    def _check_notify(self) -> Self:
+        if self.notify:
+            try:
+                notify_address.check(self.notify, self.notify_secrets())
+            except ValueError as error:
+                raise ValueError(f"{PREFIX}NOTIFY: {error}") from None
+        return self
 
     @field_validator("metrics")
     @classmethod
@@ -316,6 +360,11 @@ class Settings(BaseSettings):
         """
         server, sentinels = redis_address.split_sentinels(self.redis_url.get_secret_value())
         return redis_address.tls_options(server) if sentinels else {}
+
+    def notify_secrets(self) -> list[str]:
+        """Return the secrets that sign notifications."""
+        key = self.notify_key.get_secret_value() if self.notify_key else ""
+        return list(split_commas(key))
 
     def receipt_keys(self) -> tuple[Key, ...]:
         """Return the keys for receipts; the first one signs."""

@@ -24,6 +24,7 @@ from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUES, AnonymizeReport
 from tasks.routes import Route, Routed
+from tasks.settings import Settings
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
 
@@ -92,7 +93,12 @@ def main():
     error_reports.configure("worker")
     watchdog = Watchdog(check_seconds=0.1)
     pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
-    app.build_pipeline = lambda *_: pipeline
+
+    def build(app, *_):
+        bootstrap.start_notifications(Settings.load(), app)
+        return pipeline
+
+    app.build_pipeline = build
     watchdog.start()
     bootstrap.worker_ready.connect(
         lambda sender, **_: structlog.get_logger("veil").info(
