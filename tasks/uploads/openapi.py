@@ -6,7 +6,12 @@ from typing import Any
 from ..messages import LOWEST_REGION, MAX_AREAS, MAX_COORDINATE, QUEUES, AnonymizeOptions
 
 PATH = "/v1/pictures"
-ADDRESS = {"type": "string", "maxLength": 1100, "description": "s3://BUCKET/KEY"}
+ADDRESS = {
+    "type": "string",
+    "maxLength": 1100,
+    "pattern": "^s3://[^/]+/.+",
+    "description": "s3://BUCKET/KEY",
+}
 STATUSES = ["queued", "working", "anonymized", "skipped", "held", "dead"]
 
 

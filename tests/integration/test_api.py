@@ -147,11 +147,12 @@ def test_the_document_describes_what_the_server_does(api):
 def run_cases(operation):
     import hypothesis
     from schemathesis import GenerationMode
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-    for mode in GenerationMode.all():
+    for mode in GenerationMode:
 
         @hypothesis.settings(
-            max_examples=40,
+            max_examples=20,
             deadline=None,
             database=None,
             suppress_health_check=list(hypothesis.HealthCheck),
@@ -160,9 +161,7 @@ def run_cases(operation):
         def check(case):
             answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"})
             assert answer.status_code < 500, answer.text
-            case.validate_response(answer, excluded_checks=EXCLUDED)
+            # The schema does not say that x1 < x2 in an area, or which keys S3 allows.
+            case.validate_response(answer, excluded_checks=[positive_data_acceptance])
 
         check()
-
-
-EXCLUDED = []
