@@ -6,6 +6,7 @@ in between, the event is due again, so a target may get it twice.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,9 +47,14 @@ class Outbox:
 def put(redis: Any, event: Event) -> None:
     """Put `event` into the outbox. `redis` may be a pipeline."""
     redis.hset(EVENTS_KEY, event["id"], json.dumps(event))
-    redis.zadd(DUE_KEY, {event["id"]: 0})
+    redis.zadd(DUE_KEY, {event["id"]: 0})  # at once; `failed` tells such an event by the 0
 
 
 def waiting(redis: Any) -> int:
     """Return the number of events that no target has accepted yet."""
     return int(redis.zcard(DUE_KEY))
+
+
+def failed(redis: Any) -> int:
+    """Return the number of events that were sent, not accepted, and are due again."""
+    return int(redis.zcount(DUE_KEY, "(0", time.time()))
