@@ -11,9 +11,9 @@ import structlog
 from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
-from . import metrics
+from . import error_reports, metrics, tracing
 from .addresses import ObjectUri
 from .app import app
 from .backoff import ceiling
@@ -31,6 +31,7 @@ from .errors import (
     without_data,
 )
 from .messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
+from .notifications import events, outbox
 from .records import dead_letters, outcomes, review
 from .redis_errors import queue_unavailable
 from .routes import Route, Routed
@@ -61,6 +62,11 @@ def backoff_seconds(retries: int, random_: random.Random | None = None) -> float
 
 class CheckedTask(Task):  # type: ignore[misc]
     """A task whose requests are checked before they are put on the queue."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Run the task for a message, traced."""
+        with tracing.delivery(self.request):
+            return self.run(*arguments, **named)
 
     def apply_async(
         self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **how: Any
@@ -94,7 +100,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     """
     started = time.monotonic()
     fields = _request_fields(arguments, named)
-    bound = log.bind(source=_source_name(self, fields), task_id=self.request.id)
+    bound = log.bind(
+        source=_source_name(self, fields), task_id=self.request.id, **tracing.log_fields()
+    )
     delivery: Delivery | None = None
     try:
         _raise_if_refused(self)
@@ -124,6 +132,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         failure = without_data(error)
         _record_dead_letter(self, fields, failure, delivery)
         bound.error("bug", error=type(error).__name__, exc_info=failure)
+        error_reports.capture(error, self.request.id)
         raise failure from None
     _record_outcome(self, routed, report)
     bound.info(report.status, total=round(time.monotonic() - started, 3), **_log_values(report))
@@ -176,6 +185,7 @@ def _on_stage(task: Task, delivery: Delivery, stage: str) -> None:
     """
     if stage != "fetching":
         delivery.raise_if_poison()
+    tracing.begin_stage(stage)
     if app.work.dispatcher is None:
         return
     try:
@@ -234,11 +244,14 @@ def _record_dead_letter(
                 dead_letters.assign_to_run(pipe, letter, run)
             if isinstance(error, MalformedMessage):
                 outcomes.count_malformed(pipe)
+            if app.notifies:
+                outbox.put(pipe, events.of_letter(letter))
             pipe.execute()
     except RedisError as failure:
         # A message whose dead letter is not recorded must stay on the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
     metrics.dead(error)
+    tracing.set_outcome("dead")
 
 
 def _run_of(task: Task) -> str | None:
@@ -276,16 +289,26 @@ def _dead_letter(
 
 
 def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None:
-    """Count the picture, and remove its dead letter. Only log a failure, as the output exists."""
+    """Count the picture, remove its dead letter, and put the outcome into the outbox.
+
+    The output exists, so a failure is only logged, unless a notification would be missing: then
+    QueueUnavailable is raised, and the next delivery of the message finds the output and notifies.
+    In a full Redis that would go on for ever, because only messages that end free memory.
+    """
     source = str(routed.request.source)
     metrics.finished(report, task.request)
+    tracing.set_outcome(report.status)
     try:
         with task.app.backend.client.pipeline() as pipe:
             dead_letters.LETTERS.discard(pipe, source, routed.destinations)
             outcomes.count(pipe, report.status, _run_of(task))
+            if app.notifies:
+                outbox.put(pipe, events.of_report(report, task.request.id))
             pipe.execute()
     except RedisError as error:
         log.warning("outcome not counted", source=source, error=type(error).__name__)
+        if app.notifies and not isinstance(error, OutOfMemoryError):
+            raise queue_unavailable(error) from None
 
 
 def _bounded_text(value: Any) -> str:

@@ -9,7 +9,7 @@ from celery.exceptions import SecurityWarning
 from celery.signals import before_task_publish, celeryd_init, import_modules
 from kombu import Exchange, Queue
 
-from . import core_dumps
+from . import core_dumps, tracing
 from .delivery.shutdown import ShutdownStep
 from .delivery.steps import EventsStep, PipelineStep, installed_pipeline
 from .delivery.work import Work
@@ -22,6 +22,7 @@ from .settings import Settings
 # message.
 REDIS_TIMEOUT_SECONDS = 20
 PRODUCER_BACKEND = f"{__package__}.results:ProducerBackend"
+PRODUCER_TRANSPORT = f"{__package__}.redis_transport:Transport"
 
 
 class App(Celery):  # type: ignore[misc]
@@ -30,8 +31,20 @@ class App(Celery):  # type: ignore[misc]
     work: Work
     """The parts that the task uses. PipelineStep sets it in workers; producers have none."""
 
+    notifies = False
+    """True if the outcomes of pictures are put into the outbox of notifications."""
+
+    sentinel_url: str | None = None
+    """The address of the sentinels for Celery's own transport, if there are any."""
+
     build_pipeline = staticmethod(installed_pipeline)
     """Builds the pipeline. PipelineStep calls it with the app, the worker's deliveries and name."""
+
+    def connection(self, *arguments: Any, **options: Any) -> Any:
+        """Return a connection of Celery's own transport, by which Flower recognises the broker."""
+        url = self.sentinel_url or self.conf.broker_write_url
+        options.setdefault("transport", url.partition("://")[0])
+        return super().connection(*(arguments or (url,)), **options)
 
 
 @before_task_publish.connect
@@ -41,6 +54,7 @@ def _add_headers(
     if headers is None or sender != TASK:  # Celery sends this signal for every app in the process.
         return
     headers.setdefault(QUEUED_AT_HEADER, round(time.time(), 3))
+    tracing.inject(headers)
     if not isinstance(body, dict):  # In message protocol 1 the body is a dict.
         headers["argsrepr"] = shown(body[0])
 
@@ -71,10 +85,14 @@ def create_app(settings: Settings) -> App:
     # must stay the current one: the project's shared tasks are sent with it.
     is_current = __package__ == WORKERS_PACKAGE
     app = App("veil", include=[f"{__package__}.anonymize"], set_as_current=is_current)
+    app.sentinel_url = settings.sentinel_url()
+    app.notifies = settings.notify is not None
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), PRODUCER_BACKEND)
     app.conf.update(
         broker_url=settings.broker_url(),
         result_backend=settings.broker_url(),
+        broker_transport=PRODUCER_TRANSPORT,
+        broker_use_ssl=settings.tls_options() or None,
         result_expires=int(settings.result_hours * 3600),
         result_extended=True,
         # JSON only: any other content is refused before it is decoded.
@@ -100,6 +118,7 @@ def create_app(settings: Settings) -> App:
             "socket_timeout": REDIS_TIMEOUT_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 25,
+            **settings.transport_options(),
         },
         redis_socket_connect_timeout=5,
         redis_socket_timeout=REDIS_TIMEOUT_SECONDS,

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from .bulk import runs
 from .errors import Permanent, SettingsInvalid, Transient, VeilError
 from .messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
+from .notifications import outbox
 from .records import dead_letters, queues, review
 from .redis_clients import impatient_client
 from .settings import Settings, split_address
@@ -228,6 +229,16 @@ class QueueCollector(Collector):
             "veil_review_pictures",
             "Held or flagged pictures on the review list.",
             value=review.REVIEW_LIST.count(self._redis),
+        )
+        yield GaugeMetricFamily(
+            "veil_notifications_waiting",
+            "Notifications that their target has not accepted yet.",
+            value=outbox.waiting(self._redis),
+        )
+        yield GaugeMetricFamily(
+            "veil_notifications_failed",
+            "Notifications that their target did not accept, and that are due again.",
+            value=outbox.failed(self._redis),
         )
 
 

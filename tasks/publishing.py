@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from kombu.transport import redis as kombu_redis
 from kombu.utils import json
 
+from . import redis_transport, tracing
 from .addresses import ObjectUri
 from .messages import RUN_HEADER, TASK, AnonymizeOptions
 from .records import queues
 from .redis_errors import connected
+from .redis_primary import REPLICAS
 from .representation import shown
 
 RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
@@ -28,12 +29,14 @@ class Wanted:
     """A picture to publish a message for.
 
     `destination` is None for the one that the route gives. `etag` is that of the source's version.
+    `id` is the task id, if the caller has chosen one.
     """
 
     source: ObjectUri
     destination: ObjectUri | None = None
     etag: str | None = None
     options: AnonymizeOptions | None = None
+    id: str | None = None
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -46,6 +49,8 @@ class Wanted:
     @property
     def task_id(self) -> str:
         """An id that is the same for the same picture and version; random without an ETag."""
+        if self.id is not None:
+            return self.id
         if self.etag is None:
             return str(uuid.uuid4())
         name = "\n".join((self.etag, *map(str, self.arguments)))
@@ -53,7 +58,7 @@ class Wanted:
         return str(uuid.uuid5(NAMESPACE, name.encode("utf-8", "backslashreplace").decode()))
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]
+class Channel(redis_transport.Channel):
     """A channel that keeps the message that Celery would send, with its list, and sends nothing."""
 
     written: tuple[str, dict[str, Any]]
@@ -65,7 +70,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         )
 
 
-class Transport(kombu_redis.Transport):  # type: ignore[misc]
+class Transport(redis_transport.Transport):
     """A Redis transport whose channels keep messages in place of sending them."""
 
     Channel = Channel
@@ -104,7 +109,12 @@ class Publisher:
         """
         wanted = [(picture.task_id, picture.arguments) for picture in pictures]
         try:
-            with connected(), self._app.backend.client.pipeline() as pipe:
+            with (
+                tracing.publishing(len(wanted)),
+                connected(),
+                self._app.backend.client.pipeline() as pipe,
+            ):
+                pipe.replicas = self._app.conf.broker_transport_options.get(REPLICAS, 0)
                 if watch:
                     watch(pipe)
                     pipe.multi()

@@ -4,11 +4,11 @@ from typing import Any
 
 from celery import Celery
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
 from .errors import SettingsInvalid
-from .redis_errors import refusal
+from .redis_errors import IS_CLUSTER, refusal
 from .settings import Settings
 
 START_SECONDS = 5.0  # for Redis to answer when a worker or a trigger starts
@@ -25,14 +25,24 @@ def impatient_client(app: Celery, seconds: float) -> Any:
 
 
 def check_accepted(app: Celery) -> None:
-    """Raise SettingsInvalid if Redis refuses the password or the database of `app`.
+    """Raise SettingsInvalid if Redis refuses the password or the database, or is a cluster.
 
     Another start would fail in the same way. A Redis that can't be reached is no error here,
     because workers and triggers wait for it.
     """
     try:
-        impatient_client(app, START_SECONDS).ping()
+        client = impatient_client(app, START_SECONDS)
+        client.ping()
+        reason = IS_CLUSTER if _is_cluster(client) else None
     except (RedisError, OSError) as error:
-        if reason := refusal(error):
-            server = Settings.load().redis_server()
-            raise SettingsInvalid(f"{reason} (tried {server})") from None
+        reason = refusal(error)
+    if reason:
+        raise SettingsInvalid(f"{reason} (tried {Settings.load().redis_server()})")
+
+
+def _is_cluster(client: Any) -> bool:
+    """Return whether Redis runs in cluster mode; False if the user must not ask."""
+    try:
+        return bool(client.info("cluster").get("cluster_enabled"))
+    except NoPermissionError:
+        return False

@@ -6,7 +6,11 @@ from contextlib import contextmanager
 import structlog
 from kombu.exceptions import KombuError
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MasterDownError,
     OutOfMemoryError,
     RedisError,
     ResponseError,
@@ -18,8 +22,17 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from . import tls_errors
 from .causes import causes
 from .errors import QueueUnavailable, log_fields
+from .redis_client import NotReplicated
+from .redis_primary import SentinelsRefuse
 
 WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
+NO_REPLICAS = "NOREPLICAS"  # the first word of the answer of a server with too few of them
+# In the answer of a Redis Cluster to the number of a database.
+NO_DATABASES = "SELECT is not allowed in cluster mode"
+IS_CLUSTER = (
+    "Redis runs in cluster mode, which Veil's queue can't use, because its scripts need all keys "
+    "in one place: give VEIL_REDIS_URL a Redis without cluster mode"
+)
 # A server with TLS closes the connection of a client without it.
 CLOSED = ("closed by server", "reset by peer", "Broken pipe")
 
@@ -35,11 +48,18 @@ def queue_unavailable(error: BaseException) -> QueueUnavailable:
         return QueueUnavailable(
             "the connection to Redis was lost, or another process changed the values that were read"
         )
+    root = chain[-1]
+    if isinstance(root, NotReplicated):
+        return QueueUnavailable(f"{root!s}")
     if any(isinstance(cause, OutOfMemoryError) for cause in chain):
         return QueueUnavailable(
             "Redis is full (maxmemory): let the workers catch up, or give it more"
         )
-    root = chain[-1]
+    if isinstance(root, ResponseError) and NO_REPLICAS in str(root):
+        return QueueUnavailable(
+            "Redis takes no messages, because too few replicas are connected "
+            "(min-replicas-to-write): it continues when they are back"
+        )
     if isinstance(root, ResponseError):
         return QueueUnavailable(f"Redis refuses a command: {root!s:.200}")
     # The text of these two errors says what failed, and names at most the host and the port.
@@ -70,6 +90,9 @@ def connected() -> Iterator[None]:
 
 
 def _refusal(chain: Sequence[BaseException]) -> str | None:
+    for cause in chain:
+        if isinstance(cause, SentinelsRefuse):
+            return str(cause)
     if any(isinstance(cause, AuthenticationError) for cause in chain):
         return (
             "Redis refuses the password: check VEIL_REDIS_PASSWORD, and the user in VEIL_REDIS_URL"
@@ -77,7 +100,16 @@ def _refusal(chain: Sequence[BaseException]) -> str | None:
     root = chain[-1]
     if isinstance(root, ResponseError) and WRONG_DATABASE in str(root):
         return "Redis does not have this database: check the number in VEIL_REDIS_URL"
+    if isinstance(root, ResponseError) and _is_of_cluster(root):
+        return IS_CLUSTER
     return None
+
+
+def _is_of_cluster(error: ResponseError) -> bool:
+    if isinstance(error, MasterDownError):  # A replica without its primary answers this, too.
+        return False
+    kinds = AskError | ClusterCrossSlotError | ClusterDownError
+    return isinstance(error, kinds) or NO_DATABASES in str(error)
 
 
 def _advice(root: BaseException) -> str:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from celery.backends.redis import RedisBackend
+from .redis_transport import PrimaryBackend
 
 WORKERS_PACKAGE = "tasks"  # the name under which workers import this package
 
 
-class ProducerBackend(RedisBackend):  # type: ignore[misc]
+class ProducerBackend(PrimaryBackend):
     """Celery's Redis backend for producers.
 
     A stored error names the module of its class as the worker knows it, ``tasks.errors``. Celery

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import SSLConnection
 
-from . import secret_files, tls_errors
+from . import redis_address, secret_files, tls_errors
 from .errors import SettingsInvalid, VeilError
+from .notifications import address as notify_address
 from .routes import Routes
 from .signatures import Key
 
@@ -32,7 +40,9 @@ NO_REGION_OF_AMAZON = (
 )
 CONFIG_FILE = "~/.aws/config"  # of boto3
 
+MIN_SECRET_CHARACTERS = 32
 REDIS_PORT = 6379  # the port of an address that names none
+DEFAULT_SERVICE = "mymaster"  # of the sentinels, in their own examples too
 
 # The part of a Redis address after the scheme: host and port, database, TLS options.
 # An @ in other options is that of a password whose special characters are not quoted.
@@ -61,11 +71,40 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis that holds the queues and the results: `redis://HOST:PORT/DATABASE`, or "
-        "`rediss://` with TLS. docs/permissions.md has the users and certificates of Redis.",
+        "`rediss://` with TLS; or the sentinels that know it, `sentinel://HOST:PORT,HOST:PORT/"
+        "DATABASE`, or `sentinels://` with TLS. docs/redis.md has examples, and "
+        "docs/permissions.md users and certificates.",
     )
     redis_password: SecretStr | None = Field(
         None,
         description="Password for `VEIL_REDIS_URL`, so that it need not be part of the address.",
+    )
+    redis_service: str | None = Field(
+        None,
+        pattern=r"^[\x21-\x7e]{1,200}$",
+        description="Name under which the sentinels in `VEIL_REDIS_URL` watch Redis. Empty for "
+        "`mymaster`.",
+    )
+    redis_sentinel_user: str | None = Field(
+        None, description="User of the sentinels, if theirs have users."
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        None,
+        description="Password of the sentinels. That of Redis itself is `VEIL_REDIS_PASSWORD`.",
+    )
+    redis_replicas: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Number of replicas of Redis that must have a message before it counts as "
+        "enqueued. With 0, a failover may lose messages that had not reached a replica.",
+    )
+    redis_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.:-]{0,64}$",
+        description="Text before the name of every key and channel in Redis, such as `team-a:`, so "
+        "that several installations share a Redis: up to 64 letters, digits and `_.:-`. All "
+        "workers and commands of an installation need the same.",
     )
     result_hours: float = Field(
         24,
@@ -123,6 +162,26 @@ class Settings(BaseSettings):
         "(`openssl rand -hex 32`).",
     )
 
+    notify: str | None = Field(
+        None,
+        description="Target of a notification for each outcome of a picture: the address of a "
+        "webhook, `https://HOST/PATH`, or the ARN of an SQS queue or an SNS topic. Empty for none. "
+        "docs/notifications.md has the form of the events.",
+    )
+    notify_key: SecretStr | None = Field(
+        None,
+        description="Secret with which notifications to a webhook are signed (HMAC-SHA-256), of 32 "
+        "characters or more. Of several, comma-separated, each signs, so that receivers can change "
+        "theirs.",
+    )
+    notify_hours: float = Field(
+        72,
+        gt=0,
+        le=720,
+        description="Hours for which a notification is tried again that its target does not "
+        "accept. It is then given up, with a line in the log.",
+    )
+
     receipt_key: SecretStr | None = Field(
         None,
         description="Key with which receipts are signed and outputs are marked (HMAC-SHA-256), of "
@@ -140,15 +199,36 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
-        url = value.get_secret_value()
+        try:
+            url, _ = redis_address.split_sentinels(value.get_secret_value())
+        except ValueError:  # Its text quotes passwords.
+            url = ""
         location = url.partition("://")[2]
         if not _has_server(url, ("redis", "rediss")) or not REDIS_LOCATION.fullmatch(location):
             raise ValueError(
-                "must look like redis://HOST:PORT/0, with the number of a database; "
+                "must look like redis://HOST:PORT/0, with the number of a database, or like "
+                "sentinel://HOST:PORT,HOST:PORT/0; "
                 "quote special characters in a password, as %23 for #"
             )
         _check_options(urlsplit(url))
         return value
+
+    @field_validator("redis_service", "redis_sentinel_user", mode="before")
+    @classmethod
+    def _empty_name(cls, value: Any) -> Any:
+        return value or None
+
+    @model_validator(mode="after")
+    def _check_sentinels(self) -> Self:
+        if not self.redis_sentinels():
+            names = ("redis_service", "redis_sentinel_user", "redis_sentinel_password")
+            for name in names:
+                if (value := getattr(self, name)) and value != SecretStr(""):
+                    raise ValueError(
+                        f"{PREFIX}{name.upper()} needs sentinels in VEIL_REDIS_URL: "
+                        "sentinel://HOST:PORT,HOST:PORT/0"
+                    )
+        return self
 
     @field_validator("s3_endpoint")
     @classmethod
@@ -177,6 +257,28 @@ class Settings(BaseSettings):
         for text in split_commas(value.get_secret_value()) if value else ():
             Key.parse(text)
         return value
+
+    @field_validator("notify")
+    @classmethod
+    def _empty_target(cls, value: str | None) -> str | None:
+        return value or None
+
+    @field_validator("notify_key")
+    @classmethod
+    def _check_notify_key(cls, value: SecretStr | None) -> SecretStr | None:
+        for text in split_commas(value.get_secret_value()) if value else ():
+            if len(text) < MIN_SECRET_CHARACTERS:
+                raise ValueError(f"needs {MIN_SECRET_CHARACTERS} characters or more")
+        return value
+
+    @model_validator(mode="after")
+    def _check_notify(self) -> Self:
+        if self.notify:
+            try:
+                notify_address.check(self.notify, self.notify_secrets())
+            except ValueError as error:
+                raise ValueError(f"{PREFIX}NOTIFY: {error}") from None
+        return self
 
     @field_validator("metrics")
     @classmethod
@@ -251,10 +353,58 @@ class Settings(BaseSettings):
         return Routes.parse(*self.routes)
 
     def redis_server(self) -> str:
-        """Return ``HOST:PORT`` of Redis, for messages: no user, password or database."""
-        parts = urlsplit(self.redis_url.get_secret_value())
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-        return f"{host}:{parts.port or REDIS_PORT}"
+        """Return ``HOST:PORT`` of Redis, for messages: no user, password or database.
+
+        For sentinels, the text has all of them, comma-separated.
+        """
+        server, sentinels = redis_address.split_sentinels(self.redis_url.get_secret_value())
+        return redis_address.host_names(server, sentinels, REDIS_PORT)
+
+    def redis_sentinels(self) -> tuple[redis_address.Host, ...]:
+        """Return the hosts and ports of the sentinels; none if Redis has a fixed address."""
+        return redis_address.split_sentinels(self.redis_url.get_secret_value())[1]
+
+    def sentinel_url(self) -> str | None:
+        """Return the sentinels in the form of Celery's own transport, or None: never log it."""
+        if sentinels := self.redis_sentinels():
+            return redis_address.join_sentinels(self.broker_url(), sentinels)
+        return None
+
+    def transport_options(self) -> dict[str, Any]:
+        """Return the options of Celery's transport for the sentinels and the prefix.
+
+        They have the password of the sentinels: never log them.
+        """
+        options: dict[str, Any] = {}
+        if self.redis_prefix:
+            options["global_keyprefix"] = self.redis_prefix
+        if self.redis_replicas:
+            options["replicas"] = self.redis_replicas
+        if sentinels := self.redis_sentinels():
+            access: dict[str, Any] = dict(self.tls_options())
+            if access:
+                access["ssl"] = True
+            if self.redis_sentinel_user:
+                access["username"] = self.redis_sentinel_user
+            if self.redis_sentinel_password:
+                access["password"] = self.redis_sentinel_password.get_secret_value()
+            options["sentinels"] = [list(host) for host in sentinels]
+            options["master_name"] = self.redis_service or DEFAULT_SERVICE
+            options["sentinel_kwargs"] = access
+        return options
+
+    def tls_options(self) -> dict[str, Any]:
+        """Return the TLS options for connections to sentinels and to the Redis that they name.
+
+        There are none for a Redis with a fixed address: Celery reads those in the address itself.
+        """
+        server, sentinels = redis_address.split_sentinels(self.redis_url.get_secret_value())
+        return redis_address.tls_options(server) if sentinels else {}
+
+    def notify_secrets(self) -> list[str]:
+        """Return the secrets that sign notifications."""
+        key = self.notify_key.get_secret_value() if self.notify_key else ""
+        return list(split_commas(key))
 
     def receipt_keys(self) -> tuple[Key, ...]:
         """Return the keys for receipts; the first one signs."""
@@ -262,8 +412,13 @@ class Settings(BaseSettings):
         return tuple(Key.parse(text) for text in texts)
 
     def broker_url(self) -> str:
-        """Return the Redis address with its password, for Celery only: never log it."""
-        parts = urlsplit(self.redis_url.get_secret_value())
+        """Return the Redis address with its password, for Celery only: never log it.
+
+        With sentinels, the host is that of one of them. The connections of `redis_primary` ignore
+        it.
+        """
+        server, _ = redis_address.split_sentinels(self.redis_url.get_secret_value())
+        parts = urlsplit(server)
         if parts.scheme == "rediss" and "ssl_cert_reqs" not in parts.query:
             # Celery has no default. TLS protects nothing if certificates are not checked.
             options = (parts.query, "ssl_cert_reqs=CERT_REQUIRED")

@@ -19,9 +19,10 @@ import structlog
 from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
-from tasks import redis_durability
+from tasks import error_reports, redis_durability, tracing
 from tasks.errors import ModelInvalid
-from tasks.settings import refuse_unknown
+from tasks.redis_clients import impatient_client
+from tasks.settings import Settings, refuse_unknown
 from worker import logs, metrics
 from worker.process import allocator, processors
 from worker.process.watch import Watch, unwatched
@@ -49,6 +50,7 @@ TRAINING_RUN = "run.json"  # the description of a run: see training.run
 GPU_DRIVER = "libcuda.so.1"  # of NVIDIA; TensorFlow's wheels support no other GPU
 # A batch has stalled when it exceeds the time limit of a pass by this much.
 STALL_MARGIN_SECONDS = 10
+NOTIFICATION_SECONDS = 5.0  # for Redis to answer the sender of notifications
 EXTRA_CONNECTIONS = 2  # connections to S3 beyond one for each picture in hand
 # The addresses that a picture process may use for each pixel of the largest picture, and the bytes
 # that an output may have for each. docs/performance.md has the memory that pictures need.
@@ -75,6 +77,8 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     refuse_unknown(os.environ, WorkerSettings)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server(), name)
+    tracing.configure("veil-worker")
+    error_reports.configure("worker")
     from tasks.metrics import serve  # only queue workers serve metrics
     from tasks.storage.s3 import ObjectStore
 
@@ -88,7 +92,21 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     store = ObjectStore.connect(settings, settings.pictures_in_flight() + EXTRA_CONNECTIONS)
     pipeline = build_pipeline(settings, store, watchdog.watch)
     watchdog.start()
+    start_notifications(settings, app)
     return pipeline
+
+
+def start_notifications(settings: Settings, app: "App") -> None:
+    """Send the notifications in the outbox until the process ends, if there is a target."""
+    if settings.notify is None:
+        return
+    from tasks.notifications import targets
+    from tasks.notifications.outbox import Outbox
+    from tasks.notifications.sender import Sender
+
+    target = targets.connect(settings.notify, settings.notify_secrets())
+    redis = impatient_client(app, NOTIFICATION_SECONDS)
+    Sender(Outbox(redis), target, settings.notify_hours).start()
 
 
 def _watch_pictures(watchdog: Watchdog) -> None:

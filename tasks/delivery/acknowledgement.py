@@ -5,17 +5,17 @@ from typing import Any
 import structlog
 from billiard.einfo import ExceptionWithTraceback
 from celery import states
-from celery.backends.redis import RedisBackend
 from celery.worker import request
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..errors import QueueUnavailable, log_fields
 from ..redis_errors import queue_unavailable
+from ..redis_transport import PrimaryBackend
 
 log = structlog.get_logger("veil")
 
 
-class Backend(RedisBackend):  # type: ignore[misc]
+class Backend(PrimaryBackend):
     """Celery's Redis backend for workers.
 
     Celery acknowledges a message when its state can't be stored, even if that state is the first

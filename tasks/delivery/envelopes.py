@@ -23,6 +23,7 @@ from celery.utils.saferepr import saferepr
 from kombu.utils.json import loads
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .. import tracing
 from ..errors import MalformedMessage
 from ..messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
 from ..representation import MAX_SHOWN, shown
@@ -163,6 +164,7 @@ def _celery_headers(envelope: Envelope, item: bytes) -> dict[str, Any]:
         headers[QUEUED_AT_HEADER] = queued_at
     if run := _id(sent.get(RUN_HEADER)):
         headers[RUN_HEADER] = run
+    headers |= tracing.valid_headers(sent)
     if envelope.defect is None:
         headers |= {"retries": sent.get("retries") or 0, "eta": start_time(sent.get("eta"))}
     else:

@@ -67,8 +67,7 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
     def __init__(self, worker: Any, **_: Any) -> None:
         stop_at_once_on_signals()
         app = worker.app
-        # Only workers replace Celery's transport, because only they take messages. Producers do not
-        # need it, and Flower recognises brokers by their scheme.
+        # Only workers take messages, so only they need the transport with leases.
         app.conf.broker_transport = TRANSPORT
         app.loader.override_backends = dict.fromkeys(("redis", "rediss"), BACKEND)
         check_redis(app)

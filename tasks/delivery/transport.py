@@ -22,12 +22,13 @@ from uuid import uuid4
 import structlog
 from celery.worker import state
 from kombu.transport import redis, virtual
-from redis import ConnectionPool, Redis
+from redis import ConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
+from .. import redis_transport
 from ..redis_errors import log_unavailable
 from .envelopes import MAX_MESSAGE_BYTES, celery_message
 from .leases import RENEWALS_PER_LEASE, TAKE, Leases
@@ -75,12 +76,15 @@ class QoS(redis.QoS):  # type: ignore[misc]
         self._delivered.clear()
 
 
-class Channel(redis.Channel):  # type: ignore[misc]
+class Channel(redis_transport.Channel):
     """A channel that takes tasks with one script. Other queues are read with kombu's BRPOP."""
 
     QoS = QoS
     lease_seconds = 20.0
-    from_transport_options = (*redis.Channel.from_transport_options, "lease_seconds")
+    from_transport_options = (
+        *redis_transport.Channel.from_transport_options,
+        "lease_seconds",
+    )
 
     def __init__(self, connection: Any, **options: Any) -> None:
         self.leases: Leases = connection.leases
@@ -106,7 +110,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
             "socket_connect_timeout": seconds,
             "retry": Retry(NoBackoff(), 0),
         }
-        return Redis(connection_pool=ConnectionPool(**parameters))
+        return self.Client(connection_pool=ConnectionPool(**parameters))
 
     def close(self) -> None:
         """Close the channel, even if the connection is lost, so that scheduled messages expire."""
@@ -157,7 +161,10 @@ class Channel(redis.Channel):  # type: ignore[misc]
                 lists.append(self._q_for_pri(queue, step))
         keys = [self.unacked_key, self.unacked_index_key, *lists]
         arguments = [self._next_tag, self.lease_seconds, *names, MAX_MESSAGE_BYTES]
-        self._in_poll.send_command("EVAL", TAKE, len(keys), *keys, *arguments)
+        command = ["EVAL", TAKE, len(keys), *keys, *arguments]
+        if self.global_keyprefix:  # The client adds it to the commands that it sends itself.
+            command = self.client._prefix_args(command)
+        self._in_poll.send_command(*command)
 
     def _brpop_read(self, **options: Any) -> Any:
         if not self.consumes_tasks:

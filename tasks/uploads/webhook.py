@@ -5,7 +5,7 @@ import hmac
 import json
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -45,6 +45,9 @@ SHUTDOWN_SECONDS = 5  # for requests in progress after a signal to stop
 ANSWER_SECONDS = 0.1  # to send the last answers before the server closes its connections
 
 log = structlog.get_logger("veil")
+
+MoreHandlers = Callable[["Intake", str], Sequence[tuple[Any, ...]]]
+"""Returns the handlers of further paths, for the intake and the token."""
 
 
 class Intake:
@@ -231,7 +234,7 @@ class Server(HTTPServer):
 
 
 @stream_request_body
-class _Handler(RequestHandler):
+class Handler(RequestHandler):
     """A handler that answers in JSON.
 
     It reads no body beyond MAX_BODY_BYTES, whatever the sender and the path.
@@ -248,7 +251,7 @@ class _Handler(RequestHandler):
         return cast(HTTP1Connection, self.request.connection).stream
 
     def prepare(self) -> None:
-        self._body = bytearray()
+        self.body = bytearray()
         self.connections.headers_received(self.stream)
         if self.request.method not in self.METHODS:
             raise HTTPError(405)
@@ -261,9 +264,9 @@ class _Handler(RequestHandler):
         """Raise HTTPError for a sender that may not send this request."""
 
     def data_received(self, chunk: bytes) -> None:
-        self._body += chunk
-        if len(self._body) > MAX_BODY_BYTES:
-            self._body.clear()
+        self.body += chunk
+        if len(self.body) > MAX_BODY_BYTES:
+            self.body.clear()
             self.send_error(413)
 
     def log_exception(
@@ -285,7 +288,7 @@ class _Handler(RequestHandler):
         self.finish(json.dumps({"status": status_code, "error": self._reason}) + "\n")
 
 
-class HealthHandler(_Handler):
+class HealthHandler(Handler):
     """``GET /healthz``, without a token: the answer only says whether Redis answers."""
 
     METHODS = ("GET",)
@@ -299,16 +302,11 @@ class HealthHandler(_Handler):
         self.finish(json.dumps({"redis": healthy}) + "\n")
 
 
-class EventsHandler(_Handler):
-    """``POST`` of one message with events, to any other path.
-
-    The token is checked before the body is read.
-    """
-
-    METHODS = ("POST",)
+class AuthorizedHandler(Handler):
+    """A handler for senders with the token, which is checked before the body is read."""
 
     def initialize(self, intake: Intake, token: str) -> None:
-        self._intake = intake
+        self.intake = intake
         self._token = token
 
     def authorize(self) -> None:
@@ -316,35 +314,23 @@ class EventsHandler(_Handler):
             raise HTTPError(401)
         self.connections.token_shown(self.stream)
 
-    async def post(self) -> None:
-        self._intake.requests_in_progress += 1
+    async def answer(self, answering: Awaitable[None]) -> None:
+        """Wait for `answering`; meanwhile the connection is not replaced and a shutdown waits."""
+        self.intake.requests_in_progress += 1
         try:
             with self.connections.answering(self.stream):
-                await self._answer()
+                await answering
         finally:
-            self._intake.requests_in_progress -= 1
+            self.intake.requests_in_progress -= 1
 
-    async def _answer(self) -> None:
-        try:
-            pictures = self._intake.trigger.read(bytes(self._body))
-            if pictures:
-                await self._intake.put(pictures)
-        except MalformedEvent as error:
-            self._refuse(400, str(error))
-        except QueueUnavailable as error:
+    def refuse(self, status: int, message: str) -> None:
+        """Answer with an error and its `message`."""
+        if status == 503:
             self.set_header("Retry-After", str(RETRY_AFTER_SECONDS))
-            self._refuse(503, str(error))
-        else:
-            self.set_status(202)
-            self.finish(json.dumps({"queued": len(pictures)}) + "\n")
-
-    def _refuse(self, status: int, message: str) -> None:
         self.set_status(status)
         self.finish(
             json.dumps({"status": status, "error": self._reason, "message": message}) + "\n"
         )
-        if status == 400:
-            log.warning("malformed", message=message, sender=self.request.remote_ip)
 
     def _is_authorized(self) -> bool:
         """Return whether the request has the token.
@@ -356,6 +342,29 @@ class EventsHandler(_Handler):
         return hmac.compare_digest(token.removeprefix("Bearer ").encode(), self._token.encode())
 
 
+class EventsHandler(AuthorizedHandler):
+    """``POST`` of one message with events, to any other path."""
+
+    METHODS = ("POST",)
+
+    async def post(self) -> None:
+        await self.answer(self._answer())
+
+    async def _answer(self) -> None:
+        try:
+            pictures = self.intake.trigger.read(bytes(self.body))
+            if pictures:
+                await self.intake.put(pictures)
+        except MalformedEvent as error:
+            self.refuse(400, str(error))
+            log.warning("malformed", message=str(error), sender=self.request.remote_ip)
+        except QueueUnavailable as error:
+            self.refuse(503, str(error))
+        else:
+            self.set_status(202)
+            self.finish(json.dumps({"queued": len(pictures)}) + "\n")
+
+
 def _log_answer(handler: RequestHandler) -> None:
     """Log a refused request, without its headers and its address, which may contain a token."""
     if handler.get_status() in (401, 405, 413, 500):
@@ -363,9 +372,17 @@ def _log_answer(handler: RequestHandler) -> None:
 
 
 async def serve(
-    trigger: Trigger, redis: Any, token: str, host: str, port: int, hold_seconds: float
+    trigger: Trigger,
+    redis: Any,
+    token: str,
+    host: str,
+    port: int,
+    hold_seconds: float,
+    more_handlers: MoreHandlers = lambda _intake, _token: [],
 ) -> None:
     """Take events at `host`:`port` until SIGTERM or SIGINT, then finish requests in progress.
+
+    `more_handlers` returns those of other paths; all paths without one take events.
 
     While Redis is away, a request waits for up to `hold_seconds` before it is answered 503. Raises
     SettingsInvalid if the address cannot be used, or if the process may open too few files.
@@ -381,7 +398,7 @@ async def serve(
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     intake = Intake(trigger, hold_seconds)
-    server = _server(intake, Health(redis), token)
+    server = _server(intake, Health(redis), token, more_handlers(intake, token))
     server.add_sockets(sockets)
     log.info("watching", http=f"{host}:{sockets[0].getsockname()[1]}")
     await intake.check_redis(redis)
@@ -398,11 +415,14 @@ async def serve(
     await server.close_all_connections()
 
 
-def _server(intake: Intake, health: Health, token: str) -> Server:
+def _server(
+    intake: Intake, health: Health, token: str, more_handlers: Sequence[tuple[Any, ...]] = ()
+) -> Server:
     connections = Connections(MAX_CONNECTIONS)
     application = Application(
         [
             (r"/healthz", HealthHandler, {"health": health}),
+            *more_handlers,
             (r".*", EventsHandler, {"intake": intake, "token": token}),
         ],
         log_function=_log_answer,

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import structlog
 
+from tasks import error_reports, tracing
 from tasks.app import app
 from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUES, AnonymizeReport
 from tasks.routes import Route, Routed
+from tasks.settings import Settings
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
 
@@ -87,9 +89,16 @@ def main():
         seconds = app.conf.broker_transport_options["lease_seconds"]
         app.conf.broker_transport_options.update(visibility_timeout=seconds, **eager)
     logs.configure("json")
+    tracing.configure("veil-worker")
+    error_reports.configure("worker")
     watchdog = Watchdog(check_seconds=0.1)
     pipeline = StubPipeline(Path(journal), watchdog, float(chosen.get("watchdog", 3600)))
-    app.build_pipeline = lambda *_: pipeline
+
+    def build(app, *_):
+        bootstrap.start_notifications(Settings.load(), app)
+        return pipeline
+
+    app.build_pipeline = build
     watchdog.start()
     bootstrap.worker_ready.connect(
         lambda sender, **_: structlog.get_logger("veil").info(

@@ -182,7 +182,7 @@ class Redis:
 
     def start(self) -> None:
         """Start or restart Redis, and wait until it answers."""
-        _start(self.server, self.client().ping, (redis.exceptions.RedisError,))
+        await_server(self.server, self.client().ping, (redis.exceptions.RedisError,))
 
 
 def start_redis(folder: Path, kept: bool = False) -> Redis:
@@ -233,7 +233,7 @@ class S3:
 
     def restart(self) -> None:
         """Start the stopped server again, and wait until it answers."""
-        _start(self.server, self.client().list_buckets, (BotoCoreError, ClientError))
+        await_server(self.server, self.client().list_buckets, (BotoCoreError, ClientError))
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ def start_s3(
     server = Server("s3", command, folder / "s3.log", {"TMPDIR": str(folder)}, kept)
     started = S3(server, f"http://{HOST}:{port}", access_key, secret_key)
     client = started.client()
-    _start(server, lambda: _make_buckets(client, buckets), (BotoCoreError, ClientError))
+    await_server(server, lambda: _make_buckets(client, buckets), (BotoCoreError, ClientError))
     return started
 
 
@@ -360,11 +360,13 @@ def start_flower(folder: Path, environment: Mapping[str, str], kept: bool = Fals
         kept,
     )
     started = Flower(server, f"http://{HOST}:{port}", password)
-    _start(server, started.check, (OSError, HTTPException))
+    await_server(server, started.check, (OSError, HTTPException))
     return started
 
 
-def _start(server: Server, probe: Callable[[], Any], errors: tuple[type[Exception], ...]) -> None:
+def await_server(
+    server: Server, probe: Callable[[], Any], errors: tuple[type[Exception], ...]
+) -> None:
     """Start `server` and wait until `probe` succeeds; stop it on exceptions outside of `errors`."""
     try:
         server.start()

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tasks import tracing
 from tasks.bulk import runs
 from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
 from tasks.bulk.places import Places
@@ -189,6 +190,7 @@ def backfill(
     places = Places.find(source, to, settings.parsed_routes(), settings.receipt_keys())
     selection = Selection(since, until, tuple(sorted(suffix or ())), limit)
     celery = celery_app()
+    tracing.configure("veil-backfill")
     store = _connect(celery, settings, places)
     with Display.opened(celery.backend.client, as_json, is_rehearsal=dry_run) as display:
         producer = Backfill(

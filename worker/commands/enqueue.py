@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tasks import tracing
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed
 from tasks.messages import AnonymizeOptions, AnonymizeRequest
@@ -67,6 +68,7 @@ def enqueue(
         _refuse_unrouted(settings.parsed_routes(), sources, place)
     listed = _listed(settings, place) if place else ()
     celery = celery_app()
+    tracing.configure("veil-enqueue")
     waited_for = _publish(celery, chain(sources, listed), request, queue, wait, as_json)
     if wait_seconds is None:
         return ExitCode.OK

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import structlog
 import typer
 
-from tasks import metrics
+from tasks import error_reports, metrics, tracing
 from tasks.early_stop import STOPPED, stop_at_once_on_signals
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
-from tasks.redis_clients import check_accepted
+from tasks.redis_clients import check_accepted, impatient_client
 from tasks.settings import split_address
 from tasks.uploads.stopping import Stop
 from tasks.uploads.trigger import EventFilter, Trigger
 from worker import logs
+from worker.bootstrap import start_notifications
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Suffix, refuse_without
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 TOKEN = re.compile(r"[!-~]{32,}")
 
 HOLD_SECONDS, OVERLAP_SECONDS = 4.0, 3600.0
+API_SECONDS = 3.0  # for Redis to answer a question of the HTTP API
 
 EventSource = Literal["sqs", "http", "poll"]
 
@@ -96,12 +98,15 @@ def watch(
     refuse_without("--poll", poll, {"--overlap": overlap})
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server())
+    tracing.configure("veil-watch")
+    error_reports.configure("watch")
     event_filter = EventFilter(settings.parsed_routes(), prefix or [], suffix or [])
     celery = celery_app()
     check_accepted(celery)
     publisher = Publisher(celery)
     trigger = Trigger(publisher, event_filter, source)
     metrics.serve(settings, celery)
+    start_notifications(settings, celery)
     if http is not None:
         _serve(celery, settings, trigger, http, HOLD_SECONDS if hold is None else hold)
     elif sqs is not None:
@@ -126,7 +131,7 @@ def _serve(
     celery: "App", settings: WorkerSettings, trigger: Trigger, address: str, hold_seconds: float
 ) -> None:
     """Serve the webhook. Raise SettingsInvalid for a weak token or a wrong address."""
-    from tasks.uploads import webhook
+    from tasks.uploads import api, webhook
 
     token = settings.webhook_token.get_secret_value() if settings.webhook_token else ""
     if not TOKEN.fullmatch(token):
@@ -139,7 +144,15 @@ def _serve(
     except ValueError as error:
         raise SettingsInvalid(f"--http {address}: {error}") from None
     redis = celery.backend.client
-    asyncio.run(webhook.serve(trigger, redis, token, host, port, hold_seconds))
+    pictures = api.Pictures(
+        Publisher(celery),
+        impatient_client(celery, API_SECONDS),
+        settings.parsed_routes(),
+        settings.result_hours * 3600,
+    )
+    asyncio.run(
+        webhook.serve(trigger, redis, token, host, port, hold_seconds, api.handlers(pictures))
+    )
 
 
 def _receive(settings: WorkerSettings, trigger: Trigger, url: str) -> None:

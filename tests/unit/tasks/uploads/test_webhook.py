@@ -286,13 +286,13 @@ def test_a_connection_that_ends_by_itself_leaves_room(monkeypatch):
 @pytest.mark.parametrize("token", [None, TOKEN], ids=["stranger", "sender"])
 def test_no_body_above_the_limit_is_kept_wherever_it_is_sent(path, method, token, monkeypatch):
     largest = []
-    take = webhook._Handler.data_received
+    take = webhook.Handler.data_received
 
     def note(handler, chunk):
         take(handler, chunk)
-        largest.append(len(handler._body))
+        largest.append(len(handler.body))
 
-    monkeypatch.setattr(webhook._Handler, "data_received", note)
+    monkeypatch.setattr(webhook.Handler, "data_received", note)
 
     async def visit(port):
         answers = []

@@ -1,0 +1,177 @@
+"""Connections that lead to the primary: through sentinels, and not to a demoted server."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from redis import Connection, ConnectionPool, Redis, SSLConnection
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as ConnectionLost
+from redis.exceptions import TimeoutError as TimedOut
+from redis.retry import Retry
+
+from .redis_address import Host
+
+SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer
+# The answer to a blocked command of a server that is demoted.
+UNBLOCKED = "UNBLOCKED"
+# The options of the transport that say how to reach the primary.
+SENTINELS, SERVICE, SENTINEL_OPTIONS = "sentinels", "master_name", "sentinel_kwargs"
+REPLICAS = "replicas"  # the option of the transport with the number that must confirm a message
+
+
+class SentinelsRefuse(ConnectionLost):
+    """The sentinels answer, but refuse the password or do not know the service."""
+
+
+class Sentinels:
+    """The sentinels of one service. Thread-safe.
+
+    After a failover, a sentinel that was cut off still names the old primary. The number of the
+    configuration (its epoch) shows this: each failover increments it. So sentinels are asked until
+    a majority agrees, and the newest configuration comes first. Its server must then say itself
+    that it is the primary (PrimaryConnection).
+    """
+
+    def __init__(self, hosts: tuple[Host, ...], service: str, options: Mapping[str, Any]) -> None:
+        self.service = service
+        limits = {
+            "socket_timeout": SENTINEL_SECONDS,
+            "socket_connect_timeout": SENTINEL_SECONDS,
+            "retry": Retry(NoBackoff(), 0),
+        }
+        self._hosts = list(hosts)
+        self._options = {**limits, **options}
+
+    def candidates(self) -> list[Host]:
+        """Return the addresses that the sentinels name, those of newer configurations first.
+
+        Raises SentinelsRefuse or ConnectionLost if they name none.
+        """
+        epochs: dict[Host, int] = {}
+        votes = Counter[Host]()
+        errors: list[Exception] = []
+        answers = 0
+        for host in tuple(self._hosts):
+            try:
+                state = self._ask(host)
+            except (ConnectionLost, TimedOut, ResponseError, OSError) as error:
+                errors.append(error)
+                self._ask_last(host)
+                continue
+            answers += 1
+            if not state["is_odown"]:
+                address = state["ip"], int(state["port"])
+                epochs[address] = max(epochs.get(address, 0), int(state["config-epoch"]))
+                votes[address] += 1
+                if votes[address] > len(self._hosts) // 2:
+                    break
+        if epochs:
+            return sorted(epochs, key=lambda each: (epochs[each], votes[each]), reverse=True)
+        if answers:
+            raise ConnectionLost(
+                f"the primary of the service {self.service} is down: the sentinels choose another"
+            )
+        raise self._failure(errors)
+
+    def _ask(self, host: Host) -> Any:
+        """Return what the sentinel at `host` says about the primary. Raises errors of redis-py."""
+        with Redis(*host, **self._options) as client:
+            return client.sentinel_master(self.service)
+
+    def _ask_last(self, host: Host) -> None:
+        """Ask a sentinel that does not answer after the others, from now on."""
+        self._hosts = [*(each for each in self._hosts if each != host), host]
+
+    def _failure(self, errors: list[Exception]) -> Exception:
+        if any(isinstance(error, AuthenticationError | NoPermissionError) for error in errors):
+            return SentinelsRefuse(
+                "the sentinels refuse the password: check VEIL_REDIS_SENTINEL_PASSWORD and "
+                "VEIL_REDIS_SENTINEL_USER"
+            )
+        if any(isinstance(error, ResponseError) for error in errors):
+            return SentinelsRefuse(
+                f"the sentinels do not know the service {self.service:.100}: "
+                "check VEIL_REDIS_SERVICE"
+            )
+        return ConnectionLost(f"no sentinel answers: {errors[-1]!s:.200}")
+
+
+class PrimaryConnection(Connection):
+    """A connection to the primary, found through `sentinels` if there are any.
+
+    A server that has become a replica accepts no writes. The connection is then closed, so that the
+    next one leads to the new primary, by a sentinel or by a name that a provider has moved.
+    """
+
+    def __init__(self, *, sentinels: Sentinels | None = None, **options: Any) -> None:
+        self._sentinels = sentinels
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+
+    def connect(self) -> None:
+        if self._sentinels is None or self._sock:
+            super().connect()  # type: ignore[no-untyped-call]
+            return
+        failure: Exception | None = None
+        for host, port in self._sentinels.candidates():
+            self.host, self.port = host, port
+            try:
+                super().connect()  # type: ignore[no-untyped-call]
+                return
+            except AuthenticationError:
+                raise
+            except (ConnectionLost, TimedOut, OSError) as error:
+                self.disconnect()  # type: ignore[no-untyped-call]
+                failure = error
+        assert failure is not None
+        raise failure
+
+    def on_connect_check_health(self, check_health: bool = True) -> None:
+        super().on_connect_check_health(check_health)
+        if self._sentinels is not None:
+            self._check_role(check_health)
+
+    def _check_role(self, check_health: bool) -> None:
+        """Raise ConnectionLost if the server is a replica.
+
+        Servers that do not allow INFO are not judged. The documented users of Redis have INFO but
+        not ROLE.
+        """
+        self.send_command("INFO", "replication", check_health=check_health)  # type: ignore[no-untyped-call]
+        try:
+            answer = super().read_response()
+        except ResponseError:
+            return
+        if b"role:master" not in answer.split():
+            raise ConnectionLost(
+                f"{self.host}:{self.port} is a replica, although a sentinel names it the primary"
+            )
+
+    def read_response(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().read_response(*arguments, **named)
+        except ResponseError as error:
+            if isinstance(error, ReadOnlyError) or str(error).startswith(UNBLOCKED):
+                self.disconnect()  # type: ignore[no-untyped-call]
+                raise ConnectionLost("this server is no longer the primary") from None
+            raise
+
+
+class PrimarySSLConnection(PrimaryConnection, SSLConnection):
+    """Such a connection with TLS."""
+
+
+def sentinels_of(options: Mapping[str, Any]) -> Sentinels | None:
+    """Return the sentinels in the transport's `options`; None if the server's address is fixed."""
+    if hosts := options.get(SENTINELS):
+        addresses = tuple((host, port) for host, port in hosts)
+        return Sentinels(addresses, options[SERVICE], options[SENTINEL_OPTIONS])
+    return None
+
+
+def primary_pool(sentinels: Sentinels | None, parameters: Mapping[str, Any]) -> Any:
+    """Return a pool of connections to the primary; `parameters` are those of Celery's backend."""
+    has_tls = issubclass(parameters.get("connection_class", Connection), SSLConnection)
+    connection = PrimarySSLConnection if has_tls else PrimaryConnection
+    return ConnectionPool(**{**parameters, "connection_class": connection, "sentinels": sentinels})

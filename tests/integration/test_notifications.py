@@ -1,0 +1,197 @@
+"""Each outcome reaches a webhook, SQS or SNS, whatever the target does meanwhile."""
+
+import base64
+import hashlib
+import hmac
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import boto3
+import pytest
+
+from tasks.notifications import outbox
+from tests.integration.conftest import Worker
+from tests.integration.receivers import Receiver
+from tools.local.servers import HOST, Server, free_port
+
+STUB = Path(__file__).with_name("stub_worker.py")
+ROOT = STUB.parents[2]
+KEY = "a-secret-of-this-test-with-more-than-32-characters"
+OLD_KEY = "whsec_" + base64.b64encode(b"another secret of this test, of 32 characters").decode()
+
+
+@pytest.fixture
+def receiver():
+    started = Receiver()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def stub(unattended, tmp_path):
+    """``stub(**environment)`` starts a worker without a detector."""
+    workers = []
+
+    def start(**environment):
+        variables = {
+            **unattended.environment,
+            "VEIL_LEASE_SECONDS": "2",
+            "PYTHONPATH": str(ROOT),
+            **environment,
+        }
+        name = f"worker-{len(workers)}"
+        command = [sys.executable, STUB, tmp_path / "journal"]
+        workers.append(Worker(Server(name, command, tmp_path / f"{name}.log", variables)))
+        workers[-1].start()
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.server.stop()
+
+
+def settings(receiver, **more):
+    return {"VEIL_NOTIFY": f"{receiver.url}/hook", "VEIL_NOTIFY_KEY": f"{KEY},{OLD_KEY}", **more}
+
+
+def send(queue, *keys):
+    for key in keys:
+        queue.app.send_task("veil.anonymize_image", (f"s3://raw/{key}",))
+
+
+def events(receiver):
+    return [json.loads(posted.body) for posted in receiver.posted]
+
+
+def signature(secret, posted):
+    signed = f"{posted.headers['webhook-id']}.{posted.headers['webhook-timestamp']}.".encode()
+    digest = hmac.new(secret, signed + posted.body, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def test_each_outcome_is_a_signed_event(unattended, stub, receiver, wait_until):
+    stub(**settings(receiver))
+    send(unattended, "a.jpg", "permanent/b.jpg")
+    wait_until(lambda: len(receiver.posted) == 2)
+    found = {event["type"]: event for event in events(receiver)}
+    done, dead = found["veil.picture.anonymized"], found["veil.picture.dead"]
+    assert done["specversion"] == "1.0"
+    assert done["subject"] == done["data"]["source"] == "s3://raw/a.jpg"
+    assert done["data"]["recipe"] == "stub"
+    assert dead["data"]["error"] == "UnreadableImage"
+    assert dead["data"]["message"] == "not a picture"
+    for posted in receiver.posted:
+        assert posted.headers["content-type"] == "application/cloudevents+json"
+        assert abs(time.time() - int(posted.headers["webhook-timestamp"])) < 60
+        keys = (KEY.encode(), base64.b64decode(OLD_KEY.removeprefix("whsec_")))
+        expected = [signature(key, posted) for key in keys]
+        assert posted.headers["webhook-signature"].split() == expected
+    wait_until(lambda: outbox.waiting(unattended.client) == 0)
+
+
+def test_a_webhook_that_fails_loses_no_event_and_holds_up_no_picture(
+    unattended, stub, receiver, wait_until
+):
+    is_broken = threading.Event()
+    is_broken.set()
+    receiver.answer = lambda _posted: 500 if is_broken.is_set() else 204
+    worker = stub(**settings(receiver))
+    send(unattended, *(f"{number}.jpg" for number in range(30)))
+    wait_until(lambda: len(worker.lines("anonymized")) == 30, 20)
+    assert outbox.waiting(unattended.client) == 30
+    wait_until(lambda: worker.lines("away", server="notifications"))
+    tried = len(receiver.posted)
+    is_broken.clear()
+    wait_until(lambda: outbox.waiting(unattended.client) == 0)
+    subjects = {event["subject"] for event in events(receiver)[tried:]}
+    assert len(subjects) == 30
+    assert worker.lines("back", server="notifications")
+
+
+def test_a_webhook_that_hangs_holds_up_no_picture(unattended, stub, receiver, wait_until):
+    released = threading.Event()
+    receiver.answer = lambda _posted: released.wait(120) and 200
+    worker = stub(**settings(receiver))
+    send(unattended, *(f"{number}.jpg" for number in range(10)))
+    wait_until(lambda: len(worker.lines("anonymized")) == 10, 20)
+    wait_until(lambda: worker.lines("away", server="notifications"), 40)
+    released.set()
+    wait_until(lambda: outbox.waiting(unattended.client) == 0)
+
+
+def test_a_refused_event_lets_the_others_pass_and_is_given_up_in_the_end(
+    unattended, stub, receiver, wait_until
+):
+    receiver.answer = lambda posted: 422 if b"/bad.jpg" in posted.body else 200
+    worker = stub(**settings(receiver, VEIL_NOTIFY_HOURS="0.002"))
+    send(unattended, "bad.jpg", "good.jpg")
+    wait_until(lambda: worker.lines("notification refused"))
+    wait_until(lambda: worker.lines("notification given up"))
+    wait_until(lambda: outbox.waiting(unattended.client) == 0)
+    assert any(event["subject"] == "s3://raw/good.jpg" for event in events(receiver))
+
+
+def test_the_events_of_a_killed_worker_are_sent_by_another(unattended, stub, receiver, wait_until):
+    receiver.answer = lambda _posted: 503
+    first = stub(**settings(receiver))
+    send(unattended, "a.jpg")
+    wait_until(lambda: receiver.posted)
+    first.server.kill()
+    receiver.answer = lambda _posted: 200
+    tried = len(receiver.posted)
+    # The killed worker had taken the event, perhaps, and it is due again after a minute.
+    unattended.client.zadd(outbox.DUE_KEY, dict.fromkeys(ids(unattended), 0))
+    stub(**settings(receiver))
+    wait_until(lambda: outbox.waiting(unattended.client) == 0)
+    assert events(receiver)[tried]["id"] == events(receiver)[0]["id"]
+
+
+def ids(queue):
+    return [key.decode() for key in queue.client.hkeys(outbox.EVENTS_KEY)]
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    """Clients of SQS and SNS at a server of moto, and the environment of a worker that uses it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(HOST, free_port(), verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL_SQS": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL_SNS": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sqs, sns = (boto3.client(name, region_name="eu-central-1") for name in ("sqs", "sns"))
+    yield sqs, sns, environment
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["sqs", "sns"])
+def test_queues_and_topics_of_aws_get_the_events_too(unattended, stub, aws, kind, wait_until):
+    sqs, sns, environment = aws
+    queue = sqs.create_queue(QueueName="outcomes")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])
+    target = arn["Attributes"]["QueueArn"]
+    if kind == "sns":
+        topic = sns.create_topic(Name="outcomes")["TopicArn"]
+        sns.subscribe(
+            TopicArn=topic,
+            Protocol="sqs",
+            Endpoint=target,
+            Attributes={"RawMessageDelivery": "true"},
+        )
+        target = topic
+    stub(VEIL_NOTIFY=target, **environment)
+    send(unattended, "a.jpg")
+    received = wait_until(lambda: sqs.receive_message(QueueUrl=queue).get("Messages"))
+    event = json.loads(received[0]["Body"])
+    assert event["type"] == "veil.picture.anonymized"
+    assert event["subject"] == "s3://raw/a.jpg"

@@ -1,0 +1,163 @@
+"""Installations with prefixes share a Redis; a user has one of them; a cluster is refused."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from tasks.addresses import ObjectUri
+from tasks.app import create_app
+from tasks.bulk import runs
+from tasks.errors import QueueUnavailable
+from tasks.publishing import Publisher, Wanted
+from tasks.records import queues
+from tasks.settings import Settings
+from tests.integration.conftest import Worker
+from tools.local.servers import HOST, Redis, Server, await_server, free_port, redis_program
+
+STUB = Path(__file__).with_name("stub_worker.py")
+ROOT = STUB.parents[2]
+
+
+def prefixed(queue, prefix):
+    """Return an app of the installation with `prefix`."""
+    return create_app(
+        Settings(
+            redis_url=queue.environment["VEIL_REDIS_URL"],
+            redis_password=queue.redis.password,
+            redis_prefix=prefix,
+        )
+    )
+
+
+@pytest.fixture
+def stub(unattended, tmp_path):
+    """``stub(prefix)`` starts a worker of an installation."""
+    workers = []
+
+    def start(prefix):
+        environment = {
+            **unattended.environment,
+            "VEIL_REDIS_PREFIX": prefix,
+            "VEIL_LEASE_SECONDS": "2",
+            "PYTHONPATH": str(ROOT),
+        }
+        name = f"worker-{len(workers)}"
+        command = [sys.executable, STUB, tmp_path / f"journal{prefix}"]
+        workers.append(Worker(Server(name, command, tmp_path / f"{name}.log", environment)))
+        workers[-1].start()
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.server.stop()
+
+
+def test_installations_with_prefixes_do_not_see_each_other(unattended, stub, veil, wait_until):
+    ours, theirs = prefixed(unattended, "a:"), prefixed(unattended, "b:")
+    worker = stub("a:")
+    done = ours.send_task("veil.anonymize_image", ("s3://raw/a.jpg",))
+    waiting = theirs.send_task("veil.anonymize_image", ("s3://raw/b.jpg",))
+    assert done.get(timeout=30)["status"] == "anonymized"
+    assert [*ours.control.inspect(timeout=3).ping()] == [worker.lines("worker ready")[0]["worker"]]
+    assert theirs.control.inspect(timeout=1).ping() is None
+    assert not waiting.ready()
+    assert queues.depth(theirs.backend.client, "uploads") == 1
+    assert queues.depth(ours.backend.client, "uploads") == 0
+    assert queues.stray(ours.backend.client) == []
+
+    # A dead letter, the outcomes and a run are those of one installation.
+    ours.send_task("veil.anonymize_image", ("s3://raw/permanent/a.jpg",))
+    environment = {**unattended.environment, "VEIL_REDIS_PREFIX": "a:"}
+    wait_until(lambda: "permanent/a.jpg" in veil("dead", "list", environment=environment).stdout)
+    other = {**unattended.environment, "VEIL_REDIS_PREFIX": "b:"}
+    assert "permanent/a.jpg" not in veil("dead", "list", environment=other).stdout
+    status = veil("status", "--once", "--json", environment=other)
+    assert json.loads(status.stdout)["queues"][0]["waiting"] == 1
+    unattended.client.hset("a:veil:run:mine", "source", "s3://raw/")
+    assert runs.names(ours.backend.client) == ["mine"]
+    assert runs.names(theirs.backend.client) == []
+
+    assert {key[:2] for key in unattended.client.scan_iter()} == {b"a:", b"b:"}
+
+
+def test_the_message_of_a_killed_worker_returns_to_the_queue_with_the_prefix(
+    unattended, stub, wait_until
+):
+    app = prefixed(unattended, "team-a:")
+    worker = stub("team-a:")
+    result = app.send_task("veil.anonymize_image", ("s3://raw/sleep-6/a.jpg",))
+    wait_until(lambda: unattended.client.hlen("team-a:unacked") == 1)
+    os.kill(worker.server.pid, signal.SIGKILL)
+    stub("team-a:")
+    assert result.get(timeout=60)["status"] == "anonymized"
+    assert not unattended.client.exists("uploads")
+
+
+def test_a_user_and_a_password_in_the_address_are_enough(unattended):
+    """ElastiCache gives users in this form; its TLS is in test_redis_tls.py."""
+    unattended.client.execute_command(
+        "ACL", "SETUSER", "veil-app", "on", ">p@ss/word#1", "~app:*", "&app:*",
+        *("+@all", "-@dangerous", "+info"),
+    )  # fmt: skip
+    try:
+        url = f"redis://veil-app:p%40ss%2Fword%231@{HOST}:{unattended.redis.port}"
+        app = create_app(Settings(redis_url=f"{url}/{unattended.database}", redis_prefix="app:"))
+        with contextlib.closing(Publisher(app)) as publisher:
+            publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+        app.send_task("veil.anonymize_image", ("s3://raw/b.jpg",))
+        assert unattended.client.llen("app:uploads") == 2
+        # The user has the keys with the prefix alone.
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            create_app(Settings(redis_url=f"{url}/{unattended.database}")).backend.client.set(
+                "veil:x", "1"
+            )
+    finally:
+        unattended.client.acl_deluser("veil-app")
+
+
+@pytest.fixture(scope="module")
+def cluster(clean_environment, tmp_path_factory):
+    """A Redis in cluster mode that has all slots, as ElastiCache with one shard."""
+    folder = tmp_path_factory.mktemp("cluster")
+    port = free_port()
+    config = folder / "redis.conf"
+    config.write_text(
+        f'bind {HOST}\nport {port}\ndir "{folder}"\ncluster-enabled yes\nsave ""\n'
+        f"cluster-port {free_port()}\n"
+    )
+    command = [redis_program(), str(config)]
+    started = Redis(Server("cluster", command, folder / "redis.log"), port, "")
+    client = redis.Redis(host=HOST, port=port)
+    await_server(started.server, client.ping, (redis.exceptions.RedisError,))
+    client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    yield started
+    started.server.stop()
+
+
+@pytest.mark.parametrize("command", [("worker",), ("watch", "--poll", "60")])
+def test_a_cluster_is_refused_at_the_start_in_one_line(cluster, veil, command):
+    environment = {
+        "VEIL_REDIS_URL": f"redis://{HOST}:{cluster.port}/0",
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+    }
+    done = veil(*command, environment=environment)
+    assert done.returncode == 2, done.stderr
+    assert "Redis runs in cluster mode" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_cluster_without_its_slots_is_named_to_producers(cluster):
+    client = redis.Redis(host=HOST, port=cluster.port)
+    client.execute_command("CLUSTER", "DELSLOTSRANGE", 0, 16383)
+    app = create_app(Settings(redis_url=f"redis://{HOST}:{cluster.port}/0"))
+    with (
+        contextlib.closing(Publisher(app)) as publisher,
+        pytest.raises(QueueUnavailable, match="Redis runs in cluster mode"),
+    ):
+        publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
