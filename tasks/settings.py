@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import SSLConnection
 
@@ -16,6 +16,7 @@ from . import tls_errors
 from .errors import SettingsInvalid, VeilError
 from .routes import Routes
 from .signatures import Key
+from .storage.access_settings import AccessSettings
 
 PREFIX = "VEIL_"
 
@@ -24,6 +25,8 @@ PREFIX = "VEIL_"
 MAX_LEASE_SECONDS = 45
 
 S3_ATTEMPTS = 3  # of a call to S3, with the retries of botocore
+ACCOUNT = re.compile(r"\d{12}")
+ROLE = re.compile(r"arn:[\w-]+:iam::[^:]*:role/\S+")
 REDIS_PORT = 6379  # the port of an address that names none
 
 # The part of a Redis address after the scheme: host and port, database, TLS options.
@@ -102,6 +105,39 @@ class Settings(BaseSettings):
         20, gt=0, le=120, description="Seconds allowed for S3 to send the next bytes."
     )
 
+    s3_source_profile: str | None = Field(
+        None,
+        description="Profile of boto3 with the credentials for sources. Empty for `AWS_PROFILE`, "
+        "and for the places where boto3 finds credentials.",
+    )
+    s3_output_profile: str | None = Field(
+        None, description="Profile of boto3 with the credentials for outputs and receipts."
+    )
+    s3_source_role: str | None = Field(
+        None,
+        description="ARN of a role that is assumed for sources, with the credentials of the "
+        "profile. Empty to use these credentials themselves.",
+    )
+    s3_output_role: str | None = Field(
+        None, description="ARN of a role that is assumed for outputs and receipts."
+    )
+    s3_external_id: str | None = Field(
+        None, description="External id with which the roles are assumed."
+    )
+    s3_source_owner: str | None = Field(
+        None,
+        description="Account, of 12 digits, to which the buckets of sources must belong. S3 "
+        "refuses every call if they belong to another one.",
+    )
+    s3_output_owner: str | None = Field(
+        None, description="Account to which the buckets of outputs must belong."
+    )
+    s3_requester_pays: Literal["none", "sources", "outputs", "both"] = Field(
+        "none",
+        description="Buckets for whose requests this account pays instead of their owner "
+        "(requester pays).",
+    )
+
     routes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("s3://raw=s3://clean",),
         description="Sources that may be read and destinations of their outputs, "
@@ -155,6 +191,31 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_region(cls, value: str | None) -> str | None:
         return value or None
+
+    @field_validator("s3_source_profile", "s3_output_profile", "s3_external_id", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("s3_source_role", "s3_output_role")
+    @classmethod
+    def _check_role(cls, value: str | None) -> str | None:
+        if value and not ROLE.fullmatch(value):
+            raise ValueError("must be an ARN like arn:aws:iam::123456789012:role/veil")
+        return value or None
+
+    @field_validator("s3_source_owner", "s3_output_owner")
+    @classmethod
+    def _check_owner(cls, value: str | None) -> str | None:
+        if value and not ACCOUNT.fullmatch(value):
+            raise ValueError("must be an account of 12 digits")
+        return value or None
+
+    @model_validator(mode="after")
+    def _check_external_id(self) -> Self:
+        if self.s3_external_id and not (self.s3_source_role or self.s3_output_role):
+            raise ValueError("VEIL_S3_EXTERNAL_ID needs VEIL_S3_SOURCE_ROLE or VEIL_S3_OUTPUT_ROLE")
+        return self
 
     @field_validator("receipt_key")
     @classmethod
@@ -216,6 +277,26 @@ class Settings(BaseSettings):
 
     def parsed_routes(self) -> Routes:
         return Routes.parse(*self.routes)
+
+    def source_access(self) -> AccessSettings:
+        """Return the settings of the way to sources."""
+        return AccessSettings(
+            profile=self.s3_source_profile,
+            role=self.s3_source_role,
+            external_id=self.s3_external_id if self.s3_source_role else None,
+            owner=self.s3_source_owner,
+            requester_pays=self.s3_requester_pays in ("sources", "both"),
+        )
+
+    def output_access(self) -> AccessSettings:
+        """Return the settings of the way to outputs and receipts."""
+        return AccessSettings(
+            profile=self.s3_output_profile,
+            role=self.s3_output_role,
+            external_id=self.s3_external_id if self.s3_output_role else None,
+            owner=self.s3_output_owner,
+            requester_pays=self.s3_requester_pays in ("outputs", "both"),
+        )
 
     def redis_server(self) -> str:
         """Return ``HOST:PORT`` of Redis, for messages: no user, password or database."""

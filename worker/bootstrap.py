@@ -152,6 +152,7 @@ def build_pipeline(
         anonymizer=build_file_anonymizer(settings, watch),
         routes=settings.parsed_routes(),
         keys=settings.receipt_keys(),
+        uploads=settings.uploads(),
     )
 
 
