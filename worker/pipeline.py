@@ -41,13 +41,13 @@ class Pipeline(work.Pipeline):
         """
         self._store = store
         self._anonymizer = anonymizer
-        self._routes = routes
+        self.routes = routes
         self._outputs = Outputs(store, keys, anonymizer.limits.fetch_seconds, uploads)
         self.recipe = anonymizer.recipe
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if it has none."""
-        return self._routes.resolve(request)
+        return self.routes.resolve(request)
 
     def run(
         self,
