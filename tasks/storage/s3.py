@@ -2,10 +2,11 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import dropwhile
 from typing import Any, Self
 
@@ -71,6 +72,10 @@ class OpenObject:
     """
 
 
+Lister = Callable[[str, str], Iterator[StoredObject]]
+"""A function of a prefix and of a key: yields the objects below the prefix after the key."""
+
+
 class ObjectStore:
     """The S3 calls that Veil makes. Every method raises only VeilError."""
 
@@ -85,6 +90,7 @@ class ObjectStore:
         self._page_keys = page_keys
         self._has_conditional_put = True  # assumed until the store refuses a condition
         self._folds_keys: dict[str, bool] = {}  # by bucket, see check_name
+        self._listers: dict[str, Lister] = {}
 
     @classmethod
     def connect(cls, settings: Settings, connections: int = 10) -> Self:
@@ -130,6 +136,15 @@ class ObjectStore:
         with closing(answer["Body"]):
             self.check_name(uri, known=uri)
             yield OpenObject(stored, read, digest)
+
+    def chunks(self, uri: ObjectUri, seconds: float) -> Generator[bytes]:
+        """Yield the content of an object of any size.
+
+        Raises StorageUnavailable if it takes longer than `seconds`, or ends early.
+        """
+        answer = self._call(uri, "get_object", Key=uri.key)
+        with closing(answer["Body"]):
+            yield from _chunks(_stored(uri, answer), answer["Body"], seconds)
 
     def head(self, uri: ObjectUri) -> StoredObject | None:
         """Return the attributes of an object; None if there is no such object."""
@@ -301,9 +316,17 @@ class ObjectStore:
             return listed
         return dropwhile(lambda stored: _is_up_to(stored.uri.key, after), listed)
 
+    def list_as(self, bucket: str, lister: Lister) -> None:
+        """Have `lister` answer the calls of `listing` for `bucket`."""
+        self._listers[bucket] = lister
+
+    def listing(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
+        """Yield the objects as `list` does, or as an inventory has them (see `list_as`)."""
+        return self._listers.get(bucket, partial(self.list, bucket))(prefix, after)
+
     def require_any(self, place: PrefixUri) -> None:
         """Raise NothingFound if there is no object below `place`: its address may be mistyped."""
-        if next(self.list(place.bucket, place.prefix), None) is None:
+        if next(self.listing(place.bucket, place.prefix), None) is None:
             raise NothingFound(f"no object below {place}: correct the address")
 
     def _list(
