@@ -111,10 +111,10 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         raise  # The message comes back with its lease: see tasks.delivery.acknowledgement.
     except Transient as error:
         attempt = self.request.retries + 1
-        if (pause := _retry_pause(self, routed.route, error)) is not None:
-            # Without a delivery the picture was only postponed. While other routes go on, there may
-            # be a hundred such messages a second.
-            is_quiet = delivery is None and not app.work.circuit_breaker.is_open
+        is_postponed = delivery is None  # Its route is closed, and nothing was fetched.
+        if (pause := _retry_pause(self, routed.route, error, is_postponed)) is not None:
+            # While other routes go on, there may be a hundred such messages a second.
+            is_quiet = is_postponed and not app.work.circuit_breaker.is_open
             log_retry = bound.debug if is_quiet else bound.warning
             log_retry("retried", **log_fields(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
@@ -203,15 +203,15 @@ def _update_review_list(task: Task, routed: Routed, report: AnonymizeReport) -> 
         raise queue_unavailable(error) from None
 
 
-def _retry_pause(task: Task, route: Route, error: Transient) -> float | None:
+def _retry_pause(task: Task, route: Route, error: Transient, is_postponed: bool) -> float | None:
     """Return the pause in seconds before the next try, or None if there is none.
 
     A try counts only if the failure concerns this picture alone. It does not count during an
-    outage of the store, or while another picture is at work.
+    outage of the store, for a postponed picture, or while another picture is at work.
     """
     requested = requested_pause(error)
     breaker = app.work.circuit_breaker
-    is_outage = breaker.is_outage(error, route)
+    is_outage = is_postponed or breaker.is_outage(error, route)
     if isinstance(error, Busy) or is_outage:
         task.request.retries -= 1  # Celery adds one for each retry.
         others_go_on = is_outage and not breaker.is_open

@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     )
     s3_source_owner: str | None = Field(
         None,
-        description="Account, of 12 digits, to which the buckets of sources must belong. S3 "
-        "refuses every call if they belong to another one.",
+        description="Account, of 12 digits, to which the buckets of sources, inventories and "
+        "models must belong. S3 refuses every call if they belong to another one.",
     )
     s3_output_owner: str | None = Field(
         None, description="Account to which the buckets of outputs must belong."

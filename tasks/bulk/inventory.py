@@ -13,7 +13,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -80,12 +80,14 @@ class Inventory:
         else:
             bucket, files = _inventory_files(manifest, content, buckets)
         has_times = all("lastmodifieddate" in file.fields for file in files)
-        inventory = cls(f"{manifest}@{etag}", bucket, has_times)
-        with _room():
+        with ExitStack() as stack, _room():
+            inventory = cls(f"{manifest}@{etag}", bucket, has_times)
+            stack.callback(inventory.close)
             for file in files:
                 inventory._add(_rows(store, file, bucket))
             # Keys with their columns, so that a scan reads the database from front to back.
             inventory._database.execute("CREATE INDEX by_key ON rows (key, size, etag, modified)")
+            stack.pop_all()  # The caller closes it.
         return inventory
 
     def close(self) -> None:
@@ -94,11 +96,11 @@ class Inventory:
 
     def list(self, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
         """Yield the objects whose keys begin with `prefix` and come after the key `after`."""
-        start, end = prefix.encode(), _after_all(prefix.encode())
+        start = prefix.encode()
         rows = self._database.execute(
             "SELECT key, size, etag, modified FROM rows "
-            "WHERE key >= ? AND key > ? AND (? IS NULL OR key < ?) ORDER BY key",
-            (start, after.encode(), end, end),
+            "WHERE key >= ? AND key > ? AND key < ? ORDER BY key",
+            (start, after.encode(), _after_all(start)),
         )
         last = None
         for key, size, etag, modified in rows:
@@ -126,9 +128,9 @@ def _room() -> Iterator[None]:
         ) from None
 
 
-def _after_all(prefix: bytes) -> bytes | None:
-    """Return the first bytes after all keys that begin with `prefix`; None for no end."""
-    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else None
+def _after_all(prefix: bytes) -> bytes:
+    """Return bytes that come after all keys that begin with `prefix`."""
+    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else b"\xff"
 
 
 def _batch_file(manifest: ObjectUri) -> _File:

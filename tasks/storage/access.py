@@ -7,6 +7,7 @@ address with those for sources. Routes keep the two apart.
 import base64
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +47,7 @@ class Access:
     arguments: Mapping[str, str] = field(default_factory=dict)
     without_checksums: Callable[[], Any] | None = None
     _sends_md5: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def call(self, operation: str, **arguments: Any) -> Any:
         """Return the answer of S3. Raises the errors of boto3."""
@@ -82,7 +84,11 @@ class Access:
             other.call("put_object", Body=content, ContentMD5=_md5(content), **arguments)
         except vendor.ClientError:
             raise refusal from None
-        self.client, self._sends_md5 = client, True
+        with self._lock:
+            is_known, self._sends_md5 = self._sends_md5, True
+            self.client = client
+        if is_known:
+            return
         log.warning(
             "store refuses checksum headers",
             answer=f"{status(refusal)} {code(refusal)}",

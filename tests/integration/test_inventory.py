@@ -57,6 +57,7 @@ class Report:
         self.client, self.place = client, place
         self.uri = ObjectUri("other", place + "manifest.json")
         self.files = []
+        self.inventories = []
         self.manifest = {
             "sourceBucket": "raw",
             "destinationBucket": "arn:aws:s3:::other",
@@ -81,13 +82,18 @@ class Report:
         self.put("manifest.json", json.dumps({**self.manifest, **changes}).encode())
         return self
 
-    def read(self, store, *buckets):
-        return Inventory.read(store, self.uri, buckets or ("raw",))
+    def read(self, store, *buckets, key="manifest.json"):
+        uri = ObjectUri("other", self.place + key)
+        self.inventories.append(Inventory.read(store, uri, buckets or ("raw",)))
+        return self.inventories[-1]
 
 
 @pytest.fixture
 def report(s3, place):
-    return Report(s3.client(), place)
+    made = Report(s3.client(), place)
+    yield made
+    for inventory in made.inventories:
+        inventory.close()
 
 
 def keys_of(inventory, *arguments):
@@ -105,7 +111,6 @@ def test_the_rows_of_all_files_come_in_the_order_of_their_keys(report, store):
     assert keys_of(inventory, "a/", "a/1.jpg") == ["a/b c+d.jpg"]
     stored = next(inventory.list("b"))
     assert (stored.etag, stored.size, stored.modified.year) == ("0" * 32, 7, 2026)
-    inventory.close()
 
 
 def test_old_versions_deleted_objects_folders_and_repeated_rows_are_left_out(report, store):
@@ -199,13 +204,12 @@ def test_a_manifest_of_batch_operations_is_read(report, store, is_compressed):
     lines = b'raw,b+c%2B%C3%BC.jpg\r\n"raw",a.jpg,version\n\n'
     name = "jobs.csv.gz" if is_compressed else "jobs.csv"
     report.put(name, gzip.compress(lines) if is_compressed else lines)
-    uri = ObjectUri("other", report.place + name)
-    inventory = Inventory.read(store, uri, ("raw", "clean"))
+    inventory = report.read(store, "raw", "clean", key=name)
     assert keys_of(inventory) == ["a.jpg", "b c+ü.jpg"]
     assert {stored.etag for stored in inventory.list()} == {""}
     report.put("foreign.csv", b"raw,a.jpg\nelse,b.jpg\n")
     with pytest.raises(InventoryInvalid, match="line 2: it has the bucket 'else'"):
-        Inventory.read(store, ObjectUri("other", report.place + "foreign.csv"), ("raw",))
+        report.read(store, key="foreign.csv")
 
 
 def test_pictures_are_compared_as_with_a_listing(report, store, archive_at, place):
