@@ -3,7 +3,7 @@
 import boto3
 from botocore.config import Config
 
-from tasks.storage.s3 import region_of
+from tasks.storage.access import region_of
 from worker.settings import WorkerSettings
 
 settings = WorkerSettings.load()

@@ -40,6 +40,9 @@ MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 60.0
 UNCOUNTED_PAUSE_SECONDS = (1.0, 5.0)  # the pause before a retry that does not count
+# The pause of a picture whose route is closed while others go on. A worker holds a thousand such
+# pictures at most, so this bounds how many it postpones in a second.
+POSTPONED_PAUSE_SECONDS = (5.0, 15.0)
 
 MAX_STORED_TEXT = 1100  # characters; the longest address has 1,092 bytes
 MAX_LOGGED_AREAS = 20  # of each kind
@@ -108,6 +111,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         _raise_if_refused(self)
         request = AnonymizeRequest.parse(**fields)
         routed = app.work.pipeline.resolve(request)
+        app.work.circuit_breaker.raise_if_closed(routed.route)
         delivery = _delivery(self, routed.destination)
         report = _run(self, routed, delivery)
     except QueueUnavailable as error:
@@ -115,8 +119,12 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         raise  # The message comes back with its lease: see tasks.delivery.acknowledgement.
     except Transient as error:
         attempt = self.request.retries + 1
-        if (pause := _retry_pause(self, routed.route, error)) is not None:
-            bound.warning("retried", **log_fields(error), attempt=attempt, pause=round(pause, 1))
+        is_postponed = delivery is None  # Its route is closed, and nothing was fetched.
+        if (pause := _retry_pause(self, routed.route, error, is_postponed)) is not None:
+            # While other routes go on, there may be a hundred such messages a second.
+            is_quiet = is_postponed and not app.work.circuit_breaker.is_open
+            log_retry = bound.debug if is_quiet else bound.warning
+            log_retry("retried", **log_fields(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
         _record_dead_letter(self, fields, error, delivery)
         bound.error("dead", **log_fields(error), attempts=attempt)
@@ -205,17 +213,20 @@ def _update_review_list(task: Task, routed: Routed, report: AnonymizeReport) -> 
         raise queue_unavailable(error) from None
 
 
-def _retry_pause(task: Task, route: Route, error: Transient) -> float | None:
+def _retry_pause(task: Task, route: Route, error: Transient, is_postponed: bool) -> float | None:
     """Return the pause in seconds before the next try, or None if there is none.
 
     A try counts only if the failure concerns this picture alone. It does not count during an
-    outage of the store, or while another picture is at work.
+    outage of the store, for a postponed picture, or while another picture is at work.
     """
     requested = requested_pause(error)
-    probe = partial(app.work.pipeline.check_store, route)
-    if isinstance(error, Busy) or app.work.circuit_breaker.is_outage(error, probe):
+    breaker = app.work.circuit_breaker
+    is_outage = is_postponed or breaker.is_outage(error, route)
+    if isinstance(error, Busy) or is_outage:
         task.request.retries -= 1  # Celery adds one for each retry.
-        return requested + random.uniform(*UNCOUNTED_PAUSE_SECONDS)
+        others_go_on = is_outage and not breaker.is_open
+        pause = POSTPONED_PAUSE_SECONDS if others_go_on else UNCOUNTED_PAUSE_SECONDS
+        return requested + random.uniform(*pause)
     if task.request.retries >= MAX_RETRIES:
         return None
     return requested + backoff_seconds(task.request.retries)

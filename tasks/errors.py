@@ -32,6 +32,7 @@
         DatasetInvalid
         TrainingFailed
         RunUnknown
+        InventoryInvalid
         NothingFound
         OutputFailed
         SettingsInvalid
@@ -182,6 +183,10 @@ class TrainingFailed(Permanent):
 
 class RunUnknown(Permanent):
     """Redis has no backfill run of that name."""
+
+
+class InventoryInvalid(Permanent):
+    """An inventory is damaged, incomplete, of another bucket, or of an unsupported format."""
 
 
 class NothingFound(Permanent):

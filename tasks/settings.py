@@ -25,6 +25,7 @@ from .errors import SettingsInvalid, VeilError
 from .notifications import address as notify_address
 from .routes import Routes
 from .signatures import Key
+from .storage.access_settings import AccessSettings
 
 PREFIX = "VEIL_"
 
@@ -41,6 +42,8 @@ NO_REGION_OF_AMAZON = (
 CONFIG_FILE = "~/.aws/config"  # of boto3
 
 MIN_SECRET_CHARACTERS = 32
+ACCOUNT = re.compile(r"\d{12}")
+ROLE = re.compile(r"arn:[\w-]+:iam::[^:]*:role/\S+")
 REDIS_PORT = 6379  # the port of an address that names none
 DEFAULT_SERVICE = "mymaster"  # of the sentinels, in their own examples too
 
@@ -149,6 +152,39 @@ class Settings(BaseSettings):
         20, gt=0, le=120, description="Seconds allowed for S3 to send the next bytes."
     )
 
+    s3_source_profile: str | None = Field(
+        None,
+        description="Profile of boto3 with the credentials for sources. Empty for `AWS_PROFILE`, "
+        "and for the places where boto3 finds credentials.",
+    )
+    s3_output_profile: str | None = Field(
+        None, description="Profile of boto3 with the credentials for outputs and receipts."
+    )
+    s3_source_role: str | None = Field(
+        None,
+        description="ARN of a role that is assumed for sources, with the credentials of the "
+        "profile. Empty to use these credentials themselves.",
+    )
+    s3_output_role: str | None = Field(
+        None, description="ARN of a role that is assumed for outputs and receipts."
+    )
+    s3_external_id: str | None = Field(
+        None, description="External id with which the roles are assumed."
+    )
+    s3_source_owner: str | None = Field(
+        None,
+        description="Account, of 12 digits, to which the buckets of sources, inventories and "
+        "models must belong. S3 refuses every call if they belong to another one.",
+    )
+    s3_output_owner: str | None = Field(
+        None, description="Account to which the buckets of outputs must belong."
+    )
+    s3_requester_pays: Literal["none", "sources", "outputs", "both"] = Field(
+        "none",
+        description="Buckets for whose requests this account pays instead of their owner "
+        "(requester pays).",
+    )
+
     routes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("s3://raw=s3://clean",),
         description="Sources that may be read and destinations of their outputs, "
@@ -251,6 +287,31 @@ class Settings(BaseSettings):
             raise ValueError(NO_REGION_OF_AMAZON.format(value))
         return value
 
+    @field_validator("s3_source_profile", "s3_output_profile", "s3_external_id", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("s3_source_role", "s3_output_role")
+    @classmethod
+    def _check_role(cls, value: str | None) -> str | None:
+        if value and not ROLE.fullmatch(value):
+            raise ValueError("must be an ARN like arn:aws:iam::123456789012:role/veil")
+        return value or None
+
+    @field_validator("s3_source_owner", "s3_output_owner")
+    @classmethod
+    def _check_owner(cls, value: str | None) -> str | None:
+        if value and not ACCOUNT.fullmatch(value):
+            raise ValueError("must be an account of 12 digits")
+        return value or None
+
+    @model_validator(mode="after")
+    def _check_external_id(self) -> Self:
+        if self.s3_external_id and not (self.s3_source_role or self.s3_output_role):
+            raise ValueError("VEIL_S3_EXTERNAL_ID needs VEIL_S3_SOURCE_ROLE or VEIL_S3_OUTPUT_ROLE")
+        return self
+
     @field_validator("receipt_key")
     @classmethod
     def _check_receipt_key(cls, value: SecretStr | None) -> SecretStr | None:
@@ -351,6 +412,26 @@ class Settings(BaseSettings):
 
     def parsed_routes(self) -> Routes:
         return Routes.parse(*self.routes)
+
+    def source_access(self) -> AccessSettings:
+        """Return the settings of the way to sources."""
+        return AccessSettings(
+            profile=self.s3_source_profile,
+            role=self.s3_source_role,
+            external_id=self.s3_external_id if self.s3_source_role else None,
+            owner=self.s3_source_owner,
+            requester_pays=self.s3_requester_pays in ("sources", "both"),
+        )
+
+    def output_access(self) -> AccessSettings:
+        """Return the settings of the way to outputs and receipts."""
+        return AccessSettings(
+            profile=self.s3_output_profile,
+            role=self.s3_output_role,
+            external_id=self.s3_external_id if self.s3_output_role else None,
+            owner=self.s3_output_owner,
+            requester_pays=self.s3_requester_pays in ("outputs", "both"),
+        )
 
     def redis_server(self) -> str:
         """Return ``HOST:PORT`` of Redis, for messages: no user, password or database.

@@ -128,6 +128,19 @@ def data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def case_file() -> Callable[[str], Path]:
+    """``case_file(name)`` returns a file of the collected cases, or skips the test."""
+
+    def find(name: str) -> Path:
+        path = SHARED / "cases" / "files" / name
+        if not path.is_file():
+            _missing(path, f"the case {name!r}")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def exposure_tool() -> Path:
     """The program that counts exposed faces from pixels alone."""
     if not EXPOSURE_TOOL.is_file():

@@ -151,8 +151,14 @@ def _warn_of_redis(sender: Any, **_: Any) -> None:
 
 
 def _watch_store(sender: Any, **_: Any) -> None:
-    """Show outages of the store in the metrics. `sender` is Celery's consumer."""
-    metrics.watch_circuit_breaker(sender.app.work.circuit_breaker)
+    """Show outages of the store in the metrics, and test all routes once.
+
+    `sender` is Celery's consumer. The test has a thread of its own, because a store that hangs must
+    not delay the work on other routes.
+    """
+    breaker = sender.app.work.circuit_breaker
+    metrics.watch_circuit_breaker(breaker)
+    threading.Thread(target=breaker.check, name="routes", daemon=True).start()
 
 
 def build_pipeline(
@@ -170,6 +176,7 @@ def build_pipeline(
         anonymizer=build_file_anonymizer(settings, watch),
         routes=settings.parsed_routes(),
         keys=settings.receipt_keys(),
+        uploads=settings.uploads(),
     )
 
 

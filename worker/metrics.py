@@ -33,6 +33,11 @@ STORE_UP = Gauge(
     registry=REGISTRY,
 )
 STORE_UP.set(1)
+CLOSED_ROUTES = Gauge(
+    "veil_closed_routes",
+    "Routes whose pictures wait, because their store refuses them or is unavailable.",
+    registry=REGISTRY,
+)
 IN_HAND = Gauge(
     "veil_in_hand_pictures", "Pictures that this worker has in hand.", registry=REGISTRY
 )
@@ -73,6 +78,7 @@ def watch_worker() -> None:
 def watch_circuit_breaker(breaker: "CircuitBreaker") -> None:
     """Show the outages of the store that `breaker` recognises."""
     STORE_UP.set_function(lambda: not breaker.is_open)
+    CLOSED_ROUTES.set_function(lambda: breaker.closed_routes)
 
 
 def _beat(**_: Any) -> None:

@@ -6,14 +6,16 @@ step compares what it finds there, and an object that is not an output of the sa
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from email.header import Header
 
 import structlog
 
 from tasks.addresses import ObjectUri
 from tasks.errors import (
     AccessDenied,
+    CredentialsRefused,
     DestinationTaken,
     DestinationUnavailable,
     InvalidRequest,
@@ -23,17 +25,22 @@ from tasks.errors import (
     SourceChanged,
     StorageRejected,
     StorageUnavailable,
+    VeilError,
     log_fields,
 )
 from tasks.messages import AnonymizeOptions
 from tasks.routes import Route, Routed
 from tasks.signatures import Key
 from tasks.storage import receipts
+from tasks.storage.aws_errors import code, status
 from tasks.storage.marks import Marks
 from tasks.storage.receipts import Receipt, ReceiptName
+from tasks.storage.refusals import OF_ONE_OBJECT, likely_cause
 from tasks.storage.s3 import ObjectStore, StoredObject
+from tasks.storage.upload_headers import PLAIN_UPLOADS, UploadHeaders, Uploads
 from worker.anonymizer import AS_CONFIGURED, Anonymized
 
+PROBE_CONTENT = b"Written by veil to test the store.\n"
 STORE_TRIES = 2  # of one output, if another object appears at its destination meanwhile
 # Errors of a store that refuses to delete a receipt: the credentials lack s3:DeleteObject or
 # s3:ListBucket, or the bucket has a retention period (Object Lock).
@@ -69,15 +76,45 @@ class Fetched:
 class Outputs:
     """Reads and stores the outputs of one worker, marked and signed with its keys."""
 
-    def __init__(self, store: ObjectStore, keys: Sequence[Key], fetch_seconds: float) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        keys: Sequence[Key],
+        fetch_seconds: float,
+        uploads: Uploads = PLAIN_UPLOADS,
+    ) -> None:
         """Sign with the first of `keys`, and recognise marks and signatures of all of them.
 
-        `fetch_seconds` is the time limit for reading one output.
+        `fetch_seconds` is the time limit for reading one output. `uploads` go with outputs and
+        receipts.
         """
+        self._uploads = uploads
         self._store = store
         self._fetch_seconds = fetch_seconds
         self.marks = Marks(keys)
         self.signing_key = next(iter(keys), None)
+
+    def check(self, route: Route) -> None:
+        """Write a small object beside the receipts of `route` as outputs are written, and read it.
+
+        Raises the VeilError that every output of the route would meet now. An upload that the store
+        refuses names the likely cause. A store may keep names apart from contents, so only a
+        content shows that it keeps contents too: SeaweedFS stores an empty object while none of its
+        volumes is there.
+        """
+        written = route.destination.join(receipts.PROBE)
+        for headers in dict.fromkeys((self._uploads.receipt, self._uploads.output)):
+            with destination_errors(headers, self._store.owner_of(written)):
+                self._store.put(written, PROBE_CONTENT, "text/plain", {}, headers)
+        with destination_errors(), self._store.open(written) as opened:
+            opened.read(len(PROBE_CONTENT), self._fetch_seconds)
+
+    def check_tags(self, route: Route) -> None:
+        """Raise CredentialsRefused if outputs keep tags, and those of sources can't be read."""
+        if not self._uploads.kept.tags:
+            return
+        with suppress(ObjectNotFound):
+            self._tags(route.source.join(receipts.PROBE))
 
     def find(self, routed: Routed, source: StoredObject) -> Existing | None:
         """Return the object at the destination of `routed`; None if there is none."""
@@ -155,16 +192,16 @@ class Outputs:
         """
         route, destination = fetched.routed.route, fetched.routed.destination
         made, present = self._made(fetched, receipt), fetched.replaces
+        headers = self._headers(fetched.source)
         for _ in range(STORE_TRIES):
-            with destination_errors():
-                confirm()
-                self._put_receipt(route, made, receipt)
+            confirm()
+            self._put_receipt(route, made, receipt)
             try:
                 self._check_unchanged(fetched.source)
                 if result.content is None:
                     return None  # An older output stays, and so does its receipt.
                 present, is_stored = self._put_output(
-                    fetched, receipt, result.content, result.content_type, present
+                    fetched, receipt, result.content, result.content_type, present, headers
                 )
                 if is_stored:
                     break
@@ -208,8 +245,10 @@ class Outputs:
         )
 
     def _put_receipt(self, route: Route, made: ReceiptName, receipt: Receipt) -> None:
-        uri = receipts.uri(route.destination, made)
-        self._store.put(uri, receipt.to_bytes(self.signing_key), "application/json", {})
+        uri, headers = receipts.uri(route.destination, made), self._uploads.receipt
+        content = receipt.to_bytes(self.signing_key)
+        with destination_errors(headers, self._store.owner_of(uri)):
+            self._store.put(uri, content, "application/json", {}, headers)
 
     def _put_output(
         self,
@@ -218,6 +257,7 @@ class Outputs:
         content: bytes,
         content_type: str,
         present: StoredObject | None,
+        headers: UploadHeaders,
     ) -> tuple[StoredObject | None, bool]:
         """Store the output in place of `present`.
 
@@ -226,15 +266,18 @@ class Outputs:
         """
         destination = fetched.routed.destination
         metadata = self._metadata(fetched.source, receipt)
-        with destination_errors():
-            if self._store.put_in_place_of(present, destination, content, content_type, metadata):
+        with destination_errors(headers, self._store.owner_of(destination)):
+            if self._store.put_in_place_of(
+                present, destination, content, content_type, metadata, headers
+            ):
                 return present, True
             found = self._store.head(destination)
             return found, self._is_same(found, content, metadata)
 
     def _metadata(self, source: StoredObject, receipt: Receipt) -> dict[str, str]:
-        """Return the marks of an output."""
+        """Return the marks of an output, and the metadata that it keeps of its source."""
         metadata = {
+            **self._kept_metadata(source),
             receipts.SOURCE: self.marks.source(source.uri),
             receipts.SOURCE_ETAG: self.marks.version(source.uri, source.etag),
             receipts.RECIPE: receipt.recipe,
@@ -243,6 +286,34 @@ class Outputs:
         if receipt.left_xyxy:
             metadata[receipts.LEFT] = str(len(receipt.left_xyxy))
         return metadata
+
+    def _kept_metadata(self, source: StoredObject) -> dict[str, str]:
+        """Return the metadata that outputs keep. S3 takes ASCII only, so other text is encoded."""
+        kept = {}
+        for name in self._uploads.kept.metadata:
+            text = source.metadata.get(name)
+            if text is not None:
+                kept[name] = text if text.isascii() else Header(text, "utf-8", 10_000).encode()
+        return kept
+
+    def _headers(self, source: StoredObject) -> UploadHeaders:
+        """Return the headers of the output of `source`. Raises CredentialsRefused."""
+        headers, kept = self._uploads.output, self._uploads.kept
+        if kept.cache_control and source.cache_control:
+            headers = replace(headers, cache_control=source.cache_control)
+        return headers.with_tags(self._tags(source.uri)) if kept.tags else headers
+
+    def _tags(self, source: ObjectUri) -> dict[str, str]:
+        """Return the tags of a source.
+
+        A refusal affects every picture, so the message is retried instead of given up.
+        """
+        try:
+            return self._store.tags(source)
+        except AccessDenied as error:
+            raise CredentialsRefused(
+                f"{error}; VEIL_KEEP_TAGS needs s3:GetObjectTagging on sources"
+            ) from None
 
     def _check_unchanged(self, source: StoredObject) -> None:
         """Raise ObjectNotFound if the source was deleted, SourceChanged if it was replaced."""
@@ -304,12 +375,27 @@ class Outputs:
 
 
 @contextmanager
-def destination_errors() -> Iterator[None]:
+def destination_errors(
+    headers: UploadHeaders | None = None, owner: str | None = None
+) -> Iterator[None]:
     """Raise DestinationUnavailable for a refusal of the destination.
 
-    A refused destination affects every picture, so the message is retried instead of given up.
+    A refused destination affects every picture, so the message is retried instead of given up. The
+    same holds for refused `headers` of an upload: then the message has the likely cause. `owner` is
+    the account to which the bucket must belong, if that is configured.
     """
     try:
         yield
     except (AccessDenied, ObjectNotFound) as error:
-        raise DestinationUnavailable(str(error)) from None
+        raise DestinationUnavailable(_with_cause(error, headers, owner)) from None
+    except StorageRejected as error:
+        has_answer = status(error.__cause__) != 0
+        if not has_answer or code(error.__cause__) in OF_ONE_OBJECT:
+            raise
+        raise DestinationUnavailable(_with_cause(error, headers, owner)) from None
+
+
+def _with_cause(error: VeilError, headers: UploadHeaders | None, owner: str | None) -> str:
+    """Return the message of `error` with the likely cause of a refused upload."""
+    cause = headers and likely_cause(error, headers, owner)
+    return f"{error}; likely cause: {cause}" if cause else str(error)

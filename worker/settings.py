@@ -11,10 +11,11 @@ from pydantic_settings import NoDecode
 from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
 from tasks.messages import Method, Region
 from tasks.secret_files import SUFFIX
-from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, split_commas
+from tasks.settings import PREFIX, S3_ATTEMPTS, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
 from worker.process import processors
+from worker.upload_settings import UploadSettings
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
@@ -27,10 +28,10 @@ IN_PROCESS_PICTURES = 4  # pictures in flight without picture processes
 # The views of a frame (see worker.images.Frame.views) that may take as long as all of their passes
 # may. Most frames have one to three views; of those with more, the others must be faster.
 SLOWEST_VIEWS = 3
-# The calls to S3 for one picture at most: get the source and head the output; get, list and get the
-# receipt; twice put the receipt, head the source, put and head the output; get the output, list and
-# delete receipts; and after a failure head the source and put the probe.
-MAX_S3_CALLS = 18
+# The calls to S3 for one picture at most: get the source and its tags, and head the output; get,
+# list and get the receipt; twice put the receipt, head the source, put and head the output; get the
+# output, list and delete receipts; and after a failure head the source and put the probe.
+MAX_S3_CALLS = 19
 PRESET_SETTINGS = (
     "scales",
     "max_enlargement",
@@ -67,7 +68,7 @@ def _by_preset(name: str) -> str:
     return "; ".join(values) + "."
 
 
-class WorkerSettings(Settings):
+class WorkerSettings(UploadSettings):
     """The settings of producers and those of workers alone.
 
     The published figures were measured with the defaults of detection and masking.

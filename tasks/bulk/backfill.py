@@ -44,19 +44,23 @@ class Selection:
     """A choice of sources by their time and suffix.
 
     It takes sources that were modified at or after `since` and before `until`, whose keys end with
-    one of `suffixes` in upper or lower case, and at most `limit` messages.
+    one of `suffixes` in upper or lower case, and at most `limit` messages. `inventory` names the
+    inventories that are read in place of listings.
     """
 
     since: datetime | None = None
     until: datetime | None = None
     suffixes: tuple[str, ...] = ()
     limit: int | None = None
+    inventory: str | None = None
 
     def takes(self, source: StoredObject) -> bool:
         if self.suffixes and not source.uri.key.lower().endswith(
             tuple(suffix.lower() for suffix in self.suffixes)
         ):
             return False
+        if self.since is None and self.until is None:
+            return True
         assert source.modified is not None, "listings have the times of all objects"
         if self.since is not None and source.modified < self.since:
             return False
@@ -69,12 +73,14 @@ class Selection:
 
     def to_json(self) -> str:
         """Return the selection as JSON. The names of runs depend on its bytes."""
-        fields = {
+        fields: dict[str, Any] = {
             "since": self.since and self.since.isoformat(),
             "until": self.until and self.until.isoformat(),
             "suffixes": self.suffixes,
             "limit": self.limit,
         }
+        if self.inventory is not None:
+            fields["inventory"] = self.inventory
         return json.dumps(fields)
 
 
@@ -154,7 +160,7 @@ def _with_source(pictures: Iterator[Compared]) -> Iterator[tuple[Compared, Store
 
 def wanted(places: Places, source: StoredObject) -> Wanted:
     """Return the picture to publish so that the output of `source` goes where `places` have it."""
-    return Wanted(source.uri, places.asked_destination(places.key(source.uri)), source.etag)
+    return Wanted(source.uri, places.asked_destination(places.key(source.uri)), source.etag or None)
 
 
 class _CheckpointChanged(Exception):

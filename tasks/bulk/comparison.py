@@ -171,7 +171,7 @@ def list_outputs(store: ObjectStore, places: Places, after: str = "") -> Iterato
     hidden = places.route.destination.prefix + RESERVED
     start: str | None = after
     while start is not None:
-        found, start = store.list(places.output.bucket, places.output.prefix, start), None
+        found, start = store.listing(places.output.bucket, places.output.prefix, start), None
         for stored in found:
             if stored.uri.key.startswith(hidden):
                 # List after the receipts. There are as many of them as there are outputs.
@@ -314,7 +314,7 @@ class _Listings:
         self.outputs = _output_listing(places)
         self.receipts = _receipt_listing(places)
         source = places.source
-        self.sources.read(store.list(source.bucket, source.prefix, self.sources.address(after)))
+        self.sources.read(store.listing(source.bucket, source.prefix, self.sources.address(after)))
         self.outputs.read(list_outputs(store, places, self.outputs.address(after)))
         place = self.receipts.place
         self.receipts.read(receipts.list_folder(store, place, self.receipts.address(after)))

@@ -1,15 +1,16 @@
-"""The circuit breaker: an outage of the store stops a worker, and costs no picture its retries.
+"""The circuit breaker: an outage of a route's store costs no picture its retries.
 
-After a failed call the worker probes the store in the same way. If the probe fails too, there is an
-outage; otherwise the failure concerns this picture alone. During an outage the worker takes no
-messages, and one thread probes the store with growing pauses. Failures of other pictures in the
-meantime do not count as tries.
+After a failed call the worker probes the route in the same way. If the probe fails too, there is an
+outage; otherwise the failure concerns this picture alone. During an outage one thread for each
+closed route probes with growing pauses, and pictures of the route are postponed without being
+fetched. Failures during an outage do not count as tries. If all routes are closed, the worker takes
+no messages.
 """
 
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -22,58 +23,100 @@ from ..errors import (
     VeilError,
     log_fields,
 )
+from ..routes import Route
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
 REMINDER_SECONDS = 60.0  # between two lines of the log about the same outage
 STORE_ERRORS = (StorageUnavailable, CredentialsRefused, DestinationUnavailable)
 
-Probe = Callable[[], None]
-"""A function that raises one of STORE_ERRORS during an outage of the store."""
+Probe = Callable[[Route], None]
+"""A function that raises one of STORE_ERRORS during an outage of a route."""
 
 log = structlog.get_logger("veil")
 
 
 class CircuitBreaker:
-    """The circuit breaker of a worker, shared by its threads. It is open during an outage."""
+    """The circuit breaker of a worker, shared by its threads: a circuit for each route."""
 
     def __init__(
-        self, set_paused: Callable[[bool], None], sleep: Callable[[float], None] = time.sleep
+        self,
+        set_paused: Callable[[bool], None],
+        probe: Probe,
+        routes: Iterable[Route],
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`set_paused` is called with True when an outage begins, and with False when it ends."""
+        """`set_paused` is called with True when the last route is closed, with False afterwards.
+
+        `probe` is called with one of `routes` at a time in each thread.
+        """
         self._set_paused = set_paused
+        self._probe = probe
         self._sleep = sleep
         self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._closed.set()
+        self._checking = threading.Lock()
+        self._probing = {route: threading.Lock() for route in routes}
+        self._failures: dict[Route, VeilError] = {}
 
     @property
     def is_open(self) -> bool:
-        return not self._closed.is_set()
+        """True if all routes are closed, so that the worker takes no messages."""
+        return len(self._failures) == len(self._probing)
 
-    def is_outage(self, error: Transient, probe: Probe) -> bool:
-        """Return whether `error` is part of an outage of the store; open the breaker if it is new.
+    @property
+    def closed_routes(self) -> int:
+        """The number of routes with an outage."""
+        return len(self._failures)
 
-        Waits for `probe` unless the breaker is open already.
+    def raise_if_closed(self, route: Route) -> None:
+        """Raise the error of the outage of `route`, if there is one."""
+        if failure := self._failures.get(route):
+            # Many threads raise it, and each would add its frames to one traceback.
+            raise type(failure)(str(failure))
+
+    def is_outage(self, error: Transient, route: Route) -> bool:
+        """Return whether `error` is part of an outage of `route`; close the route if it is new.
+
+        Waits for the probe unless the route is closed already.
         """
-        if not isinstance(error, STORE_ERRORS):
-            return False
-        with self._lock:
-            if self.is_open:
+        return isinstance(error, STORE_ERRORS) and self._is_closed(route)
+
+    def check(self) -> None:
+        """Probe all routes, and close those with an outage. Only one thread does so at a time."""
+        if not self._checking.acquire(blocking=False):
+            return
+        try:
+            for route in self._probing:
+                self._is_closed(route)
+        finally:
+            self._checking.release()
+
+    def _is_closed(self, route: Route) -> bool:
+        """Return whether `route` is closed, by a probe unless that is known; close it if so."""
+        with self._probing[route]:
+            if route in self._failures:
                 return True
-            failure = _failure(probe)
+            failure = self._failure(route)
             if failure is None:
                 return False
-            self._closed.clear()
-            self._set_paused(True)
-        log.error("store away", **log_fields(failure), action="taking nothing until it is back")
-        threading.Thread(
-            target=self._wait, args=(probe, failure), name="circuit breaker", daemon=True
-        ).start()
+            self._close(route, failure)
         return True
 
-    def _wait(self, probe: Probe, failure: VeilError) -> None:
-        """Probe until the store is back, then close the breaker."""
+    def _close(self, route: Route, failure: VeilError) -> None:
+        with self._lock:
+            self._failures[route] = failure
+            self._set_paused(self.is_open)
+            is_open = self.is_open
+        action = "taking nothing until it is back" if is_open else "other routes go on"
+        log.error("store away", route=str(route), **log_fields(failure), action=action)
+        threading.Thread(
+            target=self._wait, args=(route, failure), name="circuit breaker", daemon=True
+        ).start()
+        # Other routes may have the same store.
+        threading.Thread(target=self.check, name="routes", daemon=True).start()
+
+    def _wait(self, route: Route, failure: VeilError) -> None:
+        """Probe until the store is back, then open the route."""
         began = reminded = time.monotonic()
         probes = 0
         last: VeilError | None = failure
@@ -81,29 +124,29 @@ class CircuitBreaker:
             longest = ceiling(probes, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
             # Jitter keeps several workers from coming back at the same moment.
             self._sleep(max(random.uniform(longest / 2, longest), requested_pause(last)))
-            last = _failure(probe)
+            last = self._failure(route)
             probes += 1
             now = time.monotonic()
             if last is not None and now - reminded >= REMINDER_SECONDS:
-                log.error("store still away", **log_fields(last), seconds=round(now - began))
+                away = round(now - began)
+                log.error("store still away", route=str(route), **log_fields(last), seconds=away)
                 reminded = now
-        log.warning("store back", seconds=round(time.monotonic() - began, 1))
+        log.warning("store back", route=str(route), seconds=round(time.monotonic() - began, 1))
         with self._lock:
+            del self._failures[route]
             self._set_paused(False)
-            self._closed.set()
+
+    def _failure(self, route: Route) -> VeilError | None:
+        """Return the error of the probe if it is an outage of the store."""
+        try:
+            self._probe(route)
+        except STORE_ERRORS as error:
+            return error
+        except Exception as error:  # Neither another error nor a bug may stop the worker.
+            log.error("probe failed", route=str(route), error=type(error).__name__)
+        return None
 
 
 def requested_pause(error: VeilError) -> float:
     """Return the pause in seconds that the store requested with `error`, or 0."""
     return (error.retry_after or 0.0) if isinstance(error, StorageUnavailable) else 0.0
-
-
-def _failure(probe: Probe) -> VeilError | None:
-    """Return the error of `probe` if it is an outage of the store."""
-    try:
-        probe()
-    except STORE_ERRORS as error:
-        return error
-    except Exception as error:  # Neither another error nor a bug in the probe may stop the worker.
-        log.error("probe failed", error=type(error).__name__)
-    return None

@@ -72,10 +72,13 @@ class PipelineStep(bootsteps.Step):  # type: ignore[misc]
         app.loader.override_backends = dict.fromkeys(("redis", "rediss"), BACKEND)
         check_redis(app)
         deliveries = Deliveries(app.backend.client)
+        pipeline = app.build_pipeline(app, deliveries, worker.hostname)
         app.work = Work(
-            pipeline=app.build_pipeline(app, deliveries, worker.hostname),
+            pipeline=pipeline,
             deliveries=deliveries,
-            circuit_breaker=CircuitBreaker(Transport.leases.set_paused),
+            circuit_breaker=CircuitBreaker(
+                Transport.leases.set_paused, pipeline.check_store, pipeline.routes
+            ),
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..messages import AnonymizeReport, AnonymizeRequest
-from ..routes import Route, Routed
+from ..routes import Route, Routed, Routes
 from .attempts import Deliveries
 from .circuit_breaker import CircuitBreaker
 
@@ -14,6 +14,7 @@ class Pipeline(Protocol):
     """The work on one picture. All threads of a worker share one pipeline."""
 
     recipe: str
+    routes: Routes
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if there is none."""

@@ -1,5 +1,6 @@
 """The only translation of errors of boto3 and S3 into those of tasks.errors."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from ..errors import (
     VeilError,
 )
 
+MAX_WORDS = 300  # characters of the store's own words in a message
+SKEW_SECONDS = 900  # by which a clock may differ from that of Amazon S3
 LONGEST_RETRY_AFTER = 300.0  # seconds; a longer Retry-After of a store is cut to it
 
 # Error codes by who must act. Source: Amazon S3 API reference, "Error responses".
@@ -30,6 +33,15 @@ DENIED = {
     "AccessDenied", "AccountProblem", "AllAccessDisabled", "Forbidden", "InvalidSecurity",
     "NotSignedUp", "UnauthorizedAccess", "401", "403",
 }  # fmt: skip
+ELSEWHERE = {  # codes of a bucket in another region
+    "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect",
+    "TemporaryRedirect",
+}  # fmt: skip
+# Calls that get the credentials for a call to S3. Their refusal affects every picture.
+CREDENTIAL_CALLS = (
+    "AssumeRole", "AssumeRoleWithWebIdentity", "AssumeRoleWithSAML", "GetRoleCredentials",
+    "CreateToken", "AssumeRoleForPodIdentity",
+)  # fmt: skip
 REFUSED = {  # codes for credentials that S3 accepts for no call
     "AuthFailure", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
     "SignatureDoesNotMatch", "TokenRefreshRequired",
@@ -39,7 +51,10 @@ LATER = {
     "RequestTimeout", "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
 }  # fmt: skip
+NO_TEXT = ("", "403")  # botocore's codes of an answer 403 without a body
 NO_CODE = ("", "400")  # botocore's codes of an answer 400 that has none
+REPEATED = ("Forbidden", "Not Found", "Bad Request")  # botocore's texts for answers without one
+WITH_PASSWORD = re.compile(r"//[^/@\s]*@")
 CHANGED = (409, 412)  # HTTP statuses: another client changed the object that a call depends on
 WANTS_TLS = "VEIL_S3_ENDPOINT, which begins with https:// if this port speaks TLS"
 UNREACHABLE = (
@@ -127,26 +142,30 @@ def _names_bucket_in_host(error: Exception, place: ObjectUri | PrefixUri) -> boo
 
 
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
-    name, http = code(error), status(error)
+    name, http, said = code(error), status(error), words(error)
+    named = f"{name}: {said}" if said else name
+    if refused := _credentials_refused(error, place, named):
+        return refused
     if name == "NoSuchBucket":
         return ObjectNotFound(
             f"{place}: the bucket does not exist: create it, or correct the address"
         )
     if name in MISSING or (not name and http == 404):
         return ObjectNotFound(f"{place} does not exist")
+    if name in ELSEWHERE:
+        region = error.response.get("Error", {}).get("Region") or "that of the bucket"
+        return StorageUnavailable(
+            f"{place}: the bucket is in another region ({named}): set VEIL_S3_REGION to {region}"
+        )
     if name in LATER or http in (408, 429) or http >= 500:
-        unavailable = StorageUnavailable(f"{place}: S3 answers {http or ''} {name}")
+        unavailable = StorageUnavailable(f"{place}: S3 answers {http or ''} {named}")
         unavailable.retry_after = _retry_after(error)
         return unavailable
-    if name in REFUSED:
-        return CredentialsRefused(
-            f"{place}: S3 refuses the credentials ({name}): check or renew them"
-        )
     if name == "InvalidObjectState":
         return StorageRejected(f"{place} is archived: restore it first")
     if name in DENIED or http in (401, 403):
         return AccessDenied(
-            f"{place}: S3 denies access ({name}): check the credentials and the bucket's policy"
+            f"{place}: S3 denies access ({named}): check the credentials and the bucket's policy"
         )
     if http == 400 and name in NO_CODE:
         # A server with TLS answers so to a request without TLS, and Amazon S3 to a HEAD with an
@@ -154,7 +173,47 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
         return StorageUnavailable(
             f"{place}: S3 answers 400 without a reason: check the credentials, and {WANTS_TLS}"
         )
-    return StorageRejected(f"{place}: S3 answers {http or ''} {name}")
+    return StorageRejected(f"{place}: S3 answers {http or ''} {named}")
+
+
+def _credentials_refused(
+    error: vendor.ClientError, place: ObjectUri | PrefixUri, named: str
+) -> CredentialsRefused | None:
+    """Return the error for an answer that refuses the credentials or the clock, else None."""
+    if error.operation_name in CREDENTIAL_CALLS:
+        return CredentialsRefused(
+            f"{place}: no usable S3 credentials ({error.operation_name}: {named}): check the role, "
+            "its trust policy and its external id"
+        )
+    if skew := _clock_skew(error):
+        return CredentialsRefused(
+            f"{place}: S3 refuses the clock of this machine ({named}): {skew}"
+        )
+    if code(error) in REFUSED:
+        return CredentialsRefused(
+            f"{place}: S3 refuses the credentials ({named}): check or renew them"
+        )
+    return None
+
+
+def _clock_skew(error: vendor.ClientError) -> str | None:
+    """Return by how much the clock is wrong, if that is the reason for a refusal; else None.
+
+    A HEAD has no code, so the answer's Date tells.
+    """
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        seconds = time.time() - parsedate_to_datetime(str(headers.get("date", ""))).timestamp()
+    except (ValueError, OverflowError):
+        seconds = 0.0
+    is_refused = code(error) in REFUSED or (code(error) in NO_TEXT and status(error) == 403)
+    if code(error) != "RequestTimeTooSkewed" and not (is_refused and abs(seconds) > SKEW_SECONDS):
+        return None
+    if abs(seconds) < 1:
+        return "set it, for instance with NTP"
+    return (
+        f"it is {abs(seconds):,.0f} s {'ahead' if seconds > 0 else 'behind'}: set it, as with NTP"
+    )
 
 
 def knows_no_condition(error: VeilError) -> bool:
@@ -171,6 +230,18 @@ def code(error: BaseException | None) -> str:
     """Return the code of S3's answer; empty for an error without an answer."""
     response = error.response if isinstance(error, vendor.ClientError) else {}
     return str(response.get("Error", {}).get("Code", ""))
+
+
+def words(error: BaseException | None) -> str:
+    """Return the message in S3's answer, cut to one short line; empty if there is none.
+
+    Addresses with a password are left out.
+    """
+    response = error.response if isinstance(error, vendor.ClientError) else {}
+    text = " ".join(str(response.get("Error", {}).get("Message") or "").split())
+    text = WITH_PASSWORD.sub("//", text)
+    is_phrase = text in REPEATED or text == code(error)
+    return "" if is_phrase else text[:MAX_WORDS].rstrip(".")
 
 
 def status(error: BaseException | None) -> int:

@@ -273,8 +273,9 @@ def list_folder(store: ObjectStore, folder: PrefixUri, after: str = "") -> Itera
 
     The keys in their names are relative to `folder`. The names prove nothing.
     """
-    for _, name in _list(store, folder.bucket, folder.prefix, folder.prefix, after):
-        yield name
+    for stored in store.listing(folder.bucket, folder.prefix, after):
+        if name := parse(stored.uri.key.removeprefix(folder.prefix)):
+            yield name
 
 
 def list_names(
@@ -282,9 +283,10 @@ def list_names(
 ) -> Iterator[tuple[ObjectUri, ReceiptName]]:
     """Yield the addresses and names of the receipts of the output `key`. Names prove nothing."""
     start = prefix(destination, key)
-    for found_uri, name in _list(store, destination.bucket, start):
-        if f"{name.key}." == start:
-            yield found_uri, replace(name, key=key)
+    for stored in store.list(destination.bucket, start):
+        name = parse(stored.uri.key)
+        if name and f"{name.key}." == start:
+            yield stored.uri, replace(name, key=key)
 
 
 def find(
@@ -370,18 +372,6 @@ def _fields(content: bytes) -> dict[str, Any]:
         # An escape can stand for half a character. UnicodeEncodeError is a ValueError.
         json.dumps(fields, ensure_ascii=False).encode()
     return fields
-
-
-def _list(
-    store: ObjectStore, bucket: str, start: str, removed: str = "", after: str = ""
-) -> Iterator[tuple[ObjectUri, ReceiptName]]:
-    """Yield the receipts whose keys begin with `start` and come after `after`.
-
-    The keys in their names lack the prefix `removed`.
-    """
-    for stored in store.list(bucket, start, after):
-        if name := parse(stored.uri.key.removeprefix(removed)):
-            yield stored.uri, name
 
 
 def _stem(destination: PrefixUri, key: str) -> str:

@@ -1,20 +1,15 @@
 """Read, write, delete and list S3 objects."""
 
 import hashlib
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import dropwhile
 from typing import Any, Self
-from urllib.parse import urlsplit
 
-import boto3
-import botocore.config
-import botocore.exceptions as vendor
-import botocore.parsers
 import structlog
 
 from ..addresses import AMBIGUOUS, MAX_KEY_BYTES, ObjectUri, PrefixUri, plain
@@ -24,15 +19,14 @@ from ..errors import (
     InvalidRequest,
     NothingFound,
     ObjectNotFound,
-    SettingsInvalid,
     StorageRejected,
     StorageUnavailable,
 )
-from ..settings import NO_REGION_OF_AMAZON, S3_ATTEMPTS, Settings, is_region_of_amazon
+from ..settings import Settings
+from .access import Access, Accesses, Place
 from .aws_errors import CHANGED, code, knows_no_condition, status, translated
+from .upload_headers import PLAIN, UploadHeaders
 
-AMAZON_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
-DEFAULT_REGION = "us-east-1"  # if nothing is configured; S3 then names the region of each bucket
 # A read waits for all of its bytes. Small reads notice early that a slow download misses its
 # deadline.
 CHUNK_BYTES = 1 << 14
@@ -48,7 +42,8 @@ log = structlog.get_logger("veil")
 class StoredObject:
     """The attributes of an object in S3.
 
-    `etag` has no quotes, `size` is in bytes. `metadata` has lower-case names; listings lack it.
+    `etag` has no quotes, `size` is in bytes. `metadata` has lower-case names. Listings lack it, and
+    the headers that follow `modified`.
     """
 
     uri: ObjectUri
@@ -56,6 +51,8 @@ class StoredObject:
     size: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     modified: datetime | None = None
+    cache_control: str | None = None
+    content_encoding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,15 +72,25 @@ class OpenObject:
     """
 
 
+Lister = Callable[[str, str], Iterator[StoredObject]]
+"""A function of a prefix and of a key: yields the objects below the prefix after the key."""
+
+
 class ObjectStore:
     """The S3 calls that Veil makes. Every method raises only VeilError."""
 
-    def __init__(self, client: Any, page_keys: int = PAGE_KEYS) -> None:
-        """`client` is boto3's for S3. Listings ask for `page_keys` keys at once."""
-        self._client = client
+    def __init__(
+        self, client: Any, page_keys: int = PAGE_KEYS, accesses: Accesses | None = None
+    ) -> None:
+        """`client` is boto3's for S3, unless there are `accesses`.
+
+        Listings ask for `page_keys` keys at once.
+        """
+        self._accesses = accesses or Accesses(Access(client), Access(client))
         self._page_keys = page_keys
         self._has_conditional_put = True  # assumed until the store refuses a condition
         self._folds_keys: dict[str, bool] = {}  # by bucket, see check_name
+        self._listers: dict[str, Lister] = {}
 
     @classmethod
     def connect(cls, settings: Settings, connections: int = 10) -> Self:
@@ -92,36 +99,27 @@ class ObjectStore:
         Raises SettingsInvalid if the endpoint, the region or boto3's own configuration can't be
         used.
         """
-        style = settings.s3_addressing
-        config = botocore.config.Config(
-            connect_timeout=settings.s3_connect_seconds,
-            read_timeout=settings.s3_read_seconds,
-            max_pool_connections=connections,
-            retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
-            tcp_keepalive=True,
-            # Without a style, boto3 chooses the one that the setting `auto` describes.
-            s3=None if style == "auto" else {"addressing_style": style},
-        )
-        try:
-            session = boto3.session.Session()
-            client = session.client(
-                "s3",
-                endpoint_url=settings.s3_endpoint,
-                region_name=region_of(session, settings),
-                config=config,
-            )
-        except (vendor.BotoCoreError, ValueError) as error:
-            raise SettingsInvalid(f"no S3 client can be made: {error}") from None
-        host, region = urlsplit(client.meta.endpoint_url).hostname or "", client.meta.region_name
-        if host.endswith(AMAZON_HOSTS) and not is_region_of_amazon(region):
-            raise SettingsInvalid(NO_REGION_OF_AMAZON.format(region))
-        return cls(client)
+        return cls(None, accesses=Accesses.connect(settings, connections))
+
+    def owner_of(self, place: Place) -> str | None:
+        """Return the account to which the bucket of `place` must belong, if any is configured."""
+        return self._accesses.of(place).arguments.get("ExpectedBucketOwner")
+
+    def _call(
+        self, place: Place, operation: str, via: Place | None = None, **arguments: Any
+    ) -> Any:
+        """Return the answer to a call on `place`. Raises a VeilError.
+
+        The credentials are those for `via`, if that is given.
+        """
+        access = self._accesses.of(via or place)
+        with translated(place):
+            return access.call(operation, Bucket=place.bucket, **arguments)
 
     @contextmanager
     def open(self, uri: ObjectUri) -> Iterator[OpenObject]:
         """Request an object, so that its size and ETag are known before its content is read."""
-        with translated(uri):
-            answer = self._client.get_object(Bucket=uri.bucket, Key=uri.key)
+        answer = self._call(uri, "get_object", Key=uri.key)
         stored = _stored(uri, answer)
 
         def read(max_bytes: int, seconds: float) -> bytes:
@@ -139,6 +137,15 @@ class ObjectStore:
             self.check_name(uri, known=uri)
             yield OpenObject(stored, read, digest)
 
+    def chunks(self, uri: ObjectUri, seconds: float) -> Generator[bytes]:
+        """Yield the content of an object of any size.
+
+        Raises StorageUnavailable if it takes longer than `seconds`, or ends early.
+        """
+        answer = self._call(uri, "get_object", Key=uri.key)
+        with closing(answer["Body"]):
+            yield from _chunks(_stored(uri, answer), answer["Body"], seconds)
+
     def head(self, uri: ObjectUri) -> StoredObject | None:
         """Return the attributes of an object; None if there is no such object."""
         try:
@@ -148,11 +155,15 @@ class ObjectStore:
         self.check_name(uri, known=uri)
         return stored
 
-    def _head(self, uri: ObjectUri) -> StoredObject:
-        with translated(uri):
-            return _stored(uri, self._client.head_object(Bucket=uri.bucket, Key=uri.key))
+    def _head(self, uri: ObjectUri, via: Place | None = None) -> StoredObject:
+        return _stored(uri, self._call(uri, "head_object", via, Key=uri.key))
 
-    def check_name(self, place: ObjectUri | PrefixUri, known: ObjectUri | None = None) -> None:
+    def tags(self, uri: ObjectUri) -> dict[str, str]:
+        """Return the tags of an object."""
+        answer = self._call(uri, "get_object_tagging", Key=uri.key)
+        return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
+
+    def check_name(self, place: Place, known: ObjectUri | None = None) -> None:
         r"""Raise InvalidRequest if the store takes the key of `place` for another key.
 
         Stores that keep objects as files take ``a//b`` and ``a\b`` for ``a/b``, and ``/b`` for
@@ -160,7 +171,7 @@ class ObjectStore:
         object, `known` or any of the bucket, under its key with more slashes.
         """
         key = place.key if isinstance(place, ObjectUri) else place.prefix
-        if (found := AMBIGUOUS.search(key)) and self._folds(place.bucket, known):
+        if (found := AMBIGUOUS.search(key)) and self._folds(place, known):
             is_leading = found.start() == 0
             part = "a slash at the beginning of a key" if is_leading else f"{found[0]} in a key"
             raise InvalidRequest(
@@ -168,23 +179,24 @@ class ObjectStore:
                 f"use s3://{place.bucket}/{plain(key)}"
             )
 
-    def _folds(self, bucket: str, known: ObjectUri | None) -> bool:
+    def _folds(self, place: Place, known: ObjectUri | None) -> bool:
+        bucket = place.bucket
         if bucket not in self._folds_keys:
-            known = known or self._any_plain(bucket)
+            known = known or self._any_plain(place)
             if known is None:
                 return False  # An empty bucket holds no object that could be confused with another.
-            self._folds_keys[bucket] = self._finds_behind_slashes(known)
+            self._folds_keys[bucket] = self._finds_behind_slashes(known, place)
         return self._folds_keys[bucket]
 
-    def _any_plain(self, bucket: str) -> ObjectUri | None:
-        """Return an object of `bucket` whose key is not ambiguous; None if there is none."""
-        uris = (stored.uri for stored in self._list(bucket, "", ""))
+    def _any_plain(self, place: Place) -> ObjectUri | None:
+        """Return an object of a bucket whose key is not ambiguous; None if there is none."""
+        uris = (stored.uri for stored in self._list(place.bucket, "", "", via=place))
         return next((uri for uri in uris if not uri.is_ambiguous), None)
 
-    def _finds_behind_slashes(self, known: ObjectUri) -> bool:
+    def _finds_behind_slashes(self, known: ObjectUri, via: Place) -> bool:
         slashes = SLASHES_OF_NO_KEY[: max(MAX_KEY_BYTES - len(known.key.encode()), 1)]
         try:
-            self._head(ObjectUri(known.bucket, slashes + known.key))
+            self._head(ObjectUri(known.bucket, slashes + known.key), via)
         except (ObjectNotFound, AccessDenied, StorageRejected):
             # S3 denies access to a missing object where the keys may not be listed.
             return False
@@ -196,19 +208,21 @@ class ObjectStore:
         content: bytes,
         content_type: str,
         metadata: Mapping[str, str],
+        headers: UploadHeaders = PLAIN,
         **condition: str,
     ) -> None:
-        """Write one object atomically. botocore sends a checksum that S3 verifies.
+        """Write one object atomically, with a checksum that S3 verifies.
 
         `condition` is IfMatch or IfNoneMatch, as boto3 names them.
         """
         with translated(uri):
-            self._client.put_object(
+            self._accesses.of(uri).put(
+                content,
                 Bucket=uri.bucket,
                 Key=uri.key,
-                Body=content,
                 ContentType=content_type,
                 Metadata=dict(metadata),
+                **headers.arguments(),
                 **condition,
             )
 
@@ -219,6 +233,7 @@ class ObjectStore:
         content: bytes,
         content_type: str,
         metadata: Mapping[str, str],
+        headers: UploadHeaders = PLAIN,
     ) -> bool:
         """Write one object if the current one is still `known`, None for no object.
 
@@ -227,13 +242,15 @@ class ObjectStore:
         compared right before it is replaced, so a change in the instant between is overwritten.
         """
         if self._has_conditional_put:
-            is_written = self._put_conditionally(known, uri, content, content_type, metadata)
+            is_written = self._put_conditionally(
+                known, uri, content, content_type, metadata, headers
+            )
             if is_written is not None:
                 return is_written
         current = self.head(uri)
         if (current and current.etag) != (known and known.etag):
             return False
-        self.put(uri, content, content_type, metadata)
+        self.put(uri, content, content_type, metadata, headers)
         if self._has_conditional_put:
             # The store has taken the same object without a condition.
             self._has_conditional_put = False
@@ -250,11 +267,12 @@ class ObjectStore:
         content: bytes,
         content_type: str,
         metadata: Mapping[str, str],
+        headers: UploadHeaders,
     ) -> bool | None:
         """Write as `put_in_place_of` does; return None if the store may not know conditions."""
         condition = {"IfNoneMatch": "*"} if known is None else {"IfMatch": f'"{known.etag}"'}
         try:
-            self.put(uri, content, content_type, metadata, **condition)
+            self.put(uri, content, content_type, metadata, headers, **condition)
         except ObjectNotFound as error:
             if known is None or code(error.__cause__) == "NoSuchBucket":
                 raise
@@ -269,8 +287,7 @@ class ObjectStore:
 
     def delete(self, uri: ObjectUri) -> None:
         """Delete one object. A missing object is no error."""
-        with translated(uri):
-            self._client.delete_object(Bucket=uri.bucket, Key=uri.key)
+        self._call(uri, "delete_object", Key=uri.key)
 
     def delete_version(self, uri: ObjectUri, etag: str) -> bool:
         """Delete an object if its ETag is still `etag`, and return whether it was deleted.
@@ -279,8 +296,7 @@ class ObjectStore:
         store that checks the condition.
         """
         try:
-            with translated(uri):
-                self._client.delete_object(Bucket=uri.bucket, Key=uri.key, IfMatch=f'"{etag}"')
+            self._call(uri, "delete_object", Key=uri.key, IfMatch=f'"{etag}"')
         except ObjectNotFound:
             return False
         except StorageRejected as error:
@@ -300,12 +316,22 @@ class ObjectStore:
             return listed
         return dropwhile(lambda stored: _is_up_to(stored.uri.key, after), listed)
 
+    def list_as(self, bucket: str, lister: Lister) -> None:
+        """Have `lister` answer the calls of `listing` for `bucket`."""
+        self._listers[bucket] = lister
+
+    def listing(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
+        """Yield the objects as `list` does, or as an inventory has them (see `list_as`)."""
+        return self._listers.get(bucket, partial(self.list, bucket))(prefix, after)
+
     def require_any(self, place: PrefixUri) -> None:
         """Raise NothingFound if there is no object below `place`: its address may be mistyped."""
-        if next(self.list(place.bucket, place.prefix), None) is None:
+        if next(self.listing(place.bucket, place.prefix), None) is None:
             raise NothingFound(f"no object below {place}: correct the address")
 
-    def _list(self, bucket: str, prefix: str, after: str) -> Iterator[StoredObject]:
+    def _list(
+        self, bucket: str, prefix: str, after: str, via: Place | None = None
+    ) -> Iterator[StoredObject]:
         """Yield the objects below `prefix` page by page.
 
         If a page of SeaweedFS ends at the key ``a``, the objects in the folder ``a/`` are missing
@@ -317,7 +343,7 @@ class ObjectStore:
         start = {"StartAfter": after} if after else {}
         last = ""
         while True:
-            page = self._list_page(bucket, prefix, start)
+            page = self._list_page(bucket, prefix, start, via)
             found = page.get("Contents", ())
             is_full = len(found) >= self._page_keys
             found = [item for item in found if not last or not _is_up_to(item["Key"], last)]
@@ -332,25 +358,21 @@ class ObjectStore:
             else:
                 return
 
-    def _list_page(self, bucket: str, prefix: str, start: Mapping[str, str]) -> dict[str, Any]:
-        with translated(PrefixUri(bucket, prefix)):
-            page: dict[str, Any] = self._client.list_objects_v2(
-                Bucket=bucket, Prefix=prefix, MaxKeys=self._page_keys, **start
-            )
+    def _list_page(
+        self, bucket: str, prefix: str, start: Mapping[str, str], via: Place | None
+    ) -> dict[str, Any]:
+        page: dict[str, Any] = self._call(
+            PrefixUri(bucket, prefix),
+            "list_objects_v2",
+            via,
+            Prefix=prefix,
+            MaxKeys=self._page_keys,
+            **start,
+        )
         _check_whole(page, "IsTruncated")
         if page["IsTruncated"]:
             _check_whole(page, "NextContinuationToken")
         return page
-
-
-def region_of(session: boto3.session.Session, settings: Settings) -> str:
-    """Return the region of the setting, else that of the environment or of the profile.
-
-    boto3 itself does not read AWS_REGION, which containers on Amazon's services have, and which the
-    command `aws` prefers to AWS_DEFAULT_REGION.
-    """
-    configured = settings.s3_region or os.environ.get("AWS_REGION") or session.region_name
-    return configured or DEFAULT_REGION
 
 
 def _chunks(stored: StoredObject, body: Any, seconds: float) -> Iterator[bytes]:
@@ -410,4 +432,6 @@ def _stored(uri: ObjectUri, answer: Mapping[str, Any]) -> StoredObject:
         answer["ContentLength"],
         metadata,
         answer.get("LastModified"),
+        answer.get("CacheControl"),
+        answer.get("ContentEncoding"),
     )

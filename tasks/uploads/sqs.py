@@ -23,8 +23,8 @@ from ..errors import (
 )
 from ..publishing import Wanted
 from ..settings import Settings
+from ..storage.access import region_of
 from ..storage.aws_errors import DENIED, NO_CREDENTIALS, UNREACHABLE
-from ..storage.s3 import region_of
 from .stopping import Stop, Stopped
 from .trigger import SourceBackoff, Trigger
 

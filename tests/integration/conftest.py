@@ -32,7 +32,7 @@ from tasks.storage.s3 import ObjectStore, StoredObject
 from tools.local.servers import DATABASES, HOST, S3, Redis, Server, free_port, start_redis, start_s3
 
 RAW, CLEAN = "raw", "clean"
-# The second route has no buckets, the third no destination bucket.
+# The second route has no source bucket, the third no destination bucket.
 ROUTES = (
     f"s3://{RAW}=s3://{CLEAN},s3://absent=s3://{CLEAN}-absent,s3://other/in=s3://absent-outputs"
 )
@@ -169,7 +169,7 @@ def redis_server(
 
 @pytest.fixture(scope="session")
 def s3(clean_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    started = start_s3(tmp_path_factory.mktemp("s3"), (RAW, CLEAN, "other"))
+    started = start_s3(tmp_path_factory.mktemp("s3"), (RAW, CLEAN, f"{CLEAN}-absent", "other"))
     yield started
     started.server.stop()
 

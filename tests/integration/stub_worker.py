@@ -23,7 +23,7 @@ from tasks.app import app
 from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUES, AnonymizeReport
-from tasks.routes import Route, Routed
+from tasks.routes import Route, Routed, Routes
 from tasks.settings import Settings
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
@@ -36,6 +36,7 @@ class StubPipeline:
     """A pipeline that sleeps or fails as the keys of its pictures say."""
 
     recipe = "stub"
+    routes = Routes((ROUTE,))
 
     def __init__(self, journal: Path, watchdog: Watchdog, stall_seconds: float):
         self._journal = journal

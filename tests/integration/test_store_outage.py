@@ -82,9 +82,10 @@ def test_a_store_that_answers_503_costs_no_picture_and_is_left_alone(
     setting, sources, clean, place, wait_until
 ):
     metrics = f"{HOST}:{free_port()}"
-    setting.way.rates = {"503": 1.0}
     setting.start(VEIL_METRICS=metrics)
     assert store_up(metrics) == 1
+    _wait_for_first_probe(setting, wait_until)
+    setting.way.rates = {"503": 1.0}
     for source in sources:
         setting.queue.send(source)
 
@@ -105,8 +106,9 @@ def test_a_store_that_answers_503_costs_no_picture_and_is_left_alone(
 
 
 def test_the_pause_that_the_store_asks_for_is_kept(setting, sources, wait_until):
-    setting.way.rates, setting.way.retry_after = {"503": 1.0}, 4
     setting.start()
+    _wait_for_first_probe(setting, wait_until)
+    setting.way.rates, setting.way.retry_after = {"503": 1.0}, 4
     setting.queue.send(sources[0])
     wait_until(lambda: setting.worker.lines("store away"))
     wait_until(lambda: setting.worker.lines("retried"))
@@ -190,6 +192,64 @@ def test_what_an_operator_has_to_put_right_waits_for_it_without_a_restart(
     assert setting.queue.dead() == {}
 
 
+def test_a_store_that_is_away_at_the_start_is_found_before_a_message_comes(
+    setting, sources, wait_until
+):
+    setting.way.rates = {"503": 1.0}
+    setting.start()
+    (line,) = wait_until(lambda: setting.worker.lines("store away"))
+    assert line["route"] == "s3://raw/=s3://clean/"
+    setting.queue.send(sources[0])
+    time.sleep(2)
+    assert setting.worker.lines("retried") == []
+    setting.way.rates = {}
+    wait_until(lambda: setting.worker.lines("anonymized"), 60)
+
+
+def test_a_route_whose_uploads_are_refused_does_not_stop_the_others(
+    setting, s3, raw, clean, place, wait_until
+):
+    """A bucket policy demands a header that the worker does not send, until it is corrected."""
+    metrics = f"{HOST}:{free_port()}"
+    client, strict = s3.client(), f"strict-{place.strip('/')}"
+    client.create_bucket(Bucket=strict)
+    deny = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:PutObject",
+        "Resource": f"arn:aws:s3:::{strict}/*",
+        "Condition": {"StringNotEquals": {"s3:x-amz-server-side-encryption": "AES256"}},
+    }
+    policy = {"Version": "2012-10-17", "Statement": [deny]}
+    client.put_bucket_policy(Bucket=strict, Policy=json.dumps(policy))
+    refused = [
+        raw.put(f"{place}strict/{number}.png", picture((number, 90, 90))) for number in range(30)
+    ]
+    other = [
+        raw.put(f"{place}open/{number}.png", picture((90, number, 90))) for number in range(10)
+    ]
+    routes = f"s3://raw/{place}strict=s3://{strict},s3://raw/{place}open=s3://clean/{place}open"
+    setting.start(VEIL_ROUTES=routes, VEIL_METRICS=metrics)
+    (line,) = wait_until(lambda: setting.worker.lines("store away"))
+    assert line["error"] == "DestinationUnavailable"
+    assert "VEIL_UPLOAD_ENCRYPTION" in line["message"]
+    assert line["action"] == "other routes go on"
+
+    for source in refused + other:
+        setting.queue.send(source)
+    wait_until(lambda: len(setting.worker.lines("anonymized")) == len(other), 60)
+
+    assert setting.queue.dead() == {}
+    assert store_up(metrics) == 1
+    assert value(metrics, "veil_closed_routes") == 1
+    listed = client.list_objects_v2(Bucket=strict).get("Contents", [])
+    assert listed == []
+    client.delete_bucket_policy(Bucket=strict)
+    wait_until(lambda: len(setting.worker.lines("anonymized")) == len(refused + other), 90)
+    assert setting.queue.dead() == {}
+    assert value(metrics, "veil_closed_routes") == 0
+
+
 def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(
     setting, sources, clean, place, wait_until
 ):
@@ -222,9 +282,18 @@ def test_a_worker_with_picture_processes_opens_no_file_to_write(
 
 
 def store_up(address):
+    return value(address, "veil_store_up")
+
+
+def value(address, metric):
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
-        (line,) = re.findall(r"^veil_store_up (.+)$", page.read().decode(), re.MULTILINE)
+        (line,) = re.findall(rf"^{metric} (.+)$", page.read().decode(), re.MULTILINE)
     return float(line)
+
+
+def _wait_for_first_probe(setting, wait_until):
+    """Wait until the worker has tested its routes, so that it meets a later outage in its work."""
+    wait_until(lambda: setting.way.methods["GET"], 30)
 
 
 def _in(seconds):

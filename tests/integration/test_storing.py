@@ -28,6 +28,7 @@ from tasks.routes import Route, Routes
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
+from tasks.storage.upload_headers import PLAIN_UPLOADS
 from tests.integration.conftest import Bucket
 from tests.pipelines import run as run_pipeline
 from tools.local.servers import start_s3
@@ -67,6 +68,8 @@ class Site:
         self.raw, self.clean = Bucket(client, "raw"), Bucket(client, self.route.destination.bucket)
         self.store = ObjectStore(client)
 
+    uploads = PLAIN_UPLOADS
+
     def pipeline(self, keys=(), hold=False, recipe=RECIPE, box=(5, 5, 20, 25), store=None):
         return Pipeline(
             store=store or self.store,
@@ -79,6 +82,7 @@ class Site:
             ),
             routes=Routes((self.route,)),
             keys=keys,
+            uploads=self.uploads,
         )
 
     def run(

@@ -187,13 +187,14 @@ def _work() -> None:
     """Run a worker whose pictures only sleep."""
     from tasks.app import app
     from tasks.messages import AnonymizeReport, AnonymizeRequest
-    from tasks.routes import Route, Routed
+    from tasks.routes import Route, Routed, Routes
     from worker import logs
 
     route = Route.parse("s3://raw=s3://clean")
 
     class Pipeline:
         recipe = "0" * 16
+        routes = Routes((route,))
 
         def resolve(self, request: AnonymizeRequest) -> Routed:
             return Routed(request, route, ObjectUri("clean", request.source.key))

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,9 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tasks import tracing
 from tasks.bulk import runs
 from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
+from tasks.bulk.inventory import Inventory
 from tasks.bulk.places import Places
 from tasks.bulk.runs import Run
-from tasks.errors import InvalidRequest, QueueUnavailable, RunTakenOver
+from tasks.errors import InvalidRequest, InventoryInvalid, QueueUnavailable, RunTakenOver
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes
 from tasks.records.dead_letters import DeadLetter
@@ -32,6 +33,7 @@ from tasks.storage.s3 import ObjectStore
 from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
+from worker.commands.inventories import Inventories, listed_from
 from worker.commands.ledger_entries import iso_time
 from worker.commands.options import Json, Suffix, refuse_beside
 from worker.commands.queue import celery_app
@@ -149,6 +151,7 @@ def backfill(
     restart: Restart = False,
     wait: Wait = False,
     follow: Follow = None,
+    inventory: Inventories = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Put every source that is not done yet on the queue.
@@ -167,6 +170,7 @@ def backfill(
         others = {
             "s3://BUCKET/PREFIX": source,
             "--to": to,
+            "--inventory": inventory,
             "--since": since,
             "--until": until,
             "--suffix": suffix or None,
@@ -188,11 +192,19 @@ def backfill(
         raise typer.BadParameter("must be before --until", param_hint="--since")
     settings = Settings.load()
     places = Places.find(source, to, settings.parsed_routes(), settings.receipt_keys())
-    selection = Selection(since, until, tuple(sorted(suffix or ())), limit)
     celery = celery_app()
     tracing.configure("veil-backfill")
-    store = _connect(celery, settings, places)
-    with Display.opened(celery.backend.client, as_json, is_rehearsal=dry_run) as display:
+    store = _connect(celery, settings)
+    with (
+        listed_from(store, inventory, places) as inventories,
+        Display.opened(celery.backend.client, as_json, is_rehearsal=dry_run) as display,
+    ):
+        selection = Selection(
+            since, until, tuple(sorted(suffix or ())), limit, _name(inventories, since or until)
+        )
+        # The run itself waits for servers; at its start a prefix without objects is more likely a
+        # mistake.
+        store.require_any(places.source)
         producer = Backfill(
             celery,
             store,
@@ -209,17 +221,27 @@ def backfill(
         return _run(celery, producer, display, restart, wait)
 
 
-def _connect(celery: "App", settings: Settings, places: Places) -> ObjectStore:
-    """Return the store. Raise QueueUnavailable or StorageUnavailable if a server can't be used.
+def _connect(celery: "App", settings: Settings) -> ObjectStore:
+    """Return the store. Raise QueueUnavailable if Redis can't be used.
 
-    The run itself waits for servers; at its start an unreachable one is more likely a mistake, as
-    is a prefix without objects: raise NothingFound.
+    The run itself waits for servers; at its start an unreachable one is more likely a mistake.
     """
     with connected():
         celery.backend.client.ping()
-    store = ObjectStore.connect(settings)
-    store.require_any(places.source)
-    return store
+    return ObjectStore.connect(settings)
+
+
+def _name(inventories: Sequence[Inventory], time: datetime | None) -> str | None:
+    """Return the part of the run's name that stands for `inventories`; None without any.
+
+    Raise InventoryInvalid if `time` selects sources, and an inventory has no times.
+    """
+    for inventory in inventories:
+        if time is not None and not inventory.has_times:
+            raise InventoryInvalid(
+                f"{inventory.name} has no LastModifiedDate: leave out --since and --until"
+            )
+    return " ".join(inventory.name for inventory in inventories) or None
 
 
 def _run(

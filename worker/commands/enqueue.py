@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,17 +10,17 @@ import typer
 
 from tasks import tracing
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed
-from tasks.messages import AnonymizeOptions, AnonymizeRequest
+from tasks.errors import BucketNotAllowed, VeilError
+from tasks.messages import AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
-from worker.commands import options, waiting
+from worker.commands import options, request_lines, waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.progress import progress_bar
-from worker.commands.queue import celery_app
+from worker.commands.progress import Bar, progress_bar
+from worker.commands.queue import celery_app, wait_for_room
 from worker.printing import print_summary, summarized
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ Prefix = Annotated[
     typer.Option(metavar="s3://BUCKET/PREFIX", help="Every object below this address."),
 ]
 
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="A file with an address or a JSON object a line, or - for standard input. The queue "
+        "is kept below 20,000 messages.",
+    ),
+]
+
 app = CommandApp()
 
 
@@ -40,6 +51,7 @@ app = CommandApp()
 def enqueue(
     uris: options.Sources = None,
     prefix: Prefix = None,
+    from_file: From = None,
     queue: options.Queue = "uploads",
     wait: options.Wait = False,
     timeout: options.Timeout = None,
@@ -57,19 +69,28 @@ def enqueue(
 
     Example: veil enqueue s3://camera-uploads/a/b.jpg --wait
     """
-    if not uris and not prefix:
-        raise typer.BadParameter("give addresses, or --prefix")
+    if not (uris or prefix or from_file):
+        raise typer.BadParameter("give addresses, --prefix or --from")
     wait_seconds = options.seconds_to_wait(wait, timeout)
     request = options.anonymize_options(method, region, exempt, extra)
     settings = Settings.load()
     sources = [ObjectUri.parse(uri) for uri in uris or ()]
     place = PrefixUri.parse(prefix) if prefix else None
-    if "routes" in settings.model_fields_set:  # Without it, the workers' routes are not known.
-        _refuse_unrouted(settings.parsed_routes(), sources, place)
+    # Without the setting, the workers' routes are not known.
+    routes = settings.parsed_routes() if "routes" in settings.model_fields_set else None
+    if routes is not None:
+        _refuse_unrouted(routes, sources, place)
     listed = _listed(settings, place) if place else ()
     celery = celery_app()
     tracing.configure("veil-enqueue")
-    waited_for = _publish(celery, chain(sources, listed), request, queue, wait, as_json)
+    with ExitStack() as stack:
+        pictures = (Wanted(source, options=request) for source in chain(sources, listed))
+        lines: Iterator[Wanted] = iter(())
+        if from_file is not None:
+            lines = request_lines.wanted(
+                stack.enter_context(request_lines.opened(from_file)), request, routes
+            )
+        waited_for = _publish(celery, chain(pictures, lines), queue, wait, as_json, from_file)
     if wait_seconds is None:
         return ExitCode.OK
     endings = waiting.wait(celery, waited_for, queue, wait_seconds, as_json)
@@ -78,13 +99,16 @@ def enqueue(
 
 def _publish(
     celery: "App",
-    sources: Iterable[ObjectUri],
-    request: AnonymizeOptions,
+    pictures: Iterable[Wanted],
     queue: str,
     wait: bool,
     as_json: bool,
+    from_file: str | None,
 ) -> dict[str, Wanted]:
-    """Put `sources` on `queue`. With `wait`, return them by task id."""
+    """Put `pictures` on `queue`. With `wait`, return them by task id.
+
+    Those of a file wait for room on the queue, because there may be millions.
+    """
     publisher = Publisher(celery)
     waited_for: dict[str, Wanted] = {}
     is_finished = False
@@ -95,17 +119,29 @@ def _publish(
             if bar.count and not (wait and is_finished):
                 print_summary(f"{bar.count:,} enqueued on {queue}")
 
-        with summarized(summarize):
-            for batch in _batches(sources):
-                wanted = [Wanted(source, options=request) for source in batch]
+        with summarized(summarize), _count_on_error(bar, queue):
+            for wanted in _batches(pictures):
+                if from_file is not None:
+                    wait_for_room(celery.backend.client, queue)
                 task_ids = publisher.publish(wanted, queue, keep_results=wait)
-                bar.advance(len(batch))
+                bar.advance(len(wanted))
                 if wait:
                     waited_for.update(zip(task_ids, wanted, strict=True))
                 elif as_json:
-                    _print_enqueued(batch, task_ids)
+                    _print_enqueued(wanted, task_ids)
             is_finished = True
     return waited_for
+
+
+@contextmanager
+def _count_on_error(bar: Bar, queue: str) -> Iterator[None]:
+    """Print how many messages were enqueued if an error ends the block."""
+    try:
+        yield
+    except VeilError:
+        if bar.count:
+            print_summary(f"{bar.count:,} enqueued on {queue} before this error")
+        raise
 
 
 def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: PrefixUri | None) -> None:
@@ -127,12 +163,12 @@ def _listed(settings: Settings, place: PrefixUri) -> Iterator[ObjectUri]:
     return (stored.uri for stored in store.list(place.bucket, place.prefix))
 
 
-def _batches(sources: Iterable[ObjectUri]) -> Iterator[list[ObjectUri]]:
-    remaining = iter(sources)
+def _batches(pictures: Iterable[Wanted]) -> Iterator[list[Wanted]]:
+    remaining = iter(pictures)
     while batch := list(islice(remaining, BATCH)):
         yield batch
 
 
-def _print_enqueued(sources: list[ObjectUri], task_ids: list[str]) -> None:
-    for source, task_id in zip(sources, task_ids, strict=True):
-        print(json.dumps({"source": str(source), "task_id": task_id}))
+def _print_enqueued(pictures: list[Wanted], task_ids: list[str]) -> None:
+    for picture, task_id in zip(pictures, task_ids, strict=True):
+        print(json.dumps({**waiting.requested(picture), "task_id": task_id}))

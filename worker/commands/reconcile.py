@@ -18,6 +18,7 @@ from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
+from worker.commands.inventories import Inventories, listed_from
 from worker.commands.options import Json, Suffix
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app, wait_for_room
@@ -102,6 +103,7 @@ def reconcile(
     sources_deleted: SourcesDeleted = False,
     suffix: Suffix = None,
     limit: Limit = None,
+    inventory: Inventories = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Check that every source has its output.
@@ -123,7 +125,7 @@ def reconcile(
         redis.ping()  # so that an unreachable Redis is reported before a listing of hours
     recipe = _current_recipe(redis, recipe, only)
     started = time.monotonic()
-    with progress_bar("compared") as bar:
+    with listed_from(store, inventory, places), progress_bar("compared") as bar:
         reconciliation = Reconciliation(
             store,
             places,

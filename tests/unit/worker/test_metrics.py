@@ -62,10 +62,14 @@ def test_the_gauges_follow_the_batcher_and_the_worker():
 
 
 def test_the_store_is_up_until_the_circuit_breaker_opens():
-    breaker = SimpleNamespace(is_open=False)
+    breaker = SimpleNamespace(is_open=False, closed_routes=0)
     assert value("veil_store_up") == 1
     metrics.watch_circuit_breaker(breaker)
     assert value("veil_store_up") == 1
     breaker.is_open = True
     assert value("veil_store_up") == 0
     breaker.is_open = False
+    assert value("veil_closed_routes") == 0
+    breaker.closed_routes = 2
+    assert value("veil_closed_routes") == 2
+    breaker.closed_routes = 0

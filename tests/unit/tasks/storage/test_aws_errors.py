@@ -3,6 +3,7 @@
 import email.utils
 import http.client
 import inspect
+import re
 import socket
 import time
 
@@ -17,6 +18,7 @@ from tasks import errors
 from tasks.addresses import ObjectUri
 from tasks.errors import Permanent, Transient, VeilError
 from tasks.storage.aws_errors import (
+    CREDENTIAL_CALLS,
     DENIED,
     LATER,
     LONGEST_RETRY_AFTER,
@@ -28,6 +30,7 @@ from tasks.storage.aws_errors import (
 
 PLACE = ObjectUri("raw", "in/a.jpg")
 SECRET = "hunter2-secret"
+WORDS = f"Ask the\nproxy at http://user:{SECRET}@proxy:3128."
 
 # Errors in botocore's own service models, raised while a client is made from a damaged
 # installation.
@@ -72,18 +75,18 @@ def error_classes(module):
 def an_instance(cls):
     """Return an error of `cls` whose text holds SECRET, like an address with a password."""
     if issubclass(cls, botocore.exceptions.ClientError):
-        return cls({"Error": {"Code": "SlowDown", "Message": SECRET}}, "GetObject")
+        return cls({"Error": {"Code": "SlowDown", "Message": WORDS}}, "GetObject")
     error = cls.__new__(cls)
     Exception.__init__(error, f"could not reach http://user:{SECRET}@proxy:3128")
     return error
 
 
-def an_answer(code, status):
+def an_answer(code, status, operation="GetObject"):
     response = {
-        "Error": {"Code": code, "Message": SECRET},
-        "ResponseMetadata": {"HTTPStatusCode": status},
+        "Error": {"Code": code, "Message": WORDS},
+        "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {}},
     }
-    return botocore.exceptions.ClientError(response, "GetObject")
+    return botocore.exceptions.ClientError(response, operation)
 
 
 def raised(error):
@@ -185,7 +188,8 @@ def test_any_error_of_boto3s_transfers_has_a_translation(cls):
         ("InvalidRequest", 400, errors.StorageRejected),
         ("KeyTooLongError", 400, errors.StorageRejected),
         ("EntityTooLarge", 400, errors.StorageRejected),
-        ("PermanentRedirect", 301, errors.StorageRejected),
+        ("PermanentRedirect", 301, errors.StorageUnavailable),
+        ("AuthorizationHeaderMalformed", 400, errors.StorageUnavailable),
         ("PreconditionFailed", 412, errors.StorageRejected),
         ("QuotaExceeded", 400, errors.StorageRejected),
         ("", 0, errors.StorageRejected),
@@ -196,6 +200,77 @@ def test_an_answer_of_s3_says_who_must_act(code, status, expected):
     assert type(error) is expected
     assert str(error).startswith(str(PLACE))
     assert SECRET not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("AccessDenied", 403),
+        ("QuotaExceeded", 403),
+        ("SignatureDoesNotMatch", 403),
+        ("RequestTimeTooSkewed", 403),
+        ("SlowDown", 503),
+        ("PermanentRedirect", 301),
+        ("XMinioStorageFull", 507),
+        ("InvalidStorageClass", 400),
+    ],
+)
+def test_the_stores_own_words_are_part_of_the_error_without_passwords(code, status):
+    assert f"{code}: Ask the proxy at http://proxy:3128" in str(raised(an_answer(code, status)))
+
+
+def test_long_words_are_cut():
+    error = an_answer("InvalidArgument", 400)
+    error.response["Error"]["Message"] = "x" * 10_000
+    assert len(str(raised(error))) < 400
+
+
+@pytest.mark.parametrize("text", ["Forbidden", "", None, "AccessDenied"])
+def test_words_that_say_nothing_are_left_out(text):
+    error = an_answer("AccessDenied", 403)
+    error.response["Error"]["Message"] = text
+    assert "S3 denies access (AccessDenied): " in str(raised(error))
+
+
+@pytest.mark.parametrize(
+    ("code", "ahead", "named"),
+    [
+        ("RequestTimeTooSkewed", 3600, "3,600 s ahead"),
+        ("SignatureDoesNotMatch", -1800, "1,800 s behind"),
+        ("403", -1800, "1,800 s behind"),  # a HEAD
+    ],
+)
+def test_a_wrong_clock_is_named_with_its_error(code, ahead, named):
+    error = an_answer(code, 403)
+    there = email.utils.formatdate(time.time() - ahead, usegmt=True)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"date": there}
+    translated = raised(error)
+    assert type(translated) is errors.CredentialsRefused
+    assert "the clock of this machine" in str(translated)
+    seconds = int(named.split()[0].replace(",", ""))
+    found = re.search(r"it is ([\d,]+) s (ahead|behind)", str(translated))
+    assert abs(int(found[1].replace(",", "")) - seconds) <= 2
+    assert found[2] == named.split()[2]
+
+
+def test_a_refused_signature_with_a_right_clock_is_one_of_the_credentials():
+    error = an_answer("SignatureDoesNotMatch", 403)
+    now = email.utils.formatdate(usegmt=True)
+    error.response["ResponseMetadata"]["HTTPHeaders"] = {"date": now}
+    assert "refuses the credentials" in str(raised(error))
+
+
+@pytest.mark.parametrize("call", CREDENTIAL_CALLS)
+def test_a_role_that_is_refused_makes_no_picture_a_dead_letter(call):
+    error = raised(an_answer("AccessDenied", 403, call))
+    assert type(error) is errors.CredentialsRefused
+    assert "the role" in str(error)
+
+
+def test_a_bucket_in_another_region_names_that_region():
+    error = an_answer("AuthorizationHeaderMalformed", 400)
+    error.response["Error"]["Region"] = "eu-west-3"
+    assert "set VEIL_S3_REGION to eu-west-3" in str(raised(error))
 
 
 @pytest.mark.parametrize(

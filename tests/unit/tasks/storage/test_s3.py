@@ -55,7 +55,7 @@ def called(monkeypatch, tmp_path):
             return AWSResponse(request.url, 404, {}, empty)
 
         store = ObjectStore.connect(Settings.load())
-        store._client.meta.events.register("before-send.s3.HeadObject", answer)
+        store._accesses.sources.client.meta.events.register("before-send.s3.HeadObject", answer)
         assert store.head(ObjectUri("raw", "a.jpg")) is None
         (request,) = requests
         return request.url, SCOPE.search(request.headers["Authorization"].decode())[1]

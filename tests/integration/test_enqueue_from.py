@@ -1,0 +1,121 @@
+"""`veil enqueue --from`: requests in a file or on standard input, one a line."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+
+def messages(queue, name="uploads"):
+    """Return the requests on a queue, oldest first."""
+    items = map(json.loads, reversed(queue.client.lrange(name, 0, -1)))
+    return [item["headers"]["argsrepr"] for item in items]
+
+
+@pytest.fixture
+def enqueue(veil, unattended, environment, tmp_path):
+    """``enqueue(content, *flags)`` runs the command with a file of this content."""
+
+    def run(content, *flags):
+        path = tmp_path / "requests"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        variables = {**environment, **unattended.environment}
+        return veil("enqueue", "--from", path, *flags, environment=variables)
+
+    return run
+
+
+def test_addresses_and_objects_may_be_mixed(enqueue, unattended):
+    lines = [
+        "\ufeffs3://raw/a b.jpg\r",
+        "",
+        '{"source": "s3://raw/ü.jpg", "destination": "s3://clean/other/ü.jpg"}',
+        '{"source": "s3://raw/c.jpg", "options": {"region": "full", "extra": [[1, 2, 3, 4]]}}',
+        '  {"source": "s3://raw/d.jpg", "options": null}  ',
+    ]
+    done = enqueue("\n".join(lines), "--json", "--method", "fill", "--queue", "backfill")
+    assert done.returncode == 0, done.stderr
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["source"] for line in printed] == [
+        "s3://raw/a b.jpg", "s3://raw/ü.jpg", "s3://raw/c.jpg", "s3://raw/d.jpg",
+    ]  # fmt: skip
+    assert printed[1]["destination"] == "s3://clean/other/ü.jpg"
+    requests = messages(unattended, "backfill")
+    assert len(requests) == 4
+    assert "'method': 'fill'" in requests[0]
+    assert "s3://clean/other/ü.jpg" in requests[1]
+    assert "'region': 1.0" in requests[2]
+    assert "'method': 'fill'" in requests[2]
+    assert "4 enqueued on backfill" in done.stderr
+
+
+def test_the_options_of_a_line_take_precedence(enqueue, unattended):
+    done = enqueue(
+        '{"source": "s3://raw/a.jpg", "options": {"method": "blur"}}', "--method", "fill"
+    )
+    assert done.returncode == 0
+    (request,) = messages(unattended)
+    assert "'method': 'blur'" in request
+    assert "fill" not in request
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("raw/a.jpg", "line 2: 'raw/a.jpg' is not an address"),
+        ("s3://raw", "names no object"),
+        ("s3://elsewhere/a.jpg", "line 2: s3://elsewhere/a.jpg is in no source of VEIL_ROUTES"),
+        ('{"source": "s3://raw/a.jpg"', "line 2: no valid JSON"),
+        ('{"sauce": "s3://raw/a.jpg"}', "line 2: not a valid request: sauce: unknown"),
+        ('{"source": "s3://raw/a.jpg", "options": {"methode": 1}}', "methode: unknown"),
+        ('{"source": "s3://raw/a.jpg", "options": 7}', "options: give a JSON object"),
+        ('{"source": 7}', "line 2: not a valid request: source"),
+        ("[" * 100_000, "line 2"),
+        ("x" * 300_000, "line 2: longer than 262,144 bytes"),
+        (b"s3://raw/\xff.jpg", "line 2: no text in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "line 2: no text in UTF-8"),
+    ],
+)
+def test_a_wrong_line_is_named_by_its_number(enqueue, unattended, line, complaint):
+    content = line if isinstance(line, bytes) else line.encode()
+    done = enqueue(b"s3://raw/good.jpg\n" + content + b"\n")
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert messages(unattended) == []
+
+
+def test_what_was_enqueued_before_a_wrong_line_is_counted(enqueue, unattended):
+    lines = [f"s3://raw/{number}.jpg" for number in range(1200)]
+    done = enqueue("\n".join([*lines, "nonsense"]))
+    assert done.returncode == 2
+    assert "line 1201" in done.stderr
+    assert "1,000 enqueued on uploads" in done.stderr
+    assert len(messages(unattended)) == 1000
+
+
+def test_a_missing_file_is_named(veil, unattended, environment, tmp_path):
+    variables = {**environment, **unattended.environment}
+    for path in (tmp_path / "absent", tmp_path):
+        done = veil("enqueue", "--from", path, environment=variables)
+        assert done.returncode == 2
+        assert f"--from {path}" in done.stderr
+
+
+def test_requests_may_come_through_a_pipe(programs, unattended, environment):
+    done = subprocess.run(
+        [programs / "veil", "enqueue", "--from", "-"],
+        input=b"s3://raw/a.jpg\ns3://raw/b.jpg\n",
+        env={**os.environ, **environment, **unattended.environment},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(messages(unattended)) == 2
+
+
+def test_an_empty_file_enqueues_nothing(enqueue, unattended):
+    assert enqueue("\n\n").returncode == 0
+    assert messages(unattended) == []
