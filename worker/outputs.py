@@ -32,7 +32,8 @@ from tasks.storage import receipts
 from tasks.storage.marks import Marks
 from tasks.storage.receipts import Receipt, ReceiptName
 from tasks.storage.s3 import ObjectStore, StoredObject
-from worker.anonymizer import AS_CONFIGURED, Anonymized
+from worker.anonymizer import Anonymized
+from worker.treatments import AS_CONFIGURED
 
 STORE_TRIES = 2  # of one output, if another object appears at its destination meanwhile
 # Errors of a store that refuses to delete a receipt: the credentials lack s3:DeleteObject or

@@ -46,6 +46,7 @@ def enqueue(
     region: options.Region = None,
     exempt: options.Exempt = None,
     extra: options.Extra = None,
+    rules: options.Rules = None,
     as_json: options.Json = False,
 ) -> ExitCode:
     """Put pictures on the queue.
@@ -58,7 +59,7 @@ def enqueue(
     """
     if not uris and not prefix:
         raise typer.BadParameter("give addresses, or --prefix")
-    request = options.anonymize_options(method, region, exempt, extra)
+    request = options.anonymize_options(method, region, exempt, extra, rules)
     settings = Settings.load()
     sources = [ObjectUri.parse(uri) for uri in uris or ()]
     place = PrefixUri.parse(prefix) if prefix else None
