@@ -117,7 +117,8 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
 
     app: App = sender.app
     try:
-        publishing.announce_recipe(app.backend.client, app.work.pipeline.recipe)
+        pipeline = app.work.pipeline
+        publishing.announce_recipe(app.backend.client, pipeline.recipe, pipeline.labels)
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready")
@@ -549,11 +550,14 @@ def _load_for_litert(
 def _suits_litert(folder: Path) -> bool:
     """Return whether LiteRT is the faster engine for the model in `folder`.
 
-    It is if the folder has a network in 8 bits and this machine has no GPU.
+    It is if the folder has a network in 8 bits, and this machine has no GPU or the folder no other
+    form of the network.
     """
-    from worker.detection.model import NETWORK
+    from worker.detection.model import GRAPH, NETWORK
 
-    if not (folder / NETWORK).is_file() or _has_gpu():
+    if not (folder / NETWORK).is_file():
+        return False
+    if (folder / GRAPH).is_file() and _has_gpu():
         return False
     if not find_spec(LITERT_MODULE):
         structlog.get_logger("veil").warning(

@@ -38,6 +38,7 @@ class Pipeline(work.Pipeline):
         self._routes = routes
         self._outputs = Outputs(store, keys, anonymizer.limits.fetch_seconds)
         self.recipe = anonymizer.recipe
+        self.labels = anonymizer.treatments.labels
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if it has none."""

@@ -14,6 +14,8 @@ class Pipeline(Protocol):
     """The work on one picture. All threads of a worker share one pipeline."""
 
     recipe: str
+    labels: tuple[str, ...]
+    """The labels of the objects that are hidden."""
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if there is none."""

@@ -14,6 +14,7 @@ from worker.detection.faces import LANDMARKS, Detections
 from worker.pixels import Pixels
 
 METADATA = "veil.json"
+GRAPH = "saved_model.pb"
 NETWORK = "network.tflite"  # A CenterFace in 8 bits, next to saved_model.pb.
 LEFT_OUT = "detection_left_out"  # An output of a SavedModel: see Detections.left_out.
 DEFAULT_THRESHOLD = 0.5  # The score threshold of a model that states none.

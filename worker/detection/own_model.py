@@ -16,14 +16,13 @@ import platformdirs
 from tasks.addresses import ObjectUri
 from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore, OpenObject
-from worker.detection.model import digest_of
+from worker.detection.model import GRAPH, digest_of
 
 MAX_ZIP_BYTES = 1 << 30
 MAX_BYTES = 4 << 30  # unpacked
 MAX_FILES = 10_000
 FETCH_SECONDS = 600
 CHUNK_BYTES = 1 << 20
-GRAPH = "saved_model.pb"
 # The exceptions of zipfile for an archive that is damaged, encrypted or of an unknown compression.
 ZIP_ERRORS = (
     zipfile.BadZipFile,

@@ -10,6 +10,6 @@ FOLDER = Path(__file__).with_name("model")
 
 def folder() -> Path:
     """Return the folder of the model. Raises ValueError if this installation has none."""
-    if not (FOLDER / "saved_model.pb").is_file():
+    if not (FOLDER / "veil.json").is_file():
         raise ValueError("this installation of Veil has no plate detector")
     return FOLDER
