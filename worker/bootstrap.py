@@ -467,7 +467,8 @@ def load_model(settings: WorkerSettings) -> "Model":
             "the model is not pinned",
             address=settings.model,
             digest=model.digest,
-            effect="whoever can write to the address decides what is hidden: set VEIL_MODEL_SHA256",
+            effect="whoever can write to the address decides what is hidden: "
+            "set VEIL_MODEL_SHA256, or add #sha256=DIGEST in VEIL_MODELS",
         )
     return model
 

@@ -15,6 +15,12 @@ from tasks.records.review import REVIEW_LIST
 from tasks.status import read as read_status
 from tests import command
 from tools.local.servers import HOST, free_port
+from training.centerface import model as centerface
+from worker.anonymizer import Stopwatch
+from worker.detection import plates
+from worker.detection.centerface.known_face import photograph
+from worker.detection.centerface.measuring import calibrated
+from worker.detection.centerface.network import in_eight_bits
 from worker.settings import WorkerSettings
 
 BLUE, GREEN = (20, 30, 230), (20, 230, 30)
@@ -276,14 +282,57 @@ def test_model_info_shows_the_labels_and_their_rules(colours, veil):
 
 
 def test_plates_are_refused_in_a_line_without_their_detector(veil):
-    from worker.detection import plates
-
     if plates.FOLDER.is_dir():
         pytest.skip("this installation has the plate detector")
     done = veil("settings", "--check", environment={"VEIL_PLATES": "true"})
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.endswith("VEIL_PLATES: this installation of Veil has no plate detector")
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """A folder like that of the plate detector, in 8 bits alone, whose plates are faces."""
+    network = centerface.with_labels(
+        centerface.published(), ["plate"], ["plate"], np.random.default_rng(1)
+    )
+    calibration = calibrated(network, [photograph()])
+    folder = tmp_path_factory.mktemp("plates")
+    flatbuffer = in_eight_bits(network, calibration.scales, calibration.ranges)
+    (folder / "network.tflite").write_bytes(flatbuffer)
+    maps = {"classes": 1, "landmarks": 0}
+    described = {"score_threshold": 0.3, "labels": {"1": "plate"}, "maps": maps}
+    (folder / "veil.json").write_text(json.dumps(described))
+    return folder
+
+
+def test_the_plate_detector_of_the_package_runs_beside_the_default_model(
+    stand_in, scene, monkeypatch, capsys
+):
+    from worker.bootstrap import build_file_anonymizer
+
+    monkeypatch.setattr(plates, "FOLDER", stand_in)
+    alone = build_file_anonymizer(WorkerSettings(), pictures=1)
+    capsys.readouterr()
+    both = build_file_anonymizer(WorkerSettings(plates=True), pictures=1)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "detector ready" in line]
+    assert len(lines) == 2
+    assert "the model does not find the known face" not in "".join(lines)
+
+    faces = alone.detect_file(scene()).detections
+    found = both.detect_file(scene()).detections
+    assert sorted(found.labels) == ["FACE", "plate"]
+    of_faces = found[found.labels == "FACE"]
+    np.testing.assert_array_equal(of_faces.boxes_xyxy, faces.boxes_xyxy)
+    np.testing.assert_array_equal(of_faces.scores, faces.scores)
+    assert both.recipe != alone.recipe
+    # The whole face is hidden by the rule of plates, and only its top by that of faces.
+    outputs = [one.anonymize(scene(), Stopwatch()).content for one in (alone, both)]
+    top, whole = (np.asarray(Image.open(io.BytesIO(one)), int) for one in outputs)
+    x1, y1, x2, y2 = faces.boxes_xyxy[0].astype(int)
+    chin = np.s_[y2 - (y2 - y1) // 6 : y2, (x1 + x2) // 2 - 10 : (x1 + x2) // 2 + 10]
+    before = np.asarray(Image.open(io.BytesIO(scene())), int)
+    assert np.abs(top - before)[chin].mean() < 3 < np.abs(whole - before)[chin].mean()
 
 
 def test_a_pin_in_the_list_of_models_is_checked(colours):
