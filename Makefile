@@ -36,7 +36,7 @@ $(INSTALLED): requirements/dev.txt pyproject.toml
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(INSTALLED) ## pictures through the real queue, store and detector (IMAGES=folder, KEEP=1)
+demo: $(INSTALLED) ## pictures through the real queue, store and detector (IMAGES=folder, KEEP=1, PLATES=1)
 	@$(BIN)/python -m tools.demo
 
 demo-stop: $(INSTALLED) ## end what KEEP=1 left running

@@ -344,7 +344,7 @@ def _log_values(report: AnonymizeReport) -> dict[str, Any]:
 
     `areas_left_out` counts the other areas.
     """
-    unlogged = ("source", "status", "boxes_xyxy", "left_xyxy")
+    unlogged = ("source", "status", "boxes_xyxy", "left_xyxy", "box_labels")
     values = {name: value for name, value in report.to_json().items() if name not in unlogged}
     options = dict(report.options or {})
     left_out = 0

@@ -1,11 +1,13 @@
 """The wire contract: what a producer may request, and what a worker reports."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,7 +20,12 @@ from .addresses import ObjectUri
 from .errors import InvalidRequest
 
 Status = Literal["anonymized", "skipped", "held"]
-Reason = Literal["no face found", "faces still found in the output"]
+Reason = Literal[
+    "no face found",
+    "faces still found in the output",
+    "objects still found in the output",
+    "an object with the rule hold was found",
+]
 """The reason why a picture is held, or is published but put on the review list."""
 Check = Literal["off", "same", "clear", "left"]
 """The result of the residual check.
@@ -27,6 +34,7 @@ It is ``off`` if there was no check, ``same`` if the output has the pixels that 
 already, ``clear`` if no face was found, and ``left`` if faces were found.
 """
 Method = Literal["surround", "blur", "pixelate", "fill"]
+Shape = Literal["rectangle", "ellipse"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -42,6 +50,11 @@ RUN_HEADER = "veil_run"
 # The header in which the transport passes on why it refused a message: a mapping with `defect` and
 # `sample`. The transport drops this header if a sender sets it.
 REFUSED_HEADER = "veil_refused"
+
+FACE = "FACE"
+"""The label of faces, and of everything that a model without labels finds."""
+MAX_LABEL_LENGTH = 64  # characters
+MAX_RULES = 100  # labels that a request may have rules for
 
 REGIONS = {"top": 0.7, "full": 1.0}
 LOWEST_REGION = 0.5  # the smallest share of a face that may be hidden
@@ -92,17 +105,65 @@ Area = Annotated[tuple[int, int, int, int], BeforeValidator(_area)]
 
 Areas = Annotated[tuple[Area, ...], BeforeValidator(_areas), Field(max_length=MAX_AREAS)]
 
+
+def label_of(value: str) -> str:
+    """Return the label in `value`, whose letters may be of any case if it is FACE.
+
+    Raises ValueError for a text that a rule can't name.
+    """
+    label = value.strip()
+    has_length = 1 <= len(label) <= MAX_LABEL_LENGTH
+    if not has_length or not label.isprintable() or re.search("[:;*]", label):
+        raise ValueError(
+            f"{value!r:.80} is no label: a label has 1 to {MAX_LABEL_LENGTH} printable characters, "
+            "and none of : ; *"
+        )
+    return FACE if label.upper() == FACE else label
+
+
+def _without_empty(rules: "dict[str, Rule]") -> "dict[str, Rule]":
+    """Return `rules` by label, without those that change nothing: their order changes no recipe."""
+    return {label: rules[label] for label in sorted(rules) if rules[label] != Rule()}
+
+
 Etag = Annotated[str, Field(min_length=1, max_length=256)]
 """S3's name for a version of an object, without quotation marks."""
+
+
+class Rule(BaseModel):
+    """The treatment of the objects of one label. A value that is None replaces nothing.
+
+    `method`, `region`, `margin` and `shape` have the values of the settings VEIL_METHOD and so on.
+    An object whose shorter side has less than `smallest` pixels stays visible. A picture with an
+    object to `hold` is not published before a person has reviewed it. Objects to `ignore` stay
+    visible.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    method: Method | None = None
+    region: Region | None = None
+    margin: float | None = Field(None, ge=0, le=1)
+    shape: Shape | None = None
+    smallest: int | None = Field(None, ge=0, le=MAX_COORDINATE)
+    hold: bool | None = None
+    ignore: bool | None = None
+
+
+Label = Annotated[str, AfterValidator(label_of)]
+
+Rules = Annotated[dict[Label, Rule], Field(max_length=MAX_RULES), AfterValidator(_without_empty)]
+"""Rules by label."""
 
 
 class AnonymizeOptions(BaseModel):
     """Options of one picture, which replace the worker's settings.
 
-    `method` and `region` have the values of the settings VEIL_METHOD and VEIL_REGION. A face of
-    which at least half is in one of the areas `exempt` stays visible. The areas `extra` are hidden
-    completely. `release` is the version of the source that a person has reviewed: that version is
-    never held.
+    `method` is the method for all labels, and `region` the region of faces; they have the values of
+    the settings VEIL_METHOD and VEIL_REGION. An object of which at least half is in one of the
+    areas `exempt` stays visible. The areas `extra` are hidden completely. `release` is the version
+    of the source that a person has reviewed: that version is never held. `rules` are rules by
+    label, which replace those of VEIL_RULES value by value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -112,6 +173,7 @@ class AnonymizeOptions(BaseModel):
     exempt: Areas = ()
     extra: Areas = ()
     release: Etag | None = None
+    rules: Rules = Field(default_factory=dict)
 
     @classmethod
     def parse(cls, /, **fields: Any) -> Self:
@@ -206,7 +268,8 @@ def _parsed(model: type[Model], fields: dict[str, Any]) -> Model:
         name = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            known = model if len(first["loc"]) == 1 else AnonymizeOptions
+            known: type[BaseModel] = model if len(first["loc"]) == 1 else AnonymizeOptions
+            known = Rule if "rules" in first["loc"] else known
             message = f"unknown, choose from {', '.join(known.model_fields)}"
         else:
             message = PLAIN_MESSAGES.get(first["type"], message)
@@ -221,8 +284,11 @@ class AnonymizeReport:
       the one that would be written, ``held`` if there is a `reason` not to publish the picture and
       the settings hold such pictures.
     - `reason`: also set for an output that was written and should be reviewed.
-    - `faces`: the number of faces. `boxes_xyxy` contains the MAX_BOXES boxes with the
-      highest scores, in whole pixels of the upright picture. The receipt contains all boxes.
+    - `faces`: the number of faces; None if the worker's models find none. `boxes_xyxy` contains the
+      MAX_BOXES boxes with the highest scores, in whole pixels of the upright picture. The receipt
+      contains all boxes.
+    - `labels`: the number of objects by label, and `box_labels` the label of each of `boxes_xyxy`.
+      Both are None if the worker's models only find faces.
     - `found_by_check`: the number of faces that only the residual check found.
     - `left`: the number of faces that the last residual check still found. `left_xyxy` contains the
       first MAX_BOXES of their boxes.
@@ -253,6 +319,8 @@ class AnonymizeReport:
     source_etag: str | None = None
     options: dict[str, Any] | None = None
     warning: str | None = None
+    labels: dict[str, int] | None = None
+    box_labels: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, without the fields that are None."""
@@ -273,6 +341,9 @@ class AnonymizeReport:
             yield self.reason
         if self.faces is not None and self.reason != "no face found":
             yield {0: "no face", 1: "1 face"}.get(self.faces, f"{self.faces} faces")
+        for label, count in (self.labels or {}).items():
+            if label != FACE:
+                yield f"{count} {label}"
         if self.found_by_check:
             yield f"{self.found_by_check} by the check"
         if self.lowest_score is not None:

@@ -1,10 +1,10 @@
 """The metrics of workers and triggers, and the page from which Prometheus reads them.
 
 No label holds a value from a message or a store, because the number of keys, buckets and tasks is
-unbounded.
+unbounded. The labels of objects are those that the models of the worker state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 from celery import Celery
@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from .bulk import runs
 from .errors import Permanent, SettingsInvalid, Transient, VeilError
-from .messages import QUEUED_AT_HEADER, QUEUES, AnonymizeReport
+from .messages import FACE, QUEUED_AT_HEADER, QUEUES, AnonymizeReport
 from .notifications import outbox
 from .records import dead_letters, queues, review
 from .redis_clients import impatient_client
@@ -56,6 +56,12 @@ FACES = Histogram(
 )
 WITHOUT_FACE = Counter(
     "veil_pictures_without_face", "Pictures in which no face was found.", registry=REGISTRY
+)
+OBJECTS = Counter(
+    "veil_objects",
+    "Objects in pictures on which the detector ran, by label.",
+    ["label"],
+    registry=REGISTRY,
 )
 FOUND_BY_CHECK = Counter(
     "veil_faces_found_by_check",
@@ -127,6 +133,12 @@ def _initialize_series() -> None:
 _initialize_series()
 
 
+def initialize_labels(labels: Iterable[str]) -> None:
+    """Set the series of the labels that a worker's models find to 0."""
+    for label in labels:
+        OBJECTS.labels(label)
+
+
 def finished(report: AnonymizeReport, request: Any) -> None:
     """Count a picture that did not fail, by its `report` and Celery's `request`."""
     PICTURES.labels(report.status).inc()
@@ -135,6 +147,9 @@ def finished(report: AnonymizeReport, request: Any) -> None:
     if report.faces is not None and report.status != "skipped":
         FACES.observe(report.faces)
         WITHOUT_FACE.inc(report.faces == 0)
+    if report.status != "skipped":
+        for label, number in (report.labels or {FACE: report.faces or 0}).items():
+            OBJECTS.labels(label).inc(number)
     FOUND_BY_CHECK.inc(report.found_by_check or 0)
     FLAGGED.inc(report.status == "anonymized" and report.reason is not None)
     BYTES_READ.inc(report.bytes_in or 0)

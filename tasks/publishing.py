@@ -12,13 +12,14 @@ from kombu.utils import json
 
 from . import redis_transport, tracing
 from .addresses import ObjectUri
-from .messages import RUN_HEADER, TASK, AnonymizeOptions
+from .messages import FACE, RUN_HEADER, TASK, AnonymizeOptions
 from .records import queues
 from .redis_errors import connected
 from .redis_primary import REPLICAS
 from .representation import shown
 
 RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
+LABELS = "veil:labels"  # the key of the labels that it finds, a JSON list
 # The namespace (RFC 9562, section 6.6) of task ids. It was drawn at random once.
 NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")
 FULL_QUEUE_SECONDS = 1.0  # from one check of a full queue to the next
@@ -238,9 +239,13 @@ def wait_for_room(
     return True
 
 
-def announce_recipe(redis: Any, recipe: str) -> None:
-    """Record the recipe that new outputs are made with, for the commands that enqueue."""
+def announce_recipe(redis: Any, recipe: str, labels: Sequence[str] = (FACE,)) -> None:
+    """Record the recipe that new outputs are made with, for the commands that enqueue.
+
+    `labels` are those of the objects that are hidden in them, for `veil status`.
+    """
     redis.set(RECIPE, recipe)
+    redis.set(LABELS, json.dumps(list(labels)))
 
 
 def announced_recipe(redis: Any) -> str | None:
@@ -248,3 +253,13 @@ def announced_recipe(redis: Any) -> str | None:
     with connected():
         stored = redis.get(RECIPE)
     return stored.decode() if stored else None
+
+
+def announced_labels(redis: Any) -> list[str]:
+    """Return the labels that the worker that started last finds.
+
+    They are empty if no worker has started, or none of this version.
+    """
+    with connected():
+        stored = redis.get(LABELS)
+    return [str(label) for label in json.loads(stored)] if stored else []

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import redis_durability
 from .bulk import runs as stored_runs
-from .publishing import announced_recipe
+from .publishing import announced_labels, announced_recipe
 from .records import dead_letters, outcomes, queues, review
 from .records.queues import QueueStatus
 from .redis_errors import connected
@@ -29,7 +29,7 @@ class Status:
     `per_second` is the rate of the work that is being done, or 0 if it is unknown: see
     tasks.records.outcomes.recent_rate. `seconds_left` is the time that the messages on the queues
     and in flight take at that rate, or None if the rate is 0. `recipe` is that of the worker that
-    started last.
+    started last, and `labels` are those that it finds.
     """
 
     queues: Sequence[QueueStatus]
@@ -42,6 +42,7 @@ class Status:
     per_second: float
     seconds_left: float | None
     recipe: str | None
+    labels: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ def read(redis: Any) -> Status:
             per_second=per_second,
             seconds_left=_seconds_left(pictures, per_second),
             recipe=announced_recipe(redis),
+            labels=announced_labels(redis),
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import TrainingFailed
+from tasks.messages import FACE
 from training import folders
 from training.backend import ON_TENSORFLOW
 from training.fitting import finished_model
@@ -21,7 +22,7 @@ from training.network import network_of
 from training.run import WEIGHTS, Run, stated
 from worker.bootstrap import load_folder
 from worker.detection.centerface import known_face
-from worker.detection.model import DEFAULT_THRESHOLD, METADATA
+from worker.detection.model import DEFAULT_THRESHOLD, METADATA, stated_labels
 from worker.detection.tf import tf
 from worker.settings import WorkerSettings
 
@@ -80,7 +81,8 @@ def _self_test(folder: Path, name: str) -> None:
     """
     settings = WorkerSettings.load().model_copy(update={"score_threshold": None})
     model = load_folder(settings, folder, name=name)
-    known_face.try_own(model, model.score_threshold)
+    labels = stated_labels(folder).values()
+    known_face.try_own(model, model.score_threshold, not labels or FACE in labels)
 
 
 def saved_model(run: Run) -> Path:

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -13,18 +13,19 @@ import numpy as np
 from PIL import Image
 
 from tasks.errors import DetectorUnavailable, ImageTooLarge, InvalidRequest
-from tasks.messages import AnonymizeOptions, Areas, Reason
+from tasks.messages import FACE, AnonymizeOptions, Areas, Reason, Rule
 from worker import images
 from worker.detection.credible import placed
 from worker.detection.detector import Detector
-from worker.detection.faces import Detections, bridged, clip, merge, outside
+from worker.detection.faces import Detections, clip, outside
+from worker.detection.labelled import bridge_by_label, merge_by_label
 from worker.detection.presets import PassSettings
 from worker.masking import hiding
-from worker.masking.filling import INDEPENDENT
-from worker.masking.regions import MaskStyle
+from worker.masking.regions import MaskStyle, Part
 from worker.pixels import Array, Pixels
 from worker.process.watch import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
+from worker.treatments import AS_CONFIGURED, Treatments
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
 PIXELS_VERSION = 10
@@ -36,8 +37,6 @@ STALL_MARGIN_SECONDS = 60
 
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
-
-AS_CONFIGURED = AnonymizeOptions()
 
 OnStage = Callable[[str], None]
 """A function that is called with the name of each stage as it begins."""
@@ -65,7 +64,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Anonymized:
-    """An anonymized picture: its file and the faces of all frames, strongest first.
+    """An anonymized picture: its file and the objects of all frames, strongest first.
 
     `content` is None if the picture is held. `reason` says why it is held, or why it is published
     but should be reviewed.
@@ -83,7 +82,7 @@ class Anonymized:
 
 @dataclass(frozen=True)
 class AnonymizedArray:
-    """An anonymized array: its pixels and its faces, strongest first.
+    """An anonymized array: its pixels and its objects, strongest first.
 
     `pixels` is uint8 RGB [height, width, 3], or None if the picture is held. `reason` has the
     meaning that it has in Anonymized.
@@ -134,6 +133,8 @@ class FileAnonymizer(Protocol):
     limits: Limits
     hold_without_faces: bool
     verify: Literal["off", "flag", "hold"]
+    treatments: Treatments
+    """The labels that the models find, and what is done about each."""
     recipe: str
     """The digest of everything that decides an output, 16 hex digits."""
     made_with: Mapping[str, str]
@@ -172,14 +173,17 @@ class Anonymizer(FileAnonymizer):
         recipe: str = "",
         made_with: Mapping[str, str] | None = None,
         watch: Watch = unwatched,
+        labels: tuple[str, ...] = (FACE,),
+        rules: Mapping[str, Rule] | None = None,
     ) -> None:
         """Decode and encode under `watch`, which ends the process for a call that does not return.
 
         `recipe` is the digest of the other arguments. `made_with` names the model and the versions,
-        for receipts.
+        for receipts. `style` is that of faces, `labels` are those that the detector finds, and
+        `rules` those of the settings, by label.
         """
         self._detector = detector
-        self._style = style
+        self.treatments = Treatments(style, labels, rules or {})
         self._keep_exif = keep_exif
         self.limits = limits
         self.hold_without_faces = hold_without_faces
@@ -260,14 +264,7 @@ class Anonymizer(FileAnonymizer):
 
     def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
         """Return the part of `options` that hides at least as much as the configured style."""
-        style = self._style
-        is_safe = options.method in INDEPENDENT or style.method not in INDEPENDENT
-        is_larger = options.region is not None and options.region > style.region
-        return AnonymizeOptions(
-            method=options.method if is_safe else None,
-            region=options.region if is_larger else None,
-            extra=options.extra,
-        )
+        return self.treatments.without_weaker(options)
 
     def _anonymize(
         self,
@@ -285,9 +282,8 @@ class Anonymizer(FileAnonymizer):
             faces = self._faces(picture, options)
         with stopwatch.stage("mask", "masking"):
             frames = self._hide(picture, faces, options)
-        nothing_hidden = not any(map(len, faces)) and not options.extra
-        if nothing_hidden and self.hold_without_faces and not options.release:
-            return _Result(None, Detections.none(), reason="no face found")
+        if not options.release and (reason := self._reason_to_hold(faces, options)):
+            return _Result(None, _strongest_first(Detections.joined(faces)), reason=reason)
         with stopwatch.stage("encode", "encoding"):
             output = encode(frames)
         if self.verify == "off":
@@ -298,7 +294,7 @@ class Anonymizer(FileAnonymizer):
                 decode=decode,
                 find=self.detect_frames,
                 redo=lambda more: encode(self._hide(picture, more, options)),
-                style=_styled(self._style, options),
+                treatments=self.treatments,
                 options=options,
                 max_seconds=self.limits.detection_seconds,
             )
@@ -307,6 +303,16 @@ class Anonymizer(FileAnonymizer):
         reason = None if options.release else checked.reason
         is_held = reason is not None and self.verify == "hold"
         return _Result(None if is_held else output, detections, checked, reason)
+
+    def _reason_to_hold(
+        self, faces: Sequence[Detections], options: AnonymizeOptions
+    ) -> Reason | None:
+        """Return the reason not to publish a picture in whose frames `faces` are hidden."""
+        if self.treatments.hold(Detections.joined(faces).labels, options):
+            return "an object with the rule hold was found"
+        sought = self.treatments.sought
+        nothing_hidden = not any(count(found, sought) for found in faces) and not options.extra
+        return "no face found" if nothing_hidden and self.hold_without_faces else None
 
     def _decode(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
         limits = self.limits
@@ -320,17 +326,21 @@ class Anonymizer(FileAnonymizer):
             return images.encode(picture, frames)
 
     def _faces(self, picture: images.Picture, options: AnonymizeOptions) -> list[Detections]:
-        """Return the faces to hide in each frame: those outside of the exempt areas.
+        """Return the objects to hide in each frame: those that no rule or exempt area leaves clear.
 
-        Raises InvalidRequest for an area that is outside of the picture.
+        Raises InvalidRequest for an area that is outside of the picture, and for a rule of an
+        unknown label.
         """
         _check_areas(picture, options)
+        self.treatments.check(options)
         found = self.detect_frames(picture)
         # The frames of a TIFF are pages, which are pictures of their own. Those of other formats
         # are an animation, in which a face that was missed in one frame shows in those around it.
         if picture.format != "TIFF":
-            found = [clip(faces, picture.width, picture.height) for faces in bridged(found)]
-        return [outside(faces, options.exempt) for faces in found]
+            bridged = bridge_by_label(found)
+            found = [clip(faces, picture.width, picture.height) for faces in bridged]
+        wanted = [self.treatments.wanted(faces, options) for faces in found]
+        return [outside(faces, options.exempt) for faces in wanted]
 
     def _detect(self, frame: images.Frame) -> Detections:
         found: list[Detections] = []
@@ -343,17 +353,17 @@ class Anonymizer(FileAnonymizer):
                 )
             with budget.step():
                 found.append(placed(self._detector.detect(view)))
-        return found[0] if len(found) == 1 else merge(Detections.joined(found))
+        return found[0] if len(found) == 1 else merge_by_label(Detections.joined(found))
 
     def _hide(
         self, picture: images.Picture, found: Sequence[Detections], options: AnonymizeOptions
     ) -> list[Array]:
         """Return the pixels of each frame with its faces and the extra areas hidden."""
-        style = _styled(self._style, options)
-        return [
-            _hidden(frame, faces, style, options.extra)
-            for frame, faces in zip(picture.frames, found, strict=True)
-        ]
+        hidden = []
+        for frame, faces in zip(picture.frames, found, strict=True):
+            parts = self.treatments.parts(faces, options)
+            hidden.append(_hidden(frame, parts, options.extra))
+        return hidden
 
 
 class _Budget:
@@ -413,21 +423,20 @@ def _strongest_first(detections: Detections) -> Detections:
     return detections[np.argsort(-detections.scores, kind="stable")]
 
 
-def _styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
-    """Return `style` with the method and the region of `options`, where they name one."""
-    method, region = options.method or style.method, options.region or style.region
-    return replace(style, method=method, region=region)
+def count(found: Detections, label: str | None) -> int:
+    """Return the number of objects of `found` with `label`, or of all for None."""
+    return len(found) if label is None else int((found.labels == label).sum())
 
 
-def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Areas) -> Array:
-    """Return a copy of the frame's pixels with `faces` and `extra` hidden.
+def _hidden(frame: images.Frame, parts: Sequence[Part], extra: Areas) -> Array:
+    """Return a copy of the frame's pixels with the objects of `parts` and `extra` hidden.
 
     Without any it returns the array of the frame itself, by which the encoder recognises that
     nothing changed.
     """
-    if not len(faces) and not extra:
+    if not any(len(part.sightings) for part in parts) and not extra:
         return frame.pixels
-    return hiding.hide(frame.pixels, faces.sightings, style, frame.black, extra)
+    return hiding.hide_parts(frame.pixels, parts, frame.black, extra)
 
 
 def recipe_digest(
@@ -438,11 +447,13 @@ def recipe_digest(
     style: MaskStyle,
     keep_exif: Sequence[str] = (),
     checked: bool = False,
+    labels: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the digest of everything that decides an output, 16 hex digits of SHA-256.
 
     `checked` is true if outputs are checked for residual faces, because that hides more. Whether
-    such outputs are flagged or held changes no pixel.
+    such outputs are flagged or held changes no pixel. `labels` has the searches of several, or of
+    another one than FACE; it is empty if the other arguments say everything.
     """
     decisive: dict[str, Any] = {
         "pixels": PIXELS_VERSION,
@@ -454,4 +465,6 @@ def recipe_digest(
     }
     if checked:
         decisive["checked"] = MAX_CHECKS
+    if labels:
+        decisive["labels"] = list(labels)
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,27 +21,30 @@ from redis.exceptions import RedisError
 
 from tasks import error_reports, redis_durability, tracing
 from tasks.errors import ModelInvalid
+from tasks.messages import FACE
 from tasks.redis_clients import impatient_client
 from tasks.settings import Settings, refuse_unknown
-from worker import logs, metrics
+from worker import logs, metrics, searches
 from worker.process import allocator, processors
 from worker.process.watch import Watch, unwatched
 from worker.process.watchdog import Watchdog
-from worker.settings import PICTURE_SECONDS, PROCESS_WAIT_SECONDS, WorkerSettings
+from worker.searches import LoadedModel
+from worker.settings import PICTURE_SECONDS, PROCESS_WAIT_SECONDS, SLOWEST_VIEWS, WorkerSettings
 
 if TYPE_CHECKING:
     from tasks.app import App
     from tasks.storage.s3 import ObjectStore
     from worker.anonymizer import Anonymizer, FileAnonymizer, Limits
     from worker.detection.batching import Predict
-    from worker.detection.detector import ScaledDetector
     from worker.detection.faces import Detections
+    from worker.detection.labelled import LabelledDetector
     from worker.detection.model import Model
     from worker.detection.tiled import ModelInput
     from worker.masking.regions import MaskStyle
     from worker.pipeline import Pipeline
     from worker.pixels import Pixels
     from worker.process.channel import Configuration
+    from worker.treatments import Treatments
 
 GPU_BATCH_SIZE = 8
 CPU_BATCH_SIZE = 1
@@ -132,7 +135,8 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
 
     app: App = sender.app
     try:
-        publishing.announce_recipe(app.backend.client, app.work.pipeline.recipe)
+        pipeline = app.work.pipeline
+        publishing.announce_recipe(app.backend.client, pipeline.recipe, pipeline.labels)
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready")
@@ -204,29 +208,33 @@ def build_file_anonymizer(
         pool = PicturePool(max(1, min(count, pictures)))
         seconds = float("inf")
     metrics.watch_pool(pool)
-    model = load_model(settings)  # while the process starts
-    detector = _detector(settings, model, watch, runs_for_long)
-    local = _anonymizer(settings, model, detector, watch)
-    pool.configure(_configuration(settings, detector, runs_for_long))
+    models = load_models(settings)  # while the process starts
+    detector = _detector(settings, models, watch, runs_for_long)
+    local = _anonymizer(settings, models, detector, watch)
+    pool.configure(_configuration(settings, models, local, detector, runs_for_long))
     return IsolatedAnonymizer(local, pool, detector.infer, seconds)
 
 
 def _configuration(
-    settings: WorkerSettings, detector: "ScaledDetector", runs_for_long: bool
+    settings: WorkerSettings,
+    models: Sequence[LoadedModel],
+    local: "Anonymizer",
+    detector: "LabelledDetector",
+    runs_for_long: bool,
 ) -> "Configuration":
-    """Return what a picture process needs to know of `settings` and the model."""
+    """Return what a picture process needs to know of `settings` and the models."""
     from worker.process.channel import Configuration
 
     return Configuration(
         style=mask_style(settings),
-        limits=_limits(settings),
+        labels=local.treatments.labels,
+        rules=searches.rules_of_treatment(settings),
+        limits=local.limits,
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
         keep_exif=settings.keep_exif,
-        pass_settings=detector.settings,
-        score_threshold=detector.score_threshold,
-        near_score=detector.score_threshold + metrics.NEAR_MARGIN,
-        takes=detector.takes,
+        inputs=tuple(_model_input(settings, one.model) for one in models),
+        searches=tuple(detector.searches),
         detect_seconds=detector.seconds,
         memory_bytes=settings.max_pixels * MEMORY_BYTES_A_PIXEL + 4 * settings.max_bytes,
         runs_for_long=runs_for_long,
@@ -237,73 +245,102 @@ def _configuration(
 def build_anonymizer(
     settings: WorkerSettings,
     watch: Watch = unwatched,
-    model: "Model | None" = None,
+    models: Sequence[LoadedModel] | None = None,
     runs_for_long: bool = False,
 ) -> "Anonymizer":
-    """Return the anonymizer for `settings`, with `model` or else the one that load_model returns.
+    """Return the anonymizer for `settings`, with `models` or else those of load_models.
 
     It does all the work in this process. Batches, decoding and encoding run under `watch`. If it
-    `runs_for_long`, a model on a GPU is warmed up. Raises the errors of load_model.
+    `runs_for_long`, models on a GPU are warmed up. Raises the errors of load_models.
     """
-    model = model or load_model(settings)
-    detector = _detector(settings, model, watch, runs_for_long)
-    return _anonymizer(settings, model, detector, watch)
+    models = models or load_models(settings)
+    detector = _detector(settings, models, watch, runs_for_long)
+    return _anonymizer(settings, models, detector, watch)
 
 
 def _anonymizer(
-    settings: WorkerSettings, model: "Model", detector: "ScaledDetector", watch: Watch
+    settings: WorkerSettings,
+    models: Sequence[LoadedModel],
+    detector: "LabelledDetector",
+    watch: Watch,
 ) -> "Anonymizer":
-    """Return the anonymizer for `settings`, with `detector` for `model`."""
+    """Return the anonymizer for `settings`, with `detector` for `models`."""
+    from tasks.metrics import initialize_labels
     from worker.anonymizer import Anonymizer
+    from worker.treatments import Treatments
 
     allocator.share_arenas()
-    threshold = detector.score_threshold
-    recipe = _recipe(settings, model, threshold)
-    made_with = {"model": model.digest, "engine": model.engine, **_versions()}
-    _announce_detector(settings, model, threshold, recipe, made_with)
+    labels = tuple(dict.fromkeys(search.label for search in detector.searches))
+    rules = searches.rules_of_treatment(settings)
+    treatments = Treatments(mask_style(settings), labels, rules)
+    recipe = _recipe(settings, models, detector, treatments)
+    made_with = {**_digests(models), **_versions()}
+    initialize_labels(labels)
+    _announce_detector(settings, models, detector, recipe, made_with)
     return Anonymizer(
-        detector=metrics.CountingDetector(detector, threshold),
+        detector=detector,
         style=mask_style(settings),
-        limits=_limits(settings),
+        limits=_limits(settings, detector.seconds),
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
         keep_exif=settings.keep_exif,
         recipe=recipe,
         made_with=made_with,
         watch=watch,
+        labels=labels,
+        rules=rules,
     )
 
 
 def _detector(
-    settings: WorkerSettings, model: "Model", watch: Watch, runs_for_long: bool
-) -> "ScaledDetector":
-    """Return the detector: passes over a picture, whose canvases `model` receives in batches."""
+    settings: WorkerSettings,
+    models: Sequence[LoadedModel],
+    watch: Watch,
+    runs_for_long: bool,
+) -> "LabelledDetector":
+    """Return the detector: searches in a picture, whose canvases `models` receive in batches."""
     from worker.detection.batching import Batcher
-    from worker.detection.detector import ScaledDetector
+    from worker.detection.labelled import LabelledDetector
 
-    batcher = Batcher(
-        _watched_predict(settings, model, watch),
-        _batch_size(settings, model),
-        settings.batch_wait_seconds,
-        settings.detect_seconds,
-        model.lanes,
+    labels = searches.labels_to_hide(settings, models)
+    batchers = [
+        Batcher(
+            _watched_predict(settings, one.model, watch),
+            _batch_size(settings, one.model),
+            settings.batch_wait_seconds,
+            settings.detect_seconds,
+            one.model.lanes,
+        )
+        for one in models
+    ]
+    metrics.watch_batchers(batchers)
+    inputs = [_model_input(settings, one.model) for one in models]
+    planned = searches.searches_of(settings, models, inputs, labels)
+    detector = LabelledDetector(
+        planned,
+        [batcher.infer for batcher in batchers],
+        searches.seconds_of(settings, planned),
+        metrics.count_search,
     )
-    metrics.watch_batcher(batcher)
-    pass_settings = settings.pass_settings()
-    detector = ScaledDetector(
-        batcher.infer,
-        pass_settings,
-        settings.score_threshold or model.score_threshold,
-        _model_input(settings, model),
-        settings.detect_seconds * pass_settings.passes,
-    )
-    # The threads keep the model in memory, also when a program has dropped its anonymizer.
-    weakref.finalize(detector, batcher.stop).atexit = False
-    if model.on_gpu and runs_for_long:
-        from worker.detection.warm_up import warm_up
-
-        warm_up(detector, _batch_size(settings, model))
+    for batcher in batchers:
+        # The threads keep the model in memory, also when a program has dropped its anonymizer.
+        weakref.finalize(detector, batcher.stop).atexit = False
+    if runs_for_long:
+        _warm_up(settings, models, detector)
     return detector
+
+
+def _warm_up(
+    settings: WorkerSettings, models: Sequence[LoadedModel], detector: "LabelledDetector"
+) -> None:
+    """Give the models on a GPU the batches of usual pictures."""
+    from worker.detection.warm_up import warm_up
+
+    for search in detector.searches:
+        model = models[search.model].model
+        if model.on_gpu:
+            infer = detector.infer[search.model]
+            warm_up(detector.scaled(search, infer), _batch_size(settings, model))
 
 
 def _watched_predict(settings: WorkerSettings, model: "Model", watch: Watch) -> "Predict":
@@ -333,7 +370,8 @@ def _model_input(settings: WorkerSettings, model: "Model") -> "ModelInput":
     return ModelInput(model.fixed_size, at_once, has_few_shapes=model.on_gpu)
 
 
-def _limits(settings: WorkerSettings) -> "Limits":
+def _limits(settings: WorkerSettings, view_seconds: float) -> "Limits":
+    """Return the limits of a picture; detection in a view may take `view_seconds`."""
     from worker.anonymizer import Limits
 
     return Limits(
@@ -341,12 +379,12 @@ def _limits(settings: WorkerSettings) -> "Limits":
         max_pixels=settings.max_pixels,
         fetch_seconds=settings.fetch_seconds,
         max_frames=settings.max_frames,
-        detection_seconds=settings.max_detection_seconds(),
+        detection_seconds=view_seconds * SLOWEST_VIEWS,
     )
 
 
 def mask_style(settings: WorkerSettings) -> "MaskStyle":
-    """Return the method and the shape by which `settings` hide faces."""
+    """Return the method and the shape by which `settings` hide faces without a rule."""
     from worker.masking.regions import MaskStyle
 
     return MaskStyle(
@@ -354,17 +392,34 @@ def mask_style(settings: WorkerSettings) -> "MaskStyle":
     )
 
 
-def _recipe(settings: WorkerSettings, model: "Model", threshold: float) -> str:
+def _recipe(
+    settings: WorkerSettings,
+    models: Sequence[LoadedModel],
+    detector: "LabelledDetector",
+    treatments: "Treatments",
+) -> str:
     from worker.anonymizer import recipe_digest
 
+    first = detector.searches[0]
     return recipe_digest(
-        model=model.digest,
-        score_threshold=threshold,
-        pass_settings=settings.pass_settings(),
-        style=mask_style(settings),
+        model=models[first.model].model.digest,
+        score_threshold=first.score_threshold,
+        pass_settings=first.settings,
+        style=treatments.of(first.label).style,
         keep_exif=settings.keep_exif,
         checked=settings.verify != "off",
+        labels=searches.recipe_of_labels(detector.searches, models, treatments),
     )
+
+
+def _digests(models: Sequence[LoadedModel]) -> dict[str, str]:
+    """Return the digest and the engine of each model, for receipts."""
+    found = {}
+    for number, one in enumerate(models, 1):
+        suffix = "" if number == 1 else f" {number}"
+        found[f"model{suffix}"] = one.model.digest
+        found[f"engine{suffix}"] = one.model.engine
+    return found
 
 
 def _versions() -> dict[str, str]:
@@ -378,30 +433,46 @@ def _versions() -> dict[str, str]:
 
 def _announce_detector(
     settings: WorkerSettings,
-    model: "Model",
-    threshold: float,
+    models: Sequence[LoadedModel],
+    detector: "LabelledDetector",
     recipe: str,
     made_with: Mapping[str, str],
 ) -> None:
-    """Show in the metrics and in the log which model runs, and with which settings."""
-    metrics.BUILD.info(
-        {"version": made_with.get("veil", ""), "recipe": recipe, "model": model.digest[:16]}
-    )
-    structlog.get_logger("veil").info(
-        "detector ready",
-        engine=model.engine,
-        device=model.device,
-        model=model.digest[:16],
-        score_threshold=threshold,
-        preset=settings.preset,
-        scales=list(settings.pass_settings().scales),
-        batch_size=_batch_size(settings, model),
-        recipe=recipe,
-    )
+    """Show in the metrics and in the log which models run, and with which settings."""
+    digests = "+".join(one.model.digest[:16] for one in models)
+    version = made_with.get("veil", "")
+    metrics.BUILD.info({"version": version, "recipe": recipe, "model": digests})
+    for search in detector.searches:
+        model = models[search.model].model
+        structlog.get_logger("veil").info(
+            "detector ready",
+            label=search.label,
+            engine=model.engine,
+            device=model.device,
+            model=model.digest[:16],
+            score_threshold=search.score_threshold,
+            preset=searches.rule_of(settings, search.label).preset or settings.preset,
+            scales=list(search.settings.scales),
+            batch_size=_batch_size(settings, model),
+            recipe=recipe,
+        )
+
+
+def load_models(settings: WorkerSettings) -> list[LoadedModel]:
+    """Return the models of `settings`, tested. Raises the errors of load_model."""
+    return [loaded(load_model(one), one) for one in searches.settings_of_models(settings)]
+
+
+def loaded(model: "Model", settings: WorkerSettings) -> LoadedModel:
+    """Return `model`, which was loaded with `settings`, with its classes."""
+    from worker.detection.model import stated_labels
+
+    classes = stated_labels(model.folder) if settings.model else {}
+    return LoadedModel(model, classes, settings)
 
 
 def load_model(settings: WorkerSettings) -> "Model":
-    """Return the model of `settings`, tested. The default model is built on first use.
+    """Return the one model of `settings`, tested. The default model is built on first use.
 
     Raises ModelInvalid if it cannot be loaded or fails its test. Raises the errors of S3 if the
     model is stored there.
@@ -412,14 +483,17 @@ def load_model(settings: WorkerSettings) -> "Model":
     if settings.model is None:
         known_face.check_default(model)
         return model
-    known_face.try_own(model, settings.score_threshold or model.score_threshold)
+    threshold = searches.lowest_threshold(settings, model.folder, model.name)
+    finds_faces = FACE in loaded(model, settings).labels
+    known_face.try_own(model, threshold, finds_faces)
     _warn_of_evaluation(model)
     if settings.model.startswith("s3://") and settings.model_sha256 is None:
         structlog.get_logger("veil").warning(
             "the model is not pinned",
             address=settings.model,
             digest=model.digest,
-            effect="whoever can write to the address decides what is hidden: set VEIL_MODEL_SHA256",
+            effect="whoever can write to the address decides what is hidden: "
+            "set VEIL_MODEL_SHA256, or add #sha256=DIGEST in VEIL_MODELS",
         )
     return model
 
@@ -476,7 +550,8 @@ def load_folder(
         return _load_for_litert(settings, folder, digest_in_8_bits, name)
     from worker.detection.saved_model import SavedModel
 
-    return SavedModel(folder, digest, settings.score_threshold, name)
+    threshold = searches.lowest_threshold(settings, folder, name or str(folder))
+    return SavedModel(folder, digest, threshold, name)
 
 
 def _load_for_litert(
@@ -489,12 +564,11 @@ def _load_for_litert(
     from worker.detection.centerface.maps import MIN_SCORE
     from worker.detection.detector import WEAK_SCORE_FACTOR
     from worker.detection.litert import QuantizedModel
-    from worker.detection.model import stated_threshold
 
     lanes = min(settings.pictures_in_flight(), processors.available())
     # The network scores many points very low, and comparing these with each other takes most of the
     # time. The detector uses no score below this one.
-    threshold = settings.score_threshold or stated_threshold(folder, name or str(folder))
+    threshold = searches.lowest_threshold(settings, folder, name or str(folder))
     min_score = max(MIN_SCORE, WEAK_SCORE_FACTOR * threshold)
     return QuantizedModel(folder, digest, lanes, min_score, name)
 
@@ -502,11 +576,14 @@ def _load_for_litert(
 def _suits_litert(folder: Path) -> bool:
     """Return whether LiteRT is the faster engine for the model in `folder`.
 
-    It is if the folder has a network in 8 bits and this machine has no GPU.
+    It is if the folder has a network in 8 bits, and this machine has no GPU or the folder no other
+    form of the network.
     """
-    from worker.detection.model import NETWORK
+    from worker.detection.model import GRAPH, NETWORK
 
-    if not (folder / NETWORK).is_file() or _has_gpu():
+    if not (folder / NETWORK).is_file():
+        return False
+    if (folder / GRAPH).is_file() and _has_gpu():
         return False
     if not find_spec(LITERT_MODULE):
         structlog.get_logger("veil").warning(

@@ -12,11 +12,12 @@ from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage, Un
 from tasks.messages import AnonymizeOptions
 from tasks.settings import PREFIX, refuse_unknown
 from worker import logs
-from worker.anonymizer import AS_CONFIGURED, Anonymized, AnonymizedArray, Stopwatch
+from worker.anonymizer import Anonymized, AnonymizedArray, Stopwatch
 from worker.bootstrap import build_anonymizer
 from worker.detection.faces import Detections
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
+from worker.treatments import AS_CONFIGURED
 
 File = bytes | str | os.PathLike[str]
 """A picture file: its bytes, or its path."""

@@ -1,6 +1,7 @@
 """The anonymizer of a worker: pictures in processes of their own, the model in this one."""
 
 import time
+from collections.abc import Sequence
 
 import structlog
 
@@ -8,7 +9,6 @@ from tasks.errors import ImageTooLarge, PictureCrashed, PictureProcessLost
 from tasks.messages import AnonymizeOptions
 from worker import metrics
 from worker.anonymizer import (
-    AS_CONFIGURED,
     Anonymized,
     Anonymizer,
     FileAnonymizer,
@@ -21,6 +21,7 @@ from worker.images.formats import CONTENT_TYPES
 from worker.process.channel import Work
 from worker.process.pool import Finished, PicturePool, PictureProcess, ProcessDied
 from worker.residual_check import Checked
+from worker.treatments import AS_CONFIGURED
 
 log = structlog.get_logger("veil")
 
@@ -31,15 +32,18 @@ class IsolatedAnonymizer(FileAnonymizer):
     Only the canvases come here, to the detector's model. Threads share one anonymizer.
     """
 
-    def __init__(self, local: Anonymizer, pool: PicturePool, infer: Infer, seconds: float) -> None:
+    def __init__(
+        self, local: Anonymizer, pool: PicturePool, infer: Sequence[Infer], seconds: float
+    ) -> None:
         """Work in the processes of `pool`, which are configured as `local` is.
 
-        `infer` returns the detections in a canvas. `seconds` is the limit for both tries of a
+        `infer` has the function that runs each model. `seconds` is the limit for both tries of a
         picture.
         """
         self.limits = local.limits
         self.hold_without_faces = local.hold_without_faces
         self.verify = local.verify
+        self.treatments = local.treatments
         self.recipe = local.recipe
         self.made_with = local.made_with
         self._local = local
@@ -60,12 +64,12 @@ class IsolatedAnonymizer(FileAnonymizer):
         finished = self._finished(content, work, stopwatch.on_stage)
         for stage, seconds in finished.result.seconds.items():
             stopwatch.seconds[stage] = seconds
-        return _anonymized(finished)
+        return _anonymized(finished, self.treatments.labels)
 
     def detect_file(self, content: bytes, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """Return the faces that `anonymize` would hide; `content` is None. Raises its errors."""
         work = Work(len(content), options, detect_only=True)
-        return _anonymized(self._finished(content, work, ignore_stage))
+        return _anonymized(self._finished(content, work, ignore_stage), self.treatments.labels)
 
     def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
         """Return the part of `options` that hides at least as much as the configured style."""
@@ -110,16 +114,16 @@ def _given_up(first: ProcessDied, second: ProcessDied) -> PictureCrashed | Pictu
     return PictureCrashed(f"two processes died of this picture: {first}; {second}")
 
 
-def _anonymized(finished: Finished) -> Anonymized:
+def _anonymized(finished: Finished, labels: Sequence[str]) -> Anonymized:
     result = finished.result
-    added, remaining = result.added.detections(), result.remaining.detections()
+    added, remaining = result.added.detections(labels), result.remaining.detections(labels)
     return Anonymized(
         finished.output,
         CONTENT_TYPES[result.format],
         result.format,
         result.width,
         result.height,
-        result.faces.detections(),
+        result.faces.detections(labels),
         Checked(result.verdict, added, remaining),
         result.reason,
     )

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.detection.detector import EDGE_SLACK, MAX_SLACK_SHARE
-from worker.detection.faces import Boxes, Sightings
 from worker.images import Frame, Picture
 from worker.images.picture import WITH_ALPHA
 from worker.masking.hiding import RING_SHARE
-from worker.masking.regions import WHOLE, MaskStyle, regions
+from worker.masking.regions import WHOLE, Part, regions
 
 Rectangles = NDArray[np.intp]
 Planes = NDArray[np.float32]
@@ -229,25 +228,33 @@ def _planes(frame: Frame, rows: slice) -> Planes:
 
 
 def hidden_by(
-    boxes: Boxes,
+    parts: Sequence[Part],
     extra: Sequence[Sequence[float]],
-    style: MaskStyle,
     picture: Picture,
     coarsest: int,
 ) -> Rectangles:
     """Return the rectangles in which an output may differ from its source, with soft edges.
 
-    They are the whole faces `boxes` and the areas `extra`. A receipt has one box for each face,
-    which several passes may have detected, so the rectangles are widened by the error of an edge in
-    the `coarsest` pass, whose longer side it is in pixels.
+    They are the whole objects of `parts`, and the areas `extra` in the style of the first one. A
+    receipt has one box for each object, which several passes may have detected, so the rectangles
+    are widened by the error of an edge in the `coarsest` pass, whose longer side it is in pixels.
     """
+    found = [_hidden_by(part, (), picture, coarsest) for part in parts[1:]]
+    return np.concatenate([_hidden_by(parts[0], extra, picture, coarsest), *found])
+
+
+def _hidden_by(
+    part: Part, extra: Sequence[Sequence[float]], picture: Picture, coarsest: int
+) -> Rectangles:
+    """Return the rectangles of one part, as hidden_by says."""
     width, height = picture.width, picture.height
-    sightings = Sightings.of(boxes)
-    slack = np.full(len(boxes), EDGE_SLACK * max(1.0, max(width, height) / coarsest), np.float32)
+    sightings, style = part.sightings, part.style
+    slack = EDGE_SLACK * max(1.0, max(width, height) / coarsest)
     whole = replace(
         style, region=WHOLE, margin=max(style.margin, MAX_SLACK_SHARE), shape="rectangle"
     )
-    found = regions(replace(sightings, slack=slack), whole, width, height, extra)
+    slacks = np.full(len(sightings), slack, np.float32)
+    found = regions(replace(sightings, slack=slacks), whole, width, height, extra)
     grown = np.ceil((style.feather + RING_SHARE) * found.sides).astype(np.intp)[:, None] + 1
     first, last = found.rectangles[:, :2] - grown, found.rectangles[:, 2:] + grown
     rectangles: Rectangles = np.concatenate([first, last], axis=1).clip(0, [width, height] * 2)

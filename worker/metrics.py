@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery.signals import heartbeat_sent
@@ -10,16 +9,15 @@ from celery.worker import state
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 from tasks.metrics import REGISTRY
+from worker.searches import NEAR_MARGIN
 
 if TYPE_CHECKING:
     from tasks.delivery.circuit_breaker import CircuitBreaker
     from worker.detection.batching import Batcher, Predict
-    from worker.detection.detector import Detector
     from worker.detection.faces import Detections
+    from worker.detection.labelled import Search
     from worker.pixels import Pixels
     from worker.process.pool import PicturePool
-
-NEAR_MARGIN = 0.05  # Scores that exceed the threshold by less than this are near it.
 
 BUILD = Info("veil_build", "The version that runs, its recipe and its model.", registry=REGISTRY)
 HEARTBEAT = Gauge(
@@ -100,32 +98,23 @@ def watch_pool(pool: "PicturePool") -> None:
     PROCESS_MEMORY.set_function(pool.resident_bytes)
 
 
-def watch_batcher(batcher: "Batcher") -> None:
-    """Show the number of pictures that wait for `batcher`, which this does not keep in memory."""
-    reference = weakref.ref(batcher)
+def watch_batchers(batchers: "Sequence[Batcher]") -> None:
+    """Show the number of pictures that wait for `batchers`, which this does not keep in memory."""
+    references = [weakref.ref(batcher) for batcher in batchers]
 
     def waiting() -> int:
-        watched = reference()
-        return watched.waiting if watched else 0
+        watched = [reference() for reference in references]
+        return sum(batcher.waiting for batcher in watched if batcher)
 
     DETECTOR_QUEUE.set_function(waiting)
 
 
-@dataclass(frozen=True)
-class CountingDetector:
-    """A Detector that counts the faces of `detector`, and those whose score is near `threshold`."""
-
-    detector: "Detector"
-    threshold: float
-
-    def detect(self, picture: "Pixels") -> "Detections":
-        detections = self.detector.detect(picture)
-        near = detections.scores < self.threshold + NEAR_MARGIN
-        count_detections(len(detections), int(near.sum()))
-        return detections
+def count_search(search: "Search", found: "Detections") -> None:
+    """Count the objects that a `search` in a picture has `found`."""
+    count_detections(len(found), search.near(found))
 
 
 def count_detections(detected: int, near: int) -> None:
-    """Count the faces that the detector returned for a picture, and those near the threshold."""
+    """Count the objects that the detector returned, and those near the threshold."""
     DETECTIONS.inc(detected)
     NEAR_THRESHOLD.inc(near)

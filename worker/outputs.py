@@ -38,7 +38,8 @@ from tasks.storage.receipts import Receipt, ReceiptName
 from tasks.storage.refusals import OF_ONE_OBJECT, likely_cause
 from tasks.storage.s3 import ObjectStore, StoredObject
 from tasks.storage.upload_headers import PLAIN_UPLOADS, UploadHeaders, Uploads
-from worker.anonymizer import AS_CONFIGURED, Anonymized
+from worker.anonymizer import Anonymized
+from worker.treatments import AS_CONFIGURED
 
 PROBE_CONTENT = b"Written by veil to test the store.\n"
 STORE_TRIES = 2  # of one output, if another object appears at its destination meanwhile

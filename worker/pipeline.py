@@ -44,6 +44,7 @@ class Pipeline(work.Pipeline):
         self.routes = routes
         self._outputs = Outputs(store, keys, anonymizer.limits.fetch_seconds, uploads)
         self.recipe = anonymizer.recipe
+        self.labels = anonymizer.treatments.labels
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if it has none."""
@@ -82,6 +83,7 @@ class Pipeline(work.Pipeline):
             result,
             stopwatch.seconds,
             is_checked=self._anonymizer.verify != "off",
+            labels=self._anonymizer.treatments.labels,
             warning=warning,
         )
 
@@ -142,7 +144,7 @@ class Pipeline(work.Pipeline):
         outputs.check_source(source.uri, output)
         if existing.receipt is None and outputs.marks.are_keyed:
             return False
-        if not options.release and self._would_hold(existing):
+        if not options.release and self._would_hold(existing, options):
             return False
         return (
             outputs.is_intact(source, existing)
@@ -150,9 +152,16 @@ class Pipeline(work.Pipeline):
             and outputs.is_of_version(source, output)
         )
 
-    def _would_hold(self, existing: Existing) -> bool:
-        """Return whether this worker would hold a picture that an earlier one published."""
-        faces, left = _counts(existing)
+    def _would_hold(self, existing: Existing, options: AnonymizeOptions) -> bool:
+        """Return whether this worker would hold a picture that an earlier one published.
+
+        Without a receipt nobody knows which objects it shows.
+        """
+        treatments = self._anonymizer.treatments
+        shown = treatments.labels if existing.receipt is None else existing.receipt.labels
+        if treatments.hold(shown, options):
+            return True
+        faces, left = _counts(existing, treatments.sought)
         without_faces = self._anonymizer.hold_without_faces and faces == 0
         with_left = self._anonymizer.verify == "hold" and left > 0
         return without_faces or with_left
@@ -168,14 +177,18 @@ def _refuse_encoding(source: StoredObject) -> None:
             )
 
 
-def _counts(existing: Existing) -> tuple[int | None, int]:
+def _counts(existing: Existing, sought: str | None) -> tuple[int | None, int]:
     """Return the number of faces that were found for an output, and that of residual faces.
+
+    Those with the label `sought` count as faces, or all for None.
 
     Without a receipt only the marks tell: the first number is then 0, or None if it is unknown or
     not 0, and the second is 1 if there were any.
     """
     receipt, metadata = existing.receipt, existing.output.metadata
     if receipt is not None:
-        return len(receipt.faces), len(receipt.left_xyxy)
-    faces = 0 if metadata.get(receipts.FACES) == "0" else None
-    return faces, int(receipts.LEFT in metadata)
+        labels = receipt.labels
+        faces = len(labels) if sought is None else labels.count(sought)
+        return faces, len(receipt.left_xyxy)
+    known_faces = 0 if metadata.get(receipts.FACES) == "0" else None
+    return known_faces, int(receipts.LEFT in metadata)

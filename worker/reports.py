@@ -1,11 +1,12 @@
 """The report and the receipt of one picture."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
-from tasks.messages import MAX_BOXES, AnonymizeOptions, AnonymizeReport
+from tasks.messages import FACE, MAX_BOXES, AnonymizeOptions, AnonymizeReport
 from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.marks import Marks
@@ -21,19 +22,21 @@ def report_of(
     result: Anonymized,
     seconds: dict[str, float],
     is_checked: bool,
+    labels: Sequence[str] = (FACE,),
     warning: str | None = None,
 ) -> AnonymizeReport:
     """Return the report of a picture that was anonymized or held.
 
-    `seconds` maps each stage to its duration. `is_checked` tells whether outputs are checked for
-    residual faces. `warning` is that of Outputs.store.
+    `seconds` maps each stage to its duration. `labels` are those that the worker finds.
+    `is_checked` tells whether outputs are checked for residual faces. `warning` is that of
+    Outputs.store.
     """
     scores = result.detections.scores
     is_held = result.content is None
     checked = result.checked
     return AnonymizeReport(
         status="held" if is_held else "anonymized",
-        faces=len(scores),
+        **_counts(result.detections.labels.tolist(), labels),
         lowest_score=round(float(scores.min()), 4) if len(scores) else None,
         source=str(fetched.routed.request.source),
         destination=None if is_held else str(fetched.routed.destination),
@@ -81,7 +84,7 @@ def skipped_report(
         return report
     return replace(
         report,
-        faces=len(receipt.faces),
+        **_counts(receipt.labels, list(dict.fromkeys([FACE, *receipt.labels]))),
         reason=receipt.reason,
         boxes_xyxy=[face["box_xyxy"] for face in receipt.faces[:MAX_BOXES]],
         left=len(receipt.left_xyxy),
@@ -116,7 +119,7 @@ def receipt_of(
         height=result.height,
         recipe=fetched.recipe,
         options=fetched.options.to_json(),
-        faces=_faces(result.detections),
+        faces=listed(result.detections),
         check=result.checked.verdict,
         found_by_check=whole_boxes(result.checked.added),
         left_xyxy=whole_boxes(result.checked.remaining),
@@ -128,12 +131,28 @@ def receipt_of(
     )
 
 
-def _faces(detections: Detections) -> list[Face]:
+def _counts(found: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a report that count the objects with the labels `found`.
+
+    The strongest object comes first. `labels` are those that were searched for.
+    """
+    counts = {label: found.count(label) for label in labels}
+    faces = counts.get(FACE)
+    if list(counts) == [FACE]:
+        return {"faces": faces}
+    return {"faces": faces, "labels": counts, "box_labels": list(found[:MAX_BOXES])}
+
+
+def listed(detections: Detections) -> list[Face]:
+    """Return the objects of `detections` as receipts list them."""
     boxes = whole_boxes(detections)
-    return [
-        {"box_xyxy": box, "score": round(float(score), 4)}
-        for box, score in zip(boxes, detections.scores, strict=True)
-    ]
+    faces: list[Face] = []
+    for box, score, label in zip(boxes, detections.scores, detections.labels, strict=True):
+        face: Face = {"box_xyxy": box, "score": round(float(score), 4)}
+        if label != FACE:
+            face["label"] = str(label)
+        faces.append(face)
+    return faces
 
 
 def _sha256(content: bytes) -> str:

@@ -8,11 +8,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from tasks.errors import Permanent, UnreadableImage
-from tasks.messages import AnonymizeOptions, Check, Reason
+from tasks.messages import FACE, AnonymizeOptions, Check, Reason
 from worker import images
 from worker.detection.faces import Detections, outside
 from worker.masking import regions
-from worker.masking.regions import MaskStyle
+from worker.treatments import Treatments
 
 Output = TypeVar("Output")
 """A file as bytes, or an array of pixels."""
@@ -35,7 +35,11 @@ class Checked:
     @property
     def reason(self) -> Reason | None:
         """The reason for a review of the picture, if it needs one."""
-        return "faces still found in the output" if len(self.remaining) else None
+        if not len(self.remaining):
+            return None
+        if (self.remaining.labels == FACE).all():
+            return "faces still found in the output"
+        return "objects still found in the output"
 
 
 UNCHECKED = Checked("off", Detections.none(), Detections.none())
@@ -57,14 +61,14 @@ class ResidualCheck(Generic[Output]):
     """The check of one picture's output, repeated until no face is found, up to MAX_CHECKS times.
 
     `decode` reads an output, `find` detects the faces of each frame, and `redo` makes the output
-    anew with the given faces of each frame hidden. `style` is how they are hidden. No check starts
+    anew with the given faces of each frame hidden, as `treatments` say. No check starts
     that is likely to end later than `max_seconds` after the start of the first one.
     """
 
     decode: Callable[[Output], images.Picture]
     find: Callable[[images.Picture], list[Detections]]
     redo: Callable[[Sequence[Detections]], Output]
-    style: MaskStyle
+    treatments: Treatments
     options: AnonymizeOptions
     max_seconds: float
 
@@ -117,7 +121,8 @@ class ResidualCheck(Generic[Output]):
         remaining = [Detections.none() for _ in picture.frames]
         detected = self.find(replace(decoded, frames=tuple(one.frame for one in changed)))
         for one, detections in zip(changed, detected, strict=True):
-            faces = outside(detections, self.options.exempt)
+            wanted = self.treatments.wanted(detections, self.options)
+            faces = outside(wanted, self.options.exempt)
             size = one.frame.width, one.frame.height
             is_hidden = np.ones(len(faces), bool)
             for number in one.numbers:
@@ -130,11 +135,11 @@ class ResidualCheck(Generic[Output]):
         self, picture: images.Picture, found: Sequence[Detections]
     ) -> list[regions.Regions]:
         """Return the whole faces, and the extra areas, that are hidden in each frame."""
-        style = replace(self.style, region=regions.WHOLE)
         hidden = []
         for frame, faces in zip(picture.frames, found, strict=True):
+            parts = self.treatments.parts(faces, self.options)
             size = frame.width, frame.height
-            hidden.append(regions.regions(faces.sightings, style, *size, self.options.extra))
+            hidden.append(regions.whole_regions(parts, *size, self.options.extra))
         return hidden
 
 

@@ -1,7 +1,6 @@
 """The settings of a worker: how it finds and hides faces, and its limits."""
 
 import os
-import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -14,10 +13,10 @@ from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX, S3_ATTEMPTS, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
+from worker.model_settings import MAX_SCALE, MIN_SCALE, PLATES, SHA256, LabelRules, ModelAddress
 from worker.process import processors
 from worker.upload_settings import UploadSettings
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
 # The longest wait of a picture for a process, and for the end of other pictures, and the number of
 # such waits: two for each of its two tries.
@@ -52,6 +51,8 @@ def _text(default: Any) -> str | None:
         return None
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, dict):
+        return ""
     if isinstance(default, tuple):
         return ",".join(str(part) for part in default)
     return str(default)
@@ -101,6 +102,25 @@ class WorkerSettings(UploadSettings):
         description="Digest that `VEIL_MODEL` must have; with another one, nothing starts. It is "
         "the `digest` that `veil model info` prints (that of the model's files), or the SHA-256 of "
         "the ZIP file. If it is empty, any model at the address is used.",
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Several models in place of `VEIL_MODEL`, comma-separated: `default`, "
+        "`plates`, or what `VEIL_MODEL` takes. `#sha256=DIGEST` after one pins it as "
+        "`VEIL_MODEL_SHA256` does. docs/models.md has examples.",
+    )
+    plates: bool = Field(
+        False,
+        description="Whether the plate detector that comes with Veil runs too, as `plates` in "
+        "`VEIL_MODELS` says. It finds licence plates, which have the label `plate`.",
+    )
+    rules: Annotated[LabelRules, NoDecode] = Field(
+        {},
+        description="Rules for the labels that the models find, separated by semicolons, such as "
+        "`plate: method=fill margin=0.2; document: hold; *: ignore`. The names in a rule are "
+        "`method`, `region`, `margin`, `shape`, `smallest`, `hold`, `ignore`, `threshold`, "
+        "`preset`, `scales` and `turned`; docs/models.md explains them. `*` is every label without "
+        "a rule. Without a rule, all of an object is hidden, and of a face `VEIL_REGION`.",
     )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",
@@ -249,7 +269,7 @@ class WorkerSettings(UploadSettings):
         "a terminal, else `json`.",
     )
 
-    @field_validator("scales", "keep_exif", mode="before")
+    @field_validator("scales", "keep_exif", "models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_commas(value)
@@ -264,8 +284,8 @@ class WorkerSettings(UploadSettings):
     def _check_scales(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is None:
             return None
-        if not value or not all(64 <= side <= 8192 for side in value):
-            raise ValueError("give one or more sides from 64 to 8192")
+        if not value or not all(MIN_SCALE <= side <= MAX_SCALE for side in value):
+            raise ValueError(f"give one or more sides from {MIN_SCALE} to {MAX_SCALE}")
         return tuple(sorted(set(value)))
 
     @field_validator("model", mode="before")
@@ -285,6 +305,23 @@ class WorkerSettings(UploadSettings):
             raise ValueError("must be a SHA-256, 64 hexadecimal digits")
         if value and not info.data.get("model"):
             raise ValueError(f"it pins the model of {PREFIX}MODEL, which is not set")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("model"):
+            raise ValueError(f"{PREFIX}MODEL names another model: put both into {PREFIX}MODELS")
+        parsed = [ModelAddress.parse(text) for text in value]
+        if len(set(parsed)) < len(parsed):
+            raise ValueError("a model is named twice")
+        return value
+
+    @field_validator("plates")
+    @classmethod
+    def _check_plates(cls, value: bool) -> bool:
+        if value:
+            ModelAddress.parse(PLATES)
         return value
 
     # Pydantic runs this before `_split`, because it runs such validators in reverse order.
@@ -314,6 +351,16 @@ class WorkerSettings(UploadSettings):
             )
         return self
 
+    def model_addresses(self) -> tuple[ModelAddress, ...]:
+        """Return the models of a worker, in their order."""
+        if self.models:
+            found = [ModelAddress.parse(text) for text in self.models]
+        else:
+            found = [ModelAddress(self.model, self.model_sha256)]
+        if self.plates and (bundled := ModelAddress.parse(PLATES)) not in found:
+            found.append(bundled)
+        return tuple(found)
+
     def anonymizer_seconds(self) -> float:
         """Return the time in seconds that PICTURE_SECONDS leaves for the work on the file."""
         storage = (self.s3_connect_seconds + self.s3_read_seconds) * MAX_S3_CALLS * S3_ATTEMPTS
@@ -330,6 +377,11 @@ class WorkerSettings(UploadSettings):
             return self.concurrency
         processes = self.picture_processes()
         return processes + PICTURES_IN_TRANSIT if processes else IN_PROCESS_PICTURES
+
+    def longest_view_seconds(self) -> float:
+        """Return the longest time in seconds that detection in one view of a frame may be given."""
+        detections = 1 if self.verify == "off" else 2
+        return self.anonymizer_seconds() / detections / SLOWEST_VIEWS
 
     def max_detection_seconds(self) -> float:
         """Return the longest time in seconds that detection may take.

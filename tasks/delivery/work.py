@@ -15,6 +15,8 @@ class Pipeline(Protocol):
 
     recipe: str
     routes: Routes
+    labels: tuple[str, ...]
+    """The labels of the objects that are hidden."""
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route; raise BucketNotAllowed if there is none."""

@@ -22,6 +22,8 @@ class ReviewEntry:
     - `options`: those of the request.
     - `faces`: the number of faces that were hidden, if known. `boxes_xyxy` contains the first
       MAX_BOXES of their boxes, in whole pixels of the upright picture.
+    - `labels`: the number of objects by label, and `box_labels` the label of each of `boxes_xyxy`,
+      if the worker's models find other objects than faces too; else both are None.
     - `left`: the number of faces that the last residual check still found, if known. `left_xyxy`
       contains the first MAX_BOXES of their boxes.
     """
@@ -38,6 +40,8 @@ class ReviewEntry:
     options: dict[str, Any] = field(default_factory=dict)
     faces: int | None = None
     left: int | None = None
+    labels: dict[str, int] | None = None
+    box_labels: list[str] | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +59,7 @@ class ReviewEntry:
             region=more.region or requested.region,
             exempt=requested.exempt + more.exempt,
             extra=requested.extra + more.extra,
+            rules={**requested.rules, **more.rules},
         )
 
 
@@ -82,5 +87,7 @@ def update(redis: Any, routed: Routed, report: AnonymizeReport) -> None:
         options=report.options or {},
         faces=report.faces,
         left=report.left,
+        labels=report.labels,
+        box_labels=report.box_labels,
     )
     REVIEW_LIST.record(redis, entry)

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, NotRequired, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 from typing_extensions import TypedDict
@@ -24,7 +24,14 @@ from typing_extensions import TypedDict
 from .. import signatures
 from ..addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from ..errors import ImageTooLarge, InvalidRequest, ObjectNotFound
-from ..messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason
+from ..messages import (
+    FACE,
+    MAX_COORDINATE,
+    MAX_LABEL_LENGTH,
+    AnonymizeOptions,
+    Check,
+    Reason,
+)
 from ..routes import RESERVED
 from ..signatures import FIELD, Key
 from .s3 import ObjectStore, StoredObject
@@ -117,10 +124,11 @@ Score = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 
 class Face(TypedDict):
-    """A face that was hidden."""
+    """A face that was hidden, or another object: then `label` says what it is."""
 
     box_xyxy: Box
     score: Score
+    label: NotRequired[Annotated[str, Field(max_length=MAX_LABEL_LENGTH)]]
 
 
 class Receipt(BaseModel):
@@ -128,12 +136,13 @@ class Receipt(BaseModel):
 
     Sizes are bytes and pixels, times seconds, digests SHA-256 in hex. `output_sha256` and
     `output_bytes` are None for a picture that is held. `faces` has a ``box_xyxy``, in whole pixels
-    of the upright picture, and a ``score`` for each face, strongest first. `options` are those of
-    the request. `check` is the result of the residual check, and `found_by_check` has the boxes of
-    the faces that only it found. `left_xyxy` has the boxes that the last check still found; they
-    are hidden too, but were not checked again. `reason` says why the picture is held or needs a
-    review. `signature` is the worker's, see tasks.signatures. With a receipt key, `output_mark` and
-    `source_mark` are keyed digests of both addresses. A receipt has no pixels and no addresses.
+    of the upright picture, and a ``score`` for each face, strongest first. Objects of other labels
+    are among them, with their ``label``. `options` are those of the request. `check` is the result
+    of the residual check, and `found_by_check` has the boxes of the faces that only it found.
+    `left_xyxy` has the boxes that the last check still found; they are hidden too, but were not
+    checked again. `reason` says why the picture is held or needs a review. `signature` is the
+    worker's, see tasks.signatures. With a receipt key, `output_mark` and `source_mark` are keyed
+    digests of both addresses. A receipt has no pixels and no addresses.
 
     Fields that a later version adds are ignored, but its signature covers them too.
     """
@@ -194,6 +203,11 @@ class Receipt(BaseModel):
     def asked(self) -> AnonymizeOptions:
         """The options of the request."""
         return AnonymizeOptions.of(self.options)
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each of `faces`."""
+        return [face.get("label", FACE) for face in self.faces]
 
     @property
     def lowest_score(self) -> float | None:

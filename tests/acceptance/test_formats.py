@@ -18,8 +18,9 @@ from PIL import Image, ImageOps, ImageSequence
 from tests.metadata import leaks
 from tools.benchmarks import memory
 from worker import images, likeness
+from worker.detection.faces import Sightings
 from worker.images.formats import FORMATS
-from worker.masking.regions import MaskStyle
+from worker.masking.regions import MaskStyle, Part
 
 # What Pillow warns of in these files is not an error, here as in a worker.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -163,7 +164,8 @@ def test_no_output_is_taken_for_one_that_does_not_show_its_source(run, collectio
         contents = (collection[0] / name).read_bytes(), (output / name).read_bytes()
         before, after = (images.decode(content, MANY) for content in contents)
         boxes = np.array(one["boxes_xyxy"], np.float32).reshape(-1, 4)
-        hidden = likeness.hidden_by(boxes, (), MaskStyle(feather=0.05), before, 480)
+        part = Part(Sightings.of(boxes), MaskStyle(feather=0.05))
+        hidden = likeness.hidden_by([part], (), before, 480)
         seen = zip(contents, (before, after), strict=True)
         if not likeness.is_alike(before, after, hidden) or not all(
             likeness.is_confirmed(*each) for each in seen

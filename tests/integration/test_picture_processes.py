@@ -30,11 +30,12 @@ from tasks.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from tasks.messages import AnonymizeOptions
+from tasks.messages import FACE, AnonymizeOptions
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.canvas import GPU_SIDES
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
+from worker.detection.labelled import Search
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import ANY_SIZE, ModelInput, one_by_one
 from worker.isolated import IsolatedAnonymizer
@@ -65,14 +66,14 @@ FACES = one_by_one(face)
 def isolated(pool, infer=FACES, takes=ANY_SIZE, passes=PASSES, **options):
     configuration = Configuration(
         style=STYLE,
+        labels=(FACE,),
+        rules={},
         limits=LIMITS,
         hold_without_faces=False,
         verify=options.get("verify", "off"),
         keep_exif=(),
-        pass_settings=passes,
-        score_threshold=0.5,
-        near_score=0.55,
-        takes=takes,
+        inputs=(takes,),
+        searches=(Search(FACE, 0, passes, 0.5, 0.55, takes, 60, {}),),
         detect_seconds=60,
         memory_bytes=300 << 20,
         output_bytes=8 << 20,
@@ -82,7 +83,7 @@ def isolated(pool, infer=FACES, takes=ANY_SIZE, passes=PASSES, **options):
     local = Anonymizer(
         detector=ScaledDetector(infer, passes, 0.5, takes), style=STYLE, limits=LIMITS, **options
     )
-    return local, IsolatedAnonymizer(local, pool, infer, seconds=60)
+    return local, IsolatedAnonymizer(local, pool, [infer], seconds=60)
 
 
 def picture(form="PNG", side=64):

@@ -321,6 +321,7 @@ def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
         "per_second",
         "seconds_left",
         "recipe",
+        "labels",
     }
     assert line["queues"][1]["waiting"] == 2
 

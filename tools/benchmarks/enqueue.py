@@ -186,7 +186,7 @@ def _wait_for(client: Any, worker: Any, pictures: int) -> None:
 def _work() -> None:
     """Run a worker whose pictures only sleep."""
     from tasks.app import app
-    from tasks.messages import AnonymizeReport, AnonymizeRequest
+    from tasks.messages import FACE, AnonymizeReport, AnonymizeRequest
     from tasks.routes import Route, Routed, Routes
     from worker import logs
 
@@ -195,6 +195,7 @@ def _work() -> None:
     class Pipeline:
         recipe = "0" * 16
         routes = Routes((route,))
+        labels: tuple[str, ...] = (FACE,)
 
         def resolve(self, request: AnonymizeRequest) -> Routed:
             return Routed(request, route, ObjectUri("clean", request.source.key))

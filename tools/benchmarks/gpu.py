@@ -265,7 +265,9 @@ def _speed(model: Model) -> dict[str, Any]:
 def _recall(model: Model) -> dict[str, Any]:
     """Return the share of the faces that `model` finds, and that the model on CPUs finds."""
     detectors = [
-        bootstrap.build_anonymizer(WorkerSettings(), model=one)
+        bootstrap.build_anonymizer(
+            WorkerSettings(), models=[bootstrap.loaded(one, WorkerSettings())]
+        )
         for one in (model, bootstrap.load_model(WorkerSettings(engine="litert")))
     ]
     counts = {"faces": 0, "found": 0, "found_on_cpu": 0, "faces_on_cpu": 0, "same_faces": 0}

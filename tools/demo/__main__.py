@@ -74,7 +74,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        return run(os.environ.get("IMAGES", ""), os.environ.get("KEEP", "") not in ("", "0"))
+        return run(os.environ.get("IMAGES", ""), _is_set("KEEP"))
     except (ServerFailed, VeilError) as error:
         console.print(f"demo: {error}", style="red", markup=False)
         return 1
@@ -85,6 +85,11 @@ def main() -> int:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _is_set(name: str) -> bool:
+    """Return whether the variable `name` of `make` is set, and not 0."""
+    return os.environ.get(name, "") not in ("", "0")
 
 
 def run(images: str, keep: bool) -> int:
@@ -103,6 +108,8 @@ def run(images: str, keep: bool) -> int:
         _say("Detector", "CenterFace" if is_built else "building it on first use, a minute at most")
         _check([PROGRAMS / "veil", "model", "build"])
     pictures = _pictures(images)
+    if _is_set("PLATES"):
+        _check([PROGRAMS / "veil", "settings", "--check"], VEIL_PLATES="true")
     with started(keep) as services:
         summary = _deliver(services, pictures, keep)
         if keep:
@@ -115,8 +122,11 @@ def _say(what: str, text: str) -> None:
     console.print(f"[bold]{what:<10}[/bold] {text}")
 
 
-def _check(command: list[Any]) -> None:
-    done = subprocess.run([str(part) for part in command], check=False, stdout=subprocess.DEVNULL)
+def _check(command: list[Any], **variables: str) -> None:
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [str(part) for part in command], check=False, stdout=subprocess.DEVNULL, env=environment
+    )
     if done.returncode:
         raise ServerFailed(f"{Path(command[0]).name} {command[1]} failed with {done.returncode}")
 
@@ -180,6 +190,8 @@ def started(keep: bool) -> Iterator[Services]:
         environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": ROUTE}
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).expanduser().resolve())
+        if _is_set("PLATES"):
+            environment["VEIL_PLATES"] = "true"
         # The store posts an event once, so the trigger holds it for as long as the store waits.
         watch: list[str | Path] = [
             PROGRAMS / "veil",

@@ -23,7 +23,7 @@ from tasks.errors import (
     VeilError,
     without_data,
 )
-from tasks.messages import AnonymizeOptions
+from tasks.messages import FACE, AnonymizeOptions
 from worker import logs
 from worker.commands import options
 from worker.commands.command import CommandApp
@@ -54,7 +54,8 @@ class Outcome:
     """The outcome of one file, and its line of ``--json``.
 
     `width` and `height` are those of the upright picture, in pixels; None if it failed. Boxes are
-    x1 y1 x2 y2 in its pixels.
+    x1 y1 x2 y2 in its pixels, and each has a score and a label. `faces` counts those with the label
+    FACE.
     """
 
     source: str
@@ -65,6 +66,7 @@ class Outcome:
     faces: int = 0
     boxes_xyxy: list[list[float]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     reason: str | None = None
     found_by_check: int = 0
     error: str | None = None
@@ -116,6 +118,7 @@ def anonymize(
     region: options.Region = None,
     exempt: options.Exempt = None,
     extra: options.Extra = None,
+    rules: options.Rules = None,
     detect_only: Annotated[
         bool, typer.Option("--detect-only", help="Print the faces, and write no outputs.")
     ] = False,
@@ -136,7 +139,7 @@ def anonymize(
     _require_paths(paths)
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
-    request = options.anonymize_options(method, region, exempt, extra)
+    request = options.anonymize_options(method, region, exempt, extra, rules)
     jobs = find_jobs(paths, output)
     if not jobs:
         print_note(f"no file in {', '.join(map(str, paths))}: nothing to anonymize")
@@ -188,7 +191,8 @@ def anonymize_file(
 
     Every error becomes an outcome, so one bad file does not end the run.
     """
-    from worker.anonymizer import AS_CONFIGURED, Stopwatch
+    from worker.anonymizer import Stopwatch
+    from worker.treatments import AS_CONFIGURED
 
     started = time.perf_counter()
     content = b""
@@ -372,9 +376,10 @@ def _success(job: Job, result: "Anonymized") -> Outcome:
         status,
         width=result.width,
         height=result.height,
-        faces=len(result.detections),
+        faces=result.detections.labels.tolist().count(FACE),
         boxes_xyxy=[_rounded(box) for box in result.detections.boxes_xyxy],
         scores=[round(float(score), 4) for score in result.detections.scores],
+        labels=result.detections.labels.tolist(),
         reason=result.reason,
         found_by_check=len(result.checked.added),
     )
@@ -419,10 +424,18 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         text = f"{source}: {note}{outcome.error}: {printable(outcome.message or '')}"
         print(text, file=sys.stderr)
     elif outcome.status == "detected":
-        faces = "1 face" if outcome.faces == 1 else f"{outcome.faces} faces"
-        print(f"{source}: {faces}, {outcome.width} × {outcome.height} pixels", flush=True)
+        size = f"{outcome.width} × {outcome.height} pixels"
+        print(f"{source}: {_objects(outcome)}, {size}", flush=True)
     elif outcome.reason is not None:
         print(f"{source}: {outcome.status}, {outcome.reason}", file=sys.stderr)
+
+
+def _objects(outcome: Outcome) -> str:
+    """Return the numbers of the faces and of the objects of each other label, as people say it."""
+    faces = "1 face" if outcome.faces == 1 else f"{outcome.faces} faces"
+    others = Counter(label for label in outcome.labels if label != FACE)
+    parts = [faces, *(f"{number} {label}" for label, number in others.items())]
+    return printable(", ".join(parts))
 
 
 def _print_counts(counts: Counter[str]) -> None:

@@ -59,6 +59,7 @@ def enqueue(
     region: options.Region = None,
     exempt: options.Exempt = None,
     extra: options.Extra = None,
+    rules: options.Rules = None,
     as_json: options.Json = False,
 ) -> ExitCode:
     """Put pictures on the queue.
@@ -72,7 +73,7 @@ def enqueue(
     if not (uris or prefix or from_file):
         raise typer.BadParameter("give addresses, --prefix or --from")
     wait_seconds = options.seconds_to_wait(wait, timeout)
-    request = options.anonymize_options(method, region, exempt, extra)
+    request = options.anonymize_options(method, region, exempt, extra, rules)
     settings = Settings.load()
     sources = [ObjectUri.parse(uri) for uri in uris or ()]
     place = PrefixUri.parse(prefix) if prefix else None

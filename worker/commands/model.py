@@ -1,6 +1,8 @@
 """``veil model``: build the default model, or show the one that a worker would use."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.errors import ImageTooLarge, UnreadableImage
+from tasks.messages import FACE
 from worker import logs
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
+from worker.printing import printable
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from worker.detection.faces import Detections
-    from worker.detection.model import Model
+    from worker.searches import LoadedModel
 
 app = CommandApp("Build or inspect the detector's model.\n\nExample: veil model info")
 
@@ -46,36 +50,81 @@ def info(
     ] = None,
     as_json: Json = False,
 ) -> ExitCode:
-    """Load and test the model that a worker would use, and print what it is.
+    """Load and test the models that a worker would use, and print what they are.
 
     Example: VEIL_MODEL=/path/to/saved_model_folder veil model info --picture a.jpg
     """
-    from worker.bootstrap import load_model
-    from worker.detection.evaluation import stated_evaluation
+    from worker.bootstrap import load_models
+    from worker.searches import labels_to_hide
 
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
-    model = load_model(settings)
+    models = load_models(settings)
+    labels_to_hide(settings, models)  # The rules may name a label that no model has.
+    descriptions = [_description(settings, one) for one in models]
+    found = None if picture is None else _found(settings, models, picture)
+    if as_json:
+        also = {} if found is None else {"picture": found}
+        described = descriptions[0] if len(models) == 1 else {"models": descriptions}
+        print(json.dumps({**described, **also}))
+        return ExitCode.OK
+    for number, description in enumerate(descriptions):
+        if number:
+            print()
+        _print_description(description)
+    if found is not None:
+        _print_found(found)
+    return ExitCode.OK
+
+
+def _description(settings: WorkerSettings, loaded: "LoadedModel") -> dict[str, Any]:
+    """Return what is known of a model; its labels too, if it finds other objects than faces."""
+    from worker.detection.evaluation import stated_evaluation
+
+    model = loaded.model
     description: dict[str, Any] = {
         "folder": str(model.folder),
         "engine": model.engine,
         "digest": model.digest,
-        "score_threshold": settings.score_threshold or model.score_threshold,
+        "score_threshold": loaded.settings.score_threshold or model.score_threshold,
         "fixed_size": model.fixed_size,
         "device": model.device,
     }
-    if settings.model and (evaluation := stated_evaluation(model.folder)):
+    if loaded.labels != (FACE,) or settings.rules:
+        description["labels"] = [_label(settings, loaded, label) for label in loaded.labels]
+    if loaded.settings.model and (evaluation := stated_evaluation(model.folder)):
         description["evaluation"] = asdict(evaluation)
-    found = None if picture is None else _found(settings, model, picture)
-    if as_json:
-        also = {} if found is None else {"picture": found}
-        print(json.dumps({**description, **also}))
-        return ExitCode.OK
+    return description
+
+
+def _label(settings: WorkerSettings, loaded: "LoadedModel", label: str) -> dict[str, Any]:
+    """Return the search for `label`, and the treatment of its objects."""
+    from worker import searches
+    from worker.bootstrap import mask_style
+    from worker.treatments import Treatments
+
+    rules = searches.rules_of_treatment(settings)
+    treatment = Treatments(mask_style(settings), loaded.labels, rules).of(label)
+    own = loaded.model.score_threshold
+    return {
+        "label": label,
+        "threshold": searches.threshold_of(loaded.settings, label, own),
+        "scales": list(searches.passes_of(settings, label).scales),
+        **asdict(treatment.style),
+        "smallest": treatment.smallest,
+        "hold": treatment.hold,
+        "ignore": treatment.ignore,
+    }
+
+
+def _print_description(description: dict[str, Any]) -> None:
     for name, value in description.items():
-        print(f"{name}: {_evaluation_line(value) if name == 'evaluation' else value}")
-    if found is not None:
-        _print_found(found)
-    return ExitCode.OK
+        if name == "labels":
+            for one in value:
+                values = ", ".join(f"{key} {one[key]}" for key in one if key != "label")
+                print(f"label {printable(one['label'])}: {values}")
+        else:
+            print(f"{name}: {_evaluation_line(value) if name == 'evaluation' else value}")
 
 
 def _evaluation_line(evaluation: dict[str, Any]) -> str:
@@ -90,14 +139,14 @@ def _evaluation_line(evaluation: dict[str, Any]) -> str:
     return f"{own} at {evaluation['threshold']:g}; with the bundled detector {bundled}"
 
 
-def _found(settings: WorkerSettings, model: "Model", path: Path) -> dict[str, Any]:
-    """Return a description of a picture and of the faces that a worker would find in it."""
+def _found(settings: WorkerSettings, models: "Sequence[LoadedModel]", path: Path) -> dict[str, Any]:
+    """Return a description of a picture and of the objects that a worker would find in it."""
     from worker import images
     from worker.bootstrap import build_anonymizer
 
     content = _read(path, settings.max_bytes)
     picture = images.decode(content, settings.max_pixels, settings.max_frames)
-    frames = build_anonymizer(settings, model=model).detect_frames(picture)
+    frames = build_anonymizer(settings, models=models).detect_frames(picture)
     return {
         "file": str(path),
         "format": picture.format,
@@ -120,7 +169,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
 
 
 def _faces(found: "Detections") -> list[dict[str, Any]]:
-    """Return a description of each face, highest score first.
+    """Return a description of each face, highest score first, and the label of other objects.
 
     Its landmarks are those of the sighting whose box fits best; None if they are not finite.
     """
@@ -142,20 +191,25 @@ def _faces(found: "Detections") -> list[dict[str, Any]]:
                 "landmarks": landmarks.tolist() if np.isfinite(landmarks).all() else None,
             }
         )
+        if found.labels[row] != FACE:
+            faces[-1]["label"] = str(found.labels[row])
     return faces
 
 
 def _print_found(found: dict[str, Any]) -> None:
     frames = found["frames"]
-    count = sum(len(faces) for faces in frames)
+    everything = [face for faces in frames for face in faces]
+    counted = Counter(face.get("label", "face(s)") for face in everything)
+    objects = [f"{number} {label}" for label, number in counted.items()] or ["0 face(s)"]
     size = f"{found['width']} x {found['height']}"
-    counts = f"{len(frames)} frame(s), {count} face(s)"
+    counts = printable(", ".join([f"{len(frames)} frame(s)", *objects]))
     print(f"picture: {found['file']}: {found['format']}, {size}, {counts}")
     for number, faces in enumerate(frames, start=1):
         for face in faces:
             width, height = face["size"]
             landmarks = "unknown" if face["landmarks"] is None else face["landmarks"]
+            label = printable(face.get("label", "face"))
             print(
-                f"face in frame {number}: score {face['score']:.3f}, box {face['box_xyxy']}, "
+                f"{label} in frame {number}: score {face['score']:.3f}, box {face['box_xyxy']}, "
                 f"{width:.0f} x {height:.0f}, landmarks {landmarks}"
             )

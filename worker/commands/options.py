@@ -7,6 +7,7 @@ import typer
 
 from tasks.errors import InvalidRequest
 from tasks.messages import QUEUES, AnonymizeOptions, Method
+from tasks.rules import parse_rules
 
 METHODS = get_args(Method)
 
@@ -61,6 +62,15 @@ Exempt = Annotated[
         help="Leave faces in this area clear, in pixels of the upright picture; repeatable.",
     ),
 ]
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        metavar="LABEL:VALUES",
+        help="Rule for the objects of a label, such as 'plate: method=fill' or 'plate: ignore'; "
+        "overrides VEIL_RULES; repeatable.",
+    ),
+]
 Extra = Annotated[
     list[str] | None,
     typer.Option(metavar="X1,Y1,X2,Y2", help="Hide this area too, face or not; repeatable."),
@@ -97,7 +107,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line
 
 
 def anonymize_options(
-    method: str | None, region: str | None, exempt: list[str] | None, extra: list[str] | None
+    method: str | None,
+    region: str | None,
+    exempt: list[str] | None,
+    extra: list[str] | None,
+    rules: list[str] | None = None,
 ) -> AnonymizeOptions:
     """Return the request options that the flags ask for. Raise InvalidRequest if one is wrong."""
     fields: dict[str, Any] = {
@@ -110,6 +124,10 @@ def anonymize_options(
         fields["method"] = method
     if region is not None:
         fields["region"] = _number(region)
+    try:
+        fields["rules"] = parse_rules(";".join(rules or ()))
+    except ValueError as error:
+        raise InvalidRequest(f"--rule: {error}") from None
     return AnonymizeOptions.parse(**fields)
 
 

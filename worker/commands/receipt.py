@@ -4,14 +4,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
-from tasks.messages import AnonymizeOptions
+from tasks.messages import FACE
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
@@ -22,7 +21,8 @@ from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from tasks.storage.receipts import Face, Receipt
-    from worker.detection.faces import Boxes
+    from worker.detection.faces import Detections
+    from worker.treatments import Treatments
 
 # Each thread reads an output, its receipt and its source; outputs and receipts are also listed.
 CONNECTIONS_PER_THREAD = 3
@@ -126,20 +126,19 @@ def comparison(settings: WorkerSettings) -> Compare:
     import cv2
 
     from worker import images, likeness
-    from worker.bootstrap import mask_style
 
     # OpenCV would report each file that it can't decode.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    style = mask_style(settings)
+    treatments = _treatments(settings)
 
     def compare(output: bytes, source: bytes, receipt: "Receipt") -> bool:
         before = images.decode(source, settings.max_pixels, settings.max_frames)
         after = images.decode(output, settings.max_pixels, settings.max_frames)
         if not (likeness.is_confirmed(source, before) and likeness.is_confirmed(output, after)):
             return False
-        extra = AnonymizeOptions.of(receipt.options).extra
         smallest_scale = min(settings.pass_settings().scales)
-        hidden = likeness.hidden_by(_boxes(receipt), extra, style, before, smallest_scale)
+        parts = treatments.parts(_hidden_objects(receipt), receipt.asked)
+        hidden = likeness.hidden_by(parts, receipt.asked.extra, before, smallest_scale)
         return likeness.is_alike(before, after, hidden)
 
     return compare
@@ -166,37 +165,50 @@ def _redetection(settings: WorkerSettings) -> FaceCheck:
     receipt.
     """
     from worker import images, logs
-    from worker.anonymizer import whole_boxes
-    from worker.bootstrap import build_anonymizer, mask_style
-    from worker.detection.faces import Sightings, outside
+    from worker.bootstrap import build_anonymizer
+    from worker.detection.faces import outside
     from worker.masking import regions
+    from worker.reports import listed
 
     logs.configure(settings.log_format)
     anonymizer = build_anonymizer(settings)
-    style = replace(mask_style(settings), region=regions.WHOLE)
+    treatments = anonymizer.treatments
 
     def exposed_faces(content: bytes, receipt: "Receipt") -> list["Face"]:
         picture = images.decode(content, settings.max_pixels, settings.max_frames)
         width, height = picture.width, picture.height
-        options = AnonymizeOptions.of(receipt.options)
-        sightings = Sightings.of(_boxes(receipt))
-        hidden = regions.regions(sightings, style, width, height, options.extra)
+        options = receipt.asked
+        parts = treatments.parts(_hidden_objects(receipt), options)
+        hidden = regions.whole_regions(parts, width, height, options.extra)
         faces: list[Face] = []
         for found in anonymizer.detect_frames(picture):
-            wanted = outside(found, options.exempt)
+            wanted = outside(treatments.wanted(found, options), options.exempt)
             exposed = wanted[~regions.eyes_hidden(wanted, hidden, width, height)]
-            for box, score in zip(whole_boxes(exposed), exposed.scores, strict=True):
-                faces.append({"box_xyxy": box, "score": round(float(score), 4)})
+            faces += listed(exposed)
         return faces
 
     return exposed_faces
 
 
-def _boxes(receipt: "Receipt") -> "Boxes":
-    """Return the faces of the receipt, float32 [faces, 4], x1 y1 x2 y2 in pixels."""
+def _treatments(settings: WorkerSettings) -> "Treatments":
+    """Return the treatments of workers with these settings."""
+    from worker.bootstrap import mask_style
+    from worker.searches import rules_of_treatment
+    from worker.treatments import Treatments
+
+    return Treatments(mask_style(settings), rules=rules_of_treatment(settings))
+
+
+def _hidden_objects(receipt: "Receipt") -> "Detections":
+    """Return the objects of the receipt, in pixels."""
     import numpy as np
 
-    return np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
+    from worker.detection.faces import Detections
+
+    boxes = np.array([face["box_xyxy"] for face in receipt.faces], np.float32).reshape(-1, 4)
+    scores = np.array([face["score"] for face in receipt.faces], np.float32)
+    labels = np.array(receipt.labels, np.str_)
+    return Detections(boxes, scores, labelled=labels if set(receipt.labels) - {FACE} else None)
 
 
 def _print(verdict: Verdict, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tasks.messages import FACE
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
@@ -22,6 +23,7 @@ from worker.commands.options import (
     MethodName,
     Queue,
     Region,
+    Rules,
     Source,
     Sources,
     Timeout,
@@ -110,6 +112,7 @@ def redo(
     region: Region = None,
     exempt: Exempt = None,
     extra: Extra = None,
+    rules: Rules = None,
     queue: Queue = "uploads",
     wait: Wait = False,
     timeout: Timeout = None,
@@ -127,8 +130,8 @@ def redo(
         raise typer.BadParameter(
             "an area belongs to one picture: give one address", param_hint="--extra, --exempt"
         )
-    more = anonymize_options(method, region, exempt, extra)
     wait_seconds = seconds_to_wait(wait, timeout)
+    more = anonymize_options(method, region, exempt, extra, rules)
     is_complete = _entries().enqueue(
         sources or [],
         lambda entry: entry.redo_options(more),
@@ -174,10 +177,17 @@ def _print_table(entries: Iterable[ReviewEntry]) -> None:
             entry.state,
             Text(printable(address_of(entry))),
             entry.reason,
-            _count(entry.faces),
+            _objects(entry),
             _count(entry.left),
         )
     Console().print(table)
+
+
+def _objects(entry: ReviewEntry) -> str:
+    """Return the number of faces, and those of other objects with their labels."""
+    others = {label: count for label, count in (entry.labels or {}).items() if label != FACE}
+    parts = [_count(entry.faces), *(f"{count:,} {label}" for label, count in others.items())]
+    return printable(", ".join(parts))
 
 
 def _count(number: int | None) -> str:

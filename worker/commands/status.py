@@ -18,7 +18,7 @@ from rich.text import Text
 
 from tasks import status as progress
 from tasks.errors import QueueUnavailable, RunUnknown
-from tasks.messages import QUEUES
+from tasks.messages import FACE, QUEUES
 from tasks.records.queues import QueueStatus
 from tasks.redis_clients import impatient_client
 from tasks.redis_errors import connected
@@ -52,6 +52,7 @@ MEANINGS = {
     "pictures/s": "of all workers, in the present work",
     "time left": "for the queues and what is in hand",
     "recipe": "of the worker that started last",
+    "labels": "that it finds and hides",
 }
 
 app = CommandApp()
@@ -172,6 +173,8 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
         "time left": _duration(work.seconds_left),
         "recipe": work.recipe or UNKNOWN,
     }
+    if set(work.labels) - {FACE}:
+        figures["labels"] = printable(", ".join(work.labels))
     line = asdict(work)
     tables: list[RenderableType] = [_queues_table(work.queues)]
     tables += _stray_lines(work.stray)

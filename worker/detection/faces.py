@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.messages import FACE
 from worker.detection.boxes import Rows
 from worker.detection.tracks import MAX_MISSED_FRAMES, Tracks, follow
 
@@ -87,6 +88,8 @@ class Detections:
     merged from; None if each box is its only sighting. A model that returns a limited number of
     faces may leave some out: `left_out` is the highest score that one of these may have, else 0.
     `classes` [n] are the classes that a model returned, from 1 on; None where they are not known.
+    `labelled` [n] are the labels of objects that may be something else than faces; None if all are
+    faces.
     """
 
     boxes_xyxy: Boxes
@@ -94,6 +97,7 @@ class Detections:
     merged_from: Sightings | None = field(default=None, repr=False)
     left_out: float = field(default=0.0, repr=False)
     classes: NDArray[np.intp] | None = field(default=None, repr=False)
+    labelled: NDArray[np.str_] | None = field(default=None, repr=False)
 
     @classmethod
     def none(cls) -> "Detections":
@@ -108,11 +112,20 @@ class Detections:
             own = detections.sightings
             sightings.append(replace(own, face=own.face + count))
             count += len(detections)
+        are_faces = all(detections.labelled is None for detections in several)
         return cls(
             np.concatenate([detections.boxes_xyxy for detections in several]),
             np.concatenate([detections.scores for detections in several]),
             Sightings.joined(sightings),
+            labelled=None
+            if are_faces
+            else np.concatenate([detections.labels for detections in several]),
         )
+
+    @property
+    def labels(self) -> NDArray[np.str_]:
+        """The label of each object, str [n]: ``FACE``, or the one that its model states."""
+        return np.full(len(self), FACE) if self.labelled is None else self.labelled
 
     @property
     def sightings(self) -> Sightings:
@@ -136,6 +149,7 @@ class Detections:
             self.scores[rows],
             replace(sightings, face=face)[face >= 0],
             classes=None if self.classes is None else self.classes[rows],
+            labelled=None if self.labelled is None else self.labelled[rows],
         )
 
 

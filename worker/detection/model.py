@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tasks.errors import DetectorUnavailable, ModelInvalid
+from tasks.messages import label_of
 from worker.detection.centerface.maps import DEFAULT_LAYOUT, Layout
 from worker.detection.faces import LANDMARKS, Detections
 from worker.pixels import Pixels
 
 GRAPH = "saved_model.pb"
 METADATA = "veil.json"
+GRAPH = "saved_model.pb"
 NETWORK = "network.tflite"  # A CenterFace in 8 bits, next to saved_model.pb.
 LEFT_OUT = "detection_left_out"  # An output of a SavedModel: see Detections.left_out.
 DEFAULT_THRESHOLD = 0.5  # The score threshold of a model that states none.
@@ -87,10 +89,10 @@ def stated_labels(folder: Path) -> dict[int, str]:
     """
     labels = _stated(folder, "labels", {})
     try:
-        return {int(number): str(label) for number, label in labels.items()}
-    except (ValueError, AttributeError):
+        return {int(number): label_of(label) for number, label in labels.items()}
+    except (ValueError, AttributeError) as error:
         raise ModelInvalid(
-            f'{folder / METADATA}: labels must be like {{"1": "FACE", "2": "plate"}}'
+            f'{folder / METADATA}: labels must be like {{"1": "FACE", "2": "plate"}}: {error}'
         ) from None
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from worker.detection.boxes import Rows, connected
 from worker.detection.faces import Sightings
-from worker.masking.filling import OPAQUE, Hole, grain_of, replace_pixels, strips
-from worker.masking.regions import MaskStyle, Regions, covered_pixels, regions
+from worker.masking.filling import INDEPENDENT, OPAQUE, Hole, grain_of, replace_pixels, strips
+from worker.masking.regions import MaskStyle, Part, Regions, covered_pixels, regions
 from worker.pixels import Black, Image
 
 # `surround` fills from a ring around the hole. Its width is this share of the smaller side of the
@@ -33,18 +33,40 @@ def hide(
 ) -> Image:
     """Return a copy of `picture` with the faces of `sightings` and the areas `extra` hidden.
 
+    See hide_parts.
+    """
+    return hide_parts(picture, [Part(sightings, style)], black, extra)
+
+
+def hide_parts(
+    picture: Image,
+    parts: Sequence[Part],
+    black: Black = 0,
+    extra: Sequence[Sequence[float]] = (),
+) -> Image:
+    """Return a copy of `picture` with the objects of all `parts` and the areas `extra` hidden.
+
     `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black
-    pixel, one number or one for each channel; `extra` are x1 y1 x2 y2. Overlapping and touching
-    regions are hidden as one, and no region is filled from pixels of another.
+    pixel, one number or one for each channel; `extra` are x1 y1 x2 y2, hidden in the style of the
+    first part. Overlapping and touching regions of a part are hidden as one, and no region is
+    filled from pixels of another one of any part.
     """
     height, width = picture.shape[:2]
-    everything = regions(sightings, style, width, height, extra)
-    covered = covered_pixels(everything, (0, 0, width, height))
+    covered = np.zeros((height, width), bool)
+    planned = []
+    for number, part in enumerate(parts):
+        areas = extra if number == 0 else ()
+        hidden = regions(part.sightings, part.style, width, height, areas)
+        covered |= covered_pixels(hidden, (0, 0, width, height))
+        planned.append((hidden, part.style))
+    # Where regions of two parts overlap, a method that keeps nothing of its region comes last.
+    planned.sort(key=lambda plan: plan[1].method in INDEPENDENT)
     result = picture.copy()
-    for rows in _groups(everything, style):
-        window, hole = _hole(picture, everything[rows], style, covered, black)
-        x1, y1, x2, y2 = window
-        replace_pixels(result[y1:y2, x1:x2], hole, style.method)
+    for hidden, style in planned:
+        for rows in _groups(hidden, style):
+            window, hole = _hole(picture, hidden[rows], style, covered, black)
+            x1, y1, x2, y2 = window
+            replace_pixels(result[y1:y2, x1:x2], hole, style.method)
     return result
 
 

@@ -1,12 +1,13 @@
 """Regions: the parts of faces that are hidden, and whether these cover the eyes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.messages import FACE
 from worker.detection.boxes import overlapping_pairs
 from worker.detection.faces import Detections, Sightings
 from worker.masking.filling import strips
@@ -44,6 +45,14 @@ class MaskStyle:
     margin: float = 0.1
     shape: str = "rectangle"
     feather: float = 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sightings of objects that are hidden in one style."""
+
+    sightings: Sightings
+    style: MaskStyle
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,29 @@ def regions(
     rectangles = whole.clip(0, [width, height] * 2).astype(np.intp)
     found = Regions(rectangles, outlines, sides, faces.astype(np.intp))
     return found[(rectangles[:, 2:] > rectangles[:, :2]).all(axis=1)]
+
+
+def whole_regions(
+    parts: Sequence[Part], width: int, height: int, extra: Sequence[Sequence[float]] = ()
+) -> Regions:
+    """Return the regions of `parts`, which is not empty, as if all of each object were hidden.
+
+    The areas `extra` belong to the first part, and `faces` of the result count over all parts.
+    """
+    found = []
+    count = 0
+    for number, part in enumerate(parts):
+        areas = extra if number == 0 else ()
+        style = replace(part.style, region=WHOLE)
+        whole = regions(part.sightings, style, width, height, areas)
+        found.append(replace(whole, faces=whole.faces + count))
+        count += int(whole.faces.max(initial=-1)) + 1
+    return Regions(
+        np.concatenate([one.rectangles for one in found]),
+        np.concatenate([one.outlines for one in found]),
+        np.concatenate([one.sides for one in found]),
+        np.concatenate([one.faces for one in found]),
+    )
 
 
 def _hidden_ends(sightings: Sightings, region: float) -> NDArray[np.bool_]:
@@ -175,11 +207,14 @@ def eyes_hidden(found: Detections, hidden: Regions, width: int, height: int) -> 
     """Return for each face of `found`, [n], whether the regions `hidden` cover its eyes.
 
     They must cover at least MIN_EYES_HIDDEN of the band around the eyes within the picture, of
-    `width` x `height` pixels, in each sighting of the face. The regions of a receipt's boxes are
+    `width` x `height` pixels, in each sighting of the face. Of an object with another label they
+    must cover as much of the box. The regions of a receipt's boxes are
     `regions(Sightings.of(boxes), MaskStyle(region=WHOLE), …)`.
     """
     sightings = found.sightings
-    bands = eye_bands(sightings).clip(0, [width, height] * 2)
+    is_face = found.labels[sightings.face] == FACE
+    bands = np.where(is_face[:, None], eye_bands(sightings), sightings.boxes_xyxy)
+    bands = bands.clip(0, [width, height] * 2)
     whole = np.concatenate([np.floor(bands[:, :2]), np.ceil(bands[:, 2:])], axis=1).astype(int)
     # A picture may have the regions of all frames of an animation, so only those at eyes are drawn.
     is_at_eyes = np.zeros(len(hidden), bool)

@@ -8,8 +8,8 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Annotated, Any, Literal
 
@@ -27,10 +27,10 @@ from tasks.errors import (
     UnsupportedImage,
     VeilError,
 )
-from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason
+from tasks.messages import MAX_COORDINATE, AnonymizeOptions, Check, Reason, Rule
 from worker.anonymizer import Limits
 from worker.detection.faces import Detections, Sightings
-from worker.detection.presets import PassSettings
+from worker.detection.labelled import Search
 from worker.detection.tiled import ModelInput
 from worker.images.formats import CONTENT_TYPES
 from worker.masking.regions import MaskStyle
@@ -150,23 +150,24 @@ class Channel:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The part of the settings and of the model that a picture process needs.
+    """The part of the settings and of the models that a picture process needs.
 
-    A detection whose score is below `near_score` counts as near the threshold. `detect_seconds` is
-    the time limit of all passes over a picture. `memory_bytes` is the address space that the
+    `labels` are those that the models find, and `rules` those of the settings. `inputs` has the
+    input of each model, and `searches` those in each picture, whose time limit together is
+    `detect_seconds`. `memory_bytes` is the address space that the
     process may use for a picture, and `output_bytes` the size of the largest output. A process that
     `runs_for_long` returns freed memory to the system, which costs time.
     """
 
     style: MaskStyle
+    labels: tuple[str, ...]
+    rules: Mapping[str, Rule]
     limits: Limits
     hold_without_faces: bool
     verify: Literal["off", "flag", "hold"]
     keep_exif: tuple[str, ...]
-    pass_settings: PassSettings
-    score_threshold: float
-    near_score: float
-    takes: ModelInput
+    inputs: tuple[ModelInput, ...]
+    searches: tuple[Search, ...]
     detect_seconds: float
     memory_bytes: int
     output_bytes: int
@@ -195,24 +196,41 @@ Activity = Literal["decoding", "detecting", "masking", "encoding", "verifying"]
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Faces:
-    """The boxes and scores of Detections: [n, 4] and [n]."""
+    """The boxes and scores of Detections, [n, 4] and [n], and their labels.
+
+    Labels are places among those of the configuration. They are None if all objects are faces.
+    """
 
     boxes_xyxy: Annotated[list[Box], Field(max_length=MAX_FACES)]
     scores: Annotated[list[Score], Field(max_length=MAX_FACES)]
+    labels: Annotated[list[Count], Field(max_length=MAX_FACES)] | None = None
 
     @classmethod
-    def of(cls, detections: Detections) -> "Faces":
-        return cls(detections.boxes_xyxy.tolist(), detections.scores.tolist())
+    def of(cls, detections: Detections, labels: Sequence[str]) -> "Faces":
+        """Return the `detections`, whose labels are among `labels`."""
+        places = None
+        if detections.labelled is not None:
+            places = [labels.index(label) for label in detections.labelled]
+        return cls(detections.boxes_xyxy.tolist(), detections.scores.tolist(), places)
 
     @model_validator(mode="after")
     def _check_numbers(self) -> "Faces":
         if len(self.boxes_xyxy) != len(self.scores):
             raise ValueError("boxes and scores of different numbers")
+        if self.labels is not None and len(self.labels) != len(self.scores):
+            raise ValueError("labels and scores of different numbers")
         return self
 
-    def detections(self) -> Detections:
+    def detections(self, labels: Sequence[str]) -> Detections:
+        """Return the Detections; raise ProtocolBroken for a label that is not among `labels`."""
         boxes = np.array(self.boxes_xyxy, np.float32).reshape(-1, 4)
-        return Detections(boxes, np.array(self.scores, np.float32))
+        detections = Detections(boxes, np.array(self.scores, np.float32))
+        if self.labels is None:
+            return detections
+        if max(self.labels, default=0) >= len(labels):
+            raise ProtocolBroken("an object of an unknown label")
+        named = np.array([labels[place] for place in self.labels], np.str_)
+        return replace(detections, labelled=named)
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -270,12 +288,13 @@ class Stage:
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Canvases:
-    """Canvases whose detections are needed, one after the other in shared memory.
+    """Canvases whose detections by a `model` are needed, one after the other in shared memory.
 
     `sizes` has the height and the width of each, uint8 RGB [height, width, 3].
     """
 
     sizes: Annotated[list[CanvasSize], Field(min_length=1, max_length=MAX_CANVASES_AT_ONCE)]
+    model: Count = 0
 
 
 Message = Configuration | Work | Ready | Stage | Canvases | Result | Failure | Bug
@@ -320,8 +339,10 @@ def packed_answers(answers: Sequence[Detections]) -> bytes:
         if (sightings := answer.merged_from) is not None:
             parts = (sightings.boxes_xyxy, sightings.landmarks, sightings.slack, sightings.face)
             arrays += [np.asarray(part) for part in parts]
+        if answer.classes is not None:
+            arrays.append(np.asarray(answer.classes))
         forms = [(array.dtype.str, array.shape) for array in arrays]
-        heads.append((float(answer.left_out), forms))
+        heads.append((float(answer.left_out), answer.classes is not None, forms))
         contents += [array.tobytes() for array in arrays]
     return b"\n".join([json.dumps(heads).encode(), b"".join(contents)])
 
@@ -331,12 +352,14 @@ def parsed_answers(content: bytes) -> list[Detections]:
     head, _, rest = content.partition(b"\n")
     answers = []
     position = 0
-    for left_out, forms in json.loads(head):
+    for left_out, has_classes, forms in json.loads(head):
         arrays = []
         for dtype, shape in forms:
             array = np.frombuffer(rest, np.dtype(dtype), int(np.prod(shape)), position)
             arrays.append(array.reshape(shape).copy())
             position += array.nbytes
+        classes = arrays.pop() if has_classes else None
         boxes, scores, *more = arrays
-        answers.append(Detections(boxes, scores, Sightings(*more) if more else None, left_out))
+        sightings = Sightings(*more) if more else None
+        answers.append(Detections(boxes, scores, sightings, left_out, classes))
     return answers

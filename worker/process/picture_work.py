@@ -20,8 +20,9 @@ from PIL import Image
 from tasks.errors import ImageTooLarge, without_data
 from tasks.messages import AnonymizeOptions, Method
 from worker.anonymizer import Anonymized, Anonymizer, Limits, Stopwatch
-from worker.detection.detector import Detector, ScaledDetector
+from worker.detection.detector import Detector
 from worker.detection.faces import Detections
+from worker.detection.labelled import LabelledDetector, Search
 from worker.images import deep
 from worker.images.formats import BY_NAME
 from worker.masking.regions import MaskStyle
@@ -59,19 +60,16 @@ class Refused(BaseException):
 
 
 @dataclass
-class TallyingDetector:
-    """A Detector that counts the faces of `detector`, and those with a score below `near_score`."""
+class Tally:
+    """The numbers of objects that the detector returned, and of those near the threshold."""
 
-    detector: Detector
-    near_score: float
     detected: int = 0
     near: int = 0
 
-    def detect(self, picture: Pixels) -> Detections:
-        detections = self.detector.detect(picture)
-        self.detected += len(detections)
-        self.near += int((detections.scores < self.near_score).sum())
-        return detections
+    def add(self, search: Search, found: Detections) -> None:
+        """Count what a `search` has `found`."""
+        self.detected += len(found)
+        self.near += search.near(found)
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,8 @@ class PictureWork:
         self._send(outcome)
 
     def _result(self, content: bytes, work: Work) -> Result:
-        detector = self._detector()
-        anonymizer = self._anonymizer(detector)
+        tally = Tally()
+        anonymizer = self._anonymizer(self._detector(tally))
         stopwatch = Stopwatch(self._begin)
         if work.detect_only:
             result = anonymizer.detect_file(content, work.options)
@@ -142,18 +140,17 @@ class PictureWork:
             result = anonymizer.anonymize(content, stopwatch, work.options)
         if result.content is not None:
             self._write(result.content)
-        return _packed_result(result, stopwatch, detector)
+        return _packed_result(result, stopwatch, tally, self._configuration.labels)
 
-    def _detector(self) -> TallyingDetector:
+    def _detector(self, tally: Tally) -> Detector:
         configuration = self._configuration
-        detector = ScaledDetector(
-            self._infer,
-            configuration.pass_settings,
-            configuration.score_threshold,
-            configuration.takes,
+        models = range(len(configuration.inputs))
+        return LabelledDetector(
+            configuration.searches,
+            [partial(self._infer, model) for model in models],
             configuration.detect_seconds,
+            tally.add,
         )
-        return TallyingDetector(detector, configuration.near_score)
 
     def _anonymizer(self, detector: Detector) -> Anonymizer:
         configuration = self._configuration
@@ -164,15 +161,17 @@ class PictureWork:
             hold_without_faces=configuration.hold_without_faces,
             verify=configuration.verify,
             keep_exif=configuration.keep_exif,
+            labels=configuration.labels,
+            rules=configuration.rules,
         )
 
-    def _infer(self, canvases: Sequence[Pixels]) -> list[Detections]:
-        """Return the worker's detections in each canvas, uint8 RGB [height, width, 3]."""
+    def _infer(self, model: int, canvases: Sequence[Pixels]) -> list[Detections]:
+        """Return the detections of the worker's `model` in each canvas, uint8 [h, w, 3] RGB."""
         first = 0
         for canvas in canvases:
             self._canvases[first : first + canvas.size].reshape(canvas.shape)[...] = canvas
             first += canvas.size
-        self._send(Canvases([list(canvas.shape[:2]) for canvas in canvases]))
+        self._send(Canvases([list(canvas.shape[:2]) for canvas in canvases], model))
         kind, content = self._channel.receive()
         if kind == Kind.REFUSAL:
             raise Refused
@@ -256,20 +255,22 @@ def _file(image: Image.Image, form: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def _packed_result(result: Anonymized, stopwatch: Stopwatch, detector: TallyingDetector) -> Result:
+def _packed_result(
+    result: Anonymized, stopwatch: Stopwatch, tally: Tally, labels: Sequence[str]
+) -> Result:
     return Result(
         size=None if result.content is None else len(result.content),
         format=result.format,
         width=result.width,
         height=result.height,
-        faces=Faces.of(result.detections),
+        faces=Faces.of(result.detections, labels),
         verdict=result.checked.verdict,
-        added=Faces.of(result.checked.added),
-        remaining=Faces.of(result.checked.remaining),
+        added=Faces.of(result.checked.added, labels),
+        remaining=Faces.of(result.checked.remaining, labels),
         reason=result.reason,
         seconds=cast(Any, stopwatch.seconds),
-        detected=detector.detected,
-        near=detector.near,
+        detected=tally.detected,
+        near=tally.near,
     )
 
 

@@ -30,7 +30,7 @@ from tasks.delivery.work_lock import WorkLock
 from tasks.errors import Busy, PictureProcessLost
 from worker.anonymizer import STALL_MARGIN_SECONDS, OnStage
 from worker.detection.canvas import MAX_CANVAS_SIDE, SIDE_MULTIPLE
-from worker.detection.tiled import Infer
+from worker.detection.tiled import Infer, ModelInput
 from worker.pixels import Pixels
 from worker.process import allocator
 from worker.process.channel import (
@@ -155,10 +155,9 @@ class PictureProcess:
     def configure(self, configuration: Configuration) -> None:
         """Send `configuration`, with which the process enters its sandbox. Raises ProcessDied."""
         self._configuration = configuration
-        height, width = configuration.takes.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
         largest = max(configuration.limits.max_bytes, configuration.output_bytes)
         _fix_size(self._pictures, largest)
-        canvas_bytes = configuration.takes.at_once * height * width * 3
+        canvas_bytes = max(map(_canvas_bytes, configuration.inputs))
         _fix_size(self._canvas_file, canvas_bytes)
         self._canvases = np.frombuffer(mmap.mmap(self._canvas_file, canvas_bytes), np.uint8)
         with self._deaths(["starting"]):
@@ -173,11 +172,17 @@ class PictureProcess:
         return ready
 
     def work(
-        self, content: bytes, work: Work, infer: Infer, on_stage: OnStage, deadline: float
+        self,
+        content: bytes,
+        work: Work,
+        infer: Sequence[Infer],
+        on_stage: OnStage,
+        deadline: float,
     ) -> Finished:
         """Return what the process makes of the picture file `content`.
 
-        `infer` runs in the calling thread. `on_stage` is called with each stage after decoding.
+        `infer` has the function that runs each model, in the calling thread. `on_stage` is
+        called with each stage after decoding.
 
         Raises ProcessDied, also after `deadline` (time.monotonic()); the errors of the anonymizer;
         those of `infer` and `on_stage`; and UnexpectedError.
@@ -215,11 +220,13 @@ class PictureProcess:
             self._process.wait()
             self._close()
 
-    def _answer(self, message: Canvases, infer: Infer) -> None:
-        """Send the process the detections in its canvases, or raise the error of `infer`."""
+    def _answer(self, message: Canvases, infer: Sequence[Infer]) -> None:
+        """Send the process the detections in its canvases, or raise the error of the model."""
+        if message.model >= len(infer):
+            raise ProtocolBroken(f"canvases for the unknown model {message.model}")
         canvases = self._shared_canvases(message)
         try:
-            answers = infer(canvases)
+            answers = infer[message.model](canvases)
         except Exception:
             self._refuse()
             raise
@@ -230,7 +237,7 @@ class PictureProcess:
 
     def _shared_canvases(self, message: Canvases) -> list[Pixels]:
         """Return the canvases in shared memory, uint8 [height, width, 3]."""
-        fixed_size = self._configuration.takes.fixed_size
+        fixed_size = self._configuration.inputs[message.model].fixed_size
         canvases = []
         first = 0
         for height, width in message.sizes:
@@ -273,6 +280,8 @@ class PictureProcess:
                 raise UnexpectedError(f"{message.error}: {message.message}")
             if not isinstance(message, Result):
                 raise ProtocolBroken(f"{type(message).__name__} as a result")
+            for found in (message.faces, message.added, message.remaining):
+                found.detections(self._configuration.labels)
             if message.size is None:
                 return Finished(message, None)
             if not 0 < message.size <= self._configuration.output_bytes:
@@ -560,6 +569,12 @@ def _environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def _canvas_bytes(takes: ModelInput) -> int:
+    """Return the bytes of the canvases that a model with the input `takes` has at once."""
+    height, width = takes.fixed_size or (MAX_CANVAS_SIDE, MAX_CANVAS_SIDE)
+    return takes.at_once * height * width * 3
 
 
 def _fix_size(file: int, size: int) -> None:

@@ -18,7 +18,7 @@ from tasks.errors import (
     UnreadableImage,
     UnsupportedImage,
 )
-from tasks.messages import AnonymizeOptions
+from tasks.messages import AnonymizeOptions, Rule
 from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
@@ -313,6 +313,72 @@ def test_an_extra_area_is_hidden_whole_where_no_face_was_found():
 def test_an_area_outside_of_the_picture_is_refused(name, area):
     with pytest.raises(InvalidRequest, match=f"the {name} area {area[0]},.* outside of the pict"):
         asked(**{name: [area]})
+
+
+# --- labels
+
+
+PLATE = (70, 10, 90, 24)
+
+
+class FindsBoth(Finds):
+    """A detector that finds FACE, a face, and PLATE, a plate."""
+
+    def __init__(self):
+        super().__init__(FACE, PLATE)
+        self._found = replace(self._found, labelled=np.array(["FACE", "plate"]))
+
+
+def labelled(options=None, rules=None, **named):
+    made = anonymizer(FindsBoth(), labels=("FACE", "plate"), rules=rules, **named)
+    result = made.anonymize(content(), Stopwatch(), options or AnonymizeOptions())
+    if result.content is None:
+        return result, None
+    return result, np.abs(gray(result.content) - gray(content())) > 8
+
+
+def test_each_label_is_hidden_by_its_rule():
+    result, changed = labelled(rules={"plate": Rule(method="fill")})
+    assert gray(result.content)[12:22, 72:88].max() == 0
+    assert part(changed, *FACE).all()
+    assert result.detections.labels.tolist() == ["FACE", "plate"]
+
+
+def test_ignored_and_small_objects_stay_visible():
+    for rule in (Rule(ignore=True), Rule(smallest=15)):
+        result, changed = labelled(rules={"plate": rule, "FACE": Rule(method="fill")})
+        assert not part(changed, *PLATE).any()
+        assert result.detections.labels.tolist() == ["FACE"]
+
+
+def test_a_picture_with_an_object_to_hold_is_held_unless_it_was_released():
+    rules = {"plate": Rule(hold=True)}
+    result, _ = labelled(rules=rules)
+    assert (result.content, result.reason) == (None, "an object with the rule hold was found")
+    assert result.detections.labels.tolist() == ["FACE", "plate"]
+    for options in (
+        AnonymizeOptions(release="e"),
+        AnonymizeOptions.parse(rules={"plate": {"hold": False}}),
+        AnonymizeOptions(exempt=((69, 9, 91, 25),)),
+    ):
+        assert labelled(options, rules)[0].content is not None
+
+
+def test_a_picture_without_faces_is_held_though_it_has_plates():
+    result, _ = labelled(rules={"FACE": Rule(ignore=True)}, hold_without_faces=True)
+    assert result.reason == "no face found"
+    plates_alone = anonymizer(FindsBoth(), labels=("plate",), hold_without_faces=True)
+    assert plates_alone.anonymize(content(), Stopwatch()).content is not None
+
+
+def test_a_rule_for_a_label_that_no_model_finds_fails_the_picture():
+    with pytest.raises(InvalidRequest, match="choose from FACE, plate"):
+        labelled(AnonymizeOptions.parse(rules={"dog": {"hold": True}}))
+
+
+def test_the_residual_check_covers_every_label():
+    result, _ = labelled(verify="flag", rules={"plate": Rule(method="fill")})
+    assert (result.checked.verdict, result.reason) == ("clear", None)
 
 
 # --- the recipe

@@ -56,7 +56,7 @@ def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
     (tmp_path / "veil.json").write_text(json.dumps({"evaluation": evaluation}))
     model = SimpleNamespace(folder=tmp_path, name="own", score_threshold=0.5)
     monkeypatch.setattr(bootstrap, "load_untested_model", lambda settings: model)
-    monkeypatch.setattr(known_face, "try_own", lambda model, threshold: None)
+    monkeypatch.setattr(known_face, "try_own", lambda *_: None)
 
     assert bootstrap.load_model(WorkerSettings(model=str(tmp_path))) is model
 

@@ -12,7 +12,7 @@ from worker import images, likeness
 from worker.detection.faces import Sightings
 from worker.images import Frame, deep
 from worker.masking import hiding
-from worker.masking.regions import MaskStyle
+from worker.masking.regions import MaskStyle, Part
 
 MANY = 10**7
 SIZE = 96, 128
@@ -99,9 +99,11 @@ def hide(frame, *faces, style=STYLE, extra=()):
 
 
 def rectangles(picture, *faces, extra=()):
-    return likeness.hidden_by(
-        np.array(faces, np.float32).reshape(-1, 4), extra, STYLE, picture, 480
-    )
+    return likeness.hidden_by([part(STYLE, *faces)], extra, picture, 480)
+
+
+def part(style, *faces):
+    return Part(Sightings.of(np.array(faces, np.float32).reshape(-1, 4)), style)
 
 
 def like(source, frames, hidden=None, content=None):
@@ -286,7 +288,7 @@ def test_all_that_a_style_changes_is_within(style):
     )
     picture = decoded(SOURCES["PNG"])
     for x1, y1, x2, y2 in likeness.hidden_by(
-        np.array([FACE], np.float32), [(90, 60, 110, 80)], style, picture, 480
+        [part(style, FACE)], [(90, 60, 110, 80)], picture, 480
     ):
         changed[y1:y2, x1:x2] = False
     assert not changed.any()

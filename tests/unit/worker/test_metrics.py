@@ -10,6 +10,10 @@ import pytest
 from tasks.metrics import REGISTRY
 from worker import metrics
 from worker.detection.faces import Detections
+from worker.detection.labelled import Search
+from worker.detection.presets import PRESETS
+from worker.detection.tiled import ANY_SIZE
+from worker.searches import NEAR_MARGIN
 
 
 def value(name):
@@ -21,16 +25,11 @@ def values(*names):
 
 
 def test_scores_near_the_threshold_are_counted():
-    class Four:
-        def detect(self, picture):
-            return Detections(
-                np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32)
-            )
-
+    search = Search("plate", 0, PRESETS["fast"], 0.18, 0.18 + NEAR_MARGIN, ANY_SIZE, 1, {})
+    found = Detections(np.zeros((4, 4), np.float32), np.array([0.9, 0.23, 0.229, 0.18], np.float32))
     names = "veil_detections_total", "veil_detections_near_threshold_total"
     before = values(*names)
-    picture = np.zeros((1, 1, 3), np.uint8)
-    assert len(metrics.CountingDetector(Four(), 0.18).detect(picture)) == 4
+    metrics.count_search(search, found)
     assert (values(*names) - before).tolist() == [4, 2]
 
 
@@ -50,7 +49,7 @@ class Waiting:
 
 def test_the_gauges_follow_the_batcher_and_the_worker():
     batcher = Waiting()
-    metrics.watch_batcher(batcher)
+    metrics.watch_batchers([batcher])
     assert value("veil_detector_queue_pictures") == 5
     del batcher
     gc.collect()

@@ -1,6 +1,8 @@
 """Reports and receipts say what was done to a picture."""
 
 import hashlib
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tasks.messages import AnonymizeOptions, AnonymizeRequest
 from tasks.routes import Route, Routed
 from tasks.signatures import Key
 from tasks.storage.marks import Marks
+from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import StoredObject
 from worker.anonymizer import Anonymized
 from worker.detection.faces import Detections
@@ -21,6 +24,7 @@ SOURCE, OUTPUT = ObjectUri("raw", "a.jpg"), ObjectUri("clean", "a.jpg")
 RECIPE = "5a38d4c65c2c5ab0"
 SECONDS = {"detect": 0.5}
 STILL = "faces still found in the output"
+HELD = "an object with the rule hold was found"
 NONE = Detections.none()
 
 
@@ -64,6 +68,44 @@ def test_the_report_of_an_output_counts_its_faces_and_bytes():
 def test_the_report_has_the_warning_about_older_receipts():
     report = report_of(fetched(), result(), SECONDS, is_checked=False, warning="they stay")
     assert report.to_json()["warning"] == "they stay"
+
+
+BOTH = replace(FACES, labelled=np.array(["plate", "FACE"]))
+
+
+def test_a_report_counts_the_objects_of_each_label():
+    labels = ("FACE", "plate", "document")
+    found = result(detections=BOTH)
+    report = report_of(fetched(), found, SECONDS, is_checked=False, labels=labels)
+    assert (report.faces, report.labels) == (1, {"FACE": 1, "plate": 1, "document": 0})
+    assert report.box_labels == ["plate", "FACE"]
+    assert "1 face · 1 plate · 0 document" in repr(report)
+
+    faces_alone = report_of(fetched(), result(), SECONDS, is_checked=False).to_json()
+    assert not {"labels", "box_labels"} & faces_alone.keys()
+    plates_alone = report_of(fetched(), found, SECONDS, is_checked=False, labels=("plate",))
+    assert (plates_alone.faces, plates_alone.labels) == (None, {"plate": 1})
+
+
+def test_a_receipt_names_the_label_of_all_but_faces():
+    made = receipt(detections=BOTH)
+    assert [face.get("label") for face in made.faces] == ["plate", None]
+    again = Receipt.from_bytes(made.to_bytes())
+    assert again.labels == ["plate", "FACE"]
+    assert b"label" not in receipt().to_bytes()
+
+
+def test_a_receipt_of_an_earlier_version_has_faces_alone():
+    fields = json.loads(receipt().to_bytes())
+    assert Receipt.from_bytes(json.dumps(fields).encode()).labels == ["FACE", "FACE"]
+
+
+def test_a_skipped_picture_with_an_object_to_hold_is_reported_with_its_labels():
+    existing = Existing(
+        StoredObject(OUTPUT, "other", 6), receipt(detections=BOTH, reason=HELD, content=None)
+    )
+    report = skipped_report(fetched().source, existing, RECIPE, AnonymizeOptions(), SECONDS)
+    assert (report.reason, report.faces, report.box_labels) == (HELD, 1, ["plate", "FACE"])
 
 
 def test_the_report_of_a_held_picture_names_no_destination():

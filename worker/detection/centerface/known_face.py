@@ -162,13 +162,13 @@ def _difference(found: Detections, recorded: dict[str, Any], tolerance: Toleranc
     return None
 
 
-def try_own(model: Model, score_threshold: float) -> None:
+def try_own(model: Model, score_threshold: float, finds_faces: bool = True) -> None:
     """Try a user's model on the photograph; ModelInvalid if its answers can't be detections.
 
     That includes boxes that cover more than MAX_COVERED_SHARE of the photograph.
 
     The model may be meant to find something else, so if it finds nothing in the photograph, that
-    is no more than a warning.
+    is no more than a warning, and no news if its labels say that it does not find faces.
     """
     views = VIEWS if model.fixed_size is None else tuple(view for view in VIEWS if view.factor == 1)
     blank = np.full((*(model.fixed_size or photograph().shape[:2]), 3), PADDING_GRAY, np.uint8)
@@ -188,7 +188,7 @@ def try_own(model: Model, score_threshold: float) -> None:
             f"{model.name} answers the same for a photograph and a blank picture: "
             "check how it was exported"
         )
-    if not finds_known_face:
+    if finds_faces and not finds_known_face:
         structlog.get_logger("veil").warning(
             "the model does not find the known face",
             model=model.name,

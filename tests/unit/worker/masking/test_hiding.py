@@ -14,7 +14,7 @@ from worker.detection.faces import Detections, Sightings
 from worker.masking import filling, hiding, regions
 from worker.masking.filling import INDEPENDENT, METHODS
 from worker.masking.hiding import CELLS_ACROSS
-from worker.masking.regions import MaskStyle
+from worker.masking.regions import MaskStyle, Part
 
 KINDS = {
     "gray": ((), np.uint8),
@@ -704,3 +704,49 @@ def test_ten_thousand_faces_are_grouped_without_a_table_of_all_pairs():
     finally:
         tracemalloc.stop()
     assert peak < 60_000_000
+
+
+# --- parts with styles of their own
+
+
+def parts(*described):
+    """Return a part for each box and method."""
+    return [
+        Part(Sightings.of(box(*sides)), MaskStyle(method, 1.0, 0.0)) for sides, method in described
+    ]
+
+
+def test_each_part_is_hidden_in_its_style():
+    picture = noise(80, 80, seed=3)
+    hidden = hiding.hide_parts(
+        picture, parts(((5, 5, 25, 25), "fill"), ((45, 45, 65, 65), "pixelate"))
+    )
+    assert (hidden[5:25, 5:25] == 0).all()
+    alone = hide(picture, box(45, 45, 65, 65), MaskStyle("pixelate", 1.0, 0.0))
+    assert np.array_equal(hidden[45:65, 45:65], alone[45:65, 45:65])
+
+
+@pytest.mark.parametrize("kept", ["blur", "pixelate"])
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_where_parts_overlap_the_method_that_keeps_nothing_wins(kept, is_reversed):
+    both = parts(((10, 10, 50, 50), kept), ((20, 20, 40, 40), "fill"))
+    hidden = hiding.hide_parts(noise(80, 80, seed=3), both[::-1] if is_reversed else both)
+    assert (hidden[20:40, 20:40] == 0).all()
+    assert hidden[10:20, 10:50].all()
+
+
+def test_no_part_is_filled_from_the_pixels_of_another():
+    picture = np.full((60, 60), 100, np.uint8)
+    picture[20:40, 20:40] = 250
+    both = parts(((20, 20, 30, 40), "surround"), ((30, 20, 40, 40), "surround"))
+    assert (hiding.hide_parts(picture, both)[20:40, 20:40] == 100).all()
+
+
+def test_further_areas_have_the_style_of_the_first_part():
+    hidden = hiding.hide_parts(
+        np.full((60, 60), 100, np.uint8),
+        parts(((0, 0, 5, 5), "fill"), ((50, 50, 55, 55), "surround")),
+        extra=[(20, 20, 30, 30)],
+    )
+    assert (hidden[20:30, 20:30] == 0).all()
+    assert (hidden[50:55, 50:55] == 100).all()

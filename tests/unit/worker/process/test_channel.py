@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,8 @@ def ends():
         Ready("no filter"),
         Stage("masking"),
         Canvases([[64, 128], [128, 192]]),
+        Canvases([[64, 128]], 1),
+        replace(RESULT, faces=Faces([[1.0, 2.0, 3.5, 4.25]], [0.875], [2])),
         Work(5, AnonymizeOptions(region=0.9, extra=((1, 2, 3, 4),)), False),
     ],
     ids=lambda message: type(message).__name__,
@@ -96,6 +99,9 @@ def test_a_message_arrives_as_it_was(ends, message):
         {"faces": {"boxes_xyxy": [[1, 2, 3, 4]], "scores": []}},
         {"faces": {"boxes_xyxy": [[1, 2, 3, 1e300]], "scores": [0.5]}},
         {"faces": {"boxes_xyxy": [[1, 2, 3, 4]], "scores": [1.5]}},
+        {"faces": {"boxes_xyxy": [[1, 2, 3, 4]], "scores": [0.5], "labels": []}},
+        {"faces": {"boxes_xyxy": [[1, 2, 3, 4]], "scores": [0.5], "labels": [-1]}},
+        {"faces": {"boxes_xyxy": [[1, 2, 3, 4]], "scores": [0.5], "labels": ["plate"]}},
         {"faces": None},
         {"verdict": "fine"},
         {"reason": "s3://secret"},
@@ -186,6 +192,17 @@ def test_the_end_of_the_other_side_is_told_from_a_time_limit(ends):
         one.send(Kind.REFUSAL)
 
 
+def test_labels_arrive_by_their_place_and_an_unknown_one_is_refused():
+    found = Detections(
+        np.ones((2, 4), np.float32), np.ones(2, np.float32), labelled=np.array(["plate", "FACE"])
+    )
+    faces = Faces.of(found, ("FACE", "plate"))
+    assert faces.labels == [1, 0]
+    assert faces.detections(("FACE", "plate")).labels.tolist() == ["plate", "FACE"]
+    with pytest.raises(ProtocolBroken, match="unknown label"):
+        faces.detections(("FACE",))
+
+
 def sightings(count, faces):
     numbers = np.arange(count * 14, dtype=np.float32).reshape(count, 14) / 7
     landmarks = numbers[:, 4:].reshape(count, 5, 2).copy()
@@ -205,9 +222,16 @@ def test_detections_arrive_bit_for_bit(faces, count):
     scores = boxes[:, 0].copy()
     merged = None if count is None else sightings(count, faces)
     sent = Detections(boxes, scores, merged, left_out=float(np.float32(0.1)))
+    classes = np.arange(faces) + 1
+    with_classes = replace(sent, classes=classes)
+
+    _, labelled = parsed_answers(packed_answers([sent, with_classes]))
+    assert np.array_equal(labelled.classes, classes)
+    assert (labelled.merged_from is None) == (merged is None)
 
     _, arrived, _ = parsed_answers(packed_answers([Detections.none(), sent, sent]))
 
+    assert arrived.classes is None
     assert arrived.left_out == sent.left_out
     assert np.array_equal(arrived.boxes_xyxy, boxes)
     assert arrived.scores.dtype == np.float32

@@ -1,0 +1,15 @@
+"""The plate detector that comes with Veil: CenterFace's network with one class, ``plate``.
+
+Its folder is an export of `veil train export`: a SavedModel, the network in 8 bits, and veil.json.
+"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).with_name("model")
+
+
+def folder() -> Path:
+    """Return the folder of the model. Raises ValueError if this installation has none."""
+    if not (FOLDER / "veil.json").is_file():
+        raise ValueError("this installation of Veil has no plate detector")
+    return FOLDER

@@ -1,0 +1,142 @@
+"""The treatment of the objects of each label: settings, rules and the options of a request."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import InvalidRequest
+from tasks.messages import FACE, AnonymizeOptions, Rule
+from tasks.rules import EVERY_OTHER
+from worker.detection.faces import Detections
+from worker.masking.filling import INDEPENDENT
+from worker.masking.regions import WHOLE, MaskStyle, Part
+
+# The margin of other objects than faces, unless a rule has one. The boxes of a plate that two
+# passes find differ by about so much.
+OTHER_MARGIN = 0.12
+
+AS_CONFIGURED = AnonymizeOptions()
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """The treatment of the objects of one label; Rule explains the names."""
+
+    style: MaskStyle
+    smallest: int = 0
+    hold: bool = False
+    ignore: bool = False
+
+    def hides_as_much_as(self, other: "Treatment") -> bool:
+        """Return whether no object is visible, or published, that `other` hides or holds."""
+        style, least = self.style, other.style
+        is_safe = style.method in INDEPENDENT or least.method not in INDEPENDENT
+        is_safe &= style.shape != "ellipse" or least.shape == "ellipse"
+        is_safe &= style.region >= least.region and style.margin >= least.margin
+        is_safe &= self.smallest <= other.smallest
+        return is_safe and self.hold >= other.hold and self.ignore <= other.ignore
+
+
+@dataclass(frozen=True)
+class Treatments:
+    """The treatments of all `labels` that the models of a worker find.
+
+    `style` is that of faces without a rule, and `rules` are those of the settings.
+    """
+
+    style: MaskStyle
+    labels: tuple[str, ...] = (FACE,)
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+
+    def of(self, label: str, options: AnonymizeOptions = AS_CONFIGURED) -> Treatment:
+        """Return the treatment of `label` in a picture with `options`."""
+        style = self.style
+        if label != FACE:
+            style = replace(style, region=WHOLE, margin=OTHER_MARGIN, shape="rectangle")
+        known = Treatment(style)
+        if rule := self.rules.get(label, self.rules.get(EVERY_OTHER)):
+            known = _changed(known, rule)
+        region = options.region if label == FACE else None
+        known = _changed(known, Rule(method=options.method, region=region))
+        return _changed(known, options.rules.get(label, Rule()))
+
+    def check(self, options: AnonymizeOptions) -> None:
+        """Raise InvalidRequest for a rule of a label that no model finds.
+
+        What it should hide or show is then unknown.
+        """
+        for label in options.rules:
+            if label not in self.labels:
+                raise InvalidRequest(
+                    f"the request has a rule for {label}, which the worker's models do not find: "
+                    f"choose from {', '.join(self.labels)}"
+                )
+
+    def wanted(self, found: Detections, options: AnonymizeOptions) -> Detections:
+        """Return the objects of `found` that are not to be ignored."""
+        labels = found.labels
+        sides = (found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]).min(axis=1)
+        is_wanted = np.ones(len(found), bool)
+        for label in np.unique(labels):
+            treatment = self.of(str(label), options)
+            is_dropped = treatment.ignore | (sides < treatment.smallest)
+            is_wanted[(labels == label) & is_dropped] = False
+        return found if is_wanted.all() else found[is_wanted]
+
+    @property
+    def sought(self) -> str | None:
+        """The label without which a picture counts as one without faces; None for any label."""
+        return FACE if FACE in self.labels else None
+
+    def hold(self, labels: Iterable[str], options: AnonymizeOptions) -> bool:
+        """Return whether an object with one of `labels` keeps a picture from being published."""
+        return any(self.of(str(label), options).hold for label in set(labels))
+
+    def parts(self, found: Detections, options: AnonymizeOptions) -> list[Part]:
+        """Return the sightings of `found` by label, each with its style; faces come first.
+
+        The first part is always there: further areas of a request are hidden in its style.
+        """
+        others = {str(label) for label in np.unique(found.labels)} - {FACE}
+        parts = []
+        for label in (FACE, *sorted(others)):
+            sightings = found.sightings
+            chosen = sightings[found.labels[sightings.face] == label] if others else sightings
+            parts.append(Part(chosen, self.of(label, options).style))
+        return parts
+
+    def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
+        """Return the part of `options` that hides at least as much as the settings do."""
+        kept = AnonymizeOptions(extra=options.extra)
+        changes: list[dict[str, Any]] = [{"method": options.method}]
+        if options.region is not None and options.region > self.of(FACE).style.region:
+            changes.append({"region": options.region})
+        for label, rule in options.rules.items():
+            if label in self.labels:
+                changes.append({"rules": {label: rule}})
+        for change in changes:
+            changed = kept.model_copy(update=_joined(kept, change))
+            if all(self._hides_more(label, changed) for label in self.labels):
+                kept = changed
+        return kept
+
+    def _hides_more(self, label: str, options: AnonymizeOptions) -> bool:
+        return self.of(label, options).hides_as_much_as(self.of(label))
+
+
+def _joined(options: AnonymizeOptions, change: dict[str, Any]) -> dict[str, Any]:
+    """Return `change` with the rules that `options` have already."""
+    return {**change, "rules": {**options.rules, **change.get("rules", {})}}
+
+
+def _changed(treatment: Treatment, rule: Rule) -> Treatment:
+    """Return `treatment` with the values that `rule` has."""
+    values = {
+        name: value for name in Rule.model_fields if (value := getattr(rule, name)) is not None
+    }
+    of_style = {"method", "region", "margin", "shape"}
+    style = replace(treatment.style, **{name: values[name] for name in of_style & values.keys()})
+    others = {name: values[name] for name in values.keys() - of_style}
+    return replace(treatment, style=style, **others)
