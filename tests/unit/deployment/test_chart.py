@@ -46,28 +46,29 @@ VALUES = {
         {"veil-worker", "veil-trigger", "veil-catch-up"},
     ),
 }
-# The schema refuses all of these at once; its message contains each text.
+# The schema refuses all of these at once. A line of the message has each of the words.
 WRONG = {
-    "worker.replica=2": "'/worker': additional properties 'replica' not allowed",
-    "worker.gpu=2": "'/worker/gpu': got number, want boolean",
-    "worker.pod.hostNetwork=true": "'/worker/pod': additional properties 'hostNetwork'",
-    "worker.resources.limits.memory=lots": "'/worker/resources/limits/memory'",
-    "settings.veil_routes=a": "'/settings': additional properties 'veil_routes'",
-    "settings.VEIL_REDIS_URL=http://redis": "'/settings/VEIL_REDIS_URL'",
-    "settings.VEIL_METRICS=null": "'/settings': missing property 'VEIL_METRICS'",
-    "secrets.worker[0].value=a": "'/secrets/worker/0': additional properties 'value'",
-    "triggers.sqs.enabled=true": "'/triggers/sqs/queueUrl'",
-    "triggers.kafka.enabled=true": "'/triggers': additional properties 'kafka'",
-    "autoscaling.minReplicas=0": "'/autoscaling/minReplicas'",
-    "flower.ingress.enabled=true": "'/flower/ingress/host'",
-    "networkPolicy.egress.redis[0].cidr=10.0.0.0/8": "'/networkPolicy/egress/redis/0'",
-    "image.pins.redis=7": "'/image/pins': additional properties 'redis'",
+    "worker.replica=2": "worker replica",
+    "worker.gpu=2": "worker gpu boolean",
+    "worker.pod.hostNetwork=true": "worker pod hostNetwork",
+    "worker.resources.limits.memory=lots": "worker resources limits memory",
+    "settings.veil_routes=a": "settings veil_routes",
+    "settings.VEIL_REDIS_URL=http://redis": "settings VEIL_REDIS_URL",
+    "settings.VEIL_METRICS=null": "settings VEIL_METRICS",
+    "secrets.store=null": "secrets store",
+    "secrets.worker[0].value=a": "secrets worker 0 value",
+    "triggers.sqs.enabled=true": "triggers sqs queueUrl",
+    "triggers.kafka.enabled=true": "triggers kafka",
+    "autoscaling.minReplicas=0": "autoscaling minReplicas",
+    "flower.ingress.enabled=true": "flower ingress host",
+    "networkPolicy.egress.redis[0].cidr=10.0.0.0/8": "networkPolicy egress redis 0 cidr",
+    "image.pins.redis=7": "image pins redis",
 }
-# The templates refuse these.
+# The templates refuse these, as JSON.
 SECRETS = {
-    "settings.VEIL_REDIS_URL=redis://veil:p%40@redis": "VEIL_REDIS_URL contains a password",
-    "settings.AWS_SECRET_ACCESS_KEY=a": "settings.AWS_SECRET_ACCESS_KEY is a secret",
-    "flower.enabled=true,secrets.flower=null": "flower.enabled needs FLOWER_BASIC_AUTH",
+    'settings.VEIL_REDIS_URL="redis://veil:p%40@redis"': "VEIL_REDIS_URL contains a password",
+    'settings.AWS_SECRET_ACCESS_KEY="a"': "settings.AWS_SECRET_ACCESS_KEY is a secret",
+    'flower={"enabled":true},secrets.flower=[]': "flower.enabled needs FLOWER_BASIC_AUTH",
 }
 
 
@@ -92,12 +93,17 @@ def rendered(helm):
     def render(*arguments, release="veil"):
         done = helm("template", release, str(CHART), "--namespace", "veil", *arguments)
         assert done.returncode == 0, done.stderr
-        resources = [one for one in yaml.safe_load_all(done.stdout) if one]
-        found = {(one["kind"], one["metadata"]["name"]): one for one in resources}
-        assert len(found) == len(resources)
-        return found
+        return by_name(done.stdout)
 
     return render
+
+
+def by_name(text):
+    """The resources of a stream of YAML, by kind and name; no two are the same."""
+    resources = [one for one in yaml.safe_load_all(text) if one]
+    found = {(one["kind"], one["metadata"]["name"]): one for one in resources}
+    assert len(found) == len(resources)
+    return found
 
 
 def with_values(*values):
@@ -147,7 +153,11 @@ def test_the_chart_has_the_version_of_the_project(repository):
 
 def test_the_manifests_are_those_that_the_chart_renders(helm):
     committed = {path.name: path.read_text() for path in MANIFESTS.glob("*.yaml")}
-    assert committed == manifests(helm_program()), "run `make manifests`"
+    expected = manifests(helm_program())
+    assert committed.keys() == expected.keys(), "run `make manifests`"
+    for name, text in committed.items():
+        # Versions of Helm differ in empty lines and in the order of resources.
+        assert by_name(text) == by_name(expected[name]), "run `make manifests`"
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -177,13 +187,14 @@ def test_the_examples_are_valid_and_have_settings_that_veil_takes(path, helm, re
 def test_the_schema_refuses_wrong_values_by_name(helm):
     done = helm("template", "veil", str(CHART), *with_values(*WRONG))
     assert done.returncode != 0
-    for message in WRONG.values():
-        assert message in done.stderr
+    lines = done.stderr.splitlines()
+    for words in WRONG.values():
+        assert any(all(word in line for word in words.split()) for line in lines), words
 
 
 @pytest.mark.parametrize(("values", "message"), SECRETS.items())
 def test_values_have_no_secrets_and_flower_a_password(values, message, helm):
-    done = helm("template", "veil", str(CHART), *with_values(values))
+    done = helm("template", "veil", str(CHART), "--set-json", values)
     assert done.returncode != 0
     assert message in done.stderr
 
@@ -253,7 +264,7 @@ def test_an_account_that_exists_is_used(rendered):
 def test_existing_secrets_of_other_names_are_used_by_keda_too(rendered):
     used = {"variable": "VEIL_REDIS_PASSWORD", "secret": "redis-user", "key": "pass"}
     values = with_values("autoscaling.enabled=true")
-    resources = rendered("--set-json", f"secrets.redis=[{json.dumps(used)}]", *values)
+    resources = rendered("--set-json", f"secrets.all=[{json.dumps(used)}]", *values)
     env = container_of(resources["Deployment", "veil-worker"])["env"]
     expected = {"name": "redis-user", "key": "pass"}
     assert env[0]["valueFrom"]["secretKeyRef"] == expected
@@ -262,7 +273,7 @@ def test_existing_secrets_of_other_names_are_used_by_keda_too(rendered):
 
 
 def test_without_a_password_keda_has_no_authentication(rendered):
-    resources = rendered("--set-json", "secrets.redis=[]", *with_values("autoscaling.enabled=true"))
+    resources = rendered("--set-json", "secrets.all=[]", *with_values("autoscaling.enabled=true"))
     assert ("TriggerAuthentication", "veil-worker") not in resources
     check_release(resources)
     for trigger in resources["ScaledObject", "veil-worker"]["spec"]["triggers"]:
