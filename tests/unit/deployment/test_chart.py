@@ -1,0 +1,361 @@
+"""The Helm chart renders valid resources, and refuses wrong values by name."""
+
+import functools
+import json
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from pydantic import SecretStr
+
+from tasks.messages import QUEUES
+from tasks.settings import refuse_unknown
+from tests.manifests import check_confinement, check_fields, container_of, pod_of, select
+from tools.manifests import CHART, EXAMPLES, MANIFESTS, helm_program, manifests
+from worker.settings import WorkerSettings
+
+PRODUCERS = {"veil-trigger", "veil-sqs", "veil-catch-up"}
+SENTINELS = "settings.VEIL_REDIS_URL=sentinels://veil@one\\,two:26380/3"
+# Each is merged with the default values, and renders the deployments that are named.
+VALUES = {
+    "default": ([], {"veil-worker", "veil-catch-up"}),
+    "gpu": (["worker.gpu=true"], {"veil-worker", "veil-catch-up"}),
+    "producers": (
+        [
+            "worker.enabled=false",
+            "triggers.webhook.enabled=true",
+            "triggers.sqs.enabled=true",
+            "triggers.sqs.queueUrl=https://sqs.internal/uploads",
+        ],
+        PRODUCERS,
+    ),
+    "workers": (["triggers.poll.enabled=false"], {"veil-worker"}),
+    "flower": (["flower.enabled=true"], {"veil-worker", "veil-catch-up", "veil-flower"}),
+    "sentinels": (["autoscaling.enabled=true", SENTINELS], {"veil-worker", "veil-catch-up"}),
+    "monitoring": (["monitoring.podMonitor.enabled=true"], {"veil-worker", "veil-catch-up"}),
+    "open": (["networkPolicy.enabled=false"], {"veil-worker", "veil-catch-up"}),
+    "files": (["files.routes=a", "image.pullSecrets[0].name=b"], {"veil-worker", "veil-catch-up"}),
+    "ingress": (
+        [
+            "triggers.webhook.enabled=true",
+            "triggers.webhook.ingress.enabled=true",
+            "triggers.webhook.ingress.host=events.internal",
+        ],
+        {"veil-worker", "veil-trigger", "veil-catch-up"},
+    ),
+}
+# The schema refuses all of these at once. A line of the message has each of the words.
+WRONG = {
+    "worker.replica=2": "worker replica",
+    "worker.gpu=2": "worker gpu boolean",
+    "worker.pod.hostNetwork=true": "worker pod hostNetwork",
+    "worker.resources.limits.memory=lots": "worker resources limits memory",
+    "settings.veil_routes=a": "settings veil_routes",
+    "settings.VEIL_REDIS_URL=http://redis": "settings VEIL_REDIS_URL",
+    "settings.VEIL_METRICS=null": "settings VEIL_METRICS",
+    "secrets.store=null": "secrets store",
+    "secrets.worker[0].value=a": "secrets worker 0 value",
+    "triggers.sqs.enabled=true": "triggers sqs queueUrl",
+    "triggers.kafka.enabled=true": "triggers kafka",
+    "autoscaling.minReplicas=0": "autoscaling minReplicas",
+    "flower.ingress.enabled=true": "flower ingress host",
+    "networkPolicy.egress.redis[0].cidr=10.0.0.0/8": "networkPolicy egress redis 0 cidr",
+    "image.pins.redis=7": "image pins redis",
+}
+# The templates refuse these, as JSON.
+SECRETS = {
+    'settings.VEIL_REDIS_URL="redis://veil:p%40@redis"': "VEIL_REDIS_URL contains a password",
+    'settings.AWS_SECRET_ACCESS_KEY="a"': "settings.AWS_SECRET_ACCESS_KEY is a secret",
+    'flower={"enabled":true},secrets.flower=[]': "flower.enabled needs FLOWER_BASIC_AUTH",
+}
+
+
+@pytest.fixture(scope="module")
+def helm():
+    """``helm(…)`` runs Helm, and returns the finished process."""
+    program = helm_program()
+    if program is None:
+        pytest.skip("helm is not installed: make helm")
+
+    def run(*arguments):
+        return subprocess.run([program, *arguments], capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def rendered(helm):
+    """``rendered(…)`` returns the resources of the release `veil` by kind and name."""
+
+    @functools.cache
+    def render(*arguments, release="veil"):
+        done = helm("template", release, str(CHART), "--namespace", "veil", *arguments)
+        assert done.returncode == 0, done.stderr
+        return by_name(done.stdout)
+
+    return render
+
+
+def by_name(text):
+    """The resources of a stream of YAML, by kind and name; no two are the same."""
+    resources = [one for one in yaml.safe_load_all(text) if one]
+    found = {(one["kind"], one["metadata"]["name"]): one for one in resources}
+    assert len(found) == len(resources)
+    return found
+
+
+def with_values(*values):
+    return [part for value in values for part in ("--set", value)]
+
+
+def deployments(resources):
+    return {name: one for (kind, name), one in resources.items() if kind == "Deployment"}
+
+
+def environment_of(deployment):
+    return {one["name"] for one in container_of(deployment).get("env", [])}
+
+
+def labels_of(deployment):
+    return deployment["spec"]["template"]["metadata"]["labels"]
+
+
+def check_release(resources):
+    """Check all resources, and that references between them lead somewhere."""
+    for (kind, name), resource in resources.items():
+        check_fields(resource)
+        if kind == "Deployment":
+            check_confinement(resource)
+            labels = labels_of(resource)
+            assert resource["spec"]["selector"]["matchLabels"] == labels
+            account = pod_of(resource)["serviceAccountName"]
+            assert account == name
+            assert ("ServiceAccount", account) in resources
+            for source in container_of(resource)["envFrom"]:
+                assert ("ConfigMap", source["configMapRef"]["name"]) in resources
+            mounted = {one["name"] for one in container_of(resource)["volumeMounts"]}
+            assert mounted == {one["name"] for one in pod_of(resource)["volumes"]}
+        if kind in ("Service", "PodDisruptionBudget"):
+            selector = resource["spec"]["selector"]
+            labels = labels_of(resources["Deployment", name])
+            assert selector.get("matchLabels", selector) == labels
+        if kind == "Ingress":
+            assert ("Service", name) in resources
+
+
+def test_the_chart_has_the_version_of_the_project(repository):
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
+
+
+def test_the_manifests_are_those_that_the_chart_renders(helm):
+    committed = {path.name: path.read_text() for path in MANIFESTS.glob("*.yaml")}
+    expected = manifests(helm_program())
+    assert committed.keys() == expected.keys(), "run `make manifests`"
+    for name, text in committed.items():
+        # Versions of Helm differ in empty lines and in the order of resources.
+        assert by_name(text) == by_name(expected[name]), "run `make manifests`"
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_all_kinds_of_values_give_valid_resources(name, rendered):
+    values, expected = VALUES[name]
+    resources = rendered(*with_values(*values))
+    check_release(resources)
+    assert deployments(resources).keys() == expected
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_are_valid_and_have_settings_that_veil_takes(path, helm, rendered):
+    lint = helm("lint", "--strict", str(CHART), "--values", str(path))
+    assert lint.returncode == 0, lint.stdout
+    resources = rendered("--values", str(path))
+    check_release(resources)
+    settings = resources["ConfigMap", "veil"]["data"]
+    refuse_unknown(settings, WorkerSettings)
+    given = {
+        name.removeprefix("VEIL_").lower(): value
+        for name, value in settings.items()
+        if name.startswith("VEIL_")
+    }
+    WorkerSettings(**given)
+
+
+def test_the_schema_refuses_wrong_values_by_name(helm):
+    done = helm("template", "veil", str(CHART), *with_values(*WRONG))
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()
+    for words in WRONG.values():
+        assert any(all(word in line for word in words.split()) for line in lines), words
+
+
+@pytest.mark.parametrize(("values", "message"), SECRETS.items())
+def test_values_have_no_secrets_and_flower_a_password(values, message, helm):
+    done = helm("template", "veil", str(CHART), "--set-json", values)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_every_secret_of_veil_is_refused_as_a_setting():
+    text = (CHART / "templates" / "settings.yaml").read_text()
+    (pattern,) = re.findall(r'regexMatch "(\(PASSWORD.*?\$)"', text)
+    secrets = {
+        f"VEIL_{name.upper()}"
+        for name, field in WorkerSettings.model_fields.items()
+        if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ()))
+    }
+    others = {f"VEIL_{name.upper()}" for name in WorkerSettings.model_fields} - secrets
+    assert "VEIL_RECEIPT_KEY" in secrets
+    for name in secrets - {"VEIL_REDIS_URL"}:
+        assert re.search(pattern, name), name
+    for name in others:
+        assert not re.search(pattern, name), name
+
+
+def test_numbers_reach_veil_as_they_were_written(rendered):
+    values = ["VEIL_MAX_PIXELS=100000000", "VEIL_THRESHOLD=0.17", "VEIL_RESULT_HOURS=1"]
+    resources = rendered(*with_values(*(f"settings.{value}" for value in values)))
+    settings = resources["ConfigMap", "veil"]["data"]
+    for value in values:
+        name, _, number = value.partition("=")
+        assert settings[name] == number
+
+
+def test_a_gpu_worker_has_its_image_a_gpu_and_time_to_warm_up(rendered):
+    resources = rendered(*with_values("worker.gpu=true"))
+    container = container_of(resources["Deployment", "veil-worker"])
+    assert container["image"].startswith("veil/worker-gpu:")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    probe = container["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] > 180
+
+
+def test_images_have_the_tag_or_the_digest_that_is_set(rendered):
+    digest = "sha256:" + "0" * 64
+    values = ["image.repository=registry.internal/veil", "image.tag=1.2.3"]
+    resources = rendered(*with_values(*values, f"image.pins.flower={digest}"))
+    images = {name: container_of(one)["image"] for name, one in deployments(resources).items()}
+    assert images == {
+        "veil-worker": "registry.internal/veil/worker:1.2.3",
+        "veil-catch-up": f"registry.internal/veil/flower@{digest}",
+    }
+
+
+def test_roles_replace_the_keys_of_the_store(rendered):
+    resources = rendered("--values", str(EXAMPLES / "amazon-s3.yaml"))
+    for name in ("veil-worker", "veil-sqs"):
+        assert not any(
+            one.startswith("AWS_") for one in environment_of(resources["Deployment", name])
+        )
+        annotations = resources["ServiceAccount", name]["metadata"]["annotations"]
+        assert annotations["eks.amazonaws.com/role-arn"].endswith(f":role/{name}")
+
+
+def test_an_account_that_exists_is_used(rendered):
+    values = ["worker.serviceAccount.create=false", "worker.serviceAccount.name=mine"]
+    resources = rendered(*with_values(*values))
+    assert pod_of(resources["Deployment", "veil-worker"])["serviceAccountName"] == "mine"
+    assert ("ServiceAccount", "veil-worker") not in resources
+
+
+def test_existing_secrets_of_other_names_are_used_by_keda_too(rendered):
+    used = {"variable": "VEIL_REDIS_PASSWORD", "secret": "redis-user", "key": "pass"}
+    values = with_values("autoscaling.enabled=true")
+    resources = rendered("--set-json", f"secrets.all=[{json.dumps(used)}]", *values)
+    env = container_of(resources["Deployment", "veil-worker"])["env"]
+    expected = {"name": "redis-user", "key": "pass"}
+    assert env[0]["valueFrom"]["secretKeyRef"] == expected
+    (keda,) = resources["TriggerAuthentication", "veil-worker"]["spec"]["secretTargetRef"]
+    assert keda == {"parameter": "password", **expected}
+
+
+def test_without_a_password_keda_has_no_authentication(rendered):
+    resources = rendered("--set-json", "secrets.all=[]", *with_values("autoscaling.enabled=true"))
+    assert ("TriggerAuthentication", "veil-worker") not in resources
+    check_release(resources)
+    for trigger in resources["ScaledObject", "veil-worker"]["spec"]["triggers"]:
+        assert "authenticationRef" not in trigger
+
+
+def test_keda_and_the_policies_follow_the_address_of_redis(rendered):
+    prefix = "settings.VEIL_REDIS_PREFIX=team-a:"
+    values = with_values("autoscaling.enabled=true", SENTINELS, prefix)
+    resources = rendered(*values)
+    triggers = resources["ScaledObject", "veil-worker"]["spec"]["triggers"]
+    assert {one["metadata"]["listName"] for one in triggers} == {f"team-a:{one}" for one in QUEUES}
+    for trigger in triggers:
+        assert trigger["type"] == "redis-sentinel"
+        assert trigger["metadata"]["addresses"] == "one:26379,two:26380"
+        assert trigger["metadata"]["username"] == "veil"
+        assert trigger["metadata"]["enableTLS"] == "true"
+        assert trigger["metadata"]["databaseIndex"] == "3"
+    _, redis = resources["NetworkPolicy", "veil-queue"]["spec"]["egress"]
+    assert [port["port"] for port in redis["ports"]] == [26379, 26380, 6379]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("http://store:8333", 8333), ("http://store/", 80), ("https://store", 443), ("", 443)],
+)
+def test_the_policy_of_the_store_has_the_port_of_its_endpoint(endpoint, port, rendered):
+    resources = rendered(*with_values(f"settings.VEIL_S3_ENDPOINT={endpoint}"))
+    (rule,) = resources["NetworkPolicy", "veil-store"]["spec"]["egress"]
+    assert rule["ports"] == [{"port": port}]
+
+
+def test_nobody_reaches_flower_unless_named_and_its_ingress_is_off(rendered):
+    resources = rendered(*with_values("flower.enabled=true"))
+    flower = resources["Deployment", "veil-flower"]
+    assert "FLOWER_BASIC_AUTH" in environment_of(flower)
+    assert not any(kind == "Ingress" for kind, _ in resources)
+    applied = [
+        one["spec"]
+        for (kind, _), one in resources.items()
+        if kind == "NetworkPolicy" and select(one, labels_of(flower))
+    ]
+    assert {"policyTypes": ["Ingress", "Egress"]}.items() <= applied[0].items()
+    assert not any("ingress" in spec for spec in applied)
+
+
+def test_the_pod_monitor_finds_the_pods_and_names_the_jobs_of_the_alerts(rendered):
+    values, _ = VALUES["producers"]
+    values = [value for value in values if value != "worker.enabled=false"]
+    resources = rendered(*with_values("monitoring.podMonitor.enabled=true", *values))
+    monitor = resources["PodMonitor", "veil"]["spec"]
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    jobs = {rule["regex"]: rule["replacement"] for rule in endpoint["relabelings"]}
+    assert deployments(resources).keys() == {"veil-worker", *PRODUCERS}
+    for name, deployment in deployments(resources).items():
+        labels = labels_of(deployment)
+        assert monitor["selector"]["matchLabels"].items() <= labels.items()
+        ports = {port["name"] for port in container_of(deployment)["ports"]}
+        assert endpoint["port"] in ports
+        component = labels["app.kubernetes.io/component"]
+        (job,) = [job for pattern, job in jobs.items() if re.fullmatch(pattern, component)]
+        assert job == ("veil-worker" if name == "veil-worker" else "veil-trigger")
+
+
+def test_files_are_mounted_for_all_pods_and_a_change_restarts_them(rendered):
+    first = rendered(*with_values("files.routes=a"))
+    second = rendered(*with_values("files.routes=b"))
+    assert first["ConfigMap", "veil-files"]["data"] == {"routes": "a"}
+    for name, deployment in deployments(first).items():
+        mounts = {one["name"]: one for one in container_of(deployment)["volumeMounts"]}
+        assert mounts["files"] == {"name": "files", "mountPath": "/etc/veil", "readOnly": True}
+        assert deployment["spec"]["template"] != second["Deployment", name]["spec"]["template"]
+
+
+def test_two_releases_in_a_namespace_share_nothing(rendered):
+    values = with_values("triggers.webhook.enabled=true", "flower.enabled=true")
+    first, second = rendered(*values, release="one"), rendered(*values, release="two")
+    assert not first.keys() & second.keys()
+    assert ("Deployment", "one-veil-worker") in first
+    for deployment in deployments(first).values():
+        for (kind, _), other in second.items():
+            if kind == "NetworkPolicy":
+                assert not select(other, labels_of(deployment))
+            if kind == "Service":
+                assert not other["spec"]["selector"].items() <= labels_of(deployment).items()
