@@ -230,6 +230,7 @@ class AnonymizeReport:
     - `seconds`: the duration of each stage by its name.
     - `source_etag`: the version of the source.
     - `options`: the options of the request.
+    - `notes`: faults of the source's file that changed no pixel.
     - `warning`: the reason why older receipts of the output were not deleted, if that failed.
     """
 
@@ -252,6 +253,7 @@ class AnonymizeReport:
     boxes_xyxy: list[list[int]] | None = None
     source_etag: str | None = None
     options: dict[str, Any] | None = None
+    notes: list[str] | None = None
     warning: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -287,5 +289,6 @@ class AnonymizeReport:
             yield f"{self.bytes_in:,} bytes in"
         if self.bytes_out is not None:
             yield f"{self.bytes_out:,} out"
+        yield from self.notes or ()
         if self.warning:
             yield self.warning

@@ -27,7 +27,7 @@ from worker.process.watch import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
-PIXELS_VERSION = 10
+PIXELS_VERSION = 11
 
 # A call into a library cannot be interrupted. If one exceeds the time limit of decoding by this
 # much, the watchdog ends the process. The picture is then tried again, and given up as Poison if it
@@ -68,7 +68,7 @@ class Anonymized:
     """An anonymized picture: its file and the faces of all frames, strongest first.
 
     `content` is None if the picture is held. `reason` says why it is held, or why it is published
-    but should be reviewed.
+    but should be reviewed. `notes` name faults of the source's file that changed no pixel.
     """
 
     content: bytes | None = field(repr=False)
@@ -79,6 +79,7 @@ class Anonymized:
     detections: Detections
     checked: Checked = field(default=UNCHECKED, repr=False)
     reason: Reason | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ class Anonymizer(FileAnonymizer):
             result.detections,
             result.checked,
             result.reason,
+            picture.notes,
         )
 
     def anonymize_array(
@@ -230,7 +232,13 @@ class Anonymizer(FileAnonymizer):
         picture = self._decode(content)
         faces = _strongest_first(Detections.joined(self._faces(picture, options)))
         return Anonymized(
-            None, picture.content_type, picture.format, picture.width, picture.height, faces
+            None,
+            picture.content_type,
+            picture.format,
+            picture.width,
+            picture.height,
+            faces,
+            notes=picture.notes,
         )
 
     def detect(self, pixels: Pixels) -> Detections:

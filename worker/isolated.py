@@ -122,4 +122,5 @@ def _anonymized(finished: Finished) -> Anonymized:
         result.faces.detections(),
         Checked(result.verdict, added, remaining),
         result.reason,
+        tuple(result.notes),
     )

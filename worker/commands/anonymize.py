@@ -68,6 +68,7 @@ class Outcome:
     scores: list[float] = field(default_factory=list)
     reason: str | None = None
     found_by_check: int = 0
+    notes: list[str] = field(default_factory=list)
     error: str | None = None
     message: str | None = None
     seconds: float = 0.0
@@ -387,6 +388,7 @@ def _success(job: Job, result: "Anonymized") -> Outcome:
         scores=[round(float(score), 4) for score in result.detections.scores],
         reason=result.reason,
         found_by_check=len(result.checked.added),
+        notes=list(result.notes),
     )
 
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images import png
 from worker.images.picture import Frame
 from worker.images.tiff_directories import Tag
 from worker.pixels import Array
@@ -27,7 +28,6 @@ CONVERSIONS = {
     (4, 4): cv2.COLOR_BGRA2RGBA,
     (4, 3): cv2.COLOR_BGRA2RGB,
 }
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # gray, RGB and RGBA, by the number of channels
 PNG_SUB = 1  # the filter that stores differences from the pixel to the left
 PNG_LEVEL = 4  # zlib's compression level
@@ -55,11 +55,11 @@ def read_png(content: bytes, upper: Array) -> Frame:
     return _frame(pixels, upper)
 
 
-def read_tiff(content: bytes, page: int, upper: Array, turn: Turn | None, extra: Any) -> Frame:
-    """Return a 16-bit page of the TIFF `content`, upright.
+def read_tiff(content: bytes, page: int, upper: Array, back: Turn | None, extra: Any) -> Frame:
+    """Return a 16-bit page of the TIFF `content`, as stored.
 
-    `upper` is what Pillow read of the page, upright: the upper 8 bits, uint8 [h, w, 3 or 4]. `turn`
-    turns the stored page upright. `extra` is the page's ExtraSamples, None or a tuple. Raises
+    `upper` is what Pillow read of the page, as stored: the upper 8 bits, uint8 [h, w, 3 or 4].
+    `back` turns the upright page back. `extra` is the page's ExtraSamples, None or a tuple. Raises
     UnsupportedImage if OpenCV and Pillow disagree.
     """
     is_read, pages = cv2.imdecodemulti(
@@ -71,10 +71,22 @@ def read_tiff(content: bytes, page: int, upper: Array, turn: Turn | None, extra:
     try:
         return _frame(pages[0], upper, is_associated)
     except UnsupportedImage:
-        if turn is None:
+        if back is None:
             raise
         # Whether OpenCV has turned the page depends on its version.
-        return _frame(np.ascontiguousarray(turn(pages[0])), upper, is_associated)
+        return _frame(np.ascontiguousarray(back(pages[0])), upper, is_associated)
+
+
+def of_planes(pixels: Array, extra: Any) -> Frame:
+    """Return the frame of a TIFF page in uint16 RGB or RGBA `pixels`.
+
+    `extra` is the page's ExtraSamples, None or a tuple.
+    """
+    if extra == (ASSOCIATED,):
+        _undo_association(pixels)
+    if pixels.shape[2] == 4:
+        pixels[pixels[..., 3] == 0] = 0
+    return Frame(pixels, MODES[pixels.shape[2]])
 
 
 def gray_page(pixels: Array, bits: int, white_is_zero: bool) -> Frame:
@@ -147,11 +159,11 @@ def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes
     height, width, channels = (*pixels.shape, 1)[:3]
     pixel_bytes = 2 * channels
     header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOUR_TYPES[channels], 0, 0, 0)
-    chunks = [PNG_SIGNATURE, _chunk(b"IHDR", header)]
+    chunks = [png.SIGNATURE, png.chunk(b"IHDR", header)]
     if profile:
-        chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+        chunks.append(png.chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     if exif:
-        chunks.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+        chunks.append(png.chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
     compressor = zlib.compressobj(PNG_LEVEL, strategy=zlib.Z_RLE)
     for top in range(0, height, PNG_STRIP_ROWS):
         strip = pixels[top : top + PNG_STRIP_ROWS].astype(">u2", order="C")
@@ -159,12 +171,8 @@ def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes
         filtered = np.full((len(rows), 1 + rows.shape[1]), PNG_SUB, np.uint8)
         filtered[:, 1:] = rows
         filtered[:, 1 + pixel_bytes :] -= rows[:, :-pixel_bytes]  # modulo 256, as specified
-        chunks.append(_chunk(b"IDAT", compressor.compress(filtered.data)))
-    return b"".join([*chunks, _chunk(b"IDAT", compressor.flush()), _chunk(b"IEND", b"")])
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
+        chunks.append(png.chunk(b"IDAT", compressor.compress(filtered.data)))
+    return b"".join([*chunks, png.chunk(b"IDAT", compressor.flush()), png.chunk(b"IEND", b"")])
 
 
 def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[int] = ()) -> bytes:

@@ -31,8 +31,8 @@ FORMATS = (
         "baseline, progressive, gray, RGB, CMYK and YCCK",
         "quantisation tables, subsampling, progressive; without a face the compressed data, bit "
         "for bit, if every decoder shows the same pixels",
-        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized and the others "
-        "are dropped; an MPO with a larger picture is refused",
+        "12 bits, lossless, hierarchical, blocks that are damaged or missing. Of an MPO the first "
+        "picture is anonymized and the others are dropped; an MPO with a larger picture is refused",
     ),
     Format(
         "PNG",
@@ -41,8 +41,8 @@ FORMATS = (
         "1 to 16 bits, palette, alpha, animated",
         "every pixel outside the masks, 8 or 16 bits, alpha, palette of up to 256 colours, timing "
         "and repeats",
-        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations, frames that "
-        "the header does not count",
+        "a wrong checksum of pixels, 16-bit gray with a transparent value, 16-bit animations, "
+        "frames that the header does not count",
     ),
     Format(
         "WEBP",
@@ -57,12 +57,12 @@ FORMATS = (
         "TIFF",
         "TIFF",
         "image/tiff",
-        "pages, 1 to 16 bits, gray, RGB, CMYK, palette, alpha; uncompressed, LZW, Deflate, "
-        "PackBits, JPEG",
-        "pages, 8 or 16 bits, alpha, compression (16 bits become Deflate)",
-        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, "
-        "old-style JPEG, fax and rare compressions, 16-bit CMYK, signed numbers, 32 bits and "
-        "floating point",
+        "pages, 1 to 16 bits, gray, RGB, CMYK, YCbCr, palette, alpha; uncompressed, LZW, Deflate, "
+        "PackBits, JPEG, fax; pages that are thumbnails are left out",
+        "pages, 8 or 16 bits, alpha, compression (16 bits and old-style JPEG become Deflate), fax "
+        "in black and white",
+        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, rare "
+        "compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
     ),
     Format(
         "GIF",
@@ -70,9 +70,16 @@ FORMATS = (
         "image/gif",
         "still, animated, transparent",
         "palette, timing and repeats",
-        "no end marker",
+        "an animation without an end marker",
     ),
-    Format("BMP", "BMP", "image/bmp", "1 to 32 bits, RLE", "true colour or gray", "transparency"),
+    Format(
+        "BMP",
+        "BMP",
+        "image/bmp",
+        "1 to 32 bits, RLE, bit fields, alpha",
+        "true colour or gray, alpha",
+        "bit fields with gaps, a JPEG or PNG in it",
+    ),
     Format(
         "AVIF",
         "AVIF",

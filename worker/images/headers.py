@@ -7,22 +7,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import PngImagePlugin
-
 from tasks.errors import ImageTooLarge, UnreadableImage
-from worker.images import avif, containers, jpeg, jpeg2000, tiff_pages
+from worker.images import avif, bmp, containers, jpeg, jpeg2000, png, tiff_pages
 
 MAX_CHUNKS = 1 << 18  # chunks of a PNG or a WebP; at 1 kB each they fill the largest file
-# Bytes of a BMP with run-length encoding, for each pixel and besides. The longest encoding takes 2
-# for each pixel and a few for each row.
-MAX_RLE_BYTES_PER_PIXEL = 4
-MAX_RLE_BYTES_BESIDES = 1 << 16
-RLE8, RLE4 = 1, 2  # values of biCompression
-OS2_HEADER_BYTES = 12  # the BMP header whose sizes have 16 bits
 # Pixels with more bits a channel count twice.
 MAX_SHALLOW_BITS = 8
-
-PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # unpacked text of one PNG, which outputs drop
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ def _jpeg(content: bytes, max_pixels: int, _max_frames: int) -> Size:
 
 def _png(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
     width, height = struct.unpack_from(">II", content, 16)
-    frames, chunks, at = 1, 0, containers.PNG_SIGNATURE_BYTES
+    frames, chunks, at = 1, 0, len(png.SIGNATURE)
     # Other readers show pixels before the first frame of an animation as a picture.
     is_animated, has_hidden_picture = False, True
     while at + 8 <= len(content):
@@ -73,11 +63,11 @@ def _png(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
         elif name == b"IDAT":
             break
         has_hidden_picture &= name != b"fcTL"
-        at += containers.PNG_CHUNK_OVERHEAD + length
+        at += png.CHUNK_OVERHEAD + length
         chunks += 1
     frames += is_animated and has_hidden_picture
     while at + 8 <= len(content):
-        at += containers.PNG_CHUNK_OVERHEAD + struct.unpack_from(">I", content, at)[0]
+        at += png.CHUNK_OVERHEAD + struct.unpack_from(">I", content, at)[0]
         chunks += 1
     if chunks > MAX_CHUNKS:
         raise ImageTooLarge(
@@ -110,19 +100,12 @@ def _tiff(content: bytes, _max_pixels: int, max_frames: int) -> Size:
 
 
 def _gif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
-    frames, width, height = containers.gif_size(content, max_frames)
-    return Size(frames, width, height, frames * width * height)
+    size = containers.gif_size(content, max_frames)
+    return Size(size.frames, size.width, size.height, size.frames * size.width * size.height)
 
 
 def _bmp(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
-    (header,) = struct.unpack_from("<I", content, 14)
-    sizes = "<HH" if header == OS2_HEADER_BYTES else "<ii"
-    width, height = map(abs, struct.unpack_from(sizes, content, 18))
-    if header >= containers.MIN_BMP_INFO_BYTES:
-        (compression,) = struct.unpack_from("<I", content, 30)
-        max_bytes = MAX_RLE_BYTES_PER_PIXEL * width * height + MAX_RLE_BYTES_BESIDES
-        if compression in (RLE8, RLE4) and len(content) > max_bytes:
-            raise UnreadableImage("this BMP is damaged: it is longer than its pixels can need")
+    width, height = bmp.size(content)
     return Size(1, width, height, width * height)
 
 

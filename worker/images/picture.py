@@ -127,13 +127,14 @@ class Picture:
 
     `encoding` holds the options with which Pillow writes the same kind of file again. `reassembled`
     is the file without its metadata, or None if a frame without faces must be encoded again too:
-    see worker.images.jpeg.
+    see worker.images.jpeg. `notes` say what was wrong with the file without changing a pixel.
     """
 
     frames: tuple[Frame, ...]
     format: str
     encoding: dict[str, Any] = field(default_factory=dict)
     reassembled: bytes | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:

@@ -5,22 +5,28 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
 from worker.images import (
+    bmp,
     camera_raw,
     colour_profile,
     containers,
     deep,
     exif,
+    fax,
+    gif,
     headers,
     jpeg,
     jpeg2000,
     jpeg_scans,
+    jpeg_tolerance,
+    png,
     signatures,
     tiff,
+    tiff_planes,
     unread,
     writing,
 )
@@ -45,6 +51,8 @@ TURNS: dict[int, deep.Turn] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels, 1),
 }
+MODES = {3: "RGB", 4: "RGBA"}  # by the number of channels
+TURNED_BACK = {6: 8, 8: 6}  # the orientations whose turn another one undoes
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
 HEIC = (
     "HEIC pictures and videos are not handled: no decoder for them comes under a licence that Veil "
@@ -105,6 +113,10 @@ def _decoded(
     size = headers.measure(form, content, max_pixels, max_frames)
     containers.check(form, content)
     _check_size(form, size, max_pixels, max_frames)
+    content, notes = _tolerated(form, content)
+    if form == "BMP" and bmp.has_bit_fields(content):
+        pixels = bmp.bit_fields(content)
+        return Picture((_blanked(pixels, MODES[pixels.shape[2]]),), form, {}, notes=notes)
     image = _open(form, content, size)
     unread.check(form, image, content)
     if form == "JPEG":
@@ -117,7 +129,21 @@ def _decoded(
         frames = _in_one_mode(frames)
         if len(frames) > 1:
             encoding["duration"] = durations
-    return Picture(tuple(frames), form, encoding)
+    return Picture(tuple(frames), form, encoding, notes=notes)
+
+
+def _tolerated(form: str, content: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Return the file `content` without parts that no pixel depends on, and notes of its faults.
+
+    Raises UnreadableImage for other faults.
+    """
+    if form == "PNG":
+        return png.cleaned(content)
+    if form == "BMP":
+        return bmp.checked(content), ()
+    if form == "GIF" and not containers.gif_size(content, len(content)).has_end:
+        return content, ("the GIF had no end marker",)
+    return content, ()
 
 
 def _form_of(content: bytes) -> str:
@@ -196,22 +222,30 @@ def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
     metadata = _metadata(image, keep_exif)
     bare = jpeg.reassembled(content, metadata.get("icc_profile"), metadata.get("exif"))
     turn = _turn(image)
-    frame = Frame(_turned(jpeg.decoded(bare, image.mode), turn), image.mode)
+    trailer = jpeg.trailer_without_end(content)
+    bare, pixels, notes = jpeg_tolerance.read(bare, image.mode, trailer)
+    frame = Frame(_turned(pixels, turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
     is_kept = turn is None and jpeg_scans.all_agree(bare) and jpeg_scans.ends_with_its_blocks(bare)
-    return Picture((frame,), "JPEG", encoding, bare if is_kept else None)
+    return Picture((frame,), "JPEG", encoding, bare if is_kept else None, notes)
 
 
 def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
     """Return the frames of `image`, and the duration of each in milliseconds."""
     frames, durations = [], []
+    previews = camera_raw.previews(content) if form == "TIFF" else frozenset()
+    uncovered = gif.uncovered(content) if form == "GIF" else iter(())
     for number in range(getattr(image, "n_frames", 1)):
+        if number in previews:
+            continue
         clock.check()
         image.seek(number)
         if form == "TIFF":
             frames.append(_tiff_page(image, content, clock))
         else:
             frames.append(_frame(image, form, content))
+        if (transparent := next(uncovered, None)) is not None:
+            frames[-1] = _transparent_in(frames[-1], transparent)
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
@@ -220,8 +254,6 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     """Return the frame that `image` is at, of any format but TIFF."""
     image.load()
     turn = _turn(image)
-    if form == "BMP" and image.mode == "RGBA":
-        image = _without_alpha(image)
     if not _is_deep_png(form, content) or image.mode == "I;16":
         frame = _loaded(image)
     elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
@@ -233,18 +265,33 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     return Frame(_turned(frame.pixels, turn), frame.mode)
 
 
-def _without_alpha(image: Any) -> Any:
-    """Return an opaque BMP as RGB; raise UnsupportedImage for others, which Pillow cannot write."""
-    if np.asarray(image.getchannel("A")).min() < 255:
-        raise UnsupportedImage("BMPs with transparency are not handled: use PNG")
-    return image.convert("RGB")
+def _transparent_in(frame: Frame, area: Array) -> Frame:
+    """Return `frame` in RGBA, transparent where `area` is true."""
+    pixels = np.array(Image.fromarray(frame.pixels).convert("RGBA"))
+    pixels[area] = 0
+    return Frame(pixels, "RGBA")
 
 
 def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
-    """Return the page that `image` is at. Pillow turns it upright itself."""
+    """Return the page that `image` is at."""
+    _leave_as_stored(image)
     tiff.check(image, content, clock)
-    turn, is_deep = _turn(image), tiff.is_deep(image)
-    extra = image.tag_v2.get(Tag.EXTRA_SAMPLES)
+    orientation, directory = tiff.orientation(image), dict(image.tag_v2)
+    frame = _stored_tiff_page(image, content, TURNS.get(TURNED_BACK.get(orientation, orientation)))
+    if (compression := image.info.get("compression")) in fax.COMPRESSIONS:
+        tiff.check_fax(image, content, directory, compression)
+    return Frame(_turned(frame.pixels, TURNS.get(orientation)), frame.mode)
+
+
+def _stored_tiff_page(image: Any, content: bytes, back: deep.Turn | None) -> Frame:
+    """Return the page that `image` is at, as stored. `back` turns the upright page back."""
+    is_deep, extra = tiff.is_deep(image), image.tag_v2.get(Tag.EXTRA_SAMPLES)
+    if image.info.get("compression") == tiff.OLD_JPEG:
+        return _old_jpeg(tiff.old_jpeg(image, content))
+    if is_deep and tiff.has_planes(image) and image.mode in ("RGB", "RGBA"):
+        return deep.of_planes(tiff_planes.read(image, content), extra)
+    if tiff.is_raw_ycbcr(image):
+        image = _through_libtiff(content, image.tell())
     image.load()
     if image.mode in ("P", "PA"):
         image.putpalette(tiff.palette(image), "RGB;L")
@@ -256,7 +303,35 @@ def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
         raise UnsupportedImage(
             f"TIFFs of mode {image.mode} with 16 bits are not handled: convert it to RGB"
         )
-    return deep.read_tiff(content, image.tell(), np.asarray(image), turn, extra)
+    return deep.read_tiff(content, image.tell(), np.asarray(image), back, extra)
+
+
+def _old_jpeg(content: bytes) -> Frame:
+    """Return the pixels of a JPEG in a TIFF."""
+    with JpegImageFile(io.BytesIO(content)) as image:
+        mode = image.mode
+    if mode not in jpeg.COLOURS:
+        raise UnsupportedImage(f"JPEGs of mode {mode} are not handled: convert it to RGB")
+    return Frame(jpeg.decoded(jpeg.reassembled(content), mode), mode)
+
+
+def _through_libtiff(content: bytes, page: int) -> Any:
+    """Return the TIFF `content` at `page`, read by libtiff though its pixels are uncompressed."""
+    before = TiffImagePlugin.READ_LIBTIFF
+    TiffImagePlugin.READ_LIBTIFF = True
+    try:
+        image: Any = Image.open(io.BytesIO(content), formats=("TIFF",))
+        image.seek(page)
+    finally:
+        TiffImagePlugin.READ_LIBTIFF = before
+    _leave_as_stored(image)
+    return image
+
+
+def _leave_as_stored(image: Any) -> None:
+    """Keep Pillow from turning a TIFF page by itself: it also does so by XMP, but not by a BYTE."""
+    image.getexif()[ORIENTATION] = 1
+    image._size = image._tile_size
 
 
 def _loaded(image: Any) -> Frame:
@@ -273,10 +348,14 @@ def _loaded(image: Any) -> Frame:
     if image.mode == "P" and len(image.palette.palette) < 3 * (int(np.asarray(image).max()) + 1):
         raise UnreadableImage("the picture is damaged: it has colours that are not in its palette")
     image = _in_frame_mode(image)
-    pixels = np.array(image)
-    if image.mode in ("LA", "RGBA"):
+    return _blanked(np.array(image), image.mode)
+
+
+def _blanked(pixels: Array, mode: str) -> Frame:
+    """Return the frame of `pixels`, without the colours of fully transparent pixels."""
+    if mode in ("LA", "RGBA"):
         pixels[pixels[..., -1] == 0] = 0
-    return Frame(pixels, image.mode)
+    return Frame(pixels, mode)
 
 
 def _in_frame_mode(image: Any) -> Any:
@@ -301,12 +380,15 @@ def _in_one_mode(frames: list[Frame]) -> list[Frame]:
 
 
 def _turn(image: Any) -> deep.Turn | None:
-    """Return what turns the pixels upright, or None.
+    """Return what turns the pixels of `image` upright, of any format but TIFF, or None.
 
     EXIF that cannot be read turns nothing, as in viewers.
     """
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
+        # Image.getexif would also take an orientation from XMP, which browsers ignore.
+        block = Image.Exif()
+        block.load(image.info.get("exif", b""))
+        return TURNS.get(block.get(ORIENTATION, 0))
     except Exception:
         return None
 

@@ -8,8 +8,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from worker.images import containers, deep, jpeg2000, palette
-from worker.images.picture import Picture
+from worker.images import bmp, containers, deep, fax, jpeg2000, palette
+from worker.images.picture import Frame, Picture
 from worker.pixels import Array
 
 # A lossy WebP or AVIF does not state the quality with which it was written.
@@ -21,7 +21,7 @@ PNG_LEVEL = 4
 TIFF_JPEG_QUALITY = 90
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
 TIFF_JPEG_MODES = ("L", "RGB", "CMYK")
-DEFLATE = "tiff_adobe_deflate"
+DEFLATE, FAX = "tiff_adobe_deflate", "group4"
 ANIMATION_OPTIONS = ("loop", "default_image")
 NOT_DISPOSED, TO_BACKGROUND = 1, 2  # disposal methods (GIF89a, 23.c.iv)
 # A lossless JPEG 2000 may be this many times as large as its source. If it would be larger, the
@@ -29,6 +29,7 @@ NOT_DISPOSED, TO_BACKGROUND = 1, 2  # disposal methods (GIF89a, 23.c.iv)
 MAX_LOSSLESS_SIZE = 1.5
 # Keys of Picture.encoding that are not options of Pillow.
 PALETTE = "palette"  # whether the source has a palette
+BILEVEL = "bilevel"  # whether the pages are black and white, and compressed as fax
 RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
 # An option of Pillow that `_saved` drops if it fails.
 PROGRESSIVE = "progressive"
@@ -48,7 +49,17 @@ def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
     options = dict(picture.encoding)
     if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
         return _deep(picture, frames, options)
+    if picture.format == "BMP" and picture.frames[0].mode == "RGBA":
+        return bmp.with_alpha(frames[0])
+    is_bilevel = options.pop(BILEVEL, False)
     images = _images(picture, frames, options.pop(PALETTE, False))
+    if is_bilevel:
+        images = [
+            _in_black_and_white(image, frame)
+            for image, frame in zip(images, picture.frames, strict=True)
+        ]
+        has_others = any(image.mode != "1" for image in images)
+        options["compression"] = DEFLATE if has_others else FAX
     if picture.format == "GIF" and _mark_transparency(images):
         options["disposal"] = TO_BACKGROUND
     if picture.format == "JPEG2000":
@@ -140,11 +151,19 @@ def _avif_options(content: bytes) -> dict[str, Any]:
 
 def _tiff_options(image: Any) -> dict[str, Any]:
     compression = image.info.get("compression")
+    if compression in fax.COMPRESSIONS:
+        return {"compression": FAX, BILEVEL: True}
     if compression == "jpeg" and image.mode in TIFF_JPEG_MODES:
         return {"compression": compression, "quality": TIFF_JPEG_QUALITY}
     if compression == "jpeg" or compression not in TIFF_COMPRESSIONS:
         compression = DEFLATE
     return {"compression": compression}
+
+
+def _in_black_and_white(image: Image.Image, source: Frame) -> Image.Image:
+    """Return `image` in black and white if its `source` is; other pages stay as they are."""
+    is_bilevel = source.mode == "L" and not ((source.pixels > 0) & (source.pixels < 255)).any()
+    return image.convert("1", dither=Image.Dither.NONE) if is_bilevel else image
 
 
 def _mark_transparency(images: list[Image.Image]) -> bool:

@@ -39,6 +39,7 @@ HEADER = struct.Struct("<BI")  # the kind and the length in bytes of a message
 MAX_FACES = 500_000  # of one kind in a result
 MAX_MESSAGE_BYTES = 64 << 20  # Each face has about 90 bytes.
 MAX_ERROR_LENGTH = 2000  # characters
+MAX_NOTE, MAX_NOTES = 500, 20  # characters of a note on a file, and such notes
 MAX_CANVASES_AT_ONCE = 8
 # The errors that the anonymizer raises. A picture process can raise no other error in a worker.
 ERRORS: dict[str, type[VeilError]] = {
@@ -232,6 +233,7 @@ class Result:
     added: Faces
     remaining: Faces
     reason: Reason | None
+    notes: Annotated[list[Annotated[str, Field(max_length=MAX_NOTE)]], Field(max_length=MAX_NOTES)]
     seconds: dict[StageName, Annotated[float, Field(ge=0)]]
     detected: Count
     near: Count

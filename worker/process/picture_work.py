@@ -267,6 +267,7 @@ def _packed_result(result: Anonymized, stopwatch: Stopwatch, detector: TallyingD
         added=Faces.of(result.checked.added),
         remaining=Faces.of(result.checked.remaining),
         reason=result.reason,
+        notes=list(result.notes),
         seconds=cast(Any, stopwatch.seconds),
         detected=detector.detected,
         near=detector.near,
