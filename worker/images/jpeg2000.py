@@ -34,6 +34,9 @@ MIN_AREA_LOG2 = 8
 MAX_SMALL_AREAS = 1 << 14
 MAX_PACKETS = 1 << 21
 DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style states no precincts
+# The method of a colr box with an enumerated colour space, and such spaces (Table I.10).
+ENUMERATED, SRGB, SYCC = b"\1", b"\0\0\0\x10", b"\0\0\0\x12"
+COLOUR_CHANNEL = 0  # the kind of channels that hold colours, in a cdef box
 # The method, precedence and approximation of a colr box with a restricted ICC profile (I.5.3.3).
 RESTRICTED_PROFILE = b"\x02\x00\x00"
 
@@ -155,6 +158,47 @@ def with_profile(content: bytes, profile: bytes) -> bytes:
             body = b"".join(inner_boxes)
         parts.append(_box(name, body))
     return b"".join(parts)
+
+
+def channel_order(content: bytes) -> tuple[int, ...] | None:
+    """Return for each colour the component that holds it, or None if they are in their order.
+
+    Raises UnsupportedImage if a component of another kind precedes the colours (I.5.3.6).
+    """
+    for name, body in _header_boxes(content):
+        if name != b"cdef":
+            continue
+        definitions = struct.iter_unpack(">HHH", body[2 : 2 + 6 * int.from_bytes(body[:2])])
+        colours = {
+            association: component
+            for component, kind, association in definitions
+            if kind == COLOUR_CHANNEL and 0 < association <= MAX_COMPONENTS
+        }
+        order = tuple(colours.get(colour, -1) for colour in range(1, len(colours) + 1))
+        if order == tuple(range(len(order))):
+            return None
+        if sorted(order) != list(range(len(order))):
+            raise UnsupportedImage(
+                "this JPEG 2000 has its colours behind other channels, which is not handled"
+            )
+        return order
+    return None
+
+
+def is_ycc(content: bytes) -> bool:
+    """Return whether the colours are sYCC (I.5.3.3)."""
+    return any(
+        name == b"colr" and body[:1] == ENUMERATED and body[3:7] == SYCC
+        for name, body in _header_boxes(content)
+    )
+
+
+def with_rgb(content: bytes) -> bytes:
+    """Return the JPEG 2000 file `content`, whose colours are sYCC, with sRGB in their place."""
+    at = content.find(b"colr" + ENUMERATED)
+    while at >= 0 and content[at + 7 : at + 11] != SYCC:
+        at = content.find(b"colr" + ENUMERATED, at + 4)
+    return content[: at + 7] + SRGB + content[at + 11 :]
 
 
 def codestreams(content: bytes) -> int:

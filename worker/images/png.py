@@ -18,6 +18,7 @@ IHDR_END = 33  # the header is always the first chunk
 PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
 # The chunks that describe colour or orientation, with the length of their bodies, 0 for any.
 COLOUR = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4}
+GAMMA_UNIT = 100_000  # gAMA is in hundred thousandths
 DESCRIBING = {**COLOUR, b"iCCP": 0, b"eXIf": 0, b"pHYs": 9}
 # The other chunks of the standard.
 DROPPED = frozenset({b"tEXt", b"zTXt", b"iTXt", b"tIME", b"sBIT", b"bKGD", b"hIST", b"sPLT"})

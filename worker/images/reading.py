@@ -1,7 +1,8 @@
 """Read a file's bytes into a Picture: its format, its limits, and every pixel."""
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from worker.images import (
     colour_profile,
     containers,
     deep,
+    display,
     exif,
     fax,
     gif,
@@ -31,6 +33,7 @@ from worker.images import (
     writing,
 )
 from worker.images.clock import DECODE_SECONDS, Clock
+from worker.images.display import Display
 from worker.images.formats import BY_NAME
 from worker.images.picture import Frame, Picture
 from worker.images.tiff_directories import Tag
@@ -117,6 +120,10 @@ def _decoded(
     if form == "BMP" and bmp.has_bit_fields(content):
         pixels = bmp.bit_fields(content)
         return Picture((_blanked(pixels, MODES[pixels.shape[2]]),), form, {}, notes=notes)
+    order = jpeg2000.channel_order(content) if form == "JPEG2000" else None
+    is_reordered_ycc = order is not None and jpeg2000.is_ycc(content)
+    if is_reordered_ycc:
+        content = jpeg2000.with_rgb(content)
     image = _open(form, content, size)
     unread.check(form, image, content)
     if form == "JPEG":
@@ -125,11 +132,47 @@ def _decoded(
         image.info["icc_profile"] = jpeg2000.profile(content)
     encoding = writing.options(image, content) | _metadata(image, keep_exif)
     frames, durations = _frames(image, form, content, clock)
+    if order is not None:
+        frames = [_reordered(frame, order, is_reordered_ycc) for frame in frames]
     if form != "TIFF":
         frames = _in_one_mode(frames)
         if len(frames) > 1:
             encoding["duration"] = durations
+    frames = _with_display(frames, _display(encoding))
     return Picture(tuple(frames), form, encoding, notes=notes)
+
+
+def _reordered(frame: Frame, order: tuple[int, ...], is_ycc: bool) -> Frame:
+    """Return `frame` with its channels in `order`, and YCbCr as RGB.
+
+    Further channels, such as alpha, stay where they are.
+    """
+    pixels = frame.pixels
+    if len(order) != 3 or pixels.dtype != np.uint8 or frame.mode not in ("RGB", "RGBA"):
+        raise UnsupportedImage("this JPEG 2000 has an order of channels that is not handled")
+    colours = np.ascontiguousarray(pixels[..., list(order)])
+    if is_ycc:
+        colours = np.asarray(Image.fromarray(colours, "YCbCr").convert("RGB"))
+    return Frame(np.concatenate([colours, pixels[..., 3:]], axis=-1), frame.mode)
+
+
+def _display(encoding: Mapping[str, Any]) -> Display | None:
+    """Return the way to display values of a picture that is written with `encoding`."""
+    colour, chunks = encoding.get(writing.COLOUR), dict(encoding.get(writing.COLOUR_CHUNKS, ()))
+    transfer = chunks[b"cICP"][1] if b"cICP" in chunks else None
+    if colour is not None and "icc_profile" not in encoding:
+        transfer = colour[1]
+    gamma = None
+    if b"gAMA" in chunks and b"sRGB" not in chunks:
+        gamma = int.from_bytes(chunks[b"gAMA"]) / png.GAMMA_UNIT
+    return display.of(transfer, encoding.get("icc_profile"), gamma)
+
+
+def _with_display(frames: list[Frame], way: Display | None) -> list[Frame]:
+    """Return `frames` with the way to display values, but for CMYK."""
+    if way is None:
+        return frames
+    return [frame if frame.mode == "CMYK" else replace(frame, display=way) for frame in frames]
 
 
 def _tolerated(form: str, content: bytes) -> tuple[bytes, tuple[str, ...]]:
@@ -226,6 +269,7 @@ def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
     bare, pixels, notes = jpeg_tolerance.read(bare, image.mode, trailer)
     frame = Frame(_turned(pixels, turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
+    (frame,) = _with_display([frame], _display(encoding))
     is_kept = turn is None and jpeg_scans.all_agree(bare) and jpeg_scans.ends_with_its_blocks(bare)
     return Picture((frame,), "JPEG", encoding, bare if is_kept else None, notes)
 

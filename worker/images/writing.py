@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from worker.images import bmp, containers, deep, fax, jpeg2000, palette
+from worker.images import avif, bmp, containers, deep, fax, jpeg2000, palette, png
 from worker.images.picture import Frame, Picture
 from worker.pixels import Array
 
@@ -30,6 +30,8 @@ MAX_LOSSLESS_SIZE = 1.5
 # Keys of Picture.encoding that are not options of Pillow.
 PALETTE = "palette"  # whether the source has a palette
 BILEVEL = "bilevel"  # whether the pages are black and white, and compressed as fax
+COLOUR = "colour"  # primaries and transfer of an AVIF (H.273)
+COLOUR_CHUNKS = "colour_chunks"  # the chunks of a PNG that describe its colours
 RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
 # An option of Pillow that `_saved` drops if it fails.
 PROGRESSIVE = "progressive"
@@ -47,6 +49,15 @@ def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
     if unchanged and picture.reassembled is not None:
         return picture.reassembled
     options = dict(picture.encoding)
+    colour, chunks = options.pop(COLOUR, None), options.pop(COLOUR_CHUNKS, ())
+    content = _encoded(picture, frames, options)
+    if colour is not None:
+        return avif.with_colour(content, colour)
+    return png.with_chunks(content, chunks) if chunks else content
+
+
+def _encoded(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) -> bytes:
+    """Return the file of `frames`, without descriptions of colour that Pillow does not write."""
     if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
         return _deep(picture, frames, options)
     if picture.format == "BMP" and picture.frames[0].mode == "RGBA":
@@ -94,7 +105,7 @@ def options(image: Any, content: bytes) -> dict[str, Any]:
         return _tiff_options(image)
     found = _animation_options(image)
     if form == "PNG":
-        found |= _png_options(image)
+        found |= _png_options(image, content)
     elif form == "GIF":
         found |= {PALETTE: True, "disposal": NOT_DISPOSED}
     elif form == "WEBP":
@@ -129,10 +140,11 @@ def _animation_options(image: Any) -> dict[str, Any]:
     return {name: image.info[name] for name in ANIMATION_OPTIONS if name in image.info}
 
 
-def _png_options(image: Any) -> dict[str, Any]:
+def _png_options(image: Any, content: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {"compress_level": PNG_LEVEL, COLOUR_CHUNKS: png.colour_chunks(content)}
     if _is_animated(image):
-        return {"compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}
-    return {"compress_level": PNG_LEVEL, PALETTE: image.mode == "P"}
+        return found | {"disposal": 0, "blend": 0}
+    return found | {PALETTE: image.mode == "P"}
 
 
 def _webp_options(content: bytes) -> dict[str, Any]:
@@ -146,6 +158,7 @@ def _avif_options(content: bytes) -> dict[str, Any]:
         "quality": AVIF_QUALITY,
         "speed": AVIF_SPEED,
         "subsampling": containers.avif_subsampling(content),
+        COLOUR: avif.colour(content),
     }
 
 
