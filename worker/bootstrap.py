@@ -52,7 +52,7 @@ STALL_MARGIN_SECONDS = 10
 EXTRA_CONNECTIONS = 2  # connections to S3 beyond one for each picture in hand
 # The addresses that a picture process may use for each pixel of the largest picture, and the bytes
 # that an output may have for each. docs/performance.md has the memory that pictures need.
-MEMORY_BYTES_A_PIXEL, OUTPUT_BYTES_A_PIXEL = 40, 5
+MEMORY_BYTES_A_PIXEL, OUTPUT_BYTES_A_PIXEL = 20, 4
 MAX_LOGGED_CHARACTERS = 1100  # of a message; the longest address has 1,092 bytes
 RECORDED_PACKAGES = (
     "veil",

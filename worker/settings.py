@@ -221,13 +221,13 @@ class WorkerSettings(Settings):
         "list of `veil review`, and is published (`flag`) or held (`hold`).",
     )
 
-    max_bytes: int = Field(64 << 20, ge=1, description="Size limit of a source, in bytes.")
+    max_bytes: int = Field(128 << 20, ge=1, description="Size limit of a source, in bytes.")
     max_pixels: int = Field(
-        100_000_000,
+        210_000_000,
         ge=1,
         description="Size limit of a picture, in pixels: width × height × frames. Pictures that "
-        "need more memory count more: twice with 16 bits a channel, twice as WebP and AVIF, three "
-        "times as JPEG 2000.",
+        "need more memory count more: twice with four channels (alpha, CMYK) and as GIF, three "
+        "times with 16 bits a channel, and as WebP and AVIF, six times as JPEG 2000.",
     )
     max_frames: int = Field(500, ge=1, description="Limit for the frames or pages of a picture.")
     keep_exif: Annotated[tuple[str, ...], NoDecode] = Field(

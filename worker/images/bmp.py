@@ -54,14 +54,17 @@ class _Header:
         return (self.width * self.bits + 31) // 32 * 4
 
 
-def size(content: bytes) -> tuple[int, int]:
-    """Return width and height. Raises struct.error or UnreadableImage for a header of nonsense."""
+def size(content: bytes) -> tuple[int, int, int]:
+    """Return width, height and the number of channels of the BMP `content`.
+
+    Raises struct.error or UnreadableImage for a header of nonsense.
+    """
     header = _header(content)
     if header.compression in (RLE8, RLE4):
         pixels = header.width * header.height
         if len(content) > MAX_RLE_BYTES_PER_PIXEL * pixels + MAX_RLE_BYTES_BESIDES + header.offset:
             raise UnreadableImage("this BMP is damaged: it is longer than its pixels can need")
-    return header.width, header.height
+    return header.width, header.height, 4 if header.masks[3] else 3
 
 
 def checked(content: bytes) -> bytes:

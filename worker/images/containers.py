@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.images import jpeg2000
 
-PNG_BITS = 24  # the offset of the bit depth: the header is always the first chunk
 RIFF_HEADER_BYTES = 12  # "RIFF", the size, "WEBP"
 ANMF_HEADER_BYTES = 16  # the part of an ANMF chunk before its chunks (RFC 9649, 2.7.1.1)
 MAX_GIF_BLOCKS = 1 << 20  # a block holds 255 bytes: the largest file needs a quarter of these

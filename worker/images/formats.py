@@ -51,7 +51,7 @@ FORMATS = (
         "lossy, lossless, alpha, animated",
         "lossy or lossless, alpha, timing and repeats",
         "–",
-        cost=2,
+        cost=3,
     ),
     Format(
         "TIFF",
@@ -71,6 +71,7 @@ FORMATS = (
         "still, animated, transparent",
         "palette, timing and repeats",
         "an animation without an end marker",
+        cost=2,
     ),
     Format(
         "BMP",
@@ -87,7 +88,7 @@ FORMATS = (
         "8 bits, alpha, animated",
         "alpha, timing",
         "10 and 12 bits, a larger item or more frames than viewers show",
-        cost=2,
+        cost=3,
     ),
     Format(
         "JPEG2000",
@@ -96,7 +97,7 @@ FORMATS = (
         "8 bits, 16-bit gray, alpha",
         "lossless, or lossy at the source's rate; alpha, 16-bit gray",
         "more than 8 bits in colour, several codestreams",
-        cost=3,
+        cost=6,
     ),
 )
 BY_NAME = {form.name: form for form in FORMATS}

@@ -128,19 +128,20 @@ def trailer_without_end(content: bytes) -> bytes | None:
     return None if has_end else content[scan_end:]
 
 
-def size(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return width and height of the JPEG `content` from its segments, or 0 and 0 if not stated.
+def size(content: bytes, max_pixels: int) -> tuple[int, int, int]:
+    """Return width, height and channels of the JPEG `content` from its segments, 0 if not stated.
 
     Raises UnsupportedImage and UnreadableImage as `reassembled` does, and ImageTooLarge for more
     scans than a picture of `max_pixels` may have.
     """
-    width = height = scans = 0
+    width = height = channels = scans = 0
     for segment in _picture(content):
-        if segment.marker in FRAME_HEADERS and len(segment.body) >= FRAME_SIZE_END:
+        if segment.marker in FRAME_HEADERS and len(segment.body) > FRAME_SIZE_END:
             height, width = frame_size(segment.body)
+            channels = segment.body[FRAME_SIZE_END]
         scans += segment.marker == SOS
     check_scans(scans, width * height, max_pixels)
-    return width, height
+    return width, height, channels
 
 
 def frame_size(body: bytes) -> tuple[int, int]:

@@ -12,7 +12,10 @@ from tasks.errors import UnreadableImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK_OVERHEAD = 12  # length, name and checksum
-IHDR_END = 33  # the header is always the first chunk
+# The header is always the first chunk. It has the bits of a channel and the colour type, a bit of
+# which stands for alpha.
+BITS, COLOUR_TYPE, IHDR_END = 24, 25, 33
+ALPHA = 4
 
 # The chunks that hold the pixels, besides those that every reader must know.
 PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})

@@ -252,7 +252,7 @@ def _check_size(form: str, size: headers.Size, max_pixels: int, max_frames: int)
 
 def _is_deep_png(form: str, content: bytes) -> bool:
     """Return whether this is a PNG of 16 bits, which Pillow shows in 8 unless it is gray."""
-    return form == "PNG" and content[containers.PNG_BITS] == 16
+    return form == "PNG" and content[png.BITS] == 16
 
 
 def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:

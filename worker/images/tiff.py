@@ -129,7 +129,7 @@ def old_jpeg(image: Any, content: bytes) -> bytes:
         raise UnsupportedImage(
             "this TIFF has old-style JPEG without a whole JPEG in it: save it with JPEG"
         )
-    if jpeg.size(file, image.width * image.height) != image.size:
+    if jpeg.size(file, image.width * image.height)[:2] != image.size:
         raise UnsupportedImage("this TIFF has a JPEG of another size than its page: save it again")
     return file
 
