@@ -19,6 +19,7 @@ from worker.detection.credible import placed
 from worker.detection.detector import Detector
 from worker.detection.faces import Detections, bridged, clip, merge, outside
 from worker.detection.presets import PassSettings
+from worker.kept_metadata import NOTHING, Kept
 from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import MaskStyle
@@ -169,7 +170,7 @@ class Anonymizer(FileAnonymizer):
         limits: Limits,
         hold_without_faces: bool = False,
         verify: Literal["off", "flag", "hold"] = "off",
-        keep_exif: Sequence[str] = (),
+        keep: Kept = NOTHING,
         recipe: str = "",
         made_with: Mapping[str, str] | None = None,
         watch: Watch = unwatched,
@@ -181,7 +182,7 @@ class Anonymizer(FileAnonymizer):
         """
         self._detector = detector
         self._style = style
-        self._keep_exif = keep_exif
+        self._keep = keep
         self.limits = limits
         self.hold_without_faces = hold_without_faces
         self.verify = verify
@@ -197,7 +198,7 @@ class Anonymizer(FileAnonymizer):
         Raises a VeilError on any doubt, so that nothing is published.
         """
         with stopwatch.stage("decode", "decoding"):
-            picture = self._decode(content, self._keep_exif)
+            picture = self._decode(content, self._keep)
         encode = partial(self._encode, picture)
         result = self._anonymize(picture, encode, self._decode, stopwatch, options)
         return Anonymized(
@@ -318,11 +319,11 @@ class Anonymizer(FileAnonymizer):
         is_held = reason is not None and self.verify == "hold"
         return _Result(None if is_held else output, detections, checked, reason)
 
-    def _decode(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
+    def _decode(self, content: bytes, keep: Kept = NOTHING) -> images.Picture:
         limits = self.limits
         with self._watch("decoding a picture", limits.decode_seconds + STALL_MARGIN_SECONDS):
             return images.decode(
-                content, limits.max_pixels, limits.max_frames, keep_exif, limits.decode_seconds
+                content, limits.max_pixels, limits.max_frames, keep, limits.decode_seconds
             )
 
     def _encode(self, picture: images.Picture, frames: Sequence[Array]) -> bytes:
@@ -414,7 +415,7 @@ def recipe_digest(
     score_threshold: float,
     pass_settings: PassSettings,
     style: MaskStyle,
-    keep_exif: Sequence[str] = (),
+    keep: Kept = NOTHING,
     checked: bool = False,
 ) -> str:
     """Return the digest of everything that decides an output, 16 hex digits of SHA-256.
@@ -428,7 +429,7 @@ def recipe_digest(
         "score_threshold": score_threshold,
         "look": asdict(pass_settings),
         "style": asdict(style),
-        "keep_exif": sorted(keep_exif),
+        **keep.in_recipe(),
     }
     if checked:
         decisive["checked"] = MAX_CHECKS

@@ -197,7 +197,7 @@ def _configuration(
         limits=_limits(settings),
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
-        keep_exif=settings.keep_exif,
+        keep=settings.kept_metadata(),
         pass_settings=detector.settings,
         score_threshold=detector.score_threshold,
         near_score=detector.score_threshold + metrics.NEAR_MARGIN,
@@ -242,7 +242,7 @@ def _anonymizer(
         limits=_limits(settings),
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
-        keep_exif=settings.keep_exif,
+        keep=settings.kept_metadata(),
         recipe=recipe,
         made_with=made_with,
         watch=watch,
@@ -337,7 +337,7 @@ def _recipe(settings: WorkerSettings, model: "Model", threshold: float) -> str:
         score_threshold=threshold,
         pass_settings=settings.pass_settings(),
         style=mask_style(settings),
-        keep_exif=settings.keep_exif,
+        keep=settings.kept_metadata(),
         checked=settings.verify != "off",
     )
 

@@ -13,6 +13,7 @@ from tasks.messages import Method, Region
 from tasks.settings import PREFIX, S3_ATTEMPTS, Settings, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
+from worker.kept_metadata import Gps, Kept, known_schema
 from worker.process import processors
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -236,6 +237,19 @@ class WorkerSettings(Settings):
         "such as `DateTimeOriginal,FocalLength`. Empty for none. Places, names, serial numbers, "
         "notes and thumbnails can't be kept.",
     )
+    keep_xmp: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Schemas of XMP that outputs keep in JPEG, PNG, WebP and AVIF. `GPano` keeps "
+        "how a 360° picture is projected, for its viewers. Empty for none. Programs, dates and "
+        "cameras can't be kept.",
+    )
+    keep_gps: Gps = Field(
+        "false",
+        description="Whether outputs keep the position where a picture was taken, in the EXIF of "
+        "JPEG, PNG, WebP and AVIF: not at all (`false`), latitude and longitude to two decimals of "
+        "a degree, about a kilometre (`rounded`), or exactly, with altitude and direction of view "
+        "(`true`). docs/privacy.md says what this means.",
+    )
     fetch_seconds: float = Field(
         120, gt=0, le=600, description="Time limit for the download of a picture."
     )
@@ -245,7 +259,7 @@ class WorkerSettings(Settings):
         "a terminal, else `json`.",
     )
 
-    @field_validator("scales", "keep_exif", mode="before")
+    @field_validator("scales", "keep_exif", "keep_xmp", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_commas(value)
@@ -254,6 +268,16 @@ class WorkerSettings(Settings):
     @classmethod
     def _check_keep_exif(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted({known_name(name) for name in value}))
+
+    @field_validator("keep_xmp")
+    @classmethod
+    def _check_keep_xmp(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted({known_schema(name) for name in value}))
+
+    @field_validator("keep_gps", mode="before")
+    @classmethod
+    def _text_of_switch(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, (bool, str)) else value
 
     @field_validator("scales")
     @classmethod
@@ -333,6 +357,10 @@ class WorkerSettings(Settings):
         In a picture of several frames, the last one must begin before this time is over.
         """
         return self.detect_seconds * self.pass_settings().passes * MAX_VIEWS
+
+    def kept_metadata(self) -> Kept:
+        """Return the metadata that outputs keep."""
+        return Kept(self.keep_exif, self.keep_xmp, self.keep_gps)
 
     def pass_settings(self) -> PassSettings:
         """Return the settings of the passes: the preset's, except for those that are set."""

@@ -38,6 +38,7 @@ from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import ANY_SIZE, ModelInput, one_by_one
 from worker.isolated import IsolatedAnonymizer
+from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 from worker.process import pool as pools
 from worker.process.channel import Configuration
@@ -68,7 +69,7 @@ def isolated(pool, infer=FACES, takes=ANY_SIZE, passes=PASSES, **options):
         limits=LIMITS,
         hold_without_faces=False,
         verify=options.get("verify", "off"),
-        keep_exif=(),
+        keep=Kept(),
         pass_settings=passes,
         score_threshold=0.5,
         near_score=0.55,

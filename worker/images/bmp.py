@@ -17,7 +17,7 @@ OS2_HEADER_BYTES = 12  # its sizes have 16 bits, and it states no compression
 MIN_INFO_BYTES = 40  # BITMAPINFOHEADER has planes, colours and a compression
 HEADERS_BYTES = FILE_HEADER_BYTES + MIN_INFO_BYTES
 MIN_HEADER_WITH_ALPHA = 56  # the headers from BITMAPV3INFOHEADER on have a mask of alpha
-COLOURS_OFFSET = 46  # the offset of biClrUsed
+DENSITY_OFFSET, COLOURS_OFFSET = 38, 46  # the offsets of biXPelsPerMeter and biClrUsed
 # Values of biCompression.
 RAW, RLE8, RLE4, BIT_FIELDS, JPEG, PNG, ALPHA_BIT_FIELDS = 0, 1, 2, 3, 4, 5, 6
 # Bytes of a BMP with run-length encoding, for each pixel and besides. The longest encoding takes 2
@@ -31,6 +31,7 @@ STRIP_ROWS = 256  # rows converted at a time, to save memory
 V4_HEADER_BYTES = 108
 BGRA_MASKS = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
 SRGB = b"BGRs"
+INCHES_A_METRE = 39.3701
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,16 @@ def checked(content: bytes) -> bytes:
     return content[:COLOURS_OFFSET] + bytes(4) + content[COLOURS_OFFSET + 4 :]
 
 
+def density(content: bytes) -> tuple[float, float] | None:
+    """Return the dots an inch across and down that the header states, or None."""
+    if _header(content).size < MIN_INFO_BYTES:
+        return None
+    across, down = struct.unpack_from("<ii", content, DENSITY_OFFSET)
+    if across <= 0 or down <= 0:
+        return None
+    return across / INCHES_A_METRE, down / INCHES_A_METRE
+
+
 def has_bit_fields(content: bytes) -> bool:
     """Return whether the pixels have bit fields, which `bit_fields` reads."""
     return _header(content).compression in (BIT_FIELDS, ALPHA_BIT_FIELDS)
@@ -124,14 +135,14 @@ def bit_fields(content: bytes) -> Array:
     return np.ascontiguousarray(upright)
 
 
-def with_alpha(pixels: Array) -> bytes:
-    """Return a BMP of 32 bits of uint8 RGBA `pixels` [h, w, 4]."""
+def with_alpha(pixels: Array, density: tuple[float, float] | None = None) -> bytes:
+    """Return a BMP of 32 bits of uint8 RGBA `pixels` [h, w, 4], `density` in dots an inch."""
     height, width = pixels.shape[:2]
     offset = FILE_HEADER_BYTES + V4_HEADER_BYTES
     data_bytes = pixels.nbytes
-    header = struct.pack(
-        "<IiiHHIIiiII", V4_HEADER_BYTES, width, height, 1, 32, BIT_FIELDS, data_bytes, 0, 0, 0, 0
-    )
+    across, down = (round(dots * INCHES_A_METRE) for dots in density or (0, 0))
+    sizes = (V4_HEADER_BYTES, width, height, 1, 32, BIT_FIELDS, data_bytes, across, down)
+    header = struct.pack("<IiiHHIIiiII", *sizes, 0, 0)
     header += struct.pack("<4I", *BGRA_MASKS) + SRGB
     header = header.ljust(V4_HEADER_BYTES, b"\0")
     file_header = b"BM" + struct.pack("<IHHI", offset + data_bytes, 0, 0, offset)

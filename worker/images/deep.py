@@ -37,7 +37,10 @@ TIFF_HORIZONTAL_DIFFERENCES = 2  # a value of Predictor
 BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # values of PhotometricInterpretation
 # ExtraSamples: colours that were multiplied by their alpha, and colours that were not.
 ASSOCIATED, UNASSOCIATED = 1, 2
-TIFF_TYPES = {"B": 7, "H": 3, "I": 4}  # UNDEFINED, SHORT and LONG, by struct's code
+# The types of values: UNDEFINED, SHORT and LONG, by struct's code, and RATIONAL, two numbers each.
+RATIONAL = "ratio"
+TIFF_TYPES = {"B": 7, "H": 3, "I": 4, RATIONAL: 5}
+INCH, DENSITY_UNIT = 2, 1000  # a value of ResolutionUnit, and the denominator of resolutions
 
 TiffEntry = tuple[int, str, Sequence[int] | bytes]
 """A tag, a key of TIFF_TYPES, and the values."""
@@ -175,11 +178,16 @@ def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes
     return b"".join([*chunks, png.chunk(b"IDAT", compressor.flush()), png.chunk(b"IEND", b"")])
 
 
-def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[int] = ()) -> bytes:
+def write_tiff(
+    pages: Sequence[Array],
+    profile: bytes | None,
+    cmyk: Collection[int] = (),
+    density: tuple[float, float] | None = None,
+) -> bytes:
     """Return a TIFF of `pages`, uint8 or uint16, each one strip of Deflate (TIFF 6.0).
 
     Pages are gray [h, w], gray with alpha [h, w, 2], RGB [h, w, 3] or RGBA [h, w, 4]. Those whose
-    numbers are in `cmyk` are CMYK [h, w, 4].
+    numbers are in `cmyk` are CMYK [h, w, 4]. `density` is in dots an inch across and down.
     """
     content = bytearray(b"II*\0" + bytes(4))
     link = 4  # where the offset of the next directory belongs
@@ -189,11 +197,23 @@ def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[i
         strip = zlib.compress(differences.data)
         del differences
         entries = _page_entries(pixels, number in cmyk, len(content), len(strip))
+        if density:
+            entries += _density_entries(density)
         if profile:
             entries.append((Tag.ICC_PROFILE, "B", profile))
         content += strip
         link = _append_directory(content, link, entries)
     return bytes(content)
+
+
+def _density_entries(density: tuple[float, float]) -> list[TiffEntry]:
+    """Return the entries of `density`, in dots an inch."""
+    across, down = ((round(dots * DENSITY_UNIT), DENSITY_UNIT) for dots in density)
+    return [
+        (Tag.X_RESOLUTION, RATIONAL, across),
+        (Tag.Y_RESOLUTION, RATIONAL, down),
+        (Tag.RESOLUTION_UNIT, "H", (INCH,)),
+    ]
 
 
 def _page_entries(pixels: Array, is_cmyk: bool, offset: int, length: int) -> list[TiffEntry]:
@@ -225,14 +245,15 @@ def _append_directory(content: bytearray, link: int, entries: Sequence[TiffEntry
     Returns where the offset of the next directory belongs.
     """
     fields = b""
-    for tag, code, values in entries:
+    for tag, kind, values in sorted(entries):
+        code, count = ("I", len(values) // 2) if kind == RATIONAL else (kind, len(values))
         value = struct.pack(f"<{len(values)}{code}", *values)
         if len(value) > 4:
             content += bytes(len(content) % 2)
             offset = struct.pack("<I", len(content))
             content += value
             value = offset
-        fields += struct.pack("<HHI", tag, TIFF_TYPES[code], len(values)) + value.ljust(4, b"\0")
+        fields += struct.pack("<HHI", tag, TIFF_TYPES[kind], count) + value.ljust(4, b"\0")
     content += bytes(len(content) % 2)
     content[link : link + 4] = struct.pack("<I", len(content))
     content += struct.pack("<H", len(entries)) + fields + bytes(4)

@@ -48,6 +48,7 @@ ADOBE, ADOBE_BYTES = b"Adobe", 12
 # The coefficients and bits of a scan of a sequential JPEG (B.2.3). Decoders take them for stated.
 SEQUENTIAL = b"\0\x3f\0"
 NO_END = "this JPEG is damaged or cut short: its segments do not lead to an end marker"
+XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 ICC_PREFIX = b"ICC_PROFILE\0"
 # Bytes of a profile in one segment, besides its length, the prefix, and two numbers of the part.
 MAX_ICC_PART = 65_535 - 2 - len(ICC_PREFIX) - 2
@@ -73,8 +74,13 @@ class Segment:
         return bytes([0xFF, self.marker]) + length + self.body + self.scan
 
 
-def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
-    """Return the JPEG `content` without metadata, with a colour profile and an EXIF block added.
+def reassembled(
+    content: bytes,
+    profile: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+) -> bytes:
+    """Return the JPEG `content` without metadata, with a profile, EXIF and XMP added.
 
     Raises UnreadableImage if the segments end before a scan, UnsupportedImage for kinds that are
     not handled.
@@ -86,6 +92,8 @@ def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None
     first += [segment for segment in segments if segment.marker == APP14][:1]
     if exif:
         first.append(Segment(APP1, exif))
+    if xmp:
+        first.append(Segment(APP1, XMP_PREFIX + xmp))
     if profile:
         first += _profile_segments(profile)
     rest = [segment for segment in segments if segment.marker not in (APP0, APP14)]

@@ -36,6 +36,8 @@ MAX_PACKETS = 1 << 21
 DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style states no precincts
 # The method of a colr box with an enumerated colour space, and such spaces (Table I.10).
 ENUMERATED, SRGB, SYCC = b"\1", b"\0\0\0\x10", b"\0\0\0\x12"
+# The boxes of a resolution, for capture and display, and the bytes of their numbers.
+RESOLUTIONS, RESOLUTION_BYTES = (b"resc", b"resd"), 10
 COLOUR_CHANNEL = 0  # the kind of channels that hold colours, in a cdef box
 # The method, precedence and approximation of a colr box with a restricted ICC profile (I.5.3.3).
 RESTRICTED_PROFILE = b"\x02\x00\x00"
@@ -146,15 +148,36 @@ def profile(content: bytes) -> bytes | None:
     return None
 
 
-def with_profile(content: bytes, profile: bytes) -> bytes:
-    """Return the file `content` with a colour profile in place of its named colour space."""
-    colours = _box(b"colr", RESTRICTED_PROFILE + profile)
+def resolution(content: bytes) -> bytes | None:
+    """Return the body of the resolution box of the JPEG 2000 `content`, or None (I.5.3.7)."""
+    for name, body in _header_boxes(content):
+        if name == b"res ":
+            kept = [
+                _box(inner, numbers)
+                for inner, numbers in _boxes(body)
+                if inner in RESOLUTIONS and len(numbers) == RESOLUTION_BYTES
+            ]
+            return b"".join(kept) or None
+    return None
+
+
+def with_header(content: bytes, profile: bytes | None, resolution: bytes | None) -> bytes:
+    """Return the file `content` with a colour profile and the body of a resolution box.
+
+    The profile takes the place of the named colour space.
+    """
+    if profile is None and resolution is None:
+        return content
     parts = []
     for name, body in _boxes(content):
         if name == b"jp2h":
             inner_boxes = []
             for inner_name, inner in _boxes(body):
-                inner_boxes.append(colours if inner_name == b"colr" else _box(inner_name, inner))
+                if inner_name == b"colr" and profile is not None:
+                    inner = RESTRICTED_PROFILE + profile
+                inner_boxes.append(_box(inner_name, inner))
+            if resolution is not None:
+                inner_boxes.append(_box(b"res ", resolution))
             body = b"".join(inner_boxes)
         parts.append(_box(name, body))
     return b"".join(parts)

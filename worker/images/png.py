@@ -4,7 +4,7 @@ Pillow does not check the checksums of the pixels, and refuses long texts.
 """
 
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from PIL import PngImagePlugin
 
@@ -19,10 +19,13 @@ ALPHA = 4
 
 # The chunks that hold the pixels, besides those that every reader must know.
 PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
-# The chunks that describe colour or orientation, with the length of their bodies, 0 for any.
-COLOUR = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4}
+# The chunks that outputs keep, with the length of their bodies: colour and density.
+KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9}
+# The keyword of XMP, and what follows it in a text that is not compressed (11.3.3.4).
+XMP_KEYWORD, PLAIN_TEXT = b"XML:com.adobe.xmp\0", b"\0\0\0\0"
 GAMMA_UNIT = 100_000  # gAMA is in hundred thousandths
-DESCRIBING = {**COLOUR, b"iCCP": 0, b"eXIf": 0, b"pHYs": 9}
+# The chunks that Pillow reads besides: the profile, and the orientation.
+DESCRIBING = frozenset({*KEPT, b"iCCP", b"eXIf"})
 # The other chunks of the standard.
 DROPPED = frozenset({b"tEXt", b"zTXt", b"iTXt", b"tIME", b"sBIT", b"bKGD", b"hIST", b"sPLT"})
 
@@ -54,21 +57,29 @@ def cleaned(content: bytes) -> tuple[bytes, tuple[str, ...]]:
     return b"".join(parts), (WRONG_CHECKSUM.format(names=", ".join(sorted(damaged))),)
 
 
-def colour_chunks(content: bytes) -> list[Chunk]:
-    """Return the chunks of the cleaned PNG `content` that describe its colours.
+def xmp(content: bytes) -> bytes | None:
+    """Return the XMP packet in the PNG `content`, which is not compressed, or None."""
+    for name, start, end in _chunks(content):
+        body = content[start + 8 : end - 4]
+        if name == b"iTXt" and body.startswith(XMP_KEYWORD + PLAIN_TEXT):
+            return body[len(XMP_KEYWORD + PLAIN_TEXT) :]
+    return None
+
+
+def xmp_chunk(packet: bytes) -> Chunk:
+    """Return the chunk of an XMP `packet`."""
+    return b"iTXt", XMP_KEYWORD + PLAIN_TEXT + packet
+
+
+def kept_chunks(content: bytes) -> list[Chunk]:
+    """Return the chunks of the cleaned PNG `content` that describe its colours and its density.
 
     A colour profile is not among them, because Pillow reads it.
     """
-    return described(content, COLOUR)
-
-
-def described(content: bytes, names: Collection[bytes]) -> list[Chunk]:
-    """Return the chunks `names` of the cleaned PNG `content` that have the length of their kind."""
     found: dict[bytes, bytes] = {}
     for name, start, end in _chunks(content):
-        body = content[start + 8 : end - 4]
-        if name in names and len(body) == DESCRIBING[name]:
-            found.setdefault(name, body)
+        if name in KEPT and end - start - CHUNK_OVERHEAD == KEPT[name]:
+            found.setdefault(name, content[start + 8 : end - 4])
     return list(found.items())
 
 

@@ -1,7 +1,7 @@
 """Read a file's bytes into a Picture: its format, its limits, and every pixel."""
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from worker.images import (
     colour_profile,
     containers,
     deep,
+    density,
     display,
     exif,
     fax,
@@ -31,12 +32,14 @@ from worker.images import (
     tiff_planes,
     unread,
     writing,
+    xmp,
 )
 from worker.images.clock import DECODE_SECONDS, Clock
 from worker.images.display import Display
 from worker.images.formats import BY_NAME
 from worker.images.picture import Frame, Picture
 from worker.images.tiff_directories import Tag
+from worker.kept_metadata import NOTHING, Kept
 from worker.pixels import Array
 
 # Pillow's own limit would be raised before that of `_check_size`, whose text names the setting.
@@ -68,12 +71,12 @@ def decode(
     content: bytes,
     max_pixels: int,
     max_frames: int = MOST_FRAMES,
-    keep_exif: Collection[str] = (),
+    keep: Kept = NOTHING,
     seconds: float = DECODE_SECONDS,
 ) -> Picture:
     """Return the picture in `content`, every frame fully decoded and upright.
 
-    `keep_exif` names the fields of worker.exif_fields that the output keeps.
+    `keep` chooses the metadata that the output keeps.
 
     Raises EmptyObject, UnreadableImage (no picture, or damaged), UnsupportedImage (a kind that is
     not handled) or ImageTooLarge. The latter is raised before any pixel is decoded if all frames
@@ -87,7 +90,7 @@ def decode(
     clock = Clock(seconds)
     form = _form_of(content)
     try:
-        return _decoded(form, content, max_pixels, max_frames, keep_exif, clock)
+        return _decoded(form, content, max_pixels, max_frames, keep, clock)
     except VeilError:
         raise
     except MemoryError:
@@ -110,16 +113,19 @@ def _decoded(
     content: bytes,
     max_pixels: int,
     max_frames: int,
-    keep_exif: Collection[str],
+    keep: Kept,
     clock: Clock,
 ) -> Picture:
     size = headers.measure(form, content, max_pixels, max_frames)
     containers.check(form, content)
     _check_size(form, size, max_pixels, max_frames)
+    packet = png.xmp(content) if form == "PNG" and keep.xmp else None
     content, notes = _tolerated(form, content)
     if form == "BMP" and bmp.has_bit_fields(content):
         pixels = bmp.bit_fields(content)
-        return Picture((_blanked(pixels, MODES[pixels.shape[2]]),), form, {}, notes=notes)
+        dots = bmp.density(content)
+        frame = _blanked(pixels, MODES[pixels.shape[2]])
+        return Picture((frame,), form, {"dpi": dots} if dots else {}, notes=notes)
     order = jpeg2000.channel_order(content) if form == "JPEG2000" else None
     is_reordered_ycc = order is not None and jpeg2000.is_ycc(content)
     if is_reordered_ycc:
@@ -127,10 +133,12 @@ def _decoded(
     image = _open(form, content, size)
     unread.check(form, image, content)
     if form == "JPEG":
-        return _jpeg(image, content, keep_exif)
+        return _jpeg(image, content, keep)
     if form == "JPEG2000":
         image.info["icc_profile"] = jpeg2000.profile(content)
-    encoding = writing.options(image, content) | _metadata(image, keep_exif)
+    if packet is not None:
+        image.info["xmp"] = packet
+    encoding = writing.options(image, content) | _metadata(image, keep)
     frames, durations = _frames(image, form, content, clock)
     if order is not None:
         frames = [_reordered(frame, order, is_reordered_ycc) for frame in frames]
@@ -158,7 +166,7 @@ def _reordered(frame: Frame, order: tuple[int, ...], is_ycc: bool) -> Frame:
 
 def _display(encoding: Mapping[str, Any]) -> Display | None:
     """Return the way to display values of a picture that is written with `encoding`."""
-    colour, chunks = encoding.get(writing.COLOUR), dict(encoding.get(writing.COLOUR_CHUNKS, ()))
+    colour, chunks = encoding.get(writing.COLOUR), dict(encoding.get(writing.CHUNKS, ()))
     transfer = chunks[b"cICP"][1] if b"cICP" in chunks else None
     if colour is not None and "icc_profile" not in encoding:
         transfer = colour[1]
@@ -255,15 +263,17 @@ def _is_deep_png(form: str, content: bytes) -> bool:
     return form == "PNG" and content[png.BITS] == 16
 
 
-def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
+def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     """Return the picture of a JPEG.
 
     It is decoded from the file without its metadata, because that file may be published.
     """
     if image.mode not in jpeg.COLOURS:
         raise UnsupportedImage(f"JPEGs of mode {image.mode} are not handled: convert it to RGB")
-    metadata = _metadata(image, keep_exif)
-    bare = jpeg.reassembled(content, metadata.get("icc_profile"), metadata.get("exif"))
+    metadata = _metadata(image, keep)
+    bare = jpeg.reassembled(
+        content, metadata.get("icc_profile"), metadata.get("exif"), metadata.get("xmp")
+    )
     turn = _turn(image)
     trailer = jpeg.trailer_without_end(content)
     bare, pixels, notes = jpeg_tolerance.read(bare, image.mode, trailer)
@@ -446,11 +456,17 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:MAX_REASON]
 
 
-def _metadata(image: Any, keep_exif: Collection[str]) -> dict[str, Any]:
-    """Return the metadata that outputs keep: the colour profile and the EXIF fields `keep_exif`."""
+def _metadata(image: Any, keep: Kept) -> dict[str, Any]:
+    """Return the metadata that outputs keep: profile, density, and what `keep` chooses."""
     options: dict[str, Any] = {}
+    if dots := density.of(image):
+        options["dpi"] = dots
     if profile := colour_profile.checked(image.info.get("icc_profile"), image.mode):
         options["icc_profile"] = profile
-    if image.format in exif.FORMATS and (block := exif.kept(image, keep_exif)):
+    if image.format in exif.FORMATS and (block := exif.kept(image, keep)):
         options["exif"] = block
+    if image.format in xmp.FORMATS and _turn(image) is None:  # It describes the stored pixels.
+        packet = xmp.kept(image.info.get("xmp"), keep.xmp)
+        if packet is not None:
+            options["xmp"] = packet
     return options

@@ -31,7 +31,8 @@ MAX_LOSSLESS_SIZE = 1.5
 PALETTE = "palette"  # whether the source has a palette
 BILEVEL = "bilevel"  # whether the pages are black and white, and compressed as fax
 COLOUR = "colour"  # primaries and transfer of an AVIF (H.273)
-COLOUR_CHUNKS = "colour_chunks"  # the chunks of a PNG that describe its colours
+CHUNKS = "chunks"  # the chunks of a PNG that Pillow does not write
+RESOLUTION = "resolution"  # the resolution box of a JPEG 2000
 RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
 # An option of Pillow that `_saved` drops if it fails.
 PROGRESSIVE = "progressive"
@@ -40,28 +41,32 @@ PROGRESSIVE = "progressive"
 def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
     """Return a file of the picture's format with `frames` in it.
 
-    `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the colour
-    profile and the EXIF fields that were asked for are written as metadata; XMP, comments,
-    thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed data if
-    its frame is the picture's own array.
+    `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the
+    description of colour, the density and the metadata that was asked for are written besides;
+    comments, thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed
+    data if its frame is the picture's own array.
     """
     unchanged = all(new is frame.pixels for new, frame in zip(frames, picture.frames, strict=True))
     if unchanged and picture.reassembled is not None:
         return picture.reassembled
     options = dict(picture.encoding)
-    colour, chunks = options.pop(COLOUR, None), options.pop(COLOUR_CHUNKS, ())
+    colour, chunks = options.pop(COLOUR, None), list(options.pop(CHUNKS, ()))
+    if picture.format == "PNG":
+        options.pop("dpi", None)  # a chunk states it more exactly
+        if packet := options.pop("xmp", None):
+            chunks.append(png.xmp_chunk(packet))
     content = _encoded(picture, frames, options)
     if colour is not None:
         return avif.with_colour(content, colour)
-    return png.with_chunks(content, chunks) if chunks else content
+    return png.with_chunks(content, chunks)
 
 
 def _encoded(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) -> bytes:
-    """Return the file of `frames`, without descriptions of colour that Pillow does not write."""
+    """Return the file of `frames`, without what Pillow does not write."""
     if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
         return _deep(picture, frames, options)
     if picture.format == "BMP" and picture.frames[0].mode == "RGBA":
-        return bmp.with_alpha(frames[0])
+        return bmp.with_alpha(frames[0], options.get("dpi"))
     is_bilevel = options.pop(BILEVEL, False)
     images = _images(picture, frames, options.pop(PALETTE, False))
     if is_bilevel:
@@ -84,7 +89,7 @@ def _deep(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) ->
     if picture.format == "PNG":
         return deep.write_png(frames[0], profile, options.get("exif"))
     cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
-    return deep.write_tiff(frames, profile, cmyk)
+    return deep.write_tiff(frames, profile, cmyk, options.get("dpi"))
 
 
 def _images(picture: Picture, frames: Sequence[Array], has_palette: bool) -> list[Image.Image]:
@@ -141,7 +146,7 @@ def _animation_options(image: Any) -> dict[str, Any]:
 
 
 def _png_options(image: Any, content: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = {"compress_level": PNG_LEVEL, COLOUR_CHUNKS: png.colour_chunks(content)}
+    found: dict[str, Any] = {"compress_level": PNG_LEVEL, CHUNKS: png.kept_chunks(content)}
     if _is_animated(image):
         return found | {"disposal": 0, "blend": 0}
     return found | {PALETTE: image.mode == "P"}
@@ -198,6 +203,7 @@ def _jpeg2000_options(image: Any, content: bytes) -> dict[str, Any]:
         "mct": int("RGB" in image.mode),
         "irreversible": not jpeg2000.is_lossless(content),
         RATE: max(1.0, size / len(content)),
+        RESOLUTION: jpeg2000.resolution(content),
     }
 
 
@@ -208,6 +214,7 @@ def _jpeg2000(images: list[Image.Image], options: dict[str, Any]) -> bytes:
     off at a rate as well. If the lossless output is much larger than the source, it was lossy.
     """
     rate, profile = options.pop(RATE), options.pop("icc_profile", None)
+    resolution = options.pop(RESOLUTION, None)
     is_lossy = options["irreversible"]
     if not is_lossy:
         content = _saved(images, "JPEG2000", options)
@@ -216,9 +223,9 @@ def _jpeg2000(images: list[Image.Image], options: dict[str, Any]) -> bytes:
     if is_lossy:
         lossy_options = options | {"quality_mode": "rates", "quality_layers": [rate]}
         content = _saved(images, "JPEG2000", lossy_options)
-    if profile and not options["no_jp2"]:
-        return jpeg2000.with_profile(content, profile)
-    return content
+    if options["no_jp2"]:
+        return content
+    return jpeg2000.with_header(content, profile, resolution)
 
 
 def _image(pixels: Array, mode: str) -> Image.Image:

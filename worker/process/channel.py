@@ -33,6 +33,7 @@ from worker.detection.faces import Detections, Sightings
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import ModelInput
 from worker.images.formats import CONTENT_TYPES
+from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 
 HEADER = struct.Struct("<BI")  # the kind and the length in bytes of a message
@@ -163,7 +164,7 @@ class Configuration:
     limits: Limits
     hold_without_faces: bool
     verify: Literal["off", "flag", "hold"]
-    keep_exif: tuple[str, ...]
+    keep: Kept
     pass_settings: PassSettings
     score_threshold: float
     near_score: float

@@ -24,6 +24,7 @@ from worker.detection.detector import Detector, ScaledDetector
 from worker.detection.faces import Detections
 from worker.images import deep
 from worker.images.formats import BY_NAME
+from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 from worker.pixels import Pixels
 from worker.process import allocator, sandbox
@@ -163,7 +164,7 @@ class PictureWork:
             limits=configuration.limits,
             hold_without_faces=configuration.hold_without_faces,
             verify=configuration.verify,
-            keep_exif=configuration.keep_exif,
+            keep=configuration.keep,
         )
 
     def _infer(self, canvases: Sequence[Pixels]) -> list[Detections]:
@@ -215,7 +216,7 @@ def prepare() -> list[str]:
         style=MaskStyle("surround", 0.7, 0.1, "ellipse", 0.05),
         limits=Limits(max_bytes=1 << 20, max_pixels=1 << 20, fetch_seconds=0),
         verify="flag",
-        keep_exif=("DateTimeOriginal",),
+        keep=Kept(("DateTimeOriginal",), ("GPano",), "rounded"),
     )
     failed = []
     for kind, sample in _samples(side).items():

@@ -376,7 +376,7 @@ def test_no_metadata_is_found_when_the_output_is_opened(name, touched):
     assert set(image.info) <= {
         "icc_profile", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe",
         "adobe_transform", "progressive", "progression", "loop", "duration", "timestamp",
-        "background",
+        "background", "dpi",
     }  # fmt: skip
     assert image.info.get("icc_profile") == (
         PROFILE if image.mode in ("RGB", "RGBA", "P") else None
