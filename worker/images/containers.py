@@ -138,7 +138,7 @@ def gif_blocks(content: bytes) -> Iterator[GifBlock]:
 
     Zeros between blocks are left out, because readers pass over them.
     """
-    at = 13 + _gif_table(content[10])
+    at = gif_header_end(content)
     while at < len(content):
         start, kind = at, content[at : at + 1]
         if kind == b"\0":
@@ -147,7 +147,7 @@ def gif_blocks(content: bytes) -> Iterator[GifBlock]:
         if kind == b"!":
             kind, at = content[at : at + 2], at + 2
         elif kind == b"," and at + 10 < len(content):
-            at += 11 + _gif_table(content[at + 9])
+            at += gif_data_start(content[at : at + 10])
         elif kind == b";":
             yield GifBlock(kind, start, start + 1, 0)
             return
@@ -155,6 +155,16 @@ def gif_blocks(content: bytes) -> Iterator[GifBlock]:
             return
         at, data_blocks = _gif_blocks_end(content, at)
         yield GifBlock(kind, start, at, data_blocks)
+
+
+def gif_header_end(content: bytes) -> int:
+    """Return where the header and the global colour table of a GIF end."""
+    return 13 + _gif_table(content[10])
+
+
+def gif_data_start(frame: bytes) -> int:
+    """Return where the data blocks of the GIF frame `frame` start, from its descriptor on."""
+    return 11 + _gif_table(frame[9])
 
 
 def _gif_frame_corner(content: bytes, at: int) -> tuple[int, int]:

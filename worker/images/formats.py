@@ -49,7 +49,8 @@ FORMATS = (
         "WebP",
         "image/webp",
         "lossy, lossless, alpha, animated",
-        "lossy or lossless, alpha, timing and repeats",
+        "lossy or lossless, alpha, timing and repeats; without a face the compressed data of a "
+        "still picture",
         "–",
         cost=3,
     ),
@@ -69,7 +70,7 @@ FORMATS = (
         "GIF",
         "image/gif",
         "still, animated, transparent",
-        "palette, timing and repeats",
+        "palette, timing and repeats; without a face the compressed data",
         "an animation without an end marker",
         cost=2,
     ),
@@ -95,7 +96,8 @@ FORMATS = (
         "JPEG 2000",
         "image/jp2",
         "8 bits, 16-bit gray, alpha",
-        "lossless, or lossy at the source's rate; alpha, 16-bit gray",
+        "lossless, or lossy at the source's rate; alpha, 16-bit gray; without a face the "
+        "compressed data",
         "more than 8 bits in colour, several codestreams",
         cost=6,
     ),

@@ -12,6 +12,7 @@ from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 # Markers (Table A.2).
 CODESTREAM_START = b"\xff\x4f\xff\x51"  # start of codestream, then image and tile size
 SOT, SOD, EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # tile-part, its data, end of codestream
+COM = b"\xff\x64"  # a comment
 COD, COC = b"\xff\x52", b"\xff\x53"  # coding style of all components, and of one
 
 # Offsets from the start of the codestream to Xsiz, which begins eight sizes and Csiz, and to the
@@ -36,6 +37,9 @@ MAX_PACKETS = 1 << 21
 DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style states no precincts
 # The method of a colr box with an enumerated colour space, and such spaces (Table I.10).
 ENUMERATED, SRGB, SYCC = b"\1", b"\0\0\0\x10", b"\0\0\0\x12"
+# The boxes of a file's header that a decoder needs, and the longest part of a file before it.
+HEADER_BOXES = (b"ihdr", b"bpcc", b"colr", b"pclr", b"cmap", b"cdef")
+SIGNATURE, MAX_FILE_TYPE = b"\0\0\0\x0cjP  \r\n\x87\n", 64
 # The boxes of a resolution, for capture and display, and the bytes of their numbers.
 RESOLUTIONS, RESOLUTION_BYTES = (b"resc", b"resd"), 10
 COLOUR_CHANNEL = 0  # the kind of channels that hold colours, in a cdef box
@@ -181,6 +185,64 @@ def with_header(content: bytes, profile: bytes | None, resolution: bytes | None)
             body = b"".join(inner_boxes)
         parts.append(_box(name, body))
     return b"".join(parts)
+
+
+def bare(content: bytes, profile: bytes | None) -> bytes | None:
+    """Return the JPEG 2000 `content` without metadata, or None if it has some between its tiles.
+
+    `profile` takes the place of the colour profile.
+    """
+    start = _codestream(content)
+    codestream = _bare_codestream(content, start)
+    if codestream is None or start == 0:
+        return codestream
+    parts = [content[: content.index(b"jp2h") - 4]]
+    if not parts[0].startswith(SIGNATURE) or len(parts[0]) > MAX_FILE_TYPE:
+        return None
+    inner_boxes = []
+    for name, body in _header_boxes(content):
+        if name == b"colr" and body[:1] == RESTRICTED_PROFILE[:1]:
+            if profile is None:
+                return None
+            body = RESTRICTED_PROFILE + profile
+        if name in HEADER_BOXES:
+            inner_boxes.append(_box(name, body))
+    if kept := resolution(content):
+        inner_boxes.append(_box(b"res ", kept))
+    parts += [_box(b"jp2h", b"".join(inner_boxes)), _box(b"jp2c", codestream)]
+    return b"".join(parts)
+
+
+def _bare_codestream(content: bytes, start: int) -> bytes | None:
+    """Return the codestream at `start` up to its end marker, without comments in its header.
+
+    Returns None for a comment in the header of a tile-part, and for parts of unknown length.
+    """
+    at, parts = start + 2, [content[start : start + 2]]
+    while content[at : at + 2] != SOT:
+        marker, length = _marker(content, at)
+        if marker[:1] != b"\xff" or length < 2 or at + length > len(content):
+            return None
+        if marker != COM:
+            parts.append(content[at : at + 2 + length])
+        at += 2 + length
+    while content[at : at + 2] == SOT:
+        part_bytes = _tile_part_bytes(content, at)
+        if part_bytes < SOT_BYTES or _has_comment(content, at + SOT_BYTES, at + part_bytes):
+            return None
+        parts.append(content[at : at + part_bytes])
+        at += part_bytes
+    return b"".join([*parts, EOC]) if content[at : at + 2] == EOC else None
+
+
+def _has_comment(content: bytes, at: int, end: int) -> bool:
+    """Return whether the header of the tile-part from `at` to `end` has a comment, or no end."""
+    while at + 4 <= end and content[at : at + 2] != SOD:
+        marker, length = _marker(content, at)
+        if marker == COM:
+            return True
+        at += 2 + max(length, 2)
+    return content[at : at + 2] != SOD
 
 
 def channel_order(content: bytes) -> tuple[int, ...] | None:

@@ -15,6 +15,7 @@ from worker.images import (
     camera_raw,
     colour_profile,
     containers,
+    copies,
     deep,
     density,
     display,
@@ -122,10 +123,7 @@ def _decoded(
     packet = png.xmp(content) if form == "PNG" and keep.xmp else None
     content, notes = _tolerated(form, content)
     if form == "BMP" and bmp.has_bit_fields(content):
-        pixels = bmp.bit_fields(content)
-        dots = bmp.density(content)
-        frame = _blanked(pixels, MODES[pixels.shape[2]])
-        return Picture((frame,), form, {"dpi": dots} if dots else {}, notes=notes)
+        return _bit_fields(content)
     order = jpeg2000.channel_order(content) if form == "JPEG2000" else None
     is_reordered_ycc = order is not None and jpeg2000.is_ycc(content)
     if is_reordered_ycc:
@@ -136,8 +134,7 @@ def _decoded(
         return _jpeg(image, content, keep)
     if form == "JPEG2000":
         image.info["icc_profile"] = jpeg2000.profile(content)
-    if packet is not None:
-        image.info["xmp"] = packet
+    image.info.setdefault("xmp", packet)
     encoding = writing.options(image, content) | _metadata(image, keep)
     frames, durations = _frames(image, form, content, clock)
     if order is not None:
@@ -147,7 +144,9 @@ def _decoded(
         if len(frames) > 1:
             encoding["duration"] = durations
     frames = _with_display(frames, _display(encoding))
-    return Picture(tuple(frames), form, encoding, notes=notes)
+    is_as_stored = order is None and _turn(image) is None
+    copy = copies.copied(form, content, frames, encoding) if is_as_stored else None
+    return Picture(tuple(frames), form, encoding, copy, notes)
 
 
 def _reordered(frame: Frame, order: tuple[int, ...], is_ycc: bool) -> Frame:
@@ -181,6 +180,13 @@ def _with_display(frames: list[Frame], way: Display | None) -> list[Frame]:
     if way is None:
         return frames
     return [frame if frame.mode == "CMYK" else replace(frame, display=way) for frame in frames]
+
+
+def _bit_fields(content: bytes) -> Picture:
+    """Return the picture of a BMP with bit fields."""
+    pixels, dots = bmp.bit_fields(content), bmp.density(content)
+    frame = _blanked(pixels, MODES[pixels.shape[2]])
+    return Picture((frame,), "BMP", {"dpi": dots} if dots else {})
 
 
 def _tolerated(form: str, content: bytes) -> tuple[bytes, tuple[str, ...]]:

@@ -30,7 +30,7 @@ KEPT_JPEG = {
     "SOS",
     "EOI",
 }
-KEPT_PNG = {b"IHDR", b"iCCP", b"PLTE", b"IDAT", b"IEND"}
+KEPT_PNG = {b"IHDR", b"iCCP", b"PLTE", b"IDAT", b"IEND", b"pHYs"}
 KEPT_WEBP = {b"VP8X", b"ICCP", b"ALPH", b"VP8 ", b"VP8L"}
 
 
