@@ -119,6 +119,21 @@ def measure(content: bytes, max_frames: int) -> Measured:
     return measured
 
 
+def measure_boxes(content: bytes) -> Measured:
+    """Return the largest size that a box of `content` states, a HEIF file of any codec.
+
+    Raises UnreadableImage for boxes that end early or state no size, ImageTooLarge for too many.
+    """
+    measured = Measured()
+    try:
+        _measure_boxes(content, measured)
+    except Truncated:
+        raise UnreadableImage("this HEIF is damaged or cut short: a box in it ends early") from None
+    if not measured.width or any(end > len(content) for _, end in measured.extents):
+        raise UnreadableImage("this HEIF is damaged or cut short: parts of it are missing")
+    return measured
+
+
 def colour(content: bytes) -> tuple[int, int] | None:
     """Return the colour primaries and the transfer characteristic of the AVIF `content` (H.273).
 

@@ -23,6 +23,7 @@ from worker.images import (
     fax,
     gif,
     headers,
+    heif,
     jpeg,
     jpeg2000,
     jpeg_scans,
@@ -61,10 +62,6 @@ TURNS: dict[int, deep.Turn] = {
 MODES = {3: "RGB", 4: "RGBA"}  # by the number of channels
 TURNED_BACK = {6: 8, 8: 6}  # the orientations whose turn another one undoes
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
-HEIC = (
-    "HEIC pictures and videos are not handled: no decoder for them comes under a licence that Veil "
-    "may use. Convert it to JPEG or AVIF"
-)
 MAX_REASON = 160  # characters of a library's error that a message quotes
 
 
@@ -117,6 +114,8 @@ def _decoded(
     keep: Kept,
     clock: Clock,
 ) -> Picture:
+    if form == signatures.HEIF:
+        return _heif(content, max_pixels, keep)
     size = headers.measure(form, content, max_pixels, max_frames)
     containers.check(form, content)
     _check_size(form, size, max_pixels, max_frames)
@@ -182,6 +181,14 @@ def _with_display(frames: list[Frame], way: Display | None) -> list[Frame]:
     return [frame if frame.mode == "CMYK" else replace(frame, display=way) for frame in frames]
 
 
+def _heif(content: bytes, max_pixels: int, keep: Kept) -> Picture:
+    """Return the picture of a HEIC, which is written as JPEG."""
+    width, height = heif.size(content)
+    size = headers.Size(1, width, height, width * height * heif.COST)
+    _check_size(signatures.HEIF, size, max_pixels, 1)
+    return heif.read(content, keep)
+
+
 def _bit_fields(content: bytes) -> Picture:
     """Return the picture of a BMP with bit fields."""
     pixels, dots = bmp.bit_fields(content), bmp.density(content)
@@ -209,7 +216,8 @@ def _form_of(content: bytes) -> str:
     if name is None:
         raise UnreadableImage(NOT_A_PICTURE)
     if name == signatures.HEIF:
-        raise UnsupportedImage(HEIC)
+        heif.check_installed(content)
+        return name
     if name not in BY_NAME:
         titles = ", ".join(form.title for form in BY_NAME.values())
         raise UnsupportedImage(f"{name} pictures are not handled: use {titles}")
@@ -252,7 +260,7 @@ def _check_size(form: str, size: headers.Size, max_pixels: int, max_frames: int)
             f"this {form} has {size.frames:,} frames, the limit is {max_frames:,}: "
             "raise VEIL_MAX_FRAMES"
         )
-    counted = size.pixels * BY_NAME[form].cost
+    counted = size.pixels * (BY_NAME[form].cost if form in BY_NAME else 1)
     if counted <= max_pixels:
         return
     frames = f"{size.frames} frames of " if size.frames > 1 else ""

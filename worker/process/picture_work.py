@@ -22,7 +22,7 @@ from tasks.messages import AnonymizeOptions, Method
 from worker.anonymizer import Anonymized, Anonymizer, Limits, Stopwatch
 from worker.detection.detector import Detector, ScaledDetector
 from worker.detection.faces import Detections
-from worker.images import deep
+from worker.images import deep, heif
 from worker.images.formats import BY_NAME
 from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
@@ -243,6 +243,8 @@ def _samples(side: int) -> dict[str, Callable[[], bytes]]:
         "16-bit PNG": lambda: deep.write_png(values, None, None),
         "16-bit TIFF": lambda: deep.write_tiff([values], None),
     }
+    if heif.is_installed():
+        samples["HEIC"] = lambda: heif.SAMPLE
     several = {"save_all": True, "append_images": [colours.rotate(90)]}
     for form in BY_NAME:
         samples[form] = partial(_file, colours, form)

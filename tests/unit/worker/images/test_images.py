@@ -447,8 +447,6 @@ def heic(brand=b"heic"):
 
 
 REFUSED = {
-    "HEIC": heic(),
-    "HEIF": heic(b"mif1"),
     "MP4": heic(b"isom"),
     "ICO": written(scene(), "ICO"),
     "PPM": written(scene(), "PPM"),
