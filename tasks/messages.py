@@ -296,6 +296,7 @@ class AnonymizeReport:
     - `seconds`: the duration of each stage by its name.
     - `source_etag`: the version of the source.
     - `options`: the options of the request.
+    - `notes`: faults of the source's file that changed no pixel.
     - `warning`: the reason why older receipts of the output were not deleted, if that failed.
     """
 
@@ -318,6 +319,7 @@ class AnonymizeReport:
     boxes_xyxy: list[list[int]] | None = None
     source_etag: str | None = None
     options: dict[str, Any] | None = None
+    notes: list[str] | None = None
     warning: str | None = None
     labels: dict[str, int] | None = None
     box_labels: list[str] | None = None
@@ -358,5 +360,6 @@ class AnonymizeReport:
             yield f"{self.bytes_in:,} bytes in"
         if self.bytes_out is not None:
             yield f"{self.bytes_out:,} out"
+        yield from self.notes or ()
         if self.warning:
             yield self.warning

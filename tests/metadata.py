@@ -26,12 +26,21 @@ LAYOUT = {
     "Jpeg2000": {
         "MajorBrand", "MinorVersion", "CompatibleBrands", "ImageWidth", "ImageHeight",
         "NumberOfComponents", "BitsPerComponent", "Compression", "ColorSpace", "ColorSpecMethod",
-        "ColorSpecPrecedence", "ColorSpecApproximation",
+        "ColorSpecPrecedence", "ColorSpecApproximation", "CaptureXResolution",
+        "CaptureYResolution", "CaptureXResolutionUnit", "CaptureYResolutionUnit",
+        "DisplayXResolution", "DisplayYResolution", "DisplayXResolutionUnit",
+        "DisplayYResolutionUnit",
     },
     "Meta": {"PrimaryItemReference"},
     "PNG": {
         "ImageWidth", "ImageHeight", "BitDepth", "ColorType", "Compression", "Filter", "Interlace",
-        "Palette", "Transparency", "AnimationFrames", "AnimationPlays", "ProfileName",
+        "Palette", "Transparency", "AnimationFrames", "AnimationPlays", "ProfileName", "Gamma",
+        "SRGBRendering", "WhitePointX", "WhitePointY", "RedX", "RedY", "GreenX", "GreenY", "BlueX",
+        "BlueY",
+    },
+    "PNG-pHYs": {"PixelUnits", "PixelsPerUnitX", "PixelsPerUnitY"},
+    "PNG-cICP": {
+        "ColorPrimaries", "TransferCharacteristics", "MatrixCoefficients", "VideoFullRangeFlag",
     },
     "QuickTime": {
         "MajorBrand", "MinorVersion", "CompatibleBrands", "HandlerType", "ImageSpatialExtent",
@@ -56,7 +65,8 @@ LAYOUT = {
         "ImageWidth", "ImageHeight", "BitsPerSample", "Compression", "PhotometricInterpretation",
         "StripOffsets", "SamplesPerPixel", "RowsPerStrip", "StripByteCounts", "PlanarConfiguration",
         "Predictor", "ExtraSamples", "SampleFormat", "JPEGTables", "YCbCrSubSampling",
-        "ReferenceBlackWhite", "ColorMap", "YCbCrPositioning",
+        "ReferenceBlackWhite", "ColorMap", "YCbCrPositioning", "XResolution", "YResolution",
+        "ResolutionUnit",
     },
 }  # fmt: skip
 # The tags that hold metadata, in groups of PICTURE.

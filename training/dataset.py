@@ -17,7 +17,7 @@ from worker.pixels import Pixels
 VERSION = 1
 INDEX = "dataset.json"
 SPLITS = ("train", "val", "test")
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 210_000_000
 FACE = "FACE"
 Box = tuple[float, float, float, float]
 

@@ -20,6 +20,7 @@ from worker.detection.detector import Detector
 from worker.detection.faces import Detections, clip, outside
 from worker.detection.labelled import bridge_by_label, merge_by_label
 from worker.detection.presets import PassSettings
+from worker.kept_metadata import NOTHING, Kept
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, Part
 from worker.pixels import Array, Pixels
@@ -28,7 +29,7 @@ from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 from worker.treatments import AS_CONFIGURED, Treatments
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
-PIXELS_VERSION = 10
+PIXELS_VERSION = 11
 
 # A call into a library cannot be interrupted. If one exceeds the time limit of decoding by this
 # much, the watchdog ends the process. The picture is then tried again, and given up as Poison if it
@@ -67,7 +68,7 @@ class Anonymized:
     """An anonymized picture: its file and the objects of all frames, strongest first.
 
     `content` is None if the picture is held. `reason` says why it is held, or why it is published
-    but should be reviewed.
+    but should be reviewed. `notes` name faults of the source's file that changed no pixel.
     """
 
     content: bytes | None = field(repr=False)
@@ -78,6 +79,7 @@ class Anonymized:
     detections: Detections
     checked: Checked = field(default=UNCHECKED, repr=False)
     reason: Reason | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Anonymizer(FileAnonymizer):
         limits: Limits,
         hold_without_faces: bool = False,
         verify: Literal["off", "flag", "hold"] = "off",
-        keep_exif: Sequence[str] = (),
+        keep: Kept = NOTHING,
         recipe: str = "",
         made_with: Mapping[str, str] | None = None,
         watch: Watch = unwatched,
@@ -184,7 +186,7 @@ class Anonymizer(FileAnonymizer):
         """
         self._detector = detector
         self.treatments = Treatments(style, labels, rules or {})
-        self._keep_exif = keep_exif
+        self._keep = keep
         self.limits = limits
         self.hold_without_faces = hold_without_faces
         self.verify = verify
@@ -200,7 +202,7 @@ class Anonymizer(FileAnonymizer):
         Raises a VeilError on any doubt, so that nothing is published.
         """
         with stopwatch.stage("decode", "decoding"):
-            picture = self._decode(content, self._keep_exif)
+            picture = self._decode(content, self._keep)
         encode = partial(self._encode, picture)
         result = self._anonymize(picture, encode, self._decode, stopwatch, options)
         return Anonymized(
@@ -212,6 +214,7 @@ class Anonymizer(FileAnonymizer):
             result.detections,
             result.checked,
             result.reason,
+            picture.notes,
         )
 
     def anonymize_array(
@@ -234,7 +237,13 @@ class Anonymizer(FileAnonymizer):
         picture = self._decode(content)
         faces = _strongest_first(Detections.joined(self._faces(picture, options)))
         return Anonymized(
-            None, picture.content_type, picture.format, picture.width, picture.height, faces
+            None,
+            picture.content_type,
+            picture.format,
+            picture.width,
+            picture.height,
+            faces,
+            notes=picture.notes,
         )
 
     def detect(self, pixels: Pixels) -> Detections:
@@ -314,11 +323,11 @@ class Anonymizer(FileAnonymizer):
         nothing_hidden = not any(count(found, sought) for found in faces) and not options.extra
         return "no face found" if nothing_hidden and self.hold_without_faces else None
 
-    def _decode(self, content: bytes, keep_exif: Sequence[str] = ()) -> images.Picture:
+    def _decode(self, content: bytes, keep: Kept = NOTHING) -> images.Picture:
         limits = self.limits
         with self._watch("decoding a picture", limits.decode_seconds + STALL_MARGIN_SECONDS):
             return images.decode(
-                content, limits.max_pixels, limits.max_frames, keep_exif, limits.decode_seconds
+                content, limits.max_pixels, limits.max_frames, keep, limits.decode_seconds
             )
 
     def _encode(self, picture: images.Picture, frames: Sequence[Array]) -> bytes:
@@ -445,7 +454,7 @@ def recipe_digest(
     score_threshold: float,
     pass_settings: PassSettings,
     style: MaskStyle,
-    keep_exif: Sequence[str] = (),
+    keep: Kept = NOTHING,
     checked: bool = False,
     labels: Sequence[Mapping[str, Any]] = (),
 ) -> str:
@@ -461,7 +470,7 @@ def recipe_digest(
         "score_threshold": score_threshold,
         "look": asdict(pass_settings),
         "style": asdict(style),
-        "keep_exif": sorted(keep_exif),
+        **keep.in_recipe(),
     }
     if checked:
         decisive["checked"] = MAX_CHECKS

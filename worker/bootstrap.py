@@ -57,7 +57,7 @@ NOTIFICATION_SECONDS = 5.0  # for Redis to answer the sender of notifications
 EXTRA_CONNECTIONS = 2  # connections to S3 beyond one for each picture in hand
 # The addresses that a picture process may use for each pixel of the largest picture, and the bytes
 # that an output may have for each. docs/performance.md has the memory that pictures need.
-MEMORY_BYTES_A_PIXEL, OUTPUT_BYTES_A_PIXEL = 40, 5
+MEMORY_BYTES_A_PIXEL, OUTPUT_BYTES_A_PIXEL = 20, 4
 MAX_LOGGED_CHARACTERS = 1100  # of a message; the longest address has 1,092 bytes
 RECORDED_PACKAGES = (
     "veil",
@@ -232,7 +232,7 @@ def _configuration(
         limits=local.limits,
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
-        keep_exif=settings.keep_exif,
+        keep=settings.kept_metadata(),
         inputs=tuple(_model_input(settings, one.model) for one in models),
         searches=tuple(detector.searches),
         detect_seconds=detector.seconds,
@@ -283,7 +283,7 @@ def _anonymizer(
         limits=_limits(settings, detector.seconds),
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
-        keep_exif=settings.keep_exif,
+        keep=settings.kept_metadata(),
         recipe=recipe,
         made_with=made_with,
         watch=watch,
@@ -406,7 +406,7 @@ def _recipe(
         score_threshold=first.score_threshold,
         pass_settings=first.settings,
         style=treatments.of(first.label).style,
-        keep_exif=settings.keep_exif,
+        keep=settings.kept_metadata(),
         checked=settings.verify != "off",
         labels=searches.recipe_of_labels(detector.searches, models, treatments),
     )

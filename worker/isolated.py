@@ -126,4 +126,5 @@ def _anonymized(finished: Finished, labels: Sequence[str]) -> Anonymized:
         result.faces.detections(labels),
         Checked(result.verdict, added, remaining),
         result.reason,
+        tuple(result.notes),
     )

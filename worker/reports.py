@@ -54,6 +54,7 @@ def report_of(
         left_xyxy=whole_boxes(checked.remaining)[:MAX_BOXES] if result.reason else None,
         source_etag=fetched.source.etag,
         options=fetched.options.to_json() or None,
+        notes=list(result.notes) or None,
         warning=warning,
     )
 

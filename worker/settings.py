@@ -13,6 +13,7 @@ from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX, S3_ATTEMPTS, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
+from worker.kept_metadata import Gps, Kept, known_schema
 from worker.model_settings import MAX_SCALE, MIN_SCALE, PLATES, SHA256, LabelRules, ModelAddress
 from worker.process import processors
 from worker.upload_settings import UploadSettings
@@ -245,13 +246,13 @@ class WorkerSettings(UploadSettings):
         "list of `veil review`, and is published (`flag`) or held (`hold`).",
     )
 
-    max_bytes: int = Field(64 << 20, ge=1, description="Size limit of a source, in bytes.")
+    max_bytes: int = Field(128 << 20, ge=1, description="Size limit of a source, in bytes.")
     max_pixels: int = Field(
-        100_000_000,
+        210_000_000,
         ge=1,
         description="Size limit of a picture, in pixels: width × height × frames. Pictures that "
-        "need more memory count more: twice with 16 bits a channel, twice as WebP and AVIF, three "
-        "times as JPEG 2000.",
+        "need more memory count more: twice with four channels (alpha, CMYK) and as GIF, three "
+        "times with 16 bits a channel, and as WebP and AVIF, six times as JPEG 2000.",
     )
     max_frames: int = Field(500, ge=1, description="Limit for the frames or pages of a picture.")
     keep_exif: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -259,6 +260,19 @@ class WorkerSettings(UploadSettings):
         description="EXIF fields that outputs keep in JPEG, PNG, WebP and AVIF, comma-separated, "
         "such as `DateTimeOriginal,FocalLength`. Empty for none. Places, names, serial numbers, "
         "notes and thumbnails can't be kept.",
+    )
+    keep_xmp: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Schemas of XMP that outputs keep in JPEG, PNG, WebP and AVIF. `GPano` keeps "
+        "how a 360° picture is projected, for its viewers. Empty for none. Programs, dates and "
+        "cameras can't be kept.",
+    )
+    keep_gps: Gps = Field(
+        "false",
+        description="Whether outputs keep the position where a picture was taken, in the EXIF of "
+        "JPEG, PNG, WebP and AVIF: not at all (`false`), latitude and longitude to two decimals of "
+        "a degree, about a kilometre (`rounded`), or exactly, with altitude and direction of view "
+        "(`true`). docs/privacy.md says what this means.",
     )
     fetch_seconds: float = Field(
         120, gt=0, le=600, description="Time limit for the download of a picture."
@@ -269,7 +283,7 @@ class WorkerSettings(UploadSettings):
         "a terminal, else `json`.",
     )
 
-    @field_validator("scales", "keep_exif", "models", mode="before")
+    @field_validator("scales", "keep_exif", "keep_xmp", "models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_commas(value)
@@ -278,6 +292,16 @@ class WorkerSettings(UploadSettings):
     @classmethod
     def _check_keep_exif(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted({known_name(name) for name in value}))
+
+    @field_validator("keep_xmp")
+    @classmethod
+    def _check_keep_xmp(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted({known_schema(name) for name in value}))
+
+    @field_validator("keep_gps", mode="before")
+    @classmethod
+    def _text_of_switch(cls, value: Any) -> Any:
+        return str(value).lower() if isinstance(value, (bool, str)) else value
 
     @field_validator("scales")
     @classmethod
@@ -389,6 +413,10 @@ class WorkerSettings(UploadSettings):
         The last frame, and the last view of each frame, must begin before this time is over.
         """
         return self.detect_seconds * self.pass_settings().passes * SLOWEST_VIEWS
+
+    def kept_metadata(self) -> Kept:
+        """Return the metadata that outputs keep."""
+        return Kept(self.keep_exif, self.keep_xmp, self.keep_gps)
 
     def pass_settings(self) -> PassSettings:
         """Return the settings of the passes: the preset's, except for those that are set."""

@@ -22,6 +22,7 @@ KEYS = [
     "scores",
     "reason",
     "found_by_check",
+    "notes",
     "error",
     "message",
     "seconds",

@@ -29,7 +29,7 @@ SECONDS = 240
 MANY = 10**9
 MODEL_BYTES = 1_600 << 20  # TensorFlow, the model and what it works on
 PIXEL_BYTES = (
-    25  # what a picture needs at most, for each of its pixels that counts against the limit
+    13  # what a picture needs at most, for each of its pixels that counts against the limit
 )
 REFUSALS = {"EmptyObject", "UnreadableImage", "UnsupportedImage", "ImageTooLarge"}
 # Of the project files: those that every reader agrees are damaged, cut short, of no picture, or not

@@ -39,6 +39,7 @@ from worker.detection.labelled import Search
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import ANY_SIZE, ModelInput, one_by_one
 from worker.isolated import IsolatedAnonymizer
+from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 from worker.process import pool as pools
 from worker.process.channel import Configuration
@@ -71,7 +72,7 @@ def isolated(pool, infer=FACES, takes=ANY_SIZE, passes=PASSES, **options):
         limits=LIMITS,
         hold_without_faces=False,
         verify=options.get("verify", "off"),
-        keep_exif=(),
+        keep=Kept(),
         inputs=(takes,),
         searches=(Search(FACE, 0, passes, 0.5, 0.55, takes, 60, {}),),
         detect_seconds=60,

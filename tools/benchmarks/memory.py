@@ -45,16 +45,16 @@ class Kind:
 
 KINDS = [
     Kind("JPEG", "RGB", options={"quality": 90}),
-    Kind("JPEG", "CMYK", options={"progressive": True}),
-    Kind("PNG", "RGBA", options={"compress_level": 1}),
+    Kind("JPEG", "CMYK", 2, options={"progressive": True}),
+    Kind("PNG", "RGBA", 2, options={"compress_level": 1}),
     Kind("PNG", "P", options={"compress_level": 1}),
-    Kind("PNG", "RGBA;16", 2),
-    Kind("TIFF", "RGB;16", 2),
-    Kind("TIFF", "CMYK", options={"compression": "tiff_adobe_deflate"}),
-    Kind("GIF", "P"),
-    Kind("WEBP", "RGBA", 2, {"lossless": True, "method": 0, "quality": 0}),
-    Kind("AVIF", "RGBA", 2, {"speed": 10}),
-    Kind("JPEG2000", "RGBA", 3),
+    Kind("PNG", "RGBA;16", 3),
+    Kind("TIFF", "RGB;16", 3),
+    Kind("TIFF", "CMYK", 2, options={"compression": "tiff_adobe_deflate"}),
+    Kind("GIF", "P", 2),
+    Kind("WEBP", "RGBA", 3, {"lossless": True, "method": 0, "quality": 0}),
+    Kind("AVIF", "RGBA", 3, {"speed": 10}),
+    Kind("JPEG2000", "RGBA", 6),
     Kind("BMP", "RGB"),
 ]
 

@@ -69,6 +69,7 @@ class Outcome:
     labels: list[str] = field(default_factory=list)
     reason: str | None = None
     found_by_check: int = 0
+    notes: list[str] = field(default_factory=list)
     error: str | None = None
     message: str | None = None
     seconds: float = 0.0
@@ -382,6 +383,7 @@ def _success(job: Job, result: "Anonymized") -> Outcome:
         labels=result.detections.labels.tolist(),
         reason=result.reason,
         found_by_check=len(result.checked.added),
+        notes=list(result.notes),
     )
 
 

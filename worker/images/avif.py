@@ -5,6 +5,7 @@ Specification, 5.3 and 5.5. A decoder reserves memory for the size in the AV1 da
 the boxes state.
 """
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -31,6 +32,12 @@ MIN_TRACK_HEADER_BYTES = 84  # a track header of version 0 (14496-12, 8.3.2)
 IN_FILE = 0  # the construction method of items whose offsets are in the file (14496-12, 8.11.3)
 SEQUENCE_HEADER = 1  # the type of a bitstream unit (AV1, 6.2.2)
 MAX_SEQUENCE_HEADER_BYTES = 1024  # the fields up to the size need fewer
+
+# The colr box that names colours: primaries, transfer and matrix of H.273 follow, and the range
+# (14496-12, 12.1.5).
+NAMED_COLOUR, NAMED_COLOUR_BYTES = b"colrnclx", 15
+UNSPECIFIED = 2
+HIGH, PROFESSIONAL = 1, 2  # profiles of AV1
 
 MAX_BOXES = 100_000
 MAX_ITEMS = 4096  # grids have a few hundred at most
@@ -110,6 +117,64 @@ def measure(content: bytes, max_frames: int) -> Measured:
     if not measured.width:
         raise UnreadableImage("this AVIF is damaged: it states no size")
     return measured
+
+
+def measure_boxes(content: bytes) -> Measured:
+    """Return the largest size that a box of `content` states, a HEIF file of any codec.
+
+    Raises UnreadableImage for boxes that end early or state no size, ImageTooLarge for too many.
+    """
+    measured = Measured()
+    try:
+        _measure_boxes(content, measured)
+    except Truncated:
+        raise UnreadableImage("this HEIF is damaged or cut short: a box in it ends early") from None
+    if not measured.width or any(end > len(content) for _, end in measured.extents):
+        raise UnreadableImage("this HEIF is damaged or cut short: parts of it are missing")
+    return measured
+
+
+def colour(content: bytes) -> tuple[int, int] | None:
+    """Return the colour primaries and the transfer characteristic of the AVIF `content` (H.273).
+
+    They are those of the first colr box, or of the AV1 data without such a box. Returns None where
+    they are not stated.
+    """
+    at = content.find(NAMED_COLOUR)
+    if 0 <= at <= len(content) - NAMED_COLOUR_BYTES:
+        primaries, transfer = struct.unpack_from(">HH", content, at + len(NAMED_COLOUR))
+    else:
+        measured = Measured()
+        _measure_boxes(content, measured)
+        primaries, transfer = _coded_colour(content, measured)
+    return None if UNSPECIFIED in (primaries, transfer) else (primaries, transfer)
+
+
+def with_colour(content: bytes, colour: tuple[int, int]) -> bytes:
+    """Return the AVIF `content` with other primaries and another transfer in its colr boxes.
+
+    The matrix stays: it says how the pixels were encoded.
+    """
+    parts = content.split(NAMED_COLOUR)
+    stated = struct.pack(">HH", *colour)
+    return NAMED_COLOUR.join([parts[0], *(stated + part[len(stated) :] for part in parts[1:])])
+
+
+def _coded_colour(content: bytes, measured: Measured) -> tuple[int, int]:
+    """Return the colour in the first sequence header, or UNSPECIFIED for both."""
+    for start, end in measured.extents:
+        at = start
+        while at < min(end, len(content)):
+            header, at = content[at], at + 1 + (content[at] >> 2 & 1)
+            size = end - at
+            if header & 2:
+                size, at = _leb128(content, at, end)
+            if header & 0x80 or size > end - at:
+                break
+            if header >> 3 & 15 == SEQUENCE_HEADER:
+                return _sequence_colour(content[at : at + min(size, MAX_SEQUENCE_HEADER_BYTES)])
+            at += size
+    return UNSPECIFIED, UNSPECIFIED
 
 
 def _measure_boxes(content: bytes, measured: Measured) -> None:
@@ -355,6 +420,50 @@ def _sequence_size(header: bytes) -> tuple[int, int]:
         return bits.take(width_bits) + 1, bits.take(height_bits) + 1
     except Truncated:
         return 0, 0
+
+
+def _sequence_colour(header: bytes) -> tuple[int, int]:
+    """Return primaries and transfer in a sequence header, UNSPECIFIED if not stated (AV1, 5.5)."""
+    bits = _Bits(header)
+    try:
+        profile = bits.take(3)
+        bits.take(1)  # still_picture
+        is_reduced = bits.take(1)
+        if is_reduced:
+            bits.take(5)  # seq_level_idx
+        else:
+            _skip_operating_points(bits)
+        width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
+        bits.take(width_bits + height_bits)
+        _skip_tools(bits, bool(is_reduced))
+        is_deep = bits.take(1)
+        if profile == PROFESSIONAL and is_deep:
+            bits.take(1)  # twelve_bit
+        if profile != HIGH:
+            bits.take(1)  # mono_chrome
+        is_described = bits.take(1)
+        return (bits.take(8), bits.take(8)) if is_described else (UNSPECIFIED, UNSPECIFIED)
+    except Truncated:
+        return UNSPECIFIED, UNSPECIFIED
+
+
+def _skip_tools(bits: _Bits, is_reduced: bool) -> None:
+    """Skip the fields from frame_id_numbers_present_flag to enable_restoration (AV1, 5.5.1)."""
+    if not is_reduced and bits.take(1):
+        bits.take(4 + 3)  # the lengths of frame identifiers
+    bits.take(3)  # use_128x128_superblock, enable_filter_intra, enable_intra_edge_filter
+    if not is_reduced:
+        bits.take(4)  # enable_interintra_compound to enable_dual_filter
+        has_order_hint = bits.take(1)
+        if has_order_hint:
+            bits.take(2)  # enable_jnt_comp, enable_ref_frame_mvs
+        chooses_screen_content = bits.take(1)
+        forces_screen_content = 2 if chooses_screen_content else bits.take(1)
+        if forces_screen_content and not bits.take(1):  # seq_choose_integer_mv
+            bits.take(1)  # seq_force_integer_mv
+        if has_order_hint:
+            bits.take(3)  # order_hint_bits
+    bits.take(3)  # enable_superres, enable_cdef, enable_restoration
 
 
 def _skip_operating_points(bits: _Bits) -> None:

@@ -111,6 +111,20 @@ def check(content: bytes) -> None:
         )
 
 
+def previews(content: bytes) -> frozenset[int]:
+    """Return the numbers of the pages of the TIFF `content` that are smaller versions of another.
+
+    Such a page says so, and is no larger than a page that does not.
+    """
+    pages = list(_TiffImages(content).pages())
+    whole = [page for page in pages if not page.is_reduced]
+    found = set()
+    for number, page in enumerate(pages):
+        if page.is_reduced and any(not page.is_larger_than(other) for other in whole):
+            found.add(number)
+    return frozenset(found)
+
+
 def kind(content: bytes) -> str | None:
     """Return the kind of the TIFF `content` in words.
 

@@ -1,23 +1,18 @@
 """Check a file's structure before any pixel is decoded: completeness, size, frames and depth."""
 
 import struct
-import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker.images import jpeg2000
 
-PNG_BITS = 24  # the offset of the bit depth: the header is always the first chunk
-PNG_SIGNATURE_BYTES = 8
-PNG_CHUNK_OVERHEAD = 12  # length, name and checksum
 RIFF_HEADER_BYTES = 12  # "RIFF", the size, "WEBP"
 ANMF_HEADER_BYTES = 16  # the part of an ANMF chunk before its chunks (RFC 9649, 2.7.1.1)
-MIN_BMP_INFO_BYTES = 40  # BITMAPINFOHEADER has planes, colours and a compression
-BMP_HEADERS_BYTES = 54  # the file header and BITMAPINFOHEADER
-MAX_BMP_COLOURS = 256
 MAX_GIF_BLOCKS = 1 << 20  # a block holds 255 bytes: the largest file needs a quarter of these
 MAX_GIF_COMMENT_BYTES = 1 << 20  # Pillow joins the blocks of comments one by one
 GIF_COMMENT = b"!\xfe"
+GIF_REPEATS = b"!\xff\x0bNETSCAPE2.0"
 # The flags in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3).
 HIGH_BITDEPTH = 0x40
 SUBSAMPLING = 0x0C
@@ -26,12 +21,7 @@ SUBSAMPLING_NAMES = {0x00: "4:4:4", 0x08: "4:2:2", SUBSAMPLING: "4:2:0"}
 
 def check(form: str, content: bytes) -> None:
     """Raise UnreadableImage for a file that ends early, UnsupportedImage for an unhandled depth."""
-    if form == "PNG":
-        if not _png_is_complete(content):
-            raise UnreadableImage("this PNG is damaged or cut short: a checksum in it is wrong")
-    elif form == "BMP":
-        _check_bmp(content)
-    elif form == "WEBP":
+    if form == "WEBP":
         if int.from_bytes(content[4:8], "little") + 8 > len(content):
             raise UnreadableImage("this WebP is cut short")
     elif form == "JPEG2000":
@@ -40,19 +30,6 @@ def check(form: str, content: bytes) -> None:
         raise UnsupportedImage(
             "this AVIF has more than 8 bits a colour, which is not handled: convert it to 8 bits"
         )
-
-
-def _check_bmp(content: bytes) -> None:
-    """Raise UnreadableImage for a wrong file size, number of planes or number of colours.
-
-    Writers that do not know the file's size state 0.
-    """
-    padded = content.ljust(BMP_HEADERS_BYTES, b"\0")
-    size, header, planes, colours = struct.unpack_from("<2xI8xI8xH18xI", padded)
-    if size not in (0, len(content)):
-        raise UnreadableImage("this BMP is cut short, or has other data after it")
-    if header >= MIN_BMP_INFO_BYTES and (planes != 1 or colours > MAX_BMP_COLOURS):
-        raise UnreadableImage("this BMP is damaged: its header makes no sense")
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
@@ -99,57 +76,95 @@ def _av1_flags(content: bytes) -> Iterator[int]:
         at = content.find(b"av1C", at + 4)
 
 
-def _png_is_complete(content: bytes) -> bool:
-    """Return whether all chunks up to IEND are present and have the stated checksums.
+@dataclass(frozen=True)
+class GifSize:
+    """The number of frames, the width and the height of a GIF, and whether it has an end marker."""
 
-    Pillow does not check those of the pixels.
-    """
-    view, at = memoryview(content), PNG_SIGNATURE_BYTES
-    while at + PNG_CHUNK_OVERHEAD <= len(view):
-        end = at + 8 + int.from_bytes(view[at : at + 4])
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4]):
-            return False
-        if content[at + 4 : at + 8] == b"IEND":
-            return True
-        at = end + 4
-    return False
+    frames: int
+    width: int
+    height: int
+    has_end: bool = True
 
 
-def gif_size(content: bytes, max_frames: int) -> tuple[int, int, int]:
-    """Return the number of frames, the width and the height of a GIF.
+def gif_size(content: bytes, max_frames: int) -> GifSize:
+    """Return the size of a GIF.
 
     Frames may reach beyond the GIF's screen: Pillow then enlarges the picture. Raises
-    UnreadableImage unless the blocks lead to the end marker (GIF89a, Appendix B), ImageTooLarge for
-    more than `max_frames` frames.
+    UnreadableImage unless the blocks lead to the end marker (GIF89a, Appendix B), which a still
+    picture may lack, ImageTooLarge for more than `max_frames` frames.
     """
-    at, frames, blocks, comment_bytes = 13 + _gif_table(content[10]), 0, 0, 0
+    frames = data_blocks = comment_bytes = end = 0
     width, height = struct.unpack_from("<HH", content, 6)
-    while at < len(content):
-        start, kind = at, content[at : at + 1]
-        if kind == b";":
-            return frames, width, height
-        if kind == b"!":
-            at += 2
-        elif kind == b"," and at + 10 < len(content):
-            right, bottom = _gif_frame_corner(content, at)
+    for block in gif_blocks(content):
+        if block.kind == b";":
+            return GifSize(frames, width, height)
+        end, data_blocks = block.end, data_blocks + block.data_blocks
+        if block.kind == b",":
+            right, bottom = _gif_frame_corner(content, block.start)
             frames, width, height = frames + 1, max(width, right), max(height, bottom)
-            at += 11 + _gif_table(content[at + 9])
-        else:
-            break
-        at, more_blocks = _gif_blocks_end(content, at)
-        blocks += more_blocks
-        if content[start : start + 2] == GIF_COMMENT:
-            comment_bytes += at - start
+        if block.kind == GIF_COMMENT:
+            comment_bytes += block.end - block.start
         if frames > max_frames:
             raise ImageTooLarge(
                 f"this GIF has more than {max_frames:,} frames: raise VEIL_MAX_FRAMES"
             )
-        if blocks > MAX_GIF_BLOCKS or comment_bytes > MAX_GIF_COMMENT_BYTES:
+        if data_blocks > MAX_GIF_BLOCKS or comment_bytes > MAX_GIF_COMMENT_BYTES:
             raise ImageTooLarge(
-                f"this GIF has {blocks:,} blocks and comments of {comment_bytes:,} bytes: "
+                f"this GIF has {data_blocks:,} blocks and comments of {comment_bytes:,} bytes: "
                 "save it again"
             )
+    # An animation without an end marker may have lost frames.
+    if end == len(content) and frames == 1 and GIF_REPEATS not in content:
+        return GifSize(frames, width, height, has_end=False)
     raise UnreadableImage("this GIF is damaged or cut short: its blocks do not reach an end marker")
+
+
+@dataclass(frozen=True)
+class GifBlock:
+    """A block of a GIF with the blocks of its data (GIF89a, Appendix A).
+
+    `kind` is ``,`` for a frame, ``;`` for the end marker, and ``!`` with its label for an
+    extension.
+    """
+
+    kind: bytes
+    start: int
+    end: int
+    data_blocks: int
+
+
+def gif_blocks(content: bytes) -> Iterator[GifBlock]:
+    """Yield the blocks after the header, up to the end marker or what is no block.
+
+    Zeros between blocks are left out, because readers pass over them.
+    """
+    at = gif_header_end(content)
+    while at < len(content):
+        start, kind = at, content[at : at + 1]
+        if kind == b"\0":
+            at += 1
+            continue
+        if kind == b"!":
+            kind, at = content[at : at + 2], at + 2
+        elif kind == b"," and at + 10 < len(content):
+            at += gif_data_start(content[at : at + 10])
+        elif kind == b";":
+            yield GifBlock(kind, start, start + 1, 0)
+            return
+        else:
+            return
+        at, data_blocks = _gif_blocks_end(content, at)
+        yield GifBlock(kind, start, at, data_blocks)
+
+
+def gif_header_end(content: bytes) -> int:
+    """Return where the header and the global colour table of a GIF end."""
+    return 13 + _gif_table(content[10])
+
+
+def gif_data_start(frame: bytes) -> int:
+    """Return where the data blocks of the GIF frame `frame` start, from its descriptor on."""
+    return 11 + _gif_table(frame[9])
 
 
 def _gif_frame_corner(content: bytes, at: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images import png
 from worker.images.picture import Frame
 from worker.images.tiff_directories import Tag
 from worker.pixels import Array
@@ -27,7 +28,6 @@ CONVERSIONS = {
     (4, 4): cv2.COLOR_BGRA2RGBA,
     (4, 3): cv2.COLOR_BGRA2RGB,
 }
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # gray, RGB and RGBA, by the number of channels
 PNG_SUB = 1  # the filter that stores differences from the pixel to the left
 PNG_LEVEL = 4  # zlib's compression level
@@ -37,7 +37,10 @@ TIFF_HORIZONTAL_DIFFERENCES = 2  # a value of Predictor
 BLACK_IS_ZERO, RGB, SEPARATED = 1, 2, 5  # values of PhotometricInterpretation
 # ExtraSamples: colours that were multiplied by their alpha, and colours that were not.
 ASSOCIATED, UNASSOCIATED = 1, 2
-TIFF_TYPES = {"B": 7, "H": 3, "I": 4}  # UNDEFINED, SHORT and LONG, by struct's code
+# The types of values: UNDEFINED, SHORT and LONG, by struct's code, and RATIONAL, two numbers each.
+RATIONAL = "ratio"
+TIFF_TYPES = {"B": 7, "H": 3, "I": 4, RATIONAL: 5}
+INCH, DENSITY_UNIT = 2, 1000  # a value of ResolutionUnit, and the denominator of resolutions
 
 TiffEntry = tuple[int, str, Sequence[int] | bytes]
 """A tag, a key of TIFF_TYPES, and the values."""
@@ -55,11 +58,11 @@ def read_png(content: bytes, upper: Array) -> Frame:
     return _frame(pixels, upper)
 
 
-def read_tiff(content: bytes, page: int, upper: Array, turn: Turn | None, extra: Any) -> Frame:
-    """Return a 16-bit page of the TIFF `content`, upright.
+def read_tiff(content: bytes, page: int, upper: Array, back: Turn | None, extra: Any) -> Frame:
+    """Return a 16-bit page of the TIFF `content`, as stored.
 
-    `upper` is what Pillow read of the page, upright: the upper 8 bits, uint8 [h, w, 3 or 4]. `turn`
-    turns the stored page upright. `extra` is the page's ExtraSamples, None or a tuple. Raises
+    `upper` is what Pillow read of the page, as stored: the upper 8 bits, uint8 [h, w, 3 or 4].
+    `back` turns the upright page back. `extra` is the page's ExtraSamples, None or a tuple. Raises
     UnsupportedImage if OpenCV and Pillow disagree.
     """
     is_read, pages = cv2.imdecodemulti(
@@ -71,10 +74,22 @@ def read_tiff(content: bytes, page: int, upper: Array, turn: Turn | None, extra:
     try:
         return _frame(pages[0], upper, is_associated)
     except UnsupportedImage:
-        if turn is None:
+        if back is None:
             raise
         # Whether OpenCV has turned the page depends on its version.
-        return _frame(np.ascontiguousarray(turn(pages[0])), upper, is_associated)
+        return _frame(np.ascontiguousarray(back(pages[0])), upper, is_associated)
+
+
+def of_planes(pixels: Array, extra: Any) -> Frame:
+    """Return the frame of a TIFF page in uint16 RGB or RGBA `pixels`.
+
+    `extra` is the page's ExtraSamples, None or a tuple.
+    """
+    if extra == (ASSOCIATED,):
+        _undo_association(pixels)
+    if pixels.shape[2] == 4:
+        pixels[pixels[..., 3] == 0] = 0
+    return Frame(pixels, MODES[pixels.shape[2]])
 
 
 def gray_page(pixels: Array, bits: int, white_is_zero: bool) -> Frame:
@@ -147,11 +162,11 @@ def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes
     height, width, channels = (*pixels.shape, 1)[:3]
     pixel_bytes = 2 * channels
     header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOUR_TYPES[channels], 0, 0, 0)
-    chunks = [PNG_SIGNATURE, _chunk(b"IHDR", header)]
+    chunks = [png.SIGNATURE, png.chunk(b"IHDR", header)]
     if profile:
-        chunks.append(_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
+        chunks.append(png.chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)))
     if exif:
-        chunks.append(_chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
+        chunks.append(png.chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")))
     compressor = zlib.compressobj(PNG_LEVEL, strategy=zlib.Z_RLE)
     for top in range(0, height, PNG_STRIP_ROWS):
         strip = pixels[top : top + PNG_STRIP_ROWS].astype(">u2", order="C")
@@ -159,19 +174,20 @@ def write_png(pixels: Array, profile: bytes | None, exif: bytes | None) -> bytes
         filtered = np.full((len(rows), 1 + rows.shape[1]), PNG_SUB, np.uint8)
         filtered[:, 1:] = rows
         filtered[:, 1 + pixel_bytes :] -= rows[:, :-pixel_bytes]  # modulo 256, as specified
-        chunks.append(_chunk(b"IDAT", compressor.compress(filtered.data)))
-    return b"".join([*chunks, _chunk(b"IDAT", compressor.flush()), _chunk(b"IEND", b"")])
+        chunks.append(png.chunk(b"IDAT", compressor.compress(filtered.data)))
+    return b"".join([*chunks, png.chunk(b"IDAT", compressor.flush()), png.chunk(b"IEND", b"")])
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
-
-
-def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[int] = ()) -> bytes:
+def write_tiff(
+    pages: Sequence[Array],
+    profile: bytes | None,
+    cmyk: Collection[int] = (),
+    density: tuple[float, float] | None = None,
+) -> bytes:
     """Return a TIFF of `pages`, uint8 or uint16, each one strip of Deflate (TIFF 6.0).
 
     Pages are gray [h, w], gray with alpha [h, w, 2], RGB [h, w, 3] or RGBA [h, w, 4]. Those whose
-    numbers are in `cmyk` are CMYK [h, w, 4].
+    numbers are in `cmyk` are CMYK [h, w, 4]. `density` is in dots an inch across and down.
     """
     content = bytearray(b"II*\0" + bytes(4))
     link = 4  # where the offset of the next directory belongs
@@ -181,11 +197,23 @@ def write_tiff(pages: Sequence[Array], profile: bytes | None, cmyk: Collection[i
         strip = zlib.compress(differences.data)
         del differences
         entries = _page_entries(pixels, number in cmyk, len(content), len(strip))
+        if density:
+            entries += _density_entries(density)
         if profile:
             entries.append((Tag.ICC_PROFILE, "B", profile))
         content += strip
         link = _append_directory(content, link, entries)
     return bytes(content)
+
+
+def _density_entries(density: tuple[float, float]) -> list[TiffEntry]:
+    """Return the entries of `density`, in dots an inch."""
+    across, down = ((round(dots * DENSITY_UNIT), DENSITY_UNIT) for dots in density)
+    return [
+        (Tag.X_RESOLUTION, RATIONAL, across),
+        (Tag.Y_RESOLUTION, RATIONAL, down),
+        (Tag.RESOLUTION_UNIT, "H", (INCH,)),
+    ]
 
 
 def _page_entries(pixels: Array, is_cmyk: bool, offset: int, length: int) -> list[TiffEntry]:
@@ -217,14 +245,15 @@ def _append_directory(content: bytearray, link: int, entries: Sequence[TiffEntry
     Returns where the offset of the next directory belongs.
     """
     fields = b""
-    for tag, code, values in entries:
+    for tag, kind, values in sorted(entries):
+        code, count = ("I", len(values) // 2) if kind == RATIONAL else (kind, len(values))
         value = struct.pack(f"<{len(values)}{code}", *values)
         if len(value) > 4:
             content += bytes(len(content) % 2)
             offset = struct.pack("<I", len(content))
             content += value
             value = offset
-        fields += struct.pack("<HHI", tag, TIFF_TYPES[code], len(values)) + value.ljust(4, b"\0")
+        fields += struct.pack("<HHI", tag, TIFF_TYPES[kind], count) + value.ljust(4, b"\0")
     content += bytes(len(content) % 2)
     content[link : link + 4] = struct.pack("<I", len(content))
     content += struct.pack("<H", len(entries)) + fields + bytes(4)

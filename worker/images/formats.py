@@ -31,8 +31,8 @@ FORMATS = (
         "baseline, progressive, gray, RGB, CMYK and YCCK",
         "quantisation tables, subsampling, progressive; without a face the compressed data, bit "
         "for bit, if every decoder shows the same pixels",
-        "12 bits, lossless, hierarchical. Of an MPO the first picture is anonymized and the others "
-        "are dropped; an MPO with a larger picture is refused",
+        "12 bits, lossless, hierarchical, blocks that are damaged or missing. Of an MPO the first "
+        "picture is anonymized and the others are dropped; an MPO with a larger picture is refused",
     ),
     Format(
         "PNG",
@@ -41,38 +41,47 @@ FORMATS = (
         "1 to 16 bits, palette, alpha, animated",
         "every pixel outside the masks, 8 or 16 bits, alpha, palette of up to 256 colours, timing "
         "and repeats",
-        "a wrong checksum, 16-bit gray with a transparent value, 16-bit animations, frames that "
-        "the header does not count",
+        "a wrong checksum of pixels, 16-bit gray with a transparent value, 16-bit animations, "
+        "frames that the header does not count",
     ),
     Format(
         "WEBP",
         "WebP",
         "image/webp",
         "lossy, lossless, alpha, animated",
-        "lossy or lossless, alpha, timing and repeats",
+        "lossy or lossless, alpha, timing and repeats; without a face the compressed data of a "
+        "still picture",
         "–",
-        cost=2,
+        cost=3,
     ),
     Format(
         "TIFF",
         "TIFF",
         "image/tiff",
-        "pages, 1 to 16 bits, gray, RGB, CMYK, palette, alpha; uncompressed, LZW, Deflate, "
-        "PackBits, JPEG",
-        "pages, 8 or 16 bits, alpha, compression (16 bits become Deflate)",
-        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, "
-        "old-style JPEG, fax and rare compressions, 16-bit CMYK, signed numbers, 32 bits and "
-        "floating point",
+        "pages, 1 to 16 bits, gray, RGB, CMYK, YCbCr, palette, alpha; uncompressed, LZW, Deflate, "
+        "PackBits, JPEG, fax; pages that are thumbnails are left out",
+        "pages, 8 or 16 bits, alpha, compression (16 bits and old-style JPEG become Deflate), fax "
+        "in black and white",
+        "camera raws (DNG, NEF, CR2, CR3, ARW, …), pages with a larger picture below them, rare "
+        "compressions, 16-bit CMYK, signed numbers, 32 bits and floating point",
     ),
     Format(
         "GIF",
         "GIF",
         "image/gif",
         "still, animated, transparent",
-        "palette, timing and repeats",
-        "no end marker",
+        "palette, timing and repeats; without a face the compressed data",
+        "an animation without an end marker",
+        cost=2,
     ),
-    Format("BMP", "BMP", "image/bmp", "1 to 32 bits, RLE", "true colour or gray", "transparency"),
+    Format(
+        "BMP",
+        "BMP",
+        "image/bmp",
+        "1 to 32 bits, RLE, bit fields, alpha",
+        "true colour or gray, alpha",
+        "bit fields with gaps, a JPEG or PNG in it",
+    ),
     Format(
         "AVIF",
         "AVIF",
@@ -80,16 +89,17 @@ FORMATS = (
         "8 bits, alpha, animated",
         "alpha, timing",
         "10 and 12 bits, a larger item or more frames than viewers show",
-        cost=2,
+        cost=3,
     ),
     Format(
         "JPEG2000",
         "JPEG 2000",
         "image/jp2",
         "8 bits, 16-bit gray, alpha",
-        "lossless, or lossy at the source's rate; alpha, 16-bit gray",
+        "lossless, or lossy at the source's rate; alpha, 16-bit gray; without a face the "
+        "compressed data",
         "more than 8 bits in colour, several codestreams",
-        cost=3,
+        cost=6,
     ),
 )
 BY_NAME = {form.name: form for form in FORMATS}

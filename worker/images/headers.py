@@ -7,29 +7,21 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from PIL import PngImagePlugin
-
 from tasks.errors import ImageTooLarge, UnreadableImage
-from worker.images import avif, containers, jpeg, jpeg2000, tiff_pages
+from worker.images import avif, bmp, containers, jpeg, jpeg2000, png, tiff_pages
 
 MAX_CHUNKS = 1 << 18  # chunks of a PNG or a WebP; at 1 kB each they fill the largest file
-# Bytes of a BMP with run-length encoding, for each pixel and besides. The longest encoding takes 2
-# for each pixel and a few for each row.
-MAX_RLE_BYTES_PER_PIXEL = 4
-MAX_RLE_BYTES_BESIDES = 1 << 16
-RLE8, RLE4 = 1, 2  # values of biCompression
-OS2_HEADER_BYTES = 12  # the BMP header whose sizes have 16 bits
-# Pixels with more bits a channel count twice.
-MAX_SHALLOW_BITS = 8
-
-PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20  # unpacked text of one PNG, which outputs drop
+# Pixels with more bits a channel, or with more channels, need more memory and count more often.
+MAX_SHALLOW_BITS, DEEP_WEIGHT = 8, 3
+MAX_LIGHT_CHANNELS, HEAVY_WEIGHT = 3, 2
 
 
 @dataclass(frozen=True)
 class Size:
     """The number of frames of a file, the largest width and height, and the pixels of all frames.
 
-    Pixels of 16 bits count twice.
+    In `pixels` those of 16 bits count DEEP_WEIGHT times, and those of four channels HEAVY_WEIGHT
+    times.
     """
 
     frames: int
@@ -50,21 +42,23 @@ def measure(form: str, content: bytes, max_pixels: int, max_frames: int) -> Size
         raise UnreadableImage("not a picture, or damaged from its first bytes") from None
 
 
-def _weight(bits: int) -> int:
-    """Return how many times a pixel of `bits` a channel counts."""
-    return 2 if bits > MAX_SHALLOW_BITS else 1
+def _weight(bits: int, channels: int) -> int:
+    """Return how many times a pixel of `channels` with `bits` each counts."""
+    if bits > MAX_SHALLOW_BITS:
+        return DEEP_WEIGHT
+    return HEAVY_WEIGHT if channels > MAX_LIGHT_CHANNELS else 1
 
 
 def _jpeg(content: bytes, max_pixels: int, _max_frames: int) -> Size:
-    width, height = jpeg.size(content, max_pixels)
-    return Size(1, width, height, width * height)
+    width, height, channels = jpeg.size(content, max_pixels)
+    return Size(1, width, height, width * height * _weight(8, channels))
 
 
 def _png(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
     width, height = struct.unpack_from(">II", content, 16)
-    frames, chunks, at = 1, 0, containers.PNG_SIGNATURE_BYTES
+    frames, chunks, at = 1, 0, len(png.SIGNATURE)
     # Other readers show pixels before the first frame of an animation as a picture.
-    is_animated, has_hidden_picture = False, True
+    is_animated, has_hidden_picture, has_transparency = False, True, False
     while at + 8 <= len(content):
         (length,), name = struct.unpack_from(">I", content, at), content[at + 4 : at + 8]
         if name == b"acTL":
@@ -73,18 +67,20 @@ def _png(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
         elif name == b"IDAT":
             break
         has_hidden_picture &= name != b"fcTL"
-        at += containers.PNG_CHUNK_OVERHEAD + length
+        has_transparency |= name == b"tRNS"
+        at += png.CHUNK_OVERHEAD + length
         chunks += 1
     frames += is_animated and has_hidden_picture
     while at + 8 <= len(content):
-        at += containers.PNG_CHUNK_OVERHEAD + struct.unpack_from(">I", content, at)[0]
+        at += png.CHUNK_OVERHEAD + struct.unpack_from(">I", content, at)[0]
         chunks += 1
     if chunks > MAX_CHUNKS:
         raise ImageTooLarge(
             f"this PNG has {chunks:,} chunks, the limit is {MAX_CHUNKS:,}: save it again"
         )
-    pixels = frames * width * height * _weight(content[containers.PNG_BITS])
-    return Size(frames, width, height, pixels)
+    has_alpha = content[png.COLOUR_TYPE] & png.ALPHA or has_transparency or is_animated
+    weight = _weight(content[png.BITS], 4 if has_alpha else 3)
+    return Size(frames, width, height, frames * width * height * weight)
 
 
 def _webp(content: bytes, _max_pixels: int, max_frames: int) -> Size:
@@ -104,26 +100,19 @@ def _webp(content: bytes, _max_pixels: int, max_frames: int) -> Size:
 
 def _tiff(content: bytes, _max_pixels: int, max_frames: int) -> Size:
     pages = tiff_pages.pages(content, max_frames)
-    pixels = sum(page.width * page.height * _weight(page.bits) for page in pages)
+    pixels = sum(page.width * page.height * _weight(page.bits, page.channels) for page in pages)
     largest = max(pages, key=lambda page: page.width * page.height)
     return Size(len(pages), largest.width, largest.height, pixels)
 
 
 def _gif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
-    frames, width, height = containers.gif_size(content, max_frames)
-    return Size(frames, width, height, frames * width * height)
+    size = containers.gif_size(content, max_frames)
+    return Size(size.frames, size.width, size.height, size.frames * size.width * size.height)
 
 
 def _bmp(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
-    (header,) = struct.unpack_from("<I", content, 14)
-    sizes = "<HH" if header == OS2_HEADER_BYTES else "<ii"
-    width, height = map(abs, struct.unpack_from(sizes, content, 18))
-    if header >= containers.MIN_BMP_INFO_BYTES:
-        (compression,) = struct.unpack_from("<I", content, 30)
-        max_bytes = MAX_RLE_BYTES_PER_PIXEL * width * height + MAX_RLE_BYTES_BESIDES
-        if compression in (RLE8, RLE4) and len(content) > max_bytes:
-            raise UnreadableImage("this BMP is damaged: it is longer than its pixels can need")
-    return Size(1, width, height, width * height)
+    width, height, channels = bmp.size(content)
+    return Size(1, width, height, width * height * _weight(8, channels))
 
 
 def _avif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
@@ -134,7 +123,7 @@ def _avif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
 
 def _jpeg2000(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
     width, height, bits = jpeg2000.size(content)
-    return Size(1, width, height, width * height * _weight(bits))
+    return Size(1, width, height, width * height * (2 if bits > MAX_SHALLOW_BITS else 1))
 
 
 MEASURES: dict[str, Callable[[bytes, int, int], Size]] = {

@@ -45,6 +45,10 @@ MAX_EXIF_SEGMENTS = 64  # Pillow joins segments of EXIF one by one
 # The parts of JFIF's and Adobe's segments that decoders read; a thumbnail may follow in JFIF's.
 JFIF, JFIF_BYTES, NO_JFIF_THUMBNAIL = b"JFIF\0", 12, b"\0\0"
 ADOBE, ADOBE_BYTES = b"Adobe", 12
+# The coefficients and bits of a scan of a sequential JPEG (B.2.3). Decoders take them for stated.
+SEQUENTIAL = b"\0\x3f\0"
+NO_END = "this JPEG is damaged or cut short: its segments do not lead to an end marker"
+XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 ICC_PREFIX = b"ICC_PROFILE\0"
 # Bytes of a profile in one segment, besides its length, the prefix, and two numbers of the part.
 MAX_ICC_PART = 65_535 - 2 - len(ICC_PREFIX) - 2
@@ -70,11 +74,16 @@ class Segment:
         return bytes([0xFF, self.marker]) + length + self.body + self.scan
 
 
-def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None = None) -> bytes:
-    """Return the JPEG `content` without metadata, with a colour profile and an EXIF block added.
+def reassembled(
+    content: bytes,
+    profile: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+) -> bytes:
+    """Return the JPEG `content` without metadata, with a profile, EXIF and XMP added.
 
-    Raises UnreadableImage where the segments end early, UnsupportedImage for kinds that are not
-    handled.
+    Raises UnreadableImage if the segments end before a scan, UnsupportedImage for kinds that are
+    not handled.
     """
     segments = list(_picture(content))
     if len({segment.body for segment in segments if segment.marker == APP14}) > 1:
@@ -83,6 +92,8 @@ def reassembled(content: bytes, profile: bytes | None = None, exif: bytes | None
     first += [segment for segment in segments if segment.marker == APP14][:1]
     if exif:
         first.append(Segment(APP1, exif))
+    if xmp:
+        first.append(Segment(APP1, XMP_PREFIX + xmp))
     if profile:
         first += _profile_segments(profile)
     rest = [segment for segment in segments if segment.marker not in (APP0, APP14)]
@@ -99,31 +110,46 @@ def _profile_segments(profile: bytes) -> list[Segment]:
 
 
 def parsed(content: bytes) -> list[Segment]:
-    """Return all segments of the JPEG `content`; raise UnreadableImage where they end early."""
+    """Return all segments of the JPEG `content`; raise UnreadableImage if it has no scan."""
     return list(_segments(content))
 
 
 def end(content: bytes) -> int:
-    """Return the offset at which the last segment of the JPEG `content` ends.
+    """Return an offset in the JPEG `content` after its last segment, before any further JPEG.
 
     The end marker and any bytes after it follow there.
     """
     return len(START_OF_IMAGE) + sum(len(segment.written()) for segment in _segments(content))
 
 
-def size(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return width and height of the JPEG `content` from its segments, or 0 and 0 if not stated.
+def trailer_without_end(content: bytes) -> bytes | None:
+    """Return the end of the JPEG `content` after its last scan if it has no end marker, else None.
+
+    Fill bytes may precede the end marker.
+    """
+    scan_end = at = len(START_OF_IMAGE)
+    for segment, at in _walk(content):
+        if segment.marker == SOS:
+            scan_end = at
+    marker = _fill_end(content, at)
+    has_end = marker > at and content[marker : marker + 1] == END_OF_IMAGE[1:]
+    return None if has_end else content[scan_end:]
+
+
+def size(content: bytes, max_pixels: int) -> tuple[int, int, int]:
+    """Return width, height and channels of the JPEG `content` from its segments, 0 if not stated.
 
     Raises UnsupportedImage and UnreadableImage as `reassembled` does, and ImageTooLarge for more
     scans than a picture of `max_pixels` may have.
     """
-    width = height = scans = 0
+    width = height = channels = scans = 0
     for segment in _picture(content):
-        if segment.marker in FRAME_HEADERS and len(segment.body) >= FRAME_SIZE_END:
+        if segment.marker in FRAME_HEADERS and len(segment.body) > FRAME_SIZE_END:
             height, width = frame_size(segment.body)
+            channels = segment.body[FRAME_SIZE_END]
         scans += segment.marker == SOS
     check_scans(scans, width * height, max_pixels)
-    return width, height
+    return width, height, channels
 
 
 def frame_size(body: bytes) -> tuple[int, int]:
@@ -150,17 +176,35 @@ def decoded(content: bytes, mode: str) -> Array:
     damaged or missing, UnsupportedImage for an unusual subsampling.
     """
     try:
+        pixels = _strictly_decoded(content, mode)
+    except ValueError as error:
+        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    if mode == "CMYK":
+        # Stored inverted, as Adobe's programs write it and Pillow assumes.
+        np.subtract(255, pixels, out=pixels)
+    return pixels[..., 0] if mode == "L" else pixels
+
+
+def warning(content: bytes, mode: str) -> str | None:
+    """Return the first warning of libjpeg about the JPEG `content`, or None."""
+    try:
+        _strictly_decoded(content, mode)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _strictly_decoded(content: bytes, mode: str) -> Array:
+    """Return the pixels of the JPEG `content`. Raises ValueError for each warning of libjpeg."""
+    try:
         pixels: Array = simplejpeg.decode_jpeg(content, COLOURS[mode], strict=True)
     except ValueError as error:
         if "subsampling" in str(error):
             raise UnsupportedImage(
                 "this JPEG has an unusual subsampling, which is not handled"
             ) from None
-        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
-    if mode == "CMYK":
-        # Stored inverted, as Adobe's programs write it and Pillow assumes.
-        np.subtract(255, pixels, out=pixels)
-    return pixels[..., 0] if mode == "L" else pixels
+        raise
+    return pixels
 
 
 def check(content: bytes, max_width: int, max_height: int) -> None:
@@ -190,7 +234,7 @@ def _picture(content: bytes) -> Iterator[Segment]:
     Raises UnsupportedImage for kinds of JPEG that are not handled, UnreadableImage if there is no
     picture.
     """
-    frames = scans = exif_segments = 0
+    frames = scans = exif_segments = frame_kind = 0
     for segment in _segments(content):
         exif_segments += segment.marker == APP1 and segment.body.startswith(b"Exif\0")
         if exif_segments > MAX_EXIF_SEGMENTS:
@@ -201,7 +245,8 @@ def _picture(content: bytes) -> Iterator[Segment]:
             raise UnsupportedImage(
                 "only 8-bit JPEGs of the baseline, extended and progressive kinds are handled"
             )
-        frames += segment.marker in FRAME_HEADERS
+        if segment.marker in FRAME_HEADERS:
+            frames, frame_kind = frames + 1, segment.marker
         scans += segment.marker == SOS
         if frames > 1 or scans > MAX_SCANS:
             raise UnsupportedImage(
@@ -210,9 +255,20 @@ def _picture(content: bytes) -> Iterator[Segment]:
         if scans and segment.marker in (APP0, APP14):
             continue  # decoders have chosen the colour space by then
         if kept := _kept(segment):
-            yield kept
+            is_sequential = frame_kind in FRAME_HEADERS - PROGRESSIVE
+            yield _with_sequential_parameters(kept) if is_sequential else kept
     if not frames or not scans:
         raise UnreadableImage("this JPEG has no picture in it")
+
+
+def _with_sequential_parameters(segment: Segment) -> Segment:
+    """Return `segment` of a sequential JPEG with the parameters that T.81 requires of its scans.
+
+    Samsung's cameras state others. All decoders ignore them, and libjpeg warns.
+    """
+    if segment.marker != SOS:
+        return segment
+    return Segment(SOS, segment.body[: -len(SEQUENTIAL)] + SEQUENTIAL, segment.scan)
 
 
 def _is_handled(segment: Segment) -> bool:
@@ -235,10 +291,20 @@ def _kept(segment: Segment) -> Segment | None:
 def _segments(content: bytes) -> Iterator[Segment]:
     """Yield all segments up to the end marker.
 
-    Raises UnreadableImage if there is no end marker, or if other bytes stand between segments.
+    Raises UnreadableImage if they end before a scan, or if other bytes stand between segments.
+    """
+    for segment, _ in _walk(content):
+        yield segment
+
+
+def _walk(content: bytes) -> Iterator[tuple[Segment, int]]:
+    """Yield each segment with the offset after it. Raises the errors of `_segments`.
+
+    Without an end marker the last scan reaches to the next marker, or to the end of the file.
     """
     at = len(START_OF_IMAGE)
     number = fill_bytes = 0
+    has_scan = False
     while content[at : at + 1] == b"\xff":
         start = at
         at = _fill_end(content, at)
@@ -256,14 +322,12 @@ def _segments(content: bytes) -> Iterator[Segment]:
         body_end = at + 1 + length
         if marker in (-1, 0, SOI) or length < 2 or body_end > len(content):
             break
-        scan_end = _scan_end(content, body_end) if marker == SOS else body_end
-        if scan_end < 0:
-            break
-        yield Segment(marker, content[at + 3 : body_end], content[body_end:scan_end])
-        at = scan_end
-    raise UnreadableImage(
-        "this JPEG is damaged or cut short: its segments do not lead to an end marker"
-    )
+        body = content[at + 3 : body_end]
+        at = _scan_end(content, body_end) if marker == SOS else body_end
+        has_scan |= marker == SOS
+        yield Segment(marker, body, content[body_end:at]), at
+    if not has_scan:
+        raise UnreadableImage(NO_END)
 
 
 def _fill_end(content: bytes, at: int) -> int:
@@ -273,13 +337,13 @@ def _fill_end(content: bytes, at: int) -> int:
 
 
 def _scan_end(content: bytes, at: int) -> int:
-    """Return where the compressed data from `at` on ends, or -1 if it does not.
+    """Return where the compressed data from `at` on ends.
 
-    It ends at the next marker, before the fill bytes that precede it.
+    It ends at the next marker, before the fill bytes that precede it, or at the end of the file.
     """
     found = SCAN_END.search(content, at)
     if found is None:
-        return -1
+        return len(content)
     # A longer run of fill bytes is refused afterwards, so this need not look further back.
     before = content[max(at, found.start() - MAX_FILL_BYTES - 1) : found.start()]
     return found.start() - len(before) + len(before.rstrip(b"\xff"))

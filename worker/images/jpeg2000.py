@@ -12,6 +12,7 @@ from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 # Markers (Table A.2).
 CODESTREAM_START = b"\xff\x4f\xff\x51"  # start of codestream, then image and tile size
 SOT, SOD, EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # tile-part, its data, end of codestream
+COM = b"\xff\x64"  # a comment
 COD, COC = b"\xff\x52", b"\xff\x53"  # coding style of all components, and of one
 
 # Offsets from the start of the codestream to Xsiz, which begins eight sizes and Csiz, and to the
@@ -34,6 +35,14 @@ MIN_AREA_LOG2 = 8
 MAX_SMALL_AREAS = 1 << 14
 MAX_PACKETS = 1 << 21
 DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style states no precincts
+# The method of a colr box with an enumerated colour space, and such spaces (Table I.10).
+ENUMERATED, SRGB, SYCC = b"\1", b"\0\0\0\x10", b"\0\0\0\x12"
+# The boxes of a file's header that a decoder needs, and the longest part of a file before it.
+HEADER_BOXES = (b"ihdr", b"bpcc", b"colr", b"pclr", b"cmap", b"cdef")
+SIGNATURE, MAX_FILE_TYPE = b"\0\0\0\x0cjP  \r\n\x87\n", 64
+# The boxes of a resolution, for capture and display, and the bytes of their numbers.
+RESOLUTIONS, RESOLUTION_BYTES = (b"resc", b"resd"), 10
+COLOUR_CHANNEL = 0  # the kind of channels that hold colours, in a cdef box
 # The method, precedence and approximation of a colr box with a restricted ICC profile (I.5.3.3).
 RESTRICTED_PROFILE = b"\x02\x00\x00"
 
@@ -143,18 +152,138 @@ def profile(content: bytes) -> bytes | None:
     return None
 
 
-def with_profile(content: bytes, profile: bytes) -> bytes:
-    """Return the file `content` with a colour profile in place of its named colour space."""
-    colours = _box(b"colr", RESTRICTED_PROFILE + profile)
+def resolution(content: bytes) -> bytes | None:
+    """Return the body of the resolution box of the JPEG 2000 `content`, or None (I.5.3.7)."""
+    for name, body in _header_boxes(content):
+        if name == b"res ":
+            kept = [
+                _box(inner, numbers)
+                for inner, numbers in _boxes(body)
+                if inner in RESOLUTIONS and len(numbers) == RESOLUTION_BYTES
+            ]
+            return b"".join(kept) or None
+    return None
+
+
+def with_header(content: bytes, profile: bytes | None, resolution: bytes | None) -> bytes:
+    """Return the file `content` with a colour profile and the body of a resolution box.
+
+    The profile takes the place of the named colour space.
+    """
+    if profile is None and resolution is None:
+        return content
     parts = []
     for name, body in _boxes(content):
         if name == b"jp2h":
             inner_boxes = []
             for inner_name, inner in _boxes(body):
-                inner_boxes.append(colours if inner_name == b"colr" else _box(inner_name, inner))
+                if inner_name == b"colr" and profile is not None:
+                    inner = RESTRICTED_PROFILE + profile
+                inner_boxes.append(_box(inner_name, inner))
+            if resolution is not None:
+                inner_boxes.append(_box(b"res ", resolution))
             body = b"".join(inner_boxes)
         parts.append(_box(name, body))
     return b"".join(parts)
+
+
+def bare(content: bytes, profile: bytes | None) -> bytes | None:
+    """Return the JPEG 2000 `content` without metadata, or None if it has some between its tiles.
+
+    `profile` takes the place of the colour profile.
+    """
+    start = _codestream(content)
+    codestream = _bare_codestream(content, start)
+    if codestream is None or start == 0:
+        return codestream
+    parts = [content[: content.index(b"jp2h") - 4]]
+    if not parts[0].startswith(SIGNATURE) or len(parts[0]) > MAX_FILE_TYPE:
+        return None
+    inner_boxes = []
+    for name, body in _header_boxes(content):
+        if name == b"colr" and body[:1] == RESTRICTED_PROFILE[:1]:
+            if profile is None:
+                return None
+            body = RESTRICTED_PROFILE + profile
+        if name in HEADER_BOXES:
+            inner_boxes.append(_box(name, body))
+    if kept := resolution(content):
+        inner_boxes.append(_box(b"res ", kept))
+    parts += [_box(b"jp2h", b"".join(inner_boxes)), _box(b"jp2c", codestream)]
+    return b"".join(parts)
+
+
+def _bare_codestream(content: bytes, start: int) -> bytes | None:
+    """Return the codestream at `start` up to its end marker, without comments in its header.
+
+    Returns None for a comment in the header of a tile-part, and for parts of unknown length.
+    """
+    at, parts = start + 2, [content[start : start + 2]]
+    while content[at : at + 2] != SOT:
+        marker, length = _marker(content, at)
+        if marker[:1] != b"\xff" or length < 2 or at + length > len(content):
+            return None
+        if marker != COM:
+            parts.append(content[at : at + 2 + length])
+        at += 2 + length
+    while content[at : at + 2] == SOT:
+        part_bytes = _tile_part_bytes(content, at)
+        if part_bytes < SOT_BYTES or _has_comment(content, at + SOT_BYTES, at + part_bytes):
+            return None
+        parts.append(content[at : at + part_bytes])
+        at += part_bytes
+    return b"".join([*parts, EOC]) if content[at : at + 2] == EOC else None
+
+
+def _has_comment(content: bytes, at: int, end: int) -> bool:
+    """Return whether the header of the tile-part from `at` to `end` has a comment, or no end."""
+    while at + 4 <= end and content[at : at + 2] != SOD:
+        marker, length = _marker(content, at)
+        if marker == COM:
+            return True
+        at += 2 + max(length, 2)
+    return content[at : at + 2] != SOD
+
+
+def channel_order(content: bytes) -> tuple[int, ...] | None:
+    """Return for each colour the component that holds it, or None if they are in their order.
+
+    Raises UnsupportedImage if a component of another kind precedes the colours (I.5.3.6).
+    """
+    for name, body in _header_boxes(content):
+        if name != b"cdef":
+            continue
+        definitions = struct.iter_unpack(">HHH", body[2 : 2 + 6 * int.from_bytes(body[:2])])
+        colours = {
+            association: component
+            for component, kind, association in definitions
+            if kind == COLOUR_CHANNEL and 0 < association <= MAX_COMPONENTS
+        }
+        order = tuple(colours.get(colour, -1) for colour in range(1, len(colours) + 1))
+        if order == tuple(range(len(order))):
+            return None
+        if sorted(order) != list(range(len(order))):
+            raise UnsupportedImage(
+                "this JPEG 2000 has its colours behind other channels, which is not handled"
+            )
+        return order
+    return None
+
+
+def is_ycc(content: bytes) -> bool:
+    """Return whether the colours are sYCC (I.5.3.3)."""
+    return any(
+        name == b"colr" and body[:1] == ENUMERATED and body[3:7] == SYCC
+        for name, body in _header_boxes(content)
+    )
+
+
+def with_rgb(content: bytes) -> bytes:
+    """Return the JPEG 2000 file `content`, whose colours are sYCC, with sRGB in their place."""
+    at = content.find(b"colr" + ENUMERATED)
+    while at >= 0 and content[at + 7 : at + 11] != SYCC:
+        at = content.find(b"colr" + ENUMERATED, at + 4)
+    return content[: at + 7] + SRGB + content[at + 11 :]
 
 
 def codestreams(content: bytes) -> int:

@@ -106,6 +106,39 @@ def ends_with_its_blocks(content: bytes) -> bool:
     return max(-width % mcu_width, -height % mcu_height) <= MAX_PADDING
 
 
+def mcus(frame: Segment) -> int:
+    """Return the number of MCUs of a scan of all components of `frame`, a frame header (A.2)."""
+    height, width = jpeg.frame_size(frame.body)
+    mcu_width, mcu_height = _mcu_size(frame.body)
+    return -(-width // mcu_width) * -(-height // mcu_height)
+
+
+def with_mcus(frame: Segment, count: int, max_side: int) -> Segment | None:
+    """Return the frame header `frame` with the size of `count` MCUs, in whole rows or in one.
+
+    Returns None if one row of so many MCUs is wider than `max_side`.
+    """
+    mcu_width, mcu_height = _mcu_size(frame.body)
+    columns = -(-jpeg.frame_size(frame.body)[1] // mcu_width)
+    if count % columns:
+        columns = count
+    width, height = columns * mcu_width, count // columns * mcu_height
+    if width > max_side:
+        return None
+    size = height.to_bytes(2) + width.to_bytes(2)
+    return Segment(frame.marker, frame.body[:1] + size + frame.body[jpeg.FRAME_SIZE_END :])
+
+
+def _mcu_size(frame: bytes) -> tuple[int, int]:
+    """Return width and height of an MCU of all components. That of one component is a block."""
+    factors = frame[7::3]
+    if len(factors) == 1:
+        return BLOCK_SIDE, BLOCK_SIDE
+    horizontal = max(factor >> 4 for factor in factors)
+    vertical = max(factor & 15 for factor in factors)
+    return BLOCK_SIDE * horizontal, BLOCK_SIDE * vertical
+
+
 class _Decoder:
     """Follows the segments of a JPEG as a decoder does, without decoding pixels.
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from worker.images.display import Display
 from worker.images.formats import CONTENT_TYPES
 from worker.pixels import Array, Pixels, reduced
 
@@ -53,11 +54,13 @@ class Frame:
     """One frame or page, upright.
 
     `pixels` is uint8 [h, w] (L), [h, w, 2] (LA), [h, w, 3] (RGB), [h, w, 4] (RGBA, CMYK), or uint16
-    [h, w] (I;16), [h, w, 3] (RGB;16), [h, w, 4] (RGBA;16).
+    [h, w] (I;16), [h, w, 3] (RGB;16), [h, w, 4] (RGBA;16). `display` brings its colours to display
+    values for the detector, if they are described unusually.
     """
 
     pixels: Array
     mode: str
+    display: Display | None = None
 
     @property
     def width(self) -> int:
@@ -112,13 +115,17 @@ class Frame:
             is_opaque = self.pixels[..., -1].min() == np.iinfo(self.pixels.dtype).max
             alpha = None if is_opaque else self.pixels[..., -1]
         if not is_deep or alpha is None:
-            yield _rgb(_eight_bits(colours)), alpha
+            yield _rgb(self._shown(colours)), alpha
         if is_deep:
             for used in _ranges_in_use(colours, alpha):
                 yield _rgb(_stretched(colours, used)), alpha
         if alpha is not None:
             for background in (WHITE_BACKGROUND, BLACK_BACKGROUND):
-                yield _blended(background, _eight_bits(colours), _eight_bits(alpha)), None
+                yield _blended(background, self._shown(colours), _eight_bits(alpha)), None
+
+    def _shown(self, colours: Array) -> Array:
+        """Return `colours` as a viewer shows them, uint8."""
+        return _eight_bits(colours) if self.display is None else self.display.shown(colours)
 
 
 @dataclass(frozen=True)
@@ -127,13 +134,14 @@ class Picture:
 
     `encoding` holds the options with which Pillow writes the same kind of file again. `reassembled`
     is the file without its metadata, or None if a frame without faces must be encoded again too:
-    see worker.images.jpeg.
+    see worker.images.jpeg. `notes` say what was wrong with the file without changing a pixel.
     """
 
     frames: tuple[Frame, ...]
     format: str
     encoding: dict[str, Any] = field(default_factory=dict)
     reassembled: bytes | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:

@@ -1,33 +1,47 @@
 """Read a file's bytes into a Picture: its format, its limits, and every pixel."""
 
 import io
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
 from worker.images import (
+    bmp,
     camera_raw,
     colour_profile,
     containers,
+    copies,
     deep,
+    density,
+    display,
     exif,
+    fax,
+    gif,
     headers,
+    heif,
     jpeg,
     jpeg2000,
     jpeg_scans,
+    jpeg_tolerance,
+    png,
     signatures,
     tiff,
+    tiff_planes,
     unread,
     writing,
+    xmp,
 )
 from worker.images.clock import DECODE_SECONDS, Clock
+from worker.images.display import Display
 from worker.images.formats import BY_NAME
 from worker.images.picture import Frame, Picture
 from worker.images.tiff_directories import Tag
+from worker.kept_metadata import NOTHING, Kept
 from worker.pixels import Array
 
 # Pillow's own limit would be raised before that of `_check_size`, whose text names the setting.
@@ -45,11 +59,9 @@ TURNS: dict[int, deep.Turn] = {
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: np.rot90(pixels, 1),
 }
+MODES = {3: "RGB", 4: "RGBA"}  # by the number of channels
+TURNED_BACK = {6: 8, 8: 6}  # the orientations whose turn another one undoes
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
-HEIC = (
-    "HEIC pictures and videos are not handled: no decoder for them comes under a licence that Veil "
-    "may use. Convert it to JPEG or AVIF"
-)
 MAX_REASON = 160  # characters of a library's error that a message quotes
 
 
@@ -57,12 +69,12 @@ def decode(
     content: bytes,
     max_pixels: int,
     max_frames: int = MOST_FRAMES,
-    keep_exif: Collection[str] = (),
+    keep: Kept = NOTHING,
     seconds: float = DECODE_SECONDS,
 ) -> Picture:
     """Return the picture in `content`, every frame fully decoded and upright.
 
-    `keep_exif` names the fields of worker.exif_fields that the output keeps.
+    `keep` chooses the metadata that the output keeps.
 
     Raises EmptyObject, UnreadableImage (no picture, or damaged), UnsupportedImage (a kind that is
     not handled) or ImageTooLarge. The latter is raised before any pixel is decoded if all frames
@@ -76,7 +88,7 @@ def decode(
     clock = Clock(seconds)
     form = _form_of(content)
     try:
-        return _decoded(form, content, max_pixels, max_frames, keep_exif, clock)
+        return _decoded(form, content, max_pixels, max_frames, keep, clock)
     except VeilError:
         raise
     except MemoryError:
@@ -99,25 +111,103 @@ def _decoded(
     content: bytes,
     max_pixels: int,
     max_frames: int,
-    keep_exif: Collection[str],
+    keep: Kept,
     clock: Clock,
 ) -> Picture:
+    if form == signatures.HEIF:
+        return _heif(content, max_pixels, keep)
     size = headers.measure(form, content, max_pixels, max_frames)
     containers.check(form, content)
     _check_size(form, size, max_pixels, max_frames)
+    packet = png.xmp(content) if form == "PNG" and keep.xmp else None
+    content, notes = _tolerated(form, content)
+    if form == "BMP" and bmp.has_bit_fields(content):
+        return _bit_fields(content)
+    order = jpeg2000.channel_order(content) if form == "JPEG2000" else None
+    is_reordered_ycc = order is not None and jpeg2000.is_ycc(content)
+    if is_reordered_ycc:
+        content = jpeg2000.with_rgb(content)
     image = _open(form, content, size)
     unread.check(form, image, content)
     if form == "JPEG":
-        return _jpeg(image, content, keep_exif)
+        return _jpeg(image, content, keep)
     if form == "JPEG2000":
         image.info["icc_profile"] = jpeg2000.profile(content)
-    encoding = writing.options(image, content) | _metadata(image, keep_exif)
+    image.info.setdefault("xmp", packet)
+    encoding = writing.options(image, content) | _metadata(image, keep)
     frames, durations = _frames(image, form, content, clock)
+    if order is not None:
+        frames = [_reordered(frame, order, is_reordered_ycc) for frame in frames]
     if form != "TIFF":
         frames = _in_one_mode(frames)
         if len(frames) > 1:
             encoding["duration"] = durations
-    return Picture(tuple(frames), form, encoding)
+    frames = _with_display(frames, _display(encoding))
+    is_as_stored = order is None and _turn(image) is None
+    copy = copies.copied(form, content, frames, encoding) if is_as_stored else None
+    return Picture(tuple(frames), form, encoding, copy, notes)
+
+
+def _reordered(frame: Frame, order: tuple[int, ...], is_ycc: bool) -> Frame:
+    """Return `frame` with its channels in `order`, and YCbCr as RGB.
+
+    Further channels, such as alpha, stay where they are.
+    """
+    pixels = frame.pixels
+    if len(order) != 3 or pixels.dtype != np.uint8 or frame.mode not in ("RGB", "RGBA"):
+        raise UnsupportedImage("this JPEG 2000 has an order of channels that is not handled")
+    colours = np.ascontiguousarray(pixels[..., list(order)])
+    if is_ycc:
+        colours = np.asarray(Image.fromarray(colours, "YCbCr").convert("RGB"))
+    return Frame(np.concatenate([colours, pixels[..., 3:]], axis=-1), frame.mode)
+
+
+def _display(encoding: Mapping[str, Any]) -> Display | None:
+    """Return the way to display values of a picture that is written with `encoding`."""
+    colour, chunks = encoding.get(writing.COLOUR), dict(encoding.get(writing.CHUNKS, ()))
+    transfer = chunks[b"cICP"][1] if b"cICP" in chunks else None
+    if colour is not None and "icc_profile" not in encoding:
+        transfer = colour[1]
+    gamma = None
+    if b"gAMA" in chunks and b"sRGB" not in chunks:
+        gamma = int.from_bytes(chunks[b"gAMA"]) / png.GAMMA_UNIT
+    return display.of(transfer, encoding.get("icc_profile"), gamma)
+
+
+def _with_display(frames: list[Frame], way: Display | None) -> list[Frame]:
+    """Return `frames` with the way to display values, but for CMYK."""
+    if way is None:
+        return frames
+    return [frame if frame.mode == "CMYK" else replace(frame, display=way) for frame in frames]
+
+
+def _heif(content: bytes, max_pixels: int, keep: Kept) -> Picture:
+    """Return the picture of a HEIC, which is written as JPEG."""
+    width, height = heif.size(content)
+    size = headers.Size(1, width, height, width * height * heif.COST)
+    _check_size(signatures.HEIF, size, max_pixels, 1)
+    return heif.read(content, keep)
+
+
+def _bit_fields(content: bytes) -> Picture:
+    """Return the picture of a BMP with bit fields."""
+    pixels, dots = bmp.bit_fields(content), bmp.density(content)
+    frame = _blanked(pixels, MODES[pixels.shape[2]])
+    return Picture((frame,), "BMP", {"dpi": dots} if dots else {})
+
+
+def _tolerated(form: str, content: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Return the file `content` without parts that no pixel depends on, and notes of its faults.
+
+    Raises UnreadableImage for other faults.
+    """
+    if form == "PNG":
+        return png.cleaned(content)
+    if form == "BMP":
+        return bmp.checked(content), ()
+    if form == "GIF" and not containers.gif_size(content, len(content)).has_end:
+        return content, ("the GIF had no end marker",)
+    return content, ()
 
 
 def _form_of(content: bytes) -> str:
@@ -126,7 +216,8 @@ def _form_of(content: bytes) -> str:
     if name is None:
         raise UnreadableImage(NOT_A_PICTURE)
     if name == signatures.HEIF:
-        raise UnsupportedImage(HEIC)
+        heif.check_installed(content)
+        return name
     if name not in BY_NAME:
         titles = ", ".join(form.title for form in BY_NAME.values())
         raise UnsupportedImage(f"{name} pictures are not handled: use {titles}")
@@ -169,7 +260,7 @@ def _check_size(form: str, size: headers.Size, max_pixels: int, max_frames: int)
             f"this {form} has {size.frames:,} frames, the limit is {max_frames:,}: "
             "raise VEIL_MAX_FRAMES"
         )
-    counted = size.pixels * BY_NAME[form].cost
+    counted = size.pixels * (BY_NAME[form].cost if form in BY_NAME else 1)
     if counted <= max_pixels:
         return
     frames = f"{size.frames} frames of " if size.frames > 1 else ""
@@ -183,35 +274,46 @@ def _check_size(form: str, size: headers.Size, max_pixels: int, max_frames: int)
 
 def _is_deep_png(form: str, content: bytes) -> bool:
     """Return whether this is a PNG of 16 bits, which Pillow shows in 8 unless it is gray."""
-    return form == "PNG" and content[containers.PNG_BITS] == 16
+    return form == "PNG" and content[png.BITS] == 16
 
 
-def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
+def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     """Return the picture of a JPEG.
 
     It is decoded from the file without its metadata, because that file may be published.
     """
     if image.mode not in jpeg.COLOURS:
         raise UnsupportedImage(f"JPEGs of mode {image.mode} are not handled: convert it to RGB")
-    metadata = _metadata(image, keep_exif)
-    bare = jpeg.reassembled(content, metadata.get("icc_profile"), metadata.get("exif"))
+    metadata = _metadata(image, keep)
+    bare = jpeg.reassembled(
+        content, metadata.get("icc_profile"), metadata.get("exif"), metadata.get("xmp")
+    )
     turn = _turn(image)
-    frame = Frame(_turned(jpeg.decoded(bare, image.mode), turn), image.mode)
+    trailer = jpeg.trailer_without_end(content)
+    bare, pixels, notes = jpeg_tolerance.read(bare, image.mode, trailer)
+    frame = Frame(_turned(pixels, turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
+    (frame,) = _with_display([frame], _display(encoding))
     is_kept = turn is None and jpeg_scans.all_agree(bare) and jpeg_scans.ends_with_its_blocks(bare)
-    return Picture((frame,), "JPEG", encoding, bare if is_kept else None)
+    return Picture((frame,), "JPEG", encoding, bare if is_kept else None, notes)
 
 
 def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
     """Return the frames of `image`, and the duration of each in milliseconds."""
     frames, durations = [], []
+    previews = camera_raw.previews(content) if form == "TIFF" else frozenset()
+    uncovered = gif.uncovered(content) if form == "GIF" else iter(())
     for number in range(getattr(image, "n_frames", 1)):
+        if number in previews:
+            continue
         clock.check()
         image.seek(number)
         if form == "TIFF":
             frames.append(_tiff_page(image, content, clock))
         else:
             frames.append(_frame(image, form, content))
+        if (transparent := next(uncovered, None)) is not None:
+            frames[-1] = _transparent_in(frames[-1], transparent)
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
@@ -220,8 +322,6 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     """Return the frame that `image` is at, of any format but TIFF."""
     image.load()
     turn = _turn(image)
-    if form == "BMP" and image.mode == "RGBA":
-        image = _without_alpha(image)
     if not _is_deep_png(form, content) or image.mode == "I;16":
         frame = _loaded(image)
     elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
@@ -233,18 +333,33 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     return Frame(_turned(frame.pixels, turn), frame.mode)
 
 
-def _without_alpha(image: Any) -> Any:
-    """Return an opaque BMP as RGB; raise UnsupportedImage for others, which Pillow cannot write."""
-    if np.asarray(image.getchannel("A")).min() < 255:
-        raise UnsupportedImage("BMPs with transparency are not handled: use PNG")
-    return image.convert("RGB")
+def _transparent_in(frame: Frame, area: Array) -> Frame:
+    """Return `frame` in RGBA, transparent where `area` is true."""
+    pixels = np.array(Image.fromarray(frame.pixels).convert("RGBA"))
+    pixels[area] = 0
+    return Frame(pixels, "RGBA")
 
 
 def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
-    """Return the page that `image` is at. Pillow turns it upright itself."""
+    """Return the page that `image` is at."""
+    _leave_as_stored(image)
     tiff.check(image, content, clock)
-    turn, is_deep = _turn(image), tiff.is_deep(image)
-    extra = image.tag_v2.get(Tag.EXTRA_SAMPLES)
+    orientation, directory = tiff.orientation(image), dict(image.tag_v2)
+    frame = _stored_tiff_page(image, content, TURNS.get(TURNED_BACK.get(orientation, orientation)))
+    if (compression := image.info.get("compression")) in fax.COMPRESSIONS:
+        tiff.check_fax(image, content, directory, compression)
+    return Frame(_turned(frame.pixels, TURNS.get(orientation)), frame.mode)
+
+
+def _stored_tiff_page(image: Any, content: bytes, back: deep.Turn | None) -> Frame:
+    """Return the page that `image` is at, as stored. `back` turns the upright page back."""
+    is_deep, extra = tiff.is_deep(image), image.tag_v2.get(Tag.EXTRA_SAMPLES)
+    if image.info.get("compression") == tiff.OLD_JPEG:
+        return _old_jpeg(tiff.old_jpeg(image, content))
+    if is_deep and tiff.has_planes(image) and image.mode in ("RGB", "RGBA"):
+        return deep.of_planes(tiff_planes.read(image, content), extra)
+    if tiff.is_raw_ycbcr(image):
+        image = _through_libtiff(content, image.tell())
     image.load()
     if image.mode in ("P", "PA"):
         image.putpalette(tiff.palette(image), "RGB;L")
@@ -256,7 +371,35 @@ def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
         raise UnsupportedImage(
             f"TIFFs of mode {image.mode} with 16 bits are not handled: convert it to RGB"
         )
-    return deep.read_tiff(content, image.tell(), np.asarray(image), turn, extra)
+    return deep.read_tiff(content, image.tell(), np.asarray(image), back, extra)
+
+
+def _old_jpeg(content: bytes) -> Frame:
+    """Return the pixels of a JPEG in a TIFF."""
+    with JpegImageFile(io.BytesIO(content)) as image:
+        mode = image.mode
+    if mode not in jpeg.COLOURS:
+        raise UnsupportedImage(f"JPEGs of mode {mode} are not handled: convert it to RGB")
+    return Frame(jpeg.decoded(jpeg.reassembled(content), mode), mode)
+
+
+def _through_libtiff(content: bytes, page: int) -> Any:
+    """Return the TIFF `content` at `page`, read by libtiff though its pixels are uncompressed."""
+    before = TiffImagePlugin.READ_LIBTIFF
+    TiffImagePlugin.READ_LIBTIFF = True
+    try:
+        image: Any = Image.open(io.BytesIO(content), formats=("TIFF",))
+        image.seek(page)
+    finally:
+        TiffImagePlugin.READ_LIBTIFF = before
+    _leave_as_stored(image)
+    return image
+
+
+def _leave_as_stored(image: Any) -> None:
+    """Keep Pillow from turning a TIFF page by itself: it also does so by XMP, but not by a BYTE."""
+    image.getexif()[ORIENTATION] = 1
+    image._size = image._tile_size
 
 
 def _loaded(image: Any) -> Frame:
@@ -273,10 +416,14 @@ def _loaded(image: Any) -> Frame:
     if image.mode == "P" and len(image.palette.palette) < 3 * (int(np.asarray(image).max()) + 1):
         raise UnreadableImage("the picture is damaged: it has colours that are not in its palette")
     image = _in_frame_mode(image)
-    pixels = np.array(image)
-    if image.mode in ("LA", "RGBA"):
+    return _blanked(np.array(image), image.mode)
+
+
+def _blanked(pixels: Array, mode: str) -> Frame:
+    """Return the frame of `pixels`, without the colours of fully transparent pixels."""
+    if mode in ("LA", "RGBA"):
         pixels[pixels[..., -1] == 0] = 0
-    return Frame(pixels, image.mode)
+    return Frame(pixels, mode)
 
 
 def _in_frame_mode(image: Any) -> Any:
@@ -301,12 +448,15 @@ def _in_one_mode(frames: list[Frame]) -> list[Frame]:
 
 
 def _turn(image: Any) -> deep.Turn | None:
-    """Return what turns the pixels upright, or None.
+    """Return what turns the pixels of `image` upright, of any format but TIFF, or None.
 
     EXIF that cannot be read turns nothing, as in viewers.
     """
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
+        # Image.getexif would also take an orientation from XMP, which browsers ignore.
+        block = Image.Exif()
+        block.load(image.info.get("exif", b""))
+        return TURNS.get(block.get(ORIENTATION, 0))
     except Exception:
         return None
 
@@ -320,11 +470,17 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:MAX_REASON]
 
 
-def _metadata(image: Any, keep_exif: Collection[str]) -> dict[str, Any]:
-    """Return the metadata that outputs keep: the colour profile and the EXIF fields `keep_exif`."""
+def _metadata(image: Any, keep: Kept) -> dict[str, Any]:
+    """Return the metadata that outputs keep: profile, density, and what `keep` chooses."""
     options: dict[str, Any] = {}
+    if dots := density.of(image):
+        options["dpi"] = dots
     if profile := colour_profile.checked(image.info.get("icc_profile"), image.mode):
         options["icc_profile"] = profile
-    if image.format in exif.FORMATS and (block := exif.kept(image, keep_exif)):
+    if image.format in exif.FORMATS and (block := exif.kept(image, keep)):
         options["exif"] = block
+    if image.format in xmp.FORMATS and _turn(image) is None:  # It describes the stored pixels.
+        packet = xmp.kept(image.info.get("xmp"), keep.xmp)
+        if packet is not None:
+            options["xmp"] = packet
     return options

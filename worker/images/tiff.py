@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.errors import UnreadableImage, UnsupportedImage
-from worker.images import jpeg
+from worker.images import fax, jpeg
 from worker.images.clock import Clock
 from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, Tag
 
 JPEG, RAW = "jpeg", "raw"  # Pillow's names of compressions
 DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
-COMPRESSIONS = (RAW, "tiff_lzw", *DEFLATE, "packbits", JPEG)
+OLD_JPEG = "tiff_jpeg"
+COMPRESSIONS = (RAW, "tiff_lzw", *DEFLATE, "packbits", JPEG, OLD_JPEG, *fax.COMPRESSIONS)
 WHITE_IS_ZERO = 0  # a value of PhotometricInterpretation
+YCBCR = 6  # a value of PhotometricInterpretation
+USUAL_SUBSAMPLING = 2, 2  # where YCbCrSubSampling is left out
 UNSIGNED = 1  # a value of SampleFormat
 CHUNKY, PLANAR = 1, 2  # values of PlanarConfiguration
 SPARE_BYTES = 1 << 10  # a strip or tile may unpack to this much more than its pixels need
@@ -37,6 +40,29 @@ def is_deep(image: Any) -> bool:
 def has_white_at_zero(image: Any) -> bool:
     """Return whether 0 is white on the page that `image` is at."""
     return bool(image.tag_v2.get(Tag.PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO)
+
+
+def has_planes(image: Any) -> bool:
+    """Return whether the channels of the page that `image` is at are stored one after the other."""
+    planes = image.tag_v2.get(Tag.PLANAR_CONFIGURATION, CHUNKY)
+    return bool(planes == PLANAR and len(_bits_per_sample(image.tag_v2)) > 1)
+
+
+def is_raw_ycbcr(image: Any) -> bool:
+    """Return whether the page is uncompressed YCbCr, which Pillow reads without its subsampling."""
+    photometric = image.tag_v2.get(Tag.PHOTOMETRIC_INTERPRETATION)
+    return bool(photometric == YCBCR and image.info.get("compression") == RAW)
+
+
+def orientation(image: Any) -> int:
+    """Return the Orientation of the page that `image` is at, 1 if it has none.
+
+    Some writers store it in a BYTE.
+    """
+    value = image.tag_v2.get(Tag.ORIENTATION, 1)
+    if isinstance(value, (bytes, tuple)):
+        value = (*value, 1)[0]
+    return value if isinstance(value, int) else 1
 
 
 def palette(image: Any) -> bytes:
@@ -62,7 +88,7 @@ def check(image: Any, content: bytes, clock: Clock) -> None:
     if compression not in COMPRESSIONS:
         raise UnsupportedImage(
             f"TIFFs with the compression {compression} are not handled: "
-            "save it with LZW, Deflate, PackBits or JPEG"
+            "save it with LZW, Deflate, PackBits, JPEG or fax"
         )
     _check_directory(directory)
     if set(directory.get(Tag.SAMPLE_FORMAT, ())) - {UNSIGNED}:
@@ -78,9 +104,44 @@ def check(image: Any, content: bytes, clock: Clock) -> None:
             jpeg.check(_with_tables(part, directory.get(Tag.JPEG_TABLES)), width, height)
         elif compression in DEFLATE:
             _check_deflate(part, max_bytes)
-    needed_bits = image.width * image.height * sum(_bits_per_sample(directory))
-    if compression == RAW and size * 8 < needed_bits:
+    if compression == RAW and size * 8 < _raw_bits(image):
         raise UnreadableImage("this TIFF is cut short")
+
+
+def check_fax(image: Any, content: bytes, directory: Any, compression: str) -> None:
+    """Check the fax page that `image` has loaded, as stored. `directory` has its tags.
+
+    Raises UnreadableImage for damage.
+    """
+    fax.check(image, directory, compression, _parts(directory, content))
+
+
+def old_jpeg(image: Any, content: bytes) -> bytes:
+    """Return the file of a page in old-style JPEG (TIFF 6.0, section 22).
+
+    Raises UnsupportedImage if the page only has parts of one, or none of its size.
+    """
+    directory = image.tag_v2
+    start = directory.get(Tag.JPEG_INTERCHANGE_FORMAT, 0)
+    length = directory.get(Tag.JPEG_INTERCHANGE_FORMAT_LENGTH, len(content))
+    file = content[start : start + length]
+    if not file.startswith(jpeg.START):
+        raise UnsupportedImage(
+            "this TIFF has old-style JPEG without a whole JPEG in it: save it with JPEG"
+        )
+    if jpeg.size(file, image.width * image.height)[:2] != image.size:
+        raise UnsupportedImage("this TIFF has a JPEG of another size than its page: save it again")
+    return file
+
+
+def _raw_bits(image: Any) -> int:
+    """Return the bits of the pixels of an uncompressed page, at least."""
+    bits = _bits_per_sample(image.tag_v2)
+    if not is_raw_ycbcr(image):
+        return int(image.width * image.height * sum(bits))
+    across, down = image.tag_v2.get(Tag.YCBCR_SUBSAMPLING, USUAL_SUBSAMPLING)
+    blocks = -(-image.width // across) * -(-image.height // down)
+    return int(blocks * (across * down + 2) * max(bits))
 
 
 def _bits_per_sample(directory: Any) -> tuple[int, ...]:
@@ -92,7 +153,7 @@ def _check_directory(directory: Any) -> None:
     """Raise UnreadableImage for entries that Pillow ignores and other readers do not."""
     is_sound = all(directory.tagtype.get(tag, 3) in STRUCTURE_TYPES for tag in STRUCTURE)
     planes = directory.get(Tag.PLANAR_CONFIGURATION, CHUNKY)
-    if not is_sound or Tag.COMPRESSION not in directory or planes not in (CHUNKY, PLANAR):
+    if not is_sound or planes not in (CHUNKY, PLANAR):
         raise UnreadableImage("this TIFF is damaged: its directory has entries of the wrong kind")
 
 

@@ -32,11 +32,12 @@ TAGS = UNIQUE | {Tag.JPEG_TABLES}
 
 @dataclass(frozen=True)
 class Page:
-    """The size of a page, in pixels, and the largest value of its BitsPerSample."""
+    """The size of a page, in pixels, its channels, and the largest value of its BitsPerSample."""
 
     width: int
     height: int
     bits: int
+    channels: int
 
 
 class _Entries:
@@ -163,7 +164,8 @@ def _measured(entries: _Entries) -> tuple[Page, tuple[int, ...]]:
     if entries.count(Tag.JPEG_TABLES) > MAX_JPEG_TABLES:
         raise UnreadableImage("this TIFF is damaged: its JPEG tables are too long")
     bits = max(entries.values(Tag.BITS_PER_SAMPLE), default=1)
-    return Page(width, height, bits), entries.values(lengths)
+    channels = max(entries.first(Tag.SAMPLES_PER_PIXEL, 1), entries.count(Tag.BITS_PER_SAMPLE))
+    return Page(width, height, bits, channels), entries.values(lengths)
 
 
 def _planes(entries: _Entries) -> int:

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 from tasks.errors import UnsupportedImage
-from worker.images import containers, jpeg, jpeg2000
+from worker.images import containers, jpeg, jpeg2000, png
 
 # AVIF's property of each item, with its box header; width and height follow (23008-12, 6.5.3).
 ITEM_SIZE = b"\0\0\0\x14ispe\0\0\0\0"
@@ -46,7 +46,7 @@ def _frames(form: str, content: bytes, shown_frames: int) -> int:
     if form == "PNG":
         return _png_frames(content)
     if form == "GIF":
-        return containers.gif_size(content, len(content))[0]
+        return containers.gif_size(content, len(content)).frames
     if form == "WEBP":
         return _webp_frames(content)
     if form == "JPEG2000":
@@ -68,7 +68,7 @@ def _sizes(form: str, content: bytes) -> Iterable[tuple[int, int]]:
 def _png_frames(content: bytes) -> int:
     """Return the number of frames in an APNG, the default image included."""
     controls = controls_before_data = data_without_control = 0
-    at, is_after_data = containers.PNG_SIGNATURE_BYTES, False
+    at, is_after_data = len(png.SIGNATURE), False
     while at + 8 <= len(content):
         name = content[at + 4 : at + 8]
         if name == b"IEND":
@@ -77,7 +77,7 @@ def _png_frames(content: bytes) -> int:
         controls += name == b"fcTL"
         data_without_control += name == b"fdAT"
         is_after_data |= name == b"IDAT"
-        at += containers.PNG_CHUNK_OVERHEAD + int.from_bytes(content[at : at + 4])
+        at += png.CHUNK_OVERHEAD + int.from_bytes(content[at : at + 4])
     if not controls:
         return 1 + data_without_control
     return controls if controls_before_data else controls + 1

@@ -8,8 +8,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from worker.images import containers, deep, jpeg2000, palette
-from worker.images.picture import Picture
+from worker.images import avif, bmp, containers, deep, fax, jpeg2000, palette, png
+from worker.images.picture import Frame, Picture
 from worker.pixels import Array
 
 # A lossy WebP or AVIF does not state the quality with which it was written.
@@ -21,7 +21,7 @@ PNG_LEVEL = 4
 TIFF_JPEG_QUALITY = 90
 TIFF_COMPRESSIONS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
 TIFF_JPEG_MODES = ("L", "RGB", "CMYK")
-DEFLATE = "tiff_adobe_deflate"
+DEFLATE, FAX = "tiff_adobe_deflate", "group4"
 ANIMATION_OPTIONS = ("loop", "default_image")
 NOT_DISPOSED, TO_BACKGROUND = 1, 2  # disposal methods (GIF89a, 23.c.iv)
 # A lossless JPEG 2000 may be this many times as large as its source. If it would be larger, the
@@ -29,6 +29,10 @@ NOT_DISPOSED, TO_BACKGROUND = 1, 2  # disposal methods (GIF89a, 23.c.iv)
 MAX_LOSSLESS_SIZE = 1.5
 # Keys of Picture.encoding that are not options of Pillow.
 PALETTE = "palette"  # whether the source has a palette
+BILEVEL = "bilevel"  # whether the pages are black and white, and compressed as fax
+COLOUR = "colour"  # primaries and transfer of an AVIF (H.273)
+CHUNKS = "chunks"  # the chunks of a PNG that Pillow does not write
+RESOLUTION = "resolution"  # the resolution box of a JPEG 2000
 RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
 # An option of Pillow that `_saved` drops if it fails.
 PROGRESSIVE = "progressive"
@@ -37,18 +41,41 @@ PROGRESSIVE = "progressive"
 def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
     """Return a file of the picture's format with `frames` in it.
 
-    `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the colour
-    profile and the EXIF fields that were asked for are written as metadata; XMP, comments,
-    thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed data if
-    its frame is the picture's own array.
+    `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the
+    description of colour, the density and the metadata that was asked for are written besides;
+    comments, thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed
+    data if its frame is the picture's own array.
     """
     unchanged = all(new is frame.pixels for new, frame in zip(frames, picture.frames, strict=True))
     if unchanged and picture.reassembled is not None:
         return picture.reassembled
     options = dict(picture.encoding)
+    colour, chunks = options.pop(COLOUR, None), list(options.pop(CHUNKS, ()))
+    if picture.format == "PNG":
+        options.pop("dpi", None)  # a chunk states it more exactly
+        if packet := options.pop("xmp", None):
+            chunks.append(png.xmp_chunk(packet))
+    content = _encoded(picture, frames, options)
+    if colour is not None:
+        return avif.with_colour(content, colour)
+    return png.with_chunks(content, chunks)
+
+
+def _encoded(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) -> bytes:
+    """Return the file of `frames`, without what Pillow does not write."""
     if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
         return _deep(picture, frames, options)
+    if picture.format == "BMP" and picture.frames[0].mode == "RGBA":
+        return bmp.with_alpha(frames[0], options.get("dpi"))
+    is_bilevel = options.pop(BILEVEL, False)
     images = _images(picture, frames, options.pop(PALETTE, False))
+    if is_bilevel:
+        images = [
+            _in_black_and_white(image, frame)
+            for image, frame in zip(images, picture.frames, strict=True)
+        ]
+        has_others = any(image.mode != "1" for image in images)
+        options["compression"] = DEFLATE if has_others else FAX
     if picture.format == "GIF" and _mark_transparency(images):
         options["disposal"] = TO_BACKGROUND
     if picture.format == "JPEG2000":
@@ -62,7 +89,7 @@ def _deep(picture: Picture, frames: Sequence[Array], options: dict[str, Any]) ->
     if picture.format == "PNG":
         return deep.write_png(frames[0], profile, options.get("exif"))
     cmyk = [number for number, frame in enumerate(picture.frames) if frame.mode == "CMYK"]
-    return deep.write_tiff(frames, profile, cmyk)
+    return deep.write_tiff(frames, profile, cmyk, options.get("dpi"))
 
 
 def _images(picture: Picture, frames: Sequence[Array], has_palette: bool) -> list[Image.Image]:
@@ -83,7 +110,7 @@ def options(image: Any, content: bytes) -> dict[str, Any]:
         return _tiff_options(image)
     found = _animation_options(image)
     if form == "PNG":
-        found |= _png_options(image)
+        found |= _png_options(image, content)
     elif form == "GIF":
         found |= {PALETTE: True, "disposal": NOT_DISPOSED}
     elif form == "WEBP":
@@ -118,10 +145,11 @@ def _animation_options(image: Any) -> dict[str, Any]:
     return {name: image.info[name] for name in ANIMATION_OPTIONS if name in image.info}
 
 
-def _png_options(image: Any) -> dict[str, Any]:
+def _png_options(image: Any, content: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {"compress_level": PNG_LEVEL, CHUNKS: png.kept_chunks(content)}
     if _is_animated(image):
-        return {"compress_level": PNG_LEVEL, "disposal": 0, "blend": 0}
-    return {"compress_level": PNG_LEVEL, PALETTE: image.mode == "P"}
+        return found | {"disposal": 0, "blend": 0}
+    return found | {PALETTE: image.mode == "P"}
 
 
 def _webp_options(content: bytes) -> dict[str, Any]:
@@ -135,16 +163,25 @@ def _avif_options(content: bytes) -> dict[str, Any]:
         "quality": AVIF_QUALITY,
         "speed": AVIF_SPEED,
         "subsampling": containers.avif_subsampling(content),
+        COLOUR: avif.colour(content),
     }
 
 
 def _tiff_options(image: Any) -> dict[str, Any]:
     compression = image.info.get("compression")
+    if compression in fax.COMPRESSIONS:
+        return {"compression": FAX, BILEVEL: True}
     if compression == "jpeg" and image.mode in TIFF_JPEG_MODES:
         return {"compression": compression, "quality": TIFF_JPEG_QUALITY}
     if compression == "jpeg" or compression not in TIFF_COMPRESSIONS:
         compression = DEFLATE
     return {"compression": compression}
+
+
+def _in_black_and_white(image: Image.Image, source: Frame) -> Image.Image:
+    """Return `image` in black and white if its `source` is; other pages stay as they are."""
+    is_bilevel = source.mode == "L" and not ((source.pixels > 0) & (source.pixels < 255)).any()
+    return image.convert("1", dither=Image.Dither.NONE) if is_bilevel else image
 
 
 def _mark_transparency(images: list[Image.Image]) -> bool:
@@ -166,6 +203,7 @@ def _jpeg2000_options(image: Any, content: bytes) -> dict[str, Any]:
         "mct": int("RGB" in image.mode),
         "irreversible": not jpeg2000.is_lossless(content),
         RATE: max(1.0, size / len(content)),
+        RESOLUTION: jpeg2000.resolution(content),
     }
 
 
@@ -176,6 +214,7 @@ def _jpeg2000(images: list[Image.Image], options: dict[str, Any]) -> bytes:
     off at a rate as well. If the lossless output is much larger than the source, it was lossy.
     """
     rate, profile = options.pop(RATE), options.pop("icc_profile", None)
+    resolution = options.pop(RESOLUTION, None)
     is_lossy = options["irreversible"]
     if not is_lossy:
         content = _saved(images, "JPEG2000", options)
@@ -184,9 +223,9 @@ def _jpeg2000(images: list[Image.Image], options: dict[str, Any]) -> bytes:
     if is_lossy:
         lossy_options = options | {"quality_mode": "rates", "quality_layers": [rate]}
         content = _saved(images, "JPEG2000", lossy_options)
-    if profile and not options["no_jp2"]:
-        return jpeg2000.with_profile(content, profile)
-    return content
+    if options["no_jp2"]:
+        return content
+    return jpeg2000.with_header(content, profile, resolution)
 
 
 def _image(pixels: Array, mode: str) -> Image.Image:

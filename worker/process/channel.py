@@ -33,12 +33,14 @@ from worker.detection.faces import Detections, Sightings
 from worker.detection.labelled import Search
 from worker.detection.tiled import ModelInput
 from worker.images.formats import CONTENT_TYPES
+from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 
 HEADER = struct.Struct("<BI")  # the kind and the length in bytes of a message
 MAX_FACES = 500_000  # of one kind in a result
 MAX_MESSAGE_BYTES = 64 << 20  # Each face has about 90 bytes.
 MAX_ERROR_LENGTH = 2000  # characters
+MAX_NOTE, MAX_NOTES = 500, 20  # characters of a note on a file, and such notes
 MAX_CANVASES_AT_ONCE = 8
 # The errors that the anonymizer raises. A picture process can raise no other error in a worker.
 ERRORS: dict[str, type[VeilError]] = {
@@ -165,7 +167,7 @@ class Configuration:
     limits: Limits
     hold_without_faces: bool
     verify: Literal["off", "flag", "hold"]
-    keep_exif: tuple[str, ...]
+    keep: Kept
     inputs: tuple[ModelInput, ...]
     searches: tuple[Search, ...]
     detect_seconds: float
@@ -250,6 +252,7 @@ class Result:
     added: Faces
     remaining: Faces
     reason: Reason | None
+    notes: Annotated[list[Annotated[str, Field(max_length=MAX_NOTE)]], Field(max_length=MAX_NOTES)]
     seconds: dict[StageName, Annotated[float, Field(ge=0)]]
     detected: Count
     near: Count

@@ -23,8 +23,9 @@ from worker.anonymizer import Anonymized, Anonymizer, Limits, Stopwatch
 from worker.detection.detector import Detector
 from worker.detection.faces import Detections
 from worker.detection.labelled import LabelledDetector, Search
-from worker.images import deep
+from worker.images import deep, heif
 from worker.images.formats import BY_NAME
+from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 from worker.pixels import Pixels
 from worker.process import allocator, sandbox
@@ -160,7 +161,7 @@ class PictureWork:
             limits=configuration.limits,
             hold_without_faces=configuration.hold_without_faces,
             verify=configuration.verify,
-            keep_exif=configuration.keep_exif,
+            keep=configuration.keep,
             labels=configuration.labels,
             rules=configuration.rules,
         )
@@ -214,7 +215,7 @@ def prepare() -> list[str]:
         style=MaskStyle("surround", 0.7, 0.1, "ellipse", 0.05),
         limits=Limits(max_bytes=1 << 20, max_pixels=1 << 20, fetch_seconds=0),
         verify="flag",
-        keep_exif=("DateTimeOriginal",),
+        keep=Kept(("DateTimeOriginal",), ("GPano",), "rounded"),
     )
     failed = []
     for kind, sample in _samples(side).items():
@@ -241,6 +242,8 @@ def _samples(side: int) -> dict[str, Callable[[], bytes]]:
         "16-bit PNG": lambda: deep.write_png(values, None, None),
         "16-bit TIFF": lambda: deep.write_tiff([values], None),
     }
+    if heif.is_installed():
+        samples["HEIC"] = lambda: heif.SAMPLE
     several = {"save_all": True, "append_images": [colours.rotate(90)]}
     for form in BY_NAME:
         samples[form] = partial(_file, colours, form)
@@ -268,6 +271,7 @@ def _packed_result(
         added=Faces.of(result.checked.added, labels),
         remaining=Faces.of(result.checked.remaining, labels),
         reason=result.reason,
+        notes=list(result.notes),
         seconds=cast(Any, stopwatch.seconds),
         detected=tally.detected,
         near=tally.near,

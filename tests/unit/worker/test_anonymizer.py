@@ -22,6 +22,7 @@ from tasks.messages import AnonymizeOptions, Rule
 from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
+from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 
 FACE = (30, 20, 60, 60)
@@ -407,7 +408,10 @@ RECIPE = {
         {"style": MaskStyle("fill", 0.7, 0.1)},
         {"style": MaskStyle("surround", 0.71, 0.1)},
         {"style": MaskStyle("surround", 0.7, 0.11)},
-        {"keep_exif": ("FocalLength",)},
+        {"keep": Kept(exif=("FocalLength",))},
+        {"keep": Kept(xmp=("GPano",))},
+        {"keep": Kept(gps="rounded")},
+        {"keep": Kept(gps="true")},
         {"style": MaskStyle("surround", 0.7, 0.1, "ellipse")},
         {"style": MaskStyle("surround", 0.7, 0.1, feather=0.1)},
         {"checked": True},

@@ -228,12 +228,11 @@ def test_arithmetic_coding_is_kept(tmp_path):
         (b"\x12\xff\xff\xff\xd9", 1),  # fill bytes belong to the marker that follows
         (b"\xff\xff\x00\xff\xc4", 3),
         (b"\xff\xd9", 0),
-        (b"\x12\xff", -1),
-        (b"\x12\xff\xff", -1),
-        (b"\x12\x34", -1),
-        (b"", -1),
+        (b"\x12\xff", 2),  # without a marker it ends with the file
+        (b"\x12\x34", 2),
+        (b"", 0),
     ],
 )
 def test_compressed_data_ends_at_the_next_marker(data, end):
     before = b"\xff\xff"
-    assert jpeg._scan_end(before + data, len(before)) == (end if end < 0 else end + len(before))
+    assert jpeg._scan_end(before + data, len(before)) == end + len(before)

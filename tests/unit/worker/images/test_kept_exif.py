@@ -9,6 +9,7 @@ from PIL.TiffImagePlugin import IFDRational
 from tasks.errors import SettingsInvalid
 from worker import images
 from worker.exif_fields import KEEPABLE, known_name
+from worker.kept_metadata import Kept
 from worker.settings import WorkerSettings
 
 SECRET = "Erika Mustermann"
@@ -35,7 +36,7 @@ def picture(form, fields=None, **options):
 
 def kept(content, names, same=False):
     """Return the fields of the output, by number. With `same`, no pixel was changed."""
-    decoded = images.decode(content, 10**6, keep_exif=names)
+    decoded = images.decode(content, 10**6, keep=Kept(exif=names))
     frames = [frame.pixels if same else frame.pixels.copy() for frame in decoded.frames]
     out = images.encode(decoded, frames)
     assert SECRET.encode() not in out

@@ -30,7 +30,7 @@ KEPT_JPEG = {
     "SOS",
     "EOI",
 }
-KEPT_PNG = {b"IHDR", b"iCCP", b"PLTE", b"IDAT", b"IEND"}
+KEPT_PNG = {b"IHDR", b"iCCP", b"PLTE", b"IDAT", b"IEND", b"pHYs"}
 KEPT_WEBP = {b"VP8X", b"ICCP", b"ALPH", b"VP8 ", b"VP8L"}
 
 
@@ -376,7 +376,7 @@ def test_no_metadata_is_found_when_the_output_is_opened(name, touched):
     assert set(image.info) <= {
         "icc_profile", "jfif", "jfif_version", "jfif_unit", "jfif_density", "adobe",
         "adobe_transform", "progressive", "progression", "loop", "duration", "timestamp",
-        "background",
+        "background", "dpi",
     }  # fmt: skip
     assert image.info.get("icc_profile") == (
         PROFILE if image.mode in ("RGB", "RGBA", "P") else None

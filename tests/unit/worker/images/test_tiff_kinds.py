@@ -3,11 +3,12 @@
 import io
 import struct
 import subprocess
+import zlib
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
@@ -220,11 +221,32 @@ def test_smaller_versions_below_a_page_are_left_out(order):
     assert (picture.width, picture.height, len(picture.frames)) == (WIDTH, HEIGHT, 1)
 
 
-def test_previews_after_the_picture_are_pages():
+@pytest.mark.parametrize("first", [True, False])
+def test_a_page_that_is_a_thumbnail_is_left_out(first):
+    tiff = Tiff()
+    pages = [(FULL, {}), (REDUCED, {"width": 16, "height": 12})]
+    for mark, shape in pages if first else pages[::-1]:
+        tiff.page(mark, **shape)
+    assert [frame.width for frame in decoded(tiff.content).frames] == [WIDTH]
+
+
+def test_a_page_that_is_called_a_thumbnail_and_is_the_largest_is_a_page():
     tiff = Tiff()
     tiff.page(FULL)
-    tiff.page(REDUCED, width=16, height=12)
-    assert [frame.width for frame in decoded(tiff.content).frames] == [WIDTH, 16]
+    tiff.page(REDUCED, width=WIDTH + 1, height=HEIGHT)
+    assert [frame.width for frame in decoded(tiff.content).frames] == [WIDTH, WIDTH + 1]
+
+
+def test_a_thumbnail_of_a_kind_that_is_not_handled_does_not_cost_the_picture():
+    tiff = Tiff()
+    tiff.page(FULL)
+    entries = [
+        (tag, kind, (6,) if tag == 259 else values)
+        for tag, kind, values in tiff.picture(width=16, height=12, samples=3, photometric=6)
+    ]
+    at, _ = tiff.directory([*entries, REDUCED])
+    struct.pack_into("<I", tiff.content, tiff.link, at)
+    assert len(decoded(tiff.content).frames) == 1
 
 
 def test_directories_that_lie_over_each_other_are_refused():
@@ -365,3 +387,214 @@ def test_a_cmyk_page_beside_one_of_16_bits_stays_cmyk():
     with Image.open(io.BytesIO(output)) as image:
         assert image.mode == "CMYK"
         assert np.array_equal(np.asarray(image), inks)
+
+
+# --- kinds that Pillow does not read by itself
+
+
+def entries_of(tiff, data, *changes, **shape):
+    """Return the entries of a page of `data`, with `changes` in place of those of the same tag.
+
+    An entry without values is left out.
+    """
+    changed = {entry[0]: entry for entry in changes}
+    kept = [entry for entry in tiff.picture(data, **shape) if entry[0] not in changed]
+    return kept + [entry for entry in changes if entry[2]]
+
+
+def one_page(data, *changes, order="<", big=False, **shape):
+    tiff = Tiff(order, big)
+    at, _ = tiff.directory(entries_of(tiff, data, *changes, **shape))
+    struct.pack_into(order + ("Q" if big else "I"), tiff.content, tiff.link, at)
+    return bytes(tiff.content)
+
+
+GRAY = RAMP.astype(np.uint8)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_page_without_the_tag_of_its_compression_is_uncompressed(big):
+    content = one_page(GRAY.tobytes(), (259, SHORT, ()), big=big)
+    assert np.array_equal(seen(content)[0], RAMP)
+
+
+@pytest.mark.parametrize("kind", [BYTE, SHORT, LONG])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_of_any_type_turns_the_page(orientation, kind):
+    content = one_page(GRAY.tobytes(), (274, kind, (orientation,)))
+    expected = Image.fromarray(GRAY)
+    exif = expected.getexif()
+    exif[0x0112] = orientation
+    expected = ImageOps.exif_transpose(expected)
+    assert np.array_equal(seen(content)[0], np.asarray(expected))
+
+
+def planes(count, order, compressed=False):
+    """Return a TIFF of 16 bits whose channels are stored one after the other, and its pixels."""
+    values = np.random.default_rng(3).integers(0, 1 << 16, (HEIGHT, WIDTH, count), np.uint16)
+    tiff = Tiff(order)
+    data = [values[..., number].astype(f"{order}u2").tobytes() for number in range(count)]
+    if compressed:
+        data = [zlib.compress(plane) for plane in data]
+    offsets = tuple(tiff.data(plane) for plane in data)
+    extra = [(338, SHORT, (2,))] if count == 4 else []
+    changes = [
+        (258, SHORT, (16,) * count),
+        (259, SHORT, (8 if compressed else 1,)),
+        (262, SHORT, (2,)),
+        (273, LONG, offsets),
+        (277, SHORT, (count,)),
+        (279, LONG, tuple(map(len, data))),
+        (284, SHORT, (2,)),
+        *extra,
+    ]
+    at, _ = tiff.directory(entries_of(tiff, b"", *changes))
+    struct.pack_into(order + "I", tiff.content, tiff.link, at)
+    return bytes(tiff.content), values
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("count", [3, 4])
+def test_planes_of_16_bits_are_read(count, order, compressed):
+    content, values = planes(count, order, compressed)
+    (frame,) = decoded(content).frames
+    if count == 4:
+        values[values[..., 3] == 0] = 0
+    assert np.array_equal(frame.pixels, values)
+
+
+def test_planes_of_16_bits_that_are_cut_short_are_refused():
+    content, _ = planes(3, "<")
+    with pytest.raises(UnreadableImage):
+        decoded(content.replace(struct.pack("<HHI", 279, 4, 3), struct.pack("<HHI", 279, 4, 2)))
+
+
+@pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2), (4, 2), (4, 4)])
+@pytest.mark.parametrize("width", [WIDTH, WIDTH - 3])
+def test_uncompressed_ycbcr_is_read_with_its_subsampling(subsampling, width):
+    across, down = subsampling
+    columns, rows = -(-width // across), -(-HEIGHT // down)
+    blocks = np.random.default_rng(5).integers(40, 200, (rows, columns, across * down + 2))
+    data = blocks.astype(np.uint8).tobytes()
+    shape = {"samples": 3, "photometric": 6, "width": width}
+    content = one_page(data, (530, SHORT, subsampling), **shape)
+    y, x = np.mgrid[:HEIGHT, :width]
+    block = blocks[y // down, x // across]
+    luma = np.take_along_axis(block, (y % down * across + x % across)[..., None], -1)[..., 0]
+    blue, red = block[..., -2] - 128, block[..., -1] - 128
+    green = -0.344136 * blue - 0.714136 * red
+    expected = np.stack([luma + 1.402 * red, luma + green, luma + 1.772 * blue], axis=-1)
+    found = decoded(content).frames[0].pixels
+    assert np.abs(found - expected.clip(0, 255)).max() <= 2
+    with pytest.raises(UnreadableImage):
+        decoded(one_page(data[:-1], (530, SHORT, subsampling), **shape))
+
+
+# --- fax
+
+TEXT = np.indices((90, 70)).sum(axis=0) % 23 < 6
+TEXT[30:50, 20:60] ^= np.random.default_rng(1).random((20, 40)) < 0.3
+FAXES = {
+    "group 4": ("group4", {}),
+    "group 4 in strips": ("group4", {278: 17}),
+    "group 4, white is 0": ("group4", {262: 0}),
+    "group 4, lowest bit first": ("group4", {266: 2}),
+    "group 3": ("group3", {}),
+    "group 3 with fill bits": ("group3", {292: 4}),
+    "group 3 in two dimensions": ("group3", {292: 1}),
+    "Huffman": ("tiff_ccitt", {}),
+}
+
+
+def fax(name):
+    compression, tags = FAXES[name]
+    target = io.BytesIO()
+    Image.fromarray(TEXT).save(target, "TIFF", compression=compression, tiffinfo=tags)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("name", FAXES)
+def test_a_fax_is_read_and_written_in_black_and_white(name):
+    picture = decoded(fax(name))
+    (frame,) = picture.frames
+    assert np.array_equal(frame.pixels, TEXT * 255)
+    masked = frame.pixels.copy()
+    masked[10:40, 10:40] = 100
+    output = images.encode(picture, [masked])
+    with Image.open(io.BytesIO(output)) as image:
+        assert (image.mode, image.info["compression"]) == ("1", "group4")
+        found = np.asarray(image)
+    masked[10:40, 10:40] = 0
+    assert np.array_equal(found, masked > 0)
+
+
+@pytest.mark.parametrize("name", FAXES)
+def test_a_damaged_fax_is_refused(name, capfd):
+    content = fax(name)
+    with Image.open(io.BytesIO(content)) as image:
+        start, length = image.tag_v2[273][0], image.tag_v2[279][0]
+    for place in range(start + 2, start + length - 12, max(1, length // 40)):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x14
+        try:
+            found = decoded(damaged).frames[0].pixels
+        except UnreadableImage:
+            continue
+        # Other code words: a picture that was drawn so could not be told from this one.
+        assert (found != TEXT * 255).any()
+    cut = content[:start] + content[start : start + length // 2].ljust(length, b"\0")
+    with pytest.raises(UnreadableImage):
+        decoded(cut + content[start + length :])
+
+
+def test_a_fax_beside_a_page_in_colour_stays_black_and_white():
+    target = io.BytesIO()
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    fax_page = Image.fromarray(TEXT)
+    fax_page.save(target, "TIFF", compression="group4")
+    with TiffImagePlugin.AppendingTiffWriter(target) as file:
+        colour.save(file, "TIFF", compression="tiff_lzw")
+    picture = decoded(target.getvalue())
+    output = decoded(images.encode(picture, [frame.pixels.copy() for frame in picture.frames]))
+    for before, after in zip(picture.frames, output.frames, strict=True):
+        assert np.array_equal(before.pixels, after.pixels)
+        assert before.mode == after.mode
+
+
+# --- old-style JPEG
+
+
+def old_jpeg(jpeg, size=(WIDTH, HEIGHT), whole=True):
+    tiff = Tiff()
+    place = tiff.data(jpeg)
+    reference = [(513, LONG, (place,)), (514, LONG, (len(jpeg),))] if whole else []
+    changes = [(259, SHORT, (6,)), (273, LONG, (place,)), (279, LONG, (len(jpeg),)), *reference]
+    shape = {"width": size[0], "height": size[1], "samples": 3, "photometric": 6}
+    at, _ = tiff.directory(entries_of(tiff, b"", *changes, **shape))
+    struct.pack_into("<I", tiff.content, tiff.link, at)
+    return bytes(tiff.content)
+
+
+def jpeg_of(mode="RGB"):
+    target = io.BytesIO()
+    Image.fromarray(GRAY).convert(mode).save(target, "JPEG")
+    return target.getvalue()
+
+
+def test_old_style_jpeg_is_read_and_written_without_loss():
+    picture = decoded(old_jpeg(jpeg_of()))
+    (frame,) = picture.frames
+    assert np.abs(frame.pixels[..., 0] - RAMP).max() < 12
+    output = images.encode(picture, [frame.pixels.copy()])
+    assert np.array_equal(decoded(output).frames[0].pixels, frame.pixels)
+
+
+def test_old_style_jpeg_that_is_damaged_or_no_whole_jpeg_is_refused():
+    jpeg = jpeg_of()
+    with pytest.raises(UnreadableImage):
+        decoded(old_jpeg(jpeg[:-40] + jpeg[-2:]))
+    with pytest.raises(UnsupportedImage, match="another size"):
+        decoded(old_jpeg(jpeg, (WIDTH - 1, HEIGHT)))
+    with pytest.raises(UnsupportedImage, match="old-style"):
+        decoded(old_jpeg(jpeg, whole=False))

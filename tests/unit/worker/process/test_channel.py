@@ -45,6 +45,7 @@ RESULT = Result(
     height=2,
     faces=FACES,
     verdict="off",
+    notes=["the GIF had no end marker"],
     added=NONE,
     remaining=NONE,
     reason=None,

@@ -1,0 +1,150 @@
+"""Files in which nothing was hidden keep their compressed data, and lose their metadata."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from worker import images
+
+MANY = 10**7
+SECRET = b"Erika Mustermann, 48.1371 N 11.5754 E"
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+y, x = np.mgrid[:80, :120]
+SCENE = np.stack([x * 2, y * 3, (x + y)], axis=-1).astype(np.uint8)
+SCENE[20:60, 20:60] ^= np.random.default_rng(0).integers(0, 32, (40, 40, 3), np.uint8)
+OPAQUE = np.dstack([SCENE, np.full(SCENE.shape[:2], 200, np.uint8)])
+EXIF = Image.Exif()
+EXIF[270] = SECRET.decode()
+
+
+def written(form, pixels=SCENE, **options):
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, form, **options)
+    return target.getvalue()
+
+
+def webp_chunk(name, body):
+    return name + len(body).to_bytes(4, "little") + body + bytes(len(body) % 2)
+
+
+def with_webp_chunk(content, name, body):
+    whole = content[8:] + webp_chunk(name, body)
+    return b"RIFF" + len(whole).to_bytes(4, "little") + whole
+
+
+WEBP = {"exif": EXIF, "xmp": SECRET, "icc_profile": SRGB}
+FILES = {
+    "lossy WebP": written("WEBP", quality=70, **WEBP),
+    "lossless WebP": written("WEBP", lossless=True, **WEBP),
+    "WebP with alpha": written("WEBP", OPAQUE, quality=70, **WEBP),
+    "plain WebP": written("WEBP", quality=70),
+    "WebP with an unknown chunk": with_webp_chunk(written("WEBP", **WEBP), b"note", SECRET),
+    "lossy JPEG 2000": written(
+        "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[20], comment=SECRET
+    ),
+    "lossless JPEG 2000": written("JPEG2000", comment=SECRET),
+    "bare codestream": written("JPEG2000", no_jp2=True, comment=SECRET),
+    "JPEG 2000 with a box behind it": written("JPEG2000")
+    + (8 + len(SECRET)).to_bytes(4)
+    + b"xml "
+    + SECRET,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_without_a_face_keeps_its_compressed_data(name):
+    content = FILES[name]
+    picture = images.decode(content, MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    assert len(output) <= len(content)
+    assert SECRET not in output
+    again = images.decode(output, MANY)
+    assert np.array_equal(again.frames[0].pixels, picture.frames[0].pixels)
+    assert again.encoding.get("icc_profile") == picture.encoding.get("icc_profile")
+    assert images.encode(again, [frame.pixels for frame in again.frames]) == output
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_picture_with_a_face_is_written_anew(name):
+    picture = images.decode(FILES[name], MANY)
+    masked = picture.frames[0].pixels.copy()
+    masked[20:60, 20:60] = 10
+    output = images.encode(picture, [masked])
+    assert np.abs(images.decode(output, MANY).frames[0].pixels[30:50, 30:50, :3] - 10.0).max() < 30
+
+
+@pytest.mark.parametrize("form", ["WEBP", "JPEG2000"])
+def test_colours_below_full_transparency_are_not_copied(form):
+    hidden = OPAQUE.copy()
+    hidden[20:60, 20:60, 3] = 0
+    options = {"lossless": True, "exact": True} if form == "WEBP" else {}
+    picture = images.decode(written(form, hidden, **options), MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    with Image.open(io.BytesIO(output)) as image:
+        below = np.asarray(image)[25:55, 25:55].astype(int)
+    assert not below[..., 3].any()
+    assert np.abs(below[..., :3] - SCENE[25:55, 25:55]).mean() > 20
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_data_behind_the_pixels_of_a_webp_is_not_copied(lossless):
+    plain = written("WEBP", lossless=lossless)
+    name, size = plain[12:16], int.from_bytes(plain[16:20], "little")
+    content = with_webp_chunk(plain[:12], name, plain[20 : 20 + size] + SECRET * 4)
+    picture = images.decode(content, MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    assert SECRET not in output
+
+
+def test_a_webp_that_exif_turns_is_written_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = images.decode(written("WEBP", exif=exif), MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    with Image.open(io.BytesIO(output)) as image:
+        assert image.size == (80, 120)
+
+
+# --- GIF
+
+
+def animated(count=3, **options):
+    frames = [Image.fromarray(np.roll(SCENE, 10 * number, axis=1)) for number in range(count)]
+    frames = [frame.quantize(64) for frame in frames]
+    target = io.BytesIO()
+    frames[0].save(
+        target, "GIF", save_all=True, append_images=frames[1:], comment=SECRET, **options
+    )
+    return target.getvalue()
+
+
+GIFS = {
+    "still": animated(1),
+    "animation": animated(3, duration=[100, 200, 300], loop=2),
+    "small frame": animated(1)[:6] + (400).to_bytes(2, "little") + animated(1)[8:],
+}
+
+
+@pytest.mark.parametrize("name", GIFS)
+def test_a_gif_without_faces_does_not_grow(name):
+    content = GIFS[name]
+    assert SECRET in content
+    picture = images.decode(content, MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    assert len(output) < len(content)
+    assert SECRET not in output
+    again = images.decode(output, MANY)
+    for before, after in zip(picture.frames, again.frames, strict=True):
+        assert np.array_equal(before.pixels, after.pixels)
+    assert again.encoding.get("duration") == picture.encoding.get("duration")
+    assert again.encoding.get("loop") == picture.encoding.get("loop")
+
+
+def test_data_behind_the_pixels_of_a_gif_is_not_copied():
+    content = animated(1)
+    assert content.endswith(b"\0;")
+    picture = images.decode(content[:-2] + bytes([len(SECRET)]) + SECRET + b"\0;", MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    assert SECRET not in output

@@ -1,0 +1,157 @@
+"""HEIC and HEIF pictures, read by pi-heif (the extra `heif`), and written as JPEG.
+
+ISO/IEC 23008-12. The picture is the file's primary item, turned and mirrored as its properties say.
+Thumbnails, depth, gain maps, further pictures and sequences are no part of the output.
+"""
+
+import base64
+import re
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from tasks.errors import UnreadableImage, UnsupportedImage
+from worker.images import avif, colour_profile, display, exif, xmp
+from worker.images.picture import Frame, Picture
+from worker.kept_metadata import Kept
+from worker.pixels import Array
+
+try:
+    import pi_heif
+except ImportError:
+    pi_heif = None
+
+COST = 2  # how many times a pixel counts against the limit
+JPEG_QUALITY = 92
+NAMED = {420: "4:2:0", 422: "4:2:2", 444: "4:4:4"}
+BRANDS = re.compile(rb"hei[cxms]|hev[cx]|mi[fa][1-9a-z]|msf1")
+MISSING = "HEIC pictures need the extra `heif`: install veil[heif], or convert it to JPEG or AVIF"
+VIDEO = "videos and other files in containers of ISO media are not handled: extract a picture"
+# Primaries of H.273, with the tags of a profile for them: XYZ of red, green and blue, adapted to
+# D50, in units of 1/65536.
+SRGB_PRIMARIES, UNSPECIFIED, DISPLAY_P3 = 1, 2, 12
+P3_COLUMNS = {
+    b"rXYZ": (0x83DF, 0x3DBF, -0x45),
+    b"gXYZ": (0x4ABF, 0xB137, 0x0ABB),
+    b"bXYZ": (0x2838, 0x110B, 0xC8B9),
+}
+PROFILE_DATE = slice(24, 36)
+# A gray ramp of 16 × 16 pixels, with which a process loads the decoder before it is locked up.
+SAMPLE = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAaptZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAA"
+    "AAAAAAAAAAAAAA5waXRtAAAAAAACAAAAEGlkYXQAAAAAABAAEAAAADhpbG9jAQAAAERAAAIAAQAAAAAAAAHOAAEA"
+    "AAAAAAAAMwACAAEAAAAAAAAAAQAAAAAAAAAIAAAAOGlpbmYAAAAAAAIAAAAVaW5mZQIAAAEAAQAAaHZjMQAAAAAV"
+    "aW5mZQIAAAAAAgAAZ3JpZAAAAADVaXBycAAAALNpcGNvAAAAc2h2Y0MBA3AAAAAAAAAAAAAe8AD8/fj4AAAPAyAA"
+    "AQAYQAEMAf//A3AAAAMAkAAAAwAAAwAeugJAIQABACdCAQEDcAAAAwCQAAADAAADAB6gIIEFluqumubAgAAAAwCA"
+    "AAADAIQiAAEABkQBwXPBiQAAABRpc3BlAAAAAAAAAEAAAABAAAAAFGlzcGUAAAAAAAAAEAAAABAAAAAQcGl4aQAA"
+    "AAADCAgIAAAAGmlwbWEAAAAAAAAAAgABAoECAAICA4QAAAAaaXJlZgAAAAAAAAAOZGltZwACAAEAAQAAADttZGF0"
+    "AAAALygBr1IVryTmA5vEOKbWTNBa6pIsoKbW8+M/AqNrnHX67nyE5oCWkB8PdIvgEMOA"
+)
+
+
+def is_installed() -> bool:
+    return pi_heif is not None
+
+
+def check_installed(content: bytes) -> None:
+    """Raise UnsupportedImage for a file that is no HEIC, or if no decoder is installed."""
+    if not BRANDS.fullmatch(content[8:12]):
+        raise UnsupportedImage(VIDEO)
+    if not is_installed():
+        raise UnsupportedImage(MISSING)
+
+
+def size(content: bytes) -> tuple[int, int]:
+    """Return the largest width and height that an item of the file states.
+
+    Raises UnreadableImage and ImageTooLarge as avif.measure does.
+    """
+    measured = avif.measure_boxes(content)
+    return measured.width, measured.height
+
+
+def read(content: bytes, keep: Kept) -> Picture:
+    """Return the primary picture of `content` as one that is written as JPEG.
+
+    Raises UnreadableImage for damage, UnsupportedImage for what a JPEG cannot show.
+    """
+    library: ModuleType = pi_heif
+    library.options.THUMBNAILS = library.options.DEPTH_IMAGES = library.options.AUX_IMAGES = False
+    try:
+        image = library.open_heif(content, convert_hdr_to_8bit=True)
+        primary = image[image.primary_index]
+        # A copy, because the library frees its memory, without what follows each row.
+        pixels = np.asarray(primary)[:, : primary.size[0]].copy()
+    except (ValueError, EOFError, SyntaxError, RuntimeError, OSError) as error:
+        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    frame = _frame(pixels)
+    encoding = _metadata(primary.info, frame.mode, keep)
+    encoding |= {
+        "quality": JPEG_QUALITY,
+        "subsampling": NAMED.get(primary.info.get("chroma"), "4:2:0"),
+    }
+    way = display.of(profile=encoding.get("icc_profile"))
+    return Picture((Frame(frame.pixels, frame.mode, way),), "JPEG", encoding)
+
+
+def _frame(pixels: Array) -> Frame:
+    """Return the frame of what pi-heif decoded; raise UnsupportedImage for other kinds."""
+    if pixels.dtype == np.uint16:  # gray of more than 8 bits
+        raise UnsupportedImage("gray HEIC of more than 8 bits is not handled: convert it to PNG")
+    if pixels.ndim == 2:
+        return Frame(pixels, "L")
+    if pixels.shape[2] == 4:
+        if pixels[..., 3].min() < 255:
+            raise UnsupportedImage(
+                "HEIC with transparency is not handled, because JPEG has none: convert it to PNG"
+            )
+        pixels = np.ascontiguousarray(pixels[..., :3])
+    return Frame(pixels, "RGB")
+
+
+def _metadata(info: dict[str, Any], mode: str, keep: Kept) -> dict[str, Any]:
+    """Return the metadata that the JPEG keeps: its colours, and what `keep` chooses."""
+    options: dict[str, Any] = {}
+    profile = info.get("icc_profile") or _profile_of(info.get("nclx_profile"))
+    if checked := colour_profile.checked(profile, mode):
+        options["icc_profile"] = checked
+    holder = Image.new("RGB", (1, 1))
+    holder.info["exif"] = info.get("exif") or b""
+    if block := exif.kept(holder, keep):
+        options["exif"] = block
+    if packet := xmp.kept(info.get("xmp"), keep.xmp):
+        options["xmp"] = packet
+    return options
+
+
+def _profile_of(named: dict[str, Any] | None) -> bytes | None:
+    """Return a colour profile for named colours, or None for sRGB's.
+
+    Raises UnsupportedImage for colours of HDR, which a JPEG of 8 bits cannot hold.
+    """
+    if not named:
+        return None
+    if named.get("transfer_characteristics") in (display.PQ, display.HLG):
+        raise UnsupportedImage(
+            "HEIC in HDR (PQ or HLG) is not handled, because JPEG has 8 bits: convert it to JPEG"
+        )
+    if named.get("color_primaries") != DISPLAY_P3:
+        return None
+    return _display_p3()
+
+
+def _display_p3() -> bytes:
+    """Return a profile of Display P3: sRGB's with other primaries."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[PROFILE_DATE] = bytes(PROFILE_DATE.stop - PROFILE_DATE.start)
+    count = int.from_bytes(profile[128:132])
+    for number in range(count):
+        at = 132 + 12 * number
+        name = bytes(profile[at : at + 4])
+        if name in P3_COLUMNS:
+            start = int.from_bytes(profile[at + 4 : at + 8]) + 8
+            for place, value in enumerate(P3_COLUMNS[name]):
+                profile[start + 4 * place : start + 4 * place + 4] = value.to_bytes(4, signed=True)
+    return bytes(profile)

@@ -1,0 +1,122 @@
+"""The chunks of a PNG: those that its pixels and colours need (PNG, third edition).
+
+Pillow does not check the checksums of the pixels, and refuses long texts.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+
+from PIL import PngImagePlugin
+
+from tasks.errors import UnreadableImage
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHUNK_OVERHEAD = 12  # length, name and checksum
+# The header is always the first chunk. It has the bits of a channel and the colour type, a bit of
+# which stands for alpha.
+BITS, COLOUR_TYPE, IHDR_END = 24, 25, 33
+ALPHA = 4
+
+# The chunks that hold the pixels, besides those that every reader must know.
+PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
+# The chunks that outputs keep, with the length of their bodies: colour and density.
+KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9}
+# The keyword of XMP, and what follows it in a text that is not compressed (11.3.3.4).
+XMP_KEYWORD, PLAIN_TEXT = b"XML:com.adobe.xmp\0", b"\0\0\0\0"
+GAMMA_UNIT = 100_000  # gAMA is in hundred thousandths
+# The chunks that Pillow reads besides: the profile, and the orientation.
+DESCRIBING = frozenset({*KEPT, b"iCCP", b"eXIf"})
+# The other chunks of the standard.
+DROPPED = frozenset({b"tEXt", b"zTXt", b"iTXt", b"tIME", b"sBIT", b"bKGD", b"hIST", b"sPLT"})
+
+Chunk = tuple[bytes, bytes]
+"""The name and the body of a chunk."""
+
+WRONG_CHECKSUM = "the PNG had a wrong checksum in {names}, which no pixel depends on"
+
+# The texts of a PNG are dropped before Pillow opens it. This is the limit of a colour profile.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 16 << 20
+
+
+def cleaned(content: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Return the PNG `content` with only the chunks that its pixels and colours need, and notes.
+
+    Raises UnreadableImage if a chunk that its pixels need is damaged or missing.
+    """
+    parts, damaged = [SIGNATURE], set()
+    for name, start, end in _chunks(content):
+        is_ancillary = name in DESCRIBING or name in DROPPED
+        if not _is_intact(content, start, end):
+            if not is_ancillary:
+                raise UnreadableImage("this PNG is damaged or cut short: a checksum in it is wrong")
+            damaged.add(name.decode())
+        elif name in DESCRIBING or name in PIXELS or _is_critical(name):
+            parts.append(content[start:end])
+    if not damaged:
+        return b"".join(parts), ()
+    return b"".join(parts), (WRONG_CHECKSUM.format(names=", ".join(sorted(damaged))),)
+
+
+def xmp(content: bytes) -> bytes | None:
+    """Return the XMP packet in the PNG `content`, which is not compressed, or None."""
+    for name, start, end in _chunks(content):
+        body = content[start + 8 : end - 4]
+        if name == b"iTXt" and body.startswith(XMP_KEYWORD + PLAIN_TEXT):
+            return body[len(XMP_KEYWORD + PLAIN_TEXT) :]
+    return None
+
+
+def xmp_chunk(packet: bytes) -> Chunk:
+    """Return the chunk of an XMP `packet`."""
+    return b"iTXt", XMP_KEYWORD + PLAIN_TEXT + packet
+
+
+def kept_chunks(content: bytes) -> list[Chunk]:
+    """Return the chunks of the cleaned PNG `content` that describe its colours and its density.
+
+    A colour profile is not among them, because Pillow reads it.
+    """
+    found: dict[bytes, bytes] = {}
+    for name, start, end in _chunks(content):
+        if name in KEPT and end - start - CHUNK_OVERHEAD == KEPT[name]:
+            found.setdefault(name, content[start + 8 : end - 4])
+    return list(found.items())
+
+
+def with_chunks(content: bytes, chunks: Sequence[Chunk]) -> bytes:
+    """Return the PNG `content` with `chunks` after its header."""
+    added = b"".join(chunk(name, body) for name, body in chunks)
+    return content[:IHDR_END] + added + content[IHDR_END:] if added else content
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """Return a chunk with its length and checksum."""
+    return len(body).to_bytes(4) + name + body + zlib.crc32(name + body).to_bytes(4)
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name, the start and the end of each chunk up to IEND.
+
+    Raises UnreadableImage if one of them is not in the file.
+    """
+    at = len(SIGNATURE)
+    while at + CHUNK_OVERHEAD <= len(content):
+        name = content[at + 4 : at + 8]
+        end = at + CHUNK_OVERHEAD + int.from_bytes(content[at : at + 4])
+        if end > len(content):
+            break
+        yield name, at, end
+        if name == b"IEND":
+            return
+        at = end
+    raise UnreadableImage("this PNG is damaged or cut short: its chunks do not lead to an end")
+
+
+def _is_intact(content: bytes, start: int, end: int) -> bool:
+    """Return whether the chunk from `start` to `end` has the stated checksum."""
+    view = memoryview(content)
+    return zlib.crc32(view[start + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
+
+
+def _is_critical(name: bytes) -> bool:
+    return not name[0] & 0x20
