@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import ImageTooLarge, InvalidRequest
@@ -27,7 +28,7 @@ from worker.process.watch import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
 
 # Part of every recipe. Count it up with each change of this package that changes output pixels.
-PIXELS_VERSION = 10
+PIXELS_VERSION = 11
 
 # A call into a library cannot be interrupted. If one exceeds the time limit of decoding by this
 # much, the watchdog ends the process. The picture is then tried again, and given up as Poison if it
@@ -108,6 +109,14 @@ class _Result(Generic[Output]):
     detections: Detections
     checked: Checked = UNCHECKED
     reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """A frame's pixels after masking, and which of them may have changed, bool [h, w]."""
+
+    pixels: Array
+    changed: NDArray[np.bool_] | None = None
 
 
 @dataclass
@@ -274,7 +283,7 @@ class Anonymizer(FileAnonymizer):
     def _anonymize(
         self,
         picture: images.Picture,
-        encode: Callable[[Sequence[Array]], Output],
+        encode: Callable[[Sequence["_Hidden"]], Output],
         decode: Callable[[Output], images.Picture],
         stopwatch: Stopwatch,
         options: AnonymizeOptions,
@@ -317,9 +326,10 @@ class Anonymizer(FileAnonymizer):
                 content, limits.max_pixels, limits.max_frames, keep_exif, limits.decode_seconds
             )
 
-    def _encode(self, picture: images.Picture, frames: Sequence[Array]) -> bytes:
+    def _encode(self, picture: images.Picture, frames: Sequence["_Hidden"]) -> bytes:
+        pixels, changed = [one.pixels for one in frames], [one.changed for one in frames]
         with self._watch("encoding a picture", self.limits.decode_seconds + STALL_MARGIN_SECONDS):
-            return images.encode(picture, frames)
+            return images.encode(picture, pixels, changed)
 
     def _faces(self, picture: images.Picture, options: AnonymizeOptions) -> list[Detections]:
         """Return the faces to hide in each frame: those outside of the exempt areas.
@@ -340,8 +350,8 @@ class Anonymizer(FileAnonymizer):
 
     def _hide(
         self, picture: images.Picture, found: Sequence[Detections], options: AnonymizeOptions
-    ) -> list[Array]:
-        """Return the pixels of each frame with its faces and the extra areas hidden."""
+    ) -> list["_Hidden"]:
+        """Return each frame with its faces and the extra areas hidden."""
         style = _styled(self._style, options)
         return [
             _hidden(frame, faces, style, options.extra)
@@ -375,8 +385,8 @@ def _check_areas(picture: images.Picture, options: AnonymizeOptions) -> None:
                 )
 
 
-def _only_frame(frames: Sequence[Pixels]) -> Pixels:
-    return frames[0]
+def _only_frame(frames: Sequence["_Hidden"]) -> Pixels:
+    return frames[0].pixels
 
 
 def _strongest_first(detections: Detections) -> Detections:
@@ -389,15 +399,15 @@ def _styled(style: MaskStyle, options: AnonymizeOptions) -> MaskStyle:
     return replace(style, method=method, region=region)
 
 
-def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Areas) -> Array:
+def _hidden(frame: images.Frame, faces: Detections, style: MaskStyle, extra: Areas) -> "_Hidden":
     """Return a copy of the frame's pixels with `faces` and `extra` hidden.
 
     Without any it returns the array of the frame itself, by which the encoder recognises that
     nothing changed.
     """
     if not len(faces) and not extra:
-        return frame.pixels
-    return hiding.hide(frame.pixels, faces.sightings, style, frame.black, extra)
+        return _Hidden(frame.pixels)
+    return _Hidden(*hiding.hide_and_mark(frame.pixels, faces.sightings, style, frame.black, extra))
 
 
 def recipe_digest(

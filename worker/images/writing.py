@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from worker.images import containers, deep, jpeg2000, palette
+from worker.images import containers, deep, jpeg2000, jpeg_blocks, palette
 from worker.images.picture import Picture
 from worker.pixels import Array
 
@@ -34,17 +34,26 @@ RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
 PROGRESSIVE = "progressive"
 
 
-def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
+def encode(
+    picture: Picture, frames: Sequence[Array], changed: Sequence[jpeg_blocks.Mask | None] = ()
+) -> bytes:
     """Return a file of the picture's format with `frames` in it.
 
     `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the colour
     profile and the EXIF fields that were asked for are written as metadata; XMP, comments,
     thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed data if
-    its frame is the picture's own array.
+    its frame is the picture's own array. Otherwise it keeps that of all blocks without a pixel that
+    is `changed`, which marks the changed pixels of each frame.
     """
     unchanged = all(new is frame.pixels for new, frame in zip(frames, picture.frames, strict=True))
-    if unchanged and picture.reassembled is not None:
-        return picture.reassembled
+    if picture.reassembled is not None:
+        if unchanged:
+            return picture.reassembled
+        if changed and changed[0] is not None:
+            original = picture.frames[0]
+            content = jpeg_blocks.encode(picture.reassembled, original, frames[0], changed[0])
+            if content is not None:
+                return content
     options = dict(picture.encoding)
     if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
         return _deep(picture, frames, options)

@@ -33,19 +33,37 @@ def hide(
 ) -> Image:
     """Return a copy of `picture` with the faces of `sightings` and the areas `extra` hidden.
 
-    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black
-    pixel, one number or one for each channel; `extra` are x1 y1 x2 y2. Overlapping and touching
-    regions are hidden as one, and no region is filled from pixels of another.
+    The arguments are those of `hide_and_mark`.
+    """
+    return hide_and_mark(picture, sightings, style, black, extra)[0]
+
+
+def hide_and_mark(
+    picture: Image,
+    sightings: Sightings,
+    style: MaskStyle,
+    black: Black = 0,
+    extra: Sequence[Sequence[float]] = (),
+) -> tuple[Image, NDArray[np.bool_]]:
+    """Return a copy of `picture` with the faces of `sightings` and the areas `extra` hidden.
+
+    The second array, bool [height, width], marks the pixels of regions and their soft edges; all
+    others are unchanged. `picture` is uint8 or uint16, [height, width] or [height, width, channels];
+    `black` is a black pixel, one number or one for each channel; `extra` are x1 y1 x2 y2.
+    Overlapping and touching regions are hidden as one, and no region is filled from pixels of
+    another.
     """
     height, width = picture.shape[:2]
     everything = regions(sightings, style, width, height, extra)
     covered = covered_pixels(everything, (0, 0, width, height))
     result = picture.copy()
+    changed = covered.copy()
     for rows in _groups(everything, style):
         window, hole = _hole(picture, everything[rows], style, covered, black)
         x1, y1, x2, y2 = window
         replace_pixels(result[y1:y2, x1:x2], hole, style.method)
-    return result
+        changed[y1:y2, x1:x2] |= hole.opacity > 0
+    return result, changed
 
 
 def _hole(
