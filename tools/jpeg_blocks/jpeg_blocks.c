@@ -195,3 +195,18 @@ EXPORT("write") uint8_t *write(const jpeg_scan_info *scans, int count, int optim
 }
 
 EXPORT("size") size_t size(void) { return result_size; }
+
+/* The columns and rows of blocks of the component `number`, and its coefficients, block by block. */
+
+EXPORT("columns") JDIMENSION columns(int number) { return picture.comp_info[number].width_in_blocks; }
+EXPORT("rows") JDIMENSION rows(int number) { return picture.comp_info[number].height_in_blocks; }
+EXPORT("coefficients") JBLOCK *coefficients(int number) {
+  JDIMENSION width = columns(number), height = rows(number);
+  JBLOCK *copy = allocate(sizeof(JBLOCK) * width * height);
+  for (JDIMENSION row = 0; row < height; row++) {
+    JBLOCKARRAY blocks = picture.mem->access_virt_barray(
+      (j_common_ptr)&picture, picture_blocks[number], row, 1, FALSE);
+    memcpy(copy[(size_t)row * width], blocks[0], sizeof(JBLOCK) * width);
+  }
+  return copy;
+}

@@ -37,8 +37,20 @@ def kept(image: Any, names: Collection[str]) -> bytes | None:
         value = _checked(source.get(tag), kind)
         if value is not None:
             fields[tag] = value
-    if not fields:
-        return None
+    return _written(block) if fields else None
+
+
+def with_orientation(content: bytes | None, orientation: int) -> bytes:
+    """Return the EXIF block `content`, or an empty one, with an orientation from 1 to 8."""
+    block = Image.Exif()
+    if content:
+        block.load(content)
+        block.get_ifd(ExifTags.IFD.Exif)
+    block[ExifTags.Base.Orientation] = orientation
+    return _written(block)
+
+
+def _written(block: Image.Exif) -> bytes:
     content = block.tobytes()
     return content if content.startswith(PREFIX) else PREFIX + content
 

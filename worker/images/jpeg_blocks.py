@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import VeilError
 from worker.images import jpeg, jpeg_scans
+from worker.images.jpeg import Segment
 from worker.images.jpeg_transcoder import Patch, Scan, TranscodingFailed, transcoded
 from worker.images.picture import Frame
 from worker.pixels import Array
@@ -27,7 +28,8 @@ Mask = NDArray[np.bool_]
 SIDE = 8  # samples; the side of a block
 PATCH_COLUMNS = 1024  # blocks of a patch in a row
 STRIP_BLOCKS = 8192  # blocks computed at a time, to save memory
-CODED_BY_HUFFMAN = (0xC0, 0xC1, 0xC2)  # frame headers
+HANDLED = (0xC0, 0xC1, 0xC2)  # frame headers: sequential and progressive, with Huffman coding
+CODING = (jpeg.DHT, jpeg.DRI, jpeg.SOS)  # segments that are written anew
 # A Huffman table with so many symbols has all that occur in pictures of 8 bits.
 ALL_SYMBOLS = {0: 12, 1: 162}  # by class: DC, AC
 # Bytes of a coefficient, and of everything else that the transcoder needs for a byte of the file.
@@ -36,6 +38,7 @@ COEFFICIENT_BYTES, WORKING_BYTES = 2, 4
 NEIGHBOURS = np.ones((3, 3), np.uint8)
 # The colours of components. Plain ones are RGB or CMYK.
 GRAY, YCC, PLAIN, YCCK = "gray", "YCbCr", "plain", "YCCK"
+MAX_LUMA_ROUNDING = 2
 BLACK, CMYK_CHANNELS = 3, 4  # the number of the component K, and of all
 
 
@@ -68,43 +71,46 @@ def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes 
     `original` is its frame. Blocks without a changed pixel keep their coefficients. Returns None
     for arithmetic coding and rare subsamplings, and if the result is not what it should be.
     """
-    layout = _layout(content)
-    if layout is None or not changed.any():
+    if not changed.any():
+        return content
+    segments = jpeg.parsed(content)
+    layout = _layout(segments)
+    if layout is None:
         return None
     blocks = _touched(changed, layout)
-    patches = [
-        _patch(number, layout, new, blocks[number]) for number in range(len(layout.components))
-    ]
+    patches = _patches(layout, new, blocks)
     try:
-        output = _merged(content, patches, layout, changed.size)
+        output = _merged(content, segments, patches, layout, changed.size)
         return output if _is_right(output, original, patches, blocks, layout) else None
     except (TranscodingFailed, VeilError):
         return None
 
 
-def _layout(content: bytes) -> _Layout | None:
+def _layout(segments: Sequence[Segment]) -> _Layout | None:
     """Return the layout of a JPEG, or None if its blocks can't be replaced."""
-    segments = jpeg.parsed(content)
-    frame = next(segment for segment in segments if segment.marker in jpeg.FRAME_HEADERS)
-    image = JpegImageFile(io.BytesIO(content))
-    factors = [(horizontal, vertical) for _, horizontal, vertical, _ in image.layer]
-    tables = [image.quantization.get(table) for _, _, _, table in image.layer]
+    header = [one for one in segments if one.marker in (*jpeg.FRAME_HEADERS, jpeg.DQT)]
+    written = b"".join(segment.written() for segment in header)
+    first_scan = next(segment for segment in segments if segment.marker == jpeg.SOS)
+    opened = JpegImageFile(io.BytesIO(jpeg.START_OF_IMAGE + written + first_scan.written()[:64]))
+    factors = [(horizontal, vertical) for _, horizontal, vertical, _ in opened.layer]
+    tables = [opened.quantization[table] for _, _, _, table in opened.layer]
     widest = max(horizontal for horizontal, _ in factors)
     highest = max(vertical for _, vertical in factors)
     is_regular = all(widest % across == 0 and highest % down == 0 for across, down in factors)
-    if frame.marker not in CODED_BY_HUFFMAN or not is_regular or not all(tables):
+    is_handled = all(one.marker in HANDLED for one in header if one.marker != jpeg.DQT)
+    if not is_regular or not is_handled:
         return None
     components = [
         _Component(widest // across, highest // down, table)
         for (across, down), table in zip(factors, tables, strict=True)
     ]
-    return _Layout(components, _colours(content, len(components)), SIDE * widest, SIDE * highest)
+    return _Layout(components, _colours(segments, len(components)), SIDE * widest, SIDE * highest)
 
 
-def _colours(content: bytes, components: int) -> str:
+def _colours(segments: Sequence[Segment], components: int) -> str:
     if components == 1:
         return GRAY
-    adobe = [segment.body for segment in jpeg.parsed(content) if segment.marker == jpeg.APP14]
+    adobe = [segment.body for segment in segments if segment.marker == jpeg.APP14]
     if adobe and adobe[0][jpeg_scans.ADOBE_TRANSFORM] == jpeg_scans.NO_TRANSFORM:
         return PLAIN
     return YCC if components == 3 else YCCK
@@ -117,31 +123,50 @@ def _touched(changed: Mask, layout: _Layout) -> list[Mask]:
     there.
     """
     height, width = changed.shape
-    beyond = (0, -height % layout.mcu_height), (0, -width % layout.mcu_width)
-    padded = np.ascontiguousarray(np.pad(changed, beyond, mode="edge"))
+    beyond = 0, -height % layout.mcu_height, 0, -width % layout.mcu_width
+    padded = cv2.copyMakeBorder(changed.view(np.uint8), *beyond, cv2.BORDER_REPLICATE)
     # Eight pixels are compared at once.
     rows = padded.view(np.uint64) != 0
     squares = rows.reshape(-1, SIDE, rows.shape[1]).any(axis=1)
+    down, across = squares.shape
     return [
-        squares.reshape(
-            squares.shape[0] // one.down, one.down, squares.shape[1] // one.across, one.across
-        ).any(axis=(1, 3))
+        squares.reshape(down // one.down, one.down, across // one.across, one.across).any((1, 3))
         for one in layout.components
     ]
 
 
-def _patch(number: int, layout: _Layout, new: Array, blocks: Mask) -> Patch:
-    """Return the replacement of `blocks` of the component `number`."""
-    one = layout.components[number]
-    places = np.argwhere(blocks)
-    samples = np.empty((len(places), SIDE, SIDE), np.uint8)
+def _patches(layout: _Layout, new: Array, blocks: Sequence[Mask]) -> list[Patch]:
+    """Return the replacements of the `blocks` of each component.
+
+    Components of the same resolution have the same blocks, whose colours are converted once.
+    """
+    patches: dict[int, Patch] = {}
+    for kind in {(one.across, one.down) for one in layout.components}:
+        numbers = [
+            number for number, one in enumerate(layout.components) if (one.across, one.down) == kind
+        ]
+        places = np.argwhere(blocks[numbers[0]])
+        samples = _new_samples(layout, numbers, new, places)
+        for number, plane in zip(numbers, samples, strict=True):
+            content = _written(_grid(plane), layout.components[number].table)
+            patches[number] = Patch(number, content, places[:, ::-1].astype(np.uint32))
+    return [patches[number] for number in sorted(patches)]
+
+
+def _new_samples(
+    layout: _Layout, numbers: Sequence[int], new: Array, places: NDArray[np.intp]
+) -> list[Array]:
+    """Return the blocks [n, 8, 8] at `places` of each component of `numbers`, of the same size."""
+    one = layout.components[numbers[0]]
+    samples = [np.empty((len(places), SIDE, SIDE), np.uint8) for _ in numbers]
     for first in range(0, len(places), STRIP_BLOCKS):
         strip = slice(first, first + STRIP_BLOCKS)
         pixels = _squares(new, places[strip], SIDE * one.down, SIDE * one.across)
-        plane = _samples(pixels, layout.colours, number)
-        samples[strip] = _averages(plane.reshape(-1, SIDE, one.down, SIDE, one.across))
-    content = _written(_grid(samples), one.table) if len(samples) else b""
-    return Patch(number, content, places[:, ::-1].astype(np.uint32))
+        planes = _planes(pixels, layout.colours)
+        for number, component in zip(numbers, samples, strict=True):
+            size = (-1, SIDE, one.down, SIDE, one.across)
+            component[strip] = _averages(planes[number].reshape(size))
+    return samples
 
 
 def _squares(plane: Array, places: NDArray[np.intp], height: int, width: int) -> Array:
@@ -155,15 +180,18 @@ def _squares(plane: Array, places: NDArray[np.intp], height: int, width: int) ->
     return squares
 
 
-def _samples(pixels: Array, colours: str, number: int) -> Array:
-    """Return the samples uint8 [n, h, w] of the component `number` of `pixels` [n, h, w, …]."""
+def _planes(pixels: Array, colours: str) -> list[Array]:
+    """Return the samples uint8 [n, h, w] of each component for `pixels` [n, h, w, …]."""
     if colours == GRAY:
-        return pixels
-    if colours == PLAIN or number == BLACK:
-        return _stored(pixels[..., number], pixels.shape[-1])
+        return [pixels]
+    channels = pixels.shape[-1]
+    planes = [_stored(pixels[..., number], channels) for number in range(channels)]
+    if colours == PLAIN:
+        return planes
     flat = np.ascontiguousarray(pixels[..., :3]).reshape(-1, pixels.shape[2], 3)
-    converted = np.asarray(Image.fromarray(flat).convert("YCbCr"))
-    return converted[..., number].reshape(pixels.shape[:3])
+    luma, red, blue = cv2.split(cv2.cvtColor(flat, cv2.COLOR_RGB2YCrCb))
+    size = pixels.shape[:3]
+    return [luma.reshape(size), blue.reshape(size), red.reshape(size), *planes[BLACK:]]
 
 
 def _stored(channel: Array, channels: int) -> Array:
@@ -179,7 +207,9 @@ def _averages(samples: Array) -> Array:
     size = samples.shape[2] * samples.shape[4]
     if size == 1:
         return samples[:, :, 0, :, 0]
-    return ((samples.sum(axis=(2, 4), dtype=np.uint32) + size // 2) // size).astype(np.uint8)
+    sums = samples.sum(axis=(2, 4), dtype=np.uint32)
+    averages: Array = (sums + size // 2) // size
+    return averages.astype(np.uint8)
 
 
 def _grid(samples: Array) -> Array:
@@ -198,27 +228,30 @@ def _written(grid: Array, table: Sequence[int]) -> bytes:
     return file.getvalue()
 
 
-def _merged(content: bytes, patches: Sequence[Patch], layout: _Layout, pixels: int) -> bytes:
+def _merged(
+    content: bytes,
+    segments: Sequence[Segment],
+    patches: Sequence[Patch],
+    layout: _Layout,
+    pixels: int,
+) -> bytes:
     """Return the JPEG `content`, of so many `pixels`, with `patches`.
 
     It keeps its own segments before the scans.
     """
-    segments = jpeg.parsed(content)
     samples = sum(pixels // (one.across * one.down) for one in layout.components)
     samples += sum(SIDE * SIDE * len(patch.places) for patch in patches)
     memory = COEFFICIENT_BYTES * samples + WORKING_BYTES * len(content)
     optimize = not _has_all_symbols(segments)
-    used = [patch for patch in patches if len(patch.places)]
-    output = transcoded(content, used, _scans(segments), optimize, memory)
+    output = transcoded(content, patches, _scans(segments), optimize, memory)
     first_scan = [segment.marker for segment in segments].index(jpeg.SOS)
-    coding = (jpeg.DHT, jpeg.DRI, jpeg.SOS)
-    kept = [segment for segment in segments[:first_scan] if segment.marker not in coding]
-    kept += [segment for segment in jpeg.parsed(output) if segment.marker in coding]
+    kept = [segment for segment in segments[:first_scan] if segment.marker not in CODING]
+    kept += [segment for segment in jpeg.parsed(output) if segment.marker in CODING]
     written = (segment.written() for segment in kept)
     return b"".join([jpeg.START_OF_IMAGE, *written, jpeg.END_OF_IMAGE])
 
 
-def _scans(segments: Sequence[jpeg.Segment]) -> list[Scan]:
+def _scans(segments: Sequence[Segment]) -> list[Scan]:
     frame = next(segment.body for segment in segments if segment.marker in jpeg.FRAME_HEADERS)
     names = frame[6::3]
     scans = []
@@ -230,7 +263,7 @@ def _scans(segments: Sequence[jpeg.Segment]) -> list[Scan]:
     return scans
 
 
-def _has_all_symbols(segments: Sequence[jpeg.Segment]) -> bool:
+def _has_all_symbols(segments: Sequence[Segment]) -> bool:
     """Return whether the Huffman tables of a JPEG of one scan can code every block."""
     if sum(segment.marker == jpeg.SOS for segment in segments) > 1:
         return False
@@ -260,39 +293,43 @@ def _is_right(
     decoded = jpeg.decoded(output, original.mode)
     if decoded.shape != original.pixels.shape:
         return False
-    planes = _full_planes(output, decoded, layout)
-    if not planes or not all(_has_blocks(planes[number], patches[number]) for number in planes):
+    if not all(_shows(decoded, patch, layout) for patch in patches):
         return False
-    near = _near(blocks, layout, decoded.shape[:2])
-    cv2.copyTo(original.pixels, near, decoded)
-    return np.array_equal(decoded, original.pixels)
+    far = _far(blocks, layout, decoded.shape[:2])
+    return cv2.norm(decoded, original.pixels, cv2.NORM_INF, far) == 0
 
 
-def _full_planes(output: bytes, decoded: Array, layout: _Layout) -> dict[int, Array]:
-    """Return components of `output` that a decoder shows exactly, by their number."""
-    if layout.colours == GRAY:
-        planes = {0: decoded}
-    elif layout.colours == YCC:
-        planes = {0: jpeg.decoded(output, "L")}
-    else:
-        shown = range(decoded.shape[2]) if layout.colours == PLAIN else [BLACK]
-        planes = {number: _stored(decoded[..., number], decoded.shape[2]) for number in shown}
-    components = layout.components
-    is_full = {one: components[one].across * components[one].down == 1 for one in planes}
-    return {number: plane for number, plane in planes.items() if is_full[number]}
+def _shows(decoded: Array, patch: Patch, layout: _Layout) -> bool:
+    """Return whether the pixels `decoded` have the blocks of `patch` where they should be.
 
-
-def _has_blocks(plane: Array, patch: Patch) -> bool:
-    """Return whether the blocks of `patch` are in `plane`, where they are within its edges."""
-    if not len(patch.places):
+    Only components of the full resolution are compared, and no chroma: it is interpolated.
+    """
+    one = layout.components[patch.component]
+    has_chroma = layout.colours in (YCC, YCCK) and patch.component in (1, 2)
+    if one.across * one.down > 1 or has_chroma:
         return True
-    expected = _blocks(jpeg.decoded(patch.content, "L"), len(patch.places))
     places = patch.places[:, ::-1].astype(np.intp)
-    height, width = plane.shape
-    beyond_below = places[:, :1] * SIDE + np.arange(SIDE) >= height
-    beyond_right = places[:, 1:] * SIDE + np.arange(SIDE) >= width
-    differs = _squares(plane, places, SIDE, SIDE) != expected
-    return not (differs & ~beyond_below[:, :, None] & ~beyond_right[:, None, :]).any()
+    shown = _squares(decoded, places, SIDE, SIDE)
+    expected = _blocks(jpeg.decoded(patch.content, "L"), len(places))
+    rows = places[:, :1] * SIDE + np.arange(SIDE)
+    columns = places[:, 1:] * SIDE + np.arange(SIDE)
+    height, width = decoded.shape[:2]
+    is_within = (rows < height)[:, :, None] & (columns < width)[:, None, :]
+    return bool((_is_close(shown, expected, patch.component, layout.colours) | ~is_within).all())
+
+
+def _is_close(shown: Array, expected: Array, number: int, colours: str) -> Mask:
+    """Return which samples `expected` [n, h, w] of a component the pixels `shown` have."""
+    if colours == GRAY:
+        return np.equal(shown, expected)
+    if colours == PLAIN or number == BLACK:
+        return np.equal(_stored(shown[..., number], shown.shape[-1]), expected)
+    colour = np.ascontiguousarray(shown[..., :3])
+    luma = cv2.cvtColor(colour.reshape(-1, SIDE, 3), cv2.COLOR_RGB2GRAY).reshape(expected.shape)
+    is_close = cv2.absdiff(luma, expected) <= MAX_LUMA_ROUNDING
+    # A colour that is clipped has another luma.
+    is_clipped = ((colour == 0) | (colour == 255)).any(axis=3)
+    return np.asarray(is_close | is_clipped, bool)
 
 
 def _blocks(grid: Array, count: int) -> Array:
@@ -302,12 +339,13 @@ def _blocks(grid: Array, count: int) -> Array:
     return blocks.reshape(-1, SIDE, SIDE)[:count]
 
 
-def _near(blocks: Sequence[Mask], layout: _Layout, size: Sequence[int]) -> NDArray[np.uint8]:
-    """Return which pixels, 1 or 0, replaced `blocks` may change: their own, and adjacent ones."""
+def _far(blocks: Sequence[Mask], layout: _Layout, size: Sequence[int]) -> NDArray[np.uint8]:
+    """Return which pixels, 1 or 0, are neither in a replaced block nor adjacent to one."""
     height, width = size
-    near = np.zeros((height, width), np.uint8)
+    across, down = -(-width // layout.mcu_width), -(-height // layout.mcu_height)
+    whole = across * layout.mcu_width, down * layout.mcu_height
+    far = np.ones((whole[1] // SIDE, whole[0] // SIDE), np.uint8)
     for replaced, one in zip(blocks, layout.components, strict=True):
-        scale = SIDE * one.down, SIDE * one.across
-        whole = replaced.repeat(scale[0], axis=0)[:height].repeat(scale[1], axis=1)[:, :width]
-        near |= whole
-    return np.asarray(cv2.dilate(near, NEIGHBOURS), np.uint8)
+        far[replaced.repeat(one.down, axis=0).repeat(one.across, axis=1)] = 0
+    enlarged = cv2.resize(far, whole, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.erode(enlarged, NEIGHBOURS)[:height, :width], np.uint8)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import wasmtime
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 MODULE = Path(__file__).with_name("jpeg_blocks.wasm")
 PAGE_BYTES = 1 << 16
+ALIGNMENT = 16
+BLOCK = 64  # coefficients
 SPARE_BYTES = 32 << 20  # addresses that a memory reserves beyond its size
 MAX_COMPONENTS = 4
 
@@ -62,20 +65,40 @@ def transcoded(
     Without `optimize` it keeps its Huffman tables. `memory` is about the number of bytes that the
     coefficients need. Raises TranscodingFailed where libjpeg fails or warns.
     """
+    script = b"".join(scan.packed() for scan in scans)
+    arguments = [content, script]
+    for patch in patches:
+        arguments += [patch.content, patch.places.astype("<u4").tobytes()]
     try:
         machine = _Machine(memory)
-        machine.call("read", *machine.put(content))
-        for patch in patches:
-            places = patch.places.astype("<u4").tobytes()
-            arguments = [*machine.put(patch.content), machine.put(places)[0], len(patch.places)]
-            machine.call("replace", patch.component, *arguments)
-        script = b"".join(scan.packed() for scan in scans)
-        start = machine.call("write", machine.put(script)[0], len(scans), optimize)
+        (source, script_address, *others) = machine.put(arguments)
+        machine.call("read", source, len(content))
+        for patch, address, places in zip(patches, others[::2], others[1::2], strict=True):
+            size = len(patch.content)
+            machine.call("replace", patch.component, address, size, places, len(patch.places))
+        start = machine.call("write", script_address, len(scans), optimize)
         return machine.get(start, machine.call("size"))
-    except wasmtime.WasmtimeError as error:
-        raise TranscodingFailed(str(error).partition("\n")[0]) from None
-    except wasmtime.Trap as error:
-        raise TranscodingFailed(error.message.partition("\n")[0]) from None
+    except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+        raise TranscodingFailed(_reason(error)) from None
+
+
+def coefficients(content: bytes, components: int) -> list[NDArray[np.int16]]:
+    """Return the quantized coefficients of each component of a JPEG, [rows, columns, 64].
+
+    Tests and benchmarks compare them. Raises TranscodingFailed where libjpeg fails or warns.
+    """
+    found = []
+    try:
+        machine = _Machine(len(content))
+        machine.call("read", machine.put([content])[0], len(content))
+        for number in range(components):
+            size = machine.call("rows", number), machine.call("columns", number), BLOCK
+            address = machine.call("coefficients", number)
+            copied = machine.get(address, size[0] * size[1] * size[2] * 2)
+            found.append(np.frombuffer(copied, "<i2").reshape(size))
+    except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+        raise TranscodingFailed(_reason(error)) from None
+    return found
 
 
 class _Machine:
@@ -85,24 +108,35 @@ class _Machine:
         """Reserve `memory` bytes at once, because growing copies."""
         engine, module = _compiled()
         self._store = wasmtime.Store(engine)
-        self._exports = wasmtime.Instance(self._store, module, []).exports(self._store)
-        self._memory = self._exports["memory"]
+        instance = wasmtime.Instance(self._store, module, [])
+        self._functions = instance.exports(self._store)
+        self._memory = cast(wasmtime.Memory, self._functions["memory"])
         self._memory.grow(self._store, -(-memory // PAGE_BYTES))
 
     def call(self, name: str, *arguments: int) -> int:
-        """Call a function of the module; an address that it returns is unsigned."""
-        returned = self._exports[name](self._store, *map(_signed, arguments))
-        return 0 if returned is None else returned % (1 << 32)
+        """Call a function of the module, and return the address or the size that it returns."""
+        function = cast(wasmtime.Func, self._functions[name])
+        returned = function(self._store, *map(_signed, arguments))
+        return int(returned or 0) % (1 << 32)
 
-    def put(self, content: bytes) -> tuple[int, int]:
-        """Copy `content` into the machine's memory, and return its address and its size."""
-        address = self.call("allocate", len(content))
-        self._memory.write(self._store, content, address)
-        return address, len(content)
+    def put(self, contents: Sequence[bytes]) -> list[int]:
+        """Copy `contents` into the machine's memory, and return their addresses."""
+        offsets = [0]
+        for content in contents:
+            offsets.append(offsets[-1] + len(content) + -len(content) % ALIGNMENT)
+        start = self.call("allocate", offsets.pop())
+        addresses = [start + offset for offset in offsets]
+        for content, address in zip(contents, addresses, strict=True):
+            self._memory.write(self._store, content, address)
+        return addresses
 
     def get(self, address: int, size: int) -> bytes:
         """Return a copy of `size` bytes of the machine's memory."""
         return bytes(self._memory.read(self._store, address, address + size))
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _signed(number: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from worker.images.formats import CONTENT_TYPES
+from worker.images.turning import UPRIGHT
 from worker.pixels import Array, Pixels
 
 BLACK: dict[str, tuple[int, ...]] = {
@@ -127,13 +128,14 @@ class Picture:
 
     `encoding` holds the options with which Pillow writes the same kind of file again. `reassembled`
     is the file without its metadata, or None if a frame without faces must be encoded again too:
-    see worker.images.jpeg.
+    see worker.images.jpeg. Its pixels are turned by `orientation`, a value of EXIF.
     """
 
     frames: tuple[Frame, ...]
     format: str
     encoding: dict[str, Any] = field(default_factory=dict)
     reassembled: bytes | None = None
+    orientation: int = UPRIGHT
 
     @property
     def width(self) -> int:

@@ -21,6 +21,7 @@ from worker.images import (
     jpeg_scans,
     signatures,
     tiff,
+    turning,
     unread,
     writing,
 )
@@ -35,16 +36,6 @@ Image.MAX_IMAGE_PIXELS = None
 
 MOST_FRAMES = 500  # the default limit of frames in one picture
 ORIENTATION = 0x0112  # Exif 2.32, table 4
-# What turns the pixels upright, by the value of Orientation.
-TURNS: dict[int, deep.Turn] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels, 1),
-}
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
 HEIC = (
     "HEIC pictures and videos are not handled: no decoder for them comes under a licence that Veil "
@@ -189,17 +180,22 @@ def _is_deep_png(form: str, content: bytes) -> bool:
 def _jpeg(image: Any, content: bytes, keep_exif: Collection[str]) -> Picture:
     """Return the picture of a JPEG.
 
-    It is decoded from the file without its metadata, because that file may be published.
+    It is decoded from the file without its metadata, because that file may be published. Only its
+    orientation remains if EXIF turns it, because blocks keep their coefficients where they are.
     """
     if image.mode not in jpeg.COLOURS:
         raise UnsupportedImage(f"JPEGs of mode {image.mode} are not handled: convert it to RGB")
     metadata = _metadata(image, keep_exif)
     bare = jpeg.reassembled(content, metadata.get("icc_profile"), metadata.get("exif"))
-    turn = _turn(image)
+    orientation, turn = _orientation(image), _turn(image)
     frame = Frame(_turned(jpeg.decoded(bare, image.mode), turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
-    is_kept = turn is None and jpeg_scans.all_agree(bare) and jpeg_scans.ends_with_its_blocks(bare)
-    return Picture((frame,), "JPEG", encoding, bare if is_kept else None)
+    if not jpeg_scans.all_agree(bare) or not jpeg_scans.ends_with_its_blocks(bare):
+        return Picture((frame,), "JPEG", encoding)
+    if turn is not None:
+        block = exif.with_orientation(metadata.get("exif"), orientation)
+        bare = jpeg.reassembled(bare, metadata.get("icc_profile"), block)
+    return Picture((frame,), "JPEG", encoding, bare, orientation)
 
 
 def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
@@ -301,14 +297,20 @@ def _in_one_mode(frames: list[Frame]) -> list[Frame]:
 
 
 def _turn(image: Any) -> deep.Turn | None:
-    """Return what turns the pixels upright, or None.
+    """Return what turns the pixels upright, or None."""
+    return turning.TURNS.get(_orientation(image))
+
+
+def _orientation(image: Any) -> int:
+    """Return the orientation of `image`, from 1 to 8.
 
     EXIF that cannot be read turns nothing, as in viewers.
     """
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
+        orientation = image.getexif().get(ORIENTATION)
     except Exception:
-        return None
+        return turning.UPRIGHT
+    return orientation if orientation in turning.TURNS else turning.UPRIGHT
 
 
 def _turned(pixels: Array, turn: deep.Turn | None) -> Array:

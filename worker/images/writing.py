@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from worker.images import containers, deep, jpeg2000, jpeg_blocks, palette
-from worker.images.picture import Picture
+from worker.images.picture import Frame, Picture
+from worker.images.turning import turned_back
 from worker.pixels import Array
 
 # A lossy WebP or AVIF does not state the quality with which it was written.
@@ -50,8 +51,12 @@ def encode(
         if unchanged:
             return picture.reassembled
         if changed and changed[0] is not None:
-            original = picture.frames[0]
-            content = jpeg_blocks.encode(picture.reassembled, original, frames[0], changed[0])
+            original, new, marked = (
+                turned_back(pixels, picture.orientation)
+                for pixels in (picture.frames[0].pixels, frames[0], changed[0])
+            )
+            mode = picture.frames[0].mode
+            content = jpeg_blocks.encode(picture.reassembled, Frame(original, mode), new, marked)
             if content is not None:
                 return content
     options = dict(picture.encoding)

@@ -48,9 +48,9 @@ def hide_and_mark(
     """Return a copy of `picture` with the faces of `sightings` and the areas `extra` hidden.
 
     The second array, bool [height, width], marks the pixels of regions and their soft edges; all
-    others are unchanged. `picture` is uint8 or uint16, [height, width] or [height, width, channels];
-    `black` is a black pixel, one number or one for each channel; `extra` are x1 y1 x2 y2.
-    Overlapping and touching regions are hidden as one, and no region is filled from pixels of
+    others are unchanged. `picture` is uint8 or uint16, [height, width] or [height, width,
+    channels]; `black` is a black pixel, one number or one for each channel; `extra` are x1 y1 x2
+    y2. Overlapping and touching regions are hidden as one, and no region is filled from pixels of
     another.
     """
     height, width = picture.shape[:2]
