@@ -5,7 +5,8 @@ in a memory of its own, which it cannot leave, and calls nothing outside.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,28 +59,34 @@ class Patch:
 
 
 def transcoded(
-    content: bytes, patches: Sequence[Patch], scans: Sequence[Scan], optimize: bool, memory: int
+    content: bytes, patches: Sequence[Patch], scans: Sequence[Scan], memory: int
 ) -> bytes:
     """Return the JPEG `content` with the blocks of `patches`, coded in `scans`.
 
-    Without `optimize` it keeps its Huffman tables. `memory` is about the number of bytes that the
-    coefficients need. Raises TranscodingFailed where libjpeg fails or warns.
+    Its Huffman tables are made anew. `memory` is about the number of bytes that the coefficients
+    need. Raises TranscodingFailed where libjpeg fails or warns.
     """
     script = b"".join(scan.packed() for scan in scans)
-    arguments = [content, script]
-    for patch in patches:
-        arguments += [patch.content, patch.places.astype("<u4").tobytes()]
-    try:
+    with _failures():
         machine = _Machine(memory)
-        (source, script_address, *others) = machine.put(arguments)
-        machine.call("read", source, len(content))
-        for patch, address, places in zip(patches, others[::2], others[1::2], strict=True):
-            size = len(patch.content)
-            machine.call("replace", patch.component, address, size, places, len(patch.places))
-        start = machine.call("write", script_address, len(scans), optimize)
+        (address,) = machine.put([script])
+        machine.open(content, patches)
+        machine.call("read")
+        start = machine.call("write", address, len(scans))
         return machine.get(start, machine.call("size"))
-    except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-        raise TranscodingFailed(_reason(error)) from None
+
+
+def spliced(content: bytes, patches: Sequence[Patch]) -> bytes | None:
+    """Return the compressed data of a JPEG of one sequential scan with the blocks of `patches`.
+
+    It is coded with the tables of `content`. Returns None if these lack a symbol, and for other
+    JPEGs. Raises TranscodingFailed where libjpeg fails or warns.
+    """
+    with _failures():
+        machine = _Machine(0)
+        machine.open(content, patches)
+        start = machine.call("splice")
+        return machine.get(start, machine.call("size")) if start else None
 
 
 def coefficients(content: bytes, components: int) -> list[NDArray[np.int16]]:
@@ -88,17 +95,25 @@ def coefficients(content: bytes, components: int) -> list[NDArray[np.int16]]:
     Tests and benchmarks compare them. Raises TranscodingFailed where libjpeg fails or warns.
     """
     found = []
-    try:
+    with _failures():
         machine = _Machine(len(content))
-        machine.call("read", machine.put([content])[0], len(content))
+        machine.open(content, [])
+        machine.call("read")
         for number in range(components):
             size = machine.call("rows", number), machine.call("columns", number), BLOCK
             address = machine.call("coefficients", number)
             copied = machine.get(address, size[0] * size[1] * size[2] * 2)
             found.append(np.frombuffer(copied, "<i2").reshape(size))
-    except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-        raise TranscodingFailed(_reason(error)) from None
     return found
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Raise TranscodingFailed for the errors of WebAssembly."""
+    try:
+        yield
+    except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+        raise TranscodingFailed(str(error).partition("\n")[0]) from None
 
 
 class _Machine:
@@ -119,6 +134,17 @@ class _Machine:
         returned = function(self._store, *map(_signed, arguments))
         return int(returned or 0) % (1 << 32)
 
+    def open(self, content: bytes, patches: Sequence[Patch]) -> None:
+        """Open a JPEG, and take the blocks that replace some of its own."""
+        arguments = [content]
+        for patch in patches:
+            arguments += [patch.content, patch.places.astype("<u4").tobytes()]
+        address, *others = self.put(arguments)
+        self.call("open", address, len(content))
+        for patch, blocks, places in zip(patches, others[::2], others[1::2], strict=True):
+            size, count = len(patch.content), len(patch.places)
+            self.call("replace", patch.component, blocks, size, places, count)
+
     def put(self, contents: Sequence[bytes]) -> list[int]:
         """Copy `contents` into the machine's memory, and return their addresses."""
         offsets = [0]
@@ -133,10 +159,6 @@ class _Machine:
     def get(self, address: int, size: int) -> bytes:
         """Return a copy of `size` bytes of the machine's memory."""
         return bytes(self._memory.read(self._store, address, address + size))
-
-
-def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _signed(number: int) -> int:

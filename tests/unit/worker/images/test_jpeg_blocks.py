@@ -152,7 +152,7 @@ def test_ycck_stays_ycck():
 def test_scans_of_single_components_stay_single():
     interleaved = written(scene(), quality=90, subsampling="4:2:0")
     scans = [jpeg_transcoder.Scan([number], 0, 63, 0, 0) for number in range(3)]
-    content = jpeg_transcoder.transcoded(interleaved, [], scans, True, 1 << 20)
+    content = jpeg_transcoder.transcoded(interleaved, [], scans, 1 << 20)
     output = assert_only_masks_change(content, (40, 32, 90, 72))
     markers = [one.marker for one in jpeg.parsed(output)]
     assert markers.count(jpeg.SOS) == 3
@@ -231,9 +231,12 @@ def test_beyond_the_edge_nothing_of_a_hidden_face_remains():
 def test_a_result_that_is_wrong_is_not_used(monkeypatch):
     content = written(scene(), quality=90)
     other = written(scene(seed=5), quality=90)
-    transcoded = jpeg_blocks.transcoded
-    for wrong in (lambda *_: content, lambda _, *rest: transcoded(other, *rest)):
-        monkeypatch.setattr(jpeg_blocks, "transcoded", wrong)
+    spliced = jpeg_blocks.spliced
+    for wrong in (
+        lambda content, _: spliced(content, []),
+        lambda _, patches: spliced(other, patches),
+    ):
+        monkeypatch.setattr(jpeg_blocks, "spliced", wrong)
         _, output, _ = hidden(content, (40, 32, 90, 72))
         assert pixels_of(output)[34:70, 42:88].max() < 40
         assert np.abs(pixels_of(output)[90:].astype(int) - pixels_of(content)[90:]).mean() < 3
@@ -244,7 +247,7 @@ def test_without_memory_for_the_coefficients_the_picture_is_compressed_again(mon
         raise jpeg_transcoder.TranscodingFailed("no memory")
 
     monkeypatch.setattr(jpeg_blocks, "transcoded", refuse)
-    _, output, _ = hidden(written(scene()), (40, 32, 90, 72))
+    _, output, _ = hidden(written(scene(), progressive=True), (40, 32, 90, 72))
     assert pixels_of(output)[34:70, 42:88].max() < 40
 
 
