@@ -33,7 +33,8 @@ Mask = NDArray[np.bool_]
 
 SIDE = 8  # samples; the side of a block
 PATCH_COLUMNS = 1024  # blocks of a patch in a row
-STRIP_BLOCKS = 8192  # blocks computed at a time, to save memory
+# Blocks computed at a time, and rows of pixels compared at a time, to save memory.
+STRIP_BLOCKS, STRIP_ROWS = 8192, 128
 HANDLED = (0xC0, 0xC1, 0xC2)  # frame headers: sequential and progressive, with Huffman coding
 CODING = (jpeg.DHT, jpeg.DRI, jpeg.SOS)  # segments that are written anew
 # Bytes of a coefficient, and of everything else that the transcoder needs for a byte of the file.
@@ -128,7 +129,10 @@ def _touched(changed: Mask, layout: _Layout) -> list[Mask]:
     """
     height, width = changed.shape
     beyond = 0, -height % layout.mcu_height, 0, -width % layout.mcu_width
-    padded = cv2.copyMakeBorder(changed.view(np.uint8), *beyond, cv2.BORDER_REPLICATE)
+    padded = changed.view(np.uint8)
+    if any(beyond):
+        bordered = cv2.copyMakeBorder(padded, *beyond, cv2.BORDER_REPLICATE)
+        padded = np.asarray(bordered, np.uint8)
     # Eight pixels are compared at once.
     rows = padded.view(np.uint64) != 0
     squares = rows.reshape(-1, SIDE, rows.shape[1]).any(axis=1)
@@ -296,9 +300,33 @@ def _is_right(
         return False
     if not all(_shows(decoded, patch, layout) for patch in patches):
         return False
-    far = _far(blocks, layout, decoded.shape[:2])
-    cv2.copyTo(decoded, far, expected := original.pixels.copy())
-    return cv2.norm(expected, original.pixels, cv2.NORM_INF) == 0
+    squares = _replaced_squares(blocks, layout)
+    for top in range(0, decoded.shape[0], STRIP_ROWS):
+        rows = slice(top, top + STRIP_ROWS)
+        first = max(0, top // SIDE - 1)
+        near = _near(squares[first : rows.stop // SIDE + 1], decoded.shape[1])
+        part, expected = decoded[rows], original.pixels[rows]
+        cv2.copyTo(expected, near[top - first * SIDE :][: len(part)], part)
+        if cv2.norm(part, expected, cv2.NORM_INF):
+            return False
+    return True
+
+
+def _replaced_squares(blocks: Sequence[Mask], layout: _Layout) -> NDArray[np.uint8]:
+    """Return which squares of 8 x 8 pixels have a replaced block in any component, 1 or 0."""
+    replaced = [
+        mask.repeat(one.down, axis=0).repeat(one.across, axis=1)
+        for mask, one in zip(blocks, layout.components, strict=True)
+    ]
+    squares: Mask = np.any(replaced, axis=0)
+    return squares.astype(np.uint8)
+
+
+def _near(squares: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Return which pixels, 1 or 0, are in one of the `squares` or adjacent to one."""
+    size = squares.shape[1] * SIDE, squares.shape[0] * SIDE
+    pixels = cv2.resize(squares, size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(cv2.dilate(pixels, NEIGHBOURS)[:, :width], np.uint8)
 
 
 def _shows(decoded: Array, patch: Patch, layout: _Layout) -> bool:
@@ -339,15 +367,3 @@ def _blocks(grid: Array, count: int) -> Array:
     rows, columns = grid.shape[0] // SIDE, grid.shape[1] // SIDE
     blocks = grid.reshape(rows, SIDE, columns, SIDE).swapaxes(1, 2)
     return blocks.reshape(-1, SIDE, SIDE)[:count]
-
-
-def _far(blocks: Sequence[Mask], layout: _Layout, size: Sequence[int]) -> NDArray[np.uint8]:
-    """Return which pixels, 1 or 0, are neither in a replaced block nor adjacent to one."""
-    height, width = size
-    across, down = -(-width // layout.mcu_width), -(-height // layout.mcu_height)
-    whole = across * layout.mcu_width, down * layout.mcu_height
-    far = np.ones((whole[1] // SIDE, whole[0] // SIDE), np.uint8)
-    for replaced, one in zip(blocks, layout.components, strict=True):
-        far[replaced.repeat(one.down, axis=0).repeat(one.across, axis=1)] = 0
-    enlarged = cv2.resize(far, whole, interpolation=cv2.INTER_NEAREST)
-    return np.asarray(cv2.erode(enlarged, NEIGHBOURS)[:height, :width], np.uint8)

@@ -57,12 +57,15 @@ def hide_and_mark(
     everything = regions(sightings, style, width, height, extra)
     covered = covered_pixels(everything, (0, 0, width, height))
     result = picture.copy()
-    changed = covered.copy()
+    edges = []
     for rows in _groups(everything, style):
         window, hole = _hole(picture, everything[rows], style, covered, black)
         x1, y1, x2, y2 = window
         replace_pixels(result[y1:y2, x1:x2], hole, style.method)
-        changed[y1:y2, x1:x2] |= hole.opacity > 0
+        edges.append((window, hole.opacity > 0))
+    changed = covered
+    for (x1, y1, x2, y2), pixels in edges:
+        changed[y1:y2, x1:x2] |= pixels
     return result, changed
 
 
