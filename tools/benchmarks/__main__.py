@@ -16,6 +16,7 @@ from tools.benchmarks import (
     enqueue,
     exposure,
     face_sizes,
+    fidelity,
     gpu,
     latency,
     memory,
@@ -33,6 +34,7 @@ from tools.local.servers import ServerFailed
 
 BENCHMARKS = {
     "exposure": exposure.run,
+    "fidelity": fidelity.run,
     "check": check.run,
     "face_sizes": face_sizes.run,
     "dimensions": dimensions.run,

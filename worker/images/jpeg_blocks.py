@@ -79,10 +79,10 @@ def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes 
     if not changed.any():
         return content
     segments = jpeg.parsed(content)
-    layout = _layout(segments)
+    layout = layout_of(segments)
     if layout is None:
         return None
-    blocks = _touched(changed, layout)
+    blocks = touched_blocks(changed, layout)
     patches = _patches(layout, new, blocks)
     try:
         output = _merged(content, segments, patches, layout, changed.size)
@@ -91,7 +91,7 @@ def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes 
         return None
 
 
-def _layout(segments: Sequence[Segment]) -> _Layout | None:
+def layout_of(segments: Sequence[Segment]) -> _Layout | None:
     """Return the layout of a JPEG, or None if its blocks can't be replaced."""
     header = [one for one in segments if one.marker in (*jpeg.FRAME_HEADERS, jpeg.DQT)]
     written = b"".join(segment.written() for segment in header)
@@ -121,7 +121,7 @@ def _colours(segments: Sequence[Segment], components: int) -> str:
     return YCC if components == 3 else YCCK
 
 
-def _touched(changed: Mask, layout: _Layout) -> list[Mask]:
+def touched_blocks(changed: Mask, layout: _Layout) -> list[Mask]:
     """Return the blocks of each component in which a pixel is changed.
 
     Pixels beyond the picture's edge count as those at the edge, so that nothing of a face remains
@@ -300,11 +300,11 @@ def _is_right(
         return False
     if not all(_shows(decoded, patch, layout) for patch in patches):
         return False
-    squares = _replaced_squares(blocks, layout)
+    squares = replaced_squares(blocks, layout)
     for top in range(0, decoded.shape[0], STRIP_ROWS):
         rows = slice(top, top + STRIP_ROWS)
         first = max(0, top // SIDE - 1)
-        near = _near(squares[first : rows.stop // SIDE + 1], decoded.shape[1])
+        near = pixels_near(squares[first : rows.stop // SIDE + 1], decoded.shape[1])
         part, expected = decoded[rows], original.pixels[rows]
         cv2.copyTo(expected, near[top - first * SIDE :][: len(part)], part)
         if cv2.norm(part, expected, cv2.NORM_INF):
@@ -312,7 +312,7 @@ def _is_right(
     return True
 
 
-def _replaced_squares(blocks: Sequence[Mask], layout: _Layout) -> NDArray[np.uint8]:
+def replaced_squares(blocks: Sequence[Mask], layout: _Layout) -> NDArray[np.uint8]:
     """Return which squares of 8 x 8 pixels have a replaced block in any component, 1 or 0."""
     replaced = [
         mask.repeat(one.down, axis=0).repeat(one.across, axis=1)
@@ -322,7 +322,7 @@ def _replaced_squares(blocks: Sequence[Mask], layout: _Layout) -> NDArray[np.uin
     return squares.astype(np.uint8)
 
 
-def _near(squares: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+def pixels_near(squares: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     """Return which pixels, 1 or 0, are in one of the `squares` or adjacent to one."""
     size = squares.shape[1] * SIDE, squares.shape[0] * SIDE
     pixels = cv2.resize(squares, size, interpolation=cv2.INTER_NEAREST)

@@ -255,7 +255,7 @@ def test_arithmetic_coding_is_not_handled():
     content = written(scene())
     at = content.index(b"\xff\xc0") + 1
     segments = jpeg.parsed(content[:at] + b"\xc9" + content[at + 1 :])
-    assert jpeg_blocks._layout(segments) is None
+    assert jpeg_blocks.layout_of(segments) is None
 
 
 def test_damaged_files_fail_or_decode_cleanly():
