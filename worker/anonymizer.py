@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import DetectorUnavailable, ImageTooLarge, InvalidRequest
@@ -109,6 +110,14 @@ class _Result(Generic[Output]):
     detections: Detections
     checked: Checked = UNCHECKED
     reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """A frame's pixels after masking, and which of them may have changed, bool [h, w]."""
+
+    pixels: Array
+    changed: NDArray[np.bool_] | None = None
 
 
 @dataclass
@@ -278,7 +287,7 @@ class Anonymizer(FileAnonymizer):
     def _anonymize(
         self,
         picture: images.Picture,
-        encode: Callable[[Sequence[Array]], Output],
+        encode: Callable[[Sequence["_Hidden"]], Output],
         decode: Callable[[Output], images.Picture],
         stopwatch: Stopwatch,
         options: AnonymizeOptions,
@@ -330,9 +339,10 @@ class Anonymizer(FileAnonymizer):
                 content, limits.max_pixels, limits.max_frames, keep, limits.decode_seconds
             )
 
-    def _encode(self, picture: images.Picture, frames: Sequence[Array]) -> bytes:
+    def _encode(self, picture: images.Picture, frames: Sequence["_Hidden"]) -> bytes:
+        pixels, changed = [one.pixels for one in frames], [one.changed for one in frames]
         with self._watch("encoding a picture", self.limits.decode_seconds + STALL_MARGIN_SECONDS):
-            return images.encode(picture, frames)
+            return images.encode(picture, pixels, changed)
 
     def _faces(self, picture: images.Picture, options: AnonymizeOptions) -> list[Detections]:
         """Return the objects to hide in each frame: those that no rule or exempt area leaves clear.
@@ -366,8 +376,8 @@ class Anonymizer(FileAnonymizer):
 
     def _hide(
         self, picture: images.Picture, found: Sequence[Detections], options: AnonymizeOptions
-    ) -> list[Array]:
-        """Return the pixels of each frame with its faces and the extra areas hidden."""
+    ) -> list["_Hidden"]:
+        """Return each frame with its objects and the extra areas hidden."""
         hidden = []
         for frame, faces in zip(picture.frames, found, strict=True):
             parts = self.treatments.parts(faces, options)
@@ -424,8 +434,8 @@ def _check_areas(picture: images.Picture, options: AnonymizeOptions) -> None:
                 )
 
 
-def _only_frame(frames: Sequence[Pixels]) -> Pixels:
-    return frames[0]
+def _only_frame(frames: Sequence["_Hidden"]) -> Pixels:
+    return frames[0].pixels
 
 
 def _strongest_first(detections: Detections) -> Detections:
@@ -437,15 +447,15 @@ def count(found: Detections, label: str | None) -> int:
     return len(found) if label is None else int((found.labels == label).sum())
 
 
-def _hidden(frame: images.Frame, parts: Sequence[Part], extra: Areas) -> Array:
+def _hidden(frame: images.Frame, parts: Sequence[Part], extra: Areas) -> "_Hidden":
     """Return a copy of the frame's pixels with the objects of `parts` and `extra` hidden.
 
     Without any it returns the array of the frame itself, by which the encoder recognises that
     nothing changed.
     """
     if not any(len(part.sightings) for part in parts) and not extra:
-        return frame.pixels
-    return hiding.hide_parts(frame.pixels, parts, frame.black, extra)
+        return _Hidden(frame.pixels)
+    return _Hidden(*hiding.hide_and_mark(frame.pixels, parts, frame.black, extra))
 
 
 def recipe_digest(

@@ -16,6 +16,7 @@ from tools.benchmarks import (
     enqueue,
     exposure,
     face_sizes,
+    fidelity,
     gpu,
     groups,
     latency,
@@ -35,6 +36,7 @@ from tools.local.servers import ServerFailed
 BENCHMARKS = {
     "exposure": exposure.run,
     "groups": groups.run,
+    "fidelity": fidelity.run,
     "check": check.run,
     "face_sizes": face_sizes.run,
     "dimensions": dimensions.run,

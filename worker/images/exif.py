@@ -48,8 +48,21 @@ def kept(image: Any, keep: Kept) -> bytes | None:
             fields[tag] = value
     place = _position(position, keep)
     block.get_ifd(ExifTags.IFD.GPSInfo).update(place)
-    if not fields and not place:
-        return None
+    return _written(block) if fields or place else None
+
+
+def with_orientation(content: bytes | None, orientation: int) -> bytes:
+    """Return the EXIF block `content`, or an empty one, with an orientation from 1 to 8."""
+    block = Image.Exif()
+    if content:
+        block.load(content)
+        block.get_ifd(ExifTags.IFD.Exif)
+        block.get_ifd(ExifTags.IFD.GPSInfo)
+    block[ExifTags.Base.Orientation] = orientation
+    return _written(block)
+
+
+def _written(block: Image.Exif) -> bytes:
     content = block.tobytes()
     return content if content.startswith(PREFIX) else PREFIX + content
 

@@ -29,8 +29,9 @@ FORMATS = (
         "JPEG",
         "image/jpeg",
         "baseline, progressive, gray, RGB, CMYK and YCCK",
-        "quantisation tables, subsampling, progressive; without a face the compressed data, bit "
-        "for bit, if every decoder shows the same pixels",
+        "quantisation tables, subsampling, progressive; if every decoder shows the same pixels, "
+        "the coefficients of all blocks that no mask touches, the orientation, and without a face "
+        "the compressed data, bit for bit",
         "12 bits, lossless, hierarchical, blocks that are damaged or missing. Of an MPO the first "
         "picture is anonymized and the others are dropped; an MPO with a larger picture is refused",
     ),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from worker.images.display import Display
 from worker.images.formats import CONTENT_TYPES
+from worker.images.turning import UPRIGHT
 from worker.pixels import Array, Pixels, reduced
 
 BLACK: dict[str, tuple[int, ...]] = {
@@ -134,7 +135,8 @@ class Picture:
 
     `encoding` holds the options with which Pillow writes the same kind of file again. `reassembled`
     is the file without its metadata, or None if a frame without faces must be encoded again too:
-    see worker.images.jpeg. `notes` say what was wrong with the file without changing a pixel.
+    see worker.images.jpeg. Its pixels are turned by `orientation`, a value of EXIF. `notes` say
+    what was wrong with the file without changing a pixel.
     """
 
     frames: tuple[Frame, ...]
@@ -142,6 +144,7 @@ class Picture:
     encoding: dict[str, Any] = field(default_factory=dict)
     reassembled: bytes | None = None
     notes: tuple[str, ...] = ()
+    orientation: int = UPRIGHT
 
     @property
     def width(self) -> int:

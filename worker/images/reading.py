@@ -32,6 +32,7 @@ from worker.images import (
     signatures,
     tiff,
     tiff_planes,
+    turning,
     unread,
     writing,
     xmp,
@@ -49,18 +50,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 MOST_FRAMES = 500  # the default limit of frames in one picture
 ORIENTATION = 0x0112  # Exif 2.32, table 4
-# What turns the pixels upright, by the value of Orientation.
-TURNS: dict[int, deep.Turn] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels, 1),
-}
 MODES = {3: "RGB", 4: "RGBA"}  # by the number of channels
-TURNED_BACK = {6: 8, 8: 6}  # the orientations whose turn another one undoes
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
 MAX_REASON = 160  # characters of a library's error that a message quotes
 
@@ -280,7 +270,8 @@ def _is_deep_png(form: str, content: bytes) -> bool:
 def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     """Return the picture of a JPEG.
 
-    It is decoded from the file without its metadata, because that file may be published.
+    It is decoded from the file without its metadata, because that file may be published. Only its
+    orientation remains if EXIF turns it, because blocks keep their coefficients where they are.
     """
     if image.mode not in jpeg.COLOURS:
         raise UnsupportedImage(f"JPEGs of mode {image.mode} are not handled: convert it to RGB")
@@ -288,14 +279,18 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     bare = jpeg.reassembled(
         content, metadata.get("icc_profile"), metadata.get("exif"), metadata.get("xmp")
     )
-    turn = _turn(image)
+    orientation, turn = _orientation(image), _turn(image)
     trailer = jpeg.trailer_without_end(content)
     bare, pixels, notes = jpeg_tolerance.read(bare, image.mode, trailer)
     frame = Frame(_turned(pixels, turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
     (frame,) = _with_display([frame], _display(encoding))
-    is_kept = turn is None and jpeg_scans.all_agree(bare) and jpeg_scans.ends_with_its_blocks(bare)
-    return Picture((frame,), "JPEG", encoding, bare if is_kept else None, notes)
+    if not jpeg_scans.all_agree(bare) or not jpeg_scans.ends_with_its_blocks(bare):
+        return Picture((frame,), "JPEG", encoding, notes=notes)
+    if turn is not None:
+        block = exif.with_orientation(metadata.get("exif"), orientation)
+        bare = jpeg.reassembled(bare, metadata.get("icc_profile"), block, metadata.get("xmp"))
+    return Picture((frame,), "JPEG", encoding, bare, notes, orientation)
 
 
 def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[Frame], list[int]]:
@@ -345,10 +340,12 @@ def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
     _leave_as_stored(image)
     tiff.check(image, content, clock)
     orientation, directory = tiff.orientation(image), dict(image.tag_v2)
-    frame = _stored_tiff_page(image, content, TURNS.get(TURNED_BACK.get(orientation, orientation)))
+    frame = _stored_tiff_page(
+        image, content, turning.TURNS.get(turning.OPPOSITE.get(orientation, orientation))
+    )
     if (compression := image.info.get("compression")) in fax.COMPRESSIONS:
         tiff.check_fax(image, content, directory, compression)
-    return Frame(_turned(frame.pixels, TURNS.get(orientation)), frame.mode)
+    return Frame(_turned(frame.pixels, turning.TURNS.get(orientation)), frame.mode)
 
 
 def _stored_tiff_page(image: Any, content: bytes, back: deep.Turn | None) -> Frame:
@@ -448,7 +445,12 @@ def _in_one_mode(frames: list[Frame]) -> list[Frame]:
 
 
 def _turn(image: Any) -> deep.Turn | None:
-    """Return what turns the pixels of `image` upright, of any format but TIFF, or None.
+    """Return what turns the pixels of `image` upright, of any format but TIFF, or None."""
+    return turning.TURNS.get(_orientation(image))
+
+
+def _orientation(image: Any) -> int:
+    """Return the orientation of `image`, from 1 to 8, of any format but TIFF.
 
     EXIF that cannot be read turns nothing, as in viewers.
     """
@@ -456,9 +458,10 @@ def _turn(image: Any) -> deep.Turn | None:
         # Image.getexif would also take an orientation from XMP, which browsers ignore.
         block = Image.Exif()
         block.load(image.info.get("exif", b""))
-        return TURNS.get(block.get(ORIENTATION, 0))
+        orientation = block.get(ORIENTATION)
     except Exception:
-        return None
+        return turning.UPRIGHT
+    return orientation if orientation in turning.TURNS else turning.UPRIGHT
 
 
 def _turned(pixels: Array, turn: deep.Turn | None) -> Array:

@@ -8,8 +8,19 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from worker.images import avif, bmp, containers, deep, fax, jpeg2000, palette, png
+from worker.images import (
+    avif,
+    bmp,
+    containers,
+    deep,
+    fax,
+    jpeg2000,
+    jpeg_blocks,
+    palette,
+    png,
+)
 from worker.images.picture import Frame, Picture
+from worker.images.turning import turned_back
 from worker.pixels import Array
 
 # A lossy WebP or AVIF does not state the quality with which it was written.
@@ -38,17 +49,30 @@ RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
 PROGRESSIVE = "progressive"
 
 
-def encode(picture: Picture, frames: Sequence[Array]) -> bytes:
+def encode(
+    picture: Picture, frames: Sequence[Array], changed: Sequence[jpeg_blocks.Mask | None] = ()
+) -> bytes:
     """Return a file of the picture's format with `frames` in it.
 
     `frames` has an array for each of `picture.frames`, of the same shape and dtype. Only the
     description of colour, the density and the metadata that was asked for are written besides;
     comments, thumbnails and further pictures are not part of a Picture. A JPEG keeps its compressed
-    data if its frame is the picture's own array.
+    data if its frame is the picture's own array. Otherwise it keeps that of all blocks without a
+    pixel that is `changed`, which marks the changed pixels of each frame.
     """
     unchanged = all(new is frame.pixels for new, frame in zip(frames, picture.frames, strict=True))
-    if unchanged and picture.reassembled is not None:
-        return picture.reassembled
+    if picture.reassembled is not None:
+        if unchanged:
+            return picture.reassembled
+        if changed and changed[0] is not None:
+            original, new, marked = (
+                turned_back(pixels, picture.orientation)
+                for pixels in (picture.frames[0].pixels, frames[0], changed[0])
+            )
+            mode = picture.frames[0].mode
+            content = jpeg_blocks.encode(picture.reassembled, Frame(original, mode), new, marked)
+            if content is not None:
+                return content
     options = dict(picture.encoding)
     colour, chunks = options.pop(COLOUR, None), list(options.pop(CHUNKS, ()))
     if picture.format == "PNG":

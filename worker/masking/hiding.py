@@ -33,23 +33,24 @@ def hide(
 ) -> Image:
     """Return a copy of `picture` with the faces of `sightings` and the areas `extra` hidden.
 
-    See hide_parts.
+    See hide_and_mark.
     """
-    return hide_parts(picture, [Part(sightings, style)], black, extra)
+    return hide_and_mark(picture, [Part(sightings, style)], black, extra)[0]
 
 
-def hide_parts(
+def hide_and_mark(
     picture: Image,
     parts: Sequence[Part],
     black: Black = 0,
     extra: Sequence[Sequence[float]] = (),
-) -> Image:
+) -> tuple[Image, NDArray[np.bool_]]:
     """Return a copy of `picture` with the objects of all `parts` and the areas `extra` hidden.
 
-    `picture` is uint8 or uint16, [height, width] or [height, width, channels]; `black` is a black
-    pixel, one number or one for each channel; `extra` are x1 y1 x2 y2, hidden in the style of the
-    first part. Overlapping and touching regions of a part are hidden as one, and no region is
-    filled from pixels of another one of any part.
+    The second array, bool [height, width], marks the pixels of regions and their soft edges; all
+    others are unchanged. `picture` is uint8 or uint16, [height, width] or [height, width,
+    channels]; `black` is a black pixel, one number or one for each channel; `extra` are x1 y1 x2
+    y2, hidden in the style of the first part. Overlapping and touching regions of a part are hidden
+    as one, and no region is filled from pixels of another one of any part.
     """
     height, width = picture.shape[:2]
     covered = np.zeros((height, width), bool)
@@ -62,12 +63,17 @@ def hide_parts(
     # Where regions of two parts overlap, a method that keeps nothing of its region comes last.
     planned.sort(key=lambda plan: plan[1].method in INDEPENDENT)
     result = picture.copy()
+    edges = []
     for hidden, style in planned:
         for rows in _groups(hidden, style):
             window, hole = _hole(picture, hidden[rows], style, covered, black)
             x1, y1, x2, y2 = window
             replace_pixels(result[y1:y2, x1:x2], hole, style.method)
-    return result
+            edges.append((window, hole.opacity > 0))
+    changed = covered
+    for (x1, y1, x2, y2), pixels in edges:
+        changed[y1:y2, x1:x2] |= pixels
+    return result, changed
 
 
 def _hole(

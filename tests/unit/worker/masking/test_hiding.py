@@ -718,7 +718,7 @@ def parts(*described):
 
 def test_each_part_is_hidden_in_its_style():
     picture = noise(80, 80, seed=3)
-    hidden = hiding.hide_parts(
+    hidden, _ = hiding.hide_and_mark(
         picture, parts(((5, 5, 25, 25), "fill"), ((45, 45, 65, 65), "pixelate"))
     )
     assert (hidden[5:25, 5:25] == 0).all()
@@ -730,7 +730,7 @@ def test_each_part_is_hidden_in_its_style():
 @pytest.mark.parametrize("is_reversed", [False, True])
 def test_where_parts_overlap_the_method_that_keeps_nothing_wins(kept, is_reversed):
     both = parts(((10, 10, 50, 50), kept), ((20, 20, 40, 40), "fill"))
-    hidden = hiding.hide_parts(noise(80, 80, seed=3), both[::-1] if is_reversed else both)
+    hidden, _ = hiding.hide_and_mark(noise(80, 80, seed=3), both[::-1] if is_reversed else both)
     assert (hidden[20:40, 20:40] == 0).all()
     assert hidden[10:20, 10:50].all()
 
@@ -739,11 +739,11 @@ def test_no_part_is_filled_from_the_pixels_of_another():
     picture = np.full((60, 60), 100, np.uint8)
     picture[20:40, 20:40] = 250
     both = parts(((20, 20, 30, 40), "surround"), ((30, 20, 40, 40), "surround"))
-    assert (hiding.hide_parts(picture, both)[20:40, 20:40] == 100).all()
+    assert (hiding.hide_and_mark(picture, both)[0][20:40, 20:40] == 100).all()
 
 
 def test_further_areas_have_the_style_of_the_first_part():
-    hidden = hiding.hide_parts(
+    hidden, _ = hiding.hide_and_mark(
         np.full((60, 60), 100, np.uint8),
         parts(((0, 0, 5, 5), "fill"), ((50, 50, 55, 55), "surround")),
         extra=[(20, 20, 30, 30)],

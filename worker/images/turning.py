@@ -1,0 +1,26 @@
+"""The eight ways in which EXIF turns a picture, and their opposites (Exif 2.32, table 4)."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from worker.pixels import Array
+
+UPRIGHT = 1
+# What turns the pixels upright, by the value of Orientation.
+TURNS: dict[int, Callable[[Array], Array]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+OPPOSITE = {6: 8, 8: 6}  # every other turn is its own opposite
+
+
+def turned_back(pixels: Array, orientation: int) -> Array:
+    """Return upright `pixels` as a file with this `orientation` stores them."""
+    turn = TURNS.get(OPPOSITE.get(orientation, orientation))
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
