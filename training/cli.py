@@ -388,8 +388,15 @@ def _report_folder(run: "Run | None", model: str) -> Path:
     """Return the folder in which the reports of a run belong."""
     if run:
         return run.folder / REPORTS
-    if "://" not in model and not Path(model).expanduser().exists():
+    from training.dataset import INDEX
+
+    home = Path(model).expanduser()
+    if "://" not in model and not home.exists():
         raise typer.BadParameter(f"{model} does not exist", param_hint="MODEL")
+    if (home / INDEX).is_file():
+        raise typer.BadParameter(
+            f"{model} is a data set: give a run, or what VEIL_MODEL may be", param_hint="MODEL"
+        )
     raise typer.BadParameter("say where the report goes", param_hint="--to")
 
 

@@ -254,6 +254,15 @@ def test_a_run_that_does_not_exist_is_named(evaluate, monkeypatch, capsys):
     assert "nope does not exist" in capsys.readouterr().err
 
 
+def test_a_data_set_is_no_model(data, evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["veil", "train", "evaluate", str(data), "set"])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert "data is a data set: give a run, or what VEIL_MODEL may be" in capsys.readouterr().err
+
+
 def test_an_evaluation_warns_and_names_curves_checkpoint_report_and_next_command(
     tmp_path, evaluate
 ):
