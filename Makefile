@@ -23,7 +23,7 @@ SYSTEM_PACKAGES := chromium chromium-driver imagemagick libimage-exiftool-perl p
 # Compiled modules are kept, which halves the time in which the tests are collected.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo demo-stop test check check-types check-units format bench chaos audit lock docs language \
+.PHONY: help demo demo-stop test check check-types check-units format bench chaos corpus audit lock docs language \
 	distributions helm manifests chart system-packages clean
 
 help: ## show this list
@@ -66,6 +66,9 @@ format: $(INSTALLED) ## rewrite the code in the house style
 
 bench: $(INSTALLED) ## measure (ONLY=name): JSON lines on standard output, tables on standard error
 	@$(BIN)/python -m tools.benchmarks $(ONLY)
+
+corpus: $(INSTALLED) ## run a folder of pictures through Veil, and judge the outputs with other programs (FOLDER=…)
+	@$(BIN)/python -m tools.corpus "$(FOLDER)"
 
 chaos: $(INSTALLED) ## kill workers and Redis under a load, with S3 faults (JOBS=1000 KILLS=100 REDIS_KILLS=12 CHILD_KILLS=0 SEED=…)
 	@$(BIN)/python -m tools.chaos

@@ -168,7 +168,7 @@ def _coded_colour(content: bytes, measured: Measured) -> tuple[int, int]:
             header, at = content[at], at + 1 + (content[at] >> 2 & 1)
             size = end - at
             if header & 2:
-                size, at = _leb128(content, at, end)
+                size, at = leb128(content, at, end)
             if header & 0x80 or size > end - at:
                 break
             if header >> 3 & 15 == SEQUENCE_HEADER:
@@ -186,7 +186,7 @@ def _measure_boxes(content: bytes, measured: Measured) -> None:
         sample_tables: dict[bytes, tuple[int, int]] = {}
         while at + 8 <= end:
             boxes.spend()
-            name, body, at = _box(content, at, end)
+            name, body, at = box(content, at, end)
             if name in CONTAINERS:
                 pending.append((body + CONTAINERS[name], at))
             elif name in MEASURES:
@@ -197,7 +197,7 @@ def _measure_boxes(content: bytes, measured: Measured) -> None:
             measured.extents.extend(_sample_extents(content, sample_tables, measured))
 
 
-def _box(content: bytes, at: int, end: int) -> tuple[bytes, int, int]:
+def box(content: bytes, at: int, end: int) -> tuple[bytes, int, int]:
     """Return the name of the box at `at`, and where its body begins and ends (14496-12, 4.2)."""
     length, name, body = int.from_bytes(content[at : at + 4]), content[at + 4 : at + 8], at + 8
     if length == 1:
@@ -261,11 +261,11 @@ def _note_configuration(_content: bytes, at: int, end: int, measured: Measured) 
 
 def _note_items(content: bytes, at: int, end: int, measured: Measured) -> None:
     """Note the data of all items, from an iloc box."""
-    measured.extents.extend(_item_extents(content, at, end))
+    measured.extents.extend((start, stop) for _, start, stop in items(content, at, end))
 
 
-def _item_extents(content: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the start and the end of each item's data (14496-12, 8.11.3).
+def items(content: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the number, the start and the end of each extent of each item (14496-12, 8.11.3).
 
     Data in an idat box is left out: it is no AV1.
     """
@@ -276,13 +276,13 @@ def _item_extents(content: bytes, at: int, end: int) -> Iterator[tuple[int, int]
     offset_bytes, length_bytes, base_bytes = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_bytes = sizes & 15 if version else 0
     id_bytes = 4 if version == 2 else 2
-    items = reader.number(id_bytes)
-    if items > MAX_ITEMS:
+    count = reader.number(id_bytes)
+    if count > MAX_ITEMS:
         raise ImageTooLarge(
-            f"this AVIF has {items:,} items, the limit is {MAX_ITEMS:,}: save it as one picture"
+            f"this AVIF has {count:,} items, the limit is {MAX_ITEMS:,}: save it as one picture"
         )
-    for _ in range(items):
-        reader.number(id_bytes)
+    for _ in range(count):
+        item = reader.number(id_bytes)
         method = reader.number(2) & 15 if version else IN_FILE
         reader.number(2)  # data reference
         base = reader.number(base_bytes)
@@ -291,7 +291,7 @@ def _item_extents(content: bytes, at: int, end: int) -> Iterator[tuple[int, int]
             start = base + reader.number(offset_bytes)
             length = reader.number(length_bytes)
             if method == IN_FILE:
-                yield start, start + length if length else len(content)
+                yield item, start, start + length if length else len(content)
 
 
 def _sample_extents(
@@ -363,7 +363,7 @@ def _measure_units(content: bytes, at: int, end: int, measured: Measured, units:
         at += 1 + has_extension
         size = end - at
         if has_size:
-            size, at = _leb128(content, at, end)
+            size, at = leb128(content, at, end)
         if size > end - at:
             break
         if unit_type == SEQUENCE_HEADER:
@@ -372,7 +372,7 @@ def _measure_units(content: bytes, at: int, end: int, measured: Measured, units:
         at += size
 
 
-def _leb128(content: bytes, at: int, end: int) -> tuple[int, int]:
+def leb128(content: bytes, at: int, end: int) -> tuple[int, int]:
     """Return the number that begins at `at`, and where it ends (AV1, 4.10.5)."""
     value = 0
     for number, part in enumerate(content[at : min(at + 8, end)]):

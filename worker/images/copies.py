@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from worker.images import gif, jpeg2000
+from worker.images import avif_copies, gif, jpeg2000
 from worker.images.picture import WITH_ALPHA, Frame
 
 # Flags of a VP8X chunk (RFC 9649, 2.7).
@@ -39,9 +40,21 @@ def copied(
     profile = encoding.get("icc_profile")
     if form == "WEBP":
         return _webp(content, profile)
+    if form == "AVIF":
+        return _avif(content, frame, profile)
     if form == "JPEG2000":
         return jpeg2000.bare(content, profile)
     return None
+
+
+def _avif(content: bytes, frame: Frame, profile: bytes | None) -> bytes | None:
+    """Return a still AVIF without alpha of its primary item, if it shows the pixels of `frame`."""
+    copy = avif_copies.bare(content, profile) if frame.mode not in WITH_ALPHA else None
+    if copy is None:
+        return None
+    with Image.open(io.BytesIO(copy), formats=("AVIF",)) as image:
+        pixels = np.asarray(image.convert(frame.mode))
+    return copy if np.array_equal(pixels, frame.pixels) else None
 
 
 def _webp(content: bytes, profile: bytes | None) -> bytes | None:

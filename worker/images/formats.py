@@ -88,7 +88,8 @@ FORMATS = (
         "AVIF",
         "image/avif",
         "8 bits, alpha, animated",
-        "alpha, timing",
+        "alpha, timing, primaries and transfer; without a face the compressed data of a still "
+        "picture without alpha",
         "10 and 12 bits, a larger item or more frames than viewers show",
         cost=3,
     ),

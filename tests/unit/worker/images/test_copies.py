@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from worker import images
+from worker.images import avif
 
 MANY = 10**7
 SECRET = b"Erika Mustermann, 48.1371 N 11.5754 E"
@@ -41,6 +42,11 @@ FILES = {
     "WebP with alpha": written("WEBP", OPAQUE, quality=70, **WEBP),
     "plain WebP": written("WEBP", quality=70),
     "WebP with an unknown chunk": with_webp_chunk(written("WEBP", **WEBP), b"note", SECRET),
+    "AVIF": written("AVIF", quality=60, exif=EXIF, xmp=SECRET, icc_profile=SRGB),
+    "plain AVIF": written("AVIF", quality=60),
+    "AVIF of named colours": avif.with_colour(written("AVIF", quality=60), (12, 13)),
+    "gray AVIF": written("AVIF", SCENE[..., 0].copy(), quality=60),
+    "AVIF with a box behind it": written("AVIF") + (8 + len(SECRET)).to_bytes(4) + b"free" + SECRET,
     "lossy JPEG 2000": written(
         "JPEG2000", irreversible=True, quality_mode="rates", quality_layers=[20], comment=SECRET
     ),
@@ -62,7 +68,8 @@ def test_a_picture_without_a_face_keeps_its_compressed_data(name):
     assert SECRET not in output
     again = images.decode(output, MANY)
     assert np.array_equal(again.frames[0].pixels, picture.frames[0].pixels)
-    assert again.encoding.get("icc_profile") == picture.encoding.get("icc_profile")
+    for name in ("icc_profile", "colour"):
+        assert again.encoding.get(name) == picture.encoding.get(name)
     assert images.encode(again, [frame.pixels for frame in again.frames]) == output
 
 
@@ -75,7 +82,7 @@ def test_a_picture_with_a_face_is_written_anew(name):
     assert np.abs(images.decode(output, MANY).frames[0].pixels[30:50, 30:50, :3] - 10.0).max() < 30
 
 
-@pytest.mark.parametrize("form", ["WEBP", "JPEG2000"])
+@pytest.mark.parametrize("form", ["WEBP", "JPEG2000", "AVIF"])
 def test_colours_below_full_transparency_are_not_copied(form):
     hidden = OPAQUE.copy()
     hidden[20:60, 20:60, 3] = 0
@@ -96,6 +103,30 @@ def test_data_behind_the_pixels_of_a_webp_is_not_copied(lossless):
     picture = images.decode(content, MANY)
     output = images.encode(picture, [frame.pixels for frame in picture.frames])
     assert SECRET not in output
+
+
+def test_an_avif_that_a_property_turns_is_written_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = images.decode(written("AVIF", exif=exif), MANY)
+    assert picture.reassembled is None
+    assert (picture.width, picture.height) == (80, 120)
+
+
+def test_metadata_inside_the_av1_data_is_not_copied():
+    """A unit of metadata (AV1, 6.7) may follow the frame."""
+    plain = written("AVIF", quality=60)
+    unit = bytes([5 << 3 | 2, len(SECRET) + 1, 99]) + SECRET
+    at = plain.index(b"mdat") - 4
+    size = int.from_bytes(plain[at : at + 4])
+    length = (size - 8).to_bytes(4)
+    assert plain[:at].count(length) == 1
+    head = plain[:at].replace(length, (size - 8 + len(unit)).to_bytes(4))
+    content = head + (size + len(unit)).to_bytes(4) + plain[at + 4 :] + unit
+    picture = images.decode(content, MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    assert SECRET not in output
+    assert picture.reassembled is not None
 
 
 def test_a_webp_that_exif_turns_is_written_upright():
