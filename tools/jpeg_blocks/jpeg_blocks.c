@@ -1,8 +1,8 @@
-/* Replace blocks of a JPEG's quantized coefficients, with libjpeg-turbo's transcoder.
+/* Replace blocks of a JPEG's quantized coefficients; libjpeg-turbo reads them.
  *
- * The module works on one JPEG: a host calls `allocate` for each argument, then `read`, `replace`
- * any number of times, `write` and `size`, and throws the instance away. It imports nothing. Every
- * error and every warning of the library is a trap.
+ * The module works on one JPEG: a host calls `allocate` for its arguments, `open`, `replace` for
+ * each component, then `splice`, or `read` and `write`, and `size`. It then throws the instance
+ * away. The module imports nothing. Every error and every warning of the library is a trap.
  */
 
 #include <stddef.h>
@@ -157,7 +157,7 @@ EXPORT("replace") void replace(int number, const uint8_t *content, size_t size,
 
 /* The scan of a sequential picture that has only one, with its own Huffman tables.
  *
- * The codes of blocks that stay are copied, which takes a quarter of the time of `read` and `write`.
+ * The codes of blocks that stay are copied, in a quarter of the time of `read` and `write`.
  * Only the difference of a DC coefficient from that before it is coded anew where that is replaced.
  */
 
@@ -255,7 +255,8 @@ static inline void put(uint32_t code, int count) {
   pending_bits -= 32;
   uint32_t word = (uint32_t)(pending >> pending_bits);
   if ((~word - 0x01010101u) & word & 0x80808080u) {
-    put_byte(word >> 24), put_byte(word >> 16 & 255), put_byte(word >> 8 & 255), put_byte(word & 255);
+    put_byte(word >> 24), put_byte(word >> 16 & 255);
+    put_byte(word >> 8 & 255), put_byte(word & 255);
     return;
   }
   end[0] = word >> 24, end[1] = word >> 16, end[2] = word >> 8, end[3] = word;
@@ -335,7 +336,8 @@ EXPORT("splice") uint8_t *splice(void) {
   if (picture.comps_in_scan != picture.num_components) return 0;
   uint32_t *maps[MOST_COMPONENTS], total = 0;
   JDIMENSION widths[MOST_COMPONENTS];
-  int across[MOST_COMPONENTS], down[MOST_COMPONENTS], before[MOST_COMPONENTS], put_before[MOST_COMPONENTS];
+  int across[MOST_COMPONENTS], down[MOST_COMPONENTS];
+  int before[MOST_COMPONENTS], put_before[MOST_COMPONENTS];
   int single = picture.num_components == 1;
   jpeg_component_info *components = picture.comp_info;
   JDIMENSION columns = single ? components->width_in_blocks
@@ -353,7 +355,8 @@ EXPORT("splice") uint8_t *splice(void) {
     across[number] = single ? 1 : component->h_samp_factor;
     down[number] = single ? 1 : component->v_samp_factor;
     widths[number] = padded(component->width_in_blocks, component->h_samp_factor);
-    size_t blocks = (size_t)widths[number] * padded(component->height_in_blocks, component->v_samp_factor);
+    JDIMENSION height = padded(component->height_in_blocks, component->v_samp_factor);
+    size_t blocks = (size_t)widths[number] * height;
     maps[number] = allocate(blocks * sizeof(uint32_t));
     memset(maps[number], 0, blocks * sizeof(uint32_t));
     for (uint32_t block = 0; block < patches[number].count; block++) {
@@ -366,7 +369,8 @@ EXPORT("splice") uint8_t *splice(void) {
   next = picture_input.next_input_byte;
   last = next + picture_input.bytes_in_buffer;
   available = invented = pending_bits = 0;
-  size_t capacity = 2 * picture_input.bytes_in_buffer + (size_t)total * MAX_BLOCK_BYTES + SPARE_BYTES;
+  size_t capacity = 2 * picture_input.bytes_in_buffer + SPARE_BYTES;
+  capacity += (size_t)total * MAX_BLOCK_BYTES;
   end = result = allocate(capacity);
   uint32_t mcu = 0;
   for (JDIMENSION row = 0; row < rows; row++) {
@@ -398,7 +402,8 @@ EXPORT("splice") uint8_t *splice(void) {
           }
         }
       }
-      if (failed || invented > available || end - result + SPARE_BYTES > (ptrdiff_t)capacity) return 0;
+      if (failed || invented > available) return 0;
+      if (end - result + SPARE_BYTES > (ptrdiff_t)capacity) return 0;
     }
   }
   if (!skip_to(0xD9)) return 0;
@@ -512,7 +517,8 @@ static void record_refinement(int kind, const JCOEF *block, const jpeg_scan_info
   if (run == MAX_RUN || correction_count > MAX_CORRECTIONS - DCTSIZE2) record_run(kind);
 }
 
-static void record_block(int number, const JCOEF *block, const jpeg_scan_info *scan, int *dc_before) {
+static void record_block(int number, const JCOEF *block, const jpeg_scan_info *scan,
+                         int *dc_before) {
   int dc = number > 0, ac = 2 + (number > 0);
   if (scan->Ss == 0 && scan->Ah) {
     record(RAW, 0, 1, block[0] >> scan->Al & 1);
@@ -544,15 +550,19 @@ static const JCOEF *block_of(JBLOCKROW blocks, JDIMENSION column, JDIMENSION wid
 static void record_scan(const jpeg_scan_info *scan) {
   int single = scan->comps_in_scan == 1, dc_before[MOST_COMPONENTS] = {0};
   jpeg_component_info *first = picture.comp_info + scan->component_index[0];
-  JDIMENSION columns = single ? first->width_in_blocks : mcus(picture.image_width, picture.max_h_samp_factor);
-  JDIMENSION rows = single ? first->height_in_blocks : mcus(picture.image_height, picture.max_v_samp_factor);
+  JDIMENSION columns = single ? first->width_in_blocks
+    : mcus(picture.image_width, picture.max_h_samp_factor);
+  JDIMENSION rows = single ? first->height_in_blocks
+    : mcus(picture.image_height, picture.max_v_samp_factor);
   item_count = run = correction_count = 0;
   uint32_t mcu = 0;
   for (JDIMENSION row = 0; row < rows; row++) {
     JBLOCKROW lines[MOST_COMPONENTS][MAX_SAMP_FACTOR];
     for (int place = 0; place < scan->comps_in_scan; place++) {
-      int number = scan->component_index[place], down = single ? 1 : picture.comp_info[number].v_samp_factor;
-      for (int line = 0; line < down; line++) lines[place][line] = row_of(number, row * down + line);
+      int number = scan->component_index[place];
+      int down = single ? 1 : picture.comp_info[number].v_samp_factor;
+      for (int line = 0; line < down; line++)
+        lines[place][line] = row_of(number, row * down + line);
     }
     for (JDIMENSION column = 0; column < columns; column++, mcu++) {
       if (picture.restart_interval && mcu && mcu % picture.restart_interval == 0) {
@@ -563,7 +573,8 @@ static void record_scan(const jpeg_scan_info *scan) {
       for (int place = 0; place < scan->comps_in_scan; place++) {
         int number = scan->component_index[place];
         jpeg_component_info *component = picture.comp_info + number;
-        int across = single ? 1 : component->h_samp_factor, down = single ? 1 : component->v_samp_factor;
+        int across = single ? 1 : component->h_samp_factor;
+        int down = single ? 1 : component->v_samp_factor;
         for (int block = 0; block < across * down; block++) {
           int line = block / across, below = row * down + line >= component->height_in_blocks;
           const JCOEF *values = block_of(lines[place][line], column * across + block % across,
@@ -669,10 +680,14 @@ EXPORT("write") uint8_t *write(const jpeg_scan_info *scans, int count) {
 
 EXPORT("size") size_t size(void) { return result_size; }
 
-/* The columns and rows of blocks of the component `number`, and its coefficients, block by block. */
+/* The columns and rows of blocks of the component `number`, and its coefficients. */
 
-EXPORT("columns") JDIMENSION columns(int number) { return picture.comp_info[number].width_in_blocks; }
+EXPORT("columns") JDIMENSION columns(int number) {
+  return picture.comp_info[number].width_in_blocks;
+}
+
 EXPORT("rows") JDIMENSION rows(int number) { return picture.comp_info[number].height_in_blocks; }
+
 EXPORT("coefficients") JBLOCK *coefficients(int number) {
   JDIMENSION width = columns(number), height = rows(number);
   JBLOCK *copy = allocate(sizeof(JBLOCK) * width * height);
