@@ -10,8 +10,7 @@ set -eu
 sources="$1/src"
 here=$(dirname "$0")
 files=
-for name in jcapimin jchuff jcmarker jcmaster jcomapi jcparam jcphuff jctrans jdapimin jdcoefct jdhuff jdinput \
-    jdmarker jdphuff jdtrans jmemmgr jutils; do
+for name in jchuff jcomapi jdapimin jdcoefct jdhuff jdinput jdmarker jdphuff jdtrans jmemmgr jutils; do
     files="$files $sources/$name.c"
 done
 # The first two definitions choose a bit buffer of 64 bits, the third the instruction that counts leading zeros.

@@ -1,8 +1,8 @@
-/* Replace blocks of a JPEG's quantized coefficients, with libjpeg-turbo's transcoder.
+/* Replace blocks of a JPEG's quantized coefficients; libjpeg-turbo reads them.
  *
- * The module works on one JPEG: a host calls `allocate` for each argument, then `read`, `replace`
- * any number of times, `write` and `size`, and throws the instance away. It imports nothing. Every
- * error and every warning of the library is a trap.
+ * The module works on one JPEG: a host calls `allocate` for its arguments, `open`, `replace` for
+ * each component, then `splice`, or `read` and `write`, and `size`. It then throws the instance
+ * away. The module imports nothing. Every error and every warning of the library is a trap.
  */
 
 #include <stddef.h>
@@ -18,9 +18,17 @@
 #define PAGE 65536
 #define ALIGNMENT 16
 #define MOST_COMPONENTS 4
-#define FIRST_OUTPUT_BYTES 65536
 
-extern const int jpeg_natural_order[]; /* of jpegint.h: the place of each coefficient in a block */
+/* The place of each coefficient in a block (jpegint.h), and the best codes (jchuff.h). */
+extern const int jpeg_natural_order[];
+extern void jpeg_gen_optimal_table(j_compress_ptr target, JHUFF_TBL *table, long counts[]);
+
+static uint8_t *result;
+static size_t result_size;
+
+static JDIMENSION mcus(JDIMENSION pixels, int factor) {
+  return (pixels + DCTSIZE * factor - 1) / (DCTSIZE * factor);
+}
 
 static JDIMENSION padded(JDIMENSION blocks, int factor) {
   return (blocks + factor - 1) / factor * factor;
@@ -100,35 +108,6 @@ static void open(j_decompress_ptr source, struct jpeg_source_mgr *input, const u
   REQUIRE(source->data_precision == 8);
 }
 
-/* Output to memory. Nothing else is allocated while it grows, so that it grows in place. */
-
-static struct jpeg_destination_mgr output;
-static uint8_t *result;
-static size_t result_size;
-
-static void begin_output(j_compress_ptr target) {
-  result_size = FIRST_OUTPUT_BYTES;
-  result = allocate(result_size);
-  output.next_output_byte = result;
-  output.free_in_buffer = result_size;
-}
-
-static boolean grow_output(j_compress_ptr target) {
-  uint8_t *more = allocate(result_size);
-  if (more != result + result_size) {
-    uint8_t *whole = allocate(2 * result_size);
-    memcpy(whole, result, result_size);
-    result = whole;
-    more = whole + result_size;
-  }
-  output.next_output_byte = more;
-  output.free_in_buffer = result_size;
-  result_size *= 2;
-  return TRUE;
-}
-
-static void end_output(j_compress_ptr target) { result_size -= output.free_in_buffer; }
-
 /* The picture, and the blocks that replace some of its own. */
 
 static struct jpeg_decompress_struct picture;
@@ -176,43 +155,9 @@ EXPORT("replace") void replace(int number, const uint8_t *content, size_t size,
   patches[number].count = count;
 }
 
-/* Read the rest of the picture. */
-EXPORT("read") void read(void) { picture_blocks = jpeg_read_coefficients(&picture); }
-
-/* Write the picture, which was read, with the `count` scans of `scans` and with new Huffman tables.
- *
- * Returns where its `size` bytes begin.
- */
-EXPORT("write") uint8_t *write(const jpeg_scan_info *scans, int count) {
-  struct jpeg_compress_struct target;
-  for (int number = 0; number < picture.num_components; number++)
-    for (uint32_t block = 0; block < patches[number].count; block++) {
-      const uint32_t *place = patches[number].places + 2 * block;
-      JBLOCKARRAY row = picture.mem->access_virt_barray(
-        (j_common_ptr)&picture, picture_blocks[number], place[1], 1, TRUE);
-      memcpy(row[0][place[0]], patches[number].blocks[block], sizeof(JBLOCK));
-    }
-  target.err = &errors;
-  jpeg_create_compress(&target);
-  jpeg_copy_critical_parameters(&picture, &target);
-  target.scan_info = scans;
-  target.num_scans = count;
-  target.restart_interval = picture.restart_interval;
-  target.optimize_coding = TRUE;
-  output.init_destination = begin_output;
-  output.empty_output_buffer = grow_output;
-  output.term_destination = end_output;
-  target.dest = &output;
-  jpeg_write_coefficients(&target, picture_blocks);
-  jpeg_finish_compress(&target);
-  return result;
-}
-
-EXPORT("size") size_t size(void) { return result_size; }
-
 /* The scan of a sequential picture that has only one, with its own Huffman tables.
  *
- * The codes of blocks that stay are copied, which takes a quarter of the time of `read` and `write`.
+ * The codes of blocks that stay are copied, in a quarter of the time of `read` and `write`.
  * Only the difference of a DC coefficient from that before it is coded anew where that is replaced.
  */
 
@@ -310,7 +255,8 @@ static inline void put(uint32_t code, int count) {
   pending_bits -= 32;
   uint32_t word = (uint32_t)(pending >> pending_bits);
   if ((~word - 0x01010101u) & word & 0x80808080u) {
-    put_byte(word >> 24), put_byte(word >> 16 & 255), put_byte(word >> 8 & 255), put_byte(word & 255);
+    put_byte(word >> 24), put_byte(word >> 16 & 255);
+    put_byte(word >> 8 & 255), put_byte(word & 255);
     return;
   }
   end[0] = word >> 24, end[1] = word >> 16, end[2] = word >> 8, end[3] = word;
@@ -390,13 +336,14 @@ EXPORT("splice") uint8_t *splice(void) {
   if (picture.comps_in_scan != picture.num_components) return 0;
   uint32_t *maps[MOST_COMPONENTS], total = 0;
   JDIMENSION widths[MOST_COMPONENTS];
-  int across[MOST_COMPONENTS], down[MOST_COMPONENTS], before[MOST_COMPONENTS], put_before[MOST_COMPONENTS];
+  int across[MOST_COMPONENTS], down[MOST_COMPONENTS];
+  int before[MOST_COMPONENTS], put_before[MOST_COMPONENTS];
   int single = picture.num_components == 1;
   jpeg_component_info *components = picture.comp_info;
   JDIMENSION columns = single ? components->width_in_blocks
-    : (picture.image_width + DCTSIZE * picture.max_h_samp_factor - 1) / (DCTSIZE * picture.max_h_samp_factor);
+    : mcus(picture.image_width, picture.max_h_samp_factor);
   JDIMENSION rows = single ? components->height_in_blocks
-    : (picture.image_height + DCTSIZE * picture.max_v_samp_factor - 1) / (DCTSIZE * picture.max_v_samp_factor);
+    : mcus(picture.image_height, picture.max_v_samp_factor);
   failed = 0;
   for (int number = 0; number < picture.num_components; number++) {
     jpeg_component_info *component = components + number;
@@ -408,7 +355,8 @@ EXPORT("splice") uint8_t *splice(void) {
     across[number] = single ? 1 : component->h_samp_factor;
     down[number] = single ? 1 : component->v_samp_factor;
     widths[number] = padded(component->width_in_blocks, component->h_samp_factor);
-    size_t blocks = (size_t)widths[number] * padded(component->height_in_blocks, component->v_samp_factor);
+    JDIMENSION height = padded(component->height_in_blocks, component->v_samp_factor);
+    size_t blocks = (size_t)widths[number] * height;
     maps[number] = allocate(blocks * sizeof(uint32_t));
     memset(maps[number], 0, blocks * sizeof(uint32_t));
     for (uint32_t block = 0; block < patches[number].count; block++) {
@@ -421,7 +369,8 @@ EXPORT("splice") uint8_t *splice(void) {
   next = picture_input.next_input_byte;
   last = next + picture_input.bytes_in_buffer;
   available = invented = pending_bits = 0;
-  size_t capacity = 2 * picture_input.bytes_in_buffer + (size_t)total * MAX_BLOCK_BYTES + SPARE_BYTES;
+  size_t capacity = 2 * picture_input.bytes_in_buffer + SPARE_BYTES;
+  capacity += (size_t)total * MAX_BLOCK_BYTES;
   end = result = allocate(capacity);
   uint32_t mcu = 0;
   for (JDIMENSION row = 0; row < rows; row++) {
@@ -453,7 +402,8 @@ EXPORT("splice") uint8_t *splice(void) {
           }
         }
       }
-      if (failed || invented > available || end - result + SPARE_BYTES > (ptrdiff_t)capacity) return 0;
+      if (failed || invented > available) return 0;
+      if (end - result + SPARE_BYTES > (ptrdiff_t)capacity) return 0;
     }
   }
   if (!skip_to(0xD9)) return 0;
@@ -462,10 +412,282 @@ EXPORT("splice") uint8_t *splice(void) {
   return result;
 }
 
-/* The columns and rows of blocks of the component `number`, and its coefficients, block by block. */
+/* Scans with new Huffman tables. The symbols of a scan are recorded, counted, and then put. */
 
-EXPORT("columns") JDIMENSION columns(int number) { return picture.comp_info[number].width_in_blocks; }
+#define RAW 4          /* the kind of an item that has bits, but no symbol */
+#define RESTART 5      /* the kind of an item that is a restart marker */
+#define MAX_RUN 0x7FFF /* blocks without further coefficients (T.81, G.1.2.2) */
+#define MAX_CORRECTIONS 1000
+#define KINDS 4
+
+static uint32_t *items; /* symbol | kind << 8 | count of bits << 12 | bits << 16 */
+static size_t item_count, item_capacity;
+static int run;         /* blocks without further coefficients that are not recorded yet */
+static uint8_t corrections[MAX_CORRECTIONS + DCTSIZE2];
+static int correction_count;
+
+static void *enlarged(void *start, size_t size, size_t wanted) {
+  if ((size_t)start + size == used) {
+    allocate(wanted - size);
+    used = (size_t)start + wanted;
+    return start;
+  }
+  void *copy = allocate(wanted);
+  memcpy(copy, start, size);
+  return copy;
+}
+
+static inline void record(int kind, int symbol, int count, uint32_t value) {
+  if (item_count == item_capacity) {
+    size_t size = item_capacity * sizeof *items;
+    items = enlarged(items, size, 2 * size + PAGE);
+    item_capacity = (2 * size + PAGE) / sizeof *items;
+  }
+  items[item_count++] = symbol | kind << 8 | count << 12 | value << 16;
+}
+
+static void record_corrections(const uint8_t *values, int count) {
+  for (int number = 0; number < count; number++) record(RAW, 0, 1, values[number]);
+}
+
+static void record_run(int kind) {
+  if (!run) return;
+  int size = 31 - __builtin_clz(run);
+  record(kind, size << 4, size, run & ((1 << size) - 1));
+  record_corrections(corrections, correction_count);
+  run = correction_count = 0;
+}
+
+/* Record the run before a coefficient; the block's own corrections then move to the front. */
+static void record_run_before(int kind, uint8_t **own, int count) {
+  record_run(kind);
+  memmove(corrections, *own, count);
+  *own = corrections;
+}
+
+static inline int bit_size(int value) { return value ? 32 - __builtin_clz(value) : 0; }
+
+static inline void record_value(int kind, int zeros, int value) {
+  int size = bit_size(value < 0 ? -value : value);
+  record(kind, zeros << 4 | size, size, (value < 0 ? value - 1 : value) & ((1 << size) - 1));
+}
+
+static void record_first(int kind, const JCOEF *block, const jpeg_scan_info *scan, int first) {
+  int zeros = 0;
+  for (int place = first; place <= scan->Se; place++) {
+    int value = block[jpeg_natural_order[place]];
+    int size = (value < 0 ? -value : value) >> scan->Al;
+    if (!size) { zeros++; continue; }
+    record_run(kind);
+    for (; zeros > 15; zeros -= 16) record(kind, 0xF0, 0, 0);
+    record_value(kind, zeros, value < 0 ? -size : size);
+    zeros = 0;
+  }
+  if (!zeros) return;
+  if (!picture.progressive_mode) record(kind, 0, 0, 0);
+  else if (++run == MAX_RUN) record_run(kind);
+}
+
+/* T.81, G.1.2.3 */
+static void record_refinement(int kind, const JCOEF *block, const jpeg_scan_info *scan) {
+  int sizes[DCTSIZE2], last_new = 0, zeros = 0, own = 0;
+  for (int place = scan->Ss; place <= scan->Se; place++) {
+    int value = block[jpeg_natural_order[place]];
+    sizes[place] = (value < 0 ? -value : value) >> scan->Al;
+    if (sizes[place] == 1) last_new = place;
+  }
+  uint8_t *values = corrections + correction_count;
+  for (int place = scan->Ss; place <= scan->Se; place++) {
+    if (!sizes[place]) { zeros++; continue; }
+    for (; zeros > 15 && place <= last_new; zeros -= 16) {
+      record_run_before(kind, &values, own);
+      record(kind, 0xF0, 0, 0);
+      record_corrections(values, own);
+      own = 0;
+    }
+    if (sizes[place] > 1) { values[own++] = sizes[place] & 1; continue; }
+    record_run_before(kind, &values, own);
+    record(kind, zeros << 4 | 1, 1, block[jpeg_natural_order[place]] >= 0);
+    record_corrections(values, own);
+    own = zeros = 0;
+  }
+  if (!zeros && !own) return;
+  run++;
+  correction_count += own;
+  if (run == MAX_RUN || correction_count > MAX_CORRECTIONS - DCTSIZE2) record_run(kind);
+}
+
+static void record_block(int number, const JCOEF *block, const jpeg_scan_info *scan,
+                         int *dc_before) {
+  int dc = number > 0, ac = 2 + (number > 0);
+  if (scan->Ss == 0 && scan->Ah) {
+    record(RAW, 0, 1, block[0] >> scan->Al & 1);
+  } else if (scan->Ss == 0) {
+    int value = block[0] >> scan->Al;
+    record_value(dc, 0, value - dc_before[number]);
+    dc_before[number] = value;
+  }
+  if (scan->Se == 0) return;
+  if (scan->Ah) record_refinement(ac, block, scan);
+  else record_first(ac, block, scan, scan->Ss ? scan->Ss : 1);
+}
+
+/* Return the blocks of a row of the component `number`; below the edge, those of the last row. */
+static JBLOCKROW row_of(int number, JDIMENSION row) {
+  JDIMENSION last_row = picture.comp_info[number].height_in_blocks - 1;
+  return picture.mem->access_virt_barray((j_common_ptr)&picture, picture_blocks[number],
+                                         row < last_row ? row : last_row, 1, FALSE)[0];
+}
+
+/* Return a block of `blocks`; beyond the edges it has the DC coefficient of the last one within. */
+static const JCOEF *block_of(JBLOCKROW blocks, JDIMENSION column, JDIMENSION width, int below) {
+  static JCOEF beyond[DCTSIZE2];
+  if (column < width && !below) return blocks[column];
+  beyond[0] = blocks[column < width ? column : width - 1][0];
+  return beyond;
+}
+
+static void record_scan(const jpeg_scan_info *scan) {
+  int single = scan->comps_in_scan == 1, dc_before[MOST_COMPONENTS] = {0};
+  jpeg_component_info *first = picture.comp_info + scan->component_index[0];
+  JDIMENSION columns = single ? first->width_in_blocks
+    : mcus(picture.image_width, picture.max_h_samp_factor);
+  JDIMENSION rows = single ? first->height_in_blocks
+    : mcus(picture.image_height, picture.max_v_samp_factor);
+  item_count = run = correction_count = 0;
+  uint32_t mcu = 0;
+  for (JDIMENSION row = 0; row < rows; row++) {
+    JBLOCKROW lines[MOST_COMPONENTS][MAX_SAMP_FACTOR];
+    for (int place = 0; place < scan->comps_in_scan; place++) {
+      int number = scan->component_index[place];
+      int down = single ? 1 : picture.comp_info[number].v_samp_factor;
+      for (int line = 0; line < down; line++)
+        lines[place][line] = row_of(number, row * down + line);
+    }
+    for (JDIMENSION column = 0; column < columns; column++, mcu++) {
+      if (picture.restart_interval && mcu && mcu % picture.restart_interval == 0) {
+        record_run(2 + (scan->component_index[0] > 0));
+        record(RESTART, 0xD0 + (mcu / picture.restart_interval - 1) % 8, 0, 0);
+        memset(dc_before, 0, sizeof dc_before);
+      }
+      for (int place = 0; place < scan->comps_in_scan; place++) {
+        int number = scan->component_index[place];
+        jpeg_component_info *component = picture.comp_info + number;
+        int across = single ? 1 : component->h_samp_factor;
+        int down = single ? 1 : component->v_samp_factor;
+        for (int block = 0; block < across * down; block++) {
+          int line = block / across, below = row * down + line >= component->height_in_blocks;
+          const JCOEF *values = block_of(lines[place][line], column * across + block % across,
+                                         component->width_in_blocks, below);
+          record_block(number, values, scan, dc_before);
+        }
+      }
+    }
+  }
+  record_run(2 + (scan->component_index[0] > 0));
+}
+
+static void put_marker(int marker, int length) {
+  *end++ = 0xFF, *end++ = marker;
+  *end++ = length >> 8, *end++ = length & 255;
+}
+
+static void put_scan(const jpeg_scan_info *scan, struct jpeg_compress_struct *target) {
+  static long counts[KINDS][257];
+  static JHUFF_TBL table;
+  static Table codes[KINDS];
+  memset(counts, 0, sizeof counts);
+  for (size_t number = 0; number < item_count; number++) {
+    int kind = items[number] >> 8 & 15;
+    if (kind < KINDS) counts[kind][items[number] & 255]++;
+  }
+  /* No item has more than 32 bits, and stuffing at most doubles them. */
+  size_t size = end - result, wanted = size + 8 * item_count + SPARE_BYTES;
+  if (wanted > result_size) {
+    result = enlarged(result, result_size, 2 * wanted);
+    result_size = 2 * wanted;
+    end = result + size;
+  }
+  for (int kind = 0; kind < KINDS; kind++) {
+    int symbols = 0, total = 0;
+    for (int symbol = 0; symbol < 256; symbol++) symbols += counts[kind][symbol] > 0;
+    if (!symbols) continue;
+    jpeg_gen_optimal_table(target, &table, counts[kind]);
+    prepare(&codes[kind], &table);
+    for (int length = 1; length <= MAX_CODE_BITS; length++) total += table.bits[length];
+    put_marker(0xC4, 19 + total);
+    *end++ = (kind / 2) << 4 | kind % 2;
+    memcpy(end, table.bits + 1, MAX_CODE_BITS), end += MAX_CODE_BITS;
+    memcpy(end, table.huffval, total), end += total;
+  }
+  REQUIRE(!failed);
+  put_marker(0xDA, 6 + 2 * scan->comps_in_scan);
+  *end++ = scan->comps_in_scan;
+  for (int place = 0; place < scan->comps_in_scan; place++) {
+    int number = scan->component_index[place];
+    *end++ = picture.comp_info[number].component_id;
+    *end++ = (number > 0) << 4 | (number > 0);
+  }
+  *end++ = scan->Ss, *end++ = scan->Se, *end++ = scan->Ah << 4 | scan->Al;
+  for (size_t number = 0; number < item_count; number++) {
+    uint32_t item = items[number];
+    int kind = item >> 8 & 15;
+    if (kind == RESTART) {
+      align();
+      *end++ = 0xFF, *end++ = item & 255;
+      continue;
+    }
+    if (kind < KINDS) put_symbol(&codes[kind], item & 255);
+    put(item >> 16, item >> 12 & 15);
+  }
+  align();
+  REQUIRE(!failed);
+}
+
+/* Read the rest of the picture. */
+EXPORT("read") void read(void) { picture_blocks = jpeg_read_coefficients(&picture); }
+
+/* Write the `count` scans of `scans` of the picture, which was read, with new Huffman tables.
+ *
+ * Returns where the `size` bytes of the segments begin: a start and an end marker are around them.
+ */
+EXPORT("write") uint8_t *write(const jpeg_scan_info *scans, int count) {
+  for (int number = 0; number < picture.num_components; number++)
+    for (uint32_t block = 0; block < patches[number].count; block++) {
+      const uint32_t *place = patches[number].places + 2 * block;
+      JBLOCKARRAY row = picture.mem->access_virt_barray(
+        (j_common_ptr)&picture, picture_blocks[number], place[1], 1, TRUE);
+      memcpy(row[0][place[0]], patches[number].blocks[block], sizeof(JBLOCK));
+    }
+  struct jpeg_compress_struct target; /* for the errors of jpeg_gen_optimal_table */
+  target.err = &errors;
+  failed = pending_bits = 0;
+  result_size = SPARE_BYTES;
+  end = result = allocate(result_size);
+  *end++ = 0xFF, *end++ = 0xD8;
+  if (picture.restart_interval) {
+    put_marker(0xDD, 4);
+    *end++ = picture.restart_interval >> 8, *end++ = picture.restart_interval & 255;
+  }
+  for (int number = 0; number < count; number++) {
+    record_scan(&scans[number]);
+    put_scan(&scans[number], &target);
+  }
+  *end++ = 0xFF, *end++ = 0xD9;
+  result_size = end - result;
+  return result;
+}
+
+EXPORT("size") size_t size(void) { return result_size; }
+
+/* The columns and rows of blocks of the component `number`, and its coefficients. */
+
+EXPORT("columns") JDIMENSION columns(int number) {
+  return picture.comp_info[number].width_in_blocks;
+}
+
 EXPORT("rows") JDIMENSION rows(int number) { return picture.comp_info[number].height_in_blocks; }
+
 EXPORT("coefficients") JBLOCK *coefficients(int number) {
   JDIMENSION width = columns(number), height = rows(number);
   JBLOCK *copy = allocate(sizeof(JBLOCK) * width * height);

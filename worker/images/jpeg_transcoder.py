@@ -1,7 +1,7 @@
 """Replace single blocks of a JPEG's quantized coefficients; all others stay as they are.
 
-libjpeg-turbo's transcoder does the work. It is compiled to WebAssembly (`tools/jpeg_blocks/`), runs
-in a memory of its own, which it cannot leave, and calls nothing outside.
+The work is done by C code with libjpeg-turbo (`tools/jpeg_blocks/`). It is compiled to WebAssembly,
+runs in a memory of its own, which it cannot leave, and calls nothing outside.
 """
 
 import struct
