@@ -26,6 +26,7 @@ from tasks.errors import InvalidRequest, QueueUnavailable, RunTakenOver
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes
 from tasks.records.dead_letters import DeadLetter
+from tasks.redis_clients import refuse_cluster
 from tasks.redis_errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
@@ -175,6 +176,7 @@ def backfill(
     places = Places.find(source, to, settings.parsed_routes(), settings.receipt_keys())
     selection = Selection(since, until, tuple(sorted(suffix or ())), limit)
     celery = celery_app()
+    refuse_cluster(celery)
     tracing.configure("veil-backfill")
     store = _connect(celery, settings, places)
     with Display.opened(celery.backend.client, as_json, is_rehearsal=dry_run) as display:

@@ -12,6 +12,7 @@ from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed
 from tasks.messages import AnonymizeOptions, AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
+from tasks.redis_clients import refuse_cluster
 from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
@@ -67,6 +68,7 @@ def enqueue(
         _refuse_unrouted(settings.parsed_routes(), sources, place)
     listed = _listed(settings, place) if place else ()
     celery = celery_app()
+    refuse_cluster(celery)
     tracing.configure("veil-enqueue")
     waited_for = _publish(celery, chain(sources, listed), request, queue, wait, as_json)
     if not wait:
