@@ -40,6 +40,19 @@ def check_accepted(app: Celery) -> None:
         raise SettingsInvalid(f"{reason} (tried {Settings.load().redis_server()})")
 
 
+def refuse_cluster(app: Celery) -> None:
+    """Raise SettingsInvalid if Redis is a cluster, before a command puts anything there.
+
+    Other errors of Redis are left to the command, which meets them itself.
+    """
+    try:
+        is_cluster = _is_cluster(impatient_client(app, START_SECONDS))
+    except (RedisError, OSError):
+        return
+    if is_cluster:
+        raise SettingsInvalid(f"{IS_CLUSTER} (tried {Settings.load().redis_server()})")
+
+
 def _is_cluster(client: Any) -> bool:
     """Return whether Redis runs in cluster mode; False if the user must not ask."""
     try:

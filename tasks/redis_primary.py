@@ -154,7 +154,7 @@ class PrimaryConnection(Connection):
         except ResponseError as error:
             if isinstance(error, ReadOnlyError) or str(error).startswith(UNBLOCKED):
                 self.disconnect()  # type: ignore[no-untyped-call]
-                raise ConnectionLost("this server is no longer the primary") from None
+                raise ConnectionLost("this server is read only, and no primary") from None
             raise
 
 

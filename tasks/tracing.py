@@ -6,9 +6,12 @@ stage. Spans have no address of a picture, because keys may hold names: the log 
 id, which both have.
 """
 
+import atexit
+import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +29,7 @@ TRACE_HEADER_FORMS = {
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 SERVICE_NAME = "service.name"
+FLUSH_SECONDS = 2.0
 
 log = structlog.get_logger("veil")
 
@@ -77,7 +81,9 @@ def configure(service: str) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = OTELResourceDetector().detect().attributes.get(SERVICE_NAME)
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: named or service}))
+    resource = Resource.create({SERVICE_NAME: named or service})
+    # Its own handler waits for a collector that is away, for longer than a grace period.
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     try:
         for name in _exporters(os.environ):
             (exporter, *_) = entry_points(group="opentelemetry_traces_exporter", name=name)
@@ -85,7 +91,10 @@ def configure(service: str) -> None:
     except Exception as error:  # whatever an exporter raises about its variables
         _warn(f"{type(error).__name__}: {error!s:.200}")
         return
+    # A collector that is away would be a line for each try.
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)
     trace.set_tracer_provider(provider)
+    atexit.register(_flush, provider)
 
 
 def inject(headers: dict[str, Any]) -> None:
@@ -212,6 +221,13 @@ def _end(span: Any, error: str | None) -> None:
         span.set_status(Status(StatusCode.ERROR, error))
         span.set_attribute("error.type", error)
     span.end()
+
+
+def _flush(provider: Any) -> None:
+    """Export the last spans as the process ends, in FLUSH_SECONDS at most."""
+    thread = threading.Thread(target=provider.force_flush, daemon=True)
+    thread.start()
+    thread.join(FLUSH_SECONDS)
 
 
 def _warn(reason: str) -> None:

@@ -140,7 +140,9 @@ def cluster(clean_environment, tmp_path_factory):
     started.server.stop()
 
 
-@pytest.mark.parametrize("command", [("worker",), ("watch", "--poll", "60")])
+@pytest.mark.parametrize(
+    "command", [("worker",), ("watch", "--poll", "60"), ("enqueue", "s3://raw/a.jpg")]
+)
 def test_a_cluster_is_refused_at_the_start_in_one_line(cluster, veil, command):
     environment = {
         "VEIL_REDIS_URL": f"redis://{HOST}:{cluster.port}/0",

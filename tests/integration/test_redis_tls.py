@@ -24,6 +24,8 @@ from tasks.errors import QueueUnavailable, SettingsInvalid
 from tasks.publishing import Publisher, Wanted
 from tasks.settings import Settings
 from tests.integration.conftest import Worker
+from tests.integration.lying_sentinel import LyingSentinel
+from tools.local.sentinels import SERVICE
 from tools.local.servers import HOST, Server
 
 STUB = Path(__file__).with_name("stub_worker.py")
@@ -139,6 +141,36 @@ def test_producers_and_workers_meet_at_a_redis_with_a_certificate_they_trust(
     finally:
         worker.server.stop()
         app.close()
+
+
+def test_sentinels_and_the_redis_that_they_name_speak_tls(
+    unattended, tls_port, server_context, certificate
+):
+    with LyingSentinel(tls_port, 0, server_context) as sentinel:
+
+        def connect(options):
+            app = create_app(
+                Settings(
+                    redis_url=f"sentinels://{HOST}:{sentinel.address[1]}/{unattended.database}{options}",
+                    redis_service=SERVICE,
+                    redis_password=unattended.redis.password,
+                )
+            )
+            app.conf.broker_transport_options["sentinel_kwargs"]["protocol"] = 2
+            return app
+
+        app = connect(f"?ssl_ca_certs={certificate / 'certificate.pem'}")
+        with contextlib.closing(Publisher(app)) as publisher:
+            publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
+        app.send_task("veil.anonymize_image", ("s3://raw/b.jpg",))
+        assert unattended.client.llen("uploads") == 2
+        with (
+            contextlib.closing(Publisher(connect(""))) as publisher,
+            pytest.raises(
+                QueueUnavailable, match=r"no sentinel answers.*certificate verify failed"
+            ),
+        ):
+            publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(unattended, tls_port):

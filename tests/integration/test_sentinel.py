@@ -8,7 +8,6 @@ import contextlib
 import io
 import json
 import os
-import socketserver
 import threading
 import time
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from tasks.errors import QueueUnavailable
 from tasks.publishing import Publisher, Wanted
 from tasks.redis_primary import Sentinels
 from tasks.settings import Settings
+from tests.integration.lying_sentinel import LyingSentinel
 from tools.local.sentinels import SERVICE, start_replicated
 from tools.local.servers import HOST
 
@@ -189,52 +189,6 @@ def test_a_worker_that_is_refused_says_which_setting_to_check(whole, veil, chang
     assert done.returncode == 2, done.stderr
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-class LyingSentinel(socketserver.ThreadingTCPServer):
-    """A sentinel that names `port` the primary, of the configuration `epoch`."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self, port, epoch):
-        super().__init__((HOST, 0), LyingHandler)
-        self.answer = state(port, epoch)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self):
-        return HOST, self.server_address[1]
-
-
-class LyingHandler(socketserver.StreamRequestHandler):
-    def handle(self):
-        with contextlib.suppress(OSError):
-            while line := self.rfile.readline():
-                words = []
-                for _ in range(int(line[1:])):
-                    length = int(self.rfile.readline()[1:])
-                    words.append(self.rfile.read(length + 2)[:-2])
-                if words[0].upper() == b"SENTINEL":
-                    self.wfile.write(self.server.answer)
-                elif words[0].upper() == b"HELLO":
-                    self.wfile.write(b"-ERR unknown command\r\n")
-                else:
-                    self.wfile.write(b"+OK\r\n")
-
-
-def state(port, epoch):
-    fields = {
-        "name": SERVICE,
-        "ip": HOST,
-        "port": port,
-        "flags": "master",
-        "config-epoch": epoch,
-        "num-other-sentinels": 2,
-    }
-    words = [str(word) for pair in fields.items() for word in pair]
-    texts = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
-    return f"*{len(words)}\r\n{texts}".encode()
 
 
 def test_a_sentinel_that_lies_leads_to_no_replica_and_no_old_primary(whole):

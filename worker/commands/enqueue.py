@@ -13,6 +13,7 @@ from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
+from tasks.redis_clients import refuse_cluster
 from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
@@ -83,6 +84,7 @@ def enqueue(
         _refuse_unrouted(routes, sources, place)
     listed = _listed(settings, place) if place else ()
     celery = celery_app()
+    refuse_cluster(celery)
     tracing.configure("veil-enqueue")
     with ExitStack() as stack:
         pictures = (Wanted(source, options=request) for source in chain(sources, listed))

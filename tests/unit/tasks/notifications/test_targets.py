@@ -1,0 +1,55 @@
+"""The signature of notifications, and the targets that are refused at the start."""
+
+import pytest
+
+from tasks.errors import SettingsInvalid
+from tasks.notifications.address import secret_bytes
+from tasks.notifications.targets import signed
+from tasks.settings import Settings
+
+KEY = "k" * 32
+
+
+def test_the_signature_is_that_of_the_example_of_standard_webhooks():
+    keys = [secret_bytes("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
+    headers = signed(keys, "msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', 1614265330.9)
+    assert headers == {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "key"),
+    [
+        ("https://host/path", KEY),
+        ("http://host:8080", f"{KEY},{KEY}"),
+        ("arn:aws:sqs:eu-central-1:123456789012:outcomes", None),
+        ("arn:aws-cn:sns:cn-north-1:123456789012:outcomes", None),
+    ],
+)
+def test_targets_are_accepted(target, key):
+    assert Settings.load(notify=target, notify_key=key).notify == target
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "expected"),
+    [
+        ("host/path", KEY, "https:// address of a webhook, or the ARN"),
+        ("ftp://host", KEY, "https:// address of a webhook, or the ARN"),
+        ("https://", KEY, "https:// address of a webhook, or the ARN"),
+        ("https://host:port/", KEY, "https:// address of a webhook, or the ARN"),
+        ("https://user:hunter2@host/", KEY, "https:// address of a webhook, or the ARN"),
+        ("arn:aws:sqs:eu-central-1:1:outcomes", KEY, "https:// address of a webhook, or the ARN"),
+        ("arn:aws:s3:::bucket", KEY, "https:// address of a webhook, or the ARN"),
+        ("https://host/", None, "needs VEIL_NOTIFY_KEY"),
+        ("https://host/", "short", "needs 32 characters or more"),
+        ("https://host/", "whsec_" + "*" * 32, "must be base64"),
+    ],
+)
+def test_others_are_refused_without_their_secrets(target, key, expected):
+    with pytest.raises(SettingsInvalid, match="VEIL_NOTIFY") as raised:
+        Settings.load(notify=target, notify_key=key)
+    assert expected in str(raised.value)
+    assert "hunter2" not in str(raised.value)
