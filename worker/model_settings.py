@@ -1,7 +1,7 @@
 """The models of a worker and the rules of their labels, as the settings name them."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from tasks.messages import Rule, label_of
 from tasks.rules import EVERY_OTHER, parse_rules
 from worker.detection import plates
-from worker.detection.presets import PRESETS, PassSettings, Turned
+from worker.detection.presets import Turned
 
 DEFAULT, PLATES = "default", "plates"
 """The names of the models that come with Veil, in VEIL_MODELS."""
@@ -70,13 +70,6 @@ class LabelSettings(Rule):
     def rule(self) -> Rule:
         """The treatment alone."""
         return Rule(**{name: getattr(self, name) for name in Rule.model_fields})
-
-    def passes(self, default: PassSettings) -> PassSettings:
-        """Return the passes of the search, which are the `default` ones unless the rule differs."""
-        passes = default if self.preset is None else PRESETS[self.preset]
-        if self.scales is not None:
-            passes = replace(passes, scales=self.scales)
-        return passes if self.turned is None else replace(passes, turned=self.turned)
 
 
 def _rules(value: Any) -> Any:

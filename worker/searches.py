@@ -9,13 +9,13 @@ from tasks.errors import SettingsInvalid
 from tasks.messages import FACE, Rule
 from tasks.rules import EVERY_OTHER
 from tasks.settings import PREFIX
+from worker.detection.presets import PRESETS, PassSettings
 from worker.model_settings import LabelSettings
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from worker.detection.labelled import Search
     from worker.detection.model import Model
-    from worker.detection.presets import PassSettings
     from worker.detection.tiled import ModelInput
     from worker.treatments import Treatments
 
@@ -134,19 +134,18 @@ def searches_of(
     return tuple(found)
 
 
-def passes_of(settings: WorkerSettings, label: str) -> "PassSettings":
+def passes_of(settings: WorkerSettings, label: str) -> PassSettings:
     """Return the passes of the search for `label`.
 
     Only the landmarks of faces tell that a picture is turned, so other objects are searched for in
     turned passes only if a setting says so.
     """
-    passes = settings.pass_settings()
-    if label != FACE and settings.turned is None:
-        passes = replace(passes, turned="never")
     rule = rule_of(settings, label)
-    if label != FACE and rule.preset and rule.turned is None:
-        rule = rule.model_copy(update={"turned": passes.turned})
-    return rule.passes(passes)
+    passes = PRESETS[rule.preset] if rule.preset else settings.pass_settings()
+    turned = rule.turned
+    if turned is None and label != FACE:
+        turned = settings.turned or "never"
+    return replace(passes, scales=rule.scales or passes.scales, turned=turned or passes.turned)
 
 
 def seconds_of(settings: WorkerSettings, searches: Sequence["Search"]) -> float:

@@ -20,6 +20,7 @@ KEYS = [
     "faces",
     "boxes_xyxy",
     "scores",
+    "labels",
     "reason",
     "found_by_check",
     "notes",
