@@ -298,7 +298,7 @@ def test_keda_and_the_policies_follow_the_address_of_redis(rendered):
 
 @pytest.mark.parametrize(
     ("endpoint", "port"),
-    [("http://store:8333", 8333), ("http://store/", 80), ("https://store", 443), ("", 443)],
+    [("http://store:8333/s3", 8333), ("http://store/", 80), ("https://store", 443), ("", 443)],
 )
 def test_the_policy_of_the_store_has_the_port_of_its_endpoint(endpoint, port, rendered):
     resources = rendered(*with_values(f"settings.VEIL_S3_ENDPOINT={endpoint}"))
