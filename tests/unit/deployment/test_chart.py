@@ -4,17 +4,18 @@ import functools
 import json
 import re
 import subprocess
-import tomllib
 
 import pytest
 import yaml
-from pydantic import SecretStr
 
 from tasks.messages import QUEUES
 from tasks.settings import refuse_unknown
 from tests.manifests import check_confinement, check_fields, container_of, pod_of, select
 from tools.manifests import CHART, EXAMPLES, MANIFESTS, helm_program, manifests
 from worker.settings import WorkerSettings
+
+if helm_program() is None:
+    pytest.skip("no helm is found: make helm", allow_module_level=True)
 
 PRODUCERS = {"veil-trigger", "veil-sqs", "veil-catch-up"}
 SENTINELS = "settings.VEIL_REDIS_URL=sentinels://veil@one\\,two:26380/3"
@@ -76,8 +77,6 @@ SECRETS = {
 def helm():
     """``helm(…)`` runs Helm, and returns the finished process."""
     program = helm_program()
-    if program is None:
-        pytest.skip("helm is not installed: make helm")
 
     def run(*arguments):
         return subprocess.run([program, *arguments], capture_output=True, text=True)
@@ -145,12 +144,6 @@ def check_release(resources):
             assert ("Service", name) in resources
 
 
-def test_the_chart_has_the_version_of_the_project(repository):
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    assert chart["version"] == chart["appVersion"] == project["version"]
-
-
 def test_the_manifests_are_those_that_the_chart_renders(helm):
     committed = {path.name: path.read_text() for path in MANIFESTS.glob("*.yaml")}
     expected = manifests(helm_program())
@@ -197,22 +190,6 @@ def test_values_have_no_secrets_and_flower_a_password(values, message, helm):
     done = helm("template", "veil", str(CHART), "--set-json", values)
     assert done.returncode != 0
     assert message in done.stderr
-
-
-def test_every_secret_of_veil_is_refused_as_a_setting():
-    text = (CHART / "templates" / "settings.yaml").read_text()
-    (pattern,) = re.findall(r'regexMatch "(\(PASSWORD.*?\$)"', text)
-    secrets = {
-        f"VEIL_{name.upper()}"
-        for name, field in WorkerSettings.model_fields.items()
-        if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ()))
-    }
-    others = {f"VEIL_{name.upper()}" for name in WorkerSettings.model_fields} - secrets
-    assert "VEIL_RECEIPT_KEY" in secrets
-    for name in secrets - {"VEIL_REDIS_URL"}:
-        assert re.search(pattern, name), name
-    for name in others:
-        assert not re.search(pattern, name), name
 
 
 def test_numbers_reach_veil_as_they_were_written(rendered):
