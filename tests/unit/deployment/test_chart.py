@@ -203,7 +203,9 @@ def test_numbers_reach_veil_as_they_were_written(rendered):
 
 def test_a_gpu_worker_has_its_image_a_gpu_and_time_to_warm_up(rendered):
     resources = rendered(*with_values("worker.gpu=true"))
-    container = container_of(resources["Deployment", "veil-worker"])
+    worker = resources["Deployment", "veil-worker"]
+    assert pod_of(worker)["volumes"] == [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}]
+    container = container_of(worker)
     assert container["image"].startswith("veil/worker-gpu:")
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     probe = container["startupProbe"]
