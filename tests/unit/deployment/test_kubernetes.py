@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from tasks.messages import QUEUES
 from tasks.settings import refuse_unknown
@@ -80,6 +81,22 @@ def test_the_settings_are_ones_that_each_deployment_takes(settings, deployments)
         refuse_unknown(settings | dict.fromkeys(variables_of(deployment), ""), WorkerSettings)
     given = {name.removeprefix("VEIL_").lower(): value for name, value in settings.items()}
     WorkerSettings(**given, redis_password="a")
+
+
+def test_the_chart_knows_the_names_of_all_secrets(repository):
+    text = (repository / "docker/helm/veil/templates/settings.yaml").read_text()
+    (pattern,) = re.findall(r'regexMatch "(\(PASSWORD.*?\$)"', text)
+    secrets = {
+        f"VEIL_{name.upper()}"
+        for name, field in WorkerSettings.model_fields.items()
+        if SecretStr in (field.annotation, *getattr(field.annotation, "__args__", ()))
+    }
+    others = {f"VEIL_{name.upper()}" for name in WorkerSettings.model_fields} - secrets
+    assert "VEIL_RECEIPT_KEY" in secrets
+    for name in secrets - {"VEIL_REDIS_URL"}:
+        assert re.search(pattern, name), name
+    for name in others:
+        assert not re.search(pattern, name), name
 
 
 def test_a_worker_that_is_told_to_stop_is_given_the_time_that_it_takes(settings, deployments):

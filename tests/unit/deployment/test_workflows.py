@@ -122,6 +122,11 @@ def test_the_manifests_name_the_images_of_the_release_by_the_version_of_the_proj
         assert f"image: veil/{target}:{project['version']}\n" in text
 
 
+def test_the_chart_has_the_version_of_the_project(repository, project):
+    chart = yaml.safe_load((repository / "docker" / "helm" / "veil" / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == project["version"]
+
+
 def test_the_security_policy_supports_the_current_version(repository, project):
     minor = ".".join(project["version"].split(".")[:2])
     assert f"| {minor} | yes |" in (repository / "SECURITY.md").read_text()

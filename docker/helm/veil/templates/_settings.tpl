@@ -28,7 +28,7 @@ database: {{ regexReplaceAll $pattern $url "${7}" | default "0" | quote }}
 {{/* The port of VEIL_S3_ENDPOINT. */}}
 {{- define "veil.storePort" -}}
 {{- $endpoint := .Values.settings.VEIL_S3_ENDPOINT | default "https://" }}
-{{- $port := regexFind ":[0-9]+/?$" $endpoint | trimPrefix ":" | trimSuffix "/" }}
+{{- $port := regexFind ":[0-9]+$" (urlParse $endpoint).host | trimPrefix ":" }}
 {{- $port | default (hasPrefix "http://" $endpoint | ternary "80" "443") }}
 {{- end }}
 
