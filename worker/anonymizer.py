@@ -19,6 +19,9 @@ from worker.detection.credible import placed
 from worker.detection.detector import Detector
 from worker.detection.faces import Detections, bridged, clip, merge, outside
 from worker.detection.presets import PassSettings
+from worker.images import viewing
+from worker.images.formats import CONTENT_TYPES
+from worker.images.viewing import View
 from worker.masking import hiding
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import MaskStyle
@@ -153,6 +156,13 @@ class FileAnonymizer(Protocol):
         Raises a VeilError, as `anonymize` does.
         """
 
+    def view(self, content: bytes, view: View) -> Anonymized:
+        """Return a JPEG of the picture file `content` for people, with nothing hidden.
+
+        `width` and `height` are those of the upright picture. Raises a VeilError, as `anonymize`
+        does.
+        """
+
     def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
         """Return the part of `options` that hides at least as much as the configured style."""
 
@@ -231,6 +241,21 @@ class Anonymizer(FileAnonymizer):
         faces = _strongest_first(Detections.joined(self._faces(picture, options)))
         return Anonymized(
             None, picture.content_type, picture.format, picture.width, picture.height, faces
+        )
+
+    def view(self, content: bytes, view: View) -> Anonymized:
+        """Return a JPEG of the picture file `content` for people, with nothing hidden.
+
+        Raises a VeilError, as `anonymize` does.
+        """
+        picture = self._decode(content)
+        return Anonymized(
+            viewing.jpeg(picture, view),
+            CONTENT_TYPES[viewing.FORMAT],
+            viewing.FORMAT,
+            picture.width,
+            picture.height,
+            Detections.none(),
         )
 
     def detect(self, pixels: Pixels) -> Detections:

@@ -186,6 +186,31 @@ def build_file_anonymizer(
     return IsolatedAnonymizer(local, pool, detector.infer, seconds)
 
 
+def build_viewer(settings: WorkerSettings, processes: int) -> "FileAnonymizer":
+    """Return an anonymizer that only makes views, in at most `processes` picture processes.
+
+    It has no model, so it is there within a second, and it fails on everything else. Raises
+    PictureProcessLost.
+    """
+    from worker.anonymizer import Anonymizer
+    from worker.detection.detector import ScaledDetector
+    from worker.detection.tiled import ModelInput
+    from worker.isolated import IsolatedAnonymizer
+    from worker.process.pool import PicturePool
+
+    def refuse(_canvases: "Sequence[Pixels]") -> "list[Detections]":
+        raise ModelInvalid("this process only shows pictures, and has no model")
+
+    detector = ScaledDetector(refuse, settings.pass_settings(), 0.5, ModelInput(None, 1, False), 1)
+    local = Anonymizer(detector=detector, style=mask_style(settings), limits=_limits(settings))
+    count = min(settings.picture_processes(), processes)
+    if not count:
+        return local
+    pool = PicturePool(count, wait_seconds=PROCESS_WAIT_SECONDS)
+    pool.configure(_configuration(settings, detector, runs_for_long=True))
+    return IsolatedAnonymizer(local, pool, refuse, settings.anonymizer_seconds())
+
+
 def _configuration(
     settings: WorkerSettings, detector: "ScaledDetector", runs_for_long: bool
 ) -> "Configuration":

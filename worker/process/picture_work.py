@@ -136,7 +136,9 @@ class PictureWork:
         detector = self._detector()
         anonymizer = self._anonymizer(detector)
         stopwatch = Stopwatch(self._begin)
-        if work.detect_only:
+        if work.view is not None:
+            result = anonymizer.view(content, work.view)
+        elif work.detect_only:
             result = anonymizer.detect_file(content, work.options)
         else:
             result = anonymizer.anonymize(content, stopwatch, work.options)
