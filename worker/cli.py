@@ -42,6 +42,7 @@ COMMANDS = {
     "model": Entry("worker.commands.model", "Build or inspect the detector's model."),
     "dead": Entry("worker.commands.dead", "List, retry or drop dead letters."),
     "receipt": Entry("worker.commands.receipt", "Check outputs against their receipts."),
+    "sample": Entry("worker.commands.sample", "Measure the rate of misses in an archive."),
     "review": Entry("worker.commands.review", "Decide on pictures that were held or flagged."),
 }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from worker import pages
 from worker.local_files import write_atomically
 from worker.preview.capacity import BUSY_SHARE
-from worker.preview.summary import FACE_SIZE_NAMES, SCORE_BINS, Preview
+from worker.preview.summary import SCORE_BINS, Preview
+from worker.sampling.sizes import FACE_SIZE_NAMES
 
 OWNER_ONLY = 0o600  # The sheet may hold clear pictures.
 BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))

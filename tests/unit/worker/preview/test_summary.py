@@ -4,9 +4,10 @@ import pytest
 
 from worker.preview.capacity import Prices, capacity
 from worker.preview.sources import MAX_PREFIXES, OTHER_PREFIXES, SourcePicture, Strata, draw
-from worker.preview.summary import face_size, summarize
+from worker.preview.summary import summarize
 from worker.preview.trial import Attempt, TriedPicture
 from worker.preview.variants import Variant
+from worker.sampling.sizes import face_size
 from worker.settings import WorkerSettings
 
 
