@@ -40,7 +40,7 @@ def _values(text: str) -> dict[str, str]:
         if not equals or not field:
             raise SettingsInvalid(f"--compare {text!r:.100}: give SETTING=VALUE, as in region=full")
         refuse_unknown({PREFIX + field.upper(): value}, WorkerSettings)
-        if field in Settings.model_fields:
+        if field in Settings.model_fields or field.endswith("_url") or field.startswith("review_"):
             raise SettingsInvalid(
                 f"--compare {text!r:.100}: {PREFIX}{field.upper()} changes no picture"
             )
