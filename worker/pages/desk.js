@@ -9,7 +9,7 @@ const SIDE = 2048;
 const KEPT = 8; // outputs that are held ready
 const RENEW_MS = 30000;
 const POLL_MS = 700;
-const LIST_MS = 10000;
+const LIST_MS = 5000;
 const FIRST_PAGE = 60; // rows that are read again by themselves
 const byId = (id) => document.getElementById(id);
 const showsSources = document.body.dataset.sources === "yes";
@@ -753,8 +753,11 @@ setInterval(() => {
   }
 }, RENEW_MS);
 setInterval(() => {
-  if (document.hidden || state.busy || state.rows.length > FIRST_PAGE) return;
-  loadList().catch(() => {});
+  if (document.hidden || state.rows.length > FIRST_PAGE) return;
+  guarded(async () => {
+    await loadList();
+    if (!state.item && state.rows.length) await open({});
+  });
 }, LIST_MS);
 addEventListener("pagehide", () => {
   if (!state.item) return;
