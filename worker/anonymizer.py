@@ -15,6 +15,7 @@ from PIL import Image
 from tasks.errors import ImageTooLarge, InvalidRequest
 from tasks.messages import AnonymizeOptions, Areas, Reason
 from worker import images
+from worker.areas import bounds
 from worker.detection.credible import placed
 from worker.detection.detector import Detector
 from worker.detection.faces import Detections, bridged, clip, merge, outside
@@ -393,7 +394,8 @@ def _check_areas(picture: images.Picture, options: AnonymizeOptions) -> None:
     sizes = {(frame.width, frame.height) for frame in picture.frames}
     for name, areas in (("exempt", options.exempt), ("extra", options.extra)):
         for area in areas:
-            if all(area[0] >= width or area[1] >= height for width, height in sizes):
+            left, top, _, _ = bounds(area)
+            if all(left >= width or top >= height for width, height in sizes):
                 raise InvalidRequest(
                     f"the {name} area {','.join(map(str, area))} is outside of the picture, which "
                     f"has {picture.width} × {picture.height} pixels: correct it"

@@ -8,10 +8,9 @@ by picture, so an archive of any size can be exported. The name of a picture is 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from io import TextIOBase
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TextIO, get_args
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -75,7 +74,7 @@ class Writer(Protocol):
 class CocoWriter:
     """Writes COCO. Annotations wait in a temporary file until all images are written."""
 
-    def __init__(self, file: TextIOBase) -> None:
+    def __init__(self, file: TextIO) -> None:
         self._file = file
         self._annotations = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 — closed by `close`
         self._images = self._shapes = 0
@@ -124,7 +123,7 @@ class CocoWriter:
 class CvatWriter:
     """Writes CVAT for images 1.1."""
 
-    def __init__(self, file: TextIOBase) -> None:
+    def __init__(self, file: TextIO) -> None:
         self._file = file
         self._images = 0
         file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
@@ -148,7 +147,7 @@ class CvatWriter:
 class JsonLinesWriter:
     """Writes one JSON object a picture."""
 
-    def __init__(self, file: TextIOBase) -> None:
+    def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def add(self, picture: AnnotatedPicture) -> None:
@@ -165,7 +164,7 @@ class JsonLinesWriter:
         """End the file, which needs no end."""
 
 
-WRITERS: dict[str, Callable[[TextIOBase], Writer]] = {
+WRITERS: dict[str, Callable[[TextIO], Writer]] = {
     "coco": CocoWriter,
     "cvat": CvatWriter,
     "jsonl": JsonLinesWriter,

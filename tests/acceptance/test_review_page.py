@@ -148,16 +148,16 @@ def is_shown(browser, key):
     return until(browser, lambda: text(browser, "title") == f"s3://raw/{key}")
 
 
-def image_of(browser, place="output"):
-    """The size of the picture that is shown, once it is decoded."""
+def image_of(browser):
+    """The size of the output that is shown, once it is decoded."""
     script = (
-        "const done = arguments[1];"
-        "const image = document.querySelector(`#${arguments[0]} image`);"
+        "const done = arguments[0];"
+        "const image = document.querySelector('#output image');"
         "if (!image) done(null); else { const probe = new Image();"
         " probe.onload = () => done([probe.naturalWidth, probe.naturalHeight]);"
         " probe.onerror = () => done(null); probe.src = image.href.baseVal; }"
     )
-    return browser.execute_async_script(script, place)
+    return browser.execute_async_script(script)
 
 
 def drag(browser, place, box_xyxy):
@@ -189,7 +189,8 @@ def test_a_missed_face_is_drawn_redone_seen_and_accepted(browser, empty, photogr
     empty.list("2026/coffee.jpg", photographs["coffee.jpg"])
     log_in(browser, empty)
     is_shown(browser, "2026/admiral.jpg")
-    until(browser, lambda: image_of(browser, "source"))
+    # The page keeps no source: its address ends once the picture is drawn.
+    until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#source image"))
     browser.find_element(By.CSS_SELECTOR, "[data-tool=extra]").click()
     drag(browser, "source", face)
     assert "hide: 120 × 180 px" in text(browser, "shapes")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tasks.bulk.boxes import iou
 from tasks.records.samples import Mark, Sample, SampledPicture
 from worker.sampling.intervals import (
     CONFIDENCE,
@@ -36,7 +37,7 @@ class Finding:
         hidden = [
             box
             for box in self.picture.boxes_xyxy
-            if all(_iou(box, other) < SAME_FACE_IOU for other in exposed)
+            if all(iou(box, other) < SAME_FACE_IOU for other in exposed)
         ]
         return exposed + hidden
 
@@ -147,13 +148,3 @@ def _face_rate(findings: Sequence[Finding], size: str | None = None) -> Rate:
 
     exposed = [count(finding.exposed_xyxy) for finding in findings]
     return rate_in_clusters(exposed, [count(finding.faces) for finding in findings])
-
-
-def _iou(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    common = width * height
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return common / (areas - common)
