@@ -261,8 +261,8 @@ def _read_cvat(content: str) -> Iterator[AnnotatedPicture]:
                 pairs = [point.split(",") for point in element.attrib["points"].split(";")]
                 numbers = [float(number) for pair in pairs for number in pair]
                 shapes.append(Shape(_whole(numbers), label))
-        size = (int(float(image.get(side, "0"))) for side in ("width", "height"))
-        yield AnnotatedPicture(image.attrib["name"], *size, shapes)
+        width, height = (int(float(image.get(side, "0"))) for side in ("width", "height"))
+        yield AnnotatedPicture(image.attrib["name"], width, height, shapes)
 
 
 def _whole(numbers: Sequence[float]) -> Area:

@@ -145,7 +145,12 @@ def press(browser, *keys):
 
 
 def is_shown(browser, key):
-    return until(browser, lambda: text(browser, "title") == f"s3://raw/{key}")
+    def is_there():
+        viewer = browser.find_element(By.ID, "viewer")
+        is_busy = viewer.get_attribute("aria-busy") == "true"
+        return text(browser, "title") == f"s3://raw/{key}" and not is_busy
+
+    return until(browser, is_there)
 
 
 def image_of(browser):
@@ -215,6 +220,7 @@ def test_a_missed_face_is_drawn_redone_seen_and_accepted(browser, empty, photogr
     browser.find_element(By.ID, "confirm-no").click()
     assert not empty.s3.list_objects_v2(Bucket="clean", Prefix="2026/coffee").get("Contents")
     press(browser, Keys.ENTER)
+    until(browser, lambda: dialog.is_displayed())
     press(browser, Keys.ENTER)
     until(browser, lambda: text(browser, "title") == "Nothing chosen")
 

@@ -72,6 +72,7 @@ def sample(
     from worker.sampling.acceptance import accept
 
     settings = WorkerSettings.load()
+    found: Mapping[int, Mark]
     if marks is not None:
         drawn = _draw(settings, addresses, pictures, seed)
         found = _marks_of(drawn, marks)

@@ -169,7 +169,7 @@ class Items:
     def counts(self) -> dict[str, int]:
         """Return the number of pictures of each state."""
         self._refresh()
-        counts = dict.fromkeys(FILTERS, 0)
+        counts: dict[str, int] = dict.fromkeys(FILTERS, 0)
         for item in (*self._review.values(), *self._low.values()):
             counts[item.state] += 1
         return counts

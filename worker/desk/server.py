@@ -324,14 +324,17 @@ class SamplesHandler(Handler):
 
 
 class NextHandler(Handler):
-    """Claim the next or the previous picture that nobody else has, or the one with an ``id``."""
+    """Claim the next or the previous picture that nobody else has, or the one with an ``id``.
+
+    Without one the answer has no ``id``.
+    """
 
     async def post(self) -> None:
         fields = self.body()
         found = await self.in_thread(self._claimed, fields)
-        if found is None:
-            raise HTTPError(409 if fields.get("id") else 404, reason="Nothing Is Free")
-        self.finish(_details(*found))
+        if found is None and fields.get("id"):
+            raise HTTPError(409, reason="Another Reviewer Has It")
+        self.finish({"id": None} if found is None else _details(*found))
 
     def _claimed(self, fields: dict[str, Any]) -> tuple[Item, samples.Mark | None] | None:
         parts, session = self.parts, self.session
@@ -483,7 +486,7 @@ class UnknownHandler(Handler):
     def get(self) -> None:
         raise HTTPError(404)
 
-    post = put = delete = patch = head = options = get  # type: ignore[assignment]
+    post = put = delete = patch = head = options = get
 
 
 def application(parts: Parts) -> Application:

@@ -18,7 +18,7 @@ const xsrf = document.querySelector("meta[name=xsrf]").content;
 const state = {
   list: "", sample: "", rows: [], from: 0, count: 0,
   item: null, size: null, box: null, shapes: [], chosen: -1, tool: "move",
-  done: false, polling: 0, sourceShown: false, boxesShown: true, busy: false, turn: 0,
+  done: false, polling: 0, sourceShown: false, boxesShown: true, busy: false, waiting: null, turn: 0,
 };
 const kept = new Map(); // id and version of an output -> {url, width, height}
 
@@ -113,7 +113,7 @@ function rowOf(row) {
   const name = element("span", { class: "name" }, element("bdi", {}, shortName(row.title)));
   const button = element("button", { type: "button", "data-id": row.id, title: row.title }, thumb,
     element("span", {}, name, chip));
-  button.addEventListener("click", () => open({ id: row.id }));
+  button.addEventListener("click", () => guarded(() => open({ id: row.id }), true));
   return element("li", {}, button);
 }
 
@@ -182,15 +182,15 @@ async function open(wanted) {
   try {
     item = await json("/api/next", request);
   } catch (refusal) {
-    if (refusal.status === 409) say("Another reviewer has this picture.", "bad");
-    else if (refusal.status === 404) {
-      if (state.item === null || state.done) showNothing("Nothing is left here that nobody else has.");
-      else say("Nothing else is left here that nobody has.");
-    } else throw refusal;
+    if (refusal.status !== 409) throw refusal;
+    say("Another reviewer has this picture.", "bad");
+    byId("output").focus({ preventScroll: true });
     return;
   }
   if (turn !== state.turn) return;
-  await show(item);
+  if (item.id) await show(item);
+  else if (state.item === null || state.done) showNothing("Nothing is left here that nobody else has.");
+  else say("Nothing else is left here that nobody has.");
 }
 
 function showNothing(text) {
@@ -554,9 +554,15 @@ function say(text, kind = "") {
   byId("status").className = kind;
 }
 
-async function guarded(work) {
-  if (state.busy) return;
+// Run `work` unless other work is in progress: a key that is pressed twice decides once. Work that
+// `waits`, which decides nothing, follows the present one.
+async function guarded(work, waits = false) {
+  if (state.busy) {
+    if (waits) state.waiting = work;
+    return;
+  }
   state.busy = true;
+  byId("viewer").setAttribute("aria-busy", "true");
   try {
     await work();
   } catch (refusal) {
@@ -564,7 +570,11 @@ async function guarded(work) {
     say(refusal.message, "bad");
   } finally {
     state.busy = false;
+    byId("viewer").setAttribute("aria-busy", "false");
   }
+  const next = state.waiting;
+  state.waiting = null;
+  if (next) guarded(next);
 }
 
 function areasOf(...kinds) {
@@ -685,8 +695,8 @@ function toggleSource() {
   if (state.item) load(state.item).catch((refusal) => say(refusal.message, "bad"));
 }
 
-const forward = () => guarded(() => open({}));
-const backward = () => guarded(() => open({ back: true }));
+const forward = () => guarded(() => open({}), true);
+const backward = () => guarded(() => open({ back: true }), true);
 const KEYS = {
   n: forward, p: backward, "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: fit,
   b: toggleBoxes, s: toggleSource, v: () => chooseTool("move"), h: () => chooseTool("extra"),
