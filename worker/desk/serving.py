@@ -14,6 +14,7 @@ from tornado.netutil import bind_sockets
 
 from tasks.bulk.places import Places
 from tasks.errors import QueueUnavailable, SettingsInvalid, VeilError, log_fields
+from tasks.records import review
 from tasks.redis_errors import connected
 from tasks.storage.s3 import ObjectStore
 from worker.bootstrap import build_viewer
@@ -32,8 +33,7 @@ VIEWERS = 4  # picture processes at most
 MAX_HEADER_BYTES = 1 << 14
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_LOW_SCORES = 10_000
-STATUS_KEY = "veil:review:desk"  # the address of a running desk, for `veil status`
-ALIVE_SECONDS, RENEW_SECONDS = 60, 10
+RENEW_SECONDS = 10  # between two readings of the list
 
 log = structlog.get_logger("veil")
 
@@ -152,7 +152,7 @@ async def _keep_up(parts: server.Parts, address: str) -> None:
 
     def renew() -> None:
         with connected():
-            parts.redis.set(STATUS_KEY, address, ex=ALIVE_SECONDS)
+            review.announce_desk(parts.redis, address)
         parts.items.read()
 
     while True:
