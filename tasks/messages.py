@@ -61,6 +61,7 @@ LOWEST_REGION = 0.5  # the smallest share of a face that may be hidden
 MAX_AREAS = 1000  # of each kind; a request with more is refused
 MAX_BOXES = 100  # boxes in a report, the highest scores first; the receipt has all
 MAX_COORDINATE = 1_000_000  # pixels; no picture is larger
+MIN_POLYGON, MAX_POLYGON = 6, 400  # numbers of a polygon, two for each corner
 
 
 def _named_region(value: Any) -> Any:
@@ -86,10 +87,12 @@ def _area(value: Any) -> Any:
     """Return an area as a tuple, because JSON has lists only. Raises ValueError for no area."""
     sides = tuple(value) if isinstance(value, list | tuple) else ()
     are_pixels = all(type(side) is int and 0 <= side <= MAX_COORDINATE for side in sides)
+    if are_pixels and MIN_POLYGON <= len(sides) <= MAX_POLYGON and len(sides) % 2 == 0:
+        return _polygon(sides)
     if len(sides) != 4 or not are_pixels:
         raise ValueError(
             "an area needs four whole numbers: x1, y1, x2, y2, in pixels of the upright picture, "
-            f"from 0 to {MAX_COORDINATE}"
+            f"from 0 to {MAX_COORDINATE}; or the x and y of three corners or more"
         )
     x1, y1, x2, y2 = sides
     if not (x1 < x2 and y1 < y2):
@@ -97,11 +100,19 @@ def _area(value: Any) -> Any:
     return sides
 
 
+def _polygon(sides: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a polygon. Raises ValueError if it has no pixels."""
+    xs, ys = sides[::2], sides[1::2]
+    if min(xs) == max(xs) or min(ys) == max(ys):
+        raise ValueError("the corners of a polygon lie on a line")
+    return sides
+
+
 Region = Annotated[float, BeforeValidator(_named_region), Field(ge=LOWEST_REGION, le=1)]
 """The share of a face that is hidden, from its top: a number, ``top`` or ``full``."""
 
-Area = Annotated[tuple[int, int, int, int], BeforeValidator(_area)]
-"""x1 y1 x2 y2 in pixels of the upright picture."""
+Area = Annotated[tuple[int, ...], BeforeValidator(_area)]
+"""A box, x1 y1 x2 y2, or a polygon, x1 y1 x2 y2 x3 y3 …, in pixels of the upright picture."""
 
 Areas = Annotated[tuple[Area, ...], BeforeValidator(_areas), Field(max_length=MAX_AREAS)]
 
@@ -161,9 +172,9 @@ class AnonymizeOptions(BaseModel):
 
     `method` is the method for all labels, and `region` the region of faces; they have the values of
     the settings VEIL_METHOD and VEIL_REGION. An object of which at least half is in one of the
-    areas `exempt` stays visible. The areas `extra` are hidden completely. `release` is the version
-    of the source that a person has reviewed: that version is never held. `rules` are rules by
-    label, which replace those of VEIL_RULES value by value.
+    areas `exempt` stays visible. The areas `extra` are hidden completely. An area is a box or a
+    polygon. `release` is the version of the source that a person has reviewed: that version is
+    never held. `rules` are rules by label, which replace those of VEIL_RULES value by value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -24,7 +24,8 @@ class Status:
     setting of Redis with which it may lose messages. `in_flight` counts the
     messages that workers hold. `outcomes` counts pictures by outcome since this Redis was first
     used; its ``malformed`` counts those of its ``dead`` whose message no worker accepts. `dead`
-    counts the present dead letters, `to_review` the pictures on the review list.
+    counts the present dead letters, `to_review` the pictures on the review list. `review_desk` is
+    the address of the review desk, None if none is open.
 
     `per_second` is the rate of the work that is being done, or 0 if it is unknown: see
     tasks.records.outcomes.recent_rate. `seconds_left` is the time that the messages on the queues
@@ -39,6 +40,7 @@ class Status:
     outcomes: Mapping[str, int]
     dead: int
     to_review: int
+    review_desk: str | None
     per_second: float
     seconds_left: float | None
     recipe: str | None
@@ -94,6 +96,7 @@ def read(redis: Any) -> Status:
             outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
             dead=dead_letters.LETTERS.count(redis),
             to_review=review.REVIEW_LIST.count(redis),
+            review_desk=review.desk_address(redis),
             per_second=per_second,
             seconds_left=_seconds_left(pictures, per_second),
             recipe=announced_recipe(redis),

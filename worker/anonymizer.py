@@ -16,11 +16,15 @@ from PIL import Image
 from tasks.errors import DetectorUnavailable, ImageTooLarge, InvalidRequest
 from tasks.messages import FACE, AnonymizeOptions, Areas, Reason, Rule
 from worker import images
+from worker.areas import bounds
 from worker.detection.credible import placed
 from worker.detection.detector import Detector
 from worker.detection.faces import Detections, clip, outside
 from worker.detection.labelled import bridge_by_label, merge_by_label
 from worker.detection.presets import PassSettings
+from worker.images import viewing
+from worker.images.formats import CONTENT_TYPES
+from worker.images.viewing import View
 from worker.kept_metadata import NOTHING, Kept
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, Part
@@ -165,6 +169,13 @@ class FileAnonymizer(Protocol):
         Raises a VeilError, as `anonymize` does.
         """
 
+    def view(self, content: bytes, view: View) -> Anonymized:
+        """Return a JPEG of the picture file `content` for people, with nothing hidden.
+
+        `width` and `height` are those of the upright picture. Raises a VeilError, as `anonymize`
+        does.
+        """
+
     def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:
         """Return the part of `options` that hides at least as much as the configured style."""
 
@@ -253,6 +264,21 @@ class Anonymizer(FileAnonymizer):
             picture.height,
             faces,
             notes=picture.notes,
+        )
+
+    def view(self, content: bytes, view: View) -> Anonymized:
+        """Return a JPEG of the picture file `content` for people, with nothing hidden.
+
+        Raises a VeilError, as `anonymize` does.
+        """
+        picture = self._decode(content)
+        return Anonymized(
+            viewing.jpeg(picture, view),
+            CONTENT_TYPES[viewing.FORMAT],
+            viewing.FORMAT,
+            picture.width,
+            picture.height,
+            Detections.none(),
         )
 
     def detect(self, pixels: Pixels) -> Detections:
@@ -427,7 +453,8 @@ def _check_areas(picture: images.Picture, options: AnonymizeOptions) -> None:
     sizes = {(frame.width, frame.height) for frame in picture.frames}
     for name, areas in (("exempt", options.exempt), ("extra", options.extra)):
         for area in areas:
-            if all(area[0] >= width or area[1] >= height for width, height in sizes):
+            left, top, _, _ = bounds(area)
+            if all(left >= width or top >= height for width, height in sizes):
                 raise InvalidRequest(
                     f"the {name} area {','.join(map(str, area))} is outside of the picture, which "
                     f"has {picture.width} × {picture.height} pixels: correct it"

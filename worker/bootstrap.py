@@ -211,13 +211,42 @@ def build_file_anonymizer(
     models = load_models(settings)  # while the process starts
     detector = _detector(settings, models, watch, runs_for_long)
     local = _anonymizer(settings, models, detector, watch)
-    pool.configure(_configuration(settings, models, local, detector, runs_for_long))
+    inputs = [_model_input(settings, one.model) for one in models]
+    pool.configure(_configuration(settings, inputs, local, detector, runs_for_long))
     return IsolatedAnonymizer(local, pool, detector.infer, seconds)
+
+
+def build_viewer(settings: WorkerSettings, processes: int) -> "FileAnonymizer":
+    """Return an anonymizer that only makes views, in at most `processes` picture processes.
+
+    It has no model, so it is there within a second, and it fails on everything else. Raises
+    PictureProcessLost.
+    """
+    from worker.anonymizer import Anonymizer
+    from worker.detection.labelled import LabelledDetector, Search
+    from worker.detection.tiled import ModelInput
+    from worker.isolated import IsolatedAnonymizer
+    from worker.process.pool import PicturePool
+
+    def refuse(_canvases: "Sequence[Pixels]") -> "list[Detections]":
+        raise ModelInvalid("this process only shows pictures, and has no model")
+
+    takes = ModelInput(None, 1, False)
+    search = Search(FACE, 0, settings.pass_settings(), 0.5, 0.5, takes, seconds=1, classes={})
+    detector = LabelledDetector([search], [refuse], 1, lambda *_: None)
+    limits = _limits(settings, detector.seconds)
+    local = Anonymizer(detector=detector, style=mask_style(settings), limits=limits)
+    count = min(settings.picture_processes(), processes)
+    if not count:
+        return local
+    pool = PicturePool(count, wait_seconds=PROCESS_WAIT_SECONDS)
+    pool.configure(_configuration(settings, [takes], local, detector, runs_for_long=True))
+    return IsolatedAnonymizer(local, pool, detector.infer, settings.anonymizer_seconds())
 
 
 def _configuration(
     settings: WorkerSettings,
-    models: Sequence[LoadedModel],
+    inputs: "Sequence[ModelInput]",
     local: "Anonymizer",
     detector: "LabelledDetector",
     runs_for_long: bool,
@@ -233,7 +262,7 @@ def _configuration(
         hold_without_faces=settings.no_faces == "hold",
         verify=settings.verify,
         keep=settings.kept_metadata(),
-        inputs=tuple(_model_input(settings, one.model) for one in models),
+        inputs=tuple(inputs),
         searches=tuple(detector.searches),
         detect_seconds=detector.seconds,
         memory_bytes=settings.max_pixels * MEMORY_BYTES_A_PIXEL + 4 * settings.max_bytes,

@@ -34,11 +34,15 @@ COMMANDS = {
     "reconcile": Entry("worker.commands.reconcile", "Check that every source has its output."),
     "status": Entry("worker.commands.status", "Show queues, outcomes, rate and time left."),
     "anonymize": Entry("worker.commands.anonymize", "Anonymize local pictures, without a queue."),
+    "preview": Entry(
+        "worker.commands.preview", "Show a sample of an archive as it would be anonymized."
+    ),
     "settings": Entry("worker.commands.settings", "Print or check the settings."),
     "train": Entry("training.cli", "Train a detector: import, fit, evaluate, export."),
     "model": Entry("worker.commands.model", "Build or inspect the detector's model."),
     "dead": Entry("worker.commands.dead", "List, retry or drop dead letters."),
     "receipt": Entry("worker.commands.receipt", "Check outputs against their receipts."),
+    "sample": Entry("worker.commands.sample", "Measure the rate of misses in an archive."),
     "review": Entry("worker.commands.review", "Decide on pictures that were held or flagged."),
 }
 

@@ -18,6 +18,7 @@ from worker.anonymizer import (
 )
 from worker.detection.tiled import Infer
 from worker.images.formats import CONTENT_TYPES
+from worker.images.viewing import View
 from worker.process.channel import Work
 from worker.process.pool import Finished, PicturePool, PictureProcess, ProcessDied
 from worker.residual_check import Checked
@@ -69,6 +70,11 @@ class IsolatedAnonymizer(FileAnonymizer):
     def detect_file(self, content: bytes, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """Return the faces that `anonymize` would hide; `content` is None. Raises its errors."""
         work = Work(len(content), options, detect_only=True)
+        return _anonymized(self._finished(content, work, ignore_stage), self.treatments.labels)
+
+    def view(self, content: bytes, view: View) -> Anonymized:
+        """Return a JPEG of the picture for people, with nothing hidden. Raises its errors."""
+        work = Work(len(content), AS_CONFIGURED, detect_only=False, view=view)
         return _anonymized(self._finished(content, work, ignore_stage), self.treatments.labels)
 
     def without_weaker(self, options: AnonymizeOptions) -> AnonymizeOptions:

@@ -13,15 +13,17 @@ PICTURE_SUFFIXES = {
 }  # fmt: skip
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write all of `content` to `path` or nothing, and create missing folders.
 
-    A link at `path` is replaced, not followed. Raise OutputFailed.
+    A link at `path` is replaced, not followed. `mode` has the permissions of the file, of which
+    the umask takes some away. Raise OutputFailed.
     """
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            partial.touch(mode)
             partial.write_bytes(content)
             partial.replace(path)
         finally:

@@ -1,10 +1,12 @@
 """The settings of a worker: how it finds and hides faces, and its limits."""
 
 import os
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
@@ -18,6 +20,8 @@ from worker.model_settings import MAX_SCALE, MIN_SCALE, PLATES, SHA256, LabelRul
 from worker.process import processors
 from worker.upload_settings import UploadSettings
 
+HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+MIN_PASSWORD_LENGTH = 12
 PICTURE_SECONDS = 2700  # The watchdog ends the worker if a picture takes longer.
 # The longest wait of a picture for a process, and for the end of other pictures, and the number of
 # such waits: two for each of its two tries.
@@ -283,7 +287,61 @@ class WorkerSettings(UploadSettings):
         "a terminal, else `json`.",
     )
 
-    @field_validator("scales", "keep_exif", "keep_xmp", "models", mode="before")
+    review_password: SecretStr | None = Field(
+        None,
+        description="Password of `veil review serve`, of 12 characters or more, with which a "
+        "reviewer logs in under any name. Empty for single-use tokens, which the command prints.",
+    )
+    review_user_header: str | None = Field(
+        None,
+        description="Header in which a proxy names the reviewer that it has authenticated, such as "
+        "`X-Forwarded-User`. `veil review serve` then has no login of its own, and refuses "
+        "requests without the header.",
+    )
+    review_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses of the proxies whose `VEIL_REVIEW_USER_HEADER` is believed, "
+        "comma-separated.",
+    )
+    review_url: str | None = Field(
+        None,
+        description="Address at which reviewers open `veil review serve`, such as "
+        "`https://review.example.org`, if it is not the one that it listens on. `veil status` "
+        "links to it.",
+    )
+    flower_url: str | None = Field(
+        None, description="Address of Flower, to which the review desk links."
+    )
+    grafana_url: str | None = Field(
+        None, description="Address of Grafana, to which the review desk links."
+    )
+
+    @field_validator("review_password")
+    @classmethod
+    def _check_review_password(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value() if value else ""
+        if text and len(text) < MIN_PASSWORD_LENGTH:
+            raise ValueError(f"must have {MIN_PASSWORD_LENGTH} characters or more")
+        return value if text else None
+
+    @field_validator("review_user_header")
+    @classmethod
+    def _check_user_header(cls, value: str | None) -> str | None:
+        if value and not HEADER_NAME.fullmatch(value):
+            raise ValueError("must be the name of a header, such as X-Forwarded-User")
+        return value or None
+
+    @field_validator("review_url", "flower_url", "grafana_url")
+    @classmethod
+    def _check_page(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("must look like https://HOST, without a user or a password")
+        return value.rstrip("/")
+
+    @field_validator("scales", "keep_exif", "keep_xmp", "models", "review_proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_commas(value)

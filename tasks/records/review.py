@@ -64,6 +64,19 @@ class ReviewEntry:
 
 
 REVIEW_LIST = Ledger("veil:review", ReviewEntry)
+DESK = "veil:review:desk"  # the address of the review desk, as long as one is open
+DESK_SECONDS = 60  # without a sign of life
+
+
+def announce_desk(redis: Any, address: str) -> None:
+    """Record that a review desk is open at `address`. It calls this again and again."""
+    redis.set(DESK, address, ex=DESK_SECONDS)
+
+
+def desk_address(redis: Any) -> str | None:
+    """Return the address of the review desk; None if none is open."""
+    stored = redis.get(DESK)
+    return None if stored is None else str(stored.decode())
 
 
 def update(redis: Any, routed: Routed, report: AnonymizeReport) -> None:

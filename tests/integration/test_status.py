@@ -318,6 +318,7 @@ def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
         "outcomes",
         "dead",
         "to_review",
+        "review_desk",
         "per_second",
         "seconds_left",
         "recipe",

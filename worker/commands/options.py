@@ -6,7 +6,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from tasks.errors import InvalidRequest
-from tasks.messages import QUEUES, AnonymizeOptions, Method
+from tasks.messages import MIN_POLYGON, QUEUES, AnonymizeOptions, Method
 from tasks.rules import parse_rules
 
 METHODS = get_args(Method)
@@ -172,15 +172,21 @@ def require_confirmation(everything: bool, confirmed: bool) -> None:
 
 
 def _area(text: str, flag: str) -> list[int]:
-    """Return the four sides in `text`, which `flag` has. Raise InvalidRequest for another text."""
+    """Return the sides of a box or the corners of a polygon in `text`, which `flag` has.
+
+    Raise InvalidRequest for another text.
+    """
     try:
-        x1, y1, x2, y2 = [int(side) for side in text.split(",")]
+        sides = [int(side) for side in text.split(",")]
+        if len(sides) >= MIN_POLYGON:
+            return sides
+        x1, y1, x2, y2 = sides
     except ValueError:
         x1 = y1 = x2 = y2 = 0
     if not (0 <= x1 < x2 and 0 <= y1 < y2):
         raise InvalidRequest(
             f"{flag} {text!r:.100}: an area has four whole numbers, X1,Y1,X2,Y2 with X1 < X2 and "
-            "Y1 < Y2, in pixels of the upright picture, none below 0"
+            "Y1 < Y2, in pixels of the upright picture, none below 0; a polygon has six or more"
         )
     return [x1, y1, x2, y2]
 

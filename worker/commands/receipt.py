@@ -1,25 +1,35 @@
 """``veil receipt``: check outputs and sources against their receipts."""
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from tasks.addresses import PrefixUri
+from tasks.bulk.annotations import FORMATS
+from tasks.bulk.places import Places
 from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
+from tasks.errors import OutputFailed
 from tasks.messages import FACE
+from tasks.publishing import Publisher
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Json
+from worker.commands.options import Json, Queue
 from worker.commands.progress import progress_bar
-from worker.printing import print_summary, printable, summarized
+from worker.commands.queue import celery_app
+from worker.printing import print_note, print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
+    from tasks.bulk.boxes import Correction
     from tasks.storage.receipts import Face, Receipt
     from worker.detection.faces import Detections
     from worker.treatments import Treatments
@@ -28,6 +38,13 @@ if TYPE_CHECKING:
 CONNECTIONS_PER_THREAD = 3
 LISTINGS = 2
 MAX_FACES_SHOWN = 5  # on the line of an output
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise typer.BadParameter(f"choose from {', '.join(FORMATS)}")
+    return name
+
 
 Addresses = Annotated[
     list[str],
@@ -63,16 +80,24 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="With --delete-source: only report which would be deleted."),
 ]
-
+OutputPrefix = Annotated[
+    str, typer.Argument(metavar="s3://OUTPUT/PREFIX", help="Where the outputs are.")
+]
+BoxFormat = Annotated[
+    str,
+    typer.Option("--format", metavar="FORMAT", callback=_known_format, help="coco, cvat or jsonl."),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="File instead of the output.")
+]
+BoxFile = Annotated[Path, typer.Argument(metavar="FILE", help="COCO, CVAT or JSON lines.")]
+ImportDryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only print what would be requested.")
+]
 
 app = CommandApp(
     "Check outputs against their receipts.\n\nExample: veil receipt verify s3://camera-clean/2026"
 )
-
-
-@app.callback()
-def receipt() -> None:
-    """Make a group of the only command: without a callback Typer drops the command's name."""
 
 
 @app.command(has_summary=True)
@@ -116,6 +141,107 @@ def verify(
                 _print(verdict, as_json)
                 bar.advance()
     return ExitCode.ok_if(checked == good)
+
+
+@app.command(has_summary=True)
+def export(
+    address: OutputPrefix,
+    form: BoxFormat = "jsonl",
+    output: Output = None,
+) -> ExitCode:
+    """Write the boxes of outputs for annotation tools, from their receipts alone.
+
+    The name of a picture in the file is the address of its output. Exit with 1 if there is none.
+
+    Example: veil receipt export s3://camera-clean/2026 --format cvat -o boxes.xml
+    """
+    from tasks.bulk import boxes
+    from tasks.bulk.annotations import WRITERS
+
+    settings = WorkerSettings.load()
+    routes, keys = settings.parsed_routes(), settings.receipt_keys()
+    places = Places.of_outputs(PrefixUri.parse(address), routes, keys)
+    store = ObjectStore.connect(settings, connections=boxes.THREADS + LISTINGS)
+    count = 0
+    with _opened(output) as file, progress_bar("exported") as bar:
+        writer = WRITERS[form](file)
+        for picture in boxes.exported(store, places):
+            writer.add(picture)
+            bar.advance()
+            count += 1
+        writer.close()
+    print_summary(f"{count:,} pictures exported")
+    return ExitCode.ok_if(count > 0)
+
+
+@app.command("import", has_summary=True)
+def import_boxes(
+    file: BoxFile,
+    dry_run: ImportDryRun = False,
+    queue: Queue = "uploads",
+    as_json: Json = False,
+) -> ExitCode:
+    """Request pictures again as their corrected boxes say.
+
+    The file is one that `export` wrote, or in one of its formats, corrected with an annotation
+    tool. A new box or polygon becomes an extra area. A face whose box is missing in a picture of
+    the file stays clear. Exit with 1 if a picture can't be requested.
+
+    Example: veil receipt import boxes.xml --dry-run
+    """
+    from tasks.bulk import annotations, boxes
+
+    pictures = annotations.read(file)
+    boxes.require_pictures(pictures)
+    settings = WorkerSettings.load()
+    routes, keys = settings.parsed_routes(), settings.receipt_keys()
+    store = ObjectStore.connect(settings)
+    wanted = []
+    problems = 0
+    for picture in pictures:
+        found = boxes.correction(store, routes, keys, picture)
+        _print_correction(found, as_json)
+        problems += found.problem is not None
+        if found.wanted is not None:
+            wanted.append(found.wanted)
+    if wanted and not dry_run:
+        with closing(Publisher(celery_app())) as publisher:
+            publisher.publish(wanted, queue)
+    done = "would be enqueued" if dry_run else "enqueued"
+    unchanged = len(pictures) - len(wanted) - problems
+    print_summary(f"{len(wanted):,} {done}, {unchanged:,} unchanged, {problems:,} refused")
+    return ExitCode.ok_if(not problems)
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """Open the file to write, or standard output. Raise OutputFailed."""
+    if output is None:
+        yield sys.stdout
+        return
+    try:
+        file = output.open("w", encoding="utf-8")
+    except OSError as error:
+        raise OutputFailed(f"{output} can't be written: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def _print_correction(found: "Correction", as_json: bool) -> None:
+    if as_json:
+        line = {
+            "output": found.output,
+            "extra": found.added,
+            "exempt": found.removed,
+            "problem": found.problem,
+        }
+        print(json.dumps(line), flush=True)
+    elif found.problem is not None:
+        print_note(f"{printable(found.output)}: {printable(found.problem)}")
+    elif found.wanted is not None:
+        parts = [f"--extra {','.join(map(str, area))}" for area in found.added]
+        parts += [f"--exempt {','.join(map(str, area))}" for area in found.removed]
+        print(f"{printable(found.output)}  {' '.join(parts)}")
 
 
 def comparison(settings: WorkerSettings) -> Compare:

@@ -1,5 +1,6 @@
 """``veil review``: the pictures that were held, or published with a doubt, and the decisions."""
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterable
@@ -11,8 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tasks.addresses import PrefixUri
+from tasks.bulk.places import Places
+from tasks.errors import SettingsInvalid
 from tasks.messages import FACE
 from tasks.records.review import REVIEW_LIST, ReviewEntry
+from tasks.settings import split_address
+from worker import logs
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.ledger_entries import LedgerEntries, address_of, time_of
@@ -35,10 +41,35 @@ from worker.commands.options import (
 )
 from worker.commands.queue import celery_app
 from worker.printing import printable
+from worker.settings import WorkerSettings
 
 All = Annotated[bool, typer.Option("--all", help="Every picture on the list.")]
 ConfirmedAll = Annotated[
     bool, typer.Option("--all", help="Every picture on the list; needs --yes.")
+]
+
+Outputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="s3://OUTPUT/PREFIX", help="With --below: where to search.", show_default=False
+    ),
+]
+Http = Annotated[str, typer.Option(metavar="HOST:PORT", help="Address to listen on.")]
+Reviewer = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Print a single-use token for this reviewer; repeatable."),
+]
+ShowSources = Annotated[
+    bool, typer.Option("--show-sources", help="Show the clear sources to whoever logs in.")
+]
+Below = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCORE",
+        min=0,
+        max=1,
+        help="Also list outputs with a face whose score is below this.",
+    ),
 ]
 
 app = CommandApp("Decide on pictures that were held or flagged.\n\nExample: veil review list")
@@ -158,6 +189,41 @@ def drop(
     _require_one_choice(sources, everything)
     require_confirmation(everything, yes)
     return ExitCode.ok_if(_entries().drop(sources or [], as_json))
+
+
+@app.command()
+def serve(
+    outputs: Outputs = None,
+    http: Http = "127.0.0.1:8600",
+    reviewer: Reviewer = None,
+    show_sources: ShowSources = False,
+    below: Below = None,
+) -> ExitCode:
+    """Open the review desk in the browser, until SIGTERM or Ctrl-C.
+
+    The command prints the address with a single-use token for each reviewer, unless
+    VEIL_REVIEW_PASSWORD or VEIL_REVIEW_USER_HEADER is set.
+
+    Example: veil review serve --reviewer ana --reviewer ben --show-sources
+    """
+    from worker.desk import serving
+
+    if (below is None) != (not outputs):
+        raise typer.BadParameter("--below needs the outputs to search, and they need --below")
+    settings = WorkerSettings.load()
+    logs.configure(settings.log_format, settings.redis_server())
+    try:
+        host, port = split_address(http)
+    except ValueError as error:
+        raise SettingsInvalid(f"--http {http}: {error}") from None
+    routes, keys = settings.parsed_routes(), settings.receipt_keys()
+    places = [
+        Places.of_outputs(PrefixUri.parse(address), routes, keys) for address in outputs or ()
+    ]
+    options = serving.Options(host, port, reviewer or [], show_sources, below, places)
+    serving.check(settings, options)
+    asyncio.run(serving.serve(celery_app(), settings, options))
+    return ExitCode.OK
 
 
 def _entries() -> LedgerEntries[ReviewEntry]:

@@ -49,6 +49,7 @@ MEANINGS = {
     "malformed": "the dead whose message no worker accepts",
     "dead letters": "failures to handle: veil dead list",
     "to review": "held or flagged: veil review list",
+    "review desk": "to decide on them in the browser",
     "pictures/s": "of all workers, in the present work",
     "time left": "for the queues and what is in hand",
     "recipe": "of the worker that started last",
@@ -175,6 +176,8 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     }
     if set(work.labels) - {FACE}:
         figures["labels"] = printable(", ".join(work.labels))
+    if work.review_desk is not None:
+        figures["review desk"] = work.review_desk
     line = asdict(work)
     tables: list[RenderableType] = [_queues_table(work.queues)]
     tables += _stray_lines(work.stray)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.messages import FACE
+from worker.areas import is_polygon, share_inside
 from worker.detection.boxes import Rows
 from worker.detection.tracks import MAX_MISSED_FRAMES, Tracks, follow
 
@@ -205,10 +206,14 @@ def _grouped(strong: Boxes, boxes: Boxes) -> tuple[list[int], Rows]:
 
 
 def outside(detections: Detections, areas: Sequence[Sequence[float]]) -> Detections:
-    """Return the faces of which less than half lies in each of `areas`, x1 y1 x2 y2 in pixels."""
+    """Return the faces of which less than half lies in each of `areas`: boxes and polygons."""
     boxes = detections.boxes_xyxy
     is_kept = np.ones(len(boxes), bool)
     for area in areas:
+        if is_polygon(area):
+            inside = [share_inside((x1, y1, x2, y2), area) for x1, y1, x2, y2 in boxes.tolist()]
+            is_kept &= 2 * np.array(inside) < 1
+            continue
         first, last = np.array([*area[:2]] * 2, np.float32), np.array([*area[2:]] * 2, np.float32)
         is_kept &= 2 * box_areas(boxes.clip(first, last)) < box_areas(boxes)
     return detections[is_kept]

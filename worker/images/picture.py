@@ -100,6 +100,12 @@ class Frame:
                 if used.size:
                     yield _stretched(view, used)
 
+    def on_white(self) -> Pixels:
+        """Return the frame as people see it, uint8 RGB [h, w, 3], with transparency on white."""
+        views = list(self._unstretched_views())
+        first, alpha = views[0]
+        return first if alpha is None else views[-2][0]  # The last two are on white, on black.
+
     def _unstretched_views(self) -> Iterator[tuple[Pixels, Array | None]]:
         """Yield each view with the alpha that hides pixels of it, or None.
 

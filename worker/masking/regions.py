@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.messages import FACE
+from worker.areas import bounds, covering
 from worker.detection.boxes import overlapping_pairs
 from worker.detection.faces import Detections, Sightings
 from worker.masking.filling import strips
@@ -91,7 +92,8 @@ def regions(
     A region is the share `style.region` of each box at the side where the eyes are: the top if the
     model reports no landmarks, the whole box if they do not form a face. It is widened by the
     margin, or by the sighting's slack if that is more. Only a full region is widened by the margin
-    below too: the lower edge is what `region` promises. `extra` are further areas, x1 y1 x2 y2.
+    below too: the lower edge is what `region` promises. `extra` are further areas: boxes and
+    polygons. A polygon has several rectangles, which count as one face.
     """
     sighting, hidden_end = np.nonzero(_hidden_ends(sightings, style.region))
     boxes = sightings.boxes_xyxy[sighting].astype(np.float64)
@@ -101,14 +103,21 @@ def regions(
     areas = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
     if style.region < WHOLE:
         _end_at_share(areas, boxes, hidden_end, style.region, slack, (width, height))
-    areas = np.concatenate([areas, np.array(extra, np.float64).reshape(-1, 4)])
+    extra_boxes = [covering(area) for area in extra]
+    extra_areas = [box for boxes_of_one in extra_boxes for box in boxes_of_one]
+    areas = np.concatenate([areas, np.array(extra_areas, np.float64).reshape(-1, 4)])
     outlines = np.full((len(areas), 4), np.inf)
     if style.shape == "ellipse":
         ellipses = np.concatenate([boxes[:, :2] + size / 2, size / 2 + margin], axis=1)
         outlines[: len(boxes)] = ellipses
     first_extra = sightings.face.max(initial=-1) + 1
-    faces = np.concatenate([sightings.face[sighting], first_extra + np.arange(len(extra))])
-    sides = (areas[:, 2:] - areas[:, :2]).min(axis=1, initial=min(width, height))
+    counts = np.array([len(boxes_of_one) for boxes_of_one in extra_boxes], np.intp)
+    own_face = np.repeat(np.arange(len(extra)), counts)
+    faces = np.concatenate([sightings.face[sighting], first_extra + own_face])
+    # The side of a polygon is that of the box around it, not that of its narrow rectangles.
+    around = np.array([bounds(area) for area in extra], np.float64).reshape(-1, 4)[own_face]
+    outer = np.concatenate([areas[: len(boxes)], around])
+    sides = (outer[:, 2:] - outer[:, :2]).min(axis=1, initial=min(width, height))
     whole = np.concatenate([np.floor(areas[:, :2]), np.ceil(areas[:, 2:])], axis=1)
     rectangles = whole.clip(0, [width, height] * 2).astype(np.intp)
     found = Regions(rectangles, outlines, sides, faces.astype(np.intp))

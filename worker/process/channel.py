@@ -33,6 +33,7 @@ from worker.detection.faces import Detections, Sightings
 from worker.detection.labelled import Search
 from worker.detection.tiled import ModelInput
 from worker.images.formats import CONTENT_TYPES
+from worker.images.viewing import View
 from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
 
@@ -178,11 +179,15 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Work:
-    """One picture: the size of its file in bytes, its options, and whether an output is needed."""
+    """One picture: the size of its file in bytes, its options, and whether an output is needed.
+
+    With a `view` nothing is detected or hidden, and the output is that view.
+    """
 
     size: int
     options: AnonymizeOptions
     detect_only: bool
+    view: View | None = None
 
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

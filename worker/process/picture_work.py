@@ -135,7 +135,9 @@ class PictureWork:
         tally = Tally()
         anonymizer = self._anonymizer(self._detector(tally))
         stopwatch = Stopwatch(self._begin)
-        if work.detect_only:
+        if work.view is not None:
+            result = anonymizer.view(content, work.view)
+        elif work.detect_only:
             result = anonymizer.detect_file(content, work.options)
         else:
             result = anonymizer.anonymize(content, stopwatch, work.options)

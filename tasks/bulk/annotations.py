@@ -1,0 +1,294 @@
+"""Boxes of faces in the formats of annotation tools: COCO, CVAT for images, and JSON lines.
+
+COCO is one JSON object with ``images``, ``annotations`` and ``categories`` (cocodataset.org). CVAT
+for images 1.1 is XML (docs.cvat.ai). JSON lines have one picture a line. Files are written picture
+by picture, so an archive of any size can be exported. The name of a picture is its address.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, Literal, Protocol, TextIO, get_args
+from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
+
+from ..errors import DatasetInvalid, InvalidRequest
+from ..messages import AnonymizeOptions
+
+Format = Literal["coco", "cvat", "jsonl"]
+FORMATS = get_args(Format)
+FACE, EXPOSED, EXTRA = "face", "exposed", "extra"
+LABELS = (FACE, EXPOSED, EXTRA)  # with the category ids 1, 2 and 3
+# Control characters that XML 1.0 can't have, not even escaped.
+XML_REPLACED = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code not in (9, 10, 13)}
+
+Area = tuple[int, ...]
+"""A box, x1 y1 x2 y2, or a polygon, x1 y1 x2 y2 x3 y3 …, in whole pixels."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A box or a polygon with its label, and the score of the detector, if there is one."""
+
+    area: Area
+    label: str = FACE
+    score: float | None = None
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """The box, or the one around the polygon."""
+        xs, ys = self.area[::2], self.area[1::2]
+        return min(xs), min(ys), max(xs), max(ys)
+
+    @property
+    def is_polygon(self) -> bool:
+        return len(self.area) > 4
+
+    @property
+    def points(self) -> list[tuple[int, int]]:
+        """The corners of the polygon."""
+        return list(zip(self.area[::2], self.area[1::2], strict=True))
+
+
+@dataclass(frozen=True)
+class AnnotatedPicture:
+    """A picture with its shapes. `name` is its address, `width` and `height` are in pixels."""
+
+    name: str
+    width: int
+    height: int
+    shapes: list[Shape] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Writer(Protocol):
+    """Writes pictures one by one; `close` ends the file."""
+
+    def add(self, picture: AnnotatedPicture) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CocoWriter:
+    """Writes COCO. Annotations wait in a temporary file until all images are written."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._annotations = TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 — closed by `close`
+        self._images = self._shapes = 0
+        file.write('{"images": [')
+
+    def add(self, picture: AnnotatedPicture) -> None:
+        self._images += 1
+        image = {
+            "id": self._images,
+            "file_name": picture.name,
+            "width": picture.width,
+            "height": picture.height,
+            **picture.facts,
+        }
+        self._file.write(("" if self._images == 1 else ",") + "\n" + json.dumps(image))
+        for shape in picture.shapes:
+            self._shapes += 1
+            separator = "" if self._shapes == 1 else ","
+            self._annotations.write(f"{separator}\n{json.dumps(self._annotation(shape))}")
+
+    def close(self) -> None:
+        self._file.write('],\n"annotations": [')
+        self._annotations.seek(0)
+        while part := self._annotations.read(1 << 16):
+            self._file.write(part)
+        self._annotations.close()
+        categories = [{"id": number, "name": label} for number, label in enumerate(LABELS, 1)]
+        self._file.write(f'],\n"categories": {json.dumps(categories)}}}\n')
+
+    def _annotation(self, shape: Shape) -> dict[str, Any]:
+        x1, y1, x2, y2 = shape.box_xyxy
+        annotation: dict[str, Any] = {
+            "id": self._shapes,
+            "image_id": self._images,
+            "category_id": LABELS.index(shape.label) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
+            "segmentation": [list(shape.area)] if shape.is_polygon else [],
+        }
+        if shape.score is not None:
+            annotation["score"] = shape.score
+        return annotation
+
+
+class CvatWriter:
+    """Writes CVAT for images 1.1."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._images = 0
+        file.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n')
+        labels = "".join(f"<label><name>{label}</name></label>" for label in LABELS)
+        file.write("  <version>1.1</version>\n")
+        file.write(f"  <meta><task><labels>{labels}</labels></task></meta>\n")
+
+    def add(self, picture: AnnotatedPicture) -> None:
+        name = _xml(picture.name)
+        size = f'width="{picture.width}" height="{picture.height}"'
+        self._file.write(f'  <image id="{self._images}" name={name} {size}>\n')
+        self._images += 1
+        for shape in picture.shapes:
+            self._file.write(f"    {_element(shape)}\n")
+        self._file.write("  </image>\n")
+
+    def close(self) -> None:
+        self._file.write("</annotations>\n")
+
+
+class JsonLinesWriter:
+    """Writes one JSON object a picture."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def add(self, picture: AnnotatedPicture) -> None:
+        line = {
+            "name": picture.name,
+            "width": picture.width,
+            "height": picture.height,
+            "shapes": [_shape_json(shape) for shape in picture.shapes],
+            **picture.facts,
+        }
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """End the file, which needs no end."""
+
+
+WRITERS: dict[str, Callable[[TextIO], Writer]] = {
+    "coco": CocoWriter,
+    "cvat": CvatWriter,
+    "jsonl": JsonLinesWriter,
+}
+
+
+def read(path: Path) -> list[AnnotatedPicture]:
+    """Return the pictures in a file of any of the formats, which its content tells.
+
+    Raises DatasetInvalid, with a message of one line, if the file can't be read.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DatasetInvalid(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DatasetInvalid(f"{path} is no text") from None
+    try:
+        if content.lstrip().startswith("<"):
+            return list(_read_cvat(content))
+        return list(_read_json(content))
+    except ElementTree.ParseError as error:
+        raise DatasetInvalid(f"{path} is no XML ({error})") from None
+    except (AttributeError, KeyError, TypeError, ValueError, InvalidRequest) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DatasetInvalid(
+            f"{path} is neither COCO, CVAT nor JSON lines ({reason:.200})"
+        ) from None
+
+
+def _read_json(content: str) -> Iterator[AnnotatedPicture]:
+    try:
+        whole = json.loads(content)
+    except json.JSONDecodeError:
+        whole = None
+    if isinstance(whole, dict) and "images" in whole:
+        yield from _read_coco(whole)
+        return
+    for line in content.splitlines():
+        if line.strip():
+            yield _read_line(json.loads(line))
+
+
+def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
+    """Return the picture of a line; one of marks has an ``output`` and ``exposed`` boxes."""
+    if "exposed" in fields:
+        shapes = [Shape(_whole(area), EXPOSED) for area in fields["exposed"]]
+        name = fields["output"] if "output" in fields else fields["name"]
+    else:
+        name = fields["name"]
+        shapes = [
+            Shape(_whole(shape["area"]), str(shape.get("label", FACE)), shape.get("score"))
+            for shape in fields["shapes"]
+        ]
+    return AnnotatedPicture(
+        str(name), int(fields.get("width") or 0), int(fields.get("height") or 0), shapes
+    )
+
+
+def _read_coco(whole: dict[str, Any]) -> Iterator[AnnotatedPicture]:
+    names = {category["id"]: str(category["name"]) for category in whole.get("categories", ())}
+    shapes: dict[Any, list[Shape]] = {}
+    for annotation in whole.get("annotations", ()):
+        label = names.get(annotation.get("category_id"), FACE)
+        polygons = annotation.get("segmentation") or []
+        if isinstance(polygons, list) and polygons and len(polygons[0]) > 4:
+            areas = [_whole(polygon) for polygon in polygons]
+        else:
+            x, y, width, height = annotation["bbox"]
+            areas = [_whole((x, y, x + width, y + height))]
+        score = annotation.get("score")
+        own = shapes.setdefault(annotation["image_id"], [])
+        own += [Shape(area, label, score) for area in areas]
+    for image in whole["images"]:
+        yield AnnotatedPicture(
+            str(image["file_name"]),
+            int(image.get("width") or 0),
+            int(image.get("height") or 0),
+            shapes.get(image["id"], []),
+        )
+
+
+def _read_cvat(content: str) -> Iterator[AnnotatedPicture]:
+    # Expat refuses exponential entities since 2.4.1.
+    root = ElementTree.fromstring(content)  # noqa: S314
+    for image in root.iter("image"):
+        shapes = []
+        for element in image:
+            label = element.get("label", FACE)
+            if element.tag == "box":
+                sides = [float(element.attrib[side]) for side in ("xtl", "ytl", "xbr", "ybr")]
+                shapes.append(Shape(_whole(sides), label))
+            elif element.tag == "polygon":
+                pairs = [point.split(",") for point in element.attrib["points"].split(";")]
+                numbers = [float(number) for pair in pairs for number in pair]
+                shapes.append(Shape(_whole(numbers), label))
+        width, height = (int(float(image.get(side, "0"))) for side in ("width", "height"))
+        yield AnnotatedPicture(image.attrib["name"], width, height, shapes)
+
+
+def _whole(numbers: Sequence[float]) -> Area:
+    """Return an area in whole pixels that a request may have. Raises InvalidRequest."""
+    if any(isinstance(number, str) for number in numbers):
+        raise ValueError("a coordinate is a text")
+    area = tuple(max(0, round(number)) for number in numbers)
+    return AnonymizeOptions.parse(extra=[area]).extra[0]
+
+
+def _element(shape: Shape) -> str:
+    score = "" if shape.score is None else f'<attribute name="score">{shape.score}</attribute>'
+    common = f'label={_xml(shape.label)} occluded="0" source="manual"'
+    if shape.is_polygon:
+        points = ";".join(f"{x},{y}" for x, y in shape.points)
+        return f'<polygon {common} points="{points}">{score}</polygon>'
+    x1, y1, x2, y2 = shape.area
+    return f'<box {common} xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}">{score}</box>'
+
+
+def _shape_json(shape: Shape) -> dict[str, Any]:
+    fields: dict[str, Any] = {"area": list(shape.area), "label": shape.label}
+    return fields if shape.score is None else {**fields, "score": shape.score}
+
+
+def _xml(text: str) -> str:
+    """Return `text` as an attribute with its quotation marks."""
+    clean = text.translate(XML_REPLACED).encode("utf-8", "replace").decode()
+    return quoteattr(clean, {"\n": "&#10;", "\t": "&#9;", "\r": "&#13;"})

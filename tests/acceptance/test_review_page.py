@@ -1,0 +1,425 @@
+"""The review desk in a real browser: log in, draw, redo, see the new output, accept; several people
+at once; keyboard only; a narrow screen; and 10,000 pictures.
+
+``SCREENSHOTS=docs make test ARGS=tests/acceptance/test_review_page.py`` makes the pictures of
+docs/review.md.
+"""
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tasks.app import create_app
+from tasks.records import samples
+from tasks.records.review import REVIEW_LIST, ReviewEntry
+from tasks.records.samples import Sample, SampledPicture
+from tasks.settings import Settings
+from tests.browser import axe_script, chromium, console, serious_problems
+from tests.desk import Desk
+from tools.local.servers import Server, start_redis, start_s3
+
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+WAIT_SECONDS = 60
+ROUTE = "s3://raw=s3://clean"
+HOSTILE = '<img src=x onerror="document.title=1">.jpg'
+PASSWORD = "a password for tests"
+PICTURES = 10_000
+FIRST_PAGE_SECONDS, NEXT_SECONDS = 0.3, 0.2
+
+
+class Stack:
+    """The servers, a worker that misses faces, and the desk."""
+
+    def __init__(self, redis, s3, desk):
+        self.desk = desk
+        self.s3 = s3.client()
+        url = redis.environment()["VEIL_REDIS_URL"]
+        password = redis.environment().get("VEIL_REDIS_PASSWORD")
+        self.redis = create_app(Settings(redis_url=url, redis_password=password)).backend.client
+
+    def put(self, bucket, key, content):
+        answer = self.s3.put_object(Bucket=bucket, Key=key, Body=content)
+        return answer["ETag"].strip('"')
+
+    def list(self, key, content, state="held", reason="no face found", output=None, **fields):
+        """Put a picture onto the review list."""
+        etag = self.put("raw", key, content)
+        if output is not None:
+            self.put("clean", key, output)
+        entry = ReviewEntry(f"s3://raw/{key}", etag, "r", state, reason, time.time(), **fields)
+        REVIEW_LIST.record(self.redis, entry)
+
+
+@pytest.fixture(scope="module")
+def stack(clean_environment, programs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("review-page")
+    servers = []
+    try:
+        redis = start_redis(folder / "redis")
+        servers.append(redis.server)
+        s3 = start_s3(folder / "s3", ("raw", "clean"))
+        servers.append(s3.server)
+        environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": ROUTE}
+        misses = {"VEIL_SCORE_THRESHOLD": "0.99", "VEIL_NO_FACES": "hold"}
+        worker = Server(
+            "worker",
+            [programs / "veil", "worker"],
+            folder / "worker.log",
+            {**environment, **misses},
+        )
+        servers.append(worker)
+        worker.start()
+        desk = Desk(
+            programs,
+            folder,
+            {**environment, "VEIL_REVIEW_PASSWORD": PASSWORD},
+            "--show-sources",
+            reviewers=(),
+        )
+        with desk:
+            yield Stack(redis, s3, desk)
+    finally:
+        for server in reversed(servers):
+            server.stop()
+
+
+@pytest.fixture(scope="module")
+def new_browser(system_program, tmp_path_factory):
+    """``new_browser(size)`` starts a browser that ends with the tests."""
+    started = []
+
+    def start(size=(1400, 900)):
+        started.append(chromium(system_program, tmp_path_factory.mktemp("chromium"), size))
+        return started[-1]
+
+    yield start
+    for browser in started:
+        browser.quit()
+
+
+@pytest.fixture(scope="module")
+def browser(new_browser):
+    return new_browser()
+
+
+@pytest.fixture
+def empty(stack):
+    """The desk without a picture."""
+    stack.redis.flushdb()
+    return stack
+
+
+@pytest.fixture(scope="module")
+def photographs(samples):
+    return {name: path.read_bytes() for name, path in samples.items()}
+
+
+def until(browser, condition, seconds=WAIT_SECONDS):
+    return WebDriverWait(browser, seconds, poll_frequency=0.1).until(lambda _: condition())
+
+
+def log_in(browser, stack, name="ana"):
+    browser.delete_all_cookies()
+    browser.get(f"{stack.desk.address}/login")
+    browser.find_element(By.ID, "name").send_keys(name)
+    browser.find_element(By.ID, "secret").send_keys(PASSWORD, Keys.ENTER)
+    until(browser, lambda: browser.find_elements(By.ID, "rows"))
+
+
+def text(browser, identity):
+    return browser.find_element(By.ID, identity).text
+
+
+def press(browser, *keys):
+    for key in keys:
+        ActionChains(browser).send_keys(key).perform()
+
+
+def is_shown(browser, key):
+    def is_there():
+        viewer = browser.find_element(By.ID, "viewer")
+        is_busy = viewer.get_attribute("aria-busy") == "true"
+        return text(browser, "title") == f"s3://raw/{key}" and not is_busy
+
+    return until(browser, is_there)
+
+
+def image_of(browser):
+    """The size of the output that is shown, once it is decoded."""
+    script = (
+        "const done = arguments[0];"
+        "const image = document.querySelector('#output image');"
+        "if (!image) done(null); else { const probe = new Image();"
+        " probe.onload = () => done([probe.naturalWidth, probe.naturalHeight]);"
+        " probe.onerror = () => done(null); probe.src = image.href.baseVal; }"
+    )
+    return browser.execute_async_script(script)
+
+
+def drag(browser, place, box_xyxy):
+    """Draw a box, in pixels of the picture, with the mouse."""
+    script = (
+        "const matrix = document.getElementById(arguments[0]).getScreenCTM();"
+        "const at = (x, y) => { const p = new DOMPoint(x, y).matrixTransform(matrix);"
+        " return [p.x, p.y]; };"
+        "const [x1, y1, x2, y2] = arguments[1]; return [...at(x1, y1), ...at(x2, y2)];"
+    )
+    x1, y1, x2, y2 = map(round, browser.execute_script(script, place, list(box_xyxy)))
+    action = ActionChains(browser, duration=50)
+    action.w3c_actions.pointer_action.move_to_location(x1, y1)
+    action.w3c_actions.pointer_action.pointer_down()
+    action.w3c_actions.pointer_action.move_to_location((x1 + x2) // 2, (y1 + y2) // 2)
+    action.w3c_actions.pointer_action.move_to_location(x2, y2)
+    action.w3c_actions.pointer_action.pointer_up()
+    action.perform()
+
+
+def take_screenshot(browser, name):
+    if SCREENSHOTS:
+        browser.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+
+def test_a_missed_face_is_drawn_redone_seen_and_accepted(browser, empty, photographs):
+    face = (110, 60, 230, 240)
+    empty.list("2026/admiral.jpg", photographs["admiral.jpg"])
+    empty.list("2026/coffee.jpg", photographs["coffee.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "2026/admiral.jpg")
+    # The page keeps no source: its address ends once the picture is drawn.
+    until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#source image"))
+    browser.find_element(By.CSS_SELECTOR, "[data-tool=extra]").click()
+    drag(browser, "source", face)
+    assert "hide: 120 × 180 px" in text(browser, "shapes")
+    take_screenshot(browser, "review-desk")
+    browser.find_element(By.ID, "redo").click()
+    until(browser, lambda: text(browser, "status").startswith("Done"))
+    assert image_of(browser) == [341, 400]
+
+    output = empty.s3.get_object(Bucket="clean", Key="2026/admiral.jpg")["Body"].read()
+    before, after = (
+        Image.open(io.BytesIO(content)).convert("RGB").crop((150, 110, 190, 150))
+        for content in (photographs["admiral.jpg"], output)
+    )
+    difference = [abs(a - b) for a, b in zip(before.tobytes(), after.tobytes(), strict=True)]
+    assert sum(difference) / len(difference) > 10
+
+    press(browser, Keys.ENTER)
+    is_shown(browser, "2026/coffee.jpg")
+    press(browser, Keys.ENTER)
+    dialog = browser.find_element(By.ID, "confirm")
+    assert dialog.is_displayed()
+    browser.find_element(By.ID, "confirm-no").click()
+    assert not empty.s3.list_objects_v2(Bucket="clean", Prefix="2026/coffee").get("Contents")
+    press(browser, Keys.ENTER)
+    until(browser, lambda: dialog.is_displayed())
+    press(browser, Keys.ENTER)
+    until(browser, lambda: text(browser, "title") == "Nothing chosen")
+
+    def is_published():
+        return empty.s3.list_objects_v2(Bucket="clean", Prefix="2026/coffee").get("Contents")
+
+    until(browser, is_published)
+    assert console(browser) == []
+
+
+def test_everything_works_with_the_keyboard_alone(browser, empty, photographs):
+    for key in ("1.jpg", "2.jpg", "3.jpg"):
+        empty.list(key, photographs["admiral.jpg"], "flagged", output=photographs["admiral.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "1.jpg")
+    press(browser, "n")
+    is_shown(browser, "2.jpg")
+    press(browser, "p")
+    is_shown(browser, "1.jpg")
+    press(browser, Keys.ARROW_RIGHT)
+    is_shown(browser, "2.jpg")
+    press(browser, "+", "+")
+    view = browser.find_element(By.ID, "output").get_attribute("viewBox")
+    assert float(view.split()[2]) < 200
+    press(browser, "0", "h", "i", Keys.ARROW_UP, Keys.ARROW_LEFT)
+    assert "hide: 68 × 68 px" in text(browser, "shapes")
+    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ARROW_DOWN).key_up(
+        Keys.SHIFT
+    ).perform()
+    assert "hide: 68 × 71 px" in text(browser, "shapes")
+    press(browser, Keys.ESCAPE, "r")
+    until(browser, lambda: text(browser, "status").startswith("Done"))
+    press(browser, Keys.ENTER)
+    is_shown(browser, "3.jpg")
+    press(browser, "d")
+    is_shown(browser, "1.jpg")
+    press(browser, "?")
+    assert browser.find_element(By.ID, "help").is_displayed()
+    press(browser, Keys.ESCAPE)
+    press(browser, Keys.ENTER)
+    until(browser, lambda: text(browser, "title") == "Nothing chosen")
+
+
+def test_two_reviewers_work_at_once_and_never_on_one_picture(
+    browser, new_browser, empty, photographs
+):
+    for number in range(3):
+        empty.list(
+            f"{number}.jpg", photographs["coffee.jpg"], "flagged", output=photographs["coffee.jpg"]
+        )
+    other = new_browser()
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    log_in(other, empty, "ben")
+    is_shown(other, "1.jpg")
+    other.find_elements(By.CSS_SELECTOR, "#rows button")[0].click()
+    until(other, lambda: "Another reviewer" in text(other, "status"))
+    press(other, Keys.ENTER)
+    is_shown(other, "2.jpg")
+    press(browser, "n")
+    until(browser, lambda: "Nothing else" in text(browser, "status"))
+    assert text(browser, "title") == "s3://raw/0.jpg"
+
+
+def test_a_hostile_name_is_only_a_name(browser, empty, photographs):
+    empty.list(HOSTILE, photographs["coffee.jpg"], "flagged", output=photographs["coffee.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, HOSTILE)
+    assert browser.title == "Veil review"
+    assert not browser.find_elements(By.CSS_SELECTOR, "img[src=x]")
+
+
+def test_an_ended_session_says_so(browser, empty, photographs):
+    for number in range(2):
+        empty.list(
+            f"{number}.jpg", photographs["coffee.jpg"], "flagged", output=photographs["coffee.jpg"]
+        )
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    browser.delete_cookie("veil_session")
+    press(browser, Keys.ENTER)
+    until(browser, lambda: browser.find_element(By.ID, "ended").is_displayed())
+    assert REVIEW_LIST.count(empty.redis) == 2
+    assert not empty.redis.llen("uploads")
+
+
+def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
+    pictures = []
+    for number in range(2):
+        etag = empty.put("clean", f"s{number}.jpg", photographs["admiral.jpg"])
+        pictures.append(
+            SampledPicture(f"s3://clean/s{number}.jpg", etag, ROUTE, width=341, height=400)
+        )
+    drawn = Sample("5a3b1e00", ["s3://clean"], 1, 900, time.time(), pictures)
+    samples.store(empty.redis, drawn)
+    log_in(browser, empty)
+    chooser = browser.find_element(By.ID, "samples")
+    until(browser, lambda: len(chooser.find_elements(By.TAG_NAME, "option")) == 2)
+    chooser.send_keys("5")
+    until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
+    until(browser, lambda: image_of(browser))
+    drag(browser, "output", (110, 60, 230, 240))
+    assert "exposed face: 120 × 180 px" in text(browser, "shapes")
+    take_screenshot(browser, "review-sample")
+    press(browser, Keys.ENTER)
+    until(browser, lambda: text(browser, "title") == "s3://clean/s1.jpg")
+    press(browser, Keys.ENTER)
+    until(browser, lambda: len(samples.marks(empty.redis, drawn.name)) == 2)
+    marks = samples.marks(empty.redis, drawn.name)
+    assert marks[1].exposed_xyxy == []
+    ((x1, y1, x2, y2),) = marks[0].exposed_xyxy
+    assert (x2 - x1, y2 - y1) == (120, 180)
+    assert marks[0].by == "ana"
+
+
+@pytest.fixture
+def phone(new_browser):
+    return new_browser((500, 900))
+
+
+def test_a_narrow_screen_shows_everything(phone, empty, photographs):
+    empty.list("1.jpg", photographs["admiral.jpg"], "flagged", output=photographs["admiral.jpg"])
+    log_in(phone, empty)
+    is_shown(phone, "1.jpg")
+    width, inner = phone.execute_script(
+        "return [document.documentElement.scrollWidth, window.innerWidth]"
+    )
+    assert width <= inner
+    for identity in ("redo", "accept", "drop", "next", "zoom-in"):
+        button = phone.find_element(By.ID, identity)
+        assert button.is_displayed()
+        assert button.size["height"] >= 32
+    phone.find_element(By.CSS_SELECTOR, "[data-tool=extra]").click()
+    phone.execute_script("document.getElementById('stage').scrollIntoView()")
+    drag(phone, "output", (100, 100, 200, 200))
+    assert "hide: 100 × 100 px" in text(phone, "shapes")
+    take_screenshot(phone, "review-narrow")
+
+
+def test_people_with_disabilities_can_use_every_page(browser, empty, photographs):
+    script = axe_script()
+    browser.delete_all_cookies()
+    browser.get(f"{empty.desk.address}/login")
+    assert serious_problems(browser, script) == []
+    empty.list("1.jpg", photographs["admiral.jpg"], "flagged", output=photographs["admiral.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "1.jpg")
+    press(browser, "h", "i")
+    assert serious_problems(browser, script) == []
+    press(browser, "?")
+    assert serious_problems(browser, script) == []
+
+
+def test_ten_thousand_pictures_feel_instant(browser, empty, photographs):
+    picture = io.BytesIO()
+    with Image.open(io.BytesIO(photographs["gallery.jpg"])) as image:
+        image.resize((1155, 866)).save(picture, "JPEG", quality=90)  # 1 MP
+    etag = empty.put("raw", "p/0.jpg", picture.getvalue())
+    shown = 12
+    for number in range(shown):
+        empty.put("raw", f"p/{number}.jpg", picture.getvalue())
+        empty.put("clean", f"p/{number}.jpg", picture.getvalue())
+    with empty.redis.pipeline() as pipe:
+        for number in range(PICTURES):
+            source = f"s3://raw/p/{number}.jpg"
+            boxes = [[number, 1, number + 9, 9]] * 20
+            entry = ReviewEntry(source, etag, "r", "flagged", "x", number, boxes_xyxy=boxes)
+            pipe.hset(REVIEW_LIST.key, source, json.dumps(vars(entry)))
+        pipe.execute()
+    log_in(browser, empty)
+    until(browser, lambda: "of 10,000" in text(browser, "list-note"))
+    is_shown(browser, "p/0.jpg")
+    time.sleep(3)  # the desk reads the list, and the browser fetches ahead
+
+    seconds = []
+    for _ in range(5):
+        took = browser.execute_async_script(
+            "const done = arguments[0]; const began = performance.now();"
+            "fetch('/api/list?state=&sample=&from=0').then(answer => answer.json())"
+            ".then(() => done(performance.now() - began))"
+        )
+        seconds.append(took / 1000)
+    first_page = sorted(seconds)[2]
+
+    script = (
+        "const done = arguments[0]; const title = document.getElementById('title');"
+        "const output = document.getElementById('output'); const before = title.textContent;"
+        "const began = performance.now();"
+        "const look = () => { const image = output.querySelector('image');"
+        " if (title.textContent !== before && image) { const probe = new Image();"
+        "  probe.onload = () => done(performance.now() - began); probe.src = image.href.baseVal; }"
+        " else setTimeout(look, 2); };"
+        "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'n'})); look();"
+    )
+    pauses = []
+    for _ in range(7):
+        pauses.append(browser.execute_async_script(script) / 1000)
+        time.sleep(1)  # as long as a reviewer looks at it, at least
+    next_picture = sorted(pauses)[3]
+    print(f"first page {first_page:.3f} s, next picture {next_picture:.3f} s")
+    assert first_page < FIRST_PAGE_SECONDS
+    assert next_picture < NEXT_SECONDS

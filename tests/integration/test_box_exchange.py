@@ -1,0 +1,100 @@
+"""``veil receipt export`` and ``import``: boxes leave for annotation tools, and come back."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+BOX = [0, 0, 1, 1]  # of each face in the receipts of the archive
+
+
+@pytest.fixture(scope="module")
+def archive(store, archive_at):
+    archive = archive_at(store, "boxes/")
+    for key in ("a.jpg", "b & c.jpg", "d/e.jpg"):
+        archive.done(key, archive.source(key).etag, scores=(0.9,))
+    archive.receipt("held.jpg", archive.source("held.jpg").etag, status="held")
+    return archive
+
+
+@pytest.fixture
+def settings(unattended, s3):
+    return {
+        **unattended.environment,
+        **s3.environment(),
+        "VEIL_ROUTES": "s3://raw/boxes=s3://clean/boxes",
+    }
+
+
+@pytest.fixture
+def receipt(veil, settings):
+    return lambda *arguments: veil("receipt", *arguments, environment=settings)
+
+
+def test_each_format_has_every_picture_with_its_boxes(archive, receipt):
+    lines = [json.loads(line) for line in receipt("export", "s3://clean/boxes").stdout.splitlines()]
+    assert [line["name"] for line in lines] == [
+        "s3://clean/boxes/a.jpg",
+        "s3://clean/boxes/b & c.jpg",
+        "s3://clean/boxes/d/e.jpg",
+        "s3://clean/boxes/held.jpg",
+    ]
+    assert lines[0]["shapes"] == [{"area": BOX, "label": "face", "score": 0.9}]
+    assert lines[-1]["status"] == "held"
+
+    coco = json.loads(receipt("export", "s3://clean/boxes", "--format", "coco").stdout)
+    assert (len(coco["images"]), len(coco["annotations"])) == (4, 3)
+    cvat = ElementTree.fromstring(receipt("export", "s3://clean/boxes", "--format", "cvat").stdout)
+    assert len(cvat.findall("image/box")) == 3
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat", "jsonl"])
+def test_a_file_that_comes_back_unchanged_changes_nothing(
+    archive, receipt, unattended, tmp_path, form
+):
+    path = tmp_path / "boxes"
+    assert receipt("export", "s3://clean/boxes/d", "--format", form, "-o", path).returncode == 0
+    done = receipt("import", path)
+    assert done.returncode == 0, done.stderr
+    assert "0 enqueued, 1 unchanged" in done.stderr
+    assert unattended.client.llen("uploads") == 0
+
+
+def test_a_new_box_is_hidden_and_a_removed_one_stays_clear(archive, receipt, unattended, tmp_path):
+    path = tmp_path / "boxes.jsonl"
+    polygon = [0, 0, 2, 0, 2, 2]
+    shapes = [{"area": [1, 1, 3, 2]}, {"area": polygon}]
+    path.write_text(json.dumps({"name": "s3://clean/boxes/a.jpg", "shapes": shapes}))
+    rehearsed = receipt("import", path, "--dry-run", "--json")
+    assert json.loads(rehearsed.stdout) == {
+        "output": "s3://clean/boxes/a.jpg",
+        "extra": [[1, 1, 3, 2], polygon],
+        "exempt": [BOX],
+        "problem": None,
+    }
+    assert unattended.client.llen("uploads") == 0
+    assert receipt("import", path).returncode == 0
+    assert unattended.client.llen("uploads") == 1
+
+
+def test_boxes_that_fit_no_output_are_refused(archive, receipt, unattended, tmp_path):
+    path = tmp_path / "boxes.jsonl"
+    lines = [
+        {"name": "s3://clean/boxes/none.jpg", "shapes": []},
+        {"name": "s3://elsewhere/a.jpg", "shapes": []},
+        {"name": "a.jpg", "shapes": []},
+        {"name": "s3://clean/boxes/a.jpg", "width": 999, "height": 9, "shapes": []},
+        {"name": "s3://clean/boxes/../a.jpg", "shapes": []},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    done = receipt("import", path)
+    assert done.returncode == 1
+    assert "0 enqueued, 0 unchanged, 5 refused" in done.stderr
+    assert unattended.client.llen("uploads") == 0
+    path.write_text("")
+    assert receipt("import", path).returncode == 2
+
+
+def test_a_place_without_receipts_is_a_failure(receipt):
+    assert receipt("export", "s3://clean/boxes/nothing-here").returncode == 1
+    assert receipt("export", "s3://clean/boxes", "--format", "voc").returncode == 2

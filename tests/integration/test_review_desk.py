@@ -1,0 +1,445 @@
+"""The review desk's interface: strangers, forgeries and hostile names get nothing, two reviewers
+never get the same picture, and nothing is decided that is not recorded.
+"""
+
+import io
+import json
+import signal
+import time
+
+import pytest
+from PIL import Image
+
+from tasks.addresses import PrefixUri
+from tasks.records import samples
+from tasks.records.review import REVIEW_LIST, ReviewEntry
+from tasks.records.samples import Sample, SampledPicture
+from tasks.signatures import Key
+from tasks.storage import decisions
+from tests.desk import Client, Desk
+from worker.desk import claims
+
+HOSTILE = '<img src=x onerror="alert(1)">"\'.jpg'
+KEY = "a key for receipts of 32 characters or more"
+ROUTE = "s3://raw/desk=s3://clean/desk"
+
+
+def jpeg(colour="red", size=(320, 240)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def settings(new_queue, s3):
+    queue = new_queue()
+    return queue, {
+        **queue.environment,
+        **s3.environment(),
+        "VEIL_ROUTES": ROUTE,
+        "VEIL_RECEIPT_KEY": KEY,
+        "VEIL_S3_READ_SECONDS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def queue(settings):
+    return settings[0]
+
+
+@pytest.fixture(scope="module")
+def desk(settings, programs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("desk")
+    reviewers = [f"reviewer {number}" for number in range(40)]
+    with Desk(programs, folder, settings[1], reviewers=reviewers) as desk:
+        desk.unused = iter(reviewers)
+        yield desk
+
+
+@pytest.fixture
+def log_in(desk):
+    """``log_in()`` returns the client of a new reviewer."""
+    return lambda: desk.client(next(desk.unused))
+
+
+@pytest.fixture
+def listed(queue, raw, clean, desk):
+    """``listed(key, state)`` puts a picture onto the review list, and returns its entry."""
+    queue.client.flushdb()
+
+    def put(key, state="flagged", etag=None, **fields):
+        source = raw.put(f"desk/{key}", jpeg())
+        clean.put(f"desk/{key}", jpeg("blue"))
+        etag = etag or raw.head(f"desk/{key}")["ETag"].strip('"')
+        reason = "faces still found in the output"
+        entry = ReviewEntry(source, etag, "r", state, reason, time.time(), **fields)
+        REVIEW_LIST.record(queue.client, entry)
+        return entry
+
+    return put
+
+
+def shown(client, wait_until, **request):
+    """The next picture, once the desk has read the list."""
+    answers = []
+
+    def found():
+        answers.append(client.post("/api/next", request))
+        return answers[-1].status == 200 and answers[-1].json["id"]
+
+    wait_until(found, 15)
+    return answers[-1].json
+
+
+def decide(client, item, action, **more):
+    return client.post(
+        f"/api/decide/{item['id']}", {"action": action, "version": item["version"], **more}
+    )
+
+
+# --- strangers
+
+
+def test_nothing_is_shown_without_a_session(desk, listed):
+    listed("a.jpg")
+    client = Client(desk.address)
+    assert client.get("/").status == 302
+    assert client.get("/login").status == 200
+    for path in ("/api/list", "/api/samples", f"/output/{'0' * 24}", f"/thumbnail/{'0' * 24}"):
+        assert client.get(path).status == 401, path
+    for path in ("/api/next", f"/api/decide/{'0' * 24}", "/logout"):
+        assert client.post(path).status == 401, path
+    client.cookies.clear()
+    stolen = Client(desk.address, Cookie="veil_session=guess")
+    assert stolen.get("/api/list").status == 401
+
+
+def test_a_token_works_once_and_a_wrong_one_never(desk):
+    name = next(desk.unused)
+    token = desk.token(name)
+    first = desk.client(name)
+    assert first.get("/api/list").status == 200
+    second = Client(desk.address)
+    second.get("/login")
+    assert second.post("/login", {"secret": token}).status == 401
+    assert second.post("/login", {"secret": ""}).status == 401
+    assert second.post("/login", {"secret": ["x"]}).status == 401
+    assert token not in [cookie.value for cookie in first.cookies]
+
+
+def test_a_session_ends_with_its_log_out(log_in):
+    client = log_in()
+    assert client.get("/api/list").status == 200
+    assert client.post("/logout").status == 200
+    assert client.get("/api/list").status == 401
+
+
+def test_requests_of_other_sites_are_refused(desk, log_in, listed, queue):
+    entry = listed("a.jpg")
+    client = log_in()
+    client.get("/")
+    for headers in (
+        {"X_Xsrftoken": None},
+        {"X_Xsrftoken": "forged"},
+        {"Origin": "https://evil.example"},
+        {"Host": "evil.example"},
+    ):
+        answer = client.post("/api/next", {}, **headers)
+        assert answer.status in (403, 421), headers
+    assert client.get("/api/list", Host="evil.example").status == 421
+    assert [one.source for one in REVIEW_LIST.entries(queue.client)] == [entry.source]
+
+
+def test_every_answer_has_the_headers_of_a_strict_page(log_in, listed, wait_until):
+    listed("a.jpg")
+    client = log_in()
+    item = shown(client, wait_until)
+    for path in ("/", "/login", "/api/list", f"/output/{item['id']}", "/files/desk.js", "/none"):
+        headers = client.get(path).headers
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "Server" not in headers
+    for cookie in client.cookies:
+        assert cookie.has_nonstandard_attr("HttpOnly")
+        assert cookie.get_nonstandard_attr("SameSite") == "Strict"
+    assert client.get(f"/output/{item['id']}").headers["Cache-Control"] == "no-store"
+
+
+def test_tricks_with_paths_lead_nowhere(log_in):
+    client = log_in()
+    for path in (
+        "/files/../server.py",
+        "/files/..%2fserver.py",
+        "/files/desk.html",
+        "/output/s3:%2f%2fraw%2fa.jpg",
+        "/output/../../etc/passwd",
+        "/api/result/../../x",
+        f"/output/{'0' * 24}?side=1",
+        "/.git/config",
+    ):
+        assert client.get(path).status in (400, 404), path
+    for query in ("side=9999999", "side=-1", "side=x", "box=1,2,3", "box=-1,0,5,5", "box=a,b,c,d"):
+        assert client.get(f"/output/{'0' * 24}?{query}").status in (400, 404), query
+    assert client.get("/api/list?from=-1").status == 400
+    assert client.get("/api/list?from=" + "9" * 50).status == 400
+    assert client.post("/api/next", ["no", "object"]).status == 400
+
+
+def test_markup_in_keys_is_data(log_in, listed, wait_until):
+    listed(HOSTILE)
+    client = log_in()
+    item = shown(client, wait_until)
+    assert item["title"].endswith(HOSTILE)
+    page = client.get("/api/list")
+    assert page.headers["Content-Type"].startswith("application/json")
+    assert HOSTILE not in client.get("/").body.decode()
+
+
+def test_many_wrong_passwords_are_throttled(settings, programs, tmp_path):
+    password = "a long password for tests"
+    environment = {**settings[1], "VEIL_REVIEW_PASSWORD": password}
+    with Desk(programs, tmp_path, environment, reviewers=()) as desk:
+        assert desk.logins == {}
+        client = Client(desk.address)
+        client.get("/login")
+        assert client.post("/login", {"secret": password, "name": " "}).status == 401
+        assert client.post("/login", {"secret": password, "name": "ana"}).status == 200
+        client = Client(desk.address)
+        client.get("/login")
+        statuses = [client.post("/login", {"secret": "x", "name": "a"}).status for _ in range(12)]
+        assert set(statuses[:8]) == {401}
+        assert statuses[-1] == 429
+        assert client.post("/login", {"secret": password, "name": "ana"}).status == 429
+        assert password not in desk.log.read_text()
+
+
+def test_a_proxy_names_the_reviewer_and_without_its_header_nothing_is_shown(
+    settings, programs, tmp_path
+):
+    environment = {
+        **settings[1],
+        "VEIL_REVIEW_USER_HEADER": "X-Forwarded-User",
+        "VEIL_REVIEW_URL": "https://review.example",
+    }
+    with Desk(programs, tmp_path, environment, reviewers=()) as desk:
+        assert Client(desk.address).get("/").status == 401
+        client = Client(desk.address, X_Forwarded_User="ana", Host="review.example")
+        page = client.get("/")
+        assert page.status == 200
+        assert b"ana" in page.body
+        assert b"Log out" not in page.body
+        assert "Secure" in page.headers["Set-Cookie"]
+        assert client.get("/api/list", X_Forwarded_User="").status == 401
+    with Desk(
+        programs, tmp_path, {**environment, "VEIL_REVIEW_PROXIES": "10.0.0.1"}, reviewers=()
+    ) as desk:
+        assert Client(desk.address, X_Forwarded_User="ana").get("/").status == 401
+
+
+def test_a_desk_that_others_could_open_needs_an_address(settings, veil):
+    done = veil("review", "serve", "--http", "0.0.0.0:8600", environment=settings[1])
+    assert done.returncode == 2
+    assert "VEIL_REVIEW_URL" in done.stderr
+
+
+# --- decisions
+
+
+def recorded(store, key):
+    destination = PrefixUri.parse("s3://clean/desk")
+    return list(decisions.listed(store, destination, key, [Key.parse(KEY)]))
+
+
+def test_two_reviewers_never_get_the_same_picture(log_in, listed, wait_until):
+    for number in range(3):
+        listed(f"{number}.jpg")
+    ana, ben = log_in(), log_in()
+    first = shown(ana, wait_until)
+    second = shown(ben, wait_until)
+    assert first["id"] != second["id"]
+    assert ben.post("/api/next", {"id": first["id"]}).status == 409
+    assert decide(ben, first, "drop").status == 409
+    assert ben.post(f"/api/claim/{first['id']}").status == 409
+    third = ana.post("/api/next", {"after": first["id"]}).json
+    assert third["id"] not in (first["id"], second["id"])
+    assert ben.post("/api/next", {"id": first["id"]}).status == 200  # ana has left it
+    assert ana.post("/api/next", {"after": third["id"]}).json == {"id": None}  # ben has the others
+
+
+def test_a_claim_ends_by_itself(log_in, listed, queue, wait_until):
+    listed("a.jpg")
+    item = shown(log_in(), wait_until)
+    assert 60 < queue.client.ttl(claims.KEY + item["id"]) <= claims.SECONDS
+    queue.client.delete(claims.KEY + item["id"])
+    assert shown(log_in(), wait_until)["id"] == item["id"]
+
+
+def test_a_redo_is_recorded_signed_and_queued_with_all_areas(
+    log_in, listed, queue, store, wait_until
+):
+    listed("redo.jpg", options={"extra": [[1, 1, 9, 9]], "method": "blur"})
+    client = log_in()
+    item = shown(client, wait_until)
+    areas = {"extra": [[10, 20, 90, 120]], "exempt": [[0, 0, 5, 5]], "region": "full"}
+    answer = decide(client, item, "redo", **areas)
+    assert answer.status == 200, answer.body
+    assert queue.client.llen("uploads") == 1
+    ((_, record, flaw),) = recorded(store, "redo.jpg")
+    assert flaw is None
+    assert record["action"] == "redo"
+    assert record["by"].startswith("reviewer")
+    assert record["source_etag"] == item["etag"]
+    assert record["options"] == {
+        "method": "blur",
+        "region": 1.0,
+        "exempt": [[0, 0, 5, 5]],
+        "extra": [[1, 1, 9, 9], [10, 20, 90, 120]],
+    }
+    assert "raw" not in json.dumps(record)
+    assert client.get(f"/api/result/{answer.json['task']}").json == {"state": "pending"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"extra": [[5, 5, 1, 1]]},
+        {"extra": "all"},
+        {"method": "erase"},
+        {"region": 7},
+        {"action": "publish"},
+        {"action": "mark", "exposed": []},
+    ],
+)
+def test_a_wrong_decision_changes_nothing(log_in, listed, queue, wait_until, fields):
+    listed("wrong.jpg")
+    client = log_in()
+    item = shown(client, wait_until)
+    answer = decide(client, item, fields.pop("action", "redo"), **fields)
+    assert answer.status == 400
+    assert answer.json["error"] == "InvalidRequest"
+    assert queue.client.llen("uploads") == 0
+    assert REVIEW_LIST.count(queue.client) == 1
+
+
+def test_a_picture_that_changed_since_it_was_shown_is_not_published(
+    log_in, listed, queue, raw, wait_until
+):
+    entry = listed("changed.jpg", "held")
+    client = log_in()
+    item = shown(client, wait_until)
+    raw.put("desk/changed.jpg", jpeg("green"))
+    answer = decide(client, item, "release")
+    assert (answer.status, answer.json["error"]) == (409, "SourceChanged")
+    raw.client.delete_object(Bucket="raw", Key="desk/changed.jpg")
+    assert decide(client, item, "release").status == 404
+    listed("changed.jpg", "held", left_xyxy=[[1, 2, 3, 4]])  # a worker was here meanwhile
+    assert decide(client, item, "release").status == 409
+    REVIEW_LIST.drop(queue.client, [entry.source])
+    assert decide(client, item, "release").status == 409
+    assert queue.client.llen("uploads") == 0
+
+
+def test_a_release_and_a_drop_are_recorded(log_in, listed, queue, store, wait_until):
+    listed("release.jpg", "held")
+    client = log_in()
+    item = shown(client, wait_until)
+    assert decide(client, item, "release").status == 200
+    assert queue.client.llen("uploads") == 1
+    listed("drop.jpg")
+    item = shown(client, wait_until, after=item["id"])
+    assert decide(client, item, "drop").status == 200
+    # A worker takes the released picture off the list. Until then the desk does not show it again.
+    assert [one.source for one in REVIEW_LIST.entries(queue.client)] == [
+        "s3://raw/desk/release.jpg"
+    ]
+    assert client.post("/api/next", {"after": item["id"]}).json == {"id": None}
+    assert [record["action"] for _, record, _ in recorded(store, "release.jpg")] == ["release"]
+    assert [record["action"] for _, record, _ in recorded(store, "drop.jpg")] == ["drop"]
+
+
+def test_without_a_record_nothing_is_decided(log_in, listed, queue, s3, wait_until, settings):
+    listed("unrecorded.jpg", "held")
+    client = log_in()
+    item = shown(client, wait_until)
+    s3.server.process.send_signal(signal.SIGSTOP)
+    try:
+        answer = decide(client, item, "release")
+        assert answer.status == 503
+    finally:
+        s3.server.process.send_signal(signal.SIGCONT)
+    assert queue.client.llen("uploads") == 0
+
+
+def test_sources_are_shown_to_nobody_unless_the_desk_says_so(
+    log_in, listed, settings, programs, tmp_path, wait_until
+):
+    listed("source.jpg")
+    client = log_in()
+    item = shown(client, wait_until)
+    assert client.get(f"/source/{item['id']}").status == 403
+    client.post(f"/api/claim/{item['id']}", {"end": True})
+    with Desk(programs, tmp_path, settings[1], "--show-sources") as open_desk:
+        client = open_desk.client("ana")
+        item = shown(client, wait_until)
+        seen = client.get(f"/source/{item['id']}?side=100")
+        assert seen.headers["Cache-Control"] == "no-store"
+        assert seen.headers["X-Picture-Size"] == "320x240"
+        assert Image.open(io.BytesIO(seen.body)).size == (100, 75)
+        part = client.get(f"/source/{item['id']}?side=100&box=0,0,40,20")
+        assert Image.open(io.BytesIO(part.body)).size == (40, 20)
+
+
+def test_a_picture_that_is_gone_or_no_picture_is_a_clear_state(log_in, listed, clean, wait_until):
+    listed("gone.jpg")
+    client = log_in()
+    item = shown(client, wait_until)
+    clean.put("desk/gone.jpg", b"no picture")
+    broken = client.get(f"/output/{item['id']}")
+    assert (broken.status, broken.json["error"]) == (422, "UnreadableImage")
+    clean.client.delete_object(Bucket="clean", Key="desk/gone.jpg")
+    assert client.get(f"/output/{item['id']}").status == 404
+
+
+def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, store):
+    listed("unrelated.jpg")
+    pictures = []
+    for number in range(3):
+        output = clean.put(f"desk/sample-{number}.jpg", jpeg("blue"))
+        etag = clean.head(f"desk/sample-{number}.jpg")["ETag"].strip('"')
+        pictures.append(SampledPicture(output, etag, ROUTE, None, None, 320, 240))
+    samples.store(
+        queue.client, Sample("5a3b1e00", ["s3://clean/desk"], 1, 3, time.time(), pictures)
+    )
+    ana, ben = log_in(), log_in()
+    (sample,) = ana.get("/api/samples").json["samples"]
+    assert (sample["drawn"], sample["marked"]) == (3, 0)
+    request = {"sample": "5a3b1e00", "unmarked": True}
+    first, second = ana.post("/api/next", request).json, ben.post("/api/next", request).json
+    assert first["id"] != second["id"]
+    assert decide(ana, first, "mark", exposed=[[5, 5, 50, 50]]).status == 200
+    assert decide(ben, second, "mark", exposed=[]).status == 200
+    assert decide(ben, second, "drop").status == 400
+    third = ana.post("/api/next", {**request, "after": first["id"]}).json
+    clean.put("desk/sample-2.jpg", jpeg("green"))
+    assert decide(ana, third, "mark", exposed=[]).status == 409
+    assert {
+        n: mark.exposed_xyxy for n, mark in samples.marks(queue.client, "5a3b1e00").items()
+    } == {
+        first["number"]: [[5, 5, 50, 50]],
+        second["number"]: [],
+    }
+    marks = [record for _, record, _ in recorded(store, "sample-")]
+    assert {record["sample"] for record in marks} == {"5a3b1e00"}
+
+
+def test_the_log_has_no_token_and_no_key(desk):
+    log = "\n".join(
+        line for line in desk.log.read_text().splitlines() if "for reviewer" not in line
+    )
+    assert "token" not in log
+    assert "onerror" not in log
+    assert "desk/" not in log

@@ -1,0 +1,115 @@
+"""``veil sample``: drawn from a real store, reviewed by a file or on the desk, and reproducible."""
+
+import json
+
+import pytest
+
+from tasks.records import samples
+
+
+@pytest.fixture(scope="module")
+def archive(store, archive_at):
+    archive = archive_at(store, "sampling/")
+    for number in range(40):
+        key = f"{number}.jpg"
+        archive.done(key, archive.source(key).etag, scores=(0.9,))
+    return archive
+
+
+@pytest.fixture
+def settings(unattended, s3):
+    return {
+        **unattended.environment,
+        **s3.environment(),
+        "VEIL_ROUTES": "s3://raw/sampling=s3://clean/sampling",
+    }
+
+
+@pytest.fixture
+def sample(veil, settings):
+    """``sample(*arguments)`` runs the command for 12 of the 40 outputs."""
+
+    def run(*arguments):
+        return veil(
+            *("sample", "s3://clean/sampling", "--pictures", 12, "--json", *arguments),
+            environment=settings,
+        )
+
+    return run
+
+
+def stored(queue):
+    (header,) = samples.headers(queue.client)
+    return samples.find(queue.client, header["name"])
+
+
+def test_a_sample_is_drawn_once_and_its_marks_on_the_desk_count(archive, sample, unattended):
+    first = sample()
+    assert first.returncode == 1  # nothing is reviewed
+    result = json.loads(first.stdout)
+    assert (result["archive"], result["drawn"], result["reviewed"]) == (40, 12, 0)
+
+    drawn = stored(unattended)
+    assert drawn.pictures[0].boxes_xyxy == [[0, 0, 1, 1]]
+    assert drawn.pictures[0].source == drawn.pictures[0].output.replace("clean", "raw")
+    for number in range(12):
+        exposed = [[5, 5, 60, 60]] if number == 3 else []
+        samples.mark(unattended.client, drawn.name, number, exposed, "ana")
+    done = sample()
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["complete"]
+    assert (result["pictures"]["found"], result["pictures"]["of"]) == (1, 12)
+    assert (result["faces"]["found"], result["faces"]["of"]) == (1, 13)
+    assert result["pictures"]["low"] == pytest.approx(0.0021, abs=1e-4)
+    assert result["misses"][0]["output"] == drawn.pictures[3].output
+
+
+def test_marks_can_come_from_a_file_without_redis(archive, veil, settings, tmp_path):
+    report = tmp_path / "report.html"
+    without_redis = {**settings, "VEIL_REDIS_URL": "redis://127.0.0.1:1/0"}
+    marks = tmp_path / "marks.jsonl"
+    marks.write_text("")
+    command = ("sample", "s3://clean/sampling", "--pictures", 5, "--seed", 9, "--json")
+    nothing = veil(*command, "--marks", marks, environment=without_redis)
+    assert nothing.returncode == 1
+    lines = [
+        json.dumps({"output": f"s3://clean/sampling/{number}.jpg", "exposed": []})
+        for number in range(40)
+    ]
+    marks.write_text("\n".join(lines))
+    done = veil(*command, "--marks", marks, "-o", report, environment=without_redis)
+    assert done.returncode == 0, done.stderr
+    assert "35 pictures" in done.stderr  # are not in the sample
+    assert json.loads(done.stdout)["reviewed"] == 5
+    assert "No miss in 5 pictures" in report.read_text()
+    again = veil(*command, "--marks", marks, environment=without_redis)
+    assert again.stdout == done.stdout
+
+
+def test_misses_go_to_redo_and_to_training(archive, sample, unattended, tmp_path):
+    sample()
+    drawn = stored(unattended)
+    samples.mark(unattended.client, drawn.name, 0, [[5, 5, 60, 60]], "ana")
+    folder = tmp_path / "training"
+    done = sample("--redo", "--training", folder)
+    assert "1 enqueued" in done.stderr
+    assert unattended.client.llen("uploads") == 1
+    labels = json.loads((folder / "annotations.json").read_text())
+    (image,) = labels["images"]
+    assert (folder / image["file_name"]).read_bytes() == b"picture"
+    assert [annotation["bbox"] for annotation in labels["annotations"]] == [
+        [5, 5, 55, 55],
+        [0, 0, 1, 1],
+    ]
+    assert "has files" in sample("--training", folder).stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("s3://clean/sampling/none", "no output below"), ("s3://other", "no route of VEIL_ROUTES")],
+)
+def test_a_place_without_outputs_is_refused(veil, settings, archive, address, message):
+    done = veil("sample", address, environment=settings)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr

@@ -1,0 +1,93 @@
+"""Formats of annotation tools: what is written is read again, and damage is named."""
+
+import io
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from tasks.bulk.annotations import FORMATS, WRITERS, AnnotatedPicture, Shape, read
+from tasks.errors import DatasetInvalid
+
+PICTURES = [
+    AnnotatedPicture("s3://clean/a b&\"<'.jpg", 640, 480, [Shape((1, 2, 30, 40), score=0.5)]),
+    AnnotatedPicture("s3://clean/none.jpg", 64, 48),
+    AnnotatedPicture("s3://clean/ü\n.jpg", 64, 48, [Shape((5, 6, 7, 8), "exposed")]),
+]
+
+
+def written(form, pictures=PICTURES):
+    file = io.StringIO()
+    writer = WRITERS[form](file)
+    for picture in pictures:
+        writer.add(picture)
+    writer.close()
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("pictures", [PICTURES, []], ids=["some", "none"])
+def test_what_is_written_is_read_again(form, pictures, tmp_path):
+    path = tmp_path / "boxes"
+    path.write_text(written(form, pictures))
+    found = read(path)
+    assert [(one.name, one.width, one.height) for one in found] == [
+        (one.name, one.width, one.height) for one in pictures
+    ]
+    assert [[(shape.area, shape.label) for shape in one.shapes] for one in found] == [
+        [(shape.area, shape.label) for shape in one.shapes] for one in pictures
+    ]
+
+
+def test_coco_is_what_its_readers_expect():
+    whole = json.loads(written("coco"))
+    assert whole["annotations"][0]["bbox"] == [1, 2, 29, 38]
+    assert {image["id"] for image in whole["images"]} >= {
+        annotation["image_id"] for annotation in whole["annotations"]
+    }
+    assert whole["categories"][0] == {"id": 1, "name": "face"}
+
+
+def test_cvat_is_what_its_reader_expects():
+    root = ElementTree.fromstring(written("cvat"))
+    assert root.findtext("version") == "1.1"
+    box = root.find("image/box")
+    assert box.attrib | {"label": "face", "xtl": "1", "ybr": "40"} == box.attrib
+
+
+def test_marks_of_a_sample_are_lines():
+    marks = '{"output": "s3://clean/a.jpg", "exposed": [[1, 2, 3, 4]]}\n'
+    marks += '{"output": "s3://clean/b.jpg", "exposed": []}\n'
+
+    class Memory:
+        def read_text(self, encoding):
+            return marks
+
+    first, second = read(Memory())
+    assert (first.shapes, second.shapes) == ([Shape((1, 2, 3, 4), "exposed")], [])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "hello",
+        "<annotations><image>",
+        '<annotations><image name="a" width="x"/></annotations>',
+        '{"images": [{"id": 1}], "annotations": []}',
+        '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": [1]}]}',
+        '{"name": "a", "shapes": [{"area": [5, 5, 1, 1]}]}',
+        '{"name": "a", "shapes": [{"area": ["1", 2, 3, 4]}]}',
+        "[1, 2]",
+    ],
+)
+def test_a_damaged_file_is_refused_on_one_line(content, tmp_path):
+    path = tmp_path / "boxes"
+    path.write_text(content)
+    if not content:
+        assert read(path) == []
+        return
+    with pytest.raises(DatasetInvalid) as refused:
+        read(path)
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)

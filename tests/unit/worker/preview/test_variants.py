@@ -1,0 +1,37 @@
+"""Settings to compare: those of workers, named with or without their prefix."""
+
+import pytest
+
+from tasks.errors import SettingsInvalid
+from worker.preview.variants import CURRENT, variants
+
+
+def test_each_comparison_changes_the_current_settings(monkeypatch):
+    monkeypatch.setenv("VEIL_METHOD", "fill")
+    current, full, several = variants(["VEIL_REGION=full", "preset=fast, scales=320,640"])
+    assert (current.name, current.settings.method, current.settings.region) == (
+        CURRENT,
+        "fill",
+        0.7,
+    )
+    assert (full.name, full.settings.method, full.settings.region) == (
+        "VEIL_REGION=full",
+        "fill",
+        1,
+    )
+    assert (several.settings.preset, several.settings.scales) == ("fast", (320, 640))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("thorough", "give SETTING=VALUE"),
+        ("=full", "give SETTING=VALUE"),
+        ("preste=fast", "did you mean VEIL_PRESET"),
+        ("region=huge", "VEIL_REGION: must be top, full"),
+        ("VEIL_ROUTES=s3://a=s3://b", "changes no picture"),
+    ],
+)
+def test_a_wrong_comparison_is_refused(text, message):
+    with pytest.raises(SettingsInvalid, match=message):
+        variants([text])

@@ -1,0 +1,85 @@
+"""The result of a sample: which faces count, and what the report says."""
+
+import pytest
+
+from tasks.records.samples import Mark, Sample, SampledPicture
+from worker.sampling.acceptance import accept, percent
+from worker.sampling.redo import wanted_again
+from worker.sampling.report import page
+
+HOSTILE = "s3://clean/<img src=x onerror=alert(1)>.jpg"
+
+
+def a_sample(*pictures):
+    return Sample("0a1b2c3d", ["s3://clean/2026"], 1, 5000, 1.8e9, list(pictures))
+
+
+def a_picture(number, boxes=(), route="s3://raw/=s3://clean/"):
+    output = f"s3://clean/{number}.jpg"
+    return SampledPicture(output, "e", route, f"s3://raw/{number}.jpg", "e", 100, 80, list(boxes))
+
+
+def test_no_miss_in_300_pictures():
+    sample = a_sample(*(a_picture(number, [[0, 0, 50, 50]]) for number in range(300)))
+    result = accept(sample, {number: Mark([]) for number in range(300)})
+    assert result.is_complete
+    assert result.statement == (
+        "No miss in 300 pictures: fewer than 0.99 % of all pictures have an exposed face, at 95 %."
+    )
+    assert (result.faces.found, result.faces.of) == (0, 300)
+    assert result.needed[0.01] == 299
+
+
+def test_a_marked_face_that_was_hidden_badly_counts_once_and_a_missed_one_in_addition():
+    hidden = [[0, 0, 40, 40], [60, 60, 80, 80]]
+    result = accept(a_sample(a_picture(1, hidden)), {0: Mark([[2, 2, 42, 42], [0, 50, 10, 60]])})
+    assert (result.faces.found, result.faces.of) == (2, 3)
+    assert (result.by_size["below 24 px"].found, result.by_size["below 24 px"].of) == (1, 2)
+    assert (result.by_size["24 to 48 px"].found, result.by_size["24 to 48 px"].of) == (1, 1)
+
+
+def test_pictures_that_are_not_reviewed_count_nowhere_and_are_named():
+    result = accept(a_sample(a_picture(1), a_picture(2)), {0: Mark([])})
+    assert (result.reviewed, result.is_complete) == (1, False)
+    assert result.pictures.of == 1
+    assert b"not complete" in page(result)
+    nothing = accept(a_sample(a_picture(1)), {})
+    assert nothing.statement == "No picture has been reviewed yet."
+    assert (nothing.pictures.low, nothing.pictures.high) == (0.0, 1.0)
+
+
+def test_each_route_has_its_own_rates():
+    sample = a_sample(a_picture(1), a_picture(2, route="s3://b/=s3://c/"))
+    result = accept(sample, {0: Mark([]), 1: Mark([[0, 0, 9, 9]])})
+    found = {route: pictures.found for route, (pictures, _) in result.by_route.items()}
+    assert found == {"s3://raw/=s3://clean/": 0, "s3://b/=s3://c/": 1}
+
+
+def test_the_report_escapes_what_comes_from_outside_and_loads_nothing():
+    picture = SampledPicture(HOSTILE, "e", "s3://raw/=s3://clean/")
+    html = page(accept(a_sample(picture), {0: Mark([[0, 0, 9, 9]], "<script>")})).decode()
+    assert "<img" not in html
+    assert "<script>&" not in html
+    assert "http" not in html.replace("http-equiv", "")
+    assert "default-src &#x27;none&#x27;" in html or "default-src 'none'" in html
+
+
+def test_a_redo_keeps_the_options_and_hides_the_misses_too():
+    picture = SampledPicture(
+        "s3://clean/1.jpg",
+        "e",
+        "s3://raw/=s3://clean/",
+        "s3://raw/1.jpg",
+        options={"region": 0.9, "extra": [[0, 0, 5, 5]], "release": "e"},
+    )
+    (finding,) = accept(a_sample(picture), {0: Mark([[1, 2, 3, 4]])}).misses
+    wanted = wanted_again(finding)
+    assert str(wanted.source) == "s3://raw/1.jpg"
+    assert wanted.options.to_json() == {"region": 0.9, "extra": [[0, 0, 5, 5], [1, 2, 3, 4]]}
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0 %"), (0.0099, "0.99 %"), (0.01, "1.0 %"), (1, "100.0 %")]
+)
+def test_percentages_have_the_digits_that_matter(share, text):
+    assert percent(share) == text

@@ -1,0 +1,190 @@
+"""``veil sample``: the rate of misses in an archive, from a random sample that people review."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tasks.records import samples
+from tasks.redis_errors import connected
+from worker.commands.command import CommandApp
+from worker.commands.exit_codes import ExitCode
+from worker.commands.options import Json
+from worker.commands.queue import celery_app
+from worker.printing import print_note, print_summary, printable
+from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from tasks.records.samples import Mark, Sample
+    from worker.sampling.acceptance import Acceptance
+
+Addresses = Annotated[
+    list[str], typer.Argument(metavar="s3://OUTPUT/PREFIX", help="Where the outputs are.")
+]
+Pictures = Annotated[int, typer.Option(min=1, max=100_000, metavar="NUMBER", help="To draw.")]
+Seed = Annotated[int, typer.Option(metavar="NUMBER", help="Another seed draws another sample.")]
+Marks = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Marks of reviewers, instead of those made on the desk: COCO, CVAT or JSON lines.",
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write an HTML report.")
+]
+Training = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Write the sources with a miss and their faces there, for `veil train import`.",
+    ),
+]
+Redo = Annotated[
+    bool, typer.Option("--redo", help="Request the pictures with a miss again, with it hidden.")
+]
+
+app = CommandApp()
+
+
+@app.command(has_summary=True)
+def sample(
+    addresses: Addresses,
+    pictures: Pictures = 300,
+    seed: Seed = 1,
+    marks: Marks = None,
+    output: Output = None,
+    training: Training = None,
+    redo: Redo = False,
+    as_json: Json = False,
+) -> ExitCode:
+    """Measure the rate of misses in an archive.
+
+    The first call draws a random sample of outputs and puts it on the review desk, which `veil
+    review serve` opens. Reviewers mark each face that is still recognisable. The same call later
+    prints the rates with their 95 % intervals. Exit with 1 until every picture is reviewed.
+
+    Example: veil sample s3://camera-clean/2026 --pictures 300 --output report.html
+    """
+    from worker.sampling import report
+    from worker.sampling.acceptance import accept
+
+    settings = WorkerSettings.load()
+    found: Mapping[int, Mark]
+    if marks is not None:
+        drawn = _draw(settings, addresses, pictures, seed)
+        found = _marks_of(drawn, marks)
+    else:
+        drawn, found = _on_desk(settings, addresses, pictures, seed)
+    result = accept(drawn, found)
+    if output is not None:
+        report.write(output, result)
+    if training is not None:
+        _export(settings, result, training)
+    if redo:
+        _redo(result)
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        _print(result, marks is None)
+    return ExitCode.ok_if(result.is_complete)
+
+
+def _draw(settings: WorkerSettings, addresses: list[str], pictures: int, seed: int) -> "Sample":
+    """Return the sample of the present archive."""
+    from tasks.storage.s3 import ObjectStore
+    from worker.sampling import outputs
+
+    name = outputs.name_of(addresses, pictures, seed)
+    routes, keys = settings.parsed_routes(), settings.receipt_keys()
+    store = ObjectStore.connect(settings)
+    return outputs.draw(store, routes, keys, addresses, pictures, seed, name)
+
+
+def _on_desk(
+    settings: WorkerSettings, addresses: list[str], pictures: int, seed: int
+) -> tuple["Sample", "Mapping[int, Mark]"]:
+    """Return the sample on the desk with its marks; draw it if it is not there yet."""
+    from worker.sampling import outputs
+
+    redis = celery_app().backend.client
+    name = outputs.name_of(addresses, pictures, seed)
+    with connected():
+        known = samples.find(redis, name)
+        if known is not None:
+            return known, samples.marks(redis, name)
+    drawn = _draw(settings, addresses, pictures, seed)
+    with connected():
+        samples.store(redis, drawn)
+    return drawn, {}
+
+
+def _marks_of(drawn: "Sample", path: Path) -> dict[int, "Mark"]:
+    """Return the marks in a file by the numbers of their pictures.
+
+    Every shape in the file is an exposed face, unless its label says that it is a hidden one. A
+    picture that the file has without a shape was reviewed, and has no exposed face.
+    """
+    from tasks.bulk import annotations
+
+    numbers = {picture.output: number for number, picture in enumerate(drawn.pictures)}
+    found: dict[int, Mark] = {}
+    others = 0
+    for picture in annotations.read(path):
+        number = numbers.get(picture.name)
+        if number is None:
+            others += 1
+            continue
+        exposed = [
+            list(shape.box_xyxy)
+            for shape in picture.shapes
+            if shape.label not in (annotations.FACE, annotations.EXTRA)
+        ]
+        found[number] = samples.Mark(exposed, by=path.name)
+    if others:
+        print_note(f"{others:,} pictures of {path} are not in the sample, and do not count")
+    return found
+
+
+def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> None:
+    from tasks.storage.s3 import ObjectStore
+    from worker.sampling import training
+
+    exported, gone = training.export(ObjectStore.connect(settings), settings, result, folder)
+    print_summary(f"{exported:,} sources with a miss in {folder}, which holds clear pictures")
+    if gone:
+        print_note(f"{gone:,} sources are gone, have changed, or are not known: left out")
+
+
+def _redo(result: "Acceptance") -> None:
+    from worker.sampling import redo
+
+    count = redo.enqueue(celery_app(), result.misses)
+    print_summary(f"{count:,} enqueued with their misses as extra areas")
+
+
+def _print(result: "Acceptance", is_on_desk: bool) -> None:
+    from worker.sampling.acceptance import percent
+
+    for finding in result.misses:
+        boxes = " ".join(",".join(map(str, box)) for box in finding.exposed_xyxy)
+        print(f"{printable(finding.picture.output)}  {boxes}")
+    pictures, faces = result.pictures, result.faces
+    if result.reviewed:
+        print(f"pictures with an exposed face: {_rate_text(pictures.found, pictures.of)}, ", end="")
+        print(f"95 % interval {percent(pictures.low)} to {percent(pictures.high)}")
+        print(f"exposed faces: {_rate_text(faces.found, faces.of)}, ", end="")
+        print(f"95 % interval {percent(faces.low)} to {percent(faces.high)}")
+    drawn = len(result.sample.pictures)
+    print_summary(result.statement)
+    if not result.is_complete:
+        where = ": veil review serve" if is_on_desk else ""
+        print_summary(
+            f"sample {result.sample.name}: {result.reviewed:,} of {drawn:,} reviewed{where}"
+        )
+
+
+def _rate_text(found: int, of: int) -> str:
+    return f"{found:,} of {of:,}"

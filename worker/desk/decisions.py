@@ -1,0 +1,164 @@
+"""Carry out what reviewers decide: record it first, then queue, drop or mark."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.addresses import ObjectUri, PrefixUri
+from tasks.errors import InvalidRequest, ObjectNotFound, SourceChanged
+from tasks.messages import UPLOADS, AnonymizeOptions
+from tasks.publishing import Publisher, Wanted
+from tasks.records import samples
+from tasks.redis_errors import connected
+from tasks.routes import Route, Routes
+from tasks.signatures import Key
+from tasks.storage import decisions
+from tasks.storage.decisions import Action, Decision
+from tasks.storage.s3 import ObjectStore
+from worker.desk.items import Item, Items, drop_entry, output_uri
+
+if TYPE_CHECKING:
+    from tasks.app import App
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A reviewer's choice as the page sends it."""
+
+    action: Action
+    options: AnonymizeOptions
+    exposed_xyxy: list[list[int]]
+
+
+class Desk:
+    """Decides on pictures. Each decision is recorded beside the receipts before it takes effect."""
+
+    def __init__(
+        self,
+        celery: "App",
+        store: ObjectStore,
+        routes: Routes,
+        keys: Sequence[Key],
+        items: Items,
+    ) -> None:
+        self._celery = celery
+        self._redis = celery.backend.client
+        self._store = store
+        self._routes = routes
+        self._keys = keys
+        self._items = items
+
+    def decide(self, item: Item, choice: Choice, by: str) -> str | None:
+        """Carry out the decision of the reviewer `by`, and return the task that it led to, if any.
+
+        Raises SourceChanged if the picture is not the one that was shown any more, InvalidRequest
+        for a choice that the picture does not have, and the errors of Redis and of the store.
+        Nothing is queued then.
+        """
+        self._check_version(item)
+        options = self._options(item, choice)
+        self._record(item, choice, options, by)
+        if choice.action == "mark":
+            assert item.sample is not None
+            assert item.number is not None
+            with connected():
+                samples.mark(self._redis, item.sample, item.number, choice.exposed_xyxy, by)
+            return None
+        if choice.action == "drop":
+            drop_entry(self._redis, item)
+            self._items.remove(item)
+            return None
+        task_id = self._enqueue(item, options)
+        if item.sample is None:
+            self._items.remove(item)
+        return task_id
+
+    def _check_version(self, item: Item) -> None:
+        """Raise SourceChanged if the source or the output was replaced since it was listed.
+
+        A sample is one of outputs, whatever became of their sources.
+        """
+        if item.source is not None and item.sample is None:
+            source = self._store.head(ObjectUri.parse(item.source))
+            if source is None:
+                raise ObjectNotFound(f"{item.source} was deleted since it was listed")
+            if item.etag and source.etag != item.etag:
+                raise SourceChanged(f"{item.source} was replaced since it was listed")
+        if item.output_etag is not None and item.output is not None:
+            output = self._store.head(ObjectUri.parse(item.output))
+            if output is None or output.etag != item.output_etag:
+                raise SourceChanged(f"{item.output} was replaced since it was listed")
+
+    def _options(self, item: Item, choice: Choice) -> AnonymizeOptions:
+        """Return the options of the request that follows; raise InvalidRequest for none."""
+        if choice.action == "mark":
+            if item.sample is None:
+                raise InvalidRequest("only pictures of a sample are marked")
+            return AnonymizeOptions()
+        if choice.action == "drop":
+            if item.sample is not None:
+                raise InvalidRequest("a picture of a sample is marked, not dropped")
+            return AnonymizeOptions()
+        if item.source is None:
+            raise InvalidRequest("the source of this output is not known")
+        if choice.action == "release":
+            if item.sample is not None or not item.etag:
+                raise InvalidRequest("only a held or flagged version is released")
+            return item.release_options()
+        return item.redo_options(choice.options)
+
+    def _record(
+        self, item: Item, choice: Choice, options: AnonymizeOptions, by: str
+    ) -> ObjectUri | None:
+        output = output_uri(item)
+        route = self._route_of(output)
+        if output is None or route is None:
+            if choice.action == "drop":
+                return None  # Nothing of the picture is published, nor can it be.
+            raise InvalidRequest(f"no route of VEIL_ROUTES leads to the output of {item.title}")
+        decision = Decision(
+            action=choice.action,
+            by=by,
+            at=decisions.now(),
+            source_etag=item.etag,
+            output_etag=item.output_etag,
+            reason=item.reason,
+            options=options.to_json(),
+            exposed_xyxy=choice.exposed_xyxy if choice.action == "mark" else None,
+            sample=item.sample,
+        )
+        source = None if item.source is None else ObjectUri.parse(item.source)
+        destination = route.destination
+        return decisions.record(self._store, destination, output, source, decision, self._keys)
+
+    def _route_of(self, output: ObjectUri | None) -> Route | None:
+        if output is None:
+            return None
+        folder = output.key.rpartition("/")[0]
+        place = PrefixUri(output.bucket, f"{folder}/" if folder else "")
+        return self._routes.of_destination(place)
+
+    def _enqueue(self, item: Item, options: AnonymizeOptions) -> str:
+        assert item.source is not None
+        destination = None if item.destination is None else ObjectUri.parse(item.destination)
+        wanted = Wanted(ObjectUri.parse(item.source), destination, options=options)
+        with closing(Publisher(self._celery)) as publisher:
+            (task_id,) = publisher.publish([wanted], UPLOADS, keep_results=True)
+        return task_id
+
+
+def choice_of(fields: dict[str, Any]) -> Choice:
+    """Return the choice in the JSON of a page. Raises InvalidRequest."""
+    action = fields.get("action")
+    if action not in ("redo", "release", "drop", "mark"):
+        raise InvalidRequest("a decision is redo, release, drop or mark")
+    options = AnonymizeOptions.of(
+        {
+            name: fields[name]
+            for name in ("method", "region", "exempt", "extra")
+            if fields.get(name) not in (None, "")
+        }
+    )
+    exposed = AnonymizeOptions.parse(extra=fields.get("exposed") or []).extra
+    return Choice(action, options, [list(area) for area in exposed])

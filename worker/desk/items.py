@@ -1,0 +1,287 @@
+"""The pictures on the desk: those of the review list, those below a score, and samples."""
+
+import hashlib
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import structlog
+
+from tasks.addresses import ObjectUri
+from tasks.errors import QueueUnavailable, VeilError, log_fields
+from tasks.messages import AnonymizeOptions, AnonymizeRequest
+from tasks.records import samples
+from tasks.records.ledger import name_of
+from tasks.records.review import REVIEW_LIST, ReviewEntry
+from tasks.records.samples import SampledPicture
+from tasks.redis_errors import connected
+from tasks.routes import Routed, Routes
+
+log = structlog.get_logger("veil")
+
+ID_DIGITS = 24
+MAX_SHOWN = 1000
+DECIDED_SECONDS = 600.0
+REFRESH_SECONDS = 2.0
+MAX_AGE_SECONDS = 30.0  # The desk reads the list more often, also while nobody is there.
+
+State = Literal["held", "flagged", "low score", "sample"]
+FILTERS: tuple[State, ...] = ("held", "flagged", "low score")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture on the desk.
+
+    `etag` is the version of the source, `output_etag` that of the output if it is known. `source`
+    is None for an output of a sample whose source is not known. `destination` is the one of the
+    request, None for the default. `sample` and `number` are those of a sampled picture.
+    """
+
+    id: str
+    state: State
+    source: str | None
+    output: str | None
+    destination: str | None
+    etag: str | None
+    reason: str
+    time: float
+    boxes_xyxy: list[list[int]] = field(default_factory=list)
+    left_xyxy: list[list[int]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    faces: int | None = None
+    output_etag: str | None = None
+    width: int | None = None
+    height: int | None = None
+    sample: str | None = None
+    number: int | None = None
+
+    @property
+    def title(self) -> str:
+        """The address for people."""
+        return self.source or self.output or ""
+
+    @property
+    def version(self) -> str:
+        """What a reviewer sees of the picture: another version is another decision."""
+        content = json.dumps([self.state, self.etag, self.output_etag, self.time, self.options])
+        return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
+
+    def redo_options(self, more: AnonymizeOptions) -> AnonymizeOptions:
+        """Return the options of the request, overridden by `more`, with the areas of both."""
+        return self._entry().redo_options(more)
+
+    def release_options(self) -> AnonymizeOptions:
+        """Return the options with which this version of the source is published as it is."""
+        return self._entry().release_options()
+
+    def _entry(self) -> ReviewEntry:
+        state: Literal["held", "flagged"] = "held" if self.state == "held" else "flagged"
+        return ReviewEntry(
+            self.source or "", self.etag or "", "", state, self.reason, 0, options=self.options
+        )
+
+
+def item_of(entry: ReviewEntry, routes: Routes) -> Item:
+    """Return the item of an entry of the review list."""
+    routed = routed_of(entry.source, entry.destination, routes)
+    return Item(
+        id=id_of("review", name_of(entry.source, entry.destination)),
+        state=entry.state,
+        source=entry.source,
+        output=None if routed is None else str(routed.destination),
+        destination=entry.destination,
+        etag=entry.etag,
+        reason=entry.reason,
+        time=entry.time,
+        boxes_xyxy=entry.boxes_xyxy,
+        left_xyxy=entry.left_xyxy,
+        options=entry.options,
+        faces=entry.faces,
+    )
+
+
+def item_of_sample(name: str, number: int, picture: SampledPicture) -> Item:
+    """Return the item of a sampled output."""
+    return Item(
+        id=id_of("sample", f"{name}\n{number}"),
+        state="sample",
+        source=picture.source,
+        output=picture.output,
+        destination=picture.output,
+        etag=picture.source_etag,
+        reason=f"picture {number + 1} of the sample {name}",
+        time=0.0,
+        boxes_xyxy=picture.boxes_xyxy,
+        options=picture.options,
+        faces=len(picture.boxes_xyxy),
+        output_etag=picture.etag,
+        width=picture.width,
+        height=picture.height,
+        sample=name,
+        number=number,
+    )
+
+
+def routed_of(source: str, destination: str | None, routes: Routes) -> Routed | None:
+    """Return the request for a picture with its route; None if no route leads there any more."""
+    try:
+        return routes.resolve(AnonymizeRequest.parse(source=source, destination=destination))
+    except VeilError:
+        return None
+
+
+def id_of(kind: str, name: str) -> str:
+    """Return the id of a picture: a digest, so that no key gets into an address of the desk."""
+    content = f"{kind}\0{name}".encode("utf-8", "backslashreplace")
+    return hashlib.sha256(content).hexdigest()[:ID_DIGITS]
+
+
+class Items:
+    """The pictures on the desk, as they were in Redis at most a few seconds ago.
+
+    Threads share one object. A page never waits for the list to be read again: it gets the present
+    one, and another thread reads. What a decision is about is always read anew, see `present`.
+    """
+
+    def __init__(self, redis: Any, routes: Routes) -> None:
+        self._redis = redis
+        self._routes = routes
+        self._reading = threading.Lock()
+        self._read_at = float("-inf")
+        self._review: dict[str, Item] = {}
+        self._low: dict[str, Item] = {}
+        self._samples: dict[str, list[Item]] = {}
+        self._of_samples: dict[str, Item] = {}
+        self._shown: OrderedDict[str, Item] = OrderedDict()
+        self._decided: dict[str, tuple[str, float]] = {}
+
+    def listed(self, state: str | None = None) -> list[Item]:
+        """Return the pictures to decide on, oldest first, or those of one state."""
+        self._refresh()
+        found = [*self._review.values(), *self._low.values()]
+        return [item for item in found if state is None or item.state == state]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of pictures of each state."""
+        self._refresh()
+        counts: dict[str, int] = dict.fromkeys(FILTERS, 0)
+        for item in (*self._review.values(), *self._low.values()):
+            counts[item.state] += 1
+        return counts
+
+    def find(self, identity: str) -> Item | None:
+        """Return the picture with this id; None if it is gone."""
+        self._refresh()
+        for known in (self._review, self._low, self._of_samples, self._shown):
+            if item := known.get(identity):
+                return item
+        return None
+
+    def keep(self, item: Item) -> None:
+        """Keep a picture that is shown, also when it leaves the list: its new output is shown."""
+        self._shown[item.id] = item
+        while len(self._shown) > MAX_SHOWN:
+            self._shown.popitem(last=False)
+
+    def present(self, item: Item) -> Item | None:
+        """Return `item` as it is in Redis now; None if it is no longer on the review list."""
+        if item.state not in ("held", "flagged"):
+            return item
+        name = name_of(item.source or "", item.destination)
+        with connected():
+            entry = REVIEW_LIST.find(self._redis, [name]).get(name)
+        return None if entry is None else item_of(entry, self._routes)
+
+    def sample(self, name: str) -> list[Item]:
+        """Return the pictures of a sample, in the order in which they were drawn."""
+        if name not in self._samples:
+            with connected():
+                found = samples.find(self._redis, name)
+            if found is None:
+                return []
+            items = [
+                item_of_sample(name, number, picture)
+                for number, picture in enumerate(found.pictures)
+            ]
+            self._samples[name] = items
+            self._of_samples |= {item.id: item for item in items}
+        return self._samples[name]
+
+    def remove(self, item: Item) -> None:
+        """Take this version of a picture, which was decided on, off the desk.
+
+        Redis has it until a worker has done what was decided. If none does, it comes back after
+        DECIDED_SECONDS.
+        """
+        self._decided[item.id] = item.version, time.monotonic()
+        self._review.pop(item.id, None)
+        self._low.pop(item.id, None)
+
+    def _is_decided(self, item: Item) -> bool:
+        version, since = self._decided.get(item.id, ("", 0.0))
+        return version == item.version and time.monotonic() - since < DECIDED_SECONDS
+
+    def add_low_scores(self, items: Iterable[Item]) -> None:
+        """Add pictures with a doubtful face, unless they are on the review list anyway."""
+        for item in items:
+            self._low[item.id] = item
+
+    def read(self) -> None:
+        """Read the review list. Raises QueueUnavailable."""
+        with self._reading:
+            with connected():
+                entries = sorted(REVIEW_LIST.entries(self._redis), key=lambda entry: entry.time)
+            items = (item_of(entry, self._routes) for entry in entries)
+            self._review = {item.id: item for item in items if not self._is_decided(item)}
+            self._read_at = time.monotonic()
+
+    def _refresh(self) -> None:
+        """Have the list read by another thread if it is old; wait only if it is very old."""
+        age = time.monotonic() - self._read_at
+        if age > MAX_AGE_SECONDS:
+            self.read()
+        elif age > REFRESH_SECONDS and not self._reading.locked():
+            threading.Thread(target=self._try_to_read, daemon=True).start()
+
+    def _try_to_read(self) -> None:
+        try:
+            self.read()
+        except QueueUnavailable as error:
+            log.warning("review list not read", **log_fields(error))
+
+
+def after(items: Sequence[Item], identity: str | None, step: int) -> Iterator[Item]:
+    """Yield `items` in a ring, from the one after `identity`; with a `step` of -1 backwards."""
+    ids = [item.id for item in items]
+    start = ids.index(identity) + step if identity in ids else (0 if step > 0 else -1)
+    for number in range(len(items)):
+        item = items[(start + number * step) % len(items)]
+        if item.id != identity:
+            yield item
+
+
+def drop_entry(redis: Any, item: Item) -> None:
+    """Take the entry of `item` off the review list if it is still of the same version."""
+
+    def is_same(entry: ReviewEntry) -> bool:
+        return (entry.source, entry.destination, entry.etag) == (
+            item.source,
+            item.destination,
+            item.etag,
+        )
+
+    name = name_of(item.source or "", item.destination)
+    with connected():
+        found = REVIEW_LIST.find(redis, [name]).get(name)
+        if found is not None and is_same(found):
+            REVIEW_LIST.drop(redis, [name])
+
+
+def output_uri(item: Item) -> ObjectUri | None:
+    """Return the address of the output; None if no route leads there."""
+    return None if item.output is None else ObjectUri.parse(item.output)

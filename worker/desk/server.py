@@ -1,0 +1,556 @@
+"""The server of the review desk: its pages, its JSON interface, and what it refuses.
+
+Every answer has a strict policy: nothing from other places, no inline script, no frame. Nothing is
+answered without a session but the page to log in and the files of the pages. Blocking work runs in
+threads. No address holds a key of a picture, and the log has none either.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import structlog
+from celery.result import AsyncResult
+from celery.states import READY_STATES
+from tornado.web import Application, Finish, HTTPError, RequestHandler
+
+from tasks.addresses import ObjectUri
+from tasks.errors import (
+    InvalidRequest,
+    ObjectNotFound,
+    QueueUnavailable,
+    SourceChanged,
+    Transient,
+    VeilError,
+)
+from tasks.messages import LOWEST_REGION
+from tasks.records import samples
+from tasks.redis_errors import connected
+from worker import pages
+from worker.commands.options import METHODS
+from worker.desk import claims
+from worker.desk.access import Access, Session
+from worker.desk.decisions import Desk, choice_of
+from worker.desk.items import FILTERS, Item, Items, after, output_uri
+from worker.desk.views import Shown, Views
+from worker.images.viewing import MAX_SIDE, View
+
+PAGE_ITEMS = 60  # on a page of the list
+MAX_OFFERED = 500  # pictures that are tried for a reviewer who wants the next one
+MAX_BODY_BYTES = 1 << 20
+THUMBNAIL_SIDE = 160
+SIDES = range(64, MAX_SIDE + 1)
+SESSION_COOKIE = "veil_session"
+POLICY = (
+    "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+FILES = {
+    "style.css": "text/css",
+    "desk.css": "text/css",
+    "desk.js": "text/javascript",
+    "login.js": "text/javascript",
+}
+STATUS_OF = {ObjectNotFound: 404, SourceChanged: 409, InvalidRequest: 400, QueueUnavailable: 503}
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger("veil")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the handlers share. `hosts` are the names under which browsers may address the desk."""
+
+    celery: Any
+    redis: Any
+    access: Access
+    items: Items
+    views: Views
+    desk: Desk
+    threads: ThreadPoolExecutor
+    hosts: frozenset[str]
+    shows_sources: bool
+    user_header: str | None
+    proxies: frozenset[str]
+    links: dict[str, str]
+    is_secure: bool
+
+
+class Handler(RequestHandler):
+    """A handler that refuses strangers, and hides what went wrong inside."""
+
+    is_public = False
+
+    def initialize(self, parts: Parts) -> None:
+        self.parts = parts
+        self.reviewer: Session | None = None
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")
+        for name, value in HEADERS.items():
+            self.set_header(name, value)
+
+    def prepare(self) -> None:
+        """Refuse requests for other hosts, from other sites, and without a session."""
+        if self.request.host.lower() not in self.parts.hosts:
+            raise HTTPError(421, reason="Wrong Host")
+        origin = self.request.headers.get("Origin")
+        if origin and urlsplit(origin).netloc.lower() not in self.parts.hosts:
+            raise HTTPError(403)
+        self.reviewer = self._session()
+        if self.reviewer is None and not self.is_public:
+            self._refuse_stranger()
+
+    def _session(self) -> Session | None:
+        """Return the session of the cookie, or the one that belongs to the proxy's header."""
+        access, header = self.parts.access, self.parts.user_header
+        if header is None:
+            return access.session(self.get_cookie(SESSION_COOKIE))
+        name = self.request.headers.get(header, "").strip()
+        if not name or self.request.remote_ip not in self.parts.proxies:
+            raise HTTPError(401, reason="The proxy names no reviewer")
+        session = access.session(self.get_cookie(SESSION_COOKIE))
+        if session is None or session.reviewer != name:
+            session = access.begin(name)
+            self.remember(session)
+        return session
+
+    def remember(self, session: Session) -> None:
+        """Send the cookie of `session`."""
+        self.set_cookie(
+            SESSION_COOKIE,
+            session.id,
+            httponly=True,
+            samesite="Strict",
+            secure=self.parts.is_secure,
+            path="/",
+        )
+
+    def _refuse_stranger(self) -> None:
+        if self.request.method == "GET" and self.request.path == "/":
+            self.redirect("/login")
+            raise Finish
+        raise HTTPError(401)
+
+    @property
+    def session(self) -> Session:
+        assert self.reviewer is not None
+        return self.reviewer
+
+    def check_xsrf_cookie(self) -> None:
+        try:
+            super().check_xsrf_cookie()
+        except HTTPError:
+            raise HTTPError(403, reason="Forged Request") from None
+
+    async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return the result of `function` in a thread; its VeilError becomes an answer."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self.parts.threads, function, *arguments)
+        except VeilError as error:
+            self.refuse(error)
+            raise Finish from None
+
+    def refuse(self, error: VeilError) -> None:
+        """Answer with `error`, which says who must act."""
+        fallback = 503 if isinstance(error, Transient) else 422
+        self.set_status(STATUS_OF.get(type(error), fallback))
+        self.finish({"error": type(error).__name__, "message": str(error)})
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object that was sent. Raises HTTPError for anything else."""
+        try:
+            fields = json.loads(self.request.body or b"{}")
+        except (ValueError, RecursionError):
+            raise HTTPError(400) from None
+        if not isinstance(fields, dict):
+            raise HTTPError(400)
+        return fields
+
+    def item(self, identity: str) -> Item:
+        """Return the picture with this id. Raises HTTPError if it is not on the desk."""
+        found = self.parts.items.find(identity)
+        if found is None:
+            raise HTTPError(404, reason="Not On The Desk")
+        return found
+
+    def page(self, template: str, **values: Any) -> None:
+        """Answer with a page."""
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        token = self.xsrf_token.decode()
+        self.finish(pages.loader().load(template).generate(token=token, **values))
+
+    def write_error(self, status_code: int, **_: Any) -> None:
+        self.finish({"error": self._reason, "status": status_code})
+
+    def log_exception(
+        self, typ: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Log a bug, without the request."""
+        if typ and not issubclass(typ, HTTPError):
+            log.error("bug", error=typ.__name__, exc_info=(typ, value, tb))
+
+
+class LoginHandler(Handler):
+    """The page to log in. A token in the fragment of its address never reaches a log."""
+
+    is_public = True
+
+    def get(self) -> None:
+        if self.reviewer is not None:
+            self.redirect("/")
+            return
+        self.page("login.html", has_password=bool(self.parts.access.password))
+
+    async def post(self) -> None:
+        fields = self.body()
+        if self.parts.user_header is not None:
+            raise HTTPError(404)
+        if self.parts.access.is_throttled:
+            raise HTTPError(429)
+        secret, name = str(fields.get("secret", "")), str(fields.get("name", ""))
+        session = self.parts.access.log_in(secret, name)
+        if session is None:
+            log.warning("login failed", sender=self.request.remote_ip)
+            raise HTTPError(401, reason="Wrong Token, Password Or Name")
+        log.info("logged in", reviewer=session.reviewer)
+        self.remember(session)
+        self.finish({"reviewer": session.reviewer})
+
+
+class LogoutHandler(Handler):
+    """The end of a session."""
+
+    def post(self) -> None:
+        self.parts.access.end(self.session.id)
+        self.clear_cookie(SESSION_COOKIE)
+        self.finish({})
+
+
+class DeskHandler(Handler):
+    """The page of the desk."""
+
+    def get(self) -> None:
+        self.page(
+            "desk.html",
+            reviewer=self.session.reviewer,
+            shows_sources=self.parts.shows_sources,
+            methods=METHODS,
+            lowest_region=LOWEST_REGION,
+            links=self.parts.links,
+            has_login=self.parts.user_header is None,
+        )
+
+
+class FileHandler(Handler):
+    """A style or a script."""
+
+    is_public = True
+
+    def get(self, name: str) -> None:
+        if name not in FILES:
+            raise HTTPError(404)
+        self.set_header("Content-Type", f"{FILES[name]}; charset=utf-8")
+        self.set_header("Cache-Control", "no-cache")
+        self.finish(pages.text(name))
+
+
+class IconHandler(Handler):
+    """The icon, which the desk has not."""
+
+    is_public = True
+
+    def get(self) -> None:
+        self.set_status(204)
+        self.finish()
+
+
+class ListHandler(Handler):
+    """A page of the list: ``state`` or ``sample``, and ``from``, the number of its first row."""
+
+    async def get(self) -> None:
+        state = self.get_query_argument("state", "")
+        sample = self.get_query_argument("sample", "")
+        first = self._first()
+        items = await self.in_thread(_chosen, self.parts.items, state, sample)
+        shown = items[first : first + PAGE_ITEMS]
+        marked = await self.in_thread(_marks, self.parts.redis, sample)
+        rows = [
+            {
+                "id": item.id,
+                "state": item.state,
+                "title": item.title,
+                "reason": item.reason,
+                "faces": item.faces,
+                "has_output": item.state != "held",
+                "version": item.version,
+                "marked": item.number in marked if item.sample else None,
+            }
+            for item in shown
+        ]
+        counts = self.parts.items.counts()
+        self.finish({"rows": rows, "count": len(items), "from": first, "counts": counts})
+
+    def _first(self) -> int:
+        text = self.get_query_argument("from", "0")
+        if not text.isdecimal() or len(text) > 9:
+            raise HTTPError(400)
+        return int(text)
+
+
+class SamplesHandler(Handler):
+    """The samples, newest first."""
+
+    async def get(self) -> None:
+        with_counts = await self.in_thread(_samples, self.parts.redis)
+        self.finish({"samples": with_counts})
+
+
+class NextHandler(Handler):
+    """Claim the next or the previous picture that nobody else has, or the one with an ``id``.
+
+    Without one the answer has no ``id``.
+    """
+
+    async def post(self) -> None:
+        fields = self.body()
+        found = await self.in_thread(self._claimed, fields)
+        if found is None and fields.get("id"):
+            raise HTTPError(409, reason="Another Reviewer Has It")
+        self.finish({"id": None} if found is None else _details(*found))
+
+    def _claimed(self, fields: dict[str, Any]) -> tuple[Item, samples.Mark | None] | None:
+        parts, session = self.parts, self.session
+        sample = str(fields.get("sample") or "")
+        items = _chosen(parts.items, str(fields.get("state") or ""), sample)
+        if wanted := fields.get("id"):
+            known = parts.items.find(str(wanted))
+            candidates = [] if known is None else [known]
+        else:
+            step = -1 if fields.get("back") else 1
+            marked = _marks(parts.redis, sample) if fields.get("unmarked") else {}
+            ring = after(items, str(fields.get("after") or "") or None, step)
+            candidates = []
+            for item in ring:
+                if item.number not in marked or not item.sample:
+                    candidates.append(item)
+                if len(candidates) >= MAX_OFFERED:
+                    break
+        with connected():
+            free = claims.free(parts.redis, [item.id for item in candidates], session.id)
+            by_id = {item.id: item for item in candidates}
+            for identity in free:
+                item = by_id[identity]
+                if not claims.claim(parts.redis, identity, session.id):
+                    continue
+                present = parts.items.present(item)
+                if present is None:
+                    claims.release(parts.redis, identity, session.id)
+                    parts.items.remove(by_id[identity])
+                    continue
+                left = str(fields.get("after") or "")
+                if left and left != identity:
+                    claims.release(parts.redis, left, session.id)
+                parts.items.keep(present)
+                mark = _marks(parts.redis, item.sample or "").get(item.number or 0)
+                return present, mark if item.sample else None
+        return None
+
+
+class ClaimHandler(Handler):
+    """Renew or end the claim on a picture."""
+
+    async def post(self, identity: str) -> None:
+        end = bool(self.body().get("end"))
+        if not await self.in_thread(self._renewed, identity, end):
+            raise HTTPError(409, reason="Claimed By Another Reviewer")
+        self.finish({})
+
+    def _renewed(self, identity: str, end: bool) -> bool:
+        with connected():
+            if end:
+                claims.release(self.parts.redis, identity, self.session.id)
+                return True
+            return claims.claim(self.parts.redis, identity, self.session.id)
+
+
+class DecisionHandler(Handler):
+    """Decide on a picture that this reviewer has claimed."""
+
+    async def post(self, identity: str) -> None:
+        fields = self.body()
+        item = self.item(identity)
+        try:
+            choice = choice_of(fields)
+        except InvalidRequest as error:
+            self.refuse(error)
+            return
+        task_id = await self.in_thread(self._decide, item, fields, choice)
+        log.info("decided", action=choice.action, reviewer=self.session.reviewer, picture=identity)
+        self.finish({"task": task_id})
+
+    def _decide(self, item: Item, fields: dict[str, Any], choice: Any) -> str | None:
+        parts = self.parts
+        with connected():
+            if not claims.is_held(parts.redis, item.id, self.session.id):
+                raise SourceChanged("another reviewer has this picture, or your claim has ended")
+        present = parts.items.present(item)
+        if present is None:
+            raise SourceChanged(f"{item.title} is no longer on the list")
+        if present.version != fields.get("version"):
+            raise SourceChanged(f"{item.title} was replaced since it was shown")
+        return parts.desk.decide(present, choice, self.session.reviewer)
+
+
+class ResultHandler(Handler):
+    """The result of a request that a decision led to."""
+
+    async def get(self, task_id: str) -> None:
+        self.finish(await self.in_thread(self._result, task_id))
+
+    def _result(self, task_id: str) -> dict[str, Any]:
+        with connected():
+            meta = AsyncResult(task_id, app=self.parts.celery)._get_task_meta()
+        status = str(meta["status"])
+        if status not in READY_STATES:
+            return {"state": status.lower()}
+        if status != "SUCCESS":
+            error = meta["result"]
+            return {"state": "dead", "error": type(error).__name__, "message": str(error)}
+        report = meta["result"]
+        known = ("status", "reason", "faces", "left", "warning")
+        return {"state": "done", **{name: report[name] for name in known if name in report}}
+
+
+class PictureHandler(Handler):
+    """A JPEG of an output or of a source, at most ``side`` pixels long, or of its part ``box``."""
+
+    async def get(self, kind: str, identity: str) -> None:
+        item = self.item(identity)
+        view = self._view(THUMBNAIL_SIDE if kind == "thumbnail" else None)
+        if kind == "source":
+            if not self.parts.shows_sources or item.source is None:
+                raise HTTPError(403)
+            source = ObjectUri.parse(item.source)
+            shown = await self.in_thread(self.parts.views.source, source, view)
+        else:
+            uri = output_uri(item)
+            if uri is None:
+                raise HTTPError(404)
+            shown = await self.in_thread(self.parts.views.output, uri, view)
+            self.set_header(
+                "Cache-Control", "private, max-age=600" if kind == "thumbnail" else "no-store"
+            )
+        self._send(shown)
+
+    def _send(self, shown: Shown) -> None:
+        self.set_header("Content-Type", "image/jpeg")
+        self.set_header("X-Picture-Size", f"{shown.width}x{shown.height}")
+        self.finish(shown.jpeg)
+
+    def _view(self, side: int | None) -> View:
+        try:
+            side = side or int(self.get_query_argument("side", "2048")[:5])
+            text = self.get_query_argument("box", "")
+            sides = [int(part[:7]) for part in text.split(",")] if text else []
+        except ValueError:
+            raise HTTPError(400) from None
+        if side not in SIDES or len(sides) not in (0, 4) or any(part < 0 for part in sides):
+            raise HTTPError(400)
+        if not sides:
+            return View(side)
+        x1, y1, x2, y2 = sides
+        return View(side, (x1, y1, x2, y2))
+
+
+class UnknownHandler(Handler):
+    """Any other address."""
+
+    def get(self) -> None:
+        raise HTTPError(404)
+
+    post = put = delete = patch = head = options = get
+
+
+def application(parts: Parts) -> Application:
+    """Return the application of the desk."""
+    identity = r"([0-9a-f]{24})"
+    shared = {"parts": parts}
+    routes: list[Any] = [
+        (r"/", DeskHandler, shared),
+        (r"/login", LoginHandler, shared),
+        (r"/logout", LogoutHandler, shared),
+        (r"/files/([a-z.]+)", FileHandler, shared),
+        (r"/favicon.ico", IconHandler, shared),
+        (r"/api/list", ListHandler, shared),
+        (r"/api/samples", SamplesHandler, shared),
+        (r"/api/next", NextHandler, shared),
+        (rf"/api/claim/{identity}", ClaimHandler, shared),
+        (rf"/api/decide/{identity}", DecisionHandler, shared),
+        (r"/api/result/([0-9a-f-]{36})", ResultHandler, shared),
+        (rf"/(output|source|thumbnail)/{identity}", PictureHandler, shared),
+        (r".*", UnknownHandler, shared),
+    ]
+    return Application(
+        routes,
+        log_function=_log_refusal,
+        xsrf_cookies=True,
+        xsrf_cookie_kwargs={
+            "httponly": True,
+            "samesite": "Strict",
+            "secure": parts.is_secure,
+        },
+    )
+
+
+def _log_refusal(handler: RequestHandler) -> None:
+    """Log refused requests, without their addresses."""
+    if handler.get_status() in (401, 403, 421, 429, 500):
+        sender = handler.request.remote_ip
+        log.warning("turned away", status=handler.get_status(), sender=sender)
+
+
+def _chosen(items: Items, state: str, sample: str) -> list[Item]:
+    """Return the pictures of a sample, or of a state, or all on the list."""
+    if sample:
+        return items.sample(sample)
+    return items.listed(state if state in FILTERS else None)
+
+
+def _marks(redis: Any, sample: str) -> dict[int, samples.Mark]:
+    if not sample:
+        return {}
+    with connected():
+        return samples.marks(redis, sample)
+
+
+def _samples(redis: Any) -> list[dict[str, Any]]:
+    with connected():
+        return samples.headers(redis)
+
+
+def _details(item: Item, mark: samples.Mark | None) -> dict[str, Any]:
+    """Return what the page needs of a picture."""
+    fields = asdict(item)
+    fields["title"] = item.title
+    fields["version"] = item.version
+    fields["has_output"] = item.state != "held"
+    fields["mark"] = None if mark is None else asdict(mark)
+    return fields

@@ -1,0 +1,784 @@
+// The review desk: the list, the picture with its areas, and the decision.
+//
+// Pictures come as blobs, so that no address of the page holds a key. Outputs of the next pictures
+// are fetched ahead; sources never are.
+"use strict";
+
+const SVG = "http://www.w3.org/2000/svg";
+const SIDE = 2048;
+const KEPT = 8; // outputs that are held ready
+const RENEW_MS = 30000;
+const POLL_MS = 700;
+const LIST_MS = 5000;
+const FIRST_PAGE = 60; // rows that are read again by themselves
+const byId = (id) => document.getElementById(id);
+const showsSources = document.body.dataset.sources === "yes";
+const xsrf = document.querySelector("meta[name=xsrf]").content;
+
+const state = {
+  list: "", sample: "", rows: [], from: 0, count: 0,
+  item: null, size: null, box: null, shapes: [], chosen: -1, tool: "move",
+  done: false, polling: 0, sourceShown: false, boxesShown: true, busy: false, waiting: null, turn: 0,
+};
+const kept = new Map(); // id and version of an output -> {url, width, height}
+
+// --- the server
+
+class Refusal extends Error {
+  constructor(status, text) {
+    super(text);
+    this.status = status;
+  }
+}
+
+async function api(path, body) {
+  const options = { headers: {} };
+  if (body !== undefined) {
+    options.method = "POST";
+    options.headers = { "Content-Type": "application/json", "X-Xsrftoken": xsrf };
+    options.body = JSON.stringify(body);
+  }
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Refusal(0, "The desk does not answer. Nothing was published.");
+  }
+  if (answer.status === 401) ended();
+  if (!answer.ok) {
+    let fields = {};
+    try {
+      fields = await answer.json();
+    } catch { /* no JSON: the status says enough */ }
+    throw new Refusal(answer.status, fields.message || fields.error || `Status ${answer.status}`);
+  }
+  return answer;
+}
+
+async function json(path, body) {
+  return (await api(path, body)).json();
+}
+
+function ended() {
+  if (!byId("ended").open) byId("ended").showModal();
+}
+
+async function picture(kind, item, query) {
+  const answer = await api(`/${kind}/${item.id}?${query}`);
+  const [width, height] = answer.headers.get("X-Picture-Size").split("x").map(Number);
+  return { url: URL.createObjectURL(await answer.blob()), width, height };
+}
+
+function keyOf(item) {
+  return `${item.id} ${item.version} ${item.revision || 0}`;
+}
+
+async function output(item) {
+  const key = keyOf(item);
+  if (kept.has(key)) return kept.get(key);
+  const shown = await picture("output", item, `side=${SIDE}`);
+  kept.set(key, shown);
+  while (kept.size > KEPT) {
+    const [oldest, { url }] = kept.entries().next().value;
+    if (state.item && oldest === keyOf(state.item)) break;
+    kept.delete(oldest);
+    URL.revokeObjectURL(url);
+  }
+  return shown;
+}
+
+// --- the list
+
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value !== null) made.setAttribute(key, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+function shortName(title) {
+  return title.replace(/^s3:\/\//, "");
+}
+
+function rowOf(row) {
+  const thumb = row.has_output
+    ? element("img", { class: "thumb", src: `/thumbnail/${row.id}`, alt: "", loading: "lazy" })
+    : element("span", { class: "thumb" });
+  const chip = row.marked
+    ? element("span", { class: "chip good" }, "marked")
+    : element("span", { class: `chip ${row.state === "held" ? "bad" : row.state === "sample" ? "" : "warn"}` }, row.state);
+  const name = element("span", { class: "name" }, element("bdi", {}, shortName(row.title)));
+  const button = element("button", { type: "button", "data-id": row.id, title: row.title }, thumb,
+    element("span", {}, name, chip));
+  button.addEventListener("click", () => guarded(() => open({ id: row.id }), true));
+  return element("li", {}, button);
+}
+
+async function loadList(more = false) {
+  const from = more ? state.rows.length : 0;
+  const query = new URLSearchParams({ state: state.list, sample: state.sample, from });
+  const page = await json(`/api/list?${query}`);
+  const isSame = !more && JSON.stringify(page.rows) === JSON.stringify(state.rows);
+  state.rows = more ? state.rows.concat(page.rows) : page.rows;
+  state.count = page.count;
+  const list = byId("rows");
+  if (!more && !isSame) list.replaceChildren();
+  if (!isSame) list.append(...page.rows.map(rowOf));
+  byId("more").hidden = state.rows.length >= page.count;
+  byId("list-note").textContent = page.count
+    ? `${state.rows.length.toLocaleString("en")} of ${page.count.toLocaleString("en")} pictures`
+    : "Nothing to review here.";
+  const total = Object.values(page.counts).reduce((sum, count) => sum + count, 0);
+  for (const place of document.querySelectorAll("[data-count]")) {
+    const name = place.dataset.count;
+    place.textContent = (name ? page.counts[name] : total).toLocaleString("en");
+  }
+  markCurrent();
+}
+
+function markCurrent() {
+  for (const button of byId("rows").querySelectorAll("button")) {
+    const isCurrent = Boolean(state.item) && button.dataset.id === state.item.id;
+    button.setAttribute("aria-current", String(isCurrent));
+    if (isCurrent) button.scrollIntoView({ block: "nearest" });
+  }
+}
+
+async function loadSamples() {
+  const { samples } = await json("/api/samples");
+  const select = byId("samples");
+  select.replaceChildren(element("option", { value: "" }, "Samples"));
+  for (const sample of samples) {
+    const text = `${sample.name} · ${sample.marked} of ${sample.drawn} · ${sample.addresses.join(", ")}`;
+    select.append(element("option", { value: sample.name }, text));
+  }
+  select.value = state.sample;
+}
+
+function chooseList(list, sample) {
+  state.list = list;
+  state.sample = sample;
+  for (const button of document.querySelectorAll("#lists button")) {
+    button.setAttribute("aria-pressed", String(!sample && button.dataset.state === list));
+  }
+  byId("samples").value = sample;
+  guarded(async () => {
+    await loadList();
+    await open(sample ? { unmarked: true } : {});
+  });
+}
+
+// --- the picture
+
+async function open(wanted) {
+  const turn = ++state.turn;
+  const request = {
+    state: state.list, sample: state.sample, after: state.item ? state.item.id : "", ...wanted,
+  };
+  let item;
+  try {
+    item = await json("/api/next", request);
+  } catch (refusal) {
+    if (refusal.status !== 409) throw refusal;
+    say("Another reviewer has this picture.", "bad");
+    byId("output").focus({ preventScroll: true });
+    return;
+  }
+  if (turn !== state.turn) return;
+  if (item.id) await show(item);
+  else if (state.item === null || state.done) showNothing("Nothing is left here that nobody else has.");
+  else say("Nothing else is left here that nobody has.");
+}
+
+function showNothing(text) {
+  state.item = null;
+  byId("title").textContent = "Nothing chosen";
+  byId("facts").replaceChildren();
+  byId("output").replaceChildren();
+  byId("source").replaceChildren();
+  byId("source-figure").hidden = true;
+  byId("empty").textContent = text;
+  byId("empty").hidden = false;
+  for (const id of ["redo", "accept", "drop"]) byId(id).disabled = true;
+  markCurrent();
+}
+
+async function show(item) {
+  Object.assign(state, {
+    item, shapes: [], chosen: -1, done: false, size: null, box: null, polling: state.polling + 1,
+  });
+  if (item.mark) state.shapes = item.mark.exposed_xyxy.map((area) => ({ kind: "extra", area }));
+  const isSample = item.state === "sample";
+  chooseTool(isSample ? "extra" : "move");
+  byId("extra-name").textContent = isSample ? "Mark a face" : "Hide a box";
+  for (const name of ["polygon", "exempt"]) document.querySelector(`[data-tool=${name}]`).hidden = isSample;
+  byId("redo-options").hidden = isSample;
+  byId("drop").hidden = isSample;
+  byId("title").textContent = item.title;
+  describe(item);
+  say("");
+  byId("empty").hidden = true;
+  byId("source").replaceChildren();
+  await load(item);
+  markCurrent();
+  byId("output").focus({ preventScroll: true });
+  ahead();
+}
+
+function describe(item) {
+  const facts = [[item.state, item.state === "held" ? "bad" : item.state === "sample" ? "" : "warn"], [item.reason, ""]];
+  if (item.faces !== null) facts.push([`${item.faces} ${item.faces === 1 ? "face" : "faces"} hidden`, ""]);
+  if (item.left_xyxy.length) facts.push([`${item.left_xyxy.length} still found`, "bad"]);
+  byId("facts").replaceChildren(...facts.map(([text, kind]) => element("span", { class: `chip ${kind}` }, text)));
+  const names = { held: "Publish as it is", flagged: "Accept", "low score": "Accept", sample: "Save marks" };
+  byId("accept-name").textContent = names[item.state];
+  for (const id of ["redo", "accept", "drop"]) byId(id).disabled = false;
+  byId("redo").disabled = !item.source;
+}
+
+async function load(item) {
+  const isCurrent = () => state.item === item;
+  let shown = null;
+  if (item.has_output) {
+    try {
+      shown = await output(item);
+    } catch (refusal) {
+      if (!isCurrent()) return;
+      say(refusal.status === 404 ? "The output is gone." : refusal.message, "bad");
+    }
+  }
+  if (!isCurrent()) return;
+  state.size = shown ? { width: shown.width, height: shown.height } : guessedSize(item);
+  setPicture(byId("output"), shown && shown.url);
+  byId("output-figure").querySelector("figcaption").textContent = shown
+    ? "output" : item.state === "held" ? "no output: held" : "no output";
+  const needsSource = showsSources && item.source && (state.sourceShown || !shown);
+  byId("source-figure").hidden = !needsSource;
+  byId("output-figure").hidden = Boolean(needsSource && !shown);
+  fit();
+  if (needsSource) await loadSource(item);
+}
+
+async function loadSource(item) {
+  try {
+    const shown = await picture("source", item, `side=${SIDE}`);
+    if (state.item !== item) return;
+    const isNew = !item.has_output;
+    state.size = { width: shown.width, height: shown.height };
+    setPicture(byId("source"), shown.url);
+    byId("source").querySelector("image").addEventListener("load", () => URL.revokeObjectURL(shown.url), { once: true });
+    if (isNew) fit();
+    else draw();
+  } catch (refusal) {
+    say(refusal.message, "bad");
+  }
+}
+
+function guessedSize(item) {
+  if (item.width && item.height) return { width: item.width, height: item.height };
+  const boxes = [...item.boxes_xyxy, ...item.left_xyxy];
+  const width = Math.max(640, ...boxes.map((box) => box[2] * 1.1));
+  const height = Math.max(480, ...boxes.map((box) => box[3] * 1.1));
+  return { width: Math.ceil(width), height: Math.ceil(height) };
+}
+
+function svg(name, attributes) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function setPicture(place, url) {
+  place.replaceChildren();
+  if (url) {
+    place.append(svg("image", {
+      href: url, x: 0, y: 0, width: state.size.width, height: state.size.height, preserveAspectRatio: "none",
+    }));
+  } else {
+    place.append(svg("rect", { x: 0, y: 0, width: state.size.width, height: state.size.height, fill: "#2a3240" }));
+  }
+  place.append(svg("g", { class: "areas" }));
+}
+
+function ahead() {
+  const place = state.rows.findIndex((row) => state.item && row.id === state.item.id);
+  for (const row of state.rows.slice(place + 1, place + 3)) {
+    if (row.has_output) output(row).catch(() => {});
+  }
+}
+
+// --- zoom
+
+function fit() {
+  if (!state.size) return;
+  state.box = { x: 0, y: 0, width: state.size.width, height: state.size.height };
+  applyBox();
+}
+
+function applyBox() {
+  const { x, y, width, height } = state.box;
+  for (const place of [byId("output"), byId("source")]) {
+    place.setAttribute("viewBox", `${x} ${y} ${width} ${height}`);
+  }
+  draw();
+  clearTimeout(applyBox.timer);
+  applyBox.timer = setTimeout(() => sharpen().catch(() => {}), 250);
+}
+
+function zoom(factor, at) {
+  if (!state.box) return;
+  const { box, size } = state;
+  const width = Math.min(size.width, Math.max(box.width / factor, 24));
+  const height = (width / size.width) * size.height;
+  const centre = at || { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+  const share = { x: (centre.x - box.x) / box.width, y: (centre.y - box.y) / box.height };
+  state.box = { x: centre.x - share.x * width, y: centre.y - share.y * height, width, height };
+  keepInside();
+  applyBox();
+}
+
+function keepInside() {
+  const { box, size } = state;
+  box.x = Math.min(Math.max(box.x, 0), size.width - box.width);
+  box.y = Math.min(Math.max(box.y, 0), size.height - box.height);
+}
+
+// Fetch the part that is shown at its full resolution, if the picture has more than the view.
+async function sharpen() {
+  const { item, size, box } = state;
+  if (!item || !size || Math.max(size.width, size.height) <= SIDE || box.width > size.width / 1.5) return;
+  const part = [box.x, box.y, box.x + box.width, box.y + box.height].map((side) => Math.max(0, Math.round(side)));
+  const places = [];
+  if (item.has_output) places.push(["output", byId("output")]);
+  if (showsSources && !byId("source-figure").hidden) places.push(["source", byId("source")]);
+  for (const [kind, place] of places) {
+    const shown = await picture(kind, item, `side=${SIDE}&box=${part.join(",")}`);
+    if (state.item !== item || state.box !== box) {
+      URL.revokeObjectURL(shown.url);
+      return;
+    }
+    place.querySelector("image.sharp")?.remove();
+    const image = svg("image", {
+      class: "sharp", href: shown.url, x: part[0], y: part[1], width: part[2] - part[0], height: part[3] - part[1],
+      preserveAspectRatio: "none",
+    });
+    image.addEventListener("load", () => URL.revokeObjectURL(shown.url), { once: true });
+    place.querySelector(".areas").before(image);
+  }
+}
+
+// --- areas
+
+function boxElement([x1, y1, x2, y2], kind) {
+  return svg("rect", { x: x1, y: y1, width: Math.max(1, x2 - x1), height: Math.max(1, y2 - y1), class: `shape ${kind}` });
+}
+
+function areaElement(area, kind) {
+  if (area.length === 4) return boxElement(area, kind);
+  const points = [];
+  for (let place = 0; place < area.length; place += 2) points.push(`${area[place]},${area[place + 1]}`);
+  return svg(kind.includes("open") ? "polyline" : "polygon", { points: points.join(" "), class: `shape ${kind}` });
+}
+
+function draw() {
+  const { item } = state;
+  if (!item) return;
+  for (const place of [byId("output"), byId("source")]) {
+    const areas = place.querySelector(".areas");
+    if (!areas) continue;
+    areas.replaceChildren();
+    if (state.boxesShown) {
+      for (const box of item.boxes_xyxy) areas.append(boxElement(box, "found"));
+      for (const box of item.left_xyxy) areas.append(boxElement(box, "left"));
+      for (const name of ["extra", "exempt"]) {
+        for (const area of item.options[name] || []) areas.append(areaElement(area, `was-${name}`));
+      }
+    }
+    state.shapes.forEach(({ kind, area }, number) => {
+      areas.append(areaElement(area, `${kind}${number === state.chosen ? " chosen" : ""}`));
+    });
+    if (drawing.points.length) areas.append(areaElement(drawing.points, "polygon open"));
+    if (drawing.area) areas.append(areaElement(drawing.area, drawing.kind));
+  }
+  const names = { extra: item.state === "sample" ? "exposed face" : "hide", polygon: "hide", exempt: "keep clear" };
+  byId("shapes").replaceChildren(...state.shapes.map(({ kind, area }, number) => {
+    const [x1, y1, x2, y2] = bounds(area);
+    const remove = element("button", { type: "button", "aria-label": `Remove area ${number + 1}` }, "Remove");
+    remove.addEventListener("click", () => removeShape(number));
+    return element("li", {}, `${names[kind]}: ${x2 - x1} × ${y2 - y1} px`, remove);
+  }));
+}
+
+function bounds(area) {
+  const xs = area.filter((_, place) => place % 2 === 0);
+  const ys = area.filter((_, place) => place % 2 === 1);
+  return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
+}
+
+function addShape(kind, area) {
+  const { width, height } = state.size;
+  const whole = area.map((side, place) => Math.min(Math.max(Math.round(side), 0), place % 2 ? height : width));
+  const [x1, y1, x2, y2] = bounds(whole);
+  if (x2 - x1 < 2 || y2 - y1 < 2) return;
+  state.shapes.push({ kind, area: whole });
+  state.chosen = state.shapes.length - 1;
+  draw();
+}
+
+function removeShape(number) {
+  state.shapes.splice(number, 1);
+  state.chosen = -1;
+  draw();
+}
+
+function insertBox() {
+  if (!state.size) return;
+  const kind = state.tool === "exempt" ? "exempt" : "extra";
+  const { x, y, width, height } = state.box;
+  const side = Math.min(width, height) / 5;
+  const middle = { x: x + width / 2, y: y + height / 2 };
+  addShape(kind, [middle.x - side / 2, middle.y - side / 2, middle.x + side / 2, middle.y + side / 2]);
+}
+
+function nudge(dx, dy, resizes) {
+  const shape = state.shapes[state.chosen];
+  const step = Math.max(1, Math.round(state.box.width / 100));
+  const { width, height } = state.size;
+  const moved = shape.area.map((side, place) => {
+    if (resizes && (shape.area.length !== 4 || place < 2)) return side;
+    const limit = place % 2 ? height : width;
+    return Math.min(Math.max(side + (place % 2 ? dy : dx) * step, 0), limit);
+  });
+  const [x1, y1, x2, y2] = bounds(moved);
+  if (x2 - x1 >= 2 && y2 - y1 >= 2) shape.area = moved;
+  draw();
+}
+
+function chooseTool(tool) {
+  state.tool = tool;
+  Object.assign(drawing, { points: [], area: null });
+  for (const button of document.querySelectorAll("[data-tool]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
+  }
+  for (const place of [byId("output"), byId("source")]) place.classList.toggle("drawing", tool !== "move");
+  draw();
+}
+
+// --- pointers: one draws or moves, two zoom
+
+const drawing = { points: [], area: null, kind: "" };
+const pointers = new Map();
+
+function positionOf(event, place) {
+  const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(place.getScreenCTM().inverse());
+  return { x: point.x, y: point.y };
+}
+
+function pointerDown(event) {
+  if (!state.size || event.button > 0) return;
+  const place = event.currentTarget;
+  place.setPointerCapture(event.pointerId);
+  pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+  if (pointers.size > 1) {
+    drawing.area = null;
+    return;
+  }
+  const at = positionOf(event, place);
+  if (state.tool === "polygon") {
+    const [x, y] = drawing.points;
+    const near = state.box.width / 60;
+    if (drawing.points.length >= 6 && Math.hypot(at.x - x, at.y - y) < near) closePolygon();
+    else drawing.points.push(Math.round(at.x), Math.round(at.y));
+    draw();
+  } else if (state.tool !== "move") {
+    Object.assign(drawing, { start: at, kind: state.tool, area: null });
+  }
+}
+
+function pointerMove(event) {
+  const before = pointers.get(event.pointerId);
+  if (!before) return;
+  const place = event.currentTarget;
+  const now = { x: event.clientX, y: event.clientY };
+  if (pointers.size === 2) {
+    const [other] = [...pointers].filter(([id]) => id !== event.pointerId).map(([, point]) => point);
+    const distance = (point) => Math.hypot(point.x - other.x, point.y - other.y);
+    const middle = { clientX: (now.x + other.x) / 2, clientY: (now.y + other.y) / 2 };
+    zoom(distance(now) / Math.max(distance(before), 1), positionOf(middle, place));
+  } else if (state.tool === "move") {
+    const scale = place.getScreenCTM().a;
+    state.box = { ...state.box, x: state.box.x - (now.x - before.x) / scale, y: state.box.y - (now.y - before.y) / scale };
+    keepInside();
+    applyBox();
+  } else if (state.tool !== "polygon" && drawing.start) {
+    const at = positionOf(event, place);
+    const { start } = drawing;
+    drawing.area = [Math.min(start.x, at.x), Math.min(start.y, at.y), Math.max(start.x, at.x), Math.max(start.y, at.y)];
+    draw();
+  }
+  pointers.set(event.pointerId, now);
+}
+
+function pointerUp(event) {
+  pointers.delete(event.pointerId);
+  if (drawing.area) addShape(drawing.kind, drawing.area);
+  Object.assign(drawing, { area: null, start: null });
+  draw();
+}
+
+function closePolygon() {
+  if (drawing.points.length >= 6) addShape("polygon", drawing.points);
+  drawing.points = [];
+  draw();
+}
+
+for (const place of [byId("output"), byId("source")]) {
+  place.addEventListener("pointerdown", pointerDown);
+  place.addEventListener("pointermove", pointerMove);
+  place.addEventListener("pointerup", pointerUp);
+  place.addEventListener("pointercancel", pointerUp);
+  place.addEventListener("dblclick", closePolygon);
+  place.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    if (state.box) zoom(event.deltaY < 0 ? 1.25 : 0.8, positionOf(event, place));
+  }, { passive: false });
+}
+
+// --- decisions
+
+function say(text, kind = "") {
+  byId("status").textContent = text;
+  byId("status").className = kind;
+}
+
+// Run `work` unless other work is in progress: a key that is pressed twice decides once. Work that
+// `waits`, which decides nothing, follows the present one.
+async function guarded(work, waits = false) {
+  if (state.busy) {
+    if (waits) state.waiting = work;
+    return;
+  }
+  state.busy = true;
+  byId("viewer").setAttribute("aria-busy", "true");
+  try {
+    await work();
+  } catch (refusal) {
+    if (!(refusal instanceof Refusal)) throw refusal;
+    say(refusal.message, "bad");
+  } finally {
+    state.busy = false;
+    byId("viewer").setAttribute("aria-busy", "false");
+  }
+  const next = state.waiting;
+  state.waiting = null;
+  if (next) guarded(next);
+}
+
+function areasOf(...kinds) {
+  return state.shapes.filter(({ kind }) => kinds.includes(kind)).map(({ area }) => area);
+}
+
+function decide(action, more = {}) {
+  const { item } = state;
+  return json(`/api/decide/${item.id}`, { action, version: item.version, ...more });
+}
+
+function redo() {
+  if (!state.item || byId("redo").disabled) return;
+  guarded(async () => {
+    const { item } = state;
+    const { task } = await decide("redo", {
+      extra: areasOf("extra", "polygon"), exempt: areasOf("exempt"),
+      method: byId("method").value, region: byId("region").value,
+    });
+    say("Queued: waiting for a worker …");
+    watch(item, task, ++state.polling).catch((refusal) => say(refusal.message, "bad"));
+  });
+}
+
+async function watch(item, task, polling) {
+  while (state.polling === polling && state.item === item) {
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    const result = await json(`/api/result/${task}`);
+    if (state.polling !== polling || state.item !== item) return;
+    if (result.state === "done") {
+      finished(item, result);
+      return;
+    }
+    if (result.state === "dead") {
+      say(`${result.error}: ${result.message}`, "bad");
+      return;
+    }
+    say(result.state === "pending" ? "Queued: waiting for a worker …" : `In work: ${result.state} …`);
+  }
+}
+
+// Show the new output. A picture that is still on the list is read again, as another version.
+async function finished(item, result) {
+  const faces = result.faces === undefined ? "" : `, ${result.faces} faces hidden`;
+  if (result.reason) {
+    await show(await json("/api/next", { id: item.id }));
+    const ending = result.status === "held" ? "Held again" : "Published, and still flagged";
+    say(`${ending}: ${result.reason}${faces}.`, "bad");
+  } else {
+    Object.assign(item, {
+      has_output: true, revision: (item.revision || 0) + 1, boxes_xyxy: [], left_xyxy: [],
+      faces: result.faces ?? item.faces,
+    });
+    state.done = true;
+    state.shapes = [];
+    await load(item);
+    byId("accept-name").textContent = "Accept, next";
+    byId("redo").disabled = byId("drop").disabled = true;
+    say(`Done: this is the new output${faces}.`, "good");
+  }
+  loadList().catch(() => {});
+}
+
+function accept() {
+  const { item } = state;
+  if (!item || byId("accept").disabled) return;
+  if (state.done) {
+    guarded(() => open({}));
+    return;
+  }
+  if (item.state === "held") {
+    byId("confirm-text").textContent = `Publish ${item.title} as it is, although it is held: ${item.reason}?`;
+    byId("confirm").showModal();
+    byId("confirm-yes").focus();
+    return;
+  }
+  guarded(acceptNow);
+}
+
+async function acceptNow() {
+  const { item } = state;
+  const actions = { held: "release", flagged: "release", "low score": "drop", sample: "mark" };
+  await decide(actions[item.state], item.state === "sample" ? { exposed: areasOf("extra") } : {});
+  await afterwards({ release: "Accepted.", drop: "Accepted.", mark: "Marks saved." }[actions[item.state]]);
+}
+
+async function afterwards(text) {
+  state.done = true;
+  await open(state.sample ? { unmarked: true } : {});
+  say(text, "good");
+  await loadList();
+  if (state.sample) loadSamples().catch(() => {});
+}
+
+function drop() {
+  if (!state.item || byId("drop").disabled || byId("drop").hidden) return;
+  guarded(async () => {
+    await decide("drop");
+    await afterwards("Dropped from the list.");
+  });
+}
+
+// --- keys and buttons
+
+function toggle(id, name) {
+  state[name] = !state[name];
+  byId(id).setAttribute("aria-pressed", String(state[name]));
+}
+
+function toggleBoxes() {
+  toggle("boxes", "boxesShown");
+  draw();
+}
+
+function toggleSource() {
+  if (!showsSources) return;
+  toggle("sources", "sourceShown");
+  if (state.item) load(state.item).catch((refusal) => say(refusal.message, "bad"));
+}
+
+const forward = () => guarded(() => open({}), true);
+const backward = () => guarded(() => open({ back: true }), true);
+const KEYS = {
+  n: forward, p: backward, "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: fit,
+  b: toggleBoxes, s: toggleSource, v: () => chooseTool("move"), h: () => chooseTool("extra"),
+  g: () => chooseTool("polygon"), c: () => chooseTool("exempt"), i: insertBox, r: redo, d: drop,
+  Delete: () => removeShape(state.chosen < 0 ? state.shapes.length - 1 : state.chosen),
+  "?": () => byId("help").showModal(),
+};
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  const target = event.target;
+  if (target.matches("input, select, textarea")) return;
+  if (event.key === "Escape") {
+    state.chosen = -1;
+    chooseTool("move");
+  } else if (event.key === "Enter") {
+    if (target.matches("button, a, summary")) return;
+    if (event.repeat) return;
+    if (drawing.points.length) closePolygon();
+    else accept();
+  } else if (event.key in ARROWS) {
+    const [dx, dy] = ARROWS[event.key];
+    if (state.chosen >= 0) nudge(dx, dy, event.shiftKey);
+    else if (dx && !event.repeat) (dx > 0 ? forward : backward)();
+    else return;
+  } else if (event.key in KEYS) {
+    if (state.item?.state === "sample" && "gcd".includes(event.key)) return;
+    KEYS[event.key]();
+  } else {
+    return;
+  }
+  event.preventDefault();
+});
+
+const BUTTONS = {
+  next: forward, previous: backward, "zoom-in": () => zoom(1.5), "zoom-out": () => zoom(1 / 1.5), "zoom-fit": fit,
+  boxes: toggleBoxes, sources: toggleSource, redo, accept, drop, more: () => guarded(() => loadList(true)),
+  "help-button": () => byId("help").showModal(), "help-close": () => byId("help").close(),
+  "confirm-no": () => byId("confirm").close(),
+  "confirm-yes": () => {
+    byId("confirm").close();
+    guarded(acceptNow);
+  },
+  "log-out": async () => {
+    await api("/logout", {}).catch(() => {});
+    location.replace("/login");
+  },
+};
+for (const [id, work] of Object.entries(BUTTONS)) byId(id)?.addEventListener("click", work);
+for (const button of document.querySelectorAll("[data-tool]")) {
+  button.addEventListener("click", () => chooseTool(button.dataset.tool));
+}
+for (const button of document.querySelectorAll("#lists button")) {
+  button.addEventListener("click", () => chooseList(button.dataset.state, ""));
+}
+byId("samples").addEventListener("change", () => chooseList("", byId("samples").value));
+
+setInterval(() => {
+  if (state.item) {
+    api(`/api/claim/${state.item.id}`, {}).catch((refusal) => {
+      if (refusal.status === 409) say("Another reviewer has this picture now.", "bad");
+    });
+  }
+}, RENEW_MS);
+setInterval(() => {
+  if (document.hidden || state.rows.length > FIRST_PAGE) return;
+  guarded(async () => {
+    await loadList();
+    if (!state.item && state.rows.length) await open({});
+  });
+}, LIST_MS);
+addEventListener("pagehide", () => {
+  if (!state.item) return;
+  fetch(`/api/claim/${state.item.id}`, {
+    method: "POST", keepalive: true, headers: { "Content-Type": "application/json", "X-Xsrftoken": xsrf },
+    body: JSON.stringify({ end: true }),
+  }).catch(() => {});
+});
+
+guarded(async () => {
+  await loadList();
+  await loadSamples();
+  await open({});
+});

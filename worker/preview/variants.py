@@ -1,0 +1,48 @@
+"""The settings that a preview compares: those of the environment, and changes of them."""
+
+import re
+from dataclasses import dataclass
+
+from tasks.errors import SettingsInvalid
+from tasks.settings import PREFIX, Settings, refuse_unknown
+from worker.settings import WorkerSettings
+
+CURRENT = "current settings"
+# A comma separates two settings only if a name and an equals sign follow, because values such as
+# those of VEIL_SCALES have commas too.
+NEXT_SETTING = re.compile(r",(?=\s*[A-Za-z_0-9]+\s*=)")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings to try, and the name that people gave them."""
+
+    name: str
+    settings: WorkerSettings
+
+
+def variants(changes: list[str]) -> list[Variant]:
+    """Return the settings of the environment, and a variant of them for each of `changes`.
+
+    Raises SettingsInvalid for a change that is no setting of workers, or has a wrong value.
+    """
+    found = [Variant(CURRENT, WorkerSettings.load())]
+    found += [Variant(text.strip(), WorkerSettings.load(**_values(text))) for text in changes]
+    return found
+
+
+def _values(text: str) -> dict[str, str]:
+    """Return the values in ``VEIL_REGION=full`` or ``preset=thorough,margin=0.2``, by field."""
+    values = {}
+    for part in NEXT_SETTING.split(text):
+        name, equals, value = part.partition("=")
+        field = name.strip().upper().removeprefix(PREFIX).lower()
+        if not equals or not field:
+            raise SettingsInvalid(f"--compare {text!r:.100}: give SETTING=VALUE, as in region=full")
+        refuse_unknown({PREFIX + field.upper(): value}, WorkerSettings)
+        if field in Settings.model_fields or field.endswith("_url") or field.startswith("review_"):
+            raise SettingsInvalid(
+                f"--compare {text!r:.100}: {PREFIX}{field.upper()} changes no picture"
+            )
+        values[field] = value.strip()
+    return values

@@ -1,0 +1,150 @@
+"""Acceptance sampling: the rate of misses in an archive, from a sample that people reviewed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tasks.bulk.boxes import iou
+from tasks.records.samples import Mark, Sample, SampledPicture
+from worker.sampling.intervals import (
+    CONFIDENCE,
+    Rate,
+    pictures_needed,
+    rate,
+    rate_in_clusters,
+)
+from worker.sampling.sizes import FACE_SIZE_NAMES, face_size
+
+# A mark with this intersection over union with a hidden face is the same face.
+SAME_FACE_IOU = 0.3
+WANTED_RATES = (0.05, 0.02, 0.01, 0.005, 0.001)  # for which a report says the size of the sample
+
+Box = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A reviewed picture: the faces that were hidden, and those that are still recognisable."""
+
+    picture: SampledPicture
+    exposed_xyxy: list[list[int]]
+    by: str
+
+    @property
+    def faces(self) -> list[Box]:
+        """All faces of the picture: the exposed ones, and the hidden ones that are no exposed."""
+        exposed: list[Box] = list(self.exposed_xyxy)
+        hidden = [
+            box
+            for box in self.picture.boxes_xyxy
+            if all(iou(box, other) < SAME_FACE_IOU for other in exposed)
+        ]
+        return exposed + hidden
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The result of a sample: rates with their intervals, and the pictures with a miss.
+
+    `needed` says for some rates how many pictures without a miss show that fewer have one.
+    """
+
+    sample: Sample
+    reviewed: int
+    pictures: Rate
+    faces: Rate
+    by_size: dict[str, Rate]
+    by_route: dict[str, tuple[Rate, Rate]]
+    needed: dict[float, int | None]
+    misses: list[Finding]
+
+    @property
+    def is_complete(self) -> bool:
+        return self.reviewed == len(self.sample.pictures)
+
+    @property
+    def statement(self) -> str:
+        """The result in one sentence."""
+        if not self.reviewed:
+            return "No picture has been reviewed yet."
+        found = self.pictures.found
+        several = f"{found:,} pictures with a miss"
+        misses = {0: "No miss", 1: "1 picture with a miss"}.get(found, several)
+        return (
+            f"{misses} in {self.reviewed:,} pictures: "
+            f"fewer than {percent(self.pictures.upper_bound)} of all pictures have an exposed "
+            f"face, at {CONFIDENCE * 100:.0f} %."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values."""
+        return {
+            "name": self.sample.name,
+            "addresses": self.sample.addresses,
+            "seed": self.sample.seed,
+            "archive": self.sample.count,
+            "drawn": len(self.sample.pictures),
+            "reviewed": self.reviewed,
+            "complete": self.is_complete,
+            "confidence": CONFIDENCE,
+            "statement": self.statement,
+            "pictures": asdict(self.pictures),
+            "faces": asdict(self.faces),
+            "faces_by_size": {size: asdict(one) for size, one in self.by_size.items()},
+            "by_route": {
+                route: {"pictures": asdict(pictures), "faces": asdict(faces)}
+                for route, (pictures, faces) in self.by_route.items()
+            },
+            "pictures_needed": {str(share): number for share, number in self.needed.items()},
+            "misses": [
+                {
+                    "output": finding.picture.output,
+                    "source": finding.picture.source,
+                    "exposed_xyxy": finding.exposed_xyxy,
+                    "by": finding.by,
+                }
+                for finding in self.misses
+            ],
+        }
+
+
+def accept(sample: Sample, marks: Mapping[int, Mark]) -> Acceptance:
+    """Return what `marks`, by the number of the picture, say about the archive of `sample`."""
+    findings = []
+    for number, picture in enumerate(sample.pictures):
+        if mark := marks.get(number):
+            findings.append(Finding(picture, mark.exposed_xyxy, mark.by))
+    routes = sorted({finding.picture.route for finding in findings})
+    by_route = {}
+    for route in routes:
+        own = [finding for finding in findings if finding.picture.route == route]
+        by_route[route] = (_picture_rate(own), _face_rate(own))
+    return Acceptance(
+        sample=sample,
+        reviewed=len(findings),
+        pictures=_picture_rate(findings),
+        faces=_face_rate(findings),
+        by_size={size: _face_rate(findings, size) for size in FACE_SIZE_NAMES},
+        by_route=by_route,
+        needed={share: pictures_needed(share) for share in WANTED_RATES},
+        misses=[finding for finding in findings if finding.exposed_xyxy],
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share with as many digits as matter."""
+    return f"{share * 100:.2g} %" if share < 0.00995 else f"{share * 100:.1f} %"
+
+
+def _picture_rate(findings: Sequence[Finding]) -> Rate:
+    return rate(sum(bool(finding.exposed_xyxy) for finding in findings), len(findings))
+
+
+def _face_rate(findings: Sequence[Finding], size: str | None = None) -> Rate:
+    """Return the rate of exposed faces, or of those of one size."""
+
+    def count(boxes: Sequence[Box]) -> int:
+        return sum(size is None or face_size(box) == size for box in boxes)
+
+    exposed = [count(finding.exposed_xyxy) for finding in findings]
+    return rate_in_clusters(exposed, [count(finding.faces) for finding in findings])

@@ -1,0 +1,84 @@
+"""Draw a random sample of outputs, with the faces that their receipts say are hidden."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+
+from tasks.addresses import PrefixUri
+from tasks.bulk.comparison import find_receipt, list_outputs
+from tasks.bulk.places import Places
+from tasks.errors import BucketNotAllowed, NothingFound
+from tasks.records.samples import Sample, SampledPicture
+from tasks.routes import Routes
+from tasks.signatures import Key
+from tasks.storage.receipts import ReceiptName
+from tasks.storage.s3 import ObjectStore, StoredObject
+from worker.sampling.drawing import Sample as Drawing
+
+NAME_DIGITS = 8
+
+
+def name_of(addresses: Sequence[str], pictures: int, seed: int) -> str:
+    """Return the name of a sample: a digest of what it is drawn from, and how."""
+    content = "\n".join([*addresses, str(pictures), str(seed)])
+    return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:NAME_DIGITS]
+
+
+def draw(
+    store: ObjectStore,
+    routes: Routes,
+    keys: Sequence[Key],
+    addresses: Sequence[str],
+    pictures: int,
+    seed: int,
+    name: str,
+) -> Sample:
+    """Return a sample of the outputs below `addresses`, each equally likely, from one listing.
+
+    Raises NothingFound if there is no output, BucketNotAllowed for an address without a route.
+    """
+    drawing: Drawing[tuple[Places, StoredObject]] = Drawing(pictures, seed)
+    for places in _places(addresses, routes, keys):
+        for stored in list_outputs(store, places):
+            drawing.add(str(stored.uri), (places, stored))
+    if not drawing.count:
+        raise NothingFound(f"no output below {', '.join(addresses)}: correct the address")
+    drawn = [sampled(store, places, stored) for places, stored in drawing.items]
+    return Sample(name, list(addresses), seed, drawing.count, time.time(), drawn)
+
+
+def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> SampledPicture:
+    """Return the output `stored` of `places` with the facts of its receipt."""
+    output = store.head(stored.uri) or stored
+    key = places.output.relative(output.uri)
+    source = places.source.join(key)
+    is_known = places.marks.is_source(output.metadata, source)
+    found = find_receipt(store, places, ReceiptName.of_output(key, output))
+    receipt = found.accepted if found else None
+    if receipt is None:
+        return SampledPicture(str(output.uri), output.etag, str(places.route))
+    return SampledPicture(
+        str(output.uri),
+        output.etag,
+        str(places.route),
+        str(source) if is_known else None,
+        receipt.source_etag,
+        receipt.width,
+        receipt.height,
+        [face["box_xyxy"] for face in receipt.faces],
+        receipt.options,
+    )
+
+
+def _places(addresses: Sequence[str], routes: Routes, keys: Sequence[Key]) -> Iterator[Places]:
+    """Yield the places of the outputs: those at the addresses, or those of all routes below."""
+    for address in addresses:
+        place = PrefixUri.parse(address)
+        below = [route for route in routes if route.destination.is_below(place)]
+        if routes.of_destination(place):
+            yield Places.of_outputs(place, routes, keys)
+        elif below:
+            for route in below:
+                yield Places.of_outputs(route.destination, routes, keys)
+        else:
+            raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {place}: add one")
