@@ -617,6 +617,7 @@ class Simulated(ObjectStore):
     """A store of `count` outputs that match their receipts, and whose sources are gone."""
 
     def __init__(self, count):
+        super().__init__(None)
         self.count = count
         self.source = "0" * 64
 

@@ -399,6 +399,7 @@ class Simulated(ObjectStore):
     """A store of `count` sources that are done, except that each fifth has no output."""
 
     def __init__(self, count):
+        super().__init__(None)
         self.count = count
 
     def list(self, bucket, prefix="", after=""):

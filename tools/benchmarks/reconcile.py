@@ -38,6 +38,7 @@ class Simulated(ObjectStore):
     """A store with `count` sources, their outputs and receipts."""
 
     def __init__(self, count: int) -> None:
+        super().__init__(None)
         self._count = count
 
     def list(self, bucket: str, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
