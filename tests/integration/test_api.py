@@ -132,8 +132,6 @@ def test_the_token_is_needed_and_unknown_paths_and_ids_are_not_found(api, unatte
     assert api("POST", "/events", b'{"Records": []}').status_code == 202
 
 
-# Importing schemathesis gives Hypothesis a generator of random numbers in a form that it warns of.
-@pytest.mark.filterwarnings("ignore:It looks like `register_random`")
 def test_the_document_describes_what_the_server_does(api):
     """Schemathesis makes requests from the document, valid and invalid ones, and checks answers."""
     schemathesis = pytest.importorskip("schemathesis")
