@@ -295,6 +295,8 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
     (frame,) = _with_display([frame], _display(encoding))
     is_kept = turn is None and jpeg_scans.all_agree(bare) and jpeg_scans.ends_with_its_blocks(bare)
+    if jpeg.has_other_parameters(content):
+        notes = (jpeg.SCAN_PARAMETERS, *notes)
     return Picture((frame,), "JPEG", encoding, bare if is_kept else None, notes)
 
 
