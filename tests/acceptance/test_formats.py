@@ -31,6 +31,8 @@ MODEL_BYTES = 1_600 << 20  # TensorFlow, the model and what it works on
 PIXEL_BYTES = (
     13  # what a picture needs at most, for each of its pixels that counts against the limit
 )
+# What a picture needs besides: copies of its file, and what libraries load for the first picture.
+FILE_COPIES, LIBRARY_BYTES = 2, 16 << 20
 REFUSALS = {"EmptyObject", "UnreadableImage", "UnsupportedImage", "ImageTooLarge"}
 # Of the project files: those that every reader agrees are damaged, cut short, of no picture, or not
 # handled.
@@ -262,4 +264,5 @@ def test_the_largest_picture_of_each_kind_with_a_face_that_fills_it_needs_no_mor
     pixels = 6_000_000  # 16 times fewer than the default allows; the need grows with them
     path = tmp_path / "picture"
     memory.write(kind, path, pixels, MANY)
-    assert memory.needed(path, pixels)["needed_mib"] << 20 < PIXEL_BYTES * pixels
+    allowed = PIXEL_BYTES * pixels + FILE_COPIES * path.stat().st_size + LIBRARY_BYTES
+    assert memory.needed(path, pixels)["needed_mib"] << 20 < allowed

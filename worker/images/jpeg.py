@@ -47,6 +47,7 @@ JFIF, JFIF_BYTES, NO_JFIF_THUMBNAIL = b"JFIF\0", 12, b"\0\0"
 ADOBE, ADOBE_BYTES = b"Adobe", 12
 # The coefficients and bits of a scan of a sequential JPEG (B.2.3). Decoders take them for stated.
 SEQUENTIAL = b"\0\x3f\0"
+SCAN_PARAMETERS = "the JPEG had parameters of its scan that decoders ignore, which were set right"
 NO_END = "this JPEG is damaged or cut short: its segments do not lead to an end marker"
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 ICC_PREFIX = b"ICC_PROFILE\0"
@@ -134,6 +135,15 @@ def trailer_without_end(content: bytes) -> bytes | None:
     marker = _fill_end(content, at)
     has_end = marker > at and content[marker : marker + 1] == END_OF_IMAGE[1:]
     return None if has_end else content[scan_end:]
+
+
+def has_other_parameters(content: bytes) -> bool:
+    """Return whether a scan of the sequential JPEG `content` has parameters that are ignored."""
+    segments = list(_segments(content))
+    if any(segment.marker in PROGRESSIVE for segment in segments):
+        return False
+    scans = [segment.body for segment in segments if segment.marker == SOS]
+    return any(body[-len(SEQUENTIAL) :] != SEQUENTIAL for body in scans)
 
 
 def size(content: bytes, max_pixels: int) -> tuple[int, int, int]:

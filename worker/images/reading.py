@@ -285,6 +285,8 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     frame = Frame(_turned(pixels, turn), image.mode)
     encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
     (frame,) = _with_display([frame], _display(encoding))
+    if jpeg.has_other_parameters(content):
+        notes = (jpeg.SCAN_PARAMETERS, *notes)
     if not jpeg_scans.all_agree(bare) or not jpeg_scans.ends_with_its_blocks(bare):
         return Picture((frame,), "JPEG", encoding, notes=notes)
     if turn is not None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
-from worker.images import jpeg_tolerance, png
+from worker.images import jpeg, jpeg_tolerance, png
 from worker.images.signatures import name_of
 
 MANY = 10**7
@@ -116,6 +116,7 @@ def test_scan_parameters_of_a_baseline_jpeg_are_set_right(parameters):
     assert content[end - 3 : end] == b"\0\x3f\0"
     picture = decoded(content[: end - 3] + parameters + content[end:])
     assert picture.reassembled == decoded(content).reassembled
+    assert picture.notes == (jpeg.SCAN_PARAMETERS,)
     assert np.array_equal(picture.frames[0].pixels, pixels(content))
 
 
