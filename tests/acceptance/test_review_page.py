@@ -233,6 +233,10 @@ def test_a_missed_face_is_drawn_redone_seen_and_accepted(browser, empty, photogr
 
 def test_everything_works_with_the_keyboard_alone(browser, empty, photographs):
     for key in ("1.jpg", "2.jpg", "3.jpg"):
+        if key == "2.jpg":  # is made again, so nothing that no worker wrote may be in its place
+            empty.list(key, photographs["admiral.jpg"])
+            empty.s3.delete_object(Bucket="clean", Key=key)
+            continue
         empty.list(key, photographs["admiral.jpg"], "flagged", output=photographs["admiral.jpg"])
     log_in(browser, empty)
     is_shown(browser, "1.jpg")
