@@ -233,6 +233,10 @@ def test_a_missed_face_is_drawn_redone_seen_and_accepted(browser, empty, photogr
 
 def test_everything_works_with_the_keyboard_alone(browser, empty, photographs):
     for key in ("1.jpg", "2.jpg", "3.jpg"):
+        if key == "2.jpg":  # is made again, so nothing that no worker wrote may be in its place
+            empty.list(key, photographs["admiral.jpg"])
+            empty.s3.delete_object(Bucket="clean", Key=key)
+            continue
         empty.list(key, photographs["admiral.jpg"], "flagged", output=photographs["admiral.jpg"])
     log_in(browser, empty)
     is_shown(browser, "1.jpg")
@@ -243,7 +247,7 @@ def test_everything_works_with_the_keyboard_alone(browser, empty, photographs):
     press(browser, Keys.ARROW_RIGHT)
     is_shown(browser, "2.jpg")
     press(browser, "+", "+")
-    view = browser.find_element(By.ID, "output").get_attribute("viewBox")
+    view = browser.find_element(By.ID, "output").get_dom_attribute("viewBox")
     assert float(view.split()[2]) < 200
     press(browser, "0", "h", "i", Keys.ARROW_UP, Keys.ARROW_LEFT)
     assert "hide: 68 × 68 px" in text(browser, "shapes")
@@ -413,7 +417,8 @@ def test_ten_thousand_pictures_feel_instant(browser, empty, photographs):
         " if (title.textContent !== before && image) { const probe = new Image();"
         "  probe.onload = () => done(performance.now() - began); probe.src = image.href.baseVal; }"
         " else setTimeout(look, 2); };"
-        "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'n'})); look();"
+        "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'n', bubbles: true}));"
+        "look();"
     )
     pauses = []
     for _ in range(7):

@@ -438,9 +438,9 @@ function insertBox() {
   if (!state.size) return;
   const kind = state.tool === "exempt" ? "exempt" : "extra";
   const { x, y, width, height } = state.box;
-  const side = Math.min(width, height) / 5;
-  const middle = { x: x + width / 2, y: y + height / 2 };
-  addShape(kind, [middle.x - side / 2, middle.y - side / 2, middle.x + side / 2, middle.y + side / 2]);
+  const side = Math.max(2, Math.round(Math.min(width, height) / 5));
+  const [left, top] = [Math.round(x + (width - side) / 2), Math.round(y + (height - side) / 2)];
+  addShape(kind, [left, top, left + side, top + side]);
 }
 
 function nudge(dx, dy, resizes) {
