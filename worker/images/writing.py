@@ -64,7 +64,7 @@ def encode(
     if picture.reassembled is not None:
         if unchanged:
             return picture.reassembled
-        if changed and changed[0] is not None:
+        if picture.format == "JPEG" and changed and changed[0] is not None:
             original, new, marked = (
                 turned_back(pixels, picture.orientation)
                 for pixels in (picture.frames[0].pixels, frames[0], changed[0])

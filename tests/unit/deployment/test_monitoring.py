@@ -42,7 +42,7 @@ def run(*command, cwd):
 
 def test_prometheus_takes_its_configuration_and_its_rules(docker, system_program):
     shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=docker)
-    assert "16 rules found" in shown
+    assert "17 rules found" in shown
 
 
 def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker):

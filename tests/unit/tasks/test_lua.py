@@ -20,7 +20,7 @@ def test_a_script_is_in_its_package_and_loaded_by_a_module_beside_it(path):
     assert (files(package) / path.name).is_file()
     assert lua.load(package, path.stem) == path.read_text()
     loaded = "".join(module.read_text() for module in path.parent.glob("*.py"))
-    assert re.search(rf'lua\.load\(__package__, .*"{path.stem}"', loaded)
+    assert re.search(rf"""lua\.load\(__package__, .*["']{path.stem}["']""", loaded)
 
 
 def test_scripts_are_in_the_wheel_and_not_in_python_modules():

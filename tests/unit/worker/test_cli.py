@@ -118,6 +118,10 @@ def test_an_option_that_may_be_repeated_says_so():
                 assert "repeatable" in parameter.help, (arguments, parameter.name)
 
 
+# Servers, and an export of which one format is JSON lines.
+WITHOUT_JSON = (["worker"], ["watch"], ["review", "serve"], ["receipt", "export"])
+
+
 def test_every_command_that_prints_data_takes_json():
     for arguments in COMMAND_LINES:
         command = get_command(app_of(arguments[0]))
@@ -126,7 +130,7 @@ def test_every_command_that_prints_data_takes_json():
                 continue
             command = command.commands[arguments[1]]
         flags = [flag for parameter in command.params for flag in parameter.opts]
-        assert ("--json" in flags) == (arguments[0] not in ("worker", "watch")), arguments
+        assert ("--json" in flags) == (arguments not in WITHOUT_JSON), arguments
 
 
 def test_the_settings_are_printed_as_json_too():

@@ -269,7 +269,7 @@ def test_a_file_in_which_faces_are_still_found_is_named_with_its_reason(
         ("a.jpg", b"not a picture", "UnreadableImage"),
         ("a.jpg", picture()[:-40], "UnreadableImage"),
         ("a.jpg", b"", "EmptyObject"),
-        ("a.HEIC", b"\0\0\0\x18ftypheic" + bytes(40), "UnsupportedImage"),
+        ("a.HEIC", b"\0\0\0\x18ftypheic" + bytes(40), "UnreadableImage"),
         ("a.ico", picture("ICO"), "UnsupportedImage"),
         ("a.dat", picture("PPM"), "UnsupportedImage"),
         ("a.jpg", picture("BMP") + bytes(10**6), "ImageTooLarge"),

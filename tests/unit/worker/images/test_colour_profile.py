@@ -103,7 +103,7 @@ def test_a_jpeg_2000_keeps_its_profile():
 
     target = io.BytesIO()
     Image.new("RGB", (40, 30), (10, 100, 200)).save(target, "JPEG2000")
-    content = jpeg2000.with_profile(target.getvalue(), with_tag(SRGB, b"mmod", SERIAL))
+    content = jpeg2000.with_header(target.getvalue(), with_tag(SRGB, b"mmod", SERIAL), None)
     assert SERIAL in content
     picture = images.decode(content, 10**6)
     again = images.encode(picture, [frame.pixels.copy() for frame in picture.frames])

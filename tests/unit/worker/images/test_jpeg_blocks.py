@@ -16,6 +16,7 @@ from worker import images
 from worker.detection.faces import Sightings
 from worker.images import jpeg, jpeg_blocks, jpeg_transcoder
 from worker.images.turning import turned_back
+from worker.kept_metadata import Kept
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, Part
 
@@ -199,7 +200,7 @@ def test_kept_exif_and_the_colour_profile_stay_beside_the_orientation():
     exif.get_ifd(0x8769)[0x9003] = "2026:11:29 12:00:00"
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     content = written(scene(), exif=exif, icc_profile=profile)
-    picture = images.decode(content, MAX_PIXELS, keep_exif=["DateTimeOriginal"])
+    picture = images.decode(content, MAX_PIXELS, keep=Kept(exif=("DateTimeOriginal",)))
     for output in (picture.reassembled, encoded(picture, (40, 32, 90, 72))[0]):
         opened = Image.open(io.BytesIO(output))
         assert opened.getexif()[0x0112] == 6
