@@ -66,7 +66,7 @@ LAYOUT = {
         "StripOffsets", "SamplesPerPixel", "RowsPerStrip", "StripByteCounts", "PlanarConfiguration",
         "Predictor", "ExtraSamples", "SampleFormat", "JPEGTables", "YCbCrSubSampling",
         "ReferenceBlackWhite", "ColorMap", "YCbCrPositioning", "XResolution", "YResolution",
-        "ResolutionUnit",
+        "ResolutionUnit", "Orientation",
     },
 }  # fmt: skip
 # The tags that hold metadata, in groups of PICTURE.

@@ -32,6 +32,10 @@ Mask = NDArray[np.bool_]
 """Which pixels of a picture, [height, width], or which blocks of a component, are replaced."""
 
 SIDE = 8  # samples; the side of a block
+# A picture that is mostly changed has little to keep. Blocks of up to half of a picture take 25
+# bytes of memory a pixel; with this many pixels, they stay within what `docs/promises.md` states
+# for the largest picture.
+MOST_CHANGED, MOST_PIXELS = 0.5, 100_000_000
 PATCH_COLUMNS = 1024  # blocks of a patch in a row
 # Blocks computed at a time, and rows of pixels compared at a time, to save memory.
 STRIP_BLOCKS, STRIP_ROWS = 8192, 128
@@ -74,20 +78,23 @@ def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes 
 
     `content` is reassembled, and every decoder agrees on it (`worker.images.jpeg_scans`).
     `original` is its frame. Blocks without a changed pixel keep their coefficients. Returns None
-    for arithmetic coding and rare subsamplings, and if the result is not what it should be.
+    for arithmetic coding and rare subsamplings, if the picture is too large or mostly changed, if
+    the memory does not suffice, and if the result is not what it should be.
     """
     if not changed.any():
         return content
+    if changed.size > MOST_PIXELS or changed.mean() > MOST_CHANGED:
+        return None
     segments = jpeg.parsed(content)
     layout = layout_of(segments)
     if layout is None:
         return None
-    blocks = touched_blocks(changed, layout)
-    patches = _patches(layout, new, blocks)
     try:
+        blocks = touched_blocks(changed, layout)
+        patches = _patches(layout, new, blocks)
         output = _merged(content, segments, patches, layout, changed.size)
         return output if _is_right(output, original, patches, blocks, layout) else None
-    except (TranscodingFailed, VeilError):
+    except (TranscodingFailed, VeilError, MemoryError, cv2.error):
         return None
 
 
