@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter, ImageSequence
+from PIL import ExifTags, Image, ImageFilter, ImageSequence
 
 from tasks.errors import ModelInvalid
 from worker import bootstrap
@@ -387,7 +387,9 @@ def test_a_face_that_was_missed_is_found_in_the_output_and_hidden(model, samples
     style, settings = MaskStyle("fill", feather=0.0), WorkerSettings()
     with Image.open(samples["astronaut.png"]) as image:
         target = io.BytesIO()
-        image.convert("RGB").save(target, "WEBP", quality=90)
+        turned = Image.Exif()
+        turned[ExifTags.Base.Orientation] = 3  # so that it is encoded anew
+        image.convert("RGB").rotate(180).save(target, "WEBP", quality=90, exif=turned)
     detector = BlindAtFirst(
         ScaledDetector(
             one_by_one(lambda canvas: model.predict(canvas[None])[0]),

@@ -286,6 +286,7 @@ def test_four_commands_lead_from_labels_to_a_model_that_hides_faces(
     started, *told, finished = train("fit", tmp_path / "set-voc", "--to", tmp_path / "run", *fit)
     assert (started["event"], started["steps"], finished["event"]) == ("started", 3, "finished")
     assert [(line["step"], line["checkpoint"]) for line in told] == [
+        (0, False),
         (1, False),
         (2, False),
         (3, True),

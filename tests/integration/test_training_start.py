@@ -118,7 +118,7 @@ def test_the_first_steps_of_a_fine_tuning_keep_what_the_default_model_knows(data
     validation = Validation(Batches(dataset, dataset.split("train"), network, 128, 2, 0, False))
     before = validation.measure(model)
 
-    for batch in Batches(dataset, dataset.split("train"), network, 128, 2, 0, True).starting(0, 8):
+    for batch in Batches(dataset, dataset.split("train"), network, 128, 2, 0, True).starting(0, 4):
         model.train_on_batch(batch.pictures, batch.truth)
     after = validation.measure(model)
 

@@ -10,7 +10,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 GPS_IFD = 0x8825
 SAMPLES = {
@@ -58,7 +58,7 @@ def test_a_picture_comes_out_in_its_format_with_every_face_hidden(
 
     with clean.open(place + name) as image:
         assert image.format == SAMPLES[name] == report["format"]
-        assert not image.getexif()
+        assert set(image.getexif()) <= {ExifTags.Base.Orientation}
         after = upright(image)
     assert after.shape == before.shape == (report["height"], report["width"], 3)
     assert report["status"] == "anonymized"
@@ -95,9 +95,9 @@ def test_where_a_picture_was_taken_never_comes_out(worker, queue, raw, clean, sa
 
     content = clean.get(place + "a.jpg")
 
-    assert b"Exif" not in content
+    assert content.count(b"Exif") == 1
     with clean.open(place + "a.jpg") as image:
-        assert "exif" not in image.info
+        assert set(image.getexif()) == {ExifTags.Base.Orientation}
         assert not image.getexif().get_ifd(GPS_IFD)
 
 

@@ -48,7 +48,7 @@ EARLY = [
      "region: must be top, full, or a number from 0.5 to 1"),
     ("queue", ["enqueue", "s3://raw/a.jpg", "--queue", "express"], {},
      "choose from uploads, backfill"),
-    ("nothing to enqueue", ["enqueue", "-q"], {}, "give addresses, or --prefix"),
+    ("nothing to enqueue", ["enqueue", "-q"], {}, "give addresses, --prefix or --from"),
     ("no output folder", ["anonymize", "."], {}, "give a folder, or --detect-only"),
     ("misspelt flag", ["anonymize", ".", "--outptu", "x"], {},
      "--output) (veil anonymize -h shows the usage)"),

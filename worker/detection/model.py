@@ -55,8 +55,8 @@ class Model(Protocol):
 
 
 def require_graph(folder: Path) -> None:
-    """Raise ModelInvalid if `folder` has no graph, which every SavedModel has."""
-    if not (folder / GRAPH).is_file():
+    """Raise ModelInvalid if `folder` has neither the graph of a SavedModel nor a NETWORK."""
+    if not (folder / GRAPH).is_file() and not (folder / NETWORK).is_file():
         inner = sorted(folder.glob(f"*/{GRAPH}"))
         right = inner[0].parent if inner else "the folder of a SavedModel"
         raise ModelInvalid(f"{folder} holds no {GRAPH}: set VEIL_MODEL to {right}")
