@@ -1,5 +1,6 @@
 """Connections that lead to the primary: through sentinels, and not to a demoted server."""
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from redis.retry import Retry
 
 from .redis_address import Host
 
+READ_ONLY_PAUSE_SECONDS = 1.0  # before a connection to a fixed address is opened again
 SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer
 # The answer to a blocked command of a server that is demoted.
 UNBLOCKED = "UNBLOCKED"
@@ -154,6 +156,9 @@ class PrimaryConnection(Connection):
         except ResponseError as error:
             if isinstance(error, ReadOnlyError) or str(error).startswith(UNBLOCKED):
                 self.disconnect()  # type: ignore[no-untyped-call]
+                if self._sentinels is None:
+                    # The address may lead to the same server for a while, which accepts connections.
+                    time.sleep(READ_ONLY_PAUSE_SECONDS)
                 raise ConnectionLost("this server is read only, and no primary") from None
             raise
 
