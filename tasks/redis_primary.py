@@ -157,7 +157,7 @@ class PrimaryConnection(Connection):
             if isinstance(error, ReadOnlyError) or str(error).startswith(UNBLOCKED):
                 self.disconnect()  # type: ignore[no-untyped-call]
                 if self._sentinels is None:
-                    # The address may lead to the same server for a while, which accepts connections.
+                    # The address may lead to the same server for a while.
                     time.sleep(READ_ONLY_PAUSE_SECONDS)
                 raise ConnectionLost("this server is read only, and no primary") from None
             raise
