@@ -5,8 +5,9 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import structlog
@@ -31,6 +32,8 @@ MAX_AGE_SECONDS = 30.0  # The desk reads the list more often, also while nobody 
 
 State = Literal["held", "flagged", "low score", "sample"]
 FILTERS: tuple[State, ...] = ("held", "flagged", "low score")
+
+NO_IDS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,8 @@ class Items:
         self._of_samples: dict[str, Item] = {}
         self._shown: OrderedDict[str, Item] = OrderedDict()
         self._decided: dict[str, tuple[str, float]] = {}
+        # By the id of a picture that was decided on: that of the next one on the list.
+        self.following: dict[str, str] = {}
 
     def listed(self, state: str | None = None) -> list[Item]:
         """Return the pictures to decide on, oldest first, or those of one state."""
@@ -219,6 +224,9 @@ class Items:
         DECIDED_SECONDS.
         """
         self._decided[item.id] = item.version, time.monotonic()
+        ids = list(self._review)
+        if item.id in ids:
+            self.following[item.id] = ids[(ids.index(item.id) + 1) % len(ids)]
         self._review.pop(item.id, None)
         self._low.pop(item.id, None)
 
@@ -255,10 +263,23 @@ class Items:
             log.warning("review list not read", **log_fields(error))
 
 
-def after(items: Sequence[Item], identity: str | None, step: int) -> Iterator[Item]:
-    """Yield `items` in a ring, from the one after `identity`; with a `step` of -1 backwards."""
+def after(
+    items: Sequence[Item], identity: str | None, step: int, following: Mapping[str, str] = NO_IDS
+) -> Iterator[Item]:
+    """Yield `items` in a ring, from the one after `identity`; with a `step` of -1 backwards.
+
+    For a picture that was taken off the desk, `following` has the one that came after it.
+    """
     ids = [item.id for item in items]
-    start = ids.index(identity) + step if identity in ids else (0 if step > 0 else -1)
+    place, passed = identity, set[str]()
+    while place is not None and place not in ids and place not in passed:
+        passed.add(place)
+        place = following.get(place)
+    start = ids.index(place) if place in ids else 0
+    if place == identity and step > 0 and place in ids:
+        start += 1
+    elif step < 0:
+        start -= 1
     for number in range(len(items)):
         item = items[(start + number * step) % len(items)]
         if item.id != identity:

@@ -346,7 +346,8 @@ class NextHandler(Handler):
         else:
             step = -1 if fields.get("back") else 1
             marked = _marks(parts.redis, sample) if fields.get("unmarked") else {}
-            ring = after(items, str(fields.get("after") or "") or None, step)
+            shown = str(fields.get("after") or "") or None
+            ring = after(items, shown, step, parts.items.following)
             candidates = []
             for item in ring:
                 if item.number not in marked or not item.sample:
