@@ -39,7 +39,7 @@ UNKNOWN = "other"
 
 @dataclass
 class Judged:
-    """What the programs find in one file and its output."""
+    """The findings of the programs on one file and its output."""
 
     source: Path
     kind: str

@@ -86,7 +86,7 @@ PLAIN = UploadHeaders()
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What an output keeps of its source: metadata by their names, tags, Cache-Control."""
+    """The parts of its source that an output keeps: metadata by name, tags, Cache-Control."""
 
     metadata: tuple[str, ...] = ()
     tags: bool = False
@@ -95,7 +95,7 @@ class Kept:
 
 @dataclass(frozen=True, kw_only=True)
 class Uploads:
-    """What goes with the uploads of a route: the headers of outputs and of receipts."""
+    """The headers of outputs and of receipts on a route."""
 
     output: UploadHeaders = PLAIN
     receipt: UploadHeaders = PLAIN

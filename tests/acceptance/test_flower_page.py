@@ -8,35 +8,21 @@ import io
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.browser import chromium
 from tools.local.servers import FLOWER_COLUMNS, Server, start_flower, start_redis, start_s3
 
 SCREENSHOT = os.environ.get("SCREENSHOT")
 SCREENSHOT_BYTES = 200_000
 PAGE_SECONDS = 60
 FOLDER = "2026/05/"
-CHROMIUM_OPTIONS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-    "--hide-scrollbars",
-    "--window-size=1800,980",
-)
+WINDOW = 1800, 980
 
 
 class Stack:
@@ -94,16 +80,7 @@ def sent(stack, samples, veil):
 
 @pytest.fixture(scope="module")
 def browser(system_program, tmp_path_factory):
-    service = Service(
-        system_program("chromedriver"),
-        service_args=["--log-level=OFF"],
-        log_output=subprocess.DEVNULL,
-    )
-    options = webdriver.ChromeOptions()
-    options.binary_location = system_program("chromium")
-    for option in (*CHROMIUM_OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(option)
-    started = webdriver.Chrome(options=options, service=service)
+    started = chromium(system_program, tmp_path_factory.mktemp("chromium"), WINDOW)
     yield started
     started.quit()
 

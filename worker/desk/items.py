@@ -70,7 +70,7 @@ class Item:
 
     @property
     def version(self) -> str:
-        """What a reviewer sees of the picture: another version is another decision."""
+        """The digest of what a reviewer sees of the picture. Each version is decided by itself."""
         content = json.dumps([self.state, self.etag, self.output_etag, self.time, self.options])
         return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
 

@@ -75,7 +75,7 @@ log = structlog.get_logger("veil")
 
 @dataclass(frozen=True)
 class Parts:
-    """What the handlers share. `hosts` are the names under which browsers may address the desk."""
+    """The parts that handlers share. `hosts` are the names by which browsers may reach the desk."""
 
     celery: Any
     redis: Any

@@ -40,7 +40,7 @@ class Search:
 
     @property
     def is_of_all_classes(self) -> bool:
-        """Whether the model finds this label alone."""
+        """True if the model finds this label alone."""
         return set(self.classes.values()) <= {self.label}
 
     def near(self, found: Detections) -> int:

@@ -22,7 +22,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a prefix takes: core hours, hours on `cores` cores, and dollars, once and a month."""
+    """The cost of a prefix: core hours, hours on `cores` cores, and dollars, once and a month."""
 
     pictures: int
     cores: int
