@@ -23,6 +23,7 @@ from tools.benchmarks import (
     memory,
     networks,
     peer,
+    plates,
     reconcile,
     reid,
     scaling,
@@ -36,6 +37,7 @@ from tools.local.servers import ServerFailed
 BENCHMARKS = {
     "exposure": exposure.run,
     "groups": groups.run,
+    "plates": plates.run,
     "fidelity": fidelity.run,
     "check": check.run,
     "face_sizes": face_sizes.run,

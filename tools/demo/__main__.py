@@ -26,7 +26,7 @@ from tasks.storage import receipts
 from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore
 from tools.demo import contact_sheet
-from tools.local import scenes
+from tools.local import scenes, street
 from tools.local.servers import (
     S3,
     Flower,
@@ -135,6 +135,8 @@ def _pictures(images: str) -> dict[str, Path]:
     """Return the paths of the pictures by key."""
     if not images:
         made = scenes.make(FOLDER / "raw", _cache())
+        if _is_set("PLATES"):
+            made.append(street.make(FOLDER / "raw", _cache()))
         return {path.name: path for path in made}
     root = Path(images).expanduser()
     if not root.is_dir():
@@ -372,7 +374,7 @@ def _report(summary: dict[str, Any], images: str) -> None:
         f"{summary['contact_sheet']}  (before with boxes | after); files in {summary['outputs']}",
     )
     if not images:
-        for line in scenes.CREDITS:
+        for line in (*scenes.CREDITS, *([street.CREDIT] if _is_set("PLATES") else [])):
             _say("Credit", line)
     if not RUNNING.exists():
         _say("Flower", "ran during the demo; KEEP=1 leaves it and the other services running")

@@ -35,7 +35,6 @@ BOX_CHANNELS = 4  # size and offset, y x each
 # The score of all points of a class that the weights don't know: Lin et al. (Focal Loss for Dense
 # Object Detection, ICCV 2017), section 4.1.
 PRIOR = 0.01
-NEW_DEVIATION = 0.01  # of the random weights of such a class; same section
 PICTURE = "pictures"
 
 
@@ -142,9 +141,11 @@ def with_labels(
 ) -> Network:
     """Return `network`, whose classes are `known`, with the classes `wanted`.
 
-    A class that is in both keeps its weights. Others get random ones, and the score PRIOR.
+    A class that is in both keeps its weights. Others get random ones of the same magnitude, because
+    a weight learns at a rate that is a share of its magnitude, and the score PRIOR.
     """
     kernel, bias = network.heads.kernel, network.heads.bias
+    deviation = float(np.sqrt(np.square(kernel[..., : len(known)]).mean()))
     kernels, biases = [], []
     for label in wanted:
         if label in known:
@@ -152,7 +153,7 @@ def with_labels(
             kernels.append(kernel[..., place : place + 1])
             biases.append(bias[place : place + 1])
         else:
-            drawn = random.normal(0, NEW_DEVIATION, (*kernel.shape[:3], 1))
+            drawn = random.normal(0, deviation, (*kernel.shape[:3], 1))
             kernels.append(drawn.astype(np.float32))
             biases.append(np.array([-np.log((1 - PRIOR) / PRIOR)], np.float32))
     kernels.append(kernel[..., len(known) :])
