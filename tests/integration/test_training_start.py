@@ -175,6 +175,18 @@ def test_a_run_can_start_from_another_with_one_class_more(run):
     np.testing.assert_array_equal(again.get_layer("faces").get_weights()[0], kernel)
 
 
+def test_a_new_label_learns_at_the_rate_of_known_ones():
+    known = centerface.published()
+    network = centerface.with_labels(known, ["FACE"], ["plate", "FACE"], np.random.default_rng(0))
+
+    kernel, bias = network.heads.kernel, network.heads.bias
+    rates = magnitudes_of(kernel)[0, 0, 0]
+    assert rates[0] == pytest.approx(rates[1], rel=0.4)
+    assert 1 / (1 + np.exp(-bias[0])) == pytest.approx(centerface.PRIOR)
+    np.testing.assert_array_equal(kernel[..., 1:], known.heads.kernel)
+    np.testing.assert_array_equal(bias[1:], known.heads.bias)
+
+
 def test_an_efficientdet_cannot_start_with_other_classes_nor_from_an_unfinished_run(tmp_path):
     recipe = Recipe("d0", 128, 2, 2, 0.001, 0, False, "none", "float32")
     run = Run.open(tmp_path / "run", recipe, "d" * 64)

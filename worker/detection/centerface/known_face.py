@@ -168,7 +168,8 @@ def try_own(model: Model, score_threshold: float, finds_faces: bool = True) -> N
     That includes boxes that cover more than MAX_COVERED_SHARE of the photograph.
 
     The model may be meant to find something else, so if it finds nothing in the photograph, that
-    is no more than a warning, and no news if its labels say that it does not find faces.
+    is no more than a warning, and no news if its labels say that it does not find faces. What such
+    a model finds in the photograph is wrong, and tells nothing about the order of its numbers.
     """
     views = VIEWS if model.fixed_size is None else tuple(view for view in VIEWS if view.factor == 1)
     blank = np.full((*(model.fixed_size or photograph().shape[:2]), 3), PADDING_GRAY, np.uint8)
@@ -177,7 +178,7 @@ def try_own(model: Model, score_threshold: float, finds_faces: bool = True) -> N
     for view in views:
         canvas, factor = view.canvas(model.fixed_size)
         predicted = _predicted(model, canvas)
-        if view == UPRIGHT:
+        if view == UPRIGHT and finds_faces:
             finds_known_face = _finds_known_face(model, predicted, canvas, factor, score_threshold)
         believed = _credible(model, predicted, canvas, score_threshold)
         if view == UPRIGHT:
