@@ -22,7 +22,7 @@ DATA = Path(os.environ.get("FACES_DATA") or SHARED / "data")
 EXPOSURE_TOOL = Path(os.environ.get("FACES_JUDGE") or SHARED / "tools" / "exposure.py")
 IN_CI = os.environ.get("CI", "").lower() == "true"
 PROGRAMS = Path(sys.executable).parent
-LONGEST_FILE = "test_training_export.py"
+LONGEST_FILES = "integration/test_training", "acceptance/test_formats", "acceptance/test_benchmarks"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file, so that no process is left with it at the end."""
-    items.sort(key=lambda item: LONGEST_FILE not in item.nodeid)
+    """Begin with the longest files, so that no process is left with one at the end."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST_FILES))
 
 
 def pytest_collection_finish() -> None:

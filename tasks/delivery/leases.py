@@ -23,6 +23,7 @@ from ..redis_errors import log_unavailable
 RENEWALS_PER_LEASE = 6
 TURNS_PER_LEASE = 15  # of the thread
 MAX_TAKEN_BACK_AT_ONCE = 100  # messages
+LONGEST_TAKE_SECONDS = 2.0  # the longest wait for a message on its way, when a worker stops
 REFUSAL_PAUSE_SECONDS = 5.0  # how long a worker takes no messages after Redis refused a command
 
 log = structlog.get_logger("veil")
@@ -50,6 +51,9 @@ class Leases:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._takes_no_more = False
+        self._no_take_runs = threading.Event()
+        self._no_take_runs.set()
         self._paused = False
         self._paused_until = 0.0
         self._renew_at = 0.0
@@ -73,6 +77,27 @@ class Leases:
             self._last_turn = self._clock()
             self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
         self._thread.start()
+
+    def begin_take(self) -> bool:
+        """Note that Redis is asked for a message; return False if this process takes no more."""
+        with self._lock:
+            if self._takes_no_more:
+                return False
+            self._no_take_runs.clear()
+            return True
+
+    def end_take(self) -> None:
+        """Note that the answer of Redis has arrived, and that a message in it has been added."""
+        self._no_take_runs.set()
+
+    def stop_taking(self) -> None:
+        """Let no further message be taken, and wait for the one that may be on its way.
+
+        A message that is given back before could be taken again by this process.
+        """
+        with self._lock:
+            self._takes_no_more = True
+        self._no_take_runs.wait(LONGEST_TAKE_SECONDS)
 
     def add(self, tag: str) -> None:
         """Renew the lease of `tag`, which this process has taken, from now on."""

@@ -38,6 +38,8 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._grace_seconds: float = worker.app.conf.worker_soft_shutdown_timeout
         self._begun = threading.Event()
         self._cut_off = threading.Event()
+        self._log_lock = threading.Lock()
+        self._has_logged = False
         super().__init__(worker, **options)
 
     def start(self, worker: Any) -> None:
@@ -67,10 +69,11 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _exit_after_grace(self) -> None:
         self._begun.wait()
-        log.info("stopping", at_work=len(state.active_requests), grace_seconds=self._grace_seconds)
+        self._log_stopping()
         reason = f"not finished within {self._grace_seconds:g} s (VEIL_GRACE_SECONDS)"
         if self._cut_off.wait(self._grace_seconds):
             reason = "SIGQUIT or a second signal"
+        self._leases.stop_taking()
         # A picture that is cut off has killed no process, so its attempt must not stay.
         unfinished = self._leases.give_back(attempts=self._app.work.deliveries.close())
         if not unfinished:
@@ -80,7 +83,17 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         log.warning("cut off", unfinished=unfinished, reason=reason)
         os._exit(EXIT_CUT_OFF)
 
+    def _log_stopping(self) -> None:
+        """Log once that the worker stops. Whichever thread logs its end logs this before."""
+        with self._log_lock:
+            if not self._has_logged:
+                at_work = len(state.active_requests)
+                log.info("stopping", at_work=at_work, grace_seconds=self._grace_seconds)
+            self._has_logged = True
+
     def _close_leases(self, sender: Any, **_: Any) -> None:
         self._leases.close()
+        if self._begun.is_set():
+            self._log_stopping()
         if not sender.exitcode:
             log.info(STOPPED)

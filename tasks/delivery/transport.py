@@ -151,6 +151,8 @@ class Channel(redis_transport.Channel):
 
     def _send_take(self, queues: list[str]) -> None:
         """Send the script TAKE for `queues`; `_brpop_read` reads the answer."""
+        if not self.leases.begin_take():
+            return
         self._next_tag = str(uuid4())
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
@@ -169,6 +171,13 @@ class Channel(redis_transport.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         if not self.consumes_tasks:
             return super()._brpop_read(**options)
+        try:
+            return self._read_take(**options)
+        finally:
+            self.leases.end_take()
+
+    def _read_take(self, **options: Any) -> bool:
+        """Deliver the message that the script TAKE has answered with, if there is one."""
         try:
             taken = self.client.parse_response(self.client.connection, "EVAL", **options)
         except ResponseError as error:

@@ -143,7 +143,6 @@ def test_pictures_go_through_and_nothing_stays_running(demo, images):
 @pytest.mark.parametrize(
     ("moment", "times", "keep"),
     [
-        (WHILE_SERVICES_START, 1, ""),
         (WHILE_SERVICES_START, 1, "1"),
         (WHILE_SERVICES_START, 2, ""),
         (WHILE_PICTURES_ARE_MADE, 1, ""),

@@ -43,8 +43,8 @@ SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {
     "seconds",
 }
 # `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q"`
-KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "1200"))
-KILLS = 5
+KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "300"))
+KILLS = 4
 
 
 def lines(done):
@@ -414,7 +414,7 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     sources = {raw.uri(key) for key in contents}
     places = Places.find(raw.uri(place), None, Routes.parse("s3://raw=s3://clean"))
     name = backfill.run_name(places, backfill.Selection())
-    arguments = (raw.uri(place), "--low-water", 40, "--high-water", 120)
+    arguments = (raw.uri(place), "--low-water", 10, "--high-water", 40)
     random_ = random.Random(20)
 
     def enqueued():
@@ -424,7 +424,7 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     for kill in range(1, KILLS + 1):
         process = began(*arguments, environment=environment)
         wait_until(
-            lambda least=KILLED_KEYS * kill * 0.15: enqueued() >= least,
+            lambda least=KILLED_KEYS * kill / (KILLS + 1): enqueued() >= least,
             seconds=120 + KILLED_KEYS / 10,
         )
         time.sleep(random_.uniform(0, 0.5))

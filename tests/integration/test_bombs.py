@@ -1,6 +1,7 @@
 """Files that demand excessive memory or time, each decoded in a process that measures itself."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 
 from worker.images.formats import BY_NAME
 
-COUNT = 510
+# All 510 that docs/reliability.md counts: BOMBS=510. There are 30 kinds.
+COUNT = int(os.environ.get("BOMBS", "180"))
 LANES = 2
 # The memory that any file takes with VEIL_MAX_PIXELS=1000000; stated in docs/reliability.md.
 MAX_GROWTH_MIB = 100

@@ -141,23 +141,29 @@ def setting(own_redis, tmp_path):
 
 
 class Withholding:
-    """A connection to Redis that withholds the first answer with a task message."""
+    """A connection to Redis that withholds the first answer with a task message until `release`."""
 
     def __init__(self, port):
         self._port = port
         self._listener = socket.create_server((HOST, 0))
         self._sockets = [self._listener]
         self.withheld = threading.Event()
+        self._released = threading.Event()
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def release(self):
+        self._released.set()
+
     def cut(self):
-        """Close all connections. New ones carry everything."""
+        """Close all connections, so that the answer is lost. New ones carry everything."""
         for end in self._sockets[1:]:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        self.release()
 
     def close(self):
+        self.release()
         for end in self._sockets:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -177,7 +183,7 @@ class Withholding:
             while chunk := source.recv(65536):
                 if withholds and TASK in chunk and not self.withheld.is_set():
                     self.withheld.set()
-                    continue
+                    self._released.wait()
                 sink.sendall(chunk)
         for end in (source, sink):
             with contextlib.suppress(OSError):
@@ -216,6 +222,19 @@ def test_what_was_on_its_way_when_a_connection_was_cut_is_delivered_again(settin
     wait_until(lambda: setting.did("done")["a.jpg"] == 1, 30)
     wait_until(setting.at_rest, 10)
     assert worker.alive
+
+
+def test_what_was_on_its_way_to_a_worker_that_exits_at_once_goes_back_to_its_queue(setting, way):
+    worker = setting.worker(VEIL_REDIS_URL=f"redis://{HOST}:{way.port}/0").ready()
+    setting.send("a.jpg")
+    assert way.withheld.wait(20)
+    worker.signal(signal.SIGQUIT)
+    time.sleep(0.5)  # The worker waits for the answer.
+    way.release()
+
+    assert worker.exit_code() in (0, 1)
+    assert (setting.in_hand, setting.client.llen("uploads")) == (0, 1)
+    assert not setting.did("begun")
 
 
 def test_what_a_killed_worker_had_in_hand_is_taken_over_whatever_it_waited_for(setting, wait_until):

@@ -1,4 +1,4 @@
-"""The parts of the network's graph that do not need its weights."""
+"""Non-maximum suppression in the network's graph, for a batch at once."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def candidates(seed, pictures, count, side):
     return boxes.astype(np.float32), -np.sort(-scores, axis=1).astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     pictures=st.integers(1, 5),
