@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
@@ -36,6 +37,7 @@ class StubPipeline:
     """A pipeline that sleeps or fails as the keys of its pictures say."""
 
     recipe = "stub"
+    recipes = MappingProxyType({})
     routes = Routes((ROUTE,))
 
     def __init__(self, journal: Path, watchdog: Watchdog, stall_seconds: float):

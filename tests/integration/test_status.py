@@ -324,7 +324,9 @@ def test_once_in_a_pipe_as_tables_or_as_one_object(veil, unattended, redis):
         "seconds_left",
         "recipe",
         "labels",
+        "routes",
     }
+    assert line["routes"] == []
     assert line["queues"][1]["waiting"] == 2
 
     done = veil("status", environment=unattended.environment)

@@ -116,7 +116,9 @@ class Desk:
         if output is None or route is None:
             if choice.action == "drop":
                 return None  # Nothing of the picture is published, nor can it be.
-            raise InvalidRequest(f"no route of VEIL_ROUTES leads to the output of {item.title}")
+            raise InvalidRequest(
+                f"no route of {self._routes.setting} leads to the output of {item.title}"
+            )
         decision = Decision(
             action=choice.action,
             by=by,
