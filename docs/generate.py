@@ -1,4 +1,4 @@
-"""Write the generated tables of the documentation: the formats, the settings and the Python API."""
+"""Write the generated parts of the documentation: tables, and the schema of the routes file."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import worker
 from tasks import AnonymizeOptions, AnonymizeReport, anonymize_image, errors
+from worker import routes_schema
 from worker.anonymizer import Anonymized, AnonymizedArray
 from worker.images import formats
 from worker.settings import markdown_table
@@ -14,6 +15,7 @@ DOCS = Path(__file__).resolve().parent
 FORMATS_PAGE = DOCS / "formats.md"
 SETTINGS_PAGE = DOCS / "settings.md"
 API_PAGE = DOCS / "reference" / "api.md"
+ROUTES_SCHEMA = DOCS / "routes.schema.json"
 
 
 def api_table() -> str:
@@ -72,3 +74,4 @@ def _first_line(documented: object) -> str:
 if __name__ == "__main__":
     for page in (FORMATS_PAGE, SETTINGS_PAGE, API_PAGE):
         page.write_text(generated(page.read_text()))
+    ROUTES_SCHEMA.write_text(routes_schema.text())

@@ -13,7 +13,6 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from . import error_reports, metrics, tracing
 from .addresses import ObjectUri
 from .app import app
 from .backoff import ceiling
@@ -33,8 +32,9 @@ from .errors import (
 from .messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
 from .notifications import events, outbox
 from .records import dead_letters, outcomes, review
-from .redis_errors import queue_unavailable
+from .redis.errors import queue_unavailable
 from .routes import Route, Routed
+from .telemetry import error_reports, metrics, tracing
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0
@@ -107,6 +107,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         source=_source_name(self, fields), task_id=self.request.id, **tracing.log_fields()
     )
     delivery: Delivery | None = None
+    routed: Routed | None = None
     try:
         _raise_if_refused(self)
         request = AnonymizeRequest.parse(**fields)
@@ -120,17 +121,18 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     except Transient as error:
         attempt = self.request.retries + 1
         is_postponed = delivery is None  # Its route is closed, and nothing was fetched.
+        assert routed is not None, "errors of a request without a route are permanent"
         if (pause := _retry_pause(self, routed.route, error, is_postponed)) is not None:
             # While other routes go on, there may be a hundred such messages a second.
             is_quiet = is_postponed and not app.work.circuit_breaker.is_open
             log_retry = bound.debug if is_quiet else bound.warning
             log_retry("retried", **log_fields(error), attempt=attempt, pause=round(pause, 1))
             _retry(self, error, pause)
-        _record_dead_letter(self, fields, error, delivery)
+        _record_dead_letter(self, fields, error, delivery, routed)
         bound.error("dead", **log_fields(error), attempts=attempt)
         raise
     except Permanent as error:
-        _record_dead_letter(self, fields, error, delivery)
+        _record_dead_letter(self, fields, error, delivery, routed)
         bound.error("dead", **log_fields(error))
         raise
     except MemoryError as error:
@@ -138,7 +140,7 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         raise Reject(type(error).__name__, requeue=True) from None
     except Exception as error:
         failure = without_data(error)
-        _record_dead_letter(self, fields, failure, delivery)
+        _record_dead_letter(self, fields, failure, delivery, routed)
         bound.error("bug", error=type(error).__name__, exc_info=failure)
         error_reports.capture(error, self.request.id)
         raise failure from None
@@ -243,14 +245,19 @@ def _retry(task: Task, error: Transient, pause: float) -> NoReturn:
 
 
 def _record_dead_letter(
-    task: Task, fields: Mapping[str, Any], error: Exception, delivery: Delivery | None
+    task: Task,
+    fields: Mapping[str, Any],
+    error: Exception,
+    delivery: Delivery | None,
+    routed: Routed | None,
 ) -> None:
+    route = None if routed is None else routed.route.name
     letter = _dead_letter(task, fields, error, delivery)
     try:
         with task.app.backend.client.pipeline() as pipe:
             dead_letters.record(pipe, letter)
             run = _run_of(task)
-            outcomes.count(pipe, "dead", run)
+            outcomes.count(pipe, "dead", run, route)
             if run is not None:
                 dead_letters.assign_to_run(pipe, letter, run)
             if isinstance(error, MalformedMessage):
@@ -261,7 +268,7 @@ def _record_dead_letter(
     except RedisError as failure:
         # A message whose dead letter is not recorded must stay on the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
-    metrics.dead(error)
+    metrics.dead(error, route)
     tracing.set_outcome("dead")
 
 
@@ -307,12 +314,12 @@ def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None
     In a full Redis that would go on for ever, because only messages that end free memory.
     """
     source = str(routed.request.source)
-    metrics.finished(report, task.request)
+    metrics.finished(report, task.request, routed.route.name)
     tracing.set_outcome(report.status)
     try:
         with task.app.backend.client.pipeline() as pipe:
             dead_letters.LETTERS.discard(pipe, source, routed.destinations)
-            outcomes.count(pipe, report.status, _run_of(task))
+            outcomes.count(pipe, report.status, _run_of(task), routed.route.name)
             if app.notifies:
                 outbox.put(pipe, events.of_report(report, task.request.id))
             pipe.execute()

@@ -3,22 +3,25 @@
 import base64
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from celery import Celery
 from kombu.utils import json
 
-from . import redis_transport, tracing
 from .addresses import ObjectUri
 from .messages import FACE, RUN_HEADER, TASK, AnonymizeOptions
 from .records import queues
-from .redis_errors import connected
-from .redis_primary import REPLICAS
+from .redis import transport as redis_transport
+from .redis.errors import connected
+from .redis.primary import REPLICAS
 from .representation import shown
+from .telemetry import tracing
 
 RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
+RECIPES = "veil:recipes"  # the key of those of its routes, a hash by their names
 LABELS = "veil:labels"  # the key of the labels that it finds, a JSON list
 # The namespace (RFC 9562, section 6.6) of task ids. It was drawn at random once.
 NAMESPACE = uuid.UUID("7d7a3c1e-6a0c-4c55-9d0f-5b8d6f1f9a52")
@@ -239,20 +242,42 @@ def wait_for_room(
     return True
 
 
-def announce_recipe(redis: Any, recipe: str, labels: Sequence[str] = (FACE,)) -> None:
+def announce_recipe(
+    redis: Any,
+    recipe: str,
+    labels: Sequence[str] = (FACE,),
+    of_routes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Record the recipe that new outputs are made with, for the commands that enqueue.
 
-    `labels` are those of the objects that are hidden in them, for `veil status`.
+    `labels` are those of the objects that are hidden in them, for `veil status`. `of_routes` has
+    the recipe of each route that has a name.
     """
-    redis.set(RECIPE, recipe)
-    redis.set(LABELS, json.dumps(list(labels)))
+    with redis.pipeline() as pipe:
+        pipe.set(RECIPE, recipe)
+        pipe.set(LABELS, json.dumps(list(labels)))
+        pipe.delete(RECIPES)
+        if of_routes:
+            pipe.hset(RECIPES, mapping=dict(of_routes))
+        pipe.execute()
 
 
-def announced_recipe(redis: Any) -> str | None:
-    """Return the recipe of the worker that started last; None if no worker has started."""
+def announced_recipe(redis: Any, route: str | None = None) -> str | None:
+    """Return the recipe of the worker that started last; None if no worker has started.
+
+    It is that of the route with the name `route`, if the worker knows the route.
+    """
     with connected():
-        stored = redis.get(RECIPE)
+        stored = redis.hget(RECIPES, route) if route is not None else None
+        stored = stored or redis.get(RECIPE)
     return stored.decode() if stored else None
+
+
+def announced_recipes(redis: Any) -> dict[str, str]:
+    """Return the recipes of the routes with names of the worker that started last."""
+    with connected():
+        stored = redis.hgetall(RECIPES)
+    return {name.decode(): recipe.decode() for name, recipe in stored.items()}
 
 
 def announced_labels(redis: Any) -> list[str]:

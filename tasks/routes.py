@@ -2,9 +2,9 @@
 
 import itertools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from .addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from .errors import BucketNotAllowed, InvalidRequest
@@ -17,11 +17,16 @@ RESERVED = ".veil/"  # the folder of receipts below every destination, closed to
 class Route:
     """Permission to read pictures below `source` and to write their outputs below `destination`.
 
-    An output has the key of its source, relative to both prefixes.
+    An output has the key of its source, relative to both prefixes. A route of the routes file has a
+    `name`. With `suffixes`, it takes no other keys; upper and lower case are the same. `settings`
+    are the settings of workers that are different on this route.
     """
 
     source: PrefixUri
     destination: PrefixUri
+    name: str | None = None
+    suffixes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -31,6 +36,10 @@ class Route:
         if len(destination) != 1:
             raise InvalidRequest(f"{text!r:.200} is not a route like s3://raw=s3://clean")
         return cls(PrefixUri.parse(source), PrefixUri.parse(destination[0]))
+
+    def takes(self, key: str) -> bool:
+        """Return whether the route takes a source with this key."""
+        return not self.suffixes or key.lower().endswith(self.suffixes)
 
     def output_of(self, source: ObjectUri) -> ObjectUri:
         """Return the default address of the output of `source`, which is in the source."""
@@ -70,18 +79,17 @@ class Routed:
 class Routes:
     """All routes of a setup. A source or an output belongs to one of them at most.
 
-    Raises InvalidRequest if a source and a destination overlap, because an output could then be
-    taken for a source, or if two sources or two destinations overlap.
+    `setting` is the setting that has them. Raises InvalidRequest if a source and a destination
+    overlap, because an output could then be taken for a source, or if two sources or two
+    destinations overlap.
     """
 
     routes: tuple[Route, ...]
+    setting: str = "VEIL_ROUTES"
 
     def __post_init__(self) -> None:
-        for one, other in itertools.product(self.routes, repeat=2):
-            _check_apart("source {} and destination {}", one.source, other.destination)
-        for one, other in itertools.combinations(self.routes, 2):
-            _check_apart("sources {} and {}", one.source, other.source)
-            _check_apart("destinations {} and {}", one.destination, other.destination)
+        if problems := list(_overlaps(self.routes)):
+            raise InvalidRequest("; ".join(problems))
 
     @classmethod
     def parse(cls, *texts: str) -> Self:
@@ -107,6 +115,10 @@ class Routes:
         """Return whether `uri` is in the source of a route, or is the marker of its folder."""
         return any(source.begins(uri) for source in self.sources)
 
+    def takes(self, uri: ObjectUri) -> bool:
+        """Return whether the route of `uri`, which is in a source, takes its key."""
+        return all(route.takes(uri.key) for route in self if route.source.begins(uri))
+
     def resolve(self, request: AnonymizeRequest) -> Routed:
         """Return `request` with its route and the address of its output.
 
@@ -116,18 +128,27 @@ class Routes:
         for route in self.routes:
             if route.source.contains(request.source):
                 output = request.destination or route.output_of(request.source)
-                _check_output(route, output)
+                self._check(route, request.source, output)
                 return Routed(request, route, output)
         raise BucketNotAllowed(
-            f"{request.source} is in no source of VEIL_ROUTES: add a route, or correct the address"
+            f"{request.source} is in no source of {self.setting}: add a route, or correct the "
+            "address"
         )
+
+    def _check(self, route: Route, source: ObjectUri, output: ObjectUri) -> None:
+        if not route.takes(source.key):
+            raise BucketNotAllowed(
+                f"{source} has none of the suffixes of the route {route.name}: "
+                f"{', '.join(route.suffixes)}"
+            )
+        if not route.destination.contains(output):
+            raise BucketNotAllowed(
+                f"{output} is outside {route.destination}, where {self.setting} lets outputs go"
+            )
+        _check_output(route, output)
 
 
 def _check_output(route: Route, output: ObjectUri) -> None:
-    if not route.destination.contains(output):
-        raise BucketNotAllowed(
-            f"{output} is outside {route.destination}, where VEIL_ROUTES lets outputs go"
-        )
     if route.destination.relative(output).startswith(RESERVED):
         raise InvalidRequest(
             f"{output} is in {RESERVED}, which is kept for receipts: choose another key"
@@ -138,6 +159,14 @@ def _check_output(route: Route, output: ObjectUri) -> None:
         )
 
 
-def _check_apart(names: str, one: PrefixUri, other: PrefixUri) -> None:
-    if one.overlaps(other):
-        raise InvalidRequest(f"{names.format(one, other)} overlap: keep them apart")
+def _overlaps(routes: tuple[Route, ...]) -> Iterator[str]:
+    """Yield a line for each two places of `routes` that overlap."""
+    pairs = []
+    for one, other in itertools.product(routes, repeat=2):
+        pairs.append(("source {} and destination {}", one.source, other.destination))
+    for one, other in itertools.combinations(routes, 2):
+        pairs.append(("sources {} and {}", one.source, other.source))
+        pairs.append(("destinations {} and {}", one.destination, other.destination))
+    for names, place, other_place in pairs:
+        if place.overlaps(other_place):
+            yield f"{names.format(place, other_place)} overlap: keep them apart"

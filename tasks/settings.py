@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlun
 
 from pydantic import (
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -18,12 +19,15 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
 from redis import SSLConnection
 
-from . import redis_address, secret_files, tls_errors
+from . import secret_files, tls_errors
 from .errors import SettingsInvalid, VeilError
 from .notifications import address as notify_address
+from .redis import address as redis_address
 from .routes import Routes
+from .routes_file import Problem, read_routes
 from .signatures import Key
 from .storage.access_settings import AccessSettings
 
@@ -185,6 +189,11 @@ class Settings(BaseSettings):
         "(requester pays).",
     )
 
+    routes_file: str | None = Field(
+        None,
+        description="TOML file with routes that have names, and settings of their own, in place of "
+        "`VEIL_ROUTES`: docs/routes.md. Workers and commands need the same file.",
+    )
     routes: Annotated[tuple[str, ...], NoDecode] = Field(
         ("s3://raw=s3://clean",),
         description="Sources that may be read and destinations of their outputs, "
@@ -231,6 +240,8 @@ class Settings(BaseSettings):
         "`HOST:PORT`; empty to serve none. The page has no password, and each process needs an "
         "address of its own.",
     )
+
+    _parsed_routes: Routes = PrivateAttr()
 
     @field_validator("redis_url")
     @classmethod
@@ -354,9 +365,16 @@ class Settings(BaseSettings):
     def _split_routes(cls, value: Any) -> Any:
         return split_commas(value)
 
+    @field_validator("routes_file", mode="before")
+    @classmethod
+    def _text_of_file(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value or None
+
     @field_validator("routes")
     @classmethod
-    def _check_routes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_routes(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not value and info.data.get("routes_file"):
+            return value
         if not value:
             raise ValueError("give one or more routes like s3://raw=s3://clean")
         try:
@@ -364,6 +382,23 @@ class Settings(BaseSettings):
         except VeilError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @model_validator(mode="after")
+    def _read_routes(self) -> Self:
+        if self.routes_file is None:
+            self._parsed_routes = Routes.parse(*self.routes)
+            return self
+        if self.routes and "routes" in self.model_fields_set:
+            raise ValueError(f"{PREFIX}ROUTES and {PREFIX}ROUTES_FILE are set: keep one of them")
+        try:
+            self._parsed_routes = read_routes(Path(self.routes_file), self.route_problems)
+        except ValueError as error:
+            raise ValueError(f"{PREFIX}ROUTES_FILE: {error}") from None
+        return self
+
+    def route_problems(self, _settings: Mapping[str, Any]) -> list[Problem]:
+        """Return what is wrong with the settings of a route; here only their names are known."""
+        return []
 
     @classmethod
     def load(cls, **values: Any) -> Self:
@@ -411,7 +446,11 @@ class Settings(BaseSettings):
             raise SettingsInvalid(message) from None
 
     def parsed_routes(self) -> Routes:
-        return Routes.parse(*self.routes)
+        return self._parsed_routes
+
+    def has_routes(self) -> bool:
+        """Return whether the routes are set, so that they are not the default one."""
+        return self.routes_file is not None or "routes" in self.model_fields_set
 
     def source_access(self) -> AccessSettings:
         """Return the settings of the way to sources."""
@@ -495,7 +534,7 @@ class Settings(BaseSettings):
     def broker_url(self) -> str:
         """Return the Redis address with its password, for Celery only: never log it.
 
-        With sentinels, the host is that of one of them. The connections of `redis_primary` ignore
+        With sentinels, the host is that of one of them. The connections of `redis.primary` ignore
         it.
         """
         server, _ = redis_address.split_sentinels(self.redis_url.get_secret_value())

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import redis_durability
 from .bulk import runs as stored_runs
-from .publishing import announced_labels, announced_recipe
+from .publishing import announced_labels, announced_recipe, announced_recipes
 from .records import dead_letters, outcomes, queues, review
 from .records.queues import QueueStatus
-from .redis_errors import connected
+from .redis import durability
+from .redis.errors import connected
 
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"
@@ -30,7 +30,8 @@ class Status:
     `per_second` is the rate of the work that is being done, or 0 if it is unknown: see
     tasks.records.outcomes.recent_rate. `seconds_left` is the time that the messages on the queues
     and in flight take at that rate, or None if the rate is 0. `recipe` is that of the worker that
-    started last, and `labels` are those that it finds.
+    started last, and `labels` are those that it finds. `routes` are those of the routes file, by
+    name.
     """
 
     queues: Sequence[QueueStatus]
@@ -45,6 +46,16 @@ class Status:
     seconds_left: float | None
     recipe: str | None
     labels: Sequence[str]
+    routes: Sequence["RouteStatus"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteStatus:
+    """The status of a route with a name: its pictures by outcome, and its recipe if known."""
+
+    route: str
+    outcomes: Mapping[str, int]
+    recipe: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +102,7 @@ def read(redis: Any) -> Status:
         return Status(
             queues=waiting,
             stray=queues.stray(redis),
-            risks=redis_durability.risks(redis),
+            risks=durability.risks(redis),
             in_flight=in_flight,
             outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
             dead=dead_letters.LETTERS.count(redis),
@@ -101,7 +112,18 @@ def read(redis: Any) -> Status:
             seconds_left=_seconds_left(pictures, per_second),
             recipe=announced_recipe(redis),
             labels=announced_labels(redis),
+            routes=_routes(redis),
         )
+
+
+def _routes(redis: Any) -> list[RouteStatus]:
+    """Return the routes that the worker that started last has, and those with outcomes."""
+    recipes, counts = announced_recipes(redis), outcomes.of_routes(redis)
+    nothing = dict.fromkeys((*DONE, FAILED), 0)
+    return [
+        RouteStatus(route=name, outcomes=nothing | counts.get(name, {}), recipe=recipes.get(name))
+        for name in sorted(recipes.keys() | counts.keys())
+    ]
 
 
 def read_run(redis: Any, run: str) -> RunStatus | None:

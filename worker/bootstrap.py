@@ -10,6 +10,8 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,11 +21,12 @@ import structlog
 from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
-from tasks import error_reports, redis_durability, tracing
 from tasks.errors import ModelInvalid
 from tasks.messages import FACE
-from tasks.redis_clients import impatient_client
+from tasks.redis import durability
+from tasks.redis.clients import impatient_client
 from tasks.settings import Settings, refuse_unknown
+from tasks.telemetry import error_reports, tracing
 from worker import logs, metrics, searches
 from worker.process import allocator, processors
 from worker.process.watch import Watch, unwatched
@@ -33,17 +36,18 @@ from worker.settings import PICTURE_SECONDS, PROCESS_WAIT_SECONDS, SLOWEST_VIEWS
 
 if TYPE_CHECKING:
     from tasks.app import App
+    from tasks.delivery import work
     from tasks.storage.s3 import ObjectStore
     from worker.anonymizer import Anonymizer, FileAnonymizer, Limits
-    from worker.detection.batching import Predict
+    from worker.detection.batching import Batcher, Predict
     from worker.detection.faces import Detections
-    from worker.detection.labelled import LabelledDetector
+    from worker.detection.labelled import LabelledDetector, Search
     from worker.detection.model import Model
-    from worker.detection.tiled import ModelInput
+    from worker.detection.tiled import Infer, ModelInput
     from worker.masking.regions import MaskStyle
-    from worker.pipeline import Pipeline
     from worker.pixels import Pixels
-    from worker.process.channel import Configuration
+    from worker.process.channel import Configuration, Handling
+    from worker.process.pool import PicturePool
     from worker.treatments import Treatments
 
 GPU_BATCH_SIZE = 8
@@ -71,7 +75,7 @@ RECORDED_PACKAGES = (
 """The packages whose versions receipts record: they decide the bytes of an output."""
 
 
-def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "Pipeline":
+def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "work.Pipeline":
     """Return the pipeline of the queue worker `name`, configured by the environment.
 
     This is the entry point `pipeline` of the group ``veil``. The watchdog calls `on_stall` with
@@ -82,9 +86,10 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     logs.configure(settings.log_format, settings.redis_server(), name)
     tracing.configure("veil-worker")
     error_reports.configure("worker")
-    from tasks.metrics import serve  # only queue workers serve metrics
     from tasks.storage.s3 import ObjectStore
+    from tasks.telemetry.metrics import initialize_routes, serve  # only queue workers have them
 
+    initialize_routes(route.name for route in settings.parsed_routes() if route.name is not None)
     serve(settings, app)
     metrics.watch_worker()
     worker_ready.connect(_announce_recipe, weak=False)
@@ -136,7 +141,9 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
     app: App = sender.app
     try:
         pipeline = app.work.pipeline
-        publishing.announce_recipe(app.backend.client, pipeline.recipe, pipeline.labels)
+        publishing.announce_recipe(
+            app.backend.client, pipeline.recipe, pipeline.labels, pipeline.recipes
+        )
     except RedisError as error:
         structlog.get_logger("veil").warning("recipe not announced", error=type(error).__name__)
     structlog.get_logger("veil").info("worker ready")
@@ -145,7 +152,7 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
 def _warn_of_redis(sender: Any, **_: Any) -> None:
     """Log a warning if Redis may lose messages. `sender` is Celery's consumer."""
     try:
-        risks = redis_durability.risks(sender.app.backend.client)
+        risks = durability.risks(sender.app.backend.client)
     except RedisError:
         return  # An outage has lines of its own.
     if risks:
@@ -167,21 +174,33 @@ def _watch_store(sender: Any, **_: Any) -> None:
 
 def build_pipeline(
     settings: WorkerSettings, store: "ObjectStore", watch: Watch = unwatched
-) -> "Pipeline":
+) -> "work.Pipeline":
     """Return the pipeline over the objects in `store`.
 
-    Raises the errors of build_file_anonymizer. build_anonymizer explains `watch`.
+    Raises the errors of build_file_anonymizers. build_anonymizer explains `watch`.
     """
-    from worker.pipeline import Pipeline
+    from worker.pipeline import Pipeline, RoutedPipeline
 
     allocator.return_memory()
-    return Pipeline(
-        store=store,
-        anonymizer=build_file_anonymizer(settings, watch),
-        routes=settings.parsed_routes(),
-        keys=settings.receipt_keys(),
-        uploads=settings.uploads(),
-    )
+    routes = settings.parsed_routes()
+    # Routes without settings of their own share one anonymizer.
+    with_own = [route for route in routes if route.settings]
+    different = [settings, *map(settings.of_route, with_own)]
+    anonymizers = build_file_anonymizers(different, watch)
+    pipelines = [
+        Pipeline(
+            store=store,
+            anonymizer=anonymizer,
+            routes=routes,
+            keys=settings.receipt_keys(),
+            uploads=one.uploads(),
+        )
+        for one, anonymizer in zip(different, anonymizers, strict=True)
+    ]
+    if not with_own:
+        return pipelines[0]
+    by_route = dict(zip(with_own, pipelines[1:], strict=True))
+    return RoutedPipeline(pipelines[0], by_route)
 
 
 def build_file_anonymizer(
@@ -194,26 +213,60 @@ def build_file_anonymizer(
     build_anonymizer, which also explains `watch`. Raises the errors of load_model, and
     PictureProcessLost.
     """
+    (anonymizer,) = build_file_anonymizers([settings], watch, pictures)
+    return anonymizer
+
+
+def build_file_anonymizers(
+    different: Sequence[WorkerSettings], watch: Watch = unwatched, pictures: int | None = None
+) -> "Sequence[FileAnonymizer]":
+    """Return an anonymizer for each of `different` settings, which share models and processes.
+
+    The first are those of the worker, and the others are those of routes. build_file_anonymizer
+    explains the arguments, and raises the same errors.
+    """
+    settings = different[0]
     count = settings.picture_processes()
     runs_for_long = pictures is None
-    if not count:
-        return build_anonymizer(settings, watch, runs_for_long=runs_for_long)
+    pool = None if count == 0 else _pool(count, pictures)
+    models = load_models(settings)  # while a picture process starts
+    infer = _infer(settings, models, watch)
+    detectors = [_detector(one, models, infer) for one in different]
+    if runs_for_long:
+        _warm_up(settings, models, detectors)
+    built = [
+        _anonymizer(one, models, detector, watch, is_of_route=number > 0)
+        for number, (one, detector) in enumerate(zip(different, detectors, strict=True))
+    ]
+    if pool is None:
+        return built
     from worker.isolated import IsolatedAnonymizer
+
+    handlings = [
+        _handling(one, detector, local.limits)
+        for one, detector, local in zip(different, detectors, built, strict=True)
+    ]
+    inputs = [_model_input(settings, one.model) for one in models]
+    labels = built[0].treatments.labels
+    pool.configure(_configuration(settings, inputs, labels, handlings, runs_for_long))
+    seconds = settings.anonymizer_seconds() if runs_for_long else float("inf")
+    own_handlings = handlings if len(handlings) > 1 else [None]
+    return [
+        IsolatedAnonymizer(local, pool, infer, seconds, handling)
+        for local, handling in zip(built, own_handlings, strict=True)
+    ]
+
+
+def _pool(count: int, pictures: int | None) -> "PicturePool":
+    """Return a pool of `count` picture processes, or less for few `pictures`."""
     from worker.process.pool import PicturePool
 
     if pictures is None:
         pool = PicturePool(count, wait_seconds=PROCESS_WAIT_SECONDS)
-        seconds = settings.anonymizer_seconds()
     else:
         pool = PicturePool(max(1, min(count, pictures)))
-        seconds = float("inf")
     metrics.watch_pool(pool)
-    models = load_models(settings)  # while the process starts
-    detector = _detector(settings, models, watch, runs_for_long)
-    local = _anonymizer(settings, models, detector, watch)
-    inputs = [_model_input(settings, one.model) for one in models]
-    pool.configure(_configuration(settings, inputs, local, detector, runs_for_long))
-    return IsolatedAnonymizer(local, pool, detector.infer, seconds)
+    return pool
 
 
 def build_viewer(settings: WorkerSettings, processes: int) -> "FileAnonymizer":
@@ -240,31 +293,48 @@ def build_viewer(settings: WorkerSettings, processes: int) -> "FileAnonymizer":
     if not count:
         return local
     pool = PicturePool(count, wait_seconds=PROCESS_WAIT_SECONDS)
-    pool.configure(_configuration(settings, [takes], local, detector, runs_for_long=True))
+    handling = _handling(settings, detector, limits)
+    pool.configure(_configuration(settings, [takes], (FACE,), [handling], runs_for_long=True))
     return IsolatedAnonymizer(local, pool, detector.infer, settings.anonymizer_seconds())
+
+
+def _handling(
+    settings: WorkerSettings, detector: "LabelledDetector", limits: "Limits"
+) -> "Handling":
+    """Return what a picture process needs to know of `settings`, which may be those of a route."""
+    from worker.process.channel import Handling
+
+    return Handling(
+        style=mask_style(settings),
+        limits=limits,
+        hold_without_faces=settings.no_faces == "hold",
+        verify=settings.verify,
+        keep=settings.kept_metadata(),
+        searches=tuple(detector.searches),
+        detect_seconds=detector.seconds,
+    )
 
 
 def _configuration(
     settings: WorkerSettings,
     inputs: "Sequence[ModelInput]",
-    local: "Anonymizer",
-    detector: "LabelledDetector",
+    labels: tuple[str, ...],
+    handlings: "Sequence[Handling]",
     runs_for_long: bool,
 ) -> "Configuration":
-    """Return what a picture process needs to know of `settings` and the models."""
+    """Return what a picture process needs to know of `settings` and the models.
+
+    The worker waits as long for a picture as the slowest of `handlings` may take.
+    """
     from worker.process.channel import Configuration
 
+    longest = max(one.limits.detection_seconds for one in handlings)
+    limits = replace(handlings[0].limits, detection_seconds=longest)
     return Configuration(
-        style=mask_style(settings),
-        labels=local.treatments.labels,
+        **vars(replace(handlings[0], limits=limits)),
+        labels=labels,
         rules=searches.rules_of_treatment(settings),
-        limits=local.limits,
-        hold_without_faces=settings.no_faces == "hold",
-        verify=settings.verify,
-        keep=settings.kept_metadata(),
         inputs=tuple(inputs),
-        searches=tuple(detector.searches),
-        detect_seconds=detector.seconds,
         memory_bytes=settings.max_pixels * MEMORY_BYTES_A_PIXEL + 4 * settings.max_bytes,
         runs_for_long=runs_for_long,
         output_bytes=settings.max_pixels * OUTPUT_BYTES_A_PIXEL + settings.max_bytes + (1 << 20),
@@ -283,7 +353,9 @@ def build_anonymizer(
     `runs_for_long`, models on a GPU are warmed up. Raises the errors of load_models.
     """
     models = models or load_models(settings)
-    detector = _detector(settings, models, watch, runs_for_long)
+    detector = _detector(settings, models, _infer(settings, models, watch))
+    if runs_for_long:
+        _warm_up(settings, models, [detector])
     return _anonymizer(settings, models, detector, watch)
 
 
@@ -292,9 +364,13 @@ def _anonymizer(
     models: Sequence[LoadedModel],
     detector: "LabelledDetector",
     watch: Watch,
+    is_of_route: bool = False,
 ) -> "Anonymizer":
-    """Return the anonymizer for `settings`, with `detector` for `models`."""
-    from tasks.metrics import initialize_labels
+    """Return the anonymizer for `settings`, with `detector` for `models`.
+
+    The metrics and the log show the one that is of no route.
+    """
+    from tasks.telemetry.metrics import initialize_labels
     from worker.anonymizer import Anonymizer
     from worker.treatments import Treatments
 
@@ -305,7 +381,8 @@ def _anonymizer(
     recipe = _recipe(settings, models, detector, treatments)
     made_with = {**_digests(models), **_versions()}
     initialize_labels(labels)
-    _announce_detector(settings, models, detector, recipe, made_with)
+    if not is_of_route:
+        _announce_detector(settings, models, detector, recipe, made_with)
     return Anonymizer(
         detector=detector,
         style=mask_style(settings),
@@ -321,17 +398,24 @@ def _anonymizer(
     )
 
 
-def _detector(
-    settings: WorkerSettings,
-    models: Sequence[LoadedModel],
-    watch: Watch,
-    runs_for_long: bool,
-) -> "LabelledDetector":
-    """Return the detector: searches in a picture, whose canvases `models` receive in batches."""
-    from worker.detection.batching import Batcher
-    from worker.detection.labelled import LabelledDetector
+class _Batchers:
+    """The batchers of all models. They stop when nothing uses this object any more."""
 
-    labels = searches.labels_to_hide(settings, models)
+    def __init__(self, batchers: "Sequence[Batcher]") -> None:
+        self._batchers = batchers
+        for batcher in batchers:
+            # The threads keep the model in memory, also when a program has dropped its anonymizer.
+            weakref.finalize(self, batcher.stop).atexit = False
+
+    def infer(self, model: int, canvases: "Sequence[Pixels]") -> "Sequence[Detections]":
+        """Return the detections of `model` in each of `canvases`."""
+        return self._batchers[model].infer(canvases)
+
+
+def _infer(settings: WorkerSettings, models: Sequence[LoadedModel], watch: Watch) -> "list[Infer]":
+    """Return the function that runs each model, with canvases in batches."""
+    from worker.detection.batching import Batcher
+
     batchers = [
         Batcher(
             _watched_predict(settings, one.model, watch),
@@ -343,33 +427,39 @@ def _detector(
         for one in models
     ]
     metrics.watch_batchers(batchers)
+    shared = _Batchers(batchers)
+    return [partial(shared.infer, number) for number in range(len(models))]
+
+
+def _detector(
+    settings: WorkerSettings, models: Sequence[LoadedModel], infer: "Sequence[Infer]"
+) -> "LabelledDetector":
+    """Return the detector: searches in a picture, whose canvases `infer` gives to `models`."""
+    from worker.detection.labelled import LabelledDetector
+
+    labels = searches.labels_to_hide(settings, models)
     inputs = [_model_input(settings, one.model) for one in models]
     planned = searches.searches_of(settings, models, inputs, labels)
-    detector = LabelledDetector(
-        planned,
-        [batcher.infer for batcher in batchers],
-        searches.seconds_of(settings, planned),
-        metrics.count_search,
-    )
-    for batcher in batchers:
-        # The threads keep the model in memory, also when a program has dropped its anonymizer.
-        weakref.finalize(detector, batcher.stop).atexit = False
-    if runs_for_long:
-        _warm_up(settings, models, detector)
-    return detector
+    seconds = searches.seconds_of(settings, planned)
+    return LabelledDetector(planned, infer, seconds, metrics.count_search)
 
 
 def _warm_up(
-    settings: WorkerSettings, models: Sequence[LoadedModel], detector: "LabelledDetector"
+    settings: WorkerSettings,
+    models: Sequence[LoadedModel],
+    detectors: "Sequence[LabelledDetector]",
 ) -> None:
-    """Give the models on a GPU the batches of usual pictures."""
+    """Give the models on a GPU the batches of usual pictures, once for equal searches."""
     from worker.detection.warm_up import warm_up
 
-    for search in detector.searches:
-        model = models[search.model].model
-        if model.on_gpu:
-            infer = detector.infer[search.model]
-            warm_up(detector.scaled(search, infer), _batch_size(settings, model))
+    done: list[Search] = []
+    for detector in detectors:
+        for search in detector.searches:
+            model = models[search.model].model
+            if model.on_gpu and search not in done:
+                infer = detector.infer[search.model]
+                warm_up(detector.scaled(search, infer), _batch_size(settings, model))
+                done.append(search)
 
 
 def _watched_predict(settings: WorkerSettings, model: "Model", watch: Watch) -> "Predict":

@@ -19,7 +19,7 @@ from worker.anonymizer import (
 from worker.detection.tiled import Infer
 from worker.images.formats import CONTENT_TYPES
 from worker.images.viewing import View
-from worker.process.channel import Work
+from worker.process.channel import Handling, Work
 from worker.process.pool import Finished, PicturePool, PictureProcess, ProcessDied
 from worker.residual_check import Checked
 from worker.treatments import AS_CONFIGURED
@@ -34,13 +34,20 @@ class IsolatedAnonymizer(FileAnonymizer):
     """
 
     def __init__(
-        self, local: Anonymizer, pool: PicturePool, infer: Sequence[Infer], seconds: float
+        self,
+        local: Anonymizer,
+        pool: PicturePool,
+        infer: Sequence[Infer],
+        seconds: float,
+        handling: Handling | None = None,
     ) -> None:
         """Work in the processes of `pool`, which are configured as `local` is.
 
         `infer` has the function that runs each model. `seconds` is the limit for both tries of a
-        picture.
+        picture. With a `handling`, the pool has other anonymizers, too, and this is the handling of
+        `local`.
         """
+        self._handling = handling
         self.limits = local.limits
         self.hold_without_faces = local.hold_without_faces
         self.verify = local.verify
@@ -61,7 +68,7 @@ class IsolatedAnonymizer(FileAnonymizer):
         picture; PictureProcessLost if they are killed from outside; and Busy if none is free.
         """
         stopwatch.on_stage("decoding")  # It may refuse the picture.
-        work = Work(len(content), options, detect_only=False)
+        work = Work(len(content), options, detect_only=False, handling=self._handling)
         finished = self._finished(content, work, stopwatch.on_stage)
         for stage, seconds in finished.result.seconds.items():
             stopwatch.seconds[stage] = seconds
@@ -69,7 +76,7 @@ class IsolatedAnonymizer(FileAnonymizer):
 
     def detect_file(self, content: bytes, options: AnonymizeOptions = AS_CONFIGURED) -> Anonymized:
         """Return the faces that `anonymize` would hide; `content` is None. Raises its errors."""
-        work = Work(len(content), options, detect_only=True)
+        work = Work(len(content), options, detect_only=True, handling=self._handling)
         return _anonymized(self._finished(content, work, ignore_stage), self.treatments.labels)
 
     def view(self, content: bytes, view: View) -> Anonymized:

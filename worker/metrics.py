@@ -2,13 +2,14 @@
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.signals import heartbeat_sent
 from celery.worker import state
 from prometheus_client import Counter, Gauge, Histogram, Info
 
-from tasks.metrics import REGISTRY
+from tasks.telemetry.metrics import REGISTRY
 from worker.searches import NEAR_MARGIN
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ STORE_UP.set(1)
 CLOSED_ROUTES = Gauge(
     "veil_closed_routes",
     "Routes whose pictures wait, because their store refuses them or is unavailable.",
+    registry=REGISTRY,
+)
+ROUTE_UP = Gauge(
+    "veil_route_up",
+    "0 while the pictures of this route of VEIL_ROUTES_FILE wait for their store, else 1.",
+    ["route"],
     registry=REGISTRY,
 )
 IN_HAND = Gauge(
@@ -77,6 +84,9 @@ def watch_circuit_breaker(breaker: "CircuitBreaker") -> None:
     """Show the outages of the store that `breaker` recognises."""
     STORE_UP.set_function(lambda: not breaker.is_open)
     CLOSED_ROUTES.set_function(lambda: breaker.closed_routes)
+    for route in breaker.routes:
+        if route.name is not None:
+            ROUTE_UP.labels(route.name).set_function(partial(breaker.is_up, route))
 
 
 def _beat(**_: Any) -> None:

@@ -1,6 +1,6 @@
 """The pipeline: what happens to one picture from its source to its output and its report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tasks.delivery import work
 from tasks.errors import AccessDenied, UnsupportedImage
@@ -44,6 +44,7 @@ class Pipeline(work.Pipeline):
         self.routes = routes
         self._outputs = Outputs(store, keys, anonymizer.limits.fetch_seconds, uploads)
         self.recipe = anonymizer.recipe
+        self.recipes = {route.name: self.recipe for route in routes if route.name is not None}
         self.labels = anonymizer.treatments.labels
 
     def resolve(self, request: AnonymizeRequest) -> Routed:
@@ -165,6 +166,40 @@ class Pipeline(work.Pipeline):
         without_faces = self._anonymizer.hold_without_faces and faces == 0
         with_left = self._anonymizer.verify == "hold" and left > 0
         return without_faces or with_left
+
+
+class RoutedPipeline(work.Pipeline):
+    """Passes each picture to the pipeline of its route."""
+
+    def __init__(self, default: Pipeline, by_route: Mapping[Route, Pipeline]) -> None:
+        """Routes that `by_route` lacks have the `default`."""
+        self._default = default
+        self._by_route = by_route
+        self.routes = default.routes
+        self.recipe = default.recipe
+        self.labels = default.labels
+        own = {route.name: one.recipe for route, one in by_route.items() if route.name is not None}
+        self.recipes = {**default.recipes, **own}
+
+    def resolve(self, request: AnonymizeRequest) -> Routed:
+        """Return `request` with its route; raise BucketNotAllowed if it has none."""
+        return self._default.resolve(request)
+
+    def run(
+        self,
+        routed: Routed,
+        on_stage: OnStage = ignore_stage,
+        confirm: Callable[[], None] = always_confirm,
+    ) -> AnonymizeReport:
+        """Fetch, anonymize and store one picture, as Pipeline.run does."""
+        return self._of(routed.route).run(routed, on_stage, confirm)
+
+    def check_store(self, route: Route) -> None:
+        """Raise the VeilError that every picture on `route` would meet now."""
+        self._of(route).check_store(route)
+
+    def _of(self, route: Route) -> Pipeline:
+        return self._by_route.get(route, self._default)
 
 
 def _refuse_encoding(source: StoredObject) -> None:

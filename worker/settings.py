@@ -2,15 +2,25 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import NoDecode
 
 from tasks.delivery.attempts import LOCK_WAIT_SECONDS, OUTPUT_WAIT_SECONDS
 from tasks.messages import Method, Region
+from tasks.routes import Route
+from tasks.routes_file import Problem, problems_of
 from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX, S3_ATTEMPTS, split_commas
 from worker.detection.presets import PRESETS, PassSettings
@@ -432,6 +442,24 @@ class WorkerSettings(UploadSettings):
                 f"or {PREFIX}S3_… (limits for each try)"
             )
         return self
+
+    def route_problems(self, settings: Mapping[str, Any]) -> list[Problem]:
+        """Return what is wrong with the settings of a route, beside those of the environment."""
+        try:
+            self._changed(settings)
+        except ValidationError as error:
+            return problems_of(error)
+        return []
+
+    def of_route(self, route: Route) -> "WorkerSettings":
+        """Return these settings with those of `route`; themselves if it has none."""
+        return self._changed(route.settings) if route.settings else self
+
+    def _changed(self, changes: Mapping[str, Any]) -> "WorkerSettings":
+        """Return these settings with `changes`, and with the default route."""
+        known = {name: getattr(self, name) for name in self.model_fields_set}
+        default_route = type(self).model_fields["routes"].default
+        return type(self)(**{**known, "routes_file": None, "routes": default_route, **changes})
 
     def model_addresses(self) -> tuple[ModelAddress, ...]:
         """Return the models of a worker, in their order."""

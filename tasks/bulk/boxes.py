@@ -109,7 +109,7 @@ def _place_of(output: str, routes: Routes, keys: Sequence[Key]) -> tuple[Places,
         if route.destination.contains(uri):
             whole = Places.of_outputs(PrefixUri(uri.bucket, route.destination.prefix), routes, keys)
             return whole, whole.output.relative(uri)
-    raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
+    raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
 
 
 def _differences(

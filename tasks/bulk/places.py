@@ -40,7 +40,7 @@ class Places:
                     raise InvalidRequest(f"{outputs} is kept for receipts: name another place")
                 return cls(route, sources, outputs, Marks(keys))
         raise BucketNotAllowed(
-            f"no route of VEIL_ROUTES leads from {source} to {output or 'anywhere'}: add one"
+            f"no route of {routes.setting} leads from {source} to {output or 'anywhere'}: add one"
         )
 
     @classmethod
@@ -51,10 +51,28 @@ class Places:
         """
         route = routes.of_destination(output)
         if route is None:
-            raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {output}: add one")
+            raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
         if route.destination.rest(output).startswith(RESERVED):
             raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
         return cls(route, route.sources_of(output), output, Marks(keys))
+
+    def suffixes(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """Return the suffixes of keys that the route takes and `asked` has; none for any key.
+
+        Either may be empty, for any key. Raises InvalidRequest if no key has a suffix of both.
+        """
+        taken = self.route.suffixes
+        if not asked or not taken:
+            return tuple(asked) or taken
+        wanted = tuple(suffix.lower() for suffix in asked)
+        both = {suffix for suffix in wanted if suffix.endswith(taken)}
+        both |= {suffix for suffix in taken if suffix.endswith(wanted)}
+        if not both:
+            raise InvalidRequest(
+                f"the route {self.route.name} only takes keys with {', '.join(taken)}, and none "
+                f"with {', '.join(wanted)}"
+            )
+        return tuple(sorted(both))
 
     def key(self, source: ObjectUri) -> str:
         """Return the key of a picture, which is the same in both places."""

@@ -68,6 +68,14 @@ class CircuitBreaker:
         """The number of routes with an outage."""
         return len(self._failures)
 
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        return tuple(self._probing)
+
+    def is_up(self, route: Route) -> bool:
+        """Return whether `route` has no outage."""
+        return route not in self._failures
+
     def raise_if_closed(self, route: Route) -> None:
         """Raise the error of the outage of `route`, if there is one."""
         if failure := self._failures.get(route):

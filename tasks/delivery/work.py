@@ -1,6 +1,6 @@
 """The parts of a worker that the task uses, and the interface of its pipeline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ class Pipeline(Protocol):
     """The work on one picture. All threads of a worker share one pipeline."""
 
     recipe: str
+    recipes: Mapping[str, str]
+    """The recipe of each route that has a name."""
     routes: Routes
     labels: tuple[str, ...]
     """The labels of the objects that are hidden."""

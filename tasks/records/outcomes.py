@@ -12,6 +12,7 @@ from typing import Any
 TOTALS = "veil:outcomes"
 MINUTE = "veil:outcomes:{}"  # formatted with minutes since the epoch
 RECENT = "veil:outcomes:recent"  # a list: seconds since the epoch of the last outcomes
+ROUTES = "veil:outcomes:routes"  # a hash: the name of a route, a space and an outcome
 RUN = "veil:run:{}:outcomes"  # formatted with the name of the run
 RUN_NAME = re.compile(r"[a-z0-9-]{1,64}")
 MINUTES_KEPT = 60
@@ -28,10 +29,11 @@ def run_name(value: Any) -> str | None:
     return value if isinstance(value, str) and RUN_NAME.fullmatch(value) else None
 
 
-def count(redis: Any, status: str, run: str | None = None) -> None:
+def count(redis: Any, status: str, run: str | None = None, route: str | None = None) -> None:
     """Count one picture with the outcome `status`, also for its `run` if it belongs to one.
 
-    `redis` may be a pipeline. A picture whose message is delivered twice counts twice.
+    It counts for the route with the name `route` too, if there is one. `redis` may be a pipeline. A
+    picture whose message is delivered twice counts twice.
     """
     now = time.time()
     redis.hincrby(TOTALS, status, 1)
@@ -40,6 +42,8 @@ def count(redis: Any, status: str, run: str | None = None) -> None:
     minute = MINUTE.format(int(now) // 60)
     redis.hincrby(minute, status, 1)
     redis.expire(minute, MINUTES_KEPT * 60)
+    if route is not None:
+        redis.hincrby(ROUTES, f"{route} {status}", 1)
     if run is not None:
         redis.hincrby(RUN.format(run), status, 1)
         redis.expire(RUN.format(run), RUN_SECONDS_KEPT)
@@ -53,6 +57,15 @@ def count_malformed(redis: Any) -> None:
 def totals(redis: Any) -> dict[str, int]:
     """Return the number of pictures by outcome, since this Redis is in use."""
     return _counts(redis.hgetall(TOTALS))
+
+
+def of_routes(redis: Any) -> dict[str, dict[str, int]]:
+    """Return the number of pictures of each route that has a name, by outcome."""
+    found: dict[str, dict[str, int]] = {}
+    for name, number in _counts(redis.hgetall(ROUTES)).items():
+        route, _, status = name.partition(" ")
+        found.setdefault(route, {})[status] = number
+    return found
 
 
 def of_run(redis: Any, run: str) -> dict[str, int]:

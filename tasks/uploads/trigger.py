@@ -8,19 +8,18 @@ from typing import Any
 
 import structlog
 
-from .. import metrics
 from ..addresses import ObjectUri, PrefixUri, plain
 from ..backoff import Backoff
 from ..errors import BucketNotAllowed, InvalidRequest, MalformedEvent, VeilError
 from ..messages import UPLOADS, AnonymizeRequest
 from ..publishing import Publisher, Wanted
 from ..routes import Routes
+from ..telemetry import metrics
 from .events import Event, Parsed, parse
 
 IGNORED_LOG_SECONDS = 60.0  # between two lines that count ignored events
 MAX_LOGGED_KEY = 1024  # characters; a key in an event may have any length
 # What to check if an event is ignored for one of these reasons, and should not be.
-CHECKS = {"outside": "VEIL_ROUTES", "filtered": "--prefix and --suffix"}
 MAX_REFUSALS_LOGGED = 10  # per message or page of a listing; one more line counts the others
 # Pictures in one transaction. Redis serves no other client while a transaction runs.
 MAX_TRANSACTION_SIZE = 1000
@@ -60,13 +59,18 @@ class EventFilter:
         Raises InvalidRequest for a prefix that is not an address, and BucketNotAllowed for one that
         is outside the sources of all routes.
         """
+        self.checks = {
+            "outside": routes.setting,
+            "filtered": "--prefix and --suffix, and the suffixes of the route",
+        }
         self._routes = routes
         self.prefixes = [PrefixUri.parse(prefix) for prefix in prefixes] or routes.sources
         self._suffixes = tuple(suffix.lower() for suffix in suffixes)
         for prefix in self.prefixes:
             if routes.of_source(prefix) is None:
                 raise BucketNotAllowed(
-                    f"{prefix} is in no source of VEIL_ROUTES: add a route, or correct the prefix"
+                    f"{prefix} is in no source of {routes.setting}: add a route, or correct the "
+                    "prefix"
                 )
 
     def choose(self, events: Sequence[Event]) -> Chosen:
@@ -101,6 +105,8 @@ class EventFilter:
         if not event.key or event.key.endswith("/"):
             return "folder"
         if not any(prefix.contains(uri) for prefix in self.prefixes):
+            return "filtered"
+        if not self._routes.takes(uri):
             return "filtered"
         if self._suffixes and not event.key.lower().endswith(self._suffixes):
             return "filtered"
@@ -207,7 +213,8 @@ class Trigger:
     def _log_first_ignored(self, ignored: Counter[str], examples: Mapping[str, Event]) -> None:
         """Log one line for each reason in `ignored` for which no event was ignored before."""
         for reason in ignored.keys() - self.ignored.keys() - {"refused"}:
-            fields = {"check": CHECKS[reason]} if reason in CHECKS else {}
+            checks = self.filter.checks
+            fields = {"check": checks[reason]} if reason in checks else {}
             if example := examples.get(reason):
                 fields |= {"bucket": example.bucket, "key": example.key[:MAX_LOGGED_KEY]}
             log.info("event ignored", reason=reason, **fields)

@@ -15,16 +15,17 @@ import re
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
-from tasks import error_reports, tracing
 from tasks.app import app
 from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUES, AnonymizeReport
 from tasks.routes import Route, Routed, Routes
 from tasks.settings import Settings
+from tasks.telemetry import error_reports, tracing
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
 
@@ -36,6 +37,7 @@ class StubPipeline:
     """A pipeline that sleeps or fails as the keys of its pictures say."""
 
     recipe = "stub"
+    recipes = MappingProxyType({})
     routes = Routes((ROUTE,))
 
     def __init__(self, journal: Path, watchdog: Watchdog, stall_seconds: float):

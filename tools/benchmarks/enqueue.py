@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -194,6 +195,7 @@ def _work() -> None:
 
     class Pipeline:
         recipe = "0" * 16
+        recipes: Mapping[str, str] = MappingProxyType({})
         routes = Routes((route,))
         labels: tuple[str, ...] = (FACE,)
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tasks import tracing
 from tasks.bulk import runs
 from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
 from tasks.bulk.inventory import Inventory
@@ -27,10 +26,11 @@ from tasks.errors import InvalidRequest, InventoryInvalid, QueueUnavailable, Run
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes
 from tasks.records.dead_letters import DeadLetter
-from tasks.redis_clients import refuse_cluster
-from tasks.redis_errors import connected
+from tasks.redis.clients import refuse_cluster
+from tasks.redis.errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
+from tasks.telemetry import tracing
 from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
@@ -202,7 +202,11 @@ def backfill(
         Display.opened(celery.backend.client, as_json, is_rehearsal=dry_run) as display,
     ):
         selection = Selection(
-            since, until, tuple(sorted(suffix or ())), limit, _name(inventories, since or until)
+            since,
+            until,
+            tuple(sorted(places.suffixes(suffix or ()))),
+            limit,
+            _name(inventories, since or until),
         )
         # The run itself waits for servers; at its start a prefix without objects is more likely a
         # mistake.
@@ -212,7 +216,7 @@ def backfill(
             store,
             places,
             selection,
-            _recipe(celery, recipe, display),
+            _recipe(celery, recipe, places, display),
             low_water=low_water,
             high_water=high_water,
             max_rate=max_rate or math.inf,
@@ -303,9 +307,9 @@ def _interruption(reading: Reading) -> str:
     return f"is abandoned since {iso_time(reading.abandoned_since)}"
 
 
-def _recipe(celery: "App", given: str | None, display: "Display") -> str | None:
+def _recipe(celery: "App", given: str | None, places: Places, display: "Display") -> str | None:
     """Return the recipe that counts as done; None if outputs of any recipe do."""
-    recipe = given or announced_recipe(celery.backend.client)
+    recipe = given or announced_recipe(celery.backend.client, places.route.name)
     if recipe is None:
         display.note("no worker has reported its recipe: outputs of any recipe count as done")
     return recipe

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks import tracing
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
-from tasks.redis_clients import refuse_cluster
+from tasks.redis.clients import refuse_cluster
 from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
+from tasks.telemetry import tracing
 from worker.commands import options, request_lines, waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
@@ -65,7 +65,7 @@ def enqueue(
 ) -> ExitCode:
     """Put pictures on the queue.
 
-    If VEIL_ROUTES is set, addresses outside of its sources are refused. Exit with 1 if there is no
+    If the routes are set, addresses outside of its sources are refused. Exit with 1 if there is no
     object below --prefix (nothing is enqueued then) and, with --wait, if a picture failed or has no
     result.
 
@@ -79,10 +79,10 @@ def enqueue(
     sources = [ObjectUri.parse(uri) for uri in uris or ()]
     place = PrefixUri.parse(prefix) if prefix else None
     # Without the setting, the workers' routes are not known.
-    routes = settings.parsed_routes() if "routes" in settings.model_fields_set else None
+    routes = settings.parsed_routes() if settings.has_routes() else None
     if routes is not None:
         _refuse_unrouted(routes, sources, place)
-    listed = _listed(settings, place) if place else ()
+    listed = _listed(settings, place, routes) if place else ()
     celery = celery_app()
     refuse_cluster(celery)
     tracing.configure("veil-enqueue")
@@ -154,16 +154,17 @@ def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: Prefix
     if place is not None and routes.of_source(place) is None:
         known = ", ".join(str(source) for source in routes.sources)
         raise BucketNotAllowed(
-            f"{place} is not within a source of VEIL_ROUTES ({known}): add a route, or correct "
-            "--prefix"
+            f"{place} is not within a source of {routes.setting} ({known}): add a route, or "
+            "correct --prefix"
         )
 
 
-def _listed(settings: Settings, place: PrefixUri) -> Iterator[ObjectUri]:
-    """Return the objects below `place`. Raise NothingFound if there is none."""
+def _listed(settings: Settings, place: PrefixUri, routes: Routes | None) -> Iterator[ObjectUri]:
+    """Return the objects below `place` that `routes` take. Raise NothingFound if there is none."""
     store = ObjectStore.connect(settings)
     store.require_any(place)
-    return (stored.uri for stored in store.list(place.bucket, place.prefix))
+    listed = (stored.uri for stored in store.list(place.bucket, place.prefix))
+    return listed if routes is None else filter(routes.takes, listed)
 
 
 def _batches(pictures: Iterable[Wanted]) -> Iterator[list[Wanted]]:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tasks.addresses import PrefixUri
+from tasks.bulk.places import Places
 from tasks.errors import OutputFailed
+from tasks.routes import Route
 from worker import logs
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
@@ -81,12 +84,13 @@ def preview(
     from worker.preview.variants import variants
     from worker.process import processors
 
-    chosen = variants(compare or [])
+    route, suffixes = _route(place, suffix or [])
+    chosen = variants(compare or [], route)
     logs.configure(chosen[0].settings.log_format)
     if not as_json:
         _check_output(output)
     is_store = "://" in place
-    drawn = draw(_pictures(place, chosen[0].settings, suffix or []), sample, seed, place)
+    drawn = draw(_pictures(place, chosen[0].settings, suffixes), sample, seed, place)
     strata = drawn.draw()
     pictures = [picture for stratum in strata for picture in stratum.drawn]
     shows_originals = not (no_originals or as_json)
@@ -109,6 +113,20 @@ def preview(
         sheet.write(output, made)
         _print_summary(made, output, shows_originals)
     return ExitCode.ok_if(not any(variant.failed for variant in made.variants))
+
+
+def _route(place: str, suffixes: list[str]) -> tuple[Route | None, list[str]]:
+    """Return the route of the sources at `place`, and the suffixes of those that it takes.
+
+    A folder, and a prefix that is in no source, have no route.
+    """
+    if "://" not in place:
+        return None, suffixes
+    routes = WorkerSettings.load().parsed_routes()
+    route = routes.of_source(PrefixUri.parse(place))
+    if route is None:
+        return None, suffixes
+    return route, list(Places.find(place, None, routes).suffixes(suffixes))
 
 
 def _pictures(

@@ -13,7 +13,8 @@ from tasks.bulk.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.errors import SettingsInvalid
 from tasks.messages import BACKFILL
 from tasks.publishing import Publisher, Wanted, announced_recipe
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
+from tasks.routes import Route
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
@@ -123,7 +124,7 @@ def reconcile(
     redis = celery.backend.client
     with connected():
         redis.ping()  # so that an unreachable Redis is reported before a listing of hours
-    recipe = _current_recipe(redis, recipe, only)
+    recipe = _current_recipe(redis, recipe, only, places.route)
     started = time.monotonic()
     with listed_from(store, inventory, places), progress_bar("compared") as bar:
         reconciliation = Reconciliation(
@@ -134,7 +135,7 @@ def reconcile(
             only,
             sources_deleted,
             bar.advance,
-            tuple(suffix or ()),
+            places.suffixes(suffix or ()),
         )
 
         def summarize() -> None:
@@ -163,12 +164,12 @@ def _report(
         publisher.close()
 
 
-def _current_recipe(redis: Any, given: str | None, only: Only) -> str | None:
-    """Return the recipe that outputs should have; None if any will do.
+def _current_recipe(redis: Any, given: str | None, only: Only, route: Route) -> str | None:
+    """Return the recipe that outputs of `route` should have; None if any will do.
 
     Raise SettingsInvalid if `only` compares recipes and none is known.
     """
-    recipe = given or announced_recipe(redis)
+    recipe = given or announced_recipe(redis, route.name)
     if recipe is None and only.other_recipe:
         raise SettingsInvalid("no worker has reported its recipe: start one, or give --recipe")
     if recipe is None:

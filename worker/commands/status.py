@@ -20,9 +20,9 @@ from tasks import status as progress
 from tasks.errors import QueueUnavailable, RunUnknown
 from tasks.messages import FACE, QUEUES
 from tasks.records.queues import QueueStatus
-from tasks.redis_clients import impatient_client
-from tasks.redis_errors import connected
-from tasks.status import RunStatus, Status
+from tasks.redis.clients import impatient_client
+from tasks.redis.errors import connected
+from tasks.status import RouteStatus, RunStatus, Status
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, refuse_beside
@@ -183,6 +183,8 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
     tables += _stray_lines(work.stray)
     tables += [Text(f"Redis: {risk}", style=WARNING) for risk in work.risks]
     tables.append(_figures_table(figures))
+    if work.routes:
+        tables.append(_routes_table(work.routes))
     if alive is not None:
         line["workers"] = alive
         tables.append(_figures_table({"workers": f"{len(alive):,}"}, {"workers": ", ".join(alive)}))
@@ -193,6 +195,14 @@ def _queues_table(queues: Sequence[QueueStatus]) -> Table:
     table = _table("queue", "waiting", "oldest")
     for queue in queues:
         table.add_row(queue.name, f"{queue.waiting:,}", _duration(queue.oldest_seconds))
+    return table
+
+
+def _routes_table(routes: Sequence[RouteStatus]) -> Table:
+    table = _table("route", *progress.DONE, progress.FAILED, "recipe")
+    for one in routes:
+        counts = [f"{one.outcomes[outcome]:,}" for outcome in (*progress.DONE, progress.FAILED)]
+        table.add_row(printable(one.route), *counts, one.recipe or UNKNOWN)
     return table
 
 

@@ -10,7 +10,7 @@ from tasks.errors import InvalidRequest, ObjectNotFound, SourceChanged
 from tasks.messages import UPLOADS, AnonymizeOptions
 from tasks.publishing import Publisher, Wanted
 from tasks.records import samples
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
 from tasks.storage import decisions
@@ -116,7 +116,9 @@ class Desk:
         if output is None or route is None:
             if choice.action == "drop":
                 return None  # Nothing of the picture is published, nor can it be.
-            raise InvalidRequest(f"no route of VEIL_ROUTES leads to the output of {item.title}")
+            raise InvalidRequest(
+                f"no route of {self._routes.setting} leads to the output of {item.title}"
+            )
         decision = Decision(
             action=choice.action,
             by=by,

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tasks.errors import SettingsInvalid
+from tasks.routes import Route
 from tasks.settings import PREFIX, Settings, refuse_unknown
 from worker.settings import WorkerSettings
 
@@ -21,13 +22,15 @@ class Variant:
     settings: WorkerSettings
 
 
-def variants(changes: list[str]) -> list[Variant]:
+def variants(changes: list[str], route: Route | None = None) -> list[Variant]:
     """Return the settings of the environment, and a variant of them for each of `changes`.
 
-    Raises SettingsInvalid for a change that is no setting of workers, or has a wrong value.
+    With a `route`, they are those that hold on it. Raises SettingsInvalid for a change that is no
+    setting of workers, or has a wrong value.
     """
-    found = [Variant(CURRENT, WorkerSettings.load())]
-    found += [Variant(text.strip(), WorkerSettings.load(**_values(text))) for text in changes]
+    own = {} if route is None else dict(route.settings)
+    found = [Variant(CURRENT, WorkerSettings.load(**own))]
+    found += [Variant(text.strip(), WorkerSettings.load(**own | _values(text))) for text in changes]
     return found
 
 

@@ -152,26 +152,34 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """The part of the settings and of the models that a picture process needs.
+class Handling:
+    """The part of the settings that may be different on each route.
 
-    `labels` are those that the models find, and `rules` those of the settings. `inputs` has the
-    input of each model, and `searches` those in each picture, whose time limit together is
-    `detect_seconds`. `memory_bytes` is the address space that the
-    process may use for a picture, and `output_bytes` the size of the largest output. A process that
-    `runs_for_long` returns freed memory to the system, which costs time.
+    `searches` are those in each picture, whose time limit together is `detect_seconds`.
     """
 
     style: MaskStyle
-    labels: tuple[str, ...]
-    rules: Mapping[str, Rule]
     limits: Limits
     hold_without_faces: bool
     verify: Literal["off", "flag", "hold"]
     keep: Kept
-    inputs: tuple[ModelInput, ...]
     searches: tuple[Search, ...]
     detect_seconds: float
+
+
+@dataclass(frozen=True)
+class Configuration(Handling):
+    """The part of the settings and of the models that a picture process needs.
+
+    `labels` are those that the models find, and `rules` those of the settings. `inputs` has the
+    input of each model. `memory_bytes` is the address space that the process may use for a picture,
+    and `output_bytes` the size of the largest output. A process that `runs_for_long` returns freed
+    memory to the system, which costs time.
+    """
+
+    labels: tuple[str, ...]
+    rules: Mapping[str, Rule]
+    inputs: tuple[ModelInput, ...]
     memory_bytes: int
     output_bytes: int
     runs_for_long: bool
@@ -181,13 +189,15 @@ class Configuration:
 class Work:
     """One picture: the size of its file in bytes, its options, and whether an output is needed.
 
-    With a `view` nothing is detected or hidden, and the output is that view.
+    With a `view` nothing is detected or hidden, and the output is that view. Without a `handling`,
+    that of the configuration counts.
     """
 
     size: int
     options: AnonymizeOptions
     detect_only: bool
     view: View | None = None
+    handling: Handling | None = None
 
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

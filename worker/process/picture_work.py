@@ -40,6 +40,7 @@ from worker.process.channel import (
     Configuration,
     Faces,
     Failure,
+    Handling,
     Kind,
     Message,
     Ready,
@@ -133,7 +134,8 @@ class PictureWork:
 
     def _result(self, content: bytes, work: Work) -> Result:
         tally = Tally()
-        anonymizer = self._anonymizer(self._detector(tally))
+        handling = work.handling or self._configuration
+        anonymizer = self._anonymizer(handling, self._detector(handling, tally))
         stopwatch = Stopwatch(self._begin)
         if work.view is not None:
             result = anonymizer.view(content, work.view)
@@ -145,27 +147,25 @@ class PictureWork:
             self._write(result.content)
         return _packed_result(result, stopwatch, tally, self._configuration.labels)
 
-    def _detector(self, tally: Tally) -> Detector:
-        configuration = self._configuration
-        models = range(len(configuration.inputs))
+    def _detector(self, handling: Handling, tally: Tally) -> Detector:
+        models = range(len(self._configuration.inputs))
         return LabelledDetector(
-            configuration.searches,
+            handling.searches,
             [partial(self._infer, model) for model in models],
-            configuration.detect_seconds,
+            handling.detect_seconds,
             tally.add,
         )
 
-    def _anonymizer(self, detector: Detector) -> Anonymizer:
-        configuration = self._configuration
+    def _anonymizer(self, handling: Handling, detector: Detector) -> Anonymizer:
         return Anonymizer(
             detector=detector,
-            style=configuration.style,
-            limits=configuration.limits,
-            hold_without_faces=configuration.hold_without_faces,
-            verify=configuration.verify,
-            keep=configuration.keep,
-            labels=configuration.labels,
-            rules=configuration.rules,
+            style=handling.style,
+            limits=handling.limits,
+            hold_without_faces=handling.hold_without_faces,
+            verify=handling.verify,
+            keep=handling.keep,
+            labels=self._configuration.labels,
+            rules=self._configuration.rules,
         )
 
     def _infer(self, model: int, canvases: Sequence[Pixels]) -> list[Detections]:

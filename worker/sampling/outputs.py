@@ -81,4 +81,4 @@ def _places(addresses: Sequence[str], routes: Routes, keys: Sequence[Key]) -> It
             for route in below:
                 yield Places.of_outputs(route.destination, routes, keys)
         else:
-            raise BucketNotAllowed(f"no route of VEIL_ROUTES leads to {place}: add one")
+            raise BucketNotAllowed(f"no route of {routes.setting} leads to {place}: add one")

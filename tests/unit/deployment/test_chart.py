@@ -162,7 +162,7 @@ def test_all_kinds_of_values_give_valid_resources(name, rendered):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_examples_are_valid_and_have_settings_that_veil_takes(path, helm, rendered):
+def test_the_examples_are_valid_and_have_settings_that_veil_takes(path, helm, rendered, tmp_path):
     lint = helm("lint", "--strict", str(CHART), "--values", str(path))
     assert lint.returncode == 0, lint.stdout
     resources = rendered("--values", str(path))
@@ -174,6 +174,13 @@ def test_the_examples_are_valid_and_have_settings_that_veil_takes(path, helm, re
         for name, value in settings.items()
         if name.startswith("VEIL_")
     }
+    if "routes_file" in given:
+        mounted = given["routes_file"].removeprefix("/etc/veil/")
+        given["routes_file"] = tmp_path / mounted
+        given["routes_file"].write_text(resources["ConfigMap", "veil-files"]["data"][mounted])
+        for deployment in deployments(resources).values():
+            places = [one["mountPath"] for one in container_of(deployment)["volumeMounts"]]
+            assert "/etc/veil" in places
     WorkerSettings(**given)
 
 

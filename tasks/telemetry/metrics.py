@@ -1,7 +1,8 @@
 """The metrics of workers and triggers, and the page from which Prometheus reads them.
 
 No label holds a value from a message or a store, because the number of keys, buckets and tasks is
-unbounded. The labels of objects are those that the models of the worker state.
+unbounded. The labels of objects are those that the models of the worker state, and the names of
+routes are those of the routes file.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,19 +23,20 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from .bulk import runs
-from .errors import Permanent, SettingsInvalid, Transient, VeilError
-from .messages import FACE, QUEUED_AT_HEADER, QUEUES, AnonymizeReport
-from .notifications import outbox
-from .records import dead_letters, queues, review
-from .redis_clients import impatient_client
-from .settings import Settings, split_address
+from ..bulk import runs
+from ..errors import Permanent, SettingsInvalid, Transient, VeilError
+from ..messages import FACE, QUEUED_AT_HEADER, QUEUES, AnonymizeReport
+from ..notifications import outbox
+from ..records import dead_letters, queues, review
+from ..redis.clients import impatient_client
+from ..settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")
 Source = Literal["sqs", "http", "poll"]
 EventResult = Literal["queued", "ignored", "refused", "malformed"]
 DEAD = "dead"
+OUTCOMES = ("anonymized", "skipped", "held", DEAD)
 BUG = "bug"  # the label `error` of every exception that is not a VeilError
 OTHER = "other"  # the label `queue` of a message from any queue that Veil does not know
 # Upper bounds of histogram buckets, in seconds.
@@ -48,6 +50,12 @@ ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
 PICTURES = Counter("veil_pictures", "Pictures by outcome.", ["outcome"], registry=REGISTRY)
+ROUTE_PICTURES = Counter(
+    "veil_route_pictures",
+    "Pictures by the route of VEIL_ROUTES_FILE and by outcome.",
+    ["route", "outcome"],
+    registry=REGISTRY,
+)
 FACES = Histogram(
     "veil_faces",
     "Faces in each picture on which the detector ran.",
@@ -118,7 +126,7 @@ def _error_names(kind: type[VeilError]) -> list[str]:
 
 def _initialize_series() -> None:
     """Set every known series to 0: Prometheus sees no increase when a new series appears."""
-    for outcome in ("anonymized", "skipped", "held", DEAD):
+    for outcome in OUTCOMES:
         PICTURES.labels(outcome)
     for stage in STAGES:
         STAGE_SECONDS.labels(stage)
@@ -139,9 +147,25 @@ def initialize_labels(labels: Iterable[str]) -> None:
         OBJECTS.labels(label)
 
 
-def finished(report: AnonymizeReport, request: Any) -> None:
-    """Count a picture that did not fail, by its `report` and Celery's `request`."""
-    PICTURES.labels(report.status).inc()
+def initialize_routes(names: Iterable[str]) -> None:
+    """Set the series of the routes with these names to 0."""
+    for name in names:
+        for outcome in OUTCOMES:
+            ROUTE_PICTURES.labels(name, outcome)
+
+
+def _count(outcome: str, route: str | None) -> None:
+    PICTURES.labels(outcome).inc()
+    if route is not None:
+        ROUTE_PICTURES.labels(route, outcome).inc()
+
+
+def finished(report: AnonymizeReport, request: Any, route: str | None = None) -> None:
+    """Count a picture that did not fail, by its `report` and Celery's `request`.
+
+    `route` is the name of its route.
+    """
+    _count(report.status, route)
     for stage, seconds in report.seconds.items():
         STAGE_SECONDS.labels(stage).observe(seconds)
     if report.faces is not None and report.status != "skipped":
@@ -164,9 +188,9 @@ def retried(error: Exception) -> None:
     RETRIES.labels(_name(error)).inc()
 
 
-def dead(error: Exception) -> None:
-    """Count a dead letter with the reason `error`."""
-    PICTURES.labels(DEAD).inc()
+def dead(error: Exception, route: str | None = None) -> None:
+    """Count a dead letter with the reason `error`, of the route with the name `route`."""
+    _count(DEAD, route)
     DEAD_LETTERS.labels(_name(error)).inc()
 
 

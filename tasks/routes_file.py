@@ -1,0 +1,158 @@
+"""The routes file, in TOML: routes with names, and with settings of their own."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .addresses import PrefixUri
+from .errors import InvalidRequest
+from .routes import Route, Routes
+
+SETTING = "VEIL_ROUTES_FILE"
+TABLE = "routes"  # the table of the file that has a table for each route
+MAX_ROUTES = 500  # Each has time series of its own.
+MAX_BYTES = 1 << 20
+NAME = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+# The settings of workers that a route may have in place of those of VEIL_…, by their names there.
+ROUTE_SETTINGS = (
+    *("method", "region", "margin", "shape", "feather", "no_faces", "verify"),
+    *("preset", "scales", "max_enlargement", "enlarge_to", "closer_to", "mirrored", "turned"),
+    *("smallest_face", "keep_exif", "keep_xmp", "keep_gps"),
+    *("keep_metadata", "keep_tags", "keep_cache_control"),
+    *("upload_encryption", "upload_kms_key", "upload_bucket_key", "upload_storage_class"),
+    *("upload_tags", "upload_acl", "upload_cache_control", "upload_content_disposition"),
+    *("upload_checksum", "receipt_encryption", "receipt_kms_key", "receipt_storage_class"),
+    *("receipt_tags", "receipt_acl"),
+)
+
+Problem = tuple[str, str]
+"""A key of a route, empty for several keys together, and what is wrong with it."""
+
+CheckSettings = Callable[[Mapping[str, Any]], list[Problem]]
+"""A function that returns what is wrong with the settings of a route."""
+
+
+def _address(text: str) -> str:
+    try:
+        return str(PrefixUri.parse(text))
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from None
+
+
+Address = Annotated[str, AfterValidator(_address)]
+RouteSuffix = Annotated[
+    str, Field(pattern=r"^[^,/\s]{1,64}$"), AfterValidator(lambda suffix: suffix.lower())
+]
+
+
+class RouteEntry(BaseModel):
+    """The keys of a route that are no settings of workers. All others are in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    source: Address = Field(description="Bucket and prefix of the sources, `s3://BUCKET/PREFIX`.")
+    destination: Address = Field(description="Bucket and prefix of their outputs.")
+    suffixes: list[RouteSuffix] = Field(
+        [],
+        description="Suffixes of the keys that the route takes, in upper or lower case; empty for "
+        "all keys.",
+    )
+
+    def route(self, name: str) -> Route:
+        return Route(
+            PrefixUri.parse(self.source),
+            PrefixUri.parse(self.destination),
+            name,
+            tuple(self.suffixes),
+            dict(self.model_extra or {}),
+        )
+
+
+def read_routes(path: Path, check: CheckSettings) -> Routes:
+    """Return the routes in the file at `path`.
+
+    `check` gets the settings of each route. Raises ValueError, with a line that names the file, and
+    the route and the key of each problem.
+    """
+    tables = _tables(path)
+    problems: list[str] = []
+    routes: list[Route] = []
+    for name, table in tables.items():
+        found, wrong = _parsed(name, table, check)
+        routes += found
+        problems += [f"[{TABLE}.{name:.60}] {problem}" for problem in wrong]
+    if not problems:
+        try:
+            return Routes(tuple(routes), SETTING)
+        except InvalidRequest as error:
+            problems.append(str(error))
+    raise ValueError(f"{path}: {'; '.join(problems)}")
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """Return the tables of the routes in the file by their names. Raises ValueError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read ({error.strerror})") from None
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path} has more than {MAX_BYTES:,} bytes")
+    try:
+        parsed = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML: {error}") from None
+    if unknown := sorted(parsed.keys() - {TABLE}):
+        raise ValueError(f"{path}: {unknown[0]!r:.60} is unknown: write [{TABLE}.NAME]")
+    tables = parsed.get(TABLE)
+    if not isinstance(tables, dict) or not tables:
+        raise ValueError(f"{path} has no route: write [{TABLE}.NAME], then source and destination")
+    if len(tables) > MAX_ROUTES:
+        raise ValueError(f"{path} has {len(tables)} routes: {MAX_ROUTES} are allowed")
+    return tables
+
+
+def _parsed(name: str, table: Any, check: CheckSettings) -> tuple[list[Route], list[str]]:
+    """Return the route in `table` if it is valid, and a line for each problem."""
+    if not isinstance(table, dict):
+        return [], ["is no table of keys and values"]
+    problems = list(_problems_of_name(name))
+    settings = {key: value for key, value in table.items() if key in ROUTE_SETTINGS}
+    try:
+        entry = RouteEntry.model_validate(table)
+    except ValidationError as error:
+        problems += [_line(*problem) for problem in problems_of(error)]
+    problems += _unknown_keys(table)
+    problems += [_line(*problem) for problem in check(settings)]
+    return ([] if problems else [entry.route(name)]), problems
+
+
+def _problems_of_name(name: str) -> Iterator[str]:
+    if not re.fullmatch(NAME, name):
+        yield "a name has up to 40 lower-case letters, digits and hyphens"
+
+
+def _unknown_keys(table: Mapping[str, Any]) -> Iterator[str]:
+    known = (*RouteEntry.model_fields, *ROUTE_SETTINGS)
+    for key in sorted(table.keys() - {*known}):
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if near else "docs/routes.md lists all keys"
+        yield f"{key:.60} is no key of a route: {hint}"
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Return the first problem of each wrong key in `error`."""
+    found: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False):
+        key = str(detail["loc"][0]) if detail["loc"] else ""
+        found.setdefault(key, detail["msg"].removeprefix("Value error, "))
+    return list(found.items())
+
+
+def _line(key: str, message: str) -> str:
+    return f"{key}: {message}" if key else message

@@ -1,0 +1,151 @@
+"""The settings of routes: they take the place of those of the deployment, and are checked alike."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from docs.generate import ROUTES_SCHEMA
+from tasks.errors import SettingsInvalid
+from tasks.routes_file import ROUTE_SETTINGS
+from worker import routes_schema
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[3]
+PLACES = 'source = "s3://raw/{0}"\ndestination = "s3://clean/{0}"\n'
+EVERY_KEY = {
+    "method": "fill",
+    "region": "full",
+    "margin": 0.3,
+    "shape": "ellipse",
+    "feather": 0,
+    "no_faces": "hold",
+    "verify": "flag",
+    "preset": "fast",
+    "scales": [640, 320],
+    "max_enlargement": 2,
+    "enlarge_to": 640,
+    "closer_to": 0,
+    "mirrored": True,
+    "turned": "always",
+    "smallest_face": 40,
+    "keep_exif": ["FocalLength"],
+    "keep_xmp": ["GPano"],
+    "keep_gps": "rounded",
+    "keep_metadata": ["camera"],
+    "keep_tags": True,
+    "keep_cache_control": True,
+    "upload_encryption": "aws:kms",
+    "upload_kms_key": "alias/a",
+    "upload_bucket_key": True,
+    "upload_storage_class": "STANDARD_IA",
+    "upload_tags": "a=b,c=d",
+    "upload_acl": "private",
+    "upload_cache_control": "no-store",
+    "upload_content_disposition": "inline",
+    "upload_checksum": "SHA256",
+    "receipt_encryption": "AES256",
+    "receipt_kms_key": "",
+    "receipt_storage_class": "STANDARD",
+    "receipt_tags": "a=b",
+    "receipt_acl": "private",
+}
+
+
+def toml(values):
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """``load(…)`` returns the settings with a route for each of the arguments."""
+
+    def load(*routes):
+        path = tmp_path / "routes.toml"
+        tables = [
+            f"[routes.route-{number}]\n{PLACES.format(number)}{text}"
+            for number, text in enumerate(routes)
+        ]
+        path.write_text("".join(tables))
+        monkeypatch.setenv("VEIL_ROUTES_FILE", str(path))
+        return WorkerSettings.load()
+
+    return load
+
+
+def test_settings_of_a_route_take_the_place_of_those_of_the_deployment(load, monkeypatch):
+    monkeypatch.setenv("VEIL_METHOD", "blur")
+    monkeypatch.setenv("VEIL_UPLOAD_TAGS", "a=b")
+    monkeypatch.setenv("VEIL_KEEP_EXIF", "FocalLength")
+    settings = load('region = "full"\nupload_tags = ""\nkeep_exif = []\n', "", 'method = "fill"\n')
+    first, second, third = map(settings.of_route, settings.parsed_routes())
+    assert (first.method, first.region, first.upload_tags, first.keep_exif) == ("blur", 1, None, ())
+    assert second is settings
+    assert (third.method, third.region, third.upload_tags) == ("fill", 0.7, "a=b")
+    assert settings.region == 0.7
+
+
+def test_every_key_is_a_setting_and_reaches_the_settings_of_the_route(load):
+    assert EVERY_KEY.keys() == set(ROUTE_SETTINGS)
+    assert set(ROUTE_SETTINGS) <= WorkerSettings.model_fields.keys()
+    settings = load(toml(EVERY_KEY))
+    (own,) = map(settings.of_route, settings.parsed_routes())
+    for name in ROUTE_SETTINGS:
+        if name != "receipt_kms_key":
+            assert getattr(own, name) != WorkerSettings.model_fields[name].default, name
+    assert own.uploads().output.kms_key == "alias/a"
+
+
+def test_wrong_values_of_all_routes_are_named_as_the_settings_would_be(load):
+    with pytest.raises(SettingsInvalid) as raised:
+        load("margin = 3\nkeep_exif = ['GPSLatitude']\n", 'preset = "thorogh"\nscales = [1]\n')
+    message = str(raised.value)
+    assert message.startswith("VEIL_ROUTES_FILE: ")
+    for expected in (
+        "[routes.route-0] margin: Input should be less than or equal to 1",
+        "[routes.route-0] keep_exif: ",
+        "[routes.route-1] preset: Input should be 'fast', 'balanced' or 'thorough'",
+        "[routes.route-1] scales: give one or more sides",
+    ):
+        assert expected in message
+
+
+def test_settings_that_contradict_those_of_the_deployment_are_refused(load, monkeypatch):
+    text = 'upload_kms_key = "alias/a"\n'
+    with pytest.raises(SettingsInvalid, match=r"\[routes.route-0\] .*a KMS key needs"):
+        load(text)
+    monkeypatch.setenv("VEIL_UPLOAD_ENCRYPTION", "aws:kms")
+    assert load(text).parsed_routes().routes[0].name == "route-0"
+
+
+def test_the_published_schema_is_up_to_date():
+    assert ROUTES_SCHEMA.read_text() == routes_schema.text(), "run `make docs`"
+
+
+def test_the_schema_takes_what_workers_take_and_refuses_what_they_refuse():
+    check = jsonschema.Draft202012Validator(routes_schema.schema())
+    check.check_schema(check.schema)
+
+    def is_valid(**values):
+        route = {"source": "s3://raw", "destination": "s3://clean", **values}
+        return check.is_valid({"routes": {"north": route}})
+
+    assert is_valid(**EVERY_KEY)
+    assert is_valid(keep_gps=True, region=0.5, suffixes=[".jpg"])
+    for wrong in ({"metod": 1}, {"region": "half"}, {"region": 0.4}, {"margin": 2}, {"scales": 1}):
+        assert not is_valid(**wrong)
+    assert not check.is_valid({"routes": {}})
+    assert not check.is_valid({"routes": {"North": {"source": "s3://a", "destination": "s3://b"}}})
+
+
+def test_the_documented_file_is_valid(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "routes.md").read_text()
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    jsonschema.validate(tomllib.loads(text), routes_schema.schema())
+    (tmp_path / "routes.toml").write_text(text)
+    monkeypatch.setenv("VEIL_ROUTES_FILE", str(tmp_path / "routes.toml"))
+    settings = WorkerSettings.load()
+    street, school = map(settings.of_route, settings.parsed_routes())
+    assert (street.preset, school.method, school.region) == ("thorough", "fill", 1)
