@@ -246,6 +246,35 @@ def test_a_desk_that_others_could_open_needs_an_address(settings, veil):
     assert "VEIL_REVIEW_URL" in done.stderr
 
 
+def test_the_desk_links_to_the_pages_of_operators_and_status_to_the_desk(
+    settings, programs, veil, tmp_path, wait_until
+):
+    environment = {
+        **settings[1],
+        "VEIL_FLOWER_URL": "https://flower.example/?a=1&b=2",
+        "VEIL_GRAFANA_URL": "https://grafana.example/",
+    }
+
+    def address_in_status():
+        done = veil("status", "--json", environment=environment)
+        return json.loads(done.stdout)["review_desk"]
+
+    with Desk(programs, tmp_path, environment, reviewers=("ana",)) as desk:
+        page = desk.client("ana").get("/").body.decode()
+        assert 'href="https://flower.example/?a=1&amp;b=2"' in page
+        assert 'href="https://grafana.example"' in page
+        wait_until(lambda: address_in_status() == desk.address, 15)
+
+
+def test_a_link_that_is_no_web_address_is_refused(settings, veil):
+    for url in ("javascript:alert(1)", "flower.example", "https://veil:secret@flower.example"):
+        environment = {**settings[1], "VEIL_FLOWER_URL": url}
+        done = veil("review", "serve", "--http", "127.0.0.1:0", environment=environment)
+        assert done.returncode == 2
+        assert "VEIL_FLOWER_URL" in done.stderr
+        assert "secret" not in done.stderr
+
+
 # --- decisions
 
 
