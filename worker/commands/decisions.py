@@ -18,7 +18,7 @@ from tasks.storage import decisions, receipts
 from tasks.storage.decisions import Decision, Record
 from tasks.storage.marks import Marks
 from tasks.storage.s3 import ObjectStore
-from worker.printing import print_summary, printable
+from worker.printing import print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 THREADS = 16  # records that are read at once
@@ -46,20 +46,24 @@ class DecisionList:
         count = flawed = 0
         table = Table("at", "by", "decision", "output", "version of the source", "flaw")
         is_table = sys.stdout.isatty() and not as_json
-        for record in self._records():
-            count += 1
-            flawed += record.flaw is not None
-            if as_json:
-                print(json.dumps(self._line(record)))
-            elif is_table:
-                table.add_row(*(Text(printable(cell)) for cell in _cells(record)))
-            else:
-                print(printable("  ".join(filter(None, _cells(record)))))
-        if is_table and count:
-            Console().print(table)
-        judged = "" if self._keys else "; without VEIL_RECEIPT_KEY, signatures are not checked"
-        bad = f", {flawed:,} of them don't count" if flawed else ""
-        print_summary(f"{count:,} decisions{bad}{judged}")
+
+        def summarize() -> None:
+            if is_table and count:
+                Console().print(table)
+            bad = f", {flawed:,} of them don't count" if flawed else ""
+            unjudged = "" if self._keys else "; signatures are not checked: no VEIL_RECEIPT_KEY"
+            print_summary(f"{count:,} decisions{bad}{unjudged}")
+
+        with summarized(summarize):
+            for record in self._records():
+                count += 1
+                flawed += record.flaw is not None
+                if as_json:
+                    print(json.dumps(self._line(record)))
+                elif is_table:
+                    table.add_row(*(Text(printable(cell)) for cell in _cells(record)))
+                else:
+                    print(printable("  ".join(filter(None, _cells(record)))))
         return not flawed
 
     def _records(self) -> Iterator[Record]:
