@@ -13,7 +13,6 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from . import error_reports, metrics, tracing
 from .addresses import ObjectUri
 from .app import app
 from .backoff import ceiling
@@ -33,8 +32,9 @@ from .errors import (
 from .messages import REFUSED_HEADER, RUN_HEADER, TASK, AnonymizeReport, AnonymizeRequest
 from .notifications import events, outbox
 from .records import dead_letters, outcomes, review
-from .redis_errors import queue_unavailable
+from .redis.errors import queue_unavailable
 from .routes import Route, Routed
+from .telemetry import error_reports, metrics, tracing
 
 MAX_RETRIES = 8
 FIRST_BACKOFF_SECONDS = 1.0

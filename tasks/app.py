@@ -9,7 +9,7 @@ from celery.exceptions import SecurityWarning
 from celery.signals import before_task_publish, celeryd_init, import_modules
 from kombu import Exchange, Queue
 
-from . import core_dumps, tracing
+from . import core_dumps
 from .delivery.shutdown import ShutdownStep
 from .delivery.steps import EventsStep, PipelineStep, installed_pipeline
 from .delivery.work import Work
@@ -17,12 +17,13 @@ from .messages import QUEUED_AT_HEADER, QUEUES, TASK, UPLOADS
 from .representation import shown
 from .results import WORKERS_PACKAGE
 from .settings import Settings
+from .telemetry import tracing
 
 # The timeout of any answer of Redis, more than the second for which kombu lets Redis wait for a
 # message.
 REDIS_TIMEOUT_SECONDS = 20
 PRODUCER_BACKEND = f"{__package__}.results:ProducerBackend"
-PRODUCER_TRANSPORT = f"{__package__}.redis_transport:Transport"
+PRODUCER_TRANSPORT = f"{__package__}.redis.transport:Transport"
 
 
 class App(Celery):  # type: ignore[misc]

@@ -10,13 +10,14 @@ from typing import Any
 from celery import Celery
 from kombu.utils import json
 
-from . import redis_transport, tracing
 from .addresses import ObjectUri
 from .messages import FACE, RUN_HEADER, TASK, AnonymizeOptions
 from .records import queues
-from .redis_errors import connected
-from .redis_primary import REPLICAS
+from .redis import transport as redis_transport
+from .redis.errors import connected
+from .redis.primary import REPLICAS
 from .representation import shown
+from .telemetry import tracing
 
 RECIPE = "veil:recipe"  # the Redis key of the recipe of the worker that started last
 LABELS = "veil:labels"  # the key of the labels that it finds, a JSON list

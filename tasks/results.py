@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .redis_transport import PrimaryBackend
+from .redis.transport import PrimaryBackend
 
 WORKERS_PACKAGE = "tasks"  # the name under which workers import this package
 

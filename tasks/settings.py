@@ -19,11 +19,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
 from redis import SSLConnection
 
-from . import redis_address, secret_files, tls_errors
+from . import secret_files, tls_errors
 from .errors import SettingsInvalid, VeilError
 from .notifications import address as notify_address
+from .redis import address as redis_address
 from .routes import Routes
 from .signatures import Key
 from .storage.access_settings import AccessSettings
@@ -497,7 +499,7 @@ class Settings(BaseSettings):
     def broker_url(self) -> str:
         """Return the Redis address with its password, for Celery only: never log it.
 
-        With sentinels, the host is that of one of them. The connections of `redis_primary` ignore
+        With sentinels, the host is that of one of them. The connections of `redis.primary` ignore
         it.
         """
         server, _ = redis_address.split_sentinels(self.redis_url.get_secret_value())

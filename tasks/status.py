@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import redis_durability
 from .bulk import runs as stored_runs
 from .publishing import announced_labels, announced_recipe
 from .records import dead_letters, outcomes, queues, review
 from .records.queues import QueueStatus
-from .redis_errors import connected
+from .redis import durability
+from .redis.errors import connected
 
 DONE = ("anonymized", "skipped", "held")
 FAILED = "dead"
@@ -91,7 +91,7 @@ def read(redis: Any) -> Status:
         return Status(
             queues=waiting,
             stray=queues.stray(redis),
-            risks=redis_durability.risks(redis),
+            risks=durability.risks(redis),
             in_flight=in_flight,
             outcomes=dict.fromkeys(OUTCOMES, 0) | outcomes.totals(redis),
             dead=dead_letters.LETTERS.count(redis),

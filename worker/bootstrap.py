@@ -19,11 +19,12 @@ import structlog
 from celery.signals import task_postrun, task_prerun, worker_ready
 from redis.exceptions import RedisError
 
-from tasks import error_reports, redis_durability, tracing
 from tasks.errors import ModelInvalid
 from tasks.messages import FACE
-from tasks.redis_clients import impatient_client
+from tasks.redis import durability
+from tasks.redis.clients import impatient_client
 from tasks.settings import Settings, refuse_unknown
+from tasks.telemetry import error_reports, tracing
 from worker import logs, metrics, searches
 from worker.process import allocator, processors
 from worker.process.watch import Watch, unwatched
@@ -82,8 +83,8 @@ def worker_pipeline(app: "App", on_stall: Callable[[str], None], name: str) -> "
     logs.configure(settings.log_format, settings.redis_server(), name)
     tracing.configure("veil-worker")
     error_reports.configure("worker")
-    from tasks.metrics import serve  # only queue workers serve metrics
     from tasks.storage.s3 import ObjectStore
+    from tasks.telemetry.metrics import serve  # only queue workers serve metrics
 
     serve(settings, app)
     metrics.watch_worker()
@@ -145,7 +146,7 @@ def _announce_recipe(sender: Any, **_: Any) -> None:
 def _warn_of_redis(sender: Any, **_: Any) -> None:
     """Log a warning if Redis may lose messages. `sender` is Celery's consumer."""
     try:
-        risks = redis_durability.risks(sender.app.backend.client)
+        risks = durability.risks(sender.app.backend.client)
     except RedisError:
         return  # An outage has lines of its own.
     if risks:
@@ -294,7 +295,7 @@ def _anonymizer(
     watch: Watch,
 ) -> "Anonymizer":
     """Return the anonymizer for `settings`, with `detector` for `models`."""
-    from tasks.metrics import initialize_labels
+    from tasks.telemetry.metrics import initialize_labels
     from worker.anonymizer import Anonymizer
     from worker.treatments import Treatments
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from structlog.typing import EventDict, Processor
 
 from tasks.errors import QueueUnavailable
-from tasks.redis_errors import log_unavailable
+from tasks.redis.errors import log_unavailable
 from worker.printing import printable, quiet
 
 QUIET_LOGGERS = ("celery.worker", "celery.apps.worker", "kombu")

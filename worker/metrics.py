@@ -8,7 +8,7 @@ from celery.signals import heartbeat_sent
 from celery.worker import state
 from prometheus_client import Counter, Gauge, Histogram, Info
 
-from tasks.metrics import REGISTRY
+from tasks.telemetry.metrics import REGISTRY
 from worker.searches import NEAR_MARGIN
 
 if TYPE_CHECKING:

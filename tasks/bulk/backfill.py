@@ -27,7 +27,7 @@ from ..errors import QueueUnavailable, RunTakenOver, SettingsInvalid, Transient,
 from ..messages import BACKFILL
 from ..publishing import Backpressure, Publisher, Wanted
 from ..records import dead_letters, outcomes
-from ..redis_errors import connected
+from ..redis.errors import connected
 from ..storage.s3 import ObjectStore, StoredObject
 from . import runs
 from .comparison import Compared, compare

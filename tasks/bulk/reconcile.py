@@ -11,7 +11,7 @@ from ..errors import NothingFound
 from ..publishing import Wanted
 from ..records import dead_letters
 from ..records.ledger import name_of
-from ..redis_errors import connected
+from ..redis.errors import connected
 from ..storage import receipts
 from ..storage.receipts import ReceiptName
 from ..storage.s3 import ObjectStore, StoredObject

@@ -9,8 +9,8 @@ from celery.worker import request
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..errors import QueueUnavailable, log_fields
-from ..redis_errors import queue_unavailable
-from ..redis_transport import PrimaryBackend
+from ..redis.errors import queue_unavailable
+from ..redis.transport import PrimaryBackend
 
 log = structlog.get_logger("veil")
 

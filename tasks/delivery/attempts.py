@@ -22,10 +22,10 @@ from typing import Any, Literal, Self, TypedDict
 import structlog
 from redis.exceptions import RedisError
 
-from .. import lua
 from ..addresses import ObjectUri
 from ..errors import Busy, Poison, QueueUnavailable, Transient
-from ..redis_errors import queue_unavailable
+from ..redis import lua
+from ..redis.errors import queue_unavailable
 from .work_lock import WorkLock
 
 MAX_DEATHS = 3
@@ -47,7 +47,7 @@ Removal = Literal["all", "own", "none"]
 
 log = structlog.get_logger("veil")
 
-# These scripts also run in a full Redis (see tasks.lua), because only work frees memory there.
+# These scripts also run in a full Redis (see tasks.redis.lua): only work frees memory there.
 CLAIM = lua.load(__package__, "claim")
 RECORD_ATTEMPT = lua.load(__package__, "record_attempt")
 END_DELIVERY = lua.load(__package__, "end_delivery")

@@ -23,10 +23,10 @@ from celery.utils.saferepr import saferepr
 from kombu.utils.json import loads
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .. import tracing
 from ..errors import MalformedMessage
 from ..messages import QUEUED_AT_HEADER, REFUSED_HEADER, RUN_HEADER, TASK
 from ..representation import MAX_SHOWN, shown
+from ..telemetry import tracing
 
 MAX_DELAY_SECONDS = 600.0  # until the `eta` of a message; no retry asks for more
 MAX_MESSAGE_BYTES = 1 << 20  # also of an unpacked body; five times the largest options

@@ -17,8 +17,8 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from .. import lua
-from ..redis_errors import log_unavailable
+from ..redis import lua
+from ..redis.errors import log_unavailable
 
 RENEWALS_PER_LEASE = 6
 TURNS_PER_LEASE = 15  # of the thread
@@ -27,7 +27,7 @@ REFUSAL_PAUSE_SECONDS = 5.0  # how long a worker takes no messages after Redis r
 
 log = structlog.get_logger("veil")
 
-# These scripts also run in a full Redis (see tasks.lua).
+# These scripts also run in a full Redis (see tasks.redis.lua).
 TAKE = lua.load(__package__, "now", "take")
 RENEW = lua.load(__package__, "now", "renew")
 GIVE_BACK = lua.load(__package__, "restore", "give_back")

@@ -8,7 +8,7 @@ from celery import bootsteps
 
 from ..early_stop import stop_at_once_on_signals
 from ..errors import Permanent, SettingsInvalid, Transient
-from ..redis_clients import check_accepted
+from ..redis.clients import check_accepted
 from ..results import WORKERS_PACKAGE
 from .attempts import Deliveries
 from .circuit_breaker import CircuitBreaker

@@ -22,14 +22,15 @@ from uuid import uuid4
 import structlog
 from celery.worker import state
 from kombu.transport import redis, virtual
-from redis import ConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from .. import redis_transport
-from ..redis_errors import log_unavailable
+from redis import ConnectionPool
+
+from ..redis import transport as redis_transport
+from ..redis.errors import log_unavailable
 from .envelopes import MAX_MESSAGE_BYTES, celery_message
 from .leases import RENEWALS_PER_LEASE, TAKE, Leases
 

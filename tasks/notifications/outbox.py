@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .. import lua
+from ..redis import lua
 from .events import Event
 
 DUE_KEY = "veil:notifications"  # a sorted set of event ids by the times at which they are due

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .. import lua
 from ..errors import InvalidRequest, MalformedMessage
+from ..redis import lua
 from .ledger import Ledger, name_of
 from .outcomes import RUN_SECONDS_KEPT
 

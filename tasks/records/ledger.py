@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from .. import lua
+from ..redis import lua
 
 BATCH_SIZE = 500  # entries in one answer of Redis
 MAX_SORTED = 100_000  # entries whose names and times are sorted in memory, about 30 MB

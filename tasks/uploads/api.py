@@ -13,7 +13,7 @@ from tornado.web import HTTPError
 from ..errors import BucketNotAllowed, InvalidRequest, QueueUnavailable
 from ..messages import QUEUES, UPLOADS, AnonymizeRequest
 from ..publishing import NAMESPACE, Publisher, Wanted
-from ..redis_errors import connected
+from ..redis.errors import connected
 from ..routes import Routes
 from .openapi import PATH, document
 from .webhook import AuthorizedHandler, Handler, Intake, MoreHandlers

@@ -21,7 +21,7 @@ from ..addresses import PrefixUri
 from ..errors import Permanent, VeilError
 from ..messages import BACKFILL, UPLOADS
 from ..publishing import Wanted, wait_for_room
-from ..redis_errors import connected
+from ..redis.errors import connected
 from ..storage.s3 import ObjectStore, StoredObject
 from .events import Event, Parsed
 from .stopping import Stop

@@ -8,13 +8,13 @@ from typing import Any
 
 import structlog
 
-from .. import metrics
 from ..addresses import ObjectUri, PrefixUri, plain
 from ..backoff import Backoff
 from ..errors import BucketNotAllowed, InvalidRequest, MalformedEvent, VeilError
 from ..messages import UPLOADS, AnonymizeRequest
 from ..publishing import Publisher, Wanted
 from ..routes import Routes
+from ..telemetry import metrics
 from .events import Event, Parsed, parse
 
 IGNORED_LOG_SECONDS = 60.0  # between two lines that count ignored events

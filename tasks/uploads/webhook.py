@@ -22,7 +22,7 @@ from tornado.web import Application, HTTPError, RequestHandler, stream_request_b
 from ..backoff import Backoff
 from ..errors import MalformedEvent, QueueUnavailable, SettingsInvalid
 from ..publishing import Wanted
-from ..redis_errors import connected
+from ..redis.errors import connected
 from .trigger import Trigger
 
 MAX_BODY_BYTES = 1 << 20

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import structlog
 
-from tasks import error_reports, tracing
 from tasks.app import app
 from tasks.delivery import steps
 from tasks.errors import StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUES, AnonymizeReport
 from tasks.routes import Route, Routed, Routes
 from tasks.settings import Settings
+from tasks.telemetry import error_reports, tracing
 from worker import bootstrap, logs
 from worker.process.watchdog import Watchdog
 

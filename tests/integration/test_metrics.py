@@ -15,13 +15,13 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from tasks import metrics
 from tasks.app import create_app
 from tasks.bulk import runs
 from tasks.messages import BACKFILL, QUEUED_AT_HEADER, TASK, UPLOADS
-from tasks.metrics import QueueCollector
-from tasks.redis_clients import impatient_client
+from tasks.redis.clients import impatient_client
 from tasks.settings import Settings
+from tasks.telemetry import metrics
+from tasks.telemetry.metrics import QueueCollector
 from tools.local.servers import start_redis
 
 

@@ -22,7 +22,7 @@ from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.errors import QueueUnavailable
 from tasks.publishing import Publisher, Wanted
-from tasks.redis_primary import Sentinels
+from tasks.redis.primary import Sentinels
 from tasks.settings import Settings
 from tests.integration.lying_sentinel import LyingSentinel
 from tools.local.sentinels import SERVICE, start_replicated

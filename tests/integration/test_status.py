@@ -13,13 +13,14 @@ import time
 import pytest
 from celery import Celery
 
-from tasks import publishing, redis_durability, status
+from tasks import publishing, status
 from tasks.addresses import ObjectUri
 from tasks.bulk import runs
 from tasks.errors import QueueUnavailable
 from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Publisher, Wanted
 from tasks.records import dead_letters, outcomes, queues
+from tasks.redis import durability
 from tools.local.servers import HOST, start_redis
 
 RUN = "raw-2026-0a1b2c3d"
@@ -83,10 +84,10 @@ def test_a_redis_that_may_lose_messages_is_named(tmp_path, veil):
     server = start_redis(tmp_path / "redis")
     client = server.client()
     try:
-        assert redis_durability.risks(client) == []
+        assert durability.risks(client) == []
         client.config_set("appendonly", "no")
         client.config_set("maxmemory-policy", "allkeys-lru")
-        no_append, evicts = redis_durability.risks(client)
+        no_append, evicts = durability.risks(client)
         assert no_append.startswith("appendonly is no")
         assert evicts.startswith("maxmemory-policy is allkeys-lru")
         shown = veil("status", environment=server.environment())
@@ -97,7 +98,7 @@ def test_a_redis_that_may_lose_messages_is_named(tmp_path, veil):
         assert json.loads(line)["risks"] == [no_append, evicts]
         # A managed server may refuse the command.
         client.execute_command("ACL", "SETUSER", "default", "-info", "-config")
-        assert redis_durability.risks(client) == []
+        assert durability.risks(client) == []
     finally:
         client.close()
         server.server.stop()

@@ -11,10 +11,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from structlog.testing import capture_logs
 
-from tasks.metrics import REGISTRY
 from tasks.publishing import Publisher
 from tasks.routes import Routes
 from tasks.settings import Settings
+from tasks.telemetry.metrics import REGISTRY
 from tasks.uploads import sqs
 from tasks.uploads.sqs import EventQueue, SqsSource
 from tasks.uploads.stopping import Stop

@@ -20,7 +20,7 @@ from celery.result import AsyncResult
 from rich.console import Console
 from rich.table import Table
 
-from tasks.metrics import STAGES
+from tasks.telemetry.metrics import STAGES
 from tools.benchmarks.harness import alone, pictures
 from tools.benchmarks.harness.alone import Alone
 from tools.local import stack

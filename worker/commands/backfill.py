@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tasks import tracing
 from tasks.bulk import runs
 from tasks.bulk.backfill import Backfill, ReportingBackoff, Selection
 from tasks.bulk.inventory import Inventory
@@ -27,10 +26,11 @@ from tasks.errors import InvalidRequest, InventoryInvalid, QueueUnavailable, Run
 from tasks.publishing import announced_recipe
 from tasks.records import dead_letters, outcomes
 from tasks.records.dead_letters import DeadLetter
-from tasks.redis_clients import refuse_cluster
-from tasks.redis_errors import connected
+from tasks.redis.clients import refuse_cluster
+from tasks.redis.errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
+from tasks.telemetry import tracing
 from worker.commands import waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks import tracing
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
-from tasks.redis_clients import refuse_cluster
+from tasks.redis.clients import refuse_cluster
 from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
+from tasks.telemetry import tracing
 from worker.commands import options, request_lines, waiting
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode

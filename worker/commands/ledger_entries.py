@@ -14,7 +14,7 @@ from tasks.messages import AnonymizeOptions
 from tasks.publishing import Publisher, Wanted
 from tasks.records import ledger
 from tasks.records.ledger import Entry, Item, Ledger
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from worker.commands import waiting
 from worker.commands.queue import wait_for_room
 from worker.printing import print_note, print_summary, printable, summarized

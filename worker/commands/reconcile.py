@@ -13,7 +13,7 @@ from tasks.bulk.reconcile import THREADS, Finding, Only, Reconciliation, State
 from tasks.errors import SettingsInvalid
 from tasks.messages import BACKFILL
 from tasks.publishing import Publisher, Wanted, announced_recipe
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from tasks.settings import Settings
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp

@@ -20,8 +20,8 @@ from tasks import status as progress
 from tasks.errors import QueueUnavailable, RunUnknown
 from tasks.messages import FACE, QUEUES
 from tasks.records.queues import QueueStatus
-from tasks.redis_clients import impatient_client
-from tasks.redis_errors import connected
+from tasks.redis.clients import impatient_client
+from tasks.redis.errors import connected
 from tasks.status import RunStatus, Status
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode

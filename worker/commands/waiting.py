@@ -12,7 +12,7 @@ from celery.states import PENDING, READY_STATES, RETRY, STARTED
 
 from tasks.publishing import Wanted
 from tasks.records.dead_letters import DeadLetter
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from worker.commands.progress import progress_bar
 from worker.printing import print_summary, printable, summarized
 

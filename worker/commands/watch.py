@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import structlog
 import typer
 
-from tasks import error_reports, metrics, tracing
 from tasks.early_stop import STOPPED, stop_at_once_on_signals
 from tasks.errors import SettingsInvalid
 from tasks.publishing import Publisher
-from tasks.redis_clients import check_accepted, impatient_client
+from tasks.redis.clients import check_accepted, impatient_client
 from tasks.settings import split_address
+from tasks.telemetry import error_reports, metrics, tracing
 from tasks.uploads.stopping import Stop
 from tasks.uploads.trigger import EventFilter, Trigger
 from worker import logs

@@ -10,7 +10,7 @@ from tasks.errors import InvalidRequest, ObjectNotFound, SourceChanged
 from tasks.messages import UPLOADS, AnonymizeOptions
 from tasks.publishing import Publisher, Wanted
 from tasks.records import samples
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from tasks.routes import Route, Routes
 from tasks.signatures import Key
 from tasks.storage import decisions

@@ -19,7 +19,7 @@ from tasks.records import samples
 from tasks.records.ledger import name_of
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import SampledPicture
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from tasks.routes import Routed, Routes
 
 log = structlog.get_logger("veil")

@@ -30,7 +30,7 @@ from tasks.errors import (
 )
 from tasks.messages import LOWEST_REGION
 from tasks.records import samples
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from worker import pages
 from worker.commands.options import METHODS
 from worker.desk import claims

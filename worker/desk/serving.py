@@ -15,7 +15,7 @@ from tornado.netutil import bind_sockets
 from tasks.bulk.places import Places
 from tasks.errors import QueueUnavailable, SettingsInvalid, VeilError, log_fields
 from tasks.records import review
-from tasks.redis_errors import connected
+from tasks.redis.errors import connected
 from tasks.storage.s3 import ObjectStore
 from worker.bootstrap import build_viewer
 from worker.desk import low_scores, server

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tasks.metrics import REGISTRY
+from tasks.telemetry.metrics import REGISTRY
 from worker import metrics
 from worker.detection.faces import Detections
 from worker.detection.labelled import Search

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tasks import metrics
 from tasks.addresses import ObjectUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
 from tasks.routes import Routes
+from tasks.telemetry import metrics
 from tasks.uploads.events import Event, Parsed, parse
 from tasks.uploads.trigger import (
     MAX_LOGGED_KEY,

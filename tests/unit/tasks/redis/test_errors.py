@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tasks.errors import QueueUnavailable
-from tasks.redis_errors import connected, queue_unavailable, refusal
+from tasks.redis.errors import connected, queue_unavailable, refusal
 
 SECRET = "hunter2hunter2"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import tasks
-from tasks import lua
+from tasks.redis import lua
 
 FOLDER = Path(tasks.__file__).parent
 SCRIPTS = sorted(FOLDER.rglob("*.lua"))

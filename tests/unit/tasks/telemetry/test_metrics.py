@@ -7,12 +7,12 @@ import time
 import pytest
 from prometheus_client import generate_latest
 
-from tasks import metrics
 from tasks.app import app
 from tasks.errors import SettingsInvalid, StorageUnavailable, UnreadableImage
 from tasks.messages import QUEUED_AT_HEADER, AnonymizeReport
-from tasks.metrics import REGISTRY
 from tasks.settings import Settings
+from tasks.telemetry import metrics
+from tasks.telemetry.metrics import REGISTRY
 
 
 def value(name, **labels):

@@ -19,11 +19,11 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from . import tls_errors
-from .causes import causes
-from .errors import QueueUnavailable, log_fields
-from .redis_client import NotReplicated
-from .redis_primary import SentinelsRefuse
+from .. import tls_errors
+from ..causes import causes
+from ..errors import QueueUnavailable, log_fields
+from .client import NotReplicated
+from .primary import SentinelsRefuse
 
 WRONG_DATABASE = "DB index"  # in Redis's answer to a database number that it does not have
 NO_REPLICAS = "NOREPLICAS"  # the first word of the answer of a server with too few of them

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.redis_client import VeilRedis
+from tasks.redis.client import VeilRedis
 
 CLIENT = VeilRedis(global_keyprefix="p:")
 

@@ -7,9 +7,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, RedisError
 from redis.retry import Retry
 
-from .errors import SettingsInvalid
-from .redis_errors import IS_CLUSTER, refusal
-from .settings import Settings
+from ..errors import SettingsInvalid
+from ..settings import Settings
+from .errors import IS_CLUSTER, refusal
 
 START_SECONDS = 5.0  # for Redis to answer when a worker or a trigger starts
 

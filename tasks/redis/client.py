@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from kombu.transport.redis import GlobalKeyPrefixMixin, PrefixedRedisPubSub
+from redis.exceptions import ConnectionError as ConnectionLost
+
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError as ConnectionLost
 
 WITHOUT_KEYS = {
     *("ACL", "AUTH", "CLIENT", "COMMAND", "CONFIG", "DBSIZE", "DISCARD", "ECHO", "EXEC"),

@@ -7,8 +7,8 @@ from celery.backends.redis import RedisBackend
 from kombu.transport import redis
 from kombu.utils import json
 
-from .redis_client import VeilRedis
-from .redis_primary import (
+from .client import VeilRedis
+from .primary import (
     REPLICAS,
     SENTINEL_OPTIONS,
     SENTINELS,

@@ -5,14 +5,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from redis import Connection, ConnectionPool, Redis, SSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
-from .redis_address import Host
+from redis import Connection, ConnectionPool, Redis, SSLConnection
+
+from .address import Host
 
 READ_ONLY_PAUSE_SECONDS = 1.0  # before a connection to a fixed address is opened again
 SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer

@@ -22,13 +22,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from .bulk import runs
-from .errors import Permanent, SettingsInvalid, Transient, VeilError
-from .messages import FACE, QUEUED_AT_HEADER, QUEUES, AnonymizeReport
-from .notifications import outbox
-from .records import dead_letters, queues, review
-from .redis_clients import impatient_client
-from .settings import Settings, split_address
+from ..bulk import runs
+from ..errors import Permanent, SettingsInvalid, Transient, VeilError
+from ..messages import FACE, QUEUED_AT_HEADER, QUEUES, AnonymizeReport
+from ..notifications import outbox
+from ..records import dead_letters, queues, review
+from ..redis.clients import impatient_client
+from ..settings import Settings, split_address
 
 REDIS_SECONDS = 2.0  # for Redis to answer a scrape; Prometheus waits for the page for 10 seconds
 STAGES = ("fetch", "decode", "detect", "mask", "encode", "verify", "store")
