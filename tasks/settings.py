@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from pydantic import (
+    BeforeValidator,
     Field,
     PrivateAttr,
     SecretStr,
@@ -61,6 +62,20 @@ CERTIFICATE_CHECKS = (
     *("required", "optional", "none"),
     *("CERT_REQUIRED", "CERT_OPTIONAL", "CERT_NONE"),
 )
+
+
+def split_commas(value: Any) -> Any:
+    """Return the parts of a comma-separated text, stripped and without empty ones.
+
+    Other values are returned as they are, because pydantic validates them afterwards.
+    """
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+"""The type of a setting with several words, comma-separated."""
 
 
 class Settings(BaseSettings):
@@ -194,7 +209,7 @@ class Settings(BaseSettings):
         description="TOML file with routes that have names, and settings of their own, in place of "
         "`VEIL_ROUTES`: docs/routes.md. Workers and commands need the same file.",
     )
-    routes: Annotated[tuple[str, ...], NoDecode] = Field(
+    routes: Words = Field(
         ("s3://raw=s3://clean",),
         description="Sources that may be read and destinations of their outputs, "
         "`s3://SOURCE=s3://DESTINATION`, comma-separated. A message that names any other place is "
@@ -243,6 +258,13 @@ class Settings(BaseSettings):
 
     _parsed_routes: Routes = PrivateAttr()
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any, info: ValidationInfo) -> Any:
+        """Return None for an empty text, if that is the default of the setting."""
+        default = cls.model_fields[str(info.field_name)].default
+        return None if value == "" and default is None else value
+
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr) -> SecretStr:
@@ -259,11 +281,6 @@ class Settings(BaseSettings):
             )
         _check_options(urlsplit(url))
         return value
-
-    @field_validator("redis_service", "redis_sentinel_user", mode="before")
-    @classmethod
-    def _empty_name(cls, value: Any) -> Any:
-        return value or None
 
     @model_validator(mode="after")
     def _check_sentinels(self) -> Self:
@@ -298,11 +315,6 @@ class Settings(BaseSettings):
             raise ValueError(NO_REGION_OF_AMAZON.format(value))
         return value
 
-    @field_validator("s3_source_profile", "s3_output_profile", "s3_external_id", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: Any) -> Any:
-        return value or None
-
     @field_validator("s3_source_role", "s3_output_role")
     @classmethod
     def _check_role(cls, value: str | None) -> str | None:
@@ -330,11 +342,6 @@ class Settings(BaseSettings):
             Key.parse(text)
         return value
 
-    @field_validator("notify")
-    @classmethod
-    def _empty_target(cls, value: str | None) -> str | None:
-        return value or None
-
     @field_validator("notify_key")
     @classmethod
     def _check_notify_key(cls, value: SecretStr | None) -> SecretStr | None:
@@ -360,15 +367,10 @@ class Settings(BaseSettings):
         split_address(value)
         return value
 
-    @field_validator("routes", mode="before")
-    @classmethod
-    def _split_routes(cls, value: Any) -> Any:
-        return split_commas(value)
-
     @field_validator("routes_file", mode="before")
     @classmethod
     def _text_of_file(cls, value: Any) -> Any:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value or None
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("routes")
     @classmethod
@@ -572,16 +574,6 @@ def split_address(text: str) -> tuple[str, int]:
     except ValueError:
         pass
     raise ValueError("must be HOST:PORT, like 127.0.0.1:9100")
-
-
-def split_commas(value: Any) -> Any:
-    """Return the parts of a comma-separated text, stripped and without empty ones.
-
-    Other values are returned as they are, because pydantic validates them afterwards.
-    """
-    if not isinstance(value, str):
-        return value
-    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _problems(error: ValidationError) -> list[str]:

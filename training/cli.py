@@ -531,11 +531,14 @@ def _losses_since_the_start(run: "Run") -> list[str]:
     from training.run import LOG
 
     precisions = curves.precisions(run.folder / LOG)
-    if len(precisions) < 2 or precisions[-1] >= precisions[0] - TOLERATED_LOSS:
+    if 0 not in precisions:
+        return []
+    before, after = precisions[0], precisions[max(precisions)]
+    if after >= before - TOLERATED_LOSS:
         return []
     return [
-        f"AP50 on val fell from {precisions[0]:.3f} to {precisions[-1]:.3f}: use a smaller "
-        "--learning-rate, or more labelled pictures; `veil train evaluate` says what it means"
+        f"AP50 on val fell from {before:.3f} to {after:.3f}: use a smaller --learning-rate, or "
+        "more labelled pictures; `veil train evaluate` says what it means"
     ]
 
 

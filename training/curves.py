@@ -80,9 +80,13 @@ def read(log: Path) -> list[dict[str, str]]:
         return [line for line in csv.DictReader(file) if line.get("seconds")]
 
 
-def precisions(log: Path) -> list[float]:
-    """Return the AP50 of the split val at the start of a run and at each of its checkpoints."""
-    return [float(line["val_ap50"]) for line in read(log) if line.get("val_ap50")]
+def precisions(log: Path) -> dict[int, float]:
+    """Return the AP50 of the split val by step: of the checkpoints, and of the weights at step 0.
+
+    A run that starts from random weights has none at step 0.
+    """
+    measured = [line for line in read(log) if line.get("val_ap50")]
+    return {int(line["step"]): float(line["val_ap50"]) for line in measured}
 
 
 def plot(log: Path, path: Path, titles: Mapping[str, str]) -> None:

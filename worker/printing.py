@@ -1,8 +1,11 @@
-"""Text on a terminal: notes, summaries, and text from outside."""
+"""Text on a terminal: notes, summaries, times, and text from outside."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+
+UNKNOWN = "–"
 
 _quiet = False
 
@@ -23,6 +26,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(_escaped(character) for character in text)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as ``H:MM:SS``, or as days and hours, which are 10 characters at most."""
+    if seconds is None:
+        return UNKNOWN
+    length = timedelta(seconds=round(seconds))
+    if length.days:
+        return f"{length.days} d {length.seconds // 3600} h"
+    return str(length)
 
 
 def print_note(line: str) -> None:

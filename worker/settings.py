@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -22,7 +23,7 @@ from tasks.messages import Method, Region
 from tasks.routes import Route
 from tasks.routes_file import Problem, problems_of
 from tasks.secret_files import SUFFIX
-from tasks.settings import PREFIX, S3_ATTEMPTS, split_commas
+from tasks.settings import PREFIX, S3_ATTEMPTS, Words, split_commas
 from worker.detection.presets import PRESETS, PassSettings
 from worker.exif_fields import known_name
 from worker.kept_metadata import Gps, Kept, known_schema
@@ -118,7 +119,7 @@ class WorkerSettings(UploadSettings):
         "the `digest` that `veil model info` prints (that of the model's files), or the SHA-256 of "
         "the ZIP file. If it is empty, any model at the address is used.",
     )
-    models: Annotated[tuple[str, ...], NoDecode] = Field(
+    models: Words = Field(
         (),
         description="Several models in place of `VEIL_MODEL`, comma-separated: `default`, "
         "`plates`, or what `VEIL_MODEL` takes. `#sha256=DIGEST` after one pins it as "
@@ -148,7 +149,7 @@ class WorkerSettings(UploadSettings):
         description="Effort of detection: the values of the next seven settings. docs/detection.md "
         "says what each preset finds and costs.",
     )
-    scales: Annotated[tuple[int, ...] | None, NoDecode] = Field(
+    scales: Annotated[tuple[int, ...] | None, NoDecode, BeforeValidator(split_commas)] = Field(
         None,
         description="Longer side, in pixels, of each detection pass, comma-separated. Small passes "
         f"find large faces, and large passes find small faces. {_by_preset('scales')}",
@@ -269,13 +270,13 @@ class WorkerSettings(UploadSettings):
         "times with 16 bits a channel, and as WebP and AVIF, six times as JPEG 2000.",
     )
     max_frames: int = Field(500, ge=1, description="Limit for the frames or pages of a picture.")
-    keep_exif: Annotated[tuple[str, ...], NoDecode] = Field(
+    keep_exif: Words = Field(
         (),
         description="EXIF fields that outputs keep in JPEG, PNG, WebP and AVIF, comma-separated, "
         "such as `DateTimeOriginal,FocalLength`. Empty for none. Places, names, serial numbers, "
         "notes and thumbnails can't be kept.",
     )
-    keep_xmp: Annotated[tuple[str, ...], NoDecode] = Field(
+    keep_xmp: Words = Field(
         (),
         description="Schemas of XMP that outputs keep in JPEG, PNG, WebP and AVIF. `GPano` keeps "
         "how a 360° picture is projected, for its viewers. Empty for none. Programs, dates and "
@@ -308,7 +309,7 @@ class WorkerSettings(UploadSettings):
         "`X-Forwarded-User`. `veil review serve` then has no login of its own, and refuses "
         "requests without the header.",
     )
-    review_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+    review_proxies: Words = Field(
         ("127.0.0.1", "::1"),
         description="Addresses of the proxies whose `VEIL_REVIEW_USER_HEADER` is believed, "
         "comma-separated.",
@@ -350,11 +351,6 @@ class WorkerSettings(UploadSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise ValueError("must look like https://HOST, without a user or a password")
         return value.rstrip("/")
-
-    @field_validator("scales", "keep_exif", "keep_xmp", "models", "review_proxies", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return split_commas(value)
 
     @field_validator("keep_exif")
     @classmethod
@@ -415,20 +411,6 @@ class WorkerSettings(UploadSettings):
         if value:
             ModelAddress.parse(PLATES)
         return value
-
-    # Pydantic runs this before `_split`, because it runs such validators in reverse order.
-    @field_validator(
-        "concurrency",
-        "model",
-        "model_sha256",
-        "score_threshold",
-        "batch_size",
-        *PRESET_SETTINGS,
-        mode="before",
-    )
-    @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        return None if value == "" else value
 
     @model_validator(mode="after")
     def _check_deadlines(self) -> "WorkerSettings":

@@ -1,11 +1,10 @@
 """The settings of uploads: the headers of outputs and receipts, and what outputs keep."""
 
-from typing import Annotated, Any, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import NoDecode
 
-from tasks.settings import Settings, split_commas
+from tasks.settings import Settings, Words
 from tasks.storage.upload_headers import (
     Acl,
     Checksum,
@@ -69,7 +68,7 @@ class UploadSettings(Settings):
         None, description="Tags of receipts, if they differ from those of outputs."
     )
     receipt_acl: Acl | None = Field(None, description="Canned ACL of receipts.")
-    keep_metadata: Annotated[tuple[str, ...], NoDecode] = Field(
+    keep_metadata: Words = Field(
         (),
         description="Names of user metadata that outputs keep of their sources, comma-separated, "
         "without `x-amz-meta-`. Empty for none.",
@@ -83,36 +82,10 @@ class UploadSettings(Settings):
         False, description="Whether outputs keep `Cache-Control` of their sources, if it is set."
     )
 
-    @field_validator("keep_metadata", mode="before")
-    @classmethod
-    def _split_names(cls, value: Any) -> Any:
-        return split_commas(value)
-
     @field_validator("keep_metadata")
     @classmethod
     def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted({check_metadata_name(name) for name in value}))
-
-    @field_validator(
-        "upload_encryption",
-        "upload_kms_key",
-        "upload_bucket_key",
-        "upload_storage_class",
-        "upload_tags",
-        "upload_acl",
-        "upload_cache_control",
-        "upload_content_disposition",
-        "upload_checksum",
-        "receipt_encryption",
-        "receipt_kms_key",
-        "receipt_storage_class",
-        "receipt_tags",
-        "receipt_acl",
-        mode="before",
-    )
-    @classmethod
-    def _empty_header(cls, value: Any) -> Any:
-        return None if value == "" else value
 
     @field_validator("upload_storage_class", "receipt_storage_class")
     @classmethod

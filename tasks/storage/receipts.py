@@ -191,7 +191,7 @@ class Receipt(BaseModel):
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Return the receipt in a file; raise ValueError if there is none."""
-        return cls.model_validate(_fields(content))
+        return cls.model_validate(json_object(content))
 
     def is_of(self, source: StoredObject, output: StoredObject) -> bool:
         """Return whether `output` can be that of this receipt, and not a copy of `source`."""
@@ -336,7 +336,7 @@ def read(
     except ImageTooLarge:
         return FoundReceipt(None, "bad receipt")
     try:
-        fields = _fields(content)
+        fields = json_object(content)
         # The signature covers the fields of the file. A receipt of another version may have more
         # fields than Receipt.
         flaw = signatures.flaw(fields, keys)
@@ -370,7 +370,7 @@ def _place_flaw(receipt: Receipt, output: ObjectUri, keys: Sequence[Key]) -> Fla
     return None if is_placed else "misplaced"
 
 
-def _fields(content: bytes) -> dict[str, Any]:
+def json_object(content: bytes) -> dict[str, Any]:
     """Return the JSON object in `content`; raise ValueError if it holds anything else."""
 
     def refuse(constant: str) -> NoReturn:
@@ -381,7 +381,7 @@ def _fields(content: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(fields, dict):
-        raise ValueError("a receipt is a JSON object")
+        raise ValueError("not a JSON object")
     if b"\\u" in content:
         # An escape can stand for half a character. UnicodeEncodeError is a ValueError.
         json.dumps(fields, ensure_ascii=False).encode()

@@ -312,16 +312,32 @@ def test_an_ended_session_says_so(browser, empty, photographs):
     assert not empty.redis.llen("uploads")
 
 
-def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
+def sample_of(desk, photograph):
+    """Put a sample of two pictures onto the desk, and return it."""
     pictures = []
     for number in range(2):
-        etag = empty.put("clean", f"s{number}.jpg", photographs["admiral.jpg"])
+        etag = desk.put("clean", f"s{number}.jpg", photograph)
         pictures.append(
             SampledPicture(f"s3://clean/s{number}.jpg", etag, ROUTE, width=341, height=400)
         )
     drawn = Sample("5a3b1e00", ["s3://clean"], 1, 900, time.time(), pictures)
-    samples.store(empty.redis, drawn)
+    samples.store(desk.redis, drawn)
+    return drawn
+
+
+def test_an_unfinished_sample_is_opened_if_nothing_else_is_to_review(browser, empty, photographs):
+    sample_of(empty, photographs["admiral.jpg"])
     log_in(browser, empty)
+    until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
+    chooser = browser.find_element(By.ID, "samples")
+    assert chooser.get_property("value") == "5a3b1e00"
+
+
+def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
+    drawn = sample_of(empty, photographs["admiral.jpg"])
+    empty.list("2026/coffee.jpg", photographs["coffee.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "2026/coffee.jpg")
     chooser = browser.find_element(By.ID, "samples")
     until(browser, lambda: len(chooser.find_elements(By.TAG_NAME, "option")) == 2)
     chooser.send_keys("5")

@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import time
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
@@ -14,10 +15,12 @@ from tasks.addresses import PrefixUri
 from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
+from tasks.routes import Routes
 from tasks.signatures import Key
 from tasks.storage import decisions
 from tests.desk import Client, Desk
-from worker.desk import claims
+from worker.desk import claims, items
+from worker.desk.items import Items
 
 HOSTILE = '<img src=x onerror="alert(1)">"\'.jpg'
 KEY = "a key for receipts of 32 characters or more"
@@ -246,12 +249,45 @@ def test_a_desk_that_others_could_open_needs_an_address(settings, veil):
     assert "VEIL_REVIEW_URL" in done.stderr
 
 
+def test_the_desk_links_to_the_pages_of_operators_and_status_to_the_desk(
+    settings, programs, veil, tmp_path, wait_until
+):
+    environment = {
+        **settings[1],
+        "VEIL_FLOWER_URL": "https://flower.example/?a=1&b=2",
+        "VEIL_GRAFANA_URL": "https://grafana.example/",
+    }
+
+    def address_in_status():
+        done = veil("status", "--json", environment=environment)
+        return json.loads(done.stdout)["review_desk"]
+
+    with Desk(programs, tmp_path, environment, reviewers=("ana",)) as desk:
+        page = desk.client("ana").get("/").body.decode()
+        assert 'href="https://flower.example/?a=1&amp;b=2"' in page
+        assert 'href="https://grafana.example"' in page
+        wait_until(lambda: address_in_status() == desk.address, 15)
+
+
+def test_a_link_that_is_no_web_address_is_refused(settings, veil):
+    for url in ("javascript:alert(1)", "flower.example", "https://veil:secret@flower.example"):
+        environment = {**settings[1], "VEIL_FLOWER_URL": url}
+        done = veil("review", "serve", "--http", "127.0.0.1:0", environment=environment)
+        assert done.returncode == 2
+        assert "VEIL_FLOWER_URL" in done.stderr
+        assert "secret" not in done.stderr
+
+
 # --- decisions
 
 
-def recorded(store, key):
+def recorded(store, key=""):
+    """The decisions on the output `key`, oldest first; they are signed for it."""
     destination = PrefixUri.parse("s3://clean/desk")
-    return list(decisions.listed(store, destination, key, [Key.parse(KEY)]))
+    names = decisions.names(store, destination, PrefixUri.parse(f"s3://clean/desk/{key}"))
+    records = [decisions.read(store, name, [Key.parse(KEY)]) for name in names]
+    assert [record.flaw for record in records] == [None] * len(records)
+    return [record.decision for record in sorted(records, key=lambda record: record.name.stamp)]
 
 
 def test_two_reviewers_never_get_the_same_picture(log_in, listed, wait_until):
@@ -268,6 +304,20 @@ def test_two_reviewers_never_get_the_same_picture(log_in, listed, wait_until):
     assert third["id"] not in (first["id"], second["id"])
     assert ben.post("/api/next", {"id": first["id"]}).status == 200  # ana has left it
     assert ana.post("/api/next", {"after": third["id"]}).json == {"id": None}  # ben has the others
+
+
+def test_what_the_desk_keeps_of_decided_pictures_is_bounded(listed, queue, monkeypatch):
+    monkeypatch.setattr(items, "MAX_DECIDED", 3)
+    for number in range(5):
+        listed(f"{number}.jpg")
+    on_desk = Items(queue.client, Routes.parse(ROUTE))
+    first, *others = pictures = on_desk.listed()
+    for item in pictures:
+        on_desk.remove(item)
+    assert list(on_desk.following) == [item.id for item in pictures[2:]]
+    on_desk.read()
+    # The oldest decisions are forgotten, and those pictures are shown again until a worker is done.
+    assert on_desk.listed() == [first, others[0]]
 
 
 def test_a_claim_ends_by_itself(log_in, listed, queue, wait_until):
@@ -288,18 +338,17 @@ def test_a_redo_is_recorded_signed_and_queued_with_all_areas(
     answer = decide(client, item, "redo", **areas)
     assert answer.status == 200, answer.body
     assert queue.client.llen("uploads") == 1
-    ((_, record, flaw),) = recorded(store, "redo.jpg")
-    assert flaw is None
-    assert record["action"] == "redo"
-    assert record["by"].startswith("reviewer")
-    assert record["source_etag"] == item["etag"]
-    assert record["options"] == {
+    (decision,) = recorded(store, "redo.jpg")
+    assert decision.action == "redo"
+    assert decision.by.startswith("reviewer")
+    assert decision.source_etag == item["etag"]
+    assert decision.options == {
         "method": "blur",
         "region": 1.0,
         "exempt": [[0, 0, 5, 5]],
         "extra": [[1, 1, 9, 9], [10, 20, 90, 120]],
     }
-    assert "raw" not in json.dumps(record)
+    assert "raw" not in json.dumps(asdict(decision))
     assert client.get(f"/api/result/{answer.json['task']}").json == {"state": "pending"}
 
 
@@ -357,8 +406,8 @@ def test_a_release_and_a_drop_are_recorded(log_in, listed, queue, store, wait_un
         "s3://raw/desk/release.jpg"
     ]
     assert client.post("/api/next", {"after": item["id"]}).json == {"id": None}
-    assert [record["action"] for _, record, _ in recorded(store, "release.jpg")] == ["release"]
-    assert [record["action"] for _, record, _ in recorded(store, "drop.jpg")] == ["drop"]
+    assert [decision.action for decision in recorded(store, "release.jpg")] == ["release"]
+    assert [decision.action for decision in recorded(store, "drop.jpg")] == ["drop"]
 
 
 def test_without_a_record_nothing_is_decided(log_in, listed, queue, s3, wait_until, settings):
@@ -432,8 +481,8 @@ def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, s
         first["number"]: [[5, 5, 50, 50]],
         second["number"]: [],
     }
-    marks = [record for _, record, _ in recorded(store, "sample-")]
-    assert {record["sample"] for record in marks} == {"5a3b1e00"}
+    marks = [*recorded(store, "sample-0.jpg"), *recorded(store, "sample-1.jpg")]
+    assert {decision.sample for decision in marks} == {"5a3b1e00"}
 
 
 def test_the_log_has_no_token_and_no_key(desk):

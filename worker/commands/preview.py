@@ -17,7 +17,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Suffix
 from worker.commands.progress import progress_bar
-from worker.printing import print_summary, printable
+from worker.printing import duration, print_summary, printable
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ def _check_output(output: Path) -> None:
 
 
 def _print_summary(made: "Preview", output: Path, shows_originals: bool) -> None:
+    from worker.preview.capacity import SECONDS_AN_HOUR
+
     for variant in made.variants:
         parts = [f"{variant.faces:,} faces in {variant.with_faces:,} of {variant.pictures:,}"]
         parts += [f"{variant.held:,} held"] if variant.held else []
@@ -173,7 +175,8 @@ def _print_summary(made: "Preview", output: Path, shows_originals: bool) -> None
             parts.append(f"{variant.seconds_a_picture:.2f} s a picture")
         if variant.whole is not None:
             whole = variant.whole
-            parts.append(f"the whole: {whole.hours:,.1f} h on {whole.cores} cores")
+            time = duration(whole.hours * SECONDS_AN_HOUR)
+            parts.append(f"the whole: {time} on {whole.cores} cores")
         print_summary(f"{printable(variant.name)}: {', '.join(parts)}")
     warning = "; it holds clear pictures" if shows_originals else ""
     print_summary(f"{output} has {len(made.pictures):,} of {made.count:,} pictures{warning}")

@@ -163,14 +163,17 @@ def export(
     places = Places.of_outputs(PrefixUri.parse(address), routes, keys)
     store = ObjectStore.connect(settings, connections=boxes.THREADS + LISTINGS)
     count = 0
-    with _opened(output) as file, progress_bar("exported") as bar:
+
+    def summarize() -> None:
+        print_summary(f"{count:,} pictures exported")
+
+    with summarized(summarize), _opened(output) as file, progress_bar("exported") as bar:
         writer = WRITERS[form](file)
         for picture in boxes.exported(store, places):
             writer.add(picture)
             bar.advance()
             count += 1
         writer.close()
-    print_summary(f"{count:,} pictures exported")
     return ExitCode.ok_if(count > 0)
 
 

@@ -48,6 +48,9 @@ ConfirmedAll = Annotated[
     bool, typer.Option("--all", help="Every picture on the list; needs --yes.")
 ]
 
+Decided = Annotated[
+    str, typer.Argument(metavar="s3://OUTPUT", help="An output, or a prefix of outputs.")
+]
 Outputs = Annotated[
     list[str] | None,
     typer.Argument(
@@ -103,6 +106,21 @@ def show(source: Source, as_json: Json = False) -> ExitCode:
     Example: veil review show s3://camera-uploads/a/b.jpg
     """
     return ExitCode.ok_if(_entries().show(source, as_json))
+
+
+@app.command("decisions", has_summary=True)
+def list_decisions(address: Decided, as_json: Json = False) -> ExitCode:
+    """Print the decisions of the desk on outputs, oldest first.
+
+    Each has its time, the reviewer, what was decided with its options, and the version of the
+    source. Exit with 1 if the record of one is damaged or, with a VEIL_RECEIPT_KEY, is not signed
+    with it.
+
+    Example: veil review decisions s3://camera-clean/2026 --json
+    """
+    from worker.commands.decisions import DecisionList
+
+    return ExitCode.ok_if(DecisionList(WorkerSettings.load(), address).print(as_json))
 
 
 @app.command(has_summary=True)

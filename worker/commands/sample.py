@@ -19,6 +19,7 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from tasks.records.samples import Mark, Sample
     from worker.sampling.acceptance import Acceptance
+    from worker.sampling.outputs import SampleRequest
 
 Addresses = Annotated[
     list[str], typer.Argument(metavar="s3://OUTPUT/PREFIX", help="Where the outputs are.")
@@ -70,14 +71,16 @@ def sample(
     """
     from worker.sampling import report
     from worker.sampling.acceptance import accept
+    from worker.sampling.outputs import SampleRequest
 
     settings = WorkerSettings.load()
+    request = SampleRequest(addresses, pictures, seed)
     found: Mapping[int, Mark]
     if marks is not None:
-        drawn = _draw(settings, addresses, pictures, seed)
+        drawn = _draw(settings, request)
         found = _marks_of(drawn, marks)
     else:
-        drawn, found = _on_desk(settings, addresses, pictures, seed)
+        drawn, found = _on_desk(settings, request)
     result = accept(drawn, found)
     if output is not None:
         report.write(output, result)
@@ -92,30 +95,25 @@ def sample(
     return ExitCode.ok_if(result.is_complete)
 
 
-def _draw(settings: WorkerSettings, addresses: list[str], pictures: int, seed: int) -> "Sample":
+def _draw(settings: WorkerSettings, request: "SampleRequest") -> "Sample":
     """Return the sample of the present archive."""
     from tasks.storage.s3 import ObjectStore
     from worker.sampling import outputs
 
-    name = outputs.name_of(addresses, pictures, seed)
-    routes, keys = settings.parsed_routes(), settings.receipt_keys()
     store = ObjectStore.connect(settings)
-    return outputs.draw(store, routes, keys, addresses, pictures, seed, name)
+    return outputs.draw(store, settings.parsed_routes(), settings.receipt_keys(), request)
 
 
 def _on_desk(
-    settings: WorkerSettings, addresses: list[str], pictures: int, seed: int
+    settings: WorkerSettings, request: "SampleRequest"
 ) -> tuple["Sample", "Mapping[int, Mark]"]:
     """Return the sample on the desk with its marks; draw it if it is not there yet."""
-    from worker.sampling import outputs
-
     redis = celery_app().backend.client
-    name = outputs.name_of(addresses, pictures, seed)
     with connected():
-        known = samples.find(redis, name)
+        known = samples.find(redis, request.name)
         if known is not None:
-            return known, samples.marks(redis, name)
-    drawn = _draw(settings, addresses, pictures, seed)
+            return known, samples.marks(redis, request.name)
+    drawn = _draw(settings, request)
     with connected():
         samples.store(redis, drawn)
     return drawn, {}

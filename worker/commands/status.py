@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +27,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, refuse_beside
 from worker.commands.queue import celery_app
-from worker.printing import print_note, printable
+from worker.printing import UNKNOWN, duration, print_note, printable
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -36,7 +36,6 @@ LIVE_SECONDS = 2.0  # between two refreshes, by default
 PING_SECONDS = 1.0  # within which a worker must answer
 REDIS_SECONDS = 5.0  # within which Redis must answer, so that a command that shows a state ends
 PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
-UNKNOWN = "–"
 WARNING = "bold yellow"
 MAX_STRAY_SHOWN = 5  # stray lists, each on a line
 # The rows of the table of all work: the name of a figure, and its meaning.
@@ -171,7 +170,7 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
         "dead letters": f"{work.dead:,}",
         "to review": f"{work.to_review:,}",
         "pictures/s": _rate(work.per_second),
-        "time left": _duration(work.seconds_left),
+        "time left": duration(work.seconds_left),
         "recipe": work.recipe or UNKNOWN,
     }
     if set(work.labels) - {FACE}:
@@ -194,7 +193,7 @@ def _work_view(work: Status, alive: list[str] | None) -> View:
 def _queues_table(queues: Sequence[QueueStatus]) -> Table:
     table = _table("queue", "waiting", "oldest")
     for queue in queues:
-        table.add_row(queue.name, f"{queue.waiting:,}", _duration(queue.oldest_seconds))
+        table.add_row(queue.name, f"{queue.waiting:,}", duration(queue.oldest_seconds))
     return table
 
 
@@ -233,7 +232,7 @@ def _run_view(redis: Any, name: str) -> View:
         "left": f"{found.left:,}",
         "%": _percent(found),
         "pictures/s": _rate(found.per_second),
-        "time left": _duration(found.seconds_left),
+        "time left": duration(found.seconds_left),
         "updated": _moment(found.updated),
     }
     meanings = {
@@ -256,7 +255,7 @@ def _runs_view(runs: list[RunStatus]) -> View:
             f"{run.left:,}",
             f"{run.failed:,}",
             _percent(run),
-            _duration(run.seconds_left),
+            duration(run.seconds_left),
         )
     return View([asdict(run) for run in runs], [table, *_abandoned_lines(runs)])
 
@@ -298,16 +297,6 @@ def _percent(run: RunStatus) -> str:
 
 def _rate(per_second: float) -> str:
     return f"{per_second:.2f}" if per_second else UNKNOWN
-
-
-def _duration(seconds: float | None) -> str:
-    """Return a time as ``H:MM:SS``, or as days and hours, which are 10 characters at most."""
-    if seconds is None:
-        return UNKNOWN
-    duration = timedelta(seconds=round(seconds))
-    if duration.days:
-        return f"{duration.days} d {duration.seconds // 3600} h"
-    return str(duration)
 
 
 def _moment(seconds: float | None) -> str:

@@ -31,12 +31,6 @@ def release(redis: Any, picture: str, holder: str) -> None:
         redis.delete(KEY + picture)
 
 
-def holder_of(redis: Any, picture: str) -> str | None:
-    """Return who has the claim on a picture; None if nobody has."""
-    held_by = redis.get(KEY + picture)
-    return None if held_by is None else str(held_by.decode())
-
-
 def free(redis: Any, pictures: Sequence[str], holder: str) -> list[str]:
     """Return the `pictures` that no other reviewer has claimed."""
     if not pictures:

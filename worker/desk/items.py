@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -26,10 +26,12 @@ log = structlog.get_logger("veil")
 
 ID_DIGITS = 24
 MAX_SHOWN = 1000
+MAX_DECIDED = 10_000
 DECIDED_SECONDS = 600.0
 REFRESH_SECONDS = 2.0
 MAX_AGE_SECONDS = 30.0  # The desk reads the list more often, also while nobody is there.
 
+Value = TypeVar("Value")
 State = Literal["held", "flagged", "low score", "sample"]
 FILTERS: tuple[State, ...] = ("held", "flagged", "low score")
 
@@ -161,9 +163,9 @@ class Items:
         self._samples: dict[str, list[Item]] = {}
         self._of_samples: dict[str, Item] = {}
         self._shown: OrderedDict[str, Item] = OrderedDict()
-        self._decided: dict[str, tuple[str, float]] = {}
+        self._decided: OrderedDict[str, tuple[str, float]] = OrderedDict()
         # By the id of a picture that was decided on: that of the next one on the list.
-        self.following: dict[str, str] = {}
+        self.following: OrderedDict[str, str] = OrderedDict()
 
     def listed(self, state: str | None = None) -> list[Item]:
         """Return the pictures to decide on, oldest first, or those of one state."""
@@ -189,9 +191,7 @@ class Items:
 
     def keep(self, item: Item) -> None:
         """Keep a picture that is shown, also when it leaves the list: its new output is shown."""
-        self._shown[item.id] = item
-        while len(self._shown) > MAX_SHOWN:
-            self._shown.popitem(last=False)
+        _remember(self._shown, item.id, item, MAX_SHOWN)
 
     def present(self, item: Item) -> Item | None:
         """Return `item` as it is in Redis now; None if it is no longer on the review list."""
@@ -223,10 +223,11 @@ class Items:
         Redis has it until a worker has done what was decided. If none does, it comes back after
         DECIDED_SECONDS.
         """
-        self._decided[item.id] = item.version, time.monotonic()
+        _remember(self._decided, item.id, (item.version, time.monotonic()), MAX_DECIDED)
         ids = list(self._review)
         if item.id in ids:
-            self.following[item.id] = ids[(ids.index(item.id) + 1) % len(ids)]
+            following = ids[(ids.index(item.id) + 1) % len(ids)]
+            _remember(self.following, item.id, following, MAX_DECIDED)
         self._review.pop(item.id, None)
         self._low.pop(item.id, None)
 
@@ -235,7 +236,7 @@ class Items:
         return version == item.version and time.monotonic() - since < DECIDED_SECONDS
 
     def add_low_scores(self, items: Iterable[Item]) -> None:
-        """Add pictures with a doubtful face, unless they are on the review list anyway."""
+        """Add pictures with a doubtful face."""
         for item in items:
             self._low[item.id] = item
 
@@ -261,6 +262,14 @@ class Items:
             self.read()
         except QueueUnavailable as error:
             log.warning("review list not read", **log_fields(error))
+
+
+def _remember(known: OrderedDict[str, Value], identity: str, value: Value, limit: int) -> None:
+    """Keep `value` as the newest in `known`, and forget the oldest ones beyond `limit`."""
+    known[identity] = value
+    known.move_to_end(identity)
+    while len(known) > limit:
+        known.popitem(last=False)
 
 
 def after(

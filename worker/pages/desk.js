@@ -156,19 +156,26 @@ async function loadSamples() {
     select.append(element("option", { value: sample.name }, text));
   }
   select.value = state.sample;
+  return samples;
 }
 
 function chooseList(list, sample) {
+  setList(list, sample);
+  guarded(showList);
+}
+
+function setList(list, sample) {
   state.list = list;
   state.sample = sample;
   for (const button of document.querySelectorAll("#lists button")) {
     button.setAttribute("aria-pressed", String(!sample && button.dataset.state === list));
   }
   byId("samples").value = sample;
-  guarded(async () => {
-    await loadList();
-    await open(sample ? { unmarked: true } : {});
-  });
+}
+
+async function showList() {
+  await loadList();
+  await open(state.sample ? { unmarked: true } : {});
 }
 
 // --- the picture
@@ -779,6 +786,12 @@ addEventListener("pagehide", () => {
 
 guarded(async () => {
   await loadList();
-  await loadSamples();
-  await open({});
+  const samples = await loadSamples();
+  const unfinished = samples.find((sample) => sample.marked < sample.drawn);
+  if (state.count || !unfinished) {
+    await open({});
+    return;
+  }
+  setList("", unfinished.name);
+  await showList();
 });

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from tasks.addresses import PrefixUri
 from tasks.bulk.comparison import find_receipt, list_outputs
@@ -18,33 +19,35 @@ from worker.sampling.drawing import Sample as Drawing
 NAME_DIGITS = 8
 
 
-def name_of(addresses: Sequence[str], pictures: int, seed: int) -> str:
-    """Return the name of a sample: a digest of what it is drawn from, and how."""
-    content = "\n".join([*addresses, str(pictures), str(seed)])
-    return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:NAME_DIGITS]
+@dataclass(frozen=True)
+class SampleRequest:
+    """A sample to draw: so many `pictures` of the outputs below `addresses`, by a `seed`."""
+
+    addresses: list[str]
+    pictures: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the sample: a digest of what it is drawn from, and how."""
+        content = "\n".join([*self.addresses, str(self.pictures), str(self.seed)])
+        digest = hashlib.sha256(content.encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()[:NAME_DIGITS]
 
 
-def draw(
-    store: ObjectStore,
-    routes: Routes,
-    keys: Sequence[Key],
-    addresses: Sequence[str],
-    pictures: int,
-    seed: int,
-    name: str,
-) -> Sample:
-    """Return a sample of the outputs below `addresses`, each equally likely, from one listing.
+def draw(store: ObjectStore, routes: Routes, keys: Sequence[Key], request: SampleRequest) -> Sample:
+    """Return the sample of `request`, each output equally likely, from one listing.
 
     Raises NothingFound if there is no output, BucketNotAllowed for an address without a route.
     """
-    drawing: Drawing[tuple[Places, StoredObject]] = Drawing(pictures, seed)
-    for places in _places(addresses, routes, keys):
+    drawing: Drawing[tuple[Places, StoredObject]] = Drawing(request.pictures, request.seed)
+    for places in _places(request.addresses, routes, keys):
         for stored in list_outputs(store, places):
             drawing.add(str(stored.uri), (places, stored))
     if not drawing.count:
-        raise NothingFound(f"no output below {', '.join(addresses)}: correct the address")
+        raise NothingFound(f"no output below {', '.join(request.addresses)}: correct the address")
     drawn = [sampled(store, places, stored) for places, stored in drawing.items]
-    return Sample(name, list(addresses), seed, drawing.count, time.time(), drawn)
+    return Sample(request.name, request.addresses, request.seed, drawing.count, time.time(), drawn)
 
 
 def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> SampledPicture:

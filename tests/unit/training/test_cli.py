@@ -30,7 +30,14 @@ def test_a_checkpoint_s_line_has_the_loss_and_the_time_left():
 
 @pytest.mark.parametrize(
     ("precisions", "warns"),
-    [((0.95, 0.9, 0.84), True), ((0.95, 0.84, 0.94), False), ((None, 0.2), False), ((), False)],
+    [
+        ((0.95, 0.9, 0.84), True),
+        ((0.95, 0.84, 0.94), False),
+        ((0.95,), False),
+        ((), False),
+        ((None, 0.2), False),
+        ((None, 0.9, 0.2), False),  # a run from random weights has no AP50 before its first step
+    ],
 )
 def test_a_training_that_makes_the_detector_worse_is_warned_of(tmp_path, precisions, warns):
     lines = [f"{step},{'' if ap is None else ap},1.0" for step, ap in enumerate(precisions)]
