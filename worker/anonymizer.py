@@ -25,9 +25,9 @@ from worker.detection.presets import PassSettings
 from worker.images import viewing
 from worker.images.formats import CONTENT_TYPES
 from worker.images.viewing import View
-from worker.kept_metadata import NOTHING, Kept
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, Part
+from worker.metadata.kept import NOTHING, Kept
 from worker.pixels import Array, Pixels
 from worker.process.watch import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck

@@ -14,8 +14,8 @@ from tasks.messages import Method, Region
 from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX, S3_ATTEMPTS, split_commas
 from worker.detection.presets import PRESETS, PassSettings
-from worker.exif_fields import known_name
-from worker.kept_metadata import Gps, Kept, known_schema
+from worker.metadata.exif_fields import known_name
+from worker.metadata.kept import Gps, Kept, known_schema
 from worker.model_settings import MAX_SCALE, MIN_SCALE, PLATES, SHA256, LabelRules, ModelAddress
 from worker.process import processors
 from worker.upload_settings import UploadSettings

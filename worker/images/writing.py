@@ -9,17 +9,17 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from worker.images import (
-    avif,
     bmp,
     containers,
     deep,
-    fax,
     jpeg2000,
-    jpeg_blocks,
     palette,
     png,
 )
+from worker.images.heif import avif
+from worker.images.jpeg import blocks
 from worker.images.picture import Frame, Picture
+from worker.images.tiff import fax
 from worker.images.turning import turned_back
 from worker.pixels import Array
 
@@ -50,7 +50,7 @@ PROGRESSIVE = "progressive"
 
 
 def encode(
-    picture: Picture, frames: Sequence[Array], changed: Sequence[jpeg_blocks.Mask | None] = ()
+    picture: Picture, frames: Sequence[Array], changed: Sequence[blocks.Mask | None] = ()
 ) -> bytes:
     """Return a file of the picture's format with `frames` in it.
 
@@ -70,7 +70,7 @@ def encode(
                 for pixels in (picture.frames[0].pixels, frames[0], changed[0])
             )
             mode = picture.frames[0].mode
-            content = jpeg_blocks.encode(picture.reassembled, Frame(original, mode), new, marked)
+            content = blocks.encode(picture.reassembled, Frame(original, mode), new, marked)
             if content is not None:
                 return content
     options = dict(picture.encoding)

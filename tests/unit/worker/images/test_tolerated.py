@@ -12,7 +12,9 @@ from PIL import Image
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
-from worker.images import jpeg, jpeg_tolerance, png
+from worker.images import png
+from worker.images.jpeg import tolerance
+from worker.images.jpeg.segments import SCAN_PARAMETERS
 from worker.images.signatures import name_of
 
 MANY = 10**7
@@ -71,7 +73,7 @@ def test_stray_bytes_before_markers_change_no_pixel_and_are_removed(jpeg_file, s
     expected = decoded(jpeg_file)
     assert np.array_equal(picture.frames[0].pixels, expected.frames[0].pixels)
     if len(stray) > 1:  # libjpeg passes over single bytes without a warning
-        assert picture.notes == (jpeg_tolerance.STRAY_BYTES,)
+        assert picture.notes == (tolerance.STRAY_BYTES,)
         assert picture.reassembled == expected.reassembled
 
 
@@ -82,7 +84,7 @@ def test_stray_bytes_before_markers_change_no_pixel_and_are_removed(jpeg_file, s
 )
 def test_a_missing_end_marker_is_added_if_all_blocks_are_there(jpeg_file, trailer):
     picture, expected = decoded(jpeg_file[:-2] + trailer), decoded(jpeg_file)
-    assert picture.notes == (jpeg_tolerance.NO_END_MARKER,)
+    assert picture.notes == (tolerance.NO_END_MARKER,)
     assert picture.reassembled == expected.reassembled
     assert np.array_equal(picture.frames[0].pixels, expected.frames[0].pixels)
 
@@ -116,7 +118,7 @@ def test_scan_parameters_of_a_baseline_jpeg_are_set_right(parameters):
     assert content[end - 3 : end] == b"\0\x3f\0"
     picture = decoded(content[: end - 3] + parameters + content[end:])
     assert picture.reassembled == decoded(content).reassembled
-    assert picture.notes == (jpeg.SCAN_PARAMETERS,)
+    assert picture.notes == (SCAN_PARAMETERS,)
     assert np.array_equal(picture.frames[0].pixels, pixels(content))
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from tasks.errors import UnreadableImage, UnsupportedImage
-from worker.images import avif, colour_profile, display, exif, xmp
+from worker.images import colour_profile, display
+from worker.images.heif import avif
 from worker.images.picture import Frame, Picture
-from worker.kept_metadata import Kept
+from worker.metadata import exif, xmp
+from worker.metadata.kept import Kept
 from worker.pixels import Array
 
 try:

@@ -9,8 +9,8 @@ from PIL import Image, ImageCms
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from tests import heic
 from worker import images
-from worker.images import heif
-from worker.kept_metadata import NOTHING, Kept
+from worker.images.heif.heic import COST, SAMPLE, is_installed
+from worker.metadata.kept import NOTHING, Kept
 
 MANY = 10**7
 WIDTH, HEIGHT = 192, 128
@@ -22,7 +22,7 @@ OTHER = Image.fromarray(SCENE[::-1, ::-1].copy())
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 needs_decoder = pytest.mark.skipif(
-    not heif.is_installed(), reason="pi-heif is not installed: the extra `heif`"
+    not is_installed(), reason="pi-heif is not installed: the extra `heif`"
 )
 
 
@@ -54,7 +54,7 @@ def differs(content, expected):
 
 
 def test_without_the_extra_a_heic_names_it(monkeypatch):
-    monkeypatch.setattr(heif, "pi_heif", None)
+    monkeypatch.setattr("worker.images.heif.heic.pi_heif", None)
     with pytest.raises(UnsupportedImage, match=r"veil\[heif\]"):
         decoded(heic.file([]))
     with pytest.raises(UnsupportedImage, match="videos"):
@@ -192,7 +192,7 @@ def test_a_heic_that_is_cut_short_is_unreadable(convert):
 def test_the_size_is_held_against_the_limit_before_decoding(convert):
     content = heic.file([heic.coded(convert, PHOTO)])
     with pytest.raises(ImageTooLarge, match="VEIL_MAX_PIXELS"):
-        images.decode(content, WIDTH * HEIGHT * heif.COST - 1)
+        images.decode(content, WIDTH * HEIGHT * COST - 1)
     huge = content.replace(heic.ispe(WIDTH, HEIGHT), heic.ispe(30_000, 30_000))
     with pytest.raises(ImageTooLarge, match="30000 × 30000"):
         decoded(huge)
@@ -210,5 +210,5 @@ def test_a_heic_of_10_bits_is_read():
 
 @needs_decoder
 def test_the_sample_that_loads_the_decoder_is_a_picture():
-    (frame,) = decoded(heif.SAMPLE).frames
+    (frame,) = decoded(SAMPLE).frames
     assert frame.pixels.shape[:2] == (16, 16)

@@ -12,8 +12,9 @@ XMP_SCHEMAS = ("GPano",)
 class Kept:
     """The metadata that outputs keep.
 
-    `exif` names fields of worker.exif_fields, `xmp` schemas of XMP_SCHEMAS. `gps` keeps the
-    position where a picture was taken: not at all, rounded to a kilometre, or exactly.
+    `exif` names fields of KEEPABLE in worker.metadata.exif_fields, `xmp` schemas of XMP_SCHEMAS.
+    `gps` keeps the position where a picture was taken: not at all, rounded to a kilometre, or
+    exactly.
     """
 
     exif: tuple[str, ...] = ()

@@ -1,36 +1,31 @@
-"""JPEG files, segment by segment: reassembled without metadata, and decoded strictly.
+"""The segments of a JPEG, and its file reassembled from them without metadata (T.81, Annex B).
 
-Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for bit. Where data is
-damaged or missing, libjpeg fills the rest with gray and only warns; simplejpeg, a binding of the
-same library, reports such warnings.
+The compressed data is kept bit for bit.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import simplejpeg
-
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
-from worker.pixels import Array
+from worker.images.jpeg.markers import (
+    APP0,
+    APP1,
+    APP2,
+    APP14,
+    END_OF_IMAGE,
+    EOI,
+    FRAME_HEADERS,
+    FRAME_SIZE_END,
+    PROGRESSIVE,
+    SOI,
+    SOS,
+    START_OF_IMAGE,
+    TABLES,
+    UNHANDLED,
+)
 
-START = b"\xff\xd8\xff"
-START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
-# Markers (T.81, Table B.1).
-SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
-APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
-DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
-TABLES = {DHT, DAC, DQT, DRI}
-# Start of frame: sequential and progressive, with Huffman and with arithmetic coding.
-FRAME_HEADERS = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
-PROGRESSIVE = {0xC2, 0xCA}
-# Start of frame: lossless and differential.
-UNHANDLED_FRAME_HEADERS = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF}
-DNL, DHP, EXP = 0xDC, 0xDE, 0xDF
-UNHANDLED = UNHANDLED_FRAME_HEADERS | {DNL, DHP, EXP}
 EIGHT_BITS = b"\x08"  # the precision, which is the first byte of a frame header
-FRAME_SIZE_END = 5  # the offset after precision, height and width in a frame header
 
 # A scan ends at a marker other than a restart: at the last fill byte before it. A zero byte after
 # 0xFF is stuffing, not a marker.
@@ -53,10 +48,6 @@ XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 ICC_PREFIX = b"ICC_PROFILE\0"
 # Bytes of a profile in one segment, besides its length, the prefix, and two numbers of the part.
 MAX_ICC_PART = 65_535 - 2 - len(ICC_PREFIX) - 2
-COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # simplejpeg's names of Pillow's modes
-# The modes in which JPEGs in a TIFF are decoded, by simplejpeg's name of their colours; others are
-# decoded as RGB.
-TIFF_MODES = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
 
 
 @dataclass(frozen=True)
@@ -177,65 +168,6 @@ def check_scans(scans: int, pixels: int, max_pixels: int) -> None:
             f"{scans} scans of {pixels:,} pixels take too long: "
             f"save this JPEG with up to {MAX_FULL_SIZE_SCANS} scans"
         )
-
-
-def decoded(content: bytes, mode: str) -> Array:
-    """Return the pixels of the JPEG `content` in `mode`, which is L, RGB or CMYK.
-
-    They are uint8, [h, w] for L, else [h, w, channels]. Raises UnreadableImage if any part is
-    damaged or missing, UnsupportedImage for an unusual subsampling.
-    """
-    try:
-        pixels = _strictly_decoded(content, mode)
-    except ValueError as error:
-        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
-    if mode == "CMYK":
-        # Stored inverted, as Adobe's programs write it and Pillow assumes.
-        np.subtract(255, pixels, out=pixels)
-    return pixels[..., 0] if mode == "L" else pixels
-
-
-def warning(content: bytes, mode: str) -> str | None:
-    """Return the first warning of libjpeg about the JPEG `content`, or None."""
-    try:
-        _strictly_decoded(content, mode)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _strictly_decoded(content: bytes, mode: str) -> Array:
-    """Return the pixels of the JPEG `content`. Raises ValueError for each warning of libjpeg."""
-    try:
-        pixels: Array = simplejpeg.decode_jpeg(content, COLOURS[mode], strict=True)
-    except ValueError as error:
-        if "subsampling" in str(error):
-            raise UnsupportedImage(
-                "this JPEG has an unusual subsampling, which is not handled"
-            ) from None
-        raise
-    return pixels
-
-
-def check(content: bytes, max_width: int, max_height: int) -> None:
-    """Check the JPEG `content`, which is a strip or tile of a TIFF.
-
-    Raises UnreadableImage if any part is damaged or missing, or if it is larger than stated.
-    """
-    size(content, max_width * max_height)
-    try:
-        height, width, colours = simplejpeg.decode_jpeg_header(content)[:3]
-    except ValueError as error:
-        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
-    if width > max_width or height > max_height:
-        raise UnreadableImage(f"this TIFF is damaged: a JPEG in it has {width} × {height} pixels")
-    decoded(content, TIFF_MODES.get(colours, "RGB"))
-
-
-def is_stored_as_rgb(content: bytes) -> bool:
-    """Return whether the components of the JPEG `content` are red, green and blue."""
-    colours: str = simplejpeg.decode_jpeg_header(content)[2]
-    return colours == "RGB"
 
 
 def _picture(content: bytes) -> Iterator[Segment]:

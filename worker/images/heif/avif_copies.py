@@ -6,7 +6,7 @@ ISO/IEC 23008-12; AV1-ISOBMFF. The container is written anew around the primary 
 import struct
 from collections.abc import Iterator
 
-from worker.images import avif
+from worker.images.heif import avif
 
 # The properties that describe the pixels. Others, such as a rotation, are reasons not to copy.
 PROPERTIES = (b"av1C", b"ispe", b"pixi", b"colr", b"pasp")
