@@ -191,6 +191,13 @@ class Settings(BaseSettings):
         "`s3://SOURCE=s3://DESTINATION`, comma-separated. A message that names any other place is "
         "refused.",
     )
+    heif_suffix: str = Field(
+        "",
+        pattern=r"^(\.[\w.-]*\w)?$",
+        max_length=32,
+        description="Suffix of the outputs of sources with `.heic`, `.heif` or `.hif`, such as "
+        "`.jpg`. Empty to keep the source's key. Workers and commands need the same value.",
+    )
     webhook_token: SecretStr | None = Field(
         None,
         description="Token that senders of events to `veil watch --http` must show, as "
@@ -411,7 +418,7 @@ class Settings(BaseSettings):
             raise SettingsInvalid(message) from None
 
     def parsed_routes(self) -> Routes:
-        return Routes.parse(*self.routes)
+        return Routes.parse(*self.routes).with_heif_suffix(self.heif_suffix)
 
     def source_access(self) -> AccessSettings:
         """Return the settings of the way to sources."""

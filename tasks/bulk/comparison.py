@@ -11,10 +11,12 @@ and `settle` finds out. A picture that `compare` reports as current is current.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from itertools import groupby, islice
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import InvalidRequest
+from ..output_names import stem
 from ..routes import RESERVED
 from ..storage import receipts
 from ..storage.marks import is_keyed
@@ -22,6 +24,7 @@ from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
 from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 from .places import Places
 
+MAX_SIBLINGS = 1000  # keys that differ in their suffix alone, kept in memory together
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
 
 State = Literal["current", "missing", "stale", "held", "taken", "orphan", "refused", "unknown key"]
@@ -32,14 +35,16 @@ Item = TypeVar("Item")
 class Compared:
     """A source, or an output without a source, as the listings have it.
 
-    `source` is None for an output without a source. `is_current` is False if the picture may not be
-    done. `receipts` are the names of its receipts.
+    `key` is that of the output. `source` is None for an output without a source. `is_current` is
+    False if the picture may not be done. `receipts` are the names of its receipts. A comparison
+    after the key `cursor` goes on with the next picture, or with a few that were compared before.
     """
 
     key: str
     source: StoredObject | None
     is_current: bool
     receipts: tuple[ReceiptName, ...] = ()
+    cursor: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,9 @@ def compare(
     """
     listings = _Listings(store, places, after)
     sources, outputs = listings.sources, listings.outputs
-    while (source := sources.head) is not None:
+    while sources.head is not None:
         yield from listings.outputs_before_source()
-        key = sources.key
+        (source, cursor), key = sources.head, sources.key
         listed_outputs, names = listings.take(key)
         is_current = (
             len(listed_outputs) == len(names) == 1
@@ -83,7 +88,7 @@ def compare(
             and (is_keyed(names[0].etag) or not places.marks.are_keyed)
             and not _may_have_more(key, listings.receipts.key)
         )
-        yield Compared(key, source, is_current, tuple(names))
+        yield Compared(key, source, is_current, tuple(names), cursor)
         sources.advance()
     while outputs.head is not None:
         yield Compared(outputs.key, None, False)
@@ -111,14 +116,18 @@ def settle(
     store: ObjectStore, places: Places, recipe: str | None, compared: Compared
 ) -> Settled | None:
     """Return the state of a picture that `compare` suspects; None if both its objects are gone."""
-    key = compared.key
-    source_uri, destination = places.source.join(key), places.destination(key)
+    key, destination = compared.key, places.destination(compared.key)
+    source_uri = compared.source.uri if compared.source else places.source.join(key)
     if reason := refusal(store, source_uri) or refusal(store, destination):
         state: State = "refused" if compared.source else "orphan"
         return Settled(key, state, compared.source, None, reason)
-    source = store.head(source_uri)
-    output = store.head(destination)
-    if source is None:
+    if compared.source is None:
+        output = store.head(destination)
+        source = store.head(places.source_of(key, output.metadata if output else {}))
+    else:
+        source = store.head(source_uri)
+        output = store.head(destination)
+    if source is None or places.key(source.uri) != key:
         return None if output is None else Settled(key, "orphan", None, output)
     if output is not None:
         if not places.marks.is_source(output.metadata, source.uri):
@@ -305,16 +314,44 @@ class _Listing(Generic[Item]):
         return taken
 
 
+class _Source(NamedTuple):
+    """A listed source, with the cursor after it: see Compared."""
+
+    stored: StoredObject
+    cursor: str
+
+
+def _in_output_order(places: Places, listed: Iterator[StoredObject]) -> Iterator[_Source]:
+    """Yield the listed sources in the order of their outputs' keys.
+
+    Another suffix changes the order of keys that differ in the suffix alone.
+    """
+
+    def stem_of(stored: StoredObject) -> str:
+        key = places.source.relative(stored.uri)
+        return stem(key) if places.route.heif_suffix else key
+
+    for common, group in groupby(listed, stem_of):
+        while siblings := list(islice(group, MAX_SIBLINGS)):
+            *others, last = sorted(siblings, key=lambda stored: places.key(stored.uri))
+            for stored in others:
+                yield _Source(stored, f"{common}.")
+            yield _Source(last, places.source.relative(siblings[-1].uri))
+
+
 class _Listings:
     """The listings of sources, outputs and receipts after the key `after`, read in parallel."""
 
     def __init__(self, store: ObjectStore, places: Places, after: str) -> None:
         self._order = _Order(store)
-        self.sources = _Listing[StoredObject](places.source, lambda stored: places.key(stored.uri))
+        self.sources = _Listing[_Source](
+            places.source, lambda source: places.key(source.stored.uri)
+        )
         self.outputs = _output_listing(places)
         self.receipts = _receipt_listing(places)
         source = places.source
-        self.sources.read(store.listing(source.bucket, source.prefix, self.sources.address(after)))
+        listed = store.listing(source.bucket, source.prefix, self.sources.address(after))
+        self.sources.read(_in_output_order(places, listed))
         self.outputs.read(list_outputs(store, places, self.outputs.address(after)))
         place = self.receipts.place
         self.receipts.read(receipts.list_folder(store, place, self.receipts.address(after)))

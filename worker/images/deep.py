@@ -19,8 +19,6 @@ from worker.images.tiff.directories import Tag
 from worker.images.turning import Turn
 from worker.pixels import Array
 
-"""A function that turns pixels upright."""
-
 MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}  # by the number of channels
 # OpenCV's conversions to the order of Pillow's channels, by OpenCV's and Pillow's channels.
 CONVERSIONS = {

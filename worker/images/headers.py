@@ -121,7 +121,8 @@ def _bmp(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
 def _avif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
     measured = avif.measure(content, max_frames)
     width, height = measured.width, measured.height
-    return Size(measured.frames, width, height, measured.frames * width * height)
+    weight = _weight(containers.avif_depth(content), MAX_LIGHT_CHANNELS)
+    return Size(measured.frames, width, height, measured.frames * width * height * weight)
 
 
 def _jpeg2000(content: bytes, _max_pixels: int, _max_frames: int) -> Size:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from tasks.errors import UnreadableImage, UnsupportedImage
-from worker.images.picture import Frame
+from worker.images.picture import WITH_ALPHA, Frame
 from worker.pixels import Array
 
 
@@ -28,7 +28,7 @@ def loaded(image: Any) -> Frame:
 
 def blanked(pixels: Array, mode: str) -> Frame:
     """Return the frame of `pixels`, without the colours of fully transparent pixels."""
-    if mode in ("LA", "RGBA"):
+    if mode in WITH_ALPHA:
         pixels[pixels[..., -1] == 0] = 0
     return Frame(pixels, mode)
 

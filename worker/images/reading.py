@@ -28,7 +28,7 @@ from worker.images import (
 from worker.images.clock import DECODE_SECONDS, Clock
 from worker.images.display import Display
 from worker.images.formats import BY_NAME
-from worker.images.heif import heic
+from worker.images.heif import deep_avif, heic
 from worker.images.jpeg import tolerance
 from worker.images.jpeg.decoding import COLOURS, is_stored_as_rgb
 from worker.images.jpeg.scans import all_agree, ends_with_its_blocks
@@ -77,7 +77,7 @@ def decode(
         raise EmptyObject("the file is empty: replace it by the picture")
     camera_raw.check(content)
     clock = Clock(seconds)
-    form = _form_of(content)
+    form = _form_of(content, keep)
     try:
         return _decoded(form, content, max_pixels, max_frames, keep, clock)
     except VeilError:
@@ -173,9 +173,10 @@ def _with_display(frames: list[Frame], way: Display | None) -> list[Frame]:
 
 
 def _heif(content: bytes, max_pixels: int, keep: Kept) -> Picture:
-    """Return the picture of a HEIC, which is written as JPEG."""
+    """Return the picture of a HEIC, which is written as `keep` says."""
     width, height = heic.size(content)
-    size = headers.Size(1, width, height, width * height * heic.COST)
+    cost = heic.DEEP_COST if heic.keeps_depth(keep) else heic.COST
+    size = headers.Size(1, width, height, width * height * cost)
     _check_size(signatures.HEIF, size, max_pixels, 1)
     return heic.read(content, keep)
 
@@ -201,13 +202,13 @@ def _tolerated(form: str, content: bytes) -> tuple[bytes, tuple[str, ...]]:
     return content, ()
 
 
-def _form_of(content: bytes) -> str:
+def _form_of(content: bytes, keep: Kept) -> str:
     """Return Pillow's name of the format of `content`; raise for a format that is not handled."""
     name = signatures.name_of(content)
     if name is None:
         raise UnreadableImage(NOT_A_PICTURE)
     if name == signatures.HEIF:
-        heic.check_installed(content)
+        heic.check_installed(content, keep)
         return name
     if name not in BY_NAME:
         titles = ", ".join(form.title for form in BY_NAME.values())
@@ -320,7 +321,11 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     """Return the frame that `image` is at, of any format but TIFF."""
     image.load()
     turn = _turn(image)
-    if not _is_deep_png(form, content) or image.mode == "I;16":
+    if form == "AVIF" and (depth := containers.avif_depth(content)) > 8:
+        if getattr(image, "n_frames", 1) > 1:
+            raise UnsupportedImage("an animated AVIF of more than 8 bits is not handled")
+        frame = deep_avif.read(content, depth, np.asarray(image))
+    elif not _is_deep_png(form, content) or image.mode == "I;16":
         frame = loaded(image)
     elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
         raise UnsupportedImage(

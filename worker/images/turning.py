@@ -7,6 +7,7 @@ import numpy as np
 from worker.pixels import Array
 
 Turn = Callable[[Array], Array]
+"""A function that turns pixels upright."""
 
 ORIENTATION = 0x0112  # the tag
 UPRIGHT = 1
