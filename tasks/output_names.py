@@ -14,7 +14,7 @@ def output_key(source_key: str, heif_suffix: str) -> str:
     An empty `heif_suffix` changes nothing.
     """
     if heif_suffix and source_key.endswith(HEIF_SUFFIXES):
-        return stem(source_key) + heif_suffix
+        return source_key[: source_key.rindex(".")] + heif_suffix
     return source_key
 
 
@@ -25,10 +25,3 @@ def source_keys(output_key: str, heif_suffix: str) -> list[str]:
         start = output_key.removesuffix(heif_suffix)
         found += [start + suffix for suffix in HEIF_SUFFIXES]
     return found
-
-
-def stem(key: str) -> str:
-    """Return `key` without its suffix, which begins with the last dot after the last slash."""
-    folder, slash, name = key.rpartition("/")
-    start, dot, _ = name.rpartition(".")
-    return folder + slash + (start if dot else name)

@@ -4,19 +4,18 @@ A parallel reading needs listings in the same order. Amazon S3 lists by the byte
 stores that keep objects as files list folder by folder. The store is asked which order it has, at
 the first pair of keys that the two orders put differently.
 
-If a listing changes while it is read, or receipts come in another order than their pictures, a
-finished picture can look unfinished. `compare` therefore only suspects that a picture is not done,
+If a listing changes while it is read, or receipts come in another order than their pictures, or two
+pictures differ in their suffix alone and `VEIL_HEIF_SUFFIX` changes one, a finished picture can
+look unfinished. `compare` therefore only suspects that a picture is not done,
 and `settle` finds out. A picture that `compare` reports as current is current.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import InvalidRequest
-from ..output_names import stem
 from ..routes import RESERVED
 from ..storage import receipts
 from ..storage.marks import is_keyed
@@ -24,7 +23,6 @@ from ..storage.receipts import FoundReceipt, Receipt, ReceiptName
 from ..storage.s3 import LAST_CHARACTER, ObjectStore, StoredObject
 from .places import Places
 
-MAX_SIBLINGS = 1000  # keys that differ in their suffix alone, kept in memory together
 UNPROVEN = "its receipt is gone, or not signed by a key of VEIL_RECEIPT_KEY"
 
 State = Literal["current", "missing", "stale", "held", "taken", "orphan", "refused", "unknown key"]
@@ -36,15 +34,13 @@ class Compared:
     """A source, or an output without a source, as the listings have it.
 
     `key` is that of the output. `source` is None for an output without a source. `is_current` is
-    False if the picture may not be done. `receipts` are the names of its receipts. A comparison
-    after the key `cursor` goes on with the next picture, or with a few that were compared before.
+    False if the picture may not be done. `receipts` are the names of its receipts.
     """
 
     key: str
     source: StoredObject | None
     is_current: bool
     receipts: tuple[ReceiptName, ...] = ()
-    cursor: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,8 @@ def compare(
 ) -> Iterator[Compared]:
     """Yield the sources after the key `after`, and the outputs without a source, in listing order.
 
+    `after` is the key of a source, without the prefix of the sources.
+
     A picture is current if its output exists and its only receipt has the source's version, the
     output's size and `recipe`, if that is not None. With receipt keys the name of the receipt must
     also have a keyed mark. A key comes once as a source. If an output seemed to have no source
@@ -76,9 +74,9 @@ def compare(
     """
     listings = _Listings(store, places, after)
     sources, outputs = listings.sources, listings.outputs
-    while sources.head is not None:
+    while (source := sources.head) is not None:
         yield from listings.outputs_before_source()
-        (source, cursor), key = sources.head, sources.key
+        key = sources.key
         listed_outputs, names = listings.take(key)
         is_current = (
             len(listed_outputs) == len(names) == 1
@@ -88,7 +86,7 @@ def compare(
             and (is_keyed(names[0].etag) or not places.marks.are_keyed)
             and not _may_have_more(key, listings.receipts.key)
         )
-        yield Compared(key, source, is_current, tuple(names), cursor)
+        yield Compared(key, source, is_current, tuple(names))
         sources.advance()
     while outputs.head is not None:
         yield Compared(outputs.key, None, False)
@@ -314,44 +312,16 @@ class _Listing(Generic[Item]):
         return taken
 
 
-class _Source(NamedTuple):
-    """A listed source, with the cursor after it: see Compared."""
-
-    stored: StoredObject
-    cursor: str
-
-
-def _in_output_order(places: Places, listed: Iterator[StoredObject]) -> Iterator[_Source]:
-    """Yield the listed sources in the order of their outputs' keys.
-
-    Another suffix changes the order of keys that differ in the suffix alone.
-    """
-
-    def stem_of(stored: StoredObject) -> str:
-        key = places.source.relative(stored.uri)
-        return stem(key) if places.route.heif_suffix else key
-
-    for common, group in groupby(listed, stem_of):
-        while siblings := list(islice(group, MAX_SIBLINGS)):
-            *others, last = sorted(siblings, key=lambda stored: places.key(stored.uri))
-            for stored in others:
-                yield _Source(stored, f"{common}.")
-            yield _Source(last, places.source.relative(siblings[-1].uri))
-
-
 class _Listings:
     """The listings of sources, outputs and receipts after the key `after`, read in parallel."""
 
     def __init__(self, store: ObjectStore, places: Places, after: str) -> None:
         self._order = _Order(store)
-        self.sources = _Listing[_Source](
-            places.source, lambda source: places.key(source.stored.uri)
-        )
+        self.sources = _Listing[StoredObject](places.source, lambda stored: places.key(stored.uri))
         self.outputs = _output_listing(places)
         self.receipts = _receipt_listing(places)
         source = places.source
-        listed = store.listing(source.bucket, source.prefix, self.sources.address(after))
-        self.sources.read(_in_output_order(places, listed))
+        self.sources.read(store.listing(source.bucket, source.prefix, self.sources.address(after)))
         self.outputs.read(list_outputs(store, places, self.outputs.address(after)))
         place = self.receipts.place
         self.receipts.read(receipts.list_folder(store, place, self.receipts.address(after)))

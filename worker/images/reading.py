@@ -33,7 +33,9 @@ from worker.images.jpeg import tolerance
 from worker.images.jpeg.decoding import COLOURS, is_stored_as_rgb
 from worker.images.jpeg.scans import all_agree, ends_with_its_blocks
 from worker.images.jpeg.segments import (
+    JUNK,
     SCAN_PARAMETERS,
+    has_junk,
     has_other_parameters,
     reassembled,
     trailer_without_end,
@@ -289,6 +291,8 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     (frame,) = _with_display([frame], _display(encoding))
     if has_other_parameters(content):
         notes = (SCAN_PARAMETERS, *notes)
+    if has_junk(content):
+        notes = (JUNK, *notes)
     if not all_agree(bare) or not ends_with_its_blocks(bare):
         return Picture((frame,), "JPEG", encoding, notes=notes)
     if turn is not None:

@@ -31,6 +31,8 @@ EIGHT_BITS = b"\x08"  # the precision, which is the first byte of a frame header
 # 0xFF is stuffing, not a marker.
 SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
+MARKER = re.compile(rb"\xff+[^\0\xff]", re.DOTALL)
+MAX_JUNK = 1 << 10  # bytes between two segments
 MAX_SCANS = 64  # encoders write up to about 20; each is a pass over all coefficients
 MAX_FULL_SIZE_SCANS = 20  # scans of a picture of VEIL_MAX_PIXELS; smaller ones may have more
 MAX_SEGMENTS = 4096  # the longest metadata that fits into VEIL_MAX_BYTES takes 1,024
@@ -43,6 +45,7 @@ ADOBE, ADOBE_BYTES = b"Adobe", 12
 # The coefficients and bits of a scan of a sequential JPEG (B.2.3). Decoders take them for stated.
 SEQUENTIAL = b"\0\x3f\0"
 SCAN_PARAMETERS = "the JPEG had parameters of its scan that decoders ignore, which were set right"
+JUNK = "the JPEG had bytes between the segments of its header, which were removed"
 NO_END = "this JPEG is damaged or cut short: its segments do not lead to an end marker"
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 ICC_PREFIX = b"ICC_PROFILE\0"
@@ -233,7 +236,7 @@ def _kept(segment: Segment) -> Segment | None:
 def _segments(content: bytes) -> Iterator[Segment]:
     """Yield all segments up to the end marker.
 
-    Raises UnreadableImage if they end before a scan, or if other bytes stand between segments.
+    Raises UnreadableImage if they end before a scan, or if other bytes stand after the first scan.
     """
     for segment, _ in _walk(content):
         yield segment
@@ -242,12 +245,15 @@ def _segments(content: bytes) -> Iterator[Segment]:
 def _walk(content: bytes) -> Iterator[tuple[Segment, int]]:
     """Yield each segment with the offset after it. Raises the errors of `_segments`.
 
-    Without an end marker the last scan reaches to the next marker, or to the end of the file.
+    Without an end marker the last scan reaches to the next marker, or to the end of the file. Bytes
+    between the segments before the first scan are passed over, as decoders do.
     """
     at = len(START_OF_IMAGE)
     number = fill_bytes = 0
     has_scan = False
-    while content[at : at + 1] == b"\xff":
+    while has_scan or (at := _junk_end(content, at)) >= 0:
+        if content[at : at + 1] != b"\xff":
+            break
         start = at
         at = _fill_end(content, at)
         number += 1
@@ -276,6 +282,27 @@ def _fill_end(content: bytes, at: int) -> int:
     """Return the offset after the fill bytes from `at` on; any number may precede a marker."""
     found = FILL.match(content, at)
     return found.end() if found else at
+
+
+def _junk_end(content: bytes, at: int) -> int:
+    """Return the offset of the first fill byte or marker from `at` on, or -1 if there is none near.
+
+    A zero after 0xFF makes no marker.
+    """
+    found = MARKER.search(content, at, at + MAX_JUNK)
+    return found.start() if found else -1
+
+
+def has_junk(content: bytes) -> bool:
+    """Return whether other bytes stand between the segments before the first scan of `content`."""
+    at = len(START_OF_IMAGE)
+    for segment, end in _walk(content):
+        if _junk_end(content, at) != at:
+            return True
+        if segment.marker == SOS:
+            break
+        at = end
+    return False
 
 
 def _scan_end(content: bytes, at: int) -> int:
