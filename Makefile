@@ -141,7 +141,7 @@ audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies; asks a 
 lock: ## resolve the dependencies anew (needs uv on PATH)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 		--upgrade pyproject.toml --extra dev -o requirements/dev.txt
-	for extra in worker gpu flower docs heif otel sentry; do \
+	for extra in worker gpu flower docs heif avif otel sentry; do \
 		uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 			-c requirements/dev.txt pyproject.toml --extra $$extra -o requirements/$$extra.txt; \
 	done

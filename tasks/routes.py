@@ -3,12 +3,13 @@
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from .addresses import MAX_KEY_BYTES, ObjectUri, PrefixUri
 from .errors import BucketNotAllowed, InvalidRequest
 from .messages import AnonymizeRequest
+from .output_names import output_key
 
 RESERVED = ".veil/"  # the folder of receipts below every destination, closed to outputs
 
@@ -17,9 +18,10 @@ RESERVED = ".veil/"  # the folder of receipts below every destination, closed to
 class Route:
     """Permission to read pictures below `source` and to write their outputs below `destination`.
 
-    An output has the key of its source, relative to both prefixes. A route of the routes file has a
-    `name`. With `suffixes`, it takes no other keys; upper and lower case are the same. `settings`
-    are the settings of workers that are different on this route.
+    An output has the key of its source, relative to both prefixes. With `heif_suffix`, the output
+    of a HEIC has this suffix. A route of the routes file has a `name`. With `suffixes`, it takes no
+    other keys; upper and lower case are the same. `settings` are the settings of workers that are
+    different on this route.
     """
 
     source: PrefixUri
@@ -27,6 +29,7 @@ class Route:
     name: str | None = None
     suffixes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    heif_suffix: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -43,7 +46,7 @@ class Route:
 
     def output_of(self, source: ObjectUri) -> ObjectUri:
         """Return the default address of the output of `source`, which is in the source."""
-        return self.destination.join(self.source.relative(source))
+        return self.destination.join(output_key(self.source.relative(source), self.heif_suffix))
 
     def outputs_of(self, sources: PrefixUri) -> PrefixUri:
         """Return the default prefix of the outputs of `sources`, which is in the source."""
@@ -95,6 +98,11 @@ class Routes:
     def parse(cls, *texts: str) -> Self:
         """Return the routes in `texts`, one in each; see Route.parse."""
         return cls(tuple(Route.parse(text) for text in texts))
+
+    def with_heif_suffix(self, suffix: str) -> "Routes":
+        """Return the routes with another suffix for the outputs of HEIC; empty to keep theirs."""
+        changed = tuple(replace(route, heif_suffix=suffix) for route in self.routes)
+        return replace(self, routes=changed)
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self.routes)

@@ -215,6 +215,13 @@ class Settings(BaseSettings):
         "`s3://SOURCE=s3://DESTINATION`, comma-separated. A message that names any other place is "
         "refused.",
     )
+    heif_suffix: str = Field(
+        "",
+        pattern=r"^(\.[\w.-]*\w)?$",
+        max_length=32,
+        description="Suffix of the outputs of sources with `.heic`, `.heif` or `.hif`, such as "
+        "`.jpg`. Empty to keep the source's key. Workers and commands need the same value.",
+    )
     webhook_token: SecretStr | None = Field(
         None,
         description="Token that senders of events to `veil watch --http` must show, as "
@@ -388,14 +395,15 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _read_routes(self) -> Self:
         if self.routes_file is None:
-            self._parsed_routes = Routes.parse(*self.routes)
+            self._parsed_routes = Routes.parse(*self.routes).with_heif_suffix(self.heif_suffix)
             return self
         if self.routes and "routes" in self.model_fields_set:
             raise ValueError(f"{PREFIX}ROUTES and {PREFIX}ROUTES_FILE are set: keep one of them")
         try:
-            self._parsed_routes = read_routes(Path(self.routes_file), self.route_problems)
+            routes = read_routes(Path(self.routes_file), self.route_problems)
         except ValueError as error:
             raise ValueError(f"{PREFIX}ROUTES_FILE: {error}") from None
+        self._parsed_routes = routes.with_heif_suffix(self.heif_suffix)
         return self
 
     def route_problems(self, _settings: Mapping[str, Any]) -> list[Problem]:

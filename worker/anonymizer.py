@@ -25,9 +25,9 @@ from worker.detection.presets import PassSettings
 from worker.images import viewing
 from worker.images.formats import CONTENT_TYPES
 from worker.images.viewing import View
-from worker.kept_metadata import NOTHING, Kept
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, Part
+from worker.metadata.kept import NOTHING, Kept
 from worker.pixels import Array, Pixels
 from worker.process.watch import Watch, unwatched
 from worker.residual_check import MAX_CHECKS, UNCHECKED, Checked, ResidualCheck
@@ -358,8 +358,9 @@ class Anonymizer(FileAnonymizer):
         nothing_hidden = not any(count(found, sought) for found in faces) and not options.extra
         return "no face found" if nothing_hidden and self.hold_without_faces else None
 
-    def _decode(self, content: bytes, keep: Kept = NOTHING) -> images.Picture:
-        limits = self.limits
+    def _decode(self, content: bytes, keep: Kept | None = None) -> images.Picture:
+        """Return the picture in `content`. Without `keep`, no output is written."""
+        limits, keep = self.limits, keep or self._keep.without_metadata()
         with self._watch("decoding a picture", limits.decode_seconds + STALL_MARGIN_SECONDS):
             return images.decode(
                 content, limits.max_pixels, limits.max_frames, keep, limits.decode_seconds

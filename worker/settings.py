@@ -25,8 +25,8 @@ from tasks.routes_file import Problem, problems_of
 from tasks.secret_files import SUFFIX
 from tasks.settings import PREFIX, S3_ATTEMPTS, Words, split_commas
 from worker.detection.presets import PRESETS, PassSettings
-from worker.exif_fields import known_name
-from worker.kept_metadata import Gps, Kept, known_schema
+from worker.metadata.exif_fields import known_name
+from worker.metadata.kept import Gps, HeifOutput, Kept, known_schema
 from worker.model_settings import MAX_SCALE, MIN_SCALE, PLATES, SHA256, LabelRules, ModelAddress
 from worker.process import processors
 from worker.upload_settings import UploadSettings
@@ -282,6 +282,12 @@ class WorkerSettings(UploadSettings):
         "how a 360° picture is projected, for its viewers. Empty for none. Programs, dates and "
         "cameras can't be kept.",
     )
+    heif_output: HeifOutput = Field(
+        "jpeg",
+        description="Format of the outputs of HEIC: `jpeg`, or `avif`, which keeps transparency "
+        "and, with the extra `avif`, more than 8 bits and HDR. `refuse` refuses HEIC. "
+        "`VEIL_HEIF_SUFFIX` sets the suffix of their keys.",
+    )
     keep_gps: Gps = Field(
         "false",
         description="Whether outputs keep the position where a picture was taken, in the EXIF of "
@@ -483,8 +489,8 @@ class WorkerSettings(UploadSettings):
         return self.detect_seconds * self.pass_settings().passes * SLOWEST_VIEWS
 
     def kept_metadata(self) -> Kept:
-        """Return the metadata that outputs keep."""
-        return Kept(self.keep_exif, self.keep_xmp, self.keep_gps)
+        """Return what outputs keep of their sources."""
+        return Kept(self.keep_exif, self.keep_xmp, self.keep_gps, self.heif_output)
 
     def pass_settings(self) -> PassSettings:
         """Return the settings of the passes: the preset's, except for those that are set."""

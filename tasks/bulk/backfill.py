@@ -125,7 +125,7 @@ class SourcePages:
         return page
 
     def _add(self, page: Page, compared: Compared, source: StoredObject) -> None:
-        page.cursor = compared.key
+        page.cursor = self._places.source.relative(source.uri)
         page.listed += 1
         if not self._selection.takes(source):
             page.ignored += 1

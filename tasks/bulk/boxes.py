@@ -84,7 +84,7 @@ def correction(
     if output is None:
         return Correction(picture.name, problem="there is no such output")
     receipt = found.accepted if found else None
-    source = places.source.join(key)
+    source = places.source_of(key, output.metadata)
     if receipt is None or not places.marks.is_source(output.metadata, source):
         return Correction(picture.name, problem="no receipt tells what was hidden")
     if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):

@@ -4,8 +4,9 @@ A parallel reading needs listings in the same order. Amazon S3 lists by the byte
 stores that keep objects as files list folder by folder. The store is asked which order it has, at
 the first pair of keys that the two orders put differently.
 
-If a listing changes while it is read, or receipts come in another order than their pictures, a
-finished picture can look unfinished. `compare` therefore only suspects that a picture is not done,
+If a listing changes while it is read, or receipts come in another order than their pictures, or two
+pictures differ in their suffix alone and `VEIL_HEIF_SUFFIX` changes one, a finished picture can
+look unfinished. `compare` therefore only suspects that a picture is not done,
 and `settle` finds out. A picture that `compare` reports as current is current.
 """
 
@@ -32,8 +33,8 @@ Item = TypeVar("Item")
 class Compared:
     """A source, or an output without a source, as the listings have it.
 
-    `source` is None for an output without a source. `is_current` is False if the picture may not be
-    done. `receipts` are the names of its receipts.
+    `key` is that of the output. `source` is None for an output without a source. `is_current` is
+    False if the picture may not be done. `receipts` are the names of its receipts.
     """
 
     key: str
@@ -62,6 +63,8 @@ def compare(
     store: ObjectStore, places: Places, recipe: str | None, after: str = ""
 ) -> Iterator[Compared]:
     """Yield the sources after the key `after`, and the outputs without a source, in listing order.
+
+    `after` is the key of a source, without the prefix of the sources.
 
     A picture is current if its output exists and its only receipt has the source's version, the
     output's size and `recipe`, if that is not None. With receipt keys the name of the receipt must
@@ -111,14 +114,18 @@ def settle(
     store: ObjectStore, places: Places, recipe: str | None, compared: Compared
 ) -> Settled | None:
     """Return the state of a picture that `compare` suspects; None if both its objects are gone."""
-    key = compared.key
-    source_uri, destination = places.source.join(key), places.destination(key)
+    key, destination = compared.key, places.destination(compared.key)
+    source_uri = compared.source.uri if compared.source else places.source.join(key)
     if reason := refusal(store, source_uri) or refusal(store, destination):
         state: State = "refused" if compared.source else "orphan"
         return Settled(key, state, compared.source, None, reason)
-    source = store.head(source_uri)
-    output = store.head(destination)
-    if source is None:
+    if compared.source is None:
+        output = store.head(destination)
+        source = store.head(places.source_of(key, output.metadata if output else {}))
+    else:
+        source = store.head(source_uri)
+        output = store.head(destination)
+    if source is None or places.key(source.uri) != key:
         return None if output is None else Settled(key, "orphan", None, output)
     if output is not None:
         if not places.marks.is_source(output.metadata, source.uri):

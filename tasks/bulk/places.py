@@ -1,11 +1,12 @@
 """The places of a bulk command: a prefix of sources and the prefix of their outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 from ..addresses import ObjectUri, PrefixUri
 from ..errors import BucketNotAllowed, InvalidRequest
+from ..output_names import output_key, source_keys
 from ..routes import RESERVED, Route, Routes
 from ..signatures import Key
 from ..storage.marks import Marks
@@ -75,8 +76,19 @@ class Places:
         return tuple(sorted(both))
 
     def key(self, source: ObjectUri) -> str:
-        """Return the key of a picture, which is the same in both places."""
-        return self.source.relative(source)
+        """Return the key of the output of `source`, without the prefix of the outputs."""
+        return output_key(self.source.relative(source), self.route.heif_suffix)
+
+    def source_of(self, key: str, metadata: Mapping[str, str]) -> ObjectUri:
+        """Return the source of the output `key`, which has `metadata`.
+
+        If the output is marked with none of the sources that it may have, this is that of its key.
+        """
+        for source_key in source_keys(key, self.route.heif_suffix):
+            source = self.source.join(source_key)
+            if self.marks.is_source(metadata, source):
+                return source
+        return self.source.join(key)
 
     def destination(self, key: str) -> ObjectUri:
         """Return the address of the output of `key`."""

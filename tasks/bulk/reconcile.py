@@ -173,7 +173,8 @@ class Reconciliation:
         for number, compared in enumerate(all_compared, start=1):
             if number % TICK == 0:
                 self._on_tick(TICK)
-            if not compared.key.lower().endswith(self._suffixes):
+            name = compared.source.uri.key if compared.source else compared.key
+            if not name.lower().endswith(self._suffixes):
                 continue
             if compared.is_current and self._only.below_score is None:
                 self.counts["current"] += 1
@@ -195,7 +196,7 @@ class Reconciliation:
             settled, name = found, _receipt_name(found)
         finding = Finding(
             self._state(settled),
-            self._places.source.join(settled.key),
+            _source_uri(self._places, settled),
             self._places.destination(settled.key),
             _reason(self._places, settled, name, self._recipe),
             settled.source,
@@ -214,7 +215,7 @@ class Reconciliation:
         receipt = read_receipt(self._store, places, ReceiptName.of_output(settled.key, output))
         if receipt is None or receipt.output_bytes != output.size:
             return "orphan"
-        if not places.marks.is_source(output.metadata, places.source.join(settled.key)):
+        if not places.marks.is_source(output.metadata, _source_uri(places, settled)):
             return "source unknown"
         return "archived" if self._sources_deleted else "orphan"
 
@@ -253,6 +254,13 @@ class Reconciliation:
         self.enqueued += len(repairable)
         for finding in chosen:
             yield replace(finding, enqueued=finding.state in REPAIRABLE)
+
+
+def _source_uri(places: Places, settled: Settled) -> ObjectUri:
+    """Return the address of the source, also if it is gone."""
+    if settled.source is not None:
+        return settled.source.uri
+    return places.source_of(settled.key, settled.output.metadata if settled.output else {})
 
 
 def _receipt_name(settled: Settled) -> ReceiptName | None:

@@ -317,7 +317,7 @@ class Audit:
         A keyed mark of an unknown address can't be compared, but the receipt was found by it.
         """
         marks, mark = subject.places.marks, output.metadata.get(receipts.SOURCE_ETAG, "")
-        source = subject.places.source.join(subject.key)
+        source = subject.places.source_of(subject.key, output.metadata)
         if marks.is_version(mark, source, receipt.source_etag):
             return []
         if is_keyed(mark) and not marks.is_source(output.metadata, source):
@@ -327,7 +327,7 @@ class Audit:
     def _source_states(
         self, subject: Subject, output: StoredObject, receipt: Receipt, is_good: bool
     ) -> list[State]:
-        uri = subject.places.source.join(subject.key)
+        uri = subject.places.source_of(subject.key, output.metadata)
         if not subject.places.marks.is_source(output.metadata, uri):
             return ["source unknown"]
         try:

@@ -9,7 +9,8 @@ from PIL import Image, ImageCms
 
 from tools.browser import browser as started_browser
 from worker import images
-from worker.images import avif, png
+from worker.images import png
+from worker.images.heif import avif
 
 MANY = 10**7
 # The largest RMSE, of 255. A step of PQ in 8 bits is several steps on the screen.

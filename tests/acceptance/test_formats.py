@@ -19,8 +19,9 @@ from tests.metadata import leaks
 from tools.benchmarks import memory
 from worker import images, likeness
 from worker.detection.faces import Sightings
-from worker.images import heif, signatures
+from worker.images import signatures
 from worker.images.formats import FORMATS
+from worker.images.heif import heic
 from worker.masking.regions import MaskStyle, Part
 
 # What Pillow warns of in these files is not an error, here as in a worker.
@@ -181,7 +182,7 @@ def is_huge(path):
     """Return whether a comparison of this picture alone takes as long as that of all others."""
     content = path.read_bytes()
     if signatures.name_of(content) == signatures.HEIF:  # which Pillow does not open
-        return max(heif.size(content)) > 5000
+        return max(heic.size(content)) > 5000
     with Image.open(path) as image:
         return max(image.size) > 5000
 

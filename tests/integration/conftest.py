@@ -20,10 +20,11 @@ from celery import Celery
 from celery.result import AsyncResult
 from PIL import Image
 
+from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.bulk.places import Places
 from tasks.records import dead_letters
-from tasks.routes import Route, Routes
+from tasks.routes import Routes
 from tasks.settings import Settings
 from tasks.signatures import Key
 from tasks.storage import receipts
@@ -436,10 +437,16 @@ ANONYMIZED = b"anonymized"  # the content of every output in an Archive
 
 @dataclass
 class Archive:
-    """Sources, outputs and receipts below two prefixes, written as a worker writes them."""
+    """Sources, outputs and receipts below two prefixes, written as a worker writes them.
+
+    Keys are those of sources.
+    """
 
     store: ObjectStore
     places: Places
+
+    def destination(self, key: str) -> ObjectUri:
+        return self.places.destination(self.places.key(self.places.source.join(key)))
 
     def source(self, key: str, content: bytes = b"picture") -> StoredObject:
         uri = self.places.source.join(key)
@@ -472,11 +479,12 @@ class Archive:
             faces=[{"box_xyxy": [0, 0, 1, 1], "score": score} for score in scores],
             seconds={},
             made_with={},
-            output_mark=receipts.place_mark(self.places.destination(key), sign) if sign else None,
+            output_mark=receipts.place_mark(self.destination(key), sign) if sign else None,
             source_mark=self.places.marks.source(self.places.source.join(key)) if sign else None,
         )
         mark = self.places.marks.version(self.places.source.join(key), etag)
-        made = ReceiptName.of(self.places.receipt_key(key), recipe, mark, receipt.output_bytes or 0)
+        receipt_key = self.places.receipt_key(self.places.key(self.places.source.join(key)))
+        made = ReceiptName.of(receipt_key, recipe, mark, receipt.output_bytes or 0)
         uri = receipts.uri(self.places.route.destination, made)
         self.store.put(uri, receipt.to_bytes(sign), "application/json", {})
 
@@ -487,7 +495,7 @@ class Archive:
             receipts.RECIPE: recipe,
             receipts.FACES: "1",
         }
-        self.store.put(self.places.destination(key), ANONYMIZED, "image/jpeg", metadata)
+        self.store.put(self.destination(key), ANONYMIZED, "image/jpeg", metadata)
 
     def done(
         self, key: str, etag: str, recipe: str = RECIPE, scores: tuple[float, ...] = ()
@@ -500,9 +508,10 @@ class Archive:
 def archive_at() -> Callable[..., Archive]:
     """``archive_at(store, prefix)`` returns an archive below `prefix` in both buckets."""
 
-    def archive(store: ObjectStore, prefix: str, *keys: Key) -> Archive:
-        route = Route.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
-        return Archive(store, Places.find(str(route.source), None, Routes((route,)), keys))
+    def archive(store: ObjectStore, prefix: str, *keys: Key, heif_suffix: str = "") -> Archive:
+        routes = Routes.parse(f"s3://{RAW}/{prefix}=s3://{CLEAN}/{prefix}")
+        routes = routes.with_heif_suffix(heif_suffix)
+        return Archive(store, Places.find(f"s3://{RAW}/{prefix}", None, routes, keys))
 
     return archive
 

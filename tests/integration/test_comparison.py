@@ -13,6 +13,7 @@ from tasks.bulk.comparison import compare, settle
 from tasks.bulk.places import Places
 from tasks.errors import BucketNotAllowed, InvalidRequest
 from tasks.routes import Routes
+from tasks.signatures import Key
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
 
@@ -22,6 +23,7 @@ RECIPE, OLDER_RECIPE, OLDER_ETAG = "5a38d4c65c2c5ab0", "fedcba9876543210", "0" *
 keys = st.text(" !-./5a", min_size=1, max_size=6).filter(
     lambda key: {"", ".", ".."}.isdisjoint(key.split("/"))
 )
+HEIC_AND_OTHERS = (".heic", ".HEIC", ".hif", ".bmp", ".JPG", ".ia", ".heic.png", "")
 bounded = settings(
     max_examples=15,
     deadline=None,
@@ -33,9 +35,15 @@ numbers = itertools.count()
 
 
 @pytest.fixture
-def fresh(listing_client, archive_at, place):
+def store_of_pages(listing_client):
+    """A store that reads a few keys a page."""
+    return ObjectStore(listing_client, page_keys=3)
+
+
+@pytest.fixture
+def fresh(store_of_pages, archive_at, place):
     """``fresh()`` returns an empty archive whose store reads a few keys a page."""
-    return lambda: archive_at(ObjectStore(listing_client, page_keys=3), f"{place}{next(numbers)}/")
+    return lambda: archive_at(store_of_pages, f"{place}{next(numbers)}/")
 
 
 # Each function leaves a picture in one state, and returns the state.
@@ -69,7 +77,7 @@ def cut_before_its_output(archive, key):
 
 def in_place_of_something_else(archive, key):
     archive.receipt(key, archive.source(key).etag)
-    archive.store.put(archive.places.destination(key), b"a page", "text/html", {})
+    archive.store.put(archive.destination(key), b"a page", "text/html", {})
     archive.receipt(key, OLDER_ETAG)
     return "taken"
 
@@ -143,6 +151,67 @@ def test_every_picture_is_told_for_what_it_is(fresh, pictures):
     archive = fresh()
     truth = {key: state for key, leave in pictures.items() if (state := leave(archive, key))}
     assert told(archive)[0] == truth
+
+
+# Sources of HEIC and others whose outputs have different keys.
+named = st.dictionaries(
+    st.tuples(st.sampled_from(("a", "a-", "a.0", "a/a")), st.sampled_from(HEIC_AND_OTHERS)).map(
+        "".join
+    ),
+    st.sampled_from(LEFT),
+    max_size=9,
+)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".avif", ".heic.jpg"])
+@bounded
+@given(pictures=named)
+@example(pictures={"a.heic": current, "a.ia": current, "a.JPG": current})
+@example(pictures={"a.heic": orphan, "a.HEIC": missing, "a/a.hif": held_over_an_older_output})
+@example(pictures={"a.bmp": current, "a.heic": of_an_older_recipe, "a.0.heic": changed})
+def test_outputs_with_another_suffix_are_those_of_their_heic(
+    store_of_pages, archive_at, place, suffix, pictures
+):
+    archive = archive_at(store_of_pages, f"{place}{next(numbers)}/", heif_suffix=suffix)
+    pictures = {archive.destination(key).key: (key, leave) for key, leave in pictures.items()}
+    truth = {}
+    for output, (key, leave) in pictures.items():
+        if state := leave(archive, key):
+            truth[output.removeprefix(archive.places.output.prefix)] = state
+    assert told(archive)[0] == truth
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_done_archive_of_heic_is_not_doubted(store_of_pages, archive_at, place, keyed):
+    keys = [Key.parse("k" * 32)] if keyed else []
+    archive = archive_at(store_of_pages, place, *keys, heif_suffix=".jpg")
+    for number in range(9):
+        for suffix in (".HEIC", ".MOV"):
+            archive.source(f"{number}{suffix}")
+        current(archive, f"{number}.HEIC")
+    pages = SourcePages(archive.store, archive.places, Selection(suffixes=(".heic",)), RECIPE)
+    page = pages.page(9)
+    assert (page.skipped, page.wanted) == (9, [])
+    going_on = SourcePages(archive.store, archive.places, Selection(), RECIPE, "4.MOV").page(9)
+    assert going_on.skipped == 4
+
+
+def test_outputs_from_before_the_suffix_have_no_source(store_of_pages, archive_at, place):
+    current(archive_at(store_of_pages, place), "a.heic")
+    archive = archive_at(store_of_pages, place, heif_suffix=".jpg")
+    assert told(archive)[0] == {"a.heic": "orphan", "a.jpg": "missing"}
+
+
+def test_two_sources_of_one_output_are_told(store_of_pages, archive_at, place):
+    archive = archive_at(store_of_pages, place, heif_suffix=".jpg")
+    archive.source("a.heic")
+    current(archive, "a.jpg")
+    found = {
+        settled.source.uri.key.rpartition("/")[2]: settled.state
+        for compared in compare(archive.store, archive.places, RECIPE)
+        if (settled := settle(archive.store, archive.places, RECIPE, compared)) and compared.source
+    }
+    assert found == {"a.heic": "taken", "a.jpg": "current"}
 
 
 @bounded

@@ -39,8 +39,8 @@ from worker.detection.labelled import Search
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import ANY_SIZE, ModelInput, one_by_one
 from worker.isolated import IsolatedAnonymizer
-from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
+from worker.metadata.kept import Kept
 from worker.process import pool as pools
 from worker.process.channel import Configuration
 from worker.process.pool import PicturePool, UnexpectedError

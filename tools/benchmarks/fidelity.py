@@ -25,7 +25,11 @@ from tasks.errors import VeilError
 from tools.benchmarks.exposure import sources
 from worker import images
 from worker.detection.faces import Sightings
-from worker.images import jpeg, jpeg_blocks, jpeg_transcoder
+from worker.images.jpeg import markers
+from worker.images.jpeg.blocks import layout_of, pixels_near, replaced_squares, touched_blocks
+from worker.images.jpeg.decoding import strictly_decoded
+from worker.images.jpeg.segments import parsed, reassembled
+from worker.images.jpeg.transcoder import coefficients
 from worker.images.turning import turned_back
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, Part
@@ -112,7 +116,7 @@ def _figures(content: bytes, picture: images.Picture, faces: list[list[float]]) 
     images.encode(picture, [new])
     again = time.process_time() - started
     return _Figures(
-        *_blocks(jpeg.reassembled(content), output, turned_back(changed, picture.orientation)),
+        *_blocks(reassembled(content), output, turned_back(changed, picture.orientation)),
         float(changed.mean()),
         len(output) / len(content),
         seconds,
@@ -124,26 +128,26 @@ def _blocks(source: bytes, output: bytes, changed: NDArray[np.bool_]) -> tuple[i
     """Return the number of blocks without a changed pixel, how many of them are identical in
     `output`, and whether all pixels that are not near others are.
     """
-    layout = jpeg_blocks.layout_of(jpeg.parsed(source))
+    layout = layout_of(parsed(source))
     if layout is None:
         return 0, 0, False
-    touched = jpeg_blocks.touched_blocks(changed, layout)
-    before, after = (
-        jpeg_transcoder.coefficients(content, len(touched)) for content in (source, output)
-    )
+    touched = touched_blocks(changed, layout)
+    before, after = (coefficients(content, len(touched)) for content in (source, output))
     blocks = identical = 0
     for old, new, mask in zip(before, after, touched, strict=True):
         kept = ~mask[: old.shape[0], : old.shape[1]]
         blocks += int(kept.sum())
         if old.shape == new.shape:
             identical += int(((old == new).all(axis=2) & kept).sum())
-    old_pixels, new_pixels = (jpeg.decoded(content, _mode(source)) for content in (source, output))
-    near = jpeg_blocks.pixels_near(jpeg_blocks.replaced_squares(touched, layout), changed.shape[1])
+    old_pixels, new_pixels = (
+        strictly_decoded(content, _mode(source)) for content in (source, output)
+    )
+    near = pixels_near(replaced_squares(touched, layout), changed.shape[1])
     far = near[: changed.shape[0]] == 0
     is_same = old_pixels.shape == new_pixels.shape
     return blocks, identical, is_same and np.array_equal(old_pixels[far], new_pixels[far])
 
 
 def _mode(content: bytes) -> str:
-    components = next(one for one in jpeg.parsed(content) if one.marker in jpeg.FRAME_HEADERS)
+    components = next(one for one in parsed(content) if one.marker in markers.FRAME_HEADERS)
     return {1: "L", 3: "RGB", 4: "CMYK"}[components.body[5]]

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Build worker/images/jpeg_blocks.wasm from the sources of libjpeg-turbo:
+# Build worker/images/jpeg/transcoder.wasm from the sources of libjpeg-turbo:
 #
 #     pip install ziglang==0.17.1
 #     tools/jpeg_blocks/build.sh libjpeg-turbo-3.1.3
 #
-# The second command gets the folder of the unpacked sources. `worker/images/jpeg_blocks.NOTICE.txt`
+# The second command gets the folder of the unpacked sources. `worker/images/jpeg/transcoder.NOTICE.txt`
 # has the digest of their archive.
 set -eu
 sources="$1/src"
@@ -17,4 +17,4 @@ done
 python -m ziglang cc -target wasm32-wasi -mexec-model=reactor -O3 -g0 -s \
     -D__x86_64__ -D__ILP32__ -D__arm__ -DNO_GETENV -DNDEBUG -I"$here" -I"$sources" \
     -ffunction-sections -fdata-sections -Wl,--gc-sections \
-    "$here/jpeg_blocks.c" $files -o "$here/../../worker/images/jpeg_blocks.wasm"
+    "$here/jpeg_blocks.c" $files -o "$here/../../worker/images/jpeg/transcoder.wasm"

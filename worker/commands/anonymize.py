@@ -24,6 +24,7 @@ from tasks.errors import (
     without_data,
 )
 from tasks.messages import FACE, AnonymizeOptions
+from tasks.output_names import output_key
 from worker import logs
 from worker.commands import options
 from worker.commands.command import CommandApp
@@ -141,7 +142,7 @@ def anonymize(
     settings = WorkerSettings.load()
     logs.configure(settings.log_format)
     request = options.anonymize_options(method, region, exempt, extra, rules)
-    jobs = find_jobs(paths, output)
+    jobs = find_jobs(paths, output, settings.heif_suffix)
     if not jobs:
         print_note(f"no file in {', '.join(map(str, paths))}: nothing to anonymize")
         return ExitCode.FAILED
@@ -164,18 +165,18 @@ def anonymize(
     return ExitCode.ok_if(has_pictures and not counts["failed"])
 
 
-def find_jobs(paths: list[Path], output: Path | None) -> list[Job]:
+def find_jobs(paths: list[Path], output: Path | None, heif_suffix: str = "") -> list[Job]:
     """Return a job for each file of `paths` and the folders in it.
 
     A file that is named twice has one job for each of its outputs. Without `output`, the jobs have
-    no outputs.
+    no outputs. Those of HEIC have `heif_suffix` unless it is empty.
 
     Raise OutputFailed where an output would replace a source or another output, and for a folder
     that can't be read.
     """
     jobs: dict[tuple[Path, Path | None], Job] = {}
     for source, relative, named in _files(paths, output and output.resolve()):
-        target = output and output / relative
+        target = output and output / output_key(relative.as_posix(), heif_suffix)
         # The folder is resolved, but not the file: a link beside its file has an output of its own.
         place = source.parent.resolve() / source.name
         earlier = jobs.setdefault((place, target), Job(source, target, named))

@@ -29,7 +29,7 @@ def search(store: ObjectStore, places: Places, below: float, limit: int) -> Iter
 
 
 def _item(places: Places, key: str, output: StoredObject, receipt: Receipt) -> Item:
-    source = places.source.join(key)
+    source = places.source_of(key, output.metadata)
     is_known = places.marks.is_source(output.metadata, source)
     asked = places.asked_destination(key)
     return Item(

@@ -4,8 +4,9 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
+from tasks.errors import ImageTooLarge, UnreadableImage
 from worker.images import jpeg2000
+from worker.images.heif import deep_avif
 
 RIFF_HEADER_BYTES = 12  # "RIFF", the size, "WEBP"
 ANMF_HEADER_BYTES = 16  # the part of an ANMF chunk before its chunks (RFC 9649, 2.7.1.1)
@@ -14,7 +15,7 @@ MAX_GIF_COMMENT_BYTES = 1 << 20  # Pillow joins the blocks of comments one by on
 GIF_COMMENT = b"!\xfe"
 GIF_REPEATS = b"!\xff\x0bNETSCAPE2.0"
 # The flags in the third byte of AVIF's av1C box (AV1-ISOBMFF, 2.3.3).
-HIGH_BITDEPTH = 0x40
+HIGH_BITDEPTH, TWELVE_BITS = 0x40, 0x20
 SUBSAMPLING = 0x0C
 SUBSAMPLING_NAMES = {0x00: "4:4:4", 0x08: "4:2:2", SUBSAMPLING: "4:2:0"}
 
@@ -26,10 +27,8 @@ def check(form: str, content: bytes) -> None:
             raise UnreadableImage("this WebP is cut short")
     elif form == "JPEG2000":
         jpeg2000.check(content)
-    elif form == "AVIF" and any(flags & HIGH_BITDEPTH for flags in _av1_flags(content)):
-        raise UnsupportedImage(
-            "this AVIF has more than 8 bits a colour, which is not handled: convert it to 8 bits"
-        )
+    elif form == "AVIF" and avif_depth(content) > 8:
+        deep_avif.check_installed()
 
 
 def webp_size(content: bytes) -> tuple[int, int]:
@@ -66,6 +65,15 @@ def avif_subsampling(content: bytes) -> str:
     """Return the chroma subsampling of an AVIF by Pillow's name, 4:2:0 if it is not stated."""
     flags = next(_av1_flags(content), SUBSAMPLING)
     return SUBSAMPLING_NAMES.get(flags & SUBSAMPLING, "4:2:0")
+
+
+def avif_depth(content: bytes) -> int:
+    """Return the largest number of bits a colour of an AVIF: 8, 10 or 12 (AV1-ISOBMFF, 2.3.3)."""
+    depth = 8
+    for flags in _av1_flags(content):
+        if flags & HIGH_BITDEPTH:
+            depth = max(depth, 12 if flags & TWELVE_BITS else 10)
+    return depth
 
 
 def _av1_flags(content: bytes) -> Iterator[int]:

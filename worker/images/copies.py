@@ -1,6 +1,6 @@
 """Copies of files in which nothing was hidden: their compressed data without their metadata.
 
-A JPEG is reassembled by worker.images.jpeg.
+A JPEG is reassembled by worker.images.jpeg.segments.
 """
 
 import io
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worker.images import avif_copies, gif, jpeg2000
+from worker.images import gif, jpeg2000
+from worker.images.heif import avif_copies
 from worker.images.picture import WITH_ALPHA, Frame
 
 # Flags of a VP8X chunk (RFC 9649, 2.7).

@@ -6,7 +6,7 @@ those from Pillow: Veil refuses a picture that the two libraries read differentl
 
 import struct
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import cv2
@@ -15,11 +15,9 @@ import numpy as np
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker.images import png
 from worker.images.picture import Frame
-from worker.images.tiff_directories import Tag
+from worker.images.tiff.directories import Tag
+from worker.images.turning import Turn
 from worker.pixels import Array
-
-Turn = Callable[[Array], Array]
-"""A function that turns pixels upright."""
 
 MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}  # by the number of channels
 # OpenCV's conversions to the order of Pillow's channels, by OpenCV's and Pillow's channels.

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.errors import ImageTooLarge, UnreadableImage
-from worker.images import avif, bmp, containers, jpeg, jpeg2000, png, tiff_pages
+from worker.images import bmp, containers, jpeg2000, png
+from worker.images.heif import avif
+from worker.images.jpeg import segments
+from worker.images.tiff.sizes import page_sizes
 
 MAX_CHUNKS = 1 << 18  # chunks of a PNG or a WebP; at 1 kB each they fill the largest file
 # Pixels with more bits a channel, or with more channels, need more memory and count more often.
@@ -50,7 +53,7 @@ def _weight(bits: int, channels: int) -> int:
 
 
 def _jpeg(content: bytes, max_pixels: int, _max_frames: int) -> Size:
-    width, height, channels = jpeg.size(content, max_pixels)
+    width, height, channels = segments.size(content, max_pixels)
     return Size(1, width, height, width * height * _weight(8, channels))
 
 
@@ -99,7 +102,7 @@ def _webp(content: bytes, _max_pixels: int, max_frames: int) -> Size:
 
 
 def _tiff(content: bytes, _max_pixels: int, max_frames: int) -> Size:
-    pages = tiff_pages.pages(content, max_frames)
+    pages = page_sizes(content, max_frames)
     pixels = sum(page.width * page.height * _weight(page.bits, page.channels) for page in pages)
     largest = max(pages, key=lambda page: page.width * page.height)
     return Size(len(pages), largest.width, largest.height, pixels)
@@ -118,7 +121,8 @@ def _bmp(content: bytes, _max_pixels: int, _max_frames: int) -> Size:
 def _avif(content: bytes, _max_pixels: int, max_frames: int) -> Size:
     measured = avif.measure(content, max_frames)
     width, height = measured.width, measured.height
-    return Size(measured.frames, width, height, measured.frames * width * height)
+    weight = _weight(containers.avif_depth(content), MAX_LIGHT_CHANNELS)
+    return Size(measured.frames, width, height, measured.frames * width * height * weight)
 
 
 def _jpeg2000(content: bytes, _max_pixels: int, _max_frames: int) -> Size:

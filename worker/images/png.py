@@ -3,6 +3,7 @@
 Pillow does not check the checksums of the pixels, and refuses long texts.
 """
 
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -16,9 +17,12 @@ CHUNK_OVERHEAD = 12  # length, name and checksum
 # which stands for alpha.
 BITS, COLOUR_TYPE, IHDR_END = 24, 25, 33
 ALPHA = 4
+CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type
+UNPACK_BYTES = 1 << 16  # bytes that are unpacked at a time
 
 # The chunks that hold the pixels, besides those that every reader must know.
-PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
+ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
+PIXELS = frozenset({b"tRNS", *ANIMATION})
 # The chunks that outputs keep, with the length of their bodies: colour and density.
 KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9}
 # The keyword of XMP, and what follows it in a text that is not compressed (11.3.3.4).
@@ -32,6 +36,9 @@ DROPPED = frozenset({b"tEXt", b"zTXt", b"iTXt", b"tIME", b"sBIT", b"bKGD", b"hIS
 Chunk = tuple[bytes, bytes]
 """The name and the body of a chunk."""
 
+CUT_SHORT = "this PNG is damaged or cut short: its chunks do not lead to an end"
+NO_END = "the PNG had no end after its pixels, which was added"
+NO_ANIMATION = "the PNG had frames that are not in order, which were left out as in browsers"
 WRONG_CHECKSUM = "the PNG had a wrong checksum in {names}, which no pixel depends on"
 
 # The texts of a PNG are dropped before Pillow opens it. This is the limit of a colour profile.
@@ -43,8 +50,15 @@ def cleaned(content: bytes) -> tuple[bytes, tuple[str, ...]]:
 
     Raises UnreadableImage if a chunk that its pixels need is damaged or missing.
     """
-    parts, damaged = [SIGNATURE], set()
-    for name, start, end in _chunks(content):
+    parts, damaged, notes = [SIGNATURE], set(), []
+    chunks = list(_chunks(content))
+    if chunks[-1][0] != b"IEND":
+        _check_pixels(content, chunks)
+        notes.append(NO_END)
+    if not _are_frames_in_order(content, chunks):
+        chunks = [one for one in chunks if one[0] not in ANIMATION]
+        notes.append(NO_ANIMATION)
+    for name, start, end in chunks:
         is_ancillary = name in DESCRIBING or name in DROPPED
         if not _is_intact(content, start, end):
             if not is_ancillary:
@@ -52,9 +66,54 @@ def cleaned(content: bytes) -> tuple[bytes, tuple[str, ...]]:
             damaged.add(name.decode())
         elif name in DESCRIBING or name in PIXELS or _is_critical(name):
             parts.append(content[start:end])
-    if not damaged:
-        return b"".join(parts), ()
-    return b"".join(parts), (WRONG_CHECKSUM.format(names=", ".join(sorted(damaged))),)
+    if chunks[-1][0] != b"IEND":
+        parts.append(chunk(b"IEND", b""))
+    if damaged:
+        notes.append(WRONG_CHECKSUM.format(names=", ".join(sorted(damaged))))
+    return b"".join(parts), tuple(notes)
+
+
+def _check_pixels(content: bytes, chunks: Sequence[tuple[bytes, int, int]]) -> None:
+    """Raise UnreadableImage unless `chunks` hold all pixels of a still picture."""
+    unpacker, is_still = zlib.decompressobj(), True
+    remaining = _raw_bytes(content)
+    try:
+        for name, start, end in chunks:
+            is_still &= name not in ANIMATION
+            part = content[start + 8 : end - 4] if name == b"IDAT" else b""
+            while part and remaining >= 0:
+                remaining -= len(unpacker.decompress(part, UNPACK_BYTES))
+                part = unpacker.unconsumed_tail
+    except zlib.error:
+        remaining = -1
+    if not is_still or remaining or not unpacker.eof:
+        raise UnreadableImage(CUT_SHORT)
+
+
+def _raw_bytes(content: bytes) -> int:
+    """Return the bytes of the unpacked pixels of a PNG that is not interlaced, else -1."""
+    width, height, bits, colour_type, *_, interlaced = struct.unpack_from(">II5B", content, 16)
+    row_bytes = -(-width * bits * CHANNELS.get(colour_type, 0) // 8)
+    return -1 if interlaced else height * (1 + row_bytes)
+
+
+def _are_frames_in_order(content: bytes, chunks: Sequence[tuple[bytes, int, int]]) -> bool:
+    """Return whether an animation's frames are numbered in order, each with its own header.
+
+    Readers show the still picture of a file whose frames are not (PNG, 14.1).
+    """
+    number, has_frame = 0, False
+    if not any(name == b"acTL" for name, _, _ in chunks):
+        return True
+    for name, start, _ in chunks:
+        if name in (b"fcTL", b"fdAT"):
+            if int.from_bytes(content[start + 8 : start + 12]) != number:
+                return False
+            number += 1
+        if name == b"fdAT" and not has_frame:
+            return False
+        has_frame |= name == b"fcTL"
+    return True
 
 
 def xmp(content: bytes) -> bytes | None:
@@ -95,9 +154,9 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the name, the start and the end of each chunk up to IEND.
+    """Yield the name, the start and the end of each chunk up to IEND, or to one that ends early.
 
-    Raises UnreadableImage if one of them is not in the file.
+    Raises UnreadableImage if the first chunk does.
     """
     at = len(SIGNATURE)
     while at + CHUNK_OVERHEAD <= len(content):
@@ -109,7 +168,8 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         if name == b"IEND":
             return
         at = end
-    raise UnreadableImage("this PNG is damaged or cut short: its chunks do not lead to an end")
+    if at == len(SIGNATURE):
+        raise UnreadableImage(CUT_SHORT)
 
 
 def _is_intact(content: bytes, start: int, end: int) -> bool:

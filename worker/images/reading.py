@@ -6,50 +6,53 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import EmptyObject, ImageTooLarge, UnreadableImage, UnsupportedImage, VeilError
 from worker.images import (
     bmp,
-    camera_raw,
     colour_profile,
     containers,
     copies,
     deep,
-    density,
     display,
-    exif,
-    fax,
     gif,
     headers,
-    heif,
-    jpeg,
     jpeg2000,
-    jpeg_scans,
-    jpeg_tolerance,
     png,
     signatures,
-    tiff,
-    tiff_planes,
-    turning,
     unread,
     writing,
-    xmp,
 )
 from worker.images.clock import DECODE_SECONDS, Clock
 from worker.images.display import Display
 from worker.images.formats import BY_NAME
+from worker.images.heif import deep_avif, heic
+from worker.images.jpeg import tolerance
+from worker.images.jpeg.decoding import COLOURS, is_stored_as_rgb
+from worker.images.jpeg.scans import all_agree, ends_with_its_blocks
+from worker.images.jpeg.segments import (
+    JUNK,
+    SCAN_PARAMETERS,
+    has_junk,
+    has_other_parameters,
+    reassembled,
+    trailer_without_end,
+)
+from worker.images.loading import blanked, loaded
 from worker.images.picture import Frame, Picture
-from worker.images.tiff_directories import Tag
-from worker.kept_metadata import NOTHING, Kept
+from worker.images.tiff import camera_raw
+from worker.images.tiff.reading import tiff_page
+from worker.images.turning import ORIENTATION, TURNS, UPRIGHT, Turn, turned
+from worker.metadata import density, exif, xmp
+from worker.metadata.kept import NOTHING, Kept
 from worker.pixels import Array
 
 # Pillow's own limit would be raised before that of `_check_size`, whose text names the setting.
 Image.MAX_IMAGE_PIXELS = None
 
 MOST_FRAMES = 500  # the default limit of frames in one picture
-ORIENTATION = 0x0112  # Exif 2.32, table 4
 MODES = {3: "RGB", 4: "RGBA"}  # by the number of channels
 NOT_A_PICTURE = "not a picture, or damaged from its first bytes"
 MAX_REASON = 160  # characters of a library's error that a message quotes
@@ -76,7 +79,7 @@ def decode(
         raise EmptyObject("the file is empty: replace it by the picture")
     camera_raw.check(content)
     clock = Clock(seconds)
-    form = _form_of(content)
+    form = _form_of(content, keep)
     try:
         return _decoded(form, content, max_pixels, max_frames, keep, clock)
     except VeilError:
@@ -172,17 +175,18 @@ def _with_display(frames: list[Frame], way: Display | None) -> list[Frame]:
 
 
 def _heif(content: bytes, max_pixels: int, keep: Kept) -> Picture:
-    """Return the picture of a HEIC, which is written as JPEG."""
-    width, height = heif.size(content)
-    size = headers.Size(1, width, height, width * height * heif.COST)
+    """Return the picture of a HEIC, which is written as `keep` says."""
+    width, height = heic.size(content)
+    cost = heic.DEEP_COST if heic.keeps_depth(keep) else heic.COST
+    size = headers.Size(1, width, height, width * height * cost)
     _check_size(signatures.HEIF, size, max_pixels, 1)
-    return heif.read(content, keep)
+    return heic.read(content, keep)
 
 
 def _bit_fields(content: bytes) -> Picture:
     """Return the picture of a BMP with bit fields."""
     pixels, dots = bmp.bit_fields(content), bmp.density(content)
-    frame = _blanked(pixels, MODES[pixels.shape[2]])
+    frame = blanked(pixels, MODES[pixels.shape[2]])
     return Picture((frame,), "BMP", {"dpi": dots} if dots else {})
 
 
@@ -200,13 +204,13 @@ def _tolerated(form: str, content: bytes) -> tuple[bytes, tuple[str, ...]]:
     return content, ()
 
 
-def _form_of(content: bytes) -> str:
+def _form_of(content: bytes, keep: Kept) -> str:
     """Return Pillow's name of the format of `content`; raise for a format that is not handled."""
     name = signatures.name_of(content)
     if name is None:
         raise UnreadableImage(NOT_A_PICTURE)
     if name == signatures.HEIF:
-        heif.check_installed(content)
+        heic.check_installed(content, keep)
         return name
     if name not in BY_NAME:
         titles = ", ".join(form.title for form in BY_NAME.values())
@@ -273,25 +277,27 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     It is decoded from the file without its metadata, because that file may be published. Only its
     orientation remains if EXIF turns it, because blocks keep their coefficients where they are.
     """
-    if image.mode not in jpeg.COLOURS:
+    if image.mode not in COLOURS:
         raise UnsupportedImage(f"JPEGs of mode {image.mode} are not handled: convert it to RGB")
     metadata = _metadata(image, keep)
-    bare = jpeg.reassembled(
+    bare = reassembled(
         content, metadata.get("icc_profile"), metadata.get("exif"), metadata.get("xmp")
     )
     orientation, turn = _orientation(image), _turn(image)
-    trailer = jpeg.trailer_without_end(content)
-    bare, pixels, notes = jpeg_tolerance.read(bare, image.mode, trailer)
-    frame = Frame(_turned(pixels, turn), image.mode)
-    encoding = metadata | writing.jpeg_options(image, jpeg.is_stored_as_rgb(bare))
+    trailer = trailer_without_end(content)
+    bare, pixels, notes = tolerance.read(bare, image.mode, trailer)
+    frame = Frame(turned(pixels, turn), image.mode)
+    encoding = metadata | writing.jpeg_options(image, is_stored_as_rgb(bare))
     (frame,) = _with_display([frame], _display(encoding))
-    if jpeg.has_other_parameters(content):
-        notes = (jpeg.SCAN_PARAMETERS, *notes)
-    if not jpeg_scans.all_agree(bare) or not jpeg_scans.ends_with_its_blocks(bare):
+    if has_other_parameters(content):
+        notes = (SCAN_PARAMETERS, *notes)
+    if has_junk(content):
+        notes = (JUNK, *notes)
+    if not all_agree(bare) or not ends_with_its_blocks(bare):
         return Picture((frame,), "JPEG", encoding, notes=notes)
     if turn is not None:
         block = exif.with_orientation(metadata.get("exif"), orientation)
-        bare = jpeg.reassembled(bare, metadata.get("icc_profile"), block, metadata.get("xmp"))
+        bare = reassembled(bare, metadata.get("icc_profile"), block, metadata.get("xmp"))
     return Picture((frame,), "JPEG", encoding, bare, notes, orientation)
 
 
@@ -306,7 +312,7 @@ def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[F
         clock.check()
         image.seek(number)
         if form == "TIFF":
-            frames.append(_tiff_page(image, content, clock))
+            frames.append(tiff_page(image, content, clock))
         else:
             frames.append(_frame(image, form, content))
         if (transparent := next(uncovered, None)) is not None:
@@ -319,15 +325,19 @@ def _frame(image: Any, form: str, content: bytes) -> Frame:
     """Return the frame that `image` is at, of any format but TIFF."""
     image.load()
     turn = _turn(image)
-    if not _is_deep_png(form, content) or image.mode == "I;16":
-        frame = _loaded(image)
+    if form == "AVIF" and (depth := containers.avif_depth(content)) > 8:
+        if getattr(image, "n_frames", 1) > 1:
+            raise UnsupportedImage("an animated AVIF of more than 8 bits is not handled")
+        frame = deep_avif.read(content, depth, np.asarray(image))
+    elif not _is_deep_png(form, content) or image.mode == "I;16":
+        frame = loaded(image)
     elif "transparency" in image.info or getattr(image, "n_frames", 1) > 1:
         raise UnsupportedImage(
             "this 16-bit PNG has a transparent value or several frames, which is not handled"
         )
     else:
         frame = deep.read_png(content, np.asarray(image))
-    return Frame(_turned(frame.pixels, turn), frame.mode)
+    return Frame(turned(frame.pixels, turn), frame.mode)
 
 
 def _transparent_in(frame: Frame, area: Array) -> Frame:
@@ -335,107 +345,6 @@ def _transparent_in(frame: Frame, area: Array) -> Frame:
     pixels = np.array(Image.fromarray(frame.pixels).convert("RGBA"))
     pixels[area] = 0
     return Frame(pixels, "RGBA")
-
-
-def _tiff_page(image: Any, content: bytes, clock: Clock) -> Frame:
-    """Return the page that `image` is at."""
-    _leave_as_stored(image)
-    tiff.check(image, content, clock)
-    orientation, directory = tiff.orientation(image), dict(image.tag_v2)
-    frame = _stored_tiff_page(
-        image, content, turning.TURNS.get(turning.OPPOSITE.get(orientation, orientation))
-    )
-    if (compression := image.info.get("compression")) in fax.COMPRESSIONS:
-        tiff.check_fax(image, content, directory, compression)
-    return Frame(_turned(frame.pixels, turning.TURNS.get(orientation)), frame.mode)
-
-
-def _stored_tiff_page(image: Any, content: bytes, back: deep.Turn | None) -> Frame:
-    """Return the page that `image` is at, as stored. `back` turns the upright page back."""
-    is_deep, extra = tiff.is_deep(image), image.tag_v2.get(Tag.EXTRA_SAMPLES)
-    if image.info.get("compression") == tiff.OLD_JPEG:
-        return _old_jpeg(tiff.old_jpeg(image, content))
-    if is_deep and tiff.has_planes(image) and image.mode in ("RGB", "RGBA"):
-        return deep.of_planes(tiff_planes.read(image, content), extra)
-    if tiff.is_raw_ycbcr(image):
-        image = _through_libtiff(content, image.tell())
-    image.load()
-    if image.mode in ("P", "PA"):
-        image.putpalette(tiff.palette(image), "RGB;L")
-    if image.mode.startswith("I;16"):
-        return deep.gray_page(np.asarray(image), tiff.bits(image), tiff.has_white_at_zero(image))
-    if not is_deep:
-        return _loaded(image)
-    if image.mode not in ("RGB", "RGBA"):
-        raise UnsupportedImage(
-            f"TIFFs of mode {image.mode} with 16 bits are not handled: convert it to RGB"
-        )
-    return deep.read_tiff(content, image.tell(), np.asarray(image), back, extra)
-
-
-def _old_jpeg(content: bytes) -> Frame:
-    """Return the pixels of a JPEG in a TIFF."""
-    with JpegImageFile(io.BytesIO(content)) as image:
-        mode = image.mode
-    if mode not in jpeg.COLOURS:
-        raise UnsupportedImage(f"JPEGs of mode {mode} are not handled: convert it to RGB")
-    return Frame(jpeg.decoded(jpeg.reassembled(content), mode), mode)
-
-
-def _through_libtiff(content: bytes, page: int) -> Any:
-    """Return the TIFF `content` at `page`, read by libtiff though its pixels are uncompressed."""
-    before = TiffImagePlugin.READ_LIBTIFF
-    TiffImagePlugin.READ_LIBTIFF = True
-    try:
-        image: Any = Image.open(io.BytesIO(content), formats=("TIFF",))
-        image.seek(page)
-    finally:
-        TiffImagePlugin.READ_LIBTIFF = before
-    _leave_as_stored(image)
-    return image
-
-
-def _leave_as_stored(image: Any) -> None:
-    """Keep Pillow from turning a TIFF page by itself: it also does so by XMP, but not by a BYTE."""
-    image.getexif()[ORIENTATION] = 1
-    image._size = image._tile_size
-
-
-def _loaded(image: Any) -> Frame:
-    """Return what Pillow has loaded, in one of Frame's modes.
-
-    Colours of fully transparent pixels are blanked.
-    """
-    if image.mode.startswith("I;16"):
-        if "transparency" in image.info:
-            raise UnsupportedImage(
-                "this PNG has 16-bit gray with a transparent value, which is not handled"
-            )
-        return Frame(np.array(image).astype(np.uint16), "I;16")
-    if image.mode == "P" and len(image.palette.palette) < 3 * (int(np.asarray(image).max()) + 1):
-        raise UnreadableImage("the picture is damaged: it has colours that are not in its palette")
-    image = _in_frame_mode(image)
-    return _blanked(np.array(image), image.mode)
-
-
-def _blanked(pixels: Array, mode: str) -> Frame:
-    """Return the frame of `pixels`, without the colours of fully transparent pixels."""
-    if mode in ("LA", "RGBA"):
-        pixels[pixels[..., -1] == 0] = 0
-    return Frame(pixels, mode)
-
-
-def _in_frame_mode(image: Any) -> Any:
-    """Return `image` in one of Frame's modes of 8 bits; raise UnsupportedImage for other modes."""
-    if image.has_transparency_data:
-        image = image.convert("LA" if image.mode in ("L", "LA", "La") else "RGBA")
-    elif image.mode in ("P", "PA", "YCbCr", "RGBX"):
-        image = image.convert("RGB")
-    elif image.mode == "1":
-        image = image.convert("L")
-    if image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
-        raise UnsupportedImage(f"pictures of mode {image.mode} are not handled: convert it to RGB")
-    return image
 
 
 def _in_one_mode(frames: list[Frame]) -> list[Frame]:
@@ -446,9 +355,9 @@ def _in_one_mode(frames: list[Frame]) -> list[Frame]:
     return [Frame(np.array(Image.fromarray(frame.pixels).convert(mode)), mode) for frame in frames]
 
 
-def _turn(image: Any) -> deep.Turn | None:
+def _turn(image: Any) -> Turn | None:
     """Return what turns the pixels of `image` upright, of any format but TIFF, or None."""
-    return turning.TURNS.get(_orientation(image))
+    return TURNS.get(_orientation(image))
 
 
 def _orientation(image: Any) -> int:
@@ -462,12 +371,8 @@ def _orientation(image: Any) -> int:
         block.load(image.info.get("exif", b""))
         orientation = block.get(ORIENTATION)
     except Exception:
-        return turning.UPRIGHT
-    return orientation if orientation in turning.TURNS else turning.UPRIGHT
-
-
-def _turned(pixels: Array, turn: deep.Turn | None) -> Array:
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+        return UPRIGHT
+    return orientation if orientation in TURNS else UPRIGHT
 
 
 def _first_line(error: Exception) -> str:

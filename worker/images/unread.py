@@ -6,7 +6,8 @@ from itertools import chain
 from typing import Any
 
 from tasks.errors import UnsupportedImage
-from worker.images import containers, jpeg, jpeg2000, png
+from worker.images import containers, jpeg2000, png
+from worker.images.jpeg import markers, segments
 
 # AVIF's property of each item, with its box header; width and height follow (23008-12, 6.5.3).
 ITEM_SIZE = b"\0\0\0\x14ispe\0\0\0\0"
@@ -119,14 +120,14 @@ def _ends(content: bytes, pattern: bytes, following: int) -> Iterator[int]:
 
 def _further_jpegs(content: bytes) -> Iterator[tuple[int, int]]:
     """Yield the sizes of the JPEGs that follow the first one in its file, as in an MPO."""
-    at = content.find(jpeg.START, jpeg.end(content))
+    at = content.find(markers.START, segments.end(content))
     for _ in range(MAX_FURTHER_JPEGS):
         if at < 0:
             return
-        size, at = _jpeg_size(content, at + len(jpeg.START_OF_IMAGE))
+        size, at = _jpeg_size(content, at + len(markers.START_OF_IMAGE))
         if size:
             yield size
-        at = content.find(jpeg.START, at)
+        at = content.find(markers.START, at)
     raise UnsupportedImage(
         f"over {MAX_FURTHER_JPEGS:,} pictures follow this JPEG in its file: cut them off"
     )
@@ -138,13 +139,13 @@ def _jpeg_size(content: bytes, at: int) -> tuple[tuple[int, int] | None, int]:
     The size is None without a frame header.
     """
     for _ in range(MAX_FURTHER_SEGMENTS):
-        marker, body = content[at : at + 2], content[at + 4 : at + 4 + jpeg.FRAME_SIZE_END]
-        if marker[:1] != b"\xff" or len(body) < jpeg.FRAME_SIZE_END:
+        marker, body = content[at : at + 2], content[at + 4 : at + 4 + markers.FRAME_SIZE_END]
+        if marker[:1] != b"\xff" or len(body) < markers.FRAME_SIZE_END:
             break
-        if marker[1] in (jpeg.SOS, jpeg.SOI, jpeg.EOI):
+        if marker[1] in (markers.SOS, markers.SOI, markers.EOI):
             break
-        if marker[1] in jpeg.FRAME_HEADERS:
-            height, width = jpeg.frame_size(body)
+        if marker[1] in markers.FRAME_HEADERS:
+            height, width = segments.frame_size(body)
             return (width, height), at
         at += 2 + max(2, int.from_bytes(content[at + 2 : at + 4]))
     return None, at

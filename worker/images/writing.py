@@ -9,17 +9,17 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from worker.images import (
-    avif,
     bmp,
     containers,
     deep,
-    fax,
     jpeg2000,
-    jpeg_blocks,
     palette,
     png,
 )
+from worker.images.heif import avif, deep_avif
+from worker.images.jpeg import blocks
 from worker.images.picture import Frame, Picture
+from worker.images.tiff import fax
 from worker.images.turning import turned_back
 from worker.pixels import Array
 
@@ -42,6 +42,7 @@ MAX_LOSSLESS_SIZE = 1.5
 PALETTE = "palette"  # whether the source has a palette
 BILEVEL = "bilevel"  # whether the pages are black and white, and compressed as fax
 COLOUR = "colour"  # primaries and transfer of an AVIF (H.273)
+DEPTH = "depth"  # bits a colour of an AVIF
 CHUNKS = "chunks"  # the chunks of a PNG that Pillow does not write
 RESOLUTION = "resolution"  # the resolution box of a JPEG 2000
 RATE = "rate"  # how many times smaller than its pixels a JPEG 2000 is
@@ -50,7 +51,7 @@ PROGRESSIVE = "progressive"
 
 
 def encode(
-    picture: Picture, frames: Sequence[Array], changed: Sequence[jpeg_blocks.Mask | None] = ()
+    picture: Picture, frames: Sequence[Array], changed: Sequence[blocks.Mask | None] = ()
 ) -> bytes:
     """Return a file of the picture's format with `frames` in it.
 
@@ -70,7 +71,7 @@ def encode(
                 for pixels in (picture.frames[0].pixels, frames[0], changed[0])
             )
             mode = picture.frames[0].mode
-            content = jpeg_blocks.encode(picture.reassembled, Frame(original, mode), new, marked)
+            content = blocks.encode(picture.reassembled, Frame(original, mode), new, marked)
             if content is not None:
                 return content
     options = dict(picture.encoding)
@@ -89,6 +90,9 @@ def _encoded(picture: Picture, frames: Sequence[Array], options: dict[str, Any])
     """Return the file of `frames`, without what Pillow does not write."""
     if picture.format in ("PNG", "TIFF") and any(pixels.dtype == np.uint16 for pixels in frames):
         return _deep(picture, frames, options)
+    if picture.format == "AVIF" and frames[0].dtype == np.uint16:
+        return deep_avif.write(frames[0], options, AVIF_SPEED)
+    options.pop(DEPTH, None)
     if picture.format == "BMP" and picture.frames[0].mode == "RGBA":
         return bmp.with_alpha(frames[0], options.get("dpi"))
     is_bilevel = options.pop(BILEVEL, False)
@@ -188,6 +192,7 @@ def _avif_options(content: bytes) -> dict[str, Any]:
         "speed": AVIF_SPEED,
         "subsampling": containers.avif_subsampling(content),
         COLOUR: avif.colour(content),
+        DEPTH: containers.avif_depth(content),
     }
 
 

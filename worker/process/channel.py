@@ -34,8 +34,8 @@ from worker.detection.labelled import Search
 from worker.detection.tiled import ModelInput
 from worker.images.formats import CONTENT_TYPES
 from worker.images.viewing import View
-from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
+from worker.metadata.kept import Kept
 
 HEADER = struct.Struct("<BI")  # the kind and the length in bytes of a message
 MAX_FACES = 500_000  # of one kind in a result

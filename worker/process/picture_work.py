@@ -23,10 +23,11 @@ from worker.anonymizer import Anonymized, Anonymizer, Limits, Stopwatch
 from worker.detection.detector import Detector
 from worker.detection.faces import Detections
 from worker.detection.labelled import LabelledDetector, Search
-from worker.images import deep, heif
+from worker.images import deep
 from worker.images.formats import BY_NAME
-from worker.kept_metadata import Kept
+from worker.images.heif import heic
 from worker.masking.regions import MaskStyle
+from worker.metadata.kept import Kept
 from worker.pixels import Pixels
 from worker.process import allocator, sandbox
 from worker.process.channel import (
@@ -244,8 +245,8 @@ def _samples(side: int) -> dict[str, Callable[[], bytes]]:
         "16-bit PNG": lambda: deep.write_png(values, None, None),
         "16-bit TIFF": lambda: deep.write_tiff([values], None),
     }
-    if heif.is_installed():
-        samples["HEIC"] = lambda: heif.SAMPLE
+    if heic.is_installed():
+        samples["HEIC"] = lambda: heic.SAMPLE
     several = {"save_all": True, "append_images": [colours.rotate(90)]}
     for form in BY_NAME:
         samples[form] = partial(_file, colours, form)

@@ -54,7 +54,7 @@ def sampled(store: ObjectStore, places: Places, stored: StoredObject) -> Sampled
     """Return the output `stored` of `places` with the facts of its receipt."""
     output = store.head(stored.uri) or stored
     key = places.output.relative(output.uri)
-    source = places.source.join(key)
+    source = places.source_of(key, output.metadata)
     is_known = places.marks.is_source(output.metadata, source)
     found = find_receipt(store, places, ReceiptName.of_output(key, output))
     receipt = found.accepted if found else None

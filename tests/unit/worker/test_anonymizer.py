@@ -22,8 +22,8 @@ from tasks.messages import AnonymizeOptions, Rule
 from worker.anonymizer import Anonymizer, Limits, Stopwatch, recipe_digest
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings
-from worker.kept_metadata import Kept
 from worker.masking.regions import MaskStyle
+from worker.metadata.kept import Kept
 
 FACE = (30, 20, 60, 60)
 GROUND, SKIN = 90, 220

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from worker import images
-from worker.images import avif
+from worker.images.heif import avif
 
 MANY = 10**7
 SECRET = b"Erika Mustermann, 48.1371 N 11.5754 E"

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from worker import images
-from worker.images import avif, deep, display, png
+from worker.images import deep, display, png
+from worker.images.heif import avif
 
 MANY = 10**7
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -12,13 +12,16 @@ from PIL import Image
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
-from worker.images import jpeg, jpeg_tolerance, png
+from worker.images import png
+from worker.images.jpeg import markers, tolerance
+from worker.images.jpeg.segments import JUNK, SCAN_PARAMETERS
 from worker.images.signatures import name_of
 
 MANY = 10**7
 CASES = Path(__file__).parents[5] / "shared/cases/files"
 WIDTH, HEIGHT = 211, 123
 NOISE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+PICTURE = Image.fromarray(NOISE)
 
 
 def written(image, form, **options):
@@ -71,7 +74,7 @@ def test_stray_bytes_before_markers_change_no_pixel_and_are_removed(jpeg_file, s
     expected = decoded(jpeg_file)
     assert np.array_equal(picture.frames[0].pixels, expected.frames[0].pixels)
     if len(stray) > 1:  # libjpeg passes over single bytes without a warning
-        assert picture.notes == (jpeg_tolerance.STRAY_BYTES,)
+        assert picture.notes == (tolerance.STRAY_BYTES,)
         assert picture.reassembled == expected.reassembled
 
 
@@ -82,7 +85,7 @@ def test_stray_bytes_before_markers_change_no_pixel_and_are_removed(jpeg_file, s
 )
 def test_a_missing_end_marker_is_added_if_all_blocks_are_there(jpeg_file, trailer):
     picture, expected = decoded(jpeg_file[:-2] + trailer), decoded(jpeg_file)
-    assert picture.notes == (jpeg_tolerance.NO_END_MARKER,)
+    assert picture.notes == (tolerance.NO_END_MARKER,)
     assert picture.reassembled == expected.reassembled
     assert np.array_equal(picture.frames[0].pixels, expected.frames[0].pixels)
 
@@ -116,8 +119,35 @@ def test_scan_parameters_of_a_baseline_jpeg_are_set_right(parameters):
     assert content[end - 3 : end] == b"\0\x3f\0"
     picture = decoded(content[: end - 3] + parameters + content[end:])
     assert picture.reassembled == decoded(content).reassembled
-    assert picture.notes == (jpeg.SCAN_PARAMETERS,)
+    assert picture.notes == (SCAN_PARAMETERS,)
     assert np.array_equal(picture.frames[0].pixels, pixels(content))
+
+
+def with_junk(content, junk, before):
+    """Return the JPEG `content` with the bytes `junk` before the first segment `before`."""
+    at = content.index(b"\xff" + bytes([before]))
+    return content[:at] + junk + content[at:]
+
+
+@pytest.mark.parametrize("junk", [b"\1", b"hello", b"\xff\0\0\2", b"\xff\0" + bytes(900)])
+@pytest.mark.parametrize("before", [markers.DQT, 0xC0, markers.SOS])
+def test_bytes_between_the_segments_of_a_header_are_removed(junk, before):
+    content = written(PICTURE, "JPEG")
+    picture = decoded(with_junk(content, junk, before))
+    assert picture.notes == (JUNK,)
+    assert picture.reassembled == decoded(content).reassembled
+
+
+def test_many_bytes_between_segments_are_no_jpeg():
+    with pytest.raises(UnreadableImage):
+        decoded(with_junk(written(PICTURE, "JPEG"), bytes(1 << 11), markers.DQT))
+
+
+def test_what_follows_junk_in_the_header_of_a_jpeg_must_be_whole():
+    content = with_junk(written(PICTURE, "JPEG"), b"hello", markers.DQT)
+    for at in range(2, len(content) - 2, 71):
+        with pytest.raises(UnreadableImage):
+            decoded(content[:at])
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
@@ -167,6 +197,64 @@ def test_texts_of_any_length_are_dropped(size, compressed):
     picture, output = round_trip(png.with_chunks(PNG, [(b"iTXt", body)]))
     assert np.array_equal(output.frames[0].pixels, NOISE)
     assert picture.notes == ()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_a_png_without_an_end_is_read_if_all_of_its_pixels_are_there(mode):
+    image = PICTURE.convert(mode)
+    content = written(image, "PNG")
+    end = content.index(b"IEND") - 4
+    expected = decoded(content)
+    for rest in (b"", content[end : end + 9], struct.pack(">I4s", 100, b"IDAT"), b"\0"):
+        picture = decoded(content[:end] + rest)
+        assert picture.notes == (png.NO_END,)
+        assert np.array_equal(picture.frames[0].pixels, expected.frames[0].pixels)
+        decoded(images.encode(picture, [picture.frames[0].pixels]))
+
+
+def test_a_png_without_an_end_that_lacks_a_row_is_refused():
+    image = PICTURE
+    complete, shorter = written(image, "PNG"), written(image.crop((0, 0, image.width, 9)), "PNG")
+    end = shorter.index(b"IEND") - 4
+    with pytest.raises(UnreadableImage, match="do not lead to an end"):
+        decoded(complete[: png.IHDR_END] + shorter[png.IHDR_END : end])
+    for at in range(png.IHDR_END, complete.index(b"IEND") - 4, 3001):
+        with pytest.raises(UnreadableImage):
+            decoded(complete[:at])
+
+
+def animated():
+    """Return the chunks of a PNG of three frames, without the signature."""
+    frames = [Image.fromarray(np.roll(NOISE, shift, axis=1)) for shift in range(3)]
+    target = io.BytesIO()
+    frames[0].save(target, "PNG", save_all=True, append_images=frames[1:], duration=100)
+    content, at, found = target.getvalue(), len(png.SIGNATURE), []
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4])
+        found.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + length]))
+        at += png.CHUNK_OVERHEAD + length
+    return found
+
+
+def whole(chunks):
+    return png.SIGNATURE + b"".join(png.chunk(name, body) for name, body in chunks)
+
+
+@pytest.mark.parametrize("number", [0, 9, 2**31])
+def test_frames_of_a_png_that_are_not_in_order_are_left_out(number):
+    chunks = animated()
+    last = max(at for at, (name, _) in enumerate(chunks) if name == b"fcTL")
+    name, body = chunks[last]
+    chunks[last] = name, number.to_bytes(4) + body[4:]
+    picture = decoded(whole(chunks))
+    assert picture.notes == (png.NO_ANIMATION,)
+    assert len(picture.frames) == 1
+    assert np.array_equal(picture.frames[0].pixels[..., :3], NOISE)
+
+
+def test_an_animation_without_an_end_is_refused():
+    with pytest.raises(UnreadableImage, match="do not lead to an end"):
+        decoded(whole(animated()[:-1]))
 
 
 # --- GIF

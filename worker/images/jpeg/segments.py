@@ -1,41 +1,38 @@
-"""JPEG files, segment by segment: reassembled without metadata, and decoded strictly.
+"""The segments of a JPEG, and its file reassembled from them without metadata (T.81, Annex B).
 
-Segments are those of ITU-T T.81, Annex B. The compressed data is kept bit for bit. Where data is
-damaged or missing, libjpeg fills the rest with gray and only warns; simplejpeg, a binding of the
-same library, reports such warnings.
+The compressed data is kept bit for bit.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import simplejpeg
-
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
-from worker.pixels import Array
+from worker.images.jpeg.markers import (
+    APP0,
+    APP1,
+    APP2,
+    APP14,
+    END_OF_IMAGE,
+    EOI,
+    FRAME_HEADERS,
+    FRAME_SIZE_END,
+    PROGRESSIVE,
+    SOI,
+    SOS,
+    START_OF_IMAGE,
+    TABLES,
+    UNHANDLED,
+)
 
-START = b"\xff\xd8\xff"
-START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
-# Markers (T.81, Table B.1).
-SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
-APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
-DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
-TABLES = {DHT, DAC, DQT, DRI}
-# Start of frame: sequential and progressive, with Huffman and with arithmetic coding.
-FRAME_HEADERS = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
-PROGRESSIVE = {0xC2, 0xCA}
-# Start of frame: lossless and differential.
-UNHANDLED_FRAME_HEADERS = {0xC3, 0xC5, 0xC6, 0xC7, 0xC8, 0xCB, 0xCD, 0xCE, 0xCF}
-DNL, DHP, EXP = 0xDC, 0xDE, 0xDF
-UNHANDLED = UNHANDLED_FRAME_HEADERS | {DNL, DHP, EXP}
 EIGHT_BITS = b"\x08"  # the precision, which is the first byte of a frame header
-FRAME_SIZE_END = 5  # the offset after precision, height and width in a frame header
 
 # A scan ends at a marker other than a restart: at the last fill byte before it. A zero byte after
 # 0xFF is stuffing, not a marker.
 SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
+MARKER = re.compile(rb"\xff+[^\0\xff]", re.DOTALL)
+MAX_JUNK = 1 << 10  # bytes between two segments
 MAX_SCANS = 64  # encoders write up to about 20; each is a pass over all coefficients
 MAX_FULL_SIZE_SCANS = 20  # scans of a picture of VEIL_MAX_PIXELS; smaller ones may have more
 MAX_SEGMENTS = 4096  # the longest metadata that fits into VEIL_MAX_BYTES takes 1,024
@@ -48,15 +45,12 @@ ADOBE, ADOBE_BYTES = b"Adobe", 12
 # The coefficients and bits of a scan of a sequential JPEG (B.2.3). Decoders take them for stated.
 SEQUENTIAL = b"\0\x3f\0"
 SCAN_PARAMETERS = "the JPEG had parameters of its scan that decoders ignore, which were set right"
+JUNK = "the JPEG had bytes between the segments of its header, which were removed"
 NO_END = "this JPEG is damaged or cut short: its segments do not lead to an end marker"
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 ICC_PREFIX = b"ICC_PROFILE\0"
 # Bytes of a profile in one segment, besides its length, the prefix, and two numbers of the part.
 MAX_ICC_PART = 65_535 - 2 - len(ICC_PREFIX) - 2
-COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # simplejpeg's names of Pillow's modes
-# The modes in which JPEGs in a TIFF are decoded, by simplejpeg's name of their colours; others are
-# decoded as RGB.
-TIFF_MODES = {"Gray": "L", "CMYK": "CMYK", "YCCK": "CMYK"}
 
 
 @dataclass(frozen=True)
@@ -179,65 +173,6 @@ def check_scans(scans: int, pixels: int, max_pixels: int) -> None:
         )
 
 
-def decoded(content: bytes, mode: str) -> Array:
-    """Return the pixels of the JPEG `content` in `mode`, which is L, RGB or CMYK.
-
-    They are uint8, [h, w] for L, else [h, w, channels]. Raises UnreadableImage if any part is
-    damaged or missing, UnsupportedImage for an unusual subsampling.
-    """
-    try:
-        pixels = _strictly_decoded(content, mode)
-    except ValueError as error:
-        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
-    if mode == "CMYK":
-        # Stored inverted, as Adobe's programs write it and Pillow assumes.
-        np.subtract(255, pixels, out=pixels)
-    return pixels[..., 0] if mode == "L" else pixels
-
-
-def warning(content: bytes, mode: str) -> str | None:
-    """Return the first warning of libjpeg about the JPEG `content`, or None."""
-    try:
-        _strictly_decoded(content, mode)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _strictly_decoded(content: bytes, mode: str) -> Array:
-    """Return the pixels of the JPEG `content`. Raises ValueError for each warning of libjpeg."""
-    try:
-        pixels: Array = simplejpeg.decode_jpeg(content, COLOURS[mode], strict=True)
-    except ValueError as error:
-        if "subsampling" in str(error):
-            raise UnsupportedImage(
-                "this JPEG has an unusual subsampling, which is not handled"
-            ) from None
-        raise
-    return pixels
-
-
-def check(content: bytes, max_width: int, max_height: int) -> None:
-    """Check the JPEG `content`, which is a strip or tile of a TIFF.
-
-    Raises UnreadableImage if any part is damaged or missing, or if it is larger than stated.
-    """
-    size(content, max_width * max_height)
-    try:
-        height, width, colours = simplejpeg.decode_jpeg_header(content)[:3]
-    except ValueError as error:
-        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
-    if width > max_width or height > max_height:
-        raise UnreadableImage(f"this TIFF is damaged: a JPEG in it has {width} × {height} pixels")
-    decoded(content, TIFF_MODES.get(colours, "RGB"))
-
-
-def is_stored_as_rgb(content: bytes) -> bool:
-    """Return whether the components of the JPEG `content` are red, green and blue."""
-    colours: str = simplejpeg.decode_jpeg_header(content)[2]
-    return colours == "RGB"
-
-
 def _picture(content: bytes) -> Iterator[Segment]:
     """Yield the segments that a decoder needs, in their order, without text and thumbnails.
 
@@ -301,7 +236,7 @@ def _kept(segment: Segment) -> Segment | None:
 def _segments(content: bytes) -> Iterator[Segment]:
     """Yield all segments up to the end marker.
 
-    Raises UnreadableImage if they end before a scan, or if other bytes stand between segments.
+    Raises UnreadableImage if they end before a scan, or if other bytes stand after the first scan.
     """
     for segment, _ in _walk(content):
         yield segment
@@ -310,12 +245,15 @@ def _segments(content: bytes) -> Iterator[Segment]:
 def _walk(content: bytes) -> Iterator[tuple[Segment, int]]:
     """Yield each segment with the offset after it. Raises the errors of `_segments`.
 
-    Without an end marker the last scan reaches to the next marker, or to the end of the file.
+    Without an end marker the last scan reaches to the next marker, or to the end of the file. Bytes
+    between the segments before the first scan are passed over, as decoders do.
     """
     at = len(START_OF_IMAGE)
     number = fill_bytes = 0
     has_scan = False
-    while content[at : at + 1] == b"\xff":
+    while has_scan or (at := _junk_end(content, at)) >= 0:
+        if content[at : at + 1] != b"\xff":
+            break
         start = at
         at = _fill_end(content, at)
         number += 1
@@ -344,6 +282,27 @@ def _fill_end(content: bytes, at: int) -> int:
     """Return the offset after the fill bytes from `at` on; any number may precede a marker."""
     found = FILL.match(content, at)
     return found.end() if found else at
+
+
+def _junk_end(content: bytes, at: int) -> int:
+    """Return the offset of the first fill byte or marker from `at` on, or -1 if there is none near.
+
+    A zero after 0xFF makes no marker.
+    """
+    found = MARKER.search(content, at, at + MAX_JUNK)
+    return found.start() if found else -1
+
+
+def has_junk(content: bytes) -> bool:
+    """Return whether other bytes stand between the segments before the first scan of `content`."""
+    at = len(START_OF_IMAGE)
+    for segment, end in _walk(content):
+        if _junk_end(content, at) != at:
+            return True
+        if segment.marker == SOS:
+            break
+        at = end
+    return False
 
 
 def _scan_end(content: bytes, at: int) -> int:

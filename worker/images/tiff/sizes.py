@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.errors import ImageTooLarge, UnreadableImage
-from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, DirectoryReader, Entry, Tag
+from worker.images.tiff.directories import LAYOUT, STRIPS, TILES, DirectoryReader, Entry, Tag
 
 # The headers that every reader accepts: those of TIFF, and those of BigTIFF with the size of its
 # offsets.
@@ -60,7 +60,7 @@ class _Entries:
         return (*self.values(tag), default)[0]
 
 
-def pages(content: bytes, max_frames: int) -> list[Page]:
+def page_sizes(content: bytes, max_frames: int) -> list[Page]:
     """Return the pages of the TIFF `content`.
 
     Raises ImageTooLarge for more than `max_frames` pages, and for too many strips or tiles. Raises

@@ -6,7 +6,7 @@ ISO/IEC 23008-12; AV1-ISOBMFF. The container is written anew around the primary 
 import struct
 from collections.abc import Iterator
 
-from worker.images import avif
+from worker.images.heif import avif
 
 # The properties that describe the pixels. Others, such as a rotation, are reasons not to copy.
 PROPERTIES = (b"av1C", b"ispe", b"pixi", b"colr", b"pasp")
@@ -27,7 +27,15 @@ def bare(content: bytes, profile: bytes | None) -> bytes | None:
         return None
 
 
-def _bare(content: bytes, profile: bytes | None) -> bytes | None:
+def with_profile(content: bytes, profile: bytes) -> bytes:
+    """Return the AVIF `content`, a still picture without alpha, with a colour profile."""
+    copy = _bare(content, None, (_box(b"colr", PROFILES[0] + profile),))
+    assert copy is not None
+    return copy
+
+
+def _bare(content: bytes, profile: bytes | None, further: tuple[bytes, ...] = ()) -> bytes | None:
+    """Return the AVIF `content` of its primary item. `further` are property boxes to add."""
     outer = dict(_boxes(content, 0, len(content)))
     meta = outer[b"meta"]
     if b"moov" in outer:
@@ -43,6 +51,7 @@ def _bare(content: bytes, profile: bytes | None) -> bytes | None:
     if data is None:
         return None
     file_type = _box(b"ftyp", BRANDS)
+    properties += further
     head = _meta(properties, 0, len(data))
     offset = len(file_type) + len(head) + 8
     return file_type + _meta(properties, offset, len(data)) + _box(b"mdat", data)

@@ -1,24 +1,27 @@
-"""The metadata that outputs keep by choice."""
+"""The choices of what outputs keep of their sources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Gps = Literal["false", "rounded", "true"]
+HeifOutput = Literal["jpeg", "avif", "refuse"]
 XMP_SCHEMAS = ("GPano",)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The metadata that outputs keep.
+    """The metadata that outputs keep, and the format in which HEIC is kept.
 
-    `exif` names fields of worker.exif_fields, `xmp` schemas of XMP_SCHEMAS. `gps` keeps the
-    position where a picture was taken: not at all, rounded to a kilometre, or exactly.
+    `exif` names fields of KEEPABLE in worker.metadata.exif_fields, `xmp` schemas of XMP_SCHEMAS.
+    `gps` keeps the position where a picture was taken: not at all, rounded to a kilometre, or
+    exactly. `heif` is the format of the outputs of HEIC.
     """
 
     exif: tuple[str, ...] = ()
     xmp: tuple[str, ...] = ()
     gps: Gps = "false"
+    heif: HeifOutput = "jpeg"
 
     def in_recipe(self) -> Mapping[str, Any]:
         """Return what a recipe says of the choices. Those that keep nothing are left out."""
@@ -27,7 +30,12 @@ class Kept:
             stated["keep_xmp"] = sorted(self.xmp)
         if self.gps != "false":
             stated["keep_gps"] = self.gps
+        if self.heif != "jpeg":
+            stated["heif_output"] = self.heif
         return stated
+
+    def without_metadata(self) -> "Kept":
+        return Kept(heif=self.heif)
 
 
 NOTHING = Kept()

@@ -8,8 +8,8 @@ from PIL.TiffImagePlugin import IFDRational
 
 from tasks.errors import SettingsInvalid
 from worker import images
-from worker.exif_fields import KEEPABLE, known_name
-from worker.kept_metadata import Kept
+from worker.metadata.exif_fields import KEEPABLE, known_name
+from worker.metadata.kept import Kept
 from worker.settings import WorkerSettings
 
 SECRET = "Erika Mustermann"

@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable
 
 from tasks.errors import UnreadableImage
-from worker.images import jpeg, jpeg_scans
-from worker.images.jpeg import Segment
+from worker.images.jpeg import markers
+from worker.images.jpeg.decoding import first_warning, strictly_decoded
+from worker.images.jpeg.scans import all_agree, mcu_count, with_mcus
+from worker.images.jpeg.segments import NO_END, Segment, parsed
 from worker.pixels import Array
 
 RESTARTS = re.compile(rb"(\xff[\xd0-\xd7])")
@@ -38,11 +40,12 @@ def read(content: bytes, mode: str, trailer: bytes | None) -> tuple[bytes, Array
     """Return the reassembled JPEG `content` without stray bytes, its pixels, and notes.
 
     `trailer` is the end of the file if it has no end marker, else None. The pixels are those of
-    jpeg.decoded. Raises its errors, in particular UnreadableImage if blocks are damaged or missing.
+    strictly_decoded. Raises its errors, in particular UnreadableImage if blocks are damaged or
+    missing.
     """
     if trailer is None:
         try:
-            return content, jpeg.decoded(content, mode), ()
+            return content, strictly_decoded(content, mode), ()
         except UnreadableImage:
             found = _cleaned(content, mode, trailer)
             if found is None:
@@ -50,9 +53,9 @@ def read(content: bytes, mode: str, trailer: bytes | None) -> tuple[bytes, Array
     else:
         found = _cleaned(content, mode, trailer)
         if found is None:
-            raise UnreadableImage(jpeg.NO_END)
+            raise UnreadableImage(NO_END)
     whole, note = found
-    return whole, jpeg.decoded(whole, mode), (note,)
+    return whole, strictly_decoded(whole, mode), (note,)
 
 
 def _cleaned(content: bytes, mode: str, trailer: bytes | None) -> tuple[bytes, str] | None:
@@ -60,9 +63,9 @@ def _cleaned(content: bytes, mode: str, trailer: bytes | None) -> tuple[bytes, s
 
     Returns None if the compressed data has other faults.
     """
-    segments = jpeg.parsed(content)
+    segments = parsed(content)
     last = segments[-1]
-    if last.marker != jpeg.SOS:
+    if last.marker != markers.SOS:
         return None
     head = b"".join(segment.written() for segment in segments[:-1])
     if trailer is not None:
@@ -71,9 +74,9 @@ def _cleaned(content: bytes, mode: str, trailer: bytes | None) -> tuple[bytes, s
             return None
         last = Segment(last.marker, last.body, last.scan[:end])
         whole = _assembler(head, last)(last.scan)
-        return (whole, NO_END_MARKER) if jpeg_scans.all_agree(whole) else None
+        return (whole, NO_END_MARKER) if all_agree(whole) else None
     restart_interval = _restart_interval(segments)
-    scans = [segment for segment in segments if segment.marker == jpeg.SOS]
+    scans = [segment for segment in segments if segment.marker == markers.SOS]
     if restart_interval and len(scans) == 1:
         scan = _without_strays_before_restarts(segments, last, restart_interval, mode)
     else:
@@ -84,17 +87,17 @@ def _cleaned(content: bytes, mode: str, trailer: bytes | None) -> tuple[bytes, s
 
 
 def _restart_interval(segments: list[Segment]) -> int:
-    stated = [segment.body for segment in segments if segment.marker == jpeg.DRI]
+    stated = [segment.body for segment in segments if segment.marker == markers.DRI]
     return int.from_bytes(stated[-1]) if stated else 0
 
 
 def _assembler(head: bytes, scan: Segment) -> Assemble:
     header = Segment(scan.marker, scan.body).written()
-    return lambda data: jpeg.START_OF_IMAGE + head + header + data + jpeg.END_OF_IMAGE
+    return lambda data: markers.START_OF_IMAGE + head + header + data + markers.END_OF_IMAGE
 
 
 def _is_clean(content: bytes, mode: str) -> bool:
-    return jpeg.warning(content, mode) is None
+    return first_warning(content, mode) is None
 
 
 def _without_strays(
@@ -125,17 +128,19 @@ def _without_strays_before_restarts(
     *intervals, last = RESTARTS.split(scan.scan)
     if len(intervals) // 2 >= MAX_INTERVALS:
         return None
-    frame = next(segment for segment in segments if segment.marker in jpeg.FRAME_HEADERS)
-    mcus = jpeg_scans.mcus(frame)
+    frame = next(segment for segment in segments if segment.marker in markers.FRAME_HEADERS)
+    mcus = mcu_count(frame)
     if -(-mcus // restart_interval) != len(intervals) // 2 + 1:
         return None
-    tables = [segment for segment in segments if segment.marker in (jpeg.DQT, jpeg.DHT, jpeg.DAC)]
-    adobe = [segment for segment in segments if segment.marker in (jpeg.APP0, jpeg.APP14)]
+    tables = [
+        segment for segment in segments if segment.marker in (markers.DQT, markers.DHT, markers.DAC)
+    ]
+    adobe = [segment for segment in segments if segment.marker in (markers.APP0, markers.APP14)]
     head = b"".join(segment.written() for segment in adobe + tables)
     parts: list[bytes] = []
     for number, data in enumerate([*intervals[::2], last]):
         count = min(restart_interval, mcus - number * restart_interval)
-        sized = jpeg_scans.with_mcus(frame, count, MAX_SIDE)
+        sized = with_mcus(frame, count, MAX_SIDE)
         if sized is None:
             return None
         is_last = 2 * number == len(intervals)
@@ -153,7 +158,7 @@ def _end_without_marker(assemble: Assemble, data: bytes, mode: str, trailer: byt
     Returns None if blocks are missing, or if other data follows than a trailer that is known: it
     may stand in the place of blocks that were never written.
     """
-    found = EXTRANEOUS.search(jpeg.warning(assemble(data + PADDING), mode) or "")
+    found = EXTRANEOUS.search(first_warning(assemble(data + PADDING), mode) or "")
     if found is None:
         return None
     end = min(len(data), len(data) + len(PADDING) - int(found[1]))

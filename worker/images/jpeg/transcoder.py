@@ -16,7 +16,7 @@ import numpy as np
 import wasmtime
 from numpy.typing import NDArray
 
-MODULE = Path(__file__).with_name("jpeg_blocks.wasm")
+MODULE = Path(__file__).with_name("transcoder.wasm")
 PAGE_BYTES = 1 << 16
 ALIGNMENT = 16
 BLOCK = 64  # coefficients

@@ -14,11 +14,13 @@ from PIL import Image, ImageCms
 from tasks.errors import VeilError
 from worker import images
 from worker.detection.faces import Sightings
-from worker.images import jpeg, jpeg_blocks, jpeg_transcoder
+from worker.images.jpeg import blocks, markers, transcoder
+from worker.images.jpeg.decoding import is_stored_as_rgb
+from worker.images.jpeg.segments import ADOBE_BYTES, parsed
 from worker.images.turning import turned_back
-from worker.kept_metadata import Kept
 from worker.masking import hiding
 from worker.masking.regions import MaskStyle, Part
+from worker.metadata.kept import Kept
 
 MAX_PIXELS = 10**7
 STYLE = MaskStyle("fill", 1.0, 0.0)
@@ -56,7 +58,7 @@ def hidden(content, *boxes, style=STYLE):
 
 def sampling(content):
     """Return the factors of each component: pixels of a sample, across and down."""
-    frame = next(one.body for one in jpeg.parsed(content) if one.marker in jpeg.FRAME_HEADERS)
+    frame = next(one.body for one in parsed(content) if one.marker in markers.FRAME_HEADERS)
     factors = [(one >> 4, one & 15) for one in frame[7::3]]
     widest, highest = (max(one[place] for one in factors) for place in (0, 1))
     return [(widest // across, highest // down) for across, down in factors]
@@ -66,8 +68,8 @@ def assert_only_masks_change(content, *boxes, style=STYLE):
     """Check the coefficients and the pixels of the output for `content`, and return the output."""
     picture, output, changed = hidden(content, *boxes, style=style)
     factors = sampling(content)
-    before = jpeg_transcoder.coefficients(content, len(factors))
-    after = jpeg_transcoder.coefficients(output, len(factors))
+    before = transcoder.coefficients(content, len(factors))
+    after = transcoder.coefficients(output, len(factors))
     changed = turned_back(changed, picture.orientation)
     near = np.zeros(changed.shape, np.uint8)
     for old, new, (across, down) in zip(before, after, factors, strict=True):
@@ -126,7 +128,7 @@ def test_every_subsampling_is_kept(subsampling, quality):
     style=st.sampled_from([STYLE, MaskStyle("surround", 0.7, 0.1, "ellipse", 0.2)]),
 )
 def test_any_size_and_any_place_of_a_mask(width, height, subsampling, corner, side, style):
-    # A wider hidden part is compressed again: see worker.images.jpeg_scans.
+    # A wider hidden part is compressed again: see worker.images.jpeg.scans.
     assume(subsampling != "411" or -width % 32 <= 15)
     pixels = np.ascontiguousarray(scene(width, height))
     content = simplejpeg.encode_jpeg(pixels, 80, colorsubsampling=subsampling)
@@ -136,13 +138,13 @@ def test_any_size_and_any_place_of_a_mask(width, height, subsampling, corner, si
 
 def test_components_that_are_stored_as_rgb_stay_so():
     output = assert_only_masks_change(written(scene(), keep_rgb=True), (40, 32, 90, 72))
-    assert jpeg.is_stored_as_rgb(output)
+    assert is_stored_as_rgb(output)
     assert np.asarray(Image.open(io.BytesIO(output)))[34:70, 42:88].max() < 40
 
 
 def test_ycck_stays_ycck():
     ycck = written(scene(mode="CMYK"), quality=90)
-    at = ycck.index(b"Adobe") + jpeg.ADOBE_BYTES - 1
+    at = ycck.index(b"Adobe") + ADOBE_BYTES - 1
     content = ycck[:at] + b"\2" + ycck[at + 1 :]
     output = assert_only_masks_change(content, (40, 32, 90, 72))
     assert simplejpeg.decode_jpeg_header(output)[2] == "YCCK"
@@ -152,14 +154,14 @@ def test_ycck_stays_ycck():
 
 def test_scans_of_single_components_stay_single():
     interleaved = written(scene(), quality=90, subsampling="4:2:0")
-    scans = [jpeg_transcoder.Scan([number], 0, 63, 0, 0) for number in range(3)]
-    segments = jpeg.parsed(interleaved)
-    kept = [one for one in segments if one.marker not in jpeg_blocks.CODING]
-    coded = jpeg.parsed(jpeg_transcoder.transcoded(interleaved, [], scans, 1 << 20))
-    content = jpeg_blocks._joined(kept + coded)
+    scans = [transcoder.Scan([number], 0, 63, 0, 0) for number in range(3)]
+    segments = parsed(interleaved)
+    kept = [one for one in segments if one.marker not in blocks.CODING]
+    coded = parsed(transcoder.transcoded(interleaved, [], scans, 1 << 20))
+    content = blocks._joined(kept + coded)
     output = assert_only_masks_change(content, (40, 32, 90, 72))
-    markers = [one.marker for one in jpeg.parsed(output)]
-    assert markers.count(jpeg.SOS) == 3
+    kinds = [one.marker for one in parsed(output)]
+    assert kinds.count(markers.SOS) == 3
 
 
 def test_a_table_for_each_component_is_kept():
@@ -235,12 +237,12 @@ def test_beyond_the_edge_nothing_of_a_hidden_face_remains():
 def test_a_result_that_is_wrong_is_not_used(monkeypatch):
     content = written(scene(), quality=90)
     other = written(scene(seed=5), quality=90)
-    spliced = jpeg_blocks.spliced
+    spliced = blocks.spliced
     for wrong in (
         lambda content, _: spliced(content, []),
         lambda _, patches: spliced(other, patches),
     ):
-        monkeypatch.setattr(jpeg_blocks, "spliced", wrong)
+        monkeypatch.setattr(blocks, "spliced", wrong)
         _, output, _ = hidden(content, (40, 32, 90, 72))
         assert pixels_of(output)[34:70, 42:88].max() < 40
         assert np.abs(pixels_of(output)[90:].astype(int) - pixels_of(content)[90:]).mean() < 3
@@ -248,9 +250,9 @@ def test_a_result_that_is_wrong_is_not_used(monkeypatch):
 
 def test_without_memory_for_the_coefficients_the_picture_is_compressed_again(monkeypatch):
     def refuse(*_):
-        raise jpeg_transcoder.TranscodingFailed("no memory")
+        raise transcoder.TranscodingFailed("no memory")
 
-    monkeypatch.setattr(jpeg_blocks, "transcoded", refuse)
+    monkeypatch.setattr(blocks, "transcoded", refuse)
     _, output, _ = hidden(written(scene(), progressive=True), (40, 32, 90, 72))
     assert pixels_of(output)[34:70, 42:88].max() < 40
 
@@ -258,8 +260,8 @@ def test_without_memory_for_the_coefficients_the_picture_is_compressed_again(mon
 def test_arithmetic_coding_is_not_handled():
     content = written(scene())
     at = content.index(b"\xff\xc0") + 1
-    segments = jpeg.parsed(content[:at] + b"\xc9" + content[at + 1 :])
-    assert jpeg_blocks.layout_of(segments) is None
+    segments = parsed(content[:at] + b"\xc9" + content[at + 1 :])
+    assert blocks.layout_of(segments) is None
 
 
 def test_damaged_files_fail_or_decode_cleanly():
@@ -285,16 +287,16 @@ def test_damaged_files_fail_or_decode_cleanly():
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\xff\xd8" + bytes(50)])
 def test_the_transcoder_fails_where_libjpeg_would_end_the_process(damage):
-    with pytest.raises(jpeg_transcoder.TranscodingFailed):
-        jpeg_transcoder.coefficients(damage, 1)
+    with pytest.raises(transcoder.TranscodingFailed):
+        transcoder.coefficients(damage, 1)
 
 
 def test_the_transcoder_fails_where_libjpeg_warns():
     content = written(scene())
-    with pytest.raises(jpeg_transcoder.TranscodingFailed):
-        jpeg_transcoder.coefficients(content[: len(content) // 2] + b"\xff\xd9", 3)
+    with pytest.raises(transcoder.TranscodingFailed):
+        transcoder.coefficients(content[: len(content) // 2] + b"\xff\xd9", 3)
 
 
 def test_the_module_calls_nothing_outside():
-    _, module = jpeg_transcoder._compiled()
+    _, module = transcoder._compiled()
     assert module.imports == []

@@ -4,16 +4,20 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from tests import heic
 from worker import images
-from worker.images import heif
-from worker.kept_metadata import NOTHING, Kept
+from worker.images.display import PQ
+from worker.images.heif import avif
+from worker.images.heif.heic import COST, SAMPLE, is_installed
+from worker.metadata.kept import NOTHING, Kept
 
 MANY = 10**7
 WIDTH, HEIGHT = 192, 128
+ALPHA, DEPTH = "urn:mpeg:hevc:2015:auxid:1", "urn:mpeg:hevc:2015:auxid:2"
+GAIN_MAP = "urn:com:apple:photo:2020:aux:hdrgainmap"
 SECRET = b"Erika Mustermann"
 y, x = np.mgrid[:HEIGHT, :WIDTH]
 SCENE = np.stack([x, y * 255 // HEIGHT, 255 - (x + y) * 255 // 320], axis=-1).astype(np.uint8)
@@ -22,7 +26,7 @@ OTHER = Image.fromarray(SCENE[::-1, ::-1].copy())
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 needs_decoder = pytest.mark.skipif(
-    not heif.is_installed(), reason="pi-heif is not installed: the extra `heif`"
+    not is_installed(), reason="pi-heif is not installed: the extra `heif`"
 )
 
 
@@ -54,7 +58,7 @@ def differs(content, expected):
 
 
 def test_without_the_extra_a_heic_names_it(monkeypatch):
-    monkeypatch.setattr(heif, "pi_heif", None)
+    monkeypatch.setattr("worker.images.heif.heic.pi_heif", None)
     with pytest.raises(UnsupportedImage, match=r"veil\[heif\]"):
         decoded(heic.file([]))
     with pytest.raises(UnsupportedImage, match="videos"):
@@ -114,8 +118,8 @@ def test_the_primary_picture_of_a_burst_is_the_output(convert):
 @pytest.mark.parametrize(
     "kind",
     [
-        "urn:mpeg:hevc:2015:auxid:2",
-        "urn:com:apple:photo:2020:aux:hdrgainmap",
+        DEPTH,
+        GAIN_MAP,
         "urn:com:apple:photo:2018:aux:portraiteffectsmatte",
     ],
     ids=["depth", "gain map", "matte"],
@@ -192,23 +196,112 @@ def test_a_heic_that_is_cut_short_is_unreadable(convert):
 def test_the_size_is_held_against_the_limit_before_decoding(convert):
     content = heic.file([heic.coded(convert, PHOTO)])
     with pytest.raises(ImageTooLarge, match="VEIL_MAX_PIXELS"):
-        images.decode(content, WIDTH * HEIGHT * heif.COST - 1)
+        images.decode(content, WIDTH * HEIGHT * COST - 1)
     huge = content.replace(heic.ispe(WIDTH, HEIGHT), heic.ispe(30_000, 30_000))
     with pytest.raises(ImageTooLarge, match="30000 × 30000"):
         decoded(huge)
 
 
 @needs_decoder
-def test_a_heic_of_10_bits_is_read():
-    encoder = pytest.importorskip("pillow_heif")
-    values = SCENE.astype(np.uint16) * 257
-    target = io.BytesIO()
-    image = encoder.from_bytes("RGB;16", (WIDTH, HEIGHT), values.tobytes())
-    image.save(target, quality=95)
-    assert differs(target.getvalue(), SCENE) < 4
+@pytest.mark.parametrize("quarters", range(4))
+def test_a_heic_of_10_bits_is_read_in_8_bits(quarters):
+    content = heic.file([heic.ten_bits(heic.turned(quarters))])
+    expected = (heic.TEN_BIT_VALUES >> 2).astype(np.uint8)
+    assert differs(content, np.rot90(expected, quarters)) < 4
+
+
+@needs_decoder
+def test_a_burst_of_10_bits_in_a_grid_with_a_gain_map_and_depth_shows_its_primary_picture():
+    tiles = [heic.ten_bits(hidden=True) for _ in range(2)]
+    grid = heic.grid(1, 2, 192, 64, [1, 2])
+    maps = [
+        heic.ten_bits(heic.auxiliary(kind), references={b"auxl": [3]}, hidden=True)
+        for kind in (GAIN_MAP, DEPTH)
+    ]
+    other = heic.ten_bits(heic.turned(1))
+    expected = (heic.TEN_BIT_VALUES >> 2).astype(np.uint8)
+    content = heic.file([*tiles, grid, *maps, other], primary=3)
+    assert differs(content, np.concatenate([expected, expected], axis=1)) < 4
+
+
+@needs_decoder
+def test_a_refused_heic_names_the_setting(convert):
+    content = heic.file([heic.coded(convert, PHOTO)])
+    with pytest.raises(UnsupportedImage, match="VEIL_HEIF_OUTPUT"):
+        decoded(content, Kept(heif="refuse"))
+
+
+def written_as_avif(content, **kept):
+    picture = decoded(content, Kept(heif="avif", **kept))
+    (frame,) = picture.frames
+    return frame, images.encode(picture, [frame.pixels.copy()])
+
+
+@needs_decoder
+def test_a_heic_is_written_as_avif_with_its_colours_and_chosen_fields(convert):
+    block = Image.Exif()
+    block.get_ifd(ExifTags.IFD.Exif)[0x9003] = "2026:01:02 03:04:05"
+    block[0x013B] = SECRET.decode()
+    items = [
+        heic.coded(convert, PHOTO, heic.turned(1), heic.named_colours(12, 13)),
+        heic.exif(block.tobytes().removeprefix(b"Exif\0\0"), 1),
+    ]
+    _, output = written_as_avif(heic.file(items), exif=("DateTimeOriginal",))
+    assert SECRET not in output
+    assert avif.colour(output) == (12, 13)
+    with Image.open(io.BytesIO(output)) as image:
+        assert image.format == "AVIF"
+        assert image.getexif().get_ifd(ExifTags.IFD.Exif)[0x9003] == "2026:01:02 03:04:05"
+        assert np.abs(np.asarray(image).astype(int) - np.rot90(SCENE)).mean() < 4
+
+
+@needs_decoder
+def test_a_colour_profile_of_a_heic_is_kept_in_an_avif(convert):
+    _, output = written_as_avif(heic.file([heic.coded(convert, PHOTO, heic.profile(SRGB))]))
+    with Image.open(io.BytesIO(output)) as image:
+        assert b"gTRC" in image.info["icc_profile"]
+
+
+@needs_decoder
+def test_transparency_of_a_heic_is_kept_in_an_avif(convert):
+    alpha = np.where(x < WIDTH // 2, 255, 0).astype(np.uint8)
+    items = [
+        heic.coded(convert, PHOTO),
+        heic.coded(
+            convert,
+            Image.fromarray(alpha),
+            heic.auxiliary(ALPHA),
+            references={b"auxl": [1]},
+            hidden=True,
+        ),
+    ]
+    frame, output = written_as_avif(heic.file(items))
+    assert frame.mode == "RGBA"
+    with Image.open(io.BytesIO(output)) as image:
+        assert image.mode == "RGBA"
+        assert np.abs(np.asarray(image)[..., 3].astype(int) - alpha).mean() < 4
+
+
+@needs_decoder
+def test_hdr_becomes_no_avif_of_8_bits(monkeypatch):
+    monkeypatch.setattr("worker.images.heif.deep_avif.imagecodecs", None)
+    with pytest.raises(UnsupportedImage, match=r"veil\[avif\]"):
+        written_as_avif(heic.file([heic.ten_bits(heic.named_colours(9, PQ))]))
+
+
+@needs_decoder
+@pytest.mark.parametrize("transfer", [1, PQ])
+def test_an_avif_of_a_heic_keeps_10_bits(transfer):
+    library = pytest.importorskip("imagecodecs")
+    frame, output = written_as_avif(heic.file([heic.ten_bits(heic.named_colours(9, transfer))]))
+    assert frame.mode == "RGB;16"
+    assert avif.colour(output) == (9, transfer)
+    shown = library.avif_decode(output).astype(int)
+    assert np.abs(shown - heic.TEN_BIT_VALUES).mean() < 6
+    assert len(np.unique(shown)) > 256
 
 
 @needs_decoder
 def test_the_sample_that_loads_the_decoder_is_a_picture():
-    (frame,) = decoded(heif.SAMPLE).frames
+    (frame,) = decoded(SAMPLE).frames
     assert frame.pixels.shape[:2] == (16, 16)

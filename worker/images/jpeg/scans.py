@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from worker.images import jpeg
-from worker.images.jpeg import Segment
+from worker.images.jpeg import markers
+from worker.images.jpeg.segments import Segment, frame_size, parsed
 
 BLOCK_SIDE = 8
 COEFFICIENTS = 64
@@ -83,7 +83,7 @@ def all_agree(content: bytes) -> bool:
     colours are stated in a way that has only one reading.
     """
     try:
-        _Decoder(jpeg.parsed(content)).check()
+        _Decoder(parsed(content)).check()
     except (_DecodersDiffer, IndexError):
         return False
     return True
@@ -97,18 +97,18 @@ def ends_with_its_blocks(content: bytes) -> bool:
     again holds there what was cropped, which may be part of a face.
     """
     frame = next(
-        segment.body for segment in jpeg.parsed(content) if segment.marker in jpeg.FRAME_HEADERS
+        segment.body for segment in parsed(content) if segment.marker in markers.FRAME_HEADERS
     )
-    height, width = jpeg.frame_size(frame)
+    height, width = frame_size(frame)
     sampling_factors = frame[7::3]
     mcu_width = BLOCK_SIDE * max(factors >> 4 for factors in sampling_factors)
     mcu_height = BLOCK_SIDE * max(factors & 15 for factors in sampling_factors)
     return max(-width % mcu_width, -height % mcu_height) <= MAX_PADDING
 
 
-def mcus(frame: Segment) -> int:
+def mcu_count(frame: Segment) -> int:
     """Return the number of MCUs of a scan of all components of `frame`, a frame header (A.2)."""
-    height, width = jpeg.frame_size(frame.body)
+    height, width = frame_size(frame.body)
     mcu_width, mcu_height = _mcu_size(frame.body)
     return -(-width // mcu_width) * -(-height // mcu_height)
 
@@ -119,14 +119,14 @@ def with_mcus(frame: Segment, count: int, max_side: int) -> Segment | None:
     Returns None if one row of so many MCUs is wider than `max_side`.
     """
     mcu_width, mcu_height = _mcu_size(frame.body)
-    columns = -(-jpeg.frame_size(frame.body)[1] // mcu_width)
+    columns = -(-frame_size(frame.body)[1] // mcu_width)
     if count % columns:
         columns = count
     width, height = columns * mcu_width, count // columns * mcu_height
     if width > max_side:
         return None
     size = height.to_bytes(2) + width.to_bytes(2)
-    return Segment(frame.marker, frame.body[:1] + size + frame.body[jpeg.FRAME_SIZE_END :])
+    return Segment(frame.marker, frame.body[:1] + size + frame.body[markers.FRAME_SIZE_END :])
 
 
 def _mcu_size(frame: bytes) -> tuple[int, int]:
@@ -147,7 +147,9 @@ class _Decoder:
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = segments
-        self._frame = next(segment for segment in segments if segment.marker in jpeg.FRAME_HEADERS)
+        self._frame = next(
+            segment for segment in segments if segment.marker in markers.FRAME_HEADERS
+        )
         body = self._frame.body
         count = body[5]
         _require(len(body) == 6 + 3 * count)
@@ -166,14 +168,14 @@ class _Decoder:
         self._check_colours()
         has_scans = False
         for segment in self._segments:
-            if segment.marker == jpeg.DHT:
+            if segment.marker == markers.DHT:
                 self._define_huffman(segment.body)
-            elif segment.marker == jpeg.DQT:
+            elif segment.marker == markers.DQT:
                 self._define_quantization(segment.body, has_scans)
-            elif segment.marker == jpeg.DRI:
+            elif segment.marker == markers.DRI:
                 _require(len(segment.body) == 2)
                 self._restart_interval = int.from_bytes(segment.body)
-            elif segment.marker == jpeg.SOS:
+            elif segment.marker == markers.SOS:
                 self._check_scan(segment)
                 has_scans = True
         for component in self._components.values():
@@ -190,8 +192,8 @@ class _Decoder:
 
         One component is gray, three are YCbCr or RGB, four are CMYK or YCCK.
         """
-        is_jfif = any(segment.marker == jpeg.APP0 for segment in self._segments)
-        adobe = [segment for segment in self._segments if segment.marker == jpeg.APP14]
+        is_jfif = any(segment.marker == markers.APP0 for segment in self._segments)
+        adobe = [segment for segment in self._segments if segment.marker == markers.APP14]
         transforms = [segment.body[ADOBE_TRANSFORM] for segment in adobe]
         if len(self._names) == 3:
             is_rgb = transforms == [NO_TRANSFORM] and not is_jfif
@@ -244,7 +246,7 @@ class _Decoder:
 
     def _check_coefficients(self, header: _ScanHeader) -> None:
         """Require a range of coefficients and bits that the kind of the JPEG has (B.2.3)."""
-        if self._frame.marker in jpeg.PROGRESSIVE:
+        if self._frame.marker in markers.PROGRESSIVE:
             is_dc = header.first == header.last == 0
             is_ac = 1 <= header.first <= header.last < COEFFICIENTS
             _require(is_dc or (is_ac and len(header.names) == 1))
@@ -268,12 +270,12 @@ class _Decoder:
         expected = 0
         if self._restart_interval:
             expected = -(-self._mcus(components) // self._restart_interval) - 1
-        markers = [bytes([FIRST_RESTART + number % 8]) for number in range(expected)]
-        _require(RESTART.findall(data) == markers)
+        restarts = [bytes([FIRST_RESTART + number % 8]) for number in range(expected)]
+        _require(RESTART.findall(data) == restarts)
 
     def _mcus(self, components: Sequence[_Component]) -> int:
         """Return the number of MCUs of a scan of `components` (A.2)."""
-        height, width = jpeg.frame_size(self._frame.body)
+        height, width = frame_size(self._frame.body)
         horizontal = max(component.horizontal for component in self._components.values())
         vertical = max(component.vertical for component in self._components.values())
         if len(components) > 1:

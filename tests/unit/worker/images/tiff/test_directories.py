@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from tasks.errors import UnreadableImage
-from worker.images.tiff_directories import DirectoryReader, Tag
+from worker.images.tiff.directories import DirectoryReader, Tag
 
 TAGS = (Tag.IMAGE_WIDTH, Tag.BITS_PER_SAMPLE, Tag.COMPRESSION, Tag.SUB_IFDS)
 BYTE, ASCII, SHORT, LONG, LONG8 = 1, 2, 3, 4, 16

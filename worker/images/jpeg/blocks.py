@@ -16,9 +16,11 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import VeilError
-from worker.images import jpeg, jpeg_scans
-from worker.images.jpeg import Segment
-from worker.images.jpeg_transcoder import (
+from worker.images.jpeg import markers
+from worker.images.jpeg.decoding import strictly_decoded
+from worker.images.jpeg.scans import ADOBE_TRANSFORM, NO_TRANSFORM
+from worker.images.jpeg.segments import Segment, parsed
+from worker.images.jpeg.transcoder import (
     Patch,
     Scan,
     TranscodingFailed,
@@ -40,7 +42,7 @@ PATCH_COLUMNS = 1024  # blocks of a patch in a row
 # Blocks computed at a time, and rows of pixels compared at a time, to save memory.
 STRIP_BLOCKS, STRIP_ROWS = 8192, 128
 HANDLED = (0xC0, 0xC1, 0xC2)  # frame headers: sequential and progressive, with Huffman coding
-CODING = (jpeg.DHT, jpeg.DRI, jpeg.SOS)  # segments that are written anew
+CODING = (markers.DHT, markers.DRI, markers.SOS)  # segments that are written anew
 # Bytes of a coefficient, and of everything else that the transcoder needs for a byte of the file.
 COEFFICIENT_BYTES, WORKING_BYTES = 2, 4
 # Viewers interpolate the chroma of adjacent pixels, so these may change beside a replaced block.
@@ -76,7 +78,7 @@ class _Layout:
 def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes | None:
     """Return the JPEG `content` with the pixels `new` where they are `changed`.
 
-    `content` is reassembled, and every decoder agrees on it (`worker.images.jpeg_scans`).
+    `content` is reassembled, and every decoder agrees on it (`worker.images.jpeg.scans`).
     `original` is its frame. Blocks without a changed pixel keep their coefficients. Returns None
     for arithmetic coding and rare subsamplings, if the picture is too large or mostly changed, if
     the memory does not suffice, and if the result is not what it should be.
@@ -85,7 +87,7 @@ def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes 
         return content
     if changed.size > MOST_PIXELS or changed.mean() > MOST_CHANGED:
         return None
-    segments = jpeg.parsed(content)
+    segments = parsed(content)
     layout = layout_of(segments)
     if layout is None:
         return None
@@ -100,16 +102,16 @@ def encode(content: bytes, original: Frame, new: Array, changed: Mask) -> bytes 
 
 def layout_of(segments: Sequence[Segment]) -> _Layout | None:
     """Return the layout of a JPEG, or None if its blocks can't be replaced."""
-    header = [one for one in segments if one.marker in (*jpeg.FRAME_HEADERS, jpeg.DQT)]
+    header = [one for one in segments if one.marker in (*markers.FRAME_HEADERS, markers.DQT)]
     written = b"".join(segment.written() for segment in header)
-    first_scan = next(segment for segment in segments if segment.marker == jpeg.SOS)
-    opened = JpegImageFile(io.BytesIO(jpeg.START_OF_IMAGE + written + first_scan.written()[:64]))
+    first_scan = next(segment for segment in segments if segment.marker == markers.SOS)
+    opened = JpegImageFile(io.BytesIO(markers.START_OF_IMAGE + written + first_scan.written()[:64]))
     factors = [(horizontal, vertical) for _, horizontal, vertical, _ in opened.layer]
     tables = [opened.quantization[table] for _, _, _, table in opened.layer]
     widest = max(horizontal for horizontal, _ in factors)
     highest = max(vertical for _, vertical in factors)
     is_regular = all(widest % across == 0 and highest % down == 0 for across, down in factors)
-    is_handled = all(one.marker in HANDLED for one in header if one.marker != jpeg.DQT)
+    is_handled = all(one.marker in HANDLED for one in header if one.marker != markers.DQT)
     if not is_regular or not is_handled:
         return None
     components = [
@@ -122,8 +124,8 @@ def layout_of(segments: Sequence[Segment]) -> _Layout | None:
 def _colours(segments: Sequence[Segment], components: int) -> str:
     if components == 1:
         return GRAY
-    adobe = [segment.body for segment in segments if segment.marker == jpeg.APP14]
-    if adobe and adobe[0][jpeg_scans.ADOBE_TRANSFORM] == jpeg_scans.NO_TRANSFORM:
+    adobe = [segment.body for segment in segments if segment.marker == markers.APP14]
+    if adobe and adobe[0][ADOBE_TRANSFORM] == NO_TRANSFORM:
         return PLAIN
     return YCC if components == 3 else YCCK
 
@@ -261,30 +263,30 @@ def _merged(
     scans = _scans(segments)
     if len(scans) == 1 and (scan := spliced(content, patches)) is not None:
         return _joined(
-            replace(segment, scan=scan) if segment.marker == jpeg.SOS else segment
+            replace(segment, scan=scan) if segment.marker == markers.SOS else segment
             for segment in segments
         )
     samples = sum(pixels // (one.across * one.down) for one in layout.components)
     samples += sum(SIDE * SIDE * len(patch.places) for patch in patches)
     memory = COEFFICIENT_BYTES * samples + WORKING_BYTES * len(content)
     output = transcoded(content, patches, scans, memory)
-    first_scan = [segment.marker for segment in segments].index(jpeg.SOS)
+    first_scan = [segment.marker for segment in segments].index(markers.SOS)
     kept = [segment for segment in segments[:first_scan] if segment.marker not in CODING]
-    kept += [segment for segment in jpeg.parsed(output) if segment.marker in CODING]
+    kept += [segment for segment in parsed(output) if segment.marker in CODING]
     return _joined(kept)
 
 
 def _joined(segments: Iterable[Segment]) -> bytes:
     written = (segment.written() for segment in segments)
-    return b"".join([jpeg.START_OF_IMAGE, *written, jpeg.END_OF_IMAGE])
+    return b"".join([markers.START_OF_IMAGE, *written, markers.END_OF_IMAGE])
 
 
 def _scans(segments: Sequence[Segment]) -> list[Scan]:
-    frame = next(segment.body for segment in segments if segment.marker in jpeg.FRAME_HEADERS)
+    frame = next(segment.body for segment in segments if segment.marker in markers.FRAME_HEADERS)
     names = frame[6::3]
     scans = []
     for segment in segments:
-        if segment.marker == jpeg.SOS:
+        if segment.marker == markers.SOS:
             components = [names.index(name) for name in segment.body[1:-3:2]]
             first, last, approximation = segment.body[-3:]
             scans.append(Scan(components, first, last, approximation >> 4, approximation & 15))
@@ -302,7 +304,7 @@ def _is_right(
 
     simplejpeg's library decodes it, which shares no code with the transcoder.
     """
-    decoded = jpeg.decoded(output, original.mode)
+    decoded = strictly_decoded(output, original.mode)
     if decoded.shape != original.pixels.shape:
         return False
     if not all(_shows(decoded, patch, layout) for patch in patches):
@@ -347,7 +349,7 @@ def _shows(decoded: Array, patch: Patch, layout: _Layout) -> bool:
         return True
     places = patch.places[:, ::-1].astype(np.intp)
     shown = _squares(decoded, places, SIDE, SIDE)
-    expected = _blocks(jpeg.decoded(patch.content, "L"), len(places))
+    expected = _blocks(strictly_decoded(patch.content, "L"), len(places))
     rows = places[:, :1] * SIDE + np.arange(SIDE)
     columns = places[:, 1:] * SIDE + np.arange(SIDE)
     height, width = decoded.shape[:2]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
-from worker.images.tiff_directories import SIGNATURES, DirectoryReader, Tag
+from worker.images.tiff.directories import SIGNATURES, DirectoryReader, Tag
 
 ADVICE = "develop it, and save it as TIFF, PNG or JPEG"
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from worker import images
-from worker.images import camera_raw
+from worker.images.tiff import camera_raw
 
 MANY = 10**6
 HEIGHT, WIDTH = 24, 40

@@ -6,8 +6,8 @@ from typing import Any
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
-from worker.exif_fields import KEEPABLE, Kind
-from worker.kept_metadata import Kept
+from worker.metadata.exif_fields import KEEPABLE, Kind
+from worker.metadata.kept import Kept
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")  # the formats whose outputs can hold EXIF
 PREFIX = b"Exif\0\0"

@@ -1,4 +1,4 @@
-"""HEIC and HEIF pictures, read by pi-heif (the extra `heif`), and written as JPEG.
+"""HEIC and HEIF pictures, read by pi-heif (the extra `heif`), and written as JPEG or AVIF.
 
 ISO/IEC 23008-12. The picture is the file's primary item, turned and mirrored as its properties say.
 Thumbnails, depth, gain maps, further pictures and sequences are no part of the output.
@@ -13,9 +13,13 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from tasks.errors import UnreadableImage, UnsupportedImage
-from worker.images import avif, colour_profile, display, exif, xmp
+from worker.images import colour_profile, display
+from worker.images.heif import avif, deep_avif
+from worker.images.loading import blanked
 from worker.images.picture import Frame, Picture
-from worker.kept_metadata import Kept
+from worker.images.writing import AVIF_QUALITY, AVIF_SPEED, COLOUR, DEPTH
+from worker.metadata import exif, xmp
+from worker.metadata.kept import Kept
 from worker.pixels import Array
 
 try:
@@ -23,11 +27,14 @@ try:
 except ImportError:
     pi_heif = None
 
-COST = 2  # how many times a pixel counts against the limit
+# How many times a pixel counts against the limit, in 8 bits, and where more bits are kept.
+COST, DEEP_COST = 2, 6
 JPEG_QUALITY = 92
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
 NAMED = {420: "4:2:0", 422: "4:2:2", 444: "4:4:4"}
 BRANDS = re.compile(rb"hei[cxms]|hev[cx]|mi[fa][1-9a-z]|msf1")
 MISSING = "HEIC pictures need the extra `heif`: install veil[heif], or convert it to JPEG or AVIF"
+REFUSED = "VEIL_HEIF_OUTPUT refuses HEIC: set it to jpeg or avif, or convert the picture to JPEG"
 VIDEO = "videos and other files in containers of ISO media are not handled: extract a picture"
 # Primaries of H.273, with the tags of a profile for them: XYZ of red, green and blue, adapted to
 # D50, in units of 1/65536.
@@ -55,10 +62,12 @@ def is_installed() -> bool:
     return pi_heif is not None
 
 
-def check_installed(content: bytes) -> None:
-    """Raise UnsupportedImage for a file that is no HEIC, or if no decoder is installed."""
+def check_installed(content: bytes, keep: Kept) -> None:
+    """Raise UnsupportedImage for a file that is no HEIC, or if HEIC is not read."""
     if not BRANDS.fullmatch(content[8:12]):
         raise UnsupportedImage(VIDEO)
+    if keep.heif == "refuse":
+        raise UnsupportedImage(REFUSED)
     if not is_installed():
         raise UnsupportedImage(MISSING)
 
@@ -72,28 +81,61 @@ def size(content: bytes) -> tuple[int, int]:
     return measured.width, measured.height
 
 
-def read(content: bytes, keep: Kept) -> Picture:
-    """Return the primary picture of `content` as one that is written as JPEG.
+def keeps_depth(keep: Kept) -> bool:
+    """Return whether outputs have more than 8 bits a colour if their sources have."""
+    return keep.heif == "avif" and deep_avif.is_installed()
 
-    Raises UnreadableImage for damage, UnsupportedImage for what a JPEG cannot show.
+
+def read(content: bytes, keep: Kept) -> Picture:
+    """Return the primary picture of `content` as one that is written as JPEG or AVIF.
+
+    Raises UnreadableImage for damage, UnsupportedImage for what the output cannot show.
     """
     library: ModuleType = pi_heif
     library.options.THUMBNAILS = library.options.DEPTH_IMAGES = library.options.AUX_IMAGES = False
     try:
-        image = library.open_heif(content, convert_hdr_to_8bit=True)
+        image = library.open_heif(content, convert_hdr_to_8bit=not keeps_depth(keep))
         primary = image[image.primary_index]
         # A copy, because the library frees its memory, without what follows each row.
         pixels = np.asarray(primary)[:, : primary.size[0]].copy()
     except (ValueError, EOFError, SyntaxError, RuntimeError, OSError) as error:
         raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    subsampling = NAMED.get(primary.info.get("chroma"), "4:2:0")
+    if keep.heif == "avif":
+        return _as_avif(pixels, primary.info, subsampling, keep)
     frame = _frame(pixels)
     encoding = _metadata(primary.info, frame.mode, keep)
-    encoding |= {
-        "quality": JPEG_QUALITY,
-        "subsampling": NAMED.get(primary.info.get("chroma"), "4:2:0"),
-    }
+    encoding |= {"quality": JPEG_QUALITY, "subsampling": subsampling}
     way = display.of(profile=encoding.get("icc_profile"))
     return Picture((Frame(frame.pixels, frame.mode, way),), "JPEG", encoding)
+
+
+def _as_avif(pixels: Array, info: dict[str, Any], subsampling: str, keep: Kept) -> Picture:
+    """Return the picture of what pi-heif decoded as one that is written as AVIF."""
+    depth, named = 8, info.get("nclx_profile") or {}
+    if pixels.dtype == np.uint16:
+        if not deep_avif.is_installed():
+            raise UnsupportedImage(deep_avif.MISSING)
+        depth = info["bit_depth"]
+        frame = deep_avif.frame_of(pixels >> 16 - depth, depth)
+    elif named.get("transfer_characteristics") in (display.PQ, display.HLG):
+        raise UnsupportedImage(deep_avif.MISSING)
+    else:
+        frame = blanked(pixels, MODES[pixels.shape[2] if pixels.ndim == 3 else 1])
+    colour = (
+        named.get("color_primaries", UNSPECIFIED),
+        named.get("transfer_characteristics", UNSPECIFIED),
+    )
+    encoding = _kept(info, info.get("icc_profile"), frame.mode, keep) | {
+        "quality": AVIF_QUALITY,
+        "speed": AVIF_SPEED,
+        "subsampling": subsampling,
+        DEPTH: depth,
+        COLOUR: None if UNSPECIFIED in colour else colour,
+    }
+    profile = encoding.get("icc_profile")
+    way = display.of(None if profile else colour[1], profile)
+    return Picture((Frame(frame.pixels, frame.mode, way),), "AVIF", encoding)
 
 
 def _frame(pixels: Array) -> Frame:
@@ -113,8 +155,13 @@ def _frame(pixels: Array) -> Frame:
 
 def _metadata(info: dict[str, Any], mode: str, keep: Kept) -> dict[str, Any]:
     """Return the metadata that the JPEG keeps: its colours, and what `keep` chooses."""
-    options: dict[str, Any] = {}
     profile = info.get("icc_profile") or _profile_of(info.get("nclx_profile"))
+    return _kept(info, profile, mode, keep)
+
+
+def _kept(info: dict[str, Any], profile: bytes | None, mode: str, keep: Kept) -> dict[str, Any]:
+    """Return the metadata that an output with the colour `profile` keeps."""
+    options: dict[str, Any] = {}
     if checked := colour_profile.checked(profile, mode):
         options["icc_profile"] = checked
     holder = Image.new("RGB", (1, 1))

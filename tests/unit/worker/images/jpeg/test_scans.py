@@ -10,8 +10,10 @@ from PIL import Image
 
 from tasks.errors import UnreadableImage, UnsupportedImage
 from worker import images
-from worker.images import jpeg, jpeg_scans
-from worker.images.jpeg import DHT, DQT, DRI, SOS, Segment
+from worker.images.jpeg import markers
+from worker.images.jpeg.markers import DHT, DQT, DRI, SOS
+from worker.images.jpeg.scans import all_agree
+from worker.images.jpeg.segments import Segment, parsed
 
 SIDE = 64
 SMOOTH = np.add.outer(np.arange(SIDE) * 2, np.arange(SIDE)).astype(np.uint8)
@@ -41,14 +43,12 @@ def joined(segments):
 
 def changed(content, change):
     """Return the JPEG `content` with each segment replaced by those that `change` returns."""
-    return joined([new for segment in jpeg.parsed(content) for new in change(segment)])
+    return joined([new for segment in parsed(content) for new in change(segment)])
 
 
 def gray_scan(pixels):
     (scan,) = (
-        s
-        for s in jpeg.parsed(written(Image.fromarray(pixels), qtables=[[1] * 64]))
-        if s.marker == SOS
+        s for s in parsed(written(Image.fromarray(pixels), qtables=[[1] * 64])) if s.marker == SOS
     )
     return scan.scan
 
@@ -57,7 +57,7 @@ def sequential(*scans, names=b"\1\2\3", first=(JFIF,), sof=SOF0):
     """Return a JPEG of the components `names` with `scans`, each a name and its data."""
     tables = [
         s
-        for s in jpeg.parsed(written(Image.fromarray(FLAT), qtables=[[1] * 64]))
+        for s in parsed(written(Image.fromarray(FLAT), qtables=[[1] * 64]))
         if s.marker in (DHT, DQT)
     ]
     frame = struct.pack(">BHHB", 8, SIDE, SIDE, len(names)) + b"".join(
@@ -86,7 +86,7 @@ def is_kept(content):
     if picture.reassembled is not None:
         assert output == picture.reassembled
         return True
-    assert jpeg_scans.all_agree(output)
+    assert all_agree(output)
     pixels = decoded(output).frames[0].pixels.astype(int)
     assert np.abs(pixels - picture.frames[0].pixels).mean() < 3
     return False
@@ -148,7 +148,7 @@ def test_what_decoders_show_differently_is_written_anew(content):
     assert not is_kept(content)
 
 
-PROGRESSIVE = jpeg.parsed(written(colours(), progressive=True))
+PROGRESSIVE = parsed(written(colours(), progressive=True))
 SCANS = [segment for segment in PROGRESSIVE if segment.marker == SOS]
 
 
@@ -162,7 +162,7 @@ def test_a_progressive_jpeg_is_kept_only_with_each_scan_once(number, copies):
             for s in [segment] * (copies if segment is SCANS[number] else 1)
         ]
     )
-    assert not jpeg_scans.all_agree(content)
+    assert not all_agree(content)
     try:
         assert decoded(content).reassembled is None
     except UnreadableImage:
@@ -180,7 +180,7 @@ def test_what_blocks_hold_beyond_the_edge_is_not_published(width, kept):
         whole,
         lambda s: [
             Segment(s.marker, s.body[:1] + sizes + s.body[5:])
-            if s.marker in jpeg.FRAME_HEADERS
+            if s.marker in markers.FRAME_HEADERS
             else s
         ],
     )
@@ -198,9 +198,7 @@ def test_a_refinement_comes_after_what_it_refines():
         one for one in SCANS if one.body[-3:-1] == refinement.body[-3:-1] and not one.body[-1] >> 4
     )
     swapped = {id(refinement): first, id(first): refinement}
-    assert not jpeg_scans.all_agree(
-        joined([swapped.get(id(segment), segment) for segment in PROGRESSIVE])
-    )
+    assert not all_agree(joined([swapped.get(id(segment), segment) for segment in PROGRESSIVE]))
 
 
 @pytest.mark.parametrize(
@@ -250,14 +248,14 @@ def test_a_refinement_comes_after_what_it_refines():
     ],
 )
 def test_a_script_that_is_not_as_t81_has_it_does_not_count(change):
-    assert not jpeg_scans.all_agree(changed(written(colours()), change))
+    assert not all_agree(changed(written(colours()), change))
 
 
 def test_restart_markers_that_do_not_count_up_do_not_count():
     content = written(colours(), restart_marker_blocks=2)
     at = content.index(b"\xff\xd1")
-    assert jpeg_scans.all_agree(content)
-    assert not jpeg_scans.all_agree(content[: at + 1] + b"\xd2" + content[at + 2 :])
+    assert all_agree(content)
+    assert not all_agree(content[: at + 1] + b"\xd2" + content[at + 2 :])
 
 
 def test_colours_that_are_stated_twice_and_differently_are_refused():
@@ -277,4 +275,4 @@ def test_what_is_published_of_two_scans_is_what_was_looked_at():
     output = images.encode(picture, [frame.pixels for frame in picture.frames])
     assert y not in output
     assert hidden not in output
-    assert sum(segment.marker == SOS for segment in jpeg.parsed(output)) == 1
+    assert sum(segment.marker == SOS for segment in parsed(output)) == 1

@@ -15,7 +15,7 @@ from tasks.errors import SettingsInvalid
 from tests.metadata import leaks
 from worker import images
 from worker.images import bmp, deep, png
-from worker.kept_metadata import NOTHING, Kept
+from worker.metadata.kept import NOTHING, Kept
 from worker.settings import WorkerSettings
 
 MANY = 10**7

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tasks.errors import UnreadableImage, UnsupportedImage
-from worker.images import fax, jpeg
 from worker.images.clock import Clock
-from worker.images.tiff_directories import LAYOUT, STRIPS, TILES, Tag
+from worker.images.jpeg import markers, segments
+from worker.images.jpeg.decoding import check_part
+from worker.images.tiff import fax
+from worker.images.tiff.directories import LAYOUT, STRIPS, TILES, Tag
 
 JPEG, RAW = "jpeg", "raw"  # Pillow's names of compressions
 DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
@@ -101,7 +103,7 @@ def check(image: Any, content: bytes, clock: Clock) -> None:
         clock.check()
         size += len(part)
         if compression == JPEG:
-            jpeg.check(_with_tables(part, directory.get(Tag.JPEG_TABLES)), width, height)
+            check_part(_with_tables(part, directory.get(Tag.JPEG_TABLES)), width, height)
         elif compression in DEFLATE:
             _check_deflate(part, max_bytes)
     if compression == RAW and size * 8 < _raw_bits(image):
@@ -125,11 +127,11 @@ def old_jpeg(image: Any, content: bytes) -> bytes:
     start = directory.get(Tag.JPEG_INTERCHANGE_FORMAT, 0)
     length = directory.get(Tag.JPEG_INTERCHANGE_FORMAT_LENGTH, len(content))
     file = content[start : start + length]
-    if not file.startswith(jpeg.START):
+    if not file.startswith(markers.START):
         raise UnsupportedImage(
             "this TIFF has old-style JPEG without a whole JPEG in it: save it with JPEG"
         )
-    if jpeg.size(file, image.width * image.height)[:2] != image.size:
+    if segments.size(file, image.width * image.height)[:2] != image.size:
         raise UnsupportedImage("this TIFF has a JPEG of another size than its page: save it again")
     return file
 
@@ -177,7 +179,7 @@ def _with_tables(part: bytes, tables: Any) -> bytes:
     """
     if not tables:
         return part
-    if tables[:2] != jpeg.START_OF_IMAGE or tables[-2:] != jpeg.END_OF_IMAGE:
+    if tables[:2] != markers.START_OF_IMAGE or tables[-2:] != markers.END_OF_IMAGE:
         raise UnreadableImage("this TIFF is damaged: its JPEG tables do not end")
     whole: bytes = tables[:-2] + part[2:]
     return whole

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from tasks.errors import UnreadableImage
-from worker.images.tiff_directories import STRIPS, Tag
+from worker.images.tiff.directories import STRIPS, Tag
 
 COMPRESSIONS = ("tiff_ccitt", "group3", "group4")  # Pillow's names
 END_OF_LINE = "000000000001"

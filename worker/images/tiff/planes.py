@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.errors import UnreadableImage, UnsupportedImage
-from worker.images.tiff_directories import STRIPS, TILES, Tag
+from worker.images.tiff.directories import STRIPS, TILES, Tag
 from worker.pixels import Array
 
 # What says how to read the data of a plane, besides the tags that are written anew.

@@ -11,7 +11,9 @@ from tasks.errors import UnreadableImage, UnsupportedImage
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.faces import Detections
-from worker.images import jpeg
+from worker.images.jpeg import markers
+from worker.images.jpeg.decoding import is_stored_as_rgb
+from worker.images.jpeg.segments import _scan_end, _segments, reassembled
 from worker.masking.regions import MaskStyle
 
 # Pillow warns of the broken indexes that these files have.
@@ -64,10 +66,8 @@ def with_metadata(content):
 
 def scans(content):
     """Return the compressed data, and the tables and headers that decode it, in order."""
-    needed = jpeg.TABLES | jpeg.FRAME_HEADERS | {jpeg.SOS}
-    return [
-        (one.marker, one.body, one.scan) for one in jpeg._segments(content) if one.marker in needed
-    ]
+    needed = markers.TABLES | markers.FRAME_HEADERS | {markers.SOS}
+    return [(one.marker, one.body, one.scan) for one in _segments(content) if one.marker in needed]
 
 
 class Finds:
@@ -140,7 +140,7 @@ def test_a_turned_picture_keeps_its_compressed_data_and_its_orientation(orientat
 def test_components_stay_what_they_are(stored):
     content = written(scene(), keep_rgb=stored == "RGB", quality=95)
     for again in (anonymized(content), anonymized(content, (40, 32, 80, 72))):
-        assert jpeg.is_stored_as_rgb(again) is (stored == "RGB")
+        assert is_stored_as_rgb(again) is (stored == "RGB")
         pixels = np.asarray(Image.open(io.BytesIO(again))).astype(int)
         assert np.abs(pixels[88:] - np.asarray(scene())[88:]).mean() < 5
 
@@ -192,7 +192,7 @@ def test_other_kinds_of_jpeg_are_refused_by_name(marker):
     content = written(scene())
     at = content.index(b"\xff\xc0")
     with pytest.raises(UnsupportedImage, match="baseline"):
-        jpeg.reassembled(content[: at + 1] + bytes([marker]) + content[at + 2 :])
+        reassembled(content[: at + 1] + bytes([marker]) + content[at + 2 :])
 
 
 def test_a_picture_of_very_many_scans_is_refused_before_it_is_decoded():
@@ -212,7 +212,7 @@ def test_a_picture_in_a_picture_is_not_taken_for_one():
         b"\xff\xd8\xff\xd9",
     ):
         with pytest.raises((UnreadableImage, UnsupportedImage)):
-            jpeg.reassembled(broken)
+            reassembled(broken)
 
 
 def test_arithmetic_coding_is_kept(tmp_path):
@@ -220,7 +220,7 @@ def test_arithmetic_coding_is_kept(tmp_path):
     content = written(scene())
     at = content.index(b"\xff\xc4")
     with_conditioning = content[:at] + segment(0xCC, b"\0\x10") + content[at:]
-    assert segment(0xCC, b"\0\x10") in jpeg.reassembled(with_conditioning)
+    assert segment(0xCC, b"\0\x10") in reassembled(with_conditioning)
 
 
 @pytest.mark.parametrize(
@@ -238,4 +238,4 @@ def test_arithmetic_coding_is_kept(tmp_path):
 )
 def test_compressed_data_ends_at_the_next_marker(data, end):
     before = b"\xff\xff"
-    assert jpeg._scan_end(before + data, len(before)) == end + len(before)
+    assert _scan_end(before + data, len(before)) == end + len(before)

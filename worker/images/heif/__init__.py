@@ -1,0 +1,1 @@
+"""Pictures in the container of HEIF: AVIF and HEIC (ISO/IEC 23008-12)."""

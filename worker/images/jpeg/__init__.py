@@ -1,0 +1,1 @@
+"""JPEG: segments, strict decoding, and blocks that keep their coefficients."""

@@ -1,0 +1,1 @@
+"""TIFF: its directories, the checks of its pages, and camera raws, which are TIFFs as well."""
