@@ -183,7 +183,7 @@ def build_pipeline(
 
     allocator.return_memory()
     routes = settings.parsed_routes()
-    # Routes without settings of their own share one anonymizer.
+    # Routes without settings of their own share one pipeline.
     with_own = [route for route in routes if route.settings]
     different = [settings, *map(settings.of_route, with_own)]
     anonymizers = build_file_anonymizers(different, watch)

@@ -441,7 +441,11 @@ class WorkerSettings(UploadSettings):
 
     def of_route(self, route: Route) -> "WorkerSettings":
         """Return these settings with those of `route`; themselves if it has none."""
-        return self._changed(route.settings) if route.settings else self
+        if not route.settings:
+            return self
+        changed = self._changed(route.settings)
+        changed._parsed_routes = self._parsed_routes
+        return changed
 
     def _changed(self, changes: Mapping[str, Any]) -> "WorkerSettings":
         """Return these settings with `changes`, and with the default route."""

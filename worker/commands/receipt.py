@@ -19,6 +19,7 @@ from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verd
 from tasks.errors import OutputFailed
 from tasks.messages import FACE
 from tasks.publishing import Publisher
+from tasks.routes import Route
 from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
@@ -121,10 +122,19 @@ def verify(
             "goes with --delete-source", param_hint="--dry-run" if dry_run else "--older-than"
         )
     settings = WorkerSettings.load()
-    disposal = None
-    if delete_source:
-        disposal = Disposal(timedelta(days=older_than or 0), dry_run, comparison(settings))
-    audit = _audit(settings, redetect, disposal)
+    audits: dict[Route | None, Audit] = {}  # None for the routes without settings of their own
+
+    def audit_at(address: str) -> Audit:
+        route = settings.parsed_routes().of_destination(PrefixUri.parse(address))
+        route = route if route and route.settings else None
+        if route not in audits:
+            own = settings.of_route(route) if route else settings
+            disposal = None
+            if delete_source:
+                disposal = Disposal(timedelta(days=older_than or 0), dry_run, comparison(own))
+            audits[route] = _audit(own, redetect, disposal)
+        return audits[route]
+
     counts: Counter[str] = Counter()
     checked = good = 0
     started = time.monotonic()
@@ -134,7 +144,7 @@ def verify(
 
     with summarized(summarize), progress_bar("verified") as bar:
         for address in addresses:
-            for verdict in audit.verdicts(address, source):
+            for verdict in audit_at(address).verdicts(address, source):
                 checked += 1
                 good += verdict.is_good
                 counts.update(verdict.states)
