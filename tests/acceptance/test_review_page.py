@@ -334,9 +334,11 @@ def test_an_unfinished_sample_is_opened_if_nothing_else_is_to_review(browser, em
 
 
 def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
-    drawn = sample_of(empty, photographs["admiral.jpg"])
     empty.list("2026/coffee.jpg", photographs["coffee.jpg"])
     log_in(browser, empty)
+    is_shown(browser, "2026/coffee.jpg")
+    drawn = sample_of(empty, photographs["admiral.jpg"])
+    browser.refresh()
     is_shown(browser, "2026/coffee.jpg")
     chooser = browser.find_element(By.ID, "samples")
     until(browser, lambda: len(chooser.find_elements(By.TAG_NAME, "option")) == 2)

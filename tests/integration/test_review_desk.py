@@ -314,7 +314,6 @@ def test_what_the_desk_keeps_of_decided_pictures_is_bounded(listed, queue, monke
     first, *others = pictures = on_desk.listed()
     for item in pictures:
         on_desk.remove(item)
-    assert list(on_desk.following) == [item.id for item in pictures[2:]]
     on_desk.read()
     # The oldest decisions are forgotten, and those pictures are shown again until a worker is done.
     assert on_desk.listed() == [first, others[0]]

@@ -4,10 +4,10 @@ import hashlib
 import json
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import structlog
@@ -34,8 +34,6 @@ MAX_AGE_SECONDS = 30.0  # The desk reads the list more often, also while nobody 
 Value = TypeVar("Value")
 State = Literal["held", "flagged", "low score", "sample"]
 FILTERS: tuple[State, ...] = ("held", "flagged", "low score")
-
-NO_IDS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,11 @@ class Item:
     def title(self) -> str:
         """The address for people."""
         return self.source or self.output or ""
+
+    @property
+    def order(self) -> tuple[bool, float, int, str]:
+        """The place on the list: oldest first, those of a low score last; as drawn in a sample."""
+        return self.state == "low score", self.time, self.number or 0, self.id
 
     @property
     def version(self) -> str:
@@ -164,14 +167,13 @@ class Items:
         self._of_samples: dict[str, Item] = {}
         self._shown: OrderedDict[str, Item] = OrderedDict()
         self._decided: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        # By the id of a picture that was decided on: that of the next one on the list.
-        self.following: OrderedDict[str, str] = OrderedDict()
 
     def listed(self, state: str | None = None) -> list[Item]:
         """Return the pictures to decide on, oldest first, or those of one state."""
         self._refresh()
         found = [*self._review.values(), *self._low.values()]
-        return [item for item in found if state is None or item.state == state]
+        chosen = [item for item in found if state is None or item.state == state]
+        return sorted(chosen, key=lambda item: item.order)
 
     def counts(self) -> dict[str, int]:
         """Return the number of pictures of each state."""
@@ -224,10 +226,6 @@ class Items:
         DECIDED_SECONDS.
         """
         _remember(self._decided, item.id, (item.version, time.monotonic()), MAX_DECIDED)
-        ids = list(self._review)
-        if item.id in ids:
-            following = ids[(ids.index(item.id) + 1) % len(ids)]
-            _remember(self.following, item.id, following, MAX_DECIDED)
         self._review.pop(item.id, None)
         self._low.pop(item.id, None)
 
@@ -272,26 +270,19 @@ def _remember(known: OrderedDict[str, Value], identity: str, value: Value, limit
         known.popitem(last=False)
 
 
-def after(
-    items: Sequence[Item], identity: str | None, step: int, following: Mapping[str, str] = NO_IDS
-) -> Iterator[Item]:
-    """Yield `items` in a ring, from the one after `identity`; with a `step` of -1 backwards.
+def after(items: Sequence[Item], shown: Item | None, step: int) -> Iterator[Item]:
+    """Yield `items` in a ring, from the one after `shown`; with a `step` of -1 backwards.
 
-    For a picture that was taken off the desk, `following` has the one that came after it.
+    `shown` may have left the list, as it does once it is decided on.
     """
-    ids = [item.id for item in items]
-    place, passed = identity, set[str]()
-    while place is not None and place not in ids and place not in passed:
-        passed.add(place)
-        place = following.get(place)
-    start = ids.index(place) if place in ids else 0
-    if place == identity and step > 0 and place in ids:
-        start += 1
-    elif step < 0:
-        start -= 1
+    start = 0 if step > 0 else len(items) - 1
+    if shown is not None:
+        orders = [item.order for item in items]
+        place = bisect_right(orders, shown.order) if step > 0 else bisect_left(orders, shown.order)
+        start = place if step > 0 else place - 1
     for number in range(len(items)):
         item = items[(start + number * step) % len(items)]
-        if item.id != identity:
+        if shown is None or item.id != shown.id:
             yield item
 
 

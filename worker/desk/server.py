@@ -346,8 +346,8 @@ class NextHandler(Handler):
         else:
             step = -1 if fields.get("back") else 1
             marked = _marks(parts.redis, sample) if fields.get("unmarked") else {}
-            shown = str(fields.get("after") or "") or None
-            ring = after(items, shown, step, parts.items.following)
+            shown = parts.items.find(str(fields.get("after") or ""))
+            ring = after(items, shown, step)
             candidates = []
             for item in ring:
                 if item.number not in marked or not item.sample:
