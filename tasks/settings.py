@@ -217,7 +217,7 @@ class Settings(BaseSettings):
     )
     heif_suffix: str = Field(
         "",
-        pattern=r"^(\.[\w.-]*\w)?$",
+        pattern=r"^(\.[A-Za-z0-9_.-]*[A-Za-z0-9_])?$",
         max_length=32,
         description="Suffix of the outputs of sources with `.heic`, `.heif` or `.hif`, such as "
         "`.jpg`. Empty to keep the source's key. Workers and commands need the same value.",

@@ -15,6 +15,8 @@ import structlog
 
 from tests import command
 
+# Trio would be loaded as a plugin of Hypothesis, which takes a second in each process.
+os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 # The fixture `clean_environment` clears the environment later, so these are read here.

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -138,44 +139,59 @@ def test_a_thumbnail_that_shows_the_face_is_gone(run, with_thumbnail):
     assert b"Exif" not in content
 
 
-def test_outputs_are_of_the_same_kind_size_and_number_of_frames(run, collection):
+@dataclass(frozen=True)
+class Compared:
+    """The facts of a source and of its output, and whether the guard takes them for unlike."""
+
+    name: str
+    source: tuple
+    output: tuple
+    is_alarm: bool
+
+
+@pytest.fixture(scope="module")
+def compared(run, collection):
+    """Each source with its output. Decoding them takes long, so they are decoded once."""
     outcomes, output, _ = run
-    for name, one in outcomes.items():
-        if one["status"] != "anonymized" or not (collection[0] / name).exists():
-            continue
-        picture = images.decode((output / name).read_bytes(), MANY)
-        source = images.decode((collection[0] / name).read_bytes(), MANY)
-        assert (picture.format, picture.width, picture.height) == (
-            source.format,
-            source.width,
-            source.height,
-        ), name
-        assert picture.frames[0].pixels.dtype == source.frames[0].pixels.dtype, name
-        # Frames that look alike are joined, and last as long as before.
-        assert sum(picture.encoding.get("duration", [])) == pytest.approx(
-            sum(source.encoding.get("duration", []))
-        ), name
+    return [
+        compare(collection[0] / name, output / name, one["boxes_xyxy"])
+        for name, one in outcomes.items()
+        if one["status"] == "anonymized" and (collection[0] / name).exists()
+    ]
 
 
-def test_no_output_is_taken_for_one_that_does_not_show_its_source(run, collection):
+def compare(source, output, boxes_xyxy):
+    contents = source.read_bytes(), output.read_bytes()
+    before, after = (images.decode(content, MANY) for content in contents)
+    is_alarm = not is_huge(source) and not is_known(contents, before, after, boxes_xyxy)
+    return Compared(source.name, facts(before), facts(after), is_alarm)
+
+
+def facts(picture):
+    # Frames that look alike are joined, and last as long as before.
+    milliseconds = round(sum(picture.encoding.get("duration", [])), 3)
+    depth = picture.frames[0].pixels.dtype
+    return picture.format, picture.width, picture.height, depth, milliseconds
+
+
+def is_known(contents, before, after, boxes_xyxy):
+    """Return whether the guard before a source is deleted takes the output for one of it."""
+    boxes = np.array(boxes_xyxy, np.float32).reshape(-1, 4)
+    part = Part(Sightings.of(boxes), MaskStyle(feather=0.05))
+    hidden = likeness.hidden_by([part], (), before, 480)
+    seen = zip(contents, (before, after), strict=True)
+    confirmed = all(likeness.is_confirmed(*each) for each in seen)
+    return confirmed and likeness.is_alike(before, after, hidden)
+
+
+def test_outputs_are_of_the_same_kind_size_and_number_of_frames(compared):
+    for one in compared:
+        assert one.output == one.source, one.name
+
+
+def test_no_output_is_taken_for_one_that_does_not_show_its_source(compared):
     """The guard before a source is deleted has no false alarm, with what the real model found."""
-    outcomes, output, _ = run
-    alarms = []
-    for name, one in outcomes.items():
-        source = collection[0] / name
-        if one["status"] != "anonymized" or not source.exists() or is_huge(source):
-            continue
-        contents = (collection[0] / name).read_bytes(), (output / name).read_bytes()
-        before, after = (images.decode(content, MANY) for content in contents)
-        boxes = np.array(one["boxes_xyxy"], np.float32).reshape(-1, 4)
-        part = Part(Sightings.of(boxes), MaskStyle(feather=0.05))
-        hidden = likeness.hidden_by([part], (), before, 480)
-        seen = zip(contents, (before, after), strict=True)
-        if not likeness.is_alike(before, after, hidden) or not all(
-            likeness.is_confirmed(*each) for each in seen
-        ):
-            alarms.append(name)
-    assert alarms == []
+    assert [one.name for one in compared if one.is_alarm] == []
 
 
 def is_huge(path):

@@ -9,12 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
 
 from tasks.errors import DatasetInvalid, OutputFailed, TrainingFailed
 from training import checkpoint, curves, fitting, formats, importing
 from training.backend import keras, layers, ops
+from training.cli import app
 from training.efficientdet import network as efficientdet
 from training.efficientdet.anchors import PER_POINT, STRIDES
 from training.efficientdet.losses import BoxLoss, FocalLoss
@@ -269,6 +271,17 @@ def test_another_recipe_or_data_set_needs_another_folder(killed, dataset):
     (killed / "run.json").write_text("{")
     with pytest.raises(TrainingFailed, match="is damaged"):
         fit(killed, dataset)
+
+
+@pytest.mark.parametrize("side", [0, 200])
+def test_a_side_that_the_network_can_not_take_makes_no_folder(dataset, tmp_path, side):
+    arguments = ["fit", str(dataset.folder), "--to", str(tmp_path / "run"), "--side", str(side)]
+
+    done = CliRunner().invoke(app, arguments)
+
+    assert done.exit_code == 2
+    assert "must be a multiple of 128" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_do_not_train_in_one_folder(dataset, tmp_path):

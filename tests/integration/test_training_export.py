@@ -17,6 +17,7 @@ from tests import label_formats
 from training import checkpoint, exporting
 from training.cli import app
 from training.efficientdet import detections
+from training.efficientdet.anchors import LARGEST_STRETCH, PER_POINT
 from training.efficientdet.model import SIZES, Size, efficientdet
 from training.efficientdet.network import EfficientDet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
@@ -169,20 +170,25 @@ def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path):
 
 
 def test_a_model_that_workers_refuse_is_not_exported(run, exported, tmp_path):
-    """At this threshold each of its boxes is a face, and they cover the photograph."""
-    to = tmp_path / "export"
+    """Each of its boxes is as large as the photograph, and at this threshold each is a face."""
+    large, to = tmp_path / "run", tmp_path / "export"
+    shutil.copytree(run.folder, large, ignore=shutil.ignore_patterns(exporting.SAVED_MODEL))
+    weights = checkpoint.load(large / WEIGHTS)
+    (bias,) = (values for values in weights.values() if values.shape == (4 * PER_POINT,))
+    bias.reshape(PER_POINT, 4)[:, 2:] = LARGEST_STRETCH
+    checkpoint.save(large / WEIGHTS, weights)
     shutil.copytree(exported.folder.parent, to)
     before = (to / exporting.ZIP).read_bytes()
 
     with pytest.raises(ModelInvalid) as refused:
-        exporting.export(run, to, SCORE / 2)
+        exporting.export(Run.load(large), to, SCORE / 2)
 
     assert str(refused.value) == (
         f"{to / exporting.ZIP} takes 100% of a photograph with one face for faces, more than 80%: "
         "train it longer, or raise its score threshold, which is 0.075"
     )
     assert (to / exporting.ZIP).read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["export"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "run"]
 
 
 def test_a_run_that_is_not_finished_is_not_exported(tmp_path):

@@ -269,9 +269,10 @@ def comparison(settings: WorkerSettings) -> Compare:
     # OpenCV would report each file that it can't decode.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     treatments = _treatments(settings)
+    as_configured = settings.kept_metadata().without_metadata()
 
     def compare(output: bytes, source: bytes, receipt: "Receipt") -> bool:
-        before = images.decode(source, settings.max_pixels, settings.max_frames)
+        before = images.decode(source, settings.max_pixels, settings.max_frames, as_configured)
         after = images.decode(output, settings.max_pixels, settings.max_frames)
         if not (likeness.is_confirmed(source, before) and likeness.is_confirmed(output, after)):
             return False

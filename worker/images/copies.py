@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from worker.images import gif, jpeg2000
-from worker.images.heif import avif_copies
+from worker.images.heif import avif_copies, deep_avif
 from worker.images.picture import WITH_ALPHA, Frame
 
 # Flags of a VP8X chunk (RFC 9649, 2.7).
@@ -53,6 +53,9 @@ def _avif(content: bytes, frame: Frame, profile: bytes | None) -> bytes | None:
     copy = avif_copies.bare(content, profile) if frame.mode not in WITH_ALPHA else None
     if copy is None:
         return None
+    if frame.pixels.dtype == np.uint16:
+        same = np.array_equal(deep_avif.values(copy), deep_avif.values(content))
+        return copy if same else None
     with Image.open(io.BytesIO(copy), formats=("AVIF",)) as image:
         pixels = np.asarray(image.convert(frame.mode))
     return copy if np.array_equal(pixels, frame.pixels) else None

@@ -87,10 +87,11 @@ FORMATS = (
         "AVIF",
         "AVIF",
         "image/avif",
-        "8 bits, alpha, animated",
-        "alpha, timing, primaries and transfer; without a face the compressed data of a still "
-        "picture without alpha",
-        "10 and 12 bits, a larger item or more frames than viewers show",
+        "8 bits, alpha, animated; with the extra `avif` 10 and 12 bits, still",
+        "alpha, timing, primaries and transfer, 10 or 12 bits; without a face the compressed data "
+        "of a still picture without alpha",
+        "10 and 12 bits with animation, or with both transparency and a colour profile; a larger "
+        "item or more frames than viewers show",
         cost=3,
     ),
     Format(

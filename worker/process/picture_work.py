@@ -25,7 +25,8 @@ from worker.detection.faces import Detections
 from worker.detection.labelled import LabelledDetector, Search
 from worker.images import deep
 from worker.images.formats import BY_NAME
-from worker.images.heif import heic
+from worker.images.heif import deep_avif, heic
+from worker.images.writing import AVIF_SPEED
 from worker.masking.regions import MaskStyle
 from worker.metadata.kept import Kept
 from worker.pixels import Pixels
@@ -247,6 +248,9 @@ def _samples(side: int) -> dict[str, Callable[[], bytes]]:
     }
     if heic.is_installed():
         samples["HEIC"] = lambda: heic.SAMPLE
+    if deep_avif.is_installed():
+        encoding = {"depth": 10, "quality": 90, "subsampling": "4:2:0"}
+        samples["10-bit AVIF"] = lambda: deep_avif.write(values, encoding, AVIF_SPEED)
     several = {"save_all": True, "append_images": [colours.rotate(90)]}
     for form in BY_NAME:
         samples[form] = partial(_file, colours, form)

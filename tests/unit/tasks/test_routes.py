@@ -123,6 +123,18 @@ def test_two_sources_never_share_a_default_output(first, second, one_key, other_
     assert len(set(outputs.values())) == len(outputs)
 
 
+def test_the_suffix_of_heic_is_that_of_each_routes_outputs():
+    routes = Routes.parse("s3://raw=s3://clean", "s3://phones=s3://shown").with_heif_suffix(".jpg")
+    for source, expected in (
+        ("s3://raw/a.HEIC", "s3://clean/a.jpg"),
+        ("s3://phones/d/a.heif", "s3://shown/d/a.jpg"),
+        ("s3://phones/a.png", "s3://shown/a.png"),
+    ):
+        routed = routes.resolve(request(source))
+        assert str(routed.destination) == expected
+        assert None in routed.destinations
+
+
 @pytest.mark.parametrize(
     "texts",
     [

@@ -47,11 +47,7 @@ def read(content: bytes, depth: int, upper: Array) -> Frame:
     `upper` is what Pillow read: the upper 8 bits, uint8 [h, w, channels]. Raises UnreadableImage
     for damage, UnsupportedImage if the two libraries disagree.
     """
-    library: ModuleType = imagecodecs
-    try:
-        pixels: Array = library.avif_decode(content, numthreads=1)
-    except library.AvifError as error:
-        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    pixels = values(content)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint16 or channels not in MODES or pixels.shape[:2] != upper.shape[:2]:
         raise UnsupportedImage("this kind of AVIF is not handled: convert it to 8 bits")
@@ -59,13 +55,23 @@ def read(content: bytes, depth: int, upper: Array) -> Frame:
     return frame_of(pixels, depth)
 
 
+def values(content: bytes) -> Array:
+    """Return the values of the still AVIF `content`, as stored, uint16 if they have over 8 bits."""
+    library: ModuleType = imagecodecs
+    try:
+        pixels: Array = library.avif_decode(content, numthreads=1)
+    except library.AvifError as error:
+        raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
+    return pixels
+
+
 def frame_of(pixels: Array, depth: int) -> Frame:
     """Return the frame of uint16 `pixels`, [h, w] or [h, w, channels], whose values have `depth`.
 
     The values of a frame have 16 bits.
     """
-    values = pixels << 16 - depth | pixels >> 2 * depth - 16
-    return blanked(values, MODES[pixels.shape[2] if pixels.ndim == 3 else 1])
+    scaled = pixels << 16 - depth | pixels >> 2 * depth - 16
+    return blanked(scaled, MODES[pixels.shape[2] if pixels.ndim == 3 else 1])
 
 
 def write(pixels: Array, options: dict[str, Any], speed: int) -> bytes:

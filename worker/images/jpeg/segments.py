@@ -289,6 +289,10 @@ def _junk_end(content: bytes, at: int) -> int:
 
     A zero after 0xFF makes no marker.
     """
+    is_fill = content[at : at + 1] == b"\xff"
+    end = _fill_end(content, at)
+    if is_fill and content[end : end + 1] != b"\0":
+        return at
     found = MARKER.search(content, at, at + MAX_JUNK)
     return found.start() if found else -1
 

@@ -83,6 +83,16 @@ def test_a_folders_structure_is_kept(folder, tmp_path):
     }
 
 
+def test_the_outputs_of_heic_have_the_suffix_that_is_set(folder, tmp_path):
+    source, output = folder("in", {"a.HEIC": b"", "d/b.heif": b"", "c.png": b""}), tmp_path / "out"
+    jobs = find_jobs([source], output, ".jpg")
+    names = {job.output.relative_to(output).as_posix() for job in jobs}
+    assert names == {"a.jpg", "d/b.jpg", "c.png"}
+    (source / "a.jpg").write_bytes(b"")
+    with pytest.raises(OutputFailed, match="would both become"):
+        find_jobs([source], output, ".jpg")
+
+
 def test_files_come_in_a_stable_order(folder, tmp_path):
     source = folder("in", dict.fromkeys(("b.jpg", "a.jpg", "z/a.jpg", "c/a.jpg"), b""))
     assert list(targets([source], tmp_path / "out").values()) == [

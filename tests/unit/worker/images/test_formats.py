@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage, UnsupportedImage
+from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.faces import Detections
-from worker.images import containers, deep
+from worker.images import deep
 from worker.masking.regions import MaskStyle
 
 MANY = 10**7
@@ -484,14 +484,6 @@ def test_a_lossless_jpeg_2000_stays_lossless_and_a_lossy_one_stays_small():
 def test_a_bare_jpeg_2000_codestream_stays_one():
     content = written([scene()], "JPEG2000", no_jp2=True)
     assert content[:4] == anonymized(content).content[:4] == b"\xff\x4f\xff\x51"
-
-
-def test_avif_of_more_than_8_bits_is_refused():
-    content = written([scene()], "AVIF")
-    at = content.index(b"av1C") + 6
-    containers.check("AVIF", content)
-    with pytest.raises(UnsupportedImage, match="8 bits"):
-        containers.check("AVIF", content[:at] + bytes([content[at] | 0x40]) + content[at + 1 :])
 
 
 def test_a_bmp_keeps_its_transparency():

@@ -261,3 +261,18 @@ def test_the_choices_are_settings(stated, expected, monkeypatch):
     assert (kept.gps, kept.xmp) == (expected, ("GPano",))
     with pytest.raises(SettingsInvalid, match="GPano"):
         WorkerSettings.load(keep_xmp="dc")
+
+
+def test_the_output_of_heic_is_set_and_in_the_recipe(monkeypatch):
+    monkeypatch.setenv("VEIL_HEIF_OUTPUT", "avif")
+    kept = WorkerSettings.load().kept_metadata()
+    assert kept == Kept(heif="avif")
+    assert kept.in_recipe() == {"keep_exif": [], "heif_output": "avif"}
+    assert NOTHING.in_recipe() == {"keep_exif": []}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", ".", "/jpg", ".jpg/a", ".a b", "." + "a" * 40])
+def test_a_suffix_that_is_none_is_refused(monkeypatch, suffix):
+    monkeypatch.setenv("VEIL_HEIF_SUFFIX", suffix)
+    with pytest.raises(SettingsInvalid, match="VEIL_HEIF_SUFFIX"):
+        WorkerSettings.load()
