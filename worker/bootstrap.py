@@ -345,17 +345,14 @@ def build_anonymizer(
     settings: WorkerSettings,
     watch: Watch = unwatched,
     models: Sequence[LoadedModel] | None = None,
-    runs_for_long: bool = False,
 ) -> "Anonymizer":
     """Return the anonymizer for `settings`, with `models` or else those of load_models.
 
-    It does all the work in this process. Batches, decoding and encoding run under `watch`. If it
-    `runs_for_long`, models on a GPU are warmed up. Raises the errors of load_models.
+    It does all the work in this process. Batches, decoding and encoding run under `watch`. Raises
+    the errors of load_models.
     """
     models = models or load_models(settings)
     detector = _detector(settings, models, _infer(settings, models, watch))
-    if runs_for_long:
-        _warm_up(settings, models, [detector])
     return _anonymizer(settings, models, detector, watch)
 
 

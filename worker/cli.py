@@ -38,7 +38,7 @@ COMMANDS = {
         "worker.commands.preview", "Show a sample of an archive as it would be anonymized."
     ),
     "settings": Entry("worker.commands.settings", "Print or check the settings."),
-    "routes": Entry("worker.commands.routes", "Show the routes, and try their permissions."),
+    "routes": Entry("worker.commands.routes", "Show and check the routes."),
     "train": Entry("training.cli", "Train a detector: import, fit, evaluate, export."),
     "model": Entry("worker.commands.model", "Build or inspect the detector's model."),
     "dead": Entry("worker.commands.dead", "List, retry or drop dead letters."),

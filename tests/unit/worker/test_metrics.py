@@ -2,11 +2,13 @@
 
 import gc
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tasks.routes import Route
 from tasks.telemetry.metrics import REGISTRY
 from worker import metrics
 from worker.detection.faces import Detections
@@ -61,7 +63,15 @@ def test_the_gauges_follow_the_batcher_and_the_worker():
 
 
 def test_the_store_is_up_until_the_circuit_breaker_opens():
-    breaker = SimpleNamespace(is_open=False, closed_routes=0)
+    route = Route.parse("s3://raw=s3://clean")
+    routes = [route, replace(route, name="north")]
+    failing = []
+    breaker = SimpleNamespace(
+        is_open=False,
+        closed_routes=0,
+        routes=routes,
+        is_up=lambda route: route not in failing,
+    )
     assert value("veil_store_up") == 1
     metrics.watch_circuit_breaker(breaker)
     assert value("veil_store_up") == 1
@@ -72,3 +82,7 @@ def test_the_store_is_up_until_the_circuit_breaker_opens():
     breaker.closed_routes = 2
     assert value("veil_closed_routes") == 2
     breaker.closed_routes = 0
+    assert REGISTRY.get_sample_value("veil_route_up", {"route": "north"}) == 1
+    failing.append(routes[1])
+    assert REGISTRY.get_sample_value("veil_route_up", {"route": "north"}) == 0
+    failing.clear()

@@ -5,7 +5,7 @@ import pytest
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.bulk.places import Places
 from tasks.errors import BucketNotAllowed, InvalidRequest
-from tasks.routes import Routes
+from tasks.routes import Route, Routes
 
 ROUTES = Routes.parse("s3://raw/in=s3://clean/out", "s3://archive=s3://shown")
 
@@ -64,3 +64,25 @@ def test_a_picture_has_one_key_in_its_places_and_one_in_its_receipts():
     default = Places.find("s3://raw/in/2026", None, ROUTES)
     assert default.asked_destination(key) is None
     assert default.receipt_key(key) == "2026/d/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ((), (".jpg", ".tar.png")),
+        ((".JPG",), (".jpg",)),
+        ((".png", "a.jpg"), (".tar.png", "a.jpg")),
+    ],
+)
+def test_a_route_and_a_command_take_the_suffixes_that_both_have(asked, expected):
+    places = PrefixUri.parse("s3://raw"), PrefixUri.parse("s3://clean")
+    routes = Routes((Route(*places, "north", (".jpg", ".tar.png")),))
+    assert Places.find("s3://raw/a", None, routes).suffixes(asked) == expected
+
+
+def test_suffixes_that_a_route_does_not_take_are_refused():
+    places = PrefixUri.parse("s3://raw"), PrefixUri.parse("s3://clean")
+    routes = Routes((Route(*places, "north", (".jpg",)),))
+    with pytest.raises(InvalidRequest, match=r"route north only takes keys with \.jpg"):
+        Places.find("s3://raw", None, routes).suffixes([".png"])
+    assert Places.find("s3://archive", None, ROUTES).suffixes([".PNG"]) == (".PNG",)

@@ -62,6 +62,20 @@ def test_a_picture_is_counted_with_its_faces_its_stages_and_its_bytes():
     assert changed.by == [1, 1, 3, 0, 2, 0.5, 100, 70]
 
 
+def test_a_picture_also_counts_for_its_route_if_that_has_a_name():
+    metrics.initialize_routes(["north"])
+    with Changes(
+        ("veil_pictures_total", {"outcome": "anonymized"}),
+        ("veil_route_pictures_total", {"route": "north", "outcome": "anonymized"}),
+        ("veil_route_pictures_total", {"route": "north", "outcome": "dead"}),
+    ) as changed:
+        metrics.finished(report(), a_request(), "north")
+        metrics.finished(report(), a_request())
+        metrics.dead(UnreadableImage("no"), "north")
+        metrics.dead(UnreadableImage("no"))
+    assert changed.by == [2, 1, 1]
+
+
 def test_a_picture_counts_as_flagged_once_and_not_where_it_is_held_or_skipped():
     reason = "faces still found in the output"
     with Changes(("veil_pictures_flagged_total", {})) as changed:

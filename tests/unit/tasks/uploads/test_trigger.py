@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from tasks.addresses import ObjectUri
+from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
-from tasks.routes import Routes
+from tasks.routes import Route, Routes
 from tasks.telemetry import metrics
 from tasks.uploads.events import Event, Parsed, parse
 from tasks.uploads.trigger import (
@@ -70,6 +70,15 @@ def test_prefixes_and_suffixes_leave_only_what_has_one_of_each():
     chosen = choose(*keys, prefixes=["s3://raw/2026", "s3://raw/2024/"], suffixes=[".jpg", ".JPEG"])
     assert [picture.source.key for picture in chosen.pictures] == ["2026/a.JPG", "2024/deep/c.jpeg"]
     assert chosen.ignored == {"filtered": 3}
+
+
+def test_keys_without_a_suffix_of_their_route_are_left_out():
+    raw, clean = PrefixUri.parse("s3://raw"), PrefixUri.parse("s3://clean")
+    chosen = EventFilter(Routes((Route(raw, clean, "north", (".jpg",)),))).choose(
+        [Event("raw", key) for key in ("a.JPG", "b.png")]
+    )
+    assert [picture.source.key for picture in chosen.pictures] == ["a.JPG"]
+    assert chosen.ignored == {"filtered": 1}
 
 
 def test_folder_markers_and_empty_keys_are_no_pictures():
