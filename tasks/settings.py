@@ -89,6 +89,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True
     )
+    _parsed_routes: Routes = PrivateAttr()
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
@@ -262,8 +263,6 @@ class Settings(BaseSettings):
         "`HOST:PORT`; empty to serve none. The page has no password, and each process needs an "
         "address of its own.",
     )
-
-    _parsed_routes: Routes = PrivateAttr()
 
     @field_validator("*", mode="before")
     @classmethod

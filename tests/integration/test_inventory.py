@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote_plus
 
 import pytest
@@ -28,6 +29,7 @@ SCHEMA = (
     "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag, StorageClass"
 )
 KEYS = int(os.environ.get("INVENTORY_KEYS", "20000"))
+LARGE, LISTED = 100_000, 5_000  # keys with which the rate is compared with LIST, and keys to list
 OLD = "2026-01-01T00:00:00.000Z"
 
 # A program that runs another one and prints its peak memory in KiB. The figure of a process that
@@ -346,10 +348,27 @@ def test_the_policy_of_producers_reads_inventories(veil, unattended, account):  
     assert "denies access" in done.stderr
 
 
+def keys_a_second_of_list(store, raw, place):
+    """Return the rate at which the local store lists the keys below a prefix."""
+    prefix = f"{place}listed/"
+    with ThreadPoolExecutor(16) as pool:
+        names = [f"{prefix}{number:09}.jpg" for number in range(LISTED)]
+        list(pool.map(lambda name: raw.put(name, b"picture"), names))
+    began = time.monotonic()
+    assert sum(1 for _ in store.list(raw.name, prefix)) == LISTED
+    return LISTED / (time.monotonic() - began)
+
+
 def test_a_large_inventory_is_enqueued_with_flat_memory(
-    programs, environment, unattended, report, place
+    programs, environment, unattended, report, place, store, raw
 ):
-    """A thread takes messages, so that Redis stays small. The time includes its pauses."""
+    """A thread takes messages, so that Redis stays small. The time includes its pauses.
+
+    From LARGE on, the rate at which the local store lists keys is printed beside it.
+    """
+    beside = ""
+    if KEYS >= LARGE:
+        beside = f" (LIST: {keys_a_second_of_list(store, raw, place):,.0f}/s)"
     numbers = list(range(KEYS))
     random.Random(1).shuffle(numbers)
     for start in range(0, KEYS, 100_000):
@@ -385,7 +404,7 @@ def test_a_large_inventory_is_enqueued_with_flat_memory(
     seconds = time.monotonic() - began
     *_, last, resident = output.splitlines()
     summary, mebibytes = json.loads(last), int(resident) / 1024
-    print(f"{KEYS:,} keys, {KEYS / seconds:,.0f}/s, {mebibytes:,.0f} MiB")
+    print(f"{KEYS:,} keys, {KEYS / seconds:,.0f}/s{beside}, {mebibytes:,.0f} MiB at most")
     assert (summary["listed"], summary["enqueued"]) == (KEYS, KEYS)
     assert taken + unattended.client.llen("backfill") == KEYS
     assert mebibytes < 400

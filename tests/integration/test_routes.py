@@ -141,6 +141,7 @@ def test_each_picture_is_treated_as_its_route_says(
         assert done.returncode == 0, done.stdout + done.stderr
         summary = json.loads(done.stdout.splitlines()[-1])["summary"]
         assert summary["recipe"] == routes[route]["recipe"]
+        assert summary["route"] == route
         assert summary["current"] == (2 if route == "plain" else 1)
     done = veil("backfill", f"s3://raw/{place}strict", "--dry-run", environment=variables)
     assert "a.gif" not in done.stdout + done.stderr

@@ -139,7 +139,8 @@ def reconcile(
         )
 
         def summarize() -> None:
-            _print_counts(reconciliation, recipe, time.monotonic() - started, as_json)
+            seconds = time.monotonic() - started
+            _print_counts(reconciliation, recipe, places.route.name, seconds, as_json)
 
         with summarized(summarize):
             _report(celery, reconciliation, enqueue, limit, as_json)
@@ -200,7 +201,11 @@ def _json_of(finding: Finding) -> dict[str, Any]:
 
 
 def _print_counts(
-    reconciliation: Reconciliation, recipe: str | None, seconds: float, as_json: bool
+    reconciliation: Reconciliation,
+    recipe: str | None,
+    route: str | None,
+    seconds: float,
+    as_json: bool,
 ) -> None:
     counts: dict[str, int] = {state: reconciliation.counts[state] for state in STATES}
     if as_json:
@@ -211,7 +216,8 @@ def _print_counts(
             "complete": reconciliation.is_complete,
             "seconds": round(seconds, 3),
         }
-        print(json.dumps({"summary": summary}))
+        named = {} if route is None else {"route": route}
+        print(json.dumps({"summary": {**named, **summary}}))
         return
     parts = []
     for state, count in counts.items():
@@ -220,4 +226,5 @@ def _print_counts(
     if reconciliation.enqueued:
         parts.append(f"{reconciliation.enqueued:,} enqueued")
     note = "" if reconciliation.is_complete else " (stopped at the limit)"
-    print_summary(f"{', '.join(parts)} in {seconds:.1f} s{note}")
+    name = "" if route is None else f"{route}: "
+    print_summary(f"{name}{', '.join(parts)} in {seconds:.1f} s{note}")

@@ -29,7 +29,8 @@ def variants(changes: list[str], route: Route | None = None) -> list[Variant]:
     setting of workers, or has a wrong value.
     """
     own = {} if route is None else dict(route.settings)
-    found = [Variant(CURRENT, WorkerSettings.load(**own))]
+    name = CURRENT if route is None or route.name is None else f"{CURRENT} of {route.name}"
+    found = [Variant(name, WorkerSettings.load(**own))]
     found += [Variant(text.strip(), WorkerSettings.load(**own | _values(text))) for text in changes]
     return found
 

@@ -85,6 +85,7 @@ def test_settings_of_a_route_take_the_place_of_those_of_the_deployment(load, mon
     assert second is settings
     assert (third.method, third.region, third.upload_tags) == ("fill", 0.7, "a=b")
     assert settings.region == 0.7
+    assert first.parsed_routes() is settings.parsed_routes()
 
 
 def test_every_key_is_a_setting_and_reaches_the_settings_of_the_route(load):

@@ -2,7 +2,9 @@
 
 import pytest
 
+from tasks.addresses import PrefixUri
 from tasks.errors import SettingsInvalid
+from tasks.routes import Route
 from worker.preview.variants import CURRENT, variants
 
 
@@ -20,6 +22,17 @@ def test_each_comparison_changes_the_current_settings(monkeypatch):
         1,
     )
     assert (several.settings.preset, several.settings.scales) == ("fast", (320, 640))
+
+
+def test_on_a_route_its_settings_hold_and_a_comparison_changes_them(monkeypatch):
+    monkeypatch.setenv("VEIL_METHOD", "fill")
+    places = PrefixUri.parse("s3://raw"), PrefixUri.parse("s3://clean")
+    route = Route(*places, "north", settings={"region": "full", "margin": 0.3})
+    current, changed = variants(["margin=0.2"], route)
+    assert current.name == "current settings of north"
+    for variant, margin in ((current, 0.3), (changed, 0.2)):
+        settings = variant.settings
+        assert (settings.method, settings.region, settings.margin) == ("fill", 1, margin)
 
 
 @pytest.mark.parametrize(
