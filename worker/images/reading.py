@@ -34,6 +34,7 @@ from worker.images.jpeg.decoding import COLOURS, is_stored_as_rgb
 from worker.images.jpeg.scans import all_agree, ends_with_its_blocks
 from worker.images.jpeg.segments import (
     JUNK,
+    NO_END,
     SCAN_PARAMETERS,
     has_junk,
     has_other_parameters,
@@ -292,6 +293,8 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     if has_other_parameters(content):
         notes = (SCAN_PARAMETERS, *notes)
     if has_junk(content):
+        if not all_agree(bare):
+            raise UnreadableImage(NO_END)
         notes = (JUNK, *notes)
     if not all_agree(bare) or not ends_with_its_blocks(bare):
         return Picture((frame,), "JPEG", encoding, notes=notes)

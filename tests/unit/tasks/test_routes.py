@@ -8,6 +8,7 @@ from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route, Routes
+from tasks.settings import Settings
 
 ROUTES = Routes.parse(
     "s3://raw=s3://clean",
@@ -124,7 +125,8 @@ def test_two_sources_never_share_a_default_output(first, second, one_key, other_
 
 
 def test_the_suffix_of_heic_is_that_of_each_routes_outputs():
-    routes = Routes.parse("s3://raw=s3://clean", "s3://phones=s3://shown").with_heif_suffix(".jpg")
+    texts = ("s3://raw=s3://clean", "s3://phones=s3://shown")
+    routes = Settings.load(routes=texts, heif_suffix=".jpg").parsed_routes()
     for source, expected in (
         ("s3://raw/a.HEIC", "s3://clean/a.jpg"),
         ("s3://phones/d/a.heif", "s3://shown/d/a.jpg"),

@@ -3,7 +3,7 @@
 START = b"\xff\xd8\xff"
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 # Markers (T.81, Table B.1).
-SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
 APP0, APP1, APP2, APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 DHT, DAC, DQT, DRI = 0xC4, 0xCC, 0xDB, 0xDD
 TABLES = {DHT, DAC, DQT, DRI}

@@ -13,6 +13,7 @@ from worker.images.jpeg.markers import (
     APP1,
     APP2,
     APP14,
+    COM,
     END_OF_IMAGE,
     EOI,
     FRAME_HEADERS,
@@ -32,6 +33,7 @@ EIGHT_BITS = b"\x08"  # the precision, which is the first byte of a frame header
 SCAN_END = re.compile(rb"\xff[^\0\xd0-\xd7\xff]", re.DOTALL)
 FILL = re.compile(rb"\xff*")
 MARKER = re.compile(rb"\xff+[^\0\xff]", re.DOTALL)
+METADATA = {*range(APP0, APP0 + 16), COM}  # application data and comments
 MAX_JUNK = 1 << 10  # bytes between two segments
 MAX_SCANS = 64  # encoders write up to about 20; each is a pass over all coefficients
 MAX_FULL_SIZE_SCANS = 20  # scans of a picture of VEIL_MAX_PIXELS; smaller ones may have more
@@ -246,12 +248,15 @@ def _walk(content: bytes) -> Iterator[tuple[Segment, int]]:
     """Yield each segment with the offset after it. Raises the errors of `_segments`.
 
     Without an end marker the last scan reaches to the next marker, or to the end of the file. Bytes
-    between the segments before the first scan are passed over, as decoders do.
+    after a segment of metadata in the header are passed over, as decoders do. Elsewhere they may be
+    the rest of a segment that pixels need.
     """
     at = len(START_OF_IMAGE)
     number = fill_bytes = 0
-    has_scan = False
-    while has_scan or (at := _junk_end(content, at)) >= 0:
+    has_scan, marker = False, 0
+    while True:
+        if not has_scan and marker in METADATA:
+            at = _junk_end(content, at)
         if content[at : at + 1] != b"\xff":
             break
         start = at
@@ -285,7 +290,7 @@ def _fill_end(content: bytes, at: int) -> int:
 
 
 def _junk_end(content: bytes, at: int) -> int:
-    """Return the offset of the first fill byte or marker from `at` on, or -1 if there is none near.
+    """Return the offset of the first fill byte or marker from `at` on, or `at` if none is near.
 
     A zero after 0xFF makes no marker.
     """
@@ -294,18 +299,16 @@ def _junk_end(content: bytes, at: int) -> int:
     if is_fill and content[end : end + 1] != b"\0":
         return at
     found = MARKER.search(content, at, at + MAX_JUNK)
-    return found.start() if found else -1
+    return found.start() if found else at
 
 
 def has_junk(content: bytes) -> bool:
-    """Return whether other bytes stand between the segments before the first scan of `content`."""
-    at = len(START_OF_IMAGE)
+    """Return whether other bytes stand between the segments of the header of `content`."""
+    at, marker = len(START_OF_IMAGE), 0
     for segment, end in _walk(content):
-        if _junk_end(content, at) != at:
+        if marker in METADATA and _junk_end(content, at) != at:
             return True
-        if segment.marker == SOS:
-            break
-        at = end
+        at, marker = end, segment.marker
     return False
 
 

@@ -549,10 +549,14 @@ def test_the_format_comes_from_the_content_alone(name):
 
 # --- damage
 
+PNG_END_BYTES = 12  # of the chunk IEND
+
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_truncated_picture_is_unreadable(name):
     content = FILES[name]
+    if "PNG" in name:  # All pixels are before the last chunk.
+        content = content[:-PNG_END_BYTES]
     step = max(1, len(content) // 60)
     for offset in sorted(
         {
@@ -577,7 +581,7 @@ def test_a_picture_that_lost_only_its_end_marker_is_never_a_partial_one(name, lo
     except UnreadableImage:
         return
     # A BMP's last bytes are padding, and a GIF ends with its last block.
-    assert "JPEG" in name or name in ("BMP", "GIF")
+    assert "JPEG" in name or "PNG" in name or name in ("BMP", "GIF")
     assert np.array_equal(pixels, decoded(content).pixels)
 
 
@@ -600,13 +604,26 @@ def test_a_large_png_whose_last_rows_are_zeros_is_unreadable():
 
 
 @pytest.mark.parametrize("name", ["PNG", "palette PNG", "16-bit PNG"])
-def test_a_png_with_any_wrong_byte_is_unreadable(name):
+def test_a_png_with_any_wrong_byte_before_its_end_is_unreadable(name):
     content = FILES[name]
-    for offset in range(8, len(content), 7):
+    for offset in range(8, len(content) - PNG_END_BYTES, 7):
         damaged = bytearray(content)
         damaged[offset] ^= 0x10
         with pytest.raises(UnreadableImage):
             images.decode(bytes(damaged), MANY)
+
+
+@pytest.mark.parametrize("name", ["PNG", "palette PNG", "16-bit PNG"])
+@pytest.mark.parametrize("place", range(1, 13))
+def test_a_png_with_a_wrong_byte_in_its_end_is_unreadable_or_whole(name, place):
+    content = FILES[name]
+    damaged = bytearray(content)
+    damaged[-place] ^= 0x10
+    try:
+        pixels = decoded(bytes(damaged)).pixels
+    except UnreadableImage:
+        return
+    assert np.array_equal(pixels, decoded(content).pixels)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's warnings are no errors

@@ -130,12 +130,29 @@ def with_junk(content, junk, before):
 
 
 @pytest.mark.parametrize("junk", [b"\1", b"hello", b"\xff\0\0\2", b"\xff\0" + bytes(900)])
-@pytest.mark.parametrize("before", [markers.DQT, 0xC0, markers.SOS])
-def test_bytes_between_the_segments_of_a_header_are_removed(junk, before):
+def test_bytes_after_metadata_in_a_header_are_removed(junk):
     content = written(PICTURE, "JPEG")
-    picture = decoded(with_junk(content, junk, before))
+    picture = decoded(with_junk(content, junk, markers.DQT))
     assert picture.notes == (JUNK,)
     assert picture.reassembled == decoded(content).reassembled
+
+
+@pytest.mark.parametrize("before", [0xC0, markers.DHT, markers.SOS])
+def test_bytes_after_a_segment_that_pixels_need_are_refused(before):
+    with pytest.raises(UnreadableImage):
+        decoded(with_junk(written(PICTURE, "JPEG"), b"hello", before))
+
+
+def test_an_end_of_metadata_that_hides_a_table_is_refused():
+    content = written(PICTURE, "JPEG", comment=b"a comment")
+    at = content.index(b"a comment")
+    for name in (markers.DQT, markers.DHT):
+        place = content.index(b"\xff" + bytes([name]))
+        block = b"\xff\xfe\0\x0b" + b"a comment"
+        with pytest.raises(UnreadableImage):
+            decoded(content[:place] + block[:-5] + content[place:])
+    with pytest.raises(UnreadableImage):
+        decoded(content[: at + 4] + content[at + 9 :])
 
 
 def test_many_bytes_between_segments_are_no_jpeg():
