@@ -434,7 +434,8 @@ class WorkerSettings(UploadSettings):
     def route_problems(self, settings: Mapping[str, Any]) -> list[Problem]:
         """Return what is wrong with the settings of a route, beside those of the environment."""
         try:
-            self._changed(settings)
+            if settings:
+                self._changed(settings)
         except ValidationError as error:
             return problems_of(error)
         return []

@@ -88,6 +88,27 @@ def test_settings_of_a_route_take_the_place_of_those_of_the_deployment(load, mon
     assert first.parsed_routes() is settings.parsed_routes()
 
 
+def test_all_other_settings_of_the_deployment_hold_on_a_route(load, monkeypatch):
+    deployment = {
+        "RULES": "plate: method=fill margin=0.2; *: ignore",
+        "SCALES": "320,640",
+        "KEEP_GPS": "rounded",
+        "RECEIPT_KEY": "k" * 32,
+        "MODELS": "default,/models/own",
+        "REVIEW_PROXIES": "10.0.0.1",
+        "REDIS_URL": "redis://elsewhere:6379/3",
+        "SCORE_THRESHOLD": "0.3",
+        "CONCURRENCY": "3",
+    }
+    for name, value in deployment.items():
+        monkeypatch.setenv(f"VEIL_{name}", value)
+    settings = load("margin = 0.3\n")
+    (own,) = map(settings.of_route, settings.parsed_routes())
+    for name in WorkerSettings.model_fields.keys() - {"margin", "routes_file"}:
+        assert getattr(own, name) == getattr(settings, name), name
+    assert own.margin == 0.3
+
+
 def test_every_key_is_a_setting_and_reaches_the_settings_of_the_route(load):
     assert EVERY_KEY.keys() == set(ROUTE_SETTINGS)
     assert set(ROUTE_SETTINGS) <= WorkerSettings.model_fields.keys()
