@@ -238,7 +238,7 @@ def _kept(segment: Segment) -> Segment | None:
 def _segments(content: bytes) -> Iterator[Segment]:
     """Yield all segments up to the end marker.
 
-    Raises UnreadableImage if they end before a scan, or if other bytes stand after the first scan.
+    Raises UnreadableImage if they end before a scan, or if bytes that no decoder needs hide it.
     """
     for segment, _ in _walk(content):
         yield segment

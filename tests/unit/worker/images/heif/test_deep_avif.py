@@ -10,7 +10,7 @@ from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 from tests import heic
 from worker import images
 from worker.images.display import PQ
-from worker.images.heif import avif, avif_copies
+from worker.images.heif import avif, avif_copies, deep_avif
 
 WIDTH, HEIGHT = 96, 64
 MANY = 10**7
@@ -60,6 +60,24 @@ def test_bits_stay_where_something_was_hidden(codec, coded, depth, channels):
     assert np.abs(shown - values)[24:, 24:].mean() < 2 * step
     assert shown[:8, :8][..., :3].max() < 8 * step
     assert len(np.unique(shown)) > 300
+
+
+@pytest.mark.parametrize("pixel_format", ["444", "422", "420"])
+@pytest.mark.parametrize("size", [(64, 64), (33, 41), (1, 1), (7, 300)])
+def test_noise_of_any_size_is_read(codec, pixel_format, size):
+    values = np.random.default_rng(3).integers(0, 1024, (*size, 3)).astype(np.uint16)
+    content = codec.avif_encode(values, level=90, bitspersample=10, pixelformat=pixel_format)
+    (frame,) = images.decode(content, MANY).frames
+    assert frame.pixels.shape == values.shape
+
+
+def test_a_picture_that_is_read_in_two_ways_is_refused(coded):
+    content, values = coded(10)
+    upper = (values >> 2).astype(np.uint8)
+    deep_avif.read(content, 10, upper)
+    upper[20:40, 30:50] = 0
+    with pytest.raises(UnsupportedImage, match="two ways"):
+        deep_avif.read(content, 10, upper)
 
 
 @pytest.mark.parametrize("transfer", [13, PQ])
