@@ -69,11 +69,6 @@ class Item:
         return self.source or self.output or ""
 
     @property
-    def order(self) -> tuple[bool, float, int, str]:
-        """The place on the list: oldest first, those of a low score last; as drawn in a sample."""
-        return self.state == "low score", self.time, self.number or 0, self.id
-
-    @property
     def version(self) -> str:
         """The digest of what a reviewer sees of the picture. Each version is decided by itself."""
         content = json.dumps([self.state, self.etag, self.output_etag, self.time, self.options])
@@ -92,6 +87,14 @@ class Item:
         return ReviewEntry(
             self.source or "", self.etag or "", "", state, self.reason, 0, options=self.options
         )
+
+
+def order_of(item: Item) -> tuple[bool, float, int, str]:
+    """Return the place of `item` on the list, as a key to sort by.
+
+    The oldest comes first, and those of a low score last. A sample is in the order of its drawing.
+    """
+    return item.state == "low score", item.time, item.number or 0, item.id
 
 
 def item_of(entry: ReviewEntry, routes: Routes) -> Item:
@@ -171,9 +174,9 @@ class Items:
     def listed(self, state: str | None = None) -> list[Item]:
         """Return the pictures to decide on, oldest first, or those of one state."""
         self._refresh()
-        found = [*self._review.values(), *self._low.values()]
-        chosen = [item for item in found if state is None or item.state == state]
-        return sorted(chosen, key=lambda item: item.order)
+        low = sorted(self._low.values(), key=order_of)
+        found = [*self._review.values(), *low]
+        return [item for item in found if state is None or item.state == state]
 
     def counts(self) -> dict[str, int]:
         """Return the number of pictures of each state."""
@@ -242,8 +245,8 @@ class Items:
         """Read the review list. Raises QueueUnavailable."""
         with self._reading:
             with connected():
-                entries = sorted(REVIEW_LIST.entries(self._redis), key=lambda entry: entry.time)
-            items = (item_of(entry, self._routes) for entry in entries)
+                entries = list(REVIEW_LIST.entries(self._redis))
+            items = sorted((item_of(entry, self._routes) for entry in entries), key=order_of)
             self._review = {item.id: item for item in items if not self._is_decided(item)}
             self._read_at = time.monotonic()
 
@@ -275,11 +278,12 @@ def after(items: Sequence[Item], shown: Item | None, step: int) -> Iterator[Item
 
     `shown` may have left the list, as it does once it is decided on.
     """
-    start = 0 if step > 0 else len(items) - 1
-    if shown is not None:
-        orders = [item.order for item in items]
-        place = bisect_right(orders, shown.order) if step > 0 else bisect_left(orders, shown.order)
-        start = place if step > 0 else place - 1
+    if shown is None:
+        start = 0 if step > 0 else -1
+    elif step > 0:
+        start = bisect_right(items, order_of(shown), key=order_of)
+    else:
+        start = bisect_left(items, order_of(shown), key=order_of) - 1
     for number in range(len(items)):
         item = items[(start + number * step) % len(items)]
         if shown is None or item.id != shown.id:
