@@ -18,7 +18,7 @@ from worker.pixels import Array
 try:
     import imagecodecs
 except ImportError:
-    imagecodecs = None  # type: ignore[assignment]
+    imagecodecs = None
 
 MODES = {1: "I;16", 3: "RGB;16", 4: "RGBA;16"}  # by the number of channels
 # The chroma subsampling, by Pillow's name. A gray picture has no chroma.
