@@ -326,8 +326,10 @@ def sample_of(desk, photograph):
 
 
 def test_an_unfinished_sample_is_opened_if_nothing_else_is_to_review(browser, empty, photographs):
-    sample_of(empty, photographs["admiral.jpg"])
     log_in(browser, empty)
+    until(browser, lambda: text(browser, "list-note") == "Nothing to review here.")
+    sample_of(empty, photographs["admiral.jpg"])
+    browser.refresh()
     until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
     chooser = browser.find_element(By.ID, "samples")
     assert chooser.get_property("value") == "5a3b1e00"
