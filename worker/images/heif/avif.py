@@ -407,35 +407,35 @@ def _sequence_size(header: bytes) -> tuple[int, int]:
 
     AV1, 5.5.1.
     """
-    bits = _Bits(header)
     try:
-        bits.take(3)  # seq_profile
-        bits.take(1)  # still_picture
-        is_reduced = bits.take(1)
-        if is_reduced:
-            bits.take(5)  # seq_level_idx
-        else:
-            _skip_operating_points(bits)
-        width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
-        return bits.take(width_bits) + 1, bits.take(height_bits) + 1
+        _, _, width, height = _sequence_start(_Bits(header))
+        return width, height
     except Truncated:
         return 0, 0
+
+
+def _sequence_start(bits: _Bits) -> tuple[int, bool, int, int]:
+    """Read a sequence header up to the size: its profile, whether it is reduced, and the size.
+
+    The size is the largest width and height of a frame. AV1, 5.5.1. Raises Truncated.
+    """
+    profile = bits.take(3)
+    bits.take(1)  # still_picture
+    is_reduced = bool(bits.take(1))
+    if is_reduced:
+        bits.take(5)  # seq_level_idx
+    else:
+        _skip_operating_points(bits)
+    width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
+    return profile, is_reduced, bits.take(width_bits) + 1, bits.take(height_bits) + 1
 
 
 def _sequence_colour(header: bytes) -> tuple[int, int]:
     """Return primaries and transfer in a sequence header, UNSPECIFIED if not stated (AV1, 5.5)."""
     bits = _Bits(header)
     try:
-        profile = bits.take(3)
-        bits.take(1)  # still_picture
-        is_reduced = bits.take(1)
-        if is_reduced:
-            bits.take(5)  # seq_level_idx
-        else:
-            _skip_operating_points(bits)
-        width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
-        bits.take(width_bits + height_bits)
-        _skip_tools(bits, bool(is_reduced))
+        profile, is_reduced, _, _ = _sequence_start(bits)
+        _skip_tools(bits, is_reduced)
         is_deep = bits.take(1)
         if profile == PROFESSIONAL and is_deep:
             bits.take(1)  # twelve_bit
