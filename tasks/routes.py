@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -43,6 +43,24 @@ class Route:
     def takes(self, key: str) -> bool:
         """Return whether the route takes a source with this key."""
         return not self.suffixes or key.lower().endswith(self.suffixes)
+
+    def suffixes_among(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """Return the suffixes of keys that the route takes and `asked` names; none for any key.
+
+        Either may be empty, for any key. Raises InvalidRequest if no key has a suffix of both.
+        """
+        taken = self.suffixes
+        if not asked or not taken:
+            return tuple(asked) or taken
+        wanted = tuple(suffix.lower() for suffix in asked)
+        both = {suffix for suffix in wanted if suffix.endswith(taken)}
+        both |= {suffix for suffix in taken if suffix.endswith(wanted)}
+        if not both:
+            raise InvalidRequest(
+                f"the route {self.name} only takes keys with {', '.join(taken)}, and none "
+                f"with {', '.join(wanted)}"
+            )
+        return tuple(sorted(both))
 
     def output_of(self, source: ObjectUri) -> ObjectUri:
         """Return the default address of the output of `source`, which is in the source."""

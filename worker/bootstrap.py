@@ -410,7 +410,7 @@ class _Batchers:
 
 
 def _infer(settings: WorkerSettings, models: Sequence[LoadedModel], watch: Watch) -> "list[Infer]":
-    """Return the function that runs each model, with canvases in batches."""
+    """Return a function for each model, which runs it on canvases in batches."""
     from worker.detection.batching import Batcher
 
     batchers = [

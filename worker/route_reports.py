@@ -14,7 +14,7 @@ from tasks.errors import (
     VeilError,
 )
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route
+from tasks.routes import Route, Routed
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
 from worker.settings import WorkerSettings
@@ -110,8 +110,7 @@ class RouteReports:
     def of_address(self, address: str) -> AddressReport:
         """Return the report on the picture at `address`."""
         try:
-            request = AnonymizeRequest.parse(source=address)
-            routed = self._settings.parsed_routes().resolve(request)
+            routed = self._routed(address)
         except VeilError as error:
             return AddressReport(address, refusal=_text(error))
         route = routed.route
@@ -126,10 +125,12 @@ class RouteReports:
     def route_of(self, address: str) -> Route | None:
         """Return the route of the picture at `address`; None if a worker would refuse it."""
         try:
-            request = AnonymizeRequest.parse(source=address)
-            return self._settings.parsed_routes().resolve(request).route
+            return self._routed(address).route
         except VeilError:
             return None
+
+    def _routed(self, address: str) -> Routed:
+        return self._settings.parsed_routes().resolve(AnonymizeRequest.parse(source=address))
 
     def _shown(self, route: Route) -> dict[str, Any]:
         settings = self._settings.of_route(route)

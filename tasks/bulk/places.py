@@ -57,24 +57,6 @@ class Places:
             raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
         return cls(route, route.sources_of(output), output, Marks(keys))
 
-    def suffixes(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """Return the suffixes of keys that the route takes and `asked` has; none for any key.
-
-        Either may be empty, for any key. Raises InvalidRequest if no key has a suffix of both.
-        """
-        taken = self.route.suffixes
-        if not asked or not taken:
-            return tuple(asked) or taken
-        wanted = tuple(suffix.lower() for suffix in asked)
-        both = {suffix for suffix in wanted if suffix.endswith(taken)}
-        both |= {suffix for suffix in taken if suffix.endswith(wanted)}
-        if not both:
-            raise InvalidRequest(
-                f"the route {self.route.name} only takes keys with {', '.join(taken)}, and none "
-                f"with {', '.join(wanted)}"
-            )
-        return tuple(sorted(both))
-
     def key(self, source: ObjectUri) -> str:
         """Return the key of the output of `source`, without the prefix of the outputs."""
         return output_key(self.source.relative(source), self.route.heif_suffix)

@@ -204,7 +204,7 @@ def backfill(
         selection = Selection(
             since,
             until,
-            tuple(sorted(places.suffixes(suffix or ()))),
+            tuple(sorted(places.route.suffixes_among(suffix or ()))),
             limit,
             _name(inventories, since or until),
         )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tasks.addresses import PrefixUri
-from tasks.bulk.places import Places
 from tasks.errors import OutputFailed
 from tasks.routes import Route
 from worker import logs
@@ -122,11 +121,10 @@ def _route(place: str, suffixes: list[str]) -> tuple[Route | None, list[str]]:
     """
     if "://" not in place:
         return None, suffixes
-    routes = WorkerSettings.load().parsed_routes()
-    route = routes.of_source(PrefixUri.parse(place))
+    route = WorkerSettings.load().parsed_routes().of_source(PrefixUri.parse(place))
     if route is None:
         return None, suffixes
-    return route, list(Places.find(place, None, routes).suffixes(suffixes))
+    return route, list(route.suffixes_among(suffixes))
 
 
 def _pictures(

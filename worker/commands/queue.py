@@ -8,6 +8,7 @@ from worker.printing import print_note
 if TYPE_CHECKING:
     from tasks.app import App
 
+REDIS_SECONDS = 5.0  # within which Redis must answer, so that a command that shows a state ends
 MAX_WAITING = 20_000  # messages on a queue; each takes about 1 kB of Redis memory
 
 

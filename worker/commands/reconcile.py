@@ -135,7 +135,7 @@ def reconcile(
             only,
             sources_deleted,
             bar.advance,
-            places.suffixes(suffix or ()),
+            places.route.suffixes_among(suffix or ()),
         )
 
         def summarize() -> None:

@@ -15,13 +15,10 @@ from tasks.storage.s3 import ObjectStore
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
-from worker.commands.queue import celery_app
-from worker.printing import print_note, printable
+from worker.commands.queue import REDIS_SECONDS, celery_app
+from worker.printing import UNKNOWN, print_note, printable
 from worker.route_reports import AddressReport, Attempt, RouteReport, RouteReports, attempts
 from worker.settings import WorkerSettings
-
-REDIS_SECONDS = 5.0  # for Redis to answer; without it the recipes are unknown
-UNKNOWN = "–"
 
 Addresses = Annotated[
     list[str] | None,

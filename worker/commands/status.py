@@ -26,7 +26,7 @@ from tasks.status import RouteStatus, RunStatus, Status
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, refuse_beside
-from worker.commands.queue import celery_app
+from worker.commands.queue import REDIS_SECONDS, celery_app
 from worker.printing import UNKNOWN, duration, print_note, printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 LIVE_SECONDS = 2.0  # between two refreshes, by default
 PING_SECONDS = 1.0  # within which a worker must answer
-REDIS_SECONDS = 5.0  # within which Redis must answer, so that a command that shows a state ends
 PIPE_COLUMNS = 240  # wide enough that no table is cut where the output is not a terminal
 WARNING = "bold yellow"
 MAX_STRAY_SHOWN = 5  # stray lists, each on a line

@@ -77,12 +77,12 @@ def test_a_picture_has_one_key_in_its_places_and_one_in_its_receipts():
 def test_a_route_and_a_command_take_the_suffixes_that_both_have(asked, expected):
     places = PrefixUri.parse("s3://raw"), PrefixUri.parse("s3://clean")
     routes = Routes((Route(*places, "north", (".jpg", ".tar.png")),))
-    assert Places.find("s3://raw/a", None, routes).suffixes(asked) == expected
+    assert Places.find("s3://raw/a", None, routes).route.suffixes_among(asked) == expected
 
 
 def test_suffixes_that_a_route_does_not_take_are_refused():
     places = PrefixUri.parse("s3://raw"), PrefixUri.parse("s3://clean")
     routes = Routes((Route(*places, "north", (".jpg",)),))
     with pytest.raises(InvalidRequest, match=r"route north only takes keys with \.jpg"):
-        Places.find("s3://raw", None, routes).suffixes([".png"])
-    assert Places.find("s3://archive", None, ROUTES).suffixes([".PNG"]) == (".PNG",)
+        Places.find("s3://raw", None, routes).route.suffixes_among([".png"])
+    assert Places.find("s3://archive", None, ROUTES).route.suffixes_among([".PNG"]) == (".PNG",)
