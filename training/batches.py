@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from training.augmentation import Boxes, Example, augmented, fitted
-from training.dataset import FACE, Dataset, Picture
+from training.data.dataset import FACE, Dataset, Picture
 from training.network import Floats, Network, Targets
 from worker.pixels import Pixels
 

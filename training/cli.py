@@ -97,8 +97,8 @@ def import_(
 
     Example: veil train import labels/ --to dataset --map with_mask=FACE
     """
-    from training import formats, importing, overview
-    from training.dataset import FACE
+    from training.data import formats, importing, overview
+    from training.data.dataset import FACE
 
     if form is not None and form not in formats.FORMATS:
         raise typer.BadParameter(f"choose from {', '.join(formats.FORMATS)}", param_hint="--format")
@@ -234,7 +234,7 @@ def fit(
 
     Example: veil train fit dataset --to run --start default
     """
-    from training.dataset import Dataset, refuse_as_target
+    from training.data.dataset import Dataset, refuse_as_target
 
     refuse_beside("--start", start, {"--size": size, "--weights": weights})
     refuse_beside("--steps", steps, {"--rounds": rounds})
@@ -331,7 +331,7 @@ def evaluate(
 
     Example: veil train evaluate run dataset
     """
-    from training.dataset import SPLITS, Dataset, refuse_as_target
+    from training.data.dataset import SPLITS, Dataset, refuse_as_target
     from training.run import DESCRIPTION, Run
     from worker import logs
     from worker.detection.presets import PassSettings
@@ -351,7 +351,7 @@ def evaluate(
     refuse_as_target(target)
     # A threshold that was chosen on `test` would make the figures of `test` too good.
     threshold = run.threshold() if run and split == "test" else None
-    from training import evaluating, report
+    from training.evaluation import evaluating, report
 
     if side:
         look = PassSettings((side,), LARGEST_ENLARGEMENT, side, mirrored=False, turned="never")
@@ -388,7 +388,7 @@ def _report_folder(run: "Run | None", model: str) -> Path:
     """Return the folder in which the reports of a run belong."""
     if run:
         return run.folder / REPORTS
-    from training.dataset import INDEX
+    from training.data.dataset import INDEX
 
     home = Path(model).expanduser()
     if "://" not in model and not home.exists():

@@ -13,7 +13,7 @@ from tasks.errors import OutputFailed, TrainingFailed
 from training import checkpoint, curves
 from training.backend import jit, keras, layers, reproducible
 from training.batches import Batch, Batches
-from training.dataset import Dataset
+from training.data.dataset import Dataset
 from training.network import Network, network_of
 from training.optimizer import LONGEST_AVERAGE, FlatAdamW
 from training.run import CHECKPOINT, CURVES, EVENTS, LOG, WEIGHTS, Recipe, Run
@@ -24,9 +24,6 @@ from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 
 WARM_UP = 0.05  # share of the steps
-# The share of the steps in which the backbone learns nothing, while the heads get used to their
-# classes.
-FROZEN = 0.1
 # In a short run, weights are averaged over its last tenth, and normalisations over its last sixth,
 # but over some ten steps at least: the statistics of single batches differ so much that a network
 # which normalises other pictures by them has logits of 100 and more.
@@ -106,9 +103,8 @@ class _Trained:
         self.is_started = weights is not None
         if weights is not None:
             network.start(self.model, weights, recipe.seed)
-        self._backbone = network.backbone(self.model)
-        self._frozen_steps = round(FROZEN * recipe.steps) if self._backbone else 0
-        self._is_frozen = False
+            for layer in network.frozen(self.model):
+                layer.trainable = False
         momentum = max(SHORTEST_NORMALISED, 1 - NORMALISED / recipe.steps)
         self._set_momentum(min(LONGEST_NORMALISED, momentum))
         warm_up = max(1, round(WARM_UP * recipe.steps))
@@ -129,22 +125,12 @@ class _Trained:
         truth = {name: values[:1] for name, values in first.truth.items()}
         self.model.compute_loss(x=None, y=truth, y_pred=outputs)
 
-    def step(self, number: int, batch: Batch) -> dict[str, Any]:
-        """Train on `batch` in step `number`, from 1 on, and return the losses."""
-        self._freeze(number <= self._frozen_steps)
+    def step(self, batch: Batch) -> dict[str, Any]:
+        """Train on `batch`, and return the losses."""
         losses: dict[str, Any] = self.model.train_on_batch(
             batch.pictures, batch.truth, return_dict=True
         )
         return losses
-
-    def _freeze(self, is_frozen: bool) -> None:
-        """Let the backbone learn nothing, or learn again."""
-        if is_frozen == self._is_frozen:
-            return
-        self._is_frozen = is_frozen
-        for layer in self._backbone:
-            layer.trainable = not is_frozen
-        self.model.make_train_function(force=True)
 
     @property
     def learning_rate(self) -> float:
@@ -227,7 +213,7 @@ def _train(
             for batch in batches.starting(step, end):
                 rate = trained.learning_rate
                 step += 1
-                losses = trained.step(step, batch)
+                losses = trained.step(batch)
                 line = {
                     "step": step,
                     **{name: float(loss) for name, loss in losses.items()},

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tasks.errors import OutputFailed
-from training.dataset import INDEX
+from training.data.dataset import INDEX
 from training.run import DESCRIPTION
 
 PARTIAL = ".partial"  # the end of the name of a folder beside the one that is written

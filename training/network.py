@@ -58,8 +58,8 @@ class Network(Protocol):
     def start(self, model: Any, weights: str, seed: int) -> None:
         """Give `model` initial weights. Raises TrainingFailed if there are none of this name."""
 
-    def backbone(self, model: Any) -> list[Any]:
-        """Return the layers that learn nothing in the first steps; empty if all learn at once."""
+    def frozen(self, model: Any) -> list[Any]:
+        """Return the layers that learn nothing if `model` has initial weights."""
 
     def losses(self) -> dict[str, Any]:
         """Return the Keras losses of the outputs, by name."""

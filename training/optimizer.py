@@ -25,8 +25,8 @@ LEAST_KERNEL, LEAST_BIAS = 1e-4, 1e-2  # magnitudes, so that weights of 0 learn 
 class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     """AdamW whose weight decay applies to kernels only.
 
-    `average` is the share of the running average of the weights that each step keeps. It is built
-    with all weights; steps may leave some of them out. If `is_relative`, the learning rate of a
+    `average` is the share of the running average of the weights that each step keeps. If
+    `is_relative`, the learning rate of a
     weight is multiplied by the magnitude of its channel at the time of `build`, which the caller
     then calls before the first step: see `magnitudes_of`.
     """
@@ -64,8 +64,7 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
         if not self.built and trainable_variables is not None:
             self.build(trainable_variables)
-        gradient, is_trained = self._spread(grads, trainable_variables)
-        gradient = gradient * self._magnitudes  # that of a weight divided by its magnitude
+        gradient = _flat(grads) * self._magnitudes  # that of a weight divided by its magnitude
         norm = ops.sqrt(ops.sum(ops.square(gradient)))
         gradient = gradient * ops.minimum(1.0, LARGEST_NORM / ops.maximum(norm, EPSILON))
         step = ops.cast(self.iterations + 1, "float32")
@@ -75,10 +74,7 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
         moved = (first / (1 - FIRST**step)) / (ops.sqrt(second / (1 - SECOND**step)) + EPSILON)
         weights = _flat(self._weights)
         kernels = _flat(
-            [
-                each if len(each.shape) > 1 and trained else ops.zeros_like(each)
-                for each, trained in zip(self._weights, is_trained, strict=True)
-            ]
+            [each if len(each.shape) > 1 else ops.zeros_like(each) for each in self._weights]
         )
         weights = weights - rate * (self._magnitudes * moved + DECAY * kernels)
         self.first.assign(first)
@@ -88,20 +84,6 @@ class FlatAdamW(keras.optimizers.Optimizer):  # type: ignore[misc]
             variable.assign(values)
         self.iterations.assign(self.iterations + 1)
         return self.iterations
-
-    def _spread(
-        self, grads: Sequence[Any], variables: Sequence[Any] | None
-    ) -> tuple[Any, list[bool]]:
-        """Return the vector of all gradients, and which weights are trained.
-
-        `grads` are those of `variables`. Other weights are frozen: their gradients are 0.
-        """
-        if variables is None:
-            return _flat(grads), [True] * len(self._weights)
-        given = {id(variable): grad for variable, grad in zip(variables, grads, strict=True)}
-        is_trained = [id(weight) in given for weight in self._weights]
-        everything = [given.get(id(weight), ops.zeros_like(weight)) for weight in self._weights]
-        return _flat(everything), is_trained
 
     def use_average(self) -> None:
         """Replace the weights by their running average."""

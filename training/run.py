@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import OutputFailed, TrainingFailed
-from training.dataset import FACE
+from training.data.dataset import FACE
 from training.network import CENTERFACE, DEFAULT
 from worker.local_files import write_atomically
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from training.augmentation import Example, fitted
 from training.batches import Batch, Batches, joined
-from training.scoring import Judged, average_precision, judged
+from training.evaluation.scoring import Judged, average_precision, judged
 from worker.detection.faces import Detections
 
 MOST_PICTURES = 64  # so that a checkpoint takes seconds

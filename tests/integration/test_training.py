@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
 
 from tasks.errors import DatasetInvalid, OutputFailed, TrainingFailed
-from training import checkpoint, curves, fitting, formats, importing
+from training import checkpoint, curves, fitting
 from training.backend import keras, layers, ops
 from training.cli import app
+from training.data import formats, importing
+from training.data.importing import Choice
 from training.efficientdet import network as efficientdet
 from training.efficientdet.anchors import PER_POINT, STRIDES
 from training.efficientdet.losses import BoxLoss, FocalLoss
-from training.importing import Choice
 from training.optimizer import FlatAdamW
 from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
 

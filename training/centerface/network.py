@@ -17,7 +17,7 @@ from training.backend import ON_TENSORFLOW
 from training.centerface import model as centerface
 from training.centerface.losses import CentreLoss, HeatLoss
 from training.centerface.targets import Floats, targets
-from training.dataset import FACE
+from training.data.dataset import FACE
 from training.network import DEFAULT, LEAST_SCORE
 from training.run import WEIGHTS, Run
 from worker.detection.centerface.known_face import photograph
@@ -75,8 +75,8 @@ class CenterFace:
         random = np.random.default_rng(seed)
         centerface.assign(model, centerface.with_labels(network, known, self.classes, random))
 
-    def backbone(self, model: Any) -> list[Any]:
-        return centerface.backbone(model)
+    def frozen(self, model: Any) -> list[Any]:
+        return centerface.frozen(model)
 
     def losses(self) -> dict[str, Any]:
         return {"faces": HeatLoss(), "boxes": CentreLoss()}

@@ -71,7 +71,7 @@ class EfficientDet:
         path = folder / WEIGHTS
         checkpoint.restore("w", model.weights, checkpoint.load(path), path)
 
-    def backbone(self, model: Any) -> list[Any]:  # noqa: ARG002
+    def frozen(self, model: Any) -> list[Any]:  # noqa: ARG002
         return []
 
     def losses(self) -> dict[str, Any]:

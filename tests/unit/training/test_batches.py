@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from training import augmentation, formats, importing
+from training import augmentation
 from training.augmentation import Example, augmented, fitted
 from training.batches import Batches
 from training.centerface.targets import targets
-from training.importing import Choice
+from training.data import formats, importing
+from training.data.importing import Choice
 
 RED, GREEN = (230, 30, 30), (30, 160, 60)
 NONE = np.zeros((0, 4), np.float32)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from training import checkpoint, cli, dataset
+from training import checkpoint, cli
+from training.data import dataset
 from training.run import CHECKPOINT, EVALUATION, LOG, Recipe, Run
 from worker.cli import main
 
@@ -186,7 +187,7 @@ def evaluate(tmp_path, monkeypatch):
     It returns the ended command and the threshold that was asked for.
     """
     pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
-    from training import evaluating, report
+    from training.evaluation import evaluating, report
 
     thresholds = []
     pictures = SimpleNamespace(split=lambda name: (), digest="d" * 64)

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.errors import OutputFailed, TrainingFailed
 from training import folders
-from training.dataset import INDEX
+from training.data.dataset import INDEX
 from training.run import DESCRIPTION
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from training import sheets
-from training.dataset import FACE, Dataset, Picture
+from training.data.dataset import FACE, Dataset, Picture
 from worker.pixels import Pixels
 
 SAMPLES, COLUMNS = 9, 3

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import OutputFailed
-from training import charts, samples
-from training.dataset import SPLITS, Box, Picture, sides
-from training.importing import Imported, Problem, problem_lines
+from training import charts
+from training.data import samples
+from training.data.dataset import SPLITS, Box, Picture, sides
+from training.data.importing import Imported, Problem, problem_lines
 
 SIZES = (8, 16, 32, 64, 128, 256)  # limits of the rows by size of face, in pixels
 SAMPLES = "samples.jpg"

@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
-from training import scoring
-from training.evaluating import FLOOR, proposed, survived
+from training.evaluation import scoring
+from training.evaluation.evaluating import FLOOR, proposed, survived
 from worker.detection.faces import Detections
 
 NONE = np.zeros((0, 4), np.float32)

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
-from training.report import threshold_line
+from training.evaluation.report import threshold_line
 from training.run import stated
 from worker.detection.evaluation import Evaluation
 

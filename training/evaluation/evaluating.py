@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from tasks.errors import ModelInvalid
 from tasks.storage.s3 import ObjectStore
-from training import scoring
-from training.dataset import FACE, Box, Dataset, Picture
+from training.data.dataset import FACE, Box, Dataset, Picture
+from training.evaluation import scoring
+from training.evaluation.scoring import Curve, Judged
 from training.run import DESCRIPTION, Run
-from training.scoring import Curve, Judged
 from worker.bootstrap import load_folder, load_model, mask_style
 from worker.commands.progress import progress_bar
 from worker.detection import own_model

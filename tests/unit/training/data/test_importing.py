@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from tasks.errors import DatasetInvalid, InvalidRequest, OutputFailed
 from tests import label_formats
-from training import formats, importing, likeness, overview
 from training.cli import app
-from training.dataset import Dataset
-from training.importing import Choice, Problem
+from training.data import formats, importing, likeness, overview
+from training.data.dataset import Dataset
+from training.data.importing import Choice, Problem
 
 pytest.importorskip("matplotlib", reason="pip install 'veil[worker,training]'")
 

@@ -11,8 +11,9 @@ from PIL import Image
 pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 
 from tasks.errors import ModelInvalid
-from training import evaluating, formats, importing, report
-from training.importing import Choice
+from training.data import formats, importing
+from training.data.importing import Choice
+from training.evaluation import evaluating, report
 from training.run import stated
 from worker.detection.faces import Detections
 from worker.detection.presets import PassSettings

@@ -11,11 +11,11 @@ import numpy as np
 
 from tasks.errors import OutputFailed
 from training import charts, sheets
-from training.dataset import FACE, Dataset, sides
-from training.evaluating import HIDDEN, MAX_THRESHOLD, Figures
-from training.overview import table
+from training.data.dataset import FACE, Dataset, sides
+from training.data.overview import table
+from training.evaluation.evaluating import HIDDEN, MAX_THRESHOLD, Figures
+from training.evaluation.scoring import SIZES, size_name
 from training.run import CURVES, Run, stated
-from training.scoring import SIZES, size_name
 from training.sheets import ALARM, FOUND, LABELLED, PAPER
 from worker.detection.evaluation import Evaluation
 from worker.detection.faces import Boxes

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tasks.errors import DatasetInvalid, VeilError
-from training import dataset, folders, likeness, misread
-from training.dataset import FACE, Box, Dataset, Picture
-from training.formats import Label, Labelled
+from training import folders
+from training.data import dataset, likeness, misread
+from training.data.dataset import FACE, Box, Dataset, Picture
+from training.data.formats import Label, Labelled
 from worker.commands.progress import progress_bar
 
 IGNORE, DROP = "ignore", "drop"

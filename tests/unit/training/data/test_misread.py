@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training import misread
+from training.data import misread
 
 WIDTH, HEIGHT = 640, 480
 

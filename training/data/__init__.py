@@ -1,0 +1,1 @@
+"""Data sets: labelled pictures read, checked, and kept in one form."""
