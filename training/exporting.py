@@ -20,10 +20,10 @@ from training.backend import ON_TENSORFLOW
 from training.fitting import finished_model
 from training.network import network_of
 from training.run import WEIGHTS, Run, stated
-from worker.bootstrap import load_folder
 from worker.detection.centerface import known_face
 from worker.detection.model import DEFAULT_THRESHOLD, METADATA, stated_labels
 from worker.detection.tf import tf
+from worker.models import load_folder
 from worker.settings import WorkerSettings
 
 SAVED_MODEL = "saved_model"

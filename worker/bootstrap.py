@@ -4,7 +4,6 @@ The modules of the detector take seconds to import, so functions import them whe
 Wrong settings are refused before that.
 """
 
-import ctypes
 import os
 import threading
 import weakref
@@ -13,8 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -28,7 +25,8 @@ from tasks.redis.clients import impatient_client
 from tasks.settings import Settings, refuse_unknown
 from tasks.telemetry import error_reports, tracing
 from worker import logs, metrics, searches
-from worker.process import allocator, processors
+from worker.models import load_models
+from worker.process import allocator
 from worker.process.watch import Watch, unwatched
 from worker.process.watchdog import Watchdog
 from worker.searches import LoadedModel
@@ -52,9 +50,6 @@ if TYPE_CHECKING:
 
 GPU_BATCH_SIZE = 8
 CPU_BATCH_SIZE = 1
-LITERT_MODULE = "ai_edge_litert"
-TRAINING_RUN = "run.json"  # the description of a run: see training.run
-GPU_DRIVER = "libcuda.so.1"  # of NVIDIA; TensorFlow's wheels support no other GPU
 # A batch has stalled when it exceeds the time limit of a pass by this much.
 STALL_MARGIN_SECONDS = 10
 NOTIFICATION_SECONDS = 5.0  # for Redis to answer the sender of notifications
@@ -572,154 +567,3 @@ def _announce_detector(
             batch_size=_batch_size(settings, model),
             recipe=recipe,
         )
-
-
-def load_models(settings: WorkerSettings) -> list[LoadedModel]:
-    """Return the models of `settings`, tested. Raises the errors of load_model."""
-    return [loaded(load_model(one), one) for one in searches.settings_of_models(settings)]
-
-
-def loaded(model: "Model", settings: WorkerSettings) -> LoadedModel:
-    """Return `model`, which was loaded with `settings`, with its classes."""
-    from worker.detection.model import stated_labels
-
-    classes = stated_labels(model.folder) if settings.model else {}
-    return LoadedModel(model, classes, settings)
-
-
-def load_model(settings: WorkerSettings) -> "Model":
-    """Return the one model of `settings`, tested. The default model is built on first use.
-
-    Raises ModelInvalid if it cannot be loaded or fails its test. Raises the errors of S3 if the
-    model is stored there.
-    """
-    from worker.detection.centerface import known_face
-
-    model = load_untested_model(settings)
-    if settings.model is None:
-        known_face.check_default(model)
-        return model
-    threshold = searches.lowest_threshold(settings, model.folder, model.name)
-    finds_faces = FACE in loaded(model, settings).labels
-    known_face.try_own(model, threshold, finds_faces)
-    _warn_of_evaluation(model)
-    if settings.model.startswith("s3://") and settings.model_sha256 is None:
-        structlog.get_logger("veil").warning(
-            "the model is not pinned",
-            address=settings.model,
-            digest=model.digest,
-            effect="whoever can write to the address decides what is hidden: "
-            "set VEIL_MODEL_SHA256, or add #sha256=DIGEST in VEIL_MODELS",
-        )
-    return model
-
-
-def _warn_of_evaluation(model: "Model") -> None:
-    """Log a warning if the model's own evaluation says that the bundled detector is better."""
-    from worker.detection.evaluation import stated_evaluation
-
-    evaluation = stated_evaluation(model.folder)
-    if evaluation and (drawbacks := evaluation.drawbacks()):
-        structlog.get_logger("veil").warning(
-            "the model hides faces worse than the bundled detector",
-            model=model.name,
-            evaluation="; ".join(drawbacks),
-            evaluated_threshold=evaluation.threshold,
-            effect="train it longer, or unset VEIL_MODEL",
-        )
-
-
-def load_untested_model(settings: WorkerSettings) -> "Model":
-    """Return the model of `settings`, loaded but not tested; raises the errors of load_model."""
-    from worker.detection import centerface
-
-    if settings.model:
-        from tasks.storage.s3 import ObjectStore
-        from worker.detection import own_model
-
-        folder = own_model.folder(
-            settings.model, lambda: ObjectStore.connect(settings), settings.model_sha256
-        )
-        return load_folder(settings, folder, name=settings.model)
-    return load_folder(
-        settings, centerface.default_model(), centerface.DIGEST, centerface.DIGEST_IN_8_BITS
-    )
-
-
-def load_folder(
-    settings: WorkerSettings,
-    folder: Path,
-    digest: str | None = None,
-    digest_in_8_bits: str | None = None,
-    name: str | None = None,
-) -> "Model":
-    """Return the model in `folder`, run by the engine of `settings`, but not tested.
-
-    The digests are those of the default model; the engines compute that of any other. `name` is its
-    name in messages, by default the folder. Raises ModelInvalid for a run of `veil train fit`.
-    """
-    if (folder / TRAINING_RUN).is_file():
-        raise ModelInvalid(
-            f"{name or folder} is a training run: set VEIL_MODEL to what `veil train export` made"
-        )
-    if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
-        return _load_for_litert(settings, folder, digest_in_8_bits, name)
-    from worker.detection.saved_model import SavedModel
-
-    threshold = searches.lowest_threshold(settings, folder, name or str(folder))
-    return SavedModel(folder, digest, threshold, name)
-
-
-def _load_for_litert(
-    settings: WorkerSettings, folder: Path, digest: str | None, name: str | None
-) -> "Model":
-    if not find_spec(LITERT_MODULE):
-        raise ModelInvalid(
-            "VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert"
-        )
-    from worker.detection.centerface.maps import MIN_SCORE
-    from worker.detection.detector import WEAK_SCORE_FACTOR
-    from worker.detection.litert import QuantizedModel
-
-    lanes = min(settings.pictures_in_flight(), processors.available())
-    # The network scores many points very low, and comparing these with each other takes most of the
-    # time. The detector uses no score below this one.
-    threshold = searches.lowest_threshold(settings, folder, name or str(folder))
-    min_score = max(MIN_SCORE, WEAK_SCORE_FACTOR * threshold)
-    return QuantizedModel(folder, digest, lanes, min_score, name)
-
-
-def _suits_litert(folder: Path) -> bool:
-    """Return whether LiteRT is the faster engine for the model in `folder`.
-
-    It is if the folder has a network in 8 bits, and this machine has no GPU or the folder no other
-    form of the network.
-    """
-    from worker.detection.model import GRAPH, NETWORK
-
-    if not (folder / NETWORK).is_file():
-        return False
-    if (folder / GRAPH).is_file() and _has_gpu():
-        return False
-    if not find_spec(LITERT_MODULE):
-        structlog.get_logger("veil").warning(
-            "LiteRT is not installed",
-            engine="tensorflow",
-            effect="detection is slower on a CPU than it could be",
-        )
-        return False
-    return True
-
-
-def _has_gpu() -> bool:
-    """Return whether TensorFlow can use a GPU.
-
-    Without a driver TensorFlow is not asked, because importing it takes seconds.
-    """
-    try:
-        ctypes.CDLL(GPU_DRIVER)
-    except OSError:
-        return False
-    from worker.detection.saved_model import has_gpu
-
-    return has_gpu()

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.integration.poison_worker import Colours
-from worker import bootstrap, cli
+from worker import cli, models
 from worker.process import pool
 
 COMMAND = (
@@ -21,6 +21,6 @@ COMMAND = (
 
 if __name__ == "__main__":
     pool.PicturePool = partial(pool.PicturePool, command=COMMAND)
-    bootstrap.load_model = lambda settings: Colours()
+    models.load_model = lambda settings: Colours()
     sys.argv = ["veil", "worker"]
     cli.main()

@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from worker import bootstrap, cli
+from worker import cli, models
 from worker.detection.faces import Detections
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
@@ -89,7 +89,7 @@ def main():
     if "audit" in options:
         audit(options["audit"])
     sys.argv = ["veil", "worker"]
-    bootstrap.load_model = lambda settings: Colours()
+    models.load_model = lambda settings: Colours()
     cli.main()
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import ExifTags, Image, ImageFilter, ImageSequence
 
 from tasks.errors import ModelInvalid
-from worker import bootstrap
+from worker import models
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection import litert
 from worker.detection.batching import Batcher
@@ -96,7 +96,7 @@ def test_no_room_for_the_model_is_one_line(veil, tmp_path):
 
 
 def load(engine, **settings):
-    from worker.bootstrap import load_model
+    from worker.models import load_model
 
     return load_model(WorkerSettings(engine=engine, **settings))
 
@@ -345,7 +345,7 @@ def test_engines_that_answer_differently_have_digests_of_their_own():
 
 
 def test_without_litert_the_default_model_runs_on_tensorflow(monkeypatch):
-    monkeypatch.setattr(bootstrap, "find_spec", lambda name: None)
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
 
     assert load("auto").engine == "tensorflow"
     with pytest.raises(ModelInvalid, match="pip install ai-edge-litert"):
@@ -353,7 +353,7 @@ def test_without_litert_the_default_model_runs_on_tensorflow(monkeypatch):
 
 
 def test_on_a_gpu_the_default_model_runs_on_tensorflow(monkeypatch):
-    monkeypatch.setattr(bootstrap, "_has_gpu", lambda: True)
+    monkeypatch.setattr(models, "_has_gpu", lambda: True)
 
     assert load("auto").engine == "tensorflow"
 

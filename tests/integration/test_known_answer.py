@@ -14,9 +14,10 @@ from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid
 from worker.anonymizer import Stopwatch
-from worker.bootstrap import build_anonymizer, load_model, load_untested_model
+from worker.bootstrap import build_anonymizer
 from worker.detection.centerface import WEIGHTS, default_folder, known_face
 from worker.detection.litert import QuantizedModel
+from worker.models import load_model, load_untested_model
 from worker.settings import WorkerSettings
 
 ENGINES = ("litert", "tensorflow")

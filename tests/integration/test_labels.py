@@ -337,7 +337,7 @@ def test_the_plate_detector_of_the_package_runs_beside_the_default_model(
 
 def test_a_pin_in_the_list_of_models_is_checked(colours):
     from tasks.errors import ModelInvalid
-    from worker.bootstrap import load_models
+    from worker.models import load_models
 
     with pytest.raises(ModelInvalid, match="not used; see VEIL_MODEL_SHA256"):
         load_models(WorkerSettings(models=f"{colours}#sha256={'0' * 64}"))

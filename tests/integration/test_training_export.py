@@ -21,12 +21,12 @@ from training.efficientdet.anchors import LARGEST_STRETCH, PER_POINT
 from training.efficientdet.model import SIZES, Size, efficientdet
 from training.efficientdet.network import EfficientDet
 from training.run import EVALUATION, WEIGHTS, Recipe, Run
-from worker.bootstrap import load_model
 from worker.detection import own_model
 from worker.detection.credible import credible
 from worker.detection.evaluation import stated_evaluation
 from worker.detection.model import digest_of, stated_threshold
 from worker.detection.saved_model import SavedModel
+from worker.models import load_model
 from worker.settings import WorkerSettings
 
 RECIPE = Recipe("d0", 128, 2, 2, 0.001, 0, False, "none", "float32")

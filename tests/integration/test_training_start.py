@@ -23,7 +23,6 @@ from training.network import DEFAULT
 from training.optimizer import FlatAdamW, magnitudes_of
 from training.run import WEIGHTS, Recipe, Run
 from training.validation import Validation
-from worker.bootstrap import load_untested_model
 from worker.detection.centerface import default_model
 from worker.detection.centerface.known_face import (
     PHOTOGRAPH,
@@ -35,6 +34,7 @@ from worker.detection.centerface.known_face import (
 from worker.detection.credible import credible
 from worker.detection.litert import QuantizedModel
 from worker.detection.saved_model import SavedModel
+from worker.models import load_untested_model
 from worker.settings import WorkerSettings
 
 RECIPE = Recipe("centerface", 64, 2, 1, 0.0, 0, True, "default", "float32")

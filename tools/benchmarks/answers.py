@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tools.benchmarks.exposure import sources
-from worker.bootstrap import load_model
 from worker.detection import detector
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections
 from worker.detection.presets import PRESETS
 from worker.detection.tiled import one_by_one
+from worker.models import load_model
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 

@@ -115,7 +115,7 @@ def of_any_size(weights: bytes) -> bytes:
 def main(engine: str, count: int) -> None:
     """Serve measurements of an engine of Veil on `count` processors."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
-    from worker.bootstrap import load_model
+    from worker.models import load_model
 
     model = load_model(WorkerSettings.model_validate({"engine": engine, "concurrency": 1}))
 

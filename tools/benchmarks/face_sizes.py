@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.benchmarks.exposure import sources
-from worker.bootstrap import load_model
 from worker.detection.canvas import Pyramid
 from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, box_sides, overlap
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import one_by_one
+from worker.models import load_model
 from worker.settings import WorkerSettings
 
 SETS = "crowd,masks,wider"

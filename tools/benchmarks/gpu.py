@@ -49,7 +49,7 @@ from tools.benchmarks.exposure import sources
 from tools.benchmarks.harness import child, pictures
 from tools.local import stack
 from tools.local.stack import Stack
-from worker import bootstrap, cli, logs
+from worker import bootstrap, cli, logs, models
 from worker.detection import warm_up
 from worker.detection.centerface import (
     DIGEST,
@@ -113,7 +113,7 @@ def _engine() -> str | None:
     if _on_cpu():
         return os.environ.get(ENGINE) or "tensorflow"
     try:
-        ctypes.CDLL(bootstrap.GPU_DRIVER)
+        ctypes.CDLL(models.GPU_DRIVER)
     except OSError:
         return None
     if find_spec("tensorflow"):
@@ -265,10 +265,8 @@ def _speed(model: Model) -> dict[str, Any]:
 def _recall(model: Model) -> dict[str, Any]:
     """Return the share of the faces that `model` finds, and that the model on CPUs finds."""
     detectors = [
-        bootstrap.build_anonymizer(
-            WorkerSettings(), models=[bootstrap.loaded(one, WorkerSettings())]
-        )
-        for one in (model, bootstrap.load_model(WorkerSettings(engine="litert")))
+        bootstrap.build_anonymizer(WorkerSettings(), models=[models.loaded(one, WorkerSettings())])
+        for one in (model, models.load_model(WorkerSettings(engine="litert")))
     ]
     counts = {"faces": 0, "found": 0, "found_on_cpu": 0, "faces_on_cpu": 0, "same_faces": 0}
     for pixels, annotated in _annotated():
@@ -421,7 +419,7 @@ def main(arguments: Sequence[str]) -> None:
     model = Timed(device_model(), Path(os.environ[BATCHES]))
     usual = ((256, 192),) if _on_cpu() else warm_up.USUAL_PICTURES
     with (
-        patch.object(bootstrap, "load_model", return_value=model),
+        patch.object(models, "load_model", return_value=model),
         patch.object(warm_up, "USUAL_PICTURES", usual),
     ):
         sys.argv = ["veil", "worker"]

@@ -18,7 +18,6 @@ from unittest.mock import patch
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from worker.bootstrap import load_untested_model
 from worker.detection import litert
 from worker.detection.centerface import WEIGHTS, maps
 from worker.detection.centerface.known_face import (
@@ -31,6 +30,7 @@ from worker.detection.centerface.known_face import (
 )
 from worker.detection.faces import Detections
 from worker.detection.model import Model
+from worker.models import load_untested_model
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.benchmarks.exposure import SETS, sources
-from worker.bootstrap import load_model, mask_style
+from worker.bootstrap import mask_style
 from worker.detection import detector, passes
 from worker.detection.centerface import SCORE_THRESHOLD
 from worker.detection.centerface.maps import MIN_SCORE
@@ -39,6 +39,7 @@ from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Detections, Sightings
 from worker.detection.tiled import one_by_one
 from worker.masking import hiding
+from worker.models import load_model
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 

@@ -16,7 +16,7 @@ from training.data.dataset import FACE, Box, Dataset, Picture
 from training.evaluation import scoring
 from training.evaluation.scoring import Curve, Judged
 from training.run import DESCRIPTION, Run
-from worker.bootstrap import load_folder, load_model, mask_style
+from worker.bootstrap import mask_style
 from worker.commands.progress import progress_bar
 from worker.detection import own_model
 from worker.detection.detector import ScaledDetector
@@ -26,6 +26,7 @@ from worker.detection.presets import PassSettings
 from worker.detection.tiled import Infer, ModelInput, one_by_one
 from worker.masking import hiding
 from worker.masking.regions import WHOLE, MaskStyle, covered_pixels, regions
+from worker.models import load_folder, load_model
 from worker.pixels import Pixels
 from worker.settings import WorkerSettings
 

@@ -54,7 +54,7 @@ def info(
 
     Example: VEIL_MODEL=/path/to/saved_model_folder veil model info --picture a.jpg
     """
-    from worker.bootstrap import load_models
+    from worker.models import load_models
     from worker.searches import labels_to_hide
 
     settings = WorkerSettings.load()

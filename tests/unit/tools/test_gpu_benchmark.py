@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tools.benchmarks import gpu
-from worker import bootstrap
+from worker import models
 from worker.detection.faces import Detections
 
 
@@ -55,7 +55,7 @@ def test_a_measured_model_is_the_same_model_and_writes_its_batches(tmp_path):
 @pytest.mark.parametrize("name", ["", "cuda"])
 def test_without_a_gpu_the_benchmark_says_in_a_line_what_it_needs(name, monkeypatch, capsys):
     monkeypatch.setenv("DEVICE", name)
-    monkeypatch.setattr(bootstrap, "GPU_DRIVER", "libabsent.so.1")
+    monkeypatch.setattr(models, "GPU_DRIVER", "libabsent.so.1")
 
     gpu.run()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from tools.benchmarks.harness import alone
-from worker import bootstrap, cli, images, logs
+from worker import bootstrap, cli, images, logs, models
 from worker.detection.faces import Detections
 from worker.detection.model import Model
 from worker.pixels import Pixels
@@ -67,8 +67,8 @@ def install() -> None:
     """Replace the model of this process."""
     logs.configure("json")
     settings = WorkerSettings.load()
-    model = StandIn(bootstrap.load_model(settings), float(os.environ[SPEED]))
-    patch.object(bootstrap, "load_model", return_value=model).start()
+    model = StandIn(models.load_model(settings), float(os.environ[SPEED]))
+    patch.object(models, "load_model", return_value=model).start()
     anonymizer = bootstrap.build_anonymizer(settings)
     for path in sorted(Path(os.environ[PICTURES]).iterdir()):
         anonymizer.detect_frames(images.decode(path.read_bytes(), settings.max_pixels))

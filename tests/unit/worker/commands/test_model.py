@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from worker import bootstrap
+from worker import models
 from worker.commands.model import app
 
 
@@ -24,7 +24,7 @@ def model(tmp_path, monkeypatch):
         fixed_size=None,
         device="CPU",
     )
-    monkeypatch.setattr(bootstrap, "load_model", lambda settings: model)
+    monkeypatch.setattr(models, "load_model", lambda settings: model)
     monkeypatch.setenv("VEIL_MODEL", str(tmp_path))
 
 
