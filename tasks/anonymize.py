@@ -138,7 +138,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     except MemoryError as error:
         bound.error("out of memory")
         raise Reject(type(error).__name__, requeue=True) from None
-    except Exception as error:
+    except BaseException as error:
+        # An error that is no Exception, such as a panic of a library in Rust, must not reach
+        # Celery: it would neither end nor return the message, whose lease is renewed.
         failure = without_data(error)
         _record_dead_letter(self, fields, failure, delivery, routed)
         bound.error("bug", error=type(error).__name__, exc_info=failure)

@@ -548,6 +548,19 @@ def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_l
     assert setting.did("begun") == {"memory/a.jpg": 3}
 
 
+def test_an_error_that_is_no_exception_ends_as_a_dead_letter_and_leaves_the_hand(
+    setting, wait_until
+):
+    setting.worker()
+    (result,) = setting.send("panic/a.jpg")
+
+    wait_until(lambda: result.state == "FAILURE", 30)
+    wait_until(setting.at_rest, 10)
+    (letter,) = dead_letters.LETTERS.entries(setting.client)
+    assert (letter.error, letter.message) == ("RuntimeError", "Panic: index out of bounds")
+    assert setting.did("begun") == {"panic/a.jpg": 1}
+
+
 def test_a_lease_with_which_pictures_would_not_come_back_in_time_is_refused_at_the_start(setting):
     done = subprocess.run(
         [Path(sys.executable).parent / "veil", "worker"],
