@@ -249,7 +249,8 @@ def test_a_run_that_is_stopped_keeps_its_exit_code_though_its_reader_is_gone(
         env={**os.environ, **unattended.environment, **s3.environment()},
     )
     try:
-        assert json.loads(process.stdout.readline())["enqueued"] == 10
+        pages = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert [page["enqueued"] for page in pages] == [0, 10]
         process.stdout.close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 3
