@@ -138,7 +138,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     except MemoryError as error:
         bound.error("out of memory")
         raise Reject(type(error).__name__, requeue=True) from None
-    except Exception as error:
+    except BaseException as error:
+        # An error that is no Exception, such as a panic of a library in Rust, must not reach
+        # Celery: it would neither end nor return the message, whose lease is renewed.
         failure = without_data(error)
         _record_dead_letter(self, fields, failure, delivery, routed)
         bound.error("bug", error=type(error).__name__, exc_info=failure)
@@ -211,7 +213,7 @@ def _update_review_list(task: Task, routed: Routed, report: AnonymizeReport) -> 
     """
     try:
         review.update(task.app.backend.client, routed, report)
-    except RedisError as error:
+    except (RedisError, OSError) as error:
         raise queue_unavailable(error) from None
 
 
@@ -265,7 +267,7 @@ def _record_dead_letter(
             if app.notifies:
                 outbox.put(pipe, events.of_letter(letter))
             pipe.execute()
-    except RedisError as failure:
+    except (RedisError, OSError) as failure:
         # A message whose dead letter is not recorded must stay on the queue.
         raise Reject(f"dead letter not recorded: {type(failure).__name__}", requeue=True) from None
     metrics.dead(error, route)
@@ -323,7 +325,7 @@ def _record_outcome(task: Task, routed: Routed, report: AnonymizeReport) -> None
             if app.notifies:
                 outbox.put(pipe, events.of_report(report, task.request.id))
             pipe.execute()
-    except RedisError as error:
+    except (RedisError, OSError) as error:
         log.warning("outcome not counted", source=source, error=type(error).__name__)
         if app.notifies and not isinstance(error, OutOfMemoryError):
             raise queue_unavailable(error) from None

@@ -42,6 +42,7 @@ arguments. A message is one line, says what to do, and never contains a credenti
 """
 
 import re
+from contextlib import suppress
 
 MAX_UNEXPECTED_MESSAGE = 200  # characters kept of the message of an error that is no VeilError
 DATA_PATTERN = re.compile(
@@ -206,18 +207,19 @@ def log_fields(error: Exception) -> dict[str, str]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
-def without_data(error: Exception) -> Exception:
+def without_data(error: BaseException) -> Exception:
     """Return an error like `error`, with its traceback and a short message, but without its data.
 
     Libraries put their input into their errors, and Celery writes an error's arguments to its log
     and to the result. A UnicodeDecodeError, for example, holds all the bytes that were decoded.
     Bytes and the values of arrays are therefore replaced. An error whose class takes other
-    arguments becomes a RuntimeError.
+    arguments, or is no Exception, becomes a RuntimeError.
     """
     beginning = str(error)[: 10 * MAX_UNEXPECTED_MESSAGE]
     message = DATA_PATTERN.sub("(data)", beginning)[:MAX_UNEXPECTED_MESSAGE]
-    try:
+    clean: BaseException | None = None
+    with suppress(Exception):  # whatever a foreign constructor raises
         clean = type(error)(message)
-    except Exception:  # whatever a foreign constructor raises
+    if not isinstance(clean, Exception):
         clean = RuntimeError(f"{type(error).__name__}: {message}")
     return clean.with_traceback(error.__traceback__)

@@ -1,14 +1,18 @@
 """A `veil` command for the tests, forked from a process that has its libraries loaded.
 
 Most of the time of a short command is the import of libraries. Veil's own modules are imported in
-each command as usual. Tests of the installed script start `programs / "veil"` themselves.
+each command as usual. Tests of the installed script start `programs / "veil"` themselves, with
+`start_command` if they interrupt it.
 """
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 LIBRARIES = ["boto3", "botocore.httpsession", "celery.app.base", "celery.backends.redis"]
 LIBRARIES += ["cv2", "kombu.transport.redis", "numpy", "PIL.Image", "pydantic_settings"]
@@ -17,6 +21,18 @@ COMMAND_SECONDS = 240
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(LIBRARIES)
+
+
+def start_command(command: Sequence[object], **options: Any) -> "subprocess.Popen[Any]":
+    """Start `command`, which Ctrl-C ends; `options` are those of Popen.
+
+    A shell lets what it starts in the background ignore SIGINT, and children inherit that.
+    """
+    return subprocess.Popen([str(part) for part in command], preexec_fn=_obey_ctrl_c, **options)
+
+
+def _obey_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(

@@ -13,7 +13,7 @@ from tasks import core_dumps
 from tasks.errors import NothingFound, QueueUnavailable, VeilError
 from worker.commands.command import HELP_FLAGS, CommandGroup
 from worker.commands.exit_codes import ExitCode
-from worker.printing import print_note
+from worker.printing import print_note, print_system_error
 
 
 class Entry(NamedTuple):
@@ -105,24 +105,36 @@ def main() -> None:
     """
     core_dumps.prevent()
     try:
-        code = app(prog_name="veil", standalone_mode=False)
-        sys.stdout.flush()
+        code = _run()
+    except SystemExit as ended:
+        code = ended.code
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        _print_system_error(error)
+        code = code or ExitCode.FAILED
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Run ``veil``, print its error, and return the exit code. Raise SystemExit as commands do."""
+    try:
+        return app(prog_name="veil", standalone_mode=False)
     except USAGE_ERROR as error:
         _print_usage_error(error)
-        sys.exit(ExitCode.UNUSABLE)
+        return ExitCode.UNUSABLE
     except VeilError as error:
         print_note(f"{type(error).__name__}: {error}{_server_of(error)}")
-        sys.exit(ExitCode.FAILED if isinstance(error, NothingFound) else ExitCode.UNUSABLE)
+        return ExitCode.FAILED if isinstance(error, NothingFound) else ExitCode.UNUSABLE
     except ModuleNotFoundError as error:
         extra = "training" if sys.argv[1:2] == ["train"] else "worker"
         print_note(f"{error.name} is not installed here: pip install 'veil[{extra}]'")
-        sys.exit(ExitCode.UNUSABLE)
+        return ExitCode.UNUSABLE
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+        return ExitCode.INTERRUPTED
     except OSError as error:
         _print_system_error(error)
-        sys.exit(ExitCode.FAILED)
-    sys.exit(code)
+        return ExitCode.FAILED
 
 
 def _print_usage_error(error: Any) -> None:
@@ -137,9 +149,7 @@ def _print_usage_error(error: Any) -> None:
 
 
 def _print_system_error(error: OSError) -> None:
-    """Print `error`, unless it only says that the reader of a pipe has gone away."""
-    if not isinstance(error, BrokenPipeError):
-        print_note(f"{type(error).__name__}: {error}")
+    print_system_error(error)
     # Python would write what is left in the buffer when it ends, and fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 UNKNOWN = "–"
@@ -52,14 +52,31 @@ def print_summary(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def print_system_error(error: OSError) -> None:
+    """Print `error`, unless it only says that the reader of a pipe has gone away."""
+    if not isinstance(error, BrokenPipeError):
+        print_note(f"{type(error).__name__}: {error}")
+
+
+def best_effort() -> suppress:
+    """Return the context of output that is lost if it can't be printed.
+
+    It is for the last lines of a command that a signal ends: an error there would take the place of
+    the signal and of its exit code. Rich exits if the reader of a pipe has gone away.
+    """
+    return suppress(OSError, SystemExit)
+
+
 @contextmanager
 def summarized(summarize: Callable[[], None]) -> Iterator[None]:
     """Call `summarize` after the work of the block, also if Ctrl-C or SIGTERM ends it early."""
     try:
         yield
     except KeyboardInterrupt:
-        print_note("interrupted" if _quiet else "interrupted; what was done until then:")
-        summarize()
+        with best_effort():
+            print_note("interrupted" if _quiet else "interrupted; what was done until then:")
+        with best_effort():
+            summarize()
         raise
     summarize()
 

@@ -14,7 +14,7 @@ from tasks.errors import (
     VeilError,
 )
 from tasks.messages import AnonymizeRequest
-from tasks.routes import Route, Routed
+from tasks.routes import Route
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
 from worker.settings import WorkerSettings
@@ -107,30 +107,25 @@ class RouteReports:
             list(attempts),
         )
 
-    def of_address(self, address: str) -> AddressReport:
-        """Return the report on the picture at `address`."""
+    def of_address(self, address: str) -> tuple[AddressReport, Route | None]:
+        """Return the report on the picture at `address`, and its route.
+
+        The route is None if a worker would refuse the picture.
+        """
         try:
-            routed = self._routed(address)
+            request = AnonymizeRequest.parse(source=address)
+            routed = self._settings.parsed_routes().resolve(request)
         except VeilError as error:
-            return AddressReport(address, refusal=_text(error))
+            return AddressReport(address, refusal=_text(error)), None
         route = routed.route
-        return AddressReport(
+        report = AddressReport(
             address,
             route.name,
             str(routed.destination),
             self._shown(route),
             self._recipe_of(route.name),
         )
-
-    def route_of(self, address: str) -> Route | None:
-        """Return the route of the picture at `address`; None if a worker would refuse it."""
-        try:
-            return self._routed(address).route
-        except VeilError:
-            return None
-
-    def _routed(self, address: str) -> Routed:
-        return self._settings.parsed_routes().resolve(AnonymizeRequest.parse(source=address))
+        return report, route
 
     def _shown(self, route: Route) -> dict[str, Any]:
         settings = self._settings.of_route(route)

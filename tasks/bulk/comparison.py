@@ -58,6 +58,10 @@ class Settled:
     output: StoredObject | None
     reason: str | None = None
 
+    def source_uri(self, places: Places) -> ObjectUri:
+        """Return the address of the source, also if it is missing."""
+        return source_uri(places, self.key, self.source, self.output)
+
 
 def compare(
     store: ObjectStore, places: Places, recipe: str | None, after: str = ""
@@ -115,15 +119,15 @@ def settle(
 ) -> Settled | None:
     """Return the state of a picture that `compare` suspects; None if both its objects are gone."""
     key, destination = compared.key, places.destination(compared.key)
-    source_uri = compared.source.uri if compared.source else places.source.join(key)
-    if reason := refusal(store, source_uri) or refusal(store, destination):
+    listed = source_uri(places, key, compared.source, None)
+    if reason := refusal(store, listed) or refusal(store, destination):
         state: State = "refused" if compared.source else "orphan"
         return Settled(key, state, compared.source, None, reason)
     if compared.source is None:
         output = store.head(destination)
-        source = store.head(places.source_of(key, output.metadata if output else {}))
+        source = store.head(source_uri(places, key, None, output))
     else:
-        source = store.head(source_uri)
+        source = store.head(listed)
         output = store.head(destination)
     if source is None or places.key(source.uri) != key:
         return None if output is None else Settled(key, "orphan", None, output)
@@ -138,6 +142,15 @@ def settle(
         if held is not None:
             return Settled(key, "held", source, output, held.reason)
     return Settled(key, "missing" if output is None else "stale", source, output)
+
+
+def source_uri(
+    places: Places, key: str, source: StoredObject | None, output: StoredObject | None
+) -> ObjectUri:
+    """Return the address of the source of a picture, of which either object may be missing."""
+    if source is not None:
+        return source.uri
+    return places.source.join(key) if output is None else places.source_of(key, output.metadata)
 
 
 def _settle_foreign(

@@ -196,7 +196,7 @@ class Reconciliation:
             settled, name = found, _receipt_name(found)
         finding = Finding(
             self._state(settled),
-            _source_uri(self._places, settled),
+            settled.source_uri(self._places),
             self._places.destination(settled.key),
             _reason(self._places, settled, name, self._recipe),
             settled.source,
@@ -215,7 +215,7 @@ class Reconciliation:
         receipt = read_receipt(self._store, places, ReceiptName.of_output(settled.key, output))
         if receipt is None or receipt.output_bytes != output.size:
             return "orphan"
-        if not places.marks.is_source(output.metadata, _source_uri(places, settled)):
+        if not places.marks.is_source(output.metadata, settled.source_uri(places)):
             return "source unknown"
         return "archived" if self._sources_deleted else "orphan"
 
@@ -254,13 +254,6 @@ class Reconciliation:
         self.enqueued += len(repairable)
         for finding in chosen:
             yield replace(finding, enqueued=finding.state in REPAIRABLE)
-
-
-def _source_uri(places: Places, settled: Settled) -> ObjectUri:
-    """Return the address of the source, also if it is gone."""
-    if settled.source is not None:
-        return settled.source.uri
-    return places.source_of(settled.key, settled.output.metadata if settled.output else {})
 
 
 def _receipt_name(settled: Settled) -> ReceiptName | None:

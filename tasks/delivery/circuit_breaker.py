@@ -107,19 +107,26 @@ class CircuitBreaker:
             failure = self._failure(route)
             if failure is None:
                 return False
-            self._close(route, failure)
+            try:
+                self._close(route, failure)
+            except RuntimeError as error:
+                # No thread can be started. The next failure closes the route.
+                log.error("route not closed", route=str(route), reason=str(error))
         return True
 
     def _close(self, route: Route, failure: VeilError) -> None:
+        """Close `route` until the store is back; raise RuntimeError if no thread can be started."""
         with self._lock:
+            # Without its thread the route would stay closed, so the thread starts first. It can't
+            # open the route before the lock is released.
+            threading.Thread(
+                target=self._wait, args=(route, failure), name="circuit breaker", daemon=True
+            ).start()
             self._failures[route] = failure
             self._set_paused(self.is_open)
             is_open = self.is_open
         action = "taking nothing until it is back" if is_open else "other routes go on"
         log.error("store away", route=str(route), **log_fields(failure), action=action)
-        threading.Thread(
-            target=self._wait, args=(route, failure), name="circuit breaker", daemon=True
-        ).start()
         # Other routes may have the same store.
         threading.Thread(target=self.check, name="routes", daemon=True).start()
 

@@ -31,6 +31,7 @@ from ..telemetry import tracing
 MAX_DELAY_SECONDS = 600.0  # until the `eta` of a message; no retry asks for more
 MAX_MESSAGE_BYTES = 1 << 20  # also of an unpacked body; five times the largest options
 MAX_ID_LENGTH = 1000  # characters of a task id
+MAX_RETRIES = 1_000_000  # in a message; one more must be a number that JSON can hold
 MAX_NESTING = 50  # levels of lists and objects in the arguments; options have four
 MAX_LZMA_BYTES = 32 << 20  # memory for unpacking; the preset that Celery uses needs 9 MiB
 TAIL_BYTES = 16 << 10  # the end of a message that is too large, in which its id is searched
@@ -74,7 +75,7 @@ class _Strict(BaseModel):
 class _Headers(_Strict):
     task: str
     id: str = Field(min_length=1, max_length=MAX_ID_LENGTH)
-    retries: int | None = Field(None, ge=0)
+    retries: int | None = Field(None, ge=0, le=MAX_RETRIES)
 
 
 class _Properties(_Strict):

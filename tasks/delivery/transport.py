@@ -249,7 +249,7 @@ class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
         return super().get(callback, seconds)
 
 
-class Transport(redis.Transport):  # type: ignore[misc]
+class Transport(redis_transport.Transport):
     """A transport with the channels above.
 
     A process has one set of leases, which outlives its connections.

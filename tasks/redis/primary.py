@@ -15,7 +15,8 @@ from redis import Connection, ConnectionPool, Redis, SSLConnection
 
 from .address import Host
 
-READ_ONLY_PAUSE_SECONDS = 1.0  # before a connection to a fixed address is opened again
+# From the answer of a read-only server at a fixed address to the next connection.
+READ_ONLY_PAUSE_SECONDS = 1.0
 SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer
 # The answer to a blocked command of a server that is demoted.
 UNBLOCKED = "UNBLOCKED"
@@ -101,6 +102,27 @@ class Sentinels:
         return ConnectionLost(f"no sentinel answers: {errors[-1]!s:.200}")
 
 
+class ReadOnlyPause:
+    """The pause after the answer of a read-only server at a fixed address. Thread-safe.
+
+    The address may lead to the same server for a while, which accepts connections.
+    """
+
+    def __init__(self) -> None:
+        self._ends = 0.0
+
+    def begin(self) -> None:
+        self._ends = time.monotonic() + READ_ONLY_PAUSE_SECONDS
+
+    def wait(self) -> None:
+        """Wait until the pause ends, if there is one."""
+        time.sleep(max(0.0, self._ends - time.monotonic()))
+
+
+# Connections come and go, so the pause is that of the process, which has one Redis.
+read_only_pause = ReadOnlyPause()
+
+
 class PrimaryConnection(Connection):
     """A connection to the primary, found through `sentinels` if there are any.
 
@@ -158,8 +180,7 @@ class PrimaryConnection(Connection):
             if isinstance(error, ReadOnlyError) or str(error).startswith(UNBLOCKED):
                 self.disconnect()  # type: ignore[no-untyped-call]
                 if self._sentinels is None:
-                    # The address may lead to the same server for a while.
-                    time.sleep(READ_ONLY_PAUSE_SECONDS)
+                    read_only_pause.begin()
                 raise ConnectionLost("this server is read only, and no primary") from None
             raise
 

@@ -16,6 +16,7 @@ from .primary import (
     PrimaryConnection,
     PrimarySSLConnection,
     primary_pool,
+    read_only_pause,
     sentinels_of,
 )
 
@@ -66,6 +67,11 @@ class Transport(redis.Transport):  # type: ignore[misc]
     """The transport of producers. Workers have one with leases (tasks.delivery.transport)."""
 
     Channel = Channel
+
+    def establish_connection(self) -> Any:
+        # Celery connects again at once after an error. Without the pause that would be a loop.
+        read_only_pause.wait()
+        return super().establish_connection()
 
 
 class PrimaryBackend(RedisBackend):  # type: ignore[misc]

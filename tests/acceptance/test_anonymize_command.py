@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command import start_command
+
 KEYS = [
     "source",
     "output",
@@ -273,17 +275,16 @@ def test_a_named_pipe_is_refused(veil, tmp_path):
     assert "pipe.jpg is a pipe: name a file or a folder" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
-)
-def test_a_signal_ends_the_command_though_a_read_never_ends(
-    programs, album, tmp_path, number, code
-):
+@pytest.fixture
+def stuck(programs, album, tmp_path):
+    """``veil anonymize --json`` of two files in the folder ``in``, of which the read of one never
+    ends.
+    """
     source, output = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     shutil.copy(album / "a.jpg", source)
     shutil.copy(album / "a.jpg", source / "z.jpg")
-    process = subprocess.Popen(
+    process = start_command(
         [programs / "veil", "anonymize", source, "--output", output, "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -294,7 +295,20 @@ def test_a_signal_ends_the_command_though_a_read_never_ends(
     # A pipe in place of a file whose file system does not answer.
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "pipe").rename(source / "z.jpg")
-    assert json.loads(process.stdout.readline())["source"] == str(source / "a.jpg")
+    yield process
+    process.kill()
+    process.wait()
+
+
+SIGNALS = pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+
+
+@SIGNALS
+def test_a_signal_ends_the_command_though_a_read_never_ends(stuck, tmp_path, number, code):
+    process = stuck
+    assert json.loads(process.stdout.readline())["source"] == str(tmp_path / "in" / "a.jpg")
     process.send_signal(number)
     _, printed = process.communicate(timeout=30)
 
@@ -303,6 +317,24 @@ def test_a_signal_ends_the_command_though_a_read_never_ends(
         "veil: interrupted; what was done until then:",
         "1 anonymized",
     ]
+
+
+@SIGNALS
+def test_a_signal_ends_the_command_though_nobody_reads_what_it_prints(
+    stuck, tmp_path, number, code
+):
+    stuck.stdout.close()
+    while not (tmp_path / "out" / "a.jpg").exists():
+        time.sleep(0.01)
+    stuck.send_signal(number)
+    assert stuck.wait(30) == code
+    assert stuck.stderr.read().splitlines()[-1] == "1 anonymized"
+
+
+def test_without_a_reader_the_command_ends_though_a_read_never_ends(stuck):
+    stuck.stdout.close()
+    assert stuck.wait(60) == 1
+    assert "Traceback" not in stuck.stderr.read()
 
 
 def test_quiet_prints_failures_alone(veil, album, tmp_path):

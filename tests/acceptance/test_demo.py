@@ -19,6 +19,8 @@ import pytest
 import redis
 from PIL import Image
 
+from tests.command import start_command
+
 RUN_SECONDS = 150
 # A service or a step announces itself on standard error; what is started by then has to be stopped.
 WHILE_SERVICES_START = "Services"
@@ -73,7 +75,7 @@ def demo(tmp_path, images, repository):
             "KEEP": "",
             **environment,
         }
-        return subprocess.Popen(
+        return start_command(
             [sys.executable, "-m", "tools.demo", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -5,8 +5,9 @@
 `redis` is kombu's own transport with its shortest intervals, for comparison.
 
 Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` finds its server away,
-``…/permanent/…`` fails for good, ``…/memory/…`` runs out of memory, ``…/bug/…`` fails with the
-pixels in its error. JOURNAL gets one JSON object a line, with what, source, pid and at.
+``…/permanent/…`` fails for good, ``…/memory/…`` runs out of memory, ``…/panic/…`` raises an error
+that is no Exception, ``…/bug/…`` fails with the pixels in its error. JOURNAL gets one JSON object a
+line, with what, source, pid and at.
 """
 
 import json
@@ -31,6 +32,10 @@ from worker.process.watchdog import Watchdog
 
 PIXELS = b"value-of-pixels" + bytes(range(128, 256))
 ROUTE = Route.parse("s3://raw=s3://clean")
+
+
+class Panic(BaseException):
+    """An error that is no Exception, as libraries in Rust raise it."""
 
 
 class StubPipeline:
@@ -65,6 +70,8 @@ class StubPipeline:
             )
         if "/memory/" in source:
             raise MemoryError
+        if "/panic/" in source:
+            raise Panic("index out of bounds")
         with self._watchdog.watch("a batch in the detector", self._stall_seconds):
             if seconds := re.search(r"/sleep-([\d.]+)/", source):
                 time.sleep(float(seconds[1]))

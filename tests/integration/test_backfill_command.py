@@ -20,6 +20,7 @@ from tasks.messages import BACKFILL
 from tasks.publishing import announced_recipe
 from tasks.records import outcomes
 from tasks.routes import Routes
+from tests.command import start_command
 from tools.local.servers import HOST
 
 PAGE_KEYS = {
@@ -85,10 +86,13 @@ def began(programs, tmp_path):
 
     def start(*arguments, environment):
         with (tmp_path / "backfill.log").open("ab") as log:
-            command = [programs / "veil", "backfill", *map(str, arguments)]
             processes.append(
-                subprocess.Popen(
-                    command, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=tmp_path
+                start_command(
+                    [programs / "veil", "backfill", *arguments],
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **environment},
+                    cwd=tmp_path,
                 )
             )
         return processes[-1]
@@ -230,6 +234,31 @@ def test_a_run_that_is_interrupted_says_how_to_go_on_and_does(
     assert [line["enqueued"] for line in lines(done)] == [10, 30, 30]
     assert summary(done)["newly_enqueued"] == 20
     assert unattended.client.llen(BACKFILL) == 20
+
+
+def test_a_run_that_is_stopped_keeps_its_exit_code_though_its_reader_is_gone(
+    programs, unattended, s3, raw, place
+):
+    for key in range(30):
+        raw.put(f"{place}{key}", b"no picture")
+    bounds = ["--high-water", 10, "--low-water", 1]
+    process = start_command(
+        [programs / "veil", "backfill", raw.uri(place), "--json", *bounds],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **unattended.environment, **s3.environment()},
+    )
+    try:
+        pages = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert [page["enqueued"] for page in pages] == [0, 10]
+        process.stdout.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 3
+    finally:
+        process.kill()
+        process.wait()
+    (run,) = runs.names(unattended.client)
+    assert runs.read(unattended.client, run).state == "stopped"
 
 
 def test_a_run_that_is_killed_is_abandoned_and_goes_on(

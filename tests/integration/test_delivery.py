@@ -17,10 +17,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ConnectionError as ConnectionLost
 
 from tasks.app import create_app
 from tasks.delivery.attempts import ATTEMPTS_KEY, MAX_DEATHS
 from tasks.records import dead_letters
+from tasks.redis.primary import READ_ONLY_PAUSE_SECONDS
 from tasks.settings import Settings
 from tools.local.servers import HOST, Server, free_port, start_redis
 
@@ -480,6 +482,24 @@ def test_a_redis_that_takes_no_writes_for_a_while_is_waited_for(setting, wait_un
     assert lines < 30
 
 
+def test_a_read_only_redis_answers_at_once_and_is_connected_to_after_a_pause(setting):
+    client, connection = setting.app.backend.client, setting.app.connection_for_write()
+    setting.client.replicaof(HOST, free_port())
+    try:
+        began = time.monotonic()
+        with pytest.raises(ConnectionLost, match="read only"):
+            client.set("key", "value")
+        answered = time.monotonic()
+        connection.ensure_connection(max_retries=1)
+        connected = time.monotonic()
+    finally:
+        setting.client.replicaof("NO", "ONE")
+        connection.release()
+
+    assert answered - began < READ_ONLY_PAUSE_SECONDS / 2, "nobody sleeps with the answer"
+    assert connected - began >= READ_ONLY_PAUSE_SECONDS
+
+
 def test_a_worker_waits_for_a_redis_that_is_down_and_says_so(setting, wait_until):
     setting.redis.server.kill()
     worker = setting.worker()
@@ -526,6 +546,19 @@ def test_a_picture_for_which_memory_does_not_suffice_ends_as_a_dead_letter_and_l
     (letter,) = dead_letters.LETTERS.entries(setting.client)
     assert (letter.error, letter.last_error, letter.attempts) == ("Poison", "MemoryError", 3)
     assert setting.did("begun") == {"memory/a.jpg": 3}
+
+
+def test_an_error_that_is_no_exception_ends_as_a_dead_letter_and_leaves_the_hand(
+    setting, wait_until
+):
+    setting.worker()
+    (result,) = setting.send("panic/a.jpg")
+
+    wait_until(lambda: result.state == "FAILURE", 30)
+    wait_until(setting.at_rest, 10)
+    (letter,) = dead_letters.LETTERS.entries(setting.client)
+    assert (letter.error, letter.message) == ("RuntimeError", "Panic: index out of bounds")
+    assert setting.did("begun") == {"panic/a.jpg": 1}
 
 
 def test_a_lease_with_which_pictures_would_not_come_back_in_time_is_refused_at_the_start(setting):

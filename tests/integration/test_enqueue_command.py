@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tasks.errors import Busy
+from tests.command import start_command
 from tools.local.servers import HOST
 from worker.commands import waiting
 
@@ -187,7 +188,7 @@ def test_an_address_outside_of_the_routes_is_refused(veil, unattended, arguments
 def test_an_interruption_says_what_was_done_until_then(
     unattended, programs, wait_until, number, code
 ):
-    process = subprocess.Popen(
+    process = start_command(
         [programs / "veil", "enqueue", "s3://raw/a.jpg", "s3://raw/b.jpg", "--wait"],
         stderr=subprocess.PIPE,
         text=True,

@@ -304,6 +304,25 @@ def test_a_stage_that_is_refused_ends_the_work(one):
     assert one.anonymize(picture(), Stopwatch()).content
 
 
+def test_a_process_that_was_left_at_work_gives_the_next_picture_no_other_result(one):
+    def interrupt(*_):
+        raise MemoryError("in the worker, while it waits for the result")
+
+    main = threading.main_thread().ident
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGUSR1))
+    timer.start()
+    try:
+        with pytest.raises(MemoryError):
+            one.anonymize(order("sleep"), Stopwatch())
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+    for form in ("JPEG", "GIF"):
+        assert one.anonymize(picture(form), Stopwatch()).format == form
+
+
 # --- the sandbox
 
 

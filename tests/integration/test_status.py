@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import signal
-import subprocess
 import time
 
 import pytest
@@ -21,6 +20,7 @@ from tasks.messages import BACKFILL, UPLOADS
 from tasks.publishing import Publisher, Wanted
 from tasks.records import dead_letters, outcomes, queues
 from tasks.redis import durability
+from tests.command import start_command
 from tools.local.servers import HOST, start_redis
 
 RUN = "raw-2026-0a1b2c3d"
@@ -372,8 +372,8 @@ class Screen:
     def __init__(self, command, environment, columns=160, typed=False):
         self.controller, terminal = pty.openpty()
         sized = {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "50"}
-        self.process = subprocess.Popen(
-            [str(part) for part in command],
+        self.process = start_command(
+            command,
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,

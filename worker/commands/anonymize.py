@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,7 +32,14 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.interruption import Terminated
 from worker.commands.progress import progress_bar
 from worker.local_files import PICTURE_SUFFIXES, write_atomically
-from worker.printing import print_note, print_summary, printable, summarized
+from worker.printing import (
+    best_effort,
+    print_note,
+    print_summary,
+    print_system_error,
+    printable,
+    summarized,
+)
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -151,7 +158,7 @@ def anonymize(
     from worker.bootstrap import build_file_anonymizer
 
     counts: Counter[str] = Counter()
-    with _ended_by_signals(), summarized(lambda: _print_counts(counts)):
+    with _ended_in_spite_of_reads(), summarized(lambda: _print_counts(counts)):
         anonymizer = build_file_anonymizer(settings, pictures=len(jobs))
         with progress_bar("detected" if detect_only else "anonymized", total=len(jobs)) as bar:
 
@@ -321,8 +328,8 @@ def _anonymize_files(
 ) -> None:
     """Anonymize all files in threads, and report each outcome as soon as it is known.
 
-    Ctrl-C cancels the files that were not begun, and waits STOP_SECONDS for the others: the read
-    of one may never end.
+    Ctrl-C, or an error of `report`, cancels the files that were not begun, and waits STOP_SECONDS
+    for the others: the read of one may never end.
     """
     reported = set()
     pool = ThreadPoolExecutor(settings.pictures_in_flight())
@@ -336,23 +343,27 @@ def _anonymize_files(
         pool.shutdown(wait=False, cancel_futures=True)
         begun = {future for future in futures if not future.cancelled()}
         for future in wait(begun - reported, STOP_SECONDS).done:
-            report(future.result())
+            with best_effort():
+                report(future.result())
         raise
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process once they have ended the block.
+def _ended_in_spite_of_reads() -> Iterator[None]:
+    """End the process once Ctrl-C, SIGTERM or an error of its output has ended the block.
 
     Python itself would wait for the threads, and one may hang in the read of a file.
     """
     try:
         yield
     except KeyboardInterrupt as error:
-        with suppress(OSError):
+        with best_effort():
             sys.stdout.flush()
         is_terminated = isinstance(error, Terminated)
         os._exit(ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED)
+    except OSError as error:
+        print_system_error(error)
+        os._exit(ExitCode.FAILED)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

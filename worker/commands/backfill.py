@@ -39,7 +39,7 @@ from worker.commands.ledger_entries import iso_time
 from worker.commands.options import Json, Suffix, refuse_beside
 from worker.commands.queue import celery_app
 from worker.commands.waiting import OUTCOMES, Endings
-from worker.printing import quiet
+from worker.printing import best_effort, quiet
 
 if TYPE_CHECKING:
     from tasks.app import App
@@ -291,7 +291,8 @@ def _follow(celery: "App", name: str, as_json: bool) -> ExitCode:
         try:
             last = _show_until_through(redis, name, display)
         except KeyboardInterrupt:
-            display.summarize_so_far()
+            with best_effort():
+                display.summarize_so_far()
             raise
         died = display.summarize()
         if last.run.state != "finished":
@@ -398,8 +399,10 @@ def _interruptible(producer: Backfill, display: "Display") -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         producer.stop()
-        display.summarize_stopped()
-        display.note(f"stopped: the same command goes on with the run {producer.name}")
+        with best_effort():
+            display.summarize_stopped()
+        with best_effort():
+            display.note(f"stopped: the same command goes on with the run {producer.name}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -49,14 +49,16 @@ def check(addresses: Addresses = None, offline: Offline = False, as_json: Json =
     """
     settings = WorkerSettings.load()
     reports = RouteReports(settings, _recipes(offline))
-    chosen = [reports.route_of(address) for address in addresses or ()]
-    wanted = [route for route in settings.parsed_routes() if not addresses or route in chosen]
+    chosen: list[Route | None] = []
     are_good = True
     for address in addresses or ():
-        fate = reports.of_address(address)
+        fate, own_route = reports.of_address(address)
+        chosen.append(own_route)
         are_good &= fate.refusal is None
         print(json.dumps({"address": asdict(fate)}) if as_json else _address_text(fate))
-    for route in wanted:
+    for route in settings.parsed_routes():
+        if addresses and route not in chosen:
+            continue
         report = reports.of_route(route, list(_attempts(settings, route, offline)))
         are_good &= report.is_good
         print(json.dumps({"route": asdict(report)}) if as_json else _route_text(report))

@@ -59,7 +59,7 @@ def wait(
     Give up `timeout` seconds after the last result. Raise QueueUnavailable.
     """
     endings = Endings({WITHOUT_RESULT: len(pictures)})
-    with summarized(lambda: print_summary(str(endings))), connected():
+    with summarized(lambda: print_summary(str(endings))):
         pending = _print_results(celery, pictures, timeout, endings, as_json)
         _print_unanswered(celery, pictures, pending, queue, as_json)
     return endings
@@ -83,7 +83,7 @@ def _print_results(
         while pending and time.monotonic() - last_result < timeout:
             for _ in range(min(len(pending), MAX_POLLED)):
                 task_id = pending.popleft()
-                meta = AsyncResult(task_id, app=celery)._get_task_meta()
+                meta = _meta(celery, task_id)
                 if meta["status"] not in READY_STATES:
                     pending.append(task_id)
                     continue
@@ -105,12 +105,20 @@ def _print_unanswered(
     """Print the tasks that are still `pending`, each with the reason."""
     workers: list[str] | None = None
     for task_id in pending:
-        meta = AsyncResult(task_id, app=celery)._get_task_meta()
+        meta = _meta(celery, task_id)
         if meta["status"] == PENDING and workers is None:
-            workers = sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
+            with connected():
+                workers = sorted(celery.control.inspect(timeout=PING_SECONDS).ping() or ())
         line = {**requested(pictures[task_id]), "task_id": task_id, "status": "unknown"}
         line |= {"error": "NoAnswer", "message": _reason(meta, queue, workers or [])}
         _print(line, _address(pictures[task_id]), as_json)
+
+
+def _meta(celery: "App", task_id: str) -> dict[str, Any]:
+    """Return the state of a task and its result, as Celery stores them."""
+    with connected():
+        meta: dict[str, Any] = AsyncResult(task_id, app=celery)._get_task_meta()
+    return meta
 
 
 def _reason(meta: dict[str, Any], queue: str, workers: list[str]) -> str:

@@ -5,6 +5,7 @@ and whatever does not have the expected form raises ProtocolBroken.
 """
 
 import json
+import os
 import socket
 import struct
 import time
@@ -346,6 +347,32 @@ def parsed(kind: Kind, content: bytes) -> Any:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])[:100]
         raise ProtocolBroken(f"{kind.name}: {place}: {first['msg'][:200]}") from None
+
+
+def write_file(file: int, content: bytes) -> None:
+    """Write `content` to the beginning of a file in memory. Raises OSError.
+
+    A call of the system writes 2 GiB at most, and less if memory is short.
+    """
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[os.pwrite(file, remaining, len(content) - len(remaining)) :]
+
+
+def read_file(file: int, size: int) -> bytes:
+    """Return the first `size` bytes of a file in memory; raise ProtocolBroken if it has fewer.
+
+    A call of the system reads 2 GiB at most.
+    """
+    parts = []
+    position = 0
+    while position < size:
+        part = os.pread(file, size - position, position)
+        if not part:
+            raise ProtocolBroken(f"a file of {position:,} of {size:,} bytes")
+        parts.append(part)
+        position += len(part)
+    return b"".join(parts)
 
 
 def packed_answers(answers: Sequence[Detections]) -> bytes:

@@ -52,6 +52,7 @@ from worker.process.channel import (
     packed,
     parsed,
     parsed_answers,
+    read_file,
 )
 
 PREPARED_SIDE = 48  # pixels; the side of the pictures that are made and read to load every library
@@ -119,7 +120,7 @@ class PictureWork:
                 work: Work = self._receive(Kind.WORK)
             except ChannelClosed:
                 return
-            self._do(os.pread(self._pictures, work.size, 0), work)
+            self._do(read_file(self._pictures, work.size), work)
 
     def _do(self, content: bytes, work: Work) -> None:
         """Work on the picture file `content`, and report how that ended."""

@@ -53,6 +53,8 @@ from worker.process.channel import (
     packed,
     packed_answers,
     parsed,
+    read_file,
+    write_file,
 )
 
 COMMAND = (sys.executable, "-P", "-X", "faulthandler", "-m", "worker.process.picture_process")
@@ -143,6 +145,8 @@ class PictureProcess:
         self.is_alive = True
         self.has_worked = False
         """True from its first picture on."""
+        self.is_at_work = False
+        """True from the beginning of a picture until its last message has arrived."""
 
     @property
     def pid(self) -> int:
@@ -189,10 +193,10 @@ class PictureProcess:
         """
         activities = ["detecting" if work.detect_only else "decoding"]
         with self._deaths(activities):
-            self.has_worked = True
+            self.has_worked = self.is_at_work = True
             self._stderr_text()
             self._limit_processor_time()
-            os.pwrite(self._pictures, content, 0)
+            write_file(self._pictures, content)
             self._channel.send(*packed(work))
             # The process may use so many seconds for the stage, apart from those of `infer`.
             remaining = self._stage_seconds(activities[-1])
@@ -256,6 +260,7 @@ class PictureProcess:
             self._channel.send(Kind.REFUSAL)
             kind, _ = self._channel.receive(SEND_SECONDS)
             if kind == Kind.REFUSAL:
+                self.is_at_work = False
                 return
         except (ChannelClosed, ChannelTimeout, ProtocolBroken):
             pass
@@ -270,6 +275,7 @@ class PictureProcess:
 
     def _finished(self, message: Message, source_bytes: int) -> Finished:
         """Return the result in the last message about a picture, or raise its error."""
+        self.is_at_work = False
         try:
             if isinstance(message, Failure):
                 if message.error == OUT_OF_MEMORY:
@@ -287,7 +293,7 @@ class PictureProcess:
             if not 0 < message.size <= self._configuration.output_bytes:
                 raise ProtocolBroken(f"an output of {message.size} bytes")
             source_bytes = max(source_bytes, message.size)
-            return Finished(message, os.pread(self._pictures, message.size, 0))
+            return Finished(message, read_file(self._pictures, message.size))
         finally:
             self._forget(source_bytes)
 
@@ -473,6 +479,10 @@ class PicturePool:
                     raise Busy(f"no picture process has been free for {self._wait_seconds:g} s")
 
     def _take_back(self, process: PictureProcess) -> None:
+        if process.is_at_work:
+            # An error of this process, such as the end of its memory, has cut the work off. The
+            # next picture would get the result of this one.
+            process.end()
         with self._changed:
             if process.is_alive:
                 self._idle.append(process)

@@ -75,6 +75,10 @@ def test_an_error_without_a_message_is_empty():
     assert str(VeilError()) == ""
 
 
+class Panic(BaseException):
+    """An error that is no Exception, as libraries in Rust raise it."""
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
@@ -100,6 +104,7 @@ def test_an_error_without_a_message_is_empty():
             "invalid start byte",
         ),
         (ValueError("x" * 100_000), ValueError, "x" * errors.MAX_UNEXPECTED_MESSAGE),
+        (Panic("index out of bounds"), RuntimeError, "Panic: index out of bounds"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -246,6 +246,38 @@ def test_sigterm_ends_a_command_with_its_summary_and_143(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+SIGTERM_BEFORE_THE_END = """
+import os, signal, time
+from worker import cli, printing
+from worker.commands.command import CommandApp
+
+app = CommandApp()
+
+@app.command()
+def example() -> None:
+    with printing.summarized(lambda: print("2 compared")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+cli.app = app
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_sigterm_keeps_its_exit_code_though_nobody_reads_the_output(monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-c", SIGTERM_BEFORE_THE_END]
+    done = subprocess.run(
+        program, check=False, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30
+    )
+    os.close(writer)
+    assert done.returncode == ExitCode.TERMINATED
+    assert done.stderr == "veil: interrupted; what was done until then:\n"
+
+
 def test_the_version_is_that_of_the_installation():
     done = CliRunner().invoke(cli.app, ["--version"])
     assert (done.exit_code, done.output) == (0, f"veil {metadata.version('veil')}\n")

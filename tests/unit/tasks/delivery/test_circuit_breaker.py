@@ -97,6 +97,26 @@ def test_a_failure_that_the_probe_does_not_confirm_is_no_outage():
     assert worker.paused == []
 
 
+@pytest.fixture
+def no_threads():
+    """Let no thread start: none gets a stack of so many bytes."""
+    before = threading.stack_size(1 << 46)
+    yield
+    threading.stack_size(before)
+
+
+def test_a_route_that_no_thread_can_probe_is_not_closed_but_the_failure_is_an_outage(no_threads):
+    worker = Worker(Store(AWAY, AWAY))
+    assert worker.breaker.is_outage(AWAY, ONE)
+    assert worker.breaker.is_up(ONE)
+    assert worker.paused == []
+
+    threading.stack_size(0)
+    assert worker.breaker.is_outage(AWAY, ONE)
+    assert worker.back.wait(PATIENCE)
+    assert worker.paused == [True, False]
+
+
 @pytest.mark.parametrize("error", [DetectorUnavailable("late"), Busy("busy")])
 def test_an_error_of_another_kind_is_not_probed(error):
     store = Store(AWAY)

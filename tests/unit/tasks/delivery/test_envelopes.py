@@ -448,6 +448,7 @@ def body(content):
         ("headers/id", None),
         ("headers/retries", "many"),
         ("headers/retries", -1),
+        ("headers/retries", 10**4299),
         ("properties", KeyError),
         ("properties/priority", "first"),
         ("properties/priority", 1e400),

@@ -16,6 +16,7 @@ from tasks.messages import AnonymizeOptions
 from worker.anonymizer import Anonymizer, Limits
 from worker.commands import anonymize
 from worker.commands.anonymize import Job, _print, anonymize_file, find_jobs
+from worker.commands.interruption import Terminated
 from worker.detection.faces import Detections
 from worker.masking.regions import MaskStyle
 from worker.settings import WorkerSettings
@@ -379,6 +380,30 @@ def test_ctrl_c_reports_the_files_that_were_done_until_then(folder, tmp_path, mo
             reported.append,
         )
     assert sorted(Path(outcome.source).name for outcome in reported) == ["a.png", "b.png"]
+
+
+def test_what_can_not_be_printed_does_not_take_the_place_of_a_signal(folder, tmp_path, monkeypatch):
+    source = folder("in", {"a.png": picture(), "b.png": picture()})
+    tried = []
+
+    def interrupted(futures):
+        wait(futures)
+        yield futures[0]
+
+    def report(outcome):
+        tried.append(outcome)
+        raise BrokenPipeError if len(tried) > 1 else Terminated
+
+    monkeypatch.setattr(anonymize, "as_completed", interrupted)
+    with pytest.raises(Terminated):
+        anonymize._anonymize_files(
+            anonymizer(),
+            list(find_jobs([source], tmp_path / "out")),
+            WorkerSettings(),
+            AnonymizeOptions(),
+            report,
+        )
+    assert len(tried) == 2
 
 
 def test_ctrl_c_does_not_wait_for_a_read_that_never_ends(folder, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Messages of a picture process: data of the expected form, or refused."""
 
 import json
+import os
+import resource
 import socket
 import struct
 import threading
@@ -34,6 +36,8 @@ from worker.process.channel import (
     packed_answers,
     parsed,
     parsed_answers,
+    read_file,
+    write_file,
 )
 
 FACES = Faces([[1.0, 2.0, 3.5, 4.25]], [0.875])
@@ -202,6 +206,34 @@ def test_labels_arrive_by_their_place_and_an_unknown_one_is_refused():
     assert faces.detections(("FACE", "plate")).labels.tolist() == ["plate", "FACE"]
     with pytest.raises(ProtocolBroken, match="unknown label"):
         faces.detections(("FACE",))
+
+
+@pytest.fixture
+def file_in_memory():
+    file = os.memfd_create("pictures")
+    yield file
+    os.close(file)
+
+
+def test_a_file_in_memory_is_read_as_far_as_it_was_asked_for_and_never_less(file_in_memory):
+    content = bytes(range(256)) * 300
+    write_file(file_in_memory, content)
+    assert read_file(file_in_memory, len(content)) == content
+    assert read_file(file_in_memory, 10) == content[:10]
+    assert read_file(file_in_memory, 0) == b""
+    with pytest.raises(ProtocolBroken, match="76,800 of 76,801 bytes"):
+        read_file(file_in_memory, len(content) + 1)
+
+
+def test_a_file_in_memory_that_can_not_be_written_whole_is_an_error(file_in_memory):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError):
+            write_file(file_in_memory, bytes(20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.fstat(file_in_memory).st_size == 10
 
 
 def sightings(count, faces):

@@ -1,0 +1,36 @@
+"""The address of a source whose object, or whose output, is missing."""
+
+import pytest
+
+from tasks.addresses import ObjectUri
+from tasks.bulk.comparison import Settled
+from tasks.bulk.places import Places
+from tasks.routes import Routes
+from tasks.storage.receipts import SOURCE
+from tasks.storage.s3 import StoredObject
+
+ROUTES = Routes.parse("s3://raw=s3://clean").with_heif_suffix(".jpg")
+PLACES = Places.find("s3://raw/in", None, ROUTES)
+HEIC, JPEG = ObjectUri("raw", "in/a.heic"), ObjectUri("raw", "in/a.jpg")
+
+
+def output_of(source):
+    metadata = {SOURCE: PLACES.marks.source(source)}
+    return StoredObject(PLACES.destination("a.jpg"), "etag", 1, metadata)
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "address"),
+    [
+        (StoredObject(HEIC, "etag", 1), None, HEIC),
+        (StoredObject(HEIC, "etag", 1), output_of(JPEG), HEIC),
+        (None, output_of(HEIC), HEIC),
+        (None, output_of(JPEG), JPEG),
+        (None, output_of(ObjectUri("raw", "another/b.heic")), JPEG),
+        (None, None, JPEG),
+    ],
+)
+def test_a_source_has_its_own_address_or_else_the_one_that_its_output_is_marked_with(
+    source, output, address
+):
+    assert Settled("a.jpg", "orphan", source, output).source_uri(PLACES) == address
