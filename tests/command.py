@@ -1,7 +1,7 @@
-"""A `veil` command for the tests, forked from a process that has its libraries loaded.
+"""A `veil` command for the tests, forked from a process that has its modules loaded.
 
-Most of the time of a short command is the import of libraries. Veil's own modules are imported in
-each command as usual. Tests of the installed script start `programs / "veil"` themselves.
+Most of the time of a short command is the import of modules. Tests of the installed script start
+`programs / "veil"` themselves.
 """
 
 import multiprocessing
@@ -10,13 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIBRARIES = ["boto3", "botocore.httpsession", "celery.app.base", "celery.backends.redis"]
-LIBRARIES += ["cv2", "kombu.transport.redis", "numpy", "PIL.Image", "pydantic_settings"]
-LIBRARIES += ["structlog", "typer.rich_utils"]
 COMMAND_SECONDS = 240
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(LIBRARIES)
+_server.set_forkserver_preload(["tests.preloaded"])
 
 
 def run(
