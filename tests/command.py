@@ -1,8 +1,7 @@
-"""A `veil` command for the tests, forked from a process that has its libraries loaded.
+"""A `veil` command for the tests, forked from a process that has its modules loaded.
 
-Most of the time of a short command is the import of libraries. Veil's own modules are imported in
-each command as usual. Tests of the installed script start `programs / "veil"` themselves, with
-`start_command` if they interrupt it.
+Most of the time of a short command is the import of modules. Tests of the installed script start
+`programs / "veil"` themselves, with `start_command` if they interrupt it.
 """
 
 import multiprocessing
@@ -14,13 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ["boto3", "botocore.httpsession", "celery.app.base", "celery.backends.redis"]
-LIBRARIES += ["cv2", "kombu.transport.redis", "numpy", "PIL.Image", "pydantic_settings"]
-LIBRARIES += ["structlog", "typer.rich_utils"]
 COMMAND_SECONDS = 240
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(LIBRARIES)
+_server.set_forkserver_preload(["tests.preloaded"])
 
 
 def start_command(command: Sequence[object], **options: Any) -> "subprocess.Popen[Any]":

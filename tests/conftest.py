@@ -1,5 +1,6 @@
 """Fixtures for every test: development pictures, free photographs, and the `veil` command."""
 
+import functools
 import gc
 import io
 import logging
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import botocore.session
 import pytest
 import structlog
 
@@ -61,6 +63,16 @@ def clean_environment() -> Iterator[None]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_descriptions_of_services() -> Iterator[None]:
+    """Read boto3's descriptions of S3 and SQS once, not for each client."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            botocore.session, "create_loader", functools.cache(botocore.session.create_loader)
+        )
         yield
 
 

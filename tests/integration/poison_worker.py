@@ -1,12 +1,13 @@
 """A worker whose model obeys the colour of the picture; all else is as in ``veil worker``.
 
-    python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE]
+    python poison_worker.py [--memory=BYTES] [--file-size=BYTES] [--audit=FILE] [--scheduled=N]
 
 Red ends the process by an access to a bad address. Green takes all memory. Blue never ends. Yellow
 takes three seconds. Every other picture has one face, except for cyan, which has none, magenta,
 which has another face in each detection, and white, which has a CROWD. `memory` and `file-size` are
 limits of the process. `audit` names a file for the paths that the process opens and the programs
-that it starts; a file that is opened to write has a line that begins with ``write``.
+that it starts; a file that is opened to write has a line that begins with ``write``. `scheduled`
+replaces the number of messages that a worker holds before their time.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import time
 
 import numpy as np
 
+from tasks.delivery import transport
 from worker import cli, models
 from worker.detection.faces import Detections
 
@@ -86,6 +88,8 @@ def main():
         resource.setrlimit(resource.RLIMIT_AS, (int(options["memory"]),) * 2)
     if "file-size" in options:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(options["file-size"]),) * 2)
+    if "scheduled" in options:
+        transport.MAX_SCHEDULED = int(options["scheduled"])
     if "audit" in options:
         audit(options["audit"])
     sys.argv = ["veil", "worker"]

@@ -44,8 +44,9 @@ SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {
     "seconds",
 }
 # `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q"`
-KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "300"))
+KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "150"))
 KILLS = 4
+WATERS = ("--low-water", 5, "--high-water", 20)  # so low that kills find the run half enqueued
 
 
 def lines(done):
@@ -175,7 +176,7 @@ def test_an_upload_is_the_next_picture_after_those_in_hand(
     veil, worker, queue, environment, raw, portrait, place, wait_until
 ):
     put_all(
-        raw, {f"{place}{n}.png": content for n, content in enumerate(small_pictures(portrait, 300))}
+        raw, {f"{place}{n}.png": content for n, content in enumerate(small_pictures(portrait, 150))}
     )
     upload = raw.put(place + "upload/a.jpg", portrait)
     done = veil("backfill", raw.uri(place), "--suffix", ".PNG", environment=environment)
@@ -443,7 +444,7 @@ def test_a_run_that_is_killed_again_and_again_does_every_picture_once(
     sources = {raw.uri(key) for key in contents}
     places = Places.find(raw.uri(place), None, Routes.parse("s3://raw=s3://clean"))
     name = backfill.run_name(places, backfill.Selection())
-    arguments = (raw.uri(place), "--low-water", 10, "--high-water", 40)
+    arguments = (raw.uri(place), *WATERS)
     random_ = random.Random(20)
 
     def enqueued():

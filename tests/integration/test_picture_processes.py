@@ -128,11 +128,17 @@ def reported(hostile):
     return report
 
 
-@pytest.mark.parametrize("verify", ["off", "flag"])
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "AVIF"])
-def test_a_picture_process_makes_the_same_output(form, verify):
+@pytest.fixture(scope="module", params=["off", "flag"])
+def both(request):
+    """A value of VEIL_VERIFY, and the anonymizers for it: in this process, and in another."""
     pool = PicturePool(1)
-    local, apart = isolated(pool, verify=verify)
+    yield request.param, *isolated(pool, verify=request.param)
+    pool.close()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "AVIF"])
+def test_a_picture_process_makes_the_same_output(form, both):
+    verify, local, apart = both
     content = picture(form)
     options = AnonymizeOptions(extra=((1, 2, 9, 8),))
     stages, stopwatch = [], Stopwatch()
@@ -155,7 +161,6 @@ def test_a_picture_process_makes_the_same_output(form, verify):
     found = apart.detect_file(content)
     assert found.content is None
     assert len(found.detections) == 1
-    pool.close()
 
 
 def test_a_picture_process_sends_the_canvases_of_several_passes_at_once():
@@ -220,13 +225,10 @@ def test_a_picture_that_kills_two_processes_fails_for_good_and_alone(hostile, sh
     assert hostile.anonymize(picture(), Stopwatch()).content
 
 
-def test_an_area_outside_of_the_picture_is_refused_by_name():
-    pool = PicturePool(1)
-    _, apart = isolated(pool)
+def test_an_area_outside_of_the_picture_is_refused_by_name(hostile):
     options = AnonymizeOptions(exempt=((64, 0, 99, 9),))
     with pytest.raises(InvalidRequest, match="the exempt area 64,0,99,9 is outside"):
-        apart.anonymize(picture(), Stopwatch(), options)
-    pool.close()
+        hostile.anonymize(picture(), Stopwatch(), options)
 
 
 def test_a_bug_in_a_picture_process_is_named_and_the_process_lives(hostile):
@@ -257,7 +259,7 @@ def kill_while_at_work(anonymizer, kills):
         return outcome.result()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one():
     pool = PicturePool(1, COMMAND)
     _, anonymizer = isolated(pool)
@@ -354,7 +356,7 @@ def test_a_picture_process_has_no_descriptor_but_its_own(tmp_path):
     with (tmp_path / "of the worker").open() as opened, socket.socket() as connection:
         os.set_inheritable(opened.fileno(), True)
         os.set_inheritable(connection.fileno(), True)
-        pool = PicturePool(1, COMMAND)
+        pool = PicturePool(1)
         isolated(pool)
         (pid,) = pool.pids
         names = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]

@@ -35,6 +35,9 @@ class Setting:
             "VEIL_S3_ENDPOINT": self.way.endpoint,
             "VEIL_SCALES": "64",
             "VEIL_ROUTES": "s3://raw=s3://clean",
+            # The worker itself fetches and stores, and it is there sooner without a process.
+            "VEIL_PROCESSES": "0",
+            "VEIL_CONCURRENCY": "3",
             "PYTHONPATH": str(ROOT),
         }
         self._folder = folder
@@ -258,7 +261,6 @@ def test_a_full_disk_is_no_trouble_to_a_worker_for_it_writes_no_files(
     Picture processes set it themselves: see test_picture_processes.py.
     """
     worker = f"{sys.executable} {Path(__file__).with_name('poison_worker.py')} --file-size=0"
-    worker = f"env VEIL_PROCESSES=0 {worker}"
     setting.start_command(["bash", "-c", f"exec {worker} 2> >(cat)"])
     for source in sources:
         setting.queue.send(source)

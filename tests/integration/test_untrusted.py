@@ -13,13 +13,13 @@ from celery.app.task import Context
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.delivery.transport import MAX_SCHEDULED
 from tests.integration.conftest import Worker
 from tests.integration.test_poison import picture
 from tools.chaos.faults import Faulty
 from tools.local.servers import Server
 
 ROOT = Path(__file__).resolve().parents[2]
+SCHEDULED = 100  # messages that wait for their time, of a worker
 EXAMPLES = int(os.environ.get("EXAMPLES", "25"))  # Each has several messages.
 TASK = "veil.anonymize_image"
 # The attributes that Celery reads from a message.
@@ -47,6 +47,7 @@ class Setting:
             sys.executable,
             Path(__file__).with_name("poison_worker.py"),
             f"--audit={self.audit}",
+            f"--scheduled={SCHEDULED}",
         ]
         self.worker = Worker(Server("worker", command, folder / "worker.log", environment))
         self.worker.start()
@@ -327,12 +328,12 @@ def test_a_message_that_says_it_was_tried_often_waits_for_a_store_that_is_away(
 
 def test_a_worker_holds_so_many_messages_that_wait_and_no_more(setting, wait_until):
     client = setting.queue.client
-    soon = (datetime.now(UTC) + timedelta(seconds=12)).isoformat()
+    soon = (datetime.now(UTC) + timedelta(seconds=6)).isoformat()
     client.lpush(
         "uploads",
-        *(message(f"s3://raw/fuzz/none/{n}", eta=soon) for n in range(MAX_SCHEDULED + 50)),
+        *(message(f"s3://raw/fuzz/none/{n}", eta=soon) for n in range(SCHEDULED + 50)),
     )
 
-    wait_until(lambda: client.hlen("unacked") == MAX_SCHEDULED)
+    wait_until(lambda: client.hlen("unacked") == SCHEDULED)
     assert client.llen("uploads") == 50
     wait_until(lambda: not client.hlen("unacked") and not client.llen("uploads"), 60)

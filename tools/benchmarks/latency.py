@@ -25,7 +25,7 @@ from tools.local.stack import Stack
 
 PICTURES = 100
 LOAD = 0.8
-WARM_UP = 24
+WARM_UP = 24  # pictures, but no more than are measured
 MEGAPIXELS = 1.0
 LIMIT_SECONDS = 300.0
 # The longest pause before a picture for an idle worker. Workers poll an empty queue every 0.04 s.
@@ -51,7 +51,8 @@ def run() -> None:
             for image in pictures.of_size(min(count, 69), MEGAPIXELS)
         ]
         running.worker()
-        running.work_off(_uploaded(running, files, "warm-up", WARM_UP), LIMIT_SECONDS)
+        warm_up = _uploaded(running, files, "warm-up", min(WARM_UP, count))
+        running.work_off(warm_up, LIMIT_SECONDS)
         capacity = count / running.work_off(
             _uploaded(running, files, "capacity", count), LIMIT_SECONDS
         )

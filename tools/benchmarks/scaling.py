@@ -29,7 +29,7 @@ from tools.local.stack import CLEAN, RAW, Stack
 PICTURES = 80
 WORKERS = "1,2,4"
 DEPTHS = "1000,10000,100000"
-WARM_UP = 12  # pictures per worker
+WARM_UP = 12  # pictures per worker, but no more than are measured
 MEGAPIXELS = 1.0
 LIMIT_SECONDS = 300.0
 AT_ONCE = 5000  # messages per publication
@@ -83,8 +83,9 @@ def _asked(running: Stack, files: Sequence[bytes], count: int) -> dict[str, Any]
     """Return the requests per picture to Redis and the store, with a worker behind a proxy."""
     with closing(Faulty(int(running.s3.endpoint.rpartition(":")[2]))) as way:
         worker = running.worker(VEIL_S3_ENDPOINT=way.endpoint)
-        _upload(running, files, "way", WARM_UP)
-        running.work_off(_keys("way", WARM_UP), LIMIT_SECONDS)
+        warm_up = min(WARM_UP, count)
+        _upload(running, files, "way", warm_up)
+        running.work_off(_keys("way", warm_up), LIMIT_SECONDS)
         idle = _idle(running)
         _upload(running, files, "asked", count)
         requests, connections = way.methods.copy(), way.connections
@@ -148,8 +149,8 @@ def _with_workers(
     while len(running.workers) < workers:
         running.worker()
     name = f"workers-{workers}"
-    _upload(running, files, name, count + WARM_UP * workers)
-    keys = _keys(name, count + WARM_UP * workers)
+    keys = _keys(name, count + min(WARM_UP, count) * workers)
+    _upload(running, files, name, len(keys))
     running.work_off(keys[count:], LIMIT_SECONDS)
     seconds = running.work_off(keys[:count], LIMIT_SECONDS)
     return {

@@ -1,8 +1,9 @@
 """Intervals of rates: the published values, and archives whose rates are known."""
 
+import functools
 import math
-import random
 
+import numpy as np
 import pytest
 
 from worker.sampling.intervals import (
@@ -80,33 +81,31 @@ def test_the_quantiles_of_student_and_the_beta_distribution():
 
 
 def archive(chance, share, faces, kind):
-    """Pictures as (exposed faces, faces), with at least `share` of all faces exposed if `alike`."""
-    pictures = []
-    for _ in range(PICTURES):
-        count = chance.choice(faces)
-        if kind == "alike":
-            exposed = count if chance.random() < share else 0
-        else:
-            exposed = sum(chance.random() < share for _ in range(count))
-        pictures.append((exposed, count))
-    return pictures
+    """The exposed faces and the faces of each picture; those of one are exposed alike, or each has
+    a chance of its own.
+    """
+    counts = chance.choice(faces, PICTURES)
+    if kind == "alike":
+        return counts * (chance.random(PICTURES) < share), counts
+    return chance.binomial(counts, share), counts
 
 
 def test_the_intervals_cover_the_truth_in_95_of_100_archives():
-    chance = random.Random(20)
+    chance = np.random.default_rng(20)
+    known_rate = functools.cache(rate)  # few different numbers are drawn
     covers_pictures = covers_faces = 0
     for _ in range(ARCHIVES):
         share = chance.choice((0.002, 0.01, 0.05, 0.2))
-        faces = chance.choice(((1,), (0, 0, 1, 2, 4), (1, 1, 1, 1, 40)))
-        pictures = archive(chance, share, faces, chance.choice(("alike", "independent")))
-        drawn = chance.sample(pictures, chance.choice((60, 300)))
+        faces = ((1,), (0, 0, 1, 2, 4), (1, 1, 1, 1, 40))[chance.integers(3)]
+        exposed, counts = archive(chance, share, faces, chance.choice(("alike", "independent")))
+        drawn = chance.permutation(PICTURES)[: chance.choice((60, 300))]
 
-        true_pictures = sum(exposed > 0 for exposed, _ in pictures) / len(pictures)
-        of_pictures = rate(sum(exposed > 0 for exposed, _ in drawn), len(drawn))
+        true_pictures = np.mean(exposed > 0)
+        of_pictures = known_rate(int(sum(exposed[drawn] > 0)), len(drawn))
         covers_pictures += of_pictures.low <= true_pictures <= of_pictures.high
 
-        true_faces = sum(exposed for exposed, _ in pictures) / sum(count for _, count in pictures)
-        of_faces = rate_in_clusters(*zip(*drawn, strict=True))
+        true_faces = exposed.sum() / counts.sum()
+        of_faces = rate_in_clusters(exposed[drawn].tolist(), counts[drawn].tolist())
         covers_faces += of_faces.low <= true_faces <= of_faces.high
     print(f"covered: pictures {covers_pictures}, faces {covers_faces} of {ARCHIVES}")
     assert covers_pictures >= CONFIDENCE * ARCHIVES
