@@ -569,7 +569,12 @@ def _may_name_another_store(environment: Mapping[str, str]) -> bool:
     """Return whether the configuration of boto3 may name another store than Amazon S3."""
     file = Path(environment.get("AWS_CONFIG_FILE") or CONFIG_FILE)
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_PROFILE")
-    return any(environment.get(name) for name in names) or file.expanduser().is_file()
+    if any(environment.get(name) for name in names):
+        return True
+    try:
+        return file.expanduser().is_file()
+    except (OSError, RuntimeError):  # A home that may not be read, or none: boto3 reads no file.
+        return False
 
 
 def split_address(text: str) -> tuple[str, int]:

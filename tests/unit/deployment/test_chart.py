@@ -64,11 +64,13 @@ WRONG = {
     "flower.ingress.enabled=true": "flower ingress host",
     "networkPolicy.egress.redis[0].cidr=10.0.0.0/8": "networkPolicy egress redis 0 cidr",
     "image.pins.redis=7": "image pins redis",
+    "user=0": "user",
 }
 # The templates refuse these, as JSON.
 SECRETS = {
     'settings.VEIL_REDIS_URL="redis://veil:p%40@redis"': "VEIL_REDIS_URL contains a password",
     'settings.AWS_SECRET_ACCESS_KEY="a"': "settings.AWS_SECRET_ACCESS_KEY is a secret",
+    'settings.OTEL_EXPORTER_OTLP_HEADERS="k=v"': "OTEL_EXPORTER_OTLP_HEADERS is a secret",
     'flower={"enabled":true},secrets.flower=[]': "flower.enabled needs FLOWER_BASIC_AUTH",
 }
 
@@ -213,7 +215,7 @@ def test_a_gpu_worker_has_its_image_a_gpu_and_time_to_warm_up(rendered):
     worker = resources["Deployment", "veil-worker"]
     assert pod_of(worker)["volumes"] == [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}]
     container = container_of(worker)
-    assert container["image"].startswith("veil/worker-gpu:")
+    assert "/worker-gpu:" in container["image"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     probe = container["startupProbe"]
     assert probe["failureThreshold"] * probe["periodSeconds"] > 180
@@ -274,12 +276,57 @@ def test_keda_and_the_policies_follow_the_address_of_redis(rendered):
     assert {one["metadata"]["listName"] for one in triggers} == {f"team-a:{one}" for one in QUEUES}
     for trigger in triggers:
         assert trigger["type"] == "redis-sentinel"
-        assert trigger["metadata"]["addresses"] == "one:26379,two:26380"
+        assert trigger["metadata"]["addresses"] == "one.veil:26379,two.veil:26380"
         assert trigger["metadata"]["username"] == "veil"
         assert trigger["metadata"]["enableTLS"] == "true"
         assert trigger["metadata"]["databaseIndex"] == "3"
     _, redis = resources["NetworkPolicy", "veil-queue"]["spec"]["egress"]
     assert [port["port"] for port in redis["ports"]] == [26379, 26380, 6379]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("redis", "redis.veil:6379"),
+        ("redis:6380", "redis.veil:6380"),
+        ("redis.data:6379", "redis.data:6379"),
+        ("10.0.10.5", "10.0.10.5:6379"),
+        ("[fd00::5]", "[fd00::5]:6379"),
+    ],
+)
+def test_keda_finds_a_redis_of_the_namespace_from_its_own(host, address, rendered):
+    url = f"settings.VEIL_REDIS_URL=redis://{host}/0"
+    resources = rendered(*with_values("autoscaling.enabled=true", url))
+    for trigger in resources["ScaledObject", "veil-worker"]["spec"]["triggers"]:
+        assert trigger["metadata"]["address"] == address
+
+
+def test_a_cluster_may_assign_the_user(rendered):
+    resources = rendered(*with_values("user=null", "triggers.webhook.enabled=true"))
+    for deployment in deployments(resources).values():
+        security = pod_of(deployment)["securityContext"]
+        assert security == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_all_pods_resolve_names_at_the_ports_that_are_set(rendered):
+    resources = rendered(*with_values("networkPolicy.egress.dnsPorts={5353}"))
+    dns, _ = resources["NetworkPolicy", "veil-queue"]["spec"]["egress"]
+    assert dns["ports"] == [{"port": 5353, "protocol": name} for name in ("UDP", "TCP")]
+
+
+def test_pods_that_cannot_work_do_not_hold_up_the_draining_of_a_node(rendered):
+    resources = rendered(*with_values("triggers.webhook.enabled=true"))
+    budgets = [one["spec"] for (kind, _), one in resources.items() if kind == "PodDisruptionBudget"]
+    assert len(budgets) == 2
+    for budget in budgets:
+        assert budget["maxUnavailable"] == 1
+        assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_a_registry_that_nobody_named_is_nobodys(rendered):
+    # A name without a host would be looked up in a public registry, where anybody may take it.
+    for deployment in deployments(rendered(*with_values("flower.enabled=true"))).values():
+        assert container_of(deployment)["image"].startswith("registry.internal/veil/")
 
 
 @pytest.mark.parametrize(

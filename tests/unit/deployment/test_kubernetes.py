@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.registry import Collector
 from pydantic import SecretStr
 
 from tasks.messages import QUEUES
@@ -126,7 +128,11 @@ def test_the_queues_decide_how_many_workers_there_are(resources, settings, deplo
     assert queues == set(QUEUES)
     for trigger in scaled["triggers"]:
         address, database = trigger["metadata"]["address"], trigger["metadata"]["databaseIndex"]
-        assert settings["VEIL_REDIS_URL"] == f"redis://{address}/{database}"
+        # KEDA runs in a namespace of its own.
+        host, _, port = address.partition(":")
+        assert host.endswith(".veil")
+        server = f"{host.removesuffix('.veil')}:{port}"
+        assert settings["VEIL_REDIS_URL"] == f"redis://{server}/{database}"
         assert trigger["authenticationRef"]["name"] == "veil-worker"
     # No list contains the messages that a killed worker held. Another worker must return them.
     assert scaled["minReplicaCount"] >= 1
@@ -169,6 +175,24 @@ def test_prometheus_takes_the_rules_of_the_scrape_configuration(
     path = tmp_path / "prometheus.yml"
     path.write_text(yaml.safe_dump(configuration))
     subprocess.run([system_program("promtool"), "check", "config", path], check=True)
+
+
+def test_no_probe_that_restarts_a_pod_asks_redis(deployments):
+    class Unreachable(Collector):
+        def collect(self):
+            raise AssertionError("a name server that is away takes longer than a probe waits")
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Unreachable())
+    serve = make_wsgi_app(registry)
+    statuses = []
+    for deployment in deployments.values():
+        for probe in ("startupProbe", "livenessProbe"):
+            asked = container_of(deployment)[probe]["httpGet"]
+            assert asked["port"] == "metrics"
+            request = {"REQUEST_METHOD": "GET", "PATH_INFO": asked["path"]}
+            serve(request, lambda status, _: statuses.append(status))
+    assert statuses == ["200 OK"] * 2 * len(deployments)
 
 
 def test_the_webhook_is_behind_its_service(resources, deployments):

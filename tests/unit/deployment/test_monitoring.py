@@ -1,5 +1,6 @@
 """The files of compose's profile `monitoring`: alert rules, dashboard and configuration."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import subprocess
 import pytest
 import yaml
 
+from tasks.telemetry import metrics
 from tools.local.servers import FLOWER_COLUMNS
 from worker.metrics import REGISTRY
 
@@ -136,6 +138,31 @@ def test_the_documentation_names_every_metric(dashboard, repository):
     queries = json.dumps([panel["targets"] for panel in panels(dashboard)])
     for name in set(re.findall(r"veil_[a-z_]+", queries)):
         assert re.search(rf"`{re.sub('_(bucket|sum|count)$', '', name)}[`{{]", page), name
+
+
+def test_alerts_and_panels_ask_for_samples_that_are_served_and_take_rates_of_counters_alone(
+    dashboard, docker
+):
+    source = inspect.getsource(metrics)
+    gauges = set(re.findall(r'GaugeMetricFamily\(\s*"(veil_\w+)"', source))
+    assert "veil_queue_up" in gauges
+    counters = set()
+    for family in REGISTRY.collect():
+        if family.type == "counter":
+            counters.add(f"{family.name}_total")
+        elif family.type == "histogram":
+            counters |= {f"{family.name}_{part}" for part in ("bucket", "sum", "count")}
+        else:
+            gauges.add(f"{family.name}_info" if family.type == "info" else family.name)
+    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
+    queries = [target["expr"] for panel in panels(dashboard) for target in panel["targets"]]
+    queries += [rule["expr"] for rule in group["rules"]]
+    for query in queries:
+        asked = set(re.findall(r"\b(?:veil|process)_\w+", query))
+        assert asked <= counters | gauges, query
+        rates = set(re.findall(r"\b(?:rate|increase)\((\w+)", query))
+        assert rates == asked & counters, query
+        assert "histogram_quantile" not in query or "by (le" in query, query
 
 
 def test_mounted_files_exist(compose, repository):

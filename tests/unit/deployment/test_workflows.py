@@ -119,7 +119,7 @@ def test_the_manifests_name_the_images_of_the_release_by_the_version_of_the_proj
 ):
     for file, target in (("worker", "worker"), ("triggers", "flower")):
         text = (repository / "docker" / "kubernetes" / f"{file}.yaml").read_text()
-        assert f"image: veil/{target}:{project['version']}\n" in text
+        assert f"image: registry.internal/veil/{target}:{project['version']}\n" in text
 
 
 def test_the_chart_has_the_version_of_the_project(repository, project):

@@ -35,6 +35,18 @@ def load(monkeypatch):
     return load
 
 
+@pytest.mark.parametrize("home", [f"/{'a' * 300}", "~"])
+def test_a_home_that_may_not_be_read_has_no_file_of_boto3(load, monkeypatch, home):
+    # A name that is too long fails for root too, as a folder without rights does for others.
+    # systemd hides /home, and a cluster may run the image as a user that has no home.
+    monkeypatch.setenv("AWS_CONFIG_FILE", "")
+    monkeypatch.setenv("AWS_PROFILE", "")
+    monkeypatch.setenv("HOME", home)
+    assert load(s3_region="eu-central-1").s3_region == "eu-central-1"
+    with pytest.raises(SettingsInvalid, match="europe is no region of Amazon S3"):
+        load(s3_region="europe")
+
+
 def test_the_defaults_are_valid(load):
     settings = load()
     assert settings.broker_url() == "redis://127.0.0.1:6379/0"

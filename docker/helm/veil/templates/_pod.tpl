@@ -26,9 +26,11 @@ enableServiceLinks: false
 shareProcessNamespace: true
 securityContext:
   runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
+  {{- with .root.Values.user }}
+  runAsUser: {{ int . }}
+  runAsGroup: {{ int . }}
+  fsGroup: {{ int . }}
+  {{- end }}
   seccompProfile: {type: RuntimeDefault}
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
@@ -83,15 +85,19 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
-{{/* No probe that restarts a pod tests Redis: while it is unavailable the process waits, and a restart would not help. */}}
+{{/*
+No probe that restarts a pod tests Redis: while it is unavailable the process waits, and a restart would not help. The
+server of metrics answers this path at once. For /metrics it asks Redis, and a name server that is away may take longer
+than a probe waits.
+*/}}
 {{- define "veil.metricsProbes" -}}
 startupProbe:
-  httpGet: {path: /metrics, port: metrics}
+  httpGet: {path: /favicon.ico, port: metrics}
   periodSeconds: 5
   timeoutSeconds: 10
   failureThreshold: {{ .startupTries }}
 livenessProbe:
-  httpGet: {path: /metrics, port: metrics}
+  httpGet: {path: /favicon.ico, port: metrics}
   periodSeconds: 30
   timeoutSeconds: 10
   failureThreshold: 4

@@ -25,6 +25,11 @@ hosts: {{ toJson $hosts }}
 database: {{ regexReplaceAll $pattern $url "${7}" | default "0" | quote }}
 {{- end }}
 
+{{/* The host and port of Redis, or of a sentinel, for pods of other namespaces: they do not find the Services of this one. */}}
+{{- define "veil.address" -}}
+{{- regexReplaceAll "^([A-Za-z0-9-]+):" .host (printf "${1}.%s:" .root.Release.Namespace) }}
+{{- end }}
+
 {{/* The port of VEIL_S3_ENDPOINT. */}}
 {{- define "veil.storePort" -}}
 {{- $endpoint := .Values.settings.VEIL_S3_ENDPOINT | default "https://" }}
