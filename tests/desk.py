@@ -100,6 +100,9 @@ class Client:
         )
         return self._send(request, {"X_Xsrftoken": self.xsrf, **headers})
 
+    def send(self, method, path, **headers):
+        return self._send(urllib.request.Request(self.address + path, method=method), headers)
+
     def _send(self, request, headers):
         for name, value in {**self.headers, **headers}.items():
             if value is not None:

@@ -354,7 +354,8 @@ class WorkerSettings(UploadSettings):
         if not value:
             return None
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        is_page = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        if not is_page or "@" in parts.netloc:
             raise ValueError("must look like https://HOST, without a user or a password")
         return value.rstrip("/")
 

@@ -328,8 +328,7 @@ def sample_of(desk, photograph):
 def test_an_unfinished_sample_is_opened_if_nothing_else_is_to_review(browser, empty, photographs):
     log_in(browser, empty)
     until(browser, lambda: text(browser, "list-note") == "Nothing to review here.")
-    sample_of(empty, photographs["admiral.jpg"])
-    browser.refresh()
+    sample_of(empty, photographs["admiral.jpg"])  # it appears by itself
     until(browser, lambda: text(browser, "title") == "s3://clean/s0.jpg")
     chooser = browser.find_element(By.ID, "samples")
     assert chooser.get_property("value") == "5a3b1e00"
@@ -340,8 +339,6 @@ def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
     log_in(browser, empty)
     is_shown(browser, "2026/coffee.jpg")
     drawn = sample_of(empty, photographs["admiral.jpg"])
-    browser.refresh()
-    is_shown(browser, "2026/coffee.jpg")
     chooser = browser.find_element(By.ID, "samples")
     until(browser, lambda: len(chooser.find_elements(By.TAG_NAME, "option")) == 2)
     chooser.send_keys("5")

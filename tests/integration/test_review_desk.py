@@ -5,6 +5,7 @@ never get the same picture, and nothing is decided that is not recorded.
 import io
 import json
 import signal
+import socket
 import time
 from dataclasses import asdict
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tasks.addresses import PrefixUri
+from tasks.errors import SourceChanged
 from tasks.records import samples
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import Sample, SampledPicture
@@ -20,7 +22,8 @@ from tasks.signatures import Key
 from tasks.storage import decisions
 from tests.desk import Client, Desk
 from worker.desk import claims, items
-from worker.desk.items import Items
+from worker.desk import decisions as decisions_of_desk
+from worker.desk.items import Item, Items
 
 HOSTILE = '<img src=x onerror="alert(1)">"\'.jpg'
 KEY = "a key for receipts of 32 characters or more"
@@ -130,6 +133,51 @@ def test_a_token_works_once_and_a_wrong_one_never(desk):
     assert token not in [cookie.value for cookie in first.cookies]
 
 
+def raw_answer(desk, *lines):
+    """The first line of the answer to a request that no well-behaved client sends."""
+    host, _, port = desk.address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"\r\n".join([*lines, b"", b""]))
+        return connection.recv(4096).partition(b"\r\n")[0]
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(desk):
+    host = f"Host: {desk.address.removeprefix('http://')}".encode()
+    answer = raw_answer(desk, b"POST /login HTTP/1.1", host, b"Content-Length: 99999999")
+    assert b" 400 " in answer
+
+
+def test_a_token_counts_also_where_another_reviewer_is_logged_in(desk, log_in):
+    client = log_in()
+    before = next(cookie.value for cookie in client.cookies if cookie.name == "veil_session")
+    name = next(desk.unused)
+    assert client.get("/login").status == 200
+    assert client.post("/login", {"secret": desk.token(name)}).status == 200
+    assert name in client.get("/").body.decode()
+    stale = Client(desk.address, Cookie=f"veil_session={before}")
+    assert stale.get("/api/list").status == 401
+
+
+def test_text_that_is_no_text_is_refused(log_in):
+    client = log_in()
+    for name in ("after", "id", "sample"):
+        assert client.post("/api/next", {name: "\ud800"}).status == 400
+    assert client.post("/login", {"secret": "\ud800"}).status == 400
+
+
+def test_other_methods_are_refused_and_no_refusal_is_kept(desk, log_in):
+    client = log_in()
+    wanted = {"HEAD": 405, "OPTIONS": 405, "TRACE": 405, "BREW": 405, "PUT": 403, "DELETE": 403}
+    answers = []
+    for method, status in wanted.items():
+        answers.append(client.send(method, "/api/list"))
+        assert answers[-1].status == status, method
+    answers += [Client(desk.address).get("/api/list"), client.get("/api/list", Host="evil.example")]
+    for answer in answers:
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
 def test_a_session_ends_with_its_log_out(log_in):
     client = log_in()
     assert client.get("/api/list").status == 200
@@ -145,6 +193,9 @@ def test_requests_of_other_sites_are_refused(desk, log_in, listed, queue):
         {"X_Xsrftoken": None},
         {"X_Xsrftoken": "forged"},
         {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": desk.address.replace("http", "https")},
         {"Host": "evil.example"},
     ):
         answer = client.post("/api/next", {}, **headers)
@@ -170,6 +221,9 @@ def test_every_answer_has_the_headers_of_a_strict_page(log_in, listed, wait_unti
         assert cookie.has_nonstandard_attr("HttpOnly")
         assert cookie.get_nonstandard_attr("SameSite") == "Strict"
     assert client.get(f"/output/{item['id']}").headers["Cache-Control"] == "no-store"
+    thumbnail = client.get(f"/thumbnail/{item['id']}?version={item['version']}")
+    assert thumbnail.headers["Cache-Control"].startswith("private")
+    assert thumbnail.headers["Vary"] == "Cookie"
 
 
 def test_tricks_with_paths_lead_nowhere(log_in):
@@ -235,12 +289,27 @@ def test_a_proxy_names_the_reviewer_and_without_its_header_nothing_is_shown(
         assert page.status == 200
         assert b"ana" in page.body
         assert b"Log out" not in page.body
-        assert "Secure" in page.headers["Set-Cookie"]
-        assert client.get("/api/list", X_Forwarded_User="").status == 401
+        names = {"__Host-veil_session", "__Host-veil_xsrf"}
+        assert {cookie.name for cookie in client.cookies} == names
+        assert all(cookie.secure and cookie.path == "/" for cookie in client.cookies)
+        for name in ("", "a" * 81):
+            assert client.get("/api/list", X_Forwarded_User=name).status == 401
+        zoe = "Zoë".encode().decode("latin-1")
+        assert "Zoë" in client.get("/", X_Forwarded_User=zoe).body.decode()
+        twice = b"X-Forwarded-User: ben\r\nX-Forwarded-User: ana"
+        assert b" 401 " in raw_answer(desk, b"GET / HTTP/1.1", b"Host: review.example", twice)
     with Desk(
         programs, tmp_path, {**environment, "VEIL_REVIEW_PROXIES": "10.0.0.1"}, reviewers=()
     ) as desk:
         assert Client(desk.address, X_Forwarded_User="ana").get("/").status == 401
+
+
+@pytest.mark.parametrize("url", ["http://review.example", "https://review.example/desk"])
+def test_an_address_that_others_could_read_or_with_a_path_is_refused(settings, veil, url):
+    environment = {**settings[1], "VEIL_REVIEW_URL": url}
+    done = veil("review", "serve", "--http", "127.0.0.1:0", environment=environment)
+    assert done.returncode == 2
+    assert "VEIL_REVIEW_URL" in done.stderr
 
 
 def test_a_desk_that_others_could_open_needs_an_address(settings, veil):
@@ -317,6 +386,42 @@ def test_what_the_desk_keeps_of_decided_pictures_is_bounded(listed, queue, monke
     on_desk.read()
     # The oldest decisions are forgotten, and those pictures are shown again until a worker is done.
     assert on_desk.listed() == [first, others[0]]
+
+
+def low_score(key, etag="e"):
+    output = f"s3://clean/desk/{key}"
+    identity = items.id_of("low", output)
+    source = f"s3://raw/desk/{key}"
+    return Item(
+        identity, "low score", source, output, None, etag, "lowest score 0.20", 0.0, output_etag="o"
+    )
+
+
+def test_a_flagged_picture_with_a_low_score_is_listed_and_leaves_once(listed, queue):
+    listed("a.jpg")
+    listed("b.jpg")
+    on_desk = Items(queue.client, Routes.parse(ROUTE))
+    on_desk.add_low_scores([low_score("a.jpg"), low_score("c.jpg")])
+    both, flagged, low = on_desk.listed()
+    assert both.reason == "faces still found in the output; lowest score 0.20"
+    assert on_desk.present(both) == both
+    assert on_desk.counts() == {"held": 0, "flagged": 2, "low score": 1}
+    on_desk.remove(both)
+    assert on_desk.listed() == [flagged, low]
+
+
+def test_the_low_score_of_an_output_that_was_replaced_leaves_the_desk(listed, queue, raw, store):
+    listed("a.jpg")
+    routes = Routes.parse(ROUTE)
+    on_desk = Items(queue.client, routes)
+    etag = raw.head("desk/a.jpg")["ETag"].strip('"')
+    low = low_score("a.jpg", etag)
+    on_desk.add_low_scores([low])
+    desk = decisions_of_desk.Desk(queue.app, store, routes, [], on_desk)
+    with pytest.raises(SourceChanged):
+        desk.decide(low, decisions_of_desk.choice_of({"action": "drop"}), "ana")
+    assert on_desk.find(low.id) is None
+    assert queue.client.llen("uploads") == 0
 
 
 def test_a_claim_ends_by_itself(log_in, listed, queue, wait_until):
@@ -468,6 +573,8 @@ def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, s
     request = {"sample": "5a3b1e00", "unmarked": True}
     first, second = ana.post("/api/next", request).json, ben.post("/api/next", request).json
     assert first["id"] != second["id"]
+    polygon = [5, 5, 50, 5, 50, 50]
+    assert decide(ana, first, "mark", exposed=[polygon]).status == 400
     assert decide(ana, first, "mark", exposed=[[5, 5, 50, 50]]).status == 200
     assert decide(ben, second, "mark", exposed=[]).status == 200
     assert decide(ben, second, "drop").status == 400

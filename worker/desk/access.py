@@ -1,5 +1,6 @@
 """Access to the desk: single-use tokens, a password, or a proxy that authenticates; sessions."""
 
+import hashlib
 import hmac
 import secrets
 import time
@@ -13,6 +14,15 @@ IDLE_SECONDS = 3600
 MAX_FAILURES, FAILURE_SECONDS = 10, 60.0  # logins that may fail within so many seconds
 MAX_NAME = 80  # characters of a reviewer's name
 MAX_SESSIONS = 1000
+
+
+def reviewer_name(text: str) -> str:
+    """Return the name of a reviewer in `text`, or "" if there is none.
+
+    A name is short and printable, because pages, logs and decisions show it.
+    """
+    name = text.strip()
+    return name if name.isprintable() and len(name) <= MAX_NAME else ""
 
 
 @dataclass
@@ -45,7 +55,7 @@ class Access:
 
     @property
     def is_throttled(self) -> bool:
-        """True after too many failed logins, so that nobody can try passwords."""
+        """True after too many failed logins: no password is accepted, so that nobody tries many."""
         now = time.monotonic()
         while self._failures and now - self._failures[0] > FAILURE_SECONDS:
             self._failures.popleft()
@@ -54,14 +64,15 @@ class Access:
     def log_in(self, secret: str, name: str) -> Session | None:
         """Return a new session for the token or the password `secret`; None if it is wrong.
 
-        A token is used up by this.
+        A token is used up by this. Nobody can guess one, so it is accepted at any time.
         """
         for token in list(self.tokens):
-            if hmac.compare_digest(token.encode(), secret.encode()):
+            if _is_same(token, secret):
                 return self.begin(self.tokens.pop(token))
-        reviewer = name.strip()[:MAX_NAME]
-        is_right = hmac.compare_digest(self.password.encode(), secret.encode())
-        if self.password and is_right and reviewer:
+        if self.is_throttled:
+            return None
+        reviewer = reviewer_name(name)
+        if self.password and reviewer and _is_same(self.password, secret):
             return self.begin(reviewer)
         self._failures.append(time.monotonic())
         return None
@@ -76,8 +87,11 @@ class Access:
         self._sessions[session.id] = session
         return session
 
-    def session(self, identity: str | None) -> Session | None:
-        """Return the session with this id, unless it has expired."""
+    def session(self, identity: str | None, *, is_used: bool = True) -> Session | None:
+        """Return the session with this id, unless it has expired.
+
+        It is not `is_used` by what a page asks by itself: a page that nobody uses expires.
+        """
         session = self._sessions.get(identity or "")
         if session is None:
             return None
@@ -85,9 +99,19 @@ class Access:
         if now - session.began > SESSION_SECONDS or now - session.used > IDLE_SECONDS:
             self.end(session.id)
             return None
-        session.used = now
+        if is_used:
+            session.used = now
         return session
 
     def end(self, identity: str) -> None:
         """End a session."""
         self._sessions.pop(identity, None)
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Return whether two secrets are equal, in a time that tells nothing of them."""
+    return hmac.compare_digest(_digest(one), _digest(other))
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

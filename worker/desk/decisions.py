@@ -21,6 +21,8 @@ from worker.desk.items import Item, Items, drop_entry, output_uri
 if TYPE_CHECKING:
     from tasks.app import App
 
+BOX_SIDES = 4
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -54,9 +56,14 @@ class Desk:
 
         Raises SourceChanged if the picture is not the one that was shown any more, InvalidRequest
         for a choice that the picture does not have, and the errors of Redis and of the store.
-        Nothing is queued then.
+        Nothing is queued then. The low score of an output that was replaced leaves the desk.
         """
-        self._check_version(item)
+        try:
+            self._check_version(item)
+        except (ObjectNotFound, SourceChanged):
+            if item.state == "low score":
+                self._items.remove(item)
+            raise
         options = self._options(item, choice)
         self._record(item, choice, options, by)
         if choice.action == "mark":
@@ -163,4 +170,6 @@ def choice_of(fields: dict[str, Any]) -> Choice:
         }
     )
     exposed = AnonymizeOptions.parse(extra=fields.get("exposed") or []).extra
+    if any(len(area) != BOX_SIDES for area in exposed):
+        raise InvalidRequest("an exposed face is marked with a box: x1, y1, x2, y2")
     return Choice(action, options, [list(area) for area in exposed])

@@ -7,7 +7,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import structlog
@@ -174,17 +174,18 @@ class Items:
     def listed(self, state: str | None = None) -> list[Item]:
         """Return the pictures to decide on, oldest first, or those of one state."""
         self._refresh()
-        low = sorted(self._low.values(), key=order_of)
-        found = [*self._review.values(), *low]
-        return [item for item in found if state is None or item.state == state]
+        return [item for item in self._merged() if state is None or item.state == state]
 
     def counts(self) -> dict[str, int]:
         """Return the number of pictures of each state."""
         self._refresh()
         counts: dict[str, int] = dict.fromkeys(FILTERS, 0)
-        for item in (*self._review.values(), *self._low.values()):
+        for item in self._merged():
             counts[item.state] += 1
         return counts
+
+    def _merged(self) -> list[Item]:
+        return merged([*self._review.values()], [*self._low.values()])
 
     def find(self, identity: str) -> Item | None:
         """Return the picture with this id; None if it is gone."""
@@ -205,7 +206,10 @@ class Items:
         name = name_of(item.source or "", item.destination)
         with connected():
             entry = REVIEW_LIST.find(self._redis, [name]).get(name)
-        return None if entry is None else item_of(entry, self._routes)
+        if entry is None:
+            return None
+        found = item_of(entry, self._routes)
+        return merged([found], self._low_of(found))[0]
 
     def sample(self, name: str) -> list[Item]:
         """Return the pictures of a sample, in the order in which they were drawn."""
@@ -230,7 +234,16 @@ class Items:
         """
         _remember(self._decided, item.id, (item.version, time.monotonic()), MAX_DECIDED)
         self._review.pop(item.id, None)
+        for low in self._low_of(item):
+            self._low.pop(low.id, None)
         self._low.pop(item.id, None)
+
+    def _low_of(self, item: Item) -> list[Item]:
+        """Return the low score of a flagged picture, if it has one."""
+        if item.state != "flagged" or item.output is None:
+            return []
+        low = self._low.get(id_of("low", item.output))
+        return [] if low is None else [low]
 
     def _is_decided(self, item: Item) -> bool:
         version, since = self._decided.get(item.id, ("", 0.0))
@@ -271,6 +284,20 @@ def _remember(known: OrderedDict[str, Value], identity: str, value: Value, limit
     known.move_to_end(identity)
     while len(known) > limit:
         known.popitem(last=False)
+
+
+def merged(listed: Iterable[Item], low: Iterable[Item]) -> list[Item]:
+    """Return the pictures `listed`, in this order, and then those with a `low` score, oldest first.
+
+    A flagged picture with a low score is one picture, with both reasons.
+    """
+    low_scores = {item.output: item for item in sorted(low, key=order_of)}
+    found = []
+    for item in listed:
+        other = low_scores.pop(item.output, None) if item.state == "flagged" else None
+        reason = item.reason if other is None else f"{item.reason}; {other.reason}"
+        found.append(item if other is None else replace(item, reason=reason))
+    return [*found, *low_scores.values()]
 
 
 def after(items: Sequence[Item], shown: Item | None, step: int) -> Iterator[Item]:

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import structlog
 from celery.result import AsyncResult
@@ -34,9 +33,10 @@ from tasks.redis.errors import connected
 from worker import pages
 from worker.commands.options import METHODS
 from worker.desk import claims
-from worker.desk.access import Access, Session
+from worker.desk.access import Access, Session, reviewer_name
 from worker.desk.decisions import Desk, choice_of
 from worker.desk.items import FILTERS, Item, Items, after, output_uri
+from worker.desk.origins import Origins
 from worker.desk.views import Shown, Views
 from worker.images.viewing import MAX_SIDE, View
 
@@ -45,7 +45,10 @@ MAX_OFFERED = 500  # pictures that are tried for a reviewer who wants the next o
 MAX_BODY_BYTES = 1 << 20
 THUMBNAIL_SIDE = 160
 SIDES = range(64, MAX_SIDE + 1)
-SESSION_COOKIE = "veil_session"
+SESSION_COOKIE, XSRF_COOKIE = "veil_session", "veil_xsrf"
+# Browsers take a cookie with this prefix only from the host itself and over TLS.
+SECURE_PREFIX = "__Host-"
+UNUSED_HEADER = "X-Veil-Unused"  # of what the page asks by itself: nobody uses it
 POLICY = (
     "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -75,7 +78,7 @@ log = structlog.get_logger("veil")
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that handlers share. `hosts` are the names by which browsers may reach the desk."""
+    """The parts that handlers share. `origins` are those by which browsers may reach the desk."""
 
     celery: Any
     redis: Any
@@ -84,12 +87,20 @@ class Parts:
     views: Views
     desk: Desk
     threads: ThreadPoolExecutor
-    hosts: frozenset[str]
+    origins: Origins
     shows_sources: bool
     user_header: str | None
     proxies: frozenset[str]
     links: dict[str, str]
     is_secure: bool
+
+    @property
+    def cookie_prefix(self) -> str:
+        return SECURE_PREFIX if self.is_secure else ""
+
+    @property
+    def cookie_options(self) -> dict[str, Any]:
+        return {"httponly": True, "samesite": "Strict", "secure": self.is_secure}
 
 
 class Handler(RequestHandler):
@@ -108,10 +119,11 @@ class Handler(RequestHandler):
 
     def prepare(self) -> None:
         """Refuse requests for other hosts, from other sites, and without a session."""
-        if self.request.host.lower() not in self.parts.hosts:
+        origins = self.parts.origins
+        if self.request.host.lower() not in origins.hosts:
             raise HTTPError(421, reason="Wrong Host")
         origin = self.request.headers.get("Origin")
-        if origin and urlsplit(origin).netloc.lower() not in self.parts.hosts:
+        if origin is not None and origin.lower() not in origins.pages:
             raise HTTPError(403)
         self.reviewer = self._session()
         if self.reviewer is None and not self.is_public:
@@ -120,27 +132,40 @@ class Handler(RequestHandler):
     def _session(self) -> Session | None:
         """Return the session of the cookie, or the one that belongs to the proxy's header."""
         access, header = self.parts.access, self.parts.user_header
+        cookie = self.get_cookie(self.parts.cookie_prefix + SESSION_COOKIE)
         if header is None:
-            return access.session(self.get_cookie(SESSION_COOKIE))
-        name = self.request.headers.get(header, "").strip()
+            return access.session(cookie, is_used=UNUSED_HEADER not in self.request.headers)
+        name = self._name_in(header)
         if not name or self.request.remote_ip not in self.parts.proxies:
             raise HTTPError(401, reason="The proxy names no reviewer")
-        session = access.session(self.get_cookie(SESSION_COOKIE))
+        session = access.session(cookie)
         if session is None or session.reviewer != name:
             session = access.begin(name)
             self.remember(session)
         return session
 
+    def _name_in(self, header: str) -> str:
+        """Return the reviewer's name in the proxy's `header`.
+
+        If the header is there twice, a browser may have sent one, and it names nobody.
+        """
+        values = self.request.headers.get_list(header)
+        if len(values) != 1:
+            return ""
+        try:
+            return reviewer_name(values[0].encode("latin-1").decode("utf-8"))
+        except UnicodeDecodeError:
+            return reviewer_name(values[0])
+
     def remember(self, session: Session) -> None:
         """Send the cookie of `session`."""
-        self.set_cookie(
-            SESSION_COOKIE,
-            session.id,
-            httponly=True,
-            samesite="Strict",
-            secure=self.parts.is_secure,
-            path="/",
-        )
+        name = self.parts.cookie_prefix + SESSION_COOKIE
+        self.set_cookie(name, session.id, **self.parts.cookie_options)
+
+    def forget(self) -> None:
+        """Take the cookie of the session back."""
+        name = self.parts.cookie_prefix + SESSION_COOKIE
+        self.clear_cookie(name, **self.parts.cookie_options)
 
     def _refuse_stranger(self) -> None:
         if self.request.method == "GET" and self.request.path == "/":
@@ -175,18 +200,22 @@ class Handler(RequestHandler):
         self.finish({"error": type(error).__name__, "message": str(error)})
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON object that was sent. Raises HTTPError for anything else."""
+        """Return the JSON object that was sent. Raises HTTPError for anything else.
+
+        That includes halves of surrogate pairs, which no other program could read.
+        """
         try:
             fields = json.loads(self.request.body or b"{}")
+            json.dumps(fields, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             raise HTTPError(400) from None
         if not isinstance(fields, dict):
             raise HTTPError(400)
         return fields
 
-    def item(self, identity: str) -> Item:
+    async def item(self, identity: str) -> Item:
         """Return the picture with this id. Raises HTTPError if it is not on the desk."""
-        found = self.parts.items.find(identity)
+        found = await self.in_thread(self.parts.items.find, identity)
         if found is None:
             raise HTTPError(404, reason="Not On The Desk")
         return found
@@ -214,22 +243,28 @@ class LoginHandler(Handler):
     is_public = True
 
     def get(self) -> None:
-        if self.reviewer is not None:
+        """Answer with the page, which uses a token also if another reviewer is logged in here."""
+        if self.parts.user_header is not None:
             self.redirect("/")
             return
-        self.page("login.html", has_password=bool(self.parts.access.password))
+        has_password = bool(self.parts.access.password)
+        self.page("login.html", has_password=has_password, has_session=self.reviewer is not None)
 
     async def post(self) -> None:
         fields = self.body()
         if self.parts.user_header is not None:
             raise HTTPError(404)
-        if self.parts.access.is_throttled:
-            raise HTTPError(429)
+        access = self.parts.access
+        is_throttled = access.is_throttled
         secret, name = str(fields.get("secret", "")), str(fields.get("name", ""))
-        session = self.parts.access.log_in(secret, name)
+        session = access.log_in(secret, name)
+        if session is None and is_throttled:
+            raise HTTPError(429)
         if session is None:
             log.warning("login failed", sender=self.request.remote_ip)
             raise HTTPError(401, reason="Wrong Token, Password Or Name")
+        if self.reviewer is not None:
+            access.end(self.reviewer.id)
         log.info("logged in", reviewer=session.reviewer)
         self.remember(session)
         self.finish({"reviewer": session.reviewer})
@@ -240,7 +275,7 @@ class LogoutHandler(Handler):
 
     def post(self) -> None:
         self.parts.access.end(self.session.id)
-        self.clear_cookie(SESSION_COOKIE)
+        self.forget()
         self.finish({})
 
 
@@ -305,7 +340,7 @@ class ListHandler(Handler):
             }
             for item in shown
         ]
-        counts = self.parts.items.counts()
+        counts = await self.in_thread(self.parts.items.counts)
         self.finish({"rows": rows, "count": len(items), "from": first, "counts": counts})
 
     def _first(self) -> int:
@@ -397,7 +432,7 @@ class DecisionHandler(Handler):
 
     async def post(self, identity: str) -> None:
         fields = self.body()
-        item = self.item(identity)
+        item = await self.item(identity)
         try:
             choice = choice_of(fields)
         except InvalidRequest as error:
@@ -444,7 +479,7 @@ class PictureHandler(Handler):
     """A JPEG of an output or of a source, at most ``side`` pixels long, or of its part ``box``."""
 
     async def get(self, kind: str, identity: str) -> None:
-        item = self.item(identity)
+        item = await self.item(identity)
         view = self._view(THUMBNAIL_SIDE if kind == "thumbnail" else None)
         if kind == "source":
             if not self.parts.shows_sources or item.source is None:
@@ -456,9 +491,9 @@ class PictureHandler(Handler):
             if uri is None:
                 raise HTTPError(404)
             shown = await self.in_thread(self.parts.views.output, uri, view)
-            self.set_header(
-                "Cache-Control", "private, max-age=600" if kind == "thumbnail" else "no-store"
-            )
+            if kind == "thumbnail":  # whose address has the version
+                self.set_header("Cache-Control", "private, max-age=600")
+                self.set_header("Vary", "Cookie")
         self._send(shown)
 
     def _send(self, shown: Shown) -> None:
@@ -513,11 +548,8 @@ def application(parts: Parts) -> Application:
         routes,
         log_function=_log_refusal,
         xsrf_cookies=True,
-        xsrf_cookie_kwargs={
-            "httponly": True,
-            "samesite": "Strict",
-            "secure": parts.is_secure,
-        },
+        xsrf_cookie_name=parts.cookie_prefix + XSRF_COOKIE,
+        xsrf_cookie_kwargs=parts.cookie_options,
     )
 
 

@@ -22,6 +22,7 @@ from worker.desk import low_scores, server
 from worker.desk.access import Access
 from worker.desk.decisions import Desk
 from worker.desk.items import Items
+from worker.desk.origins import Origins, bracketed
 from worker.desk.views import Views
 from worker.settings import WorkerSettings
 
@@ -51,12 +52,23 @@ class Options:
 
 
 def check(settings: WorkerSettings, options: Options) -> None:
-    """Raise SettingsInvalid for a desk that others could open without its own address."""
-    if options.host not in LOOPBACK and settings.review_url is None:
+    """Raise SettingsInvalid for a desk that others could open without its own address, or read."""
+    url = settings.review_url
+    if url is None:
+        if options.host not in LOOPBACK:
+            raise SettingsInvalid(
+                f"--http {options.host}:{options.port} is open to others: set VEIL_REVIEW_URL to "
+                "the https:// address of the proxy, or listen on 127.0.0.1"
+            )
+        return
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
         raise SettingsInvalid(
-            f"--http {options.host}:{options.port} is open to others: set VEIL_REVIEW_URL to the "
-            "https:// address of the proxy, or listen on 127.0.0.1"
+            f"VEIL_REVIEW_URL {url}: passwords and pictures could be read on the way: "
+            "set it to the https:// address of a proxy"
         )
+    if parts.path or parts.query or parts.fragment:
+        raise SettingsInvalid(f"VEIL_REVIEW_URL {url}: the desk needs a host or a port of its own")
 
 
 async def serve(celery: "App", settings: WorkerSettings, options: Options) -> None:
@@ -72,7 +84,7 @@ async def serve(celery: "App", settings: WorkerSettings, options: Options) -> No
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     port = sockets[0].getsockname()[1]
-    address = settings.review_url or f"http://{_bracketed(options.host)}:{port}"
+    address = settings.review_url or f"http://{bracketed(options.host)}:{port}"
     parts = _parts(celery, settings, options, port, address)
     parts.items.read()
     http = HTTPServer(
@@ -102,8 +114,7 @@ def _parts(
     password = settings.review_password.get_secret_value() if settings.review_password else ""
     needs_token = not password and settings.review_user_header is None
     reviewers = options.reviewers or (["reviewer"] if needs_token else [])
-    hosts = {f"{name}:{port}" for name in (*LOOPBACK[:2], "[::1]")}
-    hosts.add(urlsplit(address).netloc.lower())
+    local = [f"http://{bracketed(name)}:{port}" for name in LOOPBACK]
     links = {"Flower": settings.flower_url, "Grafana": settings.grafana_url}
     return server.Parts(
         celery=celery,
@@ -113,12 +124,12 @@ def _parts(
         views=Views(store, build_viewer(settings, VIEWERS), settings),
         desk=Desk(celery, store, routes, settings.receipt_keys(), items),
         threads=ThreadPoolExecutor(THREADS, "desk"),
-        hosts=frozenset(hosts),
+        origins=Origins.of([*local, address]),
         shows_sources=options.shows_sources,
         user_header=settings.review_user_header,
         proxies=frozenset(settings.review_proxies),
         links={name: url for name, url in links.items() if url},
-        is_secure=address.startswith("https://"),
+        is_secure=urlsplit(address).scheme == "https",
     )
 
 
@@ -161,7 +172,3 @@ async def _keep_up(parts: server.Parts, address: str) -> None:
         except QueueUnavailable as error:
             log.warning("review list not read", **log_fields(error))
         await asyncio.sleep(RENEW_SECONDS)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -11,6 +11,7 @@ const RENEW_MS = 30000;
 const POLL_MS = 700;
 const LIST_MS = 5000;
 const FIRST_PAGE = 60; // rows that are read again by themselves
+const UNUSED = { "X-Veil-Unused": "yes" }; // for what the page asks by itself: its session may end
 const byId = (id) => document.getElementById(id);
 const showsSources = document.body.dataset.sources === "yes";
 const xsrf = document.querySelector("meta[name=xsrf]").content;
@@ -19,6 +20,7 @@ const state = {
   list: "", sample: "", rows: [], from: 0, count: 0,
   item: null, size: null, box: null, shapes: [], chosen: -1, tool: "move",
   done: false, polling: 0, sourceShown: false, boxesShown: true, busy: false, waiting: null, turn: 0,
+  samples: "", listChosen: false,
 };
 const kept = new Map(); // id and version of an output -> {url, width, height}
 
@@ -31,11 +33,11 @@ class Refusal extends Error {
   }
 }
 
-async function api(path, body) {
-  const options = { headers: {} };
+async function api(path, body, headers = {}) {
+  const options = { headers: { ...headers } };
   if (body !== undefined) {
     options.method = "POST";
-    options.headers = { "Content-Type": "application/json", "X-Xsrftoken": xsrf };
+    Object.assign(options.headers, { "Content-Type": "application/json", "X-Xsrftoken": xsrf });
     options.body = JSON.stringify(body);
   }
   let answer;
@@ -55,8 +57,8 @@ async function api(path, body) {
   return answer;
 }
 
-async function json(path, body) {
-  return (await api(path, body)).json();
+async function json(path, body, headers) {
+  return (await api(path, body, headers)).json();
 }
 
 function ended() {
@@ -105,7 +107,7 @@ function shortName(title) {
 
 function rowOf(row) {
   const thumb = row.has_output
-    ? element("img", { class: "thumb", src: `/thumbnail/${row.id}`, alt: "", loading: "lazy" })
+    ? element("img", { class: "thumb", src: `/thumbnail/${row.id}?version=${row.version}`, alt: "", loading: "lazy" })
     : element("span", { class: "thumb" });
   const chip = row.marked
     ? element("span", { class: "chip good" }, "marked")
@@ -117,10 +119,10 @@ function rowOf(row) {
   return element("li", {}, button);
 }
 
-async function loadList(more = false) {
+async function loadList(more = false, headers = {}) {
   const from = more ? state.rows.length : 0;
   const query = new URLSearchParams({ state: state.list, sample: state.sample, from });
-  const page = await json(`/api/list?${query}`);
+  const page = await json(`/api/list?${query}`, undefined, headers);
   const isSame = !more && JSON.stringify(page.rows) === JSON.stringify(state.rows);
   state.rows = more ? state.rows.concat(page.rows) : page.rows;
   state.count = page.count;
@@ -147,19 +149,27 @@ function markCurrent() {
   }
 }
 
-async function loadSamples() {
-  const { samples } = await json("/api/samples");
-  const select = byId("samples");
-  select.replaceChildren(element("option", { value: "" }, "Samples"));
-  for (const sample of samples) {
+// Read the samples, and return the newest that is not finished. Options that stay as they are keep
+// the list open for whoever is choosing.
+async function loadSamples(headers = {}) {
+  const { samples } = await json("/api/samples", undefined, headers);
+  const unfinished = samples.filter((sample) => sample.marked < sample.drawn);
+  const options = samples.map((sample) => {
     const text = `${sample.name} · ${sample.marked} of ${sample.drawn} · ${sample.addresses.join(", ")}`;
-    select.append(element("option", { value: sample.name }, text));
+    return [sample.name, text];
+  });
+  options.unshift(["", unfinished.length ? `Samples (${unfinished.length} to mark)` : "Samples"]);
+  if (JSON.stringify(options) !== state.samples) {
+    state.samples = JSON.stringify(options);
+    const select = byId("samples");
+    select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
+    select.value = state.sample;
   }
-  select.value = state.sample;
-  return samples;
+  return unfinished[0];
 }
 
 function chooseList(list, sample) {
+  state.listChosen = true;
   setList(list, sample);
   guarded(showList);
 }
@@ -175,19 +185,34 @@ function setList(list, sample) {
 
 async function showList() {
   await loadList();
-  await open(state.sample ? { unmarked: true } : {});
+  await openNext();
+}
+
+function openNext(headers = {}) {
+  return open(state.sample ? { unmarked: true } : {}, headers);
+}
+
+// Open the first picture or, unless the reviewer has chosen a list, that of a sample if there is
+// nothing else to review.
+async function openFirst(sample, headers = {}) {
+  if (sample && !state.count && !state.sample && !state.listChosen) {
+    setList("", sample.name);
+    await loadList(false, headers);
+  }
+  if (state.count) await openNext(headers);
+  else showNothing("Nothing to review here.");
 }
 
 // --- the picture
 
-async function open(wanted) {
+async function open(wanted, headers = {}) {
   const turn = ++state.turn;
   const request = {
     state: state.list, sample: state.sample, after: state.item ? state.item.id : "", ...wanted,
   };
   let item;
   try {
-    item = await json("/api/next", request);
+    item = await json("/api/next", request, headers);
   } catch (refusal) {
     if (refusal.status !== 409) throw refusal;
     say("Another reviewer has this picture.", "bad");
@@ -609,7 +634,7 @@ function redo() {
 async function watch(item, task, polling) {
   while (state.polling === polling && state.item === item) {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-    const result = await json(`/api/result/${task}`);
+    const result = await json(`/api/result/${task}`, undefined, UNUSED);
     if (state.polling !== polling || state.item !== item) return;
     if (result.state === "done") {
       finished(item, result);
@@ -653,7 +678,9 @@ function accept() {
     return;
   }
   if (item.state === "held") {
-    byId("confirm-text").textContent = `Publish ${item.title} as it is, although it is held: ${item.reason}?`;
+    // A name with marks of direction turns no other word around.
+    const name = element("bdi", {}, item.title);
+    byId("confirm-text").replaceChildren("Publish ", name, ` as it is, although it is held: ${item.reason}?`);
     byId("confirm").showModal();
     byId("confirm-yes").focus();
     return;
@@ -670,7 +697,7 @@ async function acceptNow() {
 
 async function afterwards(text) {
   state.done = true;
-  await open(state.sample ? { unmarked: true } : {});
+  await openNext();
   say(text, "good");
   await loadList();
   if (state.sample) loadSamples().catch(() => {});
@@ -749,6 +776,7 @@ const BUTTONS = {
     guarded(acceptNow);
   },
   "log-out": async () => {
+    if (state.item) await api(`/api/claim/${state.item.id}`, { end: true }).catch(() => {});
     await api("/logout", {}).catch(() => {});
     location.replace("/login");
   },
@@ -764,16 +792,17 @@ byId("samples").addEventListener("change", () => chooseList("", byId("samples").
 
 setInterval(() => {
   if (state.item) {
-    api(`/api/claim/${state.item.id}`, {}).catch((refusal) => {
+    api(`/api/claim/${state.item.id}`, {}, UNUSED).catch((refusal) => {
       if (refusal.status === 409) say("Another reviewer has this picture now.", "bad");
     });
   }
 }, RENEW_MS);
 setInterval(() => {
-  if (document.hidden || state.rows.length > FIRST_PAGE) return;
+  if (document.hidden) return;
   guarded(async () => {
-    await loadList();
-    if (!state.item && state.rows.length) await open({});
+    const sample = await loadSamples(UNUSED);
+    if (state.rows.length <= FIRST_PAGE) await loadList(false, UNUSED);
+    if (!state.item) await openFirst(sample, UNUSED);
   });
 }, LIST_MS);
 addEventListener("pagehide", () => {
@@ -786,12 +815,5 @@ addEventListener("pagehide", () => {
 
 guarded(async () => {
   await loadList();
-  const samples = await loadSamples();
-  const unfinished = samples.find((sample) => sample.marked < sample.drawn);
-  if (state.count || !unfinished) {
-    await open({});
-    return;
-  }
-  setList("", unfinished.name);
-  await showList();
+  await openFirst(await loadSamples());
 });

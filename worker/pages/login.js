@@ -41,5 +41,7 @@ form.addEventListener("submit", (event) => {
 if (token) {
   history.replaceState(null, "", location.pathname);
   secret.value = token;
-  if (!document.getElementById("name")) logIn();
+  logIn();
+} else if (document.body.dataset.session === "yes") {
+  location.replace("/");
 }

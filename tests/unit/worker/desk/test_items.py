@@ -2,11 +2,12 @@
 
 import pytest
 
-from worker.desk.items import Item, after
+from worker.desk.items import Item, after, merged
 
 
-def item(name, time=0.0, state="held", number=None):
-    return Item(name, state, f"s3://raw/{name}", None, None, "e", "", time, number=number)
+def item(name, time=0.0, state="held", number=None, output=None, reason=""):
+    source = f"s3://raw/{name}"
+    return Item(name, state, source, output, None, "e", reason, time, number=number)
 
 
 A, B, C = item("a", 1.0), item("b", 2.0), item("c", 2.0)
@@ -49,3 +50,18 @@ def test_pictures_of_a_sample_come_as_they_were_drawn():
     assert names(drawn, drawn[0]) == "yx"
     assert names(drawn, drawn[0], -1) == "xy"
     assert names(drawn, A) == "zyx"  # from the list to a sample
+
+
+def test_a_flagged_picture_with_a_low_score_is_one_picture_with_both_reasons():
+    held = item("held", 1.0, "held", output="s3://clean/held", reason="no face found")
+    flagged = item("flagged", 2.0, "flagged", output="s3://clean/flagged", reason="faces left")
+    same = item("same", 0.0, "low score", output="s3://clean/flagged", reason="lowest score 0.20")
+    late = item("late", 9.0, "low score", output="s3://clean/late")
+    older = item("older", 3.0, "low score", output="s3://clean/held")
+
+    found = merged([held, flagged], [late, same, older])
+
+    assert [one.id for one in found] == ["held", "flagged", "older", "late"]
+    assert found[1].reason == "faces left; lowest score 0.20"
+    assert found[1].version == flagged.version
+    assert found[0] == held
