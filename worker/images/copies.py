@@ -16,6 +16,8 @@ from worker.images.loading import loaded
 from worker.images.picture import WITH_ALPHA, Frame
 from worker.pixels import Array
 
+# The chunks of the pixels of a still WebP, in their order.
+BITSTREAMS: tuple[bytes, ...] = (b"ALPH", b"VP8 ", b"VP8L")
 # Flags of a VP8X chunk (RFC 9649, 2.7).
 PROFILE, ALPHA = 0x20, 0x10
 # A decoder needs more of the compressed data than all but so many bytes. With fewer, other
@@ -104,7 +106,7 @@ def _webp(content: bytes, frame: Frame, profile: bytes | None) -> bytes | None:
     Returns None if it holds more than the pixels of `frame`.
     """
     chunks = dict(_webp_chunks(content))
-    data = {name: chunks[name] for name in (b"ALPH", b"VP8 ", b"VP8L") if name in chunks}
+    data = {name: chunks[name] for name in BITSTREAMS if name in chunks}
     if b"ANMF" in chunks or not data or (b"ALPH" in data and frame.mode not in WITH_ALPHA):
         return None
     head = {}
