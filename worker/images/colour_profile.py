@@ -27,6 +27,8 @@ KEPT_TAGS = frozenset(
     b"A2B0 A2B1 A2B2 A2B3 B2A0 B2A1 B2A2 B2A3 D2B0 D2B1 D2B2 D2B3 B2D0 B2D1 B2D2 B2D3 "
     b"gamt pre0 pre1 pre2 rig0 rig2 tech view meas clrt".split()
 )
+# The tags for people. Names and copyrights are short; longer ones hold other data.
+TEXT_TAGS, MAX_TEXT_BYTES = (b"desc", b"cprt"), 4096
 
 
 def checked(profile: Any, mode: str) -> bytes | None:
@@ -47,7 +49,11 @@ def checked(profile: Any, mode: str) -> bytes | None:
     tags = list(struct.iter_unpack(TABLE_ENTRY, profile[TABLE_START:table_end]))
     if any(offset < HEADER_BYTES or offset + size > len(profile) for _, offset, size in tags):
         return None
-    return _assembled(profile, [tag for tag in tags if tag[0] in KEPT_TAGS])
+    return _assembled(profile, [tag for tag in tags if _is_kept(*tag)])
+
+
+def _is_kept(name: bytes, _offset: int, size: int) -> bool:
+    return name in KEPT_TAGS and not (name in TEXT_TAGS and size > MAX_TEXT_BYTES)
 
 
 def _assembled(profile: bytes, tags: list[tuple[bytes, int, int]]) -> bytes:

@@ -14,6 +14,11 @@ CODESTREAM_START = b"\xff\x4f\xff\x51"  # start of codestream, then image and ti
 SOT, SOD, EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # tile-part, its data, end of codestream
 COM = b"\xff\x64"  # a comment
 COD, COC = b"\xff\x52", b"\xff\x53"  # coding style of all components, and of one
+# The markers of a header that decoders need: sizes and capabilities, coding styles, quantization,
+# region of interest, order of progression, packed headers. Those of comments, lengths and
+# registration they don't need.
+NEEDED = frozenset(bytes([0xFF, code]) for code in b"\x50\x51\x52\x53\x5c\x5d\x5e\x5f\x60\x61")
+UNNEEDED = frozenset(bytes([0xFF, code]) for code in b"\x55\x57\x58\x63\x64")
 
 # Offsets from the start of the codestream to Xsiz, which begins eight sizes and Csiz, and to the
 # first component (A.5.1).
@@ -37,8 +42,10 @@ MAX_PACKETS = 1 << 21
 DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style states no precincts
 # The method of a colr box with an enumerated colour space, and such spaces (Table I.10).
 ENUMERATED, SRGB, SYCC = b"\1", b"\0\0\0\x10", b"\0\0\0\x12"
+ENUMERATED_BYTES = 7  # of a colr box with such a space
 # The boxes of a file's header that a decoder needs, and the longest part of a file before it.
-HEADER_BOXES = (b"ihdr", b"bpcc", b"colr", b"pclr", b"cmap", b"cdef")
+HEADER_BOXES = (b"ihdr", b"bpcc", b"colr", b"cdef")
+PALETTE_BOXES = (b"pclr", b"cmap")
 SIGNATURE, MAX_FILE_TYPE = b"\0\0\0\x0cjP  \r\n\x87\n", 64
 # The boxes of a resolution, for capture and display, and the bytes of their numbers.
 RESOLUTIONS, RESOLUTION_BYTES = (b"resc", b"resd"), 10
@@ -187,62 +194,96 @@ def with_header(content: bytes, profile: bytes | None, resolution: bytes | None)
     return b"".join(parts)
 
 
-def bare(content: bytes, profile: bytes | None) -> bytes | None:
-    """Return the JPEG 2000 `content` without metadata, or None if it has some between its tiles.
+def bare(content: bytes, profile: bytes | None, cut: int = 0) -> bytes | None:
+    """Return the JPEG 2000 `content` without metadata, or None if it has parts that are not known.
 
-    `profile` takes the place of the colour profile.
+    `profile` takes the place of the colour profile. The compressed data is left without its last
+    `cut` bytes; None is also returned if it has no more.
     """
     start = _codestream(content)
-    codestream = _bare_codestream(content, start)
+    codestream = _bare_codestream(content, start, cut)
     if codestream is None or start == 0:
         return codestream
     parts = [content[: content.index(b"jp2h") - 4]]
     if not parts[0].startswith(SIGNATURE) or len(parts[0]) > MAX_FILE_TYPE:
         return None
-    inner_boxes = []
-    for name, body in _header_boxes(content):
-        if name == b"colr" and body[:1] == RESTRICTED_PROFILE[:1]:
-            if profile is None:
-                return None
-            body = RESTRICTED_PROFILE + profile
-        if name in HEADER_BOXES:
-            inner_boxes.append(_box(name, body))
+    inner_boxes = _bare_header_boxes(content, profile)
+    if inner_boxes is None:
+        return None
     if kept := resolution(content):
         inner_boxes.append(_box(b"res ", kept))
     parts += [_box(b"jp2h", b"".join(inner_boxes)), _box(b"jp2c", codestream)]
     return b"".join(parts)
 
 
-def _bare_codestream(content: bytes, start: int) -> bytes | None:
-    """Return the codestream at `start` up to its end marker, without comments in its header.
+def _bare_header_boxes(content: bytes, profile: bytes | None) -> list[bytes] | None:
+    """Return the boxes of the JP2 header that decoders need, or None for a palette or odd colours.
 
-    Returns None for a comment in the header of a tile-part, and for parts of unknown length.
+    `profile` takes the place of the colour profile.
     """
-    at, parts = start + 2, [content[start : start + 2]]
-    while content[at : at + 2] != SOT:
-        marker, length = _marker(content, at)
-        if marker[:1] != b"\xff" or length < 2 or at + length > len(content):
+    found = []
+    for name, body in _header_boxes(content):
+        if name in PALETTE_BOXES:
             return None
-        if marker != COM:
-            parts.append(content[at : at + 2 + length])
-        at += 2 + length
+        if name == b"colr" and body[:1] == RESTRICTED_PROFILE[:1]:
+            if profile is None:
+                return None
+            body = RESTRICTED_PROFILE + profile
+        elif name == b"colr" and (body[:1] != ENUMERATED or len(body) != ENUMERATED_BYTES):
+            return None
+        if name in HEADER_BOXES:
+            found.append(_box(name, body))
+    return found
+
+
+def _bare_codestream(content: bytes, start: int, cut: int) -> bytes | None:
+    """Return the codestream at `start` up to its end marker, without what decoders don't need.
+
+    Returns None for unknown markers, for parts of unknown length, and for a last part without
+    `cut` bytes.
+    """
+    header = _bare_header(content, start + 2, len(content), SOT)
+    if header is None:
+        return None
+    kept, at = header
+    parts = [content[start : start + 2], kept]
     while content[at : at + 2] == SOT:
-        part_bytes = _tile_part_bytes(content, at)
-        if part_bytes < SOT_BYTES or _has_comment(content, at + SOT_BYTES, at + part_bytes):
+        end = at + _tile_part_bytes(content, at)
+        is_last = content[end : end + 2] != SOT
+        part = _bare_tile_part(content, at, end, cut if is_last else 0)
+        if part is None:
             return None
-        parts.append(content[at : at + part_bytes])
-        at += part_bytes
+        parts.append(part)
+        at = end
     return b"".join([*parts, EOC]) if content[at : at + 2] == EOC else None
 
 
-def _has_comment(content: bytes, at: int, end: int) -> bool:
-    """Return whether the header of the tile-part from `at` to `end` has a comment, or no end."""
-    while at + 4 <= end and content[at : at + 2] != SOD:
+def _bare_tile_part(content: bytes, at: int, end: int, cut: int) -> bytes | None:
+    """Return the tile-part from `at` to `end` with the markers that decoders need (A.4.2)."""
+    header = _bare_header(content, at + SOT_BYTES, end, SOD)
+    if header is None or end - header[1] <= cut:
+        return None
+    kept, data_start = header
+    body = kept + content[data_start : end - cut]
+    size = (SOT_BYTES + len(body)).to_bytes(4)
+    return content[at : at + 6] + size + content[at + 10 : at + SOT_BYTES] + body
+
+
+def _bare_header(content: bytes, at: int, end: int, last: bytes) -> tuple[bytes, int] | None:
+    """Return the needed marker segments from `at` to the marker `last`, and where that is.
+
+    Returns None for an unknown marker, or if `last` is not before `end`.
+    """
+    parts = []
+    while content[at : at + 2] != last:
         marker, length = _marker(content, at)
-        if marker == COM:
-            return True
-        at += 2 + max(length, 2)
-    return content[at : at + 2] != SOD
+        after = at + 2 + length
+        if marker not in NEEDED | UNNEEDED or length < 2 or after > end:
+            return None
+        if marker in NEEDED:
+            parts.append(content[at:after])
+        at = after
+    return b"".join(parts), at
 
 
 def channel_order(content: bytes) -> tuple[int, ...] | None:

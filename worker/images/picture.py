@@ -1,7 +1,7 @@
 """A decoded picture: its frames, and the views of them that the detector gets."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -83,7 +83,9 @@ class Frame:
         white, and on black. A frame of 16 bits has two: as most viewers show it, and stretched to
         the range of values that it uses. With transparency its bare colours are the stretched ones.
         A dark view is also yielded brightened, and a blurred or noisy one smoothed. If every view
-        uses a small part of the range only, all are also yielded stretched.
+        uses a small part of the range only, all are also yielded stretched. If `display` brings
+        the colours to other values, all of this is done with the stored values too, because many
+        viewers ignore what describes colours.
         """
         narrow = []
         for view, alpha in self._unstretched_views():
@@ -93,12 +95,13 @@ class Frame:
                 yield _brightened(view)
             if _is_unclear(view):
                 yield _smoothed(view)
-        if not all(narrow):
-            return
-        for (view, _), ranges in zip(self._unstretched_views(), narrow, strict=True):
-            for used in ranges:
-                if used.size:
-                    yield _stretched(view, used)
+        if all(narrow):
+            for (view, _), ranges in zip(self._unstretched_views(), narrow, strict=True):
+                for used in ranges:
+                    if used.size:
+                        yield _stretched(view, used)
+        if self.display is not None:
+            yield from replace(self, display=None).views()
 
     def on_white(self) -> Pixels:
         """Return the frame as people see it, uint8 RGB [h, w, 3], with transparency on white."""
@@ -123,7 +126,7 @@ class Frame:
             alpha = None if is_opaque else self.pixels[..., -1]
         if not is_deep or alpha is None:
             yield _rgb(self._shown(colours)), alpha
-        if is_deep:
+        if is_deep and self.display is None:
             for used in _ranges_in_use(colours, alpha):
                 yield _rgb(_stretched(colours, used)), alpha
         if alpha is not None:

@@ -8,21 +8,26 @@ from collections.abc import Iterator
 
 from worker.images.heif import avif
 
-# The properties that describe the pixels. Others, such as a rotation, are reasons not to copy.
-PROPERTIES = (b"av1C", b"ispe", b"pixi", b"colr", b"pasp")
+# The properties that describe the pixels, and the bytes of each that do. Others, such as a
+# rotation, are reasons not to copy.
+PROPERTIES = {b"av1C": 4, b"ispe": 12, b"pixi": 9, b"colr": 11, b"pasp": 8}
+NAMED_COLOURS = b"nclx"  # a kind of colr boxes
 PROFILES = (b"prof", b"rICC")  # the kinds of colr boxes with an ICC profile
 # The units of AV1 that decoders need: sequence header, delimiter, frames and their parts (6.2.2).
 UNITS = (1, 2, 3, 4, 6)
+FRAMES = (3, 6)  # those that begin a frame
+HAS_SIZE = 2  # a bit of a unit's header
 BRANDS = b"avif" + bytes(4) + b"avifmif1miaf"
 
 
-def bare(content: bytes, profile: bytes | None) -> bytes | None:
+def bare(content: bytes, profile: bytes | None, cut: int = 0) -> bytes | None:
     """Return the AVIF `content` without metadata, or None if it is not a plain still picture.
 
-    `profile` takes the place of its colour profile.
+    `profile` takes the place of its colour profile. The compressed data is left without its last
+    `cut` bytes; None is also returned if it has no more.
     """
     try:
-        return _bare(content, profile)
+        return _bare(content, profile, cut=cut)
     except (struct.error, IndexError, avif.Truncated, KeyError):
         return None
 
@@ -34,7 +39,9 @@ def with_profile(content: bytes, profile: bytes) -> bytes:
     return copy
 
 
-def _bare(content: bytes, profile: bytes | None, further: tuple[bytes, ...] = ()) -> bytes | None:
+def _bare(
+    content: bytes, profile: bytes | None, further: tuple[bytes, ...] = (), cut: int = 0
+) -> bytes | None:
     """Return the AVIF `content` of its primary item. `further` are property boxes to add."""
     outer = dict(_boxes(content, 0, len(content)))
     meta = outer[b"meta"]
@@ -47,7 +54,7 @@ def _bare(content: bytes, profile: bytes | None, further: tuple[bytes, ...] = ()
     if len(extents) != 1 or properties is None:
         return None
     (start, end) = extents[0]
-    data = _units(content[start:end])
+    data = _units(content[start:end], cut)
     if data is None:
         return None
     file_type = _box(b"ftyp", BRANDS)
@@ -72,8 +79,11 @@ def _properties(
         if name == b"colr" and body[:4] in PROFILES:
             if profile is None:
                 return None
-            body = body[:4] + profile
-        found.append(_box(name, body))
+            found.append(_box(name, body[:4] + profile))
+            continue
+        if name == b"colr" and body[:4] != NAMED_COLOURS:
+            return None
+        found.append(_box(name, body[: PROPERTIES[name]]))
     return found if any(one[4:8] == b"av1C" for one in found) else None
 
 
@@ -97,20 +107,37 @@ def _associations(content: bytes, at: int, end: int) -> dict[int, list[int]]:
     return found
 
 
-def _units(data: bytes) -> bytes | None:
-    """Return AV1 `data` without its metadata and padding, or None if its units do not fit it."""
-    parts, at = [], 0
+def _units(data: bytes, cut: int) -> bytes | None:
+    """Return AV1 `data` without its metadata and padding, and without its last `cut` bytes.
+
+    Returns None if its units do not fit it, if the last one has no more than `cut` bytes, and for
+    several frames: decoders show one of them, and the others stay in the file.
+    """
+    parts: list[bytes] = []
+    at = frames = 0
+    last_unit = b"", b""
     while at < len(data):
         header, start = data[at], at
         at += 1 + (header >> 2 & 1)
+        without_size = bytes([header & ~HAS_SIZE]) + data[start + 1 : at]
         size = len(data) - at
-        if header & 2:
+        if header & HAS_SIZE:
             size, at = avif.leb128(data, at, len(data))
         if header & 0x80 or size > len(data) - at:
             return None
-        if header >> 3 & 15 in UNITS:
+        kind = header >> 3 & 15
+        if kind in UNITS:
             parts.append(data[start : at + size])
+            last_unit = without_size, data[at : at + size]
+        frames += kind in FRAMES
         at += size
+    if frames != 1:
+        return None
+    if cut:
+        header_bytes, body = last_unit
+        if len(body) <= cut:
+            return None
+        parts[-1] = header_bytes + body[:-cut]  # the last unit needs no size
     return b"".join(parts)
 
 

@@ -216,13 +216,15 @@ class _Decoder:
     def _define_quantization(self, body: bytes, has_scans: bool) -> None:
         """Note the tables of a DQT segment (B.2.4.1).
 
-        T.81 allows replacing a table between scans, but some decoders dequantize at the end, with
-        the last table.
+        A value of 0 would hide coefficients that stay in the file. T.81 allows replacing a table
+        between scans, but some decoders dequantize at the end, with the last table.
         """
         at = 0
         while at < len(body):
             end = at + 1 + COEFFICIENTS * (1 + (body[at] >> 4))
             table, values = body[at] & 15, body[at:end]
+            size = 1 + (body[at] >> 4)
+            _require(all(any(values[one : one + size]) for one in range(1, len(values), size)))
             _require(not has_scans or self._quantization.get(table, values) == values)
             self._quantization[table] = values
             at = end

@@ -109,3 +109,10 @@ def test_a_jpeg_2000_keeps_its_profile():
     again = images.encode(picture, [frame.pixels.copy() for frame in picture.frames])
     assert jpeg2000.profile(again) == SRGB
     assert Image.open(io.BytesIO(again)).getpixel((5, 5)) == (10, 100, 200)
+
+
+def test_a_text_that_is_too_long_for_a_name_is_dropped():
+    unnamed = SRGB.replace(b"cprt", b"xxxx")
+    out = colour_profile.checked(with_tag(unnamed, b"cprt", SERIAL * 1000), "RGB")
+    assert SERIAL not in out
+    assert b"rTRC" in parts(out)

@@ -179,3 +179,139 @@ def test_data_behind_the_pixels_of_a_gif_is_not_copied():
     picture = images.decode(content[:-2] + bytes([len(SECRET)]) + SECRET + b"\0;", MANY)
     output = images.encode(picture, [frame.pixels for frame in picture.frames])
     assert SECRET not in output
+
+
+# --- more in the compressed data than its pixels
+
+
+def webp_chunks(content):
+    found, at = {}, 12
+    while at < len(content):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        found[content[at : at + 4]] = content[at + 8 : at + 8 + size]
+        at += 8 + size + size % 2
+    return found
+
+
+def webp(parts):
+    whole = b"WEBP" + b"".join(webp_chunk(*pair) for pair in parts)
+    return b"RIFF" + len(whole).to_bytes(4, "little") + whole
+
+
+def webp_with_alpha(flags, alpha):
+    size = bytes([119, 0, 0, 79, 0, 0])
+    bitstream = webp_chunks(written("WEBP", OPAQUE, quality=70))[b"VP8 "]
+    head = b"VP8X", bytes([flags, 0, 0, 0]) + size
+    return webp([head, (b"ALPH", alpha), (b"VP8 ", bitstream)])
+
+
+def webp_with_long_partition():
+    bitstream = webp_chunks(written("WEBP", quality=70))[b"VP8 "]
+    tag = int.from_bytes(bitstream[:3], "little")
+    end = 10 + (tag >> 5)
+    longer = (tag + (len(MORE) << 5)).to_bytes(3, "little")
+    return webp([(b"VP8 ", longer + bitstream[3:end] + MORE + bitstream[end:])])
+
+
+def avif_with_data(change):
+    """Return an AVIF whose AV1 data, a delimiter, a header and a frame, is changed."""
+    plain = written("AVIF", quality=60)
+    at = plain.index(b"mdat") - 4
+    size = int.from_bytes(plain[at : at + 4])
+    data = change(plain[at + 8 :])
+    length = (size - 8).to_bytes(4)
+    assert plain[:at].count(length) == 1
+    head = plain[:at].replace(length, len(data).to_bytes(4))
+    return head + (8 + len(data)).to_bytes(4) + b"mdat" + data
+
+
+def frame_of(data):
+    """Return where the unit of the frame starts, and its body."""
+    at = 0
+    while data[at] >> 3 & 15 != 6:
+        size, body = avif.leb128(data, at + 1, len(data))
+        at = body + size
+    size, body = avif.leb128(data, at + 1, len(data))
+    return at, data[body : body + size]
+
+
+def with_data_behind_the_frame(data):
+    at, body = frame_of(data)
+    return data[:at] + b"\x30" + body + MORE  # a unit without a size reaches to the end
+
+
+def with_a_second_frame(data):
+    other = written("AVIF", SCENE[::-1].copy(), quality=60)
+    at, _ = frame_of(other[other.index(b"mdat") + 4 :])
+    return data + other[other.index(b"mdat") + 4 :][at:]
+
+
+def jp2_with_segment(marker):
+    stream = written("JPEG2000", no_jp2=True)
+    at = stream.index(b"\xff\x52")
+    return stream[:at] + marker + (2 + len(MORE)).to_bytes(2) + MORE + stream[at:]
+
+
+def jp2_with_data_behind_a_tile():
+    stream = written("JPEG2000", no_jp2=True)
+    at = stream.index(b"\xff\x90")
+    size = int.from_bytes(stream[at + 6 : at + 10]) or len(stream) - 2 - at
+    longer = (size + len(MORE)).to_bytes(4)
+    end = at + size
+    return stream[: at + 6] + longer + stream[at + 10 : end] + MORE + stream[end:]
+
+
+def jp2_with_colours(body):
+    content = written("JPEG2000")
+    at = content.index(b"jp2h") - 4
+    size = int.from_bytes(content[at : at + 4])
+    box = (8 + len(body)).to_bytes(4) + b"colr" + body
+    header = (size + len(box)).to_bytes(4) + content[at + 4 : at + size] + box
+    return content[:at] + header + content[at + size :]
+
+
+MORE = SECRET * 4
+ALPHA = OPAQUE[..., 3].tobytes()
+HOLDING_MORE = {
+    "data behind alpha": webp_with_alpha(0x10, b"\0" + ALPHA + MORE),
+    "alpha that the header denies": webp_with_alpha(0, b"\0" + MORE + ALPHA[len(MORE) :]),
+    "data behind a partition": webp_with_long_partition(),
+    "data behind a frame of AVIF": avif_with_data(with_data_behind_the_frame),
+    "an unknown marker": jp2_with_segment(b"\xff\x6f"),
+    "lengths of tile-parts": jp2_with_segment(b"\xff\x55"),
+    "data behind a tile": jp2_with_data_behind_a_tile(),
+    "an unknown profile": jp2_with_colours(b"\3\0\0" + MORE),
+    "a long name of colours": jp2_with_colours(b"\1\0\0\0\0\0\x10" + MORE),
+}
+
+
+@pytest.mark.parametrize("name", HOLDING_MORE)
+def test_what_compressed_data_holds_besides_its_pixels_is_not_copied(name):
+    assert MORE in HOLDING_MORE[name]
+    picture = images.decode(HOLDING_MORE[name], MANY)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    assert SECRET not in output
+    assert images.decode(output, MANY).width == picture.width
+
+
+def test_transparency_that_a_lossless_webp_denies_is_not_copied():
+    hidden = OPAQUE.copy()
+    hidden[:40, :, 3] = 90
+    bitstream = bytearray(webp_chunks(written("WEBP", hidden, lossless=True))[b"VP8L"])
+    bitstream[4] &= ~0x10
+    picture = images.decode(webp([(b"VP8L", bytes(bitstream))]), MANY)
+    assert picture.frames[0].mode == "RGB"
+    assert picture.reassembled is None
+
+
+def test_a_second_frame_of_a_still_avif_is_not_copied():
+    assert images.decode(avif_with_data(with_a_second_frame), MANY).reassembled is None
+
+
+def test_a_picture_that_an_avif_shows_reduced_is_not_copied():
+    plain = written("AVIF", quality=60)
+    at = plain.index(b"ispe") + 8
+    small = plain[:at] + (40).to_bytes(4) + (30).to_bytes(4) + plain[at + 8 :]
+    picture = images.decode(small, MANY)
+    assert (picture.width, picture.height) == (40, 30)
+    assert picture.reassembled is None

@@ -156,3 +156,26 @@ def test_components_of_a_jpeg_2000_are_put_in_order(order, colour_space):
     output = images.encode(picture, [frame.pixels.copy()])
     again = images.decode(output, MANY).frames[0].pixels.astype(int)
     assert np.abs(again - frame.pixels).max() <= tolerance
+
+
+def black():
+    """Return descriptions of colours that make everything black."""
+    dark = b"curv" + bytes(4) + (1).to_bytes(4) + b"\xff\xff"
+    icc = profile(dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), dark))
+    return {
+        "gamma": png.with_chunks(written(SCENE, "PNG"), [(b"gAMA", (1).to_bytes(4))]),
+        "profile": written(SCENE, "PNG", icc_profile=icc),
+    }
+
+
+@pytest.mark.parametrize("name", black())
+def test_stored_values_are_seen_too_because_many_viewers_show_them(name):
+    (frame,) = images.decode(black()[name], MANY).frames
+    shown, *others = frame.views()
+    assert shown.mean() < 20
+    assert any(np.array_equal(view, SCENE) for view in others)
+
+
+def test_stretched_values_of_16_bits_are_seen_once():
+    (frame,) = images.decode(LINEAR["16 bits, cICP"], MANY).frames
+    assert len(list(frame.views())) == 3

@@ -276,3 +276,11 @@ def test_what_is_published_of_two_scans_is_what_was_looked_at():
     assert y not in output
     assert hidden not in output
     assert sum(segment.marker == SOS for segment in parsed(output)) == 1
+
+
+def test_coefficients_that_a_table_of_zeros_hides_are_not_published():
+    content = bytearray(written(colours()))
+    at = content.index(b"\xff\xdb") + 6  # the second value of the first table
+    content[at : at + 62] = bytes(62)
+    assert all_agree(written(colours()))
+    assert not all_agree(bytes(content))
