@@ -8,17 +8,22 @@ import json
 import urllib.request
 
 import numpy as np
+import platformdirs
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tasks.errors import SettingsInvalid
 from tasks.records.review import REVIEW_LIST
 from tasks.status import read as read_status
 from tests import command
+from tools.benchmarks.plates import hidden_pixels, is_hidden
+from tools.local import street
 from tools.local.servers import HOST, free_port
 from training.centerface import model as centerface
 from worker import cli
 from worker.anonymizer import Stopwatch
+from worker.bootstrap import build_anonymizer
 from worker.detection import plates
 from worker.detection.centerface.known_face import photograph
 from worker.detection.centerface.measuring import calibrated
@@ -285,13 +290,45 @@ def test_model_info_shows_the_labels_and_their_rules(colours, veil):
     )
 
 
-def test_plates_are_refused_in_a_line_without_their_detector(veil):
-    if plates.FOLDER.is_dir():
-        pytest.skip("this installation has the plate detector")
-    done = veil("settings", "--check", environment={"VEIL_PLATES": "true"})
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.endswith("VEIL_PLATES: this installation of Veil has no plate detector")
+def test_plates_are_refused_in_a_line_without_their_detector(tmp_path, monkeypatch):
+    monkeypatch.setattr(plates, "FOLDER", tmp_path)
+    with pytest.raises(SettingsInvalid, match="this installation of Veil has no plate detector"):
+        WorkerSettings.load(plates=True)
+
+
+@pytest.fixture(scope="module")
+def plate_detector():
+    return build_anonymizer(WorkerSettings(models="plates"))
+
+
+def test_the_plate_detector_hides_the_plates_of_a_drawn_street(plate_detector, tmp_path):
+    picture = street.make(tmp_path, platformdirs.user_cache_path("veil"))
+
+    found = plate_detector.detect_file(picture.read_bytes()).detections
+
+    hidden = hidden_pixels(found, plate_detector.treatments, street.SIZE)
+    for car in street.CARS:
+        x, y = car.at
+        wide = 0.34 * car.width
+        top = y - 0.34 * car.width
+        box = [x - wide / 2, top, x + wide / 2, top + wide * 110 / 520]
+        assert is_hidden(hidden, box), car.plate
+    assert hidden.mean() < 0.1
+
+
+def test_the_plate_detector_hides_most_plates_of_photographs(plate_detector, data):
+    """docs/plates.md has the figures of all pictures."""
+    folder = data("plates_dev")
+    pictures = json.loads((folder / "annotations.json").read_text())["images"][::8]
+    hidden, plates_seen = 0, 0
+    for picture in pictures:
+        found = plate_detector.detect_file((folder / picture["file"]).read_bytes()).detections
+        size = picture["width"], picture["height"]
+        covered = hidden_pixels(found, plate_detector.treatments, size)
+        boxes = [one["box"] for one in picture["objects"]]
+        hidden += sum(is_hidden(covered, box) for box in boxes)
+        plates_seen += len(boxes)
+    assert hidden > 0.7 * plates_seen
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_a_rule_for_faces_has_the_recipe_of_the_setting():
     "rules",
     [
         "plate: method=fill",
-        "plate: margin=0.3",
+        "plate: margin=0.2",
         "plate: smallest=12",
         "plate: threshold=0.2",
         "plate: preset=fast",
