@@ -203,20 +203,20 @@ def test_an_efficientdet_cannot_start_with_other_classes_nor_from_an_unfinished_
 @pytest.mark.parametrize("weights", [DEFAULT, None])
 def test_the_first_convolutions_of_a_network_with_initial_weights_learn_nothing(weights, dataset):
     network = CenterFace(("FACE",))
-    recipe = replace(RECIPE, learning_rate=0.01)
+    recipe = replace(RECIPE, steps=2, learning_rate=0.001)
     (batch,) = Batches(dataset, dataset.split("train"), network, 64, 2, 0, False).starting(0, 1)
     trained = fitting._Trained(recipe, network, weights, batch)
     before = [kernel.numpy() for kernel in trained.model.weights]
     frozen = [kernel.path for layer in network.frozen(trained.model) for kernel in layer.weights]
 
-    losses = [float(trained.step(batch)["loss"]) for _ in range(3)]
+    for _ in range(2):  # the rate of the first one is 0
+        trained.step(batch)
 
     learned = [
         kernel.path
         for kernel, old in zip(trained.model.weights, before, strict=True)
         if (kernel.numpy() != old).any()
     ]
-    assert losses[-1] < losses[0]
     assert len(frozen) == 14  # a kernel and biases each
     everything = [kernel.path for kernel in trained.model.weights]
     if weights is None:
