@@ -41,8 +41,8 @@ Every class takes one message, because Celery's result backend does not restore 
 arguments. A message is one line, says what to do, and never contains a credential.
 """
 
+import contextlib
 import re
-from contextlib import suppress
 
 MAX_UNEXPECTED_MESSAGE = 200  # characters kept of the message of an error that is no VeilError
 DATA_PATTERN = re.compile(
@@ -218,7 +218,7 @@ def without_data(error: BaseException) -> Exception:
     beginning = str(error)[: 10 * MAX_UNEXPECTED_MESSAGE]
     message = DATA_PATTERN.sub("(data)", beginning)[:MAX_UNEXPECTED_MESSAGE]
     clean: BaseException | None = None
-    with suppress(Exception):  # whatever a foreign constructor raises
+    with contextlib.suppress(Exception):  # whatever a foreign constructor raises
         clean = type(error)(message)
     if not isinstance(clean, Exception):
         clean = RuntimeError(f"{type(error).__name__}: {message}")

@@ -295,9 +295,9 @@ def stuck(programs, album, tmp_path):
     # A pipe in place of a file whose file system does not answer.
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "pipe").rename(source / "z.jpg")
-    yield process
-    process.kill()
-    process.wait()
+    with process:
+        yield process
+        process.kill()
 
 
 SIGNALS = pytest.mark.parametrize(

@@ -53,7 +53,10 @@ def test_the_whole_stack_is_compared_with_its_detector(bench):
     )
     assert line["ratio"] > 0.1
     assert len(line["ratio_of_rounds"]) == 2
-    assert all(seconds > 0 for seconds in line["cpu_seconds_a_picture"].values())
+    used = line["cpu_seconds_a_picture"]
+    assert used["worker"] > 0
+    assert used["detector_alone"] > 0
+    assert set(used) == {"worker", "store", "redis", "detector_alone"}  # may be less than a tick
 
 
 @pytest.mark.timeout(290)

@@ -44,9 +44,9 @@ SUMMARY_KEYS = (PAGE_KEYS - {"cursor"}) | {
     "seconds",
 }
 # `BACKFILL_KEYS=20000 make test ARGS="tests/integration/test_backfill_command.py -k killed -q"`
-KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "150"))
+KILLED_KEYS = int(os.environ.get("BACKFILL_KEYS", "300"))
 KILLS = 4
-WATERS = ("--low-water", 5, "--high-water", 20)  # so low that kills find the run half enqueued
+WATERS = ("--low-water", 10, "--high-water", 40)  # so low that kills find the run half enqueued
 
 
 def lines(done):

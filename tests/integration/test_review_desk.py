@@ -21,6 +21,7 @@ from tasks.routes import Routes
 from tasks.signatures import Key
 from tasks.storage import decisions
 from tests.desk import Client, Desk
+from tools.local.servers import HOST, free_port
 from worker.desk import claims, items
 from worker.desk import decisions as decisions_of_desk
 from worker.desk.items import Item, Items
@@ -307,7 +308,8 @@ def test_a_proxy_names_the_reviewer_and_without_its_header_nothing_is_shown(
 @pytest.mark.parametrize("url", ["http://review.example", "https://review.example/desk"])
 def test_an_address_that_others_could_read_or_with_a_path_is_refused(settings, veil, url):
     environment = {**settings[1], "VEIL_REVIEW_URL": url}
-    done = veil("review", "serve", "--http", "127.0.0.1:0", environment=environment)
+    address = f"{HOST}:{free_port()}"
+    done = veil("review", "serve", "--http", address, environment=environment)
     assert done.returncode == 2
     assert "VEIL_REVIEW_URL" in done.stderr
 
