@@ -2,7 +2,8 @@
 
 The set is in FACES_DATA, as for `tools.benchmarks.exposure`, and has an origin for each picture;
 SETS is by default plates_dev. The plate detector that comes with Veil finds the plates, unless
-VEIL_MODELS names another model. All other settings are those of the environment.
+VEIL_MODELS names another model. All other settings are those of the environment. The last line has
+the time that the plate detector of the package takes beside faces.
 """
 
 import json
@@ -29,6 +30,9 @@ from worker.settings import WorkerSettings
 from worker.treatments import AS_CONFIGURED, Treatments
 
 SETS = "plates_dev"
+# The set whose pictures show what plates cost beside faces; every third of them is measured.
+CROWD, EVERY = "crowd", 3
+MODELS = {"faces": "default", "both": "default,plates", "plates": "plates"}
 PLATE = "plate"
 HIDDEN = 0.9  # the share of a plate's box that is covered if it is hidden
 FALSE = 0.1  # a found object that overlaps every plate by less (intersection over union) is false
@@ -98,6 +102,30 @@ def run() -> None:
             f"{summary['spill']:.2%} of the pixels away from plates hidden, {seconds:.0f} s"
         )
         Console(stderr=True).print(table)
+    if (data / CROWD).exists():
+        print(json.dumps({"bench": "plates", "set": CROWD, **cost(data / CROWD)}), flush=True)
+
+
+def cost(folder: Path) -> dict[str, float]:
+    """Return the processor time of detection in pictures of `folder`, as shares of that of faces.
+
+    They are ``both``, faces and plates, and ``plates`` alone.
+    """
+    listed = json.loads((folder / "annotations.json").read_text())["images"][::EVERY]
+    contents = [(folder / picture["file"]).read_bytes() for picture in listed]
+    detectors = {
+        name: build_anonymizer(WorkerSettings(models=models)) for name, models in MODELS.items()
+    }
+    seconds = dict.fromkeys(detectors, 0.0)
+    for detector in detectors.values():
+        detector.detect_file(contents[0])
+    for content in contents:
+        for name, detector in detectors.items():
+            started = time.process_time()
+            detector.detect_file(content)
+            seconds[name] += time.process_time() - started
+    shares = {name: round(seconds[name] / seconds["faces"], 2) for name in ("both", "plates")}
+    return {"pictures": len(contents), **shares}
 
 
 def judged(folder: Path) -> Iterator[Judged]:
