@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from rich.console import Console
 from tasks.bulk.comparison import read_receipts
 from tasks.bulk.places import Places
 from tasks.errors import VeilError
+from tasks.messages import FACE
 from tasks.records import dead_letters
 from tasks.routes import Routes
 from tasks.storage import receipts
@@ -276,7 +277,11 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     _each(outputs.items(), lambda item: client.download_file(CLEAN, item[0], str(item[1])))
     pairs = [
         contact_sheet.Pair(
-            key, pictures[key], path, [face["box_xyxy"] for face in delivered[key].faces]
+            key,
+            _found(delivered[key].labels),
+            pictures[key],
+            path,
+            [face["box_xyxy"] for face in delivered[key].faces],
         )
         for key, path in outputs.items()
     ]
@@ -284,12 +289,14 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     shown = contact_sheet.make(pairs, sheet)
     if shown < len(pairs):
         _say("Sheet", f"{shown} of {len(pairs)} pictures, evenly spread")
+    labels = [label for receipt in delivered.values() for label in receipt.labels]
     summary = {
         "pictures": len(pictures),
         "anonymized": len(delivered),
         "held": len(held),
         "failed": len(pictures) - len(made),
-        "faces": sum(len(receipt.faces) for receipt in delivered.values()),
+        "faces": labels.count(FACE),
+        "found": _found(labels),
         "seconds": round(seconds, 2),
         "pictures_per_second": round(len(delivered) / seconds, 2),
         "outputs": str(FOLDER / "clean"),
@@ -366,7 +373,7 @@ def _report(summary: dict[str, Any], images: str) -> None:
     _say(
         "Done",
         f"{_count(summary['pictures'], 'picture')}: {_endings(summary)}; "
-        f"{_count(summary['faces'], 'face')}, "
+        f"{summary['found']}, "
         f"{summary['seconds']} s, {summary['pictures_per_second']} pictures/s",
     )
     _say(
@@ -386,6 +393,13 @@ def _report(summary: dict[str, Any], images: str) -> None:
 def _endings(summary: dict[str, Any]) -> Endings:
     outcomes = {"anonymized": summary["anonymized"], "held": summary["held"]}
     return Endings({**outcomes, "dead": summary["failed"]})
+
+
+def _found(labels: Sequence[str]) -> str:
+    """Return the number of objects by label, such as "2 faces, 1 plate"."""
+    others = sorted(set(labels) - {FACE})
+    counts = [_count(labels.count(FACE), "face")]
+    return ", ".join([*counts, *(_count(labels.count(label), label) for label in others)])
 
 
 def _count(number: int, noun: str) -> str:

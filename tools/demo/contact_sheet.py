@@ -18,9 +18,13 @@ PAPER, INK, BOX = (250, 249, 246), (40, 40, 44), (226, 60, 38)
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its output; `boxes` are x1 y1 x2 y2 in pixels of the upright picture."""
+    """A picture and its output; `boxes` are x1 y1 x2 y2 in pixels of the upright picture.
+
+    `caption` says what they are.
+    """
 
     name: str
+    caption: str
     before: Path
     after: Path
     boxes: Sequence[Sequence[float]]
@@ -43,8 +47,7 @@ def make(pairs: Sequence[Pair], path: Path) -> int:
     for i, pair in enumerate(shown):
         left = GAP + (i % PAIRS_A_ROW) * (width + 2 * GAP)
         top = GAP + (i // PAIRS_A_ROW) * ROW_HEIGHT
-        faces = f"{len(pair.boxes)} face{'' if len(pair.boxes) == 1 else 's'}"
-        draw.text((left, top + 4), f"{pair.name}  ·  {faces}", INK, font)
+        draw.text((left, top + 4), f"{pair.name}  ·  {pair.caption}", INK, font)
         for image, x in ((_before(pair), left), (_open(pair.after), left + TILE[0] + GAP)):
             tile = ImageOps.contain(image, TILE, Image.Resampling.LANCZOS)
             sheet.paste(tile, (x + (TILE[0] - tile.width) // 2, top + CAPTION))
