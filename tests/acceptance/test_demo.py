@@ -119,6 +119,7 @@ def test_pictures_go_through_and_nothing_stays_running(demo, images):
         "held",
         "failed",
         "faces",
+        "found",
         "seconds",
         "pictures_per_second",
         "outputs",
