@@ -17,7 +17,7 @@ from tasks.errors import SettingsInvalid
 from tasks.records.review import REVIEW_LIST
 from tasks.status import read as read_status
 from tests import command
-from tools.benchmarks.plates import hidden_pixels, is_hidden
+from tools.benchmarks.plates import hidden_pixels, is_hidden, judged
 from tools.local import street
 from tools.local.servers import HOST, free_port
 from training.centerface import model as centerface
@@ -316,19 +316,11 @@ def test_the_plate_detector_hides_the_plates_of_a_drawn_street(plate_detector, t
     assert hidden.mean() < 0.1
 
 
-def test_the_plate_detector_hides_most_plates_of_photographs(plate_detector, data):
+def test_the_plate_detector_hides_most_plates_of_photographs(data):
     """docs/plates.md has the figures of all pictures."""
-    folder = data("plates_dev")
-    pictures = json.loads((folder / "annotations.json").read_text())["images"][::8]
-    hidden, plates_seen = 0, 0
-    for picture in pictures:
-        found = plate_detector.detect_file((folder / picture["file"]).read_bytes()).detections
-        size = picture["width"], picture["height"]
-        covered = hidden_pixels(found, plate_detector.treatments, size)
-        boxes = [one["box"] for one in picture["objects"]]
-        hidden += sum(is_hidden(covered, box) for box in boxes)
-        plates_seen += len(boxes)
-    assert hidden > 0.7 * plates_seen
+    pictures = judged(data("plates_dev"), every=8)
+    seen = [plate for picture in pictures for plate in picture.plates]
+    assert sum(plate.is_hidden for plate in seen) > 0.7 * len(seen)
 
 
 @pytest.fixture(scope="module")

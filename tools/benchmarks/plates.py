@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,8 +112,7 @@ def cost(folder: Path) -> dict[str, float]:
 
     They are ``both``, faces and plates, and ``plates`` alone.
     """
-    listed = json.loads((folder / "annotations.json").read_text())["images"][::EVERY]
-    contents = [(folder / picture["file"]).read_bytes() for picture in listed]
+    contents = [(folder / picture["file"]).read_bytes() for picture in _listed(folder, EVERY)]
     detectors = {
         name: build_anonymizer(WorkerSettings(models=models)) for name, models in MODELS.items()
     }
@@ -128,12 +128,12 @@ def cost(folder: Path) -> dict[str, float]:
     return {"pictures": len(contents), **shares}
 
 
-def judged(folder: Path) -> Iterator[Judged]:
-    """Yield the verdict on each picture of the annotated set in `folder`."""
+def judged(folder: Path, every: int = 1) -> Iterator[Judged]:
+    """Yield the verdict on each picture of the annotated set in `folder`, or on one of `every`."""
     names_models = PREFIX + "MODELS" in os.environ or PREFIX + "MODEL" in os.environ
     chosen = {} if names_models else {"models": "plates"}
     anonymizer = build_anonymizer(WorkerSettings.load(**chosen))
-    for picture in json.loads((folder / "annotations.json").read_text())["images"]:
+    for picture in _listed(folder, every):
         boxes = [one["box"] for one in picture["objects"] if one["label"] == PLATE]
         found = anonymizer.detect_file((folder / picture["file"]).read_bytes()).detections
         size = picture["width"], picture["height"]
@@ -144,6 +144,12 @@ def judged(folder: Path) -> Iterator[Judged]:
         )
         annotated = np.array(boxes, np.float32).reshape(-1, 4)
         yield Judged(plates, false_areas(found, annotated), _spill(covered, annotated))
+
+
+def _listed(folder: Path, every: int) -> list[dict[str, Any]]:
+    """Return the entries of an annotated set, one of `every`."""
+    images: list[dict[str, Any]] = json.loads((folder / "annotations.json").read_text())["images"]
+    return images[::every]
 
 
 def hidden_pixels(

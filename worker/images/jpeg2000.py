@@ -12,7 +12,6 @@ from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 # Markers (Table A.2).
 CODESTREAM_START = b"\xff\x4f\xff\x51"  # start of codestream, then image and tile size
 SOT, SOD, EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # tile-part, its data, end of codestream
-COM = b"\xff\x64"  # a comment
 COD, COC = b"\xff\x52", b"\xff\x53"  # coding style of all components, and of one
 # The markers of a header that decoders need: sizes and capabilities, coding styles, quantization,
 # region of interest, order of progression, packed headers. Those of comments, lengths and

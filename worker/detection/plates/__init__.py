@@ -1,6 +1,6 @@
 """The plate detector that comes with Veil: CenterFace's network with one class, ``plate``.
 
-Its folder is an export of `veil train export`: a SavedModel, the network in 8 bits, and veil.json.
+Its folder has two files of an export of `veil train export`: the network in 8 bits, and veil.json.
 """
 
 from pathlib import Path

@@ -221,9 +221,9 @@ class _Decoder:
         """
         at = 0
         while at < len(body):
-            end = at + 1 + COEFFICIENTS * (1 + (body[at] >> 4))
+            size = 1 + (body[at] >> 4)  # bytes of a value
+            end = at + 1 + COEFFICIENTS * size
             table, values = body[at] & 15, body[at:end]
-            size = 1 + (body[at] >> 4)
             _require(all(any(values[one : one + size]) for one in range(1, len(values), size)))
             _require(not has_scans or self._quantization.get(table, values) == values)
             self._quantization[table] = values
