@@ -160,18 +160,21 @@ def recipe_of_labels(
 
     So the recipe of a worker that only hides faces is that of earlier versions.
     """
+    from worker.detection.objects import LEAST_SIDE
+
     found = []
     for search in searches:
         treatment = treatments.of(search.label)
-        found.append(
-            {
-                "label": search.label,
-                "model": models[search.model].model.digest,
-                "score_threshold": search.score_threshold,
-                "look": asdict(search.settings),
-                "style": asdict(treatment.style),
-                "smallest": treatment.smallest,
-            }
-        )
+        one = {
+            "label": search.label,
+            "model": models[search.model].model.digest,
+            "score_threshold": search.score_threshold,
+            "look": asdict(search.settings),
+            "style": asdict(treatment.style),
+            "smallest": treatment.smallest,
+        }
+        if search.label != FACE:
+            one["least_side"] = LEAST_SIDE
+        found.append(one)
     hides_faces_alone = len(found) == 1 and found[0]["label"] == FACE
     return [] if hides_faces_alone and not found[0]["smallest"] else found

@@ -15,7 +15,7 @@ from worker.masking.regions import WHOLE, MaskStyle, Part
 
 # The margin of other objects than faces, unless a rule has one. Boxes of plates that people drew
 # often include the frame and some of the car: docs/plates.md has the figures.
-OTHER_MARGIN = 0.3
+OTHER_MARGIN = 0.4
 
 AS_CONFIGURED = AnonymizeOptions()
 

@@ -19,9 +19,9 @@ from training.run import DESCRIPTION, Run
 from worker.bootstrap import mask_style
 from worker.commands.progress import progress_bar
 from worker.detection import own_model
-from worker.detection.detector import ScaledDetector
 from worker.detection.faces import Boxes, Detections
 from worker.detection.model import DEFAULT_THRESHOLD, Model, stated_labels
+from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import Infer, ModelInput, one_by_one
 from worker.masking import hiding
@@ -212,7 +212,7 @@ class _Measured:
         with progress_bar(f"{name}, {self.label}", total=2 * len(pictures)) as bar:
             everything = []
             takes = ModelInput(fixed_size)
-            detector = ScaledDetector(infer, self.look, FLOOR, takes)
+            detector = detector_of(self.label)(infer, self.look, FLOOR, takes)
             for picture in pictures:
                 found = detector.detect(self.dataset.pixels(picture))
                 everything.append(_judged(picture, self._boxes(picture), found))
@@ -223,7 +223,7 @@ class _Measured:
                 threshold = proposed(curve, self.alarms)
             if threshold is None:
                 threshold, is_within_budget = DEFAULT_THRESHOLD, False
-            detector = ScaledDetector(infer, self.look, threshold, takes)
+            detector = detector_of(self.label)(infer, self.look, threshold, takes)
             exposed, spills, shown = 0, [], []
             for picture in pictures:
                 pixels = self.dataset.pixels(picture)

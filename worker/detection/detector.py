@@ -128,14 +128,14 @@ class ScaledDetector:
         not credible or the picture has more faces than the model can return part by part.
         """
         within_limits = replace(self, infer=limited(self.infer, self.seconds))
-        results = within_limits._results(Pyramid(picture))
+        results = within_limits.results(Pyramid(picture))
         for view in plain_views(picture):
-            found = within_limits._results(Pyramid(view.pixels))
+            found = within_limits.results(Pyramid(view.pixels))
             results += [_in_bent_picture(result, view) for result in found]
         height, width = picture.shape[:2]
         return clip(_merged(results), width, height)
 
-    def _results(self, picture: Pyramid) -> list[PassResult]:
+    def results(self, picture: Pyramid) -> list[PassResult]:
         """Return the results of all passes over `picture`."""
         width, height = picture.width, picture.height
         planned = upright_passes(width, height, self.settings, self.takes.fixed_size)
@@ -189,20 +189,26 @@ class ScaledDetector:
     def _result(self, image: PassImage, tiled: TiledDetections) -> PassResult:
         """Return the result of the pass that shows `image`."""
         plan = image.plan
-        is_face = self._is_face(tiled.found, plan)
-        # The boxes of coarser passes are not exact enough to widen a face.
-        is_weak = ~is_face & (not (plan.is_probe or plan.is_coarser))
+        counts = self._counts(tiled.found, plan)
+        is_weak = ~counts & self._widens(plan)
         detections = _in_picture(tiled.found, image)
         return PassResult(
             plan,
-            strong=detections[is_face & ~tiled.is_cut],
-            cut=detections[is_face & tiled.is_cut],
+            strong=detections[counts & ~tiled.is_cut],
+            cut=detections[counts & tiled.is_cut],
             weak=detections.sightings[is_weak],
             unclear=_centres(detections.boxes_xyxy[self._is_unclear(tiled)]),
             crowd=_crowd(tiled, detections.boxes_xyxy),
         )
 
-    def _is_face(self, found: Detections, plan: Pass) -> NDArray[np.bool_]:
+    def _widens(self, plan: Pass) -> bool:
+        """Return whether weak sightings of the pass extend the faces that they overlap.
+
+        The boxes of coarser passes are not exact enough.
+        """
+        return not (plan.is_probe or plan.is_coarser)
+
+    def _counts(self, found: Detections, plan: Pass) -> NDArray[np.bool_]:
         """Return which of `found`, in pixels of the pass, count as faces, [n]."""
         if plan.is_probe:
             return np.asarray(found.scores >= self._score_at(PROBE_SCORE_SHARE), bool)

@@ -14,6 +14,7 @@ from tasks.errors import DetectionFailed
 from tasks.messages import FACE
 from worker.detection.detector import WEAK_SCORE_FACTOR, ScaledDetector
 from worker.detection.faces import Detections, bridged, merge
+from worker.detection.objects import detector_of
 from worker.detection.presets import PassSettings
 from worker.detection.tiled import Infer, ModelInput
 from worker.pixels import Pixels
@@ -84,7 +85,7 @@ class LabelledDetector:
     @staticmethod
     def scaled(search: Search, infer: Infer) -> ScaledDetector:
         """Return the detector of one `search`, whose model `infer` runs."""
-        return ScaledDetector(
+        return detector_of(search.label)(
             of_label(infer, search),
             search.settings,
             search.score_threshold,
