@@ -60,9 +60,9 @@ def _api() -> Iterator[tuple[str, str]]:
     for kind in (AnonymizeOptions, AnonymizeReport):
         yield f"tasks.{kind.__name__}", _first_line(kind)
     yield "worker.Anonymizer", _first_line(worker.Anonymizer)
-    for name, method in inspect.getmembers(worker.Anonymizer, callable):
+    for name, member in inspect.getmembers(worker.Anonymizer):
         if not name.startswith("_"):
-            yield f"worker.Anonymizer.{name}", _first_line(method)
+            yield f"worker.Anonymizer.{name}", _first_line(member)
     for result in (Anonymized, AnonymizedArray):
         yield f"worker.anonymizer.{result.__name__}", _first_line(result)
 
