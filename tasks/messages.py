@@ -213,6 +213,19 @@ class AnonymizeOptions(BaseModel):
 
     __json__ = to_json  # the name that kombu's encoder calls
 
+    def with_more(self, more: "AnonymizeOptions") -> Self:
+        """Return these options, overridden by `more`, with the areas of both and no release.
+
+        Raises InvalidRequest for more areas than a request may have.
+        """
+        return type(self).parse(
+            method=more.method or self.method,
+            region=more.region or self.region,
+            exempt=self.exempt + more.exempt,
+            extra=self.extra + more.extra,
+            rules={**self.rules, **more.rules},
+        )
+
     def for_version(self, etag: str) -> Self:
         """Return the options for the source version `etag`, without the release of another one."""
         return self if self.release in (None, etag) else self.model_copy(update={"release": None})

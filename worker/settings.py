@@ -184,7 +184,7 @@ class WorkerSettings(UploadSettings):
     turned: Literal["never", "doubt", "always"] | None = Field(
         None,
         description="When to search also for heads that lie on their side or stand upside down, in "
-        "turned passes. `doubt`: if no face was found, or one that does not stand upright. "
+        "turned passes. `doubt`: if no face is certain, or if one does not stand upright. "
         f"{_by_preset('turned')}",
     )
     smallest_face: int | None = Field(

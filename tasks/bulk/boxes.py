@@ -92,13 +92,10 @@ def correction(
     added, removed = _differences(picture, receipt)
     if not added and not removed:
         return Correction(picture.name)
-    before = receipt.asked.for_version(receipt.source_etag)
-    options = AnonymizeOptions.parse(
-        method=before.method,
-        region=before.region,
-        exempt=before.exempt + removed,
-        extra=before.extra + added,
-    )
+    try:
+        options = receipt.asked.with_more(AnonymizeOptions.parse(exempt=removed, extra=added))
+    except InvalidRequest as error:
+        return Correction(picture.name, problem=str(error))
     wanted = Wanted(source, places.asked_destination(key), options=options)
     return Correction(picture.name, wanted, added, removed)
 

@@ -53,14 +53,7 @@ class ReviewEntry:
 
     def redo_options(self, more: AnonymizeOptions) -> AnonymizeOptions:
         """Return the options of the request, overridden by `more`, with the areas of both."""
-        requested = AnonymizeOptions.of(self.options)
-        return AnonymizeOptions.parse(
-            method=more.method or requested.method,
-            region=more.region or requested.region,
-            exempt=requested.exempt + more.exempt,
-            extra=requested.extra + more.extra,
-            rules={**requested.rules, **more.rules},
-        )
+        return AnonymizeOptions.of(self.options).with_more(more)
 
 
 REVIEW_LIST = Ledger("veil:review", ReviewEntry)

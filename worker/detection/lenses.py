@@ -134,21 +134,29 @@ def fisheye_image(picture: Pixels) -> Circle | None:
     The image may be cut above and below, or at the sides.
     """
     factor = min(1.0, SEARCHED_SIDE / max(picture.shape[:2]))
-    small = reduced(picture, SEARCHED_SIDE)
-    is_lit = small.max(axis=2) > BLACK_LEVEL
+    red, green, blue = cv2.split(reduced(picture, SEARCHED_SIDE))
+    is_lit = cv2.max(cv2.max(red, green), blue) > BLACK_LEVEL
     rows, columns = np.nonzero(is_lit)
     if not len(rows):
         return None
     (top, bottom), (left, right) = _range(rows), _range(columns)
     x, y = (left + right) / 2, (top + bottom) / 2
     across, down = max(right - left, 1.0) / 2, max(bottom - top, 1.0) / 2
-    corners = np.abs(columns + 0.5 - x) + 0.5, np.abs(rows + 0.5 - y) + 0.5  # of lit pixels
-    radius = float(np.quantile(np.hypot(*corners), 1 - NOISE_SHARE))
+    height, width = is_lit.shape
+    # The distances of the far edges of columns and rows from the centre.
+    away = np.abs(np.arange(width) + 0.5 - x) + 0.5
+    off = np.abs(np.arange(height) + 0.5 - y) + 0.5
+    farthest = MAX_CORNER_SHARE * math.hypot(across, down)
+    # Nearly every picture is lit in its corners, and needs no more than this.
+    is_beyond = away**2 + off[:, None] ** 2 > farthest**2 * (1 + 1e-9)
+    if np.count_nonzero(is_lit & is_beyond) >= NOISE_SHARE * len(rows) + 2:
+        return None
+    radius = float(np.quantile(np.hypot(away[columns], off[rows]), 1 - NOISE_SHARE))
+    if radius > farthest:
+        return None
     lines, points = np.indices(is_lit.shape) + 0.5
     is_inside = ((points - x) / across) ** 2 + ((lines - y) / down) ** 2 < 1
     if not is_inside.any() or is_lit[is_inside].mean() < MIN_FILLED_SHARE:
-        return None
-    if radius > MAX_CORNER_SHARE * math.hypot(across, down):
         return None
     return Circle(x / factor, y / factor, radius / factor)
 

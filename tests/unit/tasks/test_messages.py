@@ -181,6 +181,33 @@ def test_the_recipe_of_a_release_does_not_reveal_the_etag():
     assert one == other != AnonymizeOptions.parse().recipe("0" * 16)
 
 
+def test_a_correction_keeps_what_was_asked_before():
+    asked = AnonymizeOptions.parse(
+        method="fill",
+        region=1.0,
+        extra=[[0, 0, 9, 9]],
+        release="abc",
+        rules={"plate": {"method": "fill", "margin": 1.0}, "document": {"hold": True}},
+    )
+    more = AnonymizeOptions.parse(
+        extra=[[20, 0, 29, 9]], exempt=[[50, 0, 59, 9]], rules={"document": {"hold": False}}
+    )
+    assert asked.with_more(more) == AnonymizeOptions.parse(
+        method="fill",
+        region=1.0,
+        extra=[[0, 0, 9, 9], [20, 0, 29, 9]],
+        exempt=[[50, 0, 59, 9]],
+        rules={"plate": {"method": "fill", "margin": 1.0}, "document": {"hold": False}},
+    )
+
+
+def test_a_correction_has_no_more_areas_than_a_request_may_have():
+    area = [0, 0, 9, 9]
+    most = AnonymizeOptions.parse(extra=[area] * 1000)
+    with pytest.raises(InvalidRequest, match="extra"):
+        most.with_more(AnonymizeOptions.parse(extra=[area]))
+
+
 def test_a_release_applies_to_the_reviewed_version_only():
     released = AnonymizeOptions.parse(release="a" * 32, region="full")
     assert released.for_version("a" * 32) == released
