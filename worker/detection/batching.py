@@ -156,7 +156,7 @@ class Batcher:
     def _answer(self, batch: list[_Request]) -> None:
         """Run the model on `batch`, and give each request its detections or its error."""
         try:
-            found = self._predict(np.stack([request.canvas for request in batch]))
+            found = self._predict(_stacked([request.canvas for request in batch]))
             # All are paired before any is passed on: with an answer too few or too many, it is
             # unknown which canvas each belongs to.
             pairs = list(zip(batch, found, strict=True))
@@ -192,6 +192,11 @@ class Batcher:
 def _started(batch: list[_Request]) -> list[_Request]:
     """Mark the requests of `batch` as running, and return those that nobody has cancelled."""
     return [request for request in batch if request.answer.set_running_or_notify_cancel()]
+
+
+def _stacked(canvases: Sequence[Pixels]) -> Pixels:
+    """Return `canvases` as a batch [n, height, width, 3], without a copy of a single one."""
+    return canvases[0][np.newaxis] if len(canvases) == 1 else np.stack(canvases)
 
 
 def _as_known_error(error: Exception) -> Exception:

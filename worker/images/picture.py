@@ -240,7 +240,8 @@ def _stretched(colours: Array, used: Range) -> Array:
 def _is_dark(view: Pixels) -> bool:
     """Return whether nearly all of `view` is dark."""
     step = max(1, round((view.size / RANGE_SAMPLES) ** 0.5))
-    brightest = view[::step, ::step].max(axis=2)
+    red, green, blue = cv2.split(np.ascontiguousarray(view[::step, ::step]))
+    brightest = cv2.max(cv2.max(red, green), blue)
     return bool(np.quantile(brightest, DARK_SHARE) < DARK_LEVEL)
 
 
