@@ -14,37 +14,18 @@ from typer.testing import CliRunner
 pytest.importorskip("tensorboard", reason="pip install 'veil[worker,training]'")
 
 from tasks.errors import DatasetInvalid, OutputFailed, TrainingFailed
+from tests.networks import small_network
 from training import checkpoint, curves, fitting
-from training.backend import keras, layers, ops
+from training.backend import keras, ops
 from training.cli import app
 from training.data import formats, importing
 from training.data.importing import Choice
 from training.efficientdet import network as efficientdet
-from training.efficientdet.anchors import PER_POINT, STRIDES
 from training.efficientdet.losses import BoxLoss, FocalLoss
 from training.optimizer import FlatAdamW
 from training.run import CHECKPOINT, LOG, WEIGHTS, Recipe, Run
 
 RECIPE = Recipe("d0", 128, 2, 6, 0.01, 3, False, "none", "float32")
-
-
-def small_network(size, classes):
-    """Replace the network by one with as many outputs as EfficientDet, which runs in a second."""
-    pictures = keras.Input((None, None, 3))
-    inner = keras.Input((None, None, 3))
-    body = keras.Model(
-        inner,
-        layers.BatchNormalization()(layers.Conv2D(4, 3, 8, padding="same", use_bias=False)(inner)),
-    )
-    body.name = "backbone"
-    maps = body(layers.Rescaling(1 / 255)(pictures))
-    faces, boxes = [], []
-    for stride in STRIDES:
-        level = layers.AveragePooling2D(stride // 8)(maps) if stride > 8 else maps
-        faces.append(layers.Reshape((-1, classes))(layers.Conv2D(classes * PER_POINT, 1)(level)))
-        boxes.append(layers.Reshape((-1, 4))(layers.Conv2D(4 * PER_POINT, 1)(level)))
-    said = {"faces": layers.Concatenate(axis=1)(faces), "boxes": layers.Concatenate(axis=1)(boxes)}
-    return keras.Model(pictures, said)
 
 
 @pytest.fixture(scope="module", autouse=True)

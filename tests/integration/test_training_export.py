@@ -14,9 +14,11 @@ pytest.importorskip("pycocotools", reason="pip install 'veil[worker,training]'")
 from tasks.errors import ModelInvalid, OutputFailed, TrainingFailed
 from tasks.storage.s3 import ObjectStore
 from tests import label_formats
+from tests.networks import small_network
 from training import checkpoint, exporting
 from training.cli import app
 from training.efficientdet import detections
+from training.efficientdet import network as efficientdet_network
 from training.efficientdet.anchors import LARGEST_STRETCH, PER_POINT
 from training.efficientdet.model import SIZES, Size, efficientdet
 from training.efficientdet.network import EfficientDet
@@ -54,18 +56,27 @@ def small_pyramid():
         yield
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished run of an untrained network."""
-    made = Run.open(tmp_path_factory.mktemp("run"), RECIPE, "d" * 64)
+def logit(score):
+    return np.log(score / (1 - score))
+
+
+def finished_run(folder, model):
+    """Return a finished run in `folder`, whose network is `model`."""
+    made = Run.open(folder, RECIPE, "d" * 64)
     made._describe()
-    model = efficientdet("d0")
-    last = model.get_layer("faces_last")
-    *kernels, bias = last.get_weights()
-    last.set_weights([*kernels, np.full_like(bias, np.log(SCORE / (1 - SCORE)))])
     checkpoint.save(made.folder / WEIGHTS, checkpoint.numbered("w", model.weights))
     (made.folder / EVALUATION).write_text(json.dumps(EVALUATED))
     return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of an untrained network."""
+    model = efficientdet("d0")
+    last = model.get_layer("faces_last")
+    *kernels, bias = last.get_weights()
+    last.set_weights([*kernels, np.full_like(bias, logit(SCORE))])
+    return finished_run(tmp_path_factory.mktemp("run"), model)
 
 
 @pytest.fixture(scope="module")
@@ -169,19 +180,20 @@ def test_an_export_replaces_an_export_and_nothing_else(run, exported, tmp_path):
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_a_model_that_workers_refuse_is_not_exported(run, exported, tmp_path):
+def test_a_model_that_workers_refuse_is_not_exported(exported, tmp_path, monkeypatch):
     """Each of its boxes is as large as the photograph, and at this threshold each is a face."""
-    large, to = tmp_path / "run", tmp_path / "export"
-    shutil.copytree(run.folder, large, ignore=shutil.ignore_patterns(exporting.SAVED_MODEL))
-    weights = checkpoint.load(large / WEIGHTS)
-    (bias,) = (values for values in weights.values() if values.shape == (4 * PER_POINT,))
-    bias.reshape(PER_POINT, 4)[:, 2:] = LARGEST_STRETCH
-    checkpoint.save(large / WEIGHTS, weights)
+    monkeypatch.setattr(efficientdet_network, "efficientdet", small_network)
+    model = small_network("d0")
+    biases = {"faces_last": [logit(SCORE)], "boxes_last": [0, 0, LARGEST_STRETCH, LARGEST_STRETCH]}
+    for name, bias in biases.items():
+        kernel, _ = model.get_layer(name).get_weights()
+        model.get_layer(name).set_weights([0 * kernel, np.tile(bias, PER_POINT)])
+    large, to = finished_run(tmp_path / "run", model), tmp_path / "export"
     shutil.copytree(exported.folder.parent, to)
     before = (to / exporting.ZIP).read_bytes()
 
     with pytest.raises(ModelInvalid) as refused:
-        exporting.export(Run.load(large), to, SCORE / 2)
+        exporting.export(large, to, SCORE / 2)
 
     assert str(refused.value) == (
         f"{to / exporting.ZIP} takes 100% of a photograph with one face for faces, more than 80%: "
