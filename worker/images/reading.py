@@ -36,6 +36,7 @@ from worker.images.jpeg.segments import (
     JUNK,
     NO_END,
     SCAN_PARAMETERS,
+    has_adobe_marker,
     has_junk,
     has_other_parameters,
     reassembled,
@@ -287,7 +288,9 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     orientation, turn = _orientation(image), _turn(image)
     trailer = trailer_without_end(content)
     bare, pixels, notes = tolerance.read(bare, image.mode, trailer)
-    frame = Frame(turned(pixels, turn), image.mode)
+    # Browsers and Pillow take inks for inverted, other viewers only if Adobe's marker is there.
+    is_ambiguous = image.mode == "CMYK" and not has_adobe_marker(bare)
+    frame = Frame(turned(pixels, turn), image.mode, inks_are_ambiguous=is_ambiguous)
     encoding = metadata | writing.jpeg_options(image, is_stored_as_rgb(bare))
     (frame,) = _with_display([frame], _display(encoding))
     if has_other_parameters(content):
