@@ -30,6 +30,7 @@ SIZES_OFFSET = 8
 COMPONENTS_OFFSET = 42
 COMPONENT_BYTES = 3  # the depth, and the horizontal and vertical distance of the samples
 SOT_BYTES = 12  # the marker segment at the start of a tile-part (A.4.2)
+ONLY_PART = b"\0\1"  # the end of that segment: the number of the part, and that of all parts
 WAVELET_OFFSET = 13  # the wavelet's offset from the marker COD (A.6.1)
 REVERSIBLE = b"\x01"
 
@@ -248,7 +249,7 @@ def _bare_codestream(content: bytes, start: int, cut: int) -> bytes | None:
     """Return the codestream at `start` up to its end marker, without what decoders don't need.
 
     Returns None for several tiles, because other data may stand behind that of each. Also returns
-    None for unknown markers, for parts of unknown length, and for a last part without `cut` bytes.
+    None for unknown markers, for parts of unknown length, and for a tile without `cut` bytes.
     """
     header = _bare_header(content, start + 2, len(content), SOT)
     if header is None or _sizes(content, start).tiles > 1:
@@ -257,29 +258,44 @@ def _bare_codestream(content: bytes, start: int, cut: int) -> bytes | None:
     levels = max((style.levels for style in _coding_styles(content, start)), default=0)
     if not all(_is_needed(segment, levels) for segment in segments):
         return None
-    parts = [content[start : start + 2], *segments]
+    heads, bodies = [], []
     while content[at : at + 2] == SOT:
         end = at + _tile_part_bytes(content, at)
-        is_last = content[end : end + 2] != SOT
-        part = _bare_tile_part(content, at, end, cut if is_last else 0)
-        if part is None:
+        body = _tile_part_data(content, at, end)
+        if body is None:
             return None
-        parts.append(part)
+        heads.append(content[at : at + SOT_BYTES])
+        bodies.append(body)
         at = end
-    return b"".join([*parts, EOC]) if content[at : at + 2] == EOC else None
+    if not heads or content[at : at + 2] != EOC:
+        return None
+    if cut:  # Decoders join the data of all parts of a tile.
+        data = b"".join(bodies)
+        if len(data) <= cut:
+            return None
+        heads, bodies = [heads[0][: -len(ONLY_PART)] + ONLY_PART], [data[:-cut]]
+    parts = [_tile_part(head, body) for head, body in zip(heads, bodies, strict=True)]
+    return b"".join([content[start : start + 2], *segments, *parts, EOC])
 
 
-def _bare_tile_part(content: bytes, at: int, end: int, cut: int) -> bytes | None:
-    """Return the tile-part from `at` to `end` without the markers that decoders don't need (A.4.2).
+def _tile_part_data(content: bytes, at: int, end: int) -> bytes | None:
+    """Return the compressed data of the tile-part from `at` to `end` (A.4.2).
 
-    Returns None if it has others: those of a single tile are in the main header.
+    Returns None if it states no length, and if its header has markers that decoders need: those of
+    a single tile are in the main header.
     """
     header = _bare_header(content, at + SOT_BYTES, end, SOD)
-    if header is None or header[0] or end - header[1] <= cut:
+    if header is None:
         return None
-    body = content[header[1] : end - cut]
-    size = (SOT_BYTES + len(body)).to_bytes(4)
-    return content[at : at + 6] + size + content[at + 10 : at + SOT_BYTES] + body
+    segments, data_marker = header
+    start = data_marker + len(SOD)
+    return None if segments or start > end else content[start:end]
+
+
+def _tile_part(head: bytes, data: bytes) -> bytes:
+    """Return the tile-part that begins with the marker segment `head`, with its length set."""
+    size = (SOT_BYTES + len(SOD) + len(data)).to_bytes(4)
+    return head[:6] + size + head[10:] + SOD + data
 
 
 def _bare_header(content: bytes, at: int, end: int, last: bytes) -> tuple[list[bytes], int] | None:

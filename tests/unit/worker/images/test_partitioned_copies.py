@@ -194,6 +194,29 @@ def test_data_behind_a_tile_of_a_jpeg_2000_is_not_copied():
     assert np.array_equal(shown(output), SCENE)
 
 
+def in_parts(data_behind):
+    """Return a codestream whose tile has two parts, the second of which is empty."""
+    header, (part,) = tile_parts(written("JPEG2000", no_jp2=True))
+    first = part[:6] + (len(part) + len(data_behind)).to_bytes(4) + b"\0\2" + part[12:]
+    second = part[:6] + (14).to_bytes(4) + b"\1\2" + b"\xff\x93"
+    return header + first + data_behind + second + b"\xff\xd9"
+
+
+def test_data_behind_a_part_of_the_tile_of_a_jpeg_2000_is_not_copied():
+    assert copied(in_parts(b""))[0]
+    content = in_parts(MORE)
+    assert np.array_equal(shown(content), SCENE)
+    is_copied, output = copied(content)
+    assert not is_copied
+    assert SECRET not in output
+
+
+def test_a_jpeg_2000_whose_tile_states_no_length_is_written_anew():
+    header, (part,) = tile_parts(written("JPEG2000", no_jp2=True))
+    is_copied, _ = copied(header + part[:6] + bytes(4) + part[10:] + b"\xff\xd9")
+    assert not is_copied
+
+
 def with_segments(change):
     """Return a JPEG 2000 whose main header is changed, a list of marker segments."""
     header, parts = tile_parts(written("JPEG2000", no_jp2=True))
