@@ -312,6 +312,7 @@ def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[F
     frames, durations = [], []
     previews = camera_raw.previews(content) if form == "TIFF" else frozenset()
     uncovered = gif.uncovered(content) if form == "GIF" else iter(())
+    turn = None if form == "TIFF" else _turn(image)
     for number in range(getattr(image, "n_frames", 1)):
         if number in previews:
             continue
@@ -320,17 +321,16 @@ def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[F
         if form == "TIFF":
             frames.append(tiff_page(image, content, clock))
         else:
-            frames.append(_frame(image, form, content))
+            frames.append(_frame(image, form, content, turn))
         if (transparent := next(uncovered, None)) is not None:
             frames[-1] = _transparent_in(frames[-1], transparent)
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
 
-def _frame(image: Any, form: str, content: bytes) -> Frame:
-    """Return the frame that `image` is at, of any format but TIFF."""
+def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
+    """Return the frame that `image` is at, of any format but TIFF, after `turn`."""
     image.load()
-    turn = _turn(image)
     if form == "AVIF" and (depth := containers.avif_depth(content)) > 8:
         if getattr(image, "n_frames", 1) > 1:
             raise UnsupportedImage("an animated AVIF of more than 8 bits is not handled")
