@@ -3,8 +3,10 @@
 ISO/IEC 23008-12; AV1-ISOBMFF. The container is written anew around the primary item.
 """
 
+import base64
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -20,6 +22,14 @@ PROFILES = (b"prof", b"rICC")  # the kinds of colr boxes with an ICC profile
 UNITS = (1, 2, 3, 4, 6)
 FRAMES = (3, 6)  # those that begin a frame
 FORBIDDEN, HAS_EXTENSION, HAS_SIZE = 0x80, 4, 2  # bits of a unit's header
+# A picture of 16 × 16 pixels with two bytes behind its data that are not zero.
+PADDED = base64.b64decode(
+    "AAAAHGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZgAAAORtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
+    "AAAAAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAAQgAAAAeAAAAI2lpbmYAAAAAAAEAAAAVaW5m"
+    "ZQIAAAAAAQAAYXYwMQAAAABoaXBycAAAAElpcGNvAAAAFGlzcGUAAAAAAAAAEAAAABAAAAAOcGl4aQAAAAABCAAAAAxh"
+    "djFDgQAcAAAAABNjb2xybmNseAABAA0ABoAAAAAXaXBtYQAAAAAAAAABAAEEgYKDhAAAACZtZGF0EgAKCBgM/9tgIaDU"
+    "MB/1FcAALCAAdXt+IGzkQAEB"
+)
 BRANDS = b"avif" + bytes(4) + b"avifmif1miaf"
 
 
@@ -47,10 +57,24 @@ def is_filled(content: bytes) -> bool:
     OpenCV decodes with libaom, which refuses other padding (AV1, 5.3.4 and 8.2.4). The decoder of
     Pillow passes over it.
     """
+    return _refuses_padding() and _is_decoded(content)
+
+
+@lru_cache(maxsize=1)
+def _refuses_padding() -> bool:
+    """Return whether the decoder of OpenCV does so: which one it is depends on the installation."""
+    return not _is_decoded(PADDED)
+
+
+def _is_decoded(content: bytes) -> bool:
+    """Return whether OpenCV decodes the AVIF `content`, without a message if it does not."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE) is not None
     except cv2.error:
         return False
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _bare(content: bytes, profile: bytes | None, further: tuple[bytes, ...] = ()) -> bytes | None:

@@ -151,6 +151,15 @@ def test_data_behind_a_tile_of_an_avif_is_not_copied():
     assert SECRET not in output
 
 
+def test_an_avif_is_written_anew_if_the_decoder_of_opencv_passes_over_padding(monkeypatch, capfd):
+    assert shown(avif_copies.PADDED).shape == (16, 16)
+    assert avif_copies.is_filled(TILES)
+    assert not avif_copies.is_filled(avif_copies.PADDED)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(avif_copies, "_refuses_padding", lambda: False)
+    assert not copied(TILES)[0]
+
+
 FURTHER_UNITS = {
     "a tile of another layer": (bytes([4 << 3 | 4 | 2, 1 << 3]), MORE),
     "a second header": (stated(1), MORE),
