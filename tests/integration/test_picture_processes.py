@@ -31,6 +31,7 @@ from tasks.errors import (
     UnsupportedImage,
 )
 from tasks.messages import FACE, AnonymizeOptions
+from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.canvas import GPU_SIDES
 from worker.detection.detector import ScaledDetector
@@ -161,6 +162,19 @@ def test_a_picture_process_makes_the_same_output(form, both):
     found = apart.detect_file(content)
     assert found.content is None
     assert len(found.detections) == 1
+
+
+def test_a_picture_process_copies_an_avif_too():
+    """The copy is decoded by another library than the picture."""
+    pool = PicturePool(1)
+    try:
+        local, apart = isolated(pool, one_by_one(lambda _: Detections.none()))
+        content = picture("AVIF")
+        expected = local.anonymize(content, Stopwatch())
+        assert expected.content == images.decode(content, 10**6).reassembled
+        assert apart.anonymize(content, Stopwatch()).content == expected.content
+    finally:
+        pool.close()
 
 
 def test_a_picture_process_sends_the_canvases_of_several_passes_at_once():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from worker.images import gif, jpeg2000
+from worker.images import gif, jpeg2000, vp8
 from worker.images.heif import avif, avif_copies, deep_avif
 from worker.images.loading import loaded
 from worker.images.picture import WITH_ALPHA, Frame
@@ -23,9 +23,7 @@ PROFILE, ALPHA = 0x20, 0x10
 # A decoder needs more of the compressed data than all but so many bytes. With fewer, other
 # data may stand behind the pixels.
 MAX_BEHIND = 64
-# The header of a lossy frame begins with a tag, whose upper bits are the size of the first of its
-# partitions (RFC 6386, 9.1). A bit of that of a lossless picture says whether it has alpha.
-FRAME_TAG_BYTES, FRAME_HEADER_BYTES, PARTITION_SHIFT = 3, 10, 5
+# A bit in the header of a lossless picture says whether it has alpha.
 ALPHA_HINT_BYTE, ALPHA_HINT = 4, 0x10
 
 
@@ -68,8 +66,7 @@ def _avif(content: bytes, frame: Frame, profile: bytes | None) -> bytes | None:
     measured = avif.measure(copy, 1)
     if (measured.width, measured.height) != (frame.width, frame.height):
         return None
-    shorter = avif_copies.bare(content, profile, MAX_BEHIND)
-    return None if shorter and _avif_shows(shorter, content, frame) else copy
+    return copy if avif_copies.is_filled(copy) else None
 
 
 def _avif_shows(copy: bytes, content: bytes, frame: Frame) -> bool:
@@ -108,6 +105,9 @@ def _webp(content: bytes, frame: Frame, profile: bytes | None) -> bytes | None:
     chunks = dict(_webp_chunks(content))
     data = {name: chunks[name] for name in BITSTREAMS if name in chunks}
     if b"ANMF" in chunks or not data or (b"ALPH" in data and frame.mode not in WITH_ALPHA):
+        return None
+    # Behind each partition there may be other data. Most encoders write one with coefficients.
+    if b"VP8 " in data and vp8.coefficient_partitions(data[b"VP8 "]) > 1:
         return None
     head = {}
     if b"VP8X" in chunks:
@@ -151,12 +151,9 @@ def _shortened(name: bytes, body: bytes) -> Iterator[bytes]:
         yield body[:-MAX_BEHIND]
     if name != b"VP8 ":
         return
-    tag = int.from_bytes(body[:FRAME_TAG_BYTES], "little")
-    size, end = tag >> PARTITION_SHIFT, FRAME_HEADER_BYTES + (tag >> PARTITION_SHIFT)
+    size = vp8.first_partition_size(body)
     if size > MAX_BEHIND:
-        shorter_tag = tag - (MAX_BEHIND << PARTITION_SHIFT)
-        start = body[FRAME_TAG_BYTES : end - MAX_BEHIND]
-        yield shorter_tag.to_bytes(FRAME_TAG_BYTES, "little") + start + body[end:]
+        yield vp8.with_shorter_first_partition(body, MAX_BEHIND)
 
 
 def _hides_alpha(frame: Frame, data: dict[bytes, bytes]) -> bool:

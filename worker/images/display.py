@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
+from worker.images.colour_profile import COLOUR_SPACE, COLOUR_SPACES
 from worker.pixels import Array, Pixels
 
 # TransferCharacteristics of H.273.
@@ -60,7 +61,8 @@ def of(
     if transfer in (LINEAR, PQ, HLG):
         return Display(_table(transfer))
     if profile is not None:
-        return _of_profile(profile)
+        is_gray = profile[COLOUR_SPACE] == COLOUR_SPACES["L"]
+        return _of_gray_profile(profile) if is_gray else _of_profile(profile)
     if gamma and abs(1 / gamma - USUAL_GAMMA) > GAMMA_TOLERANCE:
         return Display(_encoded(np.linspace(0, 1, LEVELS) ** (1 / gamma)))
     return None
@@ -122,6 +124,20 @@ def _of_profile(profile: bytes) -> Display | None:
     return Display(table, None if is_usual else profile)
 
 
+def _of_gray_profile(profile: bytes) -> Display | None:
+    """Return the way that a gray `profile` describes, or None for a usual one."""
+    levels = np.arange(256, dtype=np.uint8)
+    try:
+        transform = _transform(profile, "L")
+        seen: Any = ImageCms.applyTransform(Image.fromarray(levels[None]), transform)
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    shown = np.asarray(seen)[0, :, 1]
+    if np.abs(shown.astype(int) - levels).max() <= MAX_USUAL_DIFFERENCE:
+        return None
+    return Display(np.repeat(shown, LEVELS // len(levels)))
+
+
 def _gamma(profile: bytes) -> float | None:
     """Return the gamma of a profile whose green channel has one, or None."""
     count = int.from_bytes(profile[128:132])
@@ -142,12 +158,13 @@ def _gamma(profile: bytes) -> float | None:
 def _transformed(colours: Array, profile: bytes) -> Pixels:
     """Return uint8 RGB `colours` [h, w, 3] in sRGB."""
     result: Any = Image.fromarray(np.ascontiguousarray(colours))
-    ImageCms.applyTransform(result, _transform(profile), inPlace=True)
+    ImageCms.applyTransform(result, _transform(profile, "RGB"), inPlace=True)
     return np.asarray(result)
 
 
 @lru_cache(maxsize=4)
-def _transform(profile: bytes) -> ImageCms.ImageCmsTransform:
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    """Return the transform of pixels of `mode` in the colours of `profile` to RGB in sRGB."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     target = ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(source, target, "RGB", "RGB")
+    return ImageCms.buildTransform(source, target, mode, "RGB")

@@ -15,7 +15,8 @@ from worker.pixels import Array
 
 GRAPHIC_CONTROL = b"!\xf9"
 TO_BACKGROUND, TO_PREVIOUS = 2, 3  # disposal methods (23.c.iv)
-MAX_EXTENSION = 19  # bytes of an extension that is kept: that of repeats is the longest
+# Bytes of the extensions that are kept: of a graphic control (23), and of repeats.
+GRAPHIC_CONTROL_BYTES, REPEATS_BYTES = 8, 19
 # A decoder needs more of a frame's compressed data than all but so many bytes.
 MAX_BEHIND = 8
 
@@ -47,19 +48,28 @@ def uncovered(content: bytes) -> Iterator[Array | None]:
 def bare(content: bytes) -> bytes | None:
     """Return the GIF `content` with its frames, their timing and repeats alone.
 
-    Returns None if other data may stand behind the pixels of a frame.
+    Returns None if other data may stand behind the pixels of a frame or in an extension, and if a
+    frame has several graphic controls or the GIF several numbers of repeats.
     """
     parts = [content[: containers.gif_header_end(content)]]
+    has_control = has_repeats = False
     for block in containers.gif_blocks(content):
         data = content[block.start : block.end]
         if block.kind == b",":
             if not _is_filled(parts[0], data):
                 return None
             parts.append(data)
-        elif block.kind == GRAPHIC_CONTROL or data.startswith(containers.GIF_REPEATS):
-            parts.append(data[:MAX_EXTENSION])
-            if len(data) > MAX_EXTENSION:
+            has_control = False
+        elif block.kind == GRAPHIC_CONTROL:
+            if has_control or len(data) != GRAPHIC_CONTROL_BYTES:
                 return None
+            parts.append(data)
+            has_control = True
+        elif data.startswith(containers.GIF_REPEATS):
+            if has_repeats or len(data) != REPEATS_BYTES:
+                return None
+            parts.append(data)
+            has_repeats = True
     return b"".join([*parts, b";"])
 
 

@@ -3,6 +3,7 @@
 ISO/IEC 15444-1, Annex A (codestream) and Annex I (boxes).
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from tasks.errors import ImageTooLarge, UnreadableImage, UnsupportedImage
 CODESTREAM_START = b"\xff\x4f\xff\x51"  # start of codestream, then image and tile size
 SOT, SOD, EOC = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # tile-part, its data, end of codestream
 COD, COC = b"\xff\x52", b"\xff\x53"  # coding style of all components, and of one
+CAP, QCD, QCC, RGN = b"\xff\x50", b"\xff\x5c", b"\xff\x5d", b"\xff\x5e"
 # The markers of a header that decoders need: sizes and capabilities, coding styles, quantization,
-# region of interest, order of progression, packed headers. Those of comments, lengths and
-# registration they don't need.
-NEEDED = frozenset(bytes([0xFF, code]) for code in b"\x50\x51\x52\x53\x5c\x5d\x5e\x5f\x60\x61")
+# region of interest, order of progression. Those of comments, lengths and registration they don't
+# need. A copy has none with packed headers, because these may hold more than decoders read.
+NEEDED = frozenset(bytes([0xFF, code]) for code in b"\x50\x51\x52\x53\x5c\x5d\x5e\x5f")
 UNNEEDED = frozenset(bytes([0xFF, code]) for code in b"\x55\x57\x58\x63\x64")
+OF_A_COMPONENT = (COC, QCC, RGN)  # there is one for each component, which the first byte names
+# The styles of quantization: the bytes of each subband, and those of all subbands (Table A.28).
+QUANTIZATION_STYLE, BYTES_PER_SUBBAND, BYTES_OF_ALL_SUBBANDS = 31, {0: 1, 2: 2}, {1: 2}
 
 # Offsets from the start of the codestream to Xsiz, which begins eight sizes and Csiz, and to the
 # first component (A.5.1).
@@ -25,6 +30,7 @@ SIZES_OFFSET = 8
 COMPONENTS_OFFSET = 42
 COMPONENT_BYTES = 3  # the depth, and the horizontal and vertical distance of the samples
 SOT_BYTES = 12  # the marker segment at the start of a tile-part (A.4.2)
+ONLY_PART = b"\0\1"  # the end of that segment: the number of the part, and that of all parts
 WAVELET_OFFSET = 13  # the wavelet's offset from the marker COD (A.6.1)
 REVERSIBLE = b"\x01"
 
@@ -42,13 +48,17 @@ DEFAULT_PRECINCT = b"\xff"  # 2^15 × 2^15 samples, where the coding style state
 # The method of a colr box with an enumerated colour space, and such spaces (Table I.10).
 ENUMERATED, SRGB, SYCC = b"\1", b"\0\0\0\x10", b"\0\0\0\x12"
 ENUMERATED_BYTES = 7  # of a colr box with such a space
-# The boxes of a file's header that a decoder needs, and the longest part of a file before it.
+# The boxes of a file's header that a decoder needs.
 HEADER_BOXES = (b"ihdr", b"bpcc", b"colr", b"cdef")
 PALETTE_BOXES = (b"pclr", b"cmap")
-SIGNATURE, MAX_FILE_TYPE = b"\0\0\0\x0cjP  \r\n\x87\n", 64
+# The boxes of a plain file before its header: the signature and the file type (I.5.2).
+FILE_START = re.compile(
+    rb"\0\0\0\x0cjP  \r\n\x87\n\0\0\0.ftypjp[2hx] \0{4}(jp2 |jph |jpx |jpxb)*", re.DOTALL
+)
 # The boxes of a resolution, for capture and display, and the bytes of their numbers.
 RESOLUTIONS, RESOLUTION_BYTES = (b"resc", b"resd"), 10
 COLOUR_CHANNEL = 0  # the kind of channels that hold colours, in a cdef box
+DEFINITIONS_BYTES = 2 + 6 * MAX_COMPONENTS  # of a cdef box, which defines each component once
 # The method, precedence and approximation of a colr box with a restricted ICC profile (I.5.3.3).
 RESTRICTED_PROFILE = b"\x02\x00\x00"
 
@@ -204,7 +214,7 @@ def bare(content: bytes, profile: bytes | None, cut: int = 0) -> bytes | None:
     if codestream is None or start == 0:
         return codestream
     parts = [content[: content.index(b"jp2h") - 4]]
-    if not parts[0].startswith(SIGNATURE) or len(parts[0]) > MAX_FILE_TYPE:
+    if not FILE_START.fullmatch(parts[0]):
         return None
     inner_boxes = _bare_header_boxes(content, profile)
     if inner_boxes is None:
@@ -216,13 +226,13 @@ def bare(content: bytes, profile: bytes | None, cut: int = 0) -> bytes | None:
 
 
 def _bare_header_boxes(content: bytes, profile: bytes | None) -> list[bytes] | None:
-    """Return the boxes of the JP2 header that decoders need, or None for a palette or odd colours.
+    """Return the boxes of the JP2 header that decoders need, or None for a palette or odd boxes.
 
     `profile` takes the place of the colour profile.
     """
     found = []
     for name, body in _header_boxes(content):
-        if name in PALETTE_BOXES:
+        if name in PALETTE_BOXES or (name == b"cdef" and len(body) > DEFINITIONS_BYTES):
             return None
         if name == b"colr" and body[:1] == RESTRICTED_PROFILE[:1]:
             if profile is None:
@@ -238,51 +248,92 @@ def _bare_header_boxes(content: bytes, profile: bytes | None) -> list[bytes] | N
 def _bare_codestream(content: bytes, start: int, cut: int) -> bytes | None:
     """Return the codestream at `start` up to its end marker, without what decoders don't need.
 
-    Returns None for unknown markers, for parts of unknown length, and for a last part without
-    `cut` bytes.
+    Returns None for several tiles, because other data may stand behind that of each. Also returns
+    None for unknown markers, for parts of unknown length, and for a tile without `cut` bytes.
     """
     header = _bare_header(content, start + 2, len(content), SOT)
-    if header is None:
+    if header is None or _sizes(content, start).tiles > 1:
         return None
-    kept, at = header
-    parts = [content[start : start + 2], kept]
+    segments, at = header
+    levels = max((style.levels for style in _coding_styles(content, start)), default=0)
+    if not all(_is_needed(segment, levels) for segment in segments):
+        return None
+    heads, bodies = [], []
     while content[at : at + 2] == SOT:
         end = at + _tile_part_bytes(content, at)
-        is_last = content[end : end + 2] != SOT
-        part = _bare_tile_part(content, at, end, cut if is_last else 0)
-        if part is None:
+        body = _tile_part_data(content, at, end)
+        if body is None:
             return None
-        parts.append(part)
+        heads.append(content[at : at + SOT_BYTES])
+        bodies.append(body)
         at = end
-    return b"".join([*parts, EOC]) if content[at : at + 2] == EOC else None
-
-
-def _bare_tile_part(content: bytes, at: int, end: int, cut: int) -> bytes | None:
-    """Return the tile-part from `at` to `end` with the markers that decoders need (A.4.2)."""
-    header = _bare_header(content, at + SOT_BYTES, end, SOD)
-    if header is None or end - header[1] <= cut:
+    if not heads or content[at : at + 2] != EOC:
         return None
-    kept, data_start = header
-    body = kept + content[data_start : end - cut]
-    size = (SOT_BYTES + len(body)).to_bytes(4)
-    return content[at : at + 6] + size + content[at + 10 : at + SOT_BYTES] + body
+    if cut:  # Decoders join the data of all parts of a tile.
+        data = b"".join(bodies)
+        if len(data) <= cut:
+            return None
+        heads, bodies = [heads[0][: -len(ONLY_PART)] + ONLY_PART], [data[:-cut]]
+    parts = [_tile_part(head, body) for head, body in zip(heads, bodies, strict=True)]
+    return b"".join([content[start : start + 2], *segments, *parts, EOC])
 
 
-def _bare_header(content: bytes, at: int, end: int, last: bytes) -> tuple[bytes, int] | None:
+def _tile_part_data(content: bytes, at: int, end: int) -> bytes | None:
+    """Return the compressed data of the tile-part from `at` to `end` (A.4.2).
+
+    Returns None if it states no length, and if its header has markers that decoders need: those of
+    a single tile are in the main header.
+    """
+    header = _bare_header(content, at + SOT_BYTES, end, SOD)
+    if header is None:
+        return None
+    segments, data_marker = header
+    start = data_marker + len(SOD)
+    return None if segments or start > end else content[start:end]
+
+
+def _tile_part(head: bytes, data: bytes) -> bytes:
+    """Return the tile-part that begins with the marker segment `head`, with its length set."""
+    size = (SOT_BYTES + len(SOD) + len(data)).to_bytes(4)
+    return head[:6] + size + head[10:] + SOD + data
+
+
+def _bare_header(content: bytes, at: int, end: int, last: bytes) -> tuple[list[bytes], int] | None:
     """Return the needed marker segments from `at` to the marker `last`, and where that is.
 
-    Returns None for an unknown marker, or if `last` is not before `end`.
+    Returns None for an unknown marker, for one that comes twice, or if `last` is not before `end`.
     """
-    parts = []
+    segments: dict[bytes, bytes] = {}
     while content[at : at + 2] != last:
         marker, length = _marker(content, at)
         after = at + 2 + length
         if marker not in NEEDED | UNNEEDED or length < 2 or after > end:
             return None
         if marker in NEEDED:
-            parts.append(content[at:after])
+            key = marker + (content[at + 4 : at + 5] if marker in OF_A_COMPONENT else b"")
+            if key in segments:
+                return None
+            segments[key] = content[at:after]
         at = after
-    return b"".join(parts), at
+    return list(segments.values()), at
+
+
+def _is_needed(segment: bytes, levels: int) -> bool:
+    """Return whether decoders need a marker `segment` up to its end (A.5, A.6).
+
+    `levels` is the largest number of decomposition levels. Of segments with capabilities and
+    quantization, decoders ignore the end if they are too long. All others they refuse then.
+    """
+    marker, body = segment[:2], segment[4:]
+    if marker == CAP:
+        return len(body) == 4 + 2 * int.from_bytes(body[:4]).bit_count()
+    if marker not in (QCD, QCC):
+        return True
+    values = body[1:] if marker == QCC else body
+    style = values[0] & QUANTIZATION_STYLE if values else -1
+    subbands = 3 * levels + 1
+    needed = BYTES_OF_ALL_SUBBANDS.get(style, subbands * BYTES_PER_SUBBAND.get(style, 0))
+    return len(values) <= 1 + needed
 
 
 def channel_order(content: bytes) -> tuple[int, ...] | None:

@@ -56,12 +56,14 @@ class Frame:
 
     `pixels` is uint8 [h, w] (L), [h, w, 2] (LA), [h, w, 3] (RGB), [h, w, 4] (RGBA, CMYK), or uint16
     [h, w] (I;16), [h, w, 3] (RGB;16), [h, w, 4] (RGBA;16). `display` brings its colours to display
-    values for the detector, if they are described unusually.
+    values for the detector, if they are described unusually. `inks_are_ambiguous` says that the
+    file does not state whether a high value of CMYK stands for much ink or for little.
     """
 
     pixels: Array
     mode: str
     display: Display | None = None
+    inks_are_ambiguous: bool = False
 
     @property
     def width(self) -> int:
@@ -85,7 +87,7 @@ class Frame:
         A dark view is also yielded brightened, and a blurred or noisy one smoothed. If every view
         uses a small part of the range only, all are also yielded stretched. If `display` brings
         the colours to other values, all of this is done with the stored values too, because many
-        viewers ignore what describes colours.
+        viewers ignore what describes colours. A frame whose inks are ambiguous has two views.
         """
         narrow = []
         for view, alpha in self._unstretched_views():
@@ -115,7 +117,9 @@ class Frame:
         Hidden pixels do not count for the range of a view.
         """
         if self.mode == "CMYK":
-            yield np.asarray(Image.fromarray(self.pixels, "CMYK").convert("RGB")), None
+            yield _of_inks(self.pixels), None
+            if self.inks_are_ambiguous:
+                yield _of_inks(255 - self.pixels), None
             return
         is_deep = self.pixels.dtype == np.uint16
         colours = self.pixels
@@ -166,6 +170,11 @@ class Picture:
     @property
     def content_type(self) -> str:
         return CONTENT_TYPES[self.format]
+
+
+def _of_inks(inks: Array) -> Pixels:
+    """Return uint8 CMYK [h, w, 4] as [h, w, 3]."""
+    return np.asarray(Image.fromarray(inks, "CMYK").convert("RGB"))
 
 
 def _rgb(colours: Array) -> Pixels:

@@ -27,9 +27,10 @@ PIXELS = frozenset({b"tRNS", *ANIMATION})
 KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"pHYs": 9}
 # The keyword of XMP, and what follows it in a text that is not compressed (11.3.3.4).
 XMP_KEYWORD, PLAIN_TEXT = b"XML:com.adobe.xmp\0", b"\0\0\0\0"
+EXIF = b"eXIf"
 GAMMA_UNIT = 100_000  # gAMA is in hundred thousandths
 # The chunks that Pillow reads besides: the profile, and the orientation.
-DESCRIBING = frozenset({*KEPT, b"iCCP", b"eXIf"})
+DESCRIBING = frozenset({*KEPT, b"iCCP", EXIF})
 # The other chunks of the standard.
 DROPPED = frozenset({b"tEXt", b"zTXt", b"iTXt", b"tIME", b"sBIT", b"bKGD", b"hIST", b"sPLT"})
 
@@ -58,7 +59,9 @@ def cleaned(content: bytes) -> tuple[bytes, tuple[str, ...]]:
     if not _are_frames_in_order(content, chunks):
         chunks = [one for one in chunks if one[0] not in ANIMATION]
         notes.append(NO_ANIMATION)
-    for name, start, end in chunks:
+    header, *others = chunks
+    # Pillow reads EXIF that stands behind the pixels after the last frame only.
+    for name, start, end in [header, *sorted(others, key=lambda one: one[0] != EXIF)]:
         is_ancillary = name in DESCRIBING or name in DROPPED
         if not _is_intact(content, start, end):
             if not is_ancillary:

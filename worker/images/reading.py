@@ -36,6 +36,7 @@ from worker.images.jpeg.segments import (
     JUNK,
     NO_END,
     SCAN_PARAMETERS,
+    has_adobe_marker,
     has_junk,
     has_other_parameters,
     reassembled,
@@ -287,7 +288,9 @@ def _jpeg(image: Any, content: bytes, keep: Kept) -> Picture:
     orientation, turn = _orientation(image), _turn(image)
     trailer = trailer_without_end(content)
     bare, pixels, notes = tolerance.read(bare, image.mode, trailer)
-    frame = Frame(turned(pixels, turn), image.mode)
+    # Browsers and Pillow take inks for inverted, other viewers only if Adobe's marker is there.
+    is_ambiguous = image.mode == "CMYK" and not has_adobe_marker(bare)
+    frame = Frame(turned(pixels, turn), image.mode, inks_are_ambiguous=is_ambiguous)
     encoding = metadata | writing.jpeg_options(image, is_stored_as_rgb(bare))
     (frame,) = _with_display([frame], _display(encoding))
     if has_other_parameters(content):
@@ -309,6 +312,7 @@ def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[F
     frames, durations = [], []
     previews = camera_raw.previews(content) if form == "TIFF" else frozenset()
     uncovered = gif.uncovered(content) if form == "GIF" else iter(())
+    turn = None if form == "TIFF" else _turn(image)
     for number in range(getattr(image, "n_frames", 1)):
         if number in previews:
             continue
@@ -317,17 +321,16 @@ def _frames(image: Any, form: str, content: bytes, clock: Clock) -> tuple[list[F
         if form == "TIFF":
             frames.append(tiff_page(image, content, clock))
         else:
-            frames.append(_frame(image, form, content))
+            frames.append(_frame(image, form, content, turn))
         if (transparent := next(uncovered, None)) is not None:
             frames[-1] = _transparent_in(frames[-1], transparent)
         durations.append(image.info.get("duration") or 0)
     return frames, durations
 
 
-def _frame(image: Any, form: str, content: bytes) -> Frame:
-    """Return the frame that `image` is at, of any format but TIFF."""
+def _frame(image: Any, form: str, content: bytes, turn: Turn | None) -> Frame:
+    """Return the frame that `image` is at, of any format but TIFF, after `turn`."""
     image.load()
-    turn = _turn(image)
     if form == "AVIF" and (depth := containers.avif_depth(content)) > 8:
         if getattr(image, "n_frames", 1) > 1:
             raise UnsupportedImage("an animated AVIF of more than 8 bits is not handled")

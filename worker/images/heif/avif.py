@@ -6,7 +6,7 @@ the boxes state.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tasks.errors import ImageTooLarge, UnreadableImage
@@ -41,6 +41,7 @@ HIGH, PROFESSIONAL = 1, 2  # profiles of AV1
 
 MAX_BOXES = 100_000
 MAX_ITEMS = 4096  # grids have a few hundred at most
+MAX_EXTENTS = 100_000  # pieces of items and samples; each takes 100 bytes of memory
 MAX_UNITS = 200_000  # bitstream units that are read
 
 
@@ -59,6 +60,16 @@ class Measured:
     def enlarge(self, width: int, height: int) -> None:
         if width * height > self.width * self.height:
             self.width, self.height = width, height
+
+    def add(self, extents: Iterable[tuple[int, int]]) -> None:
+        """Add `extents`. Raises ImageTooLarge when there are too many."""
+        for extent in extents:
+            if len(self.extents) == MAX_EXTENTS:
+                raise ImageTooLarge(
+                    f"the data of this AVIF or HEIC is in more than {MAX_EXTENTS:,} pieces: "
+                    "save it again"
+                )
+            self.extents.append(extent)
 
 
 class Truncated(Exception):
@@ -194,7 +205,7 @@ def _measure_boxes(content: bytes, measured: Measured) -> None:
             elif name in SAMPLE_TABLES:
                 sample_tables[name] = body, at
         if sample_tables:
-            measured.extents.extend(_sample_extents(content, sample_tables, measured))
+            measured.add(_sample_extents(content, sample_tables, measured))
 
 
 def box(content: bytes, at: int, end: int) -> tuple[bytes, int, int]:
@@ -250,18 +261,18 @@ def _measure_sample_entry(content: bytes, at: int, end: int, measured: Measured)
         if box_length < 8 or box + box_length > stop:
             return
         if content[box + 4 : box + 8] == b"av1C":
-            measured.extents.append((box + 8 + AV1_CONFIGURATION_BYTES, box + box_length))
+            measured.add([(box + 8 + AV1_CONFIGURATION_BYTES, box + box_length)])
         box += box_length
 
 
 def _note_configuration(_content: bytes, at: int, end: int, measured: Measured) -> None:
     """Note the bitstream units in an av1C box."""
-    measured.extents.append((at + AV1_CONFIGURATION_BYTES, end))
+    measured.add([(at + AV1_CONFIGURATION_BYTES, end)])
 
 
 def _note_items(content: bytes, at: int, end: int, measured: Measured) -> None:
     """Note the data of all items, from an iloc box."""
-    measured.extents.extend((start, stop) for _, start, stop in items(content, at, end))
+    measured.add((start, stop) for _, start, stop in items(content, at, end))
 
 
 def items(content: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -286,7 +297,10 @@ def items(content: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         method = reader.number(2) & 15 if version else IN_FILE
         reader.number(2)  # data reference
         base = reader.number(base_bytes)
-        for _ in range(reader.number(2)):
+        extents = reader.number(2)
+        if extents > 1 and not index_bytes + offset_bytes + length_bytes:
+            raise UnreadableImage("this AVIF is damaged: an item has many pieces at the same place")
+        for _ in range(extents):
             reader.number(index_bytes)
             start = base + reader.number(offset_bytes)
             length = reader.number(length_bytes)

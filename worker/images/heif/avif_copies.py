@@ -3,8 +3,13 @@
 ISO/IEC 23008-12; AV1-ISOBMFF. The container is written anew around the primary item.
 """
 
+import base64
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
+
+import cv2
+import numpy as np
 
 from worker.images.heif import avif
 
@@ -16,18 +21,25 @@ PROFILES = (b"prof", b"rICC")  # the kinds of colr boxes with an ICC profile
 # The units of AV1 that decoders need: sequence header, delimiter, frames and their parts (6.2.2).
 UNITS = (1, 2, 3, 4, 6)
 FRAMES = (3, 6)  # those that begin a frame
-HAS_SIZE = 2  # a bit of a unit's header
+FORBIDDEN, HAS_EXTENSION, HAS_SIZE = 0x80, 4, 2  # bits of a unit's header
+# A picture of 16 × 16 pixels with two bytes behind its data that are not zero.
+PADDED = base64.b64decode(
+    "AAAAHGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZgAAAORtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
+    "AAAAAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAAQgAAAAeAAAAI2lpbmYAAAAAAAEAAAAVaW5m"
+    "ZQIAAAAAAQAAYXYwMQAAAABoaXBycAAAAElpcGNvAAAAFGlzcGUAAAAAAAAAEAAAABAAAAAOcGl4aQAAAAABCAAAAAxh"
+    "djFDgQAcAAAAABNjb2xybmNseAABAA0ABoAAAAAXaXBtYQAAAAAAAAABAAEEgYKDhAAAACZtZGF0EgAKCBgM/9tgIaDU"
+    "MB/1FcAALCAAdXt+IGzkQAEB"
+)
 BRANDS = b"avif" + bytes(4) + b"avifmif1miaf"
 
 
-def bare(content: bytes, profile: bytes | None, cut: int = 0) -> bytes | None:
+def bare(content: bytes, profile: bytes | None) -> bytes | None:
     """Return the AVIF `content` without metadata, or None if it is not a plain still picture.
 
-    `profile` takes the place of its colour profile. The compressed data is left without its last
-    `cut` bytes; None is also returned if it has no more.
+    `profile` takes the place of its colour profile.
     """
     try:
-        return _bare(content, profile, cut=cut)
+        return _bare(content, profile)
     except (struct.error, IndexError, avif.Truncated, KeyError):
         return None
 
@@ -39,9 +51,33 @@ def with_profile(content: bytes, profile: bytes) -> bytes:
     return copy
 
 
-def _bare(
-    content: bytes, profile: bytes | None, further: tuple[bytes, ...] = (), cut: int = 0
-) -> bytes | None:
+def is_filled(content: bytes) -> bool:
+    """Return whether only zeros stand behind the data of each tile of the still AVIF `content`.
+
+    OpenCV decodes with libaom, which refuses other padding (AV1, 5.3.4 and 8.2.4). The decoder of
+    Pillow passes over it.
+    """
+    return _refuses_padding() and _is_decoded(content)
+
+
+@lru_cache(maxsize=1)
+def _refuses_padding() -> bool:
+    """Return whether the decoder of OpenCV does so: which one it is depends on the installation."""
+    return not _is_decoded(PADDED)
+
+
+def _is_decoded(content: bytes) -> bool:
+    """Return whether OpenCV decodes the AVIF `content`, without a message if it does not."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE) is not None
+    except cv2.error:
+        return False
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
+def _bare(content: bytes, profile: bytes | None, further: tuple[bytes, ...] = ()) -> bytes | None:
     """Return the AVIF `content` of its primary item. `further` are property boxes to add."""
     outer = dict(_boxes(content, 0, len(content)))
     meta = outer[b"meta"]
@@ -54,7 +90,7 @@ def _bare(
     if len(extents) != 1 or properties is None:
         return None
     (start, end) = extents[0]
-    data = _units(content[start:end], cut)
+    data = _units(content[start:end])
     if data is None:
         return None
     file_type = _box(b"ftyp", BRANDS)
@@ -107,38 +143,29 @@ def _associations(content: bytes, at: int, end: int) -> dict[int, list[int]]:
     return found
 
 
-def _units(data: bytes, cut: int) -> bytes | None:
-    """Return AV1 `data` without its metadata and padding, and without its last `cut` bytes.
+def _units(data: bytes) -> bytes | None:
+    """Return AV1 `data` without its metadata and padding.
 
-    Returns None if its units do not fit it, if the last one has no more than `cut` bytes, and for
-    several frames: decoders show one of them, and the others stay in the file.
+    Returns None if its units do not fit it, for several frames or headers, and for units with an
+    extension: decoders show one frame of one layer, and the others would stay in the file.
     """
     parts: list[bytes] = []
-    at = frames = 0
-    last_unit = b"", b""
+    at = frames = headers = 0
     while at < len(data):
         header, start = data[at], at
-        at += 1 + (header >> 2 & 1)
-        without_size = bytes([header & ~HAS_SIZE]) + data[start + 1 : at]
+        at += 1
         size = len(data) - at
         if header & HAS_SIZE:
             size, at = avif.leb128(data, at, len(data))
-        if header & 0x80 or size > len(data) - at:
+        if header & (FORBIDDEN | HAS_EXTENSION) or size > len(data) - at:
             return None
         kind = header >> 3 & 15
         if kind in UNITS:
             parts.append(data[start : at + size])
-            last_unit = without_size, data[at : at + size]
         frames += kind in FRAMES
+        headers += kind == avif.SEQUENCE_HEADER
         at += size
-    if frames != 1:
-        return None
-    if cut:
-        header_bytes, body = last_unit
-        if len(body) <= cut:
-            return None
-        parts[-1] = header_bytes + body[:-cut]  # the last unit needs no size
-    return b"".join(parts)
+    return b"".join(parts) if frames == headers == 1 else None
 
 
 def _meta(properties: list[bytes], offset: int, length: int) -> bytes:

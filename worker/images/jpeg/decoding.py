@@ -28,7 +28,7 @@ def strictly_decoded(content: bytes, mode: str) -> Array:
     except ValueError as error:
         raise UnreadableImage(f"the picture is damaged or cut short ({error})") from None
     if mode == "CMYK":
-        # Stored inverted, as Adobe's programs write it and Pillow assumes.
+        # Stored inverted, as Adobe's programs write it, and as browsers and Pillow assume.
         np.subtract(255, pixels, out=pixels)
     return pixels[..., 0] if mode == "L" else pixels
 

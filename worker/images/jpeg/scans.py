@@ -16,6 +16,7 @@ BLOCK_SIDE = 8
 COEFFICIENTS = 64
 ARITHMETIC = (0xC9, 0xCA)  # frame headers of JPEGs without Huffman tables
 DC, AC = 0, 1  # classes of Huffman tables
+MAX_CONDITIONING_BYTES = 2 * 32  # of a DAC segment with a pair for each table (B.2.4.3)
 RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 FIRST_RESTART = 0xD0
 # Limits of the standard (B.2.2, B.2.3).
@@ -79,8 +80,9 @@ def all_agree(content: bytes) -> bool:
     """Return whether every decoder shows the same pixels of the reassembled JPEG `content`.
 
     This requires that each coefficient of each component is coded exactly once to its last bit, in
-    the order of T.81, with tables that are present and that no later table replaces, and that the
-    colours are stated in a way that has only one reading.
+    the order of T.81, with tables that are present and that no later table replaces, that no table
+    is replaced before it is used, and that the colours are stated in a way that has only one
+    reading.
     """
     try:
         _Decoder(parsed(content)).check()
@@ -158,7 +160,9 @@ class _Decoder:
             name: _Component(factor >> 4, factor & 15, table)
             for name, factor, table in zip(self._names, factors, tables, strict=True)
         }
-        self._huffman: set[tuple[int, int]] = set()  # class and destination of each table
+        # The Huffman tables by class and destination, and those that no scan has used yet.
+        self._huffman: dict[tuple[int, int], bytes] = {}
+        self._unused: set[tuple[int, int]] = set()
         self._quantization: dict[int, bytes] = {}
         self._restart_interval = 0
 
@@ -166,18 +170,19 @@ class _Decoder:
         """Raise _DecodersDiffer or IndexError if decoders may show different pixels."""
         self._check_components()
         self._check_colours()
-        has_scans = False
         for segment in self._segments:
             if segment.marker == markers.DHT:
                 self._define_huffman(segment.body)
             elif segment.marker == markers.DQT:
-                self._define_quantization(segment.body, has_scans)
+                self._define_quantization(segment.body)
+            elif segment.marker == markers.DAC:
+                _require(self._frame.marker in ARITHMETIC)
+                _require(len(segment.body) <= MAX_CONDITIONING_BYTES)
             elif segment.marker == markers.DRI:
                 _require(len(segment.body) == 2)
                 self._restart_interval = int.from_bytes(segment.body)
             elif segment.marker == markers.SOS:
                 self._check_scan(segment)
-                has_scans = True
         for component in self._components.values():
             _require(all(bits == 0 for bits in component.coded_bits))
 
@@ -206,18 +211,26 @@ class _Decoder:
             _require(len(self._names) == 1)
 
     def _define_huffman(self, body: bytes) -> None:
-        """Note the tables of a DHT segment (B.2.4.2)."""
+        """Note the tables of a DHT segment (B.2.4.2).
+
+        A table that another replaces before a scan uses it could hold anything.
+        """
         at = 0
         while at < len(body):
-            self._huffman.add((body[at] >> 4, body[at] & 15))
-            at += 17 + sum(body[at + 1 : at + 17])
+            end = at + 17 + sum(body[at + 1 : at + 17])
+            table, definition = (body[at] >> 4, body[at] & 15), body[at + 1 : end]
+            _require(table not in self._unused or self._huffman[table] == definition)
+            self._huffman[table] = definition
+            self._unused.add(table)
+            at = end
         _require(at == len(body))
 
-    def _define_quantization(self, body: bytes, has_scans: bool) -> None:
+    def _define_quantization(self, body: bytes) -> None:
         """Note the tables of a DQT segment (B.2.4.1).
 
         A value of 0 would hide coefficients that stay in the file. T.81 allows replacing a table
-        between scans, but some decoders dequantize at the end, with the last table.
+        between scans, but some decoders dequantize at the end, with the last table. A table that is
+        replaced before the first scan could hold anything.
         """
         at = 0
         while at < len(body):
@@ -225,7 +238,7 @@ class _Decoder:
             end = at + 1 + COEFFICIENTS * size
             table, values = body[at] & 15, body[at:end]
             _require(all(any(values[one : one + size]) for one in range(1, len(values), size)))
-            _require(not has_scans or self._quantization.get(table, values) == values)
+            _require(self._quantization.get(table, values) == values)
             self._quantization[table] = values
             at = end
         _require(at == len(body))
@@ -261,11 +274,14 @@ class _Decoder:
         _require(all(component.table in self._quantization for component in components))
         if self._frame.marker in ARITHMETIC:
             return
+        needed = []
         for table in header.tables:
-            needs_dc = header.first == 0 and header.high == 0
-            _require(not needs_dc or (DC, table >> 4) in self._huffman)
-            needs_ac = header.last > 0
-            _require(not needs_ac or (AC, table & 15) in self._huffman)
+            if header.first == 0 and header.high == 0:
+                needed.append((DC, table >> 4))
+            if header.last > 0:
+                needed.append((AC, table & 15))
+        _require(all(table in self._huffman for table in needed))
+        self._unused.difference_update(needed)
 
     def _check_restarts(self, data: bytes, components: Sequence[_Component]) -> None:
         """Require a restart marker after each interval but the last, numbered in order (E.1.4)."""

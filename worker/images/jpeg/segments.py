@@ -98,6 +98,11 @@ def reassembled(
     return b"".join([START_OF_IMAGE, *written, END_OF_IMAGE])
 
 
+def has_adobe_marker(content: bytes) -> bool:
+    """Return whether Adobe's segment in the reassembled JPEG `content` states its colours."""
+    return any(segment.marker == APP14 for segment in parsed(content))
+
+
 def _profile_segments(profile: bytes) -> list[Segment]:
     parts = [profile[at : at + MAX_ICC_PART] for at in range(0, len(profile), MAX_ICC_PART)]
     return [

@@ -148,3 +148,32 @@ def test_the_codestream_of_a_jpeg_2000_is_not_looked_for_in_other_boxes():
     at = small.index(b"jp2h") - 4
     with pytest.raises(ImageTooLarge, match="3000 × 3000"):
         images.decode(small[:at] + decoy + small[at:], MOST)
+
+
+def avif_with_places(item, method=b"", version=0, count=4096):
+    """Return an AVIF with an iloc box of `count` items, whose fields but the method are `item`."""
+    entries = b"".join(
+        number.to_bytes(2) + method + bytes(2) + item for number in range(1, count + 1)
+    )
+    places = bytes([version, 0, 0, 0, 0, 0]) + count.to_bytes(2) + entries
+    meta = bombs.box(b"meta", bytes(4) + bombs.box(b"iloc", places))
+    size = bombs.box(b"ispe", bytes(4) + (16).to_bytes(4) * 2)
+    return bombs.box(b"ftyp", b"avif\0\0\0\0avifmif1") + meta + size
+
+
+@pytest.mark.parametrize(("method", "version"), [(b"", 0), (b"\0\1", 1)])
+def test_items_with_pieces_that_take_no_bytes_are_refused(method, version):
+    """Without this, 24 kB would make 268 million pieces."""
+    content = avif_with_places(b"\xff\xff", method, version)
+    with pytest.raises(UnreadableImage, match="pieces at the same place"):
+        images.decode(content, MOST)
+
+
+def test_items_in_too_many_pieces_are_refused():
+    piece = b"\xff\xff" + bytes(65_535)  # A length of one byte.
+    places = bytes([0, 0, 0, 0, 0x01, 0]) + (2).to_bytes(2)
+    places += b"".join(bytes([0, number, 0, 0]) + piece for number in (1, 2))
+    meta = bombs.box(b"meta", bytes(4) + bombs.box(b"iloc", places))
+    content = bombs.box(b"ftyp", b"avif\0\0\0\0avifmif1") + meta
+    with pytest.raises(ImageTooLarge, match="more than 100,000 pieces"):
+        images.decode(content, MOST)

@@ -83,6 +83,47 @@ def test_linear_values_are_seen_as_they_are_shown(name):
     assert np.abs(first_view(LINEAR[name]) - SCENE)[bright].max() < 16
 
 
+def gray_profile(curve):
+    """Return a gray profile whose only curve is `curve`, with sRGB's other tags."""
+    entries = (struct.unpack_from(">4sII", SRGB, 132 + 12 * at) for at in range(SRGB[131]))
+    bodies = {name: SRGB[at : at + size] for name, at, size in entries}
+    tags = {name: bodies[name] for name in (b"desc", b"cprt", b"wtpt")} | {b"kTRC": curve}
+    offset, table, data = 132 + 12 * len(tags), b"", b""
+    for name, body in tags.items():
+        table += struct.pack(">4sII", name, offset + len(data), len(body))
+        data += body + bytes(-len(body) % 4)
+    whole = SRGB[:16] + b"GRAY" + SRGB[20:128] + len(tags).to_bytes(4) + table + data
+    return len(whole).to_bytes(4) + whole[4:]
+
+
+NEGATIVE_CURVE = b"curv" + bytes(4) + struct.pack(">IHH", 2, 65535, 0)
+GRAY = SCENE[..., 1].copy()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_gray_is_seen_as_its_profile_shows_it(form):
+    stored = linear(8)[..., 1].copy()
+    options = {"icc_profile": gray_profile(LINEAR_CURVE)} | (
+        {"quality": 98} if form == "JPEG" else {}
+    )
+    (frame,) = images.decode(written(stored, form, **options), MANY).frames
+    shown, *others = (view.astype(int)[..., 0] for view in frame.views())
+    assert np.abs(shown - GRAY)[GRAY > 100].max() < 16
+    assert any(np.abs(view - stored).max() < 6 for view in others)
+
+
+def test_gray_that_its_profile_inverts_is_seen_inverted():
+    content = written(GRAY, "PNG", icc_profile=gray_profile(NEGATIVE_CURVE))
+    view = first_view(content)[..., 0]
+    assert np.corrcoef(view.ravel(), GRAY.ravel())[0, 1] < -0.9
+
+
+def test_usual_gray_is_seen_as_it_is_stored():
+    usual = b"curv" + bytes(4) + struct.pack(">IH", 1, round(2.2 * 256))
+    content = written(GRAY, "PNG", icc_profile=gray_profile(usual))
+    assert images.decode(content, MANY).frames[0].display is None
+
+
 def test_a_profile_that_moves_colours_is_heeded():
     view = first_view(written(SCENE, "PNG", icc_profile=swapped()))
     assert np.abs(view - SCENE[..., ::-1]).max() <= 3

@@ -12,7 +12,7 @@ from tasks.errors import DetectorUnavailable, ImageTooLarge, UnreadableImage
 from worker import images
 from worker.anonymizer import Anonymizer, Limits, Stopwatch
 from worker.detection.faces import Detections
-from worker.images import deep
+from worker.images import deep, png
 from worker.masking.regions import MaskStyle
 
 MANY = 10**7
@@ -185,6 +185,19 @@ def test_the_still_picture_before_an_animation_is_anonymized_too():
     for one, other in zip(shown(content), frames, strict=True):
         assert not other[y1:y2, x1:x2, :3].any()
         assert np.array_equal(other[:, 36:], one[:, 36:])
+
+
+def test_exif_behind_the_last_frame_of_a_png_turns_every_frame():
+    plain = written([scene(0), scene(1)], "PNG", duration=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    end = plain.rindex(b"IEND") - 4
+    content = (
+        plain[:end] + png.chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + plain[end:]
+    )
+    pairs = zip(images.decode(plain, MANY).frames, images.decode(content, MANY).frames, strict=True)
+    for before, after in pairs:
+        assert np.array_equal(after.pixels, np.rot90(before.pixels, -1))
 
 
 def test_frames_that_are_masked_until_they_are_alike_last_as_long_as_before():

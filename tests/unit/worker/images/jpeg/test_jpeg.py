@@ -245,3 +245,38 @@ def test_arithmetic_coding_is_kept(tmp_path):
 def test_compressed_data_ends_at_the_next_marker(data, end):
     before = b"\xff\xff"
     assert _scan_end(before + data, len(before)) == end + len(before)
+
+
+def inks_without_marker():
+    """Return a JPEG of four inks with Adobe's marker, and without."""
+    red, green, blue = scene().split()
+    marked = written(Image.merge("CMYK", (red, green, blue, scene("L").rotate(180))), quality=95)
+    at = marked.index(b"\xff\xee")
+    return marked, marked[:at] + marked[at + 2 + int.from_bytes(marked[at + 2 : at + 4]) :]
+
+
+def shown_by_pillow(content):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_inks_without_a_marker_are_shown_as_in_browsers_and_searched_in_both_ways():
+    """Chromium, Firefox and Pillow take them for inverted, others only if the marker is there."""
+    marked, content = inks_without_marker()
+    frame = images.decode(content, 10**6).frames[0]
+    assert np.abs(frame.on_white() - shown_by_pillow(content)).mean() < 1
+    inks = (255 - frame.pixels.astype(int)) / 255
+    uninverted = 255 * (1 - inks[..., :3]) * (1 - inks[..., 3:])
+    views = list(frame.views())
+    for expected in (shown_by_pillow(content), uninverted):
+        assert sum(np.abs(view - expected).mean() < 1 for view in views) == 1
+    assert np.abs(uninverted - shown_by_pillow(content)).mean() > 20
+    assert len(views) == 2 * len(list(images.decode(marked, 10**6).frames[0].views()))
+
+
+def test_the_output_of_inks_without_a_marker_shows_the_same_and_has_a_marker():
+    _, content = inks_without_marker()
+    picture = images.decode(content, 10**6)
+    output = images.encode(picture, [frame.pixels for frame in picture.frames])
+    assert b"\xff\xee" in output
+    assert np.abs(shown_by_pillow(output) - shown_by_pillow(content)).mean() < 3
