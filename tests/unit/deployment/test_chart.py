@@ -35,7 +35,10 @@ VALUES = {
     "workers": (["triggers.poll.enabled=false"], {"veil-worker"}),
     "flower": (["flower.enabled=true"], {"veil-worker", "veil-catch-up", "veil-flower"}),
     "sentinels": (["autoscaling.enabled=true", SENTINELS], {"veil-worker", "veil-catch-up"}),
-    "monitoring": (["monitoring.podMonitor.enabled=true"], {"veil-worker", "veil-catch-up"}),
+    "monitoring": (
+        ["monitoring.podMonitor.enabled=true", "monitoring.rules.enabled=true"],
+        {"veil-worker", "veil-catch-up"},
+    ),
     "open": (["networkPolicy.enabled=false"], {"veil-worker", "veil-catch-up"}),
     "files": (["files.routes=a", "image.pullSecrets[0].name=b"], {"veil-worker", "veil-catch-up"}),
     "ingress": (
@@ -369,6 +372,16 @@ def test_the_pod_monitor_finds_the_pods_and_names_the_jobs_of_the_alerts(rendere
         component = labels["app.kubernetes.io/component"]
         (job,) = [job for pattern, job in jobs.items() if re.fullmatch(pattern, component)]
         assert job == ("veil-worker" if name == "veil-worker" else "veil-trigger")
+
+
+def test_the_rules_are_those_of_the_file_with_the_labels_that_the_operator_selects(rendered):
+    rules = "monitoring.rules.enabled=true"
+    resource = rendered(*with_values(rules, "monitoring.rules.labels.release=prometheus"))[
+        "PrometheusRule", "veil"
+    ]
+    assert resource["spec"] == yaml.safe_load((CHART / "alerts.yml").read_text())
+    assert resource["metadata"]["labels"]["release"] == "prometheus"
+    assert not any(kind == "PrometheusRule" for kind, _ in rendered())
 
 
 def test_files_are_mounted_for_all_pods_and_a_change_restarts_them(rendered):
