@@ -68,10 +68,13 @@ WRONG = {
     "networkPolicy.egress.redis[0].cidr=10.0.0.0/8": "networkPolicy egress redis 0 cidr",
     "image.pins.redis=7": "image pins redis",
     "user=0": "user",
+    "env[0].value=a": "env 0 name",
 }
 # The templates refuse these, as JSON.
-SECRETS = {
+REFUSED = {
+    'settings.VEIL_NOTIFY="https://orders.internal/veil"': "name its Secret in secrets.all",
     'settings.VEIL_REDIS_URL="redis://veil:p%40@redis"': "VEIL_REDIS_URL contains a password",
+    'settings.VEIL_REDIS_URL="rediss://redis/0?ssl_password=a"': "VEIL_REDIS_URL contains a pass",
     'settings.AWS_SECRET_ACCESS_KEY="a"': "settings.AWS_SECRET_ACCESS_KEY is a secret",
     'settings.OTEL_EXPORTER_OTLP_HEADERS="k=v"': "OTEL_EXPORTER_OTLP_HEADERS is a secret",
     'flower={"enabled":true},secrets.flower=[]': "flower.enabled needs FLOWER_BASIC_AUTH",
@@ -197,8 +200,8 @@ def test_the_schema_refuses_wrong_values_by_name(helm):
         assert any(all(word in line for word in words.split()) for line in lines), words
 
 
-@pytest.mark.parametrize(("values", "message"), SECRETS.items())
-def test_values_have_no_secrets_and_flower_a_password(values, message, helm):
+@pytest.mark.parametrize(("values", "message"), REFUSED.items())
+def test_values_have_no_secrets_and_name_those_that_are_needed(values, message, helm):
     done = helm("template", "veil", str(CHART), "--set-json", values)
     assert done.returncode != 0
     assert message in done.stderr
@@ -340,6 +343,53 @@ def test_the_policy_of_the_store_has_the_port_of_its_endpoint(endpoint, port, re
     resources = rendered(*with_values(f"settings.VEIL_S3_ENDPOINT={endpoint}"))
     (rule,) = resources["NetworkPolicy", "veil-store"]["spec"]["egress"]
     assert rule["ports"] == [{"port": port}]
+
+
+def test_the_policy_of_the_store_has_the_ports_of_the_services_that_are_called_beside_it(rendered):
+    values = ["triggers.sqs.enabled=true", "triggers.sqs.queueUrl=http://sqs:9324/1/uploads"]
+    values += ["settings.AWS_ENDPOINT_URL_S3=http://store:8333", "settings.VEIL_S3_SOURCE_ROLE=a"]
+    resources = rendered(*with_values(*values))
+    (rule,) = resources["NetworkPolicy", "veil-store"]["spec"]["egress"]
+    assert rule["ports"] == [{"port": port} for port in (8333, 9324, 443)]
+
+
+def test_further_variables_stand_behind_those_of_secrets(rendered):
+    further = [{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}]
+    resources = rendered("--set-json", f"env={json.dumps(further)}")
+    check_release(resources)
+    for deployment in deployments(resources).values():
+        env = container_of(deployment)["env"]
+        assert env[0]["name"] == "VEIL_REDIS_PASSWORD"
+        assert env[-1:] == further
+
+
+def test_a_target_of_notifications_has_its_key_in_all_pods(rendered):
+    key = {"variable": "VEIL_NOTIFY_KEY", "secret": "veil", "key": "notify-key"}
+    notify = "settings.VEIL_NOTIFY=https://orders.internal/veil"
+    resources = rendered("--set-json", f"secrets.all=[{json.dumps(key)}]", *with_values(notify))
+    for deployment in deployments(resources).values():
+        assert "VEIL_NOTIFY_KEY" in environment_of(deployment)
+
+
+def test_the_notes_name_what_nobody_can_reach(helm):
+    command = ("install", "veil", str(CHART), "--dry-run=client", "--namespace", "veil")
+    webhook = "triggers.webhook.enabled=true"
+    events = "networkPolicy.ingress.events[0].podSelector.matchLabels.app=store"
+    warned = helm(*command, *with_values(webhook))
+    assert "NOBODY can reach the webhook" in warned.stdout, warned.stderr
+    assert "NOBODY" not in helm(*command, *with_values(webhook, events)).stdout
+
+
+def test_flower_answers_below_the_path_of_its_ingress(rendered):
+    path = "flower.ingress.path=/flower"
+    values = ["flower.enabled=true", "flower.ingress.enabled=true", "flower.ingress.host=internal"]
+    container = container_of(rendered(*with_values(*values, path))["Deployment", "veil-flower"])
+    assert "--url_prefix=flower" in container["command"]
+    probes = [container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    assert {probe["httpGet"]["path"] for probe in probes} == {"/flower/healthcheck"}
+    container = container_of(rendered(*with_values(*values))["Deployment", "veil-flower"])
+    assert "url_prefix" not in " ".join(container["command"])
+    assert container["startupProbe"]["httpGet"]["path"] == "/healthcheck"
 
 
 def test_nobody_reaches_flower_unless_named_and_its_ingress_is_off(rendered):

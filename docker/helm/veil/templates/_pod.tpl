@@ -66,8 +66,12 @@ image: {{ include "veil.image" . }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 envFrom:
   - configMapRef: {name: {{ include "veil.fullname" .root }}}
-{{- with include "veil.secrets" .secrets }}
-env: {{- . | trimPrefix "\n" | nindent 2 }}
+{{- if or .secrets .root.Values.env }}
+env:
+  {{- include "veil.secrets" .secrets | trimPrefix "\n" | nindent 2 }}
+  {{- with .root.Values.env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 resources:
   {{- toYaml .values.resources | nindent 2 }}
