@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from tasks.messages import QUEUES
-from tasks.settings import refuse_unknown
+from tasks.settings import refuse_unknown, split_address
 from tests.manifests import check_confinement, check_fields, container_of, pod_of, select
 from tools.manifests import CHART, EXAMPLES, MANIFESTS, helm_program, manifests
+from worker.desk import serving
 from worker.settings import WorkerSettings
 
 if helm_program() is None:
@@ -34,6 +35,14 @@ VALUES = {
     ),
     "workers": (["triggers.poll.enabled=false"], {"veil-worker"}),
     "flower": (["flower.enabled=true"], {"veil-worker", "veil-catch-up", "veil-flower"}),
+    "review": (
+        [
+            "review.enabled=true",
+            "review.ingress.enabled=true",
+            "review.ingress.host=review.internal",
+        ],
+        {"veil-worker", "veil-catch-up", "veil-review"},
+    ),
     "sentinels": (["autoscaling.enabled=true", SENTINELS], {"veil-worker", "veil-catch-up"}),
     "monitoring": (
         ["monitoring.podMonitor.enabled=true", "monitoring.rules.enabled=true"],
@@ -78,6 +87,10 @@ REFUSED = {
     'settings.AWS_SECRET_ACCESS_KEY="a"': "settings.AWS_SECRET_ACCESS_KEY is a secret",
     'settings.OTEL_EXPORTER_OTLP_HEADERS="k=v"': "OTEL_EXPORTER_OTLP_HEADERS is a secret",
     'flower={"enabled":true},secrets.flower=[]': "flower.enabled needs FLOWER_BASIC_AUTH",
+    'review={"enabled":true}': "review.enabled needs review.ingress",
+    'review={"enabled":true},secrets.review=[],settings.VEIL_REVIEW_URL="https://a"': (
+        "review.enabled needs VEIL_REVIEW_PASSWORD"
+    ),
 }
 
 
@@ -390,6 +403,32 @@ def test_flower_answers_below_the_path_of_its_ingress(rendered):
     container = container_of(rendered(*with_values(*values))["Deployment", "veil-flower"])
     assert "url_prefix" not in " ".join(container["command"])
     assert container["startupProbe"]["httpGet"]["path"] == "/healthcheck"
+
+
+def test_the_desk_has_the_rights_of_workers_a_password_and_the_address_of_its_ingress(rendered):
+    values, _ = VALUES["review"]
+    ingress = "networkPolicy.ingress.review[0].podSelector.matchLabels.app=ingress"
+    resources = rendered(*with_values(*values, ingress))
+    desk, worker = (resources["Deployment", name] for name in ("veil-review", "veil-worker"))
+    env = {one["name"]: one.get("value") for one in container_of(desk)["env"]}
+    assert env.keys() == environment_of(worker) | {"VEIL_REVIEW_PASSWORD", "VEIL_REVIEW_URL"}
+    assert env["VEIL_REVIEW_URL"] == "https://review.internal"
+    assert container_of(desk)["image"] == container_of(worker)["image"]
+    policies = {name: one for (kind, name), one in resources.items() if kind == "NetworkPolicy"}
+    applied = {name for name, one in policies.items() if select(one, labels_of(desk))}
+    assert applied == {"veil-default-deny", "veil-queue", "veil-store", "veil-review"}
+    (rule,) = policies["veil-review"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": "http"}]
+
+
+def test_the_command_of_the_desk_is_one_that_veil_takes(rendered):
+    values, _ = VALUES["review"]
+    container = container_of(rendered(*with_values(*values))["Deployment", "veil-review"])
+    (url,) = (one["value"] for one in container["env"] if one["name"] == "VEIL_REVIEW_URL")
+    *command, flag, address = container["command"]
+    assert (command, flag) == (["veil", "review", "serve"], "--http")
+    host, port = split_address(address)
+    serving.check(WorkerSettings(review_url=url), serving.Options(host, port, [], False, None, []))
 
 
 def test_nobody_reaches_flower_unless_named_and_its_ingress_is_off(rendered):

@@ -230,7 +230,7 @@ def test_the_page_creates_every_key_of_the_secret_and_names_every_file(
     files, deployments, repository
 ):
     page = (repository / "docs" / "kubernetes.md").read_text()
-    keys = {"flower-basic-auth"}
+    keys = {"flower-basic-auth", "review-password"}
     for deployment in deployments.values():
         keys |= {reference["key"] for reference in variables_of(deployment).values()}
     assert set(re.findall(r"--from-file=([a-z-]+)", page)) == keys
