@@ -81,6 +81,7 @@ WRONG = {
 }
 # The templates refuse these, as JSON.
 REFUSED = {
+    'settings.VEIL_REDIS_PASSWORD_FILE="/run/a"': "VEIL_REDIS_PASSWORD is set twice",
     'settings.VEIL_NOTIFY="https://orders.internal/veil"': "name its Secret in secrets.all",
     'settings.VEIL_REDIS_URL="redis://veil:p%40@redis"': "VEIL_REDIS_URL contains a password",
     'settings.VEIL_REDIS_URL="rediss://redis/0?ssl_password=a"': "VEIL_REDIS_URL contains a pass",

@@ -226,6 +226,18 @@ def test_the_network_policies_allow_the_ports_in_use_and_no_others(policies, set
         assert allowed == entered.get(name, {"metrics"})
 
 
+def test_the_job_of_the_page_has_what_a_worker_has(deployments, repository):
+    page = (repository / "docs" / "kubernetes.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    job, worker = yaml.safe_load(example), deployments["veil-worker"]
+    check_fields(job)
+    assert pod_of(job)["enableServiceLinks"] is False
+    assert pod_of(job)["serviceAccountName"] == pod_of(worker)["serviceAccountName"]
+    assert variables_of(job) == variables_of(worker)
+    for name in ("image", "envFrom"):
+        assert container_of(job)[name] == container_of(worker)[name]
+
+
 def test_the_page_creates_every_key_of_the_secret_and_names_every_file(
     files, deployments, repository
 ):
