@@ -256,14 +256,9 @@ def _unpacked_folder(digest: str) -> Path:
 
 
 def _cache() -> Path:
-    cache = _cache_path()
+    cache = platformdirs.user_cache_path("veil")
     cache.mkdir(parents=True, exist_ok=True)
     return cache
-
-
-def _cache_path() -> Path:
-    """Return the folder of unpacked models: a container can write there, but not beside it."""
-    return platformdirs.user_cache_path("veil") / "models"
 
 
 def _sha256(path: Path) -> str:
@@ -274,4 +269,5 @@ def _sha256(path: Path) -> str:
 
 
 def _unusable(address: object, error: OSError) -> ModelInvalid:
-    return ModelInvalid(f"{address} can't be read or unpacked in {_cache_path()}: {error.strerror}")
+    cache = platformdirs.user_cache_path("veil")
+    return ModelInvalid(f"{address} can't be read or unpacked in {cache}: {error.strerror}")

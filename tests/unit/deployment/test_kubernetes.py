@@ -65,11 +65,10 @@ def test_the_resources_have_the_fields_that_kubernetes_and_keda_know(resources):
 
 def test_workers_and_triggers_may_do_nothing_but_work(deployments):
     assert deployments.keys() == {"veil-worker", "veil-trigger", "veil-catch-up"}
-    written = {"veil-worker": ["/tmp", "/var/cache/veil/models"]}
-    for name, deployment in deployments.items():
+    for deployment in deployments.values():
         check_confinement(deployment)
         mounts = container_of(deployment)["volumeMounts"]
-        assert [mount["mountPath"] for mount in mounts] == written.get(name, ["/tmp"])
+        assert [mount["mountPath"] for mount in mounts] == ["/tmp"]
 
 
 def test_each_deployment_has_an_account_of_its_own(resources, deployments):
