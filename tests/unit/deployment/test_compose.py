@@ -1,14 +1,9 @@
-"""docker-compose.yml and the files that replace parts of it."""
+"""The files that replace a server of docker-compose.yml by one outside."""
 
 import pytest
 import yaml
 
-from tasks.settings import Settings
-
 MAIN = "docker-compose.yml"
-AMAZON, ROUTES = "docker/amazon-s3.yml", "docker/routes-file.yml"
-# A profile needs a file, and catch-up writes nothing.
-NOT_OF_LISTINGS = {"s3_source_profile", "s3_output_profile", "s3_output_owner"}
 
 
 @pytest.fixture
@@ -21,7 +16,7 @@ def services(repository):
     ("overlay", "server", "variable"),
     [
         ("docker/external-redis.yml", "redis", "VEIL_REDIS_URL"),
-        (AMAZON, "s3", "VEIL_S3_ENDPOINT"),
+        ("docker/amazon-s3.yml", "s3", "VEIL_S3_ENDPOINT"),
     ],
 )
 def test_every_client_of_a_server_outside_reaches_it_and_waits_for_no_local_one(
@@ -38,48 +33,3 @@ def test_every_client_of_a_server_outside_reaches_it_and_waits_for_no_local_one(
         assert "outside" in changed[name]["networks"], name
         for local in removed & set(main[name]["depends_on"]):
             assert changed[name]["depends_on"][local]["required"] is False, name
-
-
-def settings_of(service):
-    """The settings that a service is given, with the values that they have without a .env."""
-    given = {}
-    for variable, text in service["environment"].items():
-        name = variable.removeprefix("VEIL_").lower()
-        if name in Settings.model_fields:
-            given[name] = text.rpartition("-")[2].rstrip("}") if text.startswith("${") else text
-    return given
-
-
-def test_every_client_of_redis_gets_all_settings_that_lead_to_it(services):
-    expected = {name for name in Settings.model_fields if name.startswith("redis_")}
-    main = services(MAIN)
-    clients = [one for one in main.values() if "VEIL_REDIS_URL" in one.get("environment", {})]
-    assert len(clients) == 5
-    for client in clients:
-        given = settings_of(client)
-        assert expected <= given.keys()
-        Settings(**{name: given[name] for name in expected - {"redis_url", "redis_password"}})
-
-
-def test_what_lists_the_sources_of_amazon_gets_all_settings_that_lead_there(services):
-    given = settings_of(services(AMAZON)["catch-up"])
-    expected = {name for name in Settings.model_fields if name.startswith("s3_")}
-    expected -= {name for name in expected if name.endswith("_seconds")} | NOT_OF_LISTINGS
-    assert expected <= given.keys()
-    Settings(**{name: given[name] for name in expected - {"s3_endpoint", "s3_region"}})
-
-
-def test_a_routes_file_takes_the_place_of_the_routes_everywhere(services, tmp_path):
-    main, changed = services(MAIN), services(ROUTES)
-    with_routes = {
-        name for name, service in main.items() if "VEIL_ROUTES" in service.get("environment", {})
-    }
-    assert changed.keys() == with_routes | {"worker", "worker-gpu"}  # which have all of .env
-    path = tmp_path / "routes.toml"
-    path.write_text('[routes.street]\nsource = "s3://street"\ndestination = "s3://clean"\n')
-    for service in changed.values():
-        given = settings_of(service)
-        (mount,) = service["volumes"]
-        assert mount.endswith(f":{given['routes_file']}:ro")
-        (route,) = Settings(routes=given["routes"], routes_file=path).parsed_routes()
-        assert route.name == "street"
