@@ -206,6 +206,15 @@ def test_the_webhook_is_behind_its_service(resources, deployments):
     ]
 
 
+def test_a_webhook_that_ends_takes_events_until_nobody_sends_it_any(deployments):
+    waits = {name: container_of(one).get("lifecycle") for name, one in deployments.items()}
+    webhook = waits.pop("veil-trigger")
+    *command, seconds = webhook["preStop"]["exec"]["command"]
+    assert command == ["sleep"]
+    assert 0 < float(seconds) < 10  # Kubernetes kills the pod 30 seconds after it is told to end.
+    assert set(waits.values()) == {None}
+
+
 def test_the_network_policies_allow_the_ports_in_use_and_no_others(policies, settings, deployments):
     redis, store = urlsplit(settings["VEIL_REDIS_URL"]), urlsplit(settings["VEIL_S3_ENDPOINT"])
     reached = {"veil-trigger": {53, redis.port}}
