@@ -108,6 +108,17 @@ def test_every_image_of_the_dockerfile_is_built(repository, workflows, workflow,
 
 
 @pytest.mark.parametrize(("workflow", "job"), [("images", "build"), ("release", "architectures")])
+def test_images_have_the_extras_that_a_setting_alone_turns_on(workflows, project, workflow, job):
+    (build,) = (
+        step["with"]
+        for step in workflows[workflow]["jobs"][job]["steps"]
+        if "build-push" in step.get("uses", "")
+    )
+    assert build["build-args"] == "EXTRAS=otel sentry"
+    assert {"otel", "sentry"} <= project["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize(("workflow", "job"), [("images", "build"), ("release", "architectures")])
 def test_images_are_for_both_architectures_but_for_gpus(workflows, workflow, job):
     matrix = workflows[workflow]["jobs"][job]["strategy"]["matrix"]
     assert matrix["architecture"] == ["amd64", "arm64"]
