@@ -59,3 +59,9 @@ def test_a_routes_file_takes_the_place_of_the_routes_everywhere(services, tmp_pa
         assert mount.endswith(f":{given['routes_file']}:ro")
         (route,) = Settings(routes=given["routes"], routes_file=path).parsed_routes()
         assert route.name == "street"
+
+
+def test_the_images_that_compose_builds_have_the_extras_of_the_env_file(services):
+    builds = [one["build"] for one in services(MAIN).values() if "build" in one]
+    assert {build["target"] for build in builds} == {"worker", "worker-gpu", "flower"}
+    assert all(build["args"] == {"EXTRAS": "${EXTRAS-}"} for build in builds)
