@@ -253,7 +253,7 @@ def test_the_page_creates_every_key_of_the_secret_and_names_every_file(
     keys = {"flower-basic-auth", "review-password"}
     for deployment in deployments.values():
         keys |= {reference["key"] for reference in variables_of(deployment).values()}
-    assert set(re.findall(r"--from-file=([a-z-]+)", page)) == keys
+    assert set(re.findall(r"--from-file=([a-z-]+)\b(?!/)", page)) == keys
     (deleted,) = re.findall(r"^ +rm (.+)$", page, re.MULTILINE)
     assert set(deleted.split()) == keys
     for path in files:
