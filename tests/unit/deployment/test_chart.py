@@ -362,9 +362,10 @@ def test_the_policy_of_the_store_has_the_port_of_its_endpoint(endpoint, port, re
 def test_the_policy_of_the_store_has_the_ports_of_the_services_that_are_called_beside_it(rendered):
     values = ["triggers.sqs.enabled=true", "triggers.sqs.queueUrl=http://sqs:9324/1/uploads"]
     values += ["settings.AWS_ENDPOINT_URL_S3=http://store:8333", "settings.VEIL_S3_SOURCE_ROLE=a"]
+    values += ["settings.HTTPS_PROXY=http://proxy:3128"]
     resources = rendered(*with_values(*values))
     (rule,) = resources["NetworkPolicy", "veil-store"]["spec"]["egress"]
-    assert rule["ports"] == [{"port": port} for port in (8333, 9324, 443)]
+    assert rule["ports"] == [{"port": port} for port in (8333, 9324, 443, 3128)]
 
 
 def test_further_variables_stand_behind_those_of_secrets(rendered):

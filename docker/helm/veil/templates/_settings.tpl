@@ -30,7 +30,7 @@ database: {{ regexReplaceAll $pattern $url "${7}" | default "0" | quote }}
 {{- regexReplaceAll "^([A-Za-z0-9-]+):" .host (printf "${1}.%s:" .root.Release.Namespace) }}
 {{- end }}
 
-{{/* The ports of the store, and of SQS and STS if they are in use, as JSON. An address is found as Veil finds it. */}}
+{{/* The ports of the store, and of SQS, STS and a proxy if they are in use, as JSON. Veil finds the addresses likewise. */}}
 {{- define "veil.storePorts" -}}
 {{- $settings := .Values.settings }}
 {{- $other := $settings.AWS_ENDPOINT_URL }}
@@ -41,6 +41,7 @@ database: {{ regexReplaceAll $pattern $url "${7}" | default "0" | quote }}
 {{- if or $settings.VEIL_S3_SOURCE_ROLE $settings.VEIL_S3_OUTPUT_ROLE }}
 {{- $addresses = append $addresses (coalesce $settings.AWS_ENDPOINT_URL_STS $other "https://") }}
 {{- end }}
+{{- with $settings.HTTPS_PROXY }}{{ $addresses = append $addresses . }}{{ end }}
 {{- $ports := list }}
 {{- range $addresses }}
 {{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" }}
