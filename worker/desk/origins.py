@@ -45,7 +45,9 @@ class Proxies:
         """Return the proxies at the addresses and networks in `texts`. Raises ValueError."""
         return cls(tuple(ip_network(text) for text in texts))
 
-    def __contains__(self, address: str) -> bool:
+    def __contains__(self, address: str | None) -> bool:
+        if not address:
+            return False
         sender = ip_address(address)
         return any(sender in network for network in self.networks)
 

@@ -39,6 +39,7 @@ def test_a_default_port_may_be_left_out(url, page, hosts):
         ("fd00::7", True),
         ("fd01::7", False),
         ("::1", False),
+        (None, False),
     ],
 )
 def test_proxies_have_addresses_or_networks(address, is_proxy):
