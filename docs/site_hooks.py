@@ -2,7 +2,7 @@
 
 Links in Markdown are relative to the repository, so that they work on its host. In the site,
 README.md is the start page, the other Markdown files of the root have pages too, and each linked
-file of another kind, such as `docker/alerts.yml`, becomes a page with its text.
+file of another kind, such as `docker/prometheus.yml`, becomes a page with its text.
 """
 
 import os

@@ -90,6 +90,38 @@ CUSTOM = {
             },
         },
     },
+    "monitoring.coreos.com/v1/PrometheusRule": {
+        "type": "object",
+        "required": ["groups"],
+        "additionalProperties": False,
+        "properties": {
+            "groups": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "required": ["name", "rules"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "name": TEXT,
+                        "rules": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {
+                                "type": "object",
+                                "required": ["alert", "expr"],
+                                "additionalProperties": False,
+                                "properties": {
+                                    **dict.fromkeys(("alert", "expr", "for"), TEXT),
+                                    **dict.fromkeys(("labels", "annotations"), TEXTS),
+                                },
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
     "monitoring.coreos.com/v1/PodMonitor": {
         "type": "object",
         "required": ["selector", "podMetricsEndpoints"],

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -317,8 +318,8 @@ class WorkerSettings(UploadSettings):
     )
     review_proxies: Words = Field(
         ("127.0.0.1", "::1"),
-        description="Addresses of the proxies whose `VEIL_REVIEW_USER_HEADER` is believed, "
-        "comma-separated.",
+        description="Addresses of the proxies whose `VEIL_REVIEW_USER_HEADER` is believed, or "
+        "their networks, such as `10.4.0.0/16`, comma-separated.",
     )
     review_url: str | None = Field(
         None,
@@ -347,6 +348,18 @@ class WorkerSettings(UploadSettings):
         if value and not HEADER_NAME.fullmatch(value):
             raise ValueError("must be the name of a header, such as X-Forwarded-User")
         return value or None
+
+    @field_validator("review_proxies")
+    @classmethod
+    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                ip_network(text)
+            except ValueError:
+                raise ValueError(
+                    f"{text!r:.60} is no address and no network, such as 10.0.0.5 or 10.4.0.0/16"
+                ) from None
+        return value
 
     @field_validator("review_url", "flower_url", "grafana_url")
     @classmethod

@@ -39,10 +39,14 @@ Row = tuple[str, int, str, str]
 
 @dataclass(frozen=True)
 class _File:
-    """A file of rows: its address, and the MD5 of its bytes if the manifest states it."""
+    """A file of rows: its address, and the number and the MD5 of its bytes if they are stated.
+
+    An MD5 that is not stated is empty.
+    """
 
     uri: ObjectUri
-    md5: str | None
+    size: int | None
+    md5: str
     fields: Sequence[str]
     is_compressed: bool
 
@@ -134,7 +138,7 @@ def _after_all(prefix: bytes) -> bytes:
 
 
 def _batch_file(manifest: ObjectUri) -> _File:
-    return _File(manifest, None, BATCH_FIELDS, manifest.key.lower().endswith(".gz"))
+    return _File(manifest, None, "", BATCH_FIELDS, manifest.key.lower().endswith(".gz"))
 
 
 def _inventory_files(
@@ -145,7 +149,10 @@ def _inventory_files(
         stated = json.loads(content)
         source, kind = stated["sourceBucket"], stated["fileFormat"]
         schema = str(stated["fileSchema"])
-        names = [(str(file["key"]), file.get("MD5checksum")) for file in stated["files"]]
+        names = [
+            (str(file["key"]), file.get("size"), str(file.get("MD5checksum") or ""))
+            for file in stated["files"]
+        ]
         destination = str(stated["destinationBucket"]).rpartition(":")[2]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InventoryInvalid(
@@ -161,7 +168,8 @@ def _inventory_files(
     if missing := {BUCKET, KEY}.difference(fields):
         raise InventoryInvalid(f"{manifest}: the schema has no column {sorted(missing)[0]}")
     return source, [
-        _File(ObjectUri(destination, name), md5, fields, is_compressed=True) for name, md5 in names
+        _File(ObjectUri(destination, name), size, md5, fields, is_compressed=True)
+        for name, size, md5 in names
     ]
 
 
@@ -233,6 +241,7 @@ class _Content(io.RawIOBase):
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._rest = b""
+        self._size = 0
         self._md5 = hashlib.md5(usedforsecurity=False)
 
     def readable(self) -> bool:
@@ -241,15 +250,25 @@ class _Content(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if not self._rest:
             self._rest = next(self._chunks, b"")
-            self._md5.update(self._rest)
+            self._count(self._rest)
         part = self._rest[: len(buffer)]
         self._rest = self._rest[len(part) :]
         buffer[: len(part)] = part
         return len(part)
 
     def check(self, file: _File) -> None:
-        """Raise InventoryInvalid if the MD5 of all bytes is not the one of the manifest."""
+        """Raise InventoryInvalid if the bytes are not those that the manifest states."""
         for chunk in self._chunks:
-            self._md5.update(chunk)
-        if file.md5 is not None and self._md5.hexdigest() != file.md5.lower():
+            self._count(chunk)
+        if file.is_compressed and not self._size:
+            raise InventoryInvalid(f"{file.uri} is empty, and so damaged or cut")
+        if file.md5 and self._md5.hexdigest() != file.md5.lower():
             raise InventoryInvalid(f"{file.uri} differs from its MD5 in the manifest")
+        if file.size is not None and self._size != file.size:
+            raise InventoryInvalid(
+                f"{file.uri} has {self._size:,} bytes, and the manifest states another number"
+            )
+
+    def _count(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        self._md5.update(chunk)

@@ -3,12 +3,19 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    InvalidResponse,
+    NoPermissionError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as ConnectionLost
-from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
 from redis import Connection, ConnectionPool, Redis, SSLConnection
@@ -22,11 +29,24 @@ SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer
 UNBLOCKED = "UNBLOCKED"
 # The options of the transport that say how to reach the primary.
 SENTINELS, SERVICE, SENTINEL_OPTIONS = "sentinels", "master_name", "sentinel_kwargs"
+REFUSALS = AuthenticationError, ResponseError
 REPLICAS = "replicas"  # the option of the transport with the number that must confirm a message
 
 
 class SentinelsRefuse(ConnectionLost):
     """The sentinels answer, but refuse the password or do not know the service."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The primary as a sentinel knows it: its address, the configuration, and whether it is down.
+
+    It is down if enough sentinels say so.
+    """
+
+    address: Host
+    epoch: int
+    is_down: bool
 
 
 class Sentinels:
@@ -60,14 +80,14 @@ class Sentinels:
         for host in tuple(self._hosts):
             try:
                 state = self._ask(host)
-            except (ConnectionLost, TimedOut, ResponseError, OSError) as error:
+            except (RedisError, OSError) as error:
                 errors.append(error)
                 self._ask_last(host)
                 continue
             answers += 1
-            if not state["is_odown"]:
-                address = state["ip"], int(state["port"])
-                epochs[address] = max(epochs.get(address, 0), int(state["config-epoch"]))
+            if not state.is_down:
+                address = state.address
+                epochs[address] = max(epochs.get(address, 0), state.epoch)
                 votes[address] += 1
                 if votes[address] > len(self._hosts) // 2:
                     break
@@ -79,10 +99,15 @@ class Sentinels:
             )
         raise self._failure(errors)
 
-    def _ask(self, host: Host) -> Any:
+    def _ask(self, host: Host) -> State:
         """Return what the sentinel at `host` says about the primary. Raises errors of redis-py."""
         with Redis(*host, **self._options) as client:
-            return client.sentinel_master(self.service)
+            try:
+                answer: Any = client.sentinel_master(self.service)
+                address = str(answer["ip"]), int(answer["port"])
+                return State(address, int(answer["config-epoch"]), bool(answer["is_odown"]))
+            except (InvalidResponse, AttributeError, LookupError, TypeError, ValueError):
+                raise ConnectionLost(f"{host[0]}:{host[1]} does not answer as a sentinel") from None
 
     def _ask_last(self, host: Host) -> None:
         """Ask a sentinel that does not answer after the others, from now on."""
@@ -138,19 +163,18 @@ class PrimaryConnection(Connection):
         if self._sentinels is None or self._sock:
             super().connect()  # type: ignore[no-untyped-call]
             return
-        failure: Exception | None = None
+        failures: list[Exception] = []
         for host, port in self._sentinels.candidates():
             self.host, self.port = host, port
             try:
                 super().connect()  # type: ignore[no-untyped-call]
                 return
-            except AuthenticationError:
-                raise
-            except (ConnectionLost, TimedOut, OSError) as error:
+            except (RedisError, OSError) as error:
                 self.disconnect()  # type: ignore[no-untyped-call]
-                failure = error
-        assert failure is not None
-        raise failure
+                failures.append(error)
+        # A refusal says which setting to check, so it comes before an outage of another server.
+        refusals = [each for each in failures if isinstance(each, REFUSALS)]
+        raise (refusals or failures)[0]
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
         super().on_connect_check_health(check_health)

@@ -215,6 +215,29 @@ def test_a_file_that_was_exchanged_is_named(report, store):
         report.write().read(store)
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"size": 7}, "the manifest states another number"),
+        ({"MD5checksum": "0" * 32}, "differs from its MD5"),
+        ({"MD5checksum": 7}, "differs from its MD5"),
+    ],
+)
+def test_a_file_that_is_not_as_the_manifest_states_is_named(report, store, changes, complaint):
+    report.add([row("a.jpg")])
+    report.files[0] |= changes
+    with pytest.raises(InventoryInvalid, match=complaint):
+        report.write().read(store)
+
+
+@pytest.mark.parametrize("name", ["data.csv.gz", "manifest.json"])
+def test_an_empty_file_is_no_inventory_without_objects(report, store, name):
+    report.put("data.csv.gz", b"")
+    report.files.append({"key": report.place + "data.csv.gz"})
+    with pytest.raises(InventoryInvalid, match="is empty, and so damaged or cut"):
+        report.write().read(store, key=name)
+
+
 @pytest.mark.parametrize("is_compressed", [False, True])
 def test_a_manifest_of_batch_operations_is_read(report, store, is_compressed):
     lines = b'raw,b+c%2B%C3%BC.jpg\r\n"raw",a.jpg,version\n\n'

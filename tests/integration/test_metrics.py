@@ -106,15 +106,12 @@ def test_the_worker_says_what_it_is_and_that_it_lives(scrape, queue, raw, place,
 
 def test_every_metric_of_the_dashboard_and_the_alerts_is_on_the_page(scrape, repository):
     docker = repository / "docker"
+    rules = (docker / "helm/veil/alerts.yml").read_text()
     dashboard = json.loads((docker / "grafana" / "veil.json").read_text())
     queries = [
         target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())
     ]
-    used = set(
-        re.findall(
-            r"\b(?:veil|process)_\w+", "\n".join([*queries, (docker / "alerts.yml").read_text()])
-        )
-    )
+    used = set(re.findall(r"\b(?:veil|process)_\w+", "\n".join([*queries, rules])))
     assert len(used) >= 20
     assert used - scrape().names == set()
 
@@ -122,7 +119,9 @@ def test_every_metric_of_the_dashboard_and_the_alerts_is_on_the_page(scrape, rep
 def test_every_metric_of_its_own_is_used(scrape, repository):
     """A metric that nobody uses need not be counted."""
     docker = repository / "docker"
-    shown = (docker / "grafana" / "veil.json").read_text() + (docker / "alerts.yml").read_text()
+    shown = "".join(
+        (docker / name).read_text() for name in ("grafana/veil.json", "helm/veil/alerts.yml")
+    )
     families = set(re.findall(r"^# TYPE (veil_\w+)", scrape().text, re.MULTILINE))
     assert {name for name in families if name not in shown} == set()
 

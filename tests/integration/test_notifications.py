@@ -1,5 +1,6 @@
 """Each outcome reaches a webhook, SQS or SNS, whatever the target does meanwhile."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -7,12 +8,15 @@ import json
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import boto3
 import pytest
 
 from tasks.notifications import outbox
+from tasks.notifications.sender import Sender
+from tasks.notifications.targets import Webhook
 from tests.integration.conftest import Worker
 from tests.integration.receivers import Receiver
 from tools.local.servers import HOST, Server, free_port
@@ -109,6 +113,32 @@ def test_a_webhook_that_fails_loses_no_event_and_holds_up_no_picture(
     subjects = {event["subject"] for event in events(receiver)[tried:]}
     assert len(subjects) == 30
     assert worker.lines("back", server="notifications")
+
+
+def test_a_webhook_that_answers_500_for_an_hour_gets_every_event_afterwards(unattended, receiver):
+    """The pauses of the sender are added up, and not waited for."""
+    keys = {f"event-{number}" for number in range(30)}
+    for key in keys:
+        event = {"id": key, "time": datetime.now(UTC).isoformat(), "data": {}}
+        outbox.put(unattended.client, event)
+    target = Webhook(f"{receiver.url}/hook", [KEY])
+    sender = Sender(outbox.Outbox(unattended.client), target, hours=72)
+
+    async def send_for_an_hour():
+        receiver.answer = lambda _posted: 500
+        waited = 0.0
+        while waited < 3600:
+            waited += await sender.send_due()
+        tried = len(receiver.posted)
+        assert tried < 200
+        assert outbox.waiting(unattended.client) == len(keys)
+        receiver.answer = lambda _posted: 200
+        while outbox.waiting(unattended.client):
+            await sender.send_due()
+        return tried
+
+    tried = asyncio.run(send_for_an_hour())
+    assert {event["id"] for event in events(receiver)[tried:]} == keys
 
 
 def test_a_webhook_that_hangs_holds_up_no_picture(unattended, stub, receiver, wait_until):

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from tasks.errors import QueueUnavailable
 from tasks.publishing import Publisher, Wanted
 from tasks.redis.primary import Sentinels
 from tasks.settings import Settings
-from tests.integration.lying_sentinel import LyingSentinel
+from tests.integration.lying_sentinel import LyingSentinel, state
+from tests.integration.receivers import Receiver
 from tools.local.sentinels import SERVICE, start_replicated
-from tools.local.servers import HOST
+from tools.local.servers import HOST, free_port
 
 PICTURES = int(os.environ.get("SENTINEL_PICTURES", "200"))
 FAILOVERS = int(os.environ.get("SENTINEL_FAILOVERS", "2"))
@@ -214,6 +216,48 @@ def test_a_sentinel_that_lies_leads_to_no_replica_and_no_old_primary(whole):
             app.backend.client.ping()
         with pytest.raises(QueueUnavailable, match="is a replica, although a sentinel"):
             publish(app)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"+OK\r\n",
+        b":7\r\n",
+        b"*0\r\n",
+        b"*2\r\n$2\r\nip\r\n$9\r\n127.0.0.1\r\n",
+        state("many", 1),
+    ],
+)
+def test_what_is_no_sentinel_is_passed_over_and_is_named_if_it_is_alone(whole, answer):
+    honest = [(HOST, sentinel.port) for sentinel in whole.sentinels]
+    options = {"password": whole.sentinel_password, "protocol": 2}
+    with LyingSentinel(1, 1) as liar:
+        liar.answer = answer
+        found = Sentinels((liar.address, *honest[:2]), SERVICE, options).candidates()
+        assert found == [(HOST, whole.primary().port)]
+        with pytest.raises(redis.ConnectionError, match="does not answer as a sentinel"):
+            Sentinels((liar.address,), SERVICE, options).candidates()
+
+
+@pytest.mark.parametrize("kind", ["nobody", "another program", "another password"])
+def test_a_sentinel_that_names_another_server_leads_to_the_primary_all_the_same(whole, kind):
+    receiver = Receiver()
+    ports = {
+        "nobody": free_port(),
+        "another program": urlsplit(receiver.url).port,
+        "another password": whole.sentinels[0].port,
+    }
+    honest = [(HOST, sentinel.port) for sentinel in whole.sentinels]
+    try:
+        with LyingSentinel(ports[kind], 10**6) as liar:
+            app = create_app(settings(whole))
+            app.conf.broker_transport_options["sentinels"] = [liar.address, *honest[:2]]
+            app.conf.broker_transport_options["sentinel_kwargs"]["protocol"] = 2
+            app.backend.client.set("written", kind)
+            assert whole.primary().client().get("written") == kind.encode()
+    finally:
+        receiver.close()
 
 
 def test_without_a_sentinel_the_error_names_them(clean_environment):

@@ -338,24 +338,47 @@ def test_the_words_of_the_store_are_part_of_the_error(proxy, place, mode, error,
     assert words in str(raised.value)
 
 
-def test_a_bucket_policy_that_demands_encryption_is_named(s3, place):
-    """SeaweedFS enforces bucket policies, and refuses a PUT without the header."""
+@pytest.fixture
+def denying(s3, place):
+    """``denying(condition)`` returns a place in a bucket whose policy denies such uploads.
+
+    SeaweedFS enforces bucket policies.
+    """
     bucket = place.rstrip("/")
     client = s3.client()
     client.create_bucket(Bucket=bucket)
-    site = Site(client, f"s3://raw/{place}=s3://{bucket}", place)
-    site.raw.put(place + "a.png", picture())
-    statement = {
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:PutObject",
-        "Resource": f"arn:aws:s3:::{bucket}/*",
-        "Condition": {"StringNotEquals": {"s3:x-amz-server-side-encryption": "AES256"}},
-    }
-    policy = {"Version": "2012-10-17", "Statement": [statement]}
-    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
-    try:
-        with pytest.raises(DestinationUnavailable, match="VEIL_UPLOAD_ENCRYPTION"):
-            site.pipeline().check_store(site.route)
-    finally:
-        client.delete_bucket_policy(Bucket=bucket)
+
+    def deny(condition):
+        statement = {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:PutObject",
+            "Resource": f"arn:aws:s3:::{bucket}/*",
+            "Condition": condition,
+        }
+        policy = {"Version": "2012-10-17", "Statement": [statement]}
+        client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+        site = Site(client, f"s3://raw/{place}=s3://{bucket}", place)
+        site.raw.put(place + "a.png", picture())
+        return site
+
+    yield deny
+    client.delete_bucket_policy(Bucket=bucket)
+
+
+def test_a_bucket_policy_that_demands_encryption_is_named(denying):
+    site = denying({"StringNotEquals": {"s3:x-amz-server-side-encryption": "AES256"}})
+    with pytest.raises(DestinationUnavailable, match="VEIL_UPLOAD_ENCRYPTION"):
+        site.pipeline().check_store(site.route)
+
+
+def test_a_kms_key_that_is_denied_is_named_and_costs_no_picture(denying, place):
+    headers = UploadHeaders(encryption="aws:kms", kms_key="alias/denied")
+    key = "s3:x-amz-server-side-encryption-aws-kms-key-id"
+    site = denying({"StringEquals": {key: headers.kms_key}})
+    site.uploads = Uploads(output=headers, receipt=headers)
+    with pytest.raises(DestinationUnavailable, match="the key policy of alias/denied"):
+        site.pipeline().check_store(site.route)
+    with pytest.raises(DestinationUnavailable):
+        site.run("a.png")
+    assert site.clean.head("a.png") is None

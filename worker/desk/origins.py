@@ -1,7 +1,11 @@
-"""The origins of the desk's pages. Requests for other hosts and from other pages are refused."""
+"""Where requests may come from: the origins of the desk's pages, and the proxies of reviewers.
+
+Requests for other hosts and from other pages are refused.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -28,6 +32,24 @@ class Origins:
             pages.add(f"{parts.scheme}://{host}")
             hosts |= {host, f"{name}:{port}"}
         return cls(frozenset(pages), frozenset(hosts))
+
+
+@dataclass(frozen=True)
+class Proxies:
+    """The addresses and networks of the proxies that name reviewers."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Proxies":
+        """Return the proxies at the addresses and networks in `texts`. Raises ValueError."""
+        return cls(tuple(ip_network(text) for text in texts))
+
+    def __contains__(self, address: str | None) -> bool:
+        if not address:
+            return False
+        sender = ip_address(address)
+        return any(sender in network for network in self.networks)
 
 
 def bracketed(host: str) -> str:

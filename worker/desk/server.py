@@ -36,7 +36,7 @@ from worker.desk import claims
 from worker.desk.access import Access, Session, reviewer_name
 from worker.desk.decisions import Desk, choice_of
 from worker.desk.items import FILTERS, Item, Items, after, output_uri
-from worker.desk.origins import Origins
+from worker.desk.origins import Origins, Proxies
 from worker.desk.views import Shown, Views
 from worker.images.viewing import MAX_SIDE, View
 
@@ -90,7 +90,7 @@ class Parts:
     origins: Origins
     shows_sources: bool
     user_header: str | None
-    proxies: frozenset[str]
+    proxies: Proxies
     links: dict[str, str]
     is_secure: bool
 

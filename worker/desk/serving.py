@@ -22,7 +22,7 @@ from worker.desk import low_scores, server
 from worker.desk.access import Access
 from worker.desk.decisions import Desk
 from worker.desk.items import Items
-from worker.desk.origins import Origins, bracketed
+from worker.desk.origins import Origins, Proxies, bracketed
 from worker.desk.views import Views
 from worker.settings import WorkerSettings
 
@@ -127,7 +127,7 @@ def _parts(
         origins=Origins.of([*local, address]),
         shows_sources=options.shows_sources,
         user_header=settings.review_user_header,
-        proxies=frozenset(settings.review_proxies),
+        proxies=Proxies.of(settings.review_proxies),
         links={name: url for name, url in links.items() if url},
         is_secure=urlsplit(address).scheme == "https",
     )

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from tasks.messages import QUEUES
-from tasks.settings import refuse_unknown
+from tasks.settings import refuse_unknown, split_address
 from tests.manifests import check_confinement, check_fields, container_of, pod_of, select
 from tools.manifests import CHART, EXAMPLES, MANIFESTS, helm_program, manifests
+from worker.desk import serving
 from worker.settings import WorkerSettings
 
 if helm_program() is None:
@@ -34,8 +35,19 @@ VALUES = {
     ),
     "workers": (["triggers.poll.enabled=false"], {"veil-worker"}),
     "flower": (["flower.enabled=true"], {"veil-worker", "veil-catch-up", "veil-flower"}),
+    "review": (
+        [
+            "review.enabled=true",
+            "review.ingress.enabled=true",
+            "review.ingress.host=review.internal",
+        ],
+        {"veil-worker", "veil-catch-up", "veil-review"},
+    ),
     "sentinels": (["autoscaling.enabled=true", SENTINELS], {"veil-worker", "veil-catch-up"}),
-    "monitoring": (["monitoring.podMonitor.enabled=true"], {"veil-worker", "veil-catch-up"}),
+    "monitoring": (
+        ["monitoring.podMonitor.enabled=true", "monitoring.rules.enabled=true"],
+        {"veil-worker", "veil-catch-up"},
+    ),
     "open": (["networkPolicy.enabled=false"], {"veil-worker", "veil-catch-up"}),
     "files": (["files.routes=a", "image.pullSecrets[0].name=b"], {"veil-worker", "veil-catch-up"}),
     "ingress": (
@@ -65,13 +77,21 @@ WRONG = {
     "networkPolicy.egress.redis[0].cidr=10.0.0.0/8": "networkPolicy egress redis 0 cidr",
     "image.pins.redis=7": "image pins redis",
     "user=0": "user",
+    "env[0].value=a": "env 0 name",
 }
 # The templates refuse these, as JSON.
-SECRETS = {
+REFUSED = {
+    'settings.VEIL_REDIS_PASSWORD_FILE="/run/a"': "VEIL_REDIS_PASSWORD is set twice",
+    'settings.VEIL_NOTIFY="https://orders.internal/veil"': "name its Secret in secrets.all",
     'settings.VEIL_REDIS_URL="redis://veil:p%40@redis"': "VEIL_REDIS_URL contains a password",
+    'settings.VEIL_REDIS_URL="rediss://redis/0?ssl_password=a"': "VEIL_REDIS_URL contains a pass",
     'settings.AWS_SECRET_ACCESS_KEY="a"': "settings.AWS_SECRET_ACCESS_KEY is a secret",
     'settings.OTEL_EXPORTER_OTLP_HEADERS="k=v"': "OTEL_EXPORTER_OTLP_HEADERS is a secret",
     'flower={"enabled":true},secrets.flower=[]': "flower.enabled needs FLOWER_BASIC_AUTH",
+    'review={"enabled":true}': "review.enabled needs review.ingress",
+    'review={"enabled":true},secrets.review=[],settings.VEIL_REVIEW_URL="https://a"': (
+        "review.enabled needs VEIL_REVIEW_PASSWORD"
+    ),
 }
 
 
@@ -194,8 +214,8 @@ def test_the_schema_refuses_wrong_values_by_name(helm):
         assert any(all(word in line for word in words.split()) for line in lines), words
 
 
-@pytest.mark.parametrize(("values", "message"), SECRETS.items())
-def test_values_have_no_secrets_and_flower_a_password(values, message, helm):
+@pytest.mark.parametrize(("values", "message"), REFUSED.items())
+def test_values_have_no_secrets_and_name_those_that_are_needed(values, message, helm):
     done = helm("template", "veil", str(CHART), "--set-json", values)
     assert done.returncode != 0
     assert message in done.stderr
@@ -213,7 +233,7 @@ def test_numbers_reach_veil_as_they_were_written(rendered):
 def test_a_gpu_worker_has_its_image_a_gpu_and_time_to_warm_up(rendered):
     resources = rendered(*with_values("worker.gpu=true"))
     worker = resources["Deployment", "veil-worker"]
-    assert pod_of(worker)["volumes"] == [{"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}]
+    assert {"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}} in pod_of(worker)["volumes"]
     container = container_of(worker)
     assert "/worker-gpu:" in container["image"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
@@ -339,6 +359,80 @@ def test_the_policy_of_the_store_has_the_port_of_its_endpoint(endpoint, port, re
     assert rule["ports"] == [{"port": port}]
 
 
+def test_the_policy_of_the_store_has_the_ports_of_the_services_that_are_called_beside_it(rendered):
+    values = ["triggers.sqs.enabled=true", "triggers.sqs.queueUrl=http://sqs:9324/1/uploads"]
+    values += ["settings.AWS_ENDPOINT_URL_S3=http://store:8333", "settings.VEIL_S3_SOURCE_ROLE=a"]
+    values += ["settings.HTTPS_PROXY=http://proxy:3128"]
+    resources = rendered(*with_values(*values))
+    (rule,) = resources["NetworkPolicy", "veil-store"]["spec"]["egress"]
+    assert rule["ports"] == [{"port": port} for port in (8333, 9324, 443, 3128)]
+
+
+def test_further_variables_stand_behind_those_of_secrets(rendered):
+    further = [{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}]
+    resources = rendered("--set-json", f"env={json.dumps(further)}")
+    check_release(resources)
+    for deployment in deployments(resources).values():
+        env = container_of(deployment)["env"]
+        assert env[0]["name"] == "VEIL_REDIS_PASSWORD"
+        assert env[-1:] == further
+
+
+def test_a_target_of_notifications_has_its_key_in_all_pods(rendered):
+    key = {"variable": "VEIL_NOTIFY_KEY", "secret": "veil", "key": "notify-key"}
+    notify = "settings.VEIL_NOTIFY=https://orders.internal/veil"
+    resources = rendered("--set-json", f"secrets.all=[{json.dumps(key)}]", *with_values(notify))
+    for deployment in deployments(resources).values():
+        assert "VEIL_NOTIFY_KEY" in environment_of(deployment)
+
+
+def test_the_notes_name_what_nobody_can_reach(helm):
+    command = ("install", "veil", str(CHART), "--dry-run=client", "--namespace", "veil")
+    webhook = "triggers.webhook.enabled=true"
+    events = "networkPolicy.ingress.events[0].podSelector.matchLabels.app=store"
+    warned = helm(*command, *with_values(webhook))
+    assert "NOBODY can reach the webhook" in warned.stdout, warned.stderr
+    assert "NOBODY" not in helm(*command, *with_values(webhook, events)).stdout
+
+
+def test_flower_answers_below_the_path_of_its_ingress(rendered):
+    path = "flower.ingress.path=/flower"
+    values = ["flower.enabled=true", "flower.ingress.enabled=true", "flower.ingress.host=internal"]
+    container = container_of(rendered(*with_values(*values, path))["Deployment", "veil-flower"])
+    assert "--url_prefix=flower" in container["command"]
+    probes = [container[name] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    assert {probe["httpGet"]["path"] for probe in probes} == {"/flower/healthcheck"}
+    container = container_of(rendered(*with_values(*values))["Deployment", "veil-flower"])
+    assert "url_prefix" not in " ".join(container["command"])
+    assert container["startupProbe"]["httpGet"]["path"] == "/healthcheck"
+
+
+def test_the_desk_has_the_rights_of_workers_a_password_and_the_address_of_its_ingress(rendered):
+    values, _ = VALUES["review"]
+    ingress = "networkPolicy.ingress.review[0].podSelector.matchLabels.app=ingress"
+    resources = rendered(*with_values(*values, ingress))
+    desk, worker = (resources["Deployment", name] for name in ("veil-review", "veil-worker"))
+    env = {one["name"]: one.get("value") for one in container_of(desk)["env"]}
+    assert env.keys() == environment_of(worker) | {"VEIL_REVIEW_PASSWORD", "VEIL_REVIEW_URL"}
+    assert env["VEIL_REVIEW_URL"] == "https://review.internal"
+    assert container_of(desk)["image"] == container_of(worker)["image"]
+    policies = {name: one for (kind, name), one in resources.items() if kind == "NetworkPolicy"}
+    applied = {name for name, one in policies.items() if select(one, labels_of(desk))}
+    assert applied == {"veil-default-deny", "veil-queue", "veil-store", "veil-review"}
+    (rule,) = policies["veil-review"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": "http"}]
+
+
+def test_the_command_of_the_desk_is_one_that_veil_takes(rendered):
+    values, _ = VALUES["review"]
+    container = container_of(rendered(*with_values(*values))["Deployment", "veil-review"])
+    (url,) = (one["value"] for one in container["env"] if one["name"] == "VEIL_REVIEW_URL")
+    *command, flag, address = container["command"]
+    assert (command, flag) == (["veil", "review", "serve"], "--http")
+    host, port = split_address(address)
+    serving.check(WorkerSettings(review_url=url), serving.Options(host, port, [], False, None, []))
+
+
 def test_nobody_reaches_flower_unless_named_and_its_ingress_is_off(rendered):
     resources = rendered(*with_values("flower.enabled=true"))
     flower = resources["Deployment", "veil-flower"]
@@ -369,6 +463,16 @@ def test_the_pod_monitor_finds_the_pods_and_names_the_jobs_of_the_alerts(rendere
         component = labels["app.kubernetes.io/component"]
         (job,) = [job for pattern, job in jobs.items() if re.fullmatch(pattern, component)]
         assert job == ("veil-worker" if name == "veil-worker" else "veil-trigger")
+
+
+def test_the_rules_are_those_of_the_file_with_the_labels_that_the_operator_selects(rendered):
+    rules = "monitoring.rules.enabled=true"
+    resource = rendered(*with_values(rules, "monitoring.rules.labels.release=prometheus"))[
+        "PrometheusRule", "veil"
+    ]
+    assert resource["spec"] == yaml.safe_load((CHART / "alerts.yml").read_text())
+    assert resource["metadata"]["labels"]["release"] == "prometheus"
+    assert not any(kind == "PrometheusRule" for kind, _ in rendered())
 
 
 def test_files_are_mounted_for_all_pods_and_a_change_restarts_them(rendered):

@@ -206,6 +206,15 @@ def test_the_webhook_is_behind_its_service(resources, deployments):
     ]
 
 
+def test_a_webhook_that_ends_takes_events_until_nobody_sends_it_any(deployments):
+    waits = {name: container_of(one).get("lifecycle") for name, one in deployments.items()}
+    webhook = waits.pop("veil-trigger")
+    *command, seconds = webhook["preStop"]["exec"]["command"]
+    assert command == ["sleep"]
+    assert 0 < float(seconds) < 10  # Kubernetes kills the pod 30 seconds after it is told to end.
+    assert set(waits.values()) == {None}
+
+
 def test_the_network_policies_allow_the_ports_in_use_and_no_others(policies, settings, deployments):
     redis, store = urlsplit(settings["VEIL_REDIS_URL"]), urlsplit(settings["VEIL_S3_ENDPOINT"])
     reached = {"veil-trigger": {53, redis.port}}
@@ -225,14 +234,26 @@ def test_the_network_policies_allow_the_ports_in_use_and_no_others(policies, set
         assert allowed == entered.get(name, {"metrics"})
 
 
+def test_the_job_of_the_page_has_what_a_worker_has(deployments, repository):
+    page = (repository / "docs" / "kubernetes.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    job, worker = yaml.safe_load(example), deployments["veil-worker"]
+    check_fields(job)
+    assert pod_of(job)["enableServiceLinks"] is False
+    assert pod_of(job)["serviceAccountName"] == pod_of(worker)["serviceAccountName"]
+    assert variables_of(job) == variables_of(worker)
+    for name in ("image", "envFrom"):
+        assert container_of(job)[name] == container_of(worker)[name]
+
+
 def test_the_page_creates_every_key_of_the_secret_and_names_every_file(
     files, deployments, repository
 ):
     page = (repository / "docs" / "kubernetes.md").read_text()
-    keys = {"flower-basic-auth"}
+    keys = {"flower-basic-auth", "review-password"}
     for deployment in deployments.values():
         keys |= {reference["key"] for reference in variables_of(deployment).values()}
-    assert set(re.findall(r"--from-file=([a-z-]+)", page)) == keys
+    assert set(re.findall(r"--from-file=([a-z-]+)\b(?!/)", page)) == keys
     (deleted,) = re.findall(r"^ +rm (.+)$", page, re.MULTILINE)
     assert set(deleted.split()) == keys
     for path in files:

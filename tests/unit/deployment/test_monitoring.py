@@ -3,7 +3,9 @@
 import inspect
 import json
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +20,18 @@ TRIGGERS = ("trigger", "catch-up")  # the services that find uploads
 @pytest.fixture(scope="module")
 def docker(repository):
     return repository / "docker"
+
+
+@pytest.fixture(scope="module")
+def alerts(docker):
+    """The file of the alert rules, of containers and of the chart."""
+    return docker / "helm" / "veil" / "alerts.yml"
+
+
+@pytest.fixture(scope="module")
+def rules(alerts):
+    (group,) = yaml.safe_load(alerts.read_text())["groups"]
+    return group["rules"]
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +56,21 @@ def run(*command, cwd):
     return done.stdout
 
 
-def test_prometheus_takes_its_configuration_and_its_rules(docker, system_program):
-    shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=docker)
+def test_prometheus_takes_its_configuration_and_its_rules(
+    compose, repository, system_program, tmp_path
+):
+    for mount in compose["services"]["prometheus"]["volumes"]:
+        source, target, *_ = mount.split(":")
+        if target.startswith("/etc/prometheus/"):
+            shutil.copy(repository / source, tmp_path / Path(target).name)
+    shown = run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=tmp_path)
     assert "17 rules found" in shown
 
 
-def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker):
-    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
+def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_it_does_not(docker, rules):
     tested = yaml.safe_load((docker / "alerts.test.yml").read_text())["tests"]
     cases = [case for test in tested for case in test["alert_rule_test"]]
-    for rule in group["rules"]:
+    for rule in rules:
         mine = [bool(case["exp_alerts"]) for case in cases if case["alertname"] == rule["alert"]]
         assert set(mine) == {True, False}, rule["alert"]
 
@@ -63,17 +82,15 @@ def test_prometheus_takes_the_configuration_of_the_page(repository, system_progr
     run(system_program("promtool"), "check", "config", "prometheus.yml", cwd=tmp_path)
 
 
-def test_the_documentation_names_every_alert(docker, repository):
-    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
+def test_the_documentation_names_every_alert(rules, repository):
     page = (repository / "docs" / "monitoring.md").read_text()
     assert re.findall(r"^\| `(Veil\w+)` \|", page, re.MULTILINE) == [
-        rule["alert"] for rule in group["rules"]
+        rule["alert"] for rule in rules
     ]
 
 
-def test_each_alert_says_what_it_is_and_what_to_do(docker):
-    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
-    for rule in group["rules"]:
+def test_each_alert_says_what_it_is_and_what_to_do(rules):
+    for rule in rules:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert set(rule["annotations"]) == {"summary", "description"}
 
@@ -141,7 +158,7 @@ def test_the_documentation_names_every_metric(dashboard, repository):
 
 
 def test_alerts_and_panels_ask_for_samples_that_are_served_and_take_rates_of_counters_alone(
-    dashboard, docker
+    dashboard, rules
 ):
     source = inspect.getsource(metrics)
     gauges = set(re.findall(r'GaugeMetricFamily\(\s*"(veil_\w+)"', source))
@@ -154,9 +171,8 @@ def test_alerts_and_panels_ask_for_samples_that_are_served_and_take_rates_of_cou
             counters |= {f"{family.name}_{part}" for part in ("bucket", "sum", "count")}
         else:
             gauges.add(f"{family.name}_info" if family.type == "info" else family.name)
-    (group,) = yaml.safe_load((docker / "alerts.yml").read_text())["groups"]
     queries = [target["expr"] for panel in panels(dashboard) for target in panel["targets"]]
-    queries += [rule["expr"] for rule in group["rules"]]
+    queries += [rule["expr"] for rule in rules]
     for query in queries:
         asked = set(re.findall(r"\b(?:veil|process)_\w+", query))
         assert asked <= counters | gauges, query

@@ -108,6 +108,14 @@ def test_every_image_of_the_dockerfile_is_built(repository, workflows, workflow,
 
 
 @pytest.mark.parametrize(("workflow", "job"), [("images", "build"), ("release", "architectures")])
+def test_images_have_the_extras_that_a_setting_alone_turns_on(workflows, project, workflow, job):
+    used = workflows[workflow]["jobs"][job]["steps"]
+    (build,) = (one["with"] for one in used if "build-push-action" in one.get("uses", ""))
+    assert build["build-args"] == "EXTRAS=otel sentry"
+    assert {"otel", "sentry"} <= project["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize(("workflow", "job"), [("images", "build"), ("release", "architectures")])
 def test_images_are_for_both_architectures_but_for_gpus(workflows, workflow, job):
     matrix = workflows[workflow]["jobs"][job]["strategy"]["matrix"]
     assert matrix["architecture"] == ["amd64", "arm64"]

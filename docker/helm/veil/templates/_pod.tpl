@@ -1,6 +1,6 @@
 {{/*
-The parts that all pods share. The argument has the root, the name of the component, its values, and the variables of
-`secrets` that the component needs.
+The parts that all pods share. The argument has the root, the name of the component, its values, the variables of
+`secrets` that the component needs, and the list `env` if it has variables of its own.
 */}}
 
 {{- define "veil.podMetadata" -}}
@@ -66,8 +66,13 @@ image: {{ include "veil.image" . }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 envFrom:
   - configMapRef: {name: {{ include "veil.fullname" .root }}}
-{{- with include "veil.secrets" .secrets }}
-env: {{- . | trimPrefix "\n" | nindent 2 }}
+{{- $env := concat (.env | default list) .root.Values.env }}
+{{- if or .secrets $env }}
+env:
+  {{- include "veil.secrets" .secrets | trimPrefix "\n" | nindent 2 }}
+  {{- with $env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 resources:
   {{- toYaml .values.resources | nindent 2 }}

@@ -30,11 +30,24 @@ database: {{ regexReplaceAll $pattern $url "${7}" | default "0" | quote }}
 {{- regexReplaceAll "^([A-Za-z0-9-]+):" .host (printf "${1}.%s:" .root.Release.Namespace) }}
 {{- end }}
 
-{{/* The port of VEIL_S3_ENDPOINT. */}}
-{{- define "veil.storePort" -}}
-{{- $endpoint := .Values.settings.VEIL_S3_ENDPOINT | default "https://" }}
-{{- $port := regexFind ":[0-9]+$" (urlParse $endpoint).host | trimPrefix ":" }}
-{{- $port | default (hasPrefix "http://" $endpoint | ternary "80" "443") }}
+{{/* The ports of the store, and of SQS, STS and a proxy if they are in use, as JSON. Veil finds the addresses likewise. */}}
+{{- define "veil.storePorts" -}}
+{{- $settings := .Values.settings }}
+{{- $other := $settings.AWS_ENDPOINT_URL }}
+{{- $addresses := list (coalesce $settings.VEIL_S3_ENDPOINT $settings.AWS_ENDPOINT_URL_S3 $other "https://") }}
+{{- if .Values.triggers.sqs.enabled }}
+{{- $addresses = append $addresses (coalesce $settings.AWS_ENDPOINT_URL_SQS .Values.triggers.sqs.queueUrl) }}
+{{- end }}
+{{- if or $settings.VEIL_S3_SOURCE_ROLE $settings.VEIL_S3_OUTPUT_ROLE }}
+{{- $addresses = append $addresses (coalesce $settings.AWS_ENDPOINT_URL_STS $other "https://") }}
+{{- end }}
+{{- with $settings.HTTPS_PROXY }}{{ $addresses = append $addresses . }}{{ end }}
+{{- $ports := list }}
+{{- range $addresses }}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" }}
+{{- $ports = append $ports ($port | default (hasPrefix "http://" . | ternary "80" "443") | int) }}
+{{- end }}
+{{- uniq $ports | toJson }}
 {{- end }}
 
 {{/* Environment variables from Secrets. */}}
