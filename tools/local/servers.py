@@ -31,8 +31,10 @@ INTERRUPTS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 # Columns of Flower's table. The task's name is left out, because Veil has one task only.
 FLOWER_COLUMNS = "uuid,args,state,runtime,result,exception,received"
 DATABASES = 64  # in each Redis, because each group of tests uses its own
-PORTS = range(20_000, 32_000)  # below the ports that Linux assigns to clients
 GRPC_OFFSET = 10_000  # from the port of a server of SeaweedFS to its gRPC port
+# Both are below the ports that Linux assigns to clients. Otherwise a client could have the gRPC
+# port of a server that starts again.
+PORTS = range(10_000, 20_000)
 
 
 class ServerFailed(RuntimeError):
