@@ -57,7 +57,7 @@ def test_other_threads_may_change_the_sets_while_they_are_read(requests):
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        for _ in range(200):
+        for _ in range(1500):
             waiting = in_hand.waiting_tags() - {"another"}
             assert waiting == tags(requests, "scheduled", "reserved")
     finally:
