@@ -116,9 +116,9 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
         bound.error("out of memory")
         raise Reject(type(error).__name__, requeue=True) from None
     except BaseException as error:
-        # How the message ended is not stored, so it must come back.
+        effect = "how the message ended is not stored, so it is delivered again"
         try:
-            _report_bug(self, bound, error, without_data(error))
+            _report_bug(self, bound.bind(effect=effect), error, without_data(error))
         finally:
             raise Reject(f"bug: {type(error).__name__}", requeue=True) from None
     if isinstance(ended, Exception):

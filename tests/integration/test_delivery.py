@@ -591,8 +591,10 @@ def test_a_bug_in_the_handling_of_an_error_acknowledges_nothing(setting, wait_un
     wait_until(lambda: setting.in_hand == 1, 10)
     assert result.state == "STARTED"
     assert not list(dead_letters.LETTERS.entries(setting.client))
-    assert {line["error"] for line in worker.lines("bug")} == {"LookupError"}
-    assert all("_dead_letter" in line["exception"] for line in worker.lines("bug"))
+    bugs = worker.lines("bug")
+    assert {line["error"] for line in bugs} == {"LookupError"}
+    assert all("_dead_letter" in line["exception"] for line in bugs)
+    assert all("delivered again" in line["effect"] for line in bugs)
 
 
 def test_a_lease_with_which_pictures_would_not_come_back_in_time_is_refused_at_the_start(setting):
