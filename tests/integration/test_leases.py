@@ -354,7 +354,7 @@ def without(unattended):
 def test_a_message_that_redis_does_not_let_a_worker_lease_stays_in_its_list(
     redis, without, command
 ):
-    redis.lpush("uploads", "second", "first")
+    redis.lpush("uploads", "first", "second")
 
     for tag in ("a", "b"):
         with pytest.raises(ResponseError, match=command):
