@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import structlog
 from celery import Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 from redis.exceptions import OutOfMemoryError, RedisError
 
@@ -101,54 +101,86 @@ def anonymize_image(self: Task, /, *arguments: Any, **named: Any) -> AnonymizeRe
     The signature accepts any arguments, because messages are untrusted: AnonymizeRequest refuses
     the wrong ones by name.
     """
-    started = time.monotonic()
     fields = _request_fields(arguments, named)
     bound = log.bind(
         source=_source_name(self, fields), task_id=self.request.id, **tracing.log_fields()
     )
-    delivery: Delivery | None = None
-    routed: Routed | None = None
     try:
-        _raise_if_refused(self)
-        request = AnonymizeRequest.parse(**fields)
-        routed = app.work.pipeline.resolve(request)
-        app.work.circuit_breaker.raise_if_closed(routed.route)
-        delivery = _delivery(self, routed.destination)
-        report = _run(self, routed, delivery)
+        ended = _stored_end(self, fields, bound)
+    except (Reject, Retry):
+        raise
     except QueueUnavailable as error:
         bound.warning("given back", **log_fields(error))
         raise  # The message comes back with its lease: see tasks.delivery.acknowledgement.
-    except Transient as error:
-        attempt = self.request.retries + 1
-        is_postponed = delivery is None  # Its route is closed, and nothing was fetched.
-        assert routed is not None, "errors of a request without a route are permanent"
-        if (pause := _retry_pause(self, routed.route, error, is_postponed)) is not None:
-            # While other routes go on, there may be a hundred such messages a second.
-            is_quiet = is_postponed and not app.work.circuit_breaker.is_open
-            log_retry = bound.debug if is_quiet else bound.warning
-            log_retry("retried", **log_fields(error), attempt=attempt, pause=round(pause, 1))
-            _retry(self, error, pause)
-        _record_dead_letter(self, fields, error, delivery, routed)
-        bound.error("dead", **log_fields(error), attempts=attempt)
-        raise
-    except Permanent as error:
-        _record_dead_letter(self, fields, error, delivery, routed)
-        bound.error("dead", **log_fields(error))
-        raise
     except MemoryError as error:
         bound.error("out of memory")
         raise Reject(type(error).__name__, requeue=True) from None
     except BaseException as error:
+        effect = "how the message ended is not stored, so it is delivered again"
+        try:
+            _report_bug(self, bound.bind(effect=effect), error, without_data(error))
+        finally:
+            raise Reject(f"bug: {type(error).__name__}", requeue=True) from None
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
+
+
+def _stored_end(
+    task: Task, fields: Mapping[str, Any], bound: structlog.stdlib.BoundLogger
+) -> AnonymizeReport | Exception:
+    """Return the report of a picture, or the error of its dead letter, once either is stored.
+
+    Celery then acknowledges the message. Any error that is raised here gives the message back, or
+    has queued it for another try.
+    """
+    started = time.monotonic()
+    delivery: Delivery | None = None
+    routed: Routed | None = None
+    try:
+        _raise_if_refused(task)
+        request = AnonymizeRequest.parse(**fields)
+        routed = app.work.pipeline.resolve(request)
+        app.work.circuit_breaker.raise_if_closed(routed.route)
+        delivery = _delivery(task, routed.destination)
+        report = _run(task, routed, delivery)
+    except (QueueUnavailable, MemoryError):
+        raise
+    except Transient as error:
+        attempt = task.request.retries + 1
+        is_postponed = delivery is None  # Its route is closed, and nothing was fetched.
+        assert routed is not None, "errors of a request without a route are permanent"
+        if (pause := _retry_pause(task, routed.route, error, is_postponed)) is not None:
+            # While other routes go on, there may be a hundred such messages a second.
+            is_quiet = is_postponed and not app.work.circuit_breaker.is_open
+            log_retry = bound.debug if is_quiet else bound.warning
+            log_retry("retried", **log_fields(error), attempt=attempt, pause=round(pause, 1))
+            _retry(task, error, pause)
+        _record_dead_letter(task, fields, error, delivery, routed)
+        bound.error("dead", **log_fields(error), attempts=attempt)
+        return error
+    except Permanent as error:
+        _record_dead_letter(task, fields, error, delivery, routed)
+        bound.error("dead", **log_fields(error))
+        return error
+    except BaseException as error:
         # An error that is no Exception, such as a panic of a library in Rust, must not reach
         # Celery: it would neither end nor return the message, whose lease is renewed.
         failure = without_data(error)
-        _record_dead_letter(self, fields, failure, delivery, routed)
-        bound.error("bug", error=type(error).__name__, exc_info=failure)
-        error_reports.capture(error, self.request.id)
-        raise failure from None
-    _record_outcome(self, routed, report)
+        _record_dead_letter(task, fields, failure, delivery, routed)
+        _report_bug(task, bound, error, failure)
+        return failure
+    _record_outcome(task, routed, report)
     bound.info(report.status, total=round(time.monotonic() - started, 3), **_log_values(report))
     return report
+
+
+def _report_bug(
+    task: Task, bound: structlog.stdlib.BoundLogger, error: BaseException, failure: Exception
+) -> None:
+    """Log and report `error`; `failure` is the same without its data."""
+    bound.error("bug", error=type(error).__name__, exc_info=failure)
+    error_reports.capture(error, task.request.id)
 
 
 def _request_fields(arguments: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:

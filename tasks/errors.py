@@ -213,12 +213,13 @@ def without_data(error: BaseException) -> Exception:
     Libraries put their input into their errors, and Celery writes an error's arguments to its log
     and to the result. A UnicodeDecodeError, for example, holds all the bytes that were decoded.
     Bytes and the values of arrays are therefore replaced. An error whose class takes other
-    arguments, or is no Exception, becomes a RuntimeError.
+    arguments, fails to describe itself, or is no Exception, becomes a RuntimeError.
     """
-    beginning = str(error)[: 10 * MAX_UNEXPECTED_MESSAGE]
-    message = DATA_PATTERN.sub("(data)", beginning)[:MAX_UNEXPECTED_MESSAGE]
+    message = ""
     clean: BaseException | None = None
-    with contextlib.suppress(Exception):  # whatever a foreign constructor raises
+    with contextlib.suppress(Exception):  # whatever a foreign class raises
+        beginning = str(error)[: 10 * MAX_UNEXPECTED_MESSAGE]
+        message = DATA_PATTERN.sub("(data)", beginning)[:MAX_UNEXPECTED_MESSAGE]
         clean = type(error)(message)
     if not isinstance(clean, Exception):
         clean = RuntimeError(f"{type(error).__name__}: {message}")

@@ -27,26 +27,24 @@ class Backend(PrimaryBackend):
     def store_result(
         self, task_id: str, result: Any, state: str, *arguments: Any, **named: Any
     ) -> Any:
+        if isinstance(result, QueueUnavailable):
+            return result  # The message comes back, so this is not how its task ends.
         try:
             return super().store_result(task_id, result, state, *arguments, **named)
         except (RedisError, OSError) as error:
             failure = queue_unavailable(error)
-            if not isinstance(result, QueueUnavailable):
-                log.error("report not stored", task_id=task_id, state=state, **log_fields(failure))
-            if self._is_ignored(error, result, state):
+            log.error("report not stored", task_id=task_id, state=state, **log_fields(failure))
+            if self._is_ignored(error, state):
                 return result
             raise failure from None
 
-    def _is_ignored(self, error: Exception, result: Any, state: str) -> bool:
+    def _is_ignored(self, error: Exception, state: str) -> bool:
         """Return whether the task may go on although `result` was not stored."""
         if isinstance(error, OutOfMemoryError):
             return True
         if state == states.RETRY:  # The new message is on the queue already.
             return True
-        if self.app.current_task is None:  # Outside of a task nothing catches the error.
-            return True
-        # Celery stores the error that this method has raised, too.
-        return isinstance(result, QueueUnavailable)
+        return self.app.current_task is None  # Outside of a task nothing catches the error.
 
 
 class Request(request.Request):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from celery.signals import worker_shutdown
 from celery.worker import state
 
 from ..early_stop import STOPPED
+from . import in_hand
 from .leases import Leases
 from .transport import Transport
 
@@ -53,8 +54,7 @@ class ShutdownStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Give back messages that are not at work. The event loop has ended, so no work begins."""
         self._begun.set()
         worker.pool.executor.shutdown(wait=False, cancel_futures=True)
-        waiting = {*state.scheduled_requests, *state.reserved_requests} - {*state.active_requests}
-        self._leases.give_back({request.message.delivery_tag for request in waiting})
+        self._leases.give_back(in_hand.waiting_tags())
 
     def stop(self, worker: Any) -> None:
         """Do nothing: the pool, which stops next, waits for its threads."""

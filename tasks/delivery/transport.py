@@ -31,6 +31,7 @@ from redis import ConnectionPool
 
 from ..redis import transport as redis_transport
 from ..redis.errors import log_unavailable
+from . import in_hand
 from .envelopes import MAX_MESSAGE_BYTES, celery_message
 from .leases import RENEWALS_PER_LEASE, TAKE, Leases
 
@@ -72,8 +73,7 @@ class QoS(redis.QoS):  # type: ignore[misc]
         their leases are renewed.
         """
         self._on_collect.cancel()
-        scheduled = {request.message.delivery_tag for request in tuple(state.scheduled_requests)}
-        self.channel.leases.let_expire(scheduled.intersection(self._delivered))
+        self.channel.leases.let_expire(in_hand.scheduled_tags().intersection(self._delivered))
         self._delivered.clear()
 
 

@@ -41,8 +41,10 @@ MAX_BATCH_SIZE = 1000  # pictures in one transaction, unless one request alone h
 MAX_PAUSE_SECONDS = 2.0  # between tries of Redis
 RETRY_AFTER_SECONDS = 5  # sent with 503
 PING_SECONDS = 3  # for Redis to answer a health check
-SHUTDOWN_SECONDS = 5  # for requests in progress after a signal to stop
+SHUTDOWN_SECONDS = 5  # for requests in progress after a signal to stop, however long they may wait
 ANSWER_SECONDS = 0.1  # to send the last answers before the server closes its connections
+
+SHUTTING_DOWN = "the trigger is shutting down"
 
 log = structlog.get_logger("veil")
 
@@ -58,6 +60,7 @@ class Intake:
         self.requests_in_progress = 0
         self._hold_seconds = hold_seconds
         self._waiting: dict[asyncio.Future[None], Sequence[Wanted]] = {}
+        self._has_ended = False
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1)
         self._backoff = Backoff("redis", MAX_PAUSE_SECONDS)
@@ -65,9 +68,11 @@ class Intake:
     async def put(self, pictures: Sequence[Wanted]) -> None:
         """Return when Redis has the messages of `pictures`.
 
-        Raises QueueUnavailable if Redis cannot be used for `hold_seconds`, or if too many requests
-        wait for it.
+        Raises QueueUnavailable if Redis cannot be used for `hold_seconds`, if too many requests
+        wait for it, or after `end`.
         """
+        if self._has_ended:
+            raise QueueUnavailable(SHUTTING_DOWN)
         if len(self._waiting) >= MAX_WAITING_REQUESTS:
             raise QueueUnavailable("too many requests are waiting for Redis")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -101,13 +106,17 @@ class Intake:
             self._backoff.failed(error)
 
     async def end(self) -> None:
-        """Wait up to SHUTDOWN_SECONDS for requests in progress, then answer the others 503."""
+        """Wait up to SHUTDOWN_SECONDS for requests in progress, then answer the others 503.
+
+        Requests that come later, on connections that are still open, are answered 503 at once.
+        """
         deadline = asyncio.get_running_loop().time() + SHUTDOWN_SECONDS
         while self.requests_in_progress and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
+        self._has_ended = True
         for done in self._waiting:
             if not done.done():
-                done.set_exception(QueueUnavailable("the trigger is shutting down"))
+                done.set_exception(QueueUnavailable(SHUTTING_DOWN))
         await asyncio.sleep(ANSWER_SECONDS)
 
     async def _publish(self, batch: dict[asyncio.Future[None], Sequence[Wanted]]) -> None:

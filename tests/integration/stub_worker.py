@@ -6,13 +6,14 @@
 
 Keys: ``…/sleep-2.5/…`` takes so many seconds, ``…/transient/…`` finds its server away,
 ``…/permanent/…`` fails for good, ``…/memory/…`` runs out of memory, ``…/panic/…`` raises an error
-that is no Exception, ``…/bug/…`` fails with the pixels in its error. JOURNAL gets one JSON object a
-line, with what, source, pid and at.
+that is no Exception, ``…/bug/…`` fails with the pixels in its error, ``…/nameless/…`` fails with an
+error that can't be described. JOURNAL gets one JSON object a line, with what, source, pid and at.
 """
 
 import json
 import os
 import re
+import socket
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,13 @@ ROUTE = Route.parse("s3://raw=s3://clean")
 
 class Panic(BaseException):
     """An error that is no Exception, as libraries in Rust raise it."""
+
+
+class Nameless(UnreadableImage):
+    """An error whose description fails, so that no dead letter can be made of it."""
+
+    def __str__(self) -> str:
+        raise LookupError("no description")
 
 
 class StubPipeline:
@@ -68,6 +76,8 @@ class StubPipeline:
             raise UnicodeDecodeError("utf-8", PIXELS, 0, 1, f"no text: {PIXELS!r}") from KeyError(
                 PIXELS
             )
+        if "/nameless/" in source:
+            raise Nameless
         if "/memory/" in source:
             raise MemoryError
         if "/panic/" in source:
@@ -119,7 +129,7 @@ def main():
     worker = app.Worker(
         pool="threads",
         concurrency=int(chosen.get("concurrency", 4)),
-        hostname=f"stub-{os.getpid()}@here",
+        hostname=f"stub-{os.getpid()}@{socket.gethostname()}",
         queues=",".join(QUEUES),
         loglevel="WARNING",
         quiet=True,

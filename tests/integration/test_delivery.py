@@ -289,6 +289,22 @@ def test_a_worker_that_was_frozen_cannot_end_what_another_took_over(setting, wai
     wait_until(setting.at_rest, 10)
 
 
+def test_a_message_that_is_given_back_has_not_failed_for_its_sender(setting, wait_until):
+    worker = setting.worker().ready()
+    (result,) = setting.send("later.jpg", countdown=3)
+    wait_until(lambda: setting.in_hand == 1)
+    (tag,) = setting.client.zrange("unacked_index", 0, -1)
+
+    setting.client.zrem("unacked_index", tag)  # The worker has lost its lease.
+    wait_until(lambda: worker.lines("given back"), 20)
+    time.sleep(0.5)  # Celery stores how the task ended.
+
+    assert result.state == "STARTED"
+    setting.client.zadd("unacked_index", {tag: 0})
+    wait_until(lambda: result.state == "SUCCESS", 30)
+    assert setting.did("done") == {"later.jpg": 1}
+
+
 def test_a_lost_connection_neither_ends_a_worker_nor_what_it_has_in_hand(setting, wait_until):
     worker = setting.worker("--concurrency=2").ready()
     setting.send("later.jpg", countdown=4)
@@ -559,6 +575,26 @@ def test_an_error_that_is_no_exception_ends_as_a_dead_letter_and_leaves_the_hand
     (letter,) = dead_letters.LETTERS.entries(setting.client)
     assert (letter.error, letter.message) == ("RuntimeError", "Panic: index out of bounds")
     assert setting.did("begun") == {"panic/a.jpg": 1}
+
+
+def test_a_bug_in_the_handling_of_an_error_acknowledges_nothing(setting, wait_until):
+    worker = setting.worker()
+    (result,) = setting.send("nameless/a.jpg")
+
+    wait_until(lambda: setting.did("begun")["nameless/a.jpg"] == 2, 60)
+    setting.send("b.jpg")
+    wait_until(lambda: setting.did("done")["b.jpg"] == 1, 30)
+    tries = setting.did("begun")["nameless/a.jpg"]
+    time.sleep(3)
+
+    assert setting.did("begun")["nameless/a.jpg"] <= tries + 2, "tried again with a pause"
+    wait_until(lambda: setting.in_hand == 1, 10)
+    assert result.state == "STARTED"
+    assert not list(dead_letters.LETTERS.entries(setting.client))
+    bugs = worker.lines("bug")
+    assert {line["error"] for line in bugs} == {"LookupError"}
+    assert all("_dead_letter" in line["exception"] for line in bugs)
+    assert all("delivered again" in line["effect"] for line in bugs)
 
 
 def test_a_lease_with_which_pictures_would_not_come_back_in_time_is_refused_at_the_start(setting):

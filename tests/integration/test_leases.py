@@ -5,7 +5,7 @@ import json
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from structlog.testing import capture_logs
 
@@ -329,3 +329,71 @@ def test_a_full_redis_lets_messages_be_taken_renewed_returned_and_done(redis, le
 
     assert redis.lrange("uploads", 0, -1) == [b"b", b"c"]
     assert redis.exists(RECORDS, INDEX) == 0
+
+
+@pytest.fixture
+def without(unattended):
+    """``without(command)`` returns a client whose user may not call `command`."""
+
+    def connect(command):
+        rules = ("on", ">a-password", "~*", "&*", "+@all", f"-{command}")
+        unattended.client.execute_command("ACL", "SETUSER", "limited", *rules)
+        return Redis(
+            HOST,
+            unattended.redis.port,
+            unattended.database,
+            username="limited",
+            password="a-password",
+        )
+
+    yield connect
+    unattended.client.acl_deluser("limited")
+
+
+@pytest.mark.parametrize("command", ["ltrim", "zadd", "hset"])
+def test_a_message_that_redis_does_not_let_a_worker_lease_stays_in_its_list(
+    redis, without, command
+):
+    redis.lpush("uploads", "first", "second")
+
+    for tag in ("a", "b"):
+        with pytest.raises(ResponseError, match=command):
+            without(command).eval(TAKE, 3, RECORDS, INDEX, "uploads", tag, SECONDS, "uploads")
+
+    assert redis.lrange("uploads", 0, -1) == [b"second", b"first"]
+    assert redis.exists(RECORDS) == 0
+
+
+def limited(client, clock):
+    """Return the leases of a worker that reaches Redis with `client`."""
+    made = Leases(clock)
+    made._run = lambda: None
+    made.open(client, RECORDS, INDEX, SECONDS)
+    return made
+
+
+def test_a_message_that_redis_does_not_take_back_stays_leased(redis, take, without, clock):
+    redis.lpush("uploads", "message")
+    take("tag", 0.0)
+    leases = limited(without("rpush"), clock)
+
+    leases.give_back(["tag"])
+    with pytest.raises(ResponseError, match="rpush"):
+        leases._take_back_expired()
+
+    assert redis.hkeys(RECORDS) == redis.zrange(INDEX, 0, -1) == [b"tag"]
+    limited(redis, clock)._take_back_expired()
+    assert redis.lrange("uploads", 0, -1) == [b"message"]
+    assert redis.exists(RECORDS, INDEX) == 0
+
+
+def test_a_lease_that_redis_does_not_renew_is_not_forgotten(redis, take, without, clock):
+    redis.lpush("uploads", "message")
+    take("tag")
+    leases = limited(without("zadd"), clock)
+    leases.add("tag")
+
+    with pytest.raises(ResponseError, match="zadd"):
+        leases._renew_leased()
+
+    assert redis.zrange(INDEX, 0, -1) == [b"tag"]

@@ -7,6 +7,7 @@ foreign code reaches nothing.
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,7 @@ from worker.masking.regions import MaskStyle
 from worker.metadata.kept import Kept
 from worker.process import pool as pools
 from worker.process.channel import Configuration
-from worker.process.pool import PicturePool, UnexpectedError
+from worker.process.pool import PicturePool, PictureProcess, UnexpectedError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("hostile_process.py")
@@ -490,6 +492,39 @@ def test_a_picture_fails_for_now_if_no_process_can_be_started_any_more(tmp_path)
     program.write_text(f"import runpy; runpy.run_path({str(PROGRAM)!r}, run_name='__main__')")
     assert anonymizer.anonymize(picture(), Stopwatch()).content
     pool.close()
+
+
+def test_a_process_that_was_not_prepared_gets_no_picture():
+    pool = PicturePool(2, COMMAND)
+    isolated(pool)
+    pool._configuration = replace(pool._configuration, inputs=())  # which raises ValueError
+    with (
+        pool.borrowed(),
+        pytest.raises(PictureProcessLost, match="max"),
+        pool.borrowed(is_new=True),
+    ):
+        pass
+    assert len(pool.pids) == 1
+    pool.close()
+
+
+def open_descriptors():
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("more", range(7))
+def test_a_process_that_is_not_started_leaves_no_descriptor(more):
+    first_free = os.dup(0)
+    os.close(first_free)
+    before = open_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + more, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            PictureProcess(COMMAND)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert open_descriptors() == before
 
 
 def test_a_picture_that_waits_too_long_for_a_process_is_busy():

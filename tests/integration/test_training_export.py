@@ -239,7 +239,7 @@ def test_a_worker_serves_a_model_from_s3_and_fetches_it_once(
 
     assert report["status"] == "anonymized"
     assert clean.head(place + "a.jpg") is not None
-    (unpacked,) = (path for path in (cache / "veil").iterdir() if path.is_dir())
+    (unpacked,) = (path for path in (cache / "veil" / "models").iterdir() if path.is_dir())
     before = (unpacked / "saved_model.pb").stat().st_mtime_ns
 
     # A second process finds the model in the cache.

@@ -255,8 +255,13 @@ def _unpacked_folder(digest: str) -> Path:
     return _cache() / f"model-{digest.strip()}"
 
 
+def cache_folder() -> Path:
+    """Return the folder for unpacked models. In containers it is a volume, and may be written."""
+    return platformdirs.user_cache_path("veil") / "models"
+
+
 def _cache() -> Path:
-    cache = platformdirs.user_cache_path("veil")
+    cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     return cache
 
@@ -269,5 +274,6 @@ def _sha256(path: Path) -> str:
 
 
 def _unusable(address: object, error: OSError) -> ModelInvalid:
-    cache = platformdirs.user_cache_path("veil")
-    return ModelInvalid(f"{address} can't be read or unpacked in {cache}: {error.strerror}")
+    return ModelInvalid(
+        f"{address} can't be read or unpacked in {cache_folder()}: {error.strerror}"
+    )

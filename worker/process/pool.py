@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,16 +117,20 @@ class PictureProcess:
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         """Start the process. Raises OSError."""
-        self._pictures = os.memfd_create("pictures", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._canvas_file = os.memfd_create("canvases", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._stderr, stderr = os.pipe()
         self._canvases = NO_CANVASES
-        end, other_end = socket.socketpair()
-        self._channel = Channel(end, SEND_SECONDS)
-        for pipe_end in (self._stderr, stderr):
-            os.set_blocking(pipe_end, False)  # A full pipe must stop nobody.
-        descriptors = (other_end.fileno(), self._pictures, self._canvas_file)
-        try:
+        with ExitStack() as own, ExitStack() as others:
+            self._pictures = _memory_file("pictures", own)
+            self._canvas_file = _memory_file("canvases", own)
+            self._stderr, stderr = os.pipe()
+            own.callback(os.close, self._stderr)
+            others.callback(os.close, stderr)
+            end, other_end = socket.socketpair()
+            self._channel = Channel(end, SEND_SECONDS)
+            own.callback(self._channel.close)
+            others.callback(other_end.close)
+            for pipe_end in (self._stderr, stderr):
+                os.set_blocking(pipe_end, False)  # A full pipe must stop nobody.
+            descriptors = (other_end.fileno(), self._pictures, self._canvas_file)
             self._process = subprocess.Popen(
                 [*command, *map(str, (os.getpid(), *descriptors))],
                 stdin=subprocess.DEVNULL,
@@ -136,12 +140,7 @@ class PictureProcess:
                 env=_environment(),
                 pass_fds=descriptors,
             )
-        except BaseException:
-            self._close()
-            raise
-        finally:
-            os.close(stderr)
-            other_end.close()
+            self._opened = own.pop_all()  # `end` closes them.
         self.is_alive = True
         self.has_worked = False
         """True from its first picture on."""
@@ -372,10 +371,8 @@ class PictureProcess:
             resource.prlimit(self.pid, resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
     def _close(self) -> None:
-        self._channel.close()
         self._canvases = NO_CANVASES  # frees the mapping, and the descriptor that it holds
-        for descriptor in (self._stderr, self._pictures, self._canvas_file):
-            os.close(descriptor)
+        self._opened.close()
 
 
 class PicturePool:
@@ -526,6 +523,8 @@ class PicturePool:
             self._prepare(process)
         except Exception as error:
             failure = str(error) or type(error).__name__
+            if process is not None:
+                process.end()  # It may wait for its configuration, and must get no picture.
         with self._changed:
             self._starting -= 1
             if failure:
@@ -579,6 +578,13 @@ def _environment() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def _memory_file(name: str, opened: ExitStack) -> int:
+    """Return the descriptor of a new file in memory, which `opened` closes."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    opened.callback(os.close, descriptor)
+    return descriptor
 
 
 def _canvas_bytes(takes: ModelInput) -> int:

@@ -231,9 +231,12 @@ def test_numbers_reach_veil_as_they_were_written(rendered):
 
 
 def test_a_gpu_worker_has_its_image_a_gpu_and_time_to_warm_up(rendered):
-    resources = rendered(*with_values("worker.gpu=true"))
+    resources = rendered(*with_values("worker.gpu=true", "worker.models=20Gi"))
     worker = resources["Deployment", "veil-worker"]
-    assert {"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}} in pod_of(worker)["volumes"]
+    assert pod_of(worker)["volumes"] == [
+        {"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}},
+        {"name": "models", "emptyDir": {"sizeLimit": "20Gi"}},
+    ]
     container = container_of(worker)
     assert "/worker-gpu:" in container["image"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1

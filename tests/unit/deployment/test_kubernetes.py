@@ -1,5 +1,6 @@
 """The rendered manifests are valid, have few privileges, and agree with the worker."""
 
+import importlib.util
 import re
 import subprocess
 from urllib.parse import urlsplit
@@ -12,8 +13,11 @@ from pydantic import SecretStr
 
 from tasks.messages import QUEUES
 from tasks.settings import refuse_unknown
+from tasks.uploads.webhook import ANSWER_SECONDS, SHUTDOWN_SECONDS
 from tests.manifests import check_confinement, check_fields, container_of, pod_of, select
 from worker.settings import WorkerSettings
+
+DEFAULT_STOP_SECONDS = 30  # of Kubernetes
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +67,15 @@ def test_the_resources_have_the_fields_that_kubernetes_and_keda_know(resources):
         check_fields(resource)
 
 
-def test_workers_and_triggers_may_do_nothing_but_work(deployments):
+def test_workers_and_triggers_may_do_nothing_but_work(deployments, models_folder):
     assert deployments.keys() == {"veil-worker", "veil-trigger", "veil-catch-up"}
-    for deployment in deployments.values():
+    for name, deployment in deployments.items():
         check_confinement(deployment)
         mounts = container_of(deployment)["volumeMounts"]
-        assert [mount["mountPath"] for mount in mounts] == ["/tmp"]
+        models = [models_folder] if name == "veil-worker" else []
+        assert [mount["mountPath"] for mount in mounts] == ["/tmp", *models]
+        mounted = {mount["name"] for mount in mounts}
+        assert {volume["name"] for volume in pod_of(deployment)["volumes"]} == mounted
 
 
 def test_each_deployment_has_an_account_of_its_own(resources, deployments):
@@ -104,6 +111,16 @@ def test_the_chart_knows_the_names_of_all_secrets(repository):
 def test_a_worker_that_is_told_to_stop_is_given_the_time_that_it_takes(settings, deployments):
     grace = pod_of(deployments["veil-worker"])["terminationGracePeriodSeconds"]
     assert grace >= int(settings["VEIL_GRACE_SECONDS"]) + 10
+    for name in deployments.keys() - {"veil-worker"}:
+        assert "terminationGracePeriodSeconds" not in pod_of(deployments[name])
+    assert DEFAULT_STOP_SECONDS > SHUTDOWN_SECONDS + ANSWER_SECONDS + 2
+
+
+def test_the_readiness_of_a_worker_is_told_by_a_module_of_its_image(deployments):
+    probe = container_of(deployments["veil-worker"])["readinessProbe"]
+    *program, module = probe["exec"]["command"]
+    assert program == ["python", "-m"]
+    assert importlib.util.find_spec(module) is not None
 
 
 def test_secrets_come_from_the_secret_alone(resources, deployments):

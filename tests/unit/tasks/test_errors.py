@@ -79,6 +79,13 @@ class Panic(BaseException):
     """An error that is no Exception, as libraries in Rust raise it."""
 
 
+class Nameless(Exception):
+    """An error of a library whose description fails."""
+
+    def __str__(self):
+        raise LookupError("no description")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
@@ -105,6 +112,7 @@ class Panic(BaseException):
         ),
         (ValueError("x" * 100_000), ValueError, "x" * errors.MAX_UNEXPECTED_MESSAGE),
         (Panic("index out of bounds"), RuntimeError, "Panic: index out of bounds"),
+        (Nameless(), RuntimeError, "Nameless: "),
     ],
     ids=lambda value: type(value).__name__,
 )

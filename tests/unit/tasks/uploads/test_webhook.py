@@ -82,6 +82,16 @@ def test_more_requests_than_can_wait_are_turned_away_at_once(monkeypatch):
     assert trigger.batches == [2]
 
 
+def test_a_request_that_comes_after_the_end_is_turned_away_at_once():
+    async def run():
+        intake = Intake(Publishes(), 0.1)
+        await intake.end()
+        with pytest.raises(QueueUnavailable, match="shutting down"):
+            await intake.put(pictures(1))
+
+    asyncio.run(run())
+
+
 TOKEN = "t" * 32
 
 

@@ -17,7 +17,7 @@ from worker.detection.model import digest_of
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "veil"
+    return tmp_path / "cache" / "veil" / "models"
 
 
 @pytest.fixture
