@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from .addresses import ObjectUri
@@ -159,6 +160,12 @@ class Rule(BaseModel):
     smallest: int | None = Field(None, ge=0, le=MAX_COORDINATE)
     hold: bool | None = None
     ignore: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_contradiction(self) -> Self:
+        if self.hold and self.ignore:
+            raise ValueError("hold and ignore contradict each other: choose one")
+        return self
 
 
 Label = Annotated[str, AfterValidator(label_of)]

@@ -1,16 +1,18 @@
 """Rules in text, as VEIL_RULES and the flag --rule have them, become the fields of Rule."""
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
-from .messages import label_of
+from .messages import FACE, label_of
+
+Kind = TypeVar("Kind")
 
 EXAMPLE = "plate: region=full margin=0.2; document: hold"
 # Names in a rule that need no value: `hold` stands for `hold=true`.
 FLAGS = ("hold", "ignore")
 TRUTHS = {"true": True, "false": False}
-EVERY_OTHER = "*"  # the label of the rule for all labels without one
+EVERY_OTHER = "*"  # the label of the rule for all other objects than faces without one
 
 
 def parse_rules(text: str) -> dict[str, dict[str, Any]]:
@@ -32,6 +34,14 @@ def parse_rules(text: str) -> dict[str, dict[str, Any]]:
             raise ValueError(f"there are two rules for {label}")
         rules[label] = dict(_values(values))
     return rules
+
+
+def rule_for(rules: Mapping[str, Kind], label: str) -> Kind | None:
+    """Return the rule for `label`, or None.
+
+    The rule EVERY_OTHER is not for faces: whoever wants to leave them visible must name them.
+    """
+    return rules.get(label, None if label == FACE else rules.get(EVERY_OTHER))
 
 
 def _values(text: str) -> Iterator[tuple[str, Any]]:

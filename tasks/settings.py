@@ -593,7 +593,9 @@ def _problems(error: ValidationError) -> list[str]:
     problems: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False):
         variable = "".join(f"{PREFIX}{part}: ".upper() for part in detail["loc"][:1])
-        problems.setdefault(variable, detail["msg"].removeprefix("Value error, "))
+        within = ": ".join(str(part) for part in detail["loc"][1:])
+        message = detail["msg"].removeprefix("Value error, ")
+        problems.setdefault(variable, f"{within}: {message}" if within else message)
     return [variable + message for variable, message in problems.items()]
 
 

@@ -430,6 +430,10 @@ def _detector(
     from worker.detection.labelled import LabelledDetector
 
     labels = searches.labels_to_hide(settings, models)
+    if FACE not in labels:
+        structlog.get_logger("veil").warning(
+            "faces are not searched for", labels=", ".join(labels), effect="faces stay visible"
+        )
     inputs = [_model_input(settings, one.model) for one in models]
     planned = searches.searches_of(settings, models, inputs, labels)
     seconds = searches.seconds_of(settings, planned)

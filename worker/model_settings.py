@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tasks.messages import Rule, label_of
 from tasks.rules import EVERY_OTHER, parse_rules
@@ -32,7 +32,7 @@ class ModelAddress:
         Raises ValueError for a pin that is no digest, for the pin of a model that comes with Veil,
         and if this installation has no plate detector.
         """
-        address, sign, pin = text.partition(PIN)
+        address, sign, pin = (part.strip() for part in text.partition(PIN))
         if sign and not SHA256.fullmatch(pin.lower()):
             raise ValueError(f"{text:.200}: {PIN} must be followed by 64 hexadecimal digits")
         if address in (DEFAULT, PLATES) and sign:
@@ -65,6 +65,15 @@ class LabelSettings(Rule):
     preset: Literal["fast", "balanced", "thorough"] | None = None
     scales: Annotated[tuple[int, ...], BeforeValidator(_sides)] | None = None
     turned: Turned | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: Any) -> Any:
+        """Refuse unknown names with the known ones."""
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(f"{name:.40}: unknown, choose from {', '.join(cls.model_fields)}")
+        return values
 
     @property
     def rule(self) -> Rule:

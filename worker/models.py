@@ -113,7 +113,9 @@ def load_folder(
         raise ModelInvalid(
             f"{name or folder} is a training run: set VEIL_MODEL to what `veil train export` made"
         )
-    if settings.engine == "litert" or (settings.engine == "auto" and _suits_litert(folder)):
+    if settings.engine == "litert" or _has_network_alone(folder):
+        return _load_for_litert(settings, folder, digest_in_8_bits, name)
+    if settings.engine == "auto" and _suits_litert(folder):
         return _load_for_litert(settings, folder, digest_in_8_bits, name)
     from worker.detection.saved_model import SavedModel
 
@@ -126,7 +128,7 @@ def _load_for_litert(
 ) -> "Model":
     if not find_spec(LITERT_MODULE):
         raise ModelInvalid(
-            "VEIL_ENGINE=litert needs LiteRT, which is not installed: pip install ai-edge-litert"
+            f"{name or folder} needs LiteRT, which is not installed: pip install ai-edge-litert"
         )
     from worker.detection.centerface.maps import MIN_SCORE
     from worker.detection.detector import WEAK_SCORE_FACTOR
@@ -140,17 +142,21 @@ def _load_for_litert(
     return QuantizedModel(folder, digest, lanes, min_score, name)
 
 
+def _has_network_alone(folder: Path) -> bool:
+    """Return whether the model in `folder` is a network in 8 bits without another form of it."""
+    from worker.detection.model import GRAPH, NETWORK
+
+    return (folder / NETWORK).is_file() and not (folder / GRAPH).is_file()
+
+
 def _suits_litert(folder: Path) -> bool:
     """Return whether LiteRT is the faster engine for the model in `folder`.
 
-    It is if the folder has a network in 8 bits, and this machine has no GPU or the folder no other
-    form of the network.
+    It is if the folder has a network in 8 bits, and this machine has no GPU.
     """
-    from worker.detection.model import GRAPH, NETWORK
+    from worker.detection.model import NETWORK
 
-    if not (folder / NETWORK).is_file():
-        return False
-    if (folder / GRAPH).is_file() and _has_gpu():
+    if not (folder / NETWORK).is_file() or _has_gpu():
         return False
     if not find_spec(LITERT_MODULE):
         structlog.get_logger("veil").warning(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import SettingsInvalid
 from tasks.messages import FACE, Rule
-from tasks.rules import EVERY_OTHER
+from tasks.rules import EVERY_OTHER, rule_for
 from tasks.settings import PREFIX
 from worker.detection.presets import PRESETS, PassSettings
 from worker.model_settings import LabelSettings
@@ -59,8 +59,7 @@ def settings_of_models(settings: WorkerSettings) -> list[WorkerSettings]:
 
 def rule_of(settings: WorkerSettings, label: str) -> LabelSettings:
     """Return the rule of the settings for `label`."""
-    rules = settings.rules
-    return rules.get(label) or rules.get(EVERY_OTHER) or LabelSettings()
+    return rule_for(settings.rules, label) or LabelSettings()
 
 
 def threshold_of(settings: WorkerSettings, label: str, own: float) -> float:

@@ -134,10 +134,10 @@ class WorkerSettings(UploadSettings):
     rules: Annotated[LabelRules, NoDecode] = Field(
         {},
         description="Rules for the labels that the models find, separated by semicolons, such as "
-        "`plate: method=fill margin=0.2; document: hold; *: ignore`. The names in a rule are "
+        "`plate: method=fill margin=0.2; document: hold; *: method=fill`. The names in a rule are "
         "`method`, `region`, `margin`, `shape`, `smallest`, `hold`, `ignore`, `threshold`, "
         "`preset`, `scales` and `turned`; docs/models.md explains them. `*` is every label without "
-        "a rule. Without a rule, all of an object is hidden, and of a face `VEIL_REGION`.",
+        "a rule, but not `FACE`. Without a rule, all of an object is hidden, and of a face `VEIL_REGION`.",
     )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",

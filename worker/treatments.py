@@ -8,7 +8,7 @@ import numpy as np
 
 from tasks.errors import InvalidRequest
 from tasks.messages import FACE, AnonymizeOptions, Rule
-from tasks.rules import EVERY_OTHER
+from tasks.rules import rule_for
 from worker.detection.faces import Detections
 from worker.masking.filling import INDEPENDENT
 from worker.masking.regions import WHOLE, MaskStyle, Part
@@ -56,11 +56,13 @@ class Treatments:
         if label != FACE:
             style = replace(style, region=WHOLE, margin=OTHER_MARGIN, shape="rectangle")
         known = Treatment(style)
-        if rule := self.rules.get(label, self.rules.get(EVERY_OTHER)):
+        if rule := rule_for(self.rules, label):
             known = _changed(known, rule)
         region = options.region if label == FACE else None
         known = _changed(known, Rule(method=options.method, region=region))
-        return _changed(known, options.rules.get(label, Rule()))
+        known = _changed(known, options.rules.get(label, Rule()))
+        # A request to ignore what a rule of the settings holds must also say `hold=false`.
+        return replace(known, ignore=known.ignore and not known.hold)
 
     def check(self, options: AnonymizeOptions) -> None:
         """Raise InvalidRequest for a rule of a label that no model finds.

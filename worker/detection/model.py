@@ -1,5 +1,6 @@
 """The protocol of a detector's model, whichever engine runs it, and its folder's metadata."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -87,13 +88,28 @@ def stated_labels(folder: Path) -> dict[int, str]:
 
     They are empty if it states none. Raises ModelInvalid if they are not a label for each number.
     """
-    labels = _stated(folder, "labels", {})
+    labels = _stated(folder, "labels", None)
+    if labels is None:
+        _refuse_misspelt(folder)
+        return {}
     try:
+        if not labels:
+            raise ValueError("there are none")
         return {int(number): label_of(label) for number, label in labels.items()}
     except (ValueError, AttributeError) as error:
         raise ModelInvalid(
             f'{folder / METADATA}: labels must be like {{"1": "FACE", "2": "plate"}}: {error}'
         ) from None
+
+
+def _refuse_misspelt(folder: Path) -> None:
+    """Raise ModelInvalid for a key of veil.json that is nearly ``labels``.
+
+    Without its labels, all that the model finds would be treated as faces.
+    """
+    for key in _all_stated(folder):
+        if difflib.get_close_matches(key.lower(), ["labels"], cutoff=0.75):
+            raise ModelInvalid(f"{folder / METADATA}: {key:.40} is unknown: did you mean labels?")
 
 
 def stated_layout(folder: Path) -> Layout:
@@ -117,13 +133,21 @@ def stated_layout(folder: Path) -> Layout:
 
 def _stated(folder: Path, name: str, default: Any) -> Any:
     """Return the value of `name` in veil.json in `folder`, or `default` if there is none."""
+    return _all_stated(folder).get(name, default)
+
+
+def _all_stated(folder: Path) -> dict[str, Any]:
+    """Return what veil.json in `folder` states. Raises ModelInvalid if it is no JSON object."""
     path = folder / METADATA
     if not path.exists():
-        return default
+        return {}
     try:
-        return json.loads(path.read_text()).get(name, default)
-    except (OSError, ValueError, AttributeError):
-        raise ModelInvalid(f"{path} can't be read as a JSON object") from None
+        stated = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelInvalid(f"{path} can't be read as a JSON object: {in_a_line(error)}") from None
+    if not isinstance(stated, dict):
+        raise ModelInvalid(f"{path} can't be read as a JSON object: it is another value")
+    return stated
 
 
 def digest_of(folder: Path) -> str:

@@ -29,7 +29,7 @@ def test_one_model_is_named_as_before():
 
 
 def test_several_models_are_named_in_their_order():
-    several = f"default, s3://models/a b#1.zip#sha256={PIN.upper()}, /b"
+    several = f"default, s3://models/a b#1.zip #sha256={PIN.upper()}, /b"
     assert addresses(models=several) == (
         ModelAddress(),
         ModelAddress("s3://models/a b#1.zip", PIN),
@@ -54,12 +54,13 @@ def test_the_plate_detector_runs_beside_the_other_models(package):
         ({"models": f"default#sha256={PIN}"}, "needs no #sha256="),
         ({"models": f"#sha256={PIN}"}, "names no model"),
         ({"rules": "plate"}, "VEIL_RULES: 'plate' is no rule"),
-        ({"rules": "plate: colour=red"}, "VEIL_RULES: Extra inputs"),
-        ({"rules": "plate: region=0.2"}, "VEIL_RULES: must be top, full"),
-        ({"rules": "plate: threshold=2"}, "VEIL_RULES: "),
-        ({"rules": "plate: scales=5"}, "VEIL_RULES: give one or more sides from 64 to 8192"),
-        ({"rules": "plate: preset=quick"}, "VEIL_RULES: "),
-        ({"rules": "plate: hold=maybe"}, "VEIL_RULES: "),
+        ({"rules": "plate: colour=red"}, "VEIL_RULES: plate: colour: unknown, choose from method"),
+        ({"rules": "plate: region=0.2"}, "VEIL_RULES: plate: region: must be top, full"),
+        ({"rules": "plate: hold ignore"}, "plate: hold and ignore contradict each other"),
+        ({"rules": "plate: threshold=2"}, "VEIL_RULES: plate: threshold: "),
+        ({"rules": "plate: scales=5"}, "VEIL_RULES: plate: scales: give one or more sides from 64"),
+        ({"rules": "plate: preset=quick"}, "VEIL_RULES: plate: preset: "),
+        ({"rules": "plate: hold=maybe"}, "VEIL_RULES: plate: hold: "),
     ],
 )
 def test_wrong_values_are_refused_in_a_line(values, reason):

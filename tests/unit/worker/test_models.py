@@ -31,7 +31,7 @@ def test_a_model_that_was_evaluated_as_worse_is_loaded_with_a_warning(
         assert "4 of 69 faces stay exposed, 2 with the bundled detector" in line
 
 
-@pytest.mark.parametrize("engine", ["litert", "auto"])
+@pytest.mark.parametrize("engine", ["litert", "auto", "tensorflow"])
 def test_a_folder_with_a_network_in_8_bits_alone_is_judged_by_it(engine, tmp_path):
     """LiteRT runs such a folder on every machine, so it needs no graph; this network is damaged."""
     pytest.importorskip("ai_edge_litert", reason="pip install 'veil[worker]'")

@@ -36,9 +36,9 @@ def test_a_rule_changes_the_values_that_it_has():
     assert ruled.of(FACE).style.region == 1.0
 
 
-def test_the_rule_of_every_other_label_is_for_those_without_a_rule():
-    ruled = Treatments(STYLE, LABELS, {"*": Rule(ignore=True), FACE: Rule(hold=True)})
-    assert [ruled.of(label).ignore for label in LABELS] == [False, True, True]
+def test_the_rule_of_every_other_label_is_for_those_without_a_rule_and_never_for_faces():
+    ruled = Treatments(STYLE, LABELS, {"*": Rule(ignore=True), "plate": Rule(hold=True)})
+    assert [ruled.of(label).ignore for label in LABELS] == [False, False, True]
 
 
 def test_options_replace_the_settings_and_their_rules_the_rest():
@@ -76,6 +76,21 @@ def test_objects_to_hold_hold_their_picture():
     assert ruled.hold(some().labels, options())
     assert not ruled.hold([FACE], options())
     assert not ruled.hold(["plate"], options(rules={"plate": {"hold": False}}))
+
+
+def test_a_request_to_ignore_does_not_publish_what_the_settings_hold():
+    ruled = treatments(plate={"hold": True})
+    asked = options(rules={"plate": {"ignore": True}})
+    assert len(ruled.wanted(some(), asked)) == len(some())
+    assert ruled.hold(some().labels, asked)
+    released = options(rules={"plate": {"ignore": True, "hold": False}})
+    assert ruled.wanted(some(), released).labels.tolist() == [FACE]
+    assert not ruled.hold(some().labels, released)
+
+
+def test_a_rule_does_not_hold_and_ignore():
+    with pytest.raises(InvalidRequest, match=r"rules\.plate: hold and ignore contradict"):
+        options(rules={"plate": {"hold": True, "ignore": True}})
 
 
 def test_each_label_is_a_part_with_its_style():

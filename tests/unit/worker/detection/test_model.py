@@ -3,7 +3,13 @@
 import pytest
 
 from tasks.errors import ModelInvalid
-from worker.detection.model import DEFAULT_THRESHOLD, digest_of, in_a_line, stated_threshold
+from worker.detection.model import (
+    DEFAULT_THRESHOLD,
+    digest_of,
+    in_a_line,
+    stated_labels,
+    stated_threshold,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,32 @@ def test_a_threshold_that_is_none_is_refused_in_one_line(tmp_path, content, reas
         stated_threshold(tmp_path, "own.zip")
     assert str(raised.value).startswith("veil.json of own.zip")
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"score_threshold": 0.3, "veil": "0.2.0"}'])
+def test_a_model_may_state_no_labels(tmp_path, content):
+    if content is not None:
+        (tmp_path / "veil.json").write_text(content)
+    assert stated_labels(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"label": {"1": "plate"}}', "label is unknown: did you mean labels"),
+        ('{"Labels": {"1": "plate"}}', "Labels is unknown: did you mean labels"),
+        ('{"labels": {}}', "there are none"),
+        ('{"labels": ["plate"]}', "labels must be like"),
+        ('{"labels": {"one": "plate"}}', "labels must be like"),
+        ('{"labels"', "can't be read as a JSON object: Expecting ':' delimiter: line 1 column 10"),
+        ("[]", "can't be read as a JSON object"),
+    ],
+)
+def test_labels_that_are_not_understood_are_refused(tmp_path, content, reason):
+    (tmp_path / "veil.json").write_text(content)
+    with pytest.raises(ModelInvalid) as refused:
+        stated_labels(tmp_path)
+    assert reason in str(refused.value)
 
 
 def test_the_digest_covers_the_names_and_the_contents_of_all_files(tmp_path):
