@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import TrainingFailed
-from tasks.messages import FACE
 from training import folders
 from training.backend import ON_TENSORFLOW
 from training.fitting import finished_model
@@ -81,8 +80,7 @@ def _self_test(folder: Path, name: str) -> None:
     """
     settings = WorkerSettings.load().model_copy(update={"score_threshold": None})
     model = load_folder(settings, folder, name=name)
-    labels = stated_labels(folder).values()
-    known_face.try_own(model, model.score_threshold, not labels or FACE in labels)
+    known_face.try_own(model, model.score_threshold, stated_labels(folder))
 
 
 def saved_model(run: Run) -> Path:

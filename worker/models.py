@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tasks.errors import ModelInvalid
-from tasks.messages import FACE
 from worker import searches
 from worker.process import processors
 from worker.searches import LoadedModel
@@ -51,8 +50,7 @@ def load_model(settings: WorkerSettings) -> "Model":
         known_face.check_default(model)
         return model
     threshold = searches.lowest_threshold(settings, model.folder, model.name)
-    finds_faces = FACE in loaded(model, settings).labels
-    known_face.try_own(model, threshold, finds_faces)
+    known_face.try_own(model, threshold, loaded(model, settings).classes)
     _warn_of_evaluation(model)
     if settings.model.startswith("s3://") and settings.model_sha256 is None:
         structlog.get_logger("veil").warning(

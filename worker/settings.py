@@ -137,7 +137,8 @@ class WorkerSettings(UploadSettings):
         "`plate: method=fill margin=0.2; document: hold; *: method=fill`. The names in a rule are "
         "`method`, `region`, `margin`, `shape`, `smallest`, `hold`, `ignore`, `threshold`, "
         "`preset`, `scales` and `turned`; docs/models.md explains them. `*` is every label without "
-        "a rule, but not `FACE`. Without a rule, all of an object is hidden, and of a face `VEIL_REGION`.",
+        "a rule, but not `FACE`. Without a rule, all of an object is hidden, and of a face "
+        "`VEIL_REGION`.",
     )
     engine: Literal["auto", "litert", "tensorflow"] = Field(
         "auto",

@@ -217,7 +217,7 @@ def test_options_of_a_request_speak_of_labels(worker, fleet, raw, clean, place, 
     assert receipt_of(clean, place + "a.jpg")["options"] == {"rules": rules}
 
     # A redo of another rule keeps the rest.
-    redone = veil_here("enqueue", source, "--rule", "document: ignore", "--wait")
+    redone = veil_here("enqueue", source, "--rule", "document: ignore hold=false", "--wait")
     assert redone.returncode == 0, redone.stderr
     assert (inside(pixels(clean, place + "a.jpg"), DOCUMENT)[..., 1] > 150).all()
 

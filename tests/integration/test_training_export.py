@@ -196,8 +196,8 @@ def test_a_model_that_workers_refuse_is_not_exported(exported, tmp_path, monkeyp
         exporting.export(large, to, SCORE / 2)
 
     assert str(refused.value) == (
-        f"{to / exporting.ZIP} takes 100% of a photograph with one face for faces, more than 80%: "
-        "train it longer, or raise its score threshold, which is 0.075"
+        f"{to / exporting.ZIP} covers 100% of a photograph with one face with what it finds, "
+        "more than 80%: train it longer, or raise its score threshold, which is 0.075"
     )
     assert (to / exporting.ZIP).read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export", "run"]

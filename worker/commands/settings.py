@@ -24,7 +24,8 @@ def settings(as_json: Json = False, check: Check = False) -> ExitCode:
 
     The command prints a Markdown table of all settings. With --check, it checks the values in the
     environment instead, and prints nothing if a worker accepts all of them. Otherwise it prints the
-    line that a worker would print, and the exit code is 2.
+    line that a worker would print, and the exit code is 2. It loads no model: `veil model info`
+    tells whether models and rules fit each other.
 
     Example: veil settings --check
     """

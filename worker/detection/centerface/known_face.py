@@ -1,10 +1,11 @@
 """The known-answer test: each model is tried on a photograph of a known face before it is used."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.errors import DetectionFailed, ModelInvalid, VeilError
+from tasks.messages import FACE
 from worker.detection.canvas import PADDING_GRAY, Pyramid, padded
 from worker.detection.centerface import SCORE_THRESHOLD
 from worker.detection.credible import credible
@@ -162,15 +164,19 @@ def _difference(found: Detections, recorded: dict[str, Any], tolerance: Toleranc
     return None
 
 
-def try_own(model: Model, score_threshold: float, finds_faces: bool = True) -> None:
+def try_own(
+    model: Model, score_threshold: float, labels: Mapping[int, str] = MappingProxyType({})
+) -> None:
     """Try a user's model on the photograph; ModelInvalid if its answers can't be detections.
 
-    That includes boxes that cover more than MAX_COVERED_SHARE of the photograph.
+    That includes boxes that cover more than MAX_COVERED_SHARE of the photograph, and classes that
+    `labels`, those that the model states, do not have.
 
     The model may be meant to find something else, so if it finds nothing in the photograph, that
     is no more than a warning, and no news if its labels say that it does not find faces. What such
     a model finds in the photograph is wrong, and tells nothing about the order of its numbers.
     """
+    finds_faces = not labels or FACE in labels.values()
     views = VIEWS if model.fixed_size is None else tuple(view for view in VIEWS if view.factor == 1)
     blank = np.full((*(model.fixed_size or photograph().shape[:2]), 3), PADDING_GRAY, np.uint8)
     found = [_shares(_credible(model, _predicted(model, blank), blank, score_threshold), blank)]
@@ -181,6 +187,7 @@ def try_own(model: Model, score_threshold: float, finds_faces: bool = True) -> N
         if view == UPRIGHT and finds_faces:
             finds_known_face = _finds_known_face(model, predicted, canvas, factor, score_threshold)
         believed = _credible(model, predicted, canvas, score_threshold)
+        _check_classes(model, predicted, score_threshold, labels)
         if view == UPRIGHT:
             _check_covered_share(model, believed.boxes_xyxy / factor, score_threshold)
         found.append(_shares(believed, canvas))
@@ -198,6 +205,20 @@ def try_own(model: Model, score_threshold: float, finds_faces: bool = True) -> N
         )
 
 
+def _check_classes(
+    model: Model, found: Detections, score_threshold: float, labels: Mapping[int, str]
+) -> None:
+    """Raise ModelInvalid if `labels` lack the class of a detection that counts."""
+    if not labels or found.classes is None:
+        return
+    for number in found.classes[found.scores >= score_threshold].tolist():
+        if number not in labels:
+            raise ModelInvalid(
+                f"{model.name} returns the class {number}, which its veil.json does not label: "
+                "add it"
+            )
+
+
 def _check_covered_share(model: Model, boxes: Boxes, score_threshold: float) -> None:
     """Raise ModelInvalid if `boxes`, in pixels of the photograph, cover nearly all of it."""
     covered = np.zeros(photograph().shape[:2], bool)
@@ -206,8 +227,8 @@ def _check_covered_share(model: Model, boxes: Boxes, score_threshold: float) -> 
     share = float(covered.mean())
     if share > MAX_COVERED_SHARE:
         raise ModelInvalid(
-            f"{model.name} takes {share:.0%} of a photograph with one face for faces, more than "
-            f"{MAX_COVERED_SHARE:.0%}: train it longer, or raise its score threshold, "
+            f"{model.name} covers {share:.0%} of a photograph with one face with what it finds, "
+            f"more than {MAX_COVERED_SHARE:.0%}: train it longer, or raise its score threshold, "
             f"which is {score_threshold:g}"
         )
 

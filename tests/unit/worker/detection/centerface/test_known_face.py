@@ -1,5 +1,6 @@
 """The known-answer test: answers of a model that let a worker start, and others."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,18 @@ def test_a_model_that_answers_the_same_for_everything_is_refused(scores):
         known_face.try_own(Everywhere(scores, scores, scores), 0.5)
 
 
+def test_a_class_without_a_label_is_refused_before_a_picture_comes():
+    class Labelled(Recorded):
+        def predict(self, batch):
+            return [
+                replace(found, classes=np.full(len(found), 2)) for found in super().predict(batch)
+            ]
+
+    with pytest.raises(ModelInvalid, match=r"returns the class 2, which its veil\.json does not"):
+        known_face.try_own(Labelled("tensorflow"), 0.5, {1: "FACE"})
+    known_face.try_own(Labelled("tensorflow"), 0.5, {1: "plate", 2: "FACE"})
+
+
 class Covering(Recorded):
     """A model that also answers two boxes, which cover `share` of the upright photograph."""
 
@@ -225,7 +238,7 @@ class Covering(Recorded):
 
 
 def test_a_model_that_takes_nearly_all_of_the_photograph_for_faces_is_refused():
-    with pytest.raises(ModelInvalid, match=r"takes 90% of a photograph .*more than 80%") as raised:
+    with pytest.raises(ModelInvalid, match=r"covers 90% of a photograph .*more than 80%") as raised:
         known_face.try_own(Covering(0.9), 0.5)
 
     assert len(str(raised.value).splitlines()) == 1
