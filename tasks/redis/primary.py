@@ -25,6 +25,7 @@ from .address import Host
 # From the answer of a read-only server at a fixed address to the next connection.
 READ_ONLY_PAUSE_SECONDS = 1.0
 SENTINEL_SECONDS = 1.0  # for a sentinel to accept a connection, and to answer
+SILENT_SECONDS = 30.0  # in which a sentinel that did not answer is asked only if it is needed
 # The answer to a blocked command of a server that is demoted.
 UNBLOCKED = "UNBLOCKED"
 # The options of the transport that say how to reach the primary.
@@ -52,10 +53,12 @@ class State:
 class Sentinels:
     """The sentinels of one service. Thread-safe.
 
-    After a failover, a sentinel that was cut off still names the old primary. The number of the
-    configuration (its epoch) shows this: each failover increments it. So sentinels are asked until
-    a majority agrees, and the newest configuration comes first. Its server must then say itself
-    that it is the primary (PrimaryConnection).
+    After a failover, a sentinel that was cut off still names the old primary, and for a moment all
+    do but the one that led the failover. If the old primary has started again by then, what it
+    takes is lost when it is demoted. The number of the configuration (its epoch) tells: each
+    failover increments it. So all sentinels are asked that answered the last time, and at least as
+    many as agree by a majority; the newest configuration comes first. Its server must then say
+    itself that it is the primary (PrimaryConnection).
     """
 
     def __init__(self, hosts: tuple[Host, ...], service: str, options: Mapping[str, Any]) -> None:
@@ -66,6 +69,7 @@ class Sentinels:
             "retry": Retry(NoBackoff(), 0),
         }
         self._hosts = list(hosts)
+        self._silent_until: dict[Host, float] = {}
         self._options = {**limits, **options}
 
     def candidates(self) -> list[Host]:
@@ -77,7 +81,10 @@ class Sentinels:
         votes = Counter[Host]()
         errors: list[Exception] = []
         answers = 0
+        has_majority = False
         for host in tuple(self._hosts):
+            if has_majority and self._silent_until.get(host, 0) > time.monotonic():
+                break  # So are those after it.
             try:
                 state = self._ask(host)
             except (RedisError, OSError) as error:
@@ -89,8 +96,7 @@ class Sentinels:
                 address = state.address
                 epochs[address] = max(epochs.get(address, 0), state.epoch)
                 votes[address] += 1
-                if votes[address] > len(self._hosts) // 2:
-                    break
+                has_majority |= votes[address] > len(self._hosts) // 2
         if epochs:
             return sorted(epochs, key=lambda each: (epochs[each], votes[each]), reverse=True)
         if answers:
@@ -110,7 +116,8 @@ class Sentinels:
                 raise ConnectionLost(f"{host[0]}:{host[1]} does not answer as a sentinel") from None
 
     def _ask_last(self, host: Host) -> None:
-        """Ask a sentinel that does not answer after the others, from now on."""
+        """Ask a sentinel that does not answer after the others, and for a while only if needed."""
+        self._silent_until[host] = time.monotonic() + SILENT_SECONDS
         self._hosts = [*(each for each in self._hosts if each != host), host]
 
     def _failure(self, errors: list[Exception]) -> Exception:

@@ -164,6 +164,19 @@ def reconcile(veil, environment, place):
     }
 
 
+def test_the_newest_of_all_answers_names_the_primary():
+    """Right after a failover, a majority may still name the old primary."""
+    old, new = free_port(), free_port()
+    with (
+        LyingSentinel(old, 4) as one,
+        LyingSentinel(old, 4) as two,
+        LyingSentinel(new, 5) as leader,
+    ):
+        hosts = one.address, two.address, leader.address
+        found = Sentinels(hosts, SERVICE, {"protocol": 2}).candidates()
+    assert found == [(HOST, new), (HOST, old)]
+
+
 def publish(app):
     with contextlib.closing(Publisher(app)) as publisher:
         publisher.publish([Wanted(ObjectUri("raw", "a.jpg"))], "uploads")
