@@ -13,7 +13,9 @@ from pathlib import Path
 
 import boto3
 import pytest
+from structlog.testing import capture_logs
 
+from tasks.line_limit import MAX_LINES
 from tasks.notifications import outbox
 from tasks.notifications.sender import Sender
 from tasks.notifications.targets import Webhook
@@ -139,6 +141,38 @@ def test_a_webhook_that_answers_500_for_an_hour_gets_every_event_afterwards(unat
 
     tried = asyncio.run(send_for_an_hour())
     assert {event["id"] for event in events(receiver)[tried:]} == keys
+
+
+def test_a_webhook_that_refuses_every_event_after_an_outage_is_not_back(unattended, receiver):
+    """The log has ten refused events and one count a minute, and no end of the outage."""
+
+    def put(*keys):
+        for key in keys:
+            event = {"id": key, "time": datetime.now(UTC).isoformat(), "data": {}}
+            outbox.put(unattended.client, event)
+
+    async def send(rounds, status):
+        receiver.answer = lambda _posted: status
+        for _ in range(rounds):
+            await sender.send_due()
+
+    now = 100.0
+    target = Webhook(f"{receiver.url}/hook", [KEY])
+    sender = Sender(outbox.Outbox(unattended.client), target, hours=72, clock=lambda: now)
+    put(*(f"event-{number:02}" for number in range(40)))
+    with capture_logs() as lines:
+        asyncio.run(send(1, 503))
+        asyncio.run(send(41, 422))
+    refused = ["notification refused"] * MAX_LINES
+    assert [line["event"] for line in lines] == ["away", *refused, "more notifications refused"]
+    counted = lines[-1]["notifications"]
+    now += 60
+    with capture_logs() as lines:
+        asyncio.run(send(1, 422))
+        put("accepted")
+        asyncio.run(send(1, 200))
+    assert [line["event"] for line in lines] == ["more notifications refused", "back"]
+    assert MAX_LINES + counted + lines[0]["notifications"] == 40
 
 
 def test_a_webhook_that_hangs_holds_up_no_picture(unattended, stub, receiver, wait_until):
