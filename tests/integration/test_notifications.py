@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import sys
 import threading
 import time
@@ -18,7 +19,8 @@ from structlog.testing import capture_logs
 from tasks.line_limit import MAX_LINES
 from tasks.notifications import outbox
 from tasks.notifications.sender import Sender
-from tasks.notifications.targets import Webhook
+from tasks.notifications.targets import NotAccepted, Webhook
+from tests.integration.certificates import write_certificate
 from tests.integration.conftest import Worker
 from tests.integration.receivers import Receiver
 from tools.local.servers import HOST, Server, free_port
@@ -96,6 +98,39 @@ def test_each_outcome_is_a_signed_event(unattended, stub, receiver, wait_until):
         expected = [signature(key, posted) for key in keys]
         assert posted.headers["webhook-signature"].split() == expected
     wait_until(lambda: outbox.waiting(unattended.client) == 0)
+
+
+@pytest.fixture
+def private(tmp_path):
+    """A receiver with TLS whose certificate no system trusts, and the file of its issuer."""
+    folder = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+    started = Receiver(context=context)
+    yield started, folder / "certificate.pem"
+    started.close()
+
+
+def test_the_issuer_of_a_webhook_is_trusted_if_SSL_CERT_FILE_names_it(
+    unattended, stub, private, wait_until
+):
+    receiver, issuer = private
+    stub(**settings(receiver, SSL_CERT_FILE=str(issuer)))
+    send(unattended, "a.jpg")
+    wait_until(lambda: receiver.posted)
+    wait_until(lambda: outbox.waiting(unattended.client) == 0)
+
+
+def test_an_error_of_tls_says_what_to_check(private, receiver):
+    event = {"id": "event-1"}
+    distrusted, _ = private
+    with pytest.raises(NotAccepted, match="name the file of its issuer in SSL_CERT_FILE"):
+        asyncio.run(Webhook(f"{distrusted.url}/hook", [KEY]).send(event))
+    plain = receiver.url.replace("http://", "https://")
+    with pytest.raises(NotAccepted, match="this port does not speak TLS: check VEIL_NOTIFY"):
+        asyncio.run(Webhook(f"{plain}/hook", [KEY]).send(event))
+    assert not distrusted.posted
+    assert not receiver.posted
 
 
 def test_a_webhook_that_fails_loses_no_event_and_holds_up_no_picture(
