@@ -68,8 +68,8 @@ class EventFilter:
         for prefix in self.prefixes:
             if routes.of_source(prefix) is None:
                 raise BucketNotAllowed(
-                    f"{prefix} is in no source of {routes.setting}: add a route, or correct the "
-                    "prefix"
+                    f"{prefix} is in no source of {routes.setting}: "
+                    f"{routes.advice(prefix)}, or correct the prefix"
                 )
 
     def choose(self, events: Sequence[Event]) -> Chosen:

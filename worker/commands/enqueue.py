@@ -168,8 +168,8 @@ def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: Prefix
     if place is not None and routes.of_source(place) is None:
         known = ", ".join(str(source) for source in routes.sources)
         raise BucketNotAllowed(
-            f"{place} is not within a source of {routes.setting} ({known}): add a route, or "
-            "correct --prefix"
+            f"{place} is not within a source of {routes.setting} ({known}): "
+            f"{routes.advice(place)}, or correct --prefix"
         )
 
 
