@@ -11,6 +11,7 @@ from .errors import BucketNotAllowed, InvalidRequest
 from .messages import AnonymizeRequest
 from .output_names import output_key
 
+MAX_NAMED = 5  # routes that a message names
 RESERVED = ".veil/"  # the folder of receipts below every destination, closed to outputs
 
 
@@ -137,6 +138,17 @@ class Routes:
         """Return the route whose destination is `place` or contains it; None if there is none."""
         return next((route for route in self if place.is_below(route.destination)), None)
 
+    def advice(self, place: PrefixUri) -> str:
+        """Return what to do about `place`, which is in no source: use one below it, or add one."""
+        sources = [str(source) for source in self.sources if source.is_below(place)]
+        return f"routes begin below: {_listed(sources)}" if sources else "add a route"
+
+    def advice_on_outputs(self, place: PrefixUri) -> str:
+        """Return such a text for `place` if it is in no destination."""
+        destinations = [route.destination for route in self]
+        found = [str(each) for each in destinations if each.is_below(place)]
+        return f"routes lead below: {_listed(found)}" if found else "add a route"
+
     def has_source(self, uri: ObjectUri) -> bool:
         """Return whether `uri` is in the source of a route, or is the marker of its folder."""
         return any(source.begins(uri) for source in self.sources)
@@ -185,14 +197,35 @@ def _check_output(route: Route, output: ObjectUri) -> None:
         )
 
 
+def _listed(places: Sequence[str]) -> str:
+    more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
+    return ", ".join(places[:MAX_NAMED]) + more
+
+
 def _overlaps(routes: tuple[Route, ...]) -> Iterator[str]:
-    """Yield a line for each two places of `routes` that overlap."""
-    pairs = []
-    for one, other in itertools.product(routes, repeat=2):
-        pairs.append(("source {} and destination {}", one.source, other.destination))
+    """Yield a line for each route, and each two routes, of which places overlap."""
+    for route in routes:
+        if route.source.overlaps(route.destination):
+            yield (
+                f"the route {_name(route)}: its source {route.source} and its destination "
+                f"{route.destination} overlap: keep them apart"
+            )
     for one, other in itertools.combinations(routes, 2):
-        pairs.append(("sources {} and {}", one.source, other.source))
-        pairs.append(("destinations {} and {}", one.destination, other.destination))
-    for names, place, other_place in pairs:
+        if found := ", ".join(_overlaps_of(one, other)):
+            yield f"the routes {_name(one)} and {_name(other)}: {found}: keep them apart"
+
+
+def _overlaps_of(one: Route, other: Route) -> Iterator[str]:
+    """Yield the overlaps of the places of two routes."""
+    for names, place, other_place in (
+        ("sources {} and {}", one.source, other.source),
+        ("destinations {} and {}", one.destination, other.destination),
+        ("source {} and destination {}", one.source, other.destination),
+        ("destination {} and source {}", one.destination, other.source),
+    ):
         if place.overlaps(other_place):
-            yield f"{names.format(place, other_place)} overlap: keep them apart"
+            yield f"{names.format(place, other_place)} overlap"
+
+
+def _name(route: Route) -> str:
+    return str(route) if route.name is None else route.name

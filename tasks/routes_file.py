@@ -30,6 +30,8 @@ ROUTE_SETTINGS = (
     *("receipt_tags", "receipt_acl"),
 )
 
+VARIABLE = re.compile(r"\bVEIL_([A-Z0-9_]+)")
+
 Problem = tuple[str, str]
 """A key of a route, empty for several keys together, and what is wrong with it."""
 
@@ -128,8 +130,18 @@ def _parsed(name: str, table: Any, check: CheckSettings) -> tuple[list[Route], l
     except ValidationError as error:
         problems += [_line(*problem) for problem in problems_of(error)]
     problems += _unknown_keys(table)
-    problems += [_line(*problem) for problem in check(settings)]
+    problems += [_line(key, _with_keys(problem)) for key, problem in check(settings)]
     return ([] if problems else [entry.route(name)]), problems
+
+
+def _with_keys(problem: str) -> str:
+    """Return the text of a problem with the keys of the file in place of the variables."""
+
+    def key_of(variable: re.Match[str]) -> str:
+        key = variable[1].lower()
+        return key if key in ROUTE_SETTINGS else variable[0]
+
+    return VARIABLE.sub(key_of, problem)
 
 
 def _problems_of_name(name: str) -> Iterator[str]:

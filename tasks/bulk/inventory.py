@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,11 +18,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote_plus
 
 from ..addresses import ObjectUri
-from ..errors import InventoryInvalid, ObjectNotFound, OutputFailed
+from ..errors import InventoryInvalid, NothingFound, ObjectNotFound, OutputFailed, SettingsInvalid
 from ..storage.s3 import ObjectStore, StoredObject
 
 MAX_MANIFEST_BYTES = 16 << 20  # of the JSON of an inventory, which has a line for each file
@@ -31,6 +33,8 @@ ROWS_AT_ONCE = 10_000  # from one call of SQLite to the next
 CACHE_KIB = 64 << 10  # of SQLite
 BUCKET, KEY = "bucket", "key"
 BATCH_FIELDS = (BUCKET, KEY, "versionid")  # the columns of a manifest of Batch Operations
+# SQLite reads these, and silently uses another folder if it can't write to the one that they name.
+FOLDER_VARIABLES = ("SQLITE_TMPDIR", "TMPDIR")
 MAX_FIELD = 16 << 10  # characters; a key has 1,024 bytes at most, and thrice as many when encoded
 
 Row = tuple[str, int, str, str]
@@ -54,13 +58,14 @@ class _File:
 class Inventory:
     """The objects of one bucket as an inventory has them, sorted by the bytes of their keys.
 
-    `name` is the address of the manifest with its version.
+    `name` is the address of the manifest with its version, and `files` the number of its files.
     """
 
-    def __init__(self, name: str, bucket: str, has_times: bool) -> None:
+    def __init__(self, name: str, bucket: str, has_times: bool, files: int) -> None:
         self.name = name
         self.bucket = bucket
         self.has_times = has_times
+        self._files = files
         # An empty name stands for a temporary database on disk.
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -72,9 +77,10 @@ class Inventory:
         """Return the inventory whose manifest is at `manifest`, of one of `buckets`.
 
         A manifest of Batch Operations must be of the first bucket. Raises InventoryInvalid if it
-        can't be used or is of another bucket, OutputFailed without room for its rows, and the
-        errors of the store.
+        can't be used or is of another bucket, SettingsInvalid if TMPDIR is no folder for its rows,
+        OutputFailed without room for them, and the errors of the store.
         """
+        _check_folder(os.environ)
         is_csv = not manifest.key.lower().endswith(".json")
         with store.open(manifest) as opened:
             etag = opened.stored.etag
@@ -85,7 +91,7 @@ class Inventory:
             bucket, files = _inventory_files(manifest, content, buckets)
         has_times = all("lastmodifieddate" in file.fields for file in files)
         with ExitStack() as stack, _room():
-            inventory = cls(f"{manifest}@{etag}", bucket, has_times)
+            inventory = cls(f"{manifest}@{etag}", bucket, has_times, len(files))
             stack.callback(inventory.close)
             for file in files:
                 inventory._add(_rows(store, file, bucket))
@@ -114,11 +120,33 @@ class Inventory:
                 yield StoredObject(uri, etag, size, modified=time)
             last = key
 
+    def require_any(self) -> None:
+        """Raise NothingFound if there is no object in the inventory."""
+        if next(self.list(), None) is None:
+            reason = "no row of an object is in its files" if self._files else "it names no file"
+            raise NothingFound(
+                f"the inventory {self.name} is empty, because {reason}: name another one, or have "
+                "it written again"
+            )
+
     def _add(self, rows: Iterator[Row]) -> None:
         while batch := [(key.encode(), *rest) for key, *rest in islice(rows, ROWS_AT_ONCE)]:
             self._database.execute("BEGIN")
             self._database.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", batch)
             self._database.execute("COMMIT")
+
+
+def _check_folder(environment: Mapping[str, str]) -> None:
+    """Raise SettingsInvalid if a variable names no folder in which rows can be sorted."""
+    for variable in FOLDER_VARIABLES:
+        folder = environment.get(variable)
+        if folder and not (
+            Path(folder).is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)
+        ):
+            raise SettingsInvalid(
+                f"{variable}: {folder} is no folder that this user may write to: create it, or "
+                f"correct {variable}"
+            )
 
 
 @contextmanager
@@ -190,7 +218,10 @@ def _rows(store: ObjectStore, file: _File, bucket: str) -> Iterator[Row]:
                     yield key, *_attributes(row)
             content.check(file)
     except ObjectNotFound:
-        raise InventoryInvalid(f"{file.uri} is missing, and the manifest names it") from None
+        raise InventoryInvalid(
+            f"{file.uri} is missing, and the manifest names it: restore it, or name a newer "
+            "inventory"
+        ) from None
     except (EOFError, OSError, zlib.error) as error:
         raise InventoryInvalid(
             f"{file.uri} is damaged or cut after line {number} ({type(error).__name__})"

@@ -40,8 +40,9 @@ class Places:
                 if route.destination.rest(outputs).startswith(RESERVED):
                     raise InvalidRequest(f"{outputs} is kept for receipts: name another place")
                 return cls(route, sources, outputs, Marks(keys))
+        advice = "add a route" if route else routes.advice(sources)
         raise BucketNotAllowed(
-            f"no route of {routes.setting} leads from {source} to {output or 'anywhere'}: add one"
+            f"no route of {routes.setting} leads from {source} to {output or 'anywhere'}: {advice}"
         )
 
     @classmethod
@@ -52,7 +53,10 @@ class Places:
         """
         route = routes.of_destination(output)
         if route is None:
-            raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
+            raise BucketNotAllowed(
+                f"no route of {routes.setting} leads to {output}: "
+                f"{routes.advice_on_outputs(output)}"
+            )
         if route.destination.rest(output).startswith(RESERVED):
             raise InvalidRequest(f"{output} is kept for receipts: name the outputs")
         return cls(route, route.sources_of(output), output, Marks(keys))

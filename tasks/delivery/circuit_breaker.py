@@ -111,7 +111,7 @@ class CircuitBreaker:
                 self._close(route, failure)
             except RuntimeError as error:
                 # No thread can be started. The next failure closes the route.
-                log.error("route not closed", route=str(route), reason=str(error))
+                log.error("route not closed", **_fields(route), reason=str(error))
         return True
 
     def _close(self, route: Route, failure: VeilError) -> None:
@@ -126,7 +126,7 @@ class CircuitBreaker:
             self._set_paused(self.is_open)
             is_open = self.is_open
         action = "taking nothing until it is back" if is_open else "other routes go on"
-        log.error("store away", route=str(route), **log_fields(failure), action=action)
+        log.error("store away", **_fields(route), **log_fields(failure), action=action)
         # Other routes may have the same store.
         threading.Thread(target=self.check, name="routes", daemon=True).start()
 
@@ -144,9 +144,9 @@ class CircuitBreaker:
             now = time.monotonic()
             if last is not None and now - reminded >= REMINDER_SECONDS:
                 away = round(now - began)
-                log.error("store still away", route=str(route), **log_fields(last), seconds=away)
+                log.error("store still away", **_fields(route), **log_fields(last), seconds=away)
                 reminded = now
-        log.warning("store back", route=str(route), seconds=round(time.monotonic() - began, 1))
+        log.warning("store back", **_fields(route), seconds=round(time.monotonic() - began, 1))
         with self._lock:
             del self._failures[route]
             self._set_paused(False)
@@ -158,8 +158,13 @@ class CircuitBreaker:
         except STORE_ERRORS as error:
             return error
         except Exception as error:  # Neither another error nor a bug may stop the worker.
-            log.error("probe failed", route=str(route), error=type(error).__name__)
+            log.error("probe failed", **_fields(route), error=type(error).__name__)
         return None
+
+
+def _fields(route: Route) -> dict[str, str]:
+    """Return the fields of a log line about `route`: its address, and its name if it has one."""
+    return {"route": str(route)} | ({"route_name": route.name} if route.name else {})
 
 
 def requested_pause(error: VeilError) -> float:

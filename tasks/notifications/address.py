@@ -1,6 +1,7 @@
 """The address of a target of notifications, and the secrets that sign them."""
 
 import base64
+import ipaddress
 import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -22,10 +23,22 @@ def check(address: str, secrets: Sequence[str]) -> None:
         raise ValueError(
             "must be the https:// address of a webhook, or the ARN of an SQS queue or an SNS topic"
         )
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        raise ValueError(
+            "must be an https:// address, because events name pictures: http:// is accepted for "
+            "loopback addresses alone, such as 127.0.0.1"
+        )
     if not secrets:
         raise ValueError("a webhook needs VEIL_NOTIFY_KEY, with which events are signed")
     for secret in secrets:
         secret_bytes(secret)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def secret_bytes(secret: str) -> bytes:

@@ -3,12 +3,14 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 
 import structlog
 from redis.exceptions import RedisError
 
 from ..backoff import Backoff, ceiling
+from ..line_limit import LineLimit
 from .events import Event
 from .outbox import Outbox
 from .targets import EventRefused, NotAccepted, Target
@@ -28,13 +30,20 @@ class Sender:
     A target that accepts nothing is tried with one event at a time, and growing pauses.
     """
 
-    def __init__(self, outbox: Outbox, target: Target, hours: float) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        target: Target,
+        hours: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._outbox = outbox
         self._target = target
         self._seconds = hours * 3600
         self._backoff = Backoff("notifications", LONGEST_OUTAGE_PAUSE_SECONDS)
         self._is_away = False
         self._refusals: dict[str, int] = {}
+        self._refused_lines = LineLimit(clock)
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="notifications", daemon=True).start()
@@ -56,37 +65,41 @@ class Sender:
     async def send_due(self) -> float:
         """Send the events that are due, and return the seconds until the next look."""
         events = self._outbox.take(1 if self._is_away else AT_ONCE)
+        if more := self._refused_lines.take_left_out():
+            log.warning("more notifications refused", notifications=more)
         if not events:
             return IDLE_SECONDS
         sends = [self._send(key, event) for key, event in events.items()]
-        failures = [failure for failure in await asyncio.gather(*sends) if failure]
-        if not failures:
+        errors = await asyncio.gather(*sends)
+        failures = [error for error in errors if isinstance(error, NotAccepted)]
+        if failures:
+            self._is_away = True
+            return self._backoff.failed(failures[0])
+        if None in errors:  # A target that refuses every event has not recovered from an outage.
             self._is_away = False
             self._backoff.succeeded()
-            return 0.0
-        self._is_away = True
-        return self._backoff.failed(failures[0])
+        return 0.0
 
-    async def _send(self, key: str, event: Event) -> NotAccepted | None:
-        """Send `event`. Return the error if the target accepts nothing now."""
+    async def _send(self, key: str, event: Event) -> NotAccepted | EventRefused | None:
+        """Send `event`, and return the error if the target does not accept it."""
         try:
             await self._target.send(event)
         except EventRefused as error:
             self._postpone_refused(key, event, error)
+            return error
         except NotAccepted as error:
             if not self._given_up(key, event, error):
                 self._outbox.postpone([key], 0)
             return error
-        else:
-            self._outbox.remove(key)
-            self._refusals.pop(key, None)
+        self._outbox.remove(key)
+        self._refusals.pop(key, None)
         return None
 
     def _postpone_refused(self, key: str, event: Event, error: EventRefused) -> None:
         if self._given_up(key, event, error):
             return
         refusals = self._refusals.get(key, 0)
-        if not refusals:
+        if not refusals and self._refused_lines.allows():
             log.warning(
                 "notification refused", event_id=key, task_id=_task(event), message=f"{error}"
             )

@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
+from .. import tls_errors
 from ..errors import VeilError
 from .address import ARN, secret_bytes
 from .events import CONTENT_TYPE, Event
@@ -67,7 +68,7 @@ class Webhook(Target):
             client = AsyncHTTPClient(max_body_size=MAX_ANSWER_BYTES)
             answer = await client.fetch(request, raise_error=False)
         except (HTTPClientError, OSError, ValueError) as error:
-            raise NotAccepted(f"{self._host}: {error!s:.200}") from None
+            raise NotAccepted(f"{self._host}: {error!s:.200}{_advice(error)}") from None
         if answer.code in EVENT_STATUSES:
             raise EventRefused(f"{self._host} answers {answer.code}")
         if not 200 <= answer.code < 300:
@@ -77,6 +78,18 @@ class Webhook(Target):
     @property
     def _host(self) -> str:
         return urlsplit(self._url).hostname or ""
+
+
+def _advice(error: Exception) -> str:
+    """Return what to check about a connection that failed with `error`, or nothing."""
+    if tls_errors.distrusts(error):
+        return (
+            ": the certificate is not trusted: check the host in VEIL_NOTIFY, or name the file of "
+            "its issuer in SSL_CERT_FILE"
+        )
+    if tls_errors.speaks_no_tls(error):
+        return ": this port does not speak TLS: check VEIL_NOTIFY"
+    return ""
 
 
 class Aws(Target):

@@ -28,10 +28,25 @@ TRACE_HEADER_FORMS = {
 }
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+# The name of the exporter for each protocol of OTLP, and the package that has it.
+OTLP_EXPORTERS = {
+    "": "otlp_proto_http",
+    "http/protobuf": "otlp_proto_http",
+    "grpc": "otlp_proto_grpc",
+}
+PACKAGES = {
+    "otlp_proto_http": "veil[otel]",
+    "otlp_proto_grpc": "opentelemetry-exporter-otlp-proto-grpc",
+}
+EXPORTERS = "opentelemetry_traces_exporter"  # the group of entry points of all exporters
 SERVICE_NAME = "service.name"
 FLUSH_SECONDS = 2.0
 
 log = structlog.get_logger("veil")
+
+
+class _NoExporter(Exception):
+    """The variables name an exporter that is not installed, or an unknown protocol."""
 
 
 class _Delivery:
@@ -86,8 +101,10 @@ def configure(service: str) -> None:
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     try:
         for name in _exporters(os.environ):
-            (exporter, *_) = entry_points(group="opentelemetry_traces_exporter", name=name)
-            provider.add_span_processor(BatchSpanProcessor(exporter.load()()))
+            provider.add_span_processor(BatchSpanProcessor(_exporter(name)))
+    except _NoExporter as error:
+        _warn(str(error))
+        return
     except Exception as error:  # whatever an exporter raises about its variables
         _warn(f"{type(error).__name__}: {error!s:.200}")
         return
@@ -206,11 +223,34 @@ def _api() -> _Api | None:
 
 
 def _exporters(environment: Mapping[str, str]) -> list[str]:
-    """Return the names of the exporters, as their packages register them."""
-    protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), "")
-    otlp = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
+    """Return the names of the exporters, as their packages register them. Raises _NoExporter."""
     names = environment.get("OTEL_TRACES_EXPORTER") or "otlp"
-    return [otlp if name.strip() == "otlp" else name.strip() for name in names.split(",")]
+    return [
+        _otlp(environment) if name.strip() == "otlp" else name.strip() for name in names.split(",")
+    ]
+
+
+def _otlp(environment: Mapping[str, str]) -> str:
+    """Return the name of the exporter of OTLP for the protocol that a variable names."""
+    variable = next((name for name in PROTOCOLS if environment.get(name)), PROTOCOLS[-1])
+    protocol = environment.get(variable, "").strip()
+    if protocol not in OTLP_EXPORTERS:
+        known = " or ".join(filter(None, OTLP_EXPORTERS))
+        raise _NoExporter(
+            f"{variable}: {protocol:.50} is no protocol of this exporter: use {known}"
+        )
+    return OTLP_EXPORTERS[protocol]
+
+
+def _exporter(name: str) -> Any:
+    """Return the exporter `name`. Raises _NoExporter if no package has it."""
+    for found in entry_points(group=EXPORTERS, name=name):
+        return found.load()()
+    if package := PACKAGES.get(name):
+        raise _NoExporter(f"the exporter {name} is not installed: pip install '{package}'")
+    raise _NoExporter(
+        f"no package with the exporter {name:.50} is installed: check OTEL_TRACES_EXPORTER"
+    )
 
 
 def _end(span: Any, error: str | None) -> None:

@@ -1,6 +1,7 @@
 """The HTTP API of the trigger: enqueue a picture, and ask how it stands."""
 
 import asyncio
+import hashlib
 import json
 import time
 import uuid
@@ -10,7 +11,7 @@ from typing import Any
 
 from tornado.web import HTTPError
 
-from ..errors import BucketNotAllowed, InvalidRequest, QueueUnavailable
+from ..errors import BucketNotAllowed, InvalidRequest, QueueUnavailable, VeilError
 from ..messages import QUEUES, UPLOADS, AnonymizeRequest
 from ..publishing import NAMESPACE, Publisher, Wanted
 from ..redis.errors import connected
@@ -18,12 +19,17 @@ from ..routes import Routes
 from .openapi import PATH, document
 from .webhook import AuthorizedHandler, Handler, Intake, MoreHandlers
 
-REQUEST_KEY = "veil:request:{}"  # a hash with the source and the queue of a request, by task id
+# The key of a hash with the source, the queue and the digest of a request, by task id.
+REQUEST_KEY = "veil:request:{}"
 RESULT_KEY = "celery-task-meta-{}"  # Celery's key of a result, by task id
 MAX_ID_CHARACTERS = 128
 # The status of a picture whose message has not ended, by the state that Celery stores.
 UNENDED = {"PENDING": "queued", "RECEIVED": "queued", "STARTED": "working", "RETRY": "working"}
 FIELDS = ("source", "destination", "options", "queue")
+
+
+class KeyReused(VeilError):
+    """An Idempotency-Key came with another request before."""
 
 
 class Pictures:
@@ -42,8 +48,8 @@ class Pictures:
     async def enqueue(self, body: bytes, idempotency_key: str | None) -> str:
         """Enqueue the picture that a request's `body` asks for, and return its id.
 
-        Requests with the same key have the same id. Raises InvalidRequest, BucketNotAllowed or
-        QueueUnavailable.
+        Requests with the same key have the same id. Raises InvalidRequest, BucketNotAllowed,
+        KeyReused or QueueUnavailable.
         """
         wanted, queue = self._parsed(body, idempotency_key)
         loop = asyncio.get_running_loop()
@@ -78,13 +84,29 @@ class Pictures:
         return wanted, queue
 
     def _publish(self, wanted: Wanted, queue: str) -> None:
+        """Put the message and the record of a request into Redis, in one transaction.
+
+        Raises KeyReused if another request has this id.
+        """
+        key = REQUEST_KEY.format(wanted.task_id)
+        digest = _digest(wanted, queue)
+
+        def check(pipe: Any) -> None:
+            pipe.watch(key)
+            recorded = pipe.hget(key, "digest")
+            if recorded is not None and recorded.decode() != digest:
+                raise KeyReused(
+                    "this Idempotency-Key came with another request before: repeat that request, "
+                    "or send this one with another key"
+                )
+
         def record(pipe: Any) -> None:
-            key = REQUEST_KEY.format(wanted.task_id)
-            fields = {"source": str(wanted.source), "queue": queue, "time": time.time()}
+            source = str(wanted.source)
+            fields = {"source": source, "queue": queue, "time": time.time(), "digest": digest}
             pipe.hset(key, mapping=fields)
             pipe.expire(key, self._result_seconds)
 
-        self._publisher.publish([wanted], queue, also_write=record, keep_results=True)
+        self._publisher.publish([wanted], queue, also_write=record, watch=check, keep_results=True)
 
     def _find(self, task_id: str) -> dict[str, Any] | None:
         with connected(), self._redis.pipeline() as pipe:
@@ -94,6 +116,12 @@ class Pictures:
             return None
         found = {"id": task_id, "source": request[b"source"].decode()}
         return found | _standing(json.loads(stored) if stored else {"status": "PENDING"})
+
+
+def _digest(wanted: Wanted, queue: str) -> str:
+    """Return the same text for requests that ask for the same, however their JSON is written."""
+    asked = json.dumps([queue, *wanted.arguments], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def _standing(result: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +167,8 @@ class PicturesHandler(_PicturesHandler):
             self.refuse(400, str(error))
         except BucketNotAllowed as error:
             self.refuse(403, str(error))
+        except KeyReused as error:
+            self.refuse(422, str(error))
         except QueueUnavailable as error:
             self.refuse(503, str(error))
         else:

@@ -57,7 +57,10 @@ def _post() -> dict[str, Any]:
                 "name": "Idempotency-Key",
                 "in": "header",
                 "schema": {"type": "string", "maxLength": 128},
-                "description": "Requests with the same key get the same id.",
+                "description": (
+                    "The same request with the same key gets the same id. Another request with it "
+                    "is refused as long as the result of the first is kept."
+                ),
             }
         ],
         "requestBody": {"required": True, "content": _json("Request")},
@@ -71,6 +74,7 @@ def _post() -> dict[str, Any]:
             "401": _error("The token is missing or wrong."),
             "403": _error("No route leads from the source, or to the destination."),
             "413": _error("The body is too large."),
+            "422": _error("The Idempotency-Key came with another request before."),
             "503": _error("Redis is unavailable; try again."),
         },
     }

@@ -11,6 +11,7 @@ import structlog
 from ..addresses import ObjectUri, PrefixUri, plain
 from ..backoff import Backoff
 from ..errors import BucketNotAllowed, InvalidRequest, MalformedEvent, VeilError
+from ..line_limit import LineLimit
 from ..messages import UPLOADS, AnonymizeRequest
 from ..publishing import Publisher, Wanted
 from ..routes import Routes
@@ -19,8 +20,6 @@ from .events import Event, Parsed, parse
 
 IGNORED_LOG_SECONDS = 60.0  # between two lines that count ignored events
 MAX_LOGGED_KEY = 1024  # characters; a key in an event may have any length
-# What to check if an event is ignored for one of these reasons, and should not be.
-MAX_REFUSALS_LOGGED = 10  # per message or page of a listing; one more line counts the others
 # Pictures in one transaction. Redis serves no other client while a transaction runs.
 MAX_TRANSACTION_SIZE = 1000
 
@@ -69,8 +68,8 @@ class EventFilter:
         for prefix in self.prefixes:
             if routes.of_source(prefix) is None:
                 raise BucketNotAllowed(
-                    f"{prefix} is in no source of {routes.setting}: add a route, or correct the "
-                    "prefix"
+                    f"{prefix} is in no source of {routes.setting}: "
+                    f"{routes.advice(prefix)}, or correct the prefix"
                 )
 
     def choose(self, events: Sequence[Event]) -> Chosen:
@@ -153,6 +152,7 @@ class Trigger:
         self._clock = clock
         self._ignored_since_log: Counter[str] = Counter()
         self._log_ignored_at = clock() + IGNORED_LOG_SECONDS
+        self._refused_lines = LineLimit(clock)
         metrics.initialize_events(source)
 
     def read(self, body: Any) -> list[Wanted]:
@@ -175,10 +175,7 @@ class Trigger:
         """
         chosen = self.filter.choose(parsed.written)
         refused = parsed.refused + chosen.refused
-        for line in refused[:MAX_REFUSALS_LOGGED]:
-            log.warning("key refused", message=line)
-        if len(refused) > MAX_REFUSALS_LOGGED:
-            log.warning("more keys refused", keys=len(refused) - MAX_REFUSALS_LOGGED)
+        self._log_refused(refused)
         ignored = chosen.ignored + parsed.ignored + Counter(refused=len(parsed.refused))
         self._log_first_ignored(ignored, chosen.examples)
         self.ignored.update(ignored)
@@ -209,6 +206,13 @@ class Trigger:
             self._log_queued(len(distinct), queue)
         self.queued += len(distinct)
         metrics.count_events(self._source, "queued", len(distinct))
+
+    def _log_refused(self, refused: Sequence[str]) -> None:
+        for line in refused:
+            if self._refused_lines.allows():
+                log.warning("key refused", message=line)
+        if more := self._refused_lines.take_left_out():
+            log.warning("more keys refused", keys=more)
 
     def _log_first_ignored(self, ignored: Counter[str], examples: Mapping[str, Event]) -> None:
         """Log one line for each reason in `ignored` for which no event was ignored before."""

@@ -1,5 +1,6 @@
 """HTTP servers that record what is posted to them: spans, reports of defects, notices."""
 
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +20,14 @@ class Posted:
 
 @dataclass
 class Receiver:
-    """A server on a free port. `answer` gives the status of the answer to each request."""
+    """A server on a free port, with TLS if it has a `context`.
+
+    `answer` gives the status of the answer to each request.
+    """
 
     answer: Callable[[Posted], int] = lambda _posted: 200
     posted: list[Posted] = field(default_factory=list)
+    context: ssl.SSLContext | None = None
 
     def __post_init__(self):
         receiver = self
@@ -43,11 +48,14 @@ class Receiver:
 
         self._server = ThreadingHTTPServer((HOST, 0), Handler)
         self._server.daemon_threads = True
+        if self.context:
+            self._server.socket = self.context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
     def url(self):
-        return f"http://{HOST}:{self._server.server_port}"
+        scheme = "https" if self.context else "http"
+        return f"{scheme}://{HOST}:{self._server.server_port}"
 
     def close(self):
         self._server.shutdown()

@@ -95,6 +95,42 @@ def test_options_reach_the_message_and_a_key_gives_the_same_id(api, unattended):
     assert unattended.client.llen("uploads") == 3
 
 
+def test_a_key_that_came_with_another_request_is_refused_and_enqueues_nothing(api, unattended):
+    def post(body):
+        return api("POST", "/v1/pictures", body, **{"Idempotency-Key": "order-8"})
+
+    first = post({"source": "s3://raw/a.jpg", "options": {"method": "fill", "region": "full"}})
+    others = [
+        {"source": "s3://raw/b.jpg", "options": {"method": "fill", "region": "full"}},
+        {"source": "s3://raw/a.jpg", "options": {"method": "blur", "region": "full"}},
+        {"source": "s3://raw/a.jpg"},
+        {
+            "source": "s3://raw/a.jpg",
+            "destination": "s3://clean/b.jpg",
+            "options": {"method": "fill", "region": "full"},
+        },
+        {
+            "source": "s3://raw/a.jpg",
+            "queue": "backfill",
+            "options": {"method": "fill", "region": "full"},
+        },
+    ]
+    for body in others:
+        answer = post(body)
+        assert answer.status_code == 422, body
+        assert "another key" in checked(answer, "Error")["message"]
+    assert unattended.client.llen("uploads") == 1
+    assert not unattended.client.exists("backfill")
+    found = api("GET", f"/v1/pictures/{first.json()['id']}").json()
+    assert found["source"] == "s3://raw/a.jpg"
+    # The order and the spaces of the JSON do not matter, nor fields with their default.
+    same = (
+        b'{"options":{ "region": "full","method":"fill"},"source":"s3://raw/a.jpg",'
+        b'"destination":null, "queue":"uploads"}'
+    )
+    assert post(same).json() == first.json()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [

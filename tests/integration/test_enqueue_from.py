@@ -116,6 +116,16 @@ def test_requests_may_come_through_a_pipe(programs, unattended, environment):
     assert len(messages(unattended)) == 2
 
 
-def test_an_empty_file_enqueues_nothing(enqueue, unattended):
-    assert enqueue("\n\n").returncode == 0
+@pytest.mark.parametrize("flags", [(), ("--wait",), ("--json",)])
+def test_an_empty_file_is_no_success_as_an_empty_prefix_is_none(enqueue, unattended, flags):
+    done = enqueue("\n\n", *flags)
+    assert done.returncode == 1
+    assert "NothingFound: nothing was enqueued: no request in --from" in done.stderr
+    assert done.stdout == ""
     assert messages(unattended) == []
+
+
+def test_a_first_batch_that_is_refused_is_counted_as_none(enqueue, unattended):
+    done = enqueue("nonsense")
+    assert done.returncode == 2
+    assert "0 enqueued on uploads before this error" in done.stderr

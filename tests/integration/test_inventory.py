@@ -22,7 +22,7 @@ import pytest
 from tasks.addresses import ObjectUri
 from tasks.bulk.comparison import compare
 from tasks.bulk.inventory import Inventory
-from tasks.errors import InventoryInvalid, ObjectNotFound
+from tasks.errors import InventoryInvalid, ObjectNotFound, SettingsInvalid
 from tests.integration.test_policies import Account, account  # noqa: F401
 
 SCHEMA = (
@@ -236,6 +236,49 @@ def test_an_empty_file_is_no_inventory_without_objects(report, store, name):
     report.files.append({"key": report.place + "data.csv.gz"})
     with pytest.raises(InventoryInvalid, match="is empty, and so damaged or cut"):
         report.write().read(store, key=name)
+
+
+def test_a_missing_file_says_who_acts(report, store):
+    report.add([row("a.jpg")])
+    report.files[0]["key"] += ".gone"
+    with pytest.raises(InventoryInvalid, match="is missing, and the manifest names it: restore it"):
+        report.write().read(store)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("manifest.json", "is empty, because it names no file"),
+        ("jobs.csv", "is empty, because no row of an object is in its files"),
+        ("jobs.csv.gz", "is empty, because no row of an object is in its files"),
+    ],
+)
+def test_an_empty_inventory_of_sources_is_named(
+    veil, environment, unattended, report, place, name, reason
+):
+    report.put("jobs.csv", b"")
+    report.put("jobs.csv.gz", compressed(b""))
+    report.write()
+    done = veil(
+        "backfill", f"s3://raw/{place}", "--inventory", f"s3://other/{report.place}{name}",
+        environment={**environment, **unattended.environment},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"{report.place}{name}" in done.stderr
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "SQLITE_TMPDIR"])
+def test_a_folder_for_the_rows_that_does_not_exist_is_refused(
+    report, store, monkeypatch, tmp_path, variable
+):
+    report.add([row("a.jpg")])
+    report.write()
+    monkeypatch.setenv(variable, str(tmp_path / "absent"))
+    with pytest.raises(SettingsInvalid, match=f"{variable}: .*absent is no folder that this user"):
+        report.read(store)
+    (tmp_path / "absent").mkdir()
+    assert keys_of(report.read(store)) == ["a.jpg"]
 
 
 @pytest.mark.parametrize("is_compressed", [False, True])

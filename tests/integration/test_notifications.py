@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import sys
 import threading
 import time
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import boto3
 import pytest
+from structlog.testing import capture_logs
 
+from tasks.line_limit import MAX_LINES
 from tasks.notifications import outbox
 from tasks.notifications.sender import Sender
-from tasks.notifications.targets import Webhook
+from tasks.notifications.targets import NotAccepted, Webhook
+from tests.integration.certificates import write_certificate
 from tests.integration.conftest import Worker
 from tests.integration.receivers import Receiver
 from tools.local.servers import HOST, Server, free_port
@@ -96,6 +100,39 @@ def test_each_outcome_is_a_signed_event(unattended, stub, receiver, wait_until):
     wait_until(lambda: outbox.waiting(unattended.client) == 0)
 
 
+@pytest.fixture
+def private(tmp_path):
+    """A receiver with TLS whose certificate no system trusts, and the file of its issuer."""
+    folder = write_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "certificate.pem", folder / "key.pem")
+    started = Receiver(context=context)
+    yield started, folder / "certificate.pem"
+    started.close()
+
+
+def test_the_issuer_of_a_webhook_is_trusted_if_SSL_CERT_FILE_names_it(
+    unattended, stub, private, wait_until
+):
+    receiver, issuer = private
+    stub(**settings(receiver, SSL_CERT_FILE=str(issuer)))
+    send(unattended, "a.jpg")
+    wait_until(lambda: receiver.posted)
+    wait_until(lambda: outbox.waiting(unattended.client) == 0)
+
+
+def test_an_error_of_tls_says_what_to_check(private, receiver):
+    event = {"id": "event-1"}
+    distrusted, _ = private
+    with pytest.raises(NotAccepted, match="name the file of its issuer in SSL_CERT_FILE"):
+        asyncio.run(Webhook(f"{distrusted.url}/hook", [KEY]).send(event))
+    plain = receiver.url.replace("http://", "https://")
+    with pytest.raises(NotAccepted, match="this port does not speak TLS: check VEIL_NOTIFY"):
+        asyncio.run(Webhook(f"{plain}/hook", [KEY]).send(event))
+    assert not distrusted.posted
+    assert not receiver.posted
+
+
 def test_a_webhook_that_fails_loses_no_event_and_holds_up_no_picture(
     unattended, stub, receiver, wait_until
 ):
@@ -139,6 +176,38 @@ def test_a_webhook_that_answers_500_for_an_hour_gets_every_event_afterwards(unat
 
     tried = asyncio.run(send_for_an_hour())
     assert {event["id"] for event in events(receiver)[tried:]} == keys
+
+
+def test_a_webhook_that_refuses_every_event_after_an_outage_is_not_back(unattended, receiver):
+    """The log has ten refused events and one count a minute, and no end of the outage."""
+
+    def put(*keys):
+        for key in keys:
+            event = {"id": key, "time": datetime.now(UTC).isoformat(), "data": {}}
+            outbox.put(unattended.client, event)
+
+    async def send(rounds, status):
+        receiver.answer = lambda _posted: status
+        for _ in range(rounds):
+            await sender.send_due()
+
+    now = 100.0
+    target = Webhook(f"{receiver.url}/hook", [KEY])
+    sender = Sender(outbox.Outbox(unattended.client), target, hours=72, clock=lambda: now)
+    put(*(f"event-{number:02}" for number in range(40)))
+    with capture_logs() as lines:
+        asyncio.run(send(1, 503))
+        asyncio.run(send(41, 422))
+    refused = ["notification refused"] * MAX_LINES
+    assert [line["event"] for line in lines] == ["away", *refused, "more notifications refused"]
+    counted = lines[-1]["notifications"]
+    now += 60
+    with capture_logs() as lines:
+        asyncio.run(send(1, 422))
+        put("accepted")
+        asyncio.run(send(1, 200))
+    assert [line["event"] for line in lines] == ["more notifications refused", "back"]
+    assert MAX_LINES + counted + lines[0]["notifications"] == 40
 
 
 def test_a_webhook_that_hangs_holds_up_no_picture(unattended, stub, receiver, wait_until):

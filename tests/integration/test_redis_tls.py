@@ -4,25 +4,21 @@ TLS ends in front of the real Redis, as with a proxy or in a cloud.
 """
 
 import contextlib
-import ipaddress
 import socket
 import ssl
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 
 from tasks.addresses import ObjectUri
 from tasks.app import create_app
 from tasks.errors import QueueUnavailable, SettingsInvalid
 from tasks.publishing import Publisher, Wanted
 from tasks.settings import Settings
+from tests.integration.certificates import write_certificate
 from tests.integration.conftest import Worker
 from tests.integration.lying_sentinel import LyingSentinel
 from tools.local.sentinels import SERVICE
@@ -42,33 +38,6 @@ def certificate(tmp_path_factory):
 def client_certificate(tmp_path_factory):
     """Another such folder."""
     return write_certificate(tmp_path_factory.mktemp("client"))
-
-
-def write_certificate(folder):
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    (folder / "certificate.pem").write_bytes(made.public_bytes(pem))
-    return folder
 
 
 @pytest.fixture

@@ -209,7 +209,10 @@ def backfill(
             _name(inventories, since or until),
         )
         # The run itself waits for servers; at its start a prefix without objects is more likely a
-        # mistake.
+        # mistake. An inventory of the outputs may be empty.
+        for each in inventories:
+            if each.bucket == places.source.bucket:
+                each.require_any()
         store.require_any(places.source)
         producer = Backfill(
             celery,

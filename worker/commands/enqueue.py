@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import BucketNotAllowed, VeilError
+from tasks.errors import BucketNotAllowed, NothingFound, VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Publisher, Wanted
 from tasks.redis.clients import refuse_cluster
@@ -66,8 +66,8 @@ def enqueue(
     """Put pictures on the queue.
 
     If the routes are set, addresses outside of its sources are refused. Exit with 1 if there is no
-    object below --prefix (nothing is enqueued then) and, with --wait, if a picture failed or has no
-    result.
+    object below --prefix or no line in --from (nothing is enqueued then) and, with --wait, if a
+    picture failed or has no result.
 
     Example: veil enqueue s3://camera-uploads/a/b.jpg --wait
     """
@@ -93,7 +93,11 @@ def enqueue(
             lines = request_lines.wanted(
                 stack.enter_context(request_lines.opened(from_file)), request, routes
             )
-        waited_for = _publish(celery, chain(pictures, lines), queue, wait, as_json, from_file)
+        count, waited_for = _publish(
+            celery, chain(pictures, lines), queue, wait, as_json, from_file
+        )
+    if not count:
+        raise NothingFound(_nothing(place, from_file))
     if wait_seconds is None:
         return ExitCode.OK
     endings = waiting.wait(celery, waited_for, queue, wait_seconds, as_json)
@@ -107,8 +111,8 @@ def _publish(
     wait: bool,
     as_json: bool,
     from_file: str | None,
-) -> dict[str, Wanted]:
-    """Put `pictures` on `queue`. With `wait`, return them by task id.
+) -> tuple[int, dict[str, Wanted]]:
+    """Put `pictures` on `queue`. Return their number and, with `wait`, the pictures by task id.
 
     Those of a file wait for room on the queue, because there may be millions.
     """
@@ -122,7 +126,7 @@ def _publish(
             if bar.count and not (wait and is_finished):
                 print_summary(f"{bar.count:,} enqueued on {queue}")
 
-        with summarized(summarize), _count_on_error(bar, queue):
+        with summarized(summarize), _count_on_error(bar, queue, from_file is not None):
             for wanted in _batches(pictures):
                 if from_file is not None:
                     wait_for_room(celery.backend.client, queue)
@@ -133,16 +137,26 @@ def _publish(
                 elif as_json:
                     _print_enqueued(wanted, task_ids)
             is_finished = True
-    return waited_for
+    return bar.count, waited_for
+
+
+def _nothing(place: PrefixUri | None, from_file: str | None) -> str:
+    """Return why nothing was enqueued, for a prefix, a file, or both."""
+    reasons = []
+    if place is not None:
+        reasons.append(f"no object below {place} that its route takes")
+    if from_file is not None:
+        reasons.append(f"no request in --from {from_file:.200}")
+    return f"nothing was enqueued: {', and '.join(reasons)}"
 
 
 @contextmanager
-def _count_on_error(bar: Bar, queue: str) -> Iterator[None]:
+def _count_on_error(bar: Bar, queue: str, is_zero_shown: bool) -> Iterator[None]:
     """Print how many messages were enqueued if an error ends the block."""
     try:
         yield
     except VeilError:
-        if bar.count:
+        if bar.count or is_zero_shown:
             print_summary(f"{bar.count:,} enqueued on {queue} before this error")
         raise
 
@@ -154,8 +168,8 @@ def _refuse_unrouted(routes: Routes, sources: Iterable[ObjectUri], place: Prefix
     if place is not None and routes.of_source(place) is None:
         known = ", ".join(str(source) for source in routes.sources)
         raise BucketNotAllowed(
-            f"{place} is not within a source of {routes.setting} ({known}): add a route, or "
-            "correct --prefix"
+            f"{place} is not within a source of {routes.setting} ({known}): "
+            f"{routes.advice(place)}, or correct --prefix"
         )
 
 

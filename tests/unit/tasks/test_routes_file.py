@@ -106,15 +106,33 @@ def test_every_mistake_is_named_at_once_with_its_route_and_key(file):
     assert "did you mean method?" in others[2]
 
 
-def test_all_places_that_overlap_are_named(file):
+def test_all_places_that_overlap_are_named_with_their_routes_and_each_pair_once(file):
+    places = {
+        "one": ("raw/a", "clean"),
+        "two": ("raw/a/b", "clean"),
+        "three": ("mixed", "mixed/out"),
+    }
     text = "".join(
-        f'[routes.{name}]\nsource = "s3://raw/{place}"\ndestination = "s3://clean"\n'
-        for name, place in (("one", "a"), ("two", "a/b"))
+        f'[routes.{name}]\nsource = "s3://{source}"\ndestination = "s3://{destination}"\n'
+        for name, (source, destination) in places.items()
     )
+    path = file(text)
     with pytest.raises(ValueError, match="keep them apart") as raised:
-        read_routes(file(text), nothing_wrong)
-    assert "sources s3://raw/a/ and s3://raw/a/b/ overlap" in str(raised.value)
-    assert "destinations s3://clean/ and s3://clean/ overlap" in str(raised.value)
+        read_routes(path, nothing_wrong)
+    assert str(raised.value).removeprefix(f"{path}: ").split("; ") == [
+        "the route three: its source s3://mixed/ and its destination s3://mixed/out/ overlap: "
+        "keep them apart",
+        "the routes one and two: sources s3://raw/a/ and s3://raw/a/b/ overlap, "
+        "destinations s3://clean/ and s3://clean/ overlap: keep them apart",
+    ]
+
+
+def test_a_problem_names_the_key_of_the_file_and_not_the_variable(file):
+    def wrong(_settings):
+        return [("", "VEIL_UPLOAD_ENCRYPTION: lower VEIL_FETCH_SECONDS")]
+
+    with pytest.raises(ValueError, match=r"\[routes.a\] upload_encryption: lower VEIL_FETCH_SEC"):
+        read_routes(file("[routes.a]\n" + ROUTE.format("a")), wrong)
 
 
 ROUTE = 'source = "s3://raw/{0}"\ndestination = "s3://clean/{0}"\n'

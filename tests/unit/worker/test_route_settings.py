@@ -136,7 +136,9 @@ def test_wrong_values_of_all_routes_are_named_as_the_settings_would_be(load):
 
 def test_settings_that_contradict_those_of_the_deployment_are_refused(load, monkeypatch):
     text = 'upload_kms_key = "alias/a"\n'
-    with pytest.raises(SettingsInvalid, match=r"\[routes.route-0\] .*a KMS key needs"):
+    with pytest.raises(
+        SettingsInvalid, match=r"\[routes.route-0\] upload_encryption: a KMS key needs"
+    ):
         load(text)
     monkeypatch.setenv("VEIL_UPLOAD_ENCRYPTION", "aws:kms")
     assert load(text).parsed_routes().routes[0].name == "route-0"

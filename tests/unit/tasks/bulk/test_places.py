@@ -40,6 +40,18 @@ def test_places_without_a_route_are_refused(source, output):
         Places.find(source, output, ROUTES)
 
 
+def test_routes_that_begin_below_an_address_are_named():
+    routes = Routes.parse(*(f"s3://raw/{year}=s3://clean/{year}" for year in range(2020, 2027)))
+    with pytest.raises(BucketNotAllowed) as raised:
+        Places.find("s3://raw", None, routes)
+    named = "s3://raw/2020/, s3://raw/2021/, s3://raw/2022/, s3://raw/2023/, s3://raw/2024/"
+    assert str(raised.value).endswith(f"anywhere: routes begin below: {named} and 2 more")
+    with pytest.raises(BucketNotAllowed, match="routes lead below: s3://clean/2020/, "):
+        Places.of_outputs(PrefixUri.parse("s3://clean"), routes)
+    with pytest.raises(BucketNotAllowed, match="anywhere: add a route"):
+        Places.find("s3://raw/1999", None, routes)
+
+
 def test_the_place_of_receipts_is_refused():
     with pytest.raises(InvalidRequest, match="kept for receipts"):
         Places.find("s3://raw/in", "s3://clean/out/.veil/x", ROUTES)

@@ -2,8 +2,10 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from tasks.delivery.circuit_breaker import (
     FIRST_PAUSE_SECONDS,
@@ -89,6 +91,30 @@ def test_the_worker_is_paused_from_a_confirmed_failure_until_a_probe_succeeds(er
     assert worker.paused == [True, False]
     assert store.probes[ONE] >= 4
     assert not worker.breaker.is_open
+
+
+@pytest.mark.parametrize(("name", "fields"), [("north", {"route_name": "north"}), (None, {})])
+def test_the_lines_of_an_outage_have_the_name_of_the_route_that_metrics_have(name, fields):
+    route = replace(ONE, name=name)
+    errors = [AWAY, AWAY]
+
+    def probe(_route):
+        if errors:
+            raise errors.pop()
+
+    is_back = threading.Event()
+
+    def set_paused(paused):
+        if not paused:
+            is_back.set()
+
+    with capture_logs() as lines:
+        CircuitBreaker(set_paused, probe, [route], lambda _seconds: None).check()
+        assert is_back.wait(PATIENCE)
+    named = {"route": "s3://aaa/=s3://xxx/", **fields}
+    assert sorted(line["event"] for line in lines) == ["store away", "store back"]
+    for line in lines:
+        assert {key: line[key] for key in line if key.startswith("route")} == named
 
 
 def test_a_failure_that_the_probe_does_not_confirm_is_no_outage():

@@ -24,7 +24,11 @@ def test_the_signature_is_that_of_the_example_of_standard_webhooks():
     ("target", "key"),
     [
         ("https://host/path", KEY),
-        ("http://host:8080", f"{KEY},{KEY}"),
+        ("https://host:8080", f"{KEY},{KEY}"),
+        ("http://127.0.0.1:8080/hook", KEY),
+        ("http://127.9.0.1/", KEY),
+        ("http://[::1]:8080/", KEY),
+        ("http://localhost", KEY),
         ("arn:aws:sqs:eu-central-1:123456789012:outcomes", None),
         ("arn:aws-cn:sns:cn-north-1:123456789012:outcomes", None),
     ],
@@ -38,6 +42,9 @@ def test_targets_are_accepted(target, key):
     [
         ("host/path", KEY, "https:// address of a webhook, or the ARN"),
         ("ftp://host", KEY, "https:// address of a webhook, or the ARN"),
+        ("http://host:8080/", KEY, "http:// is accepted for loopback addresses alone"),
+        ("http://10.0.0.1/", KEY, "http:// is accepted for loopback addresses alone"),
+        ("http://localhost.example.com/", KEY, "http:// is accepted for loopback addresses alone"),
         ("https://", KEY, "https:// address of a webhook, or the ARN"),
         ("https://host:port/", KEY, "https:// address of a webhook, or the ARN"),
         ("https://user:hunter2@host/", KEY, "https:// address of a webhook, or the ARN"),

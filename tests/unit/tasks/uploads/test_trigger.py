@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from tasks.addresses import ObjectUri, PrefixUri
 from tasks.errors import BucketNotAllowed, InvalidRequest, MalformedEvent
+from tasks.line_limit import MAX_LINES
 from tasks.messages import AnonymizeRequest
 from tasks.publishing import Wanted
 from tasks.routes import Route, Routes
@@ -16,7 +17,6 @@ from tasks.telemetry import metrics
 from tasks.uploads.events import Event, Parsed, parse
 from tasks.uploads.trigger import (
     MAX_LOGGED_KEY,
-    MAX_REFUSALS_LOGGED,
     MAX_TRANSACTION_SIZE,
     EventFilter,
     Trigger,
@@ -186,9 +186,25 @@ def test_records_that_are_not_understood_are_counted_and_logged_and_the_others_a
     assert _heard("refused") - before == 22
     refusals = [line for line in lines if line["event"] == "key refused"]
     (rest,) = [line for line in lines if line["event"] == "more keys refused"]
-    assert len(refusals) == MAX_REFUSALS_LOGGED
-    assert rest["keys"] == 22 - MAX_REFUSALS_LOGGED
+    assert len(refusals) == MAX_LINES
+    assert rest["keys"] == 22 - MAX_LINES
     assert taking.malformed == 0
+
+
+def test_refused_keys_of_many_messages_are_counted_once_a_minute():
+    now = 100.0
+    taking = trigger(clock=lambda: now)
+    message = json.dumps(s3_event(record("a.jpg"), record("../b.jpg")))
+    with capture_logs() as lines:
+        for _ in range(100):
+            taking.read(message)
+    assert [line["event"] for line in lines] == ["key refused"] * MAX_LINES + ["more keys refused"]
+    with capture_logs() as lines:
+        for seconds in (59, 1):
+            now += seconds
+            taking.read(message)
+    (counted,) = [line["keys"] for line in lines if "keys" in line]
+    assert counted == 102 - MAX_LINES - 1
 
 
 def test_events_off_the_routes_are_named_once_and_counted_once_a_minute():
