@@ -143,6 +143,9 @@ def correction(
         return Correction(picture.name, problem="no receipt tells what was hidden")
     if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
         return Correction(picture.name, problem="the boxes are of a picture of another size")
+    if outside := _outside(picture, receipt):
+        area = ",".join(map(str, outside))
+        return Correction(picture.name, problem=f"the area {area} is outside of the picture")
     added, removed = _differences(picture, receipt)
     if not added and not removed:
         return Correction(picture.name)
@@ -163,6 +166,15 @@ def _place_of(output: str, routes: Routes, keys: Sequence[Key]) -> tuple[Places,
             whole = Places.of_outputs(PrefixUri(uri.bucket, route.destination.prefix), routes, keys)
             return whole, whole.output.relative(uri)
     raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
+
+
+def _outside(picture: AnnotatedPicture, receipt: Receipt) -> Area | None:
+    """Return the first area that shares nothing with the picture; None if there is none."""
+    for shape in picture.shapes:
+        x1, y1, _, _ = shape.box_xyxy
+        if x1 >= receipt.width or y1 >= receipt.height:
+            return shape.area
+    return None
 
 
 def _differences(

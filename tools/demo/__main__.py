@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ from tools.local.servers import (
 from worker.commands.waiting import Endings
 from worker.detection.centerface import default_folder
 from worker.local_files import PICTURE_SUFFIXES
+from worker.printing import counted, counted_objects
 
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"
@@ -257,7 +258,7 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     client = services.s3.client()
     _say(
         "Upload",
-        f"{_count(len(pictures), 'picture')} to s3://{RAW}, and the store tells the trigger",
+        f"{counted(len(pictures), 'picture')} to s3://{RAW}, and the store tells the trigger",
     )
     started_at = time.monotonic()
     _each(pictures.items(), lambda item: client.upload_file(str(item[1]), RAW, item[0]))
@@ -278,7 +279,7 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     pairs = [
         contact_sheet.Pair(
             key,
-            _found(delivered[key].labels),
+            counted_objects(delivered[key].labels),
             pictures[key],
             path,
             [face["box_xyxy"] for face in delivered[key].faces],
@@ -296,7 +297,7 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
         "held": len(held),
         "failed": len(pictures) - len(made),
         "faces": labels.count(FACE),
-        "found": _found(labels),
+        "found": counted_objects(labels),
         "seconds": round(seconds, 2),
         "pictures_per_second": round(len(delivered) / seconds, 2),
         "outputs": str(FOLDER / "clean"),
@@ -372,7 +373,7 @@ def _keep(services: Services) -> None:
 def _report(summary: dict[str, Any], images: str) -> None:
     _say(
         "Done",
-        f"{_count(summary['pictures'], 'picture')}: {_endings(summary)}; "
+        f"{counted(summary['pictures'], 'picture')}: {_endings(summary)}; "
         f"{summary['found']}, "
         f"{summary['seconds']} s, {summary['pictures_per_second']} pictures/s",
     )
@@ -386,24 +387,13 @@ def _report(summary: dict[str, Any], images: str) -> None:
     if not RUNNING.exists():
         _say("Flower", "ran during the demo; KEEP=1 leaves it and the other services running")
     if summary["failed"]:  # The last line, because make adds its own about the exit code.
-        count = _count(summary["failed"], "picture")
+        count = counted(summary["failed"], "picture")
         _say("Failed", f"{count}, named above; the services worked. make reports it as Error 1.")
 
 
 def _endings(summary: dict[str, Any]) -> Endings:
     outcomes = {"anonymized": summary["anonymized"], "held": summary["held"]}
     return Endings({**outcomes, "dead": summary["failed"]})
-
-
-def _found(labels: Sequence[str]) -> str:
-    """Return the number of objects by label, such as "2 faces, 1 plate"."""
-    others = sorted(set(labels) - {FACE})
-    counts = [_count(labels.count(FACE), "face")]
-    return ", ".join([*counts, *(_count(labels.count(label), label) for label in others)])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def stop_kept() -> int:

@@ -25,7 +25,7 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Queue
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
-from worker.printing import print_note, print_summary, printable, summarized
+from worker.printing import counted, print_note, print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def export(
     count = 0
 
     def summarize() -> None:
-        parts = [f"{count:,} {'picture' if count == 1 else 'pictures'} exported"]
+        parts = [f"{counted(count, 'picture')} exported"]
         if exported.without_output:
             parts.append(f"{exported.without_output:,} without an output left out")
         if exported.without_receipt:
