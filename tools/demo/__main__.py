@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from tasks.errors import VeilError
 from tasks.messages import FACE
 from tasks.records import dead_letters
 from tasks.routes import Routes
+from tasks.settings import PREFIX
 from tasks.storage import receipts
 from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore
@@ -191,7 +193,12 @@ def started(keep: bool) -> Iterator[Services]:
         webhook = Webhook()
         s3 = start_s3(folder / "s3", (RAW, CLEAN), keep, webhook)
         add(s3.server)
-        environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": ROUTE}
+        environment = {
+            **_own_settings(),
+            **redis.environment(),
+            **s3.environment(),
+            "VEIL_ROUTES": ROUTE,
+        }
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).expanduser().resolve())
         if _is_set("PLATES"):
@@ -227,6 +234,11 @@ def started(keep: bool) -> Iterator[Services]:
         yield Services(servers, redis, s3, environment, flower)
         if keep:
             stopping.pop_all()
+
+
+def _own_settings() -> dict[str, str]:
+    """Return the settings of Veil in the environment of the demo."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
 
 
 @contextmanager
@@ -359,7 +371,9 @@ def _keep(services: Services) -> None:
     environment = FOLDER / "environment.sh"
     environment.touch(mode=0o600)
     environment.write_text(
-        "".join(f"export {name}='{value}'\n" for name, value in services.environment.items())
+        "".join(
+            f"export {name}={shlex.quote(value)}\n" for name, value in services.environment.items()
+        )
     )
     _say("Flower", f"{services.flower.address}  user veil, password {services.flower.password}")
     _say("S3", f"{services.s3.endpoint}  (addresses and keys: `. {environment}`)")
