@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.errors import InvalidRequest, TrainingFailed
+from tasks.messages import FACE
 from worker.commands.command import CommandApp
 from worker.commands.options import Json, refuse_beside
-from worker.printing import print_note
+from worker.printing import counted, print_note
 
 if TYPE_CHECKING:
+    from training.exporting import Exported
     from training.run import Run
 
 LARGEST_ENLARGEMENT = 4.0  # the limit of VEIL_MAX_ENLARGEMENT
@@ -98,7 +100,7 @@ def import_(
     Example: veil train import labels/ --to dataset --map with_mask=FACE
     """
     from training.data import formats, importing, overview
-    from training.data.dataset import FACE
+    from training.data.dataset import kind_of
 
     if form is not None and form not in formats.FORMATS:
         raise typer.BadParameter(f"choose from {', '.join(formats.FORMATS)}", param_hint="--format")
@@ -120,9 +122,9 @@ def import_(
         return
     print(f"digest: {figures['digest']}")
     print(f"labels: {overview.label_line(figures)}")
-    noun = "faces" if choice.classes == (FACE,) else "objects"
+    kind = kind_of(choice.classes)
     for name, counts in figures["splits"].items():
-        print(f"{name}: {counts['pictures']:,} pictures, {counts['faces']:,} {noun}")
+        print(f"{name}: {counted(counts['pictures'], 'picture')}, {counted(counts['faces'], kind)}")
     print(f"samples: {to / overview.SAMPLES}")
     print(f"report: {to / 'report.md'}")
     print(_next("fit", to, "--to", "RUN", "--start", "default"))
@@ -370,9 +372,11 @@ def evaluate(
     if as_json:
         print(json.dumps(content))
         return
+    has_other_labels = any(figures["label"] != FACE for figures in content["models"])
     for figures in content["models"]:
+        label = f", {figures['label']}" if has_other_labels else ""
         print(
-            f"{figures['model']}: mAP {figures['mAP']}, AP50 {figures['AP50']}, "
+            f"{figures['model']}{label}: mAP {figures['mAP']}, AP50 {figures['AP50']}, "
             f"recall {figures['recall']} at {figures['threshold']}, "
             f"exposed {figures['exposed']} of {figures['faces']}, spill {figures['spill']:.2%}"
         )
@@ -436,7 +440,7 @@ def export(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a finished run as a SavedModel: `VEIL_MODEL=FOLDER/saved_model.zip` serves it.
+    """Write a finished run as a SavedModel, and print the setting that serves it.
 
     Example: veil train export run --to model
     """
@@ -462,7 +466,22 @@ def export(
     _print_links(run)
     for report in sorted((folder / REPORTS).glob("*/report.md")):
         print(f"report: {report}")
-    print(f"VEIL_MODEL={exported.zip}")
+    print(_setting_line(exported))
+
+
+def _setting_line(exported: "Exported") -> str:
+    """Return the setting with which workers use a model.
+
+    The default model stays beside one that finds no faces, or hides them worse.
+    """
+    from worker.detection.evaluation import Evaluation
+
+    metadata = exported.metadata
+    evaluation = Evaluation.parse(metadata.get("evaluation"))
+    is_worse = evaluation is not None and bool(evaluation.drawbacks())
+    if FACE in metadata["labels"].values() and not is_worse:
+        return f"VEIL_MODEL={exported.zip}"
+    return f"VEIL_MODELS=default,{exported.zip}"
 
 
 def _eight_bits_line(folder: Path, difference: float) -> str:

@@ -220,7 +220,11 @@ def _read_line(fields: dict[str, Any]) -> AnnotatedPicture:
             for shape in fields["shapes"]
         ]
     return AnnotatedPicture(
-        str(name), int(fields.get("width") or 0), int(fields.get("height") or 0), shapes
+        str(name),
+        int(fields.get("width") or 0),
+        int(fields.get("height") or 0),
+        shapes,
+        _facts_in(fields),
     )
 
 
@@ -244,7 +248,13 @@ def _read_coco(whole: dict[str, Any]) -> Iterator[AnnotatedPicture]:
             int(image.get("width") or 0),
             int(image.get("height") or 0),
             shapes.get(image["id"], []),
+            _facts_in(image),
         )
+
+
+def _facts_in(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts that `export` wrote, as far as a reader needs them."""
+    return {"recipe": fields["recipe"]} if fields.get("recipe") else {}
 
 
 def _read_cvat(content: str) -> Iterator[AnnotatedPicture]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from ..addresses import ObjectUri, PrefixUri
@@ -10,39 +11,93 @@ from ..messages import AnonymizeOptions
 from ..publishing import Wanted
 from ..routes import Routes
 from ..signatures import Key
-from ..storage import receipts
 from ..storage.receipts import Receipt, ReceiptName
-from ..storage.s3 import ObjectStore
+from ..storage.s3 import ObjectStore, StoredObject
 from .annotations import EXTRA, FACE, AnnotatedPicture, Area, Shape
-from .comparison import find_receipt, read_receipt
+from .comparison import list_outputs, list_receipts, read_receipt, refusal, without_output
 from .in_order import in_order
 from .places import Places
 
 THREADS = 16  # receipts that are read at once
 # A corrected box with this intersection over union with a hidden face is that face.
 SAME_FACE_IOU = 0.5
+REMADE = "the boxes are not those of the present output"
 
 
-def exported(store: ObjectStore, places: Places) -> Iterator[AnnotatedPicture]:
-    """Yield the pictures below `places` with the boxes of their receipts, in listing order.
+class Export:
+    """The boxes of outputs, each by the receipt of the output that is published.
 
-    Of several receipts of a picture the newest counts. A receipt that does not count is left out,
-    and so are those of keys that are too long for the name of a receipt.
+    `without_output` and `without_receipt` count the pictures that were left out so far.
     """
-    folder = receipts.folder(places.route.destination, places.output)
-    grouped = _grouped(receipts.list_folder(store, folder))
 
-    def newest(names: list[ReceiptName]) -> tuple[str, Receipt] | None:
-        found = [read_receipt(store, places, name) for name in names]
-        counting = [receipt for receipt in found if receipt is not None]
-        if not counting:
+    def __init__(self, store: ObjectStore, routes: Routes, keys: Sequence[Key]) -> None:
+        self.without_output = 0
+        self.without_receipt = 0
+        self._store = store
+        self._routes = routes
+        self._keys = keys
+
+    def pictures(self, address: str) -> Iterator[AnnotatedPicture]:
+        """Yield the picture `address`, or the pictures below it, with their boxes.
+
+        They come in listing order. Raises BucketNotAllowed and InvalidRequest for an address that
+        can't have outputs.
+        """
+        places, key = self._single(address)
+        if key is not None:
+            keys = iter([key])
+        else:
+            outputs = list_outputs(self._store, places)
+            keys = (places.output.relative(stored.uri) for stored in outputs)
+        for picture in in_order(lambda key: self._picture(places, key), keys, THREADS):
+            if picture is not None:
+                yield picture
+        if key is None:
+            self._count_without_output(places)
+
+    def _single(self, address: str) -> tuple[Places, str | None]:
+        """Return the places of `address`, and the key of an output there or of its receipts."""
+        place = PrefixUri.parse(address)
+        places = Places.of_outputs(place, self._routes, self._keys)
+        if address.endswith("/") or place == places.route.destination:
+            return places, None
+        whole = Places.of_outputs(places.route.destination, self._routes, self._keys)
+        key = whole.output.relative(ObjectUri.parse(address))
+        if self._store.head(whole.destination(key)) or any(list_receipts(self._store, whole, key)):
+            return whole, key
+        return places, None
+
+    def _picture(self, places: Places, key: str) -> AnnotatedPicture | None:
+        destination = places.destination(key)
+        if refusal(self._store, destination):
+            self.without_receipt += 1
             return None
-        return names[0].key, max(counting, key=lambda receipt: receipt.created)
+        output = self._store.head(destination)
+        if output is None:
+            self.without_output += 1
+            return None
+        receipt = _published_receipt(self._store, places, key, output)
+        if receipt is None:
+            self.without_receipt += 1
+            return None
+        return annotated(str(destination), receipt)
 
-    for picture in in_order(newest, grouped, THREADS):
-        if picture is not None:
-            key, receipt = picture
-            yield annotated(str(places.destination(key)), receipt)
+    def _count_without_output(self, places: Places) -> None:
+        names = without_output(self._store, places)
+        keys = (key for key, _ in groupby(names, lambda name: name.key))
+        outputs = in_order(lambda key: self._store.head(places.destination(key)), keys, THREADS)
+        self.without_output += sum(output is None for output in outputs)
+
+
+def _published_receipt(
+    store: ObjectStore, places: Places, key: str, output: StoredObject
+) -> Receipt | None:
+    """Return the receipt that tells what was hidden in `output`; None if there is none.
+
+    The picture may have newer receipts by which it was held. They say nothing about the output.
+    """
+    receipt = read_receipt(store, places, ReceiptName.of_output(key, output))
+    return receipt if receipt is not None and receipt.status == "anonymized" else None
 
 
 def annotated(output: str, receipt: Receipt) -> AnnotatedPicture:
@@ -78,20 +133,24 @@ def correction(
     try:
         places, key = _place_of(picture.name, routes, keys)
         output = store.head(places.destination(key))
-        found = output and find_receipt(store, places, ReceiptName.of_output(key, output))
+        receipt = None if output is None else _published_receipt(store, places, key, output)
     except VeilError as error:
         return Correction(picture.name, problem=str(error))
     if output is None:
         return Correction(picture.name, problem="there is no such output")
-    receipt = found.accepted if found else None
     source = places.source_of(key, output.metadata)
     if receipt is None or not places.marks.is_source(output.metadata, source):
         return Correction(picture.name, problem="no receipt tells what was hidden")
     if (picture.width, picture.height) not in ((0, 0), (receipt.width, receipt.height)):
         return Correction(picture.name, problem="the boxes are of a picture of another size")
+    if outside := _outside(picture, receipt):
+        area = ",".join(map(str, outside))
+        return Correction(picture.name, problem=f"the area {area} is outside of the picture")
     added, removed = _differences(picture, receipt)
     if not added and not removed:
         return Correction(picture.name)
+    if picture.facts.get("recipe", receipt.recipe) != receipt.recipe:
+        return Correction(picture.name, problem=f"{REMADE}: export them again")
     try:
         options = receipt.asked.with_more(AnonymizeOptions.parse(exempt=removed, extra=added))
     except InvalidRequest as error:
@@ -107,6 +166,15 @@ def _place_of(output: str, routes: Routes, keys: Sequence[Key]) -> tuple[Places,
             whole = Places.of_outputs(PrefixUri(uri.bucket, route.destination.prefix), routes, keys)
             return whole, whole.output.relative(uri)
     raise BucketNotAllowed(f"no route of {routes.setting} leads to {output}: add one")
+
+
+def _outside(picture: AnnotatedPicture, receipt: Receipt) -> Area | None:
+    """Return the first area that shares nothing with the picture; None if there is none."""
+    for shape in picture.shapes:
+        x1, y1, _, _ = shape.box_xyxy
+        if x1 >= receipt.width or y1 >= receipt.height:
+            return shape.area
+    return None
 
 
 def _differences(
@@ -138,18 +206,6 @@ def iou(one: Sequence[float], other: Sequence[float]) -> float:
     common = width * height
     areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
     return common / (areas - common)
-
-
-def _grouped(names: Iterator[ReceiptName]) -> Iterator[list[ReceiptName]]:
-    """Yield the receipts of each picture together: a listing has them one after the other."""
-    group: list[ReceiptName] = []
-    for name in names:
-        if group and group[0].key != name.key:
-            yield group
-            group = []
-        group.append(name)
-    if group:
-        yield group
 
 
 def require_pictures(pictures: Sequence[AnnotatedPicture]) -> None:

@@ -48,8 +48,9 @@ class Settled:
     """The state of a picture, found by reading its objects. `source` and `output` may be missing.
 
     `reason` says why the picture is held or refused, why its destination is taken, or why its state
-    is unknown. The store is not asked for a picture whose address no worker accepts, such as
-    ``a/../b``: its `source` is as it was listed.
+    is unknown. The `output` of a held picture is an older one, which is still published. The store
+    is not asked for a picture whose address no worker accepts, such as ``a/../b``: its `source` is
+    as it was listed.
     """
 
     key: str
@@ -131,17 +132,9 @@ def settle(
         output = store.head(destination)
     if source is None or places.key(source.uri) != key:
         return None if output is None else Settled(key, "orphan", None, output)
-    if output is not None:
-        if not places.marks.is_source(output.metadata, source.uri):
-            return _settle_foreign(places, key, source, output)
-        if _is_of_version(places, source, recipe, ReceiptName.of_output(key, output)):
-            return _settle_current(store, places, key, source, output)
-    # When a new version is held, the output of the older one stays, with its receipt.
-    if output is None or len(compared.receipts) != 1:
-        held = _held(store, places, recipe, key, source)
-        if held is not None:
-            return Settled(key, "held", source, output, held.reason)
-    return Settled(key, "missing" if output is None else "stale", source, output)
+    if output is not None and not places.marks.is_source(output.metadata, source.uri):
+        return _settle_foreign(places, key, source, output)
+    return _settle_own(store, places, recipe, compared, source, output)
 
 
 def source_uri(
@@ -167,6 +160,34 @@ def _settle_foreign(
     what = "the original" if is_copy else "an object that is not its output"
     reason = f"{what} is in its output's place: remove it, or choose another destination"
     return Settled(key, "taken", source, output, reason)
+
+
+def _settle_own(
+    store: ObjectStore,
+    places: Places,
+    recipe: str | None,
+    compared: Compared,
+    source: StoredObject,
+    output: StoredObject | None,
+) -> Settled:
+    """Settle a picture with no object in its output's place, or with one that is marked as its own.
+
+    When a picture is held, an older output stays, with its receipt. VEIL_VERIFY and rules may hold
+    a picture whose output has the same recipe.
+    """
+    key = compared.key
+    held = None
+    if output is None or len(compared.receipts) != 1:
+        held = _held(store, places, recipe, key, source)
+    if output is None:
+        settled = Settled(key, "missing", source, None)
+    elif _is_of_version(places, source, recipe, ReceiptName.of_output(key, output)):
+        settled = _settle_current(store, places, key, source, output)
+        if settled.state != "current":
+            return settled
+    else:
+        settled = Settled(key, "stale", source, output)
+    return settled if held is None else Settled(key, "held", source, output, held.reason)
 
 
 def _settle_current(

@@ -55,7 +55,8 @@ class Finding:
     """A picture that is not current, or has doubtful faces, and the `reason` for the finding.
 
     `version` is the source as it is now, None if it is gone. `lowest_score` is only set if findings
-    are chosen by their score. `is_wanted` says whether they were chosen.
+    are chosen by their score. `is_wanted` says whether they were chosen. `older_output` is true for
+    a held picture of which an older output is still published.
     """
 
     state: State
@@ -66,6 +67,7 @@ class Finding:
     lowest_score: float | None = None
     is_wanted: bool = True
     enqueued: bool = False
+    older_output: bool = False
 
     def wanted(self, places: Places) -> Wanted:
         """Return the picture to publish, so that a worker makes its output again."""
@@ -91,7 +93,8 @@ Publish = Callable[[Sequence[Wanted]], None]
 class Reconciliation:
     """A comparison of two places.
 
-    `counts` has the pictures so far by state, chosen or not. `is_complete` is true at the end.
+    `counts` has the pictures so far by state, chosen or not. Of the held ones, `held_with_output`
+    have an older output that is still published. `is_complete` is true at the end.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Reconciliation:
         keys are left out; upper and lower case are the same.
         """
         self.counts: Counter[State] = Counter()
+        self.held_with_output = 0
         self.enqueued = 0
         self.is_complete = False
         self._store = store
@@ -146,6 +150,7 @@ class Reconciliation:
                 return
             found = self._with_dead_letters(batch)
             self.counts.update(finding.state for finding in found)
+            self.held_with_output += sum(finding.older_output for finding in found)
             chosen = [finding for finding in found if finding.is_wanted][:limit]
             if limit is not None:
                 limit -= len(chosen)
@@ -200,6 +205,7 @@ class Reconciliation:
             self._places.destination(settled.key),
             _reason(self._places, settled, name, self._recipe),
             settled.source,
+            older_output=settled.state == "held" and settled.output is not None,
         )
         return self._chosen(finding, name)
 
@@ -269,7 +275,8 @@ def _reason(places: Places, settled: Settled, name: ReceiptName | None, recipe: 
     if settled.state == "orphan":
         return "no source"
     if settled.state == "held":
-        return settled.reason or "no face found"
+        reason = settled.reason or "no face found"
+        return reason if settled.output is None else f"{reason}; an older output is published"
     if settled.state in ("taken", "refused", "unknown key"):
         return settled.reason or ""
     assert name is not None

@@ -5,6 +5,7 @@ it can be stopped.
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ RUN_SECONDS = 150
 # A service or a step announces itself on standard error; what is started by then has to be stopped.
 WHILE_SERVICES_START = "Services"
 WHILE_PICTURES_ARE_MADE = "Queue"
+RULES = "FACE: method=fill margin=0.3"
 
 
 def processes_in(folder):
@@ -179,7 +181,7 @@ def test_after_ctrl_c_no_process_survives(demo, moment, times, keep):
 def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_stopped(demo, images):
     (images / "broken.jpg").write_bytes((images / "a.jpg").read_bytes()[:3000])
 
-    code, said = finish(demo(KEEP="1"))
+    code, said = finish(demo(KEEP="1", VEIL_RULES=RULES))
 
     assert code == 1, said
     assert "broken.jpg" in said
@@ -199,10 +201,9 @@ def test_a_broken_picture_fails_alone_and_kept_services_answer_until_they_are_st
         urllib.request.urlopen(summary["flower"], timeout=20)
     environment = demo.cwd / ".demo/environment.sh"
     assert environment.stat().st_mode & 0o077 == 0
-    settings = dict(
-        line.removeprefix("export ").split("=", 1)
-        for line in environment.read_text().replace("'", "").splitlines()
-    )
+    exports = shlex.split(environment.read_text())
+    settings = dict(word.split("=", 1) for word in exports if word != "export")
+    assert settings["VEIL_RULES"] == RULES, "a shell has the settings of the worker"
     with redis.Redis.from_url(
         settings["VEIL_REDIS_URL"], password=settings["VEIL_REDIS_PASSWORD"]
     ) as client:

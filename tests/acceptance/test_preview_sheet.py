@@ -13,11 +13,44 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tasks.records.samples import Mark, Sample, SampledPicture
 from tests.browser import axe_script, chromium, console, serious_problems
+from worker.sampling import report
+from worker.sampling.acceptance import accept
 
 SCREENSHOT = os.environ.get("SCREENSHOT_PREVIEW")
 # A name that would run a script if it were not escaped. File systems allow no slash in it.
 HOSTILE = '<img src=x onerror="document.title=1">.jpg'
+# The words of the elements that a selector finds, of which a part is on another line.
+BROKEN_WORDS = """
+const range = document.createRange(), broken = [];
+for (const element of document.querySelectorAll(arguments[0])) {
+  const texts = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    for (const word of texts.currentNode.data.matchAll(/[^\\s/-]+/g)) {
+      range.setStart(texts.currentNode, word.index);
+      range.setEnd(texts.currentNode, word.index + word[0].length);
+      const lines = new Set([...range.getClientRects()].map(one => Math.round(one.top)));
+      if (lines.size > 1) broken.push(word[0]);
+    }
+  }
+}
+return broken;
+"""
+
+
+def broken_words(browser, selector):
+    return browser.execute_script(BROKEN_WORDS, selector)
+
+
+def narrow(browser):
+    """Give the page the width of a phone."""
+    size = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def widen(browser):
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +149,32 @@ def test_all_pictures_of_the_sheet_are_shown(page):
 def test_people_with_disabilities_can_use_the_sheet(page):
     script = axe_script()
     assert serious_problems(page, script) == []
+
+
+def test_the_sheet_fits_a_phone_and_breaks_no_address_inside_a_word(page):
+    """Tables that are too wide scroll by themselves."""
+    narrow(page)
+    try:
+        assert page.execute_script("return document.documentElement.scrollWidth") == 400
+        assert page.find_elements(By.CSS_SELECTOR, "#failures ~ .scroll td.text wbr")
+        assert broken_words(page, "#failures ~ .scroll td.text") == []
+    finally:
+        widen(page)
+
+
+def test_the_report_of_a_sample_fits_a_phone(browser, tmp_path):
+    marked = SampledPicture("s3://camera-clean/2026/11/30/platform-3/IMG_0001.jpg", "e", "r")
+    sample = Sample("0a1b2c3d", ["s3://camera-clean/2026"], 1, 1, 1.8e9, [marked])
+    report.write(tmp_path / "report.html", accept(sample, {0: Mark([[0, 0, 9, 9]], "marks.jsonl")}))
+    browser.get((tmp_path / "report.html").as_uri())
+    assert broken_words(browser, "td.text") == []
+    narrow(browser)
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 400
+        assert broken_words(browser, "td.text") == []
+        assert serious_problems(browser, axe_script()) == []
+    finally:
+        widen(browser)
 
 
 def test_a_sheet_without_originals_has_no_clear_pixel(folder, veil, tmp_path):

@@ -466,11 +466,12 @@ class Archive:
         recipe: str = RECIPE,
         status: str = "anonymized",
         scores: tuple[float, ...] = (),
+        created: str = "2026-01-01T00:00:00.000+00:00",
     ) -> None:
         sign = next(iter(self.places.marks.keys), None)
         receipt = Receipt(
             status=status,
-            created="2026-01-01T00:00:00.000+00:00",
+            created=created,
             source_etag=etag,
             source_sha256="0" * 64,
             source_bytes=7,

@@ -5,15 +5,22 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.integration.conftest import OLDER_RECIPE
+
 BOX = [0, 0, 1, 1]  # of each face in the receipts of the archive
 
 
 @pytest.fixture(scope="module")
 def archive(store, archive_at):
     archive = archive_at(store, "boxes/")
-    for key in ("a.jpg", "b & c.jpg", "d/e.jpg"):
+    for key in ("a.jpg", "b & c.jpg", "d/e.jpg", "newer/a.jpg"):
         archive.done(key, archive.source(key).etag, scores=(0.9,))
+    # Another recipe held the picture since, and found fewer faces than the output hides.
+    etag = archive.source("newer/a.jpg").etag
+    newer = "2026-02-01T00:00:00.000+00:00"
+    archive.receipt("newer/a.jpg", etag, OLDER_RECIPE, "held", created=newer)
     archive.receipt("held.jpg", archive.source("held.jpg").etag, status="held")
+    archive.store.put(archive.destination("foreign.jpg"), b"not Veil's", "image/jpeg", {})
     return archive
 
 
@@ -32,20 +39,23 @@ def receipt(veil, settings):
 
 
 def test_each_format_has_every_picture_with_its_boxes(archive, receipt):
-    lines = [json.loads(line) for line in receipt("export", "s3://clean/boxes").stdout.splitlines()]
+    exported = receipt("export", "s3://clean/boxes")
+    left_out = "1 without an output left out, 1 without a receipt left out"
+    assert f"4 pictures exported, {left_out}" in exported.stderr
+    lines = [json.loads(line) for line in exported.stdout.splitlines()]
     assert [line["name"] for line in lines] == [
         "s3://clean/boxes/a.jpg",
         "s3://clean/boxes/b & c.jpg",
         "s3://clean/boxes/d/e.jpg",
-        "s3://clean/boxes/held.jpg",
+        "s3://clean/boxes/newer/a.jpg",
     ]
     assert lines[0]["shapes"] == [{"area": BOX, "label": "face", "score": 0.9}]
-    assert lines[-1]["status"] == "held"
+    assert lines[-1]["status"] == "anonymized"
 
     coco = json.loads(receipt("export", "s3://clean/boxes", "--format", "coco").stdout)
-    assert (len(coco["images"]), len(coco["annotations"])) == (4, 3)
+    assert (len(coco["images"]), len(coco["annotations"])) == (4, 4)
     cvat = ElementTree.fromstring(receipt("export", "s3://clean/boxes", "--format", "cvat").stdout)
-    assert len(cvat.findall("image/box")) == 3
+    assert len(cvat.findall("image/box")) == 4
 
 
 @pytest.mark.parametrize("form", ["coco", "cvat", "jsonl"])
@@ -53,10 +63,31 @@ def test_a_file_that_comes_back_unchanged_changes_nothing(
     archive, receipt, unattended, tmp_path, form
 ):
     path = tmp_path / "boxes"
-    assert receipt("export", "s3://clean/boxes/d", "--format", form, "-o", path).returncode == 0
+    assert receipt("export", "s3://clean/boxes", "--format", form, "-o", path).returncode == 0
     done = receipt("import", path)
     assert done.returncode == 0, done.stderr
-    assert "0 enqueued, 1 unchanged" in done.stderr
+    assert "0 enqueued, 4 unchanged, 0 refused" in done.stderr
+    assert unattended.client.llen("uploads") == 0
+
+
+def test_one_output_can_be_exported(archive, receipt):
+    done = receipt("export", "s3://clean/boxes/b & c.jpg")
+    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == [
+        "s3://clean/boxes/b & c.jpg"
+    ]
+    assert "1 picture exported" in done.stderr
+    held = receipt("export", "s3://clean/boxes/held.jpg")
+    assert held.returncode == 1
+    assert "0 pictures exported, 1 without an output left out" in held.stderr
+
+
+def test_boxes_of_an_earlier_output_are_refused(archive, receipt, unattended, tmp_path):
+    path = tmp_path / "boxes.jsonl"
+    earlier = {"name": "s3://clean/boxes/a.jpg", "recipe": OLDER_RECIPE}
+    path.write_text(json.dumps({**earlier, "shapes": [{"area": [1, 1, 3, 2]}]}))
+    done = receipt("import", path)
+    assert done.returncode == 1
+    assert "the boxes are not those of the present output: export them again" in done.stderr
     assert unattended.client.llen("uploads") == 0
 
 
@@ -85,11 +116,13 @@ def test_boxes_that_fit_no_output_are_refused(archive, receipt, unattended, tmp_
         {"name": "a.jpg", "shapes": []},
         {"name": "s3://clean/boxes/a.jpg", "width": 999, "height": 9, "shapes": []},
         {"name": "s3://clean/boxes/../a.jpg", "shapes": []},
+        {"name": "s3://clean/boxes/a.jpg", "shapes": [{"area": [5, 0, 6, 1]}]},
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     done = receipt("import", path)
     assert done.returncode == 1
-    assert "0 enqueued, 0 unchanged, 5 refused" in done.stderr
+    assert "the area 5,0,6,1 is outside of the picture" in done.stderr
+    assert "0 enqueued, 0 unchanged, 6 refused" in done.stderr
     assert unattended.client.llen("uploads") == 0
     path.write_text("")
     assert receipt("import", path).returncode == 2

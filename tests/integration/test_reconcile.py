@@ -118,7 +118,9 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(
     }
     places = one_of_each.places
     for key, finding in findings.items():
-        assert set(finding) == {"state", "source", "output", "reason", "lowest_score", "enqueued"}
+        assert set(finding) == {
+            *("state", "source", "output", "reason", "lowest_score", "enqueued", "older_output")
+        }
         assert finding["output"] == str(places.destination(key))
         assert not finding["enqueued"]
     assert summary.pop("seconds") > 0
@@ -133,7 +135,13 @@ def test_what_is_wrong_is_told_with_its_reason_and_the_rest_is_counted(
         "archived": 0,
     }
     counts |= {"refused": 0, "unknown key": 0, "source unknown": 0}
-    assert summary == {**counts, "enqueued": 0, "recipe": RECIPE, "complete": True}
+    assert summary == {
+        **counts,
+        "held_with_output": 0,
+        "enqueued": 0,
+        "recipe": RECIPE,
+        "complete": True,
+    }
     assert enqueued(unattended) == {}
 
 
@@ -184,6 +192,45 @@ def test_a_place_where_all_is_done_or_held_is_exit_code_0(archive, reconcile):
     findings, summary = told(done)
     assert {key: finding["state"] for key, finding in findings.items()} == {"b.jpg": "held"}
     assert (summary["current"], summary["held"]) == (1, 1)
+
+
+def test_a_hold_that_left_an_older_output_published_is_told_until_the_output_is_deleted(
+    archive, reconcile, veil, unattended, s3
+):
+    """Of the last one the worker's rule changed, which is no part of its recipe."""
+    older = {"other recipe": OLDER_RECIPE, "same recipe": RECIPE}
+    later = "2026-02-01T00:00:00.000+00:00"
+    for key, recipe in older.items():
+        etag = archive.source(key).etag
+        archive.done(key, etag, recipe)
+        archive.receipt(key, etag, status="held", created=later)
+    archive.receipt("new", archive.source("new").etag, status="held")
+    archive.receipt("released", archive.source("released").etag, status="held")
+    archive.output("released", archive.source("released").etag)
+    archive.receipt("released", archive.source("released").etag, created=later)
+
+    done = reconcile("--recipe", RECIPE)
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[1] == "held, with an older output still published: 2"
+    findings, summary = told(reconcile("--recipe", RECIPE, "--json"))
+    assert {key for key, finding in findings.items() if finding["older_output"]} == set(older)
+    assert (summary["current"], summary["held"], summary["held_with_output"]) == (1, 3, 2)
+
+    environment = {**unattended.environment, **s3.environment()}
+    environment["VEIL_ROUTES"] = str(archive.places.route)
+    for key in older:
+        output = archive.places.destination(key)
+        told_of = veil("receipt", "verify", "--json", output, environment=environment)
+        receipt = json.loads(told_of.stdout.splitlines()[0])["receipt"]
+        archive.store.delete(output)
+        archive.store.delete(ObjectUri.parse(receipt))
+    _, summary = told(reconcile("--recipe", RECIPE, "--json"))
+    assert (summary["held"], summary["held_with_output"]) == (3, 0)
+    place = str(archive.places.output)
+    verified = veil("receipt", "verify", "--json", place, environment=environment)
+    states = json.loads(verified.stdout.splitlines()[-1])["summary"]["states"]
+    assert states["held"] == 3
+    assert "output gone" not in states
 
 
 def test_what_is_missing_or_stale_is_enqueued_and_nothing_else(one_of_each, reconcile, unattended):

@@ -80,11 +80,47 @@ def test_marks_can_come_from_a_file_without_redis(archive, veil, settings, tmp_p
     marks.write_text("\n".join(lines))
     done = veil(*command, "--marks", marks, "-o", report, environment=without_redis)
     assert done.returncode == 0, done.stderr
-    assert "35 pictures" in done.stderr  # are not in the sample
+    assert "35 pictures of" in done.stderr  # not in the sample
+    assert f"no picture in {marks} has a mark of an exposed face" in done.stderr
     assert json.loads(done.stdout)["reviewed"] == 5
     assert "No miss in 5 pictures" in report.read_text()
     again = veil(*command, "--marks", marks, environment=without_redis)
     assert again.stdout == done.stdout
+
+
+def test_an_unedited_export_is_noticed(archive, veil, settings, tmp_path):
+    """Its shapes are the hidden faces: nobody has marked anything."""
+    path = tmp_path / "boxes.xml"
+    place = "s3://clean/sampling"
+    exported = veil(
+        "receipt", "export", place, "--format", "cvat", "-o", path, environment=settings
+    )
+    assert exported.returncode == 0, exported.stderr
+    done = veil("sample", place, "--pictures", 5, "--marks", path, environment=settings)
+    assert f"no picture in {path} has a mark of an exposed face" in done.stderr
+
+
+def test_a_mark_outside_of_its_picture_is_refused_and_one_across_its_edge_is_clipped(
+    archive, veil, settings, tmp_path
+):
+    """The pictures have 3 x 2 pixels."""
+    path = tmp_path / "marks.jsonl"
+    command = ("sample", "s3://clean/sampling", "--pictures", 40, "--json", "--marks", path)
+
+    def marked(exposed, **more):
+        line = {"output": "s3://clean/sampling/3.jpg", "exposed": [exposed], **more}
+        path.write_text(json.dumps(line))
+        return veil(*command, environment=settings)
+
+    outside = marked([30, 0, 40, 2])
+    assert outside.returncode == 2
+    message = "the mark 30,0,40,2 is outside of s3://clean/sampling/3.jpg, which has 3 x 2 pixels"
+    assert message in outside.stderr
+    other = marked([0, 0, 2, 2], width=300, height=200)
+    assert "are of a picture of 300 x 200 pixels, and it has 3 x 2" in other.stderr
+    across = marked([1, 0, 40, 40])
+    assert "1 mark of" in across.stderr
+    assert json.loads(across.stdout)["misses"][0]["exposed_xyxy"] == [[1, 0, 3, 2]]
 
 
 def test_misses_go_to_redo_and_to_training(archive, sample, unattended, tmp_path):

@@ -104,6 +104,14 @@ EARLY = [
      "--overlap: has no effect without --poll"),
     ("only detect", ["anonymize", "a.jpg", "--detect-only", "--region", "full"], {},
      "--region: has no effect with --detect-only: leave out one of them"),
+    ("reviewer", ["review", "serve", "--reviewer", "ana", "--reviewer", "ana "], {},
+     "--reviewer: ana is named twice"),
+    ("two ways to the desk", ["review", "serve"],
+     {"VEIL_REVIEW_PASSWORD": "a-password-of-this-test", "VEIL_REVIEW_USER_HEADER": "X-User",
+      "VEIL_REVIEW_PROXIES": "127.0.0.1"},
+     "VEIL_REVIEW_PASSWORD and VEIL_REVIEW_USER_HEADER are both set"),
+    ("a setting twice", ["preview", ".", "--compare", "region=full,region=0.5"], {},
+     "VEIL_REGION is given twice: repeat --compare to try several values"),
     ("command", ["anonymise"], {}, "'anonymize'"),
 ]  # fmt: skip
 

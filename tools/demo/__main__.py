@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tasks.errors import VeilError
 from tasks.messages import FACE
 from tasks.records import dead_letters
 from tasks.routes import Routes
+from tasks.settings import PREFIX
 from tasks.storage import receipts
 from tasks.storage.receipts import Receipt
 from tasks.storage.s3 import ObjectStore
@@ -43,6 +45,7 @@ from tools.local.servers import (
 from worker.commands.waiting import Endings
 from worker.detection.centerface import default_folder
 from worker.local_files import PICTURE_SUFFIXES
+from worker.printing import counted, counted_objects
 
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"
@@ -190,7 +193,12 @@ def started(keep: bool) -> Iterator[Services]:
         webhook = Webhook()
         s3 = start_s3(folder / "s3", (RAW, CLEAN), keep, webhook)
         add(s3.server)
-        environment = {**redis.environment(), **s3.environment(), "VEIL_ROUTES": ROUTE}
+        environment = {
+            **_own_settings(),
+            **redis.environment(),
+            **s3.environment(),
+            "VEIL_ROUTES": ROUTE,
+        }
         if model := os.environ.get("VEIL_MODEL"):
             environment["VEIL_MODEL"] = str(Path(model).expanduser().resolve())
         if _is_set("PLATES"):
@@ -228,6 +236,11 @@ def started(keep: bool) -> Iterator[Services]:
             stopping.pop_all()
 
 
+def _own_settings() -> dict[str, str]:
+    """Return the settings of Veil in the environment of the demo."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+
+
 @contextmanager
 def _uninterrupted_end() -> Iterator[None]:
     """Ignore Ctrl-C from the end of the block, so that it does not interrupt the cleaning up."""
@@ -257,7 +270,7 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     client = services.s3.client()
     _say(
         "Upload",
-        f"{_count(len(pictures), 'picture')} to s3://{RAW}, and the store tells the trigger",
+        f"{counted(len(pictures), 'picture')} to s3://{RAW}, and the store tells the trigger",
     )
     started_at = time.monotonic()
     _each(pictures.items(), lambda item: client.upload_file(str(item[1]), RAW, item[0]))
@@ -278,7 +291,7 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
     pairs = [
         contact_sheet.Pair(
             key,
-            _found(delivered[key].labels),
+            counted_objects(delivered[key].labels),
             pictures[key],
             path,
             [face["box_xyxy"] for face in delivered[key].faces],
@@ -296,7 +309,7 @@ def _deliver(services: Services, pictures: dict[str, Path], keep: bool) -> dict[
         "held": len(held),
         "failed": len(pictures) - len(made),
         "faces": labels.count(FACE),
-        "found": _found(labels),
+        "found": counted_objects(labels),
         "seconds": round(seconds, 2),
         "pictures_per_second": round(len(delivered) / seconds, 2),
         "outputs": str(FOLDER / "clean"),
@@ -358,7 +371,9 @@ def _keep(services: Services) -> None:
     environment = FOLDER / "environment.sh"
     environment.touch(mode=0o600)
     environment.write_text(
-        "".join(f"export {name}='{value}'\n" for name, value in services.environment.items())
+        "".join(
+            f"export {name}={shlex.quote(value)}\n" for name, value in services.environment.items()
+        )
     )
     _say("Flower", f"{services.flower.address}  user veil, password {services.flower.password}")
     _say("S3", f"{services.s3.endpoint}  (addresses and keys: `. {environment}`)")
@@ -372,7 +387,7 @@ def _keep(services: Services) -> None:
 def _report(summary: dict[str, Any], images: str) -> None:
     _say(
         "Done",
-        f"{_count(summary['pictures'], 'picture')}: {_endings(summary)}; "
+        f"{counted(summary['pictures'], 'picture')}: {_endings(summary)}; "
         f"{summary['found']}, "
         f"{summary['seconds']} s, {summary['pictures_per_second']} pictures/s",
     )
@@ -386,24 +401,13 @@ def _report(summary: dict[str, Any], images: str) -> None:
     if not RUNNING.exists():
         _say("Flower", "ran during the demo; KEEP=1 leaves it and the other services running")
     if summary["failed"]:  # The last line, because make adds its own about the exit code.
-        count = _count(summary["failed"], "picture")
+        count = counted(summary["failed"], "picture")
         _say("Failed", f"{count}, named above; the services worked. make reports it as Error 1.")
 
 
 def _endings(summary: dict[str, Any]) -> Endings:
     outcomes = {"anonymized": summary["anonymized"], "held": summary["held"]}
     return Endings({**outcomes, "dead": summary["failed"]})
-
-
-def _found(labels: Sequence[str]) -> str:
-    """Return the number of objects by label, such as "2 faces, 1 plate"."""
-    others = sorted(set(labels) - {FACE})
-    counts = [_count(labels.count(FACE), "face")]
-    return ", ".join([*counts, *(_count(labels.count(label), label) for label in others)])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def stop_kept() -> int:

@@ -90,7 +90,7 @@ class Dataset:
         return cls(folder, pictures, stated, labels)
 
     def split(self, name: str) -> tuple[Picture, ...]:
-        """Return the pictures of one split; raise DatasetInvalid if none of them has a face."""
+        """Return the pictures of one split; raise DatasetInvalid if none of them has an object."""
         chosen = tuple(picture for picture in self.pictures if picture.split == name)
         if not chosen:
             raise DatasetInvalid(
@@ -99,7 +99,8 @@ class Dataset:
             )
         if not any(picture.faces for picture in chosen):
             raise DatasetInvalid(
-                f"the split {name!r} of {self.folder} has no face in it: import more pictures"
+                f"the split {name!r} of {self.folder} has no {kind_of(self.labels)} in it: "
+                "import more pictures"
             )
         return chosen
 
@@ -156,6 +157,11 @@ def index(pictures: Iterable[Picture], labels: Sequence[str] = (FACE,)) -> dict[
         **named,
         "pictures": [_record(picture) for picture in ordered],
     }
+
+
+def kind_of(labels: Sequence[str]) -> str:
+    """Return the word for an object with one of `labels`."""
+    return "face" if tuple(labels) == (FACE,) else "object"
 
 
 def sides(boxes: Iterable[Box]) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ SWAPPED = (
 SAME = "given more than once, and joined"
 ALIKE = "similar to another one, and in its split"
 WITHOUT = "without a face"
+WITHOUT_OBJECT = "without an object"
 LEFT_OUT = (SWAPPED, OTHER_SIZE, MISSING, UNREADABLE, LOST)  # likely causes first
 
 
@@ -132,7 +133,7 @@ def run(labelled: Sequence[Labelled], folder: Path, choice: Choice) -> Imported:
     """Write the data set of `labelled` to `folder`, all of it or nothing.
 
     Raise DatasetInvalid if the boxes of a source are in another form than its format has, if most
-    pictures have another size than it states, no picture remains, a split has no face or `folder`
+    pictures have another size than it states, no picture remains, a split has no object or `folder`
     has another data set. Raise OutputFailed if it has other content, or can't be written. The
     digest depends on pictures and labels, not on their format.
     """
@@ -194,7 +195,8 @@ def _written(
                 problems[LOST].pictures.append(each.name)
                 continue
             if not checked.faces:
-                problems[WITHOUT].pictures.append(each.name)
+                without = WITHOUT if choice.classes == (FACE,) else WITHOUT_OBJECT
+                problems[without].pictures.append(each.name)
             if twin := known.get(checked.sha256):
                 problems[SAME].pictures.append(each.name)
                 checked = _joined(twin, checked)
@@ -208,10 +210,15 @@ def _written(
         raise DatasetInvalid(f"no picture is left: {_summary(problems)}{hint}")
     if not any(checked.faces for checked in known.values()):
         raise DatasetInvalid(
-            f"{_causes(problems)}no picture has a face: look at the labels, or choose with "
-            "--map LABEL=FACE"
+            f"{_causes(problems)}no picture has a {' or a '.join(map(_spoken, choice.classes))}: "
+            f"look at the labels, or choose with --map LABEL={choice.classes[0]}"
         )
     return known, boxes.doubts(choice)
+
+
+def _spoken(label: str) -> str:
+    """Return a label in a sentence."""
+    return label.lower() if label == FACE else label
 
 
 def _refuse_other_sizes(problems: Mapping[str, Problem], count: int) -> None:
@@ -370,7 +377,8 @@ def _split(
     for name, share in shares.items():
         if share > 0 and not any(picture.split == name and picture.faces for picture in pictures):
             raise DatasetInvalid(
-                f"{_causes(problems)}the split {name!r} would have no face: "
+                f"{_causes(problems)}the split {name!r} would have no "
+                f"{dataset.kind_of(choice.classes)}: "
                 "give more pictures, or another --val and --test"
             )
     for number, label in enumerate(choice.classes):

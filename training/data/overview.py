@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import OutputFailed
 from training import charts
-from training.data import samples
+from training.data import dataset, samples
 from training.data.dataset import SPLITS, Box, Picture, sides
 from training.data.importing import Imported, Problem, problem_lines
 
@@ -35,17 +35,19 @@ def write(imported: Imported, folder: Path) -> dict[str, Any]:
 def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
     sizes, faces = "faces_by_size.png", "pictures_by_faces.png"
     shown = samples.write(imported.dataset, folder / SAMPLES)
+    kind = dataset.kind_of(imported.dataset.labels)
+    kinds = f"{kind}s"
     charts.bars(
         folder / sizes,
-        "Faces by size",
+        f"{kinds.title()} by size",
         "side of a square as large, pixels",
-        "faces",
+        kinds,
         figures["face_sizes"],
     )
     charts.bars(
         folder / faces,
-        "Pictures by faces",
-        "faces in a picture",
+        f"Pictures by {kinds}",
+        f"{kinds} in a picture",
         "pictures",
         figures["faces_per_picture"],
     )
@@ -55,7 +57,7 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
         "",
         f"Digest `{imported.dataset.digest}`.",
         "",
-        *table(("split", "pictures", "faces", "ignored areas"), _rows(figures["splits"])),
+        *table(("split", "pictures", kinds, "ignored areas"), _rows(figures["splits"])),
         "",
         "## Labels",
         "",
@@ -71,20 +73,20 @@ def _write(imported: Imported, figures: dict[str, Any], folder: Path) -> None:
         "",
         f"![Pictures with their boxes]({SAMPLES})",
         "",
-        "## Face sizes",
+        f"## {kind.title()} sizes",
         "",
-        f"Half of the faces are smaller than {figures['median_face']:g} px "
+        f"Half of the {kinds} are smaller than {figures['median_face']:g} px "
         "(side of a square as large).",
         "",
         *_by_split("pixels", figures["face_sizes"]),
         "",
-        f"![Faces by size]({sizes})",
+        f"![{kinds.title()} by size]({sizes})",
         "",
-        "## Faces in a picture",
+        f"## {kinds.title()} in a picture",
         "",
-        *_by_split("faces", figures["faces_per_picture"]),
+        *_by_split(kinds, figures["faces_per_picture"]),
         "",
-        f"![Pictures by faces]({faces})",
+        f"![Pictures by {kinds}]({faces})",
         "",
         "## Checks",
         "",

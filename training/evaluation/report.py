@@ -11,7 +11,7 @@ import numpy as np
 
 from tasks.errors import OutputFailed
 from training import charts, sheets
-from training.data.dataset import FACE, Dataset, sides
+from training.data.dataset import FACE, Dataset, kind_of, sides
 from training.data.overview import table
 from training.evaluation.evaluating import HIDDEN, MAX_THRESHOLD, Figures
 from training.evaluation.scoring import SIZES, size_name
@@ -140,8 +140,9 @@ def threshold_line(content: dict[str, Any]) -> str:
     threshold = content["proposed_threshold"]
     if threshold is None:
         measured = content["models"][0]["threshold"]
+        what = {"face": "a face"}.get(_kind(content), "an object")
         return (
-            f"no threshold proposed: none up to {MAX_THRESHOLD:g} finds a face with at most "
+            f"no threshold proposed: none up to {MAX_THRESHOLD:g} finds {what} with at most "
             f"{content['alarms']:g} false alarms a picture; measured at {measured:g}"
         )
     line = f"proposed threshold: {threshold:g}"
@@ -155,6 +156,7 @@ def threshold_line(content: dict[str, Any]) -> str:
 def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
     models = content["models"]
     names = [each["model"] for each in models]
+    kind = _kind(content)
 
     def rows(keys: Sequence[tuple[str, str]]) -> list[list[str]]:
         return [[title, *(_shown(each[key]) for each in models)] for title, key in keys]
@@ -169,12 +171,13 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
         "## Found",
         "",
         "Average precision as COCO measures it (pycocotools), "
-        "by the side of a square as large as the face.",
+        f"by the side of a square as large as the {kind}.",
         "",
         *table(("", *names), rows([("mAP, IoU 0.5 to 0.95", "mAP"), ("AP50", "AP50")])),
         "",
         *table(
-            ("AP50 of faces", *names), rows([(size_name(size), size_name(size)) for size in SIZES])
+            (f"AP50 of {kind}s", *names),
+            rows([(size_name(size), size_name(size)) for size in SIZES]),
         ),
         "",
         *table(
@@ -213,10 +216,10 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
             ],
         ),
         "",
-        f"## {names[0]}: the worst of {missed:,} missed faces",
+        f"## {names[0]}: the worst of {missed:,} missed {kind}s",
         "",
         *(
-            ["![Missed faces](misses.png)", "", "Blue: labelled. Green: found nearby."]
+            [f"![Missed {kind}s](misses.png)", "", "Blue: labelled. Green: found nearby."]
             if missed
             else ["None is missed."]
         ),
@@ -229,6 +232,11 @@ def _text(content: dict[str, Any], missed: int, alarms: int) -> list[str]:
             else ["There is none."]
         ),
     ]
+
+
+def _kind(content: dict[str, Any]) -> str:
+    """Return the word for what the models of an evaluation were to find."""
+    return kind_of(tuple({each.get("label", FACE) for each in content["models"]}))
 
 
 def _training(run: Run, folder: Path) -> list[str]:
@@ -264,6 +272,7 @@ def _shown(value: float | None) -> str:
 
 def _curves(figures: Sequence[Figures], folder: Path) -> None:
     main = figures[0]
+    kinds = f"{kind_of((main.label,))}s"
     chosen = {}
     recalls = {}
     for each in figures:
@@ -274,7 +283,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
     charts.lines(
         folder / "precision_recall.png",
         "Precision and recall",
-        "recall, share of the faces",
+        f"recall, share of the {kinds}",
         "precision, share of the detections",
         {
             f"{each.name}, AP50 {_shown(each.precision['AP50'])}": (
@@ -291,7 +300,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
         folder / "recall_by_false_alarms.png",
         "Recall by false alarms",
         "false alarms a picture",
-        "recall, share of the faces",
+        f"recall, share of the {kinds}",
         {
             each.name: (each.curve.alarms.clip(LEAST_ALARMS).tolist(), each.curve.recall.tolist())
             for each in figures
@@ -307,7 +316,7 @@ def _curves(figures: Sequence[Figures], folder: Path) -> None:
         "threshold, lowest score of a detection that counts",
         "share",
         {
-            "recall, of the faces": (thresholds, main.curve.recall.tolist()),
+            f"recall, of the {kinds}": (thresholds, main.curve.recall.tolist()),
             "precision, of the detections": (thresholds, main.curve.precision.tolist()),
         },
         limits=SHARES,

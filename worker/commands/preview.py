@@ -16,7 +16,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Suffix
 from worker.commands.progress import progress_bar
-from worker.printing import duration, print_summary, printable
+from worker.printing import counted, duration, print_summary, printable
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _print_summary(made: "Preview", output: Path, shows_originals: bool) -> None
     from worker.preview.capacity import SECONDS_AN_HOUR
 
     for variant in made.variants:
-        parts = [f"{variant.faces:,} faces in {variant.with_faces:,} of {variant.pictures:,}"]
+        parts = [f"{variant.found} in {variant.with_objects:,} of {variant.pictures:,}"]
         parts += [f"{variant.held:,} held"] if variant.held else []
         parts += [f"{variant.failed:,} failed"] if variant.failed else []
         if variant.seconds_a_picture is not None:
@@ -174,7 +174,9 @@ def _print_summary(made: "Preview", output: Path, shows_originals: bool) -> None
         if variant.whole is not None:
             whole = variant.whole
             time = duration(whole.hours * SECONDS_AN_HOUR)
-            parts.append(f"the whole: {time} on {whole.cores} cores")
+            parts.append(f"the whole: {time} on {counted(whole.cores, 'core')}")
         print_summary(f"{printable(variant.name)}: {', '.join(parts)}")
     warning = "; it holds clear pictures" if shows_originals else ""
-    print_summary(f"{output} has {len(made.pictures):,} of {made.count:,} pictures{warning}")
+    print_summary(
+        f"{output} has {len(made.pictures):,} of {counted(made.count, 'picture')}{warning}"
+    )

@@ -14,7 +14,6 @@ import typer
 
 from tasks.addresses import PrefixUri
 from tasks.bulk.annotations import FORMATS
-from tasks.bulk.places import Places
 from tasks.bulk.verify import THREADS, Audit, Compare, Disposal, FaceCheck, Verdict
 from tasks.errors import OutputFailed
 from tasks.messages import FACE
@@ -26,7 +25,7 @@ from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json, Queue
 from worker.commands.progress import progress_bar
 from worker.commands.queue import celery_app
-from worker.printing import print_note, print_summary, printable, summarized
+from worker.printing import counted, print_note, print_summary, printable, summarized
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -81,8 +80,8 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="With --delete-source: only report which would be deleted."),
 ]
-OutputPrefix = Annotated[
-    str, typer.Argument(metavar="s3://OUTPUT/PREFIX", help="Where the outputs are.")
+ExportedAddress = Annotated[
+    str, typer.Argument(metavar="s3://OUTPUT", help="An output, or a prefix of outputs.")
 ]
 BoxFormat = Annotated[
     str,
@@ -155,13 +154,14 @@ def verify(
 
 @app.command(has_summary=True)
 def export(
-    address: OutputPrefix,
+    address: ExportedAddress,
     form: BoxFormat = "jsonl",
     output: Output = None,
 ) -> ExitCode:
     """Write the boxes of outputs for annotation tools, from their receipts alone.
 
-    The name of a picture in the file is the address of its output. Exit with 1 if there is none.
+    The name of a picture in the file is the address of its output. Pictures without an output, such
+    as held ones, are left out. Exit with 1 if no picture is left.
 
     Example: veil receipt export s3://camera-clean/2026 --format cvat -o boxes.xml
     """
@@ -169,17 +169,21 @@ def export(
     from tasks.bulk.annotations import WRITERS
 
     settings = WorkerSettings.load()
-    routes, keys = settings.parsed_routes(), settings.receipt_keys()
-    places = Places.of_outputs(PrefixUri.parse(address), routes, keys)
     store = ObjectStore.connect(settings, connections=boxes.THREADS + LISTINGS)
+    exported = boxes.Export(store, settings.parsed_routes(), settings.receipt_keys())
     count = 0
 
     def summarize() -> None:
-        print_summary(f"{count:,} pictures exported")
+        parts = [f"{counted(count, 'picture')} exported"]
+        if exported.without_output:
+            parts.append(f"{exported.without_output:,} without an output left out")
+        if exported.without_receipt:
+            parts.append(f"{exported.without_receipt:,} without a receipt left out")
+        print_summary(", ".join(parts))
 
     with summarized(summarize), _opened(output) as file, progress_bar("exported") as bar:
         writer = WRITERS[form](file)
-        for picture in boxes.exported(store, places):
+        for picture in exported.pictures(address):
             writer.add(picture)
             bar.advance()
             count += 1

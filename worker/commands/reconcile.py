@@ -197,6 +197,7 @@ def _json_of(finding: Finding) -> dict[str, Any]:
         "reason": finding.reason,
         "lowest_score": finding.lowest_score,
         "enqueued": finding.enqueued,
+        "older_output": finding.older_output,
     }
 
 
@@ -211,6 +212,7 @@ def _print_counts(
     if as_json:
         summary = {
             **counts,
+            "held_with_output": reconciliation.held_with_output,
             "enqueued": reconciliation.enqueued,
             "recipe": recipe,
             "complete": reconciliation.is_complete,
@@ -228,3 +230,6 @@ def _print_counts(
     note = "" if reconciliation.is_complete else " (stopped at the limit)"
     name = "" if route is None else f"{route}: "
     print_summary(f"{name}{', '.join(parts)} in {seconds:.1f} s{note}")
+    if reconciliation.held_with_output:
+        count = reconciliation.held_with_output
+        print_summary(f"{name}held, with an older output still published: {count:,}")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated
@@ -229,6 +230,7 @@ def serve(
     if (below is None) != (not outputs):
         raise typer.BadParameter("--below needs the outputs to search, and they need --below")
     settings = WorkerSettings.load()
+    _require_one_access(settings, reviewer or [])
     logs.configure(settings.log_format, settings.redis_server())
     try:
         host, port = split_address(http)
@@ -242,6 +244,19 @@ def serve(
     serving.check(settings, options)
     asyncio.run(serving.serve(celery_app(), settings, options))
     return ExitCode.OK
+
+
+def _require_one_access(settings: WorkerSettings, reviewers: list[str]) -> None:
+    """Raise BadParameter for a reviewer who is named twice, SettingsInvalid for two ways in."""
+    if settings.review_password is not None and settings.review_user_header is not None:
+        raise SettingsInvalid(
+            "VEIL_REVIEW_PASSWORD and VEIL_REVIEW_USER_HEADER are both set: "
+            "either the desk asks for a password, or a proxy authenticates; unset one"
+        )
+    names = Counter(name.strip() for name in reviewers)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise typer.BadParameter(f"{twice[0]} is named twice", param_hint="--reviewer")
 
 
 def _entries() -> LedgerEntries[ReviewEntry]:

@@ -13,7 +13,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.options import Json
 from worker.commands.queue import celery_app
-from worker.printing import print_note, print_summary, printable
+from worker.printing import counted, print_note, print_summary, printable
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ Training = Annotated[
 Redo = Annotated[
     bool, typer.Option("--redo", help="Request the pictures with a miss again, with it hidden.")
 ]
+
+INTERVAL = "two-sided 95 % interval"
 
 app = CommandApp()
 
@@ -120,30 +122,21 @@ def _on_desk(
 
 
 def _marks_of(drawn: "Sample", path: Path) -> dict[int, "Mark"]:
-    """Return the marks in a file by the numbers of their pictures.
+    """Return the marks in a file by the numbers of their pictures, and print what is odd in it."""
+    from worker.sampling import marked
 
-    Every shape in the file is an exposed face, unless its label says that it is a hidden one. A
-    picture that the file has without a shape was reviewed, and has no exposed face.
-    """
-    from tasks.bulk import annotations
-
-    numbers = {picture.output: number for number, picture in enumerate(drawn.pictures)}
-    found: dict[int, Mark] = {}
-    others = 0
-    for picture in annotations.read(path):
-        number = numbers.get(picture.name)
-        if number is None:
-            others += 1
-            continue
-        exposed = [
-            list(shape.box_xyxy)
-            for shape in picture.shapes
-            if shape.label not in (annotations.FACE, annotations.EXTRA)
-        ]
-        found[number] = samples.Mark(exposed, by=path.name)
-    if others:
-        print_note(f"{others:,} pictures of {path} are not in the sample, and do not count")
-    return found
+    found = marked.read(path, drawn)
+    if found.others:
+        count = counted(found.others, "picture")
+        print_note(f"{count} of {path} not in the sample, left out")
+    if found.clipped:
+        print_note(f"{counted(found.clipped, 'mark')} of {path} clipped to the picture")
+    if not any(mark.exposed_xyxy for mark in found.marks.values()):
+        print_note(
+            f"no picture in {path} has a mark of an exposed face: "
+            "shapes with the labels face and extra are hidden areas"
+        )
+    return found.marks
 
 
 def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> None:
@@ -151,9 +144,10 @@ def _export(settings: WorkerSettings, result: "Acceptance", folder: Path) -> Non
     from worker.sampling import training
 
     exported, gone = training.export(ObjectStore.connect(settings), settings, result, folder)
-    print_summary(f"{exported:,} sources with a miss in {folder}, which holds clear pictures")
+    sources = counted(exported, "source")
+    print_summary(f"{sources} with a miss in {folder}, which holds clear pictures")
     if gone:
-        print_note(f"{gone:,} sources are gone, have changed, or are not known: left out")
+        print_note(f"{counted(gone, 'source')} gone, changed, or not known: left out")
 
 
 def _redo(result: "Acceptance") -> None:
@@ -172,9 +166,9 @@ def _print(result: "Acceptance", is_on_desk: bool) -> None:
     pictures, faces = result.pictures, result.faces
     if result.reviewed:
         print(f"pictures with an exposed face: {_rate_text(pictures.found, pictures.of)}, ", end="")
-        print(f"95 % interval {percent(pictures.low)} to {percent(pictures.high)}")
+        print(f"{INTERVAL} {percent(pictures.low)} to {percent(pictures.high)}")
         print(f"exposed faces: {_rate_text(faces.found, faces.of)}, ", end="")
-        print(f"95 % interval {percent(faces.low)} to {percent(faces.high)}")
+        print(f"{INTERVAL} {percent(faces.low)} to {percent(faces.high)}")
     drawn = len(result.sample.pictures)
     print_summary(result.statement)
     if not result.is_complete:

@@ -6,19 +6,25 @@ browser gets.
 
 import base64
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tornado.escape import xhtml_escape
 from tornado.template import Loader
 
+from worker.printing import counted
+
 FOLDER = Path(__file__).parent
+SLASH = re.compile("(?<![:/])/(?!/)")  # but those of s3://
 
 
 @cache
 def loader() -> Loader:
     """Return the loader of the templates, which escape everything that is put into them."""
-    return Loader(str(FOLDER), autoescape="xhtml_escape", namespace={"grouped": grouped})
+    namespace = {"grouped": grouped, "counted": counted, "breakable": breakable}
+    return Loader(str(FOLDER), autoescape="xhtml_escape", namespace=namespace)
 
 
 def text(name: str) -> str:
@@ -51,6 +57,11 @@ def data_uri(jpeg: bytes) -> str:
 def grouped(number: float, digits: int = 0) -> str:
     """Return a number with commas between thousands."""
     return f"{number:,.{digits}f}"
+
+
+def breakable(address: str) -> str:
+    """Return an address as HTML, whose lines may break after its slashes."""
+    return SLASH.sub("/<wbr>", xhtml_escape(address))
 
 
 def _digest(content: str) -> str:

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tasks.messages import FACE
 from worker import pages
 from worker.local_files import write_atomically
 from worker.preview.capacity import BUSY_SHARE
 from worker.preview.summary import SCORE_BINS, Preview
+from worker.printing import counted_objects
 from worker.sampling.sizes import FACE_SIZE_NAMES
 
 OWNER_ONLY = 0o600  # The sheet may hold clear pictures.
@@ -57,6 +59,9 @@ def page(preview: Preview) -> bytes:
         sizes=FACE_SIZE_NAMES,
         histogram=_histogram(preview),
         failures=_failures(preview),
+        labels=sorted({label for v in preview.variants for label in v.labels} - {FACE}),
+        found=counted_objects,
+        plain=FACE,
         uri=pages.data_uri,
         size_text=size_text,
         amount=amount,

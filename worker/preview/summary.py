@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.messages import FACE
 from worker.preview.capacity import Capacity, Prices, capacity
 from worker.preview.sources import SourcePicture, size_class
 from worker.preview.trial import Attempt, TriedPicture
 from worker.preview.variants import Variant
+from worker.printing import counted_objects
 from worker.sampling.drawing import StratifiedSample, Stratum
 from worker.sampling.sizes import FACE_SIZE_NAMES, face_size
 
@@ -20,13 +22,16 @@ class VariantSummary:
     """The figures of one variant over all drawn pictures.
 
     `seconds_a_picture` is the mean over the whole place, in which each stratum counts by its
-    pictures; None if every picture failed. `errors` counts the failures by their error.
+    pictures; None if every picture failed. `errors` counts the failures by their error, `labels`
+    all objects by their label. `faces_by_size` and `scores` are of faces alone.
     """
 
     name: str
     pictures: int
     with_faces: int
+    with_objects: int
     faces: int
+    labels: dict[str, int]
     found_by_check: int
     held: int
     failed: int
@@ -37,6 +42,11 @@ class VariantSummary:
     stage_seconds: dict[str, float]
     seconds_a_picture: float | None
     whole: Capacity | None
+
+    @property
+    def found(self) -> str:
+        """The objects that were found, for people."""
+        return counted_objects(list(Counter(self.labels).elements()))
 
 
 @dataclass(frozen=True)
@@ -109,18 +119,21 @@ def _summary(
     name: str, attempts: Sequence[Attempt], seconds: float | None, whole: Capacity | None
 ) -> VariantSummary:
     done = [attempt for attempt in attempts if attempt.status != "failed"]
-    sizes = Counter(face_size(box) for attempt in done for box in attempt.boxes_xyxy)
+    sizes = Counter(face_size(box) for attempt in done for box in attempt.face_boxes)
+    labels = Counter(label for attempt in done for label in attempt.labels)
     bins = [0] * SCORE_BINS
     stages: Counter[str] = Counter()
     for attempt in done:
         stages.update(attempt.seconds)
-        for score in attempt.scores:
+        for score in attempt.face_scores:
             bins[min(int(score * SCORE_BINS), SCORE_BINS - 1)] += 1
     return VariantSummary(
         name=name,
         pictures=len(attempts),
-        with_faces=sum(bool(attempt.boxes_xyxy) for attempt in done),
-        faces=sum(len(attempt.boxes_xyxy) for attempt in done),
+        with_faces=sum(bool(attempt.face_boxes) for attempt in done),
+        with_objects=sum(bool(attempt.boxes_xyxy) for attempt in done),
+        faces=labels[FACE],
+        labels=dict(labels),
         found_by_check=sum(attempt.found_by_check for attempt in done),
         held=sum(attempt.status == "held" for attempt in done),
         failed=len(attempts) - len(done),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.errors import VeilError, without_data
+from tasks.messages import FACE
 from worker.anonymizer import Anonymized, FileAnonymizer, Stopwatch, whole_boxes
 from worker.bootstrap import build_file_anonymizer
 from worker.images.viewing import View
@@ -20,9 +21,9 @@ Status = Literal["anonymized", "held", "failed"]
 class Attempt:
     """One picture with one variant: what was found, how long it took, and what it looks like.
 
-    Boxes are x1 y1 x2 y2 in pixels of the upright picture. `seconds` has the duration of each stage
-    of the work on the file. `after` is a JPEG of the output; None if there is none, or if it can't
-    be shown.
+    Boxes are x1 y1 x2 y2 in pixels of the upright picture; each has a score and a label. `seconds`
+    has the duration of each stage of the work on the file. `after` is a JPEG of the output; None if
+    there is none, or if it can't be shown.
     """
 
     status: Status
@@ -30,6 +31,7 @@ class Attempt:
     height: int = 0
     boxes_xyxy: list[list[int]] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     found_by_check: int = 0
     reason: str | None = None
     error: str | None = None
@@ -37,6 +39,18 @@ class Attempt:
     output_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     after: bytes | None = field(default=None, repr=False)
+
+    @property
+    def face_boxes(self) -> list[list[int]]:
+        """The boxes of the faces, without those of other objects."""
+        boxes = zip(self.boxes_xyxy, self.labels, strict=True)
+        return [box for box, label in boxes if label == FACE]
+
+    @property
+    def face_scores(self) -> list[float]:
+        """The scores of the faces, without those of other objects."""
+        scores = zip(self.scores, self.labels, strict=True)
+        return [score for score, label in scores if label == FACE]
 
     @property
     def total_seconds(self) -> float:
@@ -101,6 +115,7 @@ def _success(result: Anonymized, seconds: dict[str, float], after: bytes | None)
         height=result.height,
         boxes_xyxy=whole_boxes(result.detections),
         scores=[round(float(score), 4) for score in result.detections.scores],
+        labels=result.detections.labels.tolist(),
         found_by_check=len(result.checked.added),
         reason=result.reason,
         output_bytes=len(result.content or b""),

@@ -31,13 +31,19 @@ def variants(changes: list[str], route: Route | None = None) -> list[Variant]:
     own = {} if route is None else dict(route.settings)
     name = CURRENT if route is None or route.name is None else f"{CURRENT} of {route.name}"
     found = [Variant(name, WorkerSettings.load(**own))]
-    found += [Variant(text.strip(), WorkerSettings.load(**own | _values(text))) for text in changes]
+    tried: list[dict[str, str]] = []
+    for text in changes:
+        values = _values(text)
+        if values in tried:
+            raise SettingsInvalid(f"--compare {text!r:.100}: the same settings are given twice")
+        tried.append(values)
+        found.append(Variant(text.strip(), WorkerSettings.load(**own | values)))
     return found
 
 
 def _values(text: str) -> dict[str, str]:
     """Return the values in ``VEIL_REGION=full`` or ``preset=thorough,margin=0.2``, by field."""
-    values = {}
+    values: dict[str, str] = {}
     for part in NEXT_SETTING.split(text):
         name, equals, value = part.partition("=")
         field = name.strip().upper().removeprefix(PREFIX).lower()
@@ -47,6 +53,11 @@ def _values(text: str) -> dict[str, str]:
         if field in Settings.model_fields or field.endswith("_url") or field.startswith("review_"):
             raise SettingsInvalid(
                 f"--compare {text!r:.100}: {PREFIX}{field.upper()} changes no picture"
+            )
+        if field in values:
+            raise SettingsInvalid(
+                f"--compare {text!r:.100}: {PREFIX}{field.upper()} is given twice: "
+                "repeat --compare to try several values"
             )
         values[field] = value.strip()
     return values

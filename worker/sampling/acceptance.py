@@ -1,11 +1,13 @@
 """Acceptance sampling: the rate of misses in an archive, from a sample that people reviewed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tasks.bulk.boxes import iou
 from tasks.records.samples import Mark, Sample, SampledPicture
+from worker.printing import counted
 from worker.sampling.intervals import (
     CONFIDENCE,
     Rate,
@@ -17,6 +19,8 @@ from worker.sampling.sizes import FACE_SIZE_NAMES, face_size
 
 # A mark with this intersection over union with a hidden face is the same face.
 SAME_FACE_IOU = 0.3
+DIGITS = 2  # of a small percentage
+SMALLEST_SHARE = 1e-9  # no sample is large enough to show less
 WANTED_RATES = (0.05, 0.02, 0.01, 0.005, 0.001)  # for which a report says the size of the sample
 
 Box = Sequence[float]
@@ -68,12 +72,11 @@ class Acceptance:
         if not self.reviewed:
             return "No picture has been reviewed yet."
         found = self.pictures.found
-        several = f"{found:,} pictures with a miss"
-        misses = {0: "No miss", 1: "1 picture with a miss"}.get(found, several)
+        misses = f"{counted(found, 'picture')} with a miss" if found else "No miss"
         return (
-            f"{misses} in {self.reviewed:,} pictures: "
+            f"{misses} in {counted(self.reviewed, 'picture')}: "
             f"fewer than {percent(self.pictures.upper_bound)} of all pictures have an exposed "
-            f"face, at {CONFIDENCE * 100:.0f} %."
+            f"face, at {CONFIDENCE * 100:.0f} % (one-sided)."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +136,12 @@ def accept(sample: Sample, marks: Mapping[int, Mark]) -> Acceptance:
 
 def percent(share: float) -> str:
     """Return a share with as many digits as matter."""
-    return f"{share * 100:.2g} %" if share < 0.00995 else f"{share * 100:.1f} %"
+    if share >= 0.00995:
+        return f"{share * 100:.1f} %"
+    if share < SMALLEST_SHARE:
+        return "0 %"
+    digits = DIGITS - 1 - math.floor(math.log10(share * 100))
+    return f"{round(share * 100, digits):.{digits}f}".rstrip("0") + " %"
 
 
 def _picture_rate(findings: Sequence[Finding]) -> Rate:

@@ -90,7 +90,7 @@ def beta_quantile(probability: float, a: float, b: float) -> float:
             low = middle
         else:
             high = middle
-    return (low + high) / 2
+    return (low + high) / 2 if low else 0.0
 
 
 def beta_share(x: float, a: float, b: float) -> float:

@@ -190,6 +190,7 @@ def evaluate(tmp_path, monkeypatch):
     from training.evaluation import evaluating, report
 
     thresholds = []
+    measured = []
     pictures = SimpleNamespace(split=lambda name: (), digest="d" * 64)
     monkeypatch.setattr(dataset.Dataset, "load", lambda folder: pictures)
     monkeypatch.setattr(evaluating, "evaluate", lambda *given: thresholds.append(given[-1]))
@@ -200,7 +201,7 @@ def evaluate(tmp_path, monkeypatch):
             "chosen_on": chosen_on,
             "proposed_threshold": 0.4,
             "drawbacks": ["4 of 69 faces stay exposed"],
-            "models": [],
+            "models": measured,
         }
 
     monkeypatch.setattr(report, "write", write)
@@ -211,6 +212,7 @@ def evaluate(tmp_path, monkeypatch):
         assert done.exit_code == 0
         return done, thresholds[-1]
 
+    run.measured = measured
     return run
 
 
@@ -283,6 +285,42 @@ def test_an_evaluation_warns_and_names_curves_checkpoint_report_and_next_command
         f"report: {tmp_path / 'evaluation' / 'val' / 'report.md'}",
         f"next: veil train export {tmp_path} --to FOLDER",
     ]
+
+
+def test_an_evaluation_of_several_labels_names_the_label_of_each_line(tmp_path, evaluate):
+    Run.open(tmp_path, RECIPE, "d" * 64)._describe()
+    shared = dict.fromkeys(("mAP", "AP50", "recall", "spill"), 0.5)
+    counts = {"threshold": 0.3, "exposed": 1, "faces": 69}
+    for label in ("FACE", "plate"):
+        evaluate.measured.append({"model": "run", "label": label, **shared, **counts})
+
+    done, _ = evaluate("val")
+
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines[:2]] == ["run, FACE", "run, plate"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "exposed", "setting"),
+    [
+        (["FACE"], 2, "VEIL_MODEL=made.zip"),
+        (["FACE", "plate"], 2, "VEIL_MODEL=made.zip"),
+        (["FACE"], 3, "VEIL_MODELS=default,made.zip"),
+        (["plate"], None, "VEIL_MODELS=default,made.zip"),
+    ],
+    ids=["faces", "faces and plates", "worse at faces", "plates"],
+)
+def test_an_export_replaces_the_default_model_only_if_it_hides_faces_as_well(
+    labels, exposed, setting
+):
+    metadata = {"labels": {str(number): label for number, label in enumerate(labels, 1)}}
+    if exposed is not None:
+        bundled = {"exposed": 2, "spill": 0.01}
+        measured = {"faces": 9, "threshold": 0.4, "exposed": exposed, "spill": 0.01}
+        metadata["evaluation"] = {**measured, "bundled": bundled}
+    exported = SimpleNamespace(zip="made.zip", metadata=metadata)
+
+    assert cli._setting_line(exported) == setting
 
 
 @pytest.mark.parametrize(

@@ -660,6 +660,19 @@ def test_the_command_reports_counts_sizes_and_checks(pictures, tmp_path):
     assert "1 picture left out, because the file can't be read" in report
 
 
+def test_the_report_of_several_labels_speaks_of_objects(pictures, tmp_path):
+    source = label_formats.write_coco(pictures, tmp_path / "coco")
+    options = ["--classes", "with_mask,bare", "--val", "0", "--test", "0"]
+
+    done = CliRunner().invoke(app, ["import", str(source), "--to", str(tmp_path / "set"), *options])
+
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "set" / "report.md").read_text()
+    assert "| split | pictures | objects | ignored areas |" in text
+    assert "face" not in text.replace("pictures_by_faces.png", "").replace("faces_by_size.png", "")
+    assert "without a face" not in done.stderr
+
+
 def test_a_mapping_that_cannot_be_read_is_refused(pictures, tmp_path):
     source = label_formats.write_coco(pictures, tmp_path / "coco")
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from tasks.messages import FACE
 from worker.preview.capacity import Prices, capacity
+from worker.preview.sheet import page
 from worker.preview.sources import MAX_PREFIXES, OTHER_PREFIXES, SourcePicture, Strata, draw
 from worker.preview.summary import summarize
 from worker.preview.trial import Attempt, TriedPicture
@@ -63,7 +65,12 @@ def test_faces_errors_and_reasons_are_counted():
     strata = sample.draw()
     attempts = iter(
         (
-            anonymized(1.0, boxes_xyxy=[[0, 0, 20, 30], [0, 0, 99, 99]], scores=[0.95, 1.0]),
+            anonymized(
+                1.0,
+                boxes_xyxy=[[0, 0, 20, 30], [0, 0, 99, 99], [5, 5, 60, 20]],
+                scores=[0.95, 1.0, 0.8],
+                labels=[FACE, FACE, "plate"],
+            ),
             Attempt("held", 9, 9, seconds={"detect": 1.0}, reason="no face found"),
             Attempt("failed", error="UnreadableImage", message="cut short"),
         )
@@ -73,8 +80,16 @@ def test_faces_errors_and_reasons_are_counted():
     made = summarize("s3://raw", 1, sample, strata, variants, tried, 1, Prices(), True)
     (figures,) = made.variants
     assert (figures.faces, figures.with_faces, figures.held, figures.failed) == (2, 1, 1, 1)
+    assert (figures.labels, figures.found) == ({FACE: 2, "plate": 1}, "2 faces, 1 plate")
     assert figures.faces_by_size["below 24 px"] == figures.faces_by_size["above 96 px"] == 1
-    assert figures.scores[-1] == 2
+    assert (sum(figures.faces_by_size.values()), figures.scores[-1], sum(figures.scores)) == (
+        2,
+        2,
+        2,
+    )
+    html = page(made).decode()
+    assert '<th scope="col">plate</th>' in html
+    assert '<span class="chip">2 faces, 1 plate</span>' in html
     assert figures.errors == {"UnreadableImage": 1}
     assert figures.reasons == {"no face found": 1}
     assert figures.whole.output_bytes == 0

@@ -42,9 +42,15 @@ def test_on_a_route_its_settings_hold_and_a_comparison_changes_them(monkeypatch)
         ("=full", "give SETTING=VALUE"),
         ("preste=fast", "did you mean VEIL_PRESET"),
         ("region=huge", "VEIL_REGION: must be top, full"),
+        ("region=full,VEIL_REGION=0.5", "VEIL_REGION is given twice"),
         ("VEIL_ROUTES=s3://a=s3://b", "changes no picture"),
     ],
 )
 def test_a_wrong_comparison_is_refused(text, message):
     with pytest.raises(SettingsInvalid, match=message):
         variants([text])
+
+
+def test_the_same_comparison_twice_is_refused():
+    with pytest.raises(SettingsInvalid, match="the same settings are given twice"):
+        variants(["region=full,margin=0.2", "margin=0.2, VEIL_REGION=full"])

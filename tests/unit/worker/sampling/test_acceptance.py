@@ -24,7 +24,8 @@ def test_no_miss_in_300_pictures():
     result = accept(sample, {number: Mark([]) for number in range(300)})
     assert result.is_complete
     assert result.statement == (
-        "No miss in 300 pictures: fewer than 0.99 % of all pictures have an exposed face, at 95 %."
+        "No miss in 300 pictures: fewer than 0.99 % of all pictures have an exposed face, "
+        "at 95 % (one-sided)."
     )
     assert (result.faces.found, result.faces.of) == (0, 300)
     assert result.needed[0.01] == 299
@@ -45,6 +46,8 @@ def test_pictures_that_are_not_reviewed_count_nowhere_and_are_named():
     assert b"not complete" in page(result)
     nothing = accept(a_sample(a_picture(1)), {})
     assert nothing.statement == "No picture has been reviewed yet."
+    assert "in 1 picture:" in result.statement
+    assert b"of 2 pictures" in page(result)
     assert (nothing.pictures.low, nothing.pictures.high) == (0.0, 1.0)
 
 
@@ -64,6 +67,20 @@ def test_the_report_escapes_what_comes_from_outside_and_loads_nothing():
     assert "default-src &#x27;none&#x27;" in html or "default-src 'none'" in html
 
 
+def test_the_lower_end_of_a_rate_that_is_almost_none_is_0():
+    """The faces of one picture hide half of all faces: the effective number is below 2."""
+    hidden = [[x, 0, x + 30, 30] for x in range(0, 3000, 40)]
+    marks = {0: Mark([]), 1: Mark([[0, 50, 30, 80]])}
+    faces = accept(a_sample(a_picture(1, hidden), a_picture(2)), marks).faces
+    assert (faces.found, percent(faces.low)) == (1, "0 %")
+    assert percent(faces.high) != "0 %"
+
+
+def test_an_address_breaks_after_its_slashes():
+    result = accept(a_sample(a_picture("2026/a&b")), {0: Mark([[0, 0, 9, 9]])})
+    assert b"s3://clean/<wbr>2026/<wbr>a&amp;b.jpg</td>" in page(result)
+
+
 def test_a_redo_keeps_the_options_and_hides_the_misses_too():
     picture = SampledPicture(
         "s3://clean/1.jpg",
@@ -79,7 +96,16 @@ def test_a_redo_keeps_the_options_and_hides_the_misses_too():
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0, "0 %"), (0.0099, "0.99 %"), (0.01, "1.0 %"), (1, "100.0 %")]
+    ("share", "text"),
+    [
+        (0, "0 %"),
+        (4.4e-16, "0 %"),
+        (3e-7, "0.00003 %"),
+        (0.001, "0.1 %"),
+        (0.0099, "0.99 %"),
+        (0.01, "1.0 %"),
+        (1, "100.0 %"),
+    ],
 )
 def test_percentages_have_the_digits_that_matter(share, text):
     assert percent(share) == text

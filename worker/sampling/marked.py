@@ -1,0 +1,76 @@
+"""Marks of a sample that reviewers made with an annotation tool."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.bulk import annotations
+from tasks.bulk.annotations import AnnotatedPicture
+from tasks.errors import DatasetInvalid
+from tasks.records.samples import Mark, Sample, SampledPicture
+
+HIDDEN = (annotations.FACE, annotations.EXTRA)  # labels of areas that the output hides
+
+
+@dataclass
+class Marked:
+    """The marks in a file by the numbers of their pictures.
+
+    `others` counts the pictures that are not in the sample, `clipped` the marks that reached beyond
+    their picture.
+    """
+
+    marks: dict[int, Mark]
+    others: int = 0
+    clipped: int = 0
+
+
+def read(path: Path, sample: Sample) -> Marked:
+    """Return the marks in a file.
+
+    Every shape is an exposed face, unless its label says that it is a hidden one. A picture that
+    the file has without a shape was reviewed, and has no exposed face. Raises DatasetInvalid if a
+    mark can't be of its picture.
+    """
+    numbers = {picture.output: number for number, picture in enumerate(sample.pictures)}
+    found = Marked({})
+    for annotated in annotations.read(path):
+        number = numbers.get(annotated.name)
+        if number is None:
+            found.others += 1
+            continue
+        picture = sample.pictures[number]
+        _require_same_size(path, annotated, picture)
+        exposed = []
+        for shape in annotated.shapes:
+            if shape.label in HIDDEN:
+                continue
+            box = list(shape.box_xyxy)
+            inside = _inside(path, box, picture)
+            found.clipped += inside != box
+            exposed.append(inside)
+        found.marks[number] = Mark(exposed, by=path.name)
+    return found
+
+
+def _require_same_size(path: Path, annotated: AnnotatedPicture, picture: SampledPicture) -> None:
+    size = annotated.width, annotated.height
+    if picture.width is None or size in ((0, 0), (picture.width, picture.height)):
+        return
+    raise DatasetInvalid(
+        f"{path}: the marks of {picture.output} are of a picture of {size[0]} x {size[1]} pixels, "
+        f"and it has {picture.width} x {picture.height}"
+    )
+
+
+def _inside(path: Path, box: list[int], picture: SampledPicture) -> list[int]:
+    """Return the part of `box` within the picture, as far as its size is known."""
+    if picture.width is None or picture.height is None:
+        return box
+    x1, y1, x2, y2 = box
+    if x1 >= picture.width or y1 >= picture.height:
+        area = ",".join(map(str, box))
+        raise DatasetInvalid(
+            f"{path}: the mark {area} is outside of {picture.output}, "
+            f"which has {picture.width} x {picture.height} pixels"
+        )
+    return [x1, y1, min(x2, picture.width), min(y2, picture.height)]
