@@ -44,7 +44,7 @@ def test_pictures_that_are_not_reviewed_count_nowhere_and_are_named():
     assert result.pictures.of == 1
     assert b"not complete" in page(result)
     nothing = accept(a_sample(a_picture(1)), {})
-    assert nothing.statement == "No picture has been reviewed yet."
+    assert nothing.statement == "No picture has been reviewed."
     assert (nothing.pictures.low, nothing.pictures.high) == (0.0, 1.0)
 
 
