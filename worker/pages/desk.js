@@ -248,6 +248,7 @@ async function openFirst(sample, headers = {}) {
 
 async function open(wanted, headers = {}) {
   const turn = ++state.turn;
+  if (state.item) say("");
   const request = {
     state: state.list, sample: state.sample, after: state.item ? state.item.id : "", ...wanted,
   };
@@ -299,7 +300,7 @@ async function show(item) {
   byId("title").textContent = item.title;
   describe(item);
   allow();
-  say(item.is_gone ? "The output was replaced or deleted since it was drawn: it can't be marked. Press Enter." : "");
+  if (item.is_gone) say("The output was replaced or deleted since it was drawn: it can't be marked. Press Enter.");
   byId("empty").hidden = true;
   byId("output").replaceChildren();
   byId("source").replaceChildren();
@@ -832,6 +833,7 @@ function redo() {
     say("Mark a face first, or press Enter if none is exposed.", "bad");
     return;
   }
+  say("");
   guarded(async () => {
     if (isMark) await decide("mark", { exposed: areasOf("extra") });
     await request("redo", {
