@@ -39,11 +39,15 @@ class SampledPicture:
 
 @dataclass(frozen=True)
 class Mark:
-    """A reviewer's finding in a picture: the boxes of the faces that are still recognisable."""
+    """A reviewer's finding in a picture: the boxes of the faces that are still recognisable.
+
+    A picture `is_gone` that was replaced or deleted since it was drawn: nobody can mark it.
+    """
 
     exposed_xyxy: Boxes
     by: str = ""
     time: float = 0.0
+    is_gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,14 @@ def mark(
 ) -> None:
     """Record what `by` found in the picture `number`, in place of an earlier mark."""
     boxes = [list(box) for box in exposed_xyxy]
-    value = json.dumps(asdict(Mark(boxes, by, time.time())))
+    value = json.dumps({"exposed_xyxy": boxes, "by": by, "time": time.time()})
     redis.hset(KEY + name + MARKS_SUFFIX, str(number), value)
+
+
+def skip(redis: Any, name: str, number: int, by: str) -> None:
+    """Record that the picture `number` can't be marked any more; an earlier mark stays."""
+    value = json.dumps(asdict(Mark([], by, time.time(), is_gone=True)))
+    redis.hsetnx(KEY + name + MARKS_SUFFIX, str(number), value)
 
 
 def marks(redis: Any, name: str) -> dict[int, Mark]:

@@ -31,7 +31,8 @@ FOLDER_OF_LONG_KEYS = RESERVED + "decisions-of-long-keys/"
 NAME = re.compile(r"(.+)\.([0-9]{17})\.[0-9a-f]{12}\.json", re.DOTALL)
 ID_BYTES = 6  # tell decisions of one millisecond apart
 
-Action = Literal["redo", "release", "drop", "mark"]
+Action = Literal["redo", "release", "accept", "drop", "mark"]
+"""`accept` is of an output with a low score. Older records have `drop` in its place."""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def stack(clean_environment, programs, tmp_path_factory):
             folder,
             {**environment, "VEIL_REVIEW_PASSWORD": PASSWORD},
             "--show-sources",
-            reviewers=(),
+            reviewers=("zoe",),
         )
         with desk:
             yield Stack(redis, s3, desk)
@@ -222,13 +222,13 @@ def test_a_missed_face_is_drawn_redone_seen_and_accepted(browser, empty, photogr
     assert not empty.s3.list_objects_v2(Bucket="clean", Prefix="2026/coffee").get("Contents")
     press(browser, Keys.ENTER)
     until(browser, lambda: dialog.is_displayed())
+    assert "Publish s3://raw/2026/coffee.jpg, with nothing hidden?" in dialog.text
+    press(browser, Keys.ENTER)
+    until(browser, lambda: text(browser, "status").startswith("Done"))
+    assert empty.s3.list_objects_v2(Bucket="clean", Prefix="2026/coffee").get("Contents")
+    assert image_of(browser)
     press(browser, Keys.ENTER)
     until(browser, lambda: text(browser, "title") == "Nothing chosen")
-
-    def is_published():
-        return empty.s3.list_objects_v2(Bucket="clean", Prefix="2026/coffee").get("Contents")
-
-    until(browser, is_published)
     assert console(browser) == []
 
 
@@ -290,6 +290,186 @@ def test_two_reviewers_work_at_once_and_never_on_one_picture(
     assert text(browser, "title") == "s3://raw/0.jpg"
 
 
+def listed_count(stack):
+    return REVIEW_LIST.count(stack.redis)
+
+
+def flagged(stack, photographs, *keys, name="admiral.jpg"):
+    for key in keys:
+        stack.list(key, photographs[name], "flagged", output=photographs[name])
+
+
+def answer(browser, name):
+    """Give the answer ``name`` to a question."""
+    dialog = browser.find_element(By.ID, "confirm")
+    until(browser, dialog.is_displayed)
+    dialog.find_element(By.XPATH, f".//button[text()='{name}']").click()
+
+
+def thumbs(browser):
+    return browser.find_elements(By.CSS_SELECTOR, "#rows .thumb")
+
+
+def focused(browser):
+    return browser.switch_to.active_element.get_attribute("id")
+
+
+def test_nothing_that_was_drawn_is_lost_silently(browser, empty, photographs):
+    flagged(empty, photographs, "0.jpg", "1.jpg")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    press(browser, "h", "i", "n")
+    is_shown(browser, "1.jpg")
+    assert text(browser, "shapes") == ""
+    press(browser, "p")
+    is_shown(browser, "0.jpg")
+    assert "hide:" in text(browser, "shapes")
+    leaves_at_once = browser.execute_script(
+        "return dispatchEvent(new Event('beforeunload', {cancelable: true}))"
+    )
+    assert not leaves_at_once
+    for key in (Keys.ENTER, "d"):
+        press(browser, key)
+        dialog = browser.find_element(By.ID, "confirm")
+        until(browser, dialog.is_displayed)
+        assert "You drew 1 area that is not hidden" in dialog.text
+        answer(browser, "Cancel")
+        assert "hide:" in text(browser, "shapes")
+    browser.find_element(By.CSS_SELECTOR, "#lists [data-state=flagged]").click()
+    is_shown(browser, "1.jpg")
+    press(browser, "n")
+    is_shown(browser, "0.jpg")
+    assert "hide:" in text(browser, "shapes")
+    assert listed_count(empty) == 2
+    press(browser, Keys.ENTER)
+    answer(browser, "Go on without it")
+    is_shown(browser, "1.jpg")
+
+
+def test_an_open_polygon_is_closed_or_asked_for_and_never_dropped(browser, empty, photographs):
+    flagged(empty, photographs, "0.jpg", "1.jpg")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+
+    def click(*corners):
+        for x, y in corners:
+            drag(browser, "output", (x, y, x, y))
+
+    press(browser, "g")
+    click((50, 50), (150, 50))
+    for key in ("r", "d", Keys.ENTER, "h"):
+        press(browser, key)
+        assert "The polygon is not closed" in text(browser, "status")
+    press(browser, "n")
+    is_shown(browser, "1.jpg")
+    press(browser, "p")
+    is_shown(browser, "0.jpg")
+    click((150, 150))
+    press(browser, "h")
+    assert "hide: 100 × 100 px" in text(browser, "shapes")
+    assert listed_count(empty) == 2
+
+
+def test_a_decision_leaves_the_focus_on_the_next_picture(browser, empty, photographs):
+    flagged(empty, photographs, "f0.jpg", "f2.jpg")
+    for key in ("f1.jpg", "f3.jpg"):
+        empty.list(key, photographs["admiral.jpg"])
+    log_in(browser, empty)
+    until(browser, lambda: len(thumbs(browser)) == 4)
+    for key, place in (("f1.jpg", "source"), ("f2.jpg", "output")):
+        browser.find_element(By.XPATH, f"//*[@id='rows']//button[@title='s3://raw/{key}']").click()
+        is_shown(browser, key)
+        assert focused(browser) == place
+        browser.find_element(By.ID, "drop").click()
+        until(browser, lambda: text(browser, "status") == "Dropped from the list.")
+        assert focused(browser) in ("output", "source")
+    assert listed_count(empty) == 2
+    is_shown(browser, "f3.jpg")
+    press(browser, Keys.ENTER)
+    until(browser, browser.find_element(By.ID, "confirm").is_displayed)  # and is not dropped
+    assert listed_count(empty) == 2
+
+
+def test_a_key_that_comes_too_early_is_answered_and_decides_nothing(browser, empty, photographs):
+    flagged(empty, photographs, "0.jpg", "1.jpg")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    browser.execute_script(
+        "for (const key of ['n', 'd'])"
+        " document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
+    )
+    is_shown(browser, "1.jpg")
+    assert text(browser, "status").startswith("Not yet")
+    assert listed_count(empty) == 2
+
+
+def test_method_and_region_are_those_of_one_picture(browser, empty, photographs):
+    flagged(empty, photographs, "0.jpg", "1.jpg")
+    log_in(browser, empty)
+    is_shown(browser, "0.jpg")
+    for identity in ("method", "region"):
+        browser.find_element(By.ID, identity).find_elements(By.TAG_NAME, "option")[1].click()
+    browser.find_element(By.ID, "next").click()
+    is_shown(browser, "1.jpg")
+    for identity in ("method", "region"):
+        assert browser.find_element(By.ID, identity).get_property("value") == ""
+
+
+def test_a_held_picture_shows_its_labels_what_is_published_and_what_a_release_hides(
+    browser, empty, photographs
+):
+    empty.list(
+        "plate.jpg",
+        photographs["admiral.jpg"],
+        reason="an object with the rule hold was found",
+        output=photographs["admiral.jpg"],
+        faces=1,
+        labels={"FACE": 1, "plate": 1},
+        boxes_xyxy=[[110, 60, 230, 240], [20, 300, 120, 340]],
+        box_labels=["FACE", "plate"],
+        options={"rules": {"plate": {"hold": True}}},
+    )
+    log_in(browser, empty)
+    is_shown(browser, "plate.jpg")
+    assert "1 face, 1 plate found" in text(browser, "facts")
+    assert "rule hold was found: plate" in text(browser, "facts")
+    labels = browser.find_elements(By.CSS_SELECTOR, "#source text.label")
+    assert [label.text for label in labels] == ["plate"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#source .shape.found.other")) == 1
+    assert text(browser, "accept-name") == "Publish, with 1 face and 1 plate hidden"
+    caption = browser.find_element(By.CSS_SELECTOR, "#output-figure figcaption")
+    assert caption.text == "held: an earlier output is published"
+    assert image_of(browser) == [341, 400]
+    assert not browser.find_element(By.ID, "sources").is_enabled()
+    until(browser, lambda: "held" in [thumb.text for thumb in thumbs(browser)])
+
+
+def test_an_output_that_was_made_again_can_be_made_once_more(browser, empty, photographs):
+    empty.list("again.jpg", photographs["admiral.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "again.jpg")
+    for number in range(2):
+        press(browser, "h", "i", *[Keys.ARROW_LEFT] * 20 * number, "r")
+        until(browser, lambda: text(browser, "status").startswith("Done"))
+        assert text(browser, "shapes") == ""
+        hidden = browser.find_elements(By.CSS_SELECTOR, "#output .shape.was-extra")
+        assert len(hidden) == number + 1
+        assert text(browser, "facts").startswith("published")
+        press(browser, Keys.ESCAPE)
+    press(browser, Keys.ENTER)
+    until(browser, lambda: text(browser, "title") == "Nothing chosen")
+
+
+def test_the_address_of_a_token_counts_also_in_a_tab_that_shows_the_login(browser, empty):
+    browser.delete_all_cookies()
+    browser.get(f"{empty.desk.address}/login")
+    browser.find_element(By.ID, "name").send_keys(" ")
+    browser.find_element(By.ID, "secret").send_keys(PASSWORD, Keys.ENTER)
+    until(browser, lambda: text(browser, "problem").startswith("Enter your name"))
+    browser.get(empty.desk.logins["zoe"])  # of which only the fragment differs
+    until(browser, lambda: browser.find_elements(By.ID, "rows"))
+
+
 def test_a_hostile_name_is_only_a_name(browser, empty, photographs):
     empty.list(HOSTILE, photographs["coffee.jpg"], "flagged", output=photographs["coffee.jpg"])
     log_in(browser, empty)
@@ -305,9 +485,15 @@ def test_an_ended_session_says_so(browser, empty, photographs):
         )
     log_in(browser, empty)
     is_shown(browser, "0.jpg")
+    press(browser, "s")
+    until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#source image"))
     browser.delete_cookie("veil_session")
     press(browser, Keys.ENTER)
     until(browser, lambda: browser.find_element(By.ID, "ended").is_displayed())
+    for _ in range(3):
+        press(browser, Keys.ESCAPE)
+        assert browser.find_element(By.ID, "ended").is_displayed()
+    assert not browser.find_elements(By.CSS_SELECTOR, "main image, main img")
     assert REVIEW_LIST.count(empty.redis) == 2
     assert not empty.redis.llen("uploads")
 
@@ -358,6 +544,42 @@ def test_a_sample_is_marked_with_the_keyboard(browser, empty, photographs):
     assert marks[0].by == "ana"
 
 
+def test_a_sample_with_a_redo_and_an_output_that_is_gone_finishes(browser, empty, photographs):
+    empty.list("made.jpg", photographs["admiral.jpg"])
+    log_in(browser, empty)
+    is_shown(browser, "made.jpg")
+    press(browser, Keys.ENTER, Keys.ENTER)
+    until(browser, lambda: text(browser, "status").startswith("Done"))
+    pictures = []
+    for key in ("made.jpg", "gone.jpg"):
+        if key == "gone.jpg":
+            empty.put("clean", key, photographs["coffee.jpg"])
+        etag = empty.s3.head_object(Bucket="clean", Key=key)["ETag"].strip('"')
+        source_etag = empty.s3.head_object(Bucket="raw", Key="made.jpg")["ETag"].strip('"')
+        output, source = f"s3://clean/{key}", f"s3://raw/{key}"
+        pictures.append(SampledPicture(output, etag, ROUTE, source, source_etag, 341, 400))
+    drawn = Sample("60de0001", ["s3://clean"], 1, 2, time.time(), pictures)
+    samples.store(empty.redis, drawn)
+    empty.put("clean", "gone.jpg", photographs["admiral.jpg"])
+    press(browser, Keys.ENTER)  # nothing else is to review
+    is_shown(browser, "made.jpg")
+    assert "main" in browser.find_element(By.ID, "accept").get_attribute("class")
+    press(browser, "r")
+    assert "Mark a face first" in text(browser, "status")
+    drag(browser, "output", (110, 60, 230, 240))
+    press(browser, "r")
+    until(browser, lambda: text(browser, "status").startswith("Done"))
+    press(browser, Keys.ENTER)
+    until(browser, lambda: len(samples.marks(empty.redis, drawn.name)) == 2)
+    marked, gone = (samples.marks(empty.redis, drawn.name)[number] for number in range(2))
+    assert len(marked.exposed_xyxy) == 1
+    assert gone.is_gone
+    until(browser, lambda: text(browser, "title") == "Nothing chosen")
+    until(browser, lambda: "can't be marked" in text(browser, "rows"))
+    browser.find_elements(By.CSS_SELECTOR, "#rows button")[1].click()
+    until(browser, lambda: "can't be marked" in text(browser, "status"))
+
+
 @pytest.fixture
 def phone(new_browser):
     return new_browser((500, 900))
@@ -380,6 +602,39 @@ def test_a_narrow_screen_shows_everything(phone, empty, photographs):
     drag(phone, "output", (100, 100, 200, 200))
     assert "hide: 100 × 100 px" in text(phone, "shapes")
     take_screenshot(phone, "review-narrow")
+
+
+def test_a_screen_of_400_pixels_shows_the_picture_first(phone, empty, photographs):
+    metrics = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    phone.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    flagged(empty, photographs, *(f"{number}.jpg" for number in range(9)))
+    log_in(phone, empty)
+    is_shown(phone, "0.jpg")
+    sample_of(empty, photographs["admiral.jpg"])
+    chooser = phone.find_element(By.ID, "samples")
+    until(phone, lambda: len(chooser.find_elements(By.TAG_NAME, "option")) == 2)
+
+    def top():
+        return phone.execute_script(
+            "return document.getElementById('viewer').getBoundingClientRect().top"
+        )
+
+    assert phone.execute_script("return scrollY") == 0
+    assert -1 < top() < 400
+    width, inner = phone.execute_script(
+        "return [document.documentElement.scrollWidth, window.innerWidth]"
+    )
+    assert width <= inner == 400
+    until(phone, lambda: len(thumbs(phone)) == 9)
+    row = phone.find_elements(By.CSS_SELECTOR, "#rows button")[8]
+    phone.execute_script("arguments[0].scrollIntoView()", row)
+    row.click()
+    is_shown(phone, "8.jpg")
+    assert -1 < top() < 400
+    phone.execute_script("scrollTo(0, 0)")
+    phone.find_element(By.ID, "help-button").click()
+    assert phone.find_element(By.CSS_SELECTOR, "#help kbd").is_displayed()
+    phone.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_people_with_disabilities_can_use_every_page(browser, empty, photographs):

@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from PIL import Image
@@ -25,6 +25,7 @@ from tools.local.servers import HOST, free_port
 from worker.desk import claims, items
 from worker.desk import decisions as decisions_of_desk
 from worker.desk.items import Item, Items
+from worker.sampling.acceptance import accept
 
 HOSTILE = '<img src=x onerror="alert(1)">"\'.jpg'
 KEY = "a key for receipts of 32 characters or more"
@@ -78,8 +79,8 @@ def listed(queue, raw, clean, desk):
         source = raw.put(f"desk/{key}", jpeg())
         clean.put(f"desk/{key}", jpeg("blue"))
         etag = etag or raw.head(f"desk/{key}")["ETag"].strip('"')
-        reason = "faces still found in the output"
-        entry = ReviewEntry(source, etag, "r", state, reason, time.time(), **fields)
+        fields = {"reason": "faces still found in the output", **fields}
+        entry = ReviewEntry(source, etag, "r", state, time=time.time(), **fields)
         REVIEW_LIST.record(queue.client, entry)
         return entry
 
@@ -264,7 +265,10 @@ def test_many_wrong_passwords_are_throttled(settings, programs, tmp_path):
         assert desk.logins == {}
         client = Client(desk.address)
         client.get("/login")
-        assert client.post("/login", {"secret": password, "name": " "}).status == 401
+        for secret in (password, "x"):  # which says nothing of the password
+            nameless = client.post("/login", {"secret": secret, "name": " "})
+            assert nameless.status == 400
+            assert nameless.json["message"].startswith("Enter your name")
         assert client.post("/login", {"secret": password, "name": "ana"}).status == 200
         client = Client(desk.address)
         client.get("/login")
@@ -583,14 +587,125 @@ def test_a_sample_is_marked_by_several_reviewers(log_in, listed, queue, clean, s
     third = ana.post("/api/next", {**request, "after": first["id"]}).json
     clean.put("desk/sample-2.jpg", jpeg("green"))
     assert decide(ana, third, "mark", exposed=[]).status == 409
-    assert {
-        n: mark.exposed_xyxy for n, mark in samples.marks(queue.client, "5a3b1e00").items()
-    } == {
-        first["number"]: [[5, 5, 50, 50]],
-        second["number"]: [],
+    marks = samples.marks(queue.client, "5a3b1e00")
+    assert {n: (mark.exposed_xyxy, mark.is_gone) for n, mark in marks.items()} == {
+        first["number"]: ([[5, 5, 50, 50]], False),
+        second["number"]: ([], False),
+        third["number"]: ([], True),
     }
     marks = [*recorded(store, "sample-0.jpg"), *recorded(store, "sample-1.jpg")]
     assert {decision.sample for decision in marks} == {"5a3b1e00"}
+
+
+def test_sampled_outputs_that_are_gone_are_skipped_and_the_sample_finishes(
+    log_in, queue, listed, clean
+):
+    pictures = []
+    for number in range(4):
+        output = clean.put(f"desk/gone-{number}.jpg", jpeg("blue"))
+        etag = clean.head(f"desk/gone-{number}.jpg")["ETag"].strip('"')
+        pictures.append(SampledPicture(output, etag, ROUTE, None, None, 320, 240))
+    drawn = Sample("60de0000", ["s3://clean/desk"], 1, 4, time.time(), pictures)
+    samples.store(queue.client, drawn)
+    samples.mark(queue.client, drawn.name, 3, [[1, 1, 9, 9]], "ana")
+    clean.put("desk/gone-0.jpg", jpeg("green"))
+    clean.client.delete_object(Bucket="clean", Key="desk/gone-1.jpg")
+    clean.put("desk/gone-3.jpg", jpeg("green"))  # as a redo does
+    client = log_in()
+    item = client.post("/api/next", {"sample": drawn.name, "unmarked": True}).json
+    assert (item["number"], item["is_gone"]) == (2, False)
+    assert decide(client, item, "mark", exposed=[]).status == 200
+    first = client.post("/api/next", {"id": items.id_of("sample", f"{drawn.name}\n0")}).json
+    assert (first["is_gone"], first["mark"]) == (True, None)
+    rows = client.get(f"/api/list?sample={drawn.name}").json["rows"]
+    assert [(row["marked"], row["is_gone"]) for row in rows] == [
+        (True, True),
+        (True, True),
+        (True, False),
+        (True, False),
+    ]
+    assert client.get("/api/samples").json["samples"][0]["marked"] == 4
+    result = accept(drawn, samples.marks(queue.client, drawn.name))
+    assert (result.reviewed, result.skipped, result.is_complete) == (2, 2, True)
+
+
+def test_a_low_score_is_accepted_or_dropped_and_the_record_says_which(listed, queue, store):
+    on_desk = Items(queue.client, Routes.parse(ROUTE))
+    desk = decisions_of_desk.Desk(queue.app, store, Routes.parse(ROUTE), [Key.parse(KEY)], on_desk)
+    for action in ("accept", "drop"):
+        entry = listed(f"low-{action}.jpg", "held")
+        low = replace(low_score(f"low-{action}.jpg", entry.etag), output_etag=None)
+        on_desk.add_low_scores([low])
+        assert desk.decide(low, decisions_of_desk.choice_of({"action": action}), "ana") is None
+        assert on_desk.find(low.id) is None
+        (decision,) = recorded(store, f"low-{action}.jpg")
+        assert decision.action == action
+    assert REVIEW_LIST.count(queue.client) == 2  # which are other versions of the picture
+
+
+def test_only_a_low_score_is_accepted_as_it_is(log_in, listed, wait_until):
+    listed("a.jpg", "held")
+    client = log_in()
+    item = shown(client, wait_until)
+    assert decide(client, item, "accept").status == 400
+
+
+def test_an_output_that_was_made_from_the_desk_can_be_made_again(
+    log_in, listed, queue, store, wait_until
+):
+    listed("again.jpg", "held", labels={"FACE": 1, "plate": 2}, options={"extra": [[1, 1, 9, 9]]})
+    client = log_in()
+    item = shown(client, wait_until)
+    released = decide(client, item, "release").json
+    queue.client.hdel(REVIEW_LIST.key, *queue.client.hkeys(REVIEW_LIST.key))  # as a worker does
+    assert decide(client, item, "redo", extra=[[2, 2, 8, 8]]).status == 409
+    item["version"] = released["version"]
+    assert decide(client, item, "drop").status == 409
+    again = decide(client, item, "redo", extra=[[2, 2, 8, 8]])
+    assert again.status == 200
+    assert again.json["version"] != released["version"]
+    first, second = recorded(store, "again.jpg")
+    assert second.options == {
+        "extra": [[1, 1, 9, 9], [2, 2, 8, 8]],
+        "release": first.options["release"],
+    }
+    assert queue.client.llen("uploads") == 2
+
+
+def test_a_held_picture_whose_source_was_deleted_can_be_dropped(
+    log_in, listed, queue, raw, wait_until
+):
+    listed("deleted.jpg", "held")
+    client = log_in()
+    item = shown(client, wait_until)
+    raw.client.delete_object(Bucket="raw", Key="desk/deleted.jpg")
+    released = decide(client, item, "release")
+    assert (released.status, released.json["message"].endswith("drop it")) == (404, True)
+    assert decide(client, item, "drop").status == 200
+    assert REVIEW_LIST.count(queue.client) == 0
+
+
+def test_a_held_picture_says_if_an_earlier_output_is_published_and_which_labels_hold_it(
+    log_in, listed, clean, wait_until
+):
+    listed(
+        "plate.jpg",
+        "held",
+        reason="an object with the rule hold was found",
+        labels={"FACE": 2, "plate": 1},
+        box_labels=["plate", "FACE"],
+        boxes_xyxy=[[1, 1, 30, 20], [40, 1, 60, 30]],
+        options={"rules": {"plate": {"hold": True}}},
+    )
+    client = log_in()
+    item = shown(client, wait_until)
+    assert item["has_output"] is True
+    assert client.get(f"/output/{item['id']}?side=100").status == 200
+    assert item["labels"] == {"FACE": 2, "plate": 1}
+    assert item["box_labels"] == ["plate", "FACE"]
+    assert item["reason"] == "an object with the rule hold was found: plate"
+    clean.client.delete_object(Bucket="clean", Key="desk/plate.jpg")
+    assert client.post("/api/next", {"id": item["id"]}).json["has_output"] is False
 
 
 def test_the_log_has_no_token_and_no_key(desk):

@@ -171,6 +171,11 @@ def _print(result: "Acceptance", is_on_desk: bool) -> None:
         print(f"{INTERVAL} {percent(faces.low)} to {percent(faces.high)}")
     drawn = len(result.sample.pictures)
     print_summary(result.statement)
+    if result.skipped:
+        print_summary(
+            f"{result.skipped:,} can't be marked, because the output was replaced or deleted "
+            "since it was drawn: left out"
+        )
     if not result.is_complete:
         where = ": veil review serve" if is_on_desk else ""
         print_summary(

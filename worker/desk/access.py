@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tasks.errors import InvalidRequest
+
 TOKEN_BYTES = 24
 SESSION_SECONDS = 8 * 3600
 IDLE_SECONDS = 3600
@@ -64,7 +66,8 @@ class Access:
     def log_in(self, secret: str, name: str) -> Session | None:
         """Return a new session for the token or the password `secret`; None if it is wrong.
 
-        A token is used up by this. Nobody can guess one, so it is accepted at any time.
+        A token is used up by this. Nobody can guess one, so it is accepted at any time. Raises
+        InvalidRequest, before any password is tried, if there is no name.
         """
         for token in list(self.tokens):
             if _is_same(token, secret):
@@ -72,7 +75,9 @@ class Access:
         if self.is_throttled:
             return None
         reviewer = reviewer_name(name)
-        if self.password and reviewer and _is_same(self.password, secret):
+        if self.password and not reviewer:
+            raise InvalidRequest(f"Enter your name, with at most {MAX_NAME} characters.")
+        if self.password and _is_same(self.password, secret):
             return self.begin(reviewer)
         self._failures.append(time.monotonic())
         return None

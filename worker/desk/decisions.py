@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.addresses import ObjectUri, PrefixUri
-from tasks.errors import InvalidRequest, ObjectNotFound, SourceChanged
+from tasks.errors import InvalidRequest, ObjectNotFound, SourceChanged, VeilError
 from tasks.messages import UPLOADS, AnonymizeOptions
 from tasks.publishing import Publisher, Wanted
 from tasks.records import samples
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from tasks.app import App
 
 BOX_SIDES = 4
+IMPOSSIBLE: dict[Action, str] = {
+    "mark": "only pictures of a sample are marked",
+    "drop": "a picture of a sample is marked, not dropped",
+    "accept": "only an output with a low score is accepted as it is",
+    "redo": "the source of this output is not known",
+    "release": "only a held or flagged version with a known source is released",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,14 @@ class Choice:
     action: Action
     options: AnonymizeOptions
     exposed_xyxy: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The task that a decision led to, and the version of the picture that was requested."""
+
+    task: str
+    version: str
 
 
 class Desk:
@@ -51,18 +66,21 @@ class Desk:
         self._keys = keys
         self._items = items
 
-    def decide(self, item: Item, choice: Choice, by: str) -> str | None:
-        """Carry out the decision of the reviewer `by`, and return the task that it led to, if any.
+    def decide(self, item: Item, choice: Choice, by: str) -> Decided | None:
+        """Carry out the decision of the reviewer `by`, and return what it led to, if anything.
 
         Raises SourceChanged if the picture is not the one that was shown any more, InvalidRequest
         for a choice that the picture does not have, and the errors of Redis and of the store.
-        Nothing is queued then. The low score of an output that was replaced leaves the desk.
+        Nothing is queued then. The low score of an output that was replaced leaves the desk, and a
+        picture of a sample is skipped.
         """
         try:
-            self._check_version(item)
+            self._check_version(item, needs_source=choice.action in ("redo", "release"))
         except (ObjectNotFound, SourceChanged):
             if item.state == "low score":
                 self._items.remove(item)
+            if item.sample is not None:
+                self.skip_if_gone(item, by)
             raise
         options = self._options(item, choice)
         self._record(item, choice, options, by)
@@ -72,48 +90,82 @@ class Desk:
             with connected():
                 samples.mark(self._redis, item.sample, item.number, choice.exposed_xyxy, by)
             return None
-        if choice.action == "drop":
-            drop_entry(self._redis, item)
+        if choice.action in ("drop", "accept"):
+            if item.state in ("held", "flagged"):
+                drop_entry(self._redis, item)
             self._items.remove(item)
             return None
         task_id = self._enqueue(item, options)
         if item.sample is None:
             self._items.remove(item)
-        return task_id
+        return Decided(task_id, self._items.keep_requested(item, options).version)
 
-    def _check_version(self, item: Item) -> None:
+    def skip_if_gone(self, item: Item, by: str) -> bool:
+        """Return whether a sampled output was replaced or deleted since it was drawn.
+
+        Nobody can mark it then, and unless it is marked already, the sample goes on without it.
+        """
+        assert item.sample is not None
+        assert item.number is not None
+        if not self._is_other_output(item):
+            return False
+        with connected():
+            samples.skip(self._redis, item.sample, item.number, by)
+        return True
+
+    def has_output(self, item: Item) -> bool | None:
+        """Return whether an output is published, for a held picture an earlier one.
+
+        None says that the store does not tell.
+        """
+        output = output_uri(item)
+        if item.state != "held" or output is None:
+            return item.state != "held"
+        try:
+            return self._store.head(output) is not None
+        except VeilError:
+            return None
+
+    def _check_version(self, item: Item, needs_source: bool) -> None:
         """Raise SourceChanged if the source or the output was replaced since it was listed.
 
-        A sample is one of outputs, whatever became of their sources.
+        A source that was deleted matters only to what `needs_source`. A sample is one of outputs,
+        whatever became of their sources.
         """
         if item.source is not None and item.sample is None:
             source = self._store.head(ObjectUri.parse(item.source))
             if source is None:
-                raise ObjectNotFound(f"{item.source} was deleted since it was listed")
-            if item.etag and source.etag != item.etag:
-                raise SourceChanged(f"{item.source} was replaced since it was listed")
-        if item.output_etag is not None and item.output is not None:
-            output = self._store.head(ObjectUri.parse(item.output))
-            if output is None or output.etag != item.output_etag:
-                raise SourceChanged(f"{item.output} was replaced since it was listed")
+                if needs_source:
+                    raise ObjectNotFound(f"{item.source} was deleted since it was listed: drop it")
+            elif item.etag and source.etag != item.etag:
+                raise SourceChanged(
+                    f"{item.source} was replaced since it was listed: press n. The new version is "
+                    "listed if it needs a review"
+                )
+        if self._is_other_output(item):
+            raise SourceChanged(f"{item.output} was replaced since it was listed: press n")
+
+    def _is_other_output(self, item: Item) -> bool:
+        if item.output_etag is None or item.output is None:
+            return False
+        output = self._store.head(ObjectUri.parse(item.output))
+        return output is None or output.etag != item.output_etag
 
     def _options(self, item: Item, choice: Choice) -> AnonymizeOptions:
         """Return the options of the request that follows; raise InvalidRequest for none."""
-        if choice.action == "mark":
-            if item.sample is None:
-                raise InvalidRequest("only pictures of a sample are marked")
-            return AnonymizeOptions()
-        if choice.action == "drop":
-            if item.sample is not None:
-                raise InvalidRequest("a picture of a sample is marked, not dropped")
-            return AnonymizeOptions()
-        if item.source is None:
-            raise InvalidRequest("the source of this output is not known")
+        is_sampled = item.sample is not None
+        is_possible = {
+            "mark": is_sampled,
+            "drop": not is_sampled,
+            "accept": item.state == "low score",
+            "redo": item.source is not None,
+            "release": bool(item.source and item.etag and not is_sampled),
+        }
+        if not is_possible[choice.action]:
+            raise InvalidRequest(IMPOSSIBLE[choice.action])
         if choice.action == "release":
-            if item.sample is not None or not item.etag:
-                raise InvalidRequest("only a held or flagged version is released")
             return item.release_options()
-        return item.redo_options(choice.options)
+        return item.redo_options(choice.options) if choice.action == "redo" else AnonymizeOptions()
 
     def _record(
         self, item: Item, choice: Choice, options: AnonymizeOptions, by: str
@@ -159,9 +211,9 @@ class Desk:
 
 def choice_of(fields: dict[str, Any]) -> Choice:
     """Return the choice in the JSON of a page. Raises InvalidRequest."""
-    action = fields.get("action")
-    if action not in ("redo", "release", "drop", "mark"):
-        raise InvalidRequest("a decision is redo, release, drop or mark")
+    action = next((known for known in IMPOSSIBLE if known == fields.get("action")), None)
+    if action is None:
+        raise InvalidRequest(f"a decision is one of {', '.join(IMPOSSIBLE)}")
     options = AnonymizeOptions.of(
         {
             name: fields[name]

@@ -6,21 +6,24 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import structlog
 
 from tasks.addresses import ObjectUri
 from tasks.errors import QueueUnavailable, VeilError, log_fields
-from tasks.messages import AnonymizeOptions, AnonymizeRequest
+from tasks.messages import FACE, AnonymizeOptions, AnonymizeRequest, Reason, Rule
 from tasks.records import samples
 from tasks.records.ledger import name_of
 from tasks.records.review import REVIEW_LIST, ReviewEntry
 from tasks.records.samples import SampledPicture
 from tasks.redis.errors import connected
 from tasks.routes import Routed, Routes
+from worker.masking.regions import MaskStyle
+from worker.treatments import Treatments
 
 log = structlog.get_logger("veil")
 
@@ -34,6 +37,7 @@ MAX_AGE_SECONDS = 30.0  # The desk reads the list more often, also while nobody 
 Value = TypeVar("Value")
 State = Literal["held", "flagged", "low score", "sample"]
 FILTERS: tuple[State, ...] = ("held", "flagged", "low score")
+HELD_BY_A_RULE: Reason = "an object with the rule hold was found"
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Item:
 
     `etag` is the version of the source, `output_etag` that of the output if it is known. `source`
     is None for an output of a sample whose source is not known. `destination` is the one of the
-    request, None for the default. `sample` and `number` are those of a sampled picture.
+    request, None for the default. `labels` and `box_labels` are those of ReviewEntry. `sample` and
+    `number` are those of a sampled picture.
     """
 
     id: str
@@ -57,6 +62,8 @@ class Item:
     left_xyxy: list[list[int]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     faces: int | None = None
+    labels: dict[str, int] | None = None
+    box_labels: list[str] | None = None
     output_etag: str | None = None
     width: int | None = None
     height: int | None = None
@@ -75,8 +82,14 @@ class Item:
         return hashlib.sha256(content.encode()).hexdigest()[:ID_DIGITS]
 
     def redo_options(self, more: AnonymizeOptions) -> AnonymizeOptions:
-        """Return the options of the request, overridden by `more`, with the areas of both."""
-        return self._entry().redo_options(more)
+        """Return the options of the request, overridden by `more`, with the areas of both.
+
+        A version that was released on the desk stays so.
+        """
+        options = self._entry().redo_options(more)
+        if self.state == "sample" or self.options.get("release") != self.etag:
+            return options
+        return AnonymizeOptions.of({**options.to_json(), "release": self.etag})
 
     def release_options(self) -> AnonymizeOptions:
         """Return the options with which this version of the source is published as it is."""
@@ -97,8 +110,8 @@ def order_of(item: Item) -> tuple[bool, float, int, str]:
     return item.state == "low score", item.time, item.number or 0, item.id
 
 
-def item_of(entry: ReviewEntry, routes: Routes) -> Item:
-    """Return the item of an entry of the review list."""
+def item_of(entry: ReviewEntry, routes: Routes, rules: Mapping[str, Rule]) -> Item:
+    """Return the item of an entry of the review list. `rules` are those of the settings."""
     routed = routed_of(entry.source, entry.destination, routes)
     return Item(
         id=id_of("review", name_of(entry.source, entry.destination)),
@@ -107,13 +120,26 @@ def item_of(entry: ReviewEntry, routes: Routes) -> Item:
         output=None if routed is None else str(routed.destination),
         destination=entry.destination,
         etag=entry.etag,
-        reason=entry.reason,
+        reason=reason_of(entry, rules),
         time=entry.time,
         boxes_xyxy=entry.boxes_xyxy,
         left_xyxy=entry.left_xyxy,
         options=entry.options,
         faces=entry.faces,
+        labels=entry.labels,
+        box_labels=entry.box_labels,
     )
+
+
+def reason_of(entry: ReviewEntry, rules: Mapping[str, Rule]) -> str:
+    """Return the reason of an entry. That of a rule has the labels of the objects it is for."""
+    if entry.reason != HELD_BY_A_RULE:
+        return entry.reason
+    treatments = Treatments(MaskStyle(), rules=rules)
+    options = AnonymizeOptions.of(entry.options)
+    labels = [label for label in entry.labels or {} if treatments.of(label, options).hold]
+    names = [FACE.lower() if label == FACE else label for label in labels]
+    return f"{entry.reason}: {', '.join(names)}" if names else entry.reason
 
 
 def item_of_sample(name: str, number: int, picture: SampledPicture) -> Item:
@@ -159,9 +185,12 @@ class Items:
     one, and another thread reads. What a decision is about is always read anew, see `present`.
     """
 
-    def __init__(self, redis: Any, routes: Routes) -> None:
+    def __init__(
+        self, redis: Any, routes: Routes, rules: Mapping[str, Rule] = MappingProxyType({})
+    ) -> None:
         self._redis = redis
         self._routes = routes
+        self._rules = rules
         self._reading = threading.Lock()
         self._read_at = float("-inf")
         self._review: dict[str, Item] = {}
@@ -169,6 +198,7 @@ class Items:
         self._samples: dict[str, list[Item]] = {}
         self._of_samples: dict[str, Item] = {}
         self._shown: OrderedDict[str, Item] = OrderedDict()
+        self._requested: OrderedDict[str, Item] = OrderedDict()
         self._decided: OrderedDict[str, tuple[str, float]] = OrderedDict()
 
     def listed(self, state: str | None = None) -> list[Item]:
@@ -199,6 +229,20 @@ class Items:
         """Keep a picture that is shown, also when it leaves the list: its new output is shown."""
         _remember(self._shown, item.id, item, MAX_SHOWN)
 
+    def keep_requested(self, item: Item, options: AnonymizeOptions) -> Item:
+        """Return `item` as it was requested again with `options`, and keep it.
+
+        A reviewer who sees its new output can request it once more, also when it has left the list.
+        """
+        requested = replace(item, options=options.to_json(), output_etag=None, time=time.time())
+        _remember(self._requested, item.id, requested, MAX_SHOWN)
+        return requested
+
+    def requested(self, identity: str, version: str) -> Item | None:
+        """Return the picture of this `version` that was requested; None if there is none."""
+        item = self._requested.get(identity)
+        return item if item is not None and item.version == version else None
+
     def present(self, item: Item) -> Item | None:
         """Return `item` as it is in Redis now; None if it is no longer on the review list."""
         if item.state not in ("held", "flagged"):
@@ -208,7 +252,7 @@ class Items:
             entry = REVIEW_LIST.find(self._redis, [name]).get(name)
         if entry is None:
             return None
-        found = item_of(entry, self._routes)
+        found = item_of(entry, self._routes, self._rules)
         return merged([found], self._low_of(found))[0]
 
     def sample(self, name: str) -> list[Item]:
@@ -259,7 +303,8 @@ class Items:
         with self._reading:
             with connected():
                 entries = list(REVIEW_LIST.entries(self._redis))
-            items = sorted((item_of(entry, self._routes) for entry in entries), key=order_of)
+            found = [item_of(entry, self._routes, self._rules) for entry in entries]
+            items = sorted(found, key=order_of)
             self._review = {item.id: item for item in items if not self._is_decided(item)}
             self._read_at = time.monotonic()
 

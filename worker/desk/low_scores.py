@@ -1,10 +1,12 @@
 """Find the outputs with a face below a score, by their receipts."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from tasks.bulk.comparison import find_receipt, list_outputs
 from tasks.bulk.places import Places
+from tasks.messages import FACE
 from tasks.storage.receipts import Receipt, ReceiptName
 from tasks.storage.s3 import ObjectStore, StoredObject
 from worker.desk.items import Item, id_of
@@ -31,6 +33,8 @@ def search(store: ObjectStore, places: Places, below: float, limit: int) -> Iter
 def _item(places: Places, key: str, output: StoredObject, receipt: Receipt) -> Item:
     source = places.source_of(key, output.metadata)
     is_known = places.marks.is_source(output.metadata, source)
+    labels = Counter(receipt.labels)
+    has_others = bool(labels.keys() - {FACE})
     asked = places.asked_destination(key)
     return Item(
         id=id_of("low", str(output.uri)),
@@ -43,7 +47,9 @@ def _item(places: Places, key: str, output: StoredObject, receipt: Receipt) -> I
         time=time.time() if output.modified is None else output.modified.timestamp(),
         boxes_xyxy=[face["box_xyxy"] for face in receipt.faces],
         options=receipt.options,
-        faces=len(receipt.faces),
+        faces=labels[FACE],
+        labels=dict(labels) if has_others else None,
+        box_labels=receipt.labels if has_others else None,
         output_etag=output.etag,
         width=receipt.width,
         height=receipt.height,

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ from worker import pages
 from worker.commands.options import METHODS
 from worker.desk import claims
 from worker.desk.access import Access, Session, reviewer_name
-from worker.desk.decisions import Desk, choice_of
+from worker.desk.decisions import Choice, Decided, Desk, choice_of
 from worker.desk.items import FILTERS, Item, Items, after, output_uri
 from worker.desk.origins import Origins, Proxies
 from worker.desk.views import Shown, Views
@@ -70,6 +71,19 @@ FILES = {
     "login.js": "text/javascript",
 }
 STATUS_OF = {ObjectNotFound: 404, SourceChanged: 409, InvalidRequest: 400, QueueUnavailable: 503}
+
+# The part of a worker's report that the page shows.
+REPORTED = (
+    "status",
+    "reason",
+    "faces",
+    "left",
+    "warning",
+    "boxes_xyxy",
+    "labels",
+    "box_labels",
+    "options",
+)
 
 Result = TypeVar("Result")
 
@@ -257,7 +271,11 @@ class LoginHandler(Handler):
         access = self.parts.access
         is_throttled = access.is_throttled
         secret, name = str(fields.get("secret", "")), str(fields.get("name", ""))
-        session = access.log_in(secret, name)
+        try:
+            session = access.log_in(secret, name)
+        except InvalidRequest as error:
+            self.refuse(error)
+            return
         if session is None and is_throttled:
             raise HTTPError(429)
         if session is None:
@@ -327,6 +345,7 @@ class ListHandler(Handler):
         items = await self.in_thread(_chosen, self.parts.items, state, sample)
         shown = items[first : first + PAGE_ITEMS]
         marked = await self.in_thread(_marks, self.parts.redis, sample)
+        gone = {number for number, mark in marked.items() if mark.is_gone}
         rows = [
             {
                 "id": item.id,
@@ -337,6 +356,7 @@ class ListHandler(Handler):
                 "has_output": item.state != "held",
                 "version": item.version,
                 "marked": item.number in marked if item.sample else None,
+                "is_gone": item.number in gone,
             }
             for item in shown
         ]
@@ -369,45 +389,65 @@ class NextHandler(Handler):
         found = await self.in_thread(self._claimed, fields)
         if found is None and fields.get("id"):
             raise HTTPError(409, reason="Another Reviewer Has It")
-        self.finish({"id": None} if found is None else _details(*found))
+        self.finish({"id": None} if found is None else found)
 
-    def _claimed(self, fields: dict[str, Any]) -> tuple[Item, samples.Mark | None] | None:
+    def _claimed(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the details of the picture that was claimed; None if there is none."""
         parts, session = self.parts, self.session
-        sample = str(fields.get("sample") or "")
-        items = _chosen(parts.items, str(fields.get("state") or ""), sample)
-        if wanted := fields.get("id"):
-            known = parts.items.find(str(wanted))
-            candidates = [] if known is None else [known]
-        else:
-            step = -1 if fields.get("back") else 1
-            marked = _marks(parts.redis, sample) if fields.get("unmarked") else {}
-            shown = parts.items.find(str(fields.get("after") or ""))
-            ring = after(items, shown, step)
-            candidates = []
-            for item in ring:
-                if item.number not in marked or not item.sample:
-                    candidates.append(item)
-                if len(candidates) >= MAX_OFFERED:
-                    break
+        candidates = {item.id: item for item in self._candidates(fields)}
         with connected():
-            free = claims.free(parts.redis, [item.id for item in candidates], session.id)
-            by_id = {item.id: item for item in candidates}
-            for identity in free:
-                item = by_id[identity]
+            for identity in claims.free(parts.redis, list(candidates), session.id):
                 if not claims.claim(parts.redis, identity, session.id):
                     continue
-                present = parts.items.present(item)
-                if present is None:
+                details = self._details(candidates[identity], bool(fields.get("unmarked")))
+                if details is None:
                     claims.release(parts.redis, identity, session.id)
-                    parts.items.remove(by_id[identity])
                     continue
                 left = str(fields.get("after") or "")
                 if left and left != identity:
                     claims.release(parts.redis, left, session.id)
-                parts.items.keep(present)
-                mark = _marks(parts.redis, item.sample or "").get(item.number or 0)
-                return present, mark if item.sample else None
+                return details
         return None
+
+    def _candidates(self, fields: dict[str, Any]) -> list[Item]:
+        """Return the pictures that may be shown, the best first."""
+        parts = self.parts
+        if wanted := fields.get("id"):
+            known = parts.items.find(str(wanted))
+            return [] if known is None else [known]
+        sample = str(fields.get("sample") or "")
+        items = _chosen(parts.items, str(fields.get("state") or ""), sample)
+        marked = _marks(parts.redis, sample) if fields.get("unmarked") else {}
+        shown = parts.items.find(str(fields.get("after") or ""))
+        ring = after(items, shown, -1 if fields.get("back") else 1)
+        unmarked = (item for item in ring if not item.sample or item.number not in marked)
+        return list(islice(unmarked, MAX_OFFERED))
+
+    def _details(self, item: Item, must_be_there: bool) -> dict[str, Any] | None:
+        """Return what the page needs of a picture; None if it has left the list.
+
+        A sampled output that was replaced or deleted is returned unless it `must_be_there`.
+        """
+        parts = self.parts
+        present = parts.items.present(item)
+        if present is None:
+            parts.items.remove(item)
+            return None
+        mark, is_gone = None, False
+        if present.sample is not None:
+            is_gone = parts.desk.skip_if_gone(present, self.session.reviewer)
+            mark = _marks(parts.redis, present.sample).get(present.number or 0)
+        if is_gone and must_be_there:
+            return None
+        parts.items.keep(present)
+        return {
+            **asdict(present),
+            "title": present.title,
+            "version": present.version,
+            "has_output": parts.desk.has_output(present),
+            "is_gone": is_gone,
+            "mark": None if mark is None or mark.is_gone else asdict(mark),
+        }
 
 
 class ClaimHandler(Handler):
@@ -438,20 +478,25 @@ class DecisionHandler(Handler):
         except InvalidRequest as error:
             self.refuse(error)
             return
-        task_id = await self.in_thread(self._decide, item, fields, choice)
+        decided = await self.in_thread(self._decide, item, fields, choice)
         log.info("decided", action=choice.action, reviewer=self.session.reviewer, picture=identity)
-        self.finish({"task": task_id})
+        self.finish({"task": None, "version": None} if decided is None else asdict(decided))
 
-    def _decide(self, item: Item, fields: dict[str, Any], choice: Any) -> str | None:
+    def _decide(self, item: Item, fields: dict[str, Any], choice: Choice) -> Decided | None:
         parts = self.parts
         with connected():
             if not claims.is_held(parts.redis, item.id, self.session.id):
                 raise SourceChanged("another reviewer has this picture, or your claim has ended")
-        present = parts.items.present(item)
+        version = str(fields.get("version"))
+        requested = parts.items.requested(item.id, version) if choice.action == "redo" else None
+        present = requested or parts.items.present(item)
         if present is None:
-            raise SourceChanged(f"{item.title} is no longer on the list")
-        if present.version != fields.get("version"):
-            raise SourceChanged(f"{item.title} was replaced since it was shown")
+            raise SourceChanged(f"{item.title} is no longer on the list: press n")
+        if present.version != version:
+            raise SourceChanged(
+                f"{item.title} was replaced since it was shown: press n, and then p for the new "
+                "version"
+            )
         return parts.desk.decide(present, choice, self.session.reviewer)
 
 
@@ -471,8 +516,7 @@ class ResultHandler(Handler):
             error = meta["result"]
             return {"state": "dead", "error": type(error).__name__, "message": str(error)}
         report = meta["result"]
-        known = ("status", "reason", "faces", "left", "warning")
-        return {"state": "done", **{name: report[name] for name in known if name in report}}
+        return {"state": "done", **{name: report[name] for name in REPORTED if name in report}}
 
 
 class PictureHandler(Handler):
@@ -577,13 +621,3 @@ def _marks(redis: Any, sample: str) -> dict[int, samples.Mark]:
 def _samples(redis: Any) -> list[dict[str, Any]]:
     with connected():
         return samples.headers(redis)
-
-
-def _details(item: Item, mark: samples.Mark | None) -> dict[str, Any]:
-    """Return what the page needs of a picture."""
-    fields = asdict(item)
-    fields["title"] = item.title
-    fields["version"] = item.version
-    fields["has_output"] = item.state != "held"
-    fields["mark"] = None if mark is None else asdict(mark)
-    return fields

@@ -10,6 +10,9 @@ const KEPT = 8; // outputs that are held ready
 const RENEW_MS = 30000;
 const POLL_MS = 700;
 const LIST_MS = 5000;
+const FACE = "FACE"; // the label of faces
+const LABEL_PX = 14;
+const NAME_END = 16; // characters of a name that are never cut
 const FIRST_PAGE = 60; // rows that are read again by themselves
 const UNUSED = { "X-Veil-Unused": "yes" }; // for what the page asks by itself: its session may end
 const byId = (id) => document.getElementById(id);
@@ -19,9 +22,10 @@ const xsrf = document.querySelector("meta[name=xsrf]").content;
 const state = {
   list: "", sample: "", rows: [], from: 0, count: 0,
   item: null, size: null, box: null, shapes: [], chosen: -1, tool: "move",
-  done: false, polling: 0, sourceShown: false, boxesShown: true, busy: false, waiting: null, turn: 0,
-  samples: "", listChosen: false,
+  done: false, stale: false, requested: false, polling: 0, sourceShown: false, boxesShown: true,
+  busy: false, waiting: null, turn: 0, samples: "", listChosen: false,
 };
+const drafts = new Map(); // id of a picture -> what was drawn on it, and on which of its versions
 const kept = new Map(); // id and version of an output -> {url, width, height}
 
 // --- the server
@@ -61,7 +65,14 @@ async function json(path, body, headers) {
   return (await api(path, body, headers)).json();
 }
 
+// Nothing of a picture stays on the screen of a reviewer who has gone.
 function ended() {
+  showNothing("");
+  byId("rows").replaceChildren();
+  state.rows = [];
+  for (const { url } of kept.values()) URL.revokeObjectURL(url);
+  kept.clear();
+  for (const dialog of document.querySelectorAll("dialog[open]:not(#ended)")) dialog.close();
   if (!byId("ended").open) byId("ended").showModal();
 }
 
@@ -105,24 +116,33 @@ function shortName(title) {
   return title.replace(/^s3:\/\//, "");
 }
 
+function chipOf(row) {
+  if (row.is_gone) return ["can't be marked", "warn"];
+  if (row.marked || row.mark) return ["marked", "good"];
+  return [row.state, { held: "bad", sample: "" }[row.state] ?? "warn"];
+}
+
 function rowOf(row) {
   const thumb = row.has_output
     ? element("img", { class: "thumb", src: `/thumbnail/${row.id}?version=${row.version}`, alt: "", loading: "lazy" })
-    : element("span", { class: "thumb" });
-  const chip = row.marked
-    ? element("span", { class: "chip good" }, "marked")
-    : element("span", { class: `chip ${row.state === "held" ? "bad" : row.state === "sample" ? "" : "warn"}` }, row.state);
-  const name = element("span", { class: "name" }, element("bdi", {}, shortName(row.title)));
+    : element("span", { class: "thumb", "aria-hidden": "true" }, "held");
+  const [word, kind] = chipOf(row);
+  const chip = element("span", { class: `chip ${kind}` }, word);
+  const title = shortName(row.title);
+  const name = element("span", { class: "name" },
+    element("bdi", { class: "start" }, title.slice(0, -NAME_END)), element("bdi", {}, title.slice(-NAME_END)));
   const button = element("button", { type: "button", "data-id": row.id, title: row.title }, thumb,
     element("span", {}, name, chip));
-  button.addEventListener("click", () => guarded(() => open({ id: row.id }), true));
+  button.addEventListener("click", () => leave(() => open({ id: row.id })));
   return element("li", {}, button);
 }
 
 async function loadList(more = false, headers = {}) {
   const from = more ? state.rows.length : 0;
-  const query = new URLSearchParams({ state: state.list, sample: state.sample, from });
+  const query = String(new URLSearchParams({ state: state.list, sample: state.sample, from }));
   const page = await json(`/api/list?${query}`, undefined, headers);
+  const present = new URLSearchParams({ state: state.list, sample: state.sample, from: more ? state.rows.length : 0 });
+  if (query !== String(present)) return; // The reviewer has chosen another list meanwhile.
   const isSame = !more && JSON.stringify(page.rows) === JSON.stringify(state.rows);
   state.rows = more ? state.rows.concat(page.rows) : page.rows;
   state.count = page.count;
@@ -145,8 +165,26 @@ function markCurrent() {
   for (const button of byId("rows").querySelectorAll("button")) {
     const isCurrent = Boolean(state.item) && button.dataset.id === state.item.id;
     button.setAttribute("aria-current", String(isCurrent));
-    if (isCurrent) button.scrollIntoView({ block: "nearest" });
+    if (isCurrent) scrollInList(button);
   }
+}
+
+// Scroll the list and never the page, on which the list of a narrow screen is below the picture.
+function scrollInList(button) {
+  const list = document.querySelector(".list");
+  const [outer, inner] = [list.getBoundingClientRect(), button.getBoundingClientRect()];
+  if (inner.top < outer.top) list.scrollTop -= outer.top - inner.top;
+  else if (inner.bottom > outer.bottom) list.scrollTop += inner.bottom - outer.bottom;
+}
+
+function scrollToPicture() {
+  const { top } = byId("viewer").getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) byId("viewer").scrollIntoView();
+}
+
+// The output is hidden where only the source is shown.
+function focusPicture() {
+  byId(byId("output-figure").hidden ? "source" : "output").focus({ preventScroll: true });
 }
 
 // Read the samples, and return the newest that is not finished. Options that stay as they are keep
@@ -169,9 +207,12 @@ async function loadSamples(headers = {}) {
 }
 
 function chooseList(list, sample) {
-  state.listChosen = true;
-  setList(list, sample);
-  guarded(showList);
+  byId("samples").value = state.sample; // until it is shown
+  leave(() => {
+    state.listChosen = true;
+    setList(list, sample);
+    return showList();
+  });
 }
 
 function setList(list, sample) {
@@ -207,6 +248,7 @@ async function openFirst(sample, headers = {}) {
 
 async function open(wanted, headers = {}) {
   const turn = ++state.turn;
+  if (state.item) say("");
   const request = {
     state: state.list, sample: state.sample, after: state.item ? state.item.id : "", ...wanted,
   };
@@ -216,16 +258,17 @@ async function open(wanted, headers = {}) {
   } catch (refusal) {
     if (refusal.status !== 409) throw refusal;
     say("Another reviewer has this picture.", "bad");
-    byId("output").focus({ preventScroll: true });
+    focusPicture();
     return;
   }
   if (turn !== state.turn) return;
   if (item.id) await show(item);
-  else if (state.item === null || state.done) showNothing("Nothing is left here that nobody else has.");
+  else if (state.item === null || state.done || state.stale) showNothing("Nothing is left here that nobody else has.");
   else say("Nothing else is left here that nobody has.");
 }
 
 function showNothing(text) {
+  keepDraft();
   state.item = null;
   byId("title").textContent = "Nothing chosen";
   byId("facts").replaceChildren();
@@ -234,41 +277,136 @@ function showNothing(text) {
   byId("source-figure").hidden = true;
   byId("empty").textContent = text;
   byId("empty").hidden = false;
-  for (const id of ["redo", "accept", "drop"]) byId(id).disabled = true;
+  allow();
   markCurrent();
 }
 
 async function show(item) {
+  keepDraft();
   Object.assign(state, {
-    item, shapes: [], chosen: -1, done: false, size: null, box: null, polling: state.polling + 1,
+    item, shapes: marked(item), chosen: -1, size: null, box: null, polling: state.polling + 1,
+    done: item.is_gone, stale: false, requested: false,
   });
-  if (item.mark) state.shapes = item.mark.exposed_xyxy.map((area) => ({ kind: "extra", area }));
+  const draft = drafts.get(item.id);
   const isSample = item.state === "sample";
   chooseTool(isSample ? "extra" : "move");
   byId("extra-name").textContent = isSample ? "Mark a face" : "Hide a box";
   for (const name of ["polygon", "exempt"]) document.querySelector(`[data-tool=${name}]`).hidden = isSample;
   byId("redo-options").hidden = isSample;
+  byId("method").value = byId("region").value = "";
+  byId("redo").classList.toggle("main", !isSample);
+  byId("accept").classList.toggle("main", isSample);
   byId("drop").hidden = isSample;
   byId("title").textContent = item.title;
   describe(item);
-  say("");
+  allow();
+  if (item.is_gone) say("The output was replaced or deleted since it was drawn: it can't be marked. Press Enter.");
   byId("empty").hidden = true;
+  byId("output").replaceChildren();
   byId("source").replaceChildren();
+  if (draft) {
+    state.shapes = draft.shapes;
+    if (draft.points.length) chooseTool("polygon");
+    drawing.points = draft.points;
+    if (draft.version !== item.version) say("The picture has changed since you drew on it: look at the areas again.", "bad");
+  }
   await load(item);
   markCurrent();
-  byId("output").focus({ preventScroll: true });
+  focusPicture();
+  scrollToPicture();
   ahead();
 }
 
 function describe(item) {
-  const facts = [[item.state, item.state === "held" ? "bad" : item.state === "sample" ? "" : "warn"], [item.reason, ""]];
-  if (item.faces !== null) facts.push([`${item.faces} ${item.faces === 1 ? "face" : "faces"} hidden`, ""]);
+  const isMade = state.done && !item.is_gone;
+  const facts = isMade ? [["published", "good"]] : [chipOf(item), [item.reason, ""]];
+  const found = counted(item);
+  if (found) facts.push([`${found} ${item.state === "held" && !state.done ? "found" : "hidden"}`, ""]);
   if (item.left_xyxy.length) facts.push([`${item.left_xyxy.length} still found`, "bad"]);
   byId("facts").replaceChildren(...facts.map(([text, kind]) => element("span", { class: `chip ${kind}` }, text)));
-  const names = { held: "Publish as it is", flagged: "Accept", "low score": "Accept", sample: "Save marks" };
-  byId("accept-name").textContent = names[item.state];
-  for (const id of ["redo", "accept", "drop"]) byId(id).disabled = false;
-  byId("redo").disabled = !item.source;
+}
+
+function times(count, name) {
+  return `${count.toLocaleString("en")} ${count === 1 ? name : `${name}s`}`;
+}
+
+// The objects of a picture, such as "1 face, 2 plates"; nothing if they are not known.
+function counted(item) {
+  const labels = item.labels || (item.faces === null ? {} : { [FACE]: item.faces });
+  return Object.entries(labels).map(([label, count]) => times(count, nameOf(label))).join(", ");
+}
+
+function nameOf(label) {
+  return label === FACE ? "face" : label;
+}
+
+// Allow the decisions that the picture has. While it is made again it has none.
+function allow() {
+  const { item, done, requested } = state;
+  const isOpen = Boolean(item) && !requested;
+  byId("accept").disabled = !isOpen;
+  byId("redo").disabled = !isOpen || !item.source || item.is_gone;
+  byId("drop").disabled = !isOpen || done;
+  const names = {
+    held: item && `Publish, with ${hiddenIn(item)}`, flagged: "Accept", "low score": "Accept", sample: "Save marks",
+  };
+  byId("accept-name").textContent = done ? "Next picture" : names[item?.state] || "Accept";
+}
+
+// What is hidden if a picture is published, in words.
+function hiddenIn(item) {
+  const drawn = (item.options.extra || []).length;
+  const parts = Object.entries(item.labels || { [FACE]: item.faces ?? item.boxes_xyxy.length })
+    .filter(([, count]) => count)
+    .map(([label, count]) => times(count, nameOf(label)));
+  if (drawn) parts.push(times(drawn, "drawn area"));
+  return `${parts.length ? parts.join(" and ") : "nothing"} hidden`;
+}
+
+// --- drafts: what was drawn on a picture stays with it until it is decided
+
+function marked(item) {
+  return item.mark ? item.mark.exposed_xyxy.map((area) => ({ kind: "extra", area, isSent: true })) : [];
+}
+
+// Return how many areas of the picture were neither requested nor saved.
+function unsent() {
+  return state.shapes.filter(({ isSent }) => !isSent).length + (drawing.points.length ? 1 : 0);
+}
+
+function keepDraft() {
+  const { item, shapes } = state;
+  if (!item) return;
+  if (unsent()) drafts.set(item.id, { shapes, points: drawing.points, version: item.version });
+  else drafts.delete(item.id);
+}
+
+function forgetDrawn() {
+  state.shapes = [];
+  drawing.points = [];
+  draw();
+}
+
+// Do `work`, which loses the areas of the picture. If there are any, ask first.
+function unlessDrawn(work) {
+  const count = unsent();
+  if (!count) {
+    work();
+    return;
+  }
+  const [are, them] = count === 1 ? ["is", "it"] : ["are", "them"];
+  const choices = [[`Go on without ${them}`, () => {
+    forgetDrawn();
+    work();
+  }]];
+  if (!byId("redo").disabled) choices.unshift(["Redo", redo]);
+  ask([`You drew ${times(count, "area")} that ${are} not hidden: redo, or go on without ${them}?`], choices);
+}
+
+// Show another picture. What was drawn stays with this one, unless it has left the list.
+function leave(work) {
+  if (state.busy || !(state.done || state.requested)) guarded(work, true);
+  else unlessDrawn(() => guarded(work, true));
 }
 
 async function load(item) {
@@ -285,20 +423,30 @@ async function load(item) {
   if (!isCurrent()) return;
   state.size = shown ? { width: shown.width, height: shown.height } : guessedSize(item);
   setPicture(byId("output"), shown && shown.url);
-  byId("output-figure").querySelector("figcaption").textContent = shown
-    ? "output" : item.state === "held" ? "no output: held" : "no output";
-  const needsSource = showsSources && item.source && (state.sourceShown || !shown);
+  byId("output-figure").querySelector("figcaption").textContent = captionOf(item, shown);
+  const isNeeded = !shown || (item.state === "held" && !state.done);
+  const needsSource = showsSources && item.source && (state.sourceShown || isNeeded);
+  if (showsSources) {
+    byId("sources").disabled = isNeeded; // There is nothing else to look at.
+    byId("sources").setAttribute("aria-pressed", String(Boolean(needsSource)));
+  }
   byId("source-figure").hidden = !needsSource;
   byId("output-figure").hidden = Boolean(needsSource && !shown);
   fit();
   if (needsSource) await loadSource(item);
 }
 
+function captionOf(item, shown) {
+  if (item.state !== "held" || state.done) return shown ? "output" : "no output";
+  if (shown || item.has_output) return "held: an earlier output is published";
+  return item.has_output === null ? "held: the store does not say if an earlier output is published" : "no output: held";
+}
+
 async function loadSource(item) {
   try {
     const shown = await picture("source", item, `side=${SIDE}`);
     if (state.item !== item) return;
-    const isNew = !item.has_output;
+    const isNew = !item.has_output || item.state === "held";
     state.size = { width: shown.width, height: shown.height };
     setPicture(byId("source"), shown.url);
     byId("source").querySelector("image").addEventListener("load", () => URL.revokeObjectURL(shown.url), { once: true });
@@ -408,6 +556,15 @@ function boxElement([x1, y1, x2, y2], kind) {
   return svg("rect", { x: x1, y: y1, width: Math.max(1, x2 - x1), height: Math.max(1, y2 - y1), class: `shape ${kind}` });
 }
 
+// A face is a box. An object of another label has another colour, and its label beside the box.
+function foundElements(place, box, label = FACE) {
+  if (label === FACE) return [boxElement(box, "found")];
+  const size = LABEL_PX / (place.getScreenCTM()?.a || 1);
+  const text = svg("text", { x: box[0], y: Math.max(size, box[1] - size / 3), "font-size": size, class: "label" });
+  text.textContent = label;
+  return [boxElement(box, "found other"), text];
+}
+
 function areaElement(area, kind) {
   if (area.length === 4) return boxElement(area, kind);
   const points = [];
@@ -423,7 +580,7 @@ function draw() {
     if (!areas) continue;
     areas.replaceChildren();
     if (state.boxesShown) {
-      for (const box of item.boxes_xyxy) areas.append(boxElement(box, "found"));
+      item.boxes_xyxy.forEach((box, number) => areas.append(...foundElements(place, box, item.box_labels?.[number])));
       for (const box of item.left_xyxy) areas.append(boxElement(box, "left"));
       for (const name of ["extra", "exempt"]) {
         for (const area of item.options[name] || []) areas.append(areaElement(area, `was-${name}`));
@@ -455,7 +612,7 @@ function addShape(kind, area) {
   const whole = area.map((side, place) => Math.min(Math.max(Math.round(side), 0), place % 2 ? height : width));
   const [x1, y1, x2, y2] = bounds(whole);
   if (x2 - x1 < 2 || y2 - y1 < 2) return;
-  state.shapes.push({ kind, area: whole });
+  state.shapes.push({ kind, area: whole, isSent: false });
   state.chosen = state.shapes.length - 1;
   draw();
 }
@@ -485,7 +642,7 @@ function nudge(dx, dy, resizes) {
     return Math.min(Math.max(side + (place % 2 ? dy : dx) * step, 0), limit);
   });
   const [x1, y1, x2, y2] = bounds(moved);
-  if (x2 - x1 >= 2 && y2 - y1 >= 2) shape.area = moved;
+  if (x2 - x1 >= 2 && y2 - y1 >= 2) Object.assign(shape, { area: moved, isSent: false });
   draw();
 }
 
@@ -561,10 +718,28 @@ function pointerUp(event) {
   draw();
 }
 
+// Close an open polygon, and return whether none is left open.
 function closePolygon() {
-  if (drawing.points.length >= 6) addShape("polygon", drawing.points);
+  const { points } = drawing;
+  if (points.length && points.length < 6) {
+    say("The polygon is not closed: give it three corners and press Enter, or press Esc to remove it.", "bad");
+    return false;
+  }
+  if (points.length) addShape("polygon", points);
   drawing.points = [];
   draw();
+  return true;
+}
+
+function removeLast() {
+  if (drawing.points.length) drawing.points.splice(-2);
+  else if (state.shapes.length) state.shapes.splice(state.chosen < 0 ? -1 : state.chosen, 1);
+  state.chosen = -1;
+  draw();
+}
+
+function pickTool(tool) {
+  if (tool !== state.tool && closePolygon()) chooseTool(tool);
 }
 
 for (const place of [byId("output"), byId("source")]) {
@@ -613,35 +788,91 @@ function areasOf(...kinds) {
   return state.shapes.filter(({ kind }) => kinds.includes(kind)).map(({ area }) => area);
 }
 
-function decide(action, more = {}) {
+async function decide(action, more = {}) {
   const { item } = state;
-  return json(`/api/decide/${item.id}`, { action, version: item.version, ...more });
+  try {
+    return await json(`/api/decide/${item.id}`, { action, version: item.version, ...more });
+  } catch (refusal) {
+    if (state.item === item && [404, 409].includes(refusal.status)) {
+      state.stale = true;
+      state.done ||= item.state === "sample"; // Enter moves on.
+      allow();
+    }
+    throw refusal;
+  }
+}
+
+// Return whether the decision of a button is possible now. If it has to wait, say so.
+function isPossible(id) {
+  if (!state.item || byId(id).hidden) return false;
+  if (state.busy) say("Not yet: press it again when the picture is there.", "bad");
+  else if (state.requested) say("A worker makes it again: wait, or press n for the next picture.");
+  return !state.busy && !byId(id).disabled;
+}
+
+function ask(text, choices) {
+  byId("confirm-text").replaceChildren(...text);
+  byId("confirm-choices").replaceChildren(...choices.map(([name, work], place) => {
+    const button = element("button", { type: "button", class: place ? null : "main" }, name);
+    button.addEventListener("click", () => {
+      byId("confirm").close();
+      work();
+    });
+    return button;
+  }));
+  focusPicture(); // which has the focus again after the dialog
+  byId("confirm").showModal();
+  byId("confirm-choices").firstChild.focus();
 }
 
 function redo() {
-  if (!state.item || byId("redo").disabled) return;
+  if (!isPossible("redo") || !closePolygon()) return;
+  focusPicture();
+  const isMark = state.item.state === "sample" && !state.done;
+  if (isMark && !state.shapes.length) {
+    say("Mark a face first, or press Enter if none is exposed.", "bad");
+    return;
+  }
+  say("");
   guarded(async () => {
-    const { item } = state;
-    const { task } = await decide("redo", {
+    if (isMark) await decide("mark", { exposed: areasOf("extra") });
+    await request("redo", {
       extra: areasOf("extra", "polygon"), exempt: areasOf("exempt"),
       method: byId("method").value, region: byId("region").value,
     });
-    say("Queued: waiting for a worker …");
-    watch(item, task, ++state.polling).catch((refusal) => say(refusal.message, "bad"));
   });
 }
 
-async function watch(item, task, polling) {
+async function request(action, fields = {}) {
+  const { item } = state;
+  const { task, version } = await decide(action, fields);
+  for (const shape of state.shapes) shape.isSent = true;
+  state.requested = true;
+  allow();
+  say("Queued: waiting for a worker …");
+  watch(item, task, version, ++state.polling).catch((refusal) => failed(item, refusal.message));
+}
+
+// What was drawn can be requested again.
+function failed(item, text) {
+  if (state.item !== item) return;
+  for (const shape of state.shapes) shape.isSent = false;
+  state.requested = false;
+  allow();
+  say(text, "bad");
+}
+
+async function watch(item, task, version, polling) {
   while (state.polling === polling && state.item === item) {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     const result = await json(`/api/result/${task}`, undefined, UNUSED);
     if (state.polling !== polling || state.item !== item) return;
     if (result.state === "done") {
-      finished(item, result);
+      await finished(item, result, version);
       return;
     }
     if (result.state === "dead") {
-      say(`${result.error}: ${result.message}`, "bad");
+      failed(item, `${result.error}: ${result.message}`);
       return;
     }
     say(result.state === "pending" ? "Queued: waiting for a worker …" : `In work: ${result.state} …`);
@@ -649,54 +880,57 @@ async function watch(item, task, polling) {
 }
 
 // Show the new output. A picture that is still on the list is read again, as another version.
-async function finished(item, result) {
-  const faces = result.faces === undefined ? "" : `, ${result.faces} faces hidden`;
+async function finished(item, result, version) {
   if (result.reason) {
     await show(await json("/api/next", { id: item.id }));
     const ending = result.status === "held" ? "Held again" : "Published, and still flagged";
-    say(`${ending}: ${result.reason}${faces}.`, "bad");
+    say(`${ending}: ${result.reason}.`, "bad");
   } else {
     Object.assign(item, {
-      has_output: true, revision: (item.revision || 0) + 1, boxes_xyxy: [], left_xyxy: [],
-      faces: result.faces ?? item.faces,
+      version, has_output: true, revision: (item.revision || 0) + 1, left_xyxy: [],
+      boxes_xyxy: result.boxes_xyxy ?? [], box_labels: result.box_labels ?? null,
+      faces: result.faces ?? item.faces, labels: result.labels ?? null, options: result.options ?? item.options,
     });
-    state.done = true;
-    state.shapes = [];
+    Object.assign(state, { done: true, requested: false, chosen: -1 });
+    state.shapes = state.shapes.filter(({ isSent }) => !isSent);
+    describe(item);
+    allow();
     await load(item);
-    byId("accept-name").textContent = "Accept, next";
-    byId("redo").disabled = byId("drop").disabled = true;
-    say(`Done: this is the new output${faces}.`, "good");
+    say(`Done: this is the new output, with ${hiddenIn(item)}.`, "good");
   }
   loadList().catch(() => {});
 }
 
 function accept() {
   const { item } = state;
-  if (!item || byId("accept").disabled) return;
-  if (state.done) {
-    guarded(() => open({}));
+  if (item?.state === "sample" && state.requested) { // Its marks are saved.
+    leave(() => openNext());
     return;
   }
-  if (item.state === "held") {
-    // A name with marks of direction turns no other word around.
-    const name = element("bdi", {}, item.title);
-    byId("confirm-text").replaceChildren("Publish ", name, ` as it is, although it is held: ${item.reason}?`);
-    byId("confirm").showModal();
-    byId("confirm-yes").focus();
-    return;
-  }
-  guarded(acceptNow);
+  if (!isPossible("accept") || !closePolygon()) return;
+  focusPicture();
+  if (state.done) leave(() => openNext());
+  else if (item.state === "sample") guarded(acceptNow);
+  else unlessDrawn(item.state === "held" ? askToPublish : () => guarded(acceptNow));
+}
+
+function askToPublish() {
+  const { item } = state;
+  // A name with marks of direction turns no other word around.
+  const text = ["Publish ", element("bdi", {}, item.title), `, with ${hiddenIn(item)}? It is held: ${item.reason}.`];
+  ask(text, [["Publish", () => guarded(() => request("release"))]]);
 }
 
 async function acceptNow() {
   const { item } = state;
-  const actions = { held: "release", flagged: "release", "low score": "drop", sample: "mark" };
+  const actions = { flagged: "release", "low score": "accept", sample: "mark" };
   await decide(actions[item.state], item.state === "sample" ? { exposed: areasOf("extra") } : {});
-  await afterwards({ release: "Accepted.", drop: "Accepted.", mark: "Marks saved." }[actions[item.state]]);
+  await afterwards(item.state === "sample" ? "Marks saved." : "Accepted.");
 }
 
 async function afterwards(text) {
   state.done = true;
+  forgetDrawn();
   await openNext();
   say(text, "good");
   await loadList();
@@ -704,11 +938,12 @@ async function afterwards(text) {
 }
 
 function drop() {
-  if (!state.item || byId("drop").disabled || byId("drop").hidden) return;
-  guarded(async () => {
+  if (!isPossible("drop")) return;
+  focusPicture();
+  unlessDrawn(() => guarded(async () => {
     await decide("drop");
     await afterwards("Dropped from the list.");
-  });
+  }));
 }
 
 // --- keys and buttons
@@ -724,18 +959,18 @@ function toggleBoxes() {
 }
 
 function toggleSource() {
-  if (!showsSources) return;
+  if (!showsSources || byId("sources").disabled) return;
   toggle("sources", "sourceShown");
   if (state.item) load(state.item).catch((refusal) => say(refusal.message, "bad"));
 }
 
-const forward = () => guarded(() => open({}), true);
-const backward = () => guarded(() => open({ back: true }), true);
+const forward = () => leave(() => open({}));
+const backward = () => leave(() => open({ back: true }));
 const KEYS = {
   n: forward, p: backward, "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: fit,
-  b: toggleBoxes, s: toggleSource, v: () => chooseTool("move"), h: () => chooseTool("extra"),
-  g: () => chooseTool("polygon"), c: () => chooseTool("exempt"), i: insertBox, r: redo, d: drop,
-  Delete: () => removeShape(state.chosen < 0 ? state.shapes.length - 1 : state.chosen),
+  b: toggleBoxes, s: toggleSource, v: () => pickTool("move"), h: () => pickTool("extra"),
+  g: () => pickTool("polygon"), c: () => pickTool("exempt"), i: insertBox, r: redo, d: drop,
+  Delete: removeLast,
   "?": () => byId("help").showModal(),
 };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -749,7 +984,7 @@ document.addEventListener("keydown", (event) => {
     chooseTool("move");
   } else if (event.key === "Enter") {
     if (target.matches("button, a, summary")) return;
-    if (event.repeat) return;
+    if (event.repeat) return; // A key that is held down decides once.
     if (drawing.points.length) closePolygon();
     else accept();
   } else if (event.key in ARROWS) {
@@ -759,6 +994,7 @@ document.addEventListener("keydown", (event) => {
     else return;
   } else if (event.key in KEYS) {
     if (state.item?.state === "sample" && "gcd".includes(event.key)) return;
+    if (event.repeat && "rd".includes(event.key)) return;
     KEYS[event.key]();
   } else {
     return;
@@ -771,19 +1007,32 @@ const BUTTONS = {
   boxes: toggleBoxes, sources: toggleSource, redo, accept, drop, more: () => guarded(() => loadList(true)),
   "help-button": () => byId("help").showModal(), "help-close": () => byId("help").close(),
   "confirm-no": () => byId("confirm").close(),
-  "confirm-yes": () => {
-    byId("confirm").close();
-    guarded(acceptNow);
-  },
-  "log-out": async () => {
-    if (state.item) await api(`/api/claim/${state.item.id}`, { end: true }).catch(() => {});
-    await api("/logout", {}).catch(() => {});
-    location.replace("/login");
+  "log-out": () => {
+    keepDraft();
+    if (!drafts.size) logOut();
+    else ask([`You drew on ${times(drafts.size, "picture")} what is not hidden: log out without it?`], [["Log out", logOut]]);
   },
 };
+
+async function logOut() {
+  drafts.clear();
+  if (state.item) forgetDrawn();
+  if (state.item) await api(`/api/claim/${state.item.id}`, { end: true }).catch(() => {});
+  await api("/logout", {}).catch(() => {});
+  location.replace("/login");
+}
+
+byId("confirm").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.repeat) event.preventDefault(); // The key is held down since the question.
+});
+byId("ended").addEventListener("close", ended);
+addEventListener("beforeunload", (event) => {
+  keepDraft();
+  if (drafts.size) event.preventDefault();
+});
 for (const [id, work] of Object.entries(BUTTONS)) byId(id)?.addEventListener("click", work);
 for (const button of document.querySelectorAll("[data-tool]")) {
-  button.addEventListener("click", () => chooseTool(button.dataset.tool));
+  button.addEventListener("click", () => pickTool(button.dataset.tool));
 }
 for (const button of document.querySelectorAll("#lists button")) {
   button.addEventListener("click", () => chooseList(button.dataset.state, ""));
@@ -797,13 +1046,20 @@ setInterval(() => {
     });
   }
 }, RENEW_MS);
-setInterval(() => {
-  if (document.hidden) return;
-  guarded(async () => {
-    const sample = await loadSamples(UNUSED);
-    if (state.rows.length <= FIRST_PAGE) await loadList(false, UNUSED);
-    if (!state.item) await openFirst(sample, UNUSED);
-  });
+
+// Read the lists again. Decisions do not wait for this.
+async function readAgain() {
+  const sample = await loadSamples(UNUSED);
+  if (state.rows.length <= FIRST_PAGE) await loadList(false, UNUSED);
+  if (!state.item) guarded(() => openFirst(sample, UNUSED));
+}
+
+let isReading = false;
+setInterval(async () => {
+  if (document.hidden || state.busy || isReading || byId("ended").open) return;
+  isReading = true;
+  await readAgain().catch((refusal) => say(refusal.message, "bad"));
+  isReading = false;
 }, LIST_MS);
 addEventListener("pagehide", () => {
   if (!state.item) return;

@@ -4,7 +4,6 @@
 const form = document.getElementById("login");
 const secret = document.getElementById("secret");
 const problem = document.getElementById("problem");
-const token = new URLSearchParams(location.hash.slice(1)).get("token");
 
 async function logIn() {
   problem.textContent = "";
@@ -25,6 +24,8 @@ async function logIn() {
   }
   if (answer.ok) {
     location.replace("/");
+  } else if (answer.status === 400) {
+    problem.textContent = (await answer.json()).message || "Enter your name, and the password.";
   } else if (answer.status === 429) {
     problem.textContent = "Too many failed logins: wait a minute.";
   } else if (answer.status === 403) {
@@ -38,10 +39,16 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   logIn();
 });
-if (token) {
+
+// Log in with the token of the address, and return whether it has one.
+function useToken() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!token) return false;
   history.replaceState(null, "", location.pathname);
   secret.value = token;
   logIn();
-} else if (document.body.dataset.session === "yes") {
-  location.replace("/");
+  return true;
 }
+
+addEventListener("hashchange", useToken); // The address was pasted into this page.
+if (!useToken() && document.body.dataset.session === "yes") location.replace("/");

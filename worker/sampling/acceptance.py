@@ -50,6 +50,7 @@ class Finding:
 class Acceptance:
     """The result of a sample: rates with their intervals, and the pictures with a miss.
 
+    `skipped` pictures were replaced or deleted before they were reviewed, and count nowhere.
     `needed` says for some rates how many pictures without a miss show that fewer have one.
     """
 
@@ -61,16 +62,17 @@ class Acceptance:
     by_route: dict[str, tuple[Rate, Rate]]
     needed: dict[float, int | None]
     misses: list[Finding]
+    skipped: int = 0
 
     @property
     def is_complete(self) -> bool:
-        return self.reviewed == len(self.sample.pictures)
+        return self.reviewed + self.skipped == len(self.sample.pictures)
 
     @property
     def statement(self) -> str:
         """The result in one sentence."""
         if not self.reviewed:
-            return "No picture has been reviewed yet."
+            return "No picture has been reviewed."
         found = self.pictures.found
         misses = f"{counted(found, 'picture')} with a miss" if found else "No miss"
         return (
@@ -88,6 +90,7 @@ class Acceptance:
             "archive": self.sample.count,
             "drawn": len(self.sample.pictures),
             "reviewed": self.reviewed,
+            "skipped": self.skipped,
             "complete": self.is_complete,
             "confidence": CONFIDENCE,
             "statement": self.statement,
@@ -114,8 +117,14 @@ class Acceptance:
 def accept(sample: Sample, marks: Mapping[int, Mark]) -> Acceptance:
     """Return what `marks`, by the number of the picture, say about the archive of `sample`."""
     findings = []
+    skipped = 0
     for number, picture in enumerate(sample.pictures):
-        if mark := marks.get(number):
+        mark = marks.get(number)
+        if mark is None:
+            continue
+        if mark.is_gone:
+            skipped += 1
+        else:
             findings.append(Finding(picture, mark.exposed_xyxy, mark.by))
     routes = sorted({finding.picture.route for finding in findings})
     by_route = {}
@@ -131,6 +140,7 @@ def accept(sample: Sample, marks: Mapping[int, Mark]) -> Acceptance:
         by_route=by_route,
         needed={share: pictures_needed(share) for share in WANTED_RATES},
         misses=[finding for finding in findings if finding.exposed_xyxy],
+        skipped=skipped,
     )
 
 

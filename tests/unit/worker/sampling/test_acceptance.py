@@ -45,10 +45,19 @@ def test_pictures_that_are_not_reviewed_count_nowhere_and_are_named():
     assert result.pictures.of == 1
     assert b"not complete" in page(result)
     nothing = accept(a_sample(a_picture(1)), {})
-    assert nothing.statement == "No picture has been reviewed yet."
+    assert nothing.statement == "No picture has been reviewed."
     assert "in 1 picture:" in result.statement
     assert b"of 2 pictures" in page(result)
     assert (nothing.pictures.low, nothing.pictures.high) == (0.0, 1.0)
+
+
+def test_a_picture_that_is_gone_counts_nowhere_and_the_sample_is_complete_without_it():
+    gone = Mark([], is_gone=True)
+    result = accept(a_sample(a_picture(1), a_picture(2)), {0: Mark([]), 1: gone})
+    assert (result.reviewed, result.skipped, result.is_complete) == (1, 1, True)
+    assert result.pictures.of == 1
+    assert result.to_json()["skipped"] == 1
+    assert b"1 of 2 pictures can't be marked" in page(result)
 
 
 def test_each_route_has_its_own_rates():
