@@ -1,4 +1,4 @@
-"""Render the manifests in docker/kubernetes from the Helm chart, for `make manifests`."""
+"""Write the settings into the chart's schema, and render docker/kubernetes: `make manifests`."""
 
 import os
 import shutil
@@ -7,8 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools.chart_schema import SCHEMA, generated
+
 DOCKER = Path(__file__).resolve().parent.parent / "docker"
-CHART = DOCKER / "helm" / "veil"
+CHART = SCHEMA.parent
 EXAMPLES = DOCKER / "helm" / "examples"
 MANIFESTS = DOCKER / "kubernetes"
 VALUES = EXAMPLES / "webhook.yaml"
@@ -37,6 +39,7 @@ def manifests(helm: str) -> dict[str, str]:
 
 
 def main() -> None:
+    SCHEMA.write_text(generated(SCHEMA.read_text()))
     helm = helm_program()
     if helm is None:
         sys.exit("helm is not installed: make helm")

@@ -5,32 +5,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tasks.addresses import ObjectUri
-from tasks.errors import (
-    AccessDenied,
-    CredentialsRefused,
-    DestinationUnavailable,
-    ObjectNotFound,
-    StorageUnavailable,
-    VeilError,
-)
+from tasks.errors import VeilError
 from tasks.messages import AnonymizeRequest
 from tasks.routes import Route
 from tasks.storage import receipts
 from tasks.storage.s3 import ObjectStore
+from worker.route_duties import who_acts
 from worker.settings import WorkerSettings
 
 # The settings that a report on a route always has, besides those of the route itself.
 SHOWN = ("method", "region", "margin", "shape", "preset", "no_faces", "verify")
-
-
-# Who must act on an error of an attempt; a text is formatted with the permission.
-ACTING: dict[type[VeilError], str] = {
-    AccessDenied: "whoever manages the policies of the bucket and the role must allow {}",
-    DestinationUnavailable: "whoever manages the policies of the bucket and the role must allow {}",
-    CredentialsRefused: "whoever runs this process must give it other credentials",
-    StorageUnavailable: "whoever runs the store must act, or VEIL_S3_… names another one",
-    ObjectNotFound: "whoever manages the buckets must create this one, or correct the route",
-}
 
 
 @dataclass(frozen=True)
@@ -38,7 +22,7 @@ class Attempt:
     """An attempt to use a permission.
 
     `needed_for` says what works only with it. `error` is the error with which it failed, and
-    `who_acts` says who can change that.
+    `who_acts` says who can change that. `not_tried` says why there was no attempt.
     """
 
     action: str
@@ -46,6 +30,7 @@ class Attempt:
     needed_for: str
     error: str | None = None
     who_acts: str | None = None
+    not_tried: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,10 +136,15 @@ def attempts(store: ObjectStore, settings: WorkerSettings, route: Route) -> Iter
             next(store.list(route.destination.bucket, route.destination.prefix), None)
 
     commands = "backfill, reconcile and veil watch --poll"
-    yield _tried(Attempt("list sources", "s3:ListBucket", commands), list_sources)
+    listing = _tried(Attempt("list sources", "s3:ListBucket", commands), list_sources)
+    yield listing
+    attempt = Attempt("read a source", "s3:GetObject", "workers")
     if found:
-        attempt = Attempt("read a source", "s3:GetObject", "workers")
         yield _tried(attempt, lambda: _read(store, found[0]))
+    elif listing.error:
+        yield replace(attempt, not_tried="the sources can't be listed")
+    else:
+        yield replace(attempt, not_tried=f"no object below {route.source}")
     attempt = Attempt("list outputs", "s3:ListBucket", "workers, backfill and reconcile")
     yield _tried(attempt, list_outputs)
     own = settings.of_route(route)
@@ -176,9 +166,7 @@ def _tried(attempt: Attempt, call: Callable[[], object]) -> Attempt:
     try:
         call()
     except VeilError as error:
-        acting = ACTING.get(type(error))
-        who_acts = acting and acting.format(attempt.permission)
-        return replace(attempt, error=_text(error), who_acts=who_acts)
+        return replace(attempt, error=_text(error), who_acts=who_acts(error, attempt.permission))
     return attempt
 
 

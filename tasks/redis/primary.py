@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,16 @@ UNBLOCKED = "UNBLOCKED"
 # The options of the transport that say how to reach the primary.
 SENTINELS, SERVICE, SENTINEL_OPTIONS = "sentinels", "master_name", "sentinel_kwargs"
 REFUSALS = AuthenticationError, ResponseError
+SENTINEL_MODES = {b"redis_mode:sentinel", b"server_mode:sentinel"}  # of Redis, and of Valkey
+IS_SENTINEL = (
+    "this is a sentinel, and no Redis: use sentinel://HOST:PORT/0 in VEIL_REDIS_URL, or "
+    "sentinels:// with TLS, and VEIL_REDIS_SERVICE"
+)
 REPLICAS = "replicas"  # the option of the transport with the number that must confirm a message
 
 
 class SentinelsRefuse(ConnectionLost):
-    """The sentinels answer, but refuse the password or do not know the service."""
+    """The sentinels answer, but refuse the password, do not know the service, or are not asked."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +190,43 @@ class PrimaryConnection(Connection):
         raise (refusals or failures)[0]
 
     def on_connect_check_health(self, check_health: bool = True) -> None:
-        super().on_connect_check_health(check_health)
-        if self._sentinels is not None:
+        try:
+            super().on_connect_check_health(check_health)
+        except ResponseError:  # A sentinel has no databases.
+            if self._sentinels is None:
+                self._refuse_sentinel(check_health=False)
+            raise
+        except AuthenticationError:  # A sentinel has other users.
+            self._refuse_sentinel_without_password()
+            raise
+        if self._sentinels is None:
+            self._refuse_sentinel(check_health)
+        else:
             self._check_role(check_health)
+
+    def _refuse_sentinel(self, check_health: bool) -> None:
+        """Raise SentinelsRefuse if the server is a sentinel, unless it does not allow INFO."""
+        self.send_command("INFO", "server", check_health=check_health)  # type: ignore[no-untyped-call]
+        try:
+            answer = super().read_response()
+        except ResponseError:
+            return
+        if not SENTINEL_MODES.isdisjoint(answer.split()):
+            raise SentinelsRefuse(f"{self.host}:{self.port}: {IS_SENTINEL}")
+
+    def _refuse_sentinel_without_password(self) -> None:
+        """Raise SentinelsRefuse if the server, which refused the password, is a sentinel."""
+        if self._sentinels is not None or not (self.username or self.password):
+            return
+        asking = copy(self)  # The refusal has closed this connection.
+        asking.username = asking.password = asking.credential_provider = None
+        try:
+            asking.connect()
+        except SentinelsRefuse:
+            raise
+        except (RedisError, OSError):
+            return
+        asking.disconnect()  # type: ignore[no-untyped-call]
 
     def _check_role(self, check_health: bool) -> None:
         """Raise ConnectionLost if the server is a replica.

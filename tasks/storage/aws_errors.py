@@ -14,6 +14,7 @@ from urllib3.exceptions import NameResolutionError
 
 from .. import tls_errors
 from ..addresses import ObjectUri, PrefixUri
+from ..causes import causes
 from ..errors import (
     AccessDenied,
     CredentialsRefused,
@@ -51,6 +52,7 @@ LATER = {
     "RequestTimeout", "RequestTimeoutException", "RequestThrottled", "ServiceUnavailable",
     "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "TooManyRequestsException",
 }  # fmt: skip
+NO_STORE = (405, 501)  # HTTP statuses of servers that know no methods but GET and POST
 NO_TEXT = ("", "403")  # botocore's codes of an answer 403 without a body
 NO_CODE = ("", "400")  # botocore's codes of an answer 400 that has none
 REPEATED = ("Forbidden", "Not Found", "Bad Request")  # botocore's texts for answers without one
@@ -131,6 +133,8 @@ def _advice(error: Exception, place: ObjectUri | PrefixUri) -> str:
             ": this host does not resolve: check the network and VEIL_S3_ENDPOINT, or set "
             "VEIL_S3_ADDRESSING=path if the store has no host for each bucket"
         )
+    if isinstance(error, botocore.parsers.ResponseParserError):
+        return ": the answer is not that of a store: check VEIL_S3_ENDPOINT"
     if isinstance(error, vendor.ConnectionError):
         return ": check the network and VEIL_S3_ENDPOINT"
     return ""
@@ -144,7 +148,7 @@ def _names_bucket_in_host(error: Exception, place: ObjectUri | PrefixUri) -> boo
 def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> VeilError:
     name, http, said = code(error), status(error), words(error)
     named = f"{name}: {said}" if said else name
-    if refused := _credentials_refused(error, place, named):
+    if refused := _credentials_refused(error, place, named) or _no_store(error, place):
         return refused
     if name == "NoSuchBucket":
         return ObjectNotFound(
@@ -174,6 +178,46 @@ def _translate_answer(error: vendor.ClientError, place: ObjectUri | PrefixUri) -
             f"{place}: S3 answers 400 without a reason: check the credentials, and {WANTS_TLS}"
         )
     return StorageRejected(f"{place}: S3 answers {http or ''} {named}")
+
+
+def _no_store(error: vendor.ClientError, place: ObjectUri | PrefixUri) -> StorageUnavailable | None:
+    """Return the error for an answer that is not that of a store, else None."""
+    if not is_of_no_store(error):
+        return None
+    return StorageUnavailable(
+        f"{place}: the server answers {status(error)}, and not as a store does: this is no S3 "
+        "store: check VEIL_S3_ENDPOINT"
+    )
+
+
+def answer_behind(error: VeilError) -> vendor.ClientError | None:
+    """Return the answer of the store for which `error` was raised, or None without one."""
+    for cause in causes(error, is_context_followed=True):
+        if isinstance(cause, vendor.ClientError):
+            return cause
+    return None
+
+
+def is_of_no_store(error: vendor.ClientError) -> bool:
+    """Return whether the answer is that of another server, such as a website or a webhook.
+
+    A store describes an error in XML; botocore takes the status for the code if there is none. An
+    answer to HEAD never has one, and some stores have none for a missing key.
+    """
+    if code(error) != str(status(error)):
+        return False
+    is_missing_listing = status(error) == 404 and error.operation_name.startswith("List")
+    return status(error) in NO_STORE or is_missing_listing
+
+
+def refuses_clock(error: vendor.ClientError) -> bool:
+    """Return whether the answer refuses a request for the clock of this machine."""
+    return _clock_skew(error) is not None
+
+
+def names_key(error: vendor.ClientError) -> bool:
+    """Return whether the answer refuses a request for a key of KMS."""
+    return code(error).startswith("KMS.") or "kms" in words(error).lower()
 
 
 def _credentials_refused(

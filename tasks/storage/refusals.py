@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+from botocore.exceptions import ClientError
+
 from ..errors import VeilError
-from .aws_errors import code, words
+from .aws_errors import code, names_key, words
 from .upload_headers import UploadHeaders
 
 # Codes of refusals that concern one object: its key, its size or its metadata. All other refusals
@@ -27,9 +29,9 @@ def likely_cause(error: VeilError, headers: UploadHeaders, owner: str | None) ->
 
     `owner` is the account to which the bucket must belong, if that was sent.
     """
-    name, answer = code(error.__cause__), words(error.__cause__).lower()
-    if name.startswith("KMS.") or "kms" in answer:
+    if isinstance(error.__cause__, ClientError) and names_key(error.__cause__):
         return _kms_cause(headers)
+    name, answer = code(error.__cause__), words(error.__cause__).lower()
     if name in BY_CODE:
         return BY_CODE[name]
     if name not in ("AccessDenied", "403"):

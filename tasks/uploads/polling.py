@@ -8,6 +8,7 @@ listing therefore starts an overlap before the newest known object, and Redis re
 that were taken within that overlap.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,13 +47,14 @@ class Progress:
     All objects older than `newest`, less the overlap, have been taken; `newest` is None until the
     first listing has ended. `begun` is the start of the current listing, and None between listings.
     The current listing has reached the key `after`, and `so_far` is the time of the newest object
-    in it.
+    in it. No listing takes objects that were modified before `since`.
     """
 
     newest: StoredTime = None
     begun: StoredTime = None
     so_far: float = 0.0
     after: InstanceOf[str] = ""  # pydantic's own `str` refuses keys that are not valid Unicode
+    since: StoredTime = None
 
     @classmethod
     def read(cls, redis: Any, prefix: PrefixUri) -> "Progress":
@@ -68,6 +70,8 @@ class Progress:
         """Add the storing of this progress to the pipeline `pipe`."""
         fields = {}
         for name, value in vars(self).items():
+            if name == "since" and value is None:
+                continue  # Earlier versions have no such field.
             text = "" if value is None else str(value)
             # A listed key is stored as it is, even if it is not valid Unicode.
             fields[name] = text.encode(errors="surrogatepass")
@@ -89,17 +93,27 @@ class PollingSource:
     """Lists the prefixes of the trigger's filter in turn, again and again."""
 
     def __init__(
-        self, store: ObjectStore, redis: Any, trigger: Trigger, interval: float, overlap: float
+        self,
+        store: ObjectStore,
+        redis: Any,
+        trigger: Trigger,
+        interval: float,
+        overlap: float,
+        since: float | None = None,
     ) -> None:
         """Poll every `interval` seconds, measured from start to start, with `overlap` in seconds.
 
-        `overlap` is how long before the newest known object each listing starts.
+        `overlap` is how long before the newest known object each listing starts. A prefix that has
+        not been listed before is listed without the objects that were modified before `since`, in
+        seconds since the epoch.
         """
         self._store = store
         self._redis = redis
         self._trigger = trigger
         self._interval = interval
         self._overlap = overlap
+        # Stores date objects in whole seconds.
+        self._since = None if since is None else float(math.floor(since))
         self._backoff = SourceBackoff("s3 or redis", "poll")
         self._listed: set[PrefixUri] = set()  # prefixes that this process has listed to the end
 
@@ -135,9 +149,14 @@ class PollingSource:
         been uploaded long ago.
         """
         progress = Progress.read(self._redis, prefix)
+        is_first = progress.newest is None
+        queue = BACKFILL if is_first else UPLOADS
         if progress.begun is None:
             progress.begun = time.time()
-        queue = BACKFILL if progress.newest is None else UPLOADS
+            if is_first and self._since is not None:
+                # A restart, with a later time perhaps, must leave out nothing that came meanwhile.
+                progress.since = self._since
+                self._publish(prefix, [], queue, progress)
         while page := self._page(prefix, progress.after):
             new = self._new(prefix, page, progress)
             progress.so_far = max(progress.so_far, *map(_modified, page))
@@ -148,7 +167,8 @@ class PollingSource:
                 return
             if len(page) < PAGE_SIZE:
                 break
-        self._publish(prefix, [], queue, Progress(newest=progress.newest_if_ended()))
+        ended = Progress(newest=progress.newest_if_ended(), since=progress.since)
+        self._publish(prefix, [], queue, ended)
 
     def _page(self, prefix: PrefixUri, after: str) -> list[StoredObject]:
         return list(islice(self._store.list(prefix.bucket, prefix.prefix, after), PAGE_SIZE))
@@ -157,6 +177,8 @@ class PollingSource:
         self, prefix: PrefixUri, page: Sequence[StoredObject], progress: Progress
     ) -> list[StoredObject]:
         """Return the objects of `page` that no listing has taken."""
+        since = progress.since or 0.0
+        page = [stored for stored in page if _modified(stored) >= since]
         if progress.newest is None:
             return list(page)
         floor = progress.newest - self._overlap

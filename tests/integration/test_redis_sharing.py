@@ -1,4 +1,4 @@
-"""Installations with prefixes share a Redis; a user has one of them; a cluster is refused."""
+"""Installations with prefixes share a Redis; a user has one of them; no cluster, no sentinel."""
 
 import contextlib
 import json
@@ -151,6 +151,42 @@ def test_a_cluster_is_refused_at_the_start_in_one_line(cluster, veil, command):
     done = veil(*command, environment=environment)
     assert done.returncode == 2, done.stderr
     assert "Redis runs in cluster mode" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def sentinel(clean_environment, tmp_path_factory):
+    """A sentinel without a password."""
+    folder = tmp_path_factory.mktemp("sentinel")
+    port = free_port()
+    config = folder / "sentinel.conf"
+    config.write_text(
+        f'bind {HOST}\nport {port}\ndir "{folder}"\n'
+        f"sentinel monitor mymaster {HOST} {free_port()} 1\n"
+    )
+    command = [redis_program(), str(config), "--sentinel"]
+    started = Server("sentinel", command, folder / "sentinel.log")
+    client = redis.Redis(host=HOST, port=port)
+    await_server(started, client.ping, (redis.exceptions.RedisError,))
+    yield port
+    started.stop()
+
+
+@pytest.mark.parametrize("command", [("worker",), ("watch", "--poll", "60"), ("status", "--once")])
+@pytest.mark.parametrize(
+    ("user", "password", "database"), [("", "", 0), ("", "secret", 3), ("veil@", "secret", 0)]
+)
+def test_redis_at_the_port_of_a_sentinel_is_refused(
+    sentinel, veil, command, user, password, database
+):
+    environment = {
+        "VEIL_REDIS_URL": f"redis://{user}{HOST}:{sentinel}/{database}",
+        "VEIL_REDIS_PASSWORD": password,
+        "VEIL_ROUTES": "s3://raw=s3://clean",
+    }
+    done = veil(*command, environment=environment)
+    assert done.returncode == 2, done.stderr
+    assert "this is a sentinel, and no Redis: use sentinel://HOST:PORT/0" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

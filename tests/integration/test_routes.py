@@ -3,7 +3,9 @@
 import io
 import json
 import sys
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -211,6 +213,41 @@ def test_a_missing_permission_is_named_with_who_must_act(
     wrong = [attempt for attempt in checked["route"]["attempts"] if attempt["error"]]
     assert [attempt["action"] for attempt in wrong] == failed
     assert f"must allow {wrong[0]['permission']}" in wrong[0]["who_acts"]
+
+
+def test_a_missing_bucket_and_a_source_that_is_not_tried_are_named(veil, unattended, s3, place):
+    routes = f"s3://raw/{place}none=s3://missing-{place[:-1]}"
+    variables = {**unattended.environment, **s3.environment(), "VEIL_ROUTES": routes}
+    done = veil("routes", "check", environment=variables)
+    assert done.returncode == 1
+    assert f"not tried: no object below s3://raw/{place}none" in done.stdout
+    assert "must create this one" in done.stdout
+    assert "must allow" not in done.stdout
+
+
+class NoStore(BaseHTTPRequestHandler):
+    """A server that is no S3 store, such as a webhook."""
+
+    def do_GET(self):
+        self.send_error(405)
+
+    do_PUT = do_HEAD = do_DELETE = do_GET
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+def test_an_endpoint_that_is_no_store_is_named(veil, unattended, s3):
+    with ThreadingHTTPServer((HOST, 0), NoStore) as server:
+        threading.Thread(target=server.serve_forever).start()
+        endpoint = f"http://{HOST}:{server.server_port}"
+        variables = {**unattended.environment, **s3.environment(), "VEIL_S3_ENDPOINT": endpoint}
+        done = veil("routes", "check", environment=variables)
+        server.shutdown()
+    assert done.returncode == 1
+    assert "this is no S3 store: check VEIL_S3_ENDPOINT" in done.stdout
+    assert "must name an S3 store in VEIL_S3_ENDPOINT" in done.stdout
+    assert "not tried: the sources can't be listed" in done.stdout
 
 
 def test_an_address_that_no_route_takes_is_refused_by_name(veil, environment, place):

@@ -115,6 +115,29 @@ def test_a_look_goes_back_behind_the_newest_object_by_the_overlap(looking, raw, 
     assert looking.look_once()["uploads"] == ["a.jpg"]
 
 
+def test_since_a_time_leaves_out_what_was_there_also_after_a_restart(
+    looking, raw, place, unattended, store
+):
+    for key in ("a.jpg", "b.jpg"):
+        raw.put(place + key, b"1")
+    modified = raw.head(place + "a.jpg")["LastModified"].timestamp()
+
+    def source_since(since):
+        trigger = Trigger(looking.publisher, EventFilter(ROUTES, [f"s3://raw/{place}"]), "poll")
+        return PollingSource(store, unattended.client, trigger, 1.0, HOUR, since)
+
+    stopped = Stop()
+    stopped.requested = True
+    source_since(modified + 2).poll(looking.place, stopped)  # killed in its first listing
+    while time.time() < modified + 3:
+        time.sleep(0.1)
+    raw.put(place + "c.jpg", b"1")
+    source_since(modified + 1000).poll(looking.place, Stop())
+    assert looking.taken() == {"uploads": [], "backfill": ["c.jpg"]}
+    raw.put(place + "a.jpg", b"2")
+    assert looking.look_once() == {"uploads": ["a.jpg"], "backfill": ["c.jpg"]}
+
+
 def test_what_is_remembered_is_what_was_taken_within_the_overlap(looking, raw, place, unattended):
     for number in range(5):
         raw.put(f"{place}{number}.jpg", b"1")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -36,7 +36,7 @@ from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
 from worker.commands.inventories import Inventories, listed_from
 from worker.commands.ledger_entries import iso_time
-from worker.commands.options import Json, Suffix, refuse_beside
+from worker.commands.options import Json, Suffix, refuse_beside, utc_time
 from worker.commands.queue import celery_app
 from worker.commands.waiting import OUTCOMES, Endings
 from worker.printing import best_effort, quiet
@@ -49,17 +49,6 @@ POLL_SECONDS = 1.0
 # through only after this many seconds without a message, if pictures are still uncounted.
 QUIET_SECONDS = 10.0
 STALE_SECONDS = 60.0  # age of the last page beyond which the progress bar shows it
-
-
-def _utc(text: str) -> datetime:
-    """Parse an ISO 8601 time; one without a zone is in UTC. Raise BadParameter."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a time like 2026-11-30 or 2026-11-30T12:00Z"
-        ) from None
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 Source = Annotated[
@@ -76,14 +65,14 @@ To = Annotated[
 Since = Annotated[
     datetime | None,
     typer.Option(
-        parser=_utc,
+        parser=utc_time,
         metavar="TIME",
         help="Only sources modified at this time or later: ISO 8601, UTC unless it has a zone.",
     ),
 ]
 Until = Annotated[
     datetime | None,
-    typer.Option(parser=_utc, metavar="TIME", help="Only sources modified before this time."),
+    typer.Option(parser=utc_time, metavar="TIME", help="Only sources modified before this time."),
 ]
 Limit = Annotated[
     int | None, typer.Option(metavar="COUNT", min=1, help="Enqueue at most this many messages.")

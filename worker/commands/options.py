@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, get_args
 
 import typer
@@ -129,6 +130,17 @@ def anonymize_options(
     except ValueError as error:
         raise InvalidRequest(f"--rule: {error}") from None
     return AnonymizeOptions.parse(**fields)
+
+
+def utc_time(text: str) -> datetime:
+    """Parse an ISO 8601 time; one without a zone is in UTC. Raise BadParameter."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a time like 2026-11-30 or 2026-11-30T12:00Z"
+        ) from None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def refuse_beside(option: str, is_given: object, others: Mapping[str, object]) -> None:

@@ -40,10 +40,11 @@ def routes() -> None:
 def check(addresses: Addresses = None, offline: Offline = False, as_json: Json = False) -> ExitCode:
     """Print the routes and their settings, and try their permissions.
 
-    For each route, the command lists and reads sources, lists outputs, writes a small object beside
-    the receipts as workers do at their start, with the headers of outputs and of receipts, and
-    deletes a receipt that does not exist. With addresses, it also prints what would happen to each,
-    and checks their routes alone. Exit with 1 if something fails or is refused.
+    For each route, the command lists sources and reads one if there is one, lists outputs, writes a
+    small object beside the receipts as workers do at their start, with the headers of outputs and
+    of receipts, and deletes a receipt that does not exist. With addresses, it also prints what
+    would happen to each, and checks their routes alone. Exit with 1 if something fails or is
+    refused.
 
     Example: veil routes check s3://camera-uploads/a/b.jpg
     """
@@ -113,6 +114,10 @@ def _route_text(report: RouteReport) -> str:
 
 def _attempt_lines(attempt: Attempt) -> Iterator[str]:
     needs = f"{attempt.action} ({attempt.permission}, for {attempt.needed_for})"
+    if attempt.not_tried:
+        yield f"  –        {needs}"
+        yield f"           not tried: {attempt.not_tried}"
+        return
     if attempt.error is None:
         yield f"  ok       {needs}"
         return

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import structlog
@@ -21,7 +22,7 @@ from worker import logs
 from worker.bootstrap import start_notifications
 from worker.commands.command import CommandApp
 from worker.commands.exit_codes import ExitCode
-from worker.commands.options import Suffix, refuse_without
+from worker.commands.options import Suffix, refuse_without, utc_time
 from worker.commands.queue import celery_app
 from worker.settings import WorkerSettings
 
@@ -73,6 +74,22 @@ Overlap = Annotated[
     ),
 ]
 
+
+def _since(text: str) -> datetime:
+    """Parse ``now`` or an ISO 8601 time. Raise BadParameter."""
+    return datetime.now(UTC) if text == "now" else utc_time(text)
+
+
+Since = Annotated[
+    datetime | None,
+    typer.Option(
+        parser=_since,
+        metavar="TIME|now",
+        help="With --poll: leave out objects that were modified before. It counts at the very "
+        "first listing of a source and is kept in Redis; ISO 8601, UTC unless it has a zone.",
+    ),
+]
+
 app = CommandApp()
 
 
@@ -85,6 +102,7 @@ def watch(
     suffix: Suffix = None,
     hold: Hold = None,
     overlap: Overlap = None,
+    since: Since = None,
 ) -> ExitCode:
     """Put pictures on the queue as they are uploaded.
 
@@ -95,7 +113,7 @@ def watch(
     stop_at_once_on_signals()
     source = _one_source({"sqs": sqs, "http": http, "poll": poll})
     refuse_without("--http", http, {"--hold": hold})
-    refuse_without("--poll", poll, {"--overlap": overlap})
+    refuse_without("--poll", poll, {"--overlap": overlap, "--since": since})
     settings = WorkerSettings.load()
     logs.configure(settings.log_format, settings.redis_server())
     tracing.configure("veil-watch")
@@ -112,7 +130,8 @@ def watch(
     elif sqs is not None:
         _receive(settings, trigger, sqs)
     elif poll is not None:
-        _poll(celery, settings, trigger, poll, OVERLAP_SECONDS if overlap is None else overlap)
+        overlap_seconds = OVERLAP_SECONDS if overlap is None else overlap
+        _poll(celery, settings, trigger, poll, overlap_seconds, since)
     publisher.close()
     log.info(
         STOPPED, queued=trigger.queued, malformed=trigger.malformed, ignored=dict(trigger.ignored)
@@ -171,6 +190,7 @@ def _poll(
     trigger: Trigger,
     interval_seconds: float,
     overlap_seconds: float,
+    since: datetime | None,
 ) -> None:
     """List the places of the trigger again and again."""
     from tasks.storage.s3 import ObjectStore
@@ -185,6 +205,7 @@ def _poll(
         trigger,
         interval_seconds,
         overlap_seconds,
+        since.timestamp() if since else None,
     )
     source.run(stop)
 

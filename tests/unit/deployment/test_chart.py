@@ -11,6 +11,7 @@ import yaml
 from tasks.messages import QUEUES
 from tasks.settings import refuse_unknown, split_address
 from tests.manifests import check_confinement, check_fields, container_of, pod_of, select
+from tools.chart_schema import SCHEMA, generated
 from tools.manifests import CHART, EXAMPLES, MANIFESTS, helm_program, manifests
 from worker.desk import serving
 from worker.settings import WorkerSettings
@@ -19,44 +20,46 @@ if helm_program() is None:
     pytest.skip("no helm is found: make helm", allow_module_level=True)
 
 PRODUCERS = {"veil-trigger", "veil-sqs", "veil-catch-up"}
+ROUTES = ("--set-json", 'settings.VEIL_ROUTES="s3://a=s3://b"')
 SENTINELS = "settings.VEIL_REDIS_URL=sentinels://veil@one\\,two:26380/3"
 # Each is merged with the default values, and renders the deployments that are named.
 VALUES = {
-    "default": ([], {"veil-worker", "veil-catch-up"}),
-    "gpu": (["worker.gpu=true"], {"veil-worker", "veil-catch-up"}),
+    "default": ([], {"veil-worker"}),
+    "gpu": (["worker.gpu=true"], {"veil-worker"}),
     "producers": (
         [
             "worker.enabled=false",
             "triggers.webhook.enabled=true",
             "triggers.sqs.enabled=true",
             "triggers.sqs.queueUrl=https://sqs.internal/uploads",
+            "triggers.poll.enabled=true",
         ],
         PRODUCERS,
     ),
-    "workers": (["triggers.poll.enabled=false"], {"veil-worker"}),
-    "flower": (["flower.enabled=true"], {"veil-worker", "veil-catch-up", "veil-flower"}),
+    "listing": (["triggers.poll.enabled=true"], {"veil-worker", "veil-catch-up"}),
+    "flower": (["flower.enabled=true"], {"veil-worker", "veil-flower"}),
     "review": (
         [
             "review.enabled=true",
             "review.ingress.enabled=true",
             "review.ingress.host=review.internal",
         ],
-        {"veil-worker", "veil-catch-up", "veil-review"},
+        {"veil-worker", "veil-review"},
     ),
-    "sentinels": (["autoscaling.enabled=true", SENTINELS], {"veil-worker", "veil-catch-up"}),
+    "sentinels": (["autoscaling.enabled=true", SENTINELS], {"veil-worker"}),
     "monitoring": (
         ["monitoring.podMonitor.enabled=true", "monitoring.rules.enabled=true"],
-        {"veil-worker", "veil-catch-up"},
+        {"veil-worker"},
     ),
-    "open": (["networkPolicy.enabled=false"], {"veil-worker", "veil-catch-up"}),
-    "files": (["files.routes=a", "image.pullSecrets[0].name=b"], {"veil-worker", "veil-catch-up"}),
+    "open": (["networkPolicy.enabled=false"], {"veil-worker"}),
+    "files": (["files.routes=a", "image.pullSecrets[0].name=b"], {"veil-worker"}),
     "ingress": (
         [
             "triggers.webhook.enabled=true",
             "triggers.webhook.ingress.enabled=true",
             "triggers.webhook.ingress.host=events.internal",
         ],
-        {"veil-worker", "veil-trigger", "veil-catch-up"},
+        {"veil-worker", "veil-trigger"},
     ),
 }
 # The schema refuses all of these at once. A line of the message has each of the words.
@@ -66,6 +69,10 @@ WRONG = {
     "worker.pod.hostNetwork=true": "worker pod hostNetwork",
     "worker.resources.limits.memory=lots": "worker resources limits memory",
     "settings.veil_routes=a": "settings veil_routes",
+    "settings.VEIL_ROTUES=a": "settings VEIL_ROTUES",
+    "settings.VEIL_S3_SOURCE_OWNER=123456789012": "settings VEIL_S3_SOURCE_OWNER string",
+    "triggers.settings.VEIL_ROUTE=a": "triggers settings VEIL_ROUTE",
+    "secrets.all[0].variable=VEIL_REDIS_PASS": "secrets all 0 variable",
     "settings.VEIL_REDIS_URL=http://redis": "settings VEIL_REDIS_URL",
     "settings.VEIL_METRICS=null": "settings VEIL_METRICS",
     "secrets.store=null": "secrets store",
@@ -87,6 +94,26 @@ REFUSED = {
     'settings.VEIL_REDIS_URL="rediss://redis/0?ssl_password=a"': "VEIL_REDIS_URL contains a pass",
     'settings.AWS_SECRET_ACCESS_KEY="a"': "settings.AWS_SECRET_ACCESS_KEY is a secret",
     'settings.OTEL_EXPORTER_OTLP_HEADERS="k=v"': "OTEL_EXPORTER_OTLP_HEADERS is a secret",
+    'env=[{"name":"VEIL_REDIS_PASSWORD","value":"a"}]': "env: VEIL_REDIS_PASSWORD is a secret",
+    'env=[{"name":"HTTPS_PROXY","value":"http://a:b@c"}]': "env: HTTPS_PROXY contains a password",
+    'triggers.settings.AWS_SECRET_ACCESS_KEY="a"': "triggers.settings.AWS_SECRET_ACCESS_KEY is a",
+    'settings.VEIL_ROUTES=""': "worker needs routes",
+    'settings.VEIL_ROUTES_FILE="/etc/veil/a.toml",files={"a.toml":"a"}': "keep one of them",
+    'settings.VEIL_ROUTES="",settings.VEIL_ROUTES_FILE="/etc/veil/a.toml"': (
+        "worker has no file /etc/veil/a.toml"
+    ),
+    'settings.VEIL_ROUTES="",settings.VEIL_ROUTES_FILE="/a.toml",files={"b.toml":"a"}': (
+        "worker has no file /a.toml"
+    ),
+    'triggers={"poll":{"enabled":true},"settings":{"VEIL_ROUTES_FILE":"/etc/veil/a.toml"}}': (
+        "VEIL_ROUTES and VEIL_ROUTES_FILE are set"
+    ),
+    'autoscaling={"minReplicas":5,"maxReplicas":4}': "minReplicas, 5, is above",
+    'flower.ingress={"enabled":true,"host":"a"}': "flower.ingress.enabled needs flower.enabled",
+    'review.ingress={"enabled":true,"host":"a"}': "review.ingress.enabled needs review.enabled",
+    'triggers.webhook.ingress={"enabled":true,"host":"a"}': (
+        "triggers.webhook.ingress.enabled needs triggers.webhook.enabled"
+    ),
     'flower={"enabled":true},secrets.flower=[]': "flower.enabled needs FLOWER_BASIC_AUTH",
     'review={"enabled":true}': "review.enabled needs review.ingress",
     'review={"enabled":true},secrets.review=[],settings.VEIL_REVIEW_URL="https://a"': (
@@ -112,6 +139,8 @@ def rendered(helm):
 
     @functools.cache
     def render(*arguments, release="veil"):
+        if "--values" not in arguments:
+            arguments = (*ROUTES, *arguments)
         done = helm("template", release, str(CHART), "--namespace", "veil", *arguments)
         assert done.returncode == 0, done.stderr
         return by_name(done.stdout)
@@ -206,6 +235,11 @@ def test_the_examples_are_valid_and_have_settings_that_veil_takes(path, helm, re
     WorkerSettings(**given)
 
 
+def test_the_schema_has_the_settings_of_this_version():
+    text = SCHEMA.read_text()
+    assert text == generated(text), "run `make manifests`"
+
+
 def test_the_schema_refuses_wrong_values_by_name(helm):
     done = helm("template", "veil", str(CHART), *with_values(*WRONG))
     assert done.returncode != 0
@@ -216,13 +250,13 @@ def test_the_schema_refuses_wrong_values_by_name(helm):
 
 @pytest.mark.parametrize(("values", "message"), REFUSED.items())
 def test_values_have_no_secrets_and_name_those_that_are_needed(values, message, helm):
-    done = helm("template", "veil", str(CHART), "--set-json", values)
+    done = helm("template", "veil", str(CHART), *ROUTES, "--set-json", values)
     assert done.returncode != 0
     assert message in done.stderr
 
 
 def test_numbers_reach_veil_as_they_were_written(rendered):
-    values = ["VEIL_MAX_PIXELS=100000000", "VEIL_THRESHOLD=0.17", "VEIL_RESULT_HOURS=1"]
+    values = ["VEIL_MAX_PIXELS=100000000", "VEIL_SCORE_THRESHOLD=0.17", "VEIL_RESULT_HOURS=1"]
     resources = rendered(*with_values(*(f"settings.{value}" for value in values)))
     settings = resources["ConfigMap", "veil"]["data"]
     for value in values:
@@ -247,11 +281,12 @@ def test_a_gpu_worker_has_its_image_a_gpu_and_time_to_warm_up(rendered):
 def test_images_have_the_tag_or_the_digest_that_is_set(rendered):
     digest = "sha256:" + "0" * 64
     values = ["image.repository=registry.internal/veil", "image.tag=1.2.3"]
-    resources = rendered(*with_values(*values, f"image.pins.flower={digest}"))
+    values += [f"image.pins.flower={digest}", "triggers.webhook.enabled=true"]
+    resources = rendered(*with_values(*values))
     images = {name: container_of(one)["image"] for name, one in deployments(resources).items()}
     assert images == {
         "veil-worker": "registry.internal/veil/worker:1.2.3",
-        "veil-catch-up": f"registry.internal/veil/flower@{digest}",
+        "veil-trigger": f"registry.internal/veil/flower@{digest}",
     }
 
 
@@ -391,11 +426,49 @@ def test_a_target_of_notifications_has_its_key_in_all_pods(rendered):
 
 def test_the_notes_name_what_nobody_can_reach(helm):
     command = ("install", "veil", str(CHART), "--dry-run=client", "--namespace", "veil")
+    command += ROUTES
     webhook = "triggers.webhook.enabled=true"
     events = "networkPolicy.ingress.events[0].podSelector.matchLabels.app=store"
     warned = helm(*command, *with_values(webhook))
     assert "NOBODY can reach the webhook" in warned.stdout, warned.stderr
     assert "NOBODY" not in helm(*command, *with_values(webhook, events)).stdout
+
+
+def test_the_notes_say_that_nothing_finds_uploads_and_that_an_ingress_has_no_tls(helm):
+    command = ("install", "veil", str(CHART), "--dry-run=client", *ROUTES)
+    notes = helm(*command).stdout
+    assert "Nothing finds uploads yet" in notes
+    assert "WITHOUT TLS" not in notes
+    notes = helm(*command, *with_values(*VALUES["ingress"][0])).stdout
+    assert "Nothing finds uploads yet" not in notes
+    assert "triggers.webhook.ingress.tlsSecret" in notes
+    tls = "triggers.webhook.ingress.tlsSecret=tls"
+    assert "WITHOUT TLS" not in helm(*command, *with_values(*VALUES["ingress"][0], tls)).stdout
+
+
+def test_triggers_may_keep_the_routes_before_a_change(rendered):
+    before = "triggers.settings.VEIL_ROUTES=s3://old=s3://b"
+    values = ["triggers.webhook.enabled=true", "triggers.poll.enabled=true", before]
+    resources = rendered(*with_values(*values))
+    assert resources["ConfigMap", "veil"]["data"]["VEIL_ROUTES"] == "s3://a=s3://b"
+    for name, deployment in deployments(resources).items():
+        env = container_of(deployment)["env"]
+        kept = {"name": "VEIL_ROUTES", "value": "s3://old=s3://b"} in env
+        assert kept == (name in PRODUCERS)
+
+
+def test_a_routes_file_may_come_from_a_volume_and_a_secret_of_a_variable_from_another(rendered):
+    values = {
+        "settings.VEIL_ROUTES": "",
+        "settings.VEIL_ROUTES_FILE": "/routes/a.toml",
+        "worker": {
+            "volumes": [{"name": "routes", "configMap": {"name": "mine"}}],
+            "volumeMounts": [{"name": "routes", "mountPath": "/routes"}],
+        },
+        "env": [{"name": "HTTPS_PROXY", "value": "http://a:$(PROXY_PASSWORD)@c"}],
+    }
+    arguments = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+    check_release(rendered("--set-json", ",".join(arguments)))
 
 
 def test_flower_answers_below_the_path_of_its_ingress(rendered):

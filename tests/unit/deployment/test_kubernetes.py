@@ -93,7 +93,7 @@ def test_the_settings_are_ones_that_each_deployment_takes(settings, deployments)
 
 
 def test_the_chart_knows_the_names_of_all_secrets(repository):
-    text = (repository / "docker/helm/veil/templates/settings.yaml").read_text()
+    text = (repository / "docker/helm/veil/templates/_settings.tpl").read_text()
     (pattern,) = re.findall(r'regexMatch "(\(PASSWORD.*?\$)"', text)
     secrets = {
         f"VEIL_{name.upper()}"

@@ -3,6 +3,58 @@
 {{- kindIs "string" . | ternary . (toJson .) | quote }}
 {{- end }}
 
+{{/* Fail if the variable `name` is a secret, or its `value` contains one. `place` is where it stands. */}}
+{{- define "veil.refuseSecret" -}}
+{{- $problem := "" }}
+{{- if regexMatch "(PASSWORD|TOKEN|SECRET|AUTH|DSN|ACCESS_KEY|ACCESS_KEY_ID|RECEIPT_KEY|NOTIFY_KEY|HEADERS)$" .name }}
+{{- $problem = "is a secret" }}
+{{- else if regexMatch "://[^@/]*:[^@/]*@|[?&]ssl_password=" (toString .value) }}
+{{- $problem = "contains a password" }}
+{{- end }}
+{{- if $problem }}
+{{- fail (printf "%s%s %s: move it to an existing Secret, and name that in `secrets`" .place .name $problem) }}
+{{- end }}
+{{- end }}
+
+{{/* The enabled components that read the routes, with their values and settings, as YAML. */}}
+{{- define "veil.routeReaders" -}}
+{{- $own := .Values.triggers.settings }}
+{{- $readers := dict "worker" (dict "values" .Values.worker "settings" dict) "review" (dict "values" .Values.review "settings" dict) }}
+{{- range $name, $values := omit .Values.triggers "settings" }}
+{{- $_ := set $readers (printf "triggers.%s" $name) (dict "values" $values "settings" $own) }}
+{{- end }}
+{{- range $name, $reader := $readers }}
+{{- if $reader.values.enabled }}
+{{ $name }}: {{ dict "mounts" $reader.values.volumeMounts "settings" $reader.settings | toJson }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Fail without routes, with two lists of them, and without the file that VEIL_ROUTES_FILE names. */}}
+{{- define "veil.checkRoutes" -}}
+{{- $given := dict }}
+{{- range concat .Values.env .Values.secrets.all }}
+{{- $_ := set $given (.name | default .variable) "from elsewhere" }}
+{{- end }}
+{{- range $name, $reader := include "veil.routeReaders" . | fromYaml }}
+{{- $settings := merge dict $reader.settings $given $.Values.settings }}
+{{- $file := $settings.VEIL_ROUTES_FILE | default "" }}
+{{- if and $settings.VEIL_ROUTES $file }}
+{{- fail "VEIL_ROUTES and VEIL_ROUTES_FILE are set: keep one of them" }}
+{{- end }}
+{{- if not (or $settings.VEIL_ROUTES $file) }}
+{{- fail (printf "%s needs routes: settings.VEIL_ROUTES, such as s3://camera-uploads=s3://camera-clean, or VEIL_ROUTES_FILE" $name) }}
+{{- end }}
+{{- $found := or (not $file) (eq $file "from elsewhere") (hasKey $.Values.files (trimPrefix "/etc/veil/" $file)) }}
+{{- range $reader.mounts }}
+{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (printf "%s/" $file) }}{{ $found = true }}{{ end }}
+{{- end }}
+{{- if not $found }}
+{{- fail (printf "%s has no file %s, which VEIL_ROUTES_FILE names: put it into `files`, which are mounted on /etc/veil, or mount it with volumeMounts" $name $file) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The port of VEIL_METRICS, HOST:PORT. */}}
 {{- define "veil.metricsPort" -}}
 {{- splitList ":" .Values.settings.VEIL_METRICS | last }}

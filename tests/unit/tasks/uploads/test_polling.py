@@ -7,7 +7,7 @@ from tasks.uploads.polling import Progress
 
 PREFIX = PrefixUri("raw", "2026/")
 KEY = "veil:poll:s3://raw/2026/"
-# Hashes as version 0.2.0 writes them.
+# Hashes as version 0.2.0 writes them; later ones write `since` too if there is one.
 STORED = [
     (
         {b"newest": b"", b"begun": b"1764408000.25", b"so_far": b"0.0", b"after": b""},
@@ -25,6 +25,16 @@ STORED = [
             b"after": b"\xed\xa0\x80\n\0\xc3\xbc",
         },
         Progress(newest=1.5, begun=2.0, so_far=1e16, after="\ud800\n\0ü"),
+    ),
+    (
+        {
+            b"newest": b"",
+            b"begun": b"1764408000.25",
+            b"so_far": b"0.0",
+            b"after": b"",
+            b"since": b"1764408000.0",
+        },
+        Progress(begun=1764408000.25, since=1764408000.0),
     ),
 ]
 
