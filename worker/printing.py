@@ -1,11 +1,9 @@
 """Text on a terminal: notes, summaries, times, and text from outside."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-
-from tasks.messages import FACE
 
 UNKNOWN = "–"
 
@@ -33,13 +31,6 @@ def printable(text: str) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, such as ``1 picture`` or ``1,200 pictures``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def counted_objects(labels: Sequence[str]) -> str:
-    """Return the number of objects of each of `labels`, such as ``2 faces, 1 plate``."""
-    others = sorted(set(labels) - {FACE})
-    parts = [counted(labels.count(FACE), "face")]
-    return ", ".join([*parts, *(counted(labels.count(label), label) for label in others)])
 
 
 def duration(seconds: float | None) -> str:

@@ -45,7 +45,8 @@ from tools.local.servers import (
 from worker.commands.waiting import Endings
 from worker.detection.centerface import default_folder
 from worker.local_files import PICTURE_SUFFIXES
-from worker.printing import counted, counted_objects
+from worker.object_counts import counted_objects
+from worker.printing import counted
 
 FOLDER = Path(".demo")
 RUNNING = FOLDER / "running.json"

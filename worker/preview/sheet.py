@@ -7,9 +7,9 @@ from pathlib import Path
 from tasks.messages import FACE
 from worker import pages
 from worker.local_files import write_atomically
+from worker.object_counts import counted_objects
 from worker.preview.capacity import BUSY_SHARE
 from worker.preview.summary import SCORE_BINS, Preview
-from worker.printing import counted_objects
 from worker.sampling.sizes import FACE_SIZE_NAMES
 
 OWNER_ONLY = 0o600  # The sheet may hold clear pictures.

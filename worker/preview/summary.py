@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.messages import FACE
+from worker.object_counts import counted_objects
 from worker.preview.capacity import Capacity, Prices, capacity
 from worker.preview.sources import SourcePicture, size_class
 from worker.preview.trial import Attempt, TriedPicture
 from worker.preview.variants import Variant
-from worker.printing import counted_objects
 from worker.sampling.drawing import StratifiedSample, Stratum
 from worker.sampling.sizes import FACE_SIZE_NAMES, face_size
 
