@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from tasks.messages import FACE
-
 UNKNOWN = "–"
 
 _quiet = False
@@ -37,6 +35,8 @@ def counted(number: int, noun: str) -> str:
 
 def counted_objects(labels: Sequence[str]) -> str:
     """Return the number of objects of each of `labels`, such as ``2 faces, 1 plate``."""
+    from tasks.messages import FACE  # needs pydantic, which the help does without
+
     others = sorted(set(labels) - {FACE})
     parts = [counted(labels.count(FACE), "face")]
     return ", ".join([*parts, *(counted(labels.count(label), label) for label in others)])
